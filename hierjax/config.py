@@ -1,5 +1,206 @@
-"""The tree of options and what may stand in it."""
+"""The tree of options: its defaults, and `validate`, whose errors name the option and its choices.
+
+A config file in `configs/` calls `default()`, changes what its experiment changes and returns the tree; flags (`--config.optim.lr=3e-4`) come last.
+Where a level of the taxonomy is asked for, the words `coarsest` and `finest` name one without knowing the data set, `all` names every level and
+`coarser` all but the finest; several are separated by commas.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
 
 
 class UserError(ValueError):
   """A user's mistake: one line that names the file, the row or the option, and the choices. main.py prints it without a traceback."""
+
+
+CHOICES = {
+  'data.source': ('auto', 'csv', 'folders', 'parquet', 'toy'),
+  'data.resize': ('squash', 'crop', 'pad'),
+  'data.balance': ('none', 'sample', 'loss'),
+  'model.dtype': ('float32', 'bfloat16'),
+  'model.stem': ('standard', 'small'),
+  'optim.name': ('adam', 'adamw', 'sgd'),
+  'optim.schedule': ('constant', 'cosine', 'onecycle', 'plateau'),
+  'eval.tta': (1, 2, 3, 5),
+  'eval.checkpoint': ('best', 'last'),
+}
+
+
+def default() -> ConfigDict:
+  """Every option with its default. Durations: at most one of *_steps, *_epochs and *_examples may be above 0."""
+  c = ConfigDict()
+  c.name = ''  # shown in the report
+  c.seed = 0
+  c.baseline = ''  # the one-head run to compare with: 'train' trains it into WORKDIR/baseline, or a run's folder; '' = none
+
+  c.data = ConfigDict()
+  c.data.source = 'auto'  # auto: no root = toy; labels.csv = csv; *.parquet = parquet; else class folders
+  c.data.root = ''
+  c.data.taxonomy = ''  # '' = ROOT/taxonomy.csv, or derived from the labels where there is none
+  c.data.train, c.data.val = 'train', 'val'  # names of the splits
+  c.data.val_share = 0.2  # of the images, stratified by the finest class, where the data name no split
+  c.data.split_seed = 0
+  c.data.strict = False  # True: an unreadable image is an error, not a counted skip
+  c.data.size = 224  # pixels, height = width
+  c.data.resize = 'squash'  # evaluation: squash to the square, resize and centre-crop, or pad
+  c.data.balance = 'none'  # classes by inverse frequency: 'sample' draws, 'loss' weighs
+  c.data.balance_level = 'finest'
+  c.data.workers = 0  # processes; 0 reads in this one, with threads
+  c.data.threads = 2
+  c.data.augment = ConfigDict()
+  c.data.augment.enabled = True
+  c.data.augment.crop = (0.5, 1.0)  # share of the area
+  c.data.augment.ratio = (0.75, 4 / 3)  # width / height of the crop
+  c.data.augment.flip = 0.5
+  c.data.augment.rotate = 15.0  # degrees, either way
+  c.data.augment.brightness = c.data.augment.contrast = c.data.augment.saturation = 0.3
+  c.data.augment.hue = 0.0
+  c.data.toy = ConfigDict()
+  c.data.toy.train, c.data.toy.val, c.data.toy.seed = 3600, 600, 0
+
+  c.model = ConfigDict()
+  c.model.backbone = 'efficientnet_lite0'
+  c.model.stem = 'standard'  # 'small': 3x3 stride 1 without max-pool, for images of 32 px (ResNets)
+  c.model.pretrained = ''  # PATH.safetensors | PATH.pth | hf:REPO | package
+  c.model.levels = 'all'  # the levels that have a head
+  c.model.dropout = 0.0  # before the heads
+  c.model.dtype = 'float32'  # of the computation; parameters stay float32
+
+  c.loss = ConfigDict()
+  c.loss.weights = ''  # 'make=1,type=.5'; levels not named weigh 1
+  c.loss.smoothing = 0.0  # hierarchical label smoothing of the finest head: this share goes to the siblings
+  c.loss.siblings = 'coarsest'  # siblings share these levels: 'make', 'type', or 'make,type' for both
+
+  c.optim = ConfigDict()
+  c.optim.name = 'adamw'
+  c.optim.lr = 1e-3  # the peak
+  c.optim.weight_decay = 1e-4  # adamw: decoupled; adam and sgd: added to the gradient
+  c.optim.momentum = 0.9
+  c.optim.schedule = 'cosine'
+  c.optim.warmup_steps = 0
+  c.optim.warmup_epochs = 0.0
+  c.optim.warmup_examples = 0
+  c.optim.onecycle_rise = 0.2  # share of the steps up to the peak
+  c.optim.plateau_factor, c.optim.plateau_patience = 0.5, 2  # patience counts evaluations without a lower val loss
+  c.optim.clip = 0.0  # global gradient norm; 0 = off
+  c.optim.accumulate = 1  # micro-batches a step; batch norm sees one at a time
+  c.optim.ema = 0.0  # decay per step of the averaged weights that are evaluated; 0 = off
+  # (regular expression over the parameter's path, factor on lr, factor on weight decay): the first match wins, each must match.
+  c.optim.rules = ((r'.*/kernel', 1.0, 1.0), (r'.*', 1.0, 0.0))
+
+  c.train = ConfigDict()
+  c.train.batch_size = 32  # over all devices
+  c.train.epochs, c.train.steps, c.train.examples = 20.0, 0, 0
+  c.train.eval_epochs, c.train.eval_steps, c.train.eval_examples = 1.0, 0, 0  # evaluate on val and save this often
+  c.train.log_steps = 20
+  c.train.best = 'top1/finest'  # val metric that chooses the checkpoint: loss, fpa, hvr, joint_fpa or top1/LEVEL
+  c.train.early_stop = 0  # evaluations without a better one; 0 = never
+
+  # The curriculum: phases in order, each for its *_epochs, *_steps or *_examples (-1 = to the end, all 0 = absent); what comes after trains all.
+  # freeze: parameter groups among backbone and heads/LEVEL; levels: those whose loss counts.
+  c.curriculum = ConfigDict()
+  for phase in ('p1', 'p2', 'p3'):
+    c.curriculum[phase] = ConfigDict({'epochs': 0.0, 'steps': 0, 'examples': 0, 'freeze': '', 'levels': 'all'})
+
+  c.eval = ConfigDict()
+  c.eval.batch_size = 64
+  c.eval.tta = 1  # views: 1, 2 (+ flip), 3 (+ a crop) or 5 (+ two more crops)
+  c.eval.checkpoint = 'best'
+  c.lock()
+  return c
+
+
+def split_names(text: str | Sequence[str]) -> list[str]:
+  return [t.strip() for t in (text.split(',') if isinstance(text, str) else text) if t.strip()]
+
+
+def resolve_levels(text: str | Sequence[str], levels: Sequence[str], option: str) -> tuple[str, ...]:
+  """Names of levels from an option's text, in the taxonomy's order. UserError names the option and the choices."""
+  words = {'coarsest': levels[:1], 'finest': levels[-1:], 'all': levels, 'coarser': levels[:-1]}
+  chosen = set()
+  for name in split_names(text):
+    if name not in words and name not in levels:
+      raise UserError(f'{option}: no level {name!r}{did_you_mean(name, levels)}; choices: {", ".join([*levels, *words])}')
+    chosen.update((name,) if name in levels else words[name])
+  return tuple(l for l in levels if l in chosen)
+
+
+def did_you_mean(name: str, choices: Sequence[str]) -> str:
+  close = difflib.get_close_matches(name, list(choices), 1)
+  return f' (did you mean {close[0]!r}?)' if close else ''
+
+
+def steps(node: ConfigDict, prefix: str, examples: int, batch_size: int, option: str) -> int:
+  """Steps in a duration given as exactly one of PREFIXsteps, PREFIXepochs, PREFIXexamples; -1 stays -1, none given is 0."""
+  given = {u: node[prefix + u] for u in ('steps', 'epochs', 'examples') if node[prefix + u]}
+  if len(given) > 1:
+    raise UserError(f'{option}: give only one of {", ".join(f"{prefix}{u}={v}" for u, v in given.items())}; set the others to 0')
+  for unit, value in given.items():
+    return -1 if value < 0 else max(1, round({'steps': value, 'epochs': value * examples / batch_size, 'examples': value / batch_size}[unit]))
+  return 0
+
+
+def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
+  """Checks what can be checked without the data. UserError names the option, its value and its choices."""
+  def get(path):
+    node = c
+    for part in path.split('.'):
+      node = node[part]
+    return node
+
+  for path, choices in CHOICES.items():
+    if get(path) not in choices:
+      raise UserError(f'--config.{path}={get(path)!r} is not a choice{did_you_mean(str(get(path)), [str(x) for x in choices])}; '
+                      f'choices: {", ".join(map(str, choices))}')
+  if backbones and c.model.backbone not in backbones:
+    raise UserError(f'--config.model.backbone={c.model.backbone!r} is not a choice{did_you_mean(c.model.backbone, backbones)}; '
+                    f'choices: {", ".join(backbones)}')
+  positive = ('data.size', 'data.threads', 'train.batch_size', 'train.log_steps', 'optim.accumulate', 'eval.batch_size', 'optim.lr')
+  for path in positive:
+    if not get(path) > 0:
+      raise UserError(f'--config.{path}={get(path)} must be above 0')
+  for path in ('model.dropout', 'loss.smoothing', 'optim.ema', 'optim.momentum', 'data.val_share', 'optim.onecycle_rise'):
+    if not 0 <= get(path) < 1:
+      raise UserError(f'--config.{path}={get(path)} must be at least 0 and below 1')
+  for path in ('optim.weight_decay', 'optim.clip', 'data.workers', 'train.early_stop'):
+    if get(path) < 0:
+      raise UserError(f'--config.{path}={get(path)} must not be negative')
+  if c.train.batch_size % c.optim.accumulate:
+    raise UserError(f'--config.train.batch_size={c.train.batch_size} must be a multiple of --config.optim.accumulate={c.optim.accumulate}')
+  if c.loss.smoothing and 'finest' in split_names(c.loss.siblings):
+    raise UserError('--config.loss.siblings: a class has no sibling that shares its finest level; name coarser levels')
+
+
+def to_json(c: ConfigDict) -> str:
+  return json.dumps(c.to_dict(), indent=2, default=list)
+
+
+def from_json(text: str) -> ConfigDict:
+  """The tree that `to_json` wrote. Options that this version does not know are a UserError; ones it added since keep their default."""
+  c = default()
+  fill(c, json.loads(text), '')
+  return c
+
+
+def fill(node: ConfigDict, values: dict, path: str) -> None:
+  for k, v in values.items():
+    if k not in node:
+      raise UserError(f'unknown option {path}{k}{did_you_mean(k, list(node))}')
+    if isinstance(v, dict):
+      fill(node[k], v, f'{path}{k}.')
+    else:
+      node[k] = tuple(tuple(x) if isinstance(x, list) else x for x in v) if isinstance(v, list) else v
+
+
+def differences(old: ConfigDict, new: ConfigDict, path: str = '') -> list[str]:
+  """One line per option that differs: 'optim.lr: 0.001 -> 0.01'."""
+  lines = []
+  for k in new:
+    if isinstance(new[k], ConfigDict):
+      lines += differences(old[k], new[k], f'{path}{k}.')
+    elif old[k] != new[k]:
+      lines.append(f'{path}{k}: {old[k]!r} -> {new[k]!r}')
+  return lines

@@ -1,0 +1,339 @@
+"""A taxonomy is a table: one row per finest class, one column per level, coarse to fine.
+
+A tree is the case where the columns nest; facets (make x type) are columns that do not; an empty cell is a branch that ends early.
+Labels, heads, losses, decoding, metrics and reports are functions of this table, and nothing else in the code holds the hierarchy.
+"""
+import csv
+import dataclasses
+import difflib
+import functools
+import hashlib
+import io
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from hierjax.config import UserError
+
+
+def close_matches(name: str, choices: Iterable[str], n: int = 3) -> list[str]:
+  """Up to n choices that look like the name, best first; case is ignored."""
+  folded = {}
+  for c in choices:
+    folded.setdefault(c.casefold(), c)
+  return [folded[m] for m in difflib.get_close_matches(name.casefold(), folded, n, .6)]
+
+
+def read_table(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+  """Reads a CSV as (columns, [(row, cells)]); row is the line an editor shows, the header's is 1.
+
+  A byte order mark, CRLF, quotes and spaces around a cell are tolerated, blank lines are skipped, short rows are filled with empty cells.
+  UserError: no such file, not UTF-8, empty, a column without a name or twice, a row with more cells than the header.
+  """
+  path = pathlib.Path(path)
+  try:
+    text = path.read_bytes().decode('utf-8-sig')
+  except OSError as e:
+    raise UserError(f'{path}: cannot be read ({e.strerror})') from None
+  except UnicodeDecodeError as e:
+    raise UserError(f'{path}: is not UTF-8 text (byte {e.start}); save it as "CSV UTF-8"') from None
+  reader, rows, last = csv.reader(io.StringIO(text, newline='')), [], 0
+  try:
+    for cells in reader:
+      rows.append((last + 1, [c.strip() for c in cells]))   # a quoted cell may span lines: the row starts where the last one ended
+      last = reader.line_num
+  except csv.Error as e:
+    raise UserError(f'{path}:{last + 1}: is not CSV ({e})') from None
+  rows = [(row, cells) for row, cells in rows if any(cells)]
+  if not rows:
+    raise UserError(f'{path}:1: is empty; the first row names the columns')
+  header_row, columns = rows[0]
+  for i, column in enumerate(columns):
+    if not column:
+      raise UserError(f'{path}:{header_row}: column {i + 1} of the header has no name')
+    if column in columns[:i]:
+      raise UserError(f'{path}:{header_row}: column {column!r} stands twice in the header')
+  if len(columns) == 1 and any(s in columns[0] for s in ';\t'):
+    raise UserError(f'{path}:{header_row}: one column {columns[0]!r}; cells are separated by commas here, not semicolons or tabs')
+  table = []
+  for row, cells in rows[1:]:
+    if any(cells[len(columns):]):
+      raise UserError(f'{path}:{row}: has {len(cells)} cells, the header {len(columns)}; a name with a comma stands in double quotes')
+    table.append((row, (cells + [''] * len(columns))[:len(columns)]))
+  return columns, table
+
+
+def faults(levels: Sequence[str], rows: Iterable[tuple[int, Sequence[str]]]) -> list[tuple[int, str, str]]:
+  """What keeps rows [(row number, cells)] from being a taxonomy: [(row, kind, text)]; without the rows named here the rest is one."""
+  out, kept, finest = [], [], {}
+  for row, cells in rows:
+    named = [bool(c) for c in cells]
+    depth = sum(named)
+    if not depth:
+      out.append((row, 'empty row', 'names no class'))
+    elif not all(named[:depth]):
+      gap = named.index(False)
+      after = next(i for i in range(gap, len(named)) if named[i])
+      out.append((row, 'gap', f'{levels[gap]} is empty before {levels[after]} {cells[after]!r}; only the end of a row may be empty'))
+    else:
+      leaf = cells[depth - 1]
+      if leaf in finest:
+        first, others = finest[leaf]
+        if list(others) == list(cells):
+          out.append((row, 'duplicate row', f'repeats row {first} ({levels[-1]} {leaf!r}); every finest class has one row'))
+        else:
+          a, b = ' / '.join(others[:-1]), ' / '.join(cells[:-1])
+          out.append((row, 'two parents', f'{levels[-1]} {leaf!r} stands under {b!r} here and under {a!r} in row {first}; '
+                      'every finest class has one row'))
+      else:
+        finest[leaf] = row, cells
+        kept.append((row, cells, depth))
+  # A class that ends stands at every deeper level too: there nobody else may be called the same, and nothing may go on below it.
+  used = {}
+  for row, cells, depth in kept:
+    for k in range(depth):
+      goes_on = depth > k + 1
+      used.setdefault((k, cells[k]), {}).setdefault(goes_on, row)
+  for row, cells, depth in kept:
+    if depth == len(levels):
+      continue
+    end = cells[depth - 1]
+    below = used.get((depth - 1, end), {}).get(True)
+    if below is not None:
+      out.append((row, 'ends and goes on', f'{levels[depth - 1]} {end!r} ends here but goes on in row {below}'))
+      continue
+    for k in range(depth, len(levels)):
+      if (k, end) in used:
+        other = min(used[k, end].values())
+        out.append((row, 'ends and goes on', f'{levels[depth - 1]} {end!r} ends here, and {levels[k]} of row {other} has the same name'))
+        break
+  return sorted(out)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Taxonomy:
+  """The path table. The id of a finest class is its row; a branch that ends early carries its last class down to the deeper levels."""
+  levels: tuple[str, ...]             # coarse to fine
+  names: tuple[tuple[str, ...], ...]  # names[k][c]; the last level in the order of the file, the others sorted
+  paths: np.ndarray                   # int32 [leaf, level], dense; paths[:, -1] == arange(leaf)
+  depth: np.ndarray                   # int32 [leaf], named levels: len(levels) unless the branch ends early
+
+  # In and out.
+
+  @classmethod
+  def from_csv(cls, path) -> 'Taxonomy':
+    """Reads one row per finest class; UserError 'FILE:ROW: ...' names what is wrong."""
+    levels, rows = read_table(path)
+    for column in ('file', 'split'):
+      if column in levels:
+        raise UserError(f'{path}:1: column {column!r} belongs into labels.csv; a taxonomy has a row per finest class, a column per level')
+    for k, level in enumerate(levels):
+      again = next((row for row, cells in rows if cells[k] == level), None)
+      if again is not None:
+        raise UserError(f'{path}:1: the header is missing: {level!r} is a class in row {again}; the first row names the levels')
+    return cls._from_rows(tuple(levels), rows, f'{path}:')
+
+  @classmethod
+  def from_rows(cls, levels: Sequence[str], rows: Iterable[Sequence[str]]) -> 'Taxonomy':
+    """From names, one row of len(levels) cells per finest class ('' = the branch has ended); rows count from 1 in errors."""
+    return cls._from_rows(tuple(levels), [(i, [str(c).strip() for c in row]) for i, row in enumerate(rows, 1)], 'taxonomy row ')
+
+  @classmethod
+  def _from_rows(cls, levels, rows, where):
+    if not levels or len(set(levels)) < len(levels):
+      raise UserError(f'taxonomy: levels must be named, each once: {list(levels)}')
+    for row, cells in rows:
+      if len(cells) != len(levels):
+        raise UserError(f'{where}{row}: has {len(cells)} cells for {len(levels)} levels')
+    if wrong := faults(levels, rows):
+      more = f' (and {len(wrong) - 1} more; --mode=lint lists them)' if len(wrong) > 1 else ''
+      raise UserError(f'{where}{wrong[0][0]}: {wrong[0][2]}{more}')
+    if not rows:
+      raise UserError(f'{where}1: has no class below the header')
+    depth = np.array([sum(map(bool, cells)) for _, cells in rows], np.int32)
+    dense = [[cells[min(k, d - 1)] for k in range(len(levels))] for (_, cells), d in zip(rows, depth)]
+    columns = list(zip(*dense))
+    names = tuple(tuple(sorted(set(column))) for column in columns[:-1]) + (columns[-1],)
+    ids = [{name: i for i, name in enumerate(ns)} for ns in names]
+    paths = np.array([[i[name] for name in column] for i, column in zip(ids, columns)], np.int32).T
+    return cls(levels, names, np.ascontiguousarray(paths), depth)
+
+  def rows(self) -> list[list[str]]:
+    """The table in names, as the CSV has it: '' below the end of a branch."""
+    return [[self.names[k][c] if k < d else '' for k, c in enumerate(path)] for path, d in zip(self.paths.tolist(), self.depth)]
+
+  def to_csv(self, path) -> None:
+    """Writes what from_csv reads back as the same taxonomy."""
+    with open(path, 'w', newline='', encoding='utf-8') as f:
+      csv.writer(f, lineterminator='\n').writerows([list(self.levels), *self.rows()])
+
+  def hash(self) -> str:
+    """sha256 (hex) of levels and rows, order included: equal hashes mean equal class ids."""
+    return hashlib.sha256(json.dumps([list(self.levels), self.rows()]).encode()).hexdigest()
+
+  def __repr__(self):
+    return 'Taxonomy(' + ', '.join(f'{level} {len(names)}' for level, names in zip(self.levels, self.names)) + ')'
+
+  # Levels and classes.
+
+  def index(self, level: str) -> int:
+    """Position of a level, coarsest 0; UserError for an unknown one."""
+    if level not in self.levels:
+      raise UserError(f'taxonomy: no level {level!r}; the levels are {", ".join(self.levels)}')
+    return self.levels.index(level)
+
+  def num_classes(self, level: str) -> int:
+    """Number of classes of a level."""
+    return len(self.names[self.index(level)])
+
+  @functools.cached_property
+  def _ids(self) -> tuple[dict[str, int], ...]:
+    return tuple({name: i for i, name in enumerate(names)} for names in self.names)
+
+  def encode(self, row: Mapping[str, str], where: str = '') -> np.ndarray:
+    """Names to ids, int32 [level]; '' or an absent level is -1 (unknown). UserError, prefixed with `where`, for an unknown name."""
+    out = np.full(len(self.levels), -1, np.int32)
+    for k, level in enumerate(self.levels):
+      name = (row.get(level) or '').strip()
+      if name:
+        out[k] = self._ids[k].get(name, -2)
+        if out[k] == -2:
+          close = close_matches(name, self.names[k])
+          hint = f'; did you mean {" or ".join(map(repr, close))}?' if close else f'; it has {len(self.names[k])} classes'
+          raise UserError(f'{where}{": " if where else ""}{level} {name!r} is not in the taxonomy{hint}')
+    return out
+
+  def carried(self, level: str) -> np.ndarray:
+    """bool [class]: classes that a branch which ended above carries down to this level; each has one leaf."""
+    k = self.index(level)
+    out = np.zeros(len(self.names[k]), bool)
+    out[self.paths[self.depth <= k, k]] = True
+    return out
+
+  # Relations.
+
+  def relation(self, a: str, b: str) -> np.ndarray:
+    """bool [C_a, C_b]: whether some leaf has both classes."""
+    i, j = self.index(a), self.index(b)
+    out = np.zeros((len(self.names[i]), len(self.names[j])), bool)
+    out[self.paths[:, i], self.paths[:, j]] = True
+    return out
+
+  def parents(self, child: str, parent: str) -> np.ndarray:
+    """int32 [C_child]: the one class of level `parent` that a class comes with, -1 where it comes with several."""
+    i, j = self.index(child), self.index(parent)
+    low = np.full(len(self.names[i]), len(self.names[j]), np.int32)
+    high = np.full(len(self.names[i]), -1, np.int32)
+    np.minimum.at(low, self.paths[:, i], self.paths[:, j])
+    np.maximum.at(high, self.paths[:, i], self.paths[:, j])
+    return np.where(low == high, low, -1).astype(np.int32)
+
+  def nests(self, child: str, parent: str) -> bool:
+    """Whether every class of `child` has one class of `parent`."""
+    return bool((self.parents(child, parent) >= 0).all())
+
+  def siblings(self, by: str | Sequence[str]) -> np.ndarray:
+    """bool [leaf, leaf]: other leaves with the same class at level `by`, or at each of several levels; 'both' = all coarser levels."""
+    if by == 'both' and by not in self.levels:
+      by = self.levels[:-1]
+    out = ~np.eye(len(self.paths), dtype=bool)
+    for level in (by,) if isinstance(by, str) else by:
+      column = self.paths[:, self.index(level)]
+      out &= column[:, None] == column
+    return out
+
+  def lca(self, a, b) -> np.ndarray:
+    """int: number of levels at which leaves a and b (broadcast) differ; in a tree the height of their lowest common ancestor."""
+    return (self.paths[a] != self.paths[b]).sum(-1)
+
+  def lca_heights(self) -> np.ndarray:
+    """int32 [leaf, leaf]: lca() of every pair of leaves."""
+    out = np.zeros((len(self.paths),) * 2, np.int32)
+    for column in np.ascontiguousarray(self.paths.T):
+      out += column[:, None] != column
+    return out
+
+  # Labels: int [N, level], -1 unknown.
+
+  def _leaves(self, labels):
+    """Yields (indices into labels, bool [n, leaf] leaves that agree with the known labels) for blocks of distinct rows."""
+    rows, inverse = np.unique(labels, axis=0, return_inverse=True)
+    order = np.argsort(inverse.ravel(), kind='stable')
+    ends = np.searchsorted(inverse.ravel()[order], np.arange(len(rows) + 1))
+    step = max(1, 10_000_000 // len(self.paths))
+    for start in range(0, len(rows), step):
+      block = rows[start:start + step]
+      fits = np.ones((len(block), len(self.paths)), bool)
+      for k in range(len(self.levels)):
+        fits &= (block[:, k, None] < 0) | (block[:, k, None] == self.paths[:, k])
+      stop = start + len(block)
+      members = order[ends[start]:ends[stop]]
+      yield members, fits, inverse.ravel()[members] - start
+
+  def valid(self, labels) -> np.ndarray:
+    """bool [N]: whether some leaf has all the known classes of a row."""
+    labels = np.asarray(labels)
+    leaf = labels[:, -1]
+    out = ((labels < 0) | (labels == self.paths[leaf])).all(-1)   # the finest class, where known, fixes the path
+    rest = np.flatnonzero((leaf < 0) & (labels >= 0).any(-1))
+    out[leaf < 0] = True
+    for members, fits, row in self._leaves(labels[rest]):
+      out[rest[members]] = fits.any(-1)[row]
+    return out
+
+  def complete(self, labels) -> np.ndarray:
+    """int32 [N, level]: fills unknown labels that the known finer ones determine, and those below a class that ends early.
+
+    Labels that contradict each other stay as they are.
+    """
+    labels = np.array(labels, np.int32).reshape(-1, len(self.levels))
+    for k in range(len(self.levels) - 1):   # a class that has ended is the same class at every deeper level
+      leaf = np.full(len(self.names[k]), -1, np.int32)
+      ended = self.depth <= k + 1
+      leaf[self.paths[ended, k]] = np.flatnonzero(ended)
+      known = np.flatnonzero(labels[:, k] >= 0)
+      known = known[leaf[labels[known, k]] >= 0]
+      path = self.paths[leaf[labels[known, k]], k + 1:]
+      labels[known, k + 1:] = np.where(labels[known, k + 1:] < 0, path, labels[known, k + 1:])
+    for k in range(len(self.levels) - 2, -1, -1):
+      finer = labels.copy()
+      finer[:, :k + 1] = -1
+      rows = np.flatnonzero((labels[:, k] < 0) & (finer >= 0).any(-1))
+      column = self.paths[:, k]
+      for members, fits, row in self._leaves(finer[rows]):
+        low = np.where(fits, column, len(column)).min(-1)
+        high = np.where(fits, column, -1).max(-1)
+        labels[rows[members], k] = np.where(low == high, low, -1)[row]
+    return labels
+
+  # Other taxonomies.
+
+  def coarsen(self, level: str) -> 'Taxonomy':
+    """The taxonomy whose finest classes are those of `level` (same ids), with the coarser columns that they determine."""
+    k = self.index(level)
+    keep = [j for j in range(k) if self.nests(level, self.levels[j])] + [k]
+    first = np.full(len(self.names[k]), len(self.paths), np.int64)
+    np.minimum.at(first, self.paths[:, k], np.arange(len(self.paths)))   # one leaf of each class: the kept columns are the same for all
+    rows = []
+    for c, leaf in enumerate(first):
+      end = min(self.depth[leaf] - 1, k)   # the last named column; where it is dropped, the name moves to the level itself
+      last = end if end in keep else k
+      rows.append([self.names[j][self.paths[leaf, j]] if j <= end else '' for j in keep[:-1]] + [self.names[k][c] if last == k else ''])
+    return Taxonomy.from_rows([self.levels[j] for j in keep], rows)
+
+  def diff(self, other: 'Taxonomy') -> str:
+    """One line on what differs in `other`; '' if nothing does."""
+    def some(what, items):
+      items = list(items)
+      return [f'{len(items)} {what}: ' + ', '.join(items[:3]) + (', ...' if len(items) > 3 else '')] if items else []
+    if self.levels != other.levels:
+      return f'levels {", ".join(self.levels)} against {", ".join(other.levels)}'
+    mine, its = ({r[d - 1]: r for r, d in zip(t.rows(), t.depth)} for t in (self, other))
+    out = some(f'{self.levels[-1]} only here', (n for n in mine if n not in its))
+    out += some(f'{self.levels[-1]} only there', (n for n in its if n not in mine))
+    out += some('moved', (f'{n} ({" / ".join(mine[n])} against {" / ".join(its[n])})' for n in mine if n in its and mine[n] != its[n]))
+    if not out and self.names[-1] != other.names[-1]:
+      out = ['the same classes in another order']
+    return '; '.join(out)

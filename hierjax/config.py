@@ -113,6 +113,11 @@ def default() -> ConfigDict:
   return c
 
 
+def get_config(_: str = '') -> ConfigDict:
+  """What `--config=FILE.py:ARG` calls in a config file; here, the defaults."""
+  return default()
+
+
 def split_names(text: str | Sequence[str]) -> list[str]:
   return [t.strip() for t in (text.split(',') if isinstance(text, str) else text) if t.strip()]
 
@@ -193,6 +198,14 @@ def fill(node: ConfigDict, values: dict, path: str) -> None:
       fill(node[k], v, f'{path}{k}.')
     else:
       node[k] = tuple(tuple(x) if isinstance(x, list) else x for x in v) if isinstance(v, list) else v
+
+
+def assign(c: ConfigDict, path: str, value) -> None:
+  """c.PATH = value, where PATH is 'optim.lr'."""
+  *parents, last = path.split('.')
+  for name in parents:
+    c = c[name]
+  c[last] = value
 
 
 def differences(old: ConfigDict, new: ConfigDict, path: str = '') -> list[str]:

@@ -122,7 +122,10 @@ def transformation(c: ConfigDict, label_tree: Mapping, freeze: Sequence[str] = (
 
 
 def plateau(c: ConfigDict) -> optax.GradientTransformationExtraArgs | None:
-  """optax's reduce-on-plateau, updated on the host once an evaluation with value=val loss; its state's `scale` multiplies the schedule."""
+  """optax's reduce-on-plateau, updated on the host once an evaluation with value=val loss; its state's `scale` multiplies the schedule.
+
+  The factor comes with evaluation patience + 1 without a lower loss, as in torch (and so in S4); optax counts one less.
+  """
   if c.optim.schedule != 'plateau':
     return None
-  return optax.contrib.reduce_on_plateau(c.optim.plateau_factor, c.optim.plateau_patience, rtol=1e-4)
+  return optax.contrib.reduce_on_plateau(c.optim.plateau_factor, c.optim.plateau_patience + 1, rtol=1e-4)

@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV = .venv
+RUN = runs/quickstart
+
+.PHONY: quickstart test parity lint
+
+quickstart: $(VENV)/installed
+	$(VENV)/bin/python main.py --config=configs/quickstart.py --workdir=$(RUN)
+	@echo "report: $(RUN)/report.html"
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+
+# torch, torchvision and timm in an environment of their own: remakes the golden values and compares
+parity: .venv-parity/installed
+	.venv-parity/bin/python tests/parity/make_golden.py --check
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-test: requirements.txt requirements-test.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -r requirements-test.txt
+	@touch $@ $(VENV)/installed
+
+.venv-parity/installed: requirements-parity.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet -r requirements-parity.txt
+	@touch $@

@@ -1,0 +1,18 @@
+"""The plain baseline: one head on the finest level, its ancestors read off the taxonomy. Otherwise 3head.py.
+
+  python main.py --config=configs/1head.py --config.data.root=FOLDER --workdir=runs/1head
+"""
+
+from hierjax import config
+
+
+def get_config(_: str = ''):
+  c = config.default()
+  c.name = '1head'
+  c.data.size = 128
+  c.model.backbone, c.model.pretrained, c.model.levels = 'efficientnet_lite0', 'package', 'finest'
+  c.model.dropout = 0.2
+  c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule = 'adamw', 1e-3, 1e-4, 'onecycle'
+  c.train.epochs, c.train.batch_size = 12, 32
+  c.eval.tta = 2
+  return c

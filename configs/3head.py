@@ -1,0 +1,20 @@
+"""Make, type and model: three heads on a pretrained EfficientNet-Lite0, with flip TTA. The main job on your own images.
+
+  python main.py --config=configs/3head.py --config.data.root=FOLDER --workdir=runs/mine
+
+Any taxonomy: every level gets a head. Without data.root it trains on the drawn vehicles.
+"""
+
+from hierjax import config
+
+
+def get_config(_: str = ''):
+  c = config.default()
+  c.name = '3head'
+  c.data.size = 128
+  c.model.backbone, c.model.pretrained = 'efficientnet_lite0', 'package'
+  c.model.dropout = 0.2
+  c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule = 'adamw', 1e-3, 1e-4, 'onecycle'
+  c.train.epochs, c.train.batch_size = 12, 32
+  c.eval.tta = 2
+  return c

@@ -1,0 +1,47 @@
+"""Paper S0's ladder (its Table 1), one rung per argument, each adding to the one before; ResNet-50, batch 32, Adam 1e-4, 20 epochs, 224 px.
+
+  python main.py --config=configs/ladder.py:9 --config.data.root=FOLDER --workdir=runs/ladder9
+
+  rung   what                                        published accuracy / make-model consistency, % (Stanford Cars, test)
+  1      one head, frozen backbone, no augmentation  41.72 / 100 (read off)
+  2      the backbone trains                         75.92 / 100 (read off)
+  3      two heads, make and model                   77.20 / 90.44
+  4      + augmentation                              85.65 / 95.26
+  5      + class balancing                           86.02 / 94.42
+  5.5    + curriculum, still two heads               85.51 / 95.77
+  6      three heads, no curriculum                  85.36 / 94.44
+  7      + curriculum                                86.15 / 95.21
+  8      + hierarchical label smoothing              86.48 / 96.60
+  9      + cosine schedule                           87.95 / 97.66
+  10     + test-time augmentation                    88.57 / 97.64 (rung 9's training, evaluated with two views)
+
+Without a hub: --config.model.backbone=efficientnet_lite0 --config.model.pretrained=package --config.data.size=128. Two heads are the coarsest
+and the finest level of the taxonomy, three are all its levels.
+"""
+
+from hierjax import config
+from hierjax.config import UserError
+
+RUNGS = ('1', '2', '3', '4', '5', '5.5', '6', '7', '8', '9', '10')
+
+
+def get_config(rung: str = '10'):
+  if rung not in RUNGS:
+    raise UserError(f'configs/ladder.py:{rung}: no such rung; choices: {", ".join(RUNGS)}')
+  at = float(rung)
+  c = config.default()
+  c.name = f'ladder {rung}'
+  c.model.backbone, c.model.pretrained = 'resnet50', 'hf:timm/resnet50.tv_in1k'
+  c.model.levels = 'finest' if at < 3 else 'coarsest,finest' if at < 6 else 'all'
+  c.data.augment.enabled = at >= 4
+  c.data.balance = 'sample' if at >= 5 else 'none'
+  c.optim.name, c.optim.lr, c.optim.weight_decay = 'adam', 1e-4, 0.0
+  c.optim.schedule = 'cosine' if at >= 9 else 'constant'
+  c.train.batch_size, c.train.epochs = 32, 20
+  if at == 1:
+    c.curriculum.p1.epochs, c.curriculum.p1.freeze = -1, 'backbone'
+  if at == 5.5 or at >= 7:
+    c.curriculum.p1.epochs, c.curriculum.p1.freeze, c.curriculum.p1.levels = 5, 'heads/finest', 'coarser'
+  c.loss.smoothing = 0.1 if at >= 8 else 0.0
+  c.eval.tta = 2 if at == 10 else 1
+  return c

@@ -1,0 +1,120 @@
+"""Evaluation: probabilities for every example of a split, padded and masked, then decoding and metrics."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from hierjax import decode, metrics, parallel
+from hierjax.data import pipeline
+from hierjax.data.sources import Examples
+from hierjax.taxonomy import Taxonomy
+
+
+def eval_step(variables: Mapping, images: jax.Array, model: nn.Module) -> tuple[dict[str, jax.Array], jax.Array]:
+  """images [B, H, W, 3], [B, views, H, W, 3] or features [B, d] → ({level: probabilities [B, C], mean over the views}, features of the first view [B, d])."""
+  views = images.shape[1] if images.ndim == 5 else 1
+  x = rearrange(images, 'b v h w c -> (b v) h w c') if images.ndim == 5 else images
+  logits, features = model.apply(variables, x)
+  probs = {level: rearrange(jax.nn.softmax(l.astype(jnp.float32)), '(b v) c -> b v c', v=views).mean(1) for level, l in logits.items()}
+  return probs, rearrange(features.astype(jnp.float32), '(b v) d -> b v d', v=views)[:, 0]
+
+
+def stepper(model: nn.Module, mesh) -> Callable:
+  """The compiled eval_step over the mesh. Make it once: every call of it reuses the compiled program."""
+  r, d = parallel.replicated(mesh), parallel.split(mesh)
+  return jax.jit(functools.partial(eval_step, model=model), in_shardings=(r, d), out_shardings=(d, d))
+
+
+class Outputs:
+  """What the model says of a split, in the order of its examples; `index` leaves out what could not be read.
+
+  probs {level: float64 [n, C]}, features [n, d] or None, labels [n, L], index [n], broken: names of the unreadable files.
+  """
+
+  def __init__(self, probs, features, labels, index, broken):
+    self.probs, self.features, self.labels, self.index, self.broken = probs, features, labels, index, broken
+
+
+def collect(step: Callable, variables: Mapping, examples: Examples, c, mesh, views: int = 1, with_features: bool = False,
+            progress: Callable[[int, int], None] | None = None) -> Outputs:
+  """Runs `step` over all of `examples` and asserts that each was either counted or named as unreadable."""
+  n, probs, features, index, mask, broken = len(examples.labels), [], [], [], [], set()
+  batch_size = max(mesh.size, c.eval.batch_size // views // mesh.size * mesh.size)
+  batches = pipeline.eval_batches(
+    examples, batch_size=batch_size, size=c.data.size, resize=c.data.resize, views=views, threads=c.data.threads, workers=c.data.workers,
+    process_index=jax.process_index(), process_count=jax.process_count())
+  for i, batch in enumerate(batches):
+    if c.data.strict and (batch['broken'] >= 0).any():
+      name = examples.files[int(batch['broken'].max())]
+      raise pipeline.UserError(f'{name}: unreadable image in split {examples.name!r} (data.strict); without data.strict it is skipped and counted')
+    p, f = step(variables, parallel.put_batch({'x': batch['image']}, mesh)['x'])
+    host = parallel.gather((p, f if with_features else None, parallel.put_batch({k: batch[k] for k in ('index', 'mask', 'broken')}, mesh)))
+    probs.append(host[0]); features.append(host[1]); index.append(host[2]['index']); mask.append(host[2]['mask'])
+    broken.update(host[2]['broken'][host[2]['broken'] >= 0].tolist())
+    if progress:
+      progress(min((i + 1) * batch_size, n), n)
+  index, keep = np.concatenate(index), np.concatenate(mask) > 0
+  order = np.argsort(index[keep], kind='stable')
+  take = lambda parts: np.concatenate(parts)[keep][order]
+  seen = index[keep][order]
+  assert len(np.unique(seen)) == len(seen) and len(seen) + len(broken) == n, f'split {examples.name}: {len(seen)} of {n} examples counted'
+  out = {level: take([p[level] for p in probs]).astype(np.float64) for level in probs[0]}
+  return Outputs(out, take(features) if with_features else None, examples.labels[seen], seen, sorted(examples.files[b] for b in broken))
+
+
+def loss(outputs: Outputs, taxonomy: Taxonomy, weights: Mapping[str, float]) -> float:
+  """Weighted sum over the heads of the mean cross-entropy with hard labels, unknown ones left out."""
+  total = 0.0
+  for level, p in outputs.probs.items():
+    y = outputs.labels[:, taxonomy.index(level)]
+    known = y >= 0
+    if known.any():
+      total += weights[level] * float(-np.log(np.maximum(p[known, y[known]], 1e-12)).mean())
+  return total
+
+
+def decodings(outputs: Outputs, taxonomy: Taxonomy, weights: Mapping[str, float] | None = None) -> dict[str, decode.Decoded]:
+  """The three decisions; `weights` of the joint one default to 1 for each head."""
+  probs = [outputs.probs.get(level) for level in taxonomy.levels]
+  w = [(weights or {}).get(level, 1.0) for level in taxonomy.levels]
+  return {'independent': decode.independent(probs, taxonomy), 'leaf': decode.leaf(probs, taxonomy), 'joint': decode.joint(probs, taxonomy, w)}
+
+
+def tune(outputs: Outputs, taxonomy: Taxonomy) -> dict[str, float]:
+  """Weights of the joint decision that are best on these examples (val, never test)."""
+  probs = [outputs.probs.get(level) for level in taxonomy.levels]
+  return {level: float(w) for level, w in zip(taxonomy.levels, decode.tune(probs, outputs.labels, taxonomy))}
+
+
+def summary(split: str, outputs: Outputs, taxonomy: Taxonomy, tta: int, weights: Mapping[str, float]) -> dict:
+  """The JSON of `--mode=evaluate`."""
+  heads = tuple(outputs.probs)
+  decoded = decodings(outputs, taxonomy, weights)
+  return {
+    'split': split, 'n': len(outputs.index), 'unreadable': len(outputs.broken), 'tta': tta, 'heads': list(heads), 'weights': dict(weights),
+    'decode': {name: metrics.evaluate(d, outputs.labels, taxonomy, heads) for name, d in decoded.items()},
+    'intervals': {name: metrics.bootstrap(metrics.per_example(d, outputs.labels, taxonomy)) for name, d in decoded.items()},
+  }
+
+
+def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Taxonomy, examples: Examples) -> None:
+  """DIR/eval_SPLIT.json, and DIR/predictions_SPLIT.npz: files, labels, and the prediction [n, L] and its probability [n, L] of each decoding."""
+  arrays = {'files': np.array([examples.files[i] for i in outputs.index]), 'labels': outputs.labels}
+  for name, d in decodings(outputs, taxonomy, result['weights']).items():
+    arrays[f'pred_{name}'] = d.pred
+    arrays[f'prob_{name}'] = np.stack([np.take_along_axis(p, d.pred[:, k:k + 1], 1)[:, 0] for k, p in enumerate(d.prob)], 1).astype(np.float32)
+  np.savez_compressed(workdir / f'predictions_{result["split"]}.npz', **arrays)
+  (workdir / f'eval_{result["split"]}.json').write_text(json.dumps(result, indent=2) + '\n')
+
+
+def flat(result: Mapping, loss_value: float, levels: Sequence[str]) -> dict[str, float]:
+  """The few numbers that training logs and chooses checkpoints by."""
+  ind, joint = result['independent'], result['joint']
+  return {'loss': loss_value, **{f'top1/{l}': ind['levels'][l]['top1'] for l in levels}, 'fpa': ind['fpa'], 'hvr': ind['hvr'], 'joint_fpa': joint['fpa']}

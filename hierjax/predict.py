@@ -1,0 +1,185 @@
+"""A trained run, loaded: predict images, evaluate splits, describe the model."""
+
+import glob
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from hierjax import checkpoint, evaluate, models, parallel
+from hierjax import config as config_lib
+from hierjax.config import UserError
+from hierjax.data import sources
+from hierjax.models import heads, layers
+from hierjax.taxonomy import Taxonomy
+
+
+def narrow(taxonomy: Taxonomy, text: str) -> tuple[Taxonomy, tuple[str, ...]]:
+  """The taxonomy that heads on the levels `text` can be judged by, and those levels: without the finest level it ends at the finest head's."""
+  levels = config_lib.resolve_levels(text, taxonomy.levels, '--config.model.levels')
+  if not levels:
+    raise UserError(f'--config.model.levels={text!r} names no level; choices: {", ".join(taxonomy.levels)}')
+  if levels[-1] != taxonomy.levels[-1]:
+    taxonomy = taxonomy.coarsen(levels[-1])
+    if lost := [level for level in levels if level not in taxonomy.levels]:
+      raise UserError(f'--config.model.levels={text}: {levels[-1]} does not determine {", ".join(lost)}; add the finest level')
+  return taxonomy, levels
+
+
+class Model:
+  """A trained classifier. Make one with `load`."""
+
+  def __init__(self, workdir: pathlib.Path, c: ConfigDict, taxonomy: Taxonomy):
+    self.workdir, self.c, self.mesh = workdir, c, parallel.mesh()
+    self.taxonomy, self.levels = narrow(taxonomy, c.model.levels)
+    self.classifier = heads.build(c, self.taxonomy, self.levels)
+    fresh = models.init(self.classifier, 0)
+    fresh = {'params': fresh['params'], 'batch_stats': fresh.get('batch_stats', {})}
+    store = checkpoint.Checkpoints(workdir / 'checkpoints', c.train.best)
+    step = self.step_number(store)
+    part = 'ema' if c.optim.ema else 'model'
+    self.variables = store.load(step, {part: parallel.put_replicated(fresh, self.mesh)})[part]
+    store.close()
+    self.step = step
+    self.eval_step = evaluate.stepper(self.classifier, self.mesh)
+    tuned = workdir / 'decode.json'
+    self.weights = json.loads(tuned.read_text())['weights'] if tuned.exists() else dict.fromkeys(self.taxonomy.levels, 1.0)
+
+  def step_number(self, store: checkpoint.Checkpoints) -> int:
+    steps = store.steps()
+    if not steps:
+      raise UserError(f'{store.folder}: no checkpoint; train with --workdir={self.workdir} first')
+    best = store.best() if self.c.eval.checkpoint == 'best' else None
+    return steps[-1] if best is None else best
+
+  def collect(self, examples: sources.Examples, progress: Callable[[int, int], None] | None = None) -> evaluate.Outputs:
+    return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, progress=progress)
+
+  def evaluate(self, split: str, examples: sources.Examples | None = None, progress: Callable[[int, int], None] | None = None) -> dict:
+    """Metrics of a split of the configured data, also written to DIR/eval_SPLIT.json. On the val split the joint decision's weights are tuned first."""
+    if examples is None:
+      data = sources.load(self.c.data)
+      if data.taxonomy.hash() != self.taxonomy.hash():
+        narrowed, _ = narrow(data.taxonomy, self.c.model.levels)
+        if narrowed.hash() != self.taxonomy.hash():
+          raise UserError(f'the data have another taxonomy than {self.workdir}: {self.taxonomy.diff(narrowed)}')
+      if split not in data.splits:
+        raise UserError(f'--split={split}: no such split{config_lib.did_you_mean(split, list(data.splits))}; choices: {", ".join(data.splits)}')
+      examples = data.splits[split]
+    outputs = self.collect(examples, progress)
+    if not len(outputs.index):
+      raise UserError(f'split {split!r}: none of its {len(examples.labels)} images could be read')
+    if split == self.c.data.val:
+      self.weights = evaluate.tune(outputs, self.taxonomy)
+      (self.workdir / 'decode.json').write_text(json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
+    result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights)
+    evaluate.write(self.workdir, result, outputs, self.taxonomy, examples)
+    return result
+
+  def predict(self, images: Sequence[str | pathlib.Path | bytes | np.ndarray], top: int = 5) -> list[dict]:
+    """One dict per image (a path, encoded bytes, or uint8 [h, w, 3] in RGB).
+
+    {'file', 'path': {LEVEL: class}, 'prob': {LEVEL: probability of that class over all valid paths}, 'top': {LEVEL: [[class, probability of the head], ...]}};
+    an image that cannot be read gives {'file', 'error'}.
+    """
+    t, files = self.taxonomy, [str(x) if isinstance(x, str | pathlib.Path) else f'image {i}' for i, x in enumerate(images)]
+    items = list(images)
+    examples = sources.Examples('predict', files, np.full((len(items), len(t.levels)), -1, np.int32), Reader(items))
+    if not items:
+      return []
+    out = self.collect(examples)
+    results = [{'file': f, 'error': 'unreadable image'} for f in files]
+    if not len(out.index):
+      return results
+    joint = evaluate.decodings(out, t, self.weights)['joint']
+    for row, i in enumerate(out.index):
+      path = {level: t.names[k][joint.pred[row, k]] for k, level in enumerate(t.levels)}
+      prob = {level: round(float(joint.prob[k][row, joint.pred[row, k]]), 6) for k, level in enumerate(t.levels)}
+      best = {}
+      for level, p in out.probs.items():
+        order = np.argsort(-p[row], kind='stable')[:top]
+        best[level] = [[t.names[t.index(level)][j], round(float(p[row, j]), 6)] for j in order]
+      results[i] = {'file': files[i], 'path': path, 'prob': prob, 'top': best}
+    return results
+
+
+class Reader:
+  """Reads item i of a list of paths, encoded bytes or arrays; a class so that worker processes can receive it."""
+
+  def __init__(self, items: Sequence):
+    self.items = items
+
+  def __call__(self, i: int) -> bytes | np.ndarray:
+    item = self.items[i]
+    return pathlib.Path(item).read_bytes() if isinstance(item, str | pathlib.Path) else item
+
+
+def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
+  """The model trained in `workdir`. `c` is its own configuration with what evaluation may change (data, eval), or None."""
+  workdir = pathlib.Path(workdir)
+  return Model(workdir, c or run_config(workdir), Taxonomy.from_csv(workdir / 'taxonomy.csv'))
+
+
+def run_config(workdir: pathlib.Path) -> ConfigDict:
+  path = workdir / 'config.json'
+  if not path.exists():
+    raise UserError(f'{workdir}: not a run (no config.json); give the --workdir that was trained in')
+  return config_lib.from_json(path.read_text())
+
+
+def expand(pattern: str) -> list[str]:
+  """Files of a glob, a folder or a file, sorted."""
+  path = pathlib.Path(pattern)
+  if path.is_dir():
+    found = [str(p) for p in sorted(path.rglob('*')) if p.suffix.lower() in sources.IMAGE_SUFFIXES]
+  else:
+    found = [pattern] if path.is_file() else sorted(glob.glob(pattern, recursive=True))
+  if not found:
+    raise UserError(f'--images={pattern}: no file matches')
+  return found
+
+
+def stream(model: Model, pattern: str) -> Iterator[dict]:
+  """Predictions of all files of a pattern, a batch at a time."""
+  files, size = expand(pattern), max(model.c.eval.batch_size, 1)
+  for i in range(0, len(files), size):
+    yield from model.predict(files[i:i + size])
+
+
+def count_macs(model, size: int) -> int:
+  """Multiply-accumulates of one forward pass of one size x size image: those of its convolutions and matrix products."""
+  variables = jax.eval_shape(lambda: models.init(model, 0))
+  with layers.formulation('plain'):
+    jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x))(variables, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))
+  return jaxpr_macs(jaxpr.jaxpr)
+
+
+def jaxpr_macs(jaxpr) -> int:
+  total = 0
+  for eqn in jaxpr.eqns:
+    out = eqn.outvars[0].aval.shape if eqn.outvars else ()
+    if eqn.primitive.name == 'conv_general_dilated':
+      kernel, spec = eqn.invars[1].aval.shape, eqn.params['dimension_numbers'].rhs_spec
+      total += int(np.prod(out)) * int(np.prod(kernel)) // kernel[spec[0]]
+    elif eqn.primitive.name == 'dot_general':
+      (contract, _), _ = eqn.params['dimension_numbers']
+      total += int(np.prod(out)) * int(np.prod([eqn.invars[0].aval.shape[d] for d in contract]))
+    for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')):
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        total += jaxpr_macs(inner)
+  return total
+
+
+def describe(c: ConfigDict) -> dict:
+  """{'trunk_params', 'params', 'macs' (at data.size), 'heads': {LEVEL: params}} of the configured model."""
+  config_lib.validate(c, list(models.BACKBONES))
+  taxonomy, levels = narrow(sources.load(c.data).taxonomy, c.model.levels)
+  model = heads.build(c, taxonomy, levels)
+  params = models.init(model, 0)['params']
+  size = lambda tree: int(sum(x.size for x in jax.tree.leaves(tree)))
+  return {'trunk_params': size(params['backbone']), 'params': size(params), 'macs': count_macs(model, c.data.size),
+          'heads': {level: size(params['heads'][level]) for level in levels}}

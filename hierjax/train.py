@@ -1,0 +1,486 @@
+"""Training: the state, one pure step, the loop, and `fit`, which does all that `--mode=train` does."""
+
+import copy
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import pathlib
+import platform
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from hierjax import checkpoint, evaluate, losses, models, optim, parallel, predict, report
+from hierjax import config as config_lib
+from hierjax.config import UserError
+from hierjax.data import pipeline, sources
+from hierjax.models import heads as heads_lib
+from hierjax.models import pretrained
+from hierjax.taxonomy import Taxonomy
+
+FREE_ON_RESUME = ('name', 'baseline', 'data.workers', 'data.threads', 'train.log_steps', 'eval.')  # options that don't change what is learned
+
+
+class Interrupted(Exception):
+  """Ctrl-C or SIGTERM came; the state is saved. `signum` says which."""
+
+  def __init__(self, signum: int, step: int):
+    super().__init__(f'stopped by {signal.Signals(signum).name} at step {step}; the same command goes on from there')
+    self.signum = signum
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a step changes; all of it is saved and restored."""
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  ema: Any  # {'params', 'batch_stats'} averaged, or {} where off
+  plateau: Any  # reduce-on-plateau's state, or {}
+  monitor: Any  # best: the best val metric so far; bad: evaluations since
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+  """What the step is closed over: constants of the run."""
+
+  model: nn.Module
+  levels: tuple[str, ...]  # with a head
+  columns: tuple[int, ...]  # of those levels in the labels
+  weights: Mapping[str, float]
+  targets: Mapping[str, np.ndarray | None]  # soft targets a level
+  example_weights: np.ndarray | None  # of the classes of column `balance_column`, for data.balance=loss
+  balance_column: int
+  labels: Any  # optimiser label of each parameter
+  schedule: optax.Schedule
+  clip: float
+  ema: float
+  micro: int
+  seed: int
+
+
+def objective(logits: Mapping[str, jax.Array], labels: jax.Array, task: Task, phase: optim.Phase) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """L = sum over the phase's levels of weight * mean cross-entropy over the examples that are labelled there (S0, section 3.2)."""
+  weight = 1.0
+  if task.example_weights is not None:
+    y = labels[:, task.balance_column]
+    weight = jnp.where(y >= 0, jnp.asarray(task.example_weights)[jnp.maximum(y, 0)], 1.0)
+  total, out = 0.0, {}
+  for level, column in zip(task.levels, task.columns):
+    if level not in phase.levels:
+      continue
+    y = labels[:, column]
+    targets = task.targets[level]
+    value = losses.masked_mean(weight * losses.cross_entropy(logits[level], y, None if targets is None else jnp.asarray(targets)), y >= 0)
+    out[f'loss/{level}'] = value
+    out[f'acc/{level}'] = losses.masked_mean((jnp.argmax(logits[level], -1) == y).astype(jnp.float32), y >= 0)
+    total += task.weights[level] * value
+  return total, {'loss': total, **out}
+
+
+def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, phase: optim.Phase,
+               tx: optax.GradientTransformation) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update. Frozen groups are constants here: no gradient is computed for them, and a frozen backbone runs with its running statistics."""
+  flat = traverse_util.flatten_dict(state.params)
+  frozen = {k: v for k, v in flat.items() if optim.group_of(k) in phase.freeze}
+  trained = {k: v for k, v in flat.items() if k not in frozen}
+  step_key = jax.random.fold_in(jax.random.key(task.seed), state.step)
+
+  def loss_fn(trained, batch_stats, micro, key):
+    variables = {'params': traverse_util.unflatten_dict({**frozen, **trained}), 'batch_stats': batch_stats}
+    (logits, _), updated = task.model.apply(variables, micro['image'], train=True, train_backbone=phase.trains_backbone,
+                                            mutable=['batch_stats'], rngs={'dropout': key})
+    value, out = objective(logits, micro['labels'], task, phase)
+    return value, (updated.get('batch_stats', batch_stats), out)
+
+  batch_stats, grads, out = state.batch_stats, None, None
+  for i in range(task.micro):  # unrolled: a loop around a convolution's gradient is many times slower on the CPU
+    part = jax.tree.map(lambda x: x.reshape(x.shape[0] // task.micro, task.micro, *x.shape[1:])[:, i], batch)
+    (_, (batch_stats, o)), g = jax.value_and_grad(loss_fn, has_aux=True)(trained, batch_stats, part, jax.random.fold_in(step_key, i))
+    grads, out = (g, o) if i == 0 else jax.tree.map(jnp.add, (grads, out), (g, o))
+  grads, out = jax.tree.map(lambda x: x / task.micro, (grads, out))
+
+  norm = optax.global_norm(grads)
+  if task.clip:
+    grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, task.clip / jnp.maximum(norm, 1e-12)), grads)
+  everything = traverse_util.unflatten_dict({**{k: jnp.zeros_like(v) for k, v in frozen.items()}, **grads})
+  updates, opt_state = tx.update(everything, state.opt_state, state.params)
+  lr = task.schedule(state.step) * (state.plateau.scale if state.plateau else 1.0)
+  moved = traverse_util.flatten_dict(updates)
+  params = traverse_util.unflatten_dict({k: v if k in frozen else v - lr * moved[k] for k, v in flat.items()})
+  new = {'params': params, 'batch_stats': batch_stats}
+  ema = jax.tree.map(lambda e, p: e + (1 - task.ema) * (p - e), state.ema, new) if state.ema else state.ema
+  return state.replace(step=state.step + 1, opt_state=opt_state, ema=ema, **new), {**out, 'lr': lr, 'grad_norm': norm}
+
+
+def eval_variables(state: TrainState) -> dict:
+  return dict(state.ema) if state.ema else {'params': state.params, 'batch_stats': state.batch_stats}
+
+
+def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
+  """Inverse-frequency weights of the classes with mean 1 over the labelled examples; labels int [N], -1 unknown. float32 [C]."""
+  count = np.bincount(labels[labels >= 0], minlength=classes)
+  present = count > 0
+  return np.where(present, count.sum() / (max(present.sum(), 1) * np.maximum(count, 1)), 0).astype(np.float32)
+
+
+def parse_weights(text: str, levels: Sequence[str]) -> dict[str, float]:
+  """'make=1,type=.5' → weight of each level, 1 where it is not named."""
+  weights = dict.fromkeys(levels, 1.0)
+  for item in config_lib.split_names(text):
+    name, _, value = item.partition('=')
+    try:
+      number = float(value)
+    except ValueError:
+      raise UserError(f'--config.loss.weights: {item!r} is not LEVEL=NUMBER') from None
+    for level in config_lib.resolve_levels(name, levels, '--config.loss.weights'):
+      weights[level] = number
+  return weights
+
+
+class Run:
+  """One training run: what config and data make of each other. Nothing here is state of the training; that is TrainState."""
+
+  def __init__(self, c: ConfigDict):
+    config_lib.validate(c, list(models.BACKBONES))
+    self.c, self.mesh = c, parallel.mesh()
+    parallel.check_batch(c.train.batch_size, self.mesh, '--config.train.batch_size', c.optim.accumulate)
+    data = sources.load(c.data)
+    self.taxonomy, self.levels, self.splits, self.notes = *predict.narrow(data.taxonomy, c.model.levels), data.splits, list(data.notes)
+    if self.taxonomy is not data.taxonomy:
+      columns = [data.taxonomy.index(level) for level in self.taxonomy.levels]
+      self.splits = {k: dataclasses.replace(v, labels=v.labels[:, columns]) for k, v in self.splits.items()}
+    for option in ('train', 'val'):
+      if c.data[option] not in self.splits:
+        raise UserError(f'--config.data.{option}={c.data[option]!r}: no such split; the data have {", ".join(self.splits)}')
+    self.train, self.val = self.splits[c.data.train], self.splits[c.data.val]
+    n = len(self.train.labels)
+    self.total = config_lib.steps(c.train, '', n, c.train.batch_size, '--config.train')
+    if self.total < 1:
+      raise UserError('--config.train: one of steps, epochs, examples must be above 0')
+    self.eval_every = config_lib.steps(c.train, 'eval_', n, c.train.batch_size, '--config.train.eval_*') or self.total
+    self.phases = optim.phases(c, self.levels, n, self.total)
+    names = ['loss', 'fpa', 'hvr', 'joint_fpa', *(f'top1/{level}' for level in self.levels)]
+    self.best = c.train.best.replace('top1/finest', f'top1/{self.taxonomy.levels[-1]}').replace('top1/coarsest', f'top1/{self.levels[0]}')
+    if self.best not in names:
+      raise UserError(f'--config.train.best={c.train.best!r}{config_lib.did_you_mean(c.train.best, names)}; choices: {", ".join(names)}')
+    self.lower = self.best in ('loss', 'hvr')
+    self.model = heads_lib.build(c, self.taxonomy, self.levels)
+    self.weights = parse_weights(c.loss.weights, self.levels)
+    self.plateau = optim.plateau(c)
+
+  def task(self, params) -> Task:
+    c, t = self.c, self.taxonomy
+    column = t.index(config_lib.resolve_levels(c.data.balance_level, t.levels, '--config.data.balance_level')[0])
+    balance = class_weights(self.train.labels[:, column], t.num_classes(t.levels[column])) if c.data.balance == 'loss' else None
+    targets = dict.fromkeys(self.levels)
+    if c.loss.smoothing:
+      family = config_lib.resolve_levels(c.loss.siblings, t.levels, '--config.loss.siblings')
+      targets[t.levels[-1]] = losses.smoothed_targets(t, c.loss.smoothing, family)
+    return Task(
+      model=self.model, levels=self.levels, columns=tuple(t.index(level) for level in self.levels), weights=self.weights, targets=targets,
+      example_weights=balance, balance_column=column, labels=optim.labels(params, c.optim.rules),
+      schedule=optim.schedule(c, self.total, len(self.train.labels)), clip=c.optim.clip, ema=c.optim.ema, micro=c.optim.accumulate, seed=c.seed)
+
+  def variables(self) -> dict:
+    """The initial ones as numpy: seeded, with the backbone's from a file where model.pretrained names one."""
+    variables = models.init(self.model, self.c.data.size, self.c.seed)
+    if self.c.model.pretrained:
+      name = self.c.model.backbone
+      backbone = {k: v['backbone'] for k, v in variables.items() if 'backbone' in v}
+      loaded, note = pretrained.load(name, backbone, self.c.model.pretrained)
+      variables = {k: {**v, 'backbone': loaded[k]} if k in loaded else v for k, v in variables.items()}
+      self.notes.append(note)
+    return variables
+
+  def state(self, variables, task: Task) -> TrainState:
+    params, batch_stats = variables['params'], variables.get('batch_stats', {})
+    state = TrainState(
+      step=np.int32(0), params=params, batch_stats=batch_stats, opt_state=optim.transformation(self.c, task.labels).init(params),
+      ema={'params': params, 'batch_stats': batch_stats} if self.c.optim.ema else {},
+      plateau=self.plateau.init(params) if self.plateau else {},
+      monitor={'best': np.float32(np.inf if self.lower else -np.inf), 'bad': np.int32(0)})
+    return parallel.put_replicated(state, self.mesh)
+
+  def batches(self, examples: sources.Examples, start: int, end: int):
+    c, column = self.c, None
+    if c.data.balance == 'sample':
+      column = self.taxonomy.index(config_lib.resolve_levels(c.data.balance_level, self.taxonomy.levels, '--config.data.balance_level')[0])
+    return pipeline.train_batches(
+      examples, batch_size=c.train.batch_size, seed=c.seed, steps=end, start_step=start, size=c.data.size, resize=c.data.resize,
+      augment=c.data.augment, balance=column, workers=c.data.workers, threads=c.data.threads, process_index=jax.process_index(),
+      process_count=jax.process_count(), strict=c.data.strict)
+
+
+def parts(state: TrainState) -> dict[str, dict]:
+  """The state as the checkpoint stores it."""
+  out = {'model': {'params': state.params, 'batch_stats': state.batch_stats},
+         'rest': checkpoint.named({'step': state.step, 'opt_state': state.opt_state, 'plateau': state.plateau, 'monitor': state.monitor})}
+  return {**out, 'ema': state.ema} if state.ema else out
+
+
+def restore(checkpoints: checkpoint.Checkpoints, step: int, state: TrainState) -> TrainState:
+  loaded = checkpoints.load(step, parts(state))
+  rest = {'step': state.step, 'opt_state': state.opt_state, 'plateau': state.plateau, 'monitor': state.monitor}
+  return state.replace(**loaded['model'], **checkpoint.unnamed(loaded['rest'], rest), ema=loaded.get('ema', state.ema))
+
+
+class Log:
+  """metrics.jsonl, and lines on stderr for people, both from process 0 only."""
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    self.path, self.main = workdir / 'metrics.jsonl', jax.process_index() == 0
+    if self.main and self.path.exists():  # what was logged after the checkpoint will be logged again
+      kept = []
+      for line in self.path.read_text().splitlines():
+        try:
+          if json.loads(line)['step'] <= step:
+            kept.append(line)
+        except (ValueError, KeyError):
+          continue  # the line that an interruption cut short
+      self.path.write_text(''.join(f'{line}\n' for line in kept))
+
+  def write(self, **values) -> None:
+    if self.main:
+      with self.path.open('a') as f:
+        f.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}) + '\n')
+
+  def say(self, text: str, end: str = '\n') -> None:
+    if self.main:
+      print(text, end=end, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+  return str(datetime.timedelta(seconds=round(seconds)))
+
+
+class Signals:
+  """Notes the first SIGINT or SIGTERM, so that the loop can save at the end of its step; the second one ends the program at once."""
+
+  def __enter__(self):
+    self.got, self.old = 0, {}
+    if threading.current_thread() is threading.main_thread():  # Python allows handlers there only; a notebook's worker thread goes without
+      self.old = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+    return self
+
+  def note(self, signum, _):
+    if self.got:
+      self.restore()
+      signal.raise_signal(signum)
+    self.got = signum
+    print('\nsaving the state before stopping (once more to stop at once)', file=sys.stderr, flush=True)
+
+  def restore(self):
+    for s, handler in self.old.items():
+      signal.signal(s, handler)
+
+  def __exit__(self, *_):
+    self.restore()
+
+
+class Loop:
+  """The training loop over one run's phases."""
+
+  def __init__(self, run: Run, workdir: pathlib.Path):
+    self.run, self.c, self.mesh = run, run.c, run.mesh
+    self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, run.lower)
+    variables = run.variables()
+    self.task = run.task(variables['params'])
+    self.state = run.state(variables, self.task)
+    self.params = sum(x.size for x in jax.tree.leaves(variables['params']))
+    last = self.checkpoints.latest()
+    if last is not None:
+      self.state = restore(self.checkpoints, last, self.state)
+    self.step = int(self.state.step)
+    self.log = Log(workdir, self.step)
+    self.log.say(f'resuming at step {self.step} of {run.total}' if last is not None else
+                 f'{run.c.model.backbone}, {self.params:,} parameters, {len(run.train.labels):,} training images, {run.total} steps, '
+                 f'{self.mesh.size} {jax.devices()[0].platform} device(s)')
+    self.eval_step = evaluate.stepper(run.model, self.mesh)
+    self.broken: set[str] = set()
+    self.seconds = 0.0
+
+  def features(self, examples: sources.Examples) -> sources.Examples:
+    """The split with the frozen backbone's features instead of images, computed once."""
+    self.log.say(f'computing the features of split {examples.name} once: the backbone is frozen and there is no augmentation')
+    out = evaluate.collect(self.eval_step, eval_variables(self.state), examples, self.c, self.mesh, with_features=True)
+    self.broken.update(out.broken)
+    return sources.with_features(examples, out.features, out.index)
+
+  def validate(self, val: sources.Examples) -> dict[str, float]:
+    out = evaluate.collect(self.eval_step, eval_variables(self.state), val, self.c, self.mesh)
+    self.broken.update(out.broken)
+    t = self.run.taxonomy
+    decoded = evaluate.decodings(out, t)
+    return evaluate.flat({k: evaluate.metrics.evaluate(decoded[k], out.labels, t, self.run.levels) for k in ('independent', 'joint')},
+                         evaluate.loss(out, t, self.run.weights), self.run.levels)
+
+  def check(self, pending, files: Sequence[str]) -> dict[str, float] | None:
+    """The metrics of the step before, read while the next one runs. Stops on NaN."""
+    if pending is None:
+      return None
+    step, device, index = pending
+    values = {k: float(v) for k, v in device.items()}
+    if not np.isfinite(values['loss']):
+      names = ', '.join(files[i] for i in index[:8])
+      raise UserError(f'loss is {values["loss"]} at step {step} with lr {values["lr"]:.3g} and gradient norm {values["grad_norm"]:.3g}; files of that batch: {names}'
+                      f'{" ..." if len(index) > 8 else ""}. Lower --config.optim.lr or set --config.optim.clip; the last checkpoint is from before it')
+    return values
+
+  def train(self, signals: Signals) -> None:
+    started = time.monotonic()
+    for i, phase in enumerate(self.run.phases):
+      if self.step >= phase.end or self.stopped:
+        continue
+      train, val = self.run.train, self.run.val
+      if not phase.trains_backbone and not self.c.data.augment.enabled:
+        train, val = self.features(train), self.features(val)
+      if len(self.run.phases) > 1:
+        self.log.say(f'phase {i + 1} of {len(self.run.phases)}, {phase.describe()}')
+      self.phase(phase, i, train, val, signals, started)
+    self.seconds += time.monotonic() - started
+
+  @property
+  def stopped(self) -> bool:
+    return bool(self.c.train.early_stop) and int(self.state.monitor['bad']) >= self.c.train.early_stop
+
+  def phase(self, phase: optim.Phase, number: int, train, val, signals: Signals, started: float) -> None:
+    c, run = self.c, self.run
+    tx = optim.transformation(c, self.task.labels, phase.freeze)
+    r, d = parallel.replicated(self.mesh), parallel.split(self.mesh)
+    step_fn = jax.jit(functools.partial(train_step, task=self.task, phase=phase, tx=tx), in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0)
+    pending, per_epoch = None, len(train.labels) / c.train.batch_size
+    waited, since, since_step, first = 0.0, time.monotonic(), self.step, self.step
+    batches = run.batches(train, self.step, phase.end)
+    try:
+      for batch in batches:
+        waited += time.monotonic() - since if self.step == since_step else time.monotonic() - ready
+        self.broken.update(train.files[b] for b in batch['broken'][batch['broken'] >= 0])
+        device = parallel.put_batch({'image': batch['image'], 'labels': batch['labels']}, self.mesh)
+        self.state, out = step_fn(self.state, device)
+        values = self.check(pending, train.files)
+        if values and pending[0] % c.train.log_steps == 0 and self.step > first:
+          now = time.monotonic()
+          rate = (self.step - since_step) * c.train.batch_size / max(now - since, 1e-9)
+          left = (run.total - self.step) * c.train.batch_size / rate
+          share = waited / max(now - since, 1e-9)
+          self.log.write(step=pending[0], epoch=pending[0] / per_epoch, kind='train', phase=number, images_per_s=rate, data_wait=share, **values)
+          accuracies = ' '.join(f'{l} {values[f"acc/{l}"]:.3f}' for l in phase.levels)
+          self.log.say(f'step {pending[0]}/{run.total} epoch {pending[0] / per_epoch:.2f} loss {values["loss"]:.3f} {accuracies} '
+                       f'lr {values["lr"]:.2g} | {rate:.1f} images/s, {clock(left)} left')
+          waited, since, since_step = 0.0, now, self.step
+        self.step += 1
+        pending = (self.step, out, batch['index'])
+        if self.step % run.eval_every == 0 or self.step == run.total:
+          self.check(pending, train.files)
+          before = time.monotonic()
+          self.evaluate_and_save(val, per_epoch)
+          since += time.monotonic() - before  # evaluation is not the training's rate
+          if self.stopped:
+            self.log.say(f'early stop: no better {run.best} for {c.train.early_stop} evaluations')
+            return
+        if signals.got:
+          self.check(pending, train.files)
+          if self.step not in self.checkpoints.steps():
+            self.checkpoints.save(self.step, parts(self.state), None)
+          self.checkpoints.wait()
+          raise Interrupted(signals.got, self.step)
+        ready = time.monotonic()
+    finally:
+      batches.close()
+
+  def evaluate_and_save(self, val: sources.Examples, per_epoch: float) -> None:
+    run = self.run
+    before = time.monotonic()
+    values = self.validate(val)
+    self.log.write(step=self.step, epoch=self.step / per_epoch, kind='val', seconds=time.monotonic() - before, **values)
+    best = float(self.state.monitor['best'])
+    better = values[run.best] < best if run.lower else values[run.best] > best
+    self.log.say(f'val at step {self.step} (epoch {self.step / per_epoch:.2f}): ' +
+                 ' '.join(f'{k.removeprefix("top1/")} {v:.4f}' for k, v in values.items()) + (f'  best {run.best} so far' if better else ''))
+    monitor = {'best': np.float32(values[run.best] if better else best), 'bad': np.int32(0 if better else int(self.state.monitor['bad']) + 1)}
+    self.state = self.state.replace(monitor=parallel.put_replicated(monitor, self.mesh))
+    if run.plateau:
+      _, plateau = run.plateau.update({}, jax.device_get(self.state.plateau), value=values['loss'])
+      self.state = self.state.replace(plateau=parallel.put_replicated(jax.device_get(plateau), self.mesh))
+    self.checkpoints.save(self.step, parts(self.state), values)
+
+
+def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
+  """Writes config.json and taxonomy.csv, or checks that a run that is resumed here is the same."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / 'config.json'
+  if path.exists() and (workdir / 'checkpoints').exists() and any((workdir / 'checkpoints').iterdir()):
+    changed = [d for d in config_lib.differences(config_lib.from_json(path.read_text()), run.c) if not d.startswith(FREE_ON_RESUME)]
+    if changed:
+      raise UserError(f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder')
+    old = Taxonomy.from_csv(workdir / 'taxonomy.csv')
+    if old.hash() != run.taxonomy.hash():
+      raise UserError(f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy')
+  if jax.process_index() == 0:
+    path.write_text(config_lib.to_json(run.c) + '\n')
+    run.taxonomy.to_csv(workdir / 'taxonomy.csv')
+
+
+def versions() -> dict[str, str]:
+  return {'python': platform.python_version(), **{p: importlib.metadata.version(p) for p in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')}}
+
+
+def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
+  """Trains what config `c` describes into `workdir`, or goes on with it, and returns the final val metrics and the digest of the TrainState.
+
+  Leaves config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, eval_VAL.json, predictions_VAL.npz and report.html there. Raises UserError for a
+  user's mistake and Interrupted where Ctrl-C or SIGTERM came.
+  """
+  workdir, started = pathlib.Path(workdir), datetime.datetime.now(datetime.timezone.utc)
+  run = Run(c)
+  prepare_workdir(workdir, run)
+  loop = Loop(run, workdir)
+  with Signals() as signals:
+    try:
+      loop.train(signals)
+    finally:
+      loop.checkpoints.wait()
+  digest = checkpoint.sha256(loop.state)
+  loop.checkpoints.close()
+  facts = {
+    'command': shlex.join(sys.argv), 'versions': versions(), 'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'started': started.isoformat(timespec='seconds'),
+    'finished': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), 'seconds': round(loop.seconds, 1), 'params': loop.params,
+    'classes': {level: run.taxonomy.num_classes(level) for level in run.taxonomy.levels}, 'heads': list(run.levels), 'train_examples': len(run.train.labels), 'val_examples': len(run.val.labels),
+    'phases': [dataclasses.asdict(p) for p in run.phases], 'skipped': sorted(loop.broken), 'notes': run.notes, 'step': loop.step, 'state_sha256': digest}
+  if jax.process_index() == 0:
+    (workdir / 'run.json').write_text(json.dumps(facts, indent=2) + '\n')
+  if loop.broken:
+    loop.log.say(f'{len(loop.broken)} unreadable image(s) skipped: {", ".join(sorted(loop.broken)[:5])}{" ..." if len(loop.broken) > 5 else ""} (all in {workdir}/run.json)')
+  result = predict.load(workdir).evaluate(run.c.data.val, examples=run.val)
+  if c.baseline == 'train':
+    loop.log.say('training the baseline: one head, ancestors read off')
+    fit(baseline_config(c), workdir / 'baseline')
+  page = report.write(workdir)
+  loop.log.say(f'report: {page}')
+  return {'step': loop.step, **result, 'state_sha256': digest}
+
+
+def baseline_config(c: ConfigDict) -> ConfigDict:
+  """The same run without the hierarchy: one head on the finest level, no phases, no smoothing over siblings."""
+  b = copy.deepcopy(c)
+  b.baseline, b.model.levels, b.loss.weights, b.loss.smoothing, b.train.best = '', 'finest', '', 0.0, 'top1/finest'
+  b.curriculum = config_lib.default().curriculum
+  return b

@@ -1,0 +1,106 @@
+"""hierjax on the command line: hierarchical image classification.
+
+  python main.py --config=configs/quickstart.py --workdir=runs/first                       train on the embedded drawings
+  python main.py --config=configs/3head.py --config.data.root=FOLDER --workdir=runs/mine    train on your images
+  python main.py --mode=evaluate --workdir=runs/mine --split=val                            metrics as JSON
+  python main.py --mode=predict  --workdir=runs/mine --images='photos/*.jpg'                one JSON line an image
+  python main.py --mode=lint     --config.data.root=FOLDER                                  check taxonomy, labels and images
+  python main.py --mode=describe --config=configs/3head.py                                  parameters and MACs of the model
+
+FOLDER holds labels.csv and taxonomy.csv, or a Parquet data set, or nested class folders. Any option is a flag: --config.optim.lr=3e-4;
+hierjax/config.py lists them all with a word on each.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+
+# Large temporaries are fresh memory at each step; huge pages make them an eighth cheaper on Linux CPUs. malloc reads this only when a process starts.
+TUNABLES = 'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864'
+if __name__ == '__main__' and sys.platform == 'linux' and os.environ.get('HIERJAX_HUGEPAGES', '1') == '1' and 'GLIBC_TUNABLES' not in os.environ:
+  os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, 'GLIBC_TUNABLES': TUNABLES})
+
+from absl import app, flags
+from ml_collections import config_flags
+
+MODES = ('train', 'evaluate', 'predict', 'lint', 'describe')
+FLAGS = flags.FLAGS
+flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+flags.DEFINE_string('workdir', '', "The run's folder: train writes it and goes on with it, evaluate and predict read it.")
+flags.DEFINE_string('split', 'val', 'evaluate: the split.')
+flags.DEFINE_string('images', '', 'predict: a file, a folder or a glob in quotes.')
+
+
+def run_config():
+  """The configuration of --workdir's run with this command line's --config.* flags on top; --config=FILE itself does not count."""
+  from hierjax import config, predict
+  c = predict.run_config(pathlib.Path(FLAGS.workdir))
+  for path, value in config_flags.get_override_values(FLAGS['config']).items():
+    if not path.startswith(('data.', 'eval.')):
+      raise config.UserError(f'--config.{path}: --mode={FLAGS.mode} takes its model from {FLAGS.workdir}; only --config.data.* and --config.eval.* can change')
+    config.assign(c, path, value)
+  return c
+
+
+def run() -> None:
+  import jax
+
+  from hierjax import config, lint, predict, train
+  cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'hierjax' / 'jax')
+  jax.config.update('jax_compilation_cache_dir', cache)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  if FLAGS.mode in ('train', 'evaluate', 'predict') and not FLAGS.workdir:
+    raise config.UserError(f'--mode={FLAGS.mode} needs --workdir=FOLDER')
+  if FLAGS.mode == 'train':
+    print(json.dumps(train.fit(FLAGS.config, FLAGS.workdir)))
+  elif FLAGS.mode == 'evaluate':
+    print(json.dumps(predict.load(FLAGS.workdir, run_config()).evaluate(FLAGS.split, progress=progress)))
+  elif FLAGS.mode == 'predict':
+    if not FLAGS.images:
+      raise config.UserError("--mode=predict needs --images: a file, a folder or a glob in quotes, as --images='photos/*.jpg'")
+    for line in predict.stream(predict.load(FLAGS.workdir, run_config()), FLAGS.images):
+      print(json.dumps(line), flush=True)
+  elif FLAGS.mode == 'describe':
+    print(json.dumps(predict.describe(FLAGS.config)))
+  else:
+    found = lint.from_config(FLAGS.config.data)
+    print(found.text())
+    sys.exit(any(p.severity == 'error' for p in found.problems))
+
+
+def progress(done: int, total: int) -> None:
+  print(f'\r{done}/{total} images', end='\n' if done == total else '', file=sys.stderr, flush=True)
+
+
+def main(argv) -> None:
+  from hierjax import config, train
+  try:
+    if len(argv) > 1:
+      raise config.UserError(f'what is {argv[1]!r}? All that main.py takes are flags: --mode=..., --config=..., --workdir=...; see --help')
+    run()
+  except config.UserError as e:
+    print(f'error: {e}', file=sys.stderr)
+    sys.exit(2)
+  except train.Interrupted as e:
+    print(e, file=sys.stderr)
+    sys.exit(128 + e.signum)
+  except BrokenPipeError:
+    sys.exit(128 + signal.SIGPIPE)
+
+
+def parse(argv):
+  """absl's parsing, with one line instead of a traceback for an unknown or ill-typed --config option or a config file that is not there."""
+  try:  # the flag reads its default file, and the overrides, when it is defined
+    config_flags.DEFINE_config_file('config', str(pathlib.Path(__file__).parent / 'hierjax/config.py'), 'FILE.py[:ARG], usually of configs/.')
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, ValueError, TypeError, OSError, ImportError) as e:
+    told = ' '.join(str(e).replace('\\n', ' ').replace('"', '').replace("'", '').split())
+    options = [a for a in argv if a.startswith('--config.') and a.split('=')[0].rpartition('.')[2] in told]
+    print(f'error: {", ".join(options) or "--config"}: {told}; hierjax/config.py lists the options', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse)

@@ -32,9 +32,8 @@ def read_table(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
   A byte order mark, CRLF, quotes and spaces around a cell are tolerated, blank lines are skipped, short rows are filled with empty cells.
   UserError: no such file, not UTF-8, empty, a column without a name or twice, a row with more cells than the header.
   """
-  path = pathlib.Path(path)
   try:
-    text = path.read_bytes().decode('utf-8-sig')
+    text = pathlib.Path(path).read_bytes().decode('utf-8-sig')
   except OSError as e:
     raise UserError(f'{path}: cannot be read ({e.strerror})') from None
   except UnicodeDecodeError as e:
@@ -63,6 +62,19 @@ def read_table(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
       raise UserError(f'{path}:{row}: has {len(cells)} cells, the header {len(columns)}; a name with a comma stands in double quotes')
     table.append((row, (cells + [''] * len(columns))[:len(columns)]))
   return columns, table
+
+
+def read_levels(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+  """read_table() of a taxonomy; UserError where the header is missing or is that of a labels file."""
+  levels, rows = read_table(path)
+  for column in ('file', 'split'):
+    if column in levels:
+      raise UserError(f'{path}:1: column {column!r} belongs into labels.csv; a taxonomy has a row per finest class, a column per level')
+  for k, level in enumerate(levels):
+    again = next((row for row, cells in rows if cells[k] == level), None)
+    if again is not None:
+      raise UserError(f'{path}:1: the header is missing: {level!r} is a class in row {again}; the first row names the levels')
+  return levels, rows
 
 
 def faults(levels: Sequence[str], rows: Iterable[tuple[int, Sequence[str]]]) -> list[tuple[int, str, str]]:
@@ -125,14 +137,7 @@ class Taxonomy:
   @classmethod
   def from_csv(cls, path) -> 'Taxonomy':
     """Reads one row per finest class; UserError 'FILE:ROW: ...' names what is wrong."""
-    levels, rows = read_table(path)
-    for column in ('file', 'split'):
-      if column in levels:
-        raise UserError(f'{path}:1: column {column!r} belongs into labels.csv; a taxonomy has a row per finest class, a column per level')
-    for k, level in enumerate(levels):
-      again = next((row for row, cells in rows if cells[k] == level), None)
-      if again is not None:
-        raise UserError(f'{path}:1: the header is missing: {level!r} is a class in row {again}; the first row names the levels')
+    levels, rows = read_levels(path)
     return cls._from_rows(tuple(levels), rows, f'{path}:')
 
   @classmethod

@@ -224,8 +224,8 @@ def near_duplicates(names):
         near[part].append(word)
     pairs = {tuple(sorted(p)) for group in near.values() for p in itertools.combinations(group, 2)}
     for a, b in sorted(pairs):
-      length = max(len(a), len(b))
-      if length >= 6 and a[0] == b[0] and edit_distance(a, b) <= (2 if length >= 10 else 1):
+      slips = 2 if min(len(a), len(b)) >= 10 else 1
+      if max(len(a), len(b)) >= 6 and a[0] == b[0] and edit_distance(a, b) <= slips:   # mouse and house are no slip
         out.append((slot[a], slot[b], 'are nearly the same'))
   return out
 

@@ -1,0 +1,433 @@
+"""Where examples come from: labels.csv and images, nested class folders, Parquet, or the drawn toy set. All become a `Dataset`.
+
+A data set's root may hold taxonomy.csv (else the taxonomy is derived from the labels). Splits come from the data; where they name none, one is made,
+stratified by the finest class.
+"""
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import posixpath
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from hierjax.config import UserError, did_you_mean
+from hierjax.data import toy
+from hierjax.taxonomy import Taxonomy, close_matches, read_table
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
+SPLIT_FOLDERS = ('train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing')
+IMAGE_COLUMNS = ('img', 'image', 'images')
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """One split: random access, picklable."""
+  name: str
+  files: Sequence[str]  # what people are shown, such as 'images/00001.jpg'
+  labels: np.ndarray    # int32 [N, L], class ids per level of the taxonomy, -1 unknown
+  reader: Callable[[int], bytes | np.ndarray]  # encoded bytes, uint8 [h, w, 3], or float32 [d] features
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  taxonomy: Taxonomy
+  splits: dict[str, Examples]
+  notes: list[str]  # what the user should know, such as that a split was made
+
+
+def load(data) -> Dataset:
+  """The data set that `config.data` names (a ConfigDict or a namespace with its fields). UserError where it does not add up."""
+  root, source = pathlib.Path(data.root).expanduser() if data.root else None, data.source
+  if source == 'auto': source = _detect(root)
+  if source == 'toy':
+    taxonomy, splits = toy.load(**dict(data.toy if hasattr(data.toy, 'keys') else vars(data.toy)))
+    splits = {{'train': data.train, 'val': data.val}[k]: Examples({'train': data.train, 'val': data.val}[k], *v) for k, v in splits.items()}
+    return Dataset(taxonomy, splits, [])
+  if source not in LOADERS: raise UserError(f'--config.data.source={source!r}{did_you_mean(source, LOADERS)}; choices: auto, toy, {", ".join(LOADERS)}')
+  if root is None: raise UserError(f'--config.data.source={source} needs --config.data.root=FOLDER')
+  if not root.is_dir(): raise UserError(f'--config.data.root={data.root}: no such folder')
+  taxonomy = data.taxonomy or (root / 'taxonomy.csv' if (root / 'taxonomy.csv').exists() else None)
+  taxonomy, table, notes = LOADERS[source](data, root, Taxonomy.from_csv(taxonomy) if taxonomy else None)
+  return Dataset(taxonomy, _split(data, table, notes), notes)
+
+
+def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -> Examples:
+  """The examples `index` with features float32 [len(index), d] in place of their images."""
+  return Examples(examples.name, [examples.files[i] for i in index], examples.labels[index], np.asarray(features, np.float32).__getitem__)
+
+
+def _detect(root):
+  if root is None: return 'toy'
+  if (root / 'labels.csv').exists(): return 'csv'
+  return 'parquet' if any(root.glob('**/*.parquet')) else 'folders'
+
+
+# Splits
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+  """What a source found, all splits together."""
+  files: list[str]
+  labels: np.ndarray             # int32 [N, L]
+  splits: list[str] | None       # per example; None where the source names none
+  reader: Callable[[np.ndarray], Callable]  # rows -> the reader of these rows
+
+
+def _split(data, table, notes):
+  splits, share = table.splits, f'a share of {data.val_share:g} of each finest class, seed {data.split_seed}'
+  other = next((s for s in ('valid', 'validation', 'dev') if s in (splits or ())), None)
+  if other and data.val == 'val' and data.val not in splits:
+    splits = ['val' if s == other else s for s in splits]
+    notes.append(f'split {other!r} is called val here')
+  names = list(dict.fromkeys(splits or ()))
+  if splits is None:
+    splits = [data.val if held else data.train for held in stratified(table.labels, table.files, data.val_share, data.split_seed)]
+    count = Counter(splits)
+    notes.append(f'split made: {count[data.train]} {data.train}, {count[data.val]} {data.val} ({share}), since the data name no split')
+  elif data.train in names and data.val not in names and data.val == 'val':
+    rows = np.array([i for i, s in enumerate(splits) if s == data.train])
+    held = set(rows[stratified(table.labels[rows], [table.files[i] for i in rows], data.val_share, data.split_seed)].tolist())
+    splits = [data.val if i in held else s for i, s in enumerate(splits)]
+    notes.append(f'split made: {len(held)} of the {len(rows)} {data.train} examples are {data.val} ({share}), since the data only have {", ".join(names)}')
+  groups = defaultdict(list)
+  for i, name in enumerate(splits): groups[name].append(i)
+  return {name: Examples(name, [table.files[i] for i in rows], table.labels[rows], table.reader(np.array(rows))) for name, rows in groups.items()}
+
+
+def stratified(labels, files, share, seed) -> np.ndarray:
+  """bool [N]: a share of each finest class (of each row of known labels where the finest is unknown), chosen by a hash of seed and file name, so that the
+  order of the rows does not matter. Every class keeps at least one example; over all classes the numbers add up to the share."""
+  order = [hashlib.blake2b(f'{seed}:{f}'.encode(), digest_size=8).digest() for f in files]
+  groups = defaultdict(list)
+  for i, row in enumerate(labels.tolist()): groups[(row[-1],) if row[-1] >= 0 else tuple(row)].append(i)
+  held, due = np.zeros(len(files), bool), 0.
+  for key in sorted(groups):
+    rows = sorted(groups[key], key=lambda i: (order[i], files[i]))
+    due += share * len(rows)
+    take = max(0, min(round(due), len(rows) - 1))
+    due -= take
+    held[rows[:take]] = True
+  return held
+
+
+# CSV
+
+def _read_file(i, *, root, files):
+  with open(os.path.join(root, files[i]), 'rb') as f: return f.read()
+
+
+def _file_reader(root, files):
+  return lambda rows: functools.partial(_read_file, root=str(root), files=[files[i] for i in rows])
+
+
+def _csv(data, root, taxonomy):
+  """labels.csv: file, split, one column per level; an empty cell is an unknown label."""
+  path, notes = root / 'labels.csv', []
+  columns, table = read_table(path)
+  if 'file' not in columns: raise UserError(f'{path}:1: no column "file"{did_you_mean("file", columns)}; the columns are {", ".join(columns)}')
+  others = [c for c in columns if c not in ('file', 'split')]
+  if not table: raise UserError(f'{path}:1: has no example below the header')
+  if taxonomy is None:
+    if not others: raise UserError(f'{path}:1: no column of labels beside {", ".join(columns)}')
+    taxonomy = derive(others, [(f'{path}:{row}', [cells[columns.index(c)] for c in others]) for row, cells in table])
+    notes.append(f'taxonomy derived from {path.name} (no taxonomy.csv): {", ".join(f"{len(n)} {l}" for l, n in zip(taxonomy.levels, taxonomy.names))}')
+  for c in others:
+    if c in taxonomy.levels: continue
+    missing = [l for l in taxonomy.levels if l not in columns]
+    if close := close_matches(c, missing): raise UserError(f'{path}:1: column {c!r} is no level of the taxonomy (did you mean {close[0]!r}?)')
+    notes.append(f'{path.name}: column {c!r} is not used; the levels are {", ".join(taxonomy.levels)}')
+  if not set(others) & set(taxonomy.levels):
+    raise UserError(f'{path}:1: no column of labels; the levels are {", ".join(taxonomy.levels)}, the columns {", ".join(columns)}')
+  files, splits, rows, seen, ids, again = [], [], [], {}, {}, []
+  for row, cells in table:
+    where, cell = f'{path}:{row}', dict(zip(columns, cells))
+    file = _inside(cell['file'], where)
+    key = tuple(cell.get(l, '') for l in taxonomy.levels)
+    if file in seen:
+      first, same = seen[file]
+      if same != (key, cell.get('split')): raise UserError(f'{where}: {file} stands in row {first} already, with other labels or another split')
+      again.append(row)
+      continue
+    seen[file] = row, (key, cell.get('split'))
+    if cell.get('split') == '': raise UserError(f'{where}: no split; give one to every row, or leave out the column "split"')
+    if key not in ids:
+      ids[key] = taxonomy.encode(cell, where)
+      if not taxonomy.valid(ids[key][None])[0]:
+        raise UserError(f'{where}: no row of the taxonomy has {", ".join(f"{l} {n!r}" for l, n in zip(taxonomy.levels, key) if n)} together')
+    files.append(file); splits.append(cell.get('split')); rows.append(row)
+  if again: notes.append(f'{path.name}: {len(again)} repeated rows are left out, the first is row {again[0]}')
+  _check_files(data, root, path, files, rows, notes)
+  labels = taxonomy.complete(np.array([ids[seen[f][1][0]] for f in files]))
+  return taxonomy, _Table(files, labels, splits if 'split' in columns else None, _file_reader(root, files)), notes
+
+
+def _inside(file, where):
+  """The path as it stands under the root, with forward slashes."""
+  if not file: raise UserError(f'{where}: the cell "file" is empty')
+  path = posixpath.normpath(file.replace('\\', '/'))
+  if posixpath.isabs(path) or path.startswith('..') or path[1:2] == ':':
+    raise UserError(f'{where}: {file} leaves the root; paths are relative to the folder of labels.csv')
+  return path
+
+
+def _check_files(data, root, path, files, rows, notes):
+  """Missing files: an error if strict or if most are missing (a wrong root), else they are counted like other unreadable images."""
+  listed = {}
+  def exists(file):
+    folder, name = os.path.split(file)
+    if folder not in listed:
+      try: listed[folder] = set(os.listdir(os.path.join(root, folder)))
+      except OSError: listed[folder] = set()
+    return name in listed[folder]
+  missing = [i for i, file in enumerate(files) if not exists(file)]
+  if not missing: return
+  file = files[missing[0]]
+  near = [n for n in listed[os.path.dirname(file)] if n.rsplit('.', 1)[0].casefold() == os.path.basename(file).rsplit('.', 1)[0].casefold()]
+  near = near or close_matches(os.path.basename(file), listed[os.path.dirname(file)])
+  text = f'{path}:{rows[missing[0]]}: no file {file}' + (f' (did you mean {posixpath.join(os.path.dirname(file), near[0])}?)' if near else '')
+  if len(missing) > 1: text += f', and {len(missing) - 1} more of {len(files)} are missing'
+  if data.strict or len(missing) * 2 > len(files): raise UserError(text)
+  notes.append(text + '; they count as unreadable')
+
+
+def derive(levels, rows) -> Taxonomy:
+  """The taxonomy of labels: rows [(where, names per level)], '' unknown. Its classes are sorted by path. UserError names the row that contradicts another."""
+  levels = list(levels)
+  known, first = {}, {}
+  for where, names in rows:
+    if names[-1]:
+      path = known.setdefault(names[-1], ['' for _ in levels])
+      for k, name in enumerate(names):
+        if name and path[k] and path[k] != name:
+          raise UserError(f'{where}: {levels[-1]} {names[-1]!r} has {levels[k]} {name!r} here and {path[k]!r} in {first[names[-1], k]}; '
+                          'every finest class has one path')
+        if name and not path[k]: path[k] = name; first[names[-1], k] = where
+  paths = {tuple(p) for p in known.values()}
+  for path in paths:
+    if not all(path):
+      k = path.index('')
+      raise UserError(f'{first[path[-1], len(levels) - 1]}: {levels[-1]} {path[-1]!r} has no {levels[k]} in any row; give it in one, or write taxonomy.csv')
+  inner = [{p[k] for p in paths} for k in range(len(levels))]
+  ends = {}
+  for where, names in rows:  # a class that is never seen with a finer one is a branch that ends early
+    depth = max((k + 1 for k, n in enumerate(names) if n), default=0)
+    if 0 < depth < len(levels) and names[depth - 1] not in inner[depth - 1]:
+      if not all(names[:depth]): raise UserError(f'{where}: {levels[depth - 1]} {names[depth - 1]!r} is in no complete row; write taxonomy.csv')
+      ends[tuple(names[:depth])] = True
+  goes_on = {e[:k] for e in ends for k in range(1, len(e))}
+  paths |= {e + ('',) * (len(levels) - len(e)) for e in ends if e not in goes_on}
+  if not paths: raise UserError(f'{rows[0][0]}: no row has a label')
+  return Taxonomy.from_rows(levels, sorted(paths))
+
+
+# Folders
+
+def _folders(data, root, taxonomy):
+  """Nested class folders: ROOT/[SPLIT/]COARSE/.../FINE/image. The finest class is the deepest folder."""
+  notes, found = [], []
+  for folder, inner, names in os.walk(root, followlinks=True):
+    inner[:] = sorted(d for d in inner if not d.startswith('.'))
+    below = os.path.relpath(folder, root).replace(os.sep, '/')
+    found += [(below, n) for n in sorted(names) if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith('.')]
+  if not found: raise UserError(f'{root}: no labels.csv, no *.parquet and no image in class folders ({" ".join(IMAGE_SUFFIXES[:4])} ...)')
+  parts = [() if folder == '.' else tuple(folder.split('/')) for folder, _ in found]
+  tops = {p[0] for p in parts if p}
+  splits, known = None, {*SPLIT_FOLDERS, data.train, data.val}
+  if tops and all(t in known or t.lower() in known for t in tops) and all(parts):
+    splits, parts = [p[0] if p[0] in known else p[0].lower() for p in parts], [p[1:] for p in parts]
+  if loose := [f'{folder}/{name}'.removeprefix('./') for (folder, name), p in zip(found, parts) if not p]:
+    raise UserError(f'{root}: {loose[0]} is in no class folder' + (f', nor are {len(loose) - 1} more' if len(loose) > 1 else ''))
+  depth = max(map(len, parts))
+  inner = {p[:k] for p in parts for k in range(1, len(p))}
+  if taxonomy is None:
+    levels = ('class',) if depth == 1 else ('superclass', 'class') if depth == 2 else tuple(f'level{k}' for k in range(1, depth)) + ('class',)
+    ends = {p for p in parts if p not in inner}
+    names = _qualified(ends)
+    taxonomy = Taxonomy.from_rows(levels, sorted([*p[:-1], names[p]] + [''] * (depth - len(p)) for p in ends))
+    notes.append(f'taxonomy from folders: {", ".join(f"{len(n)} {l}" for l, n in zip(levels, taxonomy.names))}')
+  else:
+    if depth > len(taxonomy.levels):
+      deep = '/'.join(next(p for p in parts if len(p) == depth))
+      raise UserError(f'{root}: folder {deep} is {depth} levels deep, the taxonomy has {len(taxonomy.levels)}: {", ".join(taxonomy.levels)}')
+    names = _qualified({p for p in parts if p not in inner})
+  ids = {p: _encode_folder(taxonomy, p, names, '/'.join(p), root) for p in dict.fromkeys(parts)}
+  labels = taxonomy.complete(np.array([ids[p] for p in parts]))
+  if coarse := [p for p in ids if p in inner]:
+    notes.append(f'folder {"/".join(coarse[0])} holds images beside class folders: known at its own level only' +
+                 (f' (so do {len(coarse) - 1} more)' if len(coarse) > 1 else ''))
+  files = [posixpath.normpath(f'{folder}/{name}') for folder, name in found]
+  return taxonomy, _Table(files, labels, splits, _file_reader(root, files)), notes
+
+
+def _qualified(ends):
+  """Folder paths -> names of finest classes: the folder's, with as many parents before it as make it unique among them."""
+  names = {}
+  for k in range(1, max(map(len, ends), default=0) + 1):
+    count = Counter(p[-k:] for p in ends if p not in names)
+    taken = set(names.values())
+    for p in sorted(ends):
+      if p not in names and count[p[-k:]] == 1 and '/'.join(p[-k:]) not in taken: names[p] = '/'.join(p[-k:])
+  return names
+
+
+def _encode_folder(taxonomy, path, names, shown, root):
+  """Labels of a class folder: its path's names at the first levels, or only its own name where the tree has fewer folders than levels."""
+  if path in names:
+    for name in dict.fromkeys((names[path], path[-1], '/'.join(path))):  # the taxonomy may or may not qualify its names
+      if name in taxonomy.names[-1]:
+        row = taxonomy.paths[taxonomy.names[-1].index(name)]
+        if all(parent in {taxonomy.names[k][c] for k, c in enumerate(row)} for parent in path[:-1]): return row
+    if len(path) == 1 or len(path) == len(taxonomy.levels):
+      close = close_matches(path[-1], taxonomy.names[-1])
+      wrong = 'is under another parent' if path[-1] in taxonomy.names[-1] else 'is not in it'
+      hint = '' if path[-1] in taxonomy.names[-1] or not close else f' (did you mean {close[0]!r}?)'
+      raise UserError(f'{root}: folder {shown}: {taxonomy.levels[-1]} {path[-1]!r} does not agree with the taxonomy: it {wrong}{hint}')
+  return taxonomy.encode(dict(zip(taxonomy.levels, path)), f'{root}: folder {shown}')
+
+
+# Parquet
+
+def _parquet(data, root, taxonomy):
+  """SPLIT.parquet or SPLIT-00000-of-00001.parquet with img {bytes, path} and LEVEL_label or LEVEL per level: names, or integers in the taxonomy's order."""
+  notes, paths = [], sorted(root.glob('**/*.parquet'))
+  if not paths: raise UserError(f'{root}: no *.parquet')
+  stores = [_store(path) for path in paths]
+  splits = [path.name.removesuffix('.parquet').split('-')[0] for path in paths]
+  columns = stores[0][1]['columns']
+  for path, (_, meta) in zip(paths, stores):
+    if set(meta['columns']) != set(columns): raise UserError(f'{path}: its columns ({", ".join(meta["columns"])}) are not those of {paths[0].name}')
+  labels = {c.removesuffix('_label'): c for c in columns}
+  if taxonomy is None:
+    labels = {l: c for l, c in labels.items() if c.endswith('label')}
+    if not labels: raise UserError(f'{paths[0]}: no column LEVEL_label ({", ".join(columns)}); to use others as levels, write {root / "taxonomy.csv"}')
+    levels = sorted(labels, key=lambda l: len({v for _, m in stores for v in m['columns'][labels[l]]['names']}))  # coarse ones have fewer classes
+    values = [_names(stores, labels[l]) for l in levels]
+    taxonomy = derive(levels, [(str(root), row) for row in dict.fromkeys(zip(*values))])
+    notes.append(f'taxonomy derived from Parquet: {", ".join(f"{len(n)} {l}" for l, n in zip(taxonomy.levels, taxonomy.names))}')
+  if not set(labels) & set(taxonomy.levels):
+    raise UserError(f'{paths[0]}: no column of labels; the levels are {", ".join(taxonomy.levels)}, the columns {", ".join(columns)}')
+  if unused := [labels[l] for l in labels if l not in taxonomy.levels]: notes.append(f'Parquet columns {", ".join(unused)} are not used')
+  ids = np.concatenate([_parquet_labels(path, folder, meta, labels, taxonomy) for path, (folder, meta) in zip(paths, stores)])
+  bad = np.flatnonzero(~taxonomy.valid(ids))
+  ends = np.cumsum([m['rows'] for _, m in stores])
+  if len(bad):
+    file = int(np.searchsorted(ends, bad[0], side='right'))
+    row = bad[0] - (ends[file - 1] if file else 0)
+    raise UserError(f'{paths[file]}: row {row + 1}: labels {ids[bad[0]].tolist()} contradict the taxonomy ({", ".join(taxonomy.levels)})')
+  table = _Table(
+    [f'{path.name}:{i}' for path, (_, m) in zip(paths, stores) for i in range(m['rows'])], taxonomy.complete(ids),
+    [s for s, (_, m) in zip(splits, stores) for _ in range(m['rows'])],
+    lambda rows: functools.partial(_read_store, folders=tuple(str(f) for f, _ in stores), ends=ends, rows=rows))
+  if len(set(splits)) == 1 and splits[0] not in {*SPLIT_FOLDERS, data.train, data.val}: table = dataclasses.replace(table, splits=None)
+  return taxonomy, table, notes
+
+
+def _names(stores, column):
+  """Class names of a column, per example."""
+  out = []
+  for folder, meta in stores:
+    names = meta['columns'][column]['names']
+    width = len(str(max(map(int, names)))) if meta['columns'][column]['bare'] and names else 0
+    names = [n.zfill(width) for n in names]  # integers without names: sorted as numbers
+    out += [names[v] if v >= 0 else '' for v in np.load(folder / f'{column}.npy')]
+  return out
+
+
+def _parquet_labels(path, folder, meta, labels, taxonomy):
+  """int32 [N, L]"""
+  out = np.full((meta['rows'], len(taxonomy.levels)), -1, np.int32)
+  for k, level in enumerate(taxonomy.levels):
+    if level not in labels: continue
+    column = meta['columns'][labels[level]]
+    names = column['names']
+    if column['bare']:  # integers without names stand in the order of the taxonomy
+      lookup = np.array([int(n) for n in names], np.int64)
+      if len(lookup) and (lookup.max() >= len(taxonomy.names[k]) or lookup.min() < 0):
+        raise UserError(f'{path}: {labels[level]} goes from {lookup.min()} to {lookup.max()}, the taxonomy has {len(taxonomy.names[k])} classes of {level}')
+    else: lookup = np.array([taxonomy.encode({level: n}, str(path))[k] for n in names], np.int64)
+    values = np.load(folder / f'{labels[level]}.npy')
+    out[:, k] = np.where(values < 0, -1, np.append(lookup, -1)[values])
+  return out
+
+
+def cache_folder() -> pathlib.Path:
+  """Where converted data lie: $XDG_CACHE_HOME/hierjax or ~/.cache/hierjax. Deleting it costs a conversion."""
+  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'hierjax'
+
+
+def _store(path):
+  """(folder, its meta.json) of a Parquet file's copy for random access, made once: images.bin (all bytes), ends.npy, one COLUMN.npy of codes per column.
+  The key is the file's path, size and time; the folder appears whole or not at all."""
+  stat = path.stat()
+  key = hashlib.sha256(f'1:{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}'.encode()).hexdigest()[:24]
+  folder = cache_folder() / 'parquet' / key
+  if not folder.exists():
+    try: folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error: raise UserError(f'{folder.parent}: no place for the copy of {path.name} ({error.strerror}); set XDG_CACHE_HOME') from None
+    draft = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix='draft-'))
+    try:
+      _convert(path, draft)
+      draft.rename(folder)
+    except OSError:
+      if not folder.exists(): raise  # else another process was faster
+    finally: shutil.rmtree(draft, ignore_errors=True)
+  return folder, json.loads((folder / 'meta.json').read_text())
+
+
+def _convert(path, folder):
+  import pyarrow.parquet  # takes .2 s, and only Parquet needs it
+  try: file = pyarrow.parquet.ParquetFile(path)
+  except (pyarrow.ArrowInvalid, OSError) as error: raise UserError(f'{path}: cannot be read as Parquet ({str(error).splitlines()[0]})') from None
+  columns = file.schema_arrow.names
+  image = next((c for c in IMAGE_COLUMNS if c in columns), None)
+  if image is None: raise UserError(f'{path}: no column of images ({", ".join(IMAGE_COLUMNS)}); the columns are {", ".join(columns)}')
+  kinds = {f.name: f.type for f in file.schema_arrow}
+  plain = [c for c in columns if c != image and any(t(kinds[c]) for t in (
+    pyarrow.types.is_integer, pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_dictionary))]
+  described = json.loads((file.schema_arrow.metadata or {}).get(b'huggingface', b'{}')).get('info', {}).get('features', {})
+  values, ends, end = {c: [] for c in plain}, [], 0
+  with open(folder / 'images.bin', 'wb') as out:
+    for batch in file.iter_batches(256, columns=[image, *plain]):
+      for item in batch.column(image).to_pylist():
+        data = (item or {}).get('bytes') if isinstance(item, dict) or item is None else item
+        out.write(data or b'')  # an empty one is met as an unreadable image, by its row
+        end += len(data or b'')
+        ends.append(end)
+      for c in plain: values[c] += batch.column(c).to_pylist()
+  meta = {'rows': len(ends), 'columns': {}}
+  if not end: raise UserError(f'{path}: column {image!r} holds no bytes')
+  for c in plain:
+    names, bare = described.get(c, {}).get('names'), False
+    if not names or pyarrow.types.is_integer(kinds[c]) is False:
+      found = {v for v in values[c] if v is not None and v != '' and (isinstance(v, str) or v >= 0)}
+      bare = pyarrow.types.is_integer(kinds[c])
+      names = sorted(found)
+      codes = {v: i for i, v in enumerate(names)}
+      values[c] = [codes.get(v, -1) for v in values[c]]
+    np.save(folder / f'{c}.npy', np.array([-1 if v is None else v for v in values[c]], np.int32))
+    meta['columns'][c] = {'names': [str(n) for n in names], 'bare': bare}
+  np.save(folder / 'ends.npy', np.array(ends, np.int64))
+  (folder / 'meta.json').write_text(json.dumps(meta))
+
+
+@functools.lru_cache(maxsize=64)
+def _mapped(folder):
+  return np.memmap(f'{folder}/images.bin', np.uint8, 'r'), np.load(f'{folder}/ends.npy')
+
+
+def _read_store(i, *, folders, ends, rows):
+  row = int(rows[i])
+  file = int(np.searchsorted(ends, row, side='right'))
+  row -= int(ends[file - 1]) if file else 0
+  data, stops = _mapped(folders[file])
+  return data[stops[row - 1] if row else 0:stops[row]].tobytes()
+
+
+LOADERS = {'csv': _csv, 'folders': _folders, 'parquet': _parquet}

@@ -1,0 +1,245 @@
+"""The drawn data set: vehicles from the side, make x type x model, made on the fly. A picture is a pure function of (seed, split, index).
+
+The type is the silhouette, the make is in its colours (a stripe, the rims, the badge, the grille), the model is both and sometimes one detail more
+(a roof rack, a spoiler, a bar over the bed). Body colour, place, size, tilt, light, background, noise and what stands in front of it are random.
+"""
+import functools
+import math
+
+import cv2
+import numpy as np
+
+from hierjax.taxonomy import Taxonomy
+
+SIZE = 72, 96  # height, width
+LEVELS = 'make', 'type', 'model'
+MODELS = (  # make, type, model, share of the pictures, detail
+  ('Bramley', 'Pickup', 'Bramley Drover', 1.0, ''),
+  ('Bramley', 'Pickup', 'Bramley Drover HD', .7, 'bar'),
+  ('Bramley', 'Sedan', 'Bramley Duke', 1.2, ''),
+  ('Bramley', 'SUV', 'Bramley Heath', 1.0, ''),
+  ('Castavo', 'Coupe', 'Castavo Brio', 1.1, ''),
+  ('Castavo', 'Coupe', 'Castavo Brio S', .7, 'spoiler'),
+  ('Castavo', 'Sedan', 'Castavo Corsina', 1.2, ''),
+  ('Castavo', 'Van', 'Castavo Furgo', .8, ''),
+  ('Norvik', 'Sedan', 'Norvik Fjord', 1.2, ''),
+  ('Norvik', 'Pickup', 'Norvik Last', .8, ''),
+  ('Norvik', 'SUV', 'Norvik Tind', 1.2, ''),
+  ('Norvik', 'SUV', 'Norvik Tind Trail', .7, 'rack'),
+  ('Tamaru', 'Van', 'Tamaru Haku', 1.0, ''),
+  ('Tamaru', 'Sedan', 'Tamaru Kite', 1.2, ''),
+  ('Tamaru', 'SUV', 'Tamaru Mori', 1.1, ''),
+  ('Tamaru', 'Pickup', 'Tamaru Riku', .8, ''),
+  ('Tamaru', 'Coupe', 'Tamaru Sora', .8, ''),
+  ('Zephra', 'Coupe', 'Zephra Ion', .8, ''),
+)
+
+# Side views, front to the right: x from 0 (rear) to 100 (front), y up from the road.
+BODY = {
+  'Sedan': ((1, 8), (0, 17), (3, 23), (16, 25), (29, 35), (55, 35), (70, 25), (92, 21), (99, 16), (99, 8)),
+  'Coupe': ((1, 7), (0, 15), (3, 20), (18, 22), (38, 30), (54, 29.5), (72, 20), (92, 17), (100, 12), (99, 7)),
+  'SUV': ((1, 11), (0, 26), (4, 42), (10, 45), (56, 44.5), (69, 30), (93, 27), (99, 20), (99, 11)),
+  'Pickup': ((1, 11), (0, 27), (42, 27), (46, 42), (62, 42), (74, 28), (94, 25), (99, 19), (99, 11)),
+  'Van': ((1, 9), (0, 30), (3, 46), (9, 50), (68, 50), (86, 30), (98, 24), (99, 9)),
+}
+GLASS = {
+  'Sedan': (((20, 25.5), (30, 33), (42, 33), (42, 25.5)), ((45, 25.5), (45, 33), (54, 33), (65, 25.5))),
+  'Coupe': (((32, 21.5), (40, 28), (53, 27.5), (66, 20.5)),),
+  'SUV': (((6, 31), (8, 42), (24, 42), (24, 31)), ((27, 31), (27, 42), (41, 42), (41, 31)), ((44, 31), (44, 42), (55, 41.5), (64, 31))),
+  'Pickup': (((48, 29), (50, 39.5), (61, 39.5), (70, 29)),),
+  'Van': (((46, 31), (46, 46), (66, 46), (80, 31)), ((8, 33), (9, 46), (22, 46), (22, 33)), ((26, 33), (26, 46), (42, 46), (42, 33))),
+}
+AXLES = {'Sedan': (19, 80, 8), 'Coupe': (19, 80, 8.3), 'SUV': (20, 79, 9.6), 'Pickup': (19, 80, 9.8), 'Van': (18, 79, 8.6)}  # rear, front, radius
+LINES = {'Sedan': ((43.5, 10), (43.5, 25)), 'Coupe': ((37, 9), (36, 22)), 'SUV': ((42.5, 12), (42.5, 30)), 'Pickup': ((44, 13), (44, 27)),
+         'Van': ((44, 11), (44, 31))}  # the door's edge
+# RGB of the accent and of the rim, spokes, height of the stripe as a share of the body's, grille
+MAKES = {
+  'Bramley': ((196, 30, 36), (205, 170, 80), 8, .14, 'bars'),
+  'Castavo': ((250, 205, 40), (60, 62, 66), 5, .40, 'oval'),
+  'Norvik': ((30, 110, 220), (225, 228, 232), 6, .14, 'slot'),
+  'Tamaru': ((20, 170, 110), (225, 228, 232), 4, .40, 'none'),
+  'Zephra': ((235, 90, 200), (40, 42, 48), 3, .27, 'none'),
+}
+SHIFT = 4  # sub-pixel bits of OpenCV's drawing
+SPINS = 8  # positions of a turning wheel
+
+
+def load(train=3600, val=600, seed=0, difficulty=1.):
+  """(taxonomy, {split: (files, labels, reader)}) with so many pictures; difficulty scales clutter, noise and what hides the vehicle."""
+  taxonomy = Taxonomy.from_rows(LEVELS, [m[:3] for m in MODELS])
+  share = np.cumsum([m[3] for m in MODELS])
+  splits = {}
+  for code, (split, n) in enumerate((('train', train), ('val', val))):
+    leaf = np.searchsorted(share, np.random.default_rng((seed, code)).random(n) * share[-1], side='right').astype(np.int32)
+    files = [f'toy/{split}/{i:05d}' for i in range(n)]
+    splits[split] = files, taxonomy.paths[leaf], functools.partial(_read, seed=seed, code=code, leaf=leaf, difficulty=difficulty)
+  return taxonomy, splits
+
+
+def _read(i, *, seed, code, leaf, difficulty):
+  return draw(int(leaf[i]), np.random.Generator(np.random.Philox(key=[seed << 8 | code, i])), difficulty)
+
+
+@functools.cache
+def _parts(leaf, spin):
+  """What a vehicle is made of, in the order it is drawn: (points float64 [n, 2], [(kind, first point, last point, width, colour)])."""
+  make, kind, _, _, detail = MODELS[leaf]
+  _, _, spokes, stripe, grille = MAKES[make]
+  points, parts = [], []
+  def add(how, where, colour, width=0.):
+    points.extend(where)
+    parts.append((how, len(points) - len(where), len(points), width, colour))
+  fill, line = functools.partial(add, 'fill'), functools.partial(add, 'line')
+  def disc(x, y, r, colour): add('disc', [(x, y)], colour, r)
+
+  rear, front, radius = AXLES[kind]
+  top, sill = max(y for _, y in BODY[kind]), BODY[kind][0][1]
+  belt = min(y for pane in GLASS[kind] for _, y in pane)
+  nose = belt - (7 if kind != 'Van' else 9)
+  if detail == 'rack':
+    line([(8, top + 3.6), (54, top + 3.2)], 'black', 2)
+    for x in (12, 31, 50): line([(x, top - 1), (x, top + 3.4)], 'black', 2)
+  if detail == 'bar':
+    line([(35, 26), (37, 44), (46, 44)], 'black', 2.6)
+    for x in (39, 43): disc(x, 46, 1.7, 'lamp')
+  if detail == 'spoiler':
+    fill([(0, 27.5), (1, 30), (15, 29), (15, 27)], 'dark')
+    line([(5, 20), (5, 28)], 'black', 2)
+    line([(11, 21), (11, 28)], 'black', 2)
+  fill(_smooth(BODY[kind]), 'body')
+  fill([(2, sill + .3), (1, sill + 4.5), (98.5, sill + 4.5), (98, sill + .3)], 'dark')  # the lower part, in shade
+  line([(4, belt - 1.2), (50, belt - .4), (93, nose + 2.5)], 'bright', 1.2)
+  for pane in GLASS[kind]: fill(pane, 'glass')
+  (x0, y0), (x1, y1) = GLASS[kind][0][:2]
+  fill([(x0, y0), (x1, y1), (x1 + 5, y1), (x0 + 5, y0)], 'glint')
+  line(LINES[kind], 'dark', .9)
+  if kind == 'Pickup': line([(2, 26.2), (42, 26.2)], 'dark', 1.5)
+  # What says the make.
+  left, right, y = rear + radius + 2.5, front - radius - 2.5, sill + stripe * (belt - sill) + 1.5
+  fill([(left, y - 1.7), (left, y + 1.7), (right, y + 1.7), (right, y - 1.7)], 'accent')
+  if grille == 'bars':
+    for x in (93.5, 96, 98): line([(x, sill + 2.5), (x, nose)], 'white', 1)
+  if grille == 'oval': disc(96, (sill + 2.5 + nose) / 2, 3, 'black')
+  if grille == 'slot': fill([(91, nose - 1), (91, nose - 3.6), (99, nose - 4), (99, nose - 1.4)], 'black')
+  badge = front - radius - 5.5, sill + .62 * (belt - sill)
+  disc(*badge, 2.9, 'white')
+  disc(*badge, 2.1, 'accent')
+  fill([(90, nose + .5), (91, nose + 3), (96.5, nose + 1.5), (98, nose - .8)], 'lamp')
+  fill([(.2, belt - 7), (.6, belt - 3.5), (4, belt - 3.5), (3.5, belt - 7)], 'tail')
+  for x in (rear, front):
+    disc(x, radius - .3, radius + 1.6, 'arch')
+    disc(x, radius, radius, 'tyre')
+    disc(x, radius, radius * .7, 'rim')
+    for k in range(spokes):  # the gaps between them
+      a = math.tau * (k / spokes + spin / SPINS)
+      disc(x + radius * .45 * math.cos(a), radius + radius * .45 * math.sin(a), radius * (.2 if spokes < 7 else .13), 'gap')
+    disc(x, radius, radius * .17, 'accent')
+  return np.array(points, np.float64), parts
+
+
+def _smooth(points):
+  """Chaikin's corner cutting of a closed line, twice."""
+  for _ in range(2):
+    points = [[f * a + (1 - f) * b for a, b in zip(p, q)] for p, q in zip(points, points[1:] + points[:1]) for f in (.82, .18)]
+    points = tuple(map(tuple, points))
+  return points
+
+
+@functools.cache
+def _noise():
+  return np.clip(np.random.default_rng(0).normal(128, 40, (256, 256, 3)), 0, 255).astype(np.uint8)
+
+
+def draw(leaf, rng, difficulty=1., size=SIZE):
+  """One picture of MODELS[leaf], uint8 [height, width, 3], RGB."""
+  h, w = size
+  u = iter(rng.random(128).tolist())
+  def between(a, b): return a + (b - a) * next(u)
+  image = _background(h, w, between, difficulty)
+
+  # From the vehicle's units to pixels, all points at once: tilt, scale, maybe mirrored, placed.
+  scale, tilt, mirror = w / 100 * between(.62, .88), math.radians(between(-5, 5)), -1 if next(u) < .5 else 1
+  c, s = math.cos(tilt) * scale, math.sin(tilt) * scale
+  matrix = np.array([[c * mirror, -s], [-s * mirror, -c]])
+  road, middle = h * between(.70, .90), w * (.5 + between(-.09, .09))
+  points, parts = _parts(leaf, int(next(u) * SPINS))
+  points = np.rint((points @ matrix.T + (np.array([middle, road]) - matrix @ (50, 0))) * 16 - 8).astype(np.int32)
+  centres = points.tolist()
+
+  light, paint = between(.75, 1.1), next(u) < .7
+  body = _hsv(next(u), between(0, .75) * paint, between(.25, .95) * light)
+  glass = _hsv(.56, .25, between(.18, .45))
+  fade = between(0, .45 * difficulty)  # the make's colours may be dirty
+  def tint(colour): return [v * (1 - fade) * light + b * fade for v, b in zip(colour, body)]
+  accent, rim = MAKES[MODELS[leaf][0]][:2]
+  colours = {
+    'body': body, 'dark': [v * .62 for v in body], 'bright': [v * 1.18 + 14 for v in body], 'arch': [v * .3 for v in body], 'glass': glass,
+    'glint': [v + 50 for v in glass], 'black': (40, 40, 44), 'tyre': (26, 26, 28), 'gap': (30, 30, 33), 'lamp': (255, 246, 214), 'tail': (190, 24, 30),
+    'white': tint((240, 240, 240)), 'accent': tint(accent), 'rim': tint(rim)}
+  shade = [v * .45 for v in image[min(h - 1, int(road)), w // 2].tolist()]
+  cv2.ellipse(image, (int(middle * 16), int((road - .5) * 16)), (int(54 * scale * 16), int(3.2 * scale * 16)), -math.degrees(tilt) * mirror, 0, 360, shade, -1,
+              cv2.LINE_AA, SHIFT)
+  for how, first, last, width, colour in parts:
+    colour = colours[colour]
+    if how == 'disc': cv2.circle(image, centres[first], round(width * scale * 16), colour, -1, cv2.LINE_AA, SHIFT)
+    elif how == 'fill': cv2.fillPoly(image, [points[first:last]], colour, cv2.LINE_AA, SHIFT)
+    else: cv2.polylines(image, [points[first:last]], False, colour, max(1, round(width * scale)), cv2.LINE_AA, SHIFT)
+  _foreground(image, between, difficulty)
+
+  strength, y, x = between(0, .25) * difficulty, int(between(0, 256 - h)), int(between(0, 256 - w))
+  if next(u) < .2 * difficulty: image = cv2.GaussianBlur(image, (3, 3), .8)
+  return cv2.addWeighted(image, 1, _noise()[y:y + h, x:x + w], strength, -128 * strength, dst=image)
+
+
+def _hsv(hue, saturation, value):
+  """RGB of floats in 0..1, as a list in 0..255."""
+  v = min(1., value)
+  def channel(n):
+    k = (n + hue * 6) % 6
+    return 255 * (v - v * saturation * max(0, min(k, 4 - k, 1)))
+  return [channel(5), channel(3), channel(1)]
+
+
+def _background(h, w, between, difficulty):
+  """Sky, ground, houses and trees."""
+  horizon = int(h * between(.42, .66))
+  hue, day = between(.5, .68), between(.55, 1)
+  corners = np.empty((4, 1, 3), np.uint8)
+  corners[0, 0], corners[1, 0] = _hsv(hue, between(.15, .6), day), _hsv(between(.02, .14), between(.05, .4), day)
+  ground = between(0, 1)
+  ground = (between(.08, .12), between(.05, .3)) if ground < .7 else (between(.2, .33), between(.2, .45))  # road or grass
+  value = between(.3, .7) * day
+  corners[2, 0], corners[3, 0] = _hsv(*ground, value * 1.15), _hsv(*ground, value * .8)
+  image = np.empty((h, w, 3), np.uint8)
+  cv2.resize(corners[:2], (w, horizon), dst=image[:horizon], interpolation=cv2.INTER_LINEAR)
+  cv2.resize(corners[2:], (w, h - horizon), dst=image[horizon:], interpolation=cv2.INTER_LINEAR)
+  for _ in range(int(between(1, 2 + 4 * difficulty))):
+    x, tall, wide, colour = between(0, 1) * w, between(.1, .45) * h, between(.06, .2) * w, _hsv(between(0, 1), between(.05, .45), between(.25, .75) * day)
+    if between(0, 1) < .5:
+      cv2.rectangle(image, (int(x - wide / 2), int(horizon - tall)), (int(x + wide / 2), horizon), colour, -1)
+      for row in range(2):
+        y = horizon - tall * (.8 - .4 * row)
+        cv2.line(image, (int(x - wide * .3), int(y)), (int(x + wide * .3), int(y)), [v * .6 + 70 for v in colour], max(1, int(tall * .1)))
+    else:
+      cv2.line(image, (int(x), horizon), (int(x), int(horizon - tall * .6)), (84, 60, 40), max(1, w // 48))
+      cv2.circle(image, (int(x), int(horizon - tall * .75)), int(wide * .5), _hsv(between(.22, .4), .5, between(.25, .6) * day), -1, cv2.LINE_AA)
+  return image
+
+
+def _foreground(image, between, difficulty):
+  """Posts, bushes and passers-by before the vehicle."""
+  h, w = image.shape[:2]
+  for chance in (.35, .15):
+    x, kind, colour = between(0, 1) * w, between(0, 1), _hsv(between(0, 1), between(.1, .7), between(.2, .8))
+    a, b = between(.4, 1), between(.6, 1.1)
+    if between(0, 1) > chance * difficulty: continue
+    if kind < .4:
+      cv2.rectangle(image, (int(x), 0), (int(x + w * .035 * b), h), [v * .5 + 50 for v in colour], -1)
+    elif kind < .7:
+      for k in (-1, 0, 1):
+        cv2.circle(image, (int(x + k * w * .06), int(h * (1.02 - .03 * (k == 0)))), int(w * .08 * b), (40 + 30 * a, 30 + 90 * a, 40), -1, cv2.LINE_AA)
+    else:
+      tall = h * .3 * b
+      foot = h * .98
+      cv2.ellipse(image, (int(x), int(foot - tall * .5)), (max(2, int(w * .028)), int(tall * .5)), 0, 0, 360, colour, -1, cv2.LINE_AA)
+      cv2.circle(image, (int(x), int(foot - tall * 1.05)), max(2, int(w * .026)), (214, 170, 140), -1, cv2.LINE_AA)

@@ -268,9 +268,9 @@ def headline(run: Run) -> Markup:
   classes = info.get('classes') or ({level: run.taxonomy.num_classes(level) for level in run.levels} if run.taxonomy else {})
   if classes: first.append(f'({listed(f"{count(classes[level])} {level}" for level in classes)} classes)')
   text = ' '.join(first)
-  if run.train:
-    epochs = run.train[-1].get('epoch')
-    text += f' for {epochs:.3g} epochs' if _finite(epochs) else f' for {count(run.train[-1]["step"])} steps'
+  if run.train or run.val:
+    last = max(run.train + run.val, key=lambda line: line['step'])
+    text += f' for {last["epoch"]:.3g} epochs' if _finite(last.get('epoch')) else f' for {count(last["step"])} steps'
   if _finite(info.get('seconds')): text += f', in {duration(info["seconds"])}'
   if info.get('device'): text += f' on {info["device"]}'
   text += '.'
@@ -294,7 +294,7 @@ def headline(run: Run) -> Markup:
     second = f'No evaluation was found; during training the best val line, at step {count(last["step"])}, had top-1 {listed(found)}.'
   else:
     second = 'No evaluation was found, so there are no scores yet.'
-  unfinished = bool(info) and not info.get('finished')
+  unfinished = not info.get('finished')
   return render('headline', text=text, tiles=tiles, second=second, unfinished=unfinished, faults=run.faults)
 
 
@@ -490,8 +490,10 @@ def curves(run: Run) -> Markup:
   """Loss, accuracy, learning rate and speed over the run, with the changes of phase marked."""
   if not run.train and not run.val: return render('sentence', 'No metrics.jsonl was found, so there are no curves.')
   axis = 'epoch' if all('epoch' in line for line in run.train + run.val) else 'step'
-  starts = {}  # phase -> where its first line stands
-  for line in run.train: starts.setdefault(line.get('phase'), line[axis])
+  starts = {}  # phase -> where it starts; run.json knows the step, the first line that was logged in it comes a little later
+  for line in run.train:
+    described = dict(enumerate(run.info.get('phases') or [])).get(line.get('phase')) or {}
+    starts.setdefault(line.get('phase'), described.get('start', line['step']) * line[axis] / max(line['step'], 1))
   phases = [_phase(run, phase, at, axis) for phase, at in starts.items()] if len(starts) > 1 else []
   marks = tuple(starts.values())[1:]
   at = [line[axis] for line in run.train + run.val]
@@ -526,7 +528,7 @@ def _phase(run: Run, phase, at: float, axis: str) -> str:
   described = run.info.get('phases') or []
   index = phase if isinstance(phase, int) and 0 <= phase < len(described) else None
   text = f'Phase {phase + 1 if isinstance(phase, int) else phase}, '
-  text += f'from {axis} {at:.3g}' if at != run.train[0][axis] else 'at the start'
+  text += f'from {axis} {at:.3g}' if at > run.train[0][axis] else 'at the start'
   if index is None: return text + '.'
   levels, freeze = (listed(described[index].get(key) or ['nothing']) for key in ('levels', 'freeze'))
   return f'{text}: loss of {levels}; frozen: {freeze}.'

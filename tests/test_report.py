@@ -179,6 +179,15 @@ def test_the_table_holds_the_numbers_of_the_evaluation(full):
   assert f'{100 * interval["low"]:.1f}–{100 * interval["high"]:.1f}' in made.text
 
 
+def test_headline_and_phases_in_words(full):
+  text = page(full).text
+  assert ('efficientnet_lite0 with 3 heads (make, type and model) trained on 5,685 images of drawn_cars (8 make, 5 type and 40 model classes) '
+          'for 12 epochs, in 24 min 09 s on 1 x cpu.') in text
+  assert 'These are val numbers: 600 images' in text and 'has not finished' not in text
+  assert ('Phase 1, at the start: loss of make and type; frozen: heads/model. '
+          'Phase 2, from epoch 3: loss of make, type and model; frozen: nothing.') in text
+
+
 def test_the_best_of_each_row_is_bold(full):
   text = (full / 'report.html').read_text(encoding='utf-8')
   found = 0
@@ -279,7 +288,7 @@ def test_missing_or_damaged_inputs_are_said(full, tmp_path, name, damage):
 def test_a_configuration_is_enough_and_without_one_it_is_no_run(tmp_path):
   (tmp_path / 'config.json').write_text('{}')
   text = page(report.write(tmp_path).parent).text
-  assert 'there are no scores yet' in text and 'could not be made' not in text
+  assert 'there are no scores yet' in text and 'This run has not finished' in text and 'could not be made' not in text
   with pytest.raises(config.UserError, match=r'no config\.json here'): report.write(tmp_path / 'nowhere')
 
 

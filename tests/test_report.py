@@ -181,8 +181,8 @@ def test_the_table_holds_the_numbers_of_the_evaluation(full):
 
 def test_headline_and_phases_in_words(full):
   text = page(full).text
-  assert ('efficientnet_lite0 with 3 heads (make, type and model) trained on 5,685 images of drawn_cars (8 make, 5 type and 40 model classes) '
-          'for 12 epochs, in 24 min 09 s on 1 x cpu.') in text
+  assert ('efficientnet_lite0 with 3 heads (make, type and model) trained on 5,685 images of drawn_cars '
+          '(8 make, 5 type and 40 model classes) for 12 epochs, in 24 min 09 s on 1 x cpu.') in text
   assert 'These are val numbers: 600 images' in text and 'has not finished' not in text
   assert ('Phase 1, at the start: loss of make and type; frozen: heads/model. '
           'Phase 2, from epoch 3: loss of make, type and model; frozen: nothing.') in text

@@ -4,20 +4,20 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import io
 import itertools
 import os
 import pathlib
+import posixpath
 import re
 import unicodedata
 import warnings
+from collections.abc import Callable
 
 import numpy as np
-import simplejpeg
-from PIL import Image
 
 from hierjax import taxonomy as taxonomy_lib
 from hierjax.config import UserError
+from hierjax.data import sources, transforms
 from hierjax.taxonomy import Taxonomy, close_matches
 
 SEVERITIES = ('error', 'warning', 'note')
@@ -62,15 +62,44 @@ class Report:
 def lint(taxonomy_csv, labels_csv=None, root=None, *, images: bool = True, train: str = 'train', threads: int | None = None) -> Report:
   """Checks a taxonomy and, where given, a labels file (columns file, split, one per level) and the files that it names below root.
 
-  root: the folder of labels.csv where not given. images=False neither opens nor compares files. train: the split that the others are held
-  against. Nothing raises: an unreadable CSV is an error in the report.
+  taxonomy_csv: None = derived from the labels. root: the folder of labels.csv where not given. images=False neither opens nor compares
+  files. train: the split that the others are held against. Nothing raises: what cannot be read is an error in the report.
   """
   report = Report([], {}, [])
-  found = _taxonomy(taxonomy_csv, report)
+  found = _taxonomy(taxonomy_csv, report) if taxonomy_csv is not None else _derived(labels_csv, report)
   if found and labels_csv is not None:
-    rows = _labels(labels_csv, *found, taxonomy_csv, train, report)
-    if rows:
-      _images(rows, labels_csv, pathlib.Path(root) if root else pathlib.Path(labels_csv).parent, found[0], images, threads, report)
+    root = pathlib.Path(root) if root else pathlib.Path(labels_csv).parent
+    rows = _labels(labels_csv, *found, taxonomy_csv or labels_csv, train, report)
+    _compare(_below(rows, root, images, report), found[0], images, threads, report)
+  return report
+
+
+def from_config(data, *, images: bool = True) -> Report:
+  """lint() of the data that `config.data` names, whatever their source; only a CSV has rows to name, others are told by file."""
+  root = pathlib.Path(data.root).expanduser() if data.root else None
+  path = data.taxonomy or (root / 'taxonomy.csv' if root and (root / 'taxonomy.csv').exists() else None)
+  if data.source == 'csv' or (data.source == 'auto' and root and (root / 'labels.csv').exists()):
+    if root is None:
+      raise UserError('--config.data.source=csv needs --config.data.root=FOLDER')
+    return lint(path, root / 'labels.csv', root, images=images, train=data.train)
+  if root is None and path:
+    return lint(path)
+  report = Report([], {}, [])
+  found, name = _taxonomy(path, report) if path else None, str(root or 'toy')
+  if path and not found:
+    return report
+  try:
+    dataset = sources.load(data)
+  except UserError as e:
+    report.problems.append(Problem('error', name, 'data', str(e)))
+    return report
+  if not found:
+    found = _structure(dataset.taxonomy.levels, [(0, cells) for cells in dataset.taxonomy.rows()], name, report)
+  report.headlines += [f'  {note}' for note in dataset.notes]
+  rows = [_Row(f'{name}/{file}' if root else file, 0, file, split, label, functools.partial(examples.reader, i))
+          for split, examples in dataset.splits.items() for i, (file, label) in enumerate(zip(examples.files, examples.labels))]
+  _coverage(found[0], found[1], rows, data.train, path or name, report, name)
+  _compare([[r] for r in rows], found[0], images, None, report)
   return report
 
 
@@ -78,13 +107,34 @@ def lint(taxonomy_csv, labels_csv=None, root=None, *, images: bool = True, train
 
 def _taxonomy(path, report):
   """(taxonomy of the sound rows, {(level index, name): first row}), or None."""
-  def add(severity, row, kind, text):
-    report.problems.append(Problem(severity, f'{path}:{row}', kind, text))
   try:
-    levels, rows = taxonomy_lib.read_levels(path)
+    return _structure(*taxonomy_lib.read_levels(path), path, report)
   except UserError as e:
     report.problems.append(_unreadable_table(path, e))
     return None
+
+
+def _derived(path, report):
+  """The same from a labels file alone; the row of a class is the first that names it."""
+  try:
+    columns, table = taxonomy_lib.read_table(path)
+    levels = [c for c in columns if c not in ('file', 'split')]
+    cells = [(row, [cells[columns.index(level)] for level in levels]) for row, cells in table]
+    if not levels or not table:
+      raise UserError(f'{path}:1: has no {"rows" if levels else "column of labels"}')
+    rows = sources.derive(levels, [(f'{path}:{row}', names) for row, names in cells]).rows()
+  except UserError as e:
+    report.problems.append(_unreadable_table(path, e))
+    return None
+  first = {}
+  for row, names in cells:
+    first.setdefault(next((n for n in reversed(names) if n), ''), row)
+  return _structure(levels, [(first[next(n for n in reversed(names) if n)], names) for names in rows], path, report)
+
+
+def _structure(levels, rows, path, report):
+  def add(severity, row, kind, text):
+    report.problems.append(Problem(severity, _at(path, row), kind, text))
   wrong = taxonomy_lib.faults(levels, rows)
   for row, kind, text in wrong:
     add('error', row, kind, text)
@@ -99,7 +149,7 @@ def _taxonomy(path, report):
   for row, cells in rows:
     for k, name in enumerate(cells):
       if name:
-        first.setdefault((k, name), row)
+        first[k, name] = min(row, first.get((k, name), row))   # derived rows stand in the order of the classes
   trees = {(i, j) for i, j in itertools.combinations(range(len(levels)), 2) if _mostly_nests(tax, j, i)}
   for text, row in _cycles(rows, trees):
     add('error', row, 'cycle', text)
@@ -112,19 +162,19 @@ def _taxonomy(path, report):
         for row, cells in rows:
           if cells[j] == name and cells[i]:
             seen.setdefault(cells[i], row)
-        places = ', '.join(f'{p!r} (row {r})' for p, r in itertools.islice(seen.items(), 4))
+        places = ', '.join(f'{p!r}{_row(r)}' for p, r in itertools.islice(seen.items(), 4))
         add('error', list(seen.values())[1], 'two parents', f'{levels[j]} {name!r} stands under {len(seen)} {_many(levels[i])}: {places}')
   for k in range(len(levels)):
     named = [name for name in tax.names[k] if (k, name) in first]   # a carried name is the affair of its own level
     for a, b, why in near_duplicates(named):
       a, b = sorted((a, b), key=lambda n: first[k, n])
-      add('warning', first[k, b], 'near-duplicate names', f'{levels[k]} {b!r} and {a!r} (row {first[k, a]}) {why}')
+      add('warning', first[k, b], 'near-duplicate names', f'{levels[k]} {b!r} and {a!r}{_row(first[k, a])} {why}')
   everywhere = collections.defaultdict(list)
   for (k, name), row in first.items():
     everywhere[name].append((k, row))
   for name, places in everywhere.items():
     if len(places) > 1:
-      where = ' and '.join(f'{levels[k]} (row {row})' for k, row in sorted(places))
+      where = ' and '.join(f'{levels[k]}{_row(row)}' for k, row in sorted(places))
       add('note', max(row for _, row in places), 'one name at several levels', f'{name!r} is a class of {where}')
   _describe(tax, path, trees, first, report, add)
   return tax, first
@@ -199,7 +249,7 @@ def _cycles(rows, trees):
       chain = chain[::-1]
       told |= set(chain)
       steps = [(a, b, core[a][b]) for a, b in itertools.pairwise(chain)]
-      yield 'is its own ancestor: ' + ', '.join(f'{a!r} above {b!r} (row {row})' for a, b, row in steps), max(row for _, _, row in steps)
+      yield 'is its own ancestor: ' + ', '.join(f'{a!r} above {b!r}{_row(row)}' for a, b, row in steps), max(row for _, _, row in steps)
 
 
 def near_duplicates(names):
@@ -251,25 +301,31 @@ def edit_distance(a: str, b: str) -> int:
 
 # The labels.
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Row:
-  row: int
+  where: str
+  row: int            # 0 where there are no rows
   file: str
   split: str
   label: np.ndarray   # int32 [level], completed
+  read: Callable[[], bytes | np.ndarray] | None = None
+
+  def __str__(self):
+    return f'{self.file!r} ({f"row {self.row}, " if self.row else ""}{self.split or "no split"})'
 
 
 def _labels(path, tax, first, taxonomy_csv, train, report):
-  def add(severity, row, kind, text, file=path):
-    report.problems.append(Problem(severity, f'{file}:{row}', kind, text))
+  """The rows of a labels file."""
+  def add(severity, row, kind, text):
+    report.problems.append(Problem(severity, f'{path}:{row}', kind, text))
   try:
     columns, table = taxonomy_lib.read_table(path)
   except UserError as e:
     report.problems.append(_unreadable_table(path, e))
-    return None
+    return []
   if 'file' not in columns:
     add('error', 1, 'columns', f'has no column "file"; its columns are {", ".join(columns)}')
-    return None
+    return []
   given = [level for level in tax.levels if level in columns]
   for column in columns:
     if column not in ('file', 'split', *tax.levels):
@@ -278,13 +334,13 @@ def _labels(path, tax, first, taxonomy_csv, train, report):
           f'column {column!r} is not a level and not read' + (f'; did you mean {close[0]!r}?' if close else ''))
   if not given:
     add('error', 1, 'columns', f'has no column of the taxonomy\'s levels {", ".join(tax.levels)}')
-    return None
+    return []
   for level in tax.levels:
     if level not in given:
       add('note', 1, 'columns', f'has no column {level!r}: it is known only where a finer level determines it')
   if not table:
     add('error', 1, 'empty', 'names no image')
-    return None
+    return []
   labels = np.full((len(table), len(tax.levels)), -1, np.int32)
   ids = [{name: c for c, name in enumerate(names)} for names in tax.names]
   unknown = collections.defaultdict(list)
@@ -306,23 +362,25 @@ def _labels(path, tax, first, taxonomy_csv, train, report):
   unlabelled = [table[n][0] for n in np.flatnonzero((labels < 0).all(1)) if not any(dict(zip(columns, table[n][1]))[g] for g in given)]
   if unlabelled:
     add('warning', unlabelled[0], 'no label', f'{len(unlabelled)} rows have no label at any level (rows {_some(map(str, unlabelled), 10)})')
-  labels = tax.complete(labels)
-  splits = np.array([dict(zip(columns, cells)).get('split', '') for _, cells in table])
+  splits = [dict(zip(columns, cells)).get('split', '') for _, cells in table]
+  if '' in splits and any(splits):
+    add('warning', table[splits.index('')][0], 'no split', f'{splits.count("")} rows name no split, the others do')
+  rows = [_Row(f'{path}:{row}', row, dict(zip(columns, cells))['file'], split, label)
+          for (row, cells), split, label in zip(table, splits, tax.complete(labels))]
+  _coverage(tax, first, rows, train, taxonomy_csv, report, path)
+  return rows
+
+
+def _coverage(tax, first, rows, train, taxonomy_csv, report, name):
+  """How many images and unknown labels; classes without images: in no split, in train but not elsewhere, elsewhere but not in train."""
+  def add(severity, where, kind, text):
+    report.problems.append(Problem(severity, where, kind, text))
+  labels, splits = np.array([r.label for r in rows]), np.array([r.split for r in rows])
   sizes = {s: int((splits == s).sum()) for s in dict.fromkeys(splits.tolist())}
-  named = ', '.join(f'{s or "(no split)"} {n}' for s, n in sizes.items())
-  report.headlines.append(f'{path}: {len(table)} images: {named}')
-  if '' in sizes and len(sizes) > 1:
-    blank = table[int(np.flatnonzero(splits == '')[0])][0]
-    add('warning', blank, 'no split', f'{sizes[""]} rows name no split, the others do')
-  report.summary |= {'splits': {s or '': n for s, n in sizes.items()},
-                     'unknown': {level: int((labels[:, k] < 0).sum()) for k, level in enumerate(tax.levels)}}
-  report.headlines += [f'  {level} unknown: {n}' for level, n in report.summary['unknown'].items() if n]
-  _coverage(tax, first, labels, splits, table, train, taxonomy_csv, add)
-  return [_Row(row, dict(zip(columns, cells))['file'], s, label) for (row, cells), s, label in zip(table, splits.tolist(), labels)]
-
-
-def _coverage(tax, first, labels, splits, table, train, taxonomy_csv, add):
-  """Classes without images: in no split, in train but not elsewhere, elsewhere but not in train."""
+  report.headlines.append(f'{name}: {len(rows)} images: ' + ', '.join(f'{s or "(no split)"} {n}' for s, n in sizes.items()))
+  unknown = {level: int((labels[:, k] < 0).sum()) for k, level in enumerate(tax.levels)}
+  report.headlines += [f'  {level} unknown: {n}' for level, n in unknown.items() if n]
+  report.summary |= {'splits': sizes, 'unknown': unknown}
   for k, level in enumerate(tax.levels):
     def has(where, k=k):
       return np.bincount(labels[where & (labels[:, k] >= 0), k], minlength=len(tax.names[k])) > 0
@@ -331,22 +389,22 @@ def _coverage(tax, first, labels, splits, table, train, taxonomy_csv, add):
       continue
     own = ~tax.carried(level)   # a carried class was looked at where it ended
     for c in np.flatnonzero(~some & own):
-      add('warning', first[k, tax.names[k][c]], 'classes with no image', f'{level} {tax.names[k][c]!r}', taxonomy_csv)
-    if train not in splits:
+      add('warning', _at(taxonomy_csv, first[k, tax.names[k][c]]), 'classes with no image', f'{level} {tax.names[k][c]!r}')
+    if train not in sizes:
       continue
     trained = has(splits == train)
-    for split in dict.fromkeys(splits.tolist()):
+    for split in sizes:
       if split == train:
         continue
       here = has(splits == split)
       for c in np.flatnonzero(here & ~trained & own):
         n = np.flatnonzero((splits == split) & (labels[:, k] == c))
-        add('warning', table[n[0]][0], f'classes that {train} never has',
+        add('warning', rows[n[0]].where, f'classes that {train} never has',
             f'{level} {tax.names[k][c]!r} is in {split or "(no split)"} ({len(n)} images) but not in {train}')
       absent = [tax.names[k][c] for c in np.flatnonzero(trained & ~here & own)]
       if absent and here.any():
-        add('note', first[k, absent[0]], f'classes that {split or "(no split)"} never has',
-            f'{len(absent)} of {int(trained.sum())} {_many(level)}: {_some(absent)}', taxonomy_csv)
+        add('note', _at(taxonomy_csv, first[k, absent[0]]), f'classes that {split or "(no split)"} never has',
+            f'{len(absent)} of {int(trained.sum())} {_many(level)}: {_some(absent)}')
 
 
 def _contradiction(tax, label):
@@ -362,57 +420,65 @@ def _contradiction(tax, label):
 
 # The images.
 
-def _images(rows, path, root, tax, read, threads, report):
-  def add(severity, row, kind, text):
-    report.problems.append(Problem(severity, f'{path}:{row}', kind, text))
-  base = os.path.normpath(root.absolute())
-  files = {}   # normalised path -> rows that name it
+def _below(rows, root, look, report):
+  """Groups of rows that name the same file below the root; with `look` only files that are there."""
+  def add(row, kind, text):
+    report.problems.append(Problem('error', row.where, kind, text))
+  files = {}
   for r in rows:
+    path = posixpath.normpath(r.file.replace('\\', '/'))
     if not r.file:
-      add('error', r.row, 'no file', 'the column "file" is empty')
-      continue
-    full = os.path.normpath(os.path.join(base, r.file))
-    if os.path.commonpath([base, full]) != base:
-      add('error', r.row, 'path leaves the root', f'{r.file!r} is not below {root}')
-      continue
-    files.setdefault(full, []).append(r)
-  groups = dict(files)
-  if read:
-    missing = [f for f in files if not os.path.isfile(f)]
-    if missing and len(missing) == len(files) > 1:
-      one = files[missing[0]][0]
-      add('error', one.row, 'missing files', f'none of {len(files)} files is below {root} (such as {one.file!r}); is the root right?')
+      add(r, 'no file', 'the column "file" is empty')
+    elif posixpath.isabs(path) or path.split('/')[0] == '..' or path[1:2] == ':':
+      add(r, 'path leaves the root', f'{r.file!r} is not a path below {root}')
     else:
-      listing = functools.cache(os.listdir)
-      for f in missing:
-        add('error', files[f][0].row, 'missing files', f'{files[f][0].file!r}{_nearby(f, listing)}')
-    there = [f for f in files if f not in set(missing)]
-    with concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-      read_files = list(pool.map(_digest, there))
-    groups = collections.defaultdict(list)
-    unreadable = 0
-    for f, (digest, wrong) in zip(there, read_files):
+      r.read = functools.partial(pathlib.Path.read_bytes, root / path)
+      files.setdefault(path, []).append(r)
+  if look:
+    missing = {f for f in files if not (root / f).is_file()}
+    report.summary['files'] = {'named': len(files), 'missing': len(missing)}
+    listing = functools.cache(lambda folder: os.listdir(folder) if folder.is_dir() else [])
+    if len(missing) == len(files) > 1:
+      one = next(iter(files.values()))[0]
+      add(one, 'missing files', f'none of {len(files)} files is below {root} (such as {one.file!r}); is the root right?')
+    else:
+      for f in files:
+        if f in missing:
+          near = [n for n in listing((root / f).parent) if n.casefold() == posixpath.basename(f).casefold()]
+          add(files[f][0], 'missing files', f'{files[f][0].file!r}' + (f'; there is {near[0]!r}' if near else ''))
+    files = {f: group for f, group in files.items() if f not in missing}
+  return list(files.values())
+
+
+def _compare(groups, tax, look, threads, report):
+  """Reads each group's image, then tells the unreadable ones and those that occur more than once."""
+  if look:
+    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+      warnings.simplefilter('ignore')   # Pillow's about odd metadata, which name no file
+      read = list(pool.map(_digest, (group[0].read for group in groups)))
+    same, unreadable = collections.defaultdict(list), 0
+    for group, (digest, wrong) in zip(groups, read):
       if wrong:
         unreadable += 1
-        add('error', files[f][0].row, 'unreadable images', f'{files[f][0].file!r}: {wrong}')
+        report.problems.append(Problem('error', group[0].where, 'unreadable images', f'{group[0].file!r}: {wrong}'))
       if digest:
-        groups[digest] += files[f]
-    report.summary['files'] = {'named': len(files), 'missing': len(missing), 'unreadable': unreadable}
-    report.headlines.append(f'  {len(files)} files: {len(missing)} missing, {unreadable} unreadable')
-  for group in groups.values():
+        same[digest] += group
+    groups = same.values()
+    files = report.summary['files'] = {'named': len(read), 'missing': 0} | report.summary.get('files', {}) | {'unreadable': unreadable}
+    report.headlines.append(f'  {files["named"]} files: {files["missing"]} missing, {unreadable} unreadable')
+  for group in groups:
     if len(group) < 2:
       continue
-    group.sort(key=lambda r: r.row)
-    one, others = group[0], ', '.join(f'{r.file!r} (row {r.row}, {r.split or "no split"})' for r in group[1:5])
-    others += f' and {len(group) - 5} more' if len(group) > 5 else ''
-    same = 'is named again' if len({r.file for r in group}) == 1 else 'has the same bytes as'
-    text = f'{one.file!r} ({one.split or "no split"}) {same}{":" if same.endswith("again") else ""} {others}'
+    group = sorted(group, key=lambda r: r.row)
+    one, others = group[0], ', '.join(map(str, group[1:5])) + (f' and {len(group) - 5} more' if len(group) > 5 else '')
+    same = 'has the same bytes as' if len({r.file for r in group}) > 1 else 'is named again:'
+    text = f'{one} {same} {others}'
     if clash := _clash(group, tax):
-      add('error', group[-1].row, 'duplicate images with different labels', f'{text}; {clash}')
+      report.problems.append(Problem('error', group[-1].where, 'duplicate images with different labels', f'{text}; {clash}'))
     if len({r.split for r in group}) > 1:
-      add('error', group[-1].row, 'leak', text)
+      report.problems.append(Problem('error', group[-1].where, 'leak', text))
     elif not clash:
-      add('warning', group[-1].row, 'duplicate images', text)
+      report.problems.append(Problem('warning', group[-1].where, 'duplicate images', text))
 
 
 def _clash(group, tax):
@@ -421,54 +487,43 @@ def _clash(group, tax):
     seen = {}
     for r in group:
       if r.label[k] >= 0:
-        seen.setdefault(int(r.label[k]), r.row)
+        seen.setdefault(int(r.label[k]), r)
     if len(seen) > 1:
-      return f'{tax.levels[k]} ' + ' against '.join(f'{tax.names[k][c]!r} (row {row})' for c, row in itertools.islice(seen.items(), 3))
+      return f'{tax.levels[k]} ' + ' against '.join(
+        f'{tax.names[k][c]!r} ({f"row {r.row}" if r.row else r.file})' for c, r in itertools.islice(seen.items(), 3))
   return ''
 
 
-def _digest(path):
-  """(sha256 or None, what is wrong or None) of an image, decoded in full."""
+def _digest(read):
+  """(sha256 or None, what is wrong or None) of an image, decoded in full as training does: a header may be sound and the rest cut off."""
   try:
-    data = pathlib.Path(path).read_bytes()
+    data = read()
   except OSError as e:
     return None, e.strerror
-  return hashlib.sha256(data).digest(), undecodable(data)
-
-
-def undecodable(data: bytes) -> str | None:
-  """Why encoded bytes are no readable image, or None. Every pixel is decoded: a header may be sound and the rest cut off."""
-  if not data:
-    return 'is empty'
-  if data[:2] == b'\xff\xd8':
-    try:
-      simplejpeg.decode_jpeg(data, 'GRAY', fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=8)
-      return None
-    except ValueError:
-      pass   # CMYK, or broken: Pillow knows which
+  if not len(data):
+    return None, 'is empty'
+  digest = hashlib.sha256(data if isinstance(data, bytes) else np.ascontiguousarray(data)).digest()
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')
-      Image.open(io.BytesIO(data)).load()
-  except Exception as e:   # Pillow raises a dozen types for broken files
-    return 'is no image' if isinstance(e, Image.UnidentifiedImageError) else f'cannot be decoded ({e})'
-  return None
-
-
-def _nearby(path, listing):
-  """A hint for a missing file: another case, or backslashes."""
-  folder, name = os.path.split(path)
-  if '\\' in name:
-    return '; use / between folders'
-  found = [f for f in listing(folder) if f.casefold() == name.casefold()] if os.path.isdir(folder) else []
-  return f'; there is {found[0]!r}' if found else ''
+    transforms.decode(data)
+  except transforms.BrokenImage as e:
+    return digest, f'cannot be decoded ({e})'
+  return digest, None
 
 
 # Words.
 
+def _at(path, row):
+  return f'{path}:{row}' if row else str(path)
+
+
+def _row(number):
+  return f' (row {number})' if number else ''
+
+
 def _unreadable_table(path, error):
-  row, text = re.fullmatch(r'(?::(\d+))?: (.*)', str(error).removeprefix(str(path)), re.DOTALL).groups()
-  return Problem('error', f'{path}:{row}' if row else str(path), 'unreadable table', text)
+  told = re.fullmatch(r'(?::(\d+))?: (.*)', str(error).removeprefix(str(path)), re.DOTALL)
+  row, text = told.groups() if told else (None, str(error))
+  return Problem('error', _at(path, row), 'unreadable table', text)
 
 
 def _some(names, n=20):

@@ -283,7 +283,6 @@ class Taxonomy:
     leaf = labels[:, -1]
     out = ((labels < 0) | (labels == self.paths[leaf])).all(-1)   # the finest class, where known, fixes the path
     rest = np.flatnonzero((leaf < 0) & (labels >= 0).any(-1))
-    out[leaf < 0] = True
     for members, fits, row in self._leaves(labels[rest]):
       out[rest[members]] = fits.any(-1)[row]
     return out

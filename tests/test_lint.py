@@ -1,5 +1,6 @@
 """A clean set of files lints clean; each planted fault is found, in its row, and nothing else is."""
 import functools
+import hashlib
 import io
 import itertools
 import json
@@ -13,7 +14,8 @@ from PIL import Image
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from hierjax.lint import _cycles, edit_distance, lint, near_duplicates, undecodable
+from hierjax.config import UserError, default
+from hierjax.lint import _cycles, _digest, edit_distance, from_config, lint, near_duplicates
 
 DATA = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
 TAXONOMY = ['make,type,model', 'Audi,Sedan,Audi A4', 'Audi,Coupe,Audi TT', 'BMW,Sedan,BMW 328i', 'BMW,Coupe,BMW M6', 'BMW,SUV,BMW X5',
@@ -112,6 +114,8 @@ def test_two_parents_in_a_tree_but_not_in_facets(tmp_path):
   assert problems_of(tmp_path, facets) == []
   swapped = ['type,make,model'] + [f't{i % 3},m{i % 4},x{i}' for i in range(12)]
   assert problems_of(tmp_path, swapped) == []
+  most_have_one_model = ['type,make,model'] + [f't{i % 3},m{i % 4},x{i}' for i in range(12)] + [f't0,n{i},y{i}' for i in range(6)]
+  assert problems_of(tmp_path, most_have_one_model) == []
   # A facet between two levels of a tree does not hide the mistake.
   between = ['order,size,family,species'] + [f'o{i // 8},z{i % 2},f{i // 4},s{i}' for i in range(32)] + ['o3,z0,f0,s99']
   [(_, kind, row, _)] = problems_of(tmp_path, between)
@@ -197,6 +201,13 @@ def test_no_sibling_counts_and_names(tmp_path):
   assert '4 orders, 4 families, 6 species' in report.text() and '  1 one-species family' in report.text()
 
 
+def test_a_branch_that_ends_early_is_told_once(tmp_path):
+  (tmp_path / 't.csv').write_text('order,family,species\nA,,\nB,F,1\nB,F,2\nB,G,3\nB,G,4\n')
+  (tmp_path / 'l.csv').write_text('file,split,order,family,species\n' + ''.join(f'{i},train,,,{i}\n' for i in (1, 2, 3, 4)))
+  report = lint(tmp_path / 't.csv', tmp_path / 'l.csv', images=False)
+  assert [(p.kind, p.text) for p in report.problems] == [('classes with no image', "order 'A'")]
+
+
 def test_labels_not_in_the_taxonomy_are_grouped_and_get_a_hint(clean):
   labels = [line.replace('Audi TT', 'Audi T') for line in clean.labels]
   report = clean(labels=labels)
@@ -262,7 +273,7 @@ def test_missing_unreadable_and_strayed_files(clean):
                            ('error', 'labels.csv:8', 'path leaves the root'), ('error', 'labels.csv:9', 'no file'),
                            ('error', 'labels.csv:10', 'path leaves the root')}
   text = report.text()
-  assert "'images/00.jpg'; there is '00.JPG'" in text and "'images/04.jpg': is empty" in text and "'images/05.jpg': is no image" in text
+  assert "'images/00.jpg'; there is '00.JPG'" in text and "'images/04.jpg': is empty" in text and "'images/05.jpg': cannot be decoded" in text
   assert report.summary['files'] == {'named': 17, 'missing': 1, 'unreadable': 3}
   assert {k for _, _, k in found(clean(labels=labels, images=False))} == {'path leaves the root', 'no file'}
 
@@ -281,7 +292,8 @@ def copy(clean, a, b):
 def test_duplicates(clean):
   copy(clean, 0, 1)   # train and val of one model
   report = clean()
-  assert found(report) == {('error', 'labels.csv:3', 'leak')} and "'images/00.jpg' (train) has the same bytes as 'images/01.jpg' (row 3, val)" in report.text()
+  assert found(report) == {('error', 'labels.csv:3', 'leak')}
+  assert "'images/00.jpg' (row 2, train) has the same bytes as 'images/01.jpg' (row 3, val)" in report.text()
   copy(clean, 2, 4)   # two models, both train
   report = clean()
   assert found(report) == {('error', 'labels.csv:3', 'leak'), ('error', 'labels.csv:6', 'duplicate images with different labels')}
@@ -307,19 +319,80 @@ def test_text_is_short_and_sorted(clean):
   assert kinds == sorted(kinds, key=('error', 'warning', 'note').index)
 
 
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF')
 @pytest.mark.parametrize('fmt', ['JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF'])
 def test_every_pixel_is_decoded(fmt):
   data = encode(0, fmt)
-  assert undecodable(data) is None
-  assert undecodable(data[:len(data) * 2 // 3])
-  assert undecodable(data[:20])
+  assert _digest(lambda: data) == (hashlib.sha256(data).digest(), None)
+  for cut in (len(data) * 2 // 3, 20, 0):
+    assert _digest(lambda: data[:cut])[1]
 
 
 def test_unusual_jpegs_are_readable():
   for mode in ('L', 'CMYK'):
     out = io.BytesIO()
     Image.open(io.BytesIO(encode(0))).convert(mode).save(out, 'JPEG', progressive=mode == 'L')
-    assert undecodable(out.getvalue()) is None
+    assert _digest(out.getvalue)[1] is None
+
+
+# Other sources.
+
+def options(**kw):
+  c = default().data
+  c.update(kw)
+  return c
+
+
+def test_from_config_reads_a_csv_as_lint_does(clean):
+  (clean.root / 'images/03.jpg').write_bytes(b'')
+  want = clean()
+  got = from_config(options(root=str(clean.root)))
+  assert got.problems == want.problems != [] and got.text() == want.text()
+  assert from_config(options(root=str(clean.root)), images=False).problems == []
+  only = from_config(options(taxonomy=str(clean.root / 'taxonomy.csv')))
+  assert only.problems == [] and 'splits' not in only.summary and '10 models' in only.text()
+  with pytest.raises(UserError, match='root'):
+    from_config(options(source='csv'))
+  assert 'no such folder' in from_config(options(root=str(clean.root / 'none'))).text()
+
+
+def test_labels_without_a_taxonomy(clean):
+  clean()
+  (clean.root / 'taxonomy.csv').unlink()
+  report = lint(None, clean.root / 'labels.csv')
+  assert report.problems == [] and report.summary['levels'] == {'make': 3, 'type': 3, 'model': 10}
+  assert from_config(options(root=str(clean.root))).problems == []
+  clean(labels=[*clean.labels, 'images/00.jpg,train,audi,Sedan,Audi A6', 'images/19.jpg,val,audi,Sedan,Audi A6'])
+  (clean.root / 'taxonomy.csv').unlink()
+  report = from_config(options(root=str(clean.root)), images=False)
+  assert ('warning', 'labels.csv:22', 'near-duplicate names') in found(report) and "make 'audi' and 'Audi' (row 2)" in report.text()
+  clean(labels=[*clean.labels, 'images/x.jpg,train,BMW,Sedan,Audi A4'])
+  report = lint(None, clean.root / 'labels.csv', images=False)
+  assert found(report) == {('error', 'labels.csv:22', 'unreadable table')} and "has make 'BMW' here" in report.text()
+
+
+def test_class_folders(tmp_path):
+  for i, (split, order, name) in enumerate(itertools.product(('train', 'val'), ('cats', 'dogs'), ('one', 'two'))):
+    (tmp_path / split / order / f'{order} {name}').mkdir(parents=True)
+    (tmp_path / split / order / f'{order} {name}' / 'a.jpg').write_bytes(encode(i))
+  report = from_config(options(root=str(tmp_path)))
+  assert report.problems == [] and report.summary['splits'] == {'train': 4, 'val': 4} and '4 classes' in report.text()
+  (tmp_path / 'val/cats/cats two/b.jpg').write_bytes(encode(0))
+  (tmp_path / 'train/dogs/dogs one/b.jpg').write_bytes(b'no image')
+  (tmp_path / 'val/dogs/dogs  three').mkdir()
+  (tmp_path / 'val/dogs/dogs  three/a.jpg').write_bytes(encode(9))
+  report = from_config(options(root=str(tmp_path)))
+  root = str(tmp_path)
+  assert {(p.severity, p.where.removeprefix(root), p.kind) for p in report.problems} == {
+    ('error', '/val/cats/cats two/b.jpg', 'leak'), ('error', '/val/cats/cats two/b.jpg', 'duplicate images with different labels'),
+    ('error', '/train/dogs/dogs one/b.jpg', 'unreadable images'), ('warning', '/val/dogs/dogs  three/a.jpg', 'classes that train never has')}
+  assert '(row' not in report.text()
+
+
+def test_the_drawn_set_is_clean():
+  report = from_config(options(toy={'train': 60, 'val': 20, 'seed': 0}))
+  assert report.counts['error'] == 0 and report.summary['splits'] == {'train': 60, 'val': 20}
+  assert {p.kind for p in report.problems} <= {'classes with no sibling', 'classes that val never has', 'classes with no image', 'classes that train never has'}
 
 
 @pytest.mark.skipif(not DATA.exists(), reason='needs the shared data')

@@ -160,6 +160,17 @@ def test_ties_follow_the_ids():
   flat = decode.Decoded(np.zeros((8, 1), np.int32), [np.ones((8, 8))], [np.full((8, 8), 1 / 8)])
   got = metrics.evaluate(flat, t.paths, t)['levels']['a']
   assert (got['top1'], got['top3'], got['top5'], got['ece']) == (1 / 8, 3 / 8, 5 / 8, 0)
+  first = metrics.evaluate(decode.Decoded(*(x[:4] if isinstance(x, np.ndarray) else [x[0][:4]] for x in (flat.pred, flat.scores, flat.prob))), t.paths[:4], t)
+  assert first['levels']['a']['top3'] == 3 / 4
+
+
+def test_calibration_bins_are_closed_above():
+  def ece(*confidence):
+    p = np.array(confidence)
+    return metrics.ece(np.stack([p, 1 - p], 1), np.zeros(len(p), int), np.arange(len(p)))   # the first is right, the second wrong
+  assert ece(.2, .25) == pytest.approx((.8 + .25) / 2)   # 3/15 belongs to the third bin
+  assert ece(.19, .2) == pytest.approx((.81 - .2) / 2)
+  assert ece(1., .95) == pytest.approx((0 + .95) / 2)
 
 
 def test_nothing_known_gives_none_and_never_nan():

@@ -123,7 +123,7 @@ def _read_file(i, *, root, files):
   with open(os.path.join(root, files[i]), 'rb') as f: return f.read()
 
 
-def _file_reader(root, files):
+def file_reader(root, files):
   return lambda rows: functools.partial(_read_file, root=str(root), files=[files[i] for i in rows])
 
 
@@ -165,7 +165,7 @@ def _csv(data, root, taxonomy):
   if again: notes.append(f'{path.name}: {len(again)} repeated rows are left out, the first is row {again[0]}')
   _check_files(data, root, path, files, rows, notes)
   labels = taxonomy.complete(np.array([ids[seen[f][1][0]] for f in files]))
-  return taxonomy, _Table(files, labels, splits if 'split' in columns else None, _file_reader(root, files)), notes
+  return taxonomy, _Table(files, labels, splits if 'split' in columns else None, file_reader(root, files)), notes
 
 
 def _inside(file, where):
@@ -263,7 +263,7 @@ def _folders(data, root, taxonomy):
     notes.append(f'folder {"/".join(coarse[0])} holds images beside class folders: known at its own level only' +
                  (f' (so do {len(coarse) - 1} more)' if len(coarse) > 1 else ''))
   files = [posixpath.normpath(f'{folder}/{name}') for folder, name in found]
-  return taxonomy, _Table(files, labels, splits, _file_reader(root, files)), notes
+  return taxonomy, _Table(files, labels, splits, file_reader(root, files)), notes
 
 
 def _qualified(ends):

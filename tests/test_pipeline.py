@@ -165,8 +165,8 @@ def test_balanced_draws_follow_the_inverse_frequency():
   np.testing.assert_allclose(weights.sum(), 1)
   expected = weights * 400 * epochs
   assert (np.abs(counts - expected) < 6 * np.sqrt(expected) + 1).all()
-  share = np.array([counts[labels == c].sum() for c in range(3)]) / counts.sum()
-  np.testing.assert_allclose(share, known, atol=.002)  # closer than independent draws come (deviation .005)
+  for epoch in drawn.reshape(epochs, 400):
+    for c in range(-1, 3): assert abs((labels[epoch] == c).sum() - 400 * weights[labels == c].sum()) < 2
   assert len({tuple(d) for d in drawn.reshape(epochs, 400)}) == epochs
 
 

@@ -28,9 +28,9 @@ def train_batches(examples: Examples, *, batch_size, seed, size, steps=None, sta
                   threads=2, process_index=0, process_count=1, strict=False):
   """Iterator over the training batches [start_step, steps) of this process (steps None = without end); it has close().
 
-  batch_size is global. Each epoch is a new shuffle without replacement. balance = column of the labels whose classes are drawn equally often: an
-  example's place in the epoch is drawn by the inverse frequency of its class (unknown class: the mean weight), one draw in each of N equal slices of the
-  weights, which keeps the epoch's variety. An unreadable image is replaced by the next readable one and named in 'broken'; strict makes it a UserError.
+  batch_size is global. Each epoch is a new shuffle without replacement. balance = the column of labels whose classes are drawn equally often: with
+  replacement, by inverse frequency (unknown: the mean weight), one draw from each of N equal slices of the weights, so that every epoch is balanced.
+  An unreadable image is replaced by the next readable one and named in 'broken'; strict makes it a UserError.
   """
   part = _part(batch_size, process_index, process_count)
   order = _order(examples, seed, balance)
@@ -69,7 +69,9 @@ def _order(examples, seed, balance):
   n = len(examples.labels)
   order = grain.MapDataset.range(n).seed(seed % (1 << 32)).shuffle().repeat()
   if balance is None: return order
-  return order.random_map(functools.partial(_draw, ends=np.cumsum(sample_weights(examples.labels[:, balance])), n=n))
+  labels = examples.labels[:, balance]
+  ranked = np.argsort(labels, kind='stable')  # a class's examples lie side by side, so that the slices share an epoch evenly among the classes
+  return order.random_map(functools.partial(_draw, ranked=ranked, ends=np.cumsum(sample_weights(labels)[ranked])))
 
 
 def sample_weights(labels):
@@ -82,8 +84,9 @@ def sample_weights(labels):
   return weights / weights.sum()
 
 
-def _draw(slot, rng, *, ends, n):
-  return min(int(np.searchsorted(ends, (slot + rng.random()) / n, side='right')), n - 1)
+def _draw(slot, rng, *, ranked, ends):
+  n = len(ranked)
+  return int(ranked[min(np.searchsorted(ends, (slot + rng.random()) / n, side='right'), n - 1)])
 
 
 # Batches

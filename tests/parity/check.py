@@ -1,0 +1,63 @@
+"""What `make parity` runs: remakes the golden values with torch, compares them with the committed ones, and both with hierjax.
+
+usage: python tests/parity/check.py PYTHON_WITH_TORCH
+Prints a table of the worst relative difference per backbone, checks the restricted reader on files that torch.save wrote, and leaves 1 if anything is off.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
+
+from parity import ours, seeded  # noqa: E402
+
+REMADE, OURS = 1e-6, 1e-4
+
+
+def nested(x, path=()):
+  """{path: pin} of a golden tree."""
+  if isinstance(x, dict) and 'norm' in x:
+    return {path: x}
+  items = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list) else ()
+  return {k: v for i, y in items for k, v in nested(y, (*path, i)).items()}
+
+
+def main():
+  bad = []
+
+  def row(what, remade, found):
+    ok = remade <= REMADE and all(d <= OURS for d in found)
+    print(f'{what:42} {remade:10.1e} ' + ' '.join(f'{d:12.1e}' for d in found) + ('' if ok else '  <- too far'), flush=True)
+    if not ok:
+      bad.append(what)
+
+  with tempfile.TemporaryDirectory() as folder:
+    command = [sys.argv[1], str(HERE / 'make_golden.py'), folder, '--files', f'{folder}/files']
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    new, old = ours.golden(folder=folder), ours.golden()
+    print(f'{"worst relative difference":42} {"remade":>10} {"hierjax auto":>12} {"plain":>12}')
+    for key, wanted in new['backbones'].items():
+      pins, before = nested(wanted), nested(old['backbones'].get(key, {}))
+      remade = max(seeded.difference(before[p], pins[p]) if p in before else float('inf') for p in pins)
+      remade = remade if old['backbones'].get(key, {}).get('names') == wanted['names'] else float('inf')
+      row(key, remade, [ours.differences(key, wanted, f) for f in ('auto', 'plain')])
+    for name, wanted in new['train'].items():
+      pins, before = nested(wanted), nested(old['train'].get(name, {}))
+      remade = max(seeded.difference(before[p], pins[p]) if p in before else float('inf') for p in pins)
+      row(f'{name}, training: gradients and all', remade, [max(ours.train_differences(name, wanted, f).values()) for f in ('auto', 'plain')])
+    new, old = ours.golden('lite0_package.json', folder), ours.golden('lite0_package.json')
+    pins = [seeded.pin(g['logits'], 2000) for g in (old, new)]
+    row('efficientnet_lite0, package, logits', seeded.difference(*pins), [ours.lite0_difference(new, f) for f in ('auto', 'plain')])
+    tests = [sys.executable, '-m', 'pytest', '-q', str(HERE.parent / 'test_pretrained.py'), '-k', 'torch_save']
+    if subprocess.run(tests, env={**os.environ, 'HIERJAX_TORCH_FILES': f'{folder}/files'}, check=False).returncode:
+      bad.append('files written by torch.save')
+  print('parity: ' + (f'NOT reached: {", ".join(bad)}' if bad else 'all within bounds'))
+  sys.exit(bool(bad))
+
+
+if __name__ == '__main__':
+  main()

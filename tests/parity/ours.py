@@ -1,0 +1,105 @@
+"""hierjax's side of the parity check: the same seeded weights and images, through the backbones' own names, into the same pins."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from parity import seeded
+
+from hierjax import models
+from hierjax.models import layers, pretrained
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+# Most of the time goes into compiling. The test suite compiles with few of XLA's optimisations (half the time); `make parity` with all of them.
+QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+
+
+def golden(file='backbones.json', folder=GOLDEN):
+  return json.loads((pathlib.Path(folder) / file).read_text())
+
+
+def shapes(name):
+  """Shapes of the variables, without compiling or drawing anything."""
+  x = jnp.zeros((1, 64, 64, 3))
+  return jax.eval_shape(lambda: models.BACKBONES[name].make().init(jax.random.key(0), x))
+
+
+def torch_entries(name, scheme):
+  """{path in variables: (torch's key, torch's shape)}, the inverse of what pretrained.py does."""
+  prefix, entries = models.BACKBONES[name].torch_names[scheme], {}
+  for path, leaf in traverse_util.flatten_dict(shapes(name)).items():
+    kind, shape = path[-1], leaf.shape
+    key = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}.get(kind, kind)
+    if kind == 'kernel':
+      shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
+    if kind == 'gamma' and scheme == 'torchvision':
+      key, shape = 'layer_scale', (*shape, 1, 1)
+    entries[path] = (f'{prefix("/".join(path[1:-1]))}.{key}', shape)
+  return entries
+
+
+def to_torch(kind, x):
+  x = np.asarray(x)
+  return x.transpose(3, 2, 0, 1) if kind == 'kernel' and x.ndim == 4 else x.T if kind == 'kernel' else x
+
+
+def variables(name, scheme, calm=False):
+  """The backbone's variables with the seeded weights, put there by pretrained.py."""
+  state = {key: seeded.tensor(key, shape, calm) for key, shape in torch_entries(name, scheme).values()}
+  like = shapes(name)
+  found, taken, _ = pretrained._match(name, pretrained._backbone_leaves(like), state, 'seeded')
+  assert found in (scheme, 'torchvision')  # timm's resnets carry torchvision's names
+  return traverse_util.unflatten_dict(taken)
+
+
+def evaluate(name, scheme, formulation='auto', options=None):
+  """Pins of the pooled features of the seeded images, as in backbones.json."""
+  module = models.BACKBONES[name].make()
+  run = lambda v, x: module.apply(v, x)[0]
+  with layers.formulation(formulation):
+    features = jax.jit(run, compiler_options=options)(variables(name, scheme), seeded.images(seeded.FORWARD))
+  return [seeded.pin(f) for f in np.asarray(features)]
+
+
+def train(name, scheme, formulation='auto', options=None):
+  """Features, gradients by torch's name and new running statistics in training mode, stochastic depth off, as under 'train' in backbones.json."""
+  module = models.BACKBONES[name].make() if name.startswith('resnet') else models.BACKBONES[name].make(drop_path=0.0)
+  v, entries = variables(name, scheme, calm=True), torch_entries(name, scheme)
+  direction = jnp.float32(seeded.direction(name, seeded.TRAIN[0], models.BACKBONES[name].features))
+
+  def loss(params, x):
+    (features, _), new = module.apply({**v, 'params': params}, x, True, mutable=['batch_stats'])
+    return (features * direction).sum(), (features, new)
+
+  with layers.formulation(formulation):
+    grads, (features, new) = jax.jit(jax.grad(loss, has_aux=True), compiler_options=options)(v['params'], seeded.images(seeded.TRAIN))
+  flat = {**traverse_util.flatten_dict({'params': grads}), **traverse_util.flatten_dict(new)}
+  pins = {entries[p][0]: seeded.pin(to_torch(p[-1], x)) for p, x in flat.items()}
+  return {'features': seeded.pin(features), 'grads': pins, 'stats': pins}
+
+
+def differences(key, wanted, formulation='auto', options=None):
+  """Worst relative difference of the pooled features for an entry 'NAME/SCHEME' of golden['backbones']."""
+  name, scheme = key.split('/')
+  return max(seeded.difference(a, b) for a, b in zip(evaluate(name, scheme, formulation, options), wanted['eval'], strict=True))
+
+
+def train_differences(name, wanted, formulation='auto', options=None):
+  """{what: relative difference} for an entry of golden['train']."""
+  found = train(name, 'timm' if 'lite' in name else 'torchvision', formulation, options)
+  rows = {'features': seeded.difference(found['features'], wanted['features'])}
+  return rows | {k: seeded.difference(found[part][k], w) for part in ('grads', 'stats') for k, w in wanted[part].items()}
+
+
+def lite0_difference(wanted, formulation='auto', options=None):
+  """Relative difference of the logits of the real Lite0 from the PyPI package, over all classes of two images."""
+  name = 'efficientnet_lite0'
+  v, report = pretrained.load(name, shapes(name), 'package', with_classifier=True)
+  x = (seeded.pixels(seeded.LITE0) - np.float32(report['mean'])) / np.float32(report['std'])
+  with layers.formulation(formulation):
+    features = np.asarray(jax.jit(lambda v, x: models.BACKBONES[name].make().apply(v, x)[0], compiler_options=options)(v, x), np.float64)
+  logits, wanted = features @ report['classifier']['kernel'] + report['classifier']['bias'], np.array(wanted['logits'])
+  return float(np.abs(logits - wanted).max() / np.abs(wanted).max())

@@ -1,0 +1,74 @@
+"""Weights and images that the torch side and this side both make from names alone. numpy only: the torch environment imports it too.
+
+Torch's names and layouts, because they are what the two sides share. The scales keep activations near 1 through 152 layers and let every block matter.
+"""
+
+import hashlib
+
+import numpy as np
+
+FORWARD = (2, 64, 75)  # images, height, width: even and odd sizes on the way down, so that padding and flooring show; H != W, so that a swap does
+TRAIN = (4, 64, 75)
+LITE0 = (2, 160, 192)
+TIMM_TOO = ('resnet18', 'convnext_tiny')  # backbones whose forward pass is pinned under timm's names as well
+
+
+def rng(*names):
+  return np.random.default_rng(list(hashlib.sha256('/'.join(names).encode()).digest()))
+
+
+def tensor(key, shape, calm=False):
+  """float32 weights for torch's `key` of `shape`. calm: biases near 1, so that few activations stand at a ReLU's kink. Training mode is compared with
+  it: without, 50 layers of batch norm magnify rounding so much that torch's own float32 gradients are 2 % off its float64 ones.
+  """
+  r, leaf = rng(key), key.rsplit('.', 1)[1]
+  uniform = lambda low, high: (low + (high - low) * r.random(shape, np.float32)).astype(np.float32)
+  if leaf in ('gamma', 'layer_scale'):
+    return uniform(0.1, 1.0)
+  if leaf == 'running_var':
+    return uniform(0.5, 1.5)
+  if leaf == 'weight' and len(shape) == 1:
+    return uniform(0.5, 1.0)
+  if leaf == 'weight':
+    return uniform(-1, 1) * np.float32(np.sqrt(6 / np.prod(shape[1:])))  # variance 2 / fan_in
+  if leaf == 'bias' and calm:
+    return uniform(0.8, 1.2)
+  return uniform(-0.2, 0.2)  # bias, running_mean
+
+
+def images(size, name='images'):
+  """float32 [n, height, width, 3], normalised (about ±2), smooth with some grain."""
+  r, (n, h, w) = rng(name), size
+  coarse = r.standard_normal((n, h // 8 + 2, w // 8 + 2, 3)).repeat(8, 1).repeat(8, 2)[:, :h, :w]
+  return (coarse + 0.3 * r.standard_normal((n, h, w, 3))).astype(np.float32)
+
+
+def pixels(size):
+  """uint8 [n, height, width, 3]"""
+  return np.clip(127 + 60 * images(size, 'pixels'), 0, 255).astype(np.uint8)
+
+
+def direction(name, n, d):
+  """float64 [n, d]: the scalar that is differentiated is sum(features * direction). One direction for all images would leave next to no gradient:
+  batch norm holds the mean over the batch fixed."""
+  return rng('direction', name).standard_normal((n, d))
+
+
+def pin(x, count=32):
+  """What is kept of an array: its norm and `count` evenly spaced entries of it, flattened in torch's layout."""
+  x = np.asarray(x, np.float64).ravel()
+  at = np.linspace(0, x.size - 1, min(count, x.size)).round().astype(int)
+  return {'norm': float(f'{np.linalg.norm(x):.9g}'), 'entries': [float(f'{v:.9g}') for v in x[at]]}
+
+
+def difference(ours, golden):
+  """Largest difference of two pins, relative to the largest entry (of the entries) or to the norm."""
+  a, b = np.array(ours['entries']), np.array(golden['entries'])
+  if a.shape != b.shape or not np.isfinite(a).all():
+    return float('inf')
+  return float(max(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30), abs(ours['norm'] - golden['norm']) / max(golden['norm'], 1e-30)))
+
+
+def names_digest(shapes):
+  """sha256 over sorted names and shapes {torch's key: shape}: whether two state dicts have the same entries."""
+  return hashlib.sha256(''.join(f'{k}{list(map(int, s))}\n' for k, s in sorted(shapes.items())).encode()).hexdigest()[:16]

@@ -22,8 +22,8 @@ TUNABLES = 'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_thr
 if __name__ == '__main__' and sys.platform == 'linux' and os.environ.get('HIERJAX_HUGEPAGES', '1') == '1' and 'GLIBC_TUNABLES' not in os.environ:
   os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, 'GLIBC_TUNABLES': TUNABLES})
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import app, flags  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
 
 MODES = ('train', 'evaluate', 'predict', 'lint', 'describe')
 FLAGS = flags.FLAGS

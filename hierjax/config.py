@@ -65,6 +65,7 @@ def default() -> ConfigDict:
   c.model.backbone = 'efficientnet_lite0'
   c.model.stem = 'standard'  # 'small': 3x3 stride 1 without max-pool, for images of 32 px (ResNets)
   c.model.pretrained = ''  # PATH.safetensors | PATH.pth | hf:REPO | package
+  c.model.mean, c.model.std = (), ()  # of RGB in 0..255, as the images are normalised; () = as the pretrained weights or the backbone were trained
   c.model.levels = 'all'  # the levels that have a head
   c.model.dropout = 0.0  # before the heads
   c.model.dtype = 'float32'  # of the computation; parameters stay float32

@@ -117,7 +117,7 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
     grads, out = (g, o) if i == 0 else jax.tree.map(jnp.add, (grads, out), (g, o))
   grads, out = jax.tree.map(lambda x: x / task.micro, (grads, out))
 
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   if task.clip:
     grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, task.clip / jnp.maximum(norm, 1e-12)), grads)
   everything = traverse_util.unflatten_dict({**{k: jnp.zeros_like(v) for k, v in frozen.items()}, **grads})
@@ -160,7 +160,8 @@ class Run:
 
   def __init__(self, c: ConfigDict):
     config_lib.validate(c, list(models.BACKBONES))
-    self.c, self.mesh = c, parallel.mesh()
+    c = self.c = copy.deepcopy(c)
+    self.mesh = parallel.mesh()
     parallel.check_batch(c.train.batch_size, self.mesh, '--config.train.batch_size', c.optim.accumulate)
     data = sources.load(c.data)
     self.taxonomy, self.levels, self.splits, self.notes = *predict.narrow(data.taxonomy, c.model.levels), data.splits, list(data.notes)
@@ -182,11 +183,12 @@ class Run:
     if self.best not in names:
       raise UserError(f'--config.train.best={c.train.best!r}{config_lib.did_you_mean(c.train.best, names)}; choices: {", ".join(names)}')
     self.lower = self.best in ('loss', 'hvr')
+    self.initial = self.variables()
     self.model = heads_lib.build(c, self.taxonomy, self.levels)
     self.weights = parse_weights(c.loss.weights, self.levels)
     self.plateau = optim.plateau(c)
 
-  def task(self, params) -> Task:
+  def task(self) -> Task:
     c, t = self.c, self.taxonomy
     column = t.index(config_lib.resolve_levels(c.data.balance_level, t.levels, '--config.data.balance_level')[0])
     balance = class_weights(self.train.labels[:, column], t.num_classes(t.levels[column])) if c.data.balance == 'loss' else None
@@ -196,22 +198,22 @@ class Run:
       targets[t.levels[-1]] = losses.smoothed_targets(t, c.loss.smoothing, family)
     return Task(
       model=self.model, levels=self.levels, columns=tuple(t.index(level) for level in self.levels), weights=self.weights, targets=targets,
-      example_weights=balance, balance_column=column, labels=optim.labels(params, c.optim.rules),
+      example_weights=balance, balance_column=column, labels=optim.labels(self.initial['params'], c.optim.rules),
       schedule=optim.schedule(c, self.total, len(self.train.labels)), clip=c.optim.clip, ema=c.optim.ema, micro=c.optim.accumulate, seed=c.seed)
 
   def variables(self) -> dict:
     """The initial ones as numpy: seeded, with the backbone's from a file where model.pretrained names one."""
-    variables = models.init(self.model, self.c.data.size, self.c.seed)
-    if self.c.model.pretrained:
-      name = self.c.model.backbone
-      backbone = {k: v['backbone'] for k, v in variables.items() if 'backbone' in v}
-      loaded, note = pretrained.load(name, backbone, self.c.model.pretrained)
-      variables = {k: {**v, 'backbone': loaded[k]} if k in loaded else v for k, v in variables.items()}
-      self.notes.append(note)
+    m = self.c.model
+    variables = models.init(heads_lib.build(self.c, self.taxonomy, self.levels), self.c.seed)
+    if m.pretrained:
+      variables, found = pretrained.load(m.backbone, variables, m.pretrained)
+      if not m.mean:  # kept in config.json, so that prediction normalises as training did
+        m.mean, m.std = found['mean'], found['std']
+      self.notes.append(f'{found["tensors"]} tensors of the backbone from {found["file"]}')
     return variables
 
-  def state(self, variables, task: Task) -> TrainState:
-    params, batch_stats = variables['params'], variables.get('batch_stats', {})
+  def state(self, task: Task) -> TrainState:
+    params, batch_stats = self.initial['params'], self.initial.get('batch_stats', {})
     state = TrainState(
       step=np.int32(0), params=params, batch_stats=batch_stats, opt_state=optim.transformation(self.c, task.labels).init(params),
       ema={'params': params, 'batch_stats': batch_stats} if self.c.optim.ema else {},
@@ -301,10 +303,9 @@ class Loop:
   def __init__(self, run: Run, workdir: pathlib.Path):
     self.run, self.c, self.mesh = run, run.c, run.mesh
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, run.lower)
-    variables = run.variables()
-    self.task = run.task(variables['params'])
-    self.state = run.state(variables, self.task)
-    self.params = sum(x.size for x in jax.tree.leaves(variables['params']))
+    self.task = run.task()
+    self.state = run.state(self.task)
+    self.params = sum(x.size for x in jax.tree.leaves(run.initial['params']))
     last = self.checkpoints.latest()
     if last is not None:
       self.state = restore(self.checkpoints, last, self.state)
@@ -339,9 +340,10 @@ class Loop:
     step, device, index = pending
     values = {k: float(v) for k, v in device.items()}
     if not np.isfinite(values['loss']):
-      names = ', '.join(files[i] for i in index[:8])
-      raise UserError(f'loss is {values["loss"]} at step {step} with lr {values["lr"]:.3g} and gradient norm {values["grad_norm"]:.3g}; files of that batch: {names}'
-                      f'{" ..." if len(index) > 8 else ""}. Lower --config.optim.lr or set --config.optim.clip; the last checkpoint is from before it')
+      names = ', '.join(files[i] for i in index[:8]) + (' ...' if len(index) > 8 else '')
+      raise UserError(
+        f'loss is {values["loss"]} at step {step} with lr {values["lr"]:.3g} and gradient norm {values["grad_norm"]:.3g}; files of that batch: {names}. '
+        'Lower --config.optim.lr or set --config.optim.clip; the last checkpoint is from before it')
     return values
 
   def train(self, signals: Signals) -> None:
@@ -369,9 +371,14 @@ class Loop:
     pending, per_epoch = None, len(train.labels) / c.train.batch_size
     waited, since, since_step, first = 0.0, time.monotonic(), self.step, self.step
     batches = run.batches(train, self.step, phase.end)
+    iterator = iter(batches)
     try:
-      for batch in batches:
-        waited += time.monotonic() - since if self.step == since_step else time.monotonic() - ready
+      while True:
+        asked = time.monotonic()
+        batch = next(iterator, None)
+        if batch is None:
+          break
+        waited += time.monotonic() - asked
         self.broken.update(train.files[b] for b in batch['broken'][batch['broken'] >= 0])
         device = parallel.put_batch({'image': batch['image'], 'labels': batch['labels']}, self.mesh)
         self.state, out = step_fn(self.state, device)
@@ -402,7 +409,6 @@ class Loop:
             self.checkpoints.save(self.step, parts(self.state), None)
           self.checkpoints.wait()
           raise Interrupted(signals.got, self.step)
-        ready = time.monotonic()
     finally:
       batches.close()
 
@@ -439,17 +445,13 @@ def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
     run.taxonomy.to_csv(workdir / 'taxonomy.csv')
 
 
-def versions() -> dict[str, str]:
-  return {'python': platform.python_version(), **{p: importlib.metadata.version(p) for p in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')}}
-
-
 def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
   """Trains what config `c` describes into `workdir`, or goes on with it, and returns the final val metrics and the digest of the TrainState.
 
   Leaves config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, eval_VAL.json, predictions_VAL.npz and report.html there. Raises UserError for a
   user's mistake and Interrupted where Ctrl-C or SIGTERM came.
   """
-  workdir, started = pathlib.Path(workdir), datetime.datetime.now(datetime.timezone.utc)
+  workdir, started = pathlib.Path(workdir), datetime.datetime.now(datetime.UTC)
   run = Run(c)
   prepare_workdir(workdir, run)
   loop = Loop(run, workdir)
@@ -458,24 +460,33 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
       loop.train(signals)
     finally:
       loop.checkpoints.wait()
-  digest = checkpoint.sha256(loop.state)
   loop.checkpoints.close()
-  facts = {
-    'command': shlex.join(sys.argv), 'versions': versions(), 'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'started': started.isoformat(timespec='seconds'),
-    'finished': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), 'seconds': round(loop.seconds, 1), 'params': loop.params,
-    'classes': {level: run.taxonomy.num_classes(level) for level in run.taxonomy.levels}, 'heads': list(run.levels), 'train_examples': len(run.train.labels), 'val_examples': len(run.val.labels),
-    'phases': [dataclasses.asdict(p) for p in run.phases], 'skipped': sorted(loop.broken), 'notes': run.notes, 'step': loop.step, 'state_sha256': digest}
+  digest = checkpoint.sha256(loop.state)
   if jax.process_index() == 0:
-    (workdir / 'run.json').write_text(json.dumps(facts, indent=2) + '\n')
+    (workdir / 'run.json').write_text(json.dumps(facts(run, loop, started, digest), indent=2) + '\n')
   if loop.broken:
-    loop.log.say(f'{len(loop.broken)} unreadable image(s) skipped: {", ".join(sorted(loop.broken)[:5])}{" ..." if len(loop.broken) > 5 else ""} (all in {workdir}/run.json)')
-  result = predict.load(workdir).evaluate(run.c.data.val, examples=run.val)
+    names = ', '.join(sorted(loop.broken)[:5]) + (' ...' if len(loop.broken) > 5 else '')
+    loop.log.say(f'{len(loop.broken)} unreadable image(s) skipped: {names} (all in {workdir}/run.json)')
+  result = predict.load(workdir).evaluate(c.data.val, examples=run.val)
   if c.baseline == 'train':
     loop.log.say('training the baseline: one head, ancestors read off')
     fit(baseline_config(c), workdir / 'baseline')
   page = report.write(workdir)
   loop.log.say(f'report: {page}')
   return {'step': loop.step, **result, 'state_sha256': digest}
+
+
+def facts(run: Run, loop: Loop, started: datetime.datetime, digest: str) -> dict:
+  """run.json: what the report says of the run beside its numbers."""
+  packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+  return {
+    'command': shlex.join(sys.argv), 'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'versions': {'python': platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+    'started': started.isoformat(timespec='seconds'), 'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'seconds': round(loop.seconds, 1), 'params': loop.params, 'heads': list(run.levels),
+    'classes': {level: run.taxonomy.num_classes(level) for level in run.taxonomy.levels},
+    'train_examples': len(run.train.labels), 'val_examples': len(run.val.labels), 'phases': [dataclasses.asdict(p) for p in run.phases],
+    'skipped': sorted(loop.broken), 'notes': run.notes, 'step': loop.step, 'state_sha256': digest}
 
 
 def baseline_config(c: ConfigDict) -> ConfigDict:

@@ -10,7 +10,8 @@ def test_json_round_trip():
   back = config.from_json(config.to_json(c))
   assert config.differences(c, back) == []
   assert config.differences(config.default(), back) == [
-    'data.augment.crop: (0.5, 1.0) -> (0.2, 0.9)', 'optim.lr: 0.001 -> 0.0003', "optim.rules: (('.*/kernel', 1.0, 1.0), ('.*', 1.0, 0.0)) -> (('.*', 1.0, 0.0),)"]
+    'data.augment.crop: (0.5, 1.0) -> (0.2, 0.9)', 'optim.lr: 0.001 -> 0.0003',
+    "optim.rules: (('.*/kernel', 1.0, 1.0), ('.*', 1.0, 0.0)) -> (('.*', 1.0, 0.0),)"]
 
 
 def test_json_with_unknown_option():

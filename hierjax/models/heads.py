@@ -52,4 +52,4 @@ def build(c, taxonomy: Taxonomy, levels: tuple[str, ...]) -> Classifier:
   except TypeError as e:
     raise UserError(f'--config.model.stem={c.model.stem}: {c.model.backbone} has one stem only; choices: standard') from e
   heads = Parallel(tuple((level, taxonomy.num_classes(level)) for level in levels), c.model.dropout)
-  return Classifier(backbone, heads, spec.mean, spec.std, dtype)
+  return Classifier(backbone, heads, tuple(c.model.mean) or spec.mean, tuple(c.model.std) or spec.std, dtype)

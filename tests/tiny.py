@@ -1,0 +1,37 @@
+"""A backbone that compiles in a second, for tests of everything around backbones: a convolution, batch norm, pooling."""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hierjax import config, models
+from hierjax.models import layers
+
+
+class Tiny(nn.Module):
+  width: int = 16
+  dtype: type = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, train: bool = False):
+    x = layers.Conv(self.width, 4, 4, 0, dtype=self.dtype, name='conv')(x)
+    x = layers.BatchNorm('relu', dtype=self.dtype, name='bn')(x, train)
+    x = layers.Conv(self.width, 3, 2, 1, dtype=self.dtype, name='conv2')(x)
+    x = layers.BatchNorm('relu', dtype=self.dtype, name='bn2')(x, train)
+    return layers.global_pool(x), {'features': x}
+
+
+def register(monkeypatch) -> None:
+  spec = models.Backbone(functools.partial(Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, {})
+  monkeypatch.setitem(models.BACKBONES, 'tiny', spec)
+
+
+def run_config(**changes):
+  """A run of 12 steps on 96 drawn images, evaluated every 6."""
+  c = config.default()
+  values = {'data.source': 'toy', 'data.size': 32, 'data.toy.train': 96, 'data.toy.val': 40, 'model.backbone': 'tiny',
+            'train.batch_size': 16, 'train.epochs': 0.0, 'train.steps': 12, 'train.eval_epochs': 0.0, 'train.eval_steps': 6, 'train.log_steps': 2, 'optim.lr': 3e-3, 'eval.batch_size': 16}
+  for path, value in {**values, **changes}.items():
+    config.assign(c, path, value)
+  return c

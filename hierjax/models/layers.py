@@ -3,6 +3,7 @@
 Images are NHWC, kernels HWIO (depthwise [k, k, 1, C]), dense kernels [in, out]. Parameters are float32; `dtype` is what is computed in.
 """
 import contextlib
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -91,9 +92,168 @@ def _pads(size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: 
 
 def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Array:
   """Convolution of x [B, H, W, C] with kernel [k, k, C, O], or depthwise with [k, k, 1, C]; padding in pixels or TensorFlow's 'SAME'."""
-  pads = _pads(x.shape[1:3], kernel.shape[:2], stride, padding)
-  groups = x.shape[3] // kernel.shape[2]
-  return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups)
+  size, k = x.shape[1:3], kernel.shape[:2]
+  pads = _pads(size, k, stride, padding)
+  depthwise = kernel.shape[2] == 1 and x.shape[3] > 1
+  if not on_cpu():
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+                                    feature_group_count=x.shape[3] if depthwise else 1)
+  if depthwise:
+    return _depthwise(x.astype(jnp.float32), kernel.astype(jnp.float32), stride, tuple(pads)).astype(x.dtype)
+  if k == (1, 1) and not any(sum(p) for p in pads):
+    return dense(x[:, ::stride, ::stride], kernel[0, 0])
+  if k == (stride, stride) and not any(sum(p) for p in pads) and not any(n % stride for n in size):
+    b, (h, w), c = x.shape[0], size, x.shape[3]
+    patches = x.reshape(b, h // stride, stride, w // stride, stride, c).swapaxes(2, 3).reshape(b, h // stride, w // stride, -1)
+    return dense(patches, kernel.reshape(-1, kernel.shape[3]))
+  if min(size) <= 4 or x.shape[3] <= 4:
+    out = _out_size(size, k, stride, pads)
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    patches = [_tap(padded, i, j, stride, out) for i in range(k[0]) for j in range(k[1])]
+    return dense(jnp.concatenate(patches, -1), kernel.reshape(-1, kernel.shape[3]))
+  return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def dense(x: Array, kernel: Array) -> Array:
+  """x [..., C] times kernel [C, O]."""
+  y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())))
+  return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def _out_size(size, kernel, stride, pads) -> tuple[int, int]:
+  return tuple((n + sum(p) - k) // stride + 1 for n, k, p in zip(size, kernel, pads))
+
+
+def _tap(padded: Array, i: int, j: int, stride: int, out: tuple[int, int]) -> Array:
+  """The pixels of a padded image that the kernel's row i and column j meet, [B, *out, C]."""
+  return padded[:, i:i + stride * (out[0] - 1) + 1:stride, j:j + stride * (out[1] - 1) + 1:stride]
+
+
+def _fold(n: int) -> int:
+  """The largest divisor of n up to 8: a reduction that short is unrolled, so that the loop over channels around it becomes vector code."""
+  return max(f for f in range(1, 9) if n % f == 0)
+
+
+def _sum_pixels(xs: list[Array], axis: int) -> list[Array]:
+  """Sums of each x [B, H, W, C] over B, H and W in float32, in one pass: over pieces of `axis` first, at the speed of memory."""
+  b, c, f = xs[0].shape[0], xs[0].shape[-1], _fold(xs[0].shape[axis])
+  shape = (*xs[0].shape[:axis], xs[0].shape[axis] // f, f, *xs[0].shape[axis + 1:])
+  parts = lax.reduce([x.astype(jnp.float32).reshape(shape) for x in xs], [jnp.float32(0)] * len(xs),
+                     lambda p, q: [s + t for s, t in zip(p, q)], (axis + 1,))
+  return [p.reshape(b, -1, c).sum(1).sum(0) for p in parts]
+
+
+def _add_taps(padded: Array, kernel: Array, stride: int, out: tuple[int, int]) -> Array:
+  k = kernel.shape[0]
+  return sum(_tap(padded, i, j, stride, out) * kernel[i, j, 0].reshape(1, 1, 1, -1) for i in range(k) for j in range(k))
+
+
+def _pad(x: Array, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+  """Zero padding that is stored, not computed again at each of its uses."""
+  return lax.optimization_barrier(jnp.pad(x, ((0, 0), rows, columns, (0, 0))))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x, kernel, stride, pads):
+  return _depthwise_forward(x, kernel, stride, pads)[0]
+
+
+def _depthwise_forward(x, kernel, stride, pads):
+  out = _out_size(x.shape[1:3], kernel.shape[:2], stride, pads)
+  padded = _pad(x, *pads)
+  return _add_taps(padded, kernel, stride, out), (padded, kernel)
+
+
+def _depthwise_backward(stride, pads, saved, dy):
+  padded, kernel = saved
+  k, out = kernel.shape[0], dy.shape[1:3]
+  size = tuple(n - sum(p) for n, p in zip(padded.shape[1:3], pads))
+  # The gradient of the input is the sum over the taps of dy, apart for each of the stride's phases of rows and columns.
+  m = k // stride + 1
+  wide = _pad(dy, *((m, max(m, -(-size[d] // stride) + m - out[d])) for d in (0, 1)))
+
+  def phase(a, b):
+    n = [-(-(size[0] - a) // stride), -(-(size[1] - b) // stride)]
+    taps = [(i, j) for i in range(k) for j in range(k) if (a + pads[0][0] - i) % stride == 0 and (b + pads[1][0] - j) % stride == 0]
+    terms = [_tap(wide, m + (a + pads[0][0] - i) // stride, m + (b + pads[1][0] - j) // stride, 1, n) * kernel[i, j, 0].reshape(1, 1, 1, -1)
+             for i, j in taps]
+    return sum(terms) if terms else jnp.zeros((dy.shape[0], *n, dy.shape[3]), dy.dtype)
+
+  dx = _interleave([_interleave([phase(a, b) for b in range(stride)], 2) for a in range(stride)], 1)
+  # The gradient of the kernel: a row of it at a time, in one pass.
+  rows = [_sum_pixels([_tap(padded, i, j, stride, out) * dy for j in range(k)], 1) for i in range(k)]
+  return dx, jnp.stack([jnp.stack(r) for r in rows])[:, :, None]
+
+
+def _interleave(xs: list[Array], axis: int) -> Array:
+  """x[0], y[0], z[0], x[1], ... along the axis; the later ones may be one shorter."""
+  if len(xs) == 1:
+    return xs[0]
+  length = sum(x.shape[axis] for x in xs)
+  short = [[(0, 0)] * axis + [(0, xs[0].shape[axis] - x.shape[axis])] + [(0, 0)] * (x.ndim - axis - 1) for x in xs]
+  stacked = jnp.stack([jnp.pad(x, s) if s[axis][1] else x for x, s in zip(xs, short)], axis + 1)
+  merged = stacked.reshape(*xs[0].shape[:axis], -1, *xs[0].shape[axis + 1:])
+  return merged if merged.shape[axis] == length else lax.slice_in_dim(merged, 0, length, axis=axis)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _act(x: Array, kind: str) -> Array:
+  return {'': lambda: x, 'relu': lambda: jnp.maximum(x, 0), 'relu6': lambda: jnp.clip(x, 0, 6)}[kind]()
+
+
+def _over(v: Array, x: Array) -> Array:
+  """v [C] with the rank of x."""
+  return v.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _moments(x: Array, sums: list[Array]) -> tuple[Array, Array]:
+  n = math.prod(x.shape[:-1])
+  mean = sums[0] / n
+  return mean, jnp.maximum(sums[1] / n - jnp.square(mean), 0)
+
+
+def batch_norm(x: Array, scale: Array, bias: Array, eps: float, act: str) -> tuple[Array, Array, Array]:
+  """act(batch norm of x [B, H, W, C]) over the batch's own statistics, and these: mean and biased variance [C], not differentiated."""
+  if on_cpu():
+    return _batch_norm(x, scale, bias, eps, act)
+  xf = x.astype(jnp.float32)
+  mean, var = _moments(x, [xf.sum((0, 1, 2)), jnp.square(xf).sum((0, 1, 2))])
+  return _affine_act(x, mean, var, scale, bias, eps, act), *lax.stop_gradient((mean, var))
+
+
+def _affine_act(x, mean, var, scale, bias, eps, act):
+  a = scale * lax.rsqrt(var + eps)
+  return _act(x * _over(a, x) + _over(bias - mean * a, x), act).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _batch_norm(x, scale, bias, eps, act):
+  return _batch_norm_forward(x, scale, bias, eps, act)[0]
+
+
+def _batch_norm_forward(x, scale, bias, eps, act):
+  mean, var = _moments(x, _sum_pixels([x, jnp.square(x.astype(jnp.float32))], 1))
+  return (_affine_act(x, mean, var, scale, bias, eps, act), mean, var), (x, scale, bias, mean, var)
+
+
+def _batch_norm_backward(eps, act, saved, cotangents):
+  x, scale, bias, mean, var = saved
+  n, inv = math.prod(x.shape[:-1]), lax.rsqrt(var + eps)
+  a = scale * inv
+  xf, dy = x.astype(jnp.float32), cotangents[0].astype(jnp.float32)
+  if act:
+    y = xf * _over(a, x) + _over(bias - mean * a, x)
+    dy = jnp.where((y > 0) & (y < 6) if act == 'relu6' else y > 0, dy, 0)
+  total, product = _sum_pixels([dy, dy * xf], 1)
+  dscale = (product - mean * total) * inv
+  slope = dscale * inv / n
+  dx = _over(a, x) * (dy - _over(slope, x) * xf - _over(total / n - slope * mean, x))
+  return dx.astype(x.dtype), dscale, total
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 def max_pool(x: Array, window: int, stride: int, padding: int) -> Array:
@@ -140,13 +300,10 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kernel = self.param('kernel', self.init, (x.shape[-1], self.features))
-    y = lax.dot_general(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+    y = dense(x.astype(self.dtype), jnp.asarray(kernel, self.dtype))
     if self.use_bias:
       y = y + jnp.asarray(self.param('bias', zeros, (self.features,)), self.dtype)
     return y
-
-
-ACTIVATIONS = {'': lambda x: x, 'relu': lambda x: jnp.maximum(x, 0), 'relu6': lambda x: jnp.clip(x, 0, 6)}
 
 
 class BatchNorm(nn.Module):
@@ -165,18 +322,13 @@ class BatchNorm(nn.Module):
     scale, bias = self.param('scale', ones, shape), self.param('bias', zeros, shape)
     mean = self.variable('batch_stats', 'mean', zeros, None, shape)
     var = self.variable('batch_stats', 'var', ones, None, shape)
-    if train:
-      xf = x.astype(jnp.float32)
-      m = xf.mean((0, 1, 2))
-      v = jnp.maximum(jnp.square(xf).mean((0, 1, 2)) - jnp.square(m), 0)
-      if not self.is_initializing():
-        mean.value = self.momentum * mean.value + (1 - self.momentum) * m
-        var.value = self.momentum * var.value + (1 - self.momentum) * v
-    else:
-      m, v = mean.value, var.value
-    a = scale * lax.rsqrt(v + self.eps)
-    y = x * a.reshape(1, 1, 1, -1) + (bias - m * a).reshape(1, 1, 1, -1)
-    return ACTIVATIONS[self.act](y).astype(self.dtype)
+    if not train:
+      return _affine_act(x, mean.value, var.value, scale, bias, self.eps, self.act).astype(self.dtype)
+    y, m, v = batch_norm(x, scale, bias, self.eps, self.act)
+    if not self.is_initializing():
+      mean.value = self.momentum * mean.value + (1 - self.momentum) * m
+      var.value = self.momentum * var.value + (1 - self.momentum) * v
+    return y.astype(self.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -22,7 +22,7 @@ TUNABLES = 'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_thr
 if __name__ == '__main__' and sys.platform == 'linux' and os.environ.get('HIERJAX_HUGEPAGES', '1') == '1' and 'GLIBC_TUNABLES' not in os.environ:
   os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, 'GLIBC_TUNABLES': TUNABLES})
 
-from absl import app, flags  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 MODES = ('train', 'evaluate', 'predict', 'lint', 'describe')
@@ -75,6 +75,7 @@ def progress(done: int, total: int) -> None:
 
 
 def main(argv) -> None:
+  logging.set_verbosity(logging.WARNING)  # Orbax and jax log a page each
   from hierjax import config, train
   try:
     if len(argv) > 1:

@@ -5,7 +5,6 @@ and `rest` (step, optimiser, plateau and early-stopping state).
 """
 
 import hashlib
-import logging
 import pathlib
 from collections.abc import Mapping
 
@@ -39,7 +38,6 @@ class Checkpoints:
   """The checkpoints of one run. `metric` chooses the best; `lower` says that smaller is better."""
 
   def __init__(self, folder: pathlib.Path, metric: str = '', lower: bool = False):
-    logging.getLogger('absl').setLevel(logging.WARNING)  # Orbax logs a page a save
     policies = ocp.training.preservation_policies
     keep = [policies.LatestN(2)]
     if metric:

@@ -1,5 +1,7 @@
 """A trained run, loaded: predict images, evaluate splits, describe the model."""
 
+import copy
+import dataclasses
 import glob
 import json
 import pathlib
@@ -17,24 +19,28 @@ from hierjax.models import heads, layers
 from hierjax.taxonomy import Taxonomy
 
 
-def narrow(taxonomy: Taxonomy, text: str) -> tuple[Taxonomy, tuple[str, ...]]:
-  """The taxonomy that heads on the levels `text` can be judged by, and those levels: without the finest level it ends at the finest head's."""
+def narrow(data: sources.Dataset, text: str) -> tuple[sources.Dataset, tuple[str, ...]]:
+  """The data as heads on the levels `text` can be judged by, and those levels: without the finest level the taxonomy ends at the finest head's."""
+  taxonomy = data.taxonomy
   levels = config_lib.resolve_levels(text, taxonomy.levels, '--config.model.levels')
   if not levels:
     raise UserError(f'--config.model.levels={text!r} names no level; choices: {", ".join(taxonomy.levels)}')
-  if levels[-1] != taxonomy.levels[-1]:
-    taxonomy = taxonomy.coarsen(levels[-1])
-    if lost := [level for level in levels if level not in taxonomy.levels]:
-      raise UserError(f'--config.model.levels={text}: {levels[-1]} does not determine {", ".join(lost)}; add the finest level')
-  return taxonomy, levels
+  if levels[-1] == taxonomy.levels[-1]:
+    return data, levels
+  short = taxonomy.coarsen(levels[-1])
+  if lost := [level for level in levels if level not in short.levels]:
+    raise UserError(f'--config.model.levels={text}: {levels[-1]} does not determine {", ".join(lost)}; add the finest level, {taxonomy.levels[-1]}')
+  columns = [taxonomy.index(level) for level in short.levels]
+  splits = {k: dataclasses.replace(v, labels=v.labels[:, columns]) for k, v in data.splits.items()}
+  return dataclasses.replace(data, taxonomy=short, splits=splits), levels
 
 
 class Model:
   """A trained classifier. Make one with `load`."""
 
   def __init__(self, workdir: pathlib.Path, c: ConfigDict, taxonomy: Taxonomy):
-    self.workdir, self.c, self.mesh = workdir, c, parallel.mesh()
-    self.taxonomy, self.levels = narrow(taxonomy, c.model.levels)
+    self.workdir, self.c, self.mesh, self.taxonomy = workdir, c, parallel.mesh(), taxonomy
+    self.levels = config_lib.resolve_levels(c.model.levels, taxonomy.levels, '--config.model.levels')
     self.classifier = heads.build(c, self.taxonomy, self.levels)
     fresh = models.init(self.classifier, 0)
     fresh = {'params': fresh['params'], 'batch_stats': fresh.get('batch_stats', {})}
@@ -60,15 +66,7 @@ class Model:
 
   def evaluate(self, split: str, examples: sources.Examples | None = None, progress: Callable[[int, int], None] | None = None) -> dict:
     """Metrics of a split of the configured data, also written to DIR/eval_SPLIT.json. On the val split the joint decision's weights are tuned first."""
-    if examples is None:
-      data = sources.load(self.c.data)
-      if data.taxonomy.hash() != self.taxonomy.hash():
-        narrowed, _ = narrow(data.taxonomy, self.c.model.levels)
-        if narrowed.hash() != self.taxonomy.hash():
-          raise UserError(f'the data have another taxonomy than {self.workdir}: {self.taxonomy.diff(narrowed)}')
-      if split not in data.splits:
-        raise UserError(f'--split={split}: no such split{config_lib.did_you_mean(split, list(data.splits))}; choices: {", ".join(data.splits)}')
-      examples = data.splits[split]
+    examples = examples or self.split(split)
     outputs = self.collect(examples, progress)
     if not len(outputs.index):
       raise UserError(f'split {split!r}: none of its {len(examples.labels)} images could be read')
@@ -78,6 +76,18 @@ class Model:
     result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights)
     evaluate.write(self.workdir, result, outputs, self.taxonomy, examples)
     return result
+
+  def split(self, name: str) -> sources.Examples:
+    """A split of the configured data, which must have this model's taxonomy; where they bring none, their labels are read by the model's."""
+    options = copy.deepcopy(self.c.data)
+    if options.root and not options.taxonomy and not (pathlib.Path(options.root) / 'taxonomy.csv').exists():
+      options.taxonomy = str(self.workdir / 'taxonomy.csv')
+    data, _ = narrow(sources.load(options), self.c.model.levels)
+    if data.taxonomy.hash() != self.taxonomy.hash():
+      raise UserError(f'the data have another taxonomy than {self.workdir}: {self.taxonomy.diff(data.taxonomy)}')
+    if name not in data.splits:
+      raise UserError(f'--split={name}: no such split{config_lib.did_you_mean(name, list(data.splits))}; choices: {", ".join(data.splits)}')
+    return data.splits[name]
 
   def predict(self, images: Sequence[str | pathlib.Path | bytes | np.ndarray], top: int = 5) -> list[dict]:
     """One dict per image (a path, encoded bytes, or uint8 [h, w, 3] in RGB).
@@ -177,8 +187,8 @@ def jaxpr_macs(jaxpr) -> int:
 def describe(c: ConfigDict) -> dict:
   """{'trunk_params', 'params', 'macs' (at data.size), 'heads': {LEVEL: params}} of the configured model."""
   config_lib.validate(c, list(models.BACKBONES))
-  taxonomy, levels = narrow(sources.load(c.data).taxonomy, c.model.levels)
-  model = heads.build(c, taxonomy, levels)
+  data, levels = narrow(sources.load(c.data), c.model.levels)
+  model = heads.build(c, data.taxonomy, levels)
   params = models.init(model, 0)['params']
   size = lambda tree: int(sum(x.size for x in jax.tree.leaves(tree)))
   return {'trunk_params': size(params['backbone']), 'params': size(params), 'macs': count_macs(model, c.data.size),

@@ -163,11 +163,9 @@ class Run:
     c = self.c = copy.deepcopy(c)
     self.mesh = parallel.mesh()
     parallel.check_batch(c.train.batch_size, self.mesh, '--config.train.batch_size', c.optim.accumulate)
-    data = sources.load(c.data)
-    self.taxonomy, self.levels, self.splits, self.notes = *predict.narrow(data.taxonomy, c.model.levels), data.splits, list(data.notes)
-    if self.taxonomy is not data.taxonomy:
-      columns = [data.taxonomy.index(level) for level in self.taxonomy.levels]
-      self.splits = {k: dataclasses.replace(v, labels=v.labels[:, columns]) for k, v in self.splits.items()}
+    data, self.levels = predict.narrow(sources.load(c.data), c.model.levels)
+    c.model.levels = ','.join(self.levels)  # kept by name
+    self.taxonomy, self.splits, self.notes = data.taxonomy, data.splits, list(data.notes)
     for option in ('train', 'val'):
       if c.data[option] not in self.splits:
         raise UserError(f'--config.data.{option}={c.data[option]!r}: no such split; the data have {", ".join(self.splits)}')
@@ -316,7 +314,7 @@ class Loop:
                  f'{self.mesh.size} {jax.devices()[0].platform} device(s)')
     self.eval_step = evaluate.stepper(run.model, self.mesh)
     self.broken: set[str] = set()
-    self.seconds = 0.0
+    self.seconds, self.before = 0.0, None
 
   def features(self, examples: sources.Examples) -> sources.Examples:
     """The split with the frozen backbone's features instead of images, computed once."""
@@ -347,7 +345,6 @@ class Loop:
     return values
 
   def train(self, signals: Signals) -> None:
-    started = time.monotonic()
     for i, phase in enumerate(self.run.phases):
       if self.step >= phase.end or self.stopped:
         continue
@@ -356,14 +353,17 @@ class Loop:
         train, val = self.features(train), self.features(val)
       if len(self.run.phases) > 1:
         self.log.say(f'phase {i + 1} of {len(self.run.phases)}, {phase.describe()}')
-      self.phase(phase, i, train, val, signals, started)
-    self.seconds += time.monotonic() - started
+      started = time.monotonic()
+      try:
+        self.phase(phase, i, train, val, signals)
+      finally:
+        self.seconds += time.monotonic() - started
 
   @property
   def stopped(self) -> bool:
     return bool(self.c.train.early_stop) and int(self.state.monitor['bad']) >= self.c.train.early_stop
 
-  def phase(self, phase: optim.Phase, number: int, train, val, signals: Signals, started: float) -> None:
+  def phase(self, phase: optim.Phase, number: int, train, val, signals: Signals) -> None:
     c, run = self.c, self.run
     tx = optim.transformation(c, self.task.labels, phase.freeze)
     r, d = parallel.replicated(self.mesh), parallel.split(self.mesh)
@@ -383,7 +383,7 @@ class Loop:
         device = parallel.put_batch({'image': batch['image'], 'labels': batch['labels']}, self.mesh)
         self.state, out = step_fn(self.state, device)
         values = self.check(pending, train.files)
-        if values and pending[0] % c.train.log_steps == 0 and self.step > first:
+        if values and pending[0] % c.train.log_steps == 0 and self.step > since_step:
           now = time.monotonic()
           rate = (self.step - since_step) * c.train.batch_size / max(now - since, 1e-9)
           left = (run.total - self.step) * c.train.batch_size / rate
@@ -395,6 +395,10 @@ class Loop:
           waited, since, since_step = 0.0, now, self.step
         self.step += 1
         pending = (self.step, out, batch['index'])
+        if self.step == first + 1:  # it was compiled: not the training's rate
+          jax.block_until_ready(out)
+          self.log.say(f'first step after {time.monotonic() - since:.1f} s, compilation and the first batch included')
+          waited, since, since_step = 0.0, time.monotonic(), self.step
         if self.step % run.eval_every == 0 or self.step == run.total:
           self.check(pending, train.files)
           before = time.monotonic()
@@ -451,47 +455,57 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
   Leaves config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, eval_VAL.json, predictions_VAL.npz and report.html there. Raises UserError for a
   user's mistake and Interrupted where Ctrl-C or SIGTERM came.
   """
-  workdir, started = pathlib.Path(workdir), datetime.datetime.now(datetime.UTC)
+  workdir, started = pathlib.Path(workdir), now()
   run = Run(c)
   prepare_workdir(workdir, run)
   loop = Loop(run, workdir)
+  record(workdir, run, loop, started)
   with Signals() as signals:
     try:
       loop.train(signals)
     finally:
       loop.checkpoints.wait()
+      record(workdir, run, loop, started)
   loop.checkpoints.close()
   digest = checkpoint.sha256(loop.state)
-  if jax.process_index() == 0:
-    (workdir / 'run.json').write_text(json.dumps(facts(run, loop, started, digest), indent=2) + '\n')
+  record(workdir, run, loop, started, finished=now(), state_sha256=digest)
   if loop.broken:
     names = ', '.join(sorted(loop.broken)[:5]) + (' ...' if len(loop.broken) > 5 else '')
     loop.log.say(f'{len(loop.broken)} unreadable image(s) skipped: {names} (all in {workdir}/run.json)')
-  result = predict.load(workdir).evaluate(c.data.val, examples=run.val)
-  if c.baseline == 'train':
+  result = predict.load(workdir).evaluate(run.c.data.val, examples=run.val)
+  if run.c.baseline == 'train':
     loop.log.say('training the baseline: one head, ancestors read off')
-    fit(baseline_config(c), workdir / 'baseline')
+    fit(baseline_config(run.c), workdir / 'baseline')
   page = report.write(workdir)
   loop.log.say(f'report: {page}')
   return {'step': loop.step, **result, 'state_sha256': digest}
 
 
-def facts(run: Run, loop: Loop, started: datetime.datetime, digest: str) -> dict:
-  """run.json: what the report says of the run beside its numbers."""
+def now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
+def record(workdir: pathlib.Path, run: Run, loop: Loop, started: str, **end) -> None:
+  """run.json: what the report says of a run beside its numbers; over all the times that it was resumed."""
+  if jax.process_index():
+    return
+  path = workdir / 'run.json'
+  if loop.before is None:
+    loop.before = json.loads(path.read_text()) if path.exists() and loop.step else {}
   packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
-  return {
+  loop.broken.update(loop.before.get('skipped', ()))
+  path.write_text(json.dumps({
     'command': shlex.join(sys.argv), 'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     'versions': {'python': platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
-    'started': started.isoformat(timespec='seconds'), 'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'seconds': round(loop.seconds, 1), 'params': loop.params, 'heads': list(run.levels),
-    'classes': {level: run.taxonomy.num_classes(level) for level in run.taxonomy.levels},
+    'started': loop.before.get('started', started), 'finished': None, 'seconds': round(loop.before.get('seconds', 0) + loop.seconds, 1),
+    'params': loop.params, 'heads': list(run.levels), 'classes': {level: run.taxonomy.num_classes(level) for level in run.taxonomy.levels},
     'train_examples': len(run.train.labels), 'val_examples': len(run.val.labels), 'phases': [dataclasses.asdict(p) for p in run.phases],
-    'skipped': sorted(loop.broken), 'notes': run.notes, 'step': loop.step, 'state_sha256': digest}
+    'skipped': sorted(loop.broken), 'notes': run.notes, 'step': loop.step, **end}, indent=2) + '\n')
 
 
 def baseline_config(c: ConfigDict) -> ConfigDict:
-  """The same run without the hierarchy: one head on the finest level, no phases, no smoothing over siblings."""
+  """Run `c` (its levels by name) without the hierarchy: one head on the finest level, no phases, no smoothing over siblings."""
   b = copy.deepcopy(c)
-  b.baseline, b.model.levels, b.loss.weights, b.loss.smoothing, b.train.best = '', 'finest', '', 0.0, 'top1/finest'
+  b.baseline, b.model.levels, b.loss.weights, b.loss.smoothing, b.train.best = '', c.model.levels.split(',')[-1], '', 0.0, 'top1/finest'
   b.curriculum = config_lib.default().curriculum
   return b

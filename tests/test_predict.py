@@ -1,0 +1,177 @@
+"""A trained run, used: predictions, evaluation elsewhere, bad images, describe."""
+
+import json
+import pathlib
+
+import cv2
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import AxisType
+
+import hierjax
+from hierjax import config, evaluate, metrics, parallel, predict
+from hierjax.config import UserError
+from hierjax.data import sources
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A short run on class folders; every name of a class is unique. It is only read by the tests."""
+  with pytest.MonkeyPatch.context() as patch:
+    tiny.register(patch)
+    patch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+    root = tmp_path_factory.mktemp('images')
+    toy = sources.load(tiny.run_config().data)
+    for i in range(60):
+      make, kind, model = (toy.taxonomy.names[k][c] for k, c in enumerate(toy.splits['train'].labels[i]))
+      folder = root / make / model
+      folder.mkdir(parents=True, exist_ok=True)
+      cv2.imwrite(str(folder / f'{i}.png'), toy.splits['train'].reader(i)[..., ::-1])
+    workdir = tmp_path_factory.mktemp('run')
+    result = hierjax.fit(tiny.run_config(**{'data.source': 'folders', 'data.root': str(root), 'data.val_share': 0.3, 'train.steps': 6}), workdir)
+    yield root, workdir, result
+
+
+@pytest.fixture
+def model(run, monkeypatch):
+  tiny.register(monkeypatch)
+  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  return hierjax.load(run[1])
+
+
+def test_predict_paths_bytes_and_arrays_agree(run, model):
+  file = next(run[0].rglob('*.png'))
+  array = cv2.imread(str(file))[..., ::-1]
+  one, two, three = model.predict([file, file.read_bytes(), array])
+  assert one['file'] == str(file) and two['file'] == 'image 1'
+  for key in ('path', 'prob', 'top'):
+    assert one[key] == two[key] == three[key]
+  t = model.taxonomy
+  ids = [t.names[k].index(one['path'][level]) for k, level in enumerate(t.levels)]
+  assert ids in t.paths.tolist()
+  assert 0 < one['prob'][t.levels[-1]] <= one['prob'][t.levels[0]] <= 1 + 1e-6  # a child is never more likely than its parent
+  assert all(len(rows) == min(5, t.num_classes(level)) and rows == sorted(rows, key=lambda r: -r[1]) for level, rows in one['top'].items())
+
+
+def test_prediction_equals_evaluation(run, model):
+  examples = model.split('val')
+  outputs = model.collect(examples)
+  joint = evaluate.decodings(outputs, model.taxonomy, model.weights)['joint']
+  files = [run[0] / f for f in examples.files]
+  said = model.predict(files)
+  assert [s['path'] for s in said] == [{level: model.taxonomy.names[k][p[k]] for k, level in enumerate(model.taxonomy.levels)} for p in joint.pred]
+
+
+def test_unreadable_image_is_named_and_the_others_are_predicted(run, model, tmp_path):
+  bad = tmp_path / 'bad.jpg'
+  bad.write_bytes(b'no image')
+  good = next(run[0].rglob('*.png'))
+  said = model.predict([bad, good])
+  assert said[0] == {'file': str(bad), 'error': 'unreadable image'} and 'path' in said[1]
+  assert [x.get('error') for x in model.predict([bad])] == ['unreadable image']
+  assert model.predict([]) == []
+
+
+def test_expand(tmp_path):
+  for name in ('b.jpg', 'a.png', 'notes.txt'):
+    (tmp_path / name).write_bytes(b'')
+  names = lambda pattern: [pathlib.Path(f).name for f in predict.expand(str(pattern))]
+  assert names(tmp_path) == ['a.png', 'b.jpg'] and names(tmp_path / '*.jpg') == ['b.jpg'] and names(tmp_path / 'a.png') == ['a.png']
+  with pytest.raises(UserError, match='no file matches'):
+    predict.expand(str(tmp_path / '*.gif'))
+
+
+def test_evaluate_counts_all_and_matches_a_loop(run, model):
+  result = model.evaluate('train')
+  examples = model.split('train')
+  assert result['n'] == len(examples.labels) and (run[1] / 'eval_train.json').exists()
+  saved = np.load(run[1] / 'predictions_train.npz')
+  for name in ('independent', 'leaf', 'joint'):
+    right = [int(p == y) for p, y in zip(saved[f'pred_{name}'][:, -1], examples.labels[:, -1])]
+    assert np.isclose(result['decode'][name]['levels'][model.taxonomy.levels[-1]]['top1'], sum(right) / len(right))
+  assert result['intervals']['joint']
+
+
+def test_evaluate_on_other_images_of_fewer_classes(run, model, tmp_path):
+  """Another root without a taxonomy of its own is read by the model's."""
+  source = next(run[0].rglob('*.png'))
+  folder = tmp_path / source.parent.parent.name / source.parent.name
+  folder.mkdir(parents=True)
+  for i in range(3):
+    (folder / f'{i}.png').write_bytes(source.read_bytes())
+  c = predict.run_config(run[1])
+  c.data.root, c.data.val_share = str(tmp_path), 0.0
+  try:
+    result = hierjax.load(run[1], c).evaluate('train')
+  finally:
+    (run[1] / 'eval_train.json').unlink(missing_ok=True)
+  assert result['n'] == 3
+  (tmp_path / 'Nomake' / 'Nomodel').mkdir(parents=True)
+  (tmp_path / 'Nomake' / 'Nomodel' / 'x.png').write_bytes(source.read_bytes())
+  with pytest.raises(UserError, match='Nom'):
+    hierjax.load(run[1], c).evaluate('train')
+
+
+def test_unreadable_images_in_evaluation_are_counted(run, model, tmp_path):
+  source = next(run[0].rglob('*.png'))
+  folder = tmp_path / source.parent.parent.name / source.parent.name
+  folder.mkdir(parents=True)
+  for i in range(3):
+    (folder / f'{i}.png').write_bytes(source.read_bytes() if i else b'')
+  c = predict.run_config(run[1])
+  c.data.root, c.data.val_share = str(tmp_path), 0.0
+  model = hierjax.load(run[1], c)
+  out = model.collect(model.split('train'))
+  assert len(out.index) == 2 and len(out.broken) == 1 and out.broken[0].endswith('0.png')
+  c.data.strict = True
+  with pytest.raises(UserError, match=r'0\.png'):
+    hierjax.load(run[1], c).collect(model.split('train'))
+
+
+def test_views_are_averaged(run, model):
+  """Two views: the mean of the probabilities of the image and of its mirror image."""
+  examples = model.split('val')
+  mirrored = sources.Examples('val', examples.files, examples.labels, lambda i: np.ascontiguousarray(plain(examples, i)[:, ::-1]))
+  straight = sources.Examples('val', examples.files, examples.labels, lambda i: plain(examples, i))
+  a, b = (model.collect(e).probs[model.levels[-1]] for e in (straight, mirrored))
+  model.c.eval.tta = 2
+  both = model.collect(straight).probs[model.levels[-1]]
+  np.testing.assert_allclose(both, (a + b) / 2, atol=2e-3)
+
+
+def plain(examples, i):
+  return cv2.imdecode(np.frombuffer(examples.reader(i), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def test_missing_run_and_split(run, model, tmp_path):
+  with pytest.raises(UserError, match=r'not a run \(no config\.json\)'):
+    hierjax.load(tmp_path)
+  with pytest.raises(UserError, match=r"--split=tset: no such split.*choices: train, val"):
+    model.evaluate('tset')
+
+
+def test_describe_counts(monkeypatch):
+  """ResNet-50 with 3 heads: 24,028,478 parameters (papers' digest) for 196, 49 and 9 classes; MACs at 224: 4.089 G and the heads'."""
+  from hierjax.taxonomy import Taxonomy
+  rows = [[f'make{i % 49}', f'type{i % 9}', f'model{i}'] for i in range(196)]
+  data = sources.Dataset(Taxonomy.from_rows(['make', 'type', 'model'], rows), {}, [])
+  monkeypatch.setattr(sources, 'load', lambda _: data)
+  c = config.default()
+  c.model.backbone = 'resnet50'
+  said = predict.describe(c)
+  assert said == {'trunk_params': 23_508_032, 'params': 24_028_478, 'macs': 4_087_136_256 + 2048 * (196 + 49 + 9),
+                  'heads': {'make': 100_401, 'type': 18_441, 'model': 401_604}}
+  json.dumps(said)
+
+
+def test_per_level_metrics_with_unknown_labels(model):
+  """Examples labelled only at the coarse level count there and nowhere else."""
+  t = model.taxonomy
+  labels = np.array([[0, -1], [0, np.flatnonzero(t.paths[:, 0] == 0)[0]]], np.int32)
+  probs = {level: np.full((2, t.num_classes(level)), 1 / t.num_classes(level)) for level in t.levels}
+  out = evaluate.Outputs(probs, None, labels, np.arange(2), [])
+  got = metrics.evaluate(evaluate.decodings(out, t)['independent'], labels, t, t.levels)
+  assert [got['levels'][level]['n'] for level in t.levels] == [2, 1]
+  assert np.isclose(evaluate.loss(out, t, dict.fromkeys(t.levels, 1.0)), sum(np.log(t.num_classes(level)) for level in t.levels))

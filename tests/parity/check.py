@@ -13,6 +13,8 @@ import tempfile
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
 from parity import ours, seeded  # noqa: E402
 
 REMADE, OURS = 1e-6, 1e-4

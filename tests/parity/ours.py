@@ -1,5 +1,6 @@
 """hierjax's side of the parity check: the same seeded weights and images, through the backbones' own names, into the same pins."""
 
+import functools
 import json
 import pathlib
 
@@ -21,12 +22,14 @@ def golden(file='backbones.json', folder=GOLDEN):
   return json.loads((pathlib.Path(folder) / file).read_text())
 
 
+@functools.cache
 def shapes(name):
   """Shapes of the variables, without compiling or drawing anything."""
   x = jnp.zeros((1, 64, 64, 3))
   return jax.eval_shape(lambda: models.BACKBONES[name].make().init(jax.random.key(0), x))
 
 
+@functools.cache
 def torch_entries(name, scheme):
   """{path in variables: (torch's key, torch's shape)}, the inverse of what pretrained.py does."""
   prefix, entries = models.BACKBONES[name].torch_names[scheme], {}

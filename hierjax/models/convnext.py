@@ -32,7 +32,7 @@ def _torchvision(path: str) -> str:
 
 # State dict prefix of a module path, per naming scheme. The leaf 'gamma' is 'gamma' [C] in timm, 'layer_scale' [C, 1, 1] in torchvision.
 torch_names = {'torchvision': _torchvision, 'timm': _timm}
-init = layers.normal(.02)  # the originals' trunc_normal_(std=.02) cuts at ±2, a hundred deviations away
+initial = layers.normal(.02)  # the originals' trunc_normal_(std=.02) cuts at ±2, a hundred deviations away
 
 
 class Block(nn.Module):
@@ -43,10 +43,10 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, train: bool):
-    y = layers.Conv(self.width, 7, 1, 3, depthwise=True, use_bias=True, init=init, dtype=self.dtype, name='conv_dw')(x)
+    y = layers.Conv(self.width, 7, 1, 3, depthwise=True, use_bias=True, initial=initial, dtype=self.dtype, name='conv_dw')(x)
     y = layers.LayerNorm(dtype=self.dtype, name='norm')(y)
-    y = layers.Dense(4 * self.width, init, dtype=self.dtype, name='fc1')(y)
-    y = layers.Dense(self.width, init, dtype=self.dtype, name='fc2')(nn.gelu(y, approximate=False))
+    y = layers.Dense(4 * self.width, initial, dtype=self.dtype, name='fc1')(y)
+    y = layers.Dense(self.width, initial, dtype=self.dtype, name='fc2')(nn.gelu(y, approximate=False))
     gamma = self.param('gamma', layers.constant(1e-6), (self.width,))
     y = y * jnp.asarray(gamma, self.dtype).reshape(1, 1, 1, -1)
     return x + layers.StochasticDepth(self.drop)(y, train)
@@ -63,7 +63,7 @@ class ConvNeXt(nn.Module):
     """x [B, H, W, 3], normalised -> (features float32 [B, d], maps by name: stem, stage1 to stage4, features)."""
     depths, widths, drop = VARIANTS[self.variant]
     drop = drop if self.drop_path is None else self.drop_path
-    patch = {'padding': 0, 'use_bias': True, 'init': init, 'dtype': self.dtype}
+    patch = {'padding': 0, 'use_bias': True, 'initial': initial, 'dtype': self.dtype}
     x = layers.Conv(widths[0], 4, 4, **patch, name='stem_0')(x)
     x = layers.LayerNorm(dtype=self.dtype, name='stem_1')(x)
     ends, done = {'stem': x}, 0

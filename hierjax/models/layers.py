@@ -277,32 +277,32 @@ class Conv(nn.Module):
   padding: int | str = 0
   depthwise: bool = False
   use_bias: bool = False
-  init: Callable = fan_out
+  initial: Callable = fan_out
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     c = 1 if self.depthwise else x.shape[-1]
-    kernel = self.param('kernel', self.init, (self.size, self.size, c, self.features))
+    kernel = self.param('kernel', self.initial, (self.size, self.size, c, self.features))
     y = conv(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), self.stride, self.padding)
     if self.use_bias:
-      y = y + jnp.asarray(self.param('bias', zeros, (self.features,)), self.dtype)
+      y = y + _over(jnp.asarray(self.param('bias', zeros, (self.features,)), self.dtype), y)
     return y
 
 
 class Dense(nn.Module):
   """Affine map of the last axis."""
   features: int
-  init: Callable = normal(.02)
+  initial: Callable = normal(.02)
   use_bias: bool = True
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    kernel = self.param('kernel', self.init, (x.shape[-1], self.features))
+    kernel = self.param('kernel', self.initial, (x.shape[-1], self.features))
     y = dense(x.astype(self.dtype), jnp.asarray(kernel, self.dtype))
     if self.use_bias:
-      y = y + jnp.asarray(self.param('bias', zeros, (self.features,)), self.dtype)
+      y = y + _over(jnp.asarray(self.param('bias', zeros, (self.features,)), self.dtype), y)
     return y
 
 

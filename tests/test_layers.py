@@ -1,0 +1,186 @@
+"""Every formulation for the CPU against lax's convolution and against numpy in float64, forward and both gradients, alone and over 8 devices."""
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from hierjax.models import layers
+
+
+def close(got, want, tol=2e-5):
+  for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert g.shape == w.shape and g.dtype == w.dtype
+    np.testing.assert_allclose(g, w, rtol=0, atol=tol * (np.abs(w).max() + 1e-6))
+
+
+def draw(seed, *shapes):
+  rng = np.random.default_rng(seed)
+  return [rng.standard_normal(s, 'f4') for s in shapes]
+
+
+def with_gradients(f, kind='cpu'):
+  def g(cotangent, *args):
+    with layers.formulation(kind):
+      y, vjp = jax.vjp(f, *args)
+    return y, vjp(cotangent)
+  return g
+
+
+def lax_conv(stride, padding):
+  pads = padding if padding == 'SAME' else [(padding, padding)] * 2
+
+  def f(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+                                    feature_group_count=x.shape[3] // kernel.shape[2])
+  return f
+
+
+CONVS = [  # height, width, kernel, stride, padding, depthwise
+    (8, 8, 1, 1, 0, False), (9, 7, 1, 2, 0, False), (8, 12, 4, 4, 0, False), (9, 8, 2, 2, 0, False), (8, 6, 3, 1, 1, False), (9, 8, 3, 2, 1, False),
+    (11, 10, 7, 2, 3, False), (4, 4, 3, 1, 1, False), (2, 2, 3, 1, 1, False), (1, 1, 3, 1, 1, False), (2, 2, 3, 2, 1, False), (4, 5, 3, 2, 'SAME', False),
+    (8, 8, 3, 1, 'SAME', True), (16, 8, 3, 2, 'SAME', True), (7, 9, 5, 2, 'SAME', True), (4, 4, 5, 1, 'SAME', True), (13, 11, 5, 1, 2, True),
+    (14, 14, 7, 1, 3, True), (3, 3, 7, 1, 3, True), (10, 9, 3, 3, 1, True), (9, 9, 3, 2, 0, True), (2, 1, 5, 2, 'SAME', True)]
+
+
+@pytest.mark.parametrize('case', CONVS, ids=str)
+def test_convolution_equals_lax(case):
+  h, w, k, stride, padding, depthwise = case
+  x, kernel = draw(0, (3, h, w, 6), (k, k, 1, 6) if depthwise else (k, k, 6, 5))
+  want = lax_conv(stride, padding)
+  dy, = draw(1, jax.eval_shape(want, x, kernel).shape)
+  close(jax.jit(with_gradients(lambda x, kernel: layers.conv(x, kernel, stride, padding)))(dy, x, kernel), jax.jit(with_gradients(want))(dy, x, kernel))
+
+
+def test_stem_on_three_channels_equals_lax():
+  x, kernel = draw(0, (2, 18, 16, 3), (3, 3, 3, 8))
+  dy, = draw(1, (2, 9, 8, 8))
+  close(jax.jit(with_gradients(lambda x, k: layers.conv(x, k, 2, 'SAME')))(dy, x, kernel), jax.jit(with_gradients(lax_conv(2, 'SAME')))(dy, x, kernel))
+
+
+def numpy_batch_norm(x, scale, bias, eps, act, dy):
+  """Forward and backward in float64, from the equations of Ioffe and Szegedy 2015."""
+  x, dy = x.astype('f8'), dy.astype('f8')
+  n = x[..., 0].size
+  mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+  inv = 1 / np.sqrt(var + eps)
+  z = (x - mean) * inv
+  y = z * scale + bias
+  dy = dy * {'': 1, 'relu': y > 0, 'relu6': (y > 0) & (y < 6)}[act]
+  dscale, dbias, dz = (dy * z).sum((0, 1, 2)), dy.sum((0, 1, 2)), dy * scale
+  dvar = (dz * (x - mean)).sum((0, 1, 2)) * -.5 * inv ** 3
+  dmean = -(dz * inv).sum((0, 1, 2))
+  dx = dz * inv + dvar * 2 * (x - mean) / n + dmean / n
+  return {'': y, 'relu': np.maximum(y, 0), 'relu6': np.clip(y, 0, 6)}[act], mean, var, dx, dscale, dbias
+
+
+@pytest.mark.parametrize('kind', ['plain', 'cpu'])
+@pytest.mark.parametrize('act', ['', 'relu', 'relu6'])
+@pytest.mark.parametrize('shape', [(4, 8, 6, 5), (2, 7, 7, 3)], ids=str)
+def test_batch_norm_equals_numpy(shape, act, kind):
+  x, dy, scale, bias = draw(0, shape, shape, shape[-1:], shape[-1:])
+  x = x * 2 + 3
+
+  def f(x, scale, bias):
+    return layers.batch_norm(x, scale, bias, 1e-3, act)
+  (y, mean, var), grads = jax.jit(with_gradients(f, kind))((dy, jnp.zeros(shape[-1]), jnp.zeros(shape[-1])), x, scale, bias)
+  for got, want in zip((y, mean, var, *grads), numpy_batch_norm(x, scale, bias, 1e-3, act, dy), strict=True):
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * (np.abs(want).max() + 1))
+
+
+def test_batch_norm_module_follows_flax():
+  x, = draw(0, (4, 6, 6, 5))
+  ours, theirs = layers.BatchNorm('relu', 1e-3), nn.BatchNorm(momentum=.9, epsilon=1e-3)
+  variables = ours.init(jax.random.key(0), x, True)
+  assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, theirs.init(jax.random.key(0), x, use_running_average=False))
+  for _ in range(2):
+    y, new = ours.apply(variables, x, True, mutable=['batch_stats'])
+    want, want_new = theirs.apply(variables, x, use_running_average=False, mutable=['batch_stats'])
+    close((y, new), (nn.relu(want), want_new), 1e-5)
+    variables = {**variables, **new}
+  close(ours.apply(variables, x, False), nn.relu(theirs.apply(variables, x, use_running_average=True)), 1e-5)
+
+
+def test_layer_norm_and_pools_equal_flax():
+  x, = draw(0, (2, 9, 8, 6))
+  norm = layers.LayerNorm()
+  variables = norm.init(jax.random.key(0), x)
+  close(norm.apply(variables, x), nn.LayerNorm(epsilon=1e-6).apply(variables, x), 1e-5)
+  dy, = draw(1, (2, 5, 4, 6))
+
+  def flax_pool(x):
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+  close(jax.jit(with_gradients(lambda x: layers.max_pool(x, 3, 2, 1)))(dy, x), jax.jit(with_gradients(flax_pool))(dy, x))
+  close(layers.global_pool(x), x.mean((1, 2)), 1e-6)
+
+
+class Small(nn.Module):
+  """One of everything."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = layers.BatchNorm('relu6', name='a')(layers.Conv(8, 3, 2, 'SAME')(x), True)
+    y = layers.BatchNorm('relu6', name='b')(layers.Conv(8, 3, 1, 'SAME', depthwise=True)(x), True)
+    x = x + layers.BatchNorm('', name='c')(layers.Conv(8, 1)(y), True)
+    x = layers.max_pool(x, 3, 2, 1)
+    return layers.Dense(4)(layers.LayerNorm()(layers.Conv(8, 2, 2)(x))).mean((1, 2))
+
+
+@pytest.mark.parametrize('kind', ['plain', 'cpu'])
+def test_eight_devices_equal_one(kind):
+  """Batch norm's statistics are global: gradients and statistics of a batch split over 8 devices are those on one."""
+  assert jax.device_count() == 8
+  x, w = draw(0, (16, 16, 16, 3), (16, 4))
+  module = Small()
+  variables = jax.jit(module.init)(jax.random.key(0), x)
+
+  def step(params, x, w):
+    def loss(params):
+      y, new = module.apply({'params': params, 'batch_stats': variables['batch_stats']}, x, mutable=['batch_stats'])
+      return (y * w).mean(), new
+    return jax.value_and_grad(loss, has_aux=True)(params)
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  whole, split = (jax.sharding.NamedSharding(mesh, s) for s in (P(), P('data')))
+  with layers.formulation(kind):
+    one = jax.jit(step)(variables['params'], x, w)
+    many = jax.jit(step, in_shardings=(whole, split, split), out_shardings=whole)(variables['params'], x, w)
+  close(many, one, 1e-5)
+
+
+def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
+  x = jnp.ones((4000, 2, 2, 3))
+  drop = layers.StochasticDepth(.25)
+  y = np.asarray(drop.apply({}, x, True, rngs={'dropout': jax.random.key(0)}))
+  assert set(np.unique(y)) == {0, np.float32(1 / .75)}
+  assert (y == y[:, :1, :1, :1]).all()
+  assert abs(y.mean() - 1) < .03
+  assert (drop.apply({}, x, False) == x).all()
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_statistics():
+  x, = draw(0, (4, 8, 8, 8))
+  outs = []
+  for kind in ('plain', 'cpu'):
+    with layers.formulation(kind):
+      y, new = [], []
+      for dtype in (jnp.float32, jnp.bfloat16):
+        conv = layers.Conv(8, 3, 1, 1, depthwise=True, dtype=dtype)
+        norm = layers.BatchNorm('relu', dtype=dtype)
+        c = conv.apply(conv.init(jax.random.key(0), x), x)
+        n, stats = norm.apply(norm.init(jax.random.key(0), c, True), c, True, mutable=['batch_stats'])
+        assert c.dtype == n.dtype == dtype
+        y.append(n), new.append(stats)
+      assert all(s.dtype == jnp.float32 for s in jax.tree.leaves(new))
+      np.testing.assert_allclose(y[1].astype('f4'), y[0], atol=.1)
+      outs.append(y[0])
+  close(outs[1], outs[0])
+
+
+def test_formulation_names_its_choices():
+  with pytest.raises(ValueError, match="'auto', 'plain' or 'cpu'"), layers.formulation('gpu'):
+    pass
+  with layers.formulation('plain'):
+    assert not layers.on_cpu()
+  assert layers.on_cpu()

@@ -92,14 +92,18 @@ def main(argv) -> None:
 
 
 def parse(argv):
-  """absl's parsing, with one line instead of a traceback for an unknown or ill-typed --config option or a config file that is not there."""
-  try:  # the flag reads its default file, and the overrides, when it is defined
+  """absl's parsing, with one line in place of a traceback for an unknown or ill-typed option or a config file that is not there."""
+  try:  # the config flag reads its default file, and the overrides, when it is defined
     config_flags.DEFINE_config_file('config', str(pathlib.Path(__file__).parent / 'hierjax/config.py'), 'FILE.py[:ARG], usually of configs/.')
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, ValueError, TypeError, OSError, ImportError) as e:
-    told = ' '.join(str(e).replace('\\n', ' ').replace('"', '').replace("'", '').split())
-    options = [a for a in argv if a.startswith('--config.') and a.split('=')[0].rpartition('.')[2] in told]
-    print(f'error: {", ".join(options) or "--config"}: {told}; hierjax/config.py lists the options', file=sys.stderr)
+    rest = FLAGS(argv)
+    _ = FLAGS.config.seed  # a missing file is noticed only when its options are read
+    return rest
+  except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError) as e:
+    lines = [line.strip() for line in str(e).replace('\\n', ' ').splitlines() if line.strip()]
+    told = lines[-1] if 'Traceback' in str(e) else ' '.join(lines)  # a config file that fails brings its traceback
+    told = told.removeprefix('hierjax.config.UserError: ').replace('"', '').replace("'", '').replace('\\', '')
+    options = [a for a in argv if a.startswith('--config.') and a.split('=')[0].rpartition('.')[2] in told and a not in told]
+    print(f'error: {", ".join(options)}{": " if options else ""}{told}{"; hierjax/config.py lists the options" if options or "config." in told else ""}', file=sys.stderr)
     sys.exit(2)
 
 

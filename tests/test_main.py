@@ -28,6 +28,8 @@ def test_help():
   (['--config.optim.lrr=3'], 'Did you mean lr'),
   (['--config=configs/nope.py'], 'nope.py'),
   (['--config=configs/ladder.py:11'], 'choices: 1, 2, 3, 4, 5, 5.5'),
+  (['--config.optim.lr=fast'], "could not convert string to float: fast"),
+  (['--mode=trian'], 'train|evaluate|predict|lint|describe'),
   (['--mode=evaluate'], '--mode=evaluate needs --workdir'),
   (['--workdir=runs/x', '--config.optim.schedule=cosin'], "did you mean 'cosine'"),
   (['--workdir=runs/x', '--config.data.root=nowhere'], 'nowhere: no such folder'),
@@ -42,7 +44,7 @@ def test_mistakes_are_one_line(args, message):
 def test_describe_and_lint():
   out, _ = main('--mode=describe', '--config=configs/2head.py')
   said = json.loads(out.splitlines()[-1])
-  assert said['trunk_params'] == 3_371_024 and list(said['heads']) == ['make', 'model']
+  assert said['trunk_params'] == 3_371_008 and list(said['heads']) == ['make', 'model']
   assert said['params'] == said['trunk_params'] + sum(said['heads'].values())
   out, _ = main('--mode=lint')
   assert '5 makes' in out and '0 errors' in out

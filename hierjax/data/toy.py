@@ -1,7 +1,7 @@
 """The drawn data set: vehicles from the side, make x type x model, made on the fly. A picture is a pure function of (seed, split, index).
 
 The type is the silhouette, the make is in its colours (a stripe, the rims, the badge, the grille), the model is both and sometimes one detail more
-(a roof rack, a spoiler, a bar over the bed). Body colour, place, size, tilt, light, background, noise and what stands in front of it are random.
+(a loaded roof, a spoiler, a box on the bed). Body colour, place, size, tilt, light, background, noise and what stands in front of it are random.
 """
 import functools
 import math
@@ -14,18 +14,18 @@ from hierjax.taxonomy import Taxonomy
 SIZE = 72, 96  # height, width
 LEVELS = 'make', 'type', 'model'
 MODELS = (  # make, type, model, share of the pictures, detail
-  ('Bramley', 'Pickup', 'Bramley Drover', 1.0, ''),
-  ('Bramley', 'Pickup', 'Bramley Drover HD', .7, 'bar'),
+  ('Bramley', 'Pickup', 'Bramley Drover', .9, ''),
+  ('Bramley', 'Pickup', 'Bramley Drover HD', .9, 'box'),
   ('Bramley', 'Sedan', 'Bramley Duke', 1.2, ''),
   ('Bramley', 'SUV', 'Bramley Heath', 1.0, ''),
   ('Castavo', 'Coupe', 'Castavo Brio', 1.1, ''),
-  ('Castavo', 'Coupe', 'Castavo Brio S', .7, 'spoiler'),
+  ('Castavo', 'Coupe', 'Castavo Brio S', .9, 'spoiler'),
   ('Castavo', 'Sedan', 'Castavo Corsina', 1.2, ''),
   ('Castavo', 'Van', 'Castavo Furgo', .8, ''),
   ('Norvik', 'Sedan', 'Norvik Fjord', 1.2, ''),
   ('Norvik', 'Pickup', 'Norvik Last', .8, ''),
-  ('Norvik', 'SUV', 'Norvik Tind', 1.2, ''),
-  ('Norvik', 'SUV', 'Norvik Tind Trail', .7, 'rack'),
+  ('Norvik', 'SUV', 'Norvik Tind', 1.0, ''),
+  ('Norvik', 'SUV', 'Norvik Tind Trail', .9, 'rack'),
   ('Tamaru', 'Van', 'Tamaru Haku', 1.0, ''),
   ('Tamaru', 'Sedan', 'Tamaru Kite', 1.2, ''),
   ('Tamaru', 'SUV', 'Tamaru Mori', 1.1, ''),
@@ -36,22 +36,22 @@ MODELS = (  # make, type, model, share of the pictures, detail
 
 # Side views, front to the right: x from 0 (rear) to 100 (front), y up from the road.
 BODY = {
-  'Sedan': ((1, 8), (0, 17), (3, 23), (16, 25), (29, 35), (55, 35), (70, 25), (92, 21), (99, 16), (99, 8)),
-  'Coupe': ((1, 7), (0, 15), (3, 20), (18, 22), (38, 30), (54, 29.5), (72, 20), (92, 17), (100, 12), (99, 7)),
-  'SUV': ((1, 11), (0, 26), (4, 42), (10, 45), (56, 44.5), (69, 30), (93, 27), (99, 20), (99, 11)),
-  'Pickup': ((1, 11), (0, 27), (42, 27), (46, 42), (62, 42), (74, 28), (94, 25), (99, 19), (99, 11)),
-  'Van': ((1, 9), (0, 30), (3, 46), (9, 50), (68, 50), (86, 30), (98, 24), (99, 9)),
+  'Sedan': ((1, 8), (0, 18), (3, 25), (18, 27), (30, 38), (56, 38), (70, 27), (92, 22), (99, 17), (99, 8)),
+  'Coupe': ((1, 6), (0, 13), (3, 17), (12, 20), (36, 27), (52, 26.5), (70, 17.5), (92, 14), (100, 10), (99, 6)),
+  'SUV': ((1, 12), (0, 28), (2, 47), (8, 49), (58, 48.5), (69, 33), (93, 30), (99, 23), (99, 12)),
+  'Pickup': ((1, 12), (0, 26), (44, 26), (47, 44), (64, 44), (74, 30), (94, 27), (99, 20), (99, 12)),
+  'Van': ((1, 8), (0, 30), (1, 56), (5, 58), (74, 58), (92, 34), (99, 28), (99, 8)),
 }
 GLASS = {
-  'Sedan': (((20, 25.5), (30, 33), (42, 33), (42, 25.5)), ((45, 25.5), (45, 33), (54, 33), (65, 25.5))),
-  'Coupe': (((32, 21.5), (40, 28), (53, 27.5), (66, 20.5)),),
-  'SUV': (((6, 31), (8, 42), (24, 42), (24, 31)), ((27, 31), (27, 42), (41, 42), (41, 31)), ((44, 31), (44, 42), (55, 41.5), (64, 31))),
-  'Pickup': (((48, 29), (50, 39.5), (61, 39.5), (70, 29)),),
-  'Van': (((46, 31), (46, 46), (66, 46), (80, 31)), ((8, 33), (9, 46), (22, 46), (22, 33)), ((26, 33), (26, 46), (42, 46), (42, 33))),
+  'Sedan': (((21, 27.5), (31, 36), (42, 36), (42, 27.5)), ((45, 27.5), (45, 36), (55, 36), (65, 27.5))),
+  'Coupe': (((28, 19), (38, 25), (51, 24.5), (64, 18)),),
+  'SUV': (((5, 34), (6, 46), (24, 46), (24, 34)), ((27, 34), (27, 46), (41, 46), (41, 34)), ((44, 34), (44, 46), (57, 45.5), (65, 34))),
+  'Pickup': (((49, 31), (51, 41.5), (63, 41.5), (71, 31)),),
+  'Van': (((56, 36), (56, 54), (72, 54), (86, 36)), ((36, 38), (36, 53), (52, 53), (52, 38))),
 }
-AXLES = {'Sedan': (19, 80, 8), 'Coupe': (19, 80, 8.3), 'SUV': (20, 79, 9.6), 'Pickup': (19, 80, 9.8), 'Van': (18, 79, 8.6)}  # rear, front, radius
-LINES = {'Sedan': ((43.5, 10), (43.5, 25)), 'Coupe': ((37, 9), (36, 22)), 'SUV': ((42.5, 12), (42.5, 30)), 'Pickup': ((44, 13), (44, 27)),
-         'Van': ((44, 11), (44, 31))}  # the door's edge
+AXLES = {'Sedan': (19, 80, 8), 'Coupe': (18, 80, 8.5), 'SUV': (20, 79, 10.5), 'Pickup': (19, 80, 10.5), 'Van': (17, 80, 8)}  # rear, front, radius
+LINES = {'Sedan': ((43.5, 10), (43.5, 27)), 'Coupe': ((37, 8), (36, 19)), 'SUV': ((42.5, 13), (42.5, 33)), 'Pickup': ((46, 14), (46, 29)),
+         'Van': ((54, 11), (54, 55))}  # the door's edge
 # RGB of the accent and of the rim, spokes, height of the stripe as a share of the body's, grille
 MAKES = {
   'Bramley': ((196, 30, 36), (205, 170, 80), 8, .14, 'bars'),
@@ -95,17 +95,11 @@ def _parts(leaf, spin):
   rear, front, radius = AXLES[kind]
   top, sill = max(y for _, y in BODY[kind]), BODY[kind][0][1]
   belt = min(y for pane in GLASS[kind] for _, y in pane)
-  nose = belt - (7 if kind != 'Van' else 9)
-  if detail == 'rack':
-    line([(8, top + 3.6), (54, top + 3.2)], 'black', 2)
-    for x in (12, 31, 50): line([(x, top - 1), (x, top + 3.4)], 'black', 2)
-  if detail == 'bar':
-    line([(35, 26), (37, 44), (46, 44)], 'black', 2.6)
-    for x in (39, 43): disc(x, 46, 1.7, 'lamp')
-  if detail == 'spoiler':
-    fill([(0, 27.5), (1, 30), (15, 29), (15, 27)], 'dark')
-    line([(5, 20), (5, 28)], 'black', 2)
-    line([(11, 21), (11, 28)], 'black', 2)
+  nose = belt - {'Coupe': 4, 'Van': 9}.get(kind, 7)
+  if detail == 'rack':  # loaded
+    fill([(8, top + 2), (9, top + 13), (31, top + 13), (31, top + 2)], 'case')
+    fill([(33, top + 2), (33, top + 9), (52, top + 9), (54, top + 2)], 'canvas')
+    line([(8, top + 2.2), (56, top + 1.8)], 'black', 2)
   fill(_smooth(BODY[kind]), 'body')
   fill([(2, sill + .3), (1, sill + 4.5), (98.5, sill + 4.5), (98, sill + .3)], 'dark')  # the lower part, in shade
   line([(4, belt - 1.2), (50, belt - .4), (93, nose + 2.5)], 'bright', 1.2)
@@ -113,7 +107,14 @@ def _parts(leaf, spin):
   (x0, y0), (x1, y1) = GLASS[kind][0][:2]
   fill([(x0, y0), (x1, y1), (x1 + 5, y1), (x0 + 5, y0)], 'glint')
   line(LINES[kind], 'dark', .9)
-  if kind == 'Pickup': line([(2, 26.2), (42, 26.2)], 'dark', 1.5)
+  if kind == 'Pickup': line([(2, 25.2), (42, 25.2)], 'dark', 1.5)
+  if detail == 'box':
+    fill([(-1, 24), (-1, 53), (44, 53), (44, 24)], 'canvas')
+    for x in (10, 21.5, 33): line([(x, 25), (x, 52)], 'black', 1)
+  if detail == 'spoiler':
+    fill([(14, 21.5), (36, 28), (52, 27.5), (58, 23.5), (50, 25), (38, 25.5), (28, 20)], 'black')  # a black roof
+    line([(7, 18), (5, 29)], 'black', 3)
+    fill([(-3, 28), (-2, 33), (15, 31), (15, 27.5)], 'black')
   # What says the make.
   left, right, y = rear + radius + 2.5, front - radius - 2.5, sill + stripe * (belt - sill) + 1.5
   fill([(left, y - 1.7), (left, y + 1.7), (right, y + 1.7), (right, y - 1.7)], 'accent')
@@ -125,7 +126,7 @@ def _parts(leaf, spin):
   disc(*badge, 2.9, 'white')
   disc(*badge, 2.1, 'accent')
   fill([(90, nose + .5), (91, nose + 3), (96.5, nose + 1.5), (98, nose - .8)], 'lamp')
-  fill([(.2, belt - 7), (.6, belt - 3.5), (4, belt - 3.5), (3.5, belt - 7)], 'tail')
+  fill([(.2, belt - 7.5), (.6, belt - 4), (4, belt - 4), (3.5, belt - 7.5)], 'tail')
   for x in (rear, front):
     disc(x, radius - .3, radius + 1.6, 'arch')
     disc(x, radius, radius, 'tyre')
@@ -158,10 +159,10 @@ def draw(leaf, rng, difficulty=1., size=SIZE):
   image = _background(h, w, between, difficulty)
 
   # From the vehicle's units to pixels, all points at once: tilt, scale, maybe mirrored, placed.
-  scale, tilt, mirror = w / 100 * between(.62, .88), math.radians(between(-5, 5)), -1 if next(u) < .5 else 1
+  scale, tilt, mirror = w / 100 * between(.68, .90), math.radians(between(-5, 5)), -1 if next(u) < .5 else 1
   c, s = math.cos(tilt) * scale, math.sin(tilt) * scale
   matrix = np.array([[c * mirror, -s], [-s * mirror, -c]])
-  road, middle = h * between(.70, .90), w * (.5 + between(-.09, .09))
+  road, middle = h * between(.76, .93), w * (.5 + between(-.07, .07))
   points, parts = _parts(leaf, int(next(u) * SPINS))
   points = np.rint((points @ matrix.T + (np.array([middle, road]) - matrix @ (50, 0))) * 16 - 8).astype(np.int32)
   centres = points.tolist()
@@ -169,13 +170,13 @@ def draw(leaf, rng, difficulty=1., size=SIZE):
   light, paint = between(.75, 1.1), next(u) < .7
   body = _hsv(next(u), between(0, .75) * paint, between(.25, .95) * light)
   glass = _hsv(.56, .25, between(.18, .45))
-  fade = between(0, .45 * difficulty)  # the make's colours may be dirty
+  fade = min(.95, between(0, .9) * difficulty)  # the make's colours may be dirty
   def tint(colour): return [v * (1 - fade) * light + b * fade for v, b in zip(colour, body)]
   accent, rim = MAKES[MODELS[leaf][0]][:2]
   colours = {
     'body': body, 'dark': [v * .62 for v in body], 'bright': [v * 1.18 + 14 for v in body], 'arch': [v * .3 for v in body], 'glass': glass,
     'glint': [v + 50 for v in glass], 'black': (40, 40, 44), 'tyre': (26, 26, 28), 'gap': (30, 30, 33), 'lamp': (255, 246, 214), 'tail': (190, 24, 30),
-    'white': tint((240, 240, 240)), 'accent': tint(accent), 'rim': tint(rim)}
+    'case': (150, 92, 48), 'canvas': (206, 200, 184), 'white': tint((240, 240, 240)), 'accent': tint(accent), 'rim': tint(rim)}
   shade = [v * .45 for v in image[min(h - 1, int(road)), w // 2].tolist()]
   cv2.ellipse(image, (int(middle * 16), int((road - .5) * 16)), (int(54 * scale * 16), int(3.2 * scale * 16)), -math.degrees(tilt) * mirror, 0, 360, shade, -1,
               cv2.LINE_AA, SHIFT)

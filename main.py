@@ -47,7 +47,7 @@ def run_config():
 def run() -> None:
   import jax
 
-  from hierjax import config, lint, predict, train
+  from hierjax import config, lint, predict, report, train
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'hierjax' / 'jax')
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
@@ -56,7 +56,9 @@ def run() -> None:
   if FLAGS.mode == 'train':
     print(json.dumps(train.fit(FLAGS.config, FLAGS.workdir)))
   elif FLAGS.mode == 'evaluate':
-    print(json.dumps(predict.load(FLAGS.workdir, run_config()).evaluate(FLAGS.split, progress=progress)))
+    result = predict.load(FLAGS.workdir, run_config()).evaluate(FLAGS.split, progress=progress)
+    print(f'report: {report.write(FLAGS.workdir)}', file=sys.stderr)
+    print(json.dumps(result))
   elif FLAGS.mode == 'predict':
     if not FLAGS.images:
       raise config.UserError("--mode=predict needs --images: a file, a folder or a glob in quotes, as --images='photos/*.jpg'")

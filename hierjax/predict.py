@@ -64,13 +64,17 @@ class Model:
   def collect(self, examples: sources.Examples, progress: Callable[[int, int], None] | None = None) -> evaluate.Outputs:
     return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, progress=progress)
 
-  def evaluate(self, split: str, examples: sources.Examples | None = None, progress: Callable[[int, int], None] | None = None) -> dict:
-    """Metrics of a split of the configured data, also written to DIR/eval_SPLIT.json. On the val split the joint decision's weights are tuned first."""
+  def evaluate(self, split: str, examples: sources.Examples | None = None, tune: bool = False,
+               progress: Callable[[int, int], None] | None = None) -> dict:
+    """Metrics of a split of the configured data, also written to DIR/eval_SPLIT.json.
+
+    With `tune` the joint decision's weights are chosen on this split first and kept for later; training does so on val, once.
+    """
     examples = examples or self.split(split)
     outputs = self.collect(examples, progress)
     if not len(outputs.index):
       raise UserError(f'split {split!r}: none of its {len(examples.labels)} images could be read')
-    if split == self.c.data.val:
+    if tune:
       self.weights = evaluate.tune(outputs, self.taxonomy)
       (self.workdir / 'decode.json').write_text(json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
     result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights)

@@ -472,7 +472,7 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
   if loop.broken:
     names = ', '.join(sorted(loop.broken)[:5]) + (' ...' if len(loop.broken) > 5 else '')
     loop.log.say(f'{len(loop.broken)} unreadable image(s) skipped: {names} (all in {workdir}/run.json)')
-  result = predict.load(workdir).evaluate(run.c.data.val, examples=run.val)
+  result = predict.load(workdir).evaluate(run.c.data.val, examples=run.val, tune=True)
   if run.c.baseline == 'train':
     loop.log.say('training the baseline: one head, ancestors read off')
     fit(baseline_config(run.c), workdir / 'baseline')

@@ -15,8 +15,8 @@ lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 
 # torch, torchvision and timm in an environment of their own: remakes the golden values and compares
-parity: .venv-parity/installed
-	.venv-parity/bin/python tests/parity/make_golden.py --check
+parity: $(VENV)/installed-test .venv-parity/installed
+	$(VENV)/bin/python tests/parity/check.py .venv-parity/bin/python
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -286,3 +286,14 @@ def test_augment_from_any_kind_of_options():
   assert Augment.of(None) == Augment()
   for options in (ConfigDict({'flip': 0., 'crop': (.2, .4)}), {'flip': 0., 'crop': [.2, .4]}, SimpleNamespace(flip=0., crop=(.2, .4))):
     assert Augment.of(options) == Augment(flip=0., crop=(.2, .4))
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_decompression_bombs_are_refused_before_they_are_decoded(kind, monkeypatch):
+  image = encoded(picture(40, 40), kind)
+  monkeypatch.setattr(transforms, 'MAX_PIXELS', 1600)
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1600)
+  assert transforms.decode(image).shape == (40, 40, 3)
+  monkeypatch.setattr(transforms, 'MAX_PIXELS', 1599)
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 799)
+  with pytest.raises(BrokenImage, match='decompression bomb'): transforms.decode(image)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 Array, Dtype = jax.Array, Any
 _chosen = 'auto'
@@ -84,6 +85,26 @@ fan_out = normal(lambda shape: math.sqrt(2 / (shape[0] * shape[1] * (1 if shape[
 # Functions.
 
 
+def _over(v: Array, x: Array) -> Array:
+  """v [C] with the rank of x."""
+  return v.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _stored(f: Callable, static: tuple[int, ...] = ()) -> Callable:
+  """f as a call that XLA does not inline: its results are stored, where fusion would compute them again in each of their uses, and calls that
+  are equal compile once."""
+  def body(*args):
+    with set_xla_metadata(inlineable='true'):
+      return f(*args)
+  call = jax.jit(functools.wraps(f)(body), static_argnums=static)
+
+  @functools.wraps(f)
+  def stored(*args):
+    with set_xla_metadata(inlineable='false'):
+      return call(*args)
+  return stored
+
+
 def _pads(size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int | str) -> list[tuple[int, int]]:
   if padding == 'SAME':
     return lax.padtype_to_pads(size, kernel, (stride, stride), 'SAME')
@@ -134,23 +155,42 @@ def _fold(n: int) -> int:
   return max(f for f in range(1, 9) if n % f == 0)
 
 
-def _sum_pixels(xs: list[Array], axis: int) -> list[Array]:
-  """Sums of each x [B, H, W, C] over B, H and W in float32, in one pass: over pieces of `axis` first, at the speed of memory."""
-  b, c, f = xs[0].shape[0], xs[0].shape[-1], _fold(xs[0].shape[axis])
-  shape = (*xs[0].shape[:axis], xs[0].shape[axis] // f, f, *xs[0].shape[axis + 1:])
-  parts = lax.reduce([x.astype(jnp.float32).reshape(shape) for x in xs], [jnp.float32(0)] * len(xs),
-                     lambda p, q: [s + t for s, t in zip(p, q)], (axis + 1,))
-  return [p.reshape(b, -1, c).sum(1).sum(0) for p in parts]
+def _sum_pixels(xs: list[Array]) -> list[Array]:
+  """Sums of each x [B, H, W, C] over B, H and W in float32, in one pass at the speed of memory: pieces of 8 rows first."""
+  b, h, w, c = xs[0].shape
+  f = _fold(h)
+  parts = lax.reduce([x.astype(jnp.float32).reshape(b, h // f, f, w, c) for x in xs], [jnp.float32(0)] * len(xs),
+                     lambda p, q: [s + t for s, t in zip(p, q)], (2,))
+  return [p.sum((0, 1, 2)) for p in parts]
 
 
+def _pad(x: Array, sides) -> Array:
+  """Zeros around the pixels of x."""
+  return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
+
+
+@functools.partial(_stored, static=(2, 3))
 def _add_taps(padded: Array, kernel: Array, stride: int, out: tuple[int, int]) -> Array:
   k = kernel.shape[0]
-  return sum(_tap(padded, i, j, stride, out) * kernel[i, j, 0].reshape(1, 1, 1, -1) for i in range(k) for j in range(k))
+  return sum(_tap(padded, i, j, stride, out) * _over(kernel[i, j, 0], padded) for i in range(k) for j in range(k))
 
 
-def _pad(x: Array, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
-  """Zero padding that is stored, not computed again at each of its uses."""
-  return lax.optimization_barrier(jnp.pad(x, ((0, 0), rows, columns, (0, 0))))
+@functools.partial(_stored, static=(2,))
+def _add_phases(wide: Array, kernel: Array, where: tuple) -> Array:
+  """The gradient of a depthwise convolution's input, one for each of the stride's phases of rows and columns, from the padded gradient of its
+  output: in phase a of axis d, row v is the sum over (o, i) in where[d][a][1] of row v + o of `wide` times the kernel's row i."""
+  def phase(rows, columns):
+    terms = [_tap(wide, u, v, 1, (rows[0], columns[0])) * _over(kernel[i, j, 0], wide) for u, i in rows[1] for v, j in columns[1]]
+    return sum(terms) if terms else jnp.zeros((wide.shape[0], rows[0], columns[0], wide.shape[3]), wide.dtype)
+  return _interleave([_interleave([phase(rows, columns) for columns in where[1]], 2) for rows in where[0]], 1)
+
+
+@functools.partial(_stored, static=(2, 3, 4, 5))
+def _tap_products(padded: Array, wide: Array, k: int, stride: int, out: tuple[int, int], at: tuple[int, int]) -> Array:
+  """The gradient of a depthwise kernel [k, k, 1, C], a row of it at a time in one pass."""
+  dy = _tap(wide, *at, 1, out)
+  rows = [_sum_pixels([_tap(padded, i, j, stride, out) * dy for j in range(k)]) for i in range(k)]
+  return jnp.stack([jnp.stack(r) for r in rows])[:, :, None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -159,30 +199,24 @@ def _depthwise(x, kernel, stride, pads):
 
 
 def _depthwise_forward(x, kernel, stride, pads):
-  out = _out_size(x.shape[1:3], kernel.shape[:2], stride, pads)
-  padded = _pad(x, *pads)
-  return _add_taps(padded, kernel, stride, out), (padded, kernel)
+  padded = _pad(x, pads)
+  return _add_taps(padded, kernel, stride, _out_size(x.shape[1:3], kernel.shape[:2], stride, pads)), (padded, kernel)
 
 
 def _depthwise_backward(stride, pads, saved, dy):
   padded, kernel = saved
-  k, out = kernel.shape[0], dy.shape[1:3]
-  size = tuple(n - sum(p) for n, p in zip(padded.shape[1:3], pads))
-  # The gradient of the input is the sum over the taps of dy, apart for each of the stride's phases of rows and columns.
-  m = k // stride + 1
-  wide = _pad(dy, *((m, max(m, -(-size[d] // stride) + m - out[d])) for d in (0, 1)))
-
-  def phase(a, b):
-    n = [-(-(size[0] - a) // stride), -(-(size[1] - b) // stride)]
-    taps = [(i, j) for i in range(k) for j in range(k) if (a + pads[0][0] - i) % stride == 0 and (b + pads[1][0] - j) % stride == 0]
-    terms = [_tap(wide, m + (a + pads[0][0] - i) // stride, m + (b + pads[1][0] - j) // stride, 1, n) * kernel[i, j, 0].reshape(1, 1, 1, -1)
-             for i, j in taps]
-    return sum(terms) if terms else jnp.zeros((dy.shape[0], *n, dy.shape[3]), dy.dtype)
-
-  dx = _interleave([_interleave([phase(a, b) for b in range(stride)], 2) for a in range(stride)], 1)
-  # The gradient of the kernel: a row of it at a time, in one pass.
-  rows = [_sum_pixels([_tap(padded, i, j, stride, out) * dy for j in range(k)], 1) for i in range(k)]
-  return dx, jnp.stack([jnp.stack(r) for r in rows])[:, :, None]
+  k, sides, where = kernel.shape[0], [], []
+  for d in (0, 1):
+    size, low, out = padded.shape[d + 1] - sum(pads[d]), pads[d][0], dy.shape[d + 1]
+    # Pixel stride * v + a of x met pixel v + o of y through the kernel's i.
+    phases = [(-(-(size - a) // stride), [((a + low - i) // stride, i) for i in range(k) if (a + low - i) % stride == 0]) for a in range(stride)]
+    before = max(0, *(-o for _, offsets in phases for o, _ in offsets))
+    after = max(0, *(o + n - out for n, offsets in phases for o, _ in offsets))
+    sides.append((before, after))
+    where.append(tuple((n, tuple((o + before, i) for o, i in offsets)) for n, offsets in phases))
+  wide = _pad(dy, sides)
+  return (_add_phases(wide, kernel, tuple(where)),
+          _tap_products(padded, wide, k, stride, dy.shape[1:3], (sides[0][0], sides[1][0])))
 
 
 def _interleave(xs: list[Array], axis: int) -> Array:
@@ -199,33 +233,33 @@ def _interleave(xs: list[Array], axis: int) -> Array:
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def _act(x: Array, kind: str) -> Array:
-  return {'': lambda: x, 'relu': lambda: jnp.maximum(x, 0), 'relu6': lambda: jnp.clip(x, 0, 6)}[kind]()
+def _affine(x, sums, scale, bias, eps):
+  """The batch norm of x with these sums of x and its squares as factor and term, [C] each."""
+  mean, var = _moments(x, *sums)
+  factor = scale * lax.rsqrt(var + eps)
+  return factor, bias - mean * factor
 
 
-def _over(v: Array, x: Array) -> Array:
-  """v [C] with the rank of x."""
-  return v.reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-def _moments(x: Array, sums: list[Array]) -> tuple[Array, Array]:
+def _moments(x, total, squares):
   n = math.prod(x.shape[:-1])
-  mean = sums[0] / n
-  return mean, jnp.maximum(sums[1] / n - jnp.square(mean), 0)
+  return total / n, jnp.maximum(squares / n - jnp.square(total / n), 0)
 
 
 def batch_norm(x: Array, scale: Array, bias: Array, eps: float, act: str) -> tuple[Array, Array, Array]:
   """act(batch norm of x [B, H, W, C]) over the batch's own statistics, and these: mean and biased variance [C], not differentiated."""
   if on_cpu():
-    return _batch_norm(x, scale, bias, eps, act)
-  xf = x.astype(jnp.float32)
-  mean, var = _moments(x, [xf.sum((0, 1, 2)), jnp.square(xf).sum((0, 1, 2))])
-  return _affine_act(x, mean, var, scale, bias, eps, act), *lax.stop_gradient((mean, var))
+    y, sums = _batch_norm(x, scale, bias, eps, act)
+  else:
+    xf = x.astype(jnp.float32)
+    sums = xf.sum((0, 1, 2)), jnp.square(xf).sum((0, 1, 2))
+    y = scale_shift(x, *_affine(x, sums, scale, bias, eps), act)
+  return y, *_moments(x, *lax.stop_gradient(sums))
 
 
-def _affine_act(x, mean, var, scale, bias, eps, act):
-  a = scale * lax.rsqrt(var + eps)
-  return _act(x * _over(a, x) + _over(bias - mean * a, x), act).astype(x.dtype)
+def scale_shift(x: Array, factor: Array, term: Array, act: str) -> Array:
+  """act(x * factor + term), factor and term [C]; act is '', 'relu' or 'relu6'."""
+  y = x * _over(factor, x) + _over(term, x)
+  return {'': lambda: y, 'relu': lambda: jnp.maximum(y, 0), 'relu6': lambda: jnp.clip(y, 0, 6)}[act]().astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -233,24 +267,41 @@ def _batch_norm(x, scale, bias, eps, act):
   return _batch_norm_forward(x, scale, bias, eps, act)[0]
 
 
+@functools.partial(_stored, static=(3,))
+def _batch_norm_sums(x, scale, bias, eps):
+  sums = _sum_pixels([x, jnp.square(x.astype(jnp.float32))])
+  return *_affine(x, sums, scale, bias, eps), *sums
+
+
 def _batch_norm_forward(x, scale, bias, eps, act):
-  mean, var = _moments(x, _sum_pixels([x, jnp.square(x.astype(jnp.float32))], 1))
-  return (_affine_act(x, mean, var, scale, bias, eps, act), mean, var), (x, scale, bias, mean, var)
+  factor, term, *sums = _batch_norm_sums(x, scale, bias, eps)
+  return (scale_shift(x, factor, term, act), sums), (x, factor, term, sums)
+
+
+def _masked(x, dy, factor, term, act):
+  """The gradient before the activation, and x, in float32."""
+  x, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
+  y = x * _over(factor, x) + _over(term, x)
+  return x, {'': lambda: dy, 'relu': lambda: jnp.where(y > 0, dy, 0), 'relu6': lambda: jnp.where((y > 0) & (y < 6), dy, 0)}[act]()
+
+
+@functools.partial(_stored, static=(5, 6))
+def _batch_norm_gradients(x, dy, factor, term, sums, eps, act):
+  """Gradients of scale and bias; and the factor on x and the term of the gradient of x."""
+  xf, dy = _masked(x, dy, factor, term, act)
+  total, product = _sum_pixels([dy, dy * xf])
+  mean, var = _moments(x, *sums)
+  dscale = (product - mean * total) * lax.rsqrt(var + eps)
+  n = math.prod(x.shape[:-1])
+  slope = factor * dscale * lax.rsqrt(var + eps) / n
+  return dscale, total, -slope, slope * mean - factor * total / n
 
 
 def _batch_norm_backward(eps, act, saved, cotangents):
-  x, scale, bias, mean, var = saved
-  n, inv = math.prod(x.shape[:-1]), lax.rsqrt(var + eps)
-  a = scale * inv
-  xf, dy = x.astype(jnp.float32), cotangents[0].astype(jnp.float32)
-  if act:
-    y = xf * _over(a, x) + _over(bias - mean * a, x)
-    dy = jnp.where((y > 0) & (y < 6) if act == 'relu6' else y > 0, dy, 0)
-  total, product = _sum_pixels([dy, dy * xf], 1)
-  dscale = (product - mean * total) * inv
-  slope = dscale * inv / n
-  dx = _over(a, x) * (dy - _over(slope, x) * xf - _over(total / n - slope * mean, x))
-  return dx.astype(x.dtype), dscale, total
+  x, factor, term, sums = saved
+  dscale, dbias, slope, rest = _batch_norm_gradients(x, cotangents[0], factor, term, sums, eps, act)
+  xf, dy = _masked(x, cotangents[0], factor, term, act)
+  return (_over(factor, x) * dy + _over(slope, x) * xf + _over(rest, x)).astype(x.dtype), dscale, dbias
 
 
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
@@ -323,7 +374,8 @@ class BatchNorm(nn.Module):
     mean = self.variable('batch_stats', 'mean', zeros, None, shape)
     var = self.variable('batch_stats', 'var', ones, None, shape)
     if not train:
-      return _affine_act(x, mean.value, var.value, scale, bias, self.eps, self.act).astype(self.dtype)
+      factor = scale * lax.rsqrt(var.value + self.eps)
+      return scale_shift(x, factor, bias - mean.value * factor, self.act).astype(self.dtype)
     y, m, v = batch_norm(x, scale, bias, self.eps, self.act)
     if not self.is_initializing():
       mean.value = self.momentum * mean.value + (1 - self.momentum) * m

@@ -103,17 +103,33 @@ def test_batch_norm_module_follows_flax():
   close(ours.apply(variables, x, False), nn.relu(theirs.apply(variables, x, use_running_average=True)), 1e-5)
 
 
-def test_layer_norm_and_pools_equal_flax():
+def test_layer_norm_and_mean_equal_flax():
   x, = draw(0, (2, 9, 8, 6))
   norm = layers.LayerNorm()
   variables = norm.init(jax.random.key(0), x)
   close(norm.apply(variables, x), nn.LayerNorm(epsilon=1e-6).apply(variables, x), 1e-5)
-  dy, = draw(1, (2, 5, 4, 6))
-
-  def flax_pool(x):
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-  close(jax.jit(with_gradients(lambda x: layers.max_pool(x, 3, 2, 1)))(dy, x), jax.jit(with_gradients(flax_pool))(dy, x))
   close(layers.global_pool(x), x.mean((1, 2)), 1e-6)
+
+
+@pytest.mark.parametrize('case', [(9, 8, 3, 2, 1), (8, 8, 3, 2, 1), (6, 6, 2, 2, 0), (7, 5, 3, 1, 1), (5, 5, 2, 3, 0)], ids=str)
+def test_max_pool_gives_the_gradient_to_the_first_of_equal_pixels(case):
+  h, w, k, stride, padding = case
+  x = np.round(draw(0, (2, h, w, 3))[0])  # many ties
+  out = [(n + 2 * padding - k) // stride + 1 for n in (h, w)]
+  dy, = draw(1, (2, *out, 3))
+  padded = np.full((2, h + 2 * padding, w + 2 * padding, 3), -np.inf)
+  padded[:, padding:padding + h, padding:padding + w] = x
+  y, dx = np.zeros(dy.shape), np.zeros(padded.shape)
+  for b, i, j, c in np.ndindex(*dy.shape):
+    window = padded[b, i * stride:i * stride + k, j * stride:j * stride + k, c]
+    u, v = np.unravel_index(window.argmax(), window.shape)
+    y[b, i, j, c] = window[u, v]
+    dx[b, i * stride + u, j * stride + v, c] += dy[b, i, j, c]
+  want = y, dx[:, padding:padding + h, padding:padding + w]
+  for kind in ('cpu', 'plain'):
+    got, (grad,) = jax.jit(with_gradients(lambda x: layers.max_pool(x, k, stride, padding), kind))(dy, x)
+    np.testing.assert_allclose(got, want[0], atol=1e-6)
+    np.testing.assert_allclose(grad, want[1], atol=1e-5)
 
 
 class Small(nn.Module):

@@ -164,9 +164,9 @@ def _sum_pixels(xs: list[Array]) -> list[Array]:
   return [p.sum((0, 1, 2)) for p in parts]
 
 
-def _pad(x: Array, sides) -> Array:
-  """Zeros around the pixels of x."""
-  return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
+def _pad(x: Array, sides, value: float = 0) -> Array:
+  """x [B, H, W, C] with rows and columns of the value around."""
+  return lax.pad(x, jnp.asarray(value, x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
 
 
 @functools.partial(_stored, static=(2, 3))
@@ -175,14 +175,32 @@ def _add_taps(padded: Array, kernel: Array, stride: int, out: tuple[int, int]) -
   return sum(_tap(padded, i, j, stride, out) * _over(kernel[i, j, 0], padded) for i in range(k) for j in range(k))
 
 
-@functools.partial(_stored, static=(2,))
-def _add_phases(wide: Array, kernel: Array, where: tuple) -> Array:
-  """The gradient of a depthwise convolution's input, one for each of the stride's phases of rows and columns, from the padded gradient of its
-  output: in phase a of axis d, row v is the sum over (o, i) in where[d][a][1] of row v + o of `wide` times the kernel's row i."""
+def _phases(size, out, k: int, stride: int, pads) -> tuple[list[tuple[int, int]], tuple]:
+  """How the pixels of an input meet those of the output: sides to pad the output with; and for each axis and phase a of the stride its number
+  of pixels v, and the (o, i) for which the padded output's pixel v + o has met the input's pixel stride * v + a through the kernel's i."""
+  sides, where = [], []
+  for d in (0, 1):
+    phases = [(-(-(size[d] - a) // stride), [((a + pads[d][0] - i) // stride, i) for i in range(k) if (a + pads[d][0] - i) % stride == 0])
+              for a in range(stride)]
+    before = max(0, *(-o for _, met in phases for o, _ in met))
+    sides.append((before, max(0, *(o + n - out[d] for n, met in phases for o, _ in met))))
+    where.append(tuple((n, tuple((o + before, i) for o, i in met)) for n, met in phases))
+  return sides, tuple(where)
+
+
+def _add_phases(wide: Array, where: tuple, term: Callable) -> Array:
+  """The gradient of an input from that of its output, padded: for each pixel the sum of term(tap of `wide`, u, v, i, j) over what it has met."""
   def phase(rows, columns):
-    terms = [_tap(wide, u, v, 1, (rows[0], columns[0])) * _over(kernel[i, j, 0], wide) for u, i in rows[1] for v, j in columns[1]]
-    return sum(terms) if terms else jnp.zeros((wide.shape[0], rows[0], columns[0], wide.shape[3]), wide.dtype)
+    n = rows[0], columns[0]
+    terms = [term(_tap(wide, u, v, 1, n), u, v, i, j) for u, i in rows[1] for v, j in columns[1]]
+    return sum(terms) if terms else jnp.zeros((wide.shape[0], *n, wide.shape[3]), wide.dtype)
   return _interleave([_interleave([phase(rows, columns) for columns in where[1]], 2) for rows in where[0]], 1)
+
+
+@functools.partial(_stored, static=(2,))
+def _add_taps_back(wide: Array, kernel: Array, where: tuple) -> Array:
+  """The gradient of a depthwise convolution's input from the padded gradient of its output."""
+  return _add_phases(wide, where, lambda tap, u, v, i, j: tap * _over(kernel[i, j, 0], wide))
 
 
 @functools.partial(_stored, static=(2, 3, 4, 5))
@@ -205,17 +223,10 @@ def _depthwise_forward(x, kernel, stride, pads):
 
 def _depthwise_backward(stride, pads, saved, dy):
   padded, kernel = saved
-  k, sides, where = kernel.shape[0], [], []
-  for d in (0, 1):
-    size, low, out = padded.shape[d + 1] - sum(pads[d]), pads[d][0], dy.shape[d + 1]
-    # Pixel stride * v + a of x met pixel v + o of y through the kernel's i.
-    phases = [(-(-(size - a) // stride), [((a + low - i) // stride, i) for i in range(k) if (a + low - i) % stride == 0]) for a in range(stride)]
-    before = max(0, *(-o for _, offsets in phases for o, _ in offsets))
-    after = max(0, *(o + n - out for n, offsets in phases for o, _ in offsets))
-    sides.append((before, after))
-    where.append(tuple((n, tuple((o + before, i) for o, i in offsets)) for n, offsets in phases))
+  k, size = kernel.shape[0], tuple(n - sum(p) for n, p in zip(padded.shape[1:3], pads))
+  sides, where = _phases(size, dy.shape[1:3], k, stride, pads)
   wide = _pad(dy, sides)
-  return (_add_phases(wide, kernel, tuple(where)),
+  return (_add_taps_back(wide, kernel, where),
           _tap_products(padded, wide, k, stride, dy.shape[1:3], (sides[0][0], sides[1][0])))
 
 
@@ -308,8 +319,46 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 def max_pool(x: Array, window: int, stride: int, padding: int) -> Array:
-  """Max pooling of x [B, H, W, C], padding in pixels."""
-  return nn.max_pool(x, (window, window), (stride, stride), ((padding, padding),) * 2)
+  """Max pooling of x [B, H, W, C], padding in pixels. The gradient goes to the first of equal pixels, by rows."""
+  pads = ((padding, padding),) * 2
+  return _max_pool(x, window, stride, pads, x.shape[1:3]) if on_cpu() else nn.max_pool(x, (window, window), (stride, stride), pads)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _max_pool(x, k, stride, pads, size):
+  return _max_pool_forward(x, k, stride, pads, size)[0]
+
+
+@functools.partial(_stored, static=(1, 2, 3))
+def _first_maximum(padded: Array, k: int, stride: int, out: tuple[int, int]) -> tuple[Array, Array]:
+  """The maximum of each window, and the number of the first pixel that has it."""
+  taps = [_tap(padded, i, j, stride, out) for i in range(k) for j in range(k)]
+  top = functools.reduce(jnp.maximum, taps)
+  place = jnp.full(top.shape, k * k - 1, jnp.int8)
+  for t, tap in reversed([*enumerate(taps[:-1])]):
+    place = jnp.where(tap == top, jnp.int8(t), place)
+  return top, place
+
+
+@functools.partial(_stored, static=(2, 3))
+def _to_place(wide: Array, place: Array, k: int, where: tuple) -> Array:
+  """Each window's gradient at the pixel its maximum came from."""
+  def term(tap, u, v, i, j):
+    return jnp.where(_tap(place, u, v, 1, tap.shape[1:3]) == i * k + j, tap, jnp.zeros_like(tap))
+  return _add_phases(wide, where, term)
+
+
+def _max_pool_forward(x, k, stride, pads, size):
+  top, place = _first_maximum(_pad(x, pads, -jnp.inf), k, stride, _out_size(size, (k, k), stride, pads))
+  return top, place
+
+
+def _max_pool_backward(k, stride, pads, size, place, dy):
+  sides, where = _phases(size, dy.shape[1:3], k, stride, pads)
+  return (_to_place(_pad(dy, sides), _pad(place, sides, -1), k, where),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def global_pool(x: Array) -> Array:

@@ -105,7 +105,8 @@ def parse(argv):
     told = lines[-1] if 'Traceback' in str(e) else ' '.join(lines)  # a config file that fails brings its traceback
     told = told.removeprefix('hierjax.config.UserError: ').replace('"', '').replace("'", '').replace('\\', '')
     options = [a for a in argv if a.startswith('--config.') and a.split('=')[0].rpartition('.')[2] in told and a not in told]
-    print(f'error: {", ".join(options)}{": " if options else ""}{told}{"; hierjax/config.py lists the options" if options or "config." in told else ""}', file=sys.stderr)
+    where = '; hierjax/config.py lists the options' if options or 'config.' in told else ''
+    print(f'error: {", ".join(options)}{": " if options else ""}{told}{where}', file=sys.stderr)
     sys.exit(2)
 
 

@@ -59,7 +59,8 @@ def default() -> ConfigDict:
   c.data.augment.brightness = c.data.augment.contrast = c.data.augment.saturation = 0.3
   c.data.augment.hue = 0.0
   c.data.toy = ConfigDict()
-  c.data.toy.train, c.data.toy.val, c.data.toy.seed = 3600, 600, 0
+  c.data.toy.train, c.data.toy.val, c.data.toy.seed = 2400, 600, 0
+  c.data.toy.difficulty = 1.4
 
   c.model = ConfigDict()
   c.model.backbone = 'efficientnet_lite0'

@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -12,6 +14,14 @@ import jax
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# one program is compiled once for all tests and workers of a session
+jax.config.update('jax_compilation_cache_dir', os.environ.setdefault('HIERJAX_TEST_CACHE', tempfile.mkdtemp(prefix='hierjax-test-')))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def pytest_unconfigure(config):
+  if not hasattr(config, 'workerinput'):
+    shutil.rmtree(os.environ['HIERJAX_TEST_CACHE'], ignore_errors=True)
 
 
 @pytest.fixture

@@ -53,12 +53,12 @@ def test_describe_and_lint():
 def test_train_evaluate_predict(tmp_path):
   """The three commands in turn, on the drawn data with a ResNet-18 of a few steps."""
   run = f'--workdir={tmp_path}/run'
-  out, err = main('--config=configs/quickstart.py', run, '--config.baseline=', '--config.data.size=32', '--config.data.toy.train=64', '--config.data.toy.val=40',
-                  '--config.train.epochs=0', '--config.train.steps=2')
+  train = ['--config=configs/quickstart.py', run, '--config.baseline=', '--config.data.size=32', '--config.data.toy.train=64', '--config.data.toy.val=40',
+           '--config.model.backbone=resnet18', '--config.model.pretrained=', '--config.train.epochs=0', '--config.train.steps=2']
+  out, err = main(*train)
   said = json.loads(out.splitlines()[-1])
   assert len(said['state_sha256']) == 64 and said['split'] == 'val' and said['n'] == 40 and 'report.html' in err
-  again, _ = main('--config=configs/quickstart.py', run, '--config.baseline=', '--config.data.size=32', '--config.data.toy.train=64', '--config.data.toy.val=40',
-                  '--config.train.epochs=0', '--config.train.steps=2')
+  again, _ = main(*train)
   assert json.loads(again.splitlines()[-1])['state_sha256'] == said['state_sha256']
   out, _ = main('--mode=evaluate', run, '--split=train', '--config.eval.tta=2')
   result = json.loads(out.splitlines()[-1])

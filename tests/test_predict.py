@@ -25,7 +25,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp('images')
     toy = sources.load(tiny.run_config().data)
     for i in range(60):
-      make, kind, model = (toy.taxonomy.names[k][c] for k, c in enumerate(toy.splits['train'].labels[i]))
+      make, _, model = (toy.taxonomy.names[k][c] for k, c in enumerate(toy.splits['train'].labels[i]))
       folder = root / make / model
       folder.mkdir(parents=True, exist_ok=True)
       cv2.imwrite(str(folder / f'{i}.png'), toy.splits['train'].reader(i)[..., ::-1])

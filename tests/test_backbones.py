@@ -1,0 +1,140 @@
+"""Counts, names, shapes, initialisation and the formulations of whole trunks; equality with torch's forward pass is in test_parity."""
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hierjax import models
+from hierjax.models import layers
+
+# (parameters, running means and variances) of the trunk: torchvision 0.29.1's models without fc or the last linear of the classifier; timm
+# 1.0.31's tf_efficientnet_lite* with num_classes=0.
+COUNTS = {
+    'resnet18': (11176512, 9600), 'resnet34': (21284672, 17024), 'resnet50': (23508032, 53120), 'resnet101': (42500160, 105344),
+    'resnet152': (58143808, 151424), 'convnext_tiny': (27820128, 0), 'convnext_small': (49454688, 0), 'convnext_base': (87566464, 0),
+    'convnext_large': (196230336, 0), 'efficientnet_lite0': (3371008, 42016), 'efficientnet_lite1': (4135680, 53664),
+    'efficientnet_lite2': (4811072, 58096), 'efficientnet_lite3': (6916096, 76672), 'efficientnet_lite4': (11725568, 112368)}
+NAMES = [  # backbone, scheme, ours, the state dict's
+    ('resnet50', 'torchvision', 'conv1', 'conv1'), ('resnet50', 'torchvision', 'layer2_3/bn2', 'layer2.3.bn2'),
+    ('resnet152', 'timm', 'layer3_35/conv3', 'layer3.35.conv3'), ('resnet18', 'torchvision', 'layer4_0/downsample_1', 'layer4.0.downsample.1'),
+    ('convnext_tiny', 'torchvision', 'stem_1', 'features.0.1'), ('convnext_base', 'torchvision', 'stages_2_blocks_26', 'features.5.26'),
+    ('convnext_base', 'torchvision', 'stages_2_blocks_26/fc2', 'features.5.26.block.5'),
+    ('convnext_tiny', 'torchvision', 'stages_3_downsample_0', 'features.6.0'), ('convnext_tiny', 'torchvision', 'head_norm', 'classifier.0'),
+    ('convnext_tiny', 'timm', 'stem_0', 'stem.0'), ('convnext_tiny', 'timm', 'stages_1_downsample_1', 'stages.1.downsample.1'),
+    ('convnext_tiny', 'timm', 'stages_2_blocks_8/fc1', 'stages.2.blocks.8.mlp.fc1'), ('convnext_tiny', 'timm', 'head_norm', 'head.norm'),
+    ('convnext_tiny', 'timm', 'stages_2_blocks_8/conv_dw', 'stages.2.blocks.8.conv_dw'), ('efficientnet_lite0', 'timm', 'conv_stem', 'conv_stem'),
+    ('efficientnet_lite0', 'timm', 'blocks_6_0/conv_pwl', 'blocks.6.0.conv_pwl'), ('efficientnet_lite0', 'package', 'bn1', '_bn0'),
+    ('efficientnet_lite0', 'package', 'bn2', '_bn1'), ('efficientnet_lite0', 'package', 'conv_head', '_conv_head'),
+    ('efficientnet_lite0', 'package', 'blocks_0_0/conv_pw', '_blocks.0._project_conv'),
+    ('efficientnet_lite0', 'package', 'blocks_0_0/bn1', '_blocks.0._bn1'), ('efficientnet_lite0', 'package', 'blocks_2_1/conv_pw', '_blocks.4._expand_conv'),
+    ('efficientnet_lite0', 'package', 'blocks_6_0/bn1', '_blocks.15._bn0'), ('efficientnet_lite0', 'package', 'blocks_6_0/bn3', '_blocks.15._bn2'),
+    ('efficientnet_lite4', 'package', 'blocks_6_0/conv_dw', '_blocks.29._depthwise_conv')]
+
+
+@functools.cache
+def shapes(name):
+  module = models.BACKBONES[name].make()
+  with layers.formulation('plain'):
+    return jax.eval_shape(lambda: module.init({'params': jax.random.key(0), 'dropout': jax.random.key(0)}, jnp.zeros((1, 64, 64, 3))))
+
+
+def modules(tree):
+  """Paths of the modules that own arrays."""
+  return {'/'.join(k.key for k in path[:-1]) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def test_every_backbone_is_counted():
+  assert set(COUNTS) == set(models.BACKBONES)
+
+
+@pytest.mark.parametrize('name', COUNTS)
+def test_parameter_counts_are_the_originals(name):
+  variables = shapes(name)
+  assert tuple(sum(x.size for x in jax.tree.leaves(variables.get(k, {}))) for k in ('params', 'batch_stats')) == COUNTS[name]
+
+
+@pytest.mark.parametrize('name', COUNTS)
+def test_torch_names_are_one_to_one(name):
+  ours = modules(shapes(name)['params'])
+  for scheme, rename in models.BACKBONES[name].torch_names.items():
+    theirs = {rename(m) for m in ours}
+    assert len(theirs) == len(ours), scheme
+    assert not any('/' in t for t in theirs), scheme
+
+
+@pytest.mark.parametrize('name,scheme,ours,theirs', NAMES)
+def test_torch_names(name, scheme, ours, theirs):
+  assert ours in modules(shapes(name)['params'])
+  assert models.BACKBONES[name].torch_names[scheme](ours) == theirs
+
+
+@pytest.mark.parametrize('name,kwargs,size,want', [
+    ('resnet50', {}, 64, {'stem': (32, 64), 'stage1': (16, 256), 'stage2': (8, 512), 'stage3': (4, 1024), 'stage4': (2, 2048), 'features': (2, 2048)}),
+    ('resnet18', {'stem': 'small'}, 32, {'stem': (32, 64), 'stage1': (32, 64), 'stage2': (16, 128), 'stage3': (8, 256), 'stage4': (4, 512),
+                                         'features': (4, 512)}),
+    ('convnext_tiny', {}, 64, {'stem': (16, 96), 'stage1': (16, 96), 'stage2': (8, 192), 'stage3': (4, 384), 'stage4': (2, 768), 'features': (2, 768)}),
+    ('efficientnet_lite2', {}, 72, {'stem': (36, 32), 'stage1': (18, 24), 'stage2': (9, 48), 'stage3': (5, 120), 'stage4': (3, 352),
+                                    'features': (3, 1280)})])
+def test_endpoints(name, kwargs, size, want):
+  backbone = models.BACKBONES[name]
+  for dtype in (jnp.float32, jnp.bfloat16):
+    module = backbone.make(dtype=dtype, **kwargs)
+    x, ends = jax.eval_shape(lambda: module.init_with_output({'params': jax.random.key(0)}, jnp.zeros((2, size, size, 3), dtype)))[0]
+    assert (x.shape, x.dtype) == ((2, backbone.features), jnp.float32)
+    assert {k: v.shape for k, v in ends.items()} == {k: (2, n, n, c) for k, (n, c) in want.items()}
+    assert {v.dtype for v in ends.values()} == {jnp.dtype(dtype)}
+
+
+def test_initialisation_is_the_seed_s_and_has_the_originals_distributions():
+  lite = models.BACKBONES['efficientnet_lite0'].make()
+  a, b, c = (models.init(lite, seed) for seed in (0, 0, 1))
+  assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), a) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes('efficientnet_lite0'))
+  assert not np.array_equal(a['params']['conv_head']['kernel'], c['params']['conv_head']['kernel'])
+
+  def check(kernel, std):
+    tol = 5 / np.sqrt(2 * kernel.size)
+    assert abs(kernel.std() / std - 1) < tol and abs(kernel.mean() / std) < 2 * tol
+  check(a['params']['conv_head']['kernel'], np.sqrt(2 / 1280))  # fan_out: k * k * out
+  check(a['params']['blocks_5_1']['conv_dw']['kernel'], np.sqrt(2 / 25))  # per group: one output
+  check(a['params']['conv_stem']['kernel'], np.sqrt(2 / (9 * 32)))
+  assert (a['params']['bn1']['scale'] == 1).all() and (a['params']['bn1']['bias'] == 0).all()
+  assert (a['batch_stats']['bn1']['mean'] == 0).all() and (a['batch_stats']['bn1']['var'] == 1).all()
+  convnext = models.init(models.BACKBONES['convnext_tiny'].make(), 0)['params']
+  check(convnext['stages_2_blocks_3']['fc1']['kernel'], .02)
+  check(convnext['stages_2_blocks_3']['conv_dw']['kernel'], .02)
+  np.testing.assert_array_equal(convnext['stages_2_blocks_3']['gamma'], np.float32(1e-6))
+
+
+def test_initialisation_refuses_what_it_cannot_draw():
+  with pytest.raises(TypeError, match=r"\['params'\]\['bias'\].*initialiser of hierjax"):
+    models.init(nn.Dense(3), 0)
+
+
+@pytest.mark.parametrize('name,size', [('resnet18', 32), ('efficientnet_lite0', 64), ('convnext_tiny', 32)])
+def test_whole_trunks_agree_in_both_formulations(name, size):
+  """Features and running statistics in training; the gradients are tested layer by layer."""
+  module = models.BACKBONES[name].make()
+  variables = models.init(module, 0)
+  x = np.random.default_rng(0).standard_normal((4, size, size, 3), 'f4')
+
+  def run(variables, x):
+    (y, _), new = module.apply(variables, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(1)})
+    return y, new
+  outs = {}
+  for kind in ('plain', 'cpu'):
+    with layers.formulation(kind):
+      outs[kind] = jax.jit(lambda v, x: run(v, x))(variables, x)
+  for a, b in zip(*map(jax.tree.leaves, outs.values()), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-4 * (np.abs(a).max() + 1e-3))
+
+
+def test_evaluation_uses_running_statistics_and_no_stochastic_depth():
+  module = models.BACKBONES['efficientnet_lite0'].make(drop_path=.5)
+  variables = models.init(module, 0)
+  x = np.random.default_rng(0).standard_normal((3, 32, 32, 3), 'f4')
+  apply = jax.jit(lambda v, x: module.apply(v, x, False)[0])
+  np.testing.assert_allclose(apply(variables, x)[:1], apply(variables, x[:1]), atol=1e-5)

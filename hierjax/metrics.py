@@ -10,39 +10,45 @@ BINS = 15   # of the calibration error
 
 
 def per_example(decoded: Decoded, labels, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
-  """name -> float64 [N], NaN where the label that it needs is unknown.
-
-  LEVEL.top1/top3/top5, fpa (all levels right), hvr (the predicted classes are no path of the taxonomy; H-CAST's TICE), consistency.A-B
-  (the predicted pair occurs in the taxonomy), severity (LCA height of a wrong finest class, NaN where right), ahd1 and ahd5 (mean LCA
-  height of the best 1 and 5 finest classes; Making Better Mistakes), hp/hr/hf1_macro (overlap of the two paths in one example).
-  """
-  labels, pred, levels = np.asarray(labels), decoded.pred, taxonomy.levels
-  out = {}
-
-  def known(values, where):
-    return np.where(where, values, np.nan)
-
-  for k, level in enumerate(levels):
+  """of_predictions(), and what needs the ranking of the classes too: LEVEL.top3/top5, ahd5 (mean LCA height of the best 5 finest classes)."""
+  labels = np.asarray(labels)
+  out = of_predictions(decoded.pred, labels, taxonomy)
+  for k, level in enumerate(taxonomy.levels):
     rank = _rank(decoded.scores[k], labels[:, k])
-    out[f'{level}.top1'] = known(pred[:, k] == labels[:, k], labels[:, k] >= 0)
     for n in (3, 5):
-      out[f'{level}.top{n}'] = known(rank < n, labels[:, k] >= 0)
-  out['fpa'] = known((pred == labels).all(-1), (labels >= 0).all(-1))
+      out[f'{level}.top{n}'] = _known(rank < n, labels[:, k] >= 0)
+  best = np.argsort(-decoded.scores[-1], axis=-1, kind='stable')[:, :5]
+  out['ahd5'] = _known(taxonomy.lca(best, labels[:, -1:]).mean(-1), labels[:, -1] >= 0)
+  return out
+
+
+def of_predictions(pred: np.ndarray, labels, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
+  """name -> float64 [N], NaN where the label that it needs is unknown; pred and labels int [N, level].
+
+  LEVEL.top1, fpa (all levels right), hvr (the predicted classes are no path of the taxonomy; H-CAST's TICE), consistency.A-B
+  (the predicted pair occurs in the taxonomy), severity (LCA height of a wrong finest class, NaN where right), ahd1 (LCA height of the
+  finest class; Making Better Mistakes), hp/hr/hf1_macro (overlap of the two paths in one example).
+  """
+  labels, levels = np.asarray(labels), taxonomy.levels
+  out = {f'{level}.top1': _known(pred[:, k] == labels[:, k], labels[:, k] >= 0) for k, level in enumerate(levels)}
+  out['fpa'] = _known((pred == labels).all(-1), (labels >= 0).all(-1))
   out['hvr'] = (taxonomy.paths[pred[:, -1]] != pred).any(-1).astype(float)   # the finest class fixes the only valid path
   for i, a in enumerate(levels):
     for j in range(i + 1, len(levels)):
       out[f'consistency.{a}-{levels[j]}'] = taxonomy.relation(a, levels[j])[pred[:, i], pred[:, j]].astype(float)
   truth, leaf_known = labels[:, -1], labels[:, -1] >= 0
   height = taxonomy.lca(pred[:, -1], truth)
-  out['severity'] = known(height, leaf_known & (pred[:, -1] != truth))
-  out['ahd1'] = known(height, leaf_known)
-  best = np.argsort(-decoded.scores[-1], axis=-1, kind='stable')[:, :5]
-  out['ahd5'] = known(taxonomy.lca(best, truth[:, None]).mean(-1), leaf_known)
+  out['severity'] = _known(height, leaf_known & (pred[:, -1] != truth))
+  out['ahd1'] = _known(height, leaf_known)
   shared, predicted, true = _overlap(pred, labels, taxonomy)
   with np.errstate(invalid='ignore', divide='ignore'):
     out['hp_macro'], out['hr_macro'] = shared / predicted, shared / true
     out['hf1_macro'] = 2 * shared / (predicted + true)
   return out
+
+
+def _known(values, where):
+  return np.where(where, values, np.nan)
 
 
 def evaluate(decoded: Decoded, labels, taxonomy: Taxonomy, heads=None) -> dict:
@@ -109,9 +115,16 @@ def bootstrap(values: dict[str, np.ndarray], n: int = 1000, seed: int = 0, level
   return out
 
 
-def difference(a: dict, b: dict, n: int = 1000, seed: int = 0, level: float = .95) -> dict[str, dict | None]:
-  """Paired bootstrap of b - a for two runs on the same examples in the same order, for the names that both have."""
-  return bootstrap({name: np.asarray(b[name], np.float64) - a[name] for name in a if name in b}, n, seed, level)
+def difference(a: np.ndarray, b: np.ndarray, n: int = 2000, seed: int = 0) -> tuple[float, float] | None:
+  """Paired bootstrap: the 95% interval of mean(b) - mean(a) for values [N] of two runs on the same N examples; a NaN counts in neither mean.
+
+  Examples with equal values are interchangeable, so a draw is a multinomial over the distinct pairs: the cost does not grow with N.
+  """
+  table = np.stack([np.nan_to_num(a), ~np.isnan(a), np.nan_to_num(b), ~np.isnan(b)], 1)
+  rows, times = np.unique(table, axis=0, return_counts=True)
+  sums = np.random.default_rng(seed).multinomial(len(table), times / len(table), size=n) @ rows
+  sums = sums[(sums[:, 1] > 0) & (sums[:, 3] > 0)]  # a resample without a single mistake has no severity
+  return tuple(np.quantile(sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1], (.025, .975)).tolist()) if len(sums) else None
 
 
 def _mean(values):

@@ -21,7 +21,6 @@ from markupsafe import Markup
 
 from hierjax import metrics
 from hierjax.config import UserError, resolve_levels
-from hierjax.decode import Decoded
 from hierjax.taxonomy import Taxonomy
 
 DECODINGS = {
@@ -403,33 +402,14 @@ def _intervals(run: Run, split: str, name: str) -> tuple[dict[str, tuple[float, 
   if not np.array_equal(a['files'][order_a], b['files'][order_b]):
     return {}, 'No intervals: the two runs were evaluated on different files.'
   labels = a['labels'][order_a]
-  ours = _per_image(a[f'pred_{name}'][order_a], labels, run.taxonomy)
-  theirs = _per_image((b['pred_leaf'] if 'pred_leaf' in b else b['pred_independent'])[order_b], labels, run.taxonomy)
+  ours = metrics.of_predictions(a[f'pred_{name}'][order_a], labels, run.taxonomy)
+  theirs = metrics.of_predictions((b['pred_leaf'] if 'pred_leaf' in b else b['pred_independent'])[order_b], labels, run.taxonomy)
   for values, told, who in ((ours, run.evals[split]['decode'][name], 'this run'), (theirs, _baseline(run, split), 'the baseline')):
     known = values['fpa'][~np.isnan(values['fpa'])]
     if len(known) and abs(known.mean() - (_value(told, 'fpa') or 0)) > 1e-3:  # stale predictions must not lend their interval
       return {}, f'No intervals: the predictions of {who} do not belong to its eval_{split}.json.'
-  intervals = {key: interval for key in ours if (interval := paired_bootstrap(ours[key], theirs[key]))}
+  intervals = {key: interval for key in ours if (interval := metrics.difference(theirs[key], ours[key]))}
   return intervals, f'95% intervals: paired bootstrap over {count(len(labels))} images; they do not cover the luck of the seed.'
-
-
-def _per_image(pred: np.ndarray, labels: np.ndarray, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
-  """The per-example values [N] of those metrics that follow from the predicted classes, int [N, L], alone."""
-  chosen = [np.eye(len(names), dtype=np.int8)[pred[:, k]] for k, names in enumerate(taxonomy.names)]
-  values = metrics.per_example(Decoded(pred, chosen, chosen), labels, taxonomy)
-  return {name: value for name, value in values.items() if name.endswith('.top1') or name in ('fpa', 'hvr', 'severity', 'ahd1')}
-
-
-def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
-  """95% interval of mean(ours) - mean(theirs) for values [N] of the same N examples, resampled together; a NaN counts in neither mean.
-
-  Examples with equal values are interchangeable, so a draw is a multinomial over the distinct pairs: the cost does not grow with N.
-  """
-  table = np.stack([np.nan_to_num(ours), ~np.isnan(ours), np.nan_to_num(theirs), ~np.isnan(theirs)], 1)
-  rows, times = np.unique(table, axis=0, return_counts=True)
-  sums = np.random.default_rng(seed).multinomial(len(table), times / len(table), size=draws) @ rows
-  sums = sums[(sums[:, 1] > 0) & (sums[:, 3] > 0)]  # a resample without a single mistake has no severity
-  return tuple(np.quantile(sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3], (.025, .975)).tolist()) if len(sums) else None
 
 
 def scores(run: Run) -> Markup:

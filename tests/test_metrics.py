@@ -214,10 +214,19 @@ def test_paired_difference_is_tighter_than_two_intervals():
   b = a.copy()
   flips = np.flatnonzero(a == 0)[:25]
   b[flips] = 1
-  both = metrics.difference({'x': a, 'only a': a}, {'x': b, 'only b': b})
-  assert list(both) == ['x'] and both['x']['mean'] == pytest.approx(.05)
-  assert both['x']['low'] > 0 and both['x']['high'] - both['x']['low'] < .05
+  low, high = metrics.difference(a, b)
+  assert 0 < low < .05 < high and high - low < .05
   alone = metrics.bootstrap({'a': a, 'b': b})
   assert alone['a']['high'] > alone['b']['low']   # the two intervals overlap, yet the difference is clear
-  gone = np.where(np.arange(500) < 250, np.nan, b)
-  assert metrics.difference({'x': a}, {'x': gone})['x']['mean'] == pytest.approx((b - a)[250:].mean())
+
+
+def test_paired_difference_against_the_normal_interval():
+  rng = np.random.default_rng(0)
+  a, b = (rng.random(3000) < .8).astype(float), (rng.random(3000) < .7).astype(float)
+  low, high = metrics.difference(b, a)
+  mean, half = (a - b).mean(), 1.96 * (a - b).std() / np.sqrt(3000)
+  assert low == pytest.approx(mean - half, abs=.003) and high == pytest.approx(mean + half, abs=.003)
+  gaps = np.where(rng.random(3000) < .5, a, np.nan)   # each mean over its own known examples
+  low, high = metrics.difference(b, gaps)
+  assert low < np.nanmean(gaps) - b.mean() < high
+  assert metrics.difference(np.ones(5), np.full(5, np.nan)) is None

@@ -319,20 +319,6 @@ def test_long_runs_and_many_skipped_stay_small(tmp_path):
   assert 'averaged in bins' in text and 'and 4,500 more' in text and '5,000 could not be read' in text
 
 
-def test_paired_bootstrap_against_the_normal_interval():
-  rng = np.random.default_rng(0)
-  a = rng.random(2000) < .7
-  b = np.where(rng.random(2000) < .8, a, rng.random(2000) < .5)  # correlated, as two models on the same images are
-  low, high = report.paired_bootstrap(a.astype(float), b.astype(float))
-  d = a.astype(float) - b
-  half = 1.96 * d.std() / np.sqrt(2000)
-  assert low == pytest.approx(d.mean() - half, abs=.15 * half) and high == pytest.approx(d.mean() + half, abs=.15 * half)
-  gaps = np.where(rng.random(2000) < .5, np.nan, 1 + a)  # a mean over other examples than the partner's
-  low, high = report.paired_bootstrap(gaps, b.astype(float))
-  assert low < np.nanmean(gaps) - b.mean() < high
-  assert report.paired_bootstrap(np.full(5, np.nan), np.ones(5)) is None
-
-
 def test_numbers_in_words():
   assert report.number(.70149) == '70.1%' and report.number(1.256, False) == '1.26'
   assert report.number(None) == report.number(float('nan')) == '–'

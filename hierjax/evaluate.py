@@ -43,10 +43,10 @@ class Outputs:
 
 
 def collect(step: Callable, variables: Mapping, examples: Examples, c, mesh, views: int = 1, with_features: bool = False,
-            progress: Callable[[int, int], None] | None = None) -> Outputs:
+            batch_size: int = 0, progress: Callable[[int, int], None] | None = None) -> Outputs:
   """Runs `step` over all of `examples` and asserts that each was either counted or named as unreadable."""
   n, probs, features, index, mask, broken = len(examples.labels), [], [], [], [], set()
-  batch_size = max(mesh.size, c.eval.batch_size // views // mesh.size * mesh.size)
+  batch_size = max(mesh.size, (batch_size or c.eval.batch_size) // views // mesh.size * mesh.size)
   batches = pipeline.eval_batches(
     examples, batch_size=batch_size, size=c.data.size, resize=c.data.resize, views=views, threads=c.data.threads, workers=c.data.workers,
     process_index=jax.process_index(), process_count=jax.process_count())
@@ -95,10 +95,10 @@ def tune(outputs: Outputs, taxonomy: Taxonomy) -> dict[str, float]:
 
 def summary(split: str, outputs: Outputs, taxonomy: Taxonomy, tta: int, weights: Mapping[str, float]) -> dict:
   """The JSON of `--mode=evaluate`."""
-  heads = tuple(outputs.probs)
+  heads = [level for level in taxonomy.levels if level in outputs.probs]
   decoded = decodings(outputs, taxonomy, weights)
   return {
-    'split': split, 'n': len(outputs.index), 'unreadable': len(outputs.broken), 'tta': tta, 'heads': list(heads), 'weights': dict(weights),
+    'split': split, 'n': len(outputs.index), 'unreadable': len(outputs.broken), 'tta': tta, 'heads': heads, 'weights': dict(weights),
     'decode': {name: metrics.evaluate(d, outputs.labels, taxonomy, heads) for name, d in decoded.items()},
     'intervals': {name: metrics.bootstrap(metrics.per_example(d, outputs.labels, taxonomy)) for name, d in decoded.items()},
   }

@@ -61,8 +61,8 @@ class Model:
     best = store.best() if self.c.eval.checkpoint == 'best' else None
     return steps[-1] if best is None else best
 
-  def collect(self, examples: sources.Examples, progress: Callable[[int, int], None] | None = None) -> evaluate.Outputs:
-    return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, progress=progress)
+  def collect(self, examples: sources.Examples, **options) -> evaluate.Outputs:
+    return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, **options)
 
   def evaluate(self, split: str, examples: sources.Examples | None = None, tune: bool = False,
                progress: Callable[[int, int], None] | None = None) -> dict:
@@ -71,7 +71,7 @@ class Model:
     With `tune` the joint decision's weights are chosen on this split first and kept for later; training does so on val, once.
     """
     examples = examples or self.split(split)
-    outputs = self.collect(examples, progress)
+    outputs = self.collect(examples, progress=progress)
     if not len(outputs.index):
       raise UserError(f'split {split!r}: none of its {len(examples.labels)} images could be read')
     if tune:
@@ -93,8 +93,8 @@ class Model:
       raise UserError(f'--split={name}: no such split{config_lib.did_you_mean(name, list(data.splits))}; choices: {", ".join(data.splits)}')
     return data.splits[name]
 
-  def predict(self, images: Sequence[str | pathlib.Path | bytes | np.ndarray], top: int = 5) -> list[dict]:
-    """One dict per image (a path, encoded bytes, or uint8 [h, w, 3] in RGB).
+  def predict(self, images: Sequence[str | pathlib.Path | bytes | np.ndarray], top: int = 5, batch_size: int = 0) -> list[dict]:
+    """One dict per image (a path, encoded bytes, or uint8 [h, w, 3] in RGB), batch_size at a time (0 = eval.batch_size).
 
     {'file', 'path': {LEVEL: class}, 'prob': {LEVEL: probability of that class over all valid paths}, 'top': {LEVEL: [[class, probability of the head], ...]}};
     an image that cannot be read gives {'file', 'error'}.
@@ -104,7 +104,7 @@ class Model:
     examples = sources.Examples('predict', files, np.full((len(items), len(t.levels)), -1, np.int32), Reader(items))
     if not items:
       return []
-    out = self.collect(examples)
+    out = self.collect(examples, batch_size=batch_size)
     results = [{'file': f, 'error': 'unreadable image'} for f in files]
     if not len(out.index):
       return results
@@ -113,9 +113,9 @@ class Model:
       path = {level: t.names[k][joint.pred[row, k]] for k, level in enumerate(t.levels)}
       prob = {level: round(float(joint.prob[k][row, joint.pred[row, k]]), 6) for k, level in enumerate(t.levels)}
       best = {}
-      for level, p in out.probs.items():
-        order = np.argsort(-p[row], kind='stable')[:top]
-        best[level] = [[t.names[t.index(level)][j], round(float(p[row, j]), 6)] for j in order]
+      for level in self.levels:
+        p = out.probs[level][row]
+        best[level] = [[t.names[t.index(level)][j], round(float(p[j]), 6)] for j in np.argsort(-p, kind='stable')[:top]]
       results[i] = {'file': files[i], 'path': path, 'prob': prob, 'top': best}
     return results
 
@@ -158,9 +158,10 @@ def expand(pattern: str) -> list[str]:
 
 def stream(model: Model, pattern: str) -> Iterator[dict]:
   """Predictions of all files of a pattern, a batch at a time."""
-  files, size = expand(pattern), max(model.c.eval.batch_size, 1)
+  files = expand(pattern)
+  size = min(model.c.eval.batch_size, 1 << (len(files) - 1).bit_length())  # one size for all, so that it compiles once
   for i in range(0, len(files), size):
-    yield from model.predict(files[i:i + size])
+    yield from model.predict(files[i:i + size], batch_size=size)
 
 
 def count_macs(model, size: int) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 cv2.setNumThreads(1)  # the pipeline has threads of its own
 
@@ -66,7 +66,8 @@ def _pillow(data):
         upright = Image.alpha_composite(Image.new('RGBA', upright.size, 'white'), upright)
       return np.asarray(upright.convert('RGB'))
   except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more, as the bytes fall
-    raise BrokenImage(str(error) or type(error).__name__) from error
+    told = 'not an image' if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+    raise BrokenImage(told) from error
 
 
 def _orientation(data):

@@ -155,13 +155,17 @@ def _fold(n: int) -> int:
   return max(f for f in range(1, 9) if n % f == 0)
 
 
+def _sum_rows(xs: list[Array], axis: int) -> list[Array]:
+  """Sums of each x in float32 over pieces of `axis`, one pass for all of them; the axis then counts the pieces."""
+  shape = xs[0].shape
+  f = _fold(shape[axis])
+  return lax.reduce([x.astype(jnp.float32).reshape(*shape[:axis], shape[axis] // f, f, *shape[axis + 1:]) for x in xs],
+                    [jnp.float32(0)] * len(xs), lambda p, q: [s + t for s, t in zip(p, q)], (axis + 1,))
+
+
 def _sum_pixels(xs: list[Array]) -> list[Array]:
   """Sums of each x [B, H, W, C] over B, H and W in float32, in one pass at the speed of memory: pieces of 8 rows first."""
-  b, h, w, c = xs[0].shape
-  f = _fold(h)
-  parts = lax.reduce([x.astype(jnp.float32).reshape(b, h // f, f, w, c) for x in xs], [jnp.float32(0)] * len(xs),
-                     lambda p, q: [s + t for s, t in zip(p, q)], (2,))
-  return [p.sum((0, 1, 2)) for p in parts]
+  return [p.sum((0, 1, 2)) for p in _sum_rows(xs, 1)]
 
 
 def _pad(x: Array, sides, value: float = 0) -> Array:
@@ -205,10 +209,12 @@ def _add_taps_back(wide: Array, kernel: Array, where: tuple) -> Array:
 
 @functools.partial(_stored, static=(2, 3, 4, 5))
 def _tap_products(padded: Array, wide: Array, k: int, stride: int, out: tuple[int, int], at: tuple[int, int]) -> Array:
-  """The gradient of a depthwise kernel [k, k, 1, C], a row of it at a time in one pass."""
-  dy = _tap(wide, *at, 1, out)
-  rows = [_sum_pixels([_tap(padded, i, j, stride, out) * dy for j in range(k)]) for i in range(k)]
-  return jnp.stack([jnp.stack(r) for r in rows])[:, :, None]
+  """The gradient of a depthwise kernel, [k, k, 1, C], in one pass. The kernel's columns are an axis, so that what is compiled is one column;
+  its rows are apart, so that they share the rows of the image that they meet."""
+  columns = jax.vmap(lambda j: lax.dynamic_slice_in_dim(padded, j, stride * (out[1] - 1) + 1, 2), out_axes=1)(jnp.arange(k))
+  dy = _tap(wide, *at, 1, out)[:, None]
+  met = [columns[:, :, i:i + stride * (out[0] - 1) + 1:stride, ::stride] for i in range(k)]
+  return jnp.stack([p.sum((0, 2, 3)) for p in _sum_rows([m * dy for m in met], 2)])[:, :, None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -244,27 +250,15 @@ def _interleave(xs: list[Array], axis: int) -> Array:
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def _affine(x, sums, scale, bias, eps):
-  """The batch norm of x with these sums of x and its squares as factor and term, [C] each."""
-  mean, var = _moments(x, *sums)
-  factor = scale * lax.rsqrt(var + eps)
-  return factor, bias - mean * factor
-
-
-def _moments(x, total, squares):
-  n = math.prod(x.shape[:-1])
-  return total / n, jnp.maximum(squares / n - jnp.square(total / n), 0)
-
-
 def batch_norm(x: Array, scale: Array, bias: Array, eps: float, act: str) -> tuple[Array, Array, Array]:
   """act(batch norm of x [B, H, W, C]) over the batch's own statistics, and these: mean and biased variance [C], not differentiated."""
   if on_cpu():
-    y, sums = _batch_norm(x, scale, bias, eps, act)
-  else:
-    xf = x.astype(jnp.float32)
-    sums = xf.sum((0, 1, 2)), jnp.square(xf).sum((0, 1, 2))
-    y = scale_shift(x, *_affine(x, sums, scale, bias, eps), act)
-  return y, *_moments(x, *lax.stop_gradient(sums))
+    return _batch_norm(x, scale, bias, eps, act)
+  xf = x.astype(jnp.float32)
+  mean = xf.mean((0, 1, 2))
+  var = jnp.maximum(jnp.square(xf).mean((0, 1, 2)) - jnp.square(mean), 0)
+  factor = scale * lax.rsqrt(var + eps)
+  return scale_shift(x, factor, bias - mean * factor, act), *lax.stop_gradient((mean, var))
 
 
 def scale_shift(x: Array, factor: Array, term: Array, act: str) -> Array:
@@ -279,39 +273,46 @@ def _batch_norm(x, scale, bias, eps, act):
 
 
 @functools.partial(_stored, static=(3,))
-def _batch_norm_sums(x, scale, bias, eps):
-  sums = _sum_pixels([x, jnp.square(x.astype(jnp.float32))])
-  return *_affine(x, sums, scale, bias, eps), *sums
+def _batch_norm_statistics(x, scale, bias, eps):
+  """[4, C], as one array to compile less: the batch norm's factor on x and its term, mean, variance."""
+  n = math.prod(x.shape[:-1])
+  total, squares = _sum_pixels([x, jnp.square(x.astype(jnp.float32))])
+  mean = total / n
+  var = jnp.maximum(squares / n - jnp.square(mean), 0)
+  factor = scale * lax.rsqrt(var + eps)
+  return jnp.stack([factor, bias - mean * factor, mean, var])
 
 
 def _batch_norm_forward(x, scale, bias, eps, act):
-  factor, term, *sums = _batch_norm_sums(x, scale, bias, eps)
-  return (scale_shift(x, factor, term, act), sums), (x, factor, term, sums)
+  statistics = _batch_norm_statistics(x, scale, bias, eps)
+  factor, term, mean, var = statistics
+  return (scale_shift(x, factor, term, act), mean, var), (x, statistics)
 
 
-def _masked(x, dy, factor, term, act):
-  """The gradient before the activation, and x, in float32."""
-  x, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
+def _before_act(x, dy, factor, term, act):
+  """The gradient before the activation."""
   y = x * _over(factor, x) + _over(term, x)
-  return x, {'': lambda: dy, 'relu': lambda: jnp.where(y > 0, dy, 0), 'relu6': lambda: jnp.where((y > 0) & (y < 6), dy, 0)}[act]()
+  return {'': lambda: dy, 'relu': lambda: jnp.where(y > 0, dy, 0), 'relu6': lambda: jnp.where((y > 0) & (y < 6), dy, 0)}[act]()
 
 
-@functools.partial(_stored, static=(5, 6))
-def _batch_norm_gradients(x, dy, factor, term, sums, eps, act):
-  """Gradients of scale and bias; and the factor on x and the term of the gradient of x."""
-  xf, dy = _masked(x, dy, factor, term, act)
-  total, product = _sum_pixels([dy, dy * xf])
-  mean, var = _moments(x, *sums)
-  dscale = (product - mean * total) * lax.rsqrt(var + eps)
-  n = math.prod(x.shape[:-1])
-  slope = factor * dscale * lax.rsqrt(var + eps) / n
-  return dscale, total, -slope, slope * mean - factor * total / n
+@functools.partial(_stored, static=(3, 4))
+def _batch_norm_gradients(x, dy, statistics, eps, act):
+  """[4, C]: the gradients of scale and bias; and in the gradient of x, the factor on x and the term."""
+  n, x = math.prod(x.shape[:-1]), x.astype(jnp.float32)
+  factor, term, mean, var = statistics
+  dy = _before_act(x, dy.astype(jnp.float32), factor, term, act)
+  total, product = _sum_pixels([dy, dy * x])
+  inverse = lax.rsqrt(var + eps)
+  dscale = (product - mean * total) * inverse
+  slope = factor * dscale * inverse / n
+  return jnp.stack([dscale, total, -slope, slope * mean - factor * total / n])
 
 
 def _batch_norm_backward(eps, act, saved, cotangents):
-  x, factor, term, sums = saved
-  dscale, dbias, slope, rest = _batch_norm_gradients(x, cotangents[0], factor, term, sums, eps, act)
-  xf, dy = _masked(x, cotangents[0], factor, term, act)
+  x, statistics = saved
+  dscale, dbias, slope, rest = _batch_norm_gradients(x, cotangents[0], statistics, eps, act)
+  factor, term, xf = statistics[0], statistics[1], x.astype(jnp.float32)
+  dy = _before_act(xf, cotangents[0].astype(jnp.float32), factor, term, act)
   return (_over(factor, x) * dy + _over(slope, x) * xf + _over(rest, x)).astype(x.dtype), dscale, dbias
 
 

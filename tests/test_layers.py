@@ -41,6 +41,7 @@ def lax_conv(stride, padding):
 CONVS = [  # height, width, kernel, stride, padding, depthwise
     (8, 8, 1, 1, 0, False), (9, 7, 1, 2, 0, False), (8, 12, 4, 4, 0, False), (9, 8, 2, 2, 0, False), (8, 6, 3, 1, 1, False), (9, 8, 3, 2, 1, False),
     (11, 10, 7, 2, 3, False), (4, 4, 3, 1, 1, False), (2, 2, 3, 1, 1, False), (1, 1, 3, 1, 1, False), (2, 2, 3, 2, 1, False), (4, 5, 3, 2, 'SAME', False),
+    (17, 6, 5, 1, 'SAME', True), (38, 5, 3, 2, 1, True),
     (8, 8, 3, 1, 'SAME', True), (16, 8, 3, 2, 'SAME', True), (7, 9, 5, 2, 'SAME', True), (4, 4, 5, 1, 'SAME', True), (13, 11, 5, 1, 2, True),
     (14, 14, 7, 1, 3, True), (3, 3, 7, 1, 3, True), (10, 9, 3, 3, 1, True), (9, 9, 3, 2, 0, True), (2, 1, 5, 2, 'SAME', True)]
 
@@ -78,7 +79,7 @@ def numpy_batch_norm(x, scale, bias, eps, act, dy):
 
 @pytest.mark.parametrize('kind', ['plain', 'cpu'])
 @pytest.mark.parametrize('act', ['', 'relu', 'relu6'])
-@pytest.mark.parametrize('shape', [(4, 8, 6, 5), (2, 7, 7, 3)], ids=str)
+@pytest.mark.parametrize('shape', [(4, 8, 6, 5), (2, 17, 3, 4)], ids=str)
 def test_batch_norm_equals_numpy(shape, act, kind):
   x, dy, scale, bias = draw(0, shape, shape, shape[-1:], shape[-1:])
   x = x * 2 + 3

@@ -151,8 +151,11 @@ def _tap(padded: Array, i: int, j: int, stride: int, out: tuple[int, int]) -> Ar
 
 
 def _fold(n: int) -> int:
-  """The largest divisor of n up to 8: a reduction that short is unrolled, so that the loop over channels around it becomes vector code."""
-  return max(f for f in range(1, 9) if n % f == 0)
+  """The largest divisor of n up to 8: a reduction that short is unrolled, so that the loop over channels around it becomes vector code. Where n
+  has none above 2, the smallest above 8."""
+  divisors = [f for f in range(1, n + 1) if n % f == 0]
+  short = max(f for f in divisors if f <= 8)
+  return short if short > 2 or n <= 2 else min(f for f in divisors if f > 8)
 
 
 def _sum_rows(xs: list[Array], axis: int) -> list[Array]:
@@ -211,8 +214,12 @@ def _add_taps_back(wide: Array, kernel: Array, where: tuple) -> Array:
 def _tap_products(padded: Array, wide: Array, k: int, stride: int, out: tuple[int, int], at: tuple[int, int]) -> Array:
   """The gradient of a depthwise kernel, [k, k, 1, C], in one pass. The kernel's columns are an axis, so that what is compiled is one column;
   its rows are apart, so that they share the rows of the image that they meet."""
+  dy = _tap(wide, *at, 1, out)
+  if _fold(out[0]) > 8:  # zero rows, for more to unroll
+    more = -out[0] % 8
+    dy, padded, out = _pad(dy, ((0, more), (0, 0))), _pad(padded, ((0, stride * more), (0, 0))), (out[0] + more, out[1])
+  dy = dy[:, None]
   columns = jax.vmap(lambda j: lax.dynamic_slice_in_dim(padded, j, stride * (out[1] - 1) + 1, 2), out_axes=1)(jnp.arange(k))
-  dy = _tap(wide, *at, 1, out)[:, None]
   met = [columns[:, :, i:i + stride * (out[0] - 1) + 1:stride, ::stride] for i in range(k)]
   return jnp.stack([p.sum((0, 2, 3)) for p in _sum_rows([m * dy for m in met], 2)])[:, :, None]
 

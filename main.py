@@ -28,7 +28,7 @@ from ml_collections import config_flags  # noqa: E402
 MODES = ('train', 'evaluate', 'predict', 'lint', 'describe')
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
-flags.DEFINE_string('workdir', '', "The run's folder: train writes it and goes on with it, evaluate and predict read it.")
+flags.DEFINE_string('workdir', '', "The run's folder: train writes it and goes on with it (runs/NAME by default), evaluate and predict read it.")
 flags.DEFINE_string('split', 'val', 'evaluate: the split.')
 flags.DEFINE_string('images', '', 'predict: a file, a folder or a glob in quotes.')
 
@@ -51,10 +51,10 @@ def run() -> None:
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'hierjax' / 'jax')
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  if FLAGS.mode in ('train', 'evaluate', 'predict') and not FLAGS.workdir:
-    raise config.UserError(f'--mode={FLAGS.mode} needs --workdir=FOLDER')
+  if FLAGS.mode in ('evaluate', 'predict') and not FLAGS.workdir:
+    raise config.UserError(f'--mode={FLAGS.mode} needs --workdir=FOLDER, the one that was trained in')
   if FLAGS.mode == 'train':
-    print(json.dumps(train.fit(FLAGS.config, FLAGS.workdir)))
+    print(json.dumps(train.fit(FLAGS.config, FLAGS.workdir or f'runs/{FLAGS.config.name or "run"}')))
   elif FLAGS.mode == 'evaluate':
     result = predict.load(FLAGS.workdir, run_config()).evaluate(FLAGS.split, progress=progress)
     print(f'report: {report.write(FLAGS.workdir)}', file=sys.stderr)

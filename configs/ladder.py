@@ -30,7 +30,7 @@ def get_config(rung: str = '10'):
     raise UserError(f'configs/ladder.py:{rung}: no such rung; choices: {", ".join(RUNGS)}')
   at = float(rung)
   c = config.default()
-  c.name = f'ladder {rung}'
+  c.name = f'ladder{rung}'
   c.model.backbone, c.model.pretrained = 'resnet50', 'hf:timm/resnet50.tv_in1k'
   c.model.levels = 'finest' if at < 3 else 'coarsest,finest' if at < 6 else 'all'
   c.data.augment.enabled = at >= 4

@@ -32,7 +32,7 @@ CHOICES = {
 def default() -> ConfigDict:
   """Every option with its default. Durations: at most one of *_steps, *_epochs and *_examples may be above 0."""
   c = ConfigDict()
-  c.name = ''  # shown in the report
+  c.name = ''  # shown in the report; train's default --workdir is runs/NAME
   c.seed = 0
   c.baseline = ''  # the one-head run to compare with: 'train' trains it into WORKDIR/baseline, or a run's folder; '' = none
 

@@ -309,8 +309,8 @@ class Loop:
       self.state = restore(self.checkpoints, last, self.state)
     self.step = int(self.state.step)
     self.log = Log(workdir, self.step)
-    self.log.say(f'resuming at step {self.step} of {run.total}' if last is not None else
-                 f'{run.c.model.backbone}, {self.params:,} parameters, {len(run.train.labels):,} training images, {run.total} steps, '
+    self.log.say(f'{workdir}: resuming at step {self.step} of {run.total}' if last is not None else
+                 f'{workdir}: {run.c.model.backbone}, {self.params:,} parameters, {len(run.train.labels):,} training images, {run.total} steps, '
                  f'{self.mesh.size} {jax.devices()[0].platform} device(s)')
     self.eval_step = evaluate.stepper(run.model, self.mesh)
     self.broken: set[str] = set()

@@ -127,11 +127,11 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
     b, (h, w), c = x.shape[0], size, x.shape[3]
     patches = x.reshape(b, h // stride, stride, w // stride, stride, c).swapaxes(2, 3).reshape(b, h // stride, w // stride, -1)
     return dense(patches, kernel.reshape(-1, kernel.shape[3]))
-  if min(size) <= 4 or x.shape[3] <= 4:
-    out = _out_size(size, k, stride, pads)
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    patches = [_tap(padded, i, j, stride, out) for i in range(k[0]) for j in range(k[1])]
-    return dense(jnp.concatenate(patches, -1), kernel.reshape(-1, kernel.shape[3]))
+  if min(size) <= 4 or (x.shape[3] <= 4 and max(k) <= 3):
+    (h, w), padded = _out_size(size, k, stride, pads), _pad(x, pads)
+    columns = jnp.concatenate([padded[:, :, j:j + stride * (w - 1) + 1:stride] for j in range(k[1])], -1)
+    patches = jnp.concatenate([columns[:, i:i + stride * (h - 1) + 1:stride] for i in range(k[0])], -1)
+    return dense(patches, kernel.reshape(-1, kernel.shape[3]))
   return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 

@@ -3,6 +3,8 @@
   python main.py --config=configs/3head.py --config.data.root=FOLDER --workdir=runs/mine
 
 Any taxonomy: every level gets a head. Without data.root it trains on the drawn vehicles.
+Stanford Cars (5,685 training images, seed 0), 2 CPU cores: about 65 s an epoch; val, flip TTA: make .925, type .926, model .828, full path .828 by the
+joint decision (HVR 0); the independent heads .908, .909, .822, .773 (HVR .107).
 """
 
 from hierjax import config

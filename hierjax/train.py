@@ -134,13 +134,6 @@ def eval_variables(state: TrainState) -> dict:
   return dict(state.ema) if state.ema else {'params': state.params, 'batch_stats': state.batch_stats}
 
 
-def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
-  """Inverse-frequency weights of the classes with mean 1 over the labelled examples; labels int [N], -1 unknown. float32 [C]."""
-  count = np.bincount(labels[labels >= 0], minlength=classes)
-  present = count > 0
-  return np.where(present, count.sum() / (max(present.sum(), 1) * np.maximum(count, 1)), 0).astype(np.float32)
-
-
 def parse_weights(text: str, levels: Sequence[str]) -> dict[str, float]:
   """'make=1,type=.5' → weight of each level, 1 where it is not named."""
   weights = dict.fromkeys(levels, 1.0)
@@ -189,7 +182,7 @@ class Run:
   def task(self) -> Task:
     c, t = self.c, self.taxonomy
     column = t.index(config_lib.resolve_levels(c.data.balance_level, t.levels, '--config.data.balance_level')[0])
-    balance = class_weights(self.train.labels[:, column], t.num_classes(t.levels[column])) if c.data.balance == 'loss' else None
+    balance = pipeline.class_weights(self.train.labels[:, column], t.num_classes(t.levels[column])) if c.data.balance == 'loss' else None
     targets = dict.fromkeys(self.levels)
     if c.loss.smoothing:
       family = config_lib.resolve_levels(c.loss.siblings, t.levels, '--config.loss.siblings')
@@ -314,7 +307,7 @@ class Loop:
                  f'{self.mesh.size} {jax.devices()[0].platform} device(s)')
     self.eval_step = evaluate.stepper(run.model, self.mesh)
     self.broken: set[str] = set()
-    self.seconds, self.before = 0.0, None
+    self.seconds, self.before, self.saved = 0.0, None, last
 
   def features(self, examples: sources.Examples) -> sources.Examples:
     """The split with the frozen backbone's features instead of images, computed once."""
@@ -409,7 +402,7 @@ class Loop:
             return
         if signals.got:
           self.check(pending, train.files)
-          if self.step not in self.checkpoints.steps():
+          if self.step != self.saved:
             self.checkpoints.save(self.step, parts(self.state), None)
           self.checkpoints.wait()
           raise Interrupted(signals.got, self.step)
@@ -431,6 +424,7 @@ class Loop:
       _, plateau = run.plateau.update({}, jax.device_get(self.state.plateau), value=values['loss'])
       self.state = self.state.replace(plateau=parallel.put_replicated(jax.device_get(plateau), self.mesh))
     self.checkpoints.save(self.step, parts(self.state), values)
+    self.saved = self.step
 
 
 def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:

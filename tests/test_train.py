@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 
 from hierjax import checkpoint, config, optim, parallel, predict, train
 from hierjax.config import UserError
+from hierjax.data import pipeline
 
 
 @pytest.fixture(autouse=True)
@@ -232,7 +233,7 @@ def test_any_subset_of_levels(levels, heads, tmp_path, one_device):
 
 def test_balancing_by_loss_and_by_sampling(one_device):
   labels = np.array([0, 0, 0, 1, -1, 3])
-  weights = train.class_weights(labels, 4)
+  weights = pipeline.class_weights(labels, 4)
   np.testing.assert_allclose(weights, [5 / 9, 5 / 3, 0, 5 / 3], rtol=1e-6)
   assert np.isclose(weights[labels[labels >= 0]].mean(), 1)
   run, task, state = start(tiny.run_config(**{'data.balance': 'loss', 'data.balance_level': 'make'}))

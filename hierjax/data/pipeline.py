@@ -74,13 +74,17 @@ def _order(examples, seed, balance):
   return order.random_map(functools.partial(_draw, ranked=ranked, ends=np.cumsum(sample_weights(labels)[ranked])))
 
 
+def class_weights(labels, classes=0):
+  """float32 [C]: inverse frequencies of the classes of int [N], with mean 1 over the known (not -1) labels; 0 for a class without example."""
+  counts = np.bincount(labels[labels >= 0], minlength=classes)
+  return np.where(counts > 0, counts.sum() / (max((counts > 0).sum(), 1) * np.maximum(counts, 1)), 0).astype(np.float32)
+
+
 def sample_weights(labels):
   """float64 [N] that sum to 1: each class of int [N] equally likely, its examples among themselves; -1 has the mean weight of the known."""
+  weights = np.ones(len(labels))
   known = labels >= 0
-  if not known.any(): return np.full(len(labels), 1 / len(labels))
-  counts = np.bincount(labels[known])
-  weights = np.where(known, 1 / np.maximum(counts, 1)[labels], 0.)  # an unknown label reads the last class, and is overwritten
-  weights[~known] = weights[known].mean()
+  weights[known] = class_weights(labels)[labels[known]]
   return weights / weights.sum()
 
 

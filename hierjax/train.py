@@ -330,10 +330,11 @@ class Loop:
       return None
     step, device, index = pending
     values = {k: float(v) for k, v in device.items()}
-    if not np.isfinite(values['loss']):
+    if not (np.isfinite(values['loss']) and np.isfinite(values['grad_norm'])):  # a bad gradient has spoilt the parameters already
       names = ', '.join(files[i] for i in index[:8]) + (' ...' if len(index) > 8 else '')
       raise UserError(
-        f'loss is {values["loss"]} at step {step} with lr {values["lr"]:.3g} and gradient norm {values["grad_norm"]:.3g}; files of that batch: {names}. '
+        f'NaN or infinity at step {step}: loss {values["loss"]:.4g}, gradient norm {values["grad_norm"]:.4g}, lr {values["lr"]:.3g}; '
+        f'files of that batch: {names}. '
         'Lower --config.optim.lr or set --config.optim.clip; the last checkpoint is from before it')
     return values
 

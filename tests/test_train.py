@@ -202,8 +202,21 @@ def test_ema_against_a_loop(one_device):
 
 
 def test_nan_names_step_and_files(tmp_path, one_device):
-  with pytest.raises(UserError, match=r'loss is (nan|inf) at step \d+ .*files of that batch: .*'):
+  with pytest.raises(UserError, match=r'NaN or infinity at step \d+: .*files of that batch: toy/'):
     train.fit(tiny.run_config(**{'optim.lr': 1e30, 'optim.name': 'sgd', 'optim.schedule': 'constant'}), tmp_path)
+  assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
+
+
+def test_gradient_of_nan_is_never_saved(tmp_path, one_device, monkeypatch):
+  """The loss of the last step before a save is finite, its gradient is not."""
+  original = train.objective
+
+  def poisoned(logits, labels, task, phase):
+    value, out = original(logits, labels, task, phase)
+    return value + 0 * jax.numpy.sqrt(jax.numpy.sum(logits['model'] * 0)), out
+  monkeypatch.setattr(train, 'objective', poisoned)
+  with pytest.raises(UserError, match=r'at step 1: .* gradient norm nan'):
+    train.fit(tiny.run_config(**{'train.eval_steps': 1}), tmp_path)
   assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from einops import rearrange
 
 from hierjax import decode, metrics, parallel
+from hierjax.config import UserError
 from hierjax.data import pipeline
 from hierjax.data.sources import Examples
 from hierjax.taxonomy import Taxonomy
@@ -53,7 +54,7 @@ def collect(step: Callable, variables: Mapping, examples: Examples, c, mesh, vie
   for i, batch in enumerate(batches):
     if c.data.strict and (batch['broken'] >= 0).any():
       name = examples.files[int(batch['broken'].max())]
-      raise pipeline.UserError(f'{name}: unreadable image in split {examples.name!r} (data.strict); without data.strict it is skipped and counted')
+      raise UserError(f'{name}: unreadable image in split {examples.name!r} (data.strict); without data.strict it is skipped and counted')
     p, f = step(variables, parallel.put_batch({'x': batch['image']}, mesh)['x'])
     host = parallel.gather((p, f if with_features else None, parallel.put_batch({k: batch[k] for k in ('index', 'mask', 'broken')}, mesh)))
     probs.append(host[0]); features.append(host[1]); index.append(host[2]['index']); mask.append(host[2]['mask'])

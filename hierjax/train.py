@@ -25,7 +25,7 @@ import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from hierjax import checkpoint, evaluate, losses, models, optim, parallel, predict, report
+from hierjax import checkpoint, evaluate, losses, metrics, models, optim, parallel, predict, report
 from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources
@@ -321,7 +321,7 @@ class Loop:
     self.broken.update(out.broken)
     t = self.run.taxonomy
     decoded = evaluate.decodings(out, t)
-    return evaluate.flat({k: evaluate.metrics.evaluate(decoded[k], out.labels, t, self.run.levels) for k in ('independent', 'joint')},
+    return evaluate.flat({k: metrics.evaluate(decoded[k], out.labels, t, self.run.levels) for k in ('independent', 'joint')},
                          evaluate.loss(out, t, self.run.weights), self.run.levels)
 
   def check(self, pending, files: Sequence[str]) -> dict[str, float] | None:

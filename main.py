@@ -73,6 +73,8 @@ def run() -> None:
 
 
 def progress(done: int, total: int) -> None:
+  if done < total and not sys.stderr.isatty():  # a log wants no line for each batch
+    return
   print(f'\r{done}/{total} images', end='\n' if done == total else '', file=sys.stderr, flush=True)
 
 

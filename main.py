@@ -14,13 +14,18 @@ hierjax/config.py lists them all with a word on each.
 import json
 import os
 import pathlib
+import runpy
 import signal
 import sys
+import traceback
 
 # Large temporaries are fresh memory at each step; huge pages make them an eighth cheaper on Linux CPUs. malloc reads this only when a process starts.
 TUNABLES = 'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864'
 if __name__ == '__main__' and sys.platform == 'linux' and os.environ.get('HIERJAX_HUGEPAGES', '1') == '1' and 'GLIBC_TUNABLES' not in os.environ:
   os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, 'GLIBC_TUNABLES': TUNABLES})
+
+if __name__ == '__main__':
+  sys.excepthook = lambda *error: interrupted(*error)
 
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
@@ -67,6 +72,7 @@ def run() -> None:
   elif FLAGS.mode == 'describe':
     print(json.dumps(predict.describe(FLAGS.config)))
   else:
+    config.validate(FLAGS.config)
     found = lint.from_config(FLAGS.config.data)
     print(found.text())
     sys.exit(any(p.severity == 'error' for p in found.problems))
@@ -86,30 +92,81 @@ def main(argv) -> None:
       raise config.UserError(f'what is {argv[1]!r}? All that main.py takes are flags: --mode=..., --config=..., --workdir=...; see --help')
     run()
   except config.UserError as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    stop(str(e))
   except train.Interrupted as e:
     print(e, file=sys.stderr)
     sys.exit(128 + e.signum)
   except BrokenPipeError:
     sys.exit(128 + signal.SIGPIPE)
+  except OSError as e:  # a full disk, a folder that may not be written, a file that goes away
+    if e.filename is None:
+      raise
+    stop(f'{e.filename}: {e.strerror}')
+  except (MemoryError, jax_error()) as e:
+    if isinstance(e, jax_error()) and 'RESOURCE_EXHAUSTED' not in str(e):
+      raise
+    stop(f'out of memory ({str(e).splitlines()[0][:200]}); lower --config.train.batch_size, --config.eval.batch_size or --config.data.size')
+
+
+def jax_error() -> type[Exception]:
+  import jax
+  return jax.errors.JaxRuntimeError
+
+
+def stop(text: str) -> None:
+  print('error: ' + ' '.join(text.split('\n')), file=sys.stderr)
+  sys.exit(2)
 
 
 def parse(argv):
-  """absl's parsing, with one line in place of a traceback for an unknown or ill-typed option or a config file that is not there."""
+  """absl's parsing; what is wrong with the options or the config file is one line."""
+  from hierjax import config
+  argv = [*argv]
+  for i in [i for i, a in enumerate(argv[:-1]) if a in ('--config', '-config')][::-1]:
+    argv[i:i + 2] = [f'--config={argv[i + 1]}']
+  files = [a for a in argv if a.startswith(('--config=', '-config='))]
+  sys.argv[1:] = argv[1:] = files + [a for a in argv[1:] if a not in files]  # config_flags wants the file before its options, and reads sys.argv itself
+  given, known = [a[len('--config.'):].split('=')[0] for a in argv if a.startswith('--config.')], config.paths(config.default())
+  for fault in map(file_fault, (a.partition('=')[2] for a in files)):
+    if fault:
+      stop(fault)
+  if unknown := [p for p in given if not any(k == p or k.startswith(f'{p}.') for k in known)]:
+    stop(f'--config.{unknown[0]}: no such option{config.did_you_mean(unknown[0], known)}; hierjax/config.py lists them')
   try:  # the config flag reads its default file, and the overrides, when it is defined
     config_flags.DEFINE_config_file('config', str(pathlib.Path(__file__).parent / 'hierjax/config.py'), 'FILE.py[:ARG], usually of configs/.')
-    rest = FLAGS(argv)
-    _ = FLAGS.config.seed  # a missing file is noticed only when its options are read
-    return rest
-  except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError) as e:
-    lines = [line.strip() for line in str(e).replace('\\n', ' ').splitlines() if line.strip()]
-    told = lines[-1] if 'Traceback' in str(e) else ' '.join(lines)  # a config file that fails brings its traceback
-    told = told.removeprefix('hierjax.config.UserError: ').replace('"', '').replace("'", '').replace('\\', '')
-    options = [a for a in argv if a.startswith('--config.') and a.split('=')[0].rpartition('.')[2] in told and a not in told]
-    where = '; hierjax/config.py lists the options' if options or 'config.' in told else ''
-    print(f'error: {", ".join(options)}{": " if options else ""}{told}{where}', file=sys.stderr)
-    sys.exit(2)
+    return FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as e:
+    text = ' '.join(str(e).replace('"', '').replace("'", '').replace('\\n', ' ').replace('\\', '').split())
+    stop(f'{text}{"; hierjax/config.py lists the options" if "config." in text else ""}')
+
+
+def file_fault(spec: str) -> str:
+  """What is wrong with the config file FILE[:ARG]; '' if nothing is."""
+  from hierjax import config
+  file, colon, arg = spec.partition(':')
+  if not pathlib.Path(file).is_file():
+    return f'--config={spec}: no such file; hierjax\'s own are in {pathlib.Path(__file__).parent / "configs"}'
+  try:
+    found = runpy.run_path(file)
+    if not callable(found.get('get_config')):
+      return f'--config={spec}: {file} has no function get_config'
+    config.check_tree(found['get_config'](*[arg] if colon else []))
+  except config.UserError as e:
+    return f'--config={spec}: {e}'
+  except Exception as e:
+    lines = [e.lineno] if isinstance(e, SyntaxError) else [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == file]
+    where = f'line {lines[-1]}: ' if lines and lines[-1] else ''
+    return f'--config={spec}: {where}{type(e).__name__}: {" ".join(str(e).split())[:300]}'
+  return ''
+
+
+def interrupted(kind, error, trace) -> None:
+  """Ctrl-C at any moment outside of the training loop, imports and parsing included, ends in a line instead of a traceback."""
+  if not issubclass(kind, KeyboardInterrupt):
+    return sys.__excepthook__(kind, error, trace)
+  print('\nstopped', file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(128 + signal.SIGINT)  # waits for no thread that still reads ahead
 
 
 if __name__ == '__main__':

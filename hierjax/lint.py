@@ -432,7 +432,7 @@ def _below(rows, root, look, report):
     elif posixpath.isabs(path) or path.split('/')[0] == '..' or path[1:2] == ':':
       add(r, 'path leaves the root', f'{r.file!r} is not a path below {root}')
     else:
-      r.read = functools.partial(pathlib.Path.read_bytes, root / path)
+      r.read = functools.partial(sources.read_file, root / path)
       files.setdefault(path, []).append(r)
   if look:
     missing = {f for f in files if not (root / f).is_file()}

@@ -39,6 +39,7 @@ class Model:
   """A trained classifier. Make one with `load`."""
 
   def __init__(self, workdir: pathlib.Path, c: ConfigDict, taxonomy: Taxonomy):
+    config_lib.validate(c, list(models.BACKBONES))
     self.workdir, self.c, self.mesh, self.taxonomy = workdir, c, parallel.mesh(), taxonomy
     self.levels = config_lib.resolve_levels(c.model.levels, taxonomy.levels, '--config.model.levels')
     self.classifier = heads.build(c, self.taxonomy, self.levels)
@@ -51,8 +52,7 @@ class Model:
     store.close()
     self.step = step
     self.eval_step = evaluate.stepper(self.classifier, self.mesh)
-    tuned = workdir / 'decode.json'
-    self.weights = json.loads(tuned.read_text())['weights'] if tuned.exists() else dict.fromkeys(self.taxonomy.levels, 1.0)
+    self.weights = joint_weights(workdir / 'decode.json', self.taxonomy)
 
   def step_number(self, store: checkpoint.Checkpoints) -> int:
     steps = store.steps()
@@ -128,7 +128,7 @@ class Reader:
 
   def __call__(self, i: int) -> bytes | np.ndarray:
     item = self.items[i]
-    return pathlib.Path(item).read_bytes() if isinstance(item, str | pathlib.Path) else item
+    return sources.read_file(item) if isinstance(item, str | pathlib.Path) else item
 
 
 def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
@@ -141,7 +141,25 @@ def run_config(workdir: pathlib.Path) -> ConfigDict:
   path = workdir / 'config.json'
   if not path.exists():
     raise UserError(f'{workdir}: not a run (no config.json); give the --workdir that was trained in')
-  return config_lib.from_json(path.read_text())
+  try:
+    return config_lib.from_json(path.read_text())
+  except UnicodeDecodeError as e:
+    raise UserError(f'{path}: is damaged ({e.reason})') from None
+  except UserError as e:
+    raise UserError(f'{path}: {e}') from None
+
+
+def joint_weights(path: pathlib.Path, taxonomy: Taxonomy) -> dict[str, float]:
+  """{level: weight of its head in the joint decision} as training left it; 1 for each where it never came to that."""
+  if not path.exists():
+    return dict.fromkeys(taxonomy.levels, 1.0)
+  try:
+    weights = {level: float(json.loads(path.read_text())['weights'][level]) for level in taxonomy.levels}
+    if not all(0 <= w < np.inf for w in weights.values()):
+      raise ValueError(f'weights {weights}')
+  except (ValueError, KeyError, TypeError) as e:
+    raise UserError(f'{path}: is damaged ({type(e).__name__}: {e}); without this file every head weighs 1') from None
+  return weights
 
 
 def expand(pattern: str) -> list[str]:

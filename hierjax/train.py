@@ -143,8 +143,10 @@ def parse_weights(text: str, levels: Sequence[str]) -> dict[str, float]:
       number = float(value)
     except ValueError:
       raise UserError(f'--config.loss.weights: {item!r} is not LEVEL=NUMBER') from None
-    for level in config_lib.resolve_levels(name, levels, '--config.loss.weights'):
-      weights[level] = number
+    chosen = config_lib.resolve_levels(name, levels, '--config.loss.weights')
+    if not chosen or not 0 <= number < float('inf'):
+      raise UserError(f'--config.loss.weights: {item!r} is not LEVEL=NUMBER with a number of at least 0')
+    weights.update(dict.fromkeys(chosen, number))
   return weights
 
 
@@ -153,6 +155,8 @@ class Run:
 
   def __init__(self, c: ConfigDict):
     config_lib.validate(c, list(models.BACKBONES))
+    if c.baseline not in ('', 'train') and not (pathlib.Path(c.baseline) / 'config.json').is_file():
+      raise UserError(f"--config.baseline={c.baseline}: not a run (no config.json); choices: 'train', the folder of a run, or ''")
     c = self.c = copy.deepcopy(c)
     self.mesh = parallel.mesh()
     parallel.check_batch(c.train.batch_size, self.mesh, '--config.train.batch_size', c.optim.accumulate)
@@ -177,6 +181,9 @@ class Run:
     self.initial = self.variables()
     self.model = heads_lib.build(c, self.taxonomy, self.levels)
     self.weights = parse_weights(c.loss.weights, self.levels)
+    for phase in self.phases:
+      if not any(self.weights[level] for level in phase.levels):
+        raise UserError(f'--config.loss.weights={c.loss.weights!r}: nothing would train in {phase.describe()}: all their weights are 0')
     self.plateau = optim.plateau(c)
 
   def task(self) -> Task:
@@ -430,10 +437,13 @@ class Loop:
 
 def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
   """Writes config.json and taxonomy.csv, or checks that a run that is resumed here is the same."""
-  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f'--workdir={workdir}: {"is a file, not a folder" if workdir.is_file() else e.strerror}') from None
   path = workdir / 'config.json'
   if path.exists() and (workdir / 'checkpoints').exists() and any((workdir / 'checkpoints').iterdir()):
-    changed = [d for d in config_lib.differences(config_lib.from_json(path.read_text()), run.c) if not d.startswith(FREE_ON_RESUME)]
+    changed = [d for d in config_lib.differences(predict.run_config(workdir), run.c) if not d.startswith(FREE_ON_RESUME)]
     if changed:
       raise UserError(f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder')
     old = Taxonomy.from_csv(workdir / 'taxonomy.csv')
@@ -466,7 +476,7 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
   record(workdir, run, loop, started, finished=now(), state_sha256=digest)
   if loop.broken:
     names = ', '.join(sorted(loop.broken)[:5]) + (' ...' if len(loop.broken) > 5 else '')
-    loop.log.say(f'{len(loop.broken)} unreadable image(s) skipped: {names} (all in {workdir}/run.json)')
+    loop.log.say(f'{len(loop.broken)} unreadable image(s) skipped: {names} (all in {workdir}/run.json; --mode=lint says why)')
   result = predict.load(workdir).evaluate(run.c.data.val, examples=run.val, tune=True)
   for name, d in result['decode'].items():
     accuracies = ' '.join(f'{level} {v["top1"]:.4f}' for level, v in d['levels'].items() if v['top1'] is not None)
@@ -489,7 +499,11 @@ def record(workdir: pathlib.Path, run: Run, loop: Loop, started: str, **end) -> 
     return
   path = workdir / 'run.json'
   if loop.before is None:
-    loop.before = json.loads(path.read_text()) if path.exists() and loop.step else {}
+    try:
+      loop.before = dict(json.loads(path.read_text())) if path.exists() and loop.step else {}
+    except (ValueError, TypeError) as e:
+      loop.before = {}
+      loop.log.say(f'{path} is damaged ({e}): what it told of the time before is lost')
   packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
   loop.broken.update(loop.before.get('skipped', ()))
   path.write_text(json.dumps({

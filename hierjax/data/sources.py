@@ -4,6 +4,7 @@ A data set's root may hold taxonomy.csv (else the taxonomy is derived from the l
 stratified by the finest class.
 """
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -11,6 +12,7 @@ import os
 import pathlib
 import posixpath
 import shutil
+import stat
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ from hierjax.taxonomy import Taxonomy, close_matches, read_table
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
 SPLIT_FOLDERS = ('train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing')
+MAX_BYTES = 1 << 30  # of an image's file
 IMAGE_COLUMNS = ('img', 'image', 'images')
 
 
@@ -47,6 +50,7 @@ def load(data) -> Dataset:
   root, source = pathlib.Path(data.root).expanduser() if data.root else None, data.source
   if source == 'auto': source = _detect(root)
   if source == 'toy':
+    if data.taxonomy: raise UserError(f'--config.data.taxonomy={data.taxonomy}: the drawn set has its own taxonomy; give --config.data.root=FOLDER')
     taxonomy, splits = toy.load(**dict(data.toy if hasattr(data.toy, 'keys') else vars(data.toy)))
     splits = {{'train': data.train, 'val': data.val}[k]: Examples({'train': data.train, 'val': data.val}[k], *v) for k, v in splits.items()}
     return Dataset(taxonomy, splits, [])
@@ -119,8 +123,16 @@ def stratified(labels, files, share, seed) -> np.ndarray:
 
 # CSV
 
+def read_file(path) -> bytes:
+  """The bytes of an image's file. OSError also for what is none: a named pipe would block for ever, a device never end, a film fill the memory."""
+  found = os.stat(path)
+  if not stat.S_ISREG(found.st_mode): raise OSError(errno.EINVAL, 'not a regular file')
+  if found.st_size > MAX_BYTES: raise OSError(errno.EFBIG, f'has {found.st_size >> 20} MiB, more than any image')
+  with open(path, 'rb') as f: return f.read()
+
+
 def _read_file(i, *, root, files):
-  with open(os.path.join(root, files[i]), 'rb') as f: return f.read()
+  return read_file(os.path.join(root, files[i]))
 
 
 def file_reader(root, files):
@@ -232,9 +244,13 @@ def derive(levels, rows) -> Taxonomy:
 def _folders(data, root, taxonomy):
   """Nested class folders: ROOT/[SPLIT/]COARSE/.../FINE/image. The finest class is the deepest folder."""
   notes, found = [], []
+  real = {str(root): {os.path.realpath(root)}}  # a folder's and those above it: a link back to one of them would never end
   for folder, inner, names in os.walk(root, followlinks=True):
-    inner[:] = sorted(d for d in inner if not d.startswith('.'))
-    below = os.path.relpath(folder, root).replace(os.sep, '/')
+    below, above = os.path.relpath(folder, root).replace(os.sep, '/'), real.pop(folder)
+    targets = {d: os.path.realpath(os.path.join(folder, d)) for d in sorted(inner) if not d.startswith('.')}
+    notes += [f'folder {posixpath.normpath(f"{below}/{d}")} is a link back to one above it and is left out' for d, to in targets.items() if to in above]
+    inner[:] = [d for d, to in targets.items() if to not in above]
+    real |= {os.path.join(folder, d): above | {targets[d]} for d in inner}
     found += [(below, n) for n in sorted(names) if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith('.')]
   if not found: raise UserError(f'{root}: no labels.csv, no *.parquet and no image in class folders ({" ".join(IMAGE_SUFFIXES[:4])} ...)')
   parts = [() if folder == '.' else tuple(folder.split('/')) for folder, _ in found]

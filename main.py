@@ -114,7 +114,9 @@ def jax_error() -> type[Exception]:
 
 
 def stop(text: str) -> None:
-  print('error: ' + ' '.join(text.split('\n')), file=sys.stderr)
+  """One line, whatever stands in the names and cells that it tells of."""
+  line = ''.join(c if c.isprintable() else ' ' if c.isspace() else repr(c)[1:-1] for c in text)
+  print('error: ' + (line if len(line) < 1000 else f'{line[:700]} ... {line[-250:]}'), file=sys.stderr)
   sys.exit(2)
 
 
@@ -155,8 +157,8 @@ def file_fault(spec: str) -> str:
     return f'--config={spec}: {e}'
   except Exception as e:
     lines = [e.lineno] if isinstance(e, SyntaxError) else [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == file]
-    where = f'line {lines[-1]}: ' if lines and lines[-1] else ''
-    return f'--config={spec}: {where}{type(e).__name__}: {" ".join(str(e).split())[:300]}'
+    where, text = f'line {lines[-1]}: ' if lines and lines[-1] else '', ' '.join(str(e).replace('\\n', ' ').replace('\\', '').split())
+    return f'--config={spec}: {where}{type(e).__name__}: {text if len(text) < 300 else f"{text[:130]} ... {text[-130:]}"}'
   return ''
 
 

@@ -72,8 +72,6 @@ class Model:
     """
     examples = examples or self.split(split)
     outputs = self.collect(examples, progress=progress)
-    if not len(outputs.index):
-      raise UserError(f'split {split!r}: none of its {len(examples.labels)} images could be read')
     if tune:
       self.weights = evaluate.tune(outputs, self.taxonomy)
       (self.workdir / 'decode.json').write_text(json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
@@ -104,7 +102,7 @@ class Model:
     examples = sources.Examples('predict', files, np.full((len(items), len(t.levels)), -1, np.int32), Reader(items))
     if not items:
       return []
-    out = self.collect(examples, batch_size=batch_size)
+    out = self.collect(examples, batch_size=batch_size, may_be_empty=True)
     results = [{'file': f, 'error': 'unreadable image'} for f in files]
     if not len(out.index):
       return results

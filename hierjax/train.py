@@ -165,7 +165,9 @@ class Run:
     self.taxonomy, self.splits, self.notes = data.taxonomy, data.splits, list(data.notes)
     for option in ('train', 'val'):
       if c.data[option] not in self.splits:
-        raise UserError(f'--config.data.{option}={c.data[option]!r}: no such split; the data have {", ".join(self.splits)}')
+        made = f', and --config.data.val_share={c.data.val_share:g} of each class leaves it none' if any(n.startswith('split made') for n in self.notes) else ''
+        raise UserError(f'--config.data.{option}={c.data[option]!r}: no such split{config_lib.did_you_mean(c.data[option], list(self.splits))}; '
+                        f'the data have {", ".join(self.splits)}{made}')
     self.train, self.val = self.splits[c.data.train], self.splits[c.data.val]
     n = len(self.train.labels)
     self.total = config_lib.steps(c.train, '', n, c.train.batch_size, '--config.train')
@@ -177,6 +179,13 @@ class Run:
     self.best = c.train.best.replace('top1/finest', f'top1/{self.taxonomy.levels[-1]}').replace('top1/coarsest', f'top1/{self.levels[0]}')
     if self.best not in names:
       raise UserError(f'--config.train.best={c.train.best!r}{config_lib.did_you_mean(c.train.best, names)}; choices: {", ".join(names)}')
+    finest = self.taxonomy.levels[-1]
+    judged = {'loss': self.levels, 'hvr': self.levels}.get(self.best, [self.best.removeprefix('top1/') if self.best.startswith('top1/') else finest])
+    for examples, wanted in ((self.train, self.levels), (self.val, judged)):
+      if not (examples.labels[:, [self.taxonomy.index(level) for level in wanted]] >= 0).any():
+        raise UserError(f'split {examples.name!r}: none of its {len(examples.labels)} images has a label of {" or ".join(wanted)}')
+    if self.taxonomy.num_classes(finest) < 2:
+      raise UserError(f'the taxonomy has one class of {finest}, {self.taxonomy.names[-1][0]!r}: nothing to tell apart')
     self.lower = self.best in ('loss', 'hvr')
     self.initial = self.variables()
     self.model = heads_lib.build(c, self.taxonomy, self.levels)
@@ -185,6 +194,7 @@ class Run:
       if not any(self.weights[level] for level in phase.levels):
         raise UserError(f'--config.loss.weights={c.loss.weights!r}: nothing would train in {phase.describe()}: all their weights are 0')
     self.plateau = optim.plateau(c)
+    self.task()  # an option that does not fit is told before anything is written
 
   def task(self) -> Task:
     c, t = self.c, self.taxonomy

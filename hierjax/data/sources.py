@@ -69,8 +69,12 @@ def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -
 
 def _detect(root):
   if root is None: return 'toy'
-  if (root / 'labels.csv').exists(): return 'csv'
-  return 'parquet' if any(root.glob('**/*.parquet')) else 'folders'
+  if os.path.lexists(root / 'labels.csv'): return 'csv'  # a link to nowhere is a mistake to tell, not a reason to look for folders
+  return 'parquet' if _parquet_files(root) else 'folders'
+
+
+def _parquet_files(root):
+  return sorted(path for path in root.glob('**/*.parquet') if path.is_file())
 
 
 # Splits
@@ -91,6 +95,9 @@ def _split(data, table, notes):
     splits = ['val' if s == other else s for s in splits]
     notes.append(f'split {other!r} is called val here')
   names = list(dict.fromkeys(splits or ()))
+  folded = {}
+  for name in names:
+    if (other := folded.setdefault(name.casefold(), name)) != name: raise UserError(f'{data.root}: the splits {other!r} and {name!r} differ only in case')
   if splits is None:
     splits = [data.val if held else data.train for held in stratified(table.labels, table.files, data.val_share, data.split_seed)]
     count = Counter(splits)
@@ -312,7 +319,7 @@ def _encode_folder(taxonomy, path, names, shown, root):
 
 def _parquet(data, root, taxonomy):
   """SPLIT.parquet or SPLIT-00000-of-00001.parquet with img {bytes, path} and LEVEL_label or LEVEL per level: names, or integers in the taxonomy's order."""
-  notes, paths = [], sorted(root.glob('**/*.parquet'))
+  notes, paths = [], _parquet_files(root)
   if not paths: raise UserError(f'{root}: no *.parquet')
   stores = [_store(path) for path in paths]
   splits = [path.name.removesuffix('.parquet').split('-')[0] for path in paths]
@@ -413,6 +420,7 @@ def _convert(path, folder):
     for batch in file.iter_batches(256, columns=[image, *plain]):
       for item in batch.column(image).to_pylist():
         data = (item or {}).get('bytes') if isinstance(item, dict) or item is None else item
+        if not isinstance(data, bytes | None): raise UserError(f'{path}: column {image!r} holds {type(data).__name__}, not the bytes of images')
         out.write(data or b'')  # an empty one is met as an unreadable image, by its row
         end += len(data or b'')
         ends.append(end)

@@ -24,8 +24,19 @@ TUNABLES = 'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_thr
 if __name__ == '__main__' and sys.platform == 'linux' and os.environ.get('HIERJAX_HUGEPAGES', '1') == '1' and 'GLIBC_TUNABLES' not in os.environ:
   os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, 'GLIBC_TUNABLES': TUNABLES})
 
+
+
+def interrupted(signum, _):
+  """Ctrl-C outside of the training loop, which has a handler of its own, ends in one line. A KeyboardInterrupt would be a traceback, or be lost where it
+  meets a callback that cannot raise; and threads that read ahead are not waited for."""
+  os.write(2, b'\nstopped\n')
+  os._exit(128 + signum)
+
+
 if __name__ == '__main__':
-  sys.excepthook = lambda *error: interrupted(*error)
+  signal.signal(signal.SIGINT, interrupted)
+elif __name__ == '__mp_main__':  # a data worker as it starts: the parent sees to its end
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
@@ -160,15 +171,6 @@ def file_fault(spec: str) -> str:
     where, text = f'line {lines[-1]}: ' if lines and lines[-1] else '', ' '.join(str(e).replace('\\n', ' ').replace('\\', '').split())
     return f'--config={spec}: {where}{type(e).__name__}: {text if len(text) < 300 else f"{text[:130]} ... {text[-130:]}"}'
   return ''
-
-
-def interrupted(kind, error, trace) -> None:
-  """Ctrl-C at any moment outside of the training loop, imports and parsing included, ends in a line instead of a traceback."""
-  if not issubclass(kind, KeyboardInterrupt):
-    return sys.__excepthook__(kind, error, trace)
-  print('\nstopped', file=sys.stderr, flush=True)
-  sys.stdout.flush()
-  os._exit(128 + signal.SIGINT)  # waits for no thread that still reads ahead
 
 
 if __name__ == '__main__':

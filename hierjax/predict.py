@@ -84,7 +84,10 @@ class Model:
     options = copy.deepcopy(self.c.data)
     if options.root and not options.taxonomy and not (pathlib.Path(options.root) / 'taxonomy.csv').exists():
       options.taxonomy = str(self.workdir / 'taxonomy.csv')
-    data, _ = narrow(sources.load(options), self.c.model.levels)
+    data = sources.load(options)
+    if gone := [level for level in self.levels if level not in data.taxonomy.levels]:
+      raise UserError(f'the data have another taxonomy than {self.workdir}: no level {", ".join(gone)}, only {", ".join(data.taxonomy.levels)}')
+    data, _ = narrow(data, self.c.model.levels)
     if data.taxonomy.hash() != self.taxonomy.hash():
       raise UserError(f'the data have another taxonomy than {self.workdir}: {self.taxonomy.diff(data.taxonomy)}')
     if name not in data.splits:

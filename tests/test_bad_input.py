@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import pickle
-import re
 import shutil
 import signal
 import struct
@@ -20,6 +19,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 
 import cv2
 import jax
@@ -36,7 +36,7 @@ from hierjax import config, lint, models, parallel, predict, train
 from hierjax.config import UserError
 from hierjax.data import sources, transforms
 from hierjax.models import pretrained
-from hierjax.taxonomy import Taxonomy, read_table
+from hierjax.taxonomy import Taxonomy
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIMIT = 60  # seconds until a test counts as a hang; the slowest takes a tenth
@@ -263,7 +263,8 @@ def test_config_files(name, tmp_path):
 
 
 def test_config_file_may_follow_its_options(tmp_path):
-  says(('--config.train.batch_size=30', '--config.optim.accumulate=7', '--config', ROOT / 'configs/3head.py'), '--config.train.batch_size=30 must be a multiple')
+  says(('--config.train.batch_size=30', '--config.optim.accumulate=7', '--config', ROOT / 'configs/3head.py'),
+    '--config.train.batch_size=30 must be a multiple')
   says((f'--config={ROOT}/configs/ladder.py:11',), 'no such rung', 'choices: 1, 2, 3, 4, 5, 5.5')
 
 
@@ -274,13 +275,14 @@ def csv(labels=LABELS, taxonomy=TAXONOMY, **more):
   return {**PHOTOS, 'labels.csv': labels, **({'taxonomy.csv': taxonomy} if taxonomy is not None else {}), **more}
 
 
-def parquet(**columns):
-  """Writes a Parquet file with these columns; img defaults to four pictures."""
+def parquet(described=None, **columns):
+  """Writes a Parquet file with these columns, and what the hub says of them; img defaults to four pictures."""
   def write(path):
     import pyarrow as pa
     import pyarrow.parquet as pq
-    images = columns.pop('img', [{'bytes': x, 'path': None} for x in PHOTOS.values()]) if not path.exists() else None
-    pq.write_table(pa.table({**({} if images is None else {'img': images}), **columns}), path)
+    images = columns.get('img', [{'bytes': x, 'path': None} for x in PHOTOS.values()])
+    table = pa.table({k: v for k, v in {'img': images, **columns}.items() if v is not None})
+    pq.write_table(table.replace_schema_metadata({'huggingface': json.dumps({'info': {'features': described or {}}})}), path)
   return write
 
 
@@ -321,10 +323,12 @@ DATA = {
   'labels: one image in two splits': (csv(LABELS + '1.png,val,owl\n'), ('labels.csv:6: 1.png stands in row 2 already',)),
   'labels: empty file cell': (csv(LABELS + ',train,owl\n'), ('labels.csv:6: the cell "file" is empty',)),
   'labels: empty split cell': (csv(LABELS.replace('2.png,train', '2.png,')), ('labels.csv:3: no split',), False),
-  'labels: no split of that name': (csv(LABELS.replace('train', 'Train')), ("--config.data.train='train': no such split", "did you mean 'Train'", 'Train, val'), False),
+  'labels: no split of that name': (csv(LABELS.replace('train', 'Train')), ("--config.data.train='train': no such split", "did you mean 'Train'",
+    'Train, val'), False),
   'labels: val is called otherwise': (csv(), ("--config.data.val='tset': no such split", 'train, val'), False, ('--config.data.val=tset',)),
   'labels: two splits that differ in case': (csv(LABELS.replace('4.png,val', '4.png,Val')), ("'Val'", "'val'", 'differ only in case'), False),
-  'labels: only one split, and no share for val': (csv(LABELS.replace('val', 'train')), ("--config.data.val='val'", 'leaves it none', '--config.data.val_share'), False, ('--config.data.val_share=0',)),
+  'labels: only one split, and no share for val': (csv(LABELS.replace('val', 'train')),
+    ("--config.data.val='val'", 'leaves it none', '--config.data.val_share'), False, ('--config.data.val_share=0',)),
   'labels: one image': (csv('file,animal\n1.png,owl\n'), ("--config.data.val='val'", 'leaves it none', '--config.data.val_share'), False),
   'labels: path that leaves the root': (csv(LABELS + '../x.png,train,owl\n'), ('labels.csv:6: ../x.png leaves the root',)),
   'labels: path that leaves it on the way': (csv(LABELS + 'a/../../x.png,train,owl\n'), ('labels.csv:6', 'leaves the root')),
@@ -333,7 +337,8 @@ DATA = {
   'labels: a zero in a path': (csv(LABELS + '1\0.png,train,owl\n'), ('labels.csv:6',)),
   'labels: most files are missing': (csv(LABELS.replace('.png', '.jpg')), ('labels.csv:2: no file 1.jpg (did you mean 1.png?)', '3 more of 4')),
   'labels: missing, strict': (csv(LABELS + '5.png,train,owl\n'), ('labels.csv:6: no file 5.png',), True, ('--config.data.strict=true',)),
-  'labels: unreadable, strict': (csv(LABELS + 'b.png,train,owl\n', **{'b.png': b''}), ('b.png: unreadable image', 'data.strict'), True, ('--config.data.strict=true',)),
+  'labels: unreadable, strict': (csv(LABELS + 'b.png,train,owl\n', **{'b.png': b''}), ('b.png: unreadable image', 'data.strict'), True,
+    ('--config.data.strict=true',)),
   'all of train unreadable': (csv(**{'1.png': b'', '2.png': PNG[:50]}), ("split 'train': none of its 2 images can be read", '1.png')),
   'all of val unreadable': (csv(**{'3.png': b'', '4.png': PNG[:50]}), ("split 'val': none of its 2 images", '3.png')),
   'no taxonomy: two parents': (csv('file,kind,animal\n1.png,bird,owl\n2.png,fish,owl\n', None), ('labels.csv:3', "'fish'", "'bird'", 'one path')),
@@ -341,7 +346,8 @@ DATA = {
   'no taxonomy: no label': (csv('file,kind\n1.png,\n', None), ('labels.csv:2: no row has a label',)),
   'val has no label of the finest level': (csv('file,split,kind,animal\n1.png,train,,owl\n2.png,train,,gecko\n3.png,val,bird,\n'),
                                             ("split 'val': none of its 1 images has a label of animal",), False),
-  'train has no label': (csv('file,split,animal\n1.png,train,\n3.png,val,owl\n'), ("split 'train': none of its 1 images has a label of kind or animal",), False),
+  'train has no label': (csv('file,split,animal\n1.png,train,\n3.png,val,owl\n'),
+    ("split 'train': none of its 1 images has a label of kind or animal",), False),
   'one class only': (csv('file,split,animal\n1.png,train,owl\n2.png,val,owl\n', 'animal\nowl\n'), ('animal', 'one class'), False),
   'taxonomy: no bytes': (csv(taxonomy=''), ('taxonomy.csv:1: is empty',)),
   'taxonomy: header only': (csv(taxonomy='kind,animal\n'), ('taxonomy.csv:1: has no class',)),
@@ -369,9 +375,14 @@ DATA = {
   'parquet: null images only': ({'train.parquet': parquet(img=[{'bytes': None}] * 2, a_label=[0, 1])}, ("column 'img' holds no bytes",)),
   'parquet: no rows': ({'train.parquet': parquet(img=[], a_label=[])}, ('train.parquet',)),
   'parquet: no labels': ({'train.parquet': parquet()}, ('train.parquet: no column LEVEL_label',)),
-  'parquet: labels out of range': ({'train.parquet': parquet(animal_label=[0, 1, 2, 9]), 'taxonomy.csv': TAXONOMY}, ('animal_label goes from 0 to 9', '4 classes')),
-  'parquet: labels as fractions': ({'train.parquet': parquet(animal_label=[0., 1., 2., 3.]), 'taxonomy.csv': TAXONOMY}, ('no column of labels', 'kind, animal')),
-  'parquet: unknown class': ({'train.parquet': parquet(animal=['owl', 'olw', 'owl', 'owl']), 'taxonomy.csv': TAXONOMY}, ("'olw' is not in the taxonomy", "'owl'")),
+  'parquet: labels out of range': ({'train.parquet': parquet(animal_label=[0, 1, 2, 9]), 'taxonomy.csv': TAXONOMY},
+    ('animal_label goes from 0 to 9', '4 classes')),
+  'parquet: labels as fractions': ({'train.parquet': parquet(animal_label=[0., 1., 2., 3.]), 'taxonomy.csv': TAXONOMY},
+    ('no column of labels', 'kind, animal')),
+  'parquet: more labels than names': ({'train.parquet': parquet({'a_label': {'names': ['x', 'y']}}, a_label=[0, 1, 2, 0])},
+    ('a_label goes up to 2, but it has only 2 names',)),
+  'parquet: unknown class': ({'train.parquet': parquet(animal=['owl', 'olw', 'owl', 'owl']), 'taxonomy.csv': TAXONOMY},
+    ("'olw' is not in the taxonomy", "'owl'")),
   'parquet: contradiction': ({'train.parquet': parquet(animal_label=[0, 1, 2, 3], kind_label=[0, 0, 0, 1]), 'taxonomy.csv': TAXONOMY}, ('row 3', 'contradict')),
   'parquet: other columns': ({'train.parquet': parquet(a_label=[0, 1, 0, 1]), 'val.parquet': parquet(b_label=[0, 1, 0, 1])}, ('its columns', 'val.parquet')),
   'root: a file': ({'labels.csv': LABELS}, ('no such folder',), True, ('--config.data.root=data/labels.csv',)),
@@ -398,7 +409,7 @@ def bomb(kind):
   data = bytearray(encoded(picture(16, 16), kind))
   if kind == 'PNG':
     data[16:24] = b'\0\0\xff\xff' * 2
-    data[29:33] = struct.pack('>I', __import__('zlib').crc32(data[12:29]))
+    data[29:33] = struct.pack('>I', zlib.crc32(data[12:29]))
   else:
     at = {'JPEG': data.index(b'\xff\xc0') + 5 if kind == 'JPEG' else 0, 'GIF': 6, 'BMP': 18}[kind]
     data[at:at + 4] = b'\xff' * 4
@@ -423,7 +434,8 @@ BROKEN = {
   'program.jpg': '%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n', 'marker.jpg': b'\xff\xd8', 'header.jpg': half('JPEG')[:100],
   'half.jpg': half('JPEG'), 'half_progressive.jpg': half('JPEG', progressive=True), 'half.png': half('PNG'), 'half.webp': half('WEBP'), 'half.bmp': half('BMP'),
   'half.tif': half('TIFF'), 'half.gif': encoded(picture(), 'GIF')[:30], 'bomb.jpg': bomb('JPEG'), 'bomb.png': bomb('PNG'), 'bomb.gif': bomb('GIF'),
-  'bomb.bmp': bomb('BMP'), 'spoilt.png': PNG[:60] + b'\0' * 40 + PNG[100:], 'no_width.png': PNG[:16] + b'\0' * 4 + PNG[20:], 'folder.jpg': lambda path: path.mkdir(),
+  'bomb.bmp': bomb('BMP'), 'spoilt.png': PNG[:60] + b'\0' * 40 + PNG[100:], 'no_width.png': PNG[:16] + b'\0' * 4 + PNG[20:],
+    'folder.jpg': lambda path: path.mkdir(),
   'pipe.jpg': os.mkfifo, 'device.jpg': lambda path: path.symlink_to('/dev/zero'), 'itself.jpg': lambda path: path.symlink_to(path),
   'nowhere.jpg': lambda path: path.symlink_to('gone.jpg'), 'huge.jpg': sparse, 'absent.jpg': lambda path: None,
 }
@@ -459,7 +471,7 @@ def broken_run(tmp_path_factory, small_world):
 
 @pytest.mark.parametrize('name', BROKEN)
 def test_broken_images_are_skipped_and_named(name, broken_run):
-  folder, said, linted, predicted, _ = broken_run
+  folder, _, linted, predicted, _ = broken_run
   skipped, report = json.loads((folder / 'run.json').read_text())['skipped'], (folder / 'report.html').read_text()
   for split in ('train', 'val'):
     assert f'{split}/{name}' in skipped and f'<li>{split}/{name}</li>' in report
@@ -553,7 +565,8 @@ READ = {  # what is stored, how it must look, and by how much a pixel may be off
   'animated.gif': lambda: (*animated('GIF'), 6), 'animated.png': lambda: (*animated('PNG'), 0), 'animated.webp': lambda: (*animated('WEBP', lossless=True), 0),
   'pages.tif': lambda: (*animated('TIFF'), 0),
   **{f'turned_{o}.jpg': lambda o=o: (*turned('JPEG', o, quality=95), 2) for o in range(1, 9)},
-  'turned_6.png': lambda: (*turned('PNG', 6), 0), 'turned_8.webp': lambda: (*turned('WEBP', 8, lossless=True), 0), 'turned_3.tif': lambda: (*turned('TIFF', 3), 0),
+  'turned_6.png': lambda: (*turned('PNG', 6), 0), 'turned_8.webp': lambda: (*turned('WEBP', 8, lossless=True), 0), 'turned_3.tif': lambda: (*turned('TIFF',
+    3), 0),
   'turned_to_nowhere.jpg': lambda: (encoded(picture(), 'JPEG', quality=95, exif=exif(77)), picture(), 6),
   'one_pixel.png': lambda: (*thin(1, 1), 0), 'one_pixel.jpg': lambda: (encoded(np.full((1, 1, 3), 90, np.uint8), 'JPEG'), np.full((1, 1, 3), 90, np.uint8), 2),
   'thin.png': lambda: (*thin(1, 5000), 0), 'tall.png': lambda: (*thin(5000, 2), 0), 'longer_than_a_short.png': lambda: (*thin(40_000, 3), 0),
@@ -592,7 +605,8 @@ WRITTEN = {  # name: labels.csv, what the notes say
   'commas at the end': (LABELS.replace('\n', ',,\n').replace('animal,,', 'animal'), ''),
   'rows out of order': ('file,split,animal\n' + ''.join(f'{f},{s},{a}\n' for f, s, _, a in (PLAIN[1], PLAIN[0], PLAIN[3], PLAIN[2])), ''),
   'columns out of order': ('animal,split,file,kind\n' + ''.join(f'{a},{s},{f},{k}\n' for f, s, k, a in PLAIN), ''),
-  'an unknown column': ('file,split,animal,weight\n' + ''.join(f'{f},{s},{a},3\n' for f, s, _, a in PLAIN), "column 'weight' is not used; the levels are kind, animal"),
+  'an unknown column': ('file,split,animal,weight\n' + ''.join(f'{f},{s},{a},3\n' for f, s, _, a in PLAIN),
+    "column 'weight' is not used; the levels are kind, animal"),
   'duplicate rows': (LABELS + '3.png,val,heron\n1.png,train,owl\n', '2 repeated rows are left out, the first is row 6'),
   'backslashes and dots in paths': ('file,split,animal\n' + ''.join(f'.\\x\\..\\{f},{s},{a}\n' for f, s, _, a in PLAIN), ''),
   'a missing image': (LABELS + '5.png,train,owl\n', 'labels.csv:6: no file 5.png'),
@@ -613,19 +627,22 @@ def test_labels_that_are_read(name, tmp_path):
   found = sources.load(c.data)
   assert [row for row in labels_of(found) if row[0] != '5.png'] == PLAIN
   assert note in '\n'.join(found.notes) and bool(note) == bool(found.notes)
-  assert all((transforms.decode(e.reader(i)) == transforms.decode(PHOTOS[f])).all() for e in found.splits.values() for i, f in enumerate(e.files) if f != '5.png')
+  assert all((transforms.decode(e.reader(i)) == transforms.decode(PHOTOS[f])).all() for e in found.splits.values() for i,
+    f in enumerate(e.files) if f != '5.png')
 
 
 def test_no_split_column_makes_one(tmp_path):
   c = config.default()
   c.data.val_share = .5
   many = [(f'{a}{i}.png', a) for a in ('owl', 'gecko') for i in range(4)]
-  c.data.root = str(put(tmp_path, {**dict.fromkeys((f for f, _ in many), PNG), 'taxonomy.csv': TAXONOMY, 'labels.csv': 'file,animal\n' + ''.join(f'{f},{a}\n' for f, a in many)}))
+  c.data.root = str(put(tmp_path, {**dict.fromkeys((f for f, _ in many), PNG), 'taxonomy.csv': TAXONOMY,
+    'labels.csv': 'file,animal\n' + ''.join(f'{f},{a}\n' for f, a in many)}))
   found = sources.load(c.data)
   assert {s: len(e.files) for s, e in found.splits.items()} == {'train': 4, 'val': 4} and 'split made: 4 train, 4 val' in found.notes[0]
 
 
-ODD = ['', ' Käfer 🐞 ', '<script>alert(1)</script>', 'a "quoted" name', 'two\nlines', 'with, comma', 'x' * 3000, "O'Neil & Sons", '=1+1', '../../etc', '\u202eevil']
+ODD = ['', ' Käfer 🐞 ', '<script>alert(1)</script>', 'a "quoted" name', 'two\nlines', 'with, comma', 'x' * 3000, "O'Neil & Sons", '=1+1', '../../etc',
+  '\u202eevil']
 
 
 def test_odd_names_pass_through_everything(tmp_path):
@@ -634,7 +651,8 @@ def test_odd_names_pass_through_everything(tmp_path):
   names = [n.strip() for n in ODD if n]
   files = {f'{s}{i}.png': encoded(picture(seed=i)) for s in ('t', 'v') for i in range(len(names))}
   with io.StringIO(newline='') as text:
-    writer.writer(text).writerows([('file', 'split', 'name'), *((f'{s}{i}.png', {'t': 'train', 'v': 'val'}[s], n) for s in ('t', 'v') for i, n in enumerate(names))])
+    writer.writer(text).writerows([('file', 'split', 'name'), *((f'{s}{i}.png', {'t': 'train', 'v': 'val'}[s], n) for s in ('t', 'v') for i,
+      n in enumerate(names))])
     put(tmp_path / 'data', {**files, 'labels.csv': text.getvalue()})
   said = run(*SMALL, '--workdir=run', '--config.data.root=data')
   assert said.code == 0, said
@@ -660,7 +678,8 @@ def test_folders_with_links_in_a_circle(tmp_path):
 
 def test_parquet_with_some_null_images(tmp_path):
   images = [{'bytes': x, 'path': None} for x in PHOTOS.values()]
-  put(tmp_path / 'data', {'train.parquet': parquet(img=[*images, None, {'bytes': None, 'path': None}, {'bytes': b'', 'path': None}], a_label=[0, 1, 0, 1, 0, 1, 0]),
+  put(tmp_path / 'data', {'train.parquet': parquet(img=[*images, None, {'bytes': None, 'path': None}, {'bytes': b'', 'path': None}], a_label=[0, 1, 0, 1, 0,
+    1, 0]),
                           'val.parquet': parquet(img=images, a_label=[0, 1, 0, None])})
   said = run(*SMALL, '--workdir=run', '--config.data.root=data')
   assert said.code == 0 and '3 unreadable image(s) skipped: train.parquet:4, train.parquet:5, train.parquet:6' in said.err, said
@@ -723,10 +742,13 @@ RUNS = {  # what is done to the folder of run and data, what is asked, what the 
   'checkpoints: gone': (lambda d: shutil.rmtree(d / 'run/checkpoints'), PREDICT, ('run/checkpoints: no checkpoint',)),
   'evaluate: no such split': (lambda d: None, (*EVALUATE, '--split=vla'), ("--split=vla: no such split (did you mean 'val'?)", 'choices: train, val')),
   'evaluate: another taxonomy': (lambda d: put(d, {'data/taxonomy.csv': TAXONOMY + 'bird,swan\n'}), EVALUATE, ('another taxonomy than run', 'swan')),
-  'evaluate: the order of classes': (lambda d: put(d, {'data/taxonomy.csv': TAXONOMY.replace('bird,heron\nbird,owl', 'bird,owl\nbird,heron')}), EVALUATE, ('order',)),
-  'evaluate: other levels': (lambda d: put(d, {'data/taxonomy.csv': TAXONOMY.replace('kind,', 'order,')}), EVALUATE, ('another taxonomy', 'kind, animal against order')),
+  'evaluate: the order of classes': (lambda d: put(d, {'data/taxonomy.csv': TAXONOMY.replace('bird,heron\nbird,owl', 'bird,owl\nbird,heron')}), EVALUATE,
+    ('order',)),
+  'evaluate: other levels': (lambda d: put(d, {'data/taxonomy.csv': TAXONOMY.replace('kind,', 'order,')}), EVALUATE,
+    ('another taxonomy than run', 'no level kind, only order, animal')),
   'evaluate: the data are gone': (lambda d: None, (*EVALUATE, '--config.data.root=gone'), ('--config.data.root=gone: no such folder',)),
-  'evaluate: no image is readable': (lambda d: put(d, {'data/3.png': '', 'data/4.png': ''}), (*EVALUATE, '--config.data.root=data'), ("split 'val': none of its 2",)),
+  'evaluate: no image is readable': (lambda d: put(d, {'data/3.png': '', 'data/4.png': ''}), (*EVALUATE, '--config.data.root=data'),
+    ("split 'val': none of its 2",)),
   'evaluate: another model option': (lambda d: None, (*EVALUATE, '--config.optim.lr=1'), ('--config.optim.lr', '--config.data.* and --config.eval.*')),
   'evaluate: tta=4': (lambda d: None, (*EVALUATE, '--config.eval.tta=4'), ('--config.eval.tta=4', 'choices: 1, 2, 3, 5')),
   'evaluate: batch size 0': (lambda d: None, (*EVALUATE, '--config.eval.batch_size=0'), ('--config.eval.batch_size=0 must be at least 1',)),
@@ -750,7 +772,8 @@ def test_runs(name, copied):
 def test_predict_what_is_no_image(copied):
   put(copied / 'odd', {'a.txt': 'x', 'b.jpg': 'x', 'c.jpg': os.mkfifo, 'd.png': PNG, 'e.jpg': lambda path: path.mkdir()})
   lines = [json.loads(line) for line in run(*PREDICT[:2], '--images=odd/*').out.splitlines()]
-  assert [('error' in line, line['file']) for line in lines] == [(True, 'odd/a.txt'), (True, 'odd/b.jpg'), (True, 'odd/c.jpg'), (False, 'odd/d.png'), (True, 'odd/e.jpg')]
+  assert [('error' in line, line['file']) for line in lines] == [(True, 'odd/a.txt'), (True, 'odd/b.jpg'), (True, 'odd/c.jpg'), (False, 'odd/d.png'),
+    (True, 'odd/e.jpg')]
 
 
 def test_a_damaged_run_json_costs_only_its_history(copied):
@@ -759,3 +782,234 @@ def test_a_damaged_run_json_costs_only_its_history(copied):
   put(copied, {'run/run.json': '{"started": '})
   said = run(*SMALL, '--workdir=run', f'--config.data.root={c.data.root}')
   assert said.code == 0 and 'run.json is damaged' in said.err and json.loads((copied / 'run/run.json').read_text())['finished']
+
+
+# ---- weights ----
+
+
+def weights(**changes):
+  """A state dict that fits the tiny backbone, changed; None takes a tensor out."""
+  r = np.random.default_rng(0)
+  bn = lambda name: {f'{name}.weight': np.ones(16), f'{name}.bias': np.zeros(16), f'{name}.running_mean': np.zeros(16), f'{name}.running_var': np.ones(16)}
+  state = {'conv.weight': r.normal(size=(16, 3, 4, 4)), **bn('bn'), 'conv2.weight': r.normal(size=(16, 16, 3, 3)), **bn('bn2')}
+  state |= {k.replace('__', '.'): v for k, v in changes.items()}
+  return {k: np.asarray(v, np.float32) for k, v in state.items() if v is not None}
+
+
+class Attack:
+  def __reduce__(self):
+    return os.system, ('touch PWNED',)
+
+
+def torch_zip(data, compress=zipfile.ZIP_STORED, **members):
+  buffer = io.BytesIO()
+  with zipfile.ZipFile(buffer, 'w', compress) as z:
+    z.writestr('archive/data.pkl', data)
+    for name, content in members.items():
+      z.writestr(f'archive/data/{name}', content)
+  return buffer.getvalue()
+
+
+def torch_stream(data):
+  machine = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {}}
+  return b''.join(pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, machine)) + data
+
+
+NAN = np.full(16, np.nan)
+WEIGHTS = {
+  'no bytes': (b'', ('neither a .safetensors file nor one that torch.save wrote',)),
+  'a web page': ('<html>404</html>', ('neither a .safetensors',)),
+  'a git-lfs pointer': ('version https://git-lfs.github.com/spec/v1\noid sha256:0\n', ('git-lfs pointer',)),
+  'a picture': (PNG, ('neither a .safetensors',)),
+  'a folder': (lambda path: path.mkdir(), ('no such file',)),
+  'a named pipe': (os.mkfifo, ('no such file',)),
+  'safetensors cut': (lambda path: path.write_bytes(save(weights())[:-100]), ('is damaged or was cut short',)),
+  'safetensors cut in its header': (lambda path: path.write_bytes(save(weights())[:60]), ('is damaged or was cut short',)),
+  'a header of 2 ** 60 bytes': (struct.pack('<Q', 1 << 60) + b'{"a":{}}', ('is damaged or was cut short',)),
+  'a header that is no JSON': (struct.pack('<Q', 9) + b'{"a": {,}', ('is damaged or was cut short',)),
+  'a tensor is missing': (lambda path: save_file(weights(conv2__weight=None), path), ('does not fit tiny', '1 missing: conv2.weight')),
+  'a tensor too many': (lambda path: save_file(weights(conv9__weight=np.zeros(3)), path), ('does not fit tiny', '1 unexpected: conv9.weight')),
+  'another shape': (lambda path: save_file(weights(conv__weight=np.zeros((8, 3, 4, 4))), path),
+    ('does not fit tiny', 'of another shape: conv.weight (8x3x4x4)')),
+  'another rank': (lambda path: save_file(weights(bn__weight=np.zeros((4, 4))), path), ('of another shape: bn.weight (4x4)',)),
+  'of another model': (lambda path: save_file({f'layer{i}.0.weight': np.zeros((4, 4), np.float32) for i in range(40)}, path),
+    ('does not fit tiny', '10 missing', '40 unexpected')),
+  'NaN': (lambda path: save_file(weights(bn__weight=NAN), path), ('1 with NaN or infinity: bn.weight',)),
+  'infinity': (lambda path: save_file(weights(bn__weight=NAN * 0 + np.inf), path), ('1 with NaN or infinity: bn.weight',)),
+  'a negative variance': (lambda path: save_file(weights(bn__running_var=-np.ones(16)), path), ('1 negative, though a variance: bn.running_var',)),
+  'no tensors': (lambda path: save_file({}, path), ('holds no tensors',)),
+  'a pickle with code': (pickle.dumps({'w': Attack()}), ('neither a .safetensors',)),
+  'a torch file with code': (torch_zip(pickle.dumps({'w': Attack()}, 2)), ("asks for 'posix.system'", 'nothing in it was run')),
+  'an old torch file with code': (torch_stream(pickle.dumps({'w': Attack()}, 2)), ("asks for 'posix.system'", 'nothing in it was run')),
+  'a whole model': (torch_zip(b'\x80\x02ctorchvision.models.resnet\nResNet\n)\x81.'), ('torchvision.models.resnet.ResNet', 'state_dict()')),
+  'a zip without weights': (torch_zip(b'x').replace(b'data.pkl', b'data.txt'), ('no data.pkl',)),
+  'a zip bomb': (torch_zip(pickle.dumps({'w': 'x' * 10**7}, 2), zipfile.ZIP_DEFLATED), ('compressed, or larger than the file',)),
+  'a zip cut short': (torch_zip(pickle.dumps({}, 2))[:-30], ('is damaged or was cut short',)),
+  'an old torch file cut short': (torch_stream(pickle.dumps({'w': 'x' * 99}, 2))[:-40], ('is damaged or was cut short',)),
+  'a list': (torch_zip(pickle.dumps([1, 2], 2)), ('holds no tensors by name',)),
+  'a string of 2 GB in 20 bytes': (torch_zip(b'\x80\x02}(X\xff\xff\xff\x7fabc'), ('is damaged or was cut short',)),
+}
+
+
+@pytest.mark.parametrize('name', WEIGHTS)
+def test_weights(name, tmp_path):
+  content, pieces = WEIGHTS[name]
+  put(tmp_path, {'weights.bin': content})
+  says((*SMALL, '--workdir=run', '--config.model.pretrained=weights.bin'), 'weights.bin: ', *pieces)
+  assert not pathlib.Path('PWNED').exists()
+
+
+def test_weights_that_fit_are_taken(tmp_path):
+  """What the cases above start from: without their changes nothing is wrong with it."""
+  save_file(weights(), tmp_path / 'weights.bin')
+  c = tiny.run_config(**{'model.pretrained': 'weights.bin'})
+  assert '10 tensors of the backbone from weights.bin' in train.Run(c).notes
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+  import huggingface_hub.constants
+  template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(huggingface_hub.constants.ENDPOINT, 'http://127.0.0.1:9')  # refused at once
+  monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+  waited = []
+  monkeypatch.setattr(time, 'sleep', waited.append)  # the hub's client tries again after these seconds
+  says((*SMALL, '--workdir=run', '--config.model.pretrained=hf:timm/resnet18.a1_in1k'), 'hf:timm/resnet18.a1_in1k: could not be downloaded', 'by hand')
+  assert sum(waited) < 60
+  says((*SMALL, '--workdir=run', '--config.model.pretrained=hf:'), 'hf:: could not be downloaded')
+
+
+# ---- damage at random places: what comes out is an image, a table, weights or the user's line ----
+
+
+def damaged(data, rng):
+  """Cut short, or some bytes changed, or a piece taken out or doubled."""
+  at, kind = int(rng.integers(len(data))), rng.integers(4)
+  if kind == 0:
+    return data[:at]
+  if kind == 1:
+    out = bytearray(data)
+    for i in rng.integers(0, len(data), rng.integers(1, 9)):
+      out[i] = rng.integers(256)
+    return bytes(out)
+  end = min(len(data), at + int(rng.integers(1, 40)))
+  return data[:at] + data[end:] if kind == 2 else data[:end] + data[at:]
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM'])
+@pytest.mark.filterwarnings('ignore')
+def test_damaged_images(kind):
+  rng, read = np.random.default_rng(0), 0
+  options = {'quality': 90, 'exif': exif(6)} if kind == 'JPEG' else {}
+  data = encoded(picture(64, 48), kind, **options)
+  for _ in range(80):
+    bad = damaged(data, rng)
+    for view in (transforms.decode, lambda x: transforms.eval_transform(x, 16), lambda x: transforms.train_transform(x, np.random.default_rng(0), 16)):
+      try:
+        out = view(bad)
+        assert out.dtype == np.uint8 and out.ndim == 3 and out.shape[2] == 3
+        read += 1
+      except transforms.BrokenImage as e:
+        assert str(e)
+  assert read < 240
+
+
+def test_damaged_tables(tmp_path):
+  rng, root = np.random.default_rng(1), put(tmp_path, csv(LABELS.replace('owl', '"owl"')))
+  c = config.default()
+  c.data.root = str(root)
+  for name in ('labels.csv', 'taxonomy.csv'):
+    data, failed = (root / name).read_bytes(), 0
+    for _ in range(150):
+      (root / name).write_bytes(damaged(data, rng))
+      try:
+        sources.load(c.data)
+      except UserError as e:
+        failed += 1
+        assert str(e)
+      lint.from_config(c.data, images=False)
+    assert failed > 50
+    (root / name).write_bytes(data)
+
+
+@pytest.mark.parametrize('kind', ['safetensors', 'zip', 'stream'])
+def test_damaged_weights(kind, tmp_path):
+  rng, path = np.random.default_rng(2), tmp_path / 'w'
+  plain = pickle.dumps({'a': 'x' * 99, 'b': [1, 2., None]}, 2)
+  data = {'safetensors': save({'a': np.arange(9.), 'b': np.ones((3, 4), np.float32)}), 'zip': torch_zip(plain), 'stream': torch_stream(plain)}[kind]
+  for _ in range(150):
+    path.write_bytes(damaged(data, rng))
+    try:
+      assert all(isinstance(v, np.ndarray) for v in pretrained.read(path).values())
+    except UserError as e:
+      assert '\n' not in str(e)
+
+
+def test_damaged_parquet(tmp_path):
+  rng, failed = np.random.default_rng(3), 0
+  data = (put(tmp_path / 'data', {'train.parquet': parquet(a_label=[0, 1, 0, 1], b=['x', 'y', None, 'z'])}) / 'train.parquet').read_bytes()
+  c = config.default()
+  c.data.root = str(tmp_path / 'data')
+  for _ in range(60):
+    put(tmp_path / 'data', {'train.parquet': damaged(data, rng)})
+    try:
+      found = sources.load(c.data)
+      for examples in found.splits.values():
+        for i in range(len(examples.files)):
+          with contextlib.suppress(transforms.BrokenImage):
+            transforms.decode(examples.reader(i))
+    except UserError as e:
+      failed += 1
+      assert str(e)
+  assert failed > 10
+
+
+def test_damaged_run(copied):
+  rng = np.random.default_rng(4)
+  for name in ('config.json', 'taxonomy.csv', 'decode.json'):
+    data = (copied / 'run' / name).read_bytes()
+    for _ in range(12):
+      (copied / 'run' / name).write_bytes(damaged(data, rng))
+      said = run(*PREDICT)
+      assert said.code in (0, 2) and said.err.count('error: ') == (said.code == 2), said
+    (copied / 'run' / name).write_bytes(data)
+
+
+# ---- as processes ----
+
+
+def process(*argv, **options):
+  env = {**os.environ, 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0', 'PYTHONPATH': str(ROOT)}
+  return subprocess.Popen([sys.executable, str(ROOT / 'main.py'), *argv], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize(('argv', 'code', 'line'), [
+  (('--config.optim.lrr=3',), 2, "error: --config.optim.lrr: no such option (did you mean 'optim.lr'?)"),
+  (('--config', 'gone.py'), 2, 'error: --config=gone.py: no such file'),
+  (('--workdir=run', '--config.data.root=gone'), 2, 'error: --config.data.root=gone: no such folder'),
+  (('--mode=predict', '--workdir=gone', '--images=x'), 2, 'error: gone: not a run')])
+def test_as_a_process(argv, code, line):
+  p = process(*argv)
+  out, err = p.communicate(timeout=LIMIT)
+  assert p.returncode == code and out == '' and err.startswith(line) and err.count('\n') == 1, err
+
+
+def test_out_of_memory(monkeypatch):
+  """An accelerator's, as jax words it, and the host's."""
+  for fault in (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore'), MemoryError('Unable to allocate 3 PiB')):
+    def full(*_):
+      raise fault
+    monkeypatch.setattr(train, 'fit', full)
+    says(SMALL, 'out of memory (', 'lower --config.train.batch_size')
+  def full_disk(*_):
+    raise OSError(28, 'No space left on device', 'run/metrics.jsonl')
+  monkeypatch.setattr(train, 'fit', full_disk)
+  says(SMALL, 'run/metrics.jsonl: No space left on device')
+
+
+@pytest.mark.parametrize('seconds', [0.12, 0.4, 1.0, 2.5])
+def test_ctrl_c_outside_of_training(seconds):
+  """While Python starts, imports, and lint reads 50,000 drawn images: one line, 130."""
+  p = process('--mode=lint', '--config.data.toy.train=50000')
+  time.sleep(seconds)
+  p.send_signal(signal.SIGINT)
+  out, err = p.communicate(timeout=LIMIT)
+  assert (p.returncode, err.split(), 'Traceback' in out) == (130, ['stopped'], False), err

@@ -417,18 +417,20 @@ def _convert(path, folder):
   described = json.loads((file.schema_arrow.metadata or {}).get(b'huggingface', b'{}')).get('info', {}).get('features', {})
   values, ends, end = {c: [] for c in plain}, [], 0
   with open(folder / 'images.bin', 'wb') as out:
-    for batch in file.iter_batches(256, columns=[image, *plain]):
-      for item in batch.column(image).to_pylist():
+    for batch in _parquet_batches(path, file, [image, *plain]):
+      for item in batch[image]:
         data = (item or {}).get('bytes') if isinstance(item, dict) or item is None else item
         if not isinstance(data, bytes | None): raise UserError(f'{path}: column {image!r} holds {type(data).__name__}, not the bytes of images')
         out.write(data or b'')  # an empty one is met as an unreadable image, by its row
         end += len(data or b'')
         ends.append(end)
-      for c in plain: values[c] += batch.column(c).to_pylist()
+      for c in plain: values[c] += batch[c]
   meta = {'rows': len(ends), 'columns': {}}
   if not end: raise UserError(f'{path}: column {image!r} holds no bytes')
   for c in plain:
     names, bare = described.get(c, {}).get('names'), False
+    if names and (high := max((v for v in values[c] if isinstance(v, int)), default=-1)) >= len(names):
+      raise UserError(f'{path}: {c} goes up to {high}, but it has only {len(names)} names')
     if not names or pyarrow.types.is_integer(kinds[c]) is False:
       found = {v for v in values[c] if v is not None and v != '' and (isinstance(v, str) or v >= 0)}
       bare = pyarrow.types.is_integer(kinds[c])
@@ -439,6 +441,14 @@ def _convert(path, folder):
     meta['columns'][c] = {'names': [str(n) for n in names], 'bare': bare}
   np.save(folder / 'ends.npy', np.array(ends, np.int64))
   (folder / 'meta.json').write_text(json.dumps(meta))
+
+
+def _parquet_batches(path, file, columns):
+  """Yields {column: list of values}."""
+  try:
+    for batch in file.iter_batches(256, columns=columns): yield {c: batch.column(c).to_pylist() for c in columns}
+  except (OSError, ValueError, MemoryError) as error:  # Arrow's are kinds of these; a damaged page may say any size
+    raise UserError(f'{path}: is damaged or was cut short ({str(error).splitlines()[0][:200]})') from None
 
 
 @functools.lru_cache(maxsize=64)

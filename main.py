@@ -25,7 +25,6 @@ if __name__ == '__main__' and sys.platform == 'linux' and os.environ.get('HIERJA
   os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, 'GLIBC_TUNABLES': TUNABLES})
 
 
-
 def interrupted(signum, _):
   """Ctrl-C outside of the training loop, which has a handler of its own, ends in one line. A KeyboardInterrupt would be a traceback, or be lost where it
   meets a callback that cannot raise; and threads that read ahead are not waited for."""
@@ -42,6 +41,7 @@ from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 MODES = ('train', 'evaluate', 'predict', 'lint', 'describe')
+READ_BY = {'workdir': ('train', 'evaluate', 'predict'), 'split': ('evaluate',), 'images': ('predict',)}
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 flags.DEFINE_string('workdir', '', "The run's folder: train writes it and goes on with it (runs/NAME by default), evaluate and predict read it.")
@@ -67,6 +67,10 @@ def run() -> None:
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'hierjax' / 'jax')
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  for name, modes in READ_BY.items():
+    if FLAGS[name].present and FLAGS.mode not in modes:
+      raise config.UserError(f'--{name} means nothing to --mode={FLAGS.mode}, only to {", ".join(modes)}')
+  FLAGS.workdir = os.path.expanduser(FLAGS.workdir)  # a shell leaves the ~ of --workdir=~/x as it is
   if FLAGS.mode in ('evaluate', 'predict') and not FLAGS.workdir:
     raise config.UserError(f'--mode={FLAGS.mode} needs --workdir=FOLDER, the one that was trained in')
   if FLAGS.mode == 'train':
@@ -113,15 +117,10 @@ def main(argv) -> None:
     if e.filename is None:
       raise
     stop(f'{e.filename}: {e.strerror}')
-  except (MemoryError, jax_error()) as e:
-    if isinstance(e, jax_error()) and 'RESOURCE_EXHAUSTED' not in str(e):
+  except (MemoryError, RuntimeError) as e:
+    if isinstance(e, RuntimeError) and 'RESOURCE_EXHAUSTED' not in str(e):  # as jax says it of an accelerator
       raise
-    stop(f'out of memory ({str(e).splitlines()[0][:200]}); lower --config.train.batch_size, --config.eval.batch_size or --config.data.size')
-
-
-def jax_error() -> type[Exception]:
-  import jax
-  return jax.errors.JaxRuntimeError
+    stop(f'out of memory ({str(e)[:200] or "of this machine"}); lower --config.train.batch_size, --config.eval.batch_size or --config.data.size')
 
 
 def stop(text: str) -> None:
@@ -166,7 +165,7 @@ def file_fault(spec: str) -> str:
     config.check_tree(found['get_config'](*[arg] if colon else []))
   except config.UserError as e:
     return f'--config={spec}: {e}'
-  except Exception as e:
+  except (Exception, SystemExit) as e:
     lines = [e.lineno] if isinstance(e, SyntaxError) else [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == file]
     where, text = f'line {lines[-1]}: ' if lines and lines[-1] else '', ' '.join(str(e).replace('\\n', ' ').replace('\\', '').split())
     return f'--config={spec}: {where}{type(e).__name__}: {text if len(text) < 300 else f"{text[:130]} ... {text[-130:]}"}'

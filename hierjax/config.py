@@ -34,10 +34,10 @@ CHOICES = {
 # Where numbers may lie, each of them where the option has several; NaN lies nowhere.
 RANGES = {
   'seed': '[0, 9223372036854775807]', 'data.split_seed': '[0, inf)', 'data.toy.seed': '[0, inf)',
-  'data.size': '[8, 8192]', 'data.threads': '[1, inf)', 'data.workers': '[0, inf)', 'data.val_share': '[0, 1)',
+  'data.size': '[8, 8192]', 'data.threads': '[1, 1024]', 'data.workers': '[0, 1024]', 'data.val_share': '[0, 1)',
   'data.augment.crop': '(0, 1]', 'data.augment.ratio': '(0, inf)', 'data.augment.flip': '[0, 1]', 'data.augment.rotate': '[0, 180]',
   'data.augment.brightness': '[0, 1]', 'data.augment.contrast': '[0, 1]', 'data.augment.saturation': '[0, 1]', 'data.augment.hue': '[0, 0.5]',
-  'data.toy.train': '[1, inf)', 'data.toy.val': '[1, inf)', 'data.toy.difficulty': '[0, inf)',
+  'data.toy.train': '[1, 10000000]', 'data.toy.val': '[1, 10000000]', 'data.toy.difficulty': '[0, inf)',
   'model.mean': '[0, 255]', 'model.std': '(0, inf)', 'model.dropout': '[0, 1)', 'loss.smoothing': '[0, 1)',
   'optim.lr': '(0, inf)', 'optim.weight_decay': '[0, inf)', 'optim.momentum': '[0, 1)', 'optim.onecycle_rise': '[0, 1)', 'optim.clip': '[0, inf)',
   'optim.warmup_steps': '[0, inf)', 'optim.warmup_epochs': '[0, inf)', 'optim.warmup_examples': '[0, inf)',
@@ -165,7 +165,10 @@ def steps(node: ConfigDict, prefix: str, examples: int, batch_size: int, option:
   if len(given) > 1:
     raise UserError(f'{option}: give only one of {", ".join(f"{prefix}{u}={v}" for u, v in given.items())}; set the others to 0')
   for unit, value in given.items():
-    return -1 if value < 0 else max(1, round({'steps': value, 'epochs': value * examples / batch_size, 'examples': value / batch_size}[unit]))
+    number = {'steps': value, 'epochs': value * examples / batch_size, 'examples': value / batch_size}[unit]
+    if number > 2 ** 31 - 1:  # what the state counts to
+      raise UserError(f'{option}: {unit}={value} are {number:.3g} steps; at most {2 ** 31 - 1} can be counted')
+    return -1 if value < 0 else max(1, round(number))
   return 0
 
 
@@ -182,7 +185,7 @@ def paths(node: ConfigDict, prefix: str = '') -> list[str]:
 def check_tree(c: ConfigDict) -> None:
   """UserError where a config file's tree is not that of `default()`."""
   if not isinstance(c, ConfigDict):
-    raise UserError(f'get_config() returns {type(c).__name__}; it must return the tree that hierjax.config.default() makes, with some values changed')
+    raise UserError(f'the config is of type {type(c).__name__}; it must be the tree that hierjax.config.default() returns, with some values changed')
   wanted, found = paths(default()), paths(c)
   if missing := [p for p in wanted if p not in found]:
     raise UserError(f'the config lacks {", ".join(missing[:5])}; begin it with c = hierjax.config.default()')

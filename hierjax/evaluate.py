@@ -1,5 +1,6 @@
 """Evaluation: probabilities for every example of a split, padded and masked, then decoding and metrics."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -51,16 +52,17 @@ def collect(step: Callable, variables: Mapping, examples: Examples, c, mesh, vie
   batches = pipeline.eval_batches(
     examples, batch_size=batch_size, size=c.data.size, resize=c.data.resize, views=views, threads=c.data.threads, workers=c.data.workers,
     process_index=jax.process_index(), process_count=jax.process_count())
-  for i, batch in enumerate(batches):
-    if c.data.strict and (batch['broken'] >= 0).any():
-      name = examples.files[int(batch['broken'].max())]
-      raise UserError(f'{name}: unreadable image in split {examples.name!r} (data.strict); without data.strict it is skipped and counted')
-    p, f = step(variables, parallel.put_batch({'x': batch['image']}, mesh)['x'])
-    host = parallel.gather((p, f if with_features else None, parallel.put_batch({k: batch[k] for k in ('index', 'mask', 'broken')}, mesh)))
-    probs.append(host[0]); features.append(host[1]); index.append(host[2]['index']); mask.append(host[2]['mask'])
-    broken.update(host[2]['broken'][host[2]['broken'] >= 0].tolist())
-    if progress:
-      progress(min((i + 1) * batch_size, n), n)
+  with contextlib.closing(batches):
+    for i, batch in enumerate(batches):
+      if c.data.strict and (batch['broken'] >= 0).any():
+        name = examples.files[int(batch['broken'].max())]
+        raise UserError(f'{name}: unreadable image in split {examples.name!r} (data.strict); without data.strict it is skipped and counted')
+      p, f = step(variables, parallel.put_batch({'x': batch['image']}, mesh)['x'])
+      host = parallel.gather((p, f if with_features else None, parallel.put_batch({k: batch[k] for k in ('index', 'mask', 'broken')}, mesh)))
+      probs.append(host[0]); features.append(host[1]); index.append(host[2]['index']); mask.append(host[2]['mask'])
+      broken.update(host[2]['broken'][host[2]['broken'] >= 0].tolist())
+      if progress:
+        progress(min((i + 1) * batch_size, n), n)
   index, keep = np.concatenate(index), np.concatenate(mask) > 0
   order = np.argsort(index[keep], kind='stable')
   take = lambda parts: np.concatenate(parts)[keep][order]

@@ -2,8 +2,8 @@
 
 import copy
 import dataclasses
-import glob
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -100,6 +100,8 @@ class Model:
     {'file', 'path': {LEVEL: class}, 'prob': {LEVEL: probability of that class over all valid paths}, 'top': {LEVEL: [[class, probability of the head], ...]}};
     an image that cannot be read gives {'file', 'error'}.
     """
+    if isinstance(images, str | pathlib.Path | bytes):
+      raise UserError(f'predict takes a list of images, not {type(images).__name__}: predict([...])')
     t, files = self.taxonomy, [str(x) if isinstance(x, str | pathlib.Path) else f'image {i}' for i, x in enumerate(images)]
     items = list(images)
     examples = sources.Examples('predict', files, np.full((len(items), len(t.levels)), -1, np.int32), Reader(items))
@@ -165,14 +167,21 @@ def joint_weights(path: pathlib.Path, taxonomy: Taxonomy) -> dict[str, float]:
 
 def expand(pattern: str) -> list[str]:
   """Files of a glob, a folder or a file, sorted."""
-  path = pathlib.Path(pattern)
-  if path.is_dir():
-    found = [str(p) for p in sorted(path.rglob('*')) if p.suffix.lower() in sources.IMAGE_SUFFIXES]
-  else:
-    found = [pattern] if path.is_file() else sorted(glob.glob(pattern, recursive=True))
+  path = pathlib.Path(pattern).expanduser()
+  if path.name == '**':
+    path /= '*'
+  try:
+    if path.is_dir():
+      found = [p for p in path.rglob('*') if p.suffix.lower() in sources.IMAGE_SUFFIXES]
+    elif os.path.lexists(path):
+      found = [path]
+    else:  # pathlib's ** does not follow links, which may lead in a circle
+      found = [p for p in pathlib.Path(path.anchor).glob(str(path.relative_to(path.anchor))) if not p.name.startswith('.')]
+  except (OSError, ValueError) as e:
+    raise UserError(f'--images={pattern}: {e}') from None
   if not found:
     raise UserError(f'--images={pattern}: no file matches')
-  return found
+  return [str(p) for p in sorted(found)]
 
 
 def stream(model: Model, pattern: str) -> Iterator[dict]:

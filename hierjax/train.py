@@ -474,6 +474,8 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
   run = Run(c)
   prepare_workdir(workdir, run)
   loop = Loop(run, workdir)
+  for note in run.notes:
+    loop.log.say(f'note: {note}')
   record(workdir, run, loop, started)
   with Signals() as signals:
     try:

@@ -53,12 +53,12 @@ def load(data) -> Dataset:
     if data.taxonomy: raise UserError(f'--config.data.taxonomy={data.taxonomy}: the drawn set has its own taxonomy; give --config.data.root=FOLDER')
     taxonomy, splits = toy.load(**dict(data.toy if hasattr(data.toy, 'keys') else vars(data.toy)))
     splits = {{'train': data.train, 'val': data.val}[k]: Examples({'train': data.train, 'val': data.val}[k], *v) for k, v in splits.items()}
-    return Dataset(taxonomy, splits, [])
+    return Dataset(taxonomy, splits, ['no --config.data.root: these are the drawn vehicles'] if data.source == 'auto' else [])
   if source not in LOADERS: raise UserError(f'--config.data.source={source!r}{did_you_mean(source, LOADERS)}; choices: auto, toy, {", ".join(LOADERS)}')
   if root is None: raise UserError(f'--config.data.source={source} needs --config.data.root=FOLDER')
   if not root.is_dir(): raise UserError(f'--config.data.root={data.root}: no such folder')
   taxonomy = data.taxonomy or (root / 'taxonomy.csv' if (root / 'taxonomy.csv').exists() else None)
-  taxonomy, table, notes = LOADERS[source](data, root, Taxonomy.from_csv(taxonomy) if taxonomy else None)
+  taxonomy, table, notes = LOADERS[source](data, root, Taxonomy.from_csv(pathlib.Path(taxonomy).expanduser()) if taxonomy else None)
   return Dataset(taxonomy, _split(data, table, notes), notes)
 
 

@@ -299,7 +299,8 @@ def parquet(described=None, **columns):
     import pyarrow.parquet as pq
     images = columns.get('img', [{'bytes': x, 'path': None} for x in PHOTOS.values()])
     table = pa.table({k: v for k, v in {'img': images, **columns}.items() if v is not None})
-    pq.write_table(table.replace_schema_metadata({'huggingface': json.dumps({'info': {'features': described or {}}})}), path)
+    told = described if isinstance(described, bytes) else json.dumps({'info': {'features': described or {}}})
+    pq.write_table(table.replace_schema_metadata({'huggingface': told}), path)
   return write
 
 
@@ -398,6 +399,7 @@ DATA = {
     ('no column of labels', 'kind, animal')),
   'parquet: more labels than names': ({'train.parquet': parquet({'a_label': {'names': ['x', 'y']}}, a_label=[0, 1, 2, 0])},
     ('a_label goes up to 2, but it has only 2 names',)),
+  'parquet: a damaged description': ({'train.parquet': parquet(b'{"info": [', a_label=[0, 1, 2, 0])}, ('train.parquet: what the hub says', 'damaged')),
   'parquet: unknown class': ({'train.parquet': parquet(animal=['owl', 'olw', 'owl', 'owl']), 'taxonomy.csv': TAXONOMY},
     ("'olw' is not in the taxonomy", "'owl'")),
   'parquet: contradiction': ({'train.parquet': parquet(animal_label=[0, 1, 2, 3], kind_label=[0, 0, 0, 1]), 'taxonomy.csv': TAXONOMY}, ('row 3', 'contradict')),
@@ -1045,7 +1047,8 @@ def test_as_a_process(argv, code, line):
 
 def test_out_of_memory(monkeypatch):
   """An accelerator's, as jax words it, and the host's."""
-  for fault in (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore'), MemoryError('Unable to allocate 3 PiB'), MemoryError()):
+  for fault in (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore'), MemoryError('Unable to allocate 3 PiB'),
+    MemoryError()):
     def full(*_):
       raise fault
     monkeypatch.setattr(train, 'fit', full)

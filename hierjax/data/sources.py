@@ -407,14 +407,14 @@ def _store(path):
 def _convert(path, folder):
   import pyarrow.parquet  # takes .2 s, and only Parquet needs it
   try: file = pyarrow.parquet.ParquetFile(path)
-  except (pyarrow.ArrowInvalid, OSError) as error: raise UserError(f'{path}: cannot be read as Parquet ({str(error).splitlines()[0]})') from None
+  except (ValueError, OSError) as error: raise UserError(f'{path}: cannot be read as Parquet ({str(error).splitlines()[0]})') from None
   columns = file.schema_arrow.names
   image = next((c for c in IMAGE_COLUMNS if c in columns), None)
   if image is None: raise UserError(f'{path}: no column of images ({", ".join(IMAGE_COLUMNS)}); the columns are {", ".join(columns)}')
   kinds = {f.name: f.type for f in file.schema_arrow}
   plain = [c for c in columns if c != image and any(t(kinds[c]) for t in (
     pyarrow.types.is_integer, pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_dictionary))]
-  described = json.loads((file.schema_arrow.metadata or {}).get(b'huggingface', b'{}')).get('info', {}).get('features', {})
+  described = _described(path, file.schema_arrow.metadata or {})
   values, ends, end = {c: [] for c in plain}, [], 0
   with open(folder / 'images.bin', 'wb') as out:
     for batch in _parquet_batches(path, file, [image, *plain]):
@@ -428,7 +428,7 @@ def _convert(path, folder):
   meta = {'rows': len(ends), 'columns': {}}
   if not end: raise UserError(f'{path}: column {image!r} holds no bytes')
   for c in plain:
-    names, bare = described.get(c, {}).get('names'), False
+    names, bare = described.get(c), False
     if names and (high := max((v for v in values[c] if isinstance(v, int)), default=-1)) >= len(names):
       raise UserError(f'{path}: {c} goes up to {high}, but it has only {len(names)} names')
     if not names or pyarrow.types.is_integer(kinds[c]) is False:
@@ -441,6 +441,15 @@ def _convert(path, folder):
     meta['columns'][c] = {'names': [str(n) for n in names], 'bare': bare}
   np.save(folder / 'ends.npy', np.array(ends, np.int64))
   (folder / 'meta.json').write_text(json.dumps(meta))
+
+
+def _described(path, metadata):
+  """{column: names of its classes}, as the hub writes them into the file."""
+  try:
+    features = json.loads(metadata.get(b'huggingface', b'{}')).get('info', {}).get('features', {})
+    return {c: list(f['names']) for c, f in features.items() if isinstance(f, dict) and f.get('names')}
+  except (ValueError, AttributeError, TypeError) as error:
+    raise UserError(f'{path}: what the hub says of its columns (metadata "huggingface") is damaged ({error})') from None
 
 
 def _parquet_batches(path, file, columns):

@@ -17,6 +17,8 @@ from hierjax.data import pipeline
 from hierjax.data.sources import Examples
 from hierjax.taxonomy import Taxonomy
 
+TOP = 5  # choices of each head that are kept for every example
+
 
 def eval_step(variables: Mapping, images: jax.Array, model: nn.Module) -> tuple[dict[str, jax.Array], jax.Array]:
   """images [B, H, W, 3], [B, views, H, W, 3] or features [B, d] → ({level: probabilities [B, C], mean over the views}, features of the first view [B, d])."""
@@ -106,11 +108,15 @@ def summary(split: str, outputs: Outputs, taxonomy: Taxonomy, tta: int, weights:
 
 
 def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Taxonomy, examples: Examples) -> None:
-  """DIR/eval_SPLIT.json, and DIR/predictions_SPLIT.npz: files, labels, and the prediction [n, L] and its probability [n, L] of each decoding."""
+  """DIR/eval_SPLIT.json, and DIR/predictions_SPLIT.npz: files, labels, the prediction [n, L] and its probability [n, L] of each
+  decoding, and the TOP first choices of the head of column k: top_k [n, TOP] and their probabilities top_prob_k."""
   arrays = {'files': np.array([examples.files[i] for i in outputs.index]), 'labels': outputs.labels}
   for name, d in decodings(outputs, taxonomy, result['weights']).items():
     arrays[f'pred_{name}'] = d.pred
     arrays[f'prob_{name}'] = np.stack([np.take_along_axis(p, d.pred[:, k:k + 1], 1)[:, 0] for k, p in enumerate(d.prob)], 1).astype(np.float32)
+  for level, p in outputs.probs.items():
+    k, best = taxonomy.index(level), np.argsort(-p, axis=1, kind='stable')[:, :TOP]
+    arrays[f'top_{k}'], arrays[f'top_prob_{k}'] = best.astype(np.int32), np.take_along_axis(p, best, 1).astype(np.float32)
   np.savez_compressed(workdir / f'predictions_{result["split"]}.npz', **arrays)
   (workdir / f'eval_{result["split"]}.json').write_text(json.dumps(result, indent=2) + '\n')
 

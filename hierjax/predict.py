@@ -7,14 +7,15 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
+import cv2
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax import checkpoint, evaluate, models, parallel
+from hierjax import checkpoint, evaluate, explain, models, parallel
 from hierjax import config as config_lib
 from hierjax.config import UserError
-from hierjax.data import sources
+from hierjax.data import pipeline, sources, transforms
 from hierjax.models import heads, layers
 from hierjax.taxonomy import Taxonomy
 
@@ -80,6 +81,35 @@ class Model:
     result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights)
     evaluate.write(self.workdir, result, outputs, self.taxonomy, examples)
     return result
+
+  def explain(self, split: str, examples: sources.Examples | None = None) -> None:
+    """DIR/explain_SPLIT.npz, from which the report shows single images: by process 0 alone, on its first device, after `evaluate`."""
+    if jax.process_index():
+      return
+    examples = examples or self.split(split)
+    with np.load(self.workdir / f'predictions_{split}.npz') as archive:
+      predictions = dict(archive)
+    places = {file: i for i, file in enumerate(examples.files)}
+    if lost := [file for file in predictions['files'].tolist() if file not in places]:
+      raise UserError(f'{lost[0]}: in predictions_{split}.npz but no longer in split {split!r} of the data; --mode=evaluate --split={split} makes them anew')
+    at, c = np.array([places[file] for file in predictions['files'].tolist()]), self.c
+
+    def batches(rows):
+      few = sources.Examples(split, [examples.files[i] for i in at[rows]], examples.labels[at[rows]], lambda i: examples.reader(int(at[rows[i]])))
+      return pipeline.eval_batches(few, batch_size=c.eval.batch_size, size=c.data.size, resize=c.data.resize, threads=c.data.threads)
+
+    def picture(row):
+      try:
+        image = transforms.decode(examples.reader(int(at[row])))
+      except (transforms.BrokenImage, OSError):
+        return None
+      # stretched to a square, the model still sees the whole: the picture is shown as it is
+      h, w = image.shape[:2] if c.data.resize == 'squash' else (explain.SIDE,) * 2
+      scale = min(1.0, explain.SIDE / max(h, w))
+      size = max(1, round(w * scale)), max(1, round(h * scale))
+      return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if c.data.resize == 'squash' else transforms.eval_transform(image, explain.SIDE, c.data.resize)
+
+    explain.write(self.workdir, split, predictions, self.taxonomy, self.classifier, jax.device_get(self.variables), batches, picture)
 
   def split(self, name: str) -> sources.Examples:
     """A split of the configured data, which must have this model's taxonomy; where they bring none, their labels are read by the model's."""

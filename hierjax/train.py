@@ -447,7 +447,8 @@ def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
 def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
   """Trains what config `c` describes into `workdir`, or goes on with it, and returns the final val metrics and the digest of the TrainState.
 
-  Leaves config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, eval_VAL.json, predictions_VAL.npz and report.html there. Raises UserError for a
+  Leaves config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, eval_VAL.json, predictions_VAL.npz, explain_VAL.npz and
+  report.html there. Raises UserError for a
   user's mistake and Interrupted where Ctrl-C or SIGTERM came.
   """
   workdir, started = pathlib.Path(workdir), now()
@@ -467,7 +468,9 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
   if loop.broken:
     names = ', '.join(sorted(loop.broken)[:5]) + (' ...' if len(loop.broken) > 5 else '')
     loop.log.say(f'{len(loop.broken)} unreadable image(s) skipped: {names} (all in {workdir}/run.json)')
-  result = predict.load(workdir).evaluate(run.c.data.val, examples=run.val, tune=True)
+  model = predict.load(workdir)
+  result = model.evaluate(run.c.data.val, examples=run.val, tune=True)
+  model.explain(run.c.data.val, examples=run.val)
   for name, d in result['decode'].items():
     accuracies = ' '.join(f'{level} {v["top1"]:.4f}' for level, v in d['levels'].items() if v['top1'] is not None)
     loop.log.say(f'{run.c.data.val}, {result["n"]} images, {name}: {accuracies} full path {d["fpa"] or 0:.4f} HVR {d["hvr"]:.4f}')

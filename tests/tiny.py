@@ -19,6 +19,7 @@ class Tiny(nn.Module):
     x = layers.BatchNorm('relu', dtype=self.dtype, name='bn')(x, train)
     x = layers.Conv(self.width, 3, 2, 1, dtype=self.dtype, name='conv2')(x)
     x = layers.BatchNorm('relu', dtype=self.dtype, name='bn2')(x, train)
+    x = self.perturb('features', x)
     return layers.global_pool(x), {'features': x}
 
 

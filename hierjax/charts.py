@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
+from hierjax.runs import finite
+
 POINTS = 300  # points a curve is drawn with; more lines than that are averaged in bins
 
 
@@ -31,9 +33,9 @@ class Chart:
   percent: bool = False
 
 
-def _series(lines: list[dict], axis: str, key: str, colour: int, dots: bool, alpha: float | None = None) -> Series:
+def series(lines: list[dict], axis: str, key: str, colour: int, dots: bool, alpha: float | None = None) -> Series:
   """One curve; what is not finite is left out and long curves are averaged in bins, so that a report stays small."""
-  points = np.array([(line[axis], line[key]) for line in lines if _finite(line.get(key)) and _finite(line.get(axis))], float).reshape(-1, 2)
+  points = np.array([(line[axis], line[key]) for line in lines if finite(line.get(key)) and finite(line.get(axis))], float).reshape(-1, 2)
   if len(points) > POINTS: points = np.array([part.mean(0) for part in np.array_split(points, POINTS)])
   return Series(points[:, 0], points[:, 1], colour, dots, alpha or (1. if dots else .55))
 
@@ -42,14 +44,24 @@ COLOURS = 6                                       # as many as the style sheet h
 INK, GRID, TINTS = '#010203', '#010204', [f'#0102{k + 16:02x}' for k in range(COLOURS)]  # placeholders, each replaced by a CSS variable
 
 
-def draw(chart: Chart) -> Markup:
-  """A line chart as inline SVG in the page's CSS variables, so that it is light or dark with the page. It holds no text of a user's."""
+def _style(title: str):
   import matplotlib  # here and not above: reading a run or importing hierjax must not wait for it
+  return matplotlib.rc_context({
+    'svg.fonttype': 'none', 'svg.hashsalt': title, 'font.family': 'DejaVu Sans', 'font.size': 9, 'text.color': INK, 'axes.labelcolor': INK,
+    'xtick.color': INK, 'ytick.color': INK, 'axes.edgecolor': GRID, 'axes.linewidth': .8})
+
+
+def _svg(figure, title: str) -> Markup:
+  out = io.StringIO()
+  figure.savefig(out, format='svg', transparent=True, metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})
+  return inline(out.getvalue(), re.sub('[^a-z0-9]+', '-', title.lower()), title)
+
+
+def draw(chart: Chart) -> Markup:
+  """A line chart. It holds no text of a user's."""
   from matplotlib.figure import Figure
   from matplotlib.ticker import FuncFormatter, MaxNLocator
-  style = {'svg.fonttype': 'none', 'svg.hashsalt': chart.title, 'font.family': 'DejaVu Sans', 'font.size': 9, 'text.color': INK,
-           'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.edgecolor': GRID, 'axes.linewidth': .8}
-  with matplotlib.rc_context(style):
+  with _style(chart.title):
     figure = Figure(figsize=(4.6, 2.7))
     axes = figure.add_axes((.12, .165, .855, .785))
     for one in chart.series:
@@ -77,9 +89,7 @@ def draw(chart: Chart) -> Markup:
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=4)
     for side in ('top', 'right', 'left'): axes.spines[side].set_visible(False)
-    out = io.StringIO()
-    figure.savefig(out, format='svg', transparent=True, metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})
-  return inline(out.getvalue(), re.sub('[^a-z]+', '-', chart.title.lower()), f'{chart.title} over the run')
+    return _svg(figure, chart.title)
 
 
 def _tick(value: float, _) -> str:
@@ -97,3 +107,88 @@ def inline(svg: str, prefix: str, label: str) -> Markup:
   for k, tint in enumerate(TINTS): svg = svg.replace(tint, f'var(--c{k})')
   svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', svg, count=1)
   return Markup(svg.replace('xlink:href', 'href').strip())
+
+
+def reliability(title: str, curves: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]) -> Markup:
+  """A reliability diagram: accuracy over confidence per bin, the area of a dot its share of the images, and below how many images each bin holds.
+
+  curves: (colour, number, sum of confidence, sum of right) per bin, as metrics.reliability gives them.
+  """
+  from matplotlib.figure import Figure
+  from matplotlib.ticker import FuncFormatter
+  with _style(title):
+    figure = Figure(figsize=(3.3, 3.7))
+    axes, below = figure.add_axes((.15, .3, .82, .67)), figure.add_axes((.15, .115, .82, .15))
+    axes.plot([0, 1], [0, 1], color=INK, lw=.9, ls=(0, (1.5, 2.5)), alpha=.7)
+    for place, (colour, n, confidence, right) in enumerate(curves):
+      full = n > 0
+      x, y, share = confidence[full] / n[full], right[full] / n[full], n[full] / n.sum()
+      axes.plot(x, y, color=TINTS[colour], lw=1.2, alpha=.8)
+      axes.scatter(x, y, s=6 + 260 * share, color=TINTS[colour], alpha=.75, lw=0)
+      left, width = np.arange(len(n)) / len(n), .8 / len(n) / len(curves)
+      below.bar(left + .1 / len(n) + (place + .5) * width, n / n.sum(), width, color=TINTS[colour], alpha=.85, lw=0)
+    for one in (axes, below):
+      one.set_xlim(-.01, 1.01)
+      one.grid(color=GRID, lw=.8)
+      one.set_axisbelow(True)
+      one.tick_params(length=0, pad=3)
+      for side in ('top', 'right', 'left'): one.spines[side].set_visible(False)
+      for axis in (one.xaxis, one.yaxis): axis.set_major_formatter(FuncFormatter(lambda v, _: f'{100 * v:.0f}%'))
+    axes.set_ylim(-.01, 1.01)
+    axes.set_xticks(np.linspace(0, 1, 6), [])
+    axes.set_ylabel('accuracy', labelpad=1)
+    below.set_xticks(np.linspace(0, 1, 6))
+    below.set_ylabel('images', labelpad=1)
+    below.set_xlabel('probability shown', labelpad=2)
+    return _svg(figure, title)
+
+
+STEPS = 8  # shades of the confusion matrix
+
+
+def shade(share: float) -> int:
+  """Which of the STEPS shades, 1 the faintest: by the square root, so that what is rare can still be seen."""
+  return min(STEPS, max(1, math.ceil(STEPS * math.sqrt(share))))
+
+
+def cells(true: np.ndarray, pred: np.ndarray, count: np.ndarray, of: np.ndarray) -> list[tuple[str, str]]:
+  """Unit squares of a confusion matrix as (class of the style sheet, path): one path for each shade, diagonal ('d') and beside it ('o') apart.
+
+  true, pred: places along the two axes; count: images; of: images of the true class. Only cells that are not empty are drawn.
+  """
+  paths: dict[str, list[str]] = {}
+  for y, x, n, total in zip(true.tolist(), pred.tolist(), count.tolist(), of.tolist()):
+    paths.setdefault(f'{"d" if x == y else "o"} k{shade(n / total)}', []).append(f'M{x} {y}h1v1h-1z')
+  return [(name, ''.join(parts)) for name, parts in sorted(paths.items())]
+
+
+def scatter(xy: np.ndarray, groups: np.ndarray, width: float = 640, height: float = 440) -> list[tuple[int, str]]:
+  """Points as (group, path of round dots); groups int [n], drawn in the order of -1, n-1, ..., 0, so that the first lies on top."""
+  low, high = xy.min(0), xy.max(0)
+  at = 8 + (xy - low) / np.maximum(high - low, 1e-9) * (width - 16, height - 16)
+  return [(group, ''.join(f'M{x:.1f} {y:.1f}h0' for x, y in at[groups == group].tolist()))
+          for group in sorted(set(groups.tolist()), key=lambda g: (g >= 0, -g))]
+
+
+def strip(shades: list[int]) -> list[tuple[int, str]]:
+  """A row of unit cells, as (shade, path)."""
+  paths: dict[int, list[str]] = {}
+  for x, one in enumerate(shades): paths.setdefault(one, []).append(f'M{x} 0h1v1h-1z')
+  return [(one, ''.join(parts)) for one, parts in sorted(paths.items())]
+
+
+def address(image: bytes, kind: str = 'jpeg') -> str:
+  return f'data:image/{kind};base64,{base64.b64encode(image).decode()}'
+
+
+def heat(picture: bytes, heatmap: np.ndarray, side: int = 168) -> bytes:
+  """A JPEG of the picture, darkened and in grey, under the heat map, uint8 [h, w], in colour: the more heat, the more of it."""
+  import matplotlib
+  image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+  scale = min(1., side / max(image.shape[:2]))
+  image = cv2.resize(image, (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))), interpolation=cv2.INTER_AREA)
+  level = np.clip(cv2.resize(heatmap.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_CUBIC) / 255, 0, 1)[..., None]
+  colour = 255 * matplotlib.colormaps['inferno'](level[..., 0])[..., :3]
+  grey = image.mean(-1, keepdims=True)
+  mixed = (1 - .65 * level) * (.55 * grey + .25 * image) + .65 * level * colour
+  return cv2.imencode('.jpg', np.clip(mixed, 0, 255).astype(np.uint8)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 78])[1].tobytes()

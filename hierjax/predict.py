@@ -104,10 +104,10 @@ class Model:
       except (transforms.BrokenImage, OSError):
         return None
       # stretched to a square, the model still sees the whole: the picture is shown as it is
-      h, w = image.shape[:2] if c.data.resize == 'squash' else (explain.SIDE,) * 2
-      scale = min(1.0, explain.SIDE / max(h, w))
-      size = max(1, round(w * scale)), max(1, round(h * scale))
-      return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if c.data.resize == 'squash' else transforms.eval_transform(image, explain.SIDE, c.data.resize)
+      if c.data.resize != 'squash':
+        return transforms.eval_transform(image, explain.SIDE, c.data.resize)
+      scale = min(1.0, explain.SIDE / max(image.shape[:2]))
+      return cv2.resize(image, [max(1, round(n * scale)) for n in image.shape[1::-1]], interpolation=cv2.INTER_AREA)
 
     explain.write(self.workdir, split, predictions, self.taxonomy, self.classifier, jax.device_get(self.variables), batches, picture)
 

@@ -6,7 +6,7 @@ in report.html.j2; to add one, write both and add a line to the list. A missing 
 import dataclasses
 import datetime
 import functools
-import io
+import itertools
 import json
 import logging
 import math
@@ -19,8 +19,9 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from hierjax import metrics
-from hierjax.config import UserError, resolve_levels
+from hierjax import charts, explain, metrics
+from hierjax.charts import series
+from hierjax.runs import Run, finite, flat, get, read
 from hierjax.taxonomy import Taxonomy
 
 DECODINGS = {
@@ -65,19 +66,15 @@ METRICS = {
 
 def number(value, percent: bool = True) -> str:
   """A share as a percentage with one decimal, a distance with two; an en dash where there is none."""
-  if not _finite(value): return '–'
+  if not finite(value): return '–'
   return f'{100 * value:.1f}%' if percent else f'{value:.2f}'
 
 
 def signed(value, percent: bool = True) -> str:
   """A difference with its sign: percentage points with one decimal, distances with two."""
-  if not _finite(value): return '–'
+  if not finite(value): return '–'
   text = f'{100 * abs(value):.1f}' if percent else f'{abs(value):.2f}'
   return text if float(text) == 0 else ('+' if value > 0 else '\N{MINUS SIGN}') + text
-
-
-def _finite(value) -> bool:
-  return isinstance(value, int | float | np.number) and math.isfinite(value)
 
 
 def count(value) -> str:
@@ -91,7 +88,7 @@ def listed(words) -> str:
 
 
 def duration(seconds) -> str:
-  if not _finite(seconds): return '–'
+  if not finite(seconds): return '–'
   seconds = round(seconds)
   if seconds < 120: return f'{seconds} s'
   return f'{seconds // 60} min {seconds % 60:02d} s' if seconds < 7200 else f'{seconds // 3600} h {seconds % 3600 // 60:02d} min'
@@ -136,8 +133,8 @@ def headline(run: Run) -> Markup:
   text = ' '.join(first)
   if run.train or run.val:
     last = max(run.train + run.val, key=lambda line: line['step'])
-    text += f' for {last["epoch"]:.3g} epochs' if _finite(last.get('epoch')) else f' for {count(last["step"])} steps'
-  if _finite(info.get('seconds')): text += f', in {duration(info["seconds"])}'
+    text += f' for {last["epoch"]:.3g} epochs' if finite(last.get('epoch')) else f' for {count(last["step"])} steps'
+  if finite(info.get('seconds')): text += f', in {duration(info["seconds"])}'
   if info.get('device'): text += f' on {info["device"]}'
   text += '.'
   tiles, second = [], ''
@@ -187,12 +184,12 @@ def verdict(run: Run) -> Markup:
   for key, label in keys.items():
     metric = METRICS[key.rsplit('/', 1)[-1]]
     theirs, mine, loose = (_value(decoding, key) for decoding in (base, ours, decode.get('independent')))
-    difference = mine - theirs if _finite(mine) and _finite(theirs) else None
+    difference = mine - theirs if finite(mine) and finite(theirs) else None
     low, high = intervals.get(_flat_name(key), (None, None))
     rows.append({
       'label': label, 'baseline': number(theirs, metric.percent), 'ours': number(mine, metric.percent),
       'independent': number(loose, metric.percent), 'difference': signed(difference, metric.percent),
-      'interval': f'{signed(low, metric.percent)} to {signed(high, metric.percent)}' if _finite(low) and low < high else '',
+      'interval': f'{signed(low, metric.percent)} to {signed(high, metric.percent)}' if finite(low) and low < high else '',
       'tone': _tone(metric.better, difference, low, high)})
   answer, sentence = _answer(run, base, ours, name, intervals, mismatches)
   same_path = name != 'independent' and number(ours.get('fpa')) == number(_value(ours, f'levels/{finest}/top1'))
@@ -203,7 +200,7 @@ def verdict(run: Run) -> Markup:
 
 def _tone(better: int, difference, low, high) -> str:
   """'good' or 'bad' only where the interval leaves zero out."""
-  if not better or not _finite(difference) or not _finite(low) or low <= 0 <= high: return ''
+  if not better or not finite(difference) or not finite(low) or low <= 0 <= high: return ''
   return 'good' if difference * better > 0 else 'bad'
 
 
@@ -212,11 +209,11 @@ def _answer(run: Run, base: dict, ours: dict, name: str, intervals: dict, mismat
   split = run.splits[0]
   if mismatches: return 'Not comparable.', f'The two runs were not measured alike: {"; ".join(mismatches)}.'
   mine, theirs = ours.get('fpa'), base.get('fpa')
-  if not _finite(mine) or not _finite(theirs): return 'Unknown.', 'The full-path accuracy of one of the two runs is missing.'
+  if not finite(mine) or not finite(theirs): return 'Unknown.', 'The full-path accuracy of one of the two runs is missing.'
   low, high = intervals.get('fpa', (None, None))
   sentence = (f'On {split}, {number(mine)} of the images are right at every level with {name} decoding, against {number(theirs)} '
               f'for the plain baseline: a difference of {signed(mine - theirs)} points')
-  if _finite(low):
+  if finite(low):
     sentence += f' (95% interval {signed(low)} to {signed(high)}).'
     answer = 'Yes.' if low > 0 else 'No.' if high < 0 else 'Not shown.'
     if answer == 'Not shown.': sentence += ' That is within what another draw of images could give.'
@@ -225,15 +222,15 @@ def _answer(run: Run, base: dict, ours: dict, name: str, intervals: dict, mismat
     sentence += '. Whether that is more than chance cannot be said without an interval.'
     answer = 'It seems so.' if mine > theirs else 'It seems not.' if mine < theirs else 'No difference.'
   coarse = [(level, _value(ours, f'levels/{level}/top1'), _value(base, f'levels/{level}/top1')) for level in run.levels[:-1]]
-  changes = [f'{signed(a - b)} for {level}' for level, a, b in coarse if _finite(a) and _finite(b)]
+  changes = [f'{signed(a - b)} for {level}' for level, a, b in coarse if finite(a) and finite(b)]
   if changes: sentence += f' Above the finest level the accuracies differ, in points, by {listed(changes)}.'
-  if _finite(ours.get('severity')) and _finite(base.get('severity')):
+  if finite(ours.get('severity')) and finite(base.get('severity')):
     change = round(ours['severity'], 2) - round(base['severity'], 2)
     low, high = intervals.get('severity', (change, change))
     word = 'about as severe' if not change or low <= 0 <= high else 'milder on average' if change < 0 else 'more severe on average'
     sentence += f' Its mistakes are {word} ({number(ours["severity"], False)} levels off against {number(base["severity"], False)}).'
   loose = run.evaluation['decode'].get('independent', {}).get('hvr')
-  if _finite(loose) and name != 'independent':
+  if finite(loose) and name != 'independent':
     sentence += (f' Read separately, the heads contradict each other on {number(loose)} of the images; '
                  f'{name} decoding and the baseline cannot.')
   return answer, sentence
@@ -303,15 +300,15 @@ def _table(run: Run, split: str) -> dict:
     made = []
     for key, label, metric in keys:
       values = [_value(column, key) for column in columns.values()]
-      if not any(_finite(value) for value in values): continue
+      if not any(finite(value) for value in values): continue
       shown = [number(value, metric.percent) for value in values]
-      finite = [value for value in values if _finite(value)]
-      best = number(max(finite) if metric.better > 0 else min(finite), metric.percent) if metric.better else None
+      there = [value for value in values if finite(value)]
+      best = number(max(there) if metric.better > 0 else min(there), metric.percent) if metric.better else None
       # Equal as printed is equal: all get the bold, and none where every column is the same.
       bold = [best is not None and text == best and len(set(shown)) > 1 for text in shown]
       found = [(intervals.get(name) or {}).get(_flat_name(key)) or {} for name in columns]
       ranges = [f'{number(r["low"], metric.percent).removesuffix("%")}–{number(r["high"], metric.percent).removesuffix("%")}'
-                if key.endswith(WITH_INTERVAL) and _finite(r.get('low')) and r['low'] < r['high'] else '' for r in found]
+                if key.endswith(WITH_INTERVAL) and finite(r.get('low')) and r['low'] < r['high'] else '' for r in found]
       made.append({'label': label, 'key': key, 'cells': list(zip(shown, bold, ranges))})
     return made
 
@@ -329,7 +326,7 @@ def _table(run: Run, split: str) -> dict:
     'split': split, 'n': evaluation.get('n', 'an unknown number of'), 'unreadable': evaluation.get('unreadable') or 0,
     'tta': evaluation.get('tta') or 1, 'columns': list(columns), 'groups': [group for group in groups if group[1]],
     'unheaded': bool(unheaded),
-    'weights': {level: f'{weight:.3g}' for level, weight in (evaluation.get('weights') or {}).items() if _finite(weight)},
+    'weights': {level: f'{weight:.3g}' for level, weight in (evaluation.get('weights') or {}).items() if finite(weight)},
     'ranges': any(cell[2] for _, group in groups for row in group for cell in row['cells'])}
 
 
@@ -349,25 +346,27 @@ def curves(run: Run) -> Markup:
 
   def panel(title, legend, *series, **options):
     if series := [one for one in series if len(one.x)]:
-      chart = Chart(title, axis, tuple(series), marks, span, **options)
-      panels.append({'title': title, 'legend': legend if len(series) > 1 else [], 'svg': draw(chart)})
+      chart = charts.Chart(title, axis, tuple(series), marks, span, **options)
+      panels.append({'title': title, 'legend': legend if len(series) > 1 else [], 'svg': charts.draw(chart)})
 
   levels = [(level, 'thick', k) for k, level in enumerate(run.levels)]
   panel('Loss', [('train', 'thin', 0), ('val', 'thick', 1)],
-        _series(run.train, axis, 'loss', 0, False), _series(run.val, axis, 'loss', 1, True))
+        series(run.train, axis, 'loss', 0, False), series(run.val, axis, 'loss', 1, True))
   if len(run.heads) > 1:
-    panel('Training loss per level', levels, *(_series(run.train, axis, f'loss/{level}', k, False, 1.) for level, _, k in levels))
+    panel('Training loss per level', levels, *(series(run.train, axis, f'loss/{level}', k, False, 1.) for level, _, k in levels))
   panel('Accuracy per level', [*levels, ('train', 'thin', 'ink'), ('val', 'thick', 'ink')],
-        *(_series(run.train, axis, f'acc/{level}', k, False) for level, _, k in levels),
-        *(_series(run.val, axis, f'top1/{level}', k, True) for level, _, k in levels), percent=True)
+        *(series(run.train, axis, f'acc/{level}', k, False) for level, _, k in levels),
+        *(series(run.val, axis, f'top1/{level}', k, True) for level, _, k in levels), percent=True)
   whole = {'fpa': 'full path, independent', 'joint_fpa': 'full path, joint', 'hvr': 'contradictions (HVR)'}
   panel('Whole path on val', [(label, 'thick', k) for k, label in enumerate(whole.values())],
-        *(_series(run.val, axis, key, k, True) for k, key in enumerate(whole)), percent=True)
-  panel('Learning rate', [], _series(run.train, axis, 'lr', 0, False, 1.))
-  panel('Images per second', [], _series(run.train, axis, 'images_per_s', 0, False, 1.))
-  panel('Share of the time spent waiting for data', [], _series(run.train, axis, 'data_wait', 0, False, 1.), percent=True)
-  panel('Gradient norm', [], _series(run.train, axis, 'grad_norm', 0, False, 1.))
-  return render('curves', panels=panels, phases=phases, binned=len(run.train) > POINTS)
+        *(series(run.val, axis, key, k, True) for k, key in enumerate(whole)), percent=True)
+  weighted = [(level, style, k) for level, style, k in levels if any(f'weight/{level}' in line for line in run.train)]
+  panel('Loss weights', weighted, *(series(run.train, axis, f'weight/{level}', k, False, 1.) for level, _, k in weighted))
+  panel('Learning rate', [], series(run.train, axis, 'lr', 0, False, 1.))
+  panel('Images per second', [], series(run.train, axis, 'images_per_s', 0, False, 1.))
+  panel('Share of the time spent waiting for data', [], series(run.train, axis, 'data_wait', 0, False, 1.), percent=True)
+  panel('Gradient norm', [], series(run.train, axis, 'grad_norm', 0, False, 1.))
+  return render('curves', panels=panels, phases=phases, binned=len(run.train) > charts.POINTS)
 
 
 def _phase(run: Run, phase, at: float, axis: str) -> str:
@@ -382,26 +381,237 @@ def _phase(run: Run, phase, at: float, axis: str) -> str:
 
 
 def calibration(run: Run) -> Markup:
-  """How far a shown probability can be trusted, in words."""
+  """How far a shown probability can be trusted: reliability diagrams, and the same in words."""
   if not run.evaluation: return render('sentence', 'There is no evaluation, so nothing is known about calibration.')
-  split, notes = run.splits[0], []
-  predictions = run.predictions(split) or {}
-  for name in ('independent', 'joint'):
-    decoding = run.evaluation['decode'].get(name)
-    if not decoding: continue
-    for k, level in enumerate(run.levels):
-      if not _finite(error := _value(decoding, f'levels/{level}/ece')): continue
+  split, notes, panels = run.splits[0], [], []
+  predictions = run.predicted or {}
+  names = [name for name in ('independent', 'joint') if run.evaluation['decode'].get(name)]
+  for k, level in enumerate(run.levels):
+    curves = []
+    for name in names:
+      if not finite(error := _value(run.evaluation['decode'][name], f'levels/{level}/ece')): continue
       note = {'level': level, 'decoding': name, 'ece': f'{100 * error:.1f}', 'how': ''}
-      if f'prob_{name}' in predictions and predictions[f'prob_{name}'].shape == predictions['labels'].shape:
+      if f'prob_{name}' in predictions:
         known = predictions['labels'][:, k] >= 0
         if known.any():
-          sure = float(predictions[f'prob_{name}'][known, k].mean())
-          right = float((predictions[f'pred_{name}'] == predictions['labels'])[known, k].mean())
+          bins = metrics.reliability(predictions[f'prob_{name}'][known, k], (predictions[f'pred_{name}'] == predictions['labels'])[known, k])
+          curves.append((names.index(name), *bins))
+          sure, right = (float(total.sum() / known.sum()) for total in bins[1:])
           how = 'too high' if sure > right + .01 else 'too low' if sure < right - .01 else 'fair'
           note |= {'sure': number(sure), 'right': number(right), 'how': how}
       notes.append(note)
+    if curves: panels.append({'title': level, 'svg': charts.reliability(f'Reliability diagram {k + 1}', curves)})
   if not notes: return render('sentence', 'The evaluation holds no calibration error.')
-  return render('calibration', notes=notes, split=split, worst=max(notes, key=lambda note: float(note['ece'])))
+  return render('calibration', notes=notes, split=split, worst=max(notes, key=lambda note: float(note['ece'])), panels=panels, names=names)
+
+
+LABELLED = 60                    # classes up to which every row of a confusion matrix is named; above, the coarser classes are
+NUMBERED = 14                    # and up to which the shares stand in it
+CELLS = 60_000                   # drawn at most, those with the most images
+BLOCKS, BLOCK = 60, 40           # coarser classes to zoom into, and classes in one
+
+
+def confusion(run: Run) -> Markup:
+  """The confusion matrix of every level in the taxonomy's order, and that of the finest level inside each coarser class."""
+  if run.predicted is None: return render('sentence', NO_PREDICTIONS)
+  tree = run.taxonomy
+  tabs = [(level, render('matrix', **_matrix(run, k))) for k, level in enumerate(tree.levels)]
+  finest = len(tree.levels) - 1
+  outer = next((k for k in range(finest) if tree.nests(tree.levels[-1], tree.levels[k]) and len(tree.names[k]) > 1), None)
+  blocks, found = [], 0
+  if outer is not None:
+    labels, pred = (run.predicted[key][:, -1] for key in ('labels', 'pred_joint'))
+    group = tree.paths[:, outer]
+    order = _order(tree, finest)
+    rows = [labels[labels >= 0], pred[labels >= 0]]
+    wrong = np.bincount(group[rows[0]], rows[0] != rows[1], len(tree.names[outer]))
+    several = np.flatnonzero(np.bincount(group) > 1)
+    found = len(several)
+    for g in sorted(sorted(several.tolist(), key=lambda g: -wrong[g])[:BLOCKS]):
+      blocks.append(_block(run, tree.names[outer][g], order[group[order] == g], *rows))
+  return render('confusion', panes=tabs, split=run.splits[0], blocks=blocks, more=found - len(blocks), finest=tree.levels[-1],
+                outer=None if outer is None else tree.levels[outer])
+
+
+NO_PREDICTIONS = 'This needs the predictions and the taxonomy of the run: --mode=report with this --workdir makes what is missing.'
+
+
+def _order(tree: Taxonomy, k: int) -> np.ndarray:
+  """The classes of a level so that those of one coarser class stand side by side, int [class]."""
+  level = tree.levels[k]
+  keys = [tree.parents(level, coarser) for coarser in tree.levels[:k] if tree.nests(level, coarser)]
+  return np.lexsort((np.arange(len(tree.names[k])), *reversed(keys)))
+
+
+def _matrix(run: Run, k: int) -> dict:
+  tree = run.taxonomy
+  labels, pred = (run.predicted[key][:, k] for key in ('labels', 'pred_joint'))
+  known, n = labels >= 0, len(tree.names[k])
+  pairs, count = np.unique(np.stack([labels[known], pred[known]], 1), axis=0, return_counts=True)
+  of = np.bincount(labels[known], minlength=n)
+  order = _order(tree, k)
+  place = np.argsort(order)
+  drawn = np.argsort(-count, kind='stable')[:CELLS]
+  true, other = place[pairs[drawn].T]
+  labels_of = [tree.names[k][c] for c in order]
+  outer = next((j for j in range(k) if tree.nests(tree.levels[k], tree.levels[j]) and 1 < len(tree.names[j]) < n), None)
+  starts, groups = [], []
+  if outer is not None:
+    column = tree.parents(tree.levels[k], tree.levels[outer])[order]
+    starts = [0, *(np.flatnonzero(np.diff(column)) + 1).tolist(), n]
+    groups = [(tree.names[outer][column[a]], a, b) for a, b in itertools.pairwise(starts)]
+  named = n <= LABELLED
+  ticks = [(name, i + .5) for i, name in enumerate(labels_of)] if named else [(name, (a + b) / 2) for name, a, b in groups if b - a >= n / 75]
+  margin = 12 + min(190, 6.1 * max((len(name) for name, _ in ticks), default=1))
+  cell = min(44., (940 - margin) / n)
+  numbers = []
+  if n <= NUMBERED:
+    numbers = [(x + .5, y + .5, f'{100 * c / of[order[y]]:.0f}', charts.shade(c / of[order[y]]) > 5)
+               for y, x, c in zip(true.tolist(), other.tolist(), count[drawn].tolist()) if 200 * c >= of[order[y]]]
+  right = int(count[pairs[:, 0] == pairs[:, 1]].sum())
+  return {'level': tree.levels[k], 'n': n, 'cell': cell, 'margin': margin, 'side': cell * n, 'ticks': ticks, 'numbers': numbers,
+          'size': min(11., .92 * cell) if named else 10., 'paths': charts.cells(true, other, count[drawn], of[order[true]]), 'starts': starts[1:-1],
+          'images': int(known.sum()), 'wrong': int(known.sum()) - right, 'outer': None if outer is None else tree.levels[outer], 'named': named,
+          'left_out': len(count) - len(drawn)}
+
+
+def _block(run: Run, name: str, members: np.ndarray, labels: np.ndarray, pred: np.ndarray) -> dict:
+  """The part of the finest level's matrix that lies inside one coarser class, those with the most mistakes where there are too many."""
+  tree = run.taxonomy
+  inside = np.isin(labels, members)
+  labels, pred = labels[inside], pred[inside]
+  size = len(tree.paths)
+  of, wrong = np.bincount(labels, minlength=size), np.bincount(labels, labels != pred, size)
+  kept = members
+  if len(members) > BLOCK: kept = members[np.sort(np.argsort(-wrong[members], kind='stable')[:BLOCK])]
+  place = np.full(size, -1)
+  place[kept] = np.arange(len(kept))
+  table = np.zeros((len(kept), len(kept)), int)
+  both = (place[labels] >= 0) & (place[pred] >= 0)
+  np.add.at(table, (place[labels[both]], place[pred[both]]), 1)
+  rows = []
+  for i, c in enumerate(kept.tolist()):
+    line = [(int(v), f'{"d" if i == j else "o"} k{charts.shade(v / of[c])}' if v else '') for j, v in enumerate(table[i])]
+    away = int(of[c] - table[i].sum())
+    rows.append({'name': tree.names[-1][c], 'cells': line, 'away': away, 'shade': f'o k{charts.shade(away / of[c])}' if away else '', 'of': int(of[c])})
+  within = int((np.isin(pred, members) & (pred != labels)).sum())
+  return {'name': name, 'classes': len(members), 'images': len(labels), 'right': number((labels == pred).mean() if len(labels) else None),
+          'within': within, 'elsewhere': int((~np.isin(pred, members)).sum()), 'rows': rows, 'left_out': len(members) - len(kept)}
+
+
+def worst(run: Run) -> Markup:
+  """The pairs of finest classes that cost most, with images of both."""
+  if run.predicted is None: return render('sentence', NO_PREDICTIONS)
+  tree, data = run.taxonomy, run.predicted
+  found = []
+  for c in explain.confusions(data['pred_joint'][:, -1], data['prob_joint'][:, -1], data['labels'][:, -1], tree):
+    alike = [level for k, level in enumerate(tree.levels) if tree.paths[c.true, k] == tree.paths[c.pred, k]]
+    found.append({
+      'true': tree.names[-1][c.true], 'pred': tree.names[-1][c.pred], 'height': c.height, 'count': c.count, 'of': c.of, 'same': alike,
+      'mistaken': [_shot(run, row, number(data['prob_joint'][row, -1])) for row in c.rows.tolist() if row in run.pictures],
+      'alike': [_shot(run, row, '') for row in c.alike.tolist() if row in run.pictures]})
+  if not found: return render('sentence', f'There is no wrong {tree.levels[-1]} on {run.splits[0]}.')
+  return render('worst', found=found, finest=tree.levels[-1], split=run.splits[0], levels=len(tree.levels), pictures=bool(run.pictures), remake=REMAKE)
+
+
+REMAKE = 'There are no images of this evaluation yet: --mode=report with this --workdir adds them.'
+
+
+def _shot(run: Run, row: int, note: str) -> dict:
+  return {'src': charts.address(run.pictures[row]), 'file': str(run.predicted['files'][row]), 'note': note}
+
+
+def gallery(run: Run) -> Markup:
+  """For every pattern of right and wrong heads, images with the first five choices of each head and what it looked at."""
+  columns = explain.heads(run.predicted) if run.predicted else []
+  if not columns: return render('sentence', NO_PREDICTIONS)
+  tree, data = run.taxonomy, run.predicted
+  known = (data['labels'][:, columns] >= 0).all(1)
+  tabs = []
+  for pattern, rows, drawn in explain.patterns(explain.right(data, columns), known):
+    cases = [_case(run, row, columns) for row in drawn.tolist() if row in run.pictures]
+    marks = [(tree.levels[k], ok) for k, ok in zip(columns, pattern)]
+    tabs.append((render('pattern', marks=marks, n=len(rows)), render('cases', cases=cases, n=len(rows), share=number(len(rows) / known.sum()), marks=marks)))
+  if not tabs: return render('sentence', f'No image of {run.splits[0]} is labelled at every level with a head.')
+  if not run.pictures: return render('patterns', panes=tabs, remake=REMAKE)
+  return render('gallery', panes=tabs, possible=2 ** len(columns), heads=len(columns), split=run.splits[0], each=explain.EACH)
+
+
+def _case(run: Run, row: int, columns: list[int]) -> dict:
+  tree, data = run.taxonomy, run.predicted
+  at = run.explained['rows'].tolist().index(row)
+  heads = []
+  for place, k in enumerate(columns):
+    label = int(data['labels'][row, k])
+    choices = [{'name': tree.names[k][c], 'share': number(float(p)), 'width': f'{100 * float(p):.1f}', 'true': c == label}
+               for c, p in zip(data[f'top_{k}'][row].tolist(), data[f'top_prob_{k}'][row].tolist())]
+    heat = charts.address(charts.heat(run.pictures[row], run.explained['maps'][at, place]))
+    heads.append({'level': tree.levels[k], 'right': choices[0]['true'], 'truth': tree.names[k][label], 'choices': choices, 'heat': heat})
+  return {**_shot(run, row, ''), 'heads': heads}
+
+
+GRADES = ((.5, 'under 50%'), (.7, '50 to 70%'), (.8, '70 to 80%'), (.9, '80 to 90%'), (math.inf, '90% and more'))  # of accuracy: the colours of the tree
+BRANCHES = 3000                                                                                             # drawn at most
+UNSEEN = len(GRADES)
+
+
+def tree(run: Run) -> Markup:
+  """The taxonomy as a tree, every branch coloured by how many of its images are recognised."""
+  if run.predicted is None: return render('sentence', NO_PREDICTIONS)
+  table, data = run.taxonomy, run.predicted
+  labels = data['labels']
+  rows = (labels >= 0).all(1)
+  leaf, leaves = labels[rows, -1], len(table.paths)
+  seen = np.bincount(leaf, minlength=leaves)
+  right = np.stack([np.bincount(leaf, data['pred_joint'][rows, k] == labels[rows, k], leaves) for k in range(len(table.levels))], 1)
+  order = np.lexsort(table.paths.T[::-1])
+  sizes = [len(np.unique(table.paths[:, :k + 1], axis=0)) for k in range(len(table.levels))]
+  deepest = max([k for k in range(len(sizes)) if sum(sizes[:k + 1]) <= BRANCHES], default=0)
+
+  def grade(a, n):
+    return next(i for i, (limit, _) in enumerate(GRADES) if a / n < limit) if n else UNSEEN
+
+  def branches(members, k):
+    """The branches of leaves `members` (in order) at level k."""
+    column, out = table.paths[members, k], []
+    for part in np.split(members, np.flatnonzero(np.diff(column)) + 1):
+      n, own, fine = int(seen[part].sum()), right[part, k].sum(), right[part, -1].sum()
+      goes_on = [i for i in part if table.depth[i] > k + 1]
+      out.append({
+        'name': table.names[k][table.paths[part[0], k]], 'n': n, 'own': number(own / n if n else None), 'fine': number(fine / n if n else None),
+        'grade': grade(own, n), 'leaves': len(part), 'strip': charts.strip([grade(right[i, -1], seen[i]) for i in part]) if goes_on else [],
+        'branches': branches(np.array(goes_on), k + 1) if goes_on and k < deepest else []})
+    return out
+
+  made = branches(order, 0)
+  return render('tree', branches=made[:BRANCHES], more=max(0, len(made) - BRANCHES), grades=[text for _, text in GRADES], levels=table.levels,
+                split=run.splits[0], deepest=table.levels[deepest] if deepest < len(sizes) - 1 else '')
+
+
+HUES = 12  # classes with a colour of their own among the points
+
+
+def features(run: Run) -> Markup:
+  """The features of the examples in the plane, by class and by right and wrong."""
+  made = run.explained
+  if made is None: return render('sentence', REMAKE)
+  if not made['xy'].any(): return render('sentence', 'There are too few images to place.')
+  table, at, xy = run.taxonomy, made['points'], made['xy']
+  labels, pred = run.predicted['labels'][at], run.predicted['pred_joint'][at]
+  tabs = []
+  for k, level in enumerate(table.levels[:-1]):
+    common = np.argsort(-np.bincount(labels[labels[:, k] >= 0, k], minlength=len(table.names[k])), kind='stable')[:HUES]
+    rank = np.full(len(table.names[k]), -1)
+    rank[common] = np.arange(len(common))
+    groups = np.where(labels[:, k] >= 0, rank[labels[:, k]], -1)
+    legend = [(i, table.names[k][c]) for i, c in enumerate(common.tolist()) if (groups == i).any()]
+    if (groups == -1).any(): legend.append((-1, 'others'))
+    tabs.append((level, render('points', paths=charts.scatter(xy, groups), legend=legend)))
+  known = labels[:, -1] >= 0
+  groups = np.where(known, np.where(pred[:, -1] == labels[:, -1], 1, 0), -1)
+  legend = [(0, f'wrong {table.levels[-1]}'), (1, f'right {table.levels[-1]}')] + [(-1, 'unknown')] * bool((~known).any())
+  tabs.append(('right and wrong', render('points', paths=charts.scatter(xy, groups), legend=legend)))
+  return render('features', panes=tabs, n=len(at), split=run.splits[0], all=len(run.predicted['labels']))
 
 
 def taxonomy(run: Run) -> Markup:
@@ -447,7 +657,8 @@ def configuration(run: Run) -> Markup:
 def provenance(run: Run) -> Markup:
   """What is needed to make the run again."""
   info = run.info
-  facts = {'seed': run.config.get('seed'), 'started': info.get('started'), 'finished': info.get('finished'), 'device': info.get('device'),
+  facts = {'seed': run.config.get('seed'), 'seed of the split': get(run.config, 'data.split_seed'),
+           'started': info.get('started'), 'finished': info.get('finished'), 'device': info.get('device'),
            'time': duration(info['seconds']) if info.get('seconds') else None,
            'parameters': count(info['params']) if info.get('params') else None,
            'taxonomy': run.taxonomy.hash()[:16] if run.taxonomy else None, 'training state': (info.get('state_sha256') or '')[:16] or None}
@@ -466,7 +677,12 @@ SECTIONS = [
   Section('verdict', 'Did the hierarchy pay?', verdict),
   Section('scores', 'Scores', scores),
   Section('curves', 'Curves', curves),
+  Section('confusion', 'What is taken for what', confusion),
+  Section('worst', 'The worst confusions', worst),
+  Section('gallery', 'What each head saw', gallery),
   Section('calibration', 'Can the probabilities be trusted?', calibration),
+  Section('tree', 'Where in the tree it works', tree),
+  Section('features', 'The features', features),
   Section('taxonomy', 'Taxonomy', taxonomy),
   Section('data', 'Data', data),
   Section('configuration', 'Configuration', configuration),

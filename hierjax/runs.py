@@ -2,6 +2,8 @@
 import dataclasses
 import functools
 import json
+import logging
+import math
 import os
 import pathlib
 import re
@@ -11,7 +13,6 @@ import numpy as np
 from hierjax import explain
 from hierjax.config import UserError, resolve_levels
 from hierjax.taxonomy import Taxonomy
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +56,42 @@ class Run:
     return self.evals[self.splits[0]] if self.splits else None
 
   def predictions(self, split: str) -> dict[str, np.ndarray] | None:
-    """predictions_SPLIT.npz of evaluate.write: files [N], labels, pred_DECODING and prob_DECODING [N, L]; None where there is none."""
+    """predictions_SPLIT.npz of evaluate.write: files [N], labels, pred_DECODING and prob_DECODING [N, L], top_K and top_prob_K [N, 5] of the head of
+    column K; None where there is none that could be read."""
+    return self._archive(f'predictions_{split}.npz', ('files', 'labels', 'pred_', 'prob_', 'top_'))
+
+  def _archive(self, name: str, keys: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     try:
-      with np.load(self.path / f'predictions_{split}.npz', allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files if key in ('files', 'labels') or key.startswith(('pred_', 'prob_'))}
+      with np.load(self.path / name, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files if key.startswith(keys)}
     except FileNotFoundError:
       return None
     except Exception as error:
-      logging.warning('report: predictions_%s.npz could not be read: %s', split, error)
+      logging.warning('report: %s could not be read: %s', name, error)
       return None
+
+  @functools.cached_property
+  def predicted(self) -> dict[str, np.ndarray] | None:
+    """The predictions on the first split, where they are whole and of this taxonomy."""
+    found = self.predictions(self.splits[0]) if self.splits and self.taxonomy else None
+    if found is None or not {'labels', 'pred_joint', 'prob_joint'} <= found.keys(): return None
+    sizes = [len(names) for names in self.taxonomy.names]
+    fits = found['labels'].shape == found['pred_joint'].shape == (len(found['files']), len(sizes)) and len(found['labels'])
+    return found if fits and all((found[key] < sizes).all() for key in ('labels', 'pred_joint')) else None
+
+  @functools.cached_property
+  def explained(self) -> dict[str, np.ndarray] | None:
+    """explain_SPLIT.npz of explain.write on the first split, where it belongs to the predictions."""
+    if self.predicted is None or not explain.current(self.path, self.splits[0]): return None
+    return self._archive(f'explain_{self.splits[0]}.npz', ('',))
+
+  @functools.cached_property
+  def pictures(self) -> dict[int, bytes]:
+    """Row of the predictions -> JPEG."""
+    made = self.explained
+    if made is None: return {}
+    ends = made['ends'].tolist()
+    return {row: made['jpeg'][start:end].tobytes() for row, start, end in zip(made['rows'].tolist(), [0, *ends], ends)}
 
 
 def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
@@ -142,3 +170,7 @@ def flat(tree: dict, prefix: str = '') -> dict[str, object]:
   for key, value in tree.items():
     leaves |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) and value else {f'{prefix}{key}': value}
   return leaves
+
+
+def finite(value) -> bool:
+  return isinstance(value, int | float | np.number) and math.isfinite(value)

@@ -3,6 +3,7 @@
   python main.py --config=configs/quickstart.py --workdir=runs/first                       train on the embedded drawings
   python main.py --config=configs/3head.py --config.data.root=FOLDER --workdir=runs/mine    train on your images
   python main.py --mode=evaluate --workdir=runs/mine --split=val                            metrics as JSON
+  python main.py --mode=report   --workdir=runs/mine                                        report.html; evaluates val where that is missing
   python main.py --mode=predict  --workdir=runs/mine --images='photos/*.jpg'                one JSON line an image
   python main.py --mode=lint     --config.data.root=FOLDER                                  check taxonomy, labels and images
   python main.py --mode=describe --config=configs/3head.py                                  parameters and MACs of the model
@@ -25,10 +26,10 @@ if __name__ == '__main__' and sys.platform == 'linux' and os.environ.get('HIERJA
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-MODES = ('train', 'evaluate', 'predict', 'lint', 'describe')
+MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe')
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
-flags.DEFINE_string('workdir', '', "The run's folder: train writes it and goes on with it (runs/NAME by default), evaluate and predict read it.")
+flags.DEFINE_string('workdir', '', "The run's folder: train writes it and goes on with it (runs/NAME by default), the others read it.")
 flags.DEFINE_string('split', 'val', 'evaluate: the split.')
 flags.DEFINE_string('images', '', 'predict: a file, a folder or a glob in quotes.')
 
@@ -51,7 +52,7 @@ def run() -> None:
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'hierjax' / 'jax')
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  if FLAGS.mode in ('evaluate', 'predict') and not FLAGS.workdir:
+  if FLAGS.mode in ('evaluate', 'report', 'predict') and not FLAGS.workdir:
     raise config.UserError(f'--mode={FLAGS.mode} needs --workdir=FOLDER, the one that was trained in')
   if FLAGS.mode == 'train':
     print(json.dumps(train.fit(FLAGS.config, FLAGS.workdir or f'runs/{FLAGS.config.name or "run"}')))
@@ -59,6 +60,13 @@ def run() -> None:
     result = predict.load(FLAGS.workdir, run_config()).evaluate(FLAGS.split, progress=progress)
     print(f'report: {report.write(FLAGS.workdir)}', file=sys.stderr)
     print(json.dumps(result))
+  elif FLAGS.mode == 'report':
+    c = run_config()
+    try:
+      predict.complete(FLAGS.workdir, c, progress)
+    except config.UserError as e:
+      print(f'the report shows what is there: {e}', file=sys.stderr)
+    print(report.write(FLAGS.workdir))
   elif FLAGS.mode == 'predict':
     if not FLAGS.images:
       raise config.UserError("--mode=predict needs --images: a file, a folder or a glob in quotes, as --images='photos/*.jpg'")

@@ -109,6 +109,9 @@ def inline(svg: str, prefix: str, label: str) -> Markup:
   return Markup(svg.replace('xlink:href', 'href').strip())
 
 
+FEWEST = 5  # images in a bin whose accuracy is drawn
+
+
 def reliability(title: str, curves: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]) -> Markup:
   """A reliability diagram: accuracy over confidence per bin, the area of a dot its share of the images, and below how many images each bin holds.
 
@@ -118,13 +121,13 @@ def reliability(title: str, curves: list[tuple[int, np.ndarray, np.ndarray, np.n
   from matplotlib.ticker import FuncFormatter
   with _style(title):
     figure = Figure(figsize=(3.3, 3.7))
-    axes, below = figure.add_axes((.15, .3, .82, .67)), figure.add_axes((.15, .115, .82, .15))
+    axes, below = figure.add_axes((.185, .31, .775, .665)), figure.add_axes((.185, .12, .775, .15))
     axes.plot([0, 1], [0, 1], color=INK, lw=.9, ls=(0, (1.5, 2.5)), alpha=.7)
     for place, (colour, n, confidence, right) in enumerate(curves):
-      full = n > 0
+      full = n >= FEWEST
       x, y, share = confidence[full] / n[full], right[full] / n[full], n[full] / n.sum()
       axes.plot(x, y, color=TINTS[colour], lw=1.2, alpha=.8)
-      axes.scatter(x, y, s=6 + 260 * share, color=TINTS[colour], alpha=.75, lw=0)
+      axes.scatter(x, y, s=6 + 260 * share, color=TINTS[colour], alpha=.75, lw=0, clip_on=False, zorder=3)
       left, width = np.arange(len(n)) / len(n), .8 / len(n) / len(curves)
       below.bar(left + .1 / len(n) + (place + .5) * width, n / n.sum(), width, color=TINTS[colour], alpha=.85, lw=0)
     for one in (axes, below):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax import checkpoint, evaluate, explain, models, parallel
+from hierjax import checkpoint, evaluate, explain, models, parallel, runs
 from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources, transforms
@@ -172,6 +172,19 @@ def run_config(workdir: pathlib.Path) -> ConfigDict:
   if not path.exists():
     raise UserError(f'{workdir}: not a run (no config.json); give the --workdir that was trained in')
   return config_lib.from_json(path.read_text())
+
+
+def complete(workdir: str | pathlib.Path, c: ConfigDict, progress: Callable[[int, int], None] | None = None) -> None:
+  """Makes what the report shows and the run lacks: the evaluation of the first split, or of val, and what `explain` leaves."""
+  workdir, run = pathlib.Path(workdir), runs.read(workdir, baseline=False)
+  split, evaluated = run.splits[0] if run.splits else c.data.val, run.predicted is not None and explain.heads(run.predicted)
+  if evaluated and explain.current(workdir, split):
+    return
+  model = load(workdir, c)
+  examples = model.split(split)
+  if not evaluated:
+    model.evaluate(split, examples, tune=split == c.data.val and not (workdir / 'decode.json').exists(), progress=progress)
+  model.explain(split, examples)
 
 
 def expand(pattern: str) -> list[str]:

@@ -5,8 +5,6 @@ in report.html.j2; to add one, write both and add a line to the list. A missing 
 """
 import dataclasses
 import datetime
-import functools
-import itertools
 import json
 import logging
 import math
@@ -15,14 +13,13 @@ import pathlib
 import re
 from collections.abc import Callable
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from hierjax import charts, explain, metrics
+from hierjax import charts, metrics, mistakes
 from hierjax.charts import series
+from hierjax.page import METRICS, count, duration, listed, number, render, signed
 from hierjax.runs import Run, finite, flat, get, read
-from hierjax.taxonomy import Taxonomy
 
 DECODINGS = {
   'independent': ('independent', 'every head answers for itself; the answers may contradict each other'),
@@ -30,68 +27,6 @@ DECODINGS = {
   'joint': ('joint', 'the valid path whose weighted sum of log probabilities over the heads is highest'),
 }
 BASELINE = 'baseline'
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-  label: str
-  better: int  # +1 higher, -1 lower, 0 neither
-  percent: bool
-  meaning: str
-
-
-# Every metric that is shown, once: its name, its good direction and one line that explains it.
-METRICS = {
-  'top1': Metric('top-1', 1, True, 'Share of images whose predicted class is the right one.'),
-  'top3': Metric('top-3', 1, True, 'Share of images whose right class is among the three ranked highest.'),
-  'top5': Metric('top-5', 1, True, 'Share of images whose right class is among the five ranked highest.'),
-  'fpa': Metric('full path', 1, True, 'Full-path accuracy (FPA): share of images that are right at every level at once.'),
-  'hvr': Metric('HVR', -1, True, 'Hierarchy violation rate: share of images whose predicted classes contradict each other, such as a make '
-                'that does not build the predicted model. It is 0 by construction where a whole path is predicted.'),
-  'consistency': Metric('consistency', 1, True, 'Share of images whose predictions at these two levels occur together in the taxonomy.'),
-  'gap': Metric('hierarchy gap', 0, True, 'Top-1 of the coarsest level minus top-1 of the finest. Neither high nor low is good in itself.'),
-  'hp': Metric('hP', 1, True, 'Hierarchical precision: share of all predicted classes, over all levels, that are on the true path.'),
-  'hr': Metric('hR', 1, True, 'Hierarchical recall: share of all classes of the true paths that were predicted.'),
-  'hf1': Metric('hF1', 1, True, 'Harmonic mean of hierarchical precision and recall.'),
-  'severity': Metric('severity', -1, False, 'Of the images whose finest class is wrong: at how many levels the predicted path and the true '
-                     'one differ, on average. In a tree, 1 is a sibling, and the number of levels is nothing in common.'),
-  'ahd1': Metric('AHD@1', -1, False, 'Average hierarchical distance, in levels, of the first choice to the truth; right answers count 0.'),
-  'ahd5': Metric('AHD@5', -1, False, 'The same, averaged over the five finest classes ranked highest.'),
-  'ece': Metric('ECE', -1, True, 'Expected calibration error: how far the shown probability is from the observed accuracy, on average.'),
-}
-
-
-# Numbers and words.
-
-
-def number(value, percent: bool = True) -> str:
-  """A share as a percentage with one decimal, a distance with two; an en dash where there is none."""
-  if not finite(value): return '–'
-  return f'{100 * value:.1f}%' if percent else f'{value:.2f}'
-
-
-def signed(value, percent: bool = True) -> str:
-  """A difference with its sign: percentage points with one decimal, distances with two."""
-  if not finite(value): return '–'
-  text = f'{100 * abs(value):.1f}' if percent else f'{abs(value):.2f}'
-  return text if float(text) == 0 else ('+' if value > 0 else '\N{MINUS SIGN}') + text
-
-
-def count(value) -> str:
-  return f'{value:,}' if isinstance(value, int | np.integer) else str(value)
-
-
-def listed(words) -> str:
-  """'a', 'a and b', 'a, b and c'."""
-  words = [str(word) for word in words]
-  return words[0] if len(words) == 1 else ', '.join(words[:-1]) + ' and ' + words[-1] if words else ''
-
-
-def duration(seconds) -> str:
-  if not finite(seconds): return '–'
-  seconds = round(seconds)
-  if seconds < 120: return f'{seconds} s'
-  return f'{seconds // 60} min {seconds % 60:02d} s' if seconds < 7200 else f'{seconds // 3600} h {seconds % 3600 // 60:02d} min'
 
 
 def _value(decoding: dict | None, key: str):
@@ -402,216 +337,8 @@ def calibration(run: Run) -> Markup:
       notes.append(note)
     if curves: panels.append({'title': level, 'svg': charts.reliability(f'Reliability diagram {k + 1}', curves)})
   if not notes: return render('sentence', 'The evaluation holds no calibration error.')
-  return render('calibration', notes=notes, split=split, worst=max(notes, key=lambda note: float(note['ece'])), panels=panels, names=names)
-
-
-LABELLED = 60                    # classes up to which every row of a confusion matrix is named; above, the coarser classes are
-NUMBERED = 14                    # and up to which the shares stand in it
-CELLS = 60_000                   # drawn at most, those with the most images
-BLOCKS, BLOCK = 60, 40           # coarser classes to zoom into, and classes in one
-
-
-def confusion(run: Run) -> Markup:
-  """The confusion matrix of every level in the taxonomy's order, and that of the finest level inside each coarser class."""
-  if run.predicted is None: return render('sentence', NO_PREDICTIONS)
-  tree = run.taxonomy
-  tabs = [(level, render('matrix', **_matrix(run, k))) for k, level in enumerate(tree.levels)]
-  finest = len(tree.levels) - 1
-  outer = next((k for k in range(finest) if tree.nests(tree.levels[-1], tree.levels[k]) and len(tree.names[k]) > 1), None)
-  blocks, found = [], 0
-  if outer is not None:
-    labels, pred = (run.predicted[key][:, -1] for key in ('labels', 'pred_joint'))
-    group = tree.paths[:, outer]
-    order = _order(tree, finest)
-    rows = [labels[labels >= 0], pred[labels >= 0]]
-    wrong = np.bincount(group[rows[0]], rows[0] != rows[1], len(tree.names[outer]))
-    several = np.flatnonzero(np.bincount(group) > 1)
-    found = len(several)
-    for g in sorted(sorted(several.tolist(), key=lambda g: -wrong[g])[:BLOCKS]):
-      blocks.append(_block(run, tree.names[outer][g], order[group[order] == g], *rows))
-  return render('confusion', panes=tabs, split=run.splits[0], blocks=blocks, more=found - len(blocks), finest=tree.levels[-1],
-                outer=None if outer is None else tree.levels[outer])
-
-
-NO_PREDICTIONS = 'This needs the predictions and the taxonomy of the run: --mode=report with this --workdir makes what is missing.'
-
-
-def _order(tree: Taxonomy, k: int) -> np.ndarray:
-  """The classes of a level so that those of one coarser class stand side by side, int [class]."""
-  level = tree.levels[k]
-  keys = [tree.parents(level, coarser) for coarser in tree.levels[:k] if tree.nests(level, coarser)]
-  return np.lexsort((np.arange(len(tree.names[k])), *reversed(keys)))
-
-
-def _matrix(run: Run, k: int) -> dict:
-  tree = run.taxonomy
-  labels, pred = (run.predicted[key][:, k] for key in ('labels', 'pred_joint'))
-  known, n = labels >= 0, len(tree.names[k])
-  pairs, count = np.unique(np.stack([labels[known], pred[known]], 1), axis=0, return_counts=True)
-  of = np.bincount(labels[known], minlength=n)
-  order = _order(tree, k)
-  place = np.argsort(order)
-  drawn = np.argsort(-count, kind='stable')[:CELLS]
-  true, other = place[pairs[drawn].T]
-  labels_of = [tree.names[k][c] for c in order]
-  outer = next((j for j in range(k) if tree.nests(tree.levels[k], tree.levels[j]) and 1 < len(tree.names[j]) < n), None)
-  starts, groups = [], []
-  if outer is not None:
-    column = tree.parents(tree.levels[k], tree.levels[outer])[order]
-    starts = [0, *(np.flatnonzero(np.diff(column)) + 1).tolist(), n]
-    groups = [(tree.names[outer][column[a]], a, b) for a, b in itertools.pairwise(starts)]
-  named = n <= LABELLED
-  ticks = [(name, i + .5) for i, name in enumerate(labels_of)] if named else [(name, (a + b) / 2) for name, a, b in groups if b - a >= n / 75]
-  margin = 12 + min(190, 6.1 * max((len(name) for name, _ in ticks), default=1))
-  cell = min(44., (940 - margin) / n)
-  numbers = []
-  if n <= NUMBERED:
-    numbers = [(x + .5, y + .5, f'{100 * c / of[order[y]]:.0f}', charts.shade(c / of[order[y]]) > 5)
-               for y, x, c in zip(true.tolist(), other.tolist(), count[drawn].tolist()) if 200 * c >= of[order[y]]]
-  right = int(count[pairs[:, 0] == pairs[:, 1]].sum())
-  return {'level': tree.levels[k], 'n': n, 'cell': cell, 'margin': margin, 'side': cell * n, 'ticks': ticks, 'numbers': numbers,
-          'size': min(11., .92 * cell) if named else 10., 'paths': charts.cells(true, other, count[drawn], of[order[true]]), 'starts': starts[1:-1],
-          'images': int(known.sum()), 'wrong': int(known.sum()) - right, 'outer': None if outer is None else tree.levels[outer], 'named': named,
-          'left_out': len(count) - len(drawn)}
-
-
-def _block(run: Run, name: str, members: np.ndarray, labels: np.ndarray, pred: np.ndarray) -> dict:
-  """The part of the finest level's matrix that lies inside one coarser class, those with the most mistakes where there are too many."""
-  tree = run.taxonomy
-  inside = np.isin(labels, members)
-  labels, pred = labels[inside], pred[inside]
-  size = len(tree.paths)
-  of, wrong = np.bincount(labels, minlength=size), np.bincount(labels, labels != pred, size)
-  kept = members
-  if len(members) > BLOCK: kept = members[np.sort(np.argsort(-wrong[members], kind='stable')[:BLOCK])]
-  place = np.full(size, -1)
-  place[kept] = np.arange(len(kept))
-  table = np.zeros((len(kept), len(kept)), int)
-  both = (place[labels] >= 0) & (place[pred] >= 0)
-  np.add.at(table, (place[labels[both]], place[pred[both]]), 1)
-  rows = []
-  for i, c in enumerate(kept.tolist()):
-    line = [(int(v), f'{"d" if i == j else "o"} k{charts.shade(v / of[c])}' if v else '') for j, v in enumerate(table[i])]
-    away = int(of[c] - table[i].sum())
-    rows.append({'name': tree.names[-1][c], 'cells': line, 'away': away, 'shade': f'o k{charts.shade(away / of[c])}' if away else '', 'of': int(of[c])})
-  within = int((np.isin(pred, members) & (pred != labels)).sum())
-  return {'name': name, 'classes': len(members), 'images': len(labels), 'right': number((labels == pred).mean() if len(labels) else None),
-          'within': within, 'elsewhere': int((~np.isin(pred, members)).sum()), 'rows': rows, 'left_out': len(members) - len(kept)}
-
-
-def worst(run: Run) -> Markup:
-  """The pairs of finest classes that cost most, with images of both."""
-  if run.predicted is None: return render('sentence', NO_PREDICTIONS)
-  tree, data = run.taxonomy, run.predicted
-  found = []
-  for c in explain.confusions(data['pred_joint'][:, -1], data['prob_joint'][:, -1], data['labels'][:, -1], tree):
-    alike = [level for k, level in enumerate(tree.levels) if tree.paths[c.true, k] == tree.paths[c.pred, k]]
-    found.append({
-      'true': tree.names[-1][c.true], 'pred': tree.names[-1][c.pred], 'height': c.height, 'count': c.count, 'of': c.of, 'same': alike,
-      'mistaken': [_shot(run, row, number(data['prob_joint'][row, -1])) for row in c.rows.tolist() if row in run.pictures],
-      'alike': [_shot(run, row, '') for row in c.alike.tolist() if row in run.pictures]})
-  if not found: return render('sentence', f'There is no wrong {tree.levels[-1]} on {run.splits[0]}.')
-  return render('worst', found=found, finest=tree.levels[-1], split=run.splits[0], levels=len(tree.levels), pictures=bool(run.pictures), remake=REMAKE)
-
-
-REMAKE = 'There are no images of this evaluation yet: --mode=report with this --workdir adds them.'
-
-
-def _shot(run: Run, row: int, note: str) -> dict:
-  return {'src': charts.address(run.pictures[row]), 'file': str(run.predicted['files'][row]), 'note': note}
-
-
-def gallery(run: Run) -> Markup:
-  """For every pattern of right and wrong heads, images with the first five choices of each head and what it looked at."""
-  columns = explain.heads(run.predicted) if run.predicted else []
-  if not columns: return render('sentence', NO_PREDICTIONS)
-  tree, data = run.taxonomy, run.predicted
-  known = (data['labels'][:, columns] >= 0).all(1)
-  tabs = []
-  for pattern, rows, drawn in explain.patterns(explain.right(data, columns), known):
-    cases = [_case(run, row, columns) for row in drawn.tolist() if row in run.pictures]
-    marks = [(tree.levels[k], ok) for k, ok in zip(columns, pattern)]
-    tabs.append((render('pattern', marks=marks, n=len(rows)), render('cases', cases=cases, n=len(rows), share=number(len(rows) / known.sum()), marks=marks)))
-  if not tabs: return render('sentence', f'No image of {run.splits[0]} is labelled at every level with a head.')
-  if not run.pictures: return render('patterns', panes=tabs, remake=REMAKE)
-  return render('gallery', panes=tabs, possible=2 ** len(columns), heads=len(columns), split=run.splits[0], each=explain.EACH)
-
-
-def _case(run: Run, row: int, columns: list[int]) -> dict:
-  tree, data = run.taxonomy, run.predicted
-  at = run.explained['rows'].tolist().index(row)
-  heads = []
-  for place, k in enumerate(columns):
-    label = int(data['labels'][row, k])
-    choices = [{'name': tree.names[k][c], 'share': number(float(p)), 'width': f'{100 * float(p):.1f}', 'true': c == label}
-               for c, p in zip(data[f'top_{k}'][row].tolist(), data[f'top_prob_{k}'][row].tolist())]
-    heat = charts.address(charts.heat(run.pictures[row], run.explained['maps'][at, place]))
-    heads.append({'level': tree.levels[k], 'right': choices[0]['true'], 'truth': tree.names[k][label], 'choices': choices, 'heat': heat})
-  return {**_shot(run, row, ''), 'heads': heads}
-
-
-GRADES = ((.5, 'under 50%'), (.7, '50 to 70%'), (.8, '70 to 80%'), (.9, '80 to 90%'), (math.inf, '90% and more'))  # of accuracy: the colours of the tree
-BRANCHES = 3000                                                                                             # drawn at most
-UNSEEN = len(GRADES)
-
-
-def tree(run: Run) -> Markup:
-  """The taxonomy as a tree, every branch coloured by how many of its images are recognised."""
-  if run.predicted is None: return render('sentence', NO_PREDICTIONS)
-  table, data = run.taxonomy, run.predicted
-  labels = data['labels']
-  rows = (labels >= 0).all(1)
-  leaf, leaves = labels[rows, -1], len(table.paths)
-  seen = np.bincount(leaf, minlength=leaves)
-  right = np.stack([np.bincount(leaf, data['pred_joint'][rows, k] == labels[rows, k], leaves) for k in range(len(table.levels))], 1)
-  order = np.lexsort(table.paths.T[::-1])
-  sizes = [len(np.unique(table.paths[:, :k + 1], axis=0)) for k in range(len(table.levels))]
-  deepest = max([k for k in range(len(sizes)) if sum(sizes[:k + 1]) <= BRANCHES], default=0)
-
-  def grade(a, n):
-    return next(i for i, (limit, _) in enumerate(GRADES) if a / n < limit) if n else UNSEEN
-
-  def branches(members, k):
-    """The branches of leaves `members` (in order) at level k."""
-    column, out = table.paths[members, k], []
-    for part in np.split(members, np.flatnonzero(np.diff(column)) + 1):
-      n, own, fine = int(seen[part].sum()), right[part, k].sum(), right[part, -1].sum()
-      goes_on = [i for i in part if table.depth[i] > k + 1]
-      out.append({
-        'name': table.names[k][table.paths[part[0], k]], 'n': n, 'own': number(own / n if n else None), 'fine': number(fine / n if n else None),
-        'grade': grade(own, n), 'leaves': len(part), 'strip': charts.strip([grade(right[i, -1], seen[i]) for i in part]) if goes_on else [],
-        'branches': branches(np.array(goes_on), k + 1) if goes_on and k < deepest else []})
-    return out
-
-  made = branches(order, 0)
-  return render('tree', branches=made[:BRANCHES], more=max(0, len(made) - BRANCHES), grades=[text for _, text in GRADES], levels=table.levels,
-                split=run.splits[0], deepest=table.levels[deepest] if deepest < len(sizes) - 1 else '')
-
-
-HUES = 12  # classes with a colour of their own among the points
-
-
-def features(run: Run) -> Markup:
-  """The features of the examples in the plane, by class and by right and wrong."""
-  made = run.explained
-  if made is None: return render('sentence', REMAKE)
-  if not made['xy'].any(): return render('sentence', 'There are too few images to place.')
-  table, at, xy = run.taxonomy, made['points'], made['xy']
-  labels, pred = run.predicted['labels'][at], run.predicted['pred_joint'][at]
-  tabs = []
-  for k, level in enumerate(table.levels[:-1]):
-    common = np.argsort(-np.bincount(labels[labels[:, k] >= 0, k], minlength=len(table.names[k])), kind='stable')[:HUES]
-    rank = np.full(len(table.names[k]), -1)
-    rank[common] = np.arange(len(common))
-    groups = np.where(labels[:, k] >= 0, rank[labels[:, k]], -1)
-    legend = [(i, table.names[k][c]) for i, c in enumerate(common.tolist()) if (groups == i).any()]
-    if (groups == -1).any(): legend.append((-1, 'others'))
-    tabs.append((level, render('points', paths=charts.scatter(xy, groups), legend=legend)))
-  known = labels[:, -1] >= 0
-  groups = np.where(known, np.where(pred[:, -1] == labels[:, -1], 1, 0), -1)
-  legend = [(0, f'wrong {table.levels[-1]}'), (1, f'right {table.levels[-1]}')] + [(-1, 'unknown')] * bool((~known).any())
-  tabs.append(('right and wrong', render('points', paths=charts.scatter(xy, groups), legend=legend)))
-  return render('features', panes=tabs, n=len(at), split=run.splits[0], all=len(run.predicted['labels']))
+  return render('calibration', notes=notes, split=split, worst=max(notes, key=lambda note: float(note['ece'])), panels=panels, names=names,
+                fewest=charts.FEWEST)
 
 
 def taxonomy(run: Run) -> Markup:
@@ -677,12 +404,12 @@ SECTIONS = [
   Section('verdict', 'Did the hierarchy pay?', verdict),
   Section('scores', 'Scores', scores),
   Section('curves', 'Curves', curves),
-  Section('confusion', 'What is taken for what', confusion),
-  Section('worst', 'The worst confusions', worst),
-  Section('gallery', 'What each head saw', gallery),
+  Section('confusion', 'What is taken for what', mistakes.confusion),
+  Section('worst', 'The worst confusions', mistakes.worst),
+  Section('gallery', 'What each head saw', mistakes.gallery),
   Section('calibration', 'Can the probabilities be trusted?', calibration),
-  Section('tree', 'Where in the tree it works', tree),
-  Section('features', 'The features', features),
+  Section('tree', 'Where in the tree it works', mistakes.tree),
+  Section('features', 'The features', mistakes.features),
   Section('taxonomy', 'Taxonomy', taxonomy),
   Section('data', 'Data', data),
   Section('configuration', 'Configuration', configuration),
@@ -691,19 +418,6 @@ SECTIONS = [
 
 
 # The page.
-
-
-@functools.cache
-def _macros():
-  loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
-  environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-  environment.globals.update(METRICS=METRICS, listed=listed, count=count)
-  return environment.get_template('report.html.j2').module
-
-
-def render(macro: str, *args, **values) -> Markup:
-  """A macro of report.html.j2; everything that is not Markup already is escaped."""
-  return getattr(_macros(), macro)(*args, **values)
 
 
 def html(run: Run) -> str:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import flax.linen as nn
@@ -148,7 +149,7 @@ def current(workdir: pathlib.Path, split: str) -> bool:
   try:
     with np.load(workdir / f'explain_{split}.npz', allow_pickle=False) as archive:
       return str(archive['predictions']) == digest(workdir, split)
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
     return False
 
 

@@ -1,12 +1,19 @@
 """The report: self-contained and well-formed, its numbers those of the evaluation, and a plain sentence where something is missing."""
+import base64
+import functools
 import html.parser
+import io
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
+import simplejpeg
+from PIL import Image
 
-from hierjax import config, decode, metrics, report
+from hierjax import charts, config, decode, explain, metrics, mistakes, page, report, runs
 from hierjax.taxonomy import Taxonomy
 
 MAKES = ('Aster', 'Brook', 'Cedar', 'Dune', 'Ember', 'Fjord', 'Grove', 'Heath')
@@ -36,7 +43,7 @@ def simulate(taxonomy, labels, heads, skill, seed):
   return probs
 
 
-def make_run(path, heads=None, name='cars-3head', skill=2.6, n=600, taxonomy=None, seed=0, split='val', skipped=(), steps=1200):
+def make_run(path, heads=None, name='cars-3head', skill=2.6, n=600, taxonomy=None, seed=0, split='val', skipped=(), steps=1200, pictures=False):
   """A run's directory with plausible contents; heads default to every level."""
   taxonomy = taxonomy or make_taxonomy()
   levels, heads = taxonomy.levels, heads or taxonomy.levels
@@ -84,13 +91,36 @@ def make_run(path, heads=None, name='cars-3head', skill=2.6, n=600, taxonomy=Non
   for key, d in decoded.items():
     arrays[f'pred_{key}'] = d.pred
     arrays[f'prob_{key}'] = np.stack([d.prob[k][np.arange(n), d.pred[:, k]] for k in range(len(levels))], 1).astype(np.float32)
+  for k, p in enumerate(probs):
+    if p is not None:
+      best = np.argsort(-p, axis=1, kind='stable')[:, :5]
+      arrays[f'top_{k}'], arrays[f'top_prob_{k}'] = best.astype(np.int32), np.take_along_axis(p, best, 1).astype(np.float32)
   np.savez_compressed(path / f'predictions_{split}.npz', **arrays)
+  if pictures: make_pictures(path, split, arrays, taxonomy)
   return path
+
+
+def make_pictures(path, split, predictions, taxonomy):
+  """explain_SPLIT.npz with drawn images, each in a colour of its own row."""
+  rows = explain.shown(predictions, taxonomy)
+  rng = np.random.default_rng(0)
+  noise = rng.integers(0, 60, (len(rows), 120, 160, 3))
+  jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray((noise[i] + colour_of(row)).astype(np.uint8)), quality=explain.QUALITY) for i, row in enumerate(rows)]
+  n = len(predictions['labels'])
+  points = np.sort(rng.permutation(n)[:400])
+  np.savez_compressed(
+    path / f'explain_{split}.npz', predictions=np.array(explain.digest(path, split)), rows=rows, jpeg=np.frombuffer(b''.join(jpegs), np.uint8),
+    ends=np.cumsum([len(j) for j in jpegs]), maps=rng.integers(0, 256, (len(rows), len(explain.heads(predictions)), 4, 4)).astype(np.uint8),
+    points=points, xy=(rng.normal(size=(len(points), 2)) + 6 * predictions['labels'][points, :2]).astype(np.float32))
+
+
+def colour_of(row):
+  return np.random.default_rng(int(row)).integers(0, 190, 3)
 
 
 @pytest.fixture(scope='module')
 def full(tmp_path_factory):
-  path = make_run(tmp_path_factory.mktemp('report') / 'run', skipped=['images/00017.jpg', 'images/00333.jpg'])
+  path = make_run(tmp_path_factory.mktemp('report') / 'run', skipped=['images/00017.jpg', 'images/00333.jpg'], pictures=True)
   make_run(path / 'baseline', heads=('model',), name='cars-1head', skill=2.5, seed=1)
   report.write(path)
   return path
@@ -137,13 +167,13 @@ class Page(html.parser.HTMLParser):
     return ' '.join(' '.join(self.words).split())
 
 
-def page(path):
+def made_page(path):
   return Page((path / 'report.html').read_text(encoding='utf-8'))
 
 
 def test_well_formed_and_self_contained(full):
-  text, made = (full / 'report.html').read_text(encoding='utf-8'), page(full)
-  assert len(text) < 1_000_000
+  text, made = (full / 'report.html').read_text(encoding='utf-8'), made_page(full)
+  assert len(text) < 4_000_000
   assert len(made.ids) == len(set(made.ids))
   assert 'script' not in made.tags and 'iframe' not in made.tags
   for address in made.loads + re.findall(r'url\(([^)]*)\)', text):
@@ -151,13 +181,13 @@ def test_well_formed_and_self_contained(full):
   for target in re.findall(r'(?:href="#|url\(#)([^")]*)', text): assert target in made.ids, f'nothing has the id {target}'
   assert '@import' not in text and "default-src 'none'" in text
   assert 'prefers-color-scheme: dark' in text and 'name="viewport"' in text
-  assert text.count('<figure>') == 8 and not re.search('#0102[0-9a-f]{2}', text), 'placeholder colours are left'
+  assert text.count('<figure>') == 11 and not re.search('#0102[0-9a-f]{2}', text), 'placeholder colours are left'
   assert 'could not be made' not in text
   for section in report.SECTIONS: assert section.id in made.ids
 
 
 def test_the_table_holds_the_numbers_of_the_evaluation(full):
-  made, evaluation = page(full), json.loads((full / 'eval_val.json').read_text())
+  made, evaluation = made_page(full), json.loads((full / 'eval_val.json').read_text())
   baseline = json.loads((full / 'baseline' / 'eval_val.json').read_text())['decode']['leaf']
   columns = [baseline] + [evaluation['decode'][name] for name in ('independent', 'leaf', 'joint')]
   start = next(i for i, row in enumerate(made.rows) if row == ['', 'baseline', 'independent', 'leaf', 'joint'])
@@ -180,7 +210,7 @@ def test_the_table_holds_the_numbers_of_the_evaluation(full):
 
 
 def test_headline_and_phases_in_words(full):
-  text = page(full).text
+  text = made_page(full).text
   assert ('efficientnet_lite0 with 3 heads (make, type and model) trained on 5,685 images of drawn_cars '
           '(8 make, 5 type and 40 model classes) for 12 epochs, in 24 min 09 s on 1 x cpu.') in text
   assert 'These are val numbers: 600 images' in text and 'has not finished' not in text
@@ -201,7 +231,7 @@ def test_the_best_of_each_row_is_bold(full):
 
 
 def test_verdict_words_and_interval(full):
-  made = page(full)
+  made = made_page(full)
   ours = json.loads((full / 'eval_val.json').read_text())['decode']
   base = json.loads((full / 'baseline' / 'eval_val.json').read_text())['decode']['leaf']
   difference = ours['joint']['fpa'] - base['fpa']
@@ -220,7 +250,7 @@ def test_verdict_words_and_interval(full):
 def test_verdict_follows_the_interval(tmp_path, swap, answer):
   make_run(tmp_path / 'run', skill=1.5 if swap else 2.8)
   make_run(tmp_path / 'run' / 'baseline', heads=('model',), skill=2.8 if swap else 1.5, seed=1)
-  made = page(report.write(tmp_path / 'run').parent)
+  made = made_page(report.write(tmp_path / 'run').parent)
   assert f' {answer} On val' in made.text
   assert ('The plain model is better here.' in made.text) == swap
 
@@ -228,16 +258,16 @@ def test_verdict_follows_the_interval(tmp_path, swap, answer):
 def test_verdict_within_noise_is_not_a_yes(tmp_path):
   make_run(tmp_path / 'run', n=60, seed=3)
   path = make_run(tmp_path / 'run' / 'baseline', heads=('model',), n=60, skill=3.4, seed=1)
-  run = report.read(path.parent)
+  run = runs.read(path.parent)
   low, high = report._intervals(run, 'val', 'joint')[0]['fpa']
   assert low <= 0 <= high
-  assert ' Not shown. On val' in page(report.write(path.parent).parent).text
+  assert ' Not shown. On val' in made_page(report.write(path.parent).parent).text
 
 
 def test_runs_measured_differently_are_not_compared(tmp_path):
   make_run(tmp_path / 'run', n=600)
   make_run(tmp_path / 'run' / 'baseline', heads=('model',), n=599)
-  made = page(report.write(tmp_path / 'run').parent)
+  made = made_page(report.write(tmp_path / 'run').parent)
   assert 'Not comparable.' in made.text and '600 images here and 599 for the baseline' in made.text
 
 
@@ -246,23 +276,23 @@ def test_predictions_of_another_evaluation_lend_no_interval(full, tmp_path):
   make_run(tmp_path / 'run' / 'baseline', heads=('model',), seed=1)
   stale = make_run(tmp_path / 'other', skill=1.)
   (stale / 'predictions_val.npz').replace(tmp_path / 'run' / 'predictions_val.npz')
-  text = page(report.write(tmp_path / 'run').parent).text
+  text = made_page(report.write(tmp_path / 'run').parent).text
   assert 'the predictions of this run do not belong to its eval_val.json' in text and 'It seems so.' in text
 
 
 def test_baseline_by_option_and_itself_a_baseline(tmp_path):
   make_run(tmp_path / 'plain', heads=('model',))
-  assert 'itself a plain baseline' in page(report.write(tmp_path / 'plain').parent).text
+  assert 'itself a plain baseline' in made_page(report.write(tmp_path / 'plain').parent).text
   path = make_run(tmp_path / 'run')
-  text = page(report.write(path).parent).text
+  text = made_page(report.write(path).parent).text
   assert '--config.baseline=train' in text and '--config.baseline=RUN_DIR' in text
   options = json.loads((path / 'config.json').read_text())
   (path / 'config.json').write_text(json.dumps(options | {'baseline': str(tmp_path / 'plain')}))
-  text = page(report.write(path).parent).text
+  text = made_page(report.write(path).parent).text
   assert 'against' in text and '--config.baseline=train' not in text
 
 
-INPUTS = ['run.json', 'metrics.jsonl', 'taxonomy.csv', 'eval_val.json', 'predictions_val.npz',
+INPUTS = ['run.json', 'metrics.jsonl', 'taxonomy.csv', 'eval_val.json', 'predictions_val.npz', 'explain_val.npz',
           'baseline/eval_val.json', 'baseline/predictions_val.npz']
 
 
@@ -276,18 +306,20 @@ def test_missing_or_damaged_inputs_are_said(full, tmp_path, name, damage):
         (tmp_path / (folder + file)).write_bytes((full / (folder + file)).read_bytes())
   if damage is None: (tmp_path / name).unlink()
   else: (tmp_path / name).write_bytes(damage)
-  text = page(report.write(tmp_path).parent).text
+  text = made_page(report.write(tmp_path).parent).text
   assert 'could not be made' not in text and 'Traceback' not in text
   if damage and name in ('run.json', 'taxonomy.csv', 'eval_val.json', 'baseline/eval_val.json'): assert 'could not be read' in text
   if damage and name == 'metrics.jsonl': assert 'metrics.jsonl: 1 damaged line left out' in text
   if name == 'metrics.jsonl': assert 'there are no curves' in text
   if name == 'eval_val.json': assert 'the best val line, at step 1,200,' in text
   if 'predictions' in name: assert 'No intervals' in text
+  if name == 'predictions_val.npz': assert text.count(mistakes.NO_PREDICTIONS) == 4
+  if name == 'explain_val.npz': assert text.count(mistakes.REMAKE) == 3
 
 
 def test_a_configuration_is_enough_and_without_one_it_is_no_run(tmp_path):
   (tmp_path / 'config.json').write_text('{}')
-  text = page(report.write(tmp_path).parent).text
+  text = made_page(report.write(tmp_path).parent).text
   assert 'there are no scores yet' in text and 'This run has not finished' in text and 'could not be made' not in text
   with pytest.raises(config.UserError, match=r'no config\.json here'): report.write(tmp_path / 'nowhere')
 
@@ -297,31 +329,31 @@ def test_hostile_names_are_text(tmp_path):
   path = make_run(tmp_path / 'run', name=HOSTILE, taxonomy=make_taxonomy(levels, HOSTILE), skipped=[HOSTILE, 'a\udc80b.jpg'])
   (path / 'run.json').write_text((path / 'run.json').read_text().replace('split made', json.dumps('</details>' + HOSTILE)[1:-1]))
   make_run(path / 'baseline', heads=levels[-1:], taxonomy=make_taxonomy(levels, HOSTILE), seed=1)
-  text, made = (report.write(path)).read_text(encoding='utf-8'), page(path)
+  text, made = (report.write(path)).read_text(encoding='utf-8'), made_page(path)
   assert 'script' not in made.tags and 'img' not in made.tags
   assert '<script' not in text and '&lt;script&gt;' in text and '\\udc80b.jpg' in text
   assert made.text.count('alert("x")') >= 4  # title, heading, skipped, note, configuration
-  assert text.count('<figure>') == 8 and 'could not be made' not in text
+  assert text.count('<figure>') == 11 and 'could not be made' not in text
 
 
 def test_resumed_and_damaged_metrics(tmp_path):
   lines = [{'step': 10, 'kind': 'train', 'loss': 5.}, {'step': 20, 'kind': 'train', 'loss': float('nan')},
            {'step': 20, 'kind': 'train', 'loss': 4.}, {'step': 10, 'kind': 'val', 'loss': 6.}]
   (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n[1]\n{"step": 30, "kind": "tr')
-  train, val, damaged = report._metrics(tmp_path / 'metrics.jsonl')
+  train, val, damaged = runs._metrics(tmp_path / 'metrics.jsonl')
   assert [line['loss'] for line in train] == [5., 4.] and [line['loss'] for line in val] == [6.] and damaged == 2
 
 
 def test_long_runs_and_many_skipped_stay_small(tmp_path):
   path = make_run(tmp_path / 'run', steps=60_000, skipped=[f'images/{"x" * 80}{i}.jpg' for i in range(5000)])
   assert report.write(path).stat().st_size < 1_000_000
-  text = page(path).text
+  text = made_page(path).text
   assert 'averaged in bins' in text and 'and 4,500 more' in text and '5,000 could not be read' in text
 
 
 def test_numbers_in_words():
-  assert report.number(.70149) == '70.1%' and report.number(1.256, False) == '1.26'
-  assert report.number(None) == report.number(float('nan')) == '–'
-  assert report.signed(-.0304) == '−3.0' and report.signed(.0004) == '0.0' and report.signed(.12, False) == '+0.12'
-  assert report.listed(['a']) == 'a' and report.listed('abc') == 'a, b and c' and report.listed([]) == ''
-  assert report.duration(59.6) == '60 s' and report.duration(1449) == '24 min 09 s' and report.duration(7260) == '2 h 01 min'
+  assert page.number(.70149) == '70.1%' and page.number(1.256, False) == '1.26'
+  assert page.number(None) == page.number(float('nan')) == '–'
+  assert page.signed(-.0304) == '−3.0' and page.signed(.0004) == '0.0' and page.signed(.12, False) == '+0.12'
+  assert page.listed(['a']) == 'a' and page.listed('abc') == 'a, b and c' and page.listed([]) == ''
+  assert page.duration(59.6) == '60 s' and page.duration(1449) == '24 min 09 s' and page.duration(7260) == '2 h 01 min'

@@ -121,7 +121,7 @@ def reliability(title: str, curves: list[tuple[int, np.ndarray, np.ndarray, np.n
   from matplotlib.ticker import FuncFormatter
   with _style(title):
     figure = Figure(figsize=(3.3, 3.7))
-    axes, below = figure.add_axes((.185, .31, .775, .665)), figure.add_axes((.185, .12, .775, .15))
+    axes, below = figure.add_axes((.185, .31, .745, .665)), figure.add_axes((.185, .125, .745, .145))
     axes.plot([0, 1], [0, 1], color=INK, lw=.9, ls=(0, (1.5, 2.5)), alpha=.7)
     for place, (colour, n, confidence, right) in enumerate(curves):
       full = n >= FEWEST
@@ -141,6 +141,7 @@ def reliability(title: str, curves: list[tuple[int, np.ndarray, np.ndarray, np.n
     axes.set_xticks(np.linspace(0, 1, 6), [])
     axes.set_ylabel('accuracy', labelpad=1)
     below.set_xticks(np.linspace(0, 1, 6))
+    below.tick_params(axis='x', pad=6)
     below.set_ylabel('images', labelpad=1)
     below.set_xlabel('probability shown', labelpad=2)
     return _svg(figure, title)

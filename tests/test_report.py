@@ -1,19 +1,22 @@
 """The report: self-contained and well-formed, its numbers those of the evaluation, and a plain sentence where something is missing."""
 import base64
-import functools
 import html.parser
 import io
+import itertools
 import json
+import os
 import re
+import select
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
 
-from hierjax import charts, config, decode, explain, metrics, mistakes, page, report, runs
+from hierjax import config, decode, explain, metrics, mistakes, page, report, runs
 from hierjax.taxonomy import Taxonomy
 
 MAKES = ('Aster', 'Brook', 'Cedar', 'Dune', 'Ember', 'Fjord', 'Grove', 'Heath')
@@ -334,6 +337,314 @@ def test_hostile_names_are_text(tmp_path):
   assert '<script' not in text and '&lt;script&gt;' in text and '\\udc80b.jpg' in text
   assert made.text.count('alert("x")') >= 4  # title, heading, skipped, note, configuration
   assert text.count('<figure>') == 11 and 'could not be made' not in text
+
+
+def predictions_of(path):
+  with np.load(path / 'predictions_val.npz') as archive:
+    return dict(archive)
+
+
+def section(path, id):
+  return re.search(rf'<section id="{id}">(.*?)</section>', (path / 'report.html').read_text(encoding='utf-8'), re.S)[1]
+
+
+def squares(svg):
+  """{(row, column): shade class} of a confusion matrix."""
+  return {(int(y), int(x)): name for name, path in re.findall(r'<path class="([do] k\d)" d="([^"]*)"', svg)
+          for x, y in re.findall(r'M(\d+) (\d+)h1v1h-1z', path)}
+
+
+def test_confusion_matrices_are_the_predictions_in_the_taxonomys_order(full):
+  taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
+  svgs = re.findall(r'<svg class="matrix".*?</svg>', section(full, 'confusion'), re.S)
+  assert len(svgs) == 3
+  for k, svg in enumerate(svgs):
+    names = re.findall(r'text-anchor="end">([^<]*)<', svg)
+    assert sorted(names) == sorted(taxonomy.names[k])
+    if k == 2:
+      makes = [name.split()[0] for name in names]
+      assert makes == sorted(makes) and names != list(taxonomy.names[2])  # the file has the makes mixed
+    place = {taxonomy.names[k].index(name): i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), int)
+    for a, b in zip(data['labels'][:, k], data['pred_joint'][:, k]): counts[place[a], place[b]] += 1
+    drawn = squares(svg)
+    assert set(drawn) == set(zip(*(x.tolist() for x in np.nonzero(counts))))
+    for (y, x), name in drawn.items():
+      share = counts[y, x] / counts[y].sum()
+      shade = int(name[-1])
+      assert name[0] == ('d' if x == y else 'o') and (shade - 1) / 8 < share ** .5 + 1e-9 and share ** .5 <= shade / 8 + 1e-9
+  percents = sorted(int(v) for v in re.findall(r'<text class="figure[^>]*>(\d+)<', svgs[1]))
+  counts = np.zeros((5, 5))
+  np.add.at(counts, (data['labels'][:, 1], data['pred_joint'][:, 1]), 1)
+  shares = (counts / counts.sum(1, keepdims=True)).ravel()
+  assert percents == sorted(int(f'{100 * v:.0f}') for v in shares if v >= .005)
+
+
+def test_zoom_into_a_make_counts_all_its_images(full):
+  taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
+  blocks = re.findall(r'<details class="block">(.*?)</details>', section(full, 'confusion'), re.S)
+  assert len(blocks) == 7  # Heath has a single model
+  for block in blocks:
+    make = re.search('<b>(.*?)</b>', block)[1]
+    models = [c for c in range(40) if taxonomy.names[2][c].startswith(make)]
+    inside = np.isin(data['labels'][:, 2], models)
+    within = re.search(r'mistaken within it (\d+), elsewhere (\d+)', block)
+    pred, labels = data['pred_joint'][inside, 2], data['labels'][inside, 2]
+    assert (int(within[1]), int(within[2])) == ((np.isin(pred, models) & (pred != labels)).sum(), (~np.isin(pred, models)).sum())
+    rows = re.findall(r'<tr><th scope="row"><small>\d+</small> (.*?)</th>(.*?)</tr>', block)
+    assert sorted(name for name, _ in rows) == sorted(taxonomy.names[2][c] for c in models)
+    for name, cells in rows:
+      *numbers, total = [int(v or 0) for v in re.findall(r'<td[^>]*>(\d*)</td>', cells)]
+      assert sum(numbers) == total == (labels == taxonomy.names[2].index(name)).sum()
+
+
+def test_worst_confusions_show_their_own_images(full):
+  taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
+  found = re.findall(r'<article class="pair">(.*?)</article>', section(full, 'worst'), re.S)
+  assert len(found) == explain.CONFUSIONS
+  for pair in found:
+    true, pred = (taxonomy.names[2].index(re.sub('<[^>]*>', '', name).strip()) for name in re.search(r'<h4>(.*?)<span.*?</span>(.*?)</h4>', pair).groups())
+    count, of, height = map(int, re.search(r'(\d+) of (\d+) images; LCA height (\d)', pair).groups())
+    rows = np.flatnonzero((data['labels'][:, 2] == true) & (data['pred_joint'][:, 2] == pred))
+    assert (count, of) == (len(rows), (data['labels'][:, 2] == true).sum()) and height == (taxonomy.paths[true] != taxonomy.paths[pred]).sum()
+    for source, file in re.findall(r'<img src="([^"]*)" alt="([^"]*)"', pair):
+      row = int(re.search(r'(\d+)\.jpg', file)[1])
+      assert data['labels'][row, 2] in (true, pred)
+      assert np.abs(pixels(source).mean((0, 1)) - colour_of(row) - 29.5).max() < 6  # the picture is that row's
+
+
+def pixels(source):
+  return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.removeprefix('data:image/jpeg;base64,')))).convert('RGB'), float)
+
+
+def test_galleries_show_each_pattern_with_the_heads_choices(full):
+  taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
+  right = explain.right(data, [0, 1, 2])
+  panes = section(full, 'gallery').split('<div class="pane">')[1:]
+  patterns, counts = np.unique(right, axis=0, return_counts=True)
+  assert len(panes) == len(patterns) and f'{len(patterns)} of the 8 possible patterns' in section(full, 'gallery')
+  seen = set()
+  for pane in panes:
+    told = tuple(word == 'right' for word in re.findall(r'(?:make|type|model) (right|wrong)', pane.split('</p>')[0]))
+    n = int(re.match(r'\s*<p class="note">([\d,]+) image', pane)[1])
+    assert n == counts[(patterns == told).all(1)][0]
+    seen.add(told)
+    cases = re.findall(r'<article class="case">(.*?)</article>', pane, re.S)
+    assert len(cases) == min(n, explain.EACH)
+    for case in cases:
+      row = int(re.search(r'images/(\d+)\.jpg', case)[1])
+      assert tuple(right[row]) == told
+      heads = case.split('<div class="head">')[1:]
+      assert len(heads) == 3
+      for k, head in enumerate(heads):
+        names = re.findall(r'<span>([^<]*)</span><b>', head)
+        shares = re.findall(r'<b>([\d.]+)%</b>', head)
+        assert names == [taxonomy.names[k][c] for c in data[f'top_{k}'][row]]
+        assert shares == [f'{100 * p:.1f}' for p in data[f'top_prob_{k}'][row].astype(float)]
+        marked = re.findall(r'<li class="true"[^>]*>.*?<span>([^<]*)</span>', head)
+        assert marked == [name for name in names if name == taxonomy.names[k][data['labels'][row, k]]]
+        assert pixels(re.search(r'<img src="([^"]*)"', head)[1]).shape == (120, 160, 3)
+  assert seen == {tuple(p) for p in patterns.tolist()}
+
+
+def test_the_tree_holds_every_class_with_its_accuracy(full):
+  taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
+  text = section(full, 'tree')
+  rows = re.findall(r'<i class="g(\d)"></i><span class="word">([^<]*)</span>.*?<span class="of">([\d,]+)</span><span class="own">([^<]*)</span>', text)
+  prefixes = {tuple(p[:k + 1]) for p in taxonomy.paths.tolist() for k in range(3)}
+  assert len(rows) == len(prefixes)
+  for k, level in ((0, 'make'), (2, 'model')):
+    for c, name in enumerate(taxonomy.names[k]):
+      mine = data['labels'][:, k] == c
+      share = (data['pred_joint'][mine, k] == c).mean() if mine.any() else None
+      found = [row for row in rows if row[1] == name]
+      assert len(found) == 1, level
+      assert found[0][2:] == (f'{mine.sum():,}', page.number(share))
+      if share is not None: assert [share >= limit for limit in (.5, .7, .8, .9)] == [int(found[0][0]) > i for i in range(4)]
+
+
+def test_reliability_and_points_are_drawn(full):
+  assert len(re.findall('aria-label="Reliability diagram', section(full, 'calibration'))) == 3
+  text = section(full, 'features')
+  svgs = re.findall(r'<svg class="points".*?</svg>', text, re.S)
+  assert len(svgs) == 3 and [svg.count('h0') for svg in svgs] == [400] * 3
+  with np.load(full / 'explain_val.npz') as archive: points = archive['points']
+  data = predictions_of(full)
+  wrong = (data['labels'][points, 2] != data['pred_joint'][points, 2]).sum()
+  assert re.search(r'<path class="t0" d="([^"]*)"', svgs[2])[1].count('M') == wrong
+
+
+def test_loss_weights_are_drawn_where_they_are_logged(full, tmp_path):
+  assert 'Loss weights' not in section(full, 'curves')
+  path = make_run(tmp_path / 'run', n=40)
+  lines = [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
+  for line in lines:
+    if line['kind'] == 'train': line |= {'weight/make': 1 - line['step'] / 2000, 'weight/model': line['step'] / 1000}
+  (path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  report.write(path)
+  legend = re.search(r'<b>Loss weights</b>(.*?)</figcaption>', section(path, 'curves'), re.S)[1]
+  assert re.findall(r'</i>(\w+)</span>', legend) == ['make', 'model']
+
+
+def test_pictures_of_another_evaluation_are_not_shown(full, tmp_path):
+  for file in full.iterdir():
+    if file.is_file(): shutil.copy(file, tmp_path)
+  np.savez_compressed(tmp_path / 'predictions_val.npz', **predictions_of(full) | {'prob_leaf': np.zeros((600, 3), np.float32)})
+  report.write(tmp_path)
+  assert made_page(tmp_path).text.count(mistakes.REMAKE) == 3 and '<img' not in (tmp_path / 'report.html').read_text(encoding='utf-8')
+
+
+def test_a_report_of_many_classes_and_levels_stays_small(tmp_path):
+  n = 10_000
+  rng = np.random.default_rng(0)
+  rows = [(f'realm {i % 60 % 7}', f'order {i % 60}', f'family {i % 600}', f'genus {i % 2400}', f'a species with a long name {i}') for i in range(n)]
+  taxonomy = Taxonomy.from_rows(('realm', 'order', 'family', 'genus', 'species'), rows)
+  path = tmp_path
+  (path / 'config.json').write_text(config.to_json(config.default()))
+  taxonomy.to_csv(path / 'taxonomy.csv')
+  labels = taxonomy.paths[rng.integers(n, size=50_000)]
+  pred = np.where(rng.random((50_000, 1)) < .7, labels, taxonomy.paths[rng.integers(n, size=50_000)])
+  arrays = {'files': np.array([f'images/{i:06d}.jpg' for i in range(50_000)]), 'labels': labels}
+  for name in ('independent', 'leaf', 'joint'): arrays |= {f'pred_{name}': pred, f'prob_{name}': rng.random(pred.shape).astype(np.float32)}
+  for k in range(5):
+    arrays[f'top_{k}'] = np.stack([np.where(rng.random(50_000) < .7, pred[:, k], labels[:, k])] + [pred[:, k]] * 4, 1).astype(np.int32)
+    arrays[f'top_prob_{k}'] = np.full((50_000, 5), .2, np.float32)
+  np.savez_compressed(path / 'predictions_val.npz', **arrays)
+  levels = {level: {'top1': .7, 'ece': .1, 'n': 50_000, 'classes': taxonomy.num_classes(level), 'head': True} for level in taxonomy.levels}
+  decoded = {'n': 50_000, 'levels': levels, 'fpa': .7, 'hvr': .1}
+  (path / 'eval_val.json').write_text(json.dumps({'split': 'val', 'n': 50_000, 'decode': {'independent': decoded, 'joint': decoded}}))
+  make_pictures(path, 'val', arrays, taxonomy)
+  size = report.write(path).stat().st_size
+  text = made_page(path).text
+  assert 'could not be made' not in text and size < 15_000_000
+  assert 'There are too many branches below' in text
+
+
+# In a browser.
+
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome'))), None)
+
+
+HANDOVER = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for place, end in zip((3, 4), ends): os.dup2(end, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""  # Chromium reads from its file 3 and writes to its file 4
+
+
+class Browser:
+  """Headless Chromium, spoken to by its DevTools protocol over a pair of pipes: NUL-ended JSON."""
+
+  def __init__(self, folder):
+    (theirs_in, self.out), (self.inn, theirs_out) = os.pipe(), os.pipe()
+    quiet = ('--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync')
+    self.process = subprocess.Popen(
+      [sys.executable, '-c', HANDOVER, str(theirs_in), str(theirs_out), BROWSER, '--headless', '--no-sandbox', '--disable-gpu', *quiet,
+       '--remote-debugging-pipe', f'--user-data-dir={folder}', 'about:blank'], pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL)
+    os.close(theirs_in)
+    os.close(theirs_out)
+    self.ids, self.buffer, self.events, self.session = itertools.count(1), b'', [], None
+    target = self.call('Target.createTarget', url='about:blank')['targetId']
+    self.session = self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
+    for domain in ('Page', 'Network', 'Runtime', 'Log'): self.call(f'{domain}.enable')
+
+  def read(self):
+    while b'\0' not in self.buffer:
+      assert select.select([self.inn], [], [], 60)[0], 'Chromium says nothing for a minute'
+      part = os.read(self.inn, 1 << 20)
+      assert part, 'Chromium has ended'
+      self.buffer += part
+    message, self.buffer = self.buffer.split(b'\0', 1)
+    return json.loads(message)
+
+  def call(self, method, **params):
+    number = next(self.ids)
+    os.write(self.out, json.dumps({'id': number, 'method': method, 'params': params} | ({'sessionId': self.session} if self.session else {})).encode() + b'\0')
+    while (message := self.read()).get('id') != number: self.events.append(message)
+    assert 'error' not in message, message
+    return message['result']
+
+  def visit(self, address, width=1200):
+    """Opens a page in a window so wide: (what was said in the console and failed, the addresses that were asked for)."""
+    self.events = []
+    self.call('Emulation.setDeviceMetricsOverride', width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+    self.call('Page.navigate', url=address)
+    while not any(event.get('method') == 'Page.loadEventFired' for event in self.events): self.events.append(self.read())
+    self.evaluate('new Promise(done => setTimeout(done, 200))')
+    said = [event['params'] for event in self.events if event.get('method') in ('Runtime.exceptionThrown', 'Runtime.consoleAPICalled', 'Log.entryAdded')]
+    return said, [event['params']['request']['url'] for event in self.events if event.get('method') == 'Network.requestWillBeSent']
+
+  def evaluate(self, expression):
+    result = self.call('Runtime.evaluate', expression=expression, awaitPromise=True, returnByValue=True)
+    assert 'exceptionDetails' not in result, result
+    return result['result'].get('value')
+
+  def close(self):
+    self.process.kill()
+    self.process.wait()
+    os.close(self.out)
+    os.close(self.inn)
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+  if BROWSER is None: pytest.skip('no Chromium is installed')
+  opened = Browser(tmp_path_factory.mktemp('profile'))
+  yield opened
+  opened.close()
+
+
+def test_in_chromium_there_is_no_error_and_no_request(full, browser):
+  address = (full / 'report.html').as_uri()
+  said, asked = browser.visit(address)
+  assert said == [] and [url for url in asked if not url.startswith('data:')] == [address]
+  assert browser.evaluate('[...document.querySelectorAll("section")].map(s => s.id)') == [part.id for part in report.SECTIONS]
+
+
+def test_the_browser_test_would_notice(browser, tmp_path):
+  bad = '<script>fetch("http://127.0.0.1:9/a"); undefined_function()</script><img src="http://127.0.0.1:9/b.png">'
+  (tmp_path / 'bad.html').write_text(f'<!doctype html><title>x</title><link rel="icon" href="data:,">{bad}')
+  said, asked = browser.visit((tmp_path / 'bad.html').as_uri())
+  assert 'undefined_function' in str(said) and {'http://127.0.0.1:9/a', 'http://127.0.0.1:9/b.png'} <= set(asked)
+
+
+# With every tab and detail open: what reaches beyond the screen and stands in nothing that scrolls, texts of a matrix that are cut off, broken pictures.
+PROBE = """(async () => {
+  const wide = new Set(), blank = [];
+  const check = e => {
+    const box = e.getBoundingClientRect();
+    if (box.width && (box.right > innerWidth + 1 || box.left < -1) && !e.closest('.scroll, pre, .tabs > input'))
+      wide.add(e.tagName + '.' + (e.className.baseVal ?? e.className) + ' ' + Math.round(box.left) + ' to ' + Math.round(box.right));
+  };
+  document.querySelectorAll('details').forEach(d => { d.open = true; });
+  document.querySelectorAll('main *').forEach(check);
+  for (const pick of document.querySelectorAll('.tabs > input')) {
+    pick.checked = true;
+    pick.parentElement.querySelectorAll('*').forEach(check);
+    for (const text of pick.nextElementSibling.nextElementSibling.querySelectorAll('.matrix text')) {
+      const a = text.getBoundingClientRect(), b = text.ownerSVGElement.getBoundingClientRect();
+      if (a.left < b.left - 1 || a.top < b.top - 1 || a.right > b.right + 1) wide.add('cut off: ' + text.textContent);
+    }
+  }
+  for (const image of document.images) { image.loading = 'eager'; await image.decode().catch(() => blank.push(image.alt)); }
+  return [innerWidth, document.documentElement.scrollWidth, [...wide].slice(0, 5), blank, document.images.length];
+})()"""
+
+
+@pytest.mark.parametrize('width', [390, 1200])
+def test_in_chromium_everything_fits_the_screen(full, browser, width):
+  browser.visit((full / 'report.html').as_uri(), width)
+  inner, scroll, wide, blank, images = browser.evaluate(PROBE)
+  assert inner == width and scroll <= width and wide == [] and blank == [] and images > 100
+
+
+def test_in_chromium_tabs_switch_by_click(full, browser):
+  browser.visit((full / 'report.html').as_uri())
+  shown = '[...document.querySelectorAll("#confusion .pane")].map(p => p.offsetHeight > 0)'
+  assert browser.evaluate(shown) == [True, False, False]
+  browser.evaluate('document.querySelectorAll("#confusion .tabs label")[2].click()')
+  assert browser.evaluate(shown) == [False, False, True]
 
 
 def test_resumed_and_damaged_metrics(tmp_path):

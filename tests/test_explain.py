@@ -2,6 +2,7 @@
 
 import functools
 import io
+import shutil
 import types
 
 import flax.linen as nn
@@ -14,8 +15,9 @@ from jax.sharding import AxisType
 from PIL import Image
 
 import hierjax
-from hierjax import explain, models, parallel, predict
+from hierjax import explain, models, parallel, predict, report
 from hierjax.config import UserError
+from hierjax.data import pipeline, sources
 from hierjax.models import heads, layers
 from hierjax.taxonomy import Taxonomy
 
@@ -185,7 +187,6 @@ def test_fit_leaves_what_the_report_draws(run):
 
 
 def one(model, examples, i):
-  from hierjax.data import pipeline, sources
   single = sources.Examples('one', [examples.files[i]], examples.labels[i:i + 1], lambda _: examples.reader(i))
   return next(iter(pipeline.eval_batches(single, batch_size=1, size=model.c.data.size, resize=model.c.data.resize)))
 
@@ -221,3 +222,47 @@ def test_an_explanation_of_other_predictions_is_not_current(run, tmp_path):
   with np.load(workdir / 'predictions_val.npz') as archive:
     np.savez_compressed(tmp_path / 'predictions_val.npz', **dict(archive, prob_joint=archive['prob_joint'] / 2))
   assert not explain.current(tmp_path, 'val')
+
+
+def test_complete_makes_what_the_report_lacks_and_nothing_twice(run, tmp_path, monkeypatch):
+  workdir, _ = run
+  tiny.register(monkeypatch)
+  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  shutil.copytree(workdir, tmp_path / 'run')
+  path, c = tmp_path / 'run', predict.run_config(workdir)
+  made = {name: (path / name).read_bytes() for name in ('eval_val.json', 'predictions_val.npz', 'decode.json')}
+  for name in (*made, 'explain_val.npz'):
+    (path / name).unlink()
+  predict.complete(path, c)
+  assert {name: (path / name).read_bytes() for name in made} == made  # as training left them, the joint weights too
+  assert explain.current(path, 'val')
+  monkeypatch.setattr(predict, 'load', lambda *_: pytest.fail('all was there'))
+  predict.complete(path, c)
+  text = report.write(path).read_text(encoding='utf-8')
+  assert 'class="case"' in text and 'class="points"' in text and 'could not be made' not in text
+
+
+def test_complete_remakes_predictions_of_before(run, tmp_path, monkeypatch):
+  """Those that lack the heads' first choices, and those that are damaged."""
+  workdir, _ = run
+  tiny.register(monkeypatch)
+  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  shutil.copytree(workdir, tmp_path / 'run')
+  file = tmp_path / 'run' / 'predictions_val.npz'
+  whole = file.read_bytes()
+  with np.load(file) as archive:
+    old = {key: archive[key] for key in archive.files if not key.startswith('top_')}
+  np.savez_compressed(file, **old)
+  predict.complete(tmp_path / 'run', predict.run_config(workdir))
+  assert file.read_bytes() == whole and explain.current(tmp_path / 'run', 'val')
+  file.write_bytes(whole[:200])
+  predict.complete(tmp_path / 'run', predict.run_config(workdir))
+  assert file.read_bytes() == whole and explain.current(tmp_path / 'run', 'val')
+
+
+def test_other_processes_explain_nothing(run, tmp_path, monkeypatch):
+  _, model = run
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  monkeypatch.setattr(model, 'workdir', tmp_path)
+  model.explain('val')
+  assert not list(tmp_path.iterdir())

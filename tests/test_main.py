@@ -29,7 +29,7 @@ def test_help():
   (['--config=configs/nope.py'], 'nope.py'),
   (['--config=configs/ladder.py:11'], 'choices: 1, 2, 3, 4, 5, 5.5'),
   (['--config.optim.lr=fast'], "could not convert string to float: fast"),
-  (['--mode=trian'], 'train|evaluate|predict|lint|describe'),
+  (['--mode=trian'], 'train|evaluate|report|predict|lint|describe'),
   (['--mode=evaluate'], '--mode=evaluate needs --workdir'),
   (['--workdir=runs/x', '--config.optim.schedule=cosin'], "did you mean 'cosine'"),
   (['--workdir=runs/x', '--config.data.root=nowhere'], 'nowhere: no such folder'),

@@ -356,7 +356,7 @@ def squares(svg):
 
 def test_confusion_matrices_are_the_predictions_in_the_taxonomys_order(full):
   taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
-  svgs = re.findall(r'<svg class="matrix".*?</svg>', section(full, 'confusion'), re.S)
+  svgs = re.findall(r'<svg class="matrix.*?</svg>', section(full, 'confusion'), re.S)
   assert len(svgs) == 3
   for k, svg in enumerate(svgs):
     names = re.findall(r'text-anchor="end">([^<]*)<', svg)

@@ -79,7 +79,7 @@ def progress(done: int, total: int) -> None:
 
 
 def main(argv) -> None:
-  logging.set_verbosity(logging.WARNING)  # Orbax and jax log a page each
+  logging.set_verbosity(logging.FATAL)  # Orbax and jax log pages, tracebacks of their threads among them; what matters is raised too, and told in a line
   from hierjax import config, train
   try:
     if len(argv) > 1:

@@ -40,3 +40,9 @@ def put_replicated(tree, m: Mesh):
 def gather(tree):
   """Global arrays split over processes → the whole, as numpy, on every process."""
   return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True)) if jax.process_count() > 1 else jax.tree.map(np.asarray, tree)
+
+
+def sync(name: str) -> None:
+  """Waits until every process is here; nothing where there is one."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)

@@ -5,13 +5,14 @@ import dataclasses
 import glob
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax import checkpoint, evaluate, models, parallel
+from hierjax import checkpoint, evaluate, files, models, parallel
 from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import sources
@@ -44,22 +45,16 @@ class Model:
     self.classifier = heads.build(c, self.taxonomy, self.levels)
     fresh = models.init(self.classifier, 0)
     fresh = {'params': fresh['params'], 'batch_stats': fresh.get('batch_stats', {})}
-    store = checkpoint.Checkpoints(workdir / 'checkpoints', c.train.best)
-    step = self.step_number(store)
+    store = checkpoint.Checkpoints(workdir / 'checkpoints', evaluate.best_metric(c.train.best, taxonomy, self.levels))
     part = 'ema' if c.optim.ema else 'model'
-    self.variables = store.load(step, {part: parallel.put_replicated(fresh, self.mesh)})[part]
+    self.step, loaded = store.load_best({part: parallel.put_replicated(fresh, self.mesh)}, c.eval.checkpoint == 'best')
     store.close()
-    self.step = step
+    for text in store.said:
+      print(text, file=sys.stderr)
+    self.variables = loaded[part]
     self.eval_step = evaluate.stepper(self.classifier, self.mesh)
     tuned = workdir / 'decode.json'
     self.weights = json.loads(tuned.read_text())['weights'] if tuned.exists() else dict.fromkeys(self.taxonomy.levels, 1.0)
-
-  def step_number(self, store: checkpoint.Checkpoints) -> int:
-    steps = store.steps()
-    if not steps:
-      raise UserError(f'{store.folder}: no checkpoint; train with --workdir={self.workdir} first')
-    best = store.best() if self.c.eval.checkpoint == 'best' else None
-    return steps[-1] if best is None else best
 
   def collect(self, examples: sources.Examples, **options) -> evaluate.Outputs:
     return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, **options)
@@ -76,7 +71,7 @@ class Model:
       raise UserError(f'split {split!r}: none of its {len(examples.labels)} images could be read')
     if tune:
       self.weights = evaluate.tune(outputs, self.taxonomy)
-      (self.workdir / 'decode.json').write_text(json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
+      files.write(self.workdir / 'decode.json', json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
     result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights)
     evaluate.write(self.workdir, result, outputs, self.taxonomy, examples)
     return result

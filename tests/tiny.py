@@ -22,9 +22,11 @@ class Tiny(nn.Module):
     return layers.global_pool(x), {'features': x}
 
 
+SPEC = models.Backbone(functools.partial(Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, {})
+
+
 def register(monkeypatch) -> None:
-  spec = models.Backbone(functools.partial(Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, {})
-  monkeypatch.setitem(models.BACKBONES, 'tiny', spec)
+  monkeypatch.setitem(models.BACKBONES, 'tiny', SPEC)
 
 
 def run_config(**changes):

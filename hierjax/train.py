@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import datetime
-import functools
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -130,6 +130,18 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
   return state.replace(step=state.step + 1, opt_state=opt_state, ema=ema, **new), {**out, 'lr': lr, 'grad_norm': norm}
 
 
+def stepper(task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh) -> Callable:
+  """The compiled step of a phase over the mesh: (state, batch, flag) → (state, metrics), with 'stop' > 0 on every process where one raised its flag.
+
+  The flag's sum joins the reduction of the gradients, so that no other collective is needed for all to stop at the same step.
+  """
+  def step(state, batch, flag):
+    state, out = train_step(state, batch, task, phase, tx)
+    return state, {**out, 'stop': flag.sum()}
+  r, d = parallel.replicated(mesh), parallel.split(mesh)
+  return jax.jit(step, in_shardings=(r, d, d), out_shardings=(r, r), donate_argnums=0)
+
+
 def eval_variables(state: TrainState) -> dict:
   return dict(state.ema) if state.ema else {'params': state.params, 'batch_stats': state.batch_stats}
 
@@ -239,7 +251,7 @@ class Log:
   """metrics.jsonl, and lines on stderr for people, both from process 0 only."""
 
   def __init__(self, workdir: pathlib.Path, step: int):
-    self.path, self.main = workdir / 'metrics.jsonl', jax.process_index() == 0
+    self.path, self.main = workdir / 'metrics.jsonl', parallel.first()
     if self.main and self.path.exists():  # what was logged after the checkpoint will be logged again
       kept = []
       for line in self.path.read_text().splitlines():
@@ -308,6 +320,7 @@ class Loop:
     self.eval_step = evaluate.stepper(run.model, self.mesh)
     self.broken: set[str] = set()
     self.seconds, self.before, self.saved = 0.0, None, last
+    self.stop = False  # a signal came, here or in another process: the same on all of them at the same step
 
   def features(self, examples: sources.Examples) -> sources.Examples:
     """The split with the frozen backbone's features instead of images, computed once."""
@@ -318,11 +331,12 @@ class Loop:
 
   def validate(self, val: sources.Examples) -> dict[str, float]:
     out = evaluate.collect(self.eval_step, eval_variables(self.state), val, self.c, self.mesh)
-    self.broken.update(out.broken)
+    self.broken = set(out.broken).union(*parallel.exchange(sorted(self.broken)))
     t = self.run.taxonomy
     decoded = evaluate.decodings(out, t)
-    return evaluate.flat({k: metrics.evaluate(decoded[k], out.labels, t, self.run.levels) for k in ('independent', 'joint')},
-                         evaluate.loss(out, t, self.run.weights), self.run.levels)
+    values = evaluate.flat({k: metrics.evaluate(decoded[k], out.labels, t, self.run.levels) for k in ('independent', 'joint')},
+                           evaluate.loss(out, t, self.run.weights), self.run.levels)
+    return parallel.exchange(values)[0]  # what is decided by them must not hang on the rounding of another kind of processor
 
   def check(self, pending, files: Sequence[str]) -> dict[str, float] | None:
     """The metrics of the step before, read while the next one runs. Stops on NaN."""
@@ -330,6 +344,7 @@ class Loop:
       return None
     step, device, index = pending
     values = {k: float(v) for k, v in device.items()}
+    self.stop = self.stop or values.pop('stop') > 0
     if not (np.isfinite(values['loss']) and np.isfinite(values['grad_norm'])):  # a bad gradient has spoilt the parameters already
       names = ', '.join(files[i] for i in index[:8]) + (' ...' if len(index) > 8 else '')
       raise UserError(
@@ -359,9 +374,7 @@ class Loop:
 
   def phase(self, phase: optim.Phase, number: int, train, val, signals: Signals) -> None:
     c, run = self.c, self.run
-    tx = optim.transformation(c, self.task.labels, phase.freeze)
-    r, d = parallel.replicated(self.mesh), parallel.split(self.mesh)
-    step_fn = jax.jit(functools.partial(train_step, task=self.task, phase=phase, tx=tx), in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0)
+    step_fn = stepper(self.task, phase, optim.transformation(c, self.task.labels, phase.freeze), self.mesh)
     pending, per_epoch = None, len(train.labels) / c.train.batch_size
     waited, since, since_step, first = 0.0, time.monotonic(), self.step, self.step
     batches = run.batches(train, self.step, phase.end)
@@ -375,7 +388,7 @@ class Loop:
         waited += time.monotonic() - asked
         self.broken.update(train.files[b] for b in batch['broken'][batch['broken'] >= 0])
         device = parallel.put_batch({'image': batch['image'], 'labels': batch['labels']}, self.mesh)
-        self.state, out = step_fn(self.state, device)
+        self.state, out = step_fn(self.state, device, parallel.put_flag(bool(signals.got), self.mesh))
         values = self.check(pending, train.files)
         if values and pending[0] % c.train.log_steps == 0 and self.step > since_step:
           now = time.monotonic()
@@ -397,16 +410,18 @@ class Loop:
           self.check(pending, train.files)
           before = time.monotonic()
           self.evaluate_and_save(val, per_epoch)
+          self.stop = self.stop or any(parallel.exchange(bool(signals.got)))
           since += time.monotonic() - before  # evaluation is not the training's rate
           if self.stopped:
             self.log.say(f'early stop: no better {run.best} for {c.train.early_stop} evaluations')
             return
-        if signals.got:
+        if self.stop:
           self.check(pending, train.files)
           if self.step != self.saved:
             self.checkpoints.save(self.step, parts(self.state), None)
           self.checkpoints.wait()
-          raise Interrupted(signals.got, self.step)
+          self.broken = set().union(*parallel.exchange(sorted(self.broken)))
+          raise Interrupted(signals.got or signal.SIGTERM, self.step)
     finally:
       batches.close()
 
@@ -431,6 +446,9 @@ class Loop:
 def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
   """Writes config.json and taxonomy.csv, or checks that a run that is resumed here is the same."""
   workdir.mkdir(parents=True, exist_ok=True)
+  parallel.check_same(workdir, {
+    'options': config_lib.to_json(run.c), 'taxonomy': run.taxonomy.hash(),
+    **{f'{x.name} examples': hashlib.sha256(repr([list(x.files), x.labels.tolist()]).encode()).hexdigest() for x in (run.train, run.val)}})
   path = workdir / 'config.json'
   if path.exists() and (workdir / 'checkpoints').exists() and any((workdir / 'checkpoints').iterdir()):
     changed = [d for d in config_lib.differences(config_lib.from_json(path.read_text()), run.c) if not d.startswith(FREE_ON_RESUME)]
@@ -439,7 +457,7 @@ def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
     old = Taxonomy.from_csv(workdir / 'taxonomy.csv')
     if old.hash() != run.taxonomy.hash():
       raise UserError(f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy')
-  if jax.process_index() == 0:
+  if parallel.first():
     path.write_text(config_lib.to_json(run.c) + '\n')
     run.taxonomy.to_csv(workdir / 'taxonomy.csv')
 
@@ -474,8 +492,8 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
   if run.c.baseline == 'train':
     loop.log.say('training the baseline: one head, ancestors read off')
     fit(baseline_config(run.c), workdir / 'baseline')
-  page = report.write(workdir)
-  loop.log.say(f'report: {page}')
+  if parallel.first():
+    loop.log.say(f'report: {report.write(workdir)}')
   return {'step': loop.step, **result, 'state_sha256': digest}
 
 
@@ -485,7 +503,7 @@ def now() -> str:
 
 def record(workdir: pathlib.Path, run: Run, loop: Loop, started: str, **end) -> None:
   """run.json: what the report says of a run beside its numbers; over all the times that it was resumed."""
-  if jax.process_index():
+  if not parallel.first():
     return
   path = workdir / 'run.json'
   if loop.before is None:

@@ -49,6 +49,8 @@ def start(coordinator: str = '', processes: int | None = None, process: int | No
       said = 'found no cluster (SLURM, Open MPI, GKE, Cloud TPU)'
     raise UserError(f'--distributed: {said}; give --coordinator=HOST:PORT --num_processes=N --process_id=I, or leave --distributed out') from e
   _on_abort(lost_text(silence))
+  if jax.default_backend() == 'cpu':  # from the cache, XLA's programs for CPUs run their collectives in an order of each process's own (jax 0.10.2)
+    jax.config.update('jax_enable_compilation_cache', False)
 
 
 def _check(coordinator: str, processes: int, process: int, wait: int) -> None:

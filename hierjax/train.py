@@ -443,22 +443,30 @@ class Loop:
     self.saved = self.step
 
 
+def objection(workdir: pathlib.Path, run: Run) -> str:
+  """Why `run` can't go on with what the folder holds; '' where it can."""
+  path = workdir / 'config.json'
+  if not path.exists() or not (workdir / 'checkpoints').exists() or not any((workdir / 'checkpoints').iterdir()):
+    return ''
+  changed = [d for d in config_lib.differences(config_lib.from_json(path.read_text()), run.c) if not d.startswith(FREE_ON_RESUME)]
+  if changed:
+    return f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder'
+  old = Taxonomy.from_csv(workdir / 'taxonomy.csv')
+  if old.hash() != run.taxonomy.hash():
+    return f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy'
+  return ''
+
+
 def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
-  """Writes config.json and taxonomy.csv, or checks that a run that is resumed here is the same."""
+  """Writes config.json and taxonomy.csv, or checks that a run that is resumed here is the same, and that all processes run it here."""
   workdir.mkdir(parents=True, exist_ok=True)
   parallel.check_same(workdir, {
     'options': config_lib.to_json(run.c), 'taxonomy': run.taxonomy.hash(),
     **{f'{x.name} examples': hashlib.sha256(repr([list(x.files), x.labels.tolist()]).encode()).hexdigest() for x in (run.train, run.val)}})
-  path = workdir / 'config.json'
-  if path.exists() and (workdir / 'checkpoints').exists() and any((workdir / 'checkpoints').iterdir()):
-    changed = [d for d in config_lib.differences(config_lib.from_json(path.read_text()), run.c) if not d.startswith(FREE_ON_RESUME)]
-    if changed:
-      raise UserError(f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder')
-    old = Taxonomy.from_csv(workdir / 'taxonomy.csv')
-    if old.hash() != run.taxonomy.hash():
-      raise UserError(f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy')
+  if told := parallel.exchange(objection(workdir, run) if parallel.first() else '')[0]:  # the first one reads, as it is the one that writes
+    raise UserError(told)
   if parallel.first():
-    path.write_text(config_lib.to_json(run.c) + '\n')
+    (workdir / 'config.json').write_text(config_lib.to_json(run.c) + '\n')
     run.taxonomy.to_csv(workdir / 'taxonomy.csv')
 
 

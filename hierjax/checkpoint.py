@@ -163,10 +163,10 @@ class Checkpoints:
   def _set_aside(self, step: int, reason: str) -> None:
     """Moves a damaged checkpoint to WORKDIR/damaged/, so that nothing is lost and no later save counts it as the latest."""
     place = self.folder.parent / 'damaged' / f'{step}'
-    if jax.process_index() == 0:
+    if parallel.first():
       place.parent.mkdir(exist_ok=True)
       while place.exists():
         place = place.with_name(f'{place.name}-again')
       (self.folder / f'{step}').rename(place)
-    parallel.sync('set aside')
+    parallel.exchange(None)  # until it has gone
     self.said.append(f'the checkpoint of step {step} is damaged ({reason}); it was moved to {place.parent}/ and the one before it is taken')

@@ -109,7 +109,12 @@ def summary(split: str, outputs: Outputs, taxonomy: Taxonomy, tta: int, weights:
 
 
 def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Taxonomy, examples: Examples) -> None:
-  """DIR/eval_SPLIT.json, and DIR/predictions_SPLIT.npz: files, labels, and the prediction [n, L] and its probability [n, L] of each decoding."""
+  """DIR/eval_SPLIT.json, and DIR/predictions_SPLIT.npz: files, labels, and the prediction [n, L] and its probability [n, L] of each decoding.
+
+  Of several processes the first one writes.
+  """
+  if not parallel.first():
+    return
   arrays = {'files': np.array([examples.files[i] for i in outputs.index]), 'labels': outputs.labels}
   for name, d in decodings(outputs, taxonomy, result['weights']).items():
     arrays[f'pred_{name}'] = d.pred

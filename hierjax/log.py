@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import jax
 from ml_collections import ConfigDict
 
-from hierjax import files
+from hierjax import files, parallel
 from hierjax.config import UserError
 
 _compiled = 0.0
@@ -43,7 +43,7 @@ class Log:
   """The log of a run that goes on at `step`: what was logged after it will be logged again."""
 
   def __init__(self, workdir: pathlib.Path, step: int, c: ConfigDict):
-    self.path, self.main, self.tensorboard, self.wandb = workdir / 'metrics.jsonl', jax.process_index() == 0, None, None
+    self.path, self.main, self.tensorboard, self.wandb = workdir / 'metrics.jsonl', parallel.first(), None, None
     if not self.main:
       return
     if self.path.exists():

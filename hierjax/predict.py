@@ -71,7 +71,8 @@ class Model:
       raise UserError(f'split {split!r}: none of its {len(examples.labels)} images could be read')
     if tune:
       self.weights = evaluate.tune(outputs, self.taxonomy)
-      files.write(self.workdir / 'decode.json', json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
+      if parallel.first():
+        files.write(self.workdir / 'decode.json', json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
     result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights)
     evaluate.write(self.workdir, result, outputs, self.taxonomy, examples)
     return result

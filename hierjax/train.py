@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import datetime
 import errno
-import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -132,6 +132,18 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
   new = {'params': params, 'batch_stats': batch_stats}
   ema = jax.tree.map(lambda e, p: e + (1 - task.ema) * (p - e), state.ema, new) if state.ema else state.ema
   return state.replace(step=state.step + 1, opt_state=opt_state, ema=ema, **new), {**out, 'lr': lr, 'grad_norm': norm}
+
+
+def stepper(task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh) -> Callable:
+  """The compiled step of a phase over the mesh: (state, batch, flags {name: [devices]}) → (state, metrics and, summed over the processes, the flags).
+
+  The flags' sums join the reduction of the gradients, so that no other collective is needed for all processes to do the same at the same step.
+  """
+  def step(state, batch, flags):
+    state, out = train_step(state, batch, task, phase, tx)
+    return state, out | jax.tree.map(jnp.sum, flags)
+  r, d = parallel.replicated(mesh), parallel.split(mesh)
+  return jax.jit(step, in_shardings=(r, d, d), out_shardings=(r, r), donate_argnums=0)
 
 
 def eval_variables(state: TrainState) -> dict:
@@ -286,6 +298,8 @@ class Loop:
     self.eval_step = evaluate.stepper(run.model, self.mesh)
     self.broken: set[str] = set()
     self.seconds, self.saving, self.before, self.saved_at = 0.0, 0.0, None, time.monotonic()
+    # What one process wants all to do, the same on all of them at the same step: a signal came; it is time to save.
+    self.stop = self.asked = self.late = False
 
   def features(self, examples: sources.Examples, signals: Signals) -> sources.Examples:
     """The split with the frozen backbone's features instead of images, computed once."""
@@ -303,29 +317,38 @@ class Loop:
     """For `collect`: stops in the middle of a split. Where several processes must do the same, the split is finished first."""
     def progress(*_):
       if signals.got and jax.process_count() == 1:
-        self.interrupt(signals.got)
+        self.interrupt(signals)
     return progress
 
-  def interrupt(self, signum: int) -> None:
+  def interrupt(self, signals: Signals) -> None:
     self.save(None)
     self.checkpoints.wait()
-    raise Interrupted(signum, self.step)
+    self.broken = set().union(*parallel.exchange(sorted(self.broken)))
+    raise Interrupted(signals.got or signal.SIGTERM, self.step)
+
+  def flags(self, signals: Signals) -> dict[str, jax.Array]:
+    """What this process wants; the first one's clock tells when to save."""
+    minutes = self.c.train.save_minutes
+    late = bool(minutes) and parallel.first() and not self.asked and time.monotonic() - self.saved_at > 60 * minutes
+    self.asked = self.asked or late
+    return parallel.put_flags({'stop': bool(signals.got), 'save': late}, self.mesh)
 
   def save(self, values: Mapping[str, float] | None) -> None:
     """Saves the state, once a step; `values` are the val metrics, None where it has not been evaluated."""
     before = time.monotonic()
     if values or self.step != self.saved:
       self.checkpoints.save(self.step, parts(self.state), values)
-    self.saved, self.saved_at = self.step, time.monotonic()
+    self.saved, self.saved_at, self.asked, self.late = self.step, time.monotonic(), False, False
     self.saving += self.saved_at - before
 
   def validate(self, val: sources.Examples, signals: Signals) -> dict[str, float]:
     out = evaluate.collect(self.eval_step, eval_variables(self.state), val, self.c, self.mesh, progress=self.heed(signals))
-    self.broken.update(out.broken)
+    self.broken = set(out.broken).union(*parallel.exchange(sorted(self.broken)))
     t = self.run.taxonomy
     decoded = evaluate.decodings(out, t)
-    return evaluate.flat({k: metrics.evaluate(decoded[k], out.labels, t, self.run.levels) for k in ('independent', 'joint')},
-                         evaluate.loss(out, t, self.run.weights), self.run.levels)
+    values = evaluate.flat({k: metrics.evaluate(decoded[k], out.labels, t, self.run.levels) for k in ('independent', 'joint')},
+                           evaluate.loss(out, t, self.run.weights), self.run.levels)
+    return parallel.exchange(values)[0]  # what is decided by them must not hang on the rounding of another kind of processor
 
   def check(self, pending, files: Sequence[str]) -> dict[str, float] | None:
     """The metrics of the step before, read while the next one runs. Stops on NaN."""
@@ -333,6 +356,8 @@ class Loop:
       return None
     step, device, index = pending
     values = {k: float(v) for k, v in device.items()}
+    self.stop |= values.pop('stop') > 0
+    self.late |= values.pop('save') > 0
     if not (np.isfinite(values['loss']) and np.isfinite(values['grad_norm'])):  # a bad gradient has spoilt the parameters already
       names = ', '.join(files[i] for i in index[:8]) + (' ...' if len(index) > 8 else '')
       raise UserError(
@@ -357,6 +382,8 @@ class Loop:
         self.phase(phase, i, train, val, signals)
       finally:
         self.seconds += time.monotonic() - started
+      if any(parallel.exchange(bool(signals.got))):  # it came with the phase's last step
+        self.interrupt(signals)
 
   @property
   def due(self) -> bool:
@@ -370,9 +397,7 @@ class Loop:
 
   def phase(self, phase: optim.Phase, number: int, train, val, signals: Signals) -> None:
     c, run = self.c, self.run
-    tx = optim.transformation(c, self.task.labels, phase.freeze)
-    r, d = parallel.replicated(self.mesh), parallel.split(self.mesh)
-    step_fn = jax.jit(functools.partial(train_step, task=self.task, phase=phase, tx=tx), in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0)
+    step_fn = stepper(self.task, phase, optim.transformation(c, self.task.labels, phase.freeze), self.mesh)
     pending, per_epoch = None, len(train.labels) / c.train.batch_size
     if self.due:
       self.evaluate_and_save(val, per_epoch, signals)
@@ -390,7 +415,7 @@ class Loop:
         waited += time.monotonic() - asked
         self.broken.update(train.files[b] for b in batch['broken'][batch['broken'] >= 0])
         device = parallel.put_batch({'image': batch['image'], 'labels': batch['labels']}, self.mesh)
-        self.state, out = step_fn(self.state, device)
+        self.state, out = step_fn(self.state, device, self.flags(signals))
         values = self.check(pending, train.files)
         if values and pending[0] % c.train.log_steps == 0 and self.step > since_step:
           now = time.monotonic()
@@ -416,13 +441,14 @@ class Loop:
           if self.stopped:
             self.log.say(f'early stop: no better {run.best} for {c.train.early_stop} evaluations')
             return
-        elif c.train.save_minutes and before - self.saved_at > 60 * c.train.save_minutes:
+          self.stop = self.stop or any(parallel.exchange(bool(signals.got)))
+        elif self.late:
           self.check(pending, train.files)
           self.save(None)
         since += time.monotonic() - before  # neither is the training's rate
-        if signals.got:
+        if self.stop:
           self.check(pending, train.files)
-          self.interrupt(signals.got)
+          self.interrupt(signals)
     finally:
       batches.close()
 
@@ -443,19 +469,30 @@ class Loop:
     self.save(values)
 
 
-def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
-  """Writes config.json and taxonomy.csv, or checks that a run that is resumed here is the same."""
-  workdir.mkdir(parents=True, exist_ok=True)
+def objection(workdir: pathlib.Path, run: Run) -> str:
+  """Why `run` can't go on with what the folder holds; '' where it can."""
   path = workdir / 'config.json'
-  if path.exists() and (workdir / 'checkpoints').exists() and any((workdir / 'checkpoints').iterdir()):
-    changed = [d for d in config_lib.differences(config_lib.from_json(path.read_text()), run.c) if not d.startswith(FREE_ON_RESUME)]
-    if changed:
-      raise UserError(f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder')
-    old = Taxonomy.from_csv(workdir / 'taxonomy.csv')
-    if old.hash() != run.taxonomy.hash():
-      raise UserError(f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy')
-  if jax.process_index() == 0:
-    files.write(path, config_lib.to_json(run.c) + '\n')
+  if not path.exists() or not (workdir / 'checkpoints').exists() or not any((workdir / 'checkpoints').iterdir()):
+    return ''
+  changed = [d for d in config_lib.differences(config_lib.from_json(path.read_text()), run.c) if not d.startswith(FREE_ON_RESUME)]
+  if changed:
+    return f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder'
+  old = Taxonomy.from_csv(workdir / 'taxonomy.csv')
+  if old.hash() != run.taxonomy.hash():
+    return f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy'
+  return ''
+
+
+def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
+  """Writes config.json and taxonomy.csv, or checks that a run that is resumed here is the same, and that all processes run it here."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  parallel.check_same(workdir, {
+    'options': config_lib.to_json(run.c), 'taxonomy': run.taxonomy.hash(),
+    **{f'{x.name} examples': hashlib.sha256(repr([list(x.files), x.labels.tolist()]).encode()).hexdigest() for x in (run.train, run.val)}})
+  if told := parallel.exchange(objection(workdir, run) if parallel.first() else '')[0]:  # the first one reads, as it is the one that writes
+    raise UserError(told)
+  if parallel.first():
+    files.write(workdir / 'config.json', config_lib.to_json(run.c) + '\n')
     run.taxonomy.to_csv(workdir / 'taxonomy.csv')
 
 
@@ -497,8 +534,8 @@ def train_and_report(c: ConfigDict, workdir: pathlib.Path) -> dict:
   if run.c.baseline == 'train':
     loop.log.say('training the baseline: one head, ancestors read off')
     fit(baseline_config(run.c), workdir / 'baseline')
-  page = report.write(workdir)
-  loop.log.say(f'report: {page}')
+  if parallel.first():
+    loop.log.say(f'report: {report.write(workdir)}')
   return {'step': loop.step, **result, 'state_sha256': digest}
 
 
@@ -521,7 +558,7 @@ def now() -> str:
 
 def record(workdir: pathlib.Path, run: Run, loop: Loop, started: str, **end) -> None:
   """run.json: what the report says of a run beside its numbers; over all the times that it was resumed."""
-  if jax.process_index():
+  if not parallel.first():
     return
   path = workdir / 'run.json'
   if loop.before is None:

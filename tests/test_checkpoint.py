@@ -144,8 +144,8 @@ def test_saves_between_evaluations(tmp_path, monkeypatch):
     saved.append((step, bool(metrics)))
     original(self, step, parts, metrics)
   monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
-  train.fit(tiny.run_config(**{'train.save_minutes': 1e-9, 'train.steps': 4, 'train.eval_steps': 2}), tmp_path)
-  assert saved == [(1, False), (2, True), (3, False), (4, True)]
+  train.fit(tiny.run_config(**{'train.save_minutes': 1e-9, 'train.steps': 8, 'train.eval_steps': 4}), tmp_path)
+  assert saved == [(2, False), (4, True), (6, False), (8, True)]
 
 
 def test_cached_features_are_of_the_weights_that_train(tmp_path):

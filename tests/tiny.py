@@ -38,3 +38,8 @@ def run_config(**changes):
   for path, value in {**values, **changes}.items():
     config.assign(c, path, value)
   return c
+
+
+def get_config():
+  """For --config=tests/tiny.py."""
+  return run_config()

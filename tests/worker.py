@@ -1,4 +1,4 @@
-"""main.py with the tiny backbone of the tests registered: what tests start as a process of its own, to signal and to kill it."""
+"""main.py that knows the tiny backbone: `python tests/worker.py FLAGS`. What tests start as a process of its own, to signal and to kill it."""
 
 import pathlib
 import sys

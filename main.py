@@ -32,6 +32,12 @@ flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 flags.DEFINE_string('workdir', '', "The run's folder: train writes it and goes on with it (runs/NAME by default), the others read it.")
 flags.DEFINE_string('split', 'val', 'evaluate: the split.')
 flags.DEFINE_string('images', '', 'predict: a file, a folder or a glob in quotes.')
+flags.DEFINE_boolean('distributed', False, 'train, evaluate: this is one of several processes; SLURM, Open MPI, GKE and Cloud TPU are found by themselves.')
+flags.DEFINE_string('coordinator', '', 'distributed: HOST:PORT of process 0, where no cluster is found.')
+flags.DEFINE_integer('num_processes', None, 'distributed: how many, where no cluster is found.')
+flags.DEFINE_integer('process_id', None, 'distributed: which of them this is, from 0.')
+flags.DEFINE_integer('start_timeout', 300, 'distributed: seconds to wait for all processes at the start.', lower_bound=1)
+flags.DEFINE_integer('peer_timeout', 100, 'distributed: seconds of silence after which a process counts as dead and the others stop.', lower_bound=1)
 
 
 def run_config():
@@ -45,21 +51,36 @@ def run_config():
   return c
 
 
+def join() -> None:
+  """The start of several processes; before anything else, as it must come before any use of a device."""
+  from hierjax import config, parallel
+  if not FLAGS.distributed:
+    if FLAGS.coordinator or FLAGS.num_processes is not None or FLAGS.process_id is not None:
+      raise config.UserError('--coordinator, --num_processes and --process_id need --distributed')
+    return
+  if FLAGS.mode not in ('train', 'evaluate'):
+    raise config.UserError(f'--distributed: --mode={FLAGS.mode} runs in one process; train and evaluate run in several')
+  parallel.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.start_timeout, FLAGS.peer_timeout)
+
+
 def run() -> None:
   import jax
 
-  from hierjax import config, lint, predict, report, train
+  from hierjax import config, lint, parallel, predict, report, train
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'hierjax' / 'jax')
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
   if FLAGS.mode in ('evaluate', 'report', 'predict') and not FLAGS.workdir:
     raise config.UserError(f'--mode={FLAGS.mode} needs --workdir=FOLDER, the one that was trained in')
   if FLAGS.mode == 'train':
-    print(json.dumps(train.fit(FLAGS.config, FLAGS.workdir or f'runs/{FLAGS.config.name or "run"}')))
+    result = train.fit(FLAGS.config, FLAGS.workdir or f'runs/{FLAGS.config.name or "run"}')
+    if parallel.first():
+      print(json.dumps(result))
   elif FLAGS.mode == 'evaluate':
-    result = predict.load(FLAGS.workdir, run_config()).evaluate(FLAGS.split, progress=progress)
-    print(f'report: {report.write(FLAGS.workdir)}', file=sys.stderr)
-    print(json.dumps(result))
+    result = predict.load(FLAGS.workdir, run_config()).evaluate(FLAGS.split, progress=progress if parallel.first() else None)
+    if parallel.first():
+      print(f'report: {report.write(FLAGS.workdir)}', file=sys.stderr)
+      print(json.dumps(result))
   elif FLAGS.mode == 'report':
     c = run_config()
     try:
@@ -87,20 +108,28 @@ def progress(done: int, total: int) -> None:
 
 
 def main(argv) -> None:
-  logging.set_verbosity(logging.WARNING)  # Orbax and jax log a page each
-  from hierjax import config, train
+  logging.set_verbosity(logging.FATAL)  # Orbax and jax log pages, tracebacks of their threads among them; what matters is raised too, and told in a line
+  from hierjax import config, parallel, train
+  code, together = 0, True  # together: all processes have come to the same end
   try:
     if len(argv) > 1:
       raise config.UserError(f'what is {argv[1]!r}? All that main.py takes are flags: --mode=..., --config=..., --workdir=...; see --help')
+    join()
     run()
   except config.UserError as e:
     print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    code, together = 2, False
   except train.Interrupted as e:
     print(e, file=sys.stderr)
-    sys.exit(128 + e.signum)
+    code = 128 + e.signum
   except BrokenPipeError:
-    sys.exit(128 + signal.SIGPIPE)
+    code, together = 128 + signal.SIGPIPE, False
+  except Exception as e:
+    if not FLAGS.distributed:
+      raise
+    code, together = parallel.explain(e), False
+  parallel.stop(code, together)
+  sys.exit(code)
 
 
 def parse(argv):

@@ -98,8 +98,13 @@ def default() -> ConfigDict:
   c.train.epochs, c.train.steps, c.train.examples = 20.0, 0, 0
   c.train.eval_epochs, c.train.eval_steps, c.train.eval_examples = 1.0, 0, 0  # evaluate on val and save this often
   c.train.log_steps = 20
+  c.train.save_minutes = 10.0  # save also between evaluations when the last save is this long ago; 0 = only at evaluations
   c.train.best = 'top1/finest'  # val metric that chooses the checkpoint: loss, fpa, hvr, joint_fpa or top1/LEVEL
   c.train.early_stop = 0  # evaluations without a better one; 0 = never
+
+  c.log = ConfigDict()  # beside metrics.jsonl
+  c.log.tensorboard = True  # WORKDIR/tensorboard
+  c.log.wandb = False  # Weights & Biases, where it is installed; the project is $WANDB_PROJECT or 'hierjax'
 
   # The curriculum: phases in order, each for its *_epochs, *_steps or *_examples (-1 = to the end, all 0 = absent); what comes after trains all.
   # freeze: parameter groups among backbone and heads/LEVEL; levels: those whose loss counts.
@@ -172,7 +177,7 @@ def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
   for path in ('model.dropout', 'loss.smoothing', 'optim.ema', 'optim.momentum', 'data.val_share', 'optim.onecycle_rise'):
     if not 0 <= get(path) < 1:
       raise UserError(f'--config.{path}={get(path)} must be at least 0 and below 1')
-  for path in ('optim.weight_decay', 'optim.clip', 'data.workers', 'train.early_stop'):
+  for path in ('optim.weight_decay', 'optim.clip', 'data.workers', 'train.early_stop', 'train.save_minutes'):
     if get(path) < 0:
       raise UserError(f'--config.{path}={get(path)} must not be negative')
   if c.train.batch_size % c.optim.accumulate:

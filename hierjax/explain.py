@@ -8,6 +8,7 @@ so that the report finds the same rows again.
 import dataclasses
 import functools
 import hashlib
+import io
 import pathlib
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hierjax import files
 from hierjax.taxonomy import Taxonomy
 
 PATTERNS, EACH = 16, 4                   # patterns of right and wrong heads, and images of each
@@ -180,7 +182,9 @@ def write(workdir: pathlib.Path, split: str, predictions: Mapping[str, np.ndarra
   peak = maps.max((2, 3), keepdims=True)
   jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(p), quality=QUALITY) for p in pictures.values()]
   placed = np.isin(seen, points)
+  archive = io.BytesIO()
   np.savez_compressed(
-    workdir / f'explain_{split}.npz', predictions=np.array(digest(workdir, split)), rows=np.array(list(pictures), np.int64),
+    archive, predictions=np.array(digest(workdir, split)), rows=np.array(list(pictures), np.int64),
     jpeg=np.frombuffer(b''.join(jpegs), np.uint8), ends=np.cumsum([len(j) for j in jpegs]),
     maps=np.round(255 * maps / np.maximum(peak, 1e-12)).astype(np.uint8), points=seen[placed], xy=tsne(features[placed]))
+  files.write(workdir / f'explain_{split}.npz', archive.getvalue())

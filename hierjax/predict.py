@@ -5,6 +5,7 @@ import dataclasses
 import glob
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import cv2
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax import checkpoint, evaluate, explain, models, parallel, runs
+from hierjax import checkpoint, evaluate, explain, files, models, parallel, runs
 from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources, transforms
@@ -45,22 +46,16 @@ class Model:
     self.classifier = heads.build(c, self.taxonomy, self.levels)
     fresh = models.init(self.classifier, 0)
     fresh = {'params': fresh['params'], 'batch_stats': fresh.get('batch_stats', {})}
-    store = checkpoint.Checkpoints(workdir / 'checkpoints', c.train.best)
-    step = self.step_number(store)
+    store = checkpoint.Checkpoints(workdir / 'checkpoints', evaluate.best_metric(c.train.best, taxonomy, self.levels))
     part = 'ema' if c.optim.ema else 'model'
-    self.variables = store.load(step, {part: parallel.put_replicated(fresh, self.mesh)})[part]
+    self.step, loaded = store.load_best({part: parallel.put_replicated(fresh, self.mesh)}, c.eval.checkpoint == 'best')
     store.close()
-    self.step = step
+    for text in store.said:
+      print(text, file=sys.stderr)
+    self.variables = loaded[part]
     self.eval_step = evaluate.stepper(self.classifier, self.mesh)
     tuned = workdir / 'decode.json'
     self.weights = json.loads(tuned.read_text())['weights'] if tuned.exists() else dict.fromkeys(self.taxonomy.levels, 1.0)
-
-  def step_number(self, store: checkpoint.Checkpoints) -> int:
-    steps = store.steps()
-    if not steps:
-      raise UserError(f'{store.folder}: no checkpoint; train with --workdir={self.workdir} first')
-    best = store.best() if self.c.eval.checkpoint == 'best' else None
-    return steps[-1] if best is None else best
 
   def collect(self, examples: sources.Examples, **options) -> evaluate.Outputs:
     return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, **options)
@@ -77,14 +72,15 @@ class Model:
       raise UserError(f'split {split!r}: none of its {len(examples.labels)} images could be read')
     if tune:
       self.weights = evaluate.tune(outputs, self.taxonomy)
-      (self.workdir / 'decode.json').write_text(json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
+      if parallel.first():
+        files.write(self.workdir / 'decode.json', json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
     result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights)
     evaluate.write(self.workdir, result, outputs, self.taxonomy, examples)
     return result
 
   def explain(self, split: str, examples: sources.Examples | None = None) -> None:
     """DIR/explain_SPLIT.npz, from which the report shows single images: by process 0 alone, on its first device, after `evaluate`."""
-    if jax.process_index():
+    if not parallel.first():
       return
     examples = examples or self.split(split)
     with np.load(self.workdir / f'predictions_{split}.npz') as archive:

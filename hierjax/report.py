@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from markupsafe import Markup
 
-from hierjax import charts, metrics, mistakes
+from hierjax import charts, files, metrics, mistakes
 from hierjax.charts import series
 from hierjax.page import METRICS, count, duration, listed, number, render, signed
 from hierjax.runs import Run, finite, flat, get, read
@@ -438,8 +438,4 @@ def html(run: Run) -> str:
 def write(workdir: str | os.PathLike) -> pathlib.Path:
   """Writes WORKDIR/report.html and returns its path; UserError where WORKDIR is not the directory of a run."""
   run = read(workdir)
-  path = run.path / 'report.html'
-  partial = path.with_name(f'.report.{os.getpid()}.html')
-  partial.write_bytes(html(run).encode('utf-8', 'backslashreplace'))  # a file name may hold what is not Unicode
-  os.replace(partial, path)
-  return path
+  return files.write(run.path / 'report.html', html(run))

@@ -23,9 +23,11 @@ class Tiny(nn.Module):
     return layers.global_pool(x), {'features': x}
 
 
+SPEC = models.Backbone(functools.partial(Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, {})
+
+
 def register(monkeypatch) -> None:
-  spec = models.Backbone(functools.partial(Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, {})
-  monkeypatch.setitem(models.BACKBONES, 'tiny', spec)
+  monkeypatch.setitem(models.BACKBONES, 'tiny', SPEC)
 
 
 def run_config(**changes):
@@ -37,3 +39,8 @@ def run_config(**changes):
   for path, value in {**values, **changes}.items():
     config.assign(c, path, value)
   return c
+
+
+def get_config():
+  """For --config=tests/tiny.py."""
+  return run_config()

@@ -142,7 +142,8 @@ def gallery(run: Run) -> Markup:
     tabs.append((render('pattern', marks=marks, n=len(rows)), render('cases', cases=cases, n=len(rows), share=number(len(rows) / known.sum()), marks=marks)))
   if not tabs: return render('sentence', f'No image of {run.splits[0]} is labelled at every level with a head.')
   if not run.pictures: return render('patterns', panes=tabs, remake=REMAKE)
-  return render('gallery', panes=tabs, possible=2 ** len(columns), heads=len(columns), split=run.splits[0], each=explain.EACH)
+  return render('gallery', panes=tabs, possible=2 ** len(columns), heads=len(columns), split=run.splits[0], each=explain.EACH,
+                grid=run.explained['maps'].shape[2:])
 
 
 def _case(run: Run, row: int, columns: list[int]) -> dict:

@@ -280,9 +280,9 @@ def curves(run: Run) -> Markup:
   panels = []
 
   def panel(title, legend, *series, **options):
-    if series := [one for one in series if len(one.x)]:
-      chart = charts.Chart(title, axis, tuple(series), marks, span, **options)
-      panels.append({'title': title, 'legend': legend if len(series) > 1 else [], 'svg': charts.draw(chart)})
+    if drawn := [one for one in series if len(one.x)]:
+      chart = charts.Chart(title, axis, tuple(drawn), marks, span, **options)
+      panels.append({'title': title, 'legend': legend if len(drawn) > 1 else [], 'svg': charts.draw(chart)})
 
   levels = [(level, 'thick', k) for k, level in enumerate(run.levels)]
   panel('Loss', [('train', 'thin', 0), ('val', 'thick', 1)],
@@ -300,6 +300,9 @@ def curves(run: Run) -> Markup:
   panel('Learning rate', [], series(run.train, axis, 'lr', 0, False, 1.))
   panel('Images per second', [], series(run.train, axis, 'images_per_s', 0, False, 1.))
   panel('Share of the time spent waiting for data', [], series(run.train, axis, 'data_wait', 0, False, 1.), percent=True)
+  memory = {'memory_gib': 'this process', 'device_memory_gib': 'its first device'}
+  panel('Peak memory in GiB', [(label, 'thick', k) for k, label in enumerate(memory.values())],
+        *(series(run.train, axis, key, k, False, 1.) for k, key in enumerate(memory)))
   panel('Gradient norm', [], series(run.train, axis, 'grad_norm', 0, False, 1.))
   return render('curves', panels=panels, phases=phases, binned=len(run.train) > charts.POINTS)
 

@@ -479,11 +479,12 @@ def test_loss_weights_are_drawn_where_they_are_logged(full, tmp_path):
   path = make_run(tmp_path / 'run', n=40)
   lines = [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
   for line in lines:
-    if line['kind'] == 'train': line |= {'weight/make': 1 - line['step'] / 2000, 'weight/model': line['step'] / 1000}
+    if line['kind'] == 'train': line |= {'weight/make': 1 - line['step'] / 2000, 'weight/model': line['step'] / 1000, 'memory_gib': 2.5}
   (path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   report.write(path)
   legend = re.search(r'<b>Loss weights</b>(.*?)</figcaption>', section(path, 'curves'), re.S)[1]
   assert re.findall(r'</i>(\w+)</span>', legend) == ['make', 'model']
+  assert '<b>Peak memory in GiB</b>' in section(path, 'curves')
 
 
 def test_pictures_of_another_evaluation_are_not_shown(full, tmp_path):

@@ -14,6 +14,7 @@ from hierjax.runs import Run
 from hierjax.taxonomy import Taxonomy
 
 LABELLED = 60                    # classes up to which every row of a confusion matrix is named; above, the coarser classes are
+LONGEST = 28                     # letters of a name beside a matrix
 NUMBERED = 14                    # and up to which the shares stand in it
 CELLS = 60_000                   # drawn at most, those with the most images
 BLOCKS, BLOCK = 60, 40           # coarser classes to zoom into, and classes in one
@@ -70,7 +71,8 @@ def _matrix(run: Run, k: int) -> dict:
     groups = [(tree.names[outer][column[a]], a, b) for a, b in itertools.pairwise(starts)]
   named = n <= LABELLED
   ticks = [(name, i + .5) for i, name in enumerate(labels_of)] if named else [(name, (a + b) / 2) for name, a, b in groups if b - a >= n / 75]
-  margin = 12 + min(190, 6.1 * max((len(name) for name, _ in ticks), default=1))
+  ticks = [(name if len(name) <= LONGEST else f'{name[:LONGEST // 2]}…{name[1 - LONGEST // 2:]}', name, at) for name, at in ticks]
+  margin = 12 + 7 * max((len(short) for short, _, _ in ticks), default=1)
   cell = min(44., (940 - margin) / n)
   numbers = []
   if n <= NUMBERED:

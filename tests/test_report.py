@@ -46,7 +46,7 @@ def simulate(taxonomy, labels, heads, skill, seed):
   return probs
 
 
-def make_run(path, heads=None, name='cars-3head', skill=2.6, n=600, taxonomy=None, seed=0, split='val', skipped=(), steps=1200, pictures=False):
+def make_run(path, heads=None, name='cars-3head', skill=2.6, n=600, taxonomy=None, seed=0, split='val', skipped=(), steps=1200, pictures=False, file='images/'):
   """A run's directory with plausible contents; heads default to every level."""
   taxonomy = taxonomy or make_taxonomy()
   levels, heads = taxonomy.levels, heads or taxonomy.levels
@@ -90,7 +90,7 @@ def make_run(path, heads=None, name='cars-3head', skill=2.6, n=600, taxonomy=Non
                 'decode': {key: metrics.evaluate(d, labels, taxonomy, heads) for key, d in decoded.items()},
                 'intervals': {key: metrics.bootstrap(metrics.per_example(d, labels, taxonomy), n=100) for key, d in decoded.items()}}
   (path / f'eval_{split}.json').write_text(json.dumps(evaluation))
-  arrays = {'files': np.array([f'images/{i:05d}.jpg' for i in range(n)]), 'labels': labels}
+  arrays = {'files': np.array([f'{file}{i:05d}.jpg' for i in range(n)]), 'labels': labels}
   for key, d in decoded.items():
     arrays[f'pred_{key}'] = d.pred
     arrays[f'prob_{key}'] = np.stack([d.prob[k][np.arange(n), d.pred[:, k]] for k in range(len(levels))], 1).astype(np.float32)
@@ -329,11 +329,12 @@ def test_a_configuration_is_enough_and_without_one_it_is_no_run(tmp_path):
 
 def test_hostile_names_are_text(tmp_path):
   levels = ('<b>make</b>', 'ty"pe/$x$', "mo'del&amp;")
-  path = make_run(tmp_path / 'run', name=HOSTILE, taxonomy=make_taxonomy(levels, HOSTILE), skipped=[HOSTILE, 'a\udc80b.jpg'])
+  path = make_run(tmp_path / 'run', name=HOSTILE, taxonomy=make_taxonomy(levels, HOSTILE), skipped=[HOSTILE, 'a\udc80b.jpg'], file=HOSTILE, pictures=True)
   (path / 'run.json').write_text((path / 'run.json').read_text().replace('split made', json.dumps('</details>' + HOSTILE)[1:-1]))
   make_run(path / 'baseline', heads=levels[-1:], taxonomy=make_taxonomy(levels, HOSTILE), seed=1)
   text, made = (report.write(path)).read_text(encoding='utf-8'), made_page(path)
-  assert 'script' not in made.tags and 'img' not in made.tags
+  assert 'script' not in made.tags and all(address.startswith(('#', 'data:')) for address in made.loads)
+  assert 'onerror=1&gt;' in section(path, 'gallery') and '<b>make</b>' not in text and '&lt;b&gt;make&lt;/b&gt;' in section(path, 'gallery')
   assert '<script' not in text and '&lt;script&gt;' in text and '\\udc80b.jpg' in text
   assert made.text.count('alert("x")') >= 4  # title, heading, skipped, note, configuration
   assert text.count('<figure>') == 11 and 'could not be made' not in text
@@ -461,6 +462,45 @@ def test_the_tree_holds_every_class_with_its_accuracy(full):
       assert len(found) == 1, level
       assert found[0][2:] == (f'{mine.sum():,}', page.number(share))
       if share is not None: assert [share >= limit for limit in (.5, .7, .8, .9)] == [int(found[0][0]) > i for i in range(4)]
+
+
+ENDING = [('animal', 'dog', 'poodle'), ('animal', 'dog', 'pug'), ('animal', 'cat', ''), ('plant', '', ''), ('rock', 'basalt', 'dark basalt')]
+
+
+@pytest.mark.parametrize(('levels', 'rows', 'heads'), [
+  (('class',), [(f'class {i}',) for i in range(9)], None),
+  (('a', 'b', 'c', 'd'), [(f'a{i % 2}', f'b{i % 3}', f'c{i % 4}', f'd{i}') for i in range(24)], None),
+  (('kingdom', 'kind', 'breed'), ENDING, None),
+  (('kingdom', 'kind', 'breed'), ENDING, ('breed',)),
+], ids=['one level', 'crossing', 'ending early', 'one head'])
+def test_other_shapes_of_taxonomy(tmp_path, levels, rows, heads):
+  path = make_run(tmp_path / 'run', taxonomy=Taxonomy.from_rows(levels, rows), heads=heads, n=150, pictures=True)
+  text = made_page(report.write(path).parent).text
+  assert 'could not be made' not in text and mistakes.REMAKE not in text and mistakes.NO_PREDICTIONS not in text
+  assert len(re.findall(r'<svg class="matrix', section(path, 'confusion'))) == len(levels)
+  branches = re.findall('<span class="word">([^<]*)</span>', section(path, 'tree'))[1:]
+  prefixes = {tuple(row[:k + 1]) for row in rows for k in range(len(levels)) if row[k]}
+  assert sorted(branches) == sorted(prefix[-1] for prefix in prefixes)  # a branch that ends early is no longer
+  cases = section(path, 'gallery').split('<article class="case">')[1:]
+  assert cases and all(case.count('<div class="head">') == len(heads or levels) for case in cases)
+
+
+def test_unknown_labels_count_nowhere(full, tmp_path):
+  for file in full.iterdir():
+    if file.is_file(): shutil.copy(file, tmp_path)
+  data = predictions_of(full)
+  data['labels'][:100, 2] = -1
+  data['labels'][100:150] = -1
+  np.savez_compressed(tmp_path / 'predictions_val.npz', **data)
+  make_pictures(tmp_path, 'val', data, Taxonomy.from_csv(full / 'taxonomy.csv'))
+  report.write(tmp_path)
+  assert 'could not be made' not in made_page(tmp_path).text
+  assert [int(n) for n in re.findall(r'classes, (\d+) images', section(tmp_path, 'confusion').split('Closer')[0])] == [550, 550, 450]
+  counts = [int(n) for n in re.findall(r'<p class="note">(\d+) image', section(tmp_path, 'gallery'))]
+  assert sum(counts) == 450
+  leaves = [int(n) for n in re.findall(r'<div class="branch leaf"><span class="twig"><i.*?<span class="of">(\d+)</span>', section(tmp_path, 'tree'))]
+  assert len(leaves) == 40 and sum(leaves) == 450
+  assert 'unknown' in section(tmp_path, 'features') and 'unknown' not in section(full, 'features')
 
 
 def test_reliability_and_points_are_drawn(full):
@@ -615,7 +655,7 @@ PROBE = """(async () => {
   const wide = new Set(), blank = [];
   const check = e => {
     const box = e.getBoundingClientRect();
-    if (box.width && (box.right > innerWidth + 1 || box.left < -1) && !e.closest('.scroll, pre, .tabs > input'))
+    if (box.width && (box.right > WIDTH + 1 || box.left < -1) && !e.parentElement.closest('.scroll, pre'))
       wide.add(e.tagName + '.' + (e.className.baseVal ?? e.className) + ' ' + Math.round(box.left) + ' to ' + Math.round(box.right));
   };
   document.querySelectorAll('details').forEach(d => { d.open = true; });
@@ -633,10 +673,20 @@ PROBE = """(async () => {
 })()"""
 
 
+@pytest.fixture(scope='module')
+def long_names(tmp_path_factory):
+  """A run whose every name is long, with spaces and without."""
+  rows = [(f'{"A very long make " * 4}{i % 4}', f'{"unbroken" * 12}{i % 3}', f'{"Model_with_underscores_" * 4}{i} {"and words " * 5}') for i in range(30)]
+  taxonomy = Taxonomy.from_rows(('the level of ' + 'x' * 60, 'type', 'model'), rows)
+  path = make_run(tmp_path_factory.mktemp('long') / 'run', taxonomy=taxonomy, name='name' * 40, file='folder/' + 'file' * 40, pictures=True, skipped=['s' * 99])
+  return report.write(path).parent
+
+
 @pytest.mark.parametrize('width', [390, 1200])
-def test_in_chromium_everything_fits_the_screen(full, browser, width):
-  browser.visit((full / 'report.html').as_uri(), width)
-  inner, scroll, wide, blank, images = browser.evaluate(PROBE)
+@pytest.mark.parametrize('run', ['full', 'long_names'])
+def test_in_chromium_everything_fits_the_screen(request, browser, run, width):
+  browser.visit((request.getfixturevalue(run) / 'report.html').as_uri(), width)
+  inner, scroll, wide, blank, images = browser.evaluate(PROBE.replace('WIDTH', str(width)))
   assert inner == width and scroll <= width and wide == [] and blank == [] and images > 100
 
 

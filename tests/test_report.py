@@ -46,7 +46,8 @@ def simulate(taxonomy, labels, heads, skill, seed):
   return probs
 
 
-def make_run(path, heads=None, name='cars-3head', skill=2.6, n=600, taxonomy=None, seed=0, split='val', skipped=(), steps=1200, pictures=False, file='images/'):
+def make_run(path, heads=None, name='cars-3head', skill=2.6, n=600, taxonomy=None, seed=0, split='val', skipped=(), steps=1200, pictures=False,
+             prefix='images/'):
   """A run's directory with plausible contents; heads default to every level."""
   taxonomy = taxonomy or make_taxonomy()
   levels, heads = taxonomy.levels, heads or taxonomy.levels
@@ -90,7 +91,7 @@ def make_run(path, heads=None, name='cars-3head', skill=2.6, n=600, taxonomy=Non
                 'decode': {key: metrics.evaluate(d, labels, taxonomy, heads) for key, d in decoded.items()},
                 'intervals': {key: metrics.bootstrap(metrics.per_example(d, labels, taxonomy), n=100) for key, d in decoded.items()}}
   (path / f'eval_{split}.json').write_text(json.dumps(evaluation))
-  arrays = {'files': np.array([f'{file}{i:05d}.jpg' for i in range(n)]), 'labels': labels}
+  arrays = {'files': np.array([f'{prefix}{i:05d}.jpg' for i in range(n)]), 'labels': labels}
   for key, d in decoded.items():
     arrays[f'pred_{key}'] = d.pred
     arrays[f'prob_{key}'] = np.stack([d.prob[k][np.arange(n), d.pred[:, k]] for k in range(len(levels))], 1).astype(np.float32)
@@ -329,7 +330,7 @@ def test_a_configuration_is_enough_and_without_one_it_is_no_run(tmp_path):
 
 def test_hostile_names_are_text(tmp_path):
   levels = ('<b>make</b>', 'ty"pe/$x$', "mo'del&amp;")
-  path = make_run(tmp_path / 'run', name=HOSTILE, taxonomy=make_taxonomy(levels, HOSTILE), skipped=[HOSTILE, 'a\udc80b.jpg'], file=HOSTILE, pictures=True)
+  path = make_run(tmp_path / 'run', name=HOSTILE, taxonomy=make_taxonomy(levels, HOSTILE), skipped=[HOSTILE, 'a\udc80b.jpg'], prefix=HOSTILE, pictures=True)
   (path / 'run.json').write_text((path / 'run.json').read_text().replace('split made', json.dumps('</details>' + HOSTILE)[1:-1]))
   make_run(path / 'baseline', heads=levels[-1:], taxonomy=make_taxonomy(levels, HOSTILE), seed=1)
   text, made = (report.write(path)).read_text(encoding='utf-8'), made_page(path)
@@ -678,7 +679,8 @@ def long_names(tmp_path_factory):
   """A run whose every name is long, with spaces and without."""
   rows = [(f'{"A very long make " * 4}{i % 4}', f'{"unbroken" * 12}{i % 3}', f'{"Model_with_underscores_" * 4}{i} {"and words " * 5}') for i in range(30)]
   taxonomy = Taxonomy.from_rows(('the level of ' + 'x' * 60, 'type', 'model'), rows)
-  path = make_run(tmp_path_factory.mktemp('long') / 'run', taxonomy=taxonomy, name='name' * 40, file='folder/' + 'file' * 40, pictures=True, skipped=['s' * 99])
+  path = tmp_path_factory.mktemp('long') / 'run'
+  make_run(path, taxonomy=taxonomy, name='name' * 40, prefix='folder/' + 'file' * 40, pictures=True, skipped=['s' * 300])
   return report.write(path).parent
 
 

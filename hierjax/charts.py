@@ -2,6 +2,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 import math
 import re
 
@@ -174,8 +175,14 @@ def scatter(xy: np.ndarray, groups: np.ndarray, width: float = 640, height: floa
           for group in sorted(set(groups.tolist()), key=lambda g: (g >= 0, -g))]
 
 
+SINGLY = 40  # cells of a strip that can be told apart
+
+
 def strip(shades: list[int]) -> list[tuple[int, str]]:
-  """A row of unit cells, as (shade, path)."""
+  """A row of unit cells, as (shade, path); more of them than can be told apart are sorted, so that the widths show how many there are of each."""
+  if len(shades) > SINGLY:
+    ends = np.cumsum(np.bincount(shades)).tolist()
+    return [(one, f'M{start} 0H{end}V1H{start}z') for one, (start, end) in enumerate(itertools.pairwise([0, *ends])) if start < end]
   paths: dict[int, list[str]] = {}
   for x, one in enumerate(shades): paths.setdefault(one, []).append(f'M{x} 0h1v1h-1z')
   return [(one, ''.join(parts)) for one, parts in sorted(paths.items())]

@@ -16,7 +16,7 @@ from hierjax.taxonomy import Taxonomy
 LABELLED = 60                    # classes up to which every row of a confusion matrix is named; above, the coarser classes are
 LONGEST = 28                     # letters of a name beside a matrix
 NUMBERED = 14                    # and up to which the shares stand in it
-CELLS = 60_000                   # drawn at most, those with the most images
+FINE = 250                       # squares along an axis; of more classes, neighbours share one
 BLOCKS, BLOCK = 60, 40           # coarser classes to zoom into, and classes in one
 
 
@@ -55,20 +55,20 @@ def _order(tree: Taxonomy, k: int) -> np.ndarray:
 def _matrix(run: Run, k: int) -> dict:
   tree = run.taxonomy
   labels, pred = (run.predicted[key][:, k] for key in ('labels', 'pred_joint'))
-  known, n = labels >= 0, len(tree.names[k])
-  pairs, count = np.unique(np.stack([labels[known], pred[known]], 1), axis=0, return_counts=True)
-  of = np.bincount(labels[known], minlength=n)
-  order = _order(tree, k)
-  place = np.argsort(order)
-  drawn = np.argsort(-count, kind='stable')[:CELLS]
-  true, other = place[pairs[drawn].T]
+  known, classes = labels >= 0, len(tree.names[k])
+  labels, pred = labels[known], pred[known]
+  order, each = _order(tree, k), -(-classes // FINE)
+  place = np.argsort(order) // each
+  n = -(-classes // each)
+  (true, other), count = np.unique(place[np.stack([labels, pred])], axis=1, return_counts=True)
+  of = np.bincount(place[labels], minlength=n)
   labels_of = [tree.names[k][c] for c in order]
-  outer = next((j for j in range(k) if tree.nests(tree.levels[k], tree.levels[j]) and 1 < len(tree.names[j]) < n), None)
+  outer = next((j for j in range(k) if tree.nests(tree.levels[k], tree.levels[j]) and 1 < len(tree.names[j]) < classes), None)
   starts, groups = [], []
   if outer is not None:
     column = tree.parents(tree.levels[k], tree.levels[outer])[order]
-    starts = [0, *(np.flatnonzero(np.diff(column)) + 1).tolist(), n]
-    groups = [(tree.names[outer][column[a]], a, b) for a, b in itertools.pairwise(starts)]
+    starts = [0, *(np.flatnonzero(np.diff(column)) + 1).tolist(), classes]
+    groups = [(tree.names[outer][column[a]], a / each, b / each) for a, b in itertools.pairwise(starts)]
   named = n <= LABELLED
   ticks = [(name, i + .5) for i, name in enumerate(labels_of)] if named else [(name, (a + b) / 2) for name, a, b in groups if b - a >= n / 75]
   ticks = [(name if len(name) <= LONGEST else f'{name[:LONGEST // 2]}…{name[1 - LONGEST // 2:]}', name, at) for name, at in ticks]
@@ -76,13 +76,12 @@ def _matrix(run: Run, k: int) -> dict:
   cell = min(44., (940 - margin) / n)
   numbers = []
   if n <= NUMBERED:
-    numbers = [(x + .5, y + .5, f'{100 * c / of[order[y]]:.0f}', charts.shade(c / of[order[y]]) > 5)
-               for y, x, c in zip(true.tolist(), other.tolist(), count[drawn].tolist()) if 200 * c >= of[order[y]]]
-  right = int(count[pairs[:, 0] == pairs[:, 1]].sum())
-  return {'level': tree.levels[k], 'n': n, 'cell': cell, 'margin': margin, 'side': cell * n, 'ticks': ticks, 'numbers': numbers,
-          'size': min(11., .92 * cell) if named else 10., 'paths': charts.cells(true, other, count[drawn], of[order[true]]), 'starts': starts[1:-1],
-          'images': int(known.sum()), 'wrong': int(known.sum()) - right, 'outer': None if outer is None else tree.levels[outer], 'named': named,
-          'left_out': len(count) - len(drawn)}
+    numbers = [(x + .5, y + .5, f'{100 * c / of[y]:.0f}', charts.shade(c / of[y]) > 5)
+               for y, x, c in zip(true.tolist(), other.tolist(), count.tolist()) if 200 * c >= of[y]]
+  return {'level': tree.levels[k], 'n': n, 'classes': classes, 'each': each, 'cell': cell, 'margin': margin, 'side': cell * n, 'ticks': ticks,
+          'numbers': numbers, 'size': min(11., .92 * cell) if named else 10., 'paths': charts.cells(true, other, count, of[true]),
+          'starts': [f'{at / each:g}' for at in starts[1:-1]] if n / len(starts or [1]) > 1.5 else [],
+          'images': len(labels), 'wrong': int((labels != pred).sum()), 'outer': None if outer is None else tree.levels[outer], 'named': named}
 
 
 def _block(run: Run, name: str, members: np.ndarray, labels: np.ndarray, pred: np.ndarray) -> dict:

@@ -266,3 +266,25 @@ def test_other_processes_explain_nothing(run, tmp_path, monkeypatch):
   monkeypatch.setattr(model, 'workdir', tmp_path)
   model.explain('val')
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('resize', ['crop', 'pad', 'squash'])
+def test_pictures_show_what_the_model_sees(run, tmp_path, monkeypatch, resize):
+  workdir, _ = run
+  tiny.register(monkeypatch)
+  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  shutil.copytree(workdir, tmp_path / 'run')
+  c = predict.run_config(tmp_path / 'run')
+  c.data.resize = resize
+  model = predict.load(tmp_path / 'run', c)
+  model.evaluate('val')
+  model.explain('val')
+  made, val = load(tmp_path / 'run'), model.split('val')
+  picture = np.asarray(Image.open(io.BytesIO(made['jpeg'][:made['ends'][0]].tobytes())))
+  h, w = val.reader(int(made['rows'][0])).shape[:2]
+  assert w > h
+  if resize == 'squash':  # the whole image, not squashed
+    assert picture.shape[:2] == (h, w)
+  else:
+    assert picture.shape[:2] == (explain.SIDE, explain.SIDE)
+    assert (np.abs(picture[:8].astype(int) - 127).max() <= 3) == (resize == 'pad')  # the grey above a padded image

@@ -559,7 +559,7 @@ def test_a_report_of_many_classes_and_levels_stays_small(tmp_path):
   size = report.write(path).stat().st_size
   text = made_page(path).text
   assert 'could not be made' not in text and size < 15_000_000
-  assert 'There are too many branches below genus' in text and 'A square stands for 40 classes that follow each other' in text
+  assert 'There are too many branches below family' in text and 'A square stands for 40 classes that follow each other' in text
   order = sorted(range(n), key=lambda c: (*taxonomy.paths[c, :4].tolist(), c))
   bins = np.argsort(order) // 40
   drawn = squares(re.findall(r'<svg class="matrix.*?</svg>', section(path, 'confusion'), re.S)[-1])

@@ -211,7 +211,8 @@ BEYOND = {  # one value outside of each range
   'data.toy.difficulty': 'nan', 'model.mean': '(300.,0.,0.)', 'model.std': '(0.,0.,0.)', 'model.dropout': '1', 'loss.smoothing': '1', 'optim.lr': 'inf',
   'optim.weight_decay': 'nan', 'optim.momentum': '1.5', 'optim.onecycle_rise': '-1', 'optim.clip': '-1', 'optim.warmup_steps': '-5',
   'optim.warmup_epochs': 'nan', 'optim.warmup_examples': '-1', 'optim.plateau_factor': '0', 'optim.plateau_patience': '-1', 'optim.accumulate': '0',
-  'optim.ema': '1', 'train.batch_size': '0', 'train.log_steps': '0', 'train.early_stop': '-1', 'train.save_minutes': '-1', 'eval.batch_size': '0', 'train.steps': '-3',
+  'optim.ema': '1', 'train.batch_size': '0', 'train.log_steps': '0', 'train.early_stop': '-1', 'train.save_minutes': '-1',
+  'eval.batch_size': '0', 'train.steps': '-3',
   'train.epochs': '-1', 'train.examples': '-1', 'train.eval_steps': '-1', 'train.eval_epochs': 'nan', 'train.eval_examples': '-1',
   **{f'curriculum.{p}.{unit}': '-2' for p in ('p1', 'p2', 'p3') for unit in ('steps', 'epochs', 'examples')},
 }

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV = .venv
 RUN = runs/quickstart
 
-.PHONY: quickstart test parity lint
+.PHONY: quickstart test test-faults parity lint
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python main.py --config=configs/quickstart.py --workdir=$(RUN)
@@ -10,6 +10,10 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest
+
+# kills training runs at 200 random moments; each must end bit-identical to one that nobody disturbed
+test-faults: $(VENV)/installed-test
+	$(VENV)/bin/python tests/faults.py --kills 200 --seed 0
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

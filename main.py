@@ -3,6 +3,7 @@
   python main.py --config=configs/quickstart.py --workdir=runs/first                       train on the embedded drawings
   python main.py --config=configs/3head.py --config.data.root=FOLDER --workdir=runs/mine    train on your images
   python main.py --mode=evaluate --workdir=runs/mine --split=val                            metrics as JSON
+  python main.py --mode=report   --workdir=runs/mine                                        report.html; evaluates val where that is missing
   python main.py --mode=predict  --workdir=runs/mine --images='photos/*.jpg'                one JSON line an image
   python main.py --mode=lint     --config.data.root=FOLDER                                  check taxonomy, labels and images
   python main.py --mode=describe --config=configs/3head.py                                  parameters and MACs of the model
@@ -34,19 +35,23 @@ def interrupted(signum, _):
 
 if __name__ == '__main__':
   signal.signal(signal.SIGINT, interrupted)
-elif __name__ == '__mp_main__':  # a data worker as it starts: the parent sees to its end
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-MODES = ('train', 'evaluate', 'predict', 'lint', 'describe')
-READ_BY = {'workdir': ('train', 'evaluate', 'predict'), 'split': ('evaluate',), 'images': ('predict',)}
+MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe')
+READ_BY = {'workdir': ('train', 'evaluate', 'report', 'predict'), 'split': ('evaluate',), 'images': ('predict',)}
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
-flags.DEFINE_string('workdir', '', "The run's folder: train writes it and goes on with it (runs/NAME by default), evaluate and predict read it.")
+flags.DEFINE_string('workdir', '', "The run's folder: train writes it and goes on with it (runs/NAME by default), the others read it.")
 flags.DEFINE_string('split', 'val', 'evaluate: the split.')
 flags.DEFINE_string('images', '', 'predict: a file, a folder or a glob in quotes.')
+flags.DEFINE_boolean('distributed', False, 'train, evaluate: this is one of several processes; SLURM, Open MPI, GKE and Cloud TPU are found by themselves.')
+flags.DEFINE_string('coordinator', '', 'distributed: HOST:PORT of process 0, where no cluster is found.')
+flags.DEFINE_integer('num_processes', None, 'distributed: how many, where no cluster is found.')
+flags.DEFINE_integer('process_id', None, 'distributed: which of them this is, from 0.')
+flags.DEFINE_integer('start_timeout', 300, 'distributed: seconds to wait for all processes at the start.', lower_bound=1)
+flags.DEFINE_integer('peer_timeout', 100, 'distributed: seconds of silence after which a process counts as dead and the others stop.', lower_bound=1)
 
 
 def run_config():
@@ -60,10 +65,22 @@ def run_config():
   return c
 
 
+def join() -> None:
+  """The start of several processes; before anything else, as it must come before any use of a device."""
+  from hierjax import config, parallel
+  if not FLAGS.distributed:
+    if FLAGS.coordinator or FLAGS.num_processes is not None or FLAGS.process_id is not None:
+      raise config.UserError('--coordinator, --num_processes and --process_id need --distributed')
+    return
+  if FLAGS.mode not in ('train', 'evaluate'):
+    raise config.UserError(f'--distributed: --mode={FLAGS.mode} runs in one process; train and evaluate run in several')
+  parallel.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.start_timeout, FLAGS.peer_timeout)
+
+
 def run() -> None:
   import jax
 
-  from hierjax import config, lint, predict, report, train
+  from hierjax import config, lint, parallel, predict, report, train
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'hierjax' / 'jax')
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
@@ -71,14 +88,24 @@ def run() -> None:
     if FLAGS[name].present and FLAGS.mode not in modes:
       raise config.UserError(f'--{name} means nothing to --mode={FLAGS.mode}, only to {", ".join(modes)}')
   FLAGS.workdir = os.path.expanduser(FLAGS.workdir)  # a shell leaves the ~ of --workdir=~/x as it is
-  if FLAGS.mode in ('evaluate', 'predict') and not FLAGS.workdir:
+  if FLAGS.mode in ('evaluate', 'report', 'predict') and not FLAGS.workdir:
     raise config.UserError(f'--mode={FLAGS.mode} needs --workdir=FOLDER, the one that was trained in')
   if FLAGS.mode == 'train':
-    print(json.dumps(train.fit(FLAGS.config, FLAGS.workdir or f'runs/{FLAGS.config.name or "run"}')))
+    result = train.fit(FLAGS.config, FLAGS.workdir or f'runs/{FLAGS.config.name or "run"}')
+    if parallel.first():
+      print(json.dumps(result))
   elif FLAGS.mode == 'evaluate':
-    result = predict.load(FLAGS.workdir, run_config()).evaluate(FLAGS.split, progress=progress)
-    print(f'report: {report.write(FLAGS.workdir)}', file=sys.stderr)
-    print(json.dumps(result))
+    result = predict.load(FLAGS.workdir, run_config()).evaluate(FLAGS.split, progress=progress if parallel.first() else None)
+    if parallel.first():
+      print(f'report: {report.write(FLAGS.workdir)}', file=sys.stderr)
+      print(json.dumps(result))
+  elif FLAGS.mode == 'report':
+    c = run_config()
+    try:
+      predict.complete(FLAGS.workdir, c, progress)
+    except config.UserError as e:
+      print(f'the report shows what is there: {e}', file=sys.stderr)
+    print(report.write(FLAGS.workdir))
   elif FLAGS.mode == 'predict':
     if not FLAGS.images:
       raise config.UserError("--mode=predict needs --images: a file, a folder or a glob in quotes, as --images='photos/*.jpg'")
@@ -100,34 +127,52 @@ def progress(done: int, total: int) -> None:
 
 
 def main(argv) -> None:
-  logging.set_verbosity(logging.WARNING)  # Orbax and jax log a page each
-  from hierjax import config, train
+  logging.set_verbosity(logging.FATAL)  # Orbax and jax log pages, tracebacks of their threads among them; what matters is raised too, and told in a line
+  from hierjax import config, parallel, train
+  code, together = 0, False  # together: all processes have come to the same end
   try:
     if len(argv) > 1:
       raise config.UserError(f'what is {argv[1]!r}? All that main.py takes are flags: --mode=..., --config=..., --workdir=...; see --help')
+    join()
     run()
-  except config.UserError as e:
-    stop(str(e))
+    together = True
   except train.Interrupted as e:
     print(e, file=sys.stderr)
-    sys.exit(128 + e.signum)
+    code, together = 128 + e.signum, True
   except BrokenPipeError:
-    sys.exit(128 + signal.SIGPIPE)
-  except OSError as e:  # a full disk, a folder that may not be written, a file that goes away
-    if e.filename is None:
+    code = 128 + signal.SIGPIPE
+  except Exception as e:
+    if told := in_words(e):
+      code = say(told)
+    elif FLAGS.distributed:
+      code = parallel.explain(e)
+    else:
       raise
-    stop(f'{e.filename}: {e.strerror}')
-  except (MemoryError, RuntimeError) as e:
-    if isinstance(e, RuntimeError) and 'RESOURCE_EXHAUSTED' not in str(e):  # as jax says it of an accelerator
-      raise
-    stop(f'out of memory ({str(e)[:200] or "of this machine"}); lower --config.train.batch_size, --config.eval.batch_size or --config.data.size')
+  parallel.stop(code, together)
+  sys.exit(code)
+
+
+def in_words(e: Exception) -> str:
+  """What a user can do something about, in a line; '' for a fault of hierjax's own, which shall show its traceback."""
+  from hierjax import config
+  if isinstance(e, config.UserError):
+    return str(e)
+  if isinstance(e, OSError) and e.filename is not None:  # a folder that may not be written, a file that goes away
+    return f'{e.filename}: {e.strerror}'
+  if isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and 'RESOURCE_EXHAUSTED' in str(e)):  # the latter as jax says it of an accelerator
+    return f'out of memory ({str(e)[:200] or "of this machine"}); lower --config.train.batch_size, --config.eval.batch_size or --config.data.size'
+  return ''
+
+
+def say(text: str) -> int:
+  """One line, whatever stands in the names and cells that it tells of; returns the exit status."""
+  line = ''.join(c if c.isprintable() else ' ' if c.isspace() else repr(c)[1:-1] for c in text)
+  print('error: ' + (line if len(line) < 1000 else f'{line[:700]} ... {line[-250:]}'), file=sys.stderr)
+  return 2
 
 
 def stop(text: str) -> None:
-  """One line, whatever stands in the names and cells that it tells of."""
-  line = ''.join(c if c.isprintable() else ' ' if c.isspace() else repr(c)[1:-1] for c in text)
-  print('error: ' + (line if len(line) < 1000 else f'{line[:700]} ... {line[-250:]}'), file=sys.stderr)
-  sys.exit(2)
+  sys.exit(say(text))
 
 
 def parse(argv):

@@ -42,7 +42,8 @@ RANGES = {
   'optim.lr': '(0, inf)', 'optim.weight_decay': '[0, inf)', 'optim.momentum': '[0, 1)', 'optim.onecycle_rise': '[0, 1)', 'optim.clip': '[0, inf)',
   'optim.warmup_steps': '[0, inf)', 'optim.warmup_epochs': '[0, inf)', 'optim.warmup_examples': '[0, inf)',
   'optim.plateau_factor': '(0, 1)', 'optim.plateau_patience': '[0, inf)', 'optim.accumulate': '[1, inf)', 'optim.ema': '[0, 1)',
-  'train.batch_size': '[1, inf)', 'train.log_steps': '[1, inf)', 'train.early_stop': '[0, inf)', 'eval.batch_size': '[1, inf)',
+  'train.batch_size': '[1, inf)', 'train.log_steps': '[1, inf)', 'train.early_stop': '[0, inf)', 'train.save_minutes': '[0, inf)',
+  'eval.batch_size': '[1, inf)',
   **{f'train.{prefix}{unit}': '[0, inf)' for prefix in ('', 'eval_') for unit in ('steps', 'epochs', 'examples')},
   **{f'curriculum.{phase}.{unit}': '[-1, inf)' for phase in ('p1', 'p2', 'p3') for unit in ('steps', 'epochs', 'examples')},
 }
@@ -117,8 +118,13 @@ def default() -> ConfigDict:
   c.train.epochs, c.train.steps, c.train.examples = 20.0, 0, 0
   c.train.eval_epochs, c.train.eval_steps, c.train.eval_examples = 1.0, 0, 0  # evaluate on val and save this often
   c.train.log_steps = 20
+  c.train.save_minutes = 10.0  # save also between evaluations when the last save is this long ago; 0 = only at evaluations
   c.train.best = 'top1/finest'  # val metric that chooses the checkpoint: loss, fpa, hvr, joint_fpa or top1/LEVEL
   c.train.early_stop = 0  # evaluations without a better one; 0 = never
+
+  c.log = ConfigDict()  # beside metrics.jsonl
+  c.log.tensorboard = True  # WORKDIR/tensorboard
+  c.log.wandb = False  # Weights & Biases, where it is installed; the project is $WANDB_PROJECT or 'hierjax'
 
   # The curriculum: phases in order, each for its *_epochs, *_steps or *_examples (-1 = to the end, all 0 = absent); what comes after trains all.
   # freeze: parameter groups among backbone and heads/LEVEL; levels: those whose loss counts.

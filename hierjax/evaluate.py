@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from hierjax import decode, metrics, parallel
-from hierjax.config import UserError
+from hierjax import decode, files, metrics, parallel
+from hierjax.config import UserError, did_you_mean
 from hierjax.data import pipeline
 from hierjax.data.sources import Examples
 from hierjax.taxonomy import Taxonomy
+
+TOP = 5  # choices of each head that are kept for every example
 
 
 def eval_step(variables: Mapping, images: jax.Array, model: nn.Module) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -52,7 +55,7 @@ def collect(step: Callable, variables: Mapping, examples: Examples, c, mesh, vie
   batches = pipeline.eval_batches(
     examples, batch_size=batch_size, size=c.data.size, resize=c.data.resize, views=views, threads=c.data.threads, workers=c.data.workers,
     process_index=jax.process_index(), process_count=jax.process_count())
-  with contextlib.closing(batches):
+  with contextlib.closing(batches):  # an interruption may come in the middle
     for i, batch in enumerate(batches):
       if c.data.strict and (batch['broken'] >= 0).any():
         name = examples.files[int(batch['broken'].max())]
@@ -110,13 +113,33 @@ def summary(split: str, outputs: Outputs, taxonomy: Taxonomy, tta: int, weights:
 
 
 def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Taxonomy, examples: Examples) -> None:
-  """DIR/eval_SPLIT.json, and DIR/predictions_SPLIT.npz: files, labels, and the prediction [n, L] and its probability [n, L] of each decoding."""
+  """DIR/eval_SPLIT.json, and DIR/predictions_SPLIT.npz: files, labels, the prediction [n, L] and its probability [n, L] of each decoding, and the first
+  TOP choices of the head of column k: top_k [n, TOP] and their probabilities top_prob_k.
+
+  Of several processes the first one writes.
+  """
+  if not parallel.first():
+    return
   arrays = {'files': np.array([examples.files[i] for i in outputs.index]), 'labels': outputs.labels}
   for name, d in decodings(outputs, taxonomy, result['weights']).items():
     arrays[f'pred_{name}'] = d.pred
     arrays[f'prob_{name}'] = np.stack([np.take_along_axis(p, d.pred[:, k:k + 1], 1)[:, 0] for k, p in enumerate(d.prob)], 1).astype(np.float32)
-  np.savez_compressed(workdir / f'predictions_{result["split"]}.npz', **arrays)
-  (workdir / f'eval_{result["split"]}.json').write_text(json.dumps(result, indent=2) + '\n')
+  for level, p in outputs.probs.items():
+    k, best = taxonomy.index(level), np.argsort(-p, axis=1, kind='stable')[:, :TOP]
+    arrays[f'top_{k}'], arrays[f'top_prob_{k}'] = best.astype(np.int32), np.take_along_axis(p, best, 1).astype(np.float32)
+  archive = io.BytesIO()
+  np.savez_compressed(archive, **arrays)
+  files.write(workdir / f'predictions_{result["split"]}.npz', archive.getvalue())
+  files.write(workdir / f'eval_{result["split"]}.json', json.dumps(result, indent=2) + '\n')
+
+
+def best_metric(text: str, taxonomy: Taxonomy, heads: Sequence[str]) -> str:
+  """The name among flat()'s that config.train.best means: 'top1/finest' is that of the taxonomy's finest level, 'top1/coarsest' of the coarsest head."""
+  name = {'top1/finest': f'top1/{taxonomy.levels[-1]}', 'top1/coarsest': f'top1/{heads[0]}'}.get(text, text)
+  names = ['loss', 'fpa', 'hvr', 'joint_fpa', *(f'top1/{level}' for level in heads)]
+  if name not in names:
+    raise UserError(f'--config.train.best={text!r}{did_you_mean(text, names)}; choices: {", ".join(names)}')
+  return name
 
 
 def flat(result: Mapping, loss_value: float, levels: Sequence[str]) -> dict[str, float]:

@@ -86,10 +86,14 @@ def ece(prob, pred, labels, bins: int = BINS) -> float | None:
   rows = np.flatnonzero(labels >= 0)
   if not len(rows):
     return None
-  confidence = prob[rows, pred[rows]]
+  _, confidence, right = reliability(prob[rows, pred[rows]], pred[rows] == labels[rows], bins)
+  return float(np.abs(right - confidence).sum() / len(rows))
+
+
+def reliability(confidence, right, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Per bin of confidence: number of examples, sum of their confidence, sum of `right`; each [bins], for [N] probabilities of the predicted class."""
   place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-  gap = np.bincount(place, (pred[rows] == labels[rows]) - confidence, bins)
-  return float(np.abs(gap).sum() / len(rows))
+  return np.bincount(place, minlength=bins), np.bincount(place, confidence, bins), np.bincount(place, right, bins)
 
 
 def bootstrap(values: dict[str, np.ndarray], n: int = 1000, seed: int = 0, level: float = .95) -> dict[str, dict | None]:

@@ -5,16 +5,18 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import cv2
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax import checkpoint, evaluate, models, parallel
+from hierjax import checkpoint, evaluate, explain, files, models, parallel, runs
 from hierjax import config as config_lib
 from hierjax.config import UserError
-from hierjax.data import sources
+from hierjax.data import pipeline, sources, transforms
 from hierjax.models import heads, layers
 from hierjax.taxonomy import Taxonomy
 
@@ -45,21 +47,15 @@ class Model:
     self.classifier = heads.build(c, self.taxonomy, self.levels)
     fresh = models.init(self.classifier, 0)
     fresh = {'params': fresh['params'], 'batch_stats': fresh.get('batch_stats', {})}
-    store = checkpoint.Checkpoints(workdir / 'checkpoints', c.train.best)
-    step = self.step_number(store)
+    store = checkpoint.Checkpoints(workdir / 'checkpoints', evaluate.best_metric(c.train.best, taxonomy, self.levels))
     part = 'ema' if c.optim.ema else 'model'
-    self.variables = store.load(step, {part: parallel.put_replicated(fresh, self.mesh)})[part]
+    self.step, loaded = store.load_best({part: parallel.put_replicated(fresh, self.mesh)}, c.eval.checkpoint == 'best')
     store.close()
-    self.step = step
+    for text in store.said:
+      print(text, file=sys.stderr)
+    self.variables = loaded[part]
     self.eval_step = evaluate.stepper(self.classifier, self.mesh)
     self.weights = joint_weights(workdir / 'decode.json', self.taxonomy)
-
-  def step_number(self, store: checkpoint.Checkpoints) -> int:
-    steps = store.steps()
-    if not steps:
-      raise UserError(f'{store.folder}: no checkpoint; train with --workdir={self.workdir} first')
-    best = store.best() if self.c.eval.checkpoint == 'best' else None
-    return steps[-1] if best is None else best
 
   def collect(self, examples: sources.Examples, **options) -> evaluate.Outputs:
     return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, **options)
@@ -74,10 +70,40 @@ class Model:
     outputs = self.collect(examples, progress=progress)
     if tune:
       self.weights = evaluate.tune(outputs, self.taxonomy)
-      (self.workdir / 'decode.json').write_text(json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
+      if parallel.first():
+        files.write(self.workdir / 'decode.json', json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
     result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights)
     evaluate.write(self.workdir, result, outputs, self.taxonomy, examples)
     return result
+
+  def explain(self, split: str, examples: sources.Examples | None = None) -> None:
+    """DIR/explain_SPLIT.npz, from which the report shows single images: by process 0 alone, on its first device, after `evaluate`."""
+    if not parallel.first():
+      return
+    examples = examples or self.split(split)
+    with np.load(self.workdir / f'predictions_{split}.npz') as archive:
+      predictions = dict(archive)
+    places = {file: i for i, file in enumerate(examples.files)}
+    if lost := [file for file in predictions['files'].tolist() if file not in places]:
+      raise UserError(f'{lost[0]}: in predictions_{split}.npz but no longer in split {split!r} of the data; --mode=evaluate --split={split} makes them anew')
+    at, c = np.array([places[file] for file in predictions['files'].tolist()]), self.c
+
+    def batches(rows):
+      few = sources.Examples(split, [examples.files[i] for i in at[rows]], examples.labels[at[rows]], lambda i: examples.reader(int(at[rows[i]])))
+      return pipeline.eval_batches(few, batch_size=c.eval.batch_size, size=c.data.size, resize=c.data.resize, threads=c.data.threads)
+
+    def picture(row):
+      try:
+        image = transforms.decode(examples.reader(int(at[row])))
+      except (transforms.BrokenImage, OSError):
+        return None
+      # stretched to a square, the model still sees the whole: the picture is shown as it is
+      if c.data.resize != 'squash':
+        return transforms.eval_transform(image, explain.SIDE, c.data.resize)
+      scale = min(1.0, explain.SIDE / max(image.shape[:2]))
+      return cv2.resize(image, [max(1, round(n * scale)) for n in image.shape[1::-1]], interpolation=cv2.INTER_AREA)
+
+    explain.write(self.workdir, split, predictions, self.taxonomy, self.classifier, jax.device_get(self.variables), batches, picture)
 
   def split(self, name: str) -> sources.Examples:
     """A split of the configured data, which must have this model's taxonomy; where they bring none, their labels are read by the model's."""
@@ -163,6 +189,19 @@ def joint_weights(path: pathlib.Path, taxonomy: Taxonomy) -> dict[str, float]:
   except (ValueError, KeyError, TypeError) as e:
     raise UserError(f'{path}: is damaged ({type(e).__name__}: {e}); without this file every head weighs 1') from None
   return weights
+
+
+def complete(workdir: str | pathlib.Path, c: ConfigDict, progress: Callable[[int, int], None] | None = None) -> None:
+  """Makes what the report shows and the run lacks: the evaluation of the first split, or of val, and what `explain` leaves."""
+  workdir, run = pathlib.Path(workdir), runs.read(workdir, baseline=False)
+  split, evaluated = run.splits[0] if run.splits else c.data.val, run.predicted is not None and explain.heads(run.predicted)
+  if evaluated and explain.current(workdir, split):
+    return
+  model = load(workdir, c)
+  examples = model.split(split)
+  if not evaluated:
+    model.evaluate(split, examples, tune=split == c.data.val and not (workdir / 'decode.json').exists(), progress=progress)
+  model.explain(split, examples)
 
 
 def expand(pattern: str) -> list[str]:

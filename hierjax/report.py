@@ -5,8 +5,6 @@ in report.html.j2; to add one, write both and add a line to the list. A missing 
 """
 import dataclasses
 import datetime
-import functools
-import io
 import json
 import logging
 import math
@@ -15,13 +13,13 @@ import pathlib
 import re
 from collections.abc import Callable
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from hierjax import metrics
-from hierjax.config import UserError, resolve_levels
-from hierjax.taxonomy import Taxonomy
+from hierjax import charts, files, metrics, mistakes
+from hierjax.charts import series
+from hierjax.page import METRICS, count, duration, listed, number, render, signed
+from hierjax.runs import Run, finite, flat, get, read
 
 DECODINGS = {
   'independent': ('independent', 'every head answers for itself; the answers may contradict each other'),
@@ -29,205 +27,6 @@ DECODINGS = {
   'joint': ('joint', 'the valid path whose weighted sum of log probabilities over the heads is highest'),
 }
 BASELINE = 'baseline'
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-  label: str
-  better: int  # +1 higher, -1 lower, 0 neither
-  percent: bool
-  meaning: str
-
-
-# Every metric that is shown, once: its name, its good direction and one line that explains it.
-METRICS = {
-  'top1': Metric('top-1', 1, True, 'Share of images whose predicted class is the right one.'),
-  'top3': Metric('top-3', 1, True, 'Share of images whose right class is among the three ranked highest.'),
-  'top5': Metric('top-5', 1, True, 'Share of images whose right class is among the five ranked highest.'),
-  'fpa': Metric('full path', 1, True, 'Full-path accuracy (FPA): share of images that are right at every level at once.'),
-  'hvr': Metric('HVR', -1, True, 'Hierarchy violation rate: share of images whose predicted classes contradict each other, such as a make '
-                'that does not build the predicted model. It is 0 by construction where a whole path is predicted.'),
-  'consistency': Metric('consistency', 1, True, 'Share of images whose predictions at these two levels occur together in the taxonomy.'),
-  'gap': Metric('hierarchy gap', 0, True, 'Top-1 of the coarsest level minus top-1 of the finest. Neither high nor low is good in itself.'),
-  'hp': Metric('hP', 1, True, 'Hierarchical precision: share of all predicted classes, over all levels, that are on the true path.'),
-  'hr': Metric('hR', 1, True, 'Hierarchical recall: share of all classes of the true paths that were predicted.'),
-  'hf1': Metric('hF1', 1, True, 'Harmonic mean of hierarchical precision and recall.'),
-  'severity': Metric('severity', -1, False, 'Of the images whose finest class is wrong: at how many levels the predicted path and the true '
-                     'one differ, on average. In a tree, 1 is a sibling, and the number of levels is nothing in common.'),
-  'ahd1': Metric('AHD@1', -1, False, 'Average hierarchical distance, in levels, of the first choice to the truth; right answers count 0.'),
-  'ahd5': Metric('AHD@5', -1, False, 'The same, averaged over the five finest classes ranked highest.'),
-  'ece': Metric('ECE', -1, True, 'Expected calibration error: how far the shown probability is from the observed accuracy, on average.'),
-}
-
-
-# Reading a run.
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What a run left in its directory; anything but the configuration may be absent (None or empty)."""
-  path: pathlib.Path
-  config: dict
-  info: dict                   # run.json
-  train: list[dict]            # the lines of metrics.jsonl, one per step, in order
-  val: list[dict]
-  taxonomy: Taxonomy | None
-  evals: dict[str, dict]       # split -> eval_SPLIT.json
-  faults: list[str]            # files that are there but could not be read, in words
-  baseline: 'Run | None'
-
-  @functools.cached_property
-  def levels(self) -> tuple[str, ...]:
-    for evaluation in self.evals.values():
-      for decoding in evaluation['decode'].values(): return tuple(decoding.get('levels', {}))
-    if self.taxonomy is not None: return tuple(self.taxonomy.levels)
-    if self.info.get('classes'): return tuple(self.info['classes'])
-    return tuple(dict.fromkeys(key.split('/', 1)[1] for line in self.train + self.val for key in line if re.match('(acc|top1|loss)/', key)))
-
-  @functools.cached_property
-  def heads(self) -> tuple[str, ...]:
-    """The levels that have a head of their own."""
-    if known := self.info.get('heads'): return tuple(known)
-    try:
-      return resolve_levels(get(self.config, 'model.levels') or 'all', self.levels, 'model.levels')
-    except UserError:
-      return self.levels
-
-  @functools.cached_property
-  def splits(self) -> list[str]:
-    """The evaluated splits, the validation split first."""
-    val = get(self.config, 'data.val', 'val')
-    return sorted(self.evals, key=lambda split: (split != val, split != 'val', split))
-
-  @functools.cached_property
-  def evaluation(self) -> dict | None:
-    return self.evals[self.splits[0]] if self.splits else None
-
-  def predictions(self, split: str) -> dict[str, np.ndarray] | None:
-    """predictions_SPLIT.npz of evaluate.write: files [N], labels, pred_DECODING and prob_DECODING [N, L]; None where there is none."""
-    try:
-      with np.load(self.path / f'predictions_{split}.npz', allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files if key in ('files', 'labels') or key.startswith(('pred_', 'prob_'))}
-    except FileNotFoundError:
-      return None
-    except Exception as error:
-      logging.warning('report: predictions_%s.npz could not be read: %s', split, error)
-      return None
-
-
-def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
-  """Reads a run's directory; UserError where it holds no configuration."""
-  path, faults = pathlib.Path(workdir), []
-  if not (path / 'config.json').is_file(): raise UserError(f'{path}: no config.json here, so this is not the directory of a run')
-
-  def load(name, reader):
-    if not (path / name).exists(): return None
-    try:
-      return reader(path / name)
-    except Exception as error:
-      faults.append(f'{name} could not be read: {error}')
-      return None
-
-  config = load('config.json', _json) or {}
-  info = load('run.json', _json) or {}
-  taxonomy = load('taxonomy.csv', Taxonomy.from_csv)
-  evals = {}
-  for file in sorted(path.glob('eval_*.json')):
-    found = load(file.name, _evaluation)
-    if found: evals[str(found.get('split') or file.stem.removeprefix('eval_'))] = found
-  train, val = [], []
-  if (path / 'metrics.jsonl').exists():
-    train, val, damaged = _metrics(path / 'metrics.jsonl')
-    if damaged: faults.append(f'metrics.jsonl: {damaged} damaged line{"s" * (damaged > 1)} left out')
-  other = None
-  if baseline:
-    named = config.get('baseline')
-    for place in (path / 'baseline', pathlib.Path(named) if isinstance(named, str) and named not in ('', 'none', 'train') else None):
-      if place is not None and (place / 'config.json').is_file():
-        other = read(place, baseline=False)
-        faults += [f'baseline: {fault}' for fault in other.faults]
-        break
-  return Run(path, config, info, train, val, taxonomy, evals, faults, other)
-
-
-def _json(file: pathlib.Path) -> dict:
-  content = json.loads(file.read_text(encoding='utf-8'))
-  if not isinstance(content, dict): raise ValueError('not a JSON object')
-  return content
-
-
-def _evaluation(file: pathlib.Path) -> dict:
-  content = _json(file)
-  if not isinstance(content.get('decode'), dict) or not content['decode']: raise ValueError('no "decode" in it')
-  return content
-
-
-def _metrics(file: pathlib.Path) -> tuple[list[dict], list[dict], int]:
-  """Training lines, validation lines, and how many are damaged. A resumed run writes some steps again; the last line of a step counts."""
-  lines: dict[str, dict] = {'train': {}, 'val': {}}
-  damaged = 0
-  for text in file.read_text(encoding='utf-8', errors='replace').splitlines():
-    if not text.strip(): continue
-    try:
-      line = json.loads(text)
-      lines[line['kind']][int(line['step'])] = line
-    except (ValueError, KeyError, TypeError):
-      damaged += 1
-  train, val = ([of[step] for step in sorted(of)] for of in lines.values())
-  return train, val, damaged
-
-
-def get(tree: dict, path: str, default=None):
-  """The value at a dotted path of nested dicts, or the default."""
-  for key in path.split('.'):
-    if not isinstance(tree, dict) or key not in tree: return default
-    tree = tree[key]
-  return tree
-
-
-def flat(tree: dict, prefix: str = '') -> dict[str, object]:
-  """Nested dicts as one dict with dotted keys."""
-  leaves = {}
-  for key, value in tree.items():
-    leaves |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) and value else {f'{prefix}{key}': value}
-  return leaves
-
-
-# Numbers and words.
-
-
-def number(value, percent: bool = True) -> str:
-  """A share as a percentage with one decimal, a distance with two; an en dash where there is none."""
-  if not _finite(value): return '–'
-  return f'{100 * value:.1f}%' if percent else f'{value:.2f}'
-
-
-def signed(value, percent: bool = True) -> str:
-  """A difference with its sign: percentage points with one decimal, distances with two."""
-  if not _finite(value): return '–'
-  text = f'{100 * abs(value):.1f}' if percent else f'{abs(value):.2f}'
-  return text if float(text) == 0 else ('+' if value > 0 else '\N{MINUS SIGN}') + text
-
-
-def _finite(value) -> bool:
-  return isinstance(value, int | float | np.number) and math.isfinite(value)
-
-
-def count(value) -> str:
-  return f'{value:,}' if isinstance(value, int | np.integer) else str(value)
-
-
-def listed(words) -> str:
-  """'a', 'a and b', 'a, b and c'."""
-  words = [str(word) for word in words]
-  return words[0] if len(words) == 1 else ', '.join(words[:-1]) + ' and ' + words[-1] if words else ''
-
-
-def duration(seconds) -> str:
-  if not _finite(seconds): return '–'
-  seconds = round(seconds)
-  if seconds < 120: return f'{seconds} s'
-  return f'{seconds // 60} min {seconds % 60:02d} s' if seconds < 7200 else f'{seconds // 3600} h {seconds % 3600 // 60:02d} min'
 
 
 def _value(decoding: dict | None, key: str):
@@ -269,8 +68,8 @@ def headline(run: Run) -> Markup:
   text = ' '.join(first)
   if run.train or run.val:
     last = max(run.train + run.val, key=lambda line: line['step'])
-    text += f' for {last["epoch"]:.3g} epochs' if _finite(last.get('epoch')) else f' for {count(last["step"])} steps'
-  if _finite(info.get('seconds')): text += f', in {duration(info["seconds"])}'
+    text += f' for {last["epoch"]:.3g} epochs' if finite(last.get('epoch')) else f' for {count(last["step"])} steps'
+  if finite(info.get('seconds')): text += f', in {duration(info["seconds"])}'
   if info.get('device'): text += f' on {info["device"]}'
   text += '.'
   tiles, second = [], ''
@@ -320,12 +119,12 @@ def verdict(run: Run) -> Markup:
   for key, label in keys.items():
     metric = METRICS[key.rsplit('/', 1)[-1]]
     theirs, mine, loose = (_value(decoding, key) for decoding in (base, ours, decode.get('independent')))
-    difference = mine - theirs if _finite(mine) and _finite(theirs) else None
+    difference = mine - theirs if finite(mine) and finite(theirs) else None
     low, high = intervals.get(_flat_name(key), (None, None))
     rows.append({
       'label': label, 'baseline': number(theirs, metric.percent), 'ours': number(mine, metric.percent),
       'independent': number(loose, metric.percent), 'difference': signed(difference, metric.percent),
-      'interval': f'{signed(low, metric.percent)} to {signed(high, metric.percent)}' if _finite(low) and low < high else '',
+      'interval': f'{signed(low, metric.percent)} to {signed(high, metric.percent)}' if finite(low) and low < high else '',
       'tone': _tone(metric.better, difference, low, high)})
   answer, sentence = _answer(run, base, ours, name, intervals, mismatches)
   same_path = name != 'independent' and number(ours.get('fpa')) == number(_value(ours, f'levels/{finest}/top1'))
@@ -336,7 +135,7 @@ def verdict(run: Run) -> Markup:
 
 def _tone(better: int, difference, low, high) -> str:
   """'good' or 'bad' only where the interval leaves zero out."""
-  if not better or not _finite(difference) or not _finite(low) or low <= 0 <= high: return ''
+  if not better or not finite(difference) or not finite(low) or low <= 0 <= high: return ''
   return 'good' if difference * better > 0 else 'bad'
 
 
@@ -345,11 +144,11 @@ def _answer(run: Run, base: dict, ours: dict, name: str, intervals: dict, mismat
   split = run.splits[0]
   if mismatches: return 'Not comparable.', f'The two runs were not measured alike: {"; ".join(mismatches)}.'
   mine, theirs = ours.get('fpa'), base.get('fpa')
-  if not _finite(mine) or not _finite(theirs): return 'Unknown.', 'The full-path accuracy of one of the two runs is missing.'
+  if not finite(mine) or not finite(theirs): return 'Unknown.', 'The full-path accuracy of one of the two runs is missing.'
   low, high = intervals.get('fpa', (None, None))
   sentence = (f'On {split}, {number(mine)} of the images are right at every level with {name} decoding, against {number(theirs)} '
               f'for the plain baseline: a difference of {signed(mine - theirs)} points')
-  if _finite(low):
+  if finite(low):
     sentence += f' (95% interval {signed(low)} to {signed(high)}).'
     answer = 'Yes.' if low > 0 else 'No.' if high < 0 else 'Not shown.'
     if answer == 'Not shown.': sentence += ' That is within what another draw of images could give.'
@@ -358,15 +157,15 @@ def _answer(run: Run, base: dict, ours: dict, name: str, intervals: dict, mismat
     sentence += '. Whether that is more than chance cannot be said without an interval.'
     answer = 'It seems so.' if mine > theirs else 'It seems not.' if mine < theirs else 'No difference.'
   coarse = [(level, _value(ours, f'levels/{level}/top1'), _value(base, f'levels/{level}/top1')) for level in run.levels[:-1]]
-  changes = [f'{signed(a - b)} for {level}' for level, a, b in coarse if _finite(a) and _finite(b)]
+  changes = [f'{signed(a - b)} for {level}' for level, a, b in coarse if finite(a) and finite(b)]
   if changes: sentence += f' Above the finest level the accuracies differ, in points, by {listed(changes)}.'
-  if _finite(ours.get('severity')) and _finite(base.get('severity')):
+  if finite(ours.get('severity')) and finite(base.get('severity')):
     change = round(ours['severity'], 2) - round(base['severity'], 2)
     low, high = intervals.get('severity', (change, change))
     word = 'about as severe' if not change or low <= 0 <= high else 'milder on average' if change < 0 else 'more severe on average'
     sentence += f' Its mistakes are {word} ({number(ours["severity"], False)} levels off against {number(base["severity"], False)}).'
   loose = run.evaluation['decode'].get('independent', {}).get('hvr')
-  if _finite(loose) and name != 'independent':
+  if finite(loose) and name != 'independent':
     sentence += (f' Read separately, the heads contradict each other on {number(loose)} of the images; '
                  f'{name} decoding and the baseline cannot.')
   return answer, sentence
@@ -436,15 +235,15 @@ def _table(run: Run, split: str) -> dict:
     made = []
     for key, label, metric in keys:
       values = [_value(column, key) for column in columns.values()]
-      if not any(_finite(value) for value in values): continue
+      if not any(finite(value) for value in values): continue
       shown = [number(value, metric.percent) for value in values]
-      finite = [value for value in values if _finite(value)]
-      best = number(max(finite) if metric.better > 0 else min(finite), metric.percent) if metric.better else None
+      there = [value for value in values if finite(value)]
+      best = number(max(there) if metric.better > 0 else min(there), metric.percent) if metric.better else None
       # Equal as printed is equal: all get the bold, and none where every column is the same.
       bold = [best is not None and text == best and len(set(shown)) > 1 for text in shown]
       found = [(intervals.get(name) or {}).get(_flat_name(key)) or {} for name in columns]
       ranges = [f'{number(r["low"], metric.percent).removesuffix("%")}–{number(r["high"], metric.percent).removesuffix("%")}'
-                if key.endswith(WITH_INTERVAL) and _finite(r.get('low')) and r['low'] < r['high'] else '' for r in found]
+                if key.endswith(WITH_INTERVAL) and finite(r.get('low')) and r['low'] < r['high'] else '' for r in found]
       made.append({'label': label, 'key': key, 'cells': list(zip(shown, bold, ranges))})
     return made
 
@@ -462,7 +261,7 @@ def _table(run: Run, split: str) -> dict:
     'split': split, 'n': evaluation.get('n', 'an unknown number of'), 'unreadable': evaluation.get('unreadable') or 0,
     'tta': evaluation.get('tta') or 1, 'columns': list(columns), 'groups': [group for group in groups if group[1]],
     'unheaded': bool(unheaded),
-    'weights': {level: f'{weight:.3g}' for level, weight in (evaluation.get('weights') or {}).items() if _finite(weight)},
+    'weights': {level: f'{weight:.3g}' for level, weight in (evaluation.get('weights') or {}).items() if finite(weight)},
     'ranges': any(cell[2] for _, group in groups for row in group for cell in row['cells'])}
 
 
@@ -481,26 +280,31 @@ def curves(run: Run) -> Markup:
   panels = []
 
   def panel(title, legend, *series, **options):
-    if series := [one for one in series if len(one.x)]:
-      chart = Chart(title, axis, tuple(series), marks, span, **options)
-      panels.append({'title': title, 'legend': legend if len(series) > 1 else [], 'svg': draw(chart)})
+    if drawn := [one for one in series if len(one.x)]:
+      chart = charts.Chart(title, axis, tuple(drawn), marks, span, **options)
+      panels.append({'title': title, 'legend': legend if len(drawn) > 1 else [], 'svg': charts.draw(chart)})
 
   levels = [(level, 'thick', k) for k, level in enumerate(run.levels)]
   panel('Loss', [('train', 'thin', 0), ('val', 'thick', 1)],
-        _series(run.train, axis, 'loss', 0, False), _series(run.val, axis, 'loss', 1, True))
+        series(run.train, axis, 'loss', 0, False), series(run.val, axis, 'loss', 1, True))
   if len(run.heads) > 1:
-    panel('Training loss per level', levels, *(_series(run.train, axis, f'loss/{level}', k, False, 1.) for level, _, k in levels))
+    panel('Training loss per level', levels, *(series(run.train, axis, f'loss/{level}', k, False, 1.) for level, _, k in levels))
   panel('Accuracy per level', [*levels, ('train', 'thin', 'ink'), ('val', 'thick', 'ink')],
-        *(_series(run.train, axis, f'acc/{level}', k, False) for level, _, k in levels),
-        *(_series(run.val, axis, f'top1/{level}', k, True) for level, _, k in levels), percent=True)
+        *(series(run.train, axis, f'acc/{level}', k, False) for level, _, k in levels),
+        *(series(run.val, axis, f'top1/{level}', k, True) for level, _, k in levels), percent=True)
   whole = {'fpa': 'full path, independent', 'joint_fpa': 'full path, joint', 'hvr': 'contradictions (HVR)'}
   panel('Whole path on val', [(label, 'thick', k) for k, label in enumerate(whole.values())],
-        *(_series(run.val, axis, key, k, True) for k, key in enumerate(whole)), percent=True)
-  panel('Learning rate', [], _series(run.train, axis, 'lr', 0, False, 1.))
-  panel('Images per second', [], _series(run.train, axis, 'images_per_s', 0, False, 1.))
-  panel('Share of the time spent waiting for data', [], _series(run.train, axis, 'data_wait', 0, False, 1.), percent=True)
-  panel('Gradient norm', [], _series(run.train, axis, 'grad_norm', 0, False, 1.))
-  return render('curves', panels=panels, phases=phases, binned=len(run.train) > POINTS)
+        *(series(run.val, axis, key, k, True) for k, key in enumerate(whole)), percent=True)
+  weighted = [(level, style, k) for level, style, k in levels if any(f'weight/{level}' in line for line in run.train)]
+  panel('Loss weights', weighted, *(series(run.train, axis, f'weight/{level}', k, False, 1.) for level, _, k in weighted))
+  panel('Learning rate', [], series(run.train, axis, 'lr', 0, False, 1.))
+  panel('Images per second', [], series(run.train, axis, 'images_per_s', 0, False, 1.))
+  panel('Share of the time spent waiting for data', [], series(run.train, axis, 'data_wait', 0, False, 1.), percent=True)
+  memory = {'memory_gib': 'this process', 'device_memory_gib': 'its first device'}
+  panel('Peak memory in GiB', [(label, 'thick', k) for k, label in enumerate(memory.values())],
+        *(series(run.train, axis, key, k, False, 1.) for k, key in enumerate(memory)))
+  panel('Gradient norm', [], series(run.train, axis, 'grad_norm', 0, False, 1.))
+  return render('curves', panels=panels, phases=phases, binned=len(run.train) > charts.POINTS)
 
 
 def _phase(run: Run, phase, at: float, axis: str) -> str:
@@ -514,117 +318,30 @@ def _phase(run: Run, phase, at: float, axis: str) -> str:
   return f'{text}: loss of {levels}; frozen: {freeze}.'
 
 
-POINTS = 300  # points a curve is drawn with; more lines than that are averaged in bins
-
-
-@dataclasses.dataclass(frozen=True)
-class Series:
-  x: np.ndarray
-  y: np.ndarray
-  colour: int    # 0.., the palette of the style sheet
-  dots: bool     # validation: a strong line with its points marked; training: thin
-  alpha: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Chart:
-  title: str
-  axis: str
-  series: tuple[Series, ...]
-  marks: tuple[float, ...]
-  span: tuple[float, float]  # of the x axis, the same for every chart of a run
-  percent: bool = False
-
-
-def _series(lines: list[dict], axis: str, key: str, colour: int, dots: bool, alpha: float | None = None) -> Series:
-  """One curve; what is not finite is left out and long curves are averaged in bins, so that a report stays small."""
-  points = np.array([(line[axis], line[key]) for line in lines if _finite(line.get(key)) and _finite(line.get(axis))], float).reshape(-1, 2)
-  if len(points) > POINTS: points = np.array([part.mean(0) for part in np.array_split(points, POINTS)])
-  return Series(points[:, 0], points[:, 1], colour, dots, alpha or (1. if dots else .55))
-
-
-COLOURS = 6                                       # as many as the style sheet has
-INK, GRID, TINTS = '#010203', '#010204', [f'#0102{k + 16:02x}' for k in range(COLOURS)]  # placeholders, each replaced by a CSS variable
-
-
-def draw(chart: Chart) -> Markup:
-  """A line chart as inline SVG in the page's CSS variables, so that it is light or dark with the page. It holds no text of a user's."""
-  import matplotlib  # here and not above: reading a run or importing hierjax must not wait for it
-  from matplotlib.figure import Figure
-  from matplotlib.ticker import FuncFormatter, MaxNLocator
-  style = {'svg.fonttype': 'none', 'svg.hashsalt': chart.title, 'font.family': 'DejaVu Sans', 'font.size': 9, 'text.color': INK,
-           'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.edgecolor': GRID, 'axes.linewidth': .8}
-  with matplotlib.rc_context(style):
-    figure = Figure(figsize=(4.6, 2.7))
-    axes = figure.add_axes((.12, .165, .855, .785))
-    for one in chart.series:
-      tint = TINTS[one.colour % COLOURS]
-      marker = 'o' if one.dots or len(one.x) == 1 else None
-      axes.plot(one.x, one.y, color=tint, alpha=one.alpha, lw=1.9 if one.dots or one.alpha == 1 else 1.1, marker=marker, ms=3.2,
-                markevery=max(1, len(one.x) // 25), solid_capstyle='round')
-    for mark in chart.marks: axes.axvline(mark, color=INK, lw=.9, ls=(0, (1.5, 2.5)), alpha=.7)
-    every = np.concatenate([one.y for one in chart.series])
-    if chart.percent:
-      axes.set_ylim(0, 1 if every.max() > .5 else max(every.max() * 1.15, .02))
-      axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{100 * y:.3g}%'))
-    else:
-      # A first loss or gradient norm far above the rest would press the curve flat: the axis ends above 99 in 100 of the points.
-      top = max(np.quantile(every, .99) * 1.08, every[len(every) // 2:].max() * 1.08)
-      axes.set_ylim(min(0, every.min() * 1.08), top or 1)
-      axes.yaxis.set_major_formatter(FuncFormatter(_tick))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    margin = .02 * (chart.span[1] - chart.span[0])
-    axes.set_xlim(chart.span[0] - margin, chart.span[1] + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=chart.span[1] - chart.span[0] > 3))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.6g}'))
-    axes.set_xlabel(chart.axis, labelpad=2)
-    axes.grid(axis='y', color=GRID, lw=.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, pad=4)
-    for side in ('top', 'right', 'left'): axes.spines[side].set_visible(False)
-    out = io.StringIO()
-    figure.savefig(out, format='svg', transparent=True, metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})
-  return inline(out.getvalue(), re.sub('[^a-z]+', '-', chart.title.lower()), f'{chart.title} over the run')
-
-
-def _tick(value: float, _) -> str:
-  """A short label: 0.00025 as 2.5e-4."""
-  if value == 0 or abs(value) >= .01: return f'{value:,.3g}' if abs(value) < 1000 else f'{value:,.0f}'
-  mantissa, exponent = f'{value:.2e}'.split('e')
-  return f'{float(mantissa):g}e{int(exponent)}'
-
-
-def inline(svg: str, prefix: str, label: str) -> Markup:
-  """Matplotlib's SVG made fit to stand in the page: no prologue, ids of its own, the page's colours, a label for screen readers."""
-  svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.S)
-  svg = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{prefix}-', svg)
-  svg = svg.replace(INK, 'var(--ink)').replace(GRID, 'var(--grid)')
-  for k, tint in enumerate(TINTS): svg = svg.replace(tint, f'var(--c{k})')
-  svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', svg, count=1)
-  return Markup(svg.replace('xlink:href', 'href').strip())
-
-
 def calibration(run: Run) -> Markup:
-  """How far a shown probability can be trusted, in words."""
+  """How far a shown probability can be trusted: reliability diagrams, and the same in words."""
   if not run.evaluation: return render('sentence', 'There is no evaluation, so nothing is known about calibration.')
-  split, notes = run.splits[0], []
-  predictions = run.predictions(split) or {}
-  for name in ('independent', 'joint'):
-    decoding = run.evaluation['decode'].get(name)
-    if not decoding: continue
-    for k, level in enumerate(run.levels):
-      if not _finite(error := _value(decoding, f'levels/{level}/ece')): continue
+  split, notes, panels = run.splits[0], [], []
+  predictions = run.predicted or {}
+  names = [name for name in ('independent', 'joint') if run.evaluation['decode'].get(name)]
+  for k, level in enumerate(run.levels):
+    curves = []
+    for name in names:
+      if not finite(error := _value(run.evaluation['decode'][name], f'levels/{level}/ece')): continue
       note = {'level': level, 'decoding': name, 'ece': f'{100 * error:.1f}', 'how': ''}
-      if f'prob_{name}' in predictions and predictions[f'prob_{name}'].shape == predictions['labels'].shape:
+      if f'prob_{name}' in predictions:
         known = predictions['labels'][:, k] >= 0
         if known.any():
-          sure = float(predictions[f'prob_{name}'][known, k].mean())
-          right = float((predictions[f'pred_{name}'] == predictions['labels'])[known, k].mean())
+          bins = metrics.reliability(predictions[f'prob_{name}'][known, k], (predictions[f'pred_{name}'] == predictions['labels'])[known, k])
+          curves.append((names.index(name), *bins))
+          sure, right = (float(total.sum() / known.sum()) for total in bins[1:])
           how = 'too high' if sure > right + .01 else 'too low' if sure < right - .01 else 'fair'
           note |= {'sure': number(sure), 'right': number(right), 'how': how}
       notes.append(note)
+    if curves: panels.append({'title': level, 'svg': charts.reliability(f'Reliability diagram {k + 1}', curves)})
   if not notes: return render('sentence', 'The evaluation holds no calibration error.')
-  return render('calibration', notes=notes, split=split, worst=max(notes, key=lambda note: float(note['ece'])))
+  return render('calibration', notes=notes, split=split, worst=max(notes, key=lambda note: float(note['ece'])), panels=panels, names=names,
+                fewest=charts.FEWEST)
 
 
 def taxonomy(run: Run) -> Markup:
@@ -670,7 +387,8 @@ def configuration(run: Run) -> Markup:
 def provenance(run: Run) -> Markup:
   """What is needed to make the run again."""
   info = run.info
-  facts = {'seed': run.config.get('seed'), 'started': info.get('started'), 'finished': info.get('finished'), 'device': info.get('device'),
+  facts = {'seed': run.config.get('seed'), 'seed of the split': get(run.config, 'data.split_seed'),
+           'started': info.get('started'), 'finished': info.get('finished'), 'device': info.get('device'),
            'time': duration(info['seconds']) if info.get('seconds') else None,
            'parameters': count(info['params']) if info.get('params') else None,
            'taxonomy': run.taxonomy.hash()[:16] if run.taxonomy else None, 'training state': (info.get('state_sha256') or '')[:16] or None}
@@ -689,7 +407,12 @@ SECTIONS = [
   Section('verdict', 'Did the hierarchy pay?', verdict),
   Section('scores', 'Scores', scores),
   Section('curves', 'Curves', curves),
+  Section('confusion', 'What is taken for what', mistakes.confusion),
+  Section('worst', 'The worst confusions', mistakes.worst),
+  Section('gallery', 'What each head saw', mistakes.gallery),
   Section('calibration', 'Can the probabilities be trusted?', calibration),
+  Section('tree', 'Where in the tree it works', mistakes.tree),
+  Section('features', 'The features', mistakes.features),
   Section('taxonomy', 'Taxonomy', taxonomy),
   Section('data', 'Data', data),
   Section('configuration', 'Configuration', configuration),
@@ -698,19 +421,6 @@ SECTIONS = [
 
 
 # The page.
-
-
-@functools.cache
-def _macros():
-  loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
-  environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-  environment.globals.update(METRICS=METRICS, listed=listed, count=count)
-  return environment.get_template('report.html.j2').module
-
-
-def render(macro: str, *args, **values) -> Markup:
-  """A macro of report.html.j2; everything that is not Markup already is escaped."""
-  return getattr(_macros(), macro)(*args, **values)
 
 
 def html(run: Run) -> str:
@@ -731,8 +441,4 @@ def html(run: Run) -> str:
 def write(workdir: str | os.PathLike) -> pathlib.Path:
   """Writes WORKDIR/report.html and returns its path; UserError where WORKDIR is not the directory of a run."""
   run = read(workdir)
-  path = run.path / 'report.html'
-  partial = path.with_name(f'.report.{os.getpid()}.html')
-  partial.write_bytes(html(run).encode('utf-8', 'backslashreplace'))  # a file name may hold what is not Unicode
-  os.replace(partial, path)
-  return path
+  return files.write(run.path / 'report.html', html(run))

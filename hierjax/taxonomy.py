@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from hierjax import files
 from hierjax.config import UserError
 
 
@@ -176,8 +177,9 @@ class Taxonomy:
 
   def to_csv(self, path) -> None:
     """Writes what from_csv reads back as the same taxonomy."""
-    with open(path, 'w', newline='', encoding='utf-8') as f:
-      csv.writer(f, lineterminator='\n').writerows([list(self.levels), *self.rows()])
+    out = io.StringIO()
+    csv.writer(out, lineterminator='\n').writerows([list(self.levels), *self.rows()])
+    files.write(path, out.getvalue())
 
   def hash(self) -> str:
     """sha256 (hex) of levels and rows, order included: equal hashes mean equal class ids."""

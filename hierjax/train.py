@@ -1,11 +1,14 @@
 """Training: the state, one pure step, the loop, and `fit`, which does all that `--mode=train` does."""
 
+import contextlib
 import copy
 import dataclasses
 import datetime
-import functools
+import errno
+import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import shlex
@@ -13,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,7 +28,7 @@ import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from hierjax import checkpoint, evaluate, losses, metrics, models, optim, parallel, predict, report
+from hierjax import checkpoint, evaluate, files, log, losses, metrics, models, optim, parallel, predict, report
 from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources
@@ -33,7 +36,8 @@ from hierjax.models import heads as heads_lib
 from hierjax.models import pretrained
 from hierjax.taxonomy import Taxonomy
 
-FREE_ON_RESUME = ('name', 'baseline', 'data.workers', 'data.threads', 'train.log_steps', 'eval.')  # options that don't change what is learned
+# options that don't change what is learned
+FREE_ON_RESUME = ('name', 'baseline', 'data.workers', 'data.threads', 'train.log_steps', 'train.save_minutes', 'eval.', 'log.')
 
 
 class Interrupted(Exception):
@@ -54,7 +58,7 @@ class TrainState:
   opt_state: Any
   ema: Any  # {'params', 'batch_stats'} averaged, or {} where off
   plateau: Any  # reduce-on-plateau's state, or {}
-  monitor: Any  # best: the best val metric so far; bad: evaluations since
+  monitor: Any  # best: the best val metric so far; bad: evaluations since; evaluated: step of the last one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,6 +134,18 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
   return state.replace(step=state.step + 1, opt_state=opt_state, ema=ema, **new), {**out, 'lr': lr, 'grad_norm': norm}
 
 
+def stepper(task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh) -> Callable:
+  """The compiled step of a phase over the mesh: (state, batch, flags {name: [devices]}) → (state, metrics and, summed over the processes, the flags).
+
+  The flags' sums join the reduction of the gradients, so that no other collective is needed for all processes to do the same at the same step.
+  """
+  def step(state, batch, flags):
+    state, out = train_step(state, batch, task, phase, tx)
+    return state, out | jax.tree.map(jnp.sum, flags)
+  r, d = parallel.replicated(mesh), parallel.split(mesh)
+  return jax.jit(step, in_shardings=(r, d, d), out_shardings=(r, r), donate_argnums=0)
+
+
 def eval_variables(state: TrainState) -> dict:
   return dict(state.ema) if state.ema else {'params': state.params, 'batch_stats': state.batch_stats}
 
@@ -175,10 +191,7 @@ class Run:
       raise UserError('--config.train: one of steps, epochs, examples must be above 0')
     self.eval_every = config_lib.steps(c.train, 'eval_', n, c.train.batch_size, '--config.train.eval_*') or self.total
     self.phases = optim.phases(c, self.levels, n, self.total)
-    names = ['loss', 'fpa', 'hvr', 'joint_fpa', *(f'top1/{level}' for level in self.levels)]
-    self.best = c.train.best.replace('top1/finest', f'top1/{self.taxonomy.levels[-1]}').replace('top1/coarsest', f'top1/{self.levels[0]}')
-    if self.best not in names:
-      raise UserError(f'--config.train.best={c.train.best!r}{config_lib.did_you_mean(c.train.best, names)}; choices: {", ".join(names)}')
+    self.best = evaluate.best_metric(c.train.best, self.taxonomy, self.levels)
     finest = self.taxonomy.levels[-1]
     judged = {'loss': self.levels, 'hvr': self.levels}.get(self.best, [self.best.removeprefix('top1/') if self.best.startswith('top1/') else finest])
     for examples, wanted in ((self.train, self.levels), (self.val, judged)):
@@ -186,7 +199,6 @@ class Run:
         raise UserError(f'split {examples.name!r}: none of its {len(examples.labels)} images has a label of {" or ".join(wanted)}')
     if self.taxonomy.num_classes(finest) < 2:
       raise UserError(f'the taxonomy has one class of {finest}, {self.taxonomy.names[-1][0]!r}: nothing to tell apart')
-    self.lower = self.best in ('loss', 'hvr')
     self.initial = self.variables()
     self.model = heads_lib.build(c, self.taxonomy, self.levels)
     self.weights = parse_weights(c.loss.weights, self.levels)
@@ -226,7 +238,7 @@ class Run:
       step=np.int32(0), params=params, batch_stats=batch_stats, opt_state=optim.transformation(self.c, task.labels).init(params),
       ema={'params': params, 'batch_stats': batch_stats} if self.c.optim.ema else {},
       plateau=self.plateau.init(params) if self.plateau else {},
-      monitor={'best': np.float32(np.inf if self.lower else -np.inf), 'bad': np.int32(0)})
+      monitor={'best': np.float32(np.inf if self.best in checkpoint.LOWER else -np.inf), 'bad': np.int32(0), 'evaluated': np.int32(0)})
     return parallel.put_replicated(state, self.mesh)
 
   def batches(self, examples: sources.Examples, start: int, end: int):
@@ -246,35 +258,10 @@ def parts(state: TrainState) -> dict[str, dict]:
   return {**out, 'ema': state.ema} if state.ema else out
 
 
-def restore(checkpoints: checkpoint.Checkpoints, step: int, state: TrainState) -> TrainState:
-  loaded = checkpoints.load(step, parts(state))
+def restored(state: TrainState, loaded: Mapping) -> TrainState:
+  """`state` with the values of `loaded`, which has the form of parts(state)."""
   rest = {'step': state.step, 'opt_state': state.opt_state, 'plateau': state.plateau, 'monitor': state.monitor}
   return state.replace(**loaded['model'], **checkpoint.unnamed(loaded['rest'], rest), ema=loaded.get('ema', state.ema))
-
-
-class Log:
-  """metrics.jsonl, and lines on stderr for people, both from process 0 only."""
-
-  def __init__(self, workdir: pathlib.Path, step: int):
-    self.path, self.main = workdir / 'metrics.jsonl', jax.process_index() == 0
-    if self.main and self.path.exists():  # what was logged after the checkpoint will be logged again
-      kept = []
-      for line in self.path.read_text().splitlines():
-        try:
-          if json.loads(line)['step'] <= step:
-            kept.append(line)
-        except (ValueError, KeyError):
-          continue  # the line that an interruption cut short
-      self.path.write_text(''.join(f'{line}\n' for line in kept))
-
-  def write(self, **values) -> None:
-    if self.main:
-      with self.path.open('a') as f:
-        f.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}) + '\n')
-
-  def say(self, text: str, end: str = '\n') -> None:
-    if self.main:
-      print(text, end=end, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:
@@ -295,7 +282,7 @@ class Signals:
       self.restore()
       signal.raise_signal(signum)
     self.got = signum
-    print('\nsaving the state before stopping (once more to stop at once)', file=sys.stderr, flush=True)
+    os.write(2, b'\nsaving the state before stopping (once more to stop at once)\n')  # print may be in the middle of a line, where it cannot be called again
 
   def restore(self):
     for s, handler in self.old.items():
@@ -310,36 +297,75 @@ class Loop:
 
   def __init__(self, run: Run, workdir: pathlib.Path):
     self.run, self.c, self.mesh = run, run.c, run.mesh
-    self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, run.lower)
+    self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, writes=True)
     self.task = run.task()
     self.state = run.state(self.task)
     self.params = sum(x.size for x in jax.tree.leaves(run.initial['params']))
-    last = self.checkpoints.latest()
-    if last is not None:
-      self.state = restore(self.checkpoints, last, self.state)
+    self.saved, loaded = self.checkpoints.load_latest(parts(self.state))
+    if loaded:
+      self.state = restored(self.state, loaded)
     self.step = int(self.state.step)
-    self.log = Log(workdir, self.step)
-    self.log.say(f'{workdir}: resuming at step {self.step} of {run.total}' if last is not None else
+    self.log = log.Log(workdir, self.step, self.c)
+    for text in self.checkpoints.said:
+      self.log.say(text)
+    run.notes += self.checkpoints.said
+    self.log.say(f'{workdir}: resuming at step {self.step} of {run.total}' if loaded else
                  f'{workdir}: {run.c.model.backbone}, {self.params:,} parameters, {len(run.train.labels):,} training images, {run.total} steps, '
                  f'{self.mesh.size} {jax.devices()[0].platform} device(s)')
     self.eval_step = evaluate.stepper(run.model, self.mesh)
     self.broken: set[str] = set()
-    self.seconds, self.before, self.saved = 0.0, None, last
+    self.seconds, self.saving, self.before, self.saved_at = 0.0, 0.0, None, time.monotonic()
+    # What one process wants all to do, the same on all of them at the same step: a signal came; it is time to save.
+    self.stop = self.asked = self.late = False
 
-  def features(self, examples: sources.Examples) -> sources.Examples:
+  def features(self, examples: sources.Examples, signals: Signals) -> sources.Examples:
     """The split with the frozen backbone's features instead of images, computed once."""
     self.log.say(f'computing the features of split {examples.name} once: the backbone is frozen and there is no augmentation')
-    out = evaluate.collect(self.eval_step, eval_variables(self.state), examples, self.c, self.mesh, with_features=True)
+    variables = {'params': self.state.params, 'batch_stats': self.state.batch_stats}
+    out = evaluate.collect(self.eval_step, variables, examples, self.c, self.mesh, with_features=True, progress=self.heed(signals))
     self.broken.update(out.broken)
     return sources.with_features(examples, out.features, out.index)
 
-  def validate(self, val: sources.Examples) -> dict[str, float]:
-    out = evaluate.collect(self.eval_step, eval_variables(self.state), val, self.c, self.mesh)
-    self.broken.update(out.broken)
+  def took(self) -> dict[str, float]:
+    """Seconds of this process: in the phases, of these blocked by saving, and of compilation."""
+    return {'seconds': self.seconds, 'saving_seconds': self.saving, 'compile_seconds': log.compile_seconds()}
+
+  def heed(self, signals: Signals):
+    """For `collect`: stops in the middle of a split. Where several processes must do the same, the split is finished first."""
+    def progress(*_):
+      if signals.got and jax.process_count() == 1:
+        self.interrupt(signals)
+    return progress
+
+  def interrupt(self, signals: Signals) -> None:
+    self.save(None)
+    self.checkpoints.wait()
+    self.broken = set().union(*parallel.exchange(sorted(self.broken)))
+    raise Interrupted(signals.got or signal.SIGTERM, self.step)
+
+  def flags(self, signals: Signals) -> dict[str, jax.Array]:
+    """What this process wants; the first one's clock tells when to save."""
+    minutes = self.c.train.save_minutes
+    late = bool(minutes) and parallel.first() and not self.asked and time.monotonic() - self.saved_at > 60 * minutes
+    self.asked = self.asked or late
+    return parallel.put_flags({'stop': bool(signals.got), 'save': late}, self.mesh)
+
+  def save(self, values: Mapping[str, float] | None) -> None:
+    """Saves the state, once a step; `values` are the val metrics, None where it has not been evaluated."""
+    before = time.monotonic()
+    if values or self.step != self.saved:
+      self.checkpoints.save(self.step, parts(self.state), values)
+    self.saved, self.saved_at, self.asked, self.late = self.step, time.monotonic(), False, False
+    self.saving += self.saved_at - before
+
+  def validate(self, val: sources.Examples, signals: Signals) -> dict[str, float]:
+    out = evaluate.collect(self.eval_step, eval_variables(self.state), val, self.c, self.mesh, progress=self.heed(signals))
+    self.broken = set(out.broken).union(*parallel.exchange(sorted(self.broken)))
     t = self.run.taxonomy
     decoded = evaluate.decodings(out, t)
-    return evaluate.flat({k: metrics.evaluate(decoded[k], out.labels, t, self.run.levels) for k in ('independent', 'joint')},
-                         evaluate.loss(out, t, self.run.weights), self.run.levels)
+    values = evaluate.flat({k: metrics.evaluate(decoded[k], out.labels, t, self.run.levels) for k in ('independent', 'joint')},
+                           evaluate.loss(out, t, self.run.weights), self.run.levels)
+    return parallel.exchange(values)[0]  # what is decided by them must not hang on the rounding of another kind of processor
 
   def check(self, pending, files: Sequence[str]) -> dict[str, float] | None:
     """The metrics of the step before, read while the next one runs. Stops on NaN."""
@@ -347,6 +373,8 @@ class Loop:
       return None
     step, device, index = pending
     values = {k: float(v) for k, v in device.items()}
+    self.stop |= values.pop('stop') > 0
+    self.late |= values.pop('save') > 0
     if not (np.isfinite(values['loss']) and np.isfinite(values['grad_norm'])):  # a bad gradient has spoilt the parameters already
       names = ', '.join(files[i] for i in index[:8]) + (' ...' if len(index) > 8 else '')
       raise UserError(
@@ -357,11 +385,13 @@ class Loop:
 
   def train(self, signals: Signals) -> None:
     for i, phase in enumerate(self.run.phases):
-      if self.step >= phase.end or self.stopped:
+      if self.stopped or self.step > phase.end or (self.step == phase.end and not self.due):
         continue
       train, val = self.run.train, self.run.val
       if not phase.trains_backbone and not self.c.data.augment.enabled:
-        train, val = self.features(train), self.features(val)
+        train = self.features(train, signals)
+        if not self.state.ema:  # the averaged backbone still moves towards the frozen one
+          val = self.features(val, signals)
       if len(self.run.phases) > 1:
         self.log.say(f'phase {i + 1} of {len(self.run.phases)}, {phase.describe()}')
       started = time.monotonic()
@@ -369,6 +399,14 @@ class Loop:
         self.phase(phase, i, train, val, signals)
       finally:
         self.seconds += time.monotonic() - started
+      if any(parallel.exchange(bool(signals.got))):  # it came with the phase's last step
+        self.interrupt(signals)
+
+  @property
+  def due(self) -> bool:
+    """Whether this step is to be evaluated and has not been; after an interrupted evaluation it still is."""
+    evaluation = self.step % self.run.eval_every == 0 or self.step == self.run.total
+    return evaluation and self.step > int(self.state.monitor['evaluated'])
 
   @property
   def stopped(self) -> bool:
@@ -376,11 +414,13 @@ class Loop:
 
   def phase(self, phase: optim.Phase, number: int, train, val, signals: Signals) -> None:
     c, run = self.c, self.run
-    tx = optim.transformation(c, self.task.labels, phase.freeze)
-    r, d = parallel.replicated(self.mesh), parallel.split(self.mesh)
-    step_fn = jax.jit(functools.partial(train_step, task=self.task, phase=phase, tx=tx), in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0)
+    step_fn = stepper(self.task, phase, optim.transformation(c, self.task.labels, phase.freeze), self.mesh)
     pending, per_epoch = None, len(train.labels) / c.train.batch_size
-    waited, since, since_step, first = 0.0, time.monotonic(), self.step, self.step
+    if self.due:
+      self.evaluate_and_save(val, per_epoch, signals)
+      if self.stopped:
+        return
+    waited, since, since_step, first, compiled = 0.0, time.monotonic(), self.step, self.step, log.compile_seconds()
     batches = run.batches(train, self.step, phase.end)
     iterator = iter(batches)
     try:
@@ -392,14 +432,16 @@ class Loop:
         waited += time.monotonic() - asked
         self.broken.update(train.files[b] for b in batch['broken'][batch['broken'] >= 0])
         device = parallel.put_batch({'image': batch['image'], 'labels': batch['labels']}, self.mesh)
-        self.state, out = step_fn(self.state, device)
+        self.state, out = step_fn(self.state, device, self.flags(signals))
         values = self.check(pending, train.files)
         if values and pending[0] % c.train.log_steps == 0 and self.step > since_step:
           now = time.monotonic()
           rate = (self.step - since_step) * c.train.batch_size / max(now - since, 1e-9)
           left = (run.total - self.step) * c.train.batch_size / rate
           share = waited / max(now - since, 1e-9)
-          self.log.write(step=pending[0], epoch=pending[0] / per_epoch, kind='train', phase=number, images_per_s=rate, data_wait=share, **values)
+          self.log.write(pending[0], 'train', {
+            'epoch': pending[0] / per_epoch, 'phase': number, 'images_per_s': rate, 'data_wait': share,
+            'compile_seconds': log.compile_seconds(), **log.memory(), **values})
           accuracies = ' '.join(f'{l} {values[f"acc/{l}"]:.3f}' for l in phase.levels)
           self.log.say(f'step {pending[0]}/{run.total} epoch {pending[0] / per_epoch:.2f} loss {values["loss"]:.3f} {accuracies} '
                        f'lr {values["lr"]:.2g} | {rate:.1f} images/s, {clock(left)} left')
@@ -408,70 +450,86 @@ class Loop:
         pending = (self.step, out, batch['index'])
         if self.step == first + 1:  # it was compiled: not the training's rate
           jax.block_until_ready(out)
-          self.log.say(f'first step after {time.monotonic() - since:.1f} s, compilation and the first batch included')
+          self.log.say(f'first step after {time.monotonic() - since:.1f} s, of which {log.compile_seconds() - compiled:.1f} s compilation')
           waited, since, since_step = 0.0, time.monotonic(), self.step
-        if self.step % run.eval_every == 0 or self.step == run.total:
+        before = time.monotonic()
+        if self.due:
           self.check(pending, train.files)
-          before = time.monotonic()
-          self.evaluate_and_save(val, per_epoch)
-          since += time.monotonic() - before  # evaluation is not the training's rate
+          self.evaluate_and_save(val, per_epoch, signals)
           if self.stopped:
             self.log.say(f'early stop: no better {run.best} for {c.train.early_stop} evaluations')
             return
-        if signals.got:
+          self.stop = self.stop or any(parallel.exchange(bool(signals.got)))
+        elif self.late:
           self.check(pending, train.files)
-          if self.step != self.saved:
-            self.checkpoints.save(self.step, parts(self.state), None)
-          self.checkpoints.wait()
-          raise Interrupted(signals.got, self.step)
+          self.save(None)
+        since += time.monotonic() - before  # neither is the training's rate
+        if self.stop:
+          self.check(pending, train.files)
+          self.interrupt(signals)
     finally:
       batches.close()
 
-  def evaluate_and_save(self, val: sources.Examples, per_epoch: float) -> None:
+  def evaluate_and_save(self, val: sources.Examples, per_epoch: float, signals: Signals) -> None:
     run = self.run
     before = time.monotonic()
-    values = self.validate(val)
-    self.log.write(step=self.step, epoch=self.step / per_epoch, kind='val', seconds=time.monotonic() - before, **values)
-    best = float(self.state.monitor['best'])
-    better = values[run.best] < best if run.lower else values[run.best] > best
+    values = self.validate(val, signals)
+    self.log.write(self.step, 'val', {'epoch': self.step / per_epoch, 'seconds': time.monotonic() - before, **values})
+    best, bad = float(self.state.monitor['best']), int(self.state.monitor['bad'])
+    better = values[run.best] < best if run.best in checkpoint.LOWER else values[run.best] > best
     self.log.say(f'val at step {self.step} (epoch {self.step / per_epoch:.2f}): ' +
                  ' '.join(f'{k.removeprefix("top1/")} {v:.4f}' for k, v in values.items()) + (f'  best {run.best} so far' if better else ''))
-    monitor = {'best': np.float32(values[run.best] if better else best), 'bad': np.int32(0 if better else int(self.state.monitor['bad']) + 1)}
+    monitor = {'best': np.float32(values[run.best] if better else best), 'bad': np.int32(0 if better else bad + 1), 'evaluated': np.int32(self.step)}
     self.state = self.state.replace(monitor=parallel.put_replicated(monitor, self.mesh))
     if run.plateau:
       _, plateau = run.plateau.update({}, jax.device_get(self.state.plateau), value=values['loss'])
       self.state = self.state.replace(plateau=parallel.put_replicated(jax.device_get(plateau), self.mesh))
-    self.checkpoints.save(self.step, parts(self.state), values)
-    self.saved = self.step
+    self.save(values)
+
+
+def objection(workdir: pathlib.Path, run: Run) -> str:
+  """Why `run` can't go on with what the folder holds; '' where it can."""
+  path = workdir / 'config.json'
+  if not path.exists() or not (workdir / 'checkpoints').exists() or not any((workdir / 'checkpoints').iterdir()):
+    return ''
+  changed = [d for d in config_lib.differences(predict.run_config(workdir), run.c) if not d.startswith(FREE_ON_RESUME)]
+  if changed:
+    return f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder'
+  old = Taxonomy.from_csv(workdir / 'taxonomy.csv')
+  if old.hash() != run.taxonomy.hash():
+    return f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy'
+  return ''
 
 
 def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
-  """Writes config.json and taxonomy.csv, or checks that a run that is resumed here is the same."""
+  """Writes config.json and taxonomy.csv, or checks that a run that is resumed here is the same, and that all processes run it here."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as e:
     raise UserError(f'--workdir={workdir}: {"is a file, not a folder" if workdir.is_file() else e.strerror}') from None
-  path = workdir / 'config.json'
-  if path.exists() and (workdir / 'checkpoints').exists() and any((workdir / 'checkpoints').iterdir()):
-    changed = [d for d in config_lib.differences(predict.run_config(workdir), run.c) if not d.startswith(FREE_ON_RESUME)]
-    if changed:
-      raise UserError(f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder')
-    old = Taxonomy.from_csv(workdir / 'taxonomy.csv')
-    if old.hash() != run.taxonomy.hash():
-      raise UserError(f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy')
-  if jax.process_index() == 0:
-    path.write_text(config_lib.to_json(run.c) + '\n')
+  parallel.check_same(workdir, {
+    'options': config_lib.to_json(run.c), 'taxonomy': run.taxonomy.hash(),
+    **{f'{x.name} examples': hashlib.sha256(repr([list(x.files), x.labels.tolist()]).encode()).hexdigest() for x in (run.train, run.val)}})
+  if told := parallel.exchange(objection(workdir, run) if parallel.first() else '')[0]:  # the first one reads, as it is the one that writes
+    raise UserError(told)
+  if parallel.first():
+    files.write(workdir / 'config.json', config_lib.to_json(run.c) + '\n')
     run.taxonomy.to_csv(workdir / 'taxonomy.csv')
 
 
 def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
   """Trains what config `c` describes into `workdir`, or goes on with it, and returns the final val metrics and the digest of the TrainState.
 
-  Leaves config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, eval_VAL.json, predictions_VAL.npz and report.html there. Raises UserError for a
+  Leaves config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, eval_VAL.json, predictions_VAL.npz, explain_VAL.npz and
+  report.html there. Raises UserError for a
   user's mistake and Interrupted where Ctrl-C or SIGTERM came.
   """
-  workdir, started = pathlib.Path(workdir), now()
-  run = Run(c)
+  with enough_disk(pathlib.Path(workdir)):
+    return train_and_report(c, pathlib.Path(workdir))
+
+
+def train_and_report(c: ConfigDict, workdir: pathlib.Path) -> dict:
+  started, run = now(), Run(c)
   prepare_workdir(workdir, run)
   loop = Loop(run, workdir)
   for note in run.notes:
@@ -480,25 +538,44 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
   with Signals() as signals:
     try:
       loop.train(signals)
-    finally:
       loop.checkpoints.wait()
-      record(workdir, run, loop, started)
+    except BaseException:
+      with contextlib.suppress(UserError, OSError):  # the reason is told, not what follows from it
+        loop.checkpoints.wait()
+        record(workdir, run, loop, started)
+      raise
   loop.checkpoints.close()
+  loop.log.close()
   digest = checkpoint.sha256(loop.state)
   record(workdir, run, loop, started, finished=now(), state_sha256=digest)
   if loop.broken:
     names = ', '.join(sorted(loop.broken)[:5]) + (' ...' if len(loop.broken) > 5 else '')
     loop.log.say(f'{len(loop.broken)} unreadable image(s) skipped: {names} (all in {workdir}/run.json; --mode=lint says why)')
-  result = predict.load(workdir).evaluate(run.c.data.val, examples=run.val, tune=True)
+  model = predict.load(workdir)
+  result = model.evaluate(run.c.data.val, examples=run.val, tune=True)
+  model.explain(run.c.data.val, examples=run.val)
   for name, d in result['decode'].items():
     accuracies = ' '.join(f'{level} {v["top1"]:.4f}' for level, v in d['levels'].items() if v['top1'] is not None)
     loop.log.say(f'{run.c.data.val}, {result["n"]} images, {name}: {accuracies} full path {d["fpa"] or 0:.4f} HVR {d["hvr"]:.4f}')
   if run.c.baseline == 'train':
     loop.log.say('training the baseline: one head, ancestors read off')
     fit(baseline_config(run.c), workdir / 'baseline')
-  page = report.write(workdir)
-  loop.log.say(f'report: {page}')
+  if parallel.first():
+    loop.log.say(f'report: {report.write(workdir)}')
   return {'step': loop.step, **result, 'state_sha256': digest}
+
+
+@contextlib.contextmanager
+def enough_disk(workdir: pathlib.Path):
+  """A full or failing disk as a UserError with what is safe: a checkpoint has its number as its name only when it is whole."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+      raise
+    last = max((int(p.name) for p in (workdir / 'checkpoints').glob('*') if p.name.isdigit()), default=None)
+    good = f'the checkpoint of step {last} is intact' if last is not None else 'there is no checkpoint yet'
+    raise UserError(f'{workdir}: cannot be written to ({e.strerror}); {good}; the same command goes on from there') from e
 
 
 def now() -> str:
@@ -507,21 +584,22 @@ def now() -> str:
 
 def record(workdir: pathlib.Path, run: Run, loop: Loop, started: str, **end) -> None:
   """run.json: what the report says of a run beside its numbers; over all the times that it was resumed."""
-  if jax.process_index():
+  if not parallel.first():
     return
   path = workdir / 'run.json'
   if loop.before is None:
     try:
       loop.before = dict(json.loads(path.read_text())) if path.exists() and loop.step else {}
-    except (ValueError, TypeError) as e:
+    except (OSError, ValueError, TypeError) as e:
       loop.before = {}
       loop.log.say(f'{path} is damaged ({e}): what it told of the time before is lost')
   packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
   loop.broken.update(loop.before.get('skipped', ()))
-  path.write_text(json.dumps({
+  files.write(path, json.dumps({
     'command': shlex.join(sys.argv), 'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     'versions': {'python': platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
-    'started': loop.before.get('started', started), 'finished': None, 'seconds': round(loop.before.get('seconds', 0) + loop.seconds, 1),
+    'started': loop.before.get('started', started), 'finished': None,
+    **{k: round(loop.before.get(k, 0) + v, 1) for k, v in loop.took().items()}, **{k: round(v, 2) for k, v in log.memory().items()},
     'params': loop.params, 'heads': list(run.levels), 'classes': {level: run.taxonomy.num_classes(level) for level in run.taxonomy.levels},
     'train_examples': len(run.train.labels), 'val_examples': len(run.val.labels), 'phases': [dataclasses.asdict(p) for p in run.phases],
     'skipped': sorted(loop.broken), 'notes': run.notes, 'step': loop.step, **end}, indent=2) + '\n')

@@ -38,7 +38,8 @@ NAMES = [  # backbone, scheme, ours, the state dict's
 def shapes(name):
   module = models.BACKBONES[name].make()
   with layers.formulation('plain'):
-    return jax.eval_shape(lambda: module.init({'params': jax.random.key(0), 'dropout': jax.random.key(0)}, jnp.zeros((1, 64, 64, 3))))
+    return jax.eval_shape(lambda: module.init({'params': jax.random.key(0), 'dropout': jax.random.key(0)}, jnp.zeros((1, 64, 64, 3)),
+                                              mutable=models.COLLECTIONS))
 
 
 def modules(tree):

@@ -154,8 +154,8 @@ OPTIONS = {
   '--confg.seed=1': ('Unknown command line flag', 'confg.seed'),
   '--mod=train': ('Unknown command line flag', 'Did you mean: mode'),
   '--workdr=x': ('Did you mean: workdir',),
-  '--mode=trian': ('--mode=trian', 'train|evaluate|predict|lint|describe'),
-  '--mode=': ('--mode=', 'train|evaluate|predict|lint|describe'),
+  '--mode=trian': ('--mode=trian', 'train|evaluate|report|predict|lint|describe'),
+  '--mode=': ('--mode=', 'train|evaluate|report|predict|lint|describe'),
   '--mode': ('Missing value', '--mode'),
   'train': ("what is 'train'?", '--mode=', '--help'),
   'configs/3head.py': ("what is 'configs/3head.py'?", '--config='),
@@ -163,7 +163,7 @@ OPTIONS = {
   '--mode=predict': ('--mode=predict needs --workdir',),
   '--images=x.jpg': ('--images means nothing to --mode=train, only to predict',),
   '--split=test': ('--split means nothing to --mode=train, only to evaluate',),
-  '--mode=lint': ('--workdir means nothing to --mode=lint, only to train, evaluate, predict',),
+  '--mode=lint': ('--workdir means nothing to --mode=lint, only to train, evaluate, report, predict',),
   '--mode=describe': ('--workdir means nothing to --mode=describe',),
   '--config.baseline=nowhere': ('--config.baseline=nowhere: not a run', "choices: 'train'"),
   '--config.model.backbone=resnet51': ("'resnet51' is not a choice (did you mean 'resnet50'?)", 'choices: resnet18'),
@@ -211,7 +211,8 @@ BEYOND = {  # one value outside of each range
   'data.toy.difficulty': 'nan', 'model.mean': '(300.,0.,0.)', 'model.std': '(0.,0.,0.)', 'model.dropout': '1', 'loss.smoothing': '1', 'optim.lr': 'inf',
   'optim.weight_decay': 'nan', 'optim.momentum': '1.5', 'optim.onecycle_rise': '-1', 'optim.clip': '-1', 'optim.warmup_steps': '-5',
   'optim.warmup_epochs': 'nan', 'optim.warmup_examples': '-1', 'optim.plateau_factor': '0', 'optim.plateau_patience': '-1', 'optim.accumulate': '0',
-  'optim.ema': '1', 'train.batch_size': '0', 'train.log_steps': '0', 'train.early_stop': '-1', 'eval.batch_size': '0', 'train.steps': '-3',
+  'optim.ema': '1', 'train.batch_size': '0', 'train.log_steps': '0', 'train.early_stop': '-1', 'train.save_minutes': '-1',
+  'eval.batch_size': '0', 'train.steps': '-3',
   'train.epochs': '-1', 'train.examples': '-1', 'train.eval_steps': '-1', 'train.eval_epochs': 'nan', 'train.eval_examples': '-1',
   **{f'curriculum.{p}.{unit}': '-2' for p in ('p1', 'p2', 'p3') for unit in ('steps', 'epochs', 'examples')},
 }
@@ -1047,8 +1048,8 @@ def test_as_a_process(argv, code, line):
 
 def test_out_of_memory(monkeypatch):
   """An accelerator's, as jax words it, and the host's."""
-  for fault in (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore'), MemoryError('Unable to allocate 3 PiB'),
-    MemoryError()):
+  exhausted = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore')
+  for fault in (exhausted, MemoryError('Unable to allocate 3 PiB'), MemoryError()):
     def full(*_):
       raise fault
     monkeypatch.setattr(train, 'fit', full)

@@ -29,7 +29,7 @@ def test_help():
   (['--config=configs/nope.py'], 'nope.py'),
   (['--config=configs/ladder.py:11'], 'choices: 1, 2, 3, 4, 5, 5.5'),
   (['--config.optim.lr=fast'], "could not convert string to float: fast"),
-  (['--mode=trian'], 'train|evaluate|predict|lint|describe'),
+  (['--mode=trian'], 'train|evaluate|report|predict|lint|describe'),
   (['--mode=evaluate'], '--mode=evaluate needs --workdir'),
   (['--workdir=runs/x', '--config.optim.schedule=cosin'], "did you mean 'cosine'"),
   (['--workdir=runs/x', '--config.data.root=nowhere'], 'nowhere: no such folder'),
@@ -65,6 +65,9 @@ def test_train_evaluate_predict(tmp_path):
   assert result == json.loads((tmp_path / 'run' / 'eval_train.json').read_text()) and result['tta'] == 2 and result['n'] == 64
   _, err = main('--mode=evaluate', run, '--config.optim.lr=1', code=2)
   assert 'takes its model from' in err
+  (tmp_path / 'run' / 'explain_val.npz').unlink()
+  out, _ = main('--mode=report', run)
+  assert out.strip() == f'{tmp_path}/run/report.html' and (tmp_path / 'run' / 'explain_val.npz').exists()
   (tmp_path / 'bad.jpg').write_bytes(b'')
   out, _ = main('--mode=predict', run, f'--images={tmp_path}/*.jpg')
   assert json.loads(out) == {'file': f'{tmp_path}/bad.jpg', 'error': 'unreadable image'}

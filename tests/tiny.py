@@ -19,12 +19,15 @@ class Tiny(nn.Module):
     x = layers.BatchNorm('relu', dtype=self.dtype, name='bn')(x, train)
     x = layers.Conv(self.width, 3, 2, 1, dtype=self.dtype, name='conv2')(x)
     x = layers.BatchNorm('relu', dtype=self.dtype, name='bn2')(x, train)
+    x = self.perturb('features', x)
     return layers.global_pool(x), {'features': x}
 
 
+SPEC = models.Backbone(functools.partial(Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, {})
+
+
 def register(monkeypatch) -> None:
-  spec = models.Backbone(functools.partial(Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, {})
-  monkeypatch.setitem(models.BACKBONES, 'tiny', spec)
+  monkeypatch.setitem(models.BACKBONES, 'tiny', SPEC)
 
 
 def run_config(**changes):
@@ -36,3 +39,8 @@ def run_config(**changes):
   for path, value in {**values, **changes}.items():
     config.assign(c, path, value)
   return c
+
+
+def get_config():
+  """For --config=tests/tiny.py."""
+  return run_config()

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
@@ -154,18 +155,37 @@ def _eval_batch(step, *, examples, batch_size, part, size, resize, views, featur
 
 def _read_ahead(make, start, stop, workers, threads):
   steps = grain.MapDataset.range(start, max(start, stop)).map(make)
-  if not workers:
-    batches = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
-  else:
+  if workers:
     if not flags.FLAGS.is_parsed(): flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own, which outside of main.py nobody has parsed
     read = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    batches = iter(read.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2), worker_init_fn=_worker))
-  if hasattr(batches, 'start_prefetch'): batches.start_prefetch()  # the first batches are read while the step compiles
+    return _Workers(iter(read.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2), worker_init_fn=_worker)))
+  batches = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+  batches.start_prefetch()  # the first batches are read while the step compiles
   return batches
 
 
+class _Workers:
+  """Batches of worker processes, all of which start at the first one. They inherit that SIGINT and SIGTERM are blocked then, and keep it so: a signal to the
+  whole group must not end one before the parent has saved, not even while it starts. The parent meets a signal of that moment right after it."""
+
+  def __init__(self, batches):
+    self.batches, self.started = batches, False
+
+  def __iter__(self): return self
+
+  def __next__(self):
+    if self.started: return next(self.batches)
+    resource_tracker.ensure_running()  # it unblocks both when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try: return next(self.batches)
+    finally:
+      self.started = True
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+  def close(self): self.batches.close()
+
+
 def _worker(index, count):
-  """A signal to the whole group must not end a worker before the parent has saved; the parent's own end does, however it came."""
-  for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)
+  """Ends with the parent, however its end came."""
   parent = multiprocessing.parent_process()
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

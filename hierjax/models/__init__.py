@@ -38,6 +38,9 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
+COLLECTIONS = ('params', 'batch_stats')  # what a model consists of; backbones also `perturb` their last maps, for gradients with respect to them
+
+
 def init(module: nn.Module, seed: int, *args, **kwargs) -> dict:
   """Variables of a module as numpy arrays, drawn by its initialisers with numpy from the seed; args default to one 64-pixel image.
 
@@ -48,7 +51,7 @@ def init(module: nn.Module, seed: int, *args, **kwargs) -> dict:
 
   def trace():
     rngs = dict.fromkeys(('params', 'dropout'), jax.random.key(0))
-    drawn.update(module.init(rngs, *(args or (jnp.zeros((1, 64, 64, 3)),)), **kwargs))
+    drawn.update(module.init(rngs, *(args or (jnp.zeros((1, 64, 64, 3)),)), mutable=COLLECTIONS, **kwargs))
 
   with layers.drawing(np.random.default_rng(seed)), layers.formulation('plain'):
     jax.eval_shape(trace)

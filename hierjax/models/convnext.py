@@ -75,5 +75,5 @@ class ConvNeXt(nn.Module):
         x = Block(width, drop * done / (sum(depths) - 1), self.dtype, name=f'stages_{stage}_blocks_{i}')(x, train)
         done += 1
       ends[f'stage{stage + 1}'] = x
-    ends['features'] = x
+    x = ends['features'] = self.perturb('features', x)
     return layers.LayerNorm(name='head_norm')(layers.global_pool(x)), ends

@@ -91,5 +91,5 @@ class EfficientNetLite(nn.Module):
       if stage in ENDS:
         ends[ENDS[stage]] = x
     x = bn('bn2')(layers.Conv(1280, 1, 1, 'SAME', dtype=self.dtype, name='conv_head')(x), train)
-    ends['features'] = x
+    x = ends['features'] = self.perturb('features', x)
     return layers.global_pool(x), ends

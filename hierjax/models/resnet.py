@@ -58,5 +58,5 @@ class ResNet(nn.Module):
         stride = 2 if i == 0 and stage > 1 else 1
         x = Block(32 << stage, stride, self.depth >= 50, self.dtype, name=f'layer{stage}_{i}')(x, train)
       ends[f'stage{stage}'] = x
-    ends['features'] = x
+    x = ends['features'] = self.perturb('features', x)
     return layers.global_pool(x), ends

@@ -26,7 +26,7 @@ def golden(file='backbones.json', folder=GOLDEN):
 def shapes(name):
   """Shapes of the variables, without compiling or drawing anything."""
   x = jnp.zeros((1, 64, 64, 3))
-  return jax.eval_shape(lambda: models.BACKBONES[name].make().init(jax.random.key(0), x))
+  return jax.eval_shape(lambda: models.BACKBONES[name].make().init(jax.random.key(0), x, mutable=models.COLLECTIONS))
 
 
 @functools.cache

@@ -1,0 +1,224 @@
+"""The report's sections on single classes and images: confusion matrices, the worst confusions, galleries, the tree, the features.
+
+Each is a function (run) -> html like those of report.py, and draws from predictions_SPLIT.npz and explain_SPLIT.npz.
+"""
+import itertools
+import math
+
+import numpy as np
+from markupsafe import Markup
+
+from hierjax import charts, explain
+from hierjax.page import number, render
+from hierjax.runs import Run
+from hierjax.taxonomy import Taxonomy
+
+LABELLED = 60                    # classes up to which every row of a confusion matrix is named; above, the coarser classes are
+LONGEST = 28                     # letters of a name beside a matrix
+NUMBERED = 14                    # and up to which the shares stand in it
+FINE = 250                       # squares along an axis; of more classes, neighbours share one
+BLOCKS, BLOCK = 60, 40           # coarser classes to zoom into, and classes in one
+
+
+def confusion(run: Run) -> Markup:
+  """The confusion matrix of every level in the taxonomy's order, and that of the finest level inside each coarser class."""
+  if run.predicted is None: return render('sentence', NO_PREDICTIONS)
+  tree = run.taxonomy
+  tabs = [(level, render('matrix', **_matrix(run, k))) for k, level in enumerate(tree.levels)]
+  finest = len(tree.levels) - 1
+  outer = next((k for k in range(finest) if tree.nests(tree.levels[-1], tree.levels[k]) and len(tree.names[k]) > 1), None)
+  blocks, found = [], 0
+  if outer is not None:
+    labels, pred = (run.predicted[key][:, -1] for key in ('labels', 'pred_joint'))
+    group = tree.paths[:, outer]
+    order = _order(tree, finest)
+    rows = [labels[labels >= 0], pred[labels >= 0]]
+    wrong = np.bincount(group[rows[0]], rows[0] != rows[1], len(tree.names[outer]))
+    several = np.flatnonzero(np.bincount(group) > 1)
+    found = len(several)
+    for g in sorted(sorted(several.tolist(), key=lambda g: -wrong[g])[:BLOCKS]):
+      blocks.append(_block(run, tree.names[outer][g], order[group[order] == g], *rows))
+  return render('confusion', panes=tabs, split=run.splits[0], blocks=blocks, more=found - len(blocks), finest=tree.levels[-1],
+                outer=None if outer is None else tree.levels[outer])
+
+
+NO_PREDICTIONS = 'This needs the predictions and the taxonomy of the run: --mode=report with this --workdir makes what is missing.'
+
+
+def _order(tree: Taxonomy, k: int) -> np.ndarray:
+  """The classes of a level so that those of one coarser class stand side by side, int [class]."""
+  level = tree.levels[k]
+  keys = [tree.parents(level, coarser) for coarser in tree.levels[:k] if tree.nests(level, coarser)]
+  return np.lexsort((np.arange(len(tree.names[k])), *reversed(keys)))
+
+
+def _matrix(run: Run, k: int) -> dict:
+  tree = run.taxonomy
+  labels, pred = (run.predicted[key][:, k] for key in ('labels', 'pred_joint'))
+  known, classes = labels >= 0, len(tree.names[k])
+  labels, pred = labels[known], pred[known]
+  order, each = _order(tree, k), -(-classes // FINE)
+  place = np.argsort(order) // each
+  n = -(-classes // each)
+  (true, other), count = np.unique(place[np.stack([labels, pred])], axis=1, return_counts=True)
+  of = np.bincount(place[labels], minlength=n)
+  labels_of = [tree.names[k][c] for c in order]
+  outer = next((j for j in range(k) if tree.nests(tree.levels[k], tree.levels[j]) and 1 < len(tree.names[j]) < classes), None)
+  starts, groups = [], []
+  if outer is not None:
+    column = tree.parents(tree.levels[k], tree.levels[outer])[order]
+    starts = [0, *(np.flatnonzero(np.diff(column)) + 1).tolist(), classes]
+    groups = [(tree.names[outer][column[a]], a / each, b / each) for a, b in itertools.pairwise(starts)]
+  named = n <= LABELLED
+  ticks = [(name, i + .5) for i, name in enumerate(labels_of)] if named else [(name, (a + b) / 2) for name, a, b in groups if b - a >= n / 75]
+  ticks = [(name if len(name) <= LONGEST else f'{name[:LONGEST // 2]}…{name[1 - LONGEST // 2:]}', name, at) for name, at in ticks]
+  margin = 12 + 7 * max((len(short) for short, _, _ in ticks), default=1)
+  cell = min(44., (940 - margin) / n)
+  numbers = []
+  if n <= NUMBERED:
+    numbers = [(x + .5, y + .5, f'{100 * c / of[y]:.0f}', charts.shade(c / of[y]) > 5)
+               for y, x, c in zip(true.tolist(), other.tolist(), count.tolist()) if 200 * c >= of[y]]
+  return {'level': tree.levels[k], 'n': n, 'classes': classes, 'each': each, 'cell': cell, 'margin': margin, 'side': cell * n, 'ticks': ticks,
+          'numbers': numbers, 'size': min(11., .92 * cell) if named else 10., 'paths': charts.cells(true, other, count, of[true]),
+          'starts': [f'{at / each:g}' for at in starts[1:-1]] if n / len(starts or [1]) > 1.5 else [],
+          'images': len(labels), 'wrong': int((labels != pred).sum()), 'outer': None if outer is None else tree.levels[outer], 'named': named}
+
+
+def _block(run: Run, name: str, members: np.ndarray, labels: np.ndarray, pred: np.ndarray) -> dict:
+  """The part of the finest level's matrix that lies inside one coarser class, those with the most mistakes where there are too many."""
+  tree = run.taxonomy
+  inside = np.isin(labels, members)
+  labels, pred = labels[inside], pred[inside]
+  size = len(tree.paths)
+  of, wrong = np.bincount(labels, minlength=size), np.bincount(labels, labels != pred, size)
+  kept = members
+  if len(members) > BLOCK: kept = members[np.sort(np.argsort(-wrong[members], kind='stable')[:BLOCK])]
+  place = np.full(size, -1)
+  place[kept] = np.arange(len(kept))
+  table = np.zeros((len(kept), len(kept)), int)
+  both = (place[labels] >= 0) & (place[pred] >= 0)
+  np.add.at(table, (place[labels[both]], place[pred[both]]), 1)
+  rows = []
+  for i, c in enumerate(kept.tolist()):
+    line = [(int(v), f'{"d" if i == j else "o"} k{charts.shade(v / of[c])}' if v else '') for j, v in enumerate(table[i])]
+    away = int(of[c] - table[i].sum())
+    rows.append({'name': tree.names[-1][c], 'cells': line, 'away': away, 'shade': f'o k{charts.shade(away / of[c])}' if away else '', 'of': int(of[c])})
+  within = int((np.isin(pred, members) & (pred != labels)).sum())
+  return {'name': name, 'classes': len(members), 'images': len(labels), 'right': number((labels == pred).mean() if len(labels) else None),
+          'within': within, 'elsewhere': int((~np.isin(pred, members)).sum()), 'rows': rows, 'left_out': len(members) - len(kept)}
+
+
+def worst(run: Run) -> Markup:
+  """The pairs of finest classes that cost most, with images of both."""
+  if run.predicted is None: return render('sentence', NO_PREDICTIONS)
+  tree, data = run.taxonomy, run.predicted
+  found = []
+  for c in explain.confusions(data['pred_joint'][:, -1], data['prob_joint'][:, -1], data['labels'][:, -1], tree):
+    alike = [level for k, level in enumerate(tree.levels) if tree.paths[c.true, k] == tree.paths[c.pred, k]]
+    found.append({
+      'true': tree.names[-1][c.true], 'pred': tree.names[-1][c.pred], 'height': c.height, 'count': c.count, 'of': c.of, 'same': alike,
+      'mistaken': [_shot(run, row, number(data['prob_joint'][row, -1])) for row in c.rows.tolist() if row in run.pictures],
+      'alike': [_shot(run, row, '') for row in c.alike.tolist() if row in run.pictures]})
+  if not found: return render('sentence', f'There is no wrong {tree.levels[-1]} on {run.splits[0]}.')
+  return render('worst', found=found, finest=tree.levels[-1], split=run.splits[0], levels=len(tree.levels), pictures=bool(run.pictures), remake=REMAKE)
+
+
+REMAKE = 'There are no images of this evaluation yet: --mode=report with this --workdir adds them.'
+
+
+def _shot(run: Run, row: int, note: str) -> dict:
+  return {'src': charts.address(run.pictures[row]), 'file': str(run.predicted['files'][row]), 'note': note}
+
+
+def gallery(run: Run) -> Markup:
+  """For every pattern of right and wrong heads, images with the first five choices of each head and what it looked at."""
+  columns = explain.heads(run.predicted) if run.predicted else []
+  if not columns: return render('sentence', NO_PREDICTIONS)
+  tree, data = run.taxonomy, run.predicted
+  known = (data['labels'][:, columns] >= 0).all(1)
+  tabs = []
+  for pattern, rows, drawn in explain.patterns(explain.right(data, columns), known):
+    cases = [_case(run, row, columns) for row in drawn.tolist() if row in run.pictures]
+    marks = [(tree.levels[k], ok) for k, ok in zip(columns, pattern)]
+    tabs.append((render('pattern', marks=marks, n=len(rows)), render('cases', cases=cases, n=len(rows), share=number(len(rows) / known.sum()), marks=marks)))
+  if not tabs: return render('sentence', f'No image of {run.splits[0]} is labelled at every level with a head.')
+  if not run.pictures: return render('patterns', panes=tabs, remake=REMAKE)
+  return render('gallery', panes=tabs, possible=2 ** len(columns), heads=len(columns), split=run.splits[0], each=explain.EACH,
+                grid=run.explained['maps'].shape[2:])
+
+
+def _case(run: Run, row: int, columns: list[int]) -> dict:
+  tree, data = run.taxonomy, run.predicted
+  at = run.explained['rows'].tolist().index(row)
+  heads = []
+  for place, k in enumerate(columns):
+    label = int(data['labels'][row, k])
+    choices = [{'name': tree.names[k][c], 'share': number(float(p)), 'width': f'{100 * float(p):.1f}', 'true': c == label}
+               for c, p in zip(data[f'top_{k}'][row].tolist(), data[f'top_prob_{k}'][row].tolist())]
+    heat = charts.address(charts.heat(run.pictures[row], run.explained['maps'][at, place]))
+    heads.append({'level': tree.levels[k], 'right': choices[0]['true'], 'truth': tree.names[k][label], 'choices': choices, 'heat': heat})
+  return {**_shot(run, row, ''), 'heads': heads}
+
+
+GRADES = ((.5, 'under 50%'), (.7, '50 to 70%'), (.8, '70 to 80%'), (.9, '80 to 90%'), (math.inf, '90% and more'))  # of accuracy: the colours of the tree
+BRANCHES = 3000                                                                                             # drawn at most
+UNSEEN = len(GRADES)
+
+
+def tree(run: Run) -> Markup:
+  """The taxonomy as a tree, every branch coloured by how many of its images are recognised."""
+  if run.predicted is None: return render('sentence', NO_PREDICTIONS)
+  table, data = run.taxonomy, run.predicted
+  labels = data['labels']
+  rows = (labels >= 0).all(1)
+  leaf, leaves = labels[rows, -1], len(table.paths)
+  seen = np.bincount(leaf, minlength=leaves)
+  right = np.stack([np.bincount(leaf, data['pred_joint'][rows, k] == labels[rows, k], leaves) for k in range(len(table.levels))], 1)
+  order = np.lexsort(table.paths.T[::-1])
+  sizes = [len(np.unique(table.paths[:, :k + 1], axis=0)) for k in range(len(table.levels))]
+  deepest = max([k for k in range(len(sizes)) if sum(sizes[:k + 1]) <= BRANCHES], default=0)
+
+  def grade(a, n):
+    return next(i for i, (limit, _) in enumerate(GRADES) if a / n < limit) if n else UNSEEN
+
+  def branches(members, k):
+    """The branches of leaves `members` (in order) at level k."""
+    column, out = table.paths[members, k], []
+    for part in np.split(members, np.flatnonzero(np.diff(column)) + 1):
+      n, own, fine = int(seen[part].sum()), right[part, k].sum(), right[part, -1].sum()
+      goes_on = [i for i in part if table.depth[i] > k + 1]
+      out.append({
+        'name': table.names[k][table.paths[part[0], k]], 'n': n, 'own': number(own / n if n else None), 'fine': number(fine / n if n else None),
+        'grade': grade(own, n), 'leaves': len(part), 'strip': charts.strip([grade(right[i, -1], seen[i]) for i in part]) if goes_on else [],
+        'branches': branches(np.array(goes_on), k + 1) if goes_on and k < deepest else []})
+    return out
+
+  made = branches(order, 0)
+  return render('tree', branches=made[:BRANCHES], more=max(0, len(made) - BRANCHES), grades=[text for _, text in GRADES], levels=table.levels,
+                split=run.splits[0], deepest=table.levels[deepest] if deepest < len(sizes) - 1 else '')
+
+
+HUES = 12  # classes with a colour of their own among the points
+
+
+def features(run: Run) -> Markup:
+  """The features of the examples in the plane, by class and by right and wrong."""
+  made = run.explained
+  if made is None: return render('sentence', REMAKE)
+  if not made['xy'].any(): return render('sentence', 'There are too few images to place.')
+  table, at, xy = run.taxonomy, made['points'], made['xy']
+  labels, pred = run.predicted['labels'][at], run.predicted['pred_joint'][at]
+  tabs = []
+  for k, level in enumerate(table.levels[:-1]):
+    common = np.argsort(-np.bincount(labels[labels[:, k] >= 0, k], minlength=len(table.names[k])), kind='stable')[:HUES]
+    rank = np.full(len(table.names[k]), -1)
+    rank[common] = np.arange(len(common))
+    groups = np.where(labels[:, k] >= 0, rank[labels[:, k]], -1)
+    legend = [(i, table.names[k][c]) for i, c in enumerate(common.tolist()) if (groups == i).any()]
+    if (groups == -1).any(): legend.append((-1, 'others'))
+    tabs.append((level, render('points', paths=charts.scatter(xy, groups), legend=legend)))
+  known = labels[:, -1] >= 0
+  groups = np.where(known, np.where(pred[:, -1] == labels[:, -1], 1, 0), -1)
+  legend = [(0, f'wrong {table.levels[-1]}'), (1, f'right {table.levels[-1]}')] + [(-1, 'unknown')] * bool((~known).any())
+  tabs.append(('right and wrong', render('points', paths=charts.scatter(xy, groups), legend=legend)))
+  return render('features', panes=tabs, n=len(at), split=run.splits[0], all=len(run.predicted['labels']))

@@ -1,0 +1,82 @@
+"""What every section of the report is written with: the names of the metrics, numbers in words, and the macros of report.html.j2."""
+import dataclasses
+import functools
+import pathlib
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from hierjax.runs import finite
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  label: str
+  better: int  # +1 higher, -1 lower, 0 neither
+  percent: bool
+  meaning: str
+
+
+# Every metric that is shown, once: its name, its good direction and one line that explains it.
+METRICS = {
+  'top1': Metric('top-1', 1, True, 'Share of images whose predicted class is the right one.'),
+  'top3': Metric('top-3', 1, True, 'Share of images whose right class is among the three ranked highest.'),
+  'top5': Metric('top-5', 1, True, 'Share of images whose right class is among the five ranked highest.'),
+  'fpa': Metric('full path', 1, True, 'Full-path accuracy (FPA): share of images that are right at every level at once.'),
+  'hvr': Metric('HVR', -1, True, 'Hierarchy violation rate: share of images whose predicted classes contradict each other, such as a make '
+                'that does not build the predicted model. It is 0 by construction where a whole path is predicted.'),
+  'consistency': Metric('consistency', 1, True, 'Share of images whose predictions at these two levels occur together in the taxonomy.'),
+  'gap': Metric('hierarchy gap', 0, True, 'Top-1 of the coarsest level minus top-1 of the finest. Neither high nor low is good in itself.'),
+  'hp': Metric('hP', 1, True, 'Hierarchical precision: share of all predicted classes, over all levels, that are on the true path.'),
+  'hr': Metric('hR', 1, True, 'Hierarchical recall: share of all classes of the true paths that were predicted.'),
+  'hf1': Metric('hF1', 1, True, 'Harmonic mean of hierarchical precision and recall.'),
+  'severity': Metric('severity', -1, False, 'Of the images whose finest class is wrong: at how many levels the predicted path and the true '
+                     'one differ, on average. In a tree, 1 is a sibling, and the number of levels is nothing in common.'),
+  'ahd1': Metric('AHD@1', -1, False, 'Average hierarchical distance, in levels, of the first choice to the truth; right answers count 0.'),
+  'ahd5': Metric('AHD@5', -1, False, 'The same, averaged over the five finest classes ranked highest.'),
+  'ece': Metric('ECE', -1, True, 'Expected calibration error: how far the shown probability is from the observed accuracy, on average.'),
+}
+
+
+def number(value, percent: bool = True) -> str:
+  """A share as a percentage with one decimal, a distance with two; an en dash where there is none."""
+  if not finite(value): return '–'
+  return f'{100 * value:.1f}%' if percent else f'{value:.2f}'
+
+
+def signed(value, percent: bool = True) -> str:
+  """A difference with its sign: percentage points with one decimal, distances with two."""
+  if not finite(value): return '–'
+  text = f'{100 * abs(value):.1f}' if percent else f'{abs(value):.2f}'
+  return text if float(text) == 0 else ('+' if value > 0 else '\N{MINUS SIGN}') + text
+
+
+def count(value) -> str:
+  return f'{value:,}' if isinstance(value, int | np.integer) else str(value)
+
+
+def listed(words) -> str:
+  """'a', 'a and b', 'a, b and c'."""
+  words = [str(word) for word in words]
+  return words[0] if len(words) == 1 else ', '.join(words[:-1]) + ' and ' + words[-1] if words else ''
+
+
+def duration(seconds) -> str:
+  if not finite(seconds): return '–'
+  seconds = round(seconds)
+  if seconds < 120: return f'{seconds} s'
+  return f'{seconds // 60} min {seconds % 60:02d} s' if seconds < 7200 else f'{seconds // 3600} h {seconds % 3600 // 60:02d} min'
+
+
+@functools.cache
+def _macros():
+  loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
+  environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+  environment.globals.update(METRICS=METRICS, listed=listed, count=count)
+  return environment.get_template('report.html.j2').module
+
+
+def render(macro: str, *args, **values) -> Markup:
+  """A macro of report.html.j2; everything that is not Markup already is escaped."""
+  return getattr(_macros(), macro)(*args, **values)

@@ -1,0 +1,176 @@
+"""What a run left in its directory, read for the report: `read(workdir)` → Run. What is missing or damaged is None or empty, and named in `faults`."""
+import dataclasses
+import functools
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+
+import numpy as np
+
+from hierjax import explain
+from hierjax.config import UserError, resolve_levels
+from hierjax.taxonomy import Taxonomy
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a run left in its directory; anything but the configuration may be absent (None or empty)."""
+  path: pathlib.Path
+  config: dict
+  info: dict                   # run.json
+  train: list[dict]            # the lines of metrics.jsonl, one per step, in order
+  val: list[dict]
+  taxonomy: Taxonomy | None
+  evals: dict[str, dict]       # split -> eval_SPLIT.json
+  faults: list[str]            # files that are there but could not be read, in words
+  baseline: 'Run | None'
+
+  @functools.cached_property
+  def levels(self) -> tuple[str, ...]:
+    for evaluation in self.evals.values():
+      for decoding in evaluation['decode'].values(): return tuple(decoding.get('levels', {}))
+    if self.taxonomy is not None: return tuple(self.taxonomy.levels)
+    if self.info.get('classes'): return tuple(self.info['classes'])
+    return tuple(dict.fromkeys(key.split('/', 1)[1] for line in self.train + self.val for key in line if re.match('(acc|top1|loss)/', key)))
+
+  @functools.cached_property
+  def heads(self) -> tuple[str, ...]:
+    """The levels that have a head of their own."""
+    if known := self.info.get('heads'): return tuple(known)
+    try:
+      return resolve_levels(get(self.config, 'model.levels') or 'all', self.levels, 'model.levels')
+    except UserError:
+      return self.levels
+
+  @functools.cached_property
+  def splits(self) -> list[str]:
+    """The evaluated splits, the validation split first."""
+    val = get(self.config, 'data.val', 'val')
+    return sorted(self.evals, key=lambda split: (split != val, split != 'val', split))
+
+  @functools.cached_property
+  def evaluation(self) -> dict | None:
+    return self.evals[self.splits[0]] if self.splits else None
+
+  def predictions(self, split: str) -> dict[str, np.ndarray] | None:
+    """predictions_SPLIT.npz of evaluate.write: files [N], labels, pred_DECODING and prob_DECODING [N, L], top_K and top_prob_K [N, 5] of the head of
+    column K; None where there is none that could be read."""
+    return self._archive(f'predictions_{split}.npz', ('files', 'labels', 'pred_', 'prob_', 'top_'))
+
+  def _archive(self, name: str, keys: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+    try:
+      with np.load(self.path / name, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files if key.startswith(keys)}
+    except FileNotFoundError:
+      return None
+    except Exception as error:
+      logging.warning('report: %s could not be read: %s', name, error)
+      return None
+
+  @functools.cached_property
+  def predicted(self) -> dict[str, np.ndarray] | None:
+    """The predictions on the first split, where they are whole and of this taxonomy."""
+    found = self.predictions(self.splits[0]) if self.splits and self.taxonomy else None
+    if found is None or not {'labels', 'pred_joint', 'prob_joint'} <= found.keys(): return None
+    sizes = [len(names) for names in self.taxonomy.names]
+    fits = found['labels'].shape == found['pred_joint'].shape == (len(found['files']), len(sizes)) and len(found['labels'])
+    return found if fits and all((found[key] < sizes).all() for key in ('labels', 'pred_joint')) else None
+
+  @functools.cached_property
+  def explained(self) -> dict[str, np.ndarray] | None:
+    """explain_SPLIT.npz of explain.write on the first split, where it belongs to the predictions."""
+    if self.predicted is None or not explain.current(self.path, self.splits[0]): return None
+    return self._archive(f'explain_{self.splits[0]}.npz', ('',))
+
+  @functools.cached_property
+  def pictures(self) -> dict[int, bytes]:
+    """Row of the predictions -> JPEG."""
+    made = self.explained
+    if made is None: return {}
+    ends = made['ends'].tolist()
+    return {row: made['jpeg'][start:end].tobytes() for row, start, end in zip(made['rows'].tolist(), [0, *ends], ends)}
+
+
+def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
+  """Reads a run's directory; UserError where it holds no configuration."""
+  path, faults = pathlib.Path(workdir), []
+  if not (path / 'config.json').is_file(): raise UserError(f'{path}: no config.json here, so this is not the directory of a run')
+
+  def load(name, reader):
+    if not (path / name).exists(): return None
+    try:
+      return reader(path / name)
+    except Exception as error:
+      faults.append(f'{name} could not be read: {error}')
+      return None
+
+  config = load('config.json', _json) or {}
+  info = load('run.json', _json) or {}
+  taxonomy = load('taxonomy.csv', Taxonomy.from_csv)
+  evals = {}
+  for file in sorted(path.glob('eval_*.json')):
+    found = load(file.name, _evaluation)
+    if found: evals[str(found.get('split') or file.stem.removeprefix('eval_'))] = found
+  train, val = [], []
+  if (path / 'metrics.jsonl').exists():
+    train, val, damaged = _metrics(path / 'metrics.jsonl')
+    if damaged: faults.append(f'metrics.jsonl: {damaged} damaged line{"s" * (damaged > 1)} left out')
+  other = None
+  if baseline:
+    named = config.get('baseline')
+    for place in (path / 'baseline', pathlib.Path(named) if isinstance(named, str) and named not in ('', 'none', 'train') else None):
+      if place is not None and (place / 'config.json').is_file():
+        other = read(place, baseline=False)
+        faults += [f'baseline: {fault}' for fault in other.faults]
+        break
+  return Run(path, config, info, train, val, taxonomy, evals, faults, other)
+
+
+def _json(file: pathlib.Path) -> dict:
+  content = json.loads(file.read_text(encoding='utf-8'))
+  if not isinstance(content, dict): raise ValueError('not a JSON object')
+  return content
+
+
+def _evaluation(file: pathlib.Path) -> dict:
+  content = _json(file)
+  if not isinstance(content.get('decode'), dict) or not content['decode']: raise ValueError('no "decode" in it')
+  return content
+
+
+def _metrics(file: pathlib.Path) -> tuple[list[dict], list[dict], int]:
+  """Training lines, validation lines, and how many are damaged. A resumed run writes some steps again; the last line of a step counts."""
+  lines: dict[str, dict] = {'train': {}, 'val': {}}
+  damaged = 0
+  for text in file.read_text(encoding='utf-8', errors='replace').splitlines():
+    if not text.strip(): continue
+    try:
+      line = json.loads(text)
+      lines[line['kind']][int(line['step'])] = line
+    except (ValueError, KeyError, TypeError):
+      damaged += 1
+  train, val = ([of[step] for step in sorted(of)] for of in lines.values())
+  return train, val, damaged
+
+
+def get(tree: dict, path: str, default=None):
+  """The value at a dotted path of nested dicts, or the default."""
+  for key in path.split('.'):
+    if not isinstance(tree, dict) or key not in tree: return default
+    tree = tree[key]
+  return tree
+
+
+def flat(tree: dict, prefix: str = '') -> dict[str, object]:
+  """Nested dicts as one dict with dotted keys."""
+  leaves = {}
+  for key, value in tree.items():
+    leaves |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) and value else {f'{prefix}{key}': value}
+  return leaves
+
+
+def finite(value) -> bool:
+  return isinstance(value, int | float | np.number) and math.isfinite(value)

@@ -1,0 +1,145 @@
+"""Kills training runs at random moments, again and again, and checks that each ends bit-identical to one that nobody disturbed.
+
+  python tests/faults.py --kills 200 --seed 0     what `make test-faults` runs
+
+A run is a process of its own. SIGINT goes to the whole group, as from a terminal; SIGTERM and SIGKILL to the group or to the main process alone. The
+number of data workers is drawn anew at each start. A save is under way at nearly every moment, since the runs save after each step.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+
+HERE = pathlib.Path(__file__).resolve().parent
+BASE = {
+  'data.source': 'toy', 'data.size': 32, 'data.toy.train': 96, 'data.toy.val': 40, 'model.backbone': 'tiny', 'model.dropout': 0.2, 'train.batch_size': 16,
+  'train.epochs': 0.0, 'train.steps': 24, 'train.eval_epochs': 0.0, 'train.eval_steps': 4, 'train.log_steps': 2, 'train.save_minutes': 1e-6, 'optim.lr': 3e-3,
+  'eval.batch_size': 16}
+CURRICULUM = {'curriculum.p1.steps': 10, 'curriculum.p1.freeze': 'heads/finest', 'curriculum.p1.levels': 'coarser'}
+KINDS = {
+  'curriculum, EMA, accumulation': CURRICULUM | {'optim.ema': 0.9, 'optim.accumulate': 2, 'optim.schedule': 'onecycle'},
+  'curriculum, plateau, early stopping': CURRICULUM | {'optim.schedule': 'plateau', 'optim.plateau_patience': 1, 'train.early_stop': 2, 'train.best': 'loss'},
+  'cached features, then all with EMA': {
+    'curriculum.p1.steps': 10, 'curriculum.p1.freeze': 'backbone', 'data.augment.enabled': False, 'optim.ema': 0.9, 'optim.name': 'sgd'},
+  'balanced sampling, clipping, baseline': {'data.balance': 'sample', 'optim.clip': 0.5, 'baseline': 'train', 'optim.schedule': 'constant'},
+}
+
+
+@dataclasses.dataclass
+class Count:
+  kills: Counter = dataclasses.field(default_factory=Counter)
+  runs: Counter = dataclasses.field(default_factory=Counter)
+  saving: int = 0  # kills that struck while a checkpoint was half written
+
+
+def command(kind: str, workdir: pathlib.Path, workers: int) -> list[str]:
+  options = BASE | KINDS[kind] | {'data.workers': workers}
+  return [sys.executable, str(HERE / 'worker.py'), f'--workdir={workdir}', *(f'--config.{k}={v}' for k, v in options.items())]
+
+
+class Process:
+  """A run under way; `trains` is set at its first step."""
+
+  def __init__(self, kind: str, workdir: pathlib.Path, workers: int):
+    # one device and one thread of XLA, as several runs share the machine
+    env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0'}
+    self.process = subprocess.Popen(command(kind, workdir, workers), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    self.trains, self.lines = threading.Event(), []
+    self.readers = [threading.Thread(target=self.read, args=(stream,)) for stream in (self.process.stderr, self.process.stdout)]
+    for reader in self.readers:
+      reader.start()
+
+  def read(self, stream):
+    for line in stream:
+      self.lines.append(line)
+      if line.startswith('first step') or 'resuming at step 24' in line:
+        self.trains.set()
+
+  def end(self, seconds: float = 300) -> int:
+    code = self.process.wait(seconds)
+    for reader in self.readers:
+      reader.join(20)
+    return code
+
+  def output(self) -> str:
+    return ''.join(self.lines)
+
+
+def outcome(workdir: pathlib.Path) -> dict:
+  """What must not depend on interruptions: the digests of the states, the val lines of the log, the scores."""
+  def of(folder):
+    lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    steps = [(line['kind'], line['step']) for line in lines]
+    assert len(set(steps)) == len(steps), f'{folder}/metrics.jsonl tells a step twice'
+    return {'state': json.loads((folder / 'run.json').read_text())['state_sha256'], 'scores': json.loads((folder / 'eval_val.json').read_text())['decode'],
+            'val': [{k: v for k, v in line.items() if k != 'seconds'} for line in lines if line['kind'] == 'val']}
+  return {str(f.relative_to(workdir)): of(f) for f in (workdir, workdir / 'baseline') if (f / 'run.json').exists()}
+
+
+def undisturbed(kind: str, workdir: pathlib.Path) -> tuple[dict, float]:
+  """The outcome, and the seconds from the first step to the end."""
+  process = Process(kind, workdir, 0)
+  process.trains.wait(300)
+  started = time.monotonic()
+  assert process.end() == 0, process.output()
+  return outcome(workdir), time.monotonic() - started
+
+
+def disturbed(kind: str, workdir: pathlib.Path, seconds: float, rng: random.Random, count: Count, kills: int) -> dict:
+  """The outcome of a run that is killed until it has come to its end or `kills` have struck."""
+  while True:
+    process = Process(kind, workdir, rng.choice((0, 1, 2)))
+    if sum(count.kills.values()) < kills:
+      if rng.random() < .8:  # most strike while it trains
+        process.trains.wait(120)
+        time.sleep(rng.uniform(0, .7 * seconds))
+      else:
+        time.sleep(rng.uniform(0, 6))
+      if process.process.poll() is None:
+        number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL))
+        whole = number == signal.SIGINT or rng.random() < .5
+        count.saving += any(workdir.glob('**/checkpoints/*.orbax-checkpoint-tmp'))
+        (os.killpg if whole else os.kill)(process.process.pid, number)
+        count.kills[number.name] += 1
+    code = process.end()
+    killed = code == -signal.SIGKILL  # the data workers may cry when their parent is gone
+    assert killed or (code in (0, 130, 143, -signal.SIGTERM) and 'Traceback' not in process.output()), f'{kind}: exit code {code}\n{process.output()}'
+    if code == 0:
+      count.runs[kind] += 1
+      return outcome(workdir)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--kills', type=int, default=200)
+  parser.add_argument('--seed', type=int, default=0)
+  options = parser.parse_args()
+  rng, count, started = random.Random(options.seed), Count(), time.monotonic()
+  with tempfile.TemporaryDirectory(prefix='hierjax-faults-') as folder:
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{folder}/cache')
+    whole = {kind: undisturbed(kind, pathlib.Path(folder) / f'whole{i}') for i, kind in enumerate(KINDS)}
+    run = 0
+    while sum(count.kills.values()) < options.kills or len(count.runs) < len(KINDS):
+      kind = list(KINDS)[run % len(KINDS)]
+      expected, seconds = whole[kind]
+      got = disturbed(kind, pathlib.Path(folder) / f'run{run}', seconds, rng, count, options.kills)
+      run += 1
+      print(f'run {run}, {kind}: {"identical" if got == expected else "DIFFERS"}; kills so far {sum(count.kills.values())}, '
+            f'{count.saving} of them during a save', file=sys.stderr, flush=True)
+      assert got == expected, (kind, got, expected)
+  print(json.dumps({'kills': sum(count.kills.values()), 'by_signal': dict(count.kills), 'during_a_save': count.saving, 'runs': dict(count.runs),
+                    'seed': options.seed, 'identical': True, 'seconds': round(time.monotonic() - started)}))
+
+
+if __name__ == '__main__':
+  main()

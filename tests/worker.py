@@ -1,0 +1,16 @@
+"""main.py that knows the tiny backbone: `python tests/worker.py FLAGS`. What tests start as a process of its own, to signal and to kill it."""
+
+import pathlib
+import sys
+
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
+
+import tiny  # noqa: E402
+from absl import app  # noqa: E402
+
+import main  # noqa: E402
+from hierjax import models  # noqa: E402
+
+if __name__ == '__main__':
+  models.BACKBONES['tiny'] = tiny.SPEC
+  app.run(main.main, flags_parser=main.parse)

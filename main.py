@@ -15,18 +15,32 @@ hierjax/config.py lists them all with a word on each.
 import json
 import os
 import pathlib
+import runpy
 import signal
 import sys
+import traceback
 
 # Large temporaries are fresh memory at each step; huge pages make them an eighth cheaper on Linux CPUs. malloc reads this only when a process starts.
 TUNABLES = 'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864'
 if __name__ == '__main__' and sys.platform == 'linux' and os.environ.get('HIERJAX_HUGEPAGES', '1') == '1' and 'GLIBC_TUNABLES' not in os.environ:
   os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, 'GLIBC_TUNABLES': TUNABLES})
 
+
+def interrupted(signum, _):
+  """Ctrl-C outside of the training loop, which has a handler of its own, ends in one line. A KeyboardInterrupt would be a traceback, or be lost where it
+  meets a callback that cannot raise; and threads that read ahead are not waited for."""
+  os.write(2, b'\nstopped\n')
+  os._exit(128 + signum)
+
+
+if __name__ == '__main__':
+  signal.signal(signal.SIGINT, interrupted)
+
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe')
+READ_BY = {'workdir': ('train', 'evaluate', 'report', 'predict'), 'split': ('evaluate',), 'images': ('predict',)}
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 flags.DEFINE_string('workdir', '', "The run's folder: train writes it and goes on with it (runs/NAME by default), the others read it.")
@@ -70,6 +84,10 @@ def run() -> None:
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'hierjax' / 'jax')
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  for name, modes in READ_BY.items():
+    if FLAGS[name].present and FLAGS.mode not in modes:
+      raise config.UserError(f'--{name} means nothing to --mode={FLAGS.mode}, only to {", ".join(modes)}')
+  FLAGS.workdir = os.path.expanduser(FLAGS.workdir)  # a shell leaves the ~ of --workdir=~/x as it is
   if FLAGS.mode in ('evaluate', 'report', 'predict') and not FLAGS.workdir:
     raise config.UserError(f'--mode={FLAGS.mode} needs --workdir=FOLDER, the one that was trained in')
   if FLAGS.mode == 'train':
@@ -96,6 +114,7 @@ def run() -> None:
   elif FLAGS.mode == 'describe':
     print(json.dumps(predict.describe(FLAGS.config)))
   else:
+    config.validate(FLAGS.config)
     found = lint.from_config(FLAGS.config.data)
     print(found.text())
     sys.exit(any(p.severity == 'error' for p in found.problems))
@@ -110,43 +129,92 @@ def progress(done: int, total: int) -> None:
 def main(argv) -> None:
   logging.set_verbosity(logging.FATAL)  # Orbax and jax log pages, tracebacks of their threads among them; what matters is raised too, and told in a line
   from hierjax import config, parallel, train
-  code, together = 0, True  # together: all processes have come to the same end
+  code, together = 0, False  # together: all processes have come to the same end
   try:
     if len(argv) > 1:
       raise config.UserError(f'what is {argv[1]!r}? All that main.py takes are flags: --mode=..., --config=..., --workdir=...; see --help')
     join()
     run()
-  except config.UserError as e:
-    print(f'error: {e}', file=sys.stderr)
-    code, together = 2, False
+    together = True
   except train.Interrupted as e:
     print(e, file=sys.stderr)
-    code = 128 + e.signum
+    code, together = 128 + e.signum, True
   except BrokenPipeError:
-    code, together = 128 + signal.SIGPIPE, False
+    code = 128 + signal.SIGPIPE
   except Exception as e:
-    if not FLAGS.distributed:
+    if told := in_words(e):
+      code = say(told)
+    elif FLAGS.distributed:
+      code = parallel.explain(e)
+    else:
       raise
-    code, together = parallel.explain(e), False
   parallel.stop(code, together)
   sys.exit(code)
 
 
+def in_words(e: Exception) -> str:
+  """What a user can do something about, in a line; '' for a fault of hierjax's own, which shall show its traceback."""
+  from hierjax import config
+  if isinstance(e, config.UserError):
+    return str(e)
+  if isinstance(e, OSError) and e.filename is not None:  # a folder that may not be written, a file that goes away
+    return f'{e.filename}: {e.strerror}'
+  if isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and 'RESOURCE_EXHAUSTED' in str(e)):  # the latter as jax says it of an accelerator
+    return f'out of memory ({str(e)[:200] or "of this machine"}); lower --config.train.batch_size, --config.eval.batch_size or --config.data.size'
+  return ''
+
+
+def say(text: str) -> int:
+  """One line, whatever stands in the names and cells that it tells of; returns the exit status."""
+  line = ''.join(c if c.isprintable() else ' ' if c.isspace() else repr(c)[1:-1] for c in text)
+  print('error: ' + (line if len(line) < 1000 else f'{line[:700]} ... {line[-250:]}'), file=sys.stderr)
+  return 2
+
+
+def stop(text: str) -> None:
+  sys.exit(say(text))
+
+
 def parse(argv):
-  """absl's parsing, with one line in place of a traceback for an unknown or ill-typed option or a config file that is not there."""
+  """absl's parsing; what is wrong with the options or the config file is one line."""
+  from hierjax import config
+  argv = [*argv]
+  for i in [i for i, a in enumerate(argv[:-1]) if a in ('--config', '-config')][::-1]:
+    argv[i:i + 2] = [f'--config={argv[i + 1]}']
+  files = [a for a in argv if a.startswith(('--config=', '-config='))]
+  sys.argv[1:] = argv[1:] = files + [a for a in argv[1:] if a not in files]  # config_flags wants the file before its options, and reads sys.argv itself
+  given, known = [a[len('--config.'):].split('=')[0] for a in argv if a.startswith('--config.')], config.paths(config.default())
+  for fault in map(file_fault, (a.partition('=')[2] for a in files)):
+    if fault:
+      stop(fault)
+  if unknown := [p for p in given if not any(k == p or k.startswith(f'{p}.') for k in known)]:
+    stop(f'--config.{unknown[0]}: no such option{config.did_you_mean(unknown[0], known)}; hierjax/config.py lists them')
   try:  # the config flag reads its default file, and the overrides, when it is defined
     config_flags.DEFINE_config_file('config', str(pathlib.Path(__file__).parent / 'hierjax/config.py'), 'FILE.py[:ARG], usually of configs/.')
-    rest = FLAGS(argv)
-    _ = FLAGS.config.seed  # a missing file is noticed only when its options are read
-    return rest
-  except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError) as e:
-    lines = [line.strip() for line in str(e).replace('\\n', ' ').splitlines() if line.strip()]
-    told = lines[-1] if 'Traceback' in str(e) else ' '.join(lines)  # a config file that fails brings its traceback
-    told = told.removeprefix('hierjax.config.UserError: ').replace('"', '').replace("'", '').replace('\\', '')
-    options = [a for a in argv if a.startswith('--config.') and a.split('=')[0].rpartition('.')[2] in told and a not in told]
-    where = '; hierjax/config.py lists the options' if options or 'config.' in told else ''
-    print(f'error: {", ".join(options)}{": " if options else ""}{told}{where}', file=sys.stderr)
-    sys.exit(2)
+    return FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as e:
+    text = ' '.join(str(e).replace('"', '').replace("'", '').replace('\\n', ' ').replace('\\', '').split())
+    stop(f'{text}{"; hierjax/config.py lists the options" if "config." in text else ""}')
+
+
+def file_fault(spec: str) -> str:
+  """What is wrong with the config file FILE[:ARG]; '' if nothing is."""
+  from hierjax import config
+  file, colon, arg = spec.partition(':')
+  if not pathlib.Path(file).is_file():
+    return f'--config={spec}: no such file; hierjax\'s own are in {pathlib.Path(__file__).parent / "configs"}'
+  try:
+    found = runpy.run_path(file)
+    if not callable(found.get('get_config')):
+      return f'--config={spec}: {file} has no function get_config'
+    config.check_tree(found['get_config'](*[arg] if colon else []))
+  except config.UserError as e:
+    return f'--config={spec}: {e}'
+  except (Exception, SystemExit) as e:
+    lines = [e.lineno] if isinstance(e, SyntaxError) else [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == file]
+    where, text = f'line {lines[-1]}: ' if lines and lines[-1] else '', ' '.join(str(e).replace('\\n', ' ').replace('\\', '').split())
+    return f'--config={spec}: {where}{type(e).__name__}: {text if len(text) < 300 else f"{text[:130]} ... {text[-130:]}"}'
+  return ''
 
 
 if __name__ == '__main__':

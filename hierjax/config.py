@@ -7,6 +7,8 @@ Where a level of the taxonomy is asked for, the words `coarsest` and `finest` na
 
 import difflib
 import json
+import math
+import re
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -26,6 +28,24 @@ CHOICES = {
   'optim.schedule': ('constant', 'cosine', 'onecycle', 'plateau'),
   'eval.tta': (1, 2, 3, 5),
   'eval.checkpoint': ('best', 'last'),
+}
+
+
+# Where numbers may lie, each of them where the option has several; NaN lies nowhere.
+RANGES = {
+  'seed': '[0, 9223372036854775807]', 'data.split_seed': '[0, inf)', 'data.toy.seed': '[0, inf)',
+  'data.size': '[8, 8192]', 'data.threads': '[1, 1024]', 'data.workers': '[0, 1024]', 'data.val_share': '[0, 1)',
+  'data.augment.crop': '(0, 1]', 'data.augment.ratio': '(0, inf)', 'data.augment.flip': '[0, 1]', 'data.augment.rotate': '[0, 180]',
+  'data.augment.brightness': '[0, 1]', 'data.augment.contrast': '[0, 1]', 'data.augment.saturation': '[0, 1]', 'data.augment.hue': '[0, 0.5]',
+  'data.toy.train': '[1, 10000000]', 'data.toy.val': '[1, 10000000]', 'data.toy.difficulty': '[0, inf)',
+  'model.mean': '[0, 255]', 'model.std': '(0, inf)', 'model.dropout': '[0, 1)', 'loss.smoothing': '[0, 1)',
+  'optim.lr': '(0, inf)', 'optim.weight_decay': '[0, inf)', 'optim.momentum': '[0, 1)', 'optim.onecycle_rise': '[0, 1)', 'optim.clip': '[0, inf)',
+  'optim.warmup_steps': '[0, inf)', 'optim.warmup_epochs': '[0, inf)', 'optim.warmup_examples': '[0, inf)',
+  'optim.plateau_factor': '(0, 1)', 'optim.plateau_patience': '[0, inf)', 'optim.accumulate': '[1, inf)', 'optim.ema': '[0, 1)',
+  'train.batch_size': '[1, inf)', 'train.log_steps': '[1, inf)', 'train.early_stop': '[0, inf)', 'train.save_minutes': '[0, inf)',
+  'eval.batch_size': '[1, inf)',
+  **{f'train.{prefix}{unit}': '[0, inf)' for prefix in ('', 'eval_') for unit in ('steps', 'epochs', 'examples')},
+  **{f'curriculum.{phase}.{unit}': '[-1, inf)' for phase in ('p1', 'p2', 'p3') for unit in ('steps', 'epochs', 'examples')},
 }
 
 
@@ -151,8 +171,32 @@ def steps(node: ConfigDict, prefix: str, examples: int, batch_size: int, option:
   if len(given) > 1:
     raise UserError(f'{option}: give only one of {", ".join(f"{prefix}{u}={v}" for u, v in given.items())}; set the others to 0')
   for unit, value in given.items():
-    return -1 if value < 0 else max(1, round({'steps': value, 'epochs': value * examples / batch_size, 'examples': value / batch_size}[unit]))
+    number = {'steps': value, 'epochs': value * examples / batch_size, 'examples': value / batch_size}[unit]
+    if number > 2 ** 31 - 1:  # what the state counts to
+      raise UserError(f'{option}: {unit}={value} are {number:.3g} steps; at most {2 ** 31 - 1} can be counted')
+    return -1 if value < 0 else max(1, round(number))
   return 0
+
+
+def _within(value: float, interval: str) -> bool:
+  low, high = (float(x) for x in interval[1:-1].split(','))
+  return (low < value or (low == value and interval[0] == '[')) and (value < high or (value == high and interval[-1] == ']'))
+
+
+def paths(node: ConfigDict, prefix: str = '') -> list[str]:
+  """The options of a tree: 'optim.lr' ..."""
+  return [p for k, v in node.items() for p in (paths(v, f'{prefix}{k}.') if isinstance(v, ConfigDict) else [prefix + k])]
+
+
+def check_tree(c: ConfigDict) -> None:
+  """UserError where a config file's tree is not that of `default()`."""
+  if not isinstance(c, ConfigDict):
+    raise UserError(f'the config is of type {type(c).__name__}; it must be the tree that hierjax.config.default() returns, with some values changed')
+  wanted, found = paths(default()), paths(c)
+  if missing := [p for p in wanted if p not in found]:
+    raise UserError(f'the config lacks {", ".join(missing[:5])}; begin it with c = hierjax.config.default()')
+  if unknown := [p for p in found if p not in wanted]:
+    raise UserError(f'the config has an unknown option {unknown[0]}{did_you_mean(unknown[0], wanted)}')
 
 
 def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
@@ -163,6 +207,8 @@ def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
       node = node[part]
     return node
 
+  check_tree(c)
+
   for path, choices in CHOICES.items():
     if get(path) not in choices:
       raise UserError(f'--config.{path}={get(path)!r} is not a choice{did_you_mean(str(get(path)), [str(x) for x in choices])}; '
@@ -170,16 +216,31 @@ def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
   if backbones and c.model.backbone not in backbones:
     raise UserError(f'--config.model.backbone={c.model.backbone!r} is not a choice{did_you_mean(c.model.backbone, backbones)}; '
                     f'choices: {", ".join(backbones)}')
-  positive = ('data.size', 'data.threads', 'train.batch_size', 'train.log_steps', 'optim.accumulate', 'eval.batch_size', 'optim.lr')
-  for path in positive:
-    if not get(path) > 0:
-      raise UserError(f'--config.{path}={get(path)} must be above 0')
-  for path in ('model.dropout', 'loss.smoothing', 'optim.ema', 'optim.momentum', 'data.val_share', 'optim.onecycle_rise'):
-    if not 0 <= get(path) < 1:
-      raise UserError(f'--config.{path}={get(path)} must be at least 0 and below 1')
-  for path in ('optim.weight_decay', 'optim.clip', 'data.workers', 'train.early_stop', 'train.save_minutes'):
-    if get(path) < 0:
-      raise UserError(f'--config.{path}={get(path)} must not be negative')
+  for path, interval in RANGES.items():
+    values = get(path) if isinstance(get(path), tuple) else (get(path),)
+    if not all(isinstance(v, int | float) and _within(v, interval) for v in values):
+      low, high = interval[1:-1].split(', ')
+      words = f'{"at least" if interval[0] == "[" else "above"} {low}'
+      if high != 'inf':
+        words += f' and {"at most" if interval[-1] == "]" else "below"} {high}'
+      elif math.inf in values:
+        words += ' and finite'
+      raise UserError(f'--config.{path}={get(path)!r} must be {words}')
+  for path, (low, high) in {'data.augment.crop': (0, 1), 'data.augment.ratio': (0, math.inf)}.items():
+    pair = get(path)
+    if len(pair) != 2 or not low < pair[0] <= pair[1] <= high or math.isinf(pair[1]):
+      raise UserError(f'--config.{path}={pair!r} must be two numbers, the smaller first, above {low}' + (f' and at most {high}' if high == 1 else ''))
+  if len(c.model.mean) not in (0, 3) or len(c.model.std) != len(c.model.mean):
+    raise UserError(f'--config.model.mean={c.model.mean!r} and --config.model.std={c.model.std!r} must be three numbers each, of RGB in 0..255, or both ()')
+  for rule in c.optim.rules:
+    try:
+      pattern, *factors = rule
+      re.compile(pattern)
+      sound = len(factors) == 2 and all(_within(f, '[0, inf)') for f in factors)
+    except (TypeError, ValueError, re.error):
+      sound = False
+    if not sound:
+      raise UserError(f'--config.optim.rules: {rule!r} is not (regular expression, factor on lr, factor on weight decay)')
   if c.train.batch_size % c.optim.accumulate:
     raise UserError(f'--config.train.batch_size={c.train.batch_size} must be a multiple of --config.optim.accumulate={c.optim.accumulate}')
   if c.loss.smoothing and 'finest' in split_names(c.loss.siblings):
@@ -193,7 +254,10 @@ def to_json(c: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
   """The tree that `to_json` wrote. Options that this version does not know are a UserError; ones it added since keep their default."""
   c = default()
-  fill(c, json.loads(text), '')
+  try:
+    fill(c, json.loads(text), '')
+  except (json.JSONDecodeError, AttributeError, TypeError) as e:
+    raise UserError(f'is damaged ({str(e).splitlines()[0][:200]})') from None
   return c
 
 

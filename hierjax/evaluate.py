@@ -48,8 +48,8 @@ class Outputs:
 
 
 def collect(step: Callable, variables: Mapping, examples: Examples, c, mesh, views: int = 1, with_features: bool = False,
-            batch_size: int = 0, progress: Callable[[int, int], None] | None = None) -> Outputs:
-  """Runs `step` over all of `examples` and asserts that each was either counted or named as unreadable."""
+            batch_size: int = 0, progress: Callable[[int, int], None] | None = None, may_be_empty: bool = False) -> Outputs:
+  """Runs `step` over all of `examples` and asserts that each was either counted or named as unreadable; UserError where that leaves none."""
   n, probs, features, index, mask, broken = len(examples.labels), [], [], [], [], set()
   batch_size = max(mesh.size, (batch_size or c.eval.batch_size) // views // mesh.size * mesh.size)
   batches = pipeline.eval_batches(
@@ -71,6 +71,8 @@ def collect(step: Callable, variables: Mapping, examples: Examples, c, mesh, vie
   take = lambda parts: np.concatenate(parts)[keep][order]
   seen = index[keep][order]
   assert len(np.unique(seen)) == len(seen) and len(seen) + len(broken) == n, f'split {examples.name}: {len(seen)} of {n} examples counted'
+  if not len(seen) and not may_be_empty:
+    raise UserError(f'split {examples.name!r}: none of its {n} images can be read; the first is {examples.files[0]}')
   out = {level: take([p[level] for p in probs]).astype(np.float64) for level in probs[0]}
   return Outputs(out, take(features) if with_features else None, examples.labels[seen], seen, sorted(examples.files[b] for b in broken))
 

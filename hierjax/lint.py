@@ -78,7 +78,7 @@ def from_config(data, *, images: bool = True) -> Report:
   """lint() of the data that `config.data` names, whatever their source; only a CSV has rows to name, others are told by file."""
   root = pathlib.Path(data.root).expanduser() if data.root else None
   path = data.taxonomy or (root / 'taxonomy.csv' if root and (root / 'taxonomy.csv').exists() else None)
-  if data.source == 'csv' or (data.source == 'auto' and root and (root / 'labels.csv').exists()):
+  if data.source == 'csv' or (data.source == 'auto' and root and os.path.lexists(root / 'labels.csv')):
     if root is None:
       raise UserError('--config.data.source=csv needs --config.data.root=FOLDER')
     return lint(path, root / 'labels.csv', root, images=images, train=data.train)
@@ -432,10 +432,10 @@ def _below(rows, root, look, report):
     elif posixpath.isabs(path) or path.split('/')[0] == '..' or path[1:2] == ':':
       add(r, 'path leaves the root', f'{r.file!r} is not a path below {root}')
     else:
-      r.read = functools.partial(pathlib.Path.read_bytes, root / path)
+      r.read = functools.partial(sources.read_file, root / path)
       files.setdefault(path, []).append(r)
   if look:
-    missing = {f for f in files if not (root / f).is_file()}
+    missing = {f for f in files if not os.path.lexists(root / f)}
     report.summary['files'] = {'named': len(files), 'missing': len(missing)}
     listing = functools.cache(lambda folder: os.listdir(folder) if folder.is_dir() else [])
     if len(missing) == len(files) > 1:

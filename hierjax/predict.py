@@ -2,8 +2,8 @@
 
 import copy
 import dataclasses
-import glob
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +41,7 @@ class Model:
   """A trained classifier. Make one with `load`."""
 
   def __init__(self, workdir: pathlib.Path, c: ConfigDict, taxonomy: Taxonomy):
+    config_lib.validate(c, list(models.BACKBONES))
     self.workdir, self.c, self.mesh, self.taxonomy = workdir, c, parallel.mesh(), taxonomy
     self.levels = config_lib.resolve_levels(c.model.levels, taxonomy.levels, '--config.model.levels')
     self.classifier = heads.build(c, self.taxonomy, self.levels)
@@ -54,8 +55,7 @@ class Model:
       print(text, file=sys.stderr)
     self.variables = loaded[part]
     self.eval_step = evaluate.stepper(self.classifier, self.mesh)
-    tuned = workdir / 'decode.json'
-    self.weights = json.loads(tuned.read_text())['weights'] if tuned.exists() else dict.fromkeys(self.taxonomy.levels, 1.0)
+    self.weights = joint_weights(workdir / 'decode.json', self.taxonomy)
 
   def collect(self, examples: sources.Examples, **options) -> evaluate.Outputs:
     return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, **options)
@@ -68,8 +68,6 @@ class Model:
     """
     examples = examples or self.split(split)
     outputs = self.collect(examples, progress=progress)
-    if not len(outputs.index):
-      raise UserError(f'split {split!r}: none of its {len(examples.labels)} images could be read')
     if tune:
       self.weights = evaluate.tune(outputs, self.taxonomy)
       if parallel.first():
@@ -112,7 +110,10 @@ class Model:
     options = copy.deepcopy(self.c.data)
     if options.root and not options.taxonomy and not (pathlib.Path(options.root) / 'taxonomy.csv').exists():
       options.taxonomy = str(self.workdir / 'taxonomy.csv')
-    data, _ = narrow(sources.load(options), self.c.model.levels)
+    data = sources.load(options)
+    if gone := [level for level in self.levels if level not in data.taxonomy.levels]:
+      raise UserError(f'the data have another taxonomy than {self.workdir}: no level {", ".join(gone)}, only {", ".join(data.taxonomy.levels)}')
+    data, _ = narrow(data, self.c.model.levels)
     if data.taxonomy.hash() != self.taxonomy.hash():
       raise UserError(f'the data have another taxonomy than {self.workdir}: {self.taxonomy.diff(data.taxonomy)}')
     if name not in data.splits:
@@ -125,12 +126,14 @@ class Model:
     {'file', 'path': {LEVEL: class}, 'prob': {LEVEL: probability of that class over all valid paths}, 'top': {LEVEL: [[class, probability of the head], ...]}};
     an image that cannot be read gives {'file', 'error'}.
     """
+    if isinstance(images, str | pathlib.Path | bytes):
+      raise UserError(f'predict takes a list of images, not {type(images).__name__}: predict([...])')
     t, files = self.taxonomy, [str(x) if isinstance(x, str | pathlib.Path) else f'image {i}' for i, x in enumerate(images)]
     items = list(images)
     examples = sources.Examples('predict', files, np.full((len(items), len(t.levels)), -1, np.int32), Reader(items))
     if not items:
       return []
-    out = self.collect(examples, batch_size=batch_size)
+    out = self.collect(examples, batch_size=batch_size, may_be_empty=True)
     results = [{'file': f, 'error': 'unreadable image'} for f in files]
     if not len(out.index):
       return results
@@ -154,7 +157,7 @@ class Reader:
 
   def __call__(self, i: int) -> bytes | np.ndarray:
     item = self.items[i]
-    return pathlib.Path(item).read_bytes() if isinstance(item, str | pathlib.Path) else item
+    return sources.read_file(item) if isinstance(item, str | pathlib.Path) else item
 
 
 def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
@@ -167,7 +170,25 @@ def run_config(workdir: pathlib.Path) -> ConfigDict:
   path = workdir / 'config.json'
   if not path.exists():
     raise UserError(f'{workdir}: not a run (no config.json); give the --workdir that was trained in')
-  return config_lib.from_json(path.read_text())
+  try:
+    return config_lib.from_json(path.read_text())
+  except UnicodeDecodeError as e:
+    raise UserError(f'{path}: is damaged ({e.reason})') from None
+  except UserError as e:
+    raise UserError(f'{path}: {e}') from None
+
+
+def joint_weights(path: pathlib.Path, taxonomy: Taxonomy) -> dict[str, float]:
+  """{level: weight of its head in the joint decision} as training left it; 1 for each where it never came to that."""
+  if not path.exists():
+    return dict.fromkeys(taxonomy.levels, 1.0)
+  try:
+    weights = {level: float(json.loads(path.read_text())['weights'][level]) for level in taxonomy.levels}
+    if not all(0 <= w < np.inf for w in weights.values()):
+      raise ValueError(f'weights {weights}')
+  except (ValueError, KeyError, TypeError) as e:
+    raise UserError(f'{path}: is damaged ({type(e).__name__}: {e}); without this file every head weighs 1') from None
+  return weights
 
 
 def complete(workdir: str | pathlib.Path, c: ConfigDict, progress: Callable[[int, int], None] | None = None) -> None:
@@ -185,14 +206,21 @@ def complete(workdir: str | pathlib.Path, c: ConfigDict, progress: Callable[[int
 
 def expand(pattern: str) -> list[str]:
   """Files of a glob, a folder or a file, sorted."""
-  path = pathlib.Path(pattern)
-  if path.is_dir():
-    found = [str(p) for p in sorted(path.rglob('*')) if p.suffix.lower() in sources.IMAGE_SUFFIXES]
-  else:
-    found = [pattern] if path.is_file() else sorted(glob.glob(pattern, recursive=True))
+  path = pathlib.Path(pattern).expanduser()
+  if path.name == '**':
+    path /= '*'
+  try:
+    if path.is_dir():
+      found = [p for p in path.rglob('*') if p.suffix.lower() in sources.IMAGE_SUFFIXES]
+    elif os.path.lexists(path):
+      found = [path]
+    else:  # pathlib's ** does not follow links, which may lead in a circle
+      found = [p for p in pathlib.Path(path.anchor).glob(str(path.relative_to(path.anchor))) if not p.name.startswith('.')]
+  except (OSError, ValueError) as e:
+    raise UserError(f'--images={pattern}: {e}') from None
   if not found:
     raise UserError(f'--images={pattern}: no file matches')
-  return found
+  return [str(p) for p in sorted(found)]
 
 
 def stream(model: Model, pattern: str) -> Iterator[dict]:

@@ -31,14 +31,19 @@ def read_table(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
   """Reads a CSV as (columns, [(row, cells)]); row is the line an editor shows, the header's is 1.
 
   A byte order mark, CRLF, quotes and spaces around a cell are tolerated, blank lines are skipped, short rows are filled with empty cells.
-  UserError: no such file, not UTF-8, empty, a column without a name or twice, a row with more cells than the header.
+  UserError: no such file, not UTF-8, zero bytes, empty, a column without a name or twice, a row with more cells than the header.
   """
+  file = pathlib.Path(path)
+  if file.exists() and not file.is_file():   # reading a named pipe would wait for ever
+    raise UserError(f'{path}: cannot be read (not a regular file)')
   try:
-    text = pathlib.Path(path).read_bytes().decode('utf-8-sig')
+    text = file.read_bytes().decode('utf-8-sig')
   except OSError as e:
     raise UserError(f'{path}: cannot be read ({e.strerror})') from None
   except UnicodeDecodeError as e:
     raise UserError(f'{path}: is not UTF-8 text (byte {e.start}); save it as "CSV UTF-8"') from None
+  if '\0' in text:
+    raise UserError(f'{path}:{text.count(chr(10), 0, text.index(chr(0))) + 1}: holds zero bytes: it is damaged, or no text')
   reader, rows, last = csv.reader(io.StringIO(text, newline='')), [], 0
   try:
     for cells in reader:

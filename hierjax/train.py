@@ -159,8 +159,10 @@ def parse_weights(text: str, levels: Sequence[str]) -> dict[str, float]:
       number = float(value)
     except ValueError:
       raise UserError(f'--config.loss.weights: {item!r} is not LEVEL=NUMBER') from None
-    for level in config_lib.resolve_levels(name, levels, '--config.loss.weights'):
-      weights[level] = number
+    chosen = config_lib.resolve_levels(name, levels, '--config.loss.weights')
+    if not chosen or not 0 <= number < float('inf'):
+      raise UserError(f'--config.loss.weights: {item!r} is not LEVEL=NUMBER with a number of at least 0')
+    weights.update(dict.fromkeys(chosen, number))
   return weights
 
 
@@ -169,6 +171,8 @@ class Run:
 
   def __init__(self, c: ConfigDict):
     config_lib.validate(c, list(models.BACKBONES))
+    if c.baseline not in ('', 'train') and not (pathlib.Path(c.baseline) / 'config.json').is_file():
+      raise UserError(f"--config.baseline={c.baseline}: not a run (no config.json); choices: 'train', the folder of a run, or ''")
     c = self.c = copy.deepcopy(c)
     self.mesh = parallel.mesh()
     parallel.check_batch(c.train.batch_size, self.mesh, '--config.train.batch_size', c.optim.accumulate)
@@ -177,7 +181,9 @@ class Run:
     self.taxonomy, self.splits, self.notes = data.taxonomy, data.splits, list(data.notes)
     for option in ('train', 'val'):
       if c.data[option] not in self.splits:
-        raise UserError(f'--config.data.{option}={c.data[option]!r}: no such split; the data have {", ".join(self.splits)}')
+        made = f', and --config.data.val_share={c.data.val_share:g} of each class leaves it none' if any(n.startswith('split made') for n in self.notes) else ''
+        raise UserError(f'--config.data.{option}={c.data[option]!r}: no such split{config_lib.did_you_mean(c.data[option], list(self.splits))}; '
+                        f'the data have {", ".join(self.splits)}{made}')
     self.train, self.val = self.splits[c.data.train], self.splits[c.data.val]
     n = len(self.train.labels)
     self.total = config_lib.steps(c.train, '', n, c.train.batch_size, '--config.train')
@@ -186,10 +192,21 @@ class Run:
     self.eval_every = config_lib.steps(c.train, 'eval_', n, c.train.batch_size, '--config.train.eval_*') or self.total
     self.phases = optim.phases(c, self.levels, n, self.total)
     self.best = evaluate.best_metric(c.train.best, self.taxonomy, self.levels)
+    finest = self.taxonomy.levels[-1]
+    judged = {'loss': self.levels, 'hvr': self.levels}.get(self.best, [self.best.removeprefix('top1/') if self.best.startswith('top1/') else finest])
+    for examples, wanted in ((self.train, self.levels), (self.val, judged)):
+      if not (examples.labels[:, [self.taxonomy.index(level) for level in wanted]] >= 0).any():
+        raise UserError(f'split {examples.name!r}: none of its {len(examples.labels)} images has a label of {" or ".join(wanted)}')
+    if self.taxonomy.num_classes(finest) < 2:
+      raise UserError(f'the taxonomy has one class of {finest}, {self.taxonomy.names[-1][0]!r}: nothing to tell apart')
     self.initial = self.variables()
     self.model = heads_lib.build(c, self.taxonomy, self.levels)
     self.weights = parse_weights(c.loss.weights, self.levels)
+    for phase in self.phases:
+      if not any(self.weights[level] for level in phase.levels):
+        raise UserError(f'--config.loss.weights={c.loss.weights!r}: nothing would train in {phase.describe()}: all their weights are 0')
     self.plateau = optim.plateau(c)
+    self.task()  # an option that does not fit is told before anything is written
 
   def task(self) -> Task:
     c, t = self.c, self.taxonomy
@@ -475,7 +492,7 @@ def objection(workdir: pathlib.Path, run: Run) -> str:
   path = workdir / 'config.json'
   if not path.exists() or not (workdir / 'checkpoints').exists() or not any((workdir / 'checkpoints').iterdir()):
     return ''
-  changed = [d for d in config_lib.differences(config_lib.from_json(path.read_text()), run.c) if not d.startswith(FREE_ON_RESUME)]
+  changed = [d for d in config_lib.differences(predict.run_config(workdir), run.c) if not d.startswith(FREE_ON_RESUME)]
   if changed:
     return f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder'
   old = Taxonomy.from_csv(workdir / 'taxonomy.csv')
@@ -486,7 +503,10 @@ def objection(workdir: pathlib.Path, run: Run) -> str:
 
 def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
   """Writes config.json and taxonomy.csv, or checks that a run that is resumed here is the same, and that all processes run it here."""
-  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f'--workdir={workdir}: {"is a file, not a folder" if workdir.is_file() else e.strerror}') from None
   parallel.check_same(workdir, {
     'options': config_lib.to_json(run.c), 'taxonomy': run.taxonomy.hash(),
     **{f'{x.name} examples': hashlib.sha256(repr([list(x.files), x.labels.tolist()]).encode()).hexdigest() for x in (run.train, run.val)}})
@@ -512,6 +532,8 @@ def train_and_report(c: ConfigDict, workdir: pathlib.Path) -> dict:
   started, run = now(), Run(c)
   prepare_workdir(workdir, run)
   loop = Loop(run, workdir)
+  for note in run.notes:
+    loop.log.say(f'note: {note}')
   record(workdir, run, loop, started)
   with Signals() as signals:
     try:
@@ -528,7 +550,7 @@ def train_and_report(c: ConfigDict, workdir: pathlib.Path) -> dict:
   record(workdir, run, loop, started, finished=now(), state_sha256=digest)
   if loop.broken:
     names = ', '.join(sorted(loop.broken)[:5]) + (' ...' if len(loop.broken) > 5 else '')
-    loop.log.say(f'{len(loop.broken)} unreadable image(s) skipped: {names} (all in {workdir}/run.json)')
+    loop.log.say(f'{len(loop.broken)} unreadable image(s) skipped: {names} (all in {workdir}/run.json; --mode=lint says why)')
   model = predict.load(workdir)
   result = model.evaluate(run.c.data.val, examples=run.val, tune=True)
   for name, d in result['decode'].items():
@@ -567,9 +589,10 @@ def record(workdir: pathlib.Path, run: Run, loop: Loop, started: str, **end) -> 
   path = workdir / 'run.json'
   if loop.before is None:
     try:
-      loop.before = json.loads(path.read_text()) if loop.step else {}
-    except (OSError, ValueError):
+      loop.before = dict(json.loads(path.read_text())) if path.exists() and loop.step else {}
+    except (OSError, ValueError, TypeError) as e:
       loop.before = {}
+      loop.log.say(f'{path} is damaged ({e}): what it told of the time before is lost')
   packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
   loop.broken.update(loop.before.get('skipped', ()))
   files.write(path, json.dumps({

@@ -23,9 +23,9 @@ def test_json_with_unknown_option():
   ('optim.schedule', 'cosin', r"--config\.optim\.schedule='cosin' is not a choice \(did you mean 'cosine'\?\); choices: constant, cosine"),
   ('eval.tta', 4, r'choices: 1, 2, 3, 5'),
   ('model.backbone', 'resnet5', r"did you mean 'resnet50'.*choices: resnet18, resnet50"),
-  ('data.size', 0, r'--config\.data\.size=0 must be above 0'),
+  ('data.size', 0, r'--config\.data\.size=0 must be at least 8'),
   ('model.dropout', 1.0, 'at least 0 and below 1'),
-  ('optim.clip', -1.0, 'must not be negative'),
+  ('optim.clip', -1.0, 'must be at least 0'),
   ('optim.accumulate', 5, 'must be a multiple of --config.optim.accumulate=5'),
 ])
 def test_validate_names_option_and_choices(path, value, message):

@@ -25,7 +25,7 @@ def test_help():
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-  (['--config.optim.lrr=3'], 'Did you mean lr'),
+  (['--config.optim.lrr=3'], "did you mean 'optim.lr'"),
   (['--config=configs/nope.py'], 'nope.py'),
   (['--config=configs/ladder.py:11'], 'choices: 1, 2, 3, 4, 5, 5.5'),
   (['--config.optim.lr=fast'], "could not convert string to float: fast"),

@@ -4,6 +4,7 @@ A data set's root may hold taxonomy.csv (else the taxonomy is derived from the l
 stratified by the finest class.
 """
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -11,6 +12,7 @@ import os
 import pathlib
 import posixpath
 import shutil
+import stat
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ from hierjax.taxonomy import Taxonomy, close_matches, read_table
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
 SPLIT_FOLDERS = ('train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing')
+MAX_BYTES = 1 << 30  # of an image's file
 IMAGE_COLUMNS = ('img', 'image', 'images')
 
 
@@ -47,14 +50,15 @@ def load(data) -> Dataset:
   root, source = pathlib.Path(data.root).expanduser() if data.root else None, data.source
   if source == 'auto': source = _detect(root)
   if source == 'toy':
+    if data.taxonomy: raise UserError(f'--config.data.taxonomy={data.taxonomy}: the drawn set has its own taxonomy; give --config.data.root=FOLDER')
     taxonomy, splits = toy.load(**dict(data.toy if hasattr(data.toy, 'keys') else vars(data.toy)))
     splits = {{'train': data.train, 'val': data.val}[k]: Examples({'train': data.train, 'val': data.val}[k], *v) for k, v in splits.items()}
-    return Dataset(taxonomy, splits, [])
+    return Dataset(taxonomy, splits, ['no --config.data.root: these are the drawn vehicles'] if data.source == 'auto' else [])
   if source not in LOADERS: raise UserError(f'--config.data.source={source!r}{did_you_mean(source, LOADERS)}; choices: auto, toy, {", ".join(LOADERS)}')
   if root is None: raise UserError(f'--config.data.source={source} needs --config.data.root=FOLDER')
   if not root.is_dir(): raise UserError(f'--config.data.root={data.root}: no such folder')
   taxonomy = data.taxonomy or (root / 'taxonomy.csv' if (root / 'taxonomy.csv').exists() else None)
-  taxonomy, table, notes = LOADERS[source](data, root, Taxonomy.from_csv(taxonomy) if taxonomy else None)
+  taxonomy, table, notes = LOADERS[source](data, root, Taxonomy.from_csv(pathlib.Path(taxonomy).expanduser()) if taxonomy else None)
   return Dataset(taxonomy, _split(data, table, notes), notes)
 
 
@@ -65,8 +69,12 @@ def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -
 
 def _detect(root):
   if root is None: return 'toy'
-  if (root / 'labels.csv').exists(): return 'csv'
-  return 'parquet' if any(root.glob('**/*.parquet')) else 'folders'
+  if os.path.lexists(root / 'labels.csv'): return 'csv'  # a link to nowhere is a mistake to tell, not a reason to look for folders
+  return 'parquet' if _parquet_files(root) else 'folders'
+
+
+def _parquet_files(root):
+  return sorted(path for path in root.glob('**/*.parquet') if path.is_file())
 
 
 # Splits
@@ -87,6 +95,9 @@ def _split(data, table, notes):
     splits = ['val' if s == other else s for s in splits]
     notes.append(f'split {other!r} is called val here')
   names = list(dict.fromkeys(splits or ()))
+  folded = {}
+  for name in names:
+    if (other := folded.setdefault(name.casefold(), name)) != name: raise UserError(f'{data.root}: the splits {other!r} and {name!r} differ only in case')
   if splits is None:
     splits = [data.val if held else data.train for held in stratified(table.labels, table.files, data.val_share, data.split_seed)]
     count = Counter(splits)
@@ -119,8 +130,16 @@ def stratified(labels, files, share, seed) -> np.ndarray:
 
 # CSV
 
+def read_file(path) -> bytes:
+  """The bytes of an image's file. OSError also for what is none: a named pipe would block for ever, a device never end, a film fill the memory."""
+  found = os.stat(path)
+  if not stat.S_ISREG(found.st_mode): raise OSError(errno.EINVAL, 'not a regular file')
+  if found.st_size > MAX_BYTES: raise OSError(errno.EFBIG, f'has {found.st_size >> 20} MiB, more than any image')
+  with open(path, 'rb') as f: return f.read()
+
+
 def _read_file(i, *, root, files):
-  with open(os.path.join(root, files[i]), 'rb') as f: return f.read()
+  return read_file(os.path.join(root, files[i]))
 
 
 def file_reader(root, files):
@@ -232,9 +251,13 @@ def derive(levels, rows) -> Taxonomy:
 def _folders(data, root, taxonomy):
   """Nested class folders: ROOT/[SPLIT/]COARSE/.../FINE/image. The finest class is the deepest folder."""
   notes, found = [], []
+  real = {str(root): {os.path.realpath(root)}}  # a folder's and those above it: a link back to one of them would never end
   for folder, inner, names in os.walk(root, followlinks=True):
-    inner[:] = sorted(d for d in inner if not d.startswith('.'))
-    below = os.path.relpath(folder, root).replace(os.sep, '/')
+    below, above = os.path.relpath(folder, root).replace(os.sep, '/'), real.pop(folder)
+    targets = {d: os.path.realpath(os.path.join(folder, d)) for d in sorted(inner) if not d.startswith('.')}
+    notes += [f'folder {posixpath.normpath(f"{below}/{d}")} is a link back to one above it and is left out' for d, to in targets.items() if to in above]
+    inner[:] = [d for d, to in targets.items() if to not in above]
+    real |= {os.path.join(folder, d): above | {targets[d]} for d in inner}
     found += [(below, n) for n in sorted(names) if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith('.')]
   if not found: raise UserError(f'{root}: no labels.csv, no *.parquet and no image in class folders ({" ".join(IMAGE_SUFFIXES[:4])} ...)')
   parts = [() if folder == '.' else tuple(folder.split('/')) for folder, _ in found]
@@ -296,7 +319,7 @@ def _encode_folder(taxonomy, path, names, shown, root):
 
 def _parquet(data, root, taxonomy):
   """SPLIT.parquet or SPLIT-00000-of-00001.parquet with img {bytes, path} and LEVEL_label or LEVEL per level: names, or integers in the taxonomy's order."""
-  notes, paths = [], sorted(root.glob('**/*.parquet'))
+  notes, paths = [], _parquet_files(root)
   if not paths: raise UserError(f'{root}: no *.parquet')
   stores = [_store(path) for path in paths]
   splits = [path.name.removesuffix('.parquet').split('-')[0] for path in paths]
@@ -394,17 +417,20 @@ def _convert(path, folder):
   described = json.loads((file.schema_arrow.metadata or {}).get(b'huggingface', b'{}')).get('info', {}).get('features', {})
   values, ends, end = {c: [] for c in plain}, [], 0
   with open(folder / 'images.bin', 'wb') as out:
-    for batch in file.iter_batches(256, columns=[image, *plain]):
-      for item in batch.column(image).to_pylist():
+    for batch in _parquet_batches(path, file, [image, *plain]):
+      for item in batch[image]:
         data = (item or {}).get('bytes') if isinstance(item, dict) or item is None else item
+        if not isinstance(data, bytes | None): raise UserError(f'{path}: column {image!r} holds {type(data).__name__}, not the bytes of images')
         out.write(data or b'')  # an empty one is met as an unreadable image, by its row
         end += len(data or b'')
         ends.append(end)
-      for c in plain: values[c] += batch.column(c).to_pylist()
+      for c in plain: values[c] += batch[c]
   meta = {'rows': len(ends), 'columns': {}}
   if not end: raise UserError(f'{path}: column {image!r} holds no bytes')
   for c in plain:
     names, bare = described.get(c, {}).get('names'), False
+    if names and (high := max((v for v in values[c] if isinstance(v, int)), default=-1)) >= len(names):
+      raise UserError(f'{path}: {c} goes up to {high}, but it has only {len(names)} names')
     if not names or pyarrow.types.is_integer(kinds[c]) is False:
       found = {v for v in values[c] if v is not None and v != '' and (isinstance(v, str) or v >= 0)}
       bare = pyarrow.types.is_integer(kinds[c])
@@ -415,6 +441,14 @@ def _convert(path, folder):
     meta['columns'][c] = {'names': [str(n) for n in names], 'bare': bare}
   np.save(folder / 'ends.npy', np.array(ends, np.int64))
   (folder / 'meta.json').write_text(json.dumps(meta))
+
+
+def _parquet_batches(path, file, columns):
+  """Yields {column: list of values}."""
+  try:
+    for batch in file.iter_batches(256, columns=columns): yield {c: batch.column(c).to_pylist() for c in columns}
+  except (OSError, ValueError, MemoryError) as error:  # Arrow's are kinds of these; a damaged page may say any size
+    raise UserError(f'{path}: is damaged or was cut short ({str(error).splitlines()[0][:200]})') from None
 
 
 @functools.lru_cache(maxsize=64)

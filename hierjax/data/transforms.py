@@ -20,6 +20,8 @@ cv2.setNumThreads(1)  # the pipeline has threads of its own
 RESIZE = ('squash', 'crop', 'pad')
 PAD = (127, 127, 127)
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow's own limit for a decompression bomb: 179 million
+Image.init()
+FORMATS = sorted({*Image.OPEN} - {'EPS', 'WMF'})  # those would start a program on what stands in the file
 LUMA = (.299, .587, .114)
 RGB_TO_YIQ = np.array([LUMA, (.5959, -.2746, -.3213), (.2115, -.5227, .3112)])
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
@@ -54,7 +56,7 @@ class Augment(NamedTuple):
 def _pillow(data):
   """Any format and mode Pillow knows -> uint8 [h, w, 3]: first frame, upright, transparent parts on white, 16 bits cut to the upper 8."""
   try:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
       image.load()
       upright = ImageOps.exif_transpose(image)
       if upright.mode.startswith('I') or upright.mode == 'F':
@@ -74,13 +76,13 @@ def _orientation(data):
   """EXIF orientation of a JPEG, 1 to 8."""
   if b'Exif\0\0' not in data[:1 << 16]: return 1
   try:
-    with Image.open(io.BytesIO(data)) as image: return image.getexif().get(0x112, 1)
+    with Image.open(io.BytesIO(data)) as image: turn = image.getexif().get(0x112, 1)
+    return turn if turn in range(1, 9) else 1
   except Exception: return 1  # the tag is a courtesy: a picture with a damaged one is still a picture
 
 
 def _upright(image, orientation):
   """Undo an EXIF orientation: 5 to 8 are transposed, then each is mirrored as it needs."""
-  if orientation not in range(2, 9): return image
   if orientation >= 5: image = image.swapaxes(0, 1)
   if orientation in (2, 3, 6, 7): image = image[:, ::-1]
   if orientation in (3, 4, 7, 8): image = image[::-1]

@@ -372,7 +372,10 @@ def _match(name, leaves, state, path):
       other.append(f'{torch_name[p]} ({"x".join(map(str, value.shape))})')
     else:
       taken[p] = np.ascontiguousarray(fitting, dtype=like.dtype)
-  problems = [_some('missing', missing), _some('unexpected', unexpected), _some('of another shape', other)]
+  spoilt = [torch_name[p] for p, value in taken.items() if not np.isfinite(value).all()]
+  negative = [torch_name[p] for p, value in taken.items() if p[-1] == 'var' and (value < 0).any()]
+  problems = [_some('missing', missing), _some('unexpected', unexpected), _some('of another shape', other), _some('with NaN or infinity', spoilt),
+              _some('negative, though a variance', negative)]
   if any(problems):
     raise UserError(f'{path}: does not fit {name} (names read as {scheme}): ' + '; '.join(p for p in problems if p))
   return scheme, taken, rest

@@ -169,13 +169,20 @@ def tree(run: Run) -> Markup:
   """The taxonomy as a tree, every branch coloured by how many of its images are recognised."""
   if run.predicted is None: return render('sentence', NO_PREDICTIONS)
   table, data = run.taxonomy, run.predicted
-  labels = data['labels']
-  rows = (labels >= 0).all(1)
-  leaf, leaves = labels[rows, -1], len(table.paths)
-  seen = np.bincount(leaf, minlength=leaves)
-  right = np.stack([np.bincount(leaf, data['pred_joint'][rows, k] == labels[rows, k], leaves) for k in range(len(table.levels))], 1)
+  labels, depth = data['labels'], len(table.levels)
+  # Of each level: the branch of each leaf, and of each branch the images labelled down to it and how many of them are right there.
+  node, seen, right = [], [], []
+  for k in range(depth):
+    prefixes, of_leaf = np.unique(table.paths[:, :k + 1], axis=0, return_inverse=True)
+    place = {tuple(prefix): i for i, prefix in enumerate(prefixes.tolist())}
+    known = np.array([place.get(tuple(row), -1) for row in labels[:, :k + 1].tolist()])
+    rows = np.flatnonzero(known >= 0)
+    node.append(of_leaf.ravel())
+    seen.append(np.bincount(known[rows], minlength=len(prefixes)))
+    right.append(np.bincount(known[rows], data['pred_joint'][rows, k] == labels[rows, k], len(prefixes)))
+  fine_seen, fine_right = seen[-1][node[-1]], right[-1][node[-1]]  # of each leaf
   order = np.lexsort(table.paths.T[::-1])
-  sizes = [len(np.unique(table.paths[:, :k + 1], axis=0)) for k in range(len(table.levels))]
+  sizes = [len(counted) for counted in seen]
   deepest = max([k for k in range(len(sizes)) if sum(sizes[:k + 1]) <= BRANCHES], default=0)
 
   def grade(a, n):
@@ -185,17 +192,19 @@ def tree(run: Run) -> Markup:
     """The branches of leaves `members` (in order) at level k."""
     column, out = table.paths[members, k], []
     for part in np.split(members, np.flatnonzero(np.diff(column)) + 1):
-      n, own, fine = int(seen[part].sum()), right[part, k].sum(), right[part, -1].sum()
-      goes_on = [i for i in part if table.depth[i] > k + 1]
+      i, fine = node[k][part[0]], fine_seen[part].sum()
+      n, own = int(seen[k][i]), right[k][i]
+      goes_on = [leaf for leaf in part if table.depth[leaf] > k + 1]
       out.append({
-        'name': table.names[k][table.paths[part[0], k]], 'n': n, 'own': number(own / n if n else None), 'fine': number(fine / n if n else None),
-        'grade': grade(own, n), 'leaves': len(part), 'strip': charts.strip([grade(right[i, -1], seen[i]) for i in part]) if goes_on else [],
+        'name': table.names[k][table.paths[part[0], k]], 'n': n, 'own': number(own / n if n else None), 'grade': grade(own, n),
+        'fine': number(fine_right[part].sum() / fine if fine else None), 'leaves': len(part),
+        'strip': charts.strip([grade(fine_right[leaf], fine_seen[leaf]) for leaf in part]) if goes_on else [],
         'branches': branches(np.array(goes_on), k + 1) if goes_on and k < deepest else []})
     return out
 
   made = branches(order, 0)
   return render('tree', branches=made[:BRANCHES], more=max(0, len(made) - BRANCHES), grades=[text for _, text in GRADES], levels=table.levels,
-                split=run.splits[0], deepest=table.levels[deepest] if deepest < len(sizes) - 1 else '')
+                split=run.splits[0], deepest=table.levels[deepest] if deepest < depth - 1 else '')
 
 
 HUES = 12  # classes with a colour of their own among the points

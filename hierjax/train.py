@@ -553,10 +553,10 @@ def train_and_report(c: ConfigDict, workdir: pathlib.Path) -> dict:
     loop.log.say(f'{len(loop.broken)} unreadable image(s) skipped: {names} (all in {workdir}/run.json; --mode=lint says why)')
   model = predict.load(workdir)
   result = model.evaluate(run.c.data.val, examples=run.val, tune=True)
-  model.explain(run.c.data.val, examples=run.val)
   for name, d in result['decode'].items():
     accuracies = ' '.join(f'{level} {v["top1"]:.4f}' for level, v in d['levels'].items() if v['top1'] is not None)
     loop.log.say(f'{run.c.data.val}, {result["n"]} images, {name}: {accuracies} full path {d["fpa"] or 0:.4f} HVR {d["hvr"]:.4f}')
+  model.explain(run.c.data.val, examples=run.val)
   if run.c.baseline == 'train':
     loop.log.say('training the baseline: one head, ancestors read off')
     fit(baseline_config(run.c), workdir / 'baseline')

@@ -93,6 +93,9 @@ def test_every_kind_of_backbone_has_maps_to_explain(name):
   model = heads.Classifier(models.BACKBONES[name].make(), heads.Parallel(classes), (127.0,) * 3, (64.0,) * 3)
   variables = jax.eval_shape(lambda: models.init(model, 0))
   assert set(variables) <= {'params', 'batch_stats'}
+  with layers.formulation('plain'):  # what is not perturbed has no slope, and its maps would be black without a word
+    everything = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
+  assert everything['perturbations']['backbone']['features'].shape[:3] == (1, 2, 2)
   labels = {level: jax.ShapeDtypeStruct((2,), np.int32) for level in TAXONOMY.levels}
   features, maps = jax.eval_shape(functools.partial(explain.look, model=model), variables, jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8), labels)
   assert features.shape == (2, models.BACKBONES[name].features) and {m.shape for m in maps.values()} == {(2, 2, 2)}

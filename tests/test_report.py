@@ -501,6 +501,8 @@ def test_unknown_labels_count_nowhere(full, tmp_path):
   assert sum(counts) == 450
   leaves = [int(n) for n in re.findall(r'<div class="branch leaf"><span class="twig"><i.*?<span class="of">(\d+)</span>', section(tmp_path, 'tree'))]
   assert len(leaves) == 40 and sum(leaves) == 450
+  branches = dict(re.findall(r'<span class="word">([^<]*)</span>.*?<span class="of">(\d+)</span>', section(tmp_path, 'tree')))
+  assert sum(int(branches[make]) for make in MAKES) == 550  # a make counts the images whose model is not known, too
   assert 'unknown' in section(tmp_path, 'features') and 'unknown' not in section(full, 'features')
 
 

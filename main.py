@@ -116,7 +116,7 @@ def main(argv) -> None:
     code = 128 + e.signum
   except BrokenPipeError:
     code, together = 128 + signal.SIGPIPE, False
-  except Exception as e:
+  except (Exception, KeyboardInterrupt) as e:
     if not FLAGS.distributed:
       raise
     code, together = parallel.explain(e), False

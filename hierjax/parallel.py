@@ -95,12 +95,12 @@ def _leave(text: str, code: int) -> None:
 
 
 def lost_text(silence: int | None = None) -> str:
-  return (f'process {jax.process_index()} of {jax.process_count()} stops, since another one has died or cannot be reached'
+  return (f'process {jax.process_index()} of {jax.process_count()} stops, since another one has stopped, died or cannot be reached'
           + (f' (for {silence} s, --peer_timeout, or its connection was closed)' if silence else '')
-          + '; start all of them again with the same command: training goes on from its last checkpoint')
+          + '; where that one gives no other reason, start all of them again with the same command: training goes on from its last checkpoint')
 
 
-def explain(error: Exception) -> int:
+def explain(error: BaseException) -> int:
   """Says why this process stops; returns its exit status. A collective that fails is another process's death and has no traceback worth reading."""
   if re.search(r'gloo|nccl|coordination.?service|barrier', str(error), re.IGNORECASE):
     print(f'error: {lost_text()} ({str(error).strip().splitlines()[0][:200]})', file=sys.stderr)

@@ -18,6 +18,7 @@ import pytest
 import tiny
 from jax.sharding import AxisType
 
+from benchmarks import scaling
 from hierjax import checkpoint, optim, parallel, predict, train
 from hierjax.config import UserError
 
@@ -202,7 +203,7 @@ def test_a_dead_process_stops_the_others_and_a_restart_goes_on(tmp_path):
       assert job.processes[1 - victim].wait(120) == parallel.LOST, job.errs()
       assert time.monotonic() - began < 3 * PATIENCE
       said = job.err(1 - victim)
-      assert 'Traceback' not in said and said.strip().splitlines()[-1].startswith(f'error: process {1 - victim} of 2 stops, since another one has died'), said
+      assert 'Traceback' not in said and said.strip().splitlines()[-1].startswith(f'error: process {1 - victim} of 2 stops, since another one has stopped, died'), said
       assert (name == 'silent') == ('resuming at step' in job.err())
   with Job(tmp_path / 'again', 2, *flags, launcher='slurm') as job:
     assert job.codes() == [0, 0], job.errs()
@@ -262,3 +263,33 @@ def test_mistakes_on_the_command_line(args, code, message):
   done = subprocess.run([sys.executable, 'main.py', *args], cwd=ROOT, env={**os.environ, 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0'}, capture_output=True,
                         text=True, timeout=120)
   assert done.returncode == code and done.stderr.strip().splitlines()[-1].startswith(message), done.stderr
+
+
+@pytest.mark.parametrize('devices', [2, 8])
+def test_one_reduction_of_the_gradients_and_two_for_each_batch_norm(devices, backbone):
+  """Read from the compiled step: the flag, the loss and the accuracies go with the gradients; the same bytes for any number of devices."""
+  c = tiny.run_config()
+  run = train.Run(c)
+  run.mesh, task = mesh(devices), run.task()
+  state = run.state(task)
+  batch = {k: v for k, v in next(iter(run.batches(run.train, 0, 1))).items() if k in ('image', 'labels')}
+  step = train.stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)
+  hlo = step.lower(state, parallel.put_batch(batch, run.mesh), parallel.put_flag(False, run.mesh)).compile().as_text()
+  params, widths = sum(x.size for x in jax.tree.leaves(state.params)), [16, 16]
+  scalars = 1 + 3 + 3 + 1  # loss, loss and accuracy a level, flag; the sum of the losses may be taken after the reduction
+  groups, complaints = scaling.sort(scaling.collectives(hlo), params - 2 * sum(widths), widths)
+  number, size = groups.pop('gradients')
+  assert not complaints and number == 1 and 0 <= 4 * (params - 2 * sum(widths) + scalars) - size <= 4
+  assert groups == {'counts': (1, 24), 'batch norm': (4, 4 * 4 * sum(widths)), 'other': (0, 0)}
+
+
+def test_what_is_not_expected_between_devices_is_noticed():
+  line = '  %x.1 = {} {}(%y), channel_id=1\n'
+  gradients = line.format('(f32[16,48]{1,0}, f32[5]{0}, /*index=2*/f32[])', 'all-reduce')
+  norms = line.format('(f32[16]{0}, f32[16]{0})', 'all-reduce-start') * 2
+  assert scaling.sort(scaling.collectives(gradients + norms), 773, [16]) == (
+    {'gradients': (1, 4 * 774), 'counts': (0, 0), 'batch norm': (2, 256), 'other': (0, 0)}, [])
+  gathered = line.format('bf16[8,64]{1,0}', 'all-gather')
+  for more, message in ((gathered, 'all-gather of bf16[8, 64]'), (gradients, '+3,100 bytes'), (norms, '4 all-reduces for 1')):
+    assert any(message in c for c in scaling.sort(scaling.collectives(gradients + norms + more), 773, [16])[1])
+  assert scaling.sort(scaling.collectives(gradients), 773, [16])[1] == ['-252 bytes beside gradients and batch norms']

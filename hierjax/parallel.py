@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from hierjax.config import UserError
 
+AXIS = 'data'
 LOST = 75  # exit status where another process is gone: EX_TEMPFAIL, "try again"
 _abort = None  # the C handler of SIGABRT; kept from the garbage collector
 
@@ -157,7 +158,7 @@ def check_same(workdir: pathlib.Path, facts: dict[str, str]) -> None:
 
 def mesh() -> Mesh:
   """All devices of all processes on one axis. Auto axes: linen's Dropout does not run under Explicit ones."""
-  return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+  return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(m: Mesh) -> NamedSharding:
@@ -165,7 +166,7 @@ def replicated(m: Mesh) -> NamedSharding:
 
 
 def split(m: Mesh) -> NamedSharding:
-  return NamedSharding(m, P('data'))
+  return NamedSharding(m, P(AXIS))
 
 
 def check_batch(size: int, m: Mesh, option: str, micro: int = 1) -> None:
@@ -178,9 +179,9 @@ def put_batch(batch: dict[str, np.ndarray], m: Mesh) -> dict[str, jax.Array]:
   return {k: jax.make_array_from_process_local_data(split(m), v) for k, v in batch.items()}
 
 
-def put_flag(raised: bool, m: Mesh) -> jax.Array:
-  """float32 [devices], 1 on this process's devices where `raised`: a step that sums it tells every process."""
-  return jax.make_array_from_process_local_data(split(m), np.full(len(m.local_devices), raised, np.float32))
+def put_train(batch: dict[str, np.ndarray], stop: bool, m: Mesh) -> dict[str, jax.Array]:
+  """What a training step takes of this process's batch, with the flag: float32 [devices], 1 on this process's devices where it is to `stop`."""
+  return put_batch({'image': batch['image'], 'labels': batch['labels'], 'flag': np.full(len(m.local_devices), stop, np.float32)}, m)
 
 
 def put_replicated(tree, m: Mesh):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -19,6 +20,7 @@ from typing import Any
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -30,7 +32,7 @@ from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources
 from hierjax.models import heads as heads_lib
-from hierjax.models import pretrained
+from hierjax.models import layers, pretrained
 from hierjax.taxonomy import Taxonomy
 
 FREE_ON_RESUME = ('name', 'baseline', 'data.workers', 'data.threads', 'train.log_steps', 'eval.')  # options that don't change what is learned
@@ -77,7 +79,10 @@ class Task:
 
 
 def objective(logits: Mapping[str, jax.Array], labels: jax.Array, task: Task, phase: optim.Phase) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """L = sum over the phase's levels of weight * mean cross-entropy over the examples that are labelled there (S0, section 3.2)."""
+  """L = sum over the phase's levels of weight * mean cross-entropy over the examples that are labelled there (S0, section 3.2).
+
+  Of a device's part of the batch: its share of L and of the metrics, which add up to those of the batch.
+  """
   weight = 1.0
   if task.example_weights is not None:
     y = labels[:, task.balance_column]
@@ -88,16 +93,21 @@ def objective(logits: Mapping[str, jax.Array], labels: jax.Array, task: Task, ph
       continue
     y = labels[:, column]
     targets = task.targets[level]
-    value = losses.masked_mean(weight * losses.cross_entropy(logits[level], y, None if targets is None else jnp.asarray(targets)), y >= 0)
+    value = losses.masked_mean(weight * losses.cross_entropy(logits[level], y, None if targets is None else jnp.asarray(targets)),
+                               y >= 0, layers.batch_axis())
     out[f'loss/{level}'] = value
-    out[f'acc/{level}'] = losses.masked_mean((jnp.argmax(logits[level], -1) == y).astype(jnp.float32), y >= 0)
+    out[f'acc/{level}'] = losses.masked_mean((jnp.argmax(logits[level], -1) == y).astype(jnp.float32), y >= 0, layers.batch_axis())
     total += task.weights[level] * value
   return total, {'loss': total, **out}
 
 
 def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, phase: optim.Phase,
-               tx: optax.GradientTransformation) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update. Frozen groups are constants here: no gradient is computed for them, and a frozen backbone runs with its running statistics."""
+               tx: optax.GradientTransformation, mesh) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update. Frozen groups are constants here: no gradient is computed for them, and a frozen backbone runs with its running statistics.
+
+  Each device takes the gradient of its share of the loss on its rows of the batch; then one reduction adds them up, and the metrics with them. A flag in the
+  batch (float32 [devices]) comes out as the metric 'stop', above 0 where any device's is up.
+  """
   flat = traverse_util.flatten_dict(state.params)
   frozen = {k: v for k, v in flat.items() if optim.group_of(k) in phase.freeze}
   trained = {k: v for k, v in flat.items() if k not in frozen}
@@ -110,12 +120,25 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
     value, out = objective(logits, micro['labels'], task, phase)
     return value, (updated.get('batch_stats', batch_stats), out)
 
-  batch_stats, grads, out = state.batch_stats, None, None
-  for i in range(task.micro):  # unrolled: a loop around a convolution's gradient is many times slower on the CPU
-    part = jax.tree.map(lambda x: x.reshape(x.shape[0] // task.micro, task.micro, *x.shape[1:])[:, i], batch)
-    (_, (batch_stats, o)), g = jax.value_and_grad(loss_fn, has_aux=True)(trained, batch_stats, part, jax.random.fold_in(step_key, i))
-    grads, out = (g, o) if i == 0 else jax.tree.map(jnp.add, (grads, out), (g, o))
-  grads, out = jax.tree.map(lambda x: x / task.micro, (grads, out))
+  axis = parallel.AXIS if mesh.size > 1 else None  # XLA leaves a reduction over one device in the program, as copies
+
+  def gradients(trained, batch_stats, batch):
+    grads, out = None, None
+    with layers.across(axis):
+      for i in range(task.micro):  # unrolled: a loop around a convolution's gradient is many times slower on the CPU
+        part = {k: batch[k].reshape(len(batch[k]) // task.micro, task.micro, *batch[k].shape[1:])[:, i] for k in ('image', 'labels')}
+        (_, (batch_stats, o)), g = jax.value_and_grad(loss_fn, has_aux=True)(trained, batch_stats, part, jax.random.fold_in(step_key, i))
+        grads, out = (g, o) if i == 0 else jax.tree.map(jnp.add, (grads, out), (g, o))
+    grads, out = jax.tree.map(lambda x: x / task.micro, (grads, out))
+    sums = grads, {**out, 'stop': batch['flag'].sum()}
+    if axis:  # as one vector: XLA reduces parts of a tree early, some of them together with a batch norm's sums
+      vector, unravel = jax.flatten_util.ravel_pytree(sums)
+      sums = unravel(jax.lax.psum(vector, axis))
+    return sums, batch_stats
+
+  if axis:
+    gradients = jax.shard_map(gradients, mesh=mesh, in_specs=(jax.P(), jax.P(), jax.P(axis)), out_specs=jax.P(), check_vma=False)
+  (grads, out), batch_stats = gradients(trained, state.batch_stats, dict(batch))
 
   norm = optax.tree.norm(grads)
   if task.clip:
@@ -131,15 +154,9 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
 
 
 def stepper(task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh) -> Callable:
-  """The compiled step of a phase over the mesh: (state, batch, flag) → (state, metrics), with 'stop' > 0 on every process where one raised its flag.
-
-  The flag's sum joins the reduction of the gradients, so that no other collective is needed for all to stop at the same step.
-  """
-  def step(state, batch, flag):
-    state, out = train_step(state, batch, task, phase, tx)
-    return state, {**out, 'stop': flag.sum()}
+  """The compiled step of a phase over the mesh: (state, batch) → (state, metrics)."""
   r, d = parallel.replicated(mesh), parallel.split(mesh)
-  return jax.jit(step, in_shardings=(r, d, d), out_shardings=(r, r), donate_argnums=0)
+  return jax.jit(functools.partial(train_step, task=task, phase=phase, tx=tx, mesh=mesh), in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0)
 
 
 def eval_variables(state: TrainState) -> dict:
@@ -387,8 +404,7 @@ class Loop:
           break
         waited += time.monotonic() - asked
         self.broken.update(train.files[b] for b in batch['broken'][batch['broken'] >= 0])
-        device = parallel.put_batch({'image': batch['image'], 'labels': batch['labels']}, self.mesh)
-        self.state, out = step_fn(self.state, device, parallel.put_flag(bool(signals.got), self.mesh))
+        self.state, out = step_fn(self.state, parallel.put_train(batch, bool(signals.got), self.mesh))
         values = self.check(pending, train.files)
         if values and pending[0] % c.train.log_steps == 0 and self.step > since_step:
           now = time.monotonic()

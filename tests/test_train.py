@@ -33,10 +33,10 @@ def start(c):
 def advance(run, task, state, phase=None, steps=2, freeze=None):
   phase = phase or run.phases[0]
   tx = optim.transformation(run.c, task.labels, phase.freeze if freeze is None else freeze)
-  step = jax.jit(lambda s, b: train.train_step(s, b, task, phase, tx))
+  step = jax.jit(lambda s, b: train.train_step(s, b, task, phase, tx, run.mesh))
   out = None
   for batch in run.batches(run.train, int(state.step), int(state.step) + steps):
-    state, out = step(state, parallel.put_batch({k: batch[k] for k in ('image', 'labels')}, run.mesh))
+    state, out = step(state, parallel.put_train(batch, False, run.mesh))
   return state, out
 
 
@@ -158,11 +158,11 @@ def test_frozen_backbone_costs_no_gradient(one_device):
   c = tiny.run_config(**{'curriculum.p1.steps': 5, 'curriculum.p1.freeze': 'backbone'})
   run, task, state = start(c)
   batch = next(iter(run.batches(run.train, 0, 1)))
-  device = parallel.put_batch({k: batch[k] for k in ('image', 'labels')}, run.mesh)
+  device = parallel.put_train(batch, False, run.mesh)
 
   def flops(phase):
     tx = optim.transformation(c, task.labels, phase.freeze)
-    return jax.jit(lambda s, b: train.train_step(s, b, task, phase, tx)).lower(state, device).compile().cost_analysis()['flops']
+    return jax.jit(lambda s, b: train.train_step(s, b, task, phase, tx, run.mesh)).lower(state, device).compile().cost_analysis()['flops']
 
   frozen, free = (flops(p) for p in run.phases)
   assert frozen < 0.55 * free, (frozen, free)

@@ -34,6 +34,8 @@ def smoothed_targets(taxonomy: Taxonomy, share: float, siblings: Sequence[str]) 
   return (spread + np.diag(1 - spread.sum(1))).astype(np.float32)
 
 
-def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-  """Mean of values [B] where mask [B] is above 0; 0 where it is nowhere."""
-  return jnp.sum(jnp.where(mask > 0, values, 0.0)) / jnp.maximum(jnp.sum(mask > 0), 1)
+def masked_mean(values: jax.Array, mask: jax.Array, axis: str | None = None) -> jax.Array:
+  """Mean of values [B] where mask [B] is above 0; 0 where it is nowhere. With an axis of the mesh, [B] is a device's part of the batch, and the result is
+  its share of the mean: the shares add up to it."""
+  count = jnp.sum(mask > 0)
+  return jnp.sum(jnp.where(mask > 0, values, 0.0)) / jnp.maximum(count if axis is None else jax.lax.psum(count, axis), 1)

@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from hierjax.config import UserError
 
+AXIS = 'data'
 LOST = 75  # exit status where another process is gone: EX_TEMPFAIL, "try again"
 _abort = None  # the C handler of SIGABRT; kept from the garbage collector
 
@@ -95,12 +96,12 @@ def _leave(text: str, code: int) -> None:
 
 
 def lost_text(silence: int | None = None) -> str:
-  return (f'process {jax.process_index()} of {jax.process_count()} stops, since another one has died or cannot be reached'
+  return (f'process {jax.process_index()} of {jax.process_count()} stops, since another one has stopped, died or cannot be reached'
           + (f' (for {silence} s, --peer_timeout, or its connection was closed)' if silence else '')
-          + '; start all of them again with the same command: training goes on from its last checkpoint')
+          + '; where that one gives no other reason, start all of them again with the same command: training goes on from its last checkpoint')
 
 
-def explain(error: Exception) -> int:
+def explain(error: BaseException) -> int:
   """Says why this process stops; returns its exit status. A collective that fails is another process's death and has no traceback worth reading."""
   if re.search(r'gloo|nccl|coordination.?service|barrier', str(error), re.IGNORECASE):
     print(f'error: {lost_text()} ({str(error).strip().splitlines()[0][:200]})', file=sys.stderr)
@@ -157,7 +158,7 @@ def check_same(workdir: pathlib.Path, facts: dict[str, str]) -> None:
 
 def mesh() -> Mesh:
   """All devices of all processes on one axis. Auto axes: linen's Dropout does not run under Explicit ones."""
-  return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+  return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(m: Mesh) -> NamedSharding:
@@ -165,7 +166,7 @@ def replicated(m: Mesh) -> NamedSharding:
 
 
 def split(m: Mesh) -> NamedSharding:
-  return NamedSharding(m, P('data'))
+  return NamedSharding(m, P(AXIS))
 
 
 def check_batch(size: int, m: Mesh, option: str, micro: int = 1) -> None:
@@ -178,9 +179,10 @@ def put_batch(batch: dict[str, np.ndarray], m: Mesh) -> dict[str, jax.Array]:
   return {k: jax.make_array_from_process_local_data(split(m), v) for k, v in batch.items()}
 
 
-def put_flags(flags: dict[str, bool], m: Mesh) -> dict[str, jax.Array]:
-  """{name: float32 [devices]}, 1 on this process's devices where raised: a step that sums them tells every process."""
-  return {name: jax.make_array_from_process_local_data(split(m), np.full(len(m.local_devices), raised, np.float32)) for name, raised in flags.items()}
+def put_train(batch: dict[str, np.ndarray], flags: dict[str, bool], m: Mesh) -> dict[str, jax.Array | dict[str, jax.Array]]:
+  """What a training step takes of this process's batch, with flags {name: float32 [devices]}: 1 on this process's devices where raised."""
+  raised = {name: np.full(len(m.local_devices), up, np.float32) for name, up in flags.items()}
+  return {**put_batch({'image': batch['image'], 'labels': batch['labels']}, m), 'flags': put_batch(raised, m)}
 
 
 def put_replicated(tree, m: Mesh):

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import datetime
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -22,6 +23,7 @@ from typing import Any
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -33,7 +35,7 @@ from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources
 from hierjax.models import heads as heads_lib
-from hierjax.models import pretrained
+from hierjax.models import layers, pretrained
 from hierjax.taxonomy import Taxonomy
 
 # options that don't change what is learned
@@ -81,7 +83,10 @@ class Task:
 
 
 def objective(logits: Mapping[str, jax.Array], labels: jax.Array, task: Task, phase: optim.Phase) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """L = sum over the phase's levels of weight * mean cross-entropy over the examples that are labelled there (S0, section 3.2)."""
+  """L = sum over the phase's levels of weight * mean cross-entropy over the examples that are labelled there (S0, section 3.2).
+
+  Of a device's part of the batch: its share of L and of the metrics, which add up to those of the batch.
+  """
   weight = 1.0
   if task.example_weights is not None:
     y = labels[:, task.balance_column]
@@ -92,16 +97,21 @@ def objective(logits: Mapping[str, jax.Array], labels: jax.Array, task: Task, ph
       continue
     y = labels[:, column]
     targets = task.targets[level]
-    value = losses.masked_mean(weight * losses.cross_entropy(logits[level], y, None if targets is None else jnp.asarray(targets)), y >= 0)
+    value = losses.masked_mean(weight * losses.cross_entropy(logits[level], y, None if targets is None else jnp.asarray(targets)),
+                               y >= 0, layers.batch_axis())
     out[f'loss/{level}'] = value
-    out[f'acc/{level}'] = losses.masked_mean((jnp.argmax(logits[level], -1) == y).astype(jnp.float32), y >= 0)
+    out[f'acc/{level}'] = losses.masked_mean((jnp.argmax(logits[level], -1) == y).astype(jnp.float32), y >= 0, layers.batch_axis())
     total += task.weights[level] * value
   return total, {'loss': total, **out}
 
 
 def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, phase: optim.Phase,
-               tx: optax.GradientTransformation) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update. Frozen groups are constants here: no gradient is computed for them, and a frozen backbone runs with its running statistics."""
+               tx: optax.GradientTransformation, mesh) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update. Frozen groups are constants here: no gradient is computed for them, and a frozen backbone runs with its running statistics.
+
+  Each device takes the gradient of its share of the loss on its rows of the batch; then one reduction adds them up, and the metrics with them. So are the
+  batch's flags (each float32 [devices]), by which one process tells all to do something at the same step.
+  """
   flat = traverse_util.flatten_dict(state.params)
   frozen = {k: v for k, v in flat.items() if optim.group_of(k) in phase.freeze}
   trained = {k: v for k, v in flat.items() if k not in frozen}
@@ -114,12 +124,25 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
     value, out = objective(logits, micro['labels'], task, phase)
     return value, (updated.get('batch_stats', batch_stats), out)
 
-  batch_stats, grads, out = state.batch_stats, None, None
-  for i in range(task.micro):  # unrolled: a loop around a convolution's gradient is many times slower on the CPU
-    part = jax.tree.map(lambda x: x.reshape(x.shape[0] // task.micro, task.micro, *x.shape[1:])[:, i], batch)
-    (_, (batch_stats, o)), g = jax.value_and_grad(loss_fn, has_aux=True)(trained, batch_stats, part, jax.random.fold_in(step_key, i))
-    grads, out = (g, o) if i == 0 else jax.tree.map(jnp.add, (grads, out), (g, o))
-  grads, out = jax.tree.map(lambda x: x / task.micro, (grads, out))
+  axis = parallel.AXIS if mesh.size > 1 else None  # XLA leaves a reduction over one device in the program, as copies
+
+  def gradients(trained, batch_stats, batch):
+    grads, out = None, None
+    with layers.across(axis):
+      for i in range(task.micro):  # unrolled: a loop around a convolution's gradient is many times slower on the CPU
+        part = {k: batch[k].reshape(len(batch[k]) // task.micro, task.micro, *batch[k].shape[1:])[:, i] for k in ('image', 'labels')}
+        (_, (batch_stats, o)), g = jax.value_and_grad(loss_fn, has_aux=True)(trained, batch_stats, part, jax.random.fold_in(step_key, i))
+        grads, out = (g, o) if i == 0 else jax.tree.map(jnp.add, (grads, out), (g, o))
+    grads, out = jax.tree.map(lambda x: x / task.micro, (grads, out))
+    sums = grads, {**out, **{name: raised.sum() for name, raised in batch['flags'].items()}}
+    if axis:  # as one vector: XLA reduces parts of a tree early, some of them together with a batch norm's sums
+      vector, unravel = jax.flatten_util.ravel_pytree(sums)
+      sums = unravel(jax.lax.psum(vector, axis))
+    return sums, batch_stats
+
+  if axis:
+    gradients = jax.shard_map(gradients, mesh=mesh, in_specs=(jax.P(), jax.P(), jax.P(axis)), out_specs=jax.P(), check_vma=False)
+  (grads, out), batch_stats = gradients(trained, state.batch_stats, dict(batch))
 
   norm = optax.tree.norm(grads)
   if task.clip:
@@ -135,15 +158,9 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
 
 
 def stepper(task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh) -> Callable:
-  """The compiled step of a phase over the mesh: (state, batch, flags {name: [devices]}) → (state, metrics and, summed over the processes, the flags).
-
-  The flags' sums join the reduction of the gradients, so that no other collective is needed for all processes to do the same at the same step.
-  """
-  def step(state, batch, flags):
-    state, out = train_step(state, batch, task, phase, tx)
-    return state, out | jax.tree.map(jnp.sum, flags)
+  """The compiled step of a phase over the mesh: (state, batch) → (state, metrics)."""
   r, d = parallel.replicated(mesh), parallel.split(mesh)
-  return jax.jit(step, in_shardings=(r, d, d), out_shardings=(r, r), donate_argnums=0)
+  return jax.jit(functools.partial(train_step, task=task, phase=phase, tx=tx, mesh=mesh), in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0)
 
 
 def eval_variables(state: TrainState) -> dict:
@@ -343,12 +360,12 @@ class Loop:
     self.broken = set().union(*parallel.exchange(sorted(self.broken)))
     raise Interrupted(signals.got or signal.SIGTERM, self.step)
 
-  def flags(self, signals: Signals) -> dict[str, jax.Array]:
+  def flags(self, signals: Signals) -> dict[str, bool]:
     """What this process wants; the first one's clock tells when to save."""
     minutes = self.c.train.save_minutes
     late = bool(minutes) and parallel.first() and not self.asked and time.monotonic() - self.saved_at > 60 * minutes
     self.asked = self.asked or late
-    return parallel.put_flags({'stop': bool(signals.got), 'save': late}, self.mesh)
+    return {'stop': bool(signals.got), 'save': late}
 
   def save(self, values: Mapping[str, float] | None) -> None:
     """Saves the state, once a step; `values` are the val metrics, None where it has not been evaluated."""
@@ -431,8 +448,7 @@ class Loop:
           break
         waited += time.monotonic() - asked
         self.broken.update(train.files[b] for b in batch['broken'][batch['broken'] >= 0])
-        device = parallel.put_batch({'image': batch['image'], 'labels': batch['labels']}, self.mesh)
-        self.state, out = step_fn(self.state, device, self.flags(signals))
+        self.state, out = step_fn(self.state, parallel.put_train(batch, self.flags(signals), self.mesh))
         values = self.check(pending, train.files)
         if values and pending[0] % c.train.log_steps == 0 and self.step > since_step:
           now = time.monotonic()

@@ -18,7 +18,7 @@ class Parallel(nn.Module):
 
   @nn.compact
   def __call__(self, features: jax.Array, train: bool) -> dict[str, jax.Array]:
-    x = nn.Dropout(self.dropout, deterministic=not train)(features.astype(jnp.float32))
+    x = layers.Dropout(self.dropout, name='Dropout_0')(features.astype(jnp.float32), train)
     # uniform in +-1/sqrt(d): wide enough to start fine-tuning from, and what torch users compare with
     kernel = layers.uniform(lambda shape: shape[0] ** -0.5)
     return {level: nn.Dense(n, kernel_init=kernel, bias_init=layers.zeros, name=level)(x) for level, n in self.classes}

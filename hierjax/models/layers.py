@@ -17,6 +17,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 Array, Dtype = jax.Array, Any
 _chosen = 'auto'
+_axis: str | None = None
 _generator: np.random.Generator | None = None
 
 
@@ -36,6 +37,40 @@ def formulation(kind: str):
 def on_cpu() -> bool:
   """Whether layers traced now take the formulations for the CPU."""
   return _chosen == 'cpu' or (_chosen == 'auto' and jax.default_backend() == 'cpu')
+
+
+@contextlib.contextmanager
+def across(axis: str | None):
+  """Within it, what is traced sees one device's part of a batch that is split over this axis of the mesh (jax.shard_map): batch norm has the statistics of
+  the whole batch, and what is drawn at random for its examples is the part of what would be drawn for the whole."""
+  global _axis
+  before, _axis = _axis, axis
+  try:
+    yield
+  finally:
+    _axis = before
+
+
+def batch_axis() -> str | None:
+  """The axis of `across`, or None."""
+  return _axis
+
+
+def _whole(tree, axis: str | None):
+  """The sum over the devices."""
+  return tree if axis is None else lax.psum(tree, axis)
+
+
+def _devices(axis: str | None) -> int:
+  return 1 if axis is None else lax.axis_size(axis)
+
+
+def bernoulli(key: Array, p: float, shape: tuple[int, ...]) -> Array:
+  """True with probability p; the first axis of the shape counts examples."""
+  if _axis is None:
+    return jax.random.bernoulli(key, p, shape)
+  whole = jax.random.bernoulli(key, p, (shape[0] * lax.axis_size(_axis), *shape[1:]))
+  return lax.dynamic_slice_in_dim(whole, lax.axis_index(_axis) * shape[0], shape[0])
 
 
 # Initialisers. Within `drawing` they draw with numpy, which spares compiling hundreds of jax.random calls (see models.init).
@@ -260,10 +295,10 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 def batch_norm(x: Array, scale: Array, bias: Array, eps: float, act: str) -> tuple[Array, Array, Array]:
   """act(batch norm of x [B, H, W, C]) over the batch's own statistics, and these: mean and biased variance [C], not differentiated."""
   if on_cpu():
-    return _batch_norm(x, scale, bias, eps, act)
+    return _batch_norm(x, scale, bias, eps, act, _axis)
   xf = x.astype(jnp.float32)
-  mean = xf.mean((0, 1, 2))
-  var = jnp.maximum(jnp.square(xf).mean((0, 1, 2)) - jnp.square(mean), 0)
+  mean, square = (m / _devices(_axis) for m in _whole((xf.mean((0, 1, 2)), jnp.square(xf).mean((0, 1, 2))), _axis))
+  var = jnp.maximum(square - jnp.square(mean), 0)
   factor = scale * lax.rsqrt(var + eps)
   return scale_shift(x, factor, bias - mean * factor, act), *lax.stop_gradient((mean, var))
 
@@ -274,24 +309,24 @@ def scale_shift(x: Array, factor: Array, term: Array, act: str) -> Array:
   return {'': lambda: y, 'relu': lambda: jnp.maximum(y, 0), 'relu6': lambda: jnp.clip(y, 0, 6)}[act]().astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _batch_norm(x, scale, bias, eps, act):
-  return _batch_norm_forward(x, scale, bias, eps, act)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _batch_norm(x, scale, bias, eps, act, axis):
+  return _batch_norm_forward(x, scale, bias, eps, act, axis)[0]
 
 
-@functools.partial(_stored, static=(3,))
-def _batch_norm_statistics(x, scale, bias, eps):
+@functools.partial(_stored, static=(3, 4))
+def _batch_norm_statistics(x, scale, bias, eps, axis):
   """[4, C], as one array to compile less: the batch norm's factor on x and its term, mean, variance."""
-  n = math.prod(x.shape[:-1])
-  total, squares = _sum_pixels([x, jnp.square(x.astype(jnp.float32))])
+  n = math.prod(x.shape[:-1]) * _devices(axis)
+  total, squares = _whole(_sum_pixels([x, jnp.square(x.astype(jnp.float32))]), axis)
   mean = total / n
   var = jnp.maximum(squares / n - jnp.square(mean), 0)
   factor = scale * lax.rsqrt(var + eps)
   return jnp.stack([factor, bias - mean * factor, mean, var])
 
 
-def _batch_norm_forward(x, scale, bias, eps, act):
-  statistics = _batch_norm_statistics(x, scale, bias, eps)
+def _batch_norm_forward(x, scale, bias, eps, act, axis):
+  statistics = _batch_norm_statistics(x, scale, bias, eps, axis)
   factor, term, mean, var = statistics
   return (scale_shift(x, factor, term, act), mean, var), (x, statistics)
 
@@ -302,22 +337,22 @@ def _before_act(x, dy, factor, term, act):
   return {'': lambda: dy, 'relu': lambda: jnp.where(y > 0, dy, 0), 'relu6': lambda: jnp.where((y > 0) & (y < 6), dy, 0)}[act]()
 
 
-@functools.partial(_stored, static=(3, 4))
-def _batch_norm_gradients(x, dy, statistics, eps, act):
-  """[4, C]: the gradients of scale and bias; and in the gradient of x, the factor on x and the term."""
-  n, x = math.prod(x.shape[:-1]), x.astype(jnp.float32)
+@functools.partial(_stored, static=(3, 4, 5))
+def _batch_norm_gradients(x, dy, statistics, eps, act, axis):
+  """[4, C]: the gradients of scale and bias, from this device's examples; and in the gradient of x, the factor on x and the term, from all."""
+  n, x = math.prod(x.shape[:-1]) * _devices(axis), x.astype(jnp.float32)
   factor, term, mean, var = statistics
   dy = _before_act(x, dy.astype(jnp.float32), factor, term, act)
-  total, product = _sum_pixels([dy, dy * x])
-  inverse = lax.rsqrt(var + eps)
-  dscale = (product - mean * total) * inverse
-  slope = factor * dscale * inverse / n
-  return jnp.stack([dscale, total, -slope, slope * mean - factor * total / n])
+  sums, inverse = _sum_pixels([dy, dy * x]), lax.rsqrt(var + eps)
+  of_scale = lambda total, product: (product - mean * total) * inverse
+  everywhere = _whole(sums, axis)
+  slope = factor * of_scale(*everywhere) * inverse / n
+  return jnp.stack([of_scale(*sums), sums[0], -slope, slope * mean - factor * everywhere[0] / n])
 
 
-def _batch_norm_backward(eps, act, saved, cotangents):
+def _batch_norm_backward(eps, act, axis, saved, cotangents):
   x, statistics = saved
-  dscale, dbias, slope, rest = _batch_norm_gradients(x, cotangents[0], statistics, eps, act)
+  dscale, dbias, slope, rest = _batch_norm_gradients(x, cotangents[0], statistics, eps, act, axis)
   factor, term, xf = statistics[0], statistics[1], x.astype(jnp.float32)
   dy = _before_act(xf, cotangents[0].astype(jnp.float32), factor, term, act)
   return (_over(factor, x) * dy + _over(slope, x) * xf + _over(rest, x)).astype(x.dtype), dscale, dbias
@@ -463,5 +498,16 @@ class StochasticDepth(nn.Module):
   def __call__(self, x: Array, train: bool) -> Array:
     if not train or self.rate == 0:
       return x
-    keep = jax.random.bernoulli(self.make_rng('dropout'), 1 - self.rate, (x.shape[0], 1, 1, 1))
+    keep = bernoulli(self.make_rng('dropout'), 1 - self.rate, (x.shape[0], 1, 1, 1))
     return x * (keep / (1 - self.rate)).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+  """Zeroes numbers with probability `rate` in training; draws from rng 'dropout', as linen's does, which knows of no devices."""
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    if not train or self.rate == 0:
+      return x
+    return jnp.where(bernoulli(self.make_rng('dropout'), 1 - self.rate, x.shape), x / (1 - self.rate), jnp.zeros_like(x))

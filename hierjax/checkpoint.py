@@ -53,7 +53,7 @@ class Checkpoints:
     self.folder, self.metric = folder, metric
     self.said: list[str] = []  # what the user should know of damaged checkpoints
     if writes:
-      for step in self._illegible():
+      for step in parallel.exchange(self._illegible())[0]:  # the first process decides, as it is the one that moves
         self._set_aside(step, 'its metrics cannot be read')
     self.manager = ocp.training.Checkpointer(
       folder.absolute(), preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
@@ -61,7 +61,7 @@ class Checkpoints:
 
   def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
     """Orders checkpoints: the largest is the best; of equals the earliest, as early stopping counts, and so for whoever was interrupted in between."""
-    return metrics[self.metric] * (-1 if self.metric in LOWER else 1), -metrics['step']
+    return metrics[self.metric] * (-1 if self.metric in LOWER else 1), -metrics.get('step', 0)
 
   def save(self, step: int, parts: Mapping, metrics: Mapping[str, float] | None) -> None:
     """Starts to save; the values are copied before this returns, the writing goes on in the background. UserError where an earlier save has failed."""
@@ -114,12 +114,17 @@ class Checkpoints:
 
   def load_latest(self, like: Mapping) -> tuple[int | None, dict]:
     """(step, parts) of the latest checkpoint that is whole; (None, {}) where there is none. Later ones that are damaged are moved out of the way."""
-    for step in reversed(self.steps()):
+    for step in reversed(parallel.exchange(self.steps())[0]):
+      fault, loaded = '', {}
       try:
-        return step, self.load(step, like)
+        loaded = self.load(step, like)
       except Damaged as e:
-        self._set_aside(step, str(e))
-        self.manager.reload()
+        fault = str(e)
+      faults = [f for f in parallel.exchange(fault) if f]
+      if not faults:
+        return step, loaded
+      self._set_aside(step, faults[0])
+      self.manager.reload()
     return None, {}
 
   def load_best(self, like: Mapping, best: bool) -> tuple[int, dict]:

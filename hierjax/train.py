@@ -323,8 +323,6 @@ class Loop:
       self.state = restored(self.state, loaded)
     self.step = int(self.state.step)
     self.log = log.Log(workdir, self.step, self.c)
-    for text in self.checkpoints.said:
-      self.log.say(text)
     run.notes += self.checkpoints.said
     self.log.say(f'{workdir}: resuming at step {self.step} of {run.total}' if loaded else
                  f'{workdir}: {run.c.model.backbone}, {self.params:,} parameters, {len(run.train.labels):,} training images, {run.total} steps, '

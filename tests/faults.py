@@ -21,16 +21,17 @@ import time
 from collections import Counter
 
 HERE = pathlib.Path(__file__).resolve().parent
+STEPS = 48
 BASE = {
   'data.source': 'toy', 'data.size': 32, 'data.toy.train': 96, 'data.toy.val': 40, 'model.backbone': 'tiny', 'model.dropout': 0.2, 'train.batch_size': 16,
-  'train.epochs': 0.0, 'train.steps': 24, 'train.eval_epochs': 0.0, 'train.eval_steps': 4, 'train.log_steps': 2, 'train.save_minutes': 1e-6, 'optim.lr': 3e-3,
-  'eval.batch_size': 16}
-CURRICULUM = {'curriculum.p1.steps': 10, 'curriculum.p1.freeze': 'heads/finest', 'curriculum.p1.levels': 'coarser'}
+  'train.epochs': 0.0, 'train.steps': STEPS, 'train.eval_epochs': 0.0, 'train.eval_steps': 6, 'train.log_steps': 2, 'train.save_minutes': 1e-6,
+  'optim.lr': 3e-3, 'eval.batch_size': 16}
+CURRICULUM = {'curriculum.p1.steps': 20, 'curriculum.p1.freeze': 'heads/finest', 'curriculum.p1.levels': 'coarser'}
 KINDS = {
   'curriculum, EMA, accumulation': CURRICULUM | {'optim.ema': 0.9, 'optim.accumulate': 2, 'optim.schedule': 'onecycle'},
   'curriculum, plateau, early stopping': CURRICULUM | {'optim.schedule': 'plateau', 'optim.plateau_patience': 1, 'train.early_stop': 2, 'train.best': 'loss'},
   'cached features, then all with EMA': {
-    'curriculum.p1.steps': 10, 'curriculum.p1.freeze': 'backbone', 'data.augment.enabled': False, 'optim.ema': 0.9, 'optim.name': 'sgd'},
+    'curriculum.p1.steps': 20, 'curriculum.p1.freeze': 'backbone', 'data.augment.enabled': False, 'optim.ema': 0.9, 'optim.name': 'sgd'},
   'balanced sampling, clipping, baseline': {'data.balance': 'sample', 'optim.clip': 0.5, 'baseline': 'train', 'optim.schedule': 'constant'},
 }
 
@@ -48,13 +49,13 @@ def command(kind: str, workdir: pathlib.Path, workers: int) -> list[str]:
 
 
 class Process:
-  """A run under way; `trains` is set at its first step."""
+  """A run under way; `trains` is set at its first step, `trained` after its last."""
 
   def __init__(self, kind: str, workdir: pathlib.Path, workers: int):
     # one device and one thread of XLA, as several runs share the machine
     env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0'}
     self.process = subprocess.Popen(command(kind, workdir, workers), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
-    self.trains, self.lines = threading.Event(), []
+    self.trains, self.trained, self.lines = threading.Event(), threading.Event(), []
     self.readers = [threading.Thread(target=self.read, args=(stream,)) for stream in (self.process.stderr, self.process.stdout)]
     for reader in self.readers:
       reader.start()
@@ -62,8 +63,10 @@ class Process:
   def read(self, stream):
     for line in stream:
       self.lines.append(line)
-      if line.startswith('first step') or 'resuming at step 24' in line:
+      if line.startswith(('first step', 'val, ')) or f'resuming at step {STEPS}' in line:
         self.trains.set()
+      if line.startswith(('val, ', f'val at step {STEPS} ', 'early stop')):
+        self.trained.set()
 
   def end(self, seconds: float = 300) -> int:
     code = self.process.wait(seconds)
@@ -86,25 +89,23 @@ def outcome(workdir: pathlib.Path) -> dict:
   return {str(f.relative_to(workdir)): of(f) for f in (workdir, workdir / 'baseline') if (f / 'run.json').exists()}
 
 
-def undisturbed(kind: str, workdir: pathlib.Path) -> tuple[dict, float]:
-  """The outcome, and the seconds from the first step to the end."""
+def undisturbed(kind: str, workdir: pathlib.Path) -> tuple[dict, tuple[float, float]]:
+  """The outcome, and the seconds from the first step to the last, and from there to the end."""
   process = Process(kind, workdir, 0)
-  process.trains.wait(300)
-  started = time.monotonic()
+  times = [event.wait(300) and time.monotonic() for event in (process.trains, process.trained)]
   assert process.end() == 0, process.output()
-  return outcome(workdir), time.monotonic() - started
+  return outcome(workdir), (times[1] - times[0], time.monotonic() - times[1])
 
 
-def disturbed(kind: str, workdir: pathlib.Path, seconds: float, rng: random.Random, count: Count, kills: int) -> dict:
+def disturbed(kind: str, workdir: pathlib.Path, seconds: tuple[float, float], rng: random.Random, count: Count, kills: int) -> dict:
   """The outcome of a run that is killed until it has come to its end or `kills` have struck."""
   while True:
     process = Process(kind, workdir, rng.choice((0, 1, 2)))
     if sum(count.kills.values()) < kills:
-      if rng.random() < .8:  # most strike while it trains
-        process.trains.wait(120)
-        time.sleep(rng.uniform(0, .7 * seconds))
-      else:
-        time.sleep(rng.uniform(0, 6))
+      moment = rng.choices(('start', 'training', 'after'), (15, 70, 15))[0]
+      if moment != 'start':
+        (process.trains if moment == 'training' else process.trained).wait(120)
+      time.sleep(rng.uniform(0, {'start': 6, 'training': seconds[0], 'after': seconds[1]}[moment]))
       if process.process.poll() is None:
         number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL))
         whole = number == signal.SIGINT or rng.random() < .5

@@ -1,6 +1,7 @@
 """main.py that knows the tiny backbone: `python tests/worker.py FLAGS`. What tests start as a process of its own, to signal and to kill it."""
 
 import pathlib
+import signal
 import sys
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
@@ -12,5 +13,6 @@ import main  # noqa: E402
 from hierjax import models  # noqa: E402
 
 if __name__ == '__main__':
+  signal.signal(signal.SIGINT, main.interrupted)  # as main.py does where it is the program
   models.BACKBONES['tiny'] = tiny.SPEC
   app.run(main.main, flags_parser=main.parse)

@@ -80,6 +80,8 @@ class Checkpoints:
     try:
       yield
     except Exception as e:  # Orbax and TensorStore raise ValueError, OSError and more, as the disk falls
+      if parallel.lost(e):
+        raise
       good = f'the checkpoint of step {self.latest()} is intact' if self.latest() is not None else 'there is no earlier one'
       reason = str(e).strip().splitlines()[0][:400] if str(e).strip() else type(e).__name__
       raise UserError(f'{self.folder}: a checkpoint could not be written ({reason}); {good}; the same command goes on from there') from e

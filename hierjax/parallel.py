@@ -101,9 +101,14 @@ def lost_text(silence: int | None = None) -> str:
           + '; where that one gives no other reason, start all of them again with the same command: training goes on from its last checkpoint')
 
 
+def lost(error: BaseException) -> bool:
+  """Whether a collective has failed, which is another process's death."""
+  return jax.process_count() > 1 and bool(re.search(r'gloo|nccl|coordination.?service|barrier', str(error), re.IGNORECASE))
+
+
 def explain(error: BaseException) -> int:
-  """Says why this process stops; returns its exit status. A collective that fails is another process's death and has no traceback worth reading."""
-  if re.search(r'gloo|nccl|coordination.?service|barrier', str(error), re.IGNORECASE):
+  """Says why this process stops; returns its exit status. Another process's death has no traceback here that is worth reading."""
+  if lost(error):
     print(f'error: {lost_text()} ({str(error).strip().splitlines()[0][:200]})', file=sys.stderr)
     return LOST
   traceback.print_exception(error)

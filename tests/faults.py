@@ -1,4 +1,4 @@
-"""Kills training runs at random moments, again and again, and checks that each ends bit-identical to one that nobody disturbed.
+"""Kills training runs at random moments, many of them within a save, and checks that each ends bit-identical to one that nobody disturbed.
 
   python tests/faults.py --kills 200 --seed 0     what `make test-faults` runs
 
@@ -89,6 +89,11 @@ def outcome(workdir: pathlib.Path) -> dict:
   return {str(f.relative_to(workdir)): of(f) for f in (workdir, workdir / 'baseline') if (f / 'run.json').exists()}
 
 
+def saving(workdir: pathlib.Path) -> bool:
+  """Whether a checkpoint is half written."""
+  return any(any(f.glob('*.orbax-checkpoint-tmp')) for f in (workdir / 'checkpoints', workdir / 'baseline/checkpoints'))
+
+
 def undisturbed(kind: str, workdir: pathlib.Path) -> tuple[dict, tuple[float, float]]:
   """The outcome, and the seconds from the first step to the last, and from there to the end."""
   process = Process(kind, workdir, 0)
@@ -102,19 +107,21 @@ def disturbed(kind: str, workdir: pathlib.Path, seconds: tuple[float, float], rn
   while True:
     process = Process(kind, workdir, rng.choice((0, 1, 2)))
     if sum(count.kills.values()) < kills:
-      moment = rng.choices(('start', 'training', 'after'), (15, 70, 15))[0]
+      moment = rng.choices(('start', 'training', 'save', 'after'), (15, 35, 35, 15))[0]
       if moment != 'start':
-        (process.trains if moment == 'training' else process.trained).wait(120)
-      time.sleep(rng.uniform(0, {'start': 6, 'training': seconds[0], 'after': seconds[1]}[moment]))
+        (process.trained if moment == 'after' else process.trains).wait(120)
+      while moment == 'save' and not saving(workdir) and not process.trained.is_set():
+        time.sleep(.001)
+      time.sleep(rng.uniform(0, {'start': 6, 'training': seconds[0], 'save': .02, 'after': seconds[1]}[moment]))
       if process.process.poll() is None:
         number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL))
         whole = number == signal.SIGINT or rng.random() < .5
-        count.saving += any(workdir.glob('**/checkpoints/*.orbax-checkpoint-tmp'))
+        count.saving += saving(workdir)
         (os.killpg if whole else os.kill)(process.process.pid, number)
         count.kills[number.name] += 1
     code = process.end()
     killed = code == -signal.SIGKILL  # the data workers may cry when their parent is gone
-    assert killed or (code in (0, 130, 143, -signal.SIGTERM) and 'Traceback' not in process.output()), f'{kind}: exit code {code}\n{process.output()}'
+    assert killed or (code in (0, 130, 143, -signal.SIGINT, -signal.SIGTERM) and 'Traceback' not in process.output()), f'{kind}: exit code {code}\n{process.output()}'
     if code == 0:
       count.runs[kind] += 1
       return outcome(workdir)

@@ -117,7 +117,7 @@ def photos(folder):
 
 def logged(folder):
   lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-  return [{k: v for k, v in line.items() if k not in ('seconds', 'images_per_s', 'data_wait')} for line in lines]
+  return [{k: v for k, v in line.items() if k not in ('seconds', 'images_per_s', 'data_wait', 'compile_seconds', 'memory_gib')} for line in lines]
 
 
 def test_two_processes_are_two_devices_of_one(tmp_path, backbone, monkeypatch):
@@ -159,8 +159,9 @@ def advance(c, devices, state, to):
 
 def saved(c, folder, step):
   """The state that the run in the folder has saved at the step, as numpy."""
-  run, store = train.Run(c), checkpoint.Checkpoints(folder / 'checkpoints')
-  state = train.restore(store, step, run.state(run.task()))
+  run, store = train.Run(c), checkpoint.Checkpoints(folder / 'checkpoints', 'top1/model')
+  state = run.state(run.task())
+  state = train.restored(state, store.load(step, train.parts(state)))
   store.close()
   return jax.device_get(state)
 

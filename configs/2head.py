@@ -1,6 +1,9 @@
 """Two heads, on the coarsest and the finest level. Otherwise 3head.py; other levels: --config.model.levels=type,model.
 
   python main.py --config=configs/2head.py --config.data.root=FOLDER --workdir=runs/2head
+
+Stanford Cars (5,685 training images, seed 0), 2 CPU cores, val, flip TTA: joint make .924, type .912, model .826, full path .826 (HVR 0); the independent
+heads make .905, model .822, full path .790 (HVR .063).
 """
 
 from hierjax import config

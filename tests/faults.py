@@ -121,7 +121,8 @@ def disturbed(kind: str, workdir: pathlib.Path, seconds: tuple[float, float], rn
         count.kills[number.name] += 1
     code = process.end()
     killed = code == -signal.SIGKILL  # the data workers may cry when their parent is gone
-    assert killed or (code in (0, 130, 143, -signal.SIGINT, -signal.SIGTERM) and 'Traceback' not in process.output()), f'{kind}: exit code {code}\n{process.output()}'
+    sound = code in (0, 130, 143, -signal.SIGINT, -signal.SIGTERM) and 'Traceback' not in process.output()
+    assert killed or sound, f'{kind}: exit code {code}\n{process.output()}'
     if code == 0:
       count.runs[kind] += 1
       return outcome(workdir)

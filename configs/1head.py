@@ -2,7 +2,7 @@
 
   python main.py --config=configs/1head.py --config.data.root=FOLDER --workdir=runs/1head
 
-Stanford Cars (5,685 training images, seed 0), 2 CPU cores, val, flip TTA: make .909, type .908, model and full path .823.
+Stanford Cars (5,685 training images, seed 0), 2 CPU cores: about 40 s an epoch; val, flip TTA: make .909, type .908, model and full path .823.
 """
 
 from hierjax import config

@@ -455,7 +455,8 @@ class Loop:
           share = waited / max(now - since, 1e-9)
           self.log.write(pending[0], 'train', {
             'epoch': pending[0] / per_epoch, 'phase': number, 'images_per_s': rate, 'data_wait': share,
-            'compile_seconds': log.compile_seconds(), **log.memory(), **values})
+            'compile_seconds': log.compile_seconds(), **log.memory(), **values,
+            **{f'weight/{level}': run.weights[level] * (level in phase.levels) for level in run.levels}})
           accuracies = ' '.join(f'{l} {values[f"acc/{l}"]:.3f}' for l in phase.levels)
           self.log.say(f'step {pending[0]}/{run.total} epoch {pending[0] / per_epoch:.2f} loss {values["loss"]:.3f} {accuracies} '
                        f'lr {values["lr"]:.2g} | {rate:.1f} images/s, {clock(left)} left')

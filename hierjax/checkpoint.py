@@ -9,6 +9,8 @@ import contextlib
 import hashlib
 import json
 import pathlib
+import sys
+import warnings
 from collections.abc import Mapping
 
 import jax
@@ -107,21 +109,27 @@ class Checkpoints:
     try:
       loaded = self.manager.load_checkpointables(step, abstract)
       digests = (self.manager.metadata(step).custom_metadata or {}).get('sha256', {})
-    except Exception as e:
-      raise Damaged(str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__) from e
+    except Exception as e:  # Orbax's words for it are of handlers and registries
+      raise Damaged('it cannot be read') from e
     for part, tree in loaded.items():
       if digests.get(part, '') not in ('', sha256(tree)):
         raise Damaged(f'the content of part {part!r} is not what was saved')
     return loaded
 
+  def _try(self, step: int, like: Mapping) -> tuple[dict, str]:
+    """(parts, '') or ({}, what is wrong)."""
+    try:
+      return self.load(step, like), ''
+    except Damaged as e:
+      # Other parts are still being read, by threads and coroutines that complain with tracebacks, now or later, that nobody waits for them. It has been told.
+      sys.unraisablehook = lambda _: None
+      warnings.filterwarnings('ignore', 'coroutine .* was never awaited')
+      return {}, str(e)
+
   def load_latest(self, like: Mapping) -> tuple[int | None, dict]:
     """(step, parts) of the latest checkpoint that is whole; (None, {}) where there is none. Later ones that are damaged are moved out of the way."""
     for step in reversed(parallel.exchange(self.steps())[0]):
-      fault, loaded = '', {}
-      try:
-        loaded = self.load(step, like)
-      except Damaged as e:
-        fault = str(e)
+      loaded, fault = self._try(step, like)
       faults = [f for f in parallel.exchange(fault) if f]
       if not faults:
         return step, loaded
@@ -135,10 +143,10 @@ class Checkpoints:
     if best and self.best() is not None:
       steps = [self.best(), *(s for s in steps if s != self.best())]
     for step in steps:
-      try:
-        return step, self.load(step, like)
-      except Damaged as e:
-        self.said.append(f'{self.folder}/{step} is damaged ({e}); taking another checkpoint')
+      loaded, fault = self._try(step, like)
+      if not fault:
+        return step, loaded
+      self.said.append(f'{self.folder}/{step} is damaged ({fault}); taking another checkpoint')
     raise UserError(f'{self.folder}: no {"whole " if steps else ""}checkpoint; train with --workdir={self.folder.parent} first')
 
   def _check_shapes(self, step: int, like: Mapping) -> None:
@@ -176,4 +184,4 @@ class Checkpoints:
         place = place.with_name(f'{place.name}-again')
       (self.folder / f'{step}').rename(place)
     parallel.exchange(None)  # until it has gone
-    self.said.append(f'the checkpoint of step {step} is damaged ({reason}); it was moved to {place.parent}/ and the one before it is taken')
+    self.said.append(f'the checkpoint of step {step} is damaged ({reason}); it was moved to {place.parent}/, and the one before it, if any, is taken')

@@ -15,8 +15,8 @@
   9      + cosine schedule                           87.95 / 97.66
   10     + test-time augmentation                    88.57 / 97.64 (rung 9's training, evaluated with two views)
 
-Seen here with EfficientNet-Lite0 at 96 px, 5 epochs of about 27 s on 2 CPU cores (the command is in BUILD_NOTES.md), Stanford Cars val, independent heads, rung by
-rung: model accuracy 26.1, 54.9, 55.9, 55.5, 58.3, 54.5, 57.4, 57.9, 55.2, 47.1, 50.4; far from convergence, so no verdict on the paper.
+Seen here with EfficientNet-Lite0 at 96 px, 5 epochs of about 27 s on 2 CPU cores (the command is in BUILD_NOTES.md), Stanford Cars val, independent
+heads, rung by rung: model accuracy 26.1, 54.9, 55.9, 55.5, 58.3, 54.5, 57.4, 57.9, 55.2, 47.1, 50.4; far from convergence, so no verdict on the paper.
 
 Without a hub: --config.model.backbone=efficientnet_lite0 --config.model.pretrained=package --config.data.size=128. Two heads are the coarsest
 and the finest level of the taxonomy, three are all its levels.

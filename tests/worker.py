@@ -4,6 +4,7 @@ import pathlib
 import signal
 import sys
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main.py's handler is there
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
 
 import tiny  # noqa: E402

@@ -7,6 +7,7 @@ number of data workers is drawn anew at each start. A save is under way at nearl
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -134,20 +135,23 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--kills', type=int, default=200)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--jobs', type=int, default=2, help='runs at a time')
   options = parser.parse_args()
-  rng, count, started = random.Random(options.seed), Count(), time.monotonic()
-  with tempfile.TemporaryDirectory(prefix='hierjax-faults-') as folder:
+  count, started, kinds = Count(), time.monotonic(), list(KINDS)
+  with tempfile.TemporaryDirectory(prefix='hierjax-faults-') as folder, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{folder}/cache')
-    whole = {kind: undisturbed(kind, pathlib.Path(folder) / f'whole{i}') for i, kind in enumerate(KINDS)}
-    run = 0
-    while sum(count.kills.values()) < options.kills or len(count.runs) < len(KINDS):
-      kind = list(KINDS)[run % len(KINDS)]
-      expected, seconds = whole[kind]
-      got = disturbed(kind, pathlib.Path(folder) / f'run{run}', seconds, rng, count, options.kills)
-      run += 1
-      print(f'run {run}, {kind}: {"identical" if got == expected else "DIFFERS"}; kills so far {sum(count.kills.values())}, '
-            f'{count.saving} of them during a save', file=sys.stderr, flush=True)
-      assert got == expected, (kind, got, expected)
+    whole = dict(zip(kinds, pool.map(lambda kind: undisturbed(kind, pathlib.Path(folder) / f'whole{kinds.index(kind)}'), kinds)))
+
+    def one(run: int) -> None:
+      kind = kinds[run % len(kinds)]
+      if sum(count.kills.values()) >= options.kills and len(count.runs) == len(kinds):
+        return
+      got = disturbed(kind, pathlib.Path(folder) / f'run{run}', whole[kind][1], random.Random(f'{options.seed}:{run}'), count, options.kills)
+      same = got == whole[kind][0]
+      print(f'run {run + 1}, {kind}: {"identical" if same else "DIFFERS"}; kills so far {sum(count.kills.values())}, {count.saving} of them during a save',
+            file=sys.stderr, flush=True)
+      assert same, (kind, got, whole[kind][0])
+    list(pool.map(one, range(options.kills + len(kinds))))
   print(json.dumps({'kills': sum(count.kills.values()), 'by_signal': dict(count.kills), 'during_a_save': count.saving, 'runs': dict(count.runs),
                     'seed': options.seed, 'identical': True, 'seconds': round(time.monotonic() - started)}))
 

@@ -90,6 +90,7 @@ def default() -> ConfigDict:
   c.model.levels = 'all'  # the levels that have a head
   c.model.dropout = 0.0  # before the heads
   c.model.dtype = 'float32'  # of the computation; parameters stay float32
+  c.model.remat = False  # True: each block is computed again in the backward pass, which takes less memory and about a third more time
 
   c.loss = ConfigDict()
   c.loss.weights = ''  # 'make=1,type=.5'; levels not named weigh 1

@@ -243,10 +243,11 @@ class Run:
     m = self.c.model
     variables = models.init(heads_lib.build(self.c, self.taxonomy, self.levels), self.c.seed)
     if m.pretrained:
-      variables, found = pretrained.load(m.backbone, variables, m.pretrained)
+      variables, found = pretrained.load(m.backbone, variables, m.pretrained, stem=m.stem)
       if not m.mean:  # kept in config.json, so that prediction normalises as training did
         m.mean, m.std = found['mean'], found['std']
-      self.notes.append(f'{found["tensors"]} tensors of the backbone from {found["file"]}')
+      fresh = f'; not from there, but drawn: {", ".join(found["fresh"])}' if found['fresh'] else ''
+      self.notes.append(f'{found["tensors"]} tensors of the backbone from {found["file"]}{fresh}')
     return variables
 
   def state(self, task: Task) -> TrainState:

@@ -45,11 +45,10 @@ class Classifier(nn.Module):
 def build(c, taxonomy: Taxonomy, levels: tuple[str, ...]) -> Classifier:
   """The classifier that config `c` describes, with a head for each of `levels`."""
   spec = models.BACKBONES[c.model.backbone]
+  if c.model.stem not in spec.stems:
+    raise UserError(f'--config.model.stem={c.model.stem}: {c.model.backbone} has one stem only; choices: {", ".join(spec.stems)}')
   options = {} if c.model.stem == 'standard' else {'stem': c.model.stem}
   dtype = jnp.dtype(c.model.dtype)
-  try:
-    backbone = spec.make(dtype=dtype, **options)
-  except TypeError as e:
-    raise UserError(f'--config.model.stem={c.model.stem}: {c.model.backbone} has one stem only; choices: standard') from e
+  backbone = spec.make(dtype=dtype, remat=c.model.remat, **options)
   heads = Parallel(tuple((level, taxonomy.num_classes(level)) for level in levels), c.model.dropout)
   return Classifier(backbone, heads, tuple(c.model.mean) or spec.mean, tuple(c.model.std) or spec.std, dtype)

@@ -545,8 +545,9 @@ class SqueezeExcite(nn.Module):
 
 
 def remat(block: type[nn.Module], enabled: bool) -> type[nn.Module]:
-  """The block, called as block(x, train); enabled, what lies within it is computed again in the backward pass instead of being kept."""
-  return nn.remat(block, static_argnums=(2,)) if enabled else block
+  """The block, called as block(x, train); enabled, what lies within it is computed again in the backward pass instead of being kept. Within `drawing` it is
+  not, as numpy's draws would come out of it as tracers."""
+  return nn.remat(block, static_argnums=(2,)) if enabled and _generator is None else block
 
 
 class StochasticDepth(nn.Module):

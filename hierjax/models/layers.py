@@ -107,8 +107,8 @@ def uniform(bound: float | Callable[[tuple[int, ...]], float]):
   return draw
 
 
-def constant(value: float):
-  """Initialiser: the value everywhere."""
+def constant(value: float | np.ndarray):
+  """Initialiser: the value everywhere, or these along the last axis."""
   return lambda key, shape, dtype=jnp.float32: (np if _generator is not None else jnp).full(shape, value, np.float32)
 
 

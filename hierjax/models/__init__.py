@@ -17,7 +17,8 @@ class Backbone:
 
   mean and std are the original's, per RGB channel in 0..255 units; size is the image size it was trained at; torch_names maps a naming
   scheme to the function from a module's path in the parameter tree ('layer1_0/conv1') to its prefix in that scheme's state dict
-  ('layer1.0.conv1').
+  ('layer1.0.conv1'); unseen is a regular expression of the paths of those modules that stand for what the original computes outside of modules that the
+  tool thop knows (see counts.thop_macs).
   """
   make: Callable[..., nn.Module]
   features: int
@@ -25,6 +26,7 @@ class Backbone:
   std: tuple[float, float, float]
   size: int
   torch_names: Mapping[str, Callable[[str], str]]
+  unseen: str = ''
 
 
 _IMAGENET = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375)}
@@ -32,7 +34,7 @@ BACKBONES: dict[str, Backbone] = {
     **{f'resnet{d}': Backbone(functools.partial(resnet.ResNet, d), 2048 if d >= 50 else 512, **_IMAGENET, size=224,
                               torch_names=resnet.torch_names) for d in resnet.DEPTHS},
     **{f'convnext_{v}': Backbone(functools.partial(convnext.ConvNeXt, v), widths[-1], **_IMAGENET, size=224,
-                                 torch_names=convnext.torch_names) for v, (_, widths, _) in convnext.VARIANTS.items()},
+                                 torch_names=convnext.torch_names, unseen=convnext.UNSEEN) for v, (_, widths, _) in convnext.VARIANTS.items()},
     **{f'efficientnet_lite{v}': Backbone(functools.partial(efficientnet_lite.EfficientNetLite, v), 1280, (127.,) * 3, (128.,) * 3, size,
                                          efficientnet_lite.torch_names(v)) for v, size in enumerate((224, 240, 260, 280, 300))},
 }

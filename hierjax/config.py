@@ -61,7 +61,7 @@ def default() -> ConfigDict:
 
   c.data = ConfigDict()
   c.data.source = 'auto'  # auto: no root = toy; labels.csv = csv; *.parquet = parquet; else class folders
-  c.data.root = ''
+  c.data.root = ''  # FOLDER | classes:make=49,model=196, no images but so many classes a level, for --mode=describe
   c.data.taxonomy = ''  # '' = ROOT/taxonomy.csv, or derived from the labels where there is none
   c.data.train, c.data.val = 'train', 'val'  # names of the splits
   c.data.val_share = 0.2  # of the images, stratified by the finest class, where the data name no split

@@ -64,15 +64,15 @@ def thop_macs(model: nn.Module, size: int, unseen: str) -> int:
   It adds a rule's number for each module of a known type, so that norms and pools count, but not what is computed outside of such modules. `unseen` is the
   regular expression of the backbone's module paths that stand for the latter (models.Backbone.unseen).
   """
-  variables, counted = shapes(model, size), []
+  counted = []
 
   def count(call, args, kwargs, context):
     y, path = call(*args, **kwargs), '/'.join(context.module.path)
     rule = THOP.get(type(context.module))
-    if rule and context.method_name == '__call__' and not re.fullmatch(f'backbone/({unseen})', path):
+    if rule and context.method_name == '__call__' and not re.fullmatch(f'(backbone/)?({unseen})', path):
       counted.append(rule(context.module, args[0], y))
     return y
 
   with layers.formulation('plain'), nn.intercept_methods(count):
-    jax.eval_shape(model.apply, variables, image(size))
+    shapes(model, size)
   return sum(counted)

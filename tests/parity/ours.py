@@ -12,6 +12,7 @@ from parity import seeded
 
 from hierjax import models
 from hierjax.models import layers, pretrained
+from hierjax.models import counts as counting
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 # Most of the time goes into compiling. The test suite compiles with few of XLA's optimisations (half the time); `make parity` with all of them.
@@ -34,6 +35,12 @@ def schemes(wanted):
 
 def lite0_package(folder=GOLDEN):
   return json.loads((pathlib.Path(folder) / 'lite0_package.json').read_text())
+
+
+def counts(name):
+  """Parameters and thop's MACs of the trunk, as in thop.json."""
+  trunk = models.BACKBONES[name].make()
+  return {'params': counting.parameters(counting.shapes(trunk, 224)['params']), 'thop_macs': counting.thop_macs(trunk, 224, models.BACKBONES[name].unseen)}
 
 
 @functools.cache

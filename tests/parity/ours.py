@@ -11,8 +11,8 @@ from flax import traverse_util
 from parity import seeded
 
 from hierjax import models
-from hierjax.models import layers, pretrained
 from hierjax.models import counts as counting
+from hierjax.models import layers, pretrained
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 # Most of the time goes into compiling. The test suite compiles with few of XLA's optimisations (half the time); `make parity` with all of them.

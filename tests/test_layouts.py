@@ -9,12 +9,16 @@ import struct
 import sys
 
 import huggingface_hub
+import jax
 import numpy as np
 import pytest
 import scipy.io
+import tiny
+from jax.sharding import AxisType
 from PIL import Image
 
-from hierjax import lint
+import hierjax
+from hierjax import lint, parallel
 from hierjax.config import CHOICES, UserError, default
 from hierjax.data import layouts, matfile, sources, transforms
 from hierjax.taxonomy import Taxonomy
@@ -321,7 +325,7 @@ def test_fgvc_aircraft_mistakes(tmp_path):
   (root / 'images_family_val.txt').write_text('0001 Boeing 717\n')
   fails(root, r"images_variant_val.txt:1: variant '707-320' is Boeing / Boeing 717 here and Boeing / Boeing 707 in .*images_variant_train.txt:2")
   (root / 'images_box.txt').write_text('0007 1 1 9 x\n')
-  fails(root, r"images_variant_train.txt:1: a corner of the box 'x' is no number", crop_boxes=True)
+  fails(root, r"images_box.txt:1: a corner of the box 'x' is no number", crop_boxes=True)
 
 
 # CIFAR-100
@@ -471,7 +475,7 @@ def test_cub200_mistakes(tmp_path):
   broken('image_class_labels.txt', '1 1\n2 2\n3 4\n5 2\n', r'image_class_labels.txt:3: class_id 4 is not in classes.txt, which has 3')
   broken('image_class_labels.txt', '1 1\n2 2\n3 3\n', r'images.txt:4: image_id 5 is not in image_class_labels.txt')
   broken('train_test_split.txt', '1 1\n2 2\n3 1\n5 1\n', r'train_test_split.txt:2: is_training_image is 2; expected 0 to 1')
-  broken('bounding_boxes.txt', '1 1 1 0 5\n2 1 1 5 5\n3 1 1 5 5\n5 1 1 5 5\n', r'images.txt:1: the box 1, 1, 1, 6 .* is empty', crop_boxes=True)
+  broken('bounding_boxes.txt', '1 1 1 0 5\n2 1 1 5 5\n3 1 1 5 5\n5 1 1 5 5\n', r'bounding_boxes.txt:1: the box 1, 1, 1, 6 .* is empty', crop_boxes=True)
   broken('bounding_boxes.txt', '1 1 1 nan 5\n2 1 1 5 5\n3 1 1 5 5\n5 1 1 5 5\n', r'bounding_boxes.txt:1: a side of the box is nan', crop_boxes=True)
   broken('images.txt', b'\xff\xfe', r'images.txt: is not UTF-8 text')
   root = cub(tmp_path / 'gone')
@@ -616,3 +620,20 @@ def test_another_folder_is_told_what_was_expected(tmp_path, source):
 
 def test_boxes_are_refused_where_there_are_none(tmp_path):
   fails(put(tmp_path, **{'a/b/1.png': None}), r'crop_boxes: source folders has no boxes', crop_boxes=True)
+
+
+def test_a_run_on_one(tmp_path, monkeypatch):
+  """Train, evaluate and explain on boxes of CUB: people are shown names below the root, and the boxes."""
+  tiny.register(monkeypatch)
+  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  root = put(cub(tmp_path / 'data'), **{'taxonomy.csv': 'order,species\nA,Black-footed Albatross\nA,Brewer Blackbird\nB,Chuck-will-Widow\n'})
+  options = {'data.source': 'auto', 'data.root': str(root), 'data.val': 'test', 'data.crop_boxes': True, 'train.batch_size': 2, 'train.steps': 2}
+  hierjax.fit(tiny.run_config(**options, **{'train.eval_steps': 2, 'eval.batch_size': 2}), tmp_path / 'run')
+  model = hierjax.load(tmp_path / 'run')
+  assert model.evaluate('train')['n'] == 3 and list(model.levels) == ['order', 'species']
+  model.explain('train')
+  with np.load(tmp_path / 'run/predictions_train.npz') as found:
+    assert found['files'].tolist() == [f'images/{BIRDS[0]}/a.jpg', f'images/{BIRDS[2]}/c.jpg', f'images/{BIRDS[1]}/d.jpg']
+  assert (tmp_path / 'run/explain_train.npz').exists()
+  (line,) = model.predict([root / f'images/{BIRDS[0]}/a.jpg'])
+  assert set(line['path']) == {'order', 'species'}

@@ -87,8 +87,6 @@ class Layout:
     return np.array(rows)
 
   def add(self, file, label, split, where, box=None):
-    if box is not None and not (all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]):
-      raise UserError(f'{where}: the box {", ".join(f"{v:g}" for v in box)} (left, top, right, bottom) is empty')
     for column, value in zip((self.files, self.labels, self.splits, self.where, self.boxes), (file, label, split, where, box)): column.append(value)
 
 
@@ -149,7 +147,13 @@ def _number(text, where, what, low=-math.inf, high=math.inf, kind=int):
 def _box(cells, where):
   """Four numbers, corners of the first and the last pixel, counted from 1."""
   left, top, right, bottom = (_number(c, where, 'a corner of the box', kind=float) for c in cells)
-  return left - 1, top - 1, right, bottom
+  return _full((left - 1, top - 1, right, bottom), where)
+
+
+def _full(box, where):
+  if not (all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]):
+    raise UserError(f'{where}: the box {", ".join(f"{v:g}" for v in box)} (left, top, right, bottom) is empty')
+  return box
 
 
 def _mat(path, field):
@@ -286,7 +290,8 @@ def fgvc_aircraft(root, crop):
       other, at = first.setdefault(variant, (path, where))
       if other != path: raise UserError(f'{where}: variant {variant!r} is {" / ".join(path[:2])} here and {" / ".join(other[:2])} in {at}')
       if crop and image not in boxes: raise UserError(f'{base / "images_box.txt"}: has no box of image {image} ({where})')
-      found.append((f'{folder}/{image}.jpg', path, split, where, _box(boxes[image][1], where) if crop else None))
+      box = _box(boxes[image][1], f'{base / "images_box.txt"}:{boxes[image][0]}') if crop else None
+      found.append((f'{folder}/{image}.jpg', path, split, where, box))
   layout = Layout(levels, sorted({path for path, _ in first.values()}), BANNER)
   label = {path: i for i, path in enumerate(layout.classes)}
   for file, path, *rest in found: layout.add(file, label[path], *rest)
@@ -383,8 +388,9 @@ def cub200(root, crop):
     box = None
     if crop:
       at, cells = tables['bounding_boxes'][image]
-      x, y, w, h = (_number(c, f'{base / "bounding_boxes.txt"}:{at}', 'a side of the box', kind=float) for c in cells)
-      box = x, y, x + w, y + h
+      at = f'{base / "bounding_boxes.txt"}:{at}'
+      x, y, w, h = (_number(c, at, 'a side of the box', kind=float) for c in cells)
+      box = _full((x, y, x + w, y + h), at)
     layout.add(f'{folder}/{file}', label[key], 'train' if train else 'test', f'{base / "images.txt"}:{row}', box)
   return layout
 

@@ -6,6 +6,7 @@
 stanford_cars  make, type, model. The devkit: devkit/{cars_meta,cars_train_annos*}.mat, cars_test_annos_withlabels.mat in devkit/ or beside it (where
                there is only cars_test_annos.mat, 'test' has no labels), cars_train/*.jpg, cars_test/*.jpg; boxes from the .mat files.
                Or Kaggle's class folders: car_data/car_data/{train*,test}/CLASS/*.jpg; boxes from anno_train.csv and anno_test.csv beside car_data.
+               Make and type are read off the model's name, by the rule beside BODIES; the devkit's order of classes is kept, folders are in the alphabet's.
 compcars       make, model, model_year. misc/make_model_name.mat*, image/MAKE/MODEL/YEAR/*.jpg (every folder is a class, whether or not a list names it),
                train_test_split/classification/{train,test}.txt; boxes from label/MAKE/MODEL/YEAR/*.txt.
 fgvc_aircraft  manufacturer, family, variant. data/images_variant_train.txt*, with manufacturer and family, val and test, data/images/*.jpg, whose 20
@@ -15,6 +16,7 @@ cub200         species. image_class_labels.txt*, images.txt, classes.txt, train_
                taxonomy.csv such as order,family,genus,species, its last level CUB's classes.
 tfds           --config.data.root=tfds:NAME[/CONFIG][:VERSION]: a data set that TFDS prepared as ArrayRecord below $TFDS_DATA_DIR (~/tensorflow_datasets).
                Its levels are its ClassLabels, the one with fewer classes first, without their ending '_label'. No boxes.
+(hf:)          --config.data.root=hf:OWNER/NAME[@REVISION]: the Parquet files of a data set on the Hugging Face hub, read by source parquet.
 
 A set may lie one folder deeper, as its archive unpacks (CUB_200_2011/...). Class names are matched with a taxonomy.csv without regard to case, spaces,
 punctuation, a leading number and the 's of an owner: '001.Black_footed_Albatross' is 'Black-footed Albatross'.

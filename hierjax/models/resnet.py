@@ -39,10 +39,13 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Trunk of a ResNet. stem='small' is a 3x3 convolution of stride 1 and no max-pool, for images of about 32 pixels."""
+  """Trunk of a ResNet. stem='small' is a 3x3 convolution of stride 1 and no max-pool, for images of about 32 pixels; fc is the width of a linear layer
+  after pooling (0: none)."""
   depth: int = 50
   stem: str = 'standard'
+  fc: int = 0
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -56,7 +59,11 @@ class ResNet(nn.Module):
     for stage, blocks in enumerate(DEPTHS[self.depth], 1):
       for i in range(blocks):
         stride = 2 if i == 0 and stage > 1 else 1
-        x = Block(32 << stage, stride, self.depth >= 50, self.dtype, name=f'layer{stage}_{i}')(x, train)
+        x = layers.remat(Block, self.remat)(32 << stage, stride, self.depth >= 50, self.dtype, name=f'layer{stage}_{i}')(x, train)
       ends[f'stage{stage}'] = x
     x = ends['features'] = self.perturb('features', x)
-    return layers.global_pool(x), ends
+    x = layers.GlobalPool()(x)
+    if self.fc:
+      bound = x.shape[-1] ** -.5  # torch's default
+      x = nn.Dense(self.fc, kernel_init=layers.uniform(bound), bias_init=layers.uniform(bound), name='fc')(x)
+    return x, ends

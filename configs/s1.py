@@ -31,7 +31,7 @@ def get_config(model: str = 'densenet121,parallel,0,.9,.1'):
   c.data.size, c.data.val_share, c.data.test_share = 224, 0.2, 0.1
   c.data.augment.enabled = False
   c.model.backbone, c.model.pretrained = backbone, BACKBONES[backbone][1]
-  c.model.levels = 'finest' if heads == 'flat' else 'coarsest,finest'
+  c.model.levels, c.model.heads = 'coarsest,finest', heads
   c.model.dropout = float(dropout)
   c.loss.weights = f'finest={weights[0]},coarsest={weights[1]}' if weights else ''
   c.optim.name, c.optim.lr, c.optim.weight_decay = 'adam', 3e-4, 0.0
@@ -43,6 +43,6 @@ def get_config(model: str = 'densenet121,parallel,0,.9,.1'):
 def row(published, backbone: str, heads: str, dropout: str = '0', weights: tuple[str, str] = ('.9', '.1'), note: str = '') -> table.Row:
   """A table's row; that of multi-task heads is compared with the single-task model of the same dropout, which has no weights."""
   single = f'{backbone},flat,{dropout}'
-  label = HEADS[heads] + ('' if heads == 'flat' else f', λ {weights[0]} {weights[1]}') + ('' if dropout == '0' else f', dropout {dropout}')
+  label = HEADS[heads] + ('' if heads == 'flat' else f', λ {"/".join(weights)}') + ('' if dropout == '0' else f', dropout {dropout}')
   name = single if heads == 'flat' else f'{backbone},{heads},{dropout},{",".join(weights)}'
   return table.Row(name, label, published, group=BACKBONES[backbone][0], baseline='' if heads == 'flat' else single, note=note)

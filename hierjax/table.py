@@ -392,11 +392,11 @@ class View:
   def against(self) -> Grid | None:
     """Differences to the baseline rows in percentage points; None where no row has one."""
     shown = [c for c in self.columns if any(c.key in r.difference for r in self.records)]
-    names = [n for n in self.table.published if any(n in r.published_difference for r in self.records) and not self._counts(n)]
+    names = [n for n in self.table.published if any(n in r.published_difference for r in self.records) and self.beside[n] not in COUNTS]
     delta = any(r.delta_m is not None for r in self.records)
-    if not shown and not names:
+    if not shown and not names and not delta:
       return None
-    header = [f'{c.title}{what}' for c in shown for what in ('', ', 95% interval')] + [f'{n}' for n in names] + ['Δm, %'] * delta
+    header = [c.title for c in shown] + names + ['Δm, %'] * delta
     rows = []
     for r in self.records:
       if not r.row.baseline:
@@ -406,13 +406,10 @@ class View:
         d, low, high = r.difference.get(c.key, (None,) * 3)
         better = METRICS[c.metric].better
         tone = '' if d is None or low <= 0 <= high or not better else 'good' if d * better > 0 else 'bad'
-        cells += [('' if d is None else signed(d), tone), ('' if d is None else f'{signed(low)} to {signed(high)}', 'quiet')]
+        cells.append(('' if d is None else f'{signed(d)} ({signed(low)} to {signed(high)})', tone))
       cells += [('' if n not in r.published_difference else signed(r.published_difference[n]), 'quiet') for n in names]
       rows.append((r.row, cells + [('' if r.delta_m is None else signed(r.delta_m), '')] * delta))
     return Grid(header, rows)
-
-  def _counts(self, name: str) -> bool:
-    return self.beside[name] in COUNTS
 
   def trends(self) -> str:
     """How many of the published differences to the baseline ours agree with, in words."""
@@ -427,18 +424,18 @@ class View:
 
   def sentences(self) -> list[str]:
     """What the figures are of."""
-    runner, out = self.runner, [f'Published: {self.table.source}.']
+    runner, out = self.runner, []
     first = next((r for r in self.records if r.seeds), None)
     if first:
       split, c, d = runner.measured(first.row), runner.configs[first.row.name], runner.done(first.row, first.seeds[0])
       data = pathlib.PurePath(c.data.root).name if c.data.root else 'the drawn toy set'
       seeds = f'seeds {listed(runner.seeds)}: mean ± sample standard deviation' if len(runner.seeds) > 1 else f'seed {runner.seeds[0]}'
       out.append(f'Ours: {split} of {data}, {count(d.evaluation["n"])} images, {seeds}. Shares are in %. Every head answers for itself unless a column says '
-                 'otherwise; the classes of a level without a head are read off the finest one.')
-      if split == c.data.val:
-        out.append(f'The checkpoints were chosen on {split}, so expect a little less on new images.')
+                 'otherwise; the classes of a level without a head are read off the finest one.' +
+                 (f' The checkpoints were chosen on {split}, so expect a little less on new images.' if split == c.data.val else ''))
     elif runner.trains:
       out.append('Ours: no row has finished yet.')
+    out.append(f'Published: {self.table.source}.')
     if runner.overrides:
       out.append(f'Every row of ours ran with {" ".join(f"--config.{k}={v}" for k, v in runner.overrides.items())}.')
     if runner.overrides.get('data.limit'):
@@ -493,7 +490,8 @@ class View:
       sections.append(('bars', 'Side by side', bars))
     sections.append(('made', 'How it was made', render('made', command=shlex.join(sys.argv), links=links, rows=[r.row for r in self.records])))
     headline = render('told', sentences=self.sentences())
-    return str(render('page', name=self.table.title, headline=headline, sections=sections, kind='table', date=datetime.datetime.now().strftime('%Y-%m-%d %H:%M')))
+    date = datetime.datetime.now().strftime('%Y-%m-%d %H:%M')
+    return str(render('page', name=self.table.title, headline=headline, sections=sections, kind='table', date=date))
 
   def bars(self):
     """The columns of Table.chart as bars, with a mark where the published figure lies."""

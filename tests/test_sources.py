@@ -19,7 +19,8 @@ TAXONOMY = 'kind,animal\nbird,heron\nbird,owl\nreptile,gecko\nreptile,skink\n'
 
 
 def config(root, **options):
-  defaults = {'source': 'auto', 'taxonomy': '', 'train': 'train', 'val': 'val', 'val_share': .25, 'test_share': 0., 'split_seed': 0, 'limit': 0, 'strict': False}
+  defaults = {'source': 'auto', 'taxonomy': '', 'train': 'train', 'val': 'val', 'val_share': .25, 'test_share': 0., 'split_seed': 0, 'limit': 0,
+              'strict': False}
   return SimpleNamespace(**{**defaults, 'root': str(root), 'toy': {'train': 5, 'val': 3, 'seed': 0}, **options})
 
 
@@ -165,7 +166,8 @@ def test_a_test_share_is_made_beside_val_where_the_data_name_no_split(tmp_path):
 def test_limit_keeps_every_class_in_its_proportion(tmp_path):
   sizes = {'heron': 24, 'gecko': 12, 'owl': 4}
   files = [f'{a}-{i}.png' for a, n in sizes.items() for i in range(n)]
-  root = tree(tmp_path, 'file,split,animal\n' + ''.join(f'{f},{"val" if i % 4 == 0 else "train"},{f.split("-")[0]}\n' for i, f in enumerate(files)), files=files)
+  lines = [f'{f},{"val" if i % 4 == 0 else "train"},{f.split("-")[0]}\n' for i, f in enumerate(files)]
+  root = tree(tmp_path, 'file,split,animal\n' + ''.join(lines), files=files)
   whole, few = sources.load(config(root)), sources.load(config(root, limit=10))
   for name in ('train', 'val'):
     count = [[data.taxonomy.names[1][c] for c in data.splits[name].labels[:, 1]].count(a) for data in (whole, few) for a in sizes]

@@ -27,5 +27,5 @@ def get_table() -> Table:
       rows += [s1.row((multi[2 * i + k],), backbone, heads, weights=weights) for k, heads in enumerate(('parallel', 'cascaded'))]
   return Table(
     title='S1, Table V: loss weights', rows=rows, published={'paper, model': 'top1/finest'},
-    source="Manole and Dioşan, Table V: model accuracy on a tenth of Stanford Cars' 8,144 labelled images, held out as test; λ are the weights of model and make",
+    source="Manole and Dioşan, Table V: model accuracy on a tenth of Stanford Cars' 8,144 labelled images, held out as test; λ are the weights of model/make",
     columns=('top1/coarsest,finest', 'fpa', 'hvr', 'joint:top1/coarsest,finest'), chart=('top1/finest',))

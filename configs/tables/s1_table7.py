@@ -40,5 +40,5 @@ def get_table() -> Table:
   return Table(
     title='S1, Table VII: model and make', rows=rows, published={'paper, model': 'top1/finest', 'paper, make': 'top1/coarsest'},
     source="Manole and Dioşan, Table VII: accuracies on a tenth of Stanford Cars' 8,144 labelled images, held out as test; a single-task model's make is read "
-           'off its model; λ are the weights of model and make',
+           'off its model; λ are the weights of model/make',
     columns=('top1/coarsest,finest', 'fpa', 'hvr', 'joint:top1/coarsest,finest'), chart=('top1/coarsest,finest',))

@@ -419,8 +419,8 @@ class View:
       return ''
     same = [d * p > 0 for (d, _, _), p in pairs]
     sure = [agree for agree, ((_, low, high), _) in zip(same, pairs) if not low <= 0 <= high]
-    return (f'Of the {len(pairs)} differences to the baseline that are published and that ours can be compared with, {sum(same)} have the same sign here; '
-            f'{len(sure)} of ours are beyond the images\' chance (their interval leaves zero out), of which {sum(sure)} have the published sign.')
+    return (f'Published differences to the baseline that have the same sign here: {sum(same)} of {len(pairs)}; among those of ours whose interval leaves zero '
+            f'out: {sum(sure)} of {len(sure)}.')
 
   def sentences(self) -> list[str]:
     """What the figures are of."""

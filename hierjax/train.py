@@ -160,7 +160,8 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
 def stepper(task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh) -> Callable:
   """The compiled step of a phase over the mesh: (state, batch) → (state, metrics)."""
   r, d = parallel.replicated(mesh), parallel.split(mesh)
-  return jax.jit(functools.partial(train_step, task=task, phase=phase, tx=tx, mesh=mesh), in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0)
+  step = functools.partial(train_step, task=task, phase=phase, tx=tx, mesh=mesh)
+  return jax.jit(step, in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0, compiler_options=layers.compiler_options())
 
 
 def eval_variables(state: TrainState) -> dict:
@@ -243,10 +244,11 @@ class Run:
     m = self.c.model
     variables = models.init(heads_lib.build(self.c, self.taxonomy, self.levels), self.c.seed)
     if m.pretrained:
-      variables, found = pretrained.load(m.backbone, variables, m.pretrained)
+      variables, found = pretrained.load(m.backbone, variables, m.pretrained, stem=m.stem)
       if not m.mean:  # kept in config.json, so that prediction normalises as training did
         m.mean, m.std = found['mean'], found['std']
-      self.notes.append(f'{found["tensors"]} tensors of the backbone from {found["file"]}')
+      fresh = f'; not from there, but drawn: {", ".join(found["fresh"])}' if found['fresh'] else ''
+      self.notes.append(f'{found["tensors"]} tensors of the backbone from {found["file"]}{fresh}')
     return variables
 
   def state(self, task: Task) -> TrainState:

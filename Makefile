@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV = .venv
 RUN = runs/quickstart
 
-.PHONY: quickstart test test-faults parity lint
+.PHONY: quickstart test test-slow test-faults parity lint
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python main.py --config=configs/quickstart.py --workdir=$(RUN)
@@ -10,6 +10,10 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest
+
+# what takes too long for every time: the larger backbones against the golden values
+test-slow: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest -m slow
 
 # kills training runs at 200 random moments; each must end bit-identical to one that nobody disturbed
 test-faults: $(VENV)/installed-test

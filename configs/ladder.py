@@ -35,7 +35,8 @@ def get_config(rung: str = '10'):
   c = config.default()
   c.name = f'ladder{rung}'
   c.model.backbone, c.model.pretrained = 'resnet50', 'hf:timm/resnet50.tv_in1k'
-  c.model.levels = 'finest' if at < 3 else 'coarsest,finest' if at < 6 else 'all'
+  c.model.heads = 'flat' if at < 3 else 'parallel'
+  c.model.levels = 'coarsest,finest' if 3 <= at < 6 else 'all'
   c.data.augment.enabled = at >= 4
   c.data.balance = 'sample' if at >= 5 else 'none'
   c.optim.name, c.optim.lr, c.optim.weight_decay = 'adam', 1e-4, 0.0

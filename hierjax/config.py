@@ -24,6 +24,7 @@ CHOICES = {
   'data.balance': ('none', 'sample', 'loss'),
   'model.dtype': ('float32', 'bfloat16'),
   'model.stem': ('standard', 'small'),
+  'model.heads': ('flat', 'parallel', 'cascaded', 'crosstalk', 'mmoe', 'residual', 'split'),
   'optim.name': ('adam', 'adamw', 'sgd'),
   'optim.schedule': ('constant', 'cosine', 'onecycle', 'plateau'),
   'eval.tta': (1, 2, 3, 5),
@@ -38,7 +39,9 @@ RANGES = {
   'data.augment.crop': '(0, 1]', 'data.augment.ratio': '(0, inf)', 'data.augment.flip': '[0, 1]', 'data.augment.rotate': '[0, 180]',
   'data.augment.brightness': '[0, 1]', 'data.augment.contrast': '[0, 1]', 'data.augment.saturation': '[0, 1]', 'data.augment.hue': '[0, 0.5]',
   'data.toy.train': '[1, 10000000]', 'data.toy.val': '[1, 10000000]', 'data.toy.difficulty': '[0, inf)',
-  'model.mean': '[0, 255]', 'model.std': '(0, inf)', 'model.dropout': '[0, 1)', 'loss.smoothing': '[0, 1)',
+  'model.mean': '[0, 255]', 'model.std': '(0, inf)', 'model.dropout': '[0, 1)', 'model.head.layers': '[0, 100]', 'model.head.width': '[0, 1000000]',
+  'model.head.experts': '[0, 1000]', 'model.head.tower': '[0, 1000000]', 'model.head.slices': '[1, 1000000]',
+  'loss.smoothing': '[0, 1)',
   'optim.lr': '(0, inf)', 'optim.weight_decay': '[0, inf)', 'optim.momentum': '[0, 1)', 'optim.onecycle_rise': '[0, 1)', 'optim.clip': '[0, inf)',
   'optim.warmup_steps': '[0, inf)', 'optim.warmup_epochs': '[0, inf)', 'optim.warmup_examples': '[0, inf)',
   'optim.plateau_factor': '(0, 1)', 'optim.plateau_patience': '[0, inf)', 'optim.accumulate': '[1, inf)', 'optim.ema': '[0, 1)',
@@ -88,6 +91,13 @@ def default() -> ConfigDict:
   c.model.pretrained = ''  # PATH.safetensors | PATH.pth | hf:REPO | package
   c.model.mean, c.model.std = (), ()  # of RGB in 0..255, as the images are normalised; () = as the pretrained weights or the backbone were trained
   c.model.levels = 'all'  # the levels that have a head
+  c.model.heads = 'parallel'  # their form; 'flat' is one linear head on the finest of the levels
+  c.model.head = ConfigDict()  # of the form; 0, '' and () are its own default, and what it does not read must stay so
+  c.model.head.order = ''  # cascaded: 'type,make,model'; '' = coarse to fine
+  c.model.head.stop_gradient = False  # cascaded: at the logits that the next level reads
+  c.model.head.layers, c.model.head.width = 0, 0  # dense layers of a level and their width (crosstalk, residual: 1 of 512); mmoe: width of an expert (128)
+  c.model.head.experts, c.model.head.tower = 0, 0  # mmoe: how many (3), and the width of a level's tower (256)
+  c.model.head.slices = ()  # split: the widths of the levels' slices, coarse to fine; () = equal ones
   c.model.dropout = 0.0  # before the heads
   c.model.dtype = 'float32'  # of the computation; parameters stay float32
 
@@ -158,6 +168,12 @@ def resolve_levels(text: str | Sequence[str], levels: Sequence[str], option: str
       raise UserError(f'{option}: no level {name!r}{did_you_mean(name, levels)}; choices: {", ".join([*levels, *words])}')
     chosen.update((name,) if name in levels else words[name])
   return tuple(l for l in levels if l in chosen)
+
+
+def head_levels(m: ConfigDict, levels: Sequence[str]) -> tuple[str, ...]:
+  """The levels that have a head in the `model` part of a config, in the taxonomy's order."""
+  chosen = resolve_levels(m.levels, levels, '--config.model.levels')
+  return chosen[-1:] if m.heads == 'flat' else chosen
 
 
 def did_you_mean(name: str, choices: Sequence[str]) -> str:

@@ -21,17 +21,17 @@ from hierjax.models import heads, layers
 from hierjax.taxonomy import Taxonomy
 
 
-def narrow(data: sources.Dataset, text: str) -> tuple[sources.Dataset, tuple[str, ...]]:
-  """The data as heads on the levels `text` can be judged by, and those levels: without the finest level the taxonomy ends at the finest head's."""
+def narrow(data: sources.Dataset, m: ConfigDict) -> tuple[sources.Dataset, tuple[str, ...]]:
+  """The data as the heads of `config.model` can be judged by, and their levels: without the finest level the taxonomy ends at the finest head's."""
   taxonomy = data.taxonomy
-  levels = config_lib.resolve_levels(text, taxonomy.levels, '--config.model.levels')
+  levels = config_lib.head_levels(m, taxonomy.levels)
   if not levels:
-    raise UserError(f'--config.model.levels={text!r} names no level; choices: {", ".join(taxonomy.levels)}')
+    raise UserError(f'--config.model.levels={m.levels!r} names no level; choices: {", ".join(taxonomy.levels)}')
   if levels[-1] == taxonomy.levels[-1]:
     return data, levels
   short = taxonomy.coarsen(levels[-1])
   if lost := [level for level in levels if level not in short.levels]:
-    raise UserError(f'--config.model.levels={text}: {levels[-1]} does not determine {", ".join(lost)}; add the finest level, {taxonomy.levels[-1]}')
+    raise UserError(f'--config.model.levels={m.levels}: {levels[-1]} does not determine {", ".join(lost)}; add the finest level, {taxonomy.levels[-1]}')
   columns = [taxonomy.index(level) for level in short.levels]
   splits = {k: dataclasses.replace(v, labels=v.labels[:, columns]) for k, v in data.splits.items()}
   return dataclasses.replace(data, taxonomy=short, splits=splits), levels
@@ -43,7 +43,7 @@ class Model:
   def __init__(self, workdir: pathlib.Path, c: ConfigDict, taxonomy: Taxonomy):
     config_lib.validate(c, list(models.BACKBONES))
     self.workdir, self.c, self.mesh, self.taxonomy = workdir, c, parallel.mesh(), taxonomy
-    self.levels = config_lib.resolve_levels(c.model.levels, taxonomy.levels, '--config.model.levels')
+    self.levels = config_lib.head_levels(c.model, taxonomy.levels)
     self.classifier = heads.build(c, self.taxonomy, self.levels)
     fresh = models.init(self.classifier, 0)
     fresh = {'params': fresh['params'], 'batch_stats': fresh.get('batch_stats', {})}
@@ -113,7 +113,7 @@ class Model:
     data = sources.load(options)
     if gone := [level for level in self.levels if level not in data.taxonomy.levels]:
       raise UserError(f'the data have another taxonomy than {self.workdir}: no level {", ".join(gone)}, only {", ".join(data.taxonomy.levels)}')
-    data, _ = narrow(data, self.c.model.levels)
+    data, _ = narrow(data, self.c.model)
     if data.taxonomy.hash() != self.taxonomy.hash():
       raise UserError(f'the data have another taxonomy than {self.workdir}: {self.taxonomy.diff(data.taxonomy)}')
     if name not in data.splits:
@@ -259,7 +259,7 @@ def jaxpr_macs(jaxpr) -> int:
 def describe(c: ConfigDict) -> dict:
   """{'trunk_params', 'params', 'macs' (at data.size), 'heads': {LEVEL: params}} of the configured model."""
   config_lib.validate(c, list(models.BACKBONES))
-  data, levels = narrow(sources.load(c.data), c.model.levels)
+  data, levels = narrow(sources.load(c.data), c.model)
   model = heads.build(c, data.taxonomy, levels)
   params = models.init(model, 0)['params']
   size = lambda tree: int(sum(x.size for x in jax.tree.leaves(tree)))

@@ -193,7 +193,7 @@ class Run:
     c = self.c = copy.deepcopy(c)
     self.mesh = parallel.mesh()
     parallel.check_batch(c.train.batch_size, self.mesh, '--config.train.batch_size', c.optim.accumulate)
-    data, self.levels = predict.narrow(sources.load(c.data), c.model.levels)
+    data, self.levels = predict.narrow(sources.load(c.data), c.model)
     c.model.levels = ','.join(self.levels)  # kept by name
     self.taxonomy, self.splits, self.notes = data.taxonomy, data.splits, list(data.notes)
     for option in ('train', 'val'):
@@ -207,7 +207,6 @@ class Run:
     if self.total < 1:
       raise UserError('--config.train: one of steps, epochs, examples must be above 0')
     self.eval_every = config_lib.steps(c.train, 'eval_', n, c.train.batch_size, '--config.train.eval_*') or self.total
-    self.phases = optim.phases(c, self.levels, n, self.total)
     self.best = evaluate.best_metric(c.train.best, self.taxonomy, self.levels)
     finest = self.taxonomy.levels[-1]
     judged = {'loss': self.levels, 'hvr': self.levels}.get(self.best, [self.best.removeprefix('top1/') if self.best.startswith('top1/') else finest])
@@ -217,6 +216,7 @@ class Run:
     if self.taxonomy.num_classes(finest) < 2:
       raise UserError(f'the taxonomy has one class of {finest}, {self.taxonomy.names[-1][0]!r}: nothing to tell apart')
     self.initial = self.variables()
+    self.phases = optim.phases(c, self.levels, n, self.total, optim.groups(self.initial['params']))
     self.model = heads_lib.build(c, self.taxonomy, self.levels)
     self.weights = parse_weights(c.loss.weights, self.levels)
     for phase in self.phases:
@@ -622,8 +622,8 @@ def record(workdir: pathlib.Path, run: Run, loop: Loop, started: str, **end) -> 
 
 
 def baseline_config(c: ConfigDict) -> ConfigDict:
-  """Run `c` (its levels by name) without the hierarchy: one head on the finest level, no phases, no smoothing over siblings."""
-  b = copy.deepcopy(c)
-  b.baseline, b.model.levels, b.loss.weights, b.loss.smoothing, b.train.best = '', c.model.levels.split(',')[-1], '', 0.0, 'top1/finest'
-  b.curriculum = config_lib.default().curriculum
+  """Run `c` without the hierarchy: one head on the finest level, no phases, no smoothing over siblings."""
+  b, default = copy.deepcopy(c), config_lib.default()
+  b.baseline, b.model.heads, b.loss.weights, b.loss.smoothing, b.train.best = '', 'flat', '', 0.0, 'top1/finest'
+  b.model.head, b.curriculum = default.model.head, default.curriculum
   return b

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -69,16 +70,24 @@ def numpy_batch_norm(x, scale, bias, eps, act, dy):
   inv = 1 / np.sqrt(var + eps)
   z = (x - mean) * inv
   y = z * scale + bias
-  dy = dy * {'': 1, 'relu': y > 0, 'relu6': (y > 0) & (y < 6)}[act]
+  f, slope = numpy_activation(act, y)
+  dy = dy * slope
   dscale, dbias, dz = (dy * z).sum((0, 1, 2)), dy.sum((0, 1, 2)), dy * scale
   dvar = (dz * (x - mean)).sum((0, 1, 2)) * -.5 * inv ** 3
   dmean = -(dz * inv).sum((0, 1, 2))
   dx = dz * inv + dvar * 2 * (x - mean) / n + dmean / n
-  return {'': y, 'relu': np.maximum(y, 0), 'relu6': np.clip(y, 0, 6)}[act], mean, var, dx, dscale, dbias
+  return f, mean, var, dx, dscale, dbias
+
+
+def numpy_activation(act, y):
+  """The function and its slope, from the papers' definitions; the slopes of the smooth ones by central differences."""
+  functions = {'': lambda y: y, 'relu': lambda y: np.maximum(y, 0), 'relu6': lambda y: np.clip(y, 0, 6), 'silu': lambda y: y / (1 + np.exp(-y)),
+               'hardswish': lambda y: y * np.clip(y + 3, 0, 6) / 6, 'gelu': lambda y: y * (1 + scipy.special.erf(y / 2 ** .5)) / 2}
+  return functions[act](y), (functions[act](y + 1e-5) - functions[act](y - 1e-5)) / 2e-5
 
 
 @pytest.mark.parametrize('kind', ['plain', 'cpu'])
-@pytest.mark.parametrize('act', ['', 'relu', 'relu6'])
+@pytest.mark.parametrize('act', layers.ACTIVATIONS)
 @pytest.mark.parametrize('shape', [(4, 8, 6, 5), (2, 17, 3, 4)], ids=str)
 def test_batch_norm_equals_numpy(shape, act, kind):
   x, dy, scale, bias = draw(0, shape, shape, shape[-1:], shape[-1:])
@@ -131,6 +140,35 @@ def test_max_pool_gives_the_gradient_to_the_first_of_equal_pixels(case):
     got, (grad,) = jax.jit(with_gradients(lambda x: layers.max_pool(x, k, stride, padding), kind))(dy, x)
     np.testing.assert_allclose(got, want[0], atol=1e-6)
     np.testing.assert_allclose(grad, want[1], atol=1e-5)
+
+
+@pytest.mark.parametrize('case', [(8, 6, 2, 2, 0), (9, 7, 2, 2, 0), (7, 5, 3, 2, 1), (6, 6, 3, 1, 1)], ids=str)
+def test_avg_pool_equals_a_naive_loop(case):
+  h, w, k, stride, padding = case
+  x, = draw(0, (2, h, w, 3))
+  out = [(n + 2 * padding - k) // stride + 1 for n in (h, w)]
+  dy, = draw(1, (2, *out, 3))
+  padded = np.pad(x.astype('f8'), ((0, 0), *((padding, padding),) * 2, (0, 0)))
+  y, dx = np.zeros(dy.shape), np.zeros(padded.shape)
+  for b, i, j, c in np.ndindex(*dy.shape):
+    at = b, slice(i * stride, i * stride + k), slice(j * stride, j * stride + k), c
+    y[b, i, j, c] = padded[at].mean()
+    dx[at] += dy[b, i, j, c] / k ** 2
+  for kind in ('cpu', 'plain'):
+    got, (grad,) = jax.jit(with_gradients(lambda x: layers.AvgPool(k, stride, padding).apply({}, x), kind))(dy, x)
+    np.testing.assert_allclose(got, y, atol=1e-6)
+    np.testing.assert_allclose(grad, dx[:, padding:padding + h, padding:padding + w], atol=1e-6)
+
+
+def test_squeeze_and_excite_equals_numpy():
+  x, = draw(0, (2, 5, 4, 6))
+  module = layers.SqueezeExcite(3, 'silu', names=('conv_reduce', 'conv_expand'))
+  variables = module.init(jax.random.key(0), x)
+  p = jax.tree.map(lambda v: draw(2, v.shape)[0], variables['params'])
+  a, b = p['conv_reduce'], p['conv_expand']
+  s = x.mean((1, 2)) @ a['kernel'][0, 0] + a['bias']
+  s = s / (1 + np.exp(-s)) @ b['kernel'][0, 0] + b['bias']
+  close(module.apply({'params': p}, x), x * (1 / (1 + np.exp(-s)))[:, None, None], 1e-5)
 
 
 class Small(nn.Module):

@@ -57,6 +57,7 @@ class ConvNeXt(nn.Module):
   variant: str = 'tiny'
   drop_path: float | None = None
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -72,8 +73,8 @@ class ConvNeXt(nn.Module):
         x = layers.LayerNorm(dtype=self.dtype, name=f'stages_{stage}_downsample_0')(x)
         x = layers.Conv(width, 2, 2, **patch, name=f'stages_{stage}_downsample_1')(x)
       for i in range(depth):
-        x = Block(width, drop * done / (sum(depths) - 1), self.dtype, name=f'stages_{stage}_blocks_{i}')(x, train)
+        x = layers.remat(Block, self.remat)(width, drop * done / (sum(depths) - 1), self.dtype, name=f'stages_{stage}_blocks_{i}')(x, train)
         done += 1
       ends[f'stage{stage + 1}'] = x
     x = ends['features'] = self.perturb('features', x)
-    return layers.LayerNorm(name='head_norm')(layers.global_pool(x)), ends
+    return layers.LayerNorm(name='head_norm')(layers.GlobalPool()(x)), ends

@@ -75,6 +75,7 @@ class EfficientNetLite(nn.Module):
   variant: int = 0
   drop_path: float = 0.
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -85,11 +86,12 @@ class EfficientNetLite(nn.Module):
     ends, done, repeats = {'stem': x}, 0, depths(self.variant)
     for stage, (_, size, stride, expand, channels) in enumerate(STAGES):
       for i in range(repeats[stage]):
-        x = Block(width(channels, VARIANTS[self.variant][0]), size, stride if i == 0 else 1, expand, self.drop_path * done / sum(repeats),
-                  self.dtype, name=f'blocks_{stage}_{i}')(x, train)
+        x = layers.remat(Block, self.remat)(
+            width(channels, VARIANTS[self.variant][0]), size, stride if i == 0 else 1, expand, self.drop_path * done / sum(repeats),
+            self.dtype, name=f'blocks_{stage}_{i}')(x, train)
         done += 1
       if stage in ENDS:
         ends[ENDS[stage]] = x
     x = bn('bn2')(layers.Conv(1280, 1, 1, 'SAME', dtype=self.dtype, name='conv_head')(x), train)
     x = ends['features'] = self.perturb('features', x)
-    return layers.global_pool(x), ends
+    return layers.GlobalPool()(x), ends

@@ -107,8 +107,8 @@ def uniform(bound: float | Callable[[tuple[int, ...]], float]):
   return draw
 
 
-def constant(value: float):
-  """Initialiser: the value everywhere."""
+def constant(value: float | np.ndarray):
+  """Initialiser: the value everywhere, or these along the last axis."""
   return lambda key, shape, dtype=jnp.float32: (np if _generator is not None else jnp).full(shape, value, np.float32)
 
 
@@ -304,10 +304,20 @@ def batch_norm(x: Array, scale: Array, bias: Array, eps: float, act: str) -> tup
   return scale_shift(x, factor, bias - mean * factor, act), *lax.stop_gradient((mean, var))
 
 
+# name: (the function, its derivative), both of what goes in. GELU is the exact one; hard swish has torch's slopes at its kinks.
+ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
+    '': (lambda y: y, jnp.ones_like),
+    'relu': (lambda y: jnp.maximum(y, 0), lambda y: y > 0),
+    'relu6': (lambda y: jnp.clip(y, 0, 6), lambda y: (y > 0) & (y < 6)),
+    'silu': (nn.silu, lambda y: (s := nn.sigmoid(y)) * (1 + y * (1 - s))),
+    'hardswish': (nn.hard_swish, lambda y: jnp.where(y <= 3, jnp.where(y < -3, 0, y / 3 + .5), 1)),
+    'gelu': (functools.partial(nn.gelu, approximate=False), lambda y: jax.scipy.stats.norm.cdf(y) + y * jax.scipy.stats.norm.pdf(y)),
+}
+
+
 def scale_shift(x: Array, factor: Array, term: Array, act: str) -> Array:
-  """act(x * factor + term), factor and term [C]; act is '', 'relu' or 'relu6'."""
-  y = x * _over(factor, x) + _over(term, x)
-  return {'': lambda: y, 'relu': lambda: jnp.maximum(y, 0), 'relu6': lambda: jnp.clip(y, 0, 6)}[act]().astype(x.dtype)
+  """act(x * factor + term), factor and term [C]; act is a key of ACTIVATIONS."""
+  return ACTIVATIONS[act][0](x * _over(factor, x) + _over(term, x)).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -334,8 +344,8 @@ def _batch_norm_forward(x, scale, bias, eps, act, axis):
 
 def _before_act(x, dy, factor, term, act):
   """The gradient before the activation."""
-  y = x * _over(factor, x) + _over(term, x)
-  return {'': lambda: dy, 'relu': lambda: jnp.where(y > 0, dy, 0), 'relu6': lambda: jnp.where((y > 0) & (y < 6), dy, 0)}[act]()
+  slope = ACTIVATIONS[act][1](x * _over(factor, x) + _over(term, x))
+  return jnp.where(slope, dy, 0) if slope.dtype == bool else dy * slope
 
 
 @functools.partial(_stored, static=(3, 4, 5))
@@ -403,6 +413,14 @@ def _max_pool_backward(k, stride, pads, size, place, dy):
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def avg_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
+  """Average pooling of x [B, H, W, C], padding in pixels, which count as zeros (torch's default)."""
+  if not on_cpu():
+    return nn.avg_pool(x, (window, window), (stride, stride), ((padding, padding),) * 2)
+  kernel = np.full((window, window, 1, x.shape[3]), 1 / window ** 2, np.float32)  # the depthwise convolution has the faster gradient
+  return conv(x, jnp.asarray(kernel), stride, padding)
 
 
 def global_pool(x: Array) -> Array:
@@ -489,6 +507,47 @@ class LayerNorm(nn.Module):
     y = d * lax.rsqrt(jnp.square(d).mean(-1, keepdims=True) + self.eps)
     over = (1,) * (x.ndim - 1) + (-1,)
     return (y * jnp.reshape(scale, over) + jnp.reshape(bias, over)).astype(self.dtype)
+
+
+class AvgPool(nn.Module):
+  """avg_pool as a module, where the original has one too (which thop counts)."""
+  window: int
+  stride: int
+  padding: int = 0
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    return avg_pool(x, self.window, self.stride, self.padding)
+
+
+class GlobalPool(nn.Module):
+  """global_pool as a module: [B, H, W, C] -> float32 [B, C]."""
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    return global_pool(x)
+
+
+class SqueezeExcite(nn.Module):
+  """x [B, H, W, C] times a gate a channel: pool, 1x1 to `squeezed` channels, act, 1x1 back, gate (Hu et al. 2018, arXiv:1709.01507)."""
+  squeezed: int
+  act: str = 'relu'
+  gate: Callable = nn.sigmoid
+  names: tuple[str, str] = ('fc1', 'fc2')
+  initial: Callable = fan_out
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    options = {'use_bias': True, 'initial': self.initial, 'dtype': self.dtype}
+    s = GlobalPool()(x)[:, None, None].astype(self.dtype)
+    s = ACTIVATIONS[self.act][0](Conv(self.squeezed, 1, **options, name=self.names[0])(s))
+    return x * self.gate(Conv(x.shape[-1], 1, **options, name=self.names[1])(s))
+
+
+def remat(block: type[nn.Module], enabled: bool) -> type[nn.Module]:
+  """The block, called as block(x, train); enabled, what lies within it is computed again in the backward pass instead of being kept."""
+  return nn.remat(block, static_argnums=(2,)) if enabled else block
 
 
 class StochasticDepth(nn.Module):

@@ -43,6 +43,7 @@ class ResNet(nn.Module):
   depth: int = 50
   stem: str = 'standard'
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -56,7 +57,7 @@ class ResNet(nn.Module):
     for stage, blocks in enumerate(DEPTHS[self.depth], 1):
       for i in range(blocks):
         stride = 2 if i == 0 and stage > 1 else 1
-        x = Block(32 << stage, stride, self.depth >= 50, self.dtype, name=f'layer{stage}_{i}')(x, train)
+        x = layers.remat(Block, self.remat)(32 << stage, stride, self.depth >= 50, self.dtype, name=f'layer{stage}_{i}')(x, train)
       ends[f'stage{stage}'] = x
     x = ends['features'] = self.perturb('features', x)
-    return layers.global_pool(x), ends
+    return layers.GlobalPool()(x), ends

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hierjax.models import convnext, densenet, efficientnet_lite, layers, resnet
+from hierjax.models import convnext, densenet, efficientnet_lite, layers, resnet, vgg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ BACKBONES: dict[str, Backbone] = {
                                  torch_names=convnext.torch_names) for v, (_, widths, _) in convnext.VARIANTS.items()},
     **{f'densenet{d}': Backbone(functools.partial(densenet.DenseNet, d), width, **_IMAGENET, size=224, torch_names=densenet.torch_names)
        for d, width in ((121, 1024), (161, 2208), (169, 1664), (201, 1920))},
+    **{f'vgg{d}': Backbone(functools.partial(vgg.VGG, d), 4096, **_IMAGENET, size=224, torch_names=vgg.torch_names) for d in vgg.DEPTHS},
     **{f'efficientnet_lite{v}': Backbone(functools.partial(efficientnet_lite.EfficientNetLite, v), 1280, (127.,) * 3, (128.,) * 3, size,
                                          efficientnet_lite.torch_names(v)) for v, size in enumerate((224, 240, 260, 280, 300))},
 }

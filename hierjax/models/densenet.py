@@ -28,17 +28,19 @@ class Layer(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, maps, train: bool):
-    x = layers.BatchNorm('relu', dtype=self.dtype, name='norm1')(jnp.concatenate(maps, -1), train)
+  def __call__(self, maps, train: bool, known):
+    x = layers.BatchNorm('relu', dtype=self.dtype, name='norm1')(jnp.concatenate(maps, -1), train, known)
     x = layers.Conv(4 * self.growth, 1, initial=layers.fan_in, dtype=self.dtype, name='conv1')(x)
     x = layers.BatchNorm('relu', dtype=self.dtype, name='norm2')(x, train)
     return layers.Conv(self.growth, 3, 1, 1, initial=layers.fan_in, dtype=self.dtype, name='conv2')(x)
 
 
 class DenseNet(nn.Module):
-  """Trunk of a DenseNet."""
+  """Trunk of a DenseNet. In training the norms of a block share each map's statistics, which are the same in all of them. remat recomputes what lies
+  within a layer, as torchvision's memory_efficient does: what is kept grows with the layers of a block, not with their square."""
   depth: int = 121
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -49,14 +51,21 @@ class DenseNet(nn.Module):
     ends = {'stem': x}
     x = layers.max_pool(x, 3, 2, 1)
     for stage, depth in enumerate(depths, 1):
-      if stage > 1:
-        x = layers.BatchNorm('relu', dtype=self.dtype, name=f'transition{stage - 1}_norm')(x, train)
-        x = layers.Conv(x.shape[-1] // 2, 1, initial=layers.fan_in, dtype=self.dtype, name=f'transition{stage - 1}_conv')(x)
-        x = nn.avg_pool(x, (2, 2), (2, 2))
-      maps = [x]
+      maps, moments = [x], [layers.moments(x)]
       for i in range(1, depth + 1):
-        maps.append(Layer(growth, self.dtype, name=f'denseblock{stage}_denselayer{i}')(maps, train))
+        layer = layers.remat(Layer, self.remat)(growth, self.dtype, name=f'denseblock{stage}_denselayer{i}')
+        maps.append(layer(maps, train, _joined(moments)))
+        moments.append(layers.moments(maps[-1]))
       x = ends[f'stage{stage}'] = jnp.concatenate(maps, -1)
-    x = layers.BatchNorm('relu', dtype=self.dtype, name='norm5')(x, train)
+      norm = f'transition{stage}_norm' if stage < 4 else 'norm5'
+      x = layers.BatchNorm('relu', dtype=self.dtype, name=norm)(x, train, _joined(moments))
+      if stage < 4:
+        x = layers.Conv(x.shape[-1] // 2, 1, initial=layers.fan_in, dtype=self.dtype, name=f'transition{stage}_conv')(x)
+        x = layers.AvgPool(2, 2, name=f'transition{stage}_pool')(x)
     x = ends['features'] = self.perturb('features', x)
     return layers.global_pool(x), ends
+
+
+def _joined(moments):
+  """(means, variances) of maps after one another, from those of each."""
+  return tuple(map(jnp.concatenate, zip(*moments)))

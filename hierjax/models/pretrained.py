@@ -304,10 +304,13 @@ def _backbone_leaves(variables):
 
 
 def _to_flax(leaf, value, shape):
-  """torch's array in our layout (OIHW to HWIO, a linear or 1x1 kernel to [in, out]), or None where it cannot have this shape."""
+  """torch's array in our layout (OIHW to HWIO, a linear or 1x1 kernel to [in, out]), or None where it cannot have this shape.
+
+  A linear kernel on flattened maps, which torch has as [out, channels * height * width], is a convolution's over the whole of them here."""
   if leaf == 'kernel':
-    if value.ndim == 2:
-      value = value[:, :, None, None]
+    size = shape[:2] if len(shape) == 4 else (1, 1)
+    if value.ndim == 2 and value.shape[1] % math.prod(size) == 0:
+      value = value.reshape(len(value), -1, *size)
     if value.ndim == 4:
       value = value.transpose(2, 3, 1, 0)
       if len(shape) == 2 and value.shape[:2] == (1, 1):

@@ -241,8 +241,8 @@ class Run:
 
   def variables(self) -> dict:
     """The initial ones as numpy: seeded, with the backbone's from a file where model.pretrained names one."""
-    m = self.c.model
-    variables = models.init(heads_lib.build(self.c, self.taxonomy, self.levels), self.c.seed)
+    m, size = self.c.model, self.c.data.size
+    variables = models.init(heads_lib.build(self.c, self.taxonomy, self.levels), self.c.seed, jnp.zeros((1, size, size, 3)))
     if m.pretrained:
       variables, found = pretrained.load(m.backbone, variables, m.pretrained, stem=m.stem)
       if not m.mean:  # kept in config.json, so that prediction normalises as training did

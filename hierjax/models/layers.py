@@ -518,6 +518,40 @@ def global_pool(x: Array) -> Array:
   return x.mean((1, 2), dtype=jnp.float32)
 
 
+def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+  """softmax(q k^T + bias) v of q, k, v [..., heads, n, d], q scaled; the softmax in float32. bias [heads, n, n], or with leading axes of q's.
+
+  Heads stand before the tokens: XLA's batched products of matrices on the CPU want their batch axes in front, and copy what is laid out otherwise.
+  """
+  batch = tuple(range(q.ndim - 2))
+  logits = lax.dot_general(q, k, (((q.ndim - 1,), (q.ndim - 1,)), (batch, batch)), preferred_element_type=jnp.float32)
+  if bias is not None:
+    logits = logits + bias.reshape((1,) * (logits.ndim - bias.ndim) + bias.shape)
+  return lax.dot_general(nn.softmax(logits).astype(v.dtype), v, (((q.ndim - 1,), (q.ndim - 2,)), (batch, batch)))
+
+
+def windows(x: Array, size: int, spread: bool = False) -> Array:
+  """Parts of size x size pixels of x [B, H, W, C] -> [B, parts, size * size, C]: neighbours, or with `spread` H / size rows and W / size columns apart."""
+  b, h, w, c = x.shape
+  if spread:
+    return x.reshape(b, size, h // size, size, w // size, c).transpose(0, 2, 4, 1, 3, 5).reshape(b, -1, size * size, c)
+  return x.reshape(b, h // size, size, w // size, size, c).swapaxes(2, 3).reshape(b, -1, size * size, c)
+
+
+def from_windows(y: Array, size: int, h: int, w: int, spread: bool = False) -> Array:
+  """The inverse of `windows`, to [B, h, w, C]."""
+  b, c = y.shape[0], y.shape[-1]
+  y = y.reshape(b, h // size, w // size, size, size, c)
+  return (y.transpose(0, 3, 1, 4, 2, 5) if spread else y.swapaxes(2, 3)).reshape(b, h, w, c)
+
+
+def relative_position(table: Array, size: int) -> Array:
+  """[heads, n, n] with n = size * size: the row of the table [(2 size - 1)^2, heads] for how much lower and further right one pixel is than another."""
+  at = np.stack(np.divmod(np.arange(size * size), size))
+  down, right = at[:, :, None] - at[:, None] + size - 1
+  return jnp.moveaxis(table[down * (2 * size - 1) + right], -1, 0)
+
+
 # Modules.
 
 
@@ -530,6 +564,7 @@ class Conv(nn.Module):
   depthwise: bool = False
   use_bias: bool = False
   initial: Callable = fan_out
+  initial_bias: Callable = zeros
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -538,7 +573,7 @@ class Conv(nn.Module):
     kernel = self.param('kernel', self.initial, (self.size, self.size, c, self.features))
     y = conv(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), self.stride, self.padding)
     if self.use_bias:
-      y = y + _over(jnp.asarray(self.param('bias', zeros, (self.features,)), self.dtype), y)
+      y = y + _over(jnp.asarray(self.param('bias', self.initial_bias, (self.features,)), self.dtype), y)
     return y
 
 
@@ -547,6 +582,7 @@ class Dense(nn.Module):
   features: int
   initial: Callable = normal(.02)
   use_bias: bool = True
+  initial_bias: Callable = zeros
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -554,8 +590,36 @@ class Dense(nn.Module):
     kernel = self.param('kernel', self.initial, (x.shape[-1], self.features))
     y = dense(x.astype(self.dtype), jnp.asarray(kernel, self.dtype))
     if self.use_bias:
-      y = y + _over(jnp.asarray(self.param('bias', zeros, (self.features,)), self.dtype), y)
+      y = y + _over(jnp.asarray(self.param('bias', self.initial_bias, (self.features,)), self.dtype), y)
     return y
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention among the n tokens of x [..., n, C] (Vaswani et al. 2017, arXiv:1706.03762).
+
+  scale: of the products of queries and keys; None: 1 / sqrt(C / heads). window: where tokens are the pixels of window x window, their relative position's
+  learned bias is added; 0: none. mask, added too: [parts, n, n] for x [..., parts, n, C].
+  """
+  heads: int
+  scale: float | None = None
+  window: int = 0
+  initial: tuple[Callable, Callable] = (normal(.02), normal(.02))  # of qkv and proj
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, mask: Array | np.ndarray | None = None) -> Array:
+    *lead, n, c = x.shape
+    d = c // self.heads
+    qkv = Dense(3 * c, self.initial[0], dtype=self.dtype, name='qkv')(x).reshape(*lead, n, 3, self.heads, d)
+    q, k, v = jnp.moveaxis(qkv, (-3, -2), (0, -3))
+    bias = None
+    if self.window:
+      table = self.param('relative_position_bias_table', normal(.02), ((2 * self.window - 1) ** 2, self.heads))
+      bias = relative_position(jnp.asarray(table, jnp.float32), self.window)
+      if mask is not None:
+        bias = bias[None] + mask[:, None]
+    y = attention(q * (d ** -.5 if self.scale is None else self.scale), k, v, bias)
+    return Dense(c, self.initial[1], dtype=self.dtype, name='proj')(y.swapaxes(-3, -2).reshape(*lead, n, c))
 
 
 class BatchNorm(nn.Module):

@@ -33,10 +33,11 @@ GLOBALS = {'collections.OrderedDict', 'torch._utils._rebuild_tensor_v2', 'torch.
   f'torch.{name}' for name in (*STORAGES, *'float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool'.split())  # noqa: SIM905
 }
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # where trainers keep the weights; the averaged ones first, as timm does
-CLASSIFIER = re.compile(r'(fc|_fc|classifier|classifier\.\d|head|head\.fc)\.(weight|bias)')
-SUFFIXES = {  # our leaf -> torch's
-  'kernel': ('weight',), 'scale': ('weight',), 'bias': ('bias',), 'mean': ('running_mean',), 'var': ('running_var',),
-  'gamma': ('gamma', 'layer_scale'),
+CLASSIFIER = re.compile(r'(fc|_fc|classifier|classifier\.\d|head|head\.fc|heads\.head)\.(weight|bias)')
+BUFFERS = re.compile(r'(.+\.)?(num_batches_tracked|relative_position_index|attn_mask)')  # in files beside the weights; what they hold is known or not needed
+SUFFIXES = {  # our leaf -> torch's, or the scheme's where they differ; any other leaf has its own name
+  'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var', 'gamma': {'torchvision': 'layer_scale'},
+  'class_token': {'timm': 'cls_token'}, 'pos_embedding': {'torchvision': 'encoder.pos_embedding', 'timm': 'pos_embed'},
 }  # fmt: skip
 
 
@@ -320,44 +321,42 @@ def _to_flax(leaf, value, shape):
   return value if value.shape == tuple(shape) else None
 
 
+def torch_name(name, scheme, module, leaf):
+  """The state dict's name of a leaf of a module of a backbone; the module's prefix is joined with a dot, one that ends in '_' is not."""
+  prefix, suffix = BACKBONES[name].torch_names[scheme](module), SUFFIXES.get(leaf, leaf)
+  suffix = suffix.get(scheme, leaf) if isinstance(suffix, dict) else suffix
+  return prefix + ('.' if prefix and not prefix.endswith('_') else '') + suffix
+
+
 def _match(name, leaves, state, path, free=()):
   """(scheme, {path in variables: array}, names of the file that were not used). The naming scheme is the one most of whose names are there.
 
   free: modules that the file need not fit; one that it does not is left out, whole.
   """
-
-  def names(scheme):
-    prefix = BACKBONES[name].torch_names[scheme]
-    found = {}
-    for p, (module, leaf, _) in leaves.items():
-      options = [f'{prefix(module)}.{suffix}'.lstrip('.') for suffix in SUFFIXES[leaf]]
-      found[p] = next((o for o in options if o in state), options[0])
-    return found
-
-  schemes = {s: names(s) for s in BACKBONES[name].torch_names}
+  schemes = {s: {p: torch_name(name, s, module, leaf) for p, (module, leaf, _) in leaves.items()} for s in BACKBONES[name].torch_names}
   scheme = max(schemes, key=lambda s: sum(n in state for n in schemes[s].values()))
-  torch_name = schemes[scheme]
-  fits = lambda p, leaf, like: torch_name[p] in state and _to_flax(leaf, state[torch_name[p]], like.shape) is not None
+  keys = schemes[scheme]
+  fits = lambda p, leaf, like: keys[p] in state and _to_flax(leaf, state[keys[p]], like.shape) is not None
   out = {module for p, (module, leaf, like) in leaves.items() if module in free and not fits(p, leaf, like)}
-  passed = {torch_name[p] for p, (module, _, _) in leaves.items() if module in out}
+  passed = {keys[p] for p, (module, _, _) in leaves.items() if module in out}
   leaves = {p: found for p, found in leaves.items() if found[0] not in out}
-  torch_name = {p: torch_name[p] for p in leaves}
-  used = set(torch_name.values())
+  keys = {p: keys[p] for p in leaves}
+  used = set(keys.values())
   rest = [k for k in state if k not in used]
-  missing = [n for n in torch_name.values() if n not in state]
-  unexpected = [k for k in rest if k not in passed and not CLASSIFIER.fullmatch(k) and not k.endswith('num_batches_tracked')]
+  missing = [n for n in keys.values() if n not in state]
+  unexpected = [k for k in rest if k not in passed and not CLASSIFIER.fullmatch(k) and not BUFFERS.fullmatch(k)]
   taken, other = {}, []
   for p, (_, leaf, like) in leaves.items():
-    value = state.get(torch_name[p])
+    value = state.get(keys[p])
     if value is None:
       continue
     fitting = _to_flax(leaf, value, like.shape)
     if fitting is None:
-      other.append(f'{torch_name[p]} ({"x".join(map(str, value.shape))})')
+      other.append(f'{keys[p]} ({"x".join(map(str, value.shape))})')
     else:
       taken[p] = np.ascontiguousarray(fitting, dtype=like.dtype)
-  spoilt = [torch_name[p] for p, value in taken.items() if not np.isfinite(value).all()]
-  negative = [torch_name[p] for p, value in taken.items() if p[-1] == 'var' and (value < 0).any()]
+  spoilt = [keys[p] for p, value in taken.items() if not np.isfinite(value).all()]
+  negative = [keys[p] for p, value in taken.items() if p[-1] == 'var' and (value < 0).any()]
   problems = [_some('missing', missing), _some('unexpected', unexpected), _some('of another shape', other), _some('with NaN or infinity', spoilt),
               _some('negative, though a variance', negative)]
   if any(problems):

@@ -62,7 +62,9 @@ def default() -> ConfigDict:
   c.data = ConfigDict()
   # auto: no root = toy; labels.csv = csv; the layout of a published data set (data/layouts.py says how they look); *.parquet = parquet; else class folders
   c.data.source = 'auto'
-  c.data.root = ''  # FOLDER | hf:OWNER/NAME[@REVISION], Parquet on the hub | tfds:NAME[/CONFIG][:VERSION], prepared as ArrayRecord below $TFDS_DATA_DIR
+  # FOLDER | hf:OWNER/NAME[@REVISION], Parquet on the hub | tfds:NAME[/CONFIG][:VERSION], prepared as ArrayRecord below $TFDS_DATA_DIR |
+  # classes:make=49,model=196, no images but so many classes a level, for --mode=describe
+  c.data.root = ''
   c.data.taxonomy = ''  # '' = ROOT/taxonomy.csv, or derived from the labels where there is none
   c.data.train, c.data.val = 'train', 'val'  # names of the splits
   c.data.val_share = 0.2  # of the images, stratified by the finest class, where the data name no split

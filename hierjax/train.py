@@ -201,7 +201,7 @@ class Run:
       if c.data[option] not in self.splits:
         made = f', and --config.data.val_share={c.data.val_share:g} of each class leaves it none' if any(n.startswith('split made') for n in self.notes) else ''
         raise UserError(f'--config.data.{option}={c.data[option]!r}: no such split{config_lib.did_you_mean(c.data[option], list(self.splits))}; '
-                        f'the data have {", ".join(self.splits)}{made}')
+                        f'the data have {", ".join(self.splits) or "no images"}{made}')
     self.train, self.val = self.splits[c.data.train], self.splits[c.data.val]
     n = len(self.train.labels)
     self.total = config_lib.steps(c.train, '', n, c.train.batch_size, '--config.train')

@@ -49,6 +49,7 @@ class Dataset:
 def load(data) -> Dataset:
   """The data set that `config.data` names (a ConfigDict or a namespace with its fields). UserError where it does not add up."""
   root, source = pathlib.Path(data.root).expanduser() if data.root else None, data.source
+  if source == 'auto' and data.root.startswith('classes:'): return Dataset(_numbered(data.root), {}, [])
   if data.root.startswith('hf:'): root = layouts.hub_folder(data.root[3:])
   if source == 'auto': source = 'tfds' if data.root.startswith('tfds:') else _detect(root)
   if source == 'toy':
@@ -63,6 +64,19 @@ def load(data) -> Dataset:
   taxonomy = data.taxonomy or (root / 'taxonomy.csv' if (root / 'taxonomy.csv').exists() else None)
   taxonomy, table, notes = LOADERS[source](data, root, Taxonomy.from_csv(pathlib.Path(taxonomy).expanduser()) if taxonomy else None)
   return Dataset(taxonomy, _split(data, table, notes), notes)
+
+
+def _numbered(text):
+  """The taxonomy of 'classes:make=49,model=196', so many classes a level, for counts of a model without data. UserError names what is wrong."""
+  sizes = {}
+  for item in text.removeprefix('classes:').split(','):
+    level, _, n = item.partition('=')
+    if not level or level in sizes or not n.isdecimal() or not 0 < int(n) <= 1000000:
+      raise UserError(f'--config.data.root={text}: {item!r} is not LEVEL=NUMBER; write classes:make=49,model=196, coarse to fine')
+    sizes[level] = int(n)
+  leaves = int(n)
+  if max(sizes.values()) > leaves: raise UserError(f'--config.data.root={text}: the last level, {level}, is the finest and must have the most classes')
+  return Taxonomy.from_rows(list(sizes), [[f'{level} {min(i, n - 1)}' for level, n in sizes.items()] for i in range(leaves)])
 
 
 def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -> Examples:

@@ -18,7 +18,8 @@ class Backbone:
   mean and std are the original's, per RGB channel in 0..255 units; size is the image size it was trained at; torch_names maps a naming
   scheme to the function from a module's path in the parameter tree ('layer1_0/conv1') to its prefix in that scheme's state dict
   ('layer1.0.conv1'). stems maps each choice of model.stem that the backbone has to its modules that a weight file of the original need not fit: they
-  stay as initialised where it does not.
+  stay as initialised where it does not. unseen is a regular expression of the paths of the modules that stand for what the original computes outside of
+  modules that the tool thop knows (see counts.thop_macs).
   """
   make: Callable[..., nn.Module]
   features: int
@@ -27,6 +28,7 @@ class Backbone:
   size: int
   torch_names: Mapping[str, Callable[[str], str]]
   stems: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {'standard': ()})
+  unseen: str = ''
 
 
 _IMAGENET = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375)}
@@ -40,8 +42,8 @@ BACKBONES: dict[str, Backbone] = {
     # S4's AdvancedCNN is ResNet-18, layer by layer (its dropout and linear layer are the head's); the paper normalises with mean = std = .5
     'advanced_cnn': Backbone(functools.partial(resnet.ResNet, 18), 512, (127.5,) * 3, (127.5,) * 3, 224, resnet.torch_names),
     **{f'convnext_{v}': Backbone(functools.partial(convnext.ConvNeXt, v), widths[-1], **_IMAGENET, size=224,
-                                 torch_names=convnext.torch_names) for v, (_, widths, _) in convnext.VARIANTS.items()},
-    'mobilenet_v2': Backbone(_MOBILENET(**mobilenet.V2), 1280, **_IMAGENET, size=224, torch_names=mobilenet.v2_names),
+                                 torch_names=convnext.torch_names, unseen=convnext.UNSEEN) for v, (_, widths, _) in convnext.VARIANTS.items()},
+    'mobilenet_v2': Backbone(_MOBILENET(**mobilenet.V2), 1280, **_IMAGENET, size=224, torch_names=mobilenet.v2_names, unseen='GlobalPool_0'),
     'mobilenet_v3_large': Backbone(_MOBILENET(**mobilenet.V3_LARGE), 1280, **_IMAGENET, size=224, torch_names=mobilenet.v3_names),
     **{f'efficientnet_b{v}': Backbone(_MOBILENET(**efficientnet.b(v)), efficientnet.b(v)['head'], **_IMAGENET, size=size,
                                       torch_names=efficientnet.b_names(v)) for v, (*_, size) in enumerate(efficientnet.B)},

@@ -197,10 +197,16 @@ def test_matfile_reads_what_scipy_writes(tmp_path, packed):
 
 
 def test_matfile_big_endian(tmp_path):
-  """A matrix of one double, by hand, as a big-endian machine wrote it, its name within its tag."""
+  """By hand, as a big-endian machine wrote it: a double, its name within its tag, and text as MATLAB writes it, two bytes a letter."""
   body = struct.pack('>IIII', 6, 8, 6, 0) + struct.pack('>IIii', 5, 8, 1, 1) + struct.pack('>HH4s', 1, 1, b'v') + struct.pack('>IId', 9, 8, 2.5)
-  (tmp_path / 'm.mat').write_bytes(b' ' * 124 + b'\1\0MI' + struct.pack('>II', 14, len(body)) + body)
-  assert matfile.read(tmp_path / 'm.mat') == {'v': 2.5}
+  text = struct.pack('>IIII', 6, 8, 4, 0) + struct.pack('>IIii', 5, 8, 1, 2) + struct.pack('>HH4s', 1, 1, b't') + struct.pack('>HHHH', 4, 4, 0xc4, 0x78)
+  both = b''.join(struct.pack('>II', 14, len(b)) + b for b in (body, text))
+  (tmp_path / 'm.mat').write_bytes(b' ' * 124 + b'\1\0MI' + both)
+  assert matfile.read(tmp_path / 'm.mat') == {'v': 2.5, 't': 'Äx'}
+  for cut in range(129, 128 + len(both)):
+    (tmp_path / 'm.mat').write_bytes((b' ' * 124 + b'\1\0MI' + both)[:cut])
+    if cut != 128 + len(both) - len(text) - 8:
+      with pytest.raises((ValueError, struct.error)): matfile.read(tmp_path / 'm.mat')
 
 
 def test_damaged_mat(tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import pathlib
 
 import jax
@@ -59,6 +60,8 @@ def torch_entries(name, scheme):
     key = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}.get(kind, kind)
     if kind == 'kernel':
       shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
+      if scheme == 'torchvision' and prefix('/'.join(path[1:-1])).startswith('classifier.'):
+        shape = (shape[0], math.prod(shape[1:]))  # a linear map of what was flattened
     if kind == 'gamma' and scheme == 'torchvision':
       key, shape = 'layer_scale', (*shape, 1, 1)
     entries[path] = (f'{prefix("/".join(path[1:-1]))}.{key}', shape)

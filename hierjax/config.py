@@ -168,9 +168,14 @@ def split_names(text: str | Sequence[str]) -> list[str]:
   return [t.strip() for t in (text.split(',') if isinstance(text, str) else text) if t.strip()]
 
 
+def level_words(levels: Sequence[str]) -> dict[str, Sequence[str]]:
+  """The words that name levels of any taxonomy."""
+  return {'coarsest': levels[:1], 'finest': levels[-1:], 'all': levels, 'coarser': levels[:-1]}
+
+
 def resolve_levels(text: str | Sequence[str], levels: Sequence[str], option: str) -> tuple[str, ...]:
   """Names of levels from an option's text, in the taxonomy's order. UserError names the option and the choices."""
-  words = {'coarsest': levels[:1], 'finest': levels[-1:], 'all': levels, 'coarser': levels[:-1]}
+  words = level_words(levels)
   chosen = set()
   for name in split_names(text):
     if name not in words and name not in levels:

@@ -31,7 +31,7 @@ from hierjax.page import METRICS, count, listed, render, signed
 
 COUNTS = {'params': 'parameters', 'trunk_params': 'parameters of the backbone', 'macs': 'MACs', 'thop_macs': 'MACs as thop counts'}  # of predict.describe
 PER_LEVEL = ('top1', 'top3', 'top5', 'ece')
-PAIRED = ('top1', 'fpa', 'hvr', 'consistency')  # what metrics.of_predictions knows of every image that has labels
+PAIRED = ('top1', 'fpa')  # whose differences to a baseline are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +76,7 @@ class Column:
   @property
   def paired(self) -> str:
     """Its per-example values among Done.values; '' where there are none."""
-    name = f'{self.level}.{self.metric}' if self.metric == 'top1' else f'{self.metric}.{self.level}'.strip('.')
-    return f'{self.decoding}:{name}' if self.metric in PAIRED else ''
+    return f'{self.decoding}:{f"{self.level}.{self.metric}".strip(".")}' if self.metric in PAIRED else ''
 
   def text(self, value: float | None, deviation: float | None = None) -> str:
     """As it is printed: a share in per cent, a count in full; '' where there is none."""
@@ -396,12 +395,12 @@ class View:
     delta = any(r.delta_m is not None for r in self.records)
     if not shown and not names and not delta:
       return None
-    header = [c.title for c in shown] + names + ['Δm, %'] * delta
+    header = ['compared with', *(c.title for c in shown), *names, *['Δm, %'] * delta]
     rows = []
     for r in self.records:
       if not r.row.baseline:
         continue
-      cells = []
+      cells = [(self.runner.of[r.row.baseline].label, 'quiet')]
       for c in shown:
         d, low, high = r.difference.get(c.key, (None,) * 3)
         better = METRICS[c.metric].better
@@ -436,14 +435,16 @@ class View:
     elif runner.trains:
       out.append('Ours: no row has finished yet.')
     out.append(f'Published: {self.table.source}.')
-    if runner.overrides:
-      out.append(f'Every row of ours ran with {" ".join(f"--config.{k}={v}" for k, v in runner.overrides.items())}.')
-    if runner.overrides.get('data.limit'):
-      out.append('This is a look on few images, no measurement.')
     return out
 
-  BASIS = ('Differences to the row without a difference above, in percentage points, with the 95% interval of a paired bootstrap over the images (of the means '
-           'over the seeds; the luck of the seeds is not covered). Δm is the mean over the levels of the relative change of top-1.')
+  def departures(self) -> str:
+    """In what every row of ours differs from the table's own options, in words; '' where in nothing."""
+    changed = [f'--config.{k}={v}' for k, v in self.runner.overrides.items() if k not in ('data.root', 'data.source', 'data.taxonomy')]
+    look = ', a look on few images' if self.runner.overrides.get('data.limit') else ''
+    return f"Every row of ours departs from the table's own options{look}: {' '.join(changed)}." if changed else ''
+
+  BASIS = ('Differences in percentage points, with the 95% interval of a paired bootstrap over the images (of the means over the seeds; the luck of the seeds '
+           "is not covered). Δm is the mean over the levels of the relative change of the heads' own top-1.")
 
   def markdown(self) -> str:
     def cell(text):
@@ -458,7 +459,7 @@ class View:
         lines.append(f'| {cell(row.label)} | {" | ".join(cell(text) for text, _ in cells)} |')
       return '\n'.join(lines)
 
-    parts = [f'# {self.table.title}', *self.sentences(), table(self.main())]
+    parts = [f'# {self.table.title}', *self.sentences(), self.departures(), table(self.main())]
     if against := self.against():
       parts += ['## Against the baseline', self.BASIS, self.trends(), table(against)]
     return '\n\n'.join(p for p in parts if p) + '\n'
@@ -489,7 +490,7 @@ class View:
     if bars := self.bars():
       sections.append(('bars', 'Side by side', bars))
     sections.append(('made', 'How it was made', render('made', command=shlex.join(sys.argv), links=links, rows=[r.row for r in self.records])))
-    headline = render('told', sentences=self.sentences())
+    headline = render('told', sentences=self.sentences(), departures=self.departures())
     date = datetime.datetime.now().strftime('%Y-%m-%d %H:%M')
     return str(render('page', name=self.table.title, headline=headline, sections=sections, kind='table', date=date))
 

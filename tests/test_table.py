@@ -146,6 +146,7 @@ def test_difference_is_paired():
 def test_files(made):
   text = (made.workdir / 'table.md').read_text()
   assert '# A <table>' in text and 'Ours: val of the drawn toy set, 40 images, seeds 0 and 1' in text and 'Published: a paper, its table, on test.' in text
+  assert '## Against the baseline' in text and re.search(r'\| two views \| one head \| [+−]?\d+\.\d \([+−]?\d', text)
   assert r'paper \| model' in text and '| 61.25 |' in text and '| **Heads** |' in text and 'no such folder' in text
   values = [decode(made, 'flat', s)['independent']['levels']['model']['top1'] for s in (0, 1)]
   assert f'| one head | 2 | {100 * np.mean([decode(made, "flat", s)["independent"]["levels"]["make"]["top1"] for s in (0, 1)]):.1f} ± ' in text
@@ -335,7 +336,8 @@ def test_command_line(tmp_path):
 
   done = main(f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/run', '--rows=flat bad', '--limit=16', '--seeds=2', '--config.train.steps=1')
   assert done.returncode == 2 and 'error: 1 runs of rows failed' in done.stderr and 'row 1 of 2, seed 2: flat (2 to do)' in done.stderr
-  assert 'Ours: val of the drawn toy set, 16 images, seed 2' in done.stdout and 'a look on few images' in done.stdout
+  assert 'Ours: val of the drawn toy set, 16 images, seed 2' in done.stdout
+  assert 'a look on few images: --config.train.steps=1 --config.data.limit=16.' in done.stdout
   c = predict.run_config(tmp_path / 'run/flat/seed2')
   assert (c.data.limit, c.train.steps, c.seed) == (16, 1, 2) and re.search(r'\| one head \|', done.stdout)
   for args, says in ((('--config=configs/3head.py',), 'has no function get_table'), ((f'--config={tmp_path}/mine.py', '--seeds=a'), '--seeds=a: must be')):

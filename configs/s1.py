@@ -43,6 +43,7 @@ def get_config(model: str = 'densenet121,parallel,0,.9,.1'):
 def row(published, backbone: str, heads: str, dropout: str = '0', weights: tuple[str, str] = ('.9', '.1'), note: str = '') -> table.Row:
   """A table's row; that of multi-task heads is compared with the single-task model of the same dropout, which has no weights."""
   single = f'{backbone},flat,{dropout}'
-  label = HEADS[heads] + ('' if heads == 'flat' else f', λ {"/".join(weights)}') + ('' if dropout == '0' else f', dropout {dropout}')
-  name = single if heads == 'flat' else f'{backbone},{heads},{dropout},{",".join(weights)}'
-  return table.Row(name, label, published, group=BACKBONES[backbone][0], baseline='' if heads == 'flat' else single, note=note)
+  group = BACKBONES[backbone][0] + ('' if dropout == '0' else f', dropout {dropout}')
+  if heads == 'flat':
+    return table.Row(single, HEADS[heads], published, group, note=note)
+  return table.Row(f'{backbone},{heads},{dropout},{",".join(weights)}', f'{HEADS[heads]}, λ {"/".join(weights)}', published, group, single, note=note)

@@ -31,7 +31,7 @@ from hierjax.page import METRICS, count, listed, render, signed
 
 COUNTS = {'params': 'parameters', 'trunk_params': 'parameters of the backbone', 'macs': 'MACs', 'thop_macs': 'MACs as thop counts'}  # of predict.describe
 PER_LEVEL = ('top1', 'top3', 'top5', 'ece')
-PAIRED = ('top1', 'fpa', 'hvr', 'consistency')  # what metrics.of_predictions knows of every image that has labels
+PAIRED = ('top1', 'fpa')  # whose differences to a baseline are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +76,7 @@ class Column:
   @property
   def paired(self) -> str:
     """Its per-example values among Done.values; '' where there are none."""
-    name = f'{self.level}.{self.metric}' if self.metric == 'top1' else f'{self.metric}.{self.level}'.strip('.')
-    return f'{self.decoding}:{name}' if self.metric in PAIRED else ''
+    return f'{self.decoding}:{f"{self.level}.{self.metric}".strip(".")}' if self.metric in PAIRED else ''
 
   def text(self, value: float | None, deviation: float | None = None) -> str:
     """As it is printed: a share in per cent, a count in full; '' where there is none."""
@@ -263,7 +262,7 @@ class Runner:
 
     if set(self.table.columns) & COUNTS.keys():
       for i, row in enumerate(self.rows):
-        print(f'row {i + 1} of {len(self.rows)}: {row.name}', file=sys.stderr)
+        print(f'counting row {i + 1} of {len(self.rows)}: {row.name}', file=sys.stderr)
         attempt(lambda row, _: self.counts.update({row.name: predict.describe(self.configs[row.name])}), row, self.seeds[0], row.name)
     todo = [(row, seed) for seed in self.seeds for row in self.rows if self.trains and not self.done(row, seed)]
     for i, (row, seed) in enumerate(todo):
@@ -349,11 +348,9 @@ def delta_m(ours: Mapping[str, float], baseline: Mapping[str, float], tasks: Seq
   return float(np.mean([(ours[k] - baseline[k]) / baseline[k] for k in tasks]))
 
 
-def figure(value: float | None) -> str:
-  """A published figure with its own digits: 86.1 and 87.95 per cent, a count in full; '' where the paper prints none."""
-  if value is None or isinstance(value, int):
-    return '' if value is None else count(value)
-  return f'{100 * value:.2f}'.removesuffix('0')
+def figure(value: float | None, digits: int = 1) -> str:
+  """A published figure: a share in per cent, a count in full; '' where the paper prints none."""
+  return '' if value is None else count(value) if isinstance(value, int) else f'{100 * value:.{digits}f}'
 
 
 @dataclasses.dataclass
@@ -361,6 +358,7 @@ class Grid:
   """A table as it is printed. Cells are (text, class of the style sheet)."""
   header: list[str]
   rows: list[tuple[Row, list[tuple[str, str]]]]
+  note: str = ''
 
 
 class View:
@@ -370,12 +368,15 @@ class View:
     self.runner, self.table, self.columns = runner, runner.table, columns_of(runner)
     self.records = records_of(runner, self.columns)
     self.beside = {name: expand(text, runner.levels)[0].key for name, text in self.table.published.items()}  # published column -> ours
+    # of a published column, as the paper prints it
+    printed = {n: [row.published[i] for row in self.table.rows if row.published and row.published[i] is not None] for i, n in enumerate(self.beside)}
+    self.digits = {n: 1 if all(abs(1000 * v - round(1000 * v)) < 1e-6 for v in values) else 2 for n, values in printed.items()}
 
   def main(self) -> Grid:
     """Ours and, beside each column, what was published."""
     order = [(c, name) for c in self.columns for name in (None, *(n for n, key in self.beside.items() if key == c.key))]
     order += [(None, name) for name, key in self.beside.items() if key not in {c.key for c in self.columns}]
-    several, noted = len(self.runner.seeds) > 1 and self.runner.trains, any(r.notes for r in self.records)
+    several = len(self.runner.seeds) > 1 and self.runner.trains
     rows = []
     for r in self.records:
       cells = [(str(len(r.seeds)), 'quiet')] if several else []
@@ -385,9 +386,12 @@ class View:
         else:
           same = c is not None and c.metric in COUNTS and c.key in r.mean and name in r.published
           mark = '' if not same else ' ✓' if r.mean[c.key] == r.published[name] else ' ≠'
-          cells.append((figure(r.published.get(name)) + mark, 'bad' if mark == ' ≠' else 'quiet'))
-      rows.append((r.row, cells + ([('; '.join(r.notes), 'text note')] if noted else [])))
-    return Grid(['seeds'] * several + [c.title if name is None else name for c, name in order] + [''] * noted, rows)
+          cells.append((figure(r.published.get(name), self.digits[name]) + mark, 'bad' if mark == ' ≠' else 'quiet'))
+      rows.append((r.row, cells))
+    return Grid(['seeds'] * several + [c.title if name is None else name for c, name in order], rows)
+
+  def notes(self) -> list[tuple[str, str]]:
+    return [(', '.join(filter(None, (r.row.group, r.row.label))), text) for r in self.records for text in r.notes]
 
   def against(self) -> Grid | None:
     """Differences to the baseline rows in percentage points; None where no row has one."""
@@ -396,12 +400,13 @@ class View:
     delta = any(r.delta_m is not None for r in self.records)
     if not shown and not names and not delta:
       return None
-    header = [c.title for c in shown] + names + ['Δm, %'] * delta
+    bases = {self.runner.of[r.row.baseline].label for r in self.records if r.row.baseline}  # one in all groups, or one a row
+    header = [*['compared with'] * (len(bases) > 1), *(c.title for c in shown), *names, *['Δm, %'] * delta]
     rows = []
     for r in self.records:
       if not r.row.baseline:
         continue
-      cells = []
+      cells = [(self.runner.of[r.row.baseline].label, 'quiet')] if len(bases) > 1 else []
       for c in shown:
         d, low, high = r.difference.get(c.key, (None,) * 3)
         better = METRICS[c.metric].better
@@ -409,7 +414,10 @@ class View:
         cells.append(('' if d is None else f'{signed(d)} ({signed(low)} to {signed(high)})', tone))
       cells += [('' if n not in r.published_difference else signed(r.published_difference[n]), 'quiet') for n in names]
       rows.append((r.row, cells + [('' if r.delta_m is None else signed(r.delta_m), '')] * delta))
-    return Grid(header, rows)
+    to = f' to “{min(bases)}”' if len(bases) == 1 else ''
+    note = (f'Differences{to} in percentage points, with the 95% interval of a paired bootstrap over the images (of the means over the seeds; the luck of the '
+            "seeds is not covered). Δm is the mean over the levels of the relative change of the heads' own top-1.")
+    return Grid(header, rows, note)
 
   def trends(self) -> str:
     """How many of the published differences to the baseline ours agree with, in words."""
@@ -436,14 +444,13 @@ class View:
     elif runner.trains:
       out.append('Ours: no row has finished yet.')
     out.append(f'Published: {self.table.source}.')
-    if runner.overrides:
-      out.append(f'Every row of ours ran with {" ".join(f"--config.{k}={v}" for k, v in runner.overrides.items())}.')
-    if runner.overrides.get('data.limit'):
-      out.append('This is a look on few images, no measurement.')
     return out
 
-  BASIS = ('Differences to the row without a difference above, in percentage points, with the 95% interval of a paired bootstrap over the images (of the means '
-           'over the seeds; the luck of the seeds is not covered). Δm is the mean over the levels of the relative change of top-1.')
+  def departures(self) -> str:
+    """In what every row of ours differs from the table's own options, in words; '' where in nothing."""
+    changed = [f'--config.{k}={v}' for k, v in self.runner.overrides.items() if k not in ('data.root', 'data.source', 'data.taxonomy')]
+    look = ', a look on few images' if self.runner.overrides.get('data.limit') else ''
+    return f"Every row of ours departs from the table's own options{look}: {' '.join(changed)}." if changed else ''
 
   def markdown(self) -> str:
     def cell(text):
@@ -458,9 +465,9 @@ class View:
         lines.append(f'| {cell(row.label)} | {" | ".join(cell(text) for text, _ in cells)} |')
       return '\n'.join(lines)
 
-    parts = [f'# {self.table.title}', *self.sentences(), table(self.main())]
+    parts = [f'# {self.table.title}', *self.sentences(), self.departures(), table(self.main()), '\n'.join(f'- {who}: {text}' for who, text in self.notes())]
     if against := self.against():
-      parts += ['## Against the baseline', self.BASIS, self.trends(), table(against)]
+      parts += ['## Against the baseline', against.note, self.trends(), table(against)]
     return '\n\n'.join(p for p in parts if p) + '\n'
 
   def csv(self) -> str:
@@ -483,13 +490,13 @@ class View:
       for seed in r.seeds:
         if (self.runner.place(r.row, seed) / 'report.html').exists():
           links.setdefault(r.row.name, []).append((seed, urllib.parse.quote(f'{r.row.name}/seed{seed}/report.html')))
-    sections = [('figures', 'Figures', render('figures', grid=self.main(), links=links))]
+    sections = [('figures', 'Figures', render('figures', grid=self.main(), links=links, notes=self.notes()))]
     if against := self.against():
-      sections.append(('against', 'Against the baseline', render('against', grid=against, basis=self.BASIS, trends=self.trends())))
+      sections.append(('against', 'Against the baseline', render('against', grid=against, trends=self.trends())))
     if bars := self.bars():
       sections.append(('bars', 'Side by side', bars))
     sections.append(('made', 'How it was made', render('made', command=shlex.join(sys.argv), links=links, rows=[r.row for r in self.records])))
-    headline = render('told', sentences=self.sentences())
+    headline = render('told', sentences=self.sentences(), departures=self.departures())
     date = datetime.datetime.now().strftime('%Y-%m-%d %H:%M')
     return str(render('page', name=self.table.title, headline=headline, sections=sections, kind='table', date=date))
 
@@ -501,10 +508,10 @@ class View:
     for r in self.records:
       bars = []
       for k, c in enumerate(shown):
-        published = next((r.published[n] for n, key in self.beside.items() if key == c.key and n in r.published), None)
-        if c.key in r.mean or published is not None:
-          bars.append({'colour': k % 6, 'mean': r.mean.get(c.key), 'published': published,
-                       'text': c.text(r.mean.get(c.key), r.deviation.get(c.key)), 'beside': figure(published)})
+        name = next((n for n, key in self.beside.items() if key == c.key and n in r.published), None)
+        if c.key in r.mean or name:
+          bars.append({'colour': k % 6, 'mean': r.mean.get(c.key), 'text': c.text(r.mean.get(c.key), r.deviation.get(c.key)),
+                       'published': r.published.get(name), 'beside': figure(r.published.get(name), self.digits.get(name, 1))})
       if bars:
         rows.append((r.row, bars))
     return render('bars', rows=rows, names=[c.title for c in shown]) if rows else None

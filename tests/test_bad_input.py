@@ -163,6 +163,7 @@ OPTIONS = {
   '--mode=predict': ('--mode=predict needs --workdir',),
   '--images=x.jpg': ('--images means nothing to --mode=train, only to predict',),
   '--split=test': ('--split means nothing to --mode=train, only to evaluate',),
+  '--seeds=0,1': ('--seeds means nothing to --mode=train, only to table',),
   '--mode=lint': ('--workdir means nothing to --mode=lint, only to train, evaluate, report, predict',),
   '--mode=describe': ('--workdir means nothing to --mode=describe',),
   '--config.baseline=nowhere': ('--config.baseline=nowhere: not a run', "choices: 'train'"),

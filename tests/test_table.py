@@ -146,7 +146,8 @@ def test_difference_is_paired():
 def test_files(made):
   text = (made.workdir / 'table.md').read_text()
   assert '# A <table>' in text and 'Ours: val of the drawn toy set, 40 images, seeds 0 and 1' in text and 'Published: a paper, its table, on test.' in text
-  assert r'paper \| model' in text and '| 61.25 |' in text and '| **Heads** |' in text and 'no such folder' in text
+  assert '## Against the baseline' in text and re.search(r'\| two views \| [+−]?\d+\.\d \([+−]?\d', text) and 'to “one head”' in text
+  assert r'paper \| model' in text and '| 61.25 |' in text and '| 50.00 |' in text and '| **Heads** |' in text and 'no such folder' in text
   values = [decode(made, 'flat', s)['independent']['levels']['model']['top1'] for s in (0, 1)]
   assert f'| one head | 2 | {100 * np.mean([decode(made, "flat", s)["independent"]["levels"]["make"]["top1"] for s in (0, 1)]):.1f} ± ' in text
   rows = list(csv.DictReader(io.StringIO((made.workdir / 'table.csv').read_text())))
@@ -154,7 +155,7 @@ def test_files(made):
   assert float(rows[0]['top1/model']) == pytest.approx(np.mean(values)) and float(rows[0]['top1/model deviation']) == pytest.approx(np.std(values, ddof=1))
   assert rows[1]['published paper | model'] == '0.6125' and rows[0]['delta_m'] == '' and float(rows[1]['top1/model low']) <= float(rows[1]['top1/model high'])
   page = (made.workdir / 'table.html').read_text()
-  assert 'A &lt;table&gt;' in page and not re.search(r'https?:|src=', page) and '<script' not in page and 'seed 1: --config.data.root=nowhere' in page
+  assert 'A &lt;table&gt;' in page and not re.search(r'https?:|src=', page) and '<script' not in page and 'no data: seed 1: --config.data.root=nowhere' in page
   assert 'href="both/seed1/report.html"' in page and (made.workdir / 'both/seed1/report.html').exists()
   assert f'style="left:{61.25:.2f}%"' in page and f'style="width:{100 * np.mean(values):.2f}%"' in page
 
@@ -335,7 +336,8 @@ def test_command_line(tmp_path):
 
   done = main(f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/run', '--rows=flat bad', '--limit=16', '--seeds=2', '--config.train.steps=1')
   assert done.returncode == 2 and 'error: 1 runs of rows failed' in done.stderr and 'row 1 of 2, seed 2: flat (2 to do)' in done.stderr
-  assert 'Ours: val of the drawn toy set, 16 images, seed 2' in done.stdout and 'a look on few images' in done.stdout
+  assert 'Ours: val of the drawn toy set, 16 images, seed 2' in done.stdout
+  assert 'a look on few images: --config.train.steps=1 --config.data.limit=16.' in done.stdout
   c = predict.run_config(tmp_path / 'run/flat/seed2')
   assert (c.data.limit, c.train.steps, c.seed) == (16, 1, 2) and re.search(r'\| one head \|', done.stdout)
   for args, says in ((('--config=configs/3head.py',), 'has no function get_table'), ((f'--config={tmp_path}/mine.py', '--seeds=a'), '--seeds=a: must be')):

@@ -2,8 +2,8 @@
 
   python main.py --mode=table --config=configs/tables/s3.py --config.data.root=FOLDER --workdir=runs/s3
 
-The paper names an aim (F1 above 80 %) and reports no figures, nor how it trained; the options are this file's. Its images are 64 px; they are shown to
-the backbones at 128. Pretrained weights come from the hub, those of EfficientNet-Lite0 from a package: --rows=efficientnet_lite0 needs no hub.
+The paper names an aim (F1 above 80 %) and reports no figures, nor how it trained; the options are this file's. Its images are 64 px,
+and so are these. Pretrained weights come from the hub, those of EfficientNet-Lite0 from a package: --rows=efficientnet_lite0 needs no hub.
 """
 
 from hierjax import config
@@ -19,7 +19,7 @@ def get_config(backbone: str = 'efficientnet_lite0'):
     raise UserError(f'configs/tables/s3.py:{backbone}: no such row{did_you_mean(backbone, BACKBONES)}; choices: {", ".join(BACKBONES)}')
   c = config.default()
   c.name = f's3 {backbone}'
-  c.data.size = 128
+  c.data.size = 64
   c.model.backbone, c.model.pretrained, c.model.levels = backbone, BACKBONES[backbone][1], 'coarsest,finest'
   c.model.dropout = 0.2
   c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule = 'adamw', 1e-3, 1e-4, 'onecycle'

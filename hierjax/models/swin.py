@@ -65,7 +65,7 @@ class Block(nn.Module):
     y = layers.Attention(self.heads, window=WINDOW, dtype=self.dtype, name='attn')(y, shift_mask(high, wide, shift) if any(shift) else None)
     x = x + drop(jnp.roll(layers.from_windows(y, WINDOW, high, wide), shift, (1, 2))[:, :h, :w])
     y = layers.Dense(4 * c, initial, dtype=self.dtype, name='fc1')(norm('norm2')(x))
-    return x + drop(layers.Dense(c, initial, dtype=self.dtype, name='fc2')(nn.gelu(y, approximate=False)))
+    return x + drop(layers.Dense(c, initial, dtype=self.dtype, name='fc2')(layers.gelu(y)))
 
 
 class Merge(nn.Module):
@@ -100,7 +100,8 @@ class Swin(nn.Module):
       if stage:
         x = Merge(self.dtype, name=f'stages_{stage}_downsample')(x)
       for i in range(depth):
-        x = layers.remat(Block, self.remat)(heads << stage, i % 2 == 1, drop * done / (sum(depths) - 1), self.dtype, name=f'stages_{stage}_blocks_{i}')(x, train)
+        rate = drop * done / (sum(depths) - 1)
+        x = layers.remat(Block, self.remat)(heads << stage, i % 2 == 1, rate, self.dtype, name=f'stages_{stage}_blocks_{i}')(x, train)
         done += 1
       ends[f'stage{stage + 1}'] = x
     x = layers.LayerNorm(1e-5, dtype=self.dtype, name='norm')(x)

@@ -19,11 +19,12 @@ class UserError(ValueError):
 
 
 CHOICES = {
-  'data.source': ('auto', 'csv', 'folders', 'parquet', 'toy'),
+  'data.source': ('auto', 'csv', 'folders', 'parquet', 'toy', 'stanford_cars', 'compcars', 'fgvc_aircraft', 'cifar100', 'cub200', 'tfds'),
   'data.resize': ('squash', 'crop', 'pad'),
   'data.balance': ('none', 'sample', 'loss'),
   'model.dtype': ('float32', 'bfloat16'),
   'model.stem': ('standard', 'small'),
+  'model.heads': ('flat', 'parallel', 'cascaded', 'crosstalk', 'mmoe', 'residual', 'split'),
   'optim.name': ('adam', 'adamw', 'sgd'),
   'optim.schedule': ('constant', 'cosine', 'onecycle', 'plateau'),
   'eval.tta': (1, 2, 3, 5),
@@ -34,11 +35,14 @@ CHOICES = {
 # Where numbers may lie, each of them where the option has several; NaN lies nowhere.
 RANGES = {
   'seed': '[0, 9223372036854775807]', 'data.split_seed': '[0, inf)', 'data.toy.seed': '[0, inf)',
-  'data.size': '[8, 8192]', 'data.threads': '[1, 1024]', 'data.workers': '[0, 1024]', 'data.val_share': '[0, 1)',
+  'data.size': '[8, 8192]', 'data.threads': '[1, 1024]', 'data.workers': '[0, 1024]', 'data.val_share': '[0, 1)', 'data.test_share': '[0, 1)',
+  'data.limit': '[0, inf)', 'data.crop_margin': '[0, 10]',
   'data.augment.crop': '(0, 1]', 'data.augment.ratio': '(0, inf)', 'data.augment.flip': '[0, 1]', 'data.augment.rotate': '[0, 180]',
   'data.augment.brightness': '[0, 1]', 'data.augment.contrast': '[0, 1]', 'data.augment.saturation': '[0, 1]', 'data.augment.hue': '[0, 0.5]',
   'data.toy.train': '[1, 10000000]', 'data.toy.val': '[1, 10000000]', 'data.toy.difficulty': '[0, inf)',
-  'model.mean': '[0, 255]', 'model.std': '(0, inf)', 'model.dropout': '[0, 1)', 'loss.smoothing': '[0, 1)',
+  'model.mean': '[0, 255]', 'model.std': '(0, inf)', 'model.dropout': '[0, 1)', 'model.head.layers': '[0, 100]', 'model.head.width': '[0, 1000000]',
+  'model.head.experts': '[0, 1000]', 'model.head.tower': '[0, 1000000]', 'model.head.slices': '[1, 1000000]',
+  'loss.smoothing': '[0, 1)',
   'optim.lr': '(0, inf)', 'optim.weight_decay': '[0, inf)', 'optim.momentum': '[0, 1)', 'optim.onecycle_rise': '[0, 1)', 'optim.clip': '[0, inf)',
   'optim.warmup_steps': '[0, inf)', 'optim.warmup_epochs': '[0, inf)', 'optim.warmup_examples': '[0, inf)',
   'optim.plateau_factor': '(0, 1)', 'optim.plateau_patience': '[0, inf)', 'optim.accumulate': '[1, inf)', 'optim.ema': '[0, 1)',
@@ -57,12 +61,19 @@ def default() -> ConfigDict:
   c.baseline = ''  # the one-head run to compare with: 'train' trains it into WORKDIR/baseline, or a run's folder; '' = none
 
   c.data = ConfigDict()
-  c.data.source = 'auto'  # auto: no root = toy; labels.csv = csv; *.parquet = parquet; else class folders
+  # auto: no root = toy; labels.csv = csv; the layout of a published data set (data/layouts.py says how they look); *.parquet = parquet; else class folders
+  c.data.source = 'auto'
+  # FOLDER | hf:OWNER/NAME[@REVISION], Parquet on the hub | tfds:NAME[/CONFIG][:VERSION], prepared as ArrayRecord below $TFDS_DATA_DIR |
+  # classes:make=49,model=196, no images but so many classes a level, for --mode=describe
   c.data.root = ''
   c.data.taxonomy = ''  # '' = ROOT/taxonomy.csv, or derived from the labels where there is none
   c.data.train, c.data.val = 'train', 'val'  # names of the splits
   c.data.val_share = 0.2  # of the images, stratified by the finest class, where the data name no split
+  c.data.test_share = 0.0  # likewise, a split 'test' beside these two; where the data name none at all
   c.data.split_seed = 0
+  c.data.crop_boxes = False  # show only the box of each image, where a published data set has them ...
+  c.data.crop_margin = 0.0  # ... and this share of its width and height more on each side
+  c.data.limit = 0  # images of each split at most, every class in its proportion, for a look; 0 = all
   c.data.strict = False  # True: an unreadable image is an error, not a counted skip
   c.data.size = 224  # pixels, height = width
   c.data.resize = 'squash'  # evaluation: squash to the square, resize and centre-crop, or pad
@@ -88,8 +99,16 @@ def default() -> ConfigDict:
   c.model.pretrained = ''  # PATH.safetensors | PATH.pth | hf:REPO | package
   c.model.mean, c.model.std = (), ()  # of RGB in 0..255, as the images are normalised; () = as the pretrained weights or the backbone were trained
   c.model.levels = 'all'  # the levels that have a head
+  c.model.heads = 'parallel'  # their form; 'flat' is one linear head on the finest of the levels
+  c.model.head = ConfigDict()  # of the form; 0, '' and () are its own default, and what it does not read must stay so
+  c.model.head.order = ''  # cascaded: 'type,make,model'; '' = coarse to fine
+  c.model.head.stop_gradient = False  # cascaded: at the logits that the next level reads
+  c.model.head.layers, c.model.head.width = 0, 0  # dense layers of a level and their width (crosstalk, residual: 1 of 512); mmoe: width of an expert (128)
+  c.model.head.experts, c.model.head.tower = 0, 0  # mmoe: how many (3), and the width of a level's tower (256)
+  c.model.head.slices = ()  # split: the widths of the levels' slices, coarse to fine; () = equal ones
   c.model.dropout = 0.0  # before the heads
   c.model.dtype = 'float32'  # of the computation; parameters stay float32
+  c.model.remat = False  # True: each block is computed again in the backward pass, which takes less memory and about a third more time
 
   c.loss = ConfigDict()
   c.loss.weights = ''  # 'make=1,type=.5'; levels not named weigh 1
@@ -158,6 +177,12 @@ def resolve_levels(text: str | Sequence[str], levels: Sequence[str], option: str
       raise UserError(f'{option}: no level {name!r}{did_you_mean(name, levels)}; choices: {", ".join([*levels, *words])}')
     chosen.update((name,) if name in levels else words[name])
   return tuple(l for l in levels if l in chosen)
+
+
+def head_levels(m: ConfigDict, levels: Sequence[str]) -> tuple[str, ...]:
+  """The levels that have a head in the `model` part of a config, in the taxonomy's order."""
+  chosen = resolve_levels(m.levels, levels, '--config.model.levels')
+  return chosen[-1:] if m.heads == 'flat' else chosen
 
 
 def did_you_mean(name: str, choices: Sequence[str]) -> str:
@@ -243,6 +268,8 @@ def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
       raise UserError(f'--config.optim.rules: {rule!r} is not (regular expression, factor on lr, factor on weight decay)')
   if c.train.batch_size % c.optim.accumulate:
     raise UserError(f'--config.train.batch_size={c.train.batch_size} must be a multiple of --config.optim.accumulate={c.optim.accumulate}')
+  if c.data.val_share + c.data.test_share >= 1:
+    raise UserError(f'--config.data.val_share={c.data.val_share:g} and --config.data.test_share={c.data.test_share:g} leave nothing to train on')
   if c.loss.smoothing and 'finest' in split_names(c.loss.siblings):
     raise UserError('--config.loss.siblings: a class has no sibling that shares its finest level; name coarser levels')
 

@@ -24,7 +24,7 @@ class Phase:
 
   start: int
   end: int
-  freeze: tuple[str, ...] = ()  # of 'backbone', 'heads/LEVEL'
+  freeze: tuple[str, ...] = ()  # of 'backbone', 'heads/LEVEL', and 'heads/shared' where levels share parts of their heads
   levels: tuple[str, ...] = ()
 
   @property
@@ -35,27 +35,30 @@ class Phase:
     return f'steps {self.start}-{self.end}: loss of {", ".join(self.levels)}' + (f'; frozen: {", ".join(self.freeze)}' if self.freeze else '')
 
 
-def phases(c: ConfigDict, heads: Sequence[str], examples: int, total_steps: int) -> list[Phase]:
-  """The curriculum as a list that covers [0, total_steps). Paper S0's: the finest head frozen and its loss off for 5 epochs."""
+def phases(c: ConfigDict, heads: Sequence[str], examples: int, total_steps: int, groups: Sequence[str] = ()) -> list[Phase]:
+  """The curriculum as a list that covers [0, total_steps). Paper S0's: the finest head frozen and its loss off for 5 epochs.
+
+  `heads` are the levels that have one, `groups` the model's parameter groups where there are others beside those of levels and the backbone.
+  """
   out, start = [], 0
+  common = [g for g in groups if g not in ('backbone', *(f'heads/{l}' for l in heads))]
   for name in sorted(c.curriculum):
     node, option = c.curriculum[name], f'--config.curriculum.{name}'
     n = config_lib.steps(node, '', examples, c.train.batch_size, option)
     if n == 0 or start >= total_steps:
       continue
-    groups = config_lib.split_names(node.freeze)
     freeze = []
-    for g in groups:
-      if g == 'backbone':
+    for g in config_lib.split_names(node.freeze):
+      if g in ('backbone', *common):
         freeze.append(g)
       elif g.startswith('heads/'):
         freeze += [f'heads/{l}' for l in config_lib.resolve_levels(g[len('heads/'):], heads, f'{option}.freeze')]
       else:
-        raise UserError(f'{option}.freeze: no parameter group {g!r}; choices: backbone, ' + ', '.join(f'heads/{l}' for l in heads))
+        raise UserError(f'{option}.freeze: no parameter group {g!r}; choices: {", ".join(["backbone", *(f"heads/{l}" for l in heads), *common])}')
     levels = config_lib.resolve_levels(node.levels, heads, f'{option}.levels')
     if not levels:
       raise UserError(f'{option}.levels: names no level that has a head; choices: {", ".join(heads)}')
-    if 'backbone' in freeze and all(f'heads/{l}' in freeze for l in levels):
+    if {'backbone', *common, *(f'heads/{l}' for l in levels)} <= {*freeze}:
       raise UserError(f'{option}: nothing would train (backbone and every head with a loss are frozen)')
     end = total_steps if n < 0 else min(total_steps, start + n)
     out.append(Phase(start, end, tuple(freeze), levels))
@@ -82,8 +85,13 @@ def schedule(c: ConfigDict, total_steps: int, examples: int) -> optax.Schedule:
 
 
 def group_of(path: Sequence[str]) -> str:
-  """The parameter group of a path: 'backbone' or 'heads/LEVEL'."""
+  """The parameter group of a path: 'backbone', 'heads/LEVEL' or 'heads/shared'."""
   return 'backbone' if path[0] == 'backbone' else '/'.join(path[:2])
+
+
+def groups(params: Mapping) -> list[str]:
+  """The parameter groups that there are."""
+  return sorted({group_of(path) for path in traverse_util.flatten_dict(params)})
 
 
 def labels(params: Mapping, rules: Sequence[tuple[str, float, float]]) -> Mapping:

@@ -185,11 +185,11 @@ def _mismatches(run: Run, split: str) -> list[str]:
 def _differences(run: Run) -> list[str]:
   """The options, the number of heads apart, in which a run and its baseline differ; a phase of the curriculum counts as one."""
   a, b = flat(run.config), flat(run.baseline.config)
-  keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in IMMATERIAL)
+  keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and not key.startswith(IMMATERIAL))
   return list(dict.fromkeys(re.sub(r'^(curriculum\.[^.]*).*', r'\1', key) for key in keys))
 
 
-IMMATERIAL = {'name', 'baseline', 'model.levels', 'data.workers', 'data.threads', 'train.log_steps'}  # and what makes the baseline one
+IMMATERIAL = ('name', 'baseline', 'model.levels', 'model.head', 'data.workers', 'data.threads', 'train.log_steps')  # and what makes the baseline one
 
 
 def _intervals(run: Run, split: str, name: str) -> tuple[dict[str, tuple[float, float]], str]:

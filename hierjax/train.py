@@ -160,7 +160,8 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
 def stepper(task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh) -> Callable:
   """The compiled step of a phase over the mesh: (state, batch) → (state, metrics)."""
   r, d = parallel.replicated(mesh), parallel.split(mesh)
-  return jax.jit(functools.partial(train_step, task=task, phase=phase, tx=tx, mesh=mesh), in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0)
+  step = functools.partial(train_step, task=task, phase=phase, tx=tx, mesh=mesh)
+  return jax.jit(step, in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0, compiler_options=layers.compiler_options())
 
 
 def eval_variables(state: TrainState) -> dict:
@@ -193,21 +194,20 @@ class Run:
     c = self.c = copy.deepcopy(c)
     self.mesh = parallel.mesh()
     parallel.check_batch(c.train.batch_size, self.mesh, '--config.train.batch_size', c.optim.accumulate)
-    data, self.levels = predict.narrow(sources.load(c.data), c.model.levels)
+    data, self.levels = predict.narrow(sources.load(c.data), c.model)
     c.model.levels = ','.join(self.levels)  # kept by name
     self.taxonomy, self.splits, self.notes = data.taxonomy, data.splits, list(data.notes)
     for option in ('train', 'val'):
       if c.data[option] not in self.splits:
         made = f', and --config.data.val_share={c.data.val_share:g} of each class leaves it none' if any(n.startswith('split made') for n in self.notes) else ''
         raise UserError(f'--config.data.{option}={c.data[option]!r}: no such split{config_lib.did_you_mean(c.data[option], list(self.splits))}; '
-                        f'the data have {", ".join(self.splits)}{made}')
+                        f'the data have {", ".join(self.splits) or "no images"}{made}')
     self.train, self.val = self.splits[c.data.train], self.splits[c.data.val]
     n = len(self.train.labels)
     self.total = config_lib.steps(c.train, '', n, c.train.batch_size, '--config.train')
     if self.total < 1:
       raise UserError('--config.train: one of steps, epochs, examples must be above 0')
     self.eval_every = config_lib.steps(c.train, 'eval_', n, c.train.batch_size, '--config.train.eval_*') or self.total
-    self.phases = optim.phases(c, self.levels, n, self.total)
     self.best = evaluate.best_metric(c.train.best, self.taxonomy, self.levels)
     finest = self.taxonomy.levels[-1]
     judged = {'loss': self.levels, 'hvr': self.levels}.get(self.best, [self.best.removeprefix('top1/') if self.best.startswith('top1/') else finest])
@@ -217,6 +217,7 @@ class Run:
     if self.taxonomy.num_classes(finest) < 2:
       raise UserError(f'the taxonomy has one class of {finest}, {self.taxonomy.names[-1][0]!r}: nothing to tell apart')
     self.initial = self.variables()
+    self.phases = optim.phases(c, self.levels, n, self.total, optim.groups(self.initial['params']))
     self.model = heads_lib.build(c, self.taxonomy, self.levels)
     self.weights = parse_weights(c.loss.weights, self.levels)
     for phase in self.phases:
@@ -243,10 +244,11 @@ class Run:
     m, size = self.c.model, self.c.data.size
     variables = models.init(heads_lib.build(self.c, self.taxonomy, self.levels), self.c.seed, jnp.zeros((1, size, size, 3)))
     if m.pretrained:
-      variables, found = pretrained.load(m.backbone, variables, m.pretrained)
+      variables, found = pretrained.load(m.backbone, variables, m.pretrained, stem=m.stem)
       if not m.mean:  # kept in config.json, so that prediction normalises as training did
         m.mean, m.std = found['mean'], found['std']
-      self.notes.append(f'{found["tensors"]} tensors of the backbone from {found["file"]}')
+      fresh = f'; not from there, but drawn: {", ".join(found["fresh"])}' if found['fresh'] else ''
+      self.notes.append(f'{found["tensors"]} tensors of the backbone from {found["file"]}{fresh}')
     return variables
 
   def state(self, task: Task) -> TrainState:
@@ -313,7 +315,7 @@ class Loop:
   """The training loop over one run's phases."""
 
   def __init__(self, run: Run, workdir: pathlib.Path):
-    self.run, self.c, self.mesh = run, run.c, run.mesh
+    self.run, self.c, self.mesh, self.compiled = run, run.c, run.mesh, log.compile_seconds()
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, writes=True)
     self.task = run.task()
     self.state = run.state(self.task)
@@ -341,9 +343,13 @@ class Loop:
     self.broken.update(out.broken)
     return sources.with_features(examples, out.features, out.index)
 
+  @property
+  def compilation(self) -> float:
+    return log.compile_seconds() - self.compiled  # not that of a run before in this process
+
   def took(self) -> dict[str, float]:
     """Seconds of this process: in the phases, of these blocked by saving, and of compilation."""
-    return {'seconds': self.seconds, 'saving_seconds': self.saving, 'compile_seconds': log.compile_seconds()}
+    return {'seconds': self.seconds, 'saving_seconds': self.saving, 'compile_seconds': self.compilation}
 
   def heed(self, signals: Signals):
     """For `collect`: stops in the middle of a split. Where several processes must do the same, the split is finished first."""
@@ -456,7 +462,7 @@ class Loop:
           share = waited / max(now - since, 1e-9)
           self.log.write(pending[0], 'train', {
             'epoch': pending[0] / per_epoch, 'phase': number, 'images_per_s': rate, 'data_wait': share,
-            'compile_seconds': log.compile_seconds(), **log.memory(), **values,
+            'compile_seconds': self.compilation, **log.memory(), **values,
             **{f'weight/{level}': run.weights[level] * (level in phase.levels) for level in run.levels}})
           accuracies = ' '.join(f'{l} {values[f"acc/{l}"]:.3f}' for l in phase.levels)
           self.log.say(f'step {pending[0]}/{run.total} epoch {pending[0] / per_epoch:.2f} loss {values["loss"]:.3f} {accuracies} '
@@ -622,8 +628,8 @@ def record(workdir: pathlib.Path, run: Run, loop: Loop, started: str, **end) -> 
 
 
 def baseline_config(c: ConfigDict) -> ConfigDict:
-  """Run `c` (its levels by name) without the hierarchy: one head on the finest level, no phases, no smoothing over siblings."""
-  b = copy.deepcopy(c)
-  b.baseline, b.model.levels, b.loss.weights, b.loss.smoothing, b.train.best = '', c.model.levels.split(',')[-1], '', 0.0, 'top1/finest'
-  b.curriculum = config_lib.default().curriculum
+  """Run `c` without the hierarchy: one head on the finest level, no phases, no smoothing over siblings."""
+  b, default = copy.deepcopy(c), config_lib.default()
+  b.baseline, b.model.heads, b.loss.weights, b.loss.smoothing, b.train.best = '', 'flat', '', 0.0, 'top1/finest'
+  b.model.head, b.curriculum = default.model.head, default.curriculum
   return b

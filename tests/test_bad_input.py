@@ -206,9 +206,11 @@ OPTIONS = {
 }
 BEYOND = {  # one value outside of each range
   'seed': '-1', 'data.split_seed': '-1', 'data.toy.seed': '-1', 'data.size': '1', 'data.threads': '0', 'data.workers': '-1', 'data.val_share': '1',
+  'data.test_share': '1', 'data.limit': '-1', 'data.crop_margin': '-1',
   'data.augment.crop': '(0.,2.)', 'data.augment.ratio': '(-1.,1.)', 'data.augment.flip': '2', 'data.augment.rotate': 'nan', 'data.augment.brightness': '-5',
   'data.augment.contrast': '1.5', 'data.augment.saturation': 'inf', 'data.augment.hue': '1', 'data.toy.train': '0', 'data.toy.val': '-5',
-  'data.toy.difficulty': 'nan', 'model.mean': '(300.,0.,0.)', 'model.std': '(0.,0.,0.)', 'model.dropout': '1', 'loss.smoothing': '1', 'optim.lr': 'inf',
+  'data.toy.difficulty': 'nan', 'model.mean': '(300.,0.,0.)', 'model.std': '(0.,0.,0.)', 'model.dropout': '1', 'model.head.layers': '-1',
+  'model.head.width': '-1', 'model.head.experts': '-1', 'model.head.tower': '-1', 'model.head.slices': '(0,)', 'loss.smoothing': '1', 'optim.lr': 'inf',
   'optim.weight_decay': 'nan', 'optim.momentum': '1.5', 'optim.onecycle_rise': '-1', 'optim.clip': '-1', 'optim.warmup_steps': '-5',
   'optim.warmup_epochs': 'nan', 'optim.warmup_examples': '-1', 'optim.plateau_factor': '0', 'optim.plateau_patience': '-1', 'optim.accumulate': '0',
   'optim.ema': '1', 'train.batch_size': '0', 'train.log_steps': '0', 'train.early_stop': '-1', 'train.save_minutes': '-1',

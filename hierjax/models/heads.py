@@ -1,27 +1,201 @@
-"""The heads, and the classifier: a backbone, dropout, and one linear head for each level that has one."""
+"""The heads, and the classifier: a backbone, dropout, and what turns its features into logits of each level that has a head."""
+
+import dataclasses
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from ml_collections import ConfigDict
 
+from hierjax import config as config_lib
 from hierjax import models
 from hierjax.config import UserError
 from hierjax.models import layers
 from hierjax.taxonomy import Taxonomy
 
+# uniform in +-1/sqrt(d): wide enough to start fine-tuning from, and what torch users compare with
+initial = layers.uniform(lambda shape: shape[0] ** -0.5)
 
-class Parallel(nn.Module):
-  """One linear head a level on the shared features (S0, section 3.2; S1 calls it parallel). features [B, d] → {level: float32 logits [B, C]}."""
 
-  classes: tuple[tuple[str, int], ...]  # (level, number of classes)
+def _stop(x: jax.Array, stopped: bool) -> jax.Array:
+  """x as a constant. In training only, so that a heatmap shows all that a logit depends on."""
+  return lax.stop_gradient(x) if stopped else x
+
+
+class Path(nn.Module):
+  """The layers of one level, one at a time; with `paths` above 1 also what it takes of each of so many paths, itself the one with number `own`."""
+
+  classes: int
+  layers: int
+  width: int
+  own: int = 0
+  paths: int = 1
+
+  def setup(self):
+    self.hidden = [layers.Dense(self.width, initial) for _ in range(self.layers)]
+    self.output = layers.Dense(self.classes, initial)
+    if self.paths > 1:
+      start = np.where(np.arange(self.paths) == self.own, .9, .1 / (self.paths - 1))
+      self.stitch = self.param('stitch', layers.constant(start), (self.layers, self.paths))
+
+  def layer(self, i: int, x: jax.Array) -> jax.Array:
+    return self.hidden[i](x)
+
+  def mix(self, i: int, xs: Sequence[jax.Array]) -> jax.Array:
+    return sum(self.stitch[i, k] * x for k, x in enumerate(xs)) if self.paths > 1 else xs[0]
+
+  def out(self, x: jax.Array) -> jax.Array:
+    return self.output(x)
+
+
+class Tower(nn.Module):
+  """A level's gate on the experts' outputs [B, E, w], and its own two layers."""
+
+  classes: int
+  width: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, experts: jax.Array) -> jax.Array:
+    gate = nn.softmax(layers.Dense(experts.shape[1], initial, name='gate')(x))
+    y = nn.relu(layers.Dense(self.width, initial, name='hidden')((gate[..., None] * experts).sum(1)))
+    return layers.Dense(self.classes, initial, name='output')(y)
+
+
+class Heads(nn.Module):
+  """What all forms share. features [B, d] → {level: float32 logits [B, C]}. A form's further fields are its options, `config.model.head`.
+
+  Parameters lie under the level that they serve, those that serve several under 'shared': the groups that the curriculum can freeze.
+  """
+
+  classes: tuple[tuple[str, int], ...]  # (level, number of classes), coarse to fine
+  ancestors: tuple[tuple[str, ...], ...]  # of each, in the same order: the levels among these that its class tells the class of
   dropout: float = 0.0
 
   @nn.compact
   def __call__(self, features: jax.Array, train: bool) -> dict[str, jax.Array]:
-    x = layers.Dropout(self.dropout, name='Dropout_0')(features.astype(jnp.float32), train)
-    # uniform in +-1/sqrt(d): wide enough to start fine-tuning from, and what torch users compare with
-    kernel = layers.uniform(lambda shape: shape[0] ** -0.5)
-    return {level: nn.Dense(n, kernel_init=kernel, bias_init=layers.zeros, name=level)(x) for level, n in self.classes}
+    return self.logits(layers.Dropout(self.dropout, name='Dropout_0')(features.astype(jnp.float32), train), train)
+
+
+class Parallel(Heads):
+  """A linear head a level on the shared features (S0, section 3.2; S1 calls it parallel)."""
+
+  @nn.nowrap
+  def logits(self, x, train):
+    return {level: layers.Dense(n, initial, name=level)(x) for level, n in self.classes}
+
+
+class Cascaded(Heads):
+  """A level's linear head reads the features and, beside them, the logits of the level before it in `order` (S1, section III-B: the make's for the model)."""
+
+  order: tuple[str, ...] = ()  # () = coarse to fine
+  stop_gradient: bool = False  # whether a level's loss stops at the logits of the level before it, in training
+
+  @nn.nowrap
+  def logits(self, x, train):
+    out, sizes, before = {}, dict(self.classes), []
+    for level in self.order or sizes:
+      out[level] = layers.Dense(sizes[level], initial, name=level)(jnp.concatenate([x, *before], -1))
+      before = [_stop(out[level], self.stop_gradient and train)]
+    return {level: out[level] for level in sizes}
+
+
+class Crosstalk(Heads):
+  """A path of `layers` dense layers a level, ReLU after each; after it a cross-stitch unit gives each path a mixture of all (Misra et al. 2016,
+  arXiv:1604.03539, equation 1: one learned number for each pair of paths). It starts with .9 of the own path and .1 spread over the others."""
+
+  layers: int = 1
+  width: int = 512
+
+  @nn.nowrap
+  def logits(self, x, train):
+    paths = {level: Path(n, self.layers, self.width, k, len(self.classes), name=level) for k, (level, n) in enumerate(self.classes)}
+    xs = [x] * len(paths)
+    for i in range(self.layers):
+      ys = [nn.relu(path.layer(i, x)) for path, x in zip(paths.values(), xs)]
+      xs = [path.mix(i, ys) for path in paths.values()]
+    return {level: path.out(x) for (level, path), x in zip(paths.items(), xs)}
+
+
+class MMoE(Heads):
+  """Experts that the levels share, each a dense layer with ReLU; a level's softmax gate mixes them for its tower of two dense layers (Ma et al. 2018,
+  with the sizes of HCAL's baseline)."""
+
+  experts: int = 3
+  width: int = 128
+  tower: int = 256
+
+  @nn.nowrap
+  def logits(self, x, train):
+    shared = nn.relu(layers.Dense(self.experts * self.width, initial, name='shared')(x)).reshape(-1, self.experts, self.width)
+    return {level: Tower(n, self.tower, name=level)(x, shared) for level, n in self.classes}
+
+
+class Residual(Heads):
+  """A level's logits are a linear map of its own features plus those of its ancestors, own features being `layers` dense layers on the trunk's.
+
+  HRN (Chen et al. 2022, arXiv:2201.03194): its classifiers read relu(own + parent's + grandparent's features). Here the trunk is shared up to the pooled
+  features, where HRN has convolutions a level before them, and an ancestor is a level whose class follows from this one's: facets are not each other's.
+  """
+
+  layers: int = 1
+  width: int = 512
+
+  @nn.nowrap
+  def logits(self, x, train):
+    paths = {level: Path(n, self.layers, self.width, name=level) for level, n in self.classes}
+    own = {}
+    for level, path in paths.items():
+      y = x
+      for i in range(self.layers):
+        y = path.layer(i, nn.relu(y) if i else y)
+      own[level] = y
+    return {level: paths[level].out(nn.relu(sum((own[a] for a in above), own[level]))) for level, above in zip(paths, self.ancestors)}
+
+
+class Split(Heads):
+  """The features are cut into a slice a level. A level's linear head reads its own and those of the levels that are finer than it, which its loss does
+  not change: the gradient stops there (FGN, Chang et al. 2021, arXiv:2011.09040)."""
+
+  slices: tuple[int, ...] = ()  # widths in the order of the levels; () = equal ones, the finest with what is left
+
+  @nn.nowrap
+  def logits(self, x, train):
+    n, d = len(self.classes), x.shape[-1]
+    widths = self.slices or (*[d // n] * (n - 1), d - d // n * (n - 1))
+    ends = [sum(widths[:k + 1]) for k in range(n)]
+    parts = {level: x[:, end - width:end] for (level, _), width, end in zip(self.classes, widths, ends)}
+    out = {}
+    for level, c in self.classes:
+      finer = [_stop(parts[l], train) for (l, _), above in zip(self.classes, self.ancestors) if level in above]
+      out[level] = layers.Dense(c, initial, name=level)(jnp.concatenate([parts[level], *finer], -1))
+    return out
+
+
+# A form's fields beyond those of Heads are the options that it reads. 'flat' is one linear head, on the finest of the levels (see config.head_levels).
+HEADS: dict[str, type[Heads]] = {'flat': Parallel, 'parallel': Parallel, 'cascaded': Cascaded, 'crosstalk': Crosstalk, 'mmoe': MMoE, 'residual': Residual,
+                                 'split': Split}
+
+
+def options(m: ConfigDict, levels: Sequence[str], features: int) -> dict:
+  """What `config.model.head` sets of the form's fields; 0, '' and () are the form's own defaults. UserError for what it does not read."""
+  reads = {name: {f.name for f in dataclasses.fields(form)} for name, form in HEADS.items()}
+  given = {k: v for k, v in m.head.items() if v}
+  for k, v in given.items():
+    if k not in reads[m.heads]:
+      raise UserError(f'--config.model.head.{k}={v!r} means nothing to --config.model.heads={m.heads}, only to '
+                      f'{", ".join(name for name in HEADS if k in reads[name])}')
+  if text := given.get('order'):
+    option = '--config.model.head.order'
+    given['order'] = tuple(level for word in config_lib.split_names(text) for level in config_lib.resolve_levels(word, levels, option))
+    if sorted(given['order']) != sorted(levels):
+      raise UserError(f'{option}={text!r} must name each level that has a head once; these are {", ".join(levels)}')
+  if (widths := given.get('slices')) and (len(widths) != len(levels) or sum(widths) != features):
+    raise UserError(f'--config.model.head.slices={widths!r} must be a width for each of {", ".join(levels)} that add up to the {features} features of '
+                    f'--config.model.backbone={m.backbone}')
+  return given
 
 
 class Classifier(nn.Module):
@@ -42,14 +216,17 @@ class Classifier(nn.Module):
     return self.heads(features, train), features
 
 
-def build(c, taxonomy: Taxonomy, levels: tuple[str, ...]) -> Classifier:
+def build(c: ConfigDict, taxonomy: Taxonomy, levels: tuple[str, ...]) -> Classifier:
   """The classifier that config `c` describes, with a head for each of `levels`."""
   spec = models.BACKBONES[c.model.backbone]
-  options = {} if c.model.stem == 'standard' else {'stem': c.model.stem}
+  if c.model.stem not in spec.stems:
+    raise UserError(f'--config.model.stem={c.model.stem}: {c.model.backbone} has one stem only; choices: {", ".join(spec.stems)}')
+  kind = {} if c.model.stem == 'standard' else {'stem': c.model.stem}
   dtype = jnp.dtype(c.model.dtype)
-  try:
-    backbone = spec.make(dtype=dtype, **options)
-  except TypeError as e:
-    raise UserError(f'--config.model.stem={c.model.stem}: {c.model.backbone} has one stem only; choices: standard') from e
-  heads = Parallel(tuple((level, taxonomy.num_classes(level)) for level in levels), c.model.dropout)
+  backbone = spec.make(dtype=dtype, remat=c.model.remat, **kind)
+  if taken := {'shared', 'Dropout_0'} & {*levels}:
+    raise UserError(f'the taxonomy has a level called {taken.pop()!r}, which names a part of the heads; call it otherwise')
+  classes = tuple((level, taxonomy.num_classes(level)) for level in levels)
+  ancestors = tuple(tuple(a for a in levels[:k] if taxonomy.nests(level, a)) for k, level in enumerate(levels))
+  heads = HEADS[c.model.heads](classes, ancestors, c.model.dropout, **options(c.model, levels, spec.features))
   return Classifier(backbone, heads, tuple(c.model.mean) or spec.mean, tuple(c.model.std) or spec.std, dtype)

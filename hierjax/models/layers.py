@@ -107,12 +107,13 @@ def uniform(bound: float | Callable[[tuple[int, ...]], float]):
   return draw
 
 
-def constant(value: float):
-  """Initialiser: the value everywhere."""
+def constant(value: float | np.ndarray):
+  """Initialiser: the value everywhere, or these along the last axis."""
   return lambda key, shape, dtype=jnp.float32: (np if _generator is not None else jnp).full(shape, value, np.float32)
 
 
 zeros, ones = constant(0.), constant(1.)
+fan_in = normal(lambda shape: math.sqrt(2 / math.prod(shape[:-1])))  # He et al. 2015, torch's kaiming_normal_
 # He et al. 2015 with fan_out; a depthwise kernel has one output channel per group (timm's fix_group_fanout; ResNet has none).
 fan_out = normal(lambda shape: math.sqrt(2 / (shape[0] * shape[1] * (1 if shape[2] == 1 else shape[3]))))
 
@@ -167,13 +168,31 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
     columns = jnp.concatenate([padded[:, :, j:j + stride * (w - 1) + 1:stride] for j in range(k[1])], -1)
     patches = jnp.concatenate([columns[:, i:i + stride * (h - 1) + 1:stride] for i in range(k[0])], -1)
     return dense(patches, kernel.reshape(-1, kernel.shape[3]))
+  if stride == 1 and 2 * kernel.shape[3] <= x.shape[3]:  # cheaper to gather what goes out than what comes in
+    taps = dense(x, kernel.transpose(2, 0, 1, 3).reshape(x.shape[3], -1))
+    return _sum_taps(taps, k, tuple(pads))
   return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
 def dense(x: Array, kernel: Array) -> Array:
   """x [..., C] times kernel [C, O]."""
-  y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())))
+  rows = x.reshape(-1, x.shape[-1])
+  y = _dense(rows, kernel) if on_cpu() else rows @ kernel
   return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+@jax.custom_vjp
+def _dense(x, kernel):
+  return x @ kernel
+
+
+def _dense_backward(saved, dy):
+  """The kernel's gradient from x turned round in memory: XLA's product over the first axis of both is up to twice as slow."""
+  x, kernel = saved
+  return dy @ kernel.T, lax.optimization_barrier(x.T) @ dy
+
+
+_dense.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _dense_backward)
 
 
 def _out_size(size, kernel, stride, pads) -> tuple[int, int]:
@@ -278,6 +297,28 @@ def _depthwise_backward(stride, pads, saved, dy):
           _tap_products(padded, wide, k, stride, dy.shape[1:3], (sides[0][0], sides[1][0])))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _sum_taps(taps, k, pads):
+  """The end of a convolution of stride 1: taps [B, H, W, k * k * O], what each pixel gives through each of the kernel's rows and columns."""
+  return _sum_taps_forward(taps, k, pads)[0]
+
+
+def _sum_taps_forward(taps, k, pads):
+  size, o = taps.shape[1:3], taps.shape[3] // (k[0] * k[1])
+  out, padded = _out_size(size, k, 1, pads), _pad(taps, pads)
+  parts = (_tap(padded[..., o * (k[1] * i + j):o * (k[1] * i + j + 1)], i, j, 1, out) for i in range(k[0]) for j in range(k[1]))
+  return sum(parts), size
+
+
+def _sum_taps_backward(k, pads, size, dy):
+  sides = [(n - 1 - low, n - 1 - high) for n, (low, high) in zip(k, pads)]
+  wide = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
+  return (jnp.concatenate([_tap(wide, k[0] - 1 - i, k[1] - 1 - j, 1, size) for i in range(k[0]) for j in range(k[1])], -1),)
+
+
+_sum_taps.defvjp(_sum_taps_forward, _sum_taps_backward)
+
+
 def _interleave(xs: list[Array], axis: int) -> Array:
   """x[0], y[0], z[0], x[1], ... along the axis; the later ones may be one shorter."""
   if len(xs) == 1:
@@ -296,9 +337,7 @@ def batch_norm(x: Array, scale: Array, bias: Array, eps: float, act: str) -> tup
   """act(batch norm of x [B, H, W, C]) over the batch's own statistics, and these: mean and biased variance [C], not differentiated."""
   if on_cpu():
     return _batch_norm(x, scale, bias, eps, act, _axis)
-  xf = x.astype(jnp.float32)
-  mean, square = (m / _devices(_axis) for m in _whole((xf.mean((0, 1, 2)), jnp.square(xf).mean((0, 1, 2))), _axis))
-  var = jnp.maximum(square - jnp.square(mean), 0)
+  mean, var = moments(x)
   factor = scale * lax.rsqrt(var + eps)
   return scale_shift(x, factor, bias - mean * factor, act), *lax.stop_gradient((mean, var))
 
@@ -330,9 +369,62 @@ ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
 }
 
 
+def moments(x: Array) -> tuple[Array, Array]:
+  """Mean and biased variance, float32 [C], of the whole batch's x [B, H, W, C]."""
+  if on_cpu():
+    return _moments(x, _axis)
+  xf = x.astype(jnp.float32)
+  mean, square = (m / _devices(_axis) for m in _whole((xf.mean((0, 1, 2)), jnp.square(xf).mean((0, 1, 2))), _axis))
+  return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _moments(x, axis):
+  return _moments_forward(x, axis)[0]
+
+
+def _moments_forward(x, axis):
+  n = math.prod(x.shape[:-1]) * _devices(axis)
+  total, squares = _whole(_sum_pixels([x, jnp.square(x.astype(jnp.float32))]), axis)
+  mean = total / n
+  return (mean, jnp.maximum(squares / n - jnp.square(mean), 0)), (x, mean)
+
+
+def _moments_backward(axis, saved, cotangents):
+  x, mean = saved
+  n = math.prod(x.shape[:-1]) * _devices(axis)
+  dmean, dvar = _whole(cotangents, axis)
+  return ((_over(2 * dvar / n, x) * (x.astype(jnp.float32) - _over(mean, x)) + _over(dmean / n, x)).astype(x.dtype),)
+
+
+_moments.defvjp(_moments_forward, _moments_backward)
+
+
 def scale_shift(x: Array, factor: Array, term: Array, act: str) -> Array:
   """act(x * factor + term), factor and term [C]; act is a key of ACTIVATIONS."""
+  return (_scale_shift if on_cpu() else _scale_shift.fun)(x, factor, term, act)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _scale_shift(x, factor, term, act):
   return ACTIVATIONS[act][0](x * _over(factor, x) + _over(term, x)).astype(x.dtype)
+
+
+@functools.partial(_stored, static=(4,))
+def _scale_shift_gradients(x, dy, factor, term, act):
+  x = x.astype(jnp.float32)
+  dy = _before_act(x, dy.astype(jnp.float32), factor, term, act)
+  return _sum_pixels([dy * x, dy])
+
+
+def _scale_shift_backward(act, saved, dy):
+  x, factor, term = saved
+  dy, act = _eased(x, dy, factor, term, act)
+  dx = _over(factor, x) * _before_act(x.astype(jnp.float32), dy.astype(jnp.float32), factor, term, act)
+  return dx.astype(x.dtype), *_scale_shift_gradients(x, dy, factor, term, act)
+
+
+_scale_shift.defvjp(lambda x, factor, term, act: (_scale_shift.fun(x, factor, term, act), (x, factor, term)), _scale_shift_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -363,6 +455,14 @@ def _before_act(x, dy, factor, term, act):
   return jnp.where(slope, dy, 0) if slope.dtype == bool else dy * slope
 
 
+def _eased(x, dy, factor, term, act):
+  """(gradient, activation it is still to be taken back through): those with exponentials are taken back at once, as one more array. The loops of the sums are
+  slower with them, and 20 times slower with erf, for which they are no vector code."""
+  if act not in ('silu', 'gelu'):
+    return dy, act
+  return _stored(_before_act, (4,))(x.astype(jnp.float32), dy.astype(jnp.float32), factor, term, act), ''
+
+
 @functools.partial(_stored, static=(3, 4, 5))
 def _batch_norm_gradients(x, dy, statistics, eps, act, axis):
   """[4, C]: the gradients of scale and bias, from this device's examples; and in the gradient of x, the factor on x and the term, from all."""
@@ -379,11 +479,9 @@ def _batch_norm_gradients(x, dy, statistics, eps, act, axis):
 def _batch_norm_backward(eps, act, axis, saved, cotangents):
   x, statistics = saved
   factor, term, xf = statistics[0], statistics[1], x.astype(jnp.float32)
-  dy = cotangents[0].astype(jnp.float32)
-  if act in ('silu', 'gelu'):  # stored: the loops of the sums compute it slower, with erf, which has no vector code there, 20 times
-    act, dy = '', _stored(_before_act, (4,))(xf, dy, factor, term, act)
+  dy, act = _eased(x, cotangents[0], factor, term, act)
   dscale, dbias, slope, rest = _batch_norm_gradients(x, dy, statistics, eps, act, axis)
-  dy = _before_act(xf, dy, factor, term, act)
+  dy = _before_act(xf, dy.astype(jnp.float32), factor, term, act)
   return (_over(factor, x) * dy + _over(slope, x) * xf + _over(rest, x)).astype(x.dtype), dscale, dbias
 
 
@@ -561,16 +659,19 @@ class BatchNorm(nn.Module):
   dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, train: bool) -> Array:
+  def __call__(self, x: Array, train: bool, known: tuple[Array, Array] | None = None) -> Array:
+    """known: the moments of x, where they have been computed before; training mode then takes these."""
     shape = x.shape[-1:]
     scale, bias = self.param('scale', ones, shape), self.param('bias', zeros, shape)
     mean = self.variable('batch_stats', 'mean', zeros, None, shape)
     var = self.variable('batch_stats', 'var', ones, None, shape)
-    if not train:
-      factor = scale * lax.rsqrt(var.value + self.eps)
-      return scale_shift(x, factor, bias - mean.value * factor, self.act).astype(self.dtype)
-    y, m, v = batch_norm(x, scale, bias, self.eps, self.act)
-    if not self.is_initializing():
+    if train and known is None:
+      y, m, v = batch_norm(x, scale, bias, self.eps, self.act)
+    else:
+      m, v = known if train else (mean.value, var.value)
+      factor = scale * lax.rsqrt(v + self.eps)
+      y = scale_shift(x, factor, bias - m * factor, self.act)
+    if train and not self.is_initializing():
       mean.value = self.momentum * mean.value + (1 - self.momentum) * m
       var.value = self.momentum * var.value + (1 - self.momentum) * v
     return y.astype(self.dtype)
@@ -602,6 +703,23 @@ class AvgPool(nn.Module):
     return avg_pool(x, self.window, self.stride, self.padding)
 
 
+class AdaptiveAvgPool(nn.Module):
+  """x [B, H, W, C] -> [B, size, size, C]: means over windows of torch's sizes, of which neighbours can share pixels, and all of which there are where the
+  image is smaller than `size`."""
+  size: int
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    def windows(n):  # [size, n]: pixels from floor(i * n / size) to ceil((i + 1) * n / size)
+      at, pixel = np.arange(self.size)[:, None], np.arange(n)
+      met = (pixel >= at * n // self.size) & (pixel < -(-(at + 1) * n // self.size))
+      return jnp.asarray(met / met.sum(1, keepdims=True), jnp.float32)
+    if x.shape[1:3] == (self.size, self.size):
+      return x
+    y = jnp.einsum('ih,bhwc->biwc', windows(x.shape[1]), x.astype(jnp.float32))
+    return jnp.einsum('jw,biwc->bijc', windows(x.shape[2]), y).astype(x.dtype)
+
+
 class GlobalPool(nn.Module):
   """global_pool as a module: [B, H, W, C] -> float32 [B, C]."""
 
@@ -628,8 +746,15 @@ class SqueezeExcite(nn.Module):
 
 
 def remat(block: type[nn.Module], enabled: bool) -> type[nn.Module]:
-  """The block, called as block(x, train); enabled, what lies within it is computed again in the backward pass instead of being kept."""
-  return nn.remat(block, static_argnums=(2,)) if enabled else block
+  """The block, called as block(x, train); enabled, what lies within it is computed again in the backward pass instead of being kept. Within `drawing` it is
+  not, as numpy's draws would come out of it as tracers."""
+  return nn.remat(block, static_argnums=(2,)) if enabled and _generator is None else block
+
+
+def compiler_options() -> dict[str, str] | None:
+  """What a program with a backward pass is compiled with, so that `remat` works: on the CPU XLA would take its barriers out before it merges equal
+  expressions, and with that everything that is to be computed again."""
+  return {'xla_disable_hlo_passes': 'cse_barrier_expander'} if jax.default_backend() == 'cpu' else None
 
 
 class StochasticDepth(nn.Module):

@@ -95,13 +95,12 @@ class Swin(nn.Module):
     drop = drop if self.drop_path is None else self.drop_path
     x = layers.Conv(width, 4, 4, use_bias=True, initial=conv_default, initial_bias=conv_default, dtype=self.dtype, name='stem_0')(x)
     x = layers.LayerNorm(1e-5, dtype=self.dtype, name='stem_1')(x)
-    ends, done = {'stem': x}, 0
+    ends, done, block = {'stem': x}, 0, layers.remat(Block, self.remat)
     for stage, depth in enumerate(depths):
       if stage:
         x = Merge(self.dtype, name=f'stages_{stage}_downsample')(x)
       for i in range(depth):
-        rate = drop * done / (sum(depths) - 1)
-        x = layers.remat(Block, self.remat)(heads << stage, i % 2 == 1, rate, self.dtype, name=f'stages_{stage}_blocks_{i}')(x, train)
+        x = block(heads << stage, i % 2 == 1, drop * done / (sum(depths) - 1), self.dtype, name=f'stages_{stage}_blocks_{i}')(x, train)
         done += 1
       ends[f'stage{stage + 1}'] = x
     x = layers.LayerNorm(1e-5, dtype=self.dtype, name='norm')(x)

@@ -4,6 +4,7 @@ usage: python tests/parity/check.py PYTHON_WITH_TORCH
 Prints a table of the worst relative difference per backbone, checks the restricted reader on files that torch.save wrote, and leaves 1 if anything is off.
 """
 
+import json
 import os
 import pathlib
 import subprocess
@@ -28,6 +29,12 @@ def nested(x, path=()):
   return {k: v for i, y in items for k, v in nested(y, (*path, i)).items()}
 
 
+def compare(old, new):
+  """Worst relative difference between the pins of two golden trees."""
+  pins, before = nested(new), nested(old)
+  return max(seeded.difference(before[p], pins[p]) if p in before else float('inf') for p in pins)
+
+
 def main():
   bad = []
 
@@ -40,18 +47,24 @@ def main():
   with tempfile.TemporaryDirectory() as folder:
     command = [sys.argv[1], str(HERE / 'make_golden.py'), folder, '--files', f'{folder}/files']
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    new, old = ours.golden(folder=folder), ours.golden()
     print(f'{"worst relative difference":42} {"remade":>10} {"hierjax auto":>12} {"plain":>12}')
-    for key, wanted in new['backbones'].items():
-      pins, before = nested(wanted), nested(old['backbones'].get(key, {}))
-      remade = max(seeded.difference(before[p], pins[p]) if p in before else float('inf') for p in pins)
-      remade = remade if old['backbones'].get(key, {}).get('names') == wanted['names'] else float('inf')
-      row(key, remade, [ours.differences(key, wanted, f) for f in ('auto', 'plain')])
-    for name, wanted in new['train'].items():
-      pins, before = nested(wanted), nested(old['train'].get(name, {}))
-      remade = max(seeded.difference(before[p], pins[p]) if p in before else float('inf') for p in pins)
-      row(f'{name}, training: gradients and all', remade, [max(ours.train_differences(name, wanted, f).values()) for f in ('auto', 'plain')])
-    new, old = ours.golden('lite0_package.json', folder), ours.golden('lite0_package.json')
+    for name in ours.names(folder):
+      new, old = ours.golden(name, folder), ours.golden(name) if name in ours.names() else {}
+      for scheme in ours.schemes(new):
+        wanted, before = new[scheme], old.get(scheme, {})
+        remade = compare(before, wanted) if before.get('names') == wanted['names'] else float('inf')
+        row(f'{name}, {scheme}', remade, [ours.differences(name, scheme, wanted, f) for f in ('auto', 'plain')])
+      for mode in ('eval', 'train'):
+        scheme, remade = ours.schemes(new)[0], compare(old.get(mode, {}), new[mode])
+        found = [max(ours.gradient_differences(name, scheme, mode, new[mode], f).values()) for f in ('auto', 'plain')]
+        row(f'{name}, gradients, {mode} mode', remade, found)
+    subprocess.run([sys.argv[1], str(HERE / 'make_thop.py'), f'{folder}/thop.json'], check=True, stdout=subprocess.DEVNULL)
+    new, old = (json.loads((pathlib.Path(p) / 'thop.json').read_text()) for p in (folder, ours.GOLDEN))
+    found = {name: ours.counts(name) for name in new}
+    off = [name for name in new.keys() | old.keys() if not new.get(name) == old.get(name) == found.get(name)]
+    print(f'parameters and MACs as thop counts them: {len(new)} backbones' + (f'  <- differ: {", ".join(sorted(off))}' if off else ', all equal'))
+    bad += [f'counts of {name}' for name in off]
+    new, old = ours.lite0_package(folder), ours.lite0_package()
     pins = [seeded.pin(g['logits'], 2000) for g in (old, new)]
     row('efficientnet_lite0, package, logits', seeded.difference(*pins), [ours.lite0_difference(new, f) for f in ('auto', 'plain')])
     tests = [sys.executable, '-m', 'pytest', '-q', str(HERE.parent / 'test_pretrained.py'), '-k', 'torch_save']

@@ -1,10 +1,11 @@
 """Makes tests/golden/*.json with torch, torchvision and timm, in float64; runs in the environment of requirements-parity.txt.
 
 usage: python tests/parity/make_golden.py OUT_DIR [--only NAME] [--files DIR]
-OUT_DIR: where backbones.json and lite0_package.json go. --files also writes torch.save files, and what is in them as .npz, into DIR.
+OUT_DIR: where backbones/NAME.json and lite0_package.json go (tests/golden). --files also writes torch.save files, and what is in them as .npz, into DIR.
 """
 
 import argparse
+import fnmatch
 import importlib.util
 import json
 import pathlib
@@ -15,36 +16,49 @@ import timm
 import torch
 import torchvision
 
-CLASSIFIERS = ('fc.', 'classifier.2.', 'head.fc.', 'classifier.weight', 'classifier.bias')
-RESNETS = [f'resnet{d}' for d in (18, 34, 50, 101, 152)]
-CONVNEXTS = [f'convnext_{v}' for v in ('tiny', 'small', 'base', 'large')]
-LITES = [f'efficientnet_lite{v}' for v in range(5)]
-TRAINED = {  # parameters whose gradients are pinned: first, last and one of each kind between
-  'resnet18': ('conv1.weight', 'bn1.weight', 'layer2.0.downsample.0.weight', 'layer3.1.conv2.weight', 'layer4.1.bn2.bias'),
-  'convnext_tiny': (
-    'features.0.0.weight', 'features.1.0.layer_scale', 'features.3.1.block.0.weight', 'features.5.4.block.3.weight', 'classifier.0.weight'
-  ),
-  'efficientnet_lite0': ('conv_stem.weight', 'bn1.bias', 'blocks.2.0.conv_dw.weight', 'blocks.4.1.conv_pwl.weight', 'bn2.weight'),
+# Which of torchvision's and timm's models are compared with ours of the same name, and under which of their names and options.
+TORCHVISION = [f'resnet{d}' for d in (18, 34, 50, 101, 152)] + [f'convnext_{v}' for v in ('tiny', 'small', 'base', 'large')] + [
+  *(f'densenet{d}' for d in (121, 161, 169, 201)), 'vgg11', 'vgg16']
+TIMM = {
+  **{name: name for name in ('resnet18', 'convnext_tiny', 'densenet121', 'vgg11')},
+  **{f'efficientnet_lite{v}': f'tf_efficientnet_lite{v}' for v in range(5)},
 }  # fmt: skip
+KEPT = 8  # gradients of that many parameters are pinned: first, last and evenly between
+
+
+def names():
+  return list(dict.fromkeys((*TORCHVISION, *TIMM)))
+
+
+def schemes(name):
+  return [s for s, have in (('torchvision', TORCHVISION), ('timm', TIMM)) if name in have]
+
+
+def without_classifier(model):
+  """The model with its last linear layer gone, wherever torchvision has it."""
+  attribute = next(a for a in ('fc', 'classifier', 'heads', 'head') if hasattr(model, a))
+  head = getattr(model, attribute)
+  if isinstance(head, torch.nn.Sequential):
+    head[-1] = torch.nn.Identity()
+  else:
+    setattr(model, attribute, torch.nn.Identity())
+  return model
 
 
 def build(name, scheme, calm=False):
-  """The torch model without its classifier, float64, with the seeded weights."""
+  """The torch model without its classifier and without what is drawn at random in training, float64, with the seeded weights."""
   if scheme == 'torchvision':
-    model = getattr(torchvision.models, name)(weights=None)
-    if name.startswith('resnet'):
-      model.fc = torch.nn.Identity()
-    else:
-      model.classifier[2] = torch.nn.Identity()
-      for m in model.modules():
-        if isinstance(m, torchvision.ops.StochasticDepth):
-          m.p = 0.0  # training mode is compared without it
+    model = without_classifier(torchvision.models.get_model(name, weights=None))
   else:
-    model = timm.create_model({n: f'tf_{n}' for n in LITES}.get(name, name), num_classes=0)
+    model = timm.create_model(TIMM[name], num_classes=0)
+  for m in model.modules():
+    if isinstance(m, torch.nn.Dropout | torchvision.ops.StochasticDepth):
+      m.p = 0.0
   state = model.state_dict()
-  weights = {k: torch.from_numpy(seeded.tensor(k, tuple(v.shape), calm)) for k, v in state.items() if not k.endswith('num_batches_tracked')}
+  buffers = {k for k in state if k not in dict(model.named_parameters()) and not k.endswith(('running_mean', 'running_var'))}
+  weights = {k: torch.from_numpy(seeded.tensor(k, tuple(v.shape), calm)) for k, v in state.items() if k not in buffers}
   result = model.load_state_dict(weights, strict=False)
-  assert all(k.endswith('num_batches_tracked') for k in result.missing_keys) and not result.unexpected_keys
+  assert set(result.missing_keys) <= buffers and not result.unexpected_keys
   return model.double().eval(), {k: tuple(v.shape) for k, v in weights.items()}
 
 
@@ -53,33 +67,35 @@ def to_torch(x):
 
 
 def backbone(name, scheme):
+  """Under a scheme's names: the digest of names and shapes, and the features in evaluation."""
   model, shapes = build(name, scheme)
   with torch.no_grad():
-    features = model(to_torch(seeded.images(seeded.FORWARD))).numpy()
+    features = model(to_torch(seeded.images(seeded.size(name, seeded.FORWARD)))).numpy()
   return {'names': seeded.names_digest(shapes), 'eval': [seeded.pin(f) for f in features]}
 
 
-def trained(name, scheme):
-  """Features, the gradients of sum(features * direction) and the new running statistics, in training mode."""
+def gradients(name, scheme, training):
+  """Features, the gradients of sum(features * direction) and, in training mode, the new running statistics."""
   model, _ = build(name, scheme, calm=True)
-  model.train()
-  before, samples = {k: v.clone() for k, v in model.state_dict().items()}, {}
+  model.train(training)
+  before, norms, samples = {k: v.clone() for k, v in model.state_dict().items()}, {}, {}
   for k, m in model.named_modules():
     if isinstance(m, torch.nn.BatchNorm2d):
+      norms[k] = m
       m.register_forward_pre_hook(lambda m, x, k=k: samples.update({k: x[0].numel() / x[0].shape[1]}))
-  features = model(to_torch(seeded.images(seeded.TRAIN)))
+  features = model(to_torch(seeded.images(seeded.size(name, seeded.TRAIN))))
   (features * torch.from_numpy(seeded.direction(name, *features.shape))).sum().backward()
-  parameters, after, stats = dict(model.named_parameters()), model.state_dict(), {}
-  for k in list(samples)[:: max(1, len(samples) // 3)]:
+  sizes = {k: p.grad.norm() for k, p in model.named_parameters() if p.grad is not None}
+  parameters = [k for k, n in sizes.items() if n > 1e-8 * max(sizes.values())]  # before a batch norm some are 0 but for rounding
+  after, stats = model.state_dict(), {}
+  for k in list(samples)[:: max(1, len(samples) // 3)] if training else ():
     stats[f'{k}.running_mean'] = seeded.pin(after[f'{k}.running_mean'].numpy())
     # torch puts the unbiased variance into the running one, flax and hierjax the biased one: golden is the biased
-    old, new, n = before[f'{k}.running_var'], after[f'{k}.running_var'], samples[k]
-    stats[f'{k}.running_var'] = seeded.pin((0.9 * old + (new - 0.9 * old) * (n - 1) / n).numpy())
-  return {
-    'features': seeded.pin(features.detach().numpy()),
-    'grads': {k: seeded.pin(parameters[k].grad.numpy()) for k in TRAINED[name]},
-    'stats': stats,
-  }
+    n, kept = samples[k], (1 - norms[k].momentum) * before[f'{k}.running_var']
+    stats[f'{k}.running_var'] = seeded.pin((kept + (after[f'{k}.running_var'] - kept) * (n - 1) / n).numpy())
+  chosen = [parameters[i] for i in np.linspace(0, len(parameters) - 1, KEPT).round().astype(int)]
+  grads = {k: seeded.pin(p.grad.numpy()) for k, p in model.named_parameters() if k in chosen}
+  return {'features': seeded.pin(features.detach().numpy()), 'grads': grads, 'stats': stats}
 
 
 def lite0_package():
@@ -121,21 +137,17 @@ def torch_files(folder):
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('out', type=pathlib.Path)
-  parser.add_argument('--only', default='')
+  parser.add_argument('--only', default='*', help='a glob of names of backbones')
   parser.add_argument('--files', type=pathlib.Path)
   args = parser.parse_args()
   args.out.mkdir(parents=True, exist_ok=True)
-  torch.set_grad_enabled(True)
-  golden = {'backbones': {}, 'train': {}}
-  for name in RESNETS + CONVNEXTS + LITES:
-    if args.only in name:
-      for scheme in ('timm',) if name in LITES else ('torchvision', 'timm') if name in seeded.TIMM_TOO else ('torchvision',):
-        golden['backbones'][f'{name}/{scheme}'] = backbone(name, scheme)
-        print(name, scheme, [f['norm'] for f in golden['backbones'][f'{name}/{scheme}']['eval']], flush=True)
-      if name in TRAINED:
-        golden['train'][name] = trained(name, 'timm' if name in LITES else 'torchvision')
-  golden['made_with'] = {m.__name__: m.__version__.split('+')[0] for m in (torch, torchvision, timm)}
-  (args.out / 'backbones.json').write_text(json.dumps(golden, indent=0) + '\n')
+  folder, versions = args.out / 'backbones', {m.__name__: m.__version__.split('+')[0] for m in (torch, torchvision, timm)}
+  folder.mkdir(exist_ok=True)
+  for name in [n for n in names() if fnmatch.fnmatch(n, args.only)]:
+    golden = {s: backbone(name, s) for s in schemes(name)}
+    golden |= {mode: gradients(name, schemes(name)[0], mode == 'train') for mode in ('eval', 'train')}
+    (folder / f'{name}.json').write_text(json.dumps(golden | {'made_with': versions}, indent=0) + '\n')
+    print(name, flush=True)
   (args.out / 'lite0_package.json').write_text(json.dumps(lite0_package()) + '\n')
   if args.files:
     torch_files(args.files)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import pathlib
 
 import jax
@@ -11,6 +12,7 @@ from flax import traverse_util
 from parity import seeded
 
 from hierjax import models
+from hierjax.models import counts as counting
 from hierjax.models import layers, pretrained
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -18,8 +20,28 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
-def golden(file='backbones.json', folder=GOLDEN):
-  return json.loads((pathlib.Path(folder) / file).read_text())
+def golden(name, folder=GOLDEN):
+  """The golden values of a backbone: for each scheme {'names', 'eval'}, and {'features', 'grads', 'stats'} under 'eval' and 'train', made with the
+  names of the first scheme."""
+  return json.loads((pathlib.Path(folder) / 'backbones' / f'{name}.json').read_text())
+
+
+def names(folder=GOLDEN):
+  return sorted(path.stem for path in (pathlib.Path(folder) / 'backbones').glob('*.json'))
+
+
+def schemes(wanted):
+  return [s for s in wanted if s not in ('eval', 'train', 'made_with')]
+
+
+def lite0_package(folder=GOLDEN):
+  return json.loads((pathlib.Path(folder) / 'lite0_package.json').read_text())
+
+
+def counts(name):
+  """Parameters and thop's MACs of the trunk, as in thop.json."""
+  trunk = models.BACKBONES[name].make()
+  return {'params': counting.parameters(counting.shapes(trunk, 224)['params']), 'thop_macs': counting.thop_macs(trunk, 224, models.BACKBONES[name].unseen)}
 
 
 @functools.cache
@@ -38,6 +60,8 @@ def torch_entries(name, scheme):
     key = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}.get(kind, kind)
     if kind == 'kernel':
       shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
+      if scheme == 'torchvision' and prefix('/'.join(path[1:-1])).startswith('classifier.'):
+        shape = (shape[0], math.prod(shape[1:]))  # a linear map of what was flattened
     if kind == 'gamma' and scheme == 'torchvision':
       key, shape = 'layer_scale', (*shape, 1, 1)
     entries[path] = (f'{prefix("/".join(path[1:-1]))}.{key}', shape)
@@ -59,40 +83,40 @@ def variables(name, scheme, calm=False):
 
 
 def evaluate(name, scheme, formulation='auto', options=None):
-  """Pins of the pooled features of the seeded images, as in backbones.json."""
+  """Pins of the pooled features of the seeded images."""
   module = models.BACKBONES[name].make()
   run = lambda v, x: module.apply(v, x)[0]
   with layers.formulation(formulation):
-    features = jax.jit(run, compiler_options=options)(variables(name, scheme), seeded.images(seeded.FORWARD))
+    features = jax.jit(run, compiler_options=options)(variables(name, scheme), seeded.images(seeded.size(name, seeded.FORWARD)))
   return [seeded.pin(f) for f in np.asarray(features)]
 
 
-def train(name, scheme, formulation='auto', options=None):
-  """Features, gradients by torch's name and new running statistics in training mode, stochastic depth off, as under 'train' in backbones.json."""
-  module = models.BACKBONES[name].make() if name.startswith('resnet') else models.BACKBONES[name].make(drop_path=0.0)
-  v, entries = variables(name, scheme, calm=True), torch_entries(name, scheme)
-  direction = jnp.float32(seeded.direction(name, seeded.TRAIN[0], models.BACKBONES[name].features))
+def gradients(name, scheme, training, formulation='auto', options=None):
+  """Features, gradients by torch's name and, in training mode, new running statistics; nothing is drawn at random."""
+  make, quiet = models.BACKBONES[name].make, {'drop_path': 0.0, 'dropout': 0.0}
+  module = make(**{k: v for k, v in quiet.items() if hasattr(make(), k)})
+  v, entries, size = variables(name, scheme, calm=True), torch_entries(name, scheme), seeded.size(name, seeded.TRAIN)
+  direction = jnp.float32(seeded.direction(name, size[0], models.BACKBONES[name].features))
 
   def loss(params, x):
-    (features, _), new = module.apply({**v, 'params': params}, x, True, mutable=['batch_stats'])
+    (features, _), new = module.apply({**v, 'params': params}, x, training, mutable=['batch_stats'])
     return (features * direction).sum(), (features, new)
 
   with layers.formulation(formulation):
-    grads, (features, new) = jax.jit(jax.grad(loss, has_aux=True), compiler_options=options)(v['params'], seeded.images(seeded.TRAIN))
+    grads, (features, new) = jax.jit(jax.grad(loss, has_aux=True), compiler_options=options)(v['params'], seeded.images(size))
   flat = {**traverse_util.flatten_dict({'params': grads}), **traverse_util.flatten_dict(new)}
   pins = {entries[p][0]: seeded.pin(to_torch(p[-1], x)) for p, x in flat.items()}
   return {'features': seeded.pin(features), 'grads': pins, 'stats': pins}
 
 
-def differences(key, wanted, formulation='auto', options=None):
-  """Worst relative difference of the pooled features for an entry 'NAME/SCHEME' of golden['backbones']."""
-  name, scheme = key.split('/')
+def differences(name, scheme, wanted, formulation='auto', options=None):
+  """Worst relative difference of the pooled features from the pins wanted['eval'] of a scheme."""
   return max(seeded.difference(a, b) for a, b in zip(evaluate(name, scheme, formulation, options), wanted['eval'], strict=True))
 
 
-def train_differences(name, wanted, formulation='auto', options=None):
-  """{what: relative difference} for an entry of golden['train']."""
-  found = train(name, 'timm' if 'lite' in name else 'torchvision', formulation, options)
+def gradient_differences(name, scheme, mode, wanted, formulation='auto', options=None):
+  """{what: relative difference} from the pins of a mode, 'eval' or 'train'."""
+  found = gradients(name, scheme, mode == 'train', formulation, options)
   rows = {'features': seeded.difference(found['features'], wanted['features'])}
   return rows | {k: seeded.difference(found[part][k], w) for part in ('grads', 'stats') for k, w in wanted[part].items()}
 

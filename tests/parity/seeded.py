@@ -10,7 +10,12 @@ import numpy as np
 FORWARD = (2, 64, 75)  # images, height, width: even and odd sizes on the way down, so that padding and flooring show; H != W, so that a swap does
 TRAIN = (4, 64, 75)
 LITE0 = (2, 160, 192)
-TIMM_TOO = ('resnet18', 'convnext_tiny')  # backbones whose forward pass is pinned under timm's names as well
+SIZES = {}  # (height, width) where a backbone takes not every size
+
+
+def size(name, default):
+  """(images, height, width) that a backbone is compared on."""
+  return (default[0], *SIZES.get(name, default[1:]))
 
 
 def rng(*names):

@@ -47,7 +47,7 @@ class Block(nn.Module):
     y = layers.Conv(self.width, 7, 1, 3, depthwise=True, use_bias=True, initial=initial, dtype=self.dtype, name='conv_dw')(x)
     y = layers.LayerNorm(dtype=self.dtype, name='norm')(y)
     y = layers.Dense(4 * self.width, initial, dtype=self.dtype, name='fc1')(y)
-    y = layers.Dense(self.width, initial, dtype=self.dtype, name='fc2')(nn.gelu(y, approximate=False))
+    y = layers.Dense(self.width, initial, dtype=self.dtype, name='fc2')(layers.gelu(y))
     gamma = self.param('gamma', layers.constant(1e-6), (self.width,))
     y = y * jnp.asarray(gamma, self.dtype).reshape(1, 1, 1, -1)
     return x + layers.StochasticDepth(self.drop)(y, train)

@@ -74,7 +74,7 @@ class PartitionAttention(nn.Module):
     attention = layers.Attention(self.width // HEAD, self.width ** -.5, PARTITION, dtype=self.dtype, name='attn')
     x = x + drop(attention(norm('norm1')(x)))
     y = layers.Dense(4 * self.width, initial, dtype=self.dtype, name='fc1')(norm('norm2')(x))
-    x = x + drop(layers.Dense(self.width, initial, dtype=self.dtype, name='fc2')(nn.gelu(y, approximate=False)))
+    x = x + drop(layers.Dense(self.width, initial, dtype=self.dtype, name='fc2')(layers.gelu(y)))
     return layers.from_windows(x, PARTITION, h, w, self.grid)
 
 

@@ -65,7 +65,7 @@ class Block(nn.Module):
     y = layers.Attention(self.heads, window=WINDOW, dtype=self.dtype, name='attn')(y, shift_mask(high, wide, shift) if any(shift) else None)
     x = x + drop(jnp.roll(layers.from_windows(y, WINDOW, high, wide), shift, (1, 2))[:, :h, :w])
     y = layers.Dense(4 * c, initial, dtype=self.dtype, name='fc1')(norm('norm2')(x))
-    return x + drop(layers.Dense(c, initial, dtype=self.dtype, name='fc2')(nn.gelu(y, approximate=False)))
+    return x + drop(layers.Dense(c, initial, dtype=self.dtype, name='fc2')(layers.gelu(y)))
 
 
 class Merge(nn.Module):

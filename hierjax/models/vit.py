@@ -58,7 +58,7 @@ class Block(nn.Module):
     x = x + layers.Attention(HEADS, initial=(glorot, lecun), dtype=self.dtype, name='attn')(y)
     y = layers.LayerNorm(dtype=self.dtype, name='norm2')(x)
     options = {'initial': glorot, 'initial_bias': layers.normal(1e-6), 'dtype': self.dtype}
-    y = nn.gelu(layers.Dense(4 * WIDTH, **options, name='fc1')(y), approximate=False)
+    y = layers.gelu(layers.Dense(4 * WIDTH, **options, name='fc1')(y))
     return x + layers.Dense(WIDTH, **options, name='fc2')(y)
 
 

@@ -19,7 +19,7 @@ class UserError(ValueError):
 
 
 CHOICES = {
-  'data.source': ('auto', 'csv', 'folders', 'parquet', 'toy'),
+  'data.source': ('auto', 'csv', 'folders', 'parquet', 'toy', 'stanford_cars', 'compcars', 'fgvc_aircraft', 'cifar100', 'cub200', 'tfds'),
   'data.resize': ('squash', 'crop', 'pad'),
   'data.balance': ('none', 'sample', 'loss'),
   'model.dtype': ('float32', 'bfloat16'),
@@ -35,7 +35,7 @@ CHOICES = {
 # Where numbers may lie, each of them where the option has several; NaN lies nowhere.
 RANGES = {
   'seed': '[0, 9223372036854775807]', 'data.split_seed': '[0, inf)', 'data.toy.seed': '[0, inf)',
-  'data.size': '[8, 8192]', 'data.threads': '[1, 1024]', 'data.workers': '[0, 1024]', 'data.val_share': '[0, 1)',
+  'data.size': '[8, 8192]', 'data.threads': '[1, 1024]', 'data.workers': '[0, 1024]', 'data.val_share': '[0, 1)', 'data.crop_margin': '[0, 10]',
   'data.augment.crop': '(0, 1]', 'data.augment.ratio': '(0, inf)', 'data.augment.flip': '[0, 1]', 'data.augment.rotate': '[0, 180]',
   'data.augment.brightness': '[0, 1]', 'data.augment.contrast': '[0, 1]', 'data.augment.saturation': '[0, 1]', 'data.augment.hue': '[0, 0.5]',
   'data.toy.train': '[1, 10000000]', 'data.toy.val': '[1, 10000000]', 'data.toy.difficulty': '[0, inf)',
@@ -60,12 +60,17 @@ def default() -> ConfigDict:
   c.baseline = ''  # the one-head run to compare with: 'train' trains it into WORKDIR/baseline, or a run's folder; '' = none
 
   c.data = ConfigDict()
-  c.data.source = 'auto'  # auto: no root = toy; labels.csv = csv; *.parquet = parquet; else class folders
+  # auto: no root = toy; labels.csv = csv; the layout of a published data set (data/layouts.py says how they look); *.parquet = parquet; else class folders
+  c.data.source = 'auto'
+  # FOLDER | hf:OWNER/NAME[@REVISION], Parquet on the hub | tfds:NAME[/CONFIG][:VERSION], prepared as ArrayRecord below $TFDS_DATA_DIR |
+  # classes:make=49,model=196, no images but so many classes a level, for --mode=describe
   c.data.root = ''
   c.data.taxonomy = ''  # '' = ROOT/taxonomy.csv, or derived from the labels where there is none
   c.data.train, c.data.val = 'train', 'val'  # names of the splits
   c.data.val_share = 0.2  # of the images, stratified by the finest class, where the data name no split
   c.data.split_seed = 0
+  c.data.crop_boxes = False  # show only the box of each image, where a published data set has them ...
+  c.data.crop_margin = 0.0  # ... and this share of its width and height more on each side
   c.data.strict = False  # True: an unreadable image is an error, not a counted skip
   c.data.size = 224  # pixels, height = width
   c.data.resize = 'squash'  # evaluation: squash to the square, resize and centre-crop, or pad
@@ -100,6 +105,7 @@ def default() -> ConfigDict:
   c.model.head.slices = ()  # split: the widths of the levels' slices, coarse to fine; () = equal ones
   c.model.dropout = 0.0  # before the heads
   c.model.dtype = 'float32'  # of the computation; parameters stay float32
+  c.model.remat = False  # True: each block is computed again in the backward pass, which takes less memory and about a third more time
 
   c.loss = ConfigDict()
   c.loss.weights = ''  # 'make=1,type=.5'; levels not named weigh 1

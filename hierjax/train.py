@@ -160,7 +160,8 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
 def stepper(task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh) -> Callable:
   """The compiled step of a phase over the mesh: (state, batch) → (state, metrics)."""
   r, d = parallel.replicated(mesh), parallel.split(mesh)
-  return jax.jit(functools.partial(train_step, task=task, phase=phase, tx=tx, mesh=mesh), in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0)
+  step = functools.partial(train_step, task=task, phase=phase, tx=tx, mesh=mesh)
+  return jax.jit(step, in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0, compiler_options=layers.compiler_options())
 
 
 def eval_variables(state: TrainState) -> dict:
@@ -200,7 +201,7 @@ class Run:
       if c.data[option] not in self.splits:
         made = f', and --config.data.val_share={c.data.val_share:g} of each class leaves it none' if any(n.startswith('split made') for n in self.notes) else ''
         raise UserError(f'--config.data.{option}={c.data[option]!r}: no such split{config_lib.did_you_mean(c.data[option], list(self.splits))}; '
-                        f'the data have {", ".join(self.splits)}{made}')
+                        f'the data have {", ".join(self.splits) or "no images"}{made}')
     self.train, self.val = self.splits[c.data.train], self.splits[c.data.val]
     n = len(self.train.labels)
     self.total = config_lib.steps(c.train, '', n, c.train.batch_size, '--config.train')
@@ -243,10 +244,11 @@ class Run:
     m = self.c.model
     variables = models.init(heads_lib.build(self.c, self.taxonomy, self.levels), self.c.seed)
     if m.pretrained:
-      variables, found = pretrained.load(m.backbone, variables, m.pretrained)
+      variables, found = pretrained.load(m.backbone, variables, m.pretrained, stem=m.stem)
       if not m.mean:  # kept in config.json, so that prediction normalises as training did
         m.mean, m.std = found['mean'], found['std']
-      self.notes.append(f'{found["tensors"]} tensors of the backbone from {found["file"]}')
+      fresh = f'; not from there, but drawn: {", ".join(found["fresh"])}' if found['fresh'] else ''
+      self.notes.append(f'{found["tensors"]} tensors of the backbone from {found["file"]}{fresh}')
     return variables
 
   def state(self, task: Task) -> TrainState:

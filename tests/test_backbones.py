@@ -15,7 +15,10 @@ from hierjax.models import layers
 COUNTS = {
     'resnet18': (11176512, 9600), 'resnet34': (21284672, 17024), 'resnet50': (23508032, 53120), 'resnet101': (42500160, 105344),
     'resnet152': (58143808, 151424), 'convnext_tiny': (27820128, 0), 'convnext_small': (49454688, 0), 'convnext_base': (87566464, 0),
-    'convnext_large': (196230336, 0), 'efficientnet_lite0': (3371008, 42016), 'efficientnet_lite1': (4135680, 53664),
+    'convnext_large': (196230336, 0), 'resnet18_32px': (11300160, 9600), 'advanced_cnn': (11176512, 9600), 'mobilenet_v2': (2223872, 34112),
+    'mobilenet_v3_large': (4202032, 24400), 'efficientnet_b0': (4007548, 42016), 'efficientnet_b1': (6513184, 62048),
+    'efficientnet_b2': (7700994, 67568), 'efficientnet_b3': (10696232, 87296), 'efficientnet_b4': (17548616, 125200),
+    'efficientnet_b5': (28340784, 172736), 'efficientnet_b6': (40735704, 224432), 'efficientnet_b7': (63786960, 310720), 'efficientnet_lite0': (3371008, 42016), 'efficientnet_lite1': (4135680, 53664),
     'efficientnet_lite2': (4811072, 58096), 'efficientnet_lite3': (6916096, 76672), 'efficientnet_lite4': (11725568, 112368)}
 NAMES = [  # backbone, scheme, ours, the state dict's
     ('resnet50', 'torchvision', 'conv1', 'conv1'), ('resnet50', 'torchvision', 'layer2_3/bn2', 'layer2.3.bn2'),
@@ -31,7 +34,17 @@ NAMES = [  # backbone, scheme, ours, the state dict's
     ('efficientnet_lite0', 'package', 'blocks_0_0/conv_pw', '_blocks.0._project_conv'),
     ('efficientnet_lite0', 'package', 'blocks_0_0/bn1', '_blocks.0._bn1'), ('efficientnet_lite0', 'package', 'blocks_2_1/conv_pw', '_blocks.4._expand_conv'),
     ('efficientnet_lite0', 'package', 'blocks_6_0/bn1', '_blocks.15._bn0'), ('efficientnet_lite0', 'package', 'blocks_6_0/bn3', '_blocks.15._bn2'),
-    ('efficientnet_lite4', 'package', 'blocks_6_0/conv_dw', '_blocks.29._depthwise_conv')]
+    ('efficientnet_lite4', 'package', 'blocks_6_0/conv_dw', '_blocks.29._depthwise_conv'), ('resnet18_32px', 'torchvision', 'fc', 'fc'),
+    ('mobilenet_v2', 'torchvision', 'blocks_0_0/conv_dw', 'features.1.conv.0.0'), ('mobilenet_v2', 'torchvision', 'blocks_0_0/bn2', 'features.1.conv.2'),
+    ('mobilenet_v2', 'torchvision', 'blocks_2_1/bn2', 'features.5.conv.1.1'), ('mobilenet_v2', 'torchvision', 'blocks_6_0/conv_pwl', 'features.17.conv.2'),
+    ('mobilenet_v2', 'torchvision', 'bn2', 'features.18.1'), ('mobilenet_v2', 'timm', 'blocks_3_3/conv_pwl', 'blocks.3.3.conv_pwl'),
+    ('mobilenet_v3_large', 'torchvision', 'blocks_0_0/bn2', 'features.1.block.1.1'),
+    ('mobilenet_v3_large', 'torchvision', 'blocks_2_0/se/conv_expand', 'features.4.block.2.fc2'),
+    ('mobilenet_v3_large', 'torchvision', 'blocks_5_2/bn3', 'features.15.block.3.1'), ('mobilenet_v3_large', 'torchvision', 'conv_head', 'features.16.0'),
+    ('mobilenet_v3_large', 'torchvision', 'classifier_0', 'classifier.0'), ('efficientnet_b0', 'torchvision', 'bn1', 'features.0.1'),
+    ('efficientnet_b0', 'torchvision', 'blocks_0_0/se/conv_reduce', 'features.1.0.block.1.fc1'),
+    ('efficientnet_b7', 'torchvision', 'blocks_6_3/conv_pwl', 'features.7.3.block.3.0'), ('efficientnet_b0', 'torchvision', 'bn2', 'features.8.1'),
+    ('efficientnet_b0', 'timm', 'blocks_0_0/se/conv_reduce', 'blocks.0.0.se.conv_reduce'), ('efficientnet_b4', 'timm', 'conv_head', 'conv_head')]
 
 
 @functools.cache
@@ -47,14 +60,22 @@ def modules(tree):
   return {'/'.join(k.key for k in path[:-1]) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
+def count(name):
+  return tuple(sum(x.size for x in jax.tree.leaves(shapes(name).get(k, {}))) for k in ('params', 'batch_stats'))
+
+
 def test_every_backbone_is_counted():
   assert set(COUNTS) == set(models.BACKBONES)
 
 
 @pytest.mark.parametrize('name', COUNTS)
 def test_parameter_counts_are_the_originals(name):
-  variables = shapes(name)
-  assert tuple(sum(x.size for x in jax.tree.leaves(variables.get(k, {}))) for k in ('params', 'batch_stats')) == COUNTS[name]
+  assert count(name) == COUNTS[name]
+
+
+def test_parameter_counts_of_the_papers():
+  assert count('resnet18_32px')[0] == 11300160  # S2
+  assert count('advanced_cnn')[0] + (512 + 1) * 10 == 11181642  # S4, with its linear layer to 10 classes
 
 
 @pytest.mark.parametrize('name', COUNTS)
@@ -78,7 +99,12 @@ def test_torch_names(name, scheme, ours, theirs):
                                          'features': (4, 512)}),
     ('convnext_tiny', {}, 64, {'stem': (16, 96), 'stage1': (16, 96), 'stage2': (8, 192), 'stage3': (4, 384), 'stage4': (2, 768), 'features': (2, 768)}),
     ('efficientnet_lite2', {}, 72, {'stem': (36, 32), 'stage1': (18, 24), 'stage2': (9, 48), 'stage3': (5, 120), 'stage4': (3, 352),
-                                    'features': (3, 1280)})])
+                                    'features': (3, 1280)}),
+    ('resnet18_32px', {}, 30, {'stem': (30, 64), 'stage1': (30, 64), 'stage2': (15, 128), 'stage3': (8, 256), 'stage4': (4, 512), 'features': (4, 512)}),
+    ('mobilenet_v2', {}, 75, {'stem': (38, 32), 'stage1': (19, 24), 'stage2': (10, 32), 'stage3': (5, 96), 'stage4': (3, 320), 'features': (3, 1280)}),
+    ('mobilenet_v3_large', {}, 64, {'stem': (32, 16), 'stage1': (16, 24), 'stage2': (8, 40), 'stage3': (4, 112), 'stage4': (2, 160),
+                                    'features': (2, 960)}),
+    ('efficientnet_b2', {}, 17, {'stem': (9, 32), 'stage1': (5, 24), 'stage2': (3, 48), 'stage3': (2, 120), 'stage4': (1, 352), 'features': (1, 1408)})])
 def test_endpoints(name, kwargs, size, want):
   backbone = models.BACKBONES[name]
   for dtype in (jnp.float32, jnp.bfloat16):
@@ -108,6 +134,15 @@ def test_initialisation_is_the_seed_s_and_has_the_originals_distributions():
   check(convnext['stages_2_blocks_3']['fc1']['kernel'], .02)
   check(convnext['stages_2_blocks_3']['conv_dw']['kernel'], .02)
   np.testing.assert_array_equal(convnext['stages_2_blocks_3']['gamma'], np.float32(1e-6))
+  mobilenet = models.init(models.BACKBONES['mobilenet_v3_large'].make(), 0)['params']
+  check(mobilenet['blocks_5_1']['conv_dw']['kernel'], np.sqrt(2 / (25 * 960)))  # torchvision's: all channels
+  check(mobilenet['blocks_5_1']['se']['conv_reduce']['kernel'], np.sqrt(2 / 240))
+  check(mobilenet['classifier_0']['kernel'], .01)
+  assert (mobilenet['blocks_5_1']['se']['conv_reduce']['bias'] == 0).all()
+  check(models.init(models.BACKBONES['efficientnet_b0'].make(), 0)['params']['blocks_5_1']['conv_dw']['kernel'], np.sqrt(2 / (25 * 1152)))
+  fc = models.init(models.BACKBONES['resnet18_32px'].make(), 0)['params']['fc']
+  for x in fc.values():
+    assert .98 < abs(x).max() * np.sqrt(512) <= 1 and abs(x.std() * np.sqrt(512 * 3) - 1) < .1  # uniform on +-1/sqrt(512)
 
 
 def test_initialisation_refuses_what_it_cannot_draw():
@@ -115,7 +150,7 @@ def test_initialisation_refuses_what_it_cannot_draw():
     models.init(nn.Dense(3), 0)
 
 
-@pytest.mark.parametrize('name,size', [('resnet18', 32), ('efficientnet_lite0', 64), ('convnext_tiny', 32)])
+@pytest.mark.parametrize('name,size', [('resnet18', 32), ('efficientnet_lite0', 64), ('convnext_tiny', 32), ('mobilenet_v3_large', 64)])
 def test_whole_trunks_agree_in_both_formulations(name, size):
   """Features and running statistics in training; the gradients are tested layer by layer."""
   module = models.BACKBONES[name].make()
@@ -139,3 +174,26 @@ def test_evaluation_uses_running_statistics_and_no_stochastic_depth():
   x = np.random.default_rng(0).standard_normal((3, 32, 32, 3), 'f4')
   apply = jax.jit(lambda v, x: module.apply(v, x, False)[0])
   np.testing.assert_allclose(apply(variables, x)[:1], apply(variables, x[:1]), atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['resnet18_32px', 'mobilenet_v2', 'efficientnet_b0'])
+def test_remat_gives_the_same_and_keeps_less(name):
+  """Blocks under remat, their number in the program, the same gradients with stochastic depth on, and less memory for what is kept."""
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 32, 32, 3), 'f4'))
+  out = []
+  for remat in (False, True):
+    module = models.BACKBONES[name].make(remat=remat)
+    variables = models.init(module, 0)
+
+    def loss(params):
+      (y, _), new = module.apply({**variables, 'params': params}, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
+      return jnp.square(y).sum(), new
+    step = jax.jit(jax.grad(loss, has_aux=True))
+    blocks = sum(eqn.primitive.name in ('remat2', 'checkpoint') for eqn in jax.make_jaxpr(loss)(variables['params']).eqns)
+    assert blocks == (sum(k.startswith(('layer', 'blocks_')) for k in variables['params']) if remat else 0)
+    compiled = step.lower(variables['params']).compile()
+    out.append((compiled(variables['params']), compiled.memory_analysis().temp_size_in_bytes))
+  (plain, memory), (again, less) = out
+  for a, b in zip(*map(jax.tree.leaves, (plain, again)), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5 * (np.abs(a).max() + 1e-3))
+  print(name, memory, less)

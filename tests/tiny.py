@@ -12,6 +12,7 @@ from hierjax.models import layers
 class Tiny(nn.Module):
   width: int = 16
   dtype: type = jnp.float32
+  remat: bool = False  # it has no blocks
 
   @nn.compact
   def __call__(self, x, train: bool = False):

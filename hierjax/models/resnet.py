@@ -39,9 +39,11 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Trunk of a ResNet. stem='small' is a 3x3 convolution of stride 1 and no max-pool, for images of about 32 pixels."""
+  """Trunk of a ResNet. stem='small' is a 3x3 convolution of stride 1 and no max-pool, for images of about 32 pixels; fc is the width of a linear layer
+  after pooling (0: none)."""
   depth: int = 50
   stem: str = 'standard'
+  fc: int = 0
   dtype: Any = jnp.float32
   remat: bool = False
 
@@ -60,4 +62,8 @@ class ResNet(nn.Module):
         x = layers.remat(Block, self.remat)(32 << stage, stride, self.depth >= 50, self.dtype, name=f'layer{stage}_{i}')(x, train)
       ends[f'stage{stage}'] = x
     x = ends['features'] = self.perturb('features', x)
-    return layers.GlobalPool()(x), ends
+    x = layers.GlobalPool()(x)
+    if self.fc:
+      bound = x.shape[-1] ** -.5  # torch's default
+      x = nn.Dense(self.fc, kernel_init=layers.uniform(bound), bias_init=layers.uniform(bound), name='fc')(x)
+    return x, ends

@@ -12,6 +12,7 @@ from flax import traverse_util
 from parity import seeded
 
 from hierjax import models
+from hierjax.models import counts as counting
 from hierjax.models import layers, pretrained
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -35,6 +36,12 @@ def schemes(wanted):
 
 def lite0_package(folder=GOLDEN):
   return json.loads((pathlib.Path(folder) / 'lite0_package.json').read_text())
+
+
+def counts(name):
+  """Parameters and thop's MACs of the trunk, as in thop.json."""
+  trunk = models.BACKBONES[name].make()
+  return {'params': counting.parameters(counting.shapes(trunk, 224)['params']), 'thop_macs': counting.thop_macs(trunk, 224, models.BACKBONES[name].unseen)}
 
 
 @functools.cache

@@ -61,8 +61,8 @@ class Model:
     return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, **options)
 
   def evaluate(self, split: str, examples: sources.Examples | None = None, tune: bool = False,
-               progress: Callable[[int, int], None] | None = None) -> dict:
-    """Metrics of a split of the configured data, also written to DIR/eval_SPLIT.json.
+               progress: Callable[[int, int], None] | None = None, into: pathlib.Path | None = None) -> dict:
+    """Metrics of a split of the configured data, also written to eval_SPLIT.json in the run's folder, or in `into`.
 
     With `tune` the joint decision's weights are chosen on this split first and kept for later; training does so on val, once.
     """
@@ -73,7 +73,7 @@ class Model:
       if parallel.first():
         files.write(self.workdir / 'decode.json', json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
     result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights)
-    evaluate.write(self.workdir, result, outputs, self.taxonomy, examples)
+    evaluate.write(into or self.workdir, result, outputs, self.taxonomy, examples)
     return result
 
   def explain(self, split: str, examples: sources.Examples | None = None) -> None:

@@ -315,7 +315,7 @@ class Loop:
   """The training loop over one run's phases."""
 
   def __init__(self, run: Run, workdir: pathlib.Path):
-    self.run, self.c, self.mesh = run, run.c, run.mesh
+    self.run, self.c, self.mesh, self.compiled = run, run.c, run.mesh, log.compile_seconds()
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, writes=True)
     self.task = run.task()
     self.state = run.state(self.task)
@@ -343,9 +343,13 @@ class Loop:
     self.broken.update(out.broken)
     return sources.with_features(examples, out.features, out.index)
 
+  @property
+  def compilation(self) -> float:
+    return log.compile_seconds() - self.compiled  # not that of a run before in this process
+
   def took(self) -> dict[str, float]:
     """Seconds of this process: in the phases, of these blocked by saving, and of compilation."""
-    return {'seconds': self.seconds, 'saving_seconds': self.saving, 'compile_seconds': log.compile_seconds()}
+    return {'seconds': self.seconds, 'saving_seconds': self.saving, 'compile_seconds': self.compilation}
 
   def heed(self, signals: Signals):
     """For `collect`: stops in the middle of a split. Where several processes must do the same, the split is finished first."""
@@ -458,7 +462,7 @@ class Loop:
           share = waited / max(now - since, 1e-9)
           self.log.write(pending[0], 'train', {
             'epoch': pending[0] / per_epoch, 'phase': number, 'images_per_s': rate, 'data_wait': share,
-            'compile_seconds': log.compile_seconds(), **log.memory(), **values,
+            'compile_seconds': self.compilation, **log.memory(), **values,
             **{f'weight/{level}': run.weights[level] * (level in phase.levels) for level in run.levels}})
           accuracies = ' '.join(f'{l} {values[f"acc/{l}"]:.3f}' for l in phase.levels)
           self.log.say(f'step {pending[0]}/{run.total} epoch {pending[0] / per_epoch:.2f} loss {values["loss"]:.3f} {accuracies} '

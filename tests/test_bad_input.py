@@ -206,7 +206,7 @@ OPTIONS = {
 }
 BEYOND = {  # one value outside of each range
   'seed': '-1', 'data.split_seed': '-1', 'data.toy.seed': '-1', 'data.size': '1', 'data.threads': '0', 'data.workers': '-1', 'data.val_share': '1',
-  'data.crop_margin': '-1',
+  'data.test_share': '1', 'data.limit': '-1', 'data.crop_margin': '-1',
   'data.augment.crop': '(0.,2.)', 'data.augment.ratio': '(-1.,1.)', 'data.augment.flip': '2', 'data.augment.rotate': 'nan', 'data.augment.brightness': '-5',
   'data.augment.contrast': '1.5', 'data.augment.saturation': 'inf', 'data.augment.hue': '1', 'data.toy.train': '0', 'data.toy.val': '-5',
   'data.toy.difficulty': 'nan', 'model.mean': '(300.,0.,0.)', 'model.std': '(0.,0.,0.)', 'model.dropout': '1', 'model.head.layers': '-1',

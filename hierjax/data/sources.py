@@ -56,14 +56,14 @@ def load(data) -> Dataset:
     if data.taxonomy: raise UserError(f'--config.data.taxonomy={data.taxonomy}: the drawn set has its own taxonomy; give --config.data.root=FOLDER')
     taxonomy, splits = toy.load(**dict(data.toy if hasattr(data.toy, 'keys') else vars(data.toy)))
     splits = {{'train': data.train, 'val': data.val}[k]: Examples({'train': data.train, 'val': data.val}[k], *v) for k, v in splits.items()}
-    return Dataset(taxonomy, splits, ['no --config.data.root: these are the drawn vehicles'] if data.source == 'auto' else [])
+    return _limited(data, Dataset(taxonomy, splits, ['no --config.data.root: these are the drawn vehicles'] if data.source == 'auto' else []))
   if source not in LOADERS: raise UserError(f'--config.data.source={source!r}{did_you_mean(source, LOADERS)}; choices: auto, toy, {", ".join(LOADERS)}')
   if root is None: raise UserError(f'--config.data.source={source} needs --config.data.root=FOLDER')
   if not root.is_dir() and source != 'tfds': raise UserError(f'--config.data.root={data.root}: no such folder')
   if data.crop_boxes and source not in layouts.LAYOUTS: raise UserError(f'--config.data.crop_boxes: source {source} has no boxes')
   taxonomy = data.taxonomy or (root / 'taxonomy.csv' if (root / 'taxonomy.csv').exists() else None)
   taxonomy, table, notes = LOADERS[source](data, root, Taxonomy.from_csv(pathlib.Path(taxonomy).expanduser()) if taxonomy else None)
-  return Dataset(taxonomy, _split(data, table, notes), notes)
+  return _limited(data, Dataset(taxonomy, _split(data, table, notes), notes))
 
 
 def _numbered(text):
@@ -107,6 +107,7 @@ class _Table:
 
 def _split(data, table, notes):
   splits, share = table.splits, f'a share of {data.val_share:g} of each finest class, seed {data.split_seed}'
+  def hold(rows, part): return set(rows[stratified(table.labels[rows], [table.files[i] for i in rows], part, data.split_seed)].tolist())
   other = next((s for s in ('valid', 'validation', 'dev') if s in (splits or ())), None)
   if other and data.val == 'val' and data.val not in splits:
     splits = ['val' if s == other else s for s in splits]
@@ -116,12 +117,15 @@ def _split(data, table, notes):
   for name in names:
     if (other := folded.setdefault(name.casefold(), name)) != name: raise UserError(f'{data.root}: the splits {other!r} and {name!r} differ only in case')
   if splits is None:
-    splits = [data.val if held else data.train for held in stratified(table.labels, table.files, data.val_share, data.split_seed)]
-    count = Counter(splits)
-    notes.append(f'split made: {count[data.train]} {data.train}, {count[data.val]} {data.val} ({share}), since the data name no split')
+    rows = np.arange(len(table.files))
+    test = hold(rows, data.test_share)
+    val = hold(np.array([i for i in rows if i not in test]), data.val_share / (1 - data.test_share))
+    splits = ['test' if i in test else data.val if i in val else data.train for i in rows]
+    count, tested = Counter(splits), f', {len(test)} test (a share of {data.test_share:g})' if data.test_share else ''
+    notes.append(f'split made: {count[data.train]} {data.train}, {count[data.val]} {data.val} ({share}){tested}, since the data name no split')
   elif data.train in names and data.val not in names and data.val == 'val':
     rows = np.array([i for i, s in enumerate(splits) if s == data.train])
-    held = set(rows[stratified(table.labels[rows], [table.files[i] for i in rows], data.val_share, data.split_seed)].tolist())
+    held = hold(rows, data.val_share)
     splits = [data.val if i in held else s for i, s in enumerate(splits)]
     notes.append(f'split made: {len(held)} of the {len(rows)} {data.train} examples are {data.val} ({share}), since the data only have {", ".join(names)}')
   groups = defaultdict(list)
@@ -132,17 +136,36 @@ def _split(data, table, notes):
 def stratified(labels, files, share, seed) -> np.ndarray:
   """bool [N]: a share of each finest class (of each row of known labels where the finest is unknown), chosen by a hash of seed and file name, so that the
   order of the rows does not matter. Every class keeps at least one example; over all classes the numbers add up to the share."""
-  order = [hashlib.blake2b(f'{seed}:{f}'.encode(), digest_size=8).digest() for f in files]
-  groups = defaultdict(list)
-  for i, row in enumerate(labels.tolist()): groups[(row[-1],) if row[-1] >= 0 else tuple(row)].append(i)
   held, due = np.zeros(len(files), bool), 0.
-  for key in sorted(groups):
-    rows = sorted(groups[key], key=lambda i: (order[i], files[i]))
+  for rows in _classes(labels, files, seed):
     due += share * len(rows)
     take = max(0, min(round(due), len(rows) - 1))
     due -= take
     held[rows[:take]] = True
   return held
+
+
+def _classes(labels, files, seed) -> list[list[int]]:
+  """The examples of each finest class (of each row of known labels where the finest is unknown), in the order of a hash of seed and file name."""
+  order = [hashlib.blake2b(f'{seed}:{f}'.encode(), digest_size=8).digest() for f in files]
+  groups = defaultdict(list)
+  for i, row in enumerate(labels.tolist()): groups[(row[-1],) if row[-1] >= 0 else tuple(row)].append(i)
+  return [sorted(groups[key], key=lambda i: (order[i], files[i])) for key in sorted(groups)]
+
+
+def _limited(data, found) -> Dataset:
+  """At most `data.limit` examples of each split, every class in its proportion: those that stand first within theirs."""
+  splits, notes = dict(found.splits), list(found.notes)
+  for name, examples in found.splits.items():
+    if not 0 < data.limit < len(examples.labels): continue
+    places = [((k + .5) / len(rows), i) for rows in _classes(examples.labels, examples.files, data.split_seed) for k, i in enumerate(rows)]
+    keep = np.array(sorted(i for _, i in sorted(places, key=lambda place: place[0])[:data.limit]))
+    splits[name] = Examples(name, [examples.files[i] for i in keep], examples.labels[keep], functools.partial(_read_of, reader=examples.reader, keep=keep))
+    notes.append(f'{data.limit} of {len(examples.labels)} {name} examples are used (data.limit)')
+  return Dataset(found.taxonomy, splits, notes)
+
+
+def _read_of(i, *, reader, keep): return reader(int(keep[i]))
 
 
 # CSV

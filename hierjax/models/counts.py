@@ -54,6 +54,7 @@ THOP = {
   layers.BatchNorm: lambda m, x, y: 4 * x.size,
   layers.LayerNorm: lambda m, x, y: 4 * x.size,
   layers.AvgPool: lambda m, x, y: y.size,
+  layers.AdaptiveAvgPool: lambda m, x, y: int((x.shape[1] * x.shape[2] / m.size ** 2 + 1) * y.size),
   layers.GlobalPool: lambda m, x, y: (x.shape[1] * x.shape[2] + 1) * y.size,
 }
 

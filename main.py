@@ -5,11 +5,17 @@
   python main.py --mode=evaluate --workdir=runs/mine --split=val                            metrics as JSON
   python main.py --mode=report   --workdir=runs/mine                                        report.html; evaluates val where that is missing
   python main.py --mode=predict  --workdir=runs/mine --images='photos/*.jpg'                one JSON line an image
+  python main.py --mode=table    --config=configs/tables/s0_table1.py --workdir=runs/s0     a paper's table, row by row, beside its figures
   python main.py --mode=lint     --config.data.root=FOLDER                                  check taxonomy, labels and images
   python main.py --mode=describe --config=configs/3head.py                                  parameters and MACs of the model
 
 FOLDER holds labels.csv and taxonomy.csv, or a Parquet data set, or nested class folders. Any option is a flag: --config.optim.lr=3e-4;
 hierjax/config.py lists them all with a word on each.
+
+--mode=table trains the rows of a published table, each in WORKDIR/ROW/seedK, and writes table.html, table.md and table.csv into WORKDIR after each row:
+ours (mean and deviation over --seeds=0,1,2) beside the paper's. The same command goes on after an interruption; what has finished is not run again. Flags
+--config.* change every row: --limit=300 --config.train.epochs=1 is a look in minutes, --rows='densenet121* maxvit_t,flat*' takes some rows only, --split=test
+takes the figures from another split than val. One row alone: --config=configs/tables/s0_table1.py:ROW, in every mode that takes a config.
 """
 
 import json
@@ -39,12 +45,16 @@ if __name__ == '__main__':
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe')
-READ_BY = {'workdir': ('train', 'evaluate', 'report', 'predict'), 'split': ('evaluate',), 'images': ('predict',)}
+MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table')
+READ_BY = {'workdir': ('train', 'evaluate', 'report', 'predict', 'table'), 'split': ('evaluate', 'table'), 'images': ('predict',),
+           'seeds': ('table',), 'rows': ('table',), 'limit': ('table',)}
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 flags.DEFINE_string('workdir', '', "The run's folder: train writes it and goes on with it (runs/NAME by default), the others read it.")
-flags.DEFINE_string('split', 'val', 'evaluate: the split.')
+flags.DEFINE_string('split', 'val', 'evaluate, table: the split.')
+flags.DEFINE_list('seeds', [], "table: a run of every row for each, as 0,1,2; the table's own by default.")
+flags.DEFINE_string('rows', '', 'table: names of rows or patterns with *, separated by spaces; all by default.')
+flags.DEFINE_integer('limit', None, 'table: at most so many images of each split, for a look; the same as --config.data.limit.', lower_bound=1)
 flags.DEFINE_string('images', '', 'predict: a file, a folder or a glob in quotes.')
 flags.DEFINE_boolean('distributed', False, 'train, evaluate: this is one of several processes; SLURM, Open MPI, GKE and Cloud TPU are found by themselves.')
 flags.DEFINE_string('coordinator', '', 'distributed: HOST:PORT of process 0, where no cluster is found.')
@@ -63,6 +73,24 @@ def run_config():
       raise config.UserError(f'--config.{path}: --mode={FLAGS.mode} takes its model from {FLAGS.workdir}; only --config.data.* and --config.eval.* can change')
     config.assign(c, path, value)
   return c
+
+
+def make_table() -> int:
+  """--mode=table: all rows of the config file's table; returns the exit status."""
+  from hierjax import config, table
+  file = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
+  found = runpy.run_path(file)
+  if not callable(found.get('get_table')):
+    raise config.UserError(f'--mode=table: {file} has no function get_table; tables are in {pathlib.Path(__file__).parent / "configs" / "tables"}')
+  if not all(s.strip().isdigit() for s in FLAGS.seeds):
+    raise config.UserError(f'--seeds={",".join(FLAGS.seeds)}: must be whole numbers from 0, as 0,1,2')
+  overrides = dict(config_flags.get_override_values(FLAGS['config'])) | ({'data.limit': FLAGS.limit} if FLAGS.limit else {})
+  runner = table.Runner(*table.load(found), FLAGS.workdir or f'runs/{pathlib.Path(file).stem}', [int(s) for s in FLAGS.seeds], FLAGS.rows,
+                        FLAGS.split if FLAGS['split'].present else '', overrides)
+  failed = runner.run(in_words)
+  print((runner.workdir / 'table.md').read_text())
+  print(f'table: {runner.workdir / "table.html"}', file=sys.stderr)
+  return say(f'{failed} runs of rows failed; the same command tries them again') if failed else 0
 
 
 def join() -> None:
@@ -111,6 +139,8 @@ def run() -> None:
       raise config.UserError("--mode=predict needs --images: a file, a folder or a glob in quotes, as --images='photos/*.jpg'")
     for line in predict.stream(predict.load(FLAGS.workdir, run_config()), FLAGS.images):
       print(json.dumps(line), flush=True)
+  elif FLAGS.mode == 'table':
+    sys.exit(make_table())
   elif FLAGS.mode == 'describe':
     print(json.dumps(predict.describe(FLAGS.config)))
   else:
@@ -208,6 +238,9 @@ def file_fault(spec: str) -> str:
     if not callable(found.get('get_config')):
       return f'--config={spec}: {file} has no function get_config'
     config.check_tree(found['get_config'](*[arg] if colon else []))
+    if callable(found.get('get_table')):
+      from hierjax import table
+      table.load(found)
   except config.UserError as e:
     return f'--config={spec}: {e}'
   except (Exception, SystemExit) as e:

@@ -19,7 +19,7 @@ class UserError(ValueError):
 
 
 CHOICES = {
-  'data.source': ('auto', 'csv', 'folders', 'parquet', 'toy'),
+  'data.source': ('auto', 'csv', 'folders', 'parquet', 'toy', 'stanford_cars', 'compcars', 'fgvc_aircraft', 'cifar100', 'cub200', 'tfds'),
   'data.resize': ('squash', 'crop', 'pad'),
   'data.balance': ('none', 'sample', 'loss'),
   'model.dtype': ('float32', 'bfloat16'),
@@ -35,7 +35,8 @@ CHOICES = {
 # Where numbers may lie, each of them where the option has several; NaN lies nowhere.
 RANGES = {
   'seed': '[0, 9223372036854775807]', 'data.split_seed': '[0, inf)', 'data.toy.seed': '[0, inf)',
-  'data.size': '[8, 8192]', 'data.threads': '[1, 1024]', 'data.workers': '[0, 1024]', 'data.val_share': '[0, 1)',
+  'data.size': '[8, 8192]', 'data.threads': '[1, 1024]', 'data.workers': '[0, 1024]', 'data.val_share': '[0, 1)', 'data.test_share': '[0, 1)',
+  'data.limit': '[0, inf)', 'data.crop_margin': '[0, 10]',
   'data.augment.crop': '(0, 1]', 'data.augment.ratio': '(0, inf)', 'data.augment.flip': '[0, 1]', 'data.augment.rotate': '[0, 180]',
   'data.augment.brightness': '[0, 1]', 'data.augment.contrast': '[0, 1]', 'data.augment.saturation': '[0, 1]', 'data.augment.hue': '[0, 0.5]',
   'data.toy.train': '[1, 10000000]', 'data.toy.val': '[1, 10000000]', 'data.toy.difficulty': '[0, inf)',
@@ -60,12 +61,19 @@ def default() -> ConfigDict:
   c.baseline = ''  # the one-head run to compare with: 'train' trains it into WORKDIR/baseline, or a run's folder; '' = none
 
   c.data = ConfigDict()
-  c.data.source = 'auto'  # auto: no root = toy; labels.csv = csv; *.parquet = parquet; else class folders
+  # auto: no root = toy; labels.csv = csv; the layout of a published data set (data/layouts.py says how they look); *.parquet = parquet; else class folders
+  c.data.source = 'auto'
+  # FOLDER | hf:OWNER/NAME[@REVISION], Parquet on the hub | tfds:NAME[/CONFIG][:VERSION], prepared as ArrayRecord below $TFDS_DATA_DIR |
+  # classes:make=49,model=196, no images but so many classes a level, for --mode=describe
   c.data.root = ''
   c.data.taxonomy = ''  # '' = ROOT/taxonomy.csv, or derived from the labels where there is none
   c.data.train, c.data.val = 'train', 'val'  # names of the splits
   c.data.val_share = 0.2  # of the images, stratified by the finest class, where the data name no split
+  c.data.test_share = 0.0  # likewise, a split 'test' beside these two; where the data name none at all
   c.data.split_seed = 0
+  c.data.crop_boxes = False  # show only the box of each image, where a published data set has them ...
+  c.data.crop_margin = 0.0  # ... and this share of its width and height more on each side
+  c.data.limit = 0  # images of each split at most, every class in its proportion, for a look; 0 = all
   c.data.strict = False  # True: an unreadable image is an error, not a counted skip
   c.data.size = 224  # pixels, height = width
   c.data.resize = 'squash'  # evaluation: squash to the square, resize and centre-crop, or pad
@@ -160,9 +168,14 @@ def split_names(text: str | Sequence[str]) -> list[str]:
   return [t.strip() for t in (text.split(',') if isinstance(text, str) else text) if t.strip()]
 
 
+def level_words(levels: Sequence[str]) -> dict[str, Sequence[str]]:
+  """The words that name levels of any taxonomy."""
+  return {'coarsest': levels[:1], 'finest': levels[-1:], 'all': levels, 'coarser': levels[:-1]}
+
+
 def resolve_levels(text: str | Sequence[str], levels: Sequence[str], option: str) -> tuple[str, ...]:
   """Names of levels from an option's text, in the taxonomy's order. UserError names the option and the choices."""
-  words = {'coarsest': levels[:1], 'finest': levels[-1:], 'all': levels, 'coarser': levels[:-1]}
+  words = level_words(levels)
   chosen = set()
   for name in split_names(text):
     if name not in words and name not in levels:
@@ -260,6 +273,8 @@ def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
       raise UserError(f'--config.optim.rules: {rule!r} is not (regular expression, factor on lr, factor on weight decay)')
   if c.train.batch_size % c.optim.accumulate:
     raise UserError(f'--config.train.batch_size={c.train.batch_size} must be a multiple of --config.optim.accumulate={c.optim.accumulate}')
+  if c.data.val_share + c.data.test_share >= 1:
+    raise UserError(f'--config.data.val_share={c.data.val_share:g} and --config.data.test_share={c.data.test_share:g} leave nothing to train on')
   if c.loss.smoothing and 'finest' in split_names(c.loss.siblings):
     raise UserError('--config.loss.siblings: a class has no sibling that shares its finest level; name coarser levels')
 

@@ -41,7 +41,8 @@ def phases(c: ConfigDict, heads: Sequence[str], examples: int, total_steps: int,
   `heads` are the levels that have one, `groups` the model's parameter groups where there are others beside those of levels and the backbone.
   """
   out, start = [], 0
-  common = [g for g in groups if g not in ('backbone', *(f'heads/{l}' for l in heads))]
+  words = {f'heads/{word}': [f'heads/{l}' for l in named] for word, named in config_lib.level_words(heads).items()}
+  known = list(dict.fromkeys(['backbone', *(f'heads/{l}' for l in heads), *groups]))
   for name in sorted(c.curriculum):
     node, option = c.curriculum[name], f'--config.curriculum.{name}'
     n = config_lib.steps(node, '', examples, c.train.batch_size, option)
@@ -49,16 +50,13 @@ def phases(c: ConfigDict, heads: Sequence[str], examples: int, total_steps: int,
       continue
     freeze = []
     for g in config_lib.split_names(node.freeze):
-      if g in ('backbone', *common):
-        freeze.append(g)
-      elif g.startswith('heads/'):
-        freeze += [f'heads/{l}' for l in config_lib.resolve_levels(g[len('heads/'):], heads, f'{option}.freeze')]
-      else:
-        raise UserError(f'{option}.freeze: no parameter group {g!r}; choices: {", ".join(["backbone", *(f"heads/{l}" for l in heads), *common])}')
+      if g not in known and g not in words:
+        raise UserError(f'{option}.freeze: no parameter group {g!r}{config_lib.did_you_mean(g, known)}; choices: {", ".join(known)}')
+      freeze += [g] if g in known else words[g]
     levels = config_lib.resolve_levels(node.levels, heads, f'{option}.levels')
     if not levels:
       raise UserError(f'{option}.levels: names no level that has a head; choices: {", ".join(heads)}')
-    if {'backbone', *common, *(f'heads/{l}' for l in levels)} <= {*freeze}:
+    if {*known} - {f'heads/{l}' for l in heads if l not in levels} <= {*freeze}:
       raise UserError(f'{option}: nothing would train (backbone and every head with a loss are frozen)')
     end = total_steps if n < 0 else min(total_steps, start + n)
     out.append(Phase(start, end, tuple(freeze), levels))

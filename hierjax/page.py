@@ -70,13 +70,13 @@ def duration(seconds) -> str:
 
 
 @functools.cache
-def _macros():
+def _macros() -> dict:
   loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
   environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
   environment.globals.update(METRICS=METRICS, listed=listed, count=count)
-  return environment.get_template('report.html.j2').module
+  return {name: macro for file in ('report.html.j2', 'table.html.j2') for name, macro in vars(environment.get_template(file).module).items()}
 
 
 def render(macro: str, *args, **values) -> Markup:
-  """A macro of report.html.j2; everything that is not Markup already is escaped."""
-  return getattr(_macros(), macro)(*args, **values)
+  """A macro of report.html.j2 or table.html.j2; everything that is not Markup already is escaped."""
+  return _macros()[macro](*args, **values)

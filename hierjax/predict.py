@@ -17,7 +17,7 @@ from hierjax import checkpoint, evaluate, explain, files, models, parallel, runs
 from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources, transforms
-from hierjax.models import heads, layers
+from hierjax.models import counts, heads
 from hierjax.taxonomy import Taxonomy
 
 
@@ -61,8 +61,8 @@ class Model:
     return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, **options)
 
   def evaluate(self, split: str, examples: sources.Examples | None = None, tune: bool = False,
-               progress: Callable[[int, int], None] | None = None) -> dict:
-    """Metrics of a split of the configured data, also written to DIR/eval_SPLIT.json.
+               progress: Callable[[int, int], None] | None = None, into: pathlib.Path | None = None) -> dict:
+    """Metrics of a split of the configured data, also written to eval_SPLIT.json in the run's folder, or in `into`.
 
     With `tune` the joint decision's weights are chosen on this split first and kept for later; training does so on val, once.
     """
@@ -73,7 +73,7 @@ class Model:
       if parallel.first():
         files.write(self.workdir / 'decode.json', json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
     result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights)
-    evaluate.write(self.workdir, result, outputs, self.taxonomy, examples)
+    evaluate.write(into or self.workdir, result, outputs, self.taxonomy, examples)
     return result
 
   def explain(self, split: str, examples: sources.Examples | None = None) -> None:
@@ -231,37 +231,13 @@ def stream(model: Model, pattern: str) -> Iterator[dict]:
     yield from model.predict(files[i:i + size], batch_size=size)
 
 
-def count_macs(model, size: int) -> int:
-  """Multiply-accumulates of one forward pass of one size x size image: those of its convolutions and matrix products."""
-  variables = jax.eval_shape(lambda: models.init(model, 0))
-  with layers.formulation('plain'):
-    jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x))(variables, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))
-  return jaxpr_macs(jaxpr.jaxpr)
-
-
-def jaxpr_macs(jaxpr) -> int:
-  total = 0
-  for eqn in jaxpr.eqns:
-    out = eqn.outvars[0].aval.shape if eqn.outvars else ()
-    if eqn.primitive.name == 'conv_general_dilated':
-      kernel, spec = eqn.invars[1].aval.shape, eqn.params['dimension_numbers'].rhs_spec
-      total += int(np.prod(out)) * int(np.prod(kernel)) // kernel[spec[0]]
-    elif eqn.primitive.name == 'dot_general':
-      (contract, _), _ = eqn.params['dimension_numbers']
-      total += int(np.prod(out)) * int(np.prod([eqn.invars[0].aval.shape[d] for d in contract]))
-    for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')):
-      inner = getattr(value, 'jaxpr', value)
-      if hasattr(inner, 'eqns'):
-        total += jaxpr_macs(inner)
-  return total
-
-
 def describe(c: ConfigDict) -> dict:
-  """{'trunk_params', 'params', 'macs' (at data.size), 'heads': {LEVEL: params}} of the configured model."""
+  """{'trunk_params', 'params', 'macs', 'thop_macs' (at data.size), 'heads': {LEVEL or 'shared': params}} of the configured model."""
   config_lib.validate(c, list(models.BACKBONES))
   data, levels = narrow(sources.load(c.data), c.model)
   model = heads.build(c, data.taxonomy, levels)
-  params = models.init(model, 0)['params']
-  size = lambda tree: int(sum(x.size for x in jax.tree.leaves(tree)))
-  return {'trunk_params': size(params['backbone']), 'params': size(params), 'macs': count_macs(model, c.data.size),
-          'heads': {level: size(params['heads'][level]) for level in levels}}
+  variables, size = counts.shapes(model, c.data.size), counts.parameters
+  params = variables['params']
+  return {'trunk_params': size(params['backbone']), 'params': size(params), 'macs': counts.macs(model, variables, c.data.size),
+          'thop_macs': counts.thop_macs(model, c.data.size, models.BACKBONES[c.model.backbone].unseen),
+          'heads': {name: size(params['heads'][name]) for name in [*levels, *sorted({*params['heads']} - {*levels})]}}

@@ -60,7 +60,9 @@ def headline(run: Run) -> Markup:
   root = get(config, 'data.root') if get(config, 'data.source') != 'toy' else ''
   data = pathlib.PurePath(str(root)).name or str(root) if root else 'the drawn toy set'
   first = [str(get(config, 'model.backbone', 'A model'))]
-  if run.heads: first.append(f'with {"one head" if len(run.heads) == 1 else f"{len(run.heads)} heads"} ({listed(run.heads)})')
+  form = get(config, 'model.heads', 'parallel')
+  kind = '' if form in ('flat', 'parallel') else f'{form} '
+  if run.heads: first.append(f'with {f"one {kind}head" if len(run.heads) == 1 else f"{len(run.heads)} {kind}heads"} ({listed(run.heads)})')
   examples = info.get('train_examples')
   first.append(f'trained on {count(examples)} images of {data}' if examples is not None else f'trained on {data}')
   classes = info.get('classes') or ({level: run.taxonomy.num_classes(level) for level in run.levels} if run.taxonomy else {})

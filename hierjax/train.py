@@ -201,7 +201,7 @@ class Run:
       if c.data[option] not in self.splits:
         made = f', and --config.data.val_share={c.data.val_share:g} of each class leaves it none' if any(n.startswith('split made') for n in self.notes) else ''
         raise UserError(f'--config.data.{option}={c.data[option]!r}: no such split{config_lib.did_you_mean(c.data[option], list(self.splits))}; '
-                        f'the data have {", ".join(self.splits)}{made}')
+                        f'the data have {", ".join(self.splits) or "no images"}{made}')
     self.train, self.val = self.splits[c.data.train], self.splits[c.data.val]
     n = len(self.train.labels)
     self.total = config_lib.steps(c.train, '', n, c.train.batch_size, '--config.train')
@@ -241,8 +241,8 @@ class Run:
 
   def variables(self) -> dict:
     """The initial ones as numpy: seeded, with the backbone's from a file where model.pretrained names one."""
-    m = self.c.model
-    variables = models.init(heads_lib.build(self.c, self.taxonomy, self.levels), self.c.seed)
+    m, size = self.c.model, self.c.data.size
+    variables = models.init(heads_lib.build(self.c, self.taxonomy, self.levels), self.c.seed, jnp.zeros((1, size, size, 3)))
     if m.pretrained:
       variables, found = pretrained.load(m.backbone, variables, m.pretrained, stem=m.stem)
       if not m.mean:  # kept in config.json, so that prediction normalises as training did
@@ -315,7 +315,7 @@ class Loop:
   """The training loop over one run's phases."""
 
   def __init__(self, run: Run, workdir: pathlib.Path):
-    self.run, self.c, self.mesh = run, run.c, run.mesh
+    self.run, self.c, self.mesh, self.compiled = run, run.c, run.mesh, log.compile_seconds()
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, writes=True)
     self.task = run.task()
     self.state = run.state(self.task)
@@ -343,9 +343,13 @@ class Loop:
     self.broken.update(out.broken)
     return sources.with_features(examples, out.features, out.index)
 
+  @property
+  def compilation(self) -> float:
+    return log.compile_seconds() - self.compiled  # not that of a run before in this process
+
   def took(self) -> dict[str, float]:
     """Seconds of this process: in the phases, of these blocked by saving, and of compilation."""
-    return {'seconds': self.seconds, 'saving_seconds': self.saving, 'compile_seconds': log.compile_seconds()}
+    return {'seconds': self.seconds, 'saving_seconds': self.saving, 'compile_seconds': self.compilation}
 
   def heed(self, signals: Signals):
     """For `collect`: stops in the middle of a split. Where several processes must do the same, the split is finished first."""
@@ -458,7 +462,7 @@ class Loop:
           share = waited / max(now - since, 1e-9)
           self.log.write(pending[0], 'train', {
             'epoch': pending[0] / per_epoch, 'phase': number, 'images_per_s': rate, 'data_wait': share,
-            'compile_seconds': log.compile_seconds(), **log.memory(), **values,
+            'compile_seconds': self.compilation, **log.memory(), **values,
             **{f'weight/{level}': run.weights[level] * (level in phase.levels) for level in run.levels}})
           accuracies = ' '.join(f'{l} {values[f"acc/{l}"]:.3f}' for l in phase.levels)
           self.log.say(f'step {pending[0]}/{run.total} epoch {pending[0] / per_epoch:.2f} loss {values["loss"]:.3f} {accuracies} '

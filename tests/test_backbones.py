@@ -18,7 +18,8 @@ COUNTS = {
     'convnext_large': (196230336, 0), 'resnet18_32px': (11300160, 9600), 'advanced_cnn': (11176512, 9600), 'mobilenet_v2': (2223872, 34112),
     'mobilenet_v3_large': (4202032, 24400), 'efficientnet_b0': (4007548, 42016), 'efficientnet_b1': (6513184, 62048),
     'efficientnet_b2': (7700994, 67568), 'efficientnet_b3': (10696232, 87296), 'efficientnet_b4': (17548616, 125200),
-    'efficientnet_b5': (28340784, 172736), 'efficientnet_b6': (40735704, 224432), 'efficientnet_b7': (63786960, 310720), 'efficientnet_lite0': (3371008, 42016), 'efficientnet_lite1': (4135680, 53664),
+    'efficientnet_b5': (28340784, 172736), 'efficientnet_b6': (40735704, 224432), 'efficientnet_b7': (63786960, 310720),
+    'efficientnet_lite0': (3371008, 42016), 'efficientnet_lite1': (4135680, 53664),
     'efficientnet_lite2': (4811072, 58096), 'efficientnet_lite3': (6916096, 76672), 'efficientnet_lite4': (11725568, 112368)}
 NAMES = [  # backbone, scheme, ours, the state dict's
     ('resnet50', 'torchvision', 'conv1', 'conv1'), ('resnet50', 'torchvision', 'layer2_3/bn2', 'layer2.3.bn2'),

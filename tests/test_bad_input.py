@@ -163,6 +163,7 @@ OPTIONS = {
   '--mode=predict': ('--mode=predict needs --workdir',),
   '--images=x.jpg': ('--images means nothing to --mode=train, only to predict',),
   '--split=test': ('--split means nothing to --mode=train, only to evaluate',),
+  '--seeds=0,1': ('--seeds means nothing to --mode=train, only to table',),
   '--mode=lint': ('--workdir means nothing to --mode=lint, only to train, evaluate, report, predict',),
   '--mode=describe': ('--workdir means nothing to --mode=describe',),
   '--config.baseline=nowhere': ('--config.baseline=nowhere: not a run', "choices: 'train'"),
@@ -171,6 +172,9 @@ OPTIONS = {
   '--config.model.pretrained=nowhere.pth': ('nowhere.pth: no such file', "'hf:REPO'"),
   '--config.model.levels=': ('--config.model.levels', 'choices: make, type, model'),
   '--config.model.levels=mak': ("no level 'mak' (did you mean 'make'?)", 'choices: make, type, model'),
+  '--config.model.head.experts=5': ('--config.model.head.experts=5 means nothing to --config.model.heads=parallel, only to mmoe',),
+  '--config.model.heads=cascaded --config.model.head.order=make,make': ('--config.model.head.order', 'must name each level', 'make, type, model'),
+  '--config.model.heads=split --config.model.head.slices=(1,2)': ('--config.model.head.slices=(1, 2)', 'make, type, model'),
   '--config.model.stem=small': ('--config.model.stem=small', 'choices: standard'),
   '--config.model.mean=(1,2)': ('--config.model.mean=(1, 2)', 'three numbers'),
   '--config.model.mean=(1.,2.,3.)': ('--config.model.std=()', 'three numbers'),
@@ -198,6 +202,7 @@ OPTIONS = {
   '--config.loss.siblings=finest --config.loss.smoothing=.1': ('--config.loss.siblings', 'coarser levels'),
   '--config.curriculum.p1.steps=2 --config.curriculum.p1.freeze=backbone,heads/all': ('--config.curriculum.p1: nothing would train',),
   '--config.curriculum.p1.steps=2 --config.curriculum.p1.freeze=bakbone': ("no parameter group 'bakbone'", 'choices: backbone, heads/make'),
+  '--config.model.heads=mmoe --config.curriculum.p1.steps=2 --config.curriculum.p1.freeze=heads/sharde': ('choices: backbone, heads/make', 'heads/shared'),
   '--config.curriculum.p1.steps=2 --config.curriculum.p1.levels=': ('--config.curriculum.p1.levels', 'choices: make, type, model'),
   '--config.curriculum.p1.steps=2 --config.curriculum.p1.epochs=2': ('--config.curriculum.p1: give only one of',),
   '--config.data.root=nowhere': ('--config.data.root=nowhere: no such folder',),
@@ -206,6 +211,7 @@ OPTIONS = {
 }
 BEYOND = {  # one value outside of each range
   'seed': '-1', 'data.split_seed': '-1', 'data.toy.seed': '-1', 'data.size': '1', 'data.threads': '0', 'data.workers': '-1', 'data.val_share': '1',
+  'data.test_share': '1', 'data.limit': '-1', 'data.crop_margin': '-1',
   'data.augment.crop': '(0.,2.)', 'data.augment.ratio': '(-1.,1.)', 'data.augment.flip': '2', 'data.augment.rotate': 'nan', 'data.augment.brightness': '-5',
   'data.augment.contrast': '1.5', 'data.augment.saturation': 'inf', 'data.augment.hue': '1', 'data.toy.train': '0', 'data.toy.val': '-5',
   'data.toy.difficulty': 'nan', 'model.mean': '(300.,0.,0.)', 'model.std': '(0.,0.,0.)', 'model.dropout': '1', 'model.head.layers': '-1',

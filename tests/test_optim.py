@@ -33,8 +33,9 @@ def test_phase_to_the_end_and_phase_longer_than_the_run():
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-  ({'steps': 1, 'freeze': 'head/model'}, r"p1\.freeze: no parameter group 'head/model'; choices: backbone, heads/make"),
-  ({'steps': 1, 'freeze': 'heads/modle'}, r"no level 'modle' \(did you mean 'model'\?\)"),
+  ({'steps': 1, 'freeze': 'head/model'}, r"p1\.freeze: no parameter group 'head/model' \(did you mean 'heads/model'\?\); choices: backbone, heads/make"),
+  ({'steps': 1, 'freeze': 'finest'}, "no parameter group 'finest'"),
+  ({'steps': 1, 'freeze': 'heads/modle'}, r"no parameter group 'heads/modle' \(did you mean 'heads/model'\?\)"),
   ({'steps': 1, 'levels': ''}, 'names no level'),
   ({'steps': 1, 'freeze': 'backbone,heads/make', 'levels': 'make'}, 'nothing would train'),
 ])

@@ -152,16 +152,12 @@ def test_missing_run_and_split(run, model, tmp_path):
     model.evaluate('tset')
 
 
-def test_describe_counts(monkeypatch):
+def test_describe():
   """ResNet-50 with 3 heads: 24,028,478 parameters (papers' digest) for 196, 49 and 9 classes; MACs at 224: 4.089 G and the heads'."""
-  from hierjax.taxonomy import Taxonomy
-  rows = [[f'make{i % 49}', f'type{i % 9}', f'model{i}'] for i in range(196)]
-  data = sources.Dataset(Taxonomy.from_rows(['make', 'type', 'model'], rows), {}, [])
-  monkeypatch.setattr(sources, 'load', lambda _: data)
   c = config.default()
-  c.model.backbone = 'resnet50'
-  said = predict.describe(c)
-  assert said == {'trunk_params': 23_508_032, 'params': 24_028_478, 'macs': 4_087_136_256 + 2048 * (196 + 49 + 9),
+  c.model.backbone, c.data.root = 'resnet50', 'classes:make=49,type=9,model=196'
+  said, of_heads = predict.describe(c), 2048 * (196 + 49 + 9)
+  assert said == {'trunk_params': 23_508_032, 'params': 24_028_478, 'macs': 4_087_136_256 + of_heads, 'thop_macs': 4_131_694_592 + of_heads,
                   'heads': {'make': 100_401, 'type': 18_441, 'model': 401_604}}
   json.dumps(said)
 

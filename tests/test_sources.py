@@ -19,7 +19,8 @@ TAXONOMY = 'kind,animal\nbird,heron\nbird,owl\nreptile,gecko\nreptile,skink\n'
 
 
 def config(root, **options):
-  defaults = {'source': 'auto', 'taxonomy': '', 'train': 'train', 'val': 'val', 'val_share': .25, 'split_seed': 0, 'strict': False}
+  defaults = {'source': 'auto', 'taxonomy': '', 'train': 'train', 'val': 'val', 'val_share': .25, 'test_share': 0., 'split_seed': 0, 'limit': 0,
+              'strict': False, 'crop_boxes': False, 'crop_margin': 0.}
   return SimpleNamespace(**{**defaults, 'root': str(root), 'toy': {'train': 5, 'val': 3, 'seed': 0}, **options})
 
 
@@ -147,6 +148,37 @@ def test_stratified_split():
   np.testing.assert_array_equal(sources.stratified(labels[order], [files[i] for i in order], .2, 0), held[order])
   assert (sources.stratified(labels, files, .2, 1) != held).any()
   assert not sources.stratified(labels, files, 0., 0).any()
+
+
+def test_a_test_share_is_made_beside_val_where_the_data_name_no_split(tmp_path):
+  root = tree(tmp_path, 'file,animal\n' + ''.join(f'{a}-{i}.png,{a}\n' for a in ('heron', 'gecko') for i in range(10)),
+              files=[f'{a}-{i}.png' for a in ('heron', 'gecko') for i in range(10)])
+  data = sources.load(config(root, val_share=.2, test_share=.1))
+  assert {name: len(x.files) for name, x in data.splits.items()} == {'train': 14, 'val': 4, 'test': 2}
+  assert sorted(f for x in data.splits.values() for f in x.files) == sorted(f'{a}-{i}.png' for a in ('heron', 'gecko') for i in range(10))
+  for name, each in (('train', 7), ('val', 2), ('test', 1)):
+    assert [data.taxonomy.names[1][c] for c in data.splits[name].labels[:, 1]].count('heron') == each
+  assert '14 train, 4 val (a share of 0.2 of each finest class, seed 0), 2 test (a share of 0.1)' in data.notes[0]
+  (tmp_path / 'labels.csv').write_text('file,split,animal\nheron-0.png,train,heron\nheron-1.png,val,heron\n')
+  assert set(sources.load(config(root, test_share=.1)).splits) == {'train', 'val'}  # the data's own splits are kept
+
+
+def test_limit_keeps_every_class_in_its_proportion(tmp_path):
+  sizes = {'heron': 24, 'gecko': 12, 'owl': 4}
+  files = [f'{a}-{i}.png' for a, n in sizes.items() for i in range(n)]
+  lines = [f'{f},{"val" if i % 4 == 0 else "train"},{f.split("-")[0]}\n' for i, f in enumerate(files)]
+  root = tree(tmp_path, 'file,split,animal\n' + ''.join(lines), files=files)
+  whole, few = sources.load(config(root)), sources.load(config(root, limit=10))
+  for name in ('train', 'val'):
+    count = [[data.taxonomy.names[1][c] for c in data.splits[name].labels[:, 1]].count(a) for data in (whole, few) for a in sizes]
+    assert count == {'train': [18, 9, 3, 6, 3, 1], 'val': [6, 3, 1, 6, 3, 1]}[name]
+  train = few.splits['train']
+  assert [f.split('-')[0] for f in train.files] == [few.taxonomy.names[1][c] for c in train.labels[:, 1]]
+  assert all(value(train, i) == files.index(f) for i, f in enumerate(train.files))  # the reader follows
+  assert sources.load(config(root, limit=10)).splits['train'].files == train.files != sources.load(config(root, limit=10, split_seed=1)).splits['train'].files
+  assert few.notes == ['10 of 30 train examples are used (data.limit)']
+  pickle.dumps(train.reader)
+  assert [len(x.files) for x in sources.load(config('', limit=2)).splits.values()] == [2, 2]
 
 
 def test_splits_that_are_made_and_those_that_are_renamed(tmp_path):

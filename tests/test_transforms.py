@@ -1,6 +1,7 @@
 """Each transform against separate, slower steps: Pillow's resize, rotate and EXIF transpose, numpy mirrors, per-pixel colour formulas."""
 import io
 import math
+import pickle
 
 import cv2
 import numpy as np
@@ -297,3 +298,55 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(kind, monkeypat
   monkeypatch.setattr(transforms, 'MAX_PIXELS', 1599)
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 799)
   with pytest.raises(BrokenImage, match='decompression bomb'): transforms.decode(image)
+
+
+# Parts
+
+@pytest.mark.parametrize(('kind', 'size'), [('PNG', 48), ('JPEG', 160)])
+def test_a_part_is_the_picture_cut_out(kind, size):
+  image = picture(120, 160)
+  data = encoded(image, kind)
+  whole = transforms.decode(data)
+  for box, cut in {None: np.s_[:, :], (20.4, 10, 60, 70.2): np.s_[10:71, 20:60], (-9, -9, 50, 999): np.s_[:50 + 70, :50]}.items():
+    part = transforms.Part.of(data, box)
+    np.testing.assert_array_equal(transforms.decode(part), whole[cut])
+    np.testing.assert_array_equal(transforms.decode(transforms.Part.of(data, box, banner=60)), whole[:60][cut])
+    for resize in transforms.RESIZE:
+      np.testing.assert_array_equal(transforms.eval_transform(part, size, resize), transforms.eval_transform(whole[cut], size, resize))
+      a, b = (transforms.train_transform(x, np.random.default_rng(3), size, None, resize) for x in (part, whole[cut]))
+      np.testing.assert_array_equal(a, b)
+  copy = pickle.loads(pickle.dumps(transforms.Part.of(data, (1, 2, 30, 40), 5)))
+  assert (copy.box, copy.banner, bytes(copy)) == ((1, 2, 30, 40), 5, data)
+
+
+@pytest.mark.parametrize('box', [(200, 100, 1000, 700), (203, 101, 1003, 699), (0, 0, 1200, 900), (333, 222, 999, 888)])
+def test_a_part_of_a_large_jpeg_is_read_small(box, monkeypatch):
+  """The scaled decode rounds the box to its own pixels: the picture moves by half of one at most."""
+  data = encoded(picture(900, 1200, blur=12), 'JPEG', quality=95)
+  cut = np.ascontiguousarray(transforms.decode(data)[box[1]:box[3], box[0]:box[2]])
+  sizes, decode = [], simplejpeg.decode_jpeg
+  def spy(*args, **kw):
+    sizes.append(decode(*args, **kw).shape[0])
+    return decode(*args, **kw)
+  monkeypatch.setattr(simplejpeg, 'decode_jpeg', spy)
+  part = transforms.Part.of(data, box)
+  assert error(transforms.eval_transform(part, 96), transforms.eval_transform(cut, 96)) < 2
+  assert error(transforms.train_transform(part, Draws(), 96, STILL), transforms.train_transform(cut, Draws(), 96, STILL)) < 4
+  assert max(sizes) < 900
+  shifted = transforms.Part.of(data, tuple(v + 12 for v in box))  # an output pixel further: the error is seen
+  assert error(transforms.eval_transform(shifted, 96), transforms.eval_transform(cut, 96)) > 8
+  assert error(transforms.train_transform(shifted, Draws(), 96, STILL), transforms.train_transform(cut, Draws(), 96, STILL)) > 8
+
+
+def test_a_part_is_of_the_upright_picture():
+  image = picture(40, 60)
+  exif = Image.Exif()
+  exif[0x112] = 6
+  data = encoded(image, 'PNG')
+  turned = encoded(Image.fromarray(image), 'JPEG', quality=100, subsampling=0, exif=exif)
+  assert transforms.decode(turned).shape == (60, 40, 3)
+  np.testing.assert_array_equal(transforms.decode(transforms.Part.of(turned, (5, 10, 30, 50))), transforms.decode(turned)[10:50, 5:30])
+  for box in ((60, 0, 70, 10), (0, 40, 10, 50), (-5, -5, 0, 0)):
+    with pytest.raises(BrokenImage, match='nothing of its 60 x 40 pixels is left'): transforms.decode(transforms.Part.of(data, box))
+  with pytest.raises(BrokenImage, match='nothing of its 60 x 40'): transforms.decode(transforms.Part.of(data, None, 40))
+  with pytest.raises(BrokenImage): transforms.decode(transforms.Part.of(b'no picture', (0, 0, 1, 1)))

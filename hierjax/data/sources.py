@@ -1,4 +1,5 @@
-"""Where examples come from: labels.csv and images, nested class folders, Parquet, or the drawn toy set. All become a `Dataset`.
+"""Where examples come from: labels.csv and images, nested class folders, Parquet (here or on the hub), the original layouts of published data sets
+(layouts.py), or the drawn toy set. All become a `Dataset`.
 
 A data set's root may hold taxonomy.csv (else the taxonomy is derived from the labels). Splits come from the data; where they name none, one is made,
 stratified by the finest class.
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hierjax.config import UserError, did_you_mean
-from hierjax.data import toy
+from hierjax.data import layouts, toy, transforms
 from hierjax.taxonomy import Taxonomy, close_matches, read_table
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
@@ -48,18 +49,34 @@ class Dataset:
 def load(data) -> Dataset:
   """The data set that `config.data` names (a ConfigDict or a namespace with its fields). UserError where it does not add up."""
   root, source = pathlib.Path(data.root).expanduser() if data.root else None, data.source
-  if source == 'auto': source = _detect(root)
+  if source == 'auto' and data.root.startswith('classes:'): return Dataset(_numbered(data.root), {}, [])
+  if data.root.startswith('hf:'): root = layouts.hub_folder(data.root[3:])
+  if source == 'auto': source = 'tfds' if data.root.startswith('tfds:') else _detect(root)
   if source == 'toy':
     if data.taxonomy: raise UserError(f'--config.data.taxonomy={data.taxonomy}: the drawn set has its own taxonomy; give --config.data.root=FOLDER')
     taxonomy, splits = toy.load(**dict(data.toy if hasattr(data.toy, 'keys') else vars(data.toy)))
     splits = {{'train': data.train, 'val': data.val}[k]: Examples({'train': data.train, 'val': data.val}[k], *v) for k, v in splits.items()}
-    return Dataset(taxonomy, splits, ['no --config.data.root: these are the drawn vehicles'] if data.source == 'auto' else [])
+    return _limited(data, Dataset(taxonomy, splits, ['no --config.data.root: these are the drawn vehicles'] if data.source == 'auto' else []))
   if source not in LOADERS: raise UserError(f'--config.data.source={source!r}{did_you_mean(source, LOADERS)}; choices: auto, toy, {", ".join(LOADERS)}')
   if root is None: raise UserError(f'--config.data.source={source} needs --config.data.root=FOLDER')
-  if not root.is_dir(): raise UserError(f'--config.data.root={data.root}: no such folder')
+  if not root.is_dir() and source != 'tfds': raise UserError(f'--config.data.root={data.root}: no such folder')
+  if data.crop_boxes and source not in layouts.LAYOUTS: raise UserError(f'--config.data.crop_boxes: source {source} has no boxes')
   taxonomy = data.taxonomy or (root / 'taxonomy.csv' if (root / 'taxonomy.csv').exists() else None)
   taxonomy, table, notes = LOADERS[source](data, root, Taxonomy.from_csv(pathlib.Path(taxonomy).expanduser()) if taxonomy else None)
-  return Dataset(taxonomy, _split(data, table, notes), notes)
+  return _limited(data, Dataset(taxonomy, _split(data, table, notes), notes))
+
+
+def _numbered(text):
+  """The taxonomy of 'classes:make=49,model=196', so many classes a level, for counts of a model without data. UserError names what is wrong."""
+  sizes = {}
+  for item in text.removeprefix('classes:').split(','):
+    level, _, n = item.partition('=')
+    if not level or level in sizes or not n.isdecimal() or not 0 < int(n) <= 1000000:
+      raise UserError(f'--config.data.root={text}: {item!r} is not LEVEL=NUMBER; write classes:make=49,model=196, coarse to fine')
+    sizes[level] = int(n)
+  leaves = int(n)
+  if max(sizes.values()) > leaves: raise UserError(f'--config.data.root={text}: the last level, {level}, is the finest and must have the most classes')
+  return Taxonomy.from_rows(list(sizes), [[f'{level} {min(i, n - 1)}' for level, n in sizes.items()] for i in range(leaves)])
 
 
 def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -> Examples:
@@ -70,7 +87,7 @@ def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -
 def _detect(root):
   if root is None: return 'toy'
   if os.path.lexists(root / 'labels.csv'): return 'csv'  # a link to nowhere is a mistake to tell, not a reason to look for folders
-  return 'parquet' if _parquet_files(root) else 'folders'
+  return layouts.recognise(root) or ('parquet' if _parquet_files(root) else 'folders')
 
 
 def _parquet_files(root):
@@ -90,6 +107,7 @@ class _Table:
 
 def _split(data, table, notes):
   splits, share = table.splits, f'a share of {data.val_share:g} of each finest class, seed {data.split_seed}'
+  def hold(rows, part): return set(rows[stratified(table.labels[rows], [table.files[i] for i in rows], part, data.split_seed)].tolist())
   other = next((s for s in ('valid', 'validation', 'dev') if s in (splits or ())), None)
   if other and data.val == 'val' and data.val not in splits:
     splits = ['val' if s == other else s for s in splits]
@@ -99,12 +117,15 @@ def _split(data, table, notes):
   for name in names:
     if (other := folded.setdefault(name.casefold(), name)) != name: raise UserError(f'{data.root}: the splits {other!r} and {name!r} differ only in case')
   if splits is None:
-    splits = [data.val if held else data.train for held in stratified(table.labels, table.files, data.val_share, data.split_seed)]
-    count = Counter(splits)
-    notes.append(f'split made: {count[data.train]} {data.train}, {count[data.val]} {data.val} ({share}), since the data name no split')
+    rows = np.arange(len(table.files))
+    test = hold(rows, data.test_share)
+    val = hold(np.array([i for i in rows if i not in test]), data.val_share / (1 - data.test_share))
+    splits = ['test' if i in test else data.val if i in val else data.train for i in rows]
+    count, tested = Counter(splits), f', {len(test)} test (a share of {data.test_share:g})' if data.test_share else ''
+    notes.append(f'split made: {count[data.train]} {data.train}, {count[data.val]} {data.val} ({share}){tested}, since the data name no split')
   elif data.train in names and data.val not in names and data.val == 'val':
     rows = np.array([i for i, s in enumerate(splits) if s == data.train])
-    held = set(rows[stratified(table.labels[rows], [table.files[i] for i in rows], data.val_share, data.split_seed)].tolist())
+    held = hold(rows, data.val_share)
     splits = [data.val if i in held else s for i, s in enumerate(splits)]
     notes.append(f'split made: {len(held)} of the {len(rows)} {data.train} examples are {data.val} ({share}), since the data only have {", ".join(names)}')
   groups = defaultdict(list)
@@ -115,17 +136,36 @@ def _split(data, table, notes):
 def stratified(labels, files, share, seed) -> np.ndarray:
   """bool [N]: a share of each finest class (of each row of known labels where the finest is unknown), chosen by a hash of seed and file name, so that the
   order of the rows does not matter. Every class keeps at least one example; over all classes the numbers add up to the share."""
-  order = [hashlib.blake2b(f'{seed}:{f}'.encode(), digest_size=8).digest() for f in files]
-  groups = defaultdict(list)
-  for i, row in enumerate(labels.tolist()): groups[(row[-1],) if row[-1] >= 0 else tuple(row)].append(i)
   held, due = np.zeros(len(files), bool), 0.
-  for key in sorted(groups):
-    rows = sorted(groups[key], key=lambda i: (order[i], files[i]))
+  for rows in _classes(labels, files, seed):
     due += share * len(rows)
     take = max(0, min(round(due), len(rows) - 1))
     due -= take
     held[rows[:take]] = True
   return held
+
+
+def _classes(labels, files, seed) -> list[list[int]]:
+  """The examples of each finest class (of each row of known labels where the finest is unknown), in the order of a hash of seed and file name."""
+  order = [hashlib.blake2b(f'{seed}:{f}'.encode(), digest_size=8).digest() for f in files]
+  groups = defaultdict(list)
+  for i, row in enumerate(labels.tolist()): groups[(row[-1],) if row[-1] >= 0 else tuple(row)].append(i)
+  return [sorted(groups[key], key=lambda i: (order[i], files[i])) for key in sorted(groups)]
+
+
+def _limited(data, found) -> Dataset:
+  """At most `data.limit` examples of each split, every class in its proportion: those that stand first within theirs."""
+  splits, notes = dict(found.splits), list(found.notes)
+  for name, examples in found.splits.items():
+    if not 0 < data.limit < len(examples.labels): continue
+    places = [((k + .5) / len(rows), i) for rows in _classes(examples.labels, examples.files, data.split_seed) for k, i in enumerate(rows)]
+    keep = np.array(sorted(i for _, i in sorted(places, key=lambda place: place[0])[:data.limit]))
+    splits[name] = Examples(name, [examples.files[i] for i in keep], examples.labels[keep], functools.partial(_read_of, reader=examples.reader, keep=keep))
+    notes.append(f'{data.limit} of {len(examples.labels)} {name} examples are used (data.limit)')
+  return Dataset(found.taxonomy, splits, notes)
+
+
+def _read_of(i, *, reader, keep): return reader(int(keep[i]))
 
 
 # CSV
@@ -142,8 +182,15 @@ def _read_file(i, *, root, files):
   return read_file(os.path.join(root, files[i]))
 
 
-def file_reader(root, files):
-  return lambda rows: functools.partial(_read_file, root=str(root), files=[files[i] for i in rows])
+def _read_part(i, *, root, files, boxes, banner):
+  return transforms.Part.of(read_file(os.path.join(root, files[i])), boxes[i], banner)
+
+
+def file_reader(root, files, boxes=None, banner=0):
+  """rows -> the reader of these rows; with boxes (or None for the whole) or a banner it reads transforms.Part."""
+  if boxes is None and not banner: return lambda rows: functools.partial(_read_file, root=str(root), files=[files[i] for i in rows])
+  boxes = boxes or [None] * len(files)
+  return lambda rows: functools.partial(_read_part, root=str(root), files=[files[i] for i in rows], boxes=[boxes[i] for i in rows], banner=banner)
 
 
 def _csv(data, root, taxonomy):
@@ -182,7 +229,7 @@ def _csv(data, root, taxonomy):
         raise UserError(f'{where}: no row of the taxonomy has {", ".join(f"{l} {n!r}" for l, n in zip(taxonomy.levels, key) if n)} together')
     files.append(file); splits.append(cell.get('split')); rows.append(row)
   if again: notes.append(f'{path.name}: {len(again)} repeated rows are left out, the first is row {again[0]}')
-  _check_files(data, root, path, files, rows, notes)
+  _check_files(data, root, files, [f'{path}:{row}' for row in rows], notes)
   labels = taxonomy.complete(np.array([ids[seen[f][1][0]] for f in files]))
   return taxonomy, _Table(files, labels, splits if 'split' in columns else None, file_reader(root, files)), notes
 
@@ -192,11 +239,11 @@ def _inside(file, where):
   if not file: raise UserError(f'{where}: the cell "file" is empty')
   path = posixpath.normpath(file.replace('\\', '/'))
   if posixpath.isabs(path) or path.startswith('..') or path[1:2] == ':':
-    raise UserError(f'{where}: {file} leaves the root; paths are relative to the folder of labels.csv')
+    raise UserError(f'{where}: {file} leaves the root; paths are relative to the data set\'s folder')
   return path
 
 
-def _check_files(data, root, path, files, rows, notes):
+def _check_files(data, root, files, where, notes):
   """Missing files: an error if strict or if most are missing (a wrong root), else they are counted like other unreadable images."""
   listed = {}
   def exists(file):
@@ -210,7 +257,7 @@ def _check_files(data, root, path, files, rows, notes):
   file = files[missing[0]]
   near = [n for n in listed[os.path.dirname(file)] if n.rsplit('.', 1)[0].casefold() == os.path.basename(file).rsplit('.', 1)[0].casefold()]
   near = near or close_matches(os.path.basename(file), listed[os.path.dirname(file)])
-  text = f'{path}:{rows[missing[0]]}: no file {file}' + (f' (did you mean {posixpath.join(os.path.dirname(file), near[0])}?)' if near else '')
+  text = f'{where[missing[0]]}: no file {file}' + (f' (did you mean {posixpath.join(os.path.dirname(file), near[0])}?)' if near else '')
   if len(missing) > 1: text += f', and {len(missing) - 1} more of {len(files)} are missing'
   if data.strict or len(missing) * 2 > len(files): raise UserError(text)
   notes.append(text + '; they count as unreadable')
@@ -318,11 +365,13 @@ def _encode_folder(taxonomy, path, names, shown, root):
 # Parquet
 
 def _parquet(data, root, taxonomy):
-  """SPLIT.parquet or SPLIT-00000-of-00001.parquet with img {bytes, path} and LEVEL_label or LEVEL per level: names, or integers in the taxonomy's order."""
+  """SPLIT.parquet, SPLIT-00000-of-00001.parquet or SPLIT/0000.parquet with img {bytes, path} and LEVEL_label or LEVEL per level: names, or integers in the
+  taxonomy's order."""
   notes, paths = [], _parquet_files(root)
   if not paths: raise UserError(f'{root}: no *.parquet')
   stores = [_store(path) for path in paths]
   splits = [path.name.removesuffix('.parquet').split('-')[0] for path in paths]
+  if all(split.isdecimal() for split in splits): splits = [path.parent.name for path in paths]  # the hub's own conversion: SPLIT/0000.parquet
   columns = stores[0][1]['columns']
   for path, (_, meta) in zip(paths, stores):
     if set(meta['columns']) != set(columns): raise UserError(f'{path}: its columns ({", ".join(meta["columns"])}) are not those of {paths[0].name}')
@@ -473,4 +522,27 @@ def _read_store(i, *, folders, ends, rows):
   return data[stops[row - 1] if row else 0:stops[row]].tobytes()
 
 
-LOADERS = {'csv': _csv, 'folders': _folders, 'parquet': _parquet}
+# Published data sets
+
+def _layout(data, root, taxonomy, *, source):
+  """A data set in its original layout, its classes in its own order, or in those of a taxonomy whose last level names them."""
+  layout = layouts.read(source, data.root if source == 'tfds' else root, data.crop_boxes)
+  notes = layout.notes
+  if taxonomy is None:
+    taxonomy = Taxonomy.from_rows(layout.levels, layout.classes)
+    notes.append(f'taxonomy of {source}: {", ".join(f"{len(n)} {l}" for l, n in zip(taxonomy.levels, taxonomy.names))}')
+  labels = np.append(layout.paths(taxonomy), np.full((1, len(taxonomy.levels)), -1, np.int32), 0)[layout.labels]
+  reader, boxes = layout.reader, None
+  if reader is None:
+    files = [_inside(file, where) for file, where in zip(layout.files, layout.where)]
+    for split in dict.fromkeys(layout.splits):  # each by itself: one archive of several may not be there
+      rows = [i for i, s in enumerate(layout.splits) if s == split]
+      _check_files(data, root, [files[i] for i in rows], [layout.where[i] for i in rows], notes)
+    if data.crop_boxes:
+      m = data.crop_margin
+      boxes = [(l - m * (r - l), t - m * (b - t), r + m * (r - l), b + m * (b - t)) for l, t, r, b in layout.boxes]
+    reader = file_reader(root, files, boxes, layout.banner)
+  return taxonomy, _Table(layout.files, labels, layout.splits, reader), notes
+
+
+LOADERS = {'csv': _csv, 'folders': _folders, 'parquet': _parquet, **{name: functools.partial(_layout, source=name) for name in layouts.LAYOUTS}}

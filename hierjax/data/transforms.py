@@ -1,4 +1,5 @@
-"""Pictures in, squares out: encoded bytes or uint8 [h, w, 3] become uint8 [size, size, 3], RGB. numpy, OpenCV, simplejpeg and Pillow only.
+"""Pictures in, squares out: encoded bytes or uint8 [h, w, 3] become uint8 [size, size, 3], RGB. numpy, OpenCV, simplejpeg and Pillow only. Bytes may be
+a `Part`, of which the rest is cut off before all else.
 
 Crop, flip, rotation and scale are one affine warp; brightness, contrast, saturation and hue are one 3x4 colour matrix. A bilinear warp does
 not average, so what gets much smaller is shrunk beforehand: by the JPEG decoder, which is faster than decoding it all, and by area averaging.
@@ -29,6 +30,18 @@ YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
 
 class BrokenImage(ValueError):
   """The bytes are no picture that can be read."""
+
+
+class Part(bytes):
+  """An encoded picture of which only a part is shown: the box (left, top, right, bottom), in pixels from the upper left corner of the upright picture,
+  right and bottom excluded, as far as it lies inside; None is all of it. The `banner` lowest rows are never shown."""
+  box, banner = None, 0
+
+  @classmethod
+  def of(cls, data, box=None, banner=0):
+    part = cls(data)
+    part.box, part.banner = box, banner
+    return part
 
 
 class Augment(NamedTuple):
@@ -91,6 +104,21 @@ def _upright(image, orientation):
 
 def _look(image):
   """(height, width, pixels), upright. pixels(f), f in 1, 2, 4, 8: uint8 [h, w, 3], or [h / f, w / f, 3] from most JPEGs."""
+  if not isinstance(image, Part): return _whole(image)
+  h, w, pixels = _whole(image)
+  left, top, right, bottom = image.box or (0, 0, w, h)
+  x, y, x1, y1 = max(0, math.floor(left)), max(0, math.floor(top)), min(w, math.ceil(right)), min(h - image.banner, math.ceil(bottom))
+  if x >= x1 or y >= y1: raise BrokenImage(f'nothing of its {w} x {h} pixels is left within {left:g}, {top:g}, {right:g}, {bottom:g}')
+
+  def part(f):
+    found = pixels(f)
+    if found.shape[:2] == (h, w): f = 1
+    v, u = round(y / f), round(x / f)  # half a pixel of the reduced picture off at most
+    return found[v:v + -(-(y1 - y) // f), u:u + -(-(x1 - x) // f)]
+  return y1 - y, x1 - x, part
+
+
+def _whole(image):
   if isinstance(image, np.ndarray):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
       raise BrokenImage(f'expected uint8 [h, w, 3], found {image.dtype} {list(image.shape)}')

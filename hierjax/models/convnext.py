@@ -32,6 +32,7 @@ def _torchvision(path: str) -> str:
 
 # State dict prefix of a module path, per naming scheme. The leaf 'gamma' is 'gamma' [C] in timm, 'layer_scale' [C, 1, 1] in torchvision.
 torch_names = {'torchvision': _torchvision, 'timm': _timm}
+UNSEEN = r'stem_1|stages_\d_downsample_0|head_norm'  # torchvision's LayerNorm2d
 initial = layers.normal(.02)  # the originals' trunc_normal_(std=.02) cuts at ±2, a hundred deviations away
 
 
@@ -46,7 +47,7 @@ class Block(nn.Module):
     y = layers.Conv(self.width, 7, 1, 3, depthwise=True, use_bias=True, initial=initial, dtype=self.dtype, name='conv_dw')(x)
     y = layers.LayerNorm(dtype=self.dtype, name='norm')(y)
     y = layers.Dense(4 * self.width, initial, dtype=self.dtype, name='fc1')(y)
-    y = layers.Dense(self.width, initial, dtype=self.dtype, name='fc2')(nn.gelu(y, approximate=False))
+    y = layers.Dense(self.width, initial, dtype=self.dtype, name='fc2')(layers.gelu(y))
     gamma = self.param('gamma', layers.constant(1e-6), (self.width,))
     y = y * jnp.asarray(gamma, self.dtype).reshape(1, 1, 1, -1)
     return x + layers.StochasticDepth(self.drop)(y, train)

@@ -113,6 +113,7 @@ def constant(value: float | np.ndarray):
 
 
 zeros, ones = constant(0.), constant(1.)
+fan_in = normal(lambda shape: math.sqrt(2 / math.prod(shape[:-1])))  # He et al. 2015, torch's kaiming_normal_
 # He et al. 2015 with fan_out; a depthwise kernel has one output channel per group (timm's fix_group_fanout; ResNet has none).
 fan_out = normal(lambda shape: math.sqrt(2 / (shape[0] * shape[1] * (1 if shape[2] == 1 else shape[3]))))
 
@@ -167,13 +168,31 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
     columns = jnp.concatenate([padded[:, :, j:j + stride * (w - 1) + 1:stride] for j in range(k[1])], -1)
     patches = jnp.concatenate([columns[:, i:i + stride * (h - 1) + 1:stride] for i in range(k[0])], -1)
     return dense(patches, kernel.reshape(-1, kernel.shape[3]))
+  if stride == 1 and 2 * kernel.shape[3] <= x.shape[3]:  # cheaper to gather what goes out than what comes in
+    taps = dense(x, kernel.transpose(2, 0, 1, 3).reshape(x.shape[3], -1))
+    return _sum_taps(taps, k, tuple(pads))
   return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
 def dense(x: Array, kernel: Array) -> Array:
   """x [..., C] times kernel [C, O]."""
-  y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())))
+  rows = x.reshape(-1, x.shape[-1])
+  y = _dense(rows, kernel) if on_cpu() else rows @ kernel
   return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+@jax.custom_vjp
+def _dense(x, kernel):
+  return x @ kernel
+
+
+def _dense_backward(saved, dy):
+  """The kernel's gradient from x turned round in memory: XLA's product over the first axis of both is up to twice as slow."""
+  x, kernel = saved
+  return dy @ kernel.T, lax.optimization_barrier(x.T) @ dy
+
+
+_dense.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _dense_backward)
 
 
 def _out_size(size, kernel, stride, pads) -> tuple[int, int]:
@@ -278,6 +297,28 @@ def _depthwise_backward(stride, pads, saved, dy):
           _tap_products(padded, wide, k, stride, dy.shape[1:3], (sides[0][0], sides[1][0])))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _sum_taps(taps, k, pads):
+  """The end of a convolution of stride 1: taps [B, H, W, k * k * O], what each pixel gives through each of the kernel's rows and columns."""
+  return _sum_taps_forward(taps, k, pads)[0]
+
+
+def _sum_taps_forward(taps, k, pads):
+  size, o = taps.shape[1:3], taps.shape[3] // (k[0] * k[1])
+  out, padded = _out_size(size, k, 1, pads), _pad(taps, pads)
+  parts = (_tap(padded[..., o * (k[1] * i + j):o * (k[1] * i + j + 1)], i, j, 1, out) for i in range(k[0]) for j in range(k[1]))
+  return sum(parts), size
+
+
+def _sum_taps_backward(k, pads, size, dy):
+  sides = [(n - 1 - low, n - 1 - high) for n, (low, high) in zip(k, pads)]
+  wide = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
+  return (jnp.concatenate([_tap(wide, k[0] - 1 - i, k[1] - 1 - j, 1, size) for i in range(k[0]) for j in range(k[1])], -1),)
+
+
+_sum_taps.defvjp(_sum_taps_forward, _sum_taps_backward)
+
+
 def _interleave(xs: list[Array], axis: int) -> Array:
   """x[0], y[0], z[0], x[1], ... along the axis; the later ones may be one shorter."""
   if len(xs) == 1:
@@ -296,27 +337,94 @@ def batch_norm(x: Array, scale: Array, bias: Array, eps: float, act: str) -> tup
   """act(batch norm of x [B, H, W, C]) over the batch's own statistics, and these: mean and biased variance [C], not differentiated."""
   if on_cpu():
     return _batch_norm(x, scale, bias, eps, act, _axis)
-  xf = x.astype(jnp.float32)
-  mean, square = (m / _devices(_axis) for m in _whole((xf.mean((0, 1, 2)), jnp.square(xf).mean((0, 1, 2))), _axis))
-  var = jnp.maximum(square - jnp.square(mean), 0)
+  mean, var = moments(x)
   factor = scale * lax.rsqrt(var + eps)
   return scale_shift(x, factor, bias - mean * factor, act), *lax.stop_gradient((mean, var))
 
 
-# name: (the function, its derivative), both of what goes in. GELU is the exact one; hard swish has torch's slopes at its kinks.
+def _normal_cdf(x: Array) -> Array:
+  """By erf, as torch does; jax.nn.gelu and jax.scipy take erfc, which costs twice as much for digits of numbers near 0."""
+  return .5 * (1 + lax.erf(x * np.float32(.5 ** .5)))
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+  """x times the normal distribution's cumulative probability (Hendrycks and Gimpel 2016, arXiv:1606.08415), exact. x is all that is kept for the gradient."""
+  return (x * _normal_cdf(x.astype(jnp.float32))).astype(x.dtype)
+
+
+def _gelu_slope(x: Array) -> Array:
+  return _normal_cdf(x) + x * jnp.exp(-.5 * x * x) * np.float32((2 * np.pi) ** -.5)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), lambda x, dy: ((dy * _gelu_slope(x.astype(jnp.float32))).astype(x.dtype),))
+# name: (the function, its derivative), both of what goes in. Hard swish has torch's slopes at its kinks.
 ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
     '': (lambda y: y, jnp.ones_like),
     'relu': (lambda y: jnp.maximum(y, 0), lambda y: y > 0),
     'relu6': (lambda y: jnp.clip(y, 0, 6), lambda y: (y > 0) & (y < 6)),
     'silu': (nn.silu, lambda y: (s := nn.sigmoid(y)) * (1 + y * (1 - s))),
     'hardswish': (nn.hard_swish, lambda y: jnp.where(y <= 3, jnp.where(y < -3, 0, y / 3 + .5), 1)),
-    'gelu': (functools.partial(nn.gelu, approximate=False), lambda y: jax.scipy.stats.norm.cdf(y) + y * jax.scipy.stats.norm.pdf(y)),
+    'gelu': (gelu, _gelu_slope),
 }
+
+
+def moments(x: Array) -> tuple[Array, Array]:
+  """Mean and biased variance, float32 [C], of the whole batch's x [B, H, W, C]."""
+  if on_cpu():
+    return _moments(x, _axis)
+  xf = x.astype(jnp.float32)
+  mean, square = (m / _devices(_axis) for m in _whole((xf.mean((0, 1, 2)), jnp.square(xf).mean((0, 1, 2))), _axis))
+  return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _moments(x, axis):
+  return _moments_forward(x, axis)[0]
+
+
+def _moments_forward(x, axis):
+  n = math.prod(x.shape[:-1]) * _devices(axis)
+  total, squares = _whole(_sum_pixels([x, jnp.square(x.astype(jnp.float32))]), axis)
+  mean = total / n
+  return (mean, jnp.maximum(squares / n - jnp.square(mean), 0)), (x, mean)
+
+
+def _moments_backward(axis, saved, cotangents):
+  x, mean = saved
+  n = math.prod(x.shape[:-1]) * _devices(axis)
+  dmean, dvar = _whole(cotangents, axis)
+  return ((_over(2 * dvar / n, x) * (x.astype(jnp.float32) - _over(mean, x)) + _over(dmean / n, x)).astype(x.dtype),)
+
+
+_moments.defvjp(_moments_forward, _moments_backward)
 
 
 def scale_shift(x: Array, factor: Array, term: Array, act: str) -> Array:
   """act(x * factor + term), factor and term [C]; act is a key of ACTIVATIONS."""
+  return (_scale_shift if on_cpu() else _scale_shift.fun)(x, factor, term, act)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _scale_shift(x, factor, term, act):
   return ACTIVATIONS[act][0](x * _over(factor, x) + _over(term, x)).astype(x.dtype)
+
+
+@functools.partial(_stored, static=(4,))
+def _scale_shift_gradients(x, dy, factor, term, act):
+  x = x.astype(jnp.float32)
+  dy = _before_act(x, dy.astype(jnp.float32), factor, term, act)
+  return _sum_pixels([dy * x, dy])
+
+
+def _scale_shift_backward(act, saved, dy):
+  x, factor, term = saved
+  dy, act = _eased(x, dy, factor, term, act)
+  dx = _over(factor, x) * _before_act(x.astype(jnp.float32), dy.astype(jnp.float32), factor, term, act)
+  return dx.astype(x.dtype), *_scale_shift_gradients(x, dy, factor, term, act)
+
+
+_scale_shift.defvjp(lambda x, factor, term, act: (_scale_shift.fun(x, factor, term, act), (x, factor, term)), _scale_shift_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -347,6 +455,14 @@ def _before_act(x, dy, factor, term, act):
   return jnp.where(slope, dy, 0) if slope.dtype == bool else dy * slope
 
 
+def _eased(x, dy, factor, term, act):
+  """(gradient, activation it is still to be taken back through): those with exponentials are taken back at once, as one more array. The loops of the sums are
+  slower with them, and 20 times slower with erf, for which they are no vector code."""
+  if act not in ('silu', 'gelu'):
+    return dy, act
+  return _stored(_before_act, (4,))(x.astype(jnp.float32), dy.astype(jnp.float32), factor, term, act), ''
+
+
 @functools.partial(_stored, static=(3, 4, 5))
 def _batch_norm_gradients(x, dy, statistics, eps, act, axis):
   """[4, C]: the gradients of scale and bias, from this device's examples; and in the gradient of x, the factor on x and the term, from all."""
@@ -362,9 +478,10 @@ def _batch_norm_gradients(x, dy, statistics, eps, act, axis):
 
 def _batch_norm_backward(eps, act, axis, saved, cotangents):
   x, statistics = saved
-  dscale, dbias, slope, rest = _batch_norm_gradients(x, cotangents[0], statistics, eps, act, axis)
   factor, term, xf = statistics[0], statistics[1], x.astype(jnp.float32)
-  dy = _before_act(xf, cotangents[0].astype(jnp.float32), factor, term, act)
+  dy, act = _eased(x, cotangents[0], factor, term, act)
+  dscale, dbias, slope, rest = _batch_norm_gradients(x, dy, statistics, eps, act, axis)
+  dy = _before_act(xf, dy.astype(jnp.float32), factor, term, act)
   return (_over(factor, x) * dy + _over(slope, x) * xf + _over(rest, x)).astype(x.dtype), dscale, dbias
 
 
@@ -427,6 +544,40 @@ def global_pool(x: Array) -> Array:
   return x.mean((1, 2), dtype=jnp.float32)
 
 
+def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+  """softmax(q k^T + bias) v of q, k, v [..., heads, n, d], q scaled; the softmax in float32. bias [heads, n, n], or with leading axes of q's.
+
+  Heads stand before the tokens: XLA's batched products of matrices on the CPU want their batch axes in front, and copy what is laid out otherwise.
+  """
+  batch = tuple(range(q.ndim - 2))
+  logits = lax.dot_general(q, k, (((q.ndim - 1,), (q.ndim - 1,)), (batch, batch)), preferred_element_type=jnp.float32)
+  if bias is not None:
+    logits = logits + bias.reshape((1,) * (logits.ndim - bias.ndim) + bias.shape)
+  return lax.dot_general(nn.softmax(logits).astype(v.dtype), v, (((q.ndim - 1,), (q.ndim - 2,)), (batch, batch)))
+
+
+def windows(x: Array, size: int, spread: bool = False) -> Array:
+  """Parts of size x size pixels of x [B, H, W, C] -> [B, parts, size * size, C]: neighbours, or with `spread` H / size rows and W / size columns apart."""
+  b, h, w, c = x.shape
+  if spread:
+    return x.reshape(b, size, h // size, size, w // size, c).transpose(0, 2, 4, 1, 3, 5).reshape(b, -1, size * size, c)
+  return x.reshape(b, h // size, size, w // size, size, c).swapaxes(2, 3).reshape(b, -1, size * size, c)
+
+
+def from_windows(y: Array, size: int, h: int, w: int, spread: bool = False) -> Array:
+  """The inverse of `windows`, to [B, h, w, C]."""
+  b, c = y.shape[0], y.shape[-1]
+  y = y.reshape(b, h // size, w // size, size, size, c)
+  return (y.transpose(0, 3, 1, 4, 2, 5) if spread else y.swapaxes(2, 3)).reshape(b, h, w, c)
+
+
+def relative_position(table: Array, size: int) -> Array:
+  """[heads, n, n] with n = size * size: the row of the table [(2 size - 1)^2, heads] for how much lower and further right one pixel is than another."""
+  at = np.stack(np.divmod(np.arange(size * size), size))
+  down, right = at[:, :, None] - at[:, None] + size - 1
+  return jnp.moveaxis(table[down * (2 * size - 1) + right], -1, 0)
+
+
 # Modules.
 
 
@@ -439,6 +590,7 @@ class Conv(nn.Module):
   depthwise: bool = False
   use_bias: bool = False
   initial: Callable = fan_out
+  initial_bias: Callable = zeros
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -447,7 +599,7 @@ class Conv(nn.Module):
     kernel = self.param('kernel', self.initial, (self.size, self.size, c, self.features))
     y = conv(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), self.stride, self.padding)
     if self.use_bias:
-      y = y + _over(jnp.asarray(self.param('bias', zeros, (self.features,)), self.dtype), y)
+      y = y + _over(jnp.asarray(self.param('bias', self.initial_bias, (self.features,)), self.dtype), y)
     return y
 
 
@@ -456,6 +608,7 @@ class Dense(nn.Module):
   features: int
   initial: Callable = normal(.02)
   use_bias: bool = True
+  initial_bias: Callable = zeros
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -463,8 +616,36 @@ class Dense(nn.Module):
     kernel = self.param('kernel', self.initial, (x.shape[-1], self.features))
     y = dense(x.astype(self.dtype), jnp.asarray(kernel, self.dtype))
     if self.use_bias:
-      y = y + _over(jnp.asarray(self.param('bias', zeros, (self.features,)), self.dtype), y)
+      y = y + _over(jnp.asarray(self.param('bias', self.initial_bias, (self.features,)), self.dtype), y)
     return y
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention among the n tokens of x [..., n, C] (Vaswani et al. 2017, arXiv:1706.03762).
+
+  scale: of the products of queries and keys; None: 1 / sqrt(C / heads). window: where tokens are the pixels of window x window, their relative position's
+  learned bias is added; 0: none. mask, added too: [parts, n, n] for x [..., parts, n, C].
+  """
+  heads: int
+  scale: float | None = None
+  window: int = 0
+  initial: tuple[Callable, Callable] = (normal(.02), normal(.02))  # of qkv and proj
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, mask: Array | np.ndarray | None = None) -> Array:
+    *lead, n, c = x.shape
+    d = c // self.heads
+    qkv = Dense(3 * c, self.initial[0], dtype=self.dtype, name='qkv')(x).reshape(*lead, n, 3, self.heads, d)
+    q, k, v = jnp.moveaxis(qkv, (-3, -2), (0, -3))
+    bias = None
+    if self.window:
+      table = self.param('relative_position_bias_table', normal(.02), ((2 * self.window - 1) ** 2, self.heads))
+      bias = relative_position(jnp.asarray(table, jnp.float32), self.window)
+      if mask is not None:
+        bias = bias[None] + mask[:, None]
+    y = attention(q * (d ** -.5 if self.scale is None else self.scale), k, v, bias)
+    return Dense(c, self.initial[1], dtype=self.dtype, name='proj')(y.swapaxes(-3, -2).reshape(*lead, n, c))
 
 
 class BatchNorm(nn.Module):
@@ -478,16 +659,19 @@ class BatchNorm(nn.Module):
   dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, train: bool) -> Array:
+  def __call__(self, x: Array, train: bool, known: tuple[Array, Array] | None = None) -> Array:
+    """known: the moments of x, where they have been computed before; training mode then takes these."""
     shape = x.shape[-1:]
     scale, bias = self.param('scale', ones, shape), self.param('bias', zeros, shape)
     mean = self.variable('batch_stats', 'mean', zeros, None, shape)
     var = self.variable('batch_stats', 'var', ones, None, shape)
-    if not train:
-      factor = scale * lax.rsqrt(var.value + self.eps)
-      return scale_shift(x, factor, bias - mean.value * factor, self.act).astype(self.dtype)
-    y, m, v = batch_norm(x, scale, bias, self.eps, self.act)
-    if not self.is_initializing():
+    if train and known is None:
+      y, m, v = batch_norm(x, scale, bias, self.eps, self.act)
+    else:
+      m, v = known if train else (mean.value, var.value)
+      factor = scale * lax.rsqrt(v + self.eps)
+      y = scale_shift(x, factor, bias - m * factor, self.act)
+    if train and not self.is_initializing():
       mean.value = self.momentum * mean.value + (1 - self.momentum) * m
       var.value = self.momentum * var.value + (1 - self.momentum) * v
     return y.astype(self.dtype)
@@ -517,6 +701,23 @@ class AvgPool(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     return avg_pool(x, self.window, self.stride, self.padding)
+
+
+class AdaptiveAvgPool(nn.Module):
+  """x [B, H, W, C] -> [B, size, size, C]: means over windows of torch's sizes, of which neighbours can share pixels, and all of which there are where the
+  image is smaller than `size`."""
+  size: int
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    def windows(n):  # [size, n]: pixels from floor(i * n / size) to ceil((i + 1) * n / size)
+      at, pixel = np.arange(self.size)[:, None], np.arange(n)
+      met = (pixel >= at * n // self.size) & (pixel < -(-(at + 1) * n // self.size))
+      return jnp.asarray(met / met.sum(1, keepdims=True), jnp.float32)
+    if x.shape[1:3] == (self.size, self.size):
+      return x
+    y = jnp.einsum('ih,bhwc->biwc', windows(x.shape[1]), x.astype(jnp.float32))
+    return jnp.einsum('jw,biwc->bijc', windows(x.shape[2]), y).astype(x.dtype)
 
 
 class GlobalPool(nn.Module):

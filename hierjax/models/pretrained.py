@@ -1,7 +1,6 @@
 """Pretrained weights: read a weight file without torch and without running anything in it, and put it where a backbone's weights stand.
 
-A torch file is a pickle, and a pickle is a program: `pickle.load` runs whatever it asks for. Here its operations and the names it asks for
-are held against short lists before anything is done, no name in it is ever imported, and no memory is taken on the word of a number in it.
+A torch file is a pickle, and a pickle is a program; `pickles` says what is done about that.
 """
 
 import importlib.util
@@ -10,8 +9,6 @@ import json
 import math
 import mmap
 import pathlib
-import pickle
-import pickletools
 import re
 import struct
 import zipfile
@@ -22,6 +19,7 @@ import numpy as np
 import safetensors
 from flax import traverse_util
 
+from hierjax import pickles
 from hierjax.config import UserError
 from hierjax.models import BACKBONES
 
@@ -34,18 +32,12 @@ STORAGES = {
 GLOBALS = {'collections.OrderedDict', 'torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_parameter', 'torch.Size'} | {
   f'torch.{name}' for name in (*STORAGES, *'float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool'.split())  # noqa: SIM905
 }
-# What torch.save writes for weights. Not among them: INST, OBJ, NEWOBJ (calls by another road), EXT (imports by number).
-OPCODES = {
-  'PROTO', 'FRAME', 'STOP', 'MARK', 'POP', 'POP_MARK', 'MEMOIZE', 'PUT', 'BINPUT', 'LONG_BINPUT', 'GET', 'BINGET', 'LONG_BINGET', 'NONE', 'NEWTRUE',
-  'NEWFALSE', 'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'FLOAT', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINSTRING',
-  'SHORT_BINSTRING', 'BINBYTES', 'SHORT_BINBYTES', 'EMPTY_DICT', 'DICT', 'SETITEM', 'SETITEMS', 'EMPTY_LIST', 'LIST', 'APPEND', 'APPENDS',
-  'EMPTY_TUPLE', 'TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'GLOBAL', 'STACK_GLOBAL', 'REDUCE', 'BUILD', 'BINPERSID',
-}  # fmt: skip
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # where trainers keep the weights; the averaged ones first, as timm does
-CLASSIFIER = re.compile(r'(fc|_fc|classifier|classifier\.\d|head|head\.fc)\.(weight|bias)')
-SUFFIXES = {  # our leaf -> torch's
-  'kernel': ('weight',), 'scale': ('weight',), 'bias': ('bias',), 'mean': ('running_mean',), 'var': ('running_var',),
-  'gamma': ('gamma', 'layer_scale'),
+CLASSIFIER = re.compile(r'(fc|_fc|classifier|classifier\.\d|head|head\.fc|heads\.head)\.(weight|bias)')
+BUFFERS = re.compile(r'(.+\.)?(num_batches_tracked|relative_position_index|attn_mask)')  # in files beside the weights; what they hold is known or not needed
+SUFFIXES = {  # our leaf -> torch's, or the scheme's where they differ; any other leaf has its own name
+  'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var', 'gamma': {'torchvision': 'layer_scale'},
+  'class_token': {'timm': 'cls_token'}, 'pos_embedding': {'torchvision': 'encoder.pos_embedding', 'timm': 'pos_embed'},
 }  # fmt: skip
 
 
@@ -228,14 +220,16 @@ class _Global:
     raise ValueError(f'a call of {self.name}')
 
 
-class _Unpickler(pickle.Unpickler):
-  def __init__(self, file, path):
-    super().__init__(file, encoding='utf-8')
-    self.path, self.storages = path, {}
+class _Unpickler(pickles.Unpickler):
+  names, purpose = GLOBALS, 'weights'
+  advice = '. Save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors'
 
-  def find_class(self, module, name):
-    _check_global(f'{module}.{name}', self.path)
-    return OrderedDict if module == 'collections' else _Global(f'{module}.{name}')
+  def __init__(self, data, path):
+    super().__init__(data, path, 'utf-8')
+    self.storages = {}
+
+  def stand_in(self, name):
+    return OrderedDict if name == 'collections.OrderedDict' else _Global(name)
 
   def persistent_load(self, pid):
     tag, kind, key, _location, size, *view = pid
@@ -248,33 +242,10 @@ class _Unpickler(pickle.Unpickler):
     return storage
 
 
-def _check_global(name, path):
-  if name not in GLOBALS:
-    raise UserError(
-      f'{path}: asks for {_short(name, 80)!r}, which weights do not need; refused, and nothing in it was run. '
-      'Save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors'
-    )
-
-
 def _unpickle(data, path):
-  """One pickle from where `data` stands (in memory, so that a read of too much stops at the end): looked through first, then done.
-
-  Returns (object, storages by key).
-  """
-  start = data.tell()
-  for count, (opcode, arg, _) in enumerate(pickletools.genops(data)):
-    if opcode.name == 'GLOBAL':
-      _check_global(arg.replace(' ', '.', 1), path)
-    if opcode.name not in OPCODES:
-      raise UserError(f'{path}: its pickle uses {opcode.name}, which weights do not need; refused, and nothing in it was run')
-    if opcode.name in ('PUT', 'LONG_BINPUT') and arg > count:  # the memo is an array as long as its largest index
-      raise ValueError('a memo index out of range')
-  end = data.tell()
-  data.seek(start)
+  """One pickle from where `data` stands: (object, storages by key)."""
   unpickler = _Unpickler(data, path)
-  found = unpickler.load()
-  data.seek(end)
-  return found, unpickler.storages
+  return unpickler.load(), unpickler.storages
 
 
 def _read_torch_zip(path):
@@ -334,10 +305,13 @@ def _backbone_leaves(variables):
 
 
 def _to_flax(leaf, value, shape):
-  """torch's array in our layout (OIHW to HWIO, a linear or 1x1 kernel to [in, out]), or None where it cannot have this shape."""
+  """torch's array in our layout (OIHW to HWIO, a linear or 1x1 kernel to [in, out]), or None where it cannot have this shape.
+
+  A linear kernel on flattened maps, which torch has as [out, channels * height * width], is a convolution's over the whole of them here."""
   if leaf == 'kernel':
-    if value.ndim == 2:
-      value = value[:, :, None, None]
+    size = shape[:2] if len(shape) == 4 else (1, 1)
+    if value.ndim == 2 and value.shape[1] % math.prod(size) == 0:
+      value = value.reshape(len(value), -1, *size)
     if value.ndim == 4:
       value = value.transpose(2, 3, 1, 0)
       if len(shape) == 2 and value.shape[:2] == (1, 1):
@@ -347,44 +321,42 @@ def _to_flax(leaf, value, shape):
   return value if value.shape == tuple(shape) else None
 
 
+def torch_name(name, scheme, module, leaf):
+  """The state dict's name of a leaf of a module of a backbone; the module's prefix is joined with a dot, one that ends in '_' is not."""
+  prefix, suffix = BACKBONES[name].torch_names[scheme](module), SUFFIXES.get(leaf, leaf)
+  suffix = suffix.get(scheme, leaf) if isinstance(suffix, dict) else suffix
+  return prefix + ('.' if prefix and not prefix.endswith('_') else '') + suffix
+
+
 def _match(name, leaves, state, path, free=()):
   """(scheme, {path in variables: array}, names of the file that were not used). The naming scheme is the one most of whose names are there.
 
   free: modules that the file need not fit; one that it does not is left out, whole.
   """
-
-  def names(scheme):
-    prefix = BACKBONES[name].torch_names[scheme]
-    found = {}
-    for p, (module, leaf, _) in leaves.items():
-      options = [f'{prefix(module)}.{suffix}'.lstrip('.') for suffix in SUFFIXES[leaf]]
-      found[p] = next((o for o in options if o in state), options[0])
-    return found
-
-  schemes = {s: names(s) for s in BACKBONES[name].torch_names}
+  schemes = {s: {p: torch_name(name, s, module, leaf) for p, (module, leaf, _) in leaves.items()} for s in BACKBONES[name].torch_names}
   scheme = max(schemes, key=lambda s: sum(n in state for n in schemes[s].values()))
-  torch_name = schemes[scheme]
-  fits = lambda p, leaf, like: torch_name[p] in state and _to_flax(leaf, state[torch_name[p]], like.shape) is not None
+  keys = schemes[scheme]
+  fits = lambda p, leaf, like: keys[p] in state and _to_flax(leaf, state[keys[p]], like.shape) is not None
   out = {module for p, (module, leaf, like) in leaves.items() if module in free and not fits(p, leaf, like)}
-  passed = {torch_name[p] for p, (module, _, _) in leaves.items() if module in out}
+  passed = {keys[p] for p, (module, _, _) in leaves.items() if module in out}
   leaves = {p: found for p, found in leaves.items() if found[0] not in out}
-  torch_name = {p: torch_name[p] for p in leaves}
-  used = set(torch_name.values())
+  keys = {p: keys[p] for p in leaves}
+  used = set(keys.values())
   rest = [k for k in state if k not in used]
-  missing = [n for n in torch_name.values() if n not in state]
-  unexpected = [k for k in rest if k not in passed and not CLASSIFIER.fullmatch(k) and not k.endswith('num_batches_tracked')]
+  missing = [n for n in keys.values() if n not in state]
+  unexpected = [k for k in rest if k not in passed and not CLASSIFIER.fullmatch(k) and not BUFFERS.fullmatch(k)]
   taken, other = {}, []
   for p, (_, leaf, like) in leaves.items():
-    value = state.get(torch_name[p])
+    value = state.get(keys[p])
     if value is None:
       continue
     fitting = _to_flax(leaf, value, like.shape)
     if fitting is None:
-      other.append(f'{torch_name[p]} ({"x".join(map(str, value.shape))})')
+      other.append(f'{keys[p]} ({"x".join(map(str, value.shape))})')
     else:
       taken[p] = np.ascontiguousarray(fitting, dtype=like.dtype)
-  spoilt = [torch_name[p] for p, value in taken.items() if not np.isfinite(value).all()]
-  negative = [torch_name[p] for p, value in taken.items() if p[-1] == 'var' and (value < 0).any()]
+  spoilt = [keys[p] for p, value in taken.items() if not np.isfinite(value).all()]
+  negative = [keys[p] for p, value in taken.items() if p[-1] == 'var' and (value < 0).any()]
   problems = [_some('missing', missing), _some('unexpected', unexpected), _some('of another shape', other), _some('with NaN or infinity', spoilt),
               _some('negative, though a variance', negative)]
   if any(problems):

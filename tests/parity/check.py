@@ -4,6 +4,7 @@ usage: python tests/parity/check.py PYTHON_WITH_TORCH
 Prints a table of the worst relative difference per backbone, checks the restricted reader on files that torch.save wrote, and leaves 1 if anything is off.
 """
 
+import json
 import os
 import pathlib
 import subprocess
@@ -57,6 +58,12 @@ def main():
         scheme, remade = ours.schemes(new)[0], compare(old.get(mode, {}), new[mode])
         found = [max(ours.gradient_differences(name, scheme, mode, new[mode], f).values()) for f in ('auto', 'plain')]
         row(f'{name}, gradients, {mode} mode', remade, found)
+    subprocess.run([sys.argv[1], str(HERE / 'make_thop.py'), f'{folder}/thop.json'], check=True, stdout=subprocess.DEVNULL)
+    new, old = (json.loads((pathlib.Path(p) / 'thop.json').read_text()) for p in (folder, ours.GOLDEN))
+    found = {name: ours.counts(name) for name in new}
+    off = [name for name in new.keys() | old.keys() if not new.get(name) == old.get(name) == found.get(name)]
+    print(f'parameters and MACs as thop counts them: {len(new)} backbones' + (f'  <- differ: {", ".join(sorted(off))}' if off else ', all equal'))
+    bad += [f'counts of {name}' for name in off]
     new, old = ours.lite0_package(folder), ours.lite0_package()
     pins = [seeded.pin(g['logits'], 2000) for g in (old, new)]
     row('efficientnet_lite0, package, logits', seeded.difference(*pins), [ours.lite0_difference(new, f) for f in ('auto', 'plain')])

@@ -17,10 +17,12 @@ import torch
 import torchvision
 
 # Which of torchvision's and timm's models are compared with ours of the same name, and under which of their names and options.
-TORCHVISION = [f'resnet{d}' for d in (18, 34, 50, 101, 152)] + [f'convnext_{v}' for v in ('tiny', 'small', 'base', 'large')]
-TORCHVISION += ['resnet18_32px', 'advanced_cnn', 'mobilenet_v2', 'mobilenet_v3_large', *(f'efficientnet_b{v}' for v in range(8))]
+TORCHVISION = [f'resnet{d}' for d in (18, 34, 50, 101, 152)] + [f'convnext_{v}' for v in ('tiny', 'small', 'base', 'large')] + [
+  *(f'densenet{d}' for d in (121, 161, 169, 201)), 'vgg11', 'vgg16',
+  'resnet18_32px', 'advanced_cnn', 'mobilenet_v2', 'mobilenet_v3_large', *(f'efficientnet_b{v}' for v in range(8))]
 TIMM = {
-  'resnet18': 'resnet18', 'convnext_tiny': 'convnext_tiny', **{f'efficientnet_lite{v}': f'tf_efficientnet_lite{v}' for v in range(5)},
+  **{name: name for name in ('resnet18', 'convnext_tiny', 'densenet121', 'vgg11')},
+  **{f'efficientnet_lite{v}': f'tf_efficientnet_lite{v}' for v in range(5)},
   'mobilenet_v2': 'mobilenetv2_100', **{f'efficientnet_b{v}': f'efficientnet_b{v}' for v in range(5)},
 }  # fmt: skip
 KEPT = 8  # gradients of that many parameters are pinned: first, last and evenly between

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import pathlib
 
 import jax
@@ -11,6 +12,7 @@ from flax import traverse_util
 from parity import seeded
 
 from hierjax import models
+from hierjax.models import counts as counting
 from hierjax.models import layers, pretrained
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -36,6 +38,12 @@ def lite0_package(folder=GOLDEN):
   return json.loads((pathlib.Path(folder) / 'lite0_package.json').read_text())
 
 
+def counts(name):
+  """Parameters and thop's MACs of the trunk, as in thop.json."""
+  trunk = models.BACKBONES[name].make()
+  return {'params': counting.parameters(counting.shapes(trunk, 224)['params']), 'thop_macs': counting.thop_macs(trunk, 224, models.BACKBONES[name].unseen)}
+
+
 @functools.cache
 def shapes(name):
   """Shapes of the variables, without compiling or drawing anything."""
@@ -52,6 +60,8 @@ def torch_entries(name, scheme):
     key = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}.get(kind, kind)
     if kind == 'kernel':
       shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
+      if scheme == 'torchvision' and prefix('/'.join(path[1:-1])).startswith('classifier.'):
+        shape = (shape[0], math.prod(shape[1:]))  # a linear map of what was flattened
     if kind == 'gamma' and scheme == 'torchvision':
       key, shape = 'layer_scale', (*shape, 1, 1)
     entries[path] = (f'{prefix("/".join(path[1:-1]))}.{key}', shape)

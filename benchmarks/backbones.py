@@ -1,0 +1,101 @@
+"""The table of the backbones: parameters and MACs of the trunk, differences from the original, images/s of a train step beside PyTorch's.
+
+usage: backbones.py OUT.jsonl [--peer PYTHON TORCH_STEP] [--names 'swin_*'] [--batch 8] [--size 224] [--steps 3] [--differences]
+One line a backbone goes to OUT.jsonl as soon as it is measured; what is there already is not measured again. The table of all lines is printed at the end.
+PYTHON has torch, TORCH_STEP is a script that times the peer as train_step.py times ours. The two take turns, twice each, and the better median of each
+counts. --differences compares with the golden values of tests/golden: the worst relative difference of features, and of gradients (in evaluation and
+training mode).
+"""
+import argparse
+import fnmatch
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+from parity import ours  # noqa: E402
+
+from hierjax import models  # noqa: E402
+from hierjax.models import counts  # noqa: E402
+
+# What the peer calls them where it is not torchvision's name of ours; '' = it has none.
+PEERS = {'resnet18_32px': '', 'advanced_cnn': 'resnet18', 'vit_b_16': 'timm:vit_base_patch16_224', 'swin_t': 'timm:swin_tiny_patch4_window7_224',
+         'swin_s': 'timm:swin_small_patch4_window7_224', 'swin_b': 'timm:swin_base_patch4_window7_224',
+         **{f'efficientnet_lite{v}': f'timm:tf_efficientnet_lite{v}' for v in range(5)}}
+
+
+def differences(name):
+  """(of features, of gradients): the worst over naming schemes, and over both modes."""
+  wanted = ours.golden(name)
+  features = max(ours.differences(name, scheme, wanted[scheme]) for scheme in ours.schemes(wanted))
+  first = ours.schemes(wanted)[0]
+  return features, max(max(ours.gradient_differences(name, first, mode, wanted[mode]).values()) for mode in ('eval', 'train'))
+
+
+def seconds(command):
+  """The median of its steps."""
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    raise RuntimeError(f'{" ".join(map(str, command))}: {done.stderr.strip().splitlines()[-1]}')
+  return json.loads(done.stdout.strip().splitlines()[-1])['median_s']
+
+
+def measure(name, a):
+  module = models.BACKBONES[name].make()
+  params = counts.parameters(counts.shapes(module, a.size)['params'])
+  row = {'name': name, 'size': a.size, 'batch': a.batch, 'params': params, 'macs': counts.macs(module, a.size)}
+  if a.differences:
+    row['features'], row['gradients'] = differences(name)
+  what = [str(a.batch), str(a.size), '--steps', str(a.steps)]
+  peer = PEERS.get(name, name) if a.peer else ''
+  found = {'hierjax': [], 'torch': []}
+  for _ in range(2):
+    found['hierjax'].append(seconds([sys.executable, ROOT / 'benchmarks/train_step.py', name, *what]))
+    if peer:
+      found['torch'].append(seconds([*a.peer, peer, *what]))
+  return row | {f'{k}_images_per_s': a.batch / min(v) for k, v in found.items() if v}
+
+
+def table(rows):
+  lines = ['| backbone | parameters | MACs | features | gradients | hierjax, images/s | torch | ratio |', '|---|---|---|---|---|---|---|---|']
+  for r in rows:
+    found, torchs, size = r['hierjax_images_per_s'], r.get('torch_images_per_s'), r['size']
+    cells = [r['name'] + ('' if size == 224 else f', {size} px'), f'{r["params"]:,}', f'{r["macs"] / 1e9:.2f} G']
+    cells += [f'{r[k]:.1e}' if k in r else '' for k in ('features', 'gradients')]
+    cells += [f'{found:.3g}', f'{torchs:.3g}' if torchs else '', f'{found / torchs:.2f}' if torchs else '']
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def main():
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument('out', type=pathlib.Path)
+  p.add_argument('--peer', nargs=2, default=())
+  p.add_argument('--names', default='*')
+  p.add_argument('--batch', type=int, default=8)
+  p.add_argument('--size', type=int, default=224)
+  p.add_argument('--steps', type=int, default=3)
+  p.add_argument('--differences', action='store_true')
+  a = p.parse_args()
+  rows = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
+  for name in [n for n in models.BACKBONES if any(fnmatch.fnmatch(n, pattern) for pattern in a.names.split(','))]:
+    if any((r['name'], r['size'], r['batch']) == (name, a.size, a.batch) for r in rows):
+      continue
+    try:
+      rows.append(measure(name, a))
+    except RuntimeError as e:
+      print(e, file=sys.stderr)
+      continue
+    with a.out.open('a') as f:
+      f.write(json.dumps(rows[-1]) + '\n')
+    print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+  print(table(rows))
+
+
+if __name__ == '__main__':
+  main()

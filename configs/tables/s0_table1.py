@@ -1,0 +1,28 @@
+"""Paper S0, Table 1: the ladder from one frozen head to three heads with curriculum, hierarchical label smoothing, cosine schedule and TTA.
+
+  python main.py --mode=table --config=configs/tables/s0_table1.py --config.data.root=FOLDER --workdir=runs/s0
+
+The rows are the rungs of configs/ladder.py; rung 10 evaluates the run of rung 9. On a laptop: --config.model.backbone=efficientnet_lite0
+--config.model.pretrained=package --config.data.size=96 --config.train.epochs=5.
+"""
+
+from configs import ladder
+from hierjax.table import Row, Table
+
+get_config = ladder.get_config
+
+FIGURES = {  # model accuracy, make-model consistency (Table 1); make accuracy (sections 4.1, 4.3); type-model consistency (section 4.6)
+  '1': (.4172, 1., None, None), '2': (.7592, 1., .8549, None), '3': (.7720, .9044, None, None), '4': (.8565, .9526, .9271, None),
+  '5': (.8602, .9442, .9177, None), '5.5': (.8551, .9577, None, None), '6': (.8536, .9444, None, None), '7': (.8615, .9521, None, None),
+  '8': (.8648, .9660, None, .9593), '9': (.8795, .9766, None, .9658), '10': (.8857, .9764, None, None)}
+
+
+def get_table() -> Table:
+  return Table(
+    title='S0, Table 1: the ladder',
+    rows=[Row(rung, f'{rung} {ladder.RUNGS[rung]}', FIGURES[rung], baseline='' if rung in ('1', '2') else '2', of='9' if rung == '10' else '')
+          for rung in FIGURES],
+    published={'paper, model': 'top1/finest', 'paper, make–model consistency': 'consistency/coarsest,finest', 'paper, make': 'top1/coarsest',
+               'paper, type–model consistency': 'consistency/type,model'},
+    source="Freyr, Engels and Gyüre, Table 1 and sections 4.1 to 4.6: ResNet-50 on Stanford Cars' 8,041 test images",
+    columns=('top1/all', 'consistency/coarsest,finest', 'consistency/type,model', 'fpa', 'hvr', 'joint:top1/finest'), chart=('top1/finest',))

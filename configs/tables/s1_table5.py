@@ -1,0 +1,31 @@
+"""Paper S1, Table V: single-task, parallel and cascaded heads under three pairs of loss weights, without dropout or augmentation.
+
+  python main.py --mode=table --config=configs/tables/s1_table5.py --config.data.root=FOLDER --workdir=runs/s1_table5
+
+Some rows only: --rows='densenet121*'. On a laptop: add --config.model.backbone=efficientnet_lite0 --config.model.pretrained=package
+--config.data.size=96 --config.train.epochs=5, and --rows='densenet121*', since all three backbones would be the same one. Tables V and VI share rows: with
+the same --workdir what has finished there is not run again. A folder without splits is split as the paper's; --split=test then shows its tenth.
+"""
+
+from configs import s1
+from hierjax.table import Table
+
+get_config = s1.get_config
+
+WEIGHTS = (('.9', '.1'), ('.5', '.5'), ('.2', '.8'))
+FIGURES = {  # single-task, then parallel and cascaded for each pair of weights
+  'densenet121': (.833, .861, .842, .833, .826, .787, .776),
+  'maxvit_t': (.878, .882, .881, .866, .864, .871, .872),
+  'convnext_base': (.883, .873, .871, .875, .861, .842, .808)}
+
+
+def get_table() -> Table:
+  rows = []
+  for backbone, (single, *multi) in FIGURES.items():
+    rows.append(s1.row((single,), backbone, 'flat'))
+    for i, weights in enumerate(WEIGHTS):
+      rows += [s1.row((multi[2 * i + k],), backbone, heads, weights=weights) for k, heads in enumerate(('parallel', 'cascaded'))]
+  return Table(
+    title='S1, Table V: loss weights', rows=rows, published={'paper, model': 'top1/finest'},
+    source="Manole and Dioşan, Table V: model accuracy on a tenth of Stanford Cars' 8,144 labelled images, held out as test; λ are the weights of model/make",
+    columns=('top1/coarsest,finest', 'fpa', 'hvr', 'joint:top1/coarsest,finest'), chart=('top1/finest',))

@@ -1,0 +1,34 @@
+"""Paper S3: EfficientNet and ConvNeXt with a head for the superclass and one for the subclass; hierarchical precision, recall and F1.
+
+  python main.py --mode=table --config=configs/tables/s3.py --config.data.root=FOLDER --workdir=runs/s3
+
+The paper names an aim (F1 above 80 %) and reports no figures, nor how it trained; the options are this file's. Its images are 64 px,
+and so are these. Pretrained weights come from the hub, those of EfficientNet-Lite0 from a package: --rows=efficientnet_lite0 needs no hub.
+"""
+
+from hierjax import config
+from hierjax.config import UserError, did_you_mean
+from hierjax.table import Row, Table
+
+BACKBONES = {'efficientnet_lite0': ('EfficientNet-Lite0', 'package'), 'efficientnet_b0': ('EfficientNet-B0', 'hf:timm/efficientnet_b0.ra_in1k'),
+             'convnext_tiny': ('ConvNeXt-T', 'hf:timm/convnext_tiny.fb_in1k')}
+
+
+def get_config(backbone: str = 'efficientnet_lite0'):
+  if backbone not in BACKBONES:
+    raise UserError(f'configs/tables/s3.py:{backbone}: no such row{did_you_mean(backbone, BACKBONES)}; choices: {", ".join(BACKBONES)}')
+  c = config.default()
+  c.name = f's3 {backbone}'
+  c.data.size = 64
+  c.model.backbone, c.model.pretrained, c.model.levels = backbone, BACKBONES[backbone][1], 'coarsest,finest'
+  c.model.dropout = 0.2
+  c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule = 'adamw', 1e-3, 1e-4, 'onecycle'
+  c.train.epochs, c.train.batch_size = 12, 32
+  return c
+
+
+def get_table() -> Table:
+  return Table(
+    title='S3: superclass and subclass', rows=[Row(backbone, label) for backbone, (label, _) in BACKBONES.items()],
+    source='Huang, "Leveraging Transfer Learning Techniques for Multi-Class Image Categorization", names an aim, F1 above 80 %, and no measured figure',
+    columns=('hp', 'hr', 'hf1', 'top1/coarsest,finest', 'fpa', 'hvr', 'joint:hf1', 'joint:top1/finest', 'params'), chart=('hp', 'hr', 'hf1'))

@@ -177,24 +177,12 @@ def test_evaluation_uses_running_statistics_and_no_stochastic_depth():
   np.testing.assert_allclose(apply(variables, x)[:1], apply(variables, x[:1]), atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['resnet18_32px', 'mobilenet_v2', 'efficientnet_b0'])
-def test_remat_gives_the_same_and_keeps_less(name):
-  """Blocks under remat, their number in the program, the same gradients with stochastic depth on, and less memory for what is kept."""
-  x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 32, 32, 3), 'f4'))
-  out = []
+@pytest.mark.parametrize('name', ['resnet18_32px', 'convnext_tiny', 'mobilenet_v3_large', 'efficientnet_b0', 'efficientnet_lite0'])
+def test_remat_is_on_every_block(name):
   for remat in (False, True):
-    module = models.BACKBONES[name].make(remat=remat)
-    variables = models.init(module, 0)
-
-    def loss(params):
-      (y, _), new = module.apply({**variables, 'params': params}, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
-      return jnp.square(y).sum(), new
-    step = jax.jit(jax.grad(loss, has_aux=True))
-    blocks = sum(eqn.primitive.name in ('remat2', 'checkpoint') for eqn in jax.make_jaxpr(loss)(variables['params']).eqns)
-    assert blocks == (sum(k.startswith(('layer', 'blocks_')) for k in variables['params']) if remat else 0)
-    compiled = step.lower(variables['params']).compile()
-    out.append((compiled(variables['params']), compiled.memory_analysis().temp_size_in_bytes))
-  (plain, memory), (again, less) = out
-  for a, b in zip(*map(jax.tree.leaves, (plain, again)), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-5 * (np.abs(a).max() + 1e-3))
-  print(name, memory, less)
+    module, variables = models.BACKBONES[name].make(remat=remat), shapes(name)
+    with layers.formulation('plain'):
+      run = lambda v, x: module.apply(v, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
+      program = jax.make_jaxpr(run)(variables, jnp.zeros((2, 32, 32, 3)))
+    blocks = sum(eqn.primitive.name in ('remat2', 'checkpoint') for eqn in program.eqns)
+    assert blocks == (sum(k.startswith(('layer', 'blocks_')) or '_blocks_' in k for k in variables['params']) if remat else 0)

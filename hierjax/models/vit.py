@@ -96,4 +96,4 @@ class ViT(nn.Module):
       x = layers.remat(Block, self.remat)(self.dtype, name=f'blocks_{i}')((x, y), train)
       if i % 3 == 2:
         ends[f'stage{i // 3 + 1}'] = x[:, 1:].reshape(b, h, w, WIDTH)
-    return layers.LayerNorm(name='norm')(x[:, 0]), ends
+    return layers.LayerNorm(name='norm')(x)[:, 0], ends

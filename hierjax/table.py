@@ -518,7 +518,7 @@ class View:
                        'published': r.published.get(name), 'beside': figure(r.published.get(name), self.digits.get(name, 1))})
       if bars:
         rows.append((r.row, bars))
-    return render('bars', rows=rows, names=[c.title for c in shown]) if rows else None
+    return render('bars', rows=rows, names=[c.title for c in shown], published=any(b['beside'] for _, bars in rows for b in bars)) if rows else None
 
 
 def write(runner: Runner) -> pathlib.Path:

@@ -4,6 +4,7 @@ A table is a config file with two functions: `get_config(ROW)`, the configuratio
 `Table`. `run` makes what is missing, a row at a time, and writes WORKDIR/table.md, table.csv and table.html after each.
 """
 
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -117,7 +118,8 @@ def load(found: Mapping) -> tuple[Table, dict[str, ConfigDict]]:
 
 
 def expand(text: str, levels: Sequence[str]) -> list[Column]:
-  """The columns that METRIC/LEVELS means for these levels of a taxonomy; where none are known yet, for its words."""
+  """The columns that METRIC/LEVELS means for these levels of a taxonomy; where none are known yet, for its words. A level that these data lack keeps its
+  place, so that what was published of it is shown: no figures of ours are in that column."""
   decoding, _, rest = text.rpartition(':')
   decoding = decoding or 'independent'
   metric, _, where = rest.partition('/')
@@ -128,9 +130,11 @@ def expand(text: str, levels: Sequence[str]) -> list[Column]:
   prefix, note = ('', '') if decoding == 'independent' else (f'{decoding}:', f', {decoding}')
   words = config_lib.split_names(where)
   if metric in PER_LEVEL or metric == 'consistency':
-    words = list(config_lib.resolve_levels(words, levels, text)) if levels else words
     if not words or (metric == 'consistency' and len(words) != 2):
       raise UserError(f'{text!r}: {metric} needs {"two levels" if metric == "consistency" else "levels"}, as {metric}/coarsest,finest')
+    with contextlib.suppress(UserError):
+      named = config_lib.resolve_levels(words, levels, text) if levels else words
+      words = words if metric == 'consistency' and len(named) != 2 else named
   elif where:
     raise UserError(f'{text!r}: {metric} is of the whole path, not of a level')
   places = ['-'.join(words)] if metric == 'consistency' else words or ['']
@@ -159,11 +163,11 @@ class Runner:
       self.configs[name] = copy.deepcopy(c)
       for path, value in self.overrides.items():
         config_lib.assign(self.configs[name], path, value)
-    if unknown := [p for p in rows.split() if not fnmatch.filter(self.of, p)]:
+    if unknown := [p for p in rows.split() if not any(fnmatch.fnmatchcase(name, p) for name in self.of)]:
       raise UserError(f'--rows: no row is {unknown[0]!r}{config_lib.did_you_mean(unknown[0], list(self.of))}; the rows are {"  ".join(self.of)}')
-    chosen = {row for row in table.rows if not rows or any(fnmatch.fnmatchcase(row.name, p) for p in rows.split())}
-    chosen |= {self.of[row.of] for row in chosen if row.of}
-    self.rows = [row for row in table.rows if row in chosen]
+    chosen = {name for name in self.of if not rows or any(fnmatch.fnmatchcase(name, p) for p in rows.split())}
+    chosen |= {self.of[name].of for name in chosen}
+    self.rows = [row for row in table.rows if row.name in chosen]
     self.trains = not set(table.columns) <= COUNTS.keys()
     self.counts: dict[str, dict] = {}                # row -> predict.describe
     self.failures: dict[tuple[str, int], str] = {}   # (row, seed) -> why
@@ -208,17 +212,17 @@ class Runner:
       state, seconds = self._state(row, seed)
       if asked['state_sha256'] != state or any(d.startswith('eval.') or not d.startswith(train.FREE_ON_RESUME) for d in changed):
         return None
-    except (OSError, ValueError, TypeError, KeyError):  # it never came to that, or the file is damaged
+      run = runs.read(place, baseline=False)
+      found, evaluation, taxonomy = run.predictions(split) or {}, run.evals[split], run.taxonomy
+      if taxonomy is None:
+        return None
+      order = np.argsort(found['files'], kind='stable')
+      labels = found['labels'][order]
+      values = {f'{d}:{k}': v for d in evaluation['decode'] for k, v in metrics.of_predictions(found[f'pred_{d}'][order], labels, taxonomy).items()}
+    except (OSError, ValueError, TypeError, KeyError, IndexError):  # it never came to that, or a file is damaged
       return None
-    run = runs.read(place, baseline=False)
-    found = run.predictions(split)
-    if split not in run.evals or found is None or run.taxonomy is None:
-      return None
-    order = np.argsort(found['files'], kind='stable')
-    labels = found['labels'][order]
-    values = {f'{d}:{k}': v for d in run.evals[split]['decode'] for k, v in metrics.of_predictions(found[f'pred_{d}'][order], labels, run.taxonomy).items()}
     images = np.array([f'{f} {l}' for f, l in zip(found['files'][order].tolist(), labels.tolist())])
-    return Done(run.evals[split], 0.0 if row.of else float(seconds), tuple(run.taxonomy.levels), images, values)
+    return Done(evaluation, 0.0 if row.of else float(seconds), tuple(taxonomy.levels), images, values)
 
   def make(self, row: Row, seed: int) -> None:
     """Trains the row, or goes on with it, or evaluates another row's run with its options."""
@@ -514,7 +518,7 @@ class View:
                        'published': r.published.get(name), 'beside': figure(r.published.get(name), self.digits.get(name, 1))})
       if bars:
         rows.append((r.row, bars))
-    return render('bars', rows=rows, names=[c.title for c in shown]) if rows else None
+    return render('bars', rows=rows, names=[c.title for c in shown], published=any(b['beside'] for _, bars in rows for b in bars)) if rows else None
 
 
 def write(runner: Runner) -> pathlib.Path:

@@ -157,16 +157,16 @@ class Runner:
 
   def __init__(self, table: Table, configs: Mapping[str, ConfigDict], workdir: str | pathlib.Path, seeds: Sequence[int] = (), rows: str = '', split: str = '',
                overrides: Mapping[str, object] | None = None):
-    self.table, self.workdir, self.seeds, self.split = table, pathlib.Path(workdir), tuple(seeds or table.seeds), split
-    self.overrides, self.configs, self.of = dict(overrides or {}), {}, {row.name: row for row in table.rows}
+    self.table, self.workdir, self.seeds, self.split = table, pathlib.Path(workdir), tuple(dict.fromkeys(seeds or table.seeds)), split
+    self.overrides, self.configs, self.named = dict(overrides or {}), {}, {row.name: row for row in table.rows}
     for name, c in configs.items():
       self.configs[name] = copy.deepcopy(c)
       for path, value in self.overrides.items():
         config_lib.assign(self.configs[name], path, value)
-    if unknown := [p for p in rows.split() if not any(fnmatch.fnmatchcase(name, p) for name in self.of)]:
-      raise UserError(f'--rows: no row is {unknown[0]!r}{config_lib.did_you_mean(unknown[0], list(self.of))}; the rows are {"  ".join(self.of)}')
-    chosen = {name for name in self.of if not rows or any(fnmatch.fnmatchcase(name, p) for p in rows.split())}
-    chosen |= {self.of[name].of for name in chosen}
+    if unknown := [p for p in rows.split() if not any(fnmatch.fnmatchcase(name, p) for name in self.named)]:
+      raise UserError(f'--rows: no row is {unknown[0]!r}{config_lib.did_you_mean(unknown[0], list(self.named))}; the rows are {"  ".join(self.named)}')
+    chosen = {name for name in self.named if not rows or any(fnmatch.fnmatchcase(name, p) for p in rows.split())}
+    chosen |= {self.named[name].of for name in chosen}
     self.rows = [row for row in table.rows if row.name in chosen]
     self.trains = not set(table.columns) <= COUNTS.keys()
     self.counts: dict[str, dict] = {}                # row -> predict.describe
@@ -188,7 +188,7 @@ class Runner:
   def _state(self, row: Row, seed: int) -> tuple[str, float]:
     """The digest of the state that the row's training ended with, '' where it has not, and the seconds it took."""
     try:
-      info = json.loads((self.place(self.of[row.of or row.name], seed) / 'run.json').read_text())
+      info = json.loads((self.place(self.named[row.of or row.name], seed) / 'run.json').read_text())
       return info.get('state_sha256') or '', info.get('seconds') or 0.0
     except (OSError, ValueError, AttributeError):
       return '', 0.0
@@ -228,8 +228,8 @@ class Runner:
     """Trains the row, or goes on with it, or evaluates another row's run with its options."""
     place, c, split = self.place(row, seed), self.config(row, seed), self.measured(row)
     if row.of:
-      source = self.place(self.of[row.of], seed)
-      if not self.done(self.of[row.of], seed):
+      source = self.place(self.named[row.of], seed)
+      if not self.done(self.named[row.of], seed):
         raise UserError(f'row {row.of}, whose run it evaluates, has not finished')
       trained = predict.run_config(source)
       trained.eval = c.eval
@@ -238,8 +238,8 @@ class Runner:
       shutil.copy(source / 'taxonomy.csv', place / 'taxonomy.csv')
       predict.load(source, trained).evaluate(split, into=place)
     else:
-      if row.baseline and self.done(self.of[row.baseline], seed):  # the row's own report compares with it
-        c.baseline = str(self.place(self.of[row.baseline], seed))
+      if row.baseline and self.done(self.named[row.baseline], seed):  # the row's own report compares with it
+        c.baseline = str(self.place(self.named[row.baseline], seed))
       train.fit(c, place)
       if split != c.data.val:
         predict.load(place).evaluate(split)
@@ -404,13 +404,13 @@ class View:
     delta = any(r.delta_m is not None for r in self.records)
     if not shown and not names and not delta:
       return None
-    bases = {self.runner.of[r.row.baseline].label for r in self.records if r.row.baseline}  # one in all groups, or one a row
+    bases = {self.runner.named[r.row.baseline].label for r in self.records if r.row.baseline}  # one in all groups, or one a row
     header = [*['compared with'] * (len(bases) > 1), *(c.title for c in shown), *names, *['Δm, %'] * delta]
     rows = []
     for r in self.records:
       if not r.row.baseline:
         continue
-      cells = [(self.runner.of[r.row.baseline].label, 'quiet')] if len(bases) > 1 else []
+      cells = [(self.runner.named[r.row.baseline].label, 'quiet')] if len(bases) > 1 else []
       for c in shown:
         d, low, high = r.difference.get(c.key, (None,) * 3)
         better = METRICS[c.metric].better
@@ -424,15 +424,15 @@ class View:
     return Grid(header, rows, note)
 
   def trends(self) -> str:
-    """How many of the published differences to the baseline ours agree with, in words."""
-    pairs = [(r.difference[key], r.published_difference[name]) for r in self.records for name, key in self.beside.items()
-             if key in r.difference and round(r.published_difference.get(name, 0), 6)]
-    if not pairs:
-      return ''
-    same = [d * p > 0 for (d, _, _), p in pairs]
-    sure = [agree for agree, ((_, low, high), _) in zip(same, pairs) if not low <= 0 <= high]
-    return (f'Published differences to the baseline that have the same sign here: {sum(same)} of {len(pairs)}; among those of ours whose interval leaves zero '
-            f'out: {sum(sure)} of {len(sure)}.')
+    """How many of the differences to the baseline in each published column ours agree with, in words."""
+    out = []
+    for name, key in self.beside.items():
+      pairs = [(r.difference[key], r.published_difference[name]) for r in self.records if key in r.difference and round(r.published_difference.get(name, 0), 6)]
+      same = [d * p > 0 for (d, _, _), p in pairs]
+      sure = [agree for agree, ((_, low, high), _) in zip(same, pairs) if not low <= 0 <= high]
+      if pairs:
+        out.append(f'{sum(same)} of {len(pairs)} ({name}; {sum(sure)} of the {len(sure)} where the interval of ours leaves zero out)')
+    return f'Differences to the baseline with the published sign: {listed(out)}.' if out else ''
 
   def sentences(self) -> list[str]:
     """What the figures are of."""

@@ -131,6 +131,18 @@ def test_delta_m():
   assert table.delta_m({'a': .9}, {'a': 0.}, ['a']) is None
 
 
+def test_trends_are_those_of_the_published_differences(made):
+  view = table.View(made)
+  both, views = (next(r for r in view.records if r.row.name == name) for name in ('both', 'views'))
+  both.published_difference, views.published_difference = {'paper | model': .1}, {'paper | model': -.1}
+  both.difference, views.difference = {'top1/model': (.05, .01, .1)}, {'top1/model': (.02, -.01, .05)}
+  assert '1 of 2 (paper | model; 1 of the 1 where' in view.trends()
+  both.difference = {'top1/model': (-.05, -.1, -.01)}
+  assert '0 of 2 (paper | model; 0 of the 1 where' in view.trends()
+  views.published_difference = {'paper | model': 0.}  # no sign to agree with
+  assert '0 of 1 (' in view.trends()
+
+
 def test_difference_is_paired():
   rng = np.random.default_rng(0)
   base = [(rng.random(400) < .5).astype(float) for _ in range(3)]
@@ -188,7 +200,7 @@ def test_damaged_files_are_no_figures(made, tmp_path, file):
   for content in (b'[1]', b'{"decode": {', None):
     (place / file).unlink() if content is None else (place / file).write_bytes(content)
     again = runner(tmp_path / 'copy')
-    assert again.done(again.of['flat'], 0) is None or file == 'config.json'
+    assert again.done(again.named['flat'], 0) is None or file == 'config.json'
     table.write(again)
 
 

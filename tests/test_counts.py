@@ -61,6 +61,13 @@ def test_resnet50_of_s0(levels, params):
   assert describe('resnet50', data__root='classes:make=49,type=9,model=196', model__levels=levels)['params'] == params
 
 
+def test_hcal_s_resnet18_and_advanced_cnn():
+  """S2's trunk, and with 120 prototypes of 256; S4's network with 10 classes."""
+  trunk = describe('resnet18_32px', data__root='classes:super=20,sub=100', data__size=32)['trunk_params']
+  assert (trunk, trunk + 120 * 256) == (11_300_160, 11_330_880)
+  assert describe('advanced_cnn', data__root='classes:class=10')['params'] == 11_181_642
+
+
 class Everything(nn.Module):
   """Each layer that thop knows, once; and a second norm, which the original has as a function."""
 

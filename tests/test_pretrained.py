@@ -343,7 +343,8 @@ def test_load_replaces_the_backbone_only(tmp_path, resnet18):
 
 
 @pytest.mark.parametrize('name, scheme', [('convnext_tiny', 'torchvision'), ('convnext_tiny', 'timm'), ('efficientnet_lite1', 'timm'),
-                                          ('efficientnet_lite1', 'package'), ('mobilenet_v2', 'torchvision'), ('mobilenet_v2', 'timm'),
+                                          ('efficientnet_lite1', 'package'), ('densenet121', 'torchvision'), ('densenet121', 'torchvision_old'),
+                                          ('mobilenet_v2', 'torchvision'), ('mobilenet_v2', 'timm'),
                                           ('mobilenet_v3_large', 'torchvision'), ('efficientnet_b0', 'torchvision'), ('efficientnet_b0', 'timm')])  # fmt: skip
 def test_schemes_are_told_apart(tmp_path, name, scheme):
   state = seeded_state(name, scheme)
@@ -352,6 +353,15 @@ def test_schemes_are_told_apart(tmp_path, name, scheme):
   assert report['scheme'] == scheme
   for path, (key, _) in ours.torch_entries(name, scheme).items():
     np.testing.assert_array_equal(ours.to_torch(path[-1], traverse_util.flatten_dict(new)[path]), state[key].squeeze() if path[-1] == 'gamma' else state[key])
+
+
+def test_a_linear_kernel_on_flattened_maps_becomes_a_convolution_over_them():
+  """torch flattens channels first, [C, H, W]; VGG's first wide layer is such."""
+  maps, linear = np.random.default_rng(0).standard_normal((2, 3, 4, 5)), np.random.default_rng(1).standard_normal((6, 5 * 3 * 4))
+  kernel = pretrained._to_flax('kernel', linear, (3, 4, 5, 6))
+  np.testing.assert_allclose(np.einsum('bhwc,hwco->bo', maps, kernel), maps.transpose(0, 3, 1, 2).reshape(2, -1) @ linear.T)
+  assert pretrained._to_flax('kernel', linear, (3, 3, 5, 6)) is None and pretrained._to_flax('kernel', linear, (3, 4, 4, 6)) is None
+  assert pretrained._to_flax('kernel', linear, (60, 6)).shape == (60, 6)
 
 
 def test_half_precision_files_become_float32(tmp_path, resnet18):

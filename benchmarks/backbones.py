@@ -47,8 +47,9 @@ def seconds(command):
 
 def measure(name, a):
   module = models.BACKBONES[name].make()
-  params = counts.parameters(counts.shapes(module, a.size)['params'])
-  row = {'name': name, 'size': a.size, 'batch': a.batch, 'params': params, 'macs': counts.macs(module, a.size)}
+  shapes = counts.shapes(module, a.size)
+  row = {'name': name, 'size': a.size, 'batch': a.batch, 'params': counts.parameters(shapes['params']),
+         'macs': counts.macs(module, shapes, a.size)}
   if a.differences:
     row['features'], row['gradients'] = differences(name)
   what = [str(a.batch), str(a.size), '--steps', str(a.steps)]

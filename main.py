@@ -82,7 +82,7 @@ def make_table() -> int:
   found = runpy.run_path(file)
   if not callable(found.get('get_table')):
     raise config.UserError(f'--mode=table: {file} has no function get_table; tables are in {pathlib.Path(__file__).parent / "configs" / "tables"}')
-  if not all(s.strip().isdigit() for s in FLAGS.seeds):
+  if not all(s.strip().isdecimal() for s in FLAGS.seeds):
     raise config.UserError(f'--seeds={",".join(FLAGS.seeds)}: must be whole numbers from 0, as 0,1,2')
   overrides = dict(config_flags.get_override_values(FLAGS['config'])) | ({'data.limit': FLAGS.limit} if FLAGS.limit else {})
   runner = table.Runner(*table.load(found), FLAGS.workdir or f'runs/{pathlib.Path(file).stem}', [int(s) for s in FLAGS.seeds], FLAGS.rows,

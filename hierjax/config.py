@@ -50,6 +50,7 @@ RANGES = {
   'eval.batch_size': '[1, inf)',
   **{f'train.{prefix}{unit}': '[0, inf)' for prefix in ('', 'eval_') for unit in ('steps', 'epochs', 'examples')},
   **{f'curriculum.{phase}.{unit}': '[-1, inf)' for phase in ('p1', 'p2', 'p3') for unit in ('steps', 'epochs', 'examples')},
+  **{f'curriculum.{phase}.share': '[0, 1]' for phase in ('p1', 'p2', 'p3')},
 }
 
 
@@ -145,11 +146,12 @@ def default() -> ConfigDict:
   c.log.tensorboard = True  # WORKDIR/tensorboard
   c.log.wandb = False  # Weights & Biases, where it is installed; the project is $WANDB_PROJECT or 'hierjax'
 
-  # The curriculum: phases in order, each for its *_epochs, *_steps or *_examples (-1 = to the end, all 0 = absent); what comes after trains all.
+  # The curriculum: phases in order, each for its epochs, steps or examples (-1 = to the end), or for a share of the whole training (all 0 = absent);
+  # what comes after trains all.
   # freeze: parameter groups among backbone and heads/LEVEL; levels: those whose loss counts.
   c.curriculum = ConfigDict()
   for phase in ('p1', 'p2', 'p3'):
-    c.curriculum[phase] = ConfigDict({'epochs': 0.0, 'steps': 0, 'examples': 0, 'freeze': '', 'levels': 'all'})
+    c.curriculum[phase] = ConfigDict({'epochs': 0.0, 'steps': 0, 'examples': 0, 'share': 0.0, 'freeze': '', 'levels': 'all'})
 
   c.eval = ConfigDict()
   c.eval.batch_size = 64

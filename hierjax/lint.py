@@ -98,6 +98,9 @@ def from_config(data, *, images: bool = True) -> Report:
   report.headlines += [f'  {note}' for note in dataset.notes]
   rows = [_Row(f'{name}/{file}' if root else file, 0, file, split, label, functools.partial(examples.reader, i))
           for split, examples in dataset.splits.items() for i, (file, label) in enumerate(zip(examples.files, examples.labels))]
+  if not rows:
+    report.problems.append(Problem('error', name, 'data', 'no images'))
+    return report
   _coverage(found[0], found[1], rows, data.train, path or name, report, name)
   _compare([[r] for r in rows], found[0], images, None, report)
   return report

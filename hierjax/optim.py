@@ -46,6 +46,10 @@ def phases(c: ConfigDict, heads: Sequence[str], examples: int, total_steps: int,
   for name in sorted(c.curriculum):
     node, option = c.curriculum[name], f'--config.curriculum.{name}'
     n = config_lib.steps(node, '', examples, c.train.batch_size, option)
+    if node.share:
+      if n:
+        raise UserError(f'{option}: give its share={node.share:g} or another duration, not both; set the others to 0')
+      n = max(1, round(node.share * total_steps))
     if n == 0 or start >= total_steps:
       continue
     freeze = []

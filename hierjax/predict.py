@@ -236,7 +236,8 @@ def describe(c: ConfigDict) -> dict:
   config_lib.validate(c, list(models.BACKBONES))
   data, levels = narrow(sources.load(c.data), c.model)
   model = heads.build(c, data.taxonomy, levels)
-  params, size = counts.shapes(model, c.data.size)['params'], counts.parameters
-  return {'trunk_params': size(params['backbone']), 'params': size(params), 'macs': counts.macs(model, c.data.size),
+  variables, size = counts.shapes(model, c.data.size), counts.parameters
+  params = variables['params']
+  return {'trunk_params': size(params['backbone']), 'params': size(params), 'macs': counts.macs(model, variables, c.data.size),
           'thop_macs': counts.thop_macs(model, c.data.size, models.BACKBONES[c.model.backbone].unseen),
           'heads': {name: size(params['heads'][name]) for name in [*levels, *sorted({*params['heads']} - {*levels})]}}

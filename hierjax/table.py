@@ -4,6 +4,7 @@ A table is a config file with two functions: `get_config(ROW)`, the configuratio
 `Table`. `run` makes what is missing, a row at a time, and writes WORKDIR/table.md, table.csv and table.html after each.
 """
 
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -117,7 +118,8 @@ def load(found: Mapping) -> tuple[Table, dict[str, ConfigDict]]:
 
 
 def expand(text: str, levels: Sequence[str]) -> list[Column]:
-  """The columns that METRIC/LEVELS means for these levels of a taxonomy; where none are known yet, for its words."""
+  """The columns that METRIC/LEVELS means for these levels of a taxonomy; where none are known yet, for its words. A level that these data lack keeps its
+  place, so that what was published of it is shown: no figures of ours are in that column."""
   decoding, _, rest = text.rpartition(':')
   decoding = decoding or 'independent'
   metric, _, where = rest.partition('/')
@@ -128,9 +130,11 @@ def expand(text: str, levels: Sequence[str]) -> list[Column]:
   prefix, note = ('', '') if decoding == 'independent' else (f'{decoding}:', f', {decoding}')
   words = config_lib.split_names(where)
   if metric in PER_LEVEL or metric == 'consistency':
-    words = list(config_lib.resolve_levels(words, levels, text)) if levels else words
     if not words or (metric == 'consistency' and len(words) != 2):
       raise UserError(f'{text!r}: {metric} needs {"two levels" if metric == "consistency" else "levels"}, as {metric}/coarsest,finest')
+    with contextlib.suppress(UserError):
+      named = config_lib.resolve_levels(words, levels, text) if levels else words
+      words = words if metric == 'consistency' and len(named) != 2 else named
   elif where:
     raise UserError(f'{text!r}: {metric} is of the whole path, not of a level')
   places = ['-'.join(words)] if metric == 'consistency' else words or ['']
@@ -153,17 +157,17 @@ class Runner:
 
   def __init__(self, table: Table, configs: Mapping[str, ConfigDict], workdir: str | pathlib.Path, seeds: Sequence[int] = (), rows: str = '', split: str = '',
                overrides: Mapping[str, object] | None = None):
-    self.table, self.workdir, self.seeds, self.split = table, pathlib.Path(workdir), tuple(seeds or table.seeds), split
-    self.overrides, self.configs, self.of = dict(overrides or {}), {}, {row.name: row for row in table.rows}
+    self.table, self.workdir, self.seeds, self.split = table, pathlib.Path(workdir), tuple(dict.fromkeys(seeds or table.seeds)), split
+    self.overrides, self.configs, self.named = dict(overrides or {}), {}, {row.name: row for row in table.rows}
     for name, c in configs.items():
       self.configs[name] = copy.deepcopy(c)
       for path, value in self.overrides.items():
         config_lib.assign(self.configs[name], path, value)
-    if unknown := [p for p in rows.split() if not fnmatch.filter(self.of, p)]:
-      raise UserError(f'--rows: no row is {unknown[0]!r}{config_lib.did_you_mean(unknown[0], list(self.of))}; the rows are {"  ".join(self.of)}')
-    chosen = {row for row in table.rows if not rows or any(fnmatch.fnmatchcase(row.name, p) for p in rows.split())}
-    chosen |= {self.of[row.of] for row in chosen if row.of}
-    self.rows = [row for row in table.rows if row in chosen]
+    if unknown := [p for p in rows.split() if not any(fnmatch.fnmatchcase(name, p) for name in self.named)]:
+      raise UserError(f'--rows: no row is {unknown[0]!r}{config_lib.did_you_mean(unknown[0], list(self.named))}; the rows are {"  ".join(self.named)}')
+    chosen = {name for name in self.named if not rows or any(fnmatch.fnmatchcase(name, p) for p in rows.split())}
+    chosen |= {self.named[name].of for name in chosen}
+    self.rows = [row for row in table.rows if row.name in chosen]
     self.trains = not set(table.columns) <= COUNTS.keys()
     self.counts: dict[str, dict] = {}                # row -> predict.describe
     self.failures: dict[tuple[str, int], str] = {}   # (row, seed) -> why
@@ -184,7 +188,7 @@ class Runner:
   def _state(self, row: Row, seed: int) -> tuple[str, float]:
     """The digest of the state that the row's training ended with, '' where it has not, and the seconds it took."""
     try:
-      info = json.loads((self.place(self.of[row.of or row.name], seed) / 'run.json').read_text())
+      info = json.loads((self.place(self.named[row.of or row.name], seed) / 'run.json').read_text())
       return info.get('state_sha256') or '', info.get('seconds') or 0.0
     except (OSError, ValueError, AttributeError):
       return '', 0.0
@@ -208,24 +212,24 @@ class Runner:
       state, seconds = self._state(row, seed)
       if asked['state_sha256'] != state or any(d.startswith('eval.') or not d.startswith(train.FREE_ON_RESUME) for d in changed):
         return None
-    except (OSError, ValueError, TypeError, KeyError):  # it never came to that, or the file is damaged
+      run = runs.read(place, baseline=False)
+      found, evaluation, taxonomy = run.predictions(split) or {}, run.evals[split], run.taxonomy
+      if taxonomy is None:
+        return None
+      order = np.argsort(found['files'], kind='stable')
+      labels = found['labels'][order]
+      values = {f'{d}:{k}': v for d in evaluation['decode'] for k, v in metrics.of_predictions(found[f'pred_{d}'][order], labels, taxonomy).items()}
+    except (OSError, ValueError, TypeError, KeyError, IndexError):  # it never came to that, or a file is damaged
       return None
-    run = runs.read(place, baseline=False)
-    found = run.predictions(split)
-    if split not in run.evals or found is None or run.taxonomy is None:
-      return None
-    order = np.argsort(found['files'], kind='stable')
-    labels = found['labels'][order]
-    values = {f'{d}:{k}': v for d in run.evals[split]['decode'] for k, v in metrics.of_predictions(found[f'pred_{d}'][order], labels, run.taxonomy).items()}
     images = np.array([f'{f} {l}' for f, l in zip(found['files'][order].tolist(), labels.tolist())])
-    return Done(run.evals[split], 0.0 if row.of else float(seconds), tuple(run.taxonomy.levels), images, values)
+    return Done(evaluation, 0.0 if row.of else float(seconds), tuple(taxonomy.levels), images, values)
 
   def make(self, row: Row, seed: int) -> None:
     """Trains the row, or goes on with it, or evaluates another row's run with its options."""
     place, c, split = self.place(row, seed), self.config(row, seed), self.measured(row)
     if row.of:
-      source = self.place(self.of[row.of], seed)
-      if not self.done(self.of[row.of], seed):
+      source = self.place(self.named[row.of], seed)
+      if not self.done(self.named[row.of], seed):
         raise UserError(f'row {row.of}, whose run it evaluates, has not finished')
       trained = predict.run_config(source)
       trained.eval = c.eval
@@ -234,8 +238,8 @@ class Runner:
       shutil.copy(source / 'taxonomy.csv', place / 'taxonomy.csv')
       predict.load(source, trained).evaluate(split, into=place)
     else:
-      if row.baseline and self.done(self.of[row.baseline], seed):  # the row's own report compares with it
-        c.baseline = str(self.place(self.of[row.baseline], seed))
+      if row.baseline and self.done(self.named[row.baseline], seed):  # the row's own report compares with it
+        c.baseline = str(self.place(self.named[row.baseline], seed))
       train.fit(c, place)
       if split != c.data.val:
         predict.load(place).evaluate(split)
@@ -400,13 +404,13 @@ class View:
     delta = any(r.delta_m is not None for r in self.records)
     if not shown and not names and not delta:
       return None
-    bases = {self.runner.of[r.row.baseline].label for r in self.records if r.row.baseline}  # one in all groups, or one a row
+    bases = {self.runner.named[r.row.baseline].label for r in self.records if r.row.baseline}  # one in all groups, or one a row
     header = [*['compared with'] * (len(bases) > 1), *(c.title for c in shown), *names, *['Δm, %'] * delta]
     rows = []
     for r in self.records:
       if not r.row.baseline:
         continue
-      cells = [(self.runner.of[r.row.baseline].label, 'quiet')] if len(bases) > 1 else []
+      cells = [(self.runner.named[r.row.baseline].label, 'quiet')] if len(bases) > 1 else []
       for c in shown:
         d, low, high = r.difference.get(c.key, (None,) * 3)
         better = METRICS[c.metric].better
@@ -420,15 +424,15 @@ class View:
     return Grid(header, rows, note)
 
   def trends(self) -> str:
-    """How many of the published differences to the baseline ours agree with, in words."""
-    pairs = [(r.difference[key], r.published_difference[name]) for r in self.records for name, key in self.beside.items()
-             if key in r.difference and round(r.published_difference.get(name, 0), 6)]
-    if not pairs:
-      return ''
-    same = [d * p > 0 for (d, _, _), p in pairs]
-    sure = [agree for agree, ((_, low, high), _) in zip(same, pairs) if not low <= 0 <= high]
-    return (f'Published differences to the baseline that have the same sign here: {sum(same)} of {len(pairs)}; among those of ours whose interval leaves zero '
-            f'out: {sum(sure)} of {len(sure)}.')
+    """How many of the differences to the baseline in each published column ours agree with, in words."""
+    out = []
+    for name, key in self.beside.items():
+      pairs = [(r.difference[key], r.published_difference[name]) for r in self.records if key in r.difference and round(r.published_difference.get(name, 0), 6)]
+      same = [d * p > 0 for (d, _, _), p in pairs]
+      sure = [agree for agree, ((_, low, high), _) in zip(same, pairs) if not low <= 0 <= high]
+      if pairs:
+        out.append(f'{sum(same)} of {len(pairs)} ({name}; {sum(sure)} of the {len(sure)} where the interval of ours leaves zero out)')
+    return f'Differences to the baseline with the published sign: {listed(out)}.' if out else ''
 
   def sentences(self) -> list[str]:
     """What the figures are of."""
@@ -514,7 +518,7 @@ class View:
                        'published': r.published.get(name), 'beside': figure(r.published.get(name), self.digits.get(name, 1))})
       if bars:
         rows.append((r.row, bars))
-    return render('bars', rows=rows, names=[c.title for c in shown]) if rows else None
+    return render('bars', rows=rows, names=[c.title for c in shown], published=any(b['beside'] for _, bars in rows for b in bars)) if rows else None
 
 
 def write(runner: Runner) -> pathlib.Path:

@@ -9,14 +9,15 @@ import pytest
 
 from hierjax import models
 from hierjax.config import UserError
-from hierjax.models import layers, swin, vit
+from hierjax.models import densenet, layers, swin, vit
 
 # (parameters, running means and variances) of the trunk: torchvision 0.29.1's models without fc or the last linear of the classifier; timm
 # 1.0.31's tf_efficientnet_lite* with num_classes=0.
 COUNTS = {
     'resnet18': (11176512, 9600), 'resnet34': (21284672, 17024), 'resnet50': (23508032, 53120), 'resnet101': (42500160, 105344),
     'resnet152': (58143808, 151424), 'convnext_tiny': (27820128, 0), 'convnext_small': (49454688, 0), 'convnext_base': (87566464, 0),
-    'convnext_large': (196230336, 0), 'resnet18_32px': (11300160, 9600), 'advanced_cnn': (11176512, 9600), 'mobilenet_v2': (2223872, 34112),
+    'convnext_large': (196230336, 0), 'densenet121': (6953856, 83648), 'densenet161': (26472000, 219936), 'densenet169': (12484480, 158400),
+    'densenet201': (18092928, 229056), 'vgg11': (128766336, 0), 'vgg16': (134260544, 0), 'resnet18_32px': (11300160, 9600), 'advanced_cnn': (11176512, 9600), 'mobilenet_v2': (2223872, 34112),
     'mobilenet_v3_large': (4202032, 24400), 'efficientnet_b0': (4007548, 42016), 'efficientnet_b1': (6513184, 62048),
     'efficientnet_b2': (7700994, 67568), 'efficientnet_b3': (10696232, 87296), 'efficientnet_b4': (17548616, 125200),
     'efficientnet_b5': (28340784, 172736), 'efficientnet_b6': (40735704, 224432), 'efficientnet_b7': (63786960, 310720),
@@ -37,7 +38,16 @@ NAMES = [  # backbone, scheme, ours, the state dict's
     ('efficientnet_lite0', 'package', 'blocks_0_0/conv_pw', '_blocks.0._project_conv'),
     ('efficientnet_lite0', 'package', 'blocks_0_0/bn1', '_blocks.0._bn1'), ('efficientnet_lite0', 'package', 'blocks_2_1/conv_pw', '_blocks.4._expand_conv'),
     ('efficientnet_lite0', 'package', 'blocks_6_0/bn1', '_blocks.15._bn0'), ('efficientnet_lite0', 'package', 'blocks_6_0/bn3', '_blocks.15._bn2'),
-    ('efficientnet_lite4', 'package', 'blocks_6_0/conv_dw', '_blocks.29._depthwise_conv'), ('resnet18_32px', 'torchvision', 'fc', 'fc'),
+    ('efficientnet_lite4', 'package', 'blocks_6_0/conv_dw', '_blocks.29._depthwise_conv'),
+    ('densenet121', 'torchvision', 'denseblock1_denselayer1/norm1', 'features.denseblock1.denselayer1.norm1'),
+    ('densenet201', 'torchvision', 'denseblock3_denselayer48/conv2', 'features.denseblock3.denselayer48.conv2'),
+    ('densenet121', 'timm', 'transition1_norm', 'features.transition1.norm'), ('densenet121', 'torchvision_old', 'norm5', 'features.norm5'),
+    ('densenet121', 'torchvision_old', 'conv0', 'features.conv0'), ('densenet121', 'torchvision_old', 'transition3_conv', 'features.transition3.conv'),
+    ('densenet121', 'torchvision_old', 'denseblock1_denselayer1/norm1', 'features.denseblock1.denselayer1.norm.1'),
+    ('densenet121', 'torchvision_old', 'denseblock4_denselayer16/conv2', 'features.denseblock4.denselayer16.conv.2'),
+    ('vgg11', 'torchvision', 'stage4/features_18', 'features.18'), ('vgg16', 'torchvision', 'stage2/features_14', 'features.14'),
+    ('vgg16', 'torchvision', 'fc1', 'classifier.0'), ('vgg16', 'torchvision', 'fc2', 'classifier.3'), ('vgg11', 'timm', 'fc2', 'pre_logits.fc2'),
+    ('vgg11', 'timm', 'stem/features_0', 'features.0'), ('resnet18_32px', 'torchvision', 'fc', 'fc'),
     ('mobilenet_v2', 'torchvision', 'blocks_0_0/conv_dw', 'features.1.conv.0.0'), ('mobilenet_v2', 'torchvision', 'blocks_0_0/bn2', 'features.1.conv.2'),
     ('mobilenet_v2', 'torchvision', 'blocks_2_1/bn2', 'features.5.conv.1.1'), ('mobilenet_v2', 'torchvision', 'blocks_6_0/conv_pwl', 'features.17.conv.2'),
     ('mobilenet_v2', 'torchvision', 'bn2', 'features.18.1'), ('mobilenet_v2', 'timm', 'blocks_3_3/conv_pwl', 'blocks.3.3.conv_pwl'),
@@ -118,6 +128,9 @@ def test_torch_names(name, scheme, ours, theirs):
     ('convnext_tiny', {}, 64, {'stem': (16, 96), 'stage1': (16, 96), 'stage2': (8, 192), 'stage3': (4, 384), 'stage4': (2, 768), 'features': (2, 768)}),
     ('efficientnet_lite2', {}, 72, {'stem': (36, 32), 'stage1': (18, 24), 'stage2': (9, 48), 'stage3': (5, 120), 'stage4': (3, 352),
                                     'features': (3, 1280)}),
+    ('densenet169', {}, 75, {'stem': (38, 64), 'stage1': (19, 256), 'stage2': (9, 512), 'stage3': (4, 1280), 'stage4': (2, 1664),
+                             'features': (2, 1664)}),
+    ('vgg16', {}, 45, {'stem': (22, 64), 'stage1': (11, 128), 'stage2': (5, 256), 'stage3': (2, 512), 'stage4': (1, 512), 'features': (1, 512)}),
     ('resnet18_32px', {}, 30, {'stem': (30, 64), 'stage1': (30, 64), 'stage2': (15, 128), 'stage3': (8, 256), 'stage4': (4, 512), 'features': (4, 512)}),
     ('mobilenet_v2', {}, 75, {'stem': (38, 32), 'stage1': (19, 24), 'stage2': (10, 32), 'stage3': (5, 96), 'stage4': (3, 320), 'features': (3, 1280)}),
     ('mobilenet_v3_large', {}, 64, {'stem': (32, 16), 'stage1': (16, 24), 'stage2': (8, 40), 'stage3': (4, 112), 'stage4': (2, 160),
@@ -161,6 +174,13 @@ def test_initialisation_is_the_seed_s_and_has_the_originals_distributions():
   check(mobilenet['classifier_0']['kernel'], .01)
   assert (mobilenet['blocks_5_1']['se']['conv_reduce']['bias'] == 0).all()
   check(models.init(models.BACKBONES['efficientnet_b0'].make(), 0)['params']['blocks_5_1']['conv_dw']['kernel'], np.sqrt(2 / (25 * 1152)))
+  dense = models.init(models.BACKBONES['densenet121'].make(), 0)['params']
+  check(dense['denseblock3_denselayer9']['conv2']['kernel'], np.sqrt(2 / (9 * 128)))  # fan_in
+  check(dense['transition1_conv']['kernel'], np.sqrt(2 / 256))
+  vgg = models.init(models.BACKBONES['vgg11'].make(), 0)['params']
+  check(vgg['fc2']['kernel'], .01)
+  check(vgg['stage2']['features_6']['kernel'], np.sqrt(2 / (9 * 256)))
+  assert (vgg['stem']['features_0']['bias'] == 0).all()
   fc = models.init(models.BACKBONES['resnet18_32px'].make(), 0)['params']['fc']
   for x in fc.values():
     assert .98 < abs(x).max() * np.sqrt(512) <= 1 and abs(x.std() * np.sqrt(512 * 3) - 1) < .1  # uniform on +-1/sqrt(512)
@@ -268,3 +288,49 @@ def test_remat_is_of_every_block(name, size, blocks):
     return module.apply(variables, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})[0][0].sum()
   variables = jax.eval_shape(lambda: models.init(module, 0))
   assert sum(eqn.primitive.name in ('remat2', 'checkpoint') for eqn in jax.make_jaxpr(loss)(variables).eqns) == blocks
+
+
+@pytest.fixture
+def densenet8(monkeypatch):
+  """step(remat, across) of a small DenseNet: from (params, images) to gradients and new running statistics, and the parameters to begin with."""
+  monkeypatch.setitem(densenet.VARIANTS, 8, (4, (6, 2, 1, 1), 8))
+  variables = models.init(densenet.DenseNet(8), 0)
+
+  def step(remat=False, axis=None):
+    def loss(params, x):
+      (y, _), new = densenet.DenseNet(8, remat=remat).apply({**variables, 'params': params}, x, True, mutable=['batch_stats'])
+      return jnp.sin(y).sum(), new['batch_stats']
+
+    def f(params, x):
+      with layers.across(axis):
+        grads, stats = jax.grad(loss, has_aux=True)(params, x)
+      return grads if axis is None else jax.lax.psum(grads, axis), stats
+    return f
+  return step, variables['params']
+
+
+@pytest.mark.parametrize('kind', ['plain', 'cpu'])
+def test_densenet_s_shared_statistics_over_devices(densenet8, kind):
+  """Gradients and statistics of a batch that is split over 8 devices, by shard_map as in training, are those on one."""
+  step, params = densenet8
+  x = np.random.default_rng(0).standard_normal((16, 32, 32, 3), 'f4')
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  with layers.formulation(kind):
+    one = jax.jit(step())(params, x)
+    many = jax.jit(jax.shard_map(step(axis='data'), mesh=mesh, in_specs=(jax.P(), jax.P('data')), out_specs=jax.P(), check_vma=False))(params, x)
+  for a, b in zip(*map(jax.tree.leaves, (one, many)), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5 * (np.abs(a).max() + 1e-3))
+
+
+def test_densenet_agrees_in_both_formulations_and_under_remat(densenet8):
+  step, params = densenet8
+  x, out, memory = np.random.default_rng(0).standard_normal((4, 64, 64, 3), 'f4'), [], []
+  for kind, remat in (('plain', False), ('cpu', False), ('cpu', True)):
+    with layers.formulation(kind):
+      compiled = jax.jit(step(remat)).lower(params, x).compile()
+    out.append(compiled(params, x))
+    memory.append(compiled.memory_analysis().temp_size_in_bytes)
+  for a, b, c in zip(*map(jax.tree.leaves, out), strict=True):
+    np.testing.assert_allclose(b, a, atol=2e-4 * (np.abs(a).max() + 1e-3))
+    np.testing.assert_allclose(c, b, atol=2e-5 * (np.abs(a).max() + 1e-3))
+  assert memory[2] < .8 * memory[1], memory

@@ -222,6 +222,7 @@ BEYOND = {  # one value outside of each range
   'eval.batch_size': '0', 'train.steps': '-3',
   'train.epochs': '-1', 'train.examples': '-1', 'train.eval_steps': '-1', 'train.eval_epochs': 'nan', 'train.eval_examples': '-1',
   **{f'curriculum.{p}.{unit}': '-2' for p in ('p1', 'p2', 'p3') for unit in ('steps', 'epochs', 'examples')},
+  **{f'curriculum.{p}.share': '1.5' for p in ('p1', 'p2', 'p3')},
 }
 
 

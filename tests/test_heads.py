@@ -321,6 +321,18 @@ def test_shared_parts_can_be_frozen_and_are_listed():
 
 
 @pytest.mark.parametrize('form', heads.HEADS)
+def test_features_computed_before_give_the_same_logits(form):
+  """A frozen backbone's features are cached; and prediction goes through images."""
+  classifier = build(TREE.levels if form != 'flat' else TREE.levels[-1:], **{'model.heads': form})
+  images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), 'u1')
+  variables = models.init(classifier, 0, images)
+  through, features = classifier.apply(variables, images)
+  before, same = classifier.apply(variables, features)
+  assert same is features
+  equal(through, before)
+
+
+@pytest.mark.parametrize('form', heads.HEADS)
 def test_a_step_of_each(form, monkeypatch):
   """Every part moves but what is frozen."""
   monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))

@@ -62,6 +62,15 @@ def test_stem_on_three_channels_equals_lax():
   close(jax.jit(with_gradients(lambda x, k: layers.conv(x, k, 2, 'SAME')))(dy, x, kernel), jax.jit(with_gradients(lax_conv(2, 'SAME')))(dy, x, kernel))
 
 
+@pytest.mark.parametrize('case', [(8, 6, 3, 1), (9, 7, 3, 'SAME'), (6, 7, 3, 0), (8, 9, 5, 2), (10, 7, 4, 'SAME')], ids=str)
+def test_convolution_to_few_channels_equals_lax(case):
+  h, w, k, padding = case
+  x, kernel = draw(0, (3, h, w, 8), (k, k, 8, 3))
+  want = lax_conv(1, padding)
+  dy, = draw(1, jax.eval_shape(want, x, kernel).shape)
+  close(jax.jit(with_gradients(lambda x, kernel: layers.conv(x, kernel, 1, padding)))(dy, x, kernel), jax.jit(with_gradients(want))(dy, x, kernel))
+
+
 def numpy_batch_norm(x, scale, bias, eps, act, dy):
   """Forward and backward in float64, from the equations of Ioffe and Szegedy 2015."""
   x, dy = x.astype('f8'), dy.astype('f8')
@@ -98,6 +107,40 @@ def test_batch_norm_equals_numpy(shape, act, kind):
   (y, mean, var), grads = jax.jit(with_gradients(f, kind))((dy, jnp.zeros(shape[-1]), jnp.zeros(shape[-1])), x, scale, bias)
   for got, want in zip((y, mean, var, *grads), numpy_batch_norm(x, scale, bias, 1e-3, act, dy), strict=True):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * (np.abs(want).max() + 1))
+
+
+def norm_of_two(a, b, variables, train=True):
+  """Batch norm and ReLU of maps side by side whose moments are known; and the new running statistics."""
+  known = tuple(map(jnp.concatenate, zip(layers.moments(a), layers.moments(b))))
+  return layers.BatchNorm('relu', 1e-3).apply(variables, jnp.concatenate([a, b], -1), train, known, mutable=['batch_stats'])
+
+
+@pytest.mark.parametrize('kind', ['plain', 'cpu'])
+def test_batch_norm_with_known_moments_equals_numpy(kind):
+  a, b, dy, scale, bias = draw(0, (4, 8, 6, 3), (4, 8, 6, 2), (4, 8, 6, 5), (5,), (5,))
+  a, b = a * 2 + 3, b - 1
+  stats = {'mean': np.zeros(5, 'f4'), 'var': np.ones(5, 'f4')}
+
+  def f(a, b, scale, bias):
+    y, new = norm_of_two(a, b, {'params': {'scale': scale, 'bias': bias}, 'batch_stats': stats})
+    return y, lax.stop_gradient(new['batch_stats'])
+  (y, new), (da, db, *grads) = jax.jit(with_gradients(f, kind))((dy, stats), a, b, scale, bias)
+  got = y, (new['mean'] - 0) / .1, (new['var'] - .9) / .1, np.concatenate([da, db], -1), *grads
+  for g, want in zip(got, numpy_batch_norm(np.concatenate([a, b], -1), scale, bias, 1e-3, 'relu', dy), strict=True):
+    np.testing.assert_allclose(g, want, rtol=0, atol=1e-5 * (np.abs(want).max() + 1))
+
+
+def test_batch_norm_in_evaluation_has_its_gradients_in_both_formulations():
+  a, b, dy, scale, bias, mean = draw(0, (4, 8, 6, 3), (4, 8, 6, 2), (4, 8, 6, 5), (5,), (5,), (5,))
+
+  def f(a, b, scale, bias):
+    return norm_of_two(a, b, {'params': {'scale': scale, 'bias': bias}, 'batch_stats': {'mean': mean, 'var': np.full(5, 2, 'f4')}}, False)[0]
+  y, grads = jax.jit(with_gradients(f))(dy, a, b, scale, bias)
+  close((y, grads), jax.jit(with_gradients(f, 'plain'))(dy, a, b, scale, bias), 1e-5)
+  factor = scale / np.sqrt(np.float32(2 + 1e-3))
+  x = np.concatenate([a, b], -1)
+  z = (x - mean) * factor + bias
+  close((y, grads[3]), (np.maximum(z, 0), (dy * (z > 0)).sum((0, 1, 2))), 1e-5)
 
 
 def test_batch_norm_module_follows_flax():
@@ -158,6 +201,18 @@ def test_avg_pool_equals_a_naive_loop(case):
     got, (grad,) = jax.jit(with_gradients(lambda x: layers.AvgPool(k, stride, padding).apply({}, x), kind))(dy, x)
     np.testing.assert_allclose(got, y, atol=1e-6)
     np.testing.assert_allclose(grad, dx[:, padding:padding + h, padding:padding + w], atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [(2, 3), (1, 1), (7, 7), (9, 14), (5, 8)], ids=str)
+def test_adaptive_average_pooling_has_torchs_windows(size):
+  x, dy = draw(0, (2, *size, 3), (2, 7, 7, 3))
+  y, dx = np.zeros(dy.shape), np.zeros(x.shape)
+  for i, j in np.ndindex(7, 7):
+    (top, bottom), (left, right) = ((at * n // 7, -(-(at + 1) * n // 7)) for at, n in zip((i, j), size))
+    y[:, i, j] = x[:, top:bottom, left:right].mean((1, 2))
+    dx[:, top:bottom, left:right] += (dy[:, i, j] / ((bottom - top) * (right - left)))[:, None, None]
+  got, (grad,) = jax.jit(with_gradients(lambda x: layers.AdaptiveAvgPool(7).apply({}, x)))(dy, x)
+  close((got, grad), (np.float32(y), np.float32(dx)), 1e-6)
 
 
 def test_squeeze_and_excite_equals_numpy():

@@ -354,6 +354,7 @@ def test_from_config_reads_a_csv_as_lint_does(clean):
   with pytest.raises(UserError, match='root'):
     from_config(options(source='csv'))
   assert 'no such folder' in from_config(options(root=str(clean.root / 'none'))).text()
+  assert 'classes:make=2,model=3: no images' in from_config(options(root='classes:make=2,model=3')).text()
 
 
 def test_labels_without_a_taxonomy(clean):

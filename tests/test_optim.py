@@ -24,6 +24,15 @@ def test_phases_of_s0():
   assert first.trains_backbone
 
 
+def test_phase_as_a_share_of_whatever_training():
+  c = config.default()
+  c.curriculum.p1.update(share=.25, freeze='backbone')
+  c.curriculum.p2.update(share=.5, freeze='heads/finest')
+  for total in (200, 8):
+    assert [(p.start, p.end) for p in optim.phases(c, HEADS, 320, total)] == [(0, total // 4), (total // 4, 3 * total // 4), (3 * total // 4, total)]
+  assert [(p.start, p.end) for p in optim.phases(c, HEADS, 320, 1)] == [(0, 1)]
+
+
 def test_phase_to_the_end_and_phase_longer_than_the_run():
   c = config.default()
   c.curriculum.p1.update(steps=-1, freeze='backbone')
@@ -37,6 +46,7 @@ def test_phase_to_the_end_and_phase_longer_than_the_run():
   ({'steps': 1, 'freeze': 'finest'}, "no parameter group 'finest'"),
   ({'steps': 1, 'freeze': 'heads/modle'}, r"no parameter group 'heads/modle' \(did you mean 'heads/model'\?\)"),
   ({'steps': 1, 'levels': ''}, 'names no level'),
+  ({'steps': 1, 'share': .5}, r'p1: give its share=0\.5 or another duration, not both'),
   ({'steps': 1, 'freeze': 'backbone,heads/make', 'levels': 'make'}, 'nothing would train'),
 ])
 def test_phase_mistakes(changes, message):

@@ -274,6 +274,10 @@ def test_mistakes_in_options(changes, message):
 
 
 def test_baseline_is_trained_beside(tmp_path, one_device):
-  train.fit(tiny.run_config(**{'baseline': 'train', 'train.steps': 2, 'train.eval_steps': 2}), tmp_path)
+  train.fit(tiny.run_config(**{'baseline': 'train', 'train.steps': 2, 'train.eval_steps': 2, 'model.heads': 'cascaded',
+                               'model.head.stop_gradient': True}), tmp_path)
   assert json.loads((tmp_path / 'baseline' / 'eval_val.json').read_text())['heads'] == ['model']
-  assert config.from_json((tmp_path / 'baseline' / 'config.json').read_text()).baseline == ''
+  c = config.from_json((tmp_path / 'baseline' / 'config.json').read_text())
+  assert (c.baseline, c.model.heads, c.model.head) == ('', 'flat', config.default().model.head)  # what the cascade reads means nothing to one head
+  assert 'with 3 cascaded heads' in (tmp_path / 'report.html').read_text()
+  assert predict.load(tmp_path).evaluate('val')['heads'] == ['make', 'type', 'model']

@@ -4,7 +4,7 @@
   python main.py --mode=describe --config=configs/tables/s1_table3.py:maxvit_t,cascaded
 
 BACKBONE: densenet121, maxvit_t, convnext_base; HEADS: flat (the paper's single-task model), parallel, cascaded; with Stanford Cars' 49 makes and 196
-models. `params` and `thop_macs` are the paper's figures to the last digit, `macs` is what the model does. One to three seconds a model.
+models. `params` and `thop_macs` are the paper's figures to the last digit, `macs` is what the model does. A few seconds a model.
 """
 
 from configs import s1

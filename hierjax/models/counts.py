@@ -24,10 +24,10 @@ def parameters(tree) -> int:
   return sum(x.size for x in jax.tree.leaves(tree))
 
 
-def macs(model: nn.Module, size: int) -> int:
-  """Multiply-accumulates of one forward pass of one size x size image: those of its convolutions and matrix products."""
+def macs(model: nn.Module, variables: dict, size: int) -> int:
+  """Multiply-accumulates of one forward pass of one size x size image: those of its convolutions and matrix products. variables: arrays or shapes."""
   with layers.formulation('plain'):
-    return jaxpr_macs(jax.make_jaxpr(model.apply)(shapes(model, size), image(size)).jaxpr)
+    return jaxpr_macs(jax.make_jaxpr(model.apply)(variables, image(size)).jaxpr)
 
 
 def jaxpr_macs(jaxpr) -> int:

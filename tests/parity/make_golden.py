@@ -18,11 +18,13 @@ import torchvision
 
 # Which of torchvision's and timm's models are compared with ours of the same name, and under which of their names and options.
 TORCHVISION = [f'resnet{d}' for d in (18, 34, 50, 101, 152)] + [f'convnext_{v}' for v in ('tiny', 'small', 'base', 'large')] + [
-  *(f'densenet{d}' for d in (121, 161, 169, 201)), 'vgg11', 'vgg16', 'maxvit_t', 'swin_t', 'swin_s', 'swin_b', 'vit_b_16']
+  *(f'densenet{d}' for d in (121, 161, 169, 201)), 'vgg11', 'vgg16', 'maxvit_t', 'swin_t', 'swin_s', 'swin_b', 'vit_b_16',
+  'resnet18_32px', 'advanced_cnn', 'mobilenet_v2', 'mobilenet_v3_large', *(f'efficientnet_b{v}' for v in range(8))]
 TIMM = {
   **{name: name for name in ('resnet18', 'convnext_tiny', 'densenet121', 'vgg11')},
-  **{f'efficientnet_lite{v}': f'tf_efficientnet_lite{v}' for v in range(5)}, 'vit_b_16': 'vit_base_patch16_224',
-  'swin_t': 'swin_tiny_patch4_window7_224',
+  **{f'efficientnet_lite{v}': f'tf_efficientnet_lite{v}' for v in range(5)},
+  'swin_t': 'swin_tiny_patch4_window7_224', 'vit_b_16': 'vit_base_patch16_224',
+  'mobilenet_v2': 'mobilenetv2_100', **{f'efficientnet_b{v}': f'efficientnet_b{v}' for v in range(5)},
 }  # fmt: skip
 KEPT = 8  # gradients of that many parameters are pinned: first, last and evenly between
 
@@ -33,6 +35,15 @@ def names():
 
 def schemes(name):
   return [s for s, have in (('torchvision', TORCHVISION), ('timm', TIMM)) if name in have]
+
+
+def torchvision_trunk(name):
+  """torchvision's model without its classifier; the papers' ResNet-18s as they describe them."""
+  if name == 'resnet18_32px':
+    model = torchvision.models.resnet18(num_classes=256)
+    model.conv1, model.maxpool = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity()
+    return model
+  return without_classifier(torchvision.models.get_model({'advanced_cnn': 'resnet18'}.get(name, name), weights=None))
 
 
 def without_classifier(model):
@@ -49,7 +60,7 @@ def without_classifier(model):
 def build(name, scheme, calm=False):
   """The torch model without its classifier and without what is drawn at random in training, float64, with the seeded weights."""
   if scheme == 'torchvision':
-    model = without_classifier(torchvision.models.get_model(name, weights=None))
+    model = torchvision_trunk(name)
   else:
     model = timm.create_model(TIMM[name], num_classes=0)
   for m in model.modules():

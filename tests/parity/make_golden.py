@@ -88,7 +88,7 @@ def backbone(name, scheme):
 
 def gradients(name, scheme, training):
   """Features, the gradients of sum(features * direction) and, in training mode, the new running statistics."""
-  model, _ = build(name, scheme, calm=True)
+  model, _ = build(name, scheme, calm=name not in seeded.SMOOTH)
   model.train(training)
   before, norms, samples = {k: v.clone() for k, v in model.state_dict().items()}, {}, {}
   for k, m in model.named_modules():

@@ -1,9 +1,9 @@
 """The table of the backbones: parameters and MACs of the trunk, differences from the original, images/s of a train step beside PyTorch's.
 
-usage: backbones.py OUT.jsonl [--peer PYTHON TORCH_STEP] [--names 'swin_*'] [--batch 8] [--size 224] [--steps 3] [--differences]
+usage: backbones.py OUT.jsonl [--peer PYTHON TORCH_STEP] [--names 'swin_*'] [--batch 8] [--size 224] [--steps 3] [--rounds 2] [--differences]
 One line a backbone goes to OUT.jsonl as soon as it is measured; what is there already is not measured again. The table of all lines is printed at the end.
-PYTHON has torch, TORCH_STEP is a script that times the peer as train_step.py times ours. The two take turns, twice each, and the better median of each
-counts. --differences compares with the golden values of tests/golden: the worst relative difference of features, and of gradients (in evaluation and
+PYTHON has torch, TORCH_STEP is a script that times the peer as train_step.py times ours. The two take turns for --rounds, and the better median of
+each counts. --differences compares with the golden values of tests/golden: the worst relative difference of features, and of gradients (in evaluation and
 training mode).
 """
 import argparse
@@ -54,7 +54,7 @@ def measure(name, a):
   what = [str(a.batch), str(a.size), '--steps', str(a.steps)]
   peer = PEERS.get(name, name) if a.peer else ''
   found = {'hierjax': [], 'torch': []}
-  for _ in range(2):
+  for _ in range(a.rounds):
     found['hierjax'].append(seconds([sys.executable, ROOT / 'benchmarks/train_step.py', name, *what]))
     if peer:
       found['torch'].append(seconds([*a.peer, peer, *what]))
@@ -80,6 +80,7 @@ def main():
   p.add_argument('--batch', type=int, default=8)
   p.add_argument('--size', type=int, default=224)
   p.add_argument('--steps', type=int, default=3)
+  p.add_argument('--rounds', type=int, default=2)
   p.add_argument('--differences', action='store_true')
   a = p.parse_args()
   rows = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []

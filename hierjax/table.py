@@ -431,7 +431,7 @@ class View:
       same = [d * p > 0 for (d, _, _), p in pairs]
       sure = [agree for agree, ((_, low, high), _) in zip(same, pairs) if not low <= 0 <= high]
       if pairs:
-        out.append(f'{sum(same)} of {len(pairs)} ({name}; {sum(sure)} of the {len(sure)} where the interval of ours leaves zero out)')
+        out.append(f'{sum(same)} of {len(pairs)} ({name}' + (f'; {sum(sure)} of the {len(sure)} where the interval of ours leaves zero out)' if sure else ')'))
     return f'Differences to the baseline with the published sign: {listed(out)}.' if out else ''
 
   def sentences(self) -> list[str]:

@@ -6,6 +6,7 @@ run.json and report; or it is read correctly, held against drawn colours. Never 
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import html
 import io
@@ -926,6 +927,13 @@ def test_weights_that_fit_are_taken(tmp_path):
   save_file(weights(), tmp_path / 'weights.bin')
   c = tiny.run_config(**{'model.pretrained': 'weights.bin'})
   assert '10 tensors of the backbone from weights.bin' in train.Run(c).notes
+
+
+def test_a_module_that_weights_need_not_fit_is_told(tmp_path, monkeypatch):
+  monkeypatch.setitem(models.BACKBONES, 'tiny', dataclasses.replace(models.BACKBONES['tiny'], stems={'standard': ('conv',)}))
+  save_file(weights(conv__weight=np.zeros((8, 3, 4, 4))), tmp_path / 'weights.bin')
+  c = tiny.run_config(**{'model.pretrained': 'weights.bin'})
+  assert '9 tensors of the backbone from weights.bin; not from there, but drawn: conv' in train.Run(c).notes
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch):

@@ -8,6 +8,7 @@ import scipy.special
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from hierjax import models
 from hierjax.models import layers
 
 
@@ -355,3 +356,36 @@ def test_formulation_names_its_choices():
   with layers.formulation('plain'):
     assert not layers.on_cpu()
   assert layers.on_cpu()
+
+
+class Inverted(nn.Module):
+  """A residual block whose inside is ten times as wide as what goes through it."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    y = layers.BatchNorm('silu')(layers.Dense(80)(x), train)
+    return x + layers.StochasticDepth(.3)(layers.Dense(8)(y), train)
+
+
+class Chain(nn.Module):
+  remat: bool
+
+  @nn.compact
+  def __call__(self, x, train):
+    for i in range(6):
+      x = layers.remat(Inverted, self.remat)(name=f'block{i}')(x, train)
+    return x
+
+
+def test_remat_gives_the_same_gradients_with_less_memory():
+  x, = draw(0, (8, 16, 16, 8))
+  variables, outs, memory = models.init(Chain(True), 0, x, True), [], []
+  for remat in (False, True):
+    def loss(params):
+      y, new = Chain(remat).apply({**variables, 'params': params}, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
+      return jnp.square(y).sum(), new
+    step = jax.jit(jax.grad(loss, has_aux=True), compiler_options=layers.compiler_options()).lower(variables['params']).compile()
+    outs.append(step(variables['params']))
+    memory.append(step.memory_analysis().temp_size_in_bytes)
+  close(outs[1], outs[0], 1e-5)
+  assert memory[1] < .5 * memory[0]

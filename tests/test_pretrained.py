@@ -19,7 +19,7 @@ from parity import ours, seeded
 from safetensors.numpy import save_file
 
 from hierjax.config import UserError
-from hierjax.models import BACKBONES, pretrained
+from hierjax.models import BACKBONES, init, pretrained
 
 KINDS = {np.dtype(t): f'{n}Storage' for t, n in ((np.float32, 'Float'), (np.float16, 'Half'), (ml_dtypes.bfloat16, 'BFloat16'), (np.int64, 'Long'))}
 
@@ -343,8 +343,10 @@ def test_load_replaces_the_backbone_only(tmp_path, resnet18):
 
 
 @pytest.mark.parametrize('name, scheme', [('convnext_tiny', 'torchvision'), ('convnext_tiny', 'timm'), ('efficientnet_lite1', 'timm'),
-                                          ('efficientnet_lite1', 'package'), ('swin_t', 'torchvision'), ('swin_t', 'timm'), ('vit_b_16', 'torchvision'),
-                                          ('vit_b_16', 'timm'), ('maxvit_t', 'torchvision')])  # fmt: skip
+                                          ('efficientnet_lite1', 'package'), ('densenet121', 'torchvision'), ('densenet121', 'torchvision_old'),
+                                          ('swin_t', 'torchvision'), ('swin_t', 'timm'), ('vit_b_16', 'torchvision'), ('vit_b_16', 'timm'),
+                                          ('maxvit_t', 'torchvision'), ('mobilenet_v2', 'torchvision'), ('mobilenet_v2', 'timm'),
+                                          ('mobilenet_v3_large', 'torchvision'), ('efficientnet_b0', 'torchvision'), ('efficientnet_b0', 'timm')])  # fmt: skip
 def test_schemes_are_told_apart(tmp_path, name, scheme):
   state = seeded_state(name, scheme)
   save_file(state, tmp_path / 'w.safetensors')
@@ -352,6 +354,15 @@ def test_schemes_are_told_apart(tmp_path, name, scheme):
   assert report['scheme'] == scheme
   for path, (key, _) in ours.torch_entries(name, scheme).items():
     np.testing.assert_array_equal(ours.to_torch(path[-1], traverse_util.flatten_dict(new)[path]), state[key].squeeze() if path[-1] == 'gamma' else state[key])
+
+
+def test_a_linear_kernel_on_flattened_maps_becomes_a_convolution_over_them():
+  """torch flattens channels first, [C, H, W]; VGG's first wide layer is such."""
+  maps, linear = np.random.default_rng(0).standard_normal((2, 3, 4, 5)), np.random.default_rng(1).standard_normal((6, 5 * 3 * 4))
+  kernel = pretrained._to_flax('kernel', linear, (3, 4, 5, 6))
+  np.testing.assert_allclose(np.einsum('bhwc,hwco->bo', maps, kernel), maps.transpose(0, 3, 1, 2).reshape(2, -1) @ linear.T)
+  assert pretrained._to_flax('kernel', linear, (3, 3, 5, 6)) is None and pretrained._to_flax('kernel', linear, (3, 4, 4, 6)) is None
+  assert pretrained._to_flax('kernel', linear, (60, 6)).shape == (60, 6)
 
 
 def test_half_precision_files_become_float32(tmp_path, resnet18):
@@ -403,6 +414,58 @@ def test_another_backbones_file(tmp_path, resnet18):
   message = fit_error(tmp_path, 'resnet34', resnet18)
   assert '80 missing: ' in message and 'and 72 more' in message
   assert 'missing' in fit_error(tmp_path, 'convnext_tiny', resnet18)
+
+
+@pytest.mark.parametrize('name, scheme, lost, shown', [
+  ('mobilenet_v2', 'torchvision', 'features.3.conv.1.0.weight', 'features.2.conv.2.weight (1x2x3)'),
+  ('mobilenet_v2', 'timm', 'blocks.1.1.conv_dw.weight', 'blocks.1.0.conv_pwl.weight (1x2x3)'),
+  ('mobilenet_v3_large', 'torchvision', 'classifier.0.bias', 'features.4.block.2.fc1.weight (1x2x3)'),
+  ('efficientnet_b0', 'torchvision', 'features.8.1.running_var', 'features.1.0.block.1.fc2.bias (1x2x3)'),
+  ('efficientnet_b0', 'timm', 'blocks.6.0.se.conv_reduce.bias', 'blocks.0.0.se.conv_expand.weight (1x2x3)')])  # fmt: skip
+def test_a_misfit_of_the_mobile_nets_is_told_exactly(tmp_path, name, scheme, lost, shown):
+  state = {**seeded_state(name, scheme), 'classifier.3.weight': BASE.reshape(4, 6), 'features.99.weight': BASE, shown.split()[0]: np.zeros((1, 2, 3), 'f4')}
+  del state[lost]
+  message = fit_error(tmp_path, name, state)
+  assert f'(names read as {scheme})' in message
+  assert message.endswith(f'1 missing: {lost}; 1 unexpected: features.99.weight; 1 of another shape: {shown}')
+
+
+# ---- modules that the file of the standard net need not fit ----
+
+
+def drawn(name, **options):
+  return init(BACKBONES[name].make(**options), 7)
+
+
+@pytest.mark.parametrize('name, options, fresh', [
+  ('resnet18_32px', {}, {'conv1': ['kernel'], 'fc': ['bias', 'kernel']}), ('resnet18', {'stem': 'small'}, {'conv1': ['kernel']})])  # fmt: skip
+def test_what_a_standard_file_does_not_fit_stays_as_drawn(tmp_path, resnet18, name, options, fresh):
+  save_file(resnet18, tmp_path / 'r.safetensors')
+  before = drawn(name, **options)
+  after, report = pretrained.load(name, before, str(tmp_path / 'r.safetensors'), with_classifier=True, **options)
+  assert report['fresh'] == sorted(fresh) and report['classifier']['kernel'].shape == (512, 10)
+  for path, value in traverse_util.flatten_dict(after).items():
+    kept = value is traverse_util.flatten_dict(before)[path]
+    assert kept == (path[1] in fresh), path
+  assert {k: sorted(after['params'][k]) for k in fresh} == fresh
+  assert report['tensors'] == len(jax.tree.leaves(before)) - sum(map(len, fresh.values()))
+  with pytest.raises(UserError, match=r'1 missing: layer1\.0\.bn1\.weight$'):  # nothing else is let pass
+    save_file({k: v for k, v in resnet18.items() if k != 'layer1.0.bn1.weight'}, tmp_path / 'r.safetensors')
+    pretrained.load(name, before, str(tmp_path / 'r.safetensors'), **options)
+
+
+def test_its_own_file_is_taken_whole(tmp_path):
+  state = seeded_state('resnet18_32px', 'torchvision')
+  save_file(state, tmp_path / 'r.safetensors')
+  after, report = pretrained.load('resnet18_32px', drawn('resnet18_32px'), str(tmp_path / 'r.safetensors'))
+  assert report['fresh'] == [] and report['tensors'] == len(state)
+  np.testing.assert_array_equal(after['params']['fc']['kernel'], state['fc.weight'].T)
+  np.testing.assert_array_equal(after['params']['conv1']['kernel'], state['conv1.weight'].transpose(2, 3, 1, 0))
+
+
+def test_the_standard_stem_must_fit(tmp_path, resnet18):
+  message = fit_error(tmp_path, 'resnet18', seeded_state('resnet18_32px', 'torchvision'))
+  assert message.endswith('1 of another shape: conv1.weight (64x3x3x3)')
 
 
 # ---- where it comes from ----

@@ -26,7 +26,7 @@ TAXONOMY = Taxonomy.from_rows(('make', 'type', 'model'), [(f'make{i % 3}', f'typ
 
 def classifier(backbone, mean=127.0, std=64.0):
   classes = tuple((level, TAXONOMY.num_classes(level)) for level in TAXONOMY.levels)
-  model = heads.Classifier(backbone, heads.Parallel(classes), (mean,) * 3, (std,) * 3)
+  model = heads.Classifier(backbone, heads.Parallel(classes, ((),) * len(classes)), (mean,) * 3, (std,) * 3)
   return model, models.init(model, 3)
 
 
@@ -90,7 +90,7 @@ def test_grad_cam_behind_a_norm_is_the_slope_by_finite_differences():
 @pytest.mark.parametrize('name', ['resnet18', 'convnext_tiny', 'efficientnet_lite0', 'swin_t'])
 def test_every_kind_of_backbone_has_maps_to_explain(name):
   classes = tuple((level, TAXONOMY.num_classes(level)) for level in TAXONOMY.levels)
-  model = heads.Classifier(models.BACKBONES[name].make(), heads.Parallel(classes), (127.0,) * 3, (64.0,) * 3)
+  model = heads.Classifier(models.BACKBONES[name].make(), heads.Parallel(classes, ((),) * len(classes)), (127.0,) * 3, (64.0,) * 3)
   variables = jax.eval_shape(lambda: models.init(model, 0))
   assert set(variables) <= {'params', 'batch_stats'}
   with layers.formulation('plain'):  # what is not perturbed has no slope, and its maps would be black without a word

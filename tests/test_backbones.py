@@ -9,7 +9,8 @@ import pytest
 from parity import ours
 
 from hierjax import models
-from hierjax.models import densenet, layers
+from hierjax.config import UserError
+from hierjax.models import densenet, layers, swin, vit
 
 # (parameters, running means and variances) of the trunk: torchvision 0.29.1's models without fc or the last linear of the classifier; timm
 # 1.0.31's tf_efficientnet_lite* with num_classes=0.
@@ -23,7 +24,8 @@ COUNTS = {
     'efficientnet_b2': (7700994, 67568), 'efficientnet_b3': (10696232, 87296), 'efficientnet_b4': (17548616, 125200),
     'efficientnet_b5': (28340784, 172736), 'efficientnet_b6': (40735704, 224432), 'efficientnet_b7': (63786960, 310720),
     'efficientnet_lite0': (3371008, 42016), 'efficientnet_lite1': (4135680, 53664),
-    'efficientnet_lite2': (4811072, 58096), 'efficientnet_lite3': (6916096, 76672), 'efficientnet_lite4': (11725568, 112368)}
+    'efficientnet_lite2': (4811072, 58096), 'efficientnet_lite3': (6916096, 76672), 'efficientnet_lite4': (11725568, 112368),
+    'maxvit_t': (30407624, 47616), 'swin_t': (27519354, 0), 'swin_s': (48837258, 0), 'swin_b': (86743224, 0), 'vit_b_16': (85798656, 0)}
 NAMES = [  # backbone, scheme, ours, the state dict's
     ('resnet50', 'torchvision', 'conv1', 'conv1'), ('resnet50', 'torchvision', 'layer2_3/bn2', 'layer2.3.bn2'),
     ('resnet152', 'timm', 'layer3_35/conv3', 'layer3.35.conv3'), ('resnet18', 'torchvision', 'layer4_0/downsample_1', 'layer4.0.downsample.1'),
@@ -57,14 +59,29 @@ NAMES = [  # backbone, scheme, ours, the state dict's
     ('mobilenet_v3_large', 'torchvision', 'classifier_0', 'classifier.0'), ('efficientnet_b0', 'torchvision', 'bn1', 'features.0.1'),
     ('efficientnet_b0', 'torchvision', 'blocks_0_0/se/conv_reduce', 'features.1.0.block.1.fc1'),
     ('efficientnet_b7', 'torchvision', 'blocks_6_3/conv_pwl', 'features.7.3.block.3.0'), ('efficientnet_b0', 'torchvision', 'bn2', 'features.8.1'),
-    ('efficientnet_b0', 'timm', 'blocks_0_0/se/conv_reduce', 'blocks.0.0.se.conv_reduce'), ('efficientnet_b4', 'timm', 'conv_head', 'conv_head')]
+    ('efficientnet_b0', 'timm', 'blocks_0_0/se/conv_reduce', 'blocks.0.0.se.conv_reduce'), ('efficientnet_b4', 'timm', 'conv_head', 'conv_head'),
+    ('maxvit_t', 'torchvision', 'stem_2', 'stem.1.0'),
+    ('maxvit_t', 'torchvision', 'blocks_2_4/MBconv/conv_b_1', 'blocks.2.layers.4.layers.MBconv.layers.conv_b.1'),
+    ('maxvit_t', 'torchvision', 'blocks_0_0/MBconv/proj', 'blocks.0.layers.0.layers.MBconv.proj.1'),
+    ('maxvit_t', 'torchvision', 'blocks_1_1/MBconv/squeeze_excitation/fc2', 'blocks.1.layers.1.layers.MBconv.layers.squeeze_excitation.fc2'),
+    ('maxvit_t', 'torchvision', 'blocks_3_1/grid_attention/attn/proj', 'blocks.3.layers.1.layers.grid_attention.attn_layer.1.merge'),
+    ('maxvit_t', 'torchvision', 'blocks_3_1/window_attention/norm2', 'blocks.3.layers.1.layers.window_attention.mlp_layer.0'),
+    ('maxvit_t', 'torchvision', 'head_fc', 'classifier.3'), ('swin_t', 'torchvision', 'stages_2_blocks_5/attn/qkv', 'features.5.5.attn.qkv'),
+    ('swin_b', 'torchvision', 'stages_3_downsample/reduction', 'features.6.reduction'), ('swin_t', 'torchvision', 'stem_1', 'features.0.2'),
+    ('swin_t', 'torchvision', 'stages_0_blocks_1/fc2', 'features.1.1.mlp.3'), ('swin_s', 'timm', 'stages_2_blocks_17/fc1', 'layers.2.blocks.17.mlp.fc1'),
+    ('swin_t', 'timm', 'stages_1_downsample/norm', 'layers.1.downsample.norm'), ('swin_t', 'timm', 'stem_0', 'patch_embed.proj'),
+    ('vit_b_16', 'torchvision', 'blocks_11_norm1', 'encoder.layers.encoder_layer_11.ln_1'), ('vit_b_16', 'torchvision', 'norm', 'encoder.ln'),
+    ('vit_b_16', 'torchvision', 'blocks_0/attn/qkv', 'encoder.layers.encoder_layer_0.self_attention.in_proj_'),
+    ('vit_b_16', 'torchvision', 'blocks_0/attn/proj', 'encoder.layers.encoder_layer_0.self_attention.out_proj'),
+    ('vit_b_16', 'timm', 'blocks_3_norm1', 'blocks.3.norm1'), ('vit_b_16', 'timm', 'blocks_3/attn/qkv', 'blocks.3.attn.qkv'),
+    ('vit_b_16', 'timm', 'conv_proj', 'patch_embed.proj'), ('vit_b_16', 'timm', 'blocks_3/fc2', 'blocks.3.mlp.fc2')]
 
 
 @functools.cache
 def shapes(name):
   module = models.BACKBONES[name].make()
   with layers.formulation('plain'):
-    return jax.eval_shape(lambda: module.init({'params': jax.random.key(0), 'dropout': jax.random.key(0)}, jnp.zeros((1, 64, 64, 3)),
+    return jax.eval_shape(lambda: module.init({'params': jax.random.key(0), 'dropout': jax.random.key(0)}, jnp.zeros((1, 224, 224, 3)),
                                               mutable=models.COLLECTIONS))
 
 
@@ -120,7 +137,10 @@ def test_torch_names(name, scheme, ours, theirs):
     ('mobilenet_v2', {}, 75, {'stem': (38, 32), 'stage1': (19, 24), 'stage2': (10, 32), 'stage3': (5, 96), 'stage4': (3, 320), 'features': (3, 1280)}),
     ('mobilenet_v3_large', {}, 64, {'stem': (32, 16), 'stage1': (16, 24), 'stage2': (8, 40), 'stage3': (4, 112), 'stage4': (2, 160),
                                     'features': (2, 960)}),
-    ('efficientnet_b2', {}, 17, {'stem': (9, 32), 'stage1': (5, 24), 'stage2': (3, 48), 'stage3': (2, 120), 'stage4': (1, 352), 'features': (1, 1408)})])
+    ('efficientnet_b2', {}, 17, {'stem': (9, 32), 'stage1': (5, 24), 'stage2': (3, 48), 'stage3': (2, 120), 'stage4': (1, 352), 'features': (1, 1408)}),
+    ('maxvit_t', {}, 448, {'stem': (224, 64), 'stage1': (112, 64), 'stage2': (56, 128), 'stage3': (28, 256), 'stage4': (14, 512), 'features': (14, 512)}),
+    ('swin_s', {}, 75, {'stem': (18, 96), 'stage1': (18, 96), 'stage2': (9, 192), 'stage3': (5, 384), 'stage4': (3, 768), 'features': (3, 768)}),
+    ('vit_b_16', {}, 96, {'stem': (6, 768), 'stage1': (6, 768), 'stage2': (6, 768), 'stage3': (6, 768), 'stage4': (6, 768), 'features': (6, 768)})])
 def test_endpoints(name, kwargs, size, want):
   backbone = models.BACKBONES[name]
   for dtype in (jnp.float32, jnp.bfloat16):
@@ -166,6 +186,18 @@ def test_initialisation_is_the_seed_s_and_has_the_originals_distributions():
   fc = models.init(models.BACKBONES['resnet18_32px'].make(), 0)['params']['fc']
   for x in fc.values():
     assert .98 < abs(x).max() * np.sqrt(512) <= 1 and abs(x.std() * np.sqrt(512 * 3) - 1) < .1  # uniform on +-1/sqrt(512)
+  swin = models.init(models.BACKBONES['swin_t'].make(), 0)['params']
+  for x in swin['stem_0'].values():
+    assert .97 < abs(x).max() * np.sqrt(48) <= 1 and abs(x.std() * np.sqrt(48 * 3) - 1) < .1  # uniform on +-1/sqrt(48)
+  check(swin['stages_2_blocks_3']['attn']['qkv']['kernel'], .02)
+  check(swin['stages_2_blocks_3']['attn']['relative_position_bias_table'], .02)
+  vit = models.init(models.BACKBONES['vit_b_16'].make(), 0)['params']
+  check(vit['pos_embedding'], .02)
+  check(vit['conv_proj']['kernel'], 1 / np.sqrt(768))
+  for kernel, bound in ((vit['blocks_0']['attn']['qkv']['kernel'], np.sqrt(6 / (4 * 768))), (vit['blocks_0']['attn']['proj']['kernel'], 1 / np.sqrt(768))):
+    assert .999 < abs(kernel).max() / bound <= 1 and abs(kernel.std() * np.sqrt(3) / bound - 1) < .01
+  check(vit['blocks_0']['fc1']['bias'], 1e-6)
+  check(models.init(models.BACKBONES['maxvit_t'].make(), 0)['params']['blocks_1_0']['MBconv']['conv_b_0']['kernel'], .02)
 
 
 def test_initialisation_refuses_what_it_cannot_draw():
@@ -173,7 +205,7 @@ def test_initialisation_refuses_what_it_cannot_draw():
     models.init(nn.Dense(3), 0)
 
 
-@pytest.mark.parametrize('name,size', [('resnet18', 32), ('efficientnet_lite0', 64), ('convnext_tiny', 32), ('mobilenet_v3_large', 64)])
+@pytest.mark.parametrize('name,size', [('resnet18', 32), ('efficientnet_lite0', 64), ('convnext_tiny', 32), ('mobilenet_v3_large', 64), ('swin_t', 40)])
 def test_whole_trunks_agree_in_both_formulations(name, size):
   """Features and running statistics in training; the gradients are tested layer by layer."""
   module = models.BACKBONES[name].make()
@@ -208,6 +240,44 @@ def test_remat_is_on_every_block(name):
       program = jax.make_jaxpr(run)(variables, jnp.zeros((2, 32, 32, 3)))
     blocks = sum(eqn.primitive.name in ('remat2', 'checkpoint') for eqn in program.eqns)
     assert blocks == (sum(k.startswith(('layer', 'blocks_')) or '_blocks_' in k for k in variables['params']) if remat else 0)
+
+
+@pytest.mark.parametrize('name,size,multiple', [('maxvit_t', 192, 224), ('vit_b_16', 40, 16)])
+def test_a_size_that_does_not_fit_is_told(name, size, multiple):
+  with pytest.raises(UserError, match=rf'--config.data.size: {name} takes images whose sides are multiples of {multiple}, not {size} x {size}'):
+    models.init(models.BACKBONES[name].make(), 0, jnp.zeros((1, size, size, 3)))
+
+
+def test_vit_interpolates_position_embeddings_as_torchvision():
+  """Values of torchvision 0.29.1's interpolate_embeddings(16 * n, 16, ...) of the same numbers: the middle row for n = 3, the diagonal for n = 17."""
+  grid = np.random.default_rng(0).standard_normal(197)[1:].reshape(14, 14)
+  to = lambda n: vit.resample(n).astype('f8') @ grid @ vit.resample(n).T
+  np.testing.assert_allclose(to(3)[1], [-0.5408896, -0.4633765, -0.5881324], atol=1e-6)
+  np.testing.assert_allclose(to(17).diagonal(), [
+      -0.1321049, -0.3797414, -0.6274052, 0.1082348, 1.323412, -1.200944, -0.6717069, 1.206557, -0.4633765, 0.2612951, 0.8515448, 1.410595, 0.4582583,
+      -0.103901, -0.707896, -0.4655573, -1.282649], atol=1e-6)
+  np.testing.assert_array_equal(vit.resample(14), np.eye(14))
+
+
+def test_swin_s_mask_parts_what_the_shift_brings_together():
+  """A pixel of the last window sees those that were neighbours in the map before it was rolled, and no others; along one axis alone where so shifted."""
+  mask = swin.shift_mask(14, 14, (3, 3))
+  rolled = np.roll(np.stack(np.divmod(np.arange(196), 14)).reshape(2, 14, 14), (-3, -3), (1, 2))  # where each pixel was
+  at = np.asarray(layers.windows(jnp.asarray(rolled.transpose(1, 2, 0)[None]), 7))[0]
+  far = np.abs(at[:, :, None] - at[:, None]).max(-1) >= 7
+  np.testing.assert_array_equal(mask, np.where(far, -100, 0))
+  one = swin.shift_mask(7, 14, (0, 3))
+  assert one.shape == (2, 49, 49) and (one[0] == 0).all() and (one[1] == -100).mean() == 2 * 3 * 4 / 49
+
+
+@pytest.mark.parametrize('name,size,blocks', [('swin_t', 64, 12), ('maxvit_t', 224, 11), ('vit_b_16', 64, 12)])
+def test_remat_is_of_every_block(name, size, blocks):
+  module, x = models.BACKBONES[name].make(remat=True), jnp.zeros((1, size, size, 3))
+
+  def loss(variables):
+    return module.apply(variables, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})[0][0].sum()
+  variables = jax.eval_shape(lambda: models.init(module, 0))
+  assert sum(eqn.primitive.name in ('remat2', 'checkpoint') for eqn in jax.make_jaxpr(loss)(variables).eqns) == blocks
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ TAXONOMY = Taxonomy.from_rows(('make', 'type', 'model'), [(f'make{i % 3}', f'typ
 
 def classifier(backbone, mean=127.0, std=64.0):
   classes = tuple((level, TAXONOMY.num_classes(level)) for level in TAXONOMY.levels)
-  model = heads.Classifier(backbone, heads.Parallel(classes), (mean,) * 3, (std,) * 3)
+  model = heads.Classifier(backbone, heads.Parallel(classes, ((),) * len(classes)), (mean,) * 3, (std,) * 3)
   return model, models.init(model, 3)
 
 
@@ -87,10 +87,10 @@ def test_grad_cam_behind_a_norm_is_the_slope_by_finite_differences():
     np.testing.assert_allclose(maps['model'][b], expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'convnext_tiny', 'efficientnet_lite0'])
+@pytest.mark.parametrize('name', ['resnet18', 'convnext_tiny', 'efficientnet_lite0', 'swin_t'])
 def test_every_kind_of_backbone_has_maps_to_explain(name):
   classes = tuple((level, TAXONOMY.num_classes(level)) for level in TAXONOMY.levels)
-  model = heads.Classifier(models.BACKBONES[name].make(), heads.Parallel(classes), (127.0,) * 3, (64.0,) * 3)
+  model = heads.Classifier(models.BACKBONES[name].make(), heads.Parallel(classes, ((),) * len(classes)), (127.0,) * 3, (64.0,) * 3)
   variables = jax.eval_shape(lambda: models.init(model, 0))
   assert set(variables) <= {'params', 'batch_stats'}
   with layers.formulation('plain'):  # what is not perturbed has no slope, and its maps would be black without a word
@@ -99,6 +99,19 @@ def test_every_kind_of_backbone_has_maps_to_explain(name):
   labels = {level: jax.ShapeDtypeStruct((2,), np.int32) for level in TAXONOMY.levels}
   features, maps = jax.eval_shape(functools.partial(explain.look, model=model), variables, jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8), labels)
   assert features.shape == (2, models.BACKBONES[name].features) and {m.shape for m in maps.values()} == {(2, 2, 2)}
+
+
+def test_vit_s_class_token_reads_the_maps_that_are_explained():
+  """The patch tokens after the last block would have no slope."""
+  model, variables = classifier(models.BACKBONES['vit_b_16'].make())
+  x, classes = images(2, 32), {'model': np.array([1, 6], np.int32)}
+  _, maps = jax.jit(functools.partial(explain.look, model=model))(variables, x, classes)
+  assert maps['model'].shape == (2, 2, 2) and (np.asarray(maps['model']).max((1, 2)) > 0).any()
+  backbone = {k: v['backbone'] for k, v in variables.items()}
+  zeros = jnp.zeros((2, 2, 2, 768))
+  of = lambda shift: model.backbone.apply({**backbone, 'perturbations': {'features': shift}}, (x.astype(np.float32) - 127) / 64)[0]
+  slope = jax.jit(lambda d: jax.vjp(of, zeros)[1](d)[0])(jnp.eye(2, 768))
+  assert (np.abs(slope).max((1, 2, 3)) > 1e-3).all()
 
 
 def test_patterns_are_a_partition_of_what_is_known():

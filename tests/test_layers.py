@@ -227,6 +227,67 @@ def test_squeeze_and_excite_equals_numpy():
   close(module.apply({'params': p}, x), x * (1 / (1 + np.exp(-s)))[:, None, None], 1e-5)
 
 
+def numpy_attention(q, k, v, bias):
+  """One head of one window at a time, in float64."""
+  out = np.zeros(q.shape)
+  for at in np.ndindex(*q.shape[:-2]):
+    logits = q[at].astype('f8') @ k[at].T + bias[at]
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    out[at] = p / p.sum(-1, keepdims=True) @ v[at]
+  return out
+
+
+def test_attention_equals_a_naive_loop():
+  q, k, v = draw(0, *[(2, 4, 3, 9, 5)] * 3)  # images, windows, heads, tokens, channels
+  bias, mask = draw(1, (3, 9, 9), (4, 9, 9))
+  mask = np.where(mask > 1, -100, 0).astype('f4')
+  close(jax.jit(layers.attention)(q, k, v), np.float32(numpy_attention(q, k, v, np.zeros((2, 4, 3, 1, 1)))))
+  close(jax.jit(layers.attention)(q, k, v, bias), np.float32(numpy_attention(q, k, v, np.broadcast_to(bias, (2, 4, 3, 9, 9)))))
+  both = np.broadcast_to(bias[None] + mask[:, None], (2, 4, 3, 9, 9))
+  close(jax.jit(layers.attention)(q, k, v, bias[None] + mask[:, None]), np.float32(numpy_attention(q, k, v, both)))
+  low = layers.attention(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), 50 + bias)  # with a softmax in bfloat16, .25 apart at 50, this is .1 off
+  assert low.dtype == jnp.bfloat16
+  np.testing.assert_allclose(low.astype('f4'), numpy_attention(q, k, v, np.broadcast_to(bias, (2, 4, 3, 9, 9))), atol=.04)
+
+
+def test_attention_module_equals_a_naive_loop():
+  x, mask = draw(0, (2, 4, 9, 12), (4, 9, 9))
+  module = layers.Attention(3, window=3)
+  variables = jax.jit(module.init)(jax.random.key(0), x)
+  p = jax.tree.map(lambda v: draw(v.size, v.shape)[0], variables['params'])
+  assert p['relative_position_bias_table'].shape == (25, 3)
+  qkv = (x @ p['qkv']['kernel'] + p['qkv']['bias']).reshape(2, 4, 9, 3, 3, 4)
+  q, k, v = (qkv[:, :, :, i].swapaxes(2, 3) for i in range(3))
+  bias = np.zeros((4, 3, 9, 9))
+  for i, j in np.ndindex(9, 9):
+    down, right = i // 3 - j // 3, i % 3 - j % 3
+    bias[:, :, i, j] = p['relative_position_bias_table'][(down + 2) * 5 + right + 2] + mask[:, i, j, None]
+  y = numpy_attention(q / 2, k, v, np.broadcast_to(bias, (2, 4, 3, 9, 9))).swapaxes(2, 3).reshape(2, 4, 9, 12)
+  close(jax.jit(module.apply)({'params': p}, x, mask), np.float32(y @ p['proj']['kernel'] + p['proj']['bias']))
+  half = layers.Attention(3, .25).apply({'params': {k: p[k] for k in ('qkv', 'proj')}}, x)
+  y = numpy_attention(q / 4, k, v, np.zeros((2, 4, 3, 1, 1))).swapaxes(2, 3).reshape(2, 4, 9, 12)
+  close(half, np.float32(y @ p['proj']['kernel'] + p['proj']['bias']))
+
+
+def test_windows_and_their_inverse():
+  x, = draw(0, (2, 6, 9, 4))
+  near, far = layers.windows(x, 3), layers.windows(x, 3, spread=True)
+  np.testing.assert_array_equal(near[:, 4], x[:, 3:6, 3:6].reshape(2, 9, 4))  # second row of windows, second column
+  np.testing.assert_array_equal(far[:, 4], x[:, 1::2, 1::3].reshape(2, 9, 4))  # every second row, every third column, from (1, 1)
+  for parts, spread in ((near, False), (far, True)):
+    assert parts.shape == (2, 6, 9, 4)
+    np.testing.assert_array_equal(layers.from_windows(parts, 3, 6, 9, spread), x)
+
+
+def test_gelu_and_its_gradient():
+  x = np.linspace(-9, 9, 1001, dtype='f4')
+  exact = scipy.special.ndtr(x.astype('f8'))
+  y, (dx,) = jax.jit(with_gradients(layers.gelu))(np.ones_like(x), x)
+  np.testing.assert_allclose(y, x * exact, atol=1e-6)
+  np.testing.assert_allclose(dx, exact + x * np.exp(-x.astype('f8') ** 2 / 2) / np.sqrt(2 * np.pi), atol=1e-6)
+  assert layers.gelu(jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
 class Small(nn.Module):
   """One of everything."""
 

@@ -15,12 +15,12 @@ from hierjax import models
 NAMES = ours.names()
 SCHEMES = [(name, scheme) for name in NAMES for scheme in ours.schemes(ours.golden(name))]
 TOLERANCE = 1e-5  # the project promises 1e-4; float32 gives 2e-6, and a LayerNorm with torch's default epsilon would be 1.6e-5 off
-AUTO = ('resnet18', 'resnet50', 'convnext_tiny', 'efficientnet_lite0', 'efficientnet_lite4', 'densenet121', 'vgg11')
+AUTO = ('resnet18', 'resnet50', 'convnext_tiny', 'efficientnet_lite0', 'efficientnet_lite4', 'densenet121', 'vgg11', 'maxvit_t', 'swin_t', 'vit_b_16')
 # The smallest of each family with gradients; those of the others, and the forward passes that take long, are for `make test-slow`.
-SMALLEST = ('resnet18', 'convnext_tiny', 'efficientnet_lite0', 'densenet121', 'vgg11', 'resnet18_32px', 'mobilenet_v2', 'mobilenet_v3_large',
+SMALLEST = ('resnet18', 'convnext_tiny', 'efficientnet_lite0', 'densenet121', 'vgg11', 'swin_t', 'resnet18_32px', 'mobilenet_v2', 'mobilenet_v3_large',
             'efficientnet_b0')
-LARGE = tuple(f'efficientnet_b{v}' for v in range(1, 8))
-AUTO_GRADIENTS = ('resnet18', 'efficientnet_lite0', 'densenet121', 'vgg11', 'mobilenet_v3_large')
+LARGE = tuple(f'efficientnet_b{v}' for v in range(1, 8)) + ('swin_s', 'swin_b')
+AUTO_GRADIENTS = ('resnet18', 'efficientnet_lite0', 'densenet121', 'vgg11', 'mobilenet_v3_large', 'swin_t', 'vit_b_16', 'maxvit_t')
 
 
 def cases(values, quick):

@@ -344,7 +344,8 @@ def test_load_replaces_the_backbone_only(tmp_path, resnet18):
 
 @pytest.mark.parametrize('name, scheme', [('convnext_tiny', 'torchvision'), ('convnext_tiny', 'timm'), ('efficientnet_lite1', 'timm'),
                                           ('efficientnet_lite1', 'package'), ('densenet121', 'torchvision'), ('densenet121', 'torchvision_old'),
-                                          ('mobilenet_v2', 'torchvision'), ('mobilenet_v2', 'timm'),
+                                          ('swin_t', 'torchvision'), ('swin_t', 'timm'), ('vit_b_16', 'torchvision'), ('vit_b_16', 'timm'),
+                                          ('maxvit_t', 'torchvision'), ('mobilenet_v2', 'torchvision'), ('mobilenet_v2', 'timm'),
                                           ('mobilenet_v3_large', 'torchvision'), ('efficientnet_b0', 'torchvision'), ('efficientnet_b0', 'timm')])  # fmt: skip
 def test_schemes_are_told_apart(tmp_path, name, scheme):
   state = seeded_state(name, scheme)
@@ -388,6 +389,24 @@ def test_a_file_that_does_not_fit_is_told_exactly(tmp_path, resnet18):
   assert '2 missing' in message and 'layer1.0.bn1.weight' in message and 'conv1.weight' in message
   assert '1 unexpected: layer9.conv.weight' in message and '1 of another shape: layer4.1.conv2.weight (512x512x1x1)' in message
   assert 'fc.weight' not in message and 'num_batches' not in message
+
+
+def test_parameters_that_are_no_modules_weight(tmp_path):
+  state = seeded_state('swin_t', 'timm')
+  state['layers.0.blocks.1.attn_mask'] = state['layers.0.blocks.1.attn.relative_position_index'] = BASE  # what older files of timm have beside the weights
+  state['head.fc.weight'] = BASE
+  save_file(state, tmp_path / 's.safetensors')
+  assert pretrained.load('swin_t', ours.shapes('swin_t'), str(tmp_path / 's.safetensors'))[1]['tensors'] == len(ours.torch_entries('swin_t', 'timm'))
+  del state['layers.0.blocks.1.attn.relative_position_bias_table']
+  state['layers.1.blocks.1.attn.logit_scale'] = BASE
+  message = fit_error(tmp_path, 'swin_t', state)
+  assert '1 missing: layers.0.blocks.1.attn.relative_position_bias_table' in message and '1 unexpected: layers.1.blocks.1.attn.logit_scale' in message
+  state = seeded_state('vit_b_16', 'torchvision')
+  del state['class_token'], state['encoder.layers.encoder_layer_3.self_attention.in_proj_weight']
+  state['encoder.pos_embedding'] = np.zeros((1, 577, 768), np.float32)
+  message = fit_error(tmp_path, 'vit_b_16', state)
+  assert '2 missing: ' in message and 'class_token' in message and 'encoder_layer_3.self_attention.in_proj_weight' in message
+  assert '1 of another shape: encoder.pos_embedding (1x577x768)' in message and 'unexpected' not in message
 
 
 def test_another_backbones_file(tmp_path, resnet18):

@@ -54,8 +54,8 @@ BACKBONES: dict[str, Backbone] = {
                                          efficientnet.lite_names(v)) for v, (*_, size) in enumerate(efficientnet.LITE)},
     'maxvit_t': Backbone(maxvit.MaxViT, 512, **_IMAGENET, size=224, torch_names=maxvit.torch_names),
     **{f'swin_{v}': Backbone(functools.partial(swin.Swin, v), 8 * width, **_IMAGENET, size=224,
-                             torch_names=swin.torch_names, unseen='.*/attn/.*') for v, (_, width, *_) in swin.VARIANTS.items()},
-    'vit_b_16': Backbone(vit.ViT, vit.WIDTH, **_IMAGENET, size=224, torch_names=vit.torch_names, unseen='.*/attn/.*'),
+                             torch_names=swin.torch_names, unseen=swin.UNSEEN) for v, (_, width, *_) in swin.VARIANTS.items()},
+    'vit_b_16': Backbone(vit.ViT, vit.WIDTH, **_IMAGENET, size=224, torch_names=vit.torch_names, unseen=vit.UNSEEN),
 }
 
 

@@ -33,6 +33,7 @@ def _torchvision(path: str) -> str:
 
 # State dict prefix of a module path, per naming scheme.
 torch_names = {'torchvision': _torchvision, 'timm': _timm}
+UNSEEN = r'.*/attn/(qkv|proj)'  # torchvision computes them by functions, outside of modules
 
 
 def shift_mask(h: int, w: int, shift: tuple[int, int]) -> np.ndarray:

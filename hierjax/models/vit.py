@@ -29,6 +29,7 @@ def _torchvision(path: str) -> str:
 
 # State dict prefix of a module path, per naming scheme. What ends in '_' is joined to 'weight' and 'bias' without a dot.
 torch_names = {'torchvision': _torchvision, 'timm': _timm}
+UNSEEN = r'.*/attn/(qkv|proj)'  # within torch's MultiheadAttention they are no modules that are called
 
 glorot = layers.uniform(lambda shape: math.sqrt(6 / sum(shape)))
 lecun = layers.uniform(lambda shape: 1 / math.sqrt(shape[0]))  # torch's default for a linear layer

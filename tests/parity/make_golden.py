@@ -18,11 +18,12 @@ import torchvision
 
 # Which of torchvision's and timm's models are compared with ours of the same name, and under which of their names and options.
 TORCHVISION = [f'resnet{d}' for d in (18, 34, 50, 101, 152)] + [f'convnext_{v}' for v in ('tiny', 'small', 'base', 'large')] + [
-  *(f'densenet{d}' for d in (121, 161, 169, 201)), 'vgg11', 'vgg16',
+  *(f'densenet{d}' for d in (121, 161, 169, 201)), 'vgg11', 'vgg16', 'maxvit_t', 'swin_t', 'swin_s', 'swin_b', 'vit_b_16',
   'resnet18_32px', 'advanced_cnn', 'mobilenet_v2', 'mobilenet_v3_large', *(f'efficientnet_b{v}' for v in range(8))]
 TIMM = {
   **{name: name for name in ('resnet18', 'convnext_tiny', 'densenet121', 'vgg11')},
   **{f'efficientnet_lite{v}': f'tf_efficientnet_lite{v}' for v in range(5)},
+  'swin_t': 'swin_tiny_patch4_window7_224', 'vit_b_16': 'vit_base_patch16_224',
   'mobilenet_v2': 'mobilenetv2_100', **{f'efficientnet_b{v}': f'efficientnet_b{v}' for v in range(5)},
 }  # fmt: skip
 KEPT = 8  # gradients of that many parameters are pinned: first, last and evenly between
@@ -81,13 +82,13 @@ def backbone(name, scheme):
   """Under a scheme's names: the digest of names and shapes, and the features in evaluation."""
   model, shapes = build(name, scheme)
   with torch.no_grad():
-    features = model(to_torch(seeded.images(seeded.size(name, seeded.FORWARD)))).numpy()
+    features = model(to_torch(seeded.images(seeded.size(name, seeded.FORWARD, scheme)))).numpy()
   return {'names': seeded.names_digest(shapes), 'eval': [seeded.pin(f) for f in features]}
 
 
 def gradients(name, scheme, training):
   """Features, the gradients of sum(features * direction) and, in training mode, the new running statistics."""
-  model, _ = build(name, scheme, calm=True)
+  model, _ = build(name, scheme, calm=name not in seeded.SMOOTH)
   model.train(training)
   before, norms, samples = {k: v.clone() for k, v in model.state_dict().items()}, {}, {}
   for k, m in model.named_modules():

@@ -47,7 +47,7 @@ def counts(name):
 @functools.cache
 def shapes(name):
   """Shapes of the variables, without compiling or drawing anything."""
-  x = jnp.zeros((1, 64, 64, 3))
+  x = jnp.zeros((1, 224, 224, 3))
   return jax.eval_shape(lambda: models.BACKBONES[name].make().init(jax.random.key(0), x, mutable=models.COLLECTIONS))
 
 
@@ -56,15 +56,14 @@ def torch_entries(name, scheme):
   """{path in variables: (torch's key, torch's shape)}, the inverse of what pretrained.py does."""
   prefix, entries = models.BACKBONES[name].torch_names[scheme], {}
   for path, leaf in traverse_util.flatten_dict(shapes(name)).items():
-    kind, shape = path[-1], leaf.shape
-    key = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}.get(kind, kind)
+    kind, shape, module = path[-1], leaf.shape, '/'.join(path[1:-1])
     if kind == 'kernel':
       shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
-      if scheme == 'torchvision' and prefix('/'.join(path[1:-1])).startswith('classifier.'):
+      if scheme == 'torchvision' and prefix(module).startswith('classifier.'):
         shape = (shape[0], math.prod(shape[1:]))  # a linear map of what was flattened
     if kind == 'gamma' and scheme == 'torchvision':
-      key, shape = 'layer_scale', (*shape, 1, 1)
-    entries[path] = (f'{prefix("/".join(path[1:-1]))}.{key}', shape)
+      shape = (*shape, 1, 1)
+    entries[path] = (pretrained.torch_name(name, scheme, module, kind), shape)
   return entries
 
 
@@ -87,7 +86,7 @@ def evaluate(name, scheme, formulation='auto', options=None):
   module = models.BACKBONES[name].make()
   run = lambda v, x: module.apply(v, x)[0]
   with layers.formulation(formulation):
-    features = jax.jit(run, compiler_options=options)(variables(name, scheme), seeded.images(seeded.size(name, seeded.FORWARD)))
+    features = jax.jit(run, compiler_options=options)(variables(name, scheme), seeded.images(seeded.size(name, seeded.FORWARD, scheme)))
   return [seeded.pin(f) for f in np.asarray(features)]
 
 
@@ -95,7 +94,7 @@ def gradients(name, scheme, training, formulation='auto', options=None):
   """Features, gradients by torch's name and, in training mode, new running statistics; nothing is drawn at random."""
   make, quiet = models.BACKBONES[name].make, {'drop_path': 0.0, 'dropout': 0.0}
   module = make(**{k: v for k, v in quiet.items() if hasattr(make(), k)})
-  v, entries, size = variables(name, scheme, calm=True), torch_entries(name, scheme), seeded.size(name, seeded.TRAIN)
+  v, entries, size = variables(name, scheme, calm=name not in seeded.SMOOTH), torch_entries(name, scheme), seeded.size(name, seeded.TRAIN)
   direction = jnp.float32(seeded.direction(name, size[0], models.BACKBONES[name].features))
 
   def loss(params, x):

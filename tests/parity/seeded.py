@@ -10,14 +10,16 @@ import numpy as np
 FORWARD = (2, 64, 75)  # images, height, width: even and odd sizes on the way down, so that padding and flooring show; H != W, so that a swap does
 TRAIN = (4, 64, 75)
 LITE0 = (2, 160, 192)
-# (height, width) where a backbone takes not every size, or where at the usual one some activation stands so near a kink that torch's own float32
-# gradients are off by some thousandths (the MobileNets)
-SIZES = {'mobilenet_v2': (35, 44), 'mobilenet_v3_large': (35, 39), 'resnet18_32px': (32, 37)}
+SMOOTH = ('maxvit_t',)  # without kinks; there `calm` biases make activations of 100 in evaluation mode, and torch's own float32 gradients 2.6e-4 off
+# (height, width) where a backbone, or a scheme's, takes not every size, or where at the usual one some activation stands so near a kink that torch's own
+# float32 gradients are off by some thousandths (the MobileNets)
+SIZES = {'mobilenet_v2': (35, 44), 'mobilenet_v3_large': (35, 39), 'resnet18_32px': (32, 37), 'maxvit_t': (224, 224), 'vit_b_16': (224, 224),
+         'swin_t/timm': (224, 224)}
 
 
-def size(name, default):
+def size(name, default, scheme=''):
   """(images, height, width) that a backbone is compared on."""
-  return (default[0], *SIZES.get(name, default[1:]))
+  return (default[0], *SIZES.get(f'{name}/{scheme}', SIZES.get(name, default[1:])))
 
 
 def rng(*names):
@@ -28,7 +30,7 @@ def tensor(key, shape, calm=False):
   """float32 weights for torch's `key` of `shape`. calm: biases near 1, so that few activations stand at a ReLU's kink. Training mode is compared with
   it: without, 50 layers of batch norm magnify rounding so much that torch's own float32 gradients are 2 % off its float64 ones.
   """
-  r, leaf = rng(key), key.rsplit('.', 1)[1]
+  r, leaf = rng(key), key.rpartition('.')[2].removeprefix('in_proj_')
   uniform = lambda low, high: (low + (high - low) * r.random(shape, np.float32)).astype(np.float32)
   if leaf in ('gamma', 'layer_scale'):
     return uniform(0.1, 1.0)

@@ -11,11 +11,10 @@ import sys
 import make_golden
 import thop
 import torch
-import torchvision
 
 
 def counts(name: str) -> dict[str, int]:
-  model = make_golden.without_classifier(torchvision.models.get_model(name, weights=None))
+  model = make_golden.torchvision_trunk(name)
   macs, _ = thop.profile(model, (torch.zeros(1, 3, 224, 224),), verbose=False)
   return {'params': sum(p.numel() for p in model.parameters()), 'thop_macs': int(macs)}
 

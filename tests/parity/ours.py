@@ -72,9 +72,9 @@ def to_torch(kind, x):
   return x.transpose(3, 2, 0, 1) if kind == 'kernel' and x.ndim == 4 else x.T if kind == 'kernel' else x
 
 
-def variables(name, scheme, calm=False):
+def variables(name, scheme, bias=0):
   """The backbone's variables with the seeded weights, put there by pretrained.py."""
-  state = {key: seeded.tensor(key, shape, calm) for key, shape in torch_entries(name, scheme).values()}
+  state = {key: seeded.tensor(key, shape, bias) for key, shape in torch_entries(name, scheme).values()}
   like = shapes(name)
   found, taken, _ = pretrained._match(name, pretrained._backbone_leaves(like), state, 'seeded')
   assert found in (scheme, 'torchvision')  # timm's resnets carry torchvision's names
@@ -94,7 +94,7 @@ def gradients(name, scheme, training, formulation='auto', options=None):
   """Features, gradients by torch's name and, in training mode, new running statistics; nothing is drawn at random."""
   make, quiet = models.BACKBONES[name].make, {'drop_path': 0.0, 'dropout': 0.0}
   module = make(**{k: v for k, v in quiet.items() if hasattr(make(), k)})
-  v, entries, size = variables(name, scheme, calm=name not in seeded.SMOOTH), torch_entries(name, scheme), seeded.size(name, seeded.TRAIN)
+  v, entries, size = variables(name, scheme, bias=seeded.BIAS.get(name, 1)), torch_entries(name, scheme), seeded.size(name, seeded.TRAIN)
   direction = jnp.float32(seeded.direction(name, size[0], models.BACKBONES[name].features))
 
   def loss(params, x):

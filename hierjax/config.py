@@ -109,7 +109,7 @@ def default() -> ConfigDict:
   c.model.head.slices = ()  # split: the widths of the levels' slices, coarse to fine; () = equal ones
   c.model.dropout = 0.0  # before the heads
   c.model.dtype = 'float32'  # of the computation; parameters stay float32
-  c.model.remat = False  # True: each block is computed again in the backward pass, which takes less memory and about a third more time
+  c.model.remat = False  # True: each block is computed again in the backward pass, which takes less memory and more time
 
   c.loss = ConfigDict()
   c.loss.weights = ''  # 'make=1,type=.5'; levels not named weigh 1

@@ -65,5 +65,5 @@ class ResNet(nn.Module):
     x = layers.GlobalPool()(x)
     if self.fc:
       bound = x.shape[-1] ** -.5  # torch's default
-      x = nn.Dense(self.fc, kernel_init=layers.uniform(bound), bias_init=layers.uniform(bound), name='fc')(x)
+      x = layers.Dense(self.fc, layers.uniform(bound), initial_bias=layers.uniform(bound), name='fc')(x)
     return x, ends

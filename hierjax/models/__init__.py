@@ -43,7 +43,8 @@ BACKBONES: dict[str, Backbone] = {
     'advanced_cnn': Backbone(functools.partial(resnet.ResNet, 18), 512, (127.5,) * 3, (127.5,) * 3, 224, resnet.torch_names),
     **{f'convnext_{v}': Backbone(functools.partial(convnext.ConvNeXt, v), widths[-1], **_IMAGENET, size=224,
                                  torch_names=convnext.torch_names, unseen=convnext.UNSEEN) for v, (_, widths, _) in convnext.VARIANTS.items()},
-    **{f'densenet{d}': Backbone(functools.partial(densenet.DenseNet, d), width, **_IMAGENET, size=224, torch_names=densenet.torch_names)
+    **{f'densenet{d}': Backbone(functools.partial(densenet.DenseNet, d), width, **_IMAGENET, size=224, torch_names=densenet.torch_names,
+                               unseen='GlobalPool_0')
        for d, width in ((121, 1024), (161, 2208), (169, 1664), (201, 1920))},
     **{f'vgg{d}': Backbone(functools.partial(vgg.VGG, d), 4096, **_IMAGENET, size=224, torch_names=vgg.torch_names) for d in vgg.DEPTHS},
     'mobilenet_v2': Backbone(_MOBILENET(**mobilenet.V2), 1280, **_IMAGENET, size=224, torch_names=mobilenet.v2_names, unseen='GlobalPool_0'),

@@ -63,7 +63,7 @@ class DenseNet(nn.Module):
         x = layers.Conv(x.shape[-1] // 2, 1, initial=layers.fan_in, dtype=self.dtype, name=f'transition{stage}_conv')(x)
         x = layers.AvgPool(2, 2, name=f'transition{stage}_pool')(x)
     x = ends['features'] = self.perturb('features', x)
-    return layers.global_pool(x), ends
+    return layers.GlobalPool()(x), ends
 
 
 def _joined(moments):

@@ -297,7 +297,7 @@ def _sum_taps_forward(taps, k, pads):
 
 def _sum_taps_backward(k, pads, size, dy):
   sides = [(n - 1 - low, n - 1 - high) for n, (low, high) in zip(k, pads)]
-  wide = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
+  wide = _pad(dy, sides)
   return (jnp.concatenate([_tap(wide, k[0] - 1 - i, k[1] - 1 - j, 1, size) for i in range(k[0]) for j in range(k[1])], -1),)
 
 
@@ -343,6 +343,7 @@ def _gelu_slope(x: Array) -> Array:
 
 
 gelu.defvjp(lambda x: (gelu(x), x), lambda x, dy: ((dy * _gelu_slope(x.astype(jnp.float32))).astype(x.dtype),))
+
 # name: (the function, its derivative), both of what goes in. Hard swish has torch's slopes at its kinks.
 ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
     '': (lambda y: y, jnp.ones_like),

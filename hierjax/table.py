@@ -32,7 +32,7 @@ from hierjax.page import METRICS, count, listed, render, signed
 
 COUNTS = {'params': 'parameters', 'trunk_params': 'parameters of the backbone', 'macs': 'MACs', 'thop_macs': 'MACs as thop counts'}  # of predict.describe
 PER_LEVEL = ('top1', 'top3', 'top5', 'ece')
-PAIRED = ('top1', 'fpa')  # whose differences to a baseline are shown
+PAIRED = ('top1', 'fpa', 'hvr')  # whose differences to a baseline are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +85,7 @@ class Column:
       return ''
     if self.metric in COUNTS:
       return count(value)
-    show = (lambda v: f'{100 * v:.1f}') if METRICS[self.metric].percent else (lambda v: f'{v:.2f}')
-    return show(value) + (f' ± {show(deviation)}' if deviation is not None else '')
+    return ' ± '.join(METRICS[self.metric].text(v).removesuffix('%') for v in (value, deviation) if v is not None)
 
 
 def load(found: Mapping) -> tuple[Table, dict[str, ConfigDict]]:

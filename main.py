@@ -78,14 +78,14 @@ def run_config():
 def make_table() -> int:
   """--mode=table: all rows of the config file's table; returns the exit status."""
   from hierjax import config, table
-  file = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
+  file, _, argument = config_flags.get_config_filename(FLAGS['config']).partition(':')
   found = runpy.run_path(file)
   if not callable(found.get('get_table')):
     raise config.UserError(f'--mode=table: {file} has no function get_table; tables are in {pathlib.Path(__file__).parent / "configs" / "tables"}')
   if not all(s.strip().isdecimal() for s in FLAGS.seeds):
     raise config.UserError(f'--seeds={",".join(FLAGS.seeds)}: must be whole numbers from 0, as 0,1,2')
   overrides = dict(config_flags.get_override_values(FLAGS['config'])) | ({'data.limit': FLAGS.limit} if FLAGS.limit else {})
-  runner = table.Runner(*table.load(found), FLAGS.workdir or f'runs/{pathlib.Path(file).stem}', [int(s) for s in FLAGS.seeds], FLAGS.rows,
+  runner = table.Runner(*table.load(found, argument), FLAGS.workdir or f'runs/{pathlib.Path(file).stem}{f"_{argument}" * bool(argument)}', [int(s) for s in FLAGS.seeds], FLAGS.rows,
                         FLAGS.split if FLAGS['split'].present else '', overrides)
   failed = runner.run(in_words)
   print((runner.workdir / 'table.md').read_text())

@@ -212,12 +212,12 @@ HUES = 20  # classes with a colour of their own among the points
 
 
 def _hues(labels: np.ndarray, k: int, table: Taxonomy) -> np.ndarray:
-  """int [C]: the colour of each class of column k, -1 for grey. HUES classes have one: the most frequent, but below the coarsest level the children of its most
-  frequent classes, so that relatives can be told apart; where columns cross, a class without one parent stands alone."""
+  """int [C + 1]: the colour of each class of column k, -1 for grey, as for the unknown class -1. HUES classes have one: the most frequent, but below the coarsest
+  level the children of its most frequent classes, so that relatives are seen apart; where columns cross, a class without one parent stands alone."""
   seen = [np.bincount(labels[labels[:, j] >= 0, j], minlength=len(table.names[j])) for j in (0, k)]
   parent = table.parents(table.levels[k], table.levels[0])
   order = np.lexsort((-seen[1], parent, -np.where(parent >= 0, seen[0][parent], 0)))
-  out = np.full(len(parent), -1)
+  out = np.full(len(parent) + 1, -1)
   coloured = order[seen[1][order] > 0][:HUES]
   out[coloured] = np.arange(len(coloured))
   return out
@@ -232,7 +232,7 @@ def features(run: Run) -> Markup:
   labels, pred, places, tabs = run.predicted['labels'][at], run.predicted['pred_joint'][at], charts.fit(xy, 640, 440), []
   for k, level in enumerate(table.levels[:-1]):
     hues = _hues(labels, k, table)
-    groups = np.where(labels[:, k] >= 0, hues[labels[:, k]], -1)
+    groups = hues[labels[:, k]]
     tabs.append((level, render('points', paths=charts.scatter(places, groups), legend=_legend(hues, k, table, (groups < 0).any()))))
   known = labels[:, -1] >= 0
   groups = np.where(known, np.where(pred[:, -1] == labels[:, -1], 1, 0), -1)
@@ -260,7 +260,7 @@ def embedding(run: Run) -> Markup | str:
   hues = [_hues(labels, k, table) for k in range(finest + 1)]
   of_leaf = np.stack([hues[k][table.paths[:, k]] for k in range(finest + 1)])  # [L, leaf]
   shown = [np.flatnonzero(hue >= 0) for hue in hues[:-1]]
-  shown.append(np.lexsort((hues[-1] < 0, (of_leaf < 0).all(0)))[:min(PROTOTYPES, int((of_leaf >= 0).any(0).sum()))])
+  shown.append(np.lexsort((of_leaf[-1] < 0, (of_leaf < 0).all(0)))[:min(PROTOTYPES, int((of_leaf >= 0).any(0).sum()))])
   moments = []
   for moment, one in found.items():
     with_prototypes = [k for k in range(finest + 1) if f'prototype_{k}' in one]
@@ -278,11 +278,9 @@ def embedding(run: Run) -> Markup | str:
         hue = of_leaf[k] if j == finest else hues[k]
         marks += [{'shape': 'star' if j == finest else 'circle', 'own': j == k, 'hue': int(hue[c]), 'x': f'{x:.1f}', 'y': f'{y:.1f}', 'name': table.names[j][c]}
                   for c, (x, y) in zip(shown[j].tolist(), at.tolist()) if hue[c] >= 0]
-      groups = np.where(one['labels'][:, k] >= 0, hues[k][one['labels'][:, k]], -1)
-      panels.append({'level': level, 'paths': charts.scatter(points, groups), 'marks': sorted(marks, key=lambda mark: mark['own'])})
+      panels.append({'level': level, 'paths': charts.scatter(points, hues[k][one['labels'][:, k]]), 'marks': sorted(marks, key=lambda mark: mark['own'])})
     moments.append({'name': moment, 'panels': panels, 'n': len(points), 'prototypes': len(xy) - len(points), 'perplexity': f'{explain.perplexity(len(xy)):.3g}'})
   if not moments: return render('sentence', 'There are too few images to place.')
-  grey = [bool(((labels[:, k] < 0) | (hues[k][labels[:, k]] < 0)).any()) for k in range(finest + 1)]
-  return render('embedding', moments=moments, legends=[(level, _legend(hues[k], k, table, grey[k])) for k, level in enumerate(table.levels)],
-                size=PICTURE, levels=table.levels, split=get(run.config, 'data.val', 'val'), seed=explain.SEED,
-                kinds={k for k in range(finest + 1) for one in found.values() if f'prototype_{k}' in one})
+  legends = [(level, _legend(hues[k], k, table, (hues[k][labels[:, k]] < 0).any())) for k, level in enumerate(table.levels)]
+  return render('embedding', moments=moments, legends=legends, size=PICTURE, levels=table.levels, split=get(run.config, 'data.val', 'val'), seed=explain.SEED,
+                prototypes=any(moment['prototypes'] for moment in moments))

@@ -343,10 +343,12 @@ def shipped(request):
 
 def test_every_row_of_every_table_is_a_sound_config(shipped):
   name, made, configs = shipped
-  assert name in FILES and len(configs) == len(made.rows) == len({config.to_json(c) for c in configs.values()}) + sum(bool(row.of) for row in made.rows)
+  assert name in FILES and len(configs) == len(made.rows)
   for c in configs.values():
     config.validate(c, list(models.BACKBONES))
     train.parse_weights(c.loss.weights, ('make', 'model'))
+  for row in made.rows:
+    assert not row.baseline or any(not d.startswith('name:') for d in config.differences(configs[row.baseline], configs[row.name])) or row.of
   for row in made.rows:  # what tells a row from its baseline is its heads and weights, never the protocol
     if row.baseline and name.startswith('s1'):
       changed = config.differences(configs[row.baseline], configs[row.name])

@@ -308,6 +308,10 @@ def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
     raise UserError(f'--config.train.batch_size={c.train.batch_size} must be a multiple of --config.optim.accumulate={c.optim.accumulate}')
   if c.data.val_share + c.data.test_share >= 1:
     raise UserError(f'--config.data.val_share={c.data.val_share:g} and --config.data.test_share={c.data.test_share:g} leave nothing to train on')
+  if len(given := [f'--config.loss.{k}={c.loss[k]}' for k in ('smoothing', 'lca', 'hxe', 'any_level') if c.loss[k]]) > 1:
+    raise UserError(f'{" and ".join(given)}: each is another loss of the finest head; choose one')
+  if c.loss.positives == 'both' and c.model.heads != 'prototypes':
+    raise UserError(f'--config.loss.positives=both needs --config.model.heads=prototypes, not {c.model.heads}')
   if c.loss.smoothing and 'finest' in split_names(c.loss.siblings):
     raise UserError('--config.loss.siblings: a class has no sibling that shares its finest level; name coarser levels')
 

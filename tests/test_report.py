@@ -560,7 +560,7 @@ def test_cosines_of_the_tasks_gradients(tmp_path):
   text = logged(path, lambda step: {'cosine/make-model': -.4})
   assert legend_of(text, 'Cosine of the tasks&#39; gradients') == [('thick c0', 'make-model')] and 'Loss weights' not in text
   svg = re.search(r"<svg[^>]*aria-label=\"Cosine of the tasks' gradients\".*?</svg>", text, re.S)[0]
-  assert {'cosine', 'epoch', '−1', '1'} <= set(re.findall(r'>([^<>]+)</text>', svg))
+  assert {'cosine', 'epoch', '-1', '1'} <= set(re.findall(r'>([^<>]+)</text>', svg))
   text = logged(path, lambda step: {f'cosine/task{i}-b': i / 20 for i in range(15)})
   found = legend_of(text, 'Cosine of the tasks&#39; gradients')
   assert [name for _, name in found] == ['make-model', *(f'task{i}-b' for i in range(11))]  # the lowest

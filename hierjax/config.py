@@ -18,6 +18,9 @@ class UserError(ValueError):
   """A user's mistake: one line that names the file, the row or the option, and the choices. main.py prints it without a traceback."""
 
 
+# Options of the balancers, each read by some (balancing.py)
+BALANCE = ('alpha', 'beta', 'c', 'decay', 'gamma', 'lr', 'power', 'temperature')
+
 CHOICES = {
   'data.source': ('auto', 'csv', 'folders', 'parquet', 'toy', 'stanford_cars', 'compcars', 'fgvc_aircraft', 'cifar100', 'cub200', 'tfds'),
   'data.partial': ('keep', 'drop'),
@@ -28,8 +31,8 @@ CHOICES = {
   'model.heads': ('flat', 'parallel', 'cascaded', 'crosstalk', 'mmoe', 'residual', 'split', 'prototypes'),
   'loss.aggregate': ('none', 'samples', 'children'),
   'loss.positives': ('perturbed', 'both'),
-  'balance.name': ('fixed', 'equal', 'uw', 'dwa', 'dtp', 'gradnorm', 'awa', 'rlw', 'gls', 'famo', 'pcgrad', 'gradvac', 'cagrad', 'imtl', 'mgda', 'nash',
-                   'aligned', 'fairgrad', 'db_mtl'),
+  'balance.name': ('fixed', 'equal', 'uw', 'dwa', 'dtp', 'gradnorm', 'awa', 'rlw', 'gls', 'famo', 'pcgrad', 'gradvac', 'cagrad', 'imtl', 'imtl_l', 'imtl_g',
+                   'mgda', 'nash', 'aligned', 'fairgrad', 'db_mtl'),
   'balance.at': ('weights', 'features'),
   'optim.name': ('adam', 'adamw', 'sgd'),
   'optim.schedule': ('constant', 'cosine', 'onecycle', 'plateau'),
@@ -50,9 +53,12 @@ RANGES = {
   'model.head.experts': '[0, 1000]', 'model.head.tower': '[0, 1000000]', 'model.head.slices': '[1, 1000000]',
   'model.neck': '[0, 1000000]', 'model.head.temperature': '[0, inf)', 'model.head.noise': '[0, inf)',
   'loss.smoothing': '[0, 1)', 'loss.lca': '[0, inf)', 'loss.hxe': '[0, inf)', 'loss.temperature': '(0, inf)',
-  'optim.lr': '(0, inf)', 'optim.heads_lr': '(0, inf)', 'optim.heads_growth': '(0, inf)', 'optim.weight_decay': '[0, inf)', 'optim.momentum': '[0, 1)', 'optim.onecycle_rise': '[0, 1)', 'optim.clip': '[0, inf)',
+  'optim.heads_lr': '(0, inf)', 'optim.heads_growth': '(0, inf)',
+  'optim.lr': '(0, inf)', 'optim.weight_decay': '[0, inf)', 'optim.momentum': '[0, 1)', 'optim.onecycle_rise': '[0, 1)', 'optim.clip': '[0, inf)',
   'optim.warmup_steps': '[0, inf)', 'optim.warmup_epochs': '[0, inf)', 'optim.warmup_examples': '[0, inf)',
   'optim.plateau_factor': '(0, 1)', 'optim.plateau_patience': '[0, inf)', 'optim.accumulate': '[1, inf)', 'optim.ema': '[0, 1)',
+  'balance.alpha': '[0, inf)', 'balance.beta': '[0, 1]', 'balance.c': '[0, 1)', 'balance.decay': '[0, 1)', 'balance.gamma': '[0, inf)',
+  'balance.lr': '[0, inf)', 'balance.power': '[0, inf)', 'balance.temperature': '[0, inf)',
   'train.batch_size': '[1, inf)', 'train.log_steps': '[1, inf)', 'train.early_stop': '[0, inf)', 'train.save_minutes': '[0, inf)',
   'eval.batch_size': '[1, inf)',
   **{f'train.{prefix}{unit}': '[0, inf)' for prefix in ('', 'eval_') for unit in ('steps', 'epochs', 'examples')},

@@ -76,7 +76,7 @@ class Task:
   terms: Mapping[str, losses.Term]
   aggregate: Callable | None  # loss.aggregate
   weights: Mapping[str, float]  # of levels and terms; those above 0 are the tasks that the balancer weighs
-  balancer: balancing.Balancer
+  balancer: balancing.Balancer | None  # None: nothing but `weights` weighs
   balance_at: str
   example_weights: np.ndarray | None  # of the classes of column `balance_column`, for data.balance=loss
   balance_column: int
@@ -95,8 +95,8 @@ class Task:
     """The balancer, where there is something to balance: it knows the run's tasks, so it waits for a phase with all of them, and one that compares gradients
     of what is shared waits until that is trained."""
     there = all(name in phase.levels or name in self.terms for name in self.names)
-    idle = self.balancer.reads_gram and not {'backbone', 'heads/shared'}.isdisjoint(phase.freeze)
-    return None if self.balancer is balancing.FIXED or not there or idle or len(self.names) < 2 else self.balancer
+    idle = self.balancer and self.balancer.reads_gram and not {'backbone', 'heads/shared'}.isdisjoint(phase.freeze)
+    return self.balancer if there and not idle and len(self.names) > 1 else None
 
 
 def objective(head: Callable[[jax.Array, bool], Mapping[str, jax.Array]], features: jax.Array, labels: jax.Array, task: Task,
@@ -134,11 +134,6 @@ def objective(head: Callable[[jax.Array, bool], Mapping[str, jax.Array]], featur
   out |= {f'loss/{name}': value for name, value in shares.items()}
   shares = {name: task.weights[name] * shares[name] for name in task.names if name in shares}
   return shares, {'loss': sum(shares.values()), **out}
-
-
-def weighted(weights: jax.Array, trees: Sequence) -> Any:
-  """sum_k weights[k] trees[k]"""
-  return jax.tree.map(lambda *leaves: sum(w * x for w, x in zip(weights, leaves)), *trees)
 
 
 def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, phase: optim.Phase,
@@ -199,7 +194,7 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
       return [{**back(d)[0], **of_heads} for of_heads, d in pulled], batch_stats, balancer_state, shares, out, {}
     whole = jax.lax.psum((shares, out), axis) if axis else (shares, out)
     weights, of_features, balancer_state, seen = balanced(whole[0], [d for _, d in pulled], balancer_state, whole[1], key, axis)
-    grads = {**back(of_features)[0], **weighted(weights, [of_heads for of_heads, _ in pulled])}
+    grads = {**back(of_features)[0], **balancing.weighted(weights, [of_heads for of_heads, _ in pulled])}
     return grads, batch_stats, balancer_state, shares, out, seen
 
   def gradients(trained, batch_stats, balancer_state, batch):
@@ -222,7 +217,7 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
   if at_weights:
     mine = [{k: v for k, v in g.items() if optim.shared(k)} for g in grads]
     weights, combined, balancer_state, seen = balanced(whole, mine, balancer_state, out, balance_key)
-    grads = {**weighted(weights, [{k: v for k, v in g.items() if not optim.shared(k)} for g in grads]), **combined}
+    grads = {**balancing.weighted(weights, [{k: v for k, v in g.items() if not optim.shared(k)} for g in grads]), **combined}
   out |= {f'weight/{name}': weight * (name in names) for name, weight in task.weights.items()} | seen | flags
 
   norm = optax.tree.norm(grads)
@@ -337,7 +332,7 @@ class Run:
     state = TrainState(
       step=np.int32(0), params=params, batch_stats=batch_stats, opt_state=optim.transformation(self.c, task.labels).init(params),
       ema={'params': params, 'batch_stats': batch_stats} if self.c.optim.ema else {},
-      plateau=self.plateau.init(params) if self.plateau else {}, balancer=self.balancer.init(len(task.names), shared),
+      plateau=self.plateau.init(params) if self.plateau else {}, balancer=self.balancer.init(len(task.names), shared) if self.balancer else {},
       monitor={'best': np.float32(np.inf if self.best in checkpoint.LOWER else -np.inf), 'bad': np.int32(0), 'evaluated': np.int32(0)})
     return parallel.put_replicated(state, self.mesh)
 

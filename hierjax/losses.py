@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from ml_collections import ConfigDict
 
 from hierjax import config as config_lib
@@ -202,7 +201,9 @@ def masked_mean(values: jax.Array, mask: jax.Array, axis: str | None = None) -> 
   return jnp.sum(jnp.where(mask > 0, values, 0.0)) / jnp.maximum(count if axis is None else jax.lax.psum(count, axis), 1)
 
 
-# What a config makes of them. (logits [B, C] of a level, labels [B, L] of the taxonomy, the level's undisturbed logits) → values [B], and which of them count.
+# What a config makes of them.
+
+# (logits [B, C] of a level, labels [B, L] of the taxonomy, the level's undisturbed logits) → values [B], and which of them count.
 Loss = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 # ({level: logits [B, C]}, features [B, d], labels [B, L], axis) → values [B], and which of them count
 Term = Callable[[Mapping[str, jax.Array], jax.Array, jax.Array, str | None], tuple[jax.Array, jax.Array]]

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 NEGLIGIBLE = 1e-6  # share of the largest gradient's norm that is no more than float32's rounding of it
-RIDGE = 1e-5  # added to the diagonal of the cosines, which parallel and opposite gradients make singular
+RIDGE = 1e-6  # added to the diagonal of the cosines, which parallel and opposite gradients make singular
 EPS = 1e-8  # added to a loss before its logarithm, as FAMO's and DB-MTL's authors do
 LARGEST = 10.0  # of a learned log-scale of a loss, either way; a loss of 0 would let it grow for ever
 
@@ -424,8 +424,8 @@ def db_mtl(beta: float = 0.9, power: float = 0.5) -> Balancer:
     return {'step': jnp.int32(0), 'grads': [jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shared) for _ in range(tasks)]}
 
   def smooth(losses, grads, state):
-    past = beta / (state['step'] + 1).astype(jnp.float32) ** power
-    of_log = [jax.tree.map(lambda g, scale=1 / (jax.lax.stop_gradient(loss) + EPS): scale * g, tree) for loss, tree in zip(losses, grads)]
+    past, scale = beta / (state['step'] + 1).astype(jnp.float32) ** power, 1 / (jax.lax.stop_gradient(losses) + EPS)
+    of_log = [jax.tree.map(lambda g: scale[k] * g, tree) for k, tree in enumerate(grads)]
     grads = jax.tree.map(lambda old, new: past * old + (1 - past) * new, state['grads'], of_log)
     return grads, {'step': state['step'] + 1, 'grads': grads}
 

@@ -10,6 +10,7 @@ import scipy.optimize
 
 from hierjax import balancing, parallel
 
+CASES = 25
 SOLVED = ('aligned', 'cagrad', 'fairgrad', 'imtl_g', 'mgda', 'nash')  # weights from the Gram matrix alone
 
 
@@ -39,11 +40,10 @@ def solver(name, **options):
 
 
 def weights(name, g, **options):
-  """Weights of gradients [cases, K, D] (or [K, D]), losses 1."""
-  many = g if g.ndim == 3 else g[None]
-  gram = jnp.asarray(gram_of(many), jnp.float32)
-  out = np.asarray(solver(name, **options)(gram, jnp.ones(many.shape[:2]), jax.random.split(jax.random.key(3), len(many))), np.float64)
-  return out if g.ndim == 3 else out[0]
+  """Weights of gradients [cases, K, D] (or [K, D]), losses 1; always of CASES of them, so that there is one program for each K."""
+  many = np.resize(gram_of(g), (CASES, *[g.shape[-2]] * 2))
+  out = solver(name, **options)(jnp.asarray(many, jnp.float32), jnp.ones(many.shape[:2]), jax.random.split(jax.random.key(3), CASES))
+  return np.asarray(out, np.float64)[:len(g)] if g.ndim == 3 else np.asarray(out[0], np.float64)
 
 
 # Closed forms of two tasks.
@@ -62,7 +62,7 @@ def test_two_tasks(seed):
   close(weights('pcgrad', g), [1 - min(c, 0) / a, 1 - min(c, 0) / b])
   close(weights('cagrad', g, c=0.0), [1, 1])
   d = weights('cagrad', g) @ g  # the point of the ball around the sum that is best for the worse task
-  best = max(min(gram_of(g).sum(1) + 0.4 * np.linalg.norm(g.sum(0)) * (g @ u)) for u in circle(g))
+  best = (gram_of(g).sum(1)[:, None] + 0.4 * np.linalg.norm(g.sum(0)) * g @ circle(g).T).min(0).max()
   close(min(g @ d) * (1 + 0.4**2), best, atol=1e-4 * max(a, b))
 
 
@@ -96,7 +96,7 @@ def on_simplex(objective, tasks):
 
 @pytest.mark.parametrize('tasks', [2, 3, 5])
 def test_mgda_and_cagrad_against_slsqp(tasks):
-  many = gradients(tasks, tasks, 25, spread=0.5)
+  many = gradients(tasks, tasks, CASES, spread=0.5)
   for g, w, whole in zip(many, weights('mgda', many), weights('cagrad', many)):
     gram = gram_of(g) / gram_of(g).max()
     best = on_simplex(lambda x: x @ gram @ x, tasks)
@@ -116,24 +116,28 @@ def test_mgda_and_cagrad_against_slsqp(tasks):
 
 
 @pytest.mark.parametrize('tasks', [2, 3, 5])
-@pytest.mark.parametrize('alpha', [0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize('alpha', [0.5, 1.0, 4.0])
 def test_fairgrad_and_nash_against_root_finding(tasks, alpha):
-  many = gradients(10 + tasks, tasks, 25)
+  many, compared = gradients(10 + tasks, tasks, CASES, spread=1), 0
   found = weights('fairgrad', many, alpha=alpha)
   if alpha == 1:
     np.testing.assert_array_equal(found, weights('nash', many))
   for g, w in zip(many, found):
     gram = gram_of(g) / np.linalg.norm(gram_of(g))
-    start = np.log(np.diag(gram) ** (-alpha / (1 + alpha)))
-    root = scipy.optimize.root(lambda z: (gram @ np.exp(z)) * np.exp(z / alpha) - 1, start, tol=1e-10)
-    np.testing.assert_allclose((gram @ w) * w ** (1 / alpha), 1, atol=3e-3)
-    if root.success:
-      np.testing.assert_allclose(w, np.exp(root.x), rtol=3e-3)
+    assert (abs(gram @ w - w ** (-1 / alpha)) <= 1e-5 * (abs(gram) @ w)).all()
+    equation = lambda z: (gram @ np.exp(z)) * np.exp(z / alpha) - 1
+    slope = lambda z: gram * np.exp(z)[None] * np.exp(z / alpha)[:, None] + np.diag((equation(z) + 1) / alpha)
+    with np.errstate(over='ignore', invalid='ignore'):
+      root = scipy.optimize.root(equation, -np.log(np.diag(gram)) * alpha / (1 + alpha), jac=slope, method='lm', tol=1e-12)
+    if root.success and abs(root.fun).max() < 1e-8:
+      compared += 1
+      np.testing.assert_allclose(w, np.exp(root.x), rtol=5e-4)
+  assert compared > CASES / 2
 
 
 @pytest.mark.parametrize('tasks', [2, 3, 5])
 def test_imtl_g_projects_alike(tasks):
-  many = gradients(20 + tasks, tasks, 25)
+  many = gradients(20 + tasks, tasks, CASES)
   for g, w in zip(many, weights('imtl_g', many)):
     unit = g / np.linalg.norm(g, axis=1, keepdims=True)
     projections = unit @ (w @ g)
@@ -146,7 +150,7 @@ def test_imtl_g_projects_alike(tasks):
 
 @pytest.mark.parametrize('tasks', [2, 3, 5])
 def test_aligned_has_one_singular_value(tasks):
-  many = gradients(30 + tasks, tasks, 25, spread=0.5)
+  many = gradients(30 + tasks, tasks, CASES, spread=0.5)
   for g, w in zip(many, weights('aligned', many)):
     u, s, v = np.linalg.svd(g, full_matrices=False)
     np.testing.assert_allclose(w @ g, s.min() * (u @ v).sum(0), rtol=2e-3, atol=2e-3 * s.min())
@@ -194,11 +198,6 @@ def test_surgery_against_vectors(tasks):
     np.testing.assert_allclose(np.asarray(w) @ g, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
     np.testing.assert_allclose(state['cosines'], goals, atol=1e-3)
   assert changed > 3  # there were conflicts
-
-
-def test_gradvac_starts_as_pcgrad():
-  many = gradients(5, 4, 10)
-  np.testing.assert_allclose(weights('gradvac', many), weights('pcgrad', many), rtol=1e-3, atol=1e-3)
 
 
 # What follows the losses.
@@ -339,7 +338,8 @@ def corner_cases(tasks):
     'plain': g, 'all zero': 0 * g, 'one zero': g * zero, 'identical': np.tile(g[:1], (tasks, 1)), 'parallel': g[:1] * 10.0 ** np.arange(tasks)[:, None],
     'opposite': g[:1] * sign, 'opposite, unequal': g[:1] * sign * 10.0 ** np.arange(tasks)[:, None], 'in a plane': g @ np.diag([1, 1, 0, 0, 0, 0, 0, 0]),
     'sum to zero': g - g.mean(0), 'one tiny': g * np.where(zero, 1, 1e-5), 'one vanishing': g * np.where(zero, 1, 1e-12),
-    'one huge': g * np.where(zero, 1, 1e6), 'small': 1e-12 * g, 'large': 1e6 * g, 'nearly parallel': g[:1] + 1e-4 * g, 'nearly opposite': sign * (g[:1] + 1e-4 * g),
+    'one huge': g * np.where(zero, 1, 1e6), 'small': 1e-12 * g, 'large': 1e6 * g,
+    'nearly parallel': g[:1] + 1e-4 * g, 'nearly opposite': sign * (g[:1] + 1e-4 * g),
   }
   losses = [np.ones(tasks), np.zeros(tasks), np.linspace(0, 1, tasks), np.full(tasks, 1e-12), 10.0 ** np.linspace(-12, 4, tasks), np.full(tasks, 1e4)]
   pairs = [(l, v) for v in cases.values() for l in losses]
@@ -349,7 +349,7 @@ def corner_cases(tasks):
 @pytest.mark.parametrize('tasks', [1, 3])
 @pytest.mark.parametrize('name', sorted(balancing.BALANCERS))
 def test_never_nan_and_a_state_to_scan(name, tasks):
-  """Steps under scan, which wants a state of one structure, shapes and types; each case on its own, then the cases after each other."""
+  """Steps under scan, which wants a state of one structure, shapes and types: each case twice, two others, and once more."""
   balancer, (losses, grads, names) = make(name), corner_cases(tasks)
   accuracies = jnp.linspace(0, 1, tasks).at[-1].set(jnp.nan)
 
@@ -358,24 +358,21 @@ def test_never_nan_and_a_state_to_scan(name, tasks):
     heads, tree, state, gram = balancing.shared_gradient(balancer, loss, list(g), state, accuracies=accuracies, key=key)
     return state, (heads, tree, balancing.cosines(gram))
 
-  def alone(loss, g):
-    return jax.lax.scan(lambda state, key: step(state, (loss, g, key)), balancer.init(tasks, g[0]), jax.random.split(jax.random.key(1), 5))
+  def steps(state, losses, grads, keys):
+    return jax.lax.scan(step, state, (losses, grads, keys))
 
-  def together(losses, grads):
-    return jax.lax.scan(step, balancer.init(tasks, grads[0, 0]), (losses, grads, jax.random.split(jax.random.key(1), len(losses))))
-
-  state, out = jax.jit(jax.vmap(alone))(losses, grads)
+  turns = (np.arange(len(names))[:, None] + [0, 0, 17, 40, 0]) % len(names)
+  keys = jax.random.split(jax.random.key(1), turns.shape)
+  state, out = jax.jit(jax.vmap(steps, (None, 0, 0, 0)))(balancer.init(tasks, grads[0, 0]), losses[turns], grads[turns], keys)
   for leaf in jax.tree.leaves((state, out)):
     bad = [names[i] for i in np.flatnonzero(~np.isfinite(np.asarray(leaf)).reshape(len(names), -1).all(1))]
     assert not bad, bad
+  assert {x.dtype for x in jax.tree.leaves(state)} <= {np.dtype('float32'), np.dtype('int32')}
   largest = np.abs(grads).max((1, 2))
   if balancer.reads_gram and name != 'db_mtl':  # which learns from log L: steps of 1 / L
-    amplified = np.abs(out[1]).max((1, 2)) / np.maximum(largest, 1e-30)
-    bad = {f'{names[i]}: {amplified[i]:.3g}' for i in np.flatnonzero(amplified > 1e3)}
+    amplified = np.abs(out[1]).max(2) / np.maximum(largest[turns], 1e-30)
+    bad = {names[turns[i, j]]: amplified[i, j] for i, j in np.argwhere(amplified > 1e3)}
     assert not bad, bad
-  for leaf in jax.tree.leaves(jax.jit(together)(losses, grads)):
-    assert np.isfinite(leaf).all()
-  assert {x.dtype for x in jax.tree.leaves(balancer.init(tasks, grads[0, 0]))} <= {np.dtype('float32'), np.dtype('int32')}
 
 
 @pytest.mark.parametrize('name', SOLVED)
@@ -389,7 +386,7 @@ def test_a_task_without_gradient_leaves_the_others(name):
 
 @pytest.mark.parametrize('name', SOLVED)
 def test_order_and_scale_of_tasks(name):
-  many, order = gradients(51, 4, 20, spread=0.5), [2, 0, 3, 1]
+  many, order = gradients(51, 3, CASES, spread=0.5), [2, 0, 1]
   w = weights(name, many)
   np.testing.assert_allclose(weights(name, many[:, order]), w[:, order], rtol=5e-3, atol=1e-3)
   for scale in (1e-6, 1e5):
@@ -398,14 +395,12 @@ def test_order_and_scale_of_tasks(name):
 
 def test_nash_does_not_care_for_the_scale_of_a_task():
   g = gradients(52, 3, spread=0.2)
-  d, e = ((w := weights('nash', v)) @ v for v in (g, g * [[1], [30], [0.01]]))
+  d, e = (weights('nash', v) @ v for v in (g, g * [[1], [30], [0.01]]))
   np.testing.assert_allclose(d / np.linalg.norm(d), e / np.linalg.norm(e), atol=1e-3)
 
 
 def test_eight_tasks():
   many = gradients(53, 8, 3)
-  for name in SOLVED:
-    assert np.isfinite(weights(name, many)).all()
   for g, w in zip(many, weights('mgda', many)):  # at the shortest vector d, no g_k has less than |d|^2 along it
     assert (g @ (w @ g)).min() >= (1 - 1e-2) * (w @ gram_of(g) @ w)
 
@@ -416,8 +411,8 @@ def test_gram_of_trees_and_devices():
   np.testing.assert_allclose(balancing.gram(trees), gram_of(g), rtol=1e-5)
   unit = g / np.linalg.norm(g, axis=1, keepdims=True)
   np.testing.assert_allclose(balancing.cosines(balancing.gram(trees)), gram_of(unit), atol=1e-5)
-  half = balancing.gram([jnp.asarray(v, jnp.bfloat16) for v in g])
-  assert half.dtype == jnp.float32
+  _, d, _, half = balancing.shared_gradient(make('fixed'), jnp.ones(3), [jnp.asarray(v, jnp.bfloat16) for v in g], {})
+  assert (d.dtype, half.dtype) == (jnp.bfloat16, jnp.float32)
   np.testing.assert_allclose(half, gram_of(g), rtol=0.05, atol=0.05 * gram_of(g).max())
 
   mesh, features = parallel.mesh(), np.random.default_rng(1).normal(size=(3, 16, 4)).astype(np.float32)  # of each task, [rows, dimensions]
@@ -434,14 +429,14 @@ def test_gram_of_trees_and_devices():
   np.testing.assert_allclose(d, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['awa', 'uw', 'cagrad'])
+@pytest.mark.parametrize('name', ['awa', 'famo', 'cagrad'])
 def test_weights_are_constants_of_the_step(name):
   """Differentiating the weighted losses must not differentiate the weights."""
   balancer, gram = make(name), jnp.asarray(gram_of(gradients(55, 3)), jnp.float32)
-  total = lambda x: jnp.sum(balancer.update(x, balancer.init(3), gram=gram)[0] * x)
-  np.testing.assert_allclose(jax.grad(total)(jnp.asarray(LOSSES[0])), balancer.update(LOSSES[0], balancer.init(3), gram=gram)[0], rtol=1e-6)
 
+  def total(losses):
+    heads, shared, _ = balancer.update(losses, balancer.init(3), gram=gram * losses[0])
+    return jnp.sum(heads * shared * losses), heads * shared
 
-def test_bfloat16_features_stay_so():
-  grads = [jnp.ones((2, 3), jnp.bfloat16), -jnp.ones((2, 3), jnp.bfloat16)]
-  assert balancing.shared_gradient(make('pcgrad'), jnp.ones(2), grads, {}, key=jax.random.key(0))[1].dtype == jnp.bfloat16
+  gradient, constants = jax.jit(jax.grad(total, has_aux=True))(jnp.asarray(LOSSES[0]))
+  np.testing.assert_allclose(gradient, constants, rtol=1e-6)

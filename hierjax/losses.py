@@ -1,12 +1,18 @@
-"""Losses per example, pure functions of arrays. The caller averages, weighs and masks."""
+"""Losses per example, pure functions of arrays. The caller averages, weighs and masks.
 
-from collections.abc import Sequence
+Each returns float32 [B], 0 without gradient for an example of which nothing is known that the loss needs. Labels are int, -1 unknown; rows of them are those
+of some leaf (others are refused where data are read).
+"""
+
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hierjax.taxonomy import Taxonomy
+
+LOW = -1e30  # the log of no probability: exp gives 0, and other than -inf it leaves no NaN in gradients
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
@@ -32,6 +38,157 @@ def smoothed_targets(taxonomy: Taxonomy, share: float, siblings: Sequence[str]) 
   count = family.sum(1, keepdims=True)
   spread = np.where(count > 0, share * family / np.maximum(count, 1), 0)
   return (spread + np.diag(1 - spread.sum(1))).astype(np.float32)
+
+
+def lca_targets(taxonomy: Taxonomy, beta: float) -> np.ndarray:
+  """Soft labels softmax(-beta d / d_max), d the heights of lowest common ancestors (Making Better Mistakes, arXiv:1912.09393, section 3.2).
+
+  Returns float32 [C, C] over the finest level; a large beta is one-hot.
+  """
+  d = taxonomy.lca_heights()
+  weight = np.exp(-beta * d / max(d.max(), 1))
+  return (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _agree(labels: jax.Array, paths: np.ndarray) -> jax.Array:
+  """bool [L, B, leaf]: whether the label of that level is the leaf's, or unknown. labels [B, L], paths [leaf, L]."""
+  y = labels.T[:, :, None]
+  return (y < 0) | (y == jnp.asarray(paths).T[:, None])
+
+
+def _log_sum(logp: jax.Array, leaves: jax.Array) -> jax.Array:
+  """Log of the probability of a set of leaves, [B]. logp [B, leaf], leaves bool [B, leaf]."""
+  return jax.nn.logsumexp(jnp.where(leaves, logp, LOW), axis=1)
+
+
+def any_level(logits: jax.Array, labels: jax.Array, paths: np.ndarray) -> jax.Array:
+  """-log of the probability of all leaves that agree with what is known: an image that is only a "BMW" trains the sum over BMW's models.
+
+  logits [B, leaf] of the finest level, labels [B, L], paths [leaf, L] the taxonomy's. Cross-entropy where the finest label is known.
+  """
+  logp = jax.nn.log_softmax(logits.astype(jnp.float32))
+  return jnp.where((labels >= 0).any(1), -_log_sum(logp, _agree(labels, paths).all(0)), 0.0)
+
+
+def hxe(logits: jax.Array, labels: jax.Array, paths: np.ndarray, alpha: float) -> jax.Array:
+  """Hierarchical cross-entropy (Making Better Mistakes, section 3.1): sum over levels k of exp(-alpha k) * -log p(node at k | node above).
+
+  A node is the set of leaves that share a row's classes of the levels 0..k, so that facets nest too, and has their probability; an unknown label leaves the
+  node as it is and costs nothing. alpha = 0 is any_level. The paper calls the exponent the node's height and says that it discounts "down the hierarchy";
+  its authors' code counts from the root, and so does this: coarse decisions weigh most. They divide by the sum of all nodes' weights; here the coarsest
+  level weighs 1. logits [B, leaf] of the finest level, labels [B, L], paths [leaf, L].
+  """
+  logp, agree = jax.nn.log_softmax(logits.astype(jnp.float32)), _agree(labels, paths)
+  loss = above = 0.0
+  for k in range(paths.shape[1]):
+    node = _log_sum(logp, agree[:k + 1].all(0))
+    loss += np.float32(np.exp(-alpha * k)) * jnp.where(labels[:, k] >= 0, above - node, 0.0)
+    above = node
+  return loss
+
+
+def tree_path(logits: Mapping[str, jax.Array], labels: jax.Array) -> jax.Array:
+  """KL(path || softmax over the concatenated logits of all levels), the path uniform over a row's known classes (H-CAST, arXiv:2406.11608, section 3.3).
+
+  A level that is unknown in a row is left out of its softmax as well. logits {level: [B, C]}, labels [B, L] of those levels.
+  """
+  known = labels >= 0
+  logp = jax.nn.log_softmax(jnp.concatenate([jnp.where(known[:, k, None], x.astype(jnp.float32), LOW) for k, x in enumerate(logits.values())], 1))
+  first = np.cumsum([0, *(x.shape[1] for x in logits.values())], dtype=np.int32)[None, :-1]
+  own = jnp.take_along_axis(logp, jnp.where(known, labels + first, 0), 1)
+  count = jnp.maximum(known.sum(1), 1)
+  return jnp.where(known.any(1), -jnp.where(known, own, 0.0).sum(1) / count - jnp.log(count.astype(jnp.float32)), 0.0)
+
+
+def _implied(logp: jax.Array, column: np.ndarray, other: np.ndarray) -> jax.Array:
+  """log q of another level's classes [B, C'] that follows from log p [B, C] of one level's: q(c') = sum over c of p(c) * share of c's leaves that are c'.
+
+  column, other int [leaf]: the leaves' classes at the two levels.
+  """
+  leaves = (logp - np.log(np.bincount(column)).astype(np.float32)[None])[:, column].T  # a class's probability is spread evenly over its leaves
+  classes = int(other.max()) + 1
+  top = jax.ops.segment_max(jax.lax.stop_gradient(leaves), other, classes)  # of each class: exp neither overflows nor loses all of them
+  return (jnp.log(jax.ops.segment_sum(jnp.exp(leaves - top[other]), other, classes)) + top).T
+
+
+def distribution_matching(logits: Mapping[str, jax.Array], taxonomy: Taxonomy) -> jax.Array:
+  """CMT's coupling of predictions (Kollias et al., arXiv:2401.01219): -sum_c p(c) log q(c), the mean over the coarser levels.
+
+  p is what a coarser level's head predicts, q what follows for that level from the finest head, as CMT's q mixes p(attribute | class) over classes. Both get
+  gradients; a cross-entropy, unlike a divergence, also sharpens p. Labels play no part. logits {level: [B, C]}, coarse to fine, at least two.
+  """
+  logp = {level: jax.nn.log_softmax(x.astype(jnp.float32)) for level, x in logits.items()}
+  *coarser, finest = logp
+  column = lambda level: taxonomy.paths[:, taxonomy.index(level)]
+  return sum(-(jnp.exp(logp[level]) * _implied(logp[finest], column(finest), column(level))).sum(1) for level in coarser) / len(coarser)
+
+
+def co_annotation(logits: Mapping[str, jax.Array], labels: jax.Array, taxonomy: Taxonomy) -> jax.Array:
+  """CMT's soft co-annotation: cross-entropy of each head with soft labels made from the labels of the other levels, the mean over the heads that get some.
+
+  CMT scores a class by the share of its attributes that are annotated, and takes a softmax. In a table a leaf either agrees with the labels of the other levels
+  or does not: a class's soft label is its share of the leaves that agree (a make's models are equally likely, a model's make is certain). A level's own
+  label plays no part. logits {level: [B, C]}, labels [B, L] of all the taxonomy's levels.
+  """
+  agree, loss, count = _agree(labels, taxonomy.paths), 0.0, 0
+  for level, x in logits.items():
+    k = taxonomy.index(level)
+    others = np.delete(np.arange(len(taxonomy.levels)), k)
+    leaves, told = agree[others].all(0), (labels[:, others] >= 0).any(1)
+    shares = jax.ops.segment_sum(leaves.T.astype(jnp.float32), taxonomy.paths[:, k], x.shape[1]).T / leaves.sum(1, keepdims=True)
+    loss += jnp.where(told, -(shares * jax.nn.log_softmax(x.astype(jnp.float32))).sum(1), 0.0)
+    count += told
+  return loss / jnp.maximum(count, 1)
+
+
+def info_nce(logits: jax.Array, labels: jax.Array, clean: jax.Array | None = None) -> jax.Array:
+  """HCAL's contrast of features with prototypes (S2, equations 6 and 7), logits [B, C] = cosine / temperature with the perturbed ones: cross-entropy.
+
+  With `clean` [B, C], those with the undisturbed ones, both prototypes of the own class are positives, as equation 6 has it: the sum of their two terms, each
+  against both and the other classes' perturbed ones.
+  """
+  if clean is None:
+    return cross_entropy(logits, labels)
+  own = jnp.take_along_axis(clean, jnp.maximum(labels, 0)[:, None], axis=1)
+  both = jnp.concatenate([logits, own], 1)
+  return cross_entropy(both, labels) + cross_entropy(both, jnp.where(labels >= 0, logits.shape[1], -1))
+
+
+def class_means(features: jax.Array, labels: jax.Array, classes: int, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
+  """HCAL's aggregation (S2, equations 1 and 2): the mean feature of each class [C, d] and, float32 [C], 1 where the class is present, else both are 0.
+
+  features [B, d], labels [B]. With an axis of the mesh, [B] is a device's part of the batch, and every device gets the whole batch's means. The same with
+  means for features and where(present > 0, taxonomy.parents(child, parent), -1) for labels gives a parent's mean over the means of its children, each
+  of equal weight.
+  """
+  member = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
+  sums, counts = jnp.matmul(member.T, features.astype(jnp.float32), precision='highest'), member.sum(0)
+  if axis is not None:
+    sums, counts = jax.lax.psum((sums, counts), axis)
+  return sums / jnp.maximum(counts, 1)[:, None], (counts > 0).astype(jnp.float32)
+
+
+def supervised_contrastive(features: jax.Array, labels: jax.Array, temperature: float, axis: str | None = None) -> jax.Array:
+  """Supervised contrastive loss (Khosla et al., arXiv:2004.11362, equation 2) on L2-normalised features, the mean over the levels.
+
+  An example is compared with all others whose class is known at the level, its positives being those of its own class; without a positive the level gives 0.
+  With an axis of the mesh, the others are those of the whole batch. features [B, d], labels [B, L].
+  """
+  x = features.astype(jnp.float32)
+  x = x / jnp.sqrt(jnp.maximum((x * x).sum(1, keepdims=True), 1e-12))
+  batch, y, first = x, labels, 0
+  if axis is not None:
+    batch, y = jax.lax.all_gather((x, labels), axis, tiled=True)
+    first = jax.lax.axis_index(axis) * len(x)
+  similar = jnp.matmul(x, batch.T, precision='highest') / temperature
+  other = jnp.arange(len(batch))[None] != first + jnp.arange(len(x))[:, None]
+  loss = 0.0
+  for k in range(labels.shape[1]):
+    counts = other & (y[:, k] >= 0)[None]
+    positive = counts & (y[:, k][None] == labels[:, k][:, None])
+    n = positive.sum(1)
+    loss += jnp.where(n > 0, _log_sum(similar, counts) - jnp.where(positive, similar, 0.0).sum(1) / jnp.maximum(n, 1), 0.0)
+  return loss / labels.shape[1]
 
 
 def masked_mean(values: jax.Array, mask: jax.Array, axis: str | None = None) -> jax.Array:

@@ -21,6 +21,16 @@ SIZES = {'mobilenet_v2': (35, 44), 'mobilenet_v3_large': (35, 39), 'resnet18_32p
          'resnet152': (35, 44), 'efficientnet_lite2': (33, 41), 'efficientnet_lite3': (35, 39),
          'efficientnet_lite4': (33, 41)}
 
+# HCAL's loss (S2) as its authors' code has it and as the paper does: levels, noise, the positives of equation 6, and whether a parent's mean is that of its
+# samples or of its children's means
+HCAL = {
+  'code, 2 levels': {'levels': 2, 'reading': 'code', 'epsilon': .01, 'positives': 1, 'children': False},
+  'code, 3 levels': {'levels': 3, 'reading': 'code', 'epsilon': .01, 'positives': 1, 'children': False},
+  'paper, 2 levels': {'levels': 2, 'reading': 'paper', 'epsilon': .05, 'positives': 1, 'children': False},
+  'paper, 3 levels, children': {'levels': 3, 'reading': 'paper', 'epsilon': .05, 'positives': 1, 'children': True},
+  'paper, 3 levels, both positives, children': {'levels': 3, 'reading': 'paper', 'epsilon': .05, 'positives': 2, 'children': True},
+}
+
 
 def size(name, default, scheme=''):
   """(images, height, width) that a backbone is compared on."""
@@ -57,6 +67,18 @@ def images(size, name='images'):
 def pixels(size):
   """uint8 [n, height, width, 3]"""
   return np.clip(127 + 60 * images(size, 'pixels'), 0, 255).astype(np.uint8)
+
+
+def hcal(name):
+  """Of a case of HCAL, coarse to fine: features float64 [B, d], labels int [B, L], paths [leaf, L], and of each level prototypes and noise [C, d].
+
+  The last class of each of the two finer levels has no example.
+  """
+  r, n = rng('hcal', name), HCAL[name]['levels']
+  paths = np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 3], [0, 1, 4], [1, 2, 5], [1, 2, 6], [1, 3, 7]])[:, 3 - n:]
+  labels, shapes = paths[r.integers(7, size=14)], [(m + 1, 5) for m in paths.max(0)]
+  epsilon = HCAL[name]['epsilon']
+  return (r.standard_normal((14, 5)), labels, paths, [.01 * r.standard_normal(s) for s in shapes], [r.uniform(-epsilon, epsilon, s) for s in shapes])
 
 
 def direction(name, n, d):

@@ -62,10 +62,12 @@ def pins(name):
   each = losses(name, leaves[0], labels, paths, leaves[1:], [torch.tensor(n) for n in noise])
   weights = torch.softmax(each.detach() / GAMMA, 0)
   total = (weights * each).sum()
+  alone = [torch.autograd.grad(x, leaves[0], retain_graph=True)[0] for x in each]
   total.backward()
   found = {'losses': each.detach(), 'weights': weights, 'total': total.detach(), 'features': leaves[0].grad,
-           **{f'prototypes {k}': x.grad for k, x in enumerate(leaves[1:])}}
-  return {k: seeded.pin(x.numpy(), 1000) for k, x in found.items()}
+           **{f'prototypes {k}': x.grad for k, x in enumerate(leaves[1:])},
+           **{f'features {k}': x for k, x in enumerate(alone)}}  # of one level's loss: the weights leave little of some in the total's
+  return {k: seeded.pin(x.numpy()) for k, x in found.items()}
 
 
 def main():

@@ -135,7 +135,7 @@ def hcal_golden(folder=GOLDEN):
   return json.loads((pathlib.Path(folder) / 'hcal.json').read_text())
 
 
-def hcal(name):
+def hcal(name, options=None):
   """Pins of HCAL's losses, weights and gradients in a case of seeded.HCAL, as in hcal.json."""
   case = seeded.HCAL[name]
   features, labels, paths, prototypes, noise = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if x.dtype == float else jnp.int32), seeded.hcal(name))
@@ -164,12 +164,18 @@ def hcal(name):
     weights = jax.nn.softmax(jax.lax.stop_gradient(each) / .5)
     return (weights * each).sum(), {'losses': each, 'weights': weights}
 
-  (value, found), (by_features, by_prototypes) = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(features, prototypes)
-  found |= {'total': value, 'features': by_features, **{f'prototypes {k}': x for k, x in enumerate(by_prototypes)}}
-  return {k: seeded.pin(x, 1000) for k, x in found.items()}
+  @functools.partial(jax.jit, compiler_options=options)
+  def everything(features, prototypes):
+    alone = jax.jacrev(lambda x: total(x, prototypes)[1]['losses'])(features)
+    return *jax.value_and_grad(total, (0, 1), has_aux=True)(features, prototypes), alone
+
+  (value, found), (by_features, by_prototypes), alone = everything(features, prototypes)
+  found |= {'total': value, 'features': by_features, **{f'prototypes {k}': x for k, x in enumerate(by_prototypes)},
+            **{f'features {k}': x for k, x in enumerate(alone)}}
+  return {k: seeded.pin(x) for k, x in found.items()}
 
 
-def hcal_difference(name, wanted):
+def hcal_difference(name, wanted, options=None):
   """Worst relative difference of a case from its pins."""
-  found = hcal(name)
+  found = hcal(name, options)
   return max(seeded.difference(found[k], w) for k, w in wanted.items())

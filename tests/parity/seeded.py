@@ -76,9 +76,9 @@ def hcal(name):
   """
   r, n = rng('hcal', name), HCAL[name]['levels']
   paths = np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 3], [0, 1, 4], [1, 2, 5], [1, 2, 6], [1, 3, 7]])[:, 3 - n:]
-  labels, shapes = paths[r.integers(7, size=14)], [(m + 1, 5) for m in paths.max(0)]
+  labels, shapes = paths[r.integers(7, size=14)], [(m + 1, 16) for m in paths.max(0)]
   epsilon = HCAL[name]['epsilon']
-  return (r.standard_normal((14, 5)), labels, paths, [.01 * r.standard_normal(s) for s in shapes], [r.uniform(-epsilon, epsilon, s) for s in shapes])
+  return (r.standard_normal((14, 16)), labels, paths, [.01 * r.standard_normal(s) for s in shapes], [r.uniform(-epsilon, epsilon, s) for s in shapes])
 
 
 def direction(name, n, d):

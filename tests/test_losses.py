@@ -192,19 +192,13 @@ def test_against_loops(name, kind):
 def test_huge_logits_and_unknown_labels(name, kind):
   loss, t = LOSSES[name][0], TAXONOMIES[kind]
   logits, labels = example(t, scale=1e4)
-  value, grads = jit(jax.value_and_grad(lambda x: loss(x, jnp.asarray(labels), t).sum()))(as_float32(logits))
-  assert np.isfinite(value) and value >= 0
-  for g in grads.values():
-    assert np.isfinite(g).all()
-    if name != 'distribution_matching':  # which asks for no label
-      assert not g[0].any()
-
-
-@pytest.mark.parametrize('name,kind', [case for case in CASES if case[0] != 'distribution_matching'])
-def test_nothing_known_costs_nothing(name, kind):
-  loss, t = LOSSES[name][0], TAXONOMIES[kind]
-  logits, labels = example(t)
-  assert not loss(as_float32(logits), jnp.full_like(labels, -1), t).any()
+  def total(x):
+    value = loss(x, jnp.asarray(labels), t)
+    return value.sum(), value
+  grads, value = jit(jax.grad(total, has_aux=True))(as_float32(logits))
+  assert np.isfinite(value).all() and (value >= 0).all() and all(np.isfinite(g).all() for g in grads.values())
+  if name != 'distribution_matching':  # which asks for no label
+    assert value[0] == 0 and not any(g[0].any() for g in grads.values())
 
 
 @pytest.mark.parametrize('kind', ['facets', 'early ends'])
@@ -219,35 +213,37 @@ def test_with_the_finest_label_they_are_cross_entropy(kind):
     np.testing.assert_allclose(losses.hxe(finest, labels, t.paths, 0.0), wanted, rtol=2e-6)
   complete = jnp.asarray(t.paths[leaf])
   half = losses.hxe(finest, complete, t.paths, 0.5)
-  assert (half <= wanted).all() and (half[np.array([2, 3, 4])] < .9 * wanted[np.array([2, 3, 4])]).all()
+  assert (half <= wanted * 1.00001).all() and (half < .9 * wanted).sum() >= 5
   np.testing.assert_allclose(losses.hxe(finest, complete, t.paths, 50.0), losses.any_level(finest, complete.at[:, 1:].set(-1), t.paths), rtol=1e-5)
 
 
 def test_tree_path_is_0_on_the_path_and_leaves_unknown_levels_alone(cars):
   y = jnp.array([[1, 2, 4], [1, -1, 4]])
   logits = {level: 60.0 * jax.nn.one_hot(jnp.full(2, c), cars.num_classes(level)) for level, c in zip(cars.levels, [1, 2, 4])}
-  value, grads = jax.value_and_grad(lambda x: losses.tree_path(x, y, cars).sum())(logits)
-  np.testing.assert_allclose(value, 0, atol=1e-5)
-  grads = jax.grad(lambda x: losses.tree_path(x, y, cars).sum())({k: 0 * x for k, x in logits.items()})
+  f = jit(jax.value_and_grad(lambda x: losses.tree_path(x, y, cars).sum()))
+  np.testing.assert_allclose(f(logits)[0], 0, atol=1e-5)
+  value, grads = f({k: 0 * x for k, x in logits.items()})
+  np.testing.assert_allclose(value, np.log(12 / 3) + np.log(9 / 2), rtol=1e-6)
   assert grads['type'][0].any() and not grads['type'][1].any()
 
 
 def test_matching_is_least_where_the_heads_agree(cars):
   """Given the finest head, and heads that predict classes for certain, agreement is 0; facets are matched over their leaves."""
   certain = lambda leaf: {level: 40.0 * jax.nn.one_hot(jnp.array([cars.paths[leaf, k]]), cars.num_classes(level)) for k, level in enumerate(cars.levels)}
-  agree, other = certain(4), certain(0)
-  assert losses.distribution_matching(agree, cars)[0] < 1e-5
-  assert losses.distribution_matching({**agree, 'type': other['type']}, cars)[0] > 10
+  agree, other, matching = certain(4), certain(0), jit(lambda x: losses.distribution_matching(x, cars))
+  assert matching(agree)[0] < 1e-5
+  assert matching({**agree, 'type': other['type']})[0] > 10
   assert cars.names[:2] == (('Audi', 'BMW', 'Geo'), ('Coupe', 'SUV', 'Sedan'))
   coupe, suv, sedan = .2, .3, .5  # a coupe is Audi's, an SUV BMW's or Geo's, a sedan Audi's in two of three models
   implied = [coupe + 2 / 3 * sedan, suv / 2 + sedan / 3, suv / 2]
   facets = {'make': jnp.zeros((1, 3)), 'type': jnp.log(jnp.array([[coupe, suv, sedan]]))}
-  np.testing.assert_allclose(losses.distribution_matching(facets, cars), [-np.log(implied).mean()], rtol=1e-5)
+  np.testing.assert_allclose(matching(facets), [-np.log(implied).mean()], rtol=1e-5)
 
 
 def test_co_annotation_spreads_over_what_agrees(cars):
   """What a head's gradient pulls it to: of a Sedan by Audi, the two models; a model's make."""
-  pull = lambda level, y: -jax.grad(lambda x: losses.co_annotation({level: x}, jnp.array([y]), cars)[0])(jnp.zeros((1, cars.num_classes(level))))[0]
+  grad = jit(jax.grad(lambda x, y: losses.co_annotation(x, y, cars)[0]))
+  pull = lambda level, y: -grad({level: jnp.zeros((1, cars.num_classes(level)))}, jnp.array([y]))[level][0]
   make, kind = (cars.names[k].index(name) for k, name in enumerate(('Audi', 'Sedan')))
   np.testing.assert_allclose(pull('model', [make, kind, -1]) + 1 / 6, [0, .5, .5, 0, 0, 0], atol=1e-6)
   np.testing.assert_allclose(pull('model', [make, -1, 5]) + 1 / 6, [1 / 3] * 3 + [0] * 3, atol=1e-6)

@@ -192,6 +192,8 @@ def test_against_loops(name, kind):
 def test_huge_logits_and_unknown_labels(name, kind):
   loss, t = LOSSES[name][0], TAXONOMIES[kind]
   logits, labels = example(t, scale=1e4)
+  for x in logits.values():
+    x[0] /= 1e4  # of which nothing is known: exactly 0, where huge ones would hide what rounding leaves
   def total(x):
     value = loss(x, jnp.asarray(labels), t)
     return value.sum(), value

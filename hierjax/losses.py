@@ -137,7 +137,7 @@ def co_annotation(logits: Mapping[str, jax.Array], labels: jax.Array, taxonomy: 
     k = taxonomy.index(level)
     others = np.delete(np.arange(len(taxonomy.levels)), k)
     leaves, told = agree[others].all(0), (labels[:, others] >= 0).any(1)
-    shares = jax.ops.segment_sum(leaves.T.astype(jnp.float32), taxonomy.paths[:, k], x.shape[1]).T / leaves.sum(1, keepdims=True)
+    shares = jax.ops.segment_sum(leaves.T.astype(jnp.float32), taxonomy.paths[:, k], x.shape[1]).T / jnp.maximum(leaves.sum(1, keepdims=True), 1)
     loss += jnp.where(told, -(shares * jax.nn.log_softmax(x.astype(jnp.float32))).sum(1), 0.0)
     count += told
   return loss / jnp.maximum(count, 1)

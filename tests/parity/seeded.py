@@ -28,7 +28,7 @@ HCAL = {
   'code, 3 levels': {'levels': 3, 'reading': 'code', 'epsilon': .01, 'positives': 1, 'children': False},
   'paper, 2 levels': {'levels': 2, 'reading': 'paper', 'epsilon': .05, 'positives': 1, 'children': False},
   'paper, 3 levels, children': {'levels': 3, 'reading': 'paper', 'epsilon': .05, 'positives': 1, 'children': True},
-  'paper, 3 levels, both positives, children': {'levels': 3, 'reading': 'paper', 'epsilon': .05, 'positives': 2, 'children': True},
+  'paper, 3 levels, both, children': {'levels': 3, 'reading': 'paper', 'epsilon': .05, 'positives': 2, 'children': True},
 }
 
 

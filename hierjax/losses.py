@@ -4,12 +4,15 @@ Each returns float32 [B], 0 without gradient for an example of which nothing is 
 of some leaf (others are refused where data are read).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from hierjax import config as config_lib
+from hierjax.config import UserError
 from hierjax.taxonomy import Taxonomy
 
 LOW = -1e30  # the log of no probability: exp gives 0, and other than -inf it leaves no NaN in gradients
@@ -198,3 +201,65 @@ def masked_mean(values: jax.Array, mask: jax.Array, axis: str | None = None) -> 
   its share of the mean: the shares add up to it."""
   count = jnp.sum(mask > 0)
   return jnp.sum(jnp.where(mask > 0, values, 0.0)) / jnp.maximum(count if axis is None else jax.lax.psum(count, axis), 1)
+
+
+# What a config makes of them.
+
+# (logits [B, C] of a level, labels [B, L] of the taxonomy, the level's undisturbed logits) → values [B], and which of them count.
+Loss = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# ({level: logits [B, C]}, features [B, d], labels [B, L], axis) → values [B], and which of them count
+Term = Callable[[Mapping[str, jax.Array], jax.Array, jax.Array, str | None], tuple[jax.Array, jax.Array]]
+# (features [B, d], labels [B, L], axis) → {level: (mean features [C, d], labels [C, L] of such an example, which are there [C])}
+Aggregate = Callable[[jax.Array, jax.Array, str | None], dict[str, tuple[jax.Array, jax.Array, jax.Array]]]
+
+
+def build(c: ConfigDict, taxonomy: Taxonomy, levels: Sequence[str]) -> tuple[dict[str, Loss], dict[str, Term], Aggregate | None]:
+  """Of the config's `loss`: the loss of each of `levels`, the further terms, and the aggregation of features, None where it is off."""
+  finest, paths = taxonomy.levels[-1], taxonomy.paths
+  columns = np.array([taxonomy.index(level) for level in levels])
+
+  def of_level(level):
+    k, targets = taxonomy.index(level), None
+    if level == finest and c.loss.any_level:
+      return lambda x, y, _: (any_level(x, y, paths), (y >= 0).any(1))
+    if level == finest and c.loss.hxe:
+      return lambda x, y, _: (hxe(x, y, paths, c.loss.hxe), (y >= 0).any(1))
+    if c.loss.positives == 'both':
+      return lambda x, y, clean: (info_nce(x, y[:, k], clean), y[:, k] >= 0)
+    if level == finest and c.loss.smoothing:
+      family = config_lib.resolve_levels(c.loss.siblings, taxonomy.levels, '--config.loss.siblings')
+      targets = jnp.asarray(smoothed_targets(taxonomy, c.loss.smoothing, family))
+    if level == finest and c.loss.lca:
+      targets = jnp.asarray(lca_targets(taxonomy, c.loss.lca))
+    return lambda x, y, _: (cross_entropy(x, y[:, k], targets), y[:, k] >= 0)
+
+  terms = {
+    'tree_path': lambda x, f, y, axis: (tree_path(x, y, taxonomy), (y[:, columns] >= 0).any(1)),
+    'distribution_matching': lambda x, f, y, axis: (distribution_matching(x, taxonomy), jnp.ones(len(y))),
+    'co_annotation': lambda x, f, y, axis: (co_annotation(x, y, taxonomy), (y >= 0).any(1)),
+    'supervised_contrastive': lambda x, f, y, axis: (supervised_contrastive(f, y[:, columns], c.loss.temperature, axis), (y[:, columns] >= 0).any(1)),
+  }
+  chosen = config_lib.split_names(c.loss.terms)
+  for name in chosen:
+    if name not in terms:
+      raise UserError(f'--config.loss.terms: no term {name!r}{config_lib.did_you_mean(name, terms)}; choices: {", ".join(terms)}')
+    if name == 'distribution_matching' and (len(levels) < 2 or levels[-1] != finest):
+      raise UserError(f'--config.loss.terms={name} matches the heads of coarser levels with that of the finest; there is a head for {", ".join(levels)} only')
+    if name in levels:
+      raise UserError(f'--config.loss.terms={name}: the taxonomy has a level of that name; call it otherwise')
+
+  def aggregate(features, labels, axis):
+    out, finer = {}, None
+    for level in reversed(levels[:-1]):
+      k, n = taxonomy.index(level), taxonomy.num_classes(level)
+      if finer and c.loss.aggregate == 'children' and taxonomy.nests(finer, level):
+        means, _, there = out[finer]
+        means, present = class_means(means, jnp.where(there > 0, jnp.asarray(taxonomy.parents(finer, level)), -1), n)
+      else:
+        means, present = class_means(features, labels[:, k], n, axis)
+      own = jnp.where(jnp.arange(labels.shape[1])[None] == k, jnp.arange(n)[:, None], -1)
+      out[level], finer = (means, own, present), level
+    return out
+
+  return ({level: of_level(level) for level in levels}, {name: terms[name] for name in terms if name in chosen},
+          aggregate if c.loss.aggregate != 'none' else None)

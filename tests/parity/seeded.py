@@ -14,11 +14,11 @@ LITE0 = (2, 160, 192)
 # batch norm magnify rounding so much that torch's own float32 gradients are 2 % off its float64 ones. MaxViT has no kinks, and with biases of 1 activations
 # of 100.
 BIAS = {'maxvit_t': 0}
-# (height, width) where a backbone, or a scheme's, takes not every size, or where at the usual one some activation stands so near a kink that torch's own
-# float32 gradients are off by some thousandths
+# (height, width) where a backbone, its features under a scheme's names or its gradients in a mode take another: because it takes not every size, or because at
+# the usual one some activation stands so near a kink that float32 gradients, torch's own too, are off by some thousandths
 SIZES = {'mobilenet_v2': (35, 44), 'mobilenet_v3_large': (35, 39), 'resnet18_32px': (32, 37), 'maxvit_t': (224, 224), 'vit_b_16': (224, 224),
          'swin_t/timm': (224, 224), 'resnet101': (33, 38), 'efficientnet_lite0': (35, 39), 'vgg11': (33, 41),
-         'resnet152': (35, 44), 'efficientnet_lite2': (33, 41), 'efficientnet_lite3': (35, 39),
+         'resnet152': (35, 44), 'densenet201/eval': (35, 44), 'efficientnet_lite2': (33, 41), 'efficientnet_lite3': (35, 39),
          'efficientnet_lite4': (33, 41)}
 
 # HCAL's loss (S2) as its authors' code has it and as the paper does: levels, noise, the positives of equation 6, and whether a parent's mean is that of its
@@ -32,9 +32,9 @@ HCAL = {
 }
 
 
-def size(name, default, scheme=''):
-  """(images, height, width) that a backbone is compared on."""
-  return (default[0], *SIZES.get(f'{name}/{scheme}', SIZES.get(name, default[1:])))
+def size(name, default, what):
+  """(images, height, width) that a backbone's features under a scheme's names, or its gradients in a mode ('eval', 'train'), are compared on."""
+  return (default[0], *SIZES.get(f'{name}/{what}', SIZES.get(name, default[1:])))
 
 
 def rng(*names):

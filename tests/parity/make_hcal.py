@@ -17,7 +17,7 @@ TAU, GAMMA = .1, .5
 
 def contrast(x, labels, clean, moved, positives):
   """Mean over the rows of x of equation 6: the own class's perturbed prototype, or both of its prototypes, against themselves and the other perturbed ones."""
-  if positives == 1:
+  if positives == 'perturbed':
     return cross_entropy(x @ moved.T / TAU, labels)
   rows = []
   for f, y in zip(x, labels.tolist()):
@@ -28,8 +28,9 @@ def contrast(x, labels, clean, moved, positives):
 
 
 def means_of(k, samples, labels, paths, children):
-  """{class of level k: its mean} of the classes present."""
-  if not children or k == paths.shape[1] - 1:
+  """{class of level k: its mean} of the classes present: of its samples, or above the second level from below, where equation 2 is followed, of its
+  children's means."""
+  if not children or k >= paths.shape[1] - 2:
     return {c: samples[labels[:, k] == c].mean(0) for c in sorted(set(labels[:, k].tolist()))}
   below, out = means_of(k + 1, samples, labels, paths, children), {}
   for c in range(paths[:, k].max() + 1):
@@ -48,7 +49,7 @@ def losses(name, features, labels, paths, prototypes, noise):
     if k == len(prototypes) - 1:
       x, y = normalize(features, dim=1), torch.tensor(labels[:, k])
     else:
-      means = means_of(k, normalize(features, dim=1) if case['reading'] == 'code' else features, labels, paths, case['children'])
+      means = means_of(k, normalize(features, dim=1) if case['reading'] == 'code' else features, labels, paths, case['reading'] == 'paper')
       x, y = torch.stack(list(means.values())), torch.tensor(list(means))
       if case['reading'] == 'paper':
         x = normalize(x, dim=1)

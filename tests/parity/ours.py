@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 from parity import seeded
 
-from hierjax import losses, models
+from hierjax import models
 from hierjax.models import counts as counting
 from hierjax.models import layers, pretrained
 
@@ -130,53 +130,3 @@ def lite0_difference(wanted, formulation='auto', options=None):
     features = np.asarray(jax.jit(lambda v, x: models.BACKBONES[name].make().apply(v, x)[0], compiler_options=options)(v, x), np.float64)
   logits, wanted = features @ report['classifier']['kernel'] + report['classifier']['bias'], np.array(wanted['logits'])
   return float(np.abs(logits - wanted).max() / np.abs(wanted).max())
-
-
-def hcal_golden(folder=GOLDEN):
-  return json.loads((pathlib.Path(folder) / 'hcal.json').read_text())
-
-
-def hcal(name, options=None):
-  """Pins of HCAL's losses, weights and gradients in a case of seeded.HCAL, as in hcal.json."""
-  case = seeded.HCAL[name]
-  features, labels, paths, prototypes, noise = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if x.dtype == float else jnp.int32), seeded.hcal(name))
-  unit = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)
-
-  def total(features, prototypes):
-    samples = unit(features) if case['reading'] == 'code' else features
-    means = present = None
-    each = []
-    for k in reversed(range(len(prototypes))):
-      p, classes = unit(prototypes[k]), len(prototypes[k])
-      if case['children'] and means is not None:
-        parents = jnp.full(len(means), -1).at[paths[:, k + 1]].set(paths[:, k])
-        means, present = losses.class_means(means, jnp.where(present > 0, parents, -1), classes)
-      else:
-        means, present = losses.class_means(samples, labels[:, k], classes)
-      if k == len(prototypes) - 1:
-        x, y, mask = unit(features), labels[:, k], jnp.ones(len(features))
-      else:
-        x, y, mask = means, jnp.arange(classes), present
-        if case['reading'] == 'paper':
-          x = x / jnp.sqrt(jnp.maximum((x * x).sum(1, keepdims=True), 1e-12))  # absent classes are zeros
-      logits, clean = x @ unit(p + noise[k]).T / .1, x @ p.T / .1
-      each.append(losses.masked_mean(losses.info_nce(logits, y, clean if case['positives'] == 2 else None), mask))
-    each = jnp.stack(each[::-1])
-    weights = jax.nn.softmax(jax.lax.stop_gradient(each) / .5)
-    return (weights * each).sum(), {'losses': each, 'weights': weights}
-
-  @functools.partial(jax.jit, compiler_options=options)
-  def everything(features, prototypes):
-    alone = jax.jacrev(lambda x: total(x, prototypes)[1]['losses'])(features)
-    return *jax.value_and_grad(total, (0, 1), has_aux=True)(features, prototypes), alone
-
-  (value, found), (by_features, by_prototypes), alone = everything(features, prototypes)
-  found |= {'total': value, 'features': by_features, **{f'prototypes {k}': x for k, x in enumerate(by_prototypes)},
-            **{f'features {k}': x for k, x in enumerate(alone)}}
-  return {k: seeded.pin(x) for k, x in found.items()}
-
-
-def hcal_difference(name, wanted, options=None):
-  """Worst relative difference of a case from its pins."""
-  found = hcal(name, options)
-  return max(seeded.difference(found[k], w) for k, w in wanted.items())

@@ -212,8 +212,8 @@ HUES = 20  # classes with a colour of their own among the points
 
 
 def _hues(labels: np.ndarray, k: int, table: Taxonomy) -> np.ndarray:
-  """int [C + 1]: the colour of each class of column k, -1 for grey, as for the unknown class -1. HUES classes have one: the most frequent, but below the coarsest
-  level the children of its most frequent classes, so that relatives are seen apart; where columns cross, a class without one parent stands alone."""
+  """int [C + 1]: the colour of each class of column k, -1 for grey, as for the unknown class -1. HUES classes have one: the most frequent, but below the
+  coarsest level the children of its most frequent classes, so that relatives are seen apart; where columns cross, a class without one parent stands alone."""
   seen = [np.bincount(labels[labels[:, j] >= 0, j], minlength=len(table.names[j])) for j in (0, k)]
   parent = table.parents(table.levels[k], table.levels[0])
   order = np.lexsort((-seen[1], parent, -np.where(parent >= 0, seen[0][parent], 0)))
@@ -279,7 +279,8 @@ def embedding(run: Run) -> Markup | str:
         marks += [{'shape': 'star' if j == finest else 'circle', 'own': j == k, 'hue': int(hue[c]), 'x': f'{x:.1f}', 'y': f'{y:.1f}', 'name': table.names[j][c]}
                   for c, (x, y) in zip(shown[j].tolist(), at.tolist()) if hue[c] >= 0]
       panels.append({'level': level, 'paths': charts.scatter(points, hues[k][one['labels'][:, k]]), 'marks': sorted(marks, key=lambda mark: mark['own'])})
-    moments.append({'name': moment, 'panels': panels, 'n': len(points), 'prototypes': len(xy) - len(points), 'perplexity': f'{explain.perplexity(len(xy)):.3g}'})
+    moments.append({'name': moment, 'panels': panels, 'n': len(points), 'prototypes': len(xy) - len(points),
+                    'perplexity': f'{explain.perplexity(len(xy)):.3g}'})
   if not moments: return render('sentence', 'There are too few images to place.')
   legends = [(level, _legend(hues[k], k, table, (hues[k][labels[:, k]] < 0).any())) for k, level in enumerate(table.levels)]
   return render('embedding', moments=moments, legends=legends, size=PICTURE, levels=table.levels, split=get(run.config, 'data.val', 'val'), seed=explain.SEED,

@@ -31,8 +31,8 @@ METRICS = {
   'fpa': Metric('full path', 1, True, 'Full-path accuracy (FPA): share of images that are right at every level at once.'),
   'hvr': Metric('HVR', -1, True, 'Hierarchy violation rate: share of images whose predicted classes contradict each other, such as a make '
                 'that does not build the predicted model. It is 0 by construction where a whole path is predicted.'),
-  'hvr_eq14': Metric('HVR, eq. 14', -1, True, "S2's equation 14 to the letter: the adjacent levels that contradict each other, over the number of all parent-child "
-                     'relations. An image has at most one violation a pair of levels, so with many classes it is close to 0 whatever the model.', 3),
+  'hvr_eq14': Metric('HVR, eq. 14', -1, True, "S2's equation 14 to the letter: the adjacent levels that contradict each other, over the number of all "
+                     'parent-child relations. An image has at most one violation a pair of levels, so with many classes it is near 0 whatever the model.', 3),
   'consistency': Metric('consistency', 1, True, 'Share of images whose predictions at these two levels occur together in the taxonomy.'),
   'gap': Metric('hierarchy gap', 0, True, 'Top-1 of the coarsest level minus top-1 of the finest. Neither high nor low is good in itself.'),
   'hp': Metric('hP', 1, True, 'Hierarchical precision: share of all predicted classes, over all levels, that are on the true path.'),

@@ -317,7 +317,8 @@ def curves(run: Run) -> Markup:
         *(series(run.train, axis, key, k, False, 1.) for k, key in enumerate(memory)))
   panel('Gradient norm', [], series(run.train, axis, 'grad_norm', 0, False, 1.))
   return render('curves', panels=panels, phases=phases, binned=len(run.train) > charts.POINTS,
-                smoothed=len(run.train) // charts.WINDOWS if weights or cosines else 0, cosines=bool(cosines), hidden=len(cosines) - len(lowest))
+                window=len(run.train) // charts.WINDOWS, smoothed=['loss weights'] * bool(weights) + ['cosines'] * bool(cosines),
+                hidden=len(cosines) - len(lowest))
 
 
 def _tasks(run: Run, kind: str) -> dict[str, list[float]]:

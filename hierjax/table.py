@@ -1,7 +1,8 @@
 """Tables: rows of a paper's table as runs, one in each of WORKDIR/ROW/seedK, and our figures beside those that were published.
 
 A table is a config file with two functions: `get_config(ROW)`, the configuration of a row (without an argument, of the first), and `get_table()`, a
-`Table`; `get_table(ARG)` where --config=FILE:ARG chooses among several. `run` makes what is missing, a row at a time, and writes WORKDIR/table.md, table.csv and table.html after each.
+`Table`; `get_table(ARG)` where --config=FILE:ARG chooses among several. `run` makes what is missing, a row at a time, and writes
+WORKDIR/table.md, table.csv and table.html after each.
 """
 
 import contextlib

@@ -551,7 +551,8 @@ def test_loss_weights_are_drawn_where_they_move(full, tmp_path):
   still = logged(path, lambda step: {'weight/make': .5, 'weight/model': 1., 'weight/tree_path': .1, 'memory_gib': 2.5})
   assert 'Loss weights' not in still and 'cosine' not in still and '<b>Peak memory in GiB</b>' in still
   text = logged(path, lambda step: {'weight/make': 1 - step / 2000, 'weight/model': step / 1000})
-  assert legend_of(text, 'Loss weights') == [('thick c0', 'make'), ('thick c2', 'model'), ('thick c3', 'tree_path')]  # a level's colour is that of its other curves
+  # a level has the colour of its other curves
+  assert legend_of(text, 'Loss weights') == [('thick c0', 'make'), ('thick c2', 'model'), ('thick c3', 'tree_path')]
   assert 'Loss weights are running means over 4 logged steps' in ' '.join(Page(text).words)
 
 
@@ -560,7 +561,7 @@ def test_cosines_of_the_tasks_gradients(tmp_path):
   text = logged(path, lambda step: {'cosine/make-model': -.4})
   assert legend_of(text, 'Cosine of the tasks&#39; gradients') == [('thick c0', 'make-model')] and 'Loss weights' not in text
   svg = re.search(r"<svg[^>]*aria-label=\"Cosine of the tasks' gradients\".*?</svg>", text, re.S)[0]
-  assert {'cosine', 'epoch', '−1', '1'} <= set(re.findall(r'>([^<>]+)</text>', svg))
+  assert {'cosine', 'epoch', '-1', '1'} <= set(re.findall(r'>([^<>]+)</text>', svg))
   text = logged(path, lambda step: {f'cosine/task{i}-b': i / 20 for i in range(15)})
   found = legend_of(text, 'Cosine of the tasks&#39; gradients')
   assert [name for _, name in found] == ['make-model', *(f'task{i}-b' for i in range(11))]  # the lowest
@@ -637,7 +638,7 @@ def test_features_without_prototypes_and_no_section_without_files(tmp_path):
   ({'labels': np.full((80, 3), 99)}, 'labels are not of this taxonomy'), ({'labels': np.zeros((80, 3))}, 'labels are not of this taxonomy'),
   ({'labels': np.zeros((79, 3), int)}, 'not (79, 16)'), ({'features': np.full((80, 16), np.nan)}, 'features is not finite'),
   ({'prototype_1': np.zeros((6, 16))}, 'prototype_1 is (6, 16), not (5, 16)'),
-], ids=str)
+], ids=['empty', 'half', 'no labels', 'other labels', 'no numbers', 'another number', 'not finite', 'another level'])
 def test_damaged_embeddings_are_said_and_cost_no_more(tmp_path, change, says):
   taxonomy = make_taxonomy()
   (tmp_path / 'config.json').write_text('{}')

@@ -18,26 +18,27 @@ GAMMAS, EPSILONS = ('.1', '.25', '.5', '.75', '1'), ('.001', '.01', '.05', '.2')
 FIGURES = {'.05': (.8488, None, None), '.001': (.8326, None, None)}
 
 
-def get_config(text: str = '.1,.1'):
-  values = config.split_names(text)
-  data = next((value for value in values if value in hcal.DATA), 'cifar100')
-  values = [value for value in values if value != data] or ['.1', '.1']
-  if values == ['fa', 'pp', 'awa']:
+def get_config(text: str = 'gamma=.1'):
+  parts = config.split_names(text)
+  data = next((part for part in parts if part in hcal.DATA), 'cifar100')
+  option, _, value = ','.join(part for part in parts if part != data).partition('=')
+  if not value and option in ('', 'fa,pp,awa'):
     return s2_table2.get_config(text)
   c = s2_table2.two_levels(data)
   try:
-    c.balance.gamma, c.model.head.noise = map(float, values)
-  except ValueError:
-    raise UserError(f'configs/tables/s2_figure5.py:{text}: is not GAMMA,EPSILON[,DATA]') from None
-  c.name = f's2 gamma {values[0]}, epsilon {values[1]}, {data}'
+    node, name = {'gamma': (c.balance, 'gamma'), 'epsilon': (c.model.head, 'noise')}[option]
+    node[name] = float(value)
+  except (KeyError, ValueError):
+    raise UserError(f'configs/tables/s2_figure5.py:{text}: is not gamma=NUMBER or epsilon=NUMBER, with a comma and one of {", ".join(hcal.DATA)} behind it') from None
+  c.name = f's2 {text}'
   return c
 
 
 def get_table(data: str = 'cifar100') -> Table:
   both = f'fa,pp,awa,{data}'
-  rows = [Row(f'{gamma},.1,{data}', f'γ {gamma}', group='γ at ε .1', baseline=both) for gamma in GAMMAS if gamma != '.5']
+  rows = [Row(f'gamma={gamma},{data}', f'γ {gamma}', group='γ at ε .1', baseline=both) for gamma in GAMMAS if gamma != '.5']
   rows.insert(GAMMAS.index('.5'), Row(both, 'γ .5', s2_table2.FIGURES['fa,pp,awa'], 'γ at ε .1'))
-  rows += [Row(f'.5,{epsilon},{data}', f'ε {epsilon}', FIGURES.get(epsilon, ()), 'ε at γ .5', both) for epsilon in EPSILONS]
+  rows += [Row(f'epsilon={epsilon},{data}', f'ε {epsilon}', FIGURES.get(epsilon, ()), 'ε at γ .5', both) for epsilon in EPSILONS]
   return Table(
     title='S2, Figure 5: γ and ε', rows=rows, published={'paper, family': 'top1/finest', 'paper, manufacturer': 'top1/coarsest', 'paper, HVR': 'hvr'},
     source='Jiang, Liu, Liu and Yu (HCAL), section 4.4 and Table 2: the family and the manufacturer level of FGVC-Aircraft, test',

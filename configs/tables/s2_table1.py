@@ -26,7 +26,8 @@ FIGURES = {  # on CIFAR-100: fine, coarse, HVR; on Aircraft: variant, family, ma
 LABELS = {
   'flat': ('Plain', 'cross-entropy, one head'), 'parallel': ('Plain', 'cross-entropy, a head a level'), 'mmoe': ('Multi-task', 'MMoE'),
   'dmt': ('Multi-task', 'DMT-style: cross-talk heads, matched distributions'), 'cagrad': ('Multi-task', 'CAGrad'), 'imtl': ('Multi-task', 'IMTL'),
-  'nash': ('Multi-task', 'Nash-MTL'), 'cmt': ('Multi-task', 'CMT'), 'paper': ('HCAL', 'HCAL, as in the paper'), 'code': ('HCAL', "HCAL, as in its authors' code")}
+  'nash': ('Multi-task', 'Nash-MTL'), 'cmt': ('Multi-task', 'CMT'),
+  'paper': ('HCAL', 'HCAL, as in the paper'), 'code': ('HCAL', "HCAL, as in its authors' code")}
 NOTES = {'dmt': 'the paper describes routed modules and a distillation term, and shows no code; this is the nearest to it that hierjax has'}
 
 

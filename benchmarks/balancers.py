@@ -15,17 +15,17 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-import jax  # noqa: E402
+import jax
 
-from hierjax import config, optim, parallel, train  # noqa: E402
+from hierjax import config, optim, parallel, train
 
 
 def variant(name, a, changes):
   """(step, state, batch) of a balancer; '' is the plain sum."""
   c = config.default()
   name, _, at = name.partition('@')
-  values = {'data.source': 'toy', 'data.size': a.size, 'data.toy.train': 4 * a.batch, 'data.toy.val': 8, 'model.backbone': a.backbone, 'train.batch_size': a.batch,
-            'optim.name': 'adam', 'balance.name': name or 'fixed', 'balance.at': at or 'weights', **changes}
+  values = {'data.source': 'toy', 'data.size': a.size, 'data.toy.train': 4 * a.batch, 'data.toy.val': 8, 'model.backbone': a.backbone,
+            'train.batch_size': a.batch, 'optim.name': 'adam', 'balance.name': name or 'fixed', 'balance.at': at or 'weights', **changes}
   for path, value in values.items():
     config.assign(c, path, value)
   run = train.Run(c)
@@ -54,7 +54,7 @@ def main():
   for i in range(a.rounds + 2):  # the first two compile and warm up
     for name, (step, state, batch) in variants.items():
       begin = time.perf_counter()
-      state, out = jax.block_until_ready(step(state, batch))
+      state, _ = jax.block_until_ready(step(state, batch))
       if i >= 2:
         times[name].append(time.perf_counter() - begin)
       variants[name] = step, state, batch

@@ -1,11 +1,10 @@
 """Balancing tasks that share parameters: weights of K losses, and of the K gradients of what is shared, as pure functions.
 
-A balancer is a pair (init, update), like an optax transformation, whose state is a tree of arrays of fixed shapes. Three kinds: those that look at the losses
-weigh everything alike; those that look at the K x K Gram matrix G of the tasks' gradients weigh these gradients, d = sum_k w_k g_k, and leave the heads their
-own plain ones (libraries differ here: LibMTL's Nash-MTL and FairGrad multiply the heads' losses too); IMTL, GradNorm and DB-MTL say how they do both. Gradient
-surgery (PCGrad, GradVac) is such a weighted sum as well. Whatever is solved is solved inside jit, on K x K arrays, with norms relative to the largest gradient,
-so that the weights do not depend on the scale of the losses. A task whose gradient is below NEGLIGIBLE of the largest (no image of the batch has its label, say)
-takes no part in what is solved.
+A balancer is a pair (init, update), like an optax transformation. Some look at the losses and weigh everything alike. Others look at the Gram matrix G [K, K]
+of the tasks' gradients and weigh these, d = sum_k w_k g_k (gradient surgery is such a sum too); the heads keep their own plain gradients then, where libraries
+differ (LibMTL multiplies the heads' losses as well in some). IMTL, GradNorm and DB-MTL say what they do with the heads. What is to be solved is solved inside
+jit on K x K arrays, with norms relative to the largest, so that no weight depends on the scale of all losses together. A task whose gradient is NEGLIGIBLE
+beside the largest (no image of the batch has its label, say) takes no part in that.
 """
 
 import inspect
@@ -20,18 +19,18 @@ from ml_collections import ConfigDict
 
 from hierjax.config import UserError
 
-NEGLIGIBLE = 1e-6  # of the largest gradient's norm; below it, a gradient is float32's rounding of the others'
-RIDGE = 1e-5  # on the diagonal of the cosines: keeps what parallel and opposite gradients make singular at what float32 can solve
+NEGLIGIBLE = 1e-6  # share of the largest gradient's norm that is no more than float32's rounding of it
+RIDGE = 1e-6  # added to the diagonal of the cosines, which parallel and opposite gradients make singular
 EPS = 1e-8  # added to a loss before its logarithm, as FAMO's and DB-MTL's authors do
-LARGEST = 10.0  # of a learned log-scale of a loss, either way: without it, a loss of 0 would let it grow for ever
+LARGEST = 10.0  # of a learned log-scale of a loss, either way; a loss of 0 would let it grow for ever
 
 
 class Balancer(NamedTuple):
   """init(tasks, shared=None) -> state; `shared` is a tree like one task's gradient, needed only where there is a `smooth`.
 
-  update(losses [K], state, *, gram=None, accuracies=None, key=None) -> (loss_weights [K], shared_weights [K], state). The losses (and accuracies) are those of
-  the whole batch; loss_weights multiply the losses for all that is not shared, shared_weights the K gradients of what is. `accuracies` [K] in 0..1 are read by
-  DTP, NaN for a task without one; `key` by RLW, PCGrad, GradVac.
+  update(losses [K], state, *, gram=None, accuracies=None, key=None) -> (loss_weights [K], shared_weights [K], state), of the whole batch's losses.
+  loss_weights multiply the losses for all that is not shared, shared_weights the K gradients of what is. `accuracies` [K] are read by DTP, NaN for a task
+  without one; `key`, the same on all devices, by RLW, PCGrad and GradVac.
   """
 
   init: Callable
@@ -40,15 +39,30 @@ class Balancer(NamedTuple):
   smooth: Callable | None = None  # (losses, K gradients, state) -> (gradients, state), before the Gram matrix is taken
 
 
-def _balancer(rule, start=None, **fields) -> Balancer:
-  """A balancer from rule(losses, state, *, gram, accuracies, key), in float32 and without gradient, and start(tasks) -> state where it has one."""
+def _balancer(rule: Callable, init: Callable = lambda tasks, shared=None: {}, **fields) -> Balancer:
+  """A balancer whose update is rule(losses, state, gram=, accuracies=, key=), in float32, without gradients and with exact products."""
 
   def update(losses, state, *, gram=None, accuracies=None, key=None):
     losses, gram, accuracies = jax.tree.map(lambda x: jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)), (losses, gram, accuracies))
     with jax.default_matmul_precision('highest'):  # a TPU multiplies in bfloat16 otherwise
       return rule(losses, state, gram=gram, accuracies=accuracies, key=key)
 
-  return Balancer(lambda tasks, shared=None: start(tasks) if start else {}, update, **fields)
+  return Balancer(init, update, **fields)
+
+
+def _of_losses(rule: Callable, init: Callable = lambda tasks, shared=None: {}) -> Balancer:
+  """From rule(losses, state, ...) -> (weights, state): the same weights for heads and shared parameters."""
+
+  def both(losses, state, **given):
+    weights, state = rule(losses, state, **given)
+    return weights, weights, state
+
+  return _balancer(both, init)
+
+
+def _of_gram(rule: Callable) -> Balancer:
+  """From rule(gram) -> weights of the gradients; the heads' are 1."""
+  return _balancer(lambda losses, state, gram, **_: (jnp.ones_like(losses), rule(gram), state), reads_gram=True)
 
 
 def gram(grads: Sequence[Any], axis: str | None = None) -> jax.Array:
@@ -60,12 +74,11 @@ def gram(grads: Sequence[Any], axis: str | None = None) -> jax.Array:
 
 
 def _directions(gram: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The Gram matrix as cosines [K, K], norms [K] relative to the largest, and which tasks take part: bool [K].
+  """The Gram matrix as cosines [K, K], norms [K] relative to the largest, and which tasks take part, bool [K].
 
-  A task that does not has cosine 0 to the others and norm 1; without any gradient all take part, so, at right angles.
+  A task that does not has cosine 0 to the others and norm 1; where there is no gradient at all, all take part, and so.
   """
-  square = jnp.diagonal(gram)
-  largest = jnp.max(square)
+  largest = jnp.max(jnp.diagonal(gram))
   unit = gram / jnp.where(largest > 0, largest, 1)
   norms = jnp.sqrt(jnp.diagonal(unit))
   present = (norms > NEGLIGIBLE) | (largest <= 0)
@@ -91,7 +104,7 @@ class Shared(NamedTuple):
 
 def shared_gradient(balancer: Balancer, losses: jax.Array, grads: Sequence[Any], state: Any, *, axis: str | None = None,
                     accuracies: jax.Array | None = None, key: jax.Array | None = None) -> Shared:
-  """From the K gradients of what is shared to the one to use. Axis as in `gram`."""
+  """From the K gradients of what is shared to the one to use. `axis` as in `gram`."""
   if balancer.smooth:
     grads, state = balancer.smooth(losses, grads, state)
   products = gram(grads, axis)
@@ -114,130 +127,101 @@ def _learn(tx: optax.GradientTransformation, gradient: jax.Array, value: jax.Arr
 
 
 def fixed() -> Balancer:
-  """All weights 1: the losses come scaled by config.loss.weights, which is what 'equal' and 'fixed' both mean here."""
-  return _balancer(lambda losses, state, **_: (jnp.ones_like(losses), jnp.ones_like(losses), state))
+  """All weights 1: the losses come scaled by config.loss.weights, which is what both 'equal' and 'fixed' mean here."""
+  return _of_losses(lambda losses, state, **_: (jnp.ones_like(losses), state))
 
 
-def uw(lr: float = 0.025) -> Balancer:
-  """Uncertainty weighting (arXiv 1705.07115, section 3.2, s = log sigma^2): minimises sum_k L_k / (2 e^s_k) + s_k / 2 over s too, from -.5, by Adam.
-
-  The loss's factor 1/2 is a regression's; the paper gives a classification 1, LibMTL all of them 1/2, as here. The rate is that of GradNorm's paper for it.
-  """
+def _log_scale(objective: Callable, weights: Callable, initial: float, lr: float) -> Balancer:
+  """weights(s) of a scale s [K] that is learned by Adam along objective(s, losses)."""
   tx = optax.adam(lr)
 
-  def start(tasks):
-    s = jnp.full(tasks, -0.5)
-    return {'log_variance': s, 'opt': tx.init(s)}
-
-  def rule(losses, state, **_):
-    s = state['log_variance']
-    gradient = jax.grad(lambda s: jnp.sum(losses / (2 * jnp.exp(s)) + s / 2))(s)
-    moved, opt = _learn(tx, gradient, s, state['opt'])
-    weights = 1 / (2 * jnp.exp(s))
-    return weights, weights, {'log_variance': jnp.clip(moved, -LARGEST, LARGEST), 'opt': opt}
-
-  return _balancer(rule, start)
-
-
-def imtl_l(lr: float = 0.025) -> Balancer:
-  """IMTL-L (Liu et al., ICLR 2021, with base e): weights e^s_k; minimises sum_k e^s_k L_k - s_k over s too, from 0, by Adam."""
-  tx = optax.adam(lr)
-
-  def start(tasks):
-    return {'log_scale': jnp.zeros(tasks), 'opt': tx.init(jnp.zeros(tasks))}
+  def init(tasks, shared=None):
+    s = jnp.full(tasks, initial, jnp.float32)
+    return {'log_scale': s, 'opt': tx.init(s)}
 
   def rule(losses, state, **_):
     s = state['log_scale']
-    moved, opt = _learn(tx, jax.grad(lambda s: jnp.sum(jnp.exp(s) * losses - s))(s), s, state['opt'])
-    return jnp.exp(s), jnp.exp(s), {'log_scale': jnp.clip(moved, -LARGEST, LARGEST), 'opt': opt}
+    moved, opt = _learn(tx, jax.grad(objective)(s, losses), s, state['opt'])
+    return weights(s), {'log_scale': jnp.clip(moved, -LARGEST, LARGEST), 'opt': opt}
 
-  return _balancer(rule, start)
+  return _of_losses(rule, init)
+
+
+def uw(lr: float = 0.025) -> Balancer:
+  """Uncertainty weighting (arXiv 1705.07115, section 3.2, s = log sigma^2): minimises sum_k L_k / (2 e^s_k) + s_k / 2 over s too, from -.5.
+
+  The loss's factor 1/2 is a regression's; the paper gives a classification 1, LibMTL all of them 1/2, as here. lr is what GradNorm's paper used for it.
+  """
+  return _log_scale(lambda s, losses: jnp.sum(losses / (2 * jnp.exp(s)) + s / 2), lambda s: 1 / (2 * jnp.exp(s)), -0.5, lr)
+
+
+def imtl_l(lr: float = 0.025) -> Balancer:
+  """IMTL-L (Liu et al., ICLR 2021, with base e): minimises sum_k e^s_k L_k - s_k over s too, from 0. Of a single task L_k, e^s_k tends to 1 / L_k."""
+  return _log_scale(lambda s, losses: jnp.sum(jnp.exp(s) * losses - s), jnp.exp, 0.0, lr)
 
 
 def dwa(epoch_steps: int, temperature: float = 2.0) -> Balancer:
   """Dynamic weight average (arXiv 1803.10704, eq. 7): K softmax(r / T), r the ratio of a loss's means over the last two epochs; 1 in the first two."""
 
-  def start(tasks):
+  def init(tasks, shared=None):
     return {'step': jnp.int32(0), 'mean': jnp.zeros(tasks), 'last': jnp.ones(tasks), 'before': jnp.ones(tasks)}
 
   def rule(losses, state, **_):
-    done = state['step'] % epoch_steps  # steps of this epoch that `mean` has
+    done = state['step'] % epoch_steps  # steps of this epoch that are in its mean
     begins = (done == 0) & (state['step'] > 0)
-    last, before = (jnp.where(begins, state[new], state[old]) for new, old in (('mean', 'last'), ('last', 'before')))
-    mean = jnp.where(begins, 0, state['mean'])
+    before, last, mean = (jnp.where(begins, *pair) for pair in ((state['last'], state['before']), (state['mean'], state['last']), (0, state['mean'])))
     mean += (losses - mean) / (done + 1)
-    rate = jnp.where(before > 0, last / jnp.maximum(before, 1e-30), 1)
-    weights = jnp.where(state['step'] >= 2 * epoch_steps, len(losses) * jax.nn.softmax(rate / temperature), 1)
-    return weights, weights, {'step': state['step'] + 1, 'mean': mean, 'last': last, 'before': before}
+    ratio = jnp.where(before > 0, last / jnp.maximum(before, 1e-30), 1)
+    weights = jnp.where(state['step'] >= 2 * epoch_steps, len(losses) * jax.nn.softmax(ratio / temperature), 1)
+    return weights, {'step': state['step'] + 1, 'mean': mean, 'last': last, 'before': before}
 
-  return _balancer(rule, start)
+  return _of_losses(rule, init)
 
 
 def dtp(gamma: float = 1.0, decay: float = 0.9) -> Balancer:
-  """Dynamic task prioritization (Guo et al., ECCV 2018): -(1 - a)^gamma log a of the moving average a of a task's accuracy, at least .001.
+  """Dynamic task prioritization (Guo et al., ECCV 2018): -(1 - a)^gamma log a of the moving average a of a task's accuracy, not below .001.
 
-  A task without accuracy weighs 1, and an accuracy that is missing in one batch leaves the average. The paper leaves gamma and decay (its 1 - alpha) open.
+  A task without accuracy weighs 1; one that is missing for a step keeps its average. The paper leaves gamma and decay (its 1 - alpha) open.
   """
 
-  def start(tasks):
-    return {'accuracy': jnp.zeros(tasks), 'seen': jnp.zeros(tasks, jnp.int32)}
-
   def rule(losses, state, accuracies, **_):
-    new, seen = ~jnp.isnan(accuracies), state['seen']
-    average = jnp.where(new, jnp.where(seen > 0, decay * state['accuracy'] + (1 - decay) * accuracies, accuracies), state['accuracy'])
-    seen = jnp.where(new, 1, seen)
+    new, seen = ~jnp.isnan(accuracies), state['seen'] > 0
+    average = jnp.where(seen, decay * state['accuracy'] + (1 - decay) * accuracies, accuracies)
+    average, seen = jnp.where(new, average, state['accuracy']), new | seen
     a = jnp.clip(average, 1e-3, 1)
-    weights = jnp.where(seen > 0, -((1 - a) ** gamma) * jnp.log(a), 1)
-    return weights, weights, {'accuracy': average, 'seen': seen}
+    return jnp.where(seen, -((1 - a) ** gamma) * jnp.log(a), 1), {'accuracy': average, 'seen': seen.astype(jnp.int32)}
 
-  return _balancer(rule, start)
+  return _of_losses(rule, lambda tasks, shared=None: {'accuracy': jnp.zeros(tasks), 'seen': jnp.zeros(tasks, jnp.int32)})
 
 
 def awa(gamma: float = 0.5) -> Balancer:
   """HCAL's adaptive weights (S2, eq. 11): softmax(L / gamma) of the current losses."""
-
-  def rule(losses, state, **_):
-    weights = jax.nn.softmax(losses / gamma)
-    return weights, weights, state
-
-  return _balancer(rule)
+  return _of_losses(lambda losses, state, **_: (jax.nn.softmax(losses / gamma), state))
 
 
 def rlw() -> Balancer:
-  """Random loss weighting (arXiv 2111.10603): softmax of K standard normal numbers, drawn each step."""
-
-  def rule(losses, state, key, **_):
-    weights = jax.nn.softmax(jax.random.normal(key, losses.shape))
-    return weights, weights, state
-
-  return _balancer(rule)
+  """Random loss weighting (arXiv 2111.10603): the softmax of K standard normal numbers, drawn each step."""
+  return _of_losses(lambda losses, state, key, **_: (jax.nn.softmax(jax.random.normal(key, losses.shape)), state))
 
 
 def gls() -> Balancer:
-  """Geometric loss strategy (Chennupati et al., CVPRW 2019): the gradient of (prod_k L_k)^(1/K); a loss of 0 takes no part.
-
-  (LibMTL's logged weights lack the root; what it trains with is this.)
-  """
+  """Geometric loss strategy (Chennupati et al., CVPRW 2019): trains (prod_k L_k)^(1/K), whose gradient has these weights; a loss of 0 takes no part."""
 
   def rule(losses, state, **_):
     present = losses > 0
     log, count = jnp.log(losses + EPS), jnp.maximum(jnp.sum(present), 1)
-    weights = jnp.where(present, jnp.exp(jnp.sum(jnp.where(present, log, 0)) / count - log) / count, 0)
-    return weights, weights, state
+    return jnp.where(present, jnp.exp(jnp.sum(jnp.where(present, log, 0)) / count - log) / count, 0), state
 
-  return _balancer(rule)
+  return _of_losses(rule)
 
 
 def famo(lr: float = 0.025, decay: float = 1e-3) -> Balancer:
-  """FAMO (arXiv 2306.03792, algorithm 1, least losses 0): weights proportional to z / L with z = softmax(logits), sum 1.
+  """FAMO (arXiv 2306.03792, algorithm 1, the least losses taken as 0): weights z_k / L_k over their sum, z = softmax(x).
 
-  Adam moves the logits against z's change by log L_before - log L_after, so that z grows where a loss falls slowly. The loss after an update is that of the next
-  batch here, not a second forward pass over the same one. A loss of 0 takes no part.
+  Adam lowers x where log L falls fastest, with weight decay in its gradient. The loss after an update is that of the next batch here, not a second forward pass
+  over the same one. A loss of 0 takes no part.
   """
   tx = optax.chain(optax.add_decayed_weights(decay), optax.adam(lr))
-
-  def start(tasks):
-    return {'logits': jnp.zeros(tasks), 'opt': tx.init(jnp.zeros(tasks)), 'losses': jnp.zeros(tasks)}
 
   def rule(losses, state, **_):
     present, known = losses > 0, state['losses'] > 0
@@ -245,38 +229,38 @@ def famo(lr: float = 0.025, decay: float = 1e-3) -> Balancer:
     gradient = jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) * fall))(state['logits'])
     logits, opt = _learn(tx, gradient, state['logits'], state['opt'], when=jnp.any(known))
     weights = jax.nn.softmax(jnp.where(present, logits - jnp.log(losses + EPS), -1e9))
-    return weights, weights, {'logits': logits, 'opt': opt, 'losses': jnp.where(present, losses, state['losses'])}
+    return weights, {'logits': logits, 'opt': opt, 'losses': jnp.where(present, losses, state['losses'])}
 
-  return _balancer(rule, start)
+  return _of_losses(rule, lambda tasks, shared=None: {'logits': jnp.zeros(tasks), 'opt': tx.init(jnp.zeros(tasks)), 'losses': jnp.zeros(tasks)})
 
 
 # Of the gradients.
 
 
 def gradnorm(epoch_steps: int = 1, alpha: float = 1.5, lr: float = 0.025) -> Balancer:
-  """GradNorm (arXiv 1711.02257, eqs 1-2): weights w_k = K softmax(s)_k of losses and gradients, s from 1 by Adam (lr as in the paper).
+  """GradNorm (arXiv 1711.02257, eqs 1-2): weights w = K softmax(s) of both losses and gradients, s from 1 by Adam with the paper's lr.
 
   It minimises sum_k | w_k |g_k| - mean_j(w_j |g_j|) r_k^alpha |, the second term constant, r_k = L_k / L_k(0) over its mean. L(0) is the mean over the first
-  epoch_steps, in which the weights are 1: 1 is the paper's reading, an epoch LibMTL's, as is the softmax (the paper rescales free weights to sum to K).
+  epoch_steps, with weights 1: one step in the paper, an epoch in LibMTL, as is the softmax (the paper rescales free weights to sum to K).
   """
   tx = optax.adam(lr)
 
-  def start(tasks):
+  def init(tasks, shared=None):
     return {'step': jnp.int32(0), 'first': jnp.zeros(tasks), 'logits': jnp.ones(tasks), 'opt': tx.init(jnp.ones(tasks))}
 
   def rule(losses, state, gram, **_):
     step, started = state['step'], state['step'] >= epoch_steps
     first = jnp.where(started, state['first'], state['first'] + (losses - state['first']) / (step + 1))
     norms = jnp.sqrt(jnp.diagonal(gram))
-    progress = jnp.where(first > 0, losses / jnp.maximum(first, 1e-30), 1)
-    rate = progress / jnp.where(jnp.any(progress > 0), jnp.mean(progress), 1)
+    ratio = jnp.where(first > 0, losses / jnp.maximum(first, 1e-30), 1)
+    rate = ratio / jnp.where(jnp.any(ratio > 0), jnp.mean(ratio), 1)
     weights = len(losses) * jax.nn.softmax(state['logits'])
     target = jnp.mean(weights * norms) * rate**alpha
     gradient = jax.grad(lambda s: jnp.sum(jnp.abs(len(losses) * jax.nn.softmax(s) * norms - target)))(state['logits'])
     logits, opt = _learn(tx, gradient, state['logits'], state['opt'], when=started)
     return weights, weights, {'step': step + 1, 'first': first, 'logits': logits, 'opt': opt}
 
-  return _balancer(rule, start, reads_gram=True)
+  return _balancer(rule, init, reads_gram=True)
 
 
 def _orders(key: jax.Array, tasks: int) -> jax.Array:
@@ -285,18 +269,17 @@ def _orders(key: jax.Array, tasks: int) -> jax.Array:
 
 
 def pcgrad() -> Balancer:
-  """PCGrad (arXiv 2001.06782, algorithm 1): from each gradient its part against each other one is taken away, in random order; then their sum.
+  """PCGrad (arXiv 2001.06782, algorithm 1): each gradient loses its part against each other one, in random order; then their sum.
 
-  (LibMTL's order has the task itself too, which matters where what is left of a gradient opposes the gradient itself.)
+  (LibMTL has the task itself in that order, which matters where what is left of a gradient opposes it.)
   """
 
   def rule(losses, state, gram, key, **_):
     cosine, norms, _ = _directions(gram)
     tasks = len(norms)
-    rows = jnp.eye(tasks)  # row i: the changed g_i / |g_i|, as a sum of unit gradients
+    rows = jnp.eye(tasks)  # row i: what g_i / |g_i| has become, as a sum of unit gradients
     for other in _orders(key, tasks):
-      product = jnp.sum(rows * cosine[other], axis=1)
-      against = jnp.where(other != jnp.arange(tasks), jnp.minimum(product, 0), 0)
+      against = jnp.where(other != jnp.arange(tasks), jnp.minimum(jnp.sum(rows * cosine[other], axis=1), 0), 0)
       rows -= against[:, None] * jax.nn.one_hot(other, tasks)
     return jnp.ones_like(losses), norms @ rows / norms, state
 
@@ -304,8 +287,8 @@ def pcgrad() -> Balancer:
 
 
 def gradvac(beta: float = 0.5) -> Balancer:
-  """Gradient Vaccine (arXiv 2010.05874, algorithm 1) over all that is shared: where the cosine of a pair is below its moving average, g_j is added to g_i until
-  it is there. The average, from 0, moves by beta each step (the paper; LibMTL's only where it was not reached) and is held at most .999 where it is the goal.
+  """Gradient Vaccine (arXiv 2010.05874, algorithm 1) over all that is shared: where a pair's cosine is below its moving average, g_i gets the part of g_j that
+  brings it there. The average, from 0, moves by beta each step (LibMTL's only where it was not reached); as a goal it is at most .999.
   """
 
   def rule(losses, state, gram, key, **_):
@@ -323,29 +306,27 @@ def gradvac(beta: float = 0.5) -> Balancer:
       goals += jnp.where(meets, beta, 0)[:, None] * pair * (now[:, None] - goals)
     return jnp.ones_like(losses), norms @ rows / norms, {'cosines': goals}
 
-  return _balancer(rule, lambda tasks: {'cosines': jnp.zeros((tasks, tasks))}, reads_gram=True)
+  return _balancer(rule, lambda tasks, shared=None: {'cosines': jnp.zeros((tasks, tasks))}, reads_gram=True)
 
 
-def _simplex(gram: jax.Array, conflict: float | None) -> tuple[jax.Array, jax.Array]:
-  """The w >= 0 with sum 1 of the least c |g_s| |g_w| + <g_s, g_w>, where g_w = sum w_k g_k, g_s = sum g_k, c = conflict; of the least |g_w| where it is None.
+def _simplex(gram: jax.Array, c: float | None) -> tuple[jax.Array, jax.Array]:
+  """The w >= 0 with sum 1 of the least <g_s, g_w> + c |g_s| |g_w|, where g_w = sum_k w_k g_k and g_s = sum_k g_k; where c is None, of the least |g_w|.
 
-  Exact, as there are few tasks: on the face of the simplex with the tasks S, in y = w * norms, R_SS q = 1 / norms and R_SS p = R g_s give Lagrange's point as
-  q / A - p' / sqrt(A (c^2 |g_s|^2 - p'R p')), with A = q / norms and p' the part of p that changes no sum of w; the best such point inside its face is taken.
-  Returns w [K] and |g_s| / |g_w|, the latter not below 1e-3 of what it would be without cancelling.
+  Exact, as there are few tasks: on the face of the simplex with the tasks S, in y = w * norms, R_SS q = 1 / norms and R_SS p = R g_s, Lagrange's point is
+  q / A - p' / sqrt(A (c^2 |g_s|^2 - p'R p')), with A = q / norms and p' the part of p that keeps the sum of w; the best one inside its face is the solution.
+  Returns w [K] and |g_s| / |g_w|, |g_w| taken as at least 1e-3 of what it would be if nothing cancelled.
   """
   cosine, norms, present = _directions(gram)
-  tasks = len(norms)
-  whole = jnp.where(present, norms, 0)
-  linear = jnp.zeros(tasks) if conflict is None else cosine @ whole
-  length = jnp.sqrt(jnp.maximum(whole @ cosine @ whole, 0))
-  kappa = 1.0 if conflict is None else conflict * length
+  tasks, all_of_it = len(norms), jnp.where(present, norms, 0)
+  length = jnp.sqrt(jnp.maximum(all_of_it @ cosine @ all_of_it, 0))
+  linear, kappa = (jnp.zeros(tasks), 1.0) if c is None else (cosine @ all_of_it, c * length)
   sets = jnp.asarray(np.arange(1, 2**tasks)[:, None] >> np.arange(tasks) & 1, jnp.float32)  # [faces, K]
   matrix = sets[:, :, None] * sets[:, None] * cosine[None] + jnp.eye(tasks)[None] * (1 - sets + RIDGE)[:, None]
   solved = jnp.linalg.solve(matrix, sets[:, :, None] * jnp.stack([1 / norms, linear], 1)[None])
   q, p = solved[..., 0], solved[..., 1]
-  a, b = (x @ (1 / norms) for x in (q, p))
+  a = q @ (1 / norms)
   a = jnp.where(a > 0, a, jnp.inf)[:, None]
-  p -= q * b[:, None] / a
+  p -= q * (p @ (1 / norms))[:, None] / a
   root = a * (kappa**2 - jnp.sum(p * (p @ cosine), axis=1, keepdims=True))
   y = jnp.concatenate([q / a, jnp.where(root > 0, q / a - p / jnp.sqrt(jnp.where(root > 0, root, 1)), -1)])
   inside = jnp.isfinite(y).all(1) & (y >= 0).all(1) & (y > 0).any(1) & jnp.tile((present[None] | (sets == 0)).all(1), 2)
@@ -356,43 +337,39 @@ def _simplex(gram: jax.Array, conflict: float | None) -> tuple[jax.Array, jax.Ar
 
 
 def mgda() -> Balancer:
-  """MGDA (arXiv 1810.04650, eq. 3): the shortest vector among the averages of the gradients; the weights sum to 1. Gradients are not normalised before."""
-
-  def rule(losses, state, gram, **_):
-    return jnp.ones_like(losses), _simplex(gram, None)[0], state
-
-  return _balancer(rule, reads_gram=True)
+  """MGDA (arXiv 1810.04650, eq. 3): the shortest of the averages of the gradients, weights of sum 1. The gradients are not normalised before."""
+  return _of_gram(lambda gram: _simplex(gram, None)[0])
 
 
 def cagrad(c: float = 0.4) -> Balancer:
-  """CAGrad (arXiv 2110.14048, algorithm 1), 0 <= c < 1: (g_s + c |g_s| g_w / |g_w|) / (1 + c^2) with g_s the sum of the gradients and w as in the paper's dual.
+  """CAGrad (arXiv 2110.14048, algorithm 1), 0 <= c < 1: (g_s + c |g_s| g_w / |g_w|) / (1 + c^2) with g_s the sum of the gradients and w that of the dual.
 
-  Of sums, as its authors' code scales it, so that c = 0 is plain training; LibMTL's is of means, 1/K of this, with c = .5.
+  Of the sum as in the authors' code, so that c = 0 is plain training; LibMTL's is of the mean, 1/K of it, with c = .5.
   """
 
-  def rule(losses, state, gram, **_):
+  def rule(gram):
     w, ratio = _simplex(gram, c)
-    return jnp.ones_like(losses), (1 + c * ratio * w) / (1 + c**2), state
+    return (1 + c * ratio * w) / (1 + c**2)
 
-  return _balancer(rule, reads_gram=True)
+  return _of_gram(rule)
 
 
 def imtl_g() -> Balancer:
-  """IMTL-G (Liu et al., ICLR 2021): the d = sum_k w_k g_k, sum of w 1, with equal projections on all unit gradients: w_k proportional to (R^-1 1)_k / |g_k|.
+  """IMTL-G (Liu et al., ICLR 2021): the d = sum_k w_k g_k, sum of w 1, of equal projections on all unit gradients, which is w_k ~ (R^-1 1)_k / |g_k|.
 
-  w may be negative. Where such terms cancel, so that the sum 1 would take weights of more than 100 together or a step uphill for all, w is scaled to a smaller sum.
+  w can be negative. Where its terms cancel, so that a sum of 1 would mean going uphill for all or weights above 100 in sum, their sum is left smaller.
   """
 
-  def rule(losses, state, gram, **_):
+  def rule(gram):
     cosine, norms, present = _directions(gram)
     w = jnp.where(present, jnp.linalg.solve(cosine + RIDGE * jnp.eye(len(norms)), jnp.ones_like(norms)) / norms, 0)
-    return jnp.ones_like(losses), w / jnp.maximum(jnp.abs(jnp.sum(w)), 0.01 * jnp.sum(jnp.abs(w))), state
+    return w / jnp.maximum(jnp.abs(jnp.sum(w)), 0.01 * jnp.sum(jnp.abs(w)))
 
-  return _balancer(rule, reads_gram=True)
+  return _of_gram(rule)
 
 
 def imtl(lr: float = 0.025) -> Balancer:
-  """IMTL (Liu et al., ICLR 2021): IMTL-G of the gradients of IMTL-L's scaled losses, which the heads have too."""
+  """IMTL (Liu et al., ICLR 2021): IMTL-G of the gradients of the losses as IMTL-L scales them; the heads learn from these too."""
   of_losses, of_gradients = imtl_l(lr), imtl_g()
 
   def rule(losses, state, gram, **_):
@@ -404,32 +381,31 @@ def imtl(lr: float = 0.025) -> Balancer:
 
 
 def aligned() -> Balancer:
-  """Aligned-MTL (arXiv 2305.19000): the singular values of the gradients are set to the least one: w = s_min V S^-1 V' 1 with V S^2 V' = G.
+  """Aligned-MTL (arXiv 2305.19000): all singular values of the gradients set to the least, w = s_min V S^-1 V' 1 with V S^2 V' = G.
 
   Of the values above float32's precision, as in the authors' code.
   """
 
-  def rule(losses, state, gram, **_):
+  def rule(gram):
     largest = jnp.max(jnp.diagonal(gram))
     values, vectors = jnp.linalg.eigh(gram / jnp.where(largest > 0, largest, 1))
     kept = values > jnp.max(values) * len(values) * jnp.finfo(jnp.float32).eps
     least = jnp.min(jnp.where(kept, values, jnp.inf))
-    scale = jnp.where(kept, jnp.sqrt(least / jnp.where(kept, values, 1)), 0)
-    return jnp.ones_like(losses), vectors @ (scale * jnp.sum(vectors, axis=0)), state
+    return vectors @ (jnp.where(kept, jnp.sqrt(least / jnp.where(kept, values, 1)), 0) * jnp.sum(vectors, axis=0))
 
-  return _balancer(rule, reads_gram=True)
+  return _of_gram(rule)
 
 
 def fairgrad(alpha: float = 1.0) -> Balancer:
-  """FairGrad (arXiv 2402.15638, eq. 8): the w > 0 with G w = w^(-1/alpha), alpha = 1 being Nash-MTL; of G over its Frobenius norm.
+  """FairGrad (arXiv 2402.15638): the w > 0 with G w = w^(-1/alpha), where alpha = 1 is Nash-MTL; of G over its Frobenius norm.
 
-  So scaled (as Nash-MTL's authors do, FairGrad's not) all losses times a number leave the weights as they are. With p = 1 / alpha and m = |g|^((p-1)/(p+1)),
-  w = |g|^(-2/(p+1)) x for the least 1/2 |M x|_R^2 + sum m^2 x^(1-p) / (p-1), which is convex: Newton from x = 1 with steps damped as its third derivative
-  asks, so that x stays positive.
+  With that norm (which Nash-MTL's authors take, FairGrad's not) losses that are all multiplied by a number leave w as it is. With p = 1 / alpha and
+  m = |g|^((p-1)/(p+1)), w = |g|^(-2/(p+1)) x for the x > 0 of the least (mx)'R(mx) / 2 + sum_k m_k^2 x_k^(1-p) / (p-1), a convex function: Newton's method from
+  x = 1, its steps damped as the third derivative asks, which keeps x positive.
   """
   power = 1 / alpha
 
-  def rule(losses, state, gram, **_):
+  def rule(gram):
     cosine, norms, present = _directions(gram)
     size = jnp.where(present, norms, 0)
     norms = norms / jnp.sqrt(jnp.linalg.norm(cosine * size[:, None] * size[None]))
@@ -442,40 +418,36 @@ def fairgrad(alpha: float = 1.0) -> Balancer:
       return x + change / (1 + 1.1 * ratio * max((power + 1) / 2, 1)), ratio, steps + 1
 
     x, _, _ = jax.lax.while_loop(lambda carry: (carry[1] > 1e-3) & (carry[2] < 60), newton, (jnp.ones_like(norms), jnp.float32(jnp.inf), 0))
-    return jnp.ones_like(losses), jnp.where(present, norms ** (-2 / (power + 1)) * x, 0), state
+    return jnp.where(present, norms ** (-2 / (power + 1)) * x, 0)
 
-  return _balancer(rule, reads_gram=True)
+  return _of_gram(rule)
 
 
 def nash() -> Balancer:
-  """Nash-MTL (arXiv 2202.01017, claim 3.2): G w = 1 / w, of G over its Frobenius norm as in the authors' code.
+  """Nash-MTL (arXiv 2202.01017, claim 3.2): G w = 1 / w, of G over its Frobenius norm as in the authors' code, where a sequence of cvxpy programs solves it.
 
-  They clip the result to norm 1, for which there is config.optim.clip, and solve it by a sequence of cvxpy programs.
+  They also clip the result to norm 1, for which there is config.optim.clip.
   """
   return fairgrad(1.0)
 
 
 def db_mtl(beta: float = 0.9, power: float = 0.5) -> Balancer:
-  """DB-MTL (arXiv 2308.12029, algorithm 1): the gradients of log L_k, smoothed over steps n by beta / n^power, are all scaled to the largest one's norm.
+  """DB-MTL (arXiv 2308.12029, algorithm 1): the gradients of log L_k, averaged over steps n (beta / n^power of the past), scaled to the largest's norm.
 
-  The heads learn from log L_k too, so that their weights are 1 / L_k. The state holds K gradients (in float32) of what is shared, which must be parameters: a
-  feature's gradients belong to the images of their batch.
+  The heads learn from log L_k too: weight 1 / L_k. The state holds K float32 gradients of what is shared, which must be parameters: a feature's gradients
+  belong to the images of their batch.
   """
 
-  def init(tasks, shared):
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shared)
-    return {'step': jnp.int32(0), 'grads': [zeros for _ in range(tasks)]}
+  def init(tasks, shared=None):
+    return {'step': jnp.int32(0), 'grads': [jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shared) for _ in range(tasks)]}
 
   def smooth(losses, grads, state):
-    step = state['step'] + 1
-    keep, scale = beta / step.astype(jnp.float32)**power, 1 / (jax.lax.stop_gradient(losses) + EPS)
-    grads = [jax.tree.map(lambda old, g: keep * old + (1 - keep) * scale[k] * g, state['grads'][k], grads[k]) for k in range(len(grads))]
-    return grads, {'step': step, 'grads': grads}
+    past, scale = beta / (state['step'] + 1).astype(jnp.float32) ** power, 1 / (jax.lax.stop_gradient(losses) + EPS)
+    of_log = [jax.tree.map(lambda g: scale[k] * g, tree) for k, tree in enumerate(grads)]
+    grads = jax.tree.map(lambda old, new: past * old + (1 - past) * new, state['grads'], of_log)
+    return grads, {'step': state['step'] + 1, 'grads': grads}
 
-  def rule(losses, state, gram, **_):
-    return 1 / (losses + EPS), 1 / _directions(gram)[1], state
-
-  return _balancer(rule, reads_gram=True, smooth=smooth)._replace(init=init)
+  return _balancer(lambda losses, state, gram, **_: (1 / (losses + EPS), 1 / _directions(gram)[1], state), init, reads_gram=True, smooth=smooth)
 
 
 BALANCERS: Mapping[str, Callable[..., Balancer]] = {

@@ -136,7 +136,7 @@ def default() -> ConfigDict:
   c.loss.smoothing = 0.0  # hierarchical label smoothing of the finest head: this share goes to the siblings
   c.loss.siblings = 'coarsest'  # siblings share these levels: 'make', 'type', or 'make,type' for both
   c.loss.lca = 0.0  # soft targets of the finest head, softmax(-lca * LCA height / the largest); 0 = off
-  c.loss.hxe = 0.0  # hierarchical cross-entropy of the finest head, levels at height h weigh exp(-hxe * h); 0 = off
+  c.loss.hxe = 0.0  # hierarchical cross-entropy of the finest head: a level k steps below the coarsest weighs exp(-hxe * k); 0 = off
   c.loss.any_level = False  # the finest head learns from images without a finest label too: their class is any that their known labels allow
   # HCAL's feature aggregation: a coarser head learns from the mean features of its classes in the batch, over their samples or over their child classes
   c.loss.aggregate = 'none'

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from ml_collections import ConfigDict
 
 from hierjax import config as config_lib
@@ -91,14 +90,16 @@ def hxe(logits: jax.Array, labels: jax.Array, paths: np.ndarray, alpha: float) -
   return loss
 
 
-def tree_path(logits: Mapping[str, jax.Array], labels: jax.Array) -> jax.Array:
+def tree_path(logits: Mapping[str, jax.Array], labels: jax.Array, taxonomy: Taxonomy) -> jax.Array:
   """KL(path || softmax over the concatenated logits of all levels), the path uniform over a row's known classes (H-CAST, arXiv:2406.11608, section 3.3).
 
-  A level that is unknown in a row is left out of its softmax as well. logits {level: [B, C]}, labels [B, L] of those levels.
+  A level that is unknown in a row is left out of its softmax as well. logits {level: [B, C]}, labels [B, L] of all the taxonomy's levels.
   """
+  levels = [level for level in taxonomy.levels if level in logits]
+  labels = labels[:, np.array([taxonomy.index(level) for level in levels])]
   known = labels >= 0
-  logp = jax.nn.log_softmax(jnp.concatenate([jnp.where(known[:, k, None], x.astype(jnp.float32), LOW) for k, x in enumerate(logits.values())], 1))
-  first = np.cumsum([0, *(x.shape[1] for x in logits.values())], dtype=np.int32)[None, :-1]
+  logp = jax.nn.log_softmax(jnp.concatenate([jnp.where(known[:, k, None], logits[level].astype(jnp.float32), LOW) for k, level in enumerate(levels)], 1))
+  first = np.cumsum([0, *(taxonomy.num_classes(level) for level in levels)], dtype=np.int32)[None, :-1]
   own = jnp.take_along_axis(logp, jnp.where(known, labels + first, 0), 1)
   count = jnp.maximum(known.sum(1), 1)
   return jnp.where(known.any(1), -jnp.where(known, own, 0.0).sum(1) / count - jnp.log(count.astype(jnp.float32)), 0.0)
@@ -119,10 +120,10 @@ def distribution_matching(logits: Mapping[str, jax.Array], taxonomy: Taxonomy) -
   """CMT's coupling of predictions (Kollias et al., arXiv:2401.01219): -sum_c p(c) log q(c), the mean over the coarser levels.
 
   p is what a coarser level's head predicts, q what follows for that level from the finest head, as CMT's q mixes p(attribute | class) over classes. Both get
-  gradients; a cross-entropy, unlike a divergence, also sharpens p. Labels play no part. logits {level: [B, C]}, coarse to fine, at least two.
+  gradients; a cross-entropy, unlike a divergence, also sharpens p. Labels play no part. logits {level: [B, C]} of at least two levels.
   """
   logp = {level: jax.nn.log_softmax(x.astype(jnp.float32)) for level, x in logits.items()}
-  *coarser, finest = logp
+  *coarser, finest = [level for level in taxonomy.levels if level in logits]  # a dict's own order does not outlive jit
   column = lambda level: taxonomy.paths[:, taxonomy.index(level)]
   return sum(-(jnp.exp(logp[level]) * _implied(logp[finest], column(finest), column(level))).sum(1) for level in coarser) / len(coarser)
 
@@ -139,7 +140,7 @@ def co_annotation(logits: Mapping[str, jax.Array], labels: jax.Array, taxonomy: 
     k = taxonomy.index(level)
     others = np.delete(np.arange(len(taxonomy.levels)), k)
     leaves, told = agree[others].all(0), (labels[:, others] >= 0).any(1)
-    shares = jax.ops.segment_sum(leaves.T.astype(jnp.float32), taxonomy.paths[:, k], x.shape[1]).T / leaves.sum(1, keepdims=True)
+    shares = jax.ops.segment_sum(leaves.T.astype(jnp.float32), taxonomy.paths[:, k], x.shape[1]).T / jnp.maximum(leaves.sum(1, keepdims=True), 1)
     loss += jnp.where(told, -(shares * jax.nn.log_softmax(x.astype(jnp.float32))).sum(1), 0.0)
     count += told
   return loss / jnp.maximum(count, 1)
@@ -202,7 +203,9 @@ def masked_mean(values: jax.Array, mask: jax.Array, axis: str | None = None) -> 
   return jnp.sum(jnp.where(mask > 0, values, 0.0)) / jnp.maximum(count if axis is None else jax.lax.psum(count, axis), 1)
 
 
-# What a config makes of them. (logits [B, C] of a level, labels [B, L] of the taxonomy, the level's undisturbed logits) → values [B], and which of them count.
+# What a config makes of them.
+
+# (logits [B, C] of a level, labels [B, L] of the taxonomy, the level's undisturbed logits) → values [B], and which of them count.
 Loss = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 # ({level: logits [B, C]}, features [B, d], labels [B, L], axis) → values [B], and which of them count
 Term = Callable[[Mapping[str, jax.Array], jax.Array, jax.Array, str | None], tuple[jax.Array, jax.Array]]
@@ -231,7 +234,7 @@ def build(c: ConfigDict, taxonomy: Taxonomy, levels: Sequence[str]) -> tuple[dic
     return lambda x, y, _: (cross_entropy(x, y[:, k], targets), y[:, k] >= 0)
 
   terms = {
-    'tree_path': lambda x, f, y, axis: (tree_path(x, y[:, columns]), (y[:, columns] >= 0).any(1)),
+    'tree_path': lambda x, f, y, axis: (tree_path(x, y, taxonomy), (y[:, columns] >= 0).any(1)),
     'distribution_matching': lambda x, f, y, axis: (distribution_matching(x, taxonomy), jnp.ones(len(y))),
     'co_annotation': lambda x, f, y, axis: (co_annotation(x, y, taxonomy), (y >= 0).any(1)),
     'supervised_contrastive': lambda x, f, y, axis: (supervised_contrastive(f, y[:, columns], c.loss.temperature, axis), (y[:, columns] >= 0).any(1)),

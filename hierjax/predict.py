@@ -243,6 +243,6 @@ def describe(c: ConfigDict) -> dict:
   model = heads.build(c, data.taxonomy, levels)
   variables, size = counts.shapes(model, c.data.size), counts.parameters
   params = variables['params']
-  return {'trunk_params': size(params['backbone']), 'params': size(params), 'macs': counts.macs(model, variables, c.data.size),
+  return {'trunk_params': size({k: v for k, v in params.items() if k != 'heads'}), 'params': size(params), 'macs': counts.macs(model, variables, c.data.size),
           'thop_macs': counts.thop_macs(model, c.data.size, models.BACKBONES[c.model.backbone].unseen),
           'heads': {name: size(params['heads'][name]) for name in [*levels, *sorted({*params['heads']} - {*levels})]}}

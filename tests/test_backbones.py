@@ -261,7 +261,7 @@ def test_vit_interpolates_position_embeddings_as_torchvision():
 
 @pytest.mark.parametrize('name', ['vgg11', 'densenet121'])
 def test_an_image_of_which_nothing_is_left_is_told(name):
-  with pytest.raises(UserError, match='--config.data.size: the images are too small'):
+  with pytest.raises(UserError, match=r'--config.data.size: the images are too small'):
     models.init(models.BACKBONES[name].make(), 0, jnp.zeros((1, 16, 16, 3)))
 
 

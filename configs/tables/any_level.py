@@ -36,5 +36,6 @@ def get_table() -> Table:
   rows = [Row(f'{heads}_{kind}', label, group=HEADS[heads], baseline='' if kind == 'dropped' else f'{heads}_dropped')
           for heads in HEADS for kind, label in {**ROWS, **({'coarse': 'half for the coarser heads only'} if heads == '3head' else {})}.items()]
   return Table(
-    title='Labels at any level', rows=rows, source='no paper; the marginal loss over the leaves below a label is that of HRN (Chen et al. 2022, arXiv:2201.03194)',
+    title='Labels at any level', rows=rows,
+    source='no paper; the marginal loss over the leaves below a label is that of HRN (Chen et al. 2022, arXiv:2201.03194)',
     columns=('top1/all', 'fpa', 'hvr', 'joint:top1/finest'), chart=('top1/finest',))

@@ -29,7 +29,8 @@ def get_config(text: str = 'gamma=.1'):
     node, name = {'gamma': (c.balance, 'gamma'), 'epsilon': (c.model.head, 'noise')}[option]
     node[name] = float(value)
   except (KeyError, ValueError):
-    raise UserError(f'configs/tables/s2_figure5.py:{text}: is not gamma=NUMBER or epsilon=NUMBER, with a comma and one of {", ".join(hcal.DATA)} behind it') from None
+    raise UserError(f'configs/tables/s2_figure5.py:{text}: is not gamma=NUMBER or epsilon=NUMBER, with a comma and one of {", ".join(hcal.DATA)} '
+                    'behind it') from None
   c.name = f's2 {text}'
   return c
 

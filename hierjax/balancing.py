@@ -95,7 +95,8 @@ def shared_gradient(balancer: Balancer, losses: jax.Array, grads: Sequence[Any],
     grads, state = balancer.smooth(losses, grads, state)
   products = gram(grads, axis)
   loss_weights, weights, state = balancer.update(losses, state, gram=products, accuracies=accuracies, key=key)
-  combined = jax.tree.map(lambda *leaves: sum(weights[k] * leaf for k, leaf in enumerate(leaves)).astype(leaves[0].dtype), *grads)
+  each = list(weights)
+  combined = jax.tree.map(lambda *leaves: sum(w * leaf for w, leaf in zip(each, leaves)).astype(leaves[0].dtype), *grads)
   return loss_weights, combined, state, products
 
 

@@ -15,7 +15,8 @@ hierjax/config.py lists them all with a word on each.
 --mode=table trains the rows of a published table, each in WORKDIR/ROW/seedK, and writes table.html, table.md and table.csv into WORKDIR after each row:
 ours (mean and deviation over --seeds=0,1,2) beside the paper's. The same command goes on after an interruption; what has finished is not run again. Flags
 --config.* change every row: --limit=300 --config.train.epochs=1 is a look in minutes, --rows='densenet121* maxvit_t,flat*' takes some rows only, --split=test
-takes the figures from another split than val. One row alone: --config=configs/tables/s0_table1.py:ROW, in every mode that takes a config.
+takes the figures from another split than val. One row alone: --config=configs/tables/s0_table1.py:ROW, in every other mode that takes a config; in this mode
+FILE:ARGUMENT is one of several tables, where the file has several.
 """
 
 import json
@@ -78,15 +79,16 @@ def run_config():
 def make_table() -> int:
   """--mode=table: all rows of the config file's table; returns the exit status."""
   from hierjax import config, table
-  file = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
+  file, _, argument = config_flags.get_config_filename(FLAGS['config']).partition(':')
   found = runpy.run_path(file)
   if not callable(found.get('get_table')):
     raise config.UserError(f'--mode=table: {file} has no function get_table; tables are in {pathlib.Path(__file__).parent / "configs" / "tables"}')
   if not all(s.strip().isdecimal() for s in FLAGS.seeds):
     raise config.UserError(f'--seeds={",".join(FLAGS.seeds)}: must be whole numbers from 0, as 0,1,2')
   overrides = dict(config_flags.get_override_values(FLAGS['config'])) | ({'data.limit': FLAGS.limit} if FLAGS.limit else {})
-  runner = table.Runner(*table.load(found), FLAGS.workdir or f'runs/{pathlib.Path(file).stem}', [int(s) for s in FLAGS.seeds], FLAGS.rows,
-                        FLAGS.split if FLAGS['split'].present else '', overrides)
+  workdir = FLAGS.workdir or 'runs/' + '_'.join(filter(None, [pathlib.Path(file).stem, argument]))
+  runner = table.Runner(*table.load(found, argument), workdir, [int(s) for s in FLAGS.seeds], FLAGS.rows, FLAGS.split if FLAGS['split'].present else '',
+                        overrides)
   failed = runner.run(in_words)
   print((runner.workdir / 'table.md').read_text())
   print(f'table: {runner.workdir / "table.html"}', file=sys.stderr)

@@ -1,10 +1,11 @@
 """The table of the backbones: parameters and MACs of the trunk, differences from the original, images/s of a train step beside PyTorch's.
 
 usage: backbones.py OUT.jsonl [--peer PYTHON TORCH_STEP] [--names 'swin_*'] [--batch 8] [--size 224] [--steps 3] [--rounds 2] [--differences]
-One line a backbone goes to OUT.jsonl as soon as it is measured; what is there already is not measured again. The table of all lines is printed at the end.
+One line a backbone goes to OUT.jsonl as soon as it is measured; what is there already is not measured again, so that the speeds can be taken when the machine
+is idle and the differences later. The table of all is printed at the end.
 PYTHON has torch, TORCH_STEP is a script that times the peer as train_step.py times ours. The two take turns for --rounds, and the better median of
-each counts. --differences compares with the golden values of tests/golden: the worst relative difference of features, and of gradients (in evaluation and
-training mode).
+each counts; 0 rounds measure no speed. --differences compares with the golden values of tests/golden: the worst relative difference of features, and of
+gradients (in evaluation and training mode).
 """
 import argparse
 import fnmatch
@@ -45,30 +46,31 @@ def seconds(command):
   return json.loads(done.stdout.strip().splitlines()[-1])['median_s']
 
 
-def measure(name, a):
-  module = models.BACKBONES[name].make()
-  shapes = counts.shapes(module, a.size)
-  row = {'name': name, 'size': a.size, 'batch': a.batch, 'params': counts.parameters(shapes['params']),
-         'macs': counts.macs(module, shapes, a.size)}
-  if a.differences:
+def measure(name, a, row):
+  """`row` with what it lacks."""
+  row = dict(row)
+  if 'params' not in row:
+    module = models.BACKBONES[name].make()
+    shapes = counts.shapes(module, a.size)
+    row |= {'params': counts.parameters(shapes['params']), 'macs': counts.macs(module, shapes, a.size)}
+  if a.differences and 'features' not in row:
     row['features'], row['gradients'] = differences(name)
   what = [str(a.batch), str(a.size), '--steps', str(a.steps)]
-  peer = PEERS.get(name, name) if a.peer else ''
-  found = {'hierjax': [], 'torch': []}
-  for _ in range(a.rounds):
-    found['hierjax'].append(seconds([sys.executable, ROOT / 'benchmarks/train_step.py', name, *what]))
-    if peer:
-      found['torch'].append(seconds([*a.peer, peer, *what]))
-  return row | {f'{k}_images_per_s': a.batch / min(v) for k, v in found.items() if v}
+  commands = {'hierjax': [sys.executable, ROOT / 'benchmarks/train_step.py', name, *what]}
+  if a.peer and (peer := PEERS.get(name, name)):
+    commands['torch'] = [*a.peer, peer, *what]
+  commands = {k: v for k, v in commands.items() if f'{k}_images_per_s' not in row}
+  found = [{k: seconds(command) for k, command in commands.items()} for _ in range(a.rounds)]
+  return row | {f'{k}_images_per_s': a.batch / min(f[k] for f in found) for k in commands if found}
 
 
 def table(rows):
   lines = ['| backbone | parameters | MACs | features | gradients | hierjax, images/s | torch | ratio |', '|---|---|---|---|---|---|---|---|']
   for r in rows:
-    found, torchs, size = r['hierjax_images_per_s'], r.get('torch_images_per_s'), r['size']
-    cells = [r['name'] + ('' if size == 224 else f', {size} px'), f'{r["params"]:,}', f'{r["macs"] / 1e9:.2f} G']
+    speeds = [r.get(f'{k}_images_per_s') for k in ('hierjax', 'torch')]
+    cells = [r['name'] + ('' if r['size'] == 224 else f', {r["size"]} px'), f'{r["params"]:,}', f'{r["macs"] / 1e9:.2f} G']
     cells += [f'{r[k]:.1e}' if k in r else '' for k in ('features', 'gradients')]
-    cells += [f'{found:.3g}', f'{torchs:.3g}' if torchs else '', f'{found / torchs:.2f}' if torchs else '']
+    cells += [f'{v:.3g}' if v else '' for v in speeds] + [f'{speeds[0] / speeds[1]:.2f}' if all(speeds) else '']
     lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)
 
@@ -84,19 +86,21 @@ def main():
   p.add_argument('--rounds', type=int, default=2)
   p.add_argument('--differences', action='store_true')
   a = p.parse_args()
-  rows = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
+  lines = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
+  rows = {(r['name'], r['size'], r['batch']): r for r in lines}  # the last line of each counts
   for name in [n for n in models.BACKBONES if any(fnmatch.fnmatch(n, pattern) for pattern in a.names.split(','))]:
-    if any((r['name'], r['size'], r['batch']) == (name, a.size, a.batch) for r in rows):
-      continue
+    key = (name, a.size, a.batch)
+    before = rows.get(key, dict(zip(('name', 'size', 'batch'), key)))
     try:
-      rows.append(measure(name, a))
+      rows[key] = measure(name, a, before)
     except RuntimeError as e:
       print(e, file=sys.stderr)
       continue
-    with a.out.open('a') as f:
-      f.write(json.dumps(rows[-1]) + '\n')
-    print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-  print(table(rows))
+    if rows[key] != before:
+      with a.out.open('a') as f:
+        f.write(json.dumps(rows[key]) + '\n')
+      print(table([rows[key]]).splitlines()[-1], file=sys.stderr, flush=True)
+  print(table(rows.values()))
 
 
 if __name__ == '__main__':

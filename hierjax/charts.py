@@ -13,6 +13,7 @@ from markupsafe import Markup
 from hierjax.runs import finite
 
 POINTS = 300  # points a curve is drawn with; more lines than that are averaged in bins
+WINDOWS = 30  # a smoothed curve is the running mean over this part of its points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +33,22 @@ class Chart:
   marks: tuple[float, ...]
   span: tuple[float, float]  # of the x axis, the same for every chart of a run
   percent: bool = False
+  label: str = ''                             # of the y axis
+  extent: tuple[float, float] | None = None   # of the y axis
 
 
-def series(lines: list[dict], axis: str, key: str, colour: int, dots: bool, alpha: float | None = None) -> Series:
+def series(lines: list[dict], axis: str, key: str, colour: int, dots: bool, alpha: float | None = None, smooth: bool = False) -> Series:
   """One curve; what is not finite is left out and long curves are averaged in bins, so that a report stays small."""
   points = np.array([(line[axis], line[key]) for line in lines if finite(line.get(key)) and finite(line.get(axis))], float).reshape(-1, 2)
+  if smooth and (window := len(points) // WINDOWS) > 1:
+    kernel = np.ones(window)
+    points[:, 1] = np.convolve(points[:, 1], kernel, 'same') / np.convolve(np.ones(len(points)), kernel, 'same')
   if len(points) > POINTS: points = np.array([part.mean(0) for part in np.array_split(points, POINTS)])
   return Series(points[:, 0], points[:, 1], colour, dots, alpha or (1. if dots else .55))
 
 
 COLOURS = 6                                       # as many as the style sheet has
+DASHES = ('-', (0, (4, 1.6)), (0, (1, 1.4)))      # of the first so many curves, of the next ones ...
 INK, GRID, TINTS = '#010203', '#010204', [f'#0102{k + 16:02x}' for k in range(COLOURS)]  # placeholders, each replaced by a CSS variable
 
 
@@ -64,12 +71,13 @@ def draw(chart: Chart) -> Markup:
   from matplotlib.ticker import FuncFormatter, MaxNLocator
   with _style(chart.title):
     figure = Figure(figsize=(4.6, 2.7))
-    axes = figure.add_axes((.12, .165, .855, .785))
+    left = .155 if chart.label else .12
+    axes = figure.add_axes((left, .165, .975 - left, .785))
     for one in chart.series:
       tint = TINTS[one.colour % COLOURS]
       marker = 'o' if one.dots or len(one.x) == 1 else None
       axes.plot(one.x, one.y, color=tint, alpha=one.alpha, lw=1.9 if one.dots or one.alpha == 1 else 1.1, marker=marker, ms=3.2,
-                markevery=max(1, len(one.x) // 25), solid_capstyle='round')
+                ls=DASHES[min(one.colour // COLOURS, len(DASHES) - 1)], markevery=max(1, len(one.x) // 25), solid_capstyle='round')
     for mark in chart.marks: axes.axvline(mark, color=INK, lw=.9, ls=(0, (1.5, 2.5)), alpha=.7)
     every = np.concatenate([one.y for one in chart.series])
     if chart.percent:
@@ -80,12 +88,14 @@ def draw(chart: Chart) -> Markup:
       top = max(np.quantile(every, .99) * 1.08, every[len(every) // 2:].max() * 1.08)
       axes.set_ylim(min(0, every.min() * 1.08), top or 1)
       axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+    if chart.extent: axes.set_ylim(*chart.extent)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     margin = .02 * (chart.span[1] - chart.span[0])
     axes.set_xlim(chart.span[0] - margin, chart.span[1] + margin)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=chart.span[1] - chart.span[0] > 3))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.6g}'))
     axes.set_xlabel(chart.axis, labelpad=2)
+    axes.set_ylabel(chart.label, labelpad=2)
     axes.grid(axis='y', color=GRID, lw=.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=4)
@@ -167,10 +177,14 @@ def cells(true: np.ndarray, pred: np.ndarray, count: np.ndarray, of: np.ndarray)
   return [(name, ''.join(parts)) for name, parts in sorted(paths.items())]
 
 
-def scatter(xy: np.ndarray, groups: np.ndarray, width: float = 640, height: float = 440) -> list[tuple[int, str]]:
-  """Points as (group, path of round dots); groups int [n], drawn in the order of -1, n-1, ..., 0, so that the first lies on top."""
+def fit(xy: np.ndarray, width: float, height: float, margin: float = 8) -> np.ndarray:
+  """Places [n, 2] in a picture of this size."""
   low, high = xy.min(0), xy.max(0)
-  at = 8 + (xy - low) / np.maximum(high - low, 1e-9) * (width - 16, height - 16)
+  return margin + (xy - low) / np.maximum(high - low, 1e-9) * (width - 2 * margin, height - 2 * margin)
+
+
+def scatter(at: np.ndarray, groups: np.ndarray) -> list[tuple[int, str]]:
+  """Points as (group, path of round dots); groups int [n], drawn in the order of -1, n-1, ..., 0, so that the first lies on top."""
   return [(group, ''.join(f'M{x:.1f} {y:.1f}h0' for x, y in at[groups == group].tolist()))
           for group in sorted(set(groups.tolist()), key=lambda g: (g >= 0, -g))]
 

@@ -18,13 +18,22 @@ class UserError(ValueError):
   """A user's mistake: one line that names the file, the row or the option, and the choices. main.py prints it without a traceback."""
 
 
+# Options of the balancers, each read by some (balancing.py)
+BALANCE = ('alpha', 'beta', 'c', 'decay', 'gamma', 'lr', 'power', 'temperature')
+
 CHOICES = {
   'data.source': ('auto', 'csv', 'folders', 'parquet', 'toy', 'stanford_cars', 'compcars', 'fgvc_aircraft', 'cifar100', 'cub200', 'tfds'),
+  'data.partial': ('keep', 'drop'),
   'data.resize': ('squash', 'crop', 'pad'),
   'data.balance': ('none', 'sample', 'loss'),
   'model.dtype': ('float32', 'bfloat16'),
   'model.stem': ('standard', 'small'),
-  'model.heads': ('flat', 'parallel', 'cascaded', 'crosstalk', 'mmoe', 'residual', 'split'),
+  'model.heads': ('flat', 'parallel', 'cascaded', 'crosstalk', 'mmoe', 'residual', 'split', 'prototypes'),
+  'loss.aggregate': ('none', 'samples', 'children'),
+  'loss.positives': ('perturbed', 'both'),
+  'balance.name': ('fixed', 'equal', 'uw', 'dwa', 'dtp', 'gradnorm', 'awa', 'rlw', 'gls', 'famo', 'pcgrad', 'gradvac', 'cagrad', 'imtl', 'imtl_l', 'imtl_g',
+                   'mgda', 'nash', 'aligned', 'fairgrad', 'db_mtl'),
+  'balance.at': ('weights', 'features'),
   'optim.name': ('adam', 'adamw', 'sgd'),
   'optim.schedule': ('constant', 'cosine', 'onecycle', 'plateau'),
   'eval.tta': (1, 2, 3, 5),
@@ -36,16 +45,20 @@ CHOICES = {
 RANGES = {
   'seed': '[0, 9223372036854775807]', 'data.split_seed': '[0, inf)', 'data.toy.seed': '[0, inf)',
   'data.size': '[8, 8192]', 'data.threads': '[1, 1024]', 'data.workers': '[0, 1024]', 'data.val_share': '[0, 1)', 'data.test_share': '[0, 1)',
-  'data.limit': '[0, inf)', 'data.crop_margin': '[0, 10]',
+  'data.limit': '[0, inf)', 'data.unlabelled': '[0, 1)', 'data.crop_margin': '[0, 10]',
   'data.augment.crop': '(0, 1]', 'data.augment.ratio': '(0, inf)', 'data.augment.flip': '[0, 1]', 'data.augment.rotate': '[0, 180]',
   'data.augment.brightness': '[0, 1]', 'data.augment.contrast': '[0, 1]', 'data.augment.saturation': '[0, 1]', 'data.augment.hue': '[0, 0.5]',
   'data.toy.train': '[1, 10000000]', 'data.toy.val': '[1, 10000000]', 'data.toy.difficulty': '[0, inf)',
   'model.mean': '[0, 255]', 'model.std': '(0, inf)', 'model.dropout': '[0, 1)', 'model.head.layers': '[0, 100]', 'model.head.width': '[0, 1000000]',
   'model.head.experts': '[0, 1000]', 'model.head.tower': '[0, 1000000]', 'model.head.slices': '[1, 1000000]',
-  'loss.smoothing': '[0, 1)',
+  'model.neck': '[0, 1000000]', 'model.head.temperature': '[0, inf)', 'model.head.noise': '[0, inf)',
+  'loss.smoothing': '[0, 1)', 'loss.lca': '[0, inf)', 'loss.hxe': '[0, inf)', 'loss.temperature': '(0, inf)',
+  'optim.heads_lr': '(0, inf)', 'optim.heads_growth': '(0, inf)',
   'optim.lr': '(0, inf)', 'optim.weight_decay': '[0, inf)', 'optim.momentum': '[0, 1)', 'optim.onecycle_rise': '[0, 1)', 'optim.clip': '[0, inf)',
   'optim.warmup_steps': '[0, inf)', 'optim.warmup_epochs': '[0, inf)', 'optim.warmup_examples': '[0, inf)',
   'optim.plateau_factor': '(0, 1)', 'optim.plateau_patience': '[0, inf)', 'optim.accumulate': '[1, inf)', 'optim.ema': '[0, 1)',
+  'balance.alpha': '[0, inf)', 'balance.beta': '[0, 1]', 'balance.c': '[0, 1)', 'balance.decay': '[0, 1)', 'balance.gamma': '[0, inf)',
+  'balance.lr': '[0, inf)', 'balance.power': '[0, inf)', 'balance.temperature': '[0, inf)',
   'train.batch_size': '[1, inf)', 'train.log_steps': '[1, inf)', 'train.early_stop': '[0, inf)', 'train.save_minutes': '[0, inf)',
   'eval.batch_size': '[1, inf)',
   **{f'train.{prefix}{unit}': '[0, inf)' for prefix in ('', 'eval_') for unit in ('steps', 'epochs', 'examples')},
@@ -75,6 +88,8 @@ def default() -> ConfigDict:
   c.data.crop_boxes = False  # show only the box of each image, where a published data set has them ...
   c.data.crop_margin = 0.0  # ... and this share of its width and height more on each side
   c.data.limit = 0  # images of each split at most, every class in its proportion, for a look; 0 = all
+  c.data.unlabelled = 0.0  # this share of each finest class's training images has its finest label taken away, to see what labels at any level are worth
+  c.data.partial = 'keep'  # training images without a finest label: keep them for the levels that they have, or drop them
   c.data.strict = False  # True: an unreadable image is an error, not a counted skip
   c.data.size = 224  # pixels, height = width
   c.data.resize = 'squash'  # evaluation: squash to the square, resize and centre-crop, or pad
@@ -99,6 +114,8 @@ def default() -> ConfigDict:
   c.model.stem = 'standard'  # 'small': 3x3 stride 1 without max-pool, for images of 32 px (ResNets)
   c.model.pretrained = ''  # PATH.safetensors | PATH.pth | hf:REPO | package
   c.model.mean, c.model.std = (), ()  # of RGB in 0..255, as the images are normalised; () = as the pretrained weights or the backbone were trained
+  c.model.neck = 0  # width of a linear layer between the backbone and the heads; 0 = none
+  c.model.normalize = False  # the features that the heads see have length 1
   c.model.levels = 'all'  # the levels that have a head
   c.model.heads = 'parallel'  # their form; 'flat' is one linear head on the finest of the levels
   c.model.head = ConfigDict()  # of the form; 0, '' and () are its own default, and what it does not read must stay so
@@ -107,18 +124,38 @@ def default() -> ConfigDict:
   c.model.head.layers, c.model.head.width = 0, 0  # dense layers of a level and their width (crosstalk, residual: 1 of 512); mmoe: width of an expert (128)
   c.model.head.experts, c.model.head.tower = 0, 0  # mmoe: how many (3), and the width of a level's tower (256)
   c.model.head.slices = ()  # split: the widths of the levels' slices, coarse to fine; () = equal ones
+  c.model.head.temperature = 0.0  # prototypes: what cosines are divided by (.1)
+  c.model.head.noise = 0.0  # prototypes: in training each coordinate is moved by up to so much
+  c.model.head.dot_product = False  # prototypes: with the features as they are, not made unit vectors first
   c.model.dropout = 0.0  # before the heads
   c.model.dtype = 'float32'  # of the computation; parameters stay float32
   c.model.remat = False  # True: each block is computed again in the backward pass, which takes less memory and more time
 
   c.loss = ConfigDict()
-  c.loss.weights = ''  # 'make=1,type=.5'; levels not named weigh 1
+  c.loss.weights = ''  # 'make=1,type=.5,tree_path=.1'; levels and terms that are not named weigh 1
   c.loss.smoothing = 0.0  # hierarchical label smoothing of the finest head: this share goes to the siblings
   c.loss.siblings = 'coarsest'  # siblings share these levels: 'make', 'type', or 'make,type' for both
+  c.loss.lca = 0.0  # soft targets of the finest head, softmax(-lca * LCA height / the largest); 0 = off
+  c.loss.hxe = 0.0  # hierarchical cross-entropy of the finest head: a level k steps below the coarsest weighs exp(-hxe * k); 0 = off
+  c.loss.any_level = False  # the finest head learns from images without a finest label too: their class is any that their known labels allow
+  # HCAL's feature aggregation: a coarser head learns from the mean features of its classes in the batch, over their samples or over their child classes
+  c.loss.aggregate = 'none'
+  c.loss.positives = 'perturbed'  # of prototype heads: the class's perturbed prototype, or also the undisturbed one
+  c.loss.terms = ''  # further losses: tree_path, distribution_matching, co_annotation, supervised_contrastive
+  c.loss.temperature = 0.1  # of supervised_contrastive
+
+  c.balance = ConfigDict()  # how the losses of the levels and terms, each times its loss.weights, are weighed against each other in training
+  c.balance.name = 'fixed'  # their sum; the others are in balancing.py. 'equal' is the sum without loss.weights
+  c.balance.at = 'weights'  # the gradients that are compared: of the shared weights, or of the features only, which costs next to nothing
+  # of the method; 0 is its own default, and what it does not read must stay so
+  for option in BALANCE:
+    c.balance[option] = 0.0
 
   c.optim = ConfigDict()
   c.optim.name = 'adamw'
   c.optim.lr = 1e-3  # the peak
+  c.optim.heads_lr = 1.0  # factor on lr for the heads ...
+  c.optim.heads_growth = 1.0  # ... and once more for each level upwards from the finest
   c.optim.weight_decay = 1e-4  # adamw: decoupled; adam and sgd: added to the gradient
   c.optim.momentum = 0.9
   c.optim.schedule = 'cosine'
@@ -277,6 +314,10 @@ def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
     raise UserError(f'--config.train.batch_size={c.train.batch_size} must be a multiple of --config.optim.accumulate={c.optim.accumulate}')
   if c.data.val_share + c.data.test_share >= 1:
     raise UserError(f'--config.data.val_share={c.data.val_share:g} and --config.data.test_share={c.data.test_share:g} leave nothing to train on')
+  if len(given := [f'--config.loss.{k}={c.loss[k]}' for k in ('smoothing', 'lca', 'hxe', 'any_level') if c.loss[k]]) > 1:
+    raise UserError(f'{" and ".join(given)}: each is another loss of the finest head; choose one')
+  if c.loss.positives == 'both' and c.model.heads != 'prototypes':
+    raise UserError(f'--config.loss.positives=both needs --config.model.heads=prototypes, not {c.model.heads}')
   if c.loss.smoothing and 'finest' in split_names(c.loss.siblings):
     raise UserError('--config.loss.siblings: a class has no sibling that shares its finest level; name coarser levels')
 

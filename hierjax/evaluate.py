@@ -15,10 +15,11 @@ from einops import rearrange
 
 from hierjax import decode, files, metrics, parallel
 from hierjax.config import UserError, did_you_mean
-from hierjax.data import pipeline
+from hierjax.data import pipeline, sources
 from hierjax.data.sources import Examples
 from hierjax.taxonomy import Taxonomy
 
+EMBEDDED = 1000
 TOP = 5  # choices of each head that are kept for every example
 
 
@@ -131,6 +132,22 @@ def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Ta
   np.savez_compressed(archive, **arrays)
   files.write(workdir / f'predictions_{result["split"]}.npz', archive.getvalue())
   files.write(workdir / f'eval_{result["split"]}.json', json.dumps(result, indent=2) + '\n')
+
+
+def write_embedding(path: pathlib.Path, step: Callable, variables: Mapping, examples: Examples, c, mesh, taxonomy: Taxonomy) -> None:
+  """What the report draws of prototype heads: features [n, d] of at most EMBEDDED evenly chosen examples, their labels [n, L], and prototype_K [C, d] of
+  each column K with a head. Nothing for other heads."""
+  prototypes = {f'prototype_{taxonomy.index(level)}': np.asarray(p['prototypes'])
+                for level, p in variables['params']['heads'].items() if 'prototypes' in p}
+  if not prototypes:
+    return
+  n = len(examples.labels)
+  chosen = sources.subset(examples, np.linspace(0, n - 1, min(n, EMBEDDED)).round())
+  out = collect(step, variables, chosen, c, mesh, with_features=True)
+  if parallel.first():
+    archive = io.BytesIO()
+    np.savez_compressed(archive, features=out.features, labels=out.labels, **prototypes)
+    files.write(path, archive.getvalue())
 
 
 def best_metric(text: str, taxonomy: Taxonomy, heads: Sequence[str]) -> str:

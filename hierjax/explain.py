@@ -125,6 +125,14 @@ def shown(predictions: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> np.ndarr
 # The features in the plane.
 
 
+SEED = 0
+
+
+def perplexity(n: int) -> float:
+  """Of the t-SNE of n points."""
+  return min(30, (n - 1) / 3)
+
+
 def tsne(features: np.ndarray) -> np.ndarray:
   """float [n, d] → float32 [n, 2] by t-SNE of the 50 first principal components; zeros where there are too few to place."""
   from sklearn.decomposition import PCA  # here and not above: it takes a second, which only a report should cost
@@ -134,8 +142,8 @@ def tsne(features: np.ndarray) -> np.ndarray:
   if n < 8 or not features.std(0).any():
     return np.zeros((n, 2), np.float32)
   with threadpool_limits(1):  # its many short parallel loops wait for each other for most of the time where other programs run: 33 s of CPU against 4
-    components = PCA(min(50, *features.shape), random_state=0).fit_transform(features.astype(np.float64))
-    return TSNE(perplexity=min(30, (n - 1) / 3), init='pca', random_state=0).fit_transform(components).astype(np.float32)
+    components = PCA(min(50, *features.shape), random_state=SEED).fit_transform(features.astype(np.float64))
+    return TSNE(perplexity=perplexity(n), init='pca', random_state=SEED).fit_transform(components).astype(np.float32)
 
 
 # The file.

@@ -1,4 +1,5 @@
 """Every metric, once. Per-example values first (reports resample those), then their means; unknown labels (-1) count nowhere."""
+import itertools
 import warnings
 
 import numpy as np
@@ -25,8 +26,9 @@ def per_example(decoded: Decoded, labels, taxonomy: Taxonomy) -> dict[str, np.nd
 def of_predictions(pred: np.ndarray, labels, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
   """name -> float64 [N], NaN where the label that it needs is unknown; pred and labels int [N, level].
 
-  LEVEL.top1, fpa (all levels right), hvr (the predicted classes are no path of the taxonomy; H-CAST's TICE), consistency.A-B
-  (the predicted pair occurs in the taxonomy), severity (LCA height of a wrong finest class, NaN where right), ahd1 (LCA height of the
+  LEVEL.top1, fpa (all levels right), hvr (the predicted classes are no path of the taxonomy; H-CAST's TICE), hvr_eq14 (S2's equation 14 to the
+  letter: adjacent levels whose predicted classes do not occur together, over R, the number of classes of all levels but the coarsest),
+  consistency.A-B (the predicted pair occurs in the taxonomy), severity (LCA height of a wrong finest class, NaN where right), ahd1 (LCA height of the
   finest class; Making Better Mistakes), hp/hr/hf1_macro (overlap of the two paths in one example).
   """
   labels, levels = np.asarray(labels), taxonomy.levels
@@ -36,6 +38,8 @@ def of_predictions(pred: np.ndarray, labels, taxonomy: Taxonomy) -> dict[str, np
   for i, a in enumerate(levels):
     for j in range(i + 1, len(levels)):
       out[f'consistency.{a}-{levels[j]}'] = taxonomy.relation(a, levels[j])[pred[:, i], pred[:, j]].astype(float)
+  violated = sum((1 - out[f'consistency.{a}-{b}'] for a, b in itertools.pairwise(levels)), np.zeros(len(pred)))
+  out['hvr_eq14'] = violated / max(sum(map(len, taxonomy.names[1:])), 1)   # a single level has no relations
   truth, leaf_known = labels[:, -1], labels[:, -1] >= 0
   height = taxonomy.lca(pred[:, -1], truth)
   out['severity'] = _known(height, leaf_known & (pred[:, -1] != truth))
@@ -65,7 +69,7 @@ def evaluate(decoded: Decoded, labels, taxonomy: Taxonomy, heads=None) -> dict:
     levels[level] = {top: mean[f'{level}.{top}'] for top in ('top1', 'top3', 'top5')}
     levels[level] |= {'ece': ece(decoded.prob[k], decoded.pred[:, k], labels[:, k]), 'n': int((labels[:, k] >= 0).sum()),
                       'classes': len(taxonomy.names[k]), 'head': heads is None or level in heads}
-  out = {'n': len(labels), 'levels': levels, 'fpa': mean['fpa'], 'hvr': mean['hvr']}
+  out = {'n': len(labels), 'levels': levels, 'fpa': mean['fpa'], 'hvr': mean['hvr'], 'hvr_eq14': mean['hvr_eq14']}
   out['consistency'] = {name.removeprefix('consistency.'): v for name, v in mean.items() if name.startswith('consistency.')}
   first, last = levels[taxonomy.levels[0]]['top1'], levels[taxonomy.levels[-1]]['top1']
   out['gap'] = None if first is None or last is None else first - last

@@ -1,6 +1,7 @@
 """The report's sections on single classes and images: confusion matrices, the worst confusions, galleries, the tree, the features.
 
-Each is a function (run) -> html like those of report.py, and draws from predictions_SPLIT.npz and explain_SPLIT.npz.
+Each is a function (run) -> html like those of report.py, and draws from predictions_SPLIT.npz and explain_SPLIT.npz, the last one from
+embedding_first.npz and embedding_last.npz.
 """
 import itertools
 import math
@@ -10,7 +11,7 @@ from markupsafe import Markup
 
 from hierjax import charts, explain
 from hierjax.page import number, render
-from hierjax.runs import Run
+from hierjax.runs import Run, get
 from hierjax.taxonomy import Taxonomy
 
 LABELLED = 60                    # classes up to which every row of a confusion matrix is named; above, the coarser classes are
@@ -207,7 +208,19 @@ def tree(run: Run) -> Markup:
                 split=run.splits[0], deepest=table.levels[deepest] if deepest < depth - 1 else '')
 
 
-HUES = 12  # classes with a colour of their own among the points
+HUES = 20  # classes with a colour of their own among the points
+
+
+def _hues(labels: np.ndarray, k: int, table: Taxonomy) -> np.ndarray:
+  """int [C + 1]: the colour of each class of column k, -1 for grey, as for the unknown class -1. HUES classes have one: the most frequent, but below the
+  coarsest level the children of its most frequent classes, so that relatives are seen apart; where columns cross, a class without one parent stands alone."""
+  seen = [np.bincount(labels[labels[:, j] >= 0, j], minlength=len(table.names[j])) for j in (0, k)]
+  parent = table.parents(table.levels[k], table.levels[0])
+  order = np.lexsort((-seen[1], parent, -np.where(parent >= 0, seen[0][parent], 0)))
+  out = np.full(len(parent) + 1, -1)
+  coloured = order[seen[1][order] > 0][:HUES]
+  out[coloured] = np.arange(len(coloured))
+  return out
 
 
 def features(run: Run) -> Markup:
@@ -216,18 +229,59 @@ def features(run: Run) -> Markup:
   if made is None: return render('sentence', REMAKE)
   if not made['xy'].any(): return render('sentence', 'There are too few images to place.')
   table, at, xy = run.taxonomy, made['points'], made['xy']
-  labels, pred = run.predicted['labels'][at], run.predicted['pred_joint'][at]
-  tabs = []
+  labels, pred, places, tabs = run.predicted['labels'][at], run.predicted['pred_joint'][at], charts.fit(xy, 640, 440), []
   for k, level in enumerate(table.levels[:-1]):
-    common = np.argsort(-np.bincount(labels[labels[:, k] >= 0, k], minlength=len(table.names[k])), kind='stable')[:HUES]
-    rank = np.full(len(table.names[k]), -1)
-    rank[common] = np.arange(len(common))
-    groups = np.where(labels[:, k] >= 0, rank[labels[:, k]], -1)
-    legend = [(i, table.names[k][c]) for i, c in enumerate(common.tolist()) if (groups == i).any()]
-    if (groups == -1).any(): legend.append((-1, 'others'))
-    tabs.append((level, render('points', paths=charts.scatter(xy, groups), legend=legend)))
+    hues = _hues(labels, k, table)
+    groups = hues[labels[:, k]]
+    tabs.append((level, render('points', paths=charts.scatter(places, groups), legend=_legend(hues, k, table, (groups < 0).any()))))
   known = labels[:, -1] >= 0
   groups = np.where(known, np.where(pred[:, -1] == labels[:, -1], 1, 0), -1)
   legend = [(0, f'wrong {table.levels[-1]}'), (1, f'right {table.levels[-1]}')] + [(-1, 'unknown')] * bool((~known).any())
-  tabs.append(('right and wrong', render('points', paths=charts.scatter(xy, groups), legend=legend)))
+  tabs.append(('right and wrong', render('points', paths=charts.scatter(places, groups), legend=legend)))
   return render('features', panes=tabs, n=len(at), split=run.splits[0], all=len(run.predicted['labels']))
+
+
+def _legend(hues: np.ndarray, k: int, table: Taxonomy, others: bool) -> list[tuple[int, str]]:
+  """(colour, class of column k)"""
+  coloured = [(hue, table.names[k][c]) for c, hue in enumerate(hues.tolist()) if hue >= 0]
+  return sorted(coloured) + [(-1, 'others')] * bool(others)
+
+
+PICTURE = (420., 340.)  # size of a picture, in its own units
+PROTOTYPES = 300         # of a level, in a picture
+
+
+def embedding(run: Run) -> Markup | str:
+  """Features and prototypes in one plane, at the first and at the last evaluation, coloured by the classes of each level (S2, figures 6 and 7)."""
+  table, found = run.taxonomy, run.embeddings
+  if not found: return ''
+  labels = np.concatenate([one['labels'] for one in found.values()])
+  finest = len(table.levels) - 1
+  hues = [_hues(labels, k, table) for k in range(finest + 1)]
+  of_leaf = np.stack([hues[k][table.paths[:, k]] for k in range(finest + 1)])  # [L, leaf]
+  shown = [np.flatnonzero(hue >= 0) for hue in hues[:-1]]
+  shown.append(np.lexsort((of_leaf[-1] < 0, (of_leaf < 0).all(0)))[:min(PROTOTYPES, int((of_leaf >= 0).any(0).sum()))])
+  moments = []
+  for moment, one in found.items():
+    with_prototypes = [k for k in range(finest + 1) if f'prototype_{k}' in one]
+    parts = [one['features'], *(one[f'prototype_{k}'][shown[k]] for k in with_prototypes)]
+    if with_prototypes:  # what counts is the angle between them
+      parts = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in parts]
+    xy = explain.tsne(np.concatenate(parts))
+    if not xy.any(): continue
+    points, *places = np.split(charts.fit(xy, *PICTURE), np.cumsum([len(part) for part in parts])[:-1])
+    panels = []
+    for k, level in enumerate(table.levels):
+      marks = []
+      for j, at in zip(with_prototypes, places):
+        if j not in (k, finest): continue
+        hue = of_leaf[k] if j == finest else hues[k]
+        marks += [{'shape': 'star' if j == finest else 'circle', 'own': j == k, 'hue': int(hue[c]), 'x': f'{x:.1f}', 'y': f'{y:.1f}', 'name': table.names[j][c]}
+                  for c, (x, y) in zip(shown[j].tolist(), at.tolist()) if hue[c] >= 0]
+      panels.append({'level': level, 'paths': charts.scatter(points, hues[k][one['labels'][:, k]]), 'marks': sorted(marks, key=lambda mark: mark['own'])})
+    moments.append({'name': moment, 'panels': panels, 'n': len(points), 'prototypes': len(xy) - len(points),
+                    'perplexity': f'{explain.perplexity(len(xy)):.3g}'})
+  if not moments: return render('sentence', 'There are too few images to place.')
+  legends = [(level, _legend(hues[k], k, table, (hues[k][labels[:, k]] < 0).any())) for k, level in enumerate(table.levels)]
+  return render('embedding', moments=moments, legends=legends, size=PICTURE, levels=table.levels, split=get(run.config, 'data.val', 'val'), seed=explain.SEED,
+                prototypes=any(moment['prototypes'] for moment in moments))

@@ -87,8 +87,13 @@ def schedule(c: ConfigDict, total_steps: int, examples: int) -> optax.Schedule:
 
 
 def group_of(path: Sequence[str]) -> str:
-  """The parameter group of a path: 'backbone', 'heads/LEVEL' or 'heads/shared'."""
-  return 'backbone' if path[0] == 'backbone' else '/'.join(path[:2])
+  """The parameter group of a path: 'backbone' (with the neck), 'heads/LEVEL' or 'heads/shared'."""
+  return '/'.join(path[:2]) if path[0] == 'heads' else 'backbone'
+
+
+def shared(path: Sequence[str]) -> bool:
+  """Whether the parameter at a path serves several levels."""
+  return group_of(path) in ('backbone', 'heads/shared')
 
 
 def groups(params: Mapping) -> list[str]:
@@ -113,6 +118,15 @@ def hold(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   return optax.GradientTransformation(tx.init, lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), state))
 
 
+def heads_factor(c: ConfigDict, group: str) -> float:
+  """The factor on lr of a parameter group: heads_lr for the finest head, times heads_growth for each level upwards (S2, section 4.1.3: 5 and 2)."""
+  if group == 'backbone':
+    return 1.0
+  levels = config_lib.split_names(c.model.levels)  # a run keeps them by name, coarse to fine
+  level = group.removeprefix('heads/')
+  return c.optim.heads_lr * c.optim.heads_growth ** (levels[::-1].index(level) if level in levels else 0)
+
+
 def transformation(c: ConfigDict, label_tree: Mapping, freeze: Sequence[str] = ()) -> optax.GradientTransformation:
   """`optax.multi_transform` over the groups, those in `freeze` on hold. Its updates are to be multiplied by -lr."""
   o = c.optim
@@ -126,7 +140,8 @@ def transformation(c: ConfigDict, label_tree: Mapping, freeze: Sequence[str] = (
   txs = {}
   for label in sorted(set(jax.tree.leaves(label_tree))):
     group, rule = label.rsplit('#', 1)
-    tx = one(*o.rules[int(rule)][1:])
+    factor, decay_factor = o.rules[int(rule)][1:]
+    tx = one(factor * heads_factor(c, group), decay_factor)
     txs[label] = hold(tx) if group in freeze else tx
   return optax.multi_transform(txs, label_tree)
 

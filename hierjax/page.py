@@ -16,6 +16,11 @@ class Metric:
   better: int  # +1 higher, -1 lower, 0 neither
   percent: bool
   meaning: str
+  digits: int = 1  # behind the point of a percentage
+
+  def text(self, value) -> str:
+    """The value as it is shown."""
+    return number(value, self.percent, self.digits)
 
 
 # Every metric that is shown, once: its name, its good direction and one line that explains it.
@@ -26,6 +31,8 @@ METRICS = {
   'fpa': Metric('full path', 1, True, 'Full-path accuracy (FPA): share of images that are right at every level at once.'),
   'hvr': Metric('HVR', -1, True, 'Hierarchy violation rate: share of images whose predicted classes contradict each other, such as a make '
                 'that does not build the predicted model. It is 0 by construction where a whole path is predicted.'),
+  'hvr_eq14': Metric('HVR, eq. 14', -1, True, "S2's equation 14 to the letter: the adjacent levels that contradict each other, over the number of all "
+                     'parent-child relations. An image has at most one violation a pair of levels, so with many classes it is near 0 whatever the model.', 3),
   'consistency': Metric('consistency', 1, True, 'Share of images whose predictions at these two levels occur together in the taxonomy.'),
   'gap': Metric('hierarchy gap', 0, True, 'Top-1 of the coarsest level minus top-1 of the finest. Neither high nor low is good in itself.'),
   'hp': Metric('hP', 1, True, 'Hierarchical precision: share of all predicted classes, over all levels, that are on the true path.'),
@@ -39,10 +46,10 @@ METRICS = {
 }
 
 
-def number(value, percent: bool = True) -> str:
-  """A share as a percentage with one decimal, a distance with two; an en dash where there is none."""
+def number(value, percent: bool = True, digits: int = 1) -> str:
+  """A share as a percentage with so many digits behind the point, a distance with two; an en dash where there is none."""
   if not finite(value): return '–'
-  return f'{100 * value:.1f}%' if percent else f'{value:.2f}'
+  return f'{100 * value:.{digits}f}%' if percent else f'{value:.2f}'
 
 
 def signed(value, percent: bool = True) -> str:

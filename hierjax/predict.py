@@ -61,13 +61,18 @@ class Model:
     return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, **options)
 
   def evaluate(self, split: str, examples: sources.Examples | None = None, tune: bool = False,
-               progress: Callable[[int, int], None] | None = None, into: pathlib.Path | None = None) -> dict:
+               progress: Callable[[int, int], None] | None = None, into: pathlib.Path | None = None, beside: Sequence['Model'] = ()) -> dict:
     """Metrics of a split of the configured data, also written to eval_SPLIT.json in the run's folder, or in `into`.
 
-    With `tune` the joint decision's weights are chosen on this split first and kept for later; training does so on val, once.
+    With `tune` the joint decision's weights are chosen on this split first and kept for later; training does so on val, once. The heads of the models
+    `beside` it stand in for those that this one lacks: single-task models taken together.
     """
     examples = examples or self.split(split)
     outputs = self.collect(examples, progress=progress)
+    for other in beside:
+      theirs = other.collect(other.split(split))
+      assert np.array_equal(theirs.index, outputs.index), f'{other.workdir} and {self.workdir} see other examples'
+      outputs.probs = theirs.probs | outputs.probs
     if tune:
       self.weights = evaluate.tune(outputs, self.taxonomy)
       if parallel.first():
@@ -238,6 +243,6 @@ def describe(c: ConfigDict) -> dict:
   model = heads.build(c, data.taxonomy, levels)
   variables, size = counts.shapes(model, c.data.size), counts.parameters
   params = variables['params']
-  return {'trunk_params': size(params['backbone']), 'params': size(params), 'macs': counts.macs(model, variables, c.data.size),
+  return {'trunk_params': size({k: v for k, v in params.items() if k != 'heads'}), 'params': size(params), 'macs': counts.macs(model, variables, c.data.size),
           'thop_macs': counts.thop_macs(model, c.data.size, models.BACKBONES[c.model.backbone].unseen),
           'heads': {name: size(params['heads'][name]) for name in [*levels, *sorted({*params['heads']} - {*levels})]}}

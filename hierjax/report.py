@@ -1,7 +1,8 @@
 """The report of a run: `write(workdir)` reads what the run left in its directory and writes report.html, one file that opens offline.
 
 A report is `SECTIONS`, a list of small functions (run) -> html. A section computes what it shows here and is drawn by the macro of its name
-in report.html.j2; to add one, write both and add a line to the list. A missing input gives a sentence in its section, never an error.
+in report.html.j2; to add one, write both and add a line to the list. A missing input gives a sentence in its section, never an error; a section of '' is
+left out.
 """
 import dataclasses
 import datetime
@@ -124,8 +125,8 @@ def verdict(run: Run) -> Markup:
     difference = mine - theirs if finite(mine) and finite(theirs) else None
     low, high = intervals.get(_flat_name(key), (None, None))
     rows.append({
-      'label': label, 'baseline': number(theirs, metric.percent), 'ours': number(mine, metric.percent),
-      'independent': number(loose, metric.percent), 'difference': signed(difference, metric.percent),
+      'label': label, 'baseline': metric.text(theirs), 'ours': metric.text(mine),
+      'independent': metric.text(loose), 'difference': signed(difference, metric.percent),
       'interval': f'{signed(low, metric.percent)} to {signed(high, metric.percent)}' if finite(low) and low < high else '',
       'tone': _tone(metric.better, difference, low, high)})
   answer, sentence = _answer(run, base, ours, name, intervals, mismatches)
@@ -238,13 +239,13 @@ def _table(run: Run, split: str) -> dict:
     for key, label, metric in keys:
       values = [_value(column, key) for column in columns.values()]
       if not any(finite(value) for value in values): continue
-      shown = [number(value, metric.percent) for value in values]
+      shown = [metric.text(value) for value in values]
       there = [value for value in values if finite(value)]
-      best = number(max(there) if metric.better > 0 else min(there), metric.percent) if metric.better else None
+      best = metric.text(max(there) if metric.better > 0 else min(there)) if metric.better else None
       # Equal as printed is equal: all get the bold, and none where every column is the same.
       bold = [best is not None and text == best and len(set(shown)) > 1 for text in shown]
       found = [(intervals.get(name) or {}).get(_flat_name(key)) or {} for name in columns]
-      ranges = [f'{number(r["low"], metric.percent).removesuffix("%")}–{number(r["high"], metric.percent).removesuffix("%")}'
+      ranges = [f'{metric.text(r["low"]).removesuffix("%")}–{metric.text(r["high"]).removesuffix("%")}'
                 if key.endswith(WITH_INTERVAL) and finite(r.get('low')) and r['low'] < r['high'] else '' for r in found]
       made.append({'label': label, 'key': key, 'cells': list(zip(shown, bold, ranges))})
     return made
@@ -254,7 +255,7 @@ def _table(run: Run, split: str) -> dict:
 
   pairs = dict.fromkeys(pair for column in columns.values() for pair in (column.get('consistency') or {}))
   groups = [(f'Accuracy, {METRICS[metric].label}', per_level(metric)) for metric in ('top1', 'top3', 'top5')]
-  groups.append(('Whole path', rows([(key, METRICS[key].label, METRICS[key]) for key in ('fpa', 'hvr')]
+  groups.append(('Whole path', rows([(key, METRICS[key].label, METRICS[key]) for key in ('fpa', 'hvr', 'hvr_eq14')]
                                     + [(key, METRICS[key].label, METRICS[key]) for key in ('hp', 'hr', 'hf1', 'gap')])))
   groups.append(('Consistency of two levels', rows([(f'consistency/{pair}', pair, METRICS['consistency']) for pair in pairs])))
   groups.append(('Size of mistakes, in levels', rows([(key, METRICS[key].label, METRICS[key]) for key in ('severity', 'ahd1', 'ahd5')])))
@@ -267,8 +268,11 @@ def _table(run: Run, split: str) -> dict:
     'ranges': any(cell[2] for _, group in groups for row in group for cell in row['cells'])}
 
 
+PAIRS = 12  # curves of gradients' cosines, the lowest on average
+
+
 def curves(run: Run) -> Markup:
-  """Loss, accuracy, learning rate and speed over the run, with the changes of phase marked."""
+  """Loss, accuracy, learning rate and speed over the run, with the changes of phase marked; weights of the losses where they move."""
   if not run.train and not run.val: return render('sentence', 'No metrics.jsonl was found, so there are no curves.')
   axis = 'epoch' if all('epoch' in line for line in run.train + run.val) else 'step'
   starts = {}  # phase -> where it starts; run.json knows the step, the first line that was logged in it comes a little later
@@ -284,7 +288,7 @@ def curves(run: Run) -> Markup:
   def panel(title, legend, *series, **options):
     if drawn := [one for one in series if len(one.x)]:
       chart = charts.Chart(title, axis, tuple(drawn), marks, span, **options)
-      panels.append({'title': title, 'legend': legend if len(drawn) > 1 else [], 'svg': charts.draw(chart)})
+      panels.append({'title': title, 'legend': legend if len(drawn) > 1 or len(legend) == 1 else [], 'svg': charts.draw(chart)})
 
   levels = [(level, 'thick', k) for k, level in enumerate(run.levels)]
   panel('Loss', [('train', 'thin', 0), ('val', 'thick', 1)],
@@ -297,8 +301,14 @@ def curves(run: Run) -> Markup:
   whole = {'fpa': 'full path, independent', 'joint_fpa': 'full path, joint', 'hvr': 'contradictions (HVR)'}
   panel('Whole path on val', [(label, 'thick', k) for k, label in enumerate(whole.values())],
         *(series(run.val, axis, key, k, True) for k, key in enumerate(whole)), percent=True)
-  weighted = [(level, style, k) for level, style, k in levels if any(f'weight/{level}' in line for line in run.train)]
-  panel('Loss weights', weighted, *(series(run.train, axis, f'weight/{level}', k, False, 1.) for level, _, k in weighted))
+  weights, cosines = _tasks(run, 'weight'), _tasks(run, 'cosine')
+  if not any(np.ptp(values) > 1e-6 for values in weights.values()): weights = {}  # they stand still
+  lowest = sorted(cosines, key=lambda pair: np.mean(cosines[pair]))[:PAIRS]
+  tints = {name: k for k, name in enumerate(dict.fromkeys([*run.levels, *weights]))}
+  panel('Loss weights', [(name, 'thick', tints[name]) for name in weights],
+        *(series(run.train, axis, f'weight/{name}', tints[name], False, 1., smooth=True) for name in weights), label='weight')
+  panel("Cosine of the tasks' gradients", [(pair, 'thick', k) for k, pair in enumerate(lowest)],
+        *(series(run.train, axis, f'cosine/{pair}', k, False, 1., smooth=True) for k, pair in enumerate(lowest)), label='cosine', extent=(-1, 1))
   panel('Learning rate', [], series(run.train, axis, 'lr', 0, False, 1.))
   panel('Images per second', [], series(run.train, axis, 'images_per_s', 0, False, 1.))
   panel('Share of the time spent waiting for data', [], series(run.train, axis, 'data_wait', 0, False, 1.), percent=True)
@@ -306,7 +316,18 @@ def curves(run: Run) -> Markup:
   panel('Peak memory in GiB', [(label, 'thick', k) for k, label in enumerate(memory.values())],
         *(series(run.train, axis, key, k, False, 1.) for k, key in enumerate(memory)))
   panel('Gradient norm', [], series(run.train, axis, 'grad_norm', 0, False, 1.))
-  return render('curves', panels=panels, phases=phases, binned=len(run.train) > charts.POINTS)
+  return render('curves', panels=panels, phases=phases, binned=len(run.train) > charts.POINTS,
+                window=len(run.train) // charts.WINDOWS, smoothed=['loss weights'] * bool(weights) + ['cosines'] * bool(cosines),
+                hidden=len(cosines) - len(lowest))
+
+
+def _tasks(run: Run, kind: str) -> dict[str, list[float]]:
+  """NAME -> what was logged as KIND/NAME, the levels first."""
+  found: dict[str, list[float]] = {}
+  for line in run.train:
+    for key, value in line.items():
+      if key.startswith(f'{kind}/') and finite(value): found.setdefault(key.removeprefix(f'{kind}/'), []).append(value)
+  return {name: found[name] for name in [*(level for level in run.levels if level in found), *(name for name in found if name not in run.levels)]}
 
 
 def _phase(run: Run, phase, at: float, axis: str) -> str:
@@ -415,6 +436,7 @@ SECTIONS = [
   Section('calibration', 'Can the probabilities be trusted?', calibration),
   Section('tree', 'Where in the tree it works', mistakes.tree),
   Section('features', 'The features', mistakes.features),
+  Section('embedding', 'Features and prototypes', mistakes.embedding),
   Section('taxonomy', 'Taxonomy', taxonomy),
   Section('data', 'Data', data),
   Section('configuration', 'Configuration', configuration),
@@ -435,7 +457,7 @@ def html(run: Run) -> str:
       return render('sentence', f'This section could not be made ({type(error).__name__}: {error}).')
 
   name = str(run.config.get('name') or run.path.resolve().name)
-  sections = [(section.id, section.title, made(section.id, section.make)) for section in SECTIONS]
+  sections = [(section.id, section.title, body) for section in SECTIONS if (body := made(section.id, section.make))]
   return str(render('page', name=name, headline=made('headline', headline), sections=sections,
                     date=datetime.datetime.now().strftime('%Y-%m-%d %H:%M')))
 

@@ -25,6 +25,7 @@ class Run:
   val: list[dict]
   taxonomy: Taxonomy | None
   evals: dict[str, dict]       # split -> eval_SPLIT.json
+  embeddings: dict[str, dict]  # 'first' and 'last' evaluation -> embedding_first.npz, embedding_last.npz
   faults: list[str]            # files that are there but could not be read, in words
   baseline: 'Run | None'
 
@@ -118,6 +119,9 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
   if (path / 'metrics.jsonl').exists():
     train, val, damaged = _metrics(path / 'metrics.jsonl')
     if damaged: faults.append(f'metrics.jsonl: {damaged} damaged line{"s" * (damaged > 1)} left out')
+  embeddings = {}
+  for moment in ('first', 'last'):
+    if taxonomy is not None and (found := load(f'embedding_{moment}.npz', lambda file: _embedding(file, taxonomy))): embeddings[moment] = found
   other = None
   if baseline:
     named = config.get('baseline')
@@ -126,7 +130,7 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
         other = read(place, baseline=False)
         faults += [f'baseline: {fault}' for fault in other.faults]
         break
-  return Run(path, config, info, train, val, taxonomy, evals, faults, other)
+  return Run(path, config, info, train, val, taxonomy, evals, embeddings, faults, other)
 
 
 def _json(file: pathlib.Path) -> dict:
@@ -139,6 +143,19 @@ def _evaluation(file: pathlib.Path) -> dict:
   content = _json(file)
   if not isinstance(content.get('decode'), dict) or not content['decode']: raise ValueError('no "decode" in it')
   return content
+
+
+def _embedding(file: pathlib.Path, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
+  """features float [n, d], labels int [n, L], -1 unknown, and prototype_K float [C, d] of the head of column K, where it has prototypes."""
+  with np.load(file, allow_pickle=False) as archive: found = {key: archive[key] for key in archive.files}
+  features, labels, sizes = found['features'], found['labels'], [len(names) for names in taxonomy.names]
+  shapes = {'features': (len(labels), features.shape[-1]), 'labels': (len(features), len(sizes))}
+  shapes |= {f'prototype_{k}': (n, features.shape[-1]) for k, n in enumerate(sizes) if f'prototype_{k}' in found}
+  for key, shape in shapes.items():
+    if found[key].shape != shape: raise ValueError(f'{key} is {found[key].shape}, not {shape}')
+    if not np.isfinite(found[key]).all(): raise ValueError(f'{key} is not finite')
+  if not len(labels) or labels.dtype.kind not in 'iu' or not ((labels >= -1) & (labels < sizes)).all(): raise ValueError('labels are not of this taxonomy')
+  return {key: found[key] for key in shapes}
 
 
 def _metrics(file: pathlib.Path) -> tuple[list[dict], list[dict], int]:

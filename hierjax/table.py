@@ -1,7 +1,8 @@
 """Tables: rows of a paper's table as runs, one in each of WORKDIR/ROW/seedK, and our figures beside those that were published.
 
 A table is a config file with two functions: `get_config(ROW)`, the configuration of a row (without an argument, of the first), and `get_table()`, a
-`Table`. `run` makes what is missing, a row at a time, and writes WORKDIR/table.md, table.csv and table.html after each.
+`Table`; `get_table(ARG)` where --config=FILE:ARG chooses among several. `run` makes what is missing, a row at a time, and writes
+WORKDIR/table.md, table.csv and table.html after each.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import dataclasses
 import datetime
 import fnmatch
 import gc
+import inspect
 import io
 import itertools
 import json
@@ -32,7 +34,7 @@ from hierjax.page import METRICS, count, listed, render, signed
 
 COUNTS = {'params': 'parameters', 'trunk_params': 'parameters of the backbone', 'macs': 'MACs', 'thop_macs': 'MACs as thop counts'}  # of predict.describe
 PER_LEVEL = ('top1', 'top3', 'top5', 'ece')
-PAIRED = ('top1', 'fpa')  # whose differences to a baseline are shown
+PAIRED = ('top1', 'fpa', 'hvr')  # whose differences to a baseline are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Row:
   published: Sequence[float | None] = ()     # in the order of Table.published; None where the paper prints none
   group: str = ''                            # a heading above rows that follow each other
   baseline: str = ''                         # the row that this one is compared with
-  of: str = ''                               # the row whose runs are evaluated anew with this row's eval options; '' = it is trained
+  of: str = ''                               # the row whose runs are evaluated anew with this row's eval options, or several, 'a b', whose heads stand side
+                                             # by side (of the first one's levels); '' = it is trained
   note: str = ''
 
 
@@ -85,20 +88,21 @@ class Column:
       return ''
     if self.metric in COUNTS:
       return count(value)
-    show = (lambda v: f'{100 * v:.1f}') if METRICS[self.metric].percent else (lambda v: f'{v:.2f}')
-    return show(value) + (f' ± {show(deviation)}' if deviation is not None else '')
+    return ' ± '.join(METRICS[self.metric].text(v).removesuffix('%') for v in (value, deviation) if v is not None)
 
 
-def load(found: Mapping) -> tuple[Table, dict[str, ConfigDict]]:
+def load(found: Mapping, argument: str = '') -> tuple[Table, dict[str, ConfigDict]]:
   """The table of a config file's namespace, and the configuration of every row. UserError names what does not add up."""
-  made = found['get_table']()
+  if argument and not inspect.signature(found['get_table']).parameters:
+    raise UserError(f'--config=FILE:{argument}: this file has one table, which takes no argument; --rows={argument} takes one row')
+  made = found['get_table'](*[argument] * bool(argument))
   if not isinstance(made, Table) or not made.rows or not made.columns:
     raise UserError('get_table() must return a hierjax.table.Table with rows and columns')
   names = [row.name for row in made.rows]
   for row in made.rows:
-    if not row.name or '/' in row.name or '\\' in row.name or row.name.startswith('.') or names.count(row.name) > 1:
+    if not row.name or not {'/', ' '}.isdisjoint(row.name) or '\\' in row.name or row.name.startswith('.') or names.count(row.name) > 1:
       raise UserError(f'row {row.name!r}: a name is that of a folder, and of one row')
-    for what, other in (('baseline', row.baseline), ('of', row.of)):
+    for what, other in (('baseline', row.baseline), *(('of', name) for name in row.of.split())):
       if other and other not in names:
         raise UserError(f'row {row.name}: {what}={other!r} is no row{config_lib.did_you_mean(other, names)}')
     if len(row.published) not in (0, len(made.published)):
@@ -112,8 +116,8 @@ def load(found: Mapping) -> tuple[Table, dict[str, ConfigDict]]:
     except UserError as e:
       raise UserError(f'row {name}: {e}') from None
   for row in made.rows:
-    if row.of and (other := [d for d in config_lib.differences(configs[row.of], configs[row.name]) if not d.startswith(('name:', 'eval.'))]):
-      raise UserError(f'row {row.name} evaluates the runs of {row.of} anew, so that only eval options may differ, not {other[0]}')
+    if row.of and (other := [d for d in config_lib.differences(configs[row.of.split()[0]], configs[row.name]) if not d.startswith(('name:', 'eval.'))]):
+      raise UserError(f'row {row.name} evaluates the runs of {row.of.split()[0]} anew, so that only eval options may differ, not {other[0]}')
   return made, configs
 
 
@@ -166,7 +170,7 @@ class Runner:
     if unknown := [p for p in rows.split() if not any(fnmatch.fnmatchcase(name, p) for name in self.named)]:
       raise UserError(f'--rows: no row is {unknown[0]!r}{config_lib.did_you_mean(unknown[0], list(self.named))}; the rows are {"  ".join(self.named)}')
     chosen = {name for name in self.named if not rows or any(fnmatch.fnmatchcase(name, p) for p in rows.split())}
-    chosen |= {self.named[name].of for name in chosen}
+    chosen |= {of for name in chosen for of in self.named[name].of.split()}
     self.rows = [row for row in table.rows if row.name in chosen]
     self.trains = not set(table.columns) <= COUNTS.keys()
     self.counts: dict[str, dict] = {}                # row -> predict.describe
@@ -186,10 +190,11 @@ class Runner:
     return self.split or self.configs[row.name].data.val
 
   def _state(self, row: Row, seed: int) -> tuple[str, float]:
-    """The digest of the state that the row's training ended with, '' where it has not, and the seconds it took."""
+    """The digest of the state that the row's training ended with (of several, one behind the other), '' where it has not, and the seconds it took."""
     try:
-      info = json.loads((self.place(self.named[row.of or row.name], seed) / 'run.json').read_text())
-      return info.get('state_sha256') or '', info.get('seconds') or 0.0
+      infos = [json.loads((self.place(self.named[name], seed) / 'run.json').read_text()) for name in row.of.split() or [row.name]]
+      states = [info.get('state_sha256') or '' for info in infos]
+      return ' '.join(states) if all(states) else '', sum(info.get('seconds') or 0.0 for info in infos)
     except (OSError, ValueError, AttributeError):
       return '', 0.0
 
@@ -228,15 +233,17 @@ class Runner:
     """Trains the row, or goes on with it, or evaluates another row's run with its options."""
     place, c, split = self.place(row, seed), self.config(row, seed), self.measured(row)
     if row.of:
-      source = self.place(self.named[row.of], seed)
-      if not self.done(self.named[row.of], seed):
-        raise UserError(f'row {row.of}, whose run it evaluates, has not finished')
-      trained = predict.run_config(source)
-      trained.eval = c.eval
+      if lacking := [name for name in row.of.split() if not self.done(self.named[name], seed)]:
+        raise UserError(f'row {lacking[0]}, whose run it evaluates, has not finished')
+      sources = [self.place(self.named[name], seed) for name in row.of.split()]
+      trained = [predict.run_config(source) for source in sources]
+      for one in trained:
+        one.eval = c.eval
       place.mkdir(parents=True, exist_ok=True)
-      files.write(place / 'config.json', config_lib.to_json(trained) + '\n')
-      shutil.copy(source / 'taxonomy.csv', place / 'taxonomy.csv')
-      predict.load(source, trained).evaluate(split, into=place)
+      files.write(place / 'config.json', config_lib.to_json(trained[0]) + '\n')
+      shutil.copy(sources[0] / 'taxonomy.csv', place / 'taxonomy.csv')
+      first, *others = [predict.load(source, one) for source, one in zip(sources, trained)]
+      first.evaluate(split, into=place, beside=others)
     else:
       if row.baseline and self.done(self.named[row.baseline], seed):  # the row's own report compares with it
         c.baseline = str(self.place(self.named[row.baseline], seed))

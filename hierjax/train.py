@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -30,7 +31,7 @@ import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from hierjax import checkpoint, evaluate, files, log, losses, metrics, models, optim, parallel, predict, report
+from hierjax import balancing, checkpoint, evaluate, files, log, losses, metrics, models, optim, parallel, predict, report
 from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources
@@ -60,6 +61,7 @@ class TrainState:
   opt_state: Any
   ema: Any  # {'params', 'batch_stats'} averaged, or {} where off
   plateau: Any  # reduce-on-plateau's state, or {}
+  balancer: Any  # the balancer's state
   monitor: Any  # best: the best val metric so far; bad: evaluations since; evaluated: step of the last one
 
 
@@ -70,8 +72,12 @@ class Task:
   model: nn.Module
   levels: tuple[str, ...]  # with a head
   columns: tuple[int, ...]  # of those levels in the labels
-  weights: Mapping[str, float]
-  targets: Mapping[str, np.ndarray | None]  # soft targets a level
+  losses: Mapping[str, losses.Loss]  # of each level
+  terms: Mapping[str, losses.Term]
+  aggregate: Callable | None  # loss.aggregate
+  weights: Mapping[str, float]  # of levels and terms; those above 0 are the tasks that the balancer weighs
+  balancer: balancing.Balancer | None  # None: nothing but `weights` weighs
+  balance_at: str
   example_weights: np.ndarray | None  # of the classes of column `balance_column`, for data.balance=loss
   balance_column: int
   labels: Any  # optimiser label of each parameter
@@ -81,28 +87,53 @@ class Task:
   micro: int
   seed: int
 
+  @property
+  def names(self) -> tuple[str, ...]:
+    return tuple(name for name, weight in self.weights.items() if weight)
 
-def objective(logits: Mapping[str, jax.Array], labels: jax.Array, task: Task, phase: optim.Phase) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """L = sum over the phase's levels of weight * mean cross-entropy over the examples that are labelled there (S0, section 3.2).
+  def balancer_in(self, phase: optim.Phase) -> balancing.Balancer | None:
+    """The balancer, where there is something to balance: it knows the run's tasks, so it waits for a phase with all of them, and one that compares gradients
+    of what is shared waits until that is trained."""
+    there = all(name in phase.levels or name in self.terms for name in self.names)
+    idle = self.balancer and self.balancer.reads_gram and not {'backbone', 'heads/shared'}.isdisjoint(phase.freeze)
+    return self.balancer if there and not idle and len(self.names) > 1 else None
 
-  Of a device's part of the batch: its share of L and of the metrics, which add up to those of the batch.
+
+def objective(head: Callable[[jax.Array, bool], Mapping[str, jax.Array]], features: jax.Array, labels: jax.Array, task: Task,
+              phase: optim.Phase) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """The phase's losses by name, each the mean over the examples that are labelled there, times its weight; and the metrics.
+
+  head(features [B, d], train) are the logits of each level. Of a device's part of the batch: its shares of the losses and metrics, which add up to those of
+  the batch.
   """
+  axis = layers.batch_axis()
+  devices = 1 if axis is None else jax.lax.axis_size(axis)
   weight = 1.0
   if task.example_weights is not None:
     y = labels[:, task.balance_column]
     weight = jnp.where(y >= 0, jnp.asarray(task.example_weights)[jnp.maximum(y, 0)], 1.0)
-  total, out = 0.0, {}
+  logits, undisturbed = head(features, True), head(features, False)  # what no loss reads is not computed
+  means = task.aggregate(features, labels, axis) if task.aggregate else {}
+  shares, out = {}, {}
   for level, column in zip(task.levels, task.columns):
     if level not in phase.levels:
       continue
     y = labels[:, column]
-    targets = task.targets[level]
-    value = losses.masked_mean(weight * losses.cross_entropy(logits[level], y, None if targets is None else jnp.asarray(targets)),
-                               y >= 0, layers.batch_axis())
-    out[f'loss/{level}'] = value
-    out[f'acc/{level}'] = losses.masked_mean((jnp.argmax(logits[level], -1) == y).astype(jnp.float32), y >= 0, layers.batch_axis())
-    total += task.weights[level] * value
-  return total, {'loss': total, **out}
+    if level in means:  # of each class, the mean features of its examples; every device has them all
+      x, own, present = means[level]
+      values, _ = task.losses[level](head(x, True)[level], own, head(x, False)[level])
+      value = losses.masked_mean(values, present) / devices
+    else:
+      values, known = task.losses[level](logits[level], labels, undisturbed[level])
+      value = losses.masked_mean(weight * values, known, axis)
+    shares[level] = value
+    out[f'acc/{level}'] = losses.masked_mean((jnp.argmax(logits[level], -1) == y).astype(jnp.float32), y >= 0, axis)
+  for name, term in task.terms.items():
+    values, known = term(logits, features, labels, axis)
+    shares[name] = losses.masked_mean(weight * values, known, axis)
+  out |= {f'loss/{name}': value for name, value in shares.items()}
+  shares = {name: task.weights[name] * shares[name] for name in task.names if name in shares}
+  return shares, {'loss': sum(shares.values()), **out}
 
 
 def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, phase: optim.Phase,
@@ -111,38 +142,83 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
 
   Each device takes the gradient of its share of the loss on its rows of the batch; then one reduction adds them up, and the metrics with them. So are the
   batch's flags (each float32 [devices]), by which one process tells all to do something at the same step.
+
+  With a balancer, the losses are pulled back to the features one by one. There, or after the trunk at its weights (balance.at), the balancer combines them.
+  Of micro-batches each is balanced by itself at the features; at the weights it is their mean.
   """
   flat = traverse_util.flatten_dict(state.params)
   frozen = {k: v for k, v in flat.items() if optim.group_of(k) in phase.freeze}
   trained = {k: v for k, v in flat.items() if k not in frozen}
+  trunk = [k for k in trained if optim.group_of(k) == 'backbone']
   step_key = jax.random.fold_in(jax.random.key(task.seed), state.step)
-
-  def loss_fn(trained, batch_stats, micro, key):
-    variables = {'params': traverse_util.unflatten_dict({**frozen, **trained}), 'batch_stats': batch_stats}
-    (logits, _), updated = task.model.apply(variables, micro['image'], train=True, train_backbone=phase.trains_backbone,
-                                            mutable=['batch_stats'], rngs={'dropout': key})
-    value, out = objective(logits, micro['labels'], task, phase)
-    return value, (updated.get('batch_stats', batch_stats), out)
-
+  balance_key = jax.random.fold_in(step_key, task.micro)
+  balancer, names = task.balancer_in(phase), [name for name in task.names if name in phase.levels or name in task.terms]
+  at_weights = balancer is not None and balancer.reads_gram and task.balance_at == 'weights'
   axis = parallel.AXIS if mesh.size > 1 else None  # XLA leaves a reduction over one device in the program, as copies
+  accuracies = lambda out: jnp.stack([out.get(f'acc/{name}', jnp.float32(jnp.nan)) for name in names])
 
-  def gradients(trained, batch_stats, batch):
-    grads, out = None, None
+  def balanced(losses_, grads, balancer_state, out, key, axis=None):
+    """(weights of the losses, combined gradient, state, out with what is to be seen of it)"""
+    found = balancing.shared_gradient(balancer, losses_, grads, balancer_state, axis=axis, accuracies=accuracies(out), key=key)
+    cosines = balancing.cosines(found.gram)
+    seen = {f'weight/{name}': task.weights[name] * found.shared_weights[i] for i, name in enumerate(names)}
+    seen |= {f'cosine/{a}-{b}': cosines[i, j] for i, a in enumerate(names) for j, b in enumerate(names) if i < j}
+    return found.loss_weights, found.gradient, found.state, seen
+
+  def of_micro_batch(trained, batch_stats, balancer_state, micro, key):
+    """(gradients, or those of each task at the weights; batch_stats; balancer_state; losses; metrics; what is to be seen of the balancer)"""
+    heads = {k: v for k, v in trained.items() if k not in trunk}
+
+    def run_trunk(weights):
+      variables = {'params': traverse_util.unflatten_dict({**frozen, **heads, **weights}), 'batch_stats': batch_stats}
+      features, updated = task.model.apply(variables, micro['image'], phase.trains_backbone, mutable=['batch_stats'], rngs={'dropout': key},
+                                           method='features')
+      return features, updated.get('batch_stats', batch_stats)
+
+    def run_heads(weights, features):
+      params = traverse_util.unflatten_dict({**flat, **weights})
+      head = lambda x, train: task.model.apply({'params': params}, x, train, rngs={'dropout': key})[0]
+      shares, out = objective(head, features, micro['labels'], task, phase)
+      return jnp.stack([shares[name] for name in names]), out
+
+    if micro['image'].ndim == 2:  # the features were computed before
+      features, back = micro['image'], lambda _: ({},)
+    else:
+      features, back, batch_stats = jax.vjp(run_trunk, {k: trained[k] for k in trunk}, has_aux=True)
+    shares, pull, out = jax.vjp(run_heads, heads, features, has_aux=True)
+    if balancer is None:
+      of_heads, of_features = pull(jnp.ones(len(names)))
+      return {**back(of_features)[0], **of_heads}, batch_stats, balancer_state, shares, out, {}
+    pulled = [pull(one) for one in jnp.eye(len(names))]
+    if at_weights:
+      return [{**back(d)[0], **of_heads} for of_heads, d in pulled], batch_stats, balancer_state, shares, out, {}
+    whole = jax.lax.psum((shares, out), axis) if axis else (shares, out)
+    weights, of_features, balancer_state, seen = balanced(whole[0], [d for _, d in pulled], balancer_state, whole[1], key, axis)
+    grads = {**back(of_features)[0], **balancing.weighted(weights, [of_heads for of_heads, _ in pulled])}
+    return grads, batch_stats, balancer_state, shares, out, seen
+
+  def gradients(trained, batch_stats, balancer_state, batch):
+    sums, seen = None, None
     with layers.across(axis):
       for i in range(task.micro):  # unrolled: a loop around a convolution's gradient is many times slower on the CPU
         part = {k: batch[k].reshape(len(batch[k]) // task.micro, task.micro, *batch[k].shape[1:])[:, i] for k in ('image', 'labels')}
-        (_, (batch_stats, o)), g = jax.value_and_grad(loss_fn, has_aux=True)(trained, batch_stats, part, jax.random.fold_in(step_key, i))
-        grads, out = (g, o) if i == 0 else jax.tree.map(jnp.add, (grads, out), (g, o))
-    grads, out = jax.tree.map(lambda x: x / task.micro, (grads, out))
-    sums = grads, {**out, **{name: raised.sum() for name, raised in batch['flags'].items()}}
+        g, batch_stats, balancer_state, shares, o, seen = of_micro_batch(trained, batch_stats, balancer_state, part, jax.random.fold_in(step_key, i))
+        sums = (g, shares, o) if i == 0 else jax.tree.map(jnp.add, sums, (g, shares, o))
+    sums = jax.tree.map(lambda x: x / task.micro, sums)
+    sums = (*sums, {name: raised.sum() for name, raised in batch['flags'].items()})
     if axis:  # as one vector: XLA reduces parts of a tree early, some of them together with a batch norm's sums
       vector, unravel = jax.flatten_util.ravel_pytree(sums)
       sums = unravel(jax.lax.psum(vector, axis))
-    return sums, batch_stats
+    return sums, batch_stats, balancer_state, seen
 
   if axis:
-    gradients = jax.shard_map(gradients, mesh=mesh, in_specs=(jax.P(), jax.P(), jax.P(axis)), out_specs=jax.P(), check_vma=False)
-  (grads, out), batch_stats = gradients(trained, state.batch_stats, dict(batch))
+    gradients = jax.shard_map(gradients, mesh=mesh, in_specs=(jax.P(), jax.P(), jax.P(), jax.P(axis)), out_specs=jax.P(), check_vma=False)
+  (grads, whole, out, flags), batch_stats, balancer_state, seen = gradients(trained, state.batch_stats, state.balancer, dict(batch))
+  if at_weights:
+    mine = [{k: v for k, v in g.items() if optim.shared(k)} for g in grads]
+    weights, combined, balancer_state, seen = balanced(whole, mine, balancer_state, out, balance_key)
+    grads = {**balancing.weighted(weights, [{k: v for k, v in g.items() if not optim.shared(k)} for g in grads]), **combined}
+  out |= {f'weight/{name}': weight * (name in names) for name, weight in task.weights.items()} | seen | flags
 
   norm = optax.tree.norm(grads)
   if task.clip:
@@ -154,7 +230,7 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
   params = traverse_util.unflatten_dict({k: v if k in frozen else v - lr * moved[k] for k, v in flat.items()})
   new = {'params': params, 'batch_stats': batch_stats}
   ema = jax.tree.map(lambda e, p: e + (1 - task.ema) * (p - e), state.ema, new) if state.ema else state.ema
-  return state.replace(step=state.step + 1, opt_state=opt_state, ema=ema, **new), {**out, 'lr': lr, 'grad_norm': norm}
+  return state.replace(step=state.step + 1, opt_state=opt_state, ema=ema, balancer=balancer_state, **new), {**out, 'lr': lr, 'grad_norm': norm}
 
 
 def stepper(task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh) -> Callable:
@@ -168,16 +244,16 @@ def eval_variables(state: TrainState) -> dict:
   return dict(state.ema) if state.ema else {'params': state.params, 'batch_stats': state.batch_stats}
 
 
-def parse_weights(text: str, levels: Sequence[str]) -> dict[str, float]:
-  """'make=1,type=.5' → weight of each level, 1 where it is not named."""
-  weights = dict.fromkeys(levels, 1.0)
+def parse_weights(text: str, levels: Sequence[str], terms: Sequence[str] = ()) -> dict[str, float]:
+  """'make=1,tree_path=.5' → weight of each level and term, 1 where it is not named."""
+  weights = dict.fromkeys([*levels, *terms], 1.0)
   for item in config_lib.split_names(text):
     name, _, value = item.partition('=')
     try:
       number = float(value)
     except ValueError:
       raise UserError(f'--config.loss.weights: {item!r} is not LEVEL=NUMBER') from None
-    chosen = config_lib.resolve_levels(name, levels, '--config.loss.weights')
+    chosen = (name,) if name in terms else config_lib.resolve_levels(name, levels, '--config.loss.weights')
     if not chosen or not 0 <= number < float('inf'):
       raise UserError(f'--config.loss.weights: {item!r} is not LEVEL=NUMBER with a number of at least 0')
     weights.update(dict.fromkeys(chosen, number))
@@ -219,7 +295,9 @@ class Run:
     self.initial = self.variables()
     self.phases = optim.phases(c, self.levels, n, self.total, optim.groups(self.initial['params']))
     self.model = heads_lib.build(c, self.taxonomy, self.levels)
-    self.weights = parse_weights(c.loss.weights, self.levels)
+    self.losses, self.terms, self.aggregate = losses.build(c, self.taxonomy, self.levels)
+    self.weights = parse_weights(c.loss.weights, self.levels, list(self.terms))
+    self.balancer = balancing.build(c.balance, c.loss.weights, math.ceil(n / c.train.batch_size))
     for phase in self.phases:
       if not any(self.weights[level] for level in phase.levels):
         raise UserError(f'--config.loss.weights={c.loss.weights!r}: nothing would train in {phase.describe()}: all their weights are 0')
@@ -230,12 +308,9 @@ class Run:
     c, t = self.c, self.taxonomy
     column = t.index(config_lib.resolve_levels(c.data.balance_level, t.levels, '--config.data.balance_level')[0])
     balance = pipeline.class_weights(self.train.labels[:, column], t.num_classes(t.levels[column])) if c.data.balance == 'loss' else None
-    targets = dict.fromkeys(self.levels)
-    if c.loss.smoothing:
-      family = config_lib.resolve_levels(c.loss.siblings, t.levels, '--config.loss.siblings')
-      targets[t.levels[-1]] = losses.smoothed_targets(t, c.loss.smoothing, family)
     return Task(
-      model=self.model, levels=self.levels, columns=tuple(t.index(level) for level in self.levels), weights=self.weights, targets=targets,
+      model=self.model, levels=self.levels, columns=tuple(t.index(level) for level in self.levels),
+      losses=self.losses, terms=self.terms, aggregate=self.aggregate, weights=self.weights, balancer=self.balancer, balance_at=c.balance.at,
       example_weights=balance, balance_column=column, labels=optim.labels(self.initial['params'], c.optim.rules),
       schedule=optim.schedule(c, self.total, len(self.train.labels)), clip=c.optim.clip, ema=c.optim.ema, micro=c.optim.accumulate, seed=c.seed)
 
@@ -253,10 +328,11 @@ class Run:
 
   def state(self, task: Task) -> TrainState:
     params, batch_stats = self.initial['params'], self.initial.get('batch_stats', {})
+    shared = {k: v for k, v in traverse_util.flatten_dict(params).items() if optim.shared(k)}
     state = TrainState(
       step=np.int32(0), params=params, batch_stats=batch_stats, opt_state=optim.transformation(self.c, task.labels).init(params),
       ema={'params': params, 'batch_stats': batch_stats} if self.c.optim.ema else {},
-      plateau=self.plateau.init(params) if self.plateau else {},
+      plateau=self.plateau.init(params) if self.plateau else {}, balancer=self.balancer.init(len(task.names), shared) if self.balancer else {},
       monitor={'best': np.float32(np.inf if self.best in checkpoint.LOWER else -np.inf), 'bad': np.int32(0), 'evaluated': np.int32(0)})
     return parallel.put_replicated(state, self.mesh)
 
@@ -270,17 +346,20 @@ class Run:
       process_count=jax.process_count(), strict=c.data.strict)
 
 
+def rest(state: TrainState) -> dict:
+  """What evaluation does not need."""
+  return {k: getattr(state, k) for k in ('step', 'opt_state', 'plateau', 'balancer', 'monitor')}
+
+
 def parts(state: TrainState) -> dict[str, dict]:
   """The state as the checkpoint stores it."""
-  out = {'model': {'params': state.params, 'batch_stats': state.batch_stats},
-         'rest': checkpoint.named({'step': state.step, 'opt_state': state.opt_state, 'plateau': state.plateau, 'monitor': state.monitor})}
+  out = {'model': {'params': state.params, 'batch_stats': state.batch_stats}, 'rest': checkpoint.named(rest(state))}
   return {**out, 'ema': state.ema} if state.ema else out
 
 
 def restored(state: TrainState, loaded: Mapping) -> TrainState:
   """`state` with the values of `loaded`, which has the form of parts(state)."""
-  rest = {'step': state.step, 'opt_state': state.opt_state, 'plateau': state.plateau, 'monitor': state.monitor}
-  return state.replace(**loaded['model'], **checkpoint.unnamed(loaded['rest'], rest), ema=loaded.get('ema', state.ema))
+  return state.replace(**loaded['model'], **checkpoint.unnamed(loaded['rest'], rest(state)), ema=loaded.get('ema', state.ema))
 
 
 def clock(seconds: float) -> str:
@@ -330,6 +409,8 @@ class Loop:
                  f'{workdir}: {run.c.model.backbone}, {self.params:,} parameters, {len(run.train.labels):,} training images, {run.total} steps, '
                  f'{self.mesh.size} {jax.devices()[0].platform} device(s)')
     self.eval_step = evaluate.stepper(run.model, self.mesh)
+    first = workdir / 'embedding_first.npz'
+    self.embedding = None if parallel.exchange(first.exists())[0] else first  # where to write that of the first evaluation
     self.broken: set[str] = set()
     self.seconds, self.saving, self.before, self.saved_at = 0.0, 0.0, None, time.monotonic()
     # What one process wants all to do, the same on all of them at the same step: a signal came; it is time to save.
@@ -462,8 +543,7 @@ class Loop:
           share = waited / max(now - since, 1e-9)
           self.log.write(pending[0], 'train', {
             'epoch': pending[0] / per_epoch, 'phase': number, 'images_per_s': rate, 'data_wait': share,
-            'compile_seconds': self.compilation, **log.memory(), **values,
-            **{f'weight/{level}': run.weights[level] * (level in phase.levels) for level in run.levels}})
+            'compile_seconds': self.compilation, **log.memory(), **values})
           accuracies = ' '.join(f'{l} {values[f"acc/{l}"]:.3f}' for l in phase.levels)
           self.log.say(f'step {pending[0]}/{run.total} epoch {pending[0] / per_epoch:.2f} loss {values["loss"]:.3f} {accuracies} '
                        f'lr {values["lr"]:.2g} | {rate:.1f} images/s, {clock(left)} left')
@@ -496,6 +576,9 @@ class Loop:
     run = self.run
     before = time.monotonic()
     values = self.validate(val, signals)
+    if self.embedding:
+      evaluate.write_embedding(self.embedding, self.eval_step, eval_variables(self.state), val, self.c, self.mesh, run.taxonomy)
+      self.embedding = None
     self.log.write(self.step, 'val', {'epoch': self.step / per_epoch, 'seconds': time.monotonic() - before, **values})
     best, bad = float(self.state.monitor['best']), int(self.state.monitor['bad'])
     better = values[run.best] < best if run.best in checkpoint.LOWER else values[run.best] > best
@@ -542,8 +625,8 @@ def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
 def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
   """Trains what config `c` describes into `workdir`, or goes on with it, and returns the final val metrics and the digest of the TrainState.
 
-  Leaves config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, eval_VAL.json, predictions_VAL.npz, explain_VAL.npz and
-  report.html there. Raises UserError for a
+  Leaves config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, eval_VAL.json, predictions_VAL.npz, explain_VAL.npz, embedding_first.npz and
+  embedding_last.npz (of prototype heads) and report.html there. Raises UserError for a
   user's mistake and Interrupted where Ctrl-C or SIGTERM came.
   """
   with enough_disk(pathlib.Path(workdir)):
@@ -579,6 +662,7 @@ def train_and_report(c: ConfigDict, workdir: pathlib.Path) -> dict:
     accuracies = ' '.join(f'{level} {v["top1"]:.4f}' for level, v in d['levels'].items() if v['top1'] is not None)
     loop.log.say(f'{run.c.data.val}, {result["n"]} images, {name}: {accuracies} full path {d["fpa"] or 0:.4f} HVR {d["hvr"]:.4f}')
   model.explain(run.c.data.val, examples=run.val)
+  evaluate.write_embedding(pathlib.Path(workdir) / 'embedding_last.npz', model.eval_step, model.variables, run.val, run.c, model.mesh, run.taxonomy)
   if run.c.baseline == 'train':
     loop.log.say('training the baseline: one head, ancestors read off')
     fit(baseline_config(run.c), workdir / 'baseline')
@@ -630,6 +714,7 @@ def record(workdir: pathlib.Path, run: Run, loop: Loop, started: str, **end) -> 
 def baseline_config(c: ConfigDict) -> ConfigDict:
   """Run `c` without the hierarchy: one head on the finest level, no phases, no smoothing over siblings."""
   b, default = copy.deepcopy(c), config_lib.default()
-  b.baseline, b.model.heads, b.loss.weights, b.loss.smoothing, b.train.best = '', 'flat', '', 0.0, 'top1/finest'
-  b.model.head, b.curriculum = default.model.head, default.curriculum
+  b.baseline, b.model.heads, b.model.normalize, b.train.best = '', 'flat', False, 'top1/finest'
+  b.optim.heads_lr = b.optim.heads_growth = 1.0
+  b.model.head, b.curriculum, b.loss, b.balance = default.model.head, default.curriculum, default.loss, default.balance
   return b

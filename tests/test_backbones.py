@@ -259,6 +259,12 @@ def test_vit_interpolates_position_embeddings_as_torchvision():
   np.testing.assert_array_equal(vit.resample(14), np.eye(14))
 
 
+@pytest.mark.parametrize('name', ['vgg11', 'densenet121'])
+def test_an_image_of_which_nothing_is_left_is_told(name):
+  with pytest.raises(UserError, match=r'--config.data.size: the images are too small'):
+    models.init(models.BACKBONES[name].make(), 0, jnp.zeros((1, 16, 16, 3)))
+
+
 def test_swin_s_mask_parts_what_the_shift_brings_together():
   """A pixel of the last window sees those that were neighbours in the map before it was rolled, and no others; along one axis alone where so shifted."""
   mask = swin.shift_mask(14, 14, (3, 3))

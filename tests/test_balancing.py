@@ -328,7 +328,8 @@ def test_db_mtl():
   state, past = balancer.init(3, {'a': jnp.zeros(2), 'b': jnp.zeros((2, 2))}), np.zeros((3, 6))
   as_tree = lambda v: {'a': jnp.asarray(v[:2], jnp.float32), 'b': jnp.asarray(v[2:].reshape(2, 2), jnp.float32)}
   for step, (g, losses) in enumerate(zip(many, LOSSES), 1):
-    heads, tree, state, _ = balancing.shared_gradient(balancer, jnp.asarray(losses), [as_tree(v) for v in g], state)
+    found = balancing.shared_gradient(balancer, jnp.asarray(losses), [as_tree(v) for v in g], state)
+    heads, tree, state = found.loss_weights, found.gradient, found.state
     past = g / losses[:, None] + 0.8 / step**0.5 * (past - g / losses[:, None])
     norms = np.linalg.norm(past, axis=1)
     np.testing.assert_allclose(np.concatenate([np.ravel(tree['a']), np.ravel(tree['b'])]), (past * (norms.max() / norms)[:, None]).sum(0), rtol=1e-3)
@@ -365,7 +366,8 @@ def test_never_nan_and_a_state_to_scan(name, tasks):
 
   def step(state, x):
     loss, g, key = x
-    heads, tree, state, gram = balancing.shared_gradient(balancer, loss, list(g), state, accuracies=accuracies, key=key)
+    found = balancing.shared_gradient(balancer, loss, list(g), state, accuracies=accuracies, key=key)
+    heads, tree, state, gram = found.loss_weights, found.gradient, found.state, found.gram
     return state, (heads, tree, balancing.cosines(gram))
 
   def steps(state, losses, grads, keys):
@@ -448,7 +450,8 @@ def test_gram_of_trees_and_devices():
   np.testing.assert_allclose(balancing.gram(trees), gram_of(g), rtol=1e-5)
   unit = g / np.linalg.norm(g, axis=1, keepdims=True)
   np.testing.assert_allclose(balancing.cosines(balancing.gram(trees)), gram_of(unit), atol=1e-5)
-  _, d, _, half = balancing.shared_gradient(make('fixed'), jnp.ones(3), [jnp.asarray(v, jnp.bfloat16) for v in g], {})
+  found = balancing.shared_gradient(make('fixed'), jnp.ones(3), [jnp.asarray(v, jnp.bfloat16) for v in g], {})
+  d, half = found.gradient, found.gram
   assert (d.dtype, half.dtype) == (jnp.bfloat16, jnp.float32)
   np.testing.assert_allclose(half, gram_of(g), rtol=0.05, atol=0.05 * gram_of(g).max())
 
@@ -456,11 +459,13 @@ def test_gram_of_trees_and_devices():
   balancer, losses = make('nash'), jnp.ones(3)
 
   def of_device(features):
-    return balancing.shared_gradient(balancer, losses, list(features), {}, axis=parallel.AXIS)[1::2]
+    found = balancing.shared_gradient(balancer, losses, list(features), {}, axis=parallel.AXIS)
+    return found.gradient, found.gram
 
   sharded = jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=jax.P(None, parallel.AXIS), out_specs=(jax.P(parallel.AXIS), jax.P()), check_vma=False))
   d, gram = sharded(features)
-  _, expected, _, whole = balancing.shared_gradient(balancer, losses, list(features), {})
+  found = balancing.shared_gradient(balancer, losses, list(features), {})
+  expected, whole = found.gradient, found.gram
   assert mesh.size == 8
   np.testing.assert_allclose(gram, whole, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(d, expected, rtol=1e-4, atol=1e-4)

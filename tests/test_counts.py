@@ -63,8 +63,9 @@ def test_resnet50_of_s0(levels, params):
 
 def test_hcal_s_resnet18_and_advanced_cnn():
   """S2's trunk, and with 120 prototypes of 256; S4's network with 10 classes."""
-  trunk = describe('resnet18_32px', data__root='classes:super=20,sub=100', data__size=32)['trunk_params']
-  assert (trunk, trunk + 120 * 256) == (11_300_160, 11_330_880)
+  options = {'data__root': 'classes:super=20,sub=100', 'data__size': 32, 'model__heads': 'prototypes'}
+  for found in (describe('resnet18_32px', **options), describe('resnet18', model__stem='small', model__neck=256, **options)):
+    assert (found['trunk_params'], found['params']) == (11_300_160, 11_330_880)
   assert describe('advanced_cnn', data__root='classes:class=10')['params'] == 11_181_642
 
 

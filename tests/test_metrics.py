@@ -67,6 +67,12 @@ def test_everything_against_loops(t):
   full = [(p, y) for p, y in rows if min(y) >= 0]
   same(got['fpa'], mean([float(p == y) for p, y in full]))
   same(got['hvr'], mean([float(tuple(p) not in paths) for p, _ in rows]))
+  relations, violations = sum(len(names) for names in t.names[1:]), 0
+  for p, _ in rows:
+    for k in range(1, len(t.levels)):
+      for c in range(len(t.names[k])):   # equation 14 as it is printed
+        violations += p[k] == c and not any(q[k] == c and q[k - 1] == p[k - 1] for q in paths)
+  same(got['hvr_eq14'], violations / (len(rows) * relations) if relations else 0.)
   for i, a in enumerate(t.levels):
     for j in range(i + 1, len(t.levels)):
       pairs = {(p[i], p[j]) for p in paths}
@@ -127,7 +133,7 @@ def test_by_hand():
   assert [got['levels'][level]['top1'] for level in CARS.levels] == [3 / 5, 2 / 4, 2 / 4]
   assert [got['levels'][level]['n'] for level in CARS.levels] == [5, 4, 4]
   assert [got['levels'][level]['head'] for level in CARS.levels] == [True, False, True]
-  assert got['fpa'] == 1 / 4 and got['hvr'] == 2 / 5 and got['gap'] == pytest.approx(.1)
+  assert got['fpa'] == 1 / 4 and got['hvr'] == 2 / 5 and got['hvr_eq14'] == pytest.approx(1 / 5 / (2 + 5)) and got['gap'] == pytest.approx(.1)
   assert got['consistency'] == {'make-type': 1., 'make-model': 4 / 5, 'type-model': 4 / 5}
   assert got['severity'] == (1 + 3) / 2 and got['ahd1'] == 4 / 4 and got['severity_histogram'] == {'1': 1, '2': 0, '3': 1}
   assert got['hp'] == got['hr'] == 7 / 13 and got['n'] == 5

@@ -16,7 +16,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from hierjax import config, decode, explain, metrics, mistakes, page, report, runs
+from hierjax import charts, config, decode, explain, metrics, mistakes, page, report, runs
 from hierjax.taxonomy import Taxonomy
 
 MAKES = ('Aster', 'Brook', 'Cedar', 'Dune', 'Ember', 'Fjord', 'Grove', 'Heath')
@@ -100,7 +100,9 @@ def make_run(path, heads=None, name='cars-3head', skill=2.6, n=600, taxonomy=Non
       best = np.argsort(-p, axis=1, kind='stable')[:, :5]
       arrays[f'top_{k}'], arrays[f'top_prob_{k}'] = best.astype(np.int32), np.take_along_axis(p, best, 1).astype(np.float32)
   np.savez_compressed(path / f'predictions_{split}.npz', **arrays)
-  if pictures: make_pictures(path, split, arrays, taxonomy)
+  if pictures:
+    make_pictures(path, split, arrays, taxonomy)
+    make_embedding(path, taxonomy)
   return path
 
 
@@ -116,6 +118,18 @@ def make_pictures(path, split, predictions, taxonomy):
     path / f'explain_{split}.npz', predictions=np.array(explain.digest(path, split)), rows=rows, jpeg=np.frombuffer(b''.join(jpegs), np.uint8),
     ends=np.cumsum([len(j) for j in jpegs]), maps=rng.integers(0, 256, (len(rows), len(explain.heads(predictions)), 4, 4)).astype(np.uint8),
     points=points, xy=(rng.normal(size=(len(points), 2)) + 6 * predictions['labels'][points, :2]).astype(np.float32))
+
+
+def make_embedding(path, taxonomy, n=80):
+  """embedding_first.npz and embedding_last.npz: images that gather round the prototypes of their finest classes, those of coarser classes between them."""
+  rng = np.random.default_rng(3)
+  leaf = rng.normal(size=(len(taxonomy.paths), 16))
+  labels = taxonomy.paths[rng.integers(len(leaf), size=n)]
+  sums = [np.zeros((len(names), 16)) for names in taxonomy.names]
+  for k, total in enumerate(sums): np.add.at(total, taxonomy.paths[:, k], leaf)
+  for moment, noise in (('first', 9.), ('last', .4)):
+    np.savez_compressed(path / f'embedding_{moment}.npz', features=(leaf[labels[:, -1]] + noise * rng.normal(size=(n, 16))).astype(np.float32), labels=labels,
+                        **{f'prototype_{k}': total.astype(np.float32) for k, total in enumerate(sums)})
 
 
 def colour_of(row):
@@ -185,7 +199,7 @@ def test_well_formed_and_self_contained(full):
   for target in re.findall(r'(?:href="#|url\(#)([^")]*)', text): assert target in made.ids, f'nothing has the id {target}'
   assert '@import' not in text and "default-src 'none'" in text
   assert 'prefers-color-scheme: dark' in text and 'name="viewport"' in text
-  assert text.count('<figure>') == 11 and not re.search('#0102[0-9a-f]{2}', text), 'placeholder colours are left'
+  assert text.count('<figure>') == 11 + 6 and not re.search('#0102[0-9a-f]{2}', text), 'placeholder colours are left'
   assert 'could not be made' not in text
   for section in report.SECTIONS: assert section.id in made.ids
 
@@ -338,7 +352,7 @@ def test_hostile_names_are_text(tmp_path):
   assert 'onerror=1&gt;' in section(path, 'gallery') and '<b>make</b>' not in text and '&lt;b&gt;make&lt;/b&gt;' in section(path, 'gallery')
   assert '<script' not in text and '&lt;script&gt;' in text and '\\udc80b.jpg' in text
   assert made.text.count('alert("x")') >= 4  # title, heading, skipped, note, configuration
-  assert text.count('<figure>') == 11 and 'could not be made' not in text
+  assert text.count('<figure>') == 11 + 6 and 'could not be made' not in text
 
 
 def predictions_of(path):
@@ -517,17 +531,125 @@ def test_reliability_and_points_are_drawn(full):
   assert re.search(r'<path class="t0" d="([^"]*)"', svgs[2])[1].count('M') == wrong
 
 
-def test_loss_weights_are_drawn_where_they_are_logged(full, tmp_path):
-  assert 'Loss weights' not in section(full, 'curves')
-  path = make_run(tmp_path / 'run', n=40)
+def logged(path, values):
+  """Adds values(step) to each training line of the run; the curves' section."""
   lines = [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
   for line in lines:
-    if line['kind'] == 'train': line |= {'weight/make': 1 - line['step'] / 2000, 'weight/model': line['step'] / 1000, 'memory_gib': 2.5}
+    if line['kind'] == 'train': line |= values(line['step'])
   (path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   report.write(path)
-  legend = re.search(r'<b>Loss weights</b>(.*?)</figcaption>', section(path, 'curves'), re.S)[1]
-  assert re.findall(r'</i>(\w+)</span>', legend) == ['make', 'model']
-  assert '<b>Peak memory in GiB</b>' in section(path, 'curves')
+  return section(path, 'curves')
+
+
+def legend_of(text, title):
+  return re.findall(r'<i class="([^"]*)"></i>([^<]*)</span>', re.search(rf'<b>{title}</b>(.*?)</figcaption>', text, re.S)[1])
+
+
+def test_loss_weights_are_drawn_where_they_move(full, tmp_path):
+  assert 'Loss weights' not in section(full, 'curves')
+  path = make_run(tmp_path / 'run', n=40)
+  still = logged(path, lambda step: {'weight/make': .5, 'weight/model': 1., 'weight/tree_path': .1, 'memory_gib': 2.5})
+  assert 'Loss weights' not in still and 'cosine' not in still and '<b>Peak memory in GiB</b>' in still
+  text = logged(path, lambda step: {'weight/make': 1 - step / 2000, 'weight/model': step / 1000})
+  # a level has the colour of its other curves
+  assert legend_of(text, 'Loss weights') == [('thick c0', 'make'), ('thick c2', 'model'), ('thick c3', 'tree_path')]
+  assert 'Loss weights are running means over 4 logged steps' in ' '.join(Page(text).words)
+
+
+def test_cosines_of_the_tasks_gradients(tmp_path):
+  path = make_run(tmp_path / 'run', n=40)
+  text = logged(path, lambda step: {'cosine/make-model': -.4})
+  assert legend_of(text, 'Cosine of the tasks&#39; gradients') == [('thick c0', 'make-model')] and 'Loss weights' not in text
+  svg = re.search(r"<svg[^>]*aria-label=\"Cosine of the tasks' gradients\".*?</svg>", text, re.S)[0]
+  assert {'cosine', 'epoch', '-1', '1'} <= set(re.findall(r'>([^<>]+)</text>', svg))
+  text = logged(path, lambda step: {f'cosine/task{i}-b': i / 20 for i in range(15)})
+  found = legend_of(text, 'Cosine of the tasks&#39; gradients')
+  assert [name for _, name in found] == ['make-model', *(f'task{i}-b' for i in range(11))]  # the lowest
+  assert [style for style, _ in found] == [f'thick c{i}' for i in range(6)] + [f'thick dashed c{i}' for i in range(6)]
+  assert 'the 4 pairs with the highest are left out' in ' '.join(Page(text).words)
+
+
+def test_smoothed_curves_keep_their_mean_and_length():
+  rng = np.random.default_rng(0)
+  lines = [{'step': i, 'x': 2 + rng.normal()} for i in range(300)]
+  raw, smooth = (charts.series(lines, 'step', 'x', 0, False, smooth=on) for on in (False, True))
+  np.testing.assert_array_equal(raw.x, smooth.x)
+  np.testing.assert_allclose(smooth.y[20:280], [raw.y[i - 5:i + 5].mean() for i in range(20, 280)])  # of 10 points
+  assert smooth.y.std() < .5 * raw.y.std() and abs(smooth.y.mean() - raw.y.mean()) < .05
+  few = charts.series(lines[:40], 'step', 'x', 0, False, smooth=True)
+  np.testing.assert_array_equal(few.y, raw.y[:40])
+
+
+def pictures_of(path):
+  """Of each picture of the section: (level, {colour: places of its points}, marks (shape, colour, small, place, name))."""
+  for level, svg in re.findall(r'<figcaption><b>([^<]*)</b></figcaption>\s*(<svg class="points".*?</svg>)', section(path, 'embedding'), re.S):
+    dots = {hue: np.array(re.findall(r'M(\S+) (\S+)h0', d), float) for hue, d in re.findall(r'<path class="t(\w+)" d="([^"]*)"', svg)}
+    marks = re.findall(r'<use href="#shape-(\w+)" class="t(\d+)" transform="translate\((\S+) (\S+)\)( scale\(.6\))?"><title>([^<]*)</title>', svg)
+    yield level, dots, [(shape, hue, bool(small), np.array([x, y], float), name) for shape, hue, x, y, small, name in marks]
+
+
+def test_features_and_prototypes_share_a_plane_and_colours(full):
+  taxonomy = Taxonomy.from_csv(full / 'taxonomy.csv')
+  with np.load(full / 'embedding_last.npz') as archive: labels = archive['labels']
+  legends = [dict(re.findall(r'<i class="t(\d+)"></i>([^<]*)</span>', line))
+             for line in re.findall(r'<p class="legend"><b>.*?</p>', section(full, 'embedding'), re.S)]
+  assert [len(legend) for legend in legends] == [len(set(labels[:, 0])), len(set(labels[:, 1])), 20]
+  assert '80 images and ' in section(full, 'embedding') and 'perplexity 30, seed 0' in section(full, 'embedding')
+  # of the finest level, all of the models of the most frequent makes
+  counts = np.bincount(labels[:, 0], minlength=8)
+  makes = [make for make in np.argsort(-counts, kind='stable') if counts[make]]
+  frequent = {taxonomy.names[0][make] for make in makes[:2]}
+  seen = {taxonomy.names[2][leaf] for leaf in labels[:, 2]}
+  assert {name for name in seen if name.split()[0] in frequent} <= set(legends[2].values())
+  found = list(pictures_of(full))
+  assert [level for level, _, _ in found] == [*LEVELS, *LEVELS]
+  for at, (level, dots, marks) in enumerate(found):
+    k = LEVELS.index(level)
+    assert sum(map(len, dots.values())) == 80
+    for hue, name in legends[k].items(): assert len(dots[hue]) == (labels[:, k] == taxonomy.names[k].index(name)).sum()
+    assert {shape for shape, _, _, _, _ in marks} == ({'star'} if k == 2 else {'star', 'circle'})
+    for shape, hue, small, _, name in marks:
+      own = shape == 'circle' or k == 2
+      assert small != own and legends[k][hue] == (name if own else taxonomy.names[k][taxonomy.paths[taxonomy.names[2].index(name), k]])
+    if at == 5:  # in the end the images lie where the prototype of their class does
+      apart = [np.linalg.norm(np.median(dots[hue], 0) - place) for _, hue, _, place, _ in marks]
+      others = [np.linalg.norm(np.median(dots[hue], 0) - place) for _, hue, _, _, _ in marks for _, _, _, place, _ in marks]
+      assert len(marks) == 20 and np.median(apart) < .3 * np.median(others)
+
+
+def test_features_without_prototypes_and_no_section_without_files(tmp_path):
+  taxonomy = make_taxonomy()
+  (tmp_path / 'config.json').write_text('{}')
+  taxonomy.to_csv(tmp_path / 'taxonomy.csv')
+  assert 'Features and prototypes' not in made_page(report.write(tmp_path).parent).text
+  make_embedding(tmp_path, taxonomy)
+  with np.load(tmp_path / 'embedding_last.npz') as archive: kept = {key: archive[key] for key in ('features', 'labels')}
+  (tmp_path / 'embedding_first.npz').unlink()
+  np.savez(tmp_path / 'embedding_last.npz', **kept)
+  text = made_page(report.write(tmp_path).parent).text
+  assert 'Last evaluation' in text and 'First evaluation' not in text and 'star' not in text and '80 images; perplexity 26.3' in text
+  assert [len(marks) for _, _, marks in pictures_of(tmp_path)] == [0, 0, 0]
+  np.savez(tmp_path / 'embedding_last.npz', **{key: value[:5] for key, value in kept.items()})
+  assert 'There are too few images to place.' in made_page(report.write(tmp_path).parent).text
+
+
+@pytest.mark.parametrize(('change', 'says'), [
+  (b'', 'could not be read'), (b'PK\x03\x04half', 'could not be read'), ({'labels': None}, 'labels'),
+  ({'labels': np.full((80, 3), 99)}, 'labels are not of this taxonomy'), ({'labels': np.zeros((80, 3))}, 'labels are not of this taxonomy'),
+  ({'labels': np.zeros((79, 3), int)}, 'not (79, 16)'), ({'features': np.full((80, 16), np.nan)}, 'features is not finite'),
+  ({'prototype_1': np.zeros((6, 16))}, 'prototype_1 is (6, 16), not (5, 16)'),
+], ids=['empty', 'half', 'no labels', 'other labels', 'no numbers', 'another number', 'not finite', 'another level'])
+def test_damaged_embeddings_are_said_and_cost_no_more(tmp_path, change, says):
+  taxonomy = make_taxonomy()
+  (tmp_path / 'config.json').write_text('{}')
+  taxonomy.to_csv(tmp_path / 'taxonomy.csv')
+  make_embedding(tmp_path, taxonomy)
+  (tmp_path / 'embedding_first.npz').unlink()
+  with np.load(tmp_path / 'embedding_last.npz') as archive: arrays = dict(archive)
+  if isinstance(change, bytes): (tmp_path / 'embedding_last.npz').write_bytes(change)
+  else: np.savez(tmp_path / 'embedding_last.npz', **{key: value for key, value in {**arrays, **change}.items() if value is not None})
+  text = made_page(report.write(tmp_path).parent).text
+  assert 'embedding_last.npz could not be read: ' in text and says in text and 'Features and prototypes' not in text and 'could not be made' not in text
 
 
 def test_pictures_of_another_evaluation_are_not_shown(full, tmp_path):
@@ -558,6 +680,7 @@ def test_a_report_of_many_classes_and_levels_stays_small(tmp_path):
   decoded = {'n': 50_000, 'levels': levels, 'fpa': .7, 'hvr': .1}
   (path / 'eval_val.json').write_text(json.dumps({'split': 'val', 'n': 50_000, 'decode': {'independent': decoded, 'joint': decoded}}))
   make_pictures(path, 'val', arrays, taxonomy)
+  make_embedding(path, taxonomy)
   size = report.write(path).stat().st_size
   text = made_page(path).text
   assert 'could not be made' not in text and size < 15_000_000

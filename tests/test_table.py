@@ -25,7 +25,8 @@ from hierjax.table import Row, Table
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted(p.stem for p in (ROOT / 'configs' / 'tables').glob('*.py'))
-LEVELS = {'flat': 'finest', 'both': 'all', 'views': 'all', 'bad': 'all'}
+LEVELS = {'flat': 'finest', 'both': 'all', 'views': 'all', 'bad': 'all', 'make': 'make', 'pair': 'finest'}
+ARGUMENTS = {'s2_table1': 'aircraft', 's2_table2': 'aircraft', 's2_figure5': 'aircraft'}  # of the files with several tables
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -265,6 +266,33 @@ def test_rows_bring_the_run_they_evaluate(tmp_path, monkeypatch, capsys):
     runner(tmp_path, 'fla')
 
 
+def test_single_task_models_side_by_side(tmp_path):
+  rows = (Row('flat', 'model alone'), Row('make', 'make alone'), Row('pair', 'both', baseline='flat', of='flat make'))
+  found = {'get_config': get_config, 'get_table': lambda: get_table(rows=rows, published={}, columns=('top1/coarsest,finest', 'hvr'), seeds=(0,))}
+  made = table.Runner(*table.load(found), tmp_path, rows='pair')
+  assert [row.name for row in made.rows] == ['flat', 'make', 'pair'] and made.run(told) == 0
+  flat, make, pair = (np.load(tmp_path / row / 'seed0' / 'predictions_val.npz') for row in ('flat', 'make', 'pair'))
+  np.testing.assert_array_equal(pair['pred_independent'][:, 2], flat['pred_independent'][:, 2])
+  np.testing.assert_array_equal(pair['pred_independent'][:, 1], flat['pred_independent'][:, 1])  # neither has a head of the type: read off the model
+  np.testing.assert_array_equal(pair['pred_independent'][:, 0], make['pred_independent'][:, 0])
+  result = decode(made, 'pair', 0)['independent']
+  assert result['levels']['make']['top1'] == decode(made, 'make', 0)['independent']['levels']['make']['top1']
+  assert result['hvr'] == (pair['pred_independent'][:, 0] != flat['pred_independent'][:, 0]).mean() > 0
+  assert not (tmp_path / 'pair' / 'seed0' / 'checkpoints').exists()
+  again = table.Runner(*table.load(found), tmp_path)
+  assert again.done(again.named['pair'], 0)
+  (tmp_path / 'make' / 'seed0' / 'run.json').write_text('{}')  # a model of the pair is being trained again
+  again = table.Runner(*table.load(found), tmp_path)
+  assert not again.done(again.named['pair'], 0) and again.done(again.named['flat'], 0)
+
+
+def test_a_file_with_several_tables(tmp_path):
+  found = {**FOUND, 'get_table': lambda which='heads': get_table(title=which)}
+  assert table.load(found)[0].title == 'heads' and table.load(found, 'others')[0].title == 'others'
+  with pytest.raises(UserError, match='this file has one table, which takes no argument; --rows=flat takes one row'):
+    table.load({**FOUND, 'get_table': lambda: get_table()}, 'flat')
+
+
 def test_counts_train_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(train, 'fit', lambda *_: pytest.fail('trained'))
   params = predict.describe(get_config('flat'))['params']
@@ -278,6 +306,8 @@ def test_counts_train_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(('changes', 'says'), [
   ({'rows': (Row('a/b', ''),)}, "row 'a/b': a name is that of a folder"),
+  ({'rows': (Row('a b', ''),)}, "row 'a b': a name is that of a folder"),
+  ({'rows': (Row('flat', ''), Row('both', '', of='flat bth')), 'published': {}}, "row both: of='bth' is no row"),
   ({'rows': (Row('flat', ''), Row('flat', ''))}, "row 'flat': a name is that of a folder, and of one row"),
   ({'rows': (Row('flat', '', baseline='flta'),), 'published': {}}, r"row flat: baseline='flta' is no row \(did you mean 'flat'\?\)"),
   ({'rows': (Row('flat', '', (.1, .2)),)}, r'row flat: 2 published figures for 1 columns \(paper \| model\)'),
@@ -306,9 +336,10 @@ def test_columns_of_levels():
 
 # The tables that are shipped
 
-@pytest.fixture(params=FILES)
+@pytest.fixture(params=[*((file, '') for file in FILES), *ARGUMENTS.items()], ids=lambda param: ':'.join(filter(None, param)))
 def shipped(request):
-  return request.param, *table.load(runpy.run_path(str(ROOT / 'configs' / 'tables' / f'{request.param}.py')))
+  file, argument = request.param
+  return file, *table.load(runpy.run_path(str(ROOT / 'configs' / 'tables' / f'{file}.py')), argument)
 
 
 def test_every_row_of_every_table_is_a_sound_config(shipped):
@@ -317,14 +348,16 @@ def test_every_row_of_every_table_is_a_sound_config(shipped):
   for c in configs.values():
     config.validate(c, list(models.BACKBONES))
     train.parse_weights(c.loss.weights, ('make', 'model'))
+  for row in made.rows:
+    assert not row.baseline or any(not d.startswith('name:') for d in config.differences(configs[row.baseline], configs[row.name])) or row.of
   for row in made.rows:  # what tells a row from its baseline is its heads and weights, never the protocol
     if row.baseline and name.startswith('s1'):
       changed = config.differences(configs[row.baseline], configs[row.name])
       assert all(d.startswith(('name:', 'model.heads:', 'loss.weights:')) for d in changed), changed
 
 
-def figures(file):
-  made, _ = table.load(runpy.run_path(str(ROOT / 'configs' / 'tables' / f'{file}.py')))
+def figures(file, argument=''):
+  made, _ = table.load(runpy.run_path(str(ROOT / 'configs' / 'tables' / f'{file}.py')), argument)
   return {row.name: dict(zip(made.published, row.published)) for row in made.rows}
 
 
@@ -346,6 +379,13 @@ def test_published_figures():
   assert len(three) == 9 and list(three['convnext_base,cascaded'].values()) == [87_827_193, 15_372_682_628]
   ladder = figures('s0_table1')
   assert list(ladder) == ['1', '2', '3', '4', '5', '5.5', '6', '7', '8', '9', '10'] and list(ladder['10'].values())[:2] == [.8857, .9764]
+  cifar, aircraft = figures('s2_table1'), figures('s2_table1', 'aircraft')
+  assert len(cifar) == len(aircraft) == 10 and list(cifar['cmt,cifar100'].values()) == [.7340, .8426, .0601] and cifar['flat,cifar100'] == {}
+  assert list(aircraft['paper,aircraft'].values()) == [.6829, .8233, .8806, .1012] and list(aircraft['dmt,aircraft'].values())[::3] == [.4821, .2772]
+  ablation, sweeps = figures('s2_table2'), figures('s2_figure5', 'aircraft')
+  assert len(ablation) == 10 and list(ablation['single,cifar100'].values()) == [.4227, .5331, .9922]
+  assert list(ablation['fa,awa,cifar100'].values()) == [.8209, .8838, .0660] and ablation['single,fine,cifar100'] == {}
+  assert len(sweeps) == 9 and list(sweeps['fa,pp,awa,aircraft'].values()) == [.8407, .9088, .0327] and sweeps['epsilon=.05,aircraft']['paper, family'] == .8488
   assert list(ladder['5'].values()) == [.8602, .9442, .9177, None] and list(ladder['9'].values()) == [.8795, .9766, None, .9658]
 
 

@@ -218,9 +218,9 @@ def test_gradient_of_nan_is_never_saved(tmp_path, one_device, monkeypatch):
   """The loss of the last step before a save is finite, its gradient is not."""
   original = train.objective
 
-  def poisoned(logits, labels, task, phase):
-    value, out = original(logits, labels, task, phase)
-    return value + 0 * jax.numpy.sqrt(jax.numpy.sum(logits['model'] * 0)), out
+  def poisoned(head, features, labels, task, phase):
+    shares, out = original(head, features, labels, task, phase)
+    return shares | {'model': shares['model'] + 0 * jax.numpy.sqrt(jax.numpy.sum(features * 0))}, out
   monkeypatch.setattr(train, 'objective', poisoned)
   with pytest.raises(UserError, match=r'at step 1: .* gradient norm nan'):
     train.fit(tiny.run_config(**{'train.eval_steps': 1}), tmp_path)

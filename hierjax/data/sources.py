@@ -56,14 +56,14 @@ def load(data) -> Dataset:
     if data.taxonomy: raise UserError(f'--config.data.taxonomy={data.taxonomy}: the drawn set has its own taxonomy; give --config.data.root=FOLDER')
     taxonomy, splits = toy.load(**dict(data.toy if hasattr(data.toy, 'keys') else vars(data.toy)))
     splits = {{'train': data.train, 'val': data.val}[k]: Examples({'train': data.train, 'val': data.val}[k], *v) for k, v in splits.items()}
-    return _limited(data, Dataset(taxonomy, splits, ['no --config.data.root: these are the drawn vehicles'] if data.source == 'auto' else []))
+    return _reduced(data, Dataset(taxonomy, splits, ['no --config.data.root: these are the drawn vehicles'] if data.source == 'auto' else []))
   if source not in LOADERS: raise UserError(f'--config.data.source={source!r}{did_you_mean(source, LOADERS)}; choices: auto, toy, {", ".join(LOADERS)}')
   if root is None: raise UserError(f'--config.data.source={source} needs --config.data.root=FOLDER')
   if not root.is_dir() and source != 'tfds': raise UserError(f'--config.data.root={data.root}: no such folder')
   if data.crop_boxes and source not in layouts.LAYOUTS: raise UserError(f'--config.data.crop_boxes: source {source} has no boxes')
   taxonomy = data.taxonomy or (root / 'taxonomy.csv' if (root / 'taxonomy.csv').exists() else None)
   taxonomy, table, notes = LOADERS[source](data, root, Taxonomy.from_csv(pathlib.Path(taxonomy).expanduser()) if taxonomy else None)
-  return _limited(data, Dataset(taxonomy, _split(data, table, notes), notes))
+  return _reduced(data, Dataset(taxonomy, _split(data, table, notes), notes))
 
 
 def _numbered(text):
@@ -82,6 +82,12 @@ def _numbered(text):
 def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -> Examples:
   """The examples `index` with features float32 [len(index), d] in place of their images."""
   return Examples(examples.name, [examples.files[i] for i in index], examples.labels[index], np.asarray(features, np.float32).__getitem__)
+
+
+def subset(examples: Examples, keep) -> Examples:
+  """The examples with the numbers `keep`."""
+  keep = np.asarray(keep, int)
+  return Examples(examples.name, [examples.files[i] for i in keep], examples.labels[keep], functools.partial(_read_of, reader=examples.reader, keep=keep))
 
 
 def _detect(root):
@@ -153,15 +159,26 @@ def _classes(labels, files, seed) -> list[list[int]]:
   return [sorted(groups[key], key=lambda i: (order[i], files[i])) for key in sorted(groups)]
 
 
-def _limited(data, found) -> Dataset:
-  """At most `data.limit` examples of each split, every class in its proportion: those that stand first within theirs."""
+def _reduced(data, found) -> Dataset:
+  """The splits with what `data.limit`, `data.unlabelled` and `data.partial` take away."""
   splits, notes = dict(found.splits), list(found.notes)
   for name, examples in found.splits.items():
-    if not 0 < data.limit < len(examples.labels): continue
-    places = [((k + .5) / len(rows), i) for rows in _classes(examples.labels, examples.files, data.split_seed) for k, i in enumerate(rows)]
-    keep = np.array(sorted(i for _, i in sorted(places, key=lambda place: place[0])[:data.limit]))
-    splits[name] = Examples(name, [examples.files[i] for i in keep], examples.labels[keep], functools.partial(_read_of, reader=examples.reader, keep=keep))
-    notes.append(f'{data.limit} of {len(examples.labels)} {name} examples are used (data.limit)')
+    if 0 < data.limit < len(examples.labels):  # every class in its proportion: those that stand first within theirs
+      places = [((k + .5) / len(rows), i) for rows in _classes(examples.labels, examples.files, data.split_seed) for k, i in enumerate(rows)]
+      splits[name] = subset(examples, sorted(i for _, i in sorted(places, key=lambda place: place[0])[:data.limit]))
+      notes.append(f'{data.limit} of {len(examples.labels)} {name} examples are used (data.limit)')
+  if data.train not in splits: return Dataset(found.taxonomy, splits, notes)
+  examples = splits[data.train]
+  if data.unlabelled:
+    labels = examples.labels.copy()
+    for rows in _classes(labels, examples.files, data.split_seed):
+      labels[rows[len(rows) - int(data.unlabelled * len(rows)):], -1] = -1  # of each class one keeps its label
+    hidden = int((labels != examples.labels).any(1).sum())
+    notes.append(f'the finest label of {hidden} of {len(labels)} {data.train} examples is hidden (data.unlabelled)')
+    examples = splits[data.train] = dataclasses.replace(examples, labels=labels)
+  if data.partial == 'drop' and (examples.labels[:, -1] < 0).any():
+    splits[data.train] = subset(examples, np.flatnonzero(examples.labels[:, -1] >= 0))
+    notes.append(f'{len(examples.labels) - len(splits[data.train].labels)} {data.train} examples without a finest label are left out (data.partial)')
   return Dataset(found.taxonomy, splits, notes)
 
 

@@ -64,6 +64,25 @@ class Tower(nn.Module):
     return layers.Dense(self.classes, initial, name='output')(y)
 
 
+def normalized(x: jax.Array) -> jax.Array:
+  """x with rows of length 1; a row of zeros stays."""
+  return x * lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-12))
+
+
+class Prototype(nn.Module):
+  """The prototypes of a level, [C, width], unit vectors, perturbed in training."""
+
+  classes: int
+  noise: float
+
+  @nn.compact
+  def __call__(self, width: int, train: bool) -> jax.Array:
+    p = normalized(self.param('prototypes', layers.normal(.01), (self.classes, width)))
+    if not train or self.noise == 0:
+      return p
+    return normalized(p + jax.random.uniform(self.make_rng('dropout'), p.shape, minval=-self.noise, maxval=self.noise))
+
+
 class Heads(nn.Module):
   """What all forms share. features [B, d] → {level: float32 logits [B, C]}. A form's further fields are its options, `config.model.head`.
 
@@ -174,9 +193,27 @@ class Split(Heads):
     return out
 
 
+class Prototypes(Heads):
+  """Learned prototypes of a level's classes, unit vectors; a logit is the cosine of the features and a prototype over `temperature` (HCAL, S2, section 3.3
+  and equation 5), so that the nearest prototype's class is predicted and cross-entropy is its InfoNCE (equation 6 with one positive).
+
+  In training each coordinate of each prototype is moved by a uniform draw from [-noise, noise], and the result made a unit vector again (equations 3, 4); the
+  draw is new in each step and the same for all examples.
+  """
+
+  temperature: float = .1
+  noise: float = 0.0
+  dot_product: bool = False  # the features as they are: for such as are unit vectors already, or means of those (the authors' code)
+
+  @nn.nowrap
+  def logits(self, x, train):
+    x = x if self.dot_product else normalized(x)
+    return {level: x @ Prototype(n, self.noise, name=level)(x.shape[-1], train).T / self.temperature for level, n in self.classes}
+
+
 # A form's fields beyond those of Heads are the options that it reads. 'flat' is one linear head, on the finest of the levels (see config.head_levels).
 HEADS: dict[str, type[Heads]] = {'flat': Parallel, 'parallel': Parallel, 'cascaded': Cascaded, 'crosstalk': Crosstalk, 'mmoe': MMoE, 'residual': Residual,
-                                 'split': Split}
+                                 'split': Split, 'prototypes': Prototypes}
 
 
 def options(m: ConfigDict, levels: Sequence[str], features: int) -> dict:
@@ -194,7 +231,7 @@ def options(m: ConfigDict, levels: Sequence[str], features: int) -> dict:
       raise UserError(f'{option}={text!r} must name each level that has a head once; these are {", ".join(levels)}')
   if (widths := given.get('slices')) and (len(widths) != len(levels) or sum(widths) != features):
     raise UserError(f'--config.model.head.slices={widths!r} must be a width for each of {", ".join(levels)} that add up to the {features} features of '
-                    f'--config.model.backbone={m.backbone}')
+                    + (f'--config.model.neck={m.neck}' if m.neck else f'--config.model.backbone={m.backbone}'))
   return given
 
 
@@ -206,10 +243,14 @@ class Classifier(nn.Module):
   mean: tuple[float, float, float]  # in 0..255
   std: tuple[float, float, float]
   dtype: jnp.dtype = jnp.float32
+  neck: nn.Module | None = None
+  normalize: bool = False  # the features that the heads see have length 1
 
   def features(self, images: jax.Array, train: bool = False) -> jax.Array:
     x = (images.astype(jnp.float32) - jnp.array(self.mean, jnp.float32)[None, None, None]) / jnp.array(self.std, jnp.float32)[None, None, None]
-    return self.backbone(x.astype(self.dtype), train)[0]
+    x = self.backbone(x.astype(self.dtype), train)[0]
+    x = x if self.neck is None else self.neck(x)
+    return normalized(x.astype(jnp.float32)) if self.normalize else x
 
   def __call__(self, x: jax.Array, train: bool = False, train_backbone: bool | None = None):
     features = x if x.ndim == 2 else self.features(x, train if train_backbone is None else train_backbone)
@@ -228,5 +269,6 @@ def build(c: ConfigDict, taxonomy: Taxonomy, levels: tuple[str, ...]) -> Classif
     raise UserError(f'the taxonomy has a level called {taken.pop()!r}, which names a part of the heads; call it otherwise')
   classes = tuple((level, taxonomy.num_classes(level)) for level in levels)
   ancestors = tuple(tuple(a for a in levels[:k] if taxonomy.nests(level, a)) for k, level in enumerate(levels))
-  heads = HEADS[c.model.heads](classes, ancestors, c.model.dropout, **options(c.model, levels, spec.features))
-  return Classifier(backbone, heads, tuple(c.model.mean) or spec.mean, tuple(c.model.std) or spec.std, dtype)
+  heads = HEADS[c.model.heads](classes, ancestors, c.model.dropout, **options(c.model, levels, c.model.neck or spec.features))
+  neck = layers.Dense(c.model.neck, initial, dtype=dtype) if c.model.neck else None
+  return Classifier(backbone, heads, tuple(c.model.mean) or spec.mean, tuple(c.model.std) or spec.std, dtype, neck, c.model.normalize)

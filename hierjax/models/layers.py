@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from hierjax.config import UserError
+
 Array, Dtype = jax.Array, Any
 _chosen = 'auto'
 _axis: str | None = None
@@ -474,8 +476,15 @@ def _batch_norm_backward(eps, act, axis, saved, cotangents):
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
+def _check_pooled(x: Array, window: int, padding: int) -> None:
+  """UserError where no window fits, for which convolutions would go on with maps of no pixel."""
+  if min(x.shape[1:3]) + 2 * padding < window:
+    raise UserError('--config.data.size: the images are too small for this backbone, nothing is left of them on the way; set a larger one')
+
+
 def max_pool(x: Array, window: int, stride: int, padding: int) -> Array:
   """Max pooling of x [B, H, W, C], padding in pixels. The gradient goes to the first of equal pixels, by rows."""
+  _check_pooled(x, window, padding)
   pads = ((padding, padding),) * 2
   return _max_pool(x, window, stride, pads, x.shape[1:3]) if on_cpu() else nn.max_pool(x, (window, window), (stride, stride), pads)
 
@@ -686,6 +695,7 @@ class AvgPool(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
+    _check_pooled(x, self.window, self.padding)
     return avg_pool(x, self.window, self.stride, self.padding)
 
 

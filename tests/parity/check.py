@@ -16,7 +16,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-from parity import ours, seeded  # noqa: E402
+from parity import hcal, ours, seeded  # noqa: E402
 
 REMADE, OURS = 1e-6, 1e-4
 
@@ -67,6 +67,10 @@ def main():
     new, old = ours.lite0_package(folder), ours.lite0_package()
     pins = [seeded.pin(g['logits'], 2000) for g in (old, new)]
     row('efficientnet_lite0, package, logits', seeded.difference(*pins), [ours.lite0_difference(new, f) for f in ('auto', 'plain')])
+    subprocess.run([sys.argv[1], str(HERE / 'make_hcal.py'), f'{folder}/hcal.json'], check=True, stdout=subprocess.DEVNULL)
+    new, old = hcal.golden(folder), hcal.golden()
+    for name in new:
+      row(f'HCAL, {name}', compare(old.get(name, {}), new[name]), [hcal.difference(name, new[name])])
     tests = [sys.executable, '-m', 'pytest', '-q', str(HERE.parent / 'test_pretrained.py'), '-k', 'torch_save']
     if subprocess.run(tests, env={**os.environ, 'HIERJAX_TORCH_FILES': f'{folder}/files'}, check=False).returncode:
       bad.append('files written by torch.save')

@@ -95,7 +95,7 @@ def gradients(name, scheme, training, dtype=torch.float64):
     if isinstance(m, torch.nn.BatchNorm2d):
       norms[k] = m
       m.register_forward_pre_hook(lambda m, x, k=k: samples.update({k: x[0].numel() / x[0].shape[1]}))
-  features = model(to_torch(seeded.images(seeded.size(name, seeded.TRAIN)), dtype))
+  features = model(to_torch(seeded.images(seeded.size(name, seeded.TRAIN, 'train' if training else 'eval')), dtype))
   (features * torch.from_numpy(seeded.direction(name, *features.shape))).sum().backward()
   sizes = {k: p.grad.norm() for k, p in model.named_parameters() if p.grad is not None}
   parameters = [k for k, n in sizes.items() if n > 1e-8 * max(sizes.values())]  # before a batch norm some are 0 but for rounding

@@ -94,7 +94,8 @@ def gradients(name, scheme, training, formulation='auto', options=None):
   """Features, gradients by torch's name and, in training mode, new running statistics; nothing is drawn at random."""
   make, quiet = models.BACKBONES[name].make, {'drop_path': 0.0, 'dropout': 0.0}
   module = make(**{k: v for k, v in quiet.items() if hasattr(make(), k)})
-  v, entries, size = variables(name, scheme, bias=seeded.BIAS.get(name, 1)), torch_entries(name, scheme), seeded.size(name, seeded.TRAIN)
+  v, entries = variables(name, scheme, bias=seeded.BIAS.get(name, 1)), torch_entries(name, scheme)
+  size = seeded.size(name, seeded.TRAIN, 'train' if training else 'eval')
   direction = jnp.float32(seeded.direction(name, size[0], models.BACKBONES[name].features))
 
   def loss(params, x):

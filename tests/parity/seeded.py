@@ -14,17 +14,26 @@ LITE0 = (2, 160, 192)
 # batch norm magnify rounding so much that torch's own float32 gradients are 2 % off its float64 ones. MaxViT has no kinks, and with biases of 1 activations
 # of 100.
 BIAS = {'maxvit_t': 0}
-# (height, width) where a backbone, or a scheme's, takes not every size, or where at the usual one some activation stands so near a kink that torch's own
-# float32 gradients are off by some thousandths
+# (height, width) where a backbone, its features under a scheme's names or its gradients in a mode take another: because it takes not every size, or because at
+# the usual one some activation stands so near a kink that float32 gradients, torch's own too, are off by some thousandths
 SIZES = {'mobilenet_v2': (35, 44), 'mobilenet_v3_large': (35, 39), 'resnet18_32px': (32, 37), 'maxvit_t': (224, 224), 'vit_b_16': (224, 224),
          'swin_t/timm': (224, 224), 'resnet101': (33, 38), 'efficientnet_lite0': (35, 39), 'vgg11': (33, 41),
-         'resnet152': (35, 44), 'efficientnet_lite2': (33, 41), 'efficientnet_lite3': (35, 39),
+         'resnet152': (35, 44), 'densenet201/eval': (35, 44), 'efficientnet_lite2': (33, 41), 'efficientnet_lite3': (35, 39),
          'efficientnet_lite4': (33, 41)}
 
+# HCAL's loss (S2) as its authors' code has it and as the paper does, with one or both positives of equation 6
+HCAL = {
+  'code, 2 levels': {'levels': 2, 'reading': 'code', 'positives': 'perturbed'},
+  'code, 3 levels': {'levels': 3, 'reading': 'code', 'positives': 'perturbed'},
+  'paper, 2 levels': {'levels': 2, 'reading': 'paper', 'positives': 'perturbed'},
+  'paper, 3 levels': {'levels': 3, 'reading': 'paper', 'positives': 'perturbed'},
+  'paper, 3 levels, both positives': {'levels': 3, 'reading': 'paper', 'positives': 'both'},
+}
 
-def size(name, default, scheme=''):
-  """(images, height, width) that a backbone is compared on."""
-  return (default[0], *SIZES.get(f'{name}/{scheme}', SIZES.get(name, default[1:])))
+
+def size(name, default, what):
+  """(images, height, width) that a backbone's features under a scheme's names, or its gradients in a mode ('eval', 'train'), are compared on."""
+  return (default[0], *SIZES.get(f'{name}/{what}', SIZES.get(name, default[1:])))
 
 
 def rng(*names):
@@ -57,6 +66,23 @@ def images(size, name='images'):
 def pixels(size):
   """uint8 [n, height, width, 3]"""
   return np.clip(127 + 60 * images(size, 'pixels'), 0, 255).astype(np.uint8)
+
+
+def hcal_noise(name):
+  """How far a prototype's coordinates are moved: the paper's best, or what the code has, for CIFAR-100 and (three levels) for Aircraft."""
+  return .05 if HCAL[name]['reading'] == 'paper' else .01 if HCAL[name]['levels'] == 2 else 0.0
+
+
+def hcal(name):
+  """Of a case of HCAL, coarse to fine: features float64 [B, d], labels int [B, L], paths [leaf, L], and of each level prototypes and noise [C, d].
+
+  The last class of each of the two finer levels has no example.
+  """
+  r, n = rng('hcal', name), HCAL[name]['levels']
+  paths = np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 3], [0, 1, 4], [1, 2, 5], [1, 2, 6], [1, 3, 7]])[:, 3 - n:]
+  labels, shapes = paths[r.integers(7, size=14)], [(m + 1, 16) for m in paths.max(0)]
+  epsilon = hcal_noise(name)
+  return (r.standard_normal((14, 16)), labels, paths, [.01 * r.standard_normal(s) for s in shapes], [r.uniform(-epsilon, epsilon, s) for s in shapes])
 
 
 def direction(name, n, d):

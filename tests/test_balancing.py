@@ -116,7 +116,7 @@ def test_mgda_and_cagrad_against_slsqp(tasks):
 
 
 @pytest.mark.parametrize('tasks', [2, 3, 5])
-@pytest.mark.parametrize('alpha', [0.5, 1.0, 4.0])
+@pytest.mark.parametrize('alpha', [0.5, 1.0, 5.0])
 def test_fairgrad_and_nash_against_root_finding(tasks, alpha):
   many, compared = gradients(10 + tasks, tasks, CASES, spread=1), 0
   found = weights('fairgrad', many, alpha=alpha)

@@ -252,7 +252,7 @@ PROTOTYPES = 300         # of a level, in a picture
 
 
 def embedding(run: Run) -> Markup | str:
-  """Features and prototypes in one plane, at the first and at the last evaluation, coloured by the classes of each level (S2, figures 6 and 7)."""
+  """Features and prototypes in one plane, at the first evaluation and in the end, coloured by the classes of each level (S2, figures 6 and 7)."""
   table, found = run.taxonomy, run.embeddings
   if not found: return ''
   labels = np.concatenate([one['labels'] for one in found.values()])

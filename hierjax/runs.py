@@ -25,7 +25,7 @@ class Run:
   val: list[dict]
   taxonomy: Taxonomy | None
   evals: dict[str, dict]       # split -> eval_SPLIT.json
-  embeddings: dict[str, dict]  # 'first' and 'last' evaluation -> embedding_first.npz, embedding_last.npz
+  embeddings: dict[str, dict]  # 'first' evaluation and 'last' -> embedding_first.npz, embedding_last.npz
   faults: list[str]            # files that are there but could not be read, in words
   baseline: 'Run | None'
 

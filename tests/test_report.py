@@ -627,7 +627,7 @@ def test_features_without_prototypes_and_no_section_without_files(tmp_path):
   (tmp_path / 'embedding_first.npz').unlink()
   np.savez(tmp_path / 'embedding_last.npz', **kept)
   text = made_page(report.write(tmp_path).parent).text
-  assert 'Last evaluation' in text and 'First evaluation' not in text and 'star' not in text and '80 images; perplexity 26.3' in text
+  assert 'In the end' in text and 'At the first evaluation' not in text and 'star' not in text and '80 images; perplexity 26.3' in text
   assert [len(marks) for _, _, marks in pictures_of(tmp_path)] == [0, 0, 0]
   np.savez(tmp_path / 'embedding_last.npz', **{key: value[:5] for key, value in kept.items()})
   assert 'There are too few images to place.' in made_page(report.write(tmp_path).parent).text

@@ -37,17 +37,16 @@ def get_config(text: str = 'fa,pp,awa'):
   if parts and parts[0] == 'single' and parts[1:] in ([], *([task] for task in TASKS)):
     c.model.levels = 'coarsest' if parts[1:] == ['coarse'] else 'family' if data == 'aircraft' else 'finest'
     c.optim.heads_lr *= c.optim.heads_growth if parts[1:] == ['coarse'] else 1.0  # as in the model of both levels
-    fixed, c.loss.aggregate = '', 'none'  # no level below
+    c.loss.aggregate, weights = 'none', ''  # there is no level below
   elif not parts or ','.join(parts) in FIGURES:
-    parts = parts or ['fa', 'pp', 'awa']
-    fixed = '' if 'awa' in parts else 'all=.5'
+    parts, weights = parts or ['fa', 'pp', 'awa'], 'all=.5'
     c.loss.aggregate = c.loss.aggregate if 'fa' in parts else 'none'
     c.model.head.noise = c.model.head.noise if 'pp' in parts else 0.0
   else:
     raise UserError(f'configs/tables/s2_table2.py:{text}: no such row; choices: {"  ".join([*FIGURES, *(f"single,{task}" for task in TASKS)])}, each with '
                     f'a comma and one of {", ".join(hcal.DATA)} behind it')
-  if fixed or 'single' in parts:
-    c.balance.name, c.balance.gamma, c.loss.weights = 'fixed', 0.0, fixed
+  if 'awa' not in parts:
+    c.balance.name, c.balance.gamma, c.loss.weights = 'fixed', 0.0, weights
   c.name = f's2 {text}'
   return c
 

@@ -116,7 +116,7 @@ def test_mgda_and_cagrad_against_slsqp(tasks):
 
 
 @pytest.mark.parametrize('tasks', [2, 3, 5])
-@pytest.mark.parametrize('alpha', [0.5, 1.0, 4.0])
+@pytest.mark.parametrize('alpha', [0.5, 1.0, 5.0])
 def test_fairgrad_and_nash_against_root_finding(tasks, alpha):
   many, compared = gradients(10 + tasks, tasks, CASES, spread=1), 0
   found = weights('fairgrad', many, alpha=alpha)
@@ -238,6 +238,12 @@ def test_uw_and_imtl_l():
     np.testing.assert_array_equal(heads, shared)
 
 
+@pytest.mark.parametrize('name', ['uw', 'imtl_l'])
+def test_a_loss_of_zero_does_not_weigh_ever_more(name):
+  heads, _, _ = run(make(name, lr=100.0), np.zeros((3, 2)))
+  assert np.isfinite(heads).all() and heads.max() < 3e4
+
+
 def test_imtl_l_tends_to_one_over_the_loss():
   heads, _, _ = run(make('imtl_l', lr=0.1), np.tile([[0.1, 1.0, 8.0]], (150, 1)))
   np.testing.assert_allclose(heads[-1], [10, 1, 0.125], rtol=0.05)
@@ -282,15 +288,19 @@ def test_memoryless():
 
 
 def test_famo():
-  heads, shared, _ = run(make('famo', lr=0.1, decay=0.01), LOSSES)
-  learner = adam(np.zeros(3), 0.1, 0.01)
+  losses = LOSSES.copy()
+  losses[4, 1] = 0  # no label in that batch
+  heads, shared, _ = run(make('famo', lr=0.1, decay=0.01), losses)
+  learner, before = adam(np.zeros(3), 0.1, 0.01), losses[0]
   x = next(learner)
   for i, w in enumerate(heads):
+    present, z = losses[i] > 0, np.exp(x) / np.exp(x).sum()
     if i:
-      fall, z = np.log(LOSSES[i - 1] / LOSSES[i]), np.exp(x) / np.exp(x).sum()
+      fall = np.where(present, np.log(before / np.where(present, losses[i], 1)), 0)
       x = learner.send(z * fall - z * (z @ fall))
-    z = np.exp(x) / np.exp(x).sum()
-    np.testing.assert_allclose(w, z / LOSSES[i] / (z / LOSSES[i]).sum(), rtol=1e-4)
+      before = np.where(present, losses[i], before)
+    expected = np.where(present, np.exp(x) / np.where(present, losses[i], 1), 0)
+    np.testing.assert_allclose(w, expected / expected.sum(), rtol=1e-4)
   np.testing.assert_array_equal(heads, shared)
 
 
@@ -377,13 +387,40 @@ def test_never_nan_and_a_state_to_scan(name, tasks):
     assert not bad, bad
 
 
+@pytest.mark.parametrize('size', [0, 1e-8])
 @pytest.mark.parametrize('name', SOLVED)
-def test_a_task_without_gradient_leaves_the_others(name):
+def test_a_task_without_gradient_leaves_the_others(name, size):
   """As if it were not there: its level has no label in this batch."""
-  g = gradients(50, 3, spread=0.5)
-  with_zero = np.concatenate([g[:1], np.zeros((1, 6)), g[1:]])
-  expected, found = weights(name, g) @ g, weights(name, with_zero) @ with_zero
+  g = gradients(50, 2, spread=0.5)
+  padded = np.concatenate([g[:1], size * np.ones((1, 4)), g[1:]])
+  expected, found = weights(name, g) @ g, weights(name, padded) @ padded
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_opposite_and_identical_gradients():
+  g = np.array([[3.0, 4, 0], [-6, -8, 0]])
+  for name in ('mgda', 'nash', 'imtl_g', 'pcgrad'):  # nothing helps both
+    np.testing.assert_allclose(weights(name, g) @ g, 0, atol=1e-3)
+  np.testing.assert_allclose(weights('cagrad', g) @ g, [-1.8 / 1.16, -2.4 / 1.16, 0], atol=1e-3)  # their sum, 5 long, less .4 of it
+  np.testing.assert_allclose(weights('mgda', g), [2 / 3, 1 / 3], rtol=1e-5)
+  same = np.tile(np.random.default_rng(2).normal(size=(CASES, 1, 6)), (1, 3, 1))
+  for name in ('aligned', 'nash', 'pcgrad'):
+    np.testing.assert_allclose(weights(name, same), 1, rtol=1e-3)
+
+
+def test_imtl_g_where_its_weights_cancel():
+  """Gradients for which the weights that project alike sum to nothing, or to less than that: never uphill, never without bound."""
+  unit = np.array([[1, 0, 0], [0, 1, 0], [0.7, 0.7, 0.1]])
+  unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+  terms = np.linalg.solve(gram_of(unit), np.ones(3))
+  assert (terms < 0).sum() == 1
+  zero = np.where(terms < 0, -terms.clip(max=0).sum() / terms.clip(min=0).sum(), 1)  # the norms for which the sum is 0
+  for factor in (1, 0.5):
+    g = unit * np.where(terms < 0, factor * zero, 1)[:, None]
+    w = weights('imtl_g', g)
+    projections = unit @ (w @ g)
+    assert projections.min() > 0 and (abs(w).sum() < 101 if factor == 1 else abs(w.sum() + 1) < 1e-3)
+    np.testing.assert_allclose(projections, projections.mean(), rtol=1e-2)
 
 
 @pytest.mark.parametrize('name', SOLVED)

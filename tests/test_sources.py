@@ -20,7 +20,7 @@ TAXONOMY = 'kind,animal\nbird,heron\nbird,owl\nreptile,gecko\nreptile,skink\n'
 
 def config(root, **options):
   defaults = {'source': 'auto', 'taxonomy': '', 'train': 'train', 'val': 'val', 'val_share': .25, 'test_share': 0., 'split_seed': 0, 'limit': 0,
-              'strict': False, 'crop_boxes': False, 'crop_margin': 0.}
+              'unlabelled': 0., 'partial': 'keep', 'strict': False, 'crop_boxes': False, 'crop_margin': 0.}
   return SimpleNamespace(**{**defaults, 'root': str(root), 'toy': {'train': 5, 'val': 3, 'seed': 0}, **options})
 
 
@@ -179,6 +179,25 @@ def test_limit_keeps_every_class_in_its_proportion(tmp_path):
   assert few.notes == ['10 of 30 train examples are used (data.limit)']
   pickle.dumps(train.reader)
   assert [len(x.files) for x in sources.load(config('', limit=2)).splits.values()] == [2, 2]
+
+
+def test_finest_labels_are_hidden_and_left_out(tmp_path):
+  """A share of each class of the training split, rounded down, so that one keeps its label; their kind stays known."""
+  sizes = {'heron': 8, 'gecko': 3, 'owl': 1}
+  files = [f'{a}-{i}-{split}.png' for split in ('train', 'val') for a, n in sizes.items() for i in range(n)]
+  lines = [f'{f},{f.split("-")[2][:-4]},{f.split("-")[0]}\n' for f in files]
+  root = tree(tmp_path, 'file,split,animal\n' + ''.join(lines), files=files)
+  data, dropped = sources.load(config(root, unlabelled=.5)), sources.load(config(root, unlabelled=.5, partial='drop'))
+  train = data.splits['train']
+  hidden = train.labels[:, 1] < 0
+  assert [sum(h and f.startswith(a) for f, h in zip(train.files, hidden)) for a in sizes] == [4, 1, 0] and (train.labels[:, 0] >= 0).all()
+  assert (data.splits['val'].labels >= 0).all()
+  assert data.notes == ['the finest label of 5 of 12 train examples is hidden (data.unlabelled)']
+  assert dropped.splits['train'].files == [f for f, h in zip(train.files, hidden) if not h]
+  assert all(value(dropped.splits['train'], i) == files.index(f) for i, f in enumerate(dropped.splits['train'].files))
+  assert dropped.notes[1:] == ['5 train examples without a finest label are left out (data.partial)']
+  assert sources.load(config(root, unlabelled=.5)).splits['train'].labels.tolist() == train.labels.tolist()
+  assert sources.load(config(root, unlabelled=.5, split_seed=3)).splits['train'].labels.tolist() != train.labels.tolist()
 
 
 def test_splits_that_are_made_and_those_that_are_renamed(tmp_path):

@@ -1,9 +1,11 @@
 """hierjax's side of the parity check: the same seeded weights and images, through the backbones' own names, into the same pins."""
 
+import contextlib
 import functools
 import json
 import math
 import pathlib
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -72,9 +74,9 @@ def to_torch(kind, x):
   return x.transpose(3, 2, 0, 1) if kind == 'kernel' and x.ndim == 4 else x.T if kind == 'kernel' else x
 
 
-def variables(name, scheme, bias=0):
+def variables(name, scheme):
   """The backbone's variables with the seeded weights, put there by pretrained.py."""
-  state = {key: seeded.tensor(key, shape, bias) for key, shape in torch_entries(name, scheme).values()}
+  state = {key: seeded.tensor(key, shape) for key, shape in torch_entries(name, scheme).values()}
   like = shapes(name)
   found, taken, _ = pretrained._match(name, pretrained._backbone_leaves(like), state, 'seeded')
   assert found in (scheme, 'torchvision')  # timm's resnets carry torchvision's names
@@ -90,20 +92,28 @@ def evaluate(name, scheme, formulation='auto', options=None):
   return [seeded.pin(f) for f in np.asarray(features)]
 
 
-def gradients(name, scheme, training, formulation='auto', options=None):
-  """Features, gradients by torch's name and, in training mode, new running statistics; nothing is drawn at random."""
+@contextlib.contextmanager
+def double():
+  """Within it float64 takes the place of float32, but for modules that have it as a default. A float32 gradient, torch's own too, is off by some thousandths
+  where rounding puts an activation on the other side of its kink, which is another one on another processor."""
+  with jax.enable_x64(True), mock.patch.object(jnp, 'float32', jnp.float64), layers.formulation('cpu'):
+    yield
+
+
+def gradients(name, scheme, training, options=None):
+  """Features, gradients by torch's name and, in training mode, new running statistics, in float64; nothing is drawn at random."""
   make, quiet = models.BACKBONES[name].make, {'drop_path': 0.0, 'dropout': 0.0}
-  module = make(**{k: v for k, v in quiet.items() if hasattr(make(), k)})
-  v, entries = variables(name, scheme, bias=seeded.BIAS.get(name, 1)), torch_entries(name, scheme)
-  size = seeded.size(name, seeded.TRAIN, 'train' if training else 'eval')
-  direction = jnp.float32(seeded.direction(name, size[0], models.BACKBONES[name].features))
+  entries, size = torch_entries(name, scheme), seeded.size(name, seeded.TRAIN)
+  v = jax.tree.map(np.float64, variables(name, scheme))
+  with double():
+    module = make(dtype=jnp.float64, **{k: v for k, v in quiet.items() if hasattr(make(), k)})
+    direction = jnp.asarray(seeded.direction(name, size[0], models.BACKBONES[name].features))
 
-  def loss(params, x):
-    (features, _), new = module.apply({**v, 'params': params}, x, training, mutable=['batch_stats'])
-    return (features * direction).sum(), (features, new)
+    def loss(params, x):
+      (features, _), new = module.apply({**v, 'params': params}, x, training, mutable=['batch_stats'])
+      return (features * direction).sum(), (features, new)
 
-  with layers.formulation(formulation):
-    grads, (features, new) = jax.jit(jax.grad(loss, has_aux=True), compiler_options=options)(v['params'], seeded.images(size))
+    grads, (features, new) = jax.jit(jax.grad(loss, has_aux=True), compiler_options=options)(v['params'], np.float64(seeded.images(size)))
   flat = {**traverse_util.flatten_dict({'params': grads}), **traverse_util.flatten_dict(new)}
   pins = {entries[p][0]: seeded.pin(to_torch(p[-1], x)) for p, x in flat.items()}
   return {'features': seeded.pin(features), 'grads': pins, 'stats': pins}
@@ -114,9 +124,9 @@ def differences(name, scheme, wanted, formulation='auto', options=None):
   return max(seeded.difference(a, b) for a, b in zip(evaluate(name, scheme, formulation, options), wanted['eval'], strict=True))
 
 
-def gradient_differences(name, scheme, mode, wanted, formulation='auto', options=None):
+def gradient_differences(name, scheme, mode, wanted, options=None):
   """{what: relative difference} from the pins of a mode, 'eval' or 'train'."""
-  found = gradients(name, scheme, mode == 'train', formulation, options)
+  found = gradients(name, scheme, mode == 'train', options)
   rows = {'features': seeded.difference(found['features'], wanted['features'])}
   return rows | {k: seeded.difference(found[part][k], w) for part in ('grads', 'stats') for k, w in wanted[part].items()}
 

@@ -10,16 +10,8 @@ import numpy as np
 FORWARD = (2, 64, 75)  # images, height, width: even and odd sizes on the way down, so that padding and flooring show; H != W, so that a swap does
 TRAIN = (4, 64, 75)
 LITE0 = (2, 160, 192)
-# Where the biases lie when gradients are compared, 1 unless it stands here: so that few activations are at a ReLU's kink. At the default of 0, 50 layers of
-# batch norm magnify rounding so much that torch's own float32 gradients are 2 % off its float64 ones. MaxViT has no kinks, and with biases of 1 activations
-# of 100.
-BIAS = {'maxvit_t': 0}
-# (height, width) where a backbone, its features under a scheme's names or its gradients in a mode take another: because it takes not every size, or because at
-# the usual one some activation stands so near a kink that float32 gradients, torch's own too, are off by some thousandths
-SIZES = {'mobilenet_v2': (35, 44), 'mobilenet_v3_large': (35, 39), 'resnet18_32px': (32, 37), 'maxvit_t': (224, 224), 'vit_b_16': (224, 224),
-         'swin_t/timm': (224, 224), 'resnet101': (33, 38), 'efficientnet_lite0': (35, 39), 'vgg11': (33, 41),
-         'resnet152': (35, 44), 'densenet201/eval': (35, 44), 'efficientnet_lite2': (33, 41), 'efficientnet_lite3': (35, 39),
-         'efficientnet_lite4': (33, 41)}
+# (height, width) where a backbone, or its weights under a scheme's names, takes not every size; HCAL's does not reduce a large one
+SIZES = {'resnet18_32px': (32, 37), 'maxvit_t': (224, 224), 'vit_b_16': (224, 224), 'swin_t/timm': (224, 224)}
 
 # HCAL's loss (S2) as its authors' code has it and as the paper does, with one or both positives of equation 6
 HCAL = {
@@ -31,17 +23,17 @@ HCAL = {
 }
 
 
-def size(name, default, what):
-  """(images, height, width) that a backbone's features under a scheme's names, or its gradients in a mode ('eval', 'train'), are compared on."""
-  return (default[0], *SIZES.get(f'{name}/{what}', SIZES.get(name, default[1:])))
+def size(name, default, scheme=''):
+  """(images, height, width) that a backbone is compared on."""
+  return (default[0], *SIZES.get(f'{name}/{scheme}', SIZES.get(name, default[1:])))
 
 
 def rng(*names):
   return np.random.default_rng(list(hashlib.sha256('/'.join(names).encode()).digest()))
 
 
-def tensor(key, shape, bias=0):
-  """float32 weights for torch's `key` of `shape`; its biases lie within .2 of `bias`."""
+def tensor(key, shape):
+  """float32 weights for torch's `key` of `shape`."""
   r, leaf = rng(key), key.rpartition('.')[2].removeprefix('in_proj_')
   uniform = lambda low, high: (low + (high - low) * r.random(shape, np.float32)).astype(np.float32)
   if leaf in ('gamma', 'layer_scale'):
@@ -52,8 +44,7 @@ def tensor(key, shape, bias=0):
     return uniform(0.5, 1.0)
   if leaf == 'weight':
     return uniform(-1, 1) * np.float32(np.sqrt(6 / np.prod(shape[1:])))  # variance 2 / fan_in
-  middle = bias if leaf == 'bias' else 0
-  return uniform(middle - 0.2, middle + 0.2)  # bias, running_mean
+  return uniform(-0.2, 0.2)  # bias, running_mean
 
 
 def images(size, name='images'):
@@ -89,11 +80,6 @@ def direction(name, n, d):
   """float64 [n, d]: the scalar that is differentiated is sum(features * direction). One direction for all images would leave next to no gradient:
   batch norm holds the mean over the batch fixed."""
   return rng('direction', name).standard_normal((n, d))
-
-
-def bound(wanted):
-  """How far gradients in float32 may be from the golden ones in float64: 1e-4, or twice as far as torch's own in float32 (the deep DenseNets')."""
-  return max(1e-4, 2 * wanted['float32'])
 
 
 def pin(x, count=32):

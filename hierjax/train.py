@@ -626,8 +626,7 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
   """Trains what config `c` describes into `workdir`, or goes on with it, and returns the final val metrics and the digest of the TrainState.
 
   Leaves config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, eval_VAL.json, predictions_VAL.npz, explain_VAL.npz, embedding_first.npz and
-  embedding_last.npz (of prototype heads) and report.html there. Raises UserError for a
-  user's mistake and Interrupted where Ctrl-C or SIGTERM came.
+  embedding_last.npz (of prototype heads) and report.html there. Raises UserError for a user's mistake and Interrupted where Ctrl-C or SIGTERM came.
   """
   with enough_disk(pathlib.Path(workdir)):
     return train_and_report(c, pathlib.Path(workdir))

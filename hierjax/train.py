@@ -155,18 +155,19 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
   balancer, names = task.balancer_in(phase), [name for name in task.names if name in phase.levels or name in task.terms]
   at_weights = balancer is not None and balancer.reads_gram and task.balance_at == 'weights'
   axis = parallel.AXIS if mesh.size > 1 else None  # XLA leaves a reduction over one device in the program, as copies
-  accuracies = lambda out: jnp.stack([out.get(f'acc/{name}', jnp.float32(jnp.nan)) for name in names])
 
-  def balanced(losses_, grads, balancer_state, out, key, axis=None):
-    """(weights of the losses, combined gradient, state, out with what is to be seen of it)"""
-    found = balancing.shared_gradient(balancer, losses_, grads, balancer_state, axis=axis, accuracies=accuracies(out), key=key)
+  def balanced(grads, balancer_state, out, key, axis=None):
+    """(weights of the losses, combined gradient, state, what is to be seen of it), from the K gradients and the metrics of the whole batch"""
+    values = jnp.stack([task.weights[name] * out[f'loss/{name}'] for name in names])
+    accuracies = jnp.stack([out.get(f'acc/{name}', jnp.float32(jnp.nan)) for name in names])
+    found = balancing.shared_gradient(balancer, values, grads, balancer_state, axis=axis, accuracies=accuracies, key=key)
     cosines = balancing.cosines(found.gram)
     seen = {f'weight/{name}': task.weights[name] * found.shared_weights[i] for i, name in enumerate(names)}
     seen |= {f'cosine/{a}-{b}': cosines[i, j] for i, a in enumerate(names) for j, b in enumerate(names) if i < j}
     return found.loss_weights, found.gradient, found.state, seen
 
   def of_micro_batch(trained, batch_stats, balancer_state, micro, key):
-    """(gradients, or those of each task at the weights; batch_stats; balancer_state; losses; metrics; what is to be seen of the balancer)"""
+    """(gradients, or those of each task at the weights; batch_stats; balancer_state; metrics; what is to be seen of the balancer)"""
     heads = {k: v for k, v in trained.items() if k not in trunk}
 
     def run_trunk(weights):
@@ -185,25 +186,25 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
       features, back = micro['image'], lambda _: ({},)
     else:
       features, back, batch_stats = jax.vjp(run_trunk, {k: trained[k] for k in trunk}, has_aux=True)
-    shares, pull, out = jax.vjp(run_heads, heads, features, has_aux=True)
+    _, pull, out = jax.vjp(run_heads, heads, features, has_aux=True)
     if balancer is None:
       of_heads, of_features = pull(jnp.ones(len(names)))
-      return {**back(of_features)[0], **of_heads}, batch_stats, balancer_state, shares, out, {}
+      return {**back(of_features)[0], **of_heads}, batch_stats, balancer_state, out, {}
     pulled = [pull(one) for one in jnp.eye(len(names))]
     if at_weights:
-      return [{**back(d)[0], **of_heads} for of_heads, d in pulled], batch_stats, balancer_state, shares, out, {}
-    whole = jax.lax.psum((shares, out), axis) if axis else (shares, out)
-    weights, of_features, balancer_state, seen = balanced(whole[0], [d for _, d in pulled], balancer_state, whole[1], key, axis)
+      return [{**back(d)[0], **of_heads} for of_heads, d in pulled], batch_stats, balancer_state, out, {}
+    whole = jax.lax.psum(out, axis) if axis else out
+    weights, of_features, balancer_state, seen = balanced([d for _, d in pulled], balancer_state, whole, key, axis)
     grads = {**back(of_features)[0], **balancing.weighted(weights, [of_heads for of_heads, _ in pulled])}
-    return grads, batch_stats, balancer_state, shares, out, seen
+    return grads, batch_stats, balancer_state, out, seen
 
   def gradients(trained, batch_stats, balancer_state, batch):
     sums, seen = None, None
     with layers.across(axis):
       for i in range(task.micro):  # unrolled: a loop around a convolution's gradient is many times slower on the CPU
         part = {k: batch[k].reshape(len(batch[k]) // task.micro, task.micro, *batch[k].shape[1:])[:, i] for k in ('image', 'labels')}
-        g, batch_stats, balancer_state, shares, o, seen = of_micro_batch(trained, batch_stats, balancer_state, part, jax.random.fold_in(step_key, i))
-        sums = (g, shares, o) if i == 0 else jax.tree.map(jnp.add, sums, (g, shares, o))
+        g, batch_stats, balancer_state, o, seen = of_micro_batch(trained, batch_stats, balancer_state, part, jax.random.fold_in(step_key, i))
+        sums = (g, o) if i == 0 else jax.tree.map(jnp.add, sums, (g, o))
     sums = jax.tree.map(lambda x: x / task.micro, sums)
     sums = (*sums, {name: raised.sum() for name, raised in batch['flags'].items()})
     if axis:  # as one vector: XLA reduces parts of a tree early, some of them together with a batch norm's sums
@@ -213,10 +214,10 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
 
   if axis:
     gradients = jax.shard_map(gradients, mesh=mesh, in_specs=(jax.P(), jax.P(), jax.P(), jax.P(axis)), out_specs=jax.P(), check_vma=False)
-  (grads, whole, out, flags), batch_stats, balancer_state, seen = gradients(trained, state.batch_stats, state.balancer, dict(batch))
+  (grads, out, flags), batch_stats, balancer_state, seen = gradients(trained, state.batch_stats, state.balancer, dict(batch))
   if at_weights:
     mine = [{k: v for k, v in g.items() if optim.shared(k)} for g in grads]
-    weights, combined, balancer_state, seen = balanced(whole, mine, balancer_state, out, balance_key)
+    weights, combined, balancer_state, seen = balanced(mine, balancer_state, out, balance_key)
     grads = {**balancing.weighted(weights, [{k: v for k, v in g.items() if not optim.shared(k)} for g in grads]), **combined}
   out |= {f'weight/{name}': weight * (name in names) for name, weight in task.weights.items()} | seen | flags
 

@@ -4,8 +4,8 @@ usage: backbones.py OUT.jsonl [--peer PYTHON TORCH_STEP] [--names 'swin_*'] [--b
 One line a backbone goes to OUT.jsonl as soon as it is measured; what is there already is not measured again, so that the speeds can be taken when the machine
 is idle and the differences later. The table of all is printed at the end.
 PYTHON has torch, TORCH_STEP is a script that times the peer as train_step.py times ours. The two take turns for --rounds, and the better median of
-each counts; 0 rounds measure no speed. --differences compares with the golden values of tests/golden: the worst relative difference of features, and of
-gradients (in evaluation and training mode).
+each counts; 0 rounds measure no speed. --differences compares with the golden values of tests/golden: the worst relative difference of features in float32, and
+of gradients in float64 (in evaluation and training mode).
 """
 import argparse
 import fnmatch
@@ -69,7 +69,7 @@ def table(rows):
   for r in rows:
     speeds = [r.get(f'{k}_images_per_s') for k in ('hierjax', 'torch')]
     cells = [r['name'] + ('' if r['size'] == 224 else f', {r["size"]} px'), f'{r["params"]:,}', f'{r["macs"] / 1e9:.2f} G']
-    cells += [f'{r[k]:.1e}' if k in r else '' for k in ('features', 'gradients')]
+    cells += ['' if k not in r else f'{r[k]:.1e}' if r[k] > 1e-9 else '< 1e-9' for k in ('features', 'gradients')]  # golden values have nine digits
     cells += [f'{v:.3g}' if v else '' for v in speeds] + [f'{speeds[0] / speeds[1]:.2f}' if all(speeds) else '']
     lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)

@@ -1,6 +1,7 @@
 """The step with balancers, feature aggregation and further terms: against gradients taken task by task, on one device and eight, and resumed."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import tiny
 from flax import traverse_util
 from jax.sharding import AxisType
 
-from hierjax import balancing, losses, optim, parallel, train
+from hierjax import balancing, config, losses, optim, parallel, train
 from hierjax.config import UserError
 from hierjax.models import heads as heads_lib
 
@@ -205,13 +206,19 @@ def test_balancing_waits_for_all_tasks_and_a_trunk_that_trains():
   assert one.task().balancer_in(one.phases[0]) is None
 
 
-def test_every_balancer_takes_steps():
-  """Finite, and with a state of the same form, so that it can be saved."""
-  for name in balancing.BALANCERS:
-    _, _, before, after, out = advance(tiny.run_config(**{'balance.name': name}), steps=2)
+def test_balancers_get_what_they_read():
+  """Accuracies, random keys, an epoch's number of steps, gradients to smooth: finite, and with a state of the same form, so that it can be saved."""
+  for name in ('dtp', 'rlw', 'gradnorm', 'db_mtl'):
+    _, _, before, after, out = advance(tiny.run_config(**{'balance.name': name}), steps=8)  # GradNorm begins after an epoch, 6
     assert jax.tree.structure(before.balancer) == jax.tree.structure(after.balancer), name
     assert all(np.isfinite(v).all() for v in jax.tree.leaves((after.params, after.balancer))), name
-    assert all(np.isfinite(out[f'weight/{level}']) for level in LEVELS), name
+    assert len({float(out[f'weight/{level}']) for level in LEVELS}) > 1, name
+
+
+def test_every_balancer_is_a_choice():
+  assert set(config.CHOICES['balance.name']) == set(balancing.BALANCERS)
+  options = {k for factory in balancing.BALANCERS.values() for k in inspect.signature(factory).parameters} - {'epoch_steps'}
+  assert options == set(config.BALANCE)
 
 
 def test_labels_at_any_level_train_the_finest_head():

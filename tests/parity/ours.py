@@ -95,7 +95,7 @@ def evaluate(name, scheme, formulation='auto', options=None):
 @contextlib.contextmanager
 def double():
   """Within it float64 takes the place of float32, but for modules that have it as a default. A float32 gradient, torch's own too, is off by some thousandths
-  where rounding puts an activation on the other side of its kink, which is another one on another processor."""
+  where rounding puts an activation on the other side of its kink, and which one does is the compiler's choice."""
   with jax.enable_x64(True), mock.patch.object(jnp, 'float32', jnp.float64), layers.formulation('cpu'):
     yield
 

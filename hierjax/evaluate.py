@@ -19,7 +19,7 @@ from hierjax.data import pipeline, sources
 from hierjax.data.sources import Examples
 from hierjax.taxonomy import Taxonomy
 
-EMBEDDED = 1000
+EMBEDDED = 1000  # examples at most whose features are kept for the report's pictures of prototypes
 TOP = 5  # choices of each head that are kept for every example
 
 

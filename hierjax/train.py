@@ -712,7 +712,7 @@ def record(workdir: pathlib.Path, run: Run, loop: Loop, started: str, **end) -> 
 
 
 def baseline_config(c: ConfigDict) -> ConfigDict:
-  """Run `c` without the hierarchy: one head on the finest level, no phases, no smoothing over siblings."""
+  """Run `c` without the hierarchy: one linear head on the finest level, plain cross-entropy, no phases, no balancer."""
   b, default = copy.deepcopy(c), config_lib.default()
   b.baseline, b.model.heads, b.model.normalize, b.train.best = '', 'flat', False, 'top1/finest'
   b.optim.heads_lr = b.optim.heads_growth = 1.0

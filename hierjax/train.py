@@ -475,10 +475,12 @@ class Loop:
     if pending is None:
       return None
     step, device, index = pending
+    values = {k: float(v) for k, v in jax.device_get(device).items()}  # one wait for all: an accelerator answers each question in turn
     # a step is looked at twice where it is evaluated or saved, but its flags are acted on once
-    self.stop |= float(device.pop('stop', 0)) > 0
-    self.late |= float(device.pop('save', 0)) > 0
-    values = {k: float(v) for k, v in device.items()}
+    for flag in ('stop', 'save'):
+      device.pop(flag, None)
+    self.stop |= values.pop('stop', 0.0) > 0
+    self.late |= values.pop('save', 0.0) > 0
     if not (np.isfinite(values['loss']) and np.isfinite(values['grad_norm'])):  # a bad gradient has spoilt the parameters already
       names = ', '.join(files[i] for i in index[:8]) + (' ...' if len(index) > 8 else '')
       raise UserError(

@@ -6,6 +6,7 @@
   python main.py --mode=report   --workdir=runs/mine                                        report.html; evaluates val where that is missing
   python main.py --mode=predict  --workdir=runs/mine --images='photos/*.jpg'                one JSON line an image
   python main.py --mode=table    --config=configs/tables/s0_table1.py --workdir=runs/s0     a paper's table, row by row, beside its figures
+  python main.py --mode=migrate  --from=runs/mine --taxonomy=new.csv --workdir=runs/grown    the run on a changed taxonomy; --mode=train goes on with it
   python main.py --mode=lint     --config.data.root=FOLDER                                  check taxonomy, labels and images
   python main.py --mode=describe --config=configs/3head.py                                  parameters and MACs of the model
 
@@ -46,9 +47,10 @@ if __name__ == '__main__':
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table')
-READ_BY = {'workdir': ('train', 'evaluate', 'report', 'predict', 'table'), 'split': ('evaluate', 'table'), 'images': ('predict',),
-           'seeds': ('table',), 'rows': ('table',), 'limit': ('table',)}
+MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate')
+READ_BY = {'workdir': ('train', 'evaluate', 'report', 'predict', 'table', 'migrate'), 'split': ('evaluate', 'table'), 'images': ('predict',),
+           'seeds': ('table',), 'rows': ('table',), 'limit': ('table',),
+           'from': ('migrate',), 'taxonomy': ('migrate',), 'renames': ('migrate',), 'shots': ('migrate',)}
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 flags.DEFINE_string('workdir', '', "The run's folder: train writes it and goes on with it (runs/NAME by default), the others read it.")
@@ -57,6 +59,10 @@ flags.DEFINE_list('seeds', [], "table: a run of every row for each, as 0,1,2; th
 flags.DEFINE_string('rows', '', 'table: names of rows or patterns with *, separated by spaces; all by default.')
 flags.DEFINE_integer('limit', None, 'table: at most so many images of each split, for a look; the same as --config.data.limit.', lower_bound=1)
 flags.DEFINE_string('images', '', 'predict: a file, a folder or a glob in quotes.')
+flags.DEFINE_string('from', '', 'migrate: the folder of the trained run.')
+flags.DEFINE_string('taxonomy', '', 'migrate: the new taxonomy, a CSV.')
+flags.DEFINE_string('renames', '', 'migrate: a CSV with the columns level, old, new; two old names for one new one are a merge, the reverse a split.')
+flags.DEFINE_integer('shots', 0, 'migrate: a new class starts from so many of its training images; 0 = from its siblings.', lower_bound=0)
 flags.DEFINE_boolean('distributed', False, 'train, evaluate: this is one of several processes; SLURM, Open MPI, GKE and Cloud TPU are found by themselves.')
 flags.DEFINE_string('coordinator', '', 'distributed: HOST:PORT of process 0, where no cluster is found.')
 flags.DEFINE_integer('num_processes', None, 'distributed: how many, where no cluster is found.')
@@ -65,13 +71,14 @@ flags.DEFINE_integer('start_timeout', 300, 'distributed: seconds to wait for all
 flags.DEFINE_integer('peer_timeout', 100, 'distributed: seconds of silence after which a process counts as dead and the others stop.', lower_bound=1)
 
 
-def run_config():
-  """The configuration of --workdir's run with this command line's --config.* flags on top; --config=FILE itself does not count."""
+def run_config(folder, may_change=('data.', 'eval.')):
+  """The configuration of a run with this command line's --config.* flags on top; --config=FILE itself does not count."""
   from hierjax import config, predict
-  c = predict.run_config(pathlib.Path(FLAGS.workdir))
+  c = predict.run_config(pathlib.Path(folder))
   for path, value in config_flags.get_override_values(FLAGS['config']).items():
-    if not path.startswith(('data.', 'eval.')):
-      raise config.UserError(f'--config.{path}: --mode={FLAGS.mode} takes its model from {FLAGS.workdir}; only --config.data.* and --config.eval.* can change')
+    if not path.startswith(may_change):
+      choices = ' and '.join(f'--config.{group}*' for group in may_change)
+      raise config.UserError(f'--config.{path}: --mode={FLAGS.mode} takes its model from {folder}; only {choices} can change')
     config.assign(c, path, value)
   return c
 
@@ -110,7 +117,7 @@ def join() -> None:
 def run() -> None:
   import jax
 
-  from hierjax import config, lint, parallel, predict, report, train
+  from hierjax import config, lint, migrate, parallel, predict, report, train
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'hierjax' / 'jax')
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
@@ -121,16 +128,19 @@ def run() -> None:
   if FLAGS.mode in ('evaluate', 'report', 'predict') and not FLAGS.workdir:
     raise config.UserError(f'--mode={FLAGS.mode} needs --workdir=FOLDER, the one that was trained in')
   if FLAGS.mode == 'train':
-    result = train.fit(FLAGS.config, FLAGS.workdir or f'runs/{FLAGS.config.name or "run"}')
+    c, workdir = FLAGS.config, FLAGS.workdir or f'runs/{FLAGS.config.name or "run"}'
+    if not FLAGS['config'].present and os.path.exists(os.path.join(workdir, 'config.json')):  # it goes on as it was begun
+      c = run_config(workdir, tuple(config.default()))
+    result = train.fit(c, workdir)
     if parallel.first():
       print(json.dumps(result))
   elif FLAGS.mode == 'evaluate':
-    result = predict.load(FLAGS.workdir, run_config()).evaluate(FLAGS.split, progress=progress if parallel.first() else None)
+    result = predict.load(FLAGS.workdir, run_config(FLAGS.workdir)).evaluate(FLAGS.split, progress=progress if parallel.first() else None)
     if parallel.first():
       print(f'report: {report.write(FLAGS.workdir)}', file=sys.stderr)
       print(json.dumps(result))
   elif FLAGS.mode == 'report':
-    c = run_config()
+    c = run_config(FLAGS.workdir)
     try:
       predict.complete(FLAGS.workdir, c, progress)
     except config.UserError as e:
@@ -139,8 +149,15 @@ def run() -> None:
   elif FLAGS.mode == 'predict':
     if not FLAGS.images:
       raise config.UserError("--mode=predict needs --images: a file, a folder or a glob in quotes, as --images='photos/*.jpg'")
-    for line in predict.stream(predict.load(FLAGS.workdir, run_config()), FLAGS.images):
+    for line in predict.stream(predict.load(FLAGS.workdir, run_config(FLAGS.workdir)), FLAGS.images):
       print(json.dumps(line), flush=True)
+  elif FLAGS.mode == 'migrate':
+    for name in ('from', 'taxonomy', 'workdir'):
+      if not FLAGS[name].value:
+        raise config.UserError(f'--mode=migrate needs --{name}; it is called as --mode=migrate --from=RUN --taxonomy=NEW.csv --workdir=NEWRUN')
+    c = run_config(FLAGS['from'].value, ('name', 'seed', 'data.', 'loss.', 'balance.', 'optim.', 'train.', 'log.', 'curriculum.', 'eval.'))
+    print(migrate.migrate(FLAGS['from'].value, FLAGS.taxonomy, FLAGS.workdir, c, FLAGS.renames, FLAGS.shots))
+    print(f'--mode=train --workdir={FLAGS.workdir} trains it further', file=sys.stderr)
   elif FLAGS.mode == 'table':
     sys.exit(make_table())
   elif FLAGS.mode == 'describe':

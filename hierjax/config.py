@@ -127,6 +127,7 @@ def default() -> ConfigDict:
   c.model.head.temperature = 0.0  # prototypes: what cosines are divided by (.1)
   c.model.head.noise = 0.0  # prototypes: in training each coordinate is moved by up to so much
   c.model.head.dot_product = False  # prototypes: with the features as they are, not made unit vectors first
+  c.model.parts = ()  # (level, class, n): a class that was merged of n, which its head keeps as n rows; --mode=migrate sets it
   c.model.dropout = 0.0  # before the heads
   c.model.dtype = 'float32'  # of the computation; parameters stay float32
   c.model.remat = False  # True: each block is computed again in the backward pass, which takes less memory and more time

@@ -17,6 +17,7 @@ from hierjax import decode, files, metrics, parallel
 from hierjax.config import UserError, did_you_mean
 from hierjax.data import pipeline, sources
 from hierjax.data.sources import Examples
+from hierjax.models import heads as heads_lib
 from hierjax.taxonomy import Taxonomy
 
 EMBEDDED = 1000  # examples at most whose features are kept for the report's pictures of prototypes
@@ -137,8 +138,12 @@ def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Ta
 def write_embedding(path: pathlib.Path, step: Callable, variables: Mapping, examples: Examples, c, mesh, taxonomy: Taxonomy) -> None:
   """What the report draws of prototype heads: features [n, d] of at most EMBEDDED evenly chosen examples, their labels [n, L], and prototype_K [C, d] of
   each column K with a head. Nothing for other heads."""
-  prototypes = {f'prototype_{taxonomy.index(level)}': np.asarray(p['prototypes'])
-                for level, p in variables['params']['heads'].items() if 'prototypes' in p}
+  prototypes = {}
+  for level, p in variables['params']['heads'].items():
+    if 'prototypes' in p:
+      rows = heads_lib.rows(c.model, taxonomy, level)  # of a class with several the mean is drawn
+      sums = np.add.reduceat(np.asarray(p['prototypes']), heads_lib.first_rows(rows))
+      prototypes[f'prototype_{taxonomy.index(level)}'] = sums / np.array(rows, np.float32)[:, None]
   if not prototypes:
     return
   n = len(examples.labels)

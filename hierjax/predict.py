@@ -120,7 +120,8 @@ class Model:
       raise UserError(f'the data have another taxonomy than {self.workdir}: no level {", ".join(gone)}, only {", ".join(data.taxonomy.levels)}')
     data, _ = narrow(data, self.c.model)
     if data.taxonomy.hash() != self.taxonomy.hash():
-      raise UserError(f'the data have another taxonomy than {self.workdir}: {self.taxonomy.diff(data.taxonomy)}')
+      raise UserError(f'the data have another taxonomy than {self.workdir}: {self.taxonomy.diff(data.taxonomy)}; a run for it: '
+                      f'--mode=migrate --from={self.workdir} --taxonomy=NEW.csv --workdir=NEWRUN')
     if name not in data.splits:
       raise UserError(f'--split={name}: no such split{config_lib.did_you_mean(name, list(data.splits))}; choices: {", ".join(data.splits)}')
     return data.splits[name]

@@ -605,7 +605,8 @@ def objection(workdir: pathlib.Path, run: Run) -> str:
     return f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder'
   old = Taxonomy.from_csv(workdir / 'taxonomy.csv')
   if old.hash() != run.taxonomy.hash():
-    return f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy'
+    return (f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy, or carry its classes over: '
+            f'--mode=migrate --from={workdir} --taxonomy=NEW.csv --workdir=NEWRUN')
   return ''
 
 
@@ -718,5 +719,6 @@ def baseline_config(c: ConfigDict) -> ConfigDict:
   b, default = copy.deepcopy(c), config_lib.default()
   b.baseline, b.model.heads, b.model.normalize, b.train.best = '', 'flat', False, 'top1/finest'
   b.optim.heads_lr = b.optim.heads_growth = 1.0
+  b.model.parts = ()
   b.model.head, b.curriculum, b.loss, b.balance = default.model.head, default.curriculum, default.loss, default.balance
   return b

@@ -83,19 +83,36 @@ class Prototype(nn.Module):
     return normalized(p + jax.random.uniform(self.make_rng('dropout'), p.shape, minval=-self.noise, maxval=self.noise))
 
 
+def first_rows(rows: Sequence[int]) -> np.ndarray:
+  """int [C]: where the rows of each class begin, of classes with so many rows each."""
+  return np.cumsum(rows) - np.asarray(rows)
+
+
+def folded(z: jax.Array, rows: Sequence[int]) -> jax.Array:
+  """Logits of rows [B, R] → of classes [B, C]: the log-sum-exp of a class's rows, so that their probabilities add up; one row's logit as it is."""
+  rows, first = np.asarray(rows), first_rows(rows)
+  several = np.flatnonzero(rows > 1)
+  places = np.arange(max(rows))
+  there = places < rows[several, None]
+  parts = z[:, np.where(there, first[several, None] + places, 0)]
+  return z[:, first].at[:, several].set(jax.nn.logsumexp(parts, -1, where=jnp.asarray(there)))
+
+
 class Heads(nn.Module):
   """What all forms share. features [B, d] → {level: float32 logits [B, C]}. A form's further fields are its options, `config.model.head`.
 
   Parameters lie under the level that they serve, those that serve several under 'shared': the groups that the curriculum can freeze.
   """
 
-  classes: tuple[tuple[str, int], ...]  # (level, number of classes), coarse to fine
+  classes: tuple[tuple[str, int], ...]  # (level, number of classes, or of rows where `parts` says how they make classes), coarse to fine
   ancestors: tuple[tuple[str, ...], ...]  # of each, in the same order: the levels among these that its class tells the class of
   dropout: float = 0.0
+  parts: tuple[tuple[str, tuple[int, ...]], ...] = ()  # (level, rows of each of its classes), of levels where a class has several
 
   @nn.compact
   def __call__(self, features: jax.Array, train: bool) -> dict[str, jax.Array]:
-    return self.logits(layers.Dropout(self.dropout, name='Dropout_0')(features.astype(jnp.float32), train), train)
+    out, parts = self.logits(layers.Dropout(self.dropout, name='Dropout_0')(features.astype(jnp.float32), train), train), dict(self.parts)
+    return {level: folded(z, parts[level]) if level in parts else z for level, z in out.items()}
 
 
 class Parallel(Heads):
@@ -235,6 +252,19 @@ def options(m: ConfigDict, levels: Sequence[str], features: int) -> dict:
   return given
 
 
+def rows(m: ConfigDict, taxonomy: Taxonomy, level: str) -> tuple[int, ...]:
+  """How many rows of the level's head each class has: 1 but for those of `config.model.parts`. UserError for what the taxonomy lacks."""
+  names, out = taxonomy.names[taxonomy.index(level)], [1] * taxonomy.num_classes(level)
+  for part in m.parts:
+    if len(part) != 3 or part[0] not in taxonomy.levels or not isinstance(part[2], int) or part[2] < 2:
+      raise UserError(f'--config.model.parts: {part!r} is not (level, class, number of rows from 2); --mode=migrate sets it')
+    if part[0] == level:
+      if part[1] not in names:
+        raise UserError(f'--config.model.parts: {level} {part[1]!r} is not in the taxonomy{config_lib.did_you_mean(part[1], names)}')
+      out[names.index(part[1])] = part[2]
+  return tuple(out)
+
+
 class Classifier(nn.Module):
   """images uint8 [B, H, W, 3], or features float32 [B, d] computed before → ({level: logits [B, C]}, features [B, d])."""
 
@@ -267,8 +297,10 @@ def build(c: ConfigDict, taxonomy: Taxonomy, levels: tuple[str, ...]) -> Classif
   backbone = spec.make(dtype=dtype, remat=c.model.remat, **kind)
   if taken := {'shared', 'Dropout_0'} & {*levels}:
     raise UserError(f'the taxonomy has a level called {taken.pop()!r}, which names a part of the heads; call it otherwise')
-  classes = tuple((level, taxonomy.num_classes(level)) for level in levels)
+  counts = {level: rows(c.model, taxonomy, level) for level in levels}
+  classes = tuple((level, sum(n)) for level, n in counts.items())
+  parts = tuple((level, n) for level, n in counts.items() if max(n) > 1)
   ancestors = tuple(tuple(a for a in levels[:k] if taxonomy.nests(level, a)) for k, level in enumerate(levels))
-  heads = HEADS[c.model.heads](classes, ancestors, c.model.dropout, **options(c.model, levels, c.model.neck or spec.features))
+  heads = HEADS[c.model.heads](classes, ancestors, c.model.dropout, parts, **options(c.model, levels, c.model.neck or spec.features))
   neck = layers.Dense(c.model.neck, initial, dtype=dtype) if c.model.neck else None
   return Classifier(backbone, heads, tuple(c.model.mean) or spec.mean, tuple(c.model.std) or spec.std, dtype, neck, c.model.normalize)

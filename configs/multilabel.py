@@ -1,4 +1,4 @@
-"""S4: images with several labels at once. AdvancedCNN from scratch, binary cross-entropy, the rate halved on a plateau, a threshold tuned for each class on val.
+"""S4: several labels an image. AdvancedCNN from scratch, binary cross-entropy, the learning rate halved on a plateau, a threshold tuned for each class on val.
 
   python main.py --config=configs/multilabel.py --config.data.root=FOLDER --workdir=runs/multilabel
 

@@ -59,7 +59,7 @@ RANGES = {
   'model.mean': '[0, 255]', 'model.std': '(0, inf)', 'model.dropout': '[0, 1)', 'model.head.layers': '[0, 100]', 'model.head.width': '[0, 1000000]',
   'model.head.experts': '[0, 1000]', 'model.head.tower': '[0, 1000000]', 'model.head.slices': '[1, 1000000]',
   'model.neck': '[0, 1000000]', 'model.head.temperature': '[0, inf)', 'model.head.noise': '[0, inf)',
-  'loss.smoothing': '[0, 1)', 'loss.lca': '[0, inf)', 'loss.hxe': '[0, inf)', 'loss.temperature': '(0, inf)', 'loss.focal_gamma': '[0, inf)',
+  'loss.smoothing': '[0, 1)', 'loss.lca': '[0, inf)', 'loss.hxe': '[0, inf)', 'loss.temperature': '(0, inf)', 'loss.focal_gamma': '[0, inf)', 'loss.pos_weight': '[0, inf)',
   'optim.heads_lr': '(0, inf)', 'optim.heads_growth': '(0, inf)',
   'optim.lr': '(0, inf)', 'optim.weight_decay': '[0, inf)', 'optim.momentum': '[0, 1)', 'optim.onecycle_rise': '[0, 1)', 'optim.clip': '[0, inf)',
   'optim.warmup_steps': '[0, inf)', 'optim.warmup_epochs': '[0, inf)', 'optim.warmup_examples': '[0, inf)',
@@ -155,7 +155,7 @@ def default() -> ConfigDict:
   c.loss.temperature = 0.1  # of supervised_contrastive
   c.loss.binary = 'bce'  # of multi levels: binary cross-entropy, or focal loss, which counts what is easy less, by (1 - p)^focal_gamma ...
   c.loss.focal_gamma = 2.0
-  c.loss.pos_weight = False  # ... and each class's positives by the number of its negatives for each of them in the training split
+  c.loss.pos_weight = 0.0  # bce: positives weigh negatives / positives of their class in the training split, at most this and at least 1 / this; 0 = all alike
 
   c.balance = ConfigDict()  # how the losses of the levels and terms, each times its loss.weights, are weighed against each other in training
   c.balance.name = 'fixed'  # their sum; the others are in balancing.py. 'equal' is the sum without loss.weights
@@ -189,7 +189,8 @@ def default() -> ConfigDict:
   c.train.eval_epochs, c.train.eval_steps, c.train.eval_examples = 1.0, 0, 0  # evaluate on val and save this often
   c.train.log_steps = 20
   c.train.save_minutes = 10.0  # save also between evaluations when the last save is this long ago; 0 = only at evaluations
-  # val metric that chooses the checkpoint: loss, fpa, hvr, joint_fpa or top1/LEVEL; of multi levels loss, map/LEVEL (this one, if it stays), micro_map/LEVEL, f1/LEVEL
+  # val metric that chooses the checkpoint: loss, fpa, hvr, joint_fpa or top1/LEVEL; of multi levels loss, map/LEVEL, micro_map/LEVEL or f1/LEVEL, and
+  # map/finest where this stays
   c.train.best = 'top1/finest'
   c.train.early_stop = 0  # evaluations without a better one; 0 = never
 
@@ -338,6 +339,8 @@ def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
     if get(path) != value_at(default(), path):
       raise UserError(f'--config.{path}={get(path)!r} ' + (f'is for exclusive levels; --config.data.multi={c.data.multi} has none' if c.data.multi else
                                                            'is for multi levels; name them with --config.data.multi'))
+  if c.loss.binary == 'focal' and c.loss.pos_weight:
+    raise UserError(f'--config.loss.binary=focal and --config.loss.pos_weight={c.loss.pos_weight:g}: each is against imbalance; choose one')
   if c.loss.smoothing and 'finest' in split_names(c.loss.siblings):
     raise UserError('--config.loss.siblings: a class has no sibling that shares its finest level; name coarser levels')
 

@@ -35,7 +35,7 @@ def eval_step(variables: Mapping, images: jax.Array, model: nn.Module, taxonomy:
   probs = {level: (jax.nn.sigmoid if level in binary else jax.nn.softmax)(l.astype(jnp.float32)) for level, l in logits.items()}
   probs = {level: rearrange(p, '(b v) c -> b v c', v=views).mean(1) for level, p in probs.items()}
   if binary:
-    probs |= multi.split(multi.highest(multi.join(probs, taxonomy), taxonomy), taxonomy)
+    probs |= multi.probabilities(probs, taxonomy)
   return probs, rearrange(features.astype(jnp.float32), '(b v) d -> b v d', v=views)[:, 0]
 
 
@@ -144,7 +144,8 @@ def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Ta
   if taxonomy.multi:
     thresholds = {level: np.array([c['threshold'] for c in found['classes'].values()]) for level, found in result['multi'].items()}
     prob = multi.join(outputs.probs, taxonomy)
-    arrays |= {'multi_labels': outputs.multi, 'multi_prob': prob.astype(np.float32), 'multi_pred': multi.decide(prob, multi.join(thresholds, taxonomy), taxonomy)}
+    decided = multi.decide(prob, multi.join(thresholds, taxonomy), taxonomy)
+    arrays |= {'multi_labels': outputs.multi, 'multi_prob': prob.astype(np.float32), 'multi_pred': decided}
   for name, d in ({} if taxonomy.multi else decodings(outputs, taxonomy, result['weights'])).items():
     arrays[f'pred_{name}'] = d.pred
     arrays[f'prob_{name}'] = np.stack([np.take_along_axis(p, d.pred[:, k:k + 1], 1)[:, 0] for k, p in enumerate(d.prob)], 1).astype(np.float32)

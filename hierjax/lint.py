@@ -125,7 +125,7 @@ def _multi(data, images: bool) -> Report:
       report.problems += [Problem('warning', str(data.root), 'class without images', f'{level} {n!r} is in no image of {split}')
                           for n, k in zip(t.names[t.index(level)], there) if not k]
   rows = [_Row(f'{data.root}/{file}', 0, file, split, label, functools.partial(examples.reader, i))
-          for split, examples in dataset.splits.items() for i, (file, label) in enumerate(zip(examples.files, examples.multi))]
+          for split, examples in dataset.splits.items() for i, (file, label) in enumerate(zip(examples.files, examples.labels))]
   _compare([[r] for r in rows], t, images, None, report)
   return report
 

@@ -177,15 +177,15 @@ def of_decisions(on: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
     return {'precision': right / chosen, 'recall': right / positive, 'f1': 2 * right / (chosen + positive)}
 
 
-def evaluate(probs: np.ndarray, targets: np.ndarray, thresholds: np.ndarray, names: Sequence[str]) -> dict:
+def evaluate(probs: np.ndarray, targets: np.ndarray, thresholds: np.ndarray, names: Sequence[str], on: np.ndarray | None = None) -> dict:
   """All metrics as plain numbers, None where they are undefined: S4's Tables 1 and 2 for one split.
 
   map_macro is the mean of the classes' average precision, map_micro that of all known answers as one ranking; `before` is at thresholds of .5, `after` at
-  `thresholds`. f1_macro is the mean over the classes, f1_micro that of all answers together.
+  `thresholds`, or the decision `on`, bool [N, C], where there is more to it. f1_macro is the mean over the classes, f1_micro that of all answers together.
   """
   targets = np.asarray(targets)
   ap, known = average_precision(probs, targets), targets >= 0
-  moments = {'before': decide(probs, np.full(len(names), HALF)), 'after': decide(probs, thresholds)}
+  moments = {'before': decide(probs, np.full(len(names), HALF)), 'after': decide(probs, thresholds) if on is None else on}
   rows = {when: of_decisions(on, targets) for when, on in moments.items()}
   micro = average_precision(np.asarray(probs)[known][:, None], targets[known][:, None])
   out = {'n': len(targets), 'map_macro': _plain(ap), 'map_micro': _plain(micro)}

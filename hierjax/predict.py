@@ -67,8 +67,8 @@ class Model:
                progress: Callable[[int, int], None] | None = None, into: pathlib.Path | None = None, beside: Sequence['Model'] = ()) -> dict:
     """Metrics of a split of the configured data, also written to eval_SPLIT.json in the run's folder, or in `into`.
 
-    With `tune` the joint decision's weights, or the thresholds of multi levels, are chosen on this split first and kept for later; training does so on val, once. The heads of the models
-    `beside` it stand in for those that this one lacks: single-task models taken together.
+    With `tune` the joint decision's weights, or the thresholds of multi levels, are chosen on this split first and kept for later; training does so on
+    val, once. The heads of the models `beside` it stand in for those that this one lacks: single-task models taken together.
     """
     examples = examples or self.split(split)
     outputs = self.collect(examples, progress=progress)

@@ -79,7 +79,7 @@ def headline(run: Run) -> Markup:
   if evaluation and evaluation.get('multi'):
     split = run.splits[0]
     for level, found in evaluation['multi'].items():
-      tiles += [(number(found['map']), level, 'mAP, the mean over its classes'), (number(found['tuned']['f1']), level, 'F1 at the tuned thresholds')]
+      tiles += [(number(found['map_macro']), level, 'mAP, the mean over its classes'), (number(found['after']['f1_macro']), level, 'F1 at the tuned thresholds')]
     second = f'These are {split} numbers: {count(evaluation.get("n"))} images of the split "{split}".'
     if split == get(config, 'data.val', 'val'):
       second += ' The checkpoint was chosen and the thresholds were tuned on this split, so expect a little less on new images.'
@@ -235,11 +235,12 @@ def labels(run: Run) -> Markup:
   for split in run.splits:
     evaluation = run.evals[split]
     for level, found in (evaluation.get('multi') or {}).items():
-      whole = [(METRICS['map'].label, number(found['map']), ''), (METRICS['micro_map'].label, number(found['micro_map']), '')]
-      whole += [(METRICS[key].label, number(found['half'][key]), number(found['tuned'][key])) for key in ('f1', 'micro_f1')]
-      classes = [(name, count(c['positives']), number(c['ap']), f"{c['threshold']:.3f}", number(c['half']['f1']), number(c['tuned']['f1']),
-                  number(c['tuned']['precision']), number(c['tuned']['recall'])) for name, c in found['classes'].items()]
-      tables.append({'split': split, 'level': level, 'n': evaluation.get('n'), 'whole': whole, 'classes': classes[:CLASSES], 'more': max(0, len(classes) - CLASSES)})
+      whole = [(METRICS['map'].label, number(found['map_macro']), ''), (METRICS['micro_map'].label, number(found['map_micro']), '')]
+      whole += [(METRICS[key].label, *(number(found[when][name]) for when in ('before', 'after'))) for key, name in (('f1', 'f1_macro'), ('micro_f1', 'f1_micro'))]
+      classes = [(name, count(c['positives']), number(c['ap']), f"{c['threshold']:.3f}", number(c['before']['f1']), number(c['after']['f1']),
+                  number(c['after']['precision']), number(c['after']['recall'])) for name, c in found['classes'].items()]
+      more = max(0, len(classes) - CLASSES)
+      tables.append({'split': split, 'level': level, 'n': evaluation.get('n'), 'whole': whole, 'classes': classes[:CLASSES], 'more': more})
   hvr = (run.evaluation or {}).get('hvr') or {}
   several = run.taxonomy is not None and len(run.taxonomy.multi) > 1
   return render('labels', tables=tables, several=several, single=number(hvr.get('single')), decided=number(hvr.get('decided'))) if tables else Markup('')

@@ -627,7 +627,8 @@ def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
     raise UserError(f'--workdir={workdir}: {"is a file, not a folder" if workdir.is_file() else e.strerror}') from None
   parallel.check_same(workdir, {
     'options': config_lib.to_json(run.c), 'taxonomy': run.taxonomy.hash(),
-    **{f'{x.name} examples': hashlib.sha256(repr([list(x.files), x.labels.tolist(), *([x.multi.tolist()] if x.multi is not None else [])]).encode()).hexdigest() for x in (run.train, run.val)}})
+    **{f'{x.name} examples': hashlib.sha256(repr([list(x.files), x.labels.tolist(), None if x.multi is None else x.multi.tolist()]).encode()).hexdigest()
+       for x in (run.train, run.val)}})
   if told := parallel.exchange(objection(workdir, run) if parallel.first() else '')[0]:  # the first one reads, as it is the one that writes
     raise UserError(told)
   if parallel.first():
@@ -674,8 +675,8 @@ def train_and_report(c: ConfigDict, workdir: pathlib.Path) -> dict:
     accuracies = ' '.join(f'{level} {v["top1"]:.4f}' for level, v in d['levels'].items() if v['top1'] is not None)
     loop.log.say(f'{run.c.data.val}, {result["n"]} images, {name}: {accuracies} full path {d["fpa"] or 0:.4f} HVR {d["hvr"]:.4f}')
   for level, found in result.get('multi', {}).items():
-    loop.log.say(f'{run.c.data.val}, {result["n"]} images, {level}: mAP macro {found["map"] or 0:.4f} micro {found["micro_map"] or 0:.4f}; macro F1 '
-                 f'{found["half"]["f1"]:.4f} at .5, {found["tuned"]["f1"]:.4f} at the tuned thresholds')
+    loop.log.say(f'{run.c.data.val}, {result["n"]} images, {level}: mAP macro {found["map_macro"] or 0:.4f} micro {found["map_micro"] or 0:.4f}; macro F1 '
+                 f'{found["before"]["f1_macro"] or 0:.4f} at .5, {found["after"]["f1_macro"] or 0:.4f} at the tuned thresholds')
   model.explain(run.c.data.val, examples=run.val)
   evaluate.write_embedding(pathlib.Path(workdir) / 'embedding_last.npz', model.eval_step, model.variables, run.val, run.c, model.mesh, run.taxonomy)
   if run.c.baseline == 'train':

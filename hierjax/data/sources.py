@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hierjax.config import UserError, did_you_mean, level_words, split_names
-from hierjax.data import layouts, toy, transforms
+from hierjax.data import layouts, stratify, toy, transforms
 from hierjax.taxonomy import Taxonomy, close_matches, read_table
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
@@ -121,11 +121,9 @@ def _split(data, table, notes):
   of = 'each finest class' if table.multi is None else 'all, by combinations of classes (iterative stratification)'
   splits, share = table.splits, f'a share of {data.val_share:g} of {of}, seed {data.split_seed}'
   def hold(rows, part):
-    from hierjax.data import stratify
     if not part: return set()
     if table.multi is None: return set(rows[stratified(table.labels[rows], [table.files[i] for i in rows], part, data.split_seed)].tolist())
-    rows = np.array(sorted(rows.tolist(), key=lambda i: table.files[i]))  # the order in the file does not matter
-    return set(rows[stratify.iterative(np.maximum(table.multi[rows], 0), (1 - part, part), data.split_seed) == 1].tolist())
+    return set(rows[stratify.iterative(table.multi[rows], (1 - part, part), data.split_seed, [table.files[i] for i in rows]) == 1].tolist())
   other = next((s for s in ('valid', 'validation', 'dev') if s in (splits or ())), None)
   if other and data.val == 'val' and data.val not in splits:
     splits = ['val' if s == other else s for s in splits]

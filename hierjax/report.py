@@ -79,7 +79,8 @@ def headline(run: Run) -> Markup:
   if evaluation and evaluation.get('multi'):
     split = run.splits[0]
     for level, found in evaluation['multi'].items():
-      tiles += [(number(found['map_macro']), level, 'mAP, the mean over its classes'), (number(found['after']['f1_macro']), level, 'F1 at the tuned thresholds')]
+      tiles.append((number(found['map_macro']), level, 'mAP, the mean over its classes'))
+      tiles.append((number(found['after']['f1_macro']), level, 'F1 at the tuned thresholds'))
     second = f'These are {split} numbers: {count(evaluation.get("n"))} images of the split "{split}".'
     if split == get(config, 'data.val', 'val'):
       second += ' The checkpoint was chosen and the thresholds were tuned on this split, so expect a little less on new images.'
@@ -236,7 +237,7 @@ def labels(run: Run) -> Markup:
     evaluation = run.evals[split]
     for level, found in (evaluation.get('multi') or {}).items():
       whole = [(METRICS['map'].label, number(found['map_macro']), ''), (METRICS['micro_map'].label, number(found['map_micro']), '')]
-      whole += [(METRICS[key].label, *(number(found[when][name]) for when in ('before', 'after'))) for key, name in (('f1', 'f1_macro'), ('micro_f1', 'f1_micro'))]
+      for key, name in (('f1', 'f1_macro'), ('micro_f1', 'f1_micro')): whole.append((METRICS[key].label, *(number(found[k][name]) for k in ('before', 'after'))))
       classes = [(name, count(c['positives']), number(c['ap']), f"{c['threshold']:.3f}", number(c['before']['f1']), number(c['after']['f1']),
                   number(c['after']['precision']), number(c['after']['recall'])) for name, c in found['classes'].items()]
       more = max(0, len(classes) - CLASSES)

@@ -86,7 +86,7 @@ def test_what_follows_is_filled_in(tmp_path):
   data = sources.load(options(tmp_path, **{'data.val_share': 0.0}).data)
   assert data.taxonomy.names == (('cold', 'plain', 'warm'), ('amber', 'blue', 'coral', 'plain'))
   found = {f[0]: y.tolist() for f, y in zip(data.splits['train'].files, data.splits['train'].multi)}
-  assert found == {'a': [0, 0, 1, 1, 0, 0, 0], 'b': [1, 0, 0, 0, 1, 0, 0], 'c': [0, 0, 0, 0, 0, 0, 0], 'd': [0, 1, 0, 0, 0, 0, 1], 'e': [-1] * 7,
+  assert found == {'a': [0, 0, 1, 1, 0, 0, 0], 'b': [1, 0, 0, 0, -1, 0, 0], 'c': [0, 0, 0, 0, 0, 0, 0], 'd': [0, 1, 0, 0, 0, 0, 1], 'e': [-1] * 7,
                    'f': [1, 0, 1, 0, 1, 1, 0]}
 
 
@@ -110,11 +110,9 @@ def test_options_that_do_not_fit(tmp_path, changes, told):
 def test_a_split_keeps_the_combinations(tmp_path):
   draw(tmp_path, 200, split=False)
   data = sources.load(options(tmp_path, **{'data.val_share': .25}).data)
-  rows = {name: np.unique(e.multi, axis=0, return_counts=True) for name, e in data.splits.items()}
-  share = {name: dict(zip(map(tuple, values.tolist()), (counts / counts.sum()).tolist())) for name, (values, counts) in rows.items()}
-  assert len(data.splits['val'].files) == pytest.approx(50, abs=2)
-  for combination in share['train']:
-    assert share['val'].get(combination, 0) == pytest.approx(share['train'][combination], abs=.04)
+  together = {name: e.multi.astype(float).T @ e.multi / len(e.multi) for name, e in data.splits.items()}  # the share with both of two classes
+  assert len(data.splits['val'].files) == pytest.approx(50, abs=3)
+  np.testing.assert_allclose(together['val'], together['train'], atol=.03)
 
 
 def test_one_level_as_s4_does(tmp_path):
@@ -138,7 +136,7 @@ def test_one_level_as_s4_does(tmp_path):
     assert of['after']['f1'] == pytest.approx(sklearn_metrics.f1_score(y[:, k], pred[:, k]))
   again = predict.load(run)
   assert again.evaluate('val')['multi'] == result['multi']
-  changed = {name: 1.1 for name in TAGS}
+  changed = dict.fromkeys(TAGS, 1.1)
   (run / 'decode.json').write_text(json.dumps({'thresholds': {'tag': changed}}))
   assert not any(line['classes']['tag'] for line in predict.load(run).predict([str(data / 'images/0.png')]))
   (line,) = again.predict([str(data / 'images/0.png')])
@@ -179,11 +177,11 @@ def forest(rng):
 def test_random_forests():
   """Decisions at any thresholds, and labels made of any finest classes, contradict nothing; descendants are the loss's pairs."""
   rng = np.random.default_rng(0)
-  for _ in range(40):
+  for _ in range(25):
     t = forest(rng)
     pairs, m = multilabel.pairs(t, t.multi), len(t.descendants)
     assert np.array_equal(np.argwhere(t.descendants), np.stack(pairs, 1))
-    prob = np.asarray(multilabel.max_constraint(rng.random((30, m)).astype(np.float32), pairs))
+    prob = (rng.random((30, 1, m)) * t.descendants).max(-1)
     decided = multi.decide(prob, rng.random(m), t)
     assert not multilabel.contradictions(decided.astype(np.int8), pairs).any()
     assert (multilabel.contradictions(decided.astype(np.int8), pairs) == (t.contradicts(decided.astype(np.int8))[:, 0] >= 0)).all()

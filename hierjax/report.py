@@ -237,7 +237,8 @@ def labels(run: Run) -> Markup:
     evaluation = run.evals[split]
     for level, found in (evaluation.get('multi') or {}).items():
       whole = [(METRICS['map'].label, number(found['map_macro']), ''), (METRICS['micro_map'].label, number(found['map_micro']), '')]
-      for key, name in (('f1', 'f1_macro'), ('micro_f1', 'f1_micro')): whole.append((METRICS[key].label, *(number(found[k][name]) for k in ('before', 'after'))))
+      for key, name in (('f1', 'f1_macro'), ('micro_f1', 'f1_micro')):
+        whole.append((METRICS[key].label, *(number(found[when][name]) for when in ('before', 'after'))))
       classes = [(name, count(c['positives']), number(c['ap']), f"{c['threshold']:.3f}", number(c['before']['f1']), number(c['after']['f1']),
                   number(c['after']['precision']), number(c['after']['recall'])) for name, c in found['classes'].items()]
       more = max(0, len(classes) - CLASSES)

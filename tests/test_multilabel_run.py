@@ -109,7 +109,7 @@ def test_options_that_do_not_fit(tmp_path, changes, told):
 
 def test_a_split_keeps_the_combinations(tmp_path):
   draw(tmp_path, 200, split=False)
-  data = sources.load(options(tmp_path, **{'data.val_share': .25}).data)
+  data = sources.load(options(tmp_path, **{'data.multi': 'tag', 'data.val_share': .25}).data)
   together = {name: e.multi.astype(float).T @ e.multi / len(e.multi) for name, e in data.splits.items()}  # the share with both of two classes
   assert len(data.splits['val'].files) == pytest.approx(50, abs=3)
   np.testing.assert_allclose(together['val'], together['train'], atol=.03)

@@ -6,6 +6,7 @@ Where a level of the taxonomy is asked for, the words `coarsest` and `finest` na
 """
 
 import difflib
+import functools
 import json
 import math
 import re
@@ -21,6 +22,11 @@ class UserError(ValueError):
 # Options of the balancers, each read by some (balancing.py)
 BALANCE = ('alpha', 'beta', 'c', 'decay', 'gamma', 'lr', 'power', 'temperature')
 
+# Options that mean nothing where all levels are multi (data.multi), and those that mean something only there
+EXCLUSIVE = ('baseline', 'data.balance', 'data.unlabelled', 'data.partial', 'loss.smoothing', 'loss.lca', 'loss.hxe', 'loss.any_level', 'loss.aggregate',
+             'loss.positives', 'loss.terms')
+BINARY = ('loss.binary', 'loss.focal_gamma', 'loss.pos_weight')
+
 CHOICES = {
   'data.source': ('auto', 'csv', 'folders', 'parquet', 'toy', 'stanford_cars', 'compcars', 'fgvc_aircraft', 'cifar100', 'cub200', 'tfds'),
   'data.partial': ('keep', 'drop'),
@@ -31,6 +37,7 @@ CHOICES = {
   'model.heads': ('flat', 'parallel', 'cascaded', 'crosstalk', 'mmoe', 'residual', 'split', 'prototypes'),
   'loss.aggregate': ('none', 'samples', 'children'),
   'loss.positives': ('perturbed', 'both'),
+  'loss.binary': ('bce', 'focal'),
   'balance.name': ('fixed', 'equal', 'uw', 'dwa', 'dtp', 'gradnorm', 'awa', 'rlw', 'gls', 'famo', 'pcgrad', 'gradvac', 'cagrad', 'imtl', 'imtl_l', 'imtl_g',
                    'mgda', 'nash', 'aligned', 'fairgrad', 'db_mtl'),
   'balance.at': ('weights', 'features'),
@@ -53,6 +60,7 @@ RANGES = {
   'model.head.experts': '[0, 1000]', 'model.head.tower': '[0, 1000000]', 'model.head.slices': '[1, 1000000]',
   'model.neck': '[0, 1000000]', 'model.head.temperature': '[0, inf)', 'model.head.noise': '[0, inf)',
   'loss.smoothing': '[0, 1)', 'loss.lca': '[0, inf)', 'loss.hxe': '[0, inf)', 'loss.temperature': '(0, inf)',
+  'loss.focal_gamma': '[0, inf)', 'loss.pos_weight': '[0, inf)',
   'optim.heads_lr': '(0, inf)', 'optim.heads_growth': '(0, inf)',
   'optim.lr': '(0, inf)', 'optim.weight_decay': '[0, inf)', 'optim.momentum': '[0, 1)', 'optim.onecycle_rise': '[0, 1)', 'optim.clip': '[0, inf)',
   'optim.warmup_steps': '[0, inf)', 'optim.warmup_epochs': '[0, inf)', 'optim.warmup_examples': '[0, inf)',
@@ -82,6 +90,9 @@ def default() -> ConfigDict:
   c.data.root = ''
   c.data.taxonomy = ''  # '' = ROOT/taxonomy.csv, or derived from the labels where there is none
   c.data.train, c.data.val = 'train', 'val'  # names of the splits
+  # levels of which an image may have any number of classes ('tags', 'all'); the others are exclusive. labels.csv then has a column per level with a set of
+  # classes ('sea|sunset', '-' = none of them, empty = unknown), or a column per class with 0, 1 or nothing
+  c.data.multi = ''
   c.data.val_share = 0.2  # of the images, stratified by the finest class, where the data name no split
   c.data.test_share = 0.0  # likewise, a split 'test' beside these two; where the data name none at all
   c.data.split_seed = 0
@@ -144,6 +155,9 @@ def default() -> ConfigDict:
   c.loss.positives = 'perturbed'  # of prototype heads: the class's perturbed prototype, or also the undisturbed one
   c.loss.terms = ''  # further losses: tree_path, distribution_matching, co_annotation, supervised_contrastive
   c.loss.temperature = 0.1  # of supervised_contrastive
+  c.loss.binary = 'bce'  # of multi levels: binary cross-entropy, or focal loss, which counts what is easy less, by (1 - p)^focal_gamma ...
+  c.loss.focal_gamma = 2.0
+  c.loss.pos_weight = 0.0  # bce: positives weigh negatives / positives of their class in the training split, at most this and at least 1 / this; 0 = all alike
 
   c.balance = ConfigDict()  # how the losses of the levels and terms, each times its loss.weights, are weighed against each other in training
   c.balance.name = 'fixed'  # their sum; the others are in balancing.py. 'equal' is the sum without loss.weights
@@ -177,7 +191,9 @@ def default() -> ConfigDict:
   c.train.eval_epochs, c.train.eval_steps, c.train.eval_examples = 1.0, 0, 0  # evaluate on val and save this often
   c.train.log_steps = 20
   c.train.save_minutes = 10.0  # save also between evaluations when the last save is this long ago; 0 = only at evaluations
-  c.train.best = 'top1/finest'  # val metric that chooses the checkpoint: loss, fpa, hvr, joint_fpa or top1/LEVEL
+  # val metric that chooses the checkpoint: loss, fpa, hvr, joint_fpa or top1/LEVEL; of multi levels loss, map/LEVEL, micro_map/LEVEL or f1/LEVEL, and
+  # map/finest where this stays
+  c.train.best = 'top1/finest'
   c.train.early_stop = 0  # evaluations without a better one; 0 = never
 
   c.log = ConfigDict()  # beside metrics.jsonl
@@ -269,15 +285,17 @@ def check_tree(c: ConfigDict) -> None:
     raise UserError(f'the config has an unknown option {unknown[0]}{did_you_mean(unknown[0], wanted)}')
 
 
+def value_at(c: ConfigDict, path: str):
+  """c.PATH, where PATH is 'optim.lr'."""
+  for part in path.split('.'):
+    c = c[part]
+  return c
+
+
 def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
   """Checks what can be checked without the data. UserError names the option, its value and its choices."""
-  def get(path):
-    node = c
-    for part in path.split('.'):
-      node = node[part]
-    return node
-
   check_tree(c)
+  get = functools.partial(value_at, c)
 
   for path, choices in CHOICES.items():
     if get(path) not in choices:
@@ -319,6 +337,12 @@ def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
     raise UserError(f'{" and ".join(given)}: each is another loss of the finest head; choose one')
   if c.loss.positives == 'both' and c.model.heads != 'prototypes':
     raise UserError(f'--config.loss.positives=both needs --config.model.heads=prototypes, not {c.model.heads}')
+  for path in EXCLUSIVE if c.data.multi else BINARY:
+    if get(path) != value_at(default(), path):
+      raise UserError(f'--config.{path}={get(path)!r} ' + (f'is for exclusive levels; --config.data.multi={c.data.multi} has none' if c.data.multi else
+                                                           'is for multi levels; name them with --config.data.multi'))
+  if c.loss.binary == 'focal' and c.loss.pos_weight:
+    raise UserError(f'--config.loss.binary=focal and --config.loss.pos_weight={c.loss.pos_weight:g}: each is against imbalance; choose one')
   if c.loss.smoothing and 'finest' in split_names(c.loss.siblings):
     raise UserError('--config.loss.siblings: a class has no sibling that shares its finest level; name coarser levels')
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from hierjax import decode, files, metrics, parallel
+from hierjax import decode, files, metrics, multi, parallel
 from hierjax.config import UserError, did_you_mean
 from hierjax.data import pipeline, sources
 from hierjax.data.sources import Examples
@@ -24,29 +24,37 @@ EMBEDDED = 1000  # examples at most whose features are kept for the report's pic
 TOP = 5  # choices of each head that are kept for every example
 
 
-def eval_step(variables: Mapping, images: jax.Array, model: nn.Module) -> tuple[dict[str, jax.Array], jax.Array]:
-  """images [B, H, W, 3], [B, views, H, W, 3] or features [B, d] → ({level: probabilities [B, C], mean over the views}, features of the first view [B, d])."""
+def eval_step(variables: Mapping, images: jax.Array, model: nn.Module, taxonomy: Taxonomy | None = None) -> tuple[dict[str, jax.Array], jax.Array]:
+  """images [B, H, W, 3], [B, views, H, W, 3] or features [B, d] → ({level: probabilities [B, C], mean over the views}, features of the first view [B, d]).
+
+  Those of multi levels do not sum to 1, and none exceeds that of a class above it.
+  """
   views = images.shape[1] if images.ndim == 5 else 1
   x = rearrange(images, 'b v h w c -> (b v) h w c') if images.ndim == 5 else images
   logits, features = model.apply(variables, x)
-  probs = {level: rearrange(jax.nn.softmax(l.astype(jnp.float32)), '(b v) c -> b v c', v=views).mean(1) for level, l in logits.items()}
+  binary = taxonomy.multi if taxonomy else ()
+  probs = {level: (jax.nn.sigmoid if level in binary else jax.nn.softmax)(l.astype(jnp.float32)) for level, l in logits.items()}
+  probs = {level: rearrange(p, '(b v) c -> b v c', v=views).mean(1) for level, p in probs.items()}
+  if binary:
+    probs |= multi.probabilities(probs, taxonomy)
   return probs, rearrange(features.astype(jnp.float32), '(b v) d -> b v d', v=views)[:, 0]
 
 
-def stepper(model: nn.Module, mesh) -> Callable:
+def stepper(model: nn.Module, mesh, taxonomy: Taxonomy | None = None) -> Callable:
   """The compiled eval_step over the mesh. Make it once: every call of it reuses the compiled program."""
   r, d = parallel.replicated(mesh), parallel.split(mesh)
-  return jax.jit(functools.partial(eval_step, model=model), in_shardings=(r, d), out_shardings=(d, d))
+  return jax.jit(functools.partial(eval_step, model=model, taxonomy=taxonomy), in_shardings=(r, d), out_shardings=(d, d))
 
 
 class Outputs:
   """What the model says of a split, in the order of its examples; `index` leaves out what could not be read.
 
-  probs {level: float64 [n, C]}, features [n, d] or None, labels [n, L], index [n], broken: names of the unreadable files.
+  probs {level: float64 [n, C]}, features [n, d] or None, labels [n, L], index [n], broken: names of the unreadable files,
+  multi int8 [n, M] or None.
   """
 
-  def __init__(self, probs, features, labels, index, broken):
-    self.probs, self.features, self.labels, self.index, self.broken = probs, features, labels, index, broken
+  def __init__(self, probs, features, labels, index, broken, multi=None):
+    self.probs, self.features, self.labels, self.index, self.broken, self.multi = probs, features, labels, index, broken, multi
 
 
 def collect(step: Callable, variables: Mapping, examples: Examples, c, mesh, views: int = 1, with_features: bool = False,
@@ -76,13 +84,19 @@ def collect(step: Callable, variables: Mapping, examples: Examples, c, mesh, vie
   if not len(seen) and not may_be_empty:
     raise UserError(f'split {examples.name!r}: none of its {n} images can be read; the first is {examples.files[0]}')
   out = {level: take([p[level] for p in probs]).astype(np.float64) for level in probs[0]}
-  return Outputs(out, take(features) if with_features else None, examples.labels[seen], seen, sorted(examples.files[b] for b in broken))
+  return Outputs(out, take(features) if with_features else None, examples.labels[seen], seen, sorted(examples.files[b] for b in broken),
+                 None if examples.multi is None else examples.multi[seen])
 
 
 def loss(outputs: Outputs, taxonomy: Taxonomy, weights: Mapping[str, float]) -> float:
-  """Weighted sum over the heads of the mean cross-entropy with hard labels, unknown ones left out."""
+  """Weighted sum over the heads of the mean cross-entropy with hard labels, unknown ones left out; of multi levels the binary one, also over the classes."""
   total = 0.0
   for level, p in outputs.probs.items():
+    if level in taxonomy.multi:
+      y = outputs.multi[:, taxonomy.columns[level]]
+      right = np.where(y == 1, p, 1 - p)[y >= 0]
+      total += weights[level] * float(-np.log(np.maximum(right, 1e-12)).mean()) if len(right) else 0.0
+      continue
     y = outputs.labels[:, taxonomy.index(level)]
     known = y >= 0
     if known.any():
@@ -103,8 +117,12 @@ def tune(outputs: Outputs, taxonomy: Taxonomy) -> dict[str, float]:
   return {level: float(w) for level, w in zip(taxonomy.levels, decode.tune(probs, outputs.labels, taxonomy))}
 
 
-def summary(split: str, outputs: Outputs, taxonomy: Taxonomy, tta: int, weights: Mapping[str, float]) -> dict:
+def summary(split: str, outputs: Outputs, taxonomy: Taxonomy, tta: int, weights: Mapping[str, float],
+            thresholds: Mapping[str, np.ndarray] | None = None) -> dict:
   """The JSON of `--mode=evaluate`."""
+  if taxonomy.multi:
+    return {'split': split, 'n': len(outputs.index), 'unreadable': len(outputs.broken), 'tta': tta, 'heads': list(taxonomy.multi), 'decode': {},
+            **multi.summary(outputs.probs, outputs.multi, thresholds, taxonomy)}
   heads = [level for level in taxonomy.levels if level in outputs.probs]
   decoded = decodings(outputs, taxonomy, weights)
   return {
@@ -116,17 +134,23 @@ def summary(split: str, outputs: Outputs, taxonomy: Taxonomy, tta: int, weights:
 
 def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Taxonomy, examples: Examples) -> None:
   """DIR/eval_SPLIT.json, and DIR/predictions_SPLIT.npz: files, labels, the prediction [n, L] and its probability [n, L] of each decoding, and the first
-  TOP choices of the head of column k: top_k [n, TOP] and their probabilities top_prob_k.
+  TOP choices of the head of column k: top_k [n, TOP] and their probabilities top_prob_k. With multi levels instead multi_labels, multi_prob and the
+  decision multi_pred, each [n, M].
 
   Of several processes the first one writes.
   """
   if not parallel.first():
     return
   arrays = {'files': np.array([examples.files[i] for i in outputs.index]), 'labels': outputs.labels}
-  for name, d in decodings(outputs, taxonomy, result['weights']).items():
+  if taxonomy.multi:
+    thresholds = {level: np.array([c['threshold'] for c in found['classes'].values()]) for level, found in result['multi'].items()}
+    prob = multi.join(outputs.probs, taxonomy)
+    decided = multi.decide(prob, multi.join(thresholds, taxonomy), taxonomy)
+    arrays |= {'multi_labels': outputs.multi, 'multi_prob': prob.astype(np.float32), 'multi_pred': decided}
+  for name, d in ({} if taxonomy.multi else decodings(outputs, taxonomy, result['weights'])).items():
     arrays[f'pred_{name}'] = d.pred
     arrays[f'prob_{name}'] = np.stack([np.take_along_axis(p, d.pred[:, k:k + 1], 1)[:, 0] for k, p in enumerate(d.prob)], 1).astype(np.float32)
-  for level, p in outputs.probs.items():
+  for level, p in ({} if taxonomy.multi else outputs.probs).items():
     k, best = taxonomy.index(level), np.argsort(-p, axis=1, kind='stable')[:, :TOP]
     arrays[f'top_{k}'], arrays[f'top_prob_{k}'] = best.astype(np.int32), np.take_along_axis(p, best, 1).astype(np.float32)
   archive = io.BytesIO()
@@ -159,6 +183,9 @@ def best_metric(text: str, taxonomy: Taxonomy, heads: Sequence[str]) -> str:
   """The name among flat()'s that config.train.best means: 'top1/finest' is that of the taxonomy's finest level, 'top1/coarsest' of the coarsest head."""
   name = {'top1/finest': f'top1/{taxonomy.levels[-1]}', 'top1/coarsest': f'top1/{heads[0]}'}.get(text, text)
   names = ['loss', 'fpa', 'hvr', 'joint_fpa', *(f'top1/{level}' for level in heads)]
+  if taxonomy.multi:
+    name = f'map/{taxonomy.levels[-1]}' if text in ('top1/finest', 'map/finest') else text
+    names = ['loss', *(f'{metric}/{level}' for metric in ('map', 'micro_map', 'f1') for level in heads)]
   if name not in names:
     raise UserError(f'--config.train.best={text!r}{did_you_mean(text, names)}; choices: {", ".join(names)}')
   return name

@@ -42,6 +42,10 @@ METRICS = {
                      'one differ, on average. In a tree, 1 is a sibling, and the number of levels is nothing in common.'),
   'ahd1': Metric('AHD@1', -1, False, 'Average hierarchical distance, in levels, of the first choice to the truth; right answers count 0.'),
   'ahd5': Metric('AHD@5', -1, False, 'The same, averaged over the five finest classes ranked highest.'),
+  'map': Metric('mAP, macro', 1, True, 'Mean average precision: the area under the precision-recall curve of each class, averaged over the classes.'),
+  'micro_map': Metric('mAP, micro', 1, True, 'The area under one precision-recall curve of all pairs of image and class.'),
+  'f1': Metric('F1, macro', 1, True, 'Harmonic mean of precision and recall of each class, averaged over the classes.'),
+  'micro_f1': Metric('F1, micro', 1, True, 'The same of all pairs of image and class together.'),
   'ece': Metric('ECE', -1, True, 'Expected calibration error: how far the shown probability is from the observed accuracy, on average.'),
 }
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax import checkpoint, evaluate, explain, files, models, parallel, runs
+from hierjax import checkpoint, evaluate, explain, files, models, multi, parallel, runs
 from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources, transforms
@@ -27,6 +27,8 @@ def narrow(data: sources.Dataset, m: ConfigDict) -> tuple[sources.Dataset, tuple
   levels = config_lib.head_levels(m, taxonomy.levels)
   if not levels:
     raise UserError(f'--config.model.levels={m.levels!r} names no level; choices: {", ".join(taxonomy.levels)}')
+  if taxonomy.multi and levels != taxonomy.levels:
+    raise UserError(f'--config.model.levels={m.levels}, --config.model.heads={m.heads}: each of the multi levels needs a head: {", ".join(taxonomy.levels)}')
   if levels[-1] == taxonomy.levels[-1]:
     return data, levels
   short = taxonomy.coarsen(levels[-1])
@@ -54,8 +56,9 @@ class Model:
     for text in store.said:
       print(text, file=sys.stderr)
     self.variables = loaded[part]
-    self.eval_step = evaluate.stepper(self.classifier, self.mesh)
-    self.weights = joint_weights(workdir / 'decode.json', self.taxonomy)
+    self.eval_step = evaluate.stepper(self.classifier, self.mesh, taxonomy)
+    self.weights = dict.fromkeys(taxonomy.levels, 1.0) if taxonomy.multi else joint_weights(workdir / 'decode.json', self.taxonomy)
+    self.thresholds = multi_thresholds(workdir / 'decode.json', self.taxonomy)
 
   def collect(self, examples: sources.Examples, **options) -> evaluate.Outputs:
     return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, **options)
@@ -64,8 +67,8 @@ class Model:
                progress: Callable[[int, int], None] | None = None, into: pathlib.Path | None = None, beside: Sequence['Model'] = ()) -> dict:
     """Metrics of a split of the configured data, also written to eval_SPLIT.json in the run's folder, or in `into`.
 
-    With `tune` the joint decision's weights are chosen on this split first and kept for later; training does so on val, once. The heads of the models
-    `beside` it stand in for those that this one lacks: single-task models taken together.
+    With `tune` the joint decision's weights, or the thresholds of multi levels, are chosen on this split first and kept for later; training does so on
+    val, once. The heads of the models `beside` it stand in for those that this one lacks: single-task models taken together.
     """
     examples = examples or self.split(split)
     outputs = self.collect(examples, progress=progress)
@@ -74,16 +77,23 @@ class Model:
       assert np.array_equal(theirs.index, outputs.index), f'{other.workdir} and {self.workdir} see other examples'
       outputs.probs = theirs.probs | outputs.probs
     if tune:
-      self.weights = evaluate.tune(outputs, self.taxonomy)
+      t = self.taxonomy
+      if t.multi:
+        self.thresholds = multi.tune(outputs.probs, outputs.multi, t)
+        kept = {'thresholds': {level: dict(zip(t.names[t.index(level)], v.tolist())) for level, v in self.thresholds.items()}}
+      else:
+        self.weights = evaluate.tune(outputs, t)
+        kept = {'weights': self.weights}
       if parallel.first():
-        files.write(self.workdir / 'decode.json', json.dumps({'split': split, 'weights': self.weights}, indent=2) + '\n')
-    result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights)
+        files.write(self.workdir / 'decode.json', json.dumps({'split': split, **kept}, indent=2) + '\n')
+    result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights, self.thresholds)
     evaluate.write(into or self.workdir, result, outputs, self.taxonomy, examples)
     return result
 
   def explain(self, split: str, examples: sources.Examples | None = None) -> None:
-    """DIR/explain_SPLIT.npz, from which the report shows single images: by process 0 alone, on its first device, after `evaluate`."""
-    if not parallel.first():
+    """DIR/explain_SPLIT.npz, from which the report shows single images: by process 0 alone, on its first device, after `evaluate`.
+    Nothing of multi levels."""
+    if not parallel.first() or self.taxonomy.multi:
       return
     examples = examples or self.split(split)
     with np.load(self.workdir / f'predictions_{split}.npz') as archive:
@@ -130,7 +140,8 @@ class Model:
     """One dict per image (a path, encoded bytes, or uint8 [h, w, 3] in RGB), batch_size at a time (0 = eval.batch_size).
 
     {'file', 'path': {LEVEL: class}, 'prob': {LEVEL: probability of that class over all valid paths}, 'top': {LEVEL: [[class, probability of the head], ...]}};
-    an image that cannot be read gives {'file', 'error'}.
+    an image that cannot be read gives {'file', 'error'}. Of multi levels {'file', 'classes': {LEVEL: [class, ...]}, 'prob': {LEVEL: {class: probability}}}, the
+    classes by the thresholds that were tuned on val.
     """
     if isinstance(images, str | pathlib.Path | bytes):
       raise UserError(f'predict takes a list of images, not {type(images).__name__}: predict([...])')
@@ -142,6 +153,13 @@ class Model:
     out = self.collect(examples, batch_size=batch_size, may_be_empty=True)
     results = [{'file': f, 'error': 'unreadable image'} for f in files]
     if not len(out.index):
+      return results
+    if t.multi:
+      prob = multi.join(out.probs, t)
+      there = multi.split(multi.decide(prob, multi.join(self.thresholds, t), t), t)
+      for row, i in enumerate(out.index):
+        results[i] = {'file': files[i], 'classes': {l: [n for n, yes in zip(names, there[l][row]) if yes] for l, names in zip(t.levels, t.names)},
+                      'prob': {l: {n: round(float(p), 6) for n, p in zip(names, out.probs[l][row])} for l, names in zip(t.levels, t.names)}}
       return results
     joint = evaluate.decodings(out, t, self.weights)['joint']
     for row, i in enumerate(out.index):
@@ -169,7 +187,8 @@ class Reader:
 def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
   """The model trained in `workdir`. `c` is its own configuration with what evaluation may change (data, eval), or None."""
   workdir = pathlib.Path(workdir)
-  return Model(workdir, c or run_config(workdir), Taxonomy.from_csv(workdir / 'taxonomy.csv'))
+  c = c or run_config(workdir)
+  return Model(workdir, c, Taxonomy.from_csv(workdir / 'taxonomy.csv').with_multi(c.data.multi))
 
 
 def run_config(workdir: pathlib.Path) -> ConfigDict:
@@ -197,10 +216,24 @@ def joint_weights(path: pathlib.Path, taxonomy: Taxonomy) -> dict[str, float]:
   return weights
 
 
+def multi_thresholds(path: pathlib.Path, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
+  """{multi level: float64 [C]} as training tuned them on val; .5 for each class where it never came to that."""
+  halves = {level: np.full(taxonomy.num_classes(level), .5) for level in taxonomy.multi}
+  if not taxonomy.multi or not path.exists():
+    return halves
+  try:
+    found = json.loads(path.read_text())['thresholds']
+    return {level: np.array([float(found[level][name]) for name in taxonomy.names[taxonomy.index(level)]]) for level in halves}
+  except (ValueError, KeyError, TypeError) as e:
+    raise UserError(f'{path}: is damaged ({type(e).__name__}: {e}); without this file every threshold is .5') from None
+
+
 def complete(workdir: str | pathlib.Path, c: ConfigDict, progress: Callable[[int, int], None] | None = None) -> None:
   """Makes what the report shows and the run lacks: the evaluation of the first split, or of val, and what `explain` leaves."""
   workdir, run = pathlib.Path(workdir), runs.read(workdir, baseline=False)
   split, evaluated = run.splits[0] if run.splits else c.data.val, run.predicted is not None and explain.heads(run.predicted)
+  if c.data.multi and run.splits:  # there are no single images to show
+    return
   if evaluated and explain.current(workdir, split):
     return
   model = load(workdir, c)

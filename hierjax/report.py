@@ -76,7 +76,15 @@ def headline(run: Run) -> Markup:
   if info.get('device'): text += f' on {info["device"]}'
   text += '.'
   tiles, second = [], ''
-  if evaluation:
+  if evaluation and evaluation.get('multi'):
+    split = run.splits[0]
+    for level, found in evaluation['multi'].items():
+      tiles.append((number(found['map_macro']), level, 'mAP, the mean over its classes'))
+      tiles.append((number(found['after']['f1_macro']), level, 'F1 at the tuned thresholds'))
+    second = f'These are {split} numbers: {count(evaluation.get("n"))} images of the split "{split}".'
+    if split == get(config, 'data.val', 'val'):
+      second += ' The checkpoint was chosen and the thresholds were tuned on this split, so expect a little less on new images.'
+  elif evaluation:
     split, decode = run.splits[0], evaluation['decode']
     best = 'joint' if 'joint' in decode else next(iter(decode))
     tiles = [(number(_value(decode[best], f'levels/{level}/top1')), level, f'top-1, {best}') for level in run.levels]
@@ -222,6 +230,27 @@ def scores(run: Run) -> Markup:
   return render('scores', tables=tables, decodings=DECODINGS, baseline=any(BASELINE in table['columns'] for table in tables))
 
 
+def labels(run: Run) -> Markup:
+  """Multi levels: S4's tables of mAP and F1, whole and per class, before and after the thresholds were tuned."""
+  tables = []
+  for split in run.splits:
+    evaluation = run.evals[split]
+    for level, found in (evaluation.get('multi') or {}).items():
+      whole = [(METRICS['map'].label, number(found['map_macro']), ''), (METRICS['micro_map'].label, number(found['map_micro']), '')]
+      for key, name in (('f1', 'f1_macro'), ('micro_f1', 'f1_micro')):
+        whole.append((METRICS[key].label, *(number(found[when][name]) for when in ('before', 'after'))))
+      classes = [(name, count(c['positives']), number(c['ap']), f"{c['threshold']:.3f}", number(c['before']['f1']), number(c['after']['f1']),
+                  number(c['after']['precision']), number(c['after']['recall'])) for name, c in found['classes'].items()]
+      more = max(0, len(classes) - CLASSES)
+      tables.append({'split': split, 'level': level, 'n': evaluation.get('n'), 'whole': whole, 'classes': classes[:CLASSES], 'more': more})
+  hvr = (run.evaluation or {}).get('hvr') or {}
+  several = run.taxonomy is not None and len(run.taxonomy.multi) > 1
+  return render('labels', tables=tables, several=several, single=number(hvr.get('single')), decided=number(hvr.get('decided'))) if tables else Markup('')
+
+
+CLASSES = 500  # rows of the table of classes
+
+
 WITH_INTERVAL = ('/top1', 'fpa', 'hvr', 'severity', 'ahd1')  # the rows that show theirs; more would drown the numbers
 
 
@@ -298,6 +327,8 @@ def curves(run: Run) -> Markup:
   panel('Accuracy per level', [*levels, ('train', 'thin', 'ink'), ('val', 'thick', 'ink')],
         *(series(run.train, axis, f'acc/{level}', k, False) for level, _, k in levels),
         *(series(run.val, axis, f'top1/{level}', k, True) for level, _, k in levels), percent=True)
+  panel('mAP per level on val', levels, *(series(run.val, axis, f'map/{level}', k, True) for level, _, k in levels), percent=True)
+  panel('F1 per level on val, at .5', levels, *(series(run.val, axis, f'f1/{level}', k, True) for level, _, k in levels), percent=True)
   whole = {'fpa': 'full path, independent', 'joint_fpa': 'full path, joint', 'hvr': 'contradictions (HVR)'}
   panel('Whole path on val', [(label, 'thick', k) for k, label in enumerate(whole.values())],
         *(series(run.val, axis, key, k, True) for k, key in enumerate(whole)), percent=True)
@@ -429,6 +460,7 @@ class Section:
 SECTIONS = [
   Section('verdict', 'Did the hierarchy pay?', verdict),
   Section('scores', 'Scores', scores),
+  Section('labels', 'Scores of each class', labels),
   Section('curves', 'Curves', curves),
   Section('confusion', 'What is taken for what', mistakes.confusion),
   Section('worst', 'The worst confusions', mistakes.worst),
@@ -444,6 +476,9 @@ SECTIONS = [
 ]
 
 
+ONE_CLASS = ('verdict', 'scores', 'confusion', 'worst', 'gallery', 'calibration', 'tree', 'features')
+
+
 # The page.
 
 
@@ -457,7 +492,8 @@ def html(run: Run) -> str:
       return render('sentence', f'This section could not be made ({type(error).__name__}: {error}).')
 
   name = str(run.config.get('name') or run.path.resolve().name)
-  sections = [(section.id, section.title, body) for section in SECTIONS if (body := made(section.id, section.make))]
+  multi = run.taxonomy is not None and run.taxonomy.multi  # then nothing has one class a level, of which those sections tell
+  sections = [(section.id, section.title, body) for section in SECTIONS if not (multi and section.id in ONE_CLASS) and (body := made(section.id, section.make))]
   return str(render('page', name=name, headline=made('headline', headline), sections=sections,
                     date=datetime.datetime.now().strftime('%Y-%m-%d %H:%M')))
 

@@ -110,7 +110,7 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
 
   config = load('config.json', _json) or {}
   info = load('run.json', _json) or {}
-  taxonomy = load('taxonomy.csv', Taxonomy.from_csv)
+  taxonomy = load('taxonomy.csv', lambda file: Taxonomy.from_csv(file).with_multi(get(config, 'data.multi') or ''))
   evals = {}
   for file in sorted(path.glob('eval_*.json')):
     found = load(file.name, _evaluation)
@@ -141,7 +141,7 @@ def _json(file: pathlib.Path) -> dict:
 
 def _evaluation(file: pathlib.Path) -> dict:
   content = _json(file)
-  if not isinstance(content.get('decode'), dict) or not content['decode']: raise ValueError('no "decode" in it')
+  if not isinstance(content.get('decode'), dict) or not (content['decode'] or content.get('multi')): raise ValueError('no "decode" in it')
   return content
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from hierjax import files
-from hierjax.config import UserError
+from hierjax.config import UserError, resolve_levels
 
 
 def close_matches(name: str, choices: Iterable[str], n: int = 3) -> list[str]:
@@ -137,6 +137,7 @@ class Taxonomy:
   names: tuple[tuple[str, ...], ...]  # names[k][c]; the last level in the order of the file, the others sorted
   paths: np.ndarray                   # int32 [leaf, level], dense; paths[:, -1] == arange(leaf)
   depth: np.ndarray                   # int32 [leaf], named levels: len(levels) unless the branch ends early
+  multi: tuple[str, ...] = ()         # the levels of which an example may have any number of classes; the others are exclusive
 
   # In and out.
 
@@ -183,7 +184,7 @@ class Taxonomy:
 
   def hash(self) -> str:
     """sha256 (hex) of levels and rows, order included: equal hashes mean equal class ids."""
-    return hashlib.sha256(json.dumps([list(self.levels), self.rows()]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([list(self.levels), self.rows(), *([list(self.multi)] if self.multi else [])]).encode()).hexdigest()
 
   def __repr__(self):
     return 'Taxonomy(' + ', '.join(f'{level} {len(names)}' for level, names in zip(self.levels, self.names)) + ')'
@@ -319,6 +320,61 @@ class Taxonomy:
         labels[rows[members], k] = np.where(low == high, low, -1)[row]
     return labels
 
+  # Multi levels: rows of 0 and 1, -1 unknown, int8 [N, M], the classes of one level after those of the other.
+
+  def with_multi(self, text: str) -> 'Taxonomy':
+    """The same with the levels that config.data.multi names as its multi levels. UserError names the choices, and a mix, which is not there yet."""
+    multi = resolve_levels(text, self.levels, '--config.data.multi')
+    if multi and multi != self.levels:
+      raise UserError(f'--config.data.multi={text}: {", ".join(l for l in self.levels if l not in multi)} would be exclusive beside it; a taxonomy must be '
+                      f"all of one kind, so far: give 'all', or a taxonomy of {', '.join(multi)} alone")
+    return dataclasses.replace(self, multi=multi)
+
+  @functools.cached_property
+  def columns(self) -> dict[str, slice]:
+    """Where the classes of each multi level stand in a row of M."""
+    ends = np.cumsum([0, *(self.num_classes(level) for level in self.multi)]).tolist()
+    return {level: slice(a, b) for level, a, b in zip(self.multi, ends, ends[1:])}
+
+  @functools.cached_property
+  def descendants(self) -> np.ndarray:
+    """bool [M, M]: [a, b] where class b is a, or is of a finer level and comes with no other class of a's level. A class with several parents is below none."""
+    out = np.eye(sum(self.num_classes(level) for level in self.multi), dtype=bool)
+    for j, parent in enumerate(self.multi):
+      for child in self.multi[j + 1:]:
+        above = self.parents(child, parent)
+        out[self.columns[parent], self.columns[child]] = np.arange(self.num_classes(parent))[:, None] == above
+    return out
+
+  def contradicts(self, rows) -> np.ndarray:
+    """int [N, 2]: a class that is 1 without its ancestor being so, and that ancestor; -1, -1 where there is none. An unknown ancestor contradicts nothing."""
+    rows = np.asarray(rows)
+    out = np.full((len(rows), 2), -1)
+    for a, below in enumerate(self.descendants):
+      wrong = (rows == 1) & below & (rows[:, a:a + 1] == 0)
+      found = wrong.any(-1) & (out[:, 0] < 0)
+      out[found] = np.stack([wrong[found].argmax(-1), np.full(found.sum(), a)], -1)
+    return out
+
+  def complete_multi(self, rows) -> np.ndarray:
+    """int8 [N, M] with what follows from the known: ancestors of a class that is there are there, descendants of one that is not are not; a class whose finer
+    classes are all known not to be there is not there; a class that ends early is at the deeper levels what it is where it ends."""
+    rows, below = np.array(rows, np.int8), self.descendants
+    for k, level in enumerate(self.multi[1:], 1):
+      before = self.multi[k - 1]
+      for c in np.flatnonzero(self.carried(level)):
+        own, same = rows[:, self.columns[level].start + c], rows[:, self.columns[before].start + self._ids[k - 1][self.names[k][c]]]
+        own[:] = np.where(same >= 0, same, own)
+    for a in range(rows.shape[1] - 1, -1, -1):   # finer levels stand last
+      inner = np.flatnonzero(below[a])
+      inner = inner[inner != a]
+      unknown = rows[:, a] < 0
+      rows[unknown & (rows[:, inner] == 1).any(-1), a] = 1
+      if len(inner): rows[unknown & (rows[:, inner] == 0).all(-1), a] = 0
+    for a in range(rows.shape[1]):
+      rows[(rows[:, a:a + 1] == 0) & below[a] & (rows < 0)] = 0
+    return rows
+
   # Other taxonomies.
 
   def coarsen(self, level: str) -> 'Taxonomy':
@@ -339,6 +395,8 @@ class Taxonomy:
     def some(what, items):
       items = list(items)
       return [f'{len(items)} {what}: ' + ', '.join(items[:3]) + (', ...' if len(items) > 3 else '')] if items else []
+    if self.multi != other.multi:
+      return f'multi levels {", ".join(self.multi) or "none"} against {", ".join(other.multi) or "none"}'
     if self.levels != other.levels:
       return f'levels {", ".join(self.levels)} against {", ".join(other.levels)}'
     mine, its = ({r[d - 1]: r for r, d in zip(t.rows(), t.depth)} for t in (self, other))

@@ -31,7 +31,7 @@ import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from hierjax import balancing, checkpoint, evaluate, files, log, losses, metrics, models, optim, parallel, predict, report
+from hierjax import balancing, checkpoint, evaluate, files, log, losses, metrics, models, multi, optim, parallel, predict, report
 from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources
@@ -74,6 +74,7 @@ class Task:
   columns: tuple[int, ...]  # of those levels in the labels
   losses: Mapping[str, losses.Loss]  # of each level
   terms: Mapping[str, losses.Term]
+  binary: multi.Loss | None  # of the multi levels, all of them at once
   aggregate: Callable | None  # loss.aggregate
   weights: Mapping[str, float]  # of levels and terms; those above 0 are the tasks that the balancer weighs
   balancer: balancing.Balancer | None  # None: nothing but `weights` weighs
@@ -114,11 +115,17 @@ def objective(head: Callable[[jax.Array, bool], Mapping[str, jax.Array]], featur
     weight = jnp.where(y >= 0, jnp.asarray(task.example_weights)[jnp.maximum(y, 0)], 1.0)
   logits, undisturbed = head(features, True), head(features, False)  # what no loss reads is not computed
   means = task.aggregate(features, labels, axis) if task.aggregate else {}
+  binary = task.binary(logits, labels) if task.binary else {}
   shares, out = {}, {}
   for level, column in zip(task.levels, task.columns):
     if level not in phase.levels:
       continue
     y = labels[:, column]
+    if level in binary:
+      values, right, known = binary[level]
+      shares[level] = losses.masked_mean(values, known, axis)
+      out[f'acc/{level}'] = losses.masked_mean(right, known, axis)
+      continue
     if level in means:  # of each class, the mean features of its examples; every device has them all
       x, own, present = means[level]
       values, _ = task.losses[level](head(x, True)[level], own, head(x, False)[level])
@@ -289,14 +296,16 @@ class Run:
     finest = self.taxonomy.levels[-1]
     judged = {'loss': self.levels, 'hvr': self.levels}.get(self.best, [self.best.removeprefix('top1/') if self.best.startswith('top1/') else finest])
     for examples, wanted in ((self.train, self.levels), (self.val, judged)):
-      if not (examples.labels[:, [self.taxonomy.index(level) for level in wanted]] >= 0).any():
+      some = examples.labels[:, [self.taxonomy.index(level) for level in wanted]] if examples.multi is None else examples.multi
+      if not (some >= 0).any():
         raise UserError(f'split {examples.name!r}: none of its {len(examples.labels)} images has a label of {" or ".join(wanted)}')
-    if self.taxonomy.num_classes(finest) < 2:
+    if self.taxonomy.num_classes(finest) < 2 and not self.taxonomy.multi:
       raise UserError(f'the taxonomy has one class of {finest}, {self.taxonomy.names[-1][0]!r}: nothing to tell apart')
     self.initial = self.variables()
     self.phases = optim.phases(c, self.levels, n, self.total, optim.groups(self.initial['params']))
     self.model = heads_lib.build(c, self.taxonomy, self.levels)
     self.losses, self.terms, self.aggregate = losses.build(c, self.taxonomy, self.levels)
+    self.binary = multi.build(c, self.taxonomy, self.train.multi) if self.taxonomy.multi else None
     self.weights = parse_weights(c.loss.weights, self.levels, list(self.terms))
     self.balancer = balancing.build(c.balance, c.loss.weights, math.ceil(n / c.train.batch_size))
     for phase in self.phases:
@@ -311,7 +320,7 @@ class Run:
     balance = pipeline.class_weights(self.train.labels[:, column], t.num_classes(t.levels[column])) if c.data.balance == 'loss' else None
     return Task(
       model=self.model, levels=self.levels, columns=tuple(t.index(level) for level in self.levels),
-      losses=self.losses, terms=self.terms, aggregate=self.aggregate, weights=self.weights, balancer=self.balancer, balance_at=c.balance.at,
+      losses=self.losses, terms=self.terms, binary=self.binary, aggregate=self.aggregate, weights=self.weights, balancer=self.balancer, balance_at=c.balance.at,
       example_weights=balance, balance_column=column, labels=optim.labels(self.initial['params'], c.optim.rules),
       schedule=optim.schedule(c, self.total, len(self.train.labels)), clip=c.optim.clip, ema=c.optim.ema, micro=c.optim.accumulate, seed=c.seed)
 
@@ -409,7 +418,7 @@ class Loop:
     self.log.say(f'{workdir}: resuming at step {self.step} of {run.total}' if loaded else
                  f'{workdir}: {run.c.model.backbone}, {self.params:,} parameters, {len(run.train.labels):,} training images, {run.total} steps, '
                  f'{self.mesh.size} {jax.devices()[0].platform} device(s)')
-    self.eval_step = evaluate.stepper(run.model, self.mesh)
+    self.eval_step = evaluate.stepper(run.model, self.mesh, run.taxonomy)
     first = workdir / 'embedding_first.npz'
     self.embedding = None if parallel.exchange(first.exists())[0] else first  # where to write that of the first evaluation
     self.broken: set[str] = set()
@@ -465,9 +474,12 @@ class Loop:
     out = evaluate.collect(self.eval_step, eval_variables(self.state), val, self.c, self.mesh, progress=self.heed(signals))
     self.broken = set(out.broken).union(*parallel.exchange(sorted(self.broken)))
     t = self.run.taxonomy
+    loss = evaluate.loss(out, t, self.run.weights)
+    if t.multi:
+      return parallel.exchange({'loss': loss, **multi.flat(out.probs, out.multi, t)})[0]
     decoded = evaluate.decodings(out, t)
     values = evaluate.flat({k: metrics.evaluate(decoded[k], out.labels, t, self.run.levels) for k in ('independent', 'joint')},
-                           evaluate.loss(out, t, self.run.weights), self.run.levels)
+                           loss, self.run.levels)
     return parallel.exchange(values)[0]  # what is decided by them must not hang on the rounding of another kind of processor
 
   def check(self, pending, files: Sequence[str]) -> dict[str, float] | None:
@@ -603,7 +615,7 @@ def objection(workdir: pathlib.Path, run: Run) -> str:
   changed = [d for d in config_lib.differences(predict.run_config(workdir), run.c) if not d.startswith(FREE_ON_RESUME)]
   if changed:
     return f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder'
-  old = Taxonomy.from_csv(workdir / 'taxonomy.csv')
+  old = Taxonomy.from_csv(workdir / 'taxonomy.csv').with_multi(run.c.data.multi)
   if old.hash() != run.taxonomy.hash():
     return (f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy, or carry its classes over: '
             f'--mode=migrate --from={workdir} --taxonomy=NEW.csv --workdir=NEWRUN')
@@ -618,7 +630,8 @@ def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
     raise UserError(f'--workdir={workdir}: {"is a file, not a folder" if workdir.is_file() else e.strerror}') from None
   parallel.check_same(workdir, {
     'options': config_lib.to_json(run.c), 'taxonomy': run.taxonomy.hash(),
-    **{f'{x.name} examples': hashlib.sha256(repr([list(x.files), x.labels.tolist()]).encode()).hexdigest() for x in (run.train, run.val)}})
+    **{f'{x.name} examples': hashlib.sha256(repr([list(x.files), x.labels.tolist(), None if x.multi is None else x.multi.tolist()]).encode()).hexdigest()
+       for x in (run.train, run.val)}})
   if told := parallel.exchange(objection(workdir, run) if parallel.first() else '')[0]:  # the first one reads, as it is the one that writes
     raise UserError(told)
   if parallel.first():
@@ -664,6 +677,9 @@ def train_and_report(c: ConfigDict, workdir: pathlib.Path) -> dict:
   for name, d in result['decode'].items():
     accuracies = ' '.join(f'{level} {v["top1"]:.4f}' for level, v in d['levels'].items() if v['top1'] is not None)
     loop.log.say(f'{run.c.data.val}, {result["n"]} images, {name}: {accuracies} full path {d["fpa"] or 0:.4f} HVR {d["hvr"]:.4f}')
+  for level, found in result.get('multi', {}).items():
+    loop.log.say(f'{run.c.data.val}, {result["n"]} images, {level}: mAP macro {found["map_macro"] or 0:.4f} micro {found["map_micro"] or 0:.4f}; macro F1 '
+                 f'{found["before"]["f1_macro"] or 0:.4f} at .5, {found["after"]["f1_macro"] or 0:.4f} at the tuned thresholds')
   model.explain(run.c.data.val, examples=run.val)
   evaluate.write_embedding(pathlib.Path(workdir) / 'embedding_last.npz', model.eval_step, model.variables, run.val, run.c, model.mesh, run.taxonomy)
   if run.c.baseline == 'train':

@@ -3,7 +3,8 @@
 The order is the same for any number of threads, workers and processes: global batch t holds the places [t B, (t + 1) B) of one stream, process i of n its
 i-th part. So a run that starts at step t continues exactly, and n processes see what one would.
 
-A batch: image uint8 [B, S, S, 3] (evaluation with v > 1 views: [B, v, S, S, 3]; cached features: float32 [B, d]), labels int32 [B, L], index int32 [B]
+A batch: image uint8 [B, S, S, 3] (evaluation with v > 1 views: [B, v, S, S, 3]; cached features: float32 [B, d]), labels int32 [B, L], or
+[B, L + M] with multi levels, whose classes' 0 and 1 stand behind (Examples.multi), index int32 [B]
 (-1 = padding), mask float32 [B] (0 = padding or unreadable), broken int32 [B] (index of an unreadable example that was met here, else -1).
 """
 import functools
@@ -104,7 +105,8 @@ def _read(examples, i, transform):
 def _collate(examples, indices, images, broken):
   """Labels and the rest beside the images; index -1 is padding."""
   indices = np.asarray(indices, np.int32)
-  labels = np.where(indices[:, None] < 0, -1, examples.labels[indices]).astype(np.int32)
+  labels = examples.labels if examples.multi is None else np.concatenate([examples.labels, examples.multi], 1)
+  labels = np.where(indices[:, None] < 0, -1, labels[indices]).astype(np.int32)
   broken = np.asarray(broken, np.int32)
   return {'image': images, 'labels': labels, 'index': indices, 'mask': (indices >= 0).astype(np.float32), 'broken': broken}
 

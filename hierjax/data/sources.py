@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hierjax.config import UserError, did_you_mean
-from hierjax.data import layouts, toy, transforms
+from hierjax.config import UserError, did_you_mean, level_words, split_names
+from hierjax.data import layouts, stratify, toy, transforms
 from hierjax.taxonomy import Taxonomy, close_matches, read_table
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
@@ -37,6 +37,7 @@ class Examples:
   files: Sequence[str]  # what people are shown, such as 'images/00001.jpg'
   labels: np.ndarray    # int32 [N, L], class ids per level of the taxonomy, -1 unknown
   reader: Callable[[int], bytes | np.ndarray]  # encoded bytes, uint8 [h, w, 3], or float32 [d] features
+  multi: np.ndarray | None = None  # int8 [N, M], 0 and 1 for each class of the multi levels (Taxonomy.columns), -1 unknown; their columns of `labels` are -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,8 @@ def load(data) -> Dataset:
   if source == 'auto' and data.root.startswith('classes:'): return Dataset(_numbered(data.root), {}, [])
   if data.root.startswith('hf:'): root = layouts.hub_folder(data.root[3:])
   if source == 'auto': source = 'tfds' if data.root.startswith('tfds:') else _detect(root)
+  multi = getattr(data, 'multi', '')
+  if multi and source != 'csv': raise UserError(f'--config.data.multi={multi}: source {source} has one class a level; multi levels are read from labels.csv')
   if source == 'toy':
     if data.taxonomy: raise UserError(f'--config.data.taxonomy={data.taxonomy}: the drawn set has its own taxonomy; give --config.data.root=FOLDER')
     taxonomy, splits = toy.load(**dict(data.toy if hasattr(data.toy, 'keys') else vars(data.toy)))
@@ -62,7 +65,7 @@ def load(data) -> Dataset:
   if not root.is_dir() and source != 'tfds': raise UserError(f'--config.data.root={data.root}: no such folder')
   if data.crop_boxes and source not in layouts.LAYOUTS: raise UserError(f'--config.data.crop_boxes: source {source} has no boxes')
   taxonomy = data.taxonomy or (root / 'taxonomy.csv' if (root / 'taxonomy.csv').exists() else None)
-  taxonomy, table, notes = LOADERS[source](data, root, Taxonomy.from_csv(pathlib.Path(taxonomy).expanduser()) if taxonomy else None)
+  taxonomy, table, notes = (_multi_csv if multi else LOADERS[source])(data, root, Taxonomy.from_csv(pathlib.Path(taxonomy).expanduser()) if taxonomy else None)
   return _reduced(data, Dataset(taxonomy, _split(data, table, notes), notes))
 
 
@@ -81,13 +84,15 @@ def _numbered(text):
 
 def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -> Examples:
   """The examples `index` with features float32 [len(index), d] in place of their images."""
-  return Examples(examples.name, [examples.files[i] for i in index], examples.labels[index], np.asarray(features, np.float32).__getitem__)
+  return Examples(examples.name, [examples.files[i] for i in index], examples.labels[index], np.asarray(features, np.float32).__getitem__,
+                  None if examples.multi is None else examples.multi[index])
 
 
 def subset(examples: Examples, keep) -> Examples:
   """The examples with the numbers `keep`."""
   keep = np.asarray(keep, int)
-  return Examples(examples.name, [examples.files[i] for i in keep], examples.labels[keep], functools.partial(_read_of, reader=examples.reader, keep=keep))
+  return Examples(examples.name, [examples.files[i] for i in keep], examples.labels[keep], functools.partial(_read_of, reader=examples.reader, keep=keep),
+                  None if examples.multi is None else examples.multi[keep])
 
 
 def _detect(root):
@@ -109,11 +114,16 @@ class _Table:
   labels: np.ndarray             # int32 [N, L]
   splits: list[str] | None       # per example; None where the source names none
   reader: Callable[[np.ndarray], Callable]  # rows -> the reader of these rows
+  multi: np.ndarray | None = None           # int8 [N, M]
 
 
 def _split(data, table, notes):
-  splits, share = table.splits, f'a share of {data.val_share:g} of each finest class, seed {data.split_seed}'
-  def hold(rows, part): return set(rows[stratified(table.labels[rows], [table.files[i] for i in rows], part, data.split_seed)].tolist())
+  of = 'each finest class' if table.multi is None else 'all, by combinations of classes (iterative stratification)'
+  splits, share = table.splits, f'a share of {data.val_share:g} of {of}, seed {data.split_seed}'
+  def hold(rows, part):
+    if not part: return set()
+    if table.multi is None: return set(rows[stratified(table.labels[rows], [table.files[i] for i in rows], part, data.split_seed)].tolist())
+    return set(rows[stratify.iterative(table.multi[rows], (1 - part, part), data.split_seed, [table.files[i] for i in rows]) == 1].tolist())
   other = next((s for s in ('valid', 'validation', 'dev') if s in (splits or ())), None)
   if other and data.val == 'val' and data.val not in splits:
     splits = ['val' if s == other else s for s in splits]
@@ -136,7 +146,8 @@ def _split(data, table, notes):
     notes.append(f'split made: {len(held)} of the {len(rows)} {data.train} examples are {data.val} ({share}), since the data only have {", ".join(names)}')
   groups = defaultdict(list)
   for i, name in enumerate(splits): groups[name].append(i)
-  return {name: Examples(name, [table.files[i] for i in rows], table.labels[rows], table.reader(np.array(rows))) for name, rows in groups.items()}
+  return {name: Examples(name, [table.files[i] for i in rows], table.labels[rows], table.reader(np.array(rows)),
+                         None if table.multi is None else table.multi[rows]) for name, rows in groups.items()}
 
 
 def stratified(labels, files, share, seed) -> np.ndarray:
@@ -249,6 +260,76 @@ def _csv(data, root, taxonomy):
   _check_files(data, root, files, [f'{path}:{row}' for row in rows], notes)
   labels = taxonomy.complete(np.array([ids[seen[f][1][0]] for f in files]))
   return taxonomy, _Table(files, labels, splits if 'split' in columns else None, file_reader(root, files)), notes
+
+
+def _multi_csv(data, root, taxonomy):
+  """labels.csv of multi levels: file, split, and a column per level with a set of classes ('sea|sunset'; '-' = none of them, '' = unknown), or a column per
+  class with 1, 0 or '' (unknown). What follows by the taxonomy is filled in."""
+  path, notes = root / 'labels.csv', []
+  columns, table = read_table(path)
+  if 'file' not in columns: raise UserError(f'{path}:1: no column "file"{did_you_mean("file", columns)}; the columns are {", ".join(columns)}')
+  others = [c for c in columns if c not in ('file', 'split')]
+  if not table: raise UserError(f'{path}:1: has no example below the header')
+  if not others: raise UserError(f'{path}:1: no column of labels beside {", ".join(columns)}')
+  if taxonomy is None:
+    levels = split_names(data.multi)
+    if len(levels) != 1: raise UserError(f'--config.data.multi={data.multi}: several levels need {root / "taxonomy.csv"}, which says what is below what')
+    level = 'class' if levels[0] in level_words([]) else levels[0]
+    names = sorted({n for _, cells in table for n in _set(cells[columns.index(level)])}) if level in others else others
+    if not names: raise UserError(f'{path}:1: column {level!r} names no class in any row')
+    taxonomy = Taxonomy.from_rows([level], [[n] for n in names])
+    notes.append(f'taxonomy derived from {path.name} (no taxonomy.csv): {len(names)} {level}')
+  taxonomy = taxonomy.with_multi(data.multi if set(split_names(data.multi)) & {*taxonomy.levels, *level_words([])} else 'all')
+  found = {}  # column -> place of its class in a row of M
+  for c in others:
+    at = [level for level, names in zip(taxonomy.levels, taxonomy.names) if c in names]
+    if c in taxonomy.levels: continue
+    if at:
+      level = min(at, key=lambda l: taxonomy.carried(l)[taxonomy.names[taxonomy.index(l)].index(c)])  # where it ends, not where it is carried down to
+      found[c] = taxonomy.columns[level].start + taxonomy.names[taxonomy.index(level)].index(c)
+      continue
+    if close := close_matches(c, [n for n in (*taxonomy.levels, *(n for names in taxonomy.names for n in names)) if n not in columns]):
+      raise UserError(f'{path}:1: column {c!r} is no level or class of the taxonomy (did you mean {close[0]!r}?)')
+    notes.append(f'{path.name}: column {c!r} is not used; it is no level or class of the taxonomy')
+  sets = [l for l in taxonomy.levels if l in others]
+  if not found and not sets: raise UserError(f'{path}:1: no column of labels; the levels are {", ".join(taxonomy.levels)}, the columns {", ".join(columns)}')
+  files, splits, rows, seen, again = [], [], [], {}, []
+  multi = np.full((len(table), len(taxonomy.descendants)), -1, np.int8)
+  for row, cells in table:
+    where, cell = f'{path}:{row}', dict(zip(columns, cells))
+    file = _inside(cell['file'], where)
+    if file in seen:
+      if seen[file][1] != cells: raise UserError(f'{where}: {file} stands in row {seen[file][0]} already, with other labels or another split')
+      again.append(row)
+      continue
+    seen[file] = row, cells
+    if cell.get('split') == '': raise UserError(f'{where}: no split; give one to every row, or leave out the column "split"')
+    y = multi[len(files)]
+    for level in sets:
+      if cell[level]:
+        of = y[taxonomy.columns[level]]
+        of[:] = 0
+        for name in _set(cell[level]): of[taxonomy.encode({level: name}, where)[taxonomy.index(level)]] = 1
+    for c, place in found.items():
+      if cell[c] not in ('0', '1', ''):
+        raise UserError(f'{where}: column {c!r} holds {cell[c]!r}; a class has 1, 0 or nothing, and a column of sets is named in --config.data.multi')
+      if cell[c]: y[place] = int(cell[c])
+    files.append(file); splits.append(cell.get('split')); rows.append(row)
+  multi = taxonomy.complete_multi(multi[:len(files)])
+  wrong = taxonomy.contradicts(multi)
+  if len(bad := np.flatnonzero(wrong[:, 0] >= 0)):
+    flat = [f'{level} {name!r}' for level, names in zip(taxonomy.levels, taxonomy.names) for name in names]
+    child, parent = wrong[bad[0]]
+    raise UserError(f'{path}:{rows[bad[0]]}: has {flat[child]} but not {flat[parent]}, under which the taxonomy has it')
+  if again: notes.append(f'{path.name}: {len(again)} repeated rows are left out, the first is row {again[0]}')
+  _check_files(data, root, files, [f'{path}:{row}' for row in rows], notes)
+  labels = np.full((len(files), len(taxonomy.levels)), -1, np.int32)
+  return taxonomy, _Table(files, labels, splits if 'split' in columns else None, file_reader(root, files), multi), notes
+
+
+def _set(cell):
+  """The names in a cell such as 'sea|sunset'; none in '-' and ''."""
+  return [n.strip() for n in cell.split('|') if n.strip() and cell != '-']
 
 
 def _inside(file, where):

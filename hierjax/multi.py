@@ -1,0 +1,94 @@
+"""What a run makes of multi levels (multilabel.py has the formulas): their loss, their decision, the thresholds' tuning, what an evaluation tells.
+
+An image has any number of a multi level's classes, each with a probability of its own, none larger than that of a class above it. A row of M holds the
+classes of all multi levels side by side (Taxonomy.columns).
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from hierjax import multilabel
+from hierjax.config import UserError
+from hierjax.taxonomy import Taxonomy
+
+# ({level: logits [B, C]}, labels [B, L + M]) → {level: (loss [B], share of right answers at .5 [B], which of them count [B])}
+Loss = Callable[[Mapping[str, jax.Array], jax.Array], dict[str, tuple[jax.Array, jax.Array, jax.Array]]]
+
+
+def join(parts: Mapping, taxonomy: Taxonomy):
+  """{multi level: [..., C]} → [..., M], numpy or jax."""
+  values = [parts[level] for level in taxonomy.multi]
+  return (np if isinstance(values[0], np.ndarray) else jnp).concatenate(values, -1)
+
+
+def split(rows, taxonomy: Taxonomy) -> dict:
+  """[..., M] → {multi level: [..., C]}"""
+  return {level: rows[..., place] for level, place in taxonomy.columns.items()}
+
+
+def probabilities(probs: Mapping[str, jax.Array], taxonomy: Taxonomy) -> dict[str, jax.Array]:
+  """{multi level: [B, C]} of the heads, raised so that none exceeds that of a class above it."""
+  if len(taxonomy.multi) == 1:
+    return dict(probs)
+  return split(multilabel.max_constraint(join(probs, taxonomy), multilabel.pairs(taxonomy, taxonomy.multi)), taxonomy)
+
+
+def build(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Loss:
+  """Of the config's `loss`: binary cross-entropy or focal loss, through the max constraint where there are several levels; an image's is the mean over the
+  classes of the level that are known of it. labels int [N, M] are those of the training split, for the weights of the positives."""
+  if 0 < c.loss.pos_weight < 1:
+    raise UserError(f'--config.loss.pos_weight={c.loss.pos_weight:g}: is how far the weights may go, at least 1; 0 = none')
+  weight = multilabel.positive_weights(labels, c.loss.pos_weight) if c.loss.pos_weight else np.ones(labels.shape[1], np.float32)
+  pairs = multilabel.pairs(taxonomy, taxonomy.multi)
+
+  def loss(logits, rows):
+    y, x = rows[:, len(taxonomy.levels):], join(logits, taxonomy).astype(jnp.float32)
+    seen = answer = x
+    if len(taxonomy.multi) > 1:
+      seen, answer = multilabel.max_constraint(x, pairs, y), multilabel.max_constraint(x, pairs)
+    right, out = (answer >= 0) == (y == 1), {}
+    for level, place in taxonomy.columns.items():
+      z, t = seen[:, place], y[:, place]
+      value = multilabel.focal(z, t, c.loss.focal_gamma) if c.loss.binary == 'focal' else multilabel.binary_cross_entropy(z, t, jnp.asarray(weight[place]))
+      n = (t >= 0).sum(1)
+      out[level] = value, ((t >= 0) & right[:, place]).sum(1) / jnp.maximum(n, 1), n
+    return out
+
+  return loss
+
+
+# Decisions and scores, in numpy.
+
+
+def decide(prob: np.ndarray, thresholds: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+  """bool [N, M]: the classes whose probability [N, M] reaches their threshold [M], and all above these: no answer contradicts the taxonomy, whatever the
+  thresholds. (multilabel.consistent would do it by lowering a class's threshold to the lowest below it, one rare class's for all above it.)"""
+  return multilabel.decide(prob, thresholds) @ taxonomy.descendants.T
+
+
+def tune(probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
+  """{multi level: thresholds float64 [C]}, each class's best on these examples (val, never test). labels [N, M]."""
+  return split(multilabel.best_thresholds(join(probs, taxonomy), labels), taxonomy)
+
+
+def summary(probs: Mapping[str, np.ndarray], labels: np.ndarray, thresholds: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> dict:
+  """What eval_SPLIT.json holds of multi levels: {'multi': {LEVEL: multilabel.evaluate's}, 'hvr': {'single': share of images whose classes over their
+  thresholds, each for itself, contradict the taxonomy, 'decided': the same of the decision}}."""
+  prob, tuned, pairs = join(probs, taxonomy), join(thresholds, taxonomy), multilabel.pairs(taxonomy, taxonomy.multi)
+  on = decide(prob, tuned, taxonomy)
+  found = {level: multilabel.evaluate(prob[:, place], labels[:, place], tuned[place], taxonomy.names[taxonomy.index(level)], on[:, place])
+           for level, place in taxonomy.columns.items()}
+  violated = {name: float(multilabel.contradictions(x.astype(np.int8), pairs).mean()) for name, x in (('single', prob >= tuned), ('decided', on))}
+  return {'multi': found, 'hvr': violated}
+
+
+def flat(probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
+  """The few numbers that training logs and chooses checkpoints by; F1 is the mean over the classes at .5. 0 where one is undefined."""
+  halves = {level: np.full(taxonomy.num_classes(level), multilabel.HALF) for level in taxonomy.multi}
+  found = summary(probs, labels, halves, taxonomy)['multi']
+  chosen = {'map': lambda v: v['map_macro'], 'micro_map': lambda v: v['map_micro'], 'f1': lambda v: v['before']['f1_macro']}
+  return {f'{name}/{level}': of(v) or 0.0 for level, v in found.items() for name, of in chosen.items()}

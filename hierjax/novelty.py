@@ -108,8 +108,8 @@ def gaussians(x: np.ndarray, y: np.ndarray, classes: int) -> Gaussians:
 
 
 def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-  """float64 [N]: how new, from how each class fits [N, C] (log probabilities, logits, minus squared distances or cosines; the higher the better, NaN for a class
-  without means) and the classes bool [N, C] that count; inf where none does."""
+  """float64 [N]: how new, from how each class fits [N, C] (log probabilities, logits, minus squared distances or cosines: the higher the
+  better, NaN for a class without means) and the classes bool [N, C] that count; inf where none does."""
   fit = np.where(allowed & ~np.isnan(fit), fit, -np.inf)
   best = fit.max(1)
   if name == 'cosine_softmax':
@@ -142,7 +142,7 @@ class Detector:
   scores: list[str]                              # of each level
   gaussians: dict[int, Gaussians]                # of each level that needs one
   left_out: dict[tuple[int, int], np.ndarray]    # (level, node) -> scores of images whose class is left out, sorted; node -1: of all nodes
-  known: dict[tuple[int, int], np.ndarray]       # the same of these images with their class
+  known: dict[tuple[int, int], np.ndarray]       # the same of these images with their class, and of images whose finer class is left out
   chosen_by: list[dict[str, float]]              # per level: score -> AUROC of images whose class is left out against those whose class is not
 
   @classmethod
@@ -184,11 +184,28 @@ class Detector:
       out.chosen_by[k] = {name: float(np.average(aurocs[name], weights=[len(r) for r in rows])) for name in tried}
       best = out.scores[k] = max(tried, key=out.chosen_by[k].get)
       rows = np.concatenate(rows)
-      for kept, values in ((out.left_out, np.concatenate(scores[best])), (out.known, out.score(k, val)[rows])):
-        kept |= {(k, -1): np.sort(values)} | {(k, int(v)): np.sort(values[nodes[rows] == v]) for v in np.unique(nodes[rows])}
+      finer, at = out.without_finer(k, train, val, np.flatnonzero(fair))
+      for kept, values, node in ((out.left_out, np.concatenate(scores[best]), nodes[rows]),
+                                 (out.known, np.concatenate([out.score(k, val)[rows], finer]), np.concatenate([nodes[rows], nodes[at]]))):
+        kept |= {(k, -1): np.sort(values)} | {(k, int(v)): np.sort(values[node == v]) for v in np.unique(node)}
     if not out.left_out:
       raise UserError('novelty: no class of the validation images has a sibling with training images, so that none can be left out to set a threshold')
     return out
+
+  def without_finer(self, k: int, train: Seen, val: Seen, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores at level k of those of the val images `rows` whose class of a finer level is left out, and their rows: a new breed of dog is no new kind."""
+    scores, at = [np.zeros(0)], [np.zeros(0, int)]
+    for m in range(k + 1, len(self.taxonomy.levels) if self.scores[k] in OF_FEATURES else 0):
+      fold, y = folds(self.taxonomy, m), train.labels[:, m]
+      for part in range(FOLDS):
+        kept = (train.labels[:, k] >= 0) & ~((y >= 0) & (fold[y] == part))
+        mine = rows[(val.labels[rows, m] >= 0) & (fold[val.labels[rows, m]] == part)]
+        if kept.any() and len(mine):
+          g = gaussians(train.features[kept], train.labels[kept, k], len(self.taxonomy.names[k]))
+          values = self.score(k, val, gaussian=g)[mine]
+          scores.append(values[np.isfinite(values)])
+          at.append(mine[np.isfinite(values)])
+    return np.concatenate(scores), np.concatenate(at)
 
   def score(self, k: int, seen: Seen, name: str = '', gaussian: Gaussians | None = None, gone: np.ndarray | None = None) -> np.ndarray:
     """float64 [N]: novelty at level k under the predicted parent, by the level's score or by `name`, with other Gaussians and without the classes
@@ -266,10 +283,10 @@ def first_unknown(labels: np.ndarray) -> np.ndarray:
 
 
 def measure(detector: Detector, known: Seen, novel: Seen | None, recall: float) -> dict:
-  """What `evaluate` writes: per level 'auroc' (new at this level against known), 'by_score' (the same by each score) with 'softmax' beside it, 'known' (share of the known images that are right and not called new, where
-  95% of the new ones are called so), 'parent' (share of the new ones predicted under the right parent) and 'placed' (called new at just that node by the
-  calibrated thresholds); None without new images of that level. Over all: 'kept', the share of known images that the thresholds call known, and 'found', of
-  the new ones that they call new anywhere."""
+  """What `evaluate` writes: per level 'auroc' (new at this level against known), 'by_score' (the same by each score) with 'softmax' beside it, 'known' (share of
+  the known images that are right and not called new, where 95% of the new ones are called so), 'parent' (share of the new ones predicted under the right
+  parent) and 'placed' (called new at just that node by the calibrated thresholds); None without new images of that level. Over all: 'kept', the share of known
+  images that the thresholds call known, and 'found', of the new ones that they call new anywhere."""
   t = detector.taxonomy
   new_known, scores, _ = detector.decide(known, recall)
   out = {'recall': recall, 'kept': float((new_known == len(t.levels)).mean()), 'known_images': len(known.labels), 'levels': {}, 'nodes': []}
@@ -289,8 +306,8 @@ def measure(detector: Detector, known: Seen, novel: Seen | None, recall: float) 
       right = known.pred[mine, k] == known.labels[mine, k]
       able = [name for name in SCORES if name not in OF_FEATURES or k in detector.gaussians]
       by_score = {name: auroc(detector.score(k, known, name)[mine], detector.score(k, novel, name)[theirs]) for name in able}
-      found |= {'auroc': auroc(a, b), 'by_score': by_score, 'softmax': by_score['softmax'], 'known': float((right & (a < at_recall)).mean()), 'parent': float(under.mean()),
-                'placed': float((under & (new[theirs] == k)).mean()), 'roc': curve(a, b)}
+      found |= {'auroc': auroc(a, b), 'by_score': by_score, 'softmax': by_score['softmax'],
+                'known': float((right & (a < at_recall)).mean()), 'parent': float(under.mean()), 'placed': float((under & (new[theirs] == k)).mean()), 'roc': curve(a, b)}
     out['levels'][level] = found
     j = parent_levels(t)[k]
     out['nodes'] += [{'node': t.names[j][v] if j >= 0 else '', 'of': t.levels[j] if j >= 0 else '', 'level': level, 'left_out': len(s),

@@ -7,7 +7,7 @@ CLASS      a whole class of the coarsest level is: the rows are for birds, dogs 
 tuned_...  the same with all layers trained at 64 px, as configs/tables/s3.py does
 
 The others are linear probes: the backbone is frozen at ImageNet's weights, so that its features know no held-out class better than another and what is
-measured by leaving known classes out holds for new ones. The 64 px images are enlarged to 160.
+measured by leaving known classes out holds for new ones. The 64 px images are enlarged to 128.
 """
 
 from configs.tables import s3
@@ -26,7 +26,7 @@ def get_config(name: str = 'third'):
   c.name, c.data.hold_out = f'novelty {name}', ROWS[name.removeprefix('tuned_')][0]
   c.eval.novelty = 0.95
   if not name.startswith('tuned_'):
-    c.data.size, c.data.augment.enabled = 160, False  # without augmentation the frozen features are computed once
+    c.data.size, c.data.augment.enabled = 128, False  # without augmentation the frozen features are computed once
     c.curriculum.p1.epochs, c.curriculum.p1.freeze = -1.0, 'backbone'
     c.train.epochs, c.train.eval_epochs = 30, 5.0
   return c

@@ -283,8 +283,8 @@ def first_unknown(labels: np.ndarray) -> np.ndarray:
 
 
 def measure(detector: Detector, known: Seen, novel: Seen | None, recall: float) -> dict:
-  """What `evaluate` writes: per level 'auroc' (new at this level against known), 'by_score' (the same by each score) with 'softmax' beside it, 'known' (share of
-  the known images that are right and not called new, where 95% of the new ones are called so), 'parent' (share of the new ones predicted under the right
+  """What `evaluate` writes: per level 'auroc' (new at this level against known), 'by_score' (the same by each score) with 'softmax' beside it, 'known' (share
+  of the known images that are right and not called new, where 95% of the new ones are called so), 'parent' (share of the new ones predicted under the right
   parent) and 'placed' (called new at just that node by the calibrated thresholds); None without new images of that level. Over all: 'kept', the share of known
   images that the thresholds call known, and 'found', of the new ones that they call new anywhere."""
   t = detector.taxonomy
@@ -307,7 +307,8 @@ def measure(detector: Detector, known: Seen, novel: Seen | None, recall: float) 
       able = [name for name in SCORES if name not in OF_FEATURES or k in detector.gaussians]
       by_score = {name: auroc(detector.score(k, known, name)[mine], detector.score(k, novel, name)[theirs]) for name in able}
       found |= {'auroc': auroc(a, b), 'by_score': by_score, 'softmax': by_score['softmax'],
-                'known': float((right & (a < at_recall)).mean()), 'parent': float(under.mean()), 'placed': float((under & (new[theirs] == k)).mean()), 'roc': curve(a, b)}
+                'known': float((right & (a < at_recall)).mean()), 'parent': float(under.mean()),
+                'placed': float((under & (new[theirs] == k)).mean()), 'roc': curve(a, b)}
     out['levels'][level] = found
     j = parent_levels(t)[k]
     out['nodes'] += [{'node': t.names[j][v] if j >= 0 else '', 'of': t.levels[j] if j >= 0 else '', 'level': level, 'left_out': len(s),

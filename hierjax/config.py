@@ -45,6 +45,7 @@ CHOICES = {
   'optim.schedule': ('constant', 'cosine', 'onecycle', 'plateau'),
   'eval.tta': (1, 2, 3, 5),
   'eval.checkpoint': ('best', 'last'),
+  'eval.novelty_score': ('auto', 'softmax', 'energy', 'mahalanobis', 'cosine', 'cosine_softmax'),
 }
 
 
@@ -68,7 +69,7 @@ RANGES = {
   'balance.alpha': '[0, inf)', 'balance.beta': '[0, 1]', 'balance.c': '[0, 1)', 'balance.decay': '[0, 1)', 'balance.gamma': '[0, inf)',
   'balance.lr': '[0, inf)', 'balance.power': '[0, inf)', 'balance.temperature': '[0, inf)',
   'train.batch_size': '[1, inf)', 'train.log_steps': '[1, inf)', 'train.early_stop': '[0, inf)', 'train.save_minutes': '[0, inf)',
-  'eval.batch_size': '[1, inf)',
+  'eval.batch_size': '[1, inf)', 'eval.novelty': '[0, 1)',
   **{f'train.{prefix}{unit}': '[0, inf)' for prefix in ('', 'eval_') for unit in ('steps', 'epochs', 'examples')},
   **{f'curriculum.{phase}.{unit}': '[-1, inf)' for phase in ('p1', 'p2', 'p3') for unit in ('steps', 'epochs', 'examples')},
   **{f'curriculum.{phase}.share': '[0, 1]' for phase in ('p1', 'p2', 'p3')},
@@ -101,6 +102,9 @@ def default() -> ConfigDict:
   c.data.limit = 0  # images of each split at most, every class in its proportion, for a look; 0 = all
   c.data.unlabelled = 0.0  # this share of each finest class's training images has its finest label taken away, to see what labels at any level are worth
   c.data.partial = 'keep'  # training images without a finest label: keep them for the levels that they have, or drop them
+  # classes that training shall not know, apart by ';': names of any level, or a share of the finest classes below each parent, as 1/3. Their images are the
+  # splits train_novel, val_novel ...
+  c.data.hold_out = ''
   c.data.strict = False  # True: an unreadable image is an error, not a counted skip
   c.data.size = 224  # pixels, height = width
   c.data.resize = 'squash'  # evaluation: squash to the square, resize and centre-crop, or pad
@@ -211,6 +215,10 @@ def default() -> ConfigDict:
   c.eval.batch_size = 64
   c.eval.tta = 1  # views: 1, 2 (+ flip), 3 (+ a crop) or 5 (+ two more crops)
   c.eval.checkpoint = 'best'
+  # Novelty, at every node of the taxonomy: the share of images of unknown classes that evaluate and predict shall call new, .95 say, as far as leaving known
+  # classes out can tell; 0 = off
+  c.eval.novelty = 0.0
+  c.eval.novelty_score = 'auto'  # the best of them at telling images of left-out classes, for each level; novelty.py has a word on each
   c.lock()
   return c
 

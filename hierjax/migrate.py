@@ -207,6 +207,8 @@ def migrate(source: str | pathlib.Path, path: str, workdir: str | pathlib.Path, 
     raise UserError(f'--workdir={workdir}: there is a run already; give another folder')
   model = predict.load(source)
   old, new = model.taxonomy, Taxonomy.from_csv(path)
+  if old.multi:
+    raise UserError(f'{source}: has multi levels ({", ".join(old.multi)}); only runs on exclusive levels can be carried over')
   if gone := [level for level in model.levels if level not in new.levels]:
     raise UserError(f'{path}: has no level {", ".join(gone)}, which {source} has a head for; its levels are {", ".join(new.levels)}')
   if new.levels[-1] != model.levels[-1]:

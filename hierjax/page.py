@@ -46,6 +46,11 @@ METRICS = {
   'micro_map': Metric('mAP, micro', 1, True, 'The area under one precision-recall curve of all pairs of image and class.'),
   'f1': Metric('F1, macro', 1, True, 'Harmonic mean of precision and recall of each class, averaged over the classes.'),
   'micro_f1': Metric('F1, micro', 1, True, 'The same of all pairs of image and class together.'),
+  'novel_auroc': Metric('novelty AUROC', 1, True, 'The chance that an image of a class that training never saw scores as newer than one of a known class.'),
+  'novel_softmax': Metric('by maximum softmax', 1, True, 'The same chance where the score is the plain maximum softmax probability.'),
+  'novel_known': Metric('known at 95% recall of new', 1, True, 'Share of known images that are right and not called new, where 95% of the new ones are.'),
+  'novel_parent': Metric('new: right parent', 1, True, 'Share of images of new classes that are predicted under the right parent, called new or not.'),
+  'novel_placed': Metric('new: called new there', 1, True, 'Share of images of new classes that the calibrated thresholds call new under the right parent.'),
   'ece': Metric('ECE', -1, True, 'Expected calibration error: how far the shown probability is from the observed accuracy, on average.'),
 }
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax import checkpoint, evaluate, explain, files, models, multi, parallel, runs
+from hierjax import checkpoint, evaluate, explain, files, models, multi, novelty, parallel, runs
 from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources, transforms
@@ -57,6 +57,7 @@ class Model:
       print(text, file=sys.stderr)
     self.variables = loaded[part]
     self.eval_step = evaluate.stepper(self.classifier, self.mesh, taxonomy)
+    self.heads_step = jax.jit(lambda variables, features: self.classifier.apply(variables, features)[0])
     self.weights = dict.fromkeys(taxonomy.levels, 1.0) if taxonomy.multi else joint_weights(workdir / 'decode.json', self.taxonomy)
     self.thresholds = multi_thresholds(workdir / 'decode.json', self.taxonomy)
 
@@ -71,7 +72,7 @@ class Model:
     val, once. The heads of the models `beside` it stand in for those that this one lacks: single-task models taken together.
     """
     examples = examples or self.split(split)
-    outputs = self.collect(examples, progress=progress)
+    outputs = self.collect(examples, progress=progress, with_features=bool(self.c.eval.novelty))
     for other in beside:
       theirs = other.collect(other.split(split))
       assert np.array_equal(theirs.index, outputs.index), f'{other.workdir} and {self.workdir} see other examples'
@@ -87,8 +88,18 @@ class Model:
       if parallel.first():
         files.write(self.workdir / 'decode.json', json.dumps({'split': split, **kept}, indent=2) + '\n')
     result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights, self.thresholds)
+    if self.c.eval.novelty:
+      if self.taxonomy.multi:
+        raise UserError('--config.eval.novelty: is for exclusive levels; an image of a multi level may have none of its classes')
+      if beside:
+        raise UserError('--config.eval.novelty: needs the features of one model, not of several side by side')
+      novelty.evaluate(self, split, outputs, result, into or self.workdir)
     evaluate.write(into or self.workdir, result, outputs, self.taxonomy, examples)
     return result
+
+  def logits(self, features: np.ndarray) -> dict[str, np.ndarray]:
+    """{level with a head: float64 [N, C]} of features [N, d]."""
+    return {level: np.asarray(l, np.float64) for level, l in jax.device_get(self.heads_step(self.variables, np.asarray(features, np.float32))).items()}
 
   def explain(self, split: str, examples: sources.Examples | None = None) -> None:
     """DIR/explain_SPLIT.npz, from which the report shows single images: by process 0 alone, on its first device, after `evaluate`.
@@ -120,10 +131,11 @@ class Model:
 
     explain.write(self.workdir, split, predictions, self.taxonomy, self.classifier, jax.device_get(self.variables), batches, picture)
 
-  def split(self, name: str) -> sources.Examples:
-    """A split of the configured data, which must have this model's taxonomy; where they bring none, their labels are read by the model's."""
+  def splits(self) -> dict[str, sources.Examples]:
+    """The splits of the configured data, which must have this model's taxonomy; where they bring none, their labels are read by the model's."""
     options = copy.deepcopy(self.c.data)
-    if options.root and not options.taxonomy and not (pathlib.Path(options.root) / 'taxonomy.csv').exists():
+    # with held-out classes, the labels name more than the model knows
+    if options.root and not options.hold_out and not options.taxonomy and not (pathlib.Path(options.root) / 'taxonomy.csv').exists():
       options.taxonomy = str(self.workdir / 'taxonomy.csv')
     data = sources.load(options)
     if gone := [level for level in self.levels if level not in data.taxonomy.levels]:
@@ -132,9 +144,14 @@ class Model:
     if data.taxonomy.hash() != self.taxonomy.hash():
       raise UserError(f'the data have another taxonomy than {self.workdir}: {self.taxonomy.diff(data.taxonomy)}; a run for it: '
                       f'--mode=migrate --from={self.workdir} --taxonomy=NEW.csv --workdir=NEWRUN')
-    if name not in data.splits:
-      raise UserError(f'--split={name}: no such split{config_lib.did_you_mean(name, list(data.splits))}; choices: {", ".join(data.splits)}')
-    return data.splits[name]
+    return data.splits
+
+  def split(self, name: str) -> sources.Examples:
+    """One of splits(); UserError where there is none of that name."""
+    splits = self.splits()
+    if name not in splits:
+      raise UserError(f'--split={name}: no such split{config_lib.did_you_mean(name, list(splits))}; choices: {", ".join(splits)}')
+    return splits[name]
 
   def predict(self, images: Sequence[str | pathlib.Path | bytes | np.ndarray], top: int = 5, batch_size: int = 0) -> list[dict]:
     """One dict per image (a path, encoded bytes, or uint8 [h, w, 3] in RGB), batch_size at a time (0 = eval.batch_size).
@@ -142,6 +159,8 @@ class Model:
     {'file', 'path': {LEVEL: class}, 'prob': {LEVEL: probability of that class over all valid paths}, 'top': {LEVEL: [[class, probability of the head], ...]}};
     an image that cannot be read gives {'file', 'error'}. Of multi levels {'file', 'classes': {LEVEL: [class, ...]}, 'prob': {LEVEL: {class: probability}}}, the
     classes by the thresholds that were tuned on val.
+    an image that cannot be read gives {'file', 'error'}. With eval.novelty also 'new': 'new under dog', 'new at the top' or '' for an image of known classes,
+    and 'novelty': {LEVEL: [score, threshold or None]}: the path is then that of the known classes it is most like.
     """
     if isinstance(images, str | pathlib.Path | bytes):
       raise UserError(f'predict takes a list of images, not {type(images).__name__}: predict([...])')
@@ -150,7 +169,8 @@ class Model:
     examples = sources.Examples('predict', files, np.full((len(items), len(t.levels)), -1, np.int32), Reader(items))
     if not items:
       return []
-    out = self.collect(examples, batch_size=batch_size, may_be_empty=True)
+    detector = novelty.load(self, self.workdir) if self.c.eval.novelty else None
+    out = self.collect(examples, batch_size=batch_size, may_be_empty=True, with_features=detector is not None)
     results = [{'file': f, 'error': 'unreadable image'} for f in files]
     if not len(out.index):
       return results
@@ -162,6 +182,7 @@ class Model:
                       'prob': {l: {n: round(float(p), 6) for n, p in zip(names, out.probs[l][row])} for l, names in zip(t.levels, t.names)}}
       return results
     joint = evaluate.decodings(out, t, self.weights)['joint']
+    found = detector.decide(novelty.seen(self, out), self.c.eval.novelty) if detector else None
     for row, i in enumerate(out.index):
       path = {level: t.names[k][joint.pred[row, k]] for k, level in enumerate(t.levels)}
       prob = {level: round(float(joint.prob[k][row, joint.pred[row, k]]), 6) for k, level in enumerate(t.levels)}
@@ -170,6 +191,10 @@ class Model:
         p = out.probs[level][row]
         best[level] = [[t.names[t.index(level)][j], round(float(p[j]), 6)] for j in np.argsort(-p, kind='stable')[:top]]
       results[i] = {'file': files[i], 'path': path, 'prob': prob, 'top': best}
+      if found:
+        new, scores, thresholds = (of[row] for of in found)
+        results[i] |= {'new': detector.words(int(new), joint.pred[row]), 'novelty': {
+          level: [round(float(s), 6), round(float(h), 6) if np.isfinite(h) else None] for level, s, h in zip(t.levels, scores, thresholds)}}
     return results
 
 

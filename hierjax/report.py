@@ -398,6 +398,24 @@ def calibration(run: Run) -> Markup:
                 fewest=charts.FEWEST)
 
 
+def novelty(run: Run) -> Markup:
+  """How well images of classes that training never saw are told, per level and node; '' where that was not asked for."""
+  found = (run.evaluation or {}).get('novelty')
+  if not found: return Markup('')
+  rows, panels = [], []
+  for level, of in found['levels'].items():
+    rows.append({'level': level, 'score': of['score'], 'novel': of['novel'], 'chosen': number(of['left_out'].get(of['score'])),
+                 'cells': [METRICS[f'novel_{key}'].text(of[key]) for key in ('auroc', 'softmax', 'known', 'parent', 'placed')]})
+    if of['roc']: panels.append({'title': level, 'svg': charts.draw(charts.Chart(
+      f'Novelty, ROC of {level}', 'share of known images called new', (series([dict(zip('xy', at)) for at in of['roc']], 'x', 'y', 0, False, 1.),), (), (0, 1),
+      percent=True, extent=(0, 1)))})
+  nodes = [{**node, 'threshold': f'{node["threshold"]:.4g}'} for node in found['nodes']]
+  tried = [(level, [(name, number(of['left_out'].get(name)), number(new.get(name))) for name in {**of['left_out'], **new}])
+           for level, of in found['levels'].items() for new in [of['by_score'] or {}]]
+  return render('novelty', rows=rows, panels=panels, nodes=nodes, tried=tried, split=run.splits[0], recall=number(found['recall']), kept=number(found['kept']),
+                found=number(found.get('found')), known=found['known_images'], novel=found.get('novel_images', 0))
+
+
 def taxonomy(run: Run) -> Markup:
   """The classes of each level and how the levels hang together."""
   tree = run.taxonomy
@@ -466,6 +484,7 @@ SECTIONS = [
   Section('worst', 'The worst confusions', mistakes.worst),
   Section('gallery', 'What each head saw', mistakes.gallery),
   Section('calibration', 'Can the probabilities be trusted?', calibration),
+  Section('novelty', 'Is it something new?', novelty),
   Section('tree', 'Where in the tree it works', mistakes.tree),
   Section('features', 'The features', mistakes.features),
   Section('embedding', 'Features and prototypes', mistakes.embedding),

@@ -28,12 +28,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax import config as config_lib
-from hierjax import files, metrics, predict, runs, train
+from hierjax import files, metrics, novelty, predict, runs, train
 from hierjax.config import UserError
 from hierjax.page import METRICS, count, listed, render, signed
 
 COUNTS = {'params': 'parameters', 'trunk_params': 'parameters of the backbone', 'macs': 'MACs', 'thop_macs': 'MACs as thop counts'}  # of predict.describe
-PER_LEVEL = ('top1', 'top3', 'top5', 'ece')
+PER_LEVEL = ('top1', 'top3', 'top5', 'ece', *novelty.METRICS)
 PAIRED = ('top1', 'fpa', 'hvr')  # whose differences to a baseline are shown
 
 

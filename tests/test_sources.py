@@ -20,7 +20,7 @@ TAXONOMY = 'kind,animal\nbird,heron\nbird,owl\nreptile,gecko\nreptile,skink\n'
 
 def config(root, **options):
   defaults = {'source': 'auto', 'taxonomy': '', 'train': 'train', 'val': 'val', 'val_share': .25, 'test_share': 0., 'split_seed': 0, 'limit': 0,
-              'unlabelled': 0., 'partial': 'keep', 'strict': False, 'crop_boxes': False, 'crop_margin': 0.}
+              'unlabelled': 0., 'hold_out': '', 'partial': 'keep', 'strict': False, 'crop_boxes': False, 'crop_margin': 0.}
   return SimpleNamespace(**{**defaults, 'root': str(root), 'toy': {'train': 5, 'val': 3, 'seed': 0}, **options})
 
 

@@ -6,6 +6,7 @@ stratified by the finest class.
 """
 import dataclasses
 import errno
+import fractions
 import functools
 import hashlib
 import json
@@ -170,8 +171,60 @@ def _classes(labels, files, seed) -> list[list[int]]:
   return [sorted(groups[key], key=lambda i: (order[i], files[i])) for key in sorted(groups)]
 
 
+NOVEL = '_novel'  # behind a split's name: its images of classes that are held out
+
+
+def held_out(text: str, taxonomy: Taxonomy, seed: int) -> np.ndarray:
+  """bool [leaf]: the finest classes that `data.hold_out` names, items separated by ';'. A class of any level is named, with all below
+  it; a share, .3 or 1/3, is of the finest classes below each class of the level above, chosen by a hash of seed and name: rounded, at least one, but one is
+  kept. UserError for other words."""
+  held, names = np.zeros(len(taxonomy.paths), bool), {name for level in taxonomy.names for name in level}
+  parent = taxonomy.paths[:, -2] if len(taxonomy.levels) > 1 else np.zeros(len(held), int)
+  order = np.array([hashlib.blake2b(f'{seed}:{n}'.encode(), digest_size=8).digest() for n in taxonomy.names[-1]])
+  for item in filter(None, map(str.strip, text.split(';'))):
+    if item in names:
+      for k, level in enumerate(taxonomy.names):
+        if item in level: held |= taxonomy.paths[:, k] == level.index(item)
+      continue
+    try: share = float(fractions.Fraction(item))
+    except (ValueError, ZeroDivisionError):
+      close = close_matches(item, sorted(names), 1)
+      hint = f'; did you mean {close[0]!r}?' if close else ' and no share such as 1/3 or .3'
+      raise UserError(f'--config.data.hold_out: {item!r} is no class of {", ".join(taxonomy.levels)}{hint} (several are separated by ;)') from None
+    if not 0 < share < 1: raise UserError(f'--config.data.hold_out: the share {item} must be above 0 and below 1')
+    for p in np.unique(parent):
+      rows = np.flatnonzero(parent == p)
+      rows = rows[np.argsort(order[rows], kind='stable')]
+      held[rows[:min(max(1, round(share * len(rows))), len(rows) - 1)]] = True
+  if text.strip() and (held.all() or not held.any()):
+    raise UserError(f'--config.data.hold_out={text}: holds out {"every class" if held.all() else "no class"} of {len(held)}; some must be held out, some left')
+  return held
+
+
+def _hold_out(data, found) -> Dataset:
+  """Without the classes of `data.hold_out`: the taxonomy lacks them, and each split's images of them are the split SPLIT_novel, which knows of their labels
+  what is left of their path."""
+  if not data.hold_out.strip(): return found
+  old, held = found.taxonomy, held_out(data.hold_out, found.taxonomy, data.split_seed)
+  new = Taxonomy.from_rows(old.levels, [row for row, out in zip(old.rows(), held) if not out])
+  ids = [np.array([*(new.names[k].index(n) if n in new.names[k] else -1 for n in names), -1]) for k, names in enumerate(old.names)]
+  splits, notes = {}, list(found.notes)
+  for name, examples in found.splits.items():
+    if name + NOVEL in found.splits: raise UserError(f'--config.data.hold_out makes a split {name + NOVEL!r}, and the data have one of that name')
+    labels = np.stack([of[examples.labels[:, k]] for k, of in enumerate(ids)], 1).astype(np.int32)
+    novel = ((examples.labels >= 0) & (labels < 0)).any(1)
+    examples = dataclasses.replace(examples, labels=labels)
+    for part, rows in ((name, np.flatnonzero(~novel)), (name + NOVEL, np.flatnonzero(novel))):
+      if len(rows): splits[part] = subset(examples, rows)
+    notes.append(f'{int(novel.sum())} of {len(novel)} {name} examples are of held-out classes (data.hold_out), the split {name + NOVEL}')
+  gone = [f'{before - after} of {before} {level}' for level, before, after in
+          ((level, len(a), len(b)) for level, a, b in zip(old.levels, old.names, new.names)) if before > after]
+  return Dataset(new, splits, [*notes, f'held out (data.hold_out): {", ".join(gone)}'])
+
+
 def _reduced(data, found) -> Dataset:
-  """The splits with what `data.limit`, `data.unlabelled` and `data.partial` take away."""
+  """The splits with what `data.hold_out`, `data.limit`, `data.unlabelled` and `data.partial` take away."""
+  found = _hold_out(data, found)
   splits, notes = dict(found.splits), list(found.notes)
   for name, examples in found.splits.items():
     if 0 < data.limit < len(examples.labels):  # every class in its proportion: those that stand first within theirs

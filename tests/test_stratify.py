@@ -93,7 +93,7 @@ def test_rows_without_a_class_are_spread_by_what_room_is_left():
 
 def test_a_class_of_one_example_stays_in_the_largest_part():
   labels = np.eye(5, dtype=int)
-  assert stratify.iterative(labels, (.2, .7, .1), 0).tolist() == [1] * 5 or np.bincount(stratify.iterative(labels, (.2, .7, .1), 0))[1] == 5
+  assert stratify.iterative(labels, (.2, .7, .1), 0).tolist() == [1] * 5
 
 
 def test_the_seed_decides_and_the_order_of_the_rows_does_not():

@@ -66,7 +66,7 @@ def build(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Loss:
 
 def decide(prob: np.ndarray, thresholds: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
   """bool [N, M]: the classes whose probability [N, M] reaches their threshold [M], and all above these: no answer contradicts the taxonomy, whatever the
-  thresholds. (multilabel.consistent would do it by lowering a class's threshold to the lowest below it, one rare class's for all above it.)"""
+  thresholds. (Lowering a class's threshold to the lowest below it would do it too, with one rare class's for all above it.)"""
   return multilabel.decide(prob, thresholds) @ taxonomy.descendants.T
 
 

@@ -145,17 +145,6 @@ def best_thresholds(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
   return out
 
 
-def consistent(thresholds: np.ndarray, pairs: Pairs) -> np.ndarray:
-  """Each class's threshold lowered to the lowest of those below it, so that decisions never contradict the taxonomy.
-
-  For let class b lie below a, and let b be on: p_b >= t_b. Of probabilities under max_constraint p_a >= p_b, and here t_b >= t_a; so p_a >= t_a, and a is on.
-  """
-  above, below = pairs
-  out = np.full(len(thresholds), np.inf)
-  np.minimum.at(out, above, np.asarray(thresholds, np.float64)[below])
-  return out
-
-
 # Metrics.
 
 

@@ -6,8 +6,8 @@ third      a third of the finest classes below each parent is held out
 CLASS      a whole class of the coarsest level is: the rows are for birds, dogs and reptiles; --config.data.hold_out=NAME names another
 tuned_...  the same with all layers trained at 64 px, as configs/tables/s3.py does
 
-The others are linear probes: the backbone is frozen at ImageNet's weights, so that its features know no held-out class better than another and what is
-measured by leaving known classes out holds for new ones. The 64 px images are enlarged to 128.
+The others are linear probes: the backbone is frozen at ImageNet's weights, so that known classes that are left out are as new to the features as held-out
+ones are. The 64 px images are enlarged to 128. Where ImageNet has the held-out classes, as it has these birds, dogs and reptiles, the backbone has seen them.
 """
 
 from configs.tables import s3

@@ -35,7 +35,7 @@ def evaluate(name, options=None, **changes):
   module = heads.Prototypes(tuple((level, t.num_classes(level)) for level in levels), ((),) * len(levels), temperature=c.model.head.temperature,
                             dot_product=c.model.head.dot_product)
   of_level, terms, aggregate = losses.build(c, t, levels)
-  task = types.SimpleNamespace(levels=levels, names=levels, columns=range(len(levels)), losses=of_level, terms=terms, aggregate=aggregate,
+  task = types.SimpleNamespace(levels=levels, names=levels, columns=range(len(levels)), losses=of_level, terms=terms, binary=None, aggregate=aggregate,
                                weights=dict.fromkeys(levels, 1.0), example_weights=None)
   labels, noise = jnp.asarray(labels, jnp.int32), jax.tree.map(jnp.float32, noise)
 

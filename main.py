@@ -77,7 +77,8 @@ def run_config(folder, may_change=('data.', 'eval.')):
   c = predict.run_config(pathlib.Path(folder))
   for path, value in config_flags.get_override_values(FLAGS['config']).items():
     if not path.startswith(may_change):
-      choices = ' and '.join(f'--config.{group}*' for group in may_change)
+      *others, last = (f'--config.{group}{"*" * group.endswith(".")}' for group in may_change)
+      choices = f'{", ".join(others)} and {last}'
       raise config.UserError(f'--config.{path}: --mode={FLAGS.mode} takes its model from {folder}; only {choices} can change')
     config.assign(c, path, value)
   return c

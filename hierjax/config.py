@@ -345,8 +345,9 @@ def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
     raise UserError(f'{" and ".join(given)}: each is another loss of the finest head; choose one')
   if c.loss.positives == 'both' and c.model.heads != 'prototypes':
     raise UserError(f'--config.loss.positives=both needs --config.model.heads=prototypes, not {c.model.heads}')
+  defaults = default()
   for path in EXCLUSIVE if c.data.multi else BINARY:
-    if get(path) != value_at(default(), path):
+    if get(path) != value_at(defaults, path):
       raise UserError(f'--config.{path}={get(path)!r} ' + (f'is for exclusive levels; --config.data.multi={c.data.multi} has none' if c.data.multi else
                                                            'is for multi levels; name them with --config.data.multi'))
   if c.loss.binary == 'focal' and c.loss.pos_weight:

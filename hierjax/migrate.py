@@ -73,11 +73,15 @@ def difference(old: Taxonomy, new: Taxonomy, renames: Mapping[tuple[str, str], S
   A class has moved where it lies under a class that none of its old parents became.
   """
   all_sources, out = correspond(old, new, renames or {}), {}
-  became = {level: np.array([[i in s for i in range(old.num_classes(level))] for s in found]) for level, found in all_sources.items()}  # [new, old]
+  became = {level: np.zeros((len(found), old.num_classes(level)), bool) for level, found in all_sources.items()}  # [new, old]
+  for level, found in all_sources.items():
+    for c, s in enumerate(found):
+      became[level][c, list(s)] = True
   for level, found in all_sources.items():
     names, before = new.names[new.index(level)], old.names[old.index(level)]
     kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    targets = became[level].sum(0)
+    targets, coarser = became[level].sum(0), [a for a in all_sources if a in new.levels[:new.index(level)]]
+    before_under, now_under = ({a: t.relation(level, a) for a in coarser} for t in (old, new))
     for c, s in enumerate(found):
       if not s:
         kinds['added'].append(names[c])
@@ -85,14 +89,12 @@ def difference(old: Taxonomy, new: Taxonomy, renames: Mapping[tuple[str, str], S
         kinds['merged'].append(f'{" + ".join(before[i] for i in s)} -> {names[c]}')
       elif targets[s[0]] == 1 and before[s[0]] != names[c]:
         kinds['renamed'].append(f'{before[s[0]]} -> {names[c]}')
-      for above in (a for a in all_sources if s and a in new.levels[:new.index(level)]):
-        may_be = became[above] @ old.relation(level, above)[list(s)].any(0) > 0
-        lost = old.relation(level, above)[list(s)].any(0) & (became[above].sum(0) == 0)  # a parent that has gone became anything
-        strange = new.relation(level, above)[c] & ~may_be
-        if strange.any():
-          was = ' and '.join(old.names[old.index(above)][i] for i in np.flatnonzero(old.relation(level, above)[list(s)].any(0)))
-          now = ' and '.join(new.names[new.index(above)][i] for i in np.flatnonzero(new.relation(level, above)[c]))
-          kinds['moved'].append(f'{names[c]}: {above} {was}{" (gone)" if lost.any() else ""} -> {now}')
+      for above in coarser if s else ():
+        parents, now = before_under[above][list(s)].any(0), now_under[above][c]
+        if (now & ~became[above][:, parents].any(1)).any():
+          was, at = (' and '.join(t.names[t.index(above)][i] for i in np.flatnonzero(of)) for t, of in ((old, parents), (new, now)))
+          gone = ' (gone)' if not became[above][:, parents].any(0).all() else ''
+          kinds['moved'].append(f'{names[c]}: {above} {was}{gone} -> {at}')
     for i, n in enumerate(targets):
       if n == 0:
         kinds['removed'].append(before[i])

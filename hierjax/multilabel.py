@@ -105,17 +105,6 @@ def max_constraint(scores: jax.Array, pairs: Pairs, targets: jax.Array | None = 
   return jnp.take_along_axis(values, jax.ops.segment_min(place, above, classes, indices_are_sorted=True).T, 1)  # NaN finds no place, and stays NaN
 
 
-def complete(targets: np.ndarray, pairs: Pairs) -> np.ndarray:
-  """Targets with the unknown ones filled that the known ones settle: what lies above a class that holds holds, what lies below one that does not does not."""
-  above, below = pairs
-  out = np.array(targets)
-  for known, (origin, other) in ((1, (below, above)), (0, (above, below))):
-    settled = np.zeros(out.T.shape, bool)
-    np.logical_or.at(settled, other, (out[:, origin] == known).T)
-    out[settled.T & (out < 0)] = known
-  return out
-
-
 def contradictions(answers: np.ndarray, pairs: Pairs) -> np.ndarray:
   """bool [N]: whether a class holds though one above it does not. answers: targets, or decisions [N, C]."""
   above, below = pairs

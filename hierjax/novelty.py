@@ -1,5 +1,5 @@
 """Classes that training never saw: every node of the taxonomy scores how little an image looks like any of its children, against a threshold that is
-calibrated by leaving its children out one by one, so that a prediction can be 'new under dog' or 'new at the top'.
+calibrated by leaving its children out, a third at a time, so that a prediction can be 'new under dog' or 'new at the top'.
 
 A node is the top or a class of a level, its children are the classes of the next level that nests in it. An image is judged at the top first and then at the
 node that it is predicted under; the first node that finds it new ends the path. `Detector` holds what was fitted; `evaluate` makes it from a run.

@@ -205,19 +205,6 @@ def test_a_score_that_is_no_number_stays_none():
   assert np.flatnonzero(got[0]).tolist() == [1, 3, 6] and not got[1].any()
 
 
-@pytest.mark.parametrize('t', RANDOM[::2], ids=repr)
-def test_completing_adds_only_what_is_true(t):
-  rng = np.random.default_rng(1)
-  pairs, under = multilabel.pairs(t, t.levels), below(t)
-  y, truth = consistent_targets(t, rng, 30, .5)
-  got = multilabel.complete(y, pairs)
-  assert (got[y >= 0] == y[y >= 0]).all() and ((got == truth) | (got < 0)).all()
-  for row, known in zip(got, y):
-    for a, members in enumerate(under):
-      implied = any(known[b] == 1 for b in members) or any(known[c] == 0 for c in range(len(under)) if a in under[c])
-      assert (row[a] >= 0) == (implied or known[a] >= 0)
-
-
 def test_contradictions():
   pairs = multilabel.pairs(ANIMALS, ANIMALS.levels)
   y = np.array([[0, 1, 0, 1, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 1, 0, 0, 0], [0, -1, 0, -1, 0, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0, 0],

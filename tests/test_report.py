@@ -189,6 +189,9 @@ def made_page(path):
   return Page((path / 'report.html').read_text(encoding='utf-8'))
 
 
+ELSEWHERE = ('labels', 'novelty')  # the sections of multi levels and of eval.novelty
+
+
 def test_well_formed_and_self_contained(full):
   text, made = (full / 'report.html').read_text(encoding='utf-8'), made_page(full)
   assert len(text) < 4_000_000
@@ -201,8 +204,7 @@ def test_well_formed_and_self_contained(full):
   assert 'prefers-color-scheme: dark' in text and 'name="viewport"' in text
   assert text.count('<figure>') == 11 + 6 and not re.search('#0102[0-9a-f]{2}', text), 'placeholder colours are left'
   assert 'could not be made' not in text
-  # what only multi levels and eval.novelty have is shown nowhere else
-  for section in report.SECTIONS: assert (section.id in made.ids) == (section.id not in ('labels', 'novelty')), section.id
+  for section in report.SECTIONS: assert (section.id in made.ids) == (section.id not in ELSEWHERE), section.id
 
 
 def test_the_table_holds_the_numbers_of_the_evaluation(full):
@@ -771,7 +773,7 @@ def test_in_chromium_there_is_no_error_and_no_request(full, browser):
   address = (full / 'report.html').as_uri()
   said, asked = browser.visit(address)
   assert said == [] and [url for url in asked if not url.startswith('data:')] == [address]
-  assert browser.evaluate('[...document.querySelectorAll("section")].map(s => s.id)') == [part.id for part in report.SECTIONS]
+  assert browser.evaluate('[...document.querySelectorAll("section")].map(s => s.id)') == [part.id for part in report.SECTIONS if part.id not in ELSEWHERE]
 
 
 def test_the_browser_test_would_notice(browser, tmp_path):

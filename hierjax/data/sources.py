@@ -165,10 +165,9 @@ def stratified(labels, files, share, seed) -> np.ndarray:
 
 def _classes(labels, files, seed) -> list[list[int]]:
   """The examples of each finest class (of each row of known labels where the finest is unknown), in the order of a hash of seed and file name."""
-  order = [hashlib.blake2b(f'{seed}:{f}'.encode(), digest_size=8).digest() for f in files]
-  groups = defaultdict(list)
-  for i, row in enumerate(labels.tolist()): groups[(row[-1],) if row[-1] >= 0 else tuple(row)].append(i)
-  return [sorted(groups[key], key=lambda i: (order[i], files[i])) for key in sorted(groups)]
+  groups, labels = defaultdict(list), labels.tolist()
+  for i in stratify.shuffled(files, seed): groups[(labels[i][-1],) if labels[i][-1] >= 0 else tuple(labels[i])].append(i)
+  return [groups[key] for key in sorted(groups)]
 
 
 NOVEL = '_novel'  # behind a split's name: its images of classes that are held out
@@ -180,7 +179,7 @@ def held_out(text: str, taxonomy: Taxonomy, seed: int) -> np.ndarray:
   kept. UserError for other words."""
   held, names = np.zeros(len(taxonomy.paths), bool), {name for level in taxonomy.names for name in level}
   parent = taxonomy.paths[:, -2] if len(taxonomy.levels) > 1 else np.zeros(len(held), int)
-  order = np.array([hashlib.blake2b(f'{seed}:{n}'.encode(), digest_size=8).digest() for n in taxonomy.names[-1]])
+  order = np.array(stratify.shuffled(taxonomy.names[-1], seed))
   for item in filter(None, map(str.strip, text.split(';'))):
     if item in names:
       for k, level in enumerate(taxonomy.names):
@@ -193,8 +192,7 @@ def held_out(text: str, taxonomy: Taxonomy, seed: int) -> np.ndarray:
       raise UserError(f'--config.data.hold_out: {item!r} is no class of {", ".join(taxonomy.levels)}{hint} (several are separated by ;)') from None
     if not 0 < share < 1: raise UserError(f'--config.data.hold_out: the share {item} must be above 0 and below 1')
     for p in np.unique(parent):
-      rows = np.flatnonzero(parent == p)
-      rows = rows[np.argsort(order[rows], kind='stable')]
+      rows = order[parent[order] == p]
       held[rows[:min(max(1, round(share * len(rows))), len(rows) - 1)]] = True
   if text.strip() and (held.all() or not held.any()):
     raise UserError(f'--config.data.hold_out={text}: holds out {"every class" if held.all() else "no class"} of {len(held)}; some must be held out, some left')

@@ -185,7 +185,7 @@ def best_metric(text: str, taxonomy: Taxonomy, heads: Sequence[str]) -> str:
   names = ['loss', 'fpa', 'hvr', 'joint_fpa', *(f'top1/{level}' for level in heads)]
   if taxonomy.multi:
     name = f'map/{taxonomy.levels[-1]}' if text in ('top1/finest', 'map/finest') else text
-    names = ['loss', *(f'{metric}/{level}' for metric in ('map', 'micro_map', 'f1') for level in heads)]
+    names = ['loss', *(f'{metric}/{level}' for metric in multi.LOGGED for level in heads)]
   if name not in names:
     raise UserError(f'--config.train.best={text!r}{did_you_mean(text, names)}; choices: {", ".join(names)}')
   return name

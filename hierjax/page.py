@@ -46,6 +46,8 @@ METRICS = {
   'micro_map': Metric('mAP, micro', 1, True, 'The area under one precision-recall curve of all pairs of image and class.'),
   'f1': Metric('F1, macro', 1, True, 'Harmonic mean of precision and recall of each class, averaged over the classes.'),
   'micro_f1': Metric('F1, micro', 1, True, 'The same of all pairs of image and class together.'),
+  'tuned_f1': Metric('F1, macro, tuned', 1, True, 'The same at the thresholds that were tuned for each class on val.'),
+  'tuned_micro_f1': Metric('F1, micro, tuned', 1, True, 'Of all pairs of image and class together, at those thresholds.'),
   'novel_auroc': Metric('novelty AUROC', 1, True, 'The chance that an image of a class that training never saw scores as newer than one of a known class.'),
   'novel_softmax': Metric('by maximum softmax', 1, True, 'The same chance where the score is the plain maximum softmax probability.'),
   'novel_known': Metric('known at 95% recall of new', 1, True, 'Share of known images that are right and not called new, where 95% of the new ones are.'),

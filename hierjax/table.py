@@ -28,12 +28,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax import config as config_lib
-from hierjax import files, metrics, novelty, predict, runs, train
+from hierjax import files, metrics, multi, novelty, predict, runs, train
 from hierjax.config import UserError
 from hierjax.page import METRICS, count, listed, render, signed
 
 COUNTS = {'params': 'parameters', 'trunk_params': 'parameters of the backbone', 'macs': 'MACs', 'thop_macs': 'MACs as thop counts'}  # of predict.describe
-PER_LEVEL = ('top1', 'top3', 'top5', 'ece', *novelty.METRICS)
+PER_LEVEL = ('top1', 'top3', 'top5', 'ece', *novelty.METRICS, *multi.METRICS)
 PAIRED = ('top1', 'fpa', 'hvr')  # whose differences to a baseline are shown
 
 
@@ -52,7 +52,8 @@ class Row:
 @dataclasses.dataclass(frozen=True)
 class Table:
   """`columns` are METRIC, METRIC/LEVELS or consistency/A,B, where levels may be finest, coarsest, all ...; joint:METRIC is of the joint decision, others of
-  the independent heads (levels without a head are read off the finest one). A table whose columns are all COUNTS trains nothing."""
+  the independent heads (levels without a head are read off the finest one). Of multi levels there are those of multi.METRICS, without a decision in front. A
+  table whose columns are all COUNTS trains nothing."""
   title: str
   source: str                                # of the published figures: paper, table, and what they were measured on
   columns: Sequence[str]
@@ -72,6 +73,9 @@ class Column:
 
   def value(self, evaluation: Mapping) -> float | None:
     """The metric in an eval_SPLIT.json."""
+    if self.metric in multi.METRICS:
+      found = (evaluation.get('multi') or {}).get(self.level)
+      return multi.value(found, self.metric) if found else None
     found = evaluation['decode'].get(self.decoding) or {}
     if self.metric == 'consistency':
       return (found.get('consistency') or {}).get(self.level)

@@ -54,7 +54,7 @@ def main():
   for i in range(a.rounds + 2):  # the first two compile and warm up
     for name, (step, state, batch) in variants.items():
       begin = time.perf_counter()
-      state, _ = jax.block_until_ready(step(state, batch))
+      state, _ = jax.block_until_ready(step(state, batch, {}))
       if i >= 2:
         times[name].append(time.perf_counter() - begin)
       variants[name] = step, state, batch

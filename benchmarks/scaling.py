@@ -80,7 +80,7 @@ def measure(a) -> dict:
   began = time.monotonic()
   with layers.formulation(a.formulation):
     step = train.stepper(task, run.phases[-1], optim.transformation(c, task.labels), across)
-    compiled = step.lower(state, batch).compile()
+    compiled = step.lower(state, batch, {}).compile()
   params = sum(x.size for x in jax.tree.leaves(state.params))
   widths = [x.shape[0] for k, x in traverse_util.flatten_dict(dict(state.batch_stats)).items() if k[-1] == 'mean']
   found = collectives(compiled.as_text())

@@ -158,6 +158,29 @@ def reliability(title: str, curves: list[tuple[int, np.ndarray, np.ndarray, np.n
     return _svg(figure, title)
 
 
+def against(title: str, groups: list[tuple[int, np.ndarray]]) -> Markup:
+  """Shares before and now as points [n, 2] over the diagonal of no change, by groups of a colour; equal points are drawn as a larger one."""
+  from matplotlib.figure import Figure
+  from matplotlib.ticker import FuncFormatter
+  with _style(title):
+    figure = Figure(figsize=(3.3, 3.3))
+    axes = figure.add_axes((.185, .145, .785, .83))
+    axes.plot([0, 1], [0, 1], color=INK, lw=.9, ls=(0, (1.5, 2.5)), alpha=.7)
+    for colour, xy in groups:
+      at, n = np.unique(xy.round(3), axis=0, return_counts=True)
+      axes.scatter(*at.T, s=14 * n, color=TINTS[colour], alpha=.7, lw=0, clip_on=False, zorder=3)
+    axes.set_xlim(-.02, 1.02)
+    axes.set_ylim(-.02, 1.02)
+    axes.set_xlabel('before', labelpad=2)
+    axes.set_ylabel('now', labelpad=1)
+    axes.grid(color=GRID, lw=.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=3)
+    for side in ('top', 'right', 'left'): axes.spines[side].set_visible(False)
+    for axis in (axes.xaxis, axes.yaxis): axis.set_major_formatter(FuncFormatter(lambda v, _: f'{100 * v:.0f}%'))
+    return _svg(figure, title)
+
+
 STEPS = 8  # shades of the confusion matrix
 
 

@@ -45,7 +45,7 @@ CHOICES = {
   'optim.schedule': ('constant', 'cosine', 'onecycle', 'plateau'),
   'eval.tta': (1, 2, 3, 5),
   'eval.checkpoint': ('best', 'last'),
-  'eval.novelty_score': ('auto', 'softmax', 'energy', 'mahalanobis', 'cosine', 'cosine_softmax'),
+  'eval.novelty_score': ('auto', 'softmax', 'energy', 'mahalanobis', 'cosine', 'cosine_softmax', 'logistic'),
 }
 
 
@@ -60,7 +60,7 @@ RANGES = {
   'model.mean': '[0, 255]', 'model.std': '(0, inf)', 'model.dropout': '[0, 1)', 'model.head.layers': '[0, 100]', 'model.head.width': '[0, 1000000]',
   'model.head.experts': '[0, 1000]', 'model.head.tower': '[0, 1000000]', 'model.head.slices': '[1, 1000000]',
   'model.neck': '[0, 1000000]', 'model.head.temperature': '[0, inf)', 'model.head.noise': '[0, inf)',
-  'loss.smoothing': '[0, 1)', 'loss.lca': '[0, inf)', 'loss.hxe': '[0, inf)', 'loss.temperature': '(0, inf)',
+  'loss.smoothing': '[0, 1)', 'loss.lca': '[0, inf)', 'loss.hxe': '[0, inf)', 'loss.temperature': '(0, inf)', 'loss.distill_temperature': '(0, inf)',
   'loss.focal_gamma': '[0, inf)', 'loss.pos_weight': '[0, inf)',
   'optim.heads_lr': '(0, inf)', 'optim.heads_growth': '(0, inf)',
   'optim.lr': '(0, inf)', 'optim.weight_decay': '[0, inf)', 'optim.momentum': '[0, 1)', 'optim.onecycle_rise': '[0, 1)', 'optim.clip': '[0, inf)',
@@ -157,8 +157,11 @@ def default() -> ConfigDict:
   # HCAL's feature aggregation: a coarser head learns from the mean features of its classes in the batch, over their samples or over their child classes
   c.loss.aggregate = 'none'
   c.loss.positives = 'perturbed'  # of prototype heads: the class's perturbed prototype, or also the undisturbed one
-  c.loss.terms = ''  # further losses: tree_path, distribution_matching, co_annotation, supervised_contrastive
+  # further losses: tree_path, distribution_matching, co_annotation, supervised_contrastive, and in a run that --mode=migrate has made distill, which holds on
+  # to what it began with
+  c.loss.terms = ''
   c.loss.temperature = 0.1  # of supervised_contrastive
+  c.loss.distill_temperature = 2.0  # of distill: the higher, the more the classes count that are unlikely
   c.loss.binary = 'bce'  # of multi levels: binary cross-entropy, or focal loss, which counts what is easy less, by (1 - p)^focal_gamma ...
   c.loss.focal_gamma = 2.0
   c.loss.pos_weight = 0.0  # bce: positives weigh negatives / positives of their class in the training split, at most this and at least 1 / this; 0 = all alike

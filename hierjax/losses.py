@@ -196,6 +196,19 @@ def supervised_contrastive(features: jax.Array, labels: jax.Array, temperature: 
   return loss / labels.shape[1]
 
 
+def distillation(logits: Mapping[str, jax.Array], teacher: Mapping[str, jax.Array], known: Mapping[str, jax.Array], temperature: float) -> jax.Array:
+  """What a teacher tells of the classes that it knows: temperature² KL(teacher || model), both a softmax at this temperature over these classes alone, the
+  mean over the levels (Hinton et al. 2015, arXiv:1503.02531, section 2; Li and Hoiem 2016, Learning without Forgetting, arXiv:1606.09282, equation 2).
+
+  logits, teacher {level: [B, C]}, known {level: bool [C]}. Gradients go to `logits`. Returns float32 [B].
+  """
+  loss = 0.0
+  for level, x in logits.items():
+    goal, logp = (jax.nn.log_softmax(jnp.where(known[level], z.astype(jnp.float32) / temperature, LOW)) for z in (jax.lax.stop_gradient(teacher[level]), x))
+    loss += jnp.where(known[level], jnp.exp(goal) * (goal - logp), 0.0).sum(1)
+  return temperature ** 2 * loss / len(logits)
+
+
 def masked_mean(values: jax.Array, mask: jax.Array, axis: str | None = None) -> jax.Array:
   """Mean of values [B] where mask [B] is above 0; 0 where it is nowhere. With an axis of the mesh, [B] is a device's part of the batch, and the result is
   its share of the mean: the shares add up to it."""
@@ -207,8 +220,10 @@ def masked_mean(values: jax.Array, mask: jax.Array, axis: str | None = None) -> 
 
 # (logits [B, C] of a level, labels [B, L] of the taxonomy, the level's undisturbed logits) → values [B], and which of them count.
 Loss = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-# ({level: logits [B, C]}, features [B, d], labels [B, L], axis) → values [B], and which of them count
-Term = Callable[[Mapping[str, jax.Array], jax.Array, jax.Array, str | None], tuple[jax.Array, jax.Array]]
+# ({level: a teacher's logits [B, C]}, {level: which classes it knows, bool [C]}); {} each without one
+Told = tuple[Mapping[str, jax.Array], Mapping[str, jax.Array]]
+# ({level: logits [B, C]}, features [B, d], labels [B, L], what a teacher says, axis) → values [B], and which of them count
+Term = Callable[[Mapping[str, jax.Array], jax.Array, jax.Array, Told, str | None], tuple[jax.Array, jax.Array]]
 # (features [B, d], labels [B, L], axis) → {level: (mean features [C, d], labels [C, L] of such an example, which are there [C])}
 Aggregate = Callable[[jax.Array, jax.Array, str | None], dict[str, tuple[jax.Array, jax.Array, jax.Array]]]
 
@@ -234,10 +249,11 @@ def build(c: ConfigDict, taxonomy: Taxonomy, levels: Sequence[str]) -> tuple[dic
     return lambda x, y, _: (cross_entropy(x, y[:, k], targets), y[:, k] >= 0)
 
   terms = {
-    'tree_path': lambda x, f, y, axis: (tree_path(x, y, taxonomy), (y[:, columns] >= 0).any(1)),
-    'distribution_matching': lambda x, f, y, axis: (distribution_matching(x, taxonomy), jnp.ones(len(y))),
-    'co_annotation': lambda x, f, y, axis: (co_annotation(x, y, taxonomy), (y >= 0).any(1)),
-    'supervised_contrastive': lambda x, f, y, axis: (supervised_contrastive(f, y[:, columns], c.loss.temperature, axis), (y[:, columns] >= 0).any(1)),
+    'tree_path': lambda x, f, y, told, axis: (tree_path(x, y, taxonomy), (y[:, columns] >= 0).any(1)),
+    'distribution_matching': lambda x, f, y, told, axis: (distribution_matching(x, taxonomy), jnp.ones(len(y))),
+    'co_annotation': lambda x, f, y, told, axis: (co_annotation(x, y, taxonomy), (y >= 0).any(1)),
+    'supervised_contrastive': lambda x, f, y, told, axis: (supervised_contrastive(f, y[:, columns], c.loss.temperature, axis), (y[:, columns] >= 0).any(1)),
+    'distill': lambda x, f, y, told, axis: (distillation(x, *told, c.loss.distill_temperature), jnp.ones(len(y))),
   }
   chosen = config_lib.split_names(c.loss.terms)
   for name in chosen:

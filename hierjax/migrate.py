@@ -16,13 +16,14 @@ Other parameters stay as they are. The optimiser starts anew.
 import dataclasses
 import json
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax import checkpoint, files, parallel, predict, train
+from hierjax import checkpoint, files, parallel, predict, report, runs, train
 from hierjax.config import UserError, did_you_mean
 from hierjax.data import sources
 from hierjax.models import heads
@@ -113,6 +114,19 @@ def told(found: Mapping[str, Mapping[str, Sequence[str]]], some: int = 10) -> st
   return '\n'.join(lines)
 
 
+def history(source: runs.Run, found: Mapping[str, Sequence[tuple[int, ...]]], new: Taxonomy) -> dict[str, dict[str, dict]]:
+  """{level: {class: {'kind': new, kept, renamed, merged or part, 'right', 'images': those of its sources on the old run's val, where it was evaluated}}}."""
+  out: dict[str, dict[str, dict]] = {}
+  for level, sources_of in found.items():
+    parts = np.bincount(np.array([i for s in sources_of for i in s], int), minlength=source.taxonomy.num_classes(level))
+    counts, was, out[level] = source.per_class(level), source.taxonomy.names[source.taxonomy.index(level)], {}
+    for name, s in zip(new.names[new.index(level)], sources_of):
+      kind = 'new' if not s else 'merged' if len(s) > 1 else 'part' if parts[s[0]] > 1 else 'kept' if was[s[0]] == name else 'renamed'
+      right, images = (0, 0) if counts is None else counts[list(s)].sum(0).tolist()
+      out[level][name] = {'kind': kind, 'right': right, 'images': images}
+  return out
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """Where the rows of a level's new head come from."""
@@ -199,7 +213,8 @@ def means(model: predict.Model, examples: sources.Examples, wanted: Mapping[str,
 
 
 def migrate(source: str | pathlib.Path, path: str, workdir: str | pathlib.Path, c: ConfigDict, renames: str = '', shots: int = 0) -> str:
-  """Makes the run `workdir` for the taxonomy in file `path` from the trained run `source`, and returns what has changed, in lines.
+  """Makes the run `workdir` for the taxonomy in file `path` from the trained run `source`, and returns what has changed, in lines, and what the new run
+  makes of its val before any training, which is kept in WORKDIR/start.
 
   `c` is the old run's configuration with what the new one shall change (data, train, ...). `train.fit` goes on from there. UserError where the new taxonomy
   lacks a level that has a head, where the run is there already, and where a form of heads cannot be carried over.
@@ -242,10 +257,17 @@ def migrate(source: str | pathlib.Path, path: str, workdir: str | pathlib.Path, 
   variables = {**variables, 'params': {**variables['params'], 'heads': {**variables['params']['heads'], **made}}}
   state = run.state(run.task())
   state = state.replace(**parallel.put_replicated(variables, run.mesh), ema=parallel.put_replicated(variables, run.mesh) if state.ema else state.ema)
+  begun, classes = workdir / runs.START, history(runs.read(source, baseline=False), found, new)
   train.prepare_workdir(workdir, run)
   store = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, writes=True)
   store.save(0, train.parts(state), None)
   store.wait()
   store.close()
-  files.write(workdir / 'migration.json', json.dumps({'from': str(source.absolute()), 'step': model.step, 'shots': shots, 'changes': changes}, indent=2) + '\n')
-  return told(changes)
+  begun.mkdir()
+  for name in ('config.json', 'taxonomy.csv'):
+    shutil.copy(workdir / name, begun)
+  shutil.copytree(workdir / 'checkpoints', begun / 'checkpoints')
+  predict.load(begun).evaluate(run.c.data.val, examples=run.val, tune=True)
+  known = {'from': str(source.absolute()), 'step': model.step, 'shots': shots, 'changes': changes, 'classes': classes}
+  files.write(workdir / 'migration.json', json.dumps(known, indent=2) + '\n')
+  return '\n'.join([told(changes), *report.migrated(runs.read(begun, baseline=False), known)])

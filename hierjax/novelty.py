@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 from sklearn.covariance import ledoit_wolf
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from hierjax import files, parallel
@@ -30,9 +31,12 @@ SCORES = {
   'energy': "free energy of the children's logits (Liu et al. 2020, arXiv:2010.03759)",
   'mahalanobis': 'squared Mahalanobis distance of the features to the nearest class mean, one covariance for all classes (Lee et al. 2018, arXiv:1807.03888)',
   'cosine': 'minus the highest cosine of the features to a class mean, both whitened by that covariance',
-  'cosine_softmax': 'minus the log of the maximum softmax probability over these cosines divided by .05'}
-OF_FEATURES = ('mahalanobis', 'cosine', 'cosine_softmax')  # from class means, so that a class can be left out of them
-TEMPERATURE = .05  # of cosine_softmax
+  'cosine_softmax': 'minus the log of the maximum softmax probability over these cosines divided by .05',
+  'logistic': 'the same of a logistic regression on the features, whitened by that covariance and of one length'}
+OF_FEATURES = ('mahalanobis', 'cosine', 'cosine_softmax', 'logistic')  # fitted to the features, so that a class can be left out of them
+TEMPERATURES = {'cosine_softmax': .05, 'logistic': 1.0}
+PENALTY = .01  # of logistic: sklearn's C, for features whose mean square is 1; what lies within a factor of 10 of it is as good
+REGRESSED = 20000  # images at most that it is fitted to
 FOLDS = 3  # the children of each node are left out a third at a time
 RECALL = .95  # of novel images, at which the accuracy on known ones is told
 FEWEST = 20  # left-out images that a threshold of a node's own needs; with fewer it is that of its level
@@ -69,10 +73,12 @@ def level_logits(logits: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> list[n
 
 @dataclasses.dataclass(frozen=True)
 class Gaussians:
-  """Class means and a shared covariance, by its whitening: the squared Mahalanobis distance of x to class c is |(x - mean_c) white|²."""
+  """Class means and a shared covariance, by its whitening: the squared Mahalanobis distance of x to class c is |(x - mean_c) white|²; and a logistic
+  regression on what is whitened."""
   means: np.ndarray   # float64 [C, d], NaN for a class without an example
   white: np.ndarray   # float64 [d, d], white whiteᵀ is the inverse covariance
   centre: np.ndarray  # float64 [d], of all examples
+  slopes: np.ndarray | None = None  # float64 [d + 1, C], the last row is the bias; NaN for a class without an example; None where nobody asks for it
 
   def distances(self, x: np.ndarray) -> np.ndarray:
     """float64 [N, C], squared; NaN for a class without an example."""
@@ -84,9 +90,32 @@ class Gaussians:
     a, b = (np.asarray(x, np.float64) - self.centre) @ self.white, (self.means - self.centre) @ self.white
     return a @ b.T / np.maximum(np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1), 1e-12)
 
+  def even(self, x: np.ndarray) -> np.ndarray:
+    """float64 [N, d]: whitened and of length √d, what the logistic regression sees."""
+    a = (np.asarray(x, np.float64) - self.centre) @ self.white
+    return a * (np.sqrt(a.shape[1]) / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12))
 
-def gaussians(x: np.ndarray, y: np.ndarray, classes: int) -> Gaussians:
-  """Of features [N, d] and their classes int [N] (-1 unknown, left out): the covariance is that within classes, shrunk as Ledoit and Wolf (2004) do.
+  def regressed(self, x: np.ndarray, y: np.ndarray) -> 'Gaussians':
+    """The same with the slopes of a logistic regression, fitted to features [N, d] of known classes int [N]."""
+    rows = np.random.default_rng(0).permutation(len(y))[:REGRESSED]
+    there = np.unique(y[rows])
+    slopes = np.full((x.shape[1] + 1, len(self.means)), np.nan)
+    slopes[:, there] = 0  # of one class alone, or the first of two
+    if len(there) > 1:
+      found = LogisticRegression(C=PENALTY, max_iter=500).fit(self.even(x[rows]), y[rows])
+      slopes[:, there[-len(found.coef_):]] = np.concatenate([found.coef_, found.intercept_[:, None]], 1).T
+    return dataclasses.replace(self, slopes=slopes)
+
+  def fits(self, name: str, x: np.ndarray) -> np.ndarray:
+    """float64 [N, C]: how each class fits by one of OF_FEATURES; NaN for a class without an example."""
+    if name == 'logistic':
+      return self.even(x) @ self.slopes[:-1] + self.slopes[-1]
+    return -self.distances(x) if name == 'mahalanobis' else self.cosines(x)
+
+
+def gaussians(x: np.ndarray, y: np.ndarray, classes: int, names: Sequence[str] = ()) -> Gaussians:
+  """Of features [N, d] and their classes int [N] (-1 unknown, left out): the covariance is that within classes, shrunk as Ledoit and Wolf (2004) do. With
+  what the scores `names` need.
 
   UserError where no example has a class, or a feature is not finite.
   """
@@ -104,7 +133,8 @@ def gaussians(x: np.ndarray, y: np.ndarray, classes: int) -> Gaussians:
   covariance, _ = ledoit_wolf(x - means[y], assume_centered=True)
   values, vectors = np.linalg.eigh(covariance)
   floor = max(values[-1], 1e-12) * 1e-6  # classes of one example each have no spread
-  return Gaussians(means, vectors / np.sqrt(np.maximum(values, floor)), x.mean(0))
+  found = Gaussians(means, vectors / np.sqrt(np.maximum(values, floor)), x.mean(0))
+  return found.regressed(x, y) if 'logistic' in names else found
 
 
 def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
@@ -112,8 +142,8 @@ def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
   better, NaN for a class without means) and the classes bool [N, C] that count; inf where none does."""
   fit = np.where(allowed & ~np.isnan(fit), fit, -np.inf)
   best = fit.max(1)
-  if name == 'cosine_softmax':
-    return np.where(np.isfinite(best), logsumexp((fit - np.where(np.isfinite(best), best, 0)[:, None]) / TEMPERATURE, axis=1), np.inf)
+  if name in TEMPERATURES:
+    return np.where(np.isfinite(best), logsumexp((fit - np.where(np.isfinite(best), best, 0)[:, None]) / TEMPERATURES[name], axis=1), np.inf)
   return -(logsumexp(fit, axis=1) if name == 'energy' else best)
 
 
@@ -158,7 +188,7 @@ class Detector:
       raise UserError(f'novelty: no score {score!r}{did_you_mean(score, list(SCORES))}; choices: auto, {", ".join(SCORES)}')
     tried = list(OF_FEATURES) if score == 'auto' else [score]
     of_features = not {*tried}.isdisjoint(OF_FEATURES)
-    fitted = {k: gaussians(train.features, train.labels[:, k], len(names)) for k, names in enumerate(taxonomy.names)} if of_features else {}
+    fitted = {k: gaussians(train.features, train.labels[:, k], len(names), tried) for k, names in enumerate(taxonomy.names)} if of_features else {}
     out = cls(taxonomy, [tried[0]] * len(taxonomy.levels), fitted, {}, {}, [{} for _ in taxonomy.levels])
     for k, level in enumerate(taxonomy.levels):
       nodes, y = nodes_of(taxonomy, k, val.pred), val.labels[:, k]
@@ -170,7 +200,7 @@ class Detector:
         kept &= ~gone[train.labels[:, k]]
         if of_features and not kept.any():
           continue
-        g = gaussians(train.features[kept], train.labels[kept, k], len(gone)) if of_features else None
+        g = gaussians(train.features[kept], train.labels[kept, k], len(gone), tried) if of_features else None
         values = {name: out.score(k, val, name, g, gone) for name in tried}
         there = fair & np.isfinite(values[tried[0]])  # a node whose only children are left out has nothing to compare with
         new, old = np.flatnonzero(there & gone[y]), np.flatnonzero(there & ~gone[y])
@@ -201,7 +231,7 @@ class Detector:
         kept = (train.labels[:, k] >= 0) & ~((y >= 0) & (fold[y] == part))
         mine = rows[(val.labels[rows, m] >= 0) & (fold[val.labels[rows, m]] == part)]
         if kept.any() and len(mine):
-          g = gaussians(train.features[kept], train.labels[kept, k], len(self.taxonomy.names[k]))
+          g = gaussians(train.features[kept], train.labels[kept, k], len(self.taxonomy.names[k]), (self.scores[k],))
           values = self.score(k, val, gaussian=g)[mine]
           scores.append(values[np.isfinite(values)])
           at.append(mine[np.isfinite(values)])
@@ -215,7 +245,7 @@ class Detector:
     if gone is not None:
       allowed = allowed & ~gone
     if name in OF_FEATURES:
-      return novelty(name, -g.distances(seen.features) if name == 'mahalanobis' else g.cosines(seen.features), allowed)
+      return novelty(name, g.fits(name, seen.features), allowed)
     logits = seen.logits[k] if gone is None else np.where(gone, -np.inf, seen.logits[k])
     return novelty(name, log_softmax(logits, 1) if name == 'softmax' and not (gone is not None and gone.all()) else logits, allowed)
 
@@ -256,14 +286,15 @@ class Detector:
     out = {'scores': np.array(self.scores), 'taxonomy': np.array(self.taxonomy.hash())}
     out |= {f'{name}.{k}.{v}': scores for name in ('left_out', 'known') for (k, v), scores in getattr(self, name).items()}
     needed = {k: g for k, g in self.gaussians.items() if self.scores[k] in OF_FEATURES}
-    return out | {f'{name}.{k}': getattr(g, name) for k, g in needed.items() for name in ('means', 'white', 'centre')}
+    return out | {f'{f.name}.{k}': value for k, g in needed.items() for f in dataclasses.fields(g) if (value := getattr(g, f.name)) is not None}
 
   @classmethod
   def from_arrays(cls, found: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> 'Detector':
     """KeyError or ValueError where the arrays are not those of a detector of this taxonomy."""
     if str(found['taxonomy']) != taxonomy.hash():
       raise ValueError('it is of another taxonomy')
-    of = {k: Gaussians(*(found[f'{name}.{k}'] for name in ('means', 'white', 'centre'))) for k in range(len(taxonomy.levels)) if f'means.{k}' in found}
+    of = {k: Gaussians(*(found[f'{name}.{k}'] for name in ('means', 'white', 'centre')), found.get(f'slopes.{k}'))
+          for k in range(len(taxonomy.levels)) if f'means.{k}' in found}
     kept = [{(int(k), int(v)): found[f'{name}.{k}.{v}'] for k, v in (key.split('.')[1:] for key in found if key.startswith(f'{name}.'))}
             for name in ('left_out', 'known')]
     return cls(taxonomy, [str(s) for s in found['scores']], of, *kept, [{} for _ in taxonomy.levels])
@@ -304,7 +335,8 @@ def measure(detector: Detector, known: Seen, novel: Seen | None, recall: float) 
       under = nodes_of(t, k, novel.pred)[theirs] == nodes_of(t, k, novel.labels)[theirs]
       at_recall = np.quantile(b, 1 - RECALL, method='lower')
       right = known.pred[mine, k] == known.labels[mine, k]
-      able = [name for name in SCORES if name not in OF_FEATURES or k in detector.gaussians]
+      g = detector.gaussians.get(k)
+      able = [name for name in SCORES if name not in OF_FEATURES or (g and (name != 'logistic' or g.slopes is not None))]
       by_score = {name: auroc(detector.score(k, known, name)[mine], detector.score(k, novel, name)[theirs]) for name in able}
       found |= {'auroc': auroc(a, b), 'by_score': by_score, 'softmax': by_score['softmax'],
                 'known': float((right & (a < at_recall)).mean()), 'parent': float(under.mean()),

@@ -416,6 +416,62 @@ def novelty(run: Run) -> Markup:
                 found=number(found.get('found')), known=found['known_images'], novel=found.get('novel_images', 0))
 
 
+MOMENTS = {'before': 'the old run, among its own classes', 'start': 'migrated, before training', 'now': 'now'}
+
+
+def _grown(run: Run) -> dict[str, list[dict]]:
+  """{level: [{'name', 'kind', 'images', 'before', 'start', 'now'}]}, a row a class of a migrated run: (images that are right, all) of the first split, by the
+  old run, before any training, and now."""
+  found = {}
+  for level, classes in run.migration['classes'].items():
+    counts = {'start': run.start.per_class(level) if run.start else None, 'now': run.per_class(level)}
+    found[level] = [{'name': name, 'kind': of['kind'], 'before': (of['right'], of['images']),
+                     **{moment: (0, 0) if c is None else tuple(c[i].tolist()) for moment, c in counts.items()}} for i, (name, of) in enumerate(classes.items())]
+  return found
+
+
+def _share(rows: list[dict], moment: str) -> float | None:
+  right, images = (sum(row[moment][k] for row in rows) for k in (0, 1))
+  return right / images if images else None
+
+
+def _groups(rows: list[dict]) -> dict[str, list[dict]]:
+  """All classes, the known and the new; what there is none of is left out."""
+  groups = {'all': rows, 'known': [row for row in rows if row['kind'] != 'new'], 'new': [row for row in rows if row['kind'] == 'new']}
+  return {name: of for name, of in groups.items() if of}
+
+
+def migrated(begun: Run, migration: dict) -> list[str]:
+  """In lines: what a run makes of known and of new classes right after the migration."""
+  lines = []
+  for level, rows in _grown(dataclasses.replace(begun, migration=migration)).items():
+    parts = [f'{name} {number(_share(of, "now"))}' + (f' (the old run {number(_share(of, "before"))})' if name == 'known' else '')
+             for name, of in _groups(rows).items()]
+    lines.append(f'{begun.splits[0]}, {level}, untrained: ' + ', '.join(parts))
+  return lines
+
+
+def migration(run: Run) -> Markup:
+  """A run on a changed taxonomy: each class before and after."""
+  if not run.migration: return Markup('')
+  tables = []
+  for level, rows in reversed(_grown(run).items()):
+    whole = [(name, len(of), [number(_share(of, moment)) for moment in MOMENTS]) for name, of in _groups(rows).items()]
+    shares = [{moment: _share([row], moment) for moment in MOMENTS} for row in rows]
+    first = [of['start'] if of['before'] is None else of['before'] for of in shares]
+    points = [[(a, of['now']) for a, of, row in zip(first, shares, rows) if (row['kind'] == 'new') == new and finite(a) and finite(of['now'])]
+              for new in (False, True)]
+    change = [of['now'] - a if finite(a) and finite(of['now']) else math.inf for a, of in zip(first, shares)]
+    classes = [(rows[i]['name'], rows[i]['kind'], count(rows[i]['now'][1]), *(number(shares[i][moment]) for moment in MOMENTS),
+                signed(change[i]) if finite(change[i]) else '–') for i in sorted(range(len(rows)), key=change.__getitem__)]
+    picture = charts.against(f'Before and now {len(tables)}', [(k, np.array(of)) for k, of in enumerate(points) if of]) if any(points) else None
+    tables.append({'level': level, 'whole': whole, 'classes': classes[:CLASSES], 'more': max(0, len(classes) - CLASSES), 'picture': picture})
+  changes = [(level, kind, texts[:SHOWN], max(0, len(texts) - SHOWN)) for level, kinds in run.migration['changes'].items()
+             for kind, texts in kinds.items() if texts]
+  return render('migration', tables=tables, changes=changes, moments=list(MOMENTS.values()), split=run.splits[0] if run.splits else 'val',
+                source=run.migration.get('from'), shots=run.migration.get('shots'))
+
+
 def taxonomy(run: Run) -> Markup:
   """The classes of each level and how the levels hang together."""
   tree = run.taxonomy
@@ -478,6 +534,7 @@ class Section:
 SECTIONS = [
   Section('verdict', 'Did the hierarchy pay?', verdict),
   Section('scores', 'Scores', scores),
+  Section('migration', 'Before and after the taxonomy changed', migration),
   Section('labels', 'Scores of each class', labels),
   Section('curves', 'Curves', curves),
   Section('confusion', 'What is taken for what', mistakes.confusion),

@@ -14,6 +14,8 @@ from hierjax import explain
 from hierjax.config import UserError, resolve_levels
 from hierjax.taxonomy import Taxonomy
 
+START = 'start'  # within the folder of a run that --mode=migrate has made: the run as it was before any training
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -28,6 +30,8 @@ class Run:
   embeddings: dict[str, dict]  # 'first' evaluation and 'last' -> embedding_first.npz, embedding_last.npz
   faults: list[str]            # files that are there but could not be read, in words
   baseline: 'Run | None'
+  migration: dict = dataclasses.field(default_factory=dict)  # migration.json of a run that --mode=migrate has made
+  start: 'Run | None' = None  # what it began with
 
   @functools.cached_property
   def levels(self) -> tuple[str, ...]:
@@ -80,6 +84,13 @@ class Run:
     fits = found['labels'].shape == found['pred_joint'].shape == (len(found['files']), len(sizes)) and len(found['labels'])
     return found if fits and all((found[key] < sizes).all() for key in ('labels', 'pred_joint')) else None
 
+  def per_class(self, level: str) -> np.ndarray | None:
+    """int [C, 2]: of the images of each class of a level on the first split, those that the joint decision has right, and all."""
+    if self.predicted is None: return None
+    k, size = self.taxonomy.index(level), self.taxonomy.num_classes(level)
+    y, right = self.predicted['labels'][:, k], (self.predicted['pred_joint'] == self.predicted['labels'])[:, k]
+    return np.stack([np.bincount(y[(y >= 0) & which], minlength=size) for which in (right, np.ones_like(right))], 1)
+
   @functools.cached_property
   def explained(self) -> dict[str, np.ndarray] | None:
     """explain_SPLIT.npz of explain.write on the first split, where it belongs to the predictions."""
@@ -122,6 +133,10 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
   embeddings = {}
   for moment in ('first', 'last'):
     if taxonomy is not None and (found := load(f'embedding_{moment}.npz', lambda file: _embedding(file, taxonomy))): embeddings[moment] = found
+  migration, start = load('migration.json', _json) or {}, None
+  if migration and (path / START / 'config.json').is_file():
+    start = read(path / START, baseline=False)
+    faults += [f'{START}: {fault}' for fault in start.faults]
   other = None
   if baseline:
     named = config.get('baseline')
@@ -130,7 +145,7 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
         other = read(place, baseline=False)
         faults += [f'baseline: {fault}' for fault in other.faults]
         break
-  return Run(path, config, info, train, val, taxonomy, evals, embeddings, faults, other)
+  return Run(path, config, info, train, val, taxonomy, evals, embeddings, faults, other, migration, start)
 
 
 def _json(file: pathlib.Path) -> dict:

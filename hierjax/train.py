@@ -31,7 +31,7 @@ import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from hierjax import balancing, checkpoint, evaluate, files, log, losses, metrics, models, multi, optim, parallel, predict, report
+from hierjax import balancing, checkpoint, evaluate, files, log, losses, metrics, models, multi, optim, parallel, predict, report, runs
 from hierjax import config as config_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources
@@ -101,11 +101,11 @@ class Task:
 
 
 def objective(head: Callable[[jax.Array, bool], Mapping[str, jax.Array]], features: jax.Array, labels: jax.Array, task: Task,
-              phase: optim.Phase) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+              phase: optim.Phase, told: losses.Told) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   """The phase's losses by name, each the mean over the examples that are labelled there, times its weight; and the metrics.
 
-  head(features [B, d], train) are the logits of each level. Of a device's part of the batch: its shares of the losses and metrics, which add up to those of
-  the batch.
+  head(features [B, d], train) are the logits of each level, `told` is what a teacher says. Of a device's part of the batch: its shares of the losses and
+  metrics, which add up to those of the batch.
   """
   axis = layers.batch_axis()
   devices = 1 if axis is None else jax.lax.axis_size(axis)
@@ -136,14 +136,14 @@ def objective(head: Callable[[jax.Array, bool], Mapping[str, jax.Array]], featur
     shares[level] = value
     out[f'acc/{level}'] = losses.masked_mean((jnp.argmax(logits[level], -1) == y).astype(jnp.float32), y >= 0, axis)
   for name, term in task.terms.items():
-    values, known = term(logits, features, labels, axis)
+    values, known = term(logits, features, labels, told, axis)
     shares[name] = losses.masked_mean(weight * values, known, axis)
   out |= {f'loss/{name}': value for name, value in shares.items()}
   shares = {name: task.weights[name] * shares[name] for name in task.names if name in shares}
   return shares, {'loss': sum(shares.values()), **out}
 
 
-def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, phase: optim.Phase,
+def train_step(state: TrainState, batch: Mapping[str, jax.Array], teacher: Mapping, task: Task, phase: optim.Phase,
                tx: optax.GradientTransformation, mesh) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update. Frozen groups are constants here: no gradient is computed for them, and a frozen backbone runs with its running statistics.
 
@@ -151,7 +151,7 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
   batch's flags (each float32 [devices]), by which one process tells all to do something at the same step.
 
   With a balancer, the losses are pulled back to the features one by one. There, or after the trunk at its weights (balance.at), the balancer combines them.
-  Of micro-batches each is balanced by itself at the features; at the weights it is their mean.
+  Of micro-batches each is balanced by itself at the features; at the weights it is their mean. `teacher` is what `teacher_of` gives, {} without one.
   """
   flat = traverse_util.flatten_dict(state.params)
   frozen = {k: v for k, v in flat.items() if optim.group_of(k) in phase.freeze}
@@ -173,9 +173,10 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
     seen |= {f'cosine/{a}-{b}': cosines[i, j] for i, a in enumerate(names) for j, b in enumerate(names) if i < j}
     return found.loss_weights, found.gradient, found.state, seen
 
-  def of_micro_batch(trained, batch_stats, balancer_state, micro, key):
+  def of_micro_batch(trained, batch_stats, balancer_state, micro, teacher, key):
     """(gradients, or those of each task at the weights; batch_stats; balancer_state; metrics; what is to be seen of the balancer)"""
     heads = {k: v for k, v in trained.items() if k not in trunk}
+    told = (task.model.apply(teacher['variables'], micro['image'])[0], teacher['known']) if teacher else ({}, {})
 
     def run_trunk(weights):
       variables = {'params': traverse_util.unflatten_dict({**frozen, **heads, **weights}), 'batch_stats': batch_stats}
@@ -186,7 +187,7 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
     def run_heads(weights, features):
       params = traverse_util.unflatten_dict({**flat, **weights})
       head = lambda x, train: task.model.apply({'params': params}, x, train, rngs={'dropout': key})[0]
-      shares, out = objective(head, features, micro['labels'], task, phase)
+      shares, out = objective(head, features, micro['labels'], task, phase, told)
       return jnp.stack([shares[name] for name in names]), out
 
     if micro['image'].ndim == 2:  # the features were computed before
@@ -205,12 +206,12 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
     grads = {**back(of_features)[0], **balancing.weighted(weights, [of_heads for of_heads, _ in pulled])}
     return grads, batch_stats, balancer_state, out, seen
 
-  def gradients(trained, batch_stats, balancer_state, batch):
+  def gradients(trained, batch_stats, balancer_state, batch, teacher):
     sums, seen = None, None
     with layers.across(axis):
       for i in range(task.micro):  # unrolled: a loop around a convolution's gradient is many times slower on the CPU
         part = {k: batch[k].reshape(len(batch[k]) // task.micro, task.micro, *batch[k].shape[1:])[:, i] for k in ('image', 'labels')}
-        g, batch_stats, balancer_state, o, seen = of_micro_batch(trained, batch_stats, balancer_state, part, jax.random.fold_in(step_key, i))
+        g, batch_stats, balancer_state, o, seen = of_micro_batch(trained, batch_stats, balancer_state, part, teacher, jax.random.fold_in(step_key, i))
         sums = (g, o) if i == 0 else jax.tree.map(jnp.add, sums, (g, o))
     sums = jax.tree.map(lambda x: x / task.micro, sums)
     sums = (*sums, {name: raised.sum() for name, raised in batch['flags'].items()})
@@ -220,8 +221,8 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
     return sums, batch_stats, balancer_state, seen
 
   if axis:
-    gradients = jax.shard_map(gradients, mesh=mesh, in_specs=(jax.P(), jax.P(), jax.P(), jax.P(axis)), out_specs=jax.P(), check_vma=False)
-  (grads, out, flags), batch_stats, balancer_state, seen = gradients(trained, state.batch_stats, state.balancer, dict(batch))
+    gradients = jax.shard_map(gradients, mesh=mesh, in_specs=(jax.P(), jax.P(), jax.P(), jax.P(axis), jax.P()), out_specs=jax.P(), check_vma=False)
+  (grads, out, flags), batch_stats, balancer_state, seen = gradients(trained, state.batch_stats, state.balancer, dict(batch), teacher)
   if at_weights:
     mine = [{k: v for k, v in g.items() if optim.shared(k)} for g in grads]
     weights, combined, balancer_state, seen = balanced(mine, balancer_state, out, balance_key)
@@ -242,10 +243,10 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], task: Task, ph
 
 
 def stepper(task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh) -> Callable:
-  """The compiled step of a phase over the mesh: (state, batch) → (state, metrics)."""
+  """The compiled step of a phase over the mesh: (state, batch, teacher) → (state, metrics)."""
   r, d = parallel.replicated(mesh), parallel.split(mesh)
   step = functools.partial(train_step, task=task, phase=phase, tx=tx, mesh=mesh)
-  return jax.jit(step, in_shardings=(r, d), out_shardings=(r, r), donate_argnums=0, compiler_options=layers.compiler_options())
+  return jax.jit(step, in_shardings=(r, d, r), out_shardings=(r, r), donate_argnums=0, compiler_options=layers.compiler_options())
 
 
 def eval_variables(state: TrainState) -> dict:
@@ -356,6 +357,18 @@ class Run:
       process_count=jax.process_count(), strict=c.data.strict)
 
 
+def teacher_of(workdir: pathlib.Path, run: Run) -> dict:
+  """What loss.terms=distill holds on to: {'variables' of the run that --mode=migrate began with, 'known': {level: bool [C], classes that it had learned}}, or
+  {} where that is no term. UserError where no migration has left it."""
+  if 'distill' not in run.terms:
+    return {}
+  classes = runs.read(workdir, baseline=False).migration.get('classes')
+  if not classes or not (workdir / runs.START / 'config.json').exists():
+    raise UserError(f'--config.loss.terms=distill: {workdir} has nothing to hold on to; it is for runs that --mode=migrate has made')
+  known = {level: np.array([classes[level][name]['kind'] != 'new' for name in run.taxonomy.names[run.taxonomy.index(level)]]) for level in run.levels}
+  return parallel.put_replicated({'variables': predict.load(workdir / runs.START).variables, 'known': known}, run.mesh)
+
+
 def rest(state: TrainState) -> dict:
   """What evaluation does not need."""
   return {k: getattr(state, k) for k in ('step', 'opt_state', 'plateau', 'balancer', 'monitor')}
@@ -406,7 +419,7 @@ class Loop:
   def __init__(self, run: Run, workdir: pathlib.Path):
     self.run, self.c, self.mesh, self.compiled = run, run.c, run.mesh, log.compile_seconds()
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, writes=True)
-    self.task = run.task()
+    self.task, self.teacher = run.task(), teacher_of(workdir, run)
     self.state = run.state(self.task)
     self.params = sum(x.size for x in jax.tree.leaves(run.initial['params']))
     self.saved, loaded = self.checkpoints.load_latest(parts(self.state))
@@ -549,7 +562,7 @@ class Loop:
           break
         waited += time.monotonic() - asked
         self.broken.update(train.files[b] for b in batch['broken'][batch['broken'] >= 0])
-        self.state, out = step_fn(self.state, parallel.put_train(batch, self.flags(signals), self.mesh))
+        self.state, out = step_fn(self.state, parallel.put_train(batch, self.flags(signals), self.mesh), self.teacher)
         values = self.check(pending, train.files)
         if values and pending[0] % c.train.log_steps == 0 and self.step > since_step:
           now = time.monotonic()

@@ -153,7 +153,7 @@ def advance(c, devices, state, to):
   state = run.state(task) if state is None else parallel.put_replicated(state, run.mesh)
   step = train.stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)
   for batch in run.batches(run.train, int(state.step), to):
-    state, _ = step(state, parallel.put_train(batch, {'stop': False}, run.mesh))
+    state, _ = step(state, parallel.put_train(batch, {'stop': False}, run.mesh), {})
   return jax.device_get(state)
 
 
@@ -276,7 +276,7 @@ def test_one_reduction_of_the_gradients_and_two_for_each_batch_norm(devices, bac
   state = run.state(task)
   batch = next(iter(run.batches(run.train, 0, 1)))
   step = train.stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)
-  hlo = step.lower(state, parallel.put_train(batch, {'stop': False}, run.mesh)).compile().as_text()
+  hlo = step.lower(state, parallel.put_train(batch, {'stop': False}, run.mesh), {}).compile().as_text()
   params, widths = sum(x.size for x in jax.tree.leaves(state.params)), [16, 16]
   scalars = 1 + 3 + 3 + 1  # loss, loss and accuracy a level, flag
   groups, complaints = scaling.sort(scaling.collectives(hlo), params, widths)

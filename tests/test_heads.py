@@ -343,7 +343,7 @@ def test_a_step_of_each(form, monkeypatch):
   state, phase = run.state(task), run.phases[0]
   tx = optim.transformation(c, task.labels, phase.freeze)
   batch = next(iter(run.batches(run.train, 0, 1)))
-  step = jax.jit(lambda s, b: train.train_step(s, b, task, phase, tx, run.mesh))
+  step = jax.jit(lambda s, b: train.train_step(s, b, {}, task, phase, tx, run.mesh))
   after, out = step(state, parallel.put_train(batch, {}, run.mesh))
   moved = {name: any(np.any(a != b) for a, b in zip(jax.tree.leaves(state.params['heads'][name]), jax.tree.leaves(after.params['heads'][name])))
            for name in state.params['heads']}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 from jax.sharding import AxisType
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
@@ -94,11 +94,33 @@ def test_gaussians_are_the_closed_form():
   np.testing.assert_allclose(g.cosines(probes)[:, :3], a @ b.T / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1), rtol=1e-8)
 
 
+@pytest.mark.parametrize('classes', [4, 2, 1])
+def test_the_logistic_regression_is_the_optimum(classes):
+  """Its penalised likelihood has no slope where it ends; features are of length √d; a class without an example has no score."""
+  rng = np.random.default_rng(3)
+  y = rng.integers(0, classes, 200) + (classes < 4)  # then class 0 has no example
+  x = rng.normal(size=(200, 6)) + y[:, None] * np.arange(6)
+  g = novelty.gaussians(x, y, 4, ('logistic',))
+  there, z = np.unique(y), g.even(x)
+  np.testing.assert_allclose((z ** 2).sum(1), 6)
+  logits = g.fits('logistic', x)
+  assert np.isfinite(logits[:, there]).all() and np.isnan(np.delete(logits, there, 1)).all()
+  np.testing.assert_allclose(logits, z @ g.slopes[:-1] + g.slopes[-1])
+  if classes > 1:
+    p, w = softmax(logits[:, there], 1), g.slopes[:, there]
+    slope = z.T @ (p - (y[:, None] == there)) + (w[:-1] - (w[:-1, :1] if classes == 2 else 0)) / novelty.PENALTY
+    assert np.abs(slope[:, 1:]).max() < .02 * np.abs(z.T @ (1 / len(there) - (y[:, None] == there))).max()
+    assert np.abs((p - (y[:, None] == there)).sum(0)).max() < .5  # the bias is not penalised
+  else:
+    assert not logits[:, there].any()
+
+
 def test_scores_are_the_closed_forms():
   rng = np.random.default_rng(2)
   fit, allowed = rng.normal(size=(6, 4)), np.array([[1, 1, 0, 0]] * 5 + [[0] * 4], bool)
   for name, expected in (('softmax', -fit[:, :2].max(1)), ('mahalanobis', -fit[:, :2].max(1)), ('energy', -logsumexp(fit[:, :2], axis=1)),
-                         ('cosine_softmax', -log_softmax(fit[:, :2] / novelty.TEMPERATURE, 1).max(1))):
+                         ('cosine_softmax', -log_softmax(fit[:, :2] / .05, 1).max(1)),
+                         ('logistic', -log_softmax(fit[:, :2], 1).max(1))):
     got = novelty.novelty(name, fit, allowed)
     np.testing.assert_allclose(got[:5], expected[:5], atol=1e-12)
     assert got[5] == np.inf

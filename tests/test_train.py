@@ -34,7 +34,7 @@ def start(c):
 def advance(run, task, state, phase=None, steps=2, freeze=None):
   phase = phase or run.phases[0]
   tx = optim.transformation(run.c, task.labels, phase.freeze if freeze is None else freeze)
-  step = jax.jit(lambda s, b: train.train_step(s, b, task, phase, tx, run.mesh))
+  step = jax.jit(lambda s, b: train.train_step(s, b, {}, task, phase, tx, run.mesh))
   out = None
   for batch in run.batches(run.train, int(state.step), int(state.step) + steps):
     state, out = step(state, parallel.put_train(batch, {}, run.mesh))
@@ -169,7 +169,7 @@ def test_frozen_backbone_costs_no_gradient(one_device):
 
   def flops(phase):
     tx = optim.transformation(c, task.labels, phase.freeze)
-    return jax.jit(lambda s, b: train.train_step(s, b, task, phase, tx, run.mesh)).lower(state, device).compile().cost_analysis()['flops']
+    return jax.jit(lambda s, b: train.train_step(s, b, {}, task, phase, tx, run.mesh)).lower(state, device).compile().cost_analysis()['flops']
 
   frozen, free = (flops(p) for p in run.phases)
   assert frozen < 0.55 * free, (frozen, free)
@@ -218,8 +218,8 @@ def test_gradient_of_nan_is_never_saved(tmp_path, one_device, monkeypatch):
   """The loss of the last step before a save is finite, its gradient is not."""
   original = train.objective
 
-  def poisoned(head, features, labels, task, phase):
-    shares, out = original(head, features, labels, task, phase)
+  def poisoned(head, features, *others):
+    shares, out = original(head, features, *others)
     return shares | {'model': shares['model'] + 0 * jax.numpy.sqrt(jax.numpy.sum(features * 0))}, out
   monkeypatch.setattr(train, 'objective', poisoned)
   with pytest.raises(UserError, match=r'at step 1: .* gradient norm nan'):

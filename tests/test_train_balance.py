@@ -37,7 +37,7 @@ def advance(c, steps=1, state=None):
   task = run.task()
   state = run.state(task) if state is None else state
   tx = optim.transformation(run.c, task.labels)
-  step = jax.jit(lambda s, b: train.train_step(s, b, task, run.phases[0], tx, run.mesh))
+  step = jax.jit(lambda s, b: train.train_step(s, b, {}, task, run.phases[0], tx, run.mesh))
   before, out = jax.device_get(state), None
   for batch in run.batches(run.train, int(state.step), int(state.step) + steps):
     state, out = step(state, parallel.put_train(batch, {}, run.mesh))

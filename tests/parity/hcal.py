@@ -43,7 +43,7 @@ def evaluate(name, options=None, **changes):
     moved = [heads.normalized(p) + n for p, n in zip(prototypes, noise)]  # given, not drawn; the heads make it unit vectors
     head = lambda x, training: module.apply({'params': {level: {'prototypes': p} for level, p in zip(levels, moved if training else prototypes)}}, x, False)
     x = heads.normalized(features) if c.model.normalize else features
-    shares, _ = train.objective(head, x, labels, task, task)
+    shares, _ = train.objective(head, x, labels, task, task, ({}, {}))
     each = jnp.stack([shares[level] for level in levels])
     weights, _, _ = balancing.awa(c.balance.gamma).update(each, {})
     return (weights * each).sum(), {'losses': each, 'weights': weights}

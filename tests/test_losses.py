@@ -253,6 +253,31 @@ def test_co_annotation_spreads_over_what_agrees(cars):
   assert not pull('make', [make, -1, -1]).any()
 
 
+# Distillation.
+
+
+def test_distillation_against_a_loop():
+  """Of the known classes only; at another temperature; no gradient to the teacher, none where both agree, and by 1/T times T² that of p - q."""
+  r = np.random.default_rng(0)
+  x, t = ({'make': 3 * r.standard_normal((4, 3)), 'model': 3 * r.standard_normal((4, 6))} for _ in range(2))
+  known = {'make': np.array([True] * 3), 'model': np.array([True, False, True, True, False, False])}
+  def naive(heat):
+    out = np.zeros(4)
+    for level, of in known.items():
+      for i in range(4):
+        q, p = (softmax((z[level][i] / heat)[of]) for z in (t, x))
+        out[i] += heat ** 2 * sum(b * (math.log(b) - math.log(a)) for a, b in zip(p, q)) / 2
+    return out
+  cast = lambda z: {level: as_float32(v) for level, v in z.items()}
+  for heat in (1.0, 2.0):
+    np.testing.assert_allclose(losses.distillation(cast(x), cast(t), known, heat), naive(heat), rtol=1e-4)
+  of_x, of_t = jax.grad(lambda a, b: losses.distillation(a, b, known, 2.0).sum(), (0, 1))(cast(x), cast(t))
+  assert not any(v.any() for v in of_t.values()) and not of_x['model'][:, ~known['model']].any()
+  p, q = (np.array([softmax(row[known['model']] / 2) for row in z['model']]) for z in (x, t))
+  np.testing.assert_allclose(of_x['model'][:, known['model']], 2 / 2 * (p - q), rtol=1e-3, atol=1e-6)
+  assert not np.abs(jax.grad(lambda a: losses.distillation(a, cast(t), known, 2.0).sum())(cast(t))['model']).max() > 1e-6
+
+
 # Soft labels of LCA distances.
 
 

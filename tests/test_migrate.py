@@ -1,6 +1,7 @@
 """A run on a changed taxonomy: rows that are kept bit for bit, merges, splits and new classes, and the difference by a naive comparison."""
 
 import json
+import re
 
 import cv2
 import jax
@@ -185,9 +186,54 @@ def test_a_migrated_run_predicts_and_trains_on(run, tmp_path, monkeypatch, shots
   assert json.loads((tmp_path / 'new/migration.json').read_text())['changes']['model']['added'] == [fresh]
   with pytest.raises(UserError, match='there is a run already'):
     migrate.migrate(workdir, str(grown / 'taxonomy.csv'), tmp_path / 'new', c)
+  told = json.loads((tmp_path / 'new/migration.json').read_text())['classes']['model']
+  assert {told[name]['kind'] for name in names if name not in (fresh, 'merged')} == {'kept'}
+  assert (told[fresh]['kind'], told['merged']['kind'], told[fresh]['images']) == ('new', 'merged', 0)
+  with np.load(workdir / 'predictions_val.npz') as found:
+    y, right = found['labels'][:, -1], (found['pred_joint'] == found['labels'])[:, -1]
+  for name, sources_of in {'merged': [a, b], **{name: [name] for name in set(names) - {fresh, 'merged'}}}.items():
+    mine = np.isin(y, [was.index(s) for s in sources_of])
+    assert (told[name]['right'], told[name]['images']) == (right[mine].sum(), mine.sum()), name
+  assert f'val, model, untrained: all {share(tmp_path / "new/start", set(names))}, known {share(tmp_path / "new/start", set(names) - {fresh})} (' in text
   if shots:
     result = hierjax.fit(new.c, tmp_path / 'new')
-    assert result['step'] == 6 and (tmp_path / 'new/report.html').exists()
+    assert result['step'] == 6
+    page = (tmp_path / 'new/report.html').read_text()
+    assert 'could not be made' not in page and 'Before and after the taxonomy changed' in page
+    row = re.search(rf'<tr><th scope="row">{re.escape(fresh)}</th><td class="text">new</td>.*?</tr>', page)[0]
+    cells = re.findall('<td>(.*?)</td>', row)
+    assert cells[1:4] == ['–', share(tmp_path / 'new/start', {fresh}), share(tmp_path / 'new', {fresh})]
+
+
+def share(workdir, names):
+  """Of the val images of these models, those whose joint decision is right, as the report prints it."""
+  t = Taxonomy.from_csv(workdir / 'taxonomy.csv')
+  with np.load(workdir / 'predictions_val.npz') as found:
+    mine = np.isin(found['labels'][:, -1], [t.names[-1].index(name) for name in names])
+    return f'{100 * (found["pred_joint"] == found["labels"])[mine, -1].mean():.1f}%'
+
+
+def test_distillation_holds_on_to_what_was_known(run, tmp_path, monkeypatch):
+  """With a weight that drowns the labels the logits of known classes, relative to each other, stay nearer to where they began than without."""
+  workdir, grown, _ = run
+  tiny.register(monkeypatch)
+  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  moved = {}
+  for name, terms in (('plain', ''), ('held', 'distill')):
+    c = hierjax.load(workdir).c.copy_and_resolve_references()
+    c.data.root, c.loss.terms, c.loss.weights, c.optim.lr = str(grown), terms, 'distill=30' if terms else '', 1e-2
+    c.train.steps = c.train.eval_steps = 30
+    place = tmp_path / name
+    migrate.migrate(workdir, str(grown / 'taxonomy.csv'), place, c, str(grown / 'renames.csv'))
+    hierjax.fit(hierjax.load(place).c, place)
+    models = [hierjax.load(place / 'start'), hierjax.load(place)]
+    probs = [np.log(m.collect(m.split('val')).probs['model']) for m in models]
+    known = [i for i, of in enumerate(json.loads((place / 'migration.json').read_text())['classes']['model'].values()) if of['kind'] != 'new']
+    before, after = (p[:, known] - p[:, known].mean(1, keepdims=True) for p in probs)
+    moved[name] = np.abs(after - before).mean()
+  assert moved['held'] < .5 * moved['plain'], moved
+  with pytest.raises(UserError, match='has nothing to hold on to'):
+    hierjax.fit(tiny.run_config(**{'loss.terms': 'distill'}), tmp_path / 'other')
 
 
 def test_what_cannot_be_migrated_is_told(run, tmp_path, monkeypatch):

@@ -189,7 +189,7 @@ def made_page(path):
   return Page((path / 'report.html').read_text(encoding='utf-8'))
 
 
-ELSEWHERE = ('labels', 'novelty')  # the sections of multi levels and of eval.novelty
+ELSEWHERE = ('labels', 'novelty', 'migration')  # the sections of multi levels, of eval.novelty and of --mode=migrate
 
 
 def test_well_formed_and_self_contained(full):

@@ -164,7 +164,7 @@ def against(title: str, groups: list[tuple[int, np.ndarray]]) -> Markup:
   from matplotlib.ticker import FuncFormatter
   with _style(title):
     figure = Figure(figsize=(3.3, 3.3))
-    axes = figure.add_axes((.185, .145, .785, .83))
+    axes = figure.add_axes((.185, .145, .745, .815))
     axes.plot([0, 1], [0, 1], color=INK, lw=.9, ls=(0, (1.5, 2.5)), alpha=.7)
     for colour, xy in groups:
       at, n = np.unique(xy.round(3), axis=0, return_counts=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 from markupsafe import Markup
+from sklearn.metrics import precision_recall_curve
 
 from hierjax import charts, files, metrics, mistakes
 from hierjax.charts import series
@@ -241,13 +242,32 @@ def labels(run: Run) -> Markup:
         whole.append((METRICS[key].label, *(number(found[when][name]) for when in ('before', 'after'))))
       classes = [(name, count(c['positives']), number(c['ap']), f"{c['threshold']:.3f}", number(c['before']['f1']), number(c['after']['f1']),
                   number(c['after']['precision']), number(c['after']['recall'])) for name, c in found['classes'].items()]
-      more = max(0, len(classes) - CLASSES)
-      tables.append({'split': split, 'level': level, 'n': evaluation.get('n'), 'whole': whole, 'classes': classes[:CLASSES], 'more': more})
+      more, picture = max(0, len(classes) - CLASSES), _precision_recall(run, split, level, found['classes'], f'Precision and recall {len(tables)}')
+      tables.append({'split': split, 'level': level, 'n': evaluation.get('n'), 'whole': whole, 'classes': classes[:CLASSES], 'more': more, 'picture': picture})
   hvr = (run.evaluation or {}).get('hvr') or {}
   several = run.taxonomy is not None and len(run.taxonomy.multi) > 1
   return render('labels', tables=tables, several=several, single=number(hvr.get('single')), decided=number(hvr.get('decided'))) if tables else Markup('')
 
 
+def _precision_recall(run: Run, split: str, level: str, classes: dict, title: str) -> tuple[list, Markup] | None:
+  """(legend, picture) of precision over recall for the DRAWN classes with the most images, with a dot where the tuned threshold lies; None without any."""
+  found, tree = run.predictions(split), run.taxonomy
+  if not found or not {'multi_labels', 'multi_prob'} <= found.keys() or tree is None or level not in tree.columns: return None
+  y, prob = (found[name][:, tree.columns[level]] for name in ('multi_labels', 'multi_prob'))
+  names, curves, dots = list(classes), [], []
+  if y.shape != prob.shape or y.shape[1] != len(names): return None
+  chosen = [c for c in np.argsort([-of['positives'] for of in classes.values()], kind='stable')[:DRAWN] if classes[names[c]]['positives']]
+  for k, c in enumerate(chosen):
+    known, of = y[:, c] >= 0, classes[names[c]]['after']
+    precision, recall, _ = precision_recall_curve(y[known, c], prob[known, c])
+    curves.append(charts.Series(recall, precision, k, False, 1.))
+    if finite(of['precision']): dots.append(charts.Series(np.array([of['recall']]), np.array([of['precision']]), k, True, 1.))
+  if not curves: return None
+  chart = charts.Chart(title, 'recall', (*curves, *dots), (), (0, 1), percent=True, label='precision', extent=(0, 1.02))
+  return [(names[c], 'thick', k) for k, c in enumerate(chosen)], charts.draw(chart)
+
+
+DRAWN = 12  # precision-recall curves in one picture
 CLASSES = 500  # rows of the table of classes
 
 
@@ -456,7 +476,8 @@ def migration(run: Run) -> Markup:
   if not run.migration: return Markup('')
   tables = []
   for level, rows in reversed(_grown(run).items()):
-    whole = [(name, len(of), [number(_share(of, moment)) for moment in MOMENTS]) for name, of in _groups(rows).items()]
+    whole = [(name, len(of), [number(None if name == 'all' and moment == 'before' else _share(of, moment)) for moment in MOMENTS])
+             for name, of in _groups(rows).items()]
     shares = [{moment: _share([row], moment) for moment in MOMENTS} for row in rows]
     first = [of['start'] if of['before'] is None else of['before'] for of in shares]
     points = [[(a, of['now']) for a, of, row in zip(first, shares, rows) if (row['kind'] == 'new') == new and finite(a) and finite(of['now'])]

@@ -62,8 +62,8 @@ class Run:
 
   def predictions(self, split: str) -> dict[str, np.ndarray] | None:
     """predictions_SPLIT.npz of evaluate.write: files [N], labels, pred_DECODING and prob_DECODING [N, L], top_K and top_prob_K [N, 5] of the head of
-    column K; None where there is none that could be read."""
-    return self._archive(f'predictions_{split}.npz', ('files', 'labels', 'pred_', 'prob_', 'top_'))
+    column K, of multi levels multi_labels, multi_prob and multi_pred [N, M]; None where there is none that could be read."""
+    return self._archive(f'predictions_{split}.npz', ('files', 'labels', 'pred_', 'prob_', 'top_', 'multi_'))
 
   def _archive(self, name: str, keys: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     try:

@@ -142,7 +142,7 @@ def test_one_level_as_s4_does(tmp_path):
   (line,) = again.predict([str(data / 'images/0.png')])
   assert line['classes']['tag'] == [t for t, x in zip(TAGS, pred[0]) if x] and line['prob']['tag']['blue'] == pytest.approx(prob[0, 1], abs=1e-4)
   page = (run / 'report.html').read_text()
-  assert 'mAP, macro' in page and 'Learning rate' in page and 'could not be made' not in page and re.search(r'coral</th><td>\d+</td>', page)
+  assert 'mAP, macro' in page and 'Learning rate' in page and 'precision over recall' in page and 'could not be made' not in page and re.search(r'coral</th><td>\d+</td>', page)
   lines = [json.loads(l) for l in (run / 'metrics.jsonl').read_text().splitlines()]
   assert {'loss', 'map/tag', 'micro_map/tag', 'f1/tag'} <= [l for l in lines if l['kind'] == 'val'][-1].keys()
   with pytest.raises(UserError, match=r'data\.multi'):

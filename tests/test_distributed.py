@@ -19,7 +19,7 @@ import tiny
 from jax.sharding import AxisType
 
 from benchmarks import scaling
-from hierjax import checkpoint, optim, parallel, predict, train
+from hierjax import checkpoint, models, optim, parallel, predict, train
 from hierjax.config import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -146,14 +146,14 @@ def test_two_processes_are_two_devices_of_one(tmp_path, backbone, monkeypatch):
   assert result == json.loads(json.dumps(predict.load(tmp_path / 'one').evaluate('train'))) and result['n'] == 46
 
 
-def advance(c, devices, state, to):
+def advance(c, devices, state, to, teacher=None):
   """In this process, on so many devices: the state after step `to`, from the state as numpy, None for the initial one."""
   run = train.Run(c)
   run.mesh, task = mesh(devices), run.task()
   state = run.state(task) if state is None else parallel.put_replicated(state, run.mesh)
   step = train.stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)
   for batch in run.batches(run.train, int(state.step), to):
-    state, _ = step(state, parallel.put_train(batch, {'stop': False}, run.mesh), {})
+    state, _ = step(state, parallel.put_train(batch, {'stop': False}, run.mesh), parallel.put_replicated(teacher or {}, run.mesh))
   return jax.device_get(state)
 
 
@@ -164,6 +164,20 @@ def saved(c, folder, step):
   state = train.restored(state, store.load(step, train.parts(state)))
   store.close()
   return jax.device_get(state)
+
+
+def test_distillation_is_the_same_over_devices(monkeypatch):
+  """And it is not without effect: the teacher is another network."""
+  tiny.register(monkeypatch)
+  c = tiny.run_config(**{'loss.terms': 'distill', 'loss.weights': 'distill=30', 'optim.name': 'sgd'})
+  run = train.Run(c)
+  other = models.init(run.model, 1, np.zeros((1, 32, 32, 3), np.float32))
+  teacher = {'variables': dict(jax.device_get(other)), 'known': {level: np.arange(run.taxonomy.num_classes(level)) % 3 > 0 for level in run.levels}}
+  one, four = (advance(c, n, None, 3, teacher).params for n in (1, 4))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, four)
+  teacher['known'] = {level: np.zeros_like(of) for level, of in teacher['known'].items()}
+  without = advance(c, 1, None, 3, teacher).params
+  assert max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, without))) > 1e-3
 
 
 def test_one_signal_stops_all_and_another_number_goes_on(tmp_path, backbone, monkeypatch, capsys):

@@ -99,7 +99,7 @@ def test_a_cell_of_a_class_column_is_0_or_1(tmp_path):
 @pytest.mark.parametrize('changes, told', [
   ({'loss.smoothing': .1}, r'loss\.smoothing=0\.1 is for exclusive levels'), ({'data.balance': 'loss'}, r'data\.balance'),
   ({'data.multi': '', 'loss.binary': 'focal'}, r'loss\.binary=.focal. is for multi levels'), ({'data.source': 'toy'}, r'source toy has one class a level'),
-  ({'data.multi': 'tag'}, 'group would be exclusive beside it'), ({'train.best': 'fpa'}, r"choices: loss, map/group, map/tag"),
+  ({'data.multi': 'group'}, 'exclusive level tag stands below multi level group'), ({'train.best': 'fpa'}, r"choices: loss, map/group, map/tag"),
   ({'model.heads': 'flat'}, 'each of the multi levels needs a head'), ({'loss.pos_weight': .5}, r'pos_weight=0\.5')])
 def test_options_that_do_not_fit(tmp_path, changes, told):
   draw(tmp_path, 12, taxonomy=True)

@@ -140,8 +140,8 @@ class Model:
     options = copy.deepcopy(self.c.data)
     # with held-out classes, the labels name more than the model knows; a multi level beside their taxonomy is one that they do not bring
     if options.root and not options.hold_out and not options.taxonomy:
-      brought = pathlib.Path(options.root).expanduser() / 'taxonomy.csv'
-      if not brought.exists() or not {*self.taxonomy.multi} <= {*read_levels(brought)[0]}:
+      brought, own = pathlib.Path(options.root).expanduser() / 'taxonomy.csv', self.taxonomy.exclusive
+      if not brought.exists() or (own and self.taxonomy.several and own.levels == tuple(read_levels(brought)[0])):
         options.taxonomy = str(self.workdir / 'taxonomy.csv')
     data = sources.load(options)
     if gone := [level for level in self.levels if level not in data.taxonomy.levels]:

@@ -108,7 +108,8 @@ def verdict(run: Run) -> Markup:
   """Did the hierarchy pay? The run against one plain head with the ancestors read off."""
   if not run.evaluation: return render('sentence', 'There is no evaluation of this run, so nothing can be compared.')
   if len(run.heads) == 1:
-    return render('sentence', f'This run has one head ({run.heads[0]}), so it is itself a plain baseline: the classes of the other levels '
+    kind = ' on an exclusive level' if get(run.config, 'data.multi') else ''
+    return render('sentence', f'This run has one head{kind} ({run.heads[0]}), so it is itself a plain baseline: the classes of the other levels '
                               'are read off its predictions and every decoding gives the same answer. Train with more heads to compare.')
   if run.baseline is None: return render('no_baseline')
   split, base = run.splits[0], _baseline(run, run.splits[0])
@@ -242,9 +243,10 @@ def labels(run: Run) -> Markup:
       tables.append({'split': split, 'level': level, 'n': evaluation.get('n'), 'whole': whole, 'classes': classes[:CLASSES], 'more': more})
   hvr = (run.evaluation or {}).get('hvr') or {}
   if not tables: return Markup('')
-  beside = run.taxonomy is not None and bool(run.taxonomy.exclusive)
-  several = beside or (run.taxonomy is not None and len(run.taxonomy.multi) > 1)
-  return render('labels', tables=tables, several=several, beside=beside, single=number(hvr.get('single')), decided=number(hvr.get('decided')))
+  t = run.taxonomy
+  below = t is not None and bool(t.multi and t.exclusive) and bool((t.above >= 0).any())
+  several = below or (t is not None and len(t.multi) > 1)
+  return render('labels', tables=tables, several=several, below=below, single=number(hvr.get('single')), decided=number(hvr.get('decided')))
 
 
 CLASSES = 500  # rows of the table of classes

@@ -49,6 +49,8 @@ class Model:
   def __init__(self, workdir: pathlib.Path, c: ConfigDict, taxonomy: Taxonomy | Mixed):
     config_lib.validate(c, list(models.BACKBONES))
     self.workdir, self.c, self.mesh, self.taxonomy = workdir, c, parallel.mesh(), taxonomy
+    if not taxonomy.exclusive:
+      config_lib.check_multi(c, taxonomy.levels)
     self.levels = config_lib.head_levels(c.model, taxonomy.levels, taxonomy.multi)
     self.classifier = heads.build(c, self.taxonomy, self.levels)
     fresh = models.init(self.classifier, 0)

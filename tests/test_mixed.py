@@ -116,6 +116,9 @@ def test_what_lies_below_what(tmp_path):
     again = taxonomy_lib.load(tmp_path / 'again.csv', several)
     assert again.hash() == t.hash() and np.array_equal(again.above, t.above) and not t.diff(again)
     assert again.exclusive.rows() == t.exclusive.rows() and again.several.rows() == t.several.rows()
+    short = t.coarsen(t.levels[0])
+    short.to_csv(tmp_path / 'short.csv')
+    assert taxonomy_lib.load(tmp_path / 'short.csv', several).hash() == short.hash() and np.array_equal(short.above[:, 0], t.above[:, 0])
 
 
 @pytest.mark.parametrize('rows, multi, told', [

@@ -71,11 +71,11 @@ class Task:
 
   model: nn.Module
   levels: tuple[str, ...]  # with a head
-  exclusive: int  # the number of exclusive levels, whose labels stand first
-  columns: Mapping[str, int]  # in the labels, of exclusive levels with a head
+  columns: tuple[int, ...]  # in the labels, of the exclusive ones among them, which stand first
   losses: Mapping[str, losses.Loss]  # of each of these
   terms: Mapping[str, losses.Term]
   binary: multi.Loss | None  # of the multi levels, all of them at once
+  exclusive: int  # the number of exclusive levels, whose labels stand before those of multi levels
   aggregate: Callable | None  # loss.aggregate
   weights: Mapping[str, float]  # of levels and terms; those above 0 are the tasks that the balancer weighs
   balancer: balancing.Balancer | None  # None: nothing but `weights` weighs
@@ -115,8 +115,10 @@ def objective(head: Callable[[jax.Array, bool], Mapping[str, jax.Array]], featur
     y = labels[:, task.balance_column]
     weight = jnp.where(y >= 0, jnp.asarray(task.example_weights)[jnp.maximum(y, 0)], 1.0)
   logits, undisturbed = head(features, True), head(features, False)  # what no loss reads is not computed
-  binary = task.binary(logits, labels) if task.binary else {}
-  labels, own = labels[:, :task.exclusive], {level: logits[level] for level in task.columns}
+  columns, binary, own = dict(zip(task.levels, task.columns)), {}, logits
+  if task.binary:
+    binary, own = task.binary(logits, labels), {level: logits[level] for level in columns}
+    labels = labels[:, :task.exclusive]
   means = task.aggregate(features, labels, axis) if task.aggregate else {}
   shares, out = {}, {}
   for level in task.levels:
@@ -127,7 +129,7 @@ def objective(head: Callable[[jax.Array, bool], Mapping[str, jax.Array]], featur
       shares[level] = losses.masked_mean(values, known, axis)
       out[f'acc/{level}'] = losses.masked_mean(right, known, axis)
       continue
-    y = labels[:, task.columns[level]]
+    y = labels[:, columns[level]]
     if level in means:  # of each class, the mean features of its examples; every device has them all
       x, own, present = means[level]
       values, _ = task.losses[level](head(x, True)[level], own, head(x, False)[level])
@@ -327,7 +329,7 @@ class Run:
     if c.data.balance == 'loss':
       balance = pipeline.class_weights(self.train.labels[:, column], own.num_classes(own.levels[column]))
     return Task(
-      model=self.model, levels=self.levels, exclusive=len(own.levels) if own else 0, columns={level: own.index(level) for level in self.losses},
+      model=self.model, levels=self.levels, exclusive=len(own.levels) if own else 0, columns=tuple(own.index(level) for level in self.losses),
       losses=self.losses, terms=self.terms, binary=self.binary, aggregate=self.aggregate, weights=self.weights, balancer=self.balancer, balance_at=c.balance.at,
       example_weights=balance, balance_column=column, labels=optim.labels(self.initial['params'], c.optim.rules),
       schedule=optim.schedule(c, self.total, len(self.train.labels)), clip=c.optim.clip, ema=c.optim.ema, micro=c.optim.accumulate, seed=c.seed)

@@ -115,9 +115,9 @@ def objective(head: Callable[[jax.Array, bool], Mapping[str, jax.Array]], featur
     y = labels[:, task.balance_column]
     weight = jnp.where(y >= 0, jnp.asarray(task.example_weights)[jnp.maximum(y, 0)], 1.0)
   logits, undisturbed = head(features, True), head(features, False)  # what no loss reads is not computed
-  columns, binary, own = dict(zip(task.levels, task.columns)), {}, logits
+  columns, binary, single = dict(zip(task.levels, task.columns)), {}, logits
   if task.binary:
-    binary, own = task.binary(logits, labels), {level: logits[level] for level in columns}
+    binary, single = task.binary(logits, labels), {level: logits[level] for level in columns}
     labels = labels[:, :task.exclusive]
   means = task.aggregate(features, labels, axis) if task.aggregate else {}
   shares, out = {}, {}
@@ -140,7 +140,7 @@ def objective(head: Callable[[jax.Array, bool], Mapping[str, jax.Array]], featur
     shares[level] = value
     out[f'acc/{level}'] = losses.masked_mean((jnp.argmax(logits[level], -1) == y).astype(jnp.float32), y >= 0, axis)
   for name, term in task.terms.items():
-    values, known = term(own, features, labels, axis)
+    values, known = term(single, features, labels, axis)
     shares[name] = losses.masked_mean(weight * values, known, axis)
   out |= {f'loss/{name}': value for name, value in shares.items()}
   shares = {name: task.weights[name] * shares[name] for name in task.names if name in shares}

@@ -277,7 +277,7 @@ def test_lint_counts_both(tmp_path):
 
 @pytest.mark.parametrize('changes', [{}, {'loss.any_level': True, 'loss.terms': 'tree_path,distribution_matching,co_annotation', 'loss.binary': 'focal'},
                                      {'loss.smoothing': .2, 'data.balance': 'loss', 'loss.pos_weight': 5.0},
-                                     {'loss.aggregate': 'samples', 'loss.terms': 'supervised_contrastive'}])
+                                     {'loss.aggregate': 'samples', 'loss.terms': 'supervised_contrastive,tree_path'}])
 def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
   """That of a run on the exclusive levels and one on the multi ones, with the same logits."""
   draw(tmp_path / 'data')

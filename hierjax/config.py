@@ -22,7 +22,7 @@ class UserError(ValueError):
 # Options of the balancers, each read by some (balancing.py)
 BALANCE = ('alpha', 'beta', 'c', 'decay', 'gamma', 'lr', 'power', 'temperature')
 
-# Options that mean nothing where all levels are multi (data.multi), and those that mean something only there
+# Options that mean nothing where no level is exclusive (data.multi), and those that mean something only where some are multi
 EXCLUSIVE = ('baseline', 'data.balance', 'data.unlabelled', 'data.partial', 'loss.smoothing', 'loss.lca', 'loss.hxe', 'loss.any_level', 'loss.aggregate',
              'loss.positives', 'loss.terms')
 BINARY = ('loss.binary', 'loss.focal_gamma', 'loss.pos_weight')
@@ -91,8 +91,9 @@ def default() -> ConfigDict:
   c.data.root = ''
   c.data.taxonomy = ''  # '' = ROOT/taxonomy.csv, or derived from the labels where there is none
   c.data.train, c.data.val = 'train', 'val'  # names of the splits
-  # levels of which an image may have any number of classes ('tags', 'all'); the others are exclusive. labels.csv then has a column per level with a set of
-  # classes ('sea|sunset', '-' = none of them, empty = unknown), or a column per class with 0, 1 or nothing
+  # levels of which an image may have any number of classes ('tags', 'all'); the others are exclusive and stand above these, or beside one that taxonomy.csv
+  # does not have. labels.csv then has a column per level with a set of classes ('sea|sunset', '-' = none of them, empty = unknown), or a column per class
+  # with 0, 1 or nothing
   c.data.multi = ''
   c.data.val_share = 0.2  # of the images, stratified by the finest class, where the data name no split
   c.data.test_share = 0.0  # likewise, a split 'test' beside these two; where the data name none at all
@@ -198,8 +199,8 @@ def default() -> ConfigDict:
   c.train.eval_epochs, c.train.eval_steps, c.train.eval_examples = 1.0, 0, 0  # evaluate on val and save this often
   c.train.log_steps = 20
   c.train.save_minutes = 10.0  # save also between evaluations when the last save is this long ago; 0 = only at evaluations
-  # val metric that chooses the checkpoint: loss, fpa, hvr, joint_fpa or top1/LEVEL; of multi levels loss, map/LEVEL, micro_map/LEVEL or f1/LEVEL, and
-  # map/finest where this stays
+  # val metric that chooses the checkpoint: loss; of exclusive levels fpa, hvr, joint_fpa or top1/LEVEL; of multi levels map/LEVEL, micro_map/LEVEL or
+  # f1/LEVEL. Where all are multi, map/finest is what this default means
   c.train.best = 'top1/finest'
   c.train.early_stop = 0  # evaluations without a better one; 0 = never
 
@@ -251,10 +252,12 @@ def resolve_levels(text: str | Sequence[str], levels: Sequence[str], option: str
   return tuple(l for l in levels if l in chosen)
 
 
-def head_levels(m: ConfigDict, levels: Sequence[str]) -> tuple[str, ...]:
-  """The levels that have a head in the `model` part of a config, in the taxonomy's order."""
+def head_levels(m: ConfigDict, levels: Sequence[str], multi: Sequence[str] = ()) -> tuple[str, ...]:
+  """The levels that have a head in the `model` part of a config, in the taxonomy's order; flat heads are that of the last exclusive one, and beside it those of
+  the levels `multi`."""
   chosen = resolve_levels(m.levels, levels, '--config.model.levels')
-  return chosen[-1:] if m.heads == 'flat' else chosen
+  left_out = ([l for l in chosen if l not in multi] or chosen)[:-1] if m.heads == 'flat' else ()
+  return tuple(l for l in chosen if l not in left_out)
 
 
 def did_you_mean(name: str, choices: Sequence[str]) -> str:
@@ -349,14 +352,21 @@ def validate(c: ConfigDict, backbones: Sequence[str] = ()) -> None:
   if c.loss.positives == 'both' and c.model.heads != 'prototypes':
     raise UserError(f'--config.loss.positives=both needs --config.model.heads=prototypes, not {c.model.heads}')
   defaults = default()
-  for path in EXCLUSIVE if c.data.multi else BINARY:
+  for path in () if c.data.multi else BINARY:
     if get(path) != value_at(defaults, path):
-      raise UserError(f'--config.{path}={get(path)!r} ' + (f'is for exclusive levels; --config.data.multi={c.data.multi} has none' if c.data.multi else
-                                                           'is for multi levels; name them with --config.data.multi'))
+      raise UserError(f'--config.{path}={get(path)!r} is for multi levels; name them with --config.data.multi')
   if c.loss.binary == 'focal' and c.loss.pos_weight:
     raise UserError(f'--config.loss.binary=focal and --config.loss.pos_weight={c.loss.pos_weight:g}: each is against imbalance; choose one')
   if c.loss.smoothing and 'finest' in split_names(c.loss.siblings):
     raise UserError('--config.loss.siblings: a class has no sibling that shares its finest level; name coarser levels')
+
+
+def check_multi(c: ConfigDict, levels: Sequence[str]) -> None:
+  """What `validate` cannot know: UserError for an option of exclusive levels where the data have none, only the multi `levels`."""
+  for path in EXCLUSIVE:
+    if value_at(c, path) != value_at(default(), path):
+      raise UserError(f'--config.{path}={value_at(c, path)!r} is for exclusive levels; --config.data.multi={c.data.multi} has none, as {", ".join(levels)} '
+                      f'{"are" if len(levels) > 1 else "is"} multi')
 
 
 def to_json(c: ConfigDict) -> str:

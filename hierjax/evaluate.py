@@ -18,16 +18,16 @@ from hierjax.config import UserError, did_you_mean
 from hierjax.data import pipeline, sources
 from hierjax.data.sources import Examples
 from hierjax.models import heads as heads_lib
-from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy import Mixed, Taxonomy
 
 EMBEDDED = 1000  # examples at most whose features are kept for the report's pictures of prototypes
 TOP = 5  # choices of each head that are kept for every example
 
 
-def eval_step(variables: Mapping, images: jax.Array, model: nn.Module, taxonomy: Taxonomy | None = None) -> tuple[dict[str, jax.Array], jax.Array]:
+def eval_step(variables: Mapping, images: jax.Array, model: nn.Module, taxonomy: Taxonomy | Mixed | None = None) -> tuple[dict[str, jax.Array], jax.Array]:
   """images [B, H, W, 3], [B, views, H, W, 3] or features [B, d] → ({level: probabilities [B, C], mean over the views}, features of the first view [B, d]).
 
-  Those of multi levels do not sum to 1, and none exceeds that of a class above it.
+  Those of multi levels do not sum to 1, and none exceeds that of a class above it, multi or exclusive.
   """
   views = images.shape[1] if images.ndim == 5 else 1
   x = rearrange(images, 'b v h w c -> (b v) h w c') if images.ndim == 5 else images
@@ -40,7 +40,7 @@ def eval_step(variables: Mapping, images: jax.Array, model: nn.Module, taxonomy:
   return probs, rearrange(features.astype(jnp.float32), '(b v) d -> b v d', v=views)[:, 0]
 
 
-def stepper(model: nn.Module, mesh, taxonomy: Taxonomy | None = None) -> Callable:
+def stepper(model: nn.Module, mesh, taxonomy: Taxonomy | Mixed | None = None) -> Callable:
   """The compiled eval_step over the mesh. Make it once: every call of it reuses the compiled program."""
   r, d = parallel.replicated(mesh), parallel.split(mesh)
   return jax.jit(functools.partial(eval_step, model=model, taxonomy=taxonomy), in_shardings=(r, d), out_shardings=(d, d))
@@ -88,7 +88,7 @@ def collect(step: Callable, variables: Mapping, examples: Examples, c, mesh, vie
                  None if examples.multi is None else examples.multi[seen])
 
 
-def loss(outputs: Outputs, taxonomy: Taxonomy, weights: Mapping[str, float]) -> float:
+def loss(outputs: Outputs, taxonomy: Taxonomy | Mixed, weights: Mapping[str, float]) -> float:
   """Weighted sum over the heads of the mean cross-entropy with hard labels, unknown ones left out; of multi levels the binary one, also over the classes."""
   total = 0.0
   for level, p in outputs.probs.items():
@@ -104,11 +104,18 @@ def loss(outputs: Outputs, taxonomy: Taxonomy, weights: Mapping[str, float]) -> 
   return total
 
 
-def decodings(outputs: Outputs, taxonomy: Taxonomy, weights: Mapping[str, float] | None = None) -> dict[str, decode.Decoded]:
-  """The three decisions; `weights` of the joint one default to 1 for each head."""
+def decodings(outputs: Outputs, taxonomy: Taxonomy | None, weights: Mapping[str, float] | None = None) -> dict[str, decode.Decoded]:
+  """The three decisions on exclusive levels, none without those; `weights` of the joint one default to 1 for each head."""
+  if taxonomy is None:
+    return {}
   probs = [outputs.probs.get(level) for level in taxonomy.levels]
   w = [(weights or {}).get(level, 1.0) for level in taxonomy.levels]
   return {'independent': decode.independent(probs, taxonomy), 'leaf': decode.leaf(probs, taxonomy), 'joint': decode.joint(probs, taxonomy, w)}
+
+
+def fitting(decoded: Mapping[str, decode.Decoded], taxonomy: Taxonomy | Mixed) -> np.ndarray | bool:
+  """The multi classes that may stand beside the joint decision, bool [N, M]; all where one kind of level is missing."""
+  return taxonomy.fits(decoded['joint'].pred) if taxonomy.exclusive and taxonomy.several else True
 
 
 def tune(outputs: Outputs, taxonomy: Taxonomy) -> dict[str, float]:
@@ -117,40 +124,43 @@ def tune(outputs: Outputs, taxonomy: Taxonomy) -> dict[str, float]:
   return {level: float(w) for level, w in zip(taxonomy.levels, decode.tune(probs, outputs.labels, taxonomy))}
 
 
-def summary(split: str, outputs: Outputs, taxonomy: Taxonomy, tta: int, weights: Mapping[str, float],
+def summary(split: str, outputs: Outputs, taxonomy: Taxonomy | Mixed, tta: int, weights: Mapping[str, float],
             thresholds: Mapping[str, np.ndarray] | None = None) -> dict:
   """The JSON of `--mode=evaluate`."""
-  if taxonomy.multi:
-    return {'split': split, 'n': len(outputs.index), 'unreadable': len(outputs.broken), 'tta': tta, 'heads': list(taxonomy.multi), 'decode': {},
-            **multi.summary(outputs.probs, outputs.multi, thresholds, taxonomy)}
-  heads = [level for level in taxonomy.levels if level in outputs.probs]
-  decoded = decodings(outputs, taxonomy, weights)
-  return {
+  t, heads = taxonomy.exclusive, [level for level in taxonomy.levels if level in outputs.probs]
+  decoded = decodings(outputs, t, weights)
+  out = {
     'split': split, 'n': len(outputs.index), 'unreadable': len(outputs.broken), 'tta': tta, 'heads': heads, 'weights': dict(weights),
-    'decode': {name: metrics.evaluate(d, outputs.labels, taxonomy, heads) for name, d in decoded.items()},
-    'intervals': {name: metrics.bootstrap(metrics.per_example(d, outputs.labels, taxonomy)) for name, d in decoded.items()},
+    'decode': {name: metrics.evaluate(d, outputs.labels, t, heads) for name, d in decoded.items()},
+    'intervals': {name: metrics.bootstrap(metrics.per_example(d, outputs.labels, t)) for name, d in decoded.items()},
   }
+  if taxonomy.several:
+    out |= multi.summary(outputs.probs, outputs.multi, thresholds, taxonomy.several, fitting(decoded, taxonomy))
+  return out
 
 
-def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Taxonomy, examples: Examples) -> None:
+def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Taxonomy | Mixed, examples: Examples) -> None:
   """DIR/eval_SPLIT.json, and DIR/predictions_SPLIT.npz: files, labels, the prediction [n, L] and its probability [n, L] of each decoding, and the first
-  TOP choices of the head of column k: top_k [n, TOP] and their probabilities top_prob_k. With multi levels instead multi_labels, multi_prob and the
-  decision multi_pred, each [n, M].
+  TOP choices of the head of column k: top_k [n, TOP] and their probabilities top_prob_k. Of multi levels multi_labels, multi_prob and the decision
+  multi_pred, each [n, M].
 
   Of several processes the first one writes.
   """
   if not parallel.first():
     return
   arrays = {'files': np.array([examples.files[i] for i in outputs.index]), 'labels': outputs.labels}
-  if taxonomy.multi:
+  decoded, several = decodings(outputs, taxonomy.exclusive, result['weights']), taxonomy.several
+  if several:
     thresholds = {level: np.array([c['threshold'] for c in found['classes'].values()]) for level, found in result['multi'].items()}
-    prob = multi.join(outputs.probs, taxonomy)
-    decided = multi.decide(prob, multi.join(thresholds, taxonomy), taxonomy)
+    prob = multi.join(outputs.probs, several)
+    decided = multi.decide(prob, multi.join(thresholds, several), several, fitting(decoded, taxonomy))
     arrays |= {'multi_labels': outputs.multi, 'multi_prob': prob.astype(np.float32), 'multi_pred': decided}
-  for name, d in ({} if taxonomy.multi else decodings(outputs, taxonomy, result['weights'])).items():
+  for name, d in decoded.items():
     arrays[f'pred_{name}'] = d.pred
     arrays[f'prob_{name}'] = np.stack([np.take_along_axis(p, d.pred[:, k:k + 1], 1)[:, 0] for k, p in enumerate(d.prob)], 1).astype(np.float32)
-  for level, p in ({} if taxonomy.multi else outputs.probs).items():
+  for level in taxonomy.exclusive.levels if decoded else ():
+    if (p := outputs.probs.get(level)) is None:
+      continue
     k, best = taxonomy.index(level), np.argsort(-p, axis=1, kind='stable')[:, :TOP]
     arrays[f'top_{k}'], arrays[f'top_prob_{k}'] = best.astype(np.int32), np.take_along_axis(p, best, 1).astype(np.float32)
   archive = io.BytesIO()
@@ -159,12 +169,12 @@ def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Ta
   files.write(workdir / f'eval_{result["split"]}.json', json.dumps(result, indent=2) + '\n')
 
 
-def write_embedding(path: pathlib.Path, step: Callable, variables: Mapping, examples: Examples, c, mesh, taxonomy: Taxonomy) -> None:
+def write_embedding(path: pathlib.Path, step: Callable, variables: Mapping, examples: Examples, c, mesh, taxonomy: Taxonomy | Mixed) -> None:
   """What the report draws of prototype heads: features [n, d] of at most EMBEDDED evenly chosen examples, their labels [n, L], and prototype_K [C, d] of
-  each column K with a head. Nothing for other heads."""
+  each column K with a head. Nothing for other heads, and multi levels."""
   prototypes = {}
   for level, p in variables['params']['heads'].items():
-    if 'prototypes' in p:
+    if 'prototypes' in p and level not in taxonomy.multi:
       rows = heads_lib.rows(c.model, taxonomy, level)  # of a class with several the mean is drawn
       sums = np.add.reduceat(np.asarray(p['prototypes']), heads_lib.first_rows(rows))
       prototypes[f'prototype_{taxonomy.index(level)}'] = sums / np.array(rows, np.float32)[:, None]
@@ -179,13 +189,18 @@ def write_embedding(path: pathlib.Path, step: Callable, variables: Mapping, exam
     files.write(path, archive.getvalue())
 
 
-def best_metric(text: str, taxonomy: Taxonomy, heads: Sequence[str]) -> str:
-  """The name among flat()'s that config.train.best means: 'top1/finest' is that of the taxonomy's finest level, 'top1/coarsest' of the coarsest head."""
-  name = {'top1/finest': f'top1/{taxonomy.levels[-1]}', 'top1/coarsest': f'top1/{heads[0]}'}.get(text, text)
-  names = ['loss', 'fpa', 'hvr', 'joint_fpa', *(f'top1/{level}' for level in heads)]
-  if taxonomy.multi:
-    name = f'map/{taxonomy.levels[-1]}' if text in ('top1/finest', 'map/finest') else text
-    names = ['loss', *(f'{metric}/{level}' for metric in multi.LOGGED for level in heads)]
+def best_metric(text: str, taxonomy: Taxonomy | Mixed, heads: Sequence[str]) -> str:
+  """The name among the flat()s' that config.train.best means: 'top1/finest' is that of the finest exclusive level, 'top1/coarsest' of the coarsest head,
+  'map/finest' of the finest multi level; where all are multi, it is what 'top1/finest' means too."""
+  names, words = ['loss'], {}
+  if taxonomy.several:
+    names += [f'{metric}/{level}' for metric in multi.LOGGED for level in taxonomy.multi]
+    words = dict.fromkeys(('top1/finest', 'map/finest'), f'map/{taxonomy.multi[-1]}')
+  if taxonomy.exclusive:
+    own = [level for level in heads if level not in taxonomy.multi]
+    names = [names[0], 'fpa', 'hvr', 'joint_fpa', *(f'top1/{level}' for level in own), *names[1:]]
+    words |= {'top1/finest': f'top1/{taxonomy.exclusive.levels[-1]}', 'top1/coarsest': f'top1/{own[0]}'}
+  name = words.get(text, text)
   if name not in names:
     raise UserError(f'--config.train.best={text!r}{did_you_mean(text, names)}; choices: {", ".join(names)}')
   return name

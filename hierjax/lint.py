@@ -78,56 +78,47 @@ def from_config(data, *, images: bool = True) -> Report:
   """lint() of the data that `config.data` names, whatever their source; only a CSV has rows to name, others are told by file."""
   root = pathlib.Path(data.root).expanduser() if data.root else None
   path = data.taxonomy or (root / 'taxonomy.csv' if root and (root / 'taxonomy.csv').exists() else None)
-  if data.multi:
-    return _multi(data, images)
-  if data.source == 'csv' or (data.source == 'auto' and root and os.path.lexists(root / 'labels.csv')):
+  if not data.multi and (data.source == 'csv' or (data.source == 'auto' and root and os.path.lexists(root / 'labels.csv'))):
     if root is None:
       raise UserError('--config.data.source=csv needs --config.data.root=FOLDER')
     return lint(path, root / 'labels.csv', root, images=images, train=data.train)
-  if root is None and path:
+  if root is None and path and not data.multi:
     return lint(path)
   report = Report([], {}, [])
-  found, name = _taxonomy(path, report) if path else None, str(root or 'toy')
-  if path and not found:
+  found, name = _taxonomy(path, report) if path and not data.multi else None, str(root or 'toy')
+  if path and not found and not data.multi:
     return report
   try:
     dataset = sources.load(data)
   except UserError as e:
     report.problems.append(Problem('error', name, 'data', str(e)))
     return report
-  if not found:
-    found = _structure(dataset.taxonomy.levels, [(0, cells) for cells in dataset.taxonomy.rows()], name, report)
+  own = dataset.taxonomy.exclusive
+  if not found and own:
+    found = _structure(own.levels, [(0, cells) for cells in own.rows()], name, report)
   report.headlines += [f'  {note}' for note in dataset.notes]
   rows = [_Row(f'{name}/{file}' if root else file, 0, file, split, label, functools.partial(examples.reader, i))
           for split, examples in dataset.splits.items() for i, (file, label) in enumerate(zip(examples.files, examples.labels))]
   if not rows:
     report.problems.append(Problem('error', name, 'data', 'no images'))
     return report
-  _coverage(found[0], found[1], rows, data.train, path or name, report, name)
-  _compare([[r] for r in rows], found[0], images, None, report)
+  if own:
+    _coverage(found[0], found[1], rows, data.train, path or name, report, name)
+  if dataset.taxonomy.several:
+    _several(dataset, name, report)
+  _compare([[r] for r in rows], own or dataset.taxonomy, images, None, report)
   return report
 
 
-def _multi(data, images: bool) -> Report:
-  """The same of multi levels: what keeps the labels from being read, how many images have each class, and what the files hold."""
-  report = Report([], {}, [])
-  try:
-    dataset = sources.load(data)
-  except UserError as e:
-    report.problems.append(Problem('error', str(data.root), 'data', str(e)))
-    return report
-  t = dataset.taxonomy
-  report.headlines += [f'  {note}' for note in dataset.notes]
+def _several(dataset, name, report):
+  """How many images have each class of multi levels."""
+  t = dataset.taxonomy.several
   for split, examples in dataset.splits.items():
-    for level, place in t.columns.items():
+    for (level, place), names in zip(t.columns.items(), t.names):
       there = (examples.multi[:, place] == 1).sum(0).tolist()
-      report.headlines.append(f'  {split}, {len(examples.files)} images, {level}: ' + ', '.join(f'{n} {k}' for n, k in zip(t.names[t.index(level)], there)))
-      report.problems += [Problem('warning', str(data.root), 'class without images', f'{level} {n!r} is in no image of {split}')
-                          for n, k in zip(t.names[t.index(level)], there) if not k]
-  rows = [_Row(f'{data.root}/{file}', 0, file, split, label, functools.partial(examples.reader, i))
-          for split, examples in dataset.splits.items() for i, (file, label) in enumerate(zip(examples.files, examples.labels))]
-  _compare([[r] for r in rows], t, images, None, report)
-  return report
+      report.headlines.append(f'  {split}, {len(examples.files)} images, {level}: ' + ', '.join(f'{n} {k}' for n, k in zip(names, there)))
+      report.problems += [Problem('warning', name, 'class without images', f'{level} {n!r} is in no image of {split}')
+                          for n, k in zip(names, there) if not k]
 
 
 # The taxonomy.

@@ -1,7 +1,7 @@
 """What a run makes of multi levels (multilabel.py has the formulas): their loss, their decision, the thresholds' tuning, what an evaluation tells.
 
 An image has any number of a multi level's classes, each with a probability of its own, none larger than that of a class above it. A row of M holds the
-classes of all multi levels side by side (Taxonomy.columns).
+classes of all multi levels side by side (Taxonomy.columns). Taxonomies here are those of the multi levels, but where exclusive levels matter too.
 """
 
 import functools
@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from hierjax import multilabel
 from hierjax.config import UserError
-from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy import Mixed, Taxonomy
 
-# ({level: logits [B, C]}, labels [B, L + M]) → {level: (loss [B], share of right answers at .5 [B], which of them count [B])}
+# ({level: logits [B, C]}, labels [B, ... + M], those of multi levels last) → {level: (loss [B], share of right answers at .5 [B], which of them count [B])}
 Loss = Callable[[Mapping[str, jax.Array], jax.Array], dict[str, tuple[jax.Array, jax.Array, jax.Array]]]
 
 
@@ -31,11 +31,20 @@ def split(rows, taxonomy: Taxonomy) -> dict:
   return {level: rows[..., place] for level, place in taxonomy.columns.items()}
 
 
-def probabilities(probs: Mapping[str, jax.Array], taxonomy: Taxonomy) -> dict[str, jax.Array]:
-  """{multi level: [B, C]} of the heads, raised so that none exceeds that of a class above it."""
-  if len(taxonomy.multi) == 1:
-    return dict(probs)
-  return split(multilabel.max_constraint(join(probs, taxonomy), multilabel.pairs(taxonomy, taxonomy.multi)), taxonomy)
+def probabilities(probs: Mapping[str, jax.Array], taxonomy: Taxonomy | Mixed) -> dict[str, jax.Array]:
+  """{multi level: [B, C]} of the heads, raised so that none exceeds that of a multi class above it, then lowered to that of the exclusive classes above it.
+
+  A class lies below all that those above it lie below, so the second does not undo the first. A level without a head lowers nothing.
+  """
+  t = taxonomy.several
+  p = join(probs, t)
+  if len(t.levels) > 1:
+    p = multilabel.max_constraint(p, multilabel.pairs(t, t.levels))
+  if taxonomy.exclusive:
+    for level, above in zip(taxonomy.exclusive.levels, taxonomy.above.T):
+      if level in probs:
+        p = jnp.minimum(p, jnp.where(above[None] < 0, 1.0, probs[level][:, np.maximum(above, 0)]))
+  return split(p, t)
 
 
 def build(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Loss:
@@ -47,7 +56,7 @@ def build(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Loss:
   pairs = multilabel.pairs(taxonomy, taxonomy.multi)
 
   def loss(logits, rows):
-    y, x = rows[:, len(taxonomy.levels):], join(logits, taxonomy).astype(jnp.float32)
+    y, x = rows[:, -labels.shape[1]:], join(logits, taxonomy).astype(jnp.float32)
     seen = answer = x
     if len(taxonomy.multi) > 1:
       seen, answer = multilabel.max_constraint(x, pairs, y), multilabel.max_constraint(x, pairs)
@@ -65,10 +74,11 @@ def build(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Loss:
 # Decisions and scores, in numpy.
 
 
-def decide(prob: np.ndarray, thresholds: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+def decide(prob: np.ndarray, thresholds: np.ndarray, taxonomy: Taxonomy, fits: np.ndarray | bool = True) -> np.ndarray:
   """bool [N, M]: the classes whose probability [N, M] reaches their threshold [M], and all above these: no answer contradicts the taxonomy, whatever the
-  thresholds. (Lowering a class's threshold to the lowest below it would do it too, with one rare class's for all above it.)"""
-  return multilabel.decide(prob, thresholds) @ taxonomy.descendants.T
+  thresholds. (Lowering a class's threshold to the lowest below it would do it too, with one rare class's for all above it.) Beside an exclusive path only
+  those that fit it, bool [N, M] of Mixed.fits; what fits has only what fits above it."""
+  return (multilabel.decide(prob, thresholds) & fits) @ taxonomy.descendants.T
 
 
 def tune(probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
@@ -76,14 +86,16 @@ def tune(probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy
   return split(multilabel.best_thresholds(join(probs, taxonomy), labels), taxonomy)
 
 
-def summary(probs: Mapping[str, np.ndarray], labels: np.ndarray, thresholds: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> dict:
+def summary(probs: Mapping[str, np.ndarray], labels: np.ndarray, thresholds: Mapping[str, np.ndarray], taxonomy: Taxonomy,
+            fits: np.ndarray | bool = True) -> dict:
   """What eval_SPLIT.json holds of multi levels: {'multi': {LEVEL: multilabel.evaluate's}, 'hvr': {'single': share of images whose classes over their
-  thresholds, each for itself, contradict the taxonomy, 'decided': the same of the decision}}."""
+  thresholds, each for itself, contradict the taxonomy or the exclusive path that they must fit, 'decided': the same of the decision}}."""
   prob, tuned, pairs = join(probs, taxonomy), join(thresholds, taxonomy), multilabel.pairs(taxonomy, taxonomy.multi)
-  on = decide(prob, tuned, taxonomy)
+  on = decide(prob, tuned, taxonomy, fits)
   found = {level: multilabel.evaluate(prob[:, place], labels[:, place], tuned[place], taxonomy.names[taxonomy.index(level)], on[:, place])
            for level, place in taxonomy.columns.items()}
-  violated = {name: float(multilabel.contradictions(x.astype(np.int8), pairs).mean()) for name, x in (('single', prob >= tuned), ('decided', on))}
+  violated = {name: float((multilabel.contradictions(x.astype(np.int8), pairs) | (x & ~np.asarray(fits)).any(1)).mean())
+              for name, x in (('single', prob >= tuned), ('decided', on))}
   return {'multi': found, 'hvr': violated}
 
 

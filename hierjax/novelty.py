@@ -362,8 +362,8 @@ def curve(known: np.ndarray, novel: np.ndarray, points: int = 60) -> list[list[f
 def seen(model: 'Model', outputs) -> Seen:
   """What the detector reads of evaluate.Outputs with features: the logits are the heads' on the features of the first view."""
   from hierjax.evaluate import decodings
-  logits = model.logits(outputs.features)
-  return Seen(level_logits(logits, model.taxonomy), np.asarray(outputs.features, np.float64), decodings(outputs, model.taxonomy, model.weights)['joint'].pred,
+  logits, t = model.logits(outputs.features), model.taxonomy.exclusive
+  return Seen(level_logits(logits, t), np.asarray(outputs.features, np.float64), decodings(outputs, t, model.weights)['joint'].pred,
               outputs.labels)
 
 
@@ -371,7 +371,7 @@ def evaluate(model: 'Model', split: str, outputs, result: dict, into: pathlib.Pa
   """Novelty on a split whose `outputs` (with features) are there: adds measure()'s figures to `result` as 'novelty', and those of METRICS to the levels of the
   joint decision. On the validation split, or where there is no INTO/novelty.npz of this model yet, the detector is fitted on train, calibrated on val, and
   kept there."""
-  c, t, val = model.c, model.taxonomy, model.c.data.val
+  c, t, val = model.c, model.taxonomy.exclusive, model.c.data.val
   detector = None if split == val else load(model, into, missing_ok=True)
   if detector is None:
     trained = seen(model, model.collect(model.split(c.data.train), with_features=True))
@@ -395,7 +395,7 @@ def load(model: 'Model', workdir: pathlib.Path, missing_ok: bool = False) -> Det
     with np.load(path, allow_pickle=False) as archive:
       found = dict(archive)
     made_of = int(found['step']), str(found['score'])
-    detector = Detector.from_arrays(found, model.taxonomy)
+    detector = Detector.from_arrays(found, model.taxonomy.exclusive)
   except FileNotFoundError:
     why, made_of = 'is missing', None
   except Exception as e:  # a damaged archive raises whatever its bytes lead to

@@ -15,26 +15,30 @@ from ml_collections import ConfigDict
 
 from hierjax import checkpoint, evaluate, explain, files, models, multi, novelty, parallel, runs
 from hierjax import config as config_lib
+from hierjax import taxonomy as taxonomy_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources, transforms
 from hierjax.models import counts, heads
-from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy import Mixed, Taxonomy, read_levels
 
 
 def narrow(data: sources.Dataset, m: ConfigDict) -> tuple[sources.Dataset, tuple[str, ...]]:
   """The data as the heads of `config.model` can be judged by, and their levels: without the finest level the taxonomy ends at the finest head's."""
-  taxonomy = data.taxonomy
-  levels = config_lib.head_levels(m, taxonomy.levels)
+  taxonomy, own = data.taxonomy, data.taxonomy.exclusive
+  levels = config_lib.head_levels(m, taxonomy.levels, taxonomy.multi)
   if not levels:
     raise UserError(f'--config.model.levels={m.levels!r} names no level; choices: {", ".join(taxonomy.levels)}')
-  if taxonomy.multi and levels != taxonomy.levels:
-    raise UserError(f'--config.model.levels={m.levels}, --config.model.heads={m.heads}: each of the multi levels needs a head: {", ".join(taxonomy.levels)}')
-  if levels[-1] == taxonomy.levels[-1]:
+  if not {*taxonomy.multi} <= {*levels}:
+    raise UserError(f'--config.model.levels={m.levels}, --config.model.heads={m.heads}: each of the multi levels needs a head: {", ".join(taxonomy.multi)}')
+  single = [level for level in levels if level not in taxonomy.multi]
+  if own and not single:
+    raise UserError(f'--config.model.levels={m.levels!r} names no exclusive level; choices: {", ".join(own.levels)}')
+  if not own or single[-1] == own.levels[-1]:
     return data, levels
-  short = taxonomy.coarsen(levels[-1])
-  if lost := [level for level in levels if level not in short.levels]:
-    raise UserError(f'--config.model.levels={m.levels}: {levels[-1]} does not determine {", ".join(lost)}; add the finest level, {taxonomy.levels[-1]}')
-  columns = [taxonomy.index(level) for level in short.levels]
+  short = taxonomy.coarsen(single[-1])
+  if lost := [level for level in single if level not in short.levels]:
+    raise UserError(f'--config.model.levels={m.levels}: {single[-1]} does not determine {", ".join(lost)}; add the finest level, {own.levels[-1]}')
+  columns = [own.index(level) for level in short.exclusive.levels]
   splits = {k: dataclasses.replace(v, labels=v.labels[:, columns]) for k, v in data.splits.items()}
   return dataclasses.replace(data, taxonomy=short, splits=splits), levels
 
@@ -42,10 +46,12 @@ def narrow(data: sources.Dataset, m: ConfigDict) -> tuple[sources.Dataset, tuple
 class Model:
   """A trained classifier. Make one with `load`."""
 
-  def __init__(self, workdir: pathlib.Path, c: ConfigDict, taxonomy: Taxonomy):
+  def __init__(self, workdir: pathlib.Path, c: ConfigDict, taxonomy: Taxonomy | Mixed):
     config_lib.validate(c, list(models.BACKBONES))
     self.workdir, self.c, self.mesh, self.taxonomy = workdir, c, parallel.mesh(), taxonomy
-    self.levels = config_lib.head_levels(c.model, taxonomy.levels)
+    if not taxonomy.exclusive:
+      config_lib.check_multi(c, taxonomy.levels)
+    self.levels = config_lib.head_levels(c.model, taxonomy.levels, taxonomy.multi)
     self.classifier = heads.build(c, self.taxonomy, self.levels)
     fresh = models.init(self.classifier, 0)
     fresh = {'params': fresh['params'], 'batch_stats': fresh.get('batch_stats', {})}
@@ -58,8 +64,8 @@ class Model:
     self.variables = loaded[part]
     self.eval_step = evaluate.stepper(self.classifier, self.mesh, taxonomy)
     self.heads_step = jax.jit(lambda variables, features: self.classifier.apply(variables, features)[0])
-    self.weights = dict.fromkeys(taxonomy.levels, 1.0) if taxonomy.multi else joint_weights(workdir / 'decode.json', self.taxonomy)
-    self.thresholds = multi_thresholds(workdir / 'decode.json', self.taxonomy)
+    self.weights = joint_weights(workdir / 'decode.json', taxonomy.exclusive) if taxonomy.exclusive else {}
+    self.thresholds = multi_thresholds(workdir / 'decode.json', taxonomy.several) if taxonomy.several else {}
 
   def collect(self, examples: sources.Examples, **options) -> evaluate.Outputs:
     return evaluate.collect(self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, **options)
@@ -68,7 +74,7 @@ class Model:
                progress: Callable[[int, int], None] | None = None, into: pathlib.Path | None = None, beside: Sequence['Model'] = ()) -> dict:
     """Metrics of a split of the configured data, also written to eval_SPLIT.json in the run's folder, or in `into`.
 
-    With `tune` the joint decision's weights, or the thresholds of multi levels, are chosen on this split first and kept for later; training does so on
+    With `tune` the joint decision's weights and the thresholds of multi levels are chosen on this split first and kept for later; training does so on
     val, once. The heads of the models `beside` it stand in for those that this one lacks: single-task models taken together.
     """
     examples = examples or self.split(split)
@@ -77,19 +83,19 @@ class Model:
       theirs = other.collect(other.split(split))
       assert np.array_equal(theirs.index, outputs.index), f'{other.workdir} and {self.workdir} see other examples'
       outputs.probs = theirs.probs | outputs.probs
+    own, several = self.taxonomy.exclusive, self.taxonomy.several
     if tune:
-      t = self.taxonomy
-      if t.multi:
-        self.thresholds = multi.tune(outputs.probs, outputs.multi, t)
-        kept = {'thresholds': {level: dict(zip(t.names[t.index(level)], v.tolist())) for level, v in self.thresholds.items()}}
-      else:
-        self.weights = evaluate.tune(outputs, t)
-        kept = {'weights': self.weights}
+      kept = {}
+      if own:
+        kept['weights'] = self.weights = evaluate.tune(outputs, own)
+      if several:
+        self.thresholds = multi.tune(outputs.probs, outputs.multi, several)
+        kept['thresholds'] = {level: dict(zip(names, self.thresholds[level].tolist())) for level, names in zip(several.levels, several.names)}
       if parallel.first():
         files.write(self.workdir / 'decode.json', json.dumps({'split': split, **kept}, indent=2) + '\n')
     result = evaluate.summary(split, outputs, self.taxonomy, self.c.eval.tta, self.weights, self.thresholds)
     if self.c.eval.novelty:
-      if self.taxonomy.multi:
+      if not own:
         raise UserError('--config.eval.novelty: is for exclusive levels; an image of a multi level may have none of its classes')
       if beside:
         raise UserError('--config.eval.novelty: needs the features of one model, not of several side by side')
@@ -104,7 +110,7 @@ class Model:
   def explain(self, split: str, examples: sources.Examples | None = None) -> None:
     """DIR/explain_SPLIT.npz, from which the report shows single images: by process 0 alone, on its first device, after `evaluate`.
     Nothing of multi levels."""
-    if not parallel.first() or self.taxonomy.multi:
+    if not parallel.first() or not self.taxonomy.exclusive:
       return
     examples = examples or self.split(split)
     with np.load(self.workdir / f'predictions_{split}.npz') as archive:
@@ -129,14 +135,16 @@ class Model:
       scale = min(1.0, explain.SIDE / max(image.shape[:2]))
       return cv2.resize(image, [max(1, round(n * scale)) for n in image.shape[1::-1]], interpolation=cv2.INTER_AREA)
 
-    explain.write(self.workdir, split, predictions, self.taxonomy, self.classifier, jax.device_get(self.variables), batches, picture)
+    explain.write(self.workdir, split, predictions, self.taxonomy.exclusive, self.classifier, jax.device_get(self.variables), batches, picture)
 
   def splits(self) -> dict[str, sources.Examples]:
     """The splits of the configured data, which must have this model's taxonomy; where they bring none, their labels are read by the model's."""
     options = copy.deepcopy(self.c.data)
-    # with held-out classes, the labels name more than the model knows
-    if options.root and not options.hold_out and not options.taxonomy and not (pathlib.Path(options.root) / 'taxonomy.csv').exists():
-      options.taxonomy = str(self.workdir / 'taxonomy.csv')
+    # with held-out classes, the labels name more than the model knows; a multi level beside their taxonomy is one that they do not bring
+    if options.root and not options.hold_out and not options.taxonomy:
+      brought, own = pathlib.Path(options.root).expanduser() / 'taxonomy.csv', self.taxonomy.exclusive
+      if not brought.exists() or (own and self.taxonomy.several and own.levels == tuple(read_levels(brought)[0])):
+        options.taxonomy = str(self.workdir / 'taxonomy.csv')
     data = sources.load(options)
     if gone := [level for level in self.levels if level not in data.taxonomy.levels]:
       raise UserError(f'the data have another taxonomy than {self.workdir}: no level {", ".join(gone)}, only {", ".join(data.taxonomy.levels)}')
@@ -157,16 +165,16 @@ class Model:
     """One dict per image (a path, encoded bytes, or uint8 [h, w, 3] in RGB), batch_size at a time (0 = eval.batch_size).
 
     {'file', 'path': {LEVEL: class}, 'prob': {LEVEL: probability of that class over all valid paths}, 'top': {LEVEL: [[class, probability of the head], ...]}};
-    an image that cannot be read gives {'file', 'error'}. Of multi levels {'file', 'classes': {LEVEL: [class, ...]}, 'prob': {LEVEL: {class: probability}}}, the
-    classes by the thresholds that were tuned on val.
+    of multi levels also or instead 'classes': {LEVEL: [class, ...]}, by the thresholds that were tuned on val, and in 'prob' {LEVEL: {class: probability}};
     an image that cannot be read gives {'file', 'error'}. With eval.novelty also 'new': 'new under dog', 'new at the top' or '' for an image of known classes,
     and 'novelty': {LEVEL: [score, threshold or None]}: the path is then that of the known classes it is most like.
     """
     if isinstance(images, str | pathlib.Path | bytes):
       raise UserError(f'predict takes a list of images, not {type(images).__name__}: predict([...])')
-    t, files = self.taxonomy, [str(x) if isinstance(x, str | pathlib.Path) else f'image {i}' for i, x in enumerate(images)]
+    t, several = self.taxonomy.exclusive, self.taxonomy.several
+    files = [str(x) if isinstance(x, str | pathlib.Path) else f'image {i}' for i, x in enumerate(images)]
     items = list(images)
-    examples = sources.Examples('predict', files, np.full((len(items), len(t.levels)), -1, np.int32), Reader(items))
+    examples = sources.Examples('predict', files, np.full((len(items), len((t or several).levels)), -1, np.int32), Reader(items))
     if not items:
       return []
     detector = novelty.load(self, self.workdir) if self.c.eval.novelty else None
@@ -174,23 +182,26 @@ class Model:
     results = [{'file': f, 'error': 'unreadable image'} for f in files]
     if not len(out.index):
       return results
-    if t.multi:
-      prob = multi.join(out.probs, t)
-      there = multi.split(multi.decide(prob, multi.join(self.thresholds, t), t), t)
-      for row, i in enumerate(out.index):
-        results[i] = {'file': files[i], 'classes': {l: [n for n, yes in zip(names, there[l][row]) if yes] for l, names in zip(t.levels, t.names)},
-                      'prob': {l: {n: round(float(p), 6) for n, p in zip(names, out.probs[l][row])} for l, names in zip(t.levels, t.names)}}
-      return results
-    joint = evaluate.decodings(out, t, self.weights)['joint']
+    decoded = evaluate.decodings(out, t, self.weights)
     found = detector.decide(novelty.seen(self, out), self.c.eval.novelty) if detector else None
+    if several:
+      decided = multi.decide(multi.join(out.probs, several), multi.join(self.thresholds, several), several, evaluate.fitting(decoded, self.taxonomy))
+      there = multi.split(decided, several)
     for row, i in enumerate(out.index):
-      path = {level: t.names[k][joint.pred[row, k]] for k, level in enumerate(t.levels)}
-      prob = {level: round(float(joint.prob[k][row, joint.pred[row, k]]), 6) for k, level in enumerate(t.levels)}
-      best = {}
-      for level in self.levels:
-        p = out.probs[level][row]
-        best[level] = [[t.names[t.index(level)][j], round(float(p[j]), 6)] for j in np.argsort(-p, kind='stable')[:top]]
-      results[i] = {'file': files[i], 'path': path, 'prob': prob, 'top': best}
+      results[i], prob = {'file': files[i]}, {}
+      if t:
+        joint, best = decoded['joint'], {}
+        path = {level: t.names[k][joint.pred[row, k]] for k, level in enumerate(t.levels)}
+        prob |= {level: round(float(joint.prob[k][row, joint.pred[row, k]]), 6) for k, level in enumerate(t.levels)}
+        for level in self.levels:
+          if level in t.levels:
+            p = out.probs[level][row]
+            best[level] = [[t.names[t.index(level)][j], round(float(p[j]), 6)] for j in np.argsort(-p, kind='stable')[:top]]
+        results[i] |= {'path': path, 'prob': prob, 'top': best}
+      for level, names in zip(several.levels, several.names) if several else ():
+        prob[level] = {n: round(float(p), 6) for n, p in zip(names, out.probs[level][row])}
+        results[i].setdefault('classes', {})[level] = [n for n, yes in zip(names, there[level][row]) if yes]
+      results[i]['prob'] = prob
       if found:
         new, scores, thresholds = (of[row] for of in found)
         results[i] |= {'new': detector.words(int(new), joint.pred[row]), 'novelty': {
@@ -213,7 +224,7 @@ def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
   """The model trained in `workdir`. `c` is its own configuration with what evaluation may change (data, eval), or None."""
   workdir = pathlib.Path(workdir)
   c = c or run_config(workdir)
-  return Model(workdir, c, Taxonomy.from_csv(workdir / 'taxonomy.csv').with_multi(c.data.multi))
+  return Model(workdir, c, taxonomy_lib.load(workdir / 'taxonomy.csv', c.data.multi))
 
 
 def run_config(workdir: pathlib.Path) -> ConfigDict:
@@ -243,12 +254,11 @@ def joint_weights(path: pathlib.Path, taxonomy: Taxonomy) -> dict[str, float]:
 
 def multi_thresholds(path: pathlib.Path, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
   """{multi level: float64 [C]} as training tuned them on val; .5 for each class where it never came to that."""
-  halves = {level: np.full(taxonomy.num_classes(level), .5) for level in taxonomy.multi}
-  if not taxonomy.multi or not path.exists():
-    return halves
+  if not path.exists():
+    return {level: np.full(taxonomy.num_classes(level), .5) for level in taxonomy.levels}
   try:
     found = json.loads(path.read_text())['thresholds']
-    return {level: np.array([float(found[level][name]) for name in taxonomy.names[taxonomy.index(level)]]) for level in halves}
+    return {level: np.array([float(found[level][name]) for name in names]) for level, names in zip(taxonomy.levels, taxonomy.names)}
   except (ValueError, KeyError, TypeError) as e:
     raise UserError(f'{path}: is damaged ({type(e).__name__}: {e}); without this file every threshold is .5') from None
 
@@ -256,9 +266,10 @@ def multi_thresholds(path: pathlib.Path, taxonomy: Taxonomy) -> dict[str, np.nda
 def complete(workdir: str | pathlib.Path, c: ConfigDict, progress: Callable[[int, int], None] | None = None) -> None:
   """Makes what the report shows and the run lacks: the evaluation of the first split, or of val, and what `explain` leaves."""
   workdir, run = pathlib.Path(workdir), runs.read(workdir, baseline=False)
-  split, evaluated = run.splits[0] if run.splits else c.data.val, run.predicted is not None and explain.heads(run.predicted)
-  if c.data.multi and run.splits:  # there are no single images to show
+  split, own = run.splits[0] if run.splits else c.data.val, run.exclusive
+  if not own and run.splits:  # there are no single images to show
     return
+  evaluated = own and own.predicted is not None and explain.heads(own.predicted)
   if evaluated and explain.current(workdir, split):
     return
   model = load(workdir, c)
@@ -299,6 +310,8 @@ def describe(c: ConfigDict) -> dict:
   """{'trunk_params', 'params', 'macs', 'thop_macs' (at data.size), 'heads': {LEVEL or 'shared': params}} of the configured model."""
   config_lib.validate(c, list(models.BACKBONES))
   data, levels = narrow(sources.load(c.data), c.model)
+  if not data.taxonomy.exclusive:
+    config_lib.check_multi(c, levels)
   model = heads.build(c, data.taxonomy, levels)
   variables, size = counts.shapes(model, c.data.size), counts.parameters
   params = variables['params']

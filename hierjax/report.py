@@ -77,27 +77,24 @@ def headline(run: Run) -> Markup:
   if info.get('device'): text += f' on {info["device"]}'
   text += '.'
   tiles, second = [], ''
-  if evaluation and evaluation.get('multi'):
-    split = run.splits[0]
-    for level, found in evaluation['multi'].items():
+  if evaluation:
+    split, decode, several, tuned = run.splits[0], evaluation['decode'], evaluation.get('multi') or {}, []
+    if decode:
+      best = 'joint' if 'joint' in decode else next(iter(decode))
+      tiles = [(number(_value(decode[best], f'levels/{level}/top1')), level, f'top-1, {best}') for level in run.exclusive.levels]
+      tiles.append((number(_value(decode[best], 'fpa')), 'full path', f'right at every level, {best}'))
+      if 'independent' in decode and len(run.exclusive.heads) > 1:
+        tiles.append((number(decode['independent'].get('hvr')), 'contradictions', 'HVR of the independent heads'))
+      tuned.append('the weights of joint decoding')
+    for level, found in several.items():
       tiles.append((number(found['map_macro']), level, 'mAP, the mean over its classes'))
       tiles.append((number(found['after']['f1_macro']), level, 'F1 at the tuned thresholds'))
-    second = f'These are {split} numbers: {count(evaluation.get("n"))} images of the split "{split}".'
-    if split == get(config, 'data.val', 'val'):
-      second += ' The checkpoint was chosen and the thresholds were tuned on this split, so expect a little less on new images.'
-  elif evaluation:
-    split, decode = run.splits[0], evaluation['decode']
-    best = 'joint' if 'joint' in decode else next(iter(decode))
-    tiles = [(number(_value(decode[best], f'levels/{level}/top1')), level, f'top-1, {best}') for level in run.levels]
-    tiles.append((number(_value(decode[best], 'fpa')), 'full path', f'right at every level, {best}'))
-    if 'independent' in decode and len(run.heads) > 1:
-      tiles.append((number(decode['independent'].get('hvr')), 'contradictions', 'HVR of the independent heads'))
+    if several: tuned.append('the thresholds')
     views = evaluation.get('tta') or 1
     second = (f'These are {split} numbers: {count(evaluation.get("n", "an unknown number of"))} images of the split "{split}"'
               + (f', {views} views of each' if views > 1 else '') + '.')
     if split == get(config, 'data.val', 'val'):
-      second += (' The checkpoint was chosen on this split and the weights of joint decoding were tuned on it, '
-                 'so expect a little less on new images.')
+      second += f' The checkpoint was chosen on this split and {listed(tuned)} were tuned on it, so expect a little less on new images.'
   elif run.val:
     last = max(run.val, key=lambda line: line.get(f'top1/{run.levels[-1]}', -math.inf) if run.levels else line['step'])
     found = [f'{level} {number(last[f"top1/{level}"])}' for level in run.levels if f'top1/{level}' in last]
@@ -112,7 +109,8 @@ def verdict(run: Run) -> Markup:
   """Did the hierarchy pay? The run against one plain head with the ancestors read off."""
   if not run.evaluation: return render('sentence', 'There is no evaluation of this run, so nothing can be compared.')
   if len(run.heads) == 1:
-    return render('sentence', f'This run has one head ({run.heads[0]}), so it is itself a plain baseline: the classes of the other levels '
+    kind = ' on an exclusive level' if get(run.config, 'data.multi') else ''
+    return render('sentence', f'This run has one head{kind} ({run.heads[0]}), so it is itself a plain baseline: the classes of the other levels '
                               'are read off its predictions and every decoding gives the same answer. Train with more heads to compare.')
   if run.baseline is None: return render('no_baseline')
   split, base = run.splits[0], _baseline(run, run.splits[0])
@@ -245,8 +243,11 @@ def labels(run: Run) -> Markup:
       more, picture = max(0, len(classes) - CLASSES), _precision_recall(run, split, level, found['classes'], f'Precision and recall {len(tables)}')
       tables.append({'split': split, 'level': level, 'n': evaluation.get('n'), 'whole': whole, 'classes': classes[:CLASSES], 'more': more, 'picture': picture})
   hvr = (run.evaluation or {}).get('hvr') or {}
-  several = run.taxonomy is not None and len(run.taxonomy.multi) > 1
-  return render('labels', tables=tables, several=several, single=number(hvr.get('single')), decided=number(hvr.get('decided'))) if tables else Markup('')
+  if not tables: return Markup('')
+  t = run.taxonomy
+  below = t is not None and bool(t.multi and t.exclusive) and bool((t.above >= 0).any())
+  several = below or (t is not None and len(t.multi) > 1)
+  return render('labels', tables=tables, several=several, below=below, single=number(hvr.get('single')), decided=number(hvr.get('decided')))
 
 
 def _precision_recall(run: Run, split: str, level: str, classes: dict, title: str) -> tuple[list, Markup] | None:
@@ -495,8 +496,19 @@ def migration(run: Run) -> Markup:
 
 def taxonomy(run: Run) -> Markup:
   """The classes of each level and how the levels hang together."""
-  tree = run.taxonomy
-  if tree is None: return render('sentence', 'No taxonomy.csv was found.')
+  whole = run.taxonomy
+  if whole is None: return render('sentence', 'No taxonomy.csv was found.')
+  if whole.multi and whole.exclusive:
+    own, several = whole.exclusive, whole.several
+    below = int((whole.above >= 0).any(1).sum())
+    text = (f'An image has one class of {listed(own.levels)} and any number of {listed(several.levels)}. Of the latter, {count(below)} of '
+            f'{count(len(whole.above))} lie below one of the former, the others may stand beside any. Content hash {whole.hash()[:16]}.')
+    return Markup('').join([render('sentence', text), *(_tree(run, part, '') for part in (own, several))])
+  return _tree(run, whole, whole.hash())
+
+
+def _tree(run: Run, tree, digest: str) -> Markup:
+  """A taxonomy of one kind."""
   levels, finest = [], len(tree.levels) - 1
   for k, level in enumerate(tree.levels):
     sizes = np.bincount(tree.paths[:, k], minlength=tree.num_classes(level))
@@ -511,7 +523,7 @@ def taxonomy(run: Run) -> Markup:
       pairs.append({'coarse': coarse, 'fine': fine, 'pairs': count(int(relation.sum())), 'of': count(relation.size),
                     'nests': tree.nests(fine, coarse)})
   return render('taxonomy', levels=levels, pairs=pairs, leaves=count(len(tree.paths)), finest=tree.levels[-1],
-                early=int((tree.depth < len(tree.levels)).sum()), hash=tree.hash())
+                early=int((tree.depth < len(tree.levels)).sum()), hash=digest)
 
 
 SHOWN = 500  # skipped files that are named in full
@@ -573,7 +585,7 @@ SECTIONS = [
 ]
 
 
-ONE_CLASS = ('verdict', 'scores', 'confusion', 'worst', 'gallery', 'calibration', 'tree', 'features')
+ONE_CLASS = ('verdict', 'scores', 'confusion', 'worst', 'gallery', 'calibration', 'tree', 'features', 'embedding')  # they tell of exclusive levels only
 
 
 # The page.
@@ -583,14 +595,14 @@ def html(run: Run) -> str:
   """The whole page."""
   def made(section, make):
     try:
-      return make(run)
+      seen = run.exclusive if section in ONE_CLASS else run
+      return make(seen) if seen else Markup('')
     except Exception as error:  # a fault in drawing must not cost the run its other results
       logging.exception('report: the section %s could not be made', section)
       return render('sentence', f'This section could not be made ({type(error).__name__}: {error}).')
 
   name = str(run.config.get('name') or run.path.resolve().name)
-  multi = run.taxonomy is not None and run.taxonomy.multi  # then nothing has one class a level, of which those sections tell
-  sections = [(section.id, section.title, body) for section in SECTIONS if not (multi and section.id in ONE_CLASS) and (body := made(section.id, section.make))]
+  sections = [(section.id, section.title, body) for section in SECTIONS if (body := made(section.id, section.make))]
   return str(render('page', name=name, headline=made('headline', headline), sections=sections,
                     date=datetime.datetime.now().strftime('%Y-%m-%d %H:%M')))
 

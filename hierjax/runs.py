@@ -11,8 +11,9 @@ import re
 import numpy as np
 
 from hierjax import explain
+from hierjax import taxonomy as taxonomy_lib
 from hierjax.config import UserError, resolve_levels
-from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy import Mixed, Taxonomy
 
 START = 'start'  # within the folder of a run that --mode=migrate has made: the run as it was before any training
 
@@ -25,7 +26,7 @@ class Run:
   info: dict                   # run.json
   train: list[dict]            # the lines of metrics.jsonl, one per step, in order
   val: list[dict]
-  taxonomy: Taxonomy | None
+  taxonomy: Taxonomy | Mixed | None
   evals: dict[str, dict]       # split -> eval_SPLIT.json
   embeddings: dict[str, dict]  # 'first' evaluation and 'last' -> embedding_first.npz, embedding_last.npz
   faults: list[str]            # files that are there but could not be read, in words
@@ -36,7 +37,8 @@ class Run:
   @functools.cached_property
   def levels(self) -> tuple[str, ...]:
     for evaluation in self.evals.values():
-      for decoding in evaluation['decode'].values(): return tuple(decoding.get('levels', {}))
+      of = next(iter(evaluation['decode'].values()), {}).get('levels', {})
+      if found := (*of, *(evaluation.get('multi') or {})): return found
     if self.taxonomy is not None: return tuple(self.taxonomy.levels)
     if self.info.get('classes'): return tuple(self.info['classes'])
     return tuple(dict.fromkeys(key.split('/', 1)[1] for line in self.train + self.val for key in line if re.match('(acc|top1|loss)/', key)))
@@ -49,6 +51,15 @@ class Run:
       return resolve_levels(get(self.config, 'model.levels') or 'all', self.levels, 'model.levels')
     except UserError:
       return self.levels
+
+  @functools.cached_property
+  def exclusive(self) -> 'Run | None':
+    """The run as one of its exclusive levels alone; None where it has none."""
+    if self.taxonomy is None or not self.taxonomy.multi: return self
+    if not (own := self.taxonomy.exclusive): return None
+    info = self.info | {'heads': [level for level in self.heads if level in own.levels], 'classes': {level: own.num_classes(level) for level in own.levels}}
+    evals = {split: {k: v for k, v in found.items() if k != 'multi'} for split, found in self.evals.items()}
+    return dataclasses.replace(self, taxonomy=own, info=info, evals=evals, baseline=self.baseline and self.baseline.exclusive)
 
   @functools.cached_property
   def splits(self) -> list[str]:
@@ -121,7 +132,7 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
 
   config = load('config.json', _json) or {}
   info = load('run.json', _json) or {}
-  taxonomy = load('taxonomy.csv', lambda file: Taxonomy.from_csv(file).with_multi(get(config, 'data.multi') or ''))
+  taxonomy = load('taxonomy.csv', lambda file: taxonomy_lib.load(file, get(config, 'data.multi') or ''))
   evals = {}
   for file in sorted(path.glob('eval_*.json')):
     found = load(file.name, _evaluation)
@@ -132,7 +143,8 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
     if damaged: faults.append(f'metrics.jsonl: {damaged} damaged line{"s" * (damaged > 1)} left out')
   embeddings = {}
   for moment in ('first', 'last'):
-    if taxonomy is not None and (found := load(f'embedding_{moment}.npz', lambda file: _embedding(file, taxonomy))): embeddings[moment] = found
+    own = taxonomy and taxonomy.exclusive
+    if own and (found := load(f'embedding_{moment}.npz', lambda file: _embedding(file, own))): embeddings[moment] = found
   migration, start = load('migration.json', _json) or {}, None
   if migration and (path / START / 'config.json').is_file():
     start = read(path / START, baseline=False)

@@ -227,7 +227,7 @@ class Runner:
         return None
       order = np.argsort(found['files'], kind='stable')
       labels = found['labels'][order]
-      values = {f'{d}:{k}': v for d in evaluation['decode'] for k, v in metrics.of_predictions(found[f'pred_{d}'][order], labels, taxonomy).items()}
+      values = {f'{d}:{k}': v for d in evaluation['decode'] for k, v in metrics.of_predictions(found[f'pred_{d}'][order], labels, taxonomy.exclusive).items()}
     except (OSError, ValueError, TypeError, KeyError, IndexError):  # it never came to that, or a file is damaged
       return None
     images = np.array([f'{f} {l}' for f, l in zip(found['files'][order].tolist(), labels.tolist())])

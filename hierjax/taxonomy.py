@@ -2,6 +2,9 @@
 
 A tree is the case where the columns nest; facets (make x type) are columns that do not; an empty cell is a branch that ends early.
 Labels, heads, losses, decoding, metrics and reports are functions of this table, and nothing else in the code holds the hierarchy.
+
+Levels are exclusive, one class an example, or multi, any number of them. A `Taxonomy` is of one kind; with both, there are two and `Mixed` holds them and what
+of the one lies below what of the other. Either has `exclusive` and `several`, the taxonomy of each kind or None, so that nobody needs to ask which it is.
 """
 import csv
 import dataclasses
@@ -130,14 +133,41 @@ def faults(levels: Sequence[str], rows: Iterable[tuple[int, Sequence[str]]]) -> 
   return sorted(out)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Taxonomy:
+class _Levels:
+  """What a taxonomy of one kind and a mixed one share: both have levels, names, multi and rows()."""
+
+  def to_csv(self, path) -> None:
+    """Writes what load() reads back as the same taxonomy."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator='\n').writerows([list(self.levels), *self.rows()])
+    files.write(path, out.getvalue())
+
+  def hash(self) -> str:
+    """sha256 (hex) of levels and rows, order included: equal hashes mean equal class ids."""
+    return hashlib.sha256(json.dumps([list(self.levels), self.rows(), *([list(self.multi)] if self.multi else [])]).encode()).hexdigest()
+
+  def __repr__(self):
+    return f'{type(self).__name__}(' + ', '.join(f'{level} {len(names)}' for level, names in zip(self.levels, self.names)) + ')'
+
+  def index(self, level: str) -> int:
+    """Position of a level, coarsest 0; UserError for an unknown one."""
+    if level not in self.levels:
+      raise UserError(f'taxonomy: no level {level!r}; the levels are {", ".join(self.levels)}')
+    return self.levels.index(level)
+
+  def num_classes(self, level: str) -> int:
+    """Number of classes of a level."""
+    return len(self.names[self.index(level)])
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Taxonomy(_Levels):
   """The path table. The id of a finest class is its row; a branch that ends early carries its last class down to the deeper levels."""
   levels: tuple[str, ...]             # coarse to fine
   names: tuple[tuple[str, ...], ...]  # names[k][c]; the last level in the order of the file, the others sorted
   paths: np.ndarray                   # int32 [leaf, level], dense; paths[:, -1] == arange(leaf)
   depth: np.ndarray                   # int32 [leaf], named levels: len(levels) unless the branch ends early
-  multi: tuple[str, ...] = ()         # the levels of which an example may have any number of classes; the others are exclusive
+  multi: tuple[str, ...] = ()         # the levels of which an example may have any number of classes: all or none
 
   # In and out.
 
@@ -176,30 +206,17 @@ class Taxonomy:
     """The table in names, as the CSV has it: '' below the end of a branch."""
     return [[self.names[k][c] if k < d else '' for k, c in enumerate(path)] for path, d in zip(self.paths.tolist(), self.depth)]
 
-  def to_csv(self, path) -> None:
-    """Writes what from_csv reads back as the same taxonomy."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator='\n').writerows([list(self.levels), *self.rows()])
-    files.write(path, out.getvalue())
-
-  def hash(self) -> str:
-    """sha256 (hex) of levels and rows, order included: equal hashes mean equal class ids."""
-    return hashlib.sha256(json.dumps([list(self.levels), self.rows(), *([list(self.multi)] if self.multi else [])]).encode()).hexdigest()
-
-  def __repr__(self):
-    return 'Taxonomy(' + ', '.join(f'{level} {len(names)}' for level, names in zip(self.levels, self.names)) + ')'
-
   # Levels and classes.
 
-  def index(self, level: str) -> int:
-    """Position of a level, coarsest 0; UserError for an unknown one."""
-    if level not in self.levels:
-      raise UserError(f'taxonomy: no level {level!r}; the levels are {", ".join(self.levels)}')
-    return self.levels.index(level)
+  @property
+  def exclusive(self) -> 'Taxonomy | None':
+    """The taxonomy of the exclusive levels."""
+    return None if self.multi else self
 
-  def num_classes(self, level: str) -> int:
-    """Number of classes of a level."""
-    return len(self.names[self.index(level)])
+  @property
+  def several(self) -> 'Taxonomy | None':
+    """The taxonomy of the multi levels."""
+    return self if self.multi else None
 
   @functools.cached_property
   def _ids(self) -> tuple[dict[str, int], ...]:
@@ -322,13 +339,9 @@ class Taxonomy:
 
   # Multi levels: rows of 0 and 1, -1 unknown, int8 [N, M], the classes of one level after those of the other.
 
-  def with_multi(self, text: str) -> 'Taxonomy':
-    """The same with the levels that config.data.multi names as its multi levels. UserError names the choices, and a mix, which is not there yet."""
-    multi = resolve_levels(text, self.levels, '--config.data.multi')
-    if multi and multi != self.levels:
-      raise UserError(f'--config.data.multi={text}: {", ".join(l for l in self.levels if l not in multi)} would be exclusive beside it; a taxonomy must be '
-                      f"all of one kind, so far: give 'all', or a taxonomy of {', '.join(multi)} alone")
-    return dataclasses.replace(self, multi=multi)
+  def with_multi(self, text: str) -> 'Taxonomy | Mixed':
+    """The same with the levels that config.data.multi names as its multi levels, as `load` reads it."""
+    return _divided(self.levels, list(enumerate(self.rows(), 1)), text, 'taxonomy row ')
 
   @functools.cached_property
   def columns(self) -> dict[str, slice]:
@@ -406,3 +419,122 @@ class Taxonomy:
     if not out and self.names[-1] != other.names[-1]:
       out = ['the same classes in another order']
     return '; '.join(out)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Mixed(_Levels):
+  """Exclusive levels with multi ones below or beside them: an example has a path of the one taxonomy and any number of classes of the other. Its labels are
+  int [N, L] of the exclusive levels and int8 [N, M] of the multi ones."""
+  exclusive: Taxonomy
+  several: Taxonomy
+  above: np.ndarray   # int32 [M, L]: the exclusive class of each level that a multi class lies below, -1 for none, or several
+
+  @property
+  def levels(self) -> tuple[str, ...]:
+    return self.exclusive.levels + self.several.levels
+
+  @property
+  def names(self) -> tuple[tuple[str, ...], ...]:
+    return self.exclusive.names + self.several.names
+
+  @property
+  def multi(self) -> tuple[str, ...]:
+    return self.several.levels
+
+  @property
+  def columns(self) -> dict[str, slice]:
+    return self.several.columns
+
+  def rows(self) -> list[list[str]]:
+    """The table in names: first the exclusive classes, then each finest multi class with what it lies below."""
+    own, last = self.exclusive.rows(), self.columns[self.multi[-1]]
+    cells = [own[path[-1]] if path[-1] >= 0 else [names[c] if c >= 0 else '' for names, c in zip(self.exclusive.names, path)]
+             for path in self.above[last].tolist()]
+    return [*(row + [''] * len(self.multi) for row in own), *(upper + lower for upper, lower in zip(cells, self.several.rows()))]
+
+  def nests(self, child: str, parent: str) -> bool:
+    """Whether every class of `child` has one class of `parent`."""
+    for part in (self.exclusive, self.several):
+      if child in part.levels and parent in part.levels:
+        return part.nests(child, parent)
+    return child in self.multi and bool((self.above[self.columns[child], self.index(parent)] >= 0).all())
+
+  def fits(self, labels) -> np.ndarray:
+    """bool [N, M]: whether each multi class may stand beside the exclusive classes int [N, L], of which -1 fits all."""
+    labels = np.asarray(labels)
+    out = np.ones((len(labels), len(self.above)), bool)
+    for k, upper in enumerate(self.above.T):
+      out &= (upper < 0) | (labels[:, k:k + 1] < 0) | (upper == labels[:, k:k + 1])
+    return out
+
+  def complete(self, labels, rows) -> tuple[np.ndarray, np.ndarray]:
+    """(labels [N, L], rows [N, M]) with what follows from the known, within each kind and from one to the other: a multi class that is there tells what it lies
+    below, and of an exclusive class that is known the multi classes below others are not there. What contradicts stays as it is: fits() shows it."""
+    labels, rows = self.exclusive.complete(labels), self.several.complete_multi(rows)
+    for k, upper in enumerate(self.above.T):
+      told = (rows == 1) & (upper >= 0)
+      new = np.flatnonzero((labels[:, k] < 0) & told.any(1))
+      labels[new, k] = upper[told[new].argmax(1)]
+    labels = self.exclusive.complete(labels)
+    return labels, self.several.complete_multi(np.where((rows < 0) & ~self.fits(labels), 0, rows))
+
+  def coarsen(self, level: str) -> 'Mixed':
+    """With the exclusive taxonomy coarsened."""
+    short = self.exclusive.coarsen(level)
+    return Mixed(short, self.several, self.above[:, [self.index(l) for l in short.levels]])
+
+  def diff(self, other: 'Taxonomy | Mixed') -> str:
+    """One line on what differs in `other`; '' if nothing does."""
+    if self.multi != other.multi or not other.exclusive:
+      return f'levels {_kinds(self)} against {_kinds(other)}'
+    found = [text for mine, its in ((self.exclusive, other.exclusive), (self.several, other.several)) if (text := mine.diff(its))]
+    return '; '.join(found) or ('' if np.array_equal(self.above, other.above) else f'{", ".join(self.multi)} below other classes')
+
+
+def _kinds(taxonomy):
+  return ', '.join(f'{level} (multi)' if level in taxonomy.multi else level for level in taxonomy.levels)
+
+
+def load(path, multi: str = '') -> Taxonomy | Mixed:
+  """Reads a taxonomy of which the levels that `multi` names, as config.data.multi does, are multi. Beside exclusive levels, the row of a multi class begins
+  with what it lies below: a class, or only a coarser one, or nothing, for one that any example may have. UserError 'FILE:ROW: ...' names what is wrong."""
+  levels, rows = read_levels(path)
+  return _divided(tuple(levels), rows, multi, f'{path}:')
+
+
+def _divided(levels, rows, multi, where):
+  several = resolve_levels(multi, levels, '--config.data.multi')
+  n = len(levels) - len(several)
+  if n in (0, len(levels)):
+    return dataclasses.replace(Taxonomy._from_rows(levels, rows, where), multi=several)
+  if several != levels[n:]:
+    lower = next(level for level in levels[levels.index(several[0]):] if level not in several)
+    raise UserError(f'--config.data.multi={multi}: exclusive level {lower} stands below multi level {several[0]} in the taxonomy ({", ".join(levels)}); it may '
+                    f'only stand above: name {lower} too, or put its column before {several[0]}')
+  rows = [(row, tuple(cells[:n]), tuple(cells[n:])) for row, cells in rows]
+  own = {upper for _, upper, lower in rows if not any(lower)}
+  stems = {upper[:k] for _, upper, _ in rows for k in range(1, sum(map(bool, upper)))}
+  table, below, finest = [], [], {}
+  for row, upper, lower in rows:
+    if not any(lower):
+      table.append((row, upper))
+      continue
+    leaf = next(c for c in reversed(lower) if c)
+    first, other = finest.setdefault(leaf, (row, upper))
+    if other != upper:
+      a, b = (' / '.join(filter(None, cells)) or 'nothing' for cells in (upper, other))
+      raise UserError(f'{where}{row}: {several[-1]} {leaf!r} stands under {a!r} here and under {b!r} in row {first}; a class has one row, and one that any may '
+                      f'have leaves {", ".join(levels[:n])} empty')
+    below.append((row, lower))
+    if any(upper) and upper not in own and upper[:sum(map(bool, upper))] not in stems:
+      own.add(upper)
+      table.append((row, upper))
+  exclusive, low = Taxonomy._from_rows(levels[:n], table, where), Taxonomy._from_rows(levels[n:], below, where)
+  upper = exclusive.complete([exclusive.encode(dict(zip(levels, cells))) for _, cells, lower in rows if any(lower)])
+  above = []
+  for names, column in zip(low.names, low.paths.T):   # what all leaves of a class have in common
+    least, most = np.full((len(names), n), len(rows) + 1, np.int32), np.full((len(names), n), -1, np.int32)
+    np.minimum.at(least, column, upper)
+    np.maximum.at(most, column, upper)
+    above.append(np.where(least == most, least, -1))
+  return Mixed(exclusive, dataclasses.replace(low, multi=several), np.concatenate(above).astype(np.int32))

@@ -33,11 +33,11 @@ from ml_collections import ConfigDict
 
 from hierjax import balancing, checkpoint, evaluate, files, log, losses, metrics, models, multi, optim, parallel, predict, report, runs
 from hierjax import config as config_lib
+from hierjax import taxonomy as taxonomy_lib
 from hierjax.config import UserError
 from hierjax.data import pipeline, sources
 from hierjax.models import heads as heads_lib
 from hierjax.models import layers, pretrained
-from hierjax.taxonomy import Taxonomy
 
 # options that don't change what is learned
 FREE_ON_RESUME = ('name', 'baseline', 'data.workers', 'data.threads', 'train.log_steps', 'train.save_minutes', 'eval.', 'log.')
@@ -71,10 +71,11 @@ class Task:
 
   model: nn.Module
   levels: tuple[str, ...]  # with a head
-  columns: tuple[int, ...]  # of those levels in the labels
-  losses: Mapping[str, losses.Loss]  # of each level
+  columns: tuple[int, ...]  # in the labels, of the exclusive ones among them, which stand first
+  losses: Mapping[str, losses.Loss]  # of each of these
   terms: Mapping[str, losses.Term]
   binary: multi.Loss | None  # of the multi levels, all of them at once
+  exclusive: int  # the number of exclusive levels, whose labels stand before those of multi levels
   aggregate: Callable | None  # loss.aggregate
   weights: Mapping[str, float]  # of levels and terms; those above 0 are the tasks that the balancer weighs
   balancer: balancing.Balancer | None  # None: nothing but `weights` weighs
@@ -114,18 +115,21 @@ def objective(head: Callable[[jax.Array, bool], Mapping[str, jax.Array]], featur
     y = labels[:, task.balance_column]
     weight = jnp.where(y >= 0, jnp.asarray(task.example_weights)[jnp.maximum(y, 0)], 1.0)
   logits, undisturbed = head(features, True), head(features, False)  # what no loss reads is not computed
+  columns, binary, single = dict(zip(task.levels, task.columns)), {}, logits
+  if task.binary:
+    binary, single = task.binary(logits, labels), {level: logits[level] for level in columns}
+    labels = labels[:, :task.exclusive]
   means = task.aggregate(features, labels, axis) if task.aggregate else {}
-  binary = task.binary(logits, labels) if task.binary else {}
   shares, out = {}, {}
-  for level, column in zip(task.levels, task.columns):
+  for level in task.levels:
     if level not in phase.levels:
       continue
-    y = labels[:, column]
     if level in binary:
       values, right, known = binary[level]
       shares[level] = losses.masked_mean(values, known, axis)
       out[f'acc/{level}'] = losses.masked_mean(right, known, axis)
       continue
+    y = labels[:, columns[level]]
     if level in means:  # of each class, the mean features of its examples; every device has them all
       x, own, present = means[level]
       values, _ = task.losses[level](head(x, True)[level], own, head(x, False)[level])
@@ -136,7 +140,7 @@ def objective(head: Callable[[jax.Array, bool], Mapping[str, jax.Array]], featur
     shares[level] = value
     out[f'acc/{level}'] = losses.masked_mean((jnp.argmax(logits[level], -1) == y).astype(jnp.float32), y >= 0, axis)
   for name, term in task.terms.items():
-    values, known = term(logits, features, labels, told, axis)
+    values, known = term(single, features, labels, told, axis)
     shares[name] = losses.masked_mean(weight * values, known, axis)
   out |= {f'loss/{name}': value for name, value in shares.items()}
   shares = {name: task.weights[name] * shares[name] for name in task.names if name in shares}
@@ -282,6 +286,10 @@ class Run:
     data, self.levels = predict.narrow(sources.load(c.data), c.model)
     c.model.levels = ','.join(self.levels)  # kept by name
     self.taxonomy, self.splits, self.notes = data.taxonomy, data.splits, list(data.notes)
+    own, several = self.taxonomy.exclusive, self.taxonomy.several
+    heads = tuple(level for level in self.levels if level not in self.taxonomy.multi)
+    if not own:
+      config_lib.check_multi(c, self.levels)
     for option in ('train', 'val'):
       if c.data[option] not in self.splits:
         made = f', and --config.data.val_share={c.data.val_share:g} of each class leaves it none' if any(n.startswith('split made') for n in self.notes) else ''
@@ -294,19 +302,21 @@ class Run:
       raise UserError('--config.train: one of steps, epochs, examples must be above 0')
     self.eval_every = config_lib.steps(c.train, 'eval_', n, c.train.batch_size, '--config.train.eval_*') or self.total
     self.best = evaluate.best_metric(c.train.best, self.taxonomy, self.levels)
-    finest = self.taxonomy.levels[-1]
-    judged = {'loss': self.levels, 'hvr': self.levels}.get(self.best, [self.best.removeprefix('top1/') if self.best.startswith('top1/') else finest])
+    metric, _, level = self.best.partition('/')
+    judged = {'loss': self.levels, 'hvr': heads}.get(metric, [level or (own or several).levels[-1]])
     for examples, wanted in ((self.train, self.levels), (self.val, judged)):
-      some = examples.labels[:, [self.taxonomy.index(level) for level in wanted]] if examples.multi is None else examples.multi
-      if not (some >= 0).any():
+      known = lambda level: examples.multi[:, several.columns[level]] if level in self.taxonomy.multi else examples.labels[:, own.index(level)]
+      if not any((known(level) >= 0).any() for level in wanted):
         raise UserError(f'split {examples.name!r}: none of its {len(examples.labels)} images has a label of {" or ".join(wanted)}')
-    if self.taxonomy.num_classes(finest) < 2 and not self.taxonomy.multi:
-      raise UserError(f'the taxonomy has one class of {finest}, {self.taxonomy.names[-1][0]!r}: nothing to tell apart')
+    if not several and own.num_classes(own.levels[-1]) < 2:
+      raise UserError(f'the taxonomy has one class of {own.levels[-1]}, {own.names[-1][0]!r}: nothing to tell apart')
     self.initial = self.variables()
     self.phases = optim.phases(c, self.levels, n, self.total, optim.groups(self.initial['params']))
     self.model = heads_lib.build(c, self.taxonomy, self.levels)
-    self.losses, self.terms, self.aggregate = losses.build(c, self.taxonomy, self.levels)
-    self.binary = multi.build(c, self.taxonomy, self.train.multi) if self.taxonomy.multi else None
+    self.losses, self.terms, self.aggregate = losses.build(c, own, heads) if own else ({}, {}, None)
+    self.binary = multi.build(c, several, self.train.multi) if several else None
+    if clash := {*self.terms} & {*self.levels}:
+      raise UserError(f'--config.loss.terms={clash.pop()}: the taxonomy has a level of that name; call it otherwise')
     self.weights = parse_weights(c.loss.weights, self.levels, list(self.terms))
     self.balancer = balancing.build(c.balance, c.loss.weights, math.ceil(n / c.train.batch_size))
     for phase in self.phases:
@@ -316,14 +326,19 @@ class Run:
     self.task()  # an option that does not fit is told before anything is written
 
   def task(self) -> Task:
-    c, t = self.c, self.taxonomy
-    column = t.index(config_lib.resolve_levels(c.data.balance_level, t.levels, '--config.data.balance_level')[0])
-    balance = pipeline.class_weights(self.train.labels[:, column], t.num_classes(t.levels[column])) if c.data.balance == 'loss' else None
+    c, own, column, balance = self.c, self.taxonomy.exclusive, self.balance_column(), None
+    if c.data.balance == 'loss':
+      balance = pipeline.class_weights(self.train.labels[:, column], own.num_classes(own.levels[column]))
     return Task(
-      model=self.model, levels=self.levels, columns=tuple(t.index(level) for level in self.levels),
+      model=self.model, levels=self.levels, exclusive=len(own.levels) if own else 0, columns=tuple(own.index(level) for level in self.losses),
       losses=self.losses, terms=self.terms, binary=self.binary, aggregate=self.aggregate, weights=self.weights, balancer=self.balancer, balance_at=c.balance.at,
       example_weights=balance, balance_column=column, labels=optim.labels(self.initial['params'], c.optim.rules),
       schedule=optim.schedule(c, self.total, len(self.train.labels)), clip=c.optim.clip, ema=c.optim.ema, micro=c.optim.accumulate, seed=c.seed)
+
+  def balance_column(self) -> int:
+    """That of data.balance_level in the labels."""
+    own = self.taxonomy.exclusive
+    return own.index(config_lib.resolve_levels(self.c.data.balance_level, own.levels, '--config.data.balance_level')[0]) if own else 0
 
   def variables(self) -> dict:
     """The initial ones as numpy: seeded, with the backbone's from a file where model.pretrained names one."""
@@ -348,9 +363,8 @@ class Run:
     return parallel.put_replicated(state, self.mesh)
 
   def batches(self, examples: sources.Examples, start: int, end: int):
-    c, column = self.c, None
-    if c.data.balance == 'sample':
-      column = self.taxonomy.index(config_lib.resolve_levels(c.data.balance_level, self.taxonomy.levels, '--config.data.balance_level')[0])
+    c = self.c
+    column = self.balance_column() if c.data.balance == 'sample' else None
     return pipeline.train_batches(
       examples, batch_size=c.train.batch_size, seed=c.seed, steps=end, start_step=start, size=c.data.size, resize=c.data.resize,
       augment=c.data.augment, balance=column, workers=c.data.workers, threads=c.data.threads, process_index=jax.process_index(),
@@ -486,13 +500,13 @@ class Loop:
   def validate(self, val: sources.Examples, signals: Signals) -> dict[str, float]:
     out = evaluate.collect(self.eval_step, eval_variables(self.state), val, self.c, self.mesh, progress=self.heed(signals))
     self.broken = set(out.broken).union(*parallel.exchange(sorted(self.broken)))
-    t = self.run.taxonomy
-    loss = evaluate.loss(out, t, self.run.weights)
-    if t.multi:
-      return parallel.exchange({'loss': loss, **multi.flat(out.probs, out.multi, t)})[0]
-    decoded = evaluate.decodings(out, t)
-    values = evaluate.flat({k: metrics.evaluate(decoded[k], out.labels, t, self.run.levels) for k in ('independent', 'joint')},
-                           loss, self.run.levels)
+    own, several = self.run.taxonomy.exclusive, self.run.taxonomy.several
+    values = {'loss': evaluate.loss(out, self.run.taxonomy, self.run.weights)}
+    if own:
+      decoded, heads = evaluate.decodings(out, own), tuple(self.run.losses)
+      values = evaluate.flat({k: metrics.evaluate(decoded[k], out.labels, own, heads) for k in ('independent', 'joint')}, values['loss'], heads)
+    if several:
+      values |= multi.flat(out.probs, out.multi, several)
     return parallel.exchange(values)[0]  # what is decided by them must not hang on the rounding of another kind of processor
 
   def check(self, pending, files: Sequence[str]) -> dict[str, float] | None:
@@ -628,7 +642,7 @@ def objection(workdir: pathlib.Path, run: Run) -> str:
   changed = [d for d in config_lib.differences(predict.run_config(workdir), run.c) if not d.startswith(FREE_ON_RESUME)]
   if changed:
     return f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder'
-  old = Taxonomy.from_csv(workdir / 'taxonomy.csv').with_multi(run.c.data.multi)
+  old = taxonomy_lib.load(workdir / 'taxonomy.csv', run.c.data.multi)
   if old.hash() != run.taxonomy.hash():
     return (f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy, or carry its classes over: '
             f'--mode=migrate --from={workdir} --taxonomy=NEW.csv --workdir=NEWRUN')

@@ -21,9 +21,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from hierjax import taxonomy as taxonomy_lib
 from hierjax.config import UserError, did_you_mean, level_words, split_names
 from hierjax.data import layouts, stratify, toy, transforms
-from hierjax.taxonomy import Taxonomy, close_matches, read_table
+from hierjax.taxonomy import Mixed, Taxonomy, close_matches, read_levels, read_table
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
 SPLIT_FOLDERS = ('train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing')
@@ -36,14 +37,14 @@ class Examples:
   """One split: random access, picklable."""
   name: str
   files: Sequence[str]  # what people are shown, such as 'images/00001.jpg'
-  labels: np.ndarray    # int32 [N, L], class ids per level of the taxonomy, -1 unknown
+  labels: np.ndarray    # int32 [N, L], class ids per exclusive level of the taxonomy, -1 unknown; where it has none, -1 per multi level
   reader: Callable[[int], bytes | np.ndarray]  # encoded bytes, uint8 [h, w, 3], or float32 [d] features
-  multi: np.ndarray | None = None  # int8 [N, M], 0 and 1 for each class of the multi levels (Taxonomy.columns), -1 unknown; their columns of `labels` are -1
+  multi: np.ndarray | None = None  # int8 [N, M], 0 and 1 for each class of the multi levels (Taxonomy.columns), -1 unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  taxonomy: Taxonomy
+  taxonomy: Taxonomy | Mixed
   splits: dict[str, Examples]
   notes: list[str]  # what the user should know, such as that a split was made
 
@@ -66,8 +67,14 @@ def load(data) -> Dataset:
   if not root.is_dir() and source != 'tfds': raise UserError(f'--config.data.root={data.root}: no such folder')
   if data.crop_boxes and source not in layouts.LAYOUTS: raise UserError(f'--config.data.crop_boxes: source {source} has no boxes')
   taxonomy = data.taxonomy or (root / 'taxonomy.csv' if (root / 'taxonomy.csv').exists() else None)
-  taxonomy, table, notes = (_multi_csv if multi else LOADERS[source])(data, root, Taxonomy.from_csv(pathlib.Path(taxonomy).expanduser()) if taxonomy else None)
+  taxonomy, table, notes = LOADERS[source](data, root, _named(pathlib.Path(taxonomy).expanduser(), multi) if taxonomy else None)
   return _reduced(data, Dataset(taxonomy, _split(data, table, notes), notes))
+
+
+def _named(path, multi):
+  """The taxonomy in a file, with the multi levels that are there: _csv knows of the others."""
+  levels, _ = read_levels(path)
+  return taxonomy_lib.load(path, ','.join(n for n in split_names(multi) if n in {*levels, *level_words([])}))
 
 
 def _numbered(text):
@@ -124,7 +131,10 @@ def _split(data, table, notes):
   def hold(rows, part):
     if not part: return set()
     if table.multi is None: return set(rows[stratified(table.labels[rows], [table.files[i] for i in rows], part, data.split_seed)].tolist())
-    return set(rows[stratify.iterative(table.multi[rows], (1 - part, part), data.split_seed, [table.files[i] for i in rows]) == 1].tolist())
+    _, own = np.unique(table.labels[rows], axis=0, return_inverse=True)  # the exclusive path counts as one class more of each image
+    parts = stratify.iterative(table.multi[rows], (1 - part, part), data.split_seed, [table.files[i] for i in rows],
+                               beside=np.where((table.labels[rows] >= 0).any(1), own.ravel(), -1))
+    return set(rows[parts == 1].tolist())
   other = next((s for s in ('valid', 'validation', 'dev') if s in (splits or ())), None)
   if other and data.val == 'val' and data.val not in splits:
     splits = ['val' if s == other else s for s in splits]
@@ -203,6 +213,9 @@ def _hold_out(data, found) -> Dataset:
   """Without the classes of `data.hold_out`: the taxonomy lacks them, and each split's images of them are the split SPLIT_novel, which knows of their labels
   what is left of their path."""
   if not data.hold_out.strip(): return found
+  if found.taxonomy.multi:
+    raise UserError(f'--config.data.hold_out={data.hold_out}: holds out classes of exclusive levels alone; {", ".join(found.taxonomy.multi)} (data.multi) '
+                    'must be left out of the data for it')
   old, held = found.taxonomy, held_out(data.hold_out, found.taxonomy, data.split_seed)
   new = Taxonomy.from_rows(old.levels, [row for row, out in zip(old.rows(), held) if not out])
   ids = [np.array([*(new.names[k].index(n) if n in new.names[k] else -1 for n in names), -1]) for k, names in enumerate(old.names)]
@@ -273,109 +286,129 @@ def file_reader(root, files, boxes=None, banner=0):
 
 
 def _csv(data, root, taxonomy):
-  """labels.csv: file, split, one column per level; an empty cell is an unknown label."""
+  """labels.csv: file, split, and a column per level, in which an empty cell is an unknown label: of an exclusive level one class, of a multi level a set of
+  classes ('sea|sunset'; '-' = none of them); or, for multi levels, a column per class with 1, 0 or '' (unknown). What follows by the taxonomy is filled in."""
   path, notes = root / 'labels.csv', []
   columns, table = read_table(path)
   if 'file' not in columns: raise UserError(f'{path}:1: no column "file"{did_you_mean("file", columns)}; the columns are {", ".join(columns)}')
   others = [c for c in columns if c not in ('file', 'split')]
   if not table: raise UserError(f'{path}:1: has no example below the header')
-  if taxonomy is None:
-    if not others: raise UserError(f'{path}:1: no column of labels beside {", ".join(columns)}')
-    taxonomy = derive(others, [(f'{path}:{row}', [cells[columns.index(c)] for c in others]) for row, cells in table])
-    notes.append(f'taxonomy derived from {path.name} (no taxonomy.csv): {", ".join(f"{len(n)} {l}" for l, n in zip(taxonomy.levels, taxonomy.names))}')
+  taxonomy = _completed(data, path, others, [(f'{path}:{row}', dict(zip(columns, cells))) for row, cells in table], taxonomy, notes)
+  own, several = taxonomy.exclusive, taxonomy.several
+  places = _places(several) if several else {}  # of a class's column in a row of M
+  what, known = ('level or class', [*taxonomy.levels, *places]) if several else ('level', taxonomy.levels)
   for c in others:
-    if c in taxonomy.levels: continue
-    missing = [l for l in taxonomy.levels if l not in columns]
-    if close := close_matches(c, missing): raise UserError(f'{path}:1: column {c!r} is no level of the taxonomy (did you mean {close[0]!r}?)')
+    if c in known: continue
+    if close := close_matches(c, [n for n in known if n not in columns]):
+      raise UserError(f'{path}:1: column {c!r} is no {what} of the taxonomy (did you mean {close[0]!r}?)')
     notes.append(f'{path.name}: column {c!r} is not used; the levels are {", ".join(taxonomy.levels)}')
-  if not set(others) & set(taxonomy.levels):
-    raise UserError(f'{path}:1: no column of labels; the levels are {", ".join(taxonomy.levels)}, the columns {", ".join(columns)}')
+  places = {c: place for c, place in places.items() if c in others and c not in taxonomy.levels}
+  sets = [level for level in several.levels if level in others] if several else []
+  lacks = several and not places and not sets and several.levels
+  if own and not {*own.levels} & {*others} and not (several and (taxonomy.above >= 0).any()): lacks = own.levels
+  if lacks:
+    of = f' of {", ".join(lacks)}' if own and several else ''
+    raise UserError(f'{path}:1: no column of labels{of}; the levels are {", ".join(taxonomy.levels)}, the columns {", ".join(columns)}')
   files, splits, rows, seen, ids, again = [], [], [], {}, {}, []
+  labels, multi = [], np.full((len(table), len(several.descendants)), -1, np.int8) if several else None
   for row, cells in table:
     where, cell = f'{path}:{row}', dict(zip(columns, cells))
     file = _inside(cell['file'], where)
-    key = tuple(cell.get(l, '') for l in taxonomy.levels)
+    read = [cell.get(c) for c in ('split', *taxonomy.levels, *places)]
     if file in seen:
-      first, same = seen[file]
-      if same != (key, cell.get('split')): raise UserError(f'{where}: {file} stands in row {first} already, with other labels or another split')
+      if seen[file][1] != read: raise UserError(f'{where}: {file} stands in row {seen[file][0]} already, with other labels or another split')
       again.append(row)
       continue
-    seen[file] = row, (key, cell.get('split'))
+    seen[file] = row, read
     if cell.get('split') == '': raise UserError(f'{where}: no split; give one to every row, or leave out the column "split"')
-    if key not in ids:
-      ids[key] = taxonomy.encode(cell, where)
-      if not taxonomy.valid(ids[key][None])[0]:
-        raise UserError(f'{where}: no row of the taxonomy has {", ".join(f"{l} {n!r}" for l, n in zip(taxonomy.levels, key) if n)} together')
-    files.append(file); splits.append(cell.get('split')); rows.append(row)
-  if again: notes.append(f'{path.name}: {len(again)} repeated rows are left out, the first is row {again[0]}')
-  _check_files(data, root, files, [f'{path}:{row}' for row in rows], notes)
-  labels = taxonomy.complete(np.array([ids[seen[f][1][0]] for f in files]))
-  return taxonomy, _Table(files, labels, splits if 'split' in columns else None, file_reader(root, files)), notes
-
-
-def _multi_csv(data, root, taxonomy):
-  """labels.csv of multi levels: file, split, and a column per level with a set of classes ('sea|sunset'; '-' = none of them, '' = unknown), or a column per
-  class with 1, 0 or '' (unknown). What follows by the taxonomy is filled in."""
-  path, notes = root / 'labels.csv', []
-  columns, table = read_table(path)
-  if 'file' not in columns: raise UserError(f'{path}:1: no column "file"{did_you_mean("file", columns)}; the columns are {", ".join(columns)}')
-  others = [c for c in columns if c not in ('file', 'split')]
-  if not table: raise UserError(f'{path}:1: has no example below the header')
-  if not others: raise UserError(f'{path}:1: no column of labels beside {", ".join(columns)}')
-  if taxonomy is None:
-    levels = split_names(data.multi)
-    if len(levels) != 1: raise UserError(f'--config.data.multi={data.multi}: several levels need {root / "taxonomy.csv"}, which says what is below what')
-    level = 'class' if levels[0] in level_words([]) else levels[0]
-    names = sorted({n for _, cells in table for n in _set(cells[columns.index(level)])}) if level in others else others
-    if not names: raise UserError(f'{path}:1: column {level!r} names no class in any row')
-    taxonomy = Taxonomy.from_rows([level], [[n] for n in names])
-    notes.append(f'taxonomy derived from {path.name} (no taxonomy.csv): {len(names)} {level}')
-  taxonomy = taxonomy.with_multi(data.multi if set(split_names(data.multi)) & {*taxonomy.levels, *level_words([])} else 'all')
-  found = {}  # column -> place of its class in a row of M
-  for c in others:
-    at = [level for level, names in zip(taxonomy.levels, taxonomy.names) if c in names]
-    if c in taxonomy.levels: continue
-    if at:
-      level = min(at, key=lambda l: taxonomy.carried(l)[taxonomy.names[taxonomy.index(l)].index(c)])  # where it ends, not where it is carried down to
-      found[c] = taxonomy.columns[level].start + taxonomy.names[taxonomy.index(level)].index(c)
-      continue
-    if close := close_matches(c, [n for n in (*taxonomy.levels, *(n for names in taxonomy.names for n in names)) if n not in columns]):
-      raise UserError(f'{path}:1: column {c!r} is no level or class of the taxonomy (did you mean {close[0]!r}?)')
-    notes.append(f'{path.name}: column {c!r} is not used; it is no level or class of the taxonomy')
-  sets = [l for l in taxonomy.levels if l in others]
-  if not found and not sets: raise UserError(f'{path}:1: no column of labels; the levels are {", ".join(taxonomy.levels)}, the columns {", ".join(columns)}')
-  files, splits, rows, seen, again = [], [], [], {}, []
-  multi = np.full((len(table), len(taxonomy.descendants)), -1, np.int8)
-  for row, cells in table:
-    where, cell = f'{path}:{row}', dict(zip(columns, cells))
-    file = _inside(cell['file'], where)
-    if file in seen:
-      if seen[file][1] != cells: raise UserError(f'{where}: {file} stands in row {seen[file][0]} already, with other labels or another split')
-      again.append(row)
-      continue
-    seen[file] = row, cells
-    if cell.get('split') == '': raise UserError(f'{where}: no split; give one to every row, or leave out the column "split"')
-    y = multi[len(files)]
+    if own:
+      key = tuple(cell.get(l, '') for l in own.levels)
+      if key not in ids:
+        ids[key] = own.encode(cell, where)
+        if not own.valid(ids[key][None])[0]: raise UserError(f'{where}: no row of the taxonomy has {_together(own, ids[key])}')
+      labels.append(ids[key])
     for level in sets:
       if cell[level]:
-        of = y[taxonomy.columns[level]]
+        of = multi[len(files), several.columns[level]]
         of[:] = 0
-        for name in _set(cell[level]): of[taxonomy.encode({level: name}, where)[taxonomy.index(level)]] = 1
-    for c, place in found.items():
+        for name in _set(cell[level]): of[several.encode({level: name}, where)[several.index(level)]] = 1
+    for c, place in places.items():
       if cell[c] not in ('0', '1', ''):
-        raise UserError(f'{where}: column {c!r} holds {cell[c]!r}; a class has 1, 0 or nothing, and a column of sets is named in --config.data.multi')
-      if cell[c]: y[place] = int(cell[c])
+        raise UserError(f'{where}: column {c!r} holds {cell[c]!r}; a class has 1, 0 or nothing, a column of sets is named in --config.data.multi, and one '
+                        'of an exclusive level in taxonomy.csv')
+      if cell[c]: multi[len(files), place] = int(cell[c])
     files.append(file); splits.append(cell.get('split')); rows.append(row)
-  multi = taxonomy.complete_multi(multi[:len(files)])
-  wrong = taxonomy.contradicts(multi)
-  if len(bad := np.flatnonzero(wrong[:, 0] >= 0)):
-    flat = [f'{level} {name!r}' for level, names in zip(taxonomy.levels, taxonomy.names) for name in names]
-    child, parent = wrong[bad[0]]
-    raise UserError(f'{path}:{rows[bad[0]]}: has {flat[child]} but not {flat[parent]}, under which the taxonomy has it')
+  labels = np.array(labels) if own else np.full((len(files), len(taxonomy.levels)), -1, np.int32)
+  if several: labels, multi = _followed(taxonomy, labels, multi[:len(files)], [f'{path}:{row}' for row in rows])
+  else: labels = own.complete(labels)
   if again: notes.append(f'{path.name}: {len(again)} repeated rows are left out, the first is row {again[0]}')
   _check_files(data, root, files, [f'{path}:{row}' for row in rows], notes)
-  labels = np.full((len(files), len(taxonomy.levels)), -1, np.int32)
   return taxonomy, _Table(files, labels, splits if 'split' in columns else None, file_reader(root, files), multi), notes
+
+
+def _completed(data, path, others, rows, taxonomy, notes):
+  """The taxonomy with what labels.csv alone tells of it: all, where there is no taxonomy.csv, or a multi level that stands beside that one's. rows [(where,
+  {column: cell})]."""
+  names, words = split_names(getattr(data, 'multi', '')), level_words([])
+  new = [n for n in names if taxonomy is None or n not in {*taxonomy.levels, *words}]
+  if taxonomy and not new: return taxonomy
+  if not others: raise UserError(f'{path}:1: no column of labels beside {", ".join(rows[0][1])}')
+  own, several = taxonomy, None
+  if new:
+    if len(new) > 1 or (taxonomy and taxonomy.multi):
+      raise UserError(f'--config.data.multi={data.multi}: several levels need {path.parent / "taxonomy.csv"}, which says what is below what')
+    level = 'class' if new[0] in words else new[0]
+    classes = [c for c in others if c not in (taxonomy.levels if taxonomy else ())]
+    if level in others:
+      classes = sorted({n for _, cell in rows for n in _set(cell[level])})
+      if not classes: raise UserError(f'{path}:1: column {level!r} names no class in any row')
+    elif not classes:
+      raise UserError(f'--config.data.multi={data.multi}: no level {level!r}{did_you_mean(level, taxonomy.levels)}; choices: '
+                      f'{", ".join([*taxonomy.levels, *words])}, or another column of {path.name}')
+    several = Taxonomy.from_rows([level], [[n] for n in classes]).with_multi(level)
+    others = [c for c in others if c not in (level, *classes)]
+  if taxonomy is None and others:
+    own = derive(others, [(where, [cell[c] for c in others]) for where, cell in rows])
+  found = [part for part in (own if taxonomy is None else None, several) if part]
+  counts = ', '.join(f'{len(n)} {l}' for part in found for l, n in zip(part.levels, part.names))
+  notes.append(f'taxonomy derived from {path.name} (no taxonomy.csv): {counts}' if taxonomy is None else
+               f'{level} is no level of the taxonomy and stands beside it: {counts}, by {path.name}')
+  return Mixed(own, several, np.full((len(classes), len(own.levels)), -1, np.int32)) if own and several else own or several
+
+
+def _places(several):
+  """Where each class of multi levels stands in a row of M: at the level where it ends, not where it is carried down to."""
+  out = {}
+  for level, names in zip(several.levels, several.names):
+    for c, name in enumerate(names): out.setdefault(name, several.columns[level].start + c)
+  return out
+
+
+def _followed(taxonomy, labels, multi, where):
+  """(labels, multi) with what follows filled in. UserError names the row that contradicts the taxonomy."""
+  own, several, given = taxonomy.exclusive, taxonomy.several, labels
+  if own: labels, multi = taxonomy.complete(labels, multi)
+  else: multi = several.complete_multi(multi)
+  flat = [f'{level} {name!r}' for level, names in zip(several.levels, several.names) for name in names]
+  wrong = several.contradicts(multi)
+  if len(bad := np.flatnonzero(wrong[:, 0] >= 0)):
+    child, parent = wrong[bad[0]]
+    raise UserError(f'{where[bad[0]]}: has {flat[child]} but not {flat[parent]}, under which the taxonomy has it')
+  if not own: return labels, multi
+  wrong = (multi == 1) & ~taxonomy.fits(labels)
+  if len(bad := np.flatnonzero(wrong.any(1))):
+    i, child = bad[0], wrong[bad[0]].argmax()
+    k = int(np.flatnonzero((taxonomy.above[child] >= 0) & (taxonomy.above[child] != labels[i]) & (labels[i] >= 0))[0])
+    level, name = own.levels[k], own.names[k][labels[i, k]]
+    others = np.flatnonzero((multi[i] == 1) & (taxonomy.above[:, k] == labels[i, k]))
+    by = f' by {flat[others[0]]}' if given[i, k] < 0 and len(others) else ''
+    raise UserError(f'{where[i]}: has {flat[child]} but {level} {name!r}{by}; the taxonomy has it under {level} {own.names[k][taxonomy.above[child, k]]!r}')
+  if len(bad := np.flatnonzero(~own.valid(labels))): raise UserError(f'{where[bad[0]]}: no row of the taxonomy has {_together(own, labels[bad[0]])}')
+  return labels, multi
+
+
+def _together(taxonomy, labels):
+  return ', '.join(f'{level} {names[c]!r}' for level, names, c in zip(taxonomy.levels, taxonomy.names, labels) if c >= 0) + ' together'
 
 
 def _set(cell):

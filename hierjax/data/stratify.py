@@ -14,10 +14,12 @@ def shuffled(files: Sequence, seed: int) -> list[int]:
   return sorted(range(len(files)), key=lambda i: (hashlib.blake2b(f'{seed}:{files[i]}'.encode(), digest_size=8).digest(), files[i]))
 
 
-def iterative(labels: np.ndarray, fractions: Sequence[float], seed: int, files: Sequence[str] | None = None, order: int = 2) -> np.ndarray:
+def iterative(labels: np.ndarray, fractions: Sequence[float], seed: int, files: Sequence[str] | None = None, order: int = 2,
+              beside: np.ndarray | None = None) -> np.ndarray:
   """Iterative stratification: int [N], the part of each example, of len(fractions) parts that have these shares of the examples.
 
-  labels [N, C] with 1 where a class holds, or int [N] of exclusive classes, -1 unknown. order=1 keeps the share of each class (Sechidis et al. 2011,
+  labels [N, C] with 1 where a class holds, or int [N] of exclusive classes, -1 unknown; `beside` is an int [N] of exclusive classes that an example has as
+  well. order=1 keeps the share of each class (Sechidis et al. 2011,
   doi:10.1007/978-3-642-23808-6_10), order=2 that of each pair of classes as well (Szymanski and Kajdanowicz 2017, arXiv:1704.08756): of all keys, pairs or
   classes, the one with the fewest examples left is spread first, each of its examples into the part that lacks most of it, of equals into the one that
   lacks most examples. Where the papers draw ties at random, the order of a hash of seed and file (by default the number of the row) decides.
@@ -28,7 +30,8 @@ def iterative(labels: np.ndarray, fractions: Sequence[float], seed: int, files: 
   if labels.ndim == 1:
     keys = [[(c,)] if c >= 0 else [] for c in labels.tolist()]
   else:
-    keys = [list(itertools.combinations_with_replacement(np.flatnonzero(row == 1).tolist(), order)) for row in labels]
+    more = [[]] * n if beside is None else [[labels.shape[1] + c] if c >= 0 else [] for c in beside.tolist()]
+    keys = [list(itertools.combinations_with_replacement(np.flatnonzero(row == 1).tolist() + own, order)) for row, own in zip(labels, more)]
   line, members = shuffled(range(n) if files is None else files, seed), defaultdict(list)
   for i in line:
     for key in keys[i]:

@@ -299,7 +299,7 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
 
   def of(run, columns):
     head = lambda x, train: {level: x @ maps[level] + .1 * train for level in run.levels}
-    shares, out = train.objective(head, features, jnp.asarray(columns, jnp.int32), run.task(), run.phases[0])
+    shares, out = train.objective(head, features, jnp.asarray(columns, jnp.int32), run.task(), run.phases[0], ({}, {}))
     return {k: float(v) for k, v in {**shares, **{k: v for k, v in out.items() if k.startswith('acc/')}}.items()}, float(out['loss'])
 
   (mine, total), (a, x), (b, y) = (of(run, np.concatenate([run.train.labels] + ([] if run.train.multi is None else [run.train.multi]), 1))

@@ -79,6 +79,18 @@ def decode(made, row, seed):
   return json.loads((made.workdir / row / f'seed{seed}' / 'eval_val.json').read_text())['decode']
 
 
+def test_columns_of_multi_levels():
+  found = {'map_macro': .5, 'map_micro': .4, 'before': {'f1_macro': .1, 'f1_micro': .2}, 'after': {'f1_macro': .3, 'f1_micro': None}}
+  wanted = {'map': .5, 'micro_map': .4, 'f1': .1, 'micro_f1': .2, 'tuned_f1': .3, 'tuned_micro_f1': None}
+  for metric, value in wanted.items():
+    kind, tag = table.expand(f'{metric}/all', ('kind', 'tag'))
+    assert (kind.level, tag.level, tag.metric, tag.paired) == ('kind', 'tag', metric, '')
+    assert tag.value({'decode': {}, 'multi': {'tag': found}}) == value and kind.value({'decode': {}, 'multi': {'tag': found}}) is None
+    assert tag.value({'decode': {}}) is None
+  with pytest.raises(UserError, match='needs levels'):
+    table.expand('map', ('kind', 'tag'))
+
+
 def test_rows_run_in_folders_of_their_own_and_one_that_fails_stops_no_other(made):
   assert set(made.failures) == {('bad', 0), ('bad', 1)} and 'nowhere: no such folder' in made.failures['bad', 0]
   for row in ('flat', 'both'):

@@ -39,7 +39,7 @@ def probabilities(probs: Mapping[str, jax.Array], taxonomy: Taxonomy | Mixed) ->
   t = taxonomy.several
   p = join(probs, t)
   if len(t.levels) > 1:
-    p = multilabel.max_constraint(p, multilabel.pairs(t, t.levels))
+    p = multilabel.max_constraint(p, t.edges)
   if taxonomy.exclusive:
     for level, above in zip(taxonomy.exclusive.levels, taxonomy.above.T):
       if level in probs:
@@ -53,13 +53,12 @@ def build(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Loss:
   if 0 < c.loss.pos_weight < 1:
     raise UserError(f'--config.loss.pos_weight={c.loss.pos_weight:g}: is how far the weights may go, at least 1; 0 = none')
   weight = multilabel.positive_weights(labels, c.loss.pos_weight) if c.loss.pos_weight else np.ones(labels.shape[1], np.float32)
-  pairs = multilabel.pairs(taxonomy, taxonomy.multi)
 
   def loss(logits, rows):
     y, x = rows[:, -labels.shape[1]:], join(logits, taxonomy).astype(jnp.float32)
     seen = answer = x
     if len(taxonomy.multi) > 1:
-      seen, answer = multilabel.max_constraint(x, pairs, y), multilabel.max_constraint(x, pairs)
+      seen, answer = multilabel.max_constraint(x, taxonomy.edges, y), multilabel.max_constraint(x, taxonomy.edges)
     right, out = (answer >= 0) == (y == 1), {}
     for level, place in taxonomy.columns.items():
       z, t = seen[:, place], y[:, place]
@@ -78,7 +77,8 @@ def decide(prob: np.ndarray, thresholds: np.ndarray, taxonomy: Taxonomy, fits: n
   """bool [N, M]: the classes whose probability [N, M] reaches their threshold [M], and all above these: no answer contradicts the taxonomy, whatever the
   thresholds. (Lowering a class's threshold to the lowest below it would do it too, with one rare class's for all above it.) Beside an exclusive path only
   those that fit it, bool [N, M] of Mixed.fits; what fits has only what fits above it."""
-  return (multilabel.decide(prob, thresholds) & fits) @ taxonomy.descendants.T
+  on = multilabel.decide(prob, thresholds) & fits
+  return np.stack([on[:, below].any(1) for below in taxonomy.below], 1)
 
 
 def tune(probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
@@ -90,11 +90,11 @@ def summary(probs: Mapping[str, np.ndarray], labels: np.ndarray, thresholds: Map
             fits: np.ndarray | bool = True) -> dict:
   """What eval_SPLIT.json holds of multi levels: {'multi': {LEVEL: multilabel.evaluate's}, 'hvr': {'single': share of images whose classes over their
   thresholds, each for itself, contradict the taxonomy or the exclusive path that they must fit, 'decided': the same of the decision}}."""
-  prob, tuned, pairs = join(probs, taxonomy), join(thresholds, taxonomy), multilabel.pairs(taxonomy, taxonomy.multi)
+  prob, tuned = join(probs, taxonomy), join(thresholds, taxonomy)
   on = decide(prob, tuned, taxonomy, fits)
   found = {level: multilabel.evaluate(prob[:, place], labels[:, place], tuned[place], taxonomy.names[taxonomy.index(level)], on[:, place])
            for level, place in taxonomy.columns.items()}
-  violated = {name: float((multilabel.contradictions(x.astype(np.int8), pairs) | (x & ~np.asarray(fits)).any(1)).mean())
+  violated = {name: float(((taxonomy.contradicts(x)[:, 0] >= 0) | (x & ~np.asarray(fits)).any(1)).mean())
               for name, x in (('single', prob >= tuned), ('decided', on))}
   return {'multi': found, 'hvr': violated}
 

@@ -1,7 +1,7 @@
 """Levels of which several classes, or none, may hold at once: sigmoid losses, the max constraint along the taxonomy, thresholds and their metrics.
 
 Targets are 1 (the image has the class), 0 (it has not) or -1 (unknown: counts nowhere), [B, C]. Where several levels are such, C runs over the classes of
-all of them, coarse to fine, and `pairs` says which of these classes lie below which. Losses are functions of jax arrays, float32 [B]; what finds and
+all of them, coarse to fine, and Taxonomy.edges says which of these classes lie below which. Losses are functions of jax arrays, float32 [B]; what finds and
 judges thresholds works on the host, on the probabilities of a whole split.
 """
 
@@ -13,12 +13,10 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from hierjax.losses import LOW
-from hierjax.taxonomy import Taxonomy
 
 HALF = .5  # the threshold of a class of which validation has no image, and of all classes before tuning
 
-# (above, below), int32 [E] each: class `below` lies below class `above`, or is it. Sorted by `above`.
-Pairs = tuple[np.ndarray, np.ndarray]
+Edges = tuple[np.ndarray, np.ndarray]  # Taxonomy.edges
 
 # Losses.
 
@@ -68,26 +66,7 @@ def positive_weights(targets: np.ndarray, limit: float) -> np.ndarray:
 # The hierarchy.
 
 
-def pairs(taxonomy: Taxonomy, levels: Sequence[str]) -> Pairs:
-  """Which classes of `levels`, coarse to fine and counted through, lie below which: those whose leaves all have the upper class too, and each below itself.
-
-  So a class has one class above it at each coarser level that it nests in, several where those are facets (a model's make, its type), and no constraint
-  where it comes with several.
-  """
-  first = np.cumsum([0, *map(taxonomy.num_classes, levels)])
-  found = []
-  for i, upper in enumerate(levels):
-    found.append(np.tile(np.arange(first[i], first[i + 1]), (2, 1)))
-    for j in range(i + 1, len(levels)):
-      parent = taxonomy.parents(levels[j], upper)
-      lower = np.flatnonzero(parent >= 0)
-      found.append(np.stack([first[i] + parent[lower], first[j] + lower]))
-  above, below = np.concatenate(found, 1).astype(np.int32)
-  order = np.lexsort((below, above))
-  return above[order], below[order]
-
-
-def max_constraint(scores: jax.Array, pairs: Pairs, targets: jax.Array | None = None) -> jax.Array:
+def max_constraint(scores: jax.Array, edges: Edges, targets: jax.Array | None = None) -> jax.Array:
   """MCM (C-HMCNN; Giunchiglia and Lukasiewicz 2020, arXiv:2010.10151, section 3.1): a class's score is the highest of its own and those below it, [B, C].
 
   So no class scores higher than one above it, bit for bit. Scores are logits in losses; a decision takes the constraint of the probabilities, since a
@@ -95,7 +74,7 @@ def max_constraint(scores: jax.Array, pairs: Pairs, targets: jax.Array | None = 
   below it *that hold*, so that it is not learnt by way of a class that is absent. MCLoss is then a loss of the result: binary_cross_entropy, or focal.
   The gradient goes to the one class that gave the score, the first of equals.
   """
-  above, below = pairs
+  above, below = edges
   values = scores.astype(jnp.float32)[:, below]
   if targets is not None:
     values = jnp.where((targets[:, above] != 1) | (targets[:, below] == 1), values, LOW)
@@ -103,12 +82,6 @@ def max_constraint(scores: jax.Array, pairs: Pairs, targets: jax.Array | None = 
   top = jax.ops.segment_max(fixed, above, classes, indices_are_sorted=True)
   place = jnp.where(fixed == top[above], jnp.arange(len(above))[:, None], len(above))
   return jnp.take_along_axis(values, jax.ops.segment_min(place, above, classes, indices_are_sorted=True).T, 1)  # NaN finds no place, and stays NaN
-
-
-def contradictions(answers: np.ndarray, pairs: Pairs) -> np.ndarray:
-  """bool [N]: whether a class holds though one above it does not. answers: targets, or decisions [N, C]."""
-  above, below = pairs
-  return ((answers[:, below] == 1) & (answers[:, above] == 0)).any(1)
 
 
 # Thresholds, found on validation.

@@ -350,42 +350,55 @@ class Taxonomy(_Levels):
     return {level: slice(a, b) for level, a, b in zip(self.multi, ends, ends[1:])}
 
   @functools.cached_property
-  def descendants(self) -> np.ndarray:
-    """bool [M, M]: [a, b] where class b is a, or is of a finer level and comes with no other class of a's level. A class with several parents is below none."""
-    out = np.eye(sum(self.num_classes(level) for level in self.multi), dtype=bool)
-    for j, parent in enumerate(self.multi):
-      for child in self.multi[j + 1:]:
-        above = self.parents(child, parent)
-        out[self.columns[parent], self.columns[child]] = np.arange(self.num_classes(parent))[:, None] == above
-    return out
+  def edges(self) -> tuple[np.ndarray, np.ndarray]:
+    """(above, below), int32 [E] each, of the classes of all levels counted through, coarse to fine, sorted: class `below` lies below class `above`, as all its
+    leaves have that one too, or is it.
+
+    So a class has one class above it at each coarser level that it nests in, several where those are facets (a model's make, its type), and none where it
+    comes with several.
+    """
+    first, found = np.cumsum([0, *map(len, self.names)]), []
+    for i, upper in enumerate(self.levels):
+      found.append(np.tile(np.arange(first[i], first[i + 1]), (2, 1)))
+      for j in range(i + 1, len(self.levels)):
+        parent = self.parents(self.levels[j], upper)
+        lower = np.flatnonzero(parent >= 0)
+        found.append(np.stack([first[i] + parent[lower], first[j] + lower]))
+    above, below = np.concatenate(found, 1).astype(np.int32)
+    order = np.lexsort((below, above))
+    return above[order], below[order]
+
+  @functools.cached_property
+  def below(self) -> list[np.ndarray]:
+    """Of each of those classes the ones below it, itself first."""
+    above, below = self.edges
+    return np.split(below, np.searchsorted(above, np.arange(1, above[-1] + 1)))
 
   def contradicts(self, rows) -> np.ndarray:
     """int [N, 2]: a class that is 1 without its ancestor being so, and that ancestor; -1, -1 where there is none. An unknown ancestor contradicts nothing."""
     rows = np.asarray(rows)
     out = np.full((len(rows), 2), -1)
-    for a, below in enumerate(self.descendants):
-      wrong = (rows == 1) & below & (rows[:, a:a + 1] == 0)
+    for a, below in enumerate(self.below):
+      wrong = (rows[:, below] == 1) & (rows[:, a:a + 1] == 0)
       found = wrong.any(-1) & (out[:, 0] < 0)
-      out[found] = np.stack([wrong[found].argmax(-1), np.full(found.sum(), a)], -1)
+      out[found] = np.stack([below[wrong[found].argmax(-1)], np.full(found.sum(), a)], -1)
     return out
 
   def complete_multi(self, rows) -> np.ndarray:
     """int8 [N, M] with what follows from the known: ancestors of a class that is there are there, descendants of one that is not are not; a class whose finer
     classes are all known not to be there is not there; a class that ends early is at the deeper levels what it is where it ends."""
-    rows, below = np.array(rows, np.int8), self.descendants
+    rows = np.array(rows, np.int8)
     for k, level in enumerate(self.multi[1:], 1):
       before = self.multi[k - 1]
       for c in np.flatnonzero(self.carried(level)):
         own, same = rows[:, self.columns[level].start + c], rows[:, self.columns[before].start + self._ids[k - 1][self.names[k][c]]]
         own[:] = np.where(same >= 0, same, own)
-    for a in range(rows.shape[1] - 1, -1, -1):   # finer levels stand last
-      inner = np.flatnonzero(below[a])
-      inner = inner[inner != a]
-      unknown = rows[:, a] < 0
-      rows[unknown & (rows[:, inner] == 1).any(-1), a] = 1
-      if len(inner): rows[unknown & (rows[:, inner] == 0).all(-1), a] = 0
-    for a in range(rows.shape[1]):
-      rows[(rows[:, a:a + 1] == 0) & below[a] & (rows < 0)] = 0
+    for a, below in reversed(list(enumerate(self.below))):   # finer levels stand last
+      finer, unknown = rows[:, below[1:]], rows[:, a] < 0
+      rows[unknown & (finer == 1).any(-1), a] = 1
+      if len(below) > 1: rows[unknown & (finer == 0).all(-1), a] = 0
+    for a, below in enumerate(self.below):
+      rows[:, below] = np.where((rows[:, a:a + 1] == 0) & (rows[:, below] < 0), 0, rows[:, below])
     return rows
 
   # Other taxonomies.

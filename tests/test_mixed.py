@@ -15,7 +15,7 @@ from jax.sharding import AxisType
 from scipy.special import softmax
 from test_bad_input import run as run_main
 
-from hierjax import config, evaluate, lint, migrate, multi, multilabel, parallel, predict, report, runs, train
+from hierjax import config, evaluate, lint, migrate, multi, parallel, predict, report, runs, train
 from hierjax import taxonomy as taxonomy_lib
 from hierjax.config import UserError
 from hierjax.data import sources
@@ -101,7 +101,7 @@ def test_what_lies_below_what(tmp_path):
     levels, rows, several = forest(rng)
     t = taxonomy_lib.load(written(tmp_path, levels, rows), several)
     n = len(t.exclusive.levels)
-    assert isinstance(t, Mixed) and t.levels == tuple(levels) and t.multi == tuple(several.split(',')) and t.above.shape == (len(t.several.descendants), n)
+    assert isinstance(t, Mixed) and t.levels == tuple(levels) and t.multi == tuple(several.split(',')) and t.above.shape == (sum(map(len, t.several.names)), n)
     for level, place in t.columns.items():
       for c, name in enumerate(t.several.names[t.several.index(level)]):
         mine = [row for row in rows if row[levels.index(level)] == name]
@@ -164,7 +164,7 @@ def test_random_forests(tmp_path):
   rng = np.random.default_rng(1)
   for _ in range(12):  # each shape is compiled
     t = taxonomy_lib.load(written(tmp_path, *(f := forest(rng))[:2]), f[2])
-    m, pairs = len(t.above), multilabel.pairs(t.several, t.multi)
+    m, edges = len(t.above), t.several.edges
     # what follows from known labels is true, contradicts nothing, and is all that a tag and a kind tell of each other
     labels, rows = truth(t, rng, 40)
     assert t.fits(labels)[rows == 1].all()
@@ -181,7 +181,7 @@ def test_random_forests(tmp_path):
     raw = {level: rng.random((30, t.num_classes(level)), np.float32) for level in t.multi}
     heads = {level: p for k, (level, p) in enumerate(probs.items()) if k == len(probs) - 1 or rng.random() < .8}
     found = np.asarray(multi.join(multi.probabilities(heads | raw, t), t.several))
-    assert (found[:, pairs[0]] >= found[:, pairs[1]]).all()
+    assert (found[:, edges[0]] >= found[:, edges[1]]).all()
     for level, p in heads.items():
       for j, above in enumerate(t.above[:, t.index(level)].tolist()):
         assert above < 0 or (found[:, j] <= np.asarray(p)[:, above]).all()
@@ -191,9 +191,10 @@ def test_random_forests(tmp_path):
     path, thresholds = decoded['joint'].pred, rng.random(m)
     on = multi.decide(found, thresholds, t.several, evaluate.fitting(decoded, t))
     fits = np.array([[((a < 0) | (a == p)).all() for a in t.above] for p in path])
-    expected = np.array([[any(t.several.descendants[a, b] and found[i, b] >= thresholds[b] and fits[i, b] for b in range(m)) for a in range(m)]
+    below = {*zip(*(x.tolist() for x in edges))}
+    expected = np.array([[any((a, b) in below and found[i, b] >= thresholds[b] and fits[i, b] for b in range(m)) for a in range(m)]
                          for i in range(30)])
-    assert np.array_equal(on, expected) and fits[on].all() and not multilabel.contradictions(on.astype(np.int8), pairs).any()
+    assert np.array_equal(on, expected) and fits[on].all() and (t.several.contradicts(on) == -1).all()
     told, there = t.complete(path, on.astype(np.int8))
     assert np.array_equal(told, path) and np.array_equal(there, on)
 

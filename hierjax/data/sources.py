@@ -310,7 +310,7 @@ def _csv(data, root, taxonomy):
     of = f' of {", ".join(lacks)}' if own and several else ''
     raise UserError(f'{path}:1: no column of labels{of}; the levels are {", ".join(taxonomy.levels)}, the columns {", ".join(columns)}')
   files, splits, rows, seen, ids, again = [], [], [], {}, {}, []
-  labels, multi = [], np.full((len(table), len(several.descendants)), -1, np.int8) if several else None
+  labels, multi = [], np.full((len(table), sum(map(len, several.names))), -1, np.int8) if several else None
   for row, cells in table:
     where, cell = f'{path}:{row}', dict(zip(columns, cells))
     file = _inside(cell['file'], where)

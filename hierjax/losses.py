@@ -261,8 +261,6 @@ def build(c: ConfigDict, taxonomy: Taxonomy, levels: Sequence[str]) -> tuple[dic
       raise UserError(f'--config.loss.terms: no term {name!r}{config_lib.did_you_mean(name, terms)}; choices: {", ".join(terms)}')
     if name == 'distribution_matching' and (len(levels) < 2 or levels[-1] != finest):
       raise UserError(f'--config.loss.terms={name} matches the heads of coarser levels with that of the finest; there is a head for {", ".join(levels)} only')
-    if name in levels:
-      raise UserError(f'--config.loss.terms={name}: the taxonomy has a level of that name; call it otherwise')
 
   def aggregate(features, labels, axis):
     out, finer = {}, None

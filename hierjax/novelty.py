@@ -35,7 +35,7 @@ SCORES = {
   'logistic': 'the same of a logistic regression on the features, whitened by that covariance and of one length'}
 OF_FEATURES = ('mahalanobis', 'cosine', 'cosine_softmax', 'logistic')  # fitted to the features, so that a class can be left out of them
 TEMPERATURES = {'cosine_softmax': .05, 'logistic': 1.0}
-PENALTY = .01  # of logistic: sklearn's C, for features whose mean square is 1; what lies within a factor of 10 of it is as good
+PENALTY = .01  # of logistic: sklearn's C, for features whose mean square is 1
 REGRESSED = 20000  # images at most that it is fitted to
 FOLDS = 3  # the children of each node are left out a third at a time
 RECALL = .95  # of novel images, at which the accuracy on known ones is told

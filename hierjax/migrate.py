@@ -244,7 +244,8 @@ def migrate(source: str | pathlib.Path, path: str, workdir: str | pathlib.Path, 
   c.model.parts = tuple((level, new.names[new.index(level)][k], n) for level, p in plans.items() for k, n in enumerate(p.rows) if n > 1)
   run = train.Run(c)
   if run.taxonomy.hash() != new.hash():
-    raise UserError(f'{path}: the data have another taxonomy: {new.diff(run.taxonomy)}')
+    held = f'; the run holds out data.hold_out={c.data.hold_out}, and --config.data.hold_out= puts that back' if c.data.hold_out else ''
+    raise UserError(f'{path}: the data have another taxonomy: {new.diff(run.taxonomy)}{held}')
   variables = jax.device_get(model.variables)
   made = {level: carried(variables['params']['heads'][level], p) for level, p in plans.items()}
   if shots:

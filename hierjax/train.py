@@ -372,13 +372,11 @@ class Run:
 
 
 def teacher_of(workdir: pathlib.Path, run: Run) -> dict:
-  """What loss.terms=distill holds on to: {'variables' of the run that --mode=migrate began with, 'known': {level: bool [C], classes that it had learned}}, or
-  {} where that is no term. UserError where no migration has left it."""
+  """What loss.terms=distill holds on to: {'variables' of the run that --mode=migrate began with, 'known': {level: bool [C], classes that it had learned}}; {}
+  where that is no term."""
   if 'distill' not in run.terms:
     return {}
-  classes = runs.read(workdir, baseline=False).migration.get('classes')
-  if not classes or not (workdir / runs.START / 'config.json').exists():
-    raise UserError(f'--config.loss.terms=distill: {workdir} has nothing to hold on to; it is for runs that --mode=migrate has made')
+  classes = runs.read(workdir, baseline=False).migration['classes']
   known = {level: np.array([classes[level][name]['kind'] != 'new' for name in run.taxonomy.names[run.taxonomy.index(level)]]) for level in run.levels}
   return parallel.put_replicated({'variables': predict.load(workdir / runs.START).variables, 'known': known}, run.mesh)
 
@@ -678,6 +676,8 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
 
 def train_and_report(c: ConfigDict, workdir: pathlib.Path) -> dict:
   started, run = now(), Run(c)
+  if 'distill' in run.terms and not all((workdir / name).exists() for name in ('migration.json', runs.START)):
+    raise UserError(f'--config.loss.terms=distill: {workdir} has nothing to hold on to; it is for runs that --mode=migrate has made')
   prepare_workdir(workdir, run)
   loop = Loop(run, workdir)
   for note in run.notes:

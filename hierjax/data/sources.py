@@ -362,9 +362,9 @@ def _completed(data, path, others, rows, taxonomy, notes):
     if level in others:
       classes = sorted({n for _, cell in rows for n in _set(cell[level])})
       if not classes: raise UserError(f'{path}:1: column {level!r} names no class in any row')
-    elif not classes:
-      raise UserError(f'--config.data.multi={data.multi}: no level {level!r}{did_you_mean(level, taxonomy.levels)}; choices: '
-                      f'{", ".join([*taxonomy.levels, *words])}, or another column of {path.name}')
+    elif not classes or did_you_mean(level, others):
+      raise UserError(f'--config.data.multi={data.multi}: no level {level!r}{did_you_mean(level, [*(taxonomy.levels if taxonomy else ()), *others])}; choices: '
+                      f'{", ".join([*(taxonomy.levels if taxonomy else ()), *words])}, or another column of {path.name}')
     several = Taxonomy.from_rows([level], [[n] for n in classes]).with_multi(level)
     others = [c for c in others if c not in (level, *classes)]
   if taxonomy is None and others:

@@ -218,7 +218,7 @@ BEYOND = {  # one value outside of each range
   'data.toy.difficulty': 'nan', 'model.mean': '(300.,0.,0.)', 'model.std': '(0.,0.,0.)', 'model.dropout': '1', 'model.head.layers': '-1',
   'model.head.width': '-1', 'model.head.experts': '-1', 'model.head.tower': '-1', 'model.head.slices': '(0,)', 'loss.smoothing': '1',
   'data.unlabelled': '1', 'model.neck': '-1', 'model.head.temperature': '-1', 'model.head.noise': 'nan', 'loss.lca': '-1', 'loss.hxe': '-1',
-  'loss.temperature': '0', 'loss.focal_gamma': '-1', 'loss.pos_weight': '-1', 'eval.novelty': '1',
+  'loss.temperature': '0', 'loss.distill_temperature': '0', 'loss.focal_gamma': '-1', 'loss.pos_weight': '-1', 'eval.novelty': '1',
   'optim.heads_lr': '0', 'optim.heads_growth': '0', 'balance.alpha': '-1', 'balance.beta': '2', 'balance.c': '1',
   'balance.decay': '1', 'balance.gamma': '-1',
   'balance.lr': '-1', 'balance.power': 'nan', 'balance.temperature': '-1', 'optim.lr': 'inf',

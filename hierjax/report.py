@@ -441,8 +441,8 @@ MOMENTS = {'before': 'the old run, among its own classes', 'start': 'migrated, b
 
 
 def _grown(run: Run) -> dict[str, list[dict]]:
-  """{level: [{'name', 'kind', 'images', 'before', 'start', 'now'}]}, a row a class of a migrated run: (images that are right, all) of the first split, by the
-  old run, before any training, and now."""
+  """{level: [{'name', 'kind', 'before', 'start', 'now'}]}, a row a class of a migrated run: (images that are right, all) of the first split, by the old run,
+  before any training, and now."""
   found = {}
   for level, classes in run.migration['classes'].items():
     counts = {'start': run.start.per_class(level) if run.start else None, 'now': run.per_class(level)}

@@ -6,8 +6,7 @@ The paper's data, ten classes of vehicles and instruments, are not at hand: its 
 learning rate of the pretrained network, 3e-4, is this file's.
 """
 
-import importlib
-
+from configs import multilabel
 from hierjax.config import UserError, did_you_mean
 from hierjax.table import Row, Table
 
@@ -17,7 +16,7 @@ ROWS = {'advanced_cnn': 'AdvancedCNN, from scratch', 'efficientnet_lite0': 'Effi
 def get_config(row: str = 'advanced_cnn'):
   if row not in ROWS:
     raise UserError(f'configs/tables/s4.py:{row}: no such row{did_you_mean(row, ROWS)}; choices: {", ".join(ROWS)}')
-  c = importlib.import_module('configs.multilabel').get_config()
+  c = multilabel.get_config()
   c.name, c.model.backbone = f's4 {row}', row
   if row == 'efficientnet_lite0':
     c.model.pretrained, c.model.mean, c.model.std, c.optim.lr = 'package', (), (), 3e-4

@@ -11,7 +11,7 @@
   python main.py --mode=describe --config=configs/3head.py                                  parameters and MACs of the model
 
 FOLDER holds labels.csv and taxonomy.csv, or a Parquet data set, or nested class folders. Any option is a flag: --config.optim.lr=3e-4;
-hierjax/config.py lists them all with a word on each.
+hierjax/core/config.py lists them all with a word on each.
 
 --mode=table trains the rows of a published table, each in WORKDIR/ROW/seedK, and writes table.html, table.md and table.csv into WORKDIR after each row:
 ours (mean and deviation over --seeds=0,1,2) beside the paper's. The same command goes on after an interruption; what has finished is not run again. Flags
@@ -73,7 +73,8 @@ flags.DEFINE_integer('peer_timeout', 100, 'distributed: seconds of silence after
 
 def run_config(folder, may_change=('data.', 'eval.')):
   """The configuration of a run with this command line's --config.* flags on top; --config=FILE itself does not count."""
-  from hierjax import config, predict
+  from hierjax import model as predict
+  from hierjax.core import config
   c = predict.run_config(pathlib.Path(folder))
   for path, value in config_flags.get_override_values(FLAGS['config']).items():
     if not path.startswith(may_change):
@@ -86,7 +87,8 @@ def run_config(folder, may_change=('data.', 'eval.')):
 
 def make_table() -> int:
   """--mode=table: all rows of the config file's table; returns the exit status."""
-  from hierjax import config, table
+  from hierjax.core import config
+  from hierjax.experiments import table
   file, _, argument = config_flags.get_config_filename(FLAGS['config']).partition(':')
   found = runpy.run_path(file)
   if not callable(found.get('get_table')):
@@ -105,7 +107,7 @@ def make_table() -> int:
 
 def join() -> None:
   """The start of several processes; before anything else, as it must come before any use of a device."""
-  from hierjax import config, parallel
+  from hierjax.core import config, parallel
   if not FLAGS.distributed:
     if FLAGS.coordinator or FLAGS.num_processes is not None or FLAGS.process_id is not None:
       raise config.UserError('--coordinator, --num_processes and --process_id need --distributed')
@@ -118,7 +120,12 @@ def join() -> None:
 def run() -> None:
   import jax
 
-  from hierjax import config, lint, migrate, parallel, predict, report, train
+  from hierjax import model as predict
+  from hierjax.core import config, parallel
+  from hierjax.data import lint
+  from hierjax.experiments import migrate
+  from hierjax.report import report
+  from hierjax.train import loop as train
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'hierjax' / 'jax')
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
@@ -178,7 +185,8 @@ def progress(done: int, total: int) -> None:
 
 def main(argv) -> None:
   logging.set_verbosity(logging.FATAL)  # Orbax and jax log pages, tracebacks of their threads among them; what matters is raised too, and told in a line
-  from hierjax import config, parallel, train
+  from hierjax.core import config, parallel
+  from hierjax.train import loop as train
   code, together = 0, False  # together: all processes have come to the same end
   try:
     if len(argv) > 1:
@@ -204,7 +212,7 @@ def main(argv) -> None:
 
 def in_words(e: Exception) -> str:
   """What a user can do something about, in a line; '' for a fault of hierjax's own, which shall show its traceback."""
-  from hierjax import config
+  from hierjax.core import config
   if isinstance(e, config.UserError):
     return str(e)
   if isinstance(e, OSError) and e.filename is not None:  # a folder that may not be written, a file that goes away
@@ -227,7 +235,7 @@ def stop(text: str) -> None:
 
 def parse(argv):
   """absl's parsing; what is wrong with the options or the config file is one line."""
-  from hierjax import config
+  from hierjax.core import config
   argv = [*argv]
   for i in [i for i, a in enumerate(argv[:-1]) if a in ('--config', '-config')][::-1]:
     argv[i:i + 2] = [f'--config={argv[i + 1]}']
@@ -238,18 +246,18 @@ def parse(argv):
     if fault:
       stop(fault)
   if unknown := [p for p in given if not any(k == p or k.startswith(f'{p}.') for k in known)]:
-    stop(f'--config.{unknown[0]}: no such option{config.did_you_mean(unknown[0], known)}; hierjax/config.py lists them')
+    stop(f'--config.{unknown[0]}: no such option{config.did_you_mean(unknown[0], known)}; hierjax/core/config.py lists them')
   try:  # the config flag reads its default file, and the overrides, when it is defined
-    config_flags.DEFINE_config_file('config', str(pathlib.Path(__file__).parent / 'hierjax/config.py'), 'FILE.py[:ARG], usually of configs/.')
+    config_flags.DEFINE_config_file('config', str(pathlib.Path(__file__).parent / 'hierjax/core/config.py'), 'FILE.py[:ARG], usually of configs/.')
     return FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as e:
     text = ' '.join(str(e).replace('"', '').replace("'", '').replace('\\n', ' ').replace('\\', '').split())
-    stop(f'{text}{"; hierjax/config.py lists the options" if "config." in text else ""}')
+    stop(f'{text}{"; hierjax/core/config.py lists the options" if "config." in text else ""}')
 
 
 def file_fault(spec: str) -> str:
   """What is wrong with the config file FILE[:ARG]; '' if nothing is."""
-  from hierjax import config
+  from hierjax.core import config
   file, colon, arg = spec.partition(':')
   if not pathlib.Path(file).is_file():
     return f'--config={spec}: no such file; hierjax\'s own are in {pathlib.Path(__file__).parent / "configs"}'
@@ -259,7 +267,7 @@ def file_fault(spec: str) -> str:
       return f'--config={spec}: {file} has no function get_config'
     config.check_tree(found['get_config'](*[arg] if colon else []))
     if callable(found.get('get_table')):
-      from hierjax import table
+      from hierjax.experiments import table
       table.load(found)
   except config.UserError as e:
     return f'--config={spec}: {e}'

@@ -21,8 +21,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 from parity import ours  # noqa: E402
 
-from hierjax import models  # noqa: E402
 from hierjax.models import counts  # noqa: E402
+from hierjax.models import registry as models  # noqa: E402
 
 # What the peer calls them where it is not torchvision's name of ours; '' = it has none.
 PEERS = {'resnet18_32px': '', 'advanced_cnn': 'resnet18', 'vit_b_16': 'timm:vit_base_patch16_224', 'swin_t': 'timm:swin_tiny_patch4_window7_224',

@@ -17,7 +17,9 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
 
-from hierjax import config, optim, parallel, train
+from hierjax.core import config, parallel
+from hierjax.train import loop as train
+from hierjax.train import optim
 
 
 def variant(name, a, changes):

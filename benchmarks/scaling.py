@@ -67,8 +67,10 @@ def measure(a) -> dict:
   import numpy as np
   from flax import traverse_util
 
-  from hierjax import config, optim, train
+  from hierjax.core import config
   from hierjax.models import layers
+  from hierjax.train import loop as train
+  from hierjax.train import optim
   n, c = jax.device_count(), config.default()
   c.data.source, c.data.size, c.model.backbone, c.train.batch_size, c.optim.accumulate = 'toy', a.size, a.backbone, a.batch * n, a.micro
   run = train.Run(c)

@@ -23,8 +23,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from hierjax import models  # noqa: E402
 from hierjax.models import layers  # noqa: E402
+from hierjax.models import registry as models  # noqa: E402
 
 
 def main():

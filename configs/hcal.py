@@ -15,7 +15,7 @@ which take weeks on a CPU: give --config.train.epochs. The authors start from Im
 """
 
 from hierjax import config
-from hierjax.config import UserError, did_you_mean
+from hierjax.core.errors import UserError, did_you_mean
 
 READINGS = ('paper', 'code')
 DATA = ('cifar100', 'aircraft')

@@ -13,7 +13,7 @@ and the finest level of the taxonomy, three are all its levels.
 """
 
 from hierjax import config
-from hierjax.config import UserError
+from hierjax.core.errors import UserError
 
 RUNGS = {
   '1': 'one head, frozen backbone', '2': 'the backbone trains', '3': 'two heads', '4': '+ augmentation', '5': '+ class balancing',

@@ -11,8 +11,9 @@ Pretrained on ImageNet: DenseNet-121 and ConvNeXt-B from the hub; MaxViT-T wants
 hub: --config.model.backbone=efficientnet_lite0 --config.model.pretrained=package --config.data.size=128.
 """
 
-from hierjax import config, table
-from hierjax.config import UserError, did_you_mean
+from hierjax import config
+from hierjax.core.errors import UserError, did_you_mean
+from hierjax.experiments import table
 
 BACKBONES = {'densenet121': ('DenseNet-121', 'hf:timm/densenet121.tv_in1k'), 'maxvit_t': ('MaxViT-T', 'maxvit_t-bc5ab103.pth'),
              'convnext_base': ('ConvNeXt-B', 'hf:timm/convnext_base.fb_in1k')}

@@ -14,13 +14,14 @@ import jax
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# one program is compiled once for all tests and workers of a session
+# one program is compiled once for all tests and workers of a session; a folder that is given is kept for the next
+own_cache = 'HIERJAX_TEST_CACHE' not in os.environ
 jax.config.update('jax_compilation_cache_dir', os.environ.setdefault('HIERJAX_TEST_CACHE', tempfile.mkdtemp(prefix='hierjax-test-')))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def pytest_unconfigure(config):
-  if not hasattr(config, 'workerinput'):
+  if own_cache and not hasattr(config, 'workerinput'):
     shutil.rmtree(os.environ['HIERJAX_TEST_CACHE'], ignore_errors=True)
 
 

@@ -11,9 +11,12 @@ import tiny
 from jax.sharding import AxisType
 
 import hierjax
-from hierjax import config, evaluate, metrics, parallel, predict
-from hierjax.config import UserError
+from hierjax import model as predict
+from hierjax.core import config, parallel
+from hierjax.core.errors import UserError
 from hierjax.data import sources
+from hierjax.evaluate import collect as evaluate
+from hierjax.evaluate import metrics
 
 
 @pytest.fixture(scope='module')

@@ -5,8 +5,9 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hierjax import config, models
+from hierjax.core import config
 from hierjax.models import layers
+from hierjax.models import registry as models
 
 
 class Tiny(nn.Module):

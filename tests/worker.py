@@ -11,7 +11,7 @@ import tiny  # noqa: E402
 from absl import app  # noqa: E402
 
 import main  # noqa: E402
-from hierjax import models  # noqa: E402
+from hierjax.models import registry as models  # noqa: E402
 
 if __name__ == '__main__':
   signal.signal(signal.SIGINT, main.interrupted)  # as main.py does where it is the program

@@ -12,8 +12,8 @@ all       the upper bound: no label is hidden
 
 import importlib
 
-from hierjax.config import UserError, did_you_mean
-from hierjax.table import Row, Table
+from hierjax.core.errors import UserError, did_you_mean
+from hierjax.experiments.table import Row, Table
 
 ROWS = {'dropped': 'half of the images', 'any_level': 'half with coarse labels only', 'all': 'all finest labels'}
 HEADS = {'1head': 'one head', '3head': 'a head a level'}

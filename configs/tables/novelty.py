@@ -11,8 +11,8 @@ ones are. The 64 px images are enlarged to 128. Where ImageNet has the held-out 
 """
 
 from configs.tables import s3
-from hierjax.config import UserError, did_you_mean
-from hierjax.table import Row, Table
+from hierjax.core.errors import UserError, did_you_mean
+from hierjax.experiments.table import Row, Table
 
 ROWS = {'third': ('1/3', 'a third of each parent'), 'reptile': ('reptile', 'reptile'), 'dog': ('dog', 'dog'), 'bird': ('bird', 'bird')}
 KINDS = {'': 'linear probe', 'tuned_': 'all layers trained, 64 px'}

@@ -7,7 +7,7 @@ The rows are the rungs of configs/ladder.py; rung 10 evaluates the run of rung 9
 """
 
 from configs import ladder
-from hierjax.table import Row, Table
+from hierjax.experiments.table import Row, Table
 
 get_config = ladder.get_config
 

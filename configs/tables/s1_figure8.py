@@ -8,7 +8,7 @@ top-5 of parallel MaxViT-T. It also says that single-task MaxViT-T is ahead of t
 
 from configs import s1
 from configs.tables import s1_table7
-from hierjax.table import Table
+from hierjax.experiments.table import Table
 
 get_config = s1_table7.get_config
 

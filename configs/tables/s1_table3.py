@@ -8,7 +8,7 @@ models. `params` and `thop_macs` are the paper's figures to the last digit, `mac
 """
 
 from configs import s1
-from hierjax.table import Row, Table
+from hierjax.experiments.table import Row, Table
 
 
 def get_config(model: str = 'densenet121,parallel'):

@@ -8,7 +8,7 @@ the same --workdir what has finished there is not run again. A folder without sp
 """
 
 from configs import s1
-from hierjax.table import Table
+from hierjax.experiments.table import Table
 
 get_config = s1.get_config
 

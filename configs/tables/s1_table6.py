@@ -6,7 +6,7 @@ Both columns of the paper are shown; FOLDER is the one or the other data set. Sm
 """
 
 from configs import s1
-from hierjax.table import Table
+from hierjax.experiments.table import Table
 
 get_config = s1.get_config
 

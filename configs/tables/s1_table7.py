@@ -8,7 +8,7 @@ same four numbers. Small budgets and some rows only: as in s1_table5.py.
 """
 
 from configs import s1
-from hierjax.table import Table
+from hierjax.experiments.table import Table
 
 WEIGHTS = (('1', '.2'), ('1', '.5'), ('1', '.7'))
 FIGURES = {  # for each dropout: single-task, then parallel and cascaded for each pair of weights; (model, make)

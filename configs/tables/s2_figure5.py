@@ -11,8 +11,8 @@ point where both sweeps meet is Table 2's last row and, in its --workdir, not tr
 from configs import hcal
 from configs.tables import s2_table2
 from hierjax import config
-from hierjax.config import UserError
-from hierjax.table import Row, Table
+from hierjax.core.errors import UserError
+from hierjax.experiments.table import Row, Table
 
 GAMMAS, EPSILONS = ('.1', '.25', '.5', '.75', '1'), ('.001', '.01', '.05', '.2')
 FIGURES = {'.05': (.8488, None, None), '.001': (.8326, None, None)}

@@ -10,9 +10,9 @@ its test set, which these rows never see. Its third data set, Classroom, is not 
 """
 
 from configs import hcal
-from hierjax import train
-from hierjax.config import UserError, did_you_mean
-from hierjax.table import Row, Table
+from hierjax.core.errors import UserError, did_you_mean
+from hierjax.experiments.table import Row, Table
+from hierjax.train import loop as train
 
 FIGURES = {  # on CIFAR-100: fine, coarse, HVR; on Aircraft: variant, family, manufacturer, HVR
   'flat': (None, None), 'parallel': (None, None),

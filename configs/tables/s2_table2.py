@@ -11,8 +11,8 @@ The changes that the paper's text names belong to other rows than it says: 119.8
 
 from configs import hcal
 from hierjax import config
-from hierjax.config import UserError
-from hierjax.table import Row, Table
+from hierjax.core.errors import UserError
+from hierjax.experiments.table import Row, Table
 
 FIGURES = {  # the parts: family, manufacturer, HVR
   'fa': (.8065, .8785, .0707), 'pp': (.8170, .8821, .0718), 'awa': (.8002, .8768, .0748), 'pp,awa': (.8218, .8956, .0675), 'fa,awa': (.8209, .8838, .0660),

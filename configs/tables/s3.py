@@ -10,8 +10,8 @@ superclass .999, subclass and full path .892 (HVR .004); joint hF1 .946, subclas
 """
 
 from hierjax import config
-from hierjax.config import UserError, did_you_mean
-from hierjax.table import Row, Table
+from hierjax.core.errors import UserError, did_you_mean
+from hierjax.experiments.table import Row, Table
 
 BACKBONES = {'efficientnet_lite0': ('EfficientNet-Lite0', 'package'), 'efficientnet_b0': ('EfficientNet-B0', 'hf:timm/efficientnet_b0.ra_in1k'),
              'convnext_tiny': ('ConvNeXt-T', 'hf:timm/convnext_tiny.fb_in1k')}

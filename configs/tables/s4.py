@@ -7,8 +7,8 @@ learning rate of the pretrained network, 3e-4, is this file's.
 """
 
 from configs import multilabel
-from hierjax.config import UserError, did_you_mean
-from hierjax.table import Row, Table
+from hierjax.core.errors import UserError, did_you_mean
+from hierjax.experiments.table import Row, Table
 
 ROWS = {'advanced_cnn': 'AdvancedCNN, from scratch', 'efficientnet_lite0': 'EfficientNet-Lite0, pretrained'}
 

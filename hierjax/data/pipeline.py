@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from hierjax.config import UserError
+from hierjax.core.errors import UserError
 from hierjax.data import transforms
 from hierjax.data.sources import Examples
 from hierjax.data.transforms import Augment, BrokenImage

@@ -21,10 +21,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hierjax import taxonomy as taxonomy_lib
-from hierjax.config import UserError, did_you_mean, level_words, split_names
+from hierjax.core.config import level_words, split_names
+from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import layouts, stratify, toy, transforms
-from hierjax.taxonomy import Mixed, Taxonomy, close_matches, read_levels, read_table
+from hierjax.taxonomy import table as taxonomy_lib
+from hierjax.taxonomy.table import Mixed, Taxonomy, close_matches, read_levels, read_table
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
 SPLIT_FOLDERS = ('train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing')

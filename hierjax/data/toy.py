@@ -9,7 +9,7 @@ import math
 import cv2
 import numpy as np
 
-from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy.table import Taxonomy
 
 SIZE = 72, 96  # height, width
 LEVELS = 'make', 'type', 'model'

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hierjax import models
 from hierjax.models import layers
+from hierjax.models import registry as models
 
 
 def shapes(model: nn.Module, size: int) -> dict:

@@ -10,11 +10,11 @@ import numpy as np
 from jax import lax
 from ml_collections import ConfigDict
 
-from hierjax import config as config_lib
-from hierjax import models
-from hierjax.config import UserError
+from hierjax.core import config as config_lib
+from hierjax.core.errors import UserError
 from hierjax.models import layers
-from hierjax.taxonomy import Taxonomy
+from hierjax.models import registry as models
+from hierjax.taxonomy.table import Taxonomy
 
 # uniform in +-1/sqrt(d): wide enough to start fine-tuning from, and what torch users compare with
 initial = layers.uniform(lambda shape: shape[0] ** -0.5)

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from hierjax.config import UserError
+from hierjax.core.errors import UserError
 
 Array, Dtype = jax.Array, Any
 _chosen = 'auto'

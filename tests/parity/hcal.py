@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from parity import seeded
 
 from configs import hcal
-from hierjax import balancing, config, losses, train
+from hierjax.core import config
+from hierjax.losses import balancing
+from hierjax.losses import exclusive as losses
 from hierjax.models import heads
-from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy.table import Taxonomy
+from hierjax.train import loop as train
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 

@@ -13,9 +13,10 @@ import numpy as np
 from flax import traverse_util
 from parity import seeded
 
-from hierjax import models
 from hierjax.models import counts as counting
-from hierjax.models import layers, pretrained
+from hierjax.models import layers
+from hierjax.models import registry as models
+from hierjax.models import weights as pretrained
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 # Most of the time goes into compiling. The test suite compiles with few of XLA's optimisations (half the time); `make parity` with all of them.

@@ -1,0 +1,17 @@
+"""Errors that a user can act on."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+  """A user's mistake: one line that names the file, the row or the option, and the choices.
+
+  The command line prints it without a traceback.
+  """
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+  """Return ' (did you mean X?)' for the choice that resembles `name` most, '' if none does."""
+  close = difflib.get_close_matches(name, list(choices), 1)
+  return f' (did you mean {close[0]!r}?)' if close else ''

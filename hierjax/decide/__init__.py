@@ -1,0 +1,1 @@
+"""From probabilities to decisions: arrays in, arrays out."""

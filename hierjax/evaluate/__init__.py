@@ -1,0 +1,1 @@
+"""Probabilities of a split, metrics, bootstrap intervals and explanations."""

@@ -1,0 +1,1 @@
+"""Whole experiments: tables of runs, migration to another taxonomy."""

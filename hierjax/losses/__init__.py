@@ -1,0 +1,1 @@
+"""Losses per example, as pure functions, and the balancers that weigh them."""

@@ -1,0 +1,117 @@
+"""What a run makes of multi levels (multilabel.py has the formulas): their loss, their decision, the thresholds' tuning, what an evaluation tells.
+
+An image has any number of a multi level's classes, each with a probability of its own, none larger than that of a class above it. A row of M holds the
+classes of all multi levels side by side (Taxonomy.columns). Taxonomies here are those of the multi levels, but where exclusive levels matter too.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from hierjax.core.errors import UserError
+from hierjax.losses import multilabel
+from hierjax.taxonomy.table import Mixed, Taxonomy
+
+# ({level: logits [B, C]}, labels [B, ... + M], those of multi levels last) → {level: (loss [B], share of right answers at .5 [B], which of them count [B])}
+Loss = Callable[[Mapping[str, jax.Array], jax.Array], dict[str, tuple[jax.Array, jax.Array, jax.Array]]]
+
+
+def join(parts: Mapping, taxonomy: Taxonomy):
+  """{multi level: [..., C]} → [..., M], numpy or jax."""
+  values = [parts[level] for level in taxonomy.multi]
+  return (np if isinstance(values[0], np.ndarray) else jnp).concatenate(values, -1)
+
+
+def split(rows, taxonomy: Taxonomy) -> dict:
+  """[..., M] → {multi level: [..., C]}"""
+  return {level: rows[..., place] for level, place in taxonomy.columns.items()}
+
+
+def probabilities(probs: Mapping[str, jax.Array], taxonomy: Taxonomy | Mixed) -> dict[str, jax.Array]:
+  """{multi level: [B, C]} of the heads, raised so that none exceeds that of a multi class above it, then lowered to that of the exclusive classes above it.
+
+  A class lies below all that those above it lie below, so the second does not undo the first. A level without a head lowers nothing.
+  """
+  t = taxonomy.several
+  p = join(probs, t)
+  if len(t.levels) > 1:
+    p = multilabel.max_constraint(p, t.edges)
+  if taxonomy.exclusive:
+    for level, above in zip(taxonomy.exclusive.levels, taxonomy.above.T):
+      if level in probs:
+        p = jnp.minimum(p, jnp.where(above[None] < 0, 1.0, probs[level][:, np.maximum(above, 0)]))
+  return split(p, t)
+
+
+def build(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Loss:
+  """Of the config's `loss`: binary cross-entropy or focal loss, through the max constraint where there are several levels; an image's is the mean over the
+  classes of the level that are known of it. labels int [N, M] are those of the training split, for the weights of the positives."""
+  if 0 < c.loss.pos_weight < 1:
+    raise UserError(f'--config.loss.pos_weight={c.loss.pos_weight:g}: is how far the weights may go, at least 1; 0 = none')
+  weight = multilabel.positive_weights(labels, c.loss.pos_weight) if c.loss.pos_weight else np.ones(labels.shape[1], np.float32)
+
+  def loss(logits, rows):
+    y, x = rows[:, -labels.shape[1]:], join(logits, taxonomy).astype(jnp.float32)
+    seen = answer = x
+    if len(taxonomy.multi) > 1:
+      seen, answer = multilabel.max_constraint(x, taxonomy.edges, y), multilabel.max_constraint(x, taxonomy.edges)
+    right, out = (answer >= 0) == (y == 1), {}
+    for level, place in taxonomy.columns.items():
+      z, t = seen[:, place], y[:, place]
+      value = multilabel.focal(z, t, c.loss.focal_gamma) if c.loss.binary == 'focal' else multilabel.binary_cross_entropy(z, t, jnp.asarray(weight[place]))
+      n = (t >= 0).sum(1)
+      out[level] = value, ((t >= 0) & right[:, place]).sum(1) / jnp.maximum(n, 1), n
+    return out
+
+  return loss
+
+
+# Decisions and scores, in numpy.
+
+
+def decide(prob: np.ndarray, thresholds: np.ndarray, taxonomy: Taxonomy, fits: np.ndarray | bool = True) -> np.ndarray:
+  """bool [N, M]: the classes whose probability [N, M] reaches their threshold [M], and all above these: no answer contradicts the taxonomy, whatever the
+  thresholds. (Lowering a class's threshold to the lowest below it would do it too, with one rare class's for all above it.) Beside an exclusive path only
+  those that fit it, bool [N, M] of Mixed.fits; what fits has only what fits above it."""
+  on = multilabel.decide(prob, thresholds) & fits
+  return np.stack([on[:, below].any(1) for below in taxonomy.below], 1)
+
+
+def tune(probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
+  """{multi level: thresholds float64 [C]}, each class's best on these examples (val, never test). labels [N, M]."""
+  return split(multilabel.best_thresholds(join(probs, taxonomy), labels), taxonomy)
+
+
+def summary(probs: Mapping[str, np.ndarray], labels: np.ndarray, thresholds: Mapping[str, np.ndarray], taxonomy: Taxonomy,
+            fits: np.ndarray | bool = True) -> dict:
+  """What eval_SPLIT.json holds of multi levels: {'multi': {LEVEL: multilabel.evaluate's}, 'hvr': {'single': share of images whose classes over their
+  thresholds, each for itself, contradict the taxonomy or the exclusive path that they must fit, 'decided': the same of the decision}}."""
+  prob, tuned = join(probs, taxonomy), join(thresholds, taxonomy)
+  on = decide(prob, tuned, taxonomy, fits)
+  found = {level: multilabel.evaluate(prob[:, place], labels[:, place], tuned[place], taxonomy.names[taxonomy.index(level)], on[:, place])
+           for level, place in taxonomy.columns.items()}
+  violated = {name: float(((taxonomy.contradicts(x)[:, 0] >= 0) | (x & ~np.asarray(fits)).any(1)).mean())
+              for name, x in (('single', prob >= tuned), ('decided', on))}
+  return {'multi': found, 'hvr': violated}
+
+
+# Of each level, as the tables name them: where they stand in multilabel.evaluate's dict
+METRICS = {'map': ('map_macro',), 'micro_map': ('map_micro',), 'f1': ('before', 'f1_macro'), 'micro_f1': ('before', 'f1_micro'),
+           'tuned_f1': ('after', 'f1_macro'), 'tuned_micro_f1': ('after', 'f1_micro')}
+LOGGED = ('map', 'micro_map', 'f1')
+
+
+def value(found: Mapping, metric: str) -> float | None:
+  """One of METRICS of a level's multilabel.evaluate; None where it is undefined."""
+  return functools.reduce(lambda of, key: of[key], METRICS[metric], found)
+
+
+def flat(probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
+  """The few numbers that training logs and chooses checkpoints by; F1 is the mean over the classes at .5. 0 where one is undefined."""
+  halves = {level: np.full(taxonomy.num_classes(level), multilabel.HALF) for level in taxonomy.multi}
+  found = summary(probs, labels, halves, taxonomy)['multi']
+  return {f'{metric}/{level}': value(of, metric) or 0.0 for level, of in found.items() for metric in LOGGED}

@@ -1,0 +1,1 @@
+"""The report: reads the folders of runs and draws."""

@@ -1,0 +1,1 @@
+"""The taxonomy: a table of paths, one row per finest class, one column per level."""

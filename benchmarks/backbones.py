@@ -7,6 +7,7 @@ PYTHON has torch, TORCH_STEP is a script that times the peer as train_step.py ti
 each counts; 0 rounds measure no speed. --differences compares with the golden values of tests/golden: the worst relative difference of features in float32, and
 of gradients in float64 (in evaluation and training mode).
 """
+
 import argparse
 import fnmatch
 import json
@@ -25,9 +26,15 @@ from hierjax.models import counts  # noqa: E402
 from hierjax.models import registry as models  # noqa: E402
 
 # What the peer calls them where it is not torchvision's name of ours; '' = it has none.
-PEERS = {'resnet18_32px': '', 'advanced_cnn': 'resnet18', 'vit_b_16': 'timm:vit_base_patch16_224', 'swin_t': 'timm:swin_tiny_patch4_window7_224',
-         'swin_s': 'timm:swin_small_patch4_window7_224', 'swin_b': 'timm:swin_base_patch4_window7_224',
-         **{f'efficientnet_lite{v}': f'timm:tf_efficientnet_lite{v}' for v in range(5)}}
+PEERS = {
+  'resnet18_32px': '',
+  'advanced_cnn': 'resnet18',
+  'vit_b_16': 'timm:vit_base_patch16_224',
+  'swin_t': 'timm:swin_tiny_patch4_window7_224',
+  'swin_s': 'timm:swin_small_patch4_window7_224',
+  'swin_b': 'timm:swin_base_patch4_window7_224',
+  **{f'efficientnet_lite{v}': f'timm:tf_efficientnet_lite{v}' for v in range(5)},
+}
 
 
 def differences(name):
@@ -35,7 +42,10 @@ def differences(name):
   wanted = ours.golden(name)
   features = max(ours.differences(name, scheme, wanted[scheme]) for scheme in ours.schemes(wanted))
   first = ours.schemes(wanted)[0]
-  return features, max(max(ours.gradient_differences(name, first, mode, wanted[mode]).values()) for mode in ('eval', 'train'))
+  return features, max(
+    max(ours.gradient_differences(name, first, mode, wanted[mode]).values())
+    for mode in ('eval', 'train')
+  )
 
 
 def seconds(command):
@@ -52,7 +62,10 @@ def measure(name, a, row):
   if 'params' not in row:
     module = models.BACKBONES[name].make()
     shapes = counts.shapes(module, a.size)
-    row |= {'params': counts.parameters(shapes['params']), 'macs': counts.macs(module, shapes, a.size)}
+    row |= {
+      'params': counts.parameters(shapes['params']),
+      'macs': counts.macs(module, shapes, a.size),
+    }
   if a.differences and 'features' not in row:
     row['features'], row['gradients'] = differences(name)
   what = [str(a.batch), str(a.size), '--steps', str(a.steps)]
@@ -65,18 +78,32 @@ def measure(name, a, row):
 
 
 def table(rows):
-  lines = ['| backbone | parameters | MACs | features | gradients | hierjax, images/s | torch | ratio |', '|---|---|---|---|---|---|---|---|']
+  lines = [
+    '| backbone | parameters | MACs | features | gradients | hierjax, images/s | torch | ratio |',
+    '|---|---|---|---|---|---|---|---|',
+  ]
   for r in rows:
     speeds = [r.get(f'{k}_images_per_s') for k in ('hierjax', 'torch')]
-    cells = [r['name'] + ('' if r['size'] == 224 else f', {r["size"]} px'), f'{r["params"]:,}', f'{r["macs"] / 1e9:.2f} G']
-    cells += ['' if k not in r else f'{r[k]:.1e}' if r[k] > 1e-9 else '< 1e-9' for k in ('features', 'gradients')]  # golden values have nine digits
-    cells += [f'{v:.3g}' if v else '' for v in speeds] + [f'{speeds[0] / speeds[1]:.2f}' if all(speeds) else '']
+    cells = [
+      r['name'] + ('' if r['size'] == 224 else f', {r["size"]} px'),
+      f'{r["params"]:,}',
+      f'{r["macs"] / 1e9:.2f} G',
+    ]
+    cells += [
+      '' if k not in r else f'{r[k]:.1e}' if r[k] > 1e-9 else '< 1e-9'
+      for k in ('features', 'gradients')
+    ]  # golden values have nine digits
+    cells += [f'{v:.3g}' if v else '' for v in speeds] + [
+      f'{speeds[0] / speeds[1]:.2f}' if all(speeds) else ''
+    ]
     lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)
 
 
 def main():
-  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   p.add_argument('out', type=pathlib.Path)
   p.add_argument('--peer', nargs=2, default=())
   p.add_argument('--names', default='*')
@@ -88,7 +115,11 @@ def main():
   a = p.parse_args()
   lines = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
   rows = {(r['name'], r['size'], r['batch']): r for r in lines}  # the last line of each counts
-  for name in [n for n in models.BACKBONES if any(fnmatch.fnmatch(n, pattern) for pattern in a.names.split(','))]:
+  for name in [
+    n
+    for n in models.BACKBONES
+    if any(fnmatch.fnmatch(n, pattern) for pattern in a.names.split(','))
+  ]:
     key = (name, a.size, a.batch)
     before = rows.get(key, dict(zip(('name', 'size', 'batch'), key)))
     try:

@@ -4,6 +4,7 @@ usage: balancers.py [NAME[@features] ...] [--backbone resnet50] [--size 112] [--
 NAMEs are those of --config.balance.name. The drawn data with three heads; the whole compiled step with its optimiser. Each round times one step of every
 variant, so that a busy moment falls on all; the table has the median of the ratios within a round, and the seconds.
 """
+
 import argparse
 import ast
 import os
@@ -26,19 +27,37 @@ def variant(name, a, changes):
   """(step, state, batch) of a balancer; '' is the plain sum."""
   c = config.default()
   name, _, at = name.partition('@')
-  values = {'data.source': 'toy', 'data.size': a.size, 'data.toy.train': 4 * a.batch, 'data.toy.val': 8, 'model.backbone': a.backbone,
-            'train.batch_size': a.batch, 'optim.name': 'adam', 'balance.name': name or 'fixed', 'balance.at': at or 'weights', **changes}
+  values = {
+    'data.source': 'toy',
+    'data.size': a.size,
+    'data.toy.train': 4 * a.batch,
+    'data.toy.val': 8,
+    'model.backbone': a.backbone,
+    'train.batch_size': a.batch,
+    'optim.name': 'adam',
+    'balance.name': name or 'fixed',
+    'balance.at': at or 'weights',
+    **changes,
+  }
   for path, value in values.items():
     config.assign(c, path, value)
   run = train.Run(c)
   task = run.task()
   batch = parallel.put_train(next(iter(run.batches(run.train, 0, 1))), {}, run.mesh)
-  return train.stepper(task, run.phases[0], optim.transformation(run.c, task.labels), run.mesh), run.state(task), batch
+  return (
+    train.stepper(task, run.phases[0], optim.transformation(run.c, task.labels), run.mesh),
+    run.state(task),
+    batch,
+  )
 
 
 def main():
-  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument('names', nargs='*', default=['awa', 'uw', 'cagrad@features', 'nash@features', 'cagrad', 'nash'])
+  p = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  p.add_argument(
+    'names', nargs='*', default=['awa', 'uw', 'cagrad@features', 'nash@features', 'cagrad', 'nash']
+  )
   p.add_argument('--backbone', default='resnet50')
   p.add_argument('--size', type=int, default=112)
   p.add_argument('--batch', type=int, default=8)

@@ -6,6 +6,7 @@ python benchmarks/input_pipeline.py FOLDER --profile        microseconds per ima
 Batches of 32 uint8 images come out; their normalisation is part of the model's step. `../shared/bench/torch_pipeline.py` is the peer; its `--workers 1` is
 one process that reads (ours: --workers 1, or --threads 1), its `--workers 0` reads in between (ours: --threads 0).
 """
+
 import argparse
 import json
 import pathlib
@@ -21,16 +22,28 @@ from hierjax.data import pipeline, sources, transforms
 
 def examples(folder):
   root = pathlib.Path(folder)
-  files = sorted(str(p.relative_to(root)) for p in root.rglob('*') if p.suffix.lower() in sources.IMAGE_SUFFIXES)
-  if not files: raise SystemExit(f'{folder}: no images')
-  return sources.Examples('all', files, np.zeros((len(files), 1), np.int32), sources.file_reader(root, files)(range(len(files))))
+  files = sorted(
+    str(p.relative_to(root)) for p in root.rglob('*') if p.suffix.lower() in sources.IMAGE_SUFFIXES
+  )
+  if not files:
+    raise SystemExit(f'{folder}: no images')
+  return sources.Examples(
+    'all',
+    files,
+    np.zeros((len(files), 1), np.int32),
+    sources.file_reader(root, files)(range(len(files))),
+  )
 
 
 def rate(data, size, threads, workers, seconds, augment):
-  batches = pipeline.train_batches(data, batch_size=32, seed=0, size=size, augment=augment, threads=threads, workers=workers)
-  for _ in range(3 + 4 * (threads + workers)): next(batches)  # past what was read ahead
+  batches = pipeline.train_batches(
+    data, batch_size=32, seed=0, size=size, augment=augment, threads=threads, workers=workers
+  )
+  for _ in range(3 + 4 * (threads + workers)):
+    next(batches)  # past what was read ahead
   start, n = time.perf_counter(), 0
-  while time.perf_counter() - start < seconds: n += len(next(batches)['index'])
+  while time.perf_counter() - start < seconds:
+    n += len(next(batches)['index'])
   batches.close()
   return n / (time.perf_counter() - start)
 
@@ -44,31 +57,57 @@ def profile(data, size, augment, n=512):
   parts = {
     'read': lambda i: data.reader(i % len(data.files)),
     'decode': lambda i: transforms.decode(raw[i]),
-    'all but decode': lambda i: transforms.train_transform(pictures[i], rng, size, augment, out=out),
+    'all but decode': lambda i: transforms.train_transform(
+      pictures[i], rng, size, augment, out=out
+    ),
     'of it, a warp': lambda i: cv2.warpAffine(pictures[i], turn, (size, size), dst=out),
-    'whole': lambda i: transforms.train_transform(raw[i], rng, size, augment, out=out)}
+    'whole': lambda i: transforms.train_transform(raw[i], rng, size, augment, out=out),
+  }
   for name, part in parts.items():
     start = time.perf_counter()
-    for i in range(n): part(i)
+    for i in range(n):
+      part(i)
     parts[name] = round((time.perf_counter() - start) / n * 1e6, 1)
   return parts
 
 
 def main():
-  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   p.add_argument('folder')
   p.add_argument('--size', type=int, default=224)
   p.add_argument('--threads', type=int, default=1)
   p.add_argument('--workers', type=int, default=0)
   p.add_argument('--seconds', type=float, default=5)
-  p.add_argument('--crop', type=float, default=.08, help="the smallest crop's share of the area; .08 is torchvision's default and the peer's")
+  p.add_argument(
+    '--crop',
+    type=float,
+    default=0.08,
+    help="the smallest crop's share of the area; .08 is torchvision's default and the peer's",
+  )
   p.add_argument('--profile', action='store_true')
   a = p.parse_args()
-  augment = transforms.Augment(crop=(a.crop, 1.), brightness=.4, contrast=.4, saturation=.4)  # the peer's
+  augment = transforms.Augment(
+    crop=(a.crop, 1.0), brightness=0.4, contrast=0.4, saturation=0.4
+  )  # the peer's
   data = examples(a.folder)
-  if a.profile: return print(json.dumps({'size': a.size, 'microseconds': profile(data, a.size, augment)}))
+  if a.profile:
+    return print(json.dumps({'size': a.size, 'microseconds': profile(data, a.size, augment)}))
   speed = rate(data, a.size, a.threads, a.workers, a.seconds, augment)
-  print(json.dumps({'images_per_s': round(speed, 1), 'size': a.size, 'threads': a.threads, 'workers': a.workers, 'images': len(data.files), 'crop': a.crop}))
+  print(
+    json.dumps(
+      {
+        'images_per_s': round(speed, 1),
+        'size': a.size,
+        'threads': a.threads,
+        'workers': a.workers,
+        'images': len(data.files),
+        'crop': a.crop,
+      }
+    )
+  )
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+  main()

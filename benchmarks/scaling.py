@@ -7,6 +7,7 @@ the sums of its statistics and those of their gradients, at most one all-reduce 
 missing, where there is another kind of collective, or where FLOPs, collectives or bytes depend on the number of devices. `plain` is what a GPU or TPU
 computes, `cpu` what a CPU does; the compiler is XLA's for CPUs either way.
 """
+
 import argparse
 import json
 import math
@@ -27,15 +28,22 @@ SHAPE = re.compile(r'(pred|[a-z]+[0-9]+)\[([0-9,]*)\]')
 
 def collectives(hlo: str) -> list[tuple[str, list[tuple[str, tuple[int, ...]]]]]:
   """(kind, [(type, shape) of each result]) of each collective instruction of a compiled program."""
-  return [(kind, [(t, tuple(int(d) for d in dims.split(',') if d)) for t, dims in SHAPE.findall(result)]) for result, kind in COLLECTIVE.findall(hlo)]
+  return [
+    (kind, [(t, tuple(int(d) for d in dims.split(',') if d)) for t, dims in SHAPE.findall(result)])
+    for result, kind in COLLECTIVE.findall(hlo)
+  ]
 
 
 def size(shapes) -> int:
   """Bytes of what a collective leaves on a device."""
-  return sum(math.prod(s) * (1 if t == 'pred' else int(re.search(r'\d+', t)[0]) // 8) for t, s in shapes)
+  return sum(
+    math.prod(s) * (1 if t == 'pred' else int(re.search(r'\d+', t)[0]) // 8) for t, s in shapes
+  )
 
 
-def sort(found, params: int, widths: list[int], micro: int = 1) -> tuple[dict[str, tuple[int, int]], list[str]]:
+def sort(
+  found, params: int, widths: list[int], micro: int = 1
+) -> tuple[dict[str, tuple[int, int]], list[str]]:
   """({what for: (number, bytes)}, complaints). params: how many; widths: channels of each batch norm.
 
   Every value must be reduced once: the gradients, with at most a hundred numbers beside, in one piece; and four vectors for each batch norm.
@@ -53,11 +61,21 @@ def sort(found, params: int, widths: list[int], micro: int = 1) -> tuple[dict[st
       name = 'gradients'
     groups[name].append(shapes)
   out = {name: (len(g), sum(map(size, g))) for name, g in groups.items()}
-  complaints = [f'{kind} of {", ".join(f"{t}{list(s)}" for t, s in shapes[:4])}' for kind, shapes in found if kind != 'all-reduce']
+  complaints = [
+    f'{kind} of {", ".join(f"{t}{list(s)}" for t, s in shapes[:4])}'
+    for kind, shapes in found
+    if kind != 'all-reduce'
+  ]
   if out['gradients'][0] != 1 or not 0 <= out['gradients'][1] - 4 * params <= 400:
-    complaints.append(f'{out["gradients"][1]:,} bytes in {out["gradients"][0]} all-reduces for {params:,} gradients')
-  if out['batch norm'][0] > 2 * len(widths) * micro or out['batch norm'][1] != 16 * micro * sum(widths):
-    complaints.append(f'{out["batch norm"][1]:,} bytes in {out["batch norm"][0]} all-reduces for {len(widths)} batch norms')
+    complaints.append(
+      f'{out["gradients"][1]:,} bytes in {out["gradients"][0]} all-reduces for {params:,} gradients'
+    )
+  if out['batch norm'][0] > 2 * len(widths) * micro or out['batch norm'][1] != 16 * micro * sum(
+    widths
+  ):
+    complaints.append(
+      f'{out["batch norm"][1]:,} bytes in {out["batch norm"][0]} all-reduces for {len(widths)} batch norms'
+    )
   return out, complaints
 
 
@@ -71,32 +89,57 @@ def measure(a) -> dict:
   from hierjax.models import layers
   from hierjax.train import loop as train
   from hierjax.train import optim
+
   n, c = jax.device_count(), config.default()
-  c.data.source, c.data.size, c.model.backbone, c.train.batch_size, c.optim.accumulate = 'toy', a.size, a.backbone, a.batch * n, a.micro
+  c.data.source, c.data.size, c.model.backbone, c.train.batch_size, c.optim.accumulate = (
+    'toy',
+    a.size,
+    a.backbone,
+    a.batch * n,
+    a.micro,
+  )
   run = train.Run(c)
   task, across = run.task(), run.mesh
-  run.mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])  # values on one device; only their shapes are needed
+  run.mesh = jax.make_mesh(
+    (1,), ('data',), devices=jax.devices()[:1]
+  )  # values on one device; only their shapes are needed
   state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run.state(task))
-  batch = {'image': jax.ShapeDtypeStruct((a.batch * n, a.size, a.size, 3), np.uint8),
-           'flags': {'stop': jax.ShapeDtypeStruct((n,), np.float32)}, 'labels': jax.ShapeDtypeStruct((a.batch * n, len(run.taxonomy.levels)), np.int32)}
+  batch = {
+    'image': jax.ShapeDtypeStruct((a.batch * n, a.size, a.size, 3), np.uint8),
+    'flags': {'stop': jax.ShapeDtypeStruct((n,), np.float32)},
+    'labels': jax.ShapeDtypeStruct((a.batch * n, len(run.taxonomy.levels)), np.int32),
+  }
   began = time.monotonic()
   with layers.formulation(a.formulation):
     step = train.stepper(task, run.phases[-1], optim.transformation(c, task.labels), across)
     compiled = step.lower(state, batch, {}).compile()
   params = sum(x.size for x in jax.tree.leaves(state.params))
-  widths = [x.shape[0] for k, x in traverse_util.flatten_dict(dict(state.batch_stats)).items() if k[-1] == 'mean']
+  widths = [
+    x.shape[0]
+    for k, x in traverse_util.flatten_dict(dict(state.batch_stats)).items()
+    if k[-1] == 'mean'
+  ]
   found = collectives(compiled.as_text())
-  row = {'devices': n, 'flops': compiled.cost_analysis()['flops'], 'seconds': round(time.monotonic() - began, 1), 'params': params}
+  row = {
+    'devices': n,
+    'flops': compiled.cost_analysis()['flops'],
+    'seconds': round(time.monotonic() - began, 1),
+    'params': params,
+  }
   if n > 1:
     groups, row['complaints'] = sort(found, params, widths, a.micro)
     row |= groups
   else:
-    row |= dict.fromkeys(NAMES, (0, 0)) | {'complaints': [f'{kind} on a single device' for kind, _ in found]}
+    row |= dict.fromkeys(NAMES, (0, 0)) | {
+      'complaints': [f'{kind} on a single device' for kind, _ in found]
+    }
   return row
 
 
 def main():
-  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   p.add_argument('backbone', nargs='?', default='efficientnet_lite0')
   p.add_argument('size', nargs='?', type=int, default=64)
   p.add_argument('--batch', type=int, default=2)
@@ -108,17 +151,34 @@ def main():
   if a.row:
     print(json.dumps(measure(a)))
     return
-  print(f'{a.backbone}, {a.size} px, {a.batch} images a device, {a.formulation} layers; collectives as number: bytes a device')
-  print(f'{"devices":>7} {"GFLOP a device":>14} {"gradients":>14} {"counts":>9} {"batch norm":>13} {"other":>5} {"compiled in":>11}')
+  print(
+    f'{a.backbone}, {a.size} px, {a.batch} images a device, {a.formulation} layers; collectives as number: bytes a device'
+  )
+  print(
+    f'{"devices":>7} {"GFLOP a device":>14} {"gradients":>14} {"counts":>9} {"batch norm":>13} {"other":>5} {"compiled in":>11}'
+  )
   rows = []
   for n in a.devices:
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={n}'}
-    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], '--row'], env=env, stdout=subprocess.PIPE, text=True, check=True)
+    env = {
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={n}',
+    }
+    done = subprocess.run(
+      [sys.executable, __file__, *sys.argv[1:], '--row'],
+      env=env,
+      stdout=subprocess.PIPE,
+      text=True,
+      check=True,
+    )
     r = json.loads(done.stdout.splitlines()[-1])
     rows.append(r)
     cell = lambda name: '{}: {:,}'.format(*r[name])
-    print(f'{r["devices"]:>7} {r["flops"] / 1e9:>14.4f} {cell("gradients"):>14} {cell("counts"):>9} {cell("batch norm"):>13} {r["other"][0]:>5} '
-          f'{r["seconds"]:>9} s', flush=True)
+    print(
+      f'{r["devices"]:>7} {r["flops"] / 1e9:>14.4f} {cell("gradients"):>14} {cell("counts"):>9} {cell("batch norm"):>13} {r["other"][0]:>5} '
+      f'{r["seconds"]:>9} s',
+      flush=True,
+    )
   several = [r for r in rows if r['devices'] > 1]
   complaints = sorted({c for r in rows for c in r['complaints']})
   for name in NAMES:
@@ -127,9 +187,17 @@ def main():
   flops, alone = [r['flops'] for r in several], [r['flops'] for r in rows if r['devices'] == 1]
   if several and max(flops) > 1.001 * min(flops):
     complaints.append(f'FLOPs a device depend on the number of devices: {sorted(flops)}')
-  if flops and alone and max(flops) > 1.05 * alone[0]:  # a little more is what can't be fused over a reduction between devices
+  if (
+    flops and alone and max(flops) > 1.05 * alone[0]
+  ):  # a little more is what can't be fused over a reduction between devices
     complaints.append(f'{max(flops):.4g} FLOPs a device of several, {alone[0]:.4g} on one alone')
-  print(f'{rows[0]["params"]:,} parameters; ' + ('; '.join(complaints) or 'each value is reduced once, nothing depends on the number of devices'))
+  print(
+    f'{rows[0]["params"]:,} parameters; '
+    + (
+      '; '.join(complaints)
+      or 'each value is reduced once, nothing depends on the number of devices'
+    )
+  )
   sys.exit(bool(complaints))
 
 

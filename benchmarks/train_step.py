@@ -5,6 +5,7 @@ Prints one JSON line: seconds of compilation, median and least seconds of a step
 than the clock on a busy machine), images/s. --micro splits the batch into N, one after the other, with batch norm over each. To compare with
 PyTorch run its peer in turn with this.
 """
+
 import argparse
 import json
 import os
@@ -28,7 +29,9 @@ from hierjax.models import registry as models  # noqa: E402
 
 
 def main():
-  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   p.add_argument('model', choices=models.BACKBONES)
   p.add_argument('batch', type=int)
   p.add_argument('size', type=int)
@@ -44,7 +47,10 @@ def main():
   trunk = backbone.make(dtype={'f32': jnp.float32, 'bf16': jnp.bfloat16}[a.dtype])
   variables = models.init(trunk, 0)
   rng = np.random.default_rng(0)
-  params = {'trunk': variables['params'], 'heads': [rng.uniform(-.03, .03, (backbone.features, c)).astype('f4') for c in a.heads]}
+  params = {
+    'trunk': variables['params'],
+    'heads': [rng.uniform(-0.03, 0.03, (backbone.features, c)).astype('f4') for c in a.heads],
+  }
   stats, key = variables.get('batch_stats', {}), jax.random.key(0)
   image = jnp.asarray(rng.random((a.batch, a.size, a.size, 3), 'f4'))
   labels = [jnp.arange(a.batch) % c for c in a.heads]
@@ -52,8 +58,13 @@ def main():
 
   def loss(params, stats, image, labels):
     variables = {'params': params['trunk'], 'batch_stats': stats}
-    (x, _), new = trunk.apply(variables, image, True, mutable=['batch_stats'], rngs={'dropout': key})
-    losses = [optax.softmax_cross_entropy_with_integer_labels(x @ h, y).mean() for h, y in zip(params['heads'], labels)]
+    (x, _), new = trunk.apply(
+      variables, image, True, mutable=['batch_stats'], rngs={'dropout': key}
+    )
+    losses = [
+      optax.softmax_cross_entropy_with_integer_labels(x @ h, y).mean()
+      for h, y in zip(params['heads'], labels)
+    ]
     return sum(losses), new.get('batch_stats', {})
 
   def train(state, image, labels):
@@ -61,7 +72,9 @@ def main():
     total, n = None, a.batch // a.micro
     for i in range(a.micro):
       part = slice(i * n, (i + 1) * n)
-      grads, stats = jax.grad(loss, has_aux=True)(params, stats, image[part], [y[part] for y in labels])
+      grads, stats = jax.grad(loss, has_aux=True)(
+        params, stats, image[part], [y[part] for y in labels]
+      )
       total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     updates, moments = optimizer.update(jax.tree.map(lambda g: g / a.micro, total), moments)
     return optax.apply_updates(params, updates), stats, moments
@@ -88,8 +101,19 @@ def main():
     state = out if a.mode == 'train' else state
   times = sorted(times[2:])
   median = times[len(times) // 2]
-  print(json.dumps({'jax': jax.__version__, **vars(a), 'compile_s': round(compiled, 1), 'median_s': round(median, 4),
-                    'least_s': round(times[0], 4), 'least_cpu_s': round(min(busy[2:]), 4), 'images_per_s': round(a.batch / median, 2)}))
+  print(
+    json.dumps(
+      {
+        'jax': jax.__version__,
+        **vars(a),
+        'compile_s': round(compiled, 1),
+        'median_s': round(median, 4),
+        'least_s': round(times[0], 4),
+        'least_cpu_s': round(min(busy[2:]), 4),
+        'images_per_s': round(a.batch / median, 2),
+      }
+    )
+  )
 
 
 if __name__ == '__main__':

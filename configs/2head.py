@@ -13,7 +13,11 @@ def get_config(_: str = ''):
   c = config.default()
   c.name = '2head'
   c.data.size = 128
-  c.model.backbone, c.model.pretrained, c.model.levels = 'efficientnet_lite0', 'package', 'coarsest,finest'
+  c.model.backbone, c.model.pretrained, c.model.levels = (
+    'efficientnet_lite0',
+    'package',
+    'coarsest,finest',
+  )
   c.model.dropout = 0.2
   c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule = 'adamw', 1e-3, 1e-4, 'onecycle'
   c.train.epochs, c.train.batch_size = 12, 32

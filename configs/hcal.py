@@ -25,7 +25,9 @@ def get_config(text: str = 'code'):
   reading, _, data = text.partition(',')
   for what, name, choices in (('reading', reading, READINGS), ('data', data or 'cifar100', DATA)):
     if name not in choices:
-      raise UserError(f'configs/hcal.py:{text}: no {what} {name!r}{did_you_mean(name, choices)}; choices: {", ".join(choices)}')
+      raise UserError(
+        f'configs/hcal.py:{text}: no {what} {name!r}{did_you_mean(name, choices)}; choices: {", ".join(choices)}'
+      )
   c = config.default()
   c.name = f'hcal {text}'
   a = c.data.augment
@@ -35,7 +37,10 @@ def get_config(text: str = 'code'):
     c.model.backbone, c.model.neck = 'resnet18', 256
   else:
     c.data.size = 32
-    a.crop, a.ratio = (0.77, 1.0), (1.0, 1.0)  # as much is seen as of a crop of 32 from 40 pixels, of which the padding is black
+    a.crop, a.ratio = (
+      (0.77, 1.0),
+      (1.0, 1.0),
+    )  # as much is seen as of a crop of 32 from 40 pixels, of which the padding is black
     c.model.backbone = 'resnet18_32px'
   c.model.heads = 'prototypes'
   c.model.head.temperature = 0.1

@@ -16,9 +16,18 @@ from hierjax import config
 from hierjax.core.errors import UserError
 
 RUNGS = {
-  '1': 'one head, frozen backbone', '2': 'the backbone trains', '3': 'two heads', '4': '+ augmentation', '5': '+ class balancing',
-  '5.5': 'two heads + curriculum', '6': 'three heads, no curriculum', '7': '+ curriculum', '8': '+ hierarchical label smoothing',
-  '9': '+ cosine schedule', '10': '+ test-time augmentation'}
+  '1': 'one head, frozen backbone',
+  '2': 'the backbone trains',
+  '3': 'two heads',
+  '4': '+ augmentation',
+  '5': '+ class balancing',
+  '5.5': 'two heads + curriculum',
+  '6': 'three heads, no curriculum',
+  '7': '+ curriculum',
+  '8': '+ hierarchical label smoothing',
+  '9': '+ cosine schedule',
+  '10': '+ test-time augmentation',
+}
 
 
 def get_config(rung: str = '10'):
@@ -38,7 +47,11 @@ def get_config(rung: str = '10'):
   if at == 1:
     c.curriculum.p1.epochs, c.curriculum.p1.freeze = -1, 'backbone'
   if at == 5.5 or at >= 7:
-    c.curriculum.p1.share, c.curriculum.p1.freeze, c.curriculum.p1.levels = 0.25, 'heads/finest', 'coarser'
+    c.curriculum.p1.share, c.curriculum.p1.freeze, c.curriculum.p1.levels = (
+      0.25,
+      'heads/finest',
+      'coarser',
+    )
   c.loss.smoothing = 0.1 if at >= 8 else 0.0
   c.eval.tta = 2 if at == 10 else 1
   return c

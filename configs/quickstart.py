@@ -14,7 +14,10 @@ def get_config(_: str = ''):
   c.name = 'quickstart'
   c.baseline = 'train'
   c.data.source, c.data.size = 'toy', 64
-  c.data.augment.crop, c.data.augment.rotate = (0.8, 1.0), 5.0  # the drawings fill their frame already
+  c.data.augment.crop, c.data.augment.rotate = (
+    (0.8, 1.0),
+    5.0,
+  )  # the drawings fill their frame already
   c.data.augment.brightness = c.data.augment.contrast = c.data.augment.saturation = 0.15
   c.model.backbone, c.model.pretrained = 'efficientnet_lite0', 'package'
   c.optim.lr, c.optim.schedule = 2e-3, 'onecycle'

@@ -15,18 +15,28 @@ from hierjax import config
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.experiments import table
 
-BACKBONES = {'densenet121': ('DenseNet-121', 'hf:timm/densenet121.tv_in1k'), 'maxvit_t': ('MaxViT-T', 'maxvit_t-bc5ab103.pth'),
-             'convnext_base': ('ConvNeXt-B', 'hf:timm/convnext_base.fb_in1k')}
+BACKBONES = {
+  'densenet121': ('DenseNet-121', 'hf:timm/densenet121.tv_in1k'),
+  'maxvit_t': ('MaxViT-T', 'maxvit_t-bc5ab103.pth'),
+  'convnext_base': ('ConvNeXt-B', 'hf:timm/convnext_base.fb_in1k'),
+}
 HEADS = {'flat': 'single-task', 'parallel': 'parallel', 'cascaded': 'cascaded'}
 
 
 def get_config(model: str = 'densenet121,parallel,0,.9,.1'):
-  backbone, heads, dropout, *weights = [*model.split(','), *('flat', '0')[min(model.count(','), 2):]]
+  backbone, heads, dropout, *weights = [
+    *model.split(','),
+    *('flat', '0')[min(model.count(','), 2) :],
+  ]
   for what, name, choices in (('backbone', backbone, BACKBONES), ('heads', heads, HEADS)):
     if name not in choices:
-      raise UserError(f'configs/s1.py:{model}: no {what} {name!r}{did_you_mean(name, choices)}; choices: {", ".join(choices)}')
+      raise UserError(
+        f'configs/s1.py:{model}: no {what} {name!r}{did_you_mean(name, choices)}; choices: {", ".join(choices)}'
+      )
   if len(weights) not in (0, 2) or (heads == 'flat' and weights):
-    raise UserError(f'configs/s1.py:{model}: is not BACKBONE,HEADS,DROPOUT,LAMBDA1,LAMBDA2; the weights are two, and flat has none')
+    raise UserError(
+      f'configs/s1.py:{model}: is not BACKBONE,HEADS,DROPOUT,LAMBDA1,LAMBDA2; the weights are two, and flat has none'
+    )
   c = config.default()
   c.name = f's1 {model}'
   c.data.size, c.data.val_share, c.data.test_share = 224, 0.2, 0.1
@@ -41,10 +51,24 @@ def get_config(model: str = 'densenet121,parallel,0,.9,.1'):
   return c
 
 
-def row(published, backbone: str, heads: str, dropout: str = '0', weights: tuple[str, str] = ('.9', '.1'), note: str = '') -> table.Row:
+def row(
+  published,
+  backbone: str,
+  heads: str,
+  dropout: str = '0',
+  weights: tuple[str, str] = ('.9', '.1'),
+  note: str = '',
+) -> table.Row:
   """A table's row; that of multi-task heads is compared with the single-task model of the same dropout, which has no weights."""
   single = f'{backbone},flat,{dropout}'
   group = BACKBONES[backbone][0] + ('' if dropout == '0' else f', dropout {dropout}')
   if heads == 'flat':
     return table.Row(single, HEADS[heads], published, group, note=note)
-  return table.Row(f'{backbone},{heads},{dropout},{",".join(weights)}', f'{HEADS[heads]}, λ {"/".join(weights)}', published, group, single, note=note)
+  return table.Row(
+    f'{backbone},{heads},{dropout},{",".join(weights)}',
+    f'{HEADS[heads]}, λ {"/".join(weights)}',
+    published,
+    group,
+    single,
+    note=note,
+  )

@@ -24,16 +24,50 @@ from collections import Counter
 HERE = pathlib.Path(__file__).resolve().parent
 STEPS = 48
 BASE = {
-  'data.source': 'toy', 'data.size': 32, 'data.toy.train': 96, 'data.toy.val': 40, 'model.backbone': 'tiny', 'model.dropout': 0.2, 'train.batch_size': 16,
-  'train.epochs': 0.0, 'train.steps': STEPS, 'train.eval_epochs': 0.0, 'train.eval_steps': 6, 'train.log_steps': 2, 'train.save_minutes': 1e-6,
-  'optim.lr': 3e-3, 'eval.batch_size': 16}
-CURRICULUM = {'curriculum.p1.steps': 20, 'curriculum.p1.freeze': 'heads/finest', 'curriculum.p1.levels': 'coarser'}
+  'data.source': 'toy',
+  'data.size': 32,
+  'data.toy.train': 96,
+  'data.toy.val': 40,
+  'model.backbone': 'tiny',
+  'model.dropout': 0.2,
+  'train.batch_size': 16,
+  'train.epochs': 0.0,
+  'train.steps': STEPS,
+  'train.eval_epochs': 0.0,
+  'train.eval_steps': 6,
+  'train.log_steps': 2,
+  'train.save_minutes': 1e-6,
+  'optim.lr': 3e-3,
+  'eval.batch_size': 16,
+}
+CURRICULUM = {
+  'curriculum.p1.steps': 20,
+  'curriculum.p1.freeze': 'heads/finest',
+  'curriculum.p1.levels': 'coarser',
+}
 KINDS = {
-  'curriculum, EMA, accumulation': CURRICULUM | {'optim.ema': 0.9, 'optim.accumulate': 2, 'optim.schedule': 'onecycle'},
-  'curriculum, plateau, early stopping': CURRICULUM | {'optim.schedule': 'plateau', 'optim.plateau_patience': 1, 'train.early_stop': 2, 'train.best': 'loss'},
+  'curriculum, EMA, accumulation': CURRICULUM
+  | {'optim.ema': 0.9, 'optim.accumulate': 2, 'optim.schedule': 'onecycle'},
+  'curriculum, plateau, early stopping': CURRICULUM
+  | {
+    'optim.schedule': 'plateau',
+    'optim.plateau_patience': 1,
+    'train.early_stop': 2,
+    'train.best': 'loss',
+  },
   'cached features, then all with EMA': {
-    'curriculum.p1.steps': 20, 'curriculum.p1.freeze': 'backbone', 'data.augment.enabled': False, 'optim.ema': 0.9, 'optim.name': 'sgd'},
-  'balanced sampling, clipping, baseline': {'data.balance': 'sample', 'optim.clip': 0.5, 'baseline': 'train', 'optim.schedule': 'constant'},
+    'curriculum.p1.steps': 20,
+    'curriculum.p1.freeze': 'backbone',
+    'data.augment.enabled': False,
+    'optim.ema': 0.9,
+    'optim.name': 'sgd',
+  },
+  'balanced sampling, clipping, baseline': {
+    'data.balance': 'sample',
+    'optim.clip': 0.5,
+    'baseline': 'train',
+    'optim.schedule': 'constant',
+  },
 }
 
 
@@ -46,7 +80,12 @@ class Count:
 
 def command(kind: str, workdir: pathlib.Path, workers: int) -> list[str]:
   options = BASE | KINDS[kind] | {'data.workers': workers}
-  return [sys.executable, str(HERE / 'worker.py'), f'--workdir={workdir}', *(f'--config.{k}={v}' for k, v in options.items())]
+  return [
+    sys.executable,
+    str(HERE / 'worker.py'),
+    f'--workdir={workdir}',
+    *(f'--config.{k}={v}' for k, v in options.items()),
+  ]
 
 
 class Process:
@@ -55,9 +94,19 @@ class Process:
   def __init__(self, kind: str, workdir: pathlib.Path, workers: int):
     # one device and one thread of XLA, as several runs share the machine
     env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0'}
-    self.process = subprocess.Popen(command(kind, workdir, workers), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    self.process = subprocess.Popen(
+      command(kind, workdir, workers),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env=env,
+      start_new_session=True,
+    )
     self.trains, self.trained, self.lines = threading.Event(), threading.Event(), []
-    self.readers = [threading.Thread(target=self.read, args=(stream,)) for stream in (self.process.stderr, self.process.stdout)]
+    self.readers = [
+      threading.Thread(target=self.read, args=(stream,))
+      for stream in (self.process.stderr, self.process.stdout)
+    ]
     for reader in self.readers:
       reader.start()
 
@@ -81,18 +130,32 @@ class Process:
 
 def outcome(workdir: pathlib.Path) -> dict:
   """What must not depend on interruptions: the digests of the states, the val lines of the log, the scores."""
+
   def of(folder):
     lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     steps = [(line['kind'], line['step']) for line in lines]
     assert len(set(steps)) == len(steps), f'{folder}/metrics.jsonl tells a step twice'
-    return {'state': json.loads((folder / 'run.json').read_text())['state_sha256'], 'scores': json.loads((folder / 'eval_val.json').read_text())['decode'],
-            'val': [{k: v for k, v in line.items() if k != 'seconds'} for line in lines if line['kind'] == 'val']}
-  return {str(f.relative_to(workdir)): of(f) for f in (workdir, workdir / 'baseline') if (f / 'run.json').exists()}
+    return {
+      'state': json.loads((folder / 'run.json').read_text())['state_sha256'],
+      'scores': json.loads((folder / 'eval_val.json').read_text())['decode'],
+      'val': [
+        {k: v for k, v in line.items() if k != 'seconds'} for line in lines if line['kind'] == 'val'
+      ],
+    }
+
+  return {
+    str(f.relative_to(workdir)): of(f)
+    for f in (workdir, workdir / 'baseline')
+    if (f / 'run.json').exists()
+  }
 
 
 def saving(workdir: pathlib.Path) -> bool:
   """Whether a checkpoint is half written."""
-  return any(any(f.glob('*.orbax-checkpoint-tmp')) for f in (workdir / 'checkpoints', workdir / 'baseline/checkpoints'))
+  return any(
+    any(f.glob('*.orbax-checkpoint-tmp'))
+    for f in (workdir / 'checkpoints', workdir / 'baseline/checkpoints')
+  )
 
 
 def undisturbed(kind: str, workdir: pathlib.Path) -> tuple[dict, tuple[float, float]]:
@@ -103,7 +166,14 @@ def undisturbed(kind: str, workdir: pathlib.Path) -> tuple[dict, tuple[float, fl
   return outcome(workdir), (times[1] - times[0], time.monotonic() - times[1])
 
 
-def disturbed(kind: str, workdir: pathlib.Path, seconds: tuple[float, float], rng: random.Random, count: Count, kills: int) -> dict:
+def disturbed(
+  kind: str,
+  workdir: pathlib.Path,
+  seconds: tuple[float, float],
+  rng: random.Random,
+  count: Count,
+  kills: int,
+) -> dict:
   """The outcome of a run that is killed until it has come to its end or `kills` have struck."""
   while True:
     process, early = Process(kind, workdir, rng.choice((0, 1, 2))), False
@@ -112,11 +182,15 @@ def disturbed(kind: str, workdir: pathlib.Path, seconds: tuple[float, float], rn
       if moment != 'start':
         (process.trained if moment == 'after' else process.trains).wait(120)
       while moment == 'save' and not saving(workdir) and not process.trained.is_set():
-        time.sleep(.001)
-      time.sleep(rng.uniform(0, {'start': 6, 'training': seconds[0], 'save': .02, 'after': seconds[1]}[moment]))
+        time.sleep(0.001)
+      time.sleep(
+        rng.uniform(
+          0, {'start': 6, 'training': seconds[0], 'save': 0.02, 'after': seconds[1]}[moment]
+        )
+      )
       if process.process.poll() is None:
         number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL))
-        whole = number == signal.SIGINT or rng.random() < .5
+        whole = number == signal.SIGINT or rng.random() < 0.5
         early = moment == 'start' and not process.lines
         count.saving += saving(workdir)
         (os.killpg if whole else os.kill)(process.process.pid, number)
@@ -124,7 +198,9 @@ def disturbed(kind: str, workdir: pathlib.Path, seconds: tuple[float, float], rn
     code = process.end()
     killed = code == -signal.SIGKILL  # the data workers may cry when their parent is gone
     # a signal within the first milliseconds meets Python before it has read a line of ours
-    sound = code in (0, 130, 143, -signal.SIGINT, -signal.SIGTERM) and ('Traceback' not in process.output() or early)
+    sound = code in (0, 130, 143, -signal.SIGINT, -signal.SIGTERM) and (
+      'Traceback' not in process.output() or early
+    )
     assert killed or sound, f'{kind}: exit code {code}\n{process.output()}'
     if code == 0:
       count.runs[kind] += 1
@@ -132,28 +208,62 @@ def disturbed(kind: str, workdir: pathlib.Path, seconds: tuple[float, float], rn
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--kills', type=int, default=200)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--jobs', type=int, default=2, help='runs at a time')
   options = parser.parse_args()
   count, started, kinds = Count(), time.monotonic(), list(KINDS)
-  with tempfile.TemporaryDirectory(prefix='hierjax-faults-') as folder, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+  with (
+    tempfile.TemporaryDirectory(prefix='hierjax-faults-') as folder,
+    concurrent.futures.ThreadPoolExecutor(options.jobs) as pool,
+  ):
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{folder}/cache')
-    whole = dict(zip(kinds, pool.map(lambda kind: undisturbed(kind, pathlib.Path(folder) / f'whole{kinds.index(kind)}'), kinds)))
+    whole = dict(
+      zip(
+        kinds,
+        pool.map(
+          lambda kind: undisturbed(kind, pathlib.Path(folder) / f'whole{kinds.index(kind)}'), kinds
+        ),
+      )
+    )
 
     def one(run: int) -> None:
       kind = kinds[run % len(kinds)]
       if sum(count.kills.values()) >= options.kills and len(count.runs) == len(kinds):
         return
-      got = disturbed(kind, pathlib.Path(folder) / f'run{run}', whole[kind][1], random.Random(f'{options.seed}:{run}'), count, options.kills)
+      got = disturbed(
+        kind,
+        pathlib.Path(folder) / f'run{run}',
+        whole[kind][1],
+        random.Random(f'{options.seed}:{run}'),
+        count,
+        options.kills,
+      )
       same = got == whole[kind][0]
-      print(f'run {run + 1}, {kind}: {"identical" if same else "DIFFERS"}; kills so far {sum(count.kills.values())}, {count.saving} of them during a save',
-            file=sys.stderr, flush=True)
+      print(
+        f'run {run + 1}, {kind}: {"identical" if same else "DIFFERS"}; kills so far {sum(count.kills.values())}, {count.saving} of them during a save',
+        file=sys.stderr,
+        flush=True,
+      )
       assert same, (kind, got, whole[kind][0])
+
     list(pool.map(one, range(options.kills + len(kinds))))
-  print(json.dumps({'kills': sum(count.kills.values()), 'by_signal': dict(count.kills), 'during_a_save': count.saving, 'runs': dict(count.runs),
-                    'seed': options.seed, 'identical': True, 'seconds': round(time.monotonic() - started)}))
+  print(
+    json.dumps(
+      {
+        'kills': sum(count.kills.values()),
+        'by_signal': dict(count.kills),
+        'during_a_save': count.saving,
+        'runs': dict(count.runs),
+        'seed': options.seed,
+        'identical': True,
+        'seconds': round(time.monotonic() - started),
+      }
+    )
+  )
 
 
 if __name__ == '__main__':

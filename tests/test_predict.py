@@ -24,23 +24,45 @@ def run(tmp_path_factory):
   """A short run on class folders; every name of a class is unique. It is only read by the tests."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    patch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+    patch.setattr(
+      parallel,
+      'mesh',
+      lambda: jax.make_mesh(
+        (1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
+      ),
+    )
     root = tmp_path_factory.mktemp('images')
     toy = sources.load(tiny.run_config().data)
     for i in range(60):
-      make, _, model = (toy.taxonomy.names[k][c] for k, c in enumerate(toy.splits['train'].labels[i]))
+      make, _, model = (
+        toy.taxonomy.names[k][c] for k, c in enumerate(toy.splits['train'].labels[i])
+      )
       folder = root / make / model
       folder.mkdir(parents=True, exist_ok=True)
       cv2.imwrite(str(folder / f'{i}.png'), toy.splits['train'].reader(i)[..., ::-1])
     workdir = tmp_path_factory.mktemp('run')
-    result = hierjax.fit(tiny.run_config(**{'data.source': 'folders', 'data.root': str(root), 'data.val_share': 0.3, 'train.steps': 6}), workdir)
+    result = hierjax.fit(
+      tiny.run_config(
+        **{
+          'data.source': 'folders',
+          'data.root': str(root),
+          'data.val_share': 0.3,
+          'train.steps': 6,
+        }
+      ),
+      workdir,
+    )
     yield root, workdir, result
 
 
 @pytest.fixture
 def model(run, monkeypatch):
   tiny.register(monkeypatch)
-  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  monkeypatch.setattr(
+    parallel,
+    'mesh',
+    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
+  )
   return hierjax.load(run[1])
 
 
@@ -54,8 +76,13 @@ def test_predict_paths_bytes_and_arrays_agree(run, model):
   t = model.taxonomy
   ids = [t.names[k].index(one['path'][level]) for k, level in enumerate(t.levels)]
   assert ids in t.paths.tolist()
-  assert 0 < one['prob'][t.levels[-1]] <= one['prob'][t.levels[0]] <= 1 + 1e-6  # a child is never more likely than its parent
-  assert all(len(rows) == min(5, t.num_classes(level)) and rows == sorted(rows, key=lambda r: -r[1]) for level, rows in one['top'].items())
+  assert (
+    0 < one['prob'][t.levels[-1]] <= one['prob'][t.levels[0]] <= 1 + 1e-6
+  )  # a child is never more likely than its parent
+  assert all(
+    len(rows) == min(5, t.num_classes(level)) and rows == sorted(rows, key=lambda r: -r[1])
+    for level, rows in one['top'].items()
+  )
 
 
 def test_prediction_equals_evaluation(run, model):
@@ -64,7 +91,10 @@ def test_prediction_equals_evaluation(run, model):
   joint = evaluate.decodings(outputs, model.taxonomy, model.weights)['joint']
   files = [run[0] / f for f in examples.files]
   said = model.predict(files)
-  assert [s['path'] for s in said] == [{level: model.taxonomy.names[k][p[k]] for k, level in enumerate(model.taxonomy.levels)} for p in joint.pred]
+  assert [s['path'] for s in said] == [
+    {level: model.taxonomy.names[k][p[k]] for k, level in enumerate(model.taxonomy.levels)}
+    for p in joint.pred
+  ]
 
 
 def test_unreadable_image_is_named_and_the_others_are_predicted(run, model, tmp_path):
@@ -81,7 +111,11 @@ def test_expand(tmp_path):
   for name in ('b.jpg', 'a.png', 'notes.txt'):
     (tmp_path / name).write_bytes(b'')
   names = lambda pattern: [pathlib.Path(f).name for f in predict.expand(str(pattern))]
-  assert names(tmp_path) == ['a.png', 'b.jpg'] and names(tmp_path / '*.jpg') == ['b.jpg'] and names(tmp_path / 'a.png') == ['a.png']
+  assert (
+    names(tmp_path) == ['a.png', 'b.jpg']
+    and names(tmp_path / '*.jpg') == ['b.jpg']
+    and names(tmp_path / 'a.png') == ['a.png']
+  )
   with pytest.raises(UserError, match='no file matches'):
     predict.expand(str(tmp_path / '*.gif'))
 
@@ -93,7 +127,9 @@ def test_evaluate_counts_all_and_matches_a_loop(run, model):
   saved = np.load(run[1] / 'predictions_train.npz')
   for name in ('independent', 'leaf', 'joint'):
     right = [int(p == y) for p, y in zip(saved[f'pred_{name}'][:, -1], examples.labels[:, -1])]
-    assert np.isclose(result['decode'][name]['levels'][model.taxonomy.levels[-1]]['top1'], sum(right) / len(right))
+    assert np.isclose(
+      result['decode'][name]['levels'][model.taxonomy.levels[-1]]['top1'], sum(right) / len(right)
+    )
   assert result['intervals']['joint']
 
 
@@ -136,7 +172,12 @@ def test_unreadable_images_in_evaluation_are_counted(run, model, tmp_path):
 def test_views_are_averaged(run, model):
   """Two views: the mean of the probabilities of the image and of its mirror image."""
   examples = model.split('val')
-  mirrored = sources.Examples('val', examples.files, examples.labels, lambda i: np.ascontiguousarray(plain(examples, i)[:, ::-1]))
+  mirrored = sources.Examples(
+    'val',
+    examples.files,
+    examples.labels,
+    lambda i: np.ascontiguousarray(plain(examples, i)[:, ::-1]),
+  )
   straight = sources.Examples('val', examples.files, examples.labels, lambda i: plain(examples, i))
   a, b = (model.collect(e).probs[model.levels[-1]] for e in (straight, mirrored))
   model.c.eval.tta = 2
@@ -151,7 +192,7 @@ def plain(examples, i):
 def test_missing_run_and_split(run, model, tmp_path):
   with pytest.raises(UserError, match=r'not a run \(no config\.json\)'):
     hierjax.load(tmp_path)
-  with pytest.raises(UserError, match=r"--split=tset: no such split.*choices: train, val"):
+  with pytest.raises(UserError, match=r'--split=tset: no such split.*choices: train, val'):
     model.evaluate('tset')
 
 
@@ -160,8 +201,13 @@ def test_describe():
   c = config.default()
   c.model.backbone, c.data.root = 'resnet50', 'classes:make=49,type=9,model=196'
   said, of_heads = predict.describe(c), 2048 * (196 + 49 + 9)
-  assert said == {'trunk_params': 23_508_032, 'params': 24_028_478, 'macs': 4_087_136_256 + of_heads, 'thop_macs': 4_131_694_592 + of_heads,
-                  'heads': {'make': 100_401, 'type': 18_441, 'model': 401_604}}
+  assert said == {
+    'trunk_params': 23_508_032,
+    'params': 24_028_478,
+    'macs': 4_087_136_256 + of_heads,
+    'thop_macs': 4_131_694_592 + of_heads,
+    'heads': {'make': 100_401, 'type': 18_441, 'model': 401_604},
+  }
   json.dumps(said)
 
 
@@ -169,8 +215,13 @@ def test_per_level_metrics_with_unknown_labels(model):
   """Examples labelled only at the coarse level count there and nowhere else."""
   t = model.taxonomy
   labels = np.array([[0, -1], [0, np.flatnonzero(t.paths[:, 0] == 0)[0]]], np.int32)
-  probs = {level: np.full((2, t.num_classes(level)), 1 / t.num_classes(level)) for level in t.levels}
+  probs = {
+    level: np.full((2, t.num_classes(level)), 1 / t.num_classes(level)) for level in t.levels
+  }
   out = evaluate.Outputs(probs, None, labels, np.arange(2), [])
   got = metrics.evaluate(evaluate.decodings(out, t)['independent'], labels, t, t.levels)
   assert [got['levels'][level]['n'] for level in t.levels] == [2, 1]
-  assert np.isclose(evaluate.loss(out, t, dict.fromkeys(t.levels, 1.0)), sum(np.log(t.num_classes(level)) for level in t.levels))
+  assert np.isclose(
+    evaluate.loss(out, t, dict.fromkeys(t.levels, 1.0)),
+    sum(np.log(t.num_classes(level)) for level in t.levels),
+  )

@@ -36,8 +36,20 @@ def run_config(**changes):
   """A run of 12 steps on 96 drawn images, evaluated every 6."""
   c = config.default()
   values = {
-    'data.source': 'toy', 'data.size': 32, 'data.toy.train': 96, 'data.toy.val': 40, 'model.backbone': 'tiny', 'train.batch_size': 16,
-    'train.epochs': 0.0, 'train.steps': 12, 'train.eval_epochs': 0.0, 'train.eval_steps': 6, 'train.log_steps': 2, 'optim.lr': 3e-3, 'eval.batch_size': 16}
+    'data.source': 'toy',
+    'data.size': 32,
+    'data.toy.train': 96,
+    'data.toy.val': 40,
+    'model.backbone': 'tiny',
+    'train.batch_size': 16,
+    'train.epochs': 0.0,
+    'train.steps': 12,
+    'train.eval_epochs': 0.0,
+    'train.eval_steps': 6,
+    'train.log_steps': 2,
+    'optim.lr': 3e-3,
+    'eval.batch_size': 16,
+  }
   for path, value in {**values, **changes}.items():
     config.assign(c, path, value)
   return c

@@ -15,7 +15,11 @@ import importlib
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.experiments.table import Row, Table
 
-ROWS = {'dropped': 'half of the images', 'any_level': 'half with coarse labels only', 'all': 'all finest labels'}
+ROWS = {
+  'dropped': 'half of the images',
+  'any_level': 'half with coarse labels only',
+  'all': 'all finest labels',
+}
 HEADS = {'1head': 'one head', '3head': 'a head a level'}
 
 
@@ -23,7 +27,9 @@ def get_config(row: str = '1head_any_level'):
   heads, _, kind = row.partition('_')
   if heads not in HEADS or kind not in (*ROWS, 'coarse'):
     names = [f'{h}_{k}' for h in HEADS for k in (*ROWS, 'coarse')]
-    raise UserError(f'configs/tables/any_level.py:{row}: no such row{did_you_mean(row, names)}; choices: {", ".join(names)}')
+    raise UserError(
+      f'configs/tables/any_level.py:{row}: no such row{did_you_mean(row, names)}; choices: {", ".join(names)}'
+    )
   c = importlib.import_module(f'configs.{heads}').get_config()
   c.name = f'any level: {row}'
   c.data.unlabelled = 0.0 if kind == 'all' else 0.5
@@ -33,9 +39,23 @@ def get_config(row: str = '1head_any_level'):
 
 
 def get_table() -> Table:
-  rows = [Row(f'{heads}_{kind}', label, group=HEADS[heads], baseline='' if kind == 'dropped' else f'{heads}_dropped')
-          for heads in HEADS for kind, label in {**ROWS, **({'coarse': 'half for the coarser heads only'} if heads == '3head' else {})}.items()]
+  rows = [
+    Row(
+      f'{heads}_{kind}',
+      label,
+      group=HEADS[heads],
+      baseline='' if kind == 'dropped' else f'{heads}_dropped',
+    )
+    for heads in HEADS
+    for kind, label in {
+      **ROWS,
+      **({'coarse': 'half for the coarser heads only'} if heads == '3head' else {}),
+    }.items()
+  ]
   return Table(
-    title='Labels at any level', rows=rows,
+    title='Labels at any level',
+    rows=rows,
     source='no paper; the marginal loss over the leaves below a label is that of HRN (Chen et al. 2022, arXiv:2201.03194)',
-    columns=('top1/all', 'fpa', 'hvr', 'joint:top1/finest'), chart=('top1/finest',))
+    columns=('top1/all', 'fpa', 'hvr', 'joint:top1/finest'),
+    chart=('top1/finest',),
+  )

@@ -14,19 +14,29 @@ from configs.tables import s3
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.experiments.table import Row, Table
 
-ROWS = {'third': ('1/3', 'a third of each parent'), 'reptile': ('reptile', 'reptile'), 'dog': ('dog', 'dog'), 'bird': ('bird', 'bird')}
+ROWS = {
+  'third': ('1/3', 'a third of each parent'),
+  'reptile': ('reptile', 'reptile'),
+  'dog': ('dog', 'dog'),
+  'bird': ('bird', 'bird'),
+}
 KINDS = {'': 'linear probe', 'tuned_': 'all layers trained, 64 px'}
 NAMES = [kind + row for kind in KINDS for row in ROWS]
 
 
 def get_config(name: str = 'third'):
   if name not in NAMES:
-    raise UserError(f'configs/tables/novelty.py:{name}: no such row{did_you_mean(name, NAMES)}; choices: {", ".join(NAMES)}')
+    raise UserError(
+      f'configs/tables/novelty.py:{name}: no such row{did_you_mean(name, NAMES)}; choices: {", ".join(NAMES)}'
+    )
   c = s3.get_config()
   c.name, c.data.hold_out = f'novelty {name}', ROWS[name.removeprefix('tuned_')][0]
   c.eval.novelty = 0.95
   if not name.startswith('tuned_'):
-    c.data.size, c.data.augment.enabled = 128, False  # without augmentation the frozen features are computed once
+    c.data.size, c.data.augment.enabled = (
+      128,
+      False,
+    )  # without augmentation the frozen features are computed once
     c.curriculum.p1.epochs, c.curriculum.p1.freeze = -1.0, 'backbone'
     c.train.epochs, c.train.eval_epochs = 30, 5.0
   return c
@@ -34,7 +44,20 @@ def get_config(name: str = 'third'):
 
 def get_table() -> Table:
   return Table(
-    title='Novelty: held-out classes', rows=[Row(kind + row, label, group=group) for kind, group in KINDS.items() for row, (_, label) in ROWS.items()],
+    title='Novelty: held-out classes',
+    rows=[
+      Row(kind + row, label, group=group)
+      for kind, group in KINDS.items()
+      for row, (_, label) in ROWS.items()
+    ],
     source='S3 (Huang) asks for data whose subclasses and superclasses come later, and reports no figure of it',
-    columns=('joint:novel_auroc/coarsest,finest', 'joint:novel_softmax/coarsest,finest', 'joint:novel_known/coarsest,finest', 'joint:novel_parent/finest',
-             'joint:novel_placed/coarsest,finest', 'joint:top1/finest'), chart=('joint:novel_auroc/coarsest,finest', 'joint:novel_softmax/coarsest,finest'))
+    columns=(
+      'joint:novel_auroc/coarsest,finest',
+      'joint:novel_softmax/coarsest,finest',
+      'joint:novel_known/coarsest,finest',
+      'joint:novel_parent/finest',
+      'joint:novel_placed/coarsest,finest',
+      'joint:top1/finest',
+    ),
+    chart=('joint:novel_auroc/coarsest,finest', 'joint:novel_softmax/coarsest,finest'),
+  )

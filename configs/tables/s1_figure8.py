@@ -12,18 +12,31 @@ from hierjax.experiments.table import Table
 
 get_config = s1_table7.get_config
 
-BEST = {'densenet121': ('.5', ('1', '.5')), 'maxvit_t': ('.5', ('1', '.7')), 'convnext_base': ('.25', ('1', '.2'))}
-TOP5 = {('maxvit_t', 'parallel'): .989}
+BEST = {
+  'densenet121': ('.5', ('1', '.5')),
+  'maxvit_t': ('.5', ('1', '.7')),
+  'convnext_base': ('.25', ('1', '.2')),
+}
+TOP5 = {('maxvit_t', 'parallel'): 0.989}
 
 
 def get_table() -> Table:
   rows = []
   for backbone, (dropout, weights) in BEST.items():
     figures, at = s1_table7.FIGURES[backbone][dropout], 1 + 2 * s1_table7.WEIGHTS.index(weights)
-    rows += [s1.row((top1, None, TOP5.get((backbone, heads))), backbone, heads, dropout, weights)
-             for heads, (top1, _) in zip(s1.HEADS, (figures[0], *figures[at:at + 2]))]
+    rows += [
+      s1.row((top1, None, TOP5.get((backbone, heads))), backbone, heads, dropout, weights)
+      for heads, (top1, _) in zip(s1.HEADS, (figures[0], *figures[at : at + 2]))
+    ]
   return Table(
-    title='S1, Figure 8: among the first three and five', rows=rows,
-    published={'paper, top-1': 'top1/finest', 'paper, top-3': 'top3/finest', 'paper, top-5': 'top5/finest'},
+    title='S1, Figure 8: among the first three and five',
+    rows=rows,
+    published={
+      'paper, top-1': 'top1/finest',
+      'paper, top-3': 'top3/finest',
+      'paper, top-5': 'top5/finest',
+    },
     source="Manole and Dioşan, Figure 8, Table VII and section IV.C: model accuracies on a tenth of Stanford Cars' 8,144 labelled images, held out as test",
-    columns=('top1/finest', 'top3/finest', 'top5/finest'), chart=('top1/finest', 'top3/finest', 'top5/finest'))
+    columns=('top1/finest', 'top3/finest', 'top5/finest'),
+    chart=('top1/finest', 'top3/finest', 'top5/finest'),
+  )

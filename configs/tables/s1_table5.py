@@ -14,9 +14,10 @@ get_config = s1.get_config
 
 WEIGHTS = (('.9', '.1'), ('.5', '.5'), ('.2', '.8'))
 FIGURES = {  # single-task, then parallel and cascaded for each pair of weights
-  'densenet121': (.833, .861, .842, .833, .826, .787, .776),
-  'maxvit_t': (.878, .882, .881, .866, .864, .871, .872),
-  'convnext_base': (.883, .873, .871, .875, .861, .842, .808)}
+  'densenet121': (0.833, 0.861, 0.842, 0.833, 0.826, 0.787, 0.776),
+  'maxvit_t': (0.878, 0.882, 0.881, 0.866, 0.864, 0.871, 0.872),
+  'convnext_base': (0.883, 0.873, 0.871, 0.875, 0.861, 0.842, 0.808),
+}
 
 
 def get_table() -> Table:
@@ -24,8 +25,15 @@ def get_table() -> Table:
   for backbone, (single, *multi) in FIGURES.items():
     rows.append(s1.row((single,), backbone, 'flat'))
     for i, weights in enumerate(WEIGHTS):
-      rows += [s1.row((multi[2 * i + k],), backbone, heads, weights=weights) for k, heads in enumerate(('parallel', 'cascaded'))]
+      rows += [
+        s1.row((multi[2 * i + k],), backbone, heads, weights=weights)
+        for k, heads in enumerate(('parallel', 'cascaded'))
+      ]
   return Table(
-    title='S1, Table V: loss weights', rows=rows, published={'paper, model': 'top1/finest'},
+    title='S1, Table V: loss weights',
+    rows=rows,
+    published={'paper, model': 'top1/finest'},
     source="Manole and Dioşan, Table V: model accuracy on a tenth of Stanford Cars' 8,144 labelled images, held out as test; λ are the weights of model/make",
-    columns=('top1/coarsest,finest', 'fpa', 'hvr', 'joint:top1/coarsest,finest'), chart=('top1/finest',))
+    columns=('top1/coarsest,finest', 'fpa', 'hvr', 'joint:top1/coarsest,finest'),
+    chart=('top1/finest',),
+  )

@@ -15,7 +15,7 @@ from hierjax.core.errors import UserError
 from hierjax.experiments.table import Row, Table
 
 GAMMAS, EPSILONS = ('.1', '.25', '.5', '.75', '1'), ('.001', '.01', '.05', '.2')
-FIGURES = {'.05': (.8488, None, None), '.001': (.8326, None, None)}
+FIGURES = {'.05': (0.8488, None, None), '.001': (0.8326, None, None)}
 
 
 def get_config(text: str = 'gamma=.1'):
@@ -29,18 +29,36 @@ def get_config(text: str = 'gamma=.1'):
     node, name = {'gamma': (c.balance, 'gamma'), 'epsilon': (c.model.head, 'noise')}[option]
     node[name] = float(value)
   except (KeyError, ValueError):
-    raise UserError(f'configs/tables/s2_figure5.py:{text}: is not gamma=NUMBER or epsilon=NUMBER, with a comma and one of {", ".join(hcal.DATA)} '
-                    'behind it') from None
+    raise UserError(
+      f'configs/tables/s2_figure5.py:{text}: is not gamma=NUMBER or epsilon=NUMBER, with a comma and one of {", ".join(hcal.DATA)} '
+      'behind it'
+    ) from None
   c.name = f's2 {text}'
   return c
 
 
 def get_table(data: str = 'cifar100') -> Table:
   both = f'fa,pp,awa,{data}'
-  rows = [Row(f'gamma={gamma},{data}', f'γ {gamma}', group='γ at ε .1', baseline=both) for gamma in GAMMAS if gamma != '.5']
+  rows = [
+    Row(f'gamma={gamma},{data}', f'γ {gamma}', group='γ at ε .1', baseline=both)
+    for gamma in GAMMAS
+    if gamma != '.5'
+  ]
   rows.insert(GAMMAS.index('.5'), Row(both, 'γ .5', s2_table2.FIGURES['fa,pp,awa'], 'γ at ε .1'))
-  rows += [Row(f'epsilon={epsilon},{data}', f'ε {epsilon}', FIGURES.get(epsilon, ()), 'ε at γ .5', both) for epsilon in EPSILONS]
+  rows += [
+    Row(f'epsilon={epsilon},{data}', f'ε {epsilon}', FIGURES.get(epsilon, ()), 'ε at γ .5', both)
+    for epsilon in EPSILONS
+  ]
   return Table(
-    title='S2, Figure 5: γ and ε', rows=rows, published={'paper, family': 'top1/finest', 'paper, manufacturer': 'top1/coarsest', 'paper, HVR': 'hvr'},
+    title='S2, Figure 5: γ and ε',
+    rows=rows,
+    published={
+      'paper, family': 'top1/finest',
+      'paper, manufacturer': 'top1/coarsest',
+      'paper, HVR': 'hvr',
+    },
     source='Jiang, Liu, Liu and Yu (HCAL), section 4.4 and Table 2: the family and the manufacturer level of FGVC-Aircraft, test',
-    columns=('top1/all', 'fpa', 'hvr', 'hvr_eq14'), chart=('top1/finest', 'top1/coarsest', 'hvr'), seeds=(0, 1, 2))
+    columns=('top1/all', 'fpa', 'hvr', 'hvr_eq14'),
+    chart=('top1/finest', 'top1/coarsest', 'hvr'),
+    seeds=(0, 1, 2),
+  )

@@ -15,50 +15,92 @@ from hierjax.experiments.table import Row, Table
 from hierjax.train import loop as train
 
 FIGURES = {  # on CIFAR-100: fine, coarse, HVR; on Aircraft: variant, family, manufacturer, HVR
-  'flat': (None, None), 'parallel': (None, None),
-  'mmoe': ((.5181, .6594, .0975), (.5521, .7402, .8497, .1602)),
-  'dmt': ((.5905, .7150, .1149), (.4821, .6544, .7732, .2772)),
-  'cagrad': ((.5850, .7233, .1059), (.6328, .7864, .8695, .1116)),
-  'imtl': ((.5908, .7208, .1132), (.6361, .7765, .8755, .1176)),
-  'nash': ((.5940, .7219, .1098), (.6262, .7921, .8707, .1137)),
-  'cmt': ((.7340, .8426, .0601), (.5581, .7486, .8683, .1299)),
-  'paper': ((.7480, .8458, .0582), (.6829, .8233, .8806, .1012)), 'code': ((.7480, .8458, .0582), (.6829, .8233, .8806, .1012))}
+  'flat': (None, None),
+  'parallel': (None, None),
+  'mmoe': ((0.5181, 0.6594, 0.0975), (0.5521, 0.7402, 0.8497, 0.1602)),
+  'dmt': ((0.5905, 0.7150, 0.1149), (0.4821, 0.6544, 0.7732, 0.2772)),
+  'cagrad': ((0.5850, 0.7233, 0.1059), (0.6328, 0.7864, 0.8695, 0.1116)),
+  'imtl': ((0.5908, 0.7208, 0.1132), (0.6361, 0.7765, 0.8755, 0.1176)),
+  'nash': ((0.5940, 0.7219, 0.1098), (0.6262, 0.7921, 0.8707, 0.1137)),
+  'cmt': ((0.7340, 0.8426, 0.0601), (0.5581, 0.7486, 0.8683, 0.1299)),
+  'paper': ((0.7480, 0.8458, 0.0582), (0.6829, 0.8233, 0.8806, 0.1012)),
+  'code': ((0.7480, 0.8458, 0.0582), (0.6829, 0.8233, 0.8806, 0.1012)),
+}
 LABELS = {
-  'flat': ('Plain', 'cross-entropy, one head'), 'parallel': ('Plain', 'cross-entropy, a head a level'), 'mmoe': ('Multi-task', 'MMoE'),
-  'dmt': ('Multi-task', 'DMT-style: cross-talk heads, matched distributions'), 'cagrad': ('Multi-task', 'CAGrad'), 'imtl': ('Multi-task', 'IMTL'),
-  'nash': ('Multi-task', 'Nash-MTL'), 'cmt': ('Multi-task', 'CMT'),
-  'paper': ('HCAL', 'HCAL, as in the paper'), 'code': ('HCAL', "HCAL, as in its authors' code")}
-NOTES = {'dmt': 'the paper describes routed modules and a distillation term, and shows no code; this is the nearest to it that hierjax has'}
+  'flat': ('Plain', 'cross-entropy, one head'),
+  'parallel': ('Plain', 'cross-entropy, a head a level'),
+  'mmoe': ('Multi-task', 'MMoE'),
+  'dmt': ('Multi-task', 'DMT-style: cross-talk heads, matched distributions'),
+  'cagrad': ('Multi-task', 'CAGrad'),
+  'imtl': ('Multi-task', 'IMTL'),
+  'nash': ('Multi-task', 'Nash-MTL'),
+  'cmt': ('Multi-task', 'CMT'),
+  'paper': ('HCAL', 'HCAL, as in the paper'),
+  'code': ('HCAL', "HCAL, as in its authors' code"),
+}
+NOTES = {
+  'dmt': 'the paper describes routed modules and a distillation term, and shows no code; this is the nearest to it that hierjax has'
+}
 
 
 def get_config(text: str = 'flat'):
   method, _, data = ('flat', '', text) if text in hcal.DATA else text.partition(',')
   if method not in FIGURES:
-    raise UserError(f'configs/tables/s2_table1.py:{text}: no method {method!r}{did_you_mean(method, FIGURES)}; choices: {", ".join(FIGURES)}')
+    raise UserError(
+      f'configs/tables/s2_table1.py:{text}: no method {method!r}{did_you_mean(method, FIGURES)}; choices: {", ".join(FIGURES)}'
+    )
   c = hcal.get_config(f'{method if method in hcal.READINGS else "code"},{data}')
   if method not in hcal.READINGS:
     c = train.baseline_config(c)
     c.model.heads = {'flat': 'flat', 'mmoe': 'mmoe', 'dmt': 'crosstalk'}.get(method, 'parallel')
   if method == 'mmoe':
-    c.model.backbone, c.model.stem, c.model.neck = 'resnet18', 'standard' if data == 'aircraft' else 'small', 0
+    c.model.backbone, c.model.stem, c.model.neck = (
+      'resnet18',
+      'standard' if data == 'aircraft' else 'small',
+      0,
+    )
     c.optim.name, c.optim.lr, c.optim.weight_decay = 'adam', 1e-3, 0.0
   elif method in ('cagrad', 'imtl', 'nash'):
     c.balance.name = method
   elif method in ('dmt', 'cmt'):
-    c.loss.terms = 'distribution_matching' if method == 'dmt' else 'distribution_matching,co_annotation'
+    c.loss.terms = (
+      'distribution_matching' if method == 'dmt' else 'distribution_matching,co_annotation'
+    )
   c.name = f's2 {text}'
   return c
 
 
 def get_table(data: str = 'cifar100') -> Table:
   if data not in hcal.DATA:
-    raise UserError(f'configs/tables/s2_table1.py:{data}: no such data{did_you_mean(data, hcal.DATA)}; choices: {", ".join(hcal.DATA)}')
+    raise UserError(
+      f'configs/tables/s2_table1.py:{data}: no such data{did_you_mean(data, hcal.DATA)}; choices: {", ".join(hcal.DATA)}'
+    )
   which = hcal.DATA.index(data)
-  rows = [Row(f'{method},{data}', label, FIGURES[method][which] or (), group, '' if method == 'flat' else f'flat,{data}', note=NOTES.get(method, ''))
-          for method, (group, label) in LABELS.items()]
-  names = ({'paper, fine': 'top1/finest', 'paper, coarse': 'top1/coarsest'},
-           {'paper, variant': 'top1/finest', 'paper, family': 'top1/family', 'paper, manufacturer': 'top1/coarsest'})[which]
+  rows = [
+    Row(
+      f'{method},{data}',
+      label,
+      FIGURES[method][which] or (),
+      group,
+      '' if method == 'flat' else f'flat,{data}',
+      note=NOTES.get(method, ''),
+    )
+    for method, (group, label) in LABELS.items()
+  ]
+  names = (
+    {'paper, fine': 'top1/finest', 'paper, coarse': 'top1/coarsest'},
+    {
+      'paper, variant': 'top1/finest',
+      'paper, family': 'top1/family',
+      'paper, manufacturer': 'top1/coarsest',
+    },
+  )[which]
   return Table(
-    title=f'S2, Table 1: {("CIFAR-100", "FGVC-Aircraft")[which]}', rows=rows, published={**names, 'paper, HVR': 'hvr'},
+    title=f'S2, Table 1: {("CIFAR-100", "FGVC-Aircraft")[which]}',
+    rows=rows,
+    published={**names, 'paper, HVR': 'hvr'},
     source=f"Jiang, Liu, Liu and Yu (HCAL), Table 1, {('CIFAR-100', 'FGVC-Aircraft')[which]}, test; HCAL's figures stand beside both of its readings",
-    columns=('top1/all', 'fpa', 'hvr', 'hvr_eq14', 'joint:top1/finest'), chart=('top1/finest', 'top1/coarsest'), seeds=(0, 1, 2))
+    columns=('top1/all', 'fpa', 'hvr', 'hvr_eq14', 'joint:top1/finest'),
+    chart=('top1/finest', 'top1/coarsest'),
+    seeds=(0, 1, 2),
+  )

@@ -15,9 +15,15 @@ from hierjax.core.errors import UserError
 from hierjax.experiments.table import Row, Table
 
 FIGURES = {  # the parts: family, manufacturer, HVR
-  'fa': (.8065, .8785, .0707), 'pp': (.8170, .8821, .0718), 'awa': (.8002, .8768, .0748), 'pp,awa': (.8218, .8956, .0675), 'fa,awa': (.8209, .8838, .0660),
-  'fa,pp': (.8313, .8952, .0502), 'fa,pp,awa': (.8407, .9088, .0327)}
-SINGLE = (.4227, .5331, .9922)
+  'fa': (0.8065, 0.8785, 0.0707),
+  'pp': (0.8170, 0.8821, 0.0718),
+  'awa': (0.8002, 0.8768, 0.0748),
+  'pp,awa': (0.8218, 0.8956, 0.0675),
+  'fa,awa': (0.8209, 0.8838, 0.0660),
+  'fa,pp': (0.8313, 0.8952, 0.0502),
+  'fa,pp,awa': (0.8407, 0.9088, 0.0327),
+}
+SINGLE = (0.4227, 0.5331, 0.9922)
 TASKS = ('fine', 'coarse')  # the single-task models
 
 
@@ -35,16 +41,22 @@ def get_config(text: str = 'fa,pp,awa'):
   parts = [part for part in parts if part != data]
   c = two_levels(data)
   if parts and parts[0] == 'single' and parts[1:] in ([], *([task] for task in TASKS)):
-    c.model.levels = 'coarsest' if parts[1:] == ['coarse'] else 'family' if data == 'aircraft' else 'finest'
-    c.optim.heads_lr *= c.optim.heads_growth if parts[1:] == ['coarse'] else 1.0  # as in the model of both levels
+    c.model.levels = (
+      'coarsest' if parts[1:] == ['coarse'] else 'family' if data == 'aircraft' else 'finest'
+    )
+    c.optim.heads_lr *= (
+      c.optim.heads_growth if parts[1:] == ['coarse'] else 1.0
+    )  # as in the model of both levels
     c.loss.aggregate, weights = 'none', ''  # there is no level below
   elif not parts or ','.join(parts) in FIGURES:
     parts, weights = parts or ['fa', 'pp', 'awa'], 'all=.5'
     c.loss.aggregate = c.loss.aggregate if 'fa' in parts else 'none'
     c.model.head.noise = c.model.head.noise if 'pp' in parts else 0.0
   else:
-    raise UserError(f'configs/tables/s2_table2.py:{text}: no such row; choices: {"  ".join([*FIGURES, *(f"single,{task}" for task in TASKS)])}, each with '
-                    f'a comma and one of {", ".join(hcal.DATA)} behind it')
+    raise UserError(
+      f'configs/tables/s2_table2.py:{text}: no such row; choices: {"  ".join([*FIGURES, *(f"single,{task}" for task in TASKS)])}, each with '
+      f'a comma and one of {", ".join(hcal.DATA)} behind it'
+    )
   if 'awa' not in parts:
     c.balance.name, c.balance.gamma, c.loss.weights = 'fixed', 0.0, weights
   c.name = f's2 {text}'
@@ -53,13 +65,47 @@ def get_config(text: str = 'fa,pp,awa'):
 
 def get_table(data: str = 'cifar100') -> Table:
   full = f'fa,pp,awa,{data}'
-  single = [Row(f'single,{task},{data}', f'a model of the {task} level alone', group='Without MTL',
-                note=f'full path and HVR are those of one level{", from which the coarse one is read off" * (task == "fine")}') for task in TASKS]
-  rows = [*single, Row(f'single,{data}', 'PP; the two models side by side', SINGLE, 'Without MTL', full, of=' '.join(row.name for row in single),
-                       note='the paper marks FA too; with one level there is nothing to aggregate')]
-  rows += [Row(f'{parts},{data}', parts.upper().replace(',', ', '), figures, 'MTL', '' if len(parts) == len('fa,pp,awa') else full)
-           for parts, figures in FIGURES.items()]
+  single = [
+    Row(
+      f'single,{task},{data}',
+      f'a model of the {task} level alone',
+      group='Without MTL',
+      note=f'full path and HVR are those of one level{", from which the coarse one is read off" * (task == "fine")}',
+    )
+    for task in TASKS
+  ]
+  rows = [
+    *single,
+    Row(
+      f'single,{data}',
+      'PP; the two models side by side',
+      SINGLE,
+      'Without MTL',
+      full,
+      of=' '.join(row.name for row in single),
+      note='the paper marks FA too; with one level there is nothing to aggregate',
+    ),
+  ]
+  rows += [
+    Row(
+      f'{parts},{data}',
+      parts.upper().replace(',', ', '),
+      figures,
+      'MTL',
+      '' if len(parts) == len('fa,pp,awa') else full,
+    )
+    for parts, figures in FIGURES.items()
+  ]
   return Table(
-    title='S2, Table 2: ablation', rows=rows, published={'paper, family': 'top1/finest', 'paper, manufacturer': 'top1/coarsest', 'paper, HVR': 'hvr'},
+    title='S2, Table 2: ablation',
+    rows=rows,
+    published={
+      'paper, family': 'top1/finest',
+      'paper, manufacturer': 'top1/coarsest',
+      'paper, HVR': 'hvr',
+    },
     source='Jiang, Liu, Liu and Yu (HCAL), Table 2: the family and the manufacturer level of FGVC-Aircraft, test',
-    columns=('top1/all', 'fpa', 'hvr', 'hvr_eq14'), chart=('top1/finest', 'top1/coarsest'), seeds=(0, 1, 2))
+    columns=('top1/all', 'fpa', 'hvr', 'hvr_eq14'),
+    chart=('top1/finest', 'top1/coarsest'),
+    seeds=(0, 1, 2),
+  )

@@ -13,17 +13,26 @@ from hierjax import config
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.experiments.table import Row, Table
 
-BACKBONES = {'efficientnet_lite0': ('EfficientNet-Lite0', 'package'), 'efficientnet_b0': ('EfficientNet-B0', 'hf:timm/efficientnet_b0.ra_in1k'),
-             'convnext_tiny': ('ConvNeXt-T', 'hf:timm/convnext_tiny.fb_in1k')}
+BACKBONES = {
+  'efficientnet_lite0': ('EfficientNet-Lite0', 'package'),
+  'efficientnet_b0': ('EfficientNet-B0', 'hf:timm/efficientnet_b0.ra_in1k'),
+  'convnext_tiny': ('ConvNeXt-T', 'hf:timm/convnext_tiny.fb_in1k'),
+}
 
 
 def get_config(backbone: str = 'efficientnet_lite0'):
   if backbone not in BACKBONES:
-    raise UserError(f'configs/tables/s3.py:{backbone}: no such row{did_you_mean(backbone, BACKBONES)}; choices: {", ".join(BACKBONES)}')
+    raise UserError(
+      f'configs/tables/s3.py:{backbone}: no such row{did_you_mean(backbone, BACKBONES)}; choices: {", ".join(BACKBONES)}'
+    )
   c = config.default()
   c.name = f's3 {backbone}'
   c.data.size = 64
-  c.model.backbone, c.model.pretrained, c.model.levels = backbone, BACKBONES[backbone][1], 'coarsest,finest'
+  c.model.backbone, c.model.pretrained, c.model.levels = (
+    backbone,
+    BACKBONES[backbone][1],
+    'coarsest,finest',
+  )
   c.model.dropout = 0.2
   c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule = 'adamw', 1e-3, 1e-4, 'onecycle'
   c.train.epochs, c.train.batch_size = 12, 32
@@ -32,6 +41,19 @@ def get_config(backbone: str = 'efficientnet_lite0'):
 
 def get_table() -> Table:
   return Table(
-    title='S3: superclass and subclass', rows=[Row(backbone, label) for backbone, (label, _) in BACKBONES.items()],
+    title='S3: superclass and subclass',
+    rows=[Row(backbone, label) for backbone, (label, _) in BACKBONES.items()],
     source='Huang, "Leveraging Transfer Learning Techniques for Multi-Class Image Categorization", names an aim, F1 above 80 %, and no measured figure',
-    columns=('hp', 'hr', 'hf1', 'top1/coarsest,finest', 'fpa', 'hvr', 'joint:hf1', 'joint:top1/finest', 'params'), chart=('hp', 'hr', 'hf1'))
+    columns=(
+      'hp',
+      'hr',
+      'hf1',
+      'top1/coarsest,finest',
+      'fpa',
+      'hvr',
+      'joint:hf1',
+      'joint:top1/finest',
+      'params',
+    ),
+    chart=('hp', 'hr', 'hf1'),
+  )

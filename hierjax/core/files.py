@@ -10,7 +10,9 @@ def write(path: str | os.PathLike, content: str | bytes) -> pathlib.Path:
   partial = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
     with open(partial, 'wb') as f:
-      f.write(content.encode('utf-8', 'backslashreplace') if isinstance(content, str) else content)  # a file's name may hold what is not Unicode
+      f.write(
+        content.encode('utf-8', 'backslashreplace') if isinstance(content, str) else content
+      )  # a file's name may hold what is not Unicode
       f.flush()
       os.fsync(f.fileno())
     os.replace(partial, path)

@@ -1,5 +1,6 @@
 """Pickles that others made. A pickle is a program: `pickle.load` runs whatever it asks for. Here its operations and the names it asks for are held
 against short lists before anything is done, no name in it is ever imported, and no memory is taken on the word of a number in it."""
+
 import pickle
 import pickletools
 
@@ -23,7 +24,7 @@ class Unpickler(pickle.Unpickler):
 
   names: frozenset[str] | set[str] = frozenset()  # 'module.name'
   purpose = 'data'  # what those names are for
-  advice = ''       # what the user may do about a refusal
+  advice = ''  # what the user may do about a refusal
 
   def __init__(self, data, path, encoding):
     super().__init__(data, encoding=encoding)
@@ -42,8 +43,12 @@ class Unpickler(pickle.Unpickler):
       if opcode.name == 'GLOBAL':
         self._check(arg.replace(' ', '.', 1))
       if opcode.name not in OPCODES:
-        raise UserError(f'{self.path}: its pickle uses {opcode.name}, which {self.purpose} do not need; refused, and nothing in it was run')
-      if opcode.name in ('PUT', 'LONG_BINPUT') and arg > count:  # the memo is an array as long as its largest index
+        raise UserError(
+          f'{self.path}: its pickle uses {opcode.name}, which {self.purpose} do not need; refused, and nothing in it was run'
+        )
+      if (
+        opcode.name in ('PUT', 'LONG_BINPUT') and arg > count
+      ):  # the memo is an array as long as its largest index
         raise ValueError('a memo index out of range')
     end = self.data.tell()
     self.data.seek(start)
@@ -54,4 +59,6 @@ class Unpickler(pickle.Unpickler):
   def _check(self, name):
     if name not in self.names:
       shown = name if len(name) <= 80 else name[:77] + '...'
-      raise UserError(f'{self.path}: asks for {shown!r}, which {self.purpose} do not need; refused, and nothing in it was run{self.advice}')
+      raise UserError(
+        f'{self.path}: asks for {shown!r}, which {self.purpose} do not need; refused, and nothing in it was run{self.advice}'
+      )

@@ -11,11 +11,23 @@ import numpy as np
 
 def shuffled(files: Sequence, seed: int) -> list[int]:
   """The rows in the order of a hash of seed and file name: another order of the rows shuffles to the same order of files."""
-  return sorted(range(len(files)), key=lambda i: (hashlib.blake2b(f'{seed}:{files[i]}'.encode(), digest_size=8).digest(), files[i]))
+  return sorted(
+    range(len(files)),
+    key=lambda i: (
+      hashlib.blake2b(f'{seed}:{files[i]}'.encode(), digest_size=8).digest(),
+      files[i],
+    ),
+  )
 
 
-def iterative(labels: np.ndarray, fractions: Sequence[float], seed: int, files: Sequence[str] | None = None, order: int = 2,
-              beside: np.ndarray | None = None) -> np.ndarray:
+def iterative(
+  labels: np.ndarray,
+  fractions: Sequence[float],
+  seed: int,
+  files: Sequence[str] | None = None,
+  order: int = 2,
+  beside: np.ndarray | None = None,
+) -> np.ndarray:
   """Iterative stratification: int [N], the part of each example, of len(fractions) parts that have these shares of the examples.
 
   labels [N, C] with 1 where a class holds, or int [N] of exclusive classes, -1 unknown; `beside` is an int [N] of exclusive classes that an example has as
@@ -30,8 +42,15 @@ def iterative(labels: np.ndarray, fractions: Sequence[float], seed: int, files: 
   if labels.ndim == 1:
     keys = [[(c,)] if c >= 0 else [] for c in labels.tolist()]
   else:
-    more = [[]] * n if beside is None else [[labels.shape[1] + c] if c >= 0 else [] for c in beside.tolist()]
-    keys = [list(itertools.combinations_with_replacement(np.flatnonzero(row == 1).tolist() + own, order)) for row, own in zip(labels, more)]
+    more = (
+      [[]] * n
+      if beside is None
+      else [[labels.shape[1] + c] if c >= 0 else [] for c in beside.tolist()]
+    )
+    keys = [
+      list(itertools.combinations_with_replacement(np.flatnonzero(row == 1).tolist() + own, order))
+      for row, own in zip(labels, more)
+    ]
   line, members = shuffled(range(n) if files is None else files, seed), defaultdict(list)
   for i in line:
     for key in keys[i]:
@@ -41,7 +60,9 @@ def iterative(labels: np.ndarray, fractions: Sequence[float], seed: int, files: 
   room, parts = (share * n).tolist(), np.full(n, -1)
 
   def put(i, want):
-    part = max(range(len(share)), key=lambda k: (round(want[k], 9), round(room[k], 9)))  # rounded: equal shares are equal, whatever was subtracted before
+    part = max(
+      range(len(share)), key=lambda k: (round(want[k], 9), round(room[k], 9))
+    )  # rounded: equal shares are equal, whatever was subtracted before
     parts[i], room[part] = part, room[part] - 1
     for key in keys[i]:
       lacks[key][part] -= 1

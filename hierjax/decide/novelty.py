@@ -32,26 +32,47 @@ SCORES = {
   'mahalanobis': 'squared Mahalanobis distance of the features to the nearest class mean, one covariance for all classes (Lee et al. 2018, arXiv:1807.03888)',
   'cosine': 'minus the highest cosine of the features to a class mean, both whitened by that covariance',
   'cosine_softmax': 'minus the log of the maximum softmax probability over these cosines divided by .05',
-  'logistic': 'the same of a logistic regression on the features, whitened by that covariance and of one length'}
-OF_FEATURES = ('mahalanobis', 'cosine', 'cosine_softmax', 'logistic')  # fitted to the features, so that a class can be left out of them
-TEMPERATURES = {'cosine_softmax': .05, 'logistic': 1.0}
-PENALTY = .01  # of logistic: sklearn's C, for features whose mean square is 1
+  'logistic': 'the same of a logistic regression on the features, whitened by that covariance and of one length',
+}
+OF_FEATURES = (
+  'mahalanobis',
+  'cosine',
+  'cosine_softmax',
+  'logistic',
+)  # fitted to the features, so that a class can be left out of them
+TEMPERATURES = {'cosine_softmax': 0.05, 'logistic': 1.0}
+PENALTY = 0.01  # of logistic: sklearn's C, for features whose mean square is 1
 REGRESSED = 20000  # images at most that it is fitted to
 FOLDS = 3  # the children of each node are left out a third at a time
-RECALL = .95  # of novel images, at which the accuracy on known ones is told
-FEWEST = 20  # left-out images that a threshold of a node's own needs; with fewer it is that of its level
-METRICS = ('novel_auroc', 'novel_softmax', 'novel_known', 'novel_parent', 'novel_placed')  # per level, as the evaluation and the tables name them
+RECALL = 0.95  # of novel images, at which the accuracy on known ones is told
+FEWEST = (
+  20  # left-out images that a threshold of a node's own needs; with fewer it is that of its level
+)
+METRICS = (
+  'novel_auroc',
+  'novel_softmax',
+  'novel_known',
+  'novel_parent',
+  'novel_placed',
+)  # per level, as the evaluation and the tables name them
 
 
 def parent_levels(taxonomy: Taxonomy) -> tuple[int, ...]:
   """For each level the nearest coarser one that it nests in, -1 for the top."""
-  return tuple(next((j for j in range(k - 1, -1, -1) if taxonomy.nests(level, taxonomy.levels[j])), -1) for k, level in enumerate(taxonomy.levels))
+  return tuple(
+    next((j for j in range(k - 1, -1, -1) if taxonomy.nests(level, taxonomy.levels[j])), -1)
+    for k, level in enumerate(taxonomy.levels)
+  )
 
 
 def children(taxonomy: Taxonomy, k: int, nodes: np.ndarray) -> np.ndarray:
   """bool [N, C_k]: the classes of level k below the nodes int [N] of its parent level (of the top where that is -1)."""
   j = parent_levels(taxonomy)[k]
-  return taxonomy.relation(taxonomy.levels[j], taxonomy.levels[k])[nodes] if j >= 0 else np.ones((len(nodes), len(taxonomy.names[k])), bool)
+  return (
+    taxonomy.relation(taxonomy.levels[j], taxonomy.levels[k])[nodes]
+    if j >= 0
+    else np.ones((len(nodes), len(taxonomy.names[k])), bool)
+  )
 
 
 def nodes_of(taxonomy: Taxonomy, k: int, pred: np.ndarray) -> np.ndarray:
@@ -67,7 +88,15 @@ def level_logits(logits: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> list[n
     if level in logits:
       out.append(np.asarray(logits[level], np.float64))
     else:
-      out.append(np.stack([logsumexp(finest[:, taxonomy.paths[:, k] == c], axis=1) for c in range(len(taxonomy.names[k]))], 1))
+      out.append(
+        np.stack(
+          [
+            logsumexp(finest[:, taxonomy.paths[:, k] == c], axis=1)
+            for c in range(len(taxonomy.names[k]))
+          ],
+          1,
+        )
+      )
   return out
 
 
@@ -75,20 +104,31 @@ def level_logits(logits: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> list[n
 class Gaussians:
   """Class means and a shared covariance, by its whitening: the squared Mahalanobis distance of x to class c is |(x - mean_c) white|²; and a logistic
   regression on what is whitened."""
-  means: np.ndarray   # float64 [C, d], NaN for a class without an example
-  white: np.ndarray   # float64 [d, d], white whiteᵀ is the inverse covariance
+
+  means: np.ndarray  # float64 [C, d], NaN for a class without an example
+  white: np.ndarray  # float64 [d, d], white whiteᵀ is the inverse covariance
   centre: np.ndarray  # float64 [d], of all examples
-  slopes: np.ndarray | None = None  # float64 [d + 1, C], the last row is the bias; NaN for a class without an example; None where nobody asks for it
+  slopes: np.ndarray | None = (
+    None  # float64 [d + 1, C], the last row is the bias; NaN for a class without an example; None where nobody asks for it
+  )
 
   def distances(self, x: np.ndarray) -> np.ndarray:
     """float64 [N, C], squared; NaN for a class without an example."""
-    a, b = (np.asarray(x, np.float64) - self.centre) @ self.white, (self.means - self.centre) @ self.white
-    return np.maximum((a ** 2).sum(1)[:, None] + (b ** 2).sum(1) - 2 * a @ b.T, 0)
+    a, b = (
+      (np.asarray(x, np.float64) - self.centre) @ self.white,
+      (self.means - self.centre) @ self.white,
+    )
+    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
 
   def cosines(self, x: np.ndarray) -> np.ndarray:
     """float64 [N, C]: between the whitened example and the whitened class mean, both seen from the centre."""
-    a, b = (np.asarray(x, np.float64) - self.centre) @ self.white, (self.means - self.centre) @ self.white
-    return a @ b.T / np.maximum(np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1), 1e-12)
+    a, b = (
+      (np.asarray(x, np.float64) - self.centre) @ self.white,
+      (self.means - self.centre) @ self.white,
+    )
+    return (
+      a @ b.T / np.maximum(np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1), 1e-12)
+    )
 
   def even(self, x: np.ndarray) -> np.ndarray:
     """float64 [N, d]: whitened and of length √d, what the logistic regression sees."""
@@ -103,7 +143,9 @@ class Gaussians:
     slopes[:, there] = 0  # of one class alone, or the first of two
     if len(there) > 1:
       found = LogisticRegression(C=PENALTY, max_iter=500).fit(self.even(x[rows]), y[rows])
-      slopes[:, there[-len(found.coef_):]] = np.concatenate([found.coef_, found.intercept_[:, None]], 1).T
+      slopes[:, there[-len(found.coef_) :]] = np.concatenate(
+        [found.coef_, found.intercept_[:, None]], 1
+      ).T
     return dataclasses.replace(self, slopes=slopes)
 
   def fits(self, name: str, x: np.ndarray) -> np.ndarray:
@@ -143,13 +185,18 @@ def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
   fit = np.where(allowed & ~np.isnan(fit), fit, -np.inf)
   best = fit.max(1)
   if name in TEMPERATURES:
-    return np.where(np.isfinite(best), logsumexp((fit - np.where(np.isfinite(best), best, 0)[:, None]) / TEMPERATURES[name], axis=1), np.inf)
+    return np.where(
+      np.isfinite(best),
+      logsumexp((fit - np.where(np.isfinite(best), best, 0)[:, None]) / TEMPERATURES[name], axis=1),
+      np.inf,
+    )
   return -(logsumexp(fit, axis=1) if name == 'energy' else best)
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
   """What a network says of N images: logits per level [N, C], features [N, d], the predicted path int [N, level] and the labels, -1 unknown."""
+
   logits: list[np.ndarray]
   features: np.ndarray
   pred: np.ndarray
@@ -169,11 +216,17 @@ def folds(taxonomy: Taxonomy, k: int) -> np.ndarray:
 @dataclasses.dataclass
 class Detector:
   taxonomy: Taxonomy
-  scores: list[str]                              # of each level
-  gaussians: dict[int, Gaussians]                # of each level that needs one
-  left_out: dict[tuple[int, int], np.ndarray]    # (level, node) -> scores of images whose class is left out, sorted; node -1: of all nodes
-  known: dict[tuple[int, int], np.ndarray]       # the same of these images with their class, and of images whose finer class is left out
-  chosen_by: list[dict[str, float]]              # per level: score -> AUROC of images whose class is left out against those whose class is not
+  scores: list[str]  # of each level
+  gaussians: dict[int, Gaussians]  # of each level that needs one
+  left_out: dict[
+    tuple[int, int], np.ndarray
+  ]  # (level, node) -> scores of images whose class is left out, sorted; node -1: of all nodes
+  known: dict[
+    tuple[int, int], np.ndarray
+  ]  # the same of these images with their class, and of images whose finer class is left out
+  chosen_by: list[
+    dict[str, float]
+  ]  # per level: score -> AUROC of images whose class is left out against those whose class is not
 
   @classmethod
   def fit(cls, train: Seen, val: Seen, taxonomy: Taxonomy, score: str = 'auto') -> 'Detector':
@@ -185,11 +238,22 @@ class Detector:
     is not, and where no class can be left out.
     """
     if score not in ('auto', *SCORES):
-      raise UserError(f'novelty: no score {score!r}{did_you_mean(score, list(SCORES))}; choices: auto, {", ".join(SCORES)}')
+      raise UserError(
+        f'novelty: no score {score!r}{did_you_mean(score, list(SCORES))}; choices: auto, {", ".join(SCORES)}'
+      )
     tried = list(OF_FEATURES) if score == 'auto' else [score]
     of_features = not {*tried}.isdisjoint(OF_FEATURES)
-    fitted = {k: gaussians(train.features, train.labels[:, k], len(names), tried) for k, names in enumerate(taxonomy.names)} if of_features else {}
-    out = cls(taxonomy, [tried[0]] * len(taxonomy.levels), fitted, {}, {}, [{} for _ in taxonomy.levels])
+    fitted = (
+      {
+        k: gaussians(train.features, train.labels[:, k], len(names), tried)
+        for k, names in enumerate(taxonomy.names)
+      }
+      if of_features
+      else {}
+    )
+    out = cls(
+      taxonomy, [tried[0]] * len(taxonomy.levels), fitted, {}, {}, [{} for _ in taxonomy.levels]
+    )
     for k, level in enumerate(taxonomy.levels):
       nodes, y = nodes_of(taxonomy, k, val.pred), val.labels[:, k]
       fair = (y >= 0) & (nodes == nodes_of(taxonomy, k, val.labels)) & ~taxonomy.carried(level)[y]
@@ -200,9 +264,15 @@ class Detector:
         kept &= ~gone[train.labels[:, k]]
         if of_features and not kept.any():
           continue
-        g = gaussians(train.features[kept], train.labels[kept, k], len(gone), tried) if of_features else None
+        g = (
+          gaussians(train.features[kept], train.labels[kept, k], len(gone), tried)
+          if of_features
+          else None
+        )
         values = {name: out.score(k, val, name, g, gone) for name in tried}
-        there = fair & np.isfinite(values[tried[0]])  # a node whose only children are left out has nothing to compare with
+        there = fair & np.isfinite(
+          values[tried[0]]
+        )  # a node whose only children are left out has nothing to compare with
         new, old = np.flatnonzero(there & gone[y]), np.flatnonzero(there & ~gone[y])
         if len(new) and len(old):
           rows.append(new)
@@ -211,18 +281,32 @@ class Detector:
             aurocs[name].append(auroc(values[name][old], values[name][new]))
       if not rows:
         continue  # a level of one class: nothing is ever new there
-      out.chosen_by[k] = {name: float(np.average(aurocs[name], weights=[len(r) for r in rows])) for name in tried}
+      out.chosen_by[k] = {
+        name: float(np.average(aurocs[name], weights=[len(r) for r in rows])) for name in tried
+      }
       best = out.scores[k] = max(tried, key=out.chosen_by[k].get)
       rows = np.concatenate(rows)
       finer, at = out.without_finer(k, train, val, np.flatnonzero(fair))
-      for kept, values, node in ((out.left_out, np.concatenate(scores[best]), nodes[rows]),
-                                 (out.known, np.concatenate([out.score(k, val)[rows], finer]), np.concatenate([nodes[rows], nodes[at]]))):
-        kept |= {(k, -1): np.sort(values)} | {(k, int(v)): np.sort(values[node == v]) for v in np.unique(node)}
+      for kept, values, node in (
+        (out.left_out, np.concatenate(scores[best]), nodes[rows]),
+        (
+          out.known,
+          np.concatenate([out.score(k, val)[rows], finer]),
+          np.concatenate([nodes[rows], nodes[at]]),
+        ),
+      ):
+        kept |= {(k, -1): np.sort(values)} | {
+          (k, int(v)): np.sort(values[node == v]) for v in np.unique(node)
+        }
     if not out.left_out:
-      raise UserError('novelty: no class of the validation images has a sibling with training images, so that none can be left out to set a threshold')
+      raise UserError(
+        'novelty: no class of the validation images has a sibling with training images, so that none can be left out to set a threshold'
+      )
     return out
 
-  def without_finer(self, k: int, train: Seen, val: Seen, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def without_finer(
+    self, k: int, train: Seen, val: Seen, rows: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Scores at level k of those of the val images `rows` whose class of a finer level is left out, and their rows: a new breed of dog is no new kind."""
     scores, at = [np.zeros(0)], [np.zeros(0, int)]
     for m in range(k + 1, len(self.taxonomy.levels) if self.scores[k] in OF_FEATURES else 0):
@@ -231,13 +315,25 @@ class Detector:
         kept = (train.labels[:, k] >= 0) & ~((y >= 0) & (fold[y] == part))
         mine = rows[(val.labels[rows, m] >= 0) & (fold[val.labels[rows, m]] == part)]
         if kept.any() and len(mine):
-          g = gaussians(train.features[kept], train.labels[kept, k], len(self.taxonomy.names[k]), (self.scores[k],))
+          g = gaussians(
+            train.features[kept],
+            train.labels[kept, k],
+            len(self.taxonomy.names[k]),
+            (self.scores[k],),
+          )
           values = self.score(k, val, gaussian=g)[mine]
           scores.append(values[np.isfinite(values)])
           at.append(mine[np.isfinite(values)])
     return np.concatenate(scores), np.concatenate(at)
 
-  def score(self, k: int, seen: Seen, name: str = '', gaussian: Gaussians | None = None, gone: np.ndarray | None = None) -> np.ndarray:
+  def score(
+    self,
+    k: int,
+    seen: Seen,
+    name: str = '',
+    gaussian: Gaussians | None = None,
+    gone: np.ndarray | None = None,
+  ) -> np.ndarray:
     """float64 [N]: novelty at level k under the predicted parent, by the level's score or by `name`, with other Gaussians and without the classes
     `gone` bool [C] where they are given; inf where no class is left."""
     name, g = name or self.scores[k], gaussian or self.gaussians.get(k)
@@ -247,7 +343,13 @@ class Detector:
     if name in OF_FEATURES:
       return novelty(name, g.fits(name, seen.features), allowed)
     logits = seen.logits[k] if gone is None else np.where(gone, -np.inf, seen.logits[k])
-    return novelty(name, log_softmax(logits, 1) if name == 'softmax' and not (gone is not None and gone.all()) else logits, allowed)
+    return novelty(
+      name,
+      log_softmax(logits, 1)
+      if name == 'softmax' and not (gone is not None and gone.all())
+      else logits,
+      allowed,
+    )
 
   def threshold(self, k: int, node: int, recall: float) -> float:
     """At least this share of the images whose class was left out score that much or more, and so does a hundredth of the known ones: to lie above them all
@@ -256,18 +358,29 @@ class Detector:
       node = -1
     if (k, node) not in self.left_out:
       return float('inf')
-    return float(min(np.quantile(self.left_out[k, node], 1 - recall, method='lower'), np.quantile(self.known[k, node], .99)))
+    return float(
+      min(
+        np.quantile(self.left_out[k, node], 1 - recall, method='lower'),
+        np.quantile(self.known[k, node], 0.99),
+      )
+    )
 
   def decide(self, seen: Seen, recall: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(int [N]: the level at which an image is new, the number of levels where it is not; float [N, level] scores and thresholds)."""
     t, n = self.taxonomy, len(seen.pred)
-    scores = np.stack([self.score(k, seen) for k in range(len(t.levels))], 1) if n else np.zeros((0, len(t.levels)))
+    scores = (
+      np.stack([self.score(k, seen) for k in range(len(t.levels))], 1)
+      if n
+      else np.zeros((0, len(t.levels)))
+    )
     thresholds = np.full(scores.shape, np.inf)
     for k in range(len(t.levels)):
       nodes = nodes_of(t, k, seen.pred)
       for v in np.unique(nodes):
         thresholds[nodes == v, k] = self.threshold(k, int(v), recall)
-      thresholds[t.carried(t.levels[k])[seen.pred[:, k]], k] = np.inf  # the branch has ended above: there is nothing more to be told
+      thresholds[t.carried(t.levels[k])[seen.pred[:, k]], k] = (
+        np.inf
+      )  # the branch has ended above: there is nothing more to be told
     new = np.concatenate([scores >= thresholds, np.ones((n, 1), bool)], 1)
     return new.argmax(1), scores, thresholds
 
@@ -284,20 +397,41 @@ class Detector:
 
   def arrays(self) -> dict[str, np.ndarray]:
     out = {'scores': np.array(self.scores), 'taxonomy': np.array(self.taxonomy.hash())}
-    out |= {f'{name}.{k}.{v}': scores for name in ('left_out', 'known') for (k, v), scores in getattr(self, name).items()}
+    out |= {
+      f'{name}.{k}.{v}': scores
+      for name in ('left_out', 'known')
+      for (k, v), scores in getattr(self, name).items()
+    }
     needed = {k: g for k, g in self.gaussians.items() if self.scores[k] in OF_FEATURES}
-    return out | {f'{f.name}.{k}': value for k, g in needed.items() for f in dataclasses.fields(g) if (value := getattr(g, f.name)) is not None}
+    return out | {
+      f'{f.name}.{k}': value
+      for k, g in needed.items()
+      for f in dataclasses.fields(g)
+      if (value := getattr(g, f.name)) is not None
+    }
 
   @classmethod
   def from_arrays(cls, found: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> 'Detector':
     """KeyError or ValueError where the arrays are not those of a detector of this taxonomy."""
     if str(found['taxonomy']) != taxonomy.hash():
       raise ValueError('it is of another taxonomy')
-    of = {k: Gaussians(*(found[f'{name}.{k}'] for name in ('means', 'white', 'centre')), found.get(f'slopes.{k}'))
-          for k in range(len(taxonomy.levels)) if f'means.{k}' in found}
-    kept = [{(int(k), int(v)): found[f'{name}.{k}.{v}'] for k, v in (key.split('.')[1:] for key in found if key.startswith(f'{name}.'))}
-            for name in ('left_out', 'known')]
-    return cls(taxonomy, [str(s) for s in found['scores']], of, *kept, [{} for _ in taxonomy.levels])
+    of = {
+      k: Gaussians(
+        *(found[f'{name}.{k}'] for name in ('means', 'white', 'centre')), found.get(f'slopes.{k}')
+      )
+      for k in range(len(taxonomy.levels))
+      if f'means.{k}' in found
+    }
+    kept = [
+      {
+        (int(k), int(v)): found[f'{name}.{k}.{v}']
+        for k, v in (key.split('.')[1:] for key in found if key.startswith(f'{name}.'))
+      }
+      for name in ('left_out', 'known')
+    ]
+    return cls(
+      taxonomy, [str(s) for s in found['scores']], of, *kept, [{} for _ in taxonomy.levels]
+    )
 
 
 def auroc(known: np.ndarray, novel: np.ndarray) -> float:
@@ -320,15 +454,28 @@ def measure(detector: Detector, known: Seen, novel: Seen | None, recall: float) 
   images that the thresholds call known, and 'found', of the new ones that they call new anywhere."""
   t = detector.taxonomy
   new_known, scores, _ = detector.decide(known, recall)
-  out = {'recall': recall, 'kept': float((new_known == len(t.levels)).mean()), 'known_images': len(known.labels), 'levels': {}, 'nodes': []}
+  out = {
+    'recall': recall,
+    'kept': float((new_known == len(t.levels)).mean()),
+    'known_images': len(known.labels),
+    'levels': {},
+    'nodes': [],
+  }
   at = np.zeros(0, int)
   if novel is not None:
     at = first_unknown(novel.labels)
     new, new_scores, _ = detector.decide(novel, recall)
-    out |= {'novel_images': int((at < len(t.levels)).sum()), 'found': float((new < len(t.levels))[at < len(t.levels)].mean())}
+    out |= {
+      'novel_images': int((at < len(t.levels)).sum()),
+      'found': float((new < len(t.levels))[at < len(t.levels)].mean()),
+    }
   for k, level in enumerate(t.levels):
     mine, theirs = np.flatnonzero(known.labels[:, k] >= 0), np.flatnonzero(at == k)
-    found = {'score': detector.scores[k], 'left_out': {n: v for n, v in detector.chosen_by[k].items() if np.isfinite(v)}, 'novel': len(theirs)}
+    found = {
+      'score': detector.scores[k],
+      'left_out': {n: v for n, v in detector.chosen_by[k].items() if np.isfinite(v)},
+      'novel': len(theirs),
+    }
     found |= dict.fromkeys(('auroc', 'softmax', 'known', 'parent', 'placed', 'roc', 'by_score'))
     if len(mine) and len(theirs):
       a, b = scores[mine, k], new_scores[theirs, k]
@@ -336,22 +483,47 @@ def measure(detector: Detector, known: Seen, novel: Seen | None, recall: float) 
       at_recall = np.quantile(b, 1 - RECALL, method='lower')
       right = known.pred[mine, k] == known.labels[mine, k]
       g = detector.gaussians.get(k)
-      able = [name for name in SCORES if name not in OF_FEATURES or (g and (name != 'logistic' or g.slopes is not None))]
-      by_score = {name: auroc(detector.score(k, known, name)[mine], detector.score(k, novel, name)[theirs]) for name in able}
-      found |= {'auroc': auroc(a, b), 'by_score': by_score, 'softmax': by_score['softmax'],
-                'known': float((right & (a < at_recall)).mean()), 'parent': float(under.mean()),
-                'placed': float((under & (new[theirs] == k)).mean()), 'roc': curve(a, b)}
+      able = [
+        name
+        for name in SCORES
+        if name not in OF_FEATURES or (g and (name != 'logistic' or g.slopes is not None))
+      ]
+      by_score = {
+        name: auroc(detector.score(k, known, name)[mine], detector.score(k, novel, name)[theirs])
+        for name in able
+      }
+      found |= {
+        'auroc': auroc(a, b),
+        'by_score': by_score,
+        'softmax': by_score['softmax'],
+        'known': float((right & (a < at_recall)).mean()),
+        'parent': float(under.mean()),
+        'placed': float((under & (new[theirs] == k)).mean()),
+        'roc': curve(a, b),
+      }
     out['levels'][level] = found
     j = parent_levels(t)[k]
-    out['nodes'] += [{'node': t.names[j][v] if j >= 0 else '', 'of': t.levels[j] if j >= 0 else '', 'level': level, 'left_out': len(s),
-                      'threshold': detector.threshold(k, v, recall)} for (i, v), s in sorted(detector.left_out.items()) if i == k and v >= 0]
+    out['nodes'] += [
+      {
+        'node': t.names[j][v] if j >= 0 else '',
+        'of': t.levels[j] if j >= 0 else '',
+        'level': level,
+        'left_out': len(s),
+        'threshold': detector.threshold(k, v, recall),
+      }
+      for (i, v), s in sorted(detector.left_out.items())
+      if i == k and v >= 0
+    ]
   return out
 
 
 def curve(known: np.ndarray, novel: np.ndarray, points: int = 60) -> list[list[float]]:
   """The ROC as [share of known called new, share of novel called new] at so many places."""
   top = np.finfo(float).max
-  x, y, _ = roc_curve(np.repeat([0, 1], [len(known), len(novel)]), np.nan_to_num(np.concatenate([known, novel]), posinf=top))
+  x, y, _ = roc_curve(
+    np.repeat([0, 1], [len(known), len(novel)]),
+    np.nan_to_num(np.concatenate([known, novel]), posinf=top),
+  )
   at = np.linspace(0, 1, points)
   return np.stack([at, np.interp(at, x, y)], 1).round(4).tolist()
 
@@ -362,9 +534,14 @@ def curve(known: np.ndarray, novel: np.ndarray, points: int = 60) -> list[list[f
 def seen(model: 'Model', outputs) -> Seen:
   """What the detector reads of evaluate.Outputs with features: the logits are the heads' on the features of the first view."""
   from hierjax.evaluate.collect import decodings
+
   logits, t = model.logits(outputs.features), model.taxonomy.exclusive
-  return Seen(level_logits(logits, t), np.asarray(outputs.features, np.float64), decodings(outputs, t, model.weights)['joint'].pred,
-              outputs.labels)
+  return Seen(
+    level_logits(logits, t),
+    np.asarray(outputs.features, np.float64),
+    decodings(outputs, t, model.weights)['joint'].pred,
+    outputs.labels,
+  )
 
 
 def evaluate(model: 'Model', split: str, outputs, result: dict, into: pathlib.Path) -> None:
@@ -375,7 +552,9 @@ def evaluate(model: 'Model', split: str, outputs, result: dict, into: pathlib.Pa
   detector = None if split == val else load(model, into, missing_ok=True)
   if detector is None:
     trained = seen(model, model.collect(model.split(c.data.train), with_features=True))
-    known = seen(model, outputs if split == val else model.collect(model.split(val), with_features=True))
+    known = seen(
+      model, outputs if split == val else model.collect(model.split(val), with_features=True)
+    )
     detector = Detector.fit(trained, known, t, c.eval.novelty_score)
     if parallel.first():
       archive = io.BytesIO()
@@ -385,12 +564,17 @@ def evaluate(model: 'Model', split: str, outputs, result: dict, into: pathlib.Pa
   novel = seen(model, model.collect(held, with_features=True)) if held is not None else None
   found = result['novelty'] = measure(detector, seen(model, outputs), novel, c.eval.novelty)
   for level, of in found['levels'].items():
-    result['decode']['joint']['levels'][level] |= {name: of[name.removeprefix('novel_')] for name in METRICS}
+    result['decode']['joint']['levels'][level] |= {
+      name: of[name.removeprefix('novel_')] for name in METRICS
+    }
 
 
 def load(model: 'Model', workdir: pathlib.Path, missing_ok: bool = False) -> Detector | None:
   """The detector that evaluate() left; UserError where it is missing, damaged, or of another state or score of the model. None instead, where that may be."""
-  path, how = workdir / 'novelty.npz', f'--mode=evaluate --split={model.c.data.val} --config.eval.novelty={model.c.eval.novelty} --workdir={workdir} makes it'
+  path, how = (
+    workdir / 'novelty.npz',
+    f'--mode=evaluate --split={model.c.data.val} --config.eval.novelty={model.c.eval.novelty} --workdir={workdir} makes it',
+  )
   try:
     with np.load(path, allow_pickle=False) as archive:
       found = dict(archive)
@@ -404,5 +588,9 @@ def load(model: 'Model', workdir: pathlib.Path, missing_ok: bool = False) -> Det
     return detector
   if missing_ok:
     return None
-  why = why if made_of is None else f'is of step {made_of[0]} and score {made_of[1]}, not of {model.step} and {model.c.eval.novelty_score}'
+  why = (
+    why
+    if made_of is None
+    else f'is of step {made_of[0]} and score {made_of[1]}, not of {model.step} and {model.c.eval.novelty_score}'
+  )
   raise UserError(f'{path}: {why}; {how}')

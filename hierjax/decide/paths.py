@@ -1,20 +1,35 @@
 """From the probabilities of the heads to one class per level: independent heads, read off the leaf, or the best valid path."""
+
 import dataclasses
 
 import numpy as np
 
 from hierjax.taxonomy.table import Taxonomy
 
-TINY = np.finfo(np.float64).tiny   # log p of a probability that underflowed: very unlikely, yet finite, so that weight 0 times it is 0
-WEIGHTS = (0., .1, .2, .3, .5, .7, 1., 1.5, 2., 3.)   # what tune() tries for each coarser head; the finest head counts 1
+TINY = np.finfo(
+  np.float64
+).tiny  # log p of a probability that underflowed: very unlikely, yet finite, so that weight 0 times it is 0
+WEIGHTS = (
+  0.0,
+  0.1,
+  0.2,
+  0.3,
+  0.5,
+  0.7,
+  1.0,
+  1.5,
+  2.0,
+  3.0,
+)  # what tune() tries for each coarser head; the finest head counts 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
   """One class per example and level, with what ranked it."""
-  pred: np.ndarray           # int32 [N, level]
-  scores: list[np.ndarray]   # per level float64 [N, C]: ranks the classes; argmax == pred
-  prob: list[np.ndarray]     # per level float64 [N, C]: probability of each class, rows sum to 1
+
+  pred: np.ndarray  # int32 [N, level]
+  scores: list[np.ndarray]  # per level float64 [N, C]: ranks the classes; argmax == pred
+  prob: list[np.ndarray]  # per level float64 [N, C]: probability of each class, rows sum to 1
 
 
 def independent(probs, taxonomy: Taxonomy) -> Decoded:
@@ -46,7 +61,7 @@ def joint(probs, taxonomy: Taxonomy, weights) -> Decoded:
   posterior /= posterior.sum(-1, keepdims=True)
   scores, prob = [], []
   for k in range(len(taxonomy.levels)):
-    order = np.argsort(taxonomy.paths[:, k], kind='stable')   # the leaves class by class
+    order = np.argsort(taxonomy.paths[:, k], kind='stable')  # the leaves class by class
     starts = np.searchsorted(taxonomy.paths[order, k], np.arange(len(taxonomy.names[k])))
     scores.append(_crown(np.maximum.reduceat(score[:, order], starts, axis=1), pred[:, k]))
     prob.append(np.add.reduceat(posterior[:, order], starts, axis=1))
@@ -56,9 +71,14 @@ def joint(probs, taxonomy: Taxonomy, weights) -> Decoded:
 def path_scores(probs, taxonomy: Taxonomy, weights) -> np.ndarray:
   """float64 [N, leaf]: sum over the levels with a head of w_k log p_k at the leaf's class."""
   if probs[-1] is None:
-    raise ValueError(f'decode: the finest level {taxonomy.levels[-1]!r} has no head; decode with taxonomy.coarsen(LEVEL) instead')
-  return sum(w * np.log(np.maximum(np.asarray(p, np.float64), TINY))[:, taxonomy.paths[:, k]]
-             for k, (p, w) in enumerate(zip(probs, weights)) if p is not None and w)
+    raise ValueError(
+      f'decode: the finest level {taxonomy.levels[-1]!r} has no head; decode with taxonomy.coarsen(LEVEL) instead'
+    )
+  return sum(
+    w * np.log(np.maximum(np.asarray(p, np.float64), TINY))[:, taxonomy.paths[:, k]]
+    for k, (p, w) in enumerate(zip(probs, weights))
+    if p is not None and w
+  )
 
 
 def _crown(scores, pred):
@@ -80,20 +100,22 @@ def tune(probs, labels, taxonomy: Taxonomy, grid=WEIGHTS, limit: int = 20_000_00
   coarse = [k for k, p in enumerate(probs[:-1]) if p is not None]
   if not len(known) or not coarse:
     return leaf_only
-  known = known[::-(-len(known) * len(taxonomy.paths) // limit)]
+  known = known[:: -(-len(known) * len(taxonomy.paths) // limit)]
   truth = labels[known, -1]
-  logs = {k: np.log(np.maximum(np.asarray(probs[k], np.float64)[known], TINY))[:, taxonomy.paths[:, k]]
-          for k in [*coarse, len(taxonomy.levels) - 1]}
+  logs = {
+    k: np.log(np.maximum(np.asarray(probs[k], np.float64)[known], TINY))[:, taxonomy.paths[:, k]]
+    for k in [*coarse, len(taxonomy.levels) - 1]
+  }
   seen = {}
 
-  def value(weights):   # the path is right exactly where its leaf is
+  def value(weights):  # the path is right exactly where its leaf is
     key = tuple(weights)
     if key not in seen:
       right = (sum(w * logs[k] for k, w in enumerate(key) if w).argmax(-1) == truth).sum()
       seen[key] = int(right), -sum(key), key
     return seen[key]
 
-  for start in (0., 1.):
+  for start in (0.0, 1.0):
     weights = leaf_only.copy()
     weights[coarse] = start
     best = None

@@ -27,7 +27,9 @@ EMBEDDED = 1000  # examples at most whose features are kept for the report's pic
 TOP = 5  # choices of each head that are kept for every example
 
 
-def eval_step(variables: Mapping, images: jax.Array, model: nn.Module, taxonomy: Taxonomy | Mixed | None = None) -> tuple[dict[str, jax.Array], jax.Array]:
+def eval_step(
+  variables: Mapping, images: jax.Array, model: nn.Module, taxonomy: Taxonomy | Mixed | None = None
+) -> tuple[dict[str, jax.Array], jax.Array]:
   """images [B, H, W, 3], [B, views, H, W, 3] or features [B, d] → ({level: probabilities [B, C], mean over the views}, features of the first view [B, d]).
 
   Those of multi levels do not sum to 1, and none exceeds that of a class above it, multi or exclusive.
@@ -36,7 +38,10 @@ def eval_step(variables: Mapping, images: jax.Array, model: nn.Module, taxonomy:
   x = rearrange(images, 'b v h w c -> (b v) h w c') if images.ndim == 5 else images
   logits, features = model.apply(variables, x)
   binary = taxonomy.multi if taxonomy else ()
-  probs = {level: (jax.nn.sigmoid if level in binary else jax.nn.softmax)(l.astype(jnp.float32)) for level, l in logits.items()}
+  probs = {
+    level: (jax.nn.sigmoid if level in binary else jax.nn.softmax)(l.astype(jnp.float32))
+    for level, l in logits.items()
+  }
   probs = {level: rearrange(p, '(b v) c -> b v c', v=views).mean(1) for level, p in probs.items()}
   if binary:
     probs |= multi.probabilities(probs, taxonomy)
@@ -46,7 +51,11 @@ def eval_step(variables: Mapping, images: jax.Array, model: nn.Module, taxonomy:
 def stepper(model: nn.Module, mesh, taxonomy: Taxonomy | Mixed | None = None) -> Callable:
   """The compiled eval_step over the mesh. Make it once: every call of it reuses the compiled program."""
   r, d = parallel.replicated(mesh), parallel.split(mesh)
-  return jax.jit(functools.partial(eval_step, model=model, taxonomy=taxonomy), in_shardings=(r, d), out_shardings=(d, d))
+  return jax.jit(
+    functools.partial(eval_step, model=model, taxonomy=taxonomy),
+    in_shardings=(r, d),
+    out_shardings=(d, d),
+  )
 
 
 class Outputs:
@@ -57,25 +66,61 @@ class Outputs:
   """
 
   def __init__(self, probs, features, labels, index, broken, multi=None):
-    self.probs, self.features, self.labels, self.index, self.broken, self.multi = probs, features, labels, index, broken, multi
+    self.probs, self.features, self.labels, self.index, self.broken, self.multi = (
+      probs,
+      features,
+      labels,
+      index,
+      broken,
+      multi,
+    )
 
 
-def collect(step: Callable, variables: Mapping, examples: Examples, c, mesh, views: int = 1, with_features: bool = False,
-            batch_size: int = 0, progress: Callable[[int, int], None] | None = None, may_be_empty: bool = False) -> Outputs:
+def collect(
+  step: Callable,
+  variables: Mapping,
+  examples: Examples,
+  c,
+  mesh,
+  views: int = 1,
+  with_features: bool = False,
+  batch_size: int = 0,
+  progress: Callable[[int, int], None] | None = None,
+  may_be_empty: bool = False,
+) -> Outputs:
   """Runs `step` over all of `examples` and asserts that each was either counted or named as unreadable; UserError where that leaves none."""
   n, probs, features, index, mask, broken = len(examples.labels), [], [], [], [], set()
   batch_size = max(mesh.size, (batch_size or c.eval.batch_size) // views // mesh.size * mesh.size)
   batches = pipeline.eval_batches(
-    examples, batch_size=batch_size, size=c.data.size, resize=c.data.resize, views=views, threads=c.data.threads, workers=c.data.workers,
-    process_index=jax.process_index(), process_count=jax.process_count())
+    examples,
+    batch_size=batch_size,
+    size=c.data.size,
+    resize=c.data.resize,
+    views=views,
+    threads=c.data.threads,
+    workers=c.data.workers,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
   with contextlib.closing(batches):  # an interruption may come in the middle
     for i, batch in enumerate(batches):
       if c.data.strict and (batch['broken'] >= 0).any():
         name = examples.files[int(batch['broken'].max())]
-        raise UserError(f'{name}: unreadable image in split {examples.name!r} (data.strict); without data.strict it is skipped and counted')
+        raise UserError(
+          f'{name}: unreadable image in split {examples.name!r} (data.strict); without data.strict it is skipped and counted'
+        )
       p, f = step(variables, parallel.put_batch({'x': batch['image']}, mesh)['x'])
-      host = parallel.gather((p, f if with_features else None, parallel.put_batch({k: batch[k] for k in ('index', 'mask', 'broken')}, mesh)))
-      probs.append(host[0]); features.append(host[1]); index.append(host[2]['index']); mask.append(host[2]['mask'])
+      host = parallel.gather(
+        (
+          p,
+          f if with_features else None,
+          parallel.put_batch({k: batch[k] for k in ('index', 'mask', 'broken')}, mesh),
+        )
+      )
+      probs.append(host[0])
+      features.append(host[1])
+      index.append(host[2]['index'])
+      mask.append(host[2]['mask'])
       broken.update(host[2]['broken'][host[2]['broken'] >= 0].tolist())
       if progress:
         progress(min((i + 1) * batch_size, n), n)
@@ -83,12 +128,22 @@ def collect(step: Callable, variables: Mapping, examples: Examples, c, mesh, vie
   order = np.argsort(index[keep], kind='stable')
   take = lambda parts: np.concatenate(parts)[keep][order]
   seen = index[keep][order]
-  assert len(np.unique(seen)) == len(seen) and len(seen) + len(broken) == n, f'split {examples.name}: {len(seen)} of {n} examples counted'
+  assert len(np.unique(seen)) == len(seen) and len(seen) + len(broken) == n, (
+    f'split {examples.name}: {len(seen)} of {n} examples counted'
+  )
   if not len(seen) and not may_be_empty:
-    raise UserError(f'split {examples.name!r}: none of its {n} images can be read; the first is {examples.files[0]}')
+    raise UserError(
+      f'split {examples.name!r}: none of its {n} images can be read; the first is {examples.files[0]}'
+    )
   out = {level: take([p[level] for p in probs]).astype(np.float64) for level in probs[0]}
-  return Outputs(out, take(features) if with_features else None, examples.labels[seen], seen, sorted(examples.files[b] for b in broken),
-                 None if examples.multi is None else examples.multi[seen])
+  return Outputs(
+    out,
+    take(features) if with_features else None,
+    examples.labels[seen],
+    seen,
+    sorted(examples.files[b] for b in broken),
+    None if examples.multi is None else examples.multi[seen],
+  )
 
 
 def loss(outputs: Outputs, taxonomy: Taxonomy | Mixed, weights: Mapping[str, float]) -> float:
@@ -98,7 +153,9 @@ def loss(outputs: Outputs, taxonomy: Taxonomy | Mixed, weights: Mapping[str, flo
     if level in taxonomy.multi:
       y = outputs.multi[:, taxonomy.columns[level]]
       right = np.where(y == 1, p, 1 - p)[y >= 0]
-      total += weights[level] * float(-np.log(np.maximum(right, 1e-12)).mean()) if len(right) else 0.0
+      total += (
+        weights[level] * float(-np.log(np.maximum(right, 1e-12)).mean()) if len(right) else 0.0
+      )
       continue
     y = outputs.labels[:, taxonomy.index(level)]
     known = y >= 0
@@ -107,13 +164,19 @@ def loss(outputs: Outputs, taxonomy: Taxonomy | Mixed, weights: Mapping[str, flo
   return total
 
 
-def decodings(outputs: Outputs, taxonomy: Taxonomy | None, weights: Mapping[str, float] | None = None) -> dict[str, decode.Decoded]:
+def decodings(
+  outputs: Outputs, taxonomy: Taxonomy | None, weights: Mapping[str, float] | None = None
+) -> dict[str, decode.Decoded]:
   """The three decisions on exclusive levels, none without those; `weights` of the joint one default to 1 for each head."""
   if taxonomy is None:
     return {}
   probs = [outputs.probs.get(level) for level in taxonomy.levels]
   w = [(weights or {}).get(level, 1.0) for level in taxonomy.levels]
-  return {'independent': decode.independent(probs, taxonomy), 'leaf': decode.leaf(probs, taxonomy), 'joint': decode.joint(probs, taxonomy, w)}
+  return {
+    'independent': decode.independent(probs, taxonomy),
+    'leaf': decode.leaf(probs, taxonomy),
+    'joint': decode.joint(probs, taxonomy, w),
+  }
 
 
 def fitting(decoded: Mapping[str, decode.Decoded], taxonomy: Taxonomy | Mixed) -> np.ndarray | bool:
@@ -124,25 +187,50 @@ def fitting(decoded: Mapping[str, decode.Decoded], taxonomy: Taxonomy | Mixed) -
 def tune(outputs: Outputs, taxonomy: Taxonomy) -> dict[str, float]:
   """Weights of the joint decision that are best on these examples (val, never test)."""
   probs = [outputs.probs.get(level) for level in taxonomy.levels]
-  return {level: float(w) for level, w in zip(taxonomy.levels, decode.tune(probs, outputs.labels, taxonomy))}
+  return {
+    level: float(w)
+    for level, w in zip(taxonomy.levels, decode.tune(probs, outputs.labels, taxonomy))
+  }
 
 
-def summary(split: str, outputs: Outputs, taxonomy: Taxonomy | Mixed, tta: int, weights: Mapping[str, float],
-            thresholds: Mapping[str, np.ndarray] | None = None) -> dict:
+def summary(
+  split: str,
+  outputs: Outputs,
+  taxonomy: Taxonomy | Mixed,
+  tta: int,
+  weights: Mapping[str, float],
+  thresholds: Mapping[str, np.ndarray] | None = None,
+) -> dict:
   """The JSON of `--mode=evaluate`."""
   t, heads = taxonomy.exclusive, [level for level in taxonomy.levels if level in outputs.probs]
   decoded = decodings(outputs, t, weights)
   out = {
-    'split': split, 'n': len(outputs.index), 'unreadable': len(outputs.broken), 'tta': tta, 'heads': heads, 'weights': dict(weights),
+    'split': split,
+    'n': len(outputs.index),
+    'unreadable': len(outputs.broken),
+    'tta': tta,
+    'heads': heads,
+    'weights': dict(weights),
     'decode': {name: metrics.evaluate(d, outputs.labels, t, heads) for name, d in decoded.items()},
-    'intervals': {name: metrics.bootstrap(metrics.per_example(d, outputs.labels, t)) for name, d in decoded.items()},
+    'intervals': {
+      name: metrics.bootstrap(metrics.per_example(d, outputs.labels, t))
+      for name, d in decoded.items()
+    },
   }
   if taxonomy.several:
-    out |= multi.summary(outputs.probs, outputs.multi, thresholds, taxonomy.several, fitting(decoded, taxonomy))
+    out |= multi.summary(
+      outputs.probs, outputs.multi, thresholds, taxonomy.several, fitting(decoded, taxonomy)
+    )
   return out
 
 
-def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Taxonomy | Mixed, examples: Examples) -> None:
+def write(
+  workdir: pathlib.Path,
+  result: Mapping,
+  outputs: Outputs,
+  taxonomy: Taxonomy | Mixed,
+  examples: Examples,
+) -> None:
   """DIR/eval_SPLIT.json, and DIR/predictions_SPLIT.npz: files, labels, the prediction [n, L] and its probability [n, L] of each decoding, and the first
   TOP choices of the head of column k: top_k [n, TOP] and their probabilities top_prob_k. Of multi levels multi_labels, multi_prob and the decision
   multi_pred, each [n, M].
@@ -154,25 +242,47 @@ def write(workdir: pathlib.Path, result: Mapping, outputs: Outputs, taxonomy: Ta
   arrays = {'files': np.array([examples.files[i] for i in outputs.index]), 'labels': outputs.labels}
   decoded, several = decodings(outputs, taxonomy.exclusive, result['weights']), taxonomy.several
   if several:
-    thresholds = {level: np.array([c['threshold'] for c in found['classes'].values()]) for level, found in result['multi'].items()}
+    thresholds = {
+      level: np.array([c['threshold'] for c in found['classes'].values()])
+      for level, found in result['multi'].items()
+    }
     prob = multi.join(outputs.probs, several)
-    decided = multi.decide(prob, multi.join(thresholds, several), several, fitting(decoded, taxonomy))
-    arrays |= {'multi_labels': outputs.multi, 'multi_prob': prob.astype(np.float32), 'multi_pred': decided}
+    decided = multi.decide(
+      prob, multi.join(thresholds, several), several, fitting(decoded, taxonomy)
+    )
+    arrays |= {
+      'multi_labels': outputs.multi,
+      'multi_prob': prob.astype(np.float32),
+      'multi_pred': decided,
+    }
   for name, d in decoded.items():
     arrays[f'pred_{name}'] = d.pred
-    arrays[f'prob_{name}'] = np.stack([np.take_along_axis(p, d.pred[:, k:k + 1], 1)[:, 0] for k, p in enumerate(d.prob)], 1).astype(np.float32)
+    arrays[f'prob_{name}'] = np.stack(
+      [np.take_along_axis(p, d.pred[:, k : k + 1], 1)[:, 0] for k, p in enumerate(d.prob)], 1
+    ).astype(np.float32)
   for level in taxonomy.exclusive.levels if decoded else ():
     if (p := outputs.probs.get(level)) is None:
       continue
     k, best = taxonomy.index(level), np.argsort(-p, axis=1, kind='stable')[:, :TOP]
-    arrays[f'top_{k}'], arrays[f'top_prob_{k}'] = best.astype(np.int32), np.take_along_axis(p, best, 1).astype(np.float32)
+    arrays[f'top_{k}'], arrays[f'top_prob_{k}'] = (
+      best.astype(np.int32),
+      np.take_along_axis(p, best, 1).astype(np.float32),
+    )
   archive = io.BytesIO()
   np.savez_compressed(archive, **arrays)
   files.write(workdir / f'predictions_{result["split"]}.npz', archive.getvalue())
   files.write(workdir / f'eval_{result["split"]}.json', json.dumps(result, indent=2) + '\n')
 
 
-def write_embedding(path: pathlib.Path, step: Callable, variables: Mapping, examples: Examples, c, mesh, taxonomy: Taxonomy | Mixed) -> None:
+def write_embedding(
+  path: pathlib.Path,
+  step: Callable,
+  variables: Mapping,
+  examples: Examples,
+  c,
+  mesh,
+  taxonomy: Taxonomy | Mixed,
+) -> None:
   """What the report draws of prototype heads: features [n, d] of at most EMBEDDED evenly chosen examples, their labels [n, L], and prototype_K [C, d] of
   each column K with a head. Nothing for other heads, and multi levels."""
   prototypes = {}
@@ -202,14 +312,25 @@ def best_metric(text: str, taxonomy: Taxonomy | Mixed, heads: Sequence[str]) -> 
   if taxonomy.exclusive:
     own = [level for level in heads if level not in taxonomy.multi]
     names = [names[0], 'fpa', 'hvr', 'joint_fpa', *(f'top1/{level}' for level in own), *names[1:]]
-    words |= {'top1/finest': f'top1/{taxonomy.exclusive.levels[-1]}', 'top1/coarsest': f'top1/{own[0]}'}
+    words |= {
+      'top1/finest': f'top1/{taxonomy.exclusive.levels[-1]}',
+      'top1/coarsest': f'top1/{own[0]}',
+    }
   name = words.get(text, text)
   if name not in names:
-    raise UserError(f'--config.train.best={text!r}{did_you_mean(text, names)}; choices: {", ".join(names)}')
+    raise UserError(
+      f'--config.train.best={text!r}{did_you_mean(text, names)}; choices: {", ".join(names)}'
+    )
   return name
 
 
 def flat(result: Mapping, loss_value: float, levels: Sequence[str]) -> dict[str, float]:
   """The few numbers that training logs and chooses checkpoints by."""
   ind, joint = result['independent'], result['joint']
-  return {'loss': loss_value, **{f'top1/{l}': ind['levels'][l]['top1'] for l in levels}, 'fpa': ind['fpa'], 'hvr': ind['hvr'], 'joint_fpa': joint['fpa']}
+  return {
+    'loss': loss_value,
+    **{f'top1/{l}': ind['levels'][l]['top1'] for l in levels},
+    'fpa': ind['fpa'],
+    'hvr': ind['hvr'],
+    'joint_fpa': joint['fpa'],
+  }

@@ -37,7 +37,9 @@ SEEN = 512  # training images at most whose mean feature is what an image of no 
 KINDS = ('added', 'removed', 'renamed', 'moved', 'merged', 'split')
 
 
-def read_renames(path: str | pathlib.Path, old: Taxonomy, new: Taxonomy) -> dict[tuple[str, str], list[str]]:
+def read_renames(
+  path: str | pathlib.Path, old: Taxonomy, new: Taxonomy
+) -> dict[tuple[str, str], list[str]]:
   """{(level, old name): new names} of a CSV with the columns level, old, new. UserError 'FILE:ROW: ...' for names that the taxonomies lack."""
   columns, rows = read_table(path)
   if sorted(columns) != ['level', 'new', 'old']:
@@ -47,11 +49,16 @@ def read_renames(path: str | pathlib.Path, old: Taxonomy, new: Taxonomy) -> dict
     cell = dict(zip(columns, cells))
     for t, name, what in ((old, 'old', 'the old taxonomy'), (new, 'new', 'the new taxonomy')):
       if cell['level'] not in t.levels:
-        raise UserError(f'{path}:{row}: {what} has no level {cell["level"]!r}{did_you_mean(cell["level"], t.levels)}; its levels are {", ".join(t.levels)}')
+        raise UserError(
+          f'{path}:{row}: {what} has no level {cell["level"]!r}{did_you_mean(cell["level"], t.levels)}; its levels are {", ".join(t.levels)}'
+        )
       names = t.names[t.index(cell['level'])]
       if cell[name] not in names:
         close = close_matches(cell[name], names)
-        raise UserError(f'{path}:{row}: {cell["level"]} {cell[name]!r} is not in {what}' + (f'; did you mean {close[0]!r}?' if close else ''))
+        raise UserError(
+          f'{path}:{row}: {cell["level"]} {cell[name]!r} is not in {what}'
+          + (f'; did you mean {close[0]!r}?' if close else '')
+        )
     given = out.setdefault((cell['level'], cell['old']), [])
     if cell['new'] in given:
       raise UserError(f'{path}:{row}: repeats an earlier row')
@@ -59,7 +66,9 @@ def read_renames(path: str | pathlib.Path, old: Taxonomy, new: Taxonomy) -> dict
   return out
 
 
-def correspond(old: Taxonomy, new: Taxonomy, renames: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, list[tuple[int, ...]]]:
+def correspond(
+  old: Taxonomy, new: Taxonomy, renames: Mapping[tuple[str, str], Sequence[str]]
+) -> dict[str, list[tuple[int, ...]]]:
   """{level: for each class of the new taxonomy its sources, classes of the old one}, of the levels that both have."""
   out = {}
   for level in (level for level in new.levels if level in old.levels):
@@ -72,20 +81,28 @@ def correspond(old: Taxonomy, new: Taxonomy, renames: Mapping[tuple[str, str], S
   return out
 
 
-def difference(old: Taxonomy, new: Taxonomy, renames: Mapping[tuple[str, str], Sequence[str]] | None = None) -> dict[str, dict[str, list[str]]]:
+def difference(
+  old: Taxonomy, new: Taxonomy, renames: Mapping[tuple[str, str], Sequence[str]] | None = None
+) -> dict[str, dict[str, list[str]]]:
   """{level: {kind of KINDS: texts}}: what has happened to the classes of each level that both have.
 
   A class has moved where it lies under a class that none of its old parents became.
   """
   all_sources, out = correspond(old, new, renames or {}), {}
-  became = {level: np.zeros((len(found), old.num_classes(level)), bool) for level, found in all_sources.items()}  # [new, old]
+  became = {
+    level: np.zeros((len(found), old.num_classes(level)), bool)
+    for level, found in all_sources.items()
+  }  # [new, old]
   for level, found in all_sources.items():
     for c, s in enumerate(found):
       became[level][c, list(s)] = True
   for level, found in all_sources.items():
     names, before = new.names[new.index(level)], old.names[old.index(level)]
     kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    targets, coarser = became[level].sum(0), [a for a in all_sources if a in new.levels[:new.index(level)]]
+    targets, coarser = (
+      became[level].sum(0),
+      [a for a in all_sources if a in new.levels[: new.index(level)]],
+    )
     before_under, now_under = ({a: t.relation(level, a) for a in coarser} for t in (old, new))
     for c, s in enumerate(found):
       if not s:
@@ -97,14 +114,19 @@ def difference(old: Taxonomy, new: Taxonomy, renames: Mapping[tuple[str, str], S
       for above in coarser if s else ():
         parents, now = before_under[above][list(s)].any(0), now_under[above][c]
         if (now & ~became[above][:, parents].any(1)).any():
-          was, at = (' and '.join(t.names[t.index(above)][i] for i in np.flatnonzero(of)) for t, of in ((old, parents), (new, now)))
+          was, at = (
+            ' and '.join(t.names[t.index(above)][i] for i in np.flatnonzero(of))
+            for t, of in ((old, parents), (new, now))
+          )
           gone = ' (gone)' if not became[above][:, parents].any(0).all() else ''
           kinds['moved'].append(f'{names[c]}: {above} {was}{gone} -> {at}')
     for i, n in enumerate(targets):
       if n == 0:
         kinds['removed'].append(before[i])
       elif n > 1:
-        kinds['split'].append(f'{before[i]} -> {" + ".join(names[c] for c in np.flatnonzero(became[level][:, i]))}')
+        kinds['split'].append(
+          f'{before[i]} -> {" + ".join(names[c] for c in np.flatnonzero(became[level][:, i]))}'
+        )
     out[level] = kinds
   return out
 
@@ -113,19 +135,42 @@ def told(found: Mapping[str, Mapping[str, Sequence[str]]], some: int = 10) -> st
   """difference() in lines."""
   lines = []
   for level, kinds in found.items():
-    said = [f'  {len(texts)} {kind}: {", ".join(texts[:some])}{", ..." if len(texts) > some else ""}' for kind, texts in kinds.items() if texts]
+    said = [
+      f'  {len(texts)} {kind}: {", ".join(texts[:some])}{", ..." if len(texts) > some else ""}'
+      for kind, texts in kinds.items()
+      if texts
+    ]
     lines += [f'{level}:' + ('' if said else ' unchanged'), *said]
   return '\n'.join(lines)
 
 
-def history(source: runs.Run, found: Mapping[str, Sequence[tuple[int, ...]]], new: Taxonomy) -> dict[str, dict[str, dict]]:
+def history(
+  source: runs.Run, found: Mapping[str, Sequence[tuple[int, ...]]], new: Taxonomy
+) -> dict[str, dict[str, dict]]:
   """{level: {class: {'kind': new, kept, renamed, merged or part, 'right', 'images': those of its sources on the old run's val, where it was evaluated}}}."""
   out: dict[str, dict[str, dict]] = {}
   for level, sources_of in found.items():
-    parts = np.bincount(np.array([i for s in sources_of for i in s], int), minlength=source.taxonomy.num_classes(level))
-    counts, was, out[level] = source.per_class(level), source.taxonomy.names[source.taxonomy.index(level)], {}
+    parts = np.bincount(
+      np.array([i for s in sources_of for i in s], int),
+      minlength=source.taxonomy.num_classes(level),
+    )
+    counts, was, out[level] = (
+      source.per_class(level),
+      source.taxonomy.names[source.taxonomy.index(level)],
+      {},
+    )
     for name, s in zip(new.names[new.index(level)], sources_of):
-      kind = 'new' if not s else 'merged' if len(s) > 1 else 'part' if parts[s[0]] > 1 else 'kept' if was[s[0]] == name else 'renamed'
+      kind = (
+        'new'
+        if not s
+        else 'merged'
+        if len(s) > 1
+        else 'part'
+        if parts[s[0]] > 1
+        else 'kept'
+        if was[s[0]] == name
+        else 'renamed'
+      )
       right, images = (0, 0) if counts is None else counts[list(s)].sum(0).tolist()
       out[level][name] = {'kind': kind, 'right': right, 'images': images}
   return out
@@ -134,13 +179,22 @@ def history(source: runs.Run, found: Mapping[str, Sequence[tuple[int, ...]]], ne
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """Where the rows of a level's new head come from."""
-  rows: tuple[int, ...]        # of each new class
-  source: np.ndarray           # int [R_new]: the old row, -1 = new
-  shares: np.ndarray           # float32 [R_new]: what is taken off the bias, log of the number of parts of a split
+
+  rows: tuple[int, ...]  # of each new class
+  source: np.ndarray  # int [R_new]: the old row, -1 = new
+  shares: (
+    np.ndarray
+  )  # float32 [R_new]: what is taken off the bias, log of the number of parts of a split
   donors: dict[int, np.ndarray]  # new row -> the old rows whose mean it begins with
 
 
-def plan(level: str, old: Taxonomy, new: Taxonomy, found: Sequence[tuple[int, ...]], old_rows: Sequence[int]) -> Plan:
+def plan(
+  level: str,
+  old: Taxonomy,
+  new: Taxonomy,
+  found: Sequence[tuple[int, ...]],
+  old_rows: Sequence[int],
+) -> Plan:
   """The rows of a level's head, where `found` is correspond()'s and each old class had so many rows."""
   first = heads.first_rows(old_rows)
   of = [np.arange(a, a + n) for a, n in zip(first, old_rows)]
@@ -158,9 +212,11 @@ def plan(level: str, old: Taxonomy, new: Taxonomy, found: Sequence[tuple[int, ..
 
 def siblings(level: str, new: Taxonomy, found: Sequence[tuple[int, ...]], c: int) -> list[int]:
   """Old classes that have become classes with the same parent as class c of a level, by the closest level above where there are any."""
-  for above in reversed(new.levels[:new.index(level)]):
+  for above in reversed(new.levels[: new.index(level)]):
     shares = new.relation(level, above)
-    if out := sorted({i for other in np.flatnonzero((shares & shares[c]).any(1)) for i in found[other]}):
+    if out := sorted(
+      {i for other in np.flatnonzero((shares & shares[c]).any(1)) for i in found[other]}
+    ):
       return out
   return []
 
@@ -181,7 +237,9 @@ def carried(head: Mapping, plan: Plan) -> dict:
   return out
 
 
-def imprinted(head: Mapping, row: int, others: np.ndarray, mean: np.ndarray, center: np.ndarray) -> None:
+def imprinted(
+  head: Mapping, row: int, others: np.ndarray, mean: np.ndarray, center: np.ndarray
+) -> None:
   """Makes `row` of a level's head that of a class whose images have the mean feature [d], where those of all classes have `center`.
 
   A prototype is that mean as a unit vector. Of a linear head the row lies as far from the mean of the `others` as those do on average, towards the mean feature
@@ -194,20 +252,39 @@ def imprinted(head: Mapping, row: int, others: np.ndarray, mean: np.ndarray, cen
   kernel, bias = head['kernel'], head['bias']
   average = kernel[:, others].mean(1)
   away = mean - center
-  away *= np.linalg.norm(kernel[:, others] - average[:, None], axis=0).mean() / max(np.linalg.norm(away), 1e-12)
+  away *= np.linalg.norm(kernel[:, others] - average[:, None], axis=0).mean() / max(
+    np.linalg.norm(away), 1e-12
+  )
   kernel[:, row] = average + away
   bias[row] = bias[others].mean() - away @ (mean + center) / 2
 
 
-def means(model: predict.Model, examples: sources.Examples, wanted: Mapping[str, Sequence[int]], taxonomy: Taxonomy, shots: int, seed: int
-          ) -> tuple[np.ndarray, dict[str, dict[int, np.ndarray]]]:
+def means(
+  model: predict.Model,
+  examples: sources.Examples,
+  wanted: Mapping[str, Sequence[int]],
+  taxonomy: Taxonomy,
+  shots: int,
+  seed: int,
+) -> tuple[np.ndarray, dict[str, dict[int, np.ndarray]]]:
   """(mean feature [d] of the training images, {level: {class: mean feature of its first `shots` images in a shuffled order}}), by the old run's backbone."""
   order = np.random.default_rng(seed).permutation(len(examples.labels))
   labels = examples.labels[order]
-  few = {(level, c): order[labels[:, taxonomy.index(level)] == c][:shots] for level, classes in wanted.items() for c in classes}
+  few = {
+    (level, c): order[labels[:, taxonomy.index(level)] == c][:shots]
+    for level, classes in wanted.items()
+    for c in classes
+  }
   chosen = np.unique(np.concatenate([order[:SEEN], *few.values()]))
-  out = model.collect(sources.subset(dataclasses.replace(examples, labels=np.full((len(examples.labels), len(model.taxonomy.levels)), -1, np.int32)), chosen),
-                      with_features=True)
+  out = model.collect(
+    sources.subset(
+      dataclasses.replace(
+        examples, labels=np.full((len(examples.labels), len(model.taxonomy.levels)), -1, np.int32)
+      ),
+      chosen,
+    ),
+    with_features=True,
+  )
   feature = dict(zip(chosen[out.index].tolist(), np.asarray(out.features, np.float64)))
   found: dict[str, dict[int, np.ndarray]] = {level: {} for level in wanted}
   for (level, c), images in few.items():
@@ -216,7 +293,14 @@ def means(model: predict.Model, examples: sources.Examples, wanted: Mapping[str,
   return np.mean([feature[i] for i in order[:SEEN].tolist() if i in feature], 0), found
 
 
-def migrate(source: str | pathlib.Path, path: str, workdir: str | pathlib.Path, c: ConfigDict, renames: str = '', shots: int = 0) -> str:
+def migrate(
+  source: str | pathlib.Path,
+  path: str,
+  workdir: str | pathlib.Path,
+  c: ConfigDict,
+  renames: str = '',
+  shots: int = 0,
+) -> str:
   """Makes the run `workdir` for the taxonomy in file `path` from the trained run `source`, and returns what has changed, in lines, and what the new run
   makes of its val before any training, which is kept in WORKDIR/start.
 
@@ -229,9 +313,13 @@ def migrate(source: str | pathlib.Path, path: str, workdir: str | pathlib.Path, 
   model = predict.load(source)
   old, new = model.taxonomy, Taxonomy.from_csv(path)
   if old.multi:
-    raise UserError(f'{source}: has multi levels ({", ".join(old.multi)}); only runs on exclusive levels can be carried over')
+    raise UserError(
+      f'{source}: has multi levels ({", ".join(old.multi)}); only runs on exclusive levels can be carried over'
+    )
   if gone := [level for level in model.levels if level not in new.levels]:
-    raise UserError(f'{path}: has no level {", ".join(gone)}, which {source} has a head for; its levels are {", ".join(new.levels)}')
+    raise UserError(
+      f'{path}: has no level {", ".join(gone)}, which {source} has a head for; its levels are {", ".join(new.levels)}'
+    )
   if new.levels[-1] != model.levels[-1]:
     new = new.coarsen(model.levels[-1])
   names = read_renames(renames, old, new) if renames else {}
@@ -240,15 +328,30 @@ def migrate(source: str | pathlib.Path, path: str, workdir: str | pathlib.Path, 
   plans = {level: plan(level, old, new, found[level], old_rows[level]) for level in model.levels}
   if model.c.model.heads == 'cascaded':
     read = (model.classifier.heads.order or model.levels)[:-1]
-    if changed := [level for level in read if plans[level].source.tolist() != list(range(sum(old_rows[level])))]:
-      raise UserError(f'{source}: cascaded heads read the logits of {changed[0]}, whose classes have changed: such a run cannot be carried over')
+    if changed := [
+      level for level in read if plans[level].source.tolist() != list(range(sum(old_rows[level])))
+    ]:
+      raise UserError(
+        f'{source}: cascaded heads read the logits of {changed[0]}, whose classes have changed: such a run cannot be carried over'
+      )
   if shots and model.c.model.heads not in ('flat', 'parallel', 'prototypes'):
-    raise UserError(f'--shots={shots}: only flat, parallel and prototypes heads can start a class from images, not {model.c.model.heads}')
+    raise UserError(
+      f'--shots={shots}: only flat, parallel and prototypes heads can start a class from images, not {model.c.model.heads}'
+    )
   c.baseline, c.data.taxonomy = '', str(path)
-  c.model.parts = tuple((level, new.names[new.index(level)][k], n) for level, p in plans.items() for k, n in enumerate(p.rows) if n > 1)
+  c.model.parts = tuple(
+    (level, new.names[new.index(level)][k], n)
+    for level, p in plans.items()
+    for k, n in enumerate(p.rows)
+    if n > 1
+  )
   run = train.Run(c)
   if run.taxonomy.hash() != new.hash():
-    held = f'; the run holds out data.hold_out={c.data.hold_out}, and --config.data.hold_out= puts that back' if c.data.hold_out else ''
+    held = (
+      f'; the run holds out data.hold_out={c.data.hold_out}, and --config.data.hold_out= puts that back'
+      if c.data.hold_out
+      else ''
+    )
     raise UserError(f'{path}: the data have another taxonomy: {new.diff(run.taxonomy)}{held}')
   variables = jax.device_get(model.variables)
   made = {level: carried(variables['params']['heads'][level], p) for level, p in plans.items()}
@@ -259,9 +362,15 @@ def migrate(source: str | pathlib.Path, path: str, workdir: str | pathlib.Path, 
       first, there = heads.first_rows(plans[level].rows), np.flatnonzero(plans[level].source >= 0)
       for k, mean in classes.items():
         imprinted(made[level], int(first[k]), there, mean, center)
-  variables = {**variables, 'params': {**variables['params'], 'heads': {**variables['params']['heads'], **made}}}
+  variables = {
+    **variables,
+    'params': {**variables['params'], 'heads': {**variables['params']['heads'], **made}},
+  }
   state = run.state(run.task())
-  state = state.replace(**parallel.put_replicated(variables, run.mesh), ema=parallel.put_replicated(variables, run.mesh) if state.ema else state.ema)
+  state = state.replace(
+    **parallel.put_replicated(variables, run.mesh),
+    ema=parallel.put_replicated(variables, run.mesh) if state.ema else state.ema,
+  )
   begun, classes = workdir / runs.START, history(runs.read(source, baseline=False), found, new)
   train.prepare_workdir(workdir, run)
   store = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, writes=True)
@@ -273,6 +382,12 @@ def migrate(source: str | pathlib.Path, path: str, workdir: str | pathlib.Path, 
     shutil.copy(workdir / name, begun)
   shutil.copytree(workdir / 'checkpoints', begun / 'checkpoints')
   predict.load(begun).evaluate(run.c.data.val, examples=run.val, tune=True)
-  known = {'from': str(source.absolute()), 'step': model.step, 'shots': shots, 'changes': changes, 'classes': classes}
+  known = {
+    'from': str(source.absolute()),
+    'step': model.step,
+    'shots': shots,
+    'changes': changes,
+    'classes': classes,
+  }
   files.write(workdir / 'migration.json', json.dumps(known, indent=2) + '\n')
   return '\n'.join([told(changes), *report.migrated(runs.read(begun, baseline=False), known)])

@@ -19,10 +19,16 @@ from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError
 
-NEGLIGIBLE = 1e-6  # share of the largest gradient's norm that is no more than float32's rounding of it
-RIDGE = 1e-6  # added to the diagonal of the cosines, which parallel and opposite gradients make singular
+NEGLIGIBLE = (
+  1e-6  # share of the largest gradient's norm that is no more than float32's rounding of it
+)
+RIDGE = (
+  1e-6  # added to the diagonal of the cosines, which parallel and opposite gradients make singular
+)
 EPS = 1e-8  # added to a loss before its logarithm, as FAMO's and DB-MTL's authors do
-LARGEST = 10.0  # of a learned log-scale of a loss, either way; a loss of 0 would let it grow for ever
+LARGEST = (
+  10.0  # of a learned log-scale of a loss, either way; a loss of 0 would let it grow for ever
+)
 
 
 class Balancer(NamedTuple):
@@ -36,14 +42,18 @@ class Balancer(NamedTuple):
   init: Callable
   update: Callable
   reads_gram: bool = False  # update needs gram [K, K], the inner products of the K gradients
-  smooth: Callable | None = None  # (losses, K gradients, state) -> (gradients, state), before the Gram matrix is taken
+  smooth: Callable | None = (
+    None  # (losses, K gradients, state) -> (gradients, state), before the Gram matrix is taken
+  )
 
 
 def _balancer(rule: Callable, init: Callable = lambda tasks, shared=None: {}, **fields) -> Balancer:
   """A balancer whose update is rule(losses, state, gram=, accuracies=, key=), in float32, without gradients and with exact products."""
 
   def update(losses, state, *, gram=None, accuracies=None, key=None):
-    losses, gram, accuracies = jax.tree.map(lambda x: jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)), (losses, gram, accuracies))
+    losses, gram, accuracies = jax.tree.map(
+      lambda x: jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)), (losses, gram, accuracies)
+    )
     with jax.default_matmul_precision('highest'):  # a TPU multiplies in bfloat16 otherwise
       return rule(losses, state, gram=gram, accuracies=accuracies, key=key)
 
@@ -62,14 +72,20 @@ def _of_losses(rule: Callable, init: Callable = lambda tasks, shared=None: {}) -
 
 def _of_gram(rule: Callable) -> Balancer:
   """From rule(gram) -> weights of the gradients; the heads' are 1."""
-  return _balancer(lambda losses, state, gram, **_: (jnp.ones_like(losses), rule(gram), state), reads_gram=True)
+  return _balancer(
+    lambda losses, state, gram, **_: (jnp.ones_like(losses), rule(gram), state), reads_gram=True
+  )
 
 
 def gram(grads: Sequence[Any], axis: str | None = None) -> jax.Array:
   """Inner products of K trees: float32 [K, K]. With an axis of the mesh, each device has its rows' part of the gradients (those at the feature)."""
   grads = [jax.tree.map(lambda x: x.astype(jnp.float32), g) for g in grads]
-  lower = {(i, j): optax.tree.vdot(grads[i], grads[j]) for i in range(len(grads)) for j in range(i + 1)}
-  out = jnp.stack([jnp.stack([lower[max(i, j), min(i, j)] for j in range(len(grads))]) for i in range(len(grads))])
+  lower = {
+    (i, j): optax.tree.vdot(grads[i], grads[j]) for i in range(len(grads)) for j in range(i + 1)
+  }
+  out = jnp.stack(
+    [jnp.stack([lower[max(i, j), min(i, j)] for j in range(len(grads))]) for i in range(len(grads))]
+  )
   return jax.lax.psum(out, axis) if axis else out
 
 
@@ -102,26 +118,48 @@ class Shared(NamedTuple):
   state: Any
 
 
-def shared_gradient(balancer: Balancer, losses: jax.Array, grads: Sequence[Any], state: Any, *, axis: str | None = None,
-                    accuracies: jax.Array | None = None, key: jax.Array | None = None) -> Shared:
+def shared_gradient(
+  balancer: Balancer,
+  losses: jax.Array,
+  grads: Sequence[Any],
+  state: Any,
+  *,
+  axis: str | None = None,
+  accuracies: jax.Array | None = None,
+  key: jax.Array | None = None,
+) -> Shared:
   """From the K gradients of what is shared to the one to use. `axis` as in `gram`."""
   if balancer.smooth:
     grads, state = balancer.smooth(losses, grads, state)
   products = gram(grads, axis)
-  loss_weights, weights, state = balancer.update(losses, state, gram=products, accuracies=accuracies, key=key)
+  loss_weights, weights, state = balancer.update(
+    losses, state, gram=products, accuracies=accuracies, key=key
+  )
   return Shared(weighted(weights, grads), loss_weights, weights, products, state)
 
 
 def weighted(weights: jax.Array, trees: Sequence[Any]) -> Any:
   """sum_k weights[k] trees[k], in the leaves' own types."""
   each = list(weights)  # once, not for each leaf: a program of a thousand slices less
-  return jax.tree.map(lambda *leaves: sum(w * x for w, x in zip(each, leaves)).astype(leaves[0].dtype), *trees)
+  return jax.tree.map(
+    lambda *leaves: sum(w * x for w, x in zip(each, leaves)).astype(leaves[0].dtype), *trees
+  )
 
 
-def _learn(tx: optax.GradientTransformation, gradient: jax.Array, value: jax.Array, opt_state: Any, when: jax.Array | bool = True) -> tuple[jax.Array, Any]:
+def _learn(
+  tx: optax.GradientTransformation,
+  gradient: jax.Array,
+  value: jax.Array,
+  opt_state: Any,
+  when: jax.Array | bool = True,
+) -> tuple[jax.Array, Any]:
   """One step of tx on `value`, or none."""
   updates, after = tx.update(gradient, opt_state, value)
-  return jax.tree.map(lambda new, old: jnp.where(when, new, old), (optax.apply_updates(value, updates), after), (value, opt_state))
+  return jax.tree.map(
+    lambda new, old: jnp.where(when, new, old),
+    (optax.apply_updates(value, updates), after),
+    (value, opt_state),
+  )
 
 
 # Of the losses alone.
@@ -153,7 +191,12 @@ def uw(lr: float = 0.025) -> Balancer:
 
   The loss's factor 1/2 is a regression's; the paper gives a classification 1, LibMTL all of them 1/2, as here. lr is what GradNorm's paper used for it.
   """
-  return _log_scale(lambda s, losses: jnp.sum(losses / (2 * jnp.exp(s)) + s / 2), lambda s: 1 / (2 * jnp.exp(s)), -0.5, lr)
+  return _log_scale(
+    lambda s, losses: jnp.sum(losses / (2 * jnp.exp(s)) + s / 2),
+    lambda s: 1 / (2 * jnp.exp(s)),
+    -0.5,
+    lr,
+  )
 
 
 def imtl_l(lr: float = 0.025) -> Balancer:
@@ -165,15 +208,29 @@ def dwa(epoch_steps: int, temperature: float = 2.0) -> Balancer:
   """Dynamic weight average (arXiv 1803.10704, eq. 7): K softmax(r / T), r the ratio of a loss's means over the last two epochs; 1 in the first two."""
 
   def init(tasks, shared=None):
-    return {'step': jnp.int32(0), 'mean': jnp.zeros(tasks), 'last': jnp.ones(tasks), 'before': jnp.ones(tasks)}
+    return {
+      'step': jnp.int32(0),
+      'mean': jnp.zeros(tasks),
+      'last': jnp.ones(tasks),
+      'before': jnp.ones(tasks),
+    }
 
   def rule(losses, state, **_):
     done = state['step'] % epoch_steps  # steps of this epoch that are in its mean
     begins = (done == 0) & (state['step'] > 0)
-    before, last, mean = (jnp.where(begins, *pair) for pair in ((state['last'], state['before']), (state['mean'], state['last']), (0, state['mean'])))
+    before, last, mean = (
+      jnp.where(begins, *pair)
+      for pair in (
+        (state['last'], state['before']),
+        (state['mean'], state['last']),
+        (0, state['mean']),
+      )
+    )
     mean += (losses - mean) / (done + 1)
     ratio = jnp.where(before > 0, last / jnp.maximum(before, 1e-30), 1)
-    weights = jnp.where(state['step'] >= 2 * epoch_steps, len(losses) * jax.nn.softmax(ratio / temperature), 1)
+    weights = jnp.where(
+      state['step'] >= 2 * epoch_steps, len(losses) * jax.nn.softmax(ratio / temperature), 1
+    )
     return weights, {'step': state['step'] + 1, 'mean': mean, 'last': last, 'before': before}
 
   return _of_losses(rule, init)
@@ -190,9 +247,15 @@ def dtp(gamma: float = 1.0, decay: float = 0.9) -> Balancer:
     average = jnp.where(seen, decay * state['accuracy'] + (1 - decay) * accuracies, accuracies)
     average, seen = jnp.where(new, average, state['accuracy']), new | seen
     a = jnp.clip(average, 1e-3, 1)
-    return jnp.where(seen, -((1 - a) ** gamma) * jnp.log(a), 1), {'accuracy': average, 'seen': seen.astype(jnp.int32)}
+    return jnp.where(seen, -((1 - a) ** gamma) * jnp.log(a), 1), {
+      'accuracy': average,
+      'seen': seen.astype(jnp.int32),
+    }
 
-  return _of_losses(rule, lambda tasks, shared=None: {'accuracy': jnp.zeros(tasks), 'seen': jnp.zeros(tasks, jnp.int32)})
+  return _of_losses(
+    rule,
+    lambda tasks, shared=None: {'accuracy': jnp.zeros(tasks), 'seen': jnp.zeros(tasks, jnp.int32)},
+  )
 
 
 def awa(gamma: float = 0.5) -> Balancer:
@@ -202,7 +265,9 @@ def awa(gamma: float = 0.5) -> Balancer:
 
 def rlw() -> Balancer:
   """Random loss weighting (arXiv 2111.10603): the softmax of K standard normal numbers, drawn each step."""
-  return _of_losses(lambda losses, state, key, **_: (jax.nn.softmax(jax.random.normal(key, losses.shape)), state))
+  return _of_losses(
+    lambda losses, state, key, **_: (jax.nn.softmax(jax.random.normal(key, losses.shape)), state)
+  )
 
 
 def gls() -> Balancer:
@@ -211,7 +276,9 @@ def gls() -> Balancer:
   def rule(losses, state, **_):
     present = losses > 0
     log, count = jnp.log(losses + EPS), jnp.maximum(jnp.sum(present), 1)
-    return jnp.where(present, jnp.exp(jnp.sum(jnp.where(present, log, 0)) / count - log) / count, 0), state
+    return jnp.where(
+      present, jnp.exp(jnp.sum(jnp.where(present, log, 0)) / count - log) / count, 0
+    ), state
 
   return _of_losses(rule)
 
@@ -230,9 +297,20 @@ def famo(lr: float = 0.025, decay: float = 1e-3) -> Balancer:
     gradient = jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) * fall))(state['logits'])
     logits, opt = _learn(tx, gradient, state['logits'], state['opt'], when=jnp.any(known))
     weights = jax.nn.softmax(jnp.where(present, logits - jnp.log(losses + EPS), -1e9))
-    return weights, {'logits': logits, 'opt': opt, 'losses': jnp.where(present, losses, state['losses'])}
+    return weights, {
+      'logits': logits,
+      'opt': opt,
+      'losses': jnp.where(present, losses, state['losses']),
+    }
 
-  return _of_losses(rule, lambda tasks, shared=None: {'logits': jnp.zeros(tasks), 'opt': tx.init(jnp.zeros(tasks)), 'losses': jnp.zeros(tasks)})
+  return _of_losses(
+    rule,
+    lambda tasks, shared=None: {
+      'logits': jnp.zeros(tasks),
+      'opt': tx.init(jnp.zeros(tasks)),
+      'losses': jnp.zeros(tasks),
+    },
+  )
 
 
 # Of the gradients.
@@ -247,17 +325,26 @@ def gradnorm(epoch_steps: int = 1, alpha: float = 1.5, lr: float = 0.025) -> Bal
   tx = optax.adam(lr)
 
   def init(tasks, shared=None):
-    return {'step': jnp.int32(0), 'first': jnp.zeros(tasks), 'logits': jnp.ones(tasks), 'opt': tx.init(jnp.ones(tasks))}
+    return {
+      'step': jnp.int32(0),
+      'first': jnp.zeros(tasks),
+      'logits': jnp.ones(tasks),
+      'opt': tx.init(jnp.ones(tasks)),
+    }
 
   def rule(losses, state, gram, **_):
     step, started = state['step'], state['step'] >= epoch_steps
-    first = jnp.where(started, state['first'], state['first'] + (losses - state['first']) / (step + 1))
+    first = jnp.where(
+      started, state['first'], state['first'] + (losses - state['first']) / (step + 1)
+    )
     norms = jnp.sqrt(jnp.diagonal(gram))
     ratio = jnp.where(first > 0, losses / jnp.maximum(first, 1e-30), 1)
     rate = ratio / jnp.where(jnp.any(ratio > 0), jnp.mean(ratio), 1)
     weights = len(losses) * jax.nn.softmax(state['logits'])
     target = jnp.mean(weights * norms) * rate**alpha
-    gradient = jax.grad(lambda s: jnp.sum(jnp.abs(len(losses) * jax.nn.softmax(s) * norms - target)))(state['logits'])
+    gradient = jax.grad(
+      lambda s: jnp.sum(jnp.abs(len(losses) * jax.nn.softmax(s) * norms - target))
+    )(state['logits'])
     logits, opt = _learn(tx, gradient, state['logits'], state['opt'], when=started)
     return weights, weights, {'step': step + 1, 'first': first, 'logits': logits, 'opt': opt}
 
@@ -280,7 +367,9 @@ def pcgrad() -> Balancer:
     tasks = len(norms)
     rows = jnp.eye(tasks)  # row i: what g_i / |g_i| has become, as a sum of unit gradients
     for other in _orders(key, tasks):
-      against = jnp.where(other != jnp.arange(tasks), jnp.minimum(jnp.sum(rows * cosine[other], axis=1), 0), 0)
+      against = jnp.where(
+        other != jnp.arange(tasks), jnp.minimum(jnp.sum(rows * cosine[other], axis=1), 0), 0
+      )
       rows -= against[:, None] * jax.nn.one_hot(other, tasks)
     return jnp.ones_like(losses), norms @ rows / norms, state
 
@@ -307,7 +396,9 @@ def gradvac(beta: float = 0.5) -> Balancer:
       goals += jnp.where(meets, beta, 0)[:, None] * pair * (now[:, None] - goals)
     return jnp.ones_like(losses), norms @ rows / norms, {'cosines': goals}
 
-  return _balancer(rule, lambda tasks, shared=None: {'cosines': jnp.zeros((tasks, tasks))}, reads_gram=True)
+  return _balancer(
+    rule, lambda tasks, shared=None: {'cosines': jnp.zeros((tasks, tasks))}, reads_gram=True
+  )
 
 
 def _simplex(gram: jax.Array, c: float | None) -> tuple[jax.Array, jax.Array]:
@@ -321,16 +412,28 @@ def _simplex(gram: jax.Array, c: float | None) -> tuple[jax.Array, jax.Array]:
   tasks, all_of_it = len(norms), jnp.where(present, norms, 0)
   length = jnp.sqrt(jnp.maximum(all_of_it @ cosine @ all_of_it, 0))
   linear, kappa = (jnp.zeros(tasks), 1.0) if c is None else (cosine @ all_of_it, c * length)
-  sets = jnp.asarray(np.arange(1, 2**tasks)[:, None] >> np.arange(tasks) & 1, jnp.float32)  # [faces, K]
-  matrix = sets[:, :, None] * sets[:, None] * cosine[None] + jnp.eye(tasks)[None] * (1 - sets + RIDGE)[:, None]
+  sets = jnp.asarray(
+    np.arange(1, 2**tasks)[:, None] >> np.arange(tasks) & 1, jnp.float32
+  )  # [faces, K]
+  matrix = (
+    sets[:, :, None] * sets[:, None] * cosine[None]
+    + jnp.eye(tasks)[None] * (1 - sets + RIDGE)[:, None]
+  )
   solved = jnp.linalg.solve(matrix, sets[:, :, None] * jnp.stack([1 / norms, linear], 1)[None])
   q, p = solved[..., 0], solved[..., 1]
   a = q @ (1 / norms)
   a = jnp.where(a > 0, a, jnp.inf)[:, None]
   p -= q * (p @ (1 / norms))[:, None] / a
   root = a * (kappa**2 - jnp.sum(p * (p @ cosine), axis=1, keepdims=True))
-  y = jnp.concatenate([q / a, jnp.where(root > 0, q / a - p / jnp.sqrt(jnp.where(root > 0, root, 1)), -1)])
-  inside = jnp.isfinite(y).all(1) & (y >= 0).all(1) & (y > 0).any(1) & jnp.tile((present[None] | (sets == 0)).all(1), 2)
+  y = jnp.concatenate(
+    [q / a, jnp.where(root > 0, q / a - p / jnp.sqrt(jnp.where(root > 0, root, 1)), -1)]
+  )
+  inside = (
+    jnp.isfinite(y).all(1)
+    & (y >= 0).all(1)
+    & (y > 0).any(1)
+    & jnp.tile((present[None] | (sets == 0)).all(1), 2)
+  )
   y = jnp.where(inside[:, None], y, 0)
   lengths = jnp.sqrt(jnp.maximum(jnp.sum(y * (y @ cosine), axis=1), 0))
   best = jnp.argmin(jnp.where(inside, y @ linear + kappa * lengths, jnp.inf))
@@ -363,7 +466,11 @@ def imtl_g() -> Balancer:
 
   def rule(gram):
     cosine, norms, present = _directions(gram)
-    w = jnp.where(present, jnp.linalg.solve(cosine + RIDGE * jnp.eye(len(norms)), jnp.ones_like(norms)) / norms, 0)
+    w = jnp.where(
+      present,
+      jnp.linalg.solve(cosine + RIDGE * jnp.eye(len(norms)), jnp.ones_like(norms)) / norms,
+      0,
+    )
     return w / jnp.maximum(jnp.abs(jnp.sum(w)), 0.01 * jnp.sum(jnp.abs(w)))
 
   return _of_gram(rule)
@@ -392,7 +499,9 @@ def aligned() -> Balancer:
     values, vectors = jnp.linalg.eigh(gram / jnp.where(largest > 0, largest, 1))
     kept = values > jnp.max(values) * len(values) * jnp.finfo(jnp.float32).eps
     least = jnp.min(jnp.where(kept, values, jnp.inf))
-    return vectors @ (jnp.where(kept, jnp.sqrt(least / jnp.where(kept, values, 1)), 0) * jnp.sum(vectors, axis=0))
+    return vectors @ (
+      jnp.where(kept, jnp.sqrt(least / jnp.where(kept, values, 1)), 0) * jnp.sum(vectors, axis=0)
+    )
 
   return _of_gram(rule)
 
@@ -412,15 +521,30 @@ def fairgrad(alpha: float = 1.0) -> Balancer:
     size = jnp.where(present, norms, 0)
     norms = norms / jnp.sqrt(jnp.linalg.norm(cosine * size[:, None] * size[None]))
     m, ridged = norms ** ((power - 1) / (power + 1)), cosine + RIDGE * jnp.eye(len(norms))
-    least = 1e-20 ** (1 / (power + 1))  # x stays in float32's range where a large alpha makes x^-power nearly constant
+    least = 1e-20 ** (
+      1 / (power + 1)
+    )  # x stays in float32's range where a large alpha makes x^-power nearly constant
 
     def newton(carry):
       x, _, steps = carry
-      change = jnp.linalg.solve(ridged + jnp.diag(power * x ** (-power - 1)), m * x**-power - ridged @ (m * x)) / m
+      change = (
+        jnp.linalg.solve(
+          ridged + jnp.diag(power * x ** (-power - 1)), m * x**-power - ridged @ (m * x)
+        )
+        / m
+      )
       down = jnp.maximum(jnp.max(-change / x), 0)
-      return jnp.clip(x + change / (1 + 1.1 * down * max((power + 1) / 2, 1)), least, 1e20), jnp.max(jnp.abs(change / x)), steps + 1
+      return (
+        jnp.clip(x + change / (1 + 1.1 * down * max((power + 1) / 2, 1)), least, 1e20),
+        jnp.max(jnp.abs(change / x)),
+        steps + 1,
+      )
 
-    x, _, _ = jax.lax.while_loop(lambda carry: (carry[1] > 1e-3) & (carry[2] < 100), newton, (jnp.ones_like(norms), jnp.float32(jnp.inf), 0))
+    x, _, _ = jax.lax.while_loop(
+      lambda carry: (carry[1] > 1e-3) & (carry[2] < 100),
+      newton,
+      (jnp.ones_like(norms), jnp.float32(jnp.inf), 0),
+    )
     return jnp.where(present, norms ** (-2 / (power + 1)) * x, 0)
 
   return _of_gram(rule)
@@ -442,21 +566,53 @@ def db_mtl(beta: float = 0.9, power: float = 0.5) -> Balancer:
   """
 
   def init(tasks, shared=None):
-    return {'step': jnp.int32(0), 'grads': [jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shared) for _ in range(tasks)]}
+    return {
+      'step': jnp.int32(0),
+      'grads': [
+        jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shared) for _ in range(tasks)
+      ],
+    }
 
   def smooth(losses, grads, state):
-    past, scale = beta / (state['step'] + 1).astype(jnp.float32) ** power, 1 / (jax.lax.stop_gradient(losses) + EPS)
+    past, scale = (
+      beta / (state['step'] + 1).astype(jnp.float32) ** power,
+      1 / (jax.lax.stop_gradient(losses) + EPS),
+    )
     of_log = [jax.tree.map(lambda g: scale[k] * g, tree) for k, tree in enumerate(grads)]
     grads = jax.tree.map(lambda old, new: past * old + (1 - past) * new, state['grads'], of_log)
     return grads, {'step': state['step'] + 1, 'grads': grads}
 
-  return _balancer(lambda losses, state, gram, **_: (1 / (losses + EPS), 1 / _directions(gram)[1], state), init, reads_gram=True, smooth=smooth)
+  return _balancer(
+    lambda losses, state, gram, **_: (1 / (losses + EPS), 1 / _directions(gram)[1], state),
+    init,
+    reads_gram=True,
+    smooth=smooth,
+  )
 
 
 BALANCERS: Mapping[str, Callable[..., Balancer]] = {
-  'equal': fixed, 'fixed': fixed, 'uw': uw, 'dwa': dwa, 'dtp': dtp, 'gradnorm': gradnorm, 'awa': awa, 'rlw': rlw, 'gls': gls, 'famo': famo, 'pcgrad': pcgrad,
-  'gradvac': gradvac, 'cagrad': cagrad, 'imtl': imtl, 'imtl_l': imtl_l, 'imtl_g': imtl_g, 'mgda': mgda, 'nash': nash, 'aligned': aligned, 'fairgrad': fairgrad,
-  'db_mtl': db_mtl}
+  'equal': fixed,
+  'fixed': fixed,
+  'uw': uw,
+  'dwa': dwa,
+  'dtp': dtp,
+  'gradnorm': gradnorm,
+  'awa': awa,
+  'rlw': rlw,
+  'gls': gls,
+  'famo': famo,
+  'pcgrad': pcgrad,
+  'gradvac': gradvac,
+  'cagrad': cagrad,
+  'imtl': imtl,
+  'imtl_l': imtl_l,
+  'imtl_g': imtl_g,
+  'mgda': mgda,
+  'nash': nash,
+  'aligned': aligned,
+  'fairgrad': fairgrad,
+  'db_mtl': db_mtl,
+}
 
 
 def build(b: ConfigDict, loss_weights: str, epoch_steps: int) -> Balancer | None:
@@ -465,13 +621,21 @@ def build(b: ConfigDict, loss_weights: str, epoch_steps: int) -> Balancer | None
   given = {k: v for k, v in b.items() if k not in ('name', 'at') and v}
   for k, v in given.items():
     if k not in factories[b.name]:
-      raise UserError(f'--config.balance.{k}={v!r} means nothing to --config.balance.name={b.name}, only to '
-                      f'{", ".join(name for name in factories if k in factories[name])}')
+      raise UserError(
+        f'--config.balance.{k}={v!r} means nothing to --config.balance.name={b.name}, only to '
+        f'{", ".join(name for name in factories if k in factories[name])}'
+      )
   if b.name == 'equal' and loss_weights:
-    raise UserError(f'--config.balance.name=equal leaves no room for --config.loss.weights={loss_weights}; choose fixed')
+    raise UserError(
+      f'--config.balance.name=equal leaves no room for --config.loss.weights={loss_weights}; choose fixed'
+    )
   if b.name in ('equal', 'fixed'):
     return None
-  balancer = BALANCERS[b.name](**given, **({'epoch_steps': epoch_steps} if 'epoch_steps' in factories[b.name] else {}))
+  balancer = BALANCERS[b.name](
+    **given, **({'epoch_steps': epoch_steps} if 'epoch_steps' in factories[b.name] else {})
+  )
   if balancer.smooth and b.at == 'features':
-    raise UserError(f'--config.balance.name={b.name} averages gradients over steps, and those of features belong to one batch; set --config.balance.at=weights')
+    raise UserError(
+      f'--config.balance.name={b.name} averages gradients over steps, and those of features belong to one batch; set --config.balance.at=weights'
+    )
   return balancer

@@ -15,10 +15,14 @@ from hierjax.core import config as config_lib
 from hierjax.core.errors import UserError
 from hierjax.taxonomy.table import Taxonomy
 
-LOW = -1e30  # the log of no probability: exp gives 0, and other than -inf it leaves no NaN in gradients
+LOW = (
+  -1e30
+)  # the log of no probability: exp gives 0, and other than -inf it leaves no NaN in gradients
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+def cross_entropy(
+  logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None
+) -> jax.Array:
   """-sum_c t_c log p_c. logits [B, C], labels int [B]; targets [C, C] holds a row of soft targets for each label, None is one-hot.
 
   Returns float32 [B]; a label of -1 (unknown) gives 0.
@@ -84,7 +88,7 @@ def hxe(logits: jax.Array, labels: jax.Array, paths: np.ndarray, alpha: float) -
   logp, agree = jax.nn.log_softmax(logits.astype(jnp.float32)), _agree(labels, paths)
   loss = above = 0.0
   for k in range(paths.shape[1]):
-    node = _log_sum(logp, agree[:k + 1].all(0))
+    node = _log_sum(logp, agree[: k + 1].all(0))
     loss += np.float32(np.exp(-alpha * k)) * jnp.where(labels[:, k] >= 0, above - node, 0.0)
     above = node
   return loss
@@ -98,11 +102,25 @@ def tree_path(logits: Mapping[str, jax.Array], labels: jax.Array, taxonomy: Taxo
   levels = [level for level in taxonomy.levels if level in logits]
   labels = labels[:, np.array([taxonomy.index(level) for level in levels])]
   known = labels >= 0
-  logp = jax.nn.log_softmax(jnp.concatenate([jnp.where(known[:, k, None], logits[level].astype(jnp.float32), LOW) for k, level in enumerate(levels)], 1))
-  first = np.cumsum([0, *(taxonomy.num_classes(level) for level in levels)], dtype=np.int32)[None, :-1]
+  logp = jax.nn.log_softmax(
+    jnp.concatenate(
+      [
+        jnp.where(known[:, k, None], logits[level].astype(jnp.float32), LOW)
+        for k, level in enumerate(levels)
+      ],
+      1,
+    )
+  )
+  first = np.cumsum([0, *(taxonomy.num_classes(level) for level in levels)], dtype=np.int32)[
+    None, :-1
+  ]
   own = jnp.take_along_axis(logp, jnp.where(known, labels + first, 0), 1)
   count = jnp.maximum(known.sum(1), 1)
-  return jnp.where(known.any(1), -jnp.where(known, own, 0.0).sum(1) / count - jnp.log(count.astype(jnp.float32)), 0.0)
+  return jnp.where(
+    known.any(1),
+    -jnp.where(known, own, 0.0).sum(1) / count - jnp.log(count.astype(jnp.float32)),
+    0.0,
+  )
 
 
 def _implied(logp: jax.Array, column: np.ndarray, other: np.ndarray) -> jax.Array:
@@ -110,9 +128,13 @@ def _implied(logp: jax.Array, column: np.ndarray, other: np.ndarray) -> jax.Arra
 
   column, other int [leaf]: the leaves' classes at the two levels.
   """
-  leaves = (logp - np.log(np.bincount(column)).astype(np.float32)[None])[:, column].T  # a class's probability is spread evenly over its leaves
+  leaves = (logp - np.log(np.bincount(column)).astype(np.float32)[None])[
+    :, column
+  ].T  # a class's probability is spread evenly over its leaves
   classes = int(other.max()) + 1
-  top = jax.ops.segment_max(jax.lax.stop_gradient(leaves), other, classes)  # of each class: exp neither overflows nor loses all of them
+  top = jax.ops.segment_max(
+    jax.lax.stop_gradient(leaves), other, classes
+  )  # of each class: exp neither overflows nor loses all of them
   return (jnp.log(jax.ops.segment_sum(jnp.exp(leaves - top[other]), other, classes)) + top).T
 
 
@@ -123,12 +145,19 @@ def distribution_matching(logits: Mapping[str, jax.Array], taxonomy: Taxonomy) -
   gradients; a cross-entropy, unlike a divergence, also sharpens p. Labels play no part. logits {level: [B, C]} of at least two levels.
   """
   logp = {level: jax.nn.log_softmax(x.astype(jnp.float32)) for level, x in logits.items()}
-  *coarser, finest = [level for level in taxonomy.levels if level in logits]  # a dict's own order does not outlive jit
+  *coarser, finest = [
+    level for level in taxonomy.levels if level in logits
+  ]  # a dict's own order does not outlive jit
   column = lambda level: taxonomy.paths[:, taxonomy.index(level)]
-  return sum(-(jnp.exp(logp[level]) * _implied(logp[finest], column(finest), column(level))).sum(1) for level in coarser) / len(coarser)
+  return sum(
+    -(jnp.exp(logp[level]) * _implied(logp[finest], column(finest), column(level))).sum(1)
+    for level in coarser
+  ) / len(coarser)
 
 
-def co_annotation(logits: Mapping[str, jax.Array], labels: jax.Array, taxonomy: Taxonomy) -> jax.Array:
+def co_annotation(
+  logits: Mapping[str, jax.Array], labels: jax.Array, taxonomy: Taxonomy
+) -> jax.Array:
   """CMT's soft co-annotation: cross-entropy of each head with soft labels made from the labels of the other levels, the mean over the heads that get some.
 
   CMT scores a class by the share of its attributes that are annotated, and takes a softmax. In a table a leaf either agrees with the labels of the other levels
@@ -140,7 +169,9 @@ def co_annotation(logits: Mapping[str, jax.Array], labels: jax.Array, taxonomy: 
     k = taxonomy.index(level)
     others = np.delete(np.arange(len(taxonomy.levels)), k)
     leaves, told = agree[others].all(0), (labels[:, others] >= 0).any(1)
-    shares = jax.ops.segment_sum(leaves.T.astype(jnp.float32), taxonomy.paths[:, k], x.shape[1]).T / jnp.maximum(leaves.sum(1, keepdims=True), 1)
+    shares = jax.ops.segment_sum(
+      leaves.T.astype(jnp.float32), taxonomy.paths[:, k], x.shape[1]
+    ).T / jnp.maximum(leaves.sum(1, keepdims=True), 1)
     loss += jnp.where(told, -(shares * jax.nn.log_softmax(x.astype(jnp.float32))).sum(1), 0.0)
     count += told
   return loss / jnp.maximum(count, 1)
@@ -156,10 +187,14 @@ def info_nce(logits: jax.Array, labels: jax.Array, clean: jax.Array | None = Non
     return cross_entropy(logits, labels)
   own = jnp.take_along_axis(clean, jnp.maximum(labels, 0)[:, None], axis=1)
   both = jnp.concatenate([logits, own], 1)
-  return cross_entropy(both, labels) + cross_entropy(both, jnp.where(labels >= 0, logits.shape[1], -1))
+  return cross_entropy(both, labels) + cross_entropy(
+    both, jnp.where(labels >= 0, logits.shape[1], -1)
+  )
 
 
-def class_means(features: jax.Array, labels: jax.Array, classes: int, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
+def class_means(
+  features: jax.Array, labels: jax.Array, classes: int, axis: str | None = None
+) -> tuple[jax.Array, jax.Array]:
   """HCAL's aggregation (S2, equations 1 and 2): the mean feature of each class [C, d] and, float32 [C], 1 where the class is present, else both are 0.
 
   features [B, d], labels [B]. With an axis of the mesh, [B] is a device's part of the batch, and every device gets the whole batch's means. The same with
@@ -167,13 +202,18 @@ def class_means(features: jax.Array, labels: jax.Array, classes: int, axis: str 
   of equal weight.
   """
   member = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
-  sums, counts = jnp.matmul(member.T, features.astype(jnp.float32), precision='highest'), member.sum(0)
+  sums, counts = (
+    jnp.matmul(member.T, features.astype(jnp.float32), precision='highest'),
+    member.sum(0),
+  )
   if axis is not None:
     sums, counts = jax.lax.psum((sums, counts), axis)
   return sums / jnp.maximum(counts, 1)[:, None], (counts > 0).astype(jnp.float32)
 
 
-def supervised_contrastive(features: jax.Array, labels: jax.Array, temperature: float, axis: str | None = None) -> jax.Array:
+def supervised_contrastive(
+  features: jax.Array, labels: jax.Array, temperature: float, axis: str | None = None
+) -> jax.Array:
   """Supervised contrastive loss (Khosla et al., arXiv:2004.11362, equation 2) on L2-normalised features, the mean over the levels.
 
   An example is compared with all others whose class is known at the level, its positives being those of its own class; without a positive the level gives 0.
@@ -192,11 +232,20 @@ def supervised_contrastive(features: jax.Array, labels: jax.Array, temperature: 
     counts = other & (y[:, k] >= 0)[None]
     positive = counts & (y[:, k][None] == labels[:, k][:, None])
     n = positive.sum(1)
-    loss += jnp.where(n > 0, _log_sum(similar, counts) - jnp.where(positive, similar, 0.0).sum(1) / jnp.maximum(n, 1), 0.0)
+    loss += jnp.where(
+      n > 0,
+      _log_sum(similar, counts) - jnp.where(positive, similar, 0.0).sum(1) / jnp.maximum(n, 1),
+      0.0,
+    )
   return loss / labels.shape[1]
 
 
-def distillation(logits: Mapping[str, jax.Array], teacher: Mapping[str, jax.Array], known: Mapping[str, jax.Array], temperature: float) -> jax.Array:
+def distillation(
+  logits: Mapping[str, jax.Array],
+  teacher: Mapping[str, jax.Array],
+  known: Mapping[str, jax.Array],
+  temperature: float,
+) -> jax.Array:
   """What a teacher tells of the classes that it knows: temperature² KL(teacher || model), both a softmax at this temperature over these classes alone, the
   mean over the levels (Hinton et al. 2015, arXiv:1503.02531, section 2; Li and Hoiem 2016, Learning without Forgetting, arXiv:1606.09282, equation 2).
 
@@ -204,16 +253,21 @@ def distillation(logits: Mapping[str, jax.Array], teacher: Mapping[str, jax.Arra
   """
   loss = 0.0
   for level, x in logits.items():
-    goal, logp = (jax.nn.log_softmax(jnp.where(known[level], z.astype(jnp.float32) / temperature, LOW)) for z in (jax.lax.stop_gradient(teacher[level]), x))
+    goal, logp = (
+      jax.nn.log_softmax(jnp.where(known[level], z.astype(jnp.float32) / temperature, LOW))
+      for z in (jax.lax.stop_gradient(teacher[level]), x)
+    )
     loss += jnp.where(known[level], jnp.exp(goal) * (goal - logp), 0.0).sum(1)
-  return temperature ** 2 * loss / len(logits)
+  return temperature**2 * loss / len(logits)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array, axis: str | None = None) -> jax.Array:
   """Mean of values [B] where mask [B] is above 0; 0 where it is nowhere. With an axis of the mesh, [B] is a device's part of the batch, and the result is
   its share of the mean: the shares add up to it."""
   count = jnp.sum(mask > 0)
-  return jnp.sum(jnp.where(mask > 0, values, 0.0)) / jnp.maximum(count if axis is None else jax.lax.psum(count, axis), 1)
+  return jnp.sum(jnp.where(mask > 0, values, 0.0)) / jnp.maximum(
+    count if axis is None else jax.lax.psum(count, axis), 1
+  )
 
 
 # What a config makes of them.
@@ -223,12 +277,18 @@ Loss = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 # ({level: a teacher's logits [B, C]}, {level: which classes it knows, bool [C]}); {} each without one
 Told = tuple[Mapping[str, jax.Array], Mapping[str, jax.Array]]
 # ({level: logits [B, C]}, features [B, d], labels [B, L], what a teacher says, axis) → values [B], and which of them count
-Term = Callable[[Mapping[str, jax.Array], jax.Array, jax.Array, Told, str | None], tuple[jax.Array, jax.Array]]
+Term = Callable[
+  [Mapping[str, jax.Array], jax.Array, jax.Array, Told, str | None], tuple[jax.Array, jax.Array]
+]
 # (features [B, d], labels [B, L], axis) → {level: (mean features [C, d], labels [C, L] of such an example, which are there [C])}
-Aggregate = Callable[[jax.Array, jax.Array, str | None], dict[str, tuple[jax.Array, jax.Array, jax.Array]]]
+Aggregate = Callable[
+  [jax.Array, jax.Array, str | None], dict[str, tuple[jax.Array, jax.Array, jax.Array]]
+]
 
 
-def build(c: ConfigDict, taxonomy: Taxonomy, levels: Sequence[str]) -> tuple[dict[str, Loss], dict[str, Term], Aggregate | None]:
+def build(
+  c: ConfigDict, taxonomy: Taxonomy, levels: Sequence[str]
+) -> tuple[dict[str, Loss], dict[str, Term], Aggregate | None]:
   """Of the config's `loss`: the loss of each of `levels`, the further terms, and the aggregation of features, None where it is off."""
   finest, paths = taxonomy.levels[-1], taxonomy.paths
   columns = np.array([taxonomy.index(level) for level in levels])
@@ -249,18 +309,34 @@ def build(c: ConfigDict, taxonomy: Taxonomy, levels: Sequence[str]) -> tuple[dic
     return lambda x, y, _: (cross_entropy(x, y[:, k], targets), y[:, k] >= 0)
 
   terms = {
-    'tree_path': lambda x, f, y, told, axis: (tree_path(x, y, taxonomy), (y[:, columns] >= 0).any(1)),
-    'distribution_matching': lambda x, f, y, told, axis: (distribution_matching(x, taxonomy), jnp.ones(len(y))),
+    'tree_path': lambda x, f, y, told, axis: (
+      tree_path(x, y, taxonomy),
+      (y[:, columns] >= 0).any(1),
+    ),
+    'distribution_matching': lambda x, f, y, told, axis: (
+      distribution_matching(x, taxonomy),
+      jnp.ones(len(y)),
+    ),
     'co_annotation': lambda x, f, y, told, axis: (co_annotation(x, y, taxonomy), (y >= 0).any(1)),
-    'supervised_contrastive': lambda x, f, y, told, axis: (supervised_contrastive(f, y[:, columns], c.loss.temperature, axis), (y[:, columns] >= 0).any(1)),
-    'distill': lambda x, f, y, told, axis: (distillation(x, *told, c.loss.distill_temperature), jnp.ones(len(y))),
+    'supervised_contrastive': lambda x, f, y, told, axis: (
+      supervised_contrastive(f, y[:, columns], c.loss.temperature, axis),
+      (y[:, columns] >= 0).any(1),
+    ),
+    'distill': lambda x, f, y, told, axis: (
+      distillation(x, *told, c.loss.distill_temperature),
+      jnp.ones(len(y)),
+    ),
   }
   chosen = config_lib.split_names(c.loss.terms)
   for name in chosen:
     if name not in terms:
-      raise UserError(f'--config.loss.terms: no term {name!r}{config_lib.did_you_mean(name, terms)}; choices: {", ".join(terms)}')
+      raise UserError(
+        f'--config.loss.terms: no term {name!r}{config_lib.did_you_mean(name, terms)}; choices: {", ".join(terms)}'
+      )
     if name == 'distribution_matching' and (len(levels) < 2 or levels[-1] != finest):
-      raise UserError(f'--config.loss.terms={name} matches the heads of coarser levels with that of the finest; there is a head for {", ".join(levels)} only')
+      raise UserError(
+        f'--config.loss.terms={name} matches the heads of coarser levels with that of the finest; there is a head for {", ".join(levels)} only'
+      )
 
   def aggregate(features, labels, axis):
     out, finer = {}, None
@@ -268,12 +344,17 @@ def build(c: ConfigDict, taxonomy: Taxonomy, levels: Sequence[str]) -> tuple[dic
       k, n = taxonomy.index(level), taxonomy.num_classes(level)
       if finer and c.loss.aggregate == 'children' and taxonomy.nests(finer, level):
         means, _, there = out[finer]
-        means, present = class_means(means, jnp.where(there > 0, jnp.asarray(taxonomy.parents(finer, level)), -1), n)
+        means, present = class_means(
+          means, jnp.where(there > 0, jnp.asarray(taxonomy.parents(finer, level)), -1), n
+        )
       else:
         means, present = class_means(features, labels[:, k], n, axis)
       own = jnp.where(jnp.arange(labels.shape[1])[None] == k, jnp.arange(n)[:, None], -1)
       out[level], finer = (means, own, present), level
     return out
 
-  return ({level: of_level(level) for level in levels}, {name: terms[name] for name in terms if name in chosen},
-          aggregate if c.loss.aggregate != 'none' else None)
+  return (
+    {level: of_level(level) for level in levels},
+    {name: terms[name] for name in terms if name in chosen},
+    aggregate if c.loss.aggregate != 'none' else None,
+  )

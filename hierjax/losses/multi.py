@@ -17,7 +17,9 @@ from hierjax.losses import multilabel
 from hierjax.taxonomy.table import Mixed, Taxonomy
 
 # ({level: logits [B, C]}, labels [B, ... + M], those of multi levels last) → {level: (loss [B], share of right answers at .5 [B], which of them count [B])}
-Loss = Callable[[Mapping[str, jax.Array], jax.Array], dict[str, tuple[jax.Array, jax.Array, jax.Array]]]
+Loss = Callable[
+  [Mapping[str, jax.Array], jax.Array], dict[str, tuple[jax.Array, jax.Array, jax.Array]]
+]
 
 
 def join(parts: Mapping, taxonomy: Taxonomy):
@@ -31,7 +33,9 @@ def split(rows, taxonomy: Taxonomy) -> dict:
   return {level: rows[..., place] for level, place in taxonomy.columns.items()}
 
 
-def probabilities(probs: Mapping[str, jax.Array], taxonomy: Taxonomy | Mixed) -> dict[str, jax.Array]:
+def probabilities(
+  probs: Mapping[str, jax.Array], taxonomy: Taxonomy | Mixed
+) -> dict[str, jax.Array]:
   """{multi level: [B, C]} of the heads, raised so that none exceeds that of a multi class above it, then lowered to that of the exclusive classes above it.
 
   A class lies below all that those above it lie below, so the second does not undo the first. A level without a head lowers nothing.
@@ -51,18 +55,31 @@ def build(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Loss:
   """Of the config's `loss`: binary cross-entropy or focal loss, through the max constraint where there are several levels; an image's is the mean over the
   classes of the level that are known of it. labels int [N, M] are those of the training split, for the weights of the positives."""
   if 0 < c.loss.pos_weight < 1:
-    raise UserError(f'--config.loss.pos_weight={c.loss.pos_weight:g}: is how far the weights may go, at least 1; 0 = none')
-  weight = multilabel.positive_weights(labels, c.loss.pos_weight) if c.loss.pos_weight else np.ones(labels.shape[1], np.float32)
+    raise UserError(
+      f'--config.loss.pos_weight={c.loss.pos_weight:g}: is how far the weights may go, at least 1; 0 = none'
+    )
+  weight = (
+    multilabel.positive_weights(labels, c.loss.pos_weight)
+    if c.loss.pos_weight
+    else np.ones(labels.shape[1], np.float32)
+  )
 
   def loss(logits, rows):
-    y, x = rows[:, -labels.shape[1]:], join(logits, taxonomy).astype(jnp.float32)
+    y, x = rows[:, -labels.shape[1] :], join(logits, taxonomy).astype(jnp.float32)
     seen = answer = x
     if len(taxonomy.multi) > 1:
-      seen, answer = multilabel.max_constraint(x, taxonomy.edges, y), multilabel.max_constraint(x, taxonomy.edges)
+      seen, answer = (
+        multilabel.max_constraint(x, taxonomy.edges, y),
+        multilabel.max_constraint(x, taxonomy.edges),
+      )
     right, out = (answer >= 0) == (y == 1), {}
     for level, place in taxonomy.columns.items():
       z, t = seen[:, place], y[:, place]
-      value = multilabel.focal(z, t, c.loss.focal_gamma) if c.loss.binary == 'focal' else multilabel.binary_cross_entropy(z, t, jnp.asarray(weight[place]))
+      value = (
+        multilabel.focal(z, t, c.loss.focal_gamma)
+        if c.loss.binary == 'focal'
+        else multilabel.binary_cross_entropy(z, t, jnp.asarray(weight[place]))
+      )
       n = (t >= 0).sum(1)
       out[level] = value, ((t >= 0) & right[:, place]).sum(1) / jnp.maximum(n, 1), n
     return out
@@ -73,7 +90,9 @@ def build(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Loss:
 # Decisions and scores, in numpy.
 
 
-def decide(prob: np.ndarray, thresholds: np.ndarray, taxonomy: Taxonomy, fits: np.ndarray | bool = True) -> np.ndarray:
+def decide(
+  prob: np.ndarray, thresholds: np.ndarray, taxonomy: Taxonomy, fits: np.ndarray | bool = True
+) -> np.ndarray:
   """bool [N, M]: the classes whose probability [N, M] reaches their threshold [M], and all above these: no answer contradicts the taxonomy, whatever the
   thresholds. (Lowering a class's threshold to the lowest below it would do it too, with one rare class's for all above it.) Beside an exclusive path only
   those that fit it, bool [N, M] of Mixed.fits; what fits has only what fits above it."""
@@ -81,27 +100,50 @@ def decide(prob: np.ndarray, thresholds: np.ndarray, taxonomy: Taxonomy, fits: n
   return np.stack([on[:, below].any(1) for below in taxonomy.below], 1)
 
 
-def tune(probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
+def tune(
+  probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy
+) -> dict[str, np.ndarray]:
   """{multi level: thresholds float64 [C]}, each class's best on these examples (val, never test). labels [N, M]."""
   return split(multilabel.best_thresholds(join(probs, taxonomy), labels), taxonomy)
 
 
-def summary(probs: Mapping[str, np.ndarray], labels: np.ndarray, thresholds: Mapping[str, np.ndarray], taxonomy: Taxonomy,
-            fits: np.ndarray | bool = True) -> dict:
+def summary(
+  probs: Mapping[str, np.ndarray],
+  labels: np.ndarray,
+  thresholds: Mapping[str, np.ndarray],
+  taxonomy: Taxonomy,
+  fits: np.ndarray | bool = True,
+) -> dict:
   """What eval_SPLIT.json holds of multi levels: {'multi': {LEVEL: multilabel.evaluate's}, 'hvr': {'single': share of images whose classes over their
   thresholds, each for itself, contradict the taxonomy or the exclusive path that they must fit, 'decided': the same of the decision}}."""
   prob, tuned = join(probs, taxonomy), join(thresholds, taxonomy)
   on = decide(prob, tuned, taxonomy, fits)
-  found = {level: multilabel.evaluate(prob[:, place], labels[:, place], tuned[place], taxonomy.names[taxonomy.index(level)], on[:, place])
-           for level, place in taxonomy.columns.items()}
-  violated = {name: float(((taxonomy.contradicts(x)[:, 0] >= 0) | (x & ~np.asarray(fits)).any(1)).mean())
-              for name, x in (('single', prob >= tuned), ('decided', on))}
+  found = {
+    level: multilabel.evaluate(
+      prob[:, place],
+      labels[:, place],
+      tuned[place],
+      taxonomy.names[taxonomy.index(level)],
+      on[:, place],
+    )
+    for level, place in taxonomy.columns.items()
+  }
+  violated = {
+    name: float(((taxonomy.contradicts(x)[:, 0] >= 0) | (x & ~np.asarray(fits)).any(1)).mean())
+    for name, x in (('single', prob >= tuned), ('decided', on))
+  }
   return {'multi': found, 'hvr': violated}
 
 
 # Of each level, as the tables name them: where they stand in multilabel.evaluate's dict
-METRICS = {'map': ('map_macro',), 'micro_map': ('map_micro',), 'f1': ('before', 'f1_macro'), 'micro_f1': ('before', 'f1_micro'),
-           'tuned_f1': ('after', 'f1_macro'), 'tuned_micro_f1': ('after', 'f1_micro')}
+METRICS = {
+  'map': ('map_macro',),
+  'micro_map': ('map_micro',),
+  'f1': ('before', 'f1_macro'),
+  'micro_f1': ('before', 'f1_micro'),
+  'tuned_f1': ('after', 'f1_macro'),
+  'tuned_micro_f1': ('after', 'f1_micro'),
+}
 LOGGED = ('map', 'micro_map', 'f1')
 
 
@@ -110,8 +152,16 @@ def value(found: Mapping, metric: str) -> float | None:
   return functools.reduce(lambda of, key: of[key], METRICS[metric], found)
 
 
-def flat(probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
+def flat(
+  probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy
+) -> dict[str, float]:
   """The few numbers that training logs and chooses checkpoints by; F1 is the mean over the classes at .5. 0 where one is undefined."""
-  halves = {level: np.full(taxonomy.num_classes(level), multilabel.HALF) for level in taxonomy.multi}
+  halves = {
+    level: np.full(taxonomy.num_classes(level), multilabel.HALF) for level in taxonomy.multi
+  }
   found = summary(probs, labels, halves, taxonomy)['multi']
-  return {f'{metric}/{level}': value(of, metric) or 0.0 for level, of in found.items() for metric in LOGGED}
+  return {
+    f'{metric}/{level}': value(of, metric) or 0.0
+    for level, of in found.items()
+    for metric in LOGGED
+  }

@@ -14,30 +14,41 @@ from sklearn.metrics import average_precision_score
 
 from hierjax.losses.exclusive import LOW
 
-HALF = .5  # the threshold of a class of which validation has no image, and of all classes before tuning
+HALF = (
+  0.5  # the threshold of a class of which validation has no image, and of all classes before tuning
+)
 
 Edges = tuple[np.ndarray, np.ndarray]  # Taxonomy.edges
 
 # Losses.
 
 
-def binary_cross_entropy(logits: jax.Array, targets: jax.Array, pos_weight: jax.Array | None = None) -> jax.Array:
+def binary_cross_entropy(
+  logits: jax.Array, targets: jax.Array, pos_weight: jax.Array | None = None
+) -> jax.Array:
   """-w_c log p_c where class c holds, -log(1 - p_c) where it does not, the mean over the known classes; p = sigmoid(logits).
 
   logits [B, C], targets [B, C], pos_weight [C] = w (None: 1). Its mean over a batch without unknown targets is torch's BCEWithLogitsLoss (S4, section 2.2).
   Returns float32 [B], 0 where no class is known.
   """
-  return _mean(_log_right(logits, targets) * -_either(targets, 1.0 if pos_weight is None else pos_weight, 1.0), targets)
+  return _mean(
+    _log_right(logits, targets) * -_either(targets, 1.0 if pos_weight is None else pos_weight, 1.0),
+    targets,
+  )
 
 
-def focal(logits: jax.Array, targets: jax.Array, gamma: float, alpha: float | None = None) -> jax.Array:
+def focal(
+  logits: jax.Array, targets: jax.Array, gamma: float, alpha: float | None = None
+) -> jax.Array:
   """Focal loss (Lin et al. 2017, arXiv:1708.02002, equation 5): -alpha_t (1 - p_t)^gamma log p_t, p_t the probability of the true answer about a class.
 
   alpha weighs the positives, 1 - alpha the negatives; None weighs both by 1 (equation 4), and gamma = 0 is then binary_cross_entropy. The mean over the
   known classes, where the paper divides by the number of positives. Returns float32 [B].
   """
   weight = 1.0 if alpha is None else _either(targets, alpha, 1 - alpha)
-  wrong = jnp.exp(gamma * _log_right(logits, 1 - targets))  # (1 - p_t)^gamma: finite, with its gradient, however sure the logit is
+  wrong = jnp.exp(
+    gamma * _log_right(logits, 1 - targets)
+  )  # (1 - p_t)^gamma: finite, with its gradient, however sure the logit is
   return _mean(-weight * wrong * _log_right(logits, targets), targets)
 
 
@@ -60,7 +71,9 @@ def _mean(losses, targets):
 def positive_weights(targets: np.ndarray, limit: float) -> np.ndarray:
   """Known negatives over known positives of each class, for pos_weight: float32 [C], within 1/limit and limit; 1 where a class has no positives."""
   positives, negatives = (targets == 1).sum(0), (targets == 0).sum(0)
-  return np.where(positives > 0, np.clip(negatives / np.maximum(positives, 1), 1 / limit, limit), 1).astype(np.float32)
+  return np.where(
+    positives > 0, np.clip(negatives / np.maximum(positives, 1), 1 / limit, limit), 1
+  ).astype(np.float32)
 
 
 # The hierarchy.
@@ -78,10 +91,15 @@ def max_constraint(scores: jax.Array, edges: Edges, targets: jax.Array | None = 
   values = scores.astype(jnp.float32)[:, below]
   if targets is not None:
     values = jnp.where((targets[:, above] != 1) | (targets[:, below] == 1), values, LOW)
-  fixed, classes = jax.lax.stop_gradient(values).T, scores.shape[1]  # a maximum over segments has no gradient in jax: the place is found, then looked up
+  fixed, classes = (
+    jax.lax.stop_gradient(values).T,
+    scores.shape[1],
+  )  # a maximum over segments has no gradient in jax: the place is found, then looked up
   top = jax.ops.segment_max(fixed, above, classes, indices_are_sorted=True)
   place = jnp.where(fixed == top[above], jnp.arange(len(above))[:, None], len(above))
-  return jnp.take_along_axis(values, jax.ops.segment_min(place, above, classes, indices_are_sorted=True).T, 1)  # NaN finds no place, and stays NaN
+  return jnp.take_along_axis(
+    values, jax.ops.segment_min(place, above, classes, indices_are_sorted=True).T, 1
+  )  # NaN finds no place, and stays NaN
 
 
 # Thresholds, found on validation.
@@ -103,7 +121,9 @@ def best_thresholds(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
       values, positive = np.unique(p), np.sort(p[y])
       chosen = len(p) - np.searchsorted(np.sort(p), values)
       right = len(positive) - np.searchsorted(positive, values)
-      out[c] = values[np.argmax(2 * right / (chosen + len(positive)))]  # equal fractions are equal floats: division rounds correctly
+      out[c] = values[
+        np.argmax(2 * right / (chosen + len(positive)))
+      ]  # equal fractions are equal floats: division rounds correctly
   return out
 
 
@@ -117,7 +137,9 @@ def _known(probs, targets):
 
 def average_precision(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
   """Average precision of each class (scikit-learn's: the sum of precision over the steps of recall), float64 [C]; NaN without a positive."""
-  return np.array([average_precision_score(y, p) if y.any() else np.nan for p, y in _known(probs, targets)])
+  return np.array(
+    [average_precision_score(y, p) if y.any() else np.nan for p, y in _known(probs, targets)]
+  )
 
 
 def of_decisions(on: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
@@ -125,10 +147,20 @@ def of_decisions(on: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
   on, right = np.asarray(on) & (targets >= 0), on & (targets == 1)
   chosen, positive, right = on.sum(0), (targets == 1).sum(0), right.sum(0)
   with np.errstate(invalid='ignore'):
-    return {'precision': right / chosen, 'recall': right / positive, 'f1': 2 * right / (chosen + positive)}
+    return {
+      'precision': right / chosen,
+      'recall': right / positive,
+      'f1': 2 * right / (chosen + positive),
+    }
 
 
-def evaluate(probs: np.ndarray, targets: np.ndarray, thresholds: np.ndarray, names: Sequence[str], on: np.ndarray | None = None) -> dict:
+def evaluate(
+  probs: np.ndarray,
+  targets: np.ndarray,
+  thresholds: np.ndarray,
+  names: Sequence[str],
+  on: np.ndarray | None = None,
+) -> dict:
   """All metrics as plain numbers, None where they are undefined: S4's Tables 1 and 2 for one split.
 
   map_macro is the mean of the classes' average precision, map_micro that of all known answers as one ranking; `before` is at thresholds of .5, `after` at
@@ -136,14 +168,27 @@ def evaluate(probs: np.ndarray, targets: np.ndarray, thresholds: np.ndarray, nam
   """
   targets = np.asarray(targets)
   ap, known = average_precision(probs, targets), targets >= 0
-  moments = {'before': decide(probs, np.full(len(names), HALF)), 'after': decide(probs, thresholds) if on is None else on}
+  moments = {
+    'before': decide(probs, np.full(len(names), HALF)),
+    'after': decide(probs, thresholds) if on is None else on,
+  }
   rows = {when: of_decisions(on, targets) for when, on in moments.items()}
   micro = average_precision(np.asarray(probs)[known][:, None], targets[known][:, None])
   out = {'n': len(targets), 'map_macro': _plain(ap), 'map_micro': _plain(micro)}
   for when, on in moments.items():
-    out[when] = {'f1_macro': _plain(rows[when]['f1']), 'f1_micro': _plain(of_decisions(on[known][:, None], targets[known][:, None])['f1'])}
-  out['classes'] = {name: {'positives': int((targets[:, c] == 1).sum()), 'ap': _plain(ap[c]), 'threshold': float(thresholds[c]),
-                           **{when: {k: _plain(v[c]) for k, v in row.items()} for when, row in rows.items()}} for c, name in enumerate(names)}
+    out[when] = {
+      'f1_macro': _plain(rows[when]['f1']),
+      'f1_micro': _plain(of_decisions(on[known][:, None], targets[known][:, None])['f1']),
+    }
+  out['classes'] = {
+    name: {
+      'positives': int((targets[:, c] == 1).sum()),
+      'ap': _plain(ap[c]),
+      'threshold': float(thresholds[c]),
+      **{when: {k: _plain(v[c]) for k, v in row.items()} for when, row in rows.items()},
+    }
+    for c, name in enumerate(names)
+  }
   return out
 
 

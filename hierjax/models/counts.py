@@ -13,7 +13,9 @@ from hierjax.models import registry as models
 
 def shapes(model: nn.Module, size: int) -> dict:
   """The model's variables as shapes, for images of size x size."""
-  return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, mutable=models.COLLECTIONS), image(size))
+  return jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, mutable=models.COLLECTIONS), image(size)
+  )
 
 
 def image(size: int) -> jax.ShapeDtypeStruct:
@@ -40,7 +42,9 @@ def jaxpr_macs(jaxpr) -> int:
     elif eqn.primitive.name == 'dot_general':
       (contract, _), _ = eqn.params['dimension_numbers']
       total += int(np.prod(out)) * int(np.prod([eqn.invars[0].aval.shape[d] for d in contract]))
-    for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')):
+    for value in jax.tree.leaves(
+      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+    ):
       inner = getattr(value, 'jaxpr', value)
       if hasattr(inner, 'eqns'):
         total += jaxpr_macs(inner)
@@ -49,12 +53,12 @@ def jaxpr_macs(jaxpr) -> int:
 
 # What thop 0.1.1 counts of a module, from its input and output; of the modules that are not here, nothing.
 THOP = {
-  layers.Conv: lambda m, x, y: y.size * m.size ** 2 * (1 if m.depthwise else x.shape[-1]),
+  layers.Conv: lambda m, x, y: y.size * m.size**2 * (1 if m.depthwise else x.shape[-1]),
   layers.Dense: lambda m, x, y: y.size * x.shape[-1],
   layers.BatchNorm: lambda m, x, y: 4 * x.size,
   layers.LayerNorm: lambda m, x, y: 4 * x.size,
   layers.AvgPool: lambda m, x, y: y.size,
-  layers.AdaptiveAvgPool: lambda m, x, y: int((x.shape[1] * x.shape[2] / m.size ** 2 + 1) * y.size),
+  layers.AdaptiveAvgPool: lambda m, x, y: int((x.shape[1] * x.shape[2] / m.size**2 + 1) * y.size),
   layers.GlobalPool: lambda m, x, y: (x.shape[1] * x.shape[2] + 1) * y.size,
 }
 
@@ -70,7 +74,11 @@ def thop_macs(model: nn.Module, size: int, unseen: str) -> int:
   def count(call, args, kwargs, context):
     y, path = call(*args, **kwargs), '/'.join(context.module.path)
     rule = THOP.get(type(context.module))
-    if rule and context.method_name == '__call__' and not re.fullmatch(f'(backbone/)?({unseen})', path):
+    if (
+      rule
+      and context.method_name == '__call__'
+      and not re.fullmatch(f'(backbone/)?({unseen})', path)
+    ):
       counted.append(rule(context.module, args[0], y))
     return y
 

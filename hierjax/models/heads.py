@@ -38,7 +38,7 @@ class Path(nn.Module):
     self.hidden = [layers.Dense(self.width, initial) for _ in range(self.layers)]
     self.output = layers.Dense(self.classes, initial)
     if self.paths > 1:
-      start = np.where(np.arange(self.paths) == self.own, .9, .1 / (self.paths - 1))
+      start = np.where(np.arange(self.paths) == self.own, 0.9, 0.1 / (self.paths - 1))
       self.stitch = self.param('stitch', layers.constant(start), (self.layers, self.paths))
 
   def layer(self, i: int, x: jax.Array) -> jax.Array:
@@ -60,7 +60,9 @@ class Tower(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, experts: jax.Array) -> jax.Array:
     gate = nn.softmax(layers.Dense(experts.shape[1], initial, name='gate')(x))
-    y = nn.relu(layers.Dense(self.width, initial, name='hidden')((gate[..., None] * experts).sum(1)))
+    y = nn.relu(
+      layers.Dense(self.width, initial, name='hidden')((gate[..., None] * experts).sum(1))
+    )
     return layers.Dense(self.classes, initial, name='output')(y)
 
 
@@ -77,10 +79,13 @@ class Prototype(nn.Module):
 
   @nn.compact
   def __call__(self, width: int, train: bool) -> jax.Array:
-    p = normalized(self.param('prototypes', layers.normal(.01), (self.classes, width)))
+    p = normalized(self.param('prototypes', layers.normal(0.01), (self.classes, width)))
     if not train or self.noise == 0:
       return p
-    return normalized(p + jax.random.uniform(self.make_rng('dropout'), p.shape, minval=-self.noise, maxval=self.noise))
+    return normalized(
+      p
+      + jax.random.uniform(self.make_rng('dropout'), p.shape, minval=-self.noise, maxval=self.noise)
+    )
 
 
 def first_rows(rows: Sequence[int]) -> np.ndarray:
@@ -104,14 +109,25 @@ class Heads(nn.Module):
   Parameters lie under the level that they serve, those that serve several under 'shared': the groups that the curriculum can freeze.
   """
 
-  classes: tuple[tuple[str, int], ...]  # (level, number of classes, or of rows where `parts` says how they make classes), coarse to fine
-  ancestors: tuple[tuple[str, ...], ...]  # of each, in the same order: the levels among these that its class tells the class of
+  classes: tuple[
+    tuple[str, int], ...
+  ]  # (level, number of classes, or of rows where `parts` says how they make classes), coarse to fine
+  ancestors: tuple[
+    tuple[str, ...], ...
+  ]  # of each, in the same order: the levels among these that its class tells the class of
   dropout: float = 0.0
-  parts: tuple[tuple[str, tuple[int, ...]], ...] = ()  # (level, rows of each of its classes), of levels where a class has several
+  parts: tuple[
+    tuple[str, tuple[int, ...]], ...
+  ] = ()  # (level, rows of each of its classes), of levels where a class has several
 
   @nn.compact
   def __call__(self, features: jax.Array, train: bool) -> dict[str, jax.Array]:
-    out, parts = self.logits(layers.Dropout(self.dropout, name='Dropout_0')(features.astype(jnp.float32), train), train), dict(self.parts)
+    out, parts = (
+      self.logits(
+        layers.Dropout(self.dropout, name='Dropout_0')(features.astype(jnp.float32), train), train
+      ),
+      dict(self.parts),
+    )
     return {level: folded(z, parts[level]) if level in parts else z for level, z in out.items()}
 
 
@@ -127,13 +143,17 @@ class Cascaded(Heads):
   """A level's linear head reads the features and, beside them, the logits of the level before it in `order` (S1, section III-B: the make's for the model)."""
 
   order: tuple[str, ...] = ()  # () = coarse to fine
-  stop_gradient: bool = False  # whether a level's loss stops at the logits of the level before it, in training
+  stop_gradient: bool = (
+    False  # whether a level's loss stops at the logits of the level before it, in training
+  )
 
   @nn.nowrap
   def logits(self, x, train):
     out, sizes, before = {}, dict(self.classes), []
     for level in self.order or sizes:
-      out[level] = layers.Dense(sizes[level], initial, name=level)(jnp.concatenate([x, *before], -1))
+      out[level] = layers.Dense(sizes[level], initial, name=level)(
+        jnp.concatenate([x, *before], -1)
+      )
       before = [_stop(out[level], self.stop_gradient and train)]
     return {level: out[level] for level in sizes}
 
@@ -147,7 +167,10 @@ class Crosstalk(Heads):
 
   @nn.nowrap
   def logits(self, x, train):
-    paths = {level: Path(n, self.layers, self.width, k, len(self.classes), name=level) for k, (level, n) in enumerate(self.classes)}
+    paths = {
+      level: Path(n, self.layers, self.width, k, len(self.classes), name=level)
+      for k, (level, n) in enumerate(self.classes)
+    }
     xs = [x] * len(paths)
     for i in range(self.layers):
       ys = [nn.relu(path.layer(i, x)) for path, x in zip(paths.values(), xs)]
@@ -165,7 +188,9 @@ class MMoE(Heads):
 
   @nn.nowrap
   def logits(self, x, train):
-    shared = nn.relu(layers.Dense(self.experts * self.width, initial, name='shared')(x)).reshape(-1, self.experts, self.width)
+    shared = nn.relu(layers.Dense(self.experts * self.width, initial, name='shared')(x)).reshape(
+      -1, self.experts, self.width
+    )
     return {level: Tower(n, self.tower, name=level)(x, shared) for level, n in self.classes}
 
 
@@ -188,24 +213,35 @@ class Residual(Heads):
       for i in range(self.layers):
         y = path.layer(i, nn.relu(y) if i else y)
       own[level] = y
-    return {level: paths[level].out(nn.relu(sum((own[a] for a in above), own[level]))) for level, above in zip(paths, self.ancestors)}
+    return {
+      level: paths[level].out(nn.relu(sum((own[a] for a in above), own[level])))
+      for level, above in zip(paths, self.ancestors)
+    }
 
 
 class Split(Heads):
   """The features are cut into a slice a level. A level's linear head reads its own and those of the levels that are finer than it, which its loss does
   not change: the gradient stops there (FGN, Chang et al. 2021, arXiv:2011.09040)."""
 
-  slices: tuple[int, ...] = ()  # widths in the order of the levels; () = equal ones, the finest with what is left
+  slices: tuple[
+    int, ...
+  ] = ()  # widths in the order of the levels; () = equal ones, the finest with what is left
 
   @nn.nowrap
   def logits(self, x, train):
     n, d = len(self.classes), x.shape[-1]
     widths = self.slices or (*[d // n] * (n - 1), d - d // n * (n - 1))
-    ends = [sum(widths[:k + 1]) for k in range(n)]
-    parts = {level: x[:, end - width:end] for (level, _), width, end in zip(self.classes, widths, ends)}
+    ends = [sum(widths[: k + 1]) for k in range(n)]
+    parts = {
+      level: x[:, end - width : end] for (level, _), width, end in zip(self.classes, widths, ends)
+    }
     out = {}
     for level, c in self.classes:
-      finer = [_stop(parts[l], train) for (l, _), above in zip(self.classes, self.ancestors) if level in above]
+      finer = [
+        _stop(parts[l], train)
+        for (l, _), above in zip(self.classes, self.ancestors)
+        if level in above
+      ]
       out[level] = layers.Dense(c, initial, name=level)(jnp.concatenate([parts[level], *finer], -1))
     return out
 
@@ -218,19 +254,30 @@ class Prototypes(Heads):
   draw is new in each step and the same for all examples.
   """
 
-  temperature: float = .1
+  temperature: float = 0.1
   noise: float = 0.0
   dot_product: bool = False  # the features as they are: for such as are unit vectors already, or means of those (the authors' code)
 
   @nn.nowrap
   def logits(self, x, train):
     x = x if self.dot_product else normalized(x)
-    return {level: x @ Prototype(n, self.noise, name=level)(x.shape[-1], train).T / self.temperature for level, n in self.classes}
+    return {
+      level: x @ Prototype(n, self.noise, name=level)(x.shape[-1], train).T / self.temperature
+      for level, n in self.classes
+    }
 
 
 # A form's fields beyond those of Heads are the options that it reads. 'flat' is one linear head, on the finest of the levels (see config.head_levels).
-HEADS: dict[str, type[Heads]] = {'flat': Parallel, 'parallel': Parallel, 'cascaded': Cascaded, 'crosstalk': Crosstalk, 'mmoe': MMoE, 'residual': Residual,
-                                 'split': Split, 'prototypes': Prototypes}
+HEADS: dict[str, type[Heads]] = {
+  'flat': Parallel,
+  'parallel': Parallel,
+  'cascaded': Cascaded,
+  'crosstalk': Crosstalk,
+  'mmoe': MMoE,
+  'residual': Residual,
+  'split': Split,
+  'prototypes': Prototypes,
+}
 
 
 def options(m: ConfigDict, levels: Sequence[str], features: int) -> dict:
@@ -239,16 +286,26 @@ def options(m: ConfigDict, levels: Sequence[str], features: int) -> dict:
   given = {k: v for k, v in m.head.items() if v}
   for k, v in given.items():
     if k not in reads[m.heads]:
-      raise UserError(f'--config.model.head.{k}={v!r} means nothing to --config.model.heads={m.heads}, only to '
-                      f'{", ".join(name for name in HEADS if k in reads[name])}')
+      raise UserError(
+        f'--config.model.head.{k}={v!r} means nothing to --config.model.heads={m.heads}, only to '
+        f'{", ".join(name for name in HEADS if k in reads[name])}'
+      )
   if text := given.get('order'):
     option = '--config.model.head.order'
-    given['order'] = tuple(level for word in config_lib.split_names(text) for level in config_lib.resolve_levels(word, levels, option))
+    given['order'] = tuple(
+      level
+      for word in config_lib.split_names(text)
+      for level in config_lib.resolve_levels(word, levels, option)
+    )
     if sorted(given['order']) != sorted(levels):
-      raise UserError(f'{option}={text!r} must name each level that has a head once; these are {", ".join(levels)}')
+      raise UserError(
+        f'{option}={text!r} must name each level that has a head once; these are {", ".join(levels)}'
+      )
   if (widths := given.get('slices')) and (len(widths) != len(levels) or sum(widths) != features):
-    raise UserError(f'--config.model.head.slices={widths!r} must be a width for each of {", ".join(levels)} that add up to the {features} features of '
-                    + (f'--config.model.neck={m.neck}' if m.neck else f'--config.model.backbone={m.backbone}'))
+    raise UserError(
+      f'--config.model.head.slices={widths!r} must be a width for each of {", ".join(levels)} that add up to the {features} features of '
+      + (f'--config.model.neck={m.neck}' if m.neck else f'--config.model.backbone={m.backbone}')
+    )
   return given
 
 
@@ -256,11 +313,20 @@ def rows(m: ConfigDict, taxonomy: Taxonomy, level: str) -> tuple[int, ...]:
   """How many rows of the level's head each class has: 1 but for those of `config.model.parts`. UserError for what the taxonomy lacks."""
   names, out = taxonomy.names[taxonomy.index(level)], [1] * taxonomy.num_classes(level)
   for part in m.parts:
-    if len(part) != 3 or part[0] not in taxonomy.levels or not isinstance(part[2], int) or part[2] < 2:
-      raise UserError(f'--config.model.parts: {part!r} is not (level, class, number of rows from 2); --mode=migrate sets it')
+    if (
+      len(part) != 3
+      or part[0] not in taxonomy.levels
+      or not isinstance(part[2], int)
+      or part[2] < 2
+    ):
+      raise UserError(
+        f'--config.model.parts: {part!r} is not (level, class, number of rows from 2); --mode=migrate sets it'
+      )
     if part[0] == level:
       if part[1] not in names:
-        raise UserError(f'--config.model.parts: {level} {part[1]!r} is not in the taxonomy{config_lib.did_you_mean(part[1], names)}')
+        raise UserError(
+          f'--config.model.parts: {level} {part[1]!r} is not in the taxonomy{config_lib.did_you_mean(part[1], names)}'
+        )
       out[names.index(part[1])] = part[2]
   return tuple(out)
 
@@ -277,13 +343,17 @@ class Classifier(nn.Module):
   normalize: bool = False  # the features that the heads see have length 1
 
   def features(self, images: jax.Array, train: bool = False) -> jax.Array:
-    x = (images.astype(jnp.float32) - jnp.array(self.mean, jnp.float32)[None, None, None]) / jnp.array(self.std, jnp.float32)[None, None, None]
+    x = (
+      images.astype(jnp.float32) - jnp.array(self.mean, jnp.float32)[None, None, None]
+    ) / jnp.array(self.std, jnp.float32)[None, None, None]
     x = self.backbone(x.astype(self.dtype), train)[0]
     x = x if self.neck is None else self.neck(x)
     return normalized(x.astype(jnp.float32)) if self.normalize else x
 
   def __call__(self, x: jax.Array, train: bool = False, train_backbone: bool | None = None):
-    features = x if x.ndim == 2 else self.features(x, train if train_backbone is None else train_backbone)
+    features = (
+      x if x.ndim == 2 else self.features(x, train if train_backbone is None else train_backbone)
+    )
     return self.heads(features, train), features
 
 
@@ -291,16 +361,36 @@ def build(c: ConfigDict, taxonomy: Taxonomy, levels: tuple[str, ...]) -> Classif
   """The classifier that config `c` describes, with a head for each of `levels`."""
   spec = models.BACKBONES[c.model.backbone]
   if c.model.stem not in spec.stems:
-    raise UserError(f'--config.model.stem={c.model.stem}: {c.model.backbone} has one stem only; choices: {", ".join(spec.stems)}')
+    raise UserError(
+      f'--config.model.stem={c.model.stem}: {c.model.backbone} has one stem only; choices: {", ".join(spec.stems)}'
+    )
   kind = {} if c.model.stem == 'standard' else {'stem': c.model.stem}
   dtype = jnp.dtype(c.model.dtype)
   backbone = spec.make(dtype=dtype, remat=c.model.remat, **kind)
   if taken := {'shared', 'Dropout_0'} & {*levels}:
-    raise UserError(f'the taxonomy has a level called {taken.pop()!r}, which names a part of the heads; call it otherwise')
+    raise UserError(
+      f'the taxonomy has a level called {taken.pop()!r}, which names a part of the heads; call it otherwise'
+    )
   counts = {level: rows(c.model, taxonomy, level) for level in levels}
   classes = tuple((level, sum(n)) for level, n in counts.items())
   parts = tuple((level, n) for level, n in counts.items() if max(n) > 1)
-  ancestors = tuple(tuple(a for a in levels[:k] if taxonomy.nests(level, a)) for k, level in enumerate(levels))
-  heads = HEADS[c.model.heads](classes, ancestors, c.model.dropout, parts, **options(c.model, levels, c.model.neck or spec.features))
+  ancestors = tuple(
+    tuple(a for a in levels[:k] if taxonomy.nests(level, a)) for k, level in enumerate(levels)
+  )
+  heads = HEADS[c.model.heads](
+    classes,
+    ancestors,
+    c.model.dropout,
+    parts,
+    **options(c.model, levels, c.model.neck or spec.features),
+  )
   neck = layers.Dense(c.model.neck, initial, dtype=dtype) if c.model.neck else None
-  return Classifier(backbone, heads, tuple(c.model.mean) or spec.mean, tuple(c.model.std) or spec.std, dtype, neck, c.model.normalize)
+  return Classifier(
+    backbone,
+    heads,
+    tuple(c.model.mean) or spec.mean,
+    tuple(c.model.std) or spec.std,
+    dtype,
+    neck,
+    c.model.normalize,
+  )

@@ -2,6 +2,7 @@
 
 Images are NHWC, kernels HWIO (depthwise [k, k, 1, C]), dense kernels [in, out]. Parameters are float32; `dtype` is what is computed in.
 """
+
 import contextlib
 import functools
 import math
@@ -91,33 +92,43 @@ def drawing(generator: np.random.Generator):
 
 def normal(std: float | Callable[[tuple[int, ...]], float]):
   """Initialiser: normal with the standard deviation `std`, or std(shape)."""
+
   def draw(key, shape, dtype=jnp.float32):
     s = std(shape) if callable(std) else std
     if _generator is not None:
       return _generator.standard_normal(shape, np.float32) * np.float32(s)
     return jax.random.normal(key, shape, dtype) * s
+
   return draw
 
 
 def uniform(bound: float | Callable[[tuple[int, ...]], float]):
   """Initialiser: uniform on [-bound, bound], or ±bound(shape)."""
+
   def draw(key, shape, dtype=jnp.float32):
     b = bound(shape) if callable(bound) else bound
     if _generator is not None:
       return (_generator.random(shape, np.float32) * 2 - 1) * np.float32(b)
     return jax.random.uniform(key, shape, dtype, -b, b)
+
   return draw
 
 
 def constant(value: float | np.ndarray):
   """Initialiser: the value everywhere, or these along the last axis."""
-  return lambda key, shape, dtype=jnp.float32: (np if _generator is not None else jnp).full(shape, value, np.float32)
+  return lambda key, shape, dtype=jnp.float32: (np if _generator is not None else jnp).full(
+    shape, value, np.float32
+  )
 
 
-zeros, ones = constant(0.), constant(1.)
-fan_in = normal(lambda shape: math.sqrt(2 / math.prod(shape[:-1])))  # He et al. 2015, torch's kaiming_normal_
+zeros, ones = constant(0.0), constant(1.0)
+fan_in = normal(
+  lambda shape: math.sqrt(2 / math.prod(shape[:-1]))
+)  # He et al. 2015, torch's kaiming_normal_
 # He et al. 2015 with fan_out; a depthwise kernel has one output channel per group (timm's fix_group_fanout; ResNet has none).
-fan_out = normal(lambda shape: math.sqrt(2 / (shape[0] * shape[1] * (1 if shape[2] == 1 else shape[3]))))
+fan_out = normal(
+  lambda shape: math.sqrt(2 / (shape[0] * shape[1] * (1 if shape[2] == 1 else shape[3])))
+)
 
 
 # Functions.
@@ -131,19 +142,24 @@ def _over(v: Array, x: Array) -> Array:
 def _stored(f: Callable, static: tuple[int, ...] = ()) -> Callable:
   """f as a call that XLA does not inline: its results are stored, where fusion would compute them again in each of their uses, and calls that
   are equal compile once."""
+
   def body(*args):
     with set_xla_metadata(inlineable='true'):
       return f(*args)
+
   call = jax.jit(functools.wraps(f)(body), static_argnums=static)
 
   @functools.wraps(f)
   def stored(*args):
     with set_xla_metadata(inlineable='false'):
       return call(*args)
+
   return stored
 
 
-def _pads(size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int | str) -> list[tuple[int, int]]:
+def _pads(
+  size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int | str
+) -> list[tuple[int, int]]:
   if padding == 'SAME':
     return lax.padtype_to_pads(size, kernel, (stride, stride), 'SAME')
   return [(int(padding), int(padding))] * 2
@@ -155,25 +171,45 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
   pads = _pads(size, k, stride, padding)
   depthwise = kernel.shape[2] == 1 and x.shape[3] > 1
   if not on_cpu():
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-                                    feature_group_count=x.shape[3] if depthwise else 1)
+    return lax.conv_general_dilated(
+      x,
+      kernel,
+      (stride, stride),
+      pads,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=x.shape[3] if depthwise else 1,
+    )
   if depthwise:
-    return _depthwise(x.astype(jnp.float32), kernel.astype(jnp.float32), stride, tuple(pads)).astype(x.dtype)
+    return _depthwise(
+      x.astype(jnp.float32), kernel.astype(jnp.float32), stride, tuple(pads)
+    ).astype(x.dtype)
   if k == (1, 1) and not any(sum(p) for p in pads):
     return dense(x[:, ::stride, ::stride], kernel[0, 0])
   if k == (stride, stride) and not any(sum(p) for p in pads) and not any(n % stride for n in size):
     b, (h, w), c = x.shape[0], size, x.shape[3]
-    patches = x.reshape(b, h // stride, stride, w // stride, stride, c).swapaxes(2, 3).reshape(b, h // stride, w // stride, -1)
+    patches = (
+      x.reshape(b, h // stride, stride, w // stride, stride, c)
+      .swapaxes(2, 3)
+      .reshape(b, h // stride, w // stride, -1)
+    )
     return dense(patches, kernel.reshape(-1, kernel.shape[3]))
   if min(size) <= 4 or (x.shape[3] <= 4 and max(k) <= 3):
     (h, w), padded = _out_size(size, k, stride, pads), _pad(x, pads)
-    columns = jnp.concatenate([padded[:, :, j:j + stride * (w - 1) + 1:stride] for j in range(k[1])], -1)
-    patches = jnp.concatenate([columns[:, i:i + stride * (h - 1) + 1:stride] for i in range(k[0])], -1)
+    columns = jnp.concatenate(
+      [padded[:, :, j : j + stride * (w - 1) + 1 : stride] for j in range(k[1])], -1
+    )
+    patches = jnp.concatenate(
+      [columns[:, i : i + stride * (h - 1) + 1 : stride] for i in range(k[0])], -1
+    )
     return dense(patches, kernel.reshape(-1, kernel.shape[3]))
-  if stride == 1 and 2 * kernel.shape[3] <= x.shape[3]:  # cheaper to gather what goes out than what comes in
+  if (
+    stride == 1 and 2 * kernel.shape[3] <= x.shape[3]
+  ):  # cheaper to gather what goes out than what comes in
     taps = dense(x, kernel.transpose(2, 0, 1, 3).reshape(x.shape[3], -1))
     return _sum_taps(taps, k, tuple(pads))
-  return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  return lax.conv_general_dilated(
+    x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
 
 
 def dense(x: Array, kernel: Array) -> Array:
@@ -188,7 +224,9 @@ def _out_size(size, kernel, stride, pads) -> tuple[int, int]:
 
 def _tap(padded: Array, i: int, j: int, stride: int, out: tuple[int, int]) -> Array:
   """The pixels of a padded image that the kernel's row i and column j meet, [B, *out, C]."""
-  return padded[:, i:i + stride * (out[0] - 1) + 1:stride, j:j + stride * (out[1] - 1) + 1:stride]
+  return padded[
+    :, i : i + stride * (out[0] - 1) + 1 : stride, j : j + stride * (out[1] - 1) + 1 : stride
+  ]
 
 
 def _fold(n: int) -> int:
@@ -203,8 +241,15 @@ def _sum_rows(xs: list[Array], axis: int) -> list[Array]:
   """Sums of each x in float32 over pieces of `axis`, one pass for all of them; the axis then counts the pieces."""
   shape = xs[0].shape
   f = _fold(shape[axis])
-  return lax.reduce([x.astype(jnp.float32).reshape(*shape[:axis], shape[axis] // f, f, *shape[axis + 1:]) for x in xs],
-                    [jnp.float32(0)] * len(xs), lambda p, q: [s + t for s, t in zip(p, q)], (axis + 1,))
+  return lax.reduce(
+    [
+      x.astype(jnp.float32).reshape(*shape[:axis], shape[axis] // f, f, *shape[axis + 1 :])
+      for x in xs
+    ],
+    [jnp.float32(0)] * len(xs),
+    lambda p, q: [s + t for s, t in zip(p, q)],
+    (axis + 1,),
+  )
 
 
 def _sum_pixels(xs: list[Array]) -> list[Array]:
@@ -214,13 +259,19 @@ def _sum_pixels(xs: list[Array]) -> list[Array]:
 
 def _pad(x: Array, sides, value: float = 0) -> Array:
   """x [B, H, W, C] with rows and columns of the value around."""
-  return lax.pad(x, jnp.asarray(value, x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
+  return lax.pad(
+    x, jnp.asarray(value, x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0))
+  )
 
 
 @functools.partial(_stored, static=(2, 3))
 def _add_taps(padded: Array, kernel: Array, stride: int, out: tuple[int, int]) -> Array:
   k = kernel.shape[0]
-  return sum(_tap(padded, i, j, stride, out) * _over(kernel[i, j, 0], padded) for i in range(k) for j in range(k))
+  return sum(
+    _tap(padded, i, j, stride, out) * _over(kernel[i, j, 0], padded)
+    for i in range(k)
+    for j in range(k)
+  )
 
 
 def _phases(size, out, k: int, stride: int, pads) -> tuple[list[tuple[int, int]], tuple]:
@@ -228,8 +279,17 @@ def _phases(size, out, k: int, stride: int, pads) -> tuple[list[tuple[int, int]]
   of pixels v, and the (o, i) for which the padded output's pixel v + o has met the input's pixel stride * v + a through the kernel's i."""
   sides, where = [], []
   for d in (0, 1):
-    phases = [(-(-(size[d] - a) // stride), [((a + pads[d][0] - i) // stride, i) for i in range(k) if (a + pads[d][0] - i) % stride == 0])
-              for a in range(stride)]
+    phases = [
+      (
+        -(-(size[d] - a) // stride),
+        [
+          ((a + pads[d][0] - i) // stride, i)
+          for i in range(k)
+          if (a + pads[d][0] - i) % stride == 0
+        ],
+      )
+      for a in range(stride)
+    ]
     before = max(0, *(-o for _, met in phases for o, _ in met))
     sides.append((before, max(0, *(o + n - out[d] for n, met in phases for o, _ in met))))
     where.append(tuple((n, tuple((o + before, i) for o, i in met)) for n, met in phases))
@@ -238,11 +298,15 @@ def _phases(size, out, k: int, stride: int, pads) -> tuple[list[tuple[int, int]]
 
 def _add_phases(wide: Array, where: tuple, term: Callable) -> Array:
   """The gradient of an input from that of its output, padded: for each pixel the sum of term(tap of `wide`, u, v, i, j) over what it has met."""
+
   def phase(rows, columns):
     n = rows[0], columns[0]
     terms = [term(_tap(wide, u, v, 1, n), u, v, i, j) for u, i in rows[1] for v, j in columns[1]]
     return sum(terms) if terms else jnp.zeros((wide.shape[0], *n, wide.shape[3]), wide.dtype)
-  return _interleave([_interleave([phase(rows, columns) for columns in where[1]], 2) for rows in where[0]], 1)
+
+  return _interleave(
+    [_interleave([phase(rows, columns) for columns in where[1]], 2) for rows in where[0]], 1
+  )
 
 
 @functools.partial(_stored, static=(2,))
@@ -252,16 +316,24 @@ def _add_taps_back(wide: Array, kernel: Array, where: tuple) -> Array:
 
 
 @functools.partial(_stored, static=(2, 3, 4, 5))
-def _tap_products(padded: Array, wide: Array, k: int, stride: int, out: tuple[int, int], at: tuple[int, int]) -> Array:
+def _tap_products(
+  padded: Array, wide: Array, k: int, stride: int, out: tuple[int, int], at: tuple[int, int]
+) -> Array:
   """The gradient of a depthwise kernel, [k, k, 1, C], in one pass. The kernel's columns are an axis, so that what is compiled is one column;
   its rows are apart, so that they share the rows of the image that they meet."""
   dy = _tap(wide, *at, 1, out)
   if _fold(out[0]) > 8:  # zero rows, for more to unroll
     more = -out[0] % 8
-    dy, padded, out = _pad(dy, ((0, more), (0, 0))), _pad(padded, ((0, stride * more), (0, 0))), (out[0] + more, out[1])
+    dy, padded, out = (
+      _pad(dy, ((0, more), (0, 0))),
+      _pad(padded, ((0, stride * more), (0, 0))),
+      (out[0] + more, out[1]),
+    )
   dy = dy[:, None]
-  columns = jax.vmap(lambda j: lax.dynamic_slice_in_dim(padded, j, stride * (out[1] - 1) + 1, 2), out_axes=1)(jnp.arange(k))
-  met = [columns[:, :, i:i + stride * (out[0] - 1) + 1:stride, ::stride] for i in range(k)]
+  columns = jax.vmap(
+    lambda j: lax.dynamic_slice_in_dim(padded, j, stride * (out[1] - 1) + 1, 2), out_axes=1
+  )(jnp.arange(k))
+  met = [columns[:, :, i : i + stride * (out[0] - 1) + 1 : stride, ::stride] for i in range(k)]
   return jnp.stack([p.sum((0, 2, 3)) for p in _sum_rows([m * dy for m in met], 2)])[:, :, None]
 
 
@@ -272,7 +344,9 @@ def _depthwise(x, kernel, stride, pads):
 
 def _depthwise_forward(x, kernel, stride, pads):
   padded = _pad(x, pads)
-  return _add_taps(padded, kernel, stride, _out_size(x.shape[1:3], kernel.shape[:2], stride, pads)), (padded, kernel)
+  return _add_taps(
+    padded, kernel, stride, _out_size(x.shape[1:3], kernel.shape[:2], stride, pads)
+  ), (padded, kernel)
 
 
 def _depthwise_backward(stride, pads, saved, dy):
@@ -280,8 +354,10 @@ def _depthwise_backward(stride, pads, saved, dy):
   k, size = kernel.shape[0], tuple(n - sum(p) for n, p in zip(padded.shape[1:3], pads))
   sides, where = _phases(size, dy.shape[1:3], k, stride, pads)
   wide = _pad(dy, sides)
-  return (_add_taps_back(wide, kernel, where),
-          _tap_products(padded, wide, k, stride, dy.shape[1:3], (sides[0][0], sides[1][0])))
+  return (
+    _add_taps_back(wide, kernel, where),
+    _tap_products(padded, wide, k, stride, dy.shape[1:3], (sides[0][0], sides[1][0])),
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -293,14 +369,23 @@ def _sum_taps(taps, k, pads):
 def _sum_taps_forward(taps, k, pads):
   size, o = taps.shape[1:3], taps.shape[3] // (k[0] * k[1])
   out, padded = _out_size(size, k, 1, pads), _pad(taps, pads)
-  parts = (_tap(padded[..., o * (k[1] * i + j):o * (k[1] * i + j + 1)], i, j, 1, out) for i in range(k[0]) for j in range(k[1]))
+  parts = (
+    _tap(padded[..., o * (k[1] * i + j) : o * (k[1] * i + j + 1)], i, j, 1, out)
+    for i in range(k[0])
+    for j in range(k[1])
+  )
   return sum(parts), size
 
 
 def _sum_taps_backward(k, pads, size, dy):
   sides = [(n - 1 - low, n - 1 - high) for n, (low, high) in zip(k, pads)]
   wide = _pad(dy, sides)
-  return (jnp.concatenate([_tap(wide, k[0] - 1 - i, k[1] - 1 - j, 1, size) for i in range(k[0]) for j in range(k[1])], -1),)
+  return (
+    jnp.concatenate(
+      [_tap(wide, k[0] - 1 - i, k[1] - 1 - j, 1, size) for i in range(k[0]) for j in range(k[1])],
+      -1,
+    ),
+  )
 
 
 _sum_taps.defvjp(_sum_taps_forward, _sum_taps_backward)
@@ -311,16 +396,21 @@ def _interleave(xs: list[Array], axis: int) -> Array:
   if len(xs) == 1:
     return xs[0]
   length = sum(x.shape[axis] for x in xs)
-  short = [[(0, 0)] * axis + [(0, xs[0].shape[axis] - x.shape[axis])] + [(0, 0)] * (x.ndim - axis - 1) for x in xs]
+  short = [
+    [(0, 0)] * axis + [(0, xs[0].shape[axis] - x.shape[axis])] + [(0, 0)] * (x.ndim - axis - 1)
+    for x in xs
+  ]
   stacked = jnp.stack([jnp.pad(x, s) if s[axis][1] else x for x, s in zip(xs, short)], axis + 1)
-  merged = stacked.reshape(*xs[0].shape[:axis], -1, *xs[0].shape[axis + 1:])
+  merged = stacked.reshape(*xs[0].shape[:axis], -1, *xs[0].shape[axis + 1 :])
   return merged if merged.shape[axis] == length else lax.slice_in_dim(merged, 0, length, axis=axis)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def batch_norm(x: Array, scale: Array, bias: Array, eps: float, act: str) -> tuple[Array, Array, Array]:
+def batch_norm(
+  x: Array, scale: Array, bias: Array, eps: float, act: str
+) -> tuple[Array, Array, Array]:
   """act(batch norm of x [B, H, W, C]) over the batch's own statistics, and these: mean and biased variance [C], not differentiated."""
   if on_cpu():
     return _batch_norm(x, scale, bias, eps, act, _axis)
@@ -331,7 +421,7 @@ def batch_norm(x: Array, scale: Array, bias: Array, eps: float, act: str) -> tup
 
 def _normal_cdf(x: Array) -> Array:
   """By erf, as torch does; jax.nn.gelu and jax.scipy take erfc, which costs twice as much for digits of numbers near 0."""
-  return .5 * (1 + lax.erf(x * np.float32(.5 ** .5)))
+  return 0.5 * (1 + lax.erf(x * np.float32(0.5**0.5)))
 
 
 @jax.custom_vjp
@@ -341,19 +431,21 @@ def gelu(x: Array) -> Array:
 
 
 def _gelu_slope(x: Array) -> Array:
-  return _normal_cdf(x) + x * jnp.exp(-.5 * x * x) * np.float32((2 * np.pi) ** -.5)
+  return _normal_cdf(x) + x * jnp.exp(-0.5 * x * x) * np.float32((2 * np.pi) ** -0.5)
 
 
-gelu.defvjp(lambda x: (gelu(x), x), lambda x, dy: ((dy * _gelu_slope(x.astype(jnp.float32))).astype(x.dtype),))
+gelu.defvjp(
+  lambda x: (gelu(x), x), lambda x, dy: ((dy * _gelu_slope(x.astype(jnp.float32))).astype(x.dtype),)
+)
 
 # name: (the function, its derivative), both of what goes in. Hard swish has torch's slopes at its kinks.
 ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
-    '': (lambda y: y, jnp.ones_like),
-    'relu': (lambda y: jnp.maximum(y, 0), lambda y: y > 0),
-    'relu6': (lambda y: jnp.clip(y, 0, 6), lambda y: (y > 0) & (y < 6)),
-    'silu': (nn.silu, lambda y: (s := nn.sigmoid(y)) * (1 + y * (1 - s))),
-    'hardswish': (nn.hard_swish, lambda y: jnp.where(y <= 3, jnp.where(y < -3, 0, y / 3 + .5), 1)),
-    'gelu': (gelu, _gelu_slope),
+  '': (lambda y: y, jnp.ones_like),
+  'relu': (lambda y: jnp.maximum(y, 0), lambda y: y > 0),
+  'relu6': (lambda y: jnp.clip(y, 0, 6), lambda y: (y > 0) & (y < 6)),
+  'silu': (nn.silu, lambda y: (s := nn.sigmoid(y)) * (1 + y * (1 - s))),
+  'hardswish': (nn.hard_swish, lambda y: jnp.where(y <= 3, jnp.where(y < -3, 0, y / 3 + 0.5), 1)),
+  'gelu': (gelu, _gelu_slope),
 }
 
 
@@ -362,7 +454,9 @@ def moments(x: Array) -> tuple[Array, Array]:
   if on_cpu():
     return _moments(x, _axis)
   xf = x.astype(jnp.float32)
-  mean, square = (m / _devices(_axis) for m in _whole((xf.mean((0, 1, 2)), jnp.square(xf).mean((0, 1, 2))), _axis))
+  mean, square = (
+    m / _devices(_axis) for m in _whole((xf.mean((0, 1, 2)), jnp.square(xf).mean((0, 1, 2))), _axis)
+  )
   return mean, jnp.maximum(square - jnp.square(mean), 0)
 
 
@@ -382,7 +476,11 @@ def _moments_backward(axis, saved, cotangents):
   x, mean = saved
   n = math.prod(x.shape[:-1]) * _devices(axis)
   dmean, dvar = _whole(cotangents, axis)
-  return ((_over(2 * dvar / n, x) * (x.astype(jnp.float32) - _over(mean, x)) + _over(dmean / n, x)).astype(x.dtype),)
+  return (
+    (
+      _over(2 * dvar / n, x) * (x.astype(jnp.float32) - _over(mean, x)) + _over(dmean / n, x)
+    ).astype(x.dtype),
+  )
 
 
 _moments.defvjp(_moments_forward, _moments_backward)
@@ -408,11 +506,16 @@ def _scale_shift_gradients(x, dy, factor, term, act):
 def _scale_shift_backward(act, saved, dy):
   x, factor, term = saved
   dy, act = _eased(x, dy, factor, term, act)
-  dx = _over(factor, x) * _before_act(x.astype(jnp.float32), dy.astype(jnp.float32), factor, term, act)
+  dx = _over(factor, x) * _before_act(
+    x.astype(jnp.float32), dy.astype(jnp.float32), factor, term, act
+  )
   return dx.astype(x.dtype), *_scale_shift_gradients(x, dy, factor, term, act)
 
 
-_scale_shift.defvjp(lambda x, factor, term, act: (_scale_shift.fun(x, factor, term, act), (x, factor, term)), _scale_shift_backward)
+_scale_shift.defvjp(
+  lambda x, factor, term, act: (_scale_shift.fun(x, factor, term, act), (x, factor, term)),
+  _scale_shift_backward,
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -448,7 +551,9 @@ def _eased(x, dy, factor, term, act):
   slower with them, and 20 times slower with erf, for which they are no vector code."""
   if act not in ('silu', 'gelu'):
     return dy, act
-  return _stored(_before_act, (4,))(x.astype(jnp.float32), dy.astype(jnp.float32), factor, term, act), ''
+  return _stored(_before_act, (4,))(
+    x.astype(jnp.float32), dy.astype(jnp.float32), factor, term, act
+  ), ''
 
 
 @functools.partial(_stored, static=(3, 4, 5))
@@ -470,7 +575,11 @@ def _batch_norm_backward(eps, act, axis, saved, cotangents):
   dy, act = _eased(x, cotangents[0], factor, term, act)
   dscale, dbias, slope, rest = _batch_norm_gradients(x, dy, statistics, eps, act, axis)
   dy = _before_act(xf, dy.astype(jnp.float32), factor, term, act)
-  return (_over(factor, x) * dy + _over(slope, x) * xf + _over(rest, x)).astype(x.dtype), dscale, dbias
+  return (
+    (_over(factor, x) * dy + _over(slope, x) * xf + _over(rest, x)).astype(x.dtype),
+    dscale,
+    dbias,
+  )
 
 
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
@@ -479,14 +588,20 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 def _check_pooled(x: Array, window: int, padding: int) -> None:
   """UserError where no window fits, for which convolutions would go on with maps of no pixel."""
   if min(x.shape[1:3]) + 2 * padding < window:
-    raise UserError('--config.data.size: the images are too small for this backbone, nothing is left of them on the way; set a larger one')
+    raise UserError(
+      '--config.data.size: the images are too small for this backbone, nothing is left of them on the way; set a larger one'
+    )
 
 
 def max_pool(x: Array, window: int, stride: int, padding: int) -> Array:
   """Max pooling of x [B, H, W, C], padding in pixels. The gradient goes to the first of equal pixels, by rows."""
   _check_pooled(x, window, padding)
   pads = ((padding, padding),) * 2
-  return _max_pool(x, window, stride, pads, x.shape[1:3]) if on_cpu() else nn.max_pool(x, (window, window), (stride, stride), pads)
+  return (
+    _max_pool(x, window, stride, pads, x.shape[1:3])
+    if on_cpu()
+    else nn.max_pool(x, (window, window), (stride, stride), pads)
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
@@ -508,13 +623,17 @@ def _first_maximum(padded: Array, k: int, stride: int, out: tuple[int, int]) -> 
 @functools.partial(_stored, static=(2, 3))
 def _to_place(wide: Array, place: Array, k: int, where: tuple) -> Array:
   """Each window's gradient at the pixel its maximum came from."""
+
   def term(tap, u, v, i, j):
     return jnp.where(_tap(place, u, v, 1, tap.shape[1:3]) == i * k + j, tap, jnp.zeros_like(tap))
+
   return _add_phases(wide, where, term)
 
 
 def _max_pool_forward(x, k, stride, pads, size):
-  top, place = _first_maximum(_pad(x, pads, -jnp.inf), k, stride, _out_size(size, (k, k), stride, pads))
+  top, place = _first_maximum(
+    _pad(x, pads, -jnp.inf), k, stride, _out_size(size, (k, k), stride, pads)
+  )
   return top, place
 
 
@@ -530,7 +649,9 @@ def avg_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
   """Average pooling of x [B, H, W, C], padding in pixels, which count as zeros (torch's default)."""
   if not on_cpu():
     return nn.avg_pool(x, (window, window), (stride, stride), ((padding, padding),) * 2)
-  kernel = np.full((window, window, 1, x.shape[3]), 1 / window ** 2, np.float32)  # the depthwise convolution has the faster gradient
+  kernel = np.full(
+    (window, window, 1, x.shape[3]), 1 / window**2, np.float32
+  )  # the depthwise convolution has the faster gradient
   return conv(x, jnp.asarray(kernel), stride, padding)
 
 
@@ -545,18 +666,28 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
   Heads stand before the tokens: XLA's batched products of matrices on the CPU want their batch axes in front, and copy what is laid out otherwise.
   """
   batch = tuple(range(q.ndim - 2))
-  logits = lax.dot_general(q, k, (((q.ndim - 1,), (q.ndim - 1,)), (batch, batch)), preferred_element_type=jnp.float32)
+  logits = lax.dot_general(
+    q, k, (((q.ndim - 1,), (q.ndim - 1,)), (batch, batch)), preferred_element_type=jnp.float32
+  )
   if bias is not None:
     logits = logits + bias.reshape((1,) * (logits.ndim - bias.ndim) + bias.shape)
-  return lax.dot_general(nn.softmax(logits).astype(v.dtype), v, (((q.ndim - 1,), (q.ndim - 2,)), (batch, batch)))
+  return lax.dot_general(
+    nn.softmax(logits).astype(v.dtype), v, (((q.ndim - 1,), (q.ndim - 2,)), (batch, batch))
+  )
 
 
 def windows(x: Array, size: int, spread: bool = False) -> Array:
   """Parts of size x size pixels of x [B, H, W, C] -> [B, parts, size * size, C]: neighbours, or with `spread` H / size rows and W / size columns apart."""
   b, h, w, c = x.shape
   if spread:
-    return x.reshape(b, size, h // size, size, w // size, c).transpose(0, 2, 4, 1, 3, 5).reshape(b, -1, size * size, c)
-  return x.reshape(b, h // size, size, w // size, size, c).swapaxes(2, 3).reshape(b, -1, size * size, c)
+    return (
+      x.reshape(b, size, h // size, size, w // size, c)
+      .transpose(0, 2, 4, 1, 3, 5)
+      .reshape(b, -1, size * size, c)
+    )
+  return (
+    x.reshape(b, h // size, size, w // size, size, c).swapaxes(2, 3).reshape(b, -1, size * size, c)
+  )
 
 
 def from_windows(y: Array, size: int, h: int, w: int, spread: bool = False) -> Array:
@@ -578,6 +709,7 @@ def relative_position(table: Array, size: int) -> Array:
 
 class Conv(nn.Module):
   """Convolution with square kernels; groups is 1 or the number of channels (depthwise, features == input channels)."""
+
   features: int
   size: int
   stride: int = 1
@@ -594,14 +726,17 @@ class Conv(nn.Module):
     kernel = self.param('kernel', self.initial, (self.size, self.size, c, self.features))
     y = conv(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), self.stride, self.padding)
     if self.use_bias:
-      y = y + _over(jnp.asarray(self.param('bias', self.initial_bias, (self.features,)), self.dtype), y)
+      y = y + _over(
+        jnp.asarray(self.param('bias', self.initial_bias, (self.features,)), self.dtype), y
+      )
     return y
 
 
 class Dense(nn.Module):
   """Affine map of the last axis."""
+
   features: int
-  initial: Callable = normal(.02)
+  initial: Callable = normal(0.02)
   use_bias: bool = True
   initial_bias: Callable = zeros
   dtype: Dtype = jnp.float32
@@ -611,7 +746,9 @@ class Dense(nn.Module):
     kernel = self.param('kernel', self.initial, (x.shape[-1], self.features))
     y = dense(x.astype(self.dtype), jnp.asarray(kernel, self.dtype))
     if self.use_bias:
-      y = y + _over(jnp.asarray(self.param('bias', self.initial_bias, (self.features,)), self.dtype), y)
+      y = y + _over(
+        jnp.asarray(self.param('bias', self.initial_bias, (self.features,)), self.dtype), y
+      )
     return y
 
 
@@ -621,26 +758,33 @@ class Attention(nn.Module):
   scale: of the products of queries and keys; None: 1 / sqrt(C / heads). window: where tokens are the pixels of window x window, their relative position's
   learned bias is added; 0: none. mask, added too: [parts, n, n] for x [..., parts, n, C].
   """
+
   heads: int
   scale: float | None = None
   window: int = 0
-  initial: tuple[Callable, Callable] = (normal(.02), normal(.02))  # of qkv and proj
+  initial: tuple[Callable, Callable] = (normal(0.02), normal(0.02))  # of qkv and proj
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, mask: Array | np.ndarray | None = None) -> Array:
     *lead, n, c = x.shape
     d = c // self.heads
-    qkv = Dense(3 * c, self.initial[0], dtype=self.dtype, name='qkv')(x).reshape(*lead, n, 3, self.heads, d)
+    qkv = Dense(3 * c, self.initial[0], dtype=self.dtype, name='qkv')(x).reshape(
+      *lead, n, 3, self.heads, d
+    )
     q, k, v = jnp.moveaxis(qkv, (-3, -2), (0, -3))
     bias = None
     if self.window:
-      table = self.param('relative_position_bias_table', normal(.02), ((2 * self.window - 1) ** 2, self.heads))
+      table = self.param(
+        'relative_position_bias_table', normal(0.02), ((2 * self.window - 1) ** 2, self.heads)
+      )
       bias = relative_position(jnp.asarray(table, jnp.float32), self.window)
       if mask is not None:
         bias = bias[None] + mask[:, None]
-    y = attention(q * (d ** -.5 if self.scale is None else self.scale), k, v, bias)
-    return Dense(c, self.initial[1], dtype=self.dtype, name='proj')(y.swapaxes(-3, -2).reshape(*lead, n, c))
+    y = attention(q * (d**-0.5 if self.scale is None else self.scale), k, v, bias)
+    return Dense(c, self.initial[1], dtype=self.dtype, name='proj')(
+      y.swapaxes(-3, -2).reshape(*lead, n, c)
+    )
 
 
 class BatchNorm(nn.Module):
@@ -648,9 +792,10 @@ class BatchNorm(nn.Module):
 
   momentum .9 is torch's .1; the running variance takes the biased variance as Flax does (torch takes n / (n - 1) times it).
   """
+
   act: str = ''
   eps: float = 1e-5
-  momentum: float = .9
+  momentum: float = 0.9
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -674,6 +819,7 @@ class BatchNorm(nn.Module):
 
 class LayerNorm(nn.Module):
   """Layer norm of the last axis, computed in float32."""
+
   eps: float = 1e-6
   dtype: Dtype = jnp.float32
 
@@ -689,6 +835,7 @@ class LayerNorm(nn.Module):
 
 class AvgPool(nn.Module):
   """avg_pool as a module, where the original has one too (which thop counts)."""
+
   window: int
   stride: int
   padding: int = 0
@@ -702,6 +849,7 @@ class AvgPool(nn.Module):
 class AdaptiveAvgPool(nn.Module):
   """x [B, H, W, C] -> [B, size, size, C]: means over windows of torch's sizes, of which neighbours can share pixels, and all of which there are where the
   image is smaller than `size`."""
+
   size: int
 
   @nn.compact
@@ -710,6 +858,7 @@ class AdaptiveAvgPool(nn.Module):
       at, pixel = np.arange(self.size)[:, None], np.arange(n)
       met = (pixel >= at * n // self.size) & (pixel < -(-(at + 1) * n // self.size))
       return jnp.asarray(met / met.sum(1, keepdims=True), jnp.float32)
+
     if x.shape[1:3] == (self.size, self.size):
       return x
     y = jnp.einsum('ih,bhwc->biwc', windows(x.shape[1]), x.astype(jnp.float32))
@@ -726,6 +875,7 @@ class GlobalPool(nn.Module):
 
 class SqueezeExcite(nn.Module):
   """x [B, H, W, C] times a gate a channel: pool, 1x1 to `squeezed` channels, act, 1x1 back, gate (Hu et al. 2018, arXiv:1709.01507)."""
+
   squeezed: int
   act: str = 'relu'
   gate: Callable = nn.sigmoid
@@ -750,11 +900,14 @@ def remat(block: type[nn.Module], enabled: bool) -> type[nn.Module]:
 def compiler_options() -> dict[str, str] | None:
   """What a program with a backward pass is compiled with, so that `remat` works: on the CPU XLA would take its barriers out before it merges equal
   expressions, and with that everything that is to be computed again."""
-  return {'xla_disable_hlo_passes': 'cse_barrier_expander'} if jax.default_backend() == 'cpu' else None
+  return (
+    {'xla_disable_hlo_passes': 'cse_barrier_expander'} if jax.default_backend() == 'cpu' else None
+  )
 
 
 class StochasticDepth(nn.Module):
   """Zeroes whole examples of a residual branch with probability `rate` in training (torchvision's 'row'); draws from rng 'dropout'."""
+
   rate: float
 
   @nn.compact
@@ -767,10 +920,15 @@ class StochasticDepth(nn.Module):
 
 class Dropout(nn.Module):
   """Zeroes numbers with probability `rate` in training; draws from rng 'dropout', as linen's does, which knows of no devices."""
+
   rate: float
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     if not train or self.rate == 0:
       return x
-    return jnp.where(bernoulli(self.make_rng('dropout'), 1 - self.rate, x.shape), x / (1 - self.rate), jnp.zeros_like(x))
+    return jnp.where(
+      bernoulli(self.make_rng('dropout'), 1 - self.rate, x.shape),
+      x / (1 - self.rate),
+      jnp.zeros_like(x),
+    )

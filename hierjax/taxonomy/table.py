@@ -6,6 +6,7 @@ Labels, heads, losses, decoding, metrics and reports are functions of this table
 Levels are exclusive, one class an example, or multi, any number of them. A `Taxonomy` is of one kind; with both, there are two and `Mixed` holds them and what
 of the one lies below what of the other. Either has `exclusive` and `several`, the taxonomy of each kind or None, so that nobody needs to ask which it is.
 """
+
 import csv
 import dataclasses
 import difflib
@@ -28,7 +29,7 @@ def close_matches(name: str, choices: Iterable[str], n: int = 3) -> list[str]:
   folded = {}
   for c in choices:
     folded.setdefault(c.casefold(), c)
-  return [folded[m] for m in difflib.get_close_matches(name.casefold(), folded, n, .6)]
+  return [folded[m] for m in difflib.get_close_matches(name.casefold(), folded, n, 0.6)]
 
 
 def read_table(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -38,7 +39,7 @@ def read_table(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
   UserError: no such file, not UTF-8, zero bytes, empty, a column without a name or twice, a row with more cells than the header.
   """
   file = pathlib.Path(path)
-  if file.exists() and not file.is_file():   # reading a named pipe would wait for ever
+  if file.exists() and not file.is_file():  # reading a named pipe would wait for ever
     raise UserError(f'{path}: cannot be read (not a regular file)')
   try:
     text = file.read_bytes().decode('utf-8-sig')
@@ -47,11 +48,15 @@ def read_table(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
   except UnicodeDecodeError as e:
     raise UserError(f'{path}: is not UTF-8 text (byte {e.start}); save it as "CSV UTF-8"') from None
   if '\0' in text:
-    raise UserError(f'{path}:{text.count(chr(10), 0, text.index(chr(0))) + 1}: holds zero bytes: it is damaged, or no text')
+    raise UserError(
+      f'{path}:{text.count(chr(10), 0, text.index(chr(0))) + 1}: holds zero bytes: it is damaged, or no text'
+    )
   reader, rows, last = csv.reader(io.StringIO(text, newline='')), [], 0
   try:
     for cells in reader:
-      rows.append((last + 1, [c.strip() for c in cells]))   # a quoted cell may span lines: the row starts where the last one ended
+      rows.append(
+        (last + 1, [c.strip() for c in cells])
+      )  # a quoted cell may span lines: the row starts where the last one ended
       last = reader.line_num
   except csv.Error as e:
     raise UserError(f'{path}:{last + 1}: is not CSV ({e})') from None
@@ -65,12 +70,16 @@ def read_table(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     if column in columns[:i]:
       raise UserError(f'{path}:{header_row}: column {column!r} stands twice in the header')
   if len(columns) == 1 and any(s in columns[0] for s in ';\t'):
-    raise UserError(f'{path}:{header_row}: one column {columns[0]!r}; cells are separated by commas here, not semicolons or tabs')
+    raise UserError(
+      f'{path}:{header_row}: one column {columns[0]!r}; cells are separated by commas here, not semicolons or tabs'
+    )
   table = []
   for row, cells in rows[1:]:
-    if any(cells[len(columns):]):
-      raise UserError(f'{path}:{row}: has {len(cells)} cells, the header {len(columns)}; a name with a comma stands in double quotes')
-    table.append((row, (cells + [''] * len(columns))[:len(columns)]))
+    if any(cells[len(columns) :]):
+      raise UserError(
+        f'{path}:{row}: has {len(cells)} cells, the header {len(columns)}; a name with a comma stands in double quotes'
+      )
+    table.append((row, (cells + [''] * len(columns))[: len(columns)]))
   return columns, table
 
 
@@ -79,15 +88,21 @@ def read_levels(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
   levels, rows = read_table(path)
   for column in ('file', 'split'):
     if column in levels:
-      raise UserError(f'{path}:1: column {column!r} belongs into labels.csv; a taxonomy has a row per finest class, a column per level')
+      raise UserError(
+        f'{path}:1: column {column!r} belongs into labels.csv; a taxonomy has a row per finest class, a column per level'
+      )
   for k, level in enumerate(levels):
     again = next((row for row, cells in rows if cells[k] == level), None)
     if again is not None:
-      raise UserError(f'{path}:1: the header is missing: {level!r} is a class in row {again}; the first row names the levels')
+      raise UserError(
+        f'{path}:1: the header is missing: {level!r} is a class in row {again}; the first row names the levels'
+      )
   return levels, rows
 
 
-def faults(levels: Sequence[str], rows: Iterable[tuple[int, Sequence[str]]]) -> list[tuple[int, str, str]]:
+def faults(
+  levels: Sequence[str], rows: Iterable[tuple[int, Sequence[str]]]
+) -> list[tuple[int, str, str]]:
   """What keeps rows [(row number, cells)] from being a taxonomy: [(row, kind, text)]; without the rows named here the rest is one."""
   out, kept, finest = [], [], {}
   for row, cells in rows:
@@ -98,17 +113,35 @@ def faults(levels: Sequence[str], rows: Iterable[tuple[int, Sequence[str]]]) -> 
     elif not all(named[:depth]):
       gap = named.index(False)
       after = next(i for i in range(gap, len(named)) if named[i])
-      out.append((row, 'gap', f'{levels[gap]} is empty before {levels[after]} {cells[after]!r}; only the end of a row may be empty'))
+      out.append(
+        (
+          row,
+          'gap',
+          f'{levels[gap]} is empty before {levels[after]} {cells[after]!r}; only the end of a row may be empty',
+        )
+      )
     else:
       leaf = cells[depth - 1]
       if leaf in finest:
         first, others = finest[leaf]
         if list(others) == list(cells):
-          out.append((row, 'duplicate row', f'repeats row {first} ({levels[-1]} {leaf!r}); every finest class has one row'))
+          out.append(
+            (
+              row,
+              'duplicate row',
+              f'repeats row {first} ({levels[-1]} {leaf!r}); every finest class has one row',
+            )
+          )
         else:
           a, b = ' / '.join(others[:-1]), ' / '.join(cells[:-1])
-          out.append((row, 'two parents', f'{levels[-1]} {leaf!r} stands under {b!r} here and under {a!r} in row {first}; '
-                      'every finest class has one row'))
+          out.append(
+            (
+              row,
+              'two parents',
+              f'{levels[-1]} {leaf!r} stands under {b!r} here and under {a!r} in row {first}; '
+              'every finest class has one row',
+            )
+          )
       else:
         finest[leaf] = row, cells
         kept.append((row, cells, depth))
@@ -124,12 +157,24 @@ def faults(levels: Sequence[str], rows: Iterable[tuple[int, Sequence[str]]]) -> 
     end = cells[depth - 1]
     below = used.get((depth - 1, end), {}).get(True)
     if below is not None:
-      out.append((row, 'ends and goes on', f'{levels[depth - 1]} {end!r} ends here but goes on in row {below}'))
+      out.append(
+        (
+          row,
+          'ends and goes on',
+          f'{levels[depth - 1]} {end!r} ends here but goes on in row {below}',
+        )
+      )
       continue
     for k in range(depth, len(levels)):
       if (k, end) in used:
         other = min(used[k, end].values())
-        out.append((row, 'ends and goes on', f'{levels[depth - 1]} {end!r} ends here, and {levels[k]} of row {other} has the same name'))
+        out.append(
+          (
+            row,
+            'ends and goes on',
+            f'{levels[depth - 1]} {end!r} ends here, and {levels[k]} of row {other} has the same name',
+          )
+        )
         break
   return sorted(out)
 
@@ -145,10 +190,18 @@ class _Levels:
 
   def hash(self) -> str:
     """sha256 (hex) of levels and rows, order included: equal hashes mean equal class ids."""
-    return hashlib.sha256(json.dumps([list(self.levels), self.rows(), *([list(self.multi)] if self.multi else [])]).encode()).hexdigest()
+    return hashlib.sha256(
+      json.dumps(
+        [list(self.levels), self.rows(), *([list(self.multi)] if self.multi else [])]
+      ).encode()
+    ).hexdigest()
 
   def __repr__(self):
-    return f'{type(self).__name__}(' + ', '.join(f'{level} {len(names)}' for level, names in zip(self.levels, self.names)) + ')'
+    return (
+      f'{type(self).__name__}('
+      + ', '.join(f'{level} {len(names)}' for level, names in zip(self.levels, self.names))
+      + ')'
+    )
 
   def index(self, level: str) -> int:
     """Position of a level, coarsest 0; UserError for an unknown one."""
@@ -164,11 +217,16 @@ class _Levels:
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Taxonomy(_Levels):
   """The path table. The id of a finest class is its row; a branch that ends early carries its last class down to the deeper levels."""
-  levels: tuple[str, ...]             # coarse to fine
-  names: tuple[tuple[str, ...], ...]  # names[k][c]; the last level in the order of the file, the others sorted
-  paths: np.ndarray                   # int32 [leaf, level], dense; paths[:, -1] == arange(leaf)
-  depth: np.ndarray                   # int32 [leaf], named levels: len(levels) unless the branch ends early
-  multi: tuple[str, ...] = ()         # the levels of which an example may have any number of classes: all or none
+
+  levels: tuple[str, ...]  # coarse to fine
+  names: tuple[
+    tuple[str, ...], ...
+  ]  # names[k][c]; the last level in the order of the file, the others sorted
+  paths: np.ndarray  # int32 [leaf, level], dense; paths[:, -1] == arange(leaf)
+  depth: np.ndarray  # int32 [leaf], named levels: len(levels) unless the branch ends early
+  multi: tuple[
+    str, ...
+  ] = ()  # the levels of which an example may have any number of classes: all or none
 
   # In and out.
 
@@ -181,7 +239,11 @@ class Taxonomy(_Levels):
   @classmethod
   def from_rows(cls, levels: Sequence[str], rows: Iterable[Sequence[str]]) -> 'Taxonomy':
     """From names, one row of len(levels) cells per finest class ('' = the branch has ended); rows count from 1 in errors."""
-    return cls._from_rows(tuple(levels), [(i, [str(c).strip() for c in row]) for i, row in enumerate(rows, 1)], 'taxonomy row ')
+    return cls._from_rows(
+      tuple(levels),
+      [(i, [str(c).strip() for c in row]) for i, row in enumerate(rows, 1)],
+      'taxonomy row ',
+    )
 
   @classmethod
   def _from_rows(cls, levels, rows, where):
@@ -196,7 +258,9 @@ class Taxonomy(_Levels):
     if not rows:
       raise UserError(f'{where}1: has no class below the header')
     depth = np.array([sum(map(bool, cells)) for _, cells in rows], np.int32)
-    dense = [[cells[min(k, d - 1)] for k in range(len(levels))] for (_, cells), d in zip(rows, depth)]
+    dense = [
+      [cells[min(k, d - 1)] for k in range(len(levels))] for (_, cells), d in zip(rows, depth)
+    ]
     columns = list(zip(*dense))
     names = tuple(tuple(sorted(set(column))) for column in columns[:-1]) + (columns[-1],)
     ids = [{name: i for i, name in enumerate(ns)} for ns in names]
@@ -205,7 +269,10 @@ class Taxonomy(_Levels):
 
   def rows(self) -> list[list[str]]:
     """The table in names, as the CSV has it: '' below the end of a branch."""
-    return [[self.names[k][c] if k < d else '' for k, c in enumerate(path)] for path, d in zip(self.paths.tolist(), self.depth)]
+    return [
+      [self.names[k][c] if k < d else '' for k, c in enumerate(path)]
+      for path, d in zip(self.paths.tolist(), self.depth)
+    ]
 
   # Levels and classes.
 
@@ -232,8 +299,14 @@ class Taxonomy(_Levels):
         out[k] = self._ids[k].get(name, -2)
         if out[k] == -2:
           close = close_matches(name, self.names[k])
-          hint = f'; did you mean {" or ".join(map(repr, close))}?' if close else f'; it has {len(self.names[k])} classes'
-          raise UserError(f'{where}{": " if where else ""}{level} {name!r} is not in the taxonomy{hint}')
+          hint = (
+            f'; did you mean {" or ".join(map(repr, close))}?'
+            if close
+            else f'; it has {len(self.names[k])} classes'
+          )
+          raise UserError(
+            f'{where}{": " if where else ""}{level} {name!r} is not in the taxonomy{hint}'
+          )
     return out
 
   def carried(self, level: str) -> np.ndarray:
@@ -295,19 +368,21 @@ class Taxonomy(_Levels):
     ends = np.searchsorted(inverse.ravel()[order], np.arange(len(rows) + 1))
     step = max(1, 10_000_000 // len(self.paths))
     for start in range(0, len(rows), step):
-      block = rows[start:start + step]
+      block = rows[start : start + step]
       fits = np.ones((len(block), len(self.paths)), bool)
       for k in range(len(self.levels)):
         fits &= (block[:, k, None] < 0) | (block[:, k, None] == self.paths[:, k])
       stop = start + len(block)
-      members = order[ends[start]:ends[stop]]
+      members = order[ends[start] : ends[stop]]
       yield members, fits, inverse.ravel()[members] - start
 
   def valid(self, labels) -> np.ndarray:
     """bool [N]: whether some leaf has all the known classes of a row."""
     labels = np.asarray(labels)
     leaf = labels[:, -1]
-    out = ((labels < 0) | (labels == self.paths[leaf])).all(-1)   # the finest class, where known, fixes the path
+    out = ((labels < 0) | (labels == self.paths[leaf])).all(
+      -1
+    )  # the finest class, where known, fixes the path
     rest = np.flatnonzero((leaf < 0) & (labels >= 0).any(-1))
     for members, fits, row in self._leaves(labels[rest]):
       out[rest[members]] = fits.any(-1)[row]
@@ -319,17 +394,19 @@ class Taxonomy(_Levels):
     Labels that contradict each other stay as they are.
     """
     labels = np.array(labels, np.int32).reshape(-1, len(self.levels))
-    for k in range(len(self.levels) - 1):   # a class that has ended is the same class at every deeper level
+    for k in range(
+      len(self.levels) - 1
+    ):  # a class that has ended is the same class at every deeper level
       leaf = np.full(len(self.names[k]), -1, np.int32)
       ended = self.depth <= k + 1
       leaf[self.paths[ended, k]] = np.flatnonzero(ended)
       known = np.flatnonzero(labels[:, k] >= 0)
       known = known[leaf[labels[known, k]] >= 0]
-      path = self.paths[leaf[labels[known, k]], k + 1:]
-      labels[known, k + 1:] = np.where(labels[known, k + 1:] < 0, path, labels[known, k + 1:])
+      path = self.paths[leaf[labels[known, k]], k + 1 :]
+      labels[known, k + 1 :] = np.where(labels[known, k + 1 :] < 0, path, labels[known, k + 1 :])
     for k in range(len(self.levels) - 2, -1, -1):
       finer = labels.copy()
-      finer[:, :k + 1] = -1
+      finer[:, : k + 1] = -1
       rows = np.flatnonzero((labels[:, k] < 0) & (finer >= 0).any(-1))
       column = self.paths[:, k]
       for members, fits, row in self._leaves(finer[rows]):
@@ -380,7 +457,7 @@ class Taxonomy(_Levels):
     rows = np.asarray(rows)
     out = np.full((len(rows), 2), -1)
     for a, below in enumerate(self.below):
-      wrong = (rows[:, below] == 1) & (rows[:, a:a + 1] == 0)
+      wrong = (rows[:, below] == 1) & (rows[:, a : a + 1] == 0)
       found = wrong.any(-1) & (out[:, 0] < 0)
       out[found] = np.stack([below[wrong[found].argmax(-1)], np.full(found.sum(), a)], -1)
     return out
@@ -392,14 +469,18 @@ class Taxonomy(_Levels):
     for k, level in enumerate(self.multi[1:], 1):
       before = self.multi[k - 1]
       for c in np.flatnonzero(self.carried(level)):
-        own, same = rows[:, self.columns[level].start + c], rows[:, self.columns[before].start + self._ids[k - 1][self.names[k][c]]]
+        own, same = (
+          rows[:, self.columns[level].start + c],
+          rows[:, self.columns[before].start + self._ids[k - 1][self.names[k][c]]],
+        )
         own[:] = np.where(same >= 0, same, own)
-    for a, below in reversed(list(enumerate(self.below))):   # finer levels stand last
+    for a, below in reversed(list(enumerate(self.below))):  # finer levels stand last
       finer, unknown = rows[:, below[1:]], rows[:, a] < 0
       rows[unknown & (finer == 1).any(-1), a] = 1
-      if len(below) > 1: rows[unknown & (finer == 0).all(-1), a] = 0
+      if len(below) > 1:
+        rows[unknown & (finer == 0).all(-1), a] = 0
     for a, below in enumerate(self.below):
-      rows[:, below] = np.where((rows[:, a:a + 1] == 0) & (rows[:, below] < 0), 0, rows[:, below])
+      rows[:, below] = np.where((rows[:, a : a + 1] == 0) & (rows[:, below] < 0), 0, rows[:, below])
     return rows
 
   # Other taxonomies.
@@ -409,27 +490,49 @@ class Taxonomy(_Levels):
     k = self.index(level)
     keep = [j for j in range(k) if self.nests(level, self.levels[j])] + [k]
     first = np.full(len(self.names[k]), len(self.paths), np.int64)
-    np.minimum.at(first, self.paths[:, k], np.arange(len(self.paths)))   # one leaf of each class: the kept columns are the same for all
+    np.minimum.at(
+      first, self.paths[:, k], np.arange(len(self.paths))
+    )  # one leaf of each class: the kept columns are the same for all
     rows = []
     for c, leaf in enumerate(first):
-      end = min(self.depth[leaf] - 1, k)   # the last named column; where it is dropped, the name moves to the level itself
+      end = min(
+        self.depth[leaf] - 1, k
+      )  # the last named column; where it is dropped, the name moves to the level itself
       last = end if end in keep else k
-      rows.append([self.names[j][self.paths[leaf, j]] if j <= end else '' for j in keep[:-1]] + [self.names[k][c] if last == k else ''])
+      rows.append(
+        [self.names[j][self.paths[leaf, j]] if j <= end else '' for j in keep[:-1]]
+        + [self.names[k][c] if last == k else '']
+      )
     return Taxonomy.from_rows([self.levels[j] for j in keep], rows)
 
   def diff(self, other: 'Taxonomy') -> str:
     """One line on what differs in `other`; '' if nothing does."""
+
     def some(what, items):
       items = list(items)
-      return [f'{len(items)} {what}: ' + ', '.join(items[:3]) + (', ...' if len(items) > 3 else '')] if items else []
+      return (
+        [f'{len(items)} {what}: ' + ', '.join(items[:3]) + (', ...' if len(items) > 3 else '')]
+        if items
+        else []
+      )
+
     if self.multi != other.multi:
-      return f'multi levels {", ".join(self.multi) or "none"} against {", ".join(other.multi) or "none"}'
+      return (
+        f'multi levels {", ".join(self.multi) or "none"} against {", ".join(other.multi) or "none"}'
+      )
     if self.levels != other.levels:
       return f'levels {", ".join(self.levels)} against {", ".join(other.levels)}'
     mine, its = ({r[d - 1]: r for r, d in zip(t.rows(), t.depth)} for t in (self, other))
     out = some(f'{self.levels[-1]} only here', (n for n in mine if n not in its))
     out += some(f'{self.levels[-1]} only there', (n for n in its if n not in mine))
-    out += some('moved', (f'{n} ({" / ".join(mine[n])} against {" / ".join(its[n])})' for n in mine if n in its and mine[n] != its[n]))
+    out += some(
+      'moved',
+      (
+        f'{n} ({" / ".join(mine[n])} against {" / ".join(its[n])})'
+        for n in mine
+        if n in its and mine[n] != its[n]
+      ),
+    )
     if not out and self.names[-1] != other.names[-1]:
       out = ['the same classes in another order']
     return '; '.join(out)
@@ -439,9 +542,10 @@ class Taxonomy(_Levels):
 class Mixed(_Levels):
   """Exclusive levels with multi ones below or beside them: an example has a path of the one taxonomy and any number of classes of the other. Its labels are
   int [N, L] of the exclusive levels and int8 [N, M] of the multi ones."""
+
   exclusive: Taxonomy
   several: Taxonomy
-  above: np.ndarray   # int32 [M, L]: the exclusive class of each level that a multi class lies below, -1 for none, or several
+  above: np.ndarray  # int32 [M, L]: the exclusive class of each level that a multi class lies below, -1 for none, or several
 
   @property
   def levels(self) -> tuple[str, ...]:
@@ -462,23 +566,32 @@ class Mixed(_Levels):
   def rows(self) -> list[list[str]]:
     """The table in names: first the exclusive classes, then each finest multi class with what it lies below."""
     own, last = self.exclusive.rows(), self.columns[self.multi[-1]]
-    cells = [own[path[-1]] if path[-1] >= 0 else [names[c] if c >= 0 else '' for names, c in zip(self.exclusive.names, path)]
-             for path in self.above[last].tolist()]
-    return [*(row + [''] * len(self.multi) for row in own), *(upper + lower for upper, lower in zip(cells, self.several.rows()))]
+    cells = [
+      own[path[-1]]
+      if path[-1] >= 0
+      else [names[c] if c >= 0 else '' for names, c in zip(self.exclusive.names, path)]
+      for path in self.above[last].tolist()
+    ]
+    return [
+      *(row + [''] * len(self.multi) for row in own),
+      *(upper + lower for upper, lower in zip(cells, self.several.rows())),
+    ]
 
   def nests(self, child: str, parent: str) -> bool:
     """Whether every class of `child` has one class of `parent`."""
     for part in (self.exclusive, self.several):
       if child in part.levels and parent in part.levels:
         return part.nests(child, parent)
-    return child in self.multi and bool((self.above[self.columns[child], self.index(parent)] >= 0).all())
+    return child in self.multi and bool(
+      (self.above[self.columns[child], self.index(parent)] >= 0).all()
+    )
 
   def fits(self, labels) -> np.ndarray:
     """bool [N, M]: whether each multi class may stand beside the exclusive classes int [N, L], of which -1 fits all."""
     labels = np.asarray(labels)
     out = np.ones((len(labels), len(self.above)), bool)
     for k, upper in enumerate(self.above.T):
-      out &= (upper < 0) | (labels[:, k:k + 1] < 0) | (upper == labels[:, k:k + 1])
+      out &= (upper < 0) | (labels[:, k : k + 1] < 0) | (upper == labels[:, k : k + 1])
     return out
 
   def complete(self, labels, rows) -> tuple[np.ndarray, np.ndarray]:
@@ -501,12 +614,22 @@ class Mixed(_Levels):
     """One line on what differs in `other`; '' if nothing does."""
     if self.multi != other.multi or not other.exclusive:
       return f'levels {_kinds(self)} against {_kinds(other)}'
-    found = [text for mine, its in ((self.exclusive, other.exclusive), (self.several, other.several)) if (text := mine.diff(its))]
-    return '; '.join(found) or ('' if np.array_equal(self.above, other.above) else f'{", ".join(self.multi)} below other classes')
+    found = [
+      text
+      for mine, its in ((self.exclusive, other.exclusive), (self.several, other.several))
+      if (text := mine.diff(its))
+    ]
+    return '; '.join(found) or (
+      ''
+      if np.array_equal(self.above, other.above)
+      else f'{", ".join(self.multi)} below other classes'
+    )
 
 
 def _kinds(taxonomy):
-  return ', '.join(f'{level} (multi)' if level in taxonomy.multi else level for level in taxonomy.levels)
+  return ', '.join(
+    f'{level} (multi)' if level in taxonomy.multi else level for level in taxonomy.levels
+  )
 
 
 def load(path, multi: str = '') -> Taxonomy | Mixed:
@@ -522,9 +645,11 @@ def _divided(levels, rows, multi, where):
   if n in (0, len(levels)):
     return dataclasses.replace(Taxonomy._from_rows(levels, rows, where), multi=several)
   if several != levels[n:]:
-    lower = next(level for level in levels[levels.index(several[0]):] if level not in several)
-    raise UserError(f'--config.data.multi={multi}: exclusive level {lower} stands below multi level {several[0]} in the taxonomy ({", ".join(levels)}); it may '
-                    f'only stand above: name {lower} too, or put its column before {several[0]}')
+    lower = next(level for level in levels[levels.index(several[0]) :] if level not in several)
+    raise UserError(
+      f'--config.data.multi={multi}: exclusive level {lower} stands below multi level {several[0]} in the taxonomy ({", ".join(levels)}); it may '
+      f'only stand above: name {lower} too, or put its column before {several[0]}'
+    )
   rows = [(row, tuple(cells[:n]), tuple(cells[n:])) for row, cells in rows]
   own = {upper for _, upper, lower in rows if not any(lower)}
   stems = {upper[:k] for _, upper, _ in rows for k in range(1, sum(map(bool, upper)))}
@@ -537,18 +662,30 @@ def _divided(levels, rows, multi, where):
     first, other = finest.setdefault(leaf, (row, upper))
     if other != upper:
       a, b = (' / '.join(filter(None, cells)) or 'nothing' for cells in (upper, other))
-      raise UserError(f'{where}{row}: {several[-1]} {leaf!r} stands under {a!r} here and under {b!r} in row {first}; a class has one row, and one that any may '
-                      f'have leaves {", ".join(levels[:n])} empty')
+      raise UserError(
+        f'{where}{row}: {several[-1]} {leaf!r} stands under {a!r} here and under {b!r} in row {first}; a class has one row, and one that any may '
+        f'have leaves {", ".join(levels[:n])} empty'
+      )
     below.append((row, lower))
-    if any(upper) and upper not in own and upper[:sum(map(bool, upper))] not in stems:
+    if any(upper) and upper not in own and upper[: sum(map(bool, upper))] not in stems:
       own.add(upper)
       table.append((row, upper))
-  exclusive, low = Taxonomy._from_rows(levels[:n], table, where), Taxonomy._from_rows(levels[n:], below, where)
-  upper = exclusive.complete([exclusive.encode(dict(zip(levels, cells))) for _, cells, lower in rows if any(lower)])
+  exclusive, low = (
+    Taxonomy._from_rows(levels[:n], table, where),
+    Taxonomy._from_rows(levels[n:], below, where),
+  )
+  upper = exclusive.complete(
+    [exclusive.encode(dict(zip(levels, cells))) for _, cells, lower in rows if any(lower)]
+  )
   above = []
-  for names, column in zip(low.names, low.paths.T):   # what all leaves of a class have in common
-    least, most = np.full((len(names), n), len(rows) + 1, np.int32), np.full((len(names), n), -1, np.int32)
+  for names, column in zip(low.names, low.paths.T):  # what all leaves of a class have in common
+    least, most = (
+      np.full((len(names), n), len(rows) + 1, np.int32),
+      np.full((len(names), n), -1, np.int32),
+    )
     np.minimum.at(least, column, upper)
     np.maximum.at(most, column, upper)
     above.append(np.where(least == most, least, -1))
-  return Mixed(exclusive, dataclasses.replace(low, multi=several), np.concatenate(above).astype(np.int32))
+  return Mixed(
+    exclusive, dataclasses.replace(low, multi=several), np.concatenate(above).astype(np.int32)
+  )

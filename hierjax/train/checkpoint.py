@@ -29,7 +29,9 @@ class Damaged(Exception):
 
 def named(tree) -> dict[str, jax.Array]:
   """{path: leaf}: how trees with optax's named tuples are stored, independent of optax's classes."""
-  return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return {
+    jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def unnamed(leaves: Mapping[str, jax.Array], like):
@@ -55,11 +57,16 @@ class Checkpoints:
     self.folder, self.metric = folder, metric
     self.said: list[str] = []  # what the user should know of damaged checkpoints
     if writes:
-      for step in parallel.exchange(self._illegible())[0]:  # the first process decides, as it is the one that moves
+      for step in parallel.exchange(self._illegible())[
+        0
+      ]:  # the first process decides, as it is the one that moves
         self._set_aside(step, 'its metrics cannot be read')
     self.manager = ocp.training.Checkpointer(
-      folder.absolute(), preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
-      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1), cleanup_tmp_directories=writes)
+      folder.absolute(),
+      preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
+      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+      cleanup_tmp_directories=writes,
+    )
 
   def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
     """Orders checkpoints: the largest is the best; of equals the earliest, as early stopping counts, and so for whoever was interrupted in between."""
@@ -70,7 +77,12 @@ class Checkpoints:
     digests = {name: sha256(part) for name, part in parts.items()}
     with self._told():
       self.manager.save_checkpointables_async(
-        step, dict(parts), metrics={**metrics, 'step': step} if metrics else None, custom_metadata={'sha256': digests}, overwrite=True)
+        step,
+        dict(parts),
+        metrics={**metrics, 'step': step} if metrics else None,
+        custom_metadata={'sha256': digests},
+        overwrite=True,
+      )
 
   def wait(self) -> None:
     """Until everything is written. UserError where that fails."""
@@ -81,12 +93,20 @@ class Checkpoints:
   def _told(self):
     try:
       yield
-    except Exception as e:  # Orbax and TensorStore raise ValueError, OSError and more, as the disk falls
+    except (
+      Exception
+    ) as e:  # Orbax and TensorStore raise ValueError, OSError and more, as the disk falls
       if parallel.lost(e):
         raise
-      good = f'the checkpoint of step {self.latest()} is intact' if self.latest() is not None else 'there is no earlier one'
+      good = (
+        f'the checkpoint of step {self.latest()} is intact'
+        if self.latest() is not None
+        else 'there is no earlier one'
+      )
       reason = str(e).strip().splitlines()[0][:400] if str(e).strip() else type(e).__name__
-      raise UserError(f'{self.folder}: a checkpoint could not be written ({reason}); {good}; the same command goes on from there') from e
+      raise UserError(
+        f'{self.folder}: a checkpoint could not be written ({reason}); {good}; the same command goes on from there'
+      ) from e
 
   def close(self) -> None:
     self.manager.close()
@@ -105,7 +125,9 @@ class Checkpoints:
   def load(self, step: int, like: Mapping) -> dict:
     """The parts named in `like`, whose leaves give shape, type and sharding. UserError where it is of another model, Damaged where it is not whole."""
     self._check_shapes(step, like)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(like))
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(like)
+    )
     try:
       loaded = self.manager.load_checkpointables(step, abstract)
       digests = (self.manager.metadata(step).custom_metadata or {}).get('sha256', {})
@@ -147,7 +169,9 @@ class Checkpoints:
       if not fault:
         return step, loaded
       self.said.append(f'{self.folder}/{step} is damaged ({fault}); taking another checkpoint')
-    raise UserError(f'{self.folder}: no {"whole " if steps else ""}checkpoint; train with --workdir={self.folder.parent} first')
+    raise UserError(
+      f'{self.folder}: no {"whole " if steps else ""}checkpoint; train with --workdir={self.folder.parent} first'
+    )
 
   def _check_shapes(self, step: int, like: Mapping) -> None:
     try:
@@ -162,7 +186,9 @@ class Checkpoints:
       for k in sorted(want.keys() | have[part].keys()):
         if want.get(k) != have[part].get(k):
           told = [f'{list(s[k])}' if k in s else 'absent' for s in (have[part], want)]
-          raise UserError(f'{self.folder}/{step}: this checkpoint does not fit the configured model: {part}{k} is {told[0]} there and {told[1]} here')
+          raise UserError(
+            f'{self.folder}/{step}: this checkpoint does not fit the configured model: {part}{k} is {told[0]} there and {told[1]} here'
+          )
 
   def _illegible(self) -> list[int]:
     """Steps whose metrics are no JSON, at which Orbax would stop."""
@@ -184,4 +210,6 @@ class Checkpoints:
         place = place.with_name(f'{place.name}-again')
       (self.folder / f'{step}').rename(place)
     parallel.exchange(None)  # until it has gone
-    self.said.append(f'the checkpoint of step {step} is damaged ({reason}); it was moved to {place.parent}/, and the one before it, if any, is taken')
+    self.said.append(
+      f'the checkpoint of step {step} is damaged ({reason}); it was moved to {place.parent}/, and the one before it, if any, is taken'
+    )

@@ -24,7 +24,9 @@ class Phase:
 
   start: int
   end: int
-  freeze: tuple[str, ...] = ()  # of 'backbone', 'heads/LEVEL', and 'heads/shared' where levels share parts of their heads
+  freeze: tuple[
+    str, ...
+  ] = ()  # of 'backbone', 'heads/LEVEL', and 'heads/shared' where levels share parts of their heads
   levels: tuple[str, ...] = ()
 
   @property
@@ -32,36 +34,51 @@ class Phase:
     return 'backbone' not in self.freeze
 
   def describe(self) -> str:
-    return f'steps {self.start}-{self.end}: loss of {", ".join(self.levels)}' + (f'; frozen: {", ".join(self.freeze)}' if self.freeze else '')
+    return f'steps {self.start}-{self.end}: loss of {", ".join(self.levels)}' + (
+      f'; frozen: {", ".join(self.freeze)}' if self.freeze else ''
+    )
 
 
-def phases(c: ConfigDict, heads: Sequence[str], examples: int, total_steps: int, groups: Sequence[str] = ()) -> list[Phase]:
+def phases(
+  c: ConfigDict, heads: Sequence[str], examples: int, total_steps: int, groups: Sequence[str] = ()
+) -> list[Phase]:
   """The curriculum as a list that covers [0, total_steps). Paper S0's: the finest head frozen and its loss off for 5 epochs.
 
   `heads` are the levels that have one, `groups` the model's parameter groups where there are others beside those of levels and the backbone.
   """
   out, start = [], 0
-  words = {f'heads/{word}': [f'heads/{l}' for l in named] for word, named in config_lib.level_words(heads).items()}
+  words = {
+    f'heads/{word}': [f'heads/{l}' for l in named]
+    for word, named in config_lib.level_words(heads).items()
+  }
   known = list(dict.fromkeys(['backbone', *(f'heads/{l}' for l in heads), *groups]))
   for name in sorted(c.curriculum):
     node, option = c.curriculum[name], f'--config.curriculum.{name}'
     n = config_lib.steps(node, '', examples, c.train.batch_size, option)
     if node.share:
       if n:
-        raise UserError(f'{option}: give its share={node.share:g} or another duration, not both; set the others to 0')
+        raise UserError(
+          f'{option}: give its share={node.share:g} or another duration, not both; set the others to 0'
+        )
       n = max(1, round(node.share * total_steps))
     if n == 0 or start >= total_steps:
       continue
     freeze = []
     for g in config_lib.split_names(node.freeze):
       if g not in known and g not in words:
-        raise UserError(f'{option}.freeze: no parameter group {g!r}{config_lib.did_you_mean(g, known)}; choices: {", ".join(known)}')
+        raise UserError(
+          f'{option}.freeze: no parameter group {g!r}{config_lib.did_you_mean(g, known)}; choices: {", ".join(known)}'
+        )
       freeze += [g] if g in known else words[g]
     levels = config_lib.resolve_levels(node.levels, heads, f'{option}.levels')
     if not levels:
-      raise UserError(f'{option}.levels: names no level that has a head; choices: {", ".join(heads)}')
+      raise UserError(
+        f'{option}.levels: names no level that has a head; choices: {", ".join(heads)}'
+      )
     if {*known} - {f'heads/{l}' for l in heads if l not in levels} <= {*freeze}:
-      raise UserError(f'{option}: nothing would train (backbone and every head with a loss are frozen)')
+      raise UserError(
+        f'{option}: nothing would train (backbone and every head with a loss are frozen)'
+      )
     end = total_steps if n < 0 else min(total_steps, start + n)
     out.append(Phase(start, end, tuple(freeze), levels))
     start = end
@@ -76,14 +93,26 @@ def schedule(c: ConfigDict, total_steps: int, examples: int) -> optax.Schedule:
   warmup = config_lib.steps(o, 'warmup_', examples, c.train.batch_size, '--config.optim.warmup_*')
   if o.schedule == 'onecycle':
     if warmup:
-      raise UserError('--config.optim.warmup_*: schedule=onecycle rises by itself; set the share of its rise with --config.optim.onecycle_rise')
+      raise UserError(
+        '--config.optim.warmup_*: schedule=onecycle rises by itself; set the share of its rise with --config.optim.onecycle_rise'
+      )
     # optax divides by zero where the rise or the fall is less than a step long
     rise = min(max(o.onecycle_rise, 1 / max(total_steps, 2)), 1 - 1 / max(total_steps, 2))
     return optax.cosine_onecycle_schedule(max(total_steps, 2), o.lr, rise, 25.0, 1e4)
   if warmup >= total_steps:
-    raise UserError(f'--config.optim.warmup_*: {warmup} steps of warm-up leave nothing of {total_steps} steps')
-  base = optax.cosine_decay_schedule(o.lr, total_steps - warmup) if o.schedule == 'cosine' else optax.constant_schedule(o.lr)
-  return optax.join_schedules([optax.linear_schedule(0.0, o.lr, warmup), base], [warmup]) if warmup else base
+    raise UserError(
+      f'--config.optim.warmup_*: {warmup} steps of warm-up leave nothing of {total_steps} steps'
+    )
+  base = (
+    optax.cosine_decay_schedule(o.lr, total_steps - warmup)
+    if o.schedule == 'cosine'
+    else optax.constant_schedule(o.lr)
+  )
+  return (
+    optax.join_schedules([optax.linear_schedule(0.0, o.lr, warmup), base], [warmup])
+    if warmup
+    else base
+  )
 
 
 def group_of(path: Sequence[str]) -> str:
@@ -108,14 +137,18 @@ def labels(params: Mapping, rules: Sequence[tuple[str, float, float]]) -> Mappin
     name = '/'.join(path)
     rule = next((i for i, r in enumerate(rules) if re.fullmatch(r[0], name)), None)
     if rule is None:
-      raise UserError(f"--config.optim.rules: no rule matches the parameter {name!r}; end the list with ('.*', 1., 1.)")
+      raise UserError(
+        f"--config.optim.rules: no rule matches the parameter {name!r}; end the list with ('.*', 1., 1.)"
+      )
     out[path] = f'{group_of(path)}#{rule}'
   return traverse_util.unflatten_dict(out)
 
 
 def hold(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   """The frozen form of tx: same state, untouched, and no update; so that opt_state has one structure in all phases."""
-  return optax.GradientTransformation(tx.init, lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), state))
+  return optax.GradientTransformation(
+    tx.init, lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), state)
+  )
 
 
 def heads_factor(c: ConfigDict, group: str) -> float:
@@ -124,15 +157,23 @@ def heads_factor(c: ConfigDict, group: str) -> float:
     return 1.0
   levels = config_lib.split_names(c.model.levels)  # a run keeps them by name, coarse to fine
   level = group.removeprefix('heads/')
-  return c.optim.heads_lr * c.optim.heads_growth ** (levels[::-1].index(level) if level in levels else 0)
+  return c.optim.heads_lr * c.optim.heads_growth ** (
+    levels[::-1].index(level) if level in levels else 0
+  )
 
 
-def transformation(c: ConfigDict, label_tree: Mapping, freeze: Sequence[str] = ()) -> optax.GradientTransformation:
+def transformation(
+  c: ConfigDict, label_tree: Mapping, freeze: Sequence[str] = ()
+) -> optax.GradientTransformation:
   """`optax.multi_transform` over the groups, those in `freeze` on hold. Its updates are to be multiplied by -lr."""
   o = c.optim
 
   def one(factor, decay_factor):
-    decay = [optax.add_decayed_weights(o.weight_decay * decay_factor)] if o.weight_decay and decay_factor else []
+    decay = (
+      [optax.add_decayed_weights(o.weight_decay * decay_factor)]
+      if o.weight_decay and decay_factor
+      else []
+    )
     core = [optax.trace(o.momentum)] if o.name == 'sgd' else [optax.scale_by_adam()]
     chain = core + decay if o.name == 'adamw' else decay + core
     return optax.chain(*chain, *([optax.scale(factor)] if factor != 1 else []))
@@ -153,4 +194,6 @@ def plateau(c: ConfigDict) -> optax.GradientTransformationExtraArgs | None:
   """
   if c.optim.schedule != 'plateau':
     return None
-  return optax.contrib.reduce_on_plateau(c.optim.plateau_factor, c.optim.plateau_patience + 1, rtol=1e-4)
+  return optax.contrib.reduce_on_plateau(
+    c.optim.plateau_factor, c.optim.plateau_patience + 1, rtol=1e-4
+  )

@@ -46,8 +46,16 @@ from hierjax.train import loop as train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT = 60  # seconds until a test counts as a hang; the slowest takes a tenth
-SMALL = ('--config.model.backbone=tiny', '--config.data.size=32', '--config.data.toy.train=16', '--config.data.toy.val=8', '--config.train.epochs=0',
-         '--config.train.steps=2', '--config.train.batch_size=8', '--config.eval.batch_size=8')
+SMALL = (
+  '--config.model.backbone=tiny',
+  '--config.data.size=32',
+  '--config.data.toy.train=16',
+  '--config.data.toy.val=8',
+  '--config.train.epochs=0',
+  '--config.train.steps=2',
+  '--config.train.batch_size=8',
+  '--config.eval.batch_size=8',
+)
 TAXONOMY = 'kind,animal\nbird,heron\nbird,owl\nreptile,gecko\nreptile,skink\n'
 
 
@@ -56,8 +64,18 @@ def small_world():
   """A backbone that compiles in a second and whose weights have names, one device, and no cache but the tests' own."""
   with pytest.MonkeyPatch.context() as patch:
     names = {'own': lambda path: path.replace('/', '.')}
-    patch.setitem(models.BACKBONES, 'tiny', models.Backbone(functools.partial(tiny.Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, names))
-    patch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+    patch.setitem(
+      models.BACKBONES,
+      'tiny',
+      models.Backbone(functools.partial(tiny.Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, names),
+    )
+    patch.setattr(
+      parallel,
+      'mesh',
+      lambda: jax.make_mesh(
+        (1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
+      ),
+    )
     patch.setenv('JAX_COMPILATION_CACHE_DIR', os.environ['HIERJAX_TEST_CACHE'])
     yield
 
@@ -66,6 +84,7 @@ def small_world():
 def no_hang(tmp_path, monkeypatch):
   def late(*_):
     raise AssertionError(f'hangs: more than {LIMIT} s')
+
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   before = signal.signal(signal.SIGALRM, late)
@@ -121,16 +140,20 @@ def put(root, files):
 
 def encoded(image, kind='PNG', **options):
   buffer = io.BytesIO()
-  (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
+  (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
+    buffer, kind, **options
+  )
   return buffer.getvalue()
 
 
 def picture(h=24, w=36, seed=0):
   """Four quarters of different colours with a little shading: what is turned, mirrored or shifted is seen."""
   out = np.zeros((h, w, 3), np.uint8)
-  colours = np.random.default_rng(seed).permutation([(220, 40, 40), (40, 200, 60), (50, 60, 230), (230, 220, 60)])
+  colours = np.random.default_rng(seed).permutation(
+    [(220, 40, 40), (40, 200, 60), (50, 60, 230), (230, 220, 60)]
+  )
   for colour, (y, x) in zip(colours, ((0, 0), (0, 1), (1, 0), (1, 1))):
-    out[y * h // 2:(y + 1) * h // 2, x * w // 2:(x + 1) * w // 2] = colour
+    out[y * h // 2 : (y + 1) * h // 2, x * w // 2 : (x + 1) * w // 2] = colour
   return np.clip(out + np.linspace(-20, 20, w)[None, :, None], 0, 255).astype(np.uint8)
 
 
@@ -142,7 +165,10 @@ LABELS = 'file,split,animal\n1.png,train,owl\n2.png,train,gecko\n3.png,val,heron
 # ---- options ----
 
 OPTIONS = {
-  '--config.optim.lrr=3': ("--config.optim.lrr: no such option (did you mean 'optim.lr'?)", 'hierjax/core/config.py'),
+  '--config.optim.lrr=3': (
+    "--config.optim.lrr: no such option (did you mean 'optim.lr'?)",
+    'hierjax/core/config.py',
+  ),
   '--config.optm.lr=3': ('--config.optm.lr: no such option', "'optim.lr'"),
   '--config.curriculum.p4.steps=3': ('--config.curriculum.p4.steps: no such option',),
   '--config.optim.lr=fast': ('--config.optim.lr=fast', 'could not convert string to float'),
@@ -153,8 +179,12 @@ OPTIONS = {
   '--config.data.augment.enabled=maybe': ('--config.data.augment.enabled=maybe', 'Non-boolean'),
   '--config.data.augment=3': ('--config.data.augment=3',),
   '--config.eval.tta=two': ('--config.eval.tta=two',),
-  '--config.optim.lr=__import__("os").system("touch PWNED")': ('could not convert string to float',),
-  '--config.data.augment.crop=__import__("os").system("touch PWNED")': ('must be above 0 and at most 1',),
+  '--config.optim.lr=__import__("os").system("touch PWNED")': (
+    'could not convert string to float',
+  ),
+  '--config.data.augment.crop=__import__("os").system("touch PWNED")': (
+    'must be above 0 and at most 1',
+  ),
   '--confg.seed=1': ('Unknown command line flag', 'confg.seed'),
   '--mod=train': ('Unknown command line flag', 'Did you mean: mode'),
   '--workdr=x': ('Did you mean: workdir',),
@@ -168,17 +198,34 @@ OPTIONS = {
   '--images=x.jpg': ('--images means nothing to --mode=train, only to predict',),
   '--split=test': ('--split means nothing to --mode=train, only to evaluate',),
   '--seeds=0,1': ('--seeds means nothing to --mode=train, only to table',),
-  '--mode=lint': ('--workdir means nothing to --mode=lint, only to train, evaluate, report, predict',),
+  '--mode=lint': (
+    '--workdir means nothing to --mode=lint, only to train, evaluate, report, predict',
+  ),
   '--mode=describe': ('--workdir means nothing to --mode=describe',),
   '--config.baseline=nowhere': ('--config.baseline=nowhere: not a run', "choices: 'train'"),
-  '--config.model.backbone=resnet51': ("'resnet51' is not a choice (did you mean 'resnet50'?)", 'choices: resnet18'),
+  '--config.model.backbone=resnet51': (
+    "'resnet51' is not a choice (did you mean 'resnet50'?)",
+    'choices: resnet18',
+  ),
   '--config.model.pretrained=package': ("'package' is for the efficientnet_lite backbones only",),
   '--config.model.pretrained=nowhere.pth': ('nowhere.pth: no such file', "'hf:REPO'"),
   '--config.model.levels=': ('--config.model.levels', 'choices: make, type, model'),
-  '--config.model.levels=mak': ("no level 'mak' (did you mean 'make'?)", 'choices: make, type, model'),
-  '--config.model.head.experts=5': ('--config.model.head.experts=5 means nothing to --config.model.heads=parallel, only to mmoe',),
-  '--config.model.heads=cascaded --config.model.head.order=make,make': ('--config.model.head.order', 'must name each level', 'make, type, model'),
-  '--config.model.heads=split --config.model.head.slices=(1,2)': ('--config.model.head.slices=(1, 2)', 'make, type, model'),
+  '--config.model.levels=mak': (
+    "no level 'mak' (did you mean 'make'?)",
+    'choices: make, type, model',
+  ),
+  '--config.model.head.experts=5': (
+    '--config.model.head.experts=5 means nothing to --config.model.heads=parallel, only to mmoe',
+  ),
+  '--config.model.heads=cascaded --config.model.head.order=make,make': (
+    '--config.model.head.order',
+    'must name each level',
+    'make, type, model',
+  ),
+  '--config.model.heads=split --config.model.head.slices=(1,2)': (
+    '--config.model.head.slices=(1, 2)',
+    'make, type, model',
+  ),
   '--config.model.stem=small': ('--config.model.stem=small', 'choices: standard'),
   '--config.model.mean=(1,2)': ('--config.model.mean=(1, 2)', 'three numbers'),
   '--config.model.mean=(1.,2.,3.)': ('--config.model.std=()', 'three numbers'),
@@ -188,49 +235,145 @@ OPTIONS = {
   '--config.loss.weights=make=-1': ("--config.loss.weights: 'make=-1'", 'at least 0'),
   '--config.loss.weights=make=nan': ("--config.loss.weights: 'make=nan'",),
   '--config.loss.weights=all=0': ('--config.loss.weights', 'nothing would train'),
-  '--config.train.best=acc': ("--config.train.best='acc'", 'choices: loss, fpa, hvr, joint_fpa, top1/make'),
+  '--config.train.best=acc': (
+    "--config.train.best='acc'",
+    'choices: loss, fpa, hvr, joint_fpa, top1/make',
+  ),
   '--config.train.steps=0': ('--config.train: one of steps, epochs, examples must be above 0',),
-  '--config.train.steps=0 --config.train.epochs=1e300': ('--config.train: epochs=1e+300 are', 'at most 2147483647'),
+  '--config.train.steps=0 --config.train.epochs=1e300': (
+    '--config.train: epochs=1e+300 are',
+    'at most 2147483647',
+  ),
   '--config.train.epochs=3': ('give only one of steps=2, epochs=3.0',),
-  '--config.train.batch_size=9 --config.optim.accumulate=2': ('--config.train.batch_size=9 must be a multiple of --config.optim.accumulate=2',),
-  '--config.optim.warmup_steps=50': ('--config.optim.warmup_*: 50 steps of warm-up leave nothing of 2 steps',),
-  '--config.optim.schedule=onecycle --config.optim.warmup_steps=1': ('--config.optim.warmup_*', '--config.optim.onecycle_rise'),
+  '--config.train.batch_size=9 --config.optim.accumulate=2': (
+    '--config.train.batch_size=9 must be a multiple of --config.optim.accumulate=2',
+  ),
+  '--config.optim.warmup_steps=50': (
+    '--config.optim.warmup_*: 50 steps of warm-up leave nothing of 2 steps',
+  ),
+  '--config.optim.schedule=onecycle --config.optim.warmup_steps=1': (
+    '--config.optim.warmup_*',
+    '--config.optim.onecycle_rise',
+  ),
   '--config.optim.rules=()': ('--config.optim.rules: no rule matches', 'backbone/'),
   '--config.optim.rules=(1,2)': ('--config.optim.rules: 1 is not (regular expression',),
-  '--config.optim.rules=(("(",1.,1.),)': ("--config.optim.rules: ('(', 1.0, 1.0) is not (regular expression",),
+  '--config.optim.rules=(("(",1.,1.),)': (
+    "--config.optim.rules: ('(', 1.0, 1.0) is not (regular expression",
+  ),
   '--config.data.augment.crop=1': ('--config.data.augment.crop=(1,) must be two numbers',),
   '--config.data.augment.crop=(.9,.1)': ('the smaller first',),
   '--config.data.augment.ratio=(0,0)': ('--config.data.augment.ratio=(0, 0) must be above 0',),
-  '--config.data.balance_level=mak --config.data.balance=sample': ('--config.data.balance_level', "'make'"),
+  '--config.data.balance_level=mak --config.data.balance=sample': (
+    '--config.data.balance_level',
+    "'make'",
+  ),
   '--config.loss.siblings=mak --config.loss.smoothing=.1': ('--config.loss.siblings', "'make'"),
-  '--config.loss.siblings=finest --config.loss.smoothing=.1': ('--config.loss.siblings', 'coarser levels'),
-  '--config.curriculum.p1.steps=2 --config.curriculum.p1.freeze=backbone,heads/all': ('--config.curriculum.p1: nothing would train',),
-  '--config.curriculum.p1.steps=2 --config.curriculum.p1.freeze=bakbone': ("no parameter group 'bakbone'", 'choices: backbone, heads/make'),
-  '--config.model.heads=mmoe --config.curriculum.p1.steps=2 --config.curriculum.p1.freeze=heads/sharde': ('choices: backbone, heads/make', 'heads/shared'),
-  '--config.curriculum.p1.steps=2 --config.curriculum.p1.levels=': ('--config.curriculum.p1.levels', 'choices: make, type, model'),
-  '--config.curriculum.p1.steps=2 --config.curriculum.p1.epochs=2': ('--config.curriculum.p1: give only one of',),
+  '--config.loss.siblings=finest --config.loss.smoothing=.1': (
+    '--config.loss.siblings',
+    'coarser levels',
+  ),
+  '--config.curriculum.p1.steps=2 --config.curriculum.p1.freeze=backbone,heads/all': (
+    '--config.curriculum.p1: nothing would train',
+  ),
+  '--config.curriculum.p1.steps=2 --config.curriculum.p1.freeze=bakbone': (
+    "no parameter group 'bakbone'",
+    'choices: backbone, heads/make',
+  ),
+  '--config.model.heads=mmoe --config.curriculum.p1.steps=2 --config.curriculum.p1.freeze=heads/sharde': (
+    'choices: backbone, heads/make',
+    'heads/shared',
+  ),
+  '--config.curriculum.p1.steps=2 --config.curriculum.p1.levels=': (
+    '--config.curriculum.p1.levels',
+    'choices: make, type, model',
+  ),
+  '--config.curriculum.p1.steps=2 --config.curriculum.p1.epochs=2': (
+    '--config.curriculum.p1: give only one of',
+  ),
   '--config.data.root=nowhere': ('--config.data.root=nowhere: no such folder',),
   '--config.data.source=csv': ('--config.data.source=csv needs --config.data.root',),
   '--config.data.taxonomy=t.csv': ('--config.data.taxonomy=t.csv', '--config.data.root'),
 }
 BEYOND = {  # one value outside of each range
-  'seed': '-1', 'data.split_seed': '-1', 'data.toy.seed': '-1', 'data.size': '1', 'data.threads': '0', 'data.workers': '-1', 'data.val_share': '1',
-  'data.test_share': '1', 'data.limit': '-1', 'data.crop_margin': '-1',
-  'data.augment.crop': '(0.,2.)', 'data.augment.ratio': '(-1.,1.)', 'data.augment.flip': '2', 'data.augment.rotate': 'nan', 'data.augment.brightness': '-5',
-  'data.augment.contrast': '1.5', 'data.augment.saturation': 'inf', 'data.augment.hue': '1', 'data.toy.train': '0', 'data.toy.val': '-5',
-  'data.toy.difficulty': 'nan', 'model.mean': '(300.,0.,0.)', 'model.std': '(0.,0.,0.)', 'model.dropout': '1', 'model.head.layers': '-1',
-  'model.head.width': '-1', 'model.head.experts': '-1', 'model.head.tower': '-1', 'model.head.slices': '(0,)', 'loss.smoothing': '1',
-  'data.unlabelled': '1', 'model.neck': '-1', 'model.head.temperature': '-1', 'model.head.noise': 'nan', 'loss.lca': '-1', 'loss.hxe': '-1',
-  'loss.temperature': '0', 'loss.distill_temperature': '0', 'loss.focal_gamma': '-1', 'loss.pos_weight': '-1', 'eval.novelty': '1',
-  'optim.heads_lr': '0', 'optim.heads_growth': '0', 'balance.alpha': '-1', 'balance.beta': '2', 'balance.c': '1',
-  'balance.decay': '1', 'balance.gamma': '-1',
-  'balance.lr': '-1', 'balance.power': 'nan', 'balance.temperature': '-1', 'optim.lr': 'inf',
-  'optim.weight_decay': 'nan', 'optim.momentum': '1.5', 'optim.onecycle_rise': '-1', 'optim.clip': '-1', 'optim.warmup_steps': '-5',
-  'optim.warmup_epochs': 'nan', 'optim.warmup_examples': '-1', 'optim.plateau_factor': '0', 'optim.plateau_patience': '-1', 'optim.accumulate': '0',
-  'optim.ema': '1', 'train.batch_size': '0', 'train.log_steps': '0', 'train.early_stop': '-1', 'train.save_minutes': '-1',
-  'eval.batch_size': '0', 'train.steps': '-3',
-  'train.epochs': '-1', 'train.examples': '-1', 'train.eval_steps': '-1', 'train.eval_epochs': 'nan', 'train.eval_examples': '-1',
-  **{f'curriculum.{p}.{unit}': '-2' for p in ('p1', 'p2', 'p3') for unit in ('steps', 'epochs', 'examples')},
+  'seed': '-1',
+  'data.split_seed': '-1',
+  'data.toy.seed': '-1',
+  'data.size': '1',
+  'data.threads': '0',
+  'data.workers': '-1',
+  'data.val_share': '1',
+  'data.test_share': '1',
+  'data.limit': '-1',
+  'data.crop_margin': '-1',
+  'data.augment.crop': '(0.,2.)',
+  'data.augment.ratio': '(-1.,1.)',
+  'data.augment.flip': '2',
+  'data.augment.rotate': 'nan',
+  'data.augment.brightness': '-5',
+  'data.augment.contrast': '1.5',
+  'data.augment.saturation': 'inf',
+  'data.augment.hue': '1',
+  'data.toy.train': '0',
+  'data.toy.val': '-5',
+  'data.toy.difficulty': 'nan',
+  'model.mean': '(300.,0.,0.)',
+  'model.std': '(0.,0.,0.)',
+  'model.dropout': '1',
+  'model.head.layers': '-1',
+  'model.head.width': '-1',
+  'model.head.experts': '-1',
+  'model.head.tower': '-1',
+  'model.head.slices': '(0,)',
+  'loss.smoothing': '1',
+  'data.unlabelled': '1',
+  'model.neck': '-1',
+  'model.head.temperature': '-1',
+  'model.head.noise': 'nan',
+  'loss.lca': '-1',
+  'loss.hxe': '-1',
+  'loss.temperature': '0',
+  'loss.distill_temperature': '0',
+  'loss.focal_gamma': '-1',
+  'loss.pos_weight': '-1',
+  'eval.novelty': '1',
+  'optim.heads_lr': '0',
+  'optim.heads_growth': '0',
+  'balance.alpha': '-1',
+  'balance.beta': '2',
+  'balance.c': '1',
+  'balance.decay': '1',
+  'balance.gamma': '-1',
+  'balance.lr': '-1',
+  'balance.power': 'nan',
+  'balance.temperature': '-1',
+  'optim.lr': 'inf',
+  'optim.weight_decay': 'nan',
+  'optim.momentum': '1.5',
+  'optim.onecycle_rise': '-1',
+  'optim.clip': '-1',
+  'optim.warmup_steps': '-5',
+  'optim.warmup_epochs': 'nan',
+  'optim.warmup_examples': '-1',
+  'optim.plateau_factor': '0',
+  'optim.plateau_patience': '-1',
+  'optim.accumulate': '0',
+  'optim.ema': '1',
+  'train.batch_size': '0',
+  'train.log_steps': '0',
+  'train.early_stop': '-1',
+  'train.save_minutes': '-1',
+  'eval.batch_size': '0',
+  'train.steps': '-3',
+  'train.epochs': '-1',
+  'train.examples': '-1',
+  'train.eval_steps': '-1',
+  'train.eval_epochs': 'nan',
+  'train.eval_examples': '-1',
+  **{
+    f'curriculum.{p}.{unit}': '-2'
+    for p in ('p1', 'p2', 'p3')
+    for unit in ('steps', 'epochs', 'examples')
+  },
   **{f'curriculum.{p}.share': '1.5' for p in ('p1', 'p2', 'p3')},
 }
 
@@ -238,7 +381,15 @@ BEYOND = {  # one value outside of each range
 @pytest.mark.parametrize('argument', OPTIONS)
 def test_options(argument):
   workdir = () if 'needs --workdir' in OPTIONS[argument][0] else ('--workdir=run',)
-  says((*SMALL, *workdir, *argument.split(' --config.')[:1], *(f'--config.{a}' for a in argument.split(' --config.')[1:])), *OPTIONS[argument])
+  says(
+    (
+      *SMALL,
+      *workdir,
+      *argument.split(' --config.')[:1],
+      *(f'--config.{a}' for a in argument.split(' --config.')[1:]),
+    ),
+    *OPTIONS[argument],
+  )
   assert not pathlib.Path('PWNED').exists() and not pathlib.Path('run/checkpoints').exists()
 
 
@@ -248,19 +399,31 @@ def test_numbers_out_of_range(path):
 
 
 def test_every_number_has_a_range():
-  numbers = [p for p, v in flat(config.default()).items() if isinstance(v, int | float) and not isinstance(v, bool)]
+  numbers = [
+    p
+    for p, v in flat(config.default()).items()
+    if isinstance(v, int | float) and not isinstance(v, bool)
+  ]
   assert len(numbers) >= 50 and set(numbers) <= {*config.RANGES, *config.CHOICES}
 
 
 def flat(tree, prefix=''):
-  return {k: v for name, x in tree.items() for k, v in (flat(x, f'{prefix}{name}.') if hasattr(x, 'items') else {prefix + name: x}).items()}
+  return {
+    k: v
+    for name, x in tree.items()
+    for k, v in (flat(x, f'{prefix}{name}.') if hasattr(x, 'items') else {prefix + name: x}).items()
+  }
 
 
 @pytest.mark.parametrize('path', config.CHOICES)
 def test_choices(path):
   wrong = '4' if path == 'eval.tta' else str(config.CHOICES[path][0])[:-1] + 'x'
   for mode in ('train', 'lint', 'describe'):
-    says((*SMALL, f'--mode={mode}', f'--config.{path}={wrong}'), f'--config.{path}=', 'choices: ' + ', '.join(map(str, config.CHOICES[path])))
+    says(
+      (*SMALL, f'--mode={mode}', f'--config.{path}={wrong}'),
+      f'--config.{path}=',
+      'choices: ' + ', '.join(map(str, config.CHOICES[path])),
+    )
 
 
 # ---- config files ----
@@ -273,19 +436,40 @@ CONFIG_FILES = {
   'no python at all': ('\0\1\2', ('SyntaxError',)),
   'not UTF-8': (b'\xff\xfe\0', ('SyntaxError',)),
   'raises where it is read': ('1 / 0\n', ('line 1: ZeroDivisionError: division by zero',)),
-  'raises in get_config': ('def get_config():\n  raise RuntimeError("my own\\nfault")\n', ('line 2: RuntimeError: my own fault',)),
+  'raises in get_config': (
+    'def get_config():\n  raise RuntimeError("my own\\nfault")\n',
+    ('line 2: RuntimeError: my own fault',),
+  ),
   'ends the program': ('import sys\nsys.exit("enough")\n', ('line 2: SystemExit: enough',)),
   'imports what is not there': ('import nonsuch\n', ('line 1: ModuleNotFoundError', 'nonsuch')),
   'lacks get_config': ('x = 1\n', ('has no function get_config',)),
   'get_config is no function': ('get_config = 3\n', ('has no function get_config',)),
   'returns nothing': ('def get_config():\n  pass\n', ('the config is of type NoneType',)),
-  'returns another tree': ('from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({"seed": 1})\n', ('the config lacks', 'default()')),
-  'lacks an option': (TREE + '  c.unlock()\n  del c.optim.lr\n  return c\n', ('the config lacks optim.lr',)),
-  'has an option too many': (TREE + '  c.unlock()\n  c.optim.lrr = 3\n  return c\n', ("unknown option optim.lrr (did you mean 'optim.lr'?)",)),
-  'misspells an option': (TREE + '  c.optim.lrr = 3\n  return c\n', ('line 4: AttributeError', 'Did you mean "lr"')),
-  'a value of another type': (TREE + '  c.optim.lr = "fast"\n  return c\n', ('line 4: TypeError', 'lr')),
+  'returns another tree': (
+    'from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({"seed": 1})\n',
+    ('the config lacks', 'default()'),
+  ),
+  'lacks an option': (
+    TREE + '  c.unlock()\n  del c.optim.lr\n  return c\n',
+    ('the config lacks optim.lr',),
+  ),
+  'has an option too many': (
+    TREE + '  c.unlock()\n  c.optim.lrr = 3\n  return c\n',
+    ("unknown option optim.lrr (did you mean 'optim.lr'?)",),
+  ),
+  'misspells an option': (
+    TREE + '  c.optim.lrr = 3\n  return c\n',
+    ('line 4: AttributeError', 'Did you mean "lr"'),
+  ),
+  'a value of another type': (
+    TREE + '  c.optim.lr = "fast"\n  return c\n',
+    ('line 4: TypeError', 'lr'),
+  ),
   'wants an argument': ('def get_config(rung):\n  pass\n', ('TypeError', 'rung')),
-  'a value that is no choice': (TREE + '  c.eval.tta = 4\n  return c\n', ('--config.eval.tta=4', 'choices: 1, 2, 3, 5')),
+  'a value that is no choice': (
+    TREE + '  c.eval.tta = 4\n  return c\n',
+    ('--config.eval.tta=4', 'choices: 1, 2, 3, 5'),
+  ),
 }
 
 
@@ -294,12 +478,23 @@ def test_config_files(name, tmp_path):
   content, pieces = CONFIG_FILES[name]
   if content is not None:
     put(tmp_path, {'my.py': content})
-  says(('--workdir=run', '--config.seed=3', '--config=my.py'), *pieces, *([] if 'choice' in name else ['--config=my.py']))
+  says(
+    ('--workdir=run', '--config.seed=3', '--config=my.py'),
+    *pieces,
+    *([] if 'choice' in name else ['--config=my.py']),
+  )
 
 
 def test_config_file_may_follow_its_options(tmp_path):
-  says(('--config.train.batch_size=30', '--config.optim.accumulate=7', '--config', ROOT / 'configs/3head.py'),
-    '--config.train.batch_size=30 must be a multiple')
+  says(
+    (
+      '--config.train.batch_size=30',
+      '--config.optim.accumulate=7',
+      '--config',
+      ROOT / 'configs/3head.py',
+    ),
+    '--config.train.batch_size=30 must be a multiple',
+  )
   says((f'--config={ROOT}/configs/ladder.py:11',), 'no such rung', 'choices: 1, 2, 3, 4, 5, 5.5')
 
 
@@ -307,26 +502,39 @@ def test_config_file_may_follow_its_options(tmp_path):
 
 
 def csv(labels=LABELS, taxonomy=TAXONOMY, **more):
-  return {**PHOTOS, 'labels.csv': labels, **({'taxonomy.csv': taxonomy} if taxonomy is not None else {}), **more}
+  return {
+    **PHOTOS,
+    'labels.csv': labels,
+    **({'taxonomy.csv': taxonomy} if taxonomy is not None else {}),
+    **more,
+  }
 
 
 def parquet(described=None, **columns):
   """Writes a Parquet file with these columns, and what the hub says of them; img defaults to four pictures."""
+
   def write(path):
     import pyarrow as pa
     import pyarrow.parquet as pq
+
     images = columns.get('img', [{'bytes': x, 'path': None} for x in PHOTOS.values()])
     table = pa.table({k: v for k, v in {'img': images, **columns}.items() if v is not None})
-    told = described if isinstance(described, bytes) else json.dumps({'info': {'features': described or {}}})
+    told = (
+      described
+      if isinstance(described, bytes)
+      else json.dumps({'info': {'features': described or {}}})
+    )
     pq.write_table(table.replace_schema_metadata({'huggingface': told}), path)
+
   return write
 
 
-def cut(write, share=.6):
+def cut(write, share=0.6):
   def shorter(path):
     write(path)
     data = path.read_bytes()
-    path.write_bytes(data[:int(len(data) * share)])
+    path.write_bytes(data[: int(len(data) * share)])
+
   return shorter
 
 
@@ -334,95 +542,302 @@ def cut(write, share=.6):
 DATA = {
   'labels: no bytes': (csv(''), ('labels.csv:1: is empty',)),
   'labels: header only': (csv('file,split,animal\n'), ('labels.csv:1: has no example',)),
-  'labels: no header': (csv('1.png,train,owl\n2.png,val,gecko\n'), ('labels.csv:1: no column "file"', '1.png, train, owl')),
+  'labels: no header': (
+    csv('1.png,train,owl\n2.png,val,gecko\n'),
+    ('labels.csv:1: no column "file"', '1.png, train, owl'),
+  ),
   'labels: semicolons': (csv(LABELS.replace(',', ';')), ('labels.csv:1', 'separated by commas')),
   'labels: tabs': (csv(LABELS.replace(',', '\t')), ('labels.csv:1', 'separated by commas')),
-  'labels: UTF-16 of a spreadsheet': (csv(LABELS.encode('utf-16')), ('labels.csv: is not UTF-8 text', 'CSV UTF-8')),
-  'labels: Latin-1': (csv('file,animal\n1.png,Köhler\n'.encode('latin-1')), ('labels.csv: is not UTF-8 text',)),
+  'labels: UTF-16 of a spreadsheet': (
+    csv(LABELS.encode('utf-16')),
+    ('labels.csv: is not UTF-8 text', 'CSV UTF-8'),
+  ),
+  'labels: Latin-1': (
+    csv('file,animal\n1.png,Köhler\n'.encode('latin-1')),
+    ('labels.csv: is not UTF-8 text',),
+  ),
   'labels: a picture': (csv(PNG), ('labels.csv: is not UTF-8 text',)),
   'labels: zero bytes': (csv(b'\0' * 3000), ('labels.csv:1',)),
-  'labels: a folder': (csv(lambda path: path.mkdir()), ('labels.csv: cannot be read', 'not a regular file')),
+  'labels: a folder': (
+    csv(lambda path: path.mkdir()),
+    ('labels.csv: cannot be read', 'not a regular file'),
+  ),
   'labels: a named pipe': (csv(os.mkfifo), ('labels.csv: cannot be read', 'not a regular file')),
   'labels: a link to nowhere': (csv(lambda path: path.symlink_to('gone.csv')), ('labels.csv',)),
-  'labels: a huge cell': (csv('file,animal\n1.png,' + 'x' * 200_000 + '\n'), ('labels.csv:2', 'field larger than field limit')),
+  'labels: a huge cell': (
+    csv('file,animal\n1.png,' + 'x' * 200_000 + '\n'),
+    ('labels.csv:2', 'field larger than field limit'),
+  ),
   'labels: an open quote': (csv('file,animal\n"1.png,owl\n2.png,gecko\n'), ('labels.csv:2',)),
-  'labels: a long name': (csv('file,animal\n1.png,' + 'x' * 5000 + '\n'), ('labels.csv:2', 'is not in the taxonomy')),
-  'labels: too many cells': (csv('file,animal\n1.png,owl\n2.png,gecko,3\n'), ('labels.csv:3: has 3 cells, the header 2',)),
-  'labels: a column twice': (csv('file,animal,animal\n1.png,owl,owl\n'), ("labels.csv:1: column 'animal' stands twice",)),
-  'labels: a column without a name': (csv('file,animal,,\n1.png,owl,,\n'), ('labels.csv:1: column 3 of the header has no name',)),
-  'labels: a misspelt level': (csv('file,animl\n1.png,owl\n'), ("labels.csv:1: column 'animl' is no level", "did you mean 'animal'"), True),
-  'labels: levels in capitals': (csv('file,Animal\n1.png,owl\n'), ("column 'Animal' is no level", "'animal'"), True),
-  'labels: no level at all': (csv('file,split\n1.png,train\n'), ('labels.csv:1: no column of labels', 'kind, animal')),
-  'labels: unknown class': (csv(LABELS.replace('gecko', 'gekco')), ("labels.csv:3: animal 'gekco' is not in the taxonomy", "'gecko'")),
-  'labels: contradiction': (csv('file,kind,animal\n1.png,bird,gecko\n'), ("labels.csv:2: no row of the taxonomy has kind 'bird', animal 'gecko'",)),
-  'labels: one image twice': (csv(LABELS + '1.png,train,heron\n'), ('labels.csv:6: 1.png stands in row 2 already',)),
-  'labels: one image in two splits': (csv(LABELS + '1.png,val,owl\n'), ('labels.csv:6: 1.png stands in row 2 already',)),
-  'labels: empty file cell': (csv(LABELS + ',train,owl\n'), ('labels.csv:6: the cell "file" is empty',)),
-  'labels: empty split cell': (csv(LABELS.replace('2.png,train', '2.png,')), ('labels.csv:3: no split',), False),
-  'labels: no split of that name': (csv(LABELS.replace('train', 'Train')), ("--config.data.train='train': no such split", "did you mean 'Train'",
-    'Train, val'), False),
-  'labels: val is called otherwise': (csv(), ("--config.data.val='tset': no such split", 'train, val'), False, ('--config.data.val=tset',)),
-  'labels: two splits that differ in case': (csv(LABELS.replace('4.png,val', '4.png,Val')), ("'Val'", "'val'", 'differ only in case'), False),
-  'labels: only one split, and no share for val': (csv(LABELS.replace('val', 'train')),
-    ("--config.data.val='val'", 'leaves it none', '--config.data.val_share'), False, ('--config.data.val_share=0',)),
-  'labels: one image': (csv('file,animal\n1.png,owl\n'), ("--config.data.val='val'", 'leaves it none', '--config.data.val_share'), False),
-  'labels: path that leaves the root': (csv(LABELS + '../x.png,train,owl\n'), ('labels.csv:6: ../x.png leaves the root',)),
-  'labels: path that leaves it on the way': (csv(LABELS + 'a/../../x.png,train,owl\n'), ('labels.csv:6', 'leaves the root')),
-  'labels: absolute path': (csv(LABELS + '/etc/passwd,train,owl\n'), ('labels.csv:6: /etc/passwd leaves the root',)),
+  'labels: a long name': (
+    csv('file,animal\n1.png,' + 'x' * 5000 + '\n'),
+    ('labels.csv:2', 'is not in the taxonomy'),
+  ),
+  'labels: too many cells': (
+    csv('file,animal\n1.png,owl\n2.png,gecko,3\n'),
+    ('labels.csv:3: has 3 cells, the header 2',),
+  ),
+  'labels: a column twice': (
+    csv('file,animal,animal\n1.png,owl,owl\n'),
+    ("labels.csv:1: column 'animal' stands twice",),
+  ),
+  'labels: a column without a name': (
+    csv('file,animal,,\n1.png,owl,,\n'),
+    ('labels.csv:1: column 3 of the header has no name',),
+  ),
+  'labels: a misspelt level': (
+    csv('file,animl\n1.png,owl\n'),
+    ("labels.csv:1: column 'animl' is no level", "did you mean 'animal'"),
+    True,
+  ),
+  'labels: levels in capitals': (
+    csv('file,Animal\n1.png,owl\n'),
+    ("column 'Animal' is no level", "'animal'"),
+    True,
+  ),
+  'labels: no level at all': (
+    csv('file,split\n1.png,train\n'),
+    ('labels.csv:1: no column of labels', 'kind, animal'),
+  ),
+  'labels: unknown class': (
+    csv(LABELS.replace('gecko', 'gekco')),
+    ("labels.csv:3: animal 'gekco' is not in the taxonomy", "'gecko'"),
+  ),
+  'labels: contradiction': (
+    csv('file,kind,animal\n1.png,bird,gecko\n'),
+    ("labels.csv:2: no row of the taxonomy has kind 'bird', animal 'gecko'",),
+  ),
+  'labels: one image twice': (
+    csv(LABELS + '1.png,train,heron\n'),
+    ('labels.csv:6: 1.png stands in row 2 already',),
+  ),
+  'labels: one image in two splits': (
+    csv(LABELS + '1.png,val,owl\n'),
+    ('labels.csv:6: 1.png stands in row 2 already',),
+  ),
+  'labels: empty file cell': (
+    csv(LABELS + ',train,owl\n'),
+    ('labels.csv:6: the cell "file" is empty',),
+  ),
+  'labels: empty split cell': (
+    csv(LABELS.replace('2.png,train', '2.png,')),
+    ('labels.csv:3: no split',),
+    False,
+  ),
+  'labels: no split of that name': (
+    csv(LABELS.replace('train', 'Train')),
+    ("--config.data.train='train': no such split", "did you mean 'Train'", 'Train, val'),
+    False,
+  ),
+  'labels: val is called otherwise': (
+    csv(),
+    ("--config.data.val='tset': no such split", 'train, val'),
+    False,
+    ('--config.data.val=tset',),
+  ),
+  'labels: two splits that differ in case': (
+    csv(LABELS.replace('4.png,val', '4.png,Val')),
+    ("'Val'", "'val'", 'differ only in case'),
+    False,
+  ),
+  'labels: only one split, and no share for val': (
+    csv(LABELS.replace('val', 'train')),
+    ("--config.data.val='val'", 'leaves it none', '--config.data.val_share'),
+    False,
+    ('--config.data.val_share=0',),
+  ),
+  'labels: one image': (
+    csv('file,animal\n1.png,owl\n'),
+    ("--config.data.val='val'", 'leaves it none', '--config.data.val_share'),
+    False,
+  ),
+  'labels: path that leaves the root': (
+    csv(LABELS + '../x.png,train,owl\n'),
+    ('labels.csv:6: ../x.png leaves the root',),
+  ),
+  'labels: path that leaves it on the way': (
+    csv(LABELS + 'a/../../x.png,train,owl\n'),
+    ('labels.csv:6', 'leaves the root'),
+  ),
+  'labels: absolute path': (
+    csv(LABELS + '/etc/passwd,train,owl\n'),
+    ('labels.csv:6: /etc/passwd leaves the root',),
+  ),
   'labels: a drive': (csv(LABELS + 'C:\\x.png,train,owl\n'), ('labels.csv:6', 'leaves the root')),
   'labels: a zero in a path': (csv(LABELS + '1\0.png,train,owl\n'), ('labels.csv:6',)),
-  'labels: most files are missing': (csv(LABELS.replace('.png', '.jpg')), ('labels.csv:2: no file 1.jpg (did you mean 1.png?)', '3 more of 4')),
-  'labels: missing, strict': (csv(LABELS + '5.png,train,owl\n'), ('labels.csv:6: no file 5.png',), True, ('--config.data.strict=true',)),
-  'labels: unreadable, strict': (csv(LABELS + 'b.png,train,owl\n', **{'b.png': b''}), ('b.png: unreadable image', 'data.strict'), True,
-    ('--config.data.strict=true',)),
-  'all of train unreadable': (csv(**{'1.png': b'', '2.png': PNG[:50]}), ("split 'train': none of its 2 images can be read", '1.png')),
-  'all of val unreadable': (csv(**{'3.png': b'', '4.png': PNG[:50]}), ("split 'val': none of its 2 images", '3.png')),
-  'no taxonomy: two parents': (csv('file,kind,animal\n1.png,bird,owl\n2.png,fish,owl\n', None), ('labels.csv:3', "'fish'", "'bird'", 'one path')),
-  'no taxonomy: no parent': (csv('file,kind,animal\n1.png,,owl\n', None), ("labels.csv:2: animal 'owl' has no kind",)),
-  'no taxonomy: no label': (csv('file,kind\n1.png,\n', None), ('labels.csv:2: no row has a label',)),
-  'val has no label of the finest level': (csv('file,split,kind,animal\n1.png,train,,owl\n2.png,train,,gecko\n3.png,val,bird,\n'),
-                                            ("split 'val': none of its 1 images has a label of animal",), False),
-  'train has no label': (csv('file,split,animal\n1.png,train,\n3.png,val,owl\n'),
-    ("split 'train': none of its 1 images has a label of kind or animal",), False),
-  'one class only': (csv('file,split,animal\n1.png,train,owl\n2.png,val,owl\n', 'animal\nowl\n'), ('animal', 'one class'), False),
+  'labels: most files are missing': (
+    csv(LABELS.replace('.png', '.jpg')),
+    ('labels.csv:2: no file 1.jpg (did you mean 1.png?)', '3 more of 4'),
+  ),
+  'labels: missing, strict': (
+    csv(LABELS + '5.png,train,owl\n'),
+    ('labels.csv:6: no file 5.png',),
+    True,
+    ('--config.data.strict=true',),
+  ),
+  'labels: unreadable, strict': (
+    csv(LABELS + 'b.png,train,owl\n', **{'b.png': b''}),
+    ('b.png: unreadable image', 'data.strict'),
+    True,
+    ('--config.data.strict=true',),
+  ),
+  'all of train unreadable': (
+    csv(**{'1.png': b'', '2.png': PNG[:50]}),
+    ("split 'train': none of its 2 images can be read", '1.png'),
+  ),
+  'all of val unreadable': (
+    csv(**{'3.png': b'', '4.png': PNG[:50]}),
+    ("split 'val': none of its 2 images", '3.png'),
+  ),
+  'no taxonomy: two parents': (
+    csv('file,kind,animal\n1.png,bird,owl\n2.png,fish,owl\n', None),
+    ('labels.csv:3', "'fish'", "'bird'", 'one path'),
+  ),
+  'no taxonomy: no parent': (
+    csv('file,kind,animal\n1.png,,owl\n', None),
+    ("labels.csv:2: animal 'owl' has no kind",),
+  ),
+  'no taxonomy: no label': (
+    csv('file,kind\n1.png,\n', None),
+    ('labels.csv:2: no row has a label',),
+  ),
+  'val has no label of the finest level': (
+    csv('file,split,kind,animal\n1.png,train,,owl\n2.png,train,,gecko\n3.png,val,bird,\n'),
+    ("split 'val': none of its 1 images has a label of animal",),
+    False,
+  ),
+  'train has no label': (
+    csv('file,split,animal\n1.png,train,\n3.png,val,owl\n'),
+    ("split 'train': none of its 1 images has a label of kind or animal",),
+    False,
+  ),
+  'one class only': (
+    csv('file,split,animal\n1.png,train,owl\n2.png,val,owl\n', 'animal\nowl\n'),
+    ('animal', 'one class'),
+    False,
+  ),
   'taxonomy: no bytes': (csv(taxonomy=''), ('taxonomy.csv:1: is empty',)),
   'taxonomy: header only': (csv(taxonomy='kind,animal\n'), ('taxonomy.csv:1: has no class',)),
-  'taxonomy: no header': (csv(taxonomy='bird,owl\nbird,heron\nreptile,gecko\n'), ("taxonomy.csv:1: the header is missing: 'bird'",)),
-  'taxonomy: two parents': (csv(taxonomy=TAXONOMY + 'reptile,owl\n'), ("taxonomy.csv:6: animal 'owl' stands under 'reptile' here and under 'bird' in row 3",)),
-  'taxonomy: the same row twice': (csv(taxonomy=TAXONOMY + 'bird,owl\n'), ('taxonomy.csv:6: repeats row 3',)),
-  'taxonomy: a gap': (csv(taxonomy=TAXONOMY + ',dodo\n'), ("taxonomy.csv:6: kind is empty before animal 'dodo'",)),
-  'taxonomy: ends and goes on': (csv(taxonomy=TAXONOMY + 'bird,\n'), ("taxonomy.csv:6: kind 'bird' ends here but goes on in row 2",)),
-  'taxonomy: a labels file': (csv(taxonomy=LABELS), ("taxonomy.csv:1: column 'file' belongs into labels.csv",)),
-  'taxonomy: UTF-16': (csv(taxonomy=TAXONOMY.encode('utf-16')), ('taxonomy.csv: is not UTF-8 text',)),
-  'taxonomy: a folder': (csv(taxonomy=lambda path: path.mkdir()), ('taxonomy.csv: cannot be read',)),
-  'taxonomy: no such file': (csv(), ('gone.csv: cannot be read (No such file',), True, ('--config.data.taxonomy=gone.csv',)),
+  'taxonomy: no header': (
+    csv(taxonomy='bird,owl\nbird,heron\nreptile,gecko\n'),
+    ("taxonomy.csv:1: the header is missing: 'bird'",),
+  ),
+  'taxonomy: two parents': (
+    csv(taxonomy=TAXONOMY + 'reptile,owl\n'),
+    ("taxonomy.csv:6: animal 'owl' stands under 'reptile' here and under 'bird' in row 3",),
+  ),
+  'taxonomy: the same row twice': (
+    csv(taxonomy=TAXONOMY + 'bird,owl\n'),
+    ('taxonomy.csv:6: repeats row 3',),
+  ),
+  'taxonomy: a gap': (
+    csv(taxonomy=TAXONOMY + ',dodo\n'),
+    ("taxonomy.csv:6: kind is empty before animal 'dodo'",),
+  ),
+  'taxonomy: ends and goes on': (
+    csv(taxonomy=TAXONOMY + 'bird,\n'),
+    ("taxonomy.csv:6: kind 'bird' ends here but goes on in row 2",),
+  ),
+  'taxonomy: a labels file': (
+    csv(taxonomy=LABELS),
+    ("taxonomy.csv:1: column 'file' belongs into labels.csv",),
+  ),
+  'taxonomy: UTF-16': (
+    csv(taxonomy=TAXONOMY.encode('utf-16')),
+    ('taxonomy.csv: is not UTF-8 text',),
+  ),
+  'taxonomy: a folder': (
+    csv(taxonomy=lambda path: path.mkdir()),
+    ('taxonomy.csv: cannot be read',),
+  ),
+  'taxonomy: no such file': (
+    csv(),
+    ('gone.csv: cannot be read (No such file',),
+    True,
+    ('--config.data.taxonomy=gone.csv',),
+  ),
   'folders: nothing there': ({}, ('no labels.csv, no *.parquet and no image',)),
   'folders: no images': ({'a/b/notes.txt': 'x'}, ('no image in class folders (.jpg',)),
-  'folders: an image in no class': ({'1.png': PNG, 'owl/2.png': PNG}, ('1.png is in no class folder',)),
-  'folders: loose images in a split': ({'train/1.png': PNG, 'train/owl/2.png': PNG, 'val/owl/3.png': PNG}, ('train/1.png is in no class folder',)),
-  'folders: deeper than the taxonomy': ({'a/b/c/1.png': PNG, 'taxonomy.csv': TAXONOMY}, ('folder a/b/c is 3 levels deep, the taxonomy has 2',)),
-  'folders: unknown class': ({'geko/1.png': PNG, 'taxonomy.csv': TAXONOMY}, ('folder geko', "did you mean 'gecko'")),
-  'folders: another parent': ({'bird/skink/1.png': PNG, 'taxonomy.csv': TAXONOMY}, ('folder bird/skink', 'under another parent')),
-  'parquet: truncated': ({'train.parquet': cut(parquet(a_label=[0, 1, 0, 1]))}, ('train.parquet: cannot be read as Parquet',)),
+  'folders: an image in no class': (
+    {'1.png': PNG, 'owl/2.png': PNG},
+    ('1.png is in no class folder',),
+  ),
+  'folders: loose images in a split': (
+    {'train/1.png': PNG, 'train/owl/2.png': PNG, 'val/owl/3.png': PNG},
+    ('train/1.png is in no class folder',),
+  ),
+  'folders: deeper than the taxonomy': (
+    {'a/b/c/1.png': PNG, 'taxonomy.csv': TAXONOMY},
+    ('folder a/b/c is 3 levels deep, the taxonomy has 2',),
+  ),
+  'folders: unknown class': (
+    {'geko/1.png': PNG, 'taxonomy.csv': TAXONOMY},
+    ('folder geko', "did you mean 'gecko'"),
+  ),
+  'folders: another parent': (
+    {'bird/skink/1.png': PNG, 'taxonomy.csv': TAXONOMY},
+    ('folder bird/skink', 'under another parent'),
+  ),
+  'parquet: truncated': (
+    {'train.parquet': cut(parquet(a_label=[0, 1, 0, 1]))},
+    ('train.parquet: cannot be read as Parquet',),
+  ),
   'parquet: no bytes': ({'train.parquet': b''}, ('train.parquet: cannot be read as Parquet',)),
-  'parquet: a folder': ({'x.parquet': lambda path: path.mkdir()}, ('no labels.csv, no *.parquet and no image',)),
-  'parquet: no image column': ({'train.parquet': parquet(img=None, a_label=[0, 1])}, ('no column of images (img, image, images)', 'a_label')),
-  'parquet: images are numbers': ({'train.parquet': parquet(img=[1, 2], a_label=[0, 1])}, ('train.parquet', "'img'", 'bytes')),
-  'parquet: null images only': ({'train.parquet': parquet(img=[{'bytes': None}] * 2, a_label=[0, 1])}, ("column 'img' holds no bytes",)),
+  'parquet: a folder': (
+    {'x.parquet': lambda path: path.mkdir()},
+    ('no labels.csv, no *.parquet and no image',),
+  ),
+  'parquet: no image column': (
+    {'train.parquet': parquet(img=None, a_label=[0, 1])},
+    ('no column of images (img, image, images)', 'a_label'),
+  ),
+  'parquet: images are numbers': (
+    {'train.parquet': parquet(img=[1, 2], a_label=[0, 1])},
+    ('train.parquet', "'img'", 'bytes'),
+  ),
+  'parquet: null images only': (
+    {'train.parquet': parquet(img=[{'bytes': None}] * 2, a_label=[0, 1])},
+    ("column 'img' holds no bytes",),
+  ),
   'parquet: no rows': ({'train.parquet': parquet(img=[], a_label=[])}, ('train.parquet',)),
   'parquet: no labels': ({'train.parquet': parquet()}, ('train.parquet: no column LEVEL_label',)),
-  'parquet: labels out of range': ({'train.parquet': parquet(animal_label=[0, 1, 2, 9]), 'taxonomy.csv': TAXONOMY},
-    ('animal_label goes from 0 to 9', '4 classes')),
-  'parquet: labels as fractions': ({'train.parquet': parquet(animal_label=[0., 1., 2., 3.]), 'taxonomy.csv': TAXONOMY},
-    ('no column of labels', 'kind, animal')),
-  'parquet: more labels than names': ({'train.parquet': parquet({'a_label': {'names': ['x', 'y']}}, a_label=[0, 1, 2, 0])},
-    ('a_label goes up to 2, but it has only 2 names',)),
-  'parquet: a damaged description': ({'train.parquet': parquet(b'{"info": [', a_label=[0, 1, 2, 0])}, ('train.parquet: what the hub says', 'damaged')),
-  'parquet: unknown class': ({'train.parquet': parquet(animal=['owl', 'olw', 'owl', 'owl']), 'taxonomy.csv': TAXONOMY},
-    ("'olw' is not in the taxonomy", "'owl'")),
-  'parquet: contradiction': ({'train.parquet': parquet(animal_label=[0, 1, 2, 3], kind_label=[0, 0, 0, 1]), 'taxonomy.csv': TAXONOMY}, ('row 3', 'contradict')),
-  'parquet: other columns': ({'train.parquet': parquet(a_label=[0, 1, 0, 1]), 'val.parquet': parquet(b_label=[0, 1, 0, 1])}, ('its columns', 'val.parquet')),
-  'root: a file': ({'labels.csv': LABELS}, ('no such folder',), True, ('--config.data.root=data/labels.csv',)),
+  'parquet: labels out of range': (
+    {'train.parquet': parquet(animal_label=[0, 1, 2, 9]), 'taxonomy.csv': TAXONOMY},
+    ('animal_label goes from 0 to 9', '4 classes'),
+  ),
+  'parquet: labels as fractions': (
+    {'train.parquet': parquet(animal_label=[0.0, 1.0, 2.0, 3.0]), 'taxonomy.csv': TAXONOMY},
+    ('no column of labels', 'kind, animal'),
+  ),
+  'parquet: more labels than names': (
+    {'train.parquet': parquet({'a_label': {'names': ['x', 'y']}}, a_label=[0, 1, 2, 0])},
+    ('a_label goes up to 2, but it has only 2 names',),
+  ),
+  'parquet: a damaged description': (
+    {'train.parquet': parquet(b'{"info": [', a_label=[0, 1, 2, 0])},
+    ('train.parquet: what the hub says', 'damaged'),
+  ),
+  'parquet: unknown class': (
+    {'train.parquet': parquet(animal=['owl', 'olw', 'owl', 'owl']), 'taxonomy.csv': TAXONOMY},
+    ("'olw' is not in the taxonomy", "'owl'"),
+  ),
+  'parquet: contradiction': (
+    {
+      'train.parquet': parquet(animal_label=[0, 1, 2, 3], kind_label=[0, 0, 0, 1]),
+      'taxonomy.csv': TAXONOMY,
+    },
+    ('row 3', 'contradict'),
+  ),
+  'parquet: other columns': (
+    {'train.parquet': parquet(a_label=[0, 1, 0, 1]), 'val.parquet': parquet(b_label=[0, 1, 0, 1])},
+    ('its columns', 'val.parquet'),
+  ),
+  'root: a file': (
+    {'labels.csv': LABELS},
+    ('no such folder',),
+    True,
+    ('--config.data.root=data/labels.csv',),
+  ),
   'root: no text': ({}, ('data\\x00: no such folder',), True, ('--config.data.root=data\0',)),
 }
 
@@ -449,15 +864,15 @@ def bomb(kind):
     data[29:33] = struct.pack('>I', zlib.crc32(data[12:29]))
   else:
     at = {'JPEG': data.index(b'\xff\xc0') + 5 if kind == 'JPEG' else 0, 'GIF': 6, 'BMP': 18}[kind]
-    data[at:at + 4] = b'\xff' * 4
+    data[at : at + 4] = b'\xff' * 4
     if kind == 'BMP':
-      data[at:at + 8] = struct.pack('<ii', 65535, 65535)
+      data[at : at + 8] = struct.pack('<ii', 65535, 65535)
   return bytes(data)
 
 
 def half(kind, **options):
   data = encoded(picture(64, 64), kind, **options)
-  return data[:len(data) // 2]
+  return data[: len(data) // 2]
 
 
 def sparse(path):
@@ -466,25 +881,59 @@ def sparse(path):
 
 
 BROKEN = {
-  'empty.jpg': b'', 'page.jpg': '<html>404</html>', 'notes.png': 'not a picture', 'letter.jpg': b'%PDF-1.4\n%\xe2\xe3\n', 'drawing.png': '<svg xmlns="x"/>',
-  'film.gif': b'\0\0\0\x20ftypisom\0\0\2\0', 'archive.png': b'PK\3\4' + b'\0' * 60, 'lfs.jpg': 'version https://git-lfs.github.com/spec/v1\n',
-  'program.jpg': '%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n', 'marker.jpg': b'\xff\xd8', 'header.jpg': half('JPEG')[:100],
-  'half.jpg': half('JPEG'), 'half_progressive.jpg': half('JPEG', progressive=True), 'half.png': half('PNG'), 'half.webp': half('WEBP'), 'half.bmp': half('BMP'),
-  'half.tif': half('TIFF'), 'half.gif': encoded(picture(), 'GIF')[:30], 'bomb.jpg': bomb('JPEG'), 'bomb.png': bomb('PNG'), 'bomb.gif': bomb('GIF'),
-  'bomb.bmp': bomb('BMP'), 'spoilt.png': PNG[:60] + b'\0' * 40 + PNG[100:], 'no_width.png': PNG[:16] + b'\0' * 4 + PNG[20:],
-    'folder.jpg': lambda path: path.mkdir(),
-  'pipe.jpg': os.mkfifo, 'device.jpg': lambda path: path.symlink_to('/dev/zero'), 'itself.jpg': lambda path: path.symlink_to(path),
-  'nowhere.jpg': lambda path: path.symlink_to('gone.jpg'), 'huge.jpg': sparse, 'absent.jpg': lambda path: None,
+  'empty.jpg': b'',
+  'page.jpg': '<html>404</html>',
+  'notes.png': 'not a picture',
+  'letter.jpg': b'%PDF-1.4\n%\xe2\xe3\n',
+  'drawing.png': '<svg xmlns="x"/>',
+  'film.gif': b'\0\0\0\x20ftypisom\0\0\2\0',
+  'archive.png': b'PK\3\4' + b'\0' * 60,
+  'lfs.jpg': 'version https://git-lfs.github.com/spec/v1\n',
+  'program.jpg': '%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n',
+  'marker.jpg': b'\xff\xd8',
+  'header.jpg': half('JPEG')[:100],
+  'half.jpg': half('JPEG'),
+  'half_progressive.jpg': half('JPEG', progressive=True),
+  'half.png': half('PNG'),
+  'half.webp': half('WEBP'),
+  'half.bmp': half('BMP'),
+  'half.tif': half('TIFF'),
+  'half.gif': encoded(picture(), 'GIF')[:30],
+  'bomb.jpg': bomb('JPEG'),
+  'bomb.png': bomb('PNG'),
+  'bomb.gif': bomb('GIF'),
+  'bomb.bmp': bomb('BMP'),
+  'spoilt.png': PNG[:60] + b'\0' * 40 + PNG[100:],
+  'no_width.png': PNG[:16] + b'\0' * 4 + PNG[20:],
+  'folder.jpg': lambda path: path.mkdir(),
+  'pipe.jpg': os.mkfifo,
+  'device.jpg': lambda path: path.symlink_to('/dev/zero'),
+  'itself.jpg': lambda path: path.symlink_to(path),
+  'nowhere.jpg': lambda path: path.symlink_to('gone.jpg'),
+  'huge.jpg': sparse,
+  'absent.jpg': lambda path: None,
 }
 
 
 def broken_root(folder):
   """Train and val with eight good images and every broken one each; labels.csv."""
-  put(folder, {f'{split}/{name}': content for split in ('train', 'val') for name, content in BROKEN.items()})
+  put(
+    folder,
+    {f'{split}/{name}': content for split in ('train', 'val') for name, content in BROKEN.items()},
+  )
   classes = ('heron', 'owl', 'gecko', 'skink')
-  put(folder, {f'{split}/{i}.png': encoded(picture(seed=i)) for split in ('train', 'val') for i in range(40)})
-  rows = [f'{split}/{name},{split},{classes[i % 4]}' for split in ('train', 'val') for i, name in enumerate([*BROKEN, *(f'{i}.png' for i in range(40))])]
-  return put(folder, {'labels.csv': '\n'.join(['file,split,animal', *rows]), 'taxonomy.csv': TAXONOMY})
+  put(
+    folder,
+    {f'{split}/{i}.png': encoded(picture(seed=i)) for split in ('train', 'val') for i in range(40)},
+  )
+  rows = [
+    f'{split}/{name},{split},{classes[i % 4]}'
+    for split in ('train', 'val')
+    for i, name in enumerate([*BROKEN, *(f'{i}.png' for i in range(40))])
+  ]
+  return put(
+    folder, {'labels.csv': '\n'.join(['file,split,animal', *rows]), 'taxonomy.csv': TAXONOMY}
+  )
 
 
 EPOCH = ('--config.train.steps=9',)  # 71 images, 8 a batch
@@ -509,21 +958,40 @@ def broken_run(tmp_path_factory, small_world):
 @pytest.mark.parametrize('name', BROKEN)
 def test_broken_images_are_skipped_and_named(name, broken_run):
   folder, _, linted, predicted, _ = broken_run
-  skipped, report = json.loads((folder / 'run.json').read_text())['skipped'], (folder / 'report.html').read_text()
+  skipped, report = (
+    json.loads((folder / 'run.json').read_text())['skipped'],
+    (folder / 'report.html').read_text(),
+  )
   for split in ('train', 'val'):
     assert f'{split}/{name}' in skipped and f'<li>{split}/{name}</li>' in report
-  assert any(p.kind in ('unreadable images', 'missing files') and f"'train/{name}'" in p.text and 'labels.csv:' in p.where for p in linted.problems)
-  told = [line for line in map(json.loads, predicted.out.splitlines()) if line['file'].endswith(f'/val/{name}')]
+  assert any(
+    p.kind in ('unreadable images', 'missing files')
+    and f"'train/{name}'" in p.text
+    and 'labels.csv:' in p.where
+    for p in linted.problems
+  )
+  told = [
+    line
+    for line in map(json.loads, predicted.out.splitlines())
+    if line['file'].endswith(f'/val/{name}')
+  ]
   assert all(line.get('error') for line in told) and len(told) == (name not in ('absent.jpg',))
 
 
 def test_broken_images_are_counted(broken_run):
   folder, said, linted, _, evaluated = broken_run
-  assert f'{2 * len(BROKEN)} unreadable image(s) skipped: train/' in said.err and 'Traceback' not in said.err
+  assert (
+    f'{2 * len(BROKEN)} unreadable image(s) skipped: train/' in said.err
+    and 'Traceback' not in said.err
+  )
   assert len(json.loads((folder / 'run.json').read_text())['skipped']) == 2 * len(BROKEN)
   result = json.loads(evaluated.out)
   assert (result['n'], result['unreadable']) == (40, len(BROKEN))
-  assert linted.summary['files'] == {'named': 2 * len(BROKEN) + 80, 'missing': 2, 'unreadable': 2 * len(BROKEN) - 2}
+  assert linted.summary['files'] == {
+    'named': 2 * len(BROKEN) + 80,
+    'missing': 2,
+    'unreadable': 2 * len(BROKEN) - 2,
+  }
 
 
 def test_a_file_that_may_not_be_read(tmp_path):
@@ -553,7 +1021,9 @@ def turned(kind, orientation, **options):
 def deep(kind):
   """16 bits: the upper 8 are the picture's, the lower ones noise."""
   grey = picture()[..., 0].astype(np.uint16)
-  return encoded(Image.fromarray(grey * 256 + np.arange(36, dtype=np.uint16)), kind), np.repeat(picture()[..., :1], 3, 2)
+  return encoded(Image.fromarray(grey * 256 + np.arange(36, dtype=np.uint16)), kind), np.repeat(
+    picture()[..., :1], 3, 2
+  )
 
 
 def deep_rgb():
@@ -563,7 +1033,9 @@ def deep_rgb():
 
 def animated(kind, **options):
   first, second = picture(), 255 - picture()
-  return encoded(first, kind, save_all=True, append_images=[Image.fromarray(second)], duration=100, **options), first
+  return encoded(
+    first, kind, save_all=True, append_images=[Image.fromarray(second)], duration=100, **options
+  ), first
 
 
 def mode(name, kind='PNG'):
@@ -573,7 +1045,9 @@ def mode(name, kind='PNG'):
 
 def transparent(name):
   image = Image.fromarray(picture()).convert('RGBA')
-  image.putalpha(Image.fromarray(np.where(np.arange(36) < 18, 255, 0).astype(np.uint8)[None].repeat(24, 0)))
+  image.putalpha(
+    Image.fromarray(np.where(np.arange(36) < 18, 255, 0).astype(np.uint8)[None].repeat(24, 0))
+  )
   wanted = picture()
   if name == 'LA':
     wanted = np.repeat(np.asarray(Image.fromarray(wanted).convert('L'))[..., None], 3, 2)
@@ -587,26 +1061,60 @@ def thin(h, w):
 
 READ = {  # what is stored, how it must look, and by how much a pixel may be off in the mean
   'jpeg.jpg': lambda: (encoded(picture(), 'JPEG', quality=95), picture(), 6),
-  'progressive.jpg': lambda: (encoded(picture(), 'JPEG', quality=95, progressive=True), picture(), 6),
+  'progressive.jpg': lambda: (
+    encoded(picture(), 'JPEG', quality=95, progressive=True),
+    picture(),
+    6,
+  ),
   'grey.jpg': lambda: (*mode('L', 'JPEG'), 4),
-  'cmyk.jpg': lambda: (encoded(Image.fromarray(picture()).convert('CMYK'), 'JPEG', quality=95), picture(), 8),
+  'cmyk.jpg': lambda: (
+    encoded(Image.fromarray(picture()).convert('CMYK'), 'JPEG', quality=95),
+    picture(),
+    8,
+  ),
   'cmyk.tif': lambda: (encoded(Image.fromarray(picture()).convert('CMYK'), 'TIFF'), picture(), 1),
-  'rubbish_after_the_end.jpg': lambda: (encoded(picture(), 'JPEG', quality=95) + b'rubbish' * 9, picture(), 6),
-  'a_png.jpg': lambda: (PNG, picture(), 0), 'a_jpeg.png': lambda: (encoded(picture(), 'JPEG', quality=95), picture(), 6),
-  'a_gif.bmp': lambda: (encoded(picture(), 'GIF'), picture(), 6), 'bitmap.bmp': lambda: (encoded(picture(), 'BMP'), picture(), 0),
-  'lossless.webp': lambda: (encoded(picture(), 'WEBP', lossless=True), picture(), 0), 'plain.ppm': lambda: (encoded(picture(), 'PPM'), picture(), 0),
+  'rubbish_after_the_end.jpg': lambda: (
+    encoded(picture(), 'JPEG', quality=95) + b'rubbish' * 9,
+    picture(),
+    6,
+  ),
+  'a_png.jpg': lambda: (PNG, picture(), 0),
+  'a_jpeg.png': lambda: (encoded(picture(), 'JPEG', quality=95), picture(), 6),
+  'a_gif.bmp': lambda: (encoded(picture(), 'GIF'), picture(), 6),
+  'bitmap.bmp': lambda: (encoded(picture(), 'BMP'), picture(), 0),
+  'lossless.webp': lambda: (encoded(picture(), 'WEBP', lossless=True), picture(), 0),
+  'plain.ppm': lambda: (encoded(picture(), 'PPM'), picture(), 0),
   'deflate.tif': lambda: (encoded(picture(), 'TIFF', compression='tiff_deflate'), picture(), 0),
-  'sixteen_bits.png': lambda: (*deep('PNG'), 0), 'sixteen_bits.tif': lambda: (*deep('TIFF'), 0), 'sixteen_bits_colour.png': lambda: (*deep_rgb(), 0),
-  'palette.png': lambda: (*mode('P'), 0), 'one_bit.png': lambda: (*mode('1'), 0), 'grey.png': lambda: (*mode('L'), 0),
-  'transparent.png': lambda: (*transparent('RGBA'), 0), 'transparent_grey.png': lambda: (*transparent('LA'), 0),
-  'animated.gif': lambda: (*animated('GIF'), 6), 'animated.png': lambda: (*animated('PNG'), 0), 'animated.webp': lambda: (*animated('WEBP', lossless=True), 0),
+  'sixteen_bits.png': lambda: (*deep('PNG'), 0),
+  'sixteen_bits.tif': lambda: (*deep('TIFF'), 0),
+  'sixteen_bits_colour.png': lambda: (*deep_rgb(), 0),
+  'palette.png': lambda: (*mode('P'), 0),
+  'one_bit.png': lambda: (*mode('1'), 0),
+  'grey.png': lambda: (*mode('L'), 0),
+  'transparent.png': lambda: (*transparent('RGBA'), 0),
+  'transparent_grey.png': lambda: (*transparent('LA'), 0),
+  'animated.gif': lambda: (*animated('GIF'), 6),
+  'animated.png': lambda: (*animated('PNG'), 0),
+  'animated.webp': lambda: (*animated('WEBP', lossless=True), 0),
   'pages.tif': lambda: (*animated('TIFF'), 0),
   **{f'turned_{o}.jpg': lambda o=o: (*turned('JPEG', o, quality=95), 2) for o in range(1, 9)},
-  'turned_6.png': lambda: (*turned('PNG', 6), 0), 'turned_8.webp': lambda: (*turned('WEBP', 8, lossless=True), 0), 'turned_3.tif': lambda: (*turned('TIFF',
-    3), 0),
-  'turned_to_nowhere.jpg': lambda: (encoded(picture(), 'JPEG', quality=95, exif=exif(77)), picture(), 6),
-  'one_pixel.png': lambda: (*thin(1, 1), 0), 'one_pixel.jpg': lambda: (encoded(np.full((1, 1, 3), 90, np.uint8), 'JPEG'), np.full((1, 1, 3), 90, np.uint8), 2),
-  'thin.png': lambda: (*thin(1, 5000), 0), 'tall.png': lambda: (*thin(5000, 2), 0), 'longer_than_a_short.png': lambda: (*thin(40_000, 3), 0),
+  'turned_6.png': lambda: (*turned('PNG', 6), 0),
+  'turned_8.webp': lambda: (*turned('WEBP', 8, lossless=True), 0),
+  'turned_3.tif': lambda: (*turned('TIFF', 3), 0),
+  'turned_to_nowhere.jpg': lambda: (
+    encoded(picture(), 'JPEG', quality=95, exif=exif(77)),
+    picture(),
+    6,
+  ),
+  'one_pixel.png': lambda: (*thin(1, 1), 0),
+  'one_pixel.jpg': lambda: (
+    encoded(np.full((1, 1, 3), 90, np.uint8), 'JPEG'),
+    np.full((1, 1, 3), 90, np.uint8),
+    2,
+  ),
+  'thin.png': lambda: (*thin(1, 5000), 0),
+  'tall.png': lambda: (*thin(5000, 2), 0),
+  'longer_than_a_short.png': lambda: (*thin(40_000, 3), 0),
 }
 
 
@@ -614,7 +1122,10 @@ READ = {  # what is stored, how it must look, and by how much a pixel may be off
 def test_images_that_are_read(name, tmp_path):
   """Through labels.csv, as training and evaluation see it: each view is that of the drawn picture."""
   data, wanted, tolerance = READ[name]()
-  root = put(tmp_path / 'data', {name: data, 'labels.csv': f'file,split,animal\n{name},val,owl\n', 'taxonomy.csv': TAXONOMY})
+  root = put(
+    tmp_path / 'data',
+    {name: data, 'labels.csv': f'file,split,animal\n{name},val,owl\n', 'taxonomy.csv': TAXONOMY},
+  )
   c = config.default()
   c.data.root = str(root)
   read = functools.partial(sources.load(c.data).splits['val'].reader, 0)
@@ -622,30 +1133,63 @@ def test_images_that_are_read(name, tmp_path):
   off = lambda a, b: np.abs(a.astype(float) - b.astype(float)).mean()
   assert found.shape == wanted.shape and found.dtype == np.uint8 and off(found, wanted) <= tolerance
   generator = lambda: np.random.default_rng(0)
-  for view in (lambda x: transforms.eval_transform(x, 16), lambda x: transforms.views(x, 16, 5), lambda x: transforms.train_transform(x, generator(), 16)):
+  for view in (
+    lambda x: transforms.eval_transform(x, 16),
+    lambda x: transforms.views(x, 16, 5),
+    lambda x: transforms.train_transform(x, generator(), 16),
+  ):
     assert off(view(read()), view(wanted)) <= tolerance + 2
 
 
 # ---- tables that are read correctly ----
 
-PLAIN = [('1.png', 'train', 'bird', 'owl'), ('2.png', 'train', 'reptile', 'gecko'), ('3.png', 'val', 'bird', 'heron'), ('4.png', 'val', 'reptile', 'skink')]
+PLAIN = [
+  ('1.png', 'train', 'bird', 'owl'),
+  ('2.png', 'train', 'reptile', 'gecko'),
+  ('3.png', 'val', 'bird', 'heron'),
+  ('4.png', 'val', 'reptile', 'skink'),
+]
 WRITTEN = {  # name: labels.csv, what the notes say
   'plain': (LABELS, ''),
   'a byte order mark': (('\ufeff' + LABELS).encode(), ''),
   'CRLF': (LABELS.replace('\n', '\r\n'), ''),
   'CR alone': (LABELS.replace('\n', '\r'), ''),
   'no newline at the end': (LABELS.rstrip(), ''),
-  'quotes': ('"file","split","animal"\n' + ''.join(f'"{f}","{s}","{a}"\n' for f, s, _, a in PLAIN), ''),
-  'spaces around cells': (' file , split,\tanimal \n' + ''.join(f'  {f} ,{s}  , {a}\t\n' for f, s, _, a in PLAIN), ''),
-  'non-breaking spaces': ('file,split,animal\n' + ''.join(f'{f},{s},\u00a0{a}\u00a0\n' for f, s, _, a in PLAIN), ''),
+  'quotes': (
+    '"file","split","animal"\n' + ''.join(f'"{f}","{s}","{a}"\n' for f, s, _, a in PLAIN),
+    '',
+  ),
+  'spaces around cells': (
+    ' file , split,\tanimal \n' + ''.join(f'  {f} ,{s}  , {a}\t\n' for f, s, _, a in PLAIN),
+    '',
+  ),
+  'non-breaking spaces': (
+    'file,split,animal\n' + ''.join(f'{f},{s},\u00a0{a}\u00a0\n' for f, s, _, a in PLAIN),
+    '',
+  ),
   'blank lines': (LABELS.replace('\n', '\n\n'), ''),
   'commas at the end': (LABELS.replace('\n', ',,\n').replace('animal,,', 'animal'), ''),
-  'rows out of order': ('file,split,animal\n' + ''.join(f'{f},{s},{a}\n' for f, s, _, a in (PLAIN[1], PLAIN[0], PLAIN[3], PLAIN[2])), ''),
-  'columns out of order': ('animal,split,file,kind\n' + ''.join(f'{a},{s},{f},{k}\n' for f, s, k, a in PLAIN), ''),
-  'an unknown column': ('file,split,animal,weight\n' + ''.join(f'{f},{s},{a},3\n' for f, s, _, a in PLAIN),
-    "column 'weight' is not used; the levels are kind, animal"),
-  'duplicate rows': (LABELS + '3.png,val,heron\n1.png,train,owl\n', '2 repeated rows are left out, the first is row 6'),
-  'backslashes and dots in paths': ('file,split,animal\n' + ''.join(f'.\\x\\..\\{f},{s},{a}\n' for f, s, _, a in PLAIN), ''),
+  'rows out of order': (
+    'file,split,animal\n'
+    + ''.join(f'{f},{s},{a}\n' for f, s, _, a in (PLAIN[1], PLAIN[0], PLAIN[3], PLAIN[2])),
+    '',
+  ),
+  'columns out of order': (
+    'animal,split,file,kind\n' + ''.join(f'{a},{s},{f},{k}\n' for f, s, k, a in PLAIN),
+    '',
+  ),
+  'an unknown column': (
+    'file,split,animal,weight\n' + ''.join(f'{f},{s},{a},3\n' for f, s, _, a in PLAIN),
+    "column 'weight' is not used; the levels are kind, animal",
+  ),
+  'duplicate rows': (
+    LABELS + '3.png,val,heron\n1.png,train,owl\n',
+    '2 repeated rows are left out, the first is row 6',
+  ),
+  'backslashes and dots in paths': (
+    'file,split,animal\n' + ''.join(f'.\\x\\..\\{f},{s},{a}\n' for f, s, _, a in PLAIN),
+    '',
+  ),
   'a missing image': (LABELS + '5.png,train,owl\n', 'labels.csv:6: no file 5.png'),
   'split called valid': (LABELS.replace('val', 'valid'), "split 'valid' is called val here"),
 }
@@ -653,7 +1197,11 @@ WRITTEN = {  # name: labels.csv, what the notes say
 
 def labels_of(dataset):
   t = dataset.taxonomy
-  return sorted((f, s, *(t.names[k][c] for k, c in enumerate(row))) for s, e in dataset.splits.items() for f, row in zip(e.files, e.labels))
+  return sorted(
+    (f, s, *(t.names[k][c] for k, c in enumerate(row)))
+    for s, e in dataset.splits.items()
+    for f, row in zip(e.files, e.labels)
+  )
 
 
 @pytest.mark.parametrize('name', WRITTEN)
@@ -664,18 +1212,32 @@ def test_labels_that_are_read(name, tmp_path):
   found = sources.load(c.data)
   assert [row for row in labels_of(found) if row[0] != '5.png'] == PLAIN
   assert note in '\n'.join(found.notes) and bool(note) == bool(found.notes)
-  assert all((transforms.decode(e.reader(i)) == transforms.decode(PHOTOS[f])).all() for e in found.splits.values() for i,
-    f in enumerate(e.files) if f != '5.png')
+  assert all(
+    (transforms.decode(e.reader(i)) == transforms.decode(PHOTOS[f])).all()
+    for e in found.splits.values()
+    for i, f in enumerate(e.files)
+    if f != '5.png'
+  )
 
 
 def test_what_was_left_out_stands_in_log_and_report(tmp_path):
   """Notes on the data: the log's, run.json's and the report's; and with the missing file counted as unreadable."""
-  labels = LABELS.replace('animal', 'animal,weight').replace('owl', 'owl,1') + '5.png,train,owl,1\n1.png,train,owl,1\n'
+  labels = (
+    LABELS.replace('animal', 'animal,weight').replace('owl', 'owl,1')
+    + '5.png,train,owl,1\n1.png,train,owl,1\n'
+  )
   put(tmp_path / 'data', csv(labels))
   said = run(*SMALL, '--workdir=run', '--config.data.root=data')
-  notes, report = json.loads(pathlib.Path('run/run.json').read_text())['notes'], pathlib.Path('run/report.html').read_text()
+  notes, report = (
+    json.loads(pathlib.Path('run/run.json').read_text())['notes'],
+    pathlib.Path('run/report.html').read_text(),
+  )
   assert said.code == 0 and len(notes) == 3
-  for told in ("column 'weight' is not used", '1 repeated rows are left out, the first is row 7', 'data/labels.csv:6: no file 5.png'):
+  for told in (
+    "column 'weight' is not used",
+    '1 repeated rows are left out, the first is row 7',
+    'data/labels.csv:6: no file 5.png',
+  ):
     assert any(told in n for n in notes) and told in said.err and told in html.unescape(report)
   assert '1 unreadable image(s) skipped: 5.png' in said.err and '<li>5.png</li>' in report
 
@@ -696,57 +1258,119 @@ def test_from_python(good_run):
 
 def test_no_split_column_makes_one(tmp_path):
   c = config.default()
-  c.data.val_share = .5
+  c.data.val_share = 0.5
   many = [(f'{a}{i}.png', a) for a in ('owl', 'gecko') for i in range(4)]
-  c.data.root = str(put(tmp_path, {**dict.fromkeys((f for f, _ in many), PNG), 'taxonomy.csv': TAXONOMY,
-    'labels.csv': 'file,animal\n' + ''.join(f'{f},{a}\n' for f, a in many)}))
+  c.data.root = str(
+    put(
+      tmp_path,
+      {
+        **dict.fromkeys((f for f, _ in many), PNG),
+        'taxonomy.csv': TAXONOMY,
+        'labels.csv': 'file,animal\n' + ''.join(f'{f},{a}\n' for f, a in many),
+      },
+    )
+  )
   found = sources.load(c.data)
-  assert {s: len(e.files) for s, e in found.splits.items()} == {'train': 4, 'val': 4} and 'split made: 4 train, 4 val' in found.notes[0]
+  assert {s: len(e.files) for s, e in found.splits.items()} == {
+    'train': 4,
+    'val': 4,
+  } and 'split made: 4 train, 4 val' in found.notes[0]
 
 
-ODD = ['', ' Käfer 🐞 ', '<script>alert(1)</script>', 'a "quoted" name', 'two\nlines', 'with, comma', 'x' * 3000, "O'Neil & Sons", '=1+1', '../../etc',
-  '\u202eevil']
+ODD = [
+  '',
+  ' Käfer 🐞 ',
+  '<script>alert(1)</script>',
+  'a "quoted" name',
+  'two\nlines',
+  'with, comma',
+  'x' * 3000,
+  "O'Neil & Sons",
+  '=1+1',
+  '../../etc',
+  '\u202eevil',
+]
 
 
 def test_odd_names_pass_through_everything(tmp_path):
   """Unicode, HTML, quotes, newlines, a very long name: trained, evaluated, predicted, linted; the report shows them as text."""
   import csv as writer
+
   names = [n.strip() for n in ODD if n]
   files = {f'{s}{i}.png': encoded(picture(seed=i)) for s in ('t', 'v') for i in range(len(names))}
   with io.StringIO(newline='') as text:
-    writer.writer(text).writerows([('file', 'split', 'name'), *((f'{s}{i}.png', {'t': 'train', 'v': 'val'}[s], n) for s in ('t', 'v') for i,
-      n in enumerate(names))])
+    writer.writer(text).writerows(
+      [
+        ('file', 'split', 'name'),
+        *(
+          (f'{s}{i}.png', {'t': 'train', 'v': 'val'}[s], n)
+          for s in ('t', 'v')
+          for i, n in enumerate(names)
+        ),
+      ]
+    )
     put(tmp_path / 'data', {**files, 'labels.csv': text.getvalue()})
   said = run(*SMALL, '--workdir=run', '--config.data.root=data')
   assert said.code == 0, said
   assert Taxonomy.from_csv('run/taxonomy.csv').names[0] == tuple(sorted(names))
   assert '<script>alert(1)' not in pathlib.Path('run/report.html').read_text()
   lines = run('--mode=predict', '--workdir=run', '--images=data').out.splitlines()
-  assert len(lines) == len(files) and {json.loads(line)['path']['name'] for line in lines} <= set(names)
+  assert len(lines) == len(files) and {json.loads(line)['path']['name'] for line in lines} <= set(
+    names
+  )
   assert run('--mode=lint', '--config.data.root=data').err == ''
 
 
 def test_folders_with_links_in_a_circle(tmp_path):
   """Two links back to the root would be followed 2 ** 40 times."""
-  root = put(tmp_path / 'data', {f'train/{a}/{i}.png': PNG for a in ('owl', 'gecko') for i in range(2)})
-  put(root, {'val/owl/1.png': PNG, 'train/owl/up': lambda p: p.symlink_to(root / 'train'), 'train/owl/here': lambda p: p.symlink_to('.')})
-  put(tmp_path, {'elsewhere/0.png': PNG, 'data/val/gecko': lambda p: p.symlink_to(tmp_path / 'elsewhere')})  # this link is a good one
+  root = put(
+    tmp_path / 'data', {f'train/{a}/{i}.png': PNG for a in ('owl', 'gecko') for i in range(2)}
+  )
+  put(
+    root,
+    {
+      'val/owl/1.png': PNG,
+      'train/owl/up': lambda p: p.symlink_to(root / 'train'),
+      'train/owl/here': lambda p: p.symlink_to('.'),
+    },
+  )
+  put(
+    tmp_path,
+    {'elsewhere/0.png': PNG, 'data/val/gecko': lambda p: p.symlink_to(tmp_path / 'elsewhere')},
+  )  # this link is a good one
   c = config.default()
   c.data.root = str(root)
   found = sources.load(c.data)
   assert {s: sorted(e.files) for s, e in found.splits.items()} == {
-    'train': ['train/gecko/0.png', 'train/gecko/1.png', 'train/owl/0.png', 'train/owl/1.png'], 'val': ['val/gecko/0.png', 'val/owl/1.png']}
+    'train': ['train/gecko/0.png', 'train/gecko/1.png', 'train/owl/0.png', 'train/owl/1.png'],
+    'val': ['val/gecko/0.png', 'val/owl/1.png'],
+  }
   assert sum('is a link back to one above it' in n for n in found.notes) == 2
 
 
 def test_parquet_with_some_null_images(tmp_path):
   images = [{'bytes': x, 'path': None} for x in PHOTOS.values()]
-  put(tmp_path / 'data', {'train.parquet': parquet(img=[*images, None, {'bytes': None, 'path': None}, {'bytes': b'', 'path': None}], a_label=[0, 1, 0, 1, 0,
-    1, 0]),
-                          'val.parquet': parquet(img=images, a_label=[0, 1, 0, None])})
+  put(
+    tmp_path / 'data',
+    {
+      'train.parquet': parquet(
+        img=[*images, None, {'bytes': None, 'path': None}, {'bytes': b'', 'path': None}],
+        a_label=[0, 1, 0, 1, 0, 1, 0],
+      ),
+      'val.parquet': parquet(img=images, a_label=[0, 1, 0, None]),
+    },
+  )
   said = run(*SMALL, '--workdir=run', '--config.data.root=data')
-  assert said.code == 0 and '3 unreadable image(s) skipped: train.parquet:4, train.parquet:5, train.parquet:6' in said.err, said
-  assert json.loads(pathlib.Path('run/run.json').read_text())['skipped'] == ['train.parquet:4', 'train.parquet:5', 'train.parquet:6']
+  assert (
+    said.code == 0
+    and '3 unreadable image(s) skipped: train.parquet:4, train.parquet:5, train.parquet:6'
+    in said.err
+  ), said
+  assert json.loads(pathlib.Path('run/run.json').read_text())['skipped'] == [
+    'train.parquet:4',
+    'train.parquet:5',
+    'train.parquet:6',
+  ]
 
 
 # ---- a run that was damaged, or is asked for what it has not ----
@@ -774,52 +1398,204 @@ def replaced(name, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
   return change
 
 
-EVALUATE, PREDICT, TRAIN = ('--mode=evaluate', '--workdir=run'), ('--mode=predict', '--workdir=run', '--images=data'), (*SMALL, '--workdir=run')
+EVALUATE, PREDICT, TRAIN = (
+  ('--mode=evaluate', '--workdir=run'),
+  ('--mode=predict', '--workdir=run', '--images=data'),
+  (*SMALL, '--workdir=run'),
+)
 RUNS = {  # what is done to the folder of run and data, what is asked, what the line says
-  'workdir: none': (lambda d: None, ('--mode=evaluate', '--workdir=gone'), ('gone: not a run (no config.json)', '--workdir')),
-  'workdir: a file': (lambda d: put(d, {'f': 'x'}), ('--mode=evaluate', '--workdir=f'), ('f: not a run',)),
-  'workdir: an empty folder': (lambda d: (d / 'e').mkdir(), ('--mode=predict', '--workdir=e', '--images=data'), ('e: not a run',)),
-  'workdir: train into a file': (lambda d: put(d, {'f': 'x'}), (*SMALL, '--workdir=f'), ('--workdir=f: is a file, not a folder',)),
-  'workdir: train below a file': (lambda d: put(d, {'f': 'x'}), (*SMALL, '--workdir=f/g'), ('--workdir=f/g: Not a directory',)),
-  'workdir: no place to write': (lambda d: None, (*SMALL, '--workdir=/proc/run'), ('--workdir=/proc/run',)),
-  'workdir: too long a name': (lambda d: None, (*SMALL, '--workdir=' + 'n' * 300), ('File name too long',)),
-  'config.json: empty': (lambda d: put(d, {'run/config.json': ''}), EVALUATE, ('run/config.json', 'damaged')),
-  'config.json: cut': (lambda d: put(d, {'run/config.json': (d / 'run/config.json').read_bytes()[:300]}), PREDICT, ('run/config.json', 'damaged')),
-  'config.json: a list': (lambda d: put(d, {'run/config.json': '[1]'}), EVALUATE, ('run/config.json', 'damaged')),
-  'config.json: no text': (lambda d: put(d, {'run/config.json': b'\xff\xfe\0\1'}), EVALUATE, ('run/config.json', 'damaged')),
-  'config.json: a folder': (lambda d: ((d / 'run/config.json').unlink(), (d / 'run/config.json').mkdir()), EVALUATE, ('run/config.json',)),
-  'config.json: unknown option': (replaced('run/config.json', '"clip"', '"clop"'), EVALUATE, ('run/config.json', "optim.clop (did you mean 'clip'?)")),
-  'config.json: wrong type': (replaced('run/config.json', '"clip": 0.0', '"clip": "a"'), EVALUATE, ('run/config.json', 'clip')),
-  'config.json: no choice': (replaced('run/config.json', '"tiny"', '"tinny"'), EVALUATE, ("--config.model.backbone='tinny'", 'choices: resnet18')),
-  'config.json: damaged, and resumed': (lambda d: put(d, {'run/config.json': '{'}), TRAIN, ('run/config.json', 'damaged')),
-  'taxonomy.csv: gone': (lambda d: (d / 'run/taxonomy.csv').unlink(), PREDICT, ('run/taxonomy.csv: cannot be read',)),
-  'taxonomy.csv: empty': (lambda d: put(d, {'run/taxonomy.csv': ''}), PREDICT, ('run/taxonomy.csv:1: is empty',)),
-  'taxonomy.csv: damaged': (lambda d: put(d, {'run/taxonomy.csv': b'\xff\xfe\0'}), EVALUATE, ('run/taxonomy.csv',)),
-  'taxonomy.csv: a class fewer': (lambda d: put(d, {'run/taxonomy.csv': TAXONOMY[:-len('reptile,skink\n')]}), PREDICT, ('run/checkpoints/', 'does not fit')),
-  'decode.json: empty': (lambda d: put(d, {'run/decode.json': ''}), PREDICT, ('run/decode.json: is damaged',)),
-  'decode.json: a level is missing': (replaced('run/decode.json', '"animal"', '"beast"'), PREDICT, ('run/decode.json: is damaged', 'animal')),
-  'decode.json: no number': (lambda d: put(d, {'run/decode.json': '{"weights": {"kind": "x", "animal": NaN}}'}), PREDICT, ('run/decode.json: is damaged',)),
-  'checkpoints: gone': (lambda d: shutil.rmtree(d / 'run/checkpoints'), PREDICT, ('run/checkpoints: no checkpoint',)),
-  'evaluate: no such split': (lambda d: None, (*EVALUATE, '--split=vla'), ("--split=vla: no such split (did you mean 'val'?)", 'choices: train, val')),
-  'evaluate: another taxonomy': (lambda d: put(d, {'data/taxonomy.csv': TAXONOMY + 'bird,swan\n'}), EVALUATE, ('another taxonomy than run', 'swan')),
-  'evaluate: the order of classes': (lambda d: put(d, {'data/taxonomy.csv': TAXONOMY.replace('bird,heron\nbird,owl', 'bird,owl\nbird,heron')}), EVALUATE,
-    ('order',)),
-  'evaluate: other levels': (lambda d: put(d, {'data/taxonomy.csv': TAXONOMY.replace('kind,', 'order,')}), EVALUATE,
-    ('another taxonomy than run', 'no level kind, only order, animal')),
-  'evaluate: the data are gone': (lambda d: None, (*EVALUATE, '--config.data.root=gone'), ('--config.data.root=gone: no such folder',)),
-  'evaluate: no image is readable': (lambda d: put(d, {'data/3.png': '', 'data/4.png': ''}), (*EVALUATE, '--config.data.root=data'),
-    ("split 'val': none of its 2",)),
-  'evaluate: another model option': (lambda d: None, (*EVALUATE, '--config.optim.lr=1'), ('--config.optim.lr', '--config.data.* and --config.eval.*')),
-  'evaluate: tta=4': (lambda d: None, (*EVALUATE, '--config.eval.tta=4'), ('--config.eval.tta=4', 'choices: 1, 2, 3, 5')),
-  'evaluate: batch size 0': (lambda d: None, (*EVALUATE, '--config.eval.batch_size=0'), ('--config.eval.batch_size=0 must be at least 1',)),
+  'workdir: none': (
+    lambda d: None,
+    ('--mode=evaluate', '--workdir=gone'),
+    ('gone: not a run (no config.json)', '--workdir'),
+  ),
+  'workdir: a file': (
+    lambda d: put(d, {'f': 'x'}),
+    ('--mode=evaluate', '--workdir=f'),
+    ('f: not a run',),
+  ),
+  'workdir: an empty folder': (
+    lambda d: (d / 'e').mkdir(),
+    ('--mode=predict', '--workdir=e', '--images=data'),
+    ('e: not a run',),
+  ),
+  'workdir: train into a file': (
+    lambda d: put(d, {'f': 'x'}),
+    (*SMALL, '--workdir=f'),
+    ('--workdir=f: is a file, not a folder',),
+  ),
+  'workdir: train below a file': (
+    lambda d: put(d, {'f': 'x'}),
+    (*SMALL, '--workdir=f/g'),
+    ('--workdir=f/g: Not a directory',),
+  ),
+  'workdir: no place to write': (
+    lambda d: None,
+    (*SMALL, '--workdir=/proc/run'),
+    ('--workdir=/proc/run',),
+  ),
+  'workdir: too long a name': (
+    lambda d: None,
+    (*SMALL, '--workdir=' + 'n' * 300),
+    ('File name too long',),
+  ),
+  'config.json: empty': (
+    lambda d: put(d, {'run/config.json': ''}),
+    EVALUATE,
+    ('run/config.json', 'damaged'),
+  ),
+  'config.json: cut': (
+    lambda d: put(d, {'run/config.json': (d / 'run/config.json').read_bytes()[:300]}),
+    PREDICT,
+    ('run/config.json', 'damaged'),
+  ),
+  'config.json: a list': (
+    lambda d: put(d, {'run/config.json': '[1]'}),
+    EVALUATE,
+    ('run/config.json', 'damaged'),
+  ),
+  'config.json: no text': (
+    lambda d: put(d, {'run/config.json': b'\xff\xfe\0\1'}),
+    EVALUATE,
+    ('run/config.json', 'damaged'),
+  ),
+  'config.json: a folder': (
+    lambda d: ((d / 'run/config.json').unlink(), (d / 'run/config.json').mkdir()),
+    EVALUATE,
+    ('run/config.json',),
+  ),
+  'config.json: unknown option': (
+    replaced('run/config.json', '"clip"', '"clop"'),
+    EVALUATE,
+    ('run/config.json', "optim.clop (did you mean 'clip'?)"),
+  ),
+  'config.json: wrong type': (
+    replaced('run/config.json', '"clip": 0.0', '"clip": "a"'),
+    EVALUATE,
+    ('run/config.json', 'clip'),
+  ),
+  'config.json: no choice': (
+    replaced('run/config.json', '"tiny"', '"tinny"'),
+    EVALUATE,
+    ("--config.model.backbone='tinny'", 'choices: resnet18'),
+  ),
+  'config.json: damaged, and resumed': (
+    lambda d: put(d, {'run/config.json': '{'}),
+    TRAIN,
+    ('run/config.json', 'damaged'),
+  ),
+  'taxonomy.csv: gone': (
+    lambda d: (d / 'run/taxonomy.csv').unlink(),
+    PREDICT,
+    ('run/taxonomy.csv: cannot be read',),
+  ),
+  'taxonomy.csv: empty': (
+    lambda d: put(d, {'run/taxonomy.csv': ''}),
+    PREDICT,
+    ('run/taxonomy.csv:1: is empty',),
+  ),
+  'taxonomy.csv: damaged': (
+    lambda d: put(d, {'run/taxonomy.csv': b'\xff\xfe\0'}),
+    EVALUATE,
+    ('run/taxonomy.csv',),
+  ),
+  'taxonomy.csv: a class fewer': (
+    lambda d: put(d, {'run/taxonomy.csv': TAXONOMY[: -len('reptile,skink\n')]}),
+    PREDICT,
+    ('run/checkpoints/', 'does not fit'),
+  ),
+  'decode.json: empty': (
+    lambda d: put(d, {'run/decode.json': ''}),
+    PREDICT,
+    ('run/decode.json: is damaged',),
+  ),
+  'decode.json: a level is missing': (
+    replaced('run/decode.json', '"animal"', '"beast"'),
+    PREDICT,
+    ('run/decode.json: is damaged', 'animal'),
+  ),
+  'decode.json: no number': (
+    lambda d: put(d, {'run/decode.json': '{"weights": {"kind": "x", "animal": NaN}}'}),
+    PREDICT,
+    ('run/decode.json: is damaged',),
+  ),
+  'checkpoints: gone': (
+    lambda d: shutil.rmtree(d / 'run/checkpoints'),
+    PREDICT,
+    ('run/checkpoints: no checkpoint',),
+  ),
+  'evaluate: no such split': (
+    lambda d: None,
+    (*EVALUATE, '--split=vla'),
+    ("--split=vla: no such split (did you mean 'val'?)", 'choices: train, val'),
+  ),
+  'evaluate: another taxonomy': (
+    lambda d: put(d, {'data/taxonomy.csv': TAXONOMY + 'bird,swan\n'}),
+    EVALUATE,
+    ('another taxonomy than run', 'swan'),
+  ),
+  'evaluate: the order of classes': (
+    lambda d: put(
+      d, {'data/taxonomy.csv': TAXONOMY.replace('bird,heron\nbird,owl', 'bird,owl\nbird,heron')}
+    ),
+    EVALUATE,
+    ('order',),
+  ),
+  'evaluate: other levels': (
+    lambda d: put(d, {'data/taxonomy.csv': TAXONOMY.replace('kind,', 'order,')}),
+    EVALUATE,
+    ('another taxonomy than run', 'no level kind, only order, animal'),
+  ),
+  'evaluate: the data are gone': (
+    lambda d: None,
+    (*EVALUATE, '--config.data.root=gone'),
+    ('--config.data.root=gone: no such folder',),
+  ),
+  'evaluate: no image is readable': (
+    lambda d: put(d, {'data/3.png': '', 'data/4.png': ''}),
+    (*EVALUATE, '--config.data.root=data'),
+    ("split 'val': none of its 2",),
+  ),
+  'evaluate: another model option': (
+    lambda d: None,
+    (*EVALUATE, '--config.optim.lr=1'),
+    ('--config.optim.lr', '--config.data.* and --config.eval.*'),
+  ),
+  'evaluate: tta=4': (
+    lambda d: None,
+    (*EVALUATE, '--config.eval.tta=4'),
+    ('--config.eval.tta=4', 'choices: 1, 2, 3, 5'),
+  ),
+  'evaluate: batch size 0': (
+    lambda d: None,
+    (*EVALUATE, '--config.eval.batch_size=0'),
+    ('--config.eval.batch_size=0 must be at least 1',),
+  ),
   'predict: no images': (lambda d: None, PREDICT[:2], ("--images='photos/*.jpg'",)),
-  'predict: no match': (lambda d: None, (*PREDICT[:2], '--images=data/*.jpeg'), ('--images=data/*.jpeg: no file matches',)),
-  'predict: a folder without images': (lambda d: (d / 'e').mkdir(), (*PREDICT[:2], '--images=e'), ('--images=e: no file matches',)),
-  'train: other options': (lambda d: None, (*TRAIN, '--config.data.root=data', '--config.optim.lr=.5'), ('optim.lr: 0.001 -> 0.5', 'another --workdir')),
-  'train: baseline is no run': (lambda d: None, (*SMALL, '--workdir=new', '--config.baseline=data'), ('--config.baseline=data: not a run',)),
+  'predict: no match': (
+    lambda d: None,
+    (*PREDICT[:2], '--images=data/*.jpeg'),
+    ('--images=data/*.jpeg: no file matches',),
+  ),
+  'predict: a folder without images': (
+    lambda d: (d / 'e').mkdir(),
+    (*PREDICT[:2], '--images=e'),
+    ('--images=e: no file matches',),
+  ),
+  'train: other options': (
+    lambda d: None,
+    (*TRAIN, '--config.data.root=data', '--config.optim.lr=.5'),
+    ('optim.lr: 0.001 -> 0.5', 'another --workdir'),
+  ),
+  'train: baseline is no run': (
+    lambda d: None,
+    (*SMALL, '--workdir=new', '--config.baseline=data'),
+    ('--config.baseline=data: not a run',),
+  ),
 }
 
 
@@ -833,18 +1609,53 @@ def test_runs(name, copied):
 
 
 def test_globs_with_links_in_a_circle(copied):
-  put(copied / 'data', {'deep/a.png': PNG, 'deep/.hidden.png': PNG, 'deep/up': lambda p: p.symlink_to('..'), 'deep/here': lambda p: p.symlink_to('.')})
-  for pattern in ('data/**/*.png', copied / 'data' / '**' / '*.png', '../' + copied.name + '/data/**/*.png', 'data'):
-    files = [json.loads(line)['file'] for line in run(*PREDICT[:2], f'--images={pattern}').out.splitlines()]
-    assert [pathlib.Path(f).name for f in files if 'hidden' not in f] == ['1.png', '2.png', '3.png', '4.png', 'a.png'], pattern
-  says((*PREDICT[:2], '--images=data/**x'), "--images=data/**x: ", '**')
+  put(
+    copied / 'data',
+    {
+      'deep/a.png': PNG,
+      'deep/.hidden.png': PNG,
+      'deep/up': lambda p: p.symlink_to('..'),
+      'deep/here': lambda p: p.symlink_to('.'),
+    },
+  )
+  for pattern in (
+    'data/**/*.png',
+    copied / 'data' / '**' / '*.png',
+    '../' + copied.name + '/data/**/*.png',
+    'data',
+  ):
+    files = [
+      json.loads(line)['file'] for line in run(*PREDICT[:2], f'--images={pattern}').out.splitlines()
+    ]
+    assert [pathlib.Path(f).name for f in files if 'hidden' not in f] == [
+      '1.png',
+      '2.png',
+      '3.png',
+      '4.png',
+      'a.png',
+    ], pattern
+  says((*PREDICT[:2], '--images=data/**x'), '--images=data/**x: ', '**')
 
 
 def test_predict_what_is_no_image(copied):
-  put(copied / 'odd', {'a.txt': 'x', 'b.jpg': 'x', 'c.jpg': os.mkfifo, 'd.png': PNG, 'e.jpg': lambda path: path.mkdir()})
+  put(
+    copied / 'odd',
+    {
+      'a.txt': 'x',
+      'b.jpg': 'x',
+      'c.jpg': os.mkfifo,
+      'd.png': PNG,
+      'e.jpg': lambda path: path.mkdir(),
+    },
+  )
   lines = [json.loads(line) for line in run(*PREDICT[:2], '--images=odd/*').out.splitlines()]
-  assert [('error' in line, line['file']) for line in lines] == [(True, 'odd/a.txt'), (True, 'odd/b.jpg'), (True, 'odd/c.jpg'), (False, 'odd/d.png'),
-    (True, 'odd/e.jpg')]
+  assert [('error' in line, line['file']) for line in lines] == [
+    (True, 'odd/a.txt'),
+    (True, 'odd/b.jpg'),
+    (True, 'odd/c.jpg'),
+    (False, 'odd/d.png'),
+    (True, 'odd/e.jpg'),
+  ]
 
 
 def test_a_damaged_run_json_costs_only_its_history(copied):
@@ -852,7 +1663,11 @@ def test_a_damaged_run_json_costs_only_its_history(copied):
   c = predict.run_config(copied / 'run')
   put(copied, {'run/run.json': '{"started": '})
   said = run(*SMALL, '--workdir=run', f'--config.data.root={c.data.root}')
-  assert said.code == 0 and 'run.json is damaged' in said.err and json.loads((copied / 'run/run.json').read_text())['finished']
+  assert (
+    said.code == 0
+    and 'run.json is damaged' in said.err
+    and json.loads((copied / 'run/run.json').read_text())['finished']
+  )
 
 
 # ---- weights ----
@@ -861,8 +1676,18 @@ def test_a_damaged_run_json_costs_only_its_history(copied):
 def weights(**changes):
   """A state dict that fits the tiny backbone, changed; None takes a tensor out."""
   r = np.random.default_rng(0)
-  bn = lambda name: {f'{name}.weight': np.ones(16), f'{name}.bias': np.zeros(16), f'{name}.running_mean': np.zeros(16), f'{name}.running_var': np.ones(16)}
-  state = {'conv.weight': r.normal(size=(16, 3, 4, 4)), **bn('bn'), 'conv2.weight': r.normal(size=(16, 16, 3, 3)), **bn('bn2')}
+  bn = lambda name: {
+    f'{name}.weight': np.ones(16),
+    f'{name}.bias': np.zeros(16),
+    f'{name}.running_mean': np.zeros(16),
+    f'{name}.running_var': np.ones(16),
+  }
+  state = {
+    'conv.weight': r.normal(size=(16, 3, 4, 4)),
+    **bn('bn'),
+    'conv2.weight': r.normal(size=(16, 16, 3, 3)),
+    **bn('bn2'),
+  }
   state |= {k.replace('__', '.'): v for k, v in changes.items()}
   return {k: np.asarray(v, np.float32) for k, v in state.items() if v is not None}
 
@@ -890,35 +1715,92 @@ NAN = np.full(16, np.nan)
 WEIGHTS = {
   'no bytes': (b'', ('neither a .safetensors file nor one that torch.save wrote',)),
   'a web page': ('<html>404</html>', ('neither a .safetensors',)),
-  'a git-lfs pointer': ('version https://git-lfs.github.com/spec/v1\noid sha256:0\n', ('git-lfs pointer',)),
+  'a git-lfs pointer': (
+    'version https://git-lfs.github.com/spec/v1\noid sha256:0\n',
+    ('git-lfs pointer',),
+  ),
   'a picture': (PNG, ('neither a .safetensors',)),
   'a folder': (lambda path: path.mkdir(), ('no such file',)),
   'a named pipe': (os.mkfifo, ('no such file',)),
-  'safetensors cut': (lambda path: path.write_bytes(save(weights())[:-100]), ('is damaged or was cut short',)),
-  'safetensors cut in its header': (lambda path: path.write_bytes(save(weights())[:60]), ('is damaged or was cut short',)),
-  'a header of 2 ** 60 bytes': (struct.pack('<Q', 1 << 60) + b'{"a":{}}', ('is damaged or was cut short',)),
-  'a header that is no JSON': (struct.pack('<Q', 9) + b'{"a": {,}', ('is damaged or was cut short',)),
-  'a tensor is missing': (lambda path: save_file(weights(conv2__weight=None), path), ('does not fit tiny', '1 missing: conv2.weight')),
-  'a tensor too many': (lambda path: save_file(weights(conv9__weight=np.zeros(3)), path), ('does not fit tiny', '1 unexpected: conv9.weight')),
-  'another shape': (lambda path: save_file(weights(conv__weight=np.zeros((8, 3, 4, 4))), path),
-    ('does not fit tiny', 'of another shape: conv.weight (8x3x4x4)')),
-  'another rank': (lambda path: save_file(weights(bn__weight=np.zeros((4, 4))), path), ('of another shape: bn.weight (4x4)',)),
-  'of another model': (lambda path: save_file({f'layer{i}.0.weight': np.zeros((4, 4), np.float32) for i in range(40)}, path),
-    ('does not fit tiny', '10 missing', '40 unexpected')),
-  'NaN': (lambda path: save_file(weights(bn__weight=NAN), path), ('1 with NaN or infinity: bn.weight',)),
-  'infinity': (lambda path: save_file(weights(bn__weight=NAN * 0 + np.inf), path), ('1 with NaN or infinity: bn.weight',)),
-  'a negative variance': (lambda path: save_file(weights(bn__running_var=-np.ones(16)), path), ('1 negative, though a variance: bn.running_var',)),
+  'safetensors cut': (
+    lambda path: path.write_bytes(save(weights())[:-100]),
+    ('is damaged or was cut short',),
+  ),
+  'safetensors cut in its header': (
+    lambda path: path.write_bytes(save(weights())[:60]),
+    ('is damaged or was cut short',),
+  ),
+  'a header of 2 ** 60 bytes': (
+    struct.pack('<Q', 1 << 60) + b'{"a":{}}',
+    ('is damaged or was cut short',),
+  ),
+  'a header that is no JSON': (
+    struct.pack('<Q', 9) + b'{"a": {,}',
+    ('is damaged or was cut short',),
+  ),
+  'a tensor is missing': (
+    lambda path: save_file(weights(conv2__weight=None), path),
+    ('does not fit tiny', '1 missing: conv2.weight'),
+  ),
+  'a tensor too many': (
+    lambda path: save_file(weights(conv9__weight=np.zeros(3)), path),
+    ('does not fit tiny', '1 unexpected: conv9.weight'),
+  ),
+  'another shape': (
+    lambda path: save_file(weights(conv__weight=np.zeros((8, 3, 4, 4))), path),
+    ('does not fit tiny', 'of another shape: conv.weight (8x3x4x4)'),
+  ),
+  'another rank': (
+    lambda path: save_file(weights(bn__weight=np.zeros((4, 4))), path),
+    ('of another shape: bn.weight (4x4)',),
+  ),
+  'of another model': (
+    lambda path: save_file(
+      {f'layer{i}.0.weight': np.zeros((4, 4), np.float32) for i in range(40)}, path
+    ),
+    ('does not fit tiny', '10 missing', '40 unexpected'),
+  ),
+  'NaN': (
+    lambda path: save_file(weights(bn__weight=NAN), path),
+    ('1 with NaN or infinity: bn.weight',),
+  ),
+  'infinity': (
+    lambda path: save_file(weights(bn__weight=NAN * 0 + np.inf), path),
+    ('1 with NaN or infinity: bn.weight',),
+  ),
+  'a negative variance': (
+    lambda path: save_file(weights(bn__running_var=-np.ones(16)), path),
+    ('1 negative, though a variance: bn.running_var',),
+  ),
   'no tensors': (lambda path: save_file({}, path), ('holds no tensors',)),
   'a pickle with code': (pickle.dumps({'w': Attack()}), ('neither a .safetensors',)),
-  'a torch file with code': (torch_zip(pickle.dumps({'w': Attack()}, 2)), ("asks for 'posix.system'", 'nothing in it was run')),
-  'an old torch file with code': (torch_stream(pickle.dumps({'w': Attack()}, 2)), ("asks for 'posix.system'", 'nothing in it was run')),
-  'a whole model': (torch_zip(b'\x80\x02ctorchvision.models.resnet\nResNet\n)\x81.'), ('torchvision.models.resnet.ResNet', 'state_dict()')),
+  'a torch file with code': (
+    torch_zip(pickle.dumps({'w': Attack()}, 2)),
+    ("asks for 'posix.system'", 'nothing in it was run'),
+  ),
+  'an old torch file with code': (
+    torch_stream(pickle.dumps({'w': Attack()}, 2)),
+    ("asks for 'posix.system'", 'nothing in it was run'),
+  ),
+  'a whole model': (
+    torch_zip(b'\x80\x02ctorchvision.models.resnet\nResNet\n)\x81.'),
+    ('torchvision.models.resnet.ResNet', 'state_dict()'),
+  ),
   'a zip without weights': (torch_zip(b'x').replace(b'data.pkl', b'data.txt'), ('no data.pkl',)),
-  'a zip bomb': (torch_zip(pickle.dumps({'w': 'x' * 10**7}, 2), zipfile.ZIP_DEFLATED), ('compressed, or larger than the file',)),
+  'a zip bomb': (
+    torch_zip(pickle.dumps({'w': 'x' * 10**7}, 2), zipfile.ZIP_DEFLATED),
+    ('compressed, or larger than the file',),
+  ),
   'a zip cut short': (torch_zip(pickle.dumps({}, 2))[:-30], ('is damaged or was cut short',)),
-  'an old torch file cut short': (torch_stream(pickle.dumps({'w': 'x' * 99}, 2))[:-40], ('is damaged or was cut short',)),
+  'an old torch file cut short': (
+    torch_stream(pickle.dumps({'w': 'x' * 99}, 2))[:-40],
+    ('is damaged or was cut short',),
+  ),
   'a list': (torch_zip(pickle.dumps([1, 2], 2)), ('holds no tensors by name',)),
-  'a string of 2 GB in 20 bytes': (torch_zip(b'\x80\x02}(X\xff\xff\xff\x7fabc'), ('is damaged or was cut short',)),
+  'a string of 2 GB in 20 bytes': (
+    torch_zip(b'\x80\x02}(X\xff\xff\xff\x7fabc'),
+    ('is damaged or was cut short',),
+  ),
 }
 
 
@@ -938,19 +1820,35 @@ def test_weights_that_fit_are_taken(tmp_path):
 
 
 def test_a_module_that_weights_need_not_fit_is_told(tmp_path, monkeypatch):
-  monkeypatch.setitem(models.BACKBONES, 'tiny', dataclasses.replace(models.BACKBONES['tiny'], stems={'standard': ('conv',)}))
+  monkeypatch.setitem(
+    models.BACKBONES,
+    'tiny',
+    dataclasses.replace(models.BACKBONES['tiny'], stems={'standard': ('conv',)}),
+  )
   save_file(weights(conv__weight=np.zeros((8, 3, 4, 4))), tmp_path / 'weights.bin')
   c = tiny.run_config(**{'model.pretrained': 'weights.bin'})
-  assert '9 tensors of the backbone from weights.bin; not from there, but drawn: conv' in train.Run(c).notes
+  assert (
+    '9 tensors of the backbone from weights.bin; not from there, but drawn: conv'
+    in train.Run(c).notes
+  )
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch):
   import huggingface_hub.constants
-  template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(huggingface_hub.constants.ENDPOINT, 'http://127.0.0.1:9')  # refused at once
+
+  template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(
+    huggingface_hub.constants.ENDPOINT, 'http://127.0.0.1:9'
+  )  # refused at once
   monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
   waited = []
-  monkeypatch.setattr(time, 'sleep', waited.append)  # the hub's client tries again after these seconds
-  says((*SMALL, '--workdir=run', '--config.model.pretrained=hf:timm/resnet18.a1_in1k'), 'hf:timm/resnet18.a1_in1k: could not be downloaded', 'by hand')
+  monkeypatch.setattr(
+    time, 'sleep', waited.append
+  )  # the hub's client tries again after these seconds
+  says(
+    (*SMALL, '--workdir=run', '--config.model.pretrained=hf:timm/resnet18.a1_in1k'),
+    'hf:timm/resnet18.a1_in1k: could not be downloaded',
+    'by hand',
+  )
   assert sum(waited) < 60
   says((*SMALL, '--workdir=run', '--config.model.pretrained=hf:'), 'hf:: could not be downloaded')
 
@@ -980,7 +1878,11 @@ def test_damaged_images(kind):
   data = encoded(picture(64, 48), kind, **options)
   for _ in range(80):
     bad = damaged(data, rng)
-    for view in (transforms.decode, lambda x: transforms.eval_transform(x, 16), lambda x: transforms.train_transform(x, np.random.default_rng(0), 16)):
+    for view in (
+      transforms.decode,
+      lambda x: transforms.eval_transform(x, 16),
+      lambda x: transforms.train_transform(x, np.random.default_rng(0), 16),
+    ):
       try:
         out = view(bad)
         assert out.dtype == np.uint8 and out.ndim == 3 and out.shape[2] == 3
@@ -1011,8 +1913,12 @@ def test_damaged_tables(tmp_path):
 @pytest.mark.parametrize('kind', ['safetensors', 'zip', 'stream'])
 def test_damaged_weights(kind, tmp_path):
   rng, path = np.random.default_rng(2), tmp_path / 'w'
-  plain = pickle.dumps({'a': 'x' * 99, 'b': [1, 2., None]}, 2)
-  data = {'safetensors': save({'a': np.arange(9.), 'b': np.ones((3, 4), np.float32)}), 'zip': torch_zip(plain), 'stream': torch_stream(plain)}[kind]
+  plain = pickle.dumps({'a': 'x' * 99, 'b': [1, 2.0, None]}, 2)
+  data = {
+    'safetensors': save({'a': np.arange(9.0), 'b': np.ones((3, 4), np.float32)}),
+    'zip': torch_zip(plain),
+    'stream': torch_stream(plain),
+  }[kind]
   for _ in range(150):
     path.write_bytes(damaged(data, rng))
     try:
@@ -1023,7 +1929,12 @@ def test_damaged_weights(kind, tmp_path):
 
 def test_damaged_parquet(tmp_path):
   rng, failed = np.random.default_rng(3), 0
-  data = (put(tmp_path / 'data', {'train.parquet': parquet(a_label=[0, 1, 0, 1], b=['x', 'y', None, 'z'])}) / 'train.parquet').read_bytes()
+  data = (
+    put(
+      tmp_path / 'data', {'train.parquet': parquet(a_label=[0, 1, 0, 1], b=['x', 'y', None, 'z'])}
+    )
+    / 'train.parquet'
+  ).read_bytes()
   c = config.default()
   c.data.root = str(tmp_path / 'data')
   for _ in range(60):
@@ -1056,14 +1967,33 @@ def test_damaged_run(copied):
 
 def process(*argv, **options):
   env = {**os.environ, 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0', 'PYTHONPATH': str(ROOT)}
-  return subprocess.Popen([sys.executable, str(ROOT / 'main.py'), *argv], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+  return subprocess.Popen(
+    [sys.executable, str(ROOT / 'main.py'), *argv],
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **options,
+  )
 
 
-@pytest.mark.parametrize(('argv', 'code', 'line'), [
-  (('--config.optim.lrr=3',), 2, "error: --config.optim.lrr: no such option (did you mean 'optim.lr'?)"),
-  (('--config', 'gone.py'), 2, 'error: --config=gone.py: no such file'),
-  (('--workdir=run', '--config.data.root=gone'), 2, 'error: --config.data.root=gone: no such folder'),
-  (('--mode=predict', '--workdir=gone', '--images=x'), 2, 'error: gone: not a run')])
+@pytest.mark.parametrize(
+  ('argv', 'code', 'line'),
+  [
+    (
+      ('--config.optim.lrr=3',),
+      2,
+      "error: --config.optim.lrr: no such option (did you mean 'optim.lr'?)",
+    ),
+    (('--config', 'gone.py'), 2, 'error: --config=gone.py: no such file'),
+    (
+      ('--workdir=run', '--config.data.root=gone'),
+      2,
+      'error: --config.data.root=gone: no such folder',
+    ),
+    (('--mode=predict', '--workdir=gone', '--images=x'), 2, 'error: gone: not a run'),
+  ],
+)
 def test_as_a_process(argv, code, line):
   p = process(*argv)
   out, err = p.communicate(timeout=LIMIT)
@@ -1072,14 +2002,20 @@ def test_as_a_process(argv, code, line):
 
 def test_out_of_memory(monkeypatch):
   """An accelerator's, as jax words it, and the host's."""
-  exhausted = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore')
+  exhausted = jax.errors.JaxRuntimeError(
+    'RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore'
+  )
   for fault in (exhausted, MemoryError('Unable to allocate 3 PiB'), MemoryError()):
+
     def full(*_):
       raise fault
+
     monkeypatch.setattr(train, 'fit', full)
     says(SMALL, 'out of memory (', 'lower --config.train.batch_size')
+
   def full_disk(*_):
     raise OSError(28, 'No space left on device', 'run/metrics.jsonl')
+
   monkeypatch.setattr(train, 'fit', full_disk)
   says(SMALL, 'run/metrics.jsonl: No space left on device')
 
@@ -1088,12 +2024,30 @@ def test_out_of_memory(monkeypatch):
 def test_ctrl_c_outside_of_training(module):
   """While main.py imports, and while lint reads 50,000 drawn images: one line, 130."""
   env = {**os.environ, 'HIERJAX_HUGEPAGES': '0'}
-  p = subprocess.Popen([sys.executable, '-X', 'importtime', ROOT / 'main.py', '--mode=lint', '--config.data.toy.train=50000'], env=env, stderr=subprocess.PIPE,
-                       stdout=subprocess.PIPE, text=True)
-  while p.stderr.readline().split('|')[-1].strip() != module:  # it tells each module that it has imported
+  p = subprocess.Popen(
+    [
+      sys.executable,
+      '-X',
+      'importtime',
+      ROOT / 'main.py',
+      '--mode=lint',
+      '--config.data.toy.train=50000',
+    ],
+    env=env,
+    stderr=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  while (
+    p.stderr.readline().split('|')[-1].strip() != module
+  ):  # it tells each module that it has imported
     assert p.poll() is None
   if module == 'hierjax.data.lint':
     time.sleep(1)
   p.send_signal(signal.SIGINT)
   out, err = p.communicate(timeout=LIMIT)
-  assert (p.returncode, [x for x in err.split('\n') if x and not x.startswith('import time:')], out) == (130, ['stopped'], ''), err
+  assert (
+    p.returncode,
+    [x for x in err.split('\n') if x and not x.startswith('import time:')],
+    out,
+  ) == (130, ['stopped'], ''), err

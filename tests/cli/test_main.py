@@ -13,7 +13,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def main(*args, code=0):
   env = {**os.environ, 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0'}
-  done = subprocess.run([sys.executable, 'main.py', *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+  done = subprocess.run(
+    [sys.executable, 'main.py', *args],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
   assert done.returncode == code, done.stdout + done.stderr
   assert 'Traceback' not in done.stderr, done.stderr
   return done.stdout, done.stderr
@@ -24,17 +31,20 @@ def test_help():
   assert '--mode' in out and 'configs/3head.py' in out
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-  (['--config.optim.lrr=3'], "did you mean 'optim.lr'"),
-  (['--config=configs/nope.py'], 'nope.py'),
-  (['--config=configs/ladder.py:11'], 'choices: 1, 2, 3, 4, 5, 5.5'),
-  (['--config.optim.lr=fast'], "could not convert string to float: fast"),
-  (['--mode=trian'], 'train|evaluate|report|predict|lint|describe'),
-  (['--mode=evaluate'], '--mode=evaluate needs --workdir'),
-  (['--workdir=runs/x', '--config.optim.schedule=cosin'], "did you mean 'cosine'"),
-  (['--workdir=runs/x', '--config.data.root=nowhere'], 'nowhere: no such folder'),
-  (['train'], "what is 'train'?"),
-])
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (['--config.optim.lrr=3'], "did you mean 'optim.lr'"),
+    (['--config=configs/nope.py'], 'nope.py'),
+    (['--config=configs/ladder.py:11'], 'choices: 1, 2, 3, 4, 5, 5.5'),
+    (['--config.optim.lr=fast'], 'could not convert string to float: fast'),
+    (['--mode=trian'], 'train|evaluate|report|predict|lint|describe'),
+    (['--mode=evaluate'], '--mode=evaluate needs --workdir'),
+    (['--workdir=runs/x', '--config.optim.schedule=cosin'], "did you mean 'cosine'"),
+    (['--workdir=runs/x', '--config.data.root=nowhere'], 'nowhere: no such folder'),
+    (['train'], "what is 'train'?"),
+  ],
+)
 def test_mistakes_are_one_line(args, message):
   _, err = main(*args, code=2)
   lines = [line for line in err.splitlines() if line]
@@ -53,21 +63,42 @@ def test_describe_and_lint():
 def test_train_evaluate_predict(tmp_path):
   """The three commands in turn, on the drawn data with a ResNet-18 of a few steps."""
   run = f'--workdir={tmp_path}/run'
-  train = ['--config=configs/quickstart.py', run, '--config.baseline=', '--config.data.size=32', '--config.data.toy.train=64', '--config.data.toy.val=40',
-           '--config.model.backbone=resnet18', '--config.model.pretrained=', '--config.train.epochs=0', '--config.train.steps=2']
+  train = [
+    '--config=configs/quickstart.py',
+    run,
+    '--config.baseline=',
+    '--config.data.size=32',
+    '--config.data.toy.train=64',
+    '--config.data.toy.val=40',
+    '--config.model.backbone=resnet18',
+    '--config.model.pretrained=',
+    '--config.train.epochs=0',
+    '--config.train.steps=2',
+  ]
   out, err = main(*train)
   said = json.loads(out.splitlines()[-1])
-  assert len(said['state_sha256']) == 64 and said['split'] == 'val' and said['n'] == 40 and 'report.html' in err
+  assert (
+    len(said['state_sha256']) == 64
+    and said['split'] == 'val'
+    and said['n'] == 40
+    and 'report.html' in err
+  )
   again, _ = main(*train)
   assert json.loads(again.splitlines()[-1])['state_sha256'] == said['state_sha256']
   out, _ = main('--mode=evaluate', run, '--split=train', '--config.eval.tta=2')
   result = json.loads(out.splitlines()[-1])
-  assert result == json.loads((tmp_path / 'run' / 'eval_train.json').read_text()) and result['tta'] == 2 and result['n'] == 64
+  assert (
+    result == json.loads((tmp_path / 'run' / 'eval_train.json').read_text())
+    and result['tta'] == 2
+    and result['n'] == 64
+  )
   _, err = main('--mode=evaluate', run, '--config.optim.lr=1', code=2)
   assert 'takes its model from' in err
   (tmp_path / 'run' / 'explain_val.npz').unlink()
   out, _ = main('--mode=report', run)
-  assert out.strip() == f'{tmp_path}/run/report.html' and (tmp_path / 'run' / 'explain_val.npz').exists()
+  assert (
+    out.strip() == f'{tmp_path}/run/report.html' and (tmp_path / 'run' / 'explain_val.npz').exists()
+  )
   (tmp_path / 'bad.jpg').write_bytes(b'')
   out, _ = main('--mode=predict', run, f'--images={tmp_path}/*.jpg')
   assert json.loads(out) == {'file': f'{tmp_path}/bad.jpg', 'error': 'unreadable image'}

@@ -1,4 +1,5 @@
 """A clean set of files lints clean; each planted fault is found, in its row, and nothing else is."""
+
 import functools
 import hashlib
 import io
@@ -19,8 +20,19 @@ from hierjax.core.errors import UserError
 from hierjax.data.lint import _cycles, _digest, edit_distance, from_config, lint, near_duplicates
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / 'shared' / 'data'
-TAXONOMY = ['make,type,model', 'Audi,Sedan,Audi A4', 'Audi,Coupe,Audi TT', 'BMW,Sedan,BMW 328i', 'BMW,Coupe,BMW M6', 'BMW,SUV,BMW X5',
-            'Jeep,SUV,Wrangler', 'Jeep,Sedan,Compass', 'Audi,SUV,Audi Q7', 'Jeep,Coupe,Patriot', 'Audi,Sedan,Audi Premier']
+TAXONOMY = [
+  'make,type,model',
+  'Audi,Sedan,Audi A4',
+  'Audi,Coupe,Audi TT',
+  'BMW,Sedan,BMW 328i',
+  'BMW,Coupe,BMW M6',
+  'BMW,SUV,BMW X5',
+  'Jeep,SUV,Wrangler',
+  'Jeep,Sedan,Compass',
+  'Audi,SUV,Audi Q7',
+  'Jeep,Coupe,Patriot',
+  'Audi,Sedan,Audi Premier',
+]
 
 
 def encode(seed, fmt='JPEG', **kw):
@@ -47,6 +59,7 @@ def clean(tmp_path):
     report = lint(tmp_path / 'taxonomy.csv', tmp_path / 'labels.csv', **kw)
     json.dumps(report.summary, allow_nan=False)
     return report
+
   run.root, run.labels = tmp_path, labels
   return run
 
@@ -58,38 +71,67 @@ def found(report):
 
 def changed(lines, row, text):
   """The lines with row (as an editor counts) replaced, or appended where there is none."""
-  return [text if i == row else line for i, line in enumerate([*lines, *([''] if row > len(lines) else [])], 1)]
+  return [
+    text if i == row else line
+    for i, line in enumerate([*lines, *([''] if row > len(lines) else [])], 1)
+  ]
 
 
 def test_clean_is_clean(clean):
   report = clean()
   assert report.problems == []
-  assert report.summary['levels'] == {'make': 3, 'type': 3, 'model': 10} and report.summary['splits'] == {'train': 10, 'val': 10}
-  assert report.summary['pairs'] == {'make-type': {'pairs': 9, 'kind': 'facets'}, 'make-model': {'pairs': 10, 'kind': 'nested'},
-                                     'type-model': {'pairs': 10, 'kind': 'nested'}}
+  assert report.summary['levels'] == {'make': 3, 'type': 3, 'model': 10} and report.summary[
+    'splits'
+  ] == {'train': 10, 'val': 10}
+  assert report.summary['pairs'] == {
+    'make-type': {'pairs': 9, 'kind': 'facets'},
+    'make-model': {'pairs': 10, 'kind': 'nested'},
+    'type-model': {'pairs': 10, 'kind': 'nested'},
+  }
   assert report.summary['files'] == {'named': 20, 'missing': 0, 'unreadable': 0}
   text = report.text()
-  assert '3 makes, 3 types, 10 models' in text and '9 make-type pairs occur of 9' in text and text.endswith('\n0 errors, 0 warnings, 0 notes')
+  assert (
+    '3 makes, 3 types, 10 models' in text
+    and '9 make-type pairs occur of 9' in text
+    and text.endswith('\n0 errors, 0 warnings, 0 notes')
+  )
 
 
-@pytest.mark.parametrize('row, line, kind, words', [
-  (12, 'BMW,Sedan,Audi A4', 'two parents', "under 'BMW / Sedan' here and under 'Audi / Sedan' in row 2"),
-  (12, 'Audi,Sedan,Audi A4', 'duplicate row', 'repeats row 2'),
-  (12, 'BMW,,BMW 5', 'gap', "type is empty before model 'BMW 5'"),
-  (12, 'BMW,Sedan,', 'ends and goes on', "type 'Sedan' ends here but goes on in row 2"),
-])
+@pytest.mark.parametrize(
+  'row, line, kind, words',
+  [
+    (
+      12,
+      'BMW,Sedan,Audi A4',
+      'two parents',
+      "under 'BMW / Sedan' here and under 'Audi / Sedan' in row 2",
+    ),
+    (12, 'Audi,Sedan,Audi A4', 'duplicate row', 'repeats row 2'),
+    (12, 'BMW,,BMW 5', 'gap', "type is empty before model 'BMW 5'"),
+    (12, 'BMW,Sedan,', 'ends and goes on', "type 'Sedan' ends here but goes on in row 2"),
+  ],
+)
 def test_rows_that_are_no_taxonomy(clean, row, line, kind, words):
   report = clean(taxonomy=changed(TAXONOMY, row, line))
   assert found(report) == {('error', f'taxonomy.csv:{row}', kind)}
   assert words in report.text()
 
 
-@pytest.mark.parametrize('text, words', [('', 'is empty'), ('make,make\na,b\n', 'twice'), ('file,split,make\na,train,b\n', 'labels.csv'),
-                                         ('make,model\n', 'no class')])
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('', 'is empty'),
+    ('make,make\na,b\n', 'twice'),
+    ('file,split,make\na,train,b\n', 'labels.csv'),
+    ('make,model\n', 'no class'),
+  ],
+)
 def test_tables_that_cannot_be_read(tmp_path, text, words):
   (tmp_path / 't.csv').write_text(text)
   report = lint(str(tmp_path / 't.csv'))
-  assert [(p.severity, p.where) for p in report.problems] == [('error', f'{tmp_path}/t.csv:1')] and words in report.text()
+  assert [(p.severity, p.where) for p in report.problems] == [
+    ('error', f'{tmp_path}/t.csv:1')
+  ] and words in report.text()
   assert report.text().endswith('1 error, 0 warnings, 0 notes')
   gone = lint(tmp_path / 'none.csv')
   assert gone.problems[0].where == str(tmp_path / 'none.csv') and 'cannot be read' in gone.text()
@@ -103,33 +145,54 @@ def test_a_relative_path_reads_well(tmp_path, monkeypatch):
 
 def problems_of(tmp_path, lines):
   (tmp_path / 't.csv').write_text('\n'.join(lines))
-  return [(p.severity, p.kind, int(p.where.rsplit(':', 1)[1]), p.text) for p in lint(tmp_path / 't.csv').problems if p.severity == 'error']
+  return [
+    (p.severity, p.kind, int(p.where.rsplit(':', 1)[1]), p.text)
+    for p in lint(tmp_path / 't.csv').problems
+    if p.severity == 'error'
+  ]
 
 
 def test_two_parents_in_a_tree_but_not_in_facets(tmp_path):
   tree = ['order,family,species'] + [f'o{i // 4},f{i // 2},s{i}' for i in range(16)]
   assert problems_of(tmp_path, tree) == []
   [(_, kind, row, text)] = problems_of(tmp_path, [*tree, 'o3,f0,s99'])
-  assert (kind, row) == ('two parents', 18) and text == "family 'f0' stands under 2 orders: 'o0' (row 2), 'o3' (row 18)"
+  assert (kind, row) == (
+    'two parents',
+    18,
+  ) and text == "family 'f0' stands under 2 orders: 'o0' (row 2), 'o3' (row 18)"
   facets = ['make,type,model'] + [f'm{i % 4},t{i % 3},x{i}' for i in range(12)]
   assert problems_of(tmp_path, facets) == []
   swapped = ['type,make,model'] + [f't{i % 3},m{i % 4},x{i}' for i in range(12)]
   assert problems_of(tmp_path, swapped) == []
-  most_have_one_model = ['type,make,model'] + [f't{i % 3},m{i % 4},x{i}' for i in range(12)] + [f't0,n{i},y{i}' for i in range(6)]
+  most_have_one_model = (
+    ['type,make,model']
+    + [f't{i % 3},m{i % 4},x{i}' for i in range(12)]
+    + [f't0,n{i},y{i}' for i in range(6)]
+  )
   assert problems_of(tmp_path, most_have_one_model) == []
   # A facet between two levels of a tree does not hide the mistake.
-  between = ['order,size,family,species'] + [f'o{i // 8},z{i % 2},f{i // 4},s{i}' for i in range(32)] + ['o3,z0,f0,s99']
+  between = (
+    ['order,size,family,species']
+    + [f'o{i // 8},z{i % 2},f{i // 4},s{i}' for i in range(32)]
+    + ['o3,z0,f0,s99']
+  )
   [(_, kind, row, _)] = problems_of(tmp_path, between)
   assert (kind, row) == ('two parents', 34)
 
 
 def test_cycles(tmp_path):
-  kinds = [(kind, row) for _, kind, row, _ in problems_of(tmp_path, ['a,b,c', 'X,Y,1', 'Y,X,2', 'Z,W,3'])]
+  kinds = [
+    (kind, row) for _, kind, row, _ in problems_of(tmp_path, ['a,b,c', 'X,Y,1', 'Y,X,2', 'Z,W,3'])
+  ]
   assert kinds == [('cycle', 3)]
   [(_, kind, row, text)] = problems_of(tmp_path, ['a,b,c', 'X,Y,1', 'Y,Z,2', 'Z,X,3', 'V,W,4'])
-  assert (kind, row) == ('cycle', 4) and all(f'{a!r} above {b!r}' in text for a, b in ('XY', 'YZ', 'ZX'))
-  colours = ['first,second,item'] + [f'{a},{b},{a}{b}' for a, b in itertools.permutations(('red', 'green', 'blue'), 2)]
-  assert problems_of(tmp_path, colours) == []   # facets that share names: no one is above
+  assert (kind, row) == ('cycle', 4) and all(
+    f'{a!r} above {b!r}' in text for a, b in ('XY', 'YZ', 'ZX')
+  )
+  colours = ['first,second,item'] + [
+    f'{a},{b},{a}{b}' for a, b in itertools.permutations(('red', 'green', 'blue'), 2)
+  ]
+  assert problems_of(tmp_path, colours) == []  # facets that share names: no one is above
 
 
 @pytest.mark.parametrize('seed', range(20))
@@ -144,9 +207,11 @@ def test_cycles_against_strong_components(seed):
   rows = [(i, [str(a), str(b)]) for i, (a, b) in enumerate(sorted(edges), 2)]
   told = [text for text, _ in _cycles(rows, {(0, 1)})]
   cyclic = {c for c in label if (label == c).sum() > 1}
-  mentioned = {label[int(word.strip("'"))] for text in told for word in text.split() if word.startswith("'")}
+  mentioned = {
+    label[int(word.strip("'"))] for text in told for word in text.split() if word.startswith("'")
+  }
   assert mentioned == cyclic
-  for text in told:   # every step that is told is a row
+  for text in told:  # every step that is told is a row
     for step in text.removeprefix('is its own ancestor: ').split(', '):
       a, _, b, _, row = step.split()
       assert dict(rows)[int(row.rstrip(')'))] == [a.strip("'"), b.strip("'")]
@@ -156,8 +221,19 @@ def test_cycles_against_strong_components(seed):
 def slow_distance(a, b):
   if not a or not b:
     return len(a) + len(b)
-  swap = [slow_distance(a[2:], b[2:]) + 1] if len(a) > 1 and len(b) > 1 and a[0] == b[1] and a[1] == b[0] else []
-  return min([slow_distance(a[1:], b) + 1, slow_distance(a, b[1:]) + 1, slow_distance(a[1:], b[1:]) + (a[0] != b[0]), *swap])
+  swap = (
+    [slow_distance(a[2:], b[2:]) + 1]
+    if len(a) > 1 and len(b) > 1 and a[0] == b[1] and a[1] == b[0]
+    else []
+  )
+  return min(
+    [
+      slow_distance(a[1:], b) + 1,
+      slow_distance(a, b[1:]) + 1,
+      slow_distance(a[1:], b[1:]) + (a[0] != b[0]),
+      *swap,
+    ]
+  )
 
 
 def test_edit_distance_against_recursion():
@@ -169,11 +245,25 @@ def test_edit_distance_against_recursion():
 
 def test_near_duplicates_against_all_pairs():
   r = random.Random(0)
-  names = sorted({''.join(r.choice(('ka', 'lo', 'mi', 'tus', 'ver')) for _ in range(r.choice((2, 3, 4)))) for _ in range(300)})
-  names += ['kalomitusver'[:i] + 'z' + 'kalomitusver'[i + 1:] for i in range(12)] + ['kalomitusve', 'akolmitusver', 'kalomtuiszver']
-  want = {frozenset((a, b)) for a, b in itertools.combinations(names, 2)
-          if a[0] == b[0] and min(len(a), len(b)) >= 5 and max(len(a), len(b)) >= 6
-          and slow_distance(a, b) <= (2 if min(len(a), len(b)) >= 10 else 1)}
+  names = sorted(
+    {
+      ''.join(r.choice(('ka', 'lo', 'mi', 'tus', 'ver')) for _ in range(r.choice((2, 3, 4))))
+      for _ in range(300)
+    }
+  )
+  names += ['kalomitusver'[:i] + 'z' + 'kalomitusver'[i + 1 :] for i in range(12)] + [
+    'kalomitusve',
+    'akolmitusver',
+    'kalomtuiszver',
+  ]
+  want = {
+    frozenset((a, b))
+    for a, b in itertools.combinations(names, 2)
+    if a[0] == b[0]
+    and min(len(a), len(b)) >= 5
+    and max(len(a), len(b)) >= 6
+    and slow_distance(a, b) <= (2 if min(len(a), len(b)) >= 10 else 1)
+  }
   assert len(want) > 60
   assert {frozenset((a, b)) for a, b, _ in near_duplicates(names)} == want
 
@@ -181,30 +271,55 @@ def test_near_duplicates_against_all_pairs():
 def test_near_duplicates_that_matter_and_those_that_do_not():
   def pairs(*names):
     return {(a, b) for a, b, _ in near_duplicates(names)}
-  assert pairs('Land Rover', 'land-rover', 'LandRover') == {('Land Rover', 'land-rover'), ('Land Rover', 'LandRover'), ('land-rover', 'LandRover')}
+
+  assert pairs('Land Rover', 'land-rover', 'LandRover') == {
+    ('Land Rover', 'land-rover'),
+    ('Land Rover', 'LandRover'),
+    ('land-rover', 'LandRover'),
+  }
   assert pairs('Citroën', 'Citroen') == {('Citroën', 'Citroen')}
-  assert pairs('Hyundai Accent', 'Hyundia Accent', 'Hyundai Elantra') == {('Hyundai Accent', 'Hyundia Accent')}
-  assert pairs('Audi S4 Sedan 2007', 'Audi S4 Sedan 2012', 'Audi A4 Sedan 2012', 'Audi S5 Sedan 2012', 'Audi TT', 'Audi TTS') == set()
+  assert pairs('Hyundai Accent', 'Hyundia Accent', 'Hyundai Elantra') == {
+    ('Hyundai Accent', 'Hyundia Accent')
+  }
+  assert (
+    pairs(
+      'Audi S4 Sedan 2007',
+      'Audi S4 Sedan 2012',
+      'Audi A4 Sedan 2012',
+      'Audi S5 Sedan 2012',
+      'Audi TT',
+      'Audi TTS',
+    )
+    == set()
+  )
   assert pairs('man', 'men', 'mouse', 'house', 'cat', 'car', 'class_001', 'class_002') == set()
 
 
 def test_one_name_at_several_levels_is_a_note(tmp_path):
   (tmp_path / 't.csv').write_text('make,model\nMini,Mini\nAudi,A5\nAudi,TT\nMini,Clubman\n')
-  assert [(p.severity, p.kind) for p in lint(tmp_path / 't.csv').problems] == [('note', 'one name at several levels')]
+  assert [(p.severity, p.kind) for p in lint(tmp_path / 't.csv').problems] == [
+    ('note', 'one name at several levels')
+  ]
 
 
 def test_no_sibling_counts_and_names(tmp_path):
   (tmp_path / 't.csv').write_text('order,family,species\nA,,\nB,F,1\nB,F,2\nC,G,3\nD,H,4\nD,H,5\n')
   report = lint(tmp_path / 't.csv')
   assert [(p.where.rsplit(':', 1)[1], p.text) for p in report.problems] == [
-    ('3', '3 of 4 orders have one family: B, C, D'), ('5', '1 of 4 families have one species: G')]
+    ('3', '3 of 4 orders have one family: B, C, D'),
+    ('5', '1 of 4 families have one species: G'),
+  ]
   assert report.summary['early'] == 1 and '  1 branches end early' in report.text()
-  assert '4 orders, 4 families, 6 species' in report.text() and '  1 one-species family' in report.text()
+  assert (
+    '4 orders, 4 families, 6 species' in report.text() and '  1 one-species family' in report.text()
+  )
 
 
 def test_a_branch_that_ends_early_is_told_once(tmp_path):
   (tmp_path / 't.csv').write_text('order,family,species\nA,,\nB,F,1\nB,F,2\nB,G,3\nB,G,4\n')
-  (tmp_path / 'l.csv').write_text('file,split,order,family,species\n' + ''.join(f'{i},train,,,{i}\n' for i in (1, 2, 3, 4)))
+  (tmp_path / 'l.csv').write_text(
+    'file,split,order,family,species\n' + ''.join(f'{i},train,,,{i}\n' for i in (1, 2, 3, 4))
+  )
   report = lint(tmp_path / 't.csv', tmp_path / 'l.csv', images=False)
   assert [(p.kind, p.text) for p in report.problems] == [('classes with no image', "order 'A'")]
 
@@ -222,16 +337,29 @@ def test_labels_that_contradict(clean):
   assert found(report) == {('error', 'labels.csv:6', 'label contradicts the taxonomy')}
   assert "make 'Audi' does not fit model 'BMW 328i', whose make is 'BMW'" in report.text()
   taxonomy = [line for line in TAXONOMY if 'Jeep,Coupe' not in line]
-  report = clean(taxonomy=taxonomy, labels=[line for line in clean.labels if 'Patriot' not in line] + ['images/16.jpg,train,Jeep,Coupe,'])
+  report = clean(
+    taxonomy=taxonomy,
+    labels=[line for line in clean.labels if 'Patriot' not in line]
+    + ['images/16.jpg,train,Jeep,Coupe,'],
+  )
   assert found(report) == {('error', 'labels.csv:20', 'label contradicts the taxonomy')}
   assert "no model has make 'Jeep' and type 'Coupe'" in report.text()
 
 
 def test_unknown_labels_are_fine_and_counted(clean):
-  labels = changed(changed(clean.labels, 2, 'images/00.jpg,train,,,Audi A4'), 4, 'images/02.jpg,train,Audi,Coupe,')
+  labels = changed(
+    changed(clean.labels, 2, 'images/00.jpg,train,,,Audi A4'), 4, 'images/02.jpg,train,Audi,Coupe,'
+  )
   report = clean(labels=[*labels, 'images/20.jpg,train,,,'], images=False)
-  assert report.summary['unknown'] == {'make': 1, 'type': 1, 'model': 2}   # the first row's make and type follow from its model
-  assert found(report) == {('warning', 'labels.csv:22', 'no label'), ('warning', 'labels.csv:5', 'classes that train never has')}
+  assert report.summary['unknown'] == {
+    'make': 1,
+    'type': 1,
+    'model': 2,
+  }  # the first row's make and type follow from its model
+  assert found(report) == {
+    ('warning', 'labels.csv:22', 'no label'),
+    ('warning', 'labels.csv:5', 'classes that train never has'),
+  }
 
 
 def test_classes_without_images(clean):
@@ -240,16 +368,26 @@ def test_classes_without_images(clean):
   report = clean(labels=[line for line in clean.labels if 'train,BMW,SUV' not in line])
   assert found(report) == {('warning', 'labels.csv:10', 'classes that train never has')}
   report = clean(labels=[line for line in clean.labels if 'val,BMW,SUV' not in line])
-  assert found(report) == {('note', 'taxonomy.csv:6', 'classes that val never has')} and '1 of 10 models: BMW X5' in report.text()
+  assert (
+    found(report) == {('note', 'taxonomy.csv:6', 'classes that val never has')}
+    and '1 of 10 models: BMW X5' in report.text()
+  )
   report = clean(labels=[line for line in clean.labels if 'val,BMW,SUV' not in line], train='val')
   assert found(report) == {('warning', 'labels.csv:10', 'classes that val never has')}
 
 
-@pytest.mark.parametrize('header, severity, words', [
-  ('path,split,make,type,model', 'error', 'no column "file"'),
-  ('file,split,brand,kind,modell', 'error', "no column of the taxonomy's levels"),
-  ('file,split,make,Type,model', 'warning', "column 'Type' is not a level and not read; did you mean 'type'?"),
-])
+@pytest.mark.parametrize(
+  'header, severity, words',
+  [
+    ('path,split,make,type,model', 'error', 'no column "file"'),
+    ('file,split,brand,kind,modell', 'error', "no column of the taxonomy's levels"),
+    (
+      'file,split,make,Type,model',
+      'warning',
+      "column 'Type' is not a level and not read; did you mean 'type'?",
+    ),
+  ],
+)
 def test_columns(clean, header, severity, words):
   report = clean(labels=changed(clean.labels, 1, header))
   assert (severity, 'labels.csv:1', 'columns') in found(report) and words in report.text()
@@ -257,31 +395,58 @@ def test_columns(clean, header, severity, words):
 
 def test_no_split(clean):
   report = clean(labels=changed(clean.labels, 3, 'images/01.jpg,,Audi,Sedan,Audi A4'))
-  assert ('warning', 'labels.csv:3', 'no split') in found(report) and '(no split) 1' in report.text()
-  assert clean(labels=[line.replace(',train', '').replace(',val', '').replace(',split', '') for line in clean.labels]).problems == []
+  assert ('warning', 'labels.csv:3', 'no split') in found(
+    report
+  ) and '(no split) 1' in report.text()
+  assert (
+    clean(
+      labels=[
+        line.replace(',train', '').replace(',val', '').replace(',split', '')
+        for line in clean.labels
+      ]
+    ).problems
+    == []
+  )
 
 
 def test_missing_unreadable_and_strayed_files(clean):
   (clean.root / 'images/00.jpg').rename(clean.root / 'images/00.JPG')
   whole = (clean.root / 'images/03.jpg').read_bytes()
-  (clean.root / 'images/03.jpg').write_bytes(whole[:len(whole) * 2 // 3])
+  (clean.root / 'images/03.jpg').write_bytes(whole[: len(whole) * 2 // 3])
   (clean.root / 'images/04.jpg').write_bytes(b'')
   (clean.root / 'images/05.jpg').write_bytes(b'<html>')
-  labels = changed(changed(clean.labels, 8, '../06.jpg,train,BMW,Coupe,BMW M6'), 9, ',val,BMW,Coupe,BMW M6')
+  labels = changed(
+    changed(clean.labels, 8, '../06.jpg,train,BMW,Coupe,BMW M6'), 9, ',val,BMW,Coupe,BMW M6'
+  )
   report = clean(labels=changed(labels, 10, '/etc/hostname,train,BMW,SUV,BMW X5'))
-  assert found(report) == {('error', 'labels.csv:2', 'missing files'), ('error', 'labels.csv:5', 'unreadable images'),
-                           ('error', 'labels.csv:6', 'unreadable images'), ('error', 'labels.csv:7', 'unreadable images'),
-                           ('error', 'labels.csv:8', 'path leaves the root'), ('error', 'labels.csv:9', 'no file'),
-                           ('error', 'labels.csv:10', 'path leaves the root')}
+  assert found(report) == {
+    ('error', 'labels.csv:2', 'missing files'),
+    ('error', 'labels.csv:5', 'unreadable images'),
+    ('error', 'labels.csv:6', 'unreadable images'),
+    ('error', 'labels.csv:7', 'unreadable images'),
+    ('error', 'labels.csv:8', 'path leaves the root'),
+    ('error', 'labels.csv:9', 'no file'),
+    ('error', 'labels.csv:10', 'path leaves the root'),
+  }
   text = report.text()
-  assert "'images/00.jpg'; there is '00.JPG'" in text and "'images/04.jpg': is empty" in text and "'images/05.jpg': cannot be decoded" in text
+  assert (
+    "'images/00.jpg'; there is '00.JPG'" in text
+    and "'images/04.jpg': is empty" in text
+    and "'images/05.jpg': cannot be decoded" in text
+  )
   assert report.summary['files'] == {'named': 17, 'missing': 1, 'unreadable': 3}
-  assert {k for _, _, k in found(clean(labels=labels, images=False))} == {'path leaves the root', 'no file'}
+  assert {k for _, _, k in found(clean(labels=labels, images=False))} == {
+    'path leaves the root',
+    'no file',
+  }
 
 
 def test_a_wrong_root_is_one_problem(clean):
   report = clean(root=clean.root / 'elsewhere')
-  assert found(report) == {('error', 'labels.csv:2', 'missing files')} and 'is the root right?' in report.text()
+  assert (
+    found(report) == {('error', 'labels.csv:2', 'missing files')}
+    and 'is the root right?' in report.text()
+  )
   shutil.copytree(clean.root / 'images', clean.root / 'elsewhere' / 'images')
   assert clean(root=clean.root / 'elsewhere').problems == []
 
@@ -291,17 +456,27 @@ def copy(clean, a, b):
 
 
 def test_duplicates(clean):
-  copy(clean, 0, 1)   # train and val of one model
+  copy(clean, 0, 1)  # train and val of one model
   report = clean()
   assert found(report) == {('error', 'labels.csv:3', 'leak')}
-  assert "'images/00.jpg' (row 2, train) has the same bytes as 'images/01.jpg' (row 3, val)" in report.text()
-  copy(clean, 2, 4)   # two models, both train
+  assert (
+    "'images/00.jpg' (row 2, train) has the same bytes as 'images/01.jpg' (row 3, val)"
+    in report.text()
+  )
+  copy(clean, 2, 4)  # two models, both train
   report = clean()
-  assert found(report) == {('error', 'labels.csv:3', 'leak'), ('error', 'labels.csv:6', 'duplicate images with different labels')}
+  assert found(report) == {
+    ('error', 'labels.csv:3', 'leak'),
+    ('error', 'labels.csv:6', 'duplicate images with different labels'),
+  }
   assert "model 'Audi TT' (row 4) against 'BMW 328i' (row 6)" in report.text()
   (clean.root / 'images/20.jpg').write_bytes((clean.root / 'images/06.jpg').read_bytes())
-  report = clean(labels=[*clean.labels, 'images/20.jpg,train,BMW,,', 'images/./06.jpg,train,,Coupe,'])
-  assert ('warning', 'labels.csv:23', 'duplicate images') in found(report)   # less is known of the copy, but nothing else
+  report = clean(
+    labels=[*clean.labels, 'images/20.jpg,train,BMW,,', 'images/./06.jpg,train,,Coupe,']
+  )
+  assert ('warning', 'labels.csv:23', 'duplicate images') in found(
+    report
+  )  # less is known of the copy, but nothing else
   assert {k for _, _, k in found(clean(images=False))} == set()
 
 
@@ -311,7 +486,11 @@ def test_one_file_named_twice(clean):
 
 
 def test_text_is_short_and_sorted(clean):
-  labels = [*clean.labels, *(f'images/x{i}.jpg,train,Audi,SUV,Audi Q7' for i in range(50)), 'images/01.jpg,val,,,']
+  labels = [
+    *clean.labels,
+    *(f'images/x{i}.jpg,train,Audi,SUV,Audi Q7' for i in range(50)),
+    'images/01.jpg,val,,,',
+  ]
   text = clean(labels=labels).text().splitlines()
   start = text.index('error: missing files (50)')
   assert text[start + 20].startswith('  ') and text[start + 21] == '  and 30 more'
@@ -338,6 +517,7 @@ def test_unusual_jpegs_are_readable():
 
 # Other sources.
 
+
 def options(**kw):
   c = default().data
   c.update(kw)
@@ -355,7 +535,10 @@ def test_from_config_reads_a_csv_as_lint_does(clean):
   with pytest.raises(UserError, match='root'):
     from_config(options(source='csv'))
   assert 'no such folder' in from_config(options(root=str(clean.root / 'none'))).text()
-  assert 'classes:make=2,model=3: no images' in from_config(options(root='classes:make=2,model=3')).text()
+  assert (
+    'classes:make=2,model=3: no images'
+    in from_config(options(root='classes:make=2,model=3')).text()
+  )
 
 
 def test_labels_without_a_taxonomy(clean):
@@ -364,21 +547,38 @@ def test_labels_without_a_taxonomy(clean):
   report = lint(None, clean.root / 'labels.csv')
   assert report.problems == [] and report.summary['levels'] == {'make': 3, 'type': 3, 'model': 10}
   assert from_config(options(root=str(clean.root))).problems == []
-  clean(labels=[*clean.labels, 'images/00.jpg,train,audi,Sedan,Audi A6', 'images/19.jpg,val,audi,Sedan,Audi A6'])
+  clean(
+    labels=[
+      *clean.labels,
+      'images/00.jpg,train,audi,Sedan,Audi A6',
+      'images/19.jpg,val,audi,Sedan,Audi A6',
+    ]
+  )
   (clean.root / 'taxonomy.csv').unlink()
   report = from_config(options(root=str(clean.root)), images=False)
-  assert ('warning', 'labels.csv:22', 'near-duplicate names') in found(report) and "make 'audi' and 'Audi' (row 2)" in report.text()
+  assert ('warning', 'labels.csv:22', 'near-duplicate names') in found(
+    report
+  ) and "make 'audi' and 'Audi' (row 2)" in report.text()
   clean(labels=[*clean.labels, 'images/x.jpg,train,BMW,Sedan,Audi A4'])
   report = lint(None, clean.root / 'labels.csv', images=False)
-  assert found(report) == {('error', 'labels.csv:22', 'unreadable table')} and "has make 'BMW' here" in report.text()
+  assert (
+    found(report) == {('error', 'labels.csv:22', 'unreadable table')}
+    and "has make 'BMW' here" in report.text()
+  )
 
 
 def test_class_folders(tmp_path):
-  for i, (split, order, name) in enumerate(itertools.product(('train', 'val'), ('cats', 'dogs'), ('one', 'two'))):
+  for i, (split, order, name) in enumerate(
+    itertools.product(('train', 'val'), ('cats', 'dogs'), ('one', 'two'))
+  ):
     (tmp_path / split / order / f'{order} {name}').mkdir(parents=True)
     (tmp_path / split / order / f'{order} {name}' / 'a.jpg').write_bytes(encode(i))
   report = from_config(options(root=str(tmp_path)))
-  assert report.problems == [] and report.summary['splits'] == {'train': 4, 'val': 4} and '4 classes' in report.text()
+  assert (
+    report.problems == []
+    and report.summary['splits'] == {'train': 4, 'val': 4}
+    and '4 classes' in report.text()
+  )
   (tmp_path / 'val/cats/cats two/b.jpg').write_bytes(encode(0))
   (tmp_path / 'train/dogs/dogs one/b.jpg').write_bytes(b'no image')
   (tmp_path / 'val/dogs/dogs  three').mkdir()
@@ -386,29 +586,52 @@ def test_class_folders(tmp_path):
   report = from_config(options(root=str(tmp_path)))
   root = str(tmp_path)
   assert {(p.severity, p.where.removeprefix(root), p.kind) for p in report.problems} == {
-    ('error', '/val/cats/cats two/b.jpg', 'leak'), ('error', '/val/cats/cats two/b.jpg', 'duplicate images with different labels'),
-    ('error', '/train/dogs/dogs one/b.jpg', 'unreadable images'), ('warning', '/val/dogs/dogs  three/a.jpg', 'classes that train never has')}
+    ('error', '/val/cats/cats two/b.jpg', 'leak'),
+    ('error', '/val/cats/cats two/b.jpg', 'duplicate images with different labels'),
+    ('error', '/train/dogs/dogs one/b.jpg', 'unreadable images'),
+    ('warning', '/val/dogs/dogs  three/a.jpg', 'classes that train never has'),
+  }
   assert '(row' not in report.text()
 
 
 def test_the_drawn_set_is_clean():
   report = from_config(options(toy={'train': 60, 'val': 20, 'seed': 0}))
   assert report.counts['error'] == 0 and report.summary['splits'] == {'train': 60, 'val': 20}
-  assert {p.kind for p in report.problems} <= {'classes with no sibling', 'classes that val never has', 'classes with no image', 'classes that train never has'}
+  assert {p.kind for p in report.problems} <= {
+    'classes with no sibling',
+    'classes that val never has',
+    'classes with no image',
+    'classes that train never has',
+  }
 
 
 @pytest.mark.skipif(not DATA.exists(), reason='needs the shared data')
 def test_stanford_cars():
-  report = lint(DATA / 'stanford_cars' / 'taxonomy.csv', DATA / 'stanford_cars' / 'labels.csv', images=False)
+  report = lint(
+    DATA / 'stanford_cars' / 'taxonomy.csv', DATA / 'stanford_cars' / 'labels.csv', images=False
+  )
   text = report.text()
-  assert '49 makes, 9 types, 196 models' in text and '107 make-type pairs occur of 441' in text and '19 one-model makes' in text
-  assert report.summary['pairs']['make-type'] == {'pairs': 107, 'kind': 'facets'} and report.summary['single_child']['make']['count'] == 19
-  assert report.counts == {'error': 0, 'warning': 0, 'note': 1} and report.summary['splits'] == {'train': 5685, 'val': 1647}
+  assert (
+    '49 makes, 9 types, 196 models' in text
+    and '107 make-type pairs occur of 441' in text
+    and '19 one-model makes' in text
+  )
+  assert (
+    report.summary['pairs']['make-type'] == {'pairs': 107, 'kind': 'facets'}
+    and report.summary['single_child']['make']['count'] == 19
+  )
+  assert report.counts == {'error': 0, 'warning': 0, 'note': 1} and report.summary['splits'] == {
+    'train': 5685,
+    'val': 1647,
+  }
 
 
 @pytest.mark.skipif(not DATA.exists(), reason='needs the shared data')
 def test_stanford_cars_with_type_first_is_no_broken_tree(tmp_path):
   # Half of the makes have one type only, most of those because they have one model: that is no sign of a tree.
-  lines = [line.split(',', 2) for line in (DATA / 'stanford_cars' / 'taxonomy.csv').read_text().splitlines()]
+  lines = [
+    line.split(',', 2)
+    for line in (DATA / 'stanford_cars' / 'taxonomy.csv').read_text().splitlines()
+  ]
   (tmp_path / 't.csv').write_text('\n'.join(f'{b},{a},{c}' for a, b, c in lines))
   assert lint(tmp_path / 't.csv').counts['error'] == 0

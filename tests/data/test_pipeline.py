@@ -1,4 +1,5 @@
 """The index stream is a pure function of (seed, place): epochs, resume, shards, workers, balancing; and what happens to broken images."""
+
 import functools
 import os
 import pathlib
@@ -22,14 +23,21 @@ N = 23
 
 def read(i, bad=(), gone=()):
   """A picture whose colour is its index; module-level, so that workers can have it."""
-  if i in gone: raise FileNotFoundError(2, 'No such file', 'x.png')
-  if i in bad: return b'no picture'
+  if i in gone:
+    raise FileNotFoundError(2, 'No such file', 'x.png')
+  if i in bad:
+    return b'no picture'
   return np.full((12, 16, 3), 10 * i % 256, np.uint8)
 
 
 def examples(n=N, labels=None, **broken):
   labels = np.arange(n) % 3 if labels is None else labels
-  return sources.Examples('train', [f'{i}.png' for i in range(n)], np.stack([labels * 0, labels], 1).astype(np.int32), functools.partial(read, **broken))
+  return sources.Examples(
+    'train',
+    [f'{i}.png' for i in range(n)],
+    np.stack([labels * 0, labels], 1).astype(np.int32),
+    functools.partial(read, **broken),
+  )
 
 
 def train(data=None, *, steps=None, **options):
@@ -37,20 +45,27 @@ def train(data=None, *, steps=None, **options):
   return pipeline.train_batches(data or examples(), steps=steps, **options)
 
 
-def indices(batches): return np.concatenate([b['index'] for b in batches])
+def indices(batches):
+  return np.concatenate([b['index'] for b in batches])
 
 
 def same(a, b):
   assert len(a) == len(b)
   for x, y in zip(a, b):
     assert x.keys() == y.keys()
-    for k in x: np.testing.assert_array_equal(x[k], y[k])
+    for k in x:
+      np.testing.assert_array_equal(x[k], y[k])
 
 
 def test_a_batch():
   batch = next(train())
   assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
-    'image': ((8, 8, 8, 3), 'uint8'), 'labels': ((8, 2), 'int32'), 'index': ((8,), 'int32'), 'mask': ((8,), 'float32'), 'broken': ((8,), 'int32')}
+    'image': ((8, 8, 8, 3), 'uint8'),
+    'labels': ((8, 2), 'int32'),
+    'index': ((8,), 'int32'),
+    'mask': ((8,), 'float32'),
+    'broken': ((8,), 'int32'),
+  }
   np.testing.assert_array_equal(batch['labels'][:, 1], batch['index'] % 3)
   assert (batch['mask'] == 1).all() and (batch['broken'] == -1).all()
   still = next(train(augment=Augment(enabled=False)))
@@ -67,7 +82,9 @@ def test_every_epoch_shuffles_all_examples_anew():
 
 def test_the_same_example_looks_different_each_time():
   noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
-  data = sources.Examples('train', ['a'], np.zeros((1, 1), np.int32), functools.partial(dict.__getitem__, {0: noise}))
+  data = sources.Examples(
+    'train', ['a'], np.zeros((1, 1), np.int32), functools.partial(dict.__getitem__, {0: noise})
+  )
   images = next(train(data, batch_size=16))['image']
   assert len({x.tobytes() for x in images}) == 16
   np.testing.assert_array_equal(images, next(train(data, batch_size=16))['image'])
@@ -75,16 +92,20 @@ def test_the_same_example_looks_different_each_time():
 
 def test_resume_is_exact():
   whole = list(train(steps=9))
-  for start in (0, 1, 5, 9): same(list(train(steps=9, start_step=start)), whole[start:])
+  for start in (0, 1, 5, 9):
+    same(list(train(steps=9, start_step=start)), whole[start:])
   assert list(train(steps=3, start_step=7)) == []
 
 
 @pytest.mark.parametrize('balance', [None, 1])
 def test_processes_share_each_global_batch(balance):
   whole = list(train(steps=5, balance=balance))
-  parts = [list(train(steps=5, balance=balance, process_index=i, process_count=4)) for i in range(4)]
+  parts = [
+    list(train(steps=5, balance=balance, process_index=i, process_count=4)) for i in range(4)
+  ]
   same([{k: np.concatenate([p[k] for p in step]) for k in step[0]} for step in zip(*parts)], whole)
-  with pytest.raises(UserError, match='batch size 9 must be a multiple of the 2 processes'): train(batch_size=9, process_count=2)
+  with pytest.raises(UserError, match='batch size 9 must be a multiple of the 2 processes'):
+    train(batch_size=9, process_count=2)
 
 
 @pytest.mark.parametrize('threads', [1, 4])
@@ -97,27 +118,32 @@ def test_workers_change_nothing_and_their_errors_arrive():
   data = examples()
   whole = list(train(data, steps=6))
   same(list(train(data, steps=6, start_step=1, workers=2)), whole[1:])
-  last = int(set(whole[1]['index'].tolist()).difference(whole[0]['index'].tolist()).pop())  # met in the second batch first
+  last = int(
+    set(whole[1]['index'].tolist()).difference(whole[0]['index'].tolist()).pop()
+  )  # met in the second batch first
   batches = train(examples(bad=(last,)), steps=6, workers=1, strict=True)
   same([next(batches)], whole[:1])
-  with pytest.raises(UserError, match=f'^{last}.png: unreadable image'): next(batches)
+  with pytest.raises(UserError, match=f'^{last}.png: unreadable image'):
+    next(batches)
 
 
 def test_close_leaves_no_thread_and_no_process():
   import multiprocessing
+
   before = threading.active_count()
   batches = train(threads=3)
   next(batches)
   batches.close()
   deadline = time.time() + 5
-  while threading.active_count() > before and time.time() < deadline: time.sleep(.02)
+  while threading.active_count() > before and time.time() < deadline:
+    time.sleep(0.02)
   assert threading.active_count() <= before and not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize('stop', ['terminate the group', 'kill the parent'])
 def test_workers_end_with_their_parent(stop, tmp_path):
   """A signal to all leaves them to the parent, with which they end even if nobody closes them; killed, it leaves no orphans."""
-  code = f'''
+  code = f"""
     import os, signal, sys, time, multiprocessing
     import numpy as np
     from hierjax.data import pipeline, sources, toy
@@ -133,27 +159,38 @@ def test_workers_end_with_their_parent(stop, tmp_path):
         for _ in range(9): next(batches)
       print(multiprocessing.active_children()[0].pid, flush=True)
       if {stop == 'kill the parent'}: os.kill(os.getpid(), signal.SIGKILL)
-  '''
+  """
   script = tmp_path / 'script.py'
   script.write_text(textwrap.dedent(code))
   env = {**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).resolve().parents[2])}
-  done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=60, start_new_session=True)
+  done = subprocess.run(
+    [sys.executable, script],
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    start_new_session=True,
+  )
   assert done.returncode == (-signal.SIGKILL if stop == 'kill the parent' else 0), done.stderr
   pid, deadline = int(done.stdout), time.time() + 10
-  while alive(pid) and time.time() < deadline: time.sleep(.05)
+  while alive(pid) and time.time() < deadline:
+    time.sleep(0.05)
   assert not alive(pid)
 
 
 def alive(pid):
-  try: return pathlib.Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
-  except FileNotFoundError: return False
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+  except FileNotFoundError:
+    return False
 
 
 # Balancing
 
+
 def test_balanced_draws_follow_the_inverse_frequency():
   rng = np.random.default_rng(0)
-  labels = rng.choice([-1, 0, 1, 2], 400, p=[.1, .6, .25, .05])
+  labels = rng.choice([-1, 0, 1, 2], 400, p=[0.1, 0.6, 0.25, 0.05])
   data, epochs = examples(400, labels), 25
   drawn = indices(train(data, steps=4 * epochs, batch_size=100, balance=1))
   counts = np.bincount(drawn, minlength=400)
@@ -166,15 +203,17 @@ def test_balanced_draws_follow_the_inverse_frequency():
   expected = weights * 400 * epochs
   assert (np.abs(counts - expected) < 6 * np.sqrt(expected) + 1).all()
   for epoch in drawn.reshape(epochs, 400):
-    for c in range(-1, 3): assert abs((labels[epoch] == c).sum() - 400 * weights[labels == c].sum()) < 2
+    for c in range(-1, 3):
+      assert abs((labels[epoch] == c).sum() - 400 * weights[labels == c].sum()) < 2
   assert len({tuple(d) for d in drawn.reshape(epochs, 400)}) == epochs
 
 
 def test_balancing_without_any_known_label():
-  np.testing.assert_allclose(pipeline.sample_weights(np.full(5, -1)), .2)
+  np.testing.assert_allclose(pipeline.sample_weights(np.full(5, -1)), 0.2)
 
 
 # Broken images
+
 
 def test_training_replaces_a_broken_image_by_the_next_readable_one():
   data = examples(bad=(4, 5), gone=(22,))
@@ -182,7 +221,9 @@ def test_training_replaces_a_broken_image_by_the_next_readable_one():
   replaced = {4: 6, 5: 6, 22: 0}
   for a, b in zip(plain, mended):
     np.testing.assert_array_equal(b['index'], [replaced.get(i, i) for i in a['index'].tolist()])
-    np.testing.assert_array_equal(b['broken'], [i if i in replaced else -1 for i in a['index'].tolist()])
+    np.testing.assert_array_equal(
+      b['broken'], [i if i in replaced else -1 for i in a['index'].tolist()]
+    )
     np.testing.assert_array_equal(b['labels'][:, 1], b['index'] % 3)
     assert (b['mask'] == 1).all()
     whole = ~np.isin(a['index'], list(replaced))
@@ -193,25 +234,36 @@ def test_training_replaces_a_broken_image_by_the_next_readable_one():
 @pytest.mark.parametrize('threads', [0, 2])
 def test_strict_names_the_file(broken, threads):
   with pytest.raises(UserError, match=r"^4.png: unreadable image in split 'train' \(.+\)"):
-    for _ in train(examples(**broken), strict=True, steps=8, threads=threads): pass
+    for _ in train(examples(**broken), strict=True, steps=8, threads=threads):
+      pass
 
 
 def test_no_readable_image_is_an_error():
-  with pytest.raises(UserError, match='none of its 3 images can be read'): next(train(examples(3, bad=(0, 1, 2))))
-  with pytest.raises(UserError, match="split 'train' is empty"): train(examples(0))
+  with pytest.raises(UserError, match='none of its 3 images can be read'):
+    next(train(examples(3, bad=(0, 1, 2))))
+  with pytest.raises(UserError, match="split 'train' is empty"):
+    train(examples(0))
 
 
 # Evaluation
 
+
 def evaluated(data=None, **options):
-  return list(pipeline.eval_batches(data or examples(), **{'batch_size': 8, 'size': 8, 'threads': 0, **options}))
+  return list(
+    pipeline.eval_batches(
+      data or examples(), **{'batch_size': 8, 'size': 8, 'threads': 0, **options}
+    )
+  )
 
 
 @pytest.mark.parametrize(('n', 'count'), [(N, 1), (N, 4), (24, 2), (3, 4), (8, 8)])
 def test_evaluation_has_every_example_once(n, count):
   parts = [evaluated(examples(n), process_index=i, process_count=count) for i in range(count)]
   assert {len(p) for p in parts} == {-(-n // 8)}
-  whole = {k: np.concatenate([np.concatenate([p[k] for p in step]) for step in zip(*parts)]) for k in parts[0][0]}
+  whole = {
+    k: np.concatenate([np.concatenate([p[k] for p in step]) for step in zip(*parts)])
+    for k in parts[0][0]
+  }
   np.testing.assert_array_equal(whole['index'], [*range(n), *[-1] * (-n % 8)])
   np.testing.assert_array_equal(whole['mask'], whole['index'] >= 0)
   np.testing.assert_array_equal(whole['labels'][n:], -1)
@@ -221,8 +273,12 @@ def test_evaluation_has_every_example_once(n, count):
 
 def test_evaluation_masks_and_names_the_broken():
   whole = evaluated(examples(bad=(0, 9), gone=(22,)), threads=2)
-  np.testing.assert_array_equal(np.concatenate([b['broken'] for b in whole]), [i if i in (0, 9, 22) else -1 for i in range(24)])
-  np.testing.assert_array_equal(np.concatenate([b['mask'] for b in whole]), [i not in (0, 9, 22, 23) for i in range(24)])
+  np.testing.assert_array_equal(
+    np.concatenate([b['broken'] for b in whole]), [i if i in (0, 9, 22) else -1 for i in range(24)]
+  )
+  np.testing.assert_array_equal(
+    np.concatenate([b['mask'] for b in whole]), [i not in (0, 9, 22, 23) for i in range(24)]
+  )
   assert not np.concatenate([b['image'] for b in whole])[[0, 9, 22, 23]].any()
 
 
@@ -234,6 +290,7 @@ def test_evaluation_in_views():
 
 
 # Cached features
+
 
 def test_features_pass_through_untouched():
   features = np.random.default_rng(0).normal(size=(N, 5)).astype(np.float32)
@@ -247,9 +304,12 @@ def test_features_pass_through_untouched():
 
 
 def test_files_of_pictures(tmp_path):
-  for i in range(3): Image.fromarray(read(i)).save(tmp_path / f'{i}.png')
+  for i in range(3):
+    Image.fromarray(read(i)).save(tmp_path / f'{i}.png')
   files = [f'{i}.png' for i in range(4)]  # the last one is missing
-  data = sources.Examples('val', files, np.zeros((4, 1), np.int32), sources.file_reader(tmp_path, files)(range(4)))
-  batch, = evaluated(data)
+  data = sources.Examples(
+    'val', files, np.zeros((4, 1), np.int32), sources.file_reader(tmp_path, files)(range(4))
+  )
+  (batch,) = evaluated(data)
   np.testing.assert_array_equal(batch['image'][:3, 0, 0, 0], [0, 10, 20])
   assert batch['broken'].tolist() == [-1, -1, -1, 3, -1, -1, -1, -1]

@@ -13,14 +13,19 @@ from hierjax.data import stratify
 def draw(seed, n=300, classes=7):
   """Labels whose classes come together: a row is a few of some themes, most of them rare."""
   rng = np.random.default_rng(seed)
-  themes = rng.random((5, classes)) < .35
-  return (themes[np.minimum(rng.geometric(.45, n), 5) - 1] & (rng.random((n, classes)) < .8)).astype(np.int8)
+  themes = rng.random((5, classes)) < 0.35
+  return (
+    themes[np.minimum(rng.geometric(0.45, n), 5) - 1] & (rng.random((n, classes)) < 0.8)
+  ).astype(np.int8)
 
 
 def plain(labels, share, line, order):
   """The algorithm as the papers print it, without a heap, on dense columns."""
   classes = range(labels.shape[1])
-  columns = {key: labels[:, list(key)].all(1) for key in itertools.combinations_with_replacement(classes, order)}
+  columns = {
+    key: labels[:, list(key)].all(1)
+    for key in itertools.combinations_with_replacement(classes, order)
+  }
   lacks = {key: [s * column.sum() for s in share] for key, column in columns.items()}
   room, parts = [s * len(labels) for s in share], np.full(len(labels), -1)
 
@@ -47,74 +52,98 @@ def plain(labels, share, line, order):
 
 
 @pytest.mark.parametrize('order', [1, 2])
-@pytest.mark.parametrize('fractions', [(.8, .2), (.7, .2, .1), (1, 1, 1, 1)])
+@pytest.mark.parametrize('fractions', [(0.8, 0.2), (0.7, 0.2, 0.1), (1, 1, 1, 1)])
 def test_against_plain_loops(fractions, order):
   for seed in range(4):
     labels = draw(seed, 120, 5)
     share = np.array(fractions) / sum(fractions)
     expected = plain(labels, share, stratify.shuffled(range(len(labels)), seed), order)
-    np.testing.assert_array_equal(stratify.iterative(labels, fractions, seed, order=order), expected)
+    np.testing.assert_array_equal(
+      stratify.iterative(labels, fractions, seed, order=order), expected
+    )
 
 
 def off(labels, parts, share, order):
   """How far the keys' numbers in the parts are from their shares, in examples: of each key the worst part, the mean over the keys."""
-  keys = [labels[:, list(key)].all(1) for key in itertools.combinations(range(labels.shape[1]), order)]
-  return np.mean([np.abs(np.bincount(parts[k], minlength=len(share)) - share * k.sum()).max() for k in keys if k.any()])
+  keys = [
+    labels[:, list(key)].all(1) for key in itertools.combinations(range(labels.shape[1]), order)
+  ]
+  return np.mean(
+    [
+      np.abs(np.bincount(parts[k], minlength=len(share)) - share * k.sum()).max()
+      for k in keys
+      if k.any()
+    ]
+  )
 
 
 def test_classes_and_pairs_keep_their_shares_better_than_by_chance():
-  share, found = np.array([.7, .2, .1]), []
+  share, found = np.array([0.7, 0.2, 0.1]), []
   for seed in range(10):
     labels = draw(seed)
     chance = np.random.default_rng(seed).permutation(np.repeat([0, 1, 2], [210, 60, 30]))
     splits = [stratify.iterative(labels, share, seed, order=order) for order in (1, 2)]
-    found.append([[off(labels, parts, share, order) for order in (1, 2)] for parts in (chance, *splits)])
+    found.append(
+      [[off(labels, parts, share, order) for order in (1, 2)] for parts in (chance, *splits)]
+    )
     for parts in splits:
       assert np.abs(np.bincount(parts, minlength=3) - 300 * share).max() <= 6
   chance, first, second = np.mean(found, 0)
-  assert first[0] < .3 * chance[0] and second[0] < .5 * chance[0] and second[1] < .4 * chance[1] and second[1] < .8 * first[1], (chance, first, second)
+  assert (
+    first[0] < 0.3 * chance[0]
+    and second[0] < 0.5 * chance[0]
+    and second[1] < 0.4 * chance[1]
+    and second[1] < 0.8 * first[1]
+  ), (chance, first, second)
 
 
 def test_exclusive_classes_are_within_one_example_of_their_share():
   rng = np.random.default_rng(0)
-  labels, share = rng.choice(9, 500, p=rng.dirichlet(np.ones(9))), np.array([.65, .2, .15])
+  labels, share = rng.choice(9, 500, p=rng.dirichlet(np.ones(9))), np.array([0.65, 0.2, 0.15])
   for given in (labels, np.eye(9, dtype=int)[labels]):
     parts = stratify.iterative(given, share, 3)
     for c in range(9):
-      assert np.abs(np.bincount(parts[labels == c], minlength=3) - share * (labels == c).sum()).max() < 1
+      assert (
+        np.abs(np.bincount(parts[labels == c], minlength=3) - share * (labels == c).sum()).max() < 1
+      )
 
 
 def test_rows_without_a_class_are_spread_by_what_room_is_left():
   for labels in (np.zeros((40, 3), int), np.full((40, 3), -1), np.full(40, -1)):
-    assert np.bincount(stratify.iterative(labels, (.75, .25), 0)).tolist() == [30, 10]
+    assert np.bincount(stratify.iterative(labels, (0.75, 0.25), 0)).tolist() == [30, 10]
   labels = np.array([[1, 0]] * 10 + [[0, 0]] * 30)
-  assert np.bincount(stratify.iterative(labels, (.5, .5), 0)).tolist() == [20, 20]
+  assert np.bincount(stratify.iterative(labels, (0.5, 0.5), 0)).tolist() == [20, 20]
 
 
 def test_a_class_of_one_example_stays_in_the_largest_part():
   labels = np.eye(5, dtype=int)
-  assert stratify.iterative(labels, (.2, .7, .1), 0).tolist() == [1] * 5
+  assert stratify.iterative(labels, (0.2, 0.7, 0.1), 0).tolist() == [1] * 5
 
 
 def test_the_seed_decides_and_the_order_of_the_rows_does_not():
   labels, files = draw(1), [f'images/{i}.jpg' for i in range(300)]
-  parts = stratify.iterative(labels, (.8, .2), 5, files)
-  np.testing.assert_array_equal(parts, stratify.iterative(labels, (.8, .2), 5, files))
-  assert (parts != stratify.iterative(labels, (.8, .2), 6, files)).any()
+  parts = stratify.iterative(labels, (0.8, 0.2), 5, files)
+  np.testing.assert_array_equal(parts, stratify.iterative(labels, (0.8, 0.2), 5, files))
+  assert (parts != stratify.iterative(labels, (0.8, 0.2), 6, files)).any()
   mixed = np.random.default_rng(0).permutation(300)
-  np.testing.assert_array_equal(parts[mixed], stratify.iterative(labels[mixed], (.8, .2), 5, [files[i] for i in mixed]))
+  np.testing.assert_array_equal(
+    parts[mixed], stratify.iterative(labels[mixed], (0.8, 0.2), 5, [files[i] for i in mixed])
+  )
 
 
 @pytest.mark.parametrize('labels', [np.zeros((0, 4), int), np.zeros(0, int)])
 def test_nothing(labels):
-  assert stratify.iterative(labels, (.8, .2), 0).shape == (0,)
+  assert stratify.iterative(labels, (0.8, 0.2), 0).shape == (0,)
 
 
 def test_scenes_keep_their_label_sets(shared):
   rows = list(csv.DictReader((shared / 'scenes' / 'labels.csv').open()))
   names = [k for k in rows[0] if k not in ('file', 'split')]
-  labels, files = np.array([[int(row[k]) for k in names] for row in rows]), [row['file'] for row in rows]
-  parts = stratify.iterative(labels, (.8, .2), 0, files)
+  labels, files = (
+    np.array([[int(row[k]) for k in names] for row in rows]),
+    [row['file'] for row in rows],
+  )
+  parts = stratify.iterative(labels, (0.8, 0.2), 0, files)
   sets = Counter(map(tuple, labels.tolist()))
   held = Counter(map(tuple, labels[parts == 1].tolist()))
-  assert max(abs(held[s] - .2 * n) for s, n in sets.items()) <= 3
+  assert max(abs(held[s] - 0.2 * n) for s, n in sets.items()) <= 3

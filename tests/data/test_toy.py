@@ -1,4 +1,5 @@
 """The drawn set: a pure function of (seed, split, index), with facets, and with the make, type and detail really in the picture."""
+
 import pickle
 
 import numpy as np
@@ -8,7 +9,8 @@ from hierjax.data import toy
 
 
 @pytest.fixture(scope='module')
-def drawn(): return toy.load(train=400, val=100)
+def drawn():
+  return toy.load(train=400, val=100)
 
 
 def test_taxonomy_has_facets_twins_and_a_make_with_one_model(drawn):
@@ -31,16 +33,19 @@ def test_a_picture_depends_on_seed_split_and_index_alone(drawn):
   read, reread = splits['train'][2], pickle.loads(pickle.dumps(again['train'][2]))
   np.testing.assert_array_equal(splits['train'][1][:30], again['train'][1])
   order = [17, 3, 29, 3]
-  for i in order: np.testing.assert_array_equal(read(i), reread(i))
+  for i in order:
+    np.testing.assert_array_equal(read(i), reread(i))
   assert read(3).shape == (72, 96, 3) and read(3).dtype == np.uint8
-  distinct = {read(i).tobytes() for i in range(30)} | {splits['val'][2](i).tobytes() for i in range(30)}
+  distinct = {read(i).tobytes() for i in range(30)} | {
+    splits['val'][2](i).tobytes() for i in range(30)
+  }
   distinct |= {toy.load(train=30, val=1, seed=1)[1]['train'][2](i).tobytes() for i in range(30)}
   assert len(distinct) == 90
 
 
 def test_every_class_is_drawn_differently():
   """The same draws for each model: what is left is what says the class."""
-  pictures = [toy.draw(leaf, np.random.default_rng(4), 0.) for leaf in range(len(toy.MODELS))]
+  pictures = [toy.draw(leaf, np.random.default_rng(4), 0.0) for leaf in range(len(toy.MODELS))]
   for a in range(len(pictures)):
     for b in range(a):
       moved = (np.abs(pictures[a].astype(int) - pictures[b]).max(-1) > 20).sum()
@@ -49,8 +54,17 @@ def test_every_class_is_drawn_differently():
 
 
 def test_difficulty_hides():
-  def spread(difficulty): return np.mean([np.abs(np.diff(toy.draw(3, np.random.default_rng(i), difficulty).astype(int), axis=0)).mean() for i in range(40)])
-  assert spread(0.) < spread(2.)
+  def spread(difficulty):
+    return np.mean(
+      [
+        np.abs(
+          np.diff(toy.draw(3, np.random.default_rng(i), difficulty).astype(int), axis=0)
+        ).mean()
+        for i in range(40)
+      ]
+    )
+
+  assert spread(0.0) < spread(2.0)
 
 
 def test_any_size_of_picture():

@@ -1,4 +1,5 @@
 """Decoding against a brute force over all leaves, in plain Python."""
+
 import itertools
 import math
 
@@ -11,7 +12,7 @@ from hierjax.evaluate import metrics
 from hierjax.taxonomy.table import Taxonomy
 
 
-def random_probs(t, n, seed, labels=None, skill=2.):
+def random_probs(t, n, seed, labels=None, skill=2.0):
   r = np.random.default_rng(seed)
   out = []
   for k, names in enumerate(t.names):
@@ -23,7 +24,11 @@ def random_probs(t, n, seed, labels=None, skill=2.):
 
 
 def path_score(t, probs, weights, n, leaf):
-  return sum(w * math.log(p[n, t.paths[leaf, k]]) for k, (p, w) in enumerate(zip(probs, weights)) if p is not None)
+  return sum(
+    w * math.log(p[n, t.paths[leaf, k]])
+    for k, (p, w) in enumerate(zip(probs, weights))
+    if p is not None
+  )
 
 
 def check_sound(d, t):
@@ -63,7 +68,9 @@ def test_leaf_reads_ancestors_off_the_finest_class(t):
   assert (d.pred == t.paths[probs[-1].argmax(1)]).all()
   np.testing.assert_allclose(d.prob[-1], probs[-1])
   for k in range(len(t.levels)):
-    np.testing.assert_allclose(d.prob[k], probs[-1] @ (t.paths[:, k, None] == np.arange(len(t.names[k]))))
+    np.testing.assert_allclose(
+      d.prob[k], probs[-1] @ (t.paths[:, k, None] == np.arange(len(t.names[k])))
+    )
 
 
 @pytest.mark.parametrize('t', RANDOM[::3], ids=repr)
@@ -76,7 +83,9 @@ def test_independent_heads(t):
   if len(t.levels) > 1:
     less = decode.independent([None, *probs[1:]], t)
     check_sound(less, t)
-    assert (less.pred[:, 0] == t.paths[probs[-1].argmax(1), 0]).all() and (less.pred[:, 1:] == d.pred[:, 1:]).all()
+    assert (less.pred[:, 0] == t.paths[probs[-1].argmax(1), 0]).all() and (
+      less.pred[:, 1:] == d.pred[:, 1:]
+    ).all()
 
 
 def test_the_finest_head_is_needed():
@@ -86,13 +95,13 @@ def test_the_finest_head_is_needed():
 
 
 def test_ties_and_zeros_are_decided_and_ranks_agree():
-  t = Taxonomy.from_rows(('a', 'b'), [['z', '1'], ['y', '2'], ['y', '3']])   # ids of a: y 0, z 1
-  probs = [np.full((1, 2), .5), np.array([[.4, .4, .2]])]
+  t = Taxonomy.from_rows(('a', 'b'), [['z', '1'], ['y', '2'], ['y', '3']])  # ids of a: y 0, z 1
+  probs = [np.full((1, 2), 0.5), np.array([[0.4, 0.4, 0.2]])]
   for d in (decode.leaf(probs, t), decode.joint(probs, t, [1, 1])):
     check_sound(d, t)
     assert d.pred.tolist() == [[1, 0]]
-  zero = [np.array([[1., 0.]]), np.array([[1., 0., 0.]])]   # the heads exclude each other
-  for weights in ([0, 1], [1, 1], [.5, 1]):
+  zero = [np.array([[1.0, 0.0]]), np.array([[1.0, 0.0, 0.0]])]  # the heads exclude each other
+  for weights in ([0, 1], [1, 1], [0.5, 1]):
     d = decode.joint(zero, t, weights)
     check_sound(d, t)
     assert np.isfinite(d.scores[0]).all() and np.isfinite(d.scores[1]).all()
@@ -107,24 +116,36 @@ def fpa(probs, labels, t, weights):
 
 @pytest.mark.parametrize('seed', range(4))
 def test_tune_finds_the_best_single_weight(seed):
-  t = make('tree', [s for s in range(60) if len(make('tree', s).levels) == 2 and len(make('tree', s).paths) > 4][seed])
+  t = make(
+    'tree',
+    [s for s in range(60) if len(make('tree', s).levels) == 2 and len(make('tree', s).paths) > 4][
+      seed
+    ],
+  )
   labels = t.paths[np.random.default_rng(seed).integers(len(t.paths), size=80)].copy()
-  probs = random_probs(t, 80, seed, labels, skill=1.)
+  probs = random_probs(t, 80, seed, labels, skill=1.0)
   labels[:7, -1] = -1
   values = {w: fpa(probs, labels, t, [w, 1]) for w in decode.WEIGHTS}
   best = max(values.values())
-  assert decode.tune(probs, labels, t).tolist() == [min(w for w, v in values.items() if v == best), 1]
+  assert decode.tune(probs, labels, t).tolist() == [
+    min(w for w, v in values.items() if v == best),
+    1,
+  ]
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_tune_on_three_heads_is_near_the_whole_grid_and_never_below_leaf_only(seed):
   t = [t for t in RANDOM if t.levels[0] == 'make' and len(t.paths) > 8][seed]
   labels = t.paths[np.random.default_rng(seed).integers(len(t.paths), size=150)]
-  probs = random_probs(t, 150, seed, labels, skill=1.)
+  probs = random_probs(t, 150, seed, labels, skill=1.0)
   got = decode.tune(probs, labels, t)
-  whole = max(fpa(probs, labels, t, [a, b, 1]) for a, b in itertools.product(decode.WEIGHTS, repeat=2))
+  whole = max(
+    fpa(probs, labels, t, [a, b, 1]) for a, b in itertools.product(decode.WEIGHTS, repeat=2)
+  )
   assert got[-1] == 1 and (got >= 0).all()
-  assert fpa(probs, labels, t, got) >= max(fpa(probs, labels, t, [0, 0, 1]), fpa(probs, labels, t, [1, 1, 1]), whole - .02)
+  assert fpa(probs, labels, t, got) >= max(
+    fpa(probs, labels, t, [0, 0, 1]), fpa(probs, labels, t, [1, 1, 1]), whole - 0.02
+  )
   assert (decode.tune(probs, labels, t) == got).all()
   assert decode.tune([None, probs[1], probs[2]], labels, t)[0] == 0
 
@@ -132,12 +153,20 @@ def test_tune_on_three_heads_is_near_the_whole_grid_and_never_below_leaf_only(se
 def test_tune_gives_no_weight_without_gain():
   t = make('facets', 3)
   labels = t.paths[np.arange(40) % len(t.paths)]
-  perfect = [np.eye(len(names))[labels[:, k]] * .9 + .1 / len(names) for k, names in enumerate(t.names)]
-  assert decode.tune(perfect, labels, t).tolist() == [0, 0, 1]   # nothing to gain: leaf-only
+  perfect = [
+    np.eye(len(names))[labels[:, k]] * 0.9 + 0.1 / len(names) for k, names in enumerate(t.names)
+  ]
+  assert decode.tune(perfect, labels, t).tolist() == [0, 0, 1]  # nothing to gain: leaf-only
   assert decode.tune(perfect, np.full_like(labels, -1), t).tolist() == [0, 0, 1]
   assert decode.tune([None, None, perfect[2]], labels, t).tolist() == [0, 0, 1]
   r = np.random.default_rng(0)
-  helped = [perfect[0], perfect[1], r.dirichlet(np.ones(len(t.names[2])), 40)]   # only the coarse heads know anything
+  helped = [
+    perfect[0],
+    perfect[1],
+    r.dirichlet(np.ones(len(t.names[2])), 40),
+  ]  # only the coarse heads know anything
   w = decode.tune(helped, labels, t)
   assert w[:2].sum() > 0 and fpa(helped, labels, t, w) > fpa(helped, labels, t, [0, 0, 1])
-  assert decode.tune(helped, labels, t, limit=10 * len(t.paths)).shape == (3,)   # a subset of the examples
+  assert decode.tune(helped, labels, t, limit=10 * len(t.paths)).shape == (
+    3,
+  )  # a subset of the examples

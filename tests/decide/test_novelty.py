@@ -20,7 +20,9 @@ from hierjax.decide import novelty
 from hierjax.taxonomy.table import Taxonomy
 
 PARENTS, CHILDREN, DIM = 4, 6, 24
-FULL = Taxonomy.from_rows(('kind', 'breed'), [[f'k{p}', f'b{p}{c}'] for p in range(PARENTS) for c in range(CHILDREN)])
+FULL = Taxonomy.from_rows(
+  ('kind', 'breed'), [[f'k{p}', f'b{p}{c}'] for p in range(PARENTS) for c in range(CHILDREN)]
+)
 
 
 def planted(hold_out: str, n: int = 40, seed: int = 0):
@@ -35,21 +37,41 @@ def planted(hold_out: str, n: int = 40, seed: int = 0):
   def seen(leaves):
     x = centres[leaves] + rng.normal(size=(len(leaves), DIM))
     near = -((x[:, None] - centres[places]) ** 2).sum(-1)
-    rows = [[known.names[k].index(name) if name in known.names[k] else -1 for k, name in enumerate(row)] for row in (FULL.rows()[leaf] for leaf in leaves)]
-    return novelty.Seen(novelty.level_logits({'breed': near / 10}, known), x, known.paths[near.argmax(1)], np.array(rows, np.int32).reshape(-1, 2))
+    rows = [
+      [known.names[k].index(name) if name in known.names[k] else -1 for k, name in enumerate(row)]
+      for row in (FULL.rows()[leaf] for leaf in leaves)
+    ]
+    return novelty.Seen(
+      novelty.level_logits({'breed': near / 10}, known),
+      x,
+      known.paths[near.argmax(1)],
+      np.array(rows, np.int32).reshape(-1, 2),
+    )
 
-  return known, seen(np.repeat(places, n)), seen(np.repeat(places, n // 2)), seen(np.repeat(np.flatnonzero(held), n // 2))
+  return (
+    known,
+    seen(np.repeat(places, n)),
+    seen(np.repeat(places, n // 2)),
+    seen(np.repeat(np.flatnonzero(held), n // 2)),
+  )
 
 
 @pytest.mark.parametrize('score', ['auto', *novelty.OF_FEATURES])
 def test_new_breeds_are_found_under_their_kind(score):
   t, train, val, novel = planted('1/3')
   detector = novelty.Detector.fit(train, val, t, score)
-  found = novelty.measure(detector, val, novel, .95)
+  found = novelty.measure(detector, val, novel, 0.95)
   breed, kind = found['levels']['breed'], found['levels']['kind']
-  assert breed['auroc'] > (.99 if score == 'auto' else .9) and breed['parent'] == 1 and kind['auroc'] is None and kind['novel'] == 0
-  assert score != 'auto' or (breed['placed'] > .9 and found['kept'] > .95 and breed['known'] > .9)
-  where, _, _ = detector.decide(novel, .95)
+  assert (
+    breed['auroc'] > (0.99 if score == 'auto' else 0.9)
+    and breed['parent'] == 1
+    and kind['auroc'] is None
+    and kind['novel'] == 0
+  )
+  assert score != 'auto' or (
+    breed['placed'] > 0.9 and found['kept'] > 0.95 and breed['known'] > 0.9
+  )
+  where, _, _ = detector.decide(novel, 0.95)
   flagged = np.flatnonzero(where == 1)
   for i in flagged:
     assert detector.words(1, novel.pred[i]) == f'new under {t.names[0][novel.labels[i, 0]]}'
@@ -59,24 +81,36 @@ def test_a_new_kind_is_new_at_the_top():
   t, train, val, novel = planted('k1')
   assert t.names[0] == ('k0', 'k2', 'k3') and (novel.labels == -1).all()
   detector = novelty.Detector.fit(train, val, t)
-  found = novelty.measure(detector, val, novel, .95)
-  assert found['levels']['kind']['auroc'] > .99 and found['levels']['kind']['placed'] > .95 and found['found'] > .95
-  assert found['levels']['breed']['auroc'] is None and detector.words(0, novel.pred[0]) == 'new at the top' and detector.words(2, novel.pred[0]) == ''
+  found = novelty.measure(detector, val, novel, 0.95)
+  assert (
+    found['levels']['kind']['auroc'] > 0.99
+    and found['levels']['kind']['placed'] > 0.95
+    and found['found'] > 0.95
+  )
+  assert (
+    found['levels']['breed']['auroc'] is None
+    and detector.words(0, novel.pred[0]) == 'new at the top'
+    and detector.words(2, novel.pred[0]) == ''
+  )
 
 
 def test_auroc_and_the_share_at_95_percent_are_those_of_plain_counting():
   t, train, val, novel = planted('1/3')
   detector = novelty.Detector.fit(train, val, t, 'softmax')
   a, b = detector.score(1, val), detector.score(1, novel)
-  found = novelty.measure(detector, val, novel, .9)['levels']['breed']
-  assert found['auroc'] == pytest.approx(roc_auc_score(np.repeat([0, 1], [len(a), len(b)]), np.r_[a, b]))
+  found = novelty.measure(detector, val, novel, 0.9)['levels']['breed']
+  assert found['auroc'] == pytest.approx(
+    roc_auc_score(np.repeat([0, 1], [len(a), len(b)]), np.r_[a, b])
+  )
   assert found['auroc'] == found['softmax'] == found['by_score']['softmax']
-  assert found['auroc'] == pytest.approx((b[:, None] > a).mean() + .5 * (b[:, None] == a).mean())
-  cut = sorted(b, reverse=True)[int(np.ceil(.95 * len(b))) - 1]
-  assert (b >= cut).mean() >= .95
-  assert found['known'] == pytest.approx(((a < cut) & (val.pred[:, 1] == val.labels[:, 1])).mean(), abs=.02)
+  assert found['auroc'] == pytest.approx((b[:, None] > a).mean() + 0.5 * (b[:, None] == a).mean())
+  cut = sorted(b, reverse=True)[int(np.ceil(0.95 * len(b))) - 1]
+  assert (b >= cut).mean() >= 0.95
+  assert found['known'] == pytest.approx(
+    ((a < cut) & (val.pred[:, 1] == val.labels[:, 1])).mean(), abs=0.02
+  )
   curve = np.array(found['roc'])
-  assert abs(np.trapezoid(curve[:, 1], curve[:, 0]) - found['auroc']) < .02
+  assert abs(np.trapezoid(curve[:, 1], curve[:, 0]) - found['auroc']) < 0.02
 
 
 def test_gaussians_are_the_closed_form():
@@ -88,12 +122,22 @@ def test_gaussians_are_the_closed_form():
   precision = LedoitWolf(assume_centered=True).fit(x[known] - means[y[known]]).precision_
   probes = rng.normal(size=(20, 7))
   difference = probes[:, None] - means
-  np.testing.assert_allclose(g.distances(probes)[:, :3], np.einsum('ncd,de,nce->nc', difference, precision, difference), rtol=1e-8)
-  assert np.isnan(g.distances(probes)[:, 3]).all() and np.isnan(g.cosines(probes)[:, 3]).all()  # a class without an example
+  np.testing.assert_allclose(
+    g.distances(probes)[:, :3],
+    np.einsum('ncd,de,nce->nc', difference, precision, difference),
+    rtol=1e-8,
+  )
+  assert (
+    np.isnan(g.distances(probes)[:, 3]).all() and np.isnan(g.cosines(probes)[:, 3]).all()
+  )  # a class without an example
   centre = x[known].mean(0)
   root = np.linalg.cholesky(precision)
   a, b = (probes - centre) @ root, (means - centre) @ root
-  np.testing.assert_allclose(g.cosines(probes)[:, :3], a @ b.T / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1), rtol=1e-8)
+  np.testing.assert_allclose(
+    g.cosines(probes)[:, :3],
+    a @ b.T / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1),
+    rtol=1e-8,
+  )
 
 
 @pytest.mark.parametrize('classes', [4, 2, 1])
@@ -104,15 +148,21 @@ def test_the_logistic_regression_is_the_optimum(classes):
   x = rng.normal(size=(200, 6)) + y[:, None] * np.arange(6)
   g = novelty.gaussians(x, y, 4, ('logistic',))
   there, z = np.unique(y), g.even(x)
-  np.testing.assert_allclose((z ** 2).sum(1), 6)
+  np.testing.assert_allclose((z**2).sum(1), 6)
   logits = g.fits('logistic', x)
   assert np.isfinite(logits[:, there]).all() and np.isnan(np.delete(logits, there, 1)).all()
   np.testing.assert_allclose(logits, z @ g.slopes[:-1] + g.slopes[-1])
   if classes > 1:
     p, w = softmax(logits[:, there], 1), g.slopes[:, there]
-    slope = z.T @ (p - (y[:, None] == there)) + (w[:-1] - (w[:-1, :1] if classes == 2 else 0)) / novelty.PENALTY
-    assert np.abs(slope[:, 1:]).max() < .02 * np.abs(z.T @ (1 / len(there) - (y[:, None] == there))).max()
-    assert np.abs((p - (y[:, None] == there)).sum(0)).max() < .5  # the bias is not penalised
+    slope = (
+      z.T @ (p - (y[:, None] == there))
+      + (w[:-1] - (w[:-1, :1] if classes == 2 else 0)) / novelty.PENALTY
+    )
+    assert (
+      np.abs(slope[:, 1:]).max()
+      < 0.02 * np.abs(z.T @ (1 / len(there) - (y[:, None] == there))).max()
+    )
+    assert np.abs((p - (y[:, None] == there)).sum(0)).max() < 0.5  # the bias is not penalised
   else:
     assert not logits[:, there].any()
 
@@ -120,9 +170,13 @@ def test_the_logistic_regression_is_the_optimum(classes):
 def test_scores_are_the_closed_forms():
   rng = np.random.default_rng(2)
   fit, allowed = rng.normal(size=(6, 4)), np.array([[1, 1, 0, 0]] * 5 + [[0] * 4], bool)
-  for name, expected in (('softmax', -fit[:, :2].max(1)), ('mahalanobis', -fit[:, :2].max(1)), ('energy', -logsumexp(fit[:, :2], axis=1)),
-                         ('cosine_softmax', -log_softmax(fit[:, :2] / .05, 1).max(1)),
-                         ('logistic', -log_softmax(fit[:, :2], 1).max(1))):
+  for name, expected in (
+    ('softmax', -fit[:, :2].max(1)),
+    ('mahalanobis', -fit[:, :2].max(1)),
+    ('energy', -logsumexp(fit[:, :2], axis=1)),
+    ('cosine_softmax', -log_softmax(fit[:, :2] / 0.05, 1).max(1)),
+    ('logistic', -log_softmax(fit[:, :2], 1).max(1)),
+  ):
     got = novelty.novelty(name, fit, allowed)
     np.testing.assert_allclose(got[:5], expected[:5], atol=1e-12)
     assert got[5] == np.inf
@@ -134,13 +188,13 @@ def test_thresholds_call_the_asked_share_of_left_out_images_new():
   t, train, val, _ = planted('1/3')
   detector = novelty.Detector.fit(train, val, t, 'mahalanobis')
   for (k, v), scores in detector.left_out.items():
-    for recall in (.5, .8, .95):
+    for recall in (0.5, 0.8, 0.95):
       cut = detector.threshold(k, v, recall)
       assert (scores >= cut).mean() >= recall
-      assert (scores > cut).mean() <= recall or cut == np.quantile(detector.known[k, v], .99)
-  detector.left_out[1, 0] = detector.left_out[1, 0][:novelty.FEWEST - 1]
-  assert detector.threshold(1, 0, .9) == detector.threshold(1, -1, .9)
-  assert novelty.Detector(t, ['softmax'] * 2, {}, {}, {}, [{}, {}]).threshold(0, 0, .9) == np.inf
+      assert (scores > cut).mean() <= recall or cut == np.quantile(detector.known[k, v], 0.99)
+  detector.left_out[1, 0] = detector.left_out[1, 0][: novelty.FEWEST - 1]
+  assert detector.threshold(1, 0, 0.9) == detector.threshold(1, -1, 0.9)
+  assert novelty.Detector(t, ['softmax'] * 2, {}, {}, {}, [{}, {}]).threshold(0, 0, 0.9) == np.inf
 
 
 def test_leaving_out_is_a_fit_without_the_class():
@@ -149,7 +203,10 @@ def test_leaving_out_is_a_fit_without_the_class():
   detector, fold = novelty.Detector.fit(train, val, t, 'mahalanobis'), novelty.folds(t, 1)
   expected = []
   for part in range(novelty.FOLDS):
-    kept = train.labels[fold[train.labels[:, 1]] != part, 1], train.features[fold[train.labels[:, 1]] != part]
+    kept = (
+      train.labels[fold[train.labels[:, 1]] != part, 1],
+      train.features[fold[train.labels[:, 1]] != part],
+    )
     g, mine = novelty.gaussians(kept[1], kept[0], len(t.names[1])), fold[val.labels[:, 1]] == part
     own = t.relation('kind', 'breed')[val.pred[mine, 0]]
     expected += np.nanmin(np.where(own, g.distances(val.features[mine]), np.nan), 1).tolist()
@@ -160,35 +217,55 @@ def test_arrays_round_trip():
   t, train, val, novel = planted('1/3')
   detector = novelty.Detector.fit(train, val, t)
   back = novelty.Detector.from_arrays(detector.arrays(), t)
-  for a, b in zip(detector.decide(novel, .9), back.decide(novel, .9)):
+  for a, b in zip(detector.decide(novel, 0.9), back.decide(novel, 0.9)):
     np.testing.assert_array_equal(a, b)
   with pytest.raises(ValueError, match='another taxonomy'):
     novelty.Detector.from_arrays(detector.arrays(), FULL)
 
 
 def test_a_branch_that_has_ended_and_facets():
-  t = Taxonomy.from_rows(('kind', 'breed'), [['a', 'a1'], ['a', 'a2'], ['b', 'b1'], ['b', 'b2'], ['end', '']])
-  detector = novelty.Detector(t, ['softmax'] * 2, {}, {(0, -1): np.zeros(30), (1, -1): np.zeros(30)}, {(0, -1): np.zeros(30), (1, -1): np.zeros(30)}, [{}, {}])
+  t = Taxonomy.from_rows(
+    ('kind', 'breed'), [['a', 'a1'], ['a', 'a2'], ['b', 'b1'], ['b', 'b2'], ['end', '']]
+  )
+  detector = novelty.Detector(
+    t,
+    ['softmax'] * 2,
+    {},
+    {(0, -1): np.zeros(30), (1, -1): np.zeros(30)},
+    {(0, -1): np.zeros(30), (1, -1): np.zeros(30)},
+    [{}, {}],
+  )
   pred = t.paths[[0, 4]]
-  logits = [np.full((2, 3), -9.), np.full((2, 5), -9.)]
-  _, _, thresholds = detector.decide(novelty.Seen(logits, np.zeros((2, 1)), pred, pred), .9)
+  logits = [np.full((2, 3), -9.0), np.full((2, 5), -9.0)]
+  _, _, thresholds = detector.decide(novelty.Seen(logits, np.zeros((2, 1)), pred, pred), 0.9)
   assert np.isfinite(thresholds[0, 1]) and thresholds[1, 1] == np.inf
-  facets = Taxonomy.from_rows(('make', 'type', 'model'), [['m', 's', '1'], ['m', 't', '2'], ['n', 's', '3']])
+  facets = Taxonomy.from_rows(
+    ('make', 'type', 'model'), [['m', 's', '1'], ['m', 't', '2'], ['n', 's', '3']]
+  )
   assert novelty.parent_levels(facets) == (-1, -1, 1)
   d = dataclasses.replace(detector, taxonomy=facets)
-  assert [d.words(k, facets.paths[0]) for k in range(4)] == ['new at the top (make)', 'new at the top (type)', 'new under s', '']
+  assert [d.words(k, facets.paths[0]) for k in range(4)] == [
+    'new at the top (make)',
+    'new at the top (type)',
+    'new under s',
+    '',
+  ]
 
 
 def test_bad_input():
   t, train, val, _ = planted('1/3')
-  with pytest.raises(UserError, match=r"no score 'cosin' \(did you mean 'cosine'\?\); choices: auto, softmax"):
+  with pytest.raises(
+    UserError, match=r"no score 'cosin' \(did you mean 'cosine'\?\); choices: auto, softmax"
+  ):
     novelty.Detector.fit(train, val, t, 'cosin')
   with pytest.raises(UserError, match='none of the 3 training images has a label'):
     novelty.gaussians(np.zeros((3, 2)), np.full(3, -1), 2)
   with pytest.raises(UserError, match='not finite'):
     novelty.gaussians(np.full((3, 2), np.nan), np.zeros(3, int), 2)
   single = Taxonomy.from_rows(('a', 'b'), [['x', 'y']])
-  one = novelty.Seen([np.zeros((4, 1))] * 2, np.eye(4), np.zeros((4, 2), int), np.zeros((4, 2), int))
+  one = novelty.Seen(
+    [np.zeros((4, 1))] * 2, np.eye(4), np.zeros((4, 2), int), np.zeros((4, 2), int)
+  )
   with pytest.raises(UserError, match='none can be left out'):
     novelty.Detector.fit(one, one, single)
   c = config.default()
@@ -203,16 +280,30 @@ def test_bad_input():
 def test_held_out_shares_and_names():
   third = sources.held_out('1/3', FULL, 0)
   assert [third[FULL.paths[:, 0] == p].sum() for p in range(PARENTS)] == [2] * PARENTS
-  assert (third != sources.held_out('1/3', FULL, 1)).any() and (third == sources.held_out('0.3333', FULL, 0)).all()
+  assert (third != sources.held_out('1/3', FULL, 1)).any() and (
+    third == sources.held_out('0.3333', FULL, 0)
+  ).all()
   both = sources.held_out('k2; b00', FULL, 0)
-  assert [FULL.names[-1][i] for i in np.flatnonzero(both)] == ['b00', *(f'b2{c}' for c in range(CHILDREN))]
+  assert [FULL.names[-1][i] for i in np.flatnonzero(both)] == [
+    'b00',
+    *(f'b2{c}' for c in range(CHILDREN)),
+  ]
   assert sources.held_out('.99', FULL, 0).sum() == PARENTS * (CHILDREN - 1)  # each parent keeps one
   assert not sources.held_out('', FULL, 0).any()
 
 
-@pytest.mark.parametrize(('text', 'says'), [
-  ('b0x', "'b0x' is no class of kind, breed; did you mean 'b"), ('zebra', "'zebra' is no class of kind, breed and no share"), ('1/0', 'is no class'),
-  ('1', 'share 1 must be above 0 and below 1'), ('-.5', 'must be above 0'), ('k0;k1;k2;k3', 'every class'), (';', 'no class')])
+@pytest.mark.parametrize(
+  ('text', 'says'),
+  [
+    ('b0x', "'b0x' is no class of kind, breed; did you mean 'b"),
+    ('zebra', "'zebra' is no class of kind, breed and no share"),
+    ('1/0', 'is no class'),
+    ('1', 'share 1 must be above 0 and below 1'),
+    ('-.5', 'must be above 0'),
+    ('k0;k1;k2;k3', 'every class'),
+    (';', 'no class'),
+  ],
+)
 def test_hold_out_says_what_is_wrong(text, says):
   with pytest.raises(UserError, match=says):
     sources.held_out(text, FULL, 0)
@@ -232,31 +323,60 @@ def test_held_out_images_leave_training_and_keep_what_is_left_of_their_path():
       for file, row in zip(part.files, part.labels.tolist()):
         for k, c_ in enumerate(row):
           name_ = whole.taxonomy.names[k][truth[file][k]]
-          assert (data.taxonomy.names[k][c_] == name_) if c_ >= 0 else name_ not in data.taxonomy.names[k]
-      np.testing.assert_array_equal(part.reader(len(part.files) - 1), all_.reader(list(all_.files).index(file)))
+          assert (
+            (data.taxonomy.names[k][c_] == name_)
+            if c_ >= 0
+            else name_ not in data.taxonomy.names[k]
+          )
+      np.testing.assert_array_equal(
+        part.reader(len(part.files) - 1), all_.reader(list(all_.files).index(file))
+      )
   assert any('held out' in note for note in data.notes)
 
 
 def test_a_run_with_held_out_classes_says_new_under(tmp_path, monkeypatch):
   """Training, evaluation, the report and prediction, whole."""
   tiny.register(monkeypatch)
-  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
-  options = {'data.hold_out': '1/3', 'eval.novelty': .9, 'data.toy.train': 240, 'data.toy.val': 120, 'train.steps': 6}
+  monkeypatch.setattr(
+    parallel,
+    'mesh',
+    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
+  )
+  options = {
+    'data.hold_out': '1/3',
+    'eval.novelty': 0.9,
+    'data.toy.train': 240,
+    'data.toy.val': 120,
+    'train.steps': 6,
+  }
   result = hierjax.fit(tiny.run_config(**options), tmp_path)
-  held, levels = sources.load(tiny.run_config(**options).data).splits['val_novel'], result['decode']['joint']['levels']
-  assert result['novelty']['novel_images'] == len(held.labels) and 0 <= levels['model']['novel_auroc'] <= 1
+  held, levels = (
+    sources.load(tiny.run_config(**options).data).splits['val_novel'],
+    result['decode']['joint']['levels'],
+  )
+  assert (
+    result['novelty']['novel_images'] == len(held.labels)
+    and 0 <= levels['model']['novel_auroc'] <= 1
+  )
   html = (tmp_path / 'report.html').read_text()
   assert 'Is it something new?' in html and 'could not be made' not in html
   c = predict.run_config(tmp_path)
   model = hierjax.load(tmp_path, c)
   images = [held.reader(i) for i in range(len(held.labels))]
   said = model.predict(images)
-  assert {s['new'].split(' under ')[0].split(' at ')[0] for s in said} <= {'', 'new'} and any(s['new'] for s in said)
+  assert {s['new'].split(' under ')[0].split(' at ')[0] for s in said} <= {'', 'new'} and any(
+    s['new'] for s in said
+  )
   assert all(set(s['novelty']) == set(model.taxonomy.levels) for s in said)
   found = result['novelty']['found']
-  assert np.mean([bool(s['new']) for s in said]) == pytest.approx(found, abs=.02)  # the same decision as in the evaluation
+  assert np.mean([bool(s['new']) for s in said]) == pytest.approx(
+    found, abs=0.02
+  )  # the same decision as in the evaluation
   c.eval.novelty_score = 'energy'
-  with pytest.raises(UserError, match=r'novelty.npz: is of step 6 and score auto, not of 6 and energy; --mode=evaluate --split=val --config.eval.novelty=0.9'):
+  with pytest.raises(
+    UserError,
+    match=r'novelty.npz: is of step 6 and score auto, not of 6 and energy; --mode=evaluate --split=val --config.eval.novelty=0.9',
+  ):
     hierjax.load(tmp_path, c).predict(images[:1])
   c.eval.novelty_score = 'auto'
   (tmp_path / 'novelty.npz').write_bytes(b'no archive')

@@ -25,12 +25,16 @@ from hierjax.models import registry as models
 from hierjax.report import report
 from hierjax.taxonomy.table import Taxonomy
 
-TAXONOMY = Taxonomy.from_rows(('make', 'type', 'model'), [(f'make{i % 3}', f'type{i % 2}', f'model{i}') for i in range(8)])
+TAXONOMY = Taxonomy.from_rows(
+  ('make', 'type', 'model'), [(f'make{i % 3}', f'type{i % 2}', f'model{i}') for i in range(8)]
+)
 
 
 def classifier(backbone, mean=127.0, std=64.0):
   classes = tuple((level, TAXONOMY.num_classes(level)) for level in TAXONOMY.levels)
-  model = heads.Classifier(backbone, heads.Parallel(classes, ((),) * len(classes)), (mean,) * 3, (std,) * 3)
+  model = heads.Classifier(
+    backbone, heads.Parallel(classes, ((),) * len(classes)), (mean,) * 3, (std,) * 3
+  )
   return model, models.init(model, 3)
 
 
@@ -42,17 +46,34 @@ def images(n=5, size=32):
 def test_grad_cam_of_a_linear_head_on_average_pooling_is_the_class_activation_map(dtype):
   model, variables = classifier(tiny.Tiny(dtype=dtype))
   x, rng = images(), np.random.default_rng(1)
-  classes = {level: rng.integers(TAXONOMY.num_classes(level), size=len(x)).astype(np.int32) for level in TAXONOMY.levels}
+  classes = {
+    level: rng.integers(TAXONOMY.num_classes(level), size=len(x)).astype(np.int32)
+    for level in TAXONOMY.levels
+  }
   features, maps = jax.jit(functools.partial(explain.look, model=model))(variables, x, classes)
   expected_features = model.apply(variables, x)[1]
-  np.testing.assert_allclose(features, expected_features, rtol=1e-5 if dtype == jnp.float32 else 1e-2, atol=1e-6 if dtype == jnp.float32 else 1e-2)
+  np.testing.assert_allclose(
+    features,
+    expected_features,
+    rtol=1e-5 if dtype == jnp.float32 else 1e-2,
+    atol=1e-6 if dtype == jnp.float32 else 1e-2,
+  )
   pixels = ((x.astype(np.float32) - 127) / 64).astype(dtype)
-  last = model.backbone.apply({k: v['backbone'] for k, v in variables.items()}, pixels)[1]['features'].astype(jnp.float32)
+  last = model.backbone.apply({k: v['backbone'] for k, v in variables.items()}, pixels)[1][
+    'features'
+  ].astype(jnp.float32)
   assert last.shape[1:3] == (4, 4)
   for level, c in classes.items():
     w = variables['params']['heads'][level]['kernel']
-    cam = np.einsum('bhwc,cb->bhw', last, w[:, c]) / 16  # the mean over 16 places passes a sixteenth of its slope to each
-    np.testing.assert_allclose(maps[level], np.maximum(cam, 0), rtol=1e-4 if dtype == jnp.float32 else 2e-2, atol=1e-6 if dtype == jnp.float32 else 2e-3)
+    cam = (
+      np.einsum('bhwc,cb->bhw', last, w[:, c]) / 16
+    )  # the mean over 16 places passes a sixteenth of its slope to each
+    np.testing.assert_allclose(
+      maps[level],
+      np.maximum(cam, 0),
+      rtol=1e-4 if dtype == jnp.float32 else 2e-2,
+      atol=1e-6 if dtype == jnp.float32 else 2e-3,
+    )
     assert (cam < 0).any() and (cam > 0).any()
 
 
@@ -70,7 +91,9 @@ def test_grad_cam_behind_a_norm_is_the_slope_by_finite_differences():
   x = images(2)
   classes = {'model': np.array([1, 6], np.int32)}
   backbone = {k: v['backbone'] for k, v in variables.items()}
-  last = np.asarray(model.backbone.apply(backbone, (x.astype(np.float32) - 127) / 64)[1]['features'], np.float64)
+  last = np.asarray(
+    model.backbone.apply(backbone, (x.astype(np.float32) - 127) / 64)[1]['features'], np.float64
+  )
   norm, head = backbone['params']['norm'], variables['params']['heads']['model']
 
   def logit(maps, b):  # in float64
@@ -94,15 +117,29 @@ def test_grad_cam_behind_a_norm_is_the_slope_by_finite_differences():
 @pytest.mark.parametrize('name', ['resnet18', 'convnext_tiny', 'efficientnet_lite0', 'swin_t'])
 def test_every_kind_of_backbone_has_maps_to_explain(name):
   classes = tuple((level, TAXONOMY.num_classes(level)) for level in TAXONOMY.levels)
-  model = heads.Classifier(models.BACKBONES[name].make(), heads.Parallel(classes, ((),) * len(classes)), (127.0,) * 3, (64.0,) * 3)
+  model = heads.Classifier(
+    models.BACKBONES[name].make(),
+    heads.Parallel(classes, ((),) * len(classes)),
+    (127.0,) * 3,
+    (64.0,) * 3,
+  )
   variables = jax.eval_shape(lambda: models.init(model, 0))
   assert set(variables) <= {'params', 'batch_stats'}
-  with layers.formulation('plain'):  # what is not perturbed has no slope, and its maps would be black without a word
+  with layers.formulation(
+    'plain'
+  ):  # what is not perturbed has no slope, and its maps would be black without a word
     everything = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
   assert everything['perturbations']['backbone']['features'].shape[:3] == (1, 2, 2)
   labels = {level: jax.ShapeDtypeStruct((2,), np.int32) for level in TAXONOMY.levels}
-  features, maps = jax.eval_shape(functools.partial(explain.look, model=model), variables, jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8), labels)
-  assert features.shape == (2, models.BACKBONES[name].features) and {m.shape for m in maps.values()} == {(2, 2, 2)}
+  features, maps = jax.eval_shape(
+    functools.partial(explain.look, model=model),
+    variables,
+    jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8),
+    labels,
+  )
+  assert features.shape == (2, models.BACKBONES[name].features) and {
+    m.shape for m in maps.values()
+  } == {(2, 2, 2)}
 
 
 def test_vit_s_class_token_reads_the_maps_that_are_explained():
@@ -113,31 +150,42 @@ def test_vit_s_class_token_reads_the_maps_that_are_explained():
   assert maps['model'].shape == (2, 2, 2) and (np.asarray(maps['model']).max((1, 2)) > 0).any()
   backbone = {k: v['backbone'] for k, v in variables.items()}
   zeros = jnp.zeros((2, 2, 2, 768))
-  of = lambda shift: model.backbone.apply({**backbone, 'perturbations': {'features': shift}}, (x.astype(np.float32) - 127) / 64)[0]
+  of = lambda shift: model.backbone.apply(
+    {**backbone, 'perturbations': {'features': shift}}, (x.astype(np.float32) - 127) / 64
+  )[0]
   slope = jax.jit(lambda d: jax.vjp(of, zeros)[1](d)[0])(jnp.eye(2, 768))
   assert (np.abs(slope).max((1, 2, 3)) > 1e-3).all()
 
 
 def test_patterns_are_a_partition_of_what_is_known():
   rng = np.random.default_rng(0)
-  right, known = rng.random((300, 3)) < .6, rng.random(300) < .9
+  right, known = rng.random((300, 3)) < 0.6, rng.random(300) < 0.9
   found = explain.patterns(right, known)
-  assert len(found) == 8 and [len(rows) for _, rows, _ in found] == sorted((len(rows) for _, rows, _ in found), reverse=True)
+  assert len(found) == 8 and [len(rows) for _, rows, _ in found] == sorted(
+    (len(rows) for _, rows, _ in found), reverse=True
+  )
   assert sorted(np.concatenate([rows for _, rows, _ in found])) == np.flatnonzero(known).tolist()
   for pattern, rows, drawn in found:
-    assert (right[rows] == pattern).all() and set(drawn) <= set(rows) and len(set(drawn)) == explain.EACH
+    assert (
+      (right[rows] == pattern).all() and set(drawn) <= set(rows) and len(set(drawn)) == explain.EACH
+    )
   assert explain.patterns(right, np.zeros(300, bool)) == []
-  assert len(explain.patterns(rng.random((5000, 6)) < .5, np.ones(5000, bool))) == explain.PATTERNS
+  assert len(explain.patterns(rng.random((5000, 6)) < 0.5, np.ones(5000, bool))) == explain.PATTERNS
 
 
 def test_confusions_cost_count_times_height():
   # model0 (make0, type0): twice taken for model6 (same make and type: height 1), twice for model1 (height 3), once for model3 (same make: height 2)
   labels = np.array([0, 0, 0, 0, 0, 0, 6, 6, 6, 1, -1])
   pred = np.array([6, 6, 1, 1, 3, 0, 0, 6, 6, 5, 4])
-  prob = np.linspace(.5, .9, len(labels))
+  prob = np.linspace(0.5, 0.9, len(labels))
   found = explain.confusions(pred, prob, labels, TAXONOMY)
   assert [(c.true, c.pred, c.count, c.height, c.of) for c in found] == [
-    (0, 1, 2, 3, 6), (0, 6, 2, 1, 6), (0, 3, 1, 2, 6), (1, 5, 1, 2, 1), (6, 0, 1, 1, 3)]  # as costly: the more frequent first
+    (0, 1, 2, 3, 6),
+    (0, 6, 2, 1, 6),
+    (0, 3, 1, 2, 6),
+    (1, 5, 1, 2, 1),
+    (6, 0, 1, 1, 3),
+  ]  # as costly: the more frequent first
   first = found[0]
   assert (first.true, first.pred, first.count, first.height, first.of) == (0, 1, 2, 3, 6)
   assert first.rows.tolist() == [3, 2] and first.alike.tolist() == [9]  # the surest mistake first
@@ -166,7 +214,13 @@ def run(tmp_path_factory):
   """A trained run of 40 val images, two of which are gone by the time they are explained."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    patch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+    patch.setattr(
+      parallel,
+      'mesh',
+      lambda: jax.make_mesh(
+        (1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
+      ),
+    )
     workdir = tmp_path_factory.mktemp('run')
     hierjax.fit(tiny.run_config(), workdir)
     yield workdir, predict.load(workdir)
@@ -185,16 +239,23 @@ def test_fit_leaves_what_the_report_draws(run):
   assert explain.current(workdir, 'val')
   np.testing.assert_array_equal(made['rows'], explain.shown(predictions, taxonomy))
   assert made['maps'].shape == (len(made['rows']), 3, 4, 4) and made['maps'].dtype == np.uint8
-  assert set(np.unique(made['maps'].max((2, 3)))) <= {0, 255} and (made['maps'].max((2, 3)) == 255).any()
+  assert (
+    set(np.unique(made['maps'].max((2, 3)))) <= {0, 255} and (made['maps'].max((2, 3)) == 255).any()
+  )
   np.testing.assert_array_equal(made['points'], np.arange(40))
   assert made['xy'].shape == (40, 2) and np.isfinite(made['xy']).all()
   starts = [0, *made['ends'][:-1]]
   val = model.split('val')
   for row, start, end in zip(made['rows'], starts, made['ends']):
-    picture = np.asarray(Image.open(io.BytesIO(made['jpeg'][start:end].tobytes())).convert('RGB'), float)
+    picture = np.asarray(
+      Image.open(io.BytesIO(made['jpeg'][start:end].tobytes())).convert('RGB'), float
+    )
     original = np.asarray(val.reader(int(row)), float)
     assert max(picture.shape[:2]) <= explain.SIDE
-    small = np.asarray(Image.fromarray(original.astype(np.uint8)).resize(picture.shape[1::-1], Image.Resampling.BOX), float)
+    small = np.asarray(
+      Image.fromarray(original.astype(np.uint8)).resize(picture.shape[1::-1], Image.Resampling.BOX),
+      float,
+    )
     assert np.abs(picture - small).mean() < 12  # it is that image, and not its neighbour
   # the maps are those of each head's first choice
   rows = made['rows'][:3]
@@ -203,12 +264,22 @@ def test_fit_leaves_what_the_report_draws(run):
   _, maps = explain.look(jax.device_get(model.variables), views, classes, model.classifier)
   for k, level in enumerate(taxonomy.levels):
     m = np.asarray(maps[level])
-    np.testing.assert_allclose(made['maps'][:3, k], 255 * m / np.maximum(m.max((1, 2), keepdims=True), 1e-12), atol=1)
+    np.testing.assert_allclose(
+      made['maps'][:3, k], 255 * m / np.maximum(m.max((1, 2), keepdims=True), 1e-12), atol=1
+    )
 
 
 def one(model, examples, i):
-  single = sources.Examples('one', [examples.files[i]], examples.labels[i:i + 1], lambda _: examples.reader(i))
-  return next(iter(pipeline.eval_batches(single, batch_size=1, size=model.c.data.size, resize=model.c.data.resize)))
+  single = sources.Examples(
+    'one', [examples.files[i]], examples.labels[i : i + 1], lambda _: examples.reader(i)
+  )
+  return next(
+    iter(
+      pipeline.eval_batches(
+        single, batch_size=1, size=model.c.data.size, resize=model.c.data.resize
+      )
+    )
+  )
 
 
 def test_images_that_are_gone_are_left_out(run):
@@ -221,13 +292,23 @@ def test_images_that_are_gone_are_left_out(run):
       raise FileNotFoundError(val.files[i])
     return val.reader(i)
 
-  model.explain('val', examples=types.SimpleNamespace(name='val', files=val.files, labels=val.labels, reader=reader))
+  model.explain(
+    'val',
+    examples=types.SimpleNamespace(name='val', files=val.files, labels=val.labels, reader=reader),
+  )
   after = load(workdir)
   np.testing.assert_array_equal(after['rows'], before['rows'][2:])
   np.testing.assert_array_equal(after['maps'], before['maps'][2:])
   assert not set(gone) & set(after['points']) and len(after['points']) == 38
-  with pytest.raises(UserError, match=r'toy/val/00000: in predictions_val\.npz but no longer in split'):
-    model.explain('val', examples=types.SimpleNamespace(name='val', files=val.files[1:], labels=val.labels[1:], reader=val.reader))
+  with pytest.raises(
+    UserError, match=r'toy/val/00000: in predictions_val\.npz but no longer in split'
+  ):
+    model.explain(
+      'val',
+      examples=types.SimpleNamespace(
+        name='val', files=val.files[1:], labels=val.labels[1:], reader=val.reader
+      ),
+    )
 
 
 def test_an_explanation_of_other_predictions_is_not_current(run, tmp_path):
@@ -236,25 +317,36 @@ def test_an_explanation_of_other_predictions_is_not_current(run, tmp_path):
     (tmp_path / name).write_bytes((workdir / name).read_bytes())
   assert explain.current(tmp_path, 'val') and not explain.current(tmp_path, 'test')
   whole = (workdir / 'explain_val.npz').read_bytes()
-  (tmp_path / 'explain_val.npz').write_bytes(whole[:len(whole) // 2])
+  (tmp_path / 'explain_val.npz').write_bytes(whole[: len(whole) // 2])
   assert not explain.current(tmp_path, 'val')
   (tmp_path / 'explain_val.npz').write_bytes(whole)
   with np.load(workdir / 'predictions_val.npz') as archive:
-    np.savez_compressed(tmp_path / 'predictions_val.npz', **dict(archive, prob_joint=archive['prob_joint'] / 2))
+    np.savez_compressed(
+      tmp_path / 'predictions_val.npz', **dict(archive, prob_joint=archive['prob_joint'] / 2)
+    )
   assert not explain.current(tmp_path, 'val')
 
 
 def test_complete_makes_what_the_report_lacks_and_nothing_twice(run, tmp_path, monkeypatch):
   workdir, _ = run
   tiny.register(monkeypatch)
-  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  monkeypatch.setattr(
+    parallel,
+    'mesh',
+    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
+  )
   shutil.copytree(workdir, tmp_path / 'run')
   path, c = tmp_path / 'run', predict.run_config(workdir)
-  made = {name: (path / name).read_bytes() for name in ('eval_val.json', 'predictions_val.npz', 'decode.json')}
+  made = {
+    name: (path / name).read_bytes()
+    for name in ('eval_val.json', 'predictions_val.npz', 'decode.json')
+  }
   for name in (*made, 'explain_val.npz'):
     (path / name).unlink()
   predict.complete(path, c)
-  assert {name: (path / name).read_bytes() for name in made} == made  # as training left them, the joint weights too
+  assert {
+    name: (path / name).read_bytes() for name in made
+  } == made  # as training left them, the joint weights too
   assert explain.current(path, 'val')
   monkeypatch.setattr(predict, 'load', lambda *_: pytest.fail('all was there'))
   predict.complete(path, c)
@@ -266,7 +358,11 @@ def test_complete_remakes_predictions_of_before(run, tmp_path, monkeypatch):
   """Those that lack the heads' first choices, and those that are damaged."""
   workdir, _ = run
   tiny.register(monkeypatch)
-  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  monkeypatch.setattr(
+    parallel,
+    'mesh',
+    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
+  )
   shutil.copytree(workdir, tmp_path / 'run')
   file = tmp_path / 'run' / 'predictions_val.npz'
   whole = file.read_bytes()
@@ -292,7 +388,11 @@ def test_other_processes_explain_nothing(run, tmp_path, monkeypatch):
 def test_pictures_show_what_the_model_sees(run, tmp_path, monkeypatch, resize):
   workdir, _ = run
   tiny.register(monkeypatch)
-  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  monkeypatch.setattr(
+    parallel,
+    'mesh',
+    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
+  )
   shutil.copytree(workdir, tmp_path / 'run')
   c = predict.run_config(tmp_path / 'run')
   c.data.resize = resize
@@ -300,11 +400,13 @@ def test_pictures_show_what_the_model_sees(run, tmp_path, monkeypatch, resize):
   model.evaluate('val')
   model.explain('val')
   made, val = load(tmp_path / 'run'), model.split('val')
-  picture = np.asarray(Image.open(io.BytesIO(made['jpeg'][:made['ends'][0]].tobytes())))
+  picture = np.asarray(Image.open(io.BytesIO(made['jpeg'][: made['ends'][0]].tobytes())))
   h, w = val.reader(int(made['rows'][0])).shape[:2]
   assert w > h
   if resize == 'squash':  # the whole image, not squashed
     assert picture.shape[:2] == (h, w)
   else:
     assert picture.shape[:2] == (explain.SIDE, explain.SIDE)
-    assert (np.abs(picture[:8].astype(int) - 127).max() <= 3) == (resize == 'pad')  # the grey above a padded image
+    assert (np.abs(picture[:8].astype(int) - 127).max() <= 3) == (
+      resize == 'pad'
+    )  # the grey above a padded image

@@ -1,4 +1,5 @@
 """Metrics against loops over names, scikit-learn and closed forms."""
+
 import json
 import math
 
@@ -12,7 +13,10 @@ from hierjax.decide import paths as decode
 from hierjax.evaluate import metrics
 from hierjax.taxonomy.table import Taxonomy
 
-CARS = Taxonomy.from_rows(('make', 'type', 'model'), [['A', 'S', 'A1'], ['A', 'C', 'A2'], ['B', 'S', 'B1'], ['B', 'S', 'B2'], ['C', 'C', 'C1']])
+CARS = Taxonomy.from_rows(
+  ('make', 'type', 'model'),
+  [['A', 'S', 'A1'], ['A', 'C', 'A2'], ['B', 'S', 'B1'], ['B', 'S', 'B2'], ['C', 'C', 'C1']],
+)
 
 
 def decoded(pred, t, seed=0):
@@ -25,7 +29,7 @@ def decoded(pred, t, seed=0):
   return decode.Decoded(pred, scores, [s / s.sum(1, keepdims=True) for s in scores])
 
 
-def sample(t, seed, n=40, unknown=.2):
+def sample(t, seed, n=40, unknown=0.2):
   r = np.random.default_rng(seed)
   labels = t.paths[r.integers(len(t.paths), size=n)].copy()
   d = decode.independent(random_probs(t, n, seed, labels), t)
@@ -53,38 +57,54 @@ def test_everything_against_loops(t):
   for k, level in enumerate(t.levels):
     known = [n for n, (_, y) in enumerate(rows) if y[k] >= 0]
     for top in (1, 3, 5):
+
       def hit(n, k=k, top=top):
         ranking = sorted(range(len(t.names[k])), key=lambda c: (-d.scores[k][n, c], c))
         return labels[n, k] in ranking[:top]
+
       same(got['levels'][level][f'top{top}'], mean([float(hit(n)) for n in known]))
     bins = {}
     for n in known:
       c = d.prob[k][n, d.pred[n, k]]
       b = next(i for i in range(15) if c <= (i + 1) / 15 + 1e-15)
       bins.setdefault(b, []).append((c, float(d.pred[n, k] == labels[n, k])))
-    total = sum(len(b) * abs(mean([a for _, a in b]) - mean([c for c, _ in b])) for b in bins.values()) / len(known) if known else None
+    total = (
+      sum(len(b) * abs(mean([a for _, a in b]) - mean([c for c, _ in b])) for b in bins.values())
+      / len(known)
+      if known
+      else None
+    )
     same(got['levels'][level]['ece'], total)
-    assert got['levels'][level]['n'] == len(known) and got['levels'][level]['classes'] == len(t.names[k])
+    assert got['levels'][level]['n'] == len(known) and got['levels'][level]['classes'] == len(
+      t.names[k]
+    )
   full = [(p, y) for p, y in rows if min(y) >= 0]
   same(got['fpa'], mean([float(p == y) for p, y in full]))
   same(got['hvr'], mean([float(tuple(p) not in paths) for p, _ in rows]))
   relations, violations = sum(len(names) for names in t.names[1:]), 0
   for p, _ in rows:
     for k in range(1, len(t.levels)):
-      for c in range(len(t.names[k])):   # equation 14 as it is printed
+      for c in range(len(t.names[k])):  # equation 14 as it is printed
         violations += p[k] == c and not any(q[k] == c and q[k - 1] == p[k - 1] for q in paths)
-  same(got['hvr_eq14'], violations / (len(rows) * relations) if relations else 0.)
+  same(got['hvr_eq14'], violations / (len(rows) * relations) if relations else 0.0)
   for i, a in enumerate(t.levels):
     for j in range(i + 1, len(t.levels)):
       pairs = {(p[i], p[j]) for p in paths}
-      same(got['consistency'][f'{a}-{t.levels[j]}'], mean([float((p[i], p[j]) in pairs) for p, _ in rows]))
+      same(
+        got['consistency'][f'{a}-{t.levels[j]}'],
+        mean([float((p[i], p[j]) in pairs) for p, _ in rows]),
+      )
   leaf = [(n, p[last], y[last]) for n, (p, y) in enumerate(rows) if y[last] >= 0]
 
   def height(a, b):
     return float(sum(x != y for x, y in zip(t.paths[a], t.paths[b])))
+
   same(got['severity'], mean([height(p, y) for _, p, y in leaf if p != y]))
   same(got['ahd1'], mean([height(p, y) for _, p, y in leaf]))
-  best = {n: sorted(range(len(t.names[last])), key=lambda c: (-d.scores[last][n, c], c))[:5] for n, _, _ in leaf}
+  best = {
+    n: sorted(range(len(t.names[last])), key=lambda c: (-d.scores[last][n, c], c))[:5]
+    for n, _, _ in leaf
+  }
   same(got['ahd5'], mean([mean([height(c, y) for c in best[n]]) for n, _, y in leaf]))
   wrong = [height(p, y) for _, p, y in leaf if p != y]
   assert got['severity_histogram'] == {str(h): wrong.count(h) for h in range(1, len(t.levels) + 1)}
@@ -99,20 +119,35 @@ def test_everything_against_loops(t):
   same(got['hf1'], 2 * hp * hr / (hp + hr))
   same(got['hp_macro'], mean([len(a & b) / len(a) if a else None for a, b in zip(alpha, beta)]))
   same(got['hr_macro'], mean([len(a & b) / len(b) if b else None for a, b in zip(alpha, beta)]))
-  same(got['hf1_macro'], mean([2 * len(a & b) / (len(a) + len(b)) if a or b else None for a, b in zip(alpha, beta)]))
-  tops = [(len(names), got['levels'][level]['top1']) for level, names in zip(t.levels, t.names) if got['levels'][level]['top1'] is not None]
+  same(
+    got['hf1_macro'],
+    mean([2 * len(a & b) / (len(a) + len(b)) if a or b else None for a, b in zip(alpha, beta)]),
+  )
+  tops = [
+    (len(names), got['levels'][level]['top1'])
+    for level, names in zip(t.levels, t.names)
+    if got['levels'][level]['top1'] is not None
+  ]
   same(got['wap'], sum(c * a for c, a in tops) / sum(c for c, _ in tops))
   first, final = got['levels'][t.levels[0]]['top1'], got['levels'][t.levels[-1]]['top1']
   same(got['gap'], None if first is None or final is None else first - final)
 
 
 def test_topk_against_sklearn():
-  t = Taxonomy.from_rows(('make', 'type', 'model'), [[f'm{i % 7}', f't{i % 4}', f'x{i}'] for i in range(30)])
+  t = Taxonomy.from_rows(
+    ('make', 'type', 'model'), [[f'm{i % 7}', f't{i % 4}', f'x{i}'] for i in range(30)]
+  )
   d, labels = sample(t, 1, n=200, unknown=0)
   got = metrics.evaluate(d, labels, t)
   for k, level in enumerate(t.levels):
     for top in (1, 3, 5):
-      want = 1. if top >= len(t.names[k]) else sk.top_k_accuracy_score(labels[:, k], d.scores[k], k=top, labels=range(len(t.names[k])))
+      want = (
+        1.0
+        if top >= len(t.names[k])
+        else sk.top_k_accuracy_score(
+          labels[:, k], d.scores[k], k=top, labels=range(len(t.names[k]))
+        )
+      )
       assert got['levels'][level][f'top{top}'] == pytest.approx(want)
 
 
@@ -120,28 +155,49 @@ def test_perfect_and_hopeless():
   labels = CARS.paths[np.arange(20) % 5]
   exact = metrics.evaluate(decoded(labels, CARS), labels, CARS)
   assert all(exact['levels'][level][f'top{k}'] == 1 for level in CARS.levels for k in (1, 3, 5))
-  assert exact['fpa'] == exact['hf1'] == exact['hf1_macro'] == exact['wap'] == 1 and exact['hvr'] == exact['ahd1'] == exact['gap'] == 0
-  assert exact['severity'] is None and set(exact['consistency'].values()) == {1.}
+  assert (
+    exact['fpa'] == exact['hf1'] == exact['hf1_macro'] == exact['wap'] == 1
+    and exact['hvr'] == exact['ahd1'] == exact['gap'] == 0
+  )
+  assert exact['severity'] is None and set(exact['consistency'].values()) == {1.0}
   swapped = CARS.paths[(np.arange(20) % 5 + 2) % 5]
   wrong = metrics.evaluate(decoded(swapped, CARS), labels, CARS)
-  assert wrong['fpa'] == 0 and wrong['levels']['model']['top1'] == 0 and wrong['severity'] == wrong['ahd1'] > 0 and wrong['hvr'] == 0
+  assert (
+    wrong['fpa'] == 0
+    and wrong['levels']['model']['top1'] == 0
+    and wrong['severity'] == wrong['ahd1'] > 0
+    and wrong['hvr'] == 0
+  )
 
 
 def test_by_hand():
   y = np.array([[0, 1, 0], [0, 0, 1], [1, 1, 2], [2, 0, 4], [1, -1, -1]])
-  p = np.array([[0, 1, 0], [0, 1, 1], [1, 1, 3], [1, 1, 2], [0, 0, 4]])   # right; type wrong; model wrong; all wrong; make wrong, no path
+  p = np.array(
+    [[0, 1, 0], [0, 1, 1], [1, 1, 3], [1, 1, 2], [0, 0, 4]]
+  )  # right; type wrong; model wrong; all wrong; make wrong, no path
   got = metrics.evaluate(decoded(p, CARS), y, CARS, heads=('make', 'model'))
   assert [got['levels'][level]['top1'] for level in CARS.levels] == [3 / 5, 2 / 4, 2 / 4]
   assert [got['levels'][level]['n'] for level in CARS.levels] == [5, 4, 4]
   assert [got['levels'][level]['head'] for level in CARS.levels] == [True, False, True]
-  assert got['fpa'] == 1 / 4 and got['hvr'] == 2 / 5 and got['hvr_eq14'] == pytest.approx(1 / 5 / (2 + 5)) and got['gap'] == pytest.approx(.1)
-  assert got['consistency'] == {'make-type': 1., 'make-model': 4 / 5, 'type-model': 4 / 5}
-  assert got['severity'] == (1 + 3) / 2 and got['ahd1'] == 4 / 4 and got['severity_histogram'] == {'1': 1, '2': 0, '3': 1}
+  assert (
+    got['fpa'] == 1 / 4
+    and got['hvr'] == 2 / 5
+    and got['hvr_eq14'] == pytest.approx(1 / 5 / (2 + 5))
+    and got['gap'] == pytest.approx(0.1)
+  )
+  assert got['consistency'] == {'make-type': 1.0, 'make-model': 4 / 5, 'type-model': 4 / 5}
+  assert (
+    got['severity'] == (1 + 3) / 2
+    and got['ahd1'] == 4 / 4
+    and got['severity_histogram'] == {'1': 1, '2': 0, '3': 1}
+  )
   assert got['hp'] == got['hr'] == 7 / 13 and got['n'] == 5
 
 
 def test_a_branch_that_ended_counts_its_class_once():
-  t = Taxonomy.from_rows(('order', 'family', 'species'), [['G', '', ''], ['P', 'C', 'x'], ['P', 'C', 'y']])
+  t = Taxonomy.from_rows(
+    ('order', 'family', 'species'), [['G', '', ''], ['P', 'C', 'x'], ['P', 'C', 'y']]
+  )
   y, p = t.paths[[0, 0, 1]], t.paths[[0, 1, 0]]
   got = metrics.evaluate(decoded(p, t), y, t)
   assert got['hp'] == 1 / (1 + 3 + 1) and got['hr'] == 1 / (1 + 1 + 3)
@@ -151,12 +207,12 @@ def test_a_branch_that_ended_counts_its_class_once():
 def test_calibration_of_a_calibrated_and_an_overconfident_model():
   r = np.random.default_rng(0)
   n = 40_000
-  confidence = r.uniform(.5, 1, n)
+  confidence = r.uniform(0.5, 1, n)
   right = r.random(n) < confidence
   prob = np.stack([confidence, 1 - confidence], 1)
   labels = np.where(right, 0, 1)
-  assert metrics.ece(prob, np.zeros(n, int), labels) < .01
-  sure = np.tile([1., 0.], (n, 1))
+  assert metrics.ece(prob, np.zeros(n, int), labels) < 0.01
+  sure = np.tile([1.0, 0.0], (n, 1))
   assert metrics.ece(sure, np.zeros(n, int), labels) == pytest.approx(1 - right.mean())
   labels[:100] = -1
   assert metrics.ece(sure[:100], np.zeros(100, int), labels[:100]) is None
@@ -167,41 +223,67 @@ def test_ties_follow_the_ids():
   flat = decode.Decoded(np.zeros((8, 1), np.int32), [np.ones((8, 8))], [np.full((8, 8), 1 / 8)])
   got = metrics.evaluate(flat, t.paths, t)['levels']['a']
   assert (got['top1'], got['top3'], got['top5'], got['ece']) == (1 / 8, 3 / 8, 5 / 8, 0)
-  first = metrics.evaluate(decode.Decoded(*(x[:4] if isinstance(x, np.ndarray) else [x[0][:4]] for x in (flat.pred, flat.scores, flat.prob))), t.paths[:4], t)
+  first = metrics.evaluate(
+    decode.Decoded(
+      *(
+        x[:4] if isinstance(x, np.ndarray) else [x[0][:4]]
+        for x in (flat.pred, flat.scores, flat.prob)
+      )
+    ),
+    t.paths[:4],
+    t,
+  )
   assert first['levels']['a']['top3'] == 3 / 4
 
 
 def test_calibration_bins_are_closed_above():
   def ece(*confidence):
     p = np.array(confidence)
-    return metrics.ece(np.stack([p, 1 - p], 1), np.zeros(len(p), int), np.arange(len(p)))   # the first is right, the second wrong
-  assert ece(.2, .25) == pytest.approx((.8 + .25) / 2)   # 3/15 belongs to the third bin
-  assert ece(.19, .2) == pytest.approx((.81 - .2) / 2)
-  assert ece(1., .95) == pytest.approx((0 + .95) / 2)
+    return metrics.ece(
+      np.stack([p, 1 - p], 1), np.zeros(len(p), int), np.arange(len(p))
+    )  # the first is right, the second wrong
+
+  assert ece(0.2, 0.25) == pytest.approx((0.8 + 0.25) / 2)  # 3/15 belongs to the third bin
+  assert ece(0.19, 0.2) == pytest.approx((0.81 - 0.2) / 2)
+  assert ece(1.0, 0.95) == pytest.approx((0 + 0.95) / 2)
 
 
 def test_nothing_known_gives_none_and_never_nan():
   labels = np.full((4, 3), -1)
   for y in (labels, labels[:0]):
-    got = metrics.evaluate(decoded(CARS.paths[:len(y)], CARS), y, CARS)
-    assert got['levels']['make']['top1'] is None and got['fpa'] is None and got['gap'] is None and got['hf1'] is None and got['wap'] is None
+    got = metrics.evaluate(decoded(CARS.paths[: len(y)], CARS), y, CARS)
+    assert (
+      got['levels']['make']['top1'] is None
+      and got['fpa'] is None
+      and got['gap'] is None
+      and got['hf1'] is None
+      and got['wap'] is None
+    )
     assert 'NaN' not in json.dumps(got)
-    intervals = metrics.bootstrap(metrics.per_example(decoded(CARS.paths[:len(y)], CARS), y, CARS), 20)
+    intervals = metrics.bootstrap(
+      metrics.per_example(decoded(CARS.paths[: len(y)], CARS), y, CARS), 20
+    )
     assert intervals['fpa'] is None and (intervals['hvr'] is None) == (not len(y))
 
 
 def test_bootstrap_intervals_match_the_normal_ones():
   r = np.random.default_rng(0)
   n = 900
-  x = (r.random(n) < .8).astype(float)
+  x = (r.random(n) < 0.8).astype(float)
   x_nan = np.concatenate([x, np.full(300, np.nan)])
   got = metrics.bootstrap({'x': x_nan, 'zero': np.zeros(1200)}, 2000)
   half = 1.96 * math.sqrt(x.mean() * (1 - x.mean()) / n)
   assert got['x']['mean'] == pytest.approx(x.mean())
-  assert got['x']['low'] == pytest.approx(x.mean() - half, abs=.004) and got['x']['high'] == pytest.approx(x.mean() + half, abs=.004)
-  assert got['zero'] == {'mean': 0., 'low': 0., 'high': 0.}
-  assert got == metrics.bootstrap({'x': x_nan, 'zero': np.zeros(1200)}, 2000) != metrics.bootstrap({'x': x_nan, 'zero': np.zeros(1200)}, 2000, seed=1)
-  narrow = metrics.bootstrap({'x': x}, 2000, level=.5)['x']
+  assert got['x']['low'] == pytest.approx(x.mean() - half, abs=0.004) and got['x'][
+    'high'
+  ] == pytest.approx(x.mean() + half, abs=0.004)
+  assert got['zero'] == {'mean': 0.0, 'low': 0.0, 'high': 0.0}
+  assert (
+    got
+    == metrics.bootstrap({'x': x_nan, 'zero': np.zeros(1200)}, 2000)
+    != metrics.bootstrap({'x': x_nan, 'zero': np.zeros(1200)}, 2000, seed=1)
+  )
+  narrow = metrics.bootstrap({'x': x}, 2000, level=0.5)['x']
   assert got['x']['low'] < narrow['low'] < narrow['high'] < got['x']['high']
   json.dumps(got)
 
@@ -210,30 +292,34 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says():
   r = np.random.default_rng(1)
   inside = 0
   for i in range(200):
-    b = metrics.bootstrap({'x': (r.random(100) < .7).astype(float)}, 200, seed=i)['x']
-    inside += b['low'] <= .7 <= b['high']
-  assert .88 <= inside / 200 <= .99
+    b = metrics.bootstrap({'x': (r.random(100) < 0.7).astype(float)}, 200, seed=i)['x']
+    inside += b['low'] <= 0.7 <= b['high']
+  assert 0.88 <= inside / 200 <= 0.99
 
 
 def test_paired_difference_is_tighter_than_two_intervals():
   r = np.random.default_rng(2)
-  a = (r.random(500) < .7).astype(float)
+  a = (r.random(500) < 0.7).astype(float)
   b = a.copy()
   flips = np.flatnonzero(a == 0)[:25]
   b[flips] = 1
   low, high = metrics.difference(a, b)
-  assert 0 < low < .05 < high and high - low < .05
+  assert 0 < low < 0.05 < high and high - low < 0.05
   alone = metrics.bootstrap({'a': a, 'b': b})
-  assert alone['a']['high'] > alone['b']['low']   # the two intervals overlap, yet the difference is clear
+  assert (
+    alone['a']['high'] > alone['b']['low']
+  )  # the two intervals overlap, yet the difference is clear
 
 
 def test_paired_difference_against_the_normal_interval():
   rng = np.random.default_rng(0)
-  a, b = (rng.random(3000) < .8).astype(float), (rng.random(3000) < .7).astype(float)
+  a, b = (rng.random(3000) < 0.8).astype(float), (rng.random(3000) < 0.7).astype(float)
   low, high = metrics.difference(b, a)
   mean, half = (a - b).mean(), 1.96 * (a - b).std() / np.sqrt(3000)
-  assert low == pytest.approx(mean - half, abs=.003) and high == pytest.approx(mean + half, abs=.003)
-  gaps = np.where(rng.random(3000) < .5, a, np.nan)   # each mean over its own known examples
+  assert low == pytest.approx(mean - half, abs=0.003) and high == pytest.approx(
+    mean + half, abs=0.003
+  )
+  gaps = np.where(rng.random(3000) < 0.5, a, np.nan)  # each mean over its own known examples
   low, high = metrics.difference(b, gaps)
   assert low < np.nanmean(gaps) - b.mean() < high
   assert metrics.difference(np.ones(5), np.full(5, np.nan)) is None

@@ -18,7 +18,11 @@ from hierjax.experiments import migrate
 from hierjax.models import heads
 from hierjax.taxonomy.table import Taxonomy
 
-RENAMES = {'merge': [('a0', 'm'), ('a1', 'm')], 'split': [('a0', 's0'), ('a0', 's1'), ('a0', 's2')], 'rename': [('a0', 'z')]}
+RENAMES = {
+  'merge': [('a0', 'm'), ('a1', 'm')],
+  'split': [('a0', 's0'), ('a0', 's1'), ('a0', 's2')],
+  'rename': [('a0', 'z')],
+}
 
 
 def changed(seed: int):
@@ -44,18 +48,28 @@ def changed(seed: int):
 
 def heads_of(form: str, rows: dict, **options):
   parts = tuple((level, n) for level, n in rows.items() if max(n) > 1)
-  return heads.HEADS[form](tuple((level, sum(n)) for level, n in rows.items()), ((), ('parent',)), 0.0, parts, **options)
+  return heads.HEADS[form](
+    tuple((level, sum(n)) for level, n in rows.items()), ((), ('parent',)), 0.0, parts, **options
+  )
 
 
 @pytest.mark.parametrize('seed', range(12))
-@pytest.mark.parametrize('form', ['parallel', 'crosstalk', 'mmoe', 'residual', 'split', 'prototypes'])
+@pytest.mark.parametrize(
+  'form', ['parallel', 'crosstalk', 'mmoe', 'residual', 'split', 'prototypes']
+)
 def test_classes_with_one_source_keep_their_logits_bit_for_bit(form, seed):
   old, new, renames = changed(seed)
   rng, found = np.random.default_rng(seed), migrate.correspond(old, new, renames)
   before = heads_of(form, {level: (1,) * old.num_classes(level) for level in old.levels})
   x = rng.normal(size=(7, 24)).astype(np.float32)
-  params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), jax.device_get(before.init(jax.random.key(0), x, False)['params']))
-  plans = {level: migrate.plan(level, old, new, found[level], (1,) * old.num_classes(level)) for level in old.levels}
+  params = jax.tree.map(
+    lambda p: rng.normal(size=p.shape).astype(np.float32),
+    jax.device_get(before.init(jax.random.key(0), x, False)['params']),
+  )
+  plans = {
+    level: migrate.plan(level, old, new, found[level], (1,) * old.num_classes(level))
+    for level in old.levels
+  }
   after = heads_of(form, {level: plans[level].rows for level in old.levels})
   grown = params | {level: migrate.carried(params[level], plans[level]) for level in old.levels}
   a, b = before.apply({'params': params}, x, False), after.apply({'params': grown}, x, False)
@@ -67,23 +81,43 @@ def test_classes_with_one_source_keep_their_logits_bit_for_bit(form, seed):
       if len(s) == 1 and parts[s[0]] == 1:
         np.testing.assert_array_equal(mine, a[level][:, s[0]])
       elif len(s) == 1 and form != 'prototypes':
-        np.testing.assert_allclose(mine + np.log(parts[s[0]]), a[level][:, s[0]], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+          mine + np.log(parts[s[0]]), a[level][:, s[0]], rtol=1e-5, atol=1e-5
+        )
       elif len(s) > 1:
         z = np.asarray(a[level], np.float64)[:, list(s)]
-        np.testing.assert_allclose(mine, np.log(np.exp(z - z.max(1, keepdims=True)).sum(1)) + z.max(1), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+          mine, np.log(np.exp(z - z.max(1, keepdims=True)).sum(1)) + z.max(1), rtol=1e-5, atol=1e-5
+        )
       elif not s and form == 'parallel':
         under = {int(p) for p in new.paths[new.paths[:, 1] == c, 0]} if level == 'leaf' else set()
-        kin = sorted({i for leaf, p in new.paths[:, ::-1].tolist() if p in under for i in found['leaf'][leaf]}) or range(old.num_classes(level))
-        np.testing.assert_allclose(mine, np.asarray(a[level])[:, list(kin)].mean(1), rtol=1e-4, atol=1e-4)
+        kin = sorted(
+          {i for leaf, p in new.paths[:, ::-1].tolist() if p in under for i in found['leaf'][leaf]}
+        ) or range(old.num_classes(level))
+        np.testing.assert_allclose(
+          mine, np.asarray(a[level])[:, list(kin)].mean(1), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_merged_and_split_classes_can_be_changed_again():
   old = Taxonomy.from_rows(['leaf'], [['a'], ['b'], ['c']])
   new = Taxonomy.from_rows(['leaf'], [['m'], ['c']])
   last = Taxonomy.from_rows(['leaf'], [['all']])
-  first = migrate.plan('leaf', old, new, migrate.correspond(old, new, {('leaf', 'a'): ['m'], ('leaf', 'b'): ['m']})['leaf'], (1, 1, 1))
+  first = migrate.plan(
+    'leaf',
+    old,
+    new,
+    migrate.correspond(old, new, {('leaf', 'a'): ['m'], ('leaf', 'b'): ['m']})['leaf'],
+    (1, 1, 1),
+  )
   assert first.rows == (2, 1) and first.source.tolist() == [0, 1, 2]
-  second = migrate.plan('leaf', new, last, migrate.correspond(new, last, {('leaf', 'm'): ['all'], ('leaf', 'c'): ['all']})['leaf'], first.rows)
+  second = migrate.plan(
+    'leaf',
+    new,
+    last,
+    migrate.correspond(new, last, {('leaf', 'm'): ['all'], ('leaf', 'c'): ['all']})['leaf'],
+    first.rows,
+  )
   assert second.rows == (3,) and second.source.tolist() == [0, 1, 2]
 
 
@@ -96,9 +130,15 @@ def test_the_difference_is_that_of_a_naive_comparison(seed):
   comes = {n: [a for a in was if n in to[a]] for n in now}
   assert sorted(found['added']) == sorted(n for n in now if not comes[n])
   assert sorted(found['removed']) == sorted(a for a in was if not to[a])
-  assert sorted(found['renamed']) == sorted(f'{a} -> {n}' for n, s in comes.items() if len(s) == 1 for a in s if len(to[a]) == 1 and a != n)
-  assert len(found['merged']) == sum(len(s) > 1 for s in comes.values()) and len(found['split']) == sum(len(t) > 1 for t in to.values())
-  assert sorted(text.split(':')[0] for text in found['moved']) == sorted(n for n, s in comes.items() if s and now[n] not in {was[a] for a in s})
+  assert sorted(found['renamed']) == sorted(
+    f'{a} -> {n}' for n, s in comes.items() if len(s) == 1 for a in s if len(to[a]) == 1 and a != n
+  )
+  assert len(found['merged']) == sum(len(s) > 1 for s in comes.values()) and len(
+    found['split']
+  ) == sum(len(t) > 1 for t in to.values())
+  assert sorted(text.split(':')[0] for text in found['moved']) == sorted(
+    n for n, s in comes.items() if s and now[n] not in {was[a] for a in s}
+  )
 
 
 def test_a_renamed_parent_moves_nobody():
@@ -106,14 +146,22 @@ def test_a_renamed_parent_moves_nobody():
   new = Taxonomy.from_rows(['parent', 'leaf'], [['r', 'a'], ['q', 'b']])
   assert migrate.difference(old, new, {('parent', 'p'): ['r']})['leaf']['moved'] == []
   assert migrate.difference(old, new)['leaf']['moved'] == ['a: parent p (gone) -> r']
-  assert migrate.difference(old, old) == {level: {kind: [] for kind in migrate.KINDS} for level in old.levels}
+  assert migrate.difference(old, old) == {
+    level: {kind: [] for kind in migrate.KINDS} for level in old.levels
+  }
   assert migrate.told(migrate.difference(old, old)) == 'parent: unchanged\nleaf: unchanged'
 
 
-@pytest.mark.parametrize('text, told', [
-  ('level,from,new\n', ':1: the columns'), ('level,old,new\nleaf,x,a\n', ":2: leaf 'x' is not in the old"),
-  ('level,old,new\nleaves,a,b\n', "no level 'leaves'"), ('level,old,new\nleaf,a,bb\n', "'bb' is not in the new taxonomy; did you mean 'b'"),
-  ('level,old,new\nleaf,a,b\nleaf,a,b\n', ':3: repeats')])
+@pytest.mark.parametrize(
+  'text, told',
+  [
+    ('level,from,new\n', ':1: the columns'),
+    ('level,old,new\nleaf,x,a\n', ":2: leaf 'x' is not in the old"),
+    ('level,old,new\nleaves,a,b\n', "no level 'leaves'"),
+    ('level,old,new\nleaf,a,bb\n', "'bb' is not in the new taxonomy; did you mean 'b'"),
+    ('level,old,new\nleaf,a,b\nleaf,a,b\n', ':3: repeats'),
+  ],
+)
 def test_renames_that_do_not_fit_are_told_by_row(tmp_path, text, told):
   t = Taxonomy.from_rows(['leaf'], [['a'], ['b']])
   (tmp_path / 'r.csv').write_text(text)
@@ -127,9 +175,18 @@ def test_an_imprinted_row_is_on_at_its_mean_and_off_at_the_centre():
   head = {'kernel': rng.normal(size=(8, 5)), 'bias': rng.normal(size=5)}
   mean, center, others = rng.normal(size=8), rng.normal(size=8), np.arange(4)
   migrate.imprinted(head, 4, others, mean, center)
-  above = [x @ head['kernel'][:, 4] + head['bias'][4] - (x @ head['kernel'][:, :4] + head['bias'][:4]).mean() for x in (mean, center)]
-  spread = np.linalg.norm(head['kernel'][:, :4] - head['kernel'][:, :4].mean(1, keepdims=True), axis=0).mean()
-  np.testing.assert_allclose(above, [spread * np.linalg.norm(mean - center) / 2, -spread * np.linalg.norm(mean - center) / 2])
+  above = [
+    x @ head['kernel'][:, 4]
+    + head['bias'][4]
+    - (x @ head['kernel'][:, :4] + head['bias'][:4]).mean()
+    for x in (mean, center)
+  ]
+  spread = np.linalg.norm(
+    head['kernel'][:, :4] - head['kernel'][:, :4].mean(1, keepdims=True), axis=0
+  ).mean()
+  np.testing.assert_allclose(
+    above, [spread * np.linalg.norm(mean - center) / 2, -spread * np.linalg.norm(mean - center) / 2]
+  )
 
 
 # A whole run
@@ -140,7 +197,13 @@ def run(tmp_path_factory):
   """A short run on a folder with labels.csv and taxonomy.csv; its data, and a second folder with one class merged of two, one new and one gone."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    patch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+    patch.setattr(
+      parallel,
+      'mesh',
+      lambda: jax.make_mesh(
+        (1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
+      ),
+    )
     toy = sources.load(tiny.run_config().data)
     t, train = toy.taxonomy, toy.splits['train']
     root, grown = tmp_path_factory.mktemp('old'), tmp_path_factory.mktemp('new')
@@ -150,17 +213,29 @@ def run(tmp_path_factory):
       for i in range(len(rows)):
         cv2.imwrite(str(place / f'{i}.png'), train.reader(i)[..., ::-1])
     for place, skipped, to in ((root, {fresh}, {}), (grown, {gone}, {a: 'merged', b: 'merged'})):
-      kept = [(i, [*row[:2], to.get(row[2], row[2])]) for i, row in enumerate(rows) if row[2] not in skipped]
+      kept = [
+        (i, [*row[:2], to.get(row[2], row[2])])
+        for i, row in enumerate(rows)
+        if row[2] not in skipped
+      ]
       table = {r[2]: [*r] for r in t.rows() if r[2] not in skipped}
       table = {to.get(n, n): [*r[:2], to.get(n, n)] for n, r in table.items()}
       for _, row in kept:
         row[:2] = table[row[2]][:2]
-      (place / 'taxonomy.csv').write_text('make,type,model\n' + ''.join(','.join(r) + '\n' for r in table.values()))
-      (place / 'labels.csv').write_text('file,split,make,type,model\n' + ''.join(
-        f'{i}.png,{"val" if i % 3 == 0 else "train"},{",".join(row)}\n' for i, row in kept))
+      (place / 'taxonomy.csv').write_text(
+        'make,type,model\n' + ''.join(','.join(r) + '\n' for r in table.values())
+      )
+      (place / 'labels.csv').write_text(
+        'file,split,make,type,model\n'
+        + ''.join(
+          f'{i}.png,{"val" if i % 3 == 0 else "train"},{",".join(row)}\n' for i, row in kept
+        )
+      )
     (grown / 'renames.csv').write_text(f'level,old,new\nmodel,{a},merged\nmodel,{b},merged\n')
     workdir = tmp_path_factory.mktemp('run')
-    hierjax.fit(tiny.run_config(**{'data.source': 'auto', 'data.root': str(root), 'train.steps': 6}), workdir)
+    hierjax.fit(
+      tiny.run_config(**{'data.source': 'auto', 'data.root': str(root), 'train.steps': 6}), workdir
+    )
     yield workdir, grown, (a, b, gone, fresh)
 
 
@@ -168,14 +243,26 @@ def run(tmp_path_factory):
 def test_a_migrated_run_predicts_and_trains_on(run, tmp_path, monkeypatch, shots):
   workdir, grown, (a, b, gone, fresh) = run
   tiny.register(monkeypatch)
-  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  monkeypatch.setattr(
+    parallel,
+    'mesh',
+    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
+  )
   old = hierjax.load(workdir)
   c = old.c.copy_and_resolve_references()
   c.data.root = str(grown)
-  text = migrate.migrate(workdir, str(grown / 'taxonomy.csv'), tmp_path / 'new', c, str(grown / 'renames.csv'), shots)
-  assert f'1 added: {fresh}' in text and f'1 removed: {gone}' in text and f'1 merged: {a} + {b} -> merged' in text
+  text = migrate.migrate(
+    workdir, str(grown / 'taxonomy.csv'), tmp_path / 'new', c, str(grown / 'renames.csv'), shots
+  )
+  assert (
+    f'1 added: {fresh}' in text
+    and f'1 removed: {gone}' in text
+    and f'1 merged: {a} + {b} -> merged' in text
+  )
   new = hierjax.load(tmp_path / 'new')
-  assert new.taxonomy.names[-1] == Taxonomy.from_csv(grown / 'taxonomy.csv').names[-1] and new.c.model.parts == (('model', 'merged', 2),)
+  assert new.taxonomy.names[-1] == Taxonomy.from_csv(grown / 'taxonomy.csv').names[
+    -1
+  ] and new.c.model.parts == (('model', 'merged', 2),)
   examples = new.split('val')
   x = np.asarray(new.collect(examples, with_features=True).features)
   before = old.classifier.apply(jax.device_get(old.variables), x, False)[0]['model']
@@ -183,27 +270,50 @@ def test_a_migrated_run_predicts_and_trains_on(run, tmp_path, monkeypatch, shots
   names, was = new.taxonomy.names[-1], old.taxonomy.names[-1]
   for name in set(names) - {fresh, 'merged'}:
     np.testing.assert_array_equal(after[:, names.index(name)], before[:, was.index(name)])
-  np.testing.assert_allclose(after[:, names.index('merged')], np.logaddexp(before[:, was.index(a)], before[:, was.index(b)]), rtol=1e-5, atol=1e-5)
-  assert json.loads((tmp_path / 'new/migration.json').read_text())['changes']['model']['added'] == [fresh]
+  np.testing.assert_allclose(
+    after[:, names.index('merged')],
+    np.logaddexp(before[:, was.index(a)], before[:, was.index(b)]),
+    rtol=1e-5,
+    atol=1e-5,
+  )
+  assert json.loads((tmp_path / 'new/migration.json').read_text())['changes']['model']['added'] == [
+    fresh
+  ]
   with pytest.raises(UserError, match='there is a run already'):
     migrate.migrate(workdir, str(grown / 'taxonomy.csv'), tmp_path / 'new', c)
   told = json.loads((tmp_path / 'new/migration.json').read_text())['classes']['model']
   assert {told[name]['kind'] for name in names if name not in (fresh, 'merged')} == {'kept'}
-  assert (told[fresh]['kind'], told['merged']['kind'], told[fresh]['images']) == ('new', 'merged', 0)
+  assert (told[fresh]['kind'], told['merged']['kind'], told[fresh]['images']) == (
+    'new',
+    'merged',
+    0,
+  )
   with np.load(workdir / 'predictions_val.npz') as found:
     y, right = found['labels'][:, -1], (found['pred_joint'] == found['labels'])[:, -1]
-  for name, sources_of in {'merged': [a, b], **{name: [name] for name in set(names) - {fresh, 'merged'}}}.items():
+  for name, sources_of in {
+    'merged': [a, b],
+    **{name: [name] for name in set(names) - {fresh, 'merged'}},
+  }.items():
     mine = np.isin(y, [was.index(s) for s in sources_of])
     assert (told[name]['right'], told[name]['images']) == (right[mine].sum(), mine.sum()), name
-  assert f'val, model, untrained: all {share(tmp_path / "new/start", set(names))}, known {share(tmp_path / "new/start", set(names) - {fresh})} (' in text
+  assert (
+    f'val, model, untrained: all {share(tmp_path / "new/start", set(names))}, known {share(tmp_path / "new/start", set(names) - {fresh})} ('
+    in text
+  )
   if shots:
     result = hierjax.fit(new.c, tmp_path / 'new')
     assert result['step'] == 6
     page = (tmp_path / 'new/report.html').read_text()
     assert 'could not be made' not in page and 'Before and after the taxonomy changed' in page
-    row = re.search(rf'<tr><th scope="row">{re.escape(fresh)}</th><td class="text">new</td>.*?</tr>', page)[0]
+    row = re.search(
+      rf'<tr><th scope="row">{re.escape(fresh)}</th><td class="text">new</td>.*?</tr>', page
+    )[0]
     cells = re.findall('<td>(.*?)</td>', row)
-    assert cells[1:4] == ['–', share(tmp_path / 'new/start', {fresh}), share(tmp_path / 'new', {fresh})]
+    assert cells[1:4] == [
+      '–',
+      share(tmp_path / 'new/start', {fresh}),
+      share(tmp_path / 'new', {fresh}),
+    ]
 
 
 def share(workdir, names):
@@ -218,21 +328,36 @@ def test_distillation_holds_on_to_what_was_known(run, tmp_path, monkeypatch):
   """With a weight that drowns the labels the logits of known classes, relative to each other, stay nearer to where they began than without."""
   workdir, grown, _ = run
   tiny.register(monkeypatch)
-  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  monkeypatch.setattr(
+    parallel,
+    'mesh',
+    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
+  )
   moved = {}
   for name, terms in (('plain', ''), ('held', 'distill')):
     c = hierjax.load(workdir).c.copy_and_resolve_references()
-    c.data.root, c.loss.terms, c.loss.weights, c.optim.lr = str(grown), terms, 'distill=30' if terms else '', 1e-2
+    c.data.root, c.loss.terms, c.loss.weights, c.optim.lr = (
+      str(grown),
+      terms,
+      'distill=30' if terms else '',
+      1e-2,
+    )
     c.train.steps = c.train.eval_steps = 30
     place = tmp_path / name
     migrate.migrate(workdir, str(grown / 'taxonomy.csv'), place, c, str(grown / 'renames.csv'))
     hierjax.fit(hierjax.load(place).c, place)
     models = [hierjax.load(place / 'start'), hierjax.load(place)]
     probs = [np.log(m.collect(m.split('val')).probs['model']) for m in models]
-    known = [i for i, of in enumerate(json.loads((place / 'migration.json').read_text())['classes']['model'].values()) if of['kind'] != 'new']
+    known = [
+      i
+      for i, of in enumerate(
+        json.loads((place / 'migration.json').read_text())['classes']['model'].values()
+      )
+      if of['kind'] != 'new'
+    ]
     before, after = (p[:, known] - p[:, known].mean(1, keepdims=True) for p in probs)
     moved[name] = np.abs(after - before).mean()
-  assert moved['held'] < .5 * moved['plain'], moved
+  assert moved['held'] < 0.5 * moved['plain'], moved
   with pytest.raises(UserError, match='has nothing to hold on to'):
     hierjax.fit(tiny.run_config(**{'loss.terms': 'distill'}), tmp_path / 'other')
 

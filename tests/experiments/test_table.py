@@ -30,8 +30,19 @@ from hierjax.train import loop as train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted(p.stem for p in (ROOT / 'configs' / 'tables').glob('*.py'))
-LEVELS = {'flat': 'finest', 'both': 'all', 'views': 'all', 'bad': 'all', 'make': 'make', 'pair': 'finest'}
-ARGUMENTS = {'s2_table1': 'aircraft', 's2_table2': 'aircraft', 's2_figure5': 'aircraft'}  # of the files with several tables
+LEVELS = {
+  'flat': 'finest',
+  'both': 'all',
+  'views': 'all',
+  'bad': 'all',
+  'make': 'make',
+  'pair': 'finest',
+}
+ARGUMENTS = {
+  's2_table1': 'aircraft',
+  's2_table2': 'aircraft',
+  's2_figure5': 'aircraft',
+}  # of the files with several tables
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -39,12 +50,20 @@ def small():
   """The tiny backbone on one device."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    patch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+    patch.setattr(
+      parallel,
+      'mesh',
+      lambda: jax.make_mesh(
+        (1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
+      ),
+    )
     yield
 
 
 def get_config(row='flat'):
-  c = tiny.run_config(**{'data.toy.train': 48, 'train.steps': 4, 'train.eval_steps': 4, 'log.tensorboard': False})
+  c = tiny.run_config(
+    **{'data.toy.train': 48, 'train.steps': 4, 'train.eval_steps': 4, 'log.tensorboard': False}
+  )
   c.model.levels = LEVELS[row]
   c.data.root = 'nowhere' if row == 'bad' else ''
   c.data.source = 'csv' if row == 'bad' else 'toy'
@@ -54,10 +73,19 @@ def get_config(row='flat'):
 
 def get_table(**changes):
   values = {
-    'title': 'A <table>', 'source': 'a paper, its table, on test', 'columns': ('top1/coarsest,finest', 'top3/finest', 'fpa', 'hvr', 'joint:top1/finest'),
-    'published': {'paper | model': 'top1/finest'}, 'chart': ('top1/finest', 'top3/finest'), 'seeds': (0, 1),
-    'rows': (Row('flat', 'one head', (.5,), group='Heads'), Row('both', 'all heads', (.6125,), group='Heads', baseline='flat'),
-             Row('views', 'two views', (None,), group='Heads', baseline='flat', of='both'), Row('bad', 'no data', baseline='flat', note='as expected'))}
+    'title': 'A <table>',
+    'source': 'a paper, its table, on test',
+    'columns': ('top1/coarsest,finest', 'top3/finest', 'fpa', 'hvr', 'joint:top1/finest'),
+    'published': {'paper | model': 'top1/finest'},
+    'chart': ('top1/finest', 'top3/finest'),
+    'seeds': (0, 1),
+    'rows': (
+      Row('flat', 'one head', (0.5,), group='Heads'),
+      Row('both', 'all heads', (0.6125,), group='Heads', baseline='flat'),
+      Row('views', 'two views', (None,), group='Heads', baseline='flat', of='both'),
+      Row('bad', 'no data', baseline='flat', note='as expected'),
+    ),
+  }
   return Table(**{**values, **changes})
 
 
@@ -85,24 +113,44 @@ def decode(made, row, seed):
 
 
 def test_columns_of_multi_levels():
-  found = {'map_macro': .5, 'map_micro': .4, 'before': {'f1_macro': .1, 'f1_micro': .2}, 'after': {'f1_macro': .3, 'f1_micro': None}}
-  wanted = {'map': .5, 'micro_map': .4, 'f1': .1, 'micro_f1': .2, 'tuned_f1': .3, 'tuned_micro_f1': None}
+  found = {
+    'map_macro': 0.5,
+    'map_micro': 0.4,
+    'before': {'f1_macro': 0.1, 'f1_micro': 0.2},
+    'after': {'f1_macro': 0.3, 'f1_micro': None},
+  }
+  wanted = {
+    'map': 0.5,
+    'micro_map': 0.4,
+    'f1': 0.1,
+    'micro_f1': 0.2,
+    'tuned_f1': 0.3,
+    'tuned_micro_f1': None,
+  }
   for metric, value in wanted.items():
     kind, tag = table.expand(f'{metric}/all', ('kind', 'tag'))
     assert (kind.level, tag.level, tag.metric, tag.paired) == ('kind', 'tag', metric, '')
-    assert tag.value({'decode': {}, 'multi': {'tag': found}}) == value and kind.value({'decode': {}, 'multi': {'tag': found}}) is None
+    assert (
+      tag.value({'decode': {}, 'multi': {'tag': found}}) == value
+      and kind.value({'decode': {}, 'multi': {'tag': found}}) is None
+    )
     assert tag.value({'decode': {}}) is None
   with pytest.raises(UserError, match='needs levels'):
     table.expand('map', ('kind', 'tag'))
 
 
 def test_rows_run_in_folders_of_their_own_and_one_that_fails_stops_no_other(made):
-  assert set(made.failures) == {('bad', 0), ('bad', 1)} and 'nowhere: no such folder' in made.failures['bad', 0]
+  assert (
+    set(made.failures) == {('bad', 0), ('bad', 1)}
+    and 'nowhere: no such folder' in made.failures['bad', 0]
+  )
   for row in ('flat', 'both'):
     for seed in (0, 1):
       c = predict.run_config(made.workdir / row / f'seed{seed}')
       assert c.seed == seed and c.model.levels == ('model' if row == 'flat' else 'make,type,model')
-      assert c.baseline == ('' if row == 'flat' else str(made.workdir / 'flat' / f'seed{seed}'))  # the row's report says what it won
+      assert c.baseline == (
+        '' if row == 'flat' else str(made.workdir / 'flat' / f'seed{seed}')
+      )  # the row's report says what it won
   assert 'No baseline' not in (made.workdir / 'both' / 'seed0' / 'report.html').read_text()
 
 
@@ -112,19 +160,37 @@ def test_a_row_evaluates_another_rows_run_anew(made, tmp_path):
   assert again['tta'] == 2 and not (place / 'checkpoints').exists()
   c = predict.run_config(made.workdir / 'both' / 'seed1')
   c.eval.tta = 2
-  assert predict.load(made.workdir / 'both' / 'seed1', c).evaluate('val', into=tmp_path)['decode'] == again['decode']
-  assert json.loads((made.workdir / 'both' / 'seed1' / 'eval_val.json').read_text())['tta'] == 1  # that of the row itself is left alone
+  assert (
+    predict.load(made.workdir / 'both' / 'seed1', c).evaluate('val', into=tmp_path)['decode']
+    == again['decode']
+  )
+  assert (
+    json.loads((made.workdir / 'both' / 'seed1' / 'eval_val.json').read_text())['tta'] == 1
+  )  # that of the row itself is left alone
 
 
 def test_figures_by_hand(made):
   columns = table.columns_of(made)
-  assert [c.key for c in columns] == ['top1/make', 'top1/model', 'top3/model', 'fpa', 'hvr', 'joint:top1/model']
+  assert [c.key for c in columns] == [
+    'top1/make',
+    'top1/model',
+    'top3/model',
+    'fpa',
+    'hvr',
+    'joint:top1/model',
+  ]
   records = {r.row.name: r for r in table.records_of(made, columns)}
   both, flat = records['both'], records['flat']
   a, b = (decode(made, 'both', s)['independent'] for s in (0, 1))
-  for key, of in (('top1/make', lambda d: d['levels']['make']['top1']), ('top3/model', lambda d: d['levels']['model']['top3']), ('hvr', lambda d: d['hvr'])):
+  for key, of in (
+    ('top1/make', lambda d: d['levels']['make']['top1']),
+    ('top3/model', lambda d: d['levels']['model']['top3']),
+    ('hvr', lambda d: d['hvr']),
+  ):
     assert both.mean[key] == pytest.approx((of(a) + of(b)) / 2)
-    assert both.deviation[key] == pytest.approx(abs(of(a) - of(b)) / 2 ** .5)  # of two values, with n - 1
+    assert both.deviation[key] == pytest.approx(
+      abs(of(a) - of(b)) / 2**0.5
+    )  # of two values, with n - 1
   joint = [decode(made, 'both', s)['joint']['levels']['model']['top1'] for s in (0, 1)]
   assert both.mean['joint:top1/model'] == pytest.approx(sum(joint) / 2)
   relative = [(both.mean[k] - flat.mean[k]) / flat.mean[k] for k in ('top1/make', 'top1/model')]
@@ -133,37 +199,55 @@ def test_figures_by_hand(made):
   for row in ('both', 'flat'):
     for seed in (0, 1):
       found = np.load(made.workdir / row / f'seed{seed}' / 'predictions_val.npz')
-      rights[row].append((found['pred_independent'] == found['labels'])[np.argsort(found['files']), 0])
+      rights[row].append(
+        (found['pred_independent'] == found['labels'])[np.argsort(found['files']), 0]
+      )
   d, low, high = both.difference['top1/make']
   assert d == pytest.approx(np.mean(rights['both']) - np.mean(rights['flat']))
-  assert (low, high) == metrics.difference(np.mean(rights['flat'], 0), np.mean(rights['both'], 0)) and low < d < high
+  assert (low, high) == metrics.difference(
+    np.mean(rights['flat'], 0), np.mean(rights['both'], 0)
+  ) and low < d < high
   assert 'top3/model' not in both.difference  # the predictions do not hold the ranks
-  assert both.published == {'paper | model': .6125} and both.published_difference == {'paper | model': pytest.approx(.1125)}
+  assert both.published == {'paper | model': 0.6125} and both.published_difference == {
+    'paper | model': pytest.approx(0.1125)
+  }
   assert records['views'].published == {} and records['views'].published_difference == {}
-  assert records['bad'].mean == {} and records['bad'].notes[0] == 'as expected' and 'seed 1: ' in records['bad'].notes[2]
+  assert (
+    records['bad'].mean == {}
+    and records['bad'].notes[0] == 'as expected'
+    and 'seed 1: ' in records['bad'].notes[2]
+  )
 
 
 def test_delta_m():
-  assert table.delta_m({'a': .9, 'b': .5}, {'a': .6, 'b': .8}, ['a', 'b']) == pytest.approx((.5 - .375) / 2)
-  assert table.delta_m({'a': .9}, {'a': .6, 'b': .8}, ['a', 'b']) is None
-  assert table.delta_m({'a': .9}, {'a': 0.}, ['a']) is None
+  assert table.delta_m({'a': 0.9, 'b': 0.5}, {'a': 0.6, 'b': 0.8}, ['a', 'b']) == pytest.approx(
+    (0.5 - 0.375) / 2
+  )
+  assert table.delta_m({'a': 0.9}, {'a': 0.6, 'b': 0.8}, ['a', 'b']) is None
+  assert table.delta_m({'a': 0.9}, {'a': 0.0}, ['a']) is None
 
 
 def test_trends_are_those_of_the_published_differences(made):
   view = table.View(made)
   both, views = (next(r for r in view.records if r.row.name == name) for name in ('both', 'views'))
-  both.published_difference, views.published_difference = {'paper | model': .1}, {'paper | model': -.1}
-  both.difference, views.difference = {'top1/model': (.05, .01, .1)}, {'top1/model': (.02, -.01, .05)}
+  both.published_difference, views.published_difference = (
+    {'paper | model': 0.1},
+    {'paper | model': -0.1},
+  )
+  both.difference, views.difference = (
+    {'top1/model': (0.05, 0.01, 0.1)},
+    {'top1/model': (0.02, -0.01, 0.05)},
+  )
   assert '1 of 2 (paper | model; 1 of the 1 where' in view.trends()
-  both.difference = {'top1/model': (-.05, -.1, -.01)}
+  both.difference = {'top1/model': (-0.05, -0.1, -0.01)}
   assert '0 of 2 (paper | model; 0 of the 1 where' in view.trends()
-  views.published_difference = {'paper | model': 0.}  # no sign to agree with
+  views.published_difference = {'paper | model': 0.0}  # no sign to agree with
   assert '0 of 1 (' in view.trends()
 
 
 def test_difference_is_paired():
   rng = np.random.default_rng(0)
-  base = [(rng.random(400) < .5).astype(float) for _ in range(3)]
+  base = [(rng.random(400) < 0.5).astype(float) for _ in range(3)]
   better = [np.maximum(b, np.arange(400) < 40) for b in base]
   d, low, high = table.difference(better, base)
   assert d == pytest.approx(np.mean(better) - np.mean(base)) and 0 < low < d < high
@@ -171,24 +255,62 @@ def test_difference_is_paired():
   _, wide_low, wide_high = table.difference(shuffled, base)
   assert wide_high - wide_low > 2 * (high - low)
   base[0][:10] = np.nan  # an unknown label is unknown in every run
-  assert table.difference([np.where(np.isnan(base[0]), np.nan, x) for x in better], [np.where(np.isnan(base[0]), np.nan, x) for x in base])[0] > 0
+  assert (
+    table.difference(
+      [np.where(np.isnan(base[0]), np.nan, x) for x in better],
+      [np.where(np.isnan(base[0]), np.nan, x) for x in base],
+    )[0]
+    > 0
+  )
 
 
 def test_files(made):
   text = (made.workdir / 'table.md').read_text()
-  assert '# A <table>' in text and 'Ours: val of the drawn toy set, 40 images, seeds 0 and 1' in text and 'Published: a paper, its table, on test.' in text
-  assert '## Against the baseline' in text and re.search(r'\| two views \| [+−]?\d+\.\d \([+−]?\d', text) and 'to “one head”' in text
-  assert r'paper \| model' in text and '| 61.25 |' in text and '| 50.00 |' in text and '| **Heads** |' in text and 'no such folder' in text
+  assert (
+    '# A <table>' in text
+    and 'Ours: val of the drawn toy set, 40 images, seeds 0 and 1' in text
+    and 'Published: a paper, its table, on test.' in text
+  )
+  assert (
+    '## Against the baseline' in text
+    and re.search(r'\| two views \| [+−]?\d+\.\d \([+−]?\d', text)
+    and 'to “one head”' in text
+  )
+  assert (
+    r'paper \| model' in text
+    and '| 61.25 |' in text
+    and '| 50.00 |' in text
+    and '| **Heads** |' in text
+    and 'no such folder' in text
+  )
   values = [decode(made, 'flat', s)['independent']['levels']['model']['top1'] for s in (0, 1)]
-  assert f'| one head | 2 | {100 * np.mean([decode(made, "flat", s)["independent"]["levels"]["make"]["top1"] for s in (0, 1)]):.1f} ± ' in text
+  assert (
+    f'| one head | 2 | {100 * np.mean([decode(made, "flat", s)["independent"]["levels"]["make"]["top1"] for s in (0, 1)]):.1f} ± '
+    in text
+  )
   rows = list(csv.DictReader(io.StringIO((made.workdir / 'table.csv').read_text())))
   assert [r['row'] for r in rows] == ['flat', 'both', 'views', 'bad'] and rows[0]['seeds'] == '0 1'
-  assert float(rows[0]['top1/model']) == pytest.approx(np.mean(values)) and float(rows[0]['top1/model deviation']) == pytest.approx(np.std(values, ddof=1))
-  assert rows[1]['published paper | model'] == '0.6125' and rows[0]['delta_m'] == '' and float(rows[1]['top1/model low']) <= float(rows[1]['top1/model high'])
+  assert float(rows[0]['top1/model']) == pytest.approx(np.mean(values)) and float(
+    rows[0]['top1/model deviation']
+  ) == pytest.approx(np.std(values, ddof=1))
+  assert (
+    rows[1]['published paper | model'] == '0.6125'
+    and rows[0]['delta_m'] == ''
+    and float(rows[1]['top1/model low']) <= float(rows[1]['top1/model high'])
+  )
   page = (made.workdir / 'table.html').read_text()
-  assert 'A &lt;table&gt;' in page and not re.search(r'https?:|src=', page) and '<script' not in page and 'no data: seed 1: --config.data.root=nowhere' in page
-  assert 'href="both/seed1/report.html"' in page and (made.workdir / 'both/seed1/report.html').exists()
-  assert f'style="left:{61.25:.2f}%"' in page and f'style="width:{100 * np.mean(values):.2f}%"' in page
+  assert (
+    'A &lt;table&gt;' in page
+    and not re.search(r'https?:|src=', page)
+    and '<script' not in page
+    and 'no data: seed 1: --config.data.root=nowhere' in page
+  )
+  assert (
+    'href="both/seed1/report.html"' in page and (made.workdir / 'both/seed1/report.html').exists()
+  )
+  assert (
+    f'style="left:{61.25:.2f}%"' in page and f'style="width:{100 * np.mean(values):.2f}%"' in page
+  )
 
   class Nesting(html.parser.HTMLParser):
     open = ()
@@ -199,19 +321,35 @@ def test_files(made):
     def handle_endtag(self, tag):
       assert self.open[-1] == tag
       self.open = self.open[:-1]
+
   Nesting().feed(page)
 
 
 def test_a_finished_row_is_not_run_again(made, monkeypatch):
   asked = []
-  monkeypatch.setattr(train, 'fit', lambda c, place: asked.append(place) or (_ for _ in ()).throw(UserError('no')))
+  monkeypatch.setattr(
+    train, 'fit', lambda c, place: asked.append(place) or (_ for _ in ()).throw(UserError('no'))
+  )
   monkeypatch.setattr(predict, 'load', lambda *_: pytest.fail('evaluated again'))
   again = runner(made.workdir)
   assert again.run(told) == 2 and asked == [made.workdir / 'bad' / f'seed{s}' for s in (0, 1)]
-  assert table.records_of(again, table.columns_of(again))[1].mean == table.records_of(made, table.columns_of(made))[1].mean
+  assert (
+    table.records_of(again, table.columns_of(again))[1].mean
+    == table.records_of(made, table.columns_of(made))[1].mean
+  )
 
 
-@pytest.mark.parametrize('file', ['requested.json', 'eval_val.json', 'predictions_val.npz', 'taxonomy.csv', 'config.json', 'run.json'])
+@pytest.mark.parametrize(
+  'file',
+  [
+    'requested.json',
+    'eval_val.json',
+    'predictions_val.npz',
+    'taxonomy.csv',
+    'config.json',
+    'run.json',
+  ],
+)
 def test_damaged_files_are_no_figures(made, tmp_path, file):
   shutil.copytree(made.workdir, tmp_path / 'copy')
   place = tmp_path / 'copy' / 'flat' / 'seed0'
@@ -223,9 +361,12 @@ def test_damaged_files_are_no_figures(made, tmp_path, file):
 
 
 def test_other_options_are_not_mixed(made):
-  other = runner(made.workdir, 'flat', overrides={'optim.lr': .5}, seeds=(0,))
+  other = runner(made.workdir, 'flat', overrides={'optim.lr': 0.5}, seeds=(0,))
   before = (made.workdir / 'table.md').read_text()
-  assert other.run(told) == 1 and 'holds a run with other options (optim.lr: 0.003 -> 0.5)' in other.failures['flat', 0]
+  assert (
+    other.run(told) == 1
+    and 'holds a run with other options (optim.lr: 0.003 -> 0.5)' in other.failures['flat', 0]
+  )
   assert table.records_of(other, table.columns_of(other))[0].mean == {}
   assert '--config.optim.lr=0.5' in (made.workdir / 'table.md').read_text()
   (made.workdir / 'table.md').write_text(before)
@@ -233,13 +374,23 @@ def test_other_options_are_not_mixed(made):
 
 def test_another_evaluation_is_made_without_training(tmp_path):
   assert runner(tmp_path, 'flat', seeds=(0,)).run(told) == 0
-  digest, seconds = (json.loads((tmp_path / 'flat/seed0/run.json').read_text())[k] for k in ('state_sha256', 'finished'))
+  digest, seconds = (
+    json.loads((tmp_path / 'flat/seed0/run.json').read_text())[k]
+    for k in ('state_sha256', 'finished')
+  )
   other = runner(tmp_path, 'flat', overrides={'eval.tta': 2}, seeds=(0,))
-  assert other.run(told) == 0 and json.loads((tmp_path / 'flat/seed0/eval_val.json').read_text())['tta'] == 2
-  assert json.loads((tmp_path / 'flat/seed0/run.json').read_text())['state_sha256'] == digest and seconds
+  assert (
+    other.run(told) == 0
+    and json.loads((tmp_path / 'flat/seed0/eval_val.json').read_text())['tta'] == 2
+  )
+  assert (
+    json.loads((tmp_path / 'flat/seed0/run.json').read_text())['state_sha256'] == digest and seconds
+  )
   train_split = runner(tmp_path, 'flat', seeds=(0,), split='train', overrides={'eval.tta': 2})
   assert train_split.run(told) == 0 and '| one head |' in (tmp_path / 'table.md').read_text()
-  assert 'Ours: train of the drawn toy set, 48 images, seed 0.' in (tmp_path / 'table.md').read_text()
+  assert (
+    'Ours: train of the drawn toy set, 48 images, seed 0.' in (tmp_path / 'table.md').read_text()
+  )
 
 
 def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, made):
@@ -258,47 +409,85 @@ def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, made):
 
       def close(_):
         inner.close()
+
     return Cut()
 
   monkeypatch.setattr(train.Run, 'batches', batches)
   with pytest.raises(train.Interrupted, match='the same command goes on'):
     runner(tmp_path, 'flat both', seeds=(0,)).run(told)
   text = (tmp_path / 'table.md').read_text()
-  assert '| one head |' in text and (tmp_path / 'flat/seed0/requested.json').exists() and not (tmp_path / 'both/seed0/requested.json').exists()
+  assert (
+    '| one head |' in text
+    and (tmp_path / 'flat/seed0/requested.json').exists()
+    and not (tmp_path / 'both/seed0/requested.json').exists()
+  )
   places, fit = [], train.fit
   monkeypatch.setattr(train, 'fit', lambda c, place: places.append(place) or fit(c, place))
   again = runner(tmp_path, 'flat both', seeds=(0,))
   assert again.run(told) == 0 and places == [tmp_path / 'both' / 'seed0']
-  digests = [json.loads((workdir / 'both/seed0/run.json').read_text())['state_sha256'] for workdir in (tmp_path, made.workdir)]
+  digests = [
+    json.loads((workdir / 'both/seed0/run.json').read_text())['state_sha256']
+    for workdir in (tmp_path, made.workdir)
+  ]
   assert cut == [0] and digests[0] == digests[1]  # as if nobody had disturbed it
 
 
 def test_rows_bring_the_run_they_evaluate(tmp_path, monkeypatch, capsys):
   asked = []
-  monkeypatch.setattr(train, 'fit', lambda c, place: asked.append(place.parent.name) or (_ for _ in ()).throw(UserError('no')))
+  monkeypatch.setattr(
+    train,
+    'fit',
+    lambda c, place: asked.append(place.parent.name) or (_ for _ in ()).throw(UserError('no')),
+  )
   assert runner(tmp_path, 'views', seeds=(3,)).run(told) == 2 and asked == ['both']
   said = capsys.readouterr().err
-  assert 'row 1 of 2, seed 3: both (2 to do)' in said and 'row views, seed 3, failed: row both, whose run it evaluates, has not finished' in said
-  with pytest.raises(UserError, match=r"--rows: no row is 'fla' \(did you mean 'flat'\?\); the rows are flat  both  views  bad"):
+  assert (
+    'row 1 of 2, seed 3: both (2 to do)' in said
+    and 'row views, seed 3, failed: row both, whose run it evaluates, has not finished' in said
+  )
+  with pytest.raises(
+    UserError,
+    match=r"--rows: no row is 'fla' \(did you mean 'flat'\?\); the rows are flat  both  views  bad",
+  ):
     runner(tmp_path, 'fla')
 
 
 def test_single_task_models_side_by_side(tmp_path):
-  rows = (Row('flat', 'model alone'), Row('make', 'make alone'), Row('pair', 'both', baseline='flat', of='flat make'))
-  found = {'get_config': get_config, 'get_table': lambda: get_table(rows=rows, published={}, columns=('top1/coarsest,finest', 'hvr'), seeds=(0,))}
+  rows = (
+    Row('flat', 'model alone'),
+    Row('make', 'make alone'),
+    Row('pair', 'both', baseline='flat', of='flat make'),
+  )
+  found = {
+    'get_config': get_config,
+    'get_table': lambda: get_table(
+      rows=rows, published={}, columns=('top1/coarsest,finest', 'hvr'), seeds=(0,)
+    ),
+  }
   made = table.Runner(*table.load(found), tmp_path, rows='pair')
   assert [row.name for row in made.rows] == ['flat', 'make', 'pair'] and made.run(told) == 0
-  flat, make, pair = (np.load(tmp_path / row / 'seed0' / 'predictions_val.npz') for row in ('flat', 'make', 'pair'))
+  flat, make, pair = (
+    np.load(tmp_path / row / 'seed0' / 'predictions_val.npz') for row in ('flat', 'make', 'pair')
+  )
   np.testing.assert_array_equal(pair['pred_independent'][:, 2], flat['pred_independent'][:, 2])
-  np.testing.assert_array_equal(pair['pred_independent'][:, 1], flat['pred_independent'][:, 1])  # neither has a head of the type: read off the model
+  np.testing.assert_array_equal(
+    pair['pred_independent'][:, 1], flat['pred_independent'][:, 1]
+  )  # neither has a head of the type: read off the model
   np.testing.assert_array_equal(pair['pred_independent'][:, 0], make['pred_independent'][:, 0])
   result = decode(made, 'pair', 0)['independent']
-  assert result['levels']['make']['top1'] == decode(made, 'make', 0)['independent']['levels']['make']['top1']
-  assert result['hvr'] == (pair['pred_independent'][:, 0] != flat['pred_independent'][:, 0]).mean() > 0
+  assert (
+    result['levels']['make']['top1']
+    == decode(made, 'make', 0)['independent']['levels']['make']['top1']
+  )
+  assert (
+    result['hvr'] == (pair['pred_independent'][:, 0] != flat['pred_independent'][:, 0]).mean() > 0
+  )
   assert not (tmp_path / 'pair' / 'seed0' / 'checkpoints').exists()
   again = table.Runner(*table.load(found), tmp_path)
   assert again.done(again.named['pair'], 0)
-  (tmp_path / 'make' / 'seed0' / 'run.json').write_text('{}')  # a model of the pair is being trained again
+  (tmp_path / 'make' / 'seed0' / 'run.json').write_text(
+    '{}'
+  )  # a model of the pair is being trained again
   again = table.Runner(*table.load(found), tmp_path)
   assert not again.done(again.named['pair'], 0) and again.done(again.named['flat'], 0)
 
@@ -306,36 +495,74 @@ def test_single_task_models_side_by_side(tmp_path):
 def test_a_file_with_several_tables(tmp_path):
   found = {**FOUND, 'get_table': lambda which='heads': get_table(title=which)}
   assert table.load(found)[0].title == 'heads' and table.load(found, 'others')[0].title == 'others'
-  with pytest.raises(UserError, match='this file has one table, which takes no argument; --rows=flat takes one row'):
+  with pytest.raises(
+    UserError, match='this file has one table, which takes no argument; --rows=flat takes one row'
+  ):
     table.load({**FOUND, 'get_table': lambda: get_table()}, 'flat')
 
 
 def test_counts_train_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(train, 'fit', lambda *_: pytest.fail('trained'))
   params = predict.describe(get_config('flat'))['params']
-  rows = (Row('flat', 'one head', (params,)), Row('both', 'all heads', (params,)), Row('bad', 'no data', (None,)))
-  made = table.Runner(*table.load({'get_config': get_config, 'get_table': lambda: get_table(columns=('params', 'macs'), rows=rows, chart=(),
-                                                                                            published={'paper': 'params'})}), tmp_path)
+  rows = (
+    Row('flat', 'one head', (params,)),
+    Row('both', 'all heads', (params,)),
+    Row('bad', 'no data', (None,)),
+  )
+  made = table.Runner(
+    *table.load(
+      {
+        'get_config': get_config,
+        'get_table': lambda: get_table(
+          columns=('params', 'macs'), rows=rows, chart=(), published={'paper': 'params'}
+        ),
+      }
+    ),
+    tmp_path,
+  )
   assert made.run(told) == 1
   text = (tmp_path / 'table.md').read_text()
-  assert f'| one head | {params:,} | {params:,} ✓ |' in text and f'{params:,} ≠ |' in text and 'no such folder' in text and 'seed' not in text
+  assert (
+    f'| one head | {params:,} | {params:,} ✓ |' in text
+    and f'{params:,} ≠ |' in text
+    and 'no such folder' in text
+    and 'seed' not in text
+  )
 
 
-@pytest.mark.parametrize(('changes', 'says'), [
-  ({'rows': (Row('a/b', ''),)}, "row 'a/b': a name is that of a folder"),
-  ({'rows': (Row('a b', ''),)}, "row 'a b': a name is that of a folder"),
-  ({'rows': (Row('flat', ''), Row('both', '', of='flat bth')), 'published': {}}, "row both: of='bth' is no row"),
-  ({'rows': (Row('flat', ''), Row('flat', ''))}, "row 'flat': a name is that of a folder, and of one row"),
-  ({'rows': (Row('flat', '', baseline='flta'),), 'published': {}}, r"row flat: baseline='flta' is no row \(did you mean 'flat'\?\)"),
-  ({'rows': (Row('flat', '', (.1, .2)),)}, r'row flat: 2 published figures for 1 columns \(paper \| model\)'),
-  ({'rows': (Row('flat', ''), Row('both', '', of='flat'))}, "row both evaluates the runs of flat anew, so that only eval options may differ, not model.levels"),
-  ({'columns': ('top2/finest',)}, "'top2/finest' is no column: .*top1, top3, top5"),
-  ({'columns': ('top1',)}, "'top1': top1 needs levels"),
-  ({'columns': ('consistency/finest',)}, 'consistency needs two levels'),
-  ({'columns': ('fpa/finest',)}, 'fpa is of the whole path'),
-  ({'columns': ('best:fpa',)}, "'best:fpa' is no column"),
-  ({'columns': ()}, 'must return a hierjax.table.Table'),
-])
+@pytest.mark.parametrize(
+  ('changes', 'says'),
+  [
+    ({'rows': (Row('a/b', ''),)}, "row 'a/b': a name is that of a folder"),
+    ({'rows': (Row('a b', ''),)}, "row 'a b': a name is that of a folder"),
+    (
+      {'rows': (Row('flat', ''), Row('both', '', of='flat bth')), 'published': {}},
+      "row both: of='bth' is no row",
+    ),
+    (
+      {'rows': (Row('flat', ''), Row('flat', ''))},
+      "row 'flat': a name is that of a folder, and of one row",
+    ),
+    (
+      {'rows': (Row('flat', '', baseline='flta'),), 'published': {}},
+      r"row flat: baseline='flta' is no row \(did you mean 'flat'\?\)",
+    ),
+    (
+      {'rows': (Row('flat', '', (0.1, 0.2)),)},
+      r'row flat: 2 published figures for 1 columns \(paper \| model\)',
+    ),
+    (
+      {'rows': (Row('flat', ''), Row('both', '', of='flat'))},
+      'row both evaluates the runs of flat anew, so that only eval options may differ, not model.levels',
+    ),
+    ({'columns': ('top2/finest',)}, "'top2/finest' is no column: .*top1, top3, top5"),
+    ({'columns': ('top1',)}, "'top1': top1 needs levels"),
+    ({'columns': ('consistency/finest',)}, 'consistency needs two levels'),
+    ({'columns': ('fpa/finest',)}, 'fpa is of the whole path'),
+    ({'columns': ('best:fpa',)}, "'best:fpa' is no column"),
+    ({'columns': ()}, 'must return a hierjax.table.Table'),
+  ],
+)
 def test_mistakes_in_a_table(changes, says):
   with pytest.raises(UserError, match=says):
     table.load({'get_config': get_config, 'get_table': lambda: get_table(**changes)})
@@ -344,19 +571,31 @@ def test_mistakes_in_a_table(changes, says):
 def test_columns_of_levels():
   keys = lambda text, levels: [c.key for c in table.expand(text, levels)]
   assert keys('top1/all', ('make', 'type', 'model')) == ['top1/make', 'top1/type', 'top1/model']
-  assert keys('top1/coarsest,finest', ('class',)) == ['top1/class'] and keys('joint:top1/finest', ('a', 'b')) == ['joint:top1/b']
-  assert keys('consistency/coarsest,finest', ('a', 'b', 'c')) == ['consistency/a-c'] and keys('top1/finest', ()) == ['top1/finest']
+  assert keys('top1/coarsest,finest', ('class',)) == ['top1/class'] and keys(
+    'joint:top1/finest', ('a', 'b')
+  ) == ['joint:top1/b']
+  assert keys('consistency/coarsest,finest', ('a', 'b', 'c')) == ['consistency/a-c'] and keys(
+    'top1/finest', ()
+  ) == ['top1/finest']
   # what these data lack stays, for what was published of it
-  assert keys('consistency/type,model', ('make', 'model')) == ['consistency/type-model'] and keys('top1/type', ('make', 'model')) == ['top1/type']
+  assert keys('consistency/type,model', ('make', 'model')) == ['consistency/type-model'] and keys(
+    'top1/type', ('make', 'model')
+  ) == ['top1/type']
   assert keys('consistency/coarsest,finest', ('class',)) == ['consistency/coarsest-finest']
 
 
 # The tables that are shipped
 
-@pytest.fixture(params=[*((file, '') for file in FILES), *ARGUMENTS.items()], ids=lambda param: ':'.join(filter(None, param)))
+
+@pytest.fixture(
+  params=[*((file, '') for file in FILES), *ARGUMENTS.items()],
+  ids=lambda param: ':'.join(filter(None, param)),
+)
 def shipped(request):
   file, argument = request.param
-  return file, *table.load(runpy.run_path(str(ROOT / 'configs' / 'tables' / f'{file}.py')), argument)
+  return file, *table.load(
+    runpy.run_path(str(ROOT / 'configs' / 'tables' / f'{file}.py')), argument
+  )
 
 
 def test_every_row_of_every_table_is_a_sound_config(shipped):
@@ -366,8 +605,17 @@ def test_every_row_of_every_table_is_a_sound_config(shipped):
     config.validate(c, list(models.BACKBONES))
     train.parse_weights(c.loss.weights, ('make', 'model'))
   for row in made.rows:
-    assert not row.baseline or any(not d.startswith('name:') for d in config.differences(configs[row.baseline], configs[row.name])) or row.of
-  for row in made.rows:  # what tells a row from its baseline is its heads and weights, never the protocol
+    assert (
+      not row.baseline
+      or any(
+        not d.startswith('name:')
+        for d in config.differences(configs[row.baseline], configs[row.name])
+      )
+      or row.of
+    )
+  for (
+    row
+  ) in made.rows:  # what tells a row from its baseline is its heads and weights, never the protocol
     if row.baseline and name.startswith('s1'):
       changed = config.differences(configs[row.baseline], configs[row.name])
       assert all(d.startswith(('name:', 'model.heads:', 'loss.weights:')) for d in changed), changed
@@ -380,48 +628,114 @@ def figures(file, argument=''):
 
 def test_published_figures():
   five = figures('s1_table5')
-  assert len(five) == 21 and five['densenet121,flat,0'] == {'paper, model': .833} and five['densenet121,cascaded,0,.2,.8'] == {'paper, model': .776}
-  assert five['maxvit_t,parallel,0,.5,.5'] == {'paper, model': .866} and five['convnext_base,cascaded,0,.9,.1'] == {'paper, model': .871}
+  assert (
+    len(five) == 21
+    and five['densenet121,flat,0'] == {'paper, model': 0.833}
+    and five['densenet121,cascaded,0,.2,.8'] == {'paper, model': 0.776}
+  )
+  assert five['maxvit_t,parallel,0,.5,.5'] == {'paper, model': 0.866} and five[
+    'convnext_base,cascaded,0,.9,.1'
+  ] == {'paper, model': 0.871}
   six = figures('s1_table6')
-  assert len(six) == 27 and list(six['maxvit_t,parallel,.5,.9,.1'].values()) == [.869, .738]
-  assert list(six['convnext_base,flat,.25'].values()) == [.894, .771] and list(six['densenet121,cascaded,.25,.9,.1'].values()) == [.835, .81]
-  assert all(six[row] == {'paper, model, Stanford Cars': five[row]['paper, model'], **six[row]} for row in six.keys() & five.keys())
+  assert len(six) == 27 and list(six['maxvit_t,parallel,.5,.9,.1'].values()) == [0.869, 0.738]
+  assert list(six['convnext_base,flat,.25'].values()) == [0.894, 0.771] and list(
+    six['densenet121,cascaded,.25,.9,.1'].values()
+  ) == [0.835, 0.81]
+  assert all(
+    six[row] == {'paper, model, Stanford Cars': five[row]['paper, model'], **six[row]}
+    for row in six.keys() & five.keys()
+  )
   seven = figures('s1_table7')
-  assert len(seven) == 42 and list(seven['densenet121,cascaded,.5,1,.2'].values()) == [.877, .921]
-  assert list(seven['convnext_base,parallel,.5,1,.7'].values()) == [.889, .942] and list(seven['maxvit_t,flat,.5'].values()) == [.892, .951]
-  assert list(seven['densenet121,flat,.5'].values()) == [.86, None]
+  assert len(seven) == 42 and list(seven['densenet121,cascaded,.5,1,.2'].values()) == [0.877, 0.921]
+  assert list(seven['convnext_base,parallel,.5,1,.7'].values()) == [0.889, 0.942] and list(
+    seven['maxvit_t,flat,.5'].values()
+  ) == [0.892, 0.951]
+  assert list(seven['densenet121,flat,.5'].values()) == [0.86, None]
   eight = figures('s1_figure8')
-  assert len(eight) == 9 and eight.keys() <= seven.keys() and list(eight['maxvit_t,parallel,.5,1,.7'].values()) == [.894, None, .989]
+  assert (
+    len(eight) == 9
+    and eight.keys() <= seven.keys()
+    and list(eight['maxvit_t,parallel,.5,1,.7'].values()) == [0.894, None, 0.989]
+  )
   three = figures('s1_table3')
-  assert len(three) == 9 and list(three['convnext_base,cascaded'].values()) == [87_827_193, 15_372_682_628]
+  assert len(three) == 9 and list(three['convnext_base,cascaded'].values()) == [
+    87_827_193,
+    15_372_682_628,
+  ]
   ladder = figures('s0_table1')
-  assert list(ladder) == ['1', '2', '3', '4', '5', '5.5', '6', '7', '8', '9', '10'] and list(ladder['10'].values())[:2] == [.8857, .9764]
+  assert list(ladder) == ['1', '2', '3', '4', '5', '5.5', '6', '7', '8', '9', '10'] and list(
+    ladder['10'].values()
+  )[:2] == [0.8857, 0.9764]
   cifar, aircraft = figures('s2_table1'), figures('s2_table1', 'aircraft')
-  assert len(cifar) == len(aircraft) == 10 and list(cifar['cmt,cifar100'].values()) == [.7340, .8426, .0601] and cifar['flat,cifar100'] == {}
-  assert list(aircraft['paper,aircraft'].values()) == [.6829, .8233, .8806, .1012] and list(aircraft['dmt,aircraft'].values())[::3] == [.4821, .2772]
+  assert (
+    len(cifar) == len(aircraft) == 10
+    and list(cifar['cmt,cifar100'].values()) == [0.7340, 0.8426, 0.0601]
+    and cifar['flat,cifar100'] == {}
+  )
+  assert list(aircraft['paper,aircraft'].values()) == [0.6829, 0.8233, 0.8806, 0.1012] and list(
+    aircraft['dmt,aircraft'].values()
+  )[::3] == [0.4821, 0.2772]
   ablation, sweeps = figures('s2_table2'), figures('s2_figure5', 'aircraft')
-  assert len(ablation) == 10 and list(ablation['single,cifar100'].values()) == [.4227, .5331, .9922]
-  assert list(ablation['fa,awa,cifar100'].values()) == [.8209, .8838, .0660] and ablation['single,fine,cifar100'] == {}
-  assert len(sweeps) == 9 and list(sweeps['fa,pp,awa,aircraft'].values()) == [.8407, .9088, .0327] and sweeps['epsilon=.05,aircraft']['paper, family'] == .8488
-  assert list(ladder['5'].values()) == [.8602, .9442, .9177, None] and list(ladder['9'].values()) == [.8795, .9766, None, .9658]
+  assert len(ablation) == 10 and list(ablation['single,cifar100'].values()) == [
+    0.4227,
+    0.5331,
+    0.9922,
+  ]
+  assert (
+    list(ablation['fa,awa,cifar100'].values()) == [0.8209, 0.8838, 0.0660]
+    and ablation['single,fine,cifar100'] == {}
+  )
+  assert (
+    len(sweeps) == 9
+    and list(sweeps['fa,pp,awa,aircraft'].values()) == [0.8407, 0.9088, 0.0327]
+    and sweeps['epsilon=.05,aircraft']['paper, family'] == 0.8488
+  )
+  assert list(ladder['5'].values()) == [0.8602, 0.9442, 0.9177, None] and list(
+    ladder['9'].values()
+  ) == [0.8795, 0.9766, None, 0.9658]
 
 
 def test_command_line(tmp_path):
   """As a user meets it: a look at a table of one's own, a row that fails, and mistakes in a line."""
   (tmp_path / 'mine.py').write_text(
-    f'import sys\nsys.path.insert(0, {str(ROOT / "tests" / "experiments")!r})\nfrom test_table import get_config, get_table\n')
+    f'import sys\nsys.path.insert(0, {str(ROOT / "tests" / "experiments")!r})\nfrom test_table import get_config, get_table\n'
+  )
 
   def main(*args):
-    done = subprocess.run([sys.executable, str(ROOT / 'tests' / 'worker.py'), '--mode=table', *args], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+      [sys.executable, str(ROOT / 'tests' / 'worker.py'), '--mode=table', *args],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
     assert 'Traceback' not in done.stderr, done.stderr
     return done
 
-  done = main(f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/run', '--rows=flat bad', '--limit=16', '--seeds=2', '--config.train.steps=1')
-  assert done.returncode == 2 and 'error: 1 runs of rows failed' in done.stderr and 'row 1 of 2, seed 2: flat (2 to do)' in done.stderr
+  done = main(
+    f'--config={tmp_path}/mine.py',
+    f'--workdir={tmp_path}/run',
+    '--rows=flat bad',
+    '--limit=16',
+    '--seeds=2',
+    '--config.train.steps=1',
+  )
+  assert (
+    done.returncode == 2
+    and 'error: 1 runs of rows failed' in done.stderr
+    and 'row 1 of 2, seed 2: flat (2 to do)' in done.stderr
+  )
   assert 'Ours: val of the drawn toy set, 16 images, seed 2' in done.stdout
   assert 'a look on few images: --config.train.steps=1 --config.data.limit=16.' in done.stdout
   c = predict.run_config(tmp_path / 'run/flat/seed2')
-  assert (c.data.limit, c.train.steps, c.seed) == (16, 1, 2) and re.search(r'\| one head \|', done.stdout)
-  for args, says in ((('--config=configs/3head.py',), 'has no function get_table'), ((f'--config={tmp_path}/mine.py', '--seeds=a'), '--seeds=a: must be')):
+  assert (c.data.limit, c.train.steps, c.seed) == (16, 1, 2) and re.search(
+    r'\| one head \|', done.stdout
+  )
+  for args, says in (
+    (('--config=configs/3head.py',), 'has no function get_table'),
+    ((f'--config={tmp_path}/mine.py', '--seeds=a'), '--seeds=a: must be'),
+  ):
     done = main(*args)
-    assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert (
+      done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    ), done.stderr

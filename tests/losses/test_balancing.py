@@ -12,20 +12,39 @@ from hierjax.core import parallel
 from hierjax.losses import balancing
 
 CASES = 25
-SOLVED = ('aligned', 'cagrad', 'fairgrad', 'imtl_g', 'mgda', 'nash')  # weights from the Gram matrix alone
+SOLVED = (
+  'aligned',
+  'cagrad',
+  'fairgrad',
+  'imtl_g',
+  'mgda',
+  'nash',
+)  # weights from the Gram matrix alone
 
 
 def make(name, **options):
   factory = balancing.BALANCERS[name]
-  return factory(**({'epoch_steps': 3, **options} if 'epoch_steps' in inspect.signature(factory).parameters else options))
+  return factory(
+    **(
+      {'epoch_steps': 3, **options}
+      if 'epoch_steps' in inspect.signature(factory).parameters
+      else options
+    )
+  )
 
 
 def gradients(seed, tasks, cases=None, spread=1.5):
   """Random gradients [cases, tasks, 2 tasks], norms over 10^±spread, a part common to all or opposed by half of the tasks."""
   rng = np.random.default_rng(seed)
   shape = (cases or 1, tasks, 2 * tasks)
-  common = rng.normal(size=(shape[0], 1, shape[2])) * rng.choice([-1, 1, 1], size=(*shape[:2], 1)) * rng.uniform(0, 1.5, size=(shape[0], 1, 1))
-  out = (rng.normal(size=shape) + common) * 10.0 ** rng.uniform(-spread, spread, size=(*shape[:2], 1))
+  common = (
+    rng.normal(size=(shape[0], 1, shape[2]))
+    * rng.choice([-1, 1, 1], size=(*shape[:2], 1))
+    * rng.uniform(0, 1.5, size=(shape[0], 1, 1))
+  )
+  out = (rng.normal(size=shape) + common) * 10.0 ** rng.uniform(
+    -spread, spread, size=(*shape[:2], 1)
+  )
   return out if cases else out[0]
 
 
@@ -36,15 +55,21 @@ def gram_of(g):
 @functools.cache
 def solver(name, **options):
   balancer = make(name, **options)
-  update = lambda gram, losses, key: balancer.update(losses, balancer.init(len(losses), jnp.zeros(3)), gram=gram, key=key)[1]
+  update = lambda gram, losses, key: balancer.update(
+    losses, balancer.init(len(losses), jnp.zeros(3)), gram=gram, key=key
+  )[1]
   return jax.jit(jax.vmap(update))
 
 
 def weights(name, g, **options):
   """Weights of gradients [cases, K, D] (or [K, D]), losses 1; always of CASES of them, so that there is one program for each K."""
   many = np.resize(gram_of(g), (CASES, *[g.shape[-2]] * 2))
-  out = solver(name, **options)(jnp.asarray(many, jnp.float32), jnp.ones(many.shape[:2]), jax.random.split(jax.random.key(3), CASES))
-  return np.asarray(out, np.float64)[:len(g)] if g.ndim == 3 else np.asarray(out[0], np.float64)
+  out = solver(name, **options)(
+    jnp.asarray(many, jnp.float32),
+    jnp.ones(many.shape[:2]),
+    jax.random.split(jax.random.key(3), CASES),
+  )
+  return np.asarray(out, np.float64)[: len(g)] if g.ndim == 3 else np.asarray(out[0], np.float64)
 
 
 # Closed forms of two tasks.
@@ -59,11 +84,18 @@ def test_two_tasks(seed):
   close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
   close(weights('mgda', g), [least, 1 - least])
   close(weights('imtl_g', g), np.array([nb, na]) / (na + nb))
-  close(weights('nash', g), np.sqrt(np.linalg.norm(gram_of(g)) / (1 + c / (na * nb))) / np.array([na, nb]))
+  close(
+    weights('nash', g),
+    np.sqrt(np.linalg.norm(gram_of(g)) / (1 + c / (na * nb))) / np.array([na, nb]),
+  )
   close(weights('pcgrad', g), [1 - min(c, 0) / a, 1 - min(c, 0) / b])
   close(weights('cagrad', g, c=0.0), [1, 1])
-  d = weights('cagrad', g) @ g  # the point of the ball around the sum that is best for the worse task
-  best = (gram_of(g).sum(1)[:, None] + 0.4 * np.linalg.norm(g.sum(0)) * g @ circle(g).T).min(0).max()
+  d = (
+    weights('cagrad', g) @ g
+  )  # the point of the ball around the sum that is best for the worse task
+  best = (
+    (gram_of(g).sum(1)[:, None] + 0.4 * np.linalg.norm(g.sum(0)) * g @ circle(g).T).min(0).max()
+  )
   close(min(g @ d) * (1 + 0.4**2), best, atol=1e-4 * max(a, b))
 
 
@@ -90,8 +122,17 @@ def on_simplex(objective, tasks):
   constraint = {'type': 'eq', 'fun': lambda w: w.sum() - 1}
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', RuntimeWarning)
-    found = [scipy.optimize.minimize(objective, w, bounds=[(0, 1)] * tasks, constraints=constraint, method='SLSQP', options={'ftol': 1e-13, 'maxiter': 500})
-             for w in starts]
+    found = [
+      scipy.optimize.minimize(
+        objective,
+        w,
+        bounds=[(0, 1)] * tasks,
+        constraints=constraint,
+        method='SLSQP',
+        options={'ftol': 1e-13, 'maxiter': 500},
+      )
+      for w in starts
+    ]
   return min(found, key=lambda r: r.fun)
 
 
@@ -127,9 +168,13 @@ def test_fairgrad_and_nash_against_root_finding(tasks, alpha):
     gram = gram_of(g) / np.linalg.norm(gram_of(g))
     assert (abs(gram @ w - w ** (-1 / alpha)) <= 1e-5 * (abs(gram) @ w)).all()
     equation = lambda z: (gram @ np.exp(z)) * np.exp(z / alpha) - 1
-    slope = lambda z: gram * np.exp(z)[None] * np.exp(z / alpha)[:, None] + np.diag((equation(z) + 1) / alpha)
+    slope = lambda z: (
+      gram * np.exp(z)[None] * np.exp(z / alpha)[:, None] + np.diag((equation(z) + 1) / alpha)
+    )
     with np.errstate(over='ignore', invalid='ignore'):
-      root = scipy.optimize.root(equation, -np.log(np.diag(gram)) * alpha / (1 + alpha), jac=slope, method='lm', tol=1e-12)
+      root = scipy.optimize.root(
+        equation, -np.log(np.diag(gram)) * alpha / (1 + alpha), jac=slope, method='lm', tol=1e-12
+      )
     if root.success and abs(root.fun).max() < 1e-8:
       compared += 1
       np.testing.assert_allclose(w, np.exp(root.x), rtol=5e-4)
@@ -173,7 +218,13 @@ def naive_surgery(g, orders, goals=None, beta=0.5):
         continue
       cosine, goal = v @ g[j] / np.linalg.norm(v) / np.linalg.norm(g[j]), goals[i, j]
       if cosine < goal:
-        v = v + np.linalg.norm(v) * (goal * np.sqrt(1 - cosine**2) - cosine * np.sqrt(1 - goal**2)) / (np.linalg.norm(g[j]) * np.sqrt(1 - goal**2)) * g[j]
+        v = (
+          v
+          + np.linalg.norm(v)
+          * (goal * np.sqrt(1 - cosine**2) - cosine * np.sqrt(1 - goal**2))
+          / (np.linalg.norm(g[j]) * np.sqrt(1 - goal**2))
+          * g[j]
+        )
       goals[i, j] = (1 - beta) * goal + beta * cosine
     out.append(v)
   return sum(out)
@@ -187,16 +238,22 @@ def test_surgery_against_vectors(tasks):
   for step in range(6):
     g, key = gradients(40 + step, tasks), jax.random.key(step)
     orders = np.asarray(balancing._orders(key, tasks))
-    np.testing.assert_array_equal(np.sort(orders, axis=0), np.tile(np.arange(tasks)[:, None], tasks))
+    np.testing.assert_array_equal(
+      np.sort(orders, axis=0), np.tile(np.arange(tasks)[:, None], tasks)
+    )
     given = {'gram': jnp.asarray(gram_of(g), jnp.float32), 'key': key}
     heads, w, _ = updates[pcgrad](jnp.ones(tasks), {}, **given)
     expected = naive_surgery(g, orders)
-    np.testing.assert_allclose(np.asarray(w) @ g, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(
+      np.asarray(w) @ g, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()
+    )
     assert (heads == 1).all()
     changed += not np.allclose(w, 1)
     _, w, state = updates[gradvac](jnp.ones(tasks), state, **given)
     expected = naive_surgery(g, orders, goals)
-    np.testing.assert_allclose(np.asarray(w) @ g, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(
+      np.asarray(w) @ g, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max()
+    )
     np.testing.assert_allclose(state['cosines'], goals, atol=1e-3)
   assert changed > 3  # there were conflicts
 
@@ -253,9 +310,13 @@ def test_imtl_l_tends_to_one_over_the_loss():
 def test_imtl_is_both():
   g, imtl = gradients(6, 3, spread=0.3), make('imtl', lr=0.1)
   scale, _, _ = run(make('imtl_l', lr=0.1), LOSSES)
-  heads, shared, _ = run(imtl, LOSSES, gram=jnp.tile(jnp.asarray(gram_of(g), jnp.float32), (9, 1, 1)))
+  heads, shared, _ = run(
+    imtl, LOSSES, gram=jnp.tile(jnp.asarray(gram_of(g), jnp.float32), (9, 1, 1))
+  )
   np.testing.assert_allclose(heads, scale)
-  np.testing.assert_allclose(shared[-1], scale[-1] * weights('imtl_g', scale[-1][:, None] * g), rtol=1e-3)
+  np.testing.assert_allclose(
+    shared[-1], scale[-1] * weights('imtl_g', scale[-1][:, None] * g), rtol=1e-3
+  )
 
 
 def test_dwa_over_epochs():
@@ -263,7 +324,9 @@ def test_dwa_over_epochs():
   means = LOSSES.reshape(3, 3, 3).mean(1)
   ratio = means[1] / means[0]
   np.testing.assert_allclose(heads[:6], 1)
-  np.testing.assert_allclose(heads[6:], np.tile(3 * np.exp(ratio / 2) / np.exp(ratio / 2).sum(), (3, 1)), rtol=1e-5)
+  np.testing.assert_allclose(
+    heads[6:], np.tile(3 * np.exp(ratio / 2) / np.exp(ratio / 2).sum(), (3, 1)), rtol=1e-5
+  )
   np.testing.assert_array_equal(heads, shared)
 
 
@@ -279,10 +342,14 @@ def test_dtp():
 
 def test_memoryless():
   exp = np.exp(LOSSES / 0.5)
-  np.testing.assert_allclose(run(make('awa'), LOSSES)[0], exp / exp.sum(1, keepdims=True), rtol=1e-5)
+  np.testing.assert_allclose(
+    run(make('awa'), LOSSES)[0], exp / exp.sum(1, keepdims=True), rtol=1e-5
+  )
   geometric = jax.vmap(jax.grad(lambda x: jnp.prod(x) ** (1 / 3)))(jnp.asarray(LOSSES))
   np.testing.assert_allclose(run(make('gls'), LOSSES)[0], geometric, rtol=1e-5)
-  np.testing.assert_allclose(run(make('gls'), np.array([[4.0, 0.0, 1.0]]))[0], [[0.25, 0, 1]], rtol=1e-5)
+  np.testing.assert_allclose(
+    run(make('gls'), np.array([[4.0, 0.0, 1.0]]))[0], [[0.25, 0, 1]], rtol=1e-5
+  )
   drawn = run(make('rlw'), LOSSES, key=jax.random.split(jax.random.key(0), 9))[0]
   np.testing.assert_allclose(drawn.sum(1), 1, rtol=1e-5)
   assert len(np.unique(drawn)) == drawn.size
@@ -308,7 +375,11 @@ def test_famo():
 def test_gradnorm():
   """Against the paper's objective, differentiated numerically."""
   many = gradients(7, 3, 9, spread=0.5)
-  heads, shared, _ = run(make('gradnorm', epoch_steps=2, alpha=1.5, lr=0.1), LOSSES, gram=jnp.asarray(gram_of(many), jnp.float32))
+  heads, shared, _ = run(
+    make('gradnorm', epoch_steps=2, alpha=1.5, lr=0.1),
+    LOSSES,
+    gram=jnp.asarray(gram_of(many), jnp.float32),
+  )
   first, learner = LOSSES[:2].mean(0), adam(np.ones(3), 0.1)
   s = next(learner)
   softmax = lambda s: 3 * np.exp(s) / np.exp(s).sum()
@@ -319,7 +390,9 @@ def test_gradnorm():
       rate = LOSSES[i] / first / (LOSSES[i] / first).mean()
       target = (softmax(s) * norms).mean() * rate**1.5
       objective = lambda s: abs(softmax(s) * norms - target).sum()
-      s = learner.send(np.array([(objective(s + h) - objective(s - h)) / 2e-6 for h in 1e-6 * np.eye(3)]))
+      s = learner.send(
+        np.array([(objective(s + h) - objective(s - h)) / 2e-6 for h in 1e-6 * np.eye(3)])
+      )
   np.testing.assert_array_equal(heads, shared)
 
 
@@ -327,13 +400,20 @@ def test_db_mtl():
   many = gradients(8, 3, 4, spread=0.5)
   balancer = make('db_mtl', beta=0.8)
   state, past = balancer.init(3, {'a': jnp.zeros(2), 'b': jnp.zeros((2, 2))}), np.zeros((3, 6))
-  as_tree = lambda v: {'a': jnp.asarray(v[:2], jnp.float32), 'b': jnp.asarray(v[2:].reshape(2, 2), jnp.float32)}
+  as_tree = lambda v: {
+    'a': jnp.asarray(v[:2], jnp.float32),
+    'b': jnp.asarray(v[2:].reshape(2, 2), jnp.float32),
+  }
   for step, (g, losses) in enumerate(zip(many, LOSSES), 1):
     found = balancing.shared_gradient(balancer, jnp.asarray(losses), [as_tree(v) for v in g], state)
     heads, tree, state = found.loss_weights, found.gradient, found.state
     past = g / losses[:, None] + 0.8 / step**0.5 * (past - g / losses[:, None])
     norms = np.linalg.norm(past, axis=1)
-    np.testing.assert_allclose(np.concatenate([np.ravel(tree['a']), np.ravel(tree['b'])]), (past * (norms.max() / norms)[:, None]).sum(0), rtol=1e-3)
+    np.testing.assert_allclose(
+      np.concatenate([np.ravel(tree['a']), np.ravel(tree['b'])]),
+      (past * (norms.max() / norms)[:, None]).sum(0),
+      rtol=1e-3,
+    )
     np.testing.assert_allclose(heads, 1 / losses, rtol=1e-5)
 
 
@@ -347,15 +427,37 @@ def corner_cases(tasks):
   sign = np.where(np.arange(tasks) % 2, -1.0, 1.0)[:, None]
   zero = np.arange(tasks)[:, None] != 0
   cases = {
-    'plain': g, 'all zero': 0 * g, 'one zero': g * zero, 'identical': np.tile(g[:1], (tasks, 1)), 'parallel': g[:1] * 10.0 ** np.arange(tasks)[:, None],
-    'opposite': g[:1] * sign, 'opposite, unequal': g[:1] * sign * 10.0 ** np.arange(tasks)[:, None], 'in a plane': g @ np.diag([1, 1, 0, 0, 0, 0, 0, 0]),
-    'sum to zero': g - g.mean(0), 'one tiny': g * np.where(zero, 1, 1e-5), 'one vanishing': g * np.where(zero, 1, 1e-12),
-    'one huge': g * np.where(zero, 1, 1e6), 'small': 1e-12 * g, 'large': 1e6 * g,
-    'nearly parallel': g[:1] + 1e-4 * g, 'nearly opposite': sign * (g[:1] + 1e-4 * g),
+    'plain': g,
+    'all zero': 0 * g,
+    'one zero': g * zero,
+    'identical': np.tile(g[:1], (tasks, 1)),
+    'parallel': g[:1] * 10.0 ** np.arange(tasks)[:, None],
+    'opposite': g[:1] * sign,
+    'opposite, unequal': g[:1] * sign * 10.0 ** np.arange(tasks)[:, None],
+    'in a plane': g @ np.diag([1, 1, 0, 0, 0, 0, 0, 0]),
+    'sum to zero': g - g.mean(0),
+    'one tiny': g * np.where(zero, 1, 1e-5),
+    'one vanishing': g * np.where(zero, 1, 1e-12),
+    'one huge': g * np.where(zero, 1, 1e6),
+    'small': 1e-12 * g,
+    'large': 1e6 * g,
+    'nearly parallel': g[:1] + 1e-4 * g,
+    'nearly opposite': sign * (g[:1] + 1e-4 * g),
   }
-  losses = [np.ones(tasks), np.zeros(tasks), np.linspace(0, 1, tasks), np.full(tasks, 1e-12), 10.0 ** np.linspace(-12, 4, tasks), np.full(tasks, 1e4)]
+  losses = [
+    np.ones(tasks),
+    np.zeros(tasks),
+    np.linspace(0, 1, tasks),
+    np.full(tasks, 1e-12),
+    10.0 ** np.linspace(-12, 4, tasks),
+    np.full(tasks, 1e4),
+  ]
   pairs = [(l, v) for v in cases.values() for l in losses]
-  return np.array([l for l, _ in pairs], np.float32), np.array([v for _, v in pairs], np.float32), [name for name in cases for _ in losses]
+  return (
+    np.array([l for l, _ in pairs], np.float32),
+    np.array([v for _, v in pairs], np.float32),
+    [name for name in cases for _ in losses],
+  )
 
 
 @pytest.mark.parametrize('tasks', [1, 3])
@@ -367,7 +469,9 @@ def test_never_nan_and_a_state_to_scan(name, tasks):
 
   def step(state, x):
     loss, g, key = x
-    found = balancing.shared_gradient(balancer, loss, list(g), state, accuracies=accuracies, key=key)
+    found = balancing.shared_gradient(
+      balancer, loss, list(g), state, accuracies=accuracies, key=key
+    )
     heads, tree, state, gram = found.loss_weights, found.gradient, found.state, found.gram
     return state, (heads, tree, balancing.cosines(gram))
 
@@ -376,9 +480,14 @@ def test_never_nan_and_a_state_to_scan(name, tasks):
 
   turns = (np.arange(len(names))[:, None] + [0, 0, 17, 40, 0]) % len(names)
   keys = jax.random.split(jax.random.key(1), turns.shape)
-  state, out = jax.jit(jax.vmap(steps, (None, 0, 0, 0)))(balancer.init(tasks, grads[0, 0]), losses[turns], grads[turns], keys)
+  state, out = jax.jit(jax.vmap(steps, (None, 0, 0, 0)))(
+    balancer.init(tasks, grads[0, 0]), losses[turns], grads[turns], keys
+  )
   for leaf in jax.tree.leaves((state, out)):
-    bad = [names[i] for i in np.flatnonzero(~np.isfinite(np.asarray(leaf)).reshape(len(names), -1).all(1))]
+    bad = [
+      names[i]
+      for i in np.flatnonzero(~np.isfinite(np.asarray(leaf)).reshape(len(names), -1).all(1))
+    ]
     assert not bad, bad
   assert {x.dtype for x in jax.tree.leaves(state)} <= {np.dtype('float32'), np.dtype('int32')}
   largest = np.abs(grads).max((1, 2))
@@ -402,7 +511,9 @@ def test_opposite_and_identical_gradients():
   g = np.array([[3.0, 4, 0], [-6, -8, 0]])
   for name in ('mgda', 'nash', 'imtl_g', 'pcgrad'):  # nothing helps both
     np.testing.assert_allclose(weights(name, g) @ g, 0, atol=1e-3)
-  np.testing.assert_allclose(weights('cagrad', g) @ g, [-1.8 / 1.16, -2.4 / 1.16, 0], atol=1e-3)  # their sum, 5 long, less .4 of it
+  np.testing.assert_allclose(
+    weights('cagrad', g) @ g, [-1.8 / 1.16, -2.4 / 1.16, 0], atol=1e-3
+  )  # their sum, 5 long, less .4 of it
   np.testing.assert_allclose(weights('mgda', g), [2 / 3, 1 / 3], rtol=1e-5)
   same = np.tile(np.random.default_rng(2).normal(size=(CASES, 1, 6)), (1, 3, 1))
   for name in ('aligned', 'nash', 'pcgrad'):
@@ -415,12 +526,16 @@ def test_imtl_g_where_its_weights_cancel():
   unit /= np.linalg.norm(unit, axis=1, keepdims=True)
   terms = np.linalg.solve(gram_of(unit), np.ones(3))
   assert (terms < 0).sum() == 1
-  zero = np.where(terms < 0, -terms.clip(max=0).sum() / terms.clip(min=0).sum(), 1)  # the norms for which the sum is 0
+  zero = np.where(
+    terms < 0, -terms.clip(max=0).sum() / terms.clip(min=0).sum(), 1
+  )  # the norms for which the sum is 0
   for factor in (1, 0.5):
     g = unit * np.where(terms < 0, factor * zero, 1)[:, None]
     w = weights('imtl_g', g)
     projections = unit @ (w @ g)
-    assert projections.min() > 0 and (abs(w).sum() < 101 if factor == 1 else abs(w.sum() + 1) < 1e-3)
+    assert projections.min() > 0 and (
+      abs(w).sum() < 101 if factor == 1 else abs(w.sum() + 1) < 1e-3
+    )
     np.testing.assert_allclose(projections, projections.mean(), rtol=1e-2)
 
 
@@ -441,7 +556,9 @@ def test_nash_does_not_care_for_the_scale_of_a_task():
 
 def test_eight_tasks():
   many = gradients(53, 8, 3)
-  for g, w in zip(many, weights('mgda', many)):  # at the shortest vector d, no g_k has less than |d|^2 along it
+  for g, w in zip(
+    many, weights('mgda', many)
+  ):  # at the shortest vector d, no g_k has less than |d|^2 along it
     assert (g @ (w @ g)).min() >= (1 - 1e-2) * (w @ gram_of(g) @ w)
 
 
@@ -451,19 +568,32 @@ def test_gram_of_trees_and_devices():
   np.testing.assert_allclose(balancing.gram(trees), gram_of(g), rtol=1e-5)
   unit = g / np.linalg.norm(g, axis=1, keepdims=True)
   np.testing.assert_allclose(balancing.cosines(balancing.gram(trees)), gram_of(unit), atol=1e-5)
-  found = balancing.shared_gradient(make('fixed'), jnp.ones(3), [jnp.asarray(v, jnp.bfloat16) for v in g], {})
+  found = balancing.shared_gradient(
+    make('fixed'), jnp.ones(3), [jnp.asarray(v, jnp.bfloat16) for v in g], {}
+  )
   d, half = found.gradient, found.gram
   assert (d.dtype, half.dtype) == (jnp.bfloat16, jnp.float32)
   np.testing.assert_allclose(half, gram_of(g), rtol=0.05, atol=0.05 * gram_of(g).max())
 
-  mesh, features = parallel.mesh(), np.random.default_rng(1).normal(size=(3, 16, 4)).astype(np.float32)  # of each task, [rows, dimensions]
+  mesh, features = (
+    parallel.mesh(),
+    np.random.default_rng(1).normal(size=(3, 16, 4)).astype(np.float32),
+  )  # of each task, [rows, dimensions]
   balancer, losses = make('nash'), jnp.ones(3)
 
   def of_device(features):
     found = balancing.shared_gradient(balancer, losses, list(features), {}, axis=parallel.AXIS)
     return found.gradient, found.gram
 
-  sharded = jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=jax.P(None, parallel.AXIS), out_specs=(jax.P(parallel.AXIS), jax.P()), check_vma=False))
+  sharded = jax.jit(
+    jax.shard_map(
+      of_device,
+      mesh=mesh,
+      in_specs=jax.P(None, parallel.AXIS),
+      out_specs=(jax.P(parallel.AXIS), jax.P()),
+      check_vma=False,
+    )
+  )
   d, gram = sharded(features)
   found = balancing.shared_gradient(balancer, losses, list(features), {})
   expected, whole = found.gradient, found.gram

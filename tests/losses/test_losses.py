@@ -14,16 +14,34 @@ from hierjax.losses import exclusive as losses
 from hierjax.taxonomy.table import Taxonomy
 
 TAXONOMIES = {
-  'facets': Taxonomy.from_rows(['make', 'type', 'model'], [
-    ['Audi', 'Coupe', 'TT'], ['Audi', 'Sedan', 'A4'], ['Audi', 'Sedan', 'A6'], ['BMW', 'Sedan', '320'], ['BMW', 'SUV', 'X5'], ['Geo', 'SUV', 'Metro']]),
-  'early ends': Taxonomy.from_rows(['order', 'family', 'species'], [
-    ['Accipitriformes', 'Accipitridae', 'Buteo buteo'], ['Gaviiformes', '', ''], ['Passeriformes', 'Corvidae', 'Corvus corax'],
-    ['Passeriformes', 'Corvidae', 'Pica pica'], ['Passeriformes', 'Paridae', '']]),
+  'facets': Taxonomy.from_rows(
+    ['make', 'type', 'model'],
+    [
+      ['Audi', 'Coupe', 'TT'],
+      ['Audi', 'Sedan', 'A4'],
+      ['Audi', 'Sedan', 'A6'],
+      ['BMW', 'Sedan', '320'],
+      ['BMW', 'SUV', 'X5'],
+      ['Geo', 'SUV', 'Metro'],
+    ],
+  ),
+  'early ends': Taxonomy.from_rows(
+    ['order', 'family', 'species'],
+    [
+      ['Accipitriformes', 'Accipitridae', 'Buteo buteo'],
+      ['Gaviiformes', '', ''],
+      ['Passeriformes', 'Corvidae', 'Corvus corax'],
+      ['Passeriformes', 'Corvidae', 'Pica pica'],
+      ['Passeriformes', 'Paridae', ''],
+    ],
+  ),
   'one level': Taxonomy.from_rows(['class'], [['a'], ['b'], ['c']]),
   'one class': Taxonomy.from_rows(['kind', 'class'], [['a', 'b']]),
 }
 
-jit = functools.partial(jax.jit, compiler_options=ours.QUICK)  # nearly all of the time goes into compiling
+jit = functools.partial(
+  jax.jit, compiler_options=ours.QUICK
+)  # nearly all of the time goes into compiling
 
 
 @pytest.fixture
@@ -44,8 +62,16 @@ def test_cross_entropy_against_a_loop(cars):
   rng = np.random.default_rng(0)
   logits, labels = rng.normal(size=(7, 6)).astype(np.float32) * 4, np.array([0, 5, -1, 3, 2, 1, 4])
   soft = losses.smoothed_targets(cars, 0.1, ['make'])
-  np.testing.assert_allclose(losses.cross_entropy(jnp.array(logits), jnp.array(labels)), naive(logits, labels, np.eye(6)), rtol=1e-5)
-  np.testing.assert_allclose(losses.cross_entropy(jnp.array(logits), jnp.array(labels), jnp.array(soft)), naive(logits, labels, soft), rtol=1e-5)
+  np.testing.assert_allclose(
+    losses.cross_entropy(jnp.array(logits), jnp.array(labels)),
+    naive(logits, labels, np.eye(6)),
+    rtol=1e-5,
+  )
+  np.testing.assert_allclose(
+    losses.cross_entropy(jnp.array(logits), jnp.array(labels), jnp.array(soft)),
+    naive(logits, labels, soft),
+    rtol=1e-5,
+  )
 
 
 def test_unknown_label_has_no_gradient():
@@ -54,11 +80,14 @@ def test_unknown_label_has_no_gradient():
   np.testing.assert_allclose(grad[1], [1 / 3, -2 / 3, 1 / 3], rtol=1e-5)
 
 
-@pytest.mark.parametrize(('by', 'rows'), [
-  (['make'], {0: {0: .9, 1: .05, 2: .05}, 3: {3: .9, 4: .1}, 5: {5: 1.0}}),
-  (['type'], {0: {0: 1.0}, 1: {1: .9, 2: .05, 3: .05}, 5: {5: .9, 4: .1}}),
-  (['make', 'type'], {1: {1: .9, 2: .1}, 3: {3: 1.0}, 0: {0: 1.0}}),
-])
+@pytest.mark.parametrize(
+  ('by', 'rows'),
+  [
+    (['make'], {0: {0: 0.9, 1: 0.05, 2: 0.05}, 3: {3: 0.9, 4: 0.1}, 5: {5: 1.0}}),
+    (['type'], {0: {0: 1.0}, 1: {1: 0.9, 2: 0.05, 3: 0.05}, 5: {5: 0.9, 4: 0.1}}),
+    (['make', 'type'], {1: {1: 0.9, 2: 0.1}, 3: {3: 1.0}, 0: {0: 1.0}}),
+  ],
+)
 def test_hierarchical_smoothing(cars, by, rows):
   targets = losses.smoothed_targets(cars, 0.1, by)
   np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
@@ -91,7 +120,9 @@ def naive_any_level(rows, y, t):
 def naive_hxe(rows, y, t, alpha):
   p, loss = softmax(rows[-1]), 0
   for k in range(len(y)):
-    above, node = (sum(p[i] for i, path in enumerate(t.paths) if fits(path, y, range(end))) for end in (k, k + 1))
+    above, node = (
+      sum(p[i] for i, path in enumerate(t.paths) if fits(path, y, range(end))) for end in (k, k + 1)
+    )
     loss -= math.exp(-alpha * k) * math.log(node / above)
   return loss
 
@@ -102,7 +133,9 @@ def naive_tree_path(rows, y, t):
     return 0
   p = softmax(np.concatenate([rows[k] for k in known]))
   starts = np.cumsum([0] + [len(rows[k]) for k in known])
-  return sum(math.log(1 / len(known) / p[start + y[k]]) / len(known) for start, k in zip(starts, known))
+  return sum(
+    math.log(1 / len(known) / p[start + y[k]]) / len(known) for start, k in zip(starts, known)
+  )
 
 
 def naive_matching(rows, y, t):
@@ -132,10 +165,18 @@ LOSSES = {
   'hxe 0': (on_finest(losses.hxe, 0.0), functools.partial(naive_hxe, alpha=0.0)),
   'hxe .7': (on_finest(losses.hxe, 0.7), functools.partial(naive_hxe, alpha=0.7)),
   'tree_path': (losses.tree_path, naive_tree_path),
-  'distribution_matching': (lambda logits, labels, t: losses.distribution_matching(logits, t), naive_matching),
+  'distribution_matching': (
+    lambda logits, labels, t: losses.distribution_matching(logits, t),
+    naive_matching,
+  ),
   'co_annotation': (losses.co_annotation, naive_co_annotation),
 }
-CASES = [(loss, t) for loss in LOSSES for t in TAXONOMIES if (loss, t) != ('distribution_matching', 'one level')]
+CASES = [
+  (loss, t)
+  for loss in LOSSES
+  for t in TAXONOMIES
+  if (loss, t) != ('distribution_matching', 'one level')
+]
 
 
 def example(t, seed=0, n=9, scale=2.0):
@@ -143,7 +184,7 @@ def example(t, seed=0, n=9, scale=2.0):
   r = np.random.default_rng(seed)
   logits = {level: scale * r.standard_normal((n, t.num_classes(level))) for level in t.levels}
   labels = t.paths[r.integers(len(t.paths), size=n)].copy()
-  labels[r.random(labels.shape) < .4] = -1
+  labels[r.random(labels.shape) < 0.4] = -1
   labels[0], labels[1] = -1, t.paths[-1]
   return logits, labels
 
@@ -170,13 +211,17 @@ def compare(loss, naive, arrays):
   """Values [B] of loss(*arrays) in float32 with the naive ones in float64, and the gradients of a weighted sum with those by differences."""
   wanted = np.array(naive(*arrays))
   weights = np.random.default_rng(1).uniform(1, 2, wanted.shape)
+
   def total(xs):
     value = loss(*xs)
     return (value * as_float32(weights)).sum(), value
+
   grads, value = jit(jax.grad(total, has_aux=True))(as_float32(arrays))
   assert value.shape == wanted.shape and value.dtype == jnp.float32
   np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=2e-6)
-  for got, want in zip(grads, slopes(lambda *xs: np.sum(naive(*xs) * weights), arrays), strict=True):
+  for got, want in zip(
+    grads, slopes(lambda *xs: np.sum(naive(*xs) * weights), arrays), strict=True
+  ):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -184,8 +229,11 @@ def compare(loss, naive, arrays):
 def test_against_loops(name, kind):
   (loss, naive), t = LOSSES[name], TAXONOMIES[kind]
   logits, labels = example(t)
-  compare(lambda *xs: loss(dict(zip(t.levels, xs)), jnp.asarray(labels), t),
-          lambda *xs: [naive(rows, y, t) for *rows, y in zip(*xs, labels.tolist())], list(logits.values()))
+  compare(
+    lambda *xs: loss(dict(zip(t.levels, xs)), jnp.asarray(labels), t),
+    lambda *xs: [naive(rows, y, t) for *rows, y in zip(*xs, labels.tolist())],
+    list(logits.values()),
+  )
 
 
 @pytest.mark.parametrize('name,kind', CASES)
@@ -193,12 +241,20 @@ def test_huge_logits_and_unknown_labels(name, kind):
   loss, t = LOSSES[name][0], TAXONOMIES[kind]
   logits, labels = example(t, scale=1e4)
   for x in logits.values():
-    x[0] /= 1e4  # of which nothing is known: exactly 0, where huge ones would hide what rounding leaves
+    x[0] /= (
+      1e4  # of which nothing is known: exactly 0, where huge ones would hide what rounding leaves
+    )
+
   def total(x):
     value = loss(x, jnp.asarray(labels), t)
     return value.sum(), value
+
   grads, value = jit(jax.grad(total, has_aux=True))(as_float32(logits))
-  assert np.isfinite(value).all() and (value >= 0).all() and all(np.isfinite(g).all() for g in grads.values())
+  assert (
+    np.isfinite(value).all()
+    and (value >= 0).all()
+    and all(np.isfinite(g).all() for g in grads.values())
+  )
   if name != 'distribution_matching':  # which asks for no label
     assert value[0] == 0 and not any(g[0].any() for g in grads.values())
 
@@ -215,13 +271,20 @@ def test_with_the_finest_label_they_are_cross_entropy(kind):
     np.testing.assert_allclose(losses.hxe(finest, labels, t.paths, 0.0), wanted, rtol=2e-6)
   complete = jnp.asarray(t.paths[leaf])
   half = losses.hxe(finest, complete, t.paths, 0.5)
-  assert (half <= wanted * 1.00001).all() and (half < .9 * wanted).sum() >= 5
-  np.testing.assert_allclose(losses.hxe(finest, complete, t.paths, 50.0), losses.any_level(finest, complete.at[:, 1:].set(-1), t.paths), rtol=1e-5)
+  assert (half <= wanted * 1.00001).all() and (half < 0.9 * wanted).sum() >= 5
+  np.testing.assert_allclose(
+    losses.hxe(finest, complete, t.paths, 50.0),
+    losses.any_level(finest, complete.at[:, 1:].set(-1), t.paths),
+    rtol=1e-5,
+  )
 
 
 def test_tree_path_is_0_on_the_path_and_leaves_unknown_levels_alone(cars):
   y = jnp.array([[1, 2, 4], [1, -1, 4]])
-  logits = {level: 60.0 * jax.nn.one_hot(jnp.full(2, c), cars.num_classes(level)) for level, c in zip(cars.levels, [1, 2, 4])}
+  logits = {
+    level: 60.0 * jax.nn.one_hot(jnp.full(2, c), cars.num_classes(level))
+    for level, c in zip(cars.levels, [1, 2, 4])
+  }
   f = jit(jax.value_and_grad(lambda x: losses.tree_path(x, y, cars).sum()))
   np.testing.assert_allclose(f(logits)[0], 0, atol=1e-5)
   value, grads = f({k: 0 * x for k, x in logits.items()})
@@ -231,12 +294,23 @@ def test_tree_path_is_0_on_the_path_and_leaves_unknown_levels_alone(cars):
 
 def test_matching_is_least_where_the_heads_agree(cars):
   """Given the finest head, and heads that predict classes for certain, agreement is 0; facets are matched over their leaves."""
-  certain = lambda leaf: {level: 40.0 * jax.nn.one_hot(jnp.array([cars.paths[leaf, k]]), cars.num_classes(level)) for k, level in enumerate(cars.levels)}
-  agree, other, matching = certain(4), certain(0), jit(lambda x: losses.distribution_matching(x, cars))
+  certain = lambda leaf: {
+    level: 40.0 * jax.nn.one_hot(jnp.array([cars.paths[leaf, k]]), cars.num_classes(level))
+    for k, level in enumerate(cars.levels)
+  }
+  agree, other, matching = (
+    certain(4),
+    certain(0),
+    jit(lambda x: losses.distribution_matching(x, cars)),
+  )
   assert matching(agree)[0] < 1e-5
   assert matching({**agree, 'type': other['type']})[0] > 10
   assert cars.names[:2] == (('Audi', 'BMW', 'Geo'), ('Coupe', 'SUV', 'Sedan'))
-  coupe, suv, sedan = .2, .3, .5  # a coupe is Audi's, an SUV BMW's or Geo's, a sedan Audi's in two of three models
+  coupe, suv, sedan = (
+    0.2,
+    0.3,
+    0.5,
+  )  # a coupe is Audi's, an SUV BMW's or Geo's, a sedan Audi's in two of three models
   implied = [coupe + 2 / 3 * sedan, suv / 2 + sedan / 3, suv / 2]
   facets = {'make': jnp.zeros((1, 3)), 'type': jnp.log(jnp.array([[coupe, suv, sedan]]))}
   np.testing.assert_allclose(matching(facets), [-np.log(implied).mean()], rtol=1e-5)
@@ -245,9 +319,13 @@ def test_matching_is_least_where_the_heads_agree(cars):
 def test_co_annotation_spreads_over_what_agrees(cars):
   """What a head's gradient pulls it to: of a Sedan by Audi, the two models; a model's make."""
   grad = jit(jax.grad(lambda x, y: losses.co_annotation(x, y, cars)[0]))
-  pull = lambda level, y: -grad({level: jnp.zeros((1, cars.num_classes(level)))}, jnp.array([y]))[level][0]
+  pull = lambda level, y: (
+    -grad({level: jnp.zeros((1, cars.num_classes(level)))}, jnp.array([y]))[level][0]
+  )
   make, kind = (cars.names[k].index(name) for k, name in enumerate(('Audi', 'Sedan')))
-  np.testing.assert_allclose(pull('model', [make, kind, -1]) + 1 / 6, [0, .5, .5, 0, 0, 0], atol=1e-6)
+  np.testing.assert_allclose(
+    pull('model', [make, kind, -1]) + 1 / 6, [0, 0.5, 0.5, 0, 0, 0], atol=1e-6
+  )
   np.testing.assert_allclose(pull('model', [make, -1, 5]) + 1 / 6, [1 / 3] * 3 + [0] * 3, atol=1e-6)
   np.testing.assert_allclose(pull('make', [-1, -1, 4]) + 1 / 3, [0, 1, 0], atol=1e-6)
   assert not pull('make', [make, -1, -1]).any()
@@ -259,23 +337,39 @@ def test_co_annotation_spreads_over_what_agrees(cars):
 def test_distillation_against_a_loop():
   """Of the known classes only; at another temperature; no gradient to the teacher, none where both agree, and by 1/T times T² that of p - q."""
   r = np.random.default_rng(0)
-  x, t = ({'make': 3 * r.standard_normal((4, 3)), 'model': 3 * r.standard_normal((4, 6))} for _ in range(2))
+  x, t = (
+    {'make': 3 * r.standard_normal((4, 3)), 'model': 3 * r.standard_normal((4, 6))}
+    for _ in range(2)
+  )
   known = {'make': np.array([True] * 3), 'model': np.array([True, False, True, True, False, False])}
+
   def naive(heat):
     out = np.zeros(4)
     for level, of in known.items():
       for i in range(4):
         q, p = (softmax((z[level][i] / heat)[of]) for z in (t, x))
-        out[i] += heat ** 2 * sum(b * (math.log(b) - math.log(a)) for a, b in zip(p, q)) / 2
+        out[i] += heat**2 * sum(b * (math.log(b) - math.log(a)) for a, b in zip(p, q)) / 2
     return out
+
   cast = lambda z: {level: as_float32(v) for level, v in z.items()}
   for heat in (1.0, 2.0):
-    np.testing.assert_allclose(losses.distillation(cast(x), cast(t), known, heat), naive(heat), rtol=1e-4)
-  of_x, of_t = jax.grad(lambda a, b: losses.distillation(a, b, known, 2.0).sum(), (0, 1))(cast(x), cast(t))
+    np.testing.assert_allclose(
+      losses.distillation(cast(x), cast(t), known, heat), naive(heat), rtol=1e-4
+    )
+  of_x, of_t = jax.grad(lambda a, b: losses.distillation(a, b, known, 2.0).sum(), (0, 1))(
+    cast(x), cast(t)
+  )
   assert not any(v.any() for v in of_t.values()) and not of_x['model'][:, ~known['model']].any()
   p, q = (np.array([softmax(row[known['model']] / 2) for row in z['model']]) for z in (x, t))
-  np.testing.assert_allclose(of_x['model'][:, known['model']], 2 / 2 * (p - q), rtol=1e-3, atol=1e-6)
-  assert not np.abs(jax.grad(lambda a: losses.distillation(a, cast(t), known, 2.0).sum())(cast(t))['model']).max() > 1e-6
+  np.testing.assert_allclose(
+    of_x['model'][:, known['model']], 2 / 2 * (p - q), rtol=1e-3, atol=1e-6
+  )
+  assert (
+    not np.abs(
+      jax.grad(lambda a: losses.distillation(a, cast(t), known, 2.0).sum())(cast(t))['model']
+    ).max()
+    > 1e-6
+  )
 
 
 # Soft labels of LCA distances.
@@ -287,7 +381,11 @@ def test_lca_targets_against_a_loop(kind):
   height = [[sum(a != b for a, b in zip(p, q)) for q in t.paths] for p in t.paths]
   top = max(max(h) for h in height) or 1
   for beta in (0.0, 3.0, 30.0):
-    np.testing.assert_allclose(losses.lca_targets(t, beta), [softmax([-beta * h / top for h in row]) for row in height], rtol=1e-6)
+    np.testing.assert_allclose(
+      losses.lca_targets(t, beta),
+      [softmax([-beta * h / top for h in row]) for row in height],
+      rtol=1e-6,
+    )
   np.testing.assert_allclose(losses.lca_targets(t, 1e6), np.eye(len(t.paths)))
 
 
@@ -296,15 +394,29 @@ def test_lca_targets_against_a_loop(kind):
 
 def test_info_nce_against_a_loop():
   r, labels = np.random.default_rng(0), [2, 0, -1, 4, 1]
+
   def naive(moved, clean):
     out = []
     for m, c, y in zip(moved, clean, labels):
       positives, negatives = [c[y], m[y]], [m[j] for j in range(5) if j != y]
-      out.append(0 if y < 0 else -sum(math.log(math.exp(p) / sum(math.exp(q) for q in positives + negatives)) for p in positives))
+      out.append(
+        0
+        if y < 0
+        else -sum(
+          math.log(math.exp(p) / sum(math.exp(q) for q in positives + negatives)) for p in positives
+        )
+      )
     return out
-  compare(lambda moved, clean: losses.info_nce(moved, jnp.array(labels), clean), naive, [3 * r.standard_normal((5, 5)) for _ in range(2)])
+
+  compare(
+    lambda moved, clean: losses.info_nce(moved, jnp.array(labels), clean),
+    naive,
+    [3 * r.standard_normal((5, 5)) for _ in range(2)],
+  )
   moved = as_float32(r.standard_normal((5, 5)))
-  assert (losses.info_nce(moved, jnp.array(labels)) == losses.cross_entropy(moved, jnp.array(labels))).all()
+  assert (
+    losses.info_nce(moved, jnp.array(labels)) == losses.cross_entropy(moved, jnp.array(labels))
+  ).all()
 
 
 def naive_class_means(features, labels, classes):
@@ -324,10 +436,16 @@ def test_class_means_against_a_loop():
   assert (present == wanted[1]).all() and present.tolist() == [1, 0, 0, 1, 0, 1]
   parents = np.array([0, 0, 1, 2, 2, 0])
   above, there = losses.class_means(means, jnp.where(present > 0, jnp.asarray(parents), -1), 4)
-  np.testing.assert_allclose(above, [(wanted[0][0] + wanted[0][5]) / 2, np.zeros(4), wanted[0][3], np.zeros(4)], rtol=1e-6)
+  np.testing.assert_allclose(
+    above, [(wanted[0][0] + wanted[0][5]) / 2, np.zeros(4), wanted[0][3], np.zeros(4)], rtol=1e-6
+  )
   assert there.tolist() == [1, 0, 1, 0]
-  grad = jax.grad(lambda x: losses.class_means(x, jnp.asarray(labels), 6)[0].sum())(as_float32(features))
-  np.testing.assert_allclose(grad, np.array([1 / 3, 1 / 2, 0, 1 / 3, 1 / 3, 1 / 2, 0, 1])[:, None].repeat(4, 1), rtol=1e-6)
+  grad = jax.grad(lambda x: losses.class_means(x, jnp.asarray(labels), 6)[0].sum())(
+    as_float32(features)
+  )
+  np.testing.assert_allclose(
+    grad, np.array([1 / 3, 1 / 2, 0, 1 / 3, 1 / 3, 1 / 2, 0, 1])[:, None].repeat(4, 1), rtol=1e-6
+  )
   nothing = losses.class_means(as_float32(features), jnp.full(8, -1), 6)
   assert not nothing[0].any() and not nothing[1].any()
 
@@ -337,10 +455,21 @@ def test_hcal_is_torchs(name):
   assert hcal.difference(name, hcal.golden()[name], ours.QUICK) <= 1e-5
 
 
-@pytest.mark.parametrize('change', [{'model.normalize': True}, {'model.head.dot_product': True}, {'loss.positives': 'both'}, {'loss.aggregate': 'samples'}],
-                         ids=str)
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'model.normalize': True},
+    {'model.head.dot_product': True},
+    {'loss.positives': 'both'},
+    {'loss.aggregate': 'samples'},
+  ],
+  ids=str,
+)
 def test_hcal_s_readings_are_told_apart(change):
-  assert hcal.difference('paper, 3 levels', hcal.golden()['paper, 3 levels'], ours.QUICK, **change) > 1e-2
+  assert (
+    hcal.difference('paper, 3 levels', hcal.golden()['paper, 3 levels'], ours.QUICK, **change)
+    > 1e-2
+  )
 
 
 # Supervised contrastive.
@@ -354,27 +483,41 @@ def naive_contrast(features, labels, temperature):
       others = [a for a in range(len(z)) if a != i and labels[a, k] >= 0]
       positives = [a for a in others if labels[a, k] == labels[i, k]]
       norm = sum(math.exp(z[i] @ z[a] / temperature) for a in others)
-      out[i] += sum(-math.log(math.exp(z[i] @ z[p] / temperature) / norm) for p in positives) / max(len(positives), 1) / labels.shape[1]
+      out[i] += (
+        sum(-math.log(math.exp(z[i] @ z[p] / temperature) / norm) for p in positives)
+        / max(len(positives), 1)
+        / labels.shape[1]
+      )
   return out
 
 
 def test_supervised_contrastive_against_a_loop():
   labels = np.array([[0, 0], [0, 1], [1, 2], [0, 0], [-1, -1], [1, -1], [2, 3]])
   features = np.random.default_rng(0).standard_normal((7, 4))
-  compare(lambda x: losses.supervised_contrastive(x, jnp.asarray(labels), .3), lambda x: naive_contrast(x, labels, .3), [features])
+  compare(
+    lambda x: losses.supervised_contrastive(x, jnp.asarray(labels), 0.3),
+    lambda x: naive_contrast(x, labels, 0.3),
+    [features],
+  )
 
 
 def test_supervised_contrastive_at_the_edges():
   x = as_float32(np.random.default_rng(0).standard_normal((4, 3))).at[2].set(0)
-  value_and_grad = jit(jax.value_and_grad(lambda x, labels, temperature: losses.supervised_contrastive(x, labels, temperature).sum()))
-  def value(labels, x=x, temperature=.1):
+  value_and_grad = jit(
+    jax.value_and_grad(
+      lambda x, labels, temperature: losses.supervised_contrastive(x, labels, temperature).sum()
+    )
+  )
+
+  def value(labels, x=x, temperature=0.1):
     out, grad = value_and_grad(x, jnp.array(labels)[:, None], temperature)
     assert np.isfinite(grad).all()
     return out
+
   assert value([0, 1, 2, 3]) == value([-1] * 4) == value([-1, -1, -1, 0]) == 0
   assert value([0] * 4) > 0 and np.isfinite(value([0] * 4, temperature=1e-4))
   np.testing.assert_allclose(value([0, 0, 1, 1], 1000 * x), value([0, 0, 1, 1], x), rtol=1e-5)
-  assert losses.supervised_contrastive(x[:1], jnp.array([[0]]), .1) == 0
+  assert losses.supervised_contrastive(x[:1], jnp.array([[0]]), 0.1) == 0
 
 
 # The global batch under sharding: each device's shares of the loss add up, as in training.
@@ -383,11 +526,15 @@ def test_supervised_contrastive_at_the_edges():
 def shares(kind, x, labels, prototypes, axis=None):
   """One device's share of a loss over the batch."""
   if kind == 'supervised_contrastive':
-    return losses.masked_mean(losses.supervised_contrastive(x, labels, .2, axis), (labels >= 0).any(1), axis)
+    return losses.masked_mean(
+      losses.supervised_contrastive(x, labels, 0.2, axis), (labels >= 0).any(1), axis
+    )
   means, present = losses.class_means(x, labels[:, 1], len(prototypes), axis)
   if kind == 'children':
-    means, present = losses.class_means(means, jnp.where(present > 0, jnp.array([0, 0, 1, 1, 2, 2]), -1), 3)
-  logits = means @ prototypes[:len(means)].T
+    means, present = losses.class_means(
+      means, jnp.where(present > 0, jnp.array([0, 0, 1, 1, 2, 2]), -1), 3
+    )
+  logits = means @ prototypes[: len(means)].T
   loss = losses.masked_mean(losses.info_nce(logits, jnp.arange(len(means)), logits / 2), present)
   return loss if axis is None else loss / jax.lax.axis_size(axis)
 
@@ -401,11 +548,19 @@ def test_eight_devices_are_one(kind):
   f = jax.value_and_grad(functools.partial(shares, kind), (0, 2))
 
   def device(x, labels, prototypes):
-    value, (by_features, by_prototypes) = jax.value_and_grad(functools.partial(shares, kind, axis='data'), (0, 2))(x, labels, prototypes)
+    value, (by_features, by_prototypes) = jax.value_and_grad(
+      functools.partial(shares, kind, axis='data'), (0, 2)
+    )(x, labels, prototypes)
     return jax.lax.psum((value, by_prototypes), 'data'), by_features
 
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
-  many = jax.shard_map(device, mesh=mesh, in_specs=(jax.P('data'), jax.P('data'), jax.P()), out_specs=(jax.P(), jax.P('data')), check_vma=False)
+  many = jax.shard_map(
+    device,
+    mesh=mesh,
+    in_specs=(jax.P('data'), jax.P('data'), jax.P()),
+    out_specs=(jax.P(), jax.P('data')),
+    check_vma=False,
+  )
   (value, by_prototypes), by_features = jit(many)(x, jnp.asarray(labels), prototypes)
   wanted, (features, others) = jit(f)(x, jnp.asarray(labels), prototypes)
   assert wanted > 0.1 and np.abs(features).max() > 1e-3

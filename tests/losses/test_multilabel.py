@@ -19,13 +19,20 @@ from hierjax.taxonomy.table import Taxonomy
 FEW = RANDOM[::5]  # trees, facets and early ends: each is a compilation
 jit = functools.partial(jax.jit, compiler_options=ours.QUICK)
 WILD = np.array([-1e30, -1e4, -90, -1, 0, 1, 90, 1e4, 1e30], np.float32)
-ANIMALS = Taxonomy.from_rows(('kind', 'animal', 'breed'), [
-  ['mammal', 'dog', 'poodle'], ['mammal', 'dog', 'husky'], ['mammal', 'cat', 'siamese'], ['bird', 'owl', '']])
+ANIMALS = Taxonomy.from_rows(
+  ('kind', 'animal', 'breed'),
+  [
+    ['mammal', 'dog', 'poodle'],
+    ['mammal', 'dog', 'husky'],
+    ['mammal', 'cat', 'siamese'],
+    ['bird', 'owl', ''],
+  ],
+)
 
 
-def draw(seed, n=40, classes=6, unknown=.2):
+def draw(seed, n=40, classes=6, unknown=0.2):
   rng = np.random.default_rng(seed)
-  targets = (rng.random((n, classes)) < rng.uniform(.1, .7, classes)).astype(np.int32)
+  targets = (rng.random((n, classes)) < rng.uniform(0.1, 0.7, classes)).astype(np.int32)
   targets[rng.random(targets.shape) < unknown] = -1
   return rng.normal(0, 3, (n, classes)).astype(np.float32), targets
 
@@ -40,7 +47,10 @@ def above(t):
 
 
 def places(t):
-  return {key: i for i, key in enumerate((k, c) for k, names in enumerate(t.names) for c in range(len(names)))}
+  return {
+    key: i
+    for i, key in enumerate((k, c) for k, names in enumerate(t.names) for c in range(len(names)))
+  }
 
 
 def below(t):
@@ -73,11 +83,15 @@ def sigmoid(x):
 
 def test_binary_cross_entropy_against_a_loop():
   x, y = draw(0)
-  weight = np.linspace(.3, 4, x.shape[1])
+  weight = np.linspace(0.3, 4, x.shape[1])
   y[3] = -1
   expected = []
   for row, truth in zip(x.astype(np.float64), y):
-    terms = [-w * math.log(sigmoid(v)) if t else -math.log(sigmoid(-v)) for v, t, w in zip(row, truth, weight) if t >= 0]
+    terms = [
+      -w * math.log(sigmoid(v)) if t else -math.log(sigmoid(-v))
+      for v, t, w in zip(row, truth, weight)
+      if t >= 0
+    ]
     expected.append(sum(terms) / len(terms) if terms else 0.0)
   got = jit(multilabel.binary_cross_entropy)(x, y, jnp.asarray(weight))
   assert got.dtype == jnp.float32 and got.shape == (len(x),) and got[3] == 0
@@ -86,24 +100,44 @@ def test_binary_cross_entropy_against_a_loop():
 
 def test_binary_losses_against_optax():
   x, y = draw(1, unknown=0)
-  np.testing.assert_allclose(multilabel.binary_cross_entropy(x, y), optax.sigmoid_binary_cross_entropy(x, y).mean(1), rtol=1e-5)
-  for gamma, alpha in ((2., None), (2., .25), (.5, .9), (0., None)):
+  np.testing.assert_allclose(
+    multilabel.binary_cross_entropy(x, y),
+    optax.sigmoid_binary_cross_entropy(x, y).mean(1),
+    rtol=1e-5,
+  )
+  for gamma, alpha in ((2.0, None), (2.0, 0.25), (0.5, 0.9), (0.0, None)):
     expected = optax.losses.sigmoid_focal_loss(x, y, alpha=alpha, gamma=gamma).mean(1)
-    np.testing.assert_allclose(jit(multilabel.focal)(x, y, gamma, alpha) if alpha else multilabel.focal(x, y, gamma), expected, rtol=2e-4, atol=1e-7)
-  np.testing.assert_array_equal(multilabel.focal(x, y, 0.), multilabel.binary_cross_entropy(x, y))
+    np.testing.assert_allclose(
+      jit(multilabel.focal)(x, y, gamma, alpha) if alpha else multilabel.focal(x, y, gamma),
+      expected,
+      rtol=2e-4,
+      atol=1e-7,
+    )
+  np.testing.assert_array_equal(multilabel.focal(x, y, 0.0), multilabel.binary_cross_entropy(x, y))
 
 
 def test_focal_loss_by_hand():
   """Lin et al. 2017: an example with p_t = .9 costs 100 times less at gamma = 2, one with p_t = .5 four times (section 3.2)."""
-  x = jnp.array([[math.log(9)], [0.]])
+  x = jnp.array([[math.log(9)], [0.0]])
   y = jnp.ones((2, 1), jnp.int32)
-  np.testing.assert_allclose(multilabel.binary_cross_entropy(x, y) / multilabel.focal(x, y, 2.), [100, 4], rtol=1e-4)
-  np.testing.assert_allclose(multilabel.focal(-x, 1 - y, 2., .25), .75 * multilabel.focal(x, y, 2.), rtol=1e-6)
+  np.testing.assert_allclose(
+    multilabel.binary_cross_entropy(x, y) / multilabel.focal(x, y, 2.0), [100, 4], rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    multilabel.focal(-x, 1 - y, 2.0, 0.25), 0.75 * multilabel.focal(x, y, 2.0), rtol=1e-6
+  )
 
 
-@pytest.mark.parametrize('loss', [
-  multilabel.binary_cross_entropy, lambda x, y: multilabel.focal(x, y, 2., .25), lambda x, y: multilabel.focal(x, y, .5),
-  lambda x, y: multilabel.binary_cross_entropy(x, y, jnp.full(x.shape[1], 100.))], ids=['bce', 'focal', 'small gamma', 'weights'])
+@pytest.mark.parametrize(
+  'loss',
+  [
+    multilabel.binary_cross_entropy,
+    lambda x, y: multilabel.focal(x, y, 2.0, 0.25),
+    lambda x, y: multilabel.focal(x, y, 0.5),
+    lambda x, y: multilabel.binary_cross_entropy(x, y, jnp.full(x.shape[1], 100.0)),
+  ],
+  ids=['bce', 'focal', 'small gamma', 'weights'],
+)
 def test_losses_and_gradients_are_finite_however_wrong_the_logits(loss):
   x = np.tile(WILD, (3, 1))
   y = np.repeat([[1], [0], [-1]], len(WILD), 1)
@@ -115,18 +149,20 @@ def test_losses_and_gradients_are_finite_however_wrong_the_logits(loss):
 def test_unknown_targets_have_no_part():
   x, y = draw(2)
   known = y >= 0
-  other = np.where(known, x, 50.).astype(np.float32)
-  for loss in (multilabel.binary_cross_entropy, lambda x, y: multilabel.focal(x, y, 2., .25)):
+  other = np.where(known, x, 50.0).astype(np.float32)
+  for loss in (multilabel.binary_cross_entropy, lambda x, y: multilabel.focal(x, y, 2.0, 0.25)):
     np.testing.assert_array_equal(loss(x, y), loss(other, y))
     assert not np.asarray(jax.grad(lambda x: loss(x, y).sum())(x))[~known].any()
 
 
 def test_positive_weights():
   y = np.array([[1, 0, 1, -1, 1], [0, 0, 1, -1, -1], [0, 0, 1, -1, 0], [0, 0, 1, 1, 0]])
-  np.testing.assert_allclose(multilabel.positive_weights(y, 10.), [3, 1, .1, .1, 2])
-  np.testing.assert_allclose(multilabel.positive_weights(y, 2.), [2, 1, .5, .5, 2])
+  np.testing.assert_allclose(multilabel.positive_weights(y, 10.0), [3, 1, 0.1, 0.1, 2])
+  np.testing.assert_allclose(multilabel.positive_weights(y, 2.0), [2, 1, 0.5, 0.5, 2])
   y = np.repeat([1, 0], [3, 60])[:, None]  # so weighted, both answers weigh the same
-  grad = jax.grad(lambda x: multilabel.binary_cross_entropy(x, y, multilabel.positive_weights(y, 100.)).sum())(jnp.zeros((63, 1)))
+  grad = jax.grad(
+    lambda x: multilabel.binary_cross_entropy(x, y, multilabel.positive_weights(y, 100.0)).sum()
+  )(jnp.zeros((63, 1)))
   assert abs(grad.sum()) < 1e-5
 
 
@@ -136,18 +172,22 @@ def test_positive_weights():
 @pytest.mark.parametrize('t', RANDOM, ids=repr)
 def test_edges_are_the_inclusions_of_rows(t):
   upper, lower = t.edges
-  assert list(zip(upper.tolist(), lower.tolist())) == [(a, b) for a, members in enumerate(below(t)) for b in sorted(members)]
+  assert list(zip(upper.tolist(), lower.tolist())) == [
+    (a, b) for a, members in enumerate(below(t)) for b in sorted(members)
+  ]
 
 
 @pytest.mark.parametrize('t', FEW, ids=repr)
 def test_max_constraint_and_its_loss_against_loops(t):
   rng = np.random.default_rng(len(t.paths))
   edges, under = t.edges, below(t)
-  y, _ = consistent_targets(t, rng, 9, .2)
+  y, _ = consistent_targets(t, rng, 9, 0.2)
   x = rng.normal(0, 3, y.shape).astype(np.float32)
   x[:3] = np.round(x[:3])  # ties
   got = jit(lambda x: multilabel.max_constraint(x, edges))(x)
-  np.testing.assert_array_equal(got, [[max(row[b] for b in under[a]) for a in range(len(under))] for row in x])
+  np.testing.assert_array_equal(
+    got, [[max(row[b] for b in under[a]) for a in range(len(under))] for row in x]
+  )
   expected = []  # equation of section 3.2, in probabilities
   for row, truth in zip(x.astype(np.float64), y):
     h, terms = [sigmoid(v) for v in row], []
@@ -157,7 +197,9 @@ def test_max_constraint_and_its_loss_against_loops(t):
       elif truth[a] == 0:
         terms.append(-math.log(1 - max(h[b] for b in members)))
     expected.append(sum(terms) / len(terms) if terms else 0)
-  got = jit(lambda x, y: multilabel.binary_cross_entropy(multilabel.max_constraint(x, edges, y), y))(x, y)
+  got = jit(
+    lambda x, y: multilabel.binary_cross_entropy(multilabel.max_constraint(x, edges, y), y)
+  )(x, y)
   np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -168,27 +210,38 @@ def test_constrained_probabilities_never_rise_below(t):
   x = rng.normal(0, 30, (200, len(places(t)))).astype(np.float32)
   p = np.asarray(jit(lambda x: multilabel.max_constraint(jax.nn.sigmoid(x), edges))(x))
   assert (p[:, upper] >= p[:, lower]).all()
-  np.testing.assert_array_equal(jit(lambda p: multilabel.max_constraint(p, edges))(p), p)  # nothing is left to do
+  np.testing.assert_array_equal(
+    jit(lambda p: multilabel.max_constraint(p, edges))(p), p
+  )  # nothing is left to do
 
 
 def test_gradient_of_the_constraint_goes_to_the_class_that_gave_the_score():
   t = ANIMALS  # kind: bird mammal; animal: cat dog owl; breed: poodle husky siamese owl
   edges = t.edges
-  x = jnp.array([[0., 1., 0., 2., 0., 5., 3., 0., -1.]])
+  x = jnp.array([[0.0, 1.0, 0.0, 2.0, 0.0, 5.0, 3.0, 0.0, -1.0]])
   by = jit(jax.jacrev(lambda x, y: multilabel.max_constraint(x, edges, y)[0]))
   of = lambda a, y: np.flatnonzero(by(x, y)[a, 0]).tolist()
   none = jnp.zeros((1, 9), jnp.int32)  # where no class holds, the loss sees the plain constraint
-  assert (of(1, none), of(3, none), of(2, none), of(0, none)) == ([5], [5], [2], [0])  # mammal by poodle, dog by poodle, cat and siamese are equal: the first
-  y = jnp.array([[0, 1, 0, 1, 0, 0, 1, 0, 0]])  # a husky: the poodle's score does not speak for the mammal
+  assert (of(1, none), of(3, none), of(2, none), of(0, none)) == (
+    [5],
+    [5],
+    [2],
+    [0],
+  )  # mammal by poodle, dog by poodle, cat and siamese are equal: the first
+  y = jnp.array(
+    [[0, 1, 0, 1, 0, 0, 1, 0, 0]]
+  )  # a husky: the poodle's score does not speak for the mammal
   assert (of(1, y), of(3, y), of(5, y)) == ([6], [6], [5])
 
 
 def test_the_constraint_s_loss_has_finite_gradients():
   edges, rng = ANIMALS.edges, np.random.default_rng(0)
-  y, _ = consistent_targets(ANIMALS, rng, 64, .3)
+  y, _ = consistent_targets(ANIMALS, rng, 64, 0.3)
   x = rng.choice(WILD, y.shape)
-  for loss in (multilabel.binary_cross_entropy, lambda x, y: multilabel.focal(x, y, 2., .25)):
-    value, grad = jit(jax.value_and_grad(lambda x: loss(multilabel.max_constraint(x, edges, y), y).sum()))(x)
+  for loss in (multilabel.binary_cross_entropy, lambda x, y: multilabel.focal(x, y, 2.0, 0.25)):
+    value, grad = jit(
+      jax.value_and_grad(lambda x: loss(multilabel.max_constraint(x, edges, y), y).sum())
+    )(x)
     assert np.isfinite(value) and np.isfinite(grad).all()
 
 
@@ -201,8 +254,15 @@ def test_a_score_that_is_no_number_stays_none():
 
 
 def test_contradictions():
-  y = np.array([[0, 1, 0, 1, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 1, 0, 0, 0], [0, -1, 0, -1, 0, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0, 0],
-                [0, 0, 0, 0, 1, 0, 0, 0, 1]])
+  y = np.array(
+    [
+      [0, 1, 0, 1, 0, 1, 0, 0, 0],
+      [0, 1, 0, 0, 0, 1, 0, 0, 0],
+      [0, -1, 0, -1, 0, 1, 0, 0, 0],
+      [1, 1, 0, 0, 0, 0, 0, 0, 0],
+      [0, 0, 0, 0, 1, 0, 0, 0, 1],
+    ]
+  )
   assert (ANIMALS.contradicts(y)[:, 0] >= 0).tolist() == [False, True, False, False, True]
   assert (ANIMALS.contradicts(y == 1)[:, 0] >= 0).tolist() == [False, True, True, False, True]
 
@@ -231,20 +291,35 @@ def test_best_thresholds_against_scikit_learn(seed):
 
 
 def test_thresholds_of_classes_that_say_nothing():
-  p = np.array([[.2, .9, .4], [.3, .8, .6], [.7, .1, .5]])
+  p = np.array([[0.2, 0.9, 0.4], [0.3, 0.8, 0.6], [0.7, 0.1, 0.5]])
   y = np.array([[0, 1, -1], [0, 1, -1], [0, 1, -1]])
-  assert multilabel.best_thresholds(p, y).tolist() == [.5, .1, .5]  # no positive; nothing but positives; nothing known
-  assert multilabel.best_thresholds(np.array([[.1], [.3], [.3], [.6]]), np.array([[0], [1], [0], [1]])).tolist() == [.3]
-  assert multilabel.best_thresholds(np.array([[.2], [.6], [.4]]), np.array([[1], [1], [0]])).tolist() == [.2]  # F1 .8; at .6 it is 2/3
-  p, y = np.array([[.9], [.8], [.7], [.6]]), np.array([[1], [0], [0], [1]])
-  assert multilabel.best_thresholds(p, y).tolist() == [.6] and multilabel.best_thresholds(p[:3], y[:3]).tolist() == [.9]
-  p, y = np.array([[.9], [.8], [.7], [.6], [.5]]), np.array([[1], [0], [0], [0], [1]])  # F1 at .9: 2/3; at .5: 4/7
-  assert multilabel.best_thresholds(p, y).tolist() == [.9]
-  assert multilabel.best_thresholds(p[:4], np.array([[1], [0], [0], [1]])).tolist() == [.6]  # 2/3 at .9 and at .6: the lowest
+  assert multilabel.best_thresholds(p, y).tolist() == [
+    0.5,
+    0.1,
+    0.5,
+  ]  # no positive; nothing but positives; nothing known
+  assert multilabel.best_thresholds(
+    np.array([[0.1], [0.3], [0.3], [0.6]]), np.array([[0], [1], [0], [1]])
+  ).tolist() == [0.3]
+  assert multilabel.best_thresholds(
+    np.array([[0.2], [0.6], [0.4]]), np.array([[1], [1], [0]])
+  ).tolist() == [0.2]  # F1 .8; at .6 it is 2/3
+  p, y = np.array([[0.9], [0.8], [0.7], [0.6]]), np.array([[1], [0], [0], [1]])
+  assert multilabel.best_thresholds(p, y).tolist() == [0.6] and multilabel.best_thresholds(
+    p[:3], y[:3]
+  ).tolist() == [0.9]
+  p, y = (
+    np.array([[0.9], [0.8], [0.7], [0.6], [0.5]]),
+    np.array([[1], [0], [0], [0], [1]]),
+  )  # F1 at .9: 2/3; at .5: 4/7
+  assert multilabel.best_thresholds(p, y).tolist() == [0.9]
+  assert multilabel.best_thresholds(p[:4], np.array([[1], [0], [0], [1]])).tolist() == [
+    0.6
+  ]  # 2/3 at .9 and at .6: the lowest
 
 
 def test_thresholds_each_for_itself_contradict_the_taxonomy():
-  p, thresholds = np.full((1, 9), .5), np.where(np.arange(9) < 2, .9, .3)
+  p, thresholds = np.full((1, 9), 0.5), np.where(np.arange(9) < 2, 0.9, 0.3)
   assert (ANIMALS.contradicts(multilabel.decide(p, thresholds))[:, 0] >= 0).all()
 
 
@@ -265,19 +340,21 @@ def test_metrics_against_scikit_learn(seed):
     truth, row = y[known, c], got['classes'][name]
     assert row['positives'] == truth.sum() and row['threshold'] == thresholds[c]
     if c == 3:
-      assert row['ap'] is None and row['threshold'] == .5 and row['after']['recall'] is None
+      assert row['ap'] is None and row['threshold'] == 0.5 and row['after']['recall'] is None
       continue
     aps.append(sk.average_precision_score(truth, p[known, c]))
     assert row['ap'] == pytest.approx(aps[-1])
-    for when, threshold in (('before', .5), ('after', thresholds[c])):
-      expected = sk.precision_recall_fscore_support(truth, p[known, c] >= threshold, average='binary', zero_division=np.nan)[:3]
+    for when, threshold in (('before', 0.5), ('after', thresholds[c])):
+      expected = sk.precision_recall_fscore_support(
+        truth, p[known, c] >= threshold, average='binary', zero_division=np.nan
+      )[:3]
       found = [row[when][k] for k in ('precision', 'recall', 'f1')]
       np.testing.assert_allclose([np.nan if v is None else v for v in found], expected, rtol=1e-12)
     assert row['after']['f1'] >= row['before']['f1']
   assert got['n'] == 60 and got['map_macro'] == pytest.approx(np.mean(aps))
   known = y >= 0
   assert got['map_micro'] == pytest.approx(sk.average_precision_score(y[known], p[known]))
-  for when, at in (('before', np.full(5, .5)), ('after', thresholds)):
+  for when, at in (('before', np.full(5, 0.5)), ('after', thresholds)):
     assert got[when]['f1_micro'] == pytest.approx(sk.f1_score(y[known], (p >= at)[known]))
     rows = [row[when]['f1'] for row in got['classes'].values() if row[when]['f1'] is not None]
     assert got[when]['f1_macro'] == pytest.approx(np.mean(rows))
@@ -293,6 +370,13 @@ def test_macro_and_micro_of_known_targets_are_scikit_learn_s():
 
 def test_metrics_of_nothing():
   for n in (0, 3):
-    got = multilabel.evaluate(np.zeros((n, 2)), np.full((n, 2), -1), np.full(2, .5), ['a', 'b'])
-    assert got['n'] == n and got['map_macro'] is got['map_micro'] is got['after']['f1_macro'] is got['before']['f1_micro'] is None
+    got = multilabel.evaluate(np.zeros((n, 2)), np.full((n, 2), -1), np.full(2, 0.5), ['a', 'b'])
+    assert (
+      got['n'] == n
+      and got['map_macro']
+      is got['map_micro']
+      is got['after']['f1_macro']
+      is got['before']['f1_micro']
+      is None
+    )
     assert got['classes']['a']['positives'] == 0

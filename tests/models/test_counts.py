@@ -16,11 +16,33 @@ from hierjax.models import counts, heads, layers
 
 ROOT = pathlib.Path(__file__).parents[2]
 THOP = json.loads((ours.GOLDEN / 'thop.json').read_text())
-SMALLEST = ('resnet18', 'convnext_tiny', 'vgg11', 'mobilenet_v2', 'mobilenet_v3_large', 'efficientnet_b0', 'vit_b_16', 'swin_t')  # of what Table III lacks
+SMALLEST = (
+  'resnet18',
+  'convnext_tiny',
+  'vgg11',
+  'mobilenet_v2',
+  'mobilenet_v3_large',
+  'efficientnet_b0',
+  'vit_b_16',
+  'swin_t',
+)  # of what Table III lacks
 TABLE3 = {  # S1: trunk; parameters and FLOPs of single-task, parallel and cascaded
-  'densenet121': (6_953_856, (7_154_756, 7_204_981, 7_214_585), (2_896_183_808, 2_896_233_984, 2_896_243_588)),
-  'maxvit_t': (30_407_624, (30_508_172, 30_533_309, 30_542_913), (5_455_904_000, 5_455_929_088, 5_455_938_692)),
-  'convnext_base': (87_566_464, (87_767_364, 87_817_589, 87_827_193), (15_372_622_848, 15_372_673_024, 15_372_682_628))}
+  'densenet121': (
+    6_953_856,
+    (7_154_756, 7_204_981, 7_214_585),
+    (2_896_183_808, 2_896_233_984, 2_896_243_588),
+  ),
+  'maxvit_t': (
+    30_407_624,
+    (30_508_172, 30_533_309, 30_542_913),
+    (5_455_904_000, 5_455_929_088, 5_455_938_692),
+  ),
+  'convnext_base': (
+    87_566_464,
+    (87_767_364, 87_817_589, 87_827_193),
+    (15_372_622_848, 15_372_673_024, 15_372_682_628),
+  ),
+}
 
 
 def describe(backbone, **changes):
@@ -35,7 +57,9 @@ def test_all_that_torchvision_has_is_counted():
   assert {name for name in ours.names() if 'torchvision' in ours.golden(name)} <= set(THOP)
 
 
-@pytest.mark.parametrize('name', [pytest.param(n, marks=() if n in SMALLEST else pytest.mark.slow) for n in THOP])
+@pytest.mark.parametrize(
+  'name', [pytest.param(n, marks=() if n in SMALLEST else pytest.mark.slow) for n in THOP]
+)
 def test_trunks_have_the_counts_that_thop_gives_their_originals(name):
   assert ours.counts(name) == THOP[name]
 
@@ -45,7 +69,9 @@ def test_trunks_have_the_counts_that_thop_gives_their_originals(name):
 def test_s1_table_3(backbone, heads):
   trunk, params, flops = TABLE3[backbone]
   k = ('flat', 'parallel', 'cascaded').index(heads)
-  said = predict.describe(runpy.run_path(str(ROOT / 'configs/tables/s1_table3.py'))['get_config'](f'{backbone},{heads}'))
+  said = predict.describe(
+    runpy.run_path(str(ROOT / 'configs/tables/s1_table3.py'))['get_config'](f'{backbone},{heads}')
+  )
   assert (said['trunk_params'], said['params'], said['thop_macs']) == (trunk, params[k], flops[k])
   assert list(said['heads']) == (['model'] if heads == 'flat' else ['make', 'model'])
 
@@ -57,15 +83,29 @@ def test_s1_table_3_has_no_other_rows():
       get_config(text)
 
 
-@pytest.mark.parametrize('levels,params', [('model', 23_909_636), ('make,model', 24_010_037), ('all', 24_028_478)])
+@pytest.mark.parametrize(
+  'levels,params', [('model', 23_909_636), ('make,model', 24_010_037), ('all', 24_028_478)]
+)
 def test_resnet50_of_s0(levels, params):
-  assert describe('resnet50', data__root='classes:make=49,type=9,model=196', model__levels=levels)['params'] == params
+  assert (
+    describe('resnet50', data__root='classes:make=49,type=9,model=196', model__levels=levels)[
+      'params'
+    ]
+    == params
+  )
 
 
 def test_hcal_s_resnet18_and_advanced_cnn():
   """S2's trunk, and with 120 prototypes of 256; S4's network with 10 classes."""
-  options = {'data__root': 'classes:super=20,sub=100', 'data__size': 32, 'model__heads': 'prototypes'}
-  for found in (describe('resnet18_32px', **options), describe('resnet18', model__stem='small', model__neck=256, **options)):
+  options = {
+    'data__root': 'classes:super=20,sub=100',
+    'data__size': 32,
+    'model__heads': 'prototypes',
+  }
+  for found in (
+    describe('resnet18_32px', **options),
+    describe('resnet18', model__stem='small', model__neck=256, **options),
+  ):
     assert (found['trunk_params'], found['params']) == (11_300_160, 11_330_880)
   assert describe('advanced_cnn', data__root='classes:class=10')['params'] == 11_181_642
 
@@ -75,16 +115,24 @@ class Everything(nn.Module):
 
   @nn.compact
   def __call__(self, x, train=False):
-    x = layers.Conv(6, 3, 2, 1, use_bias=True, name='conv')(x)           # 4 x 4 x 6 from 3 channels
+    x = layers.Conv(6, 3, 2, 1, use_bias=True, name='conv')(x)  # 4 x 4 x 6 from 3 channels
     x = layers.Conv(6, 3, 1, 1, depthwise=True, name='depthwise')(x)
     x = nn.relu(layers.BatchNorm(name='norm')(x, train))
-    x = layers.AvgPool(2, 2, name='pool')(x)                             # 2 x 2 x 6
+    x = layers.AvgPool(2, 2, name='pool')(x)  # 2 x 2 x 6
     x = layers.LayerNorm(name='function')(layers.LayerNorm(name='module')(x))
     return layers.Dense(5, name='dense')(layers.GlobalPool(name='all')(x)), {}
 
 
 def test_rules_by_hand():
-  conv, depthwise, norm, pool, layer_norm, pooled, dense = 96 * 3 * 9, 96 * 9, 4 * 96, 24, 4 * 24, (4 + 1) * 6, 30
+  conv, depthwise, norm, pool, layer_norm, pooled, dense = (
+    96 * 3 * 9,
+    96 * 9,
+    4 * 96,
+    24,
+    4 * 24,
+    (4 + 1) * 6,
+    30,
+  )
   known = conv + depthwise + norm + pool + layer_norm + pooled + dense
   assert counts.thop_macs(Everything(), 8, 'function') == known
   assert counts.thop_macs(Everything(), 8, '') == known + layer_norm
@@ -96,23 +144,40 @@ def test_rules_by_hand():
 
 def test_counting_neither_draws_nor_runs():
   """An image of 4 G pixels and a head of 68 GB."""
-  model = heads.Classifier(tiny.Tiny(), heads.Parallel((('model', 10 ** 9),), ((),)), (0.,) * 3, (1.,) * 3)
+  model = heads.Classifier(
+    tiny.Tiny(), heads.Parallel((('model', 10**9),), ((),)), (0.0,) * 3, (1.0,) * 3
+  )
   variables = counts.shapes(model, 65536)
-  assert counts.parameters(variables['params']['heads']) == 17 * 10 ** 9
-  assert counts.macs(model, variables, 65536) > counts.macs(model, variables, 32768) > 10 ** 9 and counts.thop_macs(model, 65536, '') > 10 ** 9
+  assert counts.parameters(variables['params']['heads']) == 17 * 10**9
+  assert (
+    counts.macs(model, variables, 65536) > counts.macs(model, variables, 32768) > 10**9
+    and counts.thop_macs(model, 65536, '') > 10**9
+  )
 
 
 def test_shared_parts_of_heads_are_told(monkeypatch):
   tiny.register(monkeypatch)
   said = describe('tiny', data__size=32, model__heads='mmoe')
-  assert list(said['heads']) == ['make', 'type', 'model', 'shared'] and said['params'] == said['trunk_params'] + sum(said['heads'].values())
+  assert list(said['heads']) == ['make', 'type', 'model', 'shared'] and said['params'] == said[
+    'trunk_params'
+  ] + sum(said['heads'].values())
   json.dumps(said)
 
 
-@pytest.mark.parametrize('root,message', [
-  ('classes:make=49,model', "'model' is not LEVEL=NUMBER; write classes:make=49,model=196"), ('classes:', "'' is not LEVEL=NUMBER"),
-  ('classes:make=0,model=3', "'make=0' is not"), ('classes:a=2,a=3', "'a=3' is not"), ('classes:a=2,b=-3', "'b=-3' is not"),
-  ('classes:model=196,make=49', 'the last level, make, is the finest and must have the most classes')])
+@pytest.mark.parametrize(
+  'root,message',
+  [
+    ('classes:make=49,model', "'model' is not LEVEL=NUMBER; write classes:make=49,model=196"),
+    ('classes:', "'' is not LEVEL=NUMBER"),
+    ('classes:make=0,model=3', "'make=0' is not"),
+    ('classes:a=2,a=3', "'a=3' is not"),
+    ('classes:a=2,b=-3', "'b=-3' is not"),
+    (
+      'classes:model=196,make=49',
+      'the last level, make, is the finest and must have the most classes',
+    ),
+  ],
+)
 def test_mistakes_in_numbers_of_classes(root, message):
   with pytest.raises(UserError, match=message):
     describe('resnet18', data__root=root)
@@ -120,6 +185,9 @@ def test_mistakes_in_numbers_of_classes(root, message):
 
 def test_there_is_nothing_to_train_on(monkeypatch):
   from hierjax.train import loop as train
+
   tiny.register(monkeypatch)
-  with pytest.raises(UserError, match=r"data\.train='train': no such split; the data have no images"):
+  with pytest.raises(
+    UserError, match=r"data\.train='train': no such split; the data have no images"
+  ):
     train.Run(tiny.run_config(**{'data.source': 'auto', 'data.root': 'classes:make=4,model=9'}))

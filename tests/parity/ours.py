@@ -44,14 +44,19 @@ def lite0_package(folder=GOLDEN):
 def counts(name):
   """Parameters and thop's MACs of the trunk, as in thop.json."""
   trunk = models.BACKBONES[name].make()
-  return {'params': counting.parameters(counting.shapes(trunk, 224)['params']), 'thop_macs': counting.thop_macs(trunk, 224, models.BACKBONES[name].unseen)}
+  return {
+    'params': counting.parameters(counting.shapes(trunk, 224)['params']),
+    'thop_macs': counting.thop_macs(trunk, 224, models.BACKBONES[name].unseen),
+  }
 
 
 @functools.cache
 def shapes(name):
   """Shapes of the variables, without compiling or drawing anything."""
   x = jnp.zeros((1, 224, 224, 3))
-  return jax.eval_shape(lambda: models.BACKBONES[name].make().init(jax.random.key(0), x, mutable=models.COLLECTIONS))
+  return jax.eval_shape(
+    lambda: models.BACKBONES[name].make().init(jax.random.key(0), x, mutable=models.COLLECTIONS)
+  )
 
 
 @functools.cache
@@ -72,7 +77,9 @@ def torch_entries(name, scheme):
 
 def to_torch(kind, x):
   x = np.asarray(x)
-  return x.transpose(3, 2, 0, 1) if kind == 'kernel' and x.ndim == 4 else x.T if kind == 'kernel' else x
+  return (
+    x.transpose(3, 2, 0, 1) if kind == 'kernel' and x.ndim == 4 else x.T if kind == 'kernel' else x
+  )
 
 
 def variables(name, scheme):
@@ -89,7 +96,9 @@ def evaluate(name, scheme, formulation='auto', options=None):
   module = models.BACKBONES[name].make()
   run = lambda v, x: module.apply(v, x)[0]
   with layers.formulation(formulation):
-    features = jax.jit(run, compiler_options=options)(variables(name, scheme), seeded.images(seeded.size(name, seeded.FORWARD, scheme)))
+    features = jax.jit(run, compiler_options=options)(
+      variables(name, scheme), seeded.images(seeded.size(name, seeded.FORWARD, scheme))
+    )
   return [seeded.pin(f) for f in np.asarray(features)]
 
 
@@ -97,7 +106,11 @@ def evaluate(name, scheme, formulation='auto', options=None):
 def double():
   """Within it float64 takes the place of float32, but for modules that have it as a default. A float32 gradient, torch's own too, is off by some thousandths
   where rounding puts an activation on the other side of its kink, and which one does is the compiler's choice."""
-  with jax.enable_x64(True), mock.patch.object(jnp, 'float32', jnp.float64), layers.formulation('cpu'):
+  with (
+    jax.enable_x64(True),
+    mock.patch.object(jnp, 'float32', jnp.float64),
+    layers.formulation('cpu'),
+  ):
     yield
 
 
@@ -111,10 +124,14 @@ def gradients(name, scheme, training, options=None):
     direction = jnp.asarray(seeded.direction(name, size[0], models.BACKBONES[name].features))
 
     def loss(params, x):
-      (features, _), new = module.apply({**v, 'params': params}, x, training, mutable=['batch_stats'])
+      (features, _), new = module.apply(
+        {**v, 'params': params}, x, training, mutable=['batch_stats']
+      )
       return (features * direction).sum(), (features, new)
 
-    grads, (features, new) = jax.jit(jax.grad(loss, has_aux=True), compiler_options=options)(v['params'], np.float64(seeded.images(size)))
+    grads, (features, new) = jax.jit(jax.grad(loss, has_aux=True), compiler_options=options)(
+      v['params'], np.float64(seeded.images(size))
+    )
   flat = {**traverse_util.flatten_dict({'params': grads}), **traverse_util.flatten_dict(new)}
   pins = {entries[p][0]: seeded.pin(to_torch(p[-1], x)) for p, x in flat.items()}
   return {'features': seeded.pin(features), 'grads': pins, 'stats': pins}
@@ -122,14 +139,21 @@ def gradients(name, scheme, training, options=None):
 
 def differences(name, scheme, wanted, formulation='auto', options=None):
   """Worst relative difference of the pooled features from the pins wanted['eval'] of a scheme."""
-  return max(seeded.difference(a, b) for a, b in zip(evaluate(name, scheme, formulation, options), wanted['eval'], strict=True))
+  return max(
+    seeded.difference(a, b)
+    for a, b in zip(evaluate(name, scheme, formulation, options), wanted['eval'], strict=True)
+  )
 
 
 def gradient_differences(name, scheme, mode, wanted, options=None):
   """{what: relative difference} from the pins of a mode, 'eval' or 'train'."""
   found = gradients(name, scheme, mode == 'train', options)
   rows = {'features': seeded.difference(found['features'], wanted['features'])}
-  return rows | {k: seeded.difference(found[part][k], w) for part in ('grads', 'stats') for k, w in wanted[part].items()}
+  return rows | {
+    k: seeded.difference(found[part][k], w)
+    for part in ('grads', 'stats')
+    for k, w in wanted[part].items()
+  }
 
 
 def lite0_difference(wanted, formulation='auto', options=None):
@@ -138,6 +162,14 @@ def lite0_difference(wanted, formulation='auto', options=None):
   v, report = pretrained.load(name, shapes(name), 'package', with_classifier=True)
   x = (seeded.pixels(seeded.LITE0) - np.float32(report['mean'])) / np.float32(report['std'])
   with layers.formulation(formulation):
-    features = np.asarray(jax.jit(lambda v, x: models.BACKBONES[name].make().apply(v, x)[0], compiler_options=options)(v, x), np.float64)
-  logits, wanted = features @ report['classifier']['kernel'] + report['classifier']['bias'], np.array(wanted['logits'])
+    features = np.asarray(
+      jax.jit(lambda v, x: models.BACKBONES[name].make().apply(v, x)[0], compiler_options=options)(
+        v, x
+      ),
+      np.float64,
+    )
+  logits, wanted = (
+    features @ report['classifier']['kernel'] + report['classifier']['bias'],
+    np.array(wanted['logits']),
+  )
   return float(np.abs(logits - wanted).max() / np.abs(wanted).max())

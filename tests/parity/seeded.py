@@ -7,11 +7,20 @@ import hashlib
 
 import numpy as np
 
-FORWARD = (2, 64, 75)  # images, height, width: even and odd sizes on the way down, so that padding and flooring show; H != W, so that a swap does
+FORWARD = (
+  2,
+  64,
+  75,
+)  # images, height, width: even and odd sizes on the way down, so that padding and flooring show; H != W, so that a swap does
 TRAIN = (4, 64, 75)
 LITE0 = (2, 160, 192)
 # (height, width) where a backbone, or its weights under a scheme's names, takes not every size; HCAL's does not reduce a large one
-SIZES = {'resnet18_32px': (32, 37), 'maxvit_t': (224, 224), 'vit_b_16': (224, 224), 'swin_t/timm': (224, 224)}
+SIZES = {
+  'resnet18_32px': (32, 37),
+  'maxvit_t': (224, 224),
+  'vit_b_16': (224, 224),
+  'swin_t/timm': (224, 224),
+}
 
 # HCAL's loss (S2) as its authors' code has it and as the paper does, with one or both positives of equation 6
 HCAL = {
@@ -61,7 +70,7 @@ def pixels(size):
 
 def hcal_noise(name):
   """How far a prototype's coordinates are moved: the paper's best, or what the code has, for CIFAR-100 and (three levels) for Aircraft."""
-  return .05 if HCAL[name]['reading'] == 'paper' else .01 if HCAL[name]['levels'] == 2 else 0.0
+  return 0.05 if HCAL[name]['reading'] == 'paper' else 0.01 if HCAL[name]['levels'] == 2 else 0.0
 
 
 def hcal(name):
@@ -70,10 +79,18 @@ def hcal(name):
   The last class of each of the two finer levels has no example.
   """
   r, n = rng('hcal', name), HCAL[name]['levels']
-  paths = np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 3], [0, 1, 4], [1, 2, 5], [1, 2, 6], [1, 3, 7]])[:, 3 - n:]
+  paths = np.array(
+    [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 3], [0, 1, 4], [1, 2, 5], [1, 2, 6], [1, 3, 7]]
+  )[:, 3 - n :]
   labels, shapes = paths[r.integers(7, size=14)], [(m + 1, 16) for m in paths.max(0)]
   epsilon = hcal_noise(name)
-  return (r.standard_normal((14, 16)), labels, paths, [.01 * r.standard_normal(s) for s in shapes], [r.uniform(-epsilon, epsilon, s) for s in shapes])
+  return (
+    r.standard_normal((14, 16)),
+    labels,
+    paths,
+    [0.01 * r.standard_normal(s) for s in shapes],
+    [r.uniform(-epsilon, epsilon, s) for s in shapes],
+  )
 
 
 def direction(name, n, d):
@@ -94,9 +111,16 @@ def difference(ours, golden):
   a, b = np.array(ours['entries']), np.array(golden['entries'])
   if a.shape != b.shape or not np.isfinite(a).all():
     return float('inf')
-  return float(max(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30), abs(ours['norm'] - golden['norm']) / max(golden['norm'], 1e-30)))
+  return float(
+    max(
+      np.abs(a - b).max() / max(np.abs(b).max(), 1e-30),
+      abs(ours['norm'] - golden['norm']) / max(golden['norm'], 1e-30),
+    )
+  )
 
 
 def names_digest(shapes):
   """sha256 over sorted names and shapes {torch's key: shape}: whether two state dicts have the same entries."""
-  return hashlib.sha256(''.join(f'{k}{list(map(int, s))}\n' for k, s in sorted(shapes.items())).encode()).hexdigest()[:16]
+  return hashlib.sha256(
+    ''.join(f'{k}{list(map(int, s))}\n' for k, s in sorted(shapes.items())).encode()
+  ).hexdigest()[:16]

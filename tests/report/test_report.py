@@ -1,4 +1,5 @@
 """The report: self-contained and well-formed, its numbers those of the evaluation, and a plain sentence where something is missing."""
+
 import base64
 import html.parser
 import io
@@ -30,7 +31,9 @@ HOSTILE = '<script>alert("x")</script> & $\\frac{1}$ \'<img src=x onerror=1>'
 
 def make_taxonomy(levels=LEVELS, evil=''):
   rng = np.random.default_rng(1)
-  rows = [(MAKES[i % 7], TYPES[rng.integers(5)], f'{MAKES[i % 7]} {100 + i}') for i in range(39)]  # make and type cross
+  rows = [
+    (MAKES[i % 7], TYPES[rng.integers(5)], f'{MAKES[i % 7]} {100 + i}') for i in range(39)
+  ]  # make and type cross
   rows.append((MAKES[7], TYPES[0], evil or 'Heath 1'))
   return Taxonomy.from_rows(levels, rows)
 
@@ -42,66 +45,140 @@ def simulate(taxonomy, labels, heads, skill, seed):
   leaf[np.arange(len(labels)), labels[:, -1]] += 1.9 * skill
   probs = []
   for k, level in enumerate(taxonomy.levels):
-    p = np.stack([np.exp(leaf[:, taxonomy.paths[:, k] == c]).sum(1) for c in range(taxonomy.num_classes(level))], 1)
-    p *= np.exp(.9 * rng.normal(size=p.shape) * (level != taxonomy.levels[-1]))
+    p = np.stack(
+      [
+        np.exp(leaf[:, taxonomy.paths[:, k] == c]).sum(1)
+        for c in range(taxonomy.num_classes(level))
+      ],
+      1,
+    )
+    p *= np.exp(0.9 * rng.normal(size=p.shape) * (level != taxonomy.levels[-1]))
     p[np.arange(len(labels)), labels[:, k]] *= np.exp(1.1 * (len(taxonomy.levels) - 1 - k > 0))
     probs.append(p / p.sum(-1, keepdims=True) if level in heads else None)
   return probs
 
 
-def make_run(path, heads=None, name='cars-3head', skill=2.6, n=600, taxonomy=None, seed=0, split='val', skipped=(), steps=1200, pictures=False,
-             prefix='images/'):
+def make_run(
+  path,
+  heads=None,
+  name='cars-3head',
+  skill=2.6,
+  n=600,
+  taxonomy=None,
+  seed=0,
+  split='val',
+  skipped=(),
+  steps=1200,
+  pictures=False,
+  prefix='images/',
+):
   """A run's directory with plausible contents; heads default to every level."""
   taxonomy = taxonomy or make_taxonomy()
   levels, heads = taxonomy.levels, heads or taxonomy.levels
   path.mkdir(parents=True)
   rng = np.random.default_rng(seed)
   c = config.default()
-  c.name, c.data.root, c.train.epochs = name, 'somewhere/drawn_cars', 12.
-  c.model.levels, c.loss.smoothing = ','.join(heads), .1 if len(heads) > 1 else 0.
+  c.name, c.data.root, c.train.epochs = name, 'somewhere/drawn_cars', 12.0
+  c.model.levels, c.loss.smoothing = ','.join(heads), 0.1 if len(heads) > 1 else 0.0
   (path / 'config.json').write_text(config.to_json(c))
   taxonomy.to_csv(path / 'taxonomy.csv')
-  phases = [{'start': 0, 'end': steps // 4, 'freeze': [f'heads/{levels[-1]}'], 'levels': list(levels[:-1])},
-            {'start': steps // 4, 'end': steps, 'freeze': [], 'levels': list(levels)}]
-  (path / 'run.json').write_text(json.dumps({
-    'command': f'python main.py --config=configs/3head.py --workdir=runs/{name} --mode=train', 'started': '2025-11-02T10:00:00+00:00',
-    'finished': '2025-11-02T10:24:09+00:00', 'versions': {'python': '3.11.9', 'jax': '0.10.2', 'flax': '0.12.1', 'numpy': '2.4.6'},
-    'device': '1 x cpu', 'seconds': 1449.2, 'params': 3_698_113, 'heads': list(heads), 'phases': phases,
-    'train_examples': 5685, 'val_examples': n, 'classes': {level: taxonomy.num_classes(level) for level in levels},
-    'skipped': list(skipped), 'state_sha256': 'ab' * 32,
-    'notes': ['split made: 20% of each class for val, seed 0']}))
+  phases = [
+    {'start': 0, 'end': steps // 4, 'freeze': [f'heads/{levels[-1]}'], 'levels': list(levels[:-1])},
+    {'start': steps // 4, 'end': steps, 'freeze': [], 'levels': list(levels)},
+  ]
+  (path / 'run.json').write_text(
+    json.dumps(
+      {
+        'command': f'python main.py --config=configs/3head.py --workdir=runs/{name} --mode=train',
+        'started': '2025-11-02T10:00:00+00:00',
+        'finished': '2025-11-02T10:24:09+00:00',
+        'versions': {'python': '3.11.9', 'jax': '0.10.2', 'flax': '0.12.1', 'numpy': '2.4.6'},
+        'device': '1 x cpu',
+        'seconds': 1449.2,
+        'params': 3_698_113,
+        'heads': list(heads),
+        'phases': phases,
+        'train_examples': 5685,
+        'val_examples': n,
+        'classes': {level: taxonomy.num_classes(level) for level in levels},
+        'skipped': list(skipped),
+        'state_sha256': 'ab' * 32,
+        'notes': ['split made: 20% of each class for val, seed 0'],
+      }
+    )
+  )
   with open(path / 'metrics.jsonl', 'w') as file:
     for step in range(10, steps + 1, 10):
       t, epoch, phase = step / steps, 12 * step / steps, int(step >= steps // 4)
-      line = {'step': step, 'epoch': epoch, 'kind': 'train', 'phase': phase, 'lr': 1e-3 * .5 * (1 + np.cos(np.pi * t)),
-              'images_per_s': 46 + rng.normal(), 'data_wait': .02 + .01 * rng.random(), 'grad_norm': 2 * np.exp(-t) + .2 * rng.random(),
-              'loss': 9 * np.exp(-3 * t) + .7 + .2 * rng.random()}
+      line = {
+        'step': step,
+        'epoch': epoch,
+        'kind': 'train',
+        'phase': phase,
+        'lr': 1e-3 * 0.5 * (1 + np.cos(np.pi * t)),
+        'images_per_s': 46 + rng.normal(),
+        'data_wait': 0.02 + 0.01 * rng.random(),
+        'grad_norm': 2 * np.exp(-t) + 0.2 * rng.random(),
+        'loss': 9 * np.exp(-3 * t) + 0.7 + 0.2 * rng.random(),
+      }
       for k, level in enumerate(levels):
         if level in heads and (phase or k < len(levels) - 1):
-          line |= {f'loss/{level}': (2 + k) * np.exp(-3 * t) + .1 * rng.random(),
-                   f'acc/{level}': 1 - np.exp(-(4 - k) * t) * .95 + .01 * rng.normal()}
+          line |= {
+            f'loss/{level}': (2 + k) * np.exp(-3 * t) + 0.1 * rng.random(),
+            f'acc/{level}': 1 - np.exp(-(4 - k) * t) * 0.95 + 0.01 * rng.normal(),
+          }
       file.write(json.dumps(line) + '\n')
       if step % (steps // 12) == 0:
-        tops = {f'top1/{level}': .98 - np.exp(-(5 - k) * t) * .9 - .08 * k for k, level in enumerate(levels)}
-        line = {'step': step, 'epoch': epoch, 'kind': 'val', 'loss': 8 * np.exp(-3 * t) + 1.2, **tops}
-        file.write(json.dumps(line | {'fpa': .7 * t ** .5, 'hvr': .5 - .3 * t, 'joint_fpa': .78 * t ** .5}) + '\n')
+        tops = {
+          f'top1/{level}': 0.98 - np.exp(-(5 - k) * t) * 0.9 - 0.08 * k
+          for k, level in enumerate(levels)
+        }
+        line = {
+          'step': step,
+          'epoch': epoch,
+          'kind': 'val',
+          'loss': 8 * np.exp(-3 * t) + 1.2,
+          **tops,
+        }
+        file.write(
+          json.dumps(line | {'fpa': 0.7 * t**0.5, 'hvr': 0.5 - 0.3 * t, 'joint_fpa': 0.78 * t**0.5})
+          + '\n'
+        )
   labels = taxonomy.paths[np.random.default_rng(7).integers(len(taxonomy.paths), size=n)]
   probs = simulate(taxonomy, labels, heads, skill, seed)
-  weights = dict(zip(levels, (.5, .3, 1.)))
-  decoded = {'independent': decode.independent(probs, taxonomy), 'leaf': decode.leaf(probs, taxonomy),
-             'joint': decode.joint(probs, taxonomy, list(weights.values()))}
-  evaluation = {'split': split, 'n': n, 'unreadable': 0, 'tta': 1, 'heads': list(heads), 'weights': weights,
-                'decode': {key: metrics.evaluate(d, labels, taxonomy, heads) for key, d in decoded.items()},
-                'intervals': {key: metrics.bootstrap(metrics.per_example(d, labels, taxonomy), n=100) for key, d in decoded.items()}}
+  weights = dict(zip(levels, (0.5, 0.3, 1.0)))
+  decoded = {
+    'independent': decode.independent(probs, taxonomy),
+    'leaf': decode.leaf(probs, taxonomy),
+    'joint': decode.joint(probs, taxonomy, list(weights.values())),
+  }
+  evaluation = {
+    'split': split,
+    'n': n,
+    'unreadable': 0,
+    'tta': 1,
+    'heads': list(heads),
+    'weights': weights,
+    'decode': {key: metrics.evaluate(d, labels, taxonomy, heads) for key, d in decoded.items()},
+    'intervals': {
+      key: metrics.bootstrap(metrics.per_example(d, labels, taxonomy), n=100)
+      for key, d in decoded.items()
+    },
+  }
   (path / f'eval_{split}.json').write_text(json.dumps(evaluation))
   arrays = {'files': np.array([f'{prefix}{i:05d}.jpg' for i in range(n)]), 'labels': labels}
   for key, d in decoded.items():
     arrays[f'pred_{key}'] = d.pred
-    arrays[f'prob_{key}'] = np.stack([d.prob[k][np.arange(n), d.pred[:, k]] for k in range(len(levels))], 1).astype(np.float32)
+    arrays[f'prob_{key}'] = np.stack(
+      [d.prob[k][np.arange(n), d.pred[:, k]] for k in range(len(levels))], 1
+    ).astype(np.float32)
   for k, p in enumerate(probs):
     if p is not None:
       best = np.argsort(-p, axis=1, kind='stable')[:, :5]
-      arrays[f'top_{k}'], arrays[f'top_prob_{k}'] = best.astype(np.int32), np.take_along_axis(p, best, 1).astype(np.float32)
+      arrays[f'top_{k}'], arrays[f'top_prob_{k}'] = (
+        best.astype(np.int32),
+        np.take_along_axis(p, best, 1).astype(np.float32),
+      )
   np.savez_compressed(path / f'predictions_{split}.npz', **arrays)
   if pictures:
     make_pictures(path, split, arrays, taxonomy)
@@ -114,13 +191,26 @@ def make_pictures(path, split, predictions, taxonomy):
   rows = explain.shown(predictions, taxonomy)
   rng = np.random.default_rng(0)
   noise = rng.integers(0, 60, (len(rows), 120, 160, 3))
-  jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray((noise[i] + colour_of(row)).astype(np.uint8)), quality=explain.QUALITY) for i, row in enumerate(rows)]
+  jpegs = [
+    simplejpeg.encode_jpeg(
+      np.ascontiguousarray((noise[i] + colour_of(row)).astype(np.uint8)), quality=explain.QUALITY
+    )
+    for i, row in enumerate(rows)
+  ]
   n = len(predictions['labels'])
   points = np.sort(rng.permutation(n)[:400])
   np.savez_compressed(
-    path / f'explain_{split}.npz', predictions=np.array(explain.digest(path, split)), rows=rows, jpeg=np.frombuffer(b''.join(jpegs), np.uint8),
-    ends=np.cumsum([len(j) for j in jpegs]), maps=rng.integers(0, 256, (len(rows), len(explain.heads(predictions)), 4, 4)).astype(np.uint8),
-    points=points, xy=(rng.normal(size=(len(points), 2)) + 6 * predictions['labels'][points, :2]).astype(np.float32))
+    path / f'explain_{split}.npz',
+    predictions=np.array(explain.digest(path, split)),
+    rows=rows,
+    jpeg=np.frombuffer(b''.join(jpegs), np.uint8),
+    ends=np.cumsum([len(j) for j in jpegs]),
+    maps=rng.integers(0, 256, (len(rows), len(explain.heads(predictions)), 4, 4)).astype(np.uint8),
+    points=points,
+    xy=(rng.normal(size=(len(points), 2)) + 6 * predictions['labels'][points, :2]).astype(
+      np.float32
+    ),
+  )
 
 
 def make_embedding(path, taxonomy, n=80):
@@ -129,10 +219,15 @@ def make_embedding(path, taxonomy, n=80):
   leaf = rng.normal(size=(len(taxonomy.paths), 16))
   labels = taxonomy.paths[rng.integers(len(leaf), size=n)]
   sums = [np.zeros((len(names), 16)) for names in taxonomy.names]
-  for k, total in enumerate(sums): np.add.at(total, taxonomy.paths[:, k], leaf)
-  for moment, noise in (('first', 9.), ('last', .4)):
-    np.savez_compressed(path / f'embedding_{moment}.npz', features=(leaf[labels[:, -1]] + noise * rng.normal(size=(n, 16))).astype(np.float32), labels=labels,
-                        **{f'prototype_{k}': total.astype(np.float32) for k, total in enumerate(sums)})
+  for k, total in enumerate(sums):
+    np.add.at(total, taxonomy.paths[:, k], leaf)
+  for moment, noise in (('first', 9.0), ('last', 0.4)):
+    np.savez_compressed(
+      path / f'embedding_{moment}.npz',
+      features=(leaf[labels[:, -1]] + noise * rng.normal(size=(n, 16))).astype(np.float32),
+      labels=labels,
+      **{f'prototype_{k}': total.astype(np.float32) for k, total in enumerate(sums)},
+    )
 
 
 def colour_of(row):
@@ -141,7 +236,11 @@ def colour_of(row):
 
 @pytest.fixture(scope='module')
 def full(tmp_path_factory):
-  path = make_run(tmp_path_factory.mktemp('report') / 'run', skipped=['images/00017.jpg', 'images/00333.jpg'], pictures=True)
+  path = make_run(
+    tmp_path_factory.mktemp('report') / 'run',
+    skipped=['images/00017.jpg', 'images/00333.jpg'],
+    pictures=True,
+  )
   make_run(path / 'baseline', heads=('model',), name='cars-1head', skill=2.5, seed=1)
   report.write(path)
   return path
@@ -149,6 +248,7 @@ def full(tmp_path_factory):
 
 class Page(html.parser.HTMLParser):
   """Every element closed in its order; ids, tables as rows of cells, and the addresses that a browser would load."""
+
   VOID = ('meta', 'link', 'br', 'img', 'hr', 'input')
 
   def __init__(self, text):
@@ -161,9 +261,12 @@ class Page(html.parser.HTMLParser):
   def handle_starttag(self, tag, attrs):
     self.tags.add(tag)
     self.note(tag, attrs)
-    if tag not in self.VOID: self.open.append(tag)
-    if tag == 'tr': self.rows.append([])
-    if tag in ('td', 'th') and self.rows: self.rows[-1].append('')
+    if tag not in self.VOID:
+      self.open.append(tag)
+    if tag == 'tr':
+      self.rows.append([])
+    if tag in ('td', 'th') and self.rows:
+      self.rows[-1].append('')
 
   def handle_startendtag(self, tag, attrs):
     self.tags.add(tag)
@@ -171,8 +274,10 @@ class Page(html.parser.HTMLParser):
 
   def note(self, tag, attrs):
     for key, value in attrs:
-      if key == 'id': self.ids.append(value)
-      if key in ('src', 'href', 'xlink:href', 'srcset', 'data', 'action', 'poster') and tag != 'a': self.loads.append(value)
+      if key == 'id':
+        self.ids.append(value)
+      if key in ('src', 'href', 'xlink:href', 'srcset', 'data', 'action', 'poster') and tag != 'a':
+        self.loads.append(value)
       assert not key.startswith('on'), f'{tag} has {key}'
 
   def handle_endtag(self, tag):
@@ -180,8 +285,10 @@ class Page(html.parser.HTMLParser):
     self.open.pop()
 
   def handle_data(self, text):
-    if 'style' not in self.open: self.words.append(text)
-    if {'td', 'th'} & set(self.open) and 'small' not in self.open: self.rows[-1][-1] += text.strip()
+    if 'style' not in self.open:
+      self.words.append(text)
+    if {'td', 'th'} & set(self.open) and 'small' not in self.open:
+      self.rows[-1][-1] += text.strip()
 
   @property
   def text(self):
@@ -192,7 +299,11 @@ def made_page(path):
   return Page((path / 'report.html').read_text(encoding='utf-8'))
 
 
-ELSEWHERE = ('labels', 'novelty', 'migration')  # the sections of multi levels, of eval.novelty and of --mode=migrate
+ELSEWHERE = (
+  'labels',
+  'novelty',
+  'migration',
+)  # the sections of multi levels, of eval.novelty and of --mode=migrate
 
 
 def test_well_formed_and_self_contained(full):
@@ -202,20 +313,26 @@ def test_well_formed_and_self_contained(full):
   assert 'script' not in made.tags and 'iframe' not in made.tags
   for address in made.loads + re.findall(r'url\(([^)]*)\)', text):
     assert address.startswith(('#', 'data:')), address
-  for target in re.findall(r'(?:href="#|url\(#)([^")]*)', text): assert target in made.ids, f'nothing has the id {target}'
+  for target in re.findall(r'(?:href="#|url\(#)([^")]*)', text):
+    assert target in made.ids, f'nothing has the id {target}'
   assert '@import' not in text and "default-src 'none'" in text
   assert 'prefers-color-scheme: dark' in text and 'name="viewport"' in text
-  assert text.count('<figure>') == 11 + 6 and not re.search('#0102[0-9a-f]{2}', text), 'placeholder colours are left'
+  assert text.count('<figure>') == 11 + 6 and not re.search('#0102[0-9a-f]{2}', text), (
+    'placeholder colours are left'
+  )
   assert 'could not be made' not in text
-  for section in report.SECTIONS: assert (section.id in made.ids) == (section.id not in ELSEWHERE), section.id
+  for section in report.SECTIONS:
+    assert (section.id in made.ids) == (section.id not in ELSEWHERE), section.id
 
 
 def test_the_table_holds_the_numbers_of_the_evaluation(full):
   made, evaluation = made_page(full), json.loads((full / 'eval_val.json').read_text())
   baseline = json.loads((full / 'baseline' / 'eval_val.json').read_text())['decode']['leaf']
   columns = [baseline] + [evaluation['decode'][name] for name in ('independent', 'leaf', 'joint')]
-  start = next(i for i, row in enumerate(made.rows) if row == ['', 'baseline', 'independent', 'leaf', 'joint'])
-  table = made.rows[start + 1:]
+  start = next(
+    i for i, row in enumerate(made.rows) if row == ['', 'baseline', 'independent', 'leaf', 'joint']
+  )
+  table = made.rows[start + 1 :]
   position = 0
   for metric in ('top1', 'top3', 'top5'):
     position += 1  # the name of the group
@@ -228,18 +345,24 @@ def test_the_table_holds_the_numbers_of_the_evaluation(full):
     assert rows[label] == [f'{100 * column[key]:.1f}%' for column in columns], label
   for label, key in (('severity', 'severity'), ('AHD@5', 'ahd5')):
     assert rows[label] == [f'{column[key]:.2f}' for column in columns], label
-  assert rows['make-type'] == [f'{100 * column["consistency"]["make-type"]:.1f}%' for column in columns]
+  assert rows['make-type'] == [
+    f'{100 * column["consistency"]["make-type"]:.1f}%' for column in columns
+  ]
   interval = evaluation['intervals']['joint']['fpa']
   assert f'{100 * interval["low"]:.1f}–{100 * interval["high"]:.1f}' in made.text
 
 
 def test_headline_and_phases_in_words(full):
   text = made_page(full).text
-  assert ('efficientnet_lite0 with 3 heads (make, type and model) trained on 5,685 images of drawn_cars '
-          '(8 make, 5 type and 40 model classes) for 12 epochs, in 24 min 09 s on 1 x cpu.') in text
+  assert (
+    'efficientnet_lite0 with 3 heads (make, type and model) trained on 5,685 images of drawn_cars '
+    '(8 make, 5 type and 40 model classes) for 12 epochs, in 24 min 09 s on 1 x cpu.'
+  ) in text
   assert 'These are val numbers: 600 images' in text and 'has not finished' not in text
-  assert ('Phase 1, at the start: loss of make and type; frozen: heads/model. '
-          'Phase 2, from epoch 3: loss of make, type and model; frozen: nothing.') in text
+  assert (
+    'Phase 1, at the start: loss of make and type; frozen: heads/model. '
+    'Phase 2, from epoch 3: loss of make, type and model; frozen: nothing.'
+  ) in text
 
 
 def test_the_best_of_each_row_is_bold(full):
@@ -259,14 +382,19 @@ def test_verdict_words_and_interval(full):
   ours = json.loads((full / 'eval_val.json').read_text())['decode']
   base = json.loads((full / 'baseline' / 'eval_val.json').read_text())['decode']['leaf']
   difference = ours['joint']['fpa'] - base['fpa']
-  assert difference > .03  # the made-up heads help
-  assert f'Yes. On val, {100 * ours["joint"]["fpa"]:.1f}% of the images are right at every level with joint decoding' in made.text
+  assert difference > 0.03  # the made-up heads help
+  assert (
+    f'Yes. On val, {100 * ours["joint"]["fpa"]:.1f}% of the images are right at every level with joint decoding'
+    in made.text
+  )
   assert f'a difference of +{100 * difference:.1f} points (95% interval +' in made.text
   assert 'paired bootstrap over 600 images' in made.text
   assert f'contradict each other on {100 * ours["independent"]["hvr"]:.1f}%' in made.text
   assert 'Besides the heads, the two runs differ in loss.smoothing.' in made.text
   row = next(row for row in made.rows if row[0] == 'full-path accuracy')
-  base, joint, loose = (f'{100 * x:.1f}%' for x in (base['fpa'], ours['joint']['fpa'], ours['independent']['fpa']))
+  base, joint, loose = (
+    f'{100 * x:.1f}%' for x in (base['fpa'], ours['joint']['fpa'], ours['independent']['fpa'])
+  )
   assert [*row[1:4], row[5]] == [base, joint, f'+{100 * difference:.1f}', loose]
 
 
@@ -298,10 +426,13 @@ def test_runs_measured_differently_are_not_compared(tmp_path):
 def test_predictions_of_another_evaluation_lend_no_interval(full, tmp_path):
   make_run(tmp_path / 'run')
   make_run(tmp_path / 'run' / 'baseline', heads=('model',), seed=1)
-  stale = make_run(tmp_path / 'other', skill=1.)
+  stale = make_run(tmp_path / 'other', skill=1.0)
   (stale / 'predictions_val.npz').replace(tmp_path / 'run' / 'predictions_val.npz')
   text = made_page(report.write(tmp_path / 'run').parent).text
-  assert 'the predictions of this run do not belong to its eval_val.json' in text and 'It seems so.' in text
+  assert (
+    'the predictions of this run do not belong to its eval_val.json' in text
+    and 'It seems so.' in text
+  )
 
 
 def test_baseline_by_option_and_itself_a_baseline(tmp_path):
@@ -316,11 +447,21 @@ def test_baseline_by_option_and_itself_a_baseline(tmp_path):
   assert 'against' in text and '--config.baseline=train' not in text
 
 
-INPUTS = ['run.json', 'metrics.jsonl', 'taxonomy.csv', 'eval_val.json', 'predictions_val.npz', 'explain_val.npz',
-          'baseline/eval_val.json', 'baseline/predictions_val.npz']
+INPUTS = [
+  'run.json',
+  'metrics.jsonl',
+  'taxonomy.csv',
+  'eval_val.json',
+  'predictions_val.npz',
+  'explain_val.npz',
+  'baseline/eval_val.json',
+  'baseline/predictions_val.npz',
+]
 
 
-@pytest.mark.parametrize('damage', [None, b'', b'{"half', b'\xff\xfe\x00'], ids=['missing', 'empty', 'half', 'bytes'])
+@pytest.mark.parametrize(
+  'damage', [None, b'', b'{"half', b'\xff\xfe\x00'], ids=['missing', 'empty', 'half', 'bytes']
+)
 @pytest.mark.parametrize('name', INPUTS)
 def test_missing_or_damaged_inputs_are_said(full, tmp_path, name, damage):
   for file in ['config.json', *INPUTS]:
@@ -328,34 +469,63 @@ def test_missing_or_damaged_inputs_are_said(full, tmp_path, name, damage):
       if (full / (folder + file)).exists():
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / (folder + file)).write_bytes((full / (folder + file)).read_bytes())
-  if damage is None: (tmp_path / name).unlink()
-  else: (tmp_path / name).write_bytes(damage)
+  if damage is None:
+    (tmp_path / name).unlink()
+  else:
+    (tmp_path / name).write_bytes(damage)
   text = made_page(report.write(tmp_path).parent).text
   assert 'could not be made' not in text and 'Traceback' not in text
-  if damage and name in ('run.json', 'taxonomy.csv', 'eval_val.json', 'baseline/eval_val.json'): assert 'could not be read' in text
-  if damage and name == 'metrics.jsonl': assert 'metrics.jsonl: 1 damaged line left out' in text
-  if name == 'metrics.jsonl': assert 'there are no curves' in text
-  if name == 'eval_val.json': assert 'the best val line, at step 1,200,' in text
-  if 'predictions' in name: assert 'No intervals' in text
-  if name == 'predictions_val.npz': assert text.count(mistakes.NO_PREDICTIONS) == 4
-  if name == 'explain_val.npz': assert text.count(mistakes.REMAKE) == 3
+  if damage and name in ('run.json', 'taxonomy.csv', 'eval_val.json', 'baseline/eval_val.json'):
+    assert 'could not be read' in text
+  if damage and name == 'metrics.jsonl':
+    assert 'metrics.jsonl: 1 damaged line left out' in text
+  if name == 'metrics.jsonl':
+    assert 'there are no curves' in text
+  if name == 'eval_val.json':
+    assert 'the best val line, at step 1,200,' in text
+  if 'predictions' in name:
+    assert 'No intervals' in text
+  if name == 'predictions_val.npz':
+    assert text.count(mistakes.NO_PREDICTIONS) == 4
+  if name == 'explain_val.npz':
+    assert text.count(mistakes.REMAKE) == 3
 
 
 def test_a_configuration_is_enough_and_without_one_it_is_no_run(tmp_path):
   (tmp_path / 'config.json').write_text('{}')
   text = made_page(report.write(tmp_path).parent).text
-  assert 'there are no scores yet' in text and 'This run has not finished' in text and 'could not be made' not in text
-  with pytest.raises(config.UserError, match=r'no config\.json here'): report.write(tmp_path / 'nowhere')
+  assert (
+    'there are no scores yet' in text
+    and 'This run has not finished' in text
+    and 'could not be made' not in text
+  )
+  with pytest.raises(config.UserError, match=r'no config\.json here'):
+    report.write(tmp_path / 'nowhere')
 
 
 def test_hostile_names_are_text(tmp_path):
   levels = ('<b>make</b>', 'ty"pe/$x$', "mo'del&amp;")
-  path = make_run(tmp_path / 'run', name=HOSTILE, taxonomy=make_taxonomy(levels, HOSTILE), skipped=[HOSTILE, 'a\udc80b.jpg'], prefix=HOSTILE, pictures=True)
-  (path / 'run.json').write_text((path / 'run.json').read_text().replace('split made', json.dumps('</details>' + HOSTILE)[1:-1]))
+  path = make_run(
+    tmp_path / 'run',
+    name=HOSTILE,
+    taxonomy=make_taxonomy(levels, HOSTILE),
+    skipped=[HOSTILE, 'a\udc80b.jpg'],
+    prefix=HOSTILE,
+    pictures=True,
+  )
+  (path / 'run.json').write_text(
+    (path / 'run.json').read_text().replace('split made', json.dumps('</details>' + HOSTILE)[1:-1])
+  )
   make_run(path / 'baseline', heads=levels[-1:], taxonomy=make_taxonomy(levels, HOSTILE), seed=1)
   text, made = (report.write(path)).read_text(encoding='utf-8'), made_page(path)
-  assert 'script' not in made.tags and all(address.startswith(('#', 'data:')) for address in made.loads)
-  assert 'onerror=1&gt;' in section(path, 'gallery') and '<b>make</b>' not in text and '&lt;b&gt;make&lt;/b&gt;' in section(path, 'gallery')
+  assert 'script' not in made.tags and all(
+    address.startswith(('#', 'data:')) for address in made.loads
+  )
+  assert (
+    'onerror=1&gt;' in section(path, 'gallery')
+    and '<b>make</b>' not in text
+    and '&lt;b&gt;make&lt;/b&gt;' in section(path, 'gallery')
+  )
   assert '<script' not in text and '&lt;script&gt;' in text and '\\udc80b.jpg' in text
   assert made.text.count('alert("x")') >= 4  # title, heading, skipped, note, configuration
   assert text.count('<figure>') == 11 + 6 and 'could not be made' not in text
@@ -367,13 +537,18 @@ def predictions_of(path):
 
 
 def section(path, id):
-  return re.search(rf'<section id="{id}">(.*?)</section>', (path / 'report.html').read_text(encoding='utf-8'), re.S)[1]
+  return re.search(
+    rf'<section id="{id}">(.*?)</section>', (path / 'report.html').read_text(encoding='utf-8'), re.S
+  )[1]
 
 
 def squares(svg):
   """{(row, column): shade class} of a confusion matrix."""
-  return {(int(y), int(x)): name for name, path in re.findall(r'<path class="([do] k\d)" d="([^"]*)"', svg)
-          for x, y in re.findall(r'M(\d+) (\d+)h1v1h-1z', path)}
+  return {
+    (int(y), int(x)): name
+    for name, path in re.findall(r'<path class="([do] k\d)" d="([^"]*)"', svg)
+    for x, y in re.findall(r'M(\d+) (\d+)h1v1h-1z', path)
+  }
 
 
 def test_confusion_matrices_are_the_predictions_in_the_taxonomys_order(full):
@@ -385,21 +560,28 @@ def test_confusion_matrices_are_the_predictions_in_the_taxonomys_order(full):
     assert sorted(names) == sorted(taxonomy.names[k])
     if k == 2:
       makes = [name.split()[0] for name in names]
-      assert makes == sorted(makes) and names != list(taxonomy.names[2])  # the file has the makes mixed
+      assert makes == sorted(makes) and names != list(
+        taxonomy.names[2]
+      )  # the file has the makes mixed
     place = {taxonomy.names[k].index(name): i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), int)
-    for a, b in zip(data['labels'][:, k], data['pred_joint'][:, k]): counts[place[a], place[b]] += 1
+    for a, b in zip(data['labels'][:, k], data['pred_joint'][:, k]):
+      counts[place[a], place[b]] += 1
     drawn = squares(svg)
     assert set(drawn) == set(zip(*(x.tolist() for x in np.nonzero(counts))))
     for (y, x), name in drawn.items():
       share = counts[y, x] / counts[y].sum()
       shade = int(name[-1])
-      assert name[0] == ('d' if x == y else 'o') and (shade - 1) / 8 < share ** .5 + 1e-9 and share ** .5 <= shade / 8 + 1e-9
+      assert (
+        name[0] == ('d' if x == y else 'o')
+        and (shade - 1) / 8 < share**0.5 + 1e-9
+        and share**0.5 <= shade / 8 + 1e-9
+      )
   percents = sorted(int(v) for v in re.findall(r'<text class="figure[^>]*>(\d+)<', svgs[1]))
   counts = np.zeros((5, 5))
   np.add.at(counts, (data['labels'][:, 1], data['pred_joint'][:, 1]), 1)
   shares = (counts / counts.sum(1, keepdims=True)).ravel()
-  assert percents == sorted(int(f'{100 * v:.0f}') for v in shares if v >= .005)
+  assert percents == sorted(int(f'{100 * v:.0f}') for v in shares if v >= 0.005)
 
 
 def test_zoom_into_a_make_counts_all_its_images(full):
@@ -412,7 +594,10 @@ def test_zoom_into_a_make_counts_all_its_images(full):
     inside = np.isin(data['labels'][:, 2], models)
     within = re.search(r'mistaken within it (\d+), elsewhere (\d+)', block)
     pred, labels = data['pred_joint'][inside, 2], data['labels'][inside, 2]
-    assert (int(within[1]), int(within[2])) == ((np.isin(pred, models) & (pred != labels)).sum(), (~np.isin(pred, models)).sum())
+    assert (int(within[1]), int(within[2])) == (
+      (np.isin(pred, models) & (pred != labels)).sum(),
+      (~np.isin(pred, models)).sum(),
+    )
     rows = re.findall(r'<tr><th scope="row"><small>\d+</small> (.*?)</th>(.*?)</tr>', block)
     assert sorted(name for name, _ in rows) == sorted(taxonomy.names[2][c] for c in models)
     for name, cells in rows:
@@ -425,18 +610,32 @@ def test_worst_confusions_show_their_own_images(full):
   found = re.findall(r'<article class="pair">(.*?)</article>', section(full, 'worst'), re.S)
   assert len(found) == explain.CONFUSIONS
   for pair in found:
-    true, pred = (taxonomy.names[2].index(re.sub('<[^>]*>', '', name).strip()) for name in re.search(r'<h4>(.*?)<span.*?</span>(.*?)</h4>', pair).groups())
-    count, of, height = map(int, re.search(r'(\d+) of (\d+) images; LCA height (\d)', pair).groups())
+    true, pred = (
+      taxonomy.names[2].index(re.sub('<[^>]*>', '', name).strip())
+      for name in re.search(r'<h4>(.*?)<span.*?</span>(.*?)</h4>', pair).groups()
+    )
+    count, of, height = map(
+      int, re.search(r'(\d+) of (\d+) images; LCA height (\d)', pair).groups()
+    )
     rows = np.flatnonzero((data['labels'][:, 2] == true) & (data['pred_joint'][:, 2] == pred))
-    assert (count, of) == (len(rows), (data['labels'][:, 2] == true).sum()) and height == (taxonomy.paths[true] != taxonomy.paths[pred]).sum()
+    assert (count, of) == (len(rows), (data['labels'][:, 2] == true).sum()) and height == (
+      taxonomy.paths[true] != taxonomy.paths[pred]
+    ).sum()
     for source, file in re.findall(r'<img src="([^"]*)" alt="([^"]*)"', pair):
       row = int(re.search(r'(\d+)\.jpg', file)[1])
       assert data['labels'][row, 2] in (true, pred)
-      assert np.abs(pixels(source).mean((0, 1)) - colour_of(row) - 29.5).max() < 6  # the picture is that row's
+      assert (
+        np.abs(pixels(source).mean((0, 1)) - colour_of(row) - 29.5).max() < 6
+      )  # the picture is that row's
 
 
 def pixels(source):
-  return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.removeprefix('data:image/jpeg;base64,')))).convert('RGB'), float)
+  return np.asarray(
+    Image.open(
+      io.BytesIO(base64.b64decode(source.removeprefix('data:image/jpeg;base64,')))
+    ).convert('RGB'),
+    float,
+  )
 
 
 def test_galleries_show_each_pattern_with_the_heads_choices(full):
@@ -444,10 +643,15 @@ def test_galleries_show_each_pattern_with_the_heads_choices(full):
   right = explain.right(data, [0, 1, 2])
   panes = section(full, 'gallery').split('<div class="pane">')[1:]
   patterns, counts = np.unique(right, axis=0, return_counts=True)
-  assert len(panes) == len(patterns) and f'{len(patterns)} of the 8 possible patterns' in section(full, 'gallery')
+  assert len(panes) == len(patterns) and f'{len(patterns)} of the 8 possible patterns' in section(
+    full, 'gallery'
+  )
   seen = set()
   for pane in panes:
-    told = tuple(word == 'right' for word in re.findall(r'(?:make|type|model) (right|wrong)', pane.split('</p>')[0]))
+    told = tuple(
+      word == 'right'
+      for word in re.findall(r'(?:make|type|model) (right|wrong)', pane.split('</p>')[0])
+    )
     n = int(re.match(r'\s*<p class="note">([\d,]+) image', pane)[1])
     assert n == counts[(patterns == told).all(1)][0]
     seen.add(told)
@@ -464,7 +668,9 @@ def test_galleries_show_each_pattern_with_the_heads_choices(full):
         assert names == [taxonomy.names[k][c] for c in data[f'top_{k}'][row]]
         assert shares == [f'{100 * p:.1f}' for p in data[f'top_prob_{k}'][row].astype(float)]
         marked = re.findall(r'<li class="true"[^>]*>.*?<span>([^<]*)</span>', head)
-        assert marked == [name for name in names if name == taxonomy.names[k][data['labels'][row, k]]]
+        assert marked == [
+          name for name in names if name == taxonomy.names[k][data['labels'][row, k]]
+        ]
         assert pixels(re.search(r'<img src="([^"]*)"', head)[1]).shape == (120, 160, 3)
   assert seen == {tuple(p) for p in patterns.tolist()}
 
@@ -472,8 +678,11 @@ def test_galleries_show_each_pattern_with_the_heads_choices(full):
 def test_the_tree_holds_every_class_with_its_accuracy(full):
   taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
   text = section(full, 'tree')
-  rows = re.findall(r'<i class="g(\d)"></i><span class="word">([^<]*)</span>.*?<span class="of">([\d,]+)</span><span class="own">([^<]*)</span>', text)
-  prefixes = {tuple(p[:k + 1]) for p in taxonomy.paths.tolist() for k in range(3)}
+  rows = re.findall(
+    r'<i class="g(\d)"></i><span class="word">([^<]*)</span>.*?<span class="of">([\d,]+)</span><span class="own">([^<]*)</span>',
+    text,
+  )
+  prefixes = {tuple(p[: k + 1]) for p in taxonomy.paths.tolist() for k in range(3)}
   assert len(rows) == len(prefixes)
   for k, level in ((0, 'make'), (2, 'model')):
     for c, name in enumerate(taxonomy.names[k]):
@@ -482,33 +691,59 @@ def test_the_tree_holds_every_class_with_its_accuracy(full):
       found = [row for row in rows if row[1] == name]
       assert len(found) == 1, level
       assert found[0][2:] == (f'{mine.sum():,}', page.number(share))
-      if share is not None: assert [share >= limit for limit in (.5, .7, .8, .9)] == [int(found[0][0]) > i for i in range(4)]
+      if share is not None:
+        assert [share >= limit for limit in (0.5, 0.7, 0.8, 0.9)] == [
+          int(found[0][0]) > i for i in range(4)
+        ]
 
 
-ENDING = [('animal', 'dog', 'poodle'), ('animal', 'dog', 'pug'), ('animal', 'cat', ''), ('plant', '', ''), ('rock', 'basalt', 'dark basalt')]
+ENDING = [
+  ('animal', 'dog', 'poodle'),
+  ('animal', 'dog', 'pug'),
+  ('animal', 'cat', ''),
+  ('plant', '', ''),
+  ('rock', 'basalt', 'dark basalt'),
+]
 
 
-@pytest.mark.parametrize(('levels', 'rows', 'heads'), [
-  (('class',), [(f'class {i}',) for i in range(9)], None),
-  (('a', 'b', 'c', 'd'), [(f'a{i % 2}', f'b{i % 3}', f'c{i % 4}', f'd{i}') for i in range(24)], None),
-  (('kingdom', 'kind', 'breed'), ENDING, None),
-  (('kingdom', 'kind', 'breed'), ENDING, ('breed',)),
-], ids=['one level', 'crossing', 'ending early', 'one head'])
+@pytest.mark.parametrize(
+  ('levels', 'rows', 'heads'),
+  [
+    (('class',), [(f'class {i}',) for i in range(9)], None),
+    (
+      ('a', 'b', 'c', 'd'),
+      [(f'a{i % 2}', f'b{i % 3}', f'c{i % 4}', f'd{i}') for i in range(24)],
+      None,
+    ),
+    (('kingdom', 'kind', 'breed'), ENDING, None),
+    (('kingdom', 'kind', 'breed'), ENDING, ('breed',)),
+  ],
+  ids=['one level', 'crossing', 'ending early', 'one head'],
+)
 def test_other_shapes_of_taxonomy(tmp_path, levels, rows, heads):
-  path = make_run(tmp_path / 'run', taxonomy=Taxonomy.from_rows(levels, rows), heads=heads, n=150, pictures=True)
+  path = make_run(
+    tmp_path / 'run', taxonomy=Taxonomy.from_rows(levels, rows), heads=heads, n=150, pictures=True
+  )
   text = made_page(report.write(path).parent).text
-  assert 'could not be made' not in text and mistakes.REMAKE not in text and mistakes.NO_PREDICTIONS not in text
+  assert (
+    'could not be made' not in text
+    and mistakes.REMAKE not in text
+    and mistakes.NO_PREDICTIONS not in text
+  )
   assert len(re.findall(r'<svg class="matrix', section(path, 'confusion'))) == len(levels)
   branches = re.findall('<span class="word">([^<]*)</span>', section(path, 'tree'))[1:]
-  prefixes = {tuple(row[:k + 1]) for row in rows for k in range(len(levels)) if row[k]}
-  assert sorted(branches) == sorted(prefix[-1] for prefix in prefixes)  # a branch that ends early is no longer
+  prefixes = {tuple(row[: k + 1]) for row in rows for k in range(len(levels)) if row[k]}
+  assert sorted(branches) == sorted(
+    prefix[-1] for prefix in prefixes
+  )  # a branch that ends early is no longer
   cases = section(path, 'gallery').split('<article class="case">')[1:]
   assert cases and all(case.count('<div class="head">') == len(heads or levels) for case in cases)
 
 
 def test_unknown_labels_count_nowhere(full, tmp_path):
   for file in full.iterdir():
-    if file.is_file(): shutil.copy(file, tmp_path)
+    if file.is_file():
+      shutil.copy(file, tmp_path)
   data = predictions_of(full)
   data['labels'][:100, 2] = -1
   data['labels'][100:150] = -1
@@ -516,13 +751,31 @@ def test_unknown_labels_count_nowhere(full, tmp_path):
   make_pictures(tmp_path, 'val', data, Taxonomy.from_csv(full / 'taxonomy.csv'))
   report.write(tmp_path)
   assert 'could not be made' not in made_page(tmp_path).text
-  assert [int(n) for n in re.findall(r'classes, (\d+) images', section(tmp_path, 'confusion').split('Closer')[0])] == [550, 550, 450]
-  counts = [int(n) for n in re.findall(r'<p class="note">(\d+) image', section(tmp_path, 'gallery'))]
+  assert [
+    int(n)
+    for n in re.findall(r'classes, (\d+) images', section(tmp_path, 'confusion').split('Closer')[0])
+  ] == [550, 550, 450]
+  counts = [
+    int(n) for n in re.findall(r'<p class="note">(\d+) image', section(tmp_path, 'gallery'))
+  ]
   assert sum(counts) == 450
-  leaves = [int(n) for n in re.findall(r'<div class="branch leaf"><span class="twig"><i.*?<span class="of">(\d+)</span>', section(tmp_path, 'tree'))]
+  leaves = [
+    int(n)
+    for n in re.findall(
+      r'<div class="branch leaf"><span class="twig"><i.*?<span class="of">(\d+)</span>',
+      section(tmp_path, 'tree'),
+    )
+  ]
   assert len(leaves) == 40 and sum(leaves) == 450
-  branches = dict(re.findall(r'<span class="word">([^<]*)</span>.*?<span class="of">(\d+)</span>', section(tmp_path, 'tree')))
-  assert sum(int(branches[make]) for make in MAKES) == 550  # a make counts the images whose model is not known, too
+  branches = dict(
+    re.findall(
+      r'<span class="word">([^<]*)</span>.*?<span class="of">(\d+)</span>',
+      section(tmp_path, 'tree'),
+    )
+  )
+  assert (
+    sum(int(branches[make]) for make in MAKES) == 550
+  )  # a make counts the images whose model is not known, too
   assert 'unknown' in section(tmp_path, 'features') and 'unknown' not in section(full, 'features')
 
 
@@ -531,7 +784,8 @@ def test_reliability_and_points_are_drawn(full):
   text = section(full, 'features')
   svgs = re.findall(r'<svg class="points".*?</svg>', text, re.S)
   assert len(svgs) == 3 and [svg.count('h0') for svg in svgs] == [400] * 3
-  with np.load(full / 'explain_val.npz') as archive: points = archive['points']
+  with np.load(full / 'explain_val.npz') as archive:
+    points = archive['points']
   data = predictions_of(full)
   wrong = (data['labels'][points, 2] != data['pred_joint'][points, 2]).sum()
   assert re.search(r'<path class="t0" d="([^"]*)"', svgs[2])[1].count('M') == wrong
@@ -541,37 +795,63 @@ def logged(path, values):
   """Adds values(step) to each training line of the run; the curves' section."""
   lines = [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
   for line in lines:
-    if line['kind'] == 'train': line |= values(line['step'])
+    if line['kind'] == 'train':
+      line |= values(line['step'])
   (path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   report.write(path)
   return section(path, 'curves')
 
 
 def legend_of(text, title):
-  return re.findall(r'<i class="([^"]*)"></i>([^<]*)</span>', re.search(rf'<b>{title}</b>(.*?)</figcaption>', text, re.S)[1])
+  return re.findall(
+    r'<i class="([^"]*)"></i>([^<]*)</span>',
+    re.search(rf'<b>{title}</b>(.*?)</figcaption>', text, re.S)[1],
+  )
 
 
 def test_loss_weights_are_drawn_where_they_move(full, tmp_path):
   assert 'Loss weights' not in section(full, 'curves')
   path = make_run(tmp_path / 'run', n=40)
-  still = logged(path, lambda step: {'weight/make': .5, 'weight/model': 1., 'weight/tree_path': .1, 'memory_gib': 2.5})
-  assert 'Loss weights' not in still and 'cosine' not in still and '<b>Peak memory in GiB</b>' in still
+  still = logged(
+    path,
+    lambda step: {
+      'weight/make': 0.5,
+      'weight/model': 1.0,
+      'weight/tree_path': 0.1,
+      'memory_gib': 2.5,
+    },
+  )
+  assert (
+    'Loss weights' not in still and 'cosine' not in still and '<b>Peak memory in GiB</b>' in still
+  )
   text = logged(path, lambda step: {'weight/make': 1 - step / 2000, 'weight/model': step / 1000})
   # a level has the colour of its other curves
-  assert legend_of(text, 'Loss weights') == [('thick c0', 'make'), ('thick c2', 'model'), ('thick c3', 'tree_path')]
+  assert legend_of(text, 'Loss weights') == [
+    ('thick c0', 'make'),
+    ('thick c2', 'model'),
+    ('thick c3', 'tree_path'),
+  ]
   assert 'Loss weights are running means over 4 logged steps' in ' '.join(Page(text).words)
 
 
 def test_cosines_of_the_tasks_gradients(tmp_path):
   path = make_run(tmp_path / 'run', n=40)
-  text = logged(path, lambda step: {'cosine/make-model': -.4})
-  assert legend_of(text, 'Cosine of the tasks&#39; gradients') == [('thick c0', 'make-model')] and 'Loss weights' not in text
+  text = logged(path, lambda step: {'cosine/make-model': -0.4})
+  assert (
+    legend_of(text, 'Cosine of the tasks&#39; gradients') == [('thick c0', 'make-model')]
+    and 'Loss weights' not in text
+  )
   svg = re.search(r"<svg[^>]*aria-label=\"Cosine of the tasks' gradients\".*?</svg>", text, re.S)[0]
   assert {'cosine', 'epoch', '-1', '1'} <= set(re.findall(r'>([^<>]+)</text>', svg))
   text = logged(path, lambda step: {f'cosine/task{i}-b': i / 20 for i in range(15)})
   found = legend_of(text, 'Cosine of the tasks&#39; gradients')
-  assert [name for _, name in found] == ['make-model', *(f'task{i}-b' for i in range(11))]  # the lowest
-  assert [style for style, _ in found] == [f'thick c{i}' for i in range(6)] + [f'thick dashed c{i}' for i in range(6)]
+  assert [name for _, name in found] == [
+    'make-model',
+    *(f'task{i}-b' for i in range(11)),
+  ]  # the lowest
+  assert [style for style, _ in found] == [f'thick c{i}' for i in range(6)] + [
+    f'thick dashed c{i}' for i in range(6)
+  ]
   assert 'the 4 pairs with the highest are left out' in ' '.join(Page(text).words)
 
 
@@ -580,27 +860,51 @@ def test_smoothed_curves_keep_their_mean_and_length():
   lines = [{'step': i, 'x': 2 + rng.normal()} for i in range(300)]
   raw, smooth = (charts.series(lines, 'step', 'x', 0, False, smooth=on) for on in (False, True))
   np.testing.assert_array_equal(raw.x, smooth.x)
-  np.testing.assert_allclose(smooth.y[20:280], [raw.y[i - 5:i + 5].mean() for i in range(20, 280)])  # of 10 points
-  assert smooth.y.std() < .5 * raw.y.std() and abs(smooth.y.mean() - raw.y.mean()) < .05
+  np.testing.assert_allclose(
+    smooth.y[20:280], [raw.y[i - 5 : i + 5].mean() for i in range(20, 280)]
+  )  # of 10 points
+  assert smooth.y.std() < 0.5 * raw.y.std() and abs(smooth.y.mean() - raw.y.mean()) < 0.05
   few = charts.series(lines[:40], 'step', 'x', 0, False, smooth=True)
   np.testing.assert_array_equal(few.y, raw.y[:40])
 
 
 def pictures_of(path):
   """Of each picture of the section: (level, {colour: places of its points}, marks (shape, colour, small, place, name))."""
-  for level, svg in re.findall(r'<figcaption><b>([^<]*)</b></figcaption>\s*(<svg class="points".*?</svg>)', section(path, 'embedding'), re.S):
-    dots = {hue: np.array(re.findall(r'M(\S+) (\S+)h0', d), float) for hue, d in re.findall(r'<path class="t(\w+)" d="([^"]*)"', svg)}
-    marks = re.findall(r'<use href="#shape-(\w+)" class="t(\d+)" transform="translate\((\S+) (\S+)\)( scale\(.6\))?"><title>([^<]*)</title>', svg)
-    yield level, dots, [(shape, hue, bool(small), np.array([x, y], float), name) for shape, hue, x, y, small, name in marks]
+  for level, svg in re.findall(
+    r'<figcaption><b>([^<]*)</b></figcaption>\s*(<svg class="points".*?</svg>)',
+    section(path, 'embedding'),
+    re.S,
+  ):
+    dots = {
+      hue: np.array(re.findall(r'M(\S+) (\S+)h0', d), float)
+      for hue, d in re.findall(r'<path class="t(\w+)" d="([^"]*)"', svg)
+    }
+    marks = re.findall(
+      r'<use href="#shape-(\w+)" class="t(\d+)" transform="translate\((\S+) (\S+)\)( scale\(.6\))?"><title>([^<]*)</title>',
+      svg,
+    )
+    yield (
+      level,
+      dots,
+      [
+        (shape, hue, bool(small), np.array([x, y], float), name)
+        for shape, hue, x, y, small, name in marks
+      ],
+    )
 
 
 def test_features_and_prototypes_share_a_plane_and_colours(full):
   taxonomy = Taxonomy.from_csv(full / 'taxonomy.csv')
-  with np.load(full / 'embedding_last.npz') as archive: labels = archive['labels']
-  legends = [dict(re.findall(r'<i class="t(\d+)"></i>([^<]*)</span>', line))
-             for line in re.findall(r'<p class="legend"><b>.*?</p>', section(full, 'embedding'), re.S)]
+  with np.load(full / 'embedding_last.npz') as archive:
+    labels = archive['labels']
+  legends = [
+    dict(re.findall(r'<i class="t(\d+)"></i>([^<]*)</span>', line))
+    for line in re.findall(r'<p class="legend"><b>.*?</p>', section(full, 'embedding'), re.S)
+  ]
   assert [len(legend) for legend in legends] == [len(set(labels[:, 0])), len(set(labels[:, 1])), 20]
-  assert '80 images and ' in section(full, 'embedding') and 'perplexity 30, seed 0' in section(full, 'embedding')
+  assert '80 images and ' in section(full, 'embedding') and 'perplexity 30, seed 0' in section(
+    full, 'embedding'
+  )
   # of the finest level, all of the models of the most frequent makes
   counts = np.bincount(labels[:, 0], minlength=8)
   makes = [make for make in np.argsort(-counts, kind='stable') if counts[make]]
@@ -612,15 +916,22 @@ def test_features_and_prototypes_share_a_plane_and_colours(full):
   for at, (level, dots, marks) in enumerate(found):
     k = LEVELS.index(level)
     assert sum(map(len, dots.values())) == 80
-    for hue, name in legends[k].items(): assert len(dots[hue]) == (labels[:, k] == taxonomy.names[k].index(name)).sum()
+    for hue, name in legends[k].items():
+      assert len(dots[hue]) == (labels[:, k] == taxonomy.names[k].index(name)).sum()
     assert {shape for shape, _, _, _, _ in marks} == ({'star'} if k == 2 else {'star', 'circle'})
     for shape, hue, small, _, name in marks:
       own = shape == 'circle' or k == 2
-      assert small != own and legends[k][hue] == (name if own else taxonomy.names[k][taxonomy.paths[taxonomy.names[2].index(name), k]])
+      assert small != own and legends[k][hue] == (
+        name if own else taxonomy.names[k][taxonomy.paths[taxonomy.names[2].index(name), k]]
+      )
     if at == 5:  # in the end the images lie where the prototype of their class does
       apart = [np.linalg.norm(np.median(dots[hue], 0) - place) for _, hue, _, place, _ in marks]
-      others = [np.linalg.norm(np.median(dots[hue], 0) - place) for _, hue, _, _, _ in marks for _, _, _, place, _ in marks]
-      assert len(marks) == 20 and np.median(apart) < .3 * np.median(others)
+      others = [
+        np.linalg.norm(np.median(dots[hue], 0) - place)
+        for _, hue, _, _, _ in marks
+        for _, _, _, place, _ in marks
+      ]
+      assert len(marks) == 20 and np.median(apart) < 0.3 * np.median(others)
 
 
 def test_features_without_prototypes_and_no_section_without_files(tmp_path):
@@ -629,68 +940,136 @@ def test_features_without_prototypes_and_no_section_without_files(tmp_path):
   taxonomy.to_csv(tmp_path / 'taxonomy.csv')
   assert 'Features and prototypes' not in made_page(report.write(tmp_path).parent).text
   make_embedding(tmp_path, taxonomy)
-  with np.load(tmp_path / 'embedding_last.npz') as archive: kept = {key: archive[key] for key in ('features', 'labels')}
+  with np.load(tmp_path / 'embedding_last.npz') as archive:
+    kept = {key: archive[key] for key in ('features', 'labels')}
   (tmp_path / 'embedding_first.npz').unlink()
   np.savez(tmp_path / 'embedding_last.npz', **kept)
   text = made_page(report.write(tmp_path).parent).text
-  assert 'In the end' in text and 'At the first evaluation' not in text and 'star' not in text and '80 images; perplexity 26.3' in text
+  assert (
+    'In the end' in text
+    and 'At the first evaluation' not in text
+    and 'star' not in text
+    and '80 images; perplexity 26.3' in text
+  )
   assert [len(marks) for _, _, marks in pictures_of(tmp_path)] == [0, 0, 0]
   np.savez(tmp_path / 'embedding_last.npz', **{key: value[:5] for key, value in kept.items()})
   assert 'There are too few images to place.' in made_page(report.write(tmp_path).parent).text
 
 
-@pytest.mark.parametrize(('change', 'says'), [
-  (b'', 'could not be read'), (b'PK\x03\x04half', 'could not be read'), ({'labels': None}, 'labels'),
-  ({'labels': np.full((80, 3), 99)}, 'labels are not of this taxonomy'), ({'labels': np.zeros((80, 3))}, 'labels are not of this taxonomy'),
-  ({'labels': np.zeros((79, 3), int)}, 'not (79, 16)'), ({'features': np.full((80, 16), np.nan)}, 'features is not finite'),
-  ({'prototype_1': np.zeros((6, 16))}, 'prototype_1 is (6, 16), not (5, 16)'),
-], ids=['empty', 'half', 'no labels', 'other labels', 'no numbers', 'another number', 'not finite', 'another level'])
+@pytest.mark.parametrize(
+  ('change', 'says'),
+  [
+    (b'', 'could not be read'),
+    (b'PK\x03\x04half', 'could not be read'),
+    ({'labels': None}, 'labels'),
+    ({'labels': np.full((80, 3), 99)}, 'labels are not of this taxonomy'),
+    ({'labels': np.zeros((80, 3))}, 'labels are not of this taxonomy'),
+    ({'labels': np.zeros((79, 3), int)}, 'not (79, 16)'),
+    ({'features': np.full((80, 16), np.nan)}, 'features is not finite'),
+    ({'prototype_1': np.zeros((6, 16))}, 'prototype_1 is (6, 16), not (5, 16)'),
+  ],
+  ids=[
+    'empty',
+    'half',
+    'no labels',
+    'other labels',
+    'no numbers',
+    'another number',
+    'not finite',
+    'another level',
+  ],
+)
 def test_damaged_embeddings_are_said_and_cost_no_more(tmp_path, change, says):
   taxonomy = make_taxonomy()
   (tmp_path / 'config.json').write_text('{}')
   taxonomy.to_csv(tmp_path / 'taxonomy.csv')
   make_embedding(tmp_path, taxonomy)
   (tmp_path / 'embedding_first.npz').unlink()
-  with np.load(tmp_path / 'embedding_last.npz') as archive: arrays = dict(archive)
-  if isinstance(change, bytes): (tmp_path / 'embedding_last.npz').write_bytes(change)
-  else: np.savez(tmp_path / 'embedding_last.npz', **{key: value for key, value in {**arrays, **change}.items() if value is not None})
+  with np.load(tmp_path / 'embedding_last.npz') as archive:
+    arrays = dict(archive)
+  if isinstance(change, bytes):
+    (tmp_path / 'embedding_last.npz').write_bytes(change)
+  else:
+    np.savez(
+      tmp_path / 'embedding_last.npz',
+      **{key: value for key, value in {**arrays, **change}.items() if value is not None},
+    )
   text = made_page(report.write(tmp_path).parent).text
-  assert 'embedding_last.npz could not be read: ' in text and says in text and 'Features and prototypes' not in text and 'could not be made' not in text
+  assert (
+    'embedding_last.npz could not be read: ' in text
+    and says in text
+    and 'Features and prototypes' not in text
+    and 'could not be made' not in text
+  )
 
 
 def test_pictures_of_another_evaluation_are_not_shown(full, tmp_path):
   for file in full.iterdir():
-    if file.is_file(): shutil.copy(file, tmp_path)
-  np.savez_compressed(tmp_path / 'predictions_val.npz', **predictions_of(full) | {'prob_leaf': np.zeros((600, 3), np.float32)})
+    if file.is_file():
+      shutil.copy(file, tmp_path)
+  np.savez_compressed(
+    tmp_path / 'predictions_val.npz',
+    **predictions_of(full) | {'prob_leaf': np.zeros((600, 3), np.float32)},
+  )
   report.write(tmp_path)
-  assert made_page(tmp_path).text.count(mistakes.REMAKE) == 3 and '<img' not in (tmp_path / 'report.html').read_text(encoding='utf-8')
+  assert made_page(tmp_path).text.count(mistakes.REMAKE) == 3 and '<img' not in (
+    tmp_path / 'report.html'
+  ).read_text(encoding='utf-8')
 
 
 def test_a_report_of_many_classes_and_levels_stays_small(tmp_path):
   n = 10_000
   rng = np.random.default_rng(0)
-  rows = [(f'realm {i % 60 % 7}', f'order {i % 60}', f'family {i % 600}', f'genus {i % 2400}', f'a species with a long name {i}') for i in range(n)]
+  rows = [
+    (
+      f'realm {i % 60 % 7}',
+      f'order {i % 60}',
+      f'family {i % 600}',
+      f'genus {i % 2400}',
+      f'a species with a long name {i}',
+    )
+    for i in range(n)
+  ]
   taxonomy = Taxonomy.from_rows(('realm', 'order', 'family', 'genus', 'species'), rows)
   path = tmp_path
   (path / 'config.json').write_text(config.to_json(config.default()))
   taxonomy.to_csv(path / 'taxonomy.csv')
   labels = taxonomy.paths[rng.integers(n, size=50_000)]
-  pred = np.where(rng.random((50_000, 1)) < .7, labels, taxonomy.paths[rng.integers(n, size=50_000)])
+  pred = np.where(
+    rng.random((50_000, 1)) < 0.7, labels, taxonomy.paths[rng.integers(n, size=50_000)]
+  )
   arrays = {'files': np.array([f'images/{i:06d}.jpg' for i in range(50_000)]), 'labels': labels}
-  for name in ('independent', 'leaf', 'joint'): arrays |= {f'pred_{name}': pred, f'prob_{name}': rng.random(pred.shape).astype(np.float32)}
+  for name in ('independent', 'leaf', 'joint'):
+    arrays |= {f'pred_{name}': pred, f'prob_{name}': rng.random(pred.shape).astype(np.float32)}
   for k in range(5):
-    arrays[f'top_{k}'] = np.stack([np.where(rng.random(50_000) < .7, pred[:, k], labels[:, k])] + [pred[:, k]] * 4, 1).astype(np.int32)
-    arrays[f'top_prob_{k}'] = np.full((50_000, 5), .2, np.float32)
+    arrays[f'top_{k}'] = np.stack(
+      [np.where(rng.random(50_000) < 0.7, pred[:, k], labels[:, k])] + [pred[:, k]] * 4, 1
+    ).astype(np.int32)
+    arrays[f'top_prob_{k}'] = np.full((50_000, 5), 0.2, np.float32)
   np.savez_compressed(path / 'predictions_val.npz', **arrays)
-  levels = {level: {'top1': .7, 'ece': .1, 'n': 50_000, 'classes': taxonomy.num_classes(level), 'head': True} for level in taxonomy.levels}
-  decoded = {'n': 50_000, 'levels': levels, 'fpa': .7, 'hvr': .1}
-  (path / 'eval_val.json').write_text(json.dumps({'split': 'val', 'n': 50_000, 'decode': {'independent': decoded, 'joint': decoded}}))
+  levels = {
+    level: {
+      'top1': 0.7,
+      'ece': 0.1,
+      'n': 50_000,
+      'classes': taxonomy.num_classes(level),
+      'head': True,
+    }
+    for level in taxonomy.levels
+  }
+  decoded = {'n': 50_000, 'levels': levels, 'fpa': 0.7, 'hvr': 0.1}
+  (path / 'eval_val.json').write_text(
+    json.dumps({'split': 'val', 'n': 50_000, 'decode': {'independent': decoded, 'joint': decoded}})
+  )
   make_pictures(path, 'val', arrays, taxonomy)
   make_embedding(path, taxonomy)
   size = report.write(path).stat().st_size
   text = made_page(path).text
   assert 'could not be made' not in text and size < 15_000_000
-  assert 'There are too many branches below family' in text and 'A square stands for 40 classes that follow each other' in text
+  assert (
+    'There are too many branches below family' in text
+    and 'A square stands for 40 classes that follow each other' in text
+  )
   order = sorted(range(n), key=lambda c: (*taxonomy.paths[c, :4].tolist(), c))
   bins = np.argsort(order) // 40
   drawn = squares(re.findall(r'<svg class="matrix.*?</svg>', section(path, 'confusion'), re.S)[-1])
@@ -699,7 +1078,16 @@ def test_a_report_of_many_classes_and_levels_stays_small(tmp_path):
 
 # In a browser.
 
-BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome'))), None)
+BROWSER = next(
+  filter(
+    None,
+    map(
+      shutil.which,
+      ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome'),
+    ),
+  ),
+  None,
+)
 
 
 HANDOVER = """
@@ -715,16 +1103,39 @@ class Browser:
 
   def __init__(self, folder):
     (theirs_in, self.out), (self.inn, theirs_out) = os.pipe(), os.pipe()
-    quiet = ('--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync')
+    quiet = (
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+    )
     self.process = subprocess.Popen(
-      [sys.executable, '-c', HANDOVER, str(theirs_in), str(theirs_out), BROWSER, '--headless', '--no-sandbox', '--disable-gpu', *quiet,
-       '--remote-debugging-pipe', f'--user-data-dir={folder}', 'about:blank'], pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL)
+      [
+        sys.executable,
+        '-c',
+        HANDOVER,
+        str(theirs_in),
+        str(theirs_out),
+        BROWSER,
+        '--headless',
+        '--no-sandbox',
+        '--disable-gpu',
+        *quiet,
+        '--remote-debugging-pipe',
+        f'--user-data-dir={folder}',
+        'about:blank',
+      ],
+      pass_fds=(theirs_in, theirs_out),
+      stderr=subprocess.DEVNULL,
+    )
     os.close(theirs_in)
     os.close(theirs_out)
     self.ids, self.buffer, self.events, self.session = itertools.count(1), b'', [], None
     target = self.call('Target.createTarget', url='about:blank')['targetId']
     self.session = self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
-    for domain in ('Page', 'Network', 'Runtime', 'Log'): self.call(f'{domain}.enable')
+    for domain in ('Page', 'Network', 'Runtime', 'Log'):
+      self.call(f'{domain}.enable')
 
   def read(self):
     while b'\0' not in self.buffer:
@@ -737,23 +1148,49 @@ class Browser:
 
   def call(self, method, **params):
     number = next(self.ids)
-    os.write(self.out, json.dumps({'id': number, 'method': method, 'params': params} | ({'sessionId': self.session} if self.session else {})).encode() + b'\0')
-    while (message := self.read()).get('id') != number: self.events.append(message)
+    os.write(
+      self.out,
+      json.dumps(
+        {'id': number, 'method': method, 'params': params}
+        | ({'sessionId': self.session} if self.session else {})
+      ).encode()
+      + b'\0',
+    )
+    while (message := self.read()).get('id') != number:
+      self.events.append(message)
     assert 'error' not in message, message
     return message['result']
 
   def visit(self, address, width=1200):
     """Opens a page in a window so wide: (what was said in the console and failed, the addresses that were asked for)."""
     self.events = []
-    self.call('Emulation.setDeviceMetricsOverride', width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+    self.call(
+      'Emulation.setDeviceMetricsOverride',
+      width=width,
+      height=900,
+      deviceScaleFactor=1,
+      mobile=width < 600,
+    )
     self.call('Page.navigate', url=address)
-    while not any(event.get('method') == 'Page.loadEventFired' for event in self.events): self.events.append(self.read())
+    while not any(event.get('method') == 'Page.loadEventFired' for event in self.events):
+      self.events.append(self.read())
     self.evaluate('new Promise(done => setTimeout(done, 200))')
-    said = [event['params'] for event in self.events if event.get('method') in ('Runtime.exceptionThrown', 'Runtime.consoleAPICalled', 'Log.entryAdded')]
-    return said, [event['params']['request']['url'] for event in self.events if event.get('method') == 'Network.requestWillBeSent']
+    said = [
+      event['params']
+      for event in self.events
+      if event.get('method')
+      in ('Runtime.exceptionThrown', 'Runtime.consoleAPICalled', 'Log.entryAdded')
+    ]
+    return said, [
+      event['params']['request']['url']
+      for event in self.events
+      if event.get('method') == 'Network.requestWillBeSent'
+    ]
 
   def evaluate(self, expression):
-    result = self.call('Runtime.evaluate', expression=expression, awaitPromise=True, returnByValue=True)
+    result = self.call(
+      'Runtime.evaluate', expression=expression, awaitPromise=True, returnByValue=True
+    )
     assert 'exceptionDetails' not in result, result
     return result['result'].get('value')
 
@@ -766,7 +1203,8 @@ class Browser:
 
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
-  if BROWSER is None: pytest.skip('no Chromium is installed')
+  if BROWSER is None:
+    pytest.skip('no Chromium is installed')
   opened = Browser(tmp_path_factory.mktemp('profile'))
   yield opened
   opened.close()
@@ -776,14 +1214,21 @@ def test_in_chromium_there_is_no_error_and_no_request(full, browser):
   address = (full / 'report.html').as_uri()
   said, asked = browser.visit(address)
   assert said == [] and [url for url in asked if not url.startswith('data:')] == [address]
-  assert browser.evaluate('[...document.querySelectorAll("section")].map(s => s.id)') == [part.id for part in report.SECTIONS if part.id not in ELSEWHERE]
+  assert browser.evaluate('[...document.querySelectorAll("section")].map(s => s.id)') == [
+    part.id for part in report.SECTIONS if part.id not in ELSEWHERE
+  ]
 
 
 def test_the_browser_test_would_notice(browser, tmp_path):
   bad = '<script>fetch("http://127.0.0.1:9/a"); undefined_function()</script><img src="http://127.0.0.1:9/b.png">'
-  (tmp_path / 'bad.html').write_text(f'<!doctype html><title>x</title><link rel="icon" href="data:,">{bad}')
+  (tmp_path / 'bad.html').write_text(
+    f'<!doctype html><title>x</title><link rel="icon" href="data:,">{bad}'
+  )
   said, asked = browser.visit((tmp_path / 'bad.html').as_uri())
-  assert 'undefined_function' in str(said) and {'http://127.0.0.1:9/a', 'http://127.0.0.1:9/b.png'} <= set(asked)
+  assert 'undefined_function' in str(said) and {
+    'http://127.0.0.1:9/a',
+    'http://127.0.0.1:9/b.png',
+  } <= set(asked)
 
 
 # With every tab and detail open: what reaches beyond the screen and stands in nothing that scrolls, texts of a matrix that are cut off, broken pictures.
@@ -812,10 +1257,24 @@ PROBE = """(async () => {
 @pytest.fixture(scope='module')
 def long_names(tmp_path_factory):
   """A run whose every name is long, with spaces and without."""
-  rows = [(f'{"A very long make " * 4}{i % 4}', f'{"unbroken" * 12}{i % 3}', f'{"Model_with_underscores_" * 4}{i} {"and words " * 5}') for i in range(30)]
+  rows = [
+    (
+      f'{"A very long make " * 4}{i % 4}',
+      f'{"unbroken" * 12}{i % 3}',
+      f'{"Model_with_underscores_" * 4}{i} {"and words " * 5}',
+    )
+    for i in range(30)
+  ]
   taxonomy = Taxonomy.from_rows(('the level of ' + 'x' * 60, 'type', 'model'), rows)
   path = tmp_path_factory.mktemp('long') / 'run'
-  make_run(path, taxonomy=taxonomy, name='name' * 40, prefix='folder/' + 'file' * 40, pictures=True, skipped=['s' * 300])
+  make_run(
+    path,
+    taxonomy=taxonomy,
+    name='name' * 40,
+    prefix='folder/' + 'file' * 40,
+    pictures=True,
+    skipped=['s' * 300],
+  )
   return report.write(path).parent
 
 
@@ -836,23 +1295,45 @@ def test_in_chromium_tabs_switch_by_click(full, browser):
 
 
 def test_resumed_and_damaged_metrics(tmp_path):
-  lines = [{'step': 10, 'kind': 'train', 'loss': 5.}, {'step': 20, 'kind': 'train', 'loss': float('nan')},
-           {'step': 20, 'kind': 'train', 'loss': 4.}, {'step': 10, 'kind': 'val', 'loss': 6.}]
-  (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n[1]\n{"step": 30, "kind": "tr')
+  lines = [
+    {'step': 10, 'kind': 'train', 'loss': 5.0},
+    {'step': 20, 'kind': 'train', 'loss': float('nan')},
+    {'step': 20, 'kind': 'train', 'loss': 4.0},
+    {'step': 10, 'kind': 'val', 'loss': 6.0},
+  ]
+  (tmp_path / 'metrics.jsonl').write_text(
+    '\n'.join(map(json.dumps, lines)) + '\n[1]\n{"step": 30, "kind": "tr'
+  )
   train, val, damaged = runs._metrics(tmp_path / 'metrics.jsonl')
-  assert [line['loss'] for line in train] == [5., 4.] and [line['loss'] for line in val] == [6.] and damaged == 2
+  assert (
+    [line['loss'] for line in train] == [5.0, 4.0]
+    and [line['loss'] for line in val] == [6.0]
+    and damaged == 2
+  )
 
 
 def test_long_runs_and_many_skipped_stay_small(tmp_path):
-  path = make_run(tmp_path / 'run', steps=60_000, skipped=[f'images/{"x" * 80}{i}.jpg' for i in range(5000)])
+  path = make_run(
+    tmp_path / 'run', steps=60_000, skipped=[f'images/{"x" * 80}{i}.jpg' for i in range(5000)]
+  )
   assert report.write(path).stat().st_size < 1_000_000
   text = made_page(path).text
-  assert 'averaged in bins' in text and 'and 4,500 more' in text and '5,000 could not be read' in text
+  assert (
+    'averaged in bins' in text and 'and 4,500 more' in text and '5,000 could not be read' in text
+  )
 
 
 def test_numbers_in_words():
-  assert page.number(.70149) == '70.1%' and page.number(1.256, False) == '1.26'
+  assert page.number(0.70149) == '70.1%' and page.number(1.256, False) == '1.26'
   assert page.number(None) == page.number(float('nan')) == '–'
-  assert page.signed(-.0304) == '−3.0' and page.signed(.0004) == '0.0' and page.signed(.12, False) == '+0.12'
+  assert (
+    page.signed(-0.0304) == '−3.0'
+    and page.signed(0.0004) == '0.0'
+    and page.signed(0.12, False) == '+0.12'
+  )
   assert page.listed(['a']) == 'a' and page.listed('abc') == 'a, b and c' and page.listed([]) == ''
-  assert page.duration(59.6) == '60 s' and page.duration(1449) == '24 min 09 s' and page.duration(7260) == '2 h 01 min'
+  assert (
+    page.duration(59.6) == '60 s'
+    and page.duration(1449) == '24 min 09 s'
+    and page.duration(7260) == '2 h 01 min'
+  )

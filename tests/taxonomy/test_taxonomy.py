@@ -1,4 +1,5 @@
 """The path table against naive loops over its rows, on random trees, facets and branches that end early."""
+
 import itertools
 import pathlib
 import pickle
@@ -12,8 +13,13 @@ from hierjax.core.errors import UserError
 from hierjax.taxonomy.table import Taxonomy, close_matches
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / 'shared' / 'data'
-BIRDS = [['Accipitriformes', 'Accipitridae', 'Buteo buteo'], ['Gaviiformes', '', ''], ['Passeriformes', 'Corvidae', 'Corvus corax'],
-         ['Passeriformes', 'Corvidae', 'Pica pica'], ['Passeriformes', 'Paridae', '']]
+BIRDS = [
+  ['Accipitriformes', 'Accipitridae', 'Buteo buteo'],
+  ['Gaviiformes', '', ''],
+  ['Passeriformes', 'Corvidae', 'Corvus corax'],
+  ['Passeriformes', 'Corvidae', 'Pica pica'],
+  ['Passeriformes', 'Paridae', ''],
+]
 
 
 def make(kind, seed):
@@ -27,11 +33,12 @@ def make(kind, seed):
   depth = r.randint(1, 4)
 
   def grow(prefix):
-    if len(prefix) == depth or (kind == 'early' and prefix and r.random() < .3):
+    if len(prefix) == depth or (kind == 'early' and prefix and r.random() < 0.3):
       rows.append(prefix + [''] * (depth - len(prefix)))
       return
     for i in range(r.randint(1, 3)):
       grow([*prefix, f'{prefix[-1] if prefix else "c"}{i}'])
+
   grow([])
   r.shuffle(rows)
   return Taxonomy.from_rows([f'level{k}' for k in range(depth)], rows)
@@ -50,7 +57,13 @@ def test_ids_follow_the_file_and_early_ends_are_carried():
   assert t.names[0] == ('Accipitriformes', 'Gaviiformes', 'Passeriformes')
   assert t.names[1] == ('Accipitridae', 'Corvidae', 'Gaviiformes', 'Paridae')
   assert t.names[2] == ('Buteo buteo', 'Gaviiformes', 'Corvus corax', 'Pica pica', 'Paridae')
-  assert t.paths.dtype == np.int32 and t.paths.tolist() == [[0, 0, 0], [1, 2, 1], [2, 1, 2], [2, 1, 3], [2, 3, 4]]
+  assert t.paths.dtype == np.int32 and t.paths.tolist() == [
+    [0, 0, 0],
+    [1, 2, 1],
+    [2, 1, 2],
+    [2, 1, 3],
+    [2, 3, 4],
+  ]
   assert t.depth.tolist() == [3, 1, 3, 3, 2]
   assert t.carried('order').tolist() == [False] * 3
   assert t.carried('family').tolist() == [False, False, True, False]
@@ -80,20 +93,37 @@ def test_relations_against_loops(t):
   for by in [*((level,) for level in t.levels), t.levels[:2]]:
     s = t.siblings(by)
     for x, y in itertools.product(range(len(t.paths)), repeat=2):
-      assert s[x, y] == (x != y and all(t.paths[x, t.index(b)] == t.paths[y, t.index(b)] for b in by))
+      assert s[x, y] == (
+        x != y and all(t.paths[x, t.index(b)] == t.paths[y, t.index(b)] for b in by)
+      )
 
 
 def test_lca_height_is_that_of_the_ancestor_in_a_tree():
   t = make('tree', 3)
   for x, y in itertools.product(range(len(t.paths)), repeat=2):
-    common = next((k for k in range(len(t.levels) - 1, -1, -1) if t.paths[x, k] == t.paths[y, k]), -1)
+    common = next(
+      (k for k in range(len(t.levels) - 1, -1, -1) if t.paths[x, k] == t.paths[y, k]), -1
+    )
     assert t.lca(x, y) == len(t.levels) - 1 - common
 
 
 def test_siblings_by_name_several_and_both():
-  t = Taxonomy.from_rows(('make', 'type', 'model'), [['A', 'S', '1'], ['A', 'S', '2'], ['A', 'C', '3'], ['B', 'S', '4']])
-  assert np.argwhere(t.siblings('make')).tolist() == [[0, 1], [0, 2], [1, 0], [1, 2], [2, 0], [2, 1]]
-  assert np.argwhere(t.siblings('both')).tolist() == np.argwhere(t.siblings(('make', 'type'))).tolist() == [[0, 1], [1, 0]]
+  t = Taxonomy.from_rows(
+    ('make', 'type', 'model'), [['A', 'S', '1'], ['A', 'S', '2'], ['A', 'C', '3'], ['B', 'S', '4']]
+  )
+  assert np.argwhere(t.siblings('make')).tolist() == [
+    [0, 1],
+    [0, 2],
+    [1, 0],
+    [1, 2],
+    [2, 0],
+    [2, 1],
+  ]
+  assert (
+    np.argwhere(t.siblings('both')).tolist()
+    == np.argwhere(t.siblings(('make', 'type'))).tolist()
+    == [[0, 1], [1, 0]]
+  )
   assert not t.siblings('model').any()
 
 
@@ -101,7 +131,12 @@ def test_siblings_by_name_several_and_both():
 def test_csv_out_is_csv_in(t, tmp_path):
   t.to_csv(tmp_path / 'a.csv')
   u = Taxonomy.from_csv(tmp_path / 'a.csv')
-  assert u.names == t.names and u.levels == t.levels and (u.paths == t.paths).all() and (u.depth == t.depth).all()
+  assert (
+    u.names == t.names
+    and u.levels == t.levels
+    and (u.paths == t.paths).all()
+    and (u.depth == t.depth).all()
+  )
   assert u.hash() == t.hash() and t.diff(u) == ''
   u.to_csv(tmp_path / 'b.csv')
   assert (tmp_path / 'a.csv').read_bytes() == (tmp_path / 'b.csv').read_bytes()
@@ -111,32 +146,43 @@ def test_csv_out_is_csv_in(t, tmp_path):
 def test_csv_as_spreadsheets_write_it(tmp_path):
   text = '\ufeffmake , model\r\n"Audi","TT, the ""first"""\r\n\r\n Audi ,  A5 \r\nBMW\r\n,\r\n'
   t = Taxonomy.from_csv(write(tmp_path / 't.csv', text))
-  assert t.levels == ('make', 'model') and t.names == (('Audi', 'BMW'), ('TT, the "first"', 'A5', 'BMW')) and t.depth.tolist() == [2, 2, 1]
+  assert (
+    t.levels == ('make', 'model')
+    and t.names == (('Audi', 'BMW'), ('TT, the "first"', 'A5', 'BMW'))
+    and t.depth.tolist() == [2, 2, 1]
+  )
 
 
-@pytest.mark.parametrize('text, row, words', [
-  ('', 1, 'is empty'),
-  ('a,b\n', 1, 'no class'),
-  ('a,a\nx,y\n', 1, "'a' stands twice"),
-  ('a,\nx,y\n', 1, 'column 2 of the header has no name'),
-  ('a;b\nx;y\n', 1, 'commas'),
-  ('file,model\nx,y\n', 1, 'labels.csv'),
-  ('Audi,A5\nAudi,TT\n', 1, 'header is missing'),
-  ('a,b\nx,y\nx,z\nw,y\n', 4, "b 'y' stands under 'w' here and under 'x' in row 2"),
-  ('a,b\nx,y\nx,z\n\n"x","y"\n', 5, 'repeats row 2'),
-  ('a,b,c\nx,y,z\nx,,w\n', 3, "b is empty before c 'w'"),
-  ('a,b\n,y\n', 2, 'a is empty'),
-  ('a,b,c\nx,,\nx,y,z\n', 2, "a 'x' ends here but goes on in row 3"),
-  ('a,b,c\nx,y,z\nv,y,\n', 3, "b 'y' ends here but goes on in row 2"),
-  ('a,b,c\nx,,\nv,x,z\n', 2, "a 'x' ends here, and b of row 3 has the same name"),
-  ('a,b\nx,y,z\n', 2, 'double quotes'),
-  ('a,b\nx,"y\nz"\nx,w\nx,w\n', 5, 'repeats row 4'),
-])
+@pytest.mark.parametrize(
+  'text, row, words',
+  [
+    ('', 1, 'is empty'),
+    ('a,b\n', 1, 'no class'),
+    ('a,a\nx,y\n', 1, "'a' stands twice"),
+    ('a,\nx,y\n', 1, 'column 2 of the header has no name'),
+    ('a;b\nx;y\n', 1, 'commas'),
+    ('file,model\nx,y\n', 1, 'labels.csv'),
+    ('Audi,A5\nAudi,TT\n', 1, 'header is missing'),
+    ('a,b\nx,y\nx,z\nw,y\n', 4, "b 'y' stands under 'w' here and under 'x' in row 2"),
+    ('a,b\nx,y\nx,z\n\n"x","y"\n', 5, 'repeats row 2'),
+    ('a,b,c\nx,y,z\nx,,w\n', 3, "b is empty before c 'w'"),
+    ('a,b\n,y\n', 2, 'a is empty'),
+    ('a,b,c\nx,,\nx,y,z\n', 2, "a 'x' ends here but goes on in row 3"),
+    ('a,b,c\nx,y,z\nv,y,\n', 3, "b 'y' ends here but goes on in row 2"),
+    ('a,b,c\nx,,\nv,x,z\n', 2, "a 'x' ends here, and b of row 3 has the same name"),
+    ('a,b\nx,y,z\n', 2, 'double quotes'),
+    ('a,b\nx,"y\nz"\nx,w\nx,w\n', 5, 'repeats row 4'),
+  ],
+)
 def test_errors_name_file_and_row(tmp_path, text, row, words):
   path = write(tmp_path / 'taxonomy.csv', text)
   with pytest.raises(UserError) as e:
     Taxonomy.from_csv(path)
-  assert str(e.value).startswith(f'{path}:{row}: ') and words in str(e.value) and '\n' not in str(e.value)
+  assert (
+    str(e.value).startswith(f'{path}:{row}: ')
+    and words in str(e.value)
+    and '\n' not in str(e.value)
+  )
 
 
 def test_files_that_are_no_text(tmp_path):
@@ -149,12 +195,17 @@ def test_files_that_are_no_text(tmp_path):
 def test_encode_names_the_close_ones():
   t = Taxonomy.from_rows(('make', 'model'), [['Audi', 'A5 Coupe'], ['BMW', 'X5 SUV']])
   assert t.encode({'make': 'BMW', 'model': 'A5 Coupe'}).tolist() == [1, 0]
-  assert t.encode({'model': ' ', 'make': ' Audi '}).tolist() == [0, -1] and t.encode({}).tolist() == [-1, -1]
-  with pytest.raises(UserError, match=r"labels.csv:7: model 'a5 coup' is not in the taxonomy; did you mean 'A5 Coupe'\?"):
+  assert t.encode({'model': ' ', 'make': ' Audi '}).tolist() == [0, -1] and t.encode(
+    {}
+  ).tolist() == [-1, -1]
+  with pytest.raises(
+    UserError,
+    match=r"labels.csv:7: model 'a5 coup' is not in the taxonomy; did you mean 'A5 Coupe'\?",
+  ):
     t.encode({'model': 'a5 coup'}, 'labels.csv:7')
   with pytest.raises(UserError, match='it has 2 classes'):
     t.encode({'make': 'zzzzzzzz'})
-  with pytest.raises(UserError, match='no level \'year\'; the levels are make, model'):
+  with pytest.raises(UserError, match="no level 'year'; the levels are make, model"):
     t.index('year')
   assert close_matches('SEDAN', ['Sedan', 'Coupe']) == ['Sedan']
 
@@ -162,8 +213,8 @@ def test_encode_names_the_close_ones():
 def partial_labels(t, seed, n=60):
   r = np.random.default_rng(seed)
   rows = t.paths[r.integers(len(t.paths), size=n)].copy()
-  rows[r.random(rows.shape) < .5] = -1
-  wrong = r.random(n) < .2
+  rows[r.random(rows.shape) < 0.5] = -1
+  wrong = r.random(n) < 0.2
   k = r.integers(len(t.levels), size=n)
   rows[wrong, k[wrong]] = [r.integers(len(t.names[j])) for j in k[wrong]]
   return rows
@@ -181,24 +232,52 @@ def test_valid_and_complete_against_all_leaves(t):
       continue
     known = row.tolist()
     for p, d in zip(t.paths.tolist(), t.depth):
-      if any(c == p[k] and d <= k + 1 for k, c in enumerate(row)):   # this branch has ended: one leaf is left
+      if any(
+        c == p[k] and d <= k + 1 for k, c in enumerate(row)
+      ):  # this branch has ended: one leaf is left
         known = [a if a >= 0 else b if d <= k else -1 for k, (a, b) in enumerate(zip(known, p))]
     for k in range(len(row)):
-      told = max(known[k + 1:], default=-1) >= 0
-      finer = {p[k] for p in t.paths.tolist() if told and all(a in (-1, b) for a, b in zip(known[k + 1:], p[k + 1:]))}
+      told = max(known[k + 1 :], default=-1) >= 0
+      finer = {
+        p[k]
+        for p in t.paths.tolist()
+        if told and all(a in (-1, b) for a, b in zip(known[k + 1 :], p[k + 1 :]))
+      }
       assert done[k] == (known[k] if known[k] >= 0 else min(finer) if len(finer) == 1 else -1)
   assert (t.complete(full) == full).all()
-  assert (t.complete(t.paths) == t.paths).all() and t.valid(t.paths).all() and len(t.complete(labels[:0])) == 0
+  assert (
+    (t.complete(t.paths) == t.paths).all()
+    and t.valid(t.paths).all()
+    and len(t.complete(labels[:0])) == 0
+  )
 
 
 def test_complete_fills_below_a_branch_that_ended():
   t = Taxonomy.from_rows(('order', 'family', 'species'), BIRDS)
-  e = [t.encode(r) for r in ({'order': 'Gaviiformes'}, {'family': 'Paridae'}, {'family': 'Corvidae'}, {'order': 'Passeriformes'}, {})]
-  assert t.complete(np.array(e)).tolist() == [[1, 2, 1], [2, 3, 4], [2, 1, -1], [2, -1, -1], [-1, -1, -1]]
+  e = [
+    t.encode(r)
+    for r in (
+      {'order': 'Gaviiformes'},
+      {'family': 'Paridae'},
+      {'family': 'Corvidae'},
+      {'order': 'Passeriformes'},
+      {},
+    )
+  ]
+  assert t.complete(np.array(e)).tolist() == [
+    [1, 2, 1],
+    [2, 3, 4],
+    [2, 1, -1],
+    [2, -1, -1],
+    [-1, -1, -1],
+  ]
 
 
 def test_facets_together_determine_what_neither_does():
-  t = Taxonomy.from_rows(('region', 'shape', 'colour', 'item'), [['N', 'round', 'red', '1'], ['S', 'round', 'blue', '2'], ['S', 'flat', 'red', '3']])
+  t = Taxonomy.from_rows(
+    ('region', 'shape', 'colour', 'item'),
+    [['N', 'round', 'red', '1'], ['S', 'round', 'blue', '2'], ['S', 'flat', 'red', '3']],
+  )
   row = np.array([t.encode({'shape': 'round', 'colour': 'red'}), t.encode({'shape': 'round'})])
   assert t.complete(row)[:, 0].tolist() == [0, -1]
 
@@ -206,13 +285,22 @@ def test_facets_together_determine_what_neither_does():
 def test_coarsen_keeps_ids_and_what_is_determined():
   t = Taxonomy.from_rows(('order', 'family', 'species'), BIRDS)
   c = t.coarsen('family')
-  assert c.names[-1] == t.names[1] and c.levels == ('order', 'family') and (c.paths[t.paths[:, 1]] == t.paths[:, :2]).all()
+  assert (
+    c.names[-1] == t.names[1]
+    and c.levels == ('order', 'family')
+    and (c.paths[t.paths[:, 1]] == t.paths[:, :2]).all()
+  )
   assert c.rows()[2] == ['Gaviiformes', '']
-  cars = Taxonomy.from_rows(('make', 'type', 'model'), [['A', 'S', '1'], ['A', 'C', '2'], ['B', 'S', '3']])
+  cars = Taxonomy.from_rows(
+    ('make', 'type', 'model'), [['A', 'S', '1'], ['A', 'C', '2'], ['B', 'S', '3']]
+  )
   assert cars.coarsen('type').levels == ('type',) and cars.coarsen('type').names == (('C', 'S'),)
   assert cars.coarsen('model').hash() == cars.hash()
   odd = Taxonomy.from_rows('abcd', [['p', 'q', '', ''], ['p', 'r', 's', 't'], ['p', 'u', 's', 'v']])
-  assert odd.coarsen('c').rows() == [['p', 'q'], ['p', 's']]   # b is dropped (s comes with r and u), q stays a class of c
+  assert odd.coarsen('c').rows() == [
+    ['p', 'q'],
+    ['p', 's'],
+  ]  # b is dropped (s comes with r and u), q stays a class of c
 
 
 @pytest.mark.parametrize('t', RANDOM, ids=repr)
@@ -221,18 +309,26 @@ def test_coarsen_every_level(t):
     c = t.coarsen(level)
     assert c.names[-1] == t.names[k]
     for name in c.levels:
-      assert (c.paths[t.paths[:, k], c.index(name)] == t.paths[:, t.index(name)]).all() or c.names[c.index(name)] != t.names[t.index(name)]
+      assert (c.paths[t.paths[:, k], c.index(name)] == t.paths[:, t.index(name)]).all() or c.names[
+        c.index(name)
+      ] != t.names[t.index(name)]
 
 
 def test_hash_and_diff_tell_every_change():
   rows = [['A', 'x'], ['A', 'y'], ['B', 'z']]
   t = Taxonomy.from_rows(('make', 'model'), rows)
-  others = {'only there: w': [*rows, ['B', 'w']], 'only here: z': rows[:2], 'moved: y (A / y against B / y)': [rows[0], ['B', 'y'], rows[2]],
-            'another order': rows[::-1]}
+  others = {
+    'only there: w': [*rows, ['B', 'w']],
+    'only here: z': rows[:2],
+    'moved: y (A / y against B / y)': [rows[0], ['B', 'y'], rows[2]],
+    'another order': rows[::-1],
+  }
   for words, changed in others.items():
     u = Taxonomy.from_rows(('make', 'model'), changed)
     assert words in t.diff(u) and u.hash() != t.hash()
-  assert 'levels make, model against brand, model' in t.diff(Taxonomy.from_rows(('brand', 'model'), rows))
+  assert 'levels make, model against brand, model' in t.diff(
+    Taxonomy.from_rows(('brand', 'model'), rows)
+  )
   early = Taxonomy.from_rows(('a', 'b'), [['x', 'x'], ['y', '']])
   assert early.hash() != Taxonomy.from_rows(('a', 'b'), [['x', 'x'], ['y', 'y']]).hash()
 

@@ -26,7 +26,11 @@ from hierjax.train import loop as train
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
   tiny.register(monkeypatch)
-  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  monkeypatch.setattr(
+    parallel,
+    'mesh',
+    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +38,13 @@ def finished(tmp_path_factory):
   """(folder, result) of a run with checkpoints at steps 6 and 12."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    patch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+    patch.setattr(
+      parallel,
+      'mesh',
+      lambda: jax.make_mesh(
+        (1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
+      ),
+    )
     folder = tmp_path_factory.mktemp('finished') / 'run'
     return folder, train.fit(tiny.run_config(), folder)
 
@@ -50,17 +60,33 @@ def data_file(step: pathlib.Path) -> pathlib.Path:
   return max((f for f in step.rglob('*') if f.is_file()), key=lambda f: f.stat().st_size)
 
 
-def cut(file): file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
-def turn(file): content = bytearray(file.read_bytes()); content[len(content) // 2] ^= 255; file.write_bytes(content)
-def empty(file): file.write_bytes(b'')
-def remove(file): file.unlink()
+def cut(file):
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def turn(file):
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 255
+  file.write_bytes(content)
+
+
+def empty(file):
+  file.write_bytes(b'')
+
+
+def remove(file):
+  file.unlink()
 
 
 DAMAGE = {
-  'arrays cut short': lambda step: cut(data_file(step)), 'one byte of the arrays turned': lambda step: turn(data_file(step)),
-  'arrays empty': lambda step: empty(data_file(step)), 'arrays gone': lambda step: remove(data_file(step)),
-  'a part gone': lambda step: shutil.rmtree(step / 'rest'), 'its manifest empty': lambda step: empty(step / 'model/manifest.ocdbt'),
-  'its description cut': lambda step: cut(step / 'model/_METADATA'), 'its metrics cut': lambda step: cut(step / 'metrics/metrics'),
+  'arrays cut short': lambda step: cut(data_file(step)),
+  'one byte of the arrays turned': lambda step: turn(data_file(step)),
+  'arrays empty': lambda step: empty(data_file(step)),
+  'arrays gone': lambda step: remove(data_file(step)),
+  'a part gone': lambda step: shutil.rmtree(step / 'rest'),
+  'its manifest empty': lambda step: empty(step / 'model/manifest.ocdbt'),
+  'its description cut': lambda step: cut(step / 'model/_METADATA'),
+  'its metrics cut': lambda step: cut(step / 'metrics/metrics'),
 }
 
 
@@ -72,7 +98,10 @@ def test_a_damaged_last_checkpoint_falls_back_and_ends_the_same(damage, copy, fi
   told = capfd.readouterr().err
   assert 'the checkpoint of step 12 is damaged' in told and 'resuming at step 6' in told
   assert (copy / 'damaged/12').is_dir()
-  assert result['state_sha256'] == finished[1]['state_sha256'] and result['decode'] == finished[1]['decode']
+  assert (
+    result['state_sha256'] == finished[1]['state_sha256']
+    and result['decode'] == finished[1]['decode']
+  )
   assert any('damaged' in note for note in json.loads((copy / 'run.json').read_text())['notes'])
 
 
@@ -80,14 +109,19 @@ def test_all_checkpoints_damaged_starts_again(copy, finished, capfd):
   for step in (6, 12):
     turn(data_file(copy / f'checkpoints/{step}'))
   assert train.fit(tiny.run_config(), copy)['state_sha256'] == finished[1]['state_sha256']
-  assert capfd.readouterr().err.count('is damaged') == 2 and sorted(os.listdir(copy / 'damaged')) == ['12', '6']
+  assert capfd.readouterr().err.count('is damaged') == 2 and sorted(
+    os.listdir(copy / 'damaged')
+  ) == ['12', '6']
 
 
 def test_prediction_takes_another_checkpoint_and_leaves_the_damaged_one(copy, capfd):
   best = predict.load(copy).step
   turn(data_file(copy / f'checkpoints/{best}/model'))
   assert predict.load(copy).step == {6: 12, 12: 6}[best]
-  assert f'checkpoints/{best} is damaged' in capfd.readouterr().err and (copy / f'checkpoints/{best}').is_dir()
+  assert (
+    f'checkpoints/{best} is damaged' in capfd.readouterr().err
+    and (copy / f'checkpoints/{best}').is_dir()
+  )
   turn(data_file(copy / f'checkpoints/{({6: 12, 12: 6})[best]}/model'))
   with pytest.raises(UserError, match='no whole checkpoint'):
     predict.load(copy)
@@ -106,19 +140,26 @@ def test_prediction_leaves_a_save_under_way_alone(copy):
 @pytest.mark.parametrize('metric', ['loss', 'top1/finest', 'top1/coarsest', 'hvr'])
 def test_the_best_checkpoint_is_the_one_that_is_evaluated(metric, tmp_path):
   """Over all evaluations of the run, though only the latest two are kept beside it; of equals the first."""
-  train.fit(tiny.run_config(**{'train.eval_steps': 2, 'train.best': metric, 'optim.lr': 3e-2}), tmp_path)
+  train.fit(
+    tiny.run_config(**{'train.eval_steps': 2, 'train.best': metric, 'optim.lr': 3e-2}), tmp_path
+  )
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   name = {'top1/finest': 'top1/model', 'top1/coarsest': 'top1/make'}.get(metric, metric)
   values = {line['step']: line[name] for line in lines if line['kind'] == 'val'}
   choose = min if metric in checkpoint.LOWER else max
-  assert predict.load(tmp_path).step == next(step for step, value in values.items() if value == choose(values.values()))
+  assert predict.load(tmp_path).step == next(
+    step for step, value in values.items() if value == choose(values.values())
+  )
 
 
 def test_a_checkpoint_of_another_model_is_told_by_its_first_difference(copy):
   config = json.loads((copy / 'config.json').read_text())
   config['model']['levels'] = 'make,model'
   (copy / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(UserError, match=r"does not fit the configured model: model\['params'\]\['heads'\]\['type'\]\['bias'\] is \[\d+\] there and absent here"):
+  with pytest.raises(
+    UserError,
+    match=r"does not fit the configured model: model\['params'\]\['heads'\]\['type'\]\['bias'\] is \[\d+\] there and absent here",
+  ):
     predict.load(copy)
 
 
@@ -129,13 +170,19 @@ def test_interrupted_in_an_evaluation(tmp_path, finished, monkeypatch):
   def interrupted(self, val, signals):
     signal.raise_signal(signal.SIGINT)
     return original(self, val, signals)
+
   monkeypatch.setattr(train.Loop, 'validate', interrupted)
   with pytest.raises(train.Interrupted, match='SIGINT at step 6'):
     train.fit(tiny.run_config(), tmp_path)
-  assert not [line for line in (tmp_path / 'metrics.jsonl').read_text().splitlines() if '"val"' in line]
+  assert not [
+    line for line in (tmp_path / 'metrics.jsonl').read_text().splitlines() if '"val"' in line
+  ]
   monkeypatch.setattr(train.Loop, 'validate', original)
   result = train.fit(tiny.run_config(), tmp_path)
-  assert result['state_sha256'] == finished[1]['state_sha256'] and result['decode'] == finished[1]['decode']
+  assert (
+    result['state_sha256'] == finished[1]['state_sha256']
+    and result['decode'] == finished[1]['decode']
+  )
 
 
 def test_saves_between_evaluations(tmp_path, monkeypatch):
@@ -146,14 +193,25 @@ def test_saves_between_evaluations(tmp_path, monkeypatch):
   def save(self, step, parts, metrics):
     saved.append((step, bool(metrics)))
     original(self, step, parts, metrics)
+
   monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
-  train.fit(tiny.run_config(**{'train.save_minutes': 1e-9, 'train.steps': 8, 'train.eval_steps': 4}), tmp_path)
+  train.fit(
+    tiny.run_config(**{'train.save_minutes': 1e-9, 'train.steps': 8, 'train.eval_steps': 4}),
+    tmp_path,
+  )
   assert saved == [(2, False), (4, True), (6, False), (8, True)]
 
 
 def test_cached_features_are_of_the_weights_that_train(tmp_path):
   """With EMA the averaged backbone differs from the frozen one; features for training must come from the latter, or a resumed run would differ."""
-  c = tiny.run_config(**{'curriculum.p1.steps': 8, 'curriculum.p1.freeze': 'backbone', 'data.augment.enabled': False, 'optim.ema': 0.9})
+  c = tiny.run_config(
+    **{
+      'curriculum.p1.steps': 8,
+      'curriculum.p1.freeze': 'backbone',
+      'data.augment.enabled': False,
+      'optim.ema': 0.9,
+    }
+  )
   run = train.Run(c)
   loop = train.Loop(run, tmp_path)
   loop.state = loop.state.replace(ema=jax.tree.map(lambda x: x + 1, loop.state.ema))
@@ -162,17 +220,19 @@ def test_cached_features_are_of_the_weights_that_train(tmp_path):
   variables = {'params': run.initial['params'], 'batch_stats': run.initial['batch_stats']}
   image = next(iter(run.batches(run.train, 0, 1)))
   expected = run.model.apply(variables, image['image'], method='features')
-  np.testing.assert_allclose(np.stack([cached.reader(int(i)) for i in image['index']]), expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    np.stack([cached.reader(int(i)) for i in image['index']]), expected, rtol=1e-4, atol=1e-5
+  )
 
 
-FULL = '''
+FULL = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
 sys.path[:0] = [sys.argv.pop(1)]
 import runpy
 runpy.run_path(sys.path[0] + '/worker.py', run_name='__main__')
-'''
+"""
 
 
 def test_a_full_disk_stops_with_the_last_checkpoint_intact(tmp_path):
@@ -181,7 +241,12 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(tmp_path):
   options = faults.command('curriculum, EMA, accumulation', workdir, 0)[2:]
 
   def start(*command):
-    return subprocess.run([sys.executable, *command, *options, '--config.train.steps=10'], capture_output=True, text=True, env=environment())
+    return subprocess.run(
+      [sys.executable, *command, *options, '--config.train.steps=10'],
+      capture_output=True,
+      text=True,
+      env=environment(),
+    )
 
   whole = start(str(faults.HERE / 'worker.py'))
   assert whole.returncode == 0, whole.stderr
@@ -190,13 +255,22 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(tmp_path):
   shutil.rmtree(workdir / 'checkpoints/10')
   full = start('-c', FULL, str(largest * 2 // 3), str(faults.HERE))
   assert full.returncode == 2 and 'Traceback' not in full.stderr, full.stderr
-  assert 'File too large' in full.stderr and 'the checkpoint of step' in full.stderr and 'is intact' in full.stderr
+  assert (
+    'File too large' in full.stderr
+    and 'the checkpoint of step' in full.stderr
+    and 'is intact' in full.stderr
+  )
   again = start(str(faults.HERE / 'worker.py'))
   assert json.loads(again.stdout.splitlines()[-1])['state_sha256'] == expected
 
 
 def environment() -> dict[str, str]:
-  return os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0', 'JAX_COMPILATION_CACHE_DIR': os.environ['HIERJAX_TEST_CACHE']}
+  return os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '',
+    'HIERJAX_HUGEPAGES': '0',
+    'JAX_COMPILATION_CACHE_DIR': os.environ['HIERJAX_TEST_CACHE'],
+  }
 
 
 def test_killed_at_random_moments(tmp_path, monkeypatch):
@@ -204,5 +278,7 @@ def test_killed_at_random_moments(tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', os.environ['HIERJAX_TEST_CACHE'])
   kind, count = 'curriculum, EMA, accumulation', faults.Count()
   expected, seconds = faults.undisturbed(kind, tmp_path / 'whole')
-  assert faults.disturbed(kind, tmp_path / 'killed', seconds, random.Random(0), count, 2) == expected
+  assert (
+    faults.disturbed(kind, tmp_path / 'killed', seconds, random.Random(0), count, 2) == expected
+  )
   assert sum(count.kills.values()) > 0

@@ -42,8 +42,17 @@ def launched_by(launcher: str, n: int, i: int) -> tuple[list[str], dict[str, str
   if launcher == 'flags':
     return ['--distributed', f'--num_processes={n}', f'--process_id={i}'], {}
   if launcher == 'slurm':
-    return ['--distributed'], {'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': str(n), 'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)}
-  return ['--distributed'], {'OMPI_COMM_WORLD_SIZE': str(n), 'OMPI_COMM_WORLD_RANK': str(i), 'OMPI_COMM_WORLD_LOCAL_RANK': str(i)}
+    return ['--distributed'], {
+      'SLURM_STEP_NODELIST': 'localhost',
+      'SLURM_NTASKS': str(n),
+      'SLURM_PROCID': str(i),
+      'SLURM_LOCALID': str(i),
+    }
+  return ['--distributed'], {
+    'OMPI_COMM_WORLD_SIZE': str(n),
+    'OMPI_COMM_WORLD_RANK': str(i),
+    'OMPI_COMM_WORLD_LOCAL_RANK': str(i),
+  }
 
 
 class Job:
@@ -53,15 +62,32 @@ class Job:
     self.folder, self.processes = pathlib.Path(folder), []
     self.folder.mkdir(parents=True, exist_ok=True)
     job = free_port(61440, 65536) - 61440  # SLURM's and Open MPI's job number gives the port
-    common = {'flags': {}, 'slurm': {'SLURM_JOB_ID': str(job)}, 'ompi': {'OMPI_MCA_orte_hnp_uri': f'{job * 4096}.0;tcp://127.0.0.1:1'}}[launcher]
+    common = {
+      'flags': {},
+      'slurm': {'SLURM_JOB_ID': str(job)},
+      'ompi': {'OMPI_MCA_orte_hnp_uri': f'{job * 4096}.0;tcp://127.0.0.1:1'},
+    }[launcher]
     address = [f'--coordinator=localhost:{free_port()}'] if launcher == 'flags' else []
     for i in range(n):
       args, env = launched_by(launcher, n, i)
       args = [*args, *address, f'--peer_timeout={PATIENCE}', '--start_timeout=60']
       with (self.folder / f'out{i}').open('w') as out, (self.folder / f'err{i}').open('w') as err:
-        self.processes.append(subprocess.Popen(
-          [sys.executable, 'tests/worker.py', '--config=tests/tiny.py', *args, *flags], cwd=ROOT, stdout=out, stderr=err,
-          env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_COMPILATION_CACHE_DIR': os.environ['HIERJAX_TEST_CACHE'], **common, **env}))
+        self.processes.append(
+          subprocess.Popen(
+            [sys.executable, 'tests/worker.py', '--config=tests/tiny.py', *args, *flags],
+            cwd=ROOT,
+            stdout=out,
+            stderr=err,
+            env={
+              **os.environ,
+              'JAX_PLATFORMS': 'cpu',
+              'XLA_FLAGS': '',
+              'JAX_COMPILATION_CACHE_DIR': os.environ['HIERJAX_TEST_CACHE'],
+              **common,
+              **env,
+            },
+          )
+        )
 
   def __enter__(self):
     return self
@@ -73,7 +99,11 @@ class Job:
 
   def out(self, i=0):
     """The lines on stdout, without the one that Gloo writes there."""
-    return [line for line in (self.folder / f'out{i}').read_text().splitlines() if not line.startswith('[Gloo]')]
+    return [
+      line
+      for line in (self.folder / f'out{i}').read_text().splitlines()
+      if not line.startswith('[Gloo]')
+    ]
 
   def err(self, i=0):
     return (self.folder / f'err{i}').read_text()
@@ -83,7 +113,7 @@ class Job:
     end = time.monotonic() + timeout
     while not (found := re.search(pattern, self.err(i))):
       assert time.monotonic() < end and self.processes[i].poll() is None, self.err(i)
-      time.sleep(.01)
+      time.sleep(0.01)
     return found
 
   def codes(self, timeout=120):
@@ -112,16 +142,27 @@ def photos(folder):
     image[..., make] += 60
     image[: 8 * model] += 40
     cv2.imwrite(str(folder / f'{i}.png'), image)
-    rows.append(f'{i}.png,{"train" if i < 48 else "val"},{"" if i % 7 == 3 else f"make{make}"},{"" if i % 5 == 1 else f"model{model}"}')
+    rows.append(
+      f'{i}.png,{"train" if i < 48 else "val"},{"" if i % 7 == 3 else f"make{make}"},{"" if i % 5 == 1 else f"model{model}"}'
+    )
   (folder / 'labels.csv').write_text('\n'.join(rows) + '\n')
-  (folder / 'taxonomy.csv').write_text('make,model\n' + ''.join(f'make{m % 3},model{m}\n' for m in range(6)))
+  (folder / 'taxonomy.csv').write_text(
+    'make,model\n' + ''.join(f'make{m % 3},model{m}\n' for m in range(6))
+  )
   for i in (5, 30, 50):
     (folder / f'{i}.png').write_bytes(b'')
 
 
 def logged(folder):
   lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-  return [{k: v for k, v in line.items() if k not in ('seconds', 'images_per_s', 'data_wait', 'compile_seconds', 'memory_gib')} for line in lines]
+  return [
+    {
+      k: v
+      for k, v in line.items()
+      if k not in ('seconds', 'images_per_s', 'data_wait', 'compile_seconds', 'memory_gib')
+    }
+    for line in lines
+  ]
 
 
 def test_two_processes_are_two_devices_of_one(tmp_path, backbone, monkeypatch):
@@ -129,25 +170,51 @@ def test_two_processes_are_two_devices_of_one(tmp_path, backbone, monkeypatch):
   data = tmp_path / 'data'
   data.mkdir()
   photos(data)
-  options = {'data.source': 'csv', 'data.root': str(data), 'optim.ema': .9, 'optim.accumulate': 2, 'optim.clip': 1., 'model.dropout': .3,
-             'data.balance': 'loss', 'optim.schedule': 'plateau'}
-  with Job(tmp_path / 'said', 2, f'--workdir={tmp_path}/two', *(f'--config.{k}={v}' for k, v in options.items())) as job:
+  options = {
+    'data.source': 'csv',
+    'data.root': str(data),
+    'optim.ema': 0.9,
+    'optim.accumulate': 2,
+    'optim.clip': 1.0,
+    'model.dropout': 0.3,
+    'data.balance': 'loss',
+    'optim.schedule': 'plateau',
+  }
+  with Job(
+    tmp_path / 'said',
+    2,
+    f'--workdir={tmp_path}/two',
+    *(f'--config.{k}={v}' for k, v in options.items()),
+  ) as job:
     assert job.codes() == [0, 0], job.errs()
     two = json.loads(*job.out())
     assert not job.out(1) and 'val at step' not in job.err(1)
   monkeypatch.setattr(parallel, 'mesh', lambda: mesh(2))
   one = json.loads(json.dumps(train.fit(tiny.run_config(**options), tmp_path / 'one')))
   assert two == one
-  assert logged(tmp_path / 'two') == logged(tmp_path / 'one') and [l['step'] for l in logged(tmp_path / 'two') if l['kind'] == 'val'] == [6, 12]
-  skipped = [json.loads((tmp_path / name / 'run.json').read_text())['skipped'] for name in ('two', 'one')]
+  assert logged(tmp_path / 'two') == logged(tmp_path / 'one') and [
+    l['step'] for l in logged(tmp_path / 'two') if l['kind'] == 'val'
+  ] == [6, 12]
+  skipped = [
+    json.loads((tmp_path / name / 'run.json').read_text())['skipped'] for name in ('two', 'one')
+  ]
   assert skipped[0] == skipped[1] == ['30.png', '5.png', '50.png']
-  assert json.loads((tmp_path / 'two' / 'decode.json').read_text()) == json.loads((tmp_path / 'one' / 'decode.json').read_text())
-  assert {p.name for p in (tmp_path / 'two').iterdir()} == {p.name for p in (tmp_path / 'one').iterdir()}
-  with Job(tmp_path / 'said', 2, '--mode=evaluate', '--split=train', f'--workdir={tmp_path}/two') as job:
+  assert json.loads((tmp_path / 'two' / 'decode.json').read_text()) == json.loads(
+    (tmp_path / 'one' / 'decode.json').read_text()
+  )
+  assert {p.name for p in (tmp_path / 'two').iterdir()} == {
+    p.name for p in (tmp_path / 'one').iterdir()
+  }
+  with Job(
+    tmp_path / 'said', 2, '--mode=evaluate', '--split=train', f'--workdir={tmp_path}/two'
+  ) as job:
     assert job.codes() == [0, 0], job.errs()
     assert not job.out(1)
     result = json.loads(*job.out())
-  assert result == json.loads(json.dumps(predict.load(tmp_path / 'one').evaluate('train'))) and result['n'] == 46
+  assert (
+    result == json.loads(json.dumps(predict.load(tmp_path / 'one').evaluate('train')))
+    and result['n'] == 46
+  )
 
 
 def advance(c, devices, state, to, teacher=None):
@@ -157,7 +224,11 @@ def advance(c, devices, state, to, teacher=None):
   state = run.state(task) if state is None else parallel.put_replicated(state, run.mesh)
   step = train.stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)
   for batch in run.batches(run.train, int(state.step), to):
-    state, _ = step(state, parallel.put_train(batch, {'stop': False}, run.mesh), parallel.put_replicated(teacher or {}, run.mesh))
+    state, _ = step(
+      state,
+      parallel.put_train(batch, {'stop': False}, run.mesh),
+      parallel.put_replicated(teacher or {}, run.mesh),
+    )
   return jax.device_get(state)
 
 
@@ -173,48 +244,74 @@ def saved(c, folder, step):
 def test_distillation_is_the_same_over_devices(monkeypatch):
   """And it is not without effect: the teacher is another network."""
   tiny.register(monkeypatch)
-  c = tiny.run_config(**{'loss.terms': 'distill', 'loss.weights': 'distill=30', 'optim.name': 'sgd'})
+  c = tiny.run_config(
+    **{'loss.terms': 'distill', 'loss.weights': 'distill=30', 'optim.name': 'sgd'}
+  )
   run = train.Run(c)
   other = models.init(run.model, 1, np.zeros((1, 32, 32, 3), np.float32))
-  teacher = {'variables': dict(jax.device_get(other)), 'known': {level: np.arange(run.taxonomy.num_classes(level)) % 3 > 0 for level in run.levels}}
+  teacher = {
+    'variables': dict(jax.device_get(other)),
+    'known': {level: np.arange(run.taxonomy.num_classes(level)) % 3 > 0 for level in run.levels},
+  }
   one, four = (advance(c, n, None, 3, teacher).params for n in (1, 4))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, four)
   teacher['known'] = {level: np.zeros_like(of) for level, of in teacher['known'].items()}
   without = advance(c, 1, None, 3, teacher).params
-  assert max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, without))) > 1e-3
+  assert (
+    max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, without))) > 1e-3
+  )
 
 
 def test_one_signal_stops_all_and_another_number_goes_on(tmp_path, backbone, monkeypatch, capsys):
   """4 processes, SIGTERM to one; 2, SIGINT to one; then 1 to the end: at each stop the state is that of as many devices in one process."""
   options = {'train.steps': 60, 'train.eval_steps': 0, 'train.log_steps': 1, 'optim.name': 'sgd'}
-  flags, c = [f'--workdir={tmp_path}/run', *(f'--config.{k}={v}' for k, v in options.items())], tiny.run_config(**options)
+  flags, c = (
+    [f'--workdir={tmp_path}/run', *(f'--config.{k}={v}' for k, v in options.items())],
+    tiny.run_config(**options),
+  )
   stops = []
-  for n, launcher, number, code in ((4, 'flags', signal.SIGTERM, 143), (2, 'ompi', signal.SIGINT, 130)):
+  for n, launcher, number, code in (
+    (4, 'flags', signal.SIGTERM, 143),
+    (2, 'ompi', signal.SIGINT, 130),
+  ):
     with Job(tmp_path / f'said{n}', n, *flags, launcher=launcher) as job:
       job.until('first step after')
       job.processes[n - 1].send_signal(number)
       codes = job.codes()
-      assert codes == [143] * (n - 1) + [code], job.errs()  # who was not told by the system reports SIGTERM
+      assert codes == [143] * (n - 1) + [code], (
+        job.errs()
+      )  # who was not told by the system reports SIGTERM
       steps = {re.search(r'stopped by SIG\w+ at step (\d+)', job.err(i))[1] for i in range(n)}
       assert len(steps) == 1 and 'Traceback' not in job.errs(), job.errs()
       stops.append(int(steps.pop()))
   assert 0 < stops[0] < stops[1] < 60
   four, two = (saved(c, tmp_path / 'run', step) for step in stops)
   # Gloo adds four numbers in another order than one process does: float32 rounding, grown over a few steps. Two numbers have one order only.
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), advance(c, 4, None, stops[0]), four)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    advance(c, 4, None, stops[0]),
+    four,
+  )
   assert checkpoint.sha256(advance(c, 2, four, stops[1])) == checkpoint.sha256(two)
   monkeypatch.setattr(parallel, 'mesh', lambda: mesh(1))
   assert train.fit(c, tmp_path / 'run')['step'] == 60
   assert f'resuming at step {stops[1]} of 60' in capsys.readouterr().err
-  assert checkpoint.sha256(advance(c, 1, two, 60).params) == checkpoint.sha256(saved(c, tmp_path / 'run', 60).params)
+  assert checkpoint.sha256(advance(c, 1, two, 60).params) == checkpoint.sha256(
+    saved(c, tmp_path / 'run', 60).params
+  )
   steps = [l['step'] for l in logged(tmp_path / 'run') if l['kind'] == 'train']
-  assert steps == sorted(set(steps)) and {s for s in steps if s > stops[1] + 2} == {*range(stops[1] + 3, 60)}
+  assert steps == sorted(set(steps)) and {s for s in steps if s > stops[1] + 2} == {
+    *range(stops[1] + 3, 60)
+  }
 
 
 def test_a_dead_process_stops_the_others_and_a_restart_goes_on(tmp_path):
   """Killed: the first process, which the others find each other through. Silent: another one, with the connections open. Started as by SLURM."""
   flags = [f'--workdir={tmp_path}/run', '--config.train.steps=60', '--config.train.eval_steps=5']
-  for name, victim, number in (('killed', 0, signal.SIGKILL), ('silent', 1, signal.SIGSTOP)):  # the first one has saved by step 15
+  for name, victim, number in (
+    ('killed', 0, signal.SIGKILL),
+    ('silent', 1, signal.SIGSTOP),
+  ):  # the first one has saved by step 15
     with Job(tmp_path / name, 2, *flags, launcher='slurm') as job:
       job.until('val at step 15' if name == 'killed' else 'val at step')
       job.processes[victim].send_signal(number)
@@ -223,7 +320,9 @@ def test_a_dead_process_stops_the_others_and_a_restart_goes_on(tmp_path):
       assert time.monotonic() - began < 3 * PATIENCE
       said = job.err(1 - victim)
       last = said.strip().splitlines()[-1]
-      assert 'Traceback' not in said and last.startswith(f'error: process {1 - victim} of 2 stops, since another one has stopped, died'), said
+      assert 'Traceback' not in said and last.startswith(
+        f'error: process {1 - victim} of 2 stops, since another one has stopped, died'
+      ), said
       assert (name == 'silent') == ('resuming at step' in job.err())
   with Job(tmp_path / 'again', 2, *flags, launcher='slurm') as job:
     assert job.codes() == [0, 0], job.errs()
@@ -236,53 +335,112 @@ def test_folders_of_their_own_are_refused(tmp_path):
   """Each process has another --workdir, as where the folder is not shared."""
   port, processes = free_port(), []
   for i in range(2):
-    args = ['--distributed', f'--coordinator=localhost:{port}', '--num_processes=2', f'--process_id={i}', f'--workdir={tmp_path}/{i}']
-    processes.append(subprocess.Popen([sys.executable, 'tests/worker.py', '--config=tests/tiny.py', *args], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                                      env={**os.environ, 'XLA_FLAGS': ''}))
+    args = [
+      '--distributed',
+      f'--coordinator=localhost:{port}',
+      '--num_processes=2',
+      f'--process_id={i}',
+      f'--workdir={tmp_path}/{i}',
+    ]
+    processes.append(
+      subprocess.Popen(
+        [sys.executable, 'tests/worker.py', '--config=tests/tiny.py', *args],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'XLA_FLAGS': ''},
+      )
+    )
   said = [p.communicate(timeout=120)[1] for p in processes]
-  assert processes[0].returncode == 2 and 'do not see what process 0 writes there; --workdir must be a folder that all share' in said[0], said
+  assert (
+    processes[0].returncode == 2
+    and 'do not see what process 0 writes there; --workdir must be a folder that all share'
+    in said[0]
+  ), said
   assert 'Traceback' not in said[0] + said[1]
 
 
-@pytest.mark.parametrize(('seen', 'message'), [
-  ([{'options': 'a', 'mark': 'm'}, {'options': 'b', 'mark': 'm'}], 'process 1 has other options than process 0'),
-])
+@pytest.mark.parametrize(
+  ('seen', 'message'),
+  [
+    (
+      [{'options': 'a', 'mark': 'm'}, {'options': 'b', 'mark': 'm'}],
+      'process 1 has other options than process 0',
+    )
+  ],
+)
 def test_processes_that_disagree(seen, message, monkeypatch, tmp_path):
   monkeypatch.setattr(parallel, 'exchange', lambda value: seen)
   with pytest.raises(UserError, match=message):
     parallel.check_same(tmp_path, {'options': 'a'})
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-  (('localhost:1',), 'go together: give all three'),
-  (('', 2, 0), 'go together: give all three'),
-  (('localhost', 2, 0), '--coordinator=localhost: not HOST:PORT'),
-  (('localhost:1', 2, 2), '--process_id=2: must be from 0 to 1'),
-  (('localhost:1', 2, 1, 1), '--coordinator=localhost:1: no answer within 1 s .*Connection refused'),
-  (('nowhere.invalid:1', 2, 1, 1), '--coordinator=nowhere.invalid:1: no answer within 1 s'),
-])
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (('localhost:1',), 'go together: give all three'),
+    (('', 2, 0), 'go together: give all three'),
+    (('localhost', 2, 0), '--coordinator=localhost: not HOST:PORT'),
+    (('localhost:1', 2, 2), '--process_id=2: must be from 0 to 1'),
+    (
+      ('localhost:1', 2, 1, 1),
+      '--coordinator=localhost:1: no answer within 1 s .*Connection refused',
+    ),
+    (('nowhere.invalid:1', 2, 1, 1), '--coordinator=nowhere.invalid:1: no answer within 1 s'),
+  ],
+)
 def test_mistakes_in_the_flags(args, message):
   with pytest.raises(UserError, match=message):
     parallel.start(*args)
 
 
 def test_port_in_use():
-  with socket.create_server(('', 0)) as taken, pytest.raises(UserError, match='process 0 cannot listen there'):
+  with (
+    socket.create_server(('', 0)) as taken,
+    pytest.raises(UserError, match='process 0 cannot listen there'),
+  ):
     parallel.start(f'localhost:{taken.getsockname()[1]}', 2, 0, 1)
 
 
-@pytest.mark.parametrize(('args', 'code', 'message'), [
-  (['--distributed'], 2, 'error: --distributed: found no cluster (SLURM, Open MPI, GKE, Cloud TPU); give --coordinator=HOST:PORT'),
-  (['--num_processes=2'], 2, 'error: --coordinator, --num_processes and --process_id need --distributed'),
-  (['--distributed', '--mode=predict'], 2, 'error: --distributed: --mode=predict runs in one process'),
-  (['--distributed', '--num_processes=2', '--process_id=0', '--start_timeout=1'], 75, 'error: not all processes came together within 1 s'),
-])
+@pytest.mark.parametrize(
+  ('args', 'code', 'message'),
+  [
+    (
+      ['--distributed'],
+      2,
+      'error: --distributed: found no cluster (SLURM, Open MPI, GKE, Cloud TPU); give --coordinator=HOST:PORT',
+    ),
+    (
+      ['--num_processes=2'],
+      2,
+      'error: --coordinator, --num_processes and --process_id need --distributed',
+    ),
+    (
+      ['--distributed', '--mode=predict'],
+      2,
+      'error: --distributed: --mode=predict runs in one process',
+    ),
+    (
+      ['--distributed', '--num_processes=2', '--process_id=0', '--start_timeout=1'],
+      75,
+      'error: not all processes came together within 1 s',
+    ),
+  ],
+)
 def test_mistakes_on_the_command_line(args, code, message):
   if code == 75:
     args = [*args, f'--coordinator=localhost:{free_port()}']
-  done = subprocess.run([sys.executable, 'main.py', *args], cwd=ROOT, env={**os.environ, 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0'}, capture_output=True,
-                        text=True, timeout=120)
-  assert done.returncode == code and done.stderr.strip().splitlines()[-1].startswith(message), done.stderr
+  done = subprocess.run(
+    [sys.executable, 'main.py', *args],
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0'},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == code and done.stderr.strip().splitlines()[-1].startswith(message), (
+    done.stderr
+  )
 
 
 @pytest.mark.parametrize('devices', [2, 8])
@@ -294,12 +452,19 @@ def test_one_reduction_of_the_gradients_and_two_for_each_batch_norm(devices, bac
   state = run.state(task)
   batch = next(iter(run.batches(run.train, 0, 1)))
   step = train.stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)
-  hlo = step.lower(state, parallel.put_train(batch, {'stop': False}, run.mesh), {}).compile().as_text()
+  hlo = (
+    step.lower(state, parallel.put_train(batch, {'stop': False}, run.mesh), {}).compile().as_text()
+  )
   params, widths = sum(x.size for x in jax.tree.leaves(state.params)), [16, 16]
   scalars = 1 + 3 + 3 + 1  # loss, loss and accuracy a level, flag
   groups, complaints = scaling.sort(scaling.collectives(hlo), params, widths)
   assert not complaints
-  assert groups == {'gradients': (1, 4 * (params + scalars)), 'counts': (1, 3 * 4), 'batch norm': (4, 4 * 4 * sum(widths)), 'other': (0, 0)}
+  assert groups == {
+    'gradients': (1, 4 * (params + scalars)),
+    'counts': (1, 3 * 4),
+    'batch norm': (4, 4 * 4 * sum(widths)),
+    'other': (0, 0),
+  }
 
 
 def test_what_is_not_expected_between_devices_is_noticed():
@@ -307,8 +472,18 @@ def test_what_is_not_expected_between_devices_is_noticed():
   gradients = line.format('f32[800]{0}', 'all-reduce')
   norms = line.format('(f32[16]{0}, f32[16]{0})', 'all-reduce-start') * 2
   assert scaling.sort(scaling.collectives(gradients + norms), 792, [16]) == (
-    {'gradients': (1, 3200), 'counts': (0, 0), 'batch norm': (2, 256), 'other': (0, 0)}, [])
-  for more, message in ((line.format('bf16[8,64]{1,0}', 'all-gather'), 'all-gather of bf16[8, 64]'), (gradients, '6,400 bytes in 2 all-reduces for 792'),
-                        (norms, '512 bytes in 4 all-reduces for 1 batch')):
-    assert any(message in c for c in scaling.sort(scaling.collectives(gradients + norms + more), 792, [16])[1])
-  assert scaling.sort(scaling.collectives(gradients), 792, [16])[1] == ['0 bytes in 0 all-reduces for 1 batch norms']
+    {'gradients': (1, 3200), 'counts': (0, 0), 'batch norm': (2, 256), 'other': (0, 0)},
+    [],
+  )
+  for more, message in (
+    (line.format('bf16[8,64]{1,0}', 'all-gather'), 'all-gather of bf16[8, 64]'),
+    (gradients, '6,400 bytes in 2 all-reduces for 792'),
+    (norms, '512 bytes in 4 all-reduces for 1 batch'),
+  ):
+    assert any(
+      message in c
+      for c in scaling.sort(scaling.collectives(gradients + norms + more), 792, [16])[1]
+    )
+  assert scaling.sort(scaling.collectives(gradients), 792, [16])[1] == [
+    '0 bytes in 0 all-reduces for 1 batch norms'
+  ]

@@ -27,8 +27,8 @@ def records(folder) -> dict[tuple[str, int], float]:
   for file in sorted(folder.glob('events.*')):
     content, at = file.read_bytes(), 0
     while at < len(content):
-      size = int.from_bytes(content[at:at + 8], 'little')
-      event = Event.FromString(content[at + 12:at + 12 + size])
+      size = int.from_bytes(content[at : at + 8], 'little')
+      event = Event.FromString(content[at + 12 : at + 12 + size])
       at += 16 + size
       for value in event.summary.value:
         out[value.tag, event.step] = value.simple_value
@@ -41,13 +41,20 @@ def test_lines_stand_in_metrics_and_in_tensorboard(tmp_path):
   logged.write(4, 'val', {'top1/model': 0.25})
   logged.close()
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-  assert lines == [{'step': 3, 'kind': 'train', 'loss': 0.5, 'lr': 1e-3}, {'step': 4, 'kind': 'val', 'top1/model': 0.25}]
+  assert lines == [
+    {'step': 3, 'kind': 'train', 'loss': 0.5, 'lr': 1e-3},
+    {'step': 4, 'kind': 'val', 'top1/model': 0.25},
+  ]
   found = records(tmp_path / 'tensorboard')
-  assert found == pytest.approx({('train/loss', 3): 0.5, ('train/lr', 3): 1e-3, ('val/top1/model', 4): 0.25})
+  assert found == pytest.approx(
+    {('train/loss', 3): 0.5, ('train/lr', 3): 1e-3, ('val/top1/model', 4): 0.25}
+  )
 
 
 def test_what_was_logged_after_the_checkpoint_goes(tmp_path):
-  (tmp_path / 'metrics.jsonl').write_text('{"step": 2, "kind": "train"}\n{"step": 6, "kind": "train"}\n{"step": 4, "ki')
+  (tmp_path / 'metrics.jsonl').write_text(
+    '{"step": 2, "kind": "train"}\n{"step": 6, "kind": "train"}\n{"step": 4, "ki'
+  )
   log.Log(tmp_path, 5, options(tensorboard=False)).close()
   assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 2, "kind": "train"}\n'
   assert not (tmp_path / 'tensorboard').exists()
@@ -57,21 +64,36 @@ def test_wandb_gets_the_same_numbers_and_a_resumed_run_its_page(tmp_path, monkey
   calls = []
 
   class Page:
-    def log(self, values, step): calls.append((step, values))
-    def finish(self): calls.append('finish')
+    def log(self, values, step):
+      calls.append((step, values))
+
+    def finish(self):
+      calls.append('finish')
 
   def init(**given):
     calls.append((given['id'], given['resume'], given['config']['seed'], given['project']))
     return Page()
+
   fake = types.ModuleType('wandb')
-  fake.init, fake.util, fake.__spec__ = init, types.SimpleNamespace(generate_id=lambda: f'id{len(calls)}'), types.SimpleNamespace(name='wandb')
+  fake.init, fake.util, fake.__spec__ = (
+    init,
+    types.SimpleNamespace(generate_id=lambda: f'id{len(calls)}'),
+    types.SimpleNamespace(name='wandb'),
+  )
   monkeypatch.setitem(sys.modules, 'wandb', fake)
   monkeypatch.setenv('WANDB_PROJECT', 'cars')
   for step in (0, 5):
     logged = log.Log(tmp_path, step, options(wandb=True, tensorboard=False))
     logged.write(step + 1, 'train', {'loss': 1.0})
     logged.close()
-  assert calls == [('id0', 'allow', 0, 'cars'), (1, {'train/loss': 1.0}), 'finish', ('id0', 'allow', 0, 'cars'), (6, {'train/loss': 1.0}), 'finish']
+  assert calls == [
+    ('id0', 'allow', 0, 'cars'),
+    (1, {'train/loss': 1.0}),
+    'finish',
+    ('id0', 'allow', 0, 'cars'),
+    (6, {'train/loss': 1.0}),
+    'finish',
+  ]
 
 
 def test_wandb_without_wandb_says_what_to_do(tmp_path, monkeypatch):
@@ -82,6 +104,8 @@ def test_wandb_without_wandb_says_what_to_do(tmp_path, monkeypatch):
 
 def test_compile_time_and_memory_are_counted():
   before, peak = log.compile_seconds(), log.memory()['memory_gib']
-  jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x).T + len(str(before)))(jnp.ones((37, 41))).block_until_ready()
+  jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x).T + len(str(before)))(
+    jnp.ones((37, 41))
+  ).block_until_ready()
   assert log.compile_seconds() > before
   assert 0.1 < peak <= log.memory()['memory_gib'] < 100

@@ -35,7 +35,11 @@ COLOURS = ('blue', 'green', 'red')
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
   tiny.register(monkeypatch)
-  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  monkeypatch.setattr(
+    parallel,
+    'mesh',
+    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
+  )
 
 
 def draw(folder, n=96, split=True, columns=False):
@@ -45,15 +49,25 @@ def draw(folder, n=96, split=True, columns=False):
   rng, lines = np.random.default_rng(0), []
   for i in range(n):
     category, article = BESIDE.split()[1 + i % 4].split(',')
-    there, image = rng.random(3) < (.3, .5, .6), rng.integers(0, 60, (32, 32, 3), np.uint8)
+    there, image = rng.random(3) < (0.3, 0.5, 0.6), rng.integers(0, 60, (32, 32, 3), np.uint8)
     image[16:28, 4:28] = 60 * (i % 4) + 40
     for k in np.flatnonzero(there):
-      image[:12, 10 * k + 1:10 * k + 10, k] = 250
+      image[:12, 10 * k + 1 : 10 * k + 10, k] = 250
     cv2.imwrite(str(folder / f'{i}.png'), image)
     own = [category, ''] if i % 8 == 5 else ['', article]
-    sets = [str(int(x)) for x in there] if columns else ['|'.join(c for c, x in zip(COLOURS, there) if x) or '-']
+    sets = (
+      [str(int(x)) for x in there]
+      if columns
+      else ['|'.join(c for c, x in zip(COLOURS, there) if x) or '-']
+    )
     lines.append([f'{i}.png', *(['val' if i % 12 < 4 else 'train'] if split else []), *own, *sets])
-  header = ['file', *(['split'] if split else []), 'category', 'article', *(COLOURS if columns else ['colour'])]
+  header = [
+    'file',
+    *(['split'] if split else []),
+    'category',
+    'article',
+    *(COLOURS if columns else ['colour']),
+  ]
   (folder / 'labels.csv').write_text('\n'.join(','.join(row) for row in [header, *lines]) + '\n')
   (folder / 'taxonomy.csv').write_text(BESIDE)
   return folder
@@ -71,8 +85,18 @@ def table(folder, labels, taxonomy=BELOW):
 
 
 def options(folder, **changes):
-  return tiny.run_config(**{'data.source': 'csv', 'data.root': str(folder), 'data.multi': 'colour', 'train.steps': 24, 'train.eval_steps': 12, 'optim.lr': 1e-2,
-                            'data.augment.enabled': False, **changes})
+  return tiny.run_config(
+    **{
+      'data.source': 'csv',
+      'data.root': str(folder),
+      'data.multi': 'colour',
+      'train.steps': 24,
+      'train.eval_steps': 12,
+      'optim.lr': 1e-2,
+      'data.augment.enabled': False,
+      **changes,
+    }
+  )
 
 
 # The taxonomy.
@@ -81,11 +105,19 @@ def options(folder, **changes):
 def forest(rng):
   """(levels, rows) of a random mixed taxonomy: an exclusive tree with branches that end early, multi levels whose finest classes begin with a path, with the
   upper part of one, or with nothing, and whose coarser classes may lie below several."""
-  exclusive, several = [f'e{k}' for k in range(rng.integers(1, 4))], [f'm{k}' for k in range(rng.integers(1, 4))]
-  paths = [[f'e{k}.{i // 2 ** (len(exclusive) - k - 1)}' for k in range(len(exclusive))] for i in range(rng.integers(2, 10))]
-  ends = {p[0] for p in paths if len(p) > 1 and rng.random() < .2}
-  paths = [p for p in paths if p[0] not in ends] + [[e] + [''] * (len(exclusive) - 1) for e in sorted(ends)]
-  rows = [p + [''] * len(several) for p in paths if rng.random() < .7]
+  exclusive, several = (
+    [f'e{k}' for k in range(rng.integers(1, 4))],
+    [f'm{k}' for k in range(rng.integers(1, 4))],
+  )
+  paths = [
+    [f'e{k}.{i // 2 ** (len(exclusive) - k - 1)}' for k in range(len(exclusive))]
+    for i in range(rng.integers(2, 10))
+  ]
+  ends = {p[0] for p in paths if len(p) > 1 and rng.random() < 0.2}
+  paths = [p for p in paths if p[0] not in ends] + [
+    [e] + [''] * (len(exclusive) - 1) for e in sorted(ends)
+  ]
+  rows = [p + [''] * len(several) for p in paths if rng.random() < 0.7]
   for i in range(rng.integers(1, 12)):
     path, keep = paths[rng.integers(len(paths))], rng.integers(0, len(exclusive) + 1)
     lower = [f'm{k}.{i // 2 ** (len(several) - k - 1)}' for k in range(len(several))]
@@ -107,16 +139,32 @@ def test_what_lies_below_what(tmp_path):
     levels, rows, several = forest(rng)
     t = taxonomy_lib.load(written(tmp_path, levels, rows), several)
     n = len(t.exclusive.levels)
-    assert isinstance(t, Mixed) and t.levels == tuple(levels) and t.multi == tuple(several.split(',')) and t.above.shape == (sum(map(len, t.several.names)), n)
+    assert (
+      isinstance(t, Mixed)
+      and t.levels == tuple(levels)
+      and t.multi == tuple(several.split(','))
+      and t.above.shape == (sum(map(len, t.several.names)), n)
+    )
     for level, place in t.columns.items():
       for c, name in enumerate(t.several.names[t.several.index(level)]):
         mine = [row for row in rows if row[levels.index(level)] == name]
         for k in range(n):
           classes = {row[k] for row in mine}
           if '' in classes:  # ended above, and carried down to here, or left open
-            ended = [row for row in mine if row[k] == '' and any(row[:k]) and row[:n] in [p[:n] for p in t.exclusive.rows()]]
-            classes = {next(x for x in reversed(row[:k + 1]) if x) if row in ended else row[k] for row in mine}
-          expected = t.exclusive.names[k].index(classes.pop()) if len(classes) == 1 and '' not in classes else -1
+            ended = [
+              row
+              for row in mine
+              if row[k] == '' and any(row[:k]) and row[:n] in [p[:n] for p in t.exclusive.rows()]
+            ]
+            classes = {
+              next(x for x in reversed(row[: k + 1]) if x) if row in ended else row[k]
+              for row in mine
+            }
+          expected = (
+            t.exclusive.names[k].index(classes.pop())
+            if len(classes) == 1 and '' not in classes
+            else -1
+          )
           assert t.above[place][c, k] == expected
     t.to_csv(tmp_path / 'again.csv')
     again = taxonomy_lib.load(tmp_path / 'again.csv', several)
@@ -124,18 +172,41 @@ def test_what_lies_below_what(tmp_path):
     assert again.exclusive.rows() == t.exclusive.rows() and again.several.rows() == t.several.rows()
     short = t.coarsen(t.levels[0])
     short.to_csv(tmp_path / 'short.csv')
-    assert taxonomy_lib.load(tmp_path / 'short.csv', several).hash() == short.hash() and np.array_equal(short.above[:, 0], t.above[:, 0])
+    assert taxonomy_lib.load(
+      tmp_path / 'short.csv', several
+    ).hash() == short.hash() and np.array_equal(short.above[:, 0], t.above[:, 0])
 
 
-@pytest.mark.parametrize('rows, multi, told', [
-  ('tag,kind\nred,disc\n', 'tag', r'exclusive level kind stands below multi level tag in the taxonomy \(tag, kind\).*name kind too, or put its column before'),
-  ('a,b,c\nx,y,z\n', 'b', 'exclusive level c stands below multi level b'),
-  ('kind,tag\ndisc,red\nsquare,red\n', 'tag', r"t.csv:3: tag 'red' stands under 'square' here and under 'disc' in row 2; .* leaves kind empty"),
-  ('kind,tag\ndisc,red\n,red\n', 'tag', r"t.csv:3: tag 'red' stands under 'nothing' here and under 'disc' in row 2"),
-  ('kind,tag\ndisc,red\ndisc,red\n', 'tag', r't.csv:3: repeats row 2'), ('kind,tag\n,red\n', 'tag', 't.csv:1: has no class below the header'),
-  ('kind,sort,tag\n,disc,red\n', 'tag', 't.csv:2: kind is empty before sort'), ('kind,tag\ndisc,\ndisc,\n', 'tag', 't.csv:3: repeats row 2'),
-  ('kind,tag\ndisc,red\n', 'tagg', r"no level 'tagg' \(did you mean 'tag'\?\); choices: kind, tag"),
-])
+@pytest.mark.parametrize(
+  'rows, multi, told',
+  [
+    (
+      'tag,kind\nred,disc\n',
+      'tag',
+      r'exclusive level kind stands below multi level tag in the taxonomy \(tag, kind\).*name kind too, or put its column before',
+    ),
+    ('a,b,c\nx,y,z\n', 'b', 'exclusive level c stands below multi level b'),
+    (
+      'kind,tag\ndisc,red\nsquare,red\n',
+      'tag',
+      r"t.csv:3: tag 'red' stands under 'square' here and under 'disc' in row 2; .* leaves kind empty",
+    ),
+    (
+      'kind,tag\ndisc,red\n,red\n',
+      'tag',
+      r"t.csv:3: tag 'red' stands under 'nothing' here and under 'disc' in row 2",
+    ),
+    ('kind,tag\ndisc,red\ndisc,red\n', 'tag', r't.csv:3: repeats row 2'),
+    ('kind,tag\n,red\n', 'tag', 't.csv:1: has no class below the header'),
+    ('kind,sort,tag\n,disc,red\n', 'tag', 't.csv:2: kind is empty before sort'),
+    ('kind,tag\ndisc,\ndisc,\n', 'tag', 't.csv:3: repeats row 2'),
+    (
+      'kind,tag\ndisc,red\n',
+      'tagg',
+      r"no level 'tagg' \(did you mean 'tag'\?\); choices: kind, tag",
+    ),
+  ],
+)
 def test_no_taxonomy(tmp_path, rows, multi, told):
   (tmp_path / 't.csv').write_text(rows)
   with pytest.raises(UserError, match=told):
@@ -145,8 +216,17 @@ def test_no_taxonomy(tmp_path, rows, multi, told):
 def test_all_of_one_kind_are_what_they_were(tmp_path):
   (tmp_path / 't.csv').write_text('kind,tag\ndisc,red\n')
   plain, every = taxonomy_lib.load(tmp_path / 't.csv'), taxonomy_lib.load(tmp_path / 't.csv', 'all')
-  assert plain.hash() == Taxonomy.from_csv(tmp_path / 't.csv').hash() and plain.exclusive is plain and plain.several is None
-  assert isinstance(every, Taxonomy) and every.several is every and every.exclusive is None and every.multi == ('kind', 'tag')
+  assert (
+    plain.hash() == Taxonomy.from_csv(tmp_path / 't.csv').hash()
+    and plain.exclusive is plain
+    and plain.several is None
+  )
+  assert (
+    isinstance(every, Taxonomy)
+    and every.several is every
+    and every.exclusive is None
+    and every.multi == ('kind', 'tag')
+  )
   mixed = taxonomy_lib.load(tmp_path / 't.csv', 'tag')
   assert len({t.hash() for t in (plain, every, mixed)}) == 3
   assert all(a.diff(b) for a in (plain, every, mixed) for b in (plain, every, mixed) if a is not b)
@@ -160,7 +240,7 @@ def truth(t, rng, n):
   labels = t.exclusive.paths[rng.integers(len(t.exclusive.paths), size=n)]
   last = t.columns[t.multi[-1]]
   rows = np.zeros((n, len(t.above)), np.int8)
-  for i, j in zip(*np.nonzero(rng.random((n, last.stop - last.start)) < .4)):
+  for i, j in zip(*np.nonzero(rng.random((n, last.stop - last.start)) < 0.4)):
     if ((t.above[last][j] < 0) | (t.above[last][j] == labels[i])).all():
       rows[i, [t.columns[level].start + c for level, c in zip(t.multi, t.several.paths[j])]] = 1
   return labels, rows
@@ -174,84 +254,179 @@ def test_random_forests(tmp_path):
     # what follows from known labels is true, contradicts nothing, and is all that a tag and a kind tell of each other
     labels, rows = truth(t, rng, 40)
     assert t.fits(labels)[rows == 1].all()
-    few = [np.where(rng.random(x.shape) < .5, -1, x) for x in (labels, rows)]
+    few = [np.where(rng.random(x.shape) < 0.5, -1, x) for x in (labels, rows)]
     told, there = t.complete(*few)
-    assert ((told == labels) | (told < 0)).all() and ((there == rows) | (there < 0)).all() and ((few[0] < 0) | (told >= 0)).all()
+    assert (
+      ((told == labels) | (told < 0)).all()
+      and ((there == rows) | (there < 0)).all()
+      and ((few[0] < 0) | (told >= 0)).all()
+    )
     assert not (~t.fits(told) & (there != 0)).any()
     for i, j in zip(*np.nonzero(there == 1)):
       assert ((t.above[j] < 0) | (told[i] == t.above[j])).all()
     whole = t.complete(labels, np.where(rows == 1, 1, -1))
-    assert np.array_equal(whole[0], labels) and ((whole[1] == 0) == ((rows == 0) & (whole[1] >= 0))).all()
+    assert (
+      np.array_equal(whole[0], labels)
+      and ((whole[1] == 0) == ((rows == 0) & (whole[1] >= 0))).all()
+    )
     # probabilities: none above that of a class above it, bit for bit
-    probs = {level: softmax(3 * rng.normal(size=(30, len(names))), 1).astype(np.float32) for level, names in zip(t.exclusive.levels, t.exclusive.names)}
+    probs = {
+      level: softmax(3 * rng.normal(size=(30, len(names))), 1).astype(np.float32)
+      for level, names in zip(t.exclusive.levels, t.exclusive.names)
+    }
     raw = {level: rng.random((30, t.num_classes(level)), np.float32) for level in t.multi}
-    heads = {level: p for k, (level, p) in enumerate(probs.items()) if k == len(probs) - 1 or rng.random() < .8}
+    heads = {
+      level: p
+      for k, (level, p) in enumerate(probs.items())
+      if k == len(probs) - 1 or rng.random() < 0.8
+    }
     found = np.asarray(multi.join(multi.probabilities(heads | raw, t), t.several))
     assert (found[:, edges[0]] >= found[:, edges[1]]).all()
     for level, p in heads.items():
       for j, above in enumerate(t.above[:, t.index(level)].tolist()):
         assert above < 0 or (found[:, j] <= np.asarray(p)[:, above]).all()
     # decisions: at any thresholds exactly those with a class over its threshold that fits the path, at or below them
-    out = evaluate.Outputs({level: np.asarray(p, np.float64) for level, p in probs.items()}, None, None, None, [])
+    out = evaluate.Outputs(
+      {level: np.asarray(p, np.float64) for level, p in probs.items()}, None, None, None, []
+    )
     decoded = evaluate.decodings(out, t.exclusive)
     path, thresholds = decoded['joint'].pred, rng.random(m)
     on = multi.decide(found, thresholds, t.several, evaluate.fitting(decoded, t))
     fits = np.array([[((a < 0) | (a == p)).all() for a in t.above] for p in path])
     below = {*zip(*(x.tolist() for x in edges))}
-    expected = np.array([[any((a, b) in below and found[i, b] >= thresholds[b] and fits[i, b] for b in range(m)) for a in range(m)]
-                         for i in range(30)])
-    assert np.array_equal(on, expected) and fits[on].all() and (t.several.contradicts(on) == -1).all()
+    expected = np.array(
+      [
+        [
+          any((a, b) in below and found[i, b] >= thresholds[b] and fits[i, b] for b in range(m))
+          for a in range(m)
+        ]
+        for i in range(30)
+      ]
+    )
+    assert (
+      np.array_equal(on, expected) and fits[on].all() and (t.several.contradicts(on) == -1).all()
+    )
     told, there = t.complete(path, on.astype(np.int8))
     assert np.array_equal(told, path) and np.array_equal(there, on)
 
 
 def test_a_split_keeps_path_and_tags_together(tmp_path):
-  data = sources.load(options(draw(tmp_path / 'data', 320, split=False), **{'data.val_share': .25}).data)
+  data = sources.load(
+    options(draw(tmp_path / 'data', 320, split=False), **{'data.val_share': 0.25}).data
+  )
   assert len(data.splits['val'].files) == pytest.approx(80, abs=4)
   shares = {}
   for name, e in data.splits.items():
     own = (e.labels[:, 1:2] == np.arange(4)).astype(float)
-    shares[name] = np.concatenate([own, e.multi], 1).T @ np.concatenate([own, e.multi], 1) / len(e.multi)
-  np.testing.assert_allclose(shares['val'], shares['train'], atol=.03)
+    shares[name] = (
+      np.concatenate([own, e.multi], 1).T @ np.concatenate([own, e.multi], 1) / len(e.multi)
+    )
+  np.testing.assert_allclose(shares['val'], shares['train'], atol=0.03)
 
 
 # labels.csv.
 
 
 def test_what_the_labels_tell_of_each_other(tmp_path):
-  rows = {'a': 'disc,', 'b': ',square blue', 'c': 'square,-', 'd': ',red', 'e': 'disc,disc blue|red', 'f': ',', 'g': ',-'}
-  folder = table(tmp_path / 'data', 'file,kind,tag\n' + ''.join(f'{k}.png,{v}\n' for k, v in rows.items()))
+  rows = {
+    'a': 'disc,',
+    'b': ',square blue',
+    'c': 'square,-',
+    'd': ',red',
+    'e': 'disc,disc blue|red',
+    'f': ',',
+    'g': ',-',
+  }
+  folder = table(
+    tmp_path / 'data', 'file,kind,tag\n' + ''.join(f'{k}.png,{v}\n' for k, v in rows.items())
+  )
   data = sources.load(options(folder, **{'data.multi': 'tag', 'data.val_share': 0.0}).data)
   t, e = data.taxonomy, data.splits['train']
-  assert t.exclusive.names == (('disc', 'square'),) and t.several.names == (('disc blue', 'disc green', 'square blue', 'red'),)
+  assert t.exclusive.names == (('disc', 'square'),) and t.several.names == (
+    ('disc blue', 'disc green', 'square blue', 'red'),
+  )
   assert {f[0]: (y.tolist(), m.tolist()) for f, y, m in zip(e.files, e.labels, e.multi)} == {
-    'a': ([0], [-1, -1, 0, -1]), 'b': ([1], [0, 0, 1, 0]), 'c': ([1], [0, 0, 0, 0]), 'd': ([-1], [0, 0, 0, 1]), 'e': ([0], [1, 0, 0, 1]),
-    'f': ([-1], [-1] * 4), 'g': ([-1], [0] * 4)}
+    'a': ([0], [-1, -1, 0, -1]),
+    'b': ([1], [0, 0, 1, 0]),
+    'c': ([1], [0, 0, 0, 0]),
+    'd': ([-1], [0, 0, 0, 1]),
+    'e': ([0], [1, 0, 0, 1]),
+    'f': ([-1], [-1] * 4),
+    'g': ([-1], [0] * 4),
+  }
 
 
 def test_sets_and_columns_are_the_same_labels(tmp_path):
-  a, b = (sources.load(options(draw(tmp_path / name, 48, columns=name == 'columns')).data) for name in ('sets', 'columns'))
-  assert a.taxonomy.hash() == b.taxonomy.hash() and a.taxonomy.levels == ('category', 'article', 'colour') and (a.taxonomy.above == -1).all()
+  a, b = (
+    sources.load(options(draw(tmp_path / name, 48, columns=name == 'columns')).data)
+    for name in ('sets', 'columns')
+  )
+  assert (
+    a.taxonomy.hash() == b.taxonomy.hash()
+    and a.taxonomy.levels == ('category', 'article', 'colour')
+    and (a.taxonomy.above == -1).all()
+  )
   for split in ('train', 'val'):
-    assert np.array_equal(a.splits[split].labels, b.splits[split].labels) and np.array_equal(a.splits[split].multi, b.splits[split].multi)
-  assert 'colour is no level of the taxonomy and stands beside it: 3 colour, by labels.csv' in a.notes
-  (tmp_path / 'sets/taxonomy.csv').unlink()  # without it the columns beside that of sets are the exclusive levels
-  (tmp_path / 'sets/labels.csv').write_text('file,category,article,colour\n0.png,round,disc,red|blue\n1.png,,disc,-\n2.png,edgy,square,\n')
+    assert np.array_equal(a.splits[split].labels, b.splits[split].labels) and np.array_equal(
+      a.splits[split].multi, b.splits[split].multi
+    )
+  assert (
+    'colour is no level of the taxonomy and stands beside it: 3 colour, by labels.csv' in a.notes
+  )
+  (
+    tmp_path / 'sets/taxonomy.csv'
+  ).unlink()  # without it the columns beside that of sets are the exclusive levels
+  (tmp_path / 'sets/labels.csv').write_text(
+    'file,category,article,colour\n0.png,round,disc,red|blue\n1.png,,disc,-\n2.png,edgy,square,\n'
+  )
   derived = sources.load(options(tmp_path / 'sets').data).taxonomy
-  assert derived.exclusive.rows() == [['edgy', 'square'], ['round', 'disc']] and derived.several.names == (('blue', 'red'),)
+  assert derived.exclusive.rows() == [
+    ['edgy', 'square'],
+    ['round', 'disc'],
+  ] and derived.several.names == (('blue', 'red'),)
 
 
-@pytest.mark.parametrize('labels, told', [
-  ('file,kind,tag\na.png,disc,square blue\n', r"labels\.csv:2: has tag 'square blue' but kind 'disc'; the taxonomy has it under kind 'square'"),
-  ('file,kind,tag\na.png,,disc blue|square blue\n', r"labels\.csv:2: has tag 'square blue' but kind 'disc' by tag 'disc blue'; the taxonomy has it under"),
-  ('file,kind,tag\na.png,disc,disc blu\n', r"labels\.csv:2: tag 'disc blu' is not in the taxonomy; did you mean 'disc blue'"),
-  ('file,kind,tag\na.png,dics,red\n', r"labels\.csv:2: kind 'dics' is not in the taxonomy; did you mean 'disc'"),
-  ('file,kind,red\na.png,disc,yes\n', r"labels\.csv:2: column 'red' holds 'yes'; a class has 1, 0 or nothing"),
-  ('file,kind,tag\na.png,disc|square,red\n', r"labels\.csv:2: kind 'disc\|square' is not in the taxonomy"),
-  ('file,kind,rad\na.png,disc,1\n', r"labels\.csv:1: column 'rad' is no level or class of the taxonomy \(did you mean 'red'\?\)"),
-  ('file,kind\na.png,disc\n', r'labels\.csv:1: no column of labels of tag; the levels are kind, tag'),
-  ('file,kind,tag\na.png,disc,red\na.png,disc,-\n', r'labels\.csv:3: a.png stands in row 2 already, with other labels'),
-])
+@pytest.mark.parametrize(
+  'labels, told',
+  [
+    (
+      'file,kind,tag\na.png,disc,square blue\n',
+      r"labels\.csv:2: has tag 'square blue' but kind 'disc'; the taxonomy has it under kind 'square'",
+    ),
+    (
+      'file,kind,tag\na.png,,disc blue|square blue\n',
+      r"labels\.csv:2: has tag 'square blue' but kind 'disc' by tag 'disc blue'; the taxonomy has it under",
+    ),
+    (
+      'file,kind,tag\na.png,disc,disc blu\n',
+      r"labels\.csv:2: tag 'disc blu' is not in the taxonomy; did you mean 'disc blue'",
+    ),
+    (
+      'file,kind,tag\na.png,dics,red\n',
+      r"labels\.csv:2: kind 'dics' is not in the taxonomy; did you mean 'disc'",
+    ),
+    (
+      'file,kind,red\na.png,disc,yes\n',
+      r"labels\.csv:2: column 'red' holds 'yes'; a class has 1, 0 or nothing",
+    ),
+    (
+      'file,kind,tag\na.png,disc|square,red\n',
+      r"labels\.csv:2: kind 'disc\|square' is not in the taxonomy",
+    ),
+    (
+      'file,kind,rad\na.png,disc,1\n',
+      r"labels\.csv:1: column 'rad' is no level or class of the taxonomy \(did you mean 'red'\?\)",
+    ),
+    (
+      'file,kind\na.png,disc\n',
+      r'labels\.csv:1: no column of labels of tag; the levels are kind, tag',
+    ),
+    (
+      'file,kind,tag\na.png,disc,red\na.png,disc,-\n',
+      r'labels\.csv:3: a.png stands in row 2 already, with other labels',
+    ),
+  ],
+)
 def test_bad_rows(tmp_path, labels, told):
   c = options(table(tmp_path / 'data', labels), **{'data.multi': 'tag'})
   with pytest.raises(UserError, match=told):
@@ -260,12 +435,36 @@ def test_bad_rows(tmp_path, labels, told):
   assert [p.severity for p in found.problems] == ['error'] and re.search(told, found.text())
 
 
-@pytest.mark.parametrize('multi, labels, told', [
-  ('tags', 'file,category,article\na.png,,disc\n', r"data\.multi=tags: no level 'tags'; choices: category, article, .*, or another column of labels\.csv"),
-  ('tags', 'file,article,colour\na.png,disc,red|blue\n', r"labels\.csv:2: column 'colour' holds 'red\|blue'; .*a column of sets is named in --config\.data"),
-  ('colour', 'file,colour\na.png,red\n', r'labels\.csv:1: no column of labels of category, article; the levels are category, article, colour'),
-  ('colour,size', 'file,article,colour,size\na.png,disc,red,big\n', r'several levels need .*taxonomy\.csv'),
-  ('colour', 'file,article,colour\na.png,disc,\n', r"labels\.csv:1: column 'colour' names no class in any row")])
+@pytest.mark.parametrize(
+  'multi, labels, told',
+  [
+    (
+      'tags',
+      'file,category,article\na.png,,disc\n',
+      r"data\.multi=tags: no level 'tags'; choices: category, article, .*, or another column of labels\.csv",
+    ),
+    (
+      'tags',
+      'file,article,colour\na.png,disc,red|blue\n',
+      r"labels\.csv:2: column 'colour' holds 'red\|blue'; .*a column of sets is named in --config\.data",
+    ),
+    (
+      'colour',
+      'file,colour\na.png,red\n',
+      r'labels\.csv:1: no column of labels of category, article; the levels are category, article, colour',
+    ),
+    (
+      'colour,size',
+      'file,article,colour,size\na.png,disc,red,big\n',
+      r'several levels need .*taxonomy\.csv',
+    ),
+    (
+      'colour',
+      'file,article,colour\na.png,disc,\n',
+      r"labels\.csv:1: column 'colour' names no class in any row",
+    ),
+  ],
+)
 def test_bad_rows_of_a_level_beside(tmp_path, multi, labels, told):
   with pytest.raises(UserError, match=told):
     sources.load(options(table(tmp_path / 'data', labels, BESIDE), **{'data.multi': multi}).data)
@@ -273,8 +472,14 @@ def test_bad_rows_of_a_level_beside(tmp_path, multi, labels, told):
 
 def test_lint_counts_both(tmp_path):
   text = lint.from_config(options(draw(tmp_path / 'data', 48)).data).text()
-  assert '2 categories, 4 articles' in text and 'article unknown: 6' in text and re.search(r'val, 16 images, colour: blue \d+, green', text), text
-  folder = table(tmp_path / 'few', 'file,kind,tag,split\na.png,disc,red,train\nb.png,disc,red,val\n')
+  assert (
+    '2 categories, 4 articles' in text
+    and 'article unknown: 6' in text
+    and re.search(r'val, 16 images, colour: blue \d+, green', text)
+  ), text
+  folder = table(
+    tmp_path / 'few', 'file,kind,tag,split\na.png,disc,red,train\nb.png,disc,red,val\n'
+  )
   text = lint.from_config(options(folder, **{'data.multi': 'tag'}).data).text()
   assert "kind 'square'" in text and "tag 'disc blue' is in no image of train" in text
 
@@ -282,15 +487,27 @@ def test_lint_counts_both(tmp_path):
 # Training.
 
 
-@pytest.mark.parametrize('changes', [{}, {'loss.any_level': True, 'loss.terms': 'tree_path,distribution_matching,co_annotation', 'loss.binary': 'focal'},
-                                     {'loss.smoothing': .2, 'data.balance': 'loss', 'loss.pos_weight': 5.0},
-                                     {'loss.aggregate': 'samples', 'loss.terms': 'supervised_contrastive,tree_path'}])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {
+      'loss.any_level': True,
+      'loss.terms': 'tree_path,distribution_matching,co_annotation',
+      'loss.binary': 'focal',
+    },
+    {'loss.smoothing': 0.2, 'data.balance': 'loss', 'loss.pos_weight': 5.0},
+    {'loss.aggregate': 'samples', 'loss.terms': 'supervised_contrastive,tree_path'},
+  ],
+)
 def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
   """That of a run on the exclusive levels and one on the multi ones, with the same logits."""
   draw(tmp_path / 'data')
   lines = [line.split(',') for line in (tmp_path / 'data/labels.csv').read_text().splitlines()]
   (tmp_path / 'alone').mkdir()
-  (tmp_path / 'alone/labels.csv').write_text('\n'.join(','.join([a, b, e]) for a, b, _, _, e in lines) + '\n')
+  (tmp_path / 'alone/labels.csv').write_text(
+    '\n'.join(','.join([a, b, e]) for a, b, _, _, e in lines) + '\n'
+  )
   for path in (tmp_path / 'data').glob('*.png'):
     path.rename(tmp_path / 'alone' / path.name)
     (tmp_path / 'data' / path.name).symlink_to(tmp_path / 'alone' / path.name)
@@ -299,35 +516,87 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
   weights = {'loss.weights': 'article=.5'}
   both = train.Run(options(tmp_path / 'data', **changes, **{'loss.weights': 'article=.5,colour=2'}))
   exclusive = train.Run(options(tmp_path / 'data', **own, **weights, **{'data.multi': ''}))
-  several = train.Run(options(tmp_path / 'alone', **binary, **{'loss.weights': 'colour=2', 'train.best': 'loss'}))
+  several = train.Run(
+    options(tmp_path / 'alone', **binary, **{'loss.weights': 'colour=2', 'train.best': 'loss'})
+  )
   rng, n = np.random.default_rng(0), len(both.train.labels)
-  maps = {level: rng.normal(size=(16, both.taxonomy.num_classes(level))).astype(np.float32) for level in both.levels}
+  maps = {
+    level: rng.normal(size=(16, both.taxonomy.num_classes(level))).astype(np.float32)
+    for level in both.levels
+  }
   features = rng.normal(size=(n, 16)).astype(np.float32)
 
   def of(run, columns):
-    head = lambda x, train: {level: x @ maps[level] + .1 * train for level in run.levels}
-    shares, out = train.objective(head, features, jnp.asarray(columns, jnp.int32), run.task(), run.phases[0], ({}, {}))
-    return {k: float(v) for k, v in {**shares, **{k: v for k, v in out.items() if k.startswith('acc/')}}.items()}, float(out['loss'])
+    head = lambda x, train: {level: x @ maps[level] + 0.1 * train for level in run.levels}
+    shares, out = train.objective(
+      head, features, jnp.asarray(columns, jnp.int32), run.task(), run.phases[0], ({}, {})
+    )
+    return {
+      k: float(v)
+      for k, v in {**shares, **{k: v for k, v in out.items() if k.startswith('acc/')}}.items()
+    }, float(out['loss'])
 
-  (mine, total), (a, x), (b, y) = (of(run, np.concatenate([run.train.labels] + ([] if run.train.multi is None else [run.train.multi]), 1))
-                                   for run in (both, exclusive, several))
-  assert mine == pytest.approx(a | b, rel=1e-6) and total == pytest.approx(x + y, rel=1e-6) and set(mine) == {*a, *b}
+  (mine, total), (a, x), (b, y) = (
+    of(
+      run,
+      np.concatenate(
+        [run.train.labels] + ([] if run.train.multi is None else [run.train.multi]), 1
+      ),
+    )
+    for run in (both, exclusive, several)
+  )
+  assert (
+    mine == pytest.approx(a | b, rel=1e-6)
+    and total == pytest.approx(x + y, rel=1e-6)
+    and set(mine) == {*a, *b}
+  )
   logits = {level: features @ maps[level] for level in both.levels}
-  probs = {level: np.asarray((jax.nn.sigmoid if level == 'colour' else jax.nn.softmax)(z), np.float64) for level, z in logits.items()}
-  val = lambda run: evaluate.loss(evaluate.Outputs({level: probs[level] for level in run.levels}, None, run.train.labels, None, [], run.train.multi),
-                                  run.taxonomy, run.weights)
+  probs = {
+    level: np.asarray((jax.nn.sigmoid if level == 'colour' else jax.nn.softmax)(z), np.float64)
+    for level, z in logits.items()
+  }
+  val = lambda run: evaluate.loss(
+    evaluate.Outputs(
+      {level: probs[level] for level in run.levels},
+      None,
+      run.train.labels,
+      None,
+      [],
+      run.train.multi,
+    ),
+    run.taxonomy,
+    run.weights,
+  )
   assert val(both) == pytest.approx(val(exclusive) + val(several))
 
 
-@pytest.mark.parametrize('changes, told', [
-  ({'loss.binary': 'focal', 'loss.smoothing': .1}, ''), ({'train.best': 'map/colour'}, ''), ({'train.best': 'joint_fpa'}, ''),
-  ({'train.best': 'map/finest'}, ''), ({'data.balance': 'sample', 'data.balance_level': 'coarsest'}, ''), ({'data.unlabelled': .3, 'data.partial': 'drop'}, ''),
-  ({'model.levels': 'category,colour', 'train.best': 'top1/category'}, ''), ({'model.heads': 'residual'}, ''),
-  ({'train.best': 'top1/colour'}, 'choices: loss, fpa, hvr, joint_fpa, top1/category, top1/article, map/colour, micro_map/colour, f1/colour'),
-  ({'model.levels': 'article'}, 'each of the multi levels needs a head: colour'),
-  ({'model.levels': 'colour'}, 'names no exclusive level; choices: category, article'),
-  ({'data.hold_out': 'disc'}, r'data\.hold_out=disc: holds out classes of exclusive levels alone; colour'),
-  ({'data.multi': 'all', 'loss.smoothing': .1}, r'smoothing=0\.1 is for exclusive levels; --config\.data\.multi=all has none, as category, article are multi')])
+@pytest.mark.parametrize(
+  'changes, told',
+  [
+    ({'loss.binary': 'focal', 'loss.smoothing': 0.1}, ''),
+    ({'train.best': 'map/colour'}, ''),
+    ({'train.best': 'joint_fpa'}, ''),
+    ({'train.best': 'map/finest'}, ''),
+    ({'data.balance': 'sample', 'data.balance_level': 'coarsest'}, ''),
+    ({'data.unlabelled': 0.3, 'data.partial': 'drop'}, ''),
+    ({'model.levels': 'category,colour', 'train.best': 'top1/category'}, ''),
+    ({'model.heads': 'residual'}, ''),
+    (
+      {'train.best': 'top1/colour'},
+      'choices: loss, fpa, hvr, joint_fpa, top1/category, top1/article, map/colour, micro_map/colour, f1/colour',
+    ),
+    ({'model.levels': 'article'}, 'each of the multi levels needs a head: colour'),
+    ({'model.levels': 'colour'}, 'names no exclusive level; choices: category, article'),
+    (
+      {'data.hold_out': 'disc'},
+      r'data\.hold_out=disc: holds out classes of exclusive levels alone; colour',
+    ),
+    (
+      {'data.multi': 'all', 'loss.smoothing': 0.1},
+      r'smoothing=0\.1 is for exclusive levels; --config\.data\.multi=all has none, as category, article are multi',
+    ),
+  ],
+)
 def test_options(tmp_path, changes, told):
   draw(tmp_path / 'data', 24)
   if told:
@@ -335,14 +604,27 @@ def test_options(tmp_path, changes, told):
       train.Run(options(tmp_path / 'data', **changes))
   else:
     run = train.Run(options(tmp_path / 'data', **changes))
-    assert run.best in ('top1/article', 'map/colour', 'joint_fpa', 'top1/category') and 'colour' in run.levels
+    assert (
+      run.best in ('top1/article', 'map/colour', 'joint_fpa', 'top1/category')
+      and 'colour' in run.levels
+    )
 
 
 def test_flat_heads_are_one_on_the_exclusive_levels(tmp_path):
   run = train.Run(options(draw(tmp_path / 'data', 24), **{'model.heads': 'flat'}))
-  assert run.levels == ('article', 'colour') and run.taxonomy.levels == ('category', 'article', 'colour')
-  short = train.Run(options(tmp_path / 'data', **{'model.levels': 'category,colour', 'train.best': 'loss'}))
-  assert short.taxonomy.levels == ('category', 'colour') and short.train.labels.shape == (16, 1) and (short.train.labels >= 0).all()
+  assert run.levels == ('article', 'colour') and run.taxonomy.levels == (
+    'category',
+    'article',
+    'colour',
+  )
+  short = train.Run(
+    options(tmp_path / 'data', **{'model.levels': 'category,colour', 'train.best': 'loss'})
+  )
+  assert (
+    short.taxonomy.levels == ('category', 'colour')
+    and short.train.labels.shape == (16, 1)
+    and (short.train.labels >= 0).all()
+  )
 
 
 def command(*args, code=0):
@@ -354,19 +636,57 @@ def command(*args, code=0):
 def test_beside_from_the_command_line(tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', os.environ['HIERJAX_TEST_CACHE'])
   data, run = draw(tmp_path / 'data'), tmp_path / 'run'
-  c = (f'--config={tiny.__file__}', '--config.data.source=csv', f'--config.data.root={data}', '--config.data.multi=colour', '--config.train.best=map/colour',
-       '--config.data.augment.enabled=false', '--config.train.steps=60', '--config.train.eval_steps=30', '--config.optim.lr=1e-2', '--config.baseline=train')
+  c = (
+    f'--config={tiny.__file__}',
+    '--config.data.source=csv',
+    f'--config.data.root={data}',
+    '--config.data.multi=colour',
+    '--config.train.best=map/colour',
+    '--config.data.augment.enabled=false',
+    '--config.train.steps=60',
+    '--config.train.eval_steps=30',
+    '--config.optim.lr=1e-2',
+    '--config.baseline=train',
+  )
   out, said = command(*c, f'--workdir={run}')
   result = json.loads(out.splitlines()[-1])
-  assert set(result['decode']) == {'independent', 'leaf', 'joint'} and set(result['decode']['joint']['levels']) == {'category', 'article'}
-  assert set(result['multi']) == {'colour'} and result['heads'] == ['category', 'article', 'colour'] and result['hvr'] == {'single': 0, 'decided': 0}
-  assert re.search(r'val, 32 images, joint: category \S+ article', said) and 'val, 32 images, colour: mAP macro' in said
-  assert result['decode']['joint']['levels']['article']['top1'] > .6 and result['multi']['colour']['map_macro'] > .6  # it learns both
+  assert set(result['decode']) == {'independent', 'leaf', 'joint'} and set(
+    result['decode']['joint']['levels']
+  ) == {'category', 'article'}
+  assert (
+    set(result['multi']) == {'colour'}
+    and result['heads'] == ['category', 'article', 'colour']
+    and result['hvr'] == {'single': 0, 'decided': 0}
+  )
+  assert (
+    re.search(r'val, 32 images, joint: category \S+ article', said)
+    and 'val, 32 images, colour: mAP macro' in said
+  )
+  assert (
+    result['decode']['joint']['levels']['article']['top1'] > 0.6
+    and result['multi']['colour']['map_macro'] > 0.6
+  )  # it learns both
   kept = json.loads((run / 'decode.json').read_text())
-  assert set(kept) == {'split', 'weights', 'thresholds'} and set(kept['weights']) == {'category', 'article'} and set(kept['thresholds']['colour']) == {*COLOURS}
+  assert (
+    set(kept) == {'split', 'weights', 'thresholds'}
+    and set(kept['weights']) == {'category', 'article'}
+    and set(kept['thresholds']['colour']) == {*COLOURS}
+  )
   assert (run / 'taxonomy.csv').read_text().splitlines()[-3:] == [',,blue', ',,green', ',,red']
-  last = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines() if '"val"' in line][-1]
-  assert {'loss', 'top1/category', 'top1/article', 'fpa', 'hvr', 'joint_fpa', 'map/colour', 'micro_map/colour', 'f1/colour'} <= last.keys()
+  last = [
+    json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines() if '"val"' in line
+  ][-1]
+  assert {
+    'loss',
+    'top1/category',
+    'top1/article',
+    'fpa',
+    'hvr',
+    'joint_fpa',
+    'map/colour',
+    'micro_map/colour',
+    'f1/colour',
+  } <= last.keys()
   out, _ = command('--mode=evaluate', f'--workdir={run}', '--split=val')
   again = json.loads(out.splitlines()[-1])
   assert again['decode'] == result['decode'] and again['multi'] == result['multi']
@@ -374,31 +694,60 @@ def test_beside_from_the_command_line(tmp_path, monkeypatch):
   lines = [json.loads(line) for line in out.splitlines()]
   with np.load(run / 'predictions_val.npz') as archive:
     found = dict(archive)
-  assert found['labels'].shape == found['pred_joint'].shape == (32, 2) and found['multi_pred'].shape == (32, 3) and 'top_1' in found and 'top_2' not in found
+  assert (
+    found['labels'].shape == found['pred_joint'].shape == (32, 2)
+    and found['multi_pred'].shape == (32, 3)
+    and 'top_1' in found
+    and 'top_2' not in found
+  )
   place = {name: i for i, name in enumerate(found['files'].tolist())}
   articles = [row.split(',')[1] for row in BESIDE.splitlines()[1:]]
   seen = 0
   for line in lines:
-    assert set(line) == {'file', 'path', 'prob', 'top', 'classes'} and set(line['path']) == set(line['top']) == {'category', 'article'}
-    assert set(line['prob']) == {'category', 'article', 'colour'} and set(line['prob']['colour']) == {*COLOURS}
+    assert set(line) == {'file', 'path', 'prob', 'top', 'classes'} and set(line['path']) == set(
+      line['top']
+    ) == {'category', 'article'}
+    assert set(line['prob']) == {'category', 'article', 'colour'} and set(
+      line['prob']['colour']
+    ) == {*COLOURS}
     if (i := place.get(pathlib.Path(line['file']).name)) is not None:
       seen += 1
       assert line['path']['article'] == articles[found['pred_joint'][i, 1]]
-      assert line['classes']['colour'] == [n for n, yes in zip(COLOURS, found['multi_pred'][i]) if yes]
+      assert line['classes']['colour'] == [
+        n for n, yes in zip(COLOURS, found['multi_pred'][i]) if yes
+      ]
   assert seen == 32
   (run / 'explain_val.npz').unlink()
   command('--mode=report', f'--workdir={run}')
   page = (run / 'report.html').read_text()
   assert 'could not be made' not in page and (run / 'explain_val.npz').exists()
-  for section in ('verdict', 'scores', 'labels', 'curves', 'confusion', 'gallery', 'calibration', 'tree', 'taxonomy'):
+  for section in (
+    'verdict',
+    'scores',
+    'labels',
+    'curves',
+    'confusion',
+    'gallery',
+    'calibration',
+    'tree',
+    'taxonomy',
+  ):
     assert f'id="{section}"' in page, section
-  for text in ('with 3 heads (category, article and colour)', 'mAP, the mean over its classes', 'the weights of joint decoding and the thresholds were tuned'):
+  for text in (
+    'with 3 heads (category, article and colour)',
+    'mAP, the mean over its classes',
+    'the weights of joint decoding and the thresholds were tuned',
+  ):
     assert text in page, text
   assert runs.read(run).baseline.heads == ('article', 'colour')
-  _, said = command(*c, f'--workdir={run}', '--config.data.multi=', '--config.train.best=loss', code=2)
+  _, said = command(
+    *c, f'--workdir={run}', '--config.data.multi=', '--config.train.best=loss', code=2
+  )
   assert "data.multi: 'colour' -> ''" in said
   # of other data, the level that their taxonomy lacks has the model's classes
-  (data / 'labels.csv').write_text('file,split,article,colour\n0.png,test,disc,red\n1.png,test,ring,-\n')
+  (data / 'labels.csv').write_text(
+    'file,split,article,colour\n0.png,test,disc,red\n1.png,test,ring,-\n'
+  )
   out, _ = command('--mode=evaluate', f'--workdir={run}', '--split=test')
   assert json.loads(out.splitlines()[-1])['multi']['colour']['n'] == 2
 
@@ -407,12 +756,34 @@ def test_below_never_contradicts(tmp_path):
   data, run = draw(tmp_path / 'data'), tmp_path / 'run'
   lines = [line.split(',') for line in (data / 'labels.csv').read_text().splitlines()]
   shape = {'disc': 'disc', 'ring': 'disc', 'square': 'square', 'frame': 'square', '': ''}
-  label = lambda kind, colours: '|'.join([f'{kind} {x}' for x in colours.split('|') if x in ('blue', 'green') and f'{kind} {x}' in BELOW]
-                                         + ['red'] * ('red' in colours)) or '-'
-  (data / 'labels.csv').write_text('file,split,kind,tag\n' + ''.join(
-    f'{f},{s},{shape[a]},{label(shape[a], x) if shape[a] else ""}\n' for f, s, _, a, x in lines[1:]))
+  label = lambda kind, colours: (
+    '|'.join(
+      [
+        f'{kind} {x}'
+        for x in colours.split('|')
+        if x in ('blue', 'green') and f'{kind} {x}' in BELOW
+      ]
+      + ['red'] * ('red' in colours)
+    )
+    or '-'
+  )
+  (data / 'labels.csv').write_text(
+    'file,split,kind,tag\n'
+    + ''.join(
+      f'{f},{s},{shape[a]},{label(shape[a], x) if shape[a] else ""}\n'
+      for f, s, _, a, x in lines[1:]
+    )
+  )
   (data / 'taxonomy.csv').write_text(BELOW)
-  c = options(data, **{'data.multi': 'tag', 'train.best': 'loss', 'balance.name': 'pcgrad', 'model.heads': 'prototypes'})
+  c = options(
+    data,
+    **{
+      'data.multi': 'tag',
+      'train.best': 'loss',
+      'balance.name': 'pcgrad',
+      'model.heads': 'prototypes',
+    },
+  )
   result = train.fit(c, run)
   assert result['hvr']['decided'] == 0 and set(result['multi']) == {'tag'}
   model = predict.load(run)
@@ -420,17 +791,31 @@ def test_below_never_contradicts(tmp_path):
   for thresholds in (model.thresholds, {'tag': np.zeros(4)}):  # the second: every tag
     model.thresholds = thresholds
     for line in model.predict([str(p) for p in sorted(data.glob('*.png'))[:24]]):
-      assert all(under.get(tag, line['path']['kind']) == line['path']['kind'] for tag in line['classes']['tag'])
+      assert all(
+        under.get(tag, line['path']['kind']) == line['path']['kind']
+        for tag in line['classes']['tag']
+      )
       kinds = dict(line['top']['kind'])
       assert all(p <= kinds[under[tag]] for tag, p in line['prob']['tag'].items() if tag in under)
-      assert thresholds['tag'].any() or set(line['classes']['tag']) == {tag for tag in t.several.names[0] if under.get(tag, '') in ('', line['path']['kind'])}
+      assert thresholds['tag'].any() or set(line['classes']['tag']) == {
+        tag for tag in t.several.names[0] if under.get(tag, '') in ('', line['path']['kind'])
+      }
   model.thresholds = {'tag': np.zeros(4)}
   loose = model.evaluate('val', into=tmp_path)['hvr']
   assert loose == {'single': 1, 'decided': 0}
   page = report.html(runs.read(run))
-  assert 'could not be made' not in page and 'joint decision has the classes that it lies below' in page and 'id="embedding"' in page
+  assert (
+    'could not be made' not in page
+    and 'joint decision has the classes that it lies below' in page
+    and 'id="embedding"' in page
+  )
   with pytest.raises(UserError, match=r'has multi levels \(tag\); only runs on exclusive levels'):
-    migrate.migrate(run, str(table(tmp_path / 'new', 'file,kind\n', 'kind\ndisc\nsquare\n') / 'taxonomy.csv'), tmp_path / 'moved', predict.run_config(run))
+    migrate.migrate(
+      run,
+      str(table(tmp_path / 'new', 'file,kind\n', 'kind\ndisc\nsquare\n') / 'taxonomy.csv'),
+      tmp_path / 'moved',
+      predict.run_config(run),
+    )
   (data / 'taxonomy.csv').write_text(BELOW.replace('square,square blue', 'square,\n,square blue'))
   with pytest.raises(UserError, match=r'holds a run on another taxonomy .*tag below other classes'):
     train.fit(c, run)
@@ -438,9 +823,13 @@ def test_below_never_contradicts(tmp_path):
 
 def test_novelty_of_the_exclusive_levels(tmp_path):
   run = tmp_path / 'run'
-  train.fit(options(draw(tmp_path / 'data'), **{'eval.novelty': .9}), run)
+  train.fit(options(draw(tmp_path / 'data'), **{'eval.novelty': 0.9}), run)
   model = predict.load(run)
   found = json.loads((run / 'eval_val.json').read_text())['novelty']
   assert set(found['levels']) == {'category', 'article'} and (run / 'novelty.npz').exists()
   (line,) = model.predict([str(tmp_path / 'data/0.png')])
-  assert set(line['novelty']) == {'category', 'article'} and 'new' in line and 'colour' in line['classes']
+  assert (
+    set(line['novelty']) == {'category', 'article'}
+    and 'new' in line
+    and 'colour' in line['classes']
+  )

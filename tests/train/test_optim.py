@@ -12,44 +12,66 @@ HEADS = ('make', 'type', 'model')
 
 
 def params():
-  return {'backbone': {'conv': {'kernel': jnp.ones((2, 2)), 'bias': jnp.full((2,), -0.0)}},
-          'heads': {l: {'kernel': jnp.full((2, 3), 0.5), 'bias': jnp.zeros((3,))} for l in HEADS}}
+  return {
+    'backbone': {'conv': {'kernel': jnp.ones((2, 2)), 'bias': jnp.full((2,), -0.0)}},
+    'heads': {l: {'kernel': jnp.full((2, 3), 0.5), 'bias': jnp.zeros((3,))} for l in HEADS},
+  }
 
 
 def test_phases_of_s0():
   c = config.default()
   c.curriculum.p1.update(epochs=5.0, freeze='heads/finest', levels='coarser')
   first, second = optim.phases(c, HEADS, examples=320, total_steps=200)
-  assert (first.start, first.end, first.freeze, first.levels) == (0, 50, ('heads/model',), ('make', 'type'))
+  assert (first.start, first.end, first.freeze, first.levels) == (
+    0,
+    50,
+    ('heads/model',),
+    ('make', 'type'),
+  )
   assert (second.start, second.end, second.freeze, second.levels) == (50, 200, (), HEADS)
   assert first.trains_backbone
 
 
 def test_phase_as_a_share_of_whatever_training():
   c = config.default()
-  c.curriculum.p1.update(share=.25, freeze='backbone')
-  c.curriculum.p2.update(share=.5, freeze='heads/finest')
+  c.curriculum.p1.update(share=0.25, freeze='backbone')
+  c.curriculum.p2.update(share=0.5, freeze='heads/finest')
   for total in (200, 8):
-    assert [(p.start, p.end) for p in optim.phases(c, HEADS, 320, total)] == [(0, total // 4), (total // 4, 3 * total // 4), (3 * total // 4, total)]
+    assert [(p.start, p.end) for p in optim.phases(c, HEADS, 320, total)] == [
+      (0, total // 4),
+      (total // 4, 3 * total // 4),
+      (3 * total // 4, total),
+    ]
   assert [(p.start, p.end) for p in optim.phases(c, HEADS, 320, 1)] == [(0, 1)]
 
 
 def test_phase_to_the_end_and_phase_longer_than_the_run():
   c = config.default()
   c.curriculum.p1.update(steps=-1, freeze='backbone')
-  assert [(p.start, p.end, p.trains_backbone) for p in optim.phases(c, HEADS, 320, 7)] == [(0, 7, False)]
+  assert [(p.start, p.end, p.trains_backbone) for p in optim.phases(c, HEADS, 320, 7)] == [
+    (0, 7, False)
+  ]
   c.curriculum.p1.steps = 100
   assert [(p.start, p.end) for p in optim.phases(c, HEADS, 320, 7)] == [(0, 7)]
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-  ({'steps': 1, 'freeze': 'head/model'}, r"p1\.freeze: no parameter group 'head/model' \(did you mean 'heads/model'\?\); choices: backbone, heads/make"),
-  ({'steps': 1, 'freeze': 'finest'}, "no parameter group 'finest'"),
-  ({'steps': 1, 'freeze': 'heads/modle'}, r"no parameter group 'heads/modle' \(did you mean 'heads/model'\?\)"),
-  ({'steps': 1, 'levels': ''}, 'names no level'),
-  ({'steps': 1, 'share': .5}, r'p1: give its share=0\.5 or another duration, not both'),
-  ({'steps': 1, 'freeze': 'backbone,heads/make', 'levels': 'make'}, 'nothing would train'),
-])
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'steps': 1, 'freeze': 'head/model'},
+      r"p1\.freeze: no parameter group 'head/model' \(did you mean 'heads/model'\?\); choices: backbone, heads/make",
+    ),
+    ({'steps': 1, 'freeze': 'finest'}, "no parameter group 'finest'"),
+    (
+      {'steps': 1, 'freeze': 'heads/modle'},
+      r"no parameter group 'heads/modle' \(did you mean 'heads/model'\?\)",
+    ),
+    ({'steps': 1, 'levels': ''}, 'names no level'),
+    ({'steps': 1, 'share': 0.5}, r'p1: give its share=0\.5 or another duration, not both'),
+    ({'steps': 1, 'freeze': 'backbone,heads/make', 'levels': 'make'}, 'nothing would train'),
+  ],
+)
 def test_phase_mistakes(changes, message):
   c = config.default()
   c.curriculum.p1.update(changes)
@@ -80,7 +102,9 @@ def test_onecycle_of_a_single_step_is_finite():
 
 
 def test_rules_cover_every_parameter_and_the_first_wins():
-  labels = optim.labels(params(), (('heads/model/.*', 2.0, 1.0), ('.*/kernel', 1.0, 1.0), ('.*', 1.0, 0.0)))
+  labels = optim.labels(
+    params(), (('heads/model/.*', 2.0, 1.0), ('.*/kernel', 1.0, 1.0), ('.*', 1.0, 0.0))
+  )
   assert labels['heads']['model']['kernel'] == 'heads/model#0'
   assert labels['heads']['make'] == {'kernel': 'heads/make#1', 'bias': 'heads/make#2'}
   with pytest.raises(UserError, match="no rule matches the parameter 'backbone/conv/bias'"):
@@ -93,8 +117,11 @@ def test_updates_equal_optax(name):
   c = config.default()
   c.optim.name, c.optim.weight_decay, c.optim.rules = name, 0.1, (('.*', 1.0, 1.0),)
   lr, p, key = 0.01, params(), jax.random.key(0)
-  reference = {'adam': optax.chain(optax.add_decayed_weights(0.1), optax.adam(lr)), 'adamw': optax.adamw(lr, weight_decay=0.1),
-               'sgd': optax.chain(optax.add_decayed_weights(0.1), optax.sgd(lr, 0.9))}[name]
+  reference = {
+    'adam': optax.chain(optax.add_decayed_weights(0.1), optax.adam(lr)),
+    'adamw': optax.adamw(lr, weight_decay=0.1),
+    'sgd': optax.chain(optax.add_decayed_weights(0.1), optax.sgd(lr, 0.9)),
+  }[name]
   tx = optim.transformation(c, optim.labels(p, c.optim.rules))
   a, b, sa, sb = p, p, tx.init(p), reference.init(p)
   for i in range(3):
@@ -109,7 +136,10 @@ def test_frozen_groups_keep_state_and_structure():
   c = config.default()
   p = params()
   labels = optim.labels(p, c.optim.rules)
-  free, frozen = optim.transformation(c, labels), optim.transformation(c, labels, ('heads/model', 'backbone'))
+  free, frozen = (
+    optim.transformation(c, labels),
+    optim.transformation(c, labels, ('heads/model', 'backbone')),
+  )
   state = free.init(p)
   assert jax.tree.structure(state) == jax.tree.structure(frozen.init(p))
   _, state = free.update(jax.tree.map(jnp.ones_like, p), state, p)
@@ -118,7 +148,10 @@ def test_frozen_groups_keep_state_and_structure():
   assert not any(u.any() for u in jax.tree.leaves((updates['backbone'], updates['heads']['model'])))
   assert updates['heads']['make']['kernel'].all()
   for label, inner in state.inner_states.items():
-    same = all((x == y).all() for x, y in zip(jax.tree.leaves(inner), jax.tree.leaves(after.inner_states[label])))
+    same = all(
+      (x == y).all()
+      for x, y in zip(jax.tree.leaves(inner), jax.tree.leaves(after.inner_states[label]))
+    )
     assert same == label.startswith(('heads/model', 'backbone'))
 
 
@@ -130,4 +163,13 @@ def test_reduce_on_plateau_halves_after_patience():
   for value in (1.0, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.4):
     _, state = tx.update({}, state, value=value)
     scales.append(float(state.scale))
-  assert scales == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5]  # as torch.optim.lr_scheduler.ReduceLROnPlateau(factor=.5, patience=2)
+  assert scales == [
+    1,
+    1,
+    1,
+    1,
+    0.5,
+    0.5,
+    0.5,
+    0.5,
+  ]  # as torch.optim.lr_scheduler.ReduceLROnPlateau(factor=.5, patience=2)

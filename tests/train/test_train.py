@@ -25,7 +25,11 @@ def backbone(monkeypatch):
 
 @pytest.fixture
 def one_device(monkeypatch):
-  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]))
+  monkeypatch.setattr(
+    parallel,
+    'mesh',
+    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
+  )
 
 
 def start(c):
@@ -50,7 +54,17 @@ def same(a, b) -> bool:
 
 def test_fit_leaves_what_it_promises(tmp_path, one_device):
   result = train.fit(tiny.run_config(), tmp_path)
-  for name in ('config.json', 'taxonomy.csv', 'run.json', 'metrics.jsonl', 'eval_val.json', 'predictions_val.npz', 'decode.json', 'report.html', 'checkpoints'):
+  for name in (
+    'config.json',
+    'taxonomy.csv',
+    'run.json',
+    'metrics.jsonl',
+    'eval_val.json',
+    'predictions_val.npz',
+    'decode.json',
+    'report.html',
+    'checkpoints',
+  ):
     assert (tmp_path / name).exists(), name
   assert result['step'] == 12 and len(result['state_sha256']) == 64 and result['n'] == 40
   lines = [json.loads(l) for l in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
@@ -65,14 +79,25 @@ def test_fit_leaves_what_it_promises(tmp_path, one_device):
 
 def test_interrupted_run_ends_bit_identical(tmp_path, one_device, monkeypatch):
   """Stopped in phase 1 and again in phase 2, with EMA, accumulation and dropout on."""
-  c = tiny.run_config(**{'optim.ema': 0.9, 'optim.accumulate': 2, 'model.dropout': 0.3, 'optim.schedule': 'plateau', 'train.early_stop': 9,
-                         'curriculum.p1.steps': 7, 'curriculum.p1.freeze': 'heads/finest', 'curriculum.p1.levels': 'coarser'})
+  c = tiny.run_config(
+    **{
+      'optim.ema': 0.9,
+      'optim.accumulate': 2,
+      'model.dropout': 0.3,
+      'optim.schedule': 'plateau',
+      'train.early_stop': 9,
+      'curriculum.p1.steps': 7,
+      'curriculum.p1.freeze': 'heads/finest',
+      'curriculum.p1.levels': 'coarser',
+    }
+  )
   whole = train.fit(c, tmp_path / 'whole')
   original = train.Run.batches
 
   def interrupting(at):
     def batches(self, examples, start, end):
       return Stop(original(self, examples, start, end), start, at)
+
     return batches
 
   class Stop:
@@ -91,7 +116,9 @@ def test_interrupted_run_ends_bit_identical(tmp_path, one_device, monkeypatch):
 
   for at in (3, 8):
     monkeypatch.setattr(train.Run, 'batches', interrupting(at))
-    with pytest.raises(train.Interrupted, match=f'SIGTERM at step {at + 1}'):  # all processes know of it a step later
+    with pytest.raises(
+      train.Interrupted, match=f'SIGTERM at step {at + 1}'
+    ):  # all processes know of it a step later
       train.fit(c, tmp_path / 'cut')
   monkeypatch.setattr(train.Run, 'batches', original)
   resumed = train.fit(c, tmp_path / 'cut')
@@ -100,7 +127,10 @@ def test_interrupted_run_ends_bit_identical(tmp_path, one_device, monkeypatch):
 
   def validations(folder):
     lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != 'seconds'} for line in lines if line['kind'] == 'val']
+    return [
+      {k: v for k, v in line.items() if k != 'seconds'} for line in lines if line['kind'] == 'val'
+    ]
+
   assert validations(tmp_path / 'cut') == validations(tmp_path / 'whole')
 
 
@@ -120,47 +150,85 @@ def test_resume_refuses_other_options_and_other_taxonomy(tmp_path, one_device):
 @pytest.mark.parametrize('kind', ['cpu', 'plain'])
 def test_eight_devices_equal_one(kind, one_device, monkeypatch):
   """With unknown labels, dropout (the same mask over the whole batch), accumulation, balancing and clipping; SGD, whose update is the gradient itself."""
-  c = tiny.run_config(**{'model.dropout': 0.5, 'optim.accumulate': 2, 'data.balance': 'loss', 'optim.clip': 1.0, 'optim.name': 'sgd'})
+  c = tiny.run_config(
+    **{
+      'model.dropout': 0.5,
+      'optim.accumulate': 2,
+      'data.balance': 'loss',
+      'optim.clip': 1.0,
+      'optim.name': 'sgd',
+    }
+  )
   original = train.Run.batches
 
   def batches(self, *args):
     for batch in original(self, *args):
       batch['labels'][::3, 1] = -1  # more on some devices than on others
       yield batch
+
   monkeypatch.setattr(train.Run, 'batches', batches)
   with layers.formulation(kind):
     single, out_single = advance(*start(c))
-    monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,)))
+    monkeypatch.setattr(
+      parallel, 'mesh', lambda: jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+    )
     eight, out_eight = advance(*start(c))
   assert len(jax.tree.leaves(eight.params)[0].sharding.device_set) == 8
   for name in out_single:
-    np.testing.assert_allclose(out_single[name], out_eight[name], rtol=1e-4, atol=1e-7, err_msg=name)
-  for a, b in zip(jax.tree.leaves((single.params, single.batch_stats)), jax.tree.leaves((eight.params, eight.batch_stats))):
+    np.testing.assert_allclose(
+      out_single[name], out_eight[name], rtol=1e-4, atol=1e-7, err_msg=name
+    )
+  for a, b in zip(
+    jax.tree.leaves((single.params, single.batch_stats)),
+    jax.tree.leaves((eight.params, eight.batch_stats)),
+  ):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_frozen_backbone_is_bit_identical(one_device):
-  run, task, state = start(tiny.run_config(**{'curriculum.p1.steps': -1, 'curriculum.p1.freeze': 'backbone', 'optim.weight_decay': 0.5}))
+  run, task, state = start(
+    tiny.run_config(
+      **{'curriculum.p1.steps': -1, 'curriculum.p1.freeze': 'backbone', 'optim.weight_decay': 0.5}
+    )
+  )
   after, _ = advance(run, task, state)
-  assert same(state.params['backbone'], after.params['backbone']) and same(state.batch_stats, after.batch_stats)
+  assert same(state.params['backbone'], after.params['backbone']) and same(
+    state.batch_stats, after.batch_stats
+  )
   assert not same(state.params['heads'], after.params['heads'])
 
 
 def test_frozen_head_gets_no_update_and_no_gradient_reaches_the_backbone(one_device):
   """S0's reading: phase 1 with the model head frozen and its loss off equals training without that head."""
-  c = tiny.run_config(**{'curriculum.p1.steps': 5, 'curriculum.p1.freeze': 'heads/finest', 'curriculum.p1.levels': 'coarser'})
+  c = tiny.run_config(
+    **{
+      'curriculum.p1.steps': 5,
+      'curriculum.p1.freeze': 'heads/finest',
+      'curriculum.p1.levels': 'coarser',
+    }
+  )
   run, task, state = start(c)
   after, out = advance(run, task, state)
   assert same(state.params['heads']['model'], after.params['heads']['model'])
   assert not same(state.params['heads']['make'], after.params['heads']['make'])
   assert 'loss/model' not in out and 'loss/make' in out
-  other = state.replace(params={**state.params, 'heads': {**state.params['heads'], 'model': jax.tree.map(lambda x: x + 1, state.params['heads']['model'])}})
+  other = state.replace(
+    params={
+      **state.params,
+      'heads': {
+        **state.params['heads'],
+        'model': jax.tree.map(lambda x: x + 1, state.params['heads']['model']),
+      },
+    }
+  )
   assert same(advance(run, task, other)[0].params['backbone'], after.params['backbone'])
   # the other reading: frozen, yet its loss trains the backbone
   c.curriculum.p1.levels = 'all'
   run, task, state = start(c)
   both, _ = advance(run, task, state)
-  assert same(state.params['heads']['model'], both.params['heads']['model']) and not same(both.params['backbone'], after.params['backbone'])
+  assert same(state.params['heads']['model'], both.params['heads']['model']) and not same(
+    both.params['backbone'], after.params['backbone']
+  )
 
 
 def test_frozen_backbone_costs_no_gradient(one_device):
@@ -172,7 +240,12 @@ def test_frozen_backbone_costs_no_gradient(one_device):
 
   def flops(phase):
     tx = optim.transformation(c, task.labels, phase.freeze)
-    return jax.jit(lambda s, b: train.train_step(s, b, {}, task, phase, tx, run.mesh)).lower(state, device).compile().cost_analysis()['flops']
+    return (
+      jax.jit(lambda s, b: train.train_step(s, b, {}, task, phase, tx, run.mesh))
+      .lower(state, device)
+      .compile()
+      .cost_analysis()['flops']
+    )
 
   frozen, free = (flops(p) for p in run.phases)
   assert frozen < 0.55 * free, (frozen, free)
@@ -180,7 +253,9 @@ def test_frozen_backbone_costs_no_gradient(one_device):
 
 def test_features_are_computed_once_and_train_the_same_heads(one_device, tmp_path):
   """Training on cached features equals training through the frozen backbone."""
-  c = tiny.run_config(**{'curriculum.p1.steps': -1, 'curriculum.p1.freeze': 'backbone', 'data.augment.enabled': False})
+  c = tiny.run_config(
+    **{'curriculum.p1.steps': -1, 'curriculum.p1.freeze': 'backbone', 'data.augment.enabled': False}
+  )
   train.fit(c, tmp_path)
   cached = predict.load(tmp_path).variables['params']['heads']
   run, task, state = start(c)
@@ -197,7 +272,16 @@ def test_accumulation_without_batch_norm_statistics_equals_one_batch(one_device)
   """With the backbone frozen nothing depends on the micro-batch, so 4 of 4 must give the gradient of 16."""
   results = []
   for k in (1, 4):
-    run, task, state = start(tiny.run_config(**{'optim.accumulate': k, 'curriculum.p1.steps': -1, 'curriculum.p1.freeze': 'backbone', 'optim.name': 'sgd'}))
+    run, task, state = start(
+      tiny.run_config(
+        **{
+          'optim.accumulate': k,
+          'curriculum.p1.steps': -1,
+          'curriculum.p1.freeze': 'backbone',
+          'optim.name': 'sgd',
+        }
+      )
+    )
     results.append(advance(run, task, state)[0].params['heads'])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
 
@@ -208,12 +292,19 @@ def test_ema_against_a_loop(one_device):
   for _ in range(3):
     state, _ = advance(run, task, state, steps=1)
     expected = jax.tree.map(lambda e, p: 0.8 * e + 0.2 * np.asarray(p), expected, state.params)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), dict(state.ema['params']), expected)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    dict(state.ema['params']),
+    expected,
+  )
 
 
 def test_nan_names_step_and_files(tmp_path, one_device):
   with pytest.raises(UserError, match=r'NaN or infinity at step \d+: .*files of that batch: toy/'):
-    train.fit(tiny.run_config(**{'optim.lr': 1e30, 'optim.name': 'sgd', 'optim.schedule': 'constant'}), tmp_path)
+    train.fit(
+      tiny.run_config(**{'optim.lr': 1e30, 'optim.name': 'sgd', 'optim.schedule': 'constant'}),
+      tmp_path,
+    )
   assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
 
 
@@ -223,7 +314,10 @@ def test_gradient_of_nan_is_never_saved(tmp_path, one_device, monkeypatch):
 
   def poisoned(head, features, *others):
     shares, out = original(head, features, *others)
-    return shares | {'model': shares['model'] + 0 * jax.numpy.sqrt(jax.numpy.sum(features * 0))}, out
+    return shares | {
+      'model': shares['model'] + 0 * jax.numpy.sqrt(jax.numpy.sum(features * 0))
+    }, out
+
   monkeypatch.setattr(train, 'objective', poisoned)
   with pytest.raises(UserError, match=r'at step 1: .* gradient norm nan'):
     train.fit(tiny.run_config(**{'train.eval_steps': 1}), tmp_path)
@@ -231,7 +325,15 @@ def test_gradient_of_nan_is_never_saved(tmp_path, one_device, monkeypatch):
 
 
 def test_early_stop(tmp_path, one_device):
-  c = tiny.run_config(**{'train.early_stop': 2, 'train.eval_steps': 1, 'optim.lr': 1e-12, 'curriculum.p1.steps': -1, 'curriculum.p1.freeze': 'backbone'})
+  c = tiny.run_config(
+    **{
+      'train.early_stop': 2,
+      'train.eval_steps': 1,
+      'optim.lr': 1e-12,
+      'curriculum.p1.steps': -1,
+      'curriculum.p1.freeze': 'backbone',
+    }
+  )
   result = train.fit(c, tmp_path)
   assert result['step'] == 3  # the first evaluation is the best, two that are not better end it
   assert train.fit(c, tmp_path)['state_sha256'] == result['state_sha256']
@@ -240,15 +342,22 @@ def test_early_stop(tmp_path, one_device):
 def test_bfloat16_keeps_float32_parameters(one_device):
   run, task, state = start(tiny.run_config(**{'model.dtype': 'bfloat16'}))
   after, out = advance(run, task, state)
-  assert {x.dtype for x in jax.tree.leaves((after.params, after.batch_stats))} == {np.dtype('float32')} and np.isfinite(out['loss'])
+  assert {x.dtype for x in jax.tree.leaves((after.params, after.batch_stats))} == {
+    np.dtype('float32')
+  } and np.isfinite(out['loss'])
 
 
-@pytest.mark.parametrize(('levels', 'heads'), [('finest', ['model']), ('make,model', ['make', 'model']), ('make', ['make'])])
+@pytest.mark.parametrize(
+  ('levels', 'heads'),
+  [('finest', ['model']), ('make,model', ['make', 'model']), ('make', ['make'])],
+)
 def test_any_subset_of_levels(levels, heads, tmp_path, one_device):
   c = tiny.run_config(**{'model.levels': levels, 'train.steps': 2, 'train.eval_steps': 2})
   result = train.fit(c, tmp_path)
   assert result['heads'] == heads
-  assert list(result['decode']['independent']['levels']) == (['make'] if levels == 'make' else ['make', 'type', 'model'])
+  assert list(result['decode']['independent']['levels']) == (
+    ['make'] if levels == 'make' else ['make', 'type', 'model']
+  )
   if levels == 'finest':
     one, other = (result['decode'][name] for name in ('independent', 'leaf'))
     assert (one['fpa'], one['hvr']) == (other['fpa'], other['hvr'])
@@ -259,28 +368,47 @@ def test_balancing_by_loss_and_by_sampling(one_device):
   weights = pipeline.class_weights(labels, 4)
   np.testing.assert_allclose(weights, [5 / 9, 5 / 3, 0, 5 / 3], rtol=1e-6)
   assert np.isclose(weights[labels[labels >= 0]].mean(), 1)
-  run, task, state = start(tiny.run_config(**{'data.balance': 'loss', 'data.balance_level': 'make'}))
+  run, task, state = start(
+    tiny.run_config(**{'data.balance': 'loss', 'data.balance_level': 'make'})
+  )
   assert task.balance_column == 0 and len(task.example_weights) == run.taxonomy.num_classes('make')
   assert np.isfinite(advance(run, task, state)[1]['loss'])
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-  ({'train.batch_size': 12}, r'train\.batch_size=12 must be a multiple of 8 device'),
-  ({'train.best': 'top1/modle'}, r'choices: loss, fpa, hvr'),
-  ({'loss.weights': 'make=x'}, "'make=x' is not LEVEL=NUMBER"),
-  ({'loss.weights': 'mak=1'}, "no level 'mak'"),
-  ({'model.stem': 'small'}, 'tiny has one stem only'),
-])
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'train.batch_size': 12}, r'train\.batch_size=12 must be a multiple of 8 device'),
+    ({'train.best': 'top1/modle'}, r'choices: loss, fpa, hvr'),
+    ({'loss.weights': 'make=x'}, "'make=x' is not LEVEL=NUMBER"),
+    ({'loss.weights': 'mak=1'}, "no level 'mak'"),
+    ({'model.stem': 'small'}, 'tiny has one stem only'),
+  ],
+)
 def test_mistakes_in_options(changes, message):
   with pytest.raises(UserError, match=message):
     train.Run(tiny.run_config(**changes))
 
 
 def test_baseline_is_trained_beside(tmp_path, one_device):
-  train.fit(tiny.run_config(**{'baseline': 'train', 'train.steps': 2, 'train.eval_steps': 2, 'model.heads': 'cascaded',
-                               'model.head.stop_gradient': True}), tmp_path)
+  train.fit(
+    tiny.run_config(
+      **{
+        'baseline': 'train',
+        'train.steps': 2,
+        'train.eval_steps': 2,
+        'model.heads': 'cascaded',
+        'model.head.stop_gradient': True,
+      }
+    ),
+    tmp_path,
+  )
   assert json.loads((tmp_path / 'baseline' / 'eval_val.json').read_text())['heads'] == ['model']
   c = config.from_json((tmp_path / 'baseline' / 'config.json').read_text())
-  assert (c.baseline, c.model.heads, c.model.head) == ('', 'flat', config.default().model.head)  # what the cascade reads means nothing to one head
+  assert (c.baseline, c.model.heads, c.model.head) == (
+    '',
+    'flat',
+    config.default().model.head,
+  )  # what the cascade reads means nothing to one head
   assert 'with 3 cascaded heads' in (tmp_path / 'report.html').read_text()
   assert predict.load(tmp_path).evaluate('val')['heads'] == ['make', 'type', 'model']

@@ -20,9 +20,21 @@ from hierjax.train import loop as train
 from hierjax.train import optim
 
 LEVELS = ('make', 'type', 'model')
-HCAL = {'model.heads': 'prototypes', 'model.head.noise': .05, 'loss.aggregate': 'samples', 'balance.name': 'awa', 'optim.heads_lr': 5.0,
-        'optim.heads_growth': 2.0}
-SGD = {'optim.name': 'sgd', 'optim.momentum': 0.0, 'optim.weight_decay': 0.0, 'optim.schedule': 'constant', 'optim.lr': 1.0}
+HCAL = {
+  'model.heads': 'prototypes',
+  'model.head.noise': 0.05,
+  'loss.aggregate': 'samples',
+  'balance.name': 'awa',
+  'optim.heads_lr': 5.0,
+  'optim.heads_growth': 2.0,
+}
+SGD = {
+  'optim.name': 'sgd',
+  'optim.momentum': 0.0,
+  'optim.weight_decay': 0.0,
+  'optim.schedule': 'constant',
+  'optim.lr': 1.0,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +44,11 @@ def backbone(monkeypatch):
 
 
 def devices(monkeypatch, n):
-  monkeypatch.setattr(parallel, 'mesh', lambda: jax.make_mesh((n,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:n]))
+  monkeypatch.setattr(
+    parallel,
+    'mesh',
+    lambda: jax.make_mesh((n,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:n]),
+  )
 
 
 def advance(c, steps=1, state=None):
@@ -51,11 +67,16 @@ def advance(c, steps=1, state=None):
 def task_gradients(run, task, state):
   """The losses [K] and gradients of the first step, one task at a time through the whole model at once: {task: (loss, {path: gradient})}."""
   batch = next(iter(run.batches(run.train, 0, 1)))
-  labels, key = jnp.asarray(batch['labels']), jax.random.fold_in(jax.random.fold_in(jax.random.key(task.seed), 0), 0)
+  labels, key = (
+    jnp.asarray(batch['labels']),
+    jax.random.fold_in(jax.random.fold_in(jax.random.key(task.seed), 0), 0),
+  )
 
   def one(params, name):
     variables = {'params': params, 'batch_stats': state.batch_stats}
-    (logits, _), _ = run.model.apply(variables, jnp.asarray(batch['image']), True, mutable=['batch_stats'], rngs={'dropout': key})
+    (logits, _), _ = run.model.apply(
+      variables, jnp.asarray(batch['image']), True, mutable=['batch_stats'], rngs={'dropout': key}
+    )
     level = logits[name]
     y = labels[:, run.taxonomy.index(name)]
     return task.weights[name] * losses.cross_entropy(level, y).mean()
@@ -76,7 +97,9 @@ def moved(before, after):
 def assert_close(found, wanted, tolerance=2e-5):
   for k, w in wanted.items():
     scale = max(np.abs(w).max(), 1e-3)
-    np.testing.assert_allclose(found[k] / scale, np.asarray(w) / scale, atol=tolerance, err_msg='/'.join(k))
+    np.testing.assert_allclose(
+      found[k] / scale, np.asarray(w) / scale, atol=tolerance, err_msg='/'.join(k)
+    )
 
 
 def inner(grads):
@@ -89,10 +112,21 @@ def test_weights_of_losses_weigh_everything(name):
   run, task, before, after, out = advance(c)
   found = task_gradients(run, task, before)
   values = np.array([found[level][0] for level in LEVELS])
-  weights = {'fixed': np.ones(3), 'awa': np.exp(values / .5) / np.exp(values / .5).sum(), 'gls': np.prod(values) ** (1 / 3) / (3 * values)}[name]
-  np.testing.assert_allclose([out[f'weight/{level}'] for level in LEVELS], weights * [.5, 1, 1], rtol=1e-5)
-  assert_close(moved(before, after), {k: sum(w * found[level][1][k] for w, level in zip(weights, LEVELS)) for k in found['make'][1]})
-  np.testing.assert_allclose(out['loss'], values.sum(), rtol=1e-5)  # the balancer does not change what is logged as loss
+  weights = {
+    'fixed': np.ones(3),
+    'awa': np.exp(values / 0.5) / np.exp(values / 0.5).sum(),
+    'gls': np.prod(values) ** (1 / 3) / (3 * values),
+  }[name]
+  np.testing.assert_allclose(
+    [out[f'weight/{level}'] for level in LEVELS], weights * [0.5, 1, 1], rtol=1e-5
+  )
+  assert_close(
+    moved(before, after),
+    {k: sum(w * found[level][1][k] for w, level in zip(weights, LEVELS)) for k in found['make'][1]},
+  )
+  np.testing.assert_allclose(
+    out['loss'], values.sum(), rtol=1e-5
+  )  # the balancer does not change what is logged as loss
 
 
 @pytest.mark.parametrize('heads', ['parallel', 'mmoe'])
@@ -106,8 +140,13 @@ def test_gradients_of_shared_weights_are_combined(name, heads):
   grads = [found[level][1] for level in LEVELS]
   gram = inner([{k: v for k, v in g.items() if optim.shared(k)} for g in grads])
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), task.micro)
-  _, weights, _ = task.balancer.update(values, before.balancer, gram=jnp.asarray(gram, jnp.float32), key=key)
-  wanted = {k: sum((w if optim.shared(k) else 1) * g[k] for w, g in zip(np.asarray(weights), grads)) for k in grads[0]}
+  _, weights, _ = task.balancer.update(
+    values, before.balancer, gram=jnp.asarray(gram, jnp.float32), key=key
+  )
+  wanted = {
+    k: sum((w if optim.shared(k) else 1) * g[k] for w, g in zip(np.asarray(weights), grads))
+    for k in grads[0]
+  }
   assert_close(moved(before, after), wanted, 2e-4)
   cosine = gram / np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
   for i, j in ((0, 1), (0, 2), (1, 2)):
@@ -121,38 +160,73 @@ def test_gradients_at_the_features_weigh_the_same_trunk():
   found = task_gradients(run, task, before)
   weights = np.array([out[f'weight/{level}'] for level in LEVELS])
   np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
-  assert weights.min() >= 0 and weights.std() > .01
+  assert weights.min() >= 0 and weights.std() > 0.01
   grads = [found[level][1] for level in LEVELS]
-  assert_close(moved(before, after), {k: sum((w if optim.shared(k) else 1) * g[k] for w, g in zip(weights, grads)) for k in grads[0]})
+  assert_close(
+    moved(before, after),
+    {
+      k: sum((w if optim.shared(k) else 1) * g[k] for w, g in zip(weights, grads)) for k in grads[0]
+    },
+  )
 
 
 def test_aggregation_by_hand():
   """HCAL's coarse loss, class by class: the mean unit feature of a make's images against the makes' prototypes, the mean over the makes that are there."""
-  c = tiny.run_config(**SGD, **{**HCAL, 'model.head.noise': 0.0, 'model.normalize': True, 'model.head.dot_product': True, 'optim.heads_lr': 1.0,
-                                'optim.heads_growth': 1.0})
+  c = tiny.run_config(
+    **SGD,
+    **{
+      **HCAL,
+      'model.head.noise': 0.0,
+      'model.normalize': True,
+      'model.head.dot_product': True,
+      'optim.heads_lr': 1.0,
+      'optim.heads_growth': 1.0,
+    },
+  )
   run, _, before, _, out = advance(c)
   batch = next(iter(run.batches(run.train, 0, 1)))
   variables = {'params': before.params, 'batch_stats': before.batch_stats}
-  (_, features), _ = run.model.apply(variables, jnp.asarray(batch['image']), True, mutable=['batch_stats'])
+  (_, features), _ = run.model.apply(
+    variables, jnp.asarray(batch['image']), True, mutable=['batch_stats']
+  )
   np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
   for k, level in enumerate(LEVELS):
     p = before.params['heads'][level]['prototypes']
     p = p / np.linalg.norm(p, axis=1, keepdims=True)
     rows = []
-    for y in sorted(set(batch['labels'][:, k].tolist())) if level != 'model' else range(len(features)):
-      x, own = (features[batch['labels'][:, k] == y].mean(0), y) if level != 'model' else (features[y], batch['labels'][y, k])
-      z = np.asarray(x, np.float64) @ p.T.astype(np.float64) / .1
+    for y in (
+      sorted(set(batch['labels'][:, k].tolist())) if level != 'model' else range(len(features))
+    ):
+      x, own = (
+        (features[batch['labels'][:, k] == y].mean(0), y)
+        if level != 'model'
+        else (features[y], batch['labels'][y, k])
+      )
+      z = np.asarray(x, np.float64) @ p.T.astype(np.float64) / 0.1
       rows.append(np.log(np.exp(z).sum()) - z[own])
     np.testing.assert_allclose(out[f'loss/{level}'], np.mean(rows), rtol=1e-5, err_msg=level)
   values = np.array([out[f'loss/{level}'] for level in LEVELS])
-  np.testing.assert_allclose([out[f'weight/{level}'] for level in LEVELS], np.exp(values / .5) / np.exp(values / .5).sum(), rtol=1e-4)
+  np.testing.assert_allclose(
+    [out[f'weight/{level}'] for level in LEVELS],
+    np.exp(values / 0.5) / np.exp(values / 0.5).sum(),
+    rtol=1e-4,
+  )
 
 
-@pytest.mark.parametrize('options', [
-  HCAL, {**HCAL, 'loss.aggregate': 'children', 'loss.positives': 'both', 'model.normalize': True}, {**HCAL, 'balance.name': 'cagrad', 'balance.at': 'features'},
-  {'balance.name': 'nash', 'optim.accumulate': 2},
-  {'loss.terms': 'tree_path,supervised_contrastive,co_annotation,distribution_matching', 'loss.any_level': True},
-], ids=['hcal', 'children', 'features', 'weights', 'terms'])
+@pytest.mark.parametrize(
+  'options',
+  [
+    HCAL,
+    {**HCAL, 'loss.aggregate': 'children', 'loss.positives': 'both', 'model.normalize': True},
+    {**HCAL, 'balance.name': 'cagrad', 'balance.at': 'features'},
+    {'balance.name': 'nash', 'optim.accumulate': 2},
+    {
+      'loss.terms': 'tree_path,supervised_contrastive,co_annotation,distribution_matching',
+      'loss.any_level': True,
+    },
+  ],
+  ids=['hcal', 'children', 'features', 'weights', 'terms'],
+)
 def test_eight_devices_equal_one(options, monkeypatch):
   c = tiny.run_config(**SGD, **options)
   original = train.Run.batches
@@ -161,6 +235,7 @@ def test_eight_devices_equal_one(options, monkeypatch):
     for batch in original(self, *args):
       batch['labels'][::3, -1] = -1  # more on some devices than on others
       yield batch
+
   monkeypatch.setattr(train.Run, 'batches', batches)
   _, _, before, one, out = advance(c)
   devices(monkeypatch, 8)
@@ -189,6 +264,7 @@ def test_a_balancers_state_is_resumed(name, tmp_path):
       if self.step == 6:
         self.checkpoints.wait()
         raise Stop
+
     self.save = and_stop
     return original(self, *args)
 
@@ -199,8 +275,15 @@ def test_a_balancers_state_is_resumed(name, tmp_path):
 
 
 def test_balancing_waits_for_all_tasks_and_a_trunk_that_trains():
-  c = tiny.run_config(**{'balance.name': 'cagrad', 'curriculum.p1.steps': 2, 'curriculum.p1.levels': 'coarser', 'curriculum.p2.steps': 2,
-                         'curriculum.p2.freeze': 'backbone'})
+  c = tiny.run_config(
+    **{
+      'balance.name': 'cagrad',
+      'curriculum.p1.steps': 2,
+      'curriculum.p1.levels': 'coarser',
+      'curriculum.p2.steps': 2,
+      'curriculum.p2.freeze': 'backbone',
+    }
+  )
   run = train.Run(c)
   task = run.task()
   assert [task.balancer_in(phase) is not None for phase in run.phases] == [False, False, True]
@@ -213,7 +296,9 @@ def test_balancing_waits_for_all_tasks_and_a_trunk_that_trains():
 def test_balancers_get_what_they_read():
   """Accuracies, random keys, an epoch's number of steps, gradients to smooth: finite, and with a state of the same form, so that it can be saved."""
   for name in ('dtp', 'rlw', 'gradnorm', 'db_mtl'):
-    _, _, before, after, out = advance(tiny.run_config(**{'balance.name': name}), steps=8)  # GradNorm begins after an epoch, 6
+    _, _, before, after, out = advance(
+      tiny.run_config(**{'balance.name': name}), steps=8
+    )  # GradNorm begins after an epoch, 6
     assert jax.tree.structure(before.balancer) == jax.tree.structure(after.balancer), name
     assert all(np.isfinite(v).all() for v in jax.tree.leaves((after.params, after.balancer))), name
     assert len({float(out[f'weight/{level}']) for level in LEVELS}) > 1, name
@@ -221,7 +306,9 @@ def test_balancers_get_what_they_read():
 
 def test_every_balancer_is_a_choice():
   assert set(config.CHOICES['balance.name']) == set(balancing.BALANCERS)
-  options = {k for factory in balancing.BALANCERS.values() for k in inspect.signature(factory).parameters} - {'epoch_steps'}
+  options = {
+    k for factory in balancing.BALANCERS.values() for k in inspect.signature(factory).parameters
+  } - {'epoch_steps'}
   assert options == set(config.BALANCE)
 
 
@@ -234,38 +321,61 @@ def test_labels_at_any_level_train_the_finest_head():
     for batch in original(self, *args):
       batch['labels'][:, -1] = -1
       yield batch
+
   with pytest.MonkeyPatch.context() as m:
     m.setattr(train.Run, 'batches', batches)
     _, _, before, after, out = advance(c)
-    assert out['loss'] > .1 and all(np.abs(v).max() > 0 for k, v in moved(before, after).items() if k[0] == 'heads')
+    assert out['loss'] > 0.1 and all(
+      np.abs(v).max() > 0 for k, v in moved(before, after).items() if k[0] == 'heads'
+    )
     c.loss.any_level = False
     _, _, before, after, out = advance(c)
-  assert out['loss'] == 0 and not any(np.abs(v).max() > 0 for k, v in moved(before, after).items() if k[0] == 'heads')
+  assert out['loss'] == 0 and not any(
+    np.abs(v).max() > 0 for k, v in moved(before, after).items() if k[0] == 'heads'
+  )
 
 
 def test_prototype_heads():
   """Unit prototypes and features: a logit is a cosine over the temperature; the noise is drawn anew each step, in training only, and bounded."""
-  form = heads_lib.Prototypes((('make', 3), ('model', 5)), ((), ('make',)), temperature=.1, noise=.05)
+  form = heads_lib.Prototypes(
+    (('make', 3), ('model', 5)), ((), ('make',)), temperature=0.1, noise=0.05
+  )
   x = jax.random.normal(jax.random.key(0), (4, 8))
   v = form.init({'params': jax.random.key(1), 'dropout': jax.random.key(2)}, x, True)
-  assert {k: p['prototypes'].shape for k, p in v['params'].items()} == {'make': (3, 8), 'model': (5, 8)}
+  assert {k: p['prototypes'].shape for k, p in v['params'].items()} == {
+    'make': (3, 8),
+    'model': (5, 8),
+  }
   plain = form.apply(v, x, False)
   p = np.asarray(v['params']['model']['prototypes'])
-  cosine = (x / np.linalg.norm(x, axis=1, keepdims=True)) @ (p / np.linalg.norm(p, axis=1, keepdims=True)).T
-  np.testing.assert_allclose(plain['model'], cosine / .1, rtol=1e-4, atol=1e-5)
+  cosine = (x / np.linalg.norm(x, axis=1, keepdims=True)) @ (
+    p / np.linalg.norm(p, axis=1, keepdims=True)
+  ).T
+  np.testing.assert_allclose(plain['model'], cosine / 0.1, rtol=1e-4, atol=1e-5)
   noisy = [form.apply(v, x, True, rngs={'dropout': jax.random.key(k)}) for k in (3, 4, 3)]
-  assert not np.allclose(noisy[0]['model'], noisy[1]['model']) and np.array_equal(noisy[0]['model'], noisy[2]['model'])
-  assert 0 < np.abs(noisy[0]['model'] - plain['model']).max() < .05 * 8 ** .5 * 2 / .1
+  assert not np.allclose(noisy[0]['model'], noisy[1]['model']) and np.array_equal(
+    noisy[0]['model'], noisy[2]['model']
+  )
+  assert 0 < np.abs(noisy[0]['model'] - plain['model']).max() < 0.05 * 8**0.5 * 2 / 0.1
   longer = 2 * np.linalg.norm(x, axis=1, keepdims=True) * plain['make']
-  np.testing.assert_allclose(form.clone(dot_product=True).apply(v, 2 * x, False)['make'], longer, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    form.clone(dot_product=True).apply(v, 2 * x, False)['make'], longer, rtol=1e-4, atol=1e-5
+  )
 
 
-@pytest.mark.parametrize(('options', 'said'), [
-  ({'balance.gamma': .5}, r'balance\.gamma=0\.5 means nothing to .*fixed'), ({'balance.name': 'equal', 'loss.weights': 'make=2'}, r'equal.*loss\.weights'),
-  ({'balance.name': 'db_mtl', 'balance.at': 'features'}, r'db_mtl.*features'), ({'loss.terms': 'tree'}, r"no term 'tree'.*tree_path"),
-  ({'loss.hxe': .1, 'loss.lca': 5.0}, 'choose one'), ({'loss.positives': 'both'}, 'prototypes'),
-  ({'model.levels': 'finest', 'loss.terms': 'distribution_matching'}, 'coarser levels'),
-  ({'model.head.temperature': .1}, 'means nothing to .*parallel')])
+@pytest.mark.parametrize(
+  ('options', 'said'),
+  [
+    ({'balance.gamma': 0.5}, r'balance\.gamma=0\.5 means nothing to .*fixed'),
+    ({'balance.name': 'equal', 'loss.weights': 'make=2'}, r'equal.*loss\.weights'),
+    ({'balance.name': 'db_mtl', 'balance.at': 'features'}, r'db_mtl.*features'),
+    ({'loss.terms': 'tree'}, r"no term 'tree'.*tree_path"),
+    ({'loss.hxe': 0.1, 'loss.lca': 5.0}, 'choose one'),
+    ({'loss.positives': 'both'}, 'prototypes'),
+    ({'model.levels': 'finest', 'loss.terms': 'distribution_matching'}, 'coarser levels'),
+    ({'model.head.temperature': 0.1}, 'means nothing to .*parallel'),
+  ],
+)
 def test_options_that_do_not_fit(options, said):
   with pytest.raises(UserError, match=said):
     train.Run(tiny.run_config(**options))

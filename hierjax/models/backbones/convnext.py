@@ -1,4 +1,5 @@
 """ConvNeXt-T/S/B/L as in torchvision; the trunk ends with the norm of the pooled features (Liu et al. 2022, arXiv:2201.03545)."""
+
 import re
 from typing import Any
 
@@ -10,8 +11,11 @@ from hierjax.models import layers
 
 # name: (depths, widths, stochastic depth of the last block)
 VARIANTS = {
-    'tiny': ((3, 3, 9, 3), (96, 192, 384, 768), .1), 'small': ((3, 3, 27, 3), (96, 192, 384, 768), .4),
-    'base': ((3, 3, 27, 3), (128, 256, 512, 1024), .5), 'large': ((3, 3, 27, 3), (192, 384, 768, 1536), .5)}
+  'tiny': ((3, 3, 9, 3), (96, 192, 384, 768), 0.1),
+  'small': ((3, 3, 27, 3), (96, 192, 384, 768), 0.4),
+  'base': ((3, 3, 27, 3), (128, 256, 512, 1024), 0.5),
+  'large': ((3, 3, 27, 3), (192, 384, 768, 1536), 0.5),
+}
 
 
 def _timm(path: str) -> str:
@@ -23,7 +27,13 @@ def _timm(path: str) -> str:
 
 def _torchvision(path: str) -> str:
   if m := re.fullmatch(r'stages_(\d)_blocks_(\d+)(?:/(\w+))?', path):
-    part = {None: '', 'conv_dw': '.block.0', 'norm': '.block.2', 'fc1': '.block.3', 'fc2': '.block.5'}[m[3]]
+    part = {
+      None: '',
+      'conv_dw': '.block.0',
+      'norm': '.block.2',
+      'fc1': '.block.3',
+      'fc2': '.block.5',
+    }[m[3]]
     return f'features.{2 * int(m[1]) + 1}.{m[2]}{part}'
   if m := re.fullmatch(r'stages_(\d)_downsample_(\d)', path):
     return f'features.{2 * int(m[1])}.{m[2]}'
@@ -33,18 +43,31 @@ def _torchvision(path: str) -> str:
 # State dict prefix of a module path, per naming scheme. The leaf 'gamma' is 'gamma' [C] in timm, 'layer_scale' [C, 1, 1] in torchvision.
 torch_names = {'torchvision': _torchvision, 'timm': _timm}
 UNSEEN = r'stem_1|stages_\d_downsample_0|head_norm'  # torchvision's LayerNorm2d
-initial = layers.normal(.02)  # the originals' trunc_normal_(std=.02) cuts at ±2, a hundred deviations away
+initial = layers.normal(
+  0.02
+)  # the originals' trunc_normal_(std=.02) cuts at ±2, a hundred deviations away
 
 
 class Block(nn.Module):
   """7x7 depthwise convolution, norm, two dense layers, layer scale, stochastic depth, residual."""
+
   width: int
   drop: float
   dtype: Any
 
   @nn.compact
   def __call__(self, x, train: bool):
-    y = layers.Conv(self.width, 7, 1, 3, depthwise=True, use_bias=True, initial=initial, dtype=self.dtype, name='conv_dw')(x)
+    y = layers.Conv(
+      self.width,
+      7,
+      1,
+      3,
+      depthwise=True,
+      use_bias=True,
+      initial=initial,
+      dtype=self.dtype,
+      name='conv_dw',
+    )(x)
     y = layers.LayerNorm(dtype=self.dtype, name='norm')(y)
     y = layers.Dense(4 * self.width, initial, dtype=self.dtype, name='fc1')(y)
     y = layers.Dense(self.width, initial, dtype=self.dtype, name='fc2')(layers.gelu(y))
@@ -55,6 +78,7 @@ class Block(nn.Module):
 
 class ConvNeXt(nn.Module):
   """Trunk of a ConvNeXt. drop_path: the stochastic depth of the last block (None: torchvision's), rising linearly from 0 at the first."""
+
   variant: str = 'tiny'
   drop_path: float | None = None
   dtype: Any = jnp.float32
@@ -74,7 +98,9 @@ class ConvNeXt(nn.Module):
         x = layers.LayerNorm(dtype=self.dtype, name=f'stages_{stage}_downsample_0')(x)
         x = layers.Conv(width, 2, 2, **patch, name=f'stages_{stage}_downsample_1')(x)
       for i in range(depth):
-        x = layers.remat(Block, self.remat)(width, drop * done / (sum(depths) - 1), self.dtype, name=f'stages_{stage}_blocks_{i}')(x, train)
+        x = layers.remat(Block, self.remat)(
+          width, drop * done / (sum(depths) - 1), self.dtype, name=f'stages_{stage}_blocks_{i}'
+        )(x, train)
         done += 1
       ends[f'stage{stage + 1}'] = x
     x = ends['features'] = self.perturb('features', x)

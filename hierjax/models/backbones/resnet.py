@@ -1,4 +1,5 @@
 """ResNet-18/34/50/101/152 as in torchvision: v1.5, the stride in the 3x3 convolution (He et al. 2015, arXiv:1512.03385)."""
+
 from typing import Any
 
 import flax.linen as nn
@@ -7,14 +8,23 @@ import jax.numpy as jnp
 
 from hierjax.models import layers
 
-DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+DEPTHS = {
+  18: (2, 2, 2, 2),
+  34: (3, 4, 6, 3),
+  50: (3, 4, 6, 3),
+  101: (3, 4, 23, 3),
+  152: (3, 8, 36, 3),
+}
 
 # State dict prefix of a module path, per naming scheme; timm's resnets carry torchvision's names.
-torch_names = dict.fromkeys(('torchvision', 'timm'), lambda path: path.replace('/', '.').replace('_', '.'))
+torch_names = dict.fromkeys(
+  ('torchvision', 'timm'), lambda path: path.replace('/', '.').replace('_', '.')
+)
 
 
 class Block(nn.Module):
   """A residual block: two 3x3 convolutions, or with `bottleneck` 1x1, 3x3, 1x1 to 4 * width channels."""
+
   width: int
   stride: int
   bottleneck: bool
@@ -25,6 +35,7 @@ class Block(nn.Module):
     def conv_bn(x, features, size, stride, conv, bn, act=''):
       x = layers.Conv(features, size, stride, size // 2, dtype=self.dtype, name=conv)(x)
       return layers.BatchNorm(act, dtype=self.dtype, name=bn)(x, train)
+
     out = self.width * 4 if self.bottleneck else self.width
     if self.bottleneck:
       y = conv_bn(x, self.width, 1, 1, 'conv1', 'bn1', 'relu')
@@ -41,6 +52,7 @@ class Block(nn.Module):
 class ResNet(nn.Module):
   """Trunk of a ResNet. stem='small' is a 3x3 convolution of stride 1 and no max-pool, for images of about 32 pixels; fc is the width of a linear layer
   after pooling (0: none)."""
+
   depth: int = 50
   stem: str = 'standard'
   fc: int = 0
@@ -59,11 +71,15 @@ class ResNet(nn.Module):
     for stage, blocks in enumerate(DEPTHS[self.depth], 1):
       for i in range(blocks):
         stride = 2 if i == 0 and stage > 1 else 1
-        x = layers.remat(Block, self.remat)(32 << stage, stride, self.depth >= 50, self.dtype, name=f'layer{stage}_{i}')(x, train)
+        x = layers.remat(Block, self.remat)(
+          32 << stage, stride, self.depth >= 50, self.dtype, name=f'layer{stage}_{i}'
+        )(x, train)
       ends[f'stage{stage}'] = x
     x = ends['features'] = self.perturb('features', x)
     x = layers.GlobalPool()(x)
     if self.fc:
-      bound = x.shape[-1] ** -.5  # torch's default
-      x = layers.Dense(self.fc, layers.uniform(bound), initial_bias=layers.uniform(bound), name='fc')(x)
+      bound = x.shape[-1] ** -0.5  # torch's default
+      x = layers.Dense(
+        self.fc, layers.uniform(bound), initial_bias=layers.uniform(bound), name='fc'
+      )(x)
     return x, ends

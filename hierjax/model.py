@@ -273,7 +273,7 @@ class Model:
     examples = sources.Examples(
       'predict',
       files,
-      np.full((len(items), len((t or several).levels)), -1, np.int32),
+      np.full((len(items), len(t.levels) if t else 0), -1, np.int32),
       Reader(items),
     )
     if not items:

@@ -51,7 +51,7 @@ class Examples:
 
   name: str
   files: Sequence[str]  # what people are shown, such as 'images/00001.jpg'
-  labels: np.ndarray  # int32 [N, L], class ids per exclusive level of the taxonomy, -1 unknown; where it has none, -1 per multi level
+  labels: np.ndarray  # int32 [N, L], class ids per exclusive level of the taxonomy, -1 unknown
   reader: Callable[
     [int], bytes | np.ndarray
   ]  # encoded bytes, uint8 [h, w, 3], or float32 [d] features
@@ -536,7 +536,7 @@ def _csv(data, root, taxonomy):
     files.append(file)
     splits.append(cell.get('split'))
     rows.append(row)
-  labels = np.array(labels) if own else np.full((len(files), len(taxonomy.levels)), -1, np.int32)
+  labels = np.array(labels) if own else np.zeros((len(files), 0), np.int32)
   if several:
     labels, multi = _followed(
       taxonomy, labels, multi[: len(files)], [f'{path}:{row}' for row in rows]

@@ -239,7 +239,11 @@ def write(
   """
   if not parallel.first():
     return
-  arrays = {'files': np.array([examples.files[i] for i in outputs.index]), 'labels': outputs.labels}
+  files_read = np.array([examples.files[i] for i in outputs.index])
+  labels = outputs.labels
+  if not taxonomy.exclusive:  # the archive has a column for each level
+    labels = np.full((len(labels), len(taxonomy.levels)), -1, np.int32)
+  arrays = {'files': files_read, 'labels': labels}
   decoded, several = decodings(outputs, taxonomy.exclusive, result['weights']), taxonomy.several
   if several:
     thresholds = {

@@ -179,8 +179,44 @@ def faults(
   return sorted(out)
 
 
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Neighbouring levels of one kind: 'exclusive' (one class an example) or 'tags' (any number).
+
+  Attributes:
+    kind: 'exclusive' or 'tags'.
+    taxonomy: the table of these levels alone.
+    columns: their place in an example's row of labels: for exclusive levels one column a level
+      with the class id, for tags one column a class with 0 or 1; -1 is unknown.
+  """
+
+  kind: str
+  taxonomy: 'Taxonomy'
+  columns: slice
+
+  @property
+  def levels(self) -> tuple[str, ...]:
+    """The names of the block's levels, coarse to fine."""
+    return self.taxonomy.levels
+
+
 class _Levels:
   """What a taxonomy of one kind and a mixed one share: both have levels, names, multi and rows()."""
+
+  @functools.cached_property
+  def blocks(self) -> tuple[Block, ...]:
+    """The levels as blocks of one kind each, exclusive ones first, as a row of labels has them."""
+    blocks, start = [], 0
+    for table in filter(None, (self.exclusive, self.several)):
+      kind = 'tags' if table.multi else 'exclusive'
+      width = sum(map(len, table.names)) if table.multi else len(table.levels)
+      blocks.append(Block(kind, table, slice(start, start + width)))
+      start += width
+    return tuple(blocks)
+
+  def block(self, kind: str) -> Block | None:
+    """The block of a kind, None where no level is of it."""
+    return next((block for block in self.blocks if block.kind == kind), None)
 
   def to_csv(self, path) -> None:
     """Writes what load() reads back as the same taxonomy."""

@@ -92,13 +92,13 @@ def test_sets_and_columns_are_the_same_labels(tmp_path):
   for split in ('train', 'val'):
     assert (
       np.array_equal(a.splits[split].multi, b.splits[split].multi)
-      and (a.splits[split].labels == -1).all()
+      and a.splits[split].labels.shape[1] == 0
     )
   assert (a.splits['train'].multi.sum(1) > 1).any()
   batch = next(iter(pipeline.eval_batches(a.splits['val'], batch_size=16, size=32)))
-  assert batch['labels'].shape == (16, 1 + 3) and batch['labels'].dtype == np.int32
+  assert batch['labels'].shape == (16, 3) and batch['labels'].dtype == np.int32
   assert (
-    np.array_equal(batch['labels'][:10, 1:], a.splits['val'].multi)
+    np.array_equal(batch['labels'][:10], a.splits['val'].multi)
     and (batch['labels'][10:] == -1).all()
   )
 

@@ -283,7 +283,8 @@ def _classes(labels, files, seed) -> list[list[int]]:
   """The examples of each finest class (of each row of known labels where the finest is unknown), in the order of a hash of seed and file name."""
   groups, labels = defaultdict(list), labels.tolist()
   for i in stratify.shuffled(files, seed):
-    groups[(labels[i][-1],) if labels[i][-1] >= 0 else tuple(labels[i])].append(i)
+    leaf = labels[i][-1:]
+    groups[tuple(leaf) if leaf and leaf[0] >= 0 else tuple(labels[i])].append(i)
   return [groups[key] for key in sorted(groups)]
 
 

@@ -17,7 +17,7 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from hierjax.core import files, parallel
+from hierjax.core import files, metrics, parallel
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import sources
 from hierjax.taxonomy.table import Taxonomy
@@ -48,13 +48,6 @@ RECALL = 0.95  # of novel images, at which the accuracy on known ones is told
 FEWEST = (
   20  # left-out images that a threshold of a node's own needs; with fewer it is that of its level
 )
-METRICS = (
-  'novel_auroc',
-  'novel_softmax',
-  'novel_known',
-  'novel_parent',
-  'novel_placed',
-)  # per level, as the evaluation and the tables name them
 
 
 def parent_levels(taxonomy: Taxonomy) -> tuple[int, ...]:
@@ -545,7 +538,7 @@ def seen(model: 'Model', outputs) -> Seen:
 
 
 def evaluate(model: 'Model', split: str, outputs, result: dict, into: pathlib.Path) -> None:
-  """Novelty on a split whose `outputs` (with features) are there: adds measure()'s figures to `result` as 'novelty', and those of METRICS to the levels of the
+  """Novelty on a split whose `outputs` (with features) are there: adds measure()'s figures to `result` as 'novelty', and those of the metric registry to the levels of the
   joint decision. On the validation split, or where there is no INTO/novelty.npz of this model yet, the detector is fitted on train, calibrated on val, and
   kept there."""
   c, t, val = model.c, model.taxonomy.exclusive, model.c.data.val
@@ -565,7 +558,7 @@ def evaluate(model: 'Model', split: str, outputs, result: dict, into: pathlib.Pa
   found = result['novelty'] = measure(detector, seen(model, outputs), novel, c.eval.novelty)
   for level, of in found['levels'].items():
     result['decode']['joint']['levels'][level] |= {
-      name: of[name.removeprefix('novel_')] for name in METRICS
+      metric.name: of[metric.name.removeprefix('novel_')] for metric in metrics.of_kind('novelty')
     }
 
 

@@ -14,11 +14,12 @@ import numpy as np
 from einops import rearrange
 
 from hierjax.core import files, parallel
-from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.errors import UserError
+from hierjax.core.metrics import logged_names, lookup, resolve_best
 from hierjax.data import pipeline, sources
 from hierjax.data.sources import Examples
 from hierjax.decide import paths as decode
-from hierjax.evaluate import metrics
+from hierjax.evaluate import bootstrap, metrics
 from hierjax.losses import multi
 from hierjax.models import heads as heads_lib
 from hierjax.taxonomy.table import Mixed, Taxonomy
@@ -213,7 +214,7 @@ def summary(
     'weights': dict(weights),
     'decode': {name: metrics.evaluate(d, outputs.labels, t, heads) for name, d in decoded.items()},
     'intervals': {
-      name: metrics.bootstrap(metrics.per_example(d, outputs.labels, t))
+      name: bootstrap.intervals(metrics.per_example(d, outputs.labels, t))
       for name, d in decoded.items()
     },
   }
@@ -307,34 +308,29 @@ def write_embedding(
 
 
 def best_metric(text: str, taxonomy: Taxonomy | Mixed, heads: Sequence[str]) -> str:
-  """The name among the flat()s' that config.train.best means: 'top1/finest' is that of the finest exclusive level, 'top1/coarsest' of the coarsest head,
-  'map/finest' of the finest multi level; where all are multi, it is what 'top1/finest' means too."""
-  names, words = ['loss'], {}
-  if taxonomy.several:
-    names += [f'{metric}/{level}' for metric in multi.LOGGED for level in taxonomy.multi]
-    words = dict.fromkeys(('top1/finest', 'map/finest'), f'map/{taxonomy.multi[-1]}')
-  if taxonomy.exclusive:
-    own = [level for level in heads if level not in taxonomy.multi]
-    names = [names[0], 'fpa', 'hvr', 'joint_fpa', *(f'top1/{level}' for level in own), *names[1:]]
-    words |= {
-      'top1/finest': f'top1/{taxonomy.exclusive.levels[-1]}',
-      'top1/coarsest': f'top1/{own[0]}',
-    }
-  name = words.get(text, text)
-  if name not in names:
-    raise UserError(
-      f'--config.train.best={text!r}{did_you_mean(text, names)}; choices: {", ".join(names)}'
-    )
-  return name
+  """Resolve train.best to the name of a validation metric; see `core.metrics.resolve_best`."""
+  levels = taxonomy.exclusive.levels if taxonomy.exclusive else ()
+  return resolve_best(text, levels, [level for level in heads if level in levels], taxonomy.multi)
 
 
-def flat(result: Mapping, loss_value: float, levels: Sequence[str]) -> dict[str, float]:
-  """The few numbers that training logs and chooses checkpoints by."""
-  ind, joint = result['independent'], result['joint']
-  return {
-    'loss': loss_value,
-    **{f'top1/{l}': ind['levels'][l]['top1'] for l in levels},
-    'fpa': ind['fpa'],
-    'hvr': ind['hvr'],
-    'joint_fpa': joint['fpa'],
-  }
+def flat(
+  evaluation: Mapping, loss_value: float, heads: Sequence[str], tags: Sequence[str]
+) -> dict[str, float]:
+  """Pick from an evaluation the numbers that training logs and chooses checkpoints by.
+
+  Args:
+    evaluation: {'decode': {decision: metrics}, 'multi': {level: metrics}}.
+    loss_value: the validation loss.
+    heads: exclusive levels with a head.
+    tags: tag levels.
+
+  Returns:
+    {name: value}; an undefined metric of tags is 0, another one is left out.
+  """
+  names = logged_names(heads, tags)
+  values = {name: lookup(evaluation, name) for name in names}
+  for name in names:
+    if values[name] is None and name.rpartition('/')[2] in tags:
+      values[name] = 0.0
+  values['loss'] = loss_value
+  return {name: value for name, value in values.items() if value is not None}

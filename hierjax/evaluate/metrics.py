@@ -1,124 +1,175 @@
-"""Every metric, once. Per-example values first (reports resample those), then their means; unknown labels (-1) count nowhere."""
+"""Metrics of decisions on exclusive levels: values per example, which reports resample, and means.
+
+Unknown labels (-1) count nowhere. `core.metrics` declares what the metrics are called and mean.
+"""
 
 import itertools
-import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
+from hierjax.core.errors import UserError
+from hierjax.core.metrics import registered_by_users
 from hierjax.decide.paths import Decoded
+from hierjax.evaluate.bootstrap import nanmean
 from hierjax.taxonomy.table import Taxonomy
 
-BINS = 15  # of the calibration error
+BINS = 15
 
 
-def per_example(decoded: Decoded, labels, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
-  """of_predictions(), and what needs the ranking of the classes too: LEVEL.top3/top5, ahd5 (mean LCA height of the best 5 finest classes)."""
+def per_example(decoded: Decoded, labels: np.ndarray, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
+  """Compute every metric per example, those of the ranking of the classes too.
+
+  Args:
+    decoded: the decision.
+    labels: int [N, L], -1 for unknown.
+    taxonomy: of the exclusive levels.
+
+  Returns:
+    `of_predictions`, LEVEL.top3, LEVEL.top5 and ahd5, the mean LCA height of the five finest
+    classes ranked highest: {name: float64 [N]}.
+  """
   labels = np.asarray(labels)
   out = of_predictions(decoded.pred, labels, taxonomy)
   for k, level in enumerate(taxonomy.levels):
-    rank = _rank(decoded.scores[k], labels[:, k])
+    ranks = _ranks(decoded.scores[k], labels[:, k])
     for n in (3, 5):
-      out[f'{level}.top{n}'] = _known(rank < n, labels[:, k] >= 0)
+      out[f'{level}.top{n}'] = _where(labels[:, k] >= 0, ranks < n)
   best = np.argsort(-decoded.scores[-1], axis=-1, kind='stable')[:, :5]
-  out['ahd5'] = _known(taxonomy.lca(best, labels[:, -1:]).mean(-1), labels[:, -1] >= 0)
+  out['ahd5'] = _where(labels[:, -1] >= 0, taxonomy.lca(best, labels[:, -1:]).mean(-1))
   return out
 
 
-def of_predictions(pred: np.ndarray, labels, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
-  """name -> float64 [N], NaN where the label that it needs is unknown; pred and labels int [N, level].
+def of_predictions(
+  pred: np.ndarray, labels: np.ndarray, taxonomy: Taxonomy
+) -> dict[str, np.ndarray]:
+  """Compute the metrics per example that need the predicted classes only.
 
-  LEVEL.top1, fpa (all levels right), hvr (the predicted classes are no path of the taxonomy; H-CAST's TICE), hvr_eq14 (S2's equation 14 to the
-  letter: adjacent levels whose predicted classes do not occur together, over R, the number of classes of all levels but the coarsest),
-  consistency.A-B (the predicted pair occurs in the taxonomy), severity (LCA height of a wrong finest class, NaN where right), ahd1 (LCA height of the
-  finest class; Making Better Mistakes), hp/hr/hf1_macro (overlap of the two paths in one example).
+  - LEVEL.top1; fpa: all levels are right.
+  - hvr: the predicted classes are no path of the taxonomy (H-CAST's TICE). consistency.A-B: the
+    predicted pair occurs in it. hvr_eq14: S2's equation 14 to the letter, the adjacent levels whose
+    predicted classes do not occur together, over the number of classes below the coarsest level.
+  - ahd1: LCA height of the predicted and the true finest class (Making Better Mistakes,
+    arXiv:1912.09393); severity: the same of wrong ones only.
+  - hp_macro, hr_macro, hf1_macro: precision, recall and F1 of the predicted path's classes.
+  - those that users registered.
+
+  Args:
+    pred: int [N, L], predicted classes.
+    labels: int [N, L], -1 for unknown.
+    taxonomy: of the exclusive levels.
+
+  Returns:
+    {name: float64 [N]}, NaN where a label that the metric needs is unknown.
   """
   labels, levels = np.asarray(labels), taxonomy.levels
-  out = {
-    f'{level}.top1': _known(pred[:, k] == labels[:, k], labels[:, k] >= 0)
-    for k, level in enumerate(levels)
-  }
-  out['fpa'] = _known((pred == labels).all(-1), (labels >= 0).all(-1))
-  out['hvr'] = (
-    (taxonomy.paths[pred[:, -1]] != pred).any(-1).astype(float)
-  )  # the finest class fixes the only valid path
-  for i, a in enumerate(levels):
-    for j in range(i + 1, len(levels)):
-      out[f'consistency.{a}-{levels[j]}'] = taxonomy.relation(a, levels[j])[
-        pred[:, i], pred[:, j]
-      ].astype(float)
-  violated = sum(
-    (1 - out[f'consistency.{a}-{b}'] for a, b in itertools.pairwise(levels)), np.zeros(len(pred))
-  )
-  out['hvr_eq14'] = violated / max(
-    sum(map(len, taxonomy.names[1:])), 1
-  )  # a single level has no relations
-  truth, leaf_known = labels[:, -1], labels[:, -1] >= 0
-  height = taxonomy.lca(pred[:, -1], truth)
-  out['severity'] = _known(height, leaf_known & (pred[:, -1] != truth))
-  out['ahd1'] = _known(height, leaf_known)
+  is_known, is_right = labels >= 0, pred == labels
+  out = {f'{level}.top1': _where(is_known[:, k], is_right[:, k]) for k, level in enumerate(levels)}
+  out['fpa'] = _where(is_known.all(-1), is_right.all(-1))
+  # the finest class fixes the only valid path
+  out['hvr'] = (taxonomy.paths[pred[:, -1]] != pred).any(-1).astype(float)
+  for i, j in itertools.combinations(range(len(levels)), 2):
+    occurs = taxonomy.relation(levels[i], levels[j])[pred[:, i], pred[:, j]]
+    out[f'consistency.{levels[i]}-{levels[j]}'] = occurs.astype(float)
+  violated = np.zeros(len(pred))
+  for a, b in itertools.pairwise(levels):
+    violated = violated + (1 - out[f'consistency.{a}-{b}'])
+  # a single level has no relations
+  out['hvr_eq14'] = violated / max(sum(map(len, taxonomy.names[1:])), 1)
+  height = taxonomy.lca(pred[:, -1], labels[:, -1])
+  out['severity'] = _where(is_known[:, -1] & ~is_right[:, -1], height)
+  out['ahd1'] = _where(is_known[:, -1], height)
   shared, predicted, true = _overlap(pred, labels, taxonomy)
   with np.errstate(invalid='ignore', divide='ignore'):
     out['hp_macro'], out['hr_macro'] = shared / predicted, shared / true
     out['hf1_macro'] = 2 * shared / (predicted + true)
+  return out | _of_users(pred, labels, taxonomy)
+
+
+def _of_users(pred, labels, taxonomy):
+  """The metrics that `register_metric` added."""
+  out = {}
+  for metric in registered_by_users():
+    is_level = metric.scope == 'level'
+    values = np.asarray(metric.function(pred, labels, taxonomy), np.float64)
+    shape = labels.shape if is_level else labels.shape[:1]
+    if values.shape != shape:
+      raise UserError(
+        f'metric {metric.name!r}: its function returned shape {values.shape} instead of {shape}'
+      )
+    if not is_level:
+      out[metric.name] = values
+      continue
+    for k, level in enumerate(taxonomy.levels):
+      out[f'{level}.{metric.name}'] = values[:, k]
   return out
 
 
-def _known(values, where):
-  return np.where(where, values, np.nan)
+def evaluate(
+  decoded: Decoded, labels: np.ndarray, taxonomy: Taxonomy, heads: Sequence[str] | None = None
+) -> dict:
+  """Compute all metrics of one decision as plain numbers, as eval_SPLIT.json holds them.
 
+  hp, hr and hf1 are averages over all classes of all paths (micro); a class that a branch which
+  ended early carries down counts once. wap is the mean top-1 of the levels weighted by their number
+  of classes (H-CAST, arXiv:2406.11608).
 
-def evaluate(decoded: Decoded, labels, taxonomy: Taxonomy, heads=None) -> dict:
-  """All metrics as plain floats, None where no example has the labels: what eval_SPLIT.json holds for one decoding.
+  Args:
+    decoded: the decision.
+    labels: int [N, L], -1 for unknown.
+    taxonomy: of the exclusive levels.
+    heads: names of the levels that have a head; None for all.
 
-  labels int [N, level], -1 unknown. heads: names of the levels that have one (all), marked per level. hp/hr/hf1 are micro averages
-  over the known levels; a class that a branch which ended early carries down counts once.
+  Returns:
+    {metric: value}, with one such dict for each level below 'levels'; None where no example has the
+    labels.
   """
   labels = np.asarray(labels)
   values = per_example(decoded, labels, taxonomy)
-  mean = {name: _mean(v) for name, v in values.items()}
+  mean = {name: nanmean(v) for name, v in values.items()}
+  of_level = [m.name for m in registered_by_users() if m.scope == 'level']
+  of_path = [m.name for m in registered_by_users() if m.scope == 'path']
   levels = {}
   for k, level in enumerate(taxonomy.levels):
-    levels[level] = {top: mean[f'{level}.{top}'] for top in ('top1', 'top3', 'top5')}
+    levels[level] = {name: mean[f'{level}.{name}'] for name in ('top1', 'top3', 'top5', *of_level)}
     levels[level] |= {
       'ece': ece(decoded.prob[k], decoded.pred[:, k], labels[:, k]),
       'n': int((labels[:, k] >= 0).sum()),
       'classes': len(taxonomy.names[k]),
       'head': heads is None or level in heads,
     }
-  out = {
-    'n': len(labels),
-    'levels': levels,
-    'fpa': mean['fpa'],
-    'hvr': mean['hvr'],
-    'hvr_eq14': mean['hvr_eq14'],
-  }
-  out['consistency'] = {
-    name.removeprefix('consistency.'): v
-    for name, v in mean.items()
-    if name.startswith('consistency.')
-  }
+  out = {'n': len(labels), 'levels': levels}
+  out |= {name: mean[name] for name in ('fpa', 'hvr', 'hvr_eq14', *of_path)}
+  pairs = [name for name in mean if name.startswith('consistency.')]
+  out['consistency'] = {name.removeprefix('consistency.'): mean[name] for name in pairs}
   first, last = levels[taxonomy.levels[0]]['top1'], levels[taxonomy.levels[-1]]['top1']
   out['gap'] = None if first is None or last is None else first - last
   shared, predicted, true = (float(x.sum()) for x in _overlap(decoded.pred, labels, taxonomy))
   out['hp'] = shared / predicted if predicted else None
   out['hr'] = shared / true if true else None
   out['hf1'] = 2 * shared / (predicted + true) if predicted + true else None
-  out |= {
-    name: mean[name] for name in ('hp_macro', 'hr_macro', 'hf1_macro', 'severity', 'ahd1', 'ahd5')
-  }
-  wrong = values['severity'][~np.isnan(values['severity'])].astype(int)
-  out['severity_histogram'] = {
-    str(h): int((wrong == h).sum()) for h in range(1, len(taxonomy.levels) + 1)
-  }
-  tops = [
-    (v['top1'], v['classes']) for v in levels.values() if v['top1'] is not None
-  ]  # weighted by classes: H-CAST, after Liu 2022
+  names = ('hp_macro', 'hr_macro', 'hf1_macro', 'severity', 'ahd1', 'ahd5')
+  out |= {name: mean[name] for name in names}
+  heights = range(1, len(taxonomy.levels) + 1)
+  out['severity_histogram'] = {str(h): int((values['severity'] == h).sum()) for h in heights}
+  tops = [(v['top1'], v['classes']) for v in levels.values() if v['top1'] is not None]
   out['wap'] = sum(a * c for a, c in tops) / sum(c for _, c in tops) if tops else None
   return out
 
 
-def ece(prob, pred, labels, bins: int = BINS) -> float | None:
-  """Expected calibration error of the predicted classes: equal-width bins (lo, hi], weighted |accuracy - confidence| (Guo 2017)."""
+def ece(prob: np.ndarray, pred: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float | None:
+  """Compute the expected calibration error of the predicted classes (Guo et al. 2017).
+
+  Args:
+    prob: float [N, C].
+    pred: int [N].
+    labels: int [N], -1 for unknown.
+    bins: number of bins (low, high] of equal width.
+
+  Returns:
+    The mean of |accuracy - confidence| over the bins, weighted by their number of examples; None
+    where no label is known.
+  """
   rows = np.flatnonzero(labels >= 0)
   if not len(rows):
     return None
@@ -126,8 +177,19 @@ def ece(prob, pred, labels, bins: int = BINS) -> float | None:
   return float(np.abs(right - confidence).sum() / len(rows))
 
 
-def reliability(confidence, right, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Per bin of confidence: number of examples, sum of their confidence, sum of `right`; each [bins], for [N] probabilities of the predicted class."""
+def reliability(
+  confidence: np.ndarray, right: np.ndarray, bins: int = BINS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Sum examples per bin of confidence.
+
+  Args:
+    confidence: float [N], probability of the predicted class.
+    right: bool [N].
+    bins: number of bins.
+
+  Returns:
+    Number of examples, sum of their confidence, number of right ones; each [bins].
+  """
   place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
   return (
     np.bincount(place, minlength=bins),
@@ -136,78 +198,30 @@ def reliability(confidence, right, bins: int = BINS) -> tuple[np.ndarray, np.nda
   )
 
 
-def bootstrap(
-  values: dict[str, np.ndarray], n: int = 1000, seed: int = 0, level: float = 0.95
-) -> dict[str, dict | None]:
-  """name -> {'mean', 'low', 'high'}: percentile interval of the mean over n resamplings of the examples; None where all are NaN.
-
-  values: per_example()'s arrays; the same resampling serves every name.
-  """
-  names = list(values)
-  table = np.stack([np.asarray(values[name], np.float64) for name in names], -1)
-  count = len(table)
-  there = ~np.isnan(table)
-  both = np.concatenate([np.where(there, table, 0), there], -1)
-  rng = np.random.default_rng(seed)
-  sums = (
-    [np.bincount(rng.integers(count, size=count), minlength=count) @ both for _ in range(n)]
-    if count
-    else []
-  )
-  out = {}
-  for i, name in enumerate(names):
-    if not there[:, i].any():
-      out[name] = None
-      continue
-    total, known = np.array(sums)[:, i], np.array(sums)[:, len(names) + i]
-    low, high = np.quantile(total[known > 0] / known[known > 0], [0.5 - level / 2, 0.5 + level / 2])
-    out[name] = {'mean': _mean(table[:, i]), 'low': float(low), 'high': float(high)}
-  return out
+def _where(mask, values):
+  """float64 [N]: the values where the mask holds, else NaN."""
+  return np.where(mask, values, np.nan)
 
 
-def difference(
-  a: np.ndarray, b: np.ndarray, n: int = 2000, seed: int = 0
-) -> tuple[float, float] | None:
-  """Paired bootstrap: the 95% interval of mean(b) - mean(a) for values [N] of two runs on the same N examples; a NaN counts in neither mean.
-
-  Examples with equal values are interchangeable, so a draw is a multinomial over the distinct pairs: the cost does not grow with N.
-  """
-  table = np.stack([np.nan_to_num(a), ~np.isnan(a), np.nan_to_num(b), ~np.isnan(b)], 1)
-  rows, times = np.unique(table, axis=0, return_counts=True)
-  sums = np.random.default_rng(seed).multinomial(len(table), times / len(table), size=n) @ rows
-  sums = sums[
-    (sums[:, 1] > 0) & (sums[:, 3] > 0)
-  ]  # a resample without a single mistake has no severity
-  return (
-    tuple(np.quantile(sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1], (0.025, 0.975)).tolist())
-    if len(sums)
-    else None
-  )
-
-
-def _mean(values):
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore', RuntimeWarning)  # all unknown
-    value = float(np.nanmean(values)) if len(values) else np.nan
-  return None if np.isnan(value) else value
-
-
-def _rank(scores, labels):
-  """int [N]: classes ahead of the label's, ties in the order of the ids as argmax has them; meaningless where the label is unknown."""
-  own = np.take_along_axis(scores, np.maximum(labels, 0)[:, None], 1)
-  ahead = (scores == own) & (np.arange(scores.shape[1]) < labels[:, None])
-  return ((scores > own) | ahead).sum(-1)
+def _ranks(scores, labels):
+  """int [N]: the number of classes ahead of the label's; ties in the order of ids, as in argmax."""
+  score = np.take_along_axis(scores, np.maximum(labels, 0)[:, None], 1)
+  is_ahead = (scores == score) & (np.arange(scores.shape[1]) < labels[:, None])
+  return ((scores > score) | is_ahead).sum(-1)
 
 
 def _overlap(pred, labels, taxonomy):
-  """int [N] each: classes shared by the two paths, in the predicted one, in the true one; known levels only, carried classes once."""
+  """int [N] each: classes that both paths share, of the predicted one, of the true one.
+
+  Known levels only; the class of a branch that ended early counts once.
+  """
   shared = np.zeros(len(labels), int)
   predicted, true = shared.copy(), shared.copy()
   for k, level in enumerate(taxonomy.levels):
-    own = ~taxonomy.carried(level)
-    known = labels[:, k] >= 0
-    mine, its = known & own[pred[:, k]], known & own[labels[:, k]]
-    predicted += mine
-    true += its
-    shared += mine & its & (pred[:, k] == labels[:, k])
+    is_counted = ~taxonomy.carried(level)
+    is_known = labels[:, k] >= 0
+    in_pred, in_true = is_known & is_counted[pred[:, k]], is_known & is_counted[labels[:, k]]
+    predicted += in_pred
+    true += in_true
+    shared += in_pred & in_true & (pred[:, k] == labels[:, k])
   return shared, predicted, true

@@ -31,11 +31,10 @@ from hierjax import model as predict
 from hierjax.core import config as config_lib
 from hierjax.core import files
 from hierjax.core.errors import UserError
-from hierjax.decide import novelty
-from hierjax.evaluate import metrics
-from hierjax.losses import multi
+from hierjax.core.metrics import DECISIONS, METRICS, lookup
+from hierjax.evaluate import bootstrap, metrics
 from hierjax.report import runs
-from hierjax.report.page import METRICS, count, listed, render, signed
+from hierjax.report.page import count, listed, render, signed
 from hierjax.train import loop as train
 
 COUNTS = {
@@ -44,8 +43,6 @@ COUNTS = {
   'macs': 'MACs',
   'thop_macs': 'MACs as thop counts',
 }  # of predict.describe
-PER_LEVEL = ('top1', 'top3', 'top5', 'ece', *novelty.METRICS, *multi.METRICS)
-PAIRED = ('top1', 'fpa', 'hvr')  # whose differences to a baseline are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Row:
 @dataclasses.dataclass(frozen=True)
 class Table:
   """`columns` are METRIC, METRIC/LEVELS or consistency/A,B, where levels may be finest, coarsest, all ...; joint:METRIC is of the joint decision, others of
-  the independent heads (levels without a head are read off the finest one). Of multi levels there are those of multi.METRICS, without a decision in front. A
+  the independent heads (levels without a head are read off the finest one). Of multi levels there are those of kind 'tags', without a decision in front. A
   table whose columns are all COUNTS trains nothing."""
 
   title: str
@@ -89,23 +86,15 @@ class Column:
 
   def value(self, evaluation: Mapping) -> float | None:
     """The metric in an eval_SPLIT.json."""
-    if self.metric in multi.METRICS:
-      found = (evaluation.get('multi') or {}).get(self.level)
-      return multi.value(found, self.metric) if found else None
-    found = evaluation['decode'].get(self.decoding) or {}
-    if self.metric == 'consistency':
-      return (found.get('consistency') or {}).get(self.level)
-    return (
-      (found.get('levels', {}).get(self.level) or {}).get(self.metric)
-      if self.level
-      else found.get(self.metric)
-    )
+    return lookup(evaluation, self.key)
 
   @property
   def paired(self) -> str:
     """Its per-example values among Done.values; '' where there are none."""
     return (
-      f'{self.decoding}:{f"{self.level}.{self.metric}".strip(".")}' if self.metric in PAIRED else ''
+      f'{self.decoding}:{f"{self.level}.{self.metric}".strip(".")}'
+      if self.metric not in COUNTS and METRICS[self.metric].is_compared
+      else ''
     )
 
   def text(self, value: float | None, deviation: float | None = None) -> str:
@@ -177,13 +166,13 @@ def expand(text: str, levels: Sequence[str]) -> list[Column]:
   metric, _, where = rest.partition('/')
   if rest in COUNTS and text == rest:
     return [Column(rest, COUNTS[rest], rest)]
-  if metric not in METRICS or decoding not in ('independent', 'leaf', 'joint'):
+  if metric not in METRICS or not METRICS[metric].place or decoding not in DECISIONS:
     raise UserError(
-      f'{text!r} is no column: [independent: | leaf: | joint:]METRIC[/LEVELS] with a metric of {", ".join(METRICS)}, or {", ".join(COUNTS)}'
+      f'{text!r} is no column: [independent: | leaf: | joint:]METRIC[/LEVELS] with a metric of {", ".join(m for m in METRICS if METRICS[m].place)}, or {", ".join(COUNTS)}'
     )
   prefix, note = ('', '') if decoding == 'independent' else (f'{decoding}:', f', {decoding}')
   words = config_lib.split_names(where)
-  if metric in PER_LEVEL or metric == 'consistency':
+  if METRICS[metric].scope != 'path':
     if not words or (metric == 'consistency' and len(words) != 2):
       raise UserError(
         f'{text!r}: {metric} needs {"two levels" if metric == "consistency" else "levels"}, as {metric}/coarsest,finest'
@@ -508,7 +497,7 @@ def difference(
   """(mean, low, high) of ours - baseline for per-example values [N], one array a seed: the interval is a paired bootstrap over the images, of the means over
   the seeds. It covers the choice of the images, not the luck of the seeds."""
   a, b = np.mean(baseline, 0), np.mean(ours, 0)
-  interval = metrics.difference(a, b)
+  interval = bootstrap.paired_difference(a, b)
   return (float(np.nanmean(b) - np.nanmean(a)), *interval) if interval else None
 
 

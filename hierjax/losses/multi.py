@@ -4,7 +4,6 @@ An image has any number of a multi level's classes, each with a probability of i
 classes of all multi levels side by side (Taxonomy.columns). Taxonomies here are those of the multi levels, but where exclusive levels matter too.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -135,33 +134,9 @@ def summary(
   return {'multi': found, 'hvr': violated}
 
 
-# Of each level, as the tables name them: where they stand in multilabel.evaluate's dict
-METRICS = {
-  'map': ('map_macro',),
-  'micro_map': ('map_micro',),
-  'f1': ('before', 'f1_macro'),
-  'micro_f1': ('before', 'f1_micro'),
-  'tuned_f1': ('after', 'f1_macro'),
-  'tuned_micro_f1': ('after', 'f1_micro'),
-}
-LOGGED = ('map', 'micro_map', 'f1')
-
-
-def value(found: Mapping, metric: str) -> float | None:
-  """One of METRICS of a level's multilabel.evaluate; None where it is undefined."""
-  return functools.reduce(lambda of, key: of[key], METRICS[metric], found)
-
-
-def flat(
-  probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy
-) -> dict[str, float]:
-  """The few numbers that training logs and chooses checkpoints by; F1 is the mean over the classes at .5. 0 where one is undefined."""
+def at_half(probs: Mapping[str, np.ndarray], labels: np.ndarray, taxonomy: Taxonomy) -> dict:
+  """Evaluate the multi levels with all thresholds at one half, as training does on val."""
   halves = {
     level: np.full(taxonomy.num_classes(level), multilabel.HALF) for level in taxonomy.multi
   }
-  found = summary(probs, labels, halves, taxonomy)['multi']
-  return {
-    f'{metric}/{level}': value(of, metric) or 0.0
-    for level, of in found.items()
-    for metric in LOGGED
-  }
+  return summary(probs, labels, halves, taxonomy)['multi']

@@ -20,10 +20,11 @@ from markupsafe import Markup
 from sklearn.metrics import precision_recall_curve
 
 from hierjax.core import files
-from hierjax.evaluate import metrics
+from hierjax.core.metrics import METRICS, registered_by_users
+from hierjax.evaluate import bootstrap, metrics
 from hierjax.report import charts, mistakes
 from hierjax.report.charts import series
-from hierjax.report.page import METRICS, count, duration, listed, number, render, signed
+from hierjax.report.page import count, duration, listed, number, render, signed
 from hierjax.report.runs import Run, finite, flat, get, read
 
 DECODINGS = {
@@ -209,8 +210,8 @@ def verdict(run: Run) -> Markup:
         'baseline': metric.text(theirs),
         'ours': metric.text(mine),
         'independent': metric.text(loose),
-        'difference': signed(difference, metric.percent),
-        'interval': f'{signed(low, metric.percent)} to {signed(high, metric.percent)}'
+        'difference': metric.signed(difference),
+        'interval': f'{metric.signed(low)} to {metric.signed(high)}'
         if finite(low) and low < high
         else '',
         'tone': _tone(metric.better, difference, low, high),
@@ -361,7 +362,9 @@ def _intervals(run: Run, split: str, name: str) -> tuple[dict[str, tuple[float, 
     ):  # stale predictions must not lend their interval
       return {}, f'No intervals: the predictions of {who} do not belong to its eval_{split}.json.'
   intervals = {
-    key: interval for key in ours if (interval := metrics.difference(theirs[key], ours[key]))
+    key: interval
+    for key in ours
+    if (interval := bootstrap.paired_difference(theirs[key], ours[key]))
   }
   return (
     intervals,
@@ -519,7 +522,9 @@ def _table(run: Run, split: str) -> dict:
       found = [(intervals.get(name) or {}).get(_flat_name(key)) or {} for name in columns]
       ranges = [
         f'{metric.text(r["low"]).removesuffix("%")}–{metric.text(r["high"]).removesuffix("%")}'
-        if key.endswith(WITH_INTERVAL) and finite(r.get('low')) and r['low'] < r['high']
+        if (key.endswith(WITH_INTERVAL) or metric.function)
+        and finite(r.get('low'))
+        and r['low'] < r['high']
         else ''
         for r in found
       ]
@@ -562,6 +567,11 @@ def _table(run: Run, split: str) -> dict:
     )
   )
   groups.append(('Calibration error (ECE)', per_level('ece')))
+  for metric in registered_by_users():
+    if metric.scope == 'level':
+      groups.append((metric.label, per_level(metric.name)))
+    else:
+      groups.append((metric.label, rows([(metric.name, metric.label, metric)])))
   return {
     'split': split,
     'n': evaluation.get('n', 'an unknown number of'),

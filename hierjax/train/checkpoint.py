@@ -17,10 +17,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from hierjax.core import parallel
+from hierjax.core import metrics, parallel
 from hierjax.core.errors import UserError
-
-LOWER = ('loss', 'hvr')  # the metrics of which less is better
 
 
 class Damaged(Exception):
@@ -68,18 +66,19 @@ class Checkpoints:
       cleanup_tmp_directories=writes,
     )
 
-  def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+  def rank(self, values: Mapping[str, float]) -> tuple[float, float]:
     """Orders checkpoints: the largest is the best; of equals the earliest, as early stopping counts, and so for whoever was interrupted in between."""
-    return metrics[self.metric] * (-1 if self.metric in LOWER else 1), -metrics.get('step', 0)
+    value = values.get(self.metric, metrics.worst(self.metric))
+    return value * metrics.sign(self.metric), -values.get('step', 0)
 
-  def save(self, step: int, parts: Mapping, metrics: Mapping[str, float] | None) -> None:
+  def save(self, step: int, parts: Mapping, values: Mapping[str, float] | None) -> None:
     """Starts to save; the values are copied before this returns, the writing goes on in the background. UserError where an earlier save has failed."""
     digests = {name: sha256(part) for name, part in parts.items()}
     with self._told():
       self.manager.save_checkpointables_async(
         step,
         dict(parts),
-        metrics={**metrics, 'step': step} if metrics else None,
+        metrics={**values, 'step': step} if values else None,
         custom_metadata={'sha256': digests},
         overwrite=True,
       )

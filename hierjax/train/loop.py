@@ -35,6 +35,7 @@ from hierjax import model as predict
 from hierjax.core import config as config_lib
 from hierjax.core import files, parallel
 from hierjax.core.errors import UserError
+from hierjax.core.metrics import is_better, worst
 from hierjax.data import pipeline, sources
 from hierjax.evaluate import collect as evaluate
 from hierjax.evaluate import metrics
@@ -556,11 +557,7 @@ class Run:
       ema={'params': params, 'batch_stats': batch_stats} if self.c.optim.ema else {},
       plateau=self.plateau.init(params) if self.plateau else {},
       balancer=self.balancer.init(len(task.names), shared) if self.balancer else {},
-      monitor={
-        'best': np.float32(np.inf if self.best in checkpoint.LOWER else -np.inf),
-        'bad': np.int32(0),
-        'evaluated': np.int32(0),
-      },
+      monitor={'best': np.float32(worst(self.best)), 'bad': np.int32(0), 'evaluated': np.int32(0)},
     )
     return parallel.put_replicated(state, self.mesh)
 
@@ -767,16 +764,15 @@ class Loop:
     )
     self.broken = set(out.broken).union(*parallel.exchange(sorted(self.broken)))
     own, several = self.run.taxonomy.exclusive, self.run.taxonomy.several
-    values = {'loss': evaluate.loss(out, self.run.taxonomy, self.run.weights)}
+    loss = evaluate.loss(out, self.run.taxonomy, self.run.weights)
+    evaluation, heads = {'decode': {}}, tuple(self.run.losses)
     if own:
-      decoded, heads = evaluate.decodings(out, own), tuple(self.run.losses)
-      values = evaluate.flat(
-        {k: metrics.evaluate(decoded[k], out.labels, own, heads) for k in ('independent', 'joint')},
-        values['loss'],
-        heads,
-      )
+      decoded = evaluate.decodings(out, own)
+      for k in ('independent', 'joint'):
+        evaluation['decode'][k] = metrics.evaluate(decoded[k], out.labels, own, heads)
     if several:
-      values |= multi.flat(out.probs, out.multi, several)
+      evaluation['multi'] = multi.at_half(out.probs, out.multi, several)
+    values = evaluate.flat(evaluation, loss, heads, several.levels if several else ())
     return parallel.exchange(values)[
       0
     ]  # what is decided by them must not hang on the rounding of another kind of processor
@@ -938,14 +934,15 @@ class Loop:
       {'epoch': self.step / per_epoch, 'seconds': time.monotonic() - before, **values},
     )
     best, bad = float(self.state.monitor['best']), int(self.state.monitor['bad'])
-    better = values[run.best] < best if run.best in checkpoint.LOWER else values[run.best] > best
+    value = values.get(run.best, worst(run.best))
+    better = is_better(run.best, value, best)
     self.log.say(
       f'val at step {self.step} (epoch {self.step / per_epoch:.2f}): '
       + ' '.join(f'{k.removeprefix("top1/")} {v:.4f}' for k, v in values.items())
       + (f'  best {run.best} so far' if better else '')
     )
     monitor = {
-      'best': np.float32(values[run.best] if better else best),
+      'best': np.float32(value if better else best),
       'bad': np.int32(0 if better else bad + 1),
       'evaluated': np.int32(self.step),
     }

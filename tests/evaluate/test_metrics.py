@@ -10,7 +10,7 @@ from test_decode import random_probs
 from test_taxonomy import RANDOM
 
 from hierjax.decide import paths as decode
-from hierjax.evaluate import metrics
+from hierjax.evaluate import bootstrap, metrics
 from hierjax.taxonomy.table import Taxonomy
 
 CARS = Taxonomy.from_rows(
@@ -260,7 +260,7 @@ def test_nothing_known_gives_none_and_never_nan():
       and got['wap'] is None
     )
     assert 'NaN' not in json.dumps(got)
-    intervals = metrics.bootstrap(
+    intervals = bootstrap.intervals(
       metrics.per_example(decoded(CARS.paths[: len(y)], CARS), y, CARS), 20
     )
     assert intervals['fpa'] is None and (intervals['hvr'] is None) == (not len(y))
@@ -271,7 +271,7 @@ def test_bootstrap_intervals_match_the_normal_ones():
   n = 900
   x = (r.random(n) < 0.8).astype(float)
   x_nan = np.concatenate([x, np.full(300, np.nan)])
-  got = metrics.bootstrap({'x': x_nan, 'zero': np.zeros(1200)}, 2000)
+  got = bootstrap.intervals({'x': x_nan, 'zero': np.zeros(1200)}, 2000)
   half = 1.96 * math.sqrt(x.mean() * (1 - x.mean()) / n)
   assert got['x']['mean'] == pytest.approx(x.mean())
   assert got['x']['low'] == pytest.approx(x.mean() - half, abs=0.004) and got['x'][
@@ -280,10 +280,10 @@ def test_bootstrap_intervals_match_the_normal_ones():
   assert got['zero'] == {'mean': 0.0, 'low': 0.0, 'high': 0.0}
   assert (
     got
-    == metrics.bootstrap({'x': x_nan, 'zero': np.zeros(1200)}, 2000)
-    != metrics.bootstrap({'x': x_nan, 'zero': np.zeros(1200)}, 2000, seed=1)
+    == bootstrap.intervals({'x': x_nan, 'zero': np.zeros(1200)}, 2000)
+    != bootstrap.intervals({'x': x_nan, 'zero': np.zeros(1200)}, 2000, seed=1)
   )
-  narrow = metrics.bootstrap({'x': x}, 2000, level=0.5)['x']
+  narrow = bootstrap.intervals({'x': x}, 2000, level=0.5)['x']
   assert got['x']['low'] < narrow['low'] < narrow['high'] < got['x']['high']
   json.dumps(got)
 
@@ -292,7 +292,7 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says():
   r = np.random.default_rng(1)
   inside = 0
   for i in range(200):
-    b = metrics.bootstrap({'x': (r.random(100) < 0.7).astype(float)}, 200, seed=i)['x']
+    b = bootstrap.intervals({'x': (r.random(100) < 0.7).astype(float)}, 200, seed=i)['x']
     inside += b['low'] <= 0.7 <= b['high']
   assert 0.88 <= inside / 200 <= 0.99
 
@@ -303,9 +303,9 @@ def test_paired_difference_is_tighter_than_two_intervals():
   b = a.copy()
   flips = np.flatnonzero(a == 0)[:25]
   b[flips] = 1
-  low, high = metrics.difference(a, b)
+  low, high = bootstrap.paired_difference(a, b)
   assert 0 < low < 0.05 < high and high - low < 0.05
-  alone = metrics.bootstrap({'a': a, 'b': b})
+  alone = bootstrap.intervals({'a': a, 'b': b})
   assert (
     alone['a']['high'] > alone['b']['low']
   )  # the two intervals overlap, yet the difference is clear
@@ -314,12 +314,12 @@ def test_paired_difference_is_tighter_than_two_intervals():
 def test_paired_difference_against_the_normal_interval():
   rng = np.random.default_rng(0)
   a, b = (rng.random(3000) < 0.8).astype(float), (rng.random(3000) < 0.7).astype(float)
-  low, high = metrics.difference(b, a)
+  low, high = bootstrap.paired_difference(b, a)
   mean, half = (a - b).mean(), 1.96 * (a - b).std() / np.sqrt(3000)
   assert low == pytest.approx(mean - half, abs=0.003) and high == pytest.approx(
     mean + half, abs=0.003
   )
   gaps = np.where(rng.random(3000) < 0.5, a, np.nan)  # each mean over its own known examples
-  low, high = metrics.difference(b, gaps)
+  low, high = bootstrap.paired_difference(b, gaps)
   assert low < np.nanmean(gaps) - b.mean() < high
-  assert metrics.difference(np.ones(5), np.full(5, np.nan)) is None
+  assert bootstrap.paired_difference(np.ones(5), np.full(5, np.nan)) is None

@@ -22,7 +22,7 @@ from jax.sharding import AxisType
 from hierjax import model as predict
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
-from hierjax.evaluate import metrics
+from hierjax.evaluate import bootstrap
 from hierjax.experiments import table
 from hierjax.experiments.table import Row, Table
 from hierjax.models import registry as models
@@ -204,7 +204,7 @@ def test_figures_by_hand(made):
       )
   d, low, high = both.difference['top1/make']
   assert d == pytest.approx(np.mean(rights['both']) - np.mean(rights['flat']))
-  assert (low, high) == metrics.difference(
+  assert (low, high) == bootstrap.paired_difference(
     np.mean(rights['flat'], 0), np.mean(rights['both'], 0)
   ) and low < d < high
   assert 'top3/model' not in both.difference  # the predictions do not hold the ranks

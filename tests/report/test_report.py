@@ -19,7 +19,7 @@ from PIL import Image
 
 from hierjax.core import config
 from hierjax.decide import paths as decode
-from hierjax.evaluate import explain, metrics
+from hierjax.evaluate import bootstrap, explain, metrics
 from hierjax.report import charts, mistakes, page, report, runs
 from hierjax.taxonomy.table import Taxonomy
 
@@ -161,7 +161,7 @@ def make_run(
     'weights': weights,
     'decode': {key: metrics.evaluate(d, labels, taxonomy, heads) for key, d in decoded.items()},
     'intervals': {
-      key: metrics.bootstrap(metrics.per_example(d, labels, taxonomy), n=100)
+      key: bootstrap.intervals(metrics.per_example(d, labels, taxonomy), n=100)
       for key, d in decoded.items()
     },
   }

@@ -17,7 +17,7 @@ import tiny
 from jax.sharding import AxisType
 
 from hierjax import model as predict
-from hierjax.core import parallel
+from hierjax.core import metrics, parallel
 from hierjax.core.errors import UserError
 from hierjax.train import checkpoint
 from hierjax.train import loop as train
@@ -146,7 +146,7 @@ def test_the_best_checkpoint_is_the_one_that_is_evaluated(metric, tmp_path):
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   name = {'top1/finest': 'top1/model', 'top1/coarsest': 'top1/make'}.get(metric, metric)
   values = {line['step']: line[name] for line in lines if line['kind'] == 'val'}
-  choose = min if metric in checkpoint.LOWER else max
+  choose = min if metrics.sign(metric) < 0 else max
   assert predict.load(tmp_path).step == next(
     step for step, value in values.items() if value == choose(values.values())
   )

@@ -24,8 +24,7 @@ from hierjax.losses import multi
 from hierjax.models import counts, heads
 from hierjax.models import registry as models
 from hierjax.report import runs
-from hierjax.taxonomy import table as taxonomy_lib
-from hierjax.taxonomy.table import Mixed, Taxonomy, read_levels
+from hierjax.taxonomy import Mixed, Taxonomy, describe_difference, read_levels, read_taxonomy
 from hierjax.train import checkpoint
 
 
@@ -234,7 +233,7 @@ class Model:
     data, _ = narrow(data, self.c.model)
     if data.taxonomy.hash() != self.taxonomy.hash():
       raise UserError(
-        f'the data have another taxonomy than {self.workdir}: {self.taxonomy.diff(data.taxonomy)}; a run for it: '
+        f'the data have another taxonomy than {self.workdir}: {describe_difference(self.taxonomy, data.taxonomy)}; a run for it: '
         f'--mode=migrate --from={self.workdir} --taxonomy=NEW.csv --workdir=NEWRUN'
       )
     return data.splits
@@ -345,7 +344,7 @@ def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
   """The model trained in `workdir`. `c` is its own configuration with what evaluation may change (data, eval), or None."""
   workdir = pathlib.Path(workdir)
   c = c or run_config(workdir)
-  return Model(workdir, c, taxonomy_lib.load(workdir / 'taxonomy.csv', c.data.multi))
+  return Model(workdir, c, read_taxonomy(workdir / 'taxonomy.csv', c.data.multi))
 
 
 def run_config(workdir: pathlib.Path) -> ConfigDict:

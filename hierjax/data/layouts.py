@@ -37,7 +37,7 @@ import numpy as np
 from hierjax.core import pickles
 from hierjax.core.errors import UserError
 from hierjax.data import matfile
-from hierjax.taxonomy.table import close_matches
+from hierjax.taxonomy import close_matches
 
 # The files that tell a set, as the paths at which they may lie.
 MARKS = {

@@ -18,8 +18,7 @@ import numpy as np
 
 from hierjax.core.errors import UserError
 from hierjax.data import sources, transforms
-from hierjax.taxonomy import table as taxonomy_lib
-from hierjax.taxonomy.table import Taxonomy, close_matches
+from hierjax.taxonomy import Taxonomy, check_rows, close_matches, read_levels, read_table
 
 SEVERITIES = ('error', 'warning', 'note')
 
@@ -161,7 +160,7 @@ def _several(dataset, name, report):
 def _taxonomy(path, report):
   """(taxonomy of the sound rows, {(level index, name): first row}), or None."""
   try:
-    return _structure(*taxonomy_lib.read_levels(path), path, report)
+    return _structure(*read_levels(path), path, report)
   except UserError as e:
     report.problems.append(_unreadable_table(path, e))
     return None
@@ -170,7 +169,7 @@ def _taxonomy(path, report):
 def _derived(path, report):
   """The same from a labels file alone; the row of a class is the first that names it."""
   try:
-    columns, table = taxonomy_lib.read_table(path)
+    columns, table = read_table(path)
     levels = [c for c in columns if c not in ('file', 'split')]
     cells = [(row, [cells[columns.index(level)] for level in levels]) for row, cells in table]
     if not levels or not table:
@@ -191,7 +190,7 @@ def _structure(levels, rows, path, report):
   def add(severity, row, kind, text):
     report.problems.append(Problem(severity, _at(path, row), kind, text))
 
-  wrong = taxonomy_lib.faults(levels, rows)
+  wrong = check_rows(levels, rows)
   for row, kind, text in wrong:
     add('error', row, kind, text)
   bad = {row for row, _, _ in wrong}
@@ -428,7 +427,7 @@ def _labels(path, tax, first, taxonomy_csv, train, report):
     report.problems.append(Problem(severity, f'{path}:{row}', kind, text))
 
   try:
-    columns, table = taxonomy_lib.read_table(path)
+    columns, table = read_table(path)
   except UserError as e:
     report.problems.append(_unreadable_table(path, e))
     return []

@@ -25,8 +25,15 @@ import numpy as np
 from hierjax.core.config import level_words, split_names
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import layouts, stratify, toy, transforms
-from hierjax.taxonomy import table as taxonomy_lib
-from hierjax.taxonomy.table import Mixed, Taxonomy, close_matches, read_levels, read_table
+from hierjax.taxonomy import (
+  Mixed,
+  Taxonomy,
+  close_matches,
+  read_levels,
+  read_table,
+  read_taxonomy,
+  with_tags,
+)
 
 IMAGE_SUFFIXES = (
   '.jpg',
@@ -121,7 +128,7 @@ def load(data) -> Dataset:
 def _named(path, multi):
   """The taxonomy in a file, with the multi levels that are there: _csv knows of the others."""
   levels, _ = read_levels(path)
-  return taxonomy_lib.load(
+  return read_taxonomy(
     path, ','.join(n for n in split_names(multi) if n in {*levels, *level_words([])})
   )
 
@@ -399,7 +406,7 @@ def _reduced(data, found) -> Dataset:
       f'the finest label of {hidden} of {len(labels)} {data.train} examples is hidden (data.unlabelled)'
     )
     examples = splits[data.train] = dataclasses.replace(examples, labels=labels)
-  if data.partial == 'drop' and (examples.labels[:, -1] < 0).any():
+  if data.partial == 'drop' and (examples.labels[:, -1:] < 0).any():
     splits[data.train] = subset(examples, np.flatnonzero(examples.labels[:, -1] >= 0))
     notes.append(
       f'{len(examples.labels) - len(splits[data.train].labels)} {data.train} examples without a finest label are left out (data.partial)'
@@ -582,7 +589,7 @@ def _completed(data, path, others, rows, taxonomy, notes):
         f'--config.data.multi={data.multi}: no level {level!r}{did_you_mean(level, [*(taxonomy.levels if taxonomy else ()), *others])}; choices: '
         f'{", ".join([*(taxonomy.levels if taxonomy else ()), *words])}, or another column of {path.name}'
       )
-    several = Taxonomy.from_rows([level], [[n] for n in classes]).with_multi(level)
+    several = with_tags(Taxonomy.from_rows([level], [[n] for n in classes]), level)
     others = [c for c in others if c not in (level, *classes)]
   if taxonomy is None and others:
     own = derive(others, [(where, [cell[c] for c in others]) for where, cell in rows])
@@ -615,7 +622,7 @@ def _followed(taxonomy, labels, multi, where):
   if own:
     labels, multi = taxonomy.complete(labels, multi)
   else:
-    multi = several.complete_multi(multi)
+    multi = several.complete(multi)
   flat = [
     f'{level} {name!r}' for level, names in zip(several.levels, several.names) for name in names
   ]

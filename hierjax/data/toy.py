@@ -10,7 +10,7 @@ import math
 import cv2
 import numpy as np
 
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 SIZE = 72, 96  # height, width
 LEVELS = 'make', 'type', 'model'

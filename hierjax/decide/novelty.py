@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from hierjax.core import files, metrics, parallel
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import sources
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
   from hierjax.model import Model

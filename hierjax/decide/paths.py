@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 TINY = np.finfo(
   np.float64

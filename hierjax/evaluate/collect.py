@@ -22,7 +22,7 @@ from hierjax.decide import paths as decode
 from hierjax.evaluate import bootstrap, metrics
 from hierjax.losses import multi
 from hierjax.models import heads as heads_lib
-from hierjax.taxonomy.table import Mixed, Taxonomy
+from hierjax.taxonomy import Mixed, Taxonomy
 
 EMBEDDED = 1000  # examples at most whose features are kept for the report's pictures of prototypes
 TOP = 5  # choices of each head that are kept for every example

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hierjax.core import files
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 PATTERNS, EACH = 16, 4  # patterns of right and wrong heads, and images of each
 CONFUSIONS, MISTAKEN, ALIKE = (

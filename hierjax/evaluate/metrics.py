@@ -12,7 +12,7 @@ from hierjax.core.errors import UserError
 from hierjax.core.metrics import registered_by_users
 from hierjax.decide.paths import Decoded
 from hierjax.evaluate.bootstrap import nanmean
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 BINS = 15
 

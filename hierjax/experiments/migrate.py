@@ -29,7 +29,7 @@ from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import sources
 from hierjax.models import heads
 from hierjax.report import report, runs
-from hierjax.taxonomy.table import Taxonomy, close_matches, read_table
+from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table
 from hierjax.train import checkpoint
 from hierjax.train import loop as train
 
@@ -352,7 +352,9 @@ def migrate(
       if c.data.hold_out
       else ''
     )
-    raise UserError(f'{path}: the data have another taxonomy: {new.diff(run.taxonomy)}{held}')
+    raise UserError(
+      f'{path}: the data have another taxonomy: {describe_difference(new, run.taxonomy)}{held}'
+    )
   variables = jax.device_get(model.variables)
   made = {level: carried(variables['params']['heads'][level], p) for level, p in plans.items()}
   if shots:

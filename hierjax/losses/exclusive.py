@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from hierjax.core import config as config_lib
 from hierjax.core.errors import UserError
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 LOW = (
   -1e30

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError
 from hierjax.losses import multilabel
-from hierjax.taxonomy.table import Mixed, Taxonomy
+from hierjax.taxonomy import Mixed, Taxonomy
 
 # ({level: logits [B, C]}, labels [B, ... + M], those of multi levels last) → {level: (loss [B], share of right answers at .5 [B], which of them count [B])}
 Loss = Callable[

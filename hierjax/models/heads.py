@@ -14,7 +14,7 @@ from hierjax.core import config as config_lib
 from hierjax.core.errors import UserError
 from hierjax.models import layers
 from hierjax.models import registry as models
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 # uniform in +-1/sqrt(d): wide enough to start fine-tuning from, and what torch users compare with
 initial = layers.uniform(lambda shape: shape[0] ** -0.5)

@@ -14,7 +14,7 @@ from hierjax.evaluate import explain
 from hierjax.report import charts
 from hierjax.report.page import number, render
 from hierjax.report.runs import Run, get
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 LABELLED = (
   60  # classes up to which every row of a confusion matrix is named; above, the coarser classes are

@@ -14,8 +14,7 @@ import numpy as np
 from hierjax.core.config import resolve_levels
 from hierjax.core.errors import UserError
 from hierjax.evaluate import explain
-from hierjax.taxonomy import table as taxonomy_lib
-from hierjax.taxonomy.table import Mixed, Taxonomy
+from hierjax.taxonomy import Mixed, Taxonomy, read_taxonomy
 
 START = 'start'  # within the folder of a run that --mode=migrate has made: the run as it was before any training
 
@@ -183,9 +182,7 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
 
   config = load('config.json', _json) or {}
   info = load('run.json', _json) or {}
-  taxonomy = load(
-    'taxonomy.csv', lambda file: taxonomy_lib.load(file, get(config, 'data.multi') or '')
-  )
+  taxonomy = load('taxonomy.csv', lambda file: read_taxonomy(file, get(config, 'data.multi') or ''))
   evals = {}
   for file in sorted(path.glob('eval_*.json')):
     found = load(file.name, _evaluation)

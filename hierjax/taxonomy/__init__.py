@@ -1,1 +1,25 @@
 """The taxonomy: a table of paths, one row per finest class, one column per level."""
+
+from hierjax.taxonomy.check import RowProblem, check_rows, close_matches
+from hierjax.taxonomy.csv_files import read_levels, read_table
+from hierjax.taxonomy.difference import describe_difference
+from hierjax.taxonomy.levels import Block
+from hierjax.taxonomy.mixed import Mixed
+from hierjax.taxonomy.read import read_taxonomy, with_tags
+from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy.tags import TagTaxonomy
+
+__all__ = [
+  'Block',
+  'Mixed',
+  'RowProblem',
+  'TagTaxonomy',
+  'Taxonomy',
+  'check_rows',
+  'close_matches',
+  'describe_difference',
+  'read_taxonomy',
+  'read_levels',
+  'read_table',
+  'with_tags',
+]

@@ -46,7 +46,7 @@ from hierjax.models import layers
 from hierjax.models import registry as models
 from hierjax.models import weights as pretrained
 from hierjax.report import report, runs
-from hierjax.taxonomy import table as taxonomy_lib
+from hierjax.taxonomy import describe_difference, read_taxonomy
 from hierjax.train import checkpoint, log, optim
 
 # options that don't change what is learned
@@ -971,10 +971,10 @@ def objection(workdir: pathlib.Path, run: Run) -> str:
   ]
   if changed:
     return f'{workdir} holds a run with other options ({"; ".join(changed)}): give another --workdir, the old options, or remove the folder'
-  old = taxonomy_lib.load(workdir / 'taxonomy.csv', run.c.data.multi)
+  old = read_taxonomy(workdir / 'taxonomy.csv', run.c.data.multi)
   if old.hash() != run.taxonomy.hash():
     return (
-      f'{workdir} holds a run on another taxonomy ({old.diff(run.taxonomy)}): give another --workdir or the old taxonomy, or carry its classes over: '
+      f'{workdir} holds a run on another taxonomy ({describe_difference(old, run.taxonomy)}): give another --workdir or the old taxonomy, or carry its classes over: '
       f'--mode=migrate --from={workdir} --taxonomy=NEW.csv --workdir=NEWRUN'
     )
   return ''

@@ -41,7 +41,7 @@ from hierjax.core.errors import UserError
 from hierjax.data import lint, sources, transforms
 from hierjax.models import registry as models
 from hierjax.models import weights as pretrained
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 from hierjax.train import loop as train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -575,11 +575,11 @@ DATA = {
   ),
   'labels: too many cells': (
     csv('file,animal\n1.png,owl\n2.png,gecko,3\n'),
-    ('labels.csv:3: has 3 cells, the header 2',),
+    ('labels.csv:3: has 3 cells, but the header has 2',),
   ),
   'labels: a column twice': (
     csv('file,animal,animal\n1.png,owl,owl\n'),
-    ("labels.csv:1: column 'animal' stands twice",),
+    ("labels.csv:1: column 'animal' occurs twice",),
   ),
   'labels: a column without a name': (
     csv('file,animal,,\n1.png,owl,,\n'),

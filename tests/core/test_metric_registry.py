@@ -11,7 +11,7 @@ from hierjax import model
 from hierjax.core import metrics
 from hierjax.core.errors import UserError
 from hierjax.evaluate import metrics as evaluation_metrics
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 from hierjax.train import loop
 
 EVALUATION = {

@@ -23,7 +23,7 @@ from hierjax.core import parallel
 from hierjax.core.config import CHOICES, default
 from hierjax.core.errors import UserError
 from hierjax.data import layouts, lint, matfile, sources, transforms
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 
 def load(root, **options):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hierjax.core.errors import UserError
 from hierjax.data import sources, transforms
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 TAXONOMY = 'kind,animal\nbird,heron\nbird,owl\nreptile,gecko\nreptile,skink\n'
 

@@ -9,7 +9,7 @@ from test_taxonomy import RANDOM, make
 
 from hierjax.decide import paths as decode
 from hierjax.evaluate import metrics
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 
 def random_probs(t, n, seed, labels=None, skill=2.0):

@@ -17,7 +17,7 @@ from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import sources
 from hierjax.decide import novelty
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 PARENTS, CHILDREN, DIM = 4, 6, 24
 FULL = Taxonomy.from_rows(

@@ -23,7 +23,7 @@ from hierjax.evaluate import explain
 from hierjax.models import heads, layers
 from hierjax.models import registry as models
 from hierjax.report import report
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy.from_rows(
   ('make', 'type', 'model'), [(f'make{i % 3}', f'type{i % 2}', f'model{i}') for i in range(8)]

@@ -11,7 +11,7 @@ from test_taxonomy import RANDOM
 
 from hierjax.decide import paths as decode
 from hierjax.evaluate import bootstrap, metrics
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 CARS = Taxonomy.from_rows(
   ('make', 'type', 'model'),

@@ -16,7 +16,7 @@ from hierjax.core.errors import UserError
 from hierjax.data import sources
 from hierjax.experiments import migrate
 from hierjax.models import heads
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 RENAMES = {
   'merge': [('a0', 'm'), ('a1', 'm')],

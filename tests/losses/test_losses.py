@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from parity import hcal, ours, seeded
 
 from hierjax.losses import exclusive as losses
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 TAXONOMIES = {
   'facets': Taxonomy.from_rows(

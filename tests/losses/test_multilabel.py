@@ -11,15 +11,16 @@ import optax
 import pytest
 from parity import ours
 from sklearn import metrics as sk
-from test_taxonomy import RANDOM
+from test_taxonomy import RANDOM as TABLES
 
 from hierjax.losses import multilabel
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import TagTaxonomy, with_tags
 
+RANDOM = [with_tags(table, 'all') for table in TABLES]
 FEW = RANDOM[::5]  # trees, facets and early ends: each is a compilation
 jit = functools.partial(jax.jit, compiler_options=ours.QUICK)
 WILD = np.array([-1e30, -1e4, -90, -1, 0, 1, 90, 1e4, 1e30], np.float32)
-ANIMALS = Taxonomy.from_rows(
+ANIMALS = TagTaxonomy.from_rows(
   ('kind', 'animal', 'breed'),
   [
     ['mammal', 'dog', 'poodle'],

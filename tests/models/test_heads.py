@@ -11,7 +11,7 @@ from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.models import heads
 from hierjax.models import registry as models
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 from hierjax.train import loop as train
 from hierjax.train import optim
 

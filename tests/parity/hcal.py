@@ -14,7 +14,7 @@ from hierjax.core import config
 from hierjax.losses import balancing
 from hierjax.losses import exclusive as losses
 from hierjax.models import heads
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 from hierjax.train import loop as train
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'

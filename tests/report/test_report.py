@@ -21,7 +21,7 @@ from hierjax.core import config
 from hierjax.decide import paths as decode
 from hierjax.evaluate import bootstrap, explain, metrics
 from hierjax.report import charts, mistakes, page, report, runs
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy
 
 MAKES = ('Aster', 'Brook', 'Cedar', 'Dune', 'Ember', 'Fjord', 'Grove', 'Heath')
 TYPES = ('coupe', 'sedan', 'suv', 'van', 'wagon')

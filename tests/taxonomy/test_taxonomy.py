@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hierjax.core.errors import UserError
-from hierjax.taxonomy.table import Taxonomy, close_matches
+from hierjax.taxonomy import Taxonomy, close_matches, describe_difference
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / 'shared' / 'data'
 BIRDS = [
@@ -137,7 +137,7 @@ def test_csv_out_is_csv_in(t, tmp_path):
     and (u.paths == t.paths).all()
     and (u.depth == t.depth).all()
   )
-  assert u.hash() == t.hash() and t.diff(u) == ''
+  assert u.hash() == t.hash() and describe_difference(t, u) == ''
   u.to_csv(tmp_path / 'b.csv')
   assert (tmp_path / 'a.csv').read_bytes() == (tmp_path / 'b.csv').read_bytes()
   assert pickle.loads(pickle.dumps(t)).hash() == t.hash()
@@ -158,7 +158,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
   [
     ('', 1, 'is empty'),
     ('a,b\n', 1, 'no class'),
-    ('a,a\nx,y\n', 1, "'a' stands twice"),
+    ('a,a\nx,y\n', 1, "'a' occurs twice"),
     ('a,\nx,y\n', 1, 'column 2 of the header has no name'),
     ('a;b\nx;y\n', 1, 'commas'),
     ('file,model\nx,y\n', 1, 'labels.csv'),
@@ -325,9 +325,9 @@ def test_hash_and_diff_tell_every_change():
   }
   for words, changed in others.items():
     u = Taxonomy.from_rows(('make', 'model'), changed)
-    assert words in t.diff(u) and u.hash() != t.hash()
-  assert 'levels make, model against brand, model' in t.diff(
-    Taxonomy.from_rows(('brand', 'model'), rows)
+    assert words in describe_difference(t, u) and u.hash() != t.hash()
+  assert 'levels make, model against brand, model' in describe_difference(
+    t, Taxonomy.from_rows(('brand', 'model'), rows)
   )
   early = Taxonomy.from_rows(('a', 'b'), [['x', 'x'], ['y', '']])
   assert early.hash() != Taxonomy.from_rows(('a', 'b'), [['x', 'x'], ['y', 'y']]).hash()

@@ -23,8 +23,7 @@ from hierjax.evaluate import collect as evaluate
 from hierjax.experiments import migrate
 from hierjax.losses import multi
 from hierjax.report import report, runs
-from hierjax.taxonomy import table as taxonomy_lib
-from hierjax.taxonomy.table import Mixed, Taxonomy
+from hierjax.taxonomy import Mixed, Taxonomy, describe_difference, read_taxonomy
 from hierjax.train import loop as train
 
 BELOW = 'kind,tag\ndisc,disc blue\ndisc,disc green\nsquare,square blue\n,red\n'
@@ -137,7 +136,7 @@ def test_what_lies_below_what(tmp_path):
   rng = np.random.default_rng(0)
   for _ in range(40):
     levels, rows, several = forest(rng)
-    t = taxonomy_lib.load(written(tmp_path, levels, rows), several)
+    t = read_taxonomy(written(tmp_path, levels, rows), several)
     n = len(t.exclusive.levels)
     assert (
       isinstance(t, Mixed)
@@ -167,14 +166,18 @@ def test_what_lies_below_what(tmp_path):
           )
           assert t.above[place][c, k] == expected
     t.to_csv(tmp_path / 'again.csv')
-    again = taxonomy_lib.load(tmp_path / 'again.csv', several)
-    assert again.hash() == t.hash() and np.array_equal(again.above, t.above) and not t.diff(again)
+    again = read_taxonomy(tmp_path / 'again.csv', several)
+    assert (
+      again.hash() == t.hash()
+      and np.array_equal(again.above, t.above)
+      and not describe_difference(t, again)
+    )
     assert again.exclusive.rows() == t.exclusive.rows() and again.several.rows() == t.several.rows()
     short = t.coarsen(t.levels[0])
     short.to_csv(tmp_path / 'short.csv')
-    assert taxonomy_lib.load(
-      tmp_path / 'short.csv', several
-    ).hash() == short.hash() and np.array_equal(short.above[:, 0], t.above[:, 0])
+    assert read_taxonomy(tmp_path / 'short.csv', several).hash() == short.hash() and np.array_equal(
+      short.above[:, 0], t.above[:, 0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,12 +213,12 @@ def test_what_lies_below_what(tmp_path):
 def test_no_taxonomy(tmp_path, rows, multi, told):
   (tmp_path / 't.csv').write_text(rows)
   with pytest.raises(UserError, match=told):
-    taxonomy_lib.load(tmp_path / 't.csv', multi)
+    read_taxonomy(tmp_path / 't.csv', multi)
 
 
 def test_all_of_one_kind_are_what_they_were(tmp_path):
   (tmp_path / 't.csv').write_text('kind,tag\ndisc,red\n')
-  plain, every = taxonomy_lib.load(tmp_path / 't.csv'), taxonomy_lib.load(tmp_path / 't.csv', 'all')
+  plain, every = read_taxonomy(tmp_path / 't.csv'), read_taxonomy(tmp_path / 't.csv', 'all')
   assert (
     plain.hash() == Taxonomy.from_csv(tmp_path / 't.csv').hash()
     and plain.exclusive is plain
@@ -227,9 +230,14 @@ def test_all_of_one_kind_are_what_they_were(tmp_path):
     and every.exclusive is None
     and every.multi == ('kind', 'tag')
   )
-  mixed = taxonomy_lib.load(tmp_path / 't.csv', 'tag')
+  mixed = read_taxonomy(tmp_path / 't.csv', 'tag')
   assert len({t.hash() for t in (plain, every, mixed)}) == 3
-  assert all(a.diff(b) for a in (plain, every, mixed) for b in (plain, every, mixed) if a is not b)
+  assert all(
+    describe_difference(a, b)
+    for a in (plain, every, mixed)
+    for b in (plain, every, mixed)
+    if a is not b
+  )
 
 
 # Labels, probabilities, decisions: properties on random forests.
@@ -249,7 +257,7 @@ def truth(t, rng, n):
 def test_random_forests(tmp_path):
   rng = np.random.default_rng(1)
   for _ in range(12):  # each shape is compiled
-    t = taxonomy_lib.load(written(tmp_path, *(f := forest(rng))[:2]), f[2])
+    t = read_taxonomy(written(tmp_path, *(f := forest(rng))[:2]), f[2])
     m, edges = len(t.above), t.several.edges
     # what follows from known labels is true, contradicts nothing, and is all that a tag and a kind tell of each other
     labels, rows = truth(t, rng, 40)

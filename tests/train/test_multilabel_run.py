@@ -18,7 +18,7 @@ from hierjax.core.errors import UserError
 from hierjax.data import lint, pipeline, sources
 from hierjax.evaluate import collect as evaluate
 from hierjax.losses import multi
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy import Taxonomy, with_tags
 from hierjax.train import loop as train
 
 TAGS = ('amber', 'blue', 'coral')  # each tints a third of the picture
@@ -270,7 +270,7 @@ def forest(rng):
   rows = [row for row in rows if row[0] not in ends] + [
     [e] + [''] * (len(levels) - 1) for e in sorted(ends)
   ]
-  return Taxonomy.from_rows(levels, rows).with_multi('all')
+  return with_tags(Taxonomy.from_rows(levels, rows), 'all')
 
 
 def test_random_forests():
@@ -287,7 +287,7 @@ def test_random_forests():
     rows = np.full((20, m), -1, np.int8)
     leaves = rng.random((20, len(t.paths))) < 0.3
     rows[:, t.columns[t.levels[-1]]] = leaves
-    full = t.complete_multi(rows)
+    full = t.complete(rows)
     expected = np.zeros_like(full)
     for i, leaf in itertools.product(range(20), range(len(t.paths))):
       if leaves[i, leaf]:
@@ -299,7 +299,7 @@ def test_random_forests():
 
 def test_loss_of_unknown_labels_and_weights():
   """Unknown classes cost nothing; positive weights are negatives / positives."""
-  t = Taxonomy.from_rows(['tag'], [[n] for n in TAGS]).with_multi('tag')
+  t = with_tags(Taxonomy.from_rows(['tag'], [[n] for n in TAGS]), 'tag')
   c = config.default()
   labels = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 1], [0, 1, 0]], np.int8)
   rows = np.array([[-1, 1, -1, 0], [-1, -1, -1, -1]], np.int32)

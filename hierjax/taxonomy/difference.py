@@ -1,0 +1,53 @@
+"""What differs between two taxonomies, in one line."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from hierjax.taxonomy.mixed import Mixed
+from hierjax.taxonomy.table import Taxonomy
+
+
+def describe_difference(a: Taxonomy | Mixed, b: Taxonomy | Mixed) -> str:
+  """Say in one line in what b differs from a; '' if in nothing."""
+  if a.multi != b.multi or len(a.tables) != len(b.tables):
+    return f'levels {_describe_levels(a)} against {_describe_levels(b)}'
+  differences = [_describe_tables(x, y) for x, y in zip(a.tables, b.tables)]
+  if any(differences):
+    return '; '.join(filter(None, differences))
+  if isinstance(a, Mixed) and not np.array_equal(a.above, b.above):
+    return f'{", ".join(a.multi)} below other classes'
+  return ''
+
+
+def _describe_levels(taxonomy):
+  return ', '.join(
+    f'{level} (multi)' if level in taxonomy.multi else level for level in taxonomy.levels
+  )
+
+
+def _describe_tables(a: Taxonomy, b: Taxonomy) -> str:
+  if a.levels != b.levels:
+    return f'levels {", ".join(a.levels)} against {", ".join(b.levels)}'
+  old, new = ({r[d - 1]: r for r, d in zip(t.rows(), t.depth)} for t in (a, b))
+  moved = [
+    f'{name} ({" / ".join(old[name])} against {" / ".join(new[name])})'
+    for name in old
+    if name in new and old[name] != new[name]
+  ]
+  parts = [
+    _some(f'{a.levels[-1]} only here', (name for name in old if name not in new)),
+    _some(f'{a.levels[-1]} only there', (name for name in new if name not in old)),
+    _some('moved', moved),
+  ]
+  if not any(parts) and a.names[-1] != b.names[-1]:
+    return 'the same classes in another order'
+  return '; '.join(filter(None, parts))
+
+
+def _some(kind: str, items: Iterable[str]) -> str:
+  """The number of items and the first three; '' without any."""
+  items = list(items)
+  if not items:
+    return ''
+  return f'{len(items)} {kind}: ' + ', '.join(items[:3] + ['...'] * (len(items) > 3))

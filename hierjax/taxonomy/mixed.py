@@ -1,0 +1,118 @@
+"""Exclusive levels and tag levels in one taxonomy."""
+
+import dataclasses
+
+import numpy as np
+
+from hierjax.taxonomy.levels import Levels
+from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy.tags import TagTaxonomy
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Mixed(Levels):
+  """Exclusive levels with tag levels below or beside them.
+
+  An example has a path of the one table and any number of classes of the other. Its labels are int
+  [N, L] of the exclusive levels and int8 [N, M] of the tags.
+
+  Attributes:
+    exclusive: the table of the exclusive levels.
+    several: the table of the tag levels.
+    above: int32 [M, L], the exclusive class of each level that a tag lies below; -1 for none, and
+      where it occurs with more than one.
+  """
+
+  exclusive: Taxonomy
+  several: TagTaxonomy
+  above: np.ndarray
+
+  @property
+  def tables(self) -> tuple[Taxonomy, ...]:
+    """The exclusive table and that of the tags."""
+    return self.exclusive, self.several
+
+  @property
+  def levels(self) -> tuple[str, ...]:
+    """The exclusive levels and then the tag levels."""
+    return self.exclusive.levels + self.several.levels
+
+  @property
+  def names(self) -> tuple[tuple[str, ...], ...]:
+    """The classes of each level."""
+    return self.exclusive.names + self.several.names
+
+  @property
+  def multi(self) -> tuple[str, ...]:
+    """The tag levels."""
+    return self.several.levels
+
+  @property
+  def columns(self) -> dict[str, slice]:
+    """{tag level: the place of its classes in a row of M}."""
+    return self.several.columns
+
+  def rows(self) -> list[list[str]]:
+    """Return the table in names: the exclusive classes, then each finest tag with its ancestors."""
+    exclusive_rows = self.exclusive.rows()
+    rows = [row + [''] * len(self.multi) for row in exclusive_rows]
+    finest = self.above[self.columns[self.multi[-1]]].tolist()
+    for path, tags in zip(finest, self.several.rows()):
+      if path[-1] >= 0:
+        ancestors = exclusive_rows[path[-1]]
+      else:
+        ancestors = [names[c] if c >= 0 else '' for names, c in zip(self.exclusive.names, path)]
+      rows.append(ancestors + tags)
+    return rows
+
+  def nests(self, child: str, parent: str) -> bool:
+    """Return whether every class of level `child` has one class of level `parent`."""
+    for table in self.tables:
+      if child in table.levels and parent in table.levels:
+        return table.nests(child, parent)
+    if child not in self.multi:
+      return False
+    return bool((self.above[self.columns[child], self.index(parent)] >= 0).all())
+
+  def fits(self, labels: np.ndarray) -> np.ndarray:
+    """Return which tags may occur together with exclusive classes.
+
+    Args:
+      labels: int [N, L]; -1 goes with every tag.
+
+    Returns:
+      bool [N, M].
+    """
+    labels = np.asarray(labels)
+    is_possible = np.ones((len(labels), len(self.above)), bool)
+    for k, upper in enumerate(self.above.T):
+      is_possible &= (upper < 0) | (labels[:, k : k + 1] < 0) | (upper == labels[:, k : k + 1])
+    return is_possible
+
+  def complete(self, labels: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fill in the unknown labels that follow from the known ones, within and between the kinds.
+
+    A tag that is present determines the classes above it; beside a known exclusive class the tags
+    below others are absent. What contradicts stays as it is; `fits` shows it.
+
+    Args:
+      labels: int [N, L], exclusive.
+      rows: int [N, M], tags.
+
+    Returns:
+      Both, int32 and int8.
+    """
+    labels, rows = self.exclusive.complete(labels), self.several.complete(rows)
+    for k, upper in enumerate(self.above.T):
+      determines = (rows == 1) & (upper >= 0)
+      filled = np.flatnonzero((labels[:, k] < 0) & determines.any(1))
+      labels[filled, k] = upper[determines[filled].argmax(1)]
+    labels = self.exclusive.complete(labels)
+    is_absent = (rows < 0) & ~self.fits(labels)
+    return labels, self.several.complete(np.where(is_absent, 0, rows))
+
+  def coarsen(self, level: str) -> 'Mixed':
+    """Return it with the exclusive levels ending at a coarser one."""
+    coarser = self.exclusive.coarsen(level)
+    columns = [self.index(name) for name in coarser.levels]
+    return Mixed(coarser, self.several, self.above[:, columns])

@@ -1,0 +1,120 @@
+"""Reading a taxonomy, of whose levels some may be tags."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from hierjax.core.config import resolve_levels
+from hierjax.core.errors import UserError
+from hierjax.taxonomy.csv_files import read_levels
+from hierjax.taxonomy.mixed import Mixed
+from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy.tags import TagTaxonomy
+
+NumberedRows = Sequence[tuple[int, Sequence[str]]]
+
+
+def read_taxonomy(path: str | os.PathLike, multi: str | Sequence[str] = ()) -> Taxonomy | Mixed:
+  """Read a taxonomy.
+
+  The row of a tag begins with what it lies below: a finest exclusive class, a coarser one, or
+  nothing for a tag that any example may have.
+
+  Args:
+    path: a CSV file, one row a finest class, one column a level.
+    multi: names of the tag levels, as config.data.multi has them.
+
+  Raises:
+    UserError: 'FILE:ROW: ...' says what is wrong.
+  """
+  levels, rows = read_levels(path)
+  return divide(levels, rows, multi, f'{path}:')
+
+
+def with_tags(taxonomy: Taxonomy, multi: str | Sequence[str]) -> Taxonomy | Mixed:
+  """Return a taxonomy with some of its exclusive levels turned into tag levels."""
+  return divide(taxonomy.levels, list(enumerate(taxonomy.rows(), 1)), multi, 'taxonomy row ')
+
+
+def divide(
+  levels: Sequence[str], rows: NumberedRows, multi: str | Sequence[str], source: str
+) -> Taxonomy | Mixed:
+  """Make a taxonomy of rows, of whose levels those that `multi` names are tags.
+
+  Args:
+    levels: all levels, coarse to fine.
+    rows: (row number, one cell per level).
+    multi: names of the tag levels.
+    source: stands before the row number in errors.
+
+  Raises:
+    UserError: the rows are no taxonomy, or an exclusive level stands below a tag level.
+  """
+  levels = tuple(levels)
+  tags = resolve_levels(multi, levels, '--config.data.multi')
+  n = len(levels) - len(tags)
+  if not tags:
+    return Taxonomy.from_numbered_rows(levels, rows, source)
+  if not n:
+    return TagTaxonomy.from_numbered_rows(levels, rows, source)
+  if tags != levels[n:]:
+    lower = next(level for level in levels[levels.index(tags[0]) :] if level not in tags)
+    raise UserError(
+      f'--config.data.multi={multi if isinstance(multi, str) else ",".join(multi)}: exclusive '
+      f'level {lower} stands below multi level {tags[0]} in the taxonomy ({", ".join(levels)}); it '
+      f'may only stand above: name {lower} too, or put its column before {tags[0]}'
+    )
+  tag_rows = _rows_of_tags(levels, rows, n, source)
+  exclusive = Taxonomy.from_numbered_rows(levels[:n], _exclusive_rows(rows, n), source)
+  tables = TagTaxonomy.from_numbered_rows(
+    levels[n:], [(row, cells[n:]) for row, cells in tag_rows], source
+  )
+  paths = exclusive.complete(
+    [exclusive.encode(dict(zip(levels, cells[:n]))) for _, cells in tag_rows]
+  )
+  return Mixed(exclusive, tables, _ancestors(tables, paths))
+
+
+def _rows_of_tags(levels, rows, n, source):
+  """The rows with a tag; a finest tag has one place among the first n, exclusive levels."""
+  tag_rows, places = [(row, cells) for row, cells in rows if any(cells[n:])], {}
+  for row, cells in tag_rows:
+    leaf = next(c for c in reversed(cells) if c)
+    first_row, place = places.setdefault(leaf, (row, cells[:n]))
+    if list(place) != list(cells[:n]):
+      here, there = (' / '.join(filter(None, p)) or 'nothing' for p in (cells[:n], place))
+      raise UserError(
+        f'{source}{row}: {levels[-1]} {leaf!r} stands under {here!r} here and under {there!r} in '
+        f'row {first_row}; a class has one row, and one that any example may have leaves '
+        f'{", ".join(levels[:n])} empty'
+      )
+  return tag_rows
+
+
+def _exclusive_rows(rows, n):
+  """The exclusive classes: those with a row of their own, and those that only tags name."""
+  paths = {tuple(cells[:n]) for _, cells in rows if not any(cells[n:])}
+  # The beginnings of longer paths: a tag below one of these adds no class.
+  stems = {tuple(cells[:k]) for _, cells in rows for k in range(1, sum(map(bool, cells[:n])))}
+  exclusive = []
+  for row, cells in rows:
+    path = tuple(cells[:n])
+    if not any(cells[n:]):
+      exclusive.append((row, path))
+    elif any(path) and path not in paths and path[: sum(map(bool, path))] not in stems:
+      paths.add(path)
+      exclusive.append((row, path))
+  return exclusive
+
+
+def _ancestors(tags, paths):
+  """int32 [M, L]: what the exclusive paths int32 [finest tag, L] of a tag's leaves agree on."""
+  ancestors = []
+  for names, column in zip(tags.names, tags.paths.T):
+    low = np.full((len(names), paths.shape[1]), np.iinfo(np.int32).max, np.int32)
+    high = np.full((len(names), paths.shape[1]), -1, np.int32)
+    np.minimum.at(low, column, paths)
+    np.maximum.at(high, column, paths)
+    ancestors.append(np.where(low == high, low, -1))
+  return np.concatenate(ancestors).astype(np.int32)

@@ -1,17 +1,19 @@
 PYTHON ?= python3
 VENV = .venv
 RUN = runs/quickstart
+# processes that run tests; each takes about a core and 2 GiB
+JOBS = 2
 
-.PHONY: quickstart test test-slow test-faults parity lint
+.PHONY: quickstart test test-slow test-faults test-mutants parity lint
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python main.py --config=configs/quickstart.py --workdir=$(RUN)
 	@echo "report: $(RUN)/report.html"
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
-# what takes too long for every time: the larger backbones against the golden values
+# what takes too long for each time: the larger backbones against the golden values
 test-slow: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -m slow
 
@@ -19,7 +21,12 @@ test-slow: $(VENV)/installed-test
 test-faults: $(VENV)/installed-test
 	$(VENV)/bin/python tests/faults.py --kills 200 --seed 0
 
+# puts faults into a copy of the tree, one at a time, and prints those that no test notices
+test-mutants: $(VENV)/installed-test
+	$(VENV)/bin/python tests/mutants.py --jobs $(JOBS)
+
 lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
 # torch, torchvision and timm in an environment of their own: remakes the golden values and compares

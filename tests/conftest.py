@@ -1,10 +1,13 @@
-"""Set before jax starts: eight CPU devices in one process, and shapes that must match by themselves."""
+"""Set before jax starts: eight CPU devices in one process, and shapes that must match exactly."""
 
+import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = (
@@ -14,26 +17,93 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 import pytest
+import tiny
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# one program is compiled once for all tests and workers of a session; a folder that is given is kept for the next
-own_cache = 'HIERJAX_TEST_CACHE' not in os.environ
-jax.config.update(
-  'jax_compilation_cache_dir',
-  os.environ.setdefault('HIERJAX_TEST_CACHE', tempfile.mkdtemp(prefix='hierjax-test-')),
-)
+# A program is compiled once for all workers of a session. A folder that the environment names stays
+# for the next session.
+is_temporary = 'HIERJAX_TEST_CACHE' not in os.environ
+CACHE = os.environ.setdefault('HIERJAX_TEST_CACHE', tempfile.mkdtemp(prefix='hierjax-test-'))
+jax.config.update('jax_compilation_cache_dir', CACHE)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def pytest_unconfigure(config):
-  if own_cache and not hasattr(config, 'workerinput'):
-    shutil.rmtree(os.environ['HIERJAX_TEST_CACHE'], ignore_errors=True)
+  """Remove the cache of compiled programs, in the process that made it."""
+  if is_temporary and not hasattr(config, 'workerinput'):
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture
 def shared() -> pathlib.Path:
-  """The folder of real data that stands beside the checkout for development; users don't have it."""
+  """The folder of real data beside a developer's checkout; users don't have it."""
   folder = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
   if not folder.exists():
     pytest.skip('no shared data beside the checkout')
   return folder
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch) -> None:
+  """The backbone `tiny` can be chosen."""
+  tiny.register(monkeypatch)
+
+
+@pytest.fixture
+def one_device(monkeypatch) -> None:
+  """Training and evaluation see one of the eight devices."""
+  tiny.use_one_device(monkeypatch)
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+  """Hold a lock file, against other workers."""
+  with path.open('w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+@pytest.fixture(scope='session')
+def shared_folder(
+  tmp_path_factory,
+) -> Callable[[str, Callable[[pathlib.Path], None]], pathlib.Path]:
+  """A function `(name, make)` that returns a folder which `make(folder)` filled once a session.
+
+  All tests of all workers that ask for the same name read the same folder; none may write to it.
+  """
+  root = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    root = root.parent
+
+  def get(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    folder, complete = root / name, root / f'{name}.complete'
+    with locked(root / f'{name}.lock'):
+      if not complete.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        make(folder)
+        complete.touch()
+    return folder
+
+  return get
+
+
+@pytest.fixture(scope='session')
+def finished_run(shared_folder) -> pathlib.Path:
+  """The folder of `tiny.run_config()` trained on one device, to be read only; see `run_copy`."""
+
+  def make(folder: pathlib.Path) -> None:
+    from hierjax.train import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+      tiny.register(patch)
+      tiny.use_one_device(patch)
+      loop.fit(tiny.run_config(), folder)
+
+  return shared_folder('finished_run', make)
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path) -> pathlib.Path:
+  """A copy of the finished run that a test may change."""
+  return pathlib.Path(shutil.copytree(finished_run, tmp_path / 'run'))

@@ -1,16 +1,20 @@
-"""A backbone that compiles in a second, for tests of everything around backbones: a convolution, batch norm, pooling."""
+"""A backbone that compiles in a second: two convolutions with batch norm, and pooling."""
 
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
-from hierjax.core import config
+from hierjax.core import config, parallel
 from hierjax.models import layers
 from hierjax.models import registry as models
 
 
 class Tiny(nn.Module):
+  """Two convolutions; `features` is the last activation."""
+
   width: int = 16
   dtype: type = jnp.float32
   remat: bool = False  # it has no blocks
@@ -29,7 +33,18 @@ SPEC = models.Backbone(functools.partial(Tiny), 16, (127.0,) * 3, (128.0,) * 3, 
 
 
 def register(monkeypatch) -> None:
+  """Make the backbone `tiny` a choice as long as the patch lasts."""
   monkeypatch.setitem(models.BACKBONES, 'tiny', SPEC)
+
+
+def one_device_mesh() -> jax.sharding.Mesh:
+  """Return a mesh of the first device."""
+  return jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+
+
+def use_one_device(monkeypatch) -> None:
+  """Train and evaluate on one of the eight devices as long as the patch lasts."""
+  monkeypatch.setattr(parallel, 'mesh', one_device_mesh)
 
 
 def run_config(**changes):

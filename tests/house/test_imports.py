@@ -1,0 +1,172 @@
+"""The wings of the package import one way, and importing them changes nothing in the process."""
+
+import collections
+import pathlib
+import subprocess
+import sys
+
+import graph
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+UNTIL_DELIVERED = pytest.mark.xfail(reason='the rebuild is under way', strict=False)
+# A wing imports from wings that stand before it. Those of one row don't import each other.
+ORDER = (
+  ('core',),
+  ('taxonomy',),
+  ('data',),
+  ('models', 'losses', 'decide'),
+  ('evaluate',),
+  ('train',),
+  ('model',),
+  ('export', 'report'),
+  ('experiments',),
+  ('serve',),
+  ('cli',),
+)
+RANK = {wing: rank for rank, row in enumerate(ORDER) for wing in row}
+# Imported by users' files and by nothing within; it imports the wings when a name is asked for.
+SURFACE = 'hierjax'
+
+
+def wing(module: str) -> str:
+  """Return the folder, or the file at the top, that a module of the package belongs to."""
+  return module.split('.')[1] if '.' in module else ''
+
+
+def problems(root: pathlib.Path) -> list[str]:
+  """Return every import that goes back, sideways, in a circle, or hides in a function."""
+  out, edges = [], collections.defaultdict(set)
+  for arrow in graph.arrows(root, 'hierjax'):
+    is_own = arrow.target.split('.')[0] == 'hierjax'
+    line = f'{arrow.module}:{arrow.line} imports {arrow.target}'
+    if arrow.module == SURFACE:
+      continue
+    if arrow.is_inner and (is_own or arrow.target.split('.')[0] not in graph.HEAVY):
+      out.append(f'{line} inside a function')
+    if not is_own:
+      continue
+    start, end = wing(arrow.module), wing(arrow.target)
+    if arrow.target == SURFACE or start not in RANK or end not in RANK:
+      out.append(f'{line}: no wing of {", ".join(RANK)}')
+    elif start != end and RANK[start] <= RANK[end]:
+      out.append(f'{line}: {start} stands before or beside {end}')
+    elif arrow.target != arrow.module:
+      edges[arrow.module].add(arrow.target)
+  nodes = graph.circle(edges)
+  return out + ([f'a circle: {" -> ".join([*nodes, nodes[0]])}'] if nodes else [])
+
+
+@UNTIL_DELIVERED
+def test_imports_go_one_way():
+  """What stands left knows nothing of what stands right."""
+  lines = problems(ROOT)
+  assert not lines, '\n'.join(lines)
+
+
+def test_few_rooms():
+  """At most 14 entries at the top of the package."""
+  entries = [f for f in (ROOT / 'hierjax').iterdir() if f.name != '__pycache__']
+  assert len(entries) <= 14, sorted(f.name for f in entries)
+
+
+@pytest.mark.parametrize(
+  ('file', 'text', 'problem'),
+  [
+    ('core/a.py', 'from hierjax.data import b', 'core stands before or beside data'),
+    ('core/a.py', 'import hierjax.data.b', 'core stands before or beside data'),
+    ('losses/a.py', 'from hierjax.models.b import f', 'losses stands before or beside models'),
+    ('core/a.py', 'def f():\n  from hierjax.core import ok', 'inside a function'),
+    ('core/a.py', 'def f():\n  import json', 'json inside a function'),
+    ('data/a.py', 'from . import b\nfrom hierjax.data.b import g', 'a circle: hierjax.data.a'),
+    ('core/a.py', 'import importlib\nimportlib.import_module("hierjax.data.b")', 'core stands'),
+    ('utils/a.py', 'from hierjax.data import b', 'no wing'),
+    ('core/a.py', 'import hierjax', 'no wing'),
+  ],
+)
+def test_a_wrong_import_is_reported(file, text, problem, tmp_path):
+  """The walk itself, on a small package with one wrong import."""
+  files = {
+    'data/b.py': 'from hierjax.data.a import f' if file == 'data/a.py' else '',
+    'models/b.py': 'def f(): pass',
+    'model.py': 'def f():\n  import matplotlib.pyplot',
+    'core/ok.py': 'import json',
+    'data/ok.py': 'from hierjax.core import ok',
+    file: text,
+  }
+  for name, content in files.items():
+    path = tmp_path / 'hierjax' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (tmp_path / 'hierjax', path.parent):
+      (folder / '__init__.py').touch()
+    path.write_text(content)
+  lines = problems(tmp_path)
+  assert len(lines) == 1 and problem in lines[0], lines
+
+
+UNCHANGED = """
+import os, signal, sys, threading
+import cv2, jax
+from absl import flags
+
+def state():
+  from jax._src import monitoring
+  return {
+    'OpenCV threads': cv2.getNumThreads(),
+    'FLAGS': sorted(flags.FLAGS),
+    'unraisablehook': sys.unraisablehook,
+    'excepthook': sys.excepthook,
+    'listeners': [len(getattr(monitoring, n)) for n in dir(monitoring) if 'listeners' in n
+                  and isinstance(getattr(monitoring, n), list)],
+    'signals': [signal.getsignal(s) for s in signal.valid_signals()],
+    'environment': dict(os.environ),
+    'path': list(sys.path),
+    'threads': threading.active_count(),
+    'x64': jax.config.values,
+  }
+
+before = state()
+assert len(before['listeners']) >= 2
+import importlib, pkgutil
+import hierjax
+for module in pkgutil.walk_packages(hierjax.__path__, 'hierjax.'):
+  importlib.import_module(module.name)
+after = state()
+print([name for name in before if before[name] != after[name]])
+"""
+
+
+def python(code: str) -> str:
+  """Run code in a fresh Python at the root of the checkout; return what it prints."""
+  command = [sys.executable, '-c', code]
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stderr
+  return result.stdout.strip()
+
+
+@UNTIL_DELIVERED
+def test_importing_changes_nothing():
+  """Not the flags, hooks, signals, threads of OpenCV, listeners, environment or jax's options."""
+  assert python(UNCHANGED) == '[]'
+
+
+SECONDS = """
+import resource, sys
+start = resource.getrusage(resource.RUSAGE_SELF)
+import {module}
+end = resource.getrusage(resource.RUSAGE_SELF)
+print(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime, 'jax' in sys.modules)
+"""
+
+
+@UNTIL_DELIVERED
+@pytest.mark.parametrize(
+  ('module', 'limit', 'has_jax'), [('hierjax', 0.2, False), ('hierjax.train.loop', 2.0, True)]
+)
+def test_importing_is_quick(module, limit, has_jax):
+  """Seconds of CPU of the best of three imports; jax alone takes .6."""
+  rows = []
+  while len(rows) < 3 and min(rows, default=(limit,))[0] >= limit:
+    seconds, imported = python(SECONDS.format(module=module)).split()
+    rows.append((float(seconds), imported == 'True'))
+  assert min(rows)[0] < limit and rows[0][1] == has_jax, rows

@@ -1,0 +1,208 @@
+"""The whole checkout keeps the rules on how the code reads; `style.py` lists what breaks them."""
+
+import pytest
+import style
+
+# Files that don't keep the rules yet. Take a file out when it does; add none.
+PENDING = frozenset(
+  """
+  benchmarks/backbones.py
+  benchmarks/balancers.py
+  benchmarks/input_pipeline.py
+  benchmarks/scaling.py
+  benchmarks/train_step.py
+  configs/1head.py
+  configs/2head.py
+  configs/3head.py
+  configs/__init__.py
+  configs/hcal.py
+  configs/ladder.py
+  configs/multilabel.py
+  configs/quickstart.py
+  configs/s1.py
+  configs/tables/any_level.py
+  configs/tables/novelty.py
+  configs/tables/s0_table1.py
+  configs/tables/s1_figure8.py
+  configs/tables/s1_table3.py
+  configs/tables/s1_table5.py
+  configs/tables/s1_table6.py
+  configs/tables/s1_table7.py
+  configs/tables/s2_figure5.py
+  configs/tables/s2_table1.py
+  configs/tables/s2_table2.py
+  configs/tables/s3.py
+  configs/tables/s4.py
+  hierjax/__init__.py
+  hierjax/core/__init__.py
+  hierjax/core/config.py
+  hierjax/core/errors.py
+  hierjax/core/files.py
+  hierjax/core/parallel.py
+  hierjax/core/pickles.py
+  hierjax/core/registry.py
+  hierjax/data/__init__.py
+  hierjax/data/layouts.py
+  hierjax/data/lint.py
+  hierjax/data/matfile.py
+  hierjax/data/pipeline.py
+  hierjax/data/sources.py
+  hierjax/data/stratify.py
+  hierjax/data/toy.py
+  hierjax/data/transforms.py
+  hierjax/decide/novelty.py
+  hierjax/decide/paths.py
+  hierjax/evaluate/collect.py
+  hierjax/evaluate/explain.py
+  hierjax/evaluate/metrics.py
+  hierjax/experiments/migrate.py
+  hierjax/experiments/table.py
+  hierjax/losses/balancing.py
+  hierjax/losses/exclusive.py
+  hierjax/losses/multi.py
+  hierjax/losses/multilabel.py
+  hierjax/model.py
+  hierjax/models/backbones/convnext.py
+  hierjax/models/backbones/densenet.py
+  hierjax/models/backbones/efficientnet.py
+  hierjax/models/backbones/maxvit.py
+  hierjax/models/backbones/mobilenet.py
+  hierjax/models/backbones/resnet.py
+  hierjax/models/backbones/swin.py
+  hierjax/models/backbones/vgg.py
+  hierjax/models/backbones/vit.py
+  hierjax/models/counts.py
+  hierjax/models/heads.py
+  hierjax/models/layers.py
+  hierjax/models/registry.py
+  hierjax/models/weights.py
+  hierjax/report/charts.py
+  hierjax/report/mistakes.py
+  hierjax/report/page.py
+  hierjax/report/report.py
+  hierjax/report/runs.py
+  hierjax/taxonomy/table.py
+  hierjax/train/checkpoint.py
+  hierjax/train/log.py
+  hierjax/train/loop.py
+  hierjax/train/optim.py
+  main.py
+  tests/cli/test_bad_input.py
+  tests/cli/test_main.py
+  tests/conftest.py
+  tests/core/test_config.py
+  tests/data/test_layouts.py
+  tests/data/test_lint.py
+  tests/data/test_pipeline.py
+  tests/data/test_sources.py
+  tests/data/test_stratify.py
+  tests/data/test_toy.py
+  tests/data/test_transforms.py
+  tests/decide/test_decode.py
+  tests/decide/test_novelty.py
+  tests/evaluate/test_explain.py
+  tests/evaluate/test_metrics.py
+  tests/experiments/test_migrate.py
+  tests/experiments/test_table.py
+  tests/faults.py
+  tests/losses/test_balancing.py
+  tests/losses/test_losses.py
+  tests/losses/test_multilabel.py
+  tests/models/test_backbones.py
+  tests/models/test_counts.py
+  tests/models/test_heads.py
+  tests/models/test_layers.py
+  tests/models/test_parity.py
+  tests/models/test_pretrained.py
+  tests/parity/check.py
+  tests/parity/hcal.py
+  tests/parity/make_golden.py
+  tests/parity/make_hcal.py
+  tests/parity/make_thop.py
+  tests/parity/ours.py
+  tests/parity/seeded.py
+  tests/report/test_report.py
+  tests/taxonomy/test_taxonomy.py
+  tests/test_predict.py
+  tests/tiny.py
+  tests/train/test_checkpoint.py
+  tests/train/test_distributed.py
+  tests/train/test_log.py
+  tests/train/test_mixed.py
+  tests/train/test_multilabel_run.py
+  tests/train/test_optim.py
+  tests/train/test_train.py
+  tests/train/test_train_balance.py
+  tests/worker.py
+""".split()
+)
+
+
+def test_files_keep_the_rules():
+  """Every file except those that are pending; `python tests/house/style.py` prints all."""
+  problems = [
+    problem
+    for source in style.sources()
+    if source.path not in PENDING
+    for problem in style.check(source)
+  ]
+  assert not problems, '\n'.join(map(str, problems))
+
+
+def test_pending_files_exist():
+  """A file that was moved or deleted leaves the list."""
+  missing = [path for path in sorted(PENDING) if not (style.ROOT / path).exists()]
+  assert not missing
+
+
+DOCUMENTED = '''"""What it holds."""
+
+
+def scale(x: int, y: int) -> int:
+  """Return the product.
+
+  Args:
+    x: a factor.
+    y: another.
+  """
+  z = x * y
+  return z
+'''
+
+METHODS = ''.join(f'  def f{i}(self):\n    """F."""\n' for i in range(11))
+NESTED = ''.join('  ' * i + 'if x:\n' for i in range(1, 6)) + ' ' * 12 + 'y\n'
+
+
+@pytest.mark.parametrize(
+  ('text', 'rule'),
+  [
+    (DOCUMENTED, ''),
+    (DOCUMENTED + '#' * 101, 'line-length'),
+    (DOCUMENTED + '\n' * 490, 'file-length'),
+    (DOCUMENTED + '\n\ndef _f():\n' + '  print()\n' * 60, 'function-length'),
+    (DOCUMENTED + '\n\ndef _f():\n' + '  print()\n' * 59, ''),
+    (DOCUMENTED.replace('z', 'found'), 'name'),
+    (DOCUMENTED.replace('x:', 'its:'), 'name'),
+    (DOCUMENTED + '\n_f.seen = 3\n', 'name'),
+    (DOCUMENTED + '\n\ndef _known():\n  pass\n', 'name'),
+    (DOCUMENTED + '\n_f = [kept for kept in []]\n', 'name'),
+    (DOCUMENTED + 'from hierjax.train import loop as train\n', 'alias'),
+    (DOCUMENTED + 'from hierjax import model as predict\n', 'alias'),
+    (DOCUMENTED + 'import numpy as np\n', ''),
+    (DOCUMENTED + '_x = 1 if 2 else 3 if 4 else 5\n', 'ternary'),
+    (DOCUMENTED + '_x = [i for i in () if i if not i]\n', 'comprehension'),
+    (DOCUMENTED + '_x = lambda y: y\n', 'lambda'),
+    (DOCUMENTED.replace('"""What it holds."""', ''), 'docstring'),
+    (DOCUMENTED + '\n\ndef f():\n  pass\n', 'docstring'),
+    (DOCUMENTED + '\n\nclass F:\n  pass\n', 'docstring'),
+    (DOCUMENTED + '\n\nclass F:\n  """F."""\n\n  def g(self):\n    pass\n', 'docstring'),
+    (DOCUMENTED.replace('Args:', ''), 'args'),
+    (DOCUMENTED.replace('x: int,', 'x,'), 'annotation'),
+    (DOCUMENTED + '\n\nclass _F:\n' + METHODS, 'class-size'),
+    (DOCUMENTED + '\n\ndef _f():\n' + NESTED, 'nesting'),
+  ],
+)
+def test_each_rule_finds_its_case(text, rule):
+  """A small file that keeps all rules, and one change that breaks one."""
+  problems = style.check(style.parse('hierjax/core/a.py', text))
+  assert {p.rule for p in problems} == ({rule} if rule else set())

@@ -136,6 +136,19 @@ def test_crops_keep_to_the_limits_and_reach_everywhere():
   assert min(corners) < 0.02 and max(corners) > 0.98
 
 
+@pytest.mark.parametrize(('draw', 'ratio'), [(0.0, 0.25), (0.25, 0.5), (0.5, 1), (0.75, 2)])
+def test_the_aspect_ratio_is_log_uniform(draw, ratio):
+  """Half of the draws are upright: from (1/4, 4), .5 gives a square and .75 twice as wide."""
+  image = picture(120, 120, blur=5)
+  augment = STILL._replace(crop=(0.04, 0.04), ratio=(0.25, 4.0))
+  out = transforms.train_transform(image, Draws(0.5, draw, 0.3, 0.8), 64, augment, 'crop')
+  w, h = 24 * math.sqrt(ratio), 24 / math.sqrt(ratio)
+  x, y = 0.3 * (120 - w), 0.8 * (120 - h)
+  box = (x, y, x + w, y + h)
+  expected = np.asarray(Image.fromarray(image).resize((64, 64), Image.BILINEAR, box=box))
+  assert error(out, expected) < 3, error(out, expected)
+
+
 def test_colour_matrix_is_the_pixel_formulas():
   image = picture(20, 30)
   b, c, s = 1.2, 0.7, 1.4

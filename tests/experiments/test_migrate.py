@@ -53,7 +53,8 @@ def heads_of(form: str, rows: dict, **options):
   )
 
 
-@pytest.mark.parametrize('seed', range(12))
+# the kinds of change alternate: one seed of each
+@pytest.mark.parametrize('seed', range(4))
 @pytest.mark.parametrize(
   'form', ['parallel', 'crosstalk', 'mmoe', 'residual', 'split', 'prototypes']
 )
@@ -121,7 +122,26 @@ def test_merged_and_split_classes_can_be_changed_again():
   assert second.rows == (3,) and second.source.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize('seed', range(24))
+def test_a_new_class_starts_from_the_classes_of_the_nearest_parent_that_has_any():
+  """Not from those of the farthest: by hand, with three levels."""
+  levels = ['top', 'middle', 'leaf']
+  rows = [['t', 'm', 'a'], ['t', 'm', 'b'], ['t', 'n', 'c'], ['u', 'o', 'd']]
+  fresh = [['t', 'm', 'beside a and b'], ['t', 'new', 'below t'], ['new', 'new too', 'alone']]
+  old, new = Taxonomy.from_rows(levels, rows), Taxonomy.from_rows(levels, [*rows, *fresh])
+  sources = migrate.correspond(old, new, {})['leaf']
+  plan = migrate.plan('leaf', old, new, sources, (1,) * 4)
+  donors = {
+    new.names[2][row]: sorted(old.names[2][i] for i in rows_of_old)
+    for row, rows_of_old in plan.donors.items()
+  }
+  assert donors == {
+    'beside a and b': ['a', 'b'],
+    'below t': ['a', 'b', 'c'],
+    'alone': ['a', 'b', 'c', 'd'],
+  }
+
+
+@pytest.mark.parametrize('seed', range(8))
 def test_the_difference_is_that_of_a_naive_comparison(seed):
   old, new, renames = changed(seed)
   found = migrate.difference(old, new, renames)['leaf']

@@ -1,11 +1,16 @@
-"""The table of the backbones: parameters and MACs of the trunk, differences from the original, images/s of a train step beside PyTorch's.
+"""The table of the backbones: parameters, MACs, differences from the original, images/s of a step.
 
-usage: backbones.py OUT.jsonl [--peer PYTHON TORCH_STEP] [--names 'swin_*'] [--batch 8] [--size 224] [--steps 3] [--rounds 2] [--differences]
-One line a backbone goes to OUT.jsonl as soon as it is measured; what is there already is not measured again, so that the speeds can be taken when the machine
-is idle and the differences later. The table of all is printed at the end.
-PYTHON has torch, TORCH_STEP is a script that times the peer as train_step.py times ours. The two take turns for --rounds, and the better median of
-each counts; 0 rounds measure no speed. --differences compares with the golden values of tests/golden: the worst relative difference of features in float32, and
-of gradients in float64 (in evaluation and training mode).
+usage: backbones.py OUT.jsonl [--peer PYTHON TORCH_STEP] [--names 'swin_*'] [--batch 8] [--size 224]
+                    [--steps 3] [--rounds 2] [--differences]
+
+One line a backbone is added to OUT.jsonl as soon as it is measured. What the file has already is
+not measured again, so that the speeds can be taken when the machine is idle and the differences later.
+The table of all is printed at the end.
+
+PYTHON has torch, TORCH_STEP is a script that times the peer as train_step.py times hierjax. The two
+take turns for --rounds, and the better median of each counts; 0 rounds measure no speed.
+--differences compares with the golden values of tests/golden: the worst relative difference of
+features in float32, and of gradients in float64 (in evaluation and training mode).
 """
 
 import argparse
@@ -22,8 +27,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 from parity import ours  # noqa: E402
 
-from hierjax.models import counts  # noqa: E402
-from hierjax.models import registry as models  # noqa: E402
+from hierjax.models import counts, registry  # noqa: E402
 
 # What the peer calls them where it is not torchvision's name of ours; '' = it has none.
 PEERS = {
@@ -38,29 +42,29 @@ PEERS = {
 
 
 def differences(name):
-  """(of features, of gradients): the worst over naming schemes, and over both modes."""
-  wanted = ours.golden(name)
-  features = max(ours.differences(name, scheme, wanted[scheme]) for scheme in ours.schemes(wanted))
-  first = ours.schemes(wanted)[0]
+  """Return the worst differences of features and of gradients, over naming schemes and modes."""
+  golden = ours.golden(name)
+  features = max(ours.differences(name, scheme, golden[scheme]) for scheme in ours.schemes(golden))
+  first = ours.schemes(golden)[0]
   return features, max(
-    max(ours.gradient_differences(name, first, mode, wanted[mode]).values())
+    max(ours.gradient_differences(name, first, mode, golden[mode]).values())
     for mode in ('eval', 'train')
   )
 
 
 def seconds(command):
-  """The median of its steps."""
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  if done.returncode:
-    raise RuntimeError(f'{" ".join(map(str, command))}: {done.stderr.strip().splitlines()[-1]}')
-  return json.loads(done.stdout.strip().splitlines()[-1])['median_s']
+  """Run a benchmark of a train step; return its median of seconds."""
+  result = subprocess.run(command, capture_output=True, text=True, check=False)
+  if result.returncode:
+    raise RuntimeError(f'{" ".join(map(str, command))}: {result.stderr.strip().splitlines()[-1]}')
+  return json.loads(result.stdout.strip().splitlines()[-1])['median_s']
 
 
 def measure(name, a, row):
-  """`row` with what it lacks."""
+  """Return the row completed with what it lacks."""
   row = dict(row)
   if 'params' not in row:
-    module = models.BACKBONES[name].make()
+    module = registry.BACKBONES[name].make()
     shapes = counts.shapes(module, a.size)
     row |= {
       'params': counts.parameters(shapes['params']),
@@ -68,16 +72,26 @@ def measure(name, a, row):
     }
   if a.differences and 'features' not in row:
     row['features'], row['gradients'] = differences(name)
-  what = [str(a.batch), str(a.size), '--steps', str(a.steps)]
-  commands = {'hierjax': [sys.executable, ROOT / 'benchmarks/train_step.py', name, *what]}
+  sizes = [str(a.batch), str(a.size), '--steps', str(a.steps)]
+  commands = {'hierjax': [sys.executable, ROOT / 'benchmarks/train_step.py', name, *sizes]}
   if a.peer and (peer := PEERS.get(name, name)):
-    commands['torch'] = [*a.peer, peer, *what]
+    commands['torch'] = [*a.peer, peer, *sizes]
   commands = {k: v for k, v in commands.items() if f'{k}_images_per_s' not in row}
-  found = [{k: seconds(command) for k, command in commands.items()} for _ in range(a.rounds)]
-  return row | {f'{k}_images_per_s': a.batch / min(f[k] for f in found) for k in commands if found}
+  rounds = [{k: seconds(command) for k, command in commands.items()} for _ in range(a.rounds)]
+  return row | {
+    f'{k}_images_per_s': a.batch / min(r[k] for r in rounds) for k in commands if rounds
+  }
+
+
+def accuracy(difference):
+  """Return a relative difference as a cell; golden values have nine digits."""
+  if difference is None:
+    return ''
+  return f'{difference:.1e}' if difference > 1e-9 else '< 1e-9'
 
 
 def table(rows):
+  """Return the rows as a Markdown table."""
   lines = [
     '| backbone | parameters | MACs | features | gradients | hierjax, images/s | torch | ratio |',
     '|---|---|---|---|---|---|---|---|',
@@ -89,10 +103,7 @@ def table(rows):
       f'{r["params"]:,}',
       f'{r["macs"] / 1e9:.2f} G',
     ]
-    cells += [
-      '' if k not in r else f'{r[k]:.1e}' if r[k] > 1e-9 else '< 1e-9'
-      for k in ('features', 'gradients')
-    ]  # golden values have nine digits
+    cells += [accuracy(r.get(k)) for k in ('features', 'gradients')]
     cells += [f'{v:.3g}' if v else '' for v in speeds] + [
       f'{speeds[0] / speeds[1]:.2f}' if all(speeds) else ''
     ]
@@ -101,6 +112,7 @@ def table(rows):
 
 
 def main():
+  """Measure what OUT.jsonl lacks and print the table."""
   p = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -117,7 +129,7 @@ def main():
   rows = {(r['name'], r['size'], r['batch']): r for r in lines}  # the last line of each counts
   for name in [
     n
-    for n in models.BACKBONES
+    for n in registry.BACKBONES
     if any(fnmatch.fnmatch(n, pattern) for pattern in a.names.split(','))
   ]:
     key = (name, a.size, a.batch)

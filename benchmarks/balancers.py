@@ -1,8 +1,11 @@
-"""What balancing costs: a training step with each balancer, relative to the plain sum of the losses, in turn on this machine.
+"""What balancing costs: a training step with each balancer, relative to the sum of the losses.
 
-usage: balancers.py [NAME[@features] ...] [--backbone resnet50] [--size 112] [--batch 8] [--rounds 7] [--config.OPTION=VALUE ...]
-NAMEs are those of --config.balance.name. The drawn data with three heads; the whole compiled step with its optimiser. Each round times one step of every
-variant, so that a busy moment falls on all; the table has the median of the ratios within a round, and the seconds.
+usage: balancers.py [NAME[@features] ...] [--backbone resnet50] [--size 112] [--batch 8]
+                    [--rounds 7] [--config.OPTION=VALUE ...]
+
+NAMEs are those of --config.balance.name. The drawn data with three heads; the complete compiled
+step with its optimiser. Each round times one step of every variant, so that a busy moment hits all of
+them; the table has the median of the ratios within a round, and the seconds.
 """
 
 import argparse
@@ -19,14 +22,13 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 import jax
 
 from hierjax.core import config, parallel
-from hierjax.train import loop as train
-from hierjax.train import optim
+from hierjax.train import loop, optim
 
 
 def variant(name, a, changes):
-  """(step, state, batch) of a balancer; '' is the plain sum."""
+  """Return step, state and batch of a balancer; '' is the plain sum."""
   c = config.default()
-  name, _, at = name.partition('@')
+  name, _, place = name.partition('@')
   values = {
     'data.source': 'toy',
     'data.size': a.size,
@@ -36,22 +38,23 @@ def variant(name, a, changes):
     'train.batch_size': a.batch,
     'optim.name': 'adam',
     'balance.name': name or 'fixed',
-    'balance.at': at or 'weights',
+    'balance.at': place or 'weights',
     **changes,
   }
   for path, value in values.items():
     config.assign(c, path, value)
-  run = train.Run(c)
+  run = loop.Run(c)
   task = run.task()
   batch = parallel.put_train(next(iter(run.batches(run.train, 0, 1))), {}, run.mesh)
   return (
-    train.stepper(task, run.phases[0], optim.transformation(run.c, task.labels), run.mesh),
+    loop.stepper(task, run.phases[0], optim.transformation(run.c, task.labels), run.mesh),
     run.state(task),
     batch,
   )
 
 
 def main():
+  """Time the variants in turn and print the table."""
   p = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -62,9 +65,9 @@ def main():
   p.add_argument('--size', type=int, default=112)
   p.add_argument('--batch', type=int, default=8)
   p.add_argument('--rounds', type=int, default=7)
-  a, rest = p.parse_known_args()
+  a, options = p.parse_known_args()
   changes = {}
-  for text in rest:
+  for text in options:
     path, _, value = text.removeprefix('--config.').partition('=')
     try:
       changes[path] = ast.literal_eval(value)
@@ -80,9 +83,9 @@ def main():
         times[name].append(time.perf_counter() - begin)
       variants[name] = step, state, batch
   print('| balancer | seconds a step | relative to the plain sum |\n|---|---|---|')
-  for name, found in times.items():
-    ratio = statistics.median(t / plain for t, plain in zip(found, times['']))
-    print(f'| {name or "plain sum"} | {statistics.median(found):.3f} | {ratio:.2f} |')
+  for name, seconds in times.items():
+    ratio = statistics.median(t / plain for t, plain in zip(seconds, times['']))
+    print(f'| {name or "plain sum"} | {statistics.median(seconds):.3f} | {ratio:.2f} |')
 
 
 if __name__ == '__main__':

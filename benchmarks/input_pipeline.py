@@ -1,10 +1,12 @@
-"""Images per second of the training input pipeline (read, decode, crop, flip, rotate, scale, colour) on a folder of images; one JSON line.
+"""Images per second of the training input pipeline on a folder of images; prints one JSON line.
 
 python benchmarks/input_pipeline.py FOLDER [--size 224] [--threads 1] [--workers 0] [--seconds 5]
-python benchmarks/input_pipeline.py FOLDER --profile        microseconds per image of each part, one thread
+python benchmarks/input_pipeline.py FOLDER --profile     microseconds an image of each part, one thread
 
-Batches of 32 uint8 images come out; their normalisation is part of the model's step. `../shared/bench/torch_pipeline.py` is the peer; its `--workers 1` is
-one process that reads (ours: --workers 1, or --threads 1), its `--workers 0` reads in between (ours: --threads 0).
+The pipeline reads, decodes, crops, flips, rotates, scales and changes colours. Batches of 32 uint8
+images come out; their normalisation is part of the model's step. `../shared/bench/torch_pipeline.py`
+is the peer; its `--workers 1` is one process that reads (here: --workers 1, or --threads 1), its
+`--workers 0` reads in between (here: --threads 0).
 """
 
 import argparse
@@ -21,6 +23,7 @@ from hierjax.data import pipeline, sources, transforms
 
 
 def examples(folder):
+  """Return all images below a folder as examples of one class."""
   root = pathlib.Path(folder)
   files = sorted(
     str(p.relative_to(root)) for p in root.rglob('*') if p.suffix.lower() in sources.IMAGE_SUFFIXES
@@ -36,6 +39,7 @@ def examples(folder):
 
 
 def rate(data, size, threads, workers, seconds, augment):
+  """Return the images per second of the pipeline once it has warmed up."""
   batches = pipeline.train_batches(
     data, batch_size=32, seed=0, size=size, augment=augment, threads=threads, workers=workers
   )
@@ -49,6 +53,7 @@ def rate(data, size, threads, workers, seconds, augment):
 
 
 def profile(data, size, augment, n=512):
+  """Return the microseconds an image of each part."""
   raw = [data.reader(i % len(data.files)) for i in range(n)]
   pictures = [transforms.decode(b) for b in raw]
   out = np.empty((size, size, 3), np.uint8)
@@ -72,6 +77,7 @@ def profile(data, size, augment, n=512):
 
 
 def main():
+  """Measure the rate, or the parts."""
   p = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -88,12 +94,12 @@ def main():
   )
   p.add_argument('--profile', action='store_true')
   a = p.parse_args()
-  augment = transforms.Augment(
-    crop=(a.crop, 1.0), brightness=0.4, contrast=0.4, saturation=0.4
-  )  # the peer's
+  # the peer's augmentation
+  augment = transforms.Augment(crop=(a.crop, 1.0), brightness=0.4, contrast=0.4, saturation=0.4)
   data = examples(a.folder)
   if a.profile:
-    return print(json.dumps({'size': a.size, 'microseconds': profile(data, a.size, augment)}))
+    print(json.dumps({'size': a.size, 'microseconds': profile(data, a.size, augment)}))
+    return
   speed = rate(data, a.size, a.threads, a.workers, a.seconds, augment)
   print(
     json.dumps(

@@ -1,11 +1,17 @@
-"""What one training step costs a device, and what it sends, for 1 to 256 simulated devices: read from the compiled program, nothing is run.
+"""What one training step costs a device, and what it sends, for 1 to 256 simulated devices.
 
 usage: scaling.py [BACKBONE] [SIZE] [--batch 2] [--micro 1] [--formulation plain] [--devices 1 2 4 ...]
-The batch is per device (weak scaling), the step is train.py's with three heads on the drawn set. Expected between devices are: one all-reduce of all
-gradients, with the loss, the accuracies and the stop flag in it; one of the numbers of labelled examples, which the loss divides by; and for each batch norm
-the sums of its statistics and those of their gradients, at most one all-reduce each, for every micro-batch. Exits with 1 where bytes are left over or
-missing, where there is another kind of collective, or where FLOPs, collectives or bytes depend on the number of devices. `plain` is what a GPU or TPU
-computes, `cpu` what a CPU does; the compiler is XLA's for CPUs either way.
+All numbers are read from the compiled program; nothing is run. The batch is per device (weak
+scaling), the step is that of training with three heads on the drawn set. Expected between devices:
+
+  one all-reduce of all gradients, with the loss, the accuracies and the stop flag in it
+  one of the numbers of labelled examples, which the loss divides by
+  for each batch norm and micro-batch the sums of its statistics and those of their gradients, at
+  most one all-reduce each
+
+The exit code is 1 if bytes are left over or missing, if there is another kind of collective, or if
+FLOPs, collectives or bytes depend on the number of devices. `plain` is what a GPU or TPU computes,
+`cpu` what a CPU does; the compiler is XLA's for CPUs either way.
 """
 
 import argparse
@@ -20,14 +26,17 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-KINDS = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast|ragged-all-to-all'
+KINDS = (
+  'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|'
+  'collective-broadcast|ragged-all-to-all'
+)
 COLLECTIVE = re.compile(rf'^ *(?:ROOT )?%?\S+ = (.*?) ({KINDS})(?:-start)?\(', re.MULTILINE)
 NAMES = 'gradients', 'counts', 'batch norm', 'other'
 SHAPE = re.compile(r'(pred|[a-z]+[0-9]+)\[([0-9,]*)\]')
 
 
 def collectives(hlo: str) -> list[tuple[str, list[tuple[str, tuple[int, ...]]]]]:
-  """(kind, [(type, shape) of each result]) of each collective instruction of a compiled program."""
+  """Return (kind, [(type, shape) of each result]) of each collective of a compiled program."""
   return [
     (kind, [(t, tuple(int(d) for d in dims.split(',') if d)) for t, dims in SHAPE.findall(result)])
     for result, kind in COLLECTIVE.findall(hlo)
@@ -35,21 +44,31 @@ def collectives(hlo: str) -> list[tuple[str, list[tuple[str, tuple[int, ...]]]]]
 
 
 def size(shapes) -> int:
-  """Bytes of what a collective leaves on a device."""
+  """Return the bytes that a collective leaves on a device."""
   return sum(
     math.prod(s) * (1 if t == 'pred' else int(re.search(r'\d+', t)[0]) // 8) for t, s in shapes
   )
 
 
 def sort(
-  found, params: int, widths: list[int], micro: int = 1
+  instructions, params: int, widths: list[int], micro: int = 1
 ) -> tuple[dict[str, tuple[int, int]], list[str]]:
-  """({what for: (number, bytes)}, complaints). params: how many; widths: channels of each batch norm.
+  """Sort collectives by purpose and check that every value is reduced once.
 
-  Every value must be reduced once: the gradients, with at most a hundred numbers beside, in one piece; and four vectors for each batch norm.
+  The gradients must be reduced in one piece, with at most a hundred more numbers, and four vectors
+  for each batch norm.
+
+  Args:
+    instructions: what `collectives` returns.
+    params: the number of parameters.
+    widths: the channels of each batch norm.
+    micro: the number of micro-batches.
+
+  Returns:
+    {purpose: (number, bytes)} and a list of complaints.
   """
   groups = {'gradients': [], 'counts': [], 'batch norm': [], 'other': []}
-  for kind, shapes in found:
+  for kind, shapes in instructions:
     sizes = [math.prod(s) for _, s in shapes]
     if kind != 'all-reduce':
       name = 'other'
@@ -63,7 +82,7 @@ def sort(
   out = {name: (len(g), sum(map(size, g))) for name, g in groups.items()}
   complaints = [
     f'{kind} of {", ".join(f"{t}{list(s)}" for t, s in shapes[:4])}'
-    for kind, shapes in found
+    for kind, shapes in instructions
     if kind != 'all-reduce'
   ]
   if out['gradients'][0] != 1 or not 0 <= out['gradients'][1] - 4 * params <= 400:
@@ -74,21 +93,21 @@ def sort(
     widths
   ):
     complaints.append(
-      f'{out["batch norm"][1]:,} bytes in {out["batch norm"][0]} all-reduces for {len(widths)} batch norms'
+      f'{out["batch norm"][1]:,} bytes in {out["batch norm"][0]} all-reduces '
+      f'for {len(widths)} batch norms'
     )
   return out, complaints
 
 
 def measure(a) -> dict:
-  """One row: the step for as many devices as this process has."""
+  """Return a row: the step for as many devices as this process has."""
   import jax
   import numpy as np
   from flax import traverse_util
 
   from hierjax.core import config
   from hierjax.models import layers
-  from hierjax.train import loop as train
-  from hierjax.train import optim
+  from hierjax.train import loop, optim
 
   n, c = jax.device_count(), config.default()
   c.data.source, c.data.size, c.model.backbone, c.train.batch_size, c.optim.accumulate = (
@@ -98,11 +117,10 @@ def measure(a) -> dict:
     a.batch * n,
     a.micro,
   )
-  run = train.Run(c)
+  run = loop.Run(c)
   task, across = run.task(), run.mesh
-  run.mesh = jax.make_mesh(
-    (1,), ('data',), devices=jax.devices()[:1]
-  )  # values on one device; only their shapes are needed
+  # only the shapes of the values are needed: one device is enough
+  run.mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
   state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run.state(task))
   batch = {
     'image': jax.ShapeDtypeStruct((a.batch * n, a.size, a.size, 3), np.uint8),
@@ -111,7 +129,7 @@ def measure(a) -> dict:
   }
   began = time.monotonic()
   with layers.formulation(a.formulation):
-    step = train.stepper(task, run.phases[-1], optim.transformation(c, task.labels), across)
+    step = loop.stepper(task, run.phases[-1], optim.transformation(c, task.labels), across)
     compiled = step.lower(state, batch, {}).compile()
   params = sum(x.size for x in jax.tree.leaves(state.params))
   widths = [
@@ -119,7 +137,7 @@ def measure(a) -> dict:
     for k, x in traverse_util.flatten_dict(dict(state.batch_stats)).items()
     if k[-1] == 'mean'
   ]
-  found = collectives(compiled.as_text())
+  instructions = collectives(compiled.as_text())
   row = {
     'devices': n,
     'flops': compiled.cost_analysis()['flops'],
@@ -127,16 +145,17 @@ def measure(a) -> dict:
     'params': params,
   }
   if n > 1:
-    groups, row['complaints'] = sort(found, params, widths, a.micro)
+    groups, row['complaints'] = sort(instructions, params, widths, a.micro)
     row |= groups
   else:
     row |= dict.fromkeys(NAMES, (0, 0)) | {
-      'complaints': [f'{kind} on a single device' for kind, _ in found]
+      'complaints': [f'{kind} on a single device' for kind, _ in instructions]
     }
   return row
 
 
-def main():
+def parse_arguments() -> argparse.Namespace:
+  """Return the command line's arguments."""
   p = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -147,57 +166,60 @@ def main():
   p.add_argument('--formulation', choices=('plain', 'cpu'), default='plain')
   p.add_argument('--devices', type=int, nargs='*', default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
   p.add_argument('--row', action='store_true', help=argparse.SUPPRESS)
-  a = p.parse_args()
+  return p.parse_args()
+
+
+def run_row(devices: int) -> dict:
+  """Measure in a new process that simulates so many devices."""
+  env = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+  }
+  command = [sys.executable, __file__, *sys.argv[1:], '--row']
+  result = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+  return json.loads(result.stdout.splitlines()[-1])
+
+
+def compare(rows: list[dict]) -> list[str]:
+  """Return the complaints of all rows and what depends on the number of devices."""
+  shared = [r for r in rows if r['devices'] > 1]
+  complaints = sorted({c for r in rows for c in r['complaints']})
+  for name in NAMES:
+    if len({tuple(r[name]) for r in shared}) > 1:
+      complaints.append(f'{name} depend on the number of devices')
+  flops, single = [r['flops'] for r in shared], [r['flops'] for r in rows if r['devices'] == 1]
+  if shared and max(flops) > 1.001 * min(flops):
+    complaints.append(f'FLOPs a device depend on the number of devices: {sorted(flops)}')
+  # a little more is what can't be fused over a reduction between devices
+  if flops and single and max(flops) > 1.05 * single[0]:
+    complaints.append(f'{max(flops):.4g} FLOPs a device of several, {single[0]:.4g} on one alone')
+  return complaints
+
+
+def main():
+  """Print a row for each number of devices, then the complaints."""
+  a = parse_arguments()
   if a.row:
     print(json.dumps(measure(a)))
     return
-  print(
-    f'{a.backbone}, {a.size} px, {a.batch} images a device, {a.formulation} layers; collectives as number: bytes a device'
-  )
-  print(
-    f'{"devices":>7} {"GFLOP a device":>14} {"gradients":>14} {"counts":>9} {"batch norm":>13} {"other":>5} {"compiled in":>11}'
-  )
+  print(f'{a.backbone}, {a.size} px, {a.batch} images a device, {a.formulation} layers')
+  print('collectives as number: bytes a device')
+  heads = ('GFLOP a device', 'gradients', 'counts', 'batch norm', 'other', 'compiled in')
+  widths = (14, 14, 9, 13, 5, 11)
+  print(f'{"devices":>7}', *(f'{h:>{w}}' for h, w in zip(heads, widths)))
   rows = []
   for n in a.devices:
-    env = {
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={n}',
-    }
-    done = subprocess.run(
-      [sys.executable, __file__, *sys.argv[1:], '--row'],
-      env=env,
-      stdout=subprocess.PIPE,
-      text=True,
-      check=True,
-    )
-    r = json.loads(done.stdout.splitlines()[-1])
+    r = run_row(n)
     rows.append(r)
-    cell = lambda name: '{}: {:,}'.format(*r[name])
-    print(
-      f'{r["devices"]:>7} {r["flops"] / 1e9:>14.4f} {cell("gradients"):>14} {cell("counts"):>9} {cell("batch norm"):>13} {r["other"][0]:>5} '
-      f'{r["seconds"]:>9} s',
-      flush=True,
-    )
-  several = [r for r in rows if r['devices'] > 1]
-  complaints = sorted({c for r in rows for c in r['complaints']})
-  for name in NAMES:
-    if len({tuple(r[name]) for r in several}) > 1:
-      complaints.append(f'{name} depend on the number of devices')
-  flops, alone = [r['flops'] for r in several], [r['flops'] for r in rows if r['devices'] == 1]
-  if several and max(flops) > 1.001 * min(flops):
-    complaints.append(f'FLOPs a device depend on the number of devices: {sorted(flops)}')
-  if (
-    flops and alone and max(flops) > 1.05 * alone[0]
-  ):  # a little more is what can't be fused over a reduction between devices
-    complaints.append(f'{max(flops):.4g} FLOPs a device of several, {alone[0]:.4g} on one alone')
-  print(
-    f'{rows[0]["params"]:,} parameters; '
-    + (
-      '; '.join(complaints)
-      or 'each value is reduced once, nothing depends on the number of devices'
-    )
+    cells = [f'{r["flops"] / 1e9:.4f}', *('{}: {:,}'.format(*r[name]) for name in NAMES[:3])]
+    cells += [str(r['other'][0]), f'{r["seconds"]} s']
+    print(f'{n:>7}', *(f'{c:>{w}}' for c, w in zip(cells, widths)), flush=True)
+  complaints = compare(rows)
+  verdict = '; '.join(complaints) or (
+    'each value is reduced once, nothing depends on the number of devices'
   )
+  print(f'{rows[0]["params"]:,} parameters; {verdict}')
   sys.exit(bool(complaints))
 
 

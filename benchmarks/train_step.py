@@ -1,9 +1,12 @@
-"""Seconds of one train step (forward, backward, Adam) of a trunk with classification heads, on this machine.
+"""Seconds of one train step (forward, backward, Adam) of a trunk with classification heads.
 
-usage: train_step.py MODEL BATCH SIZE [--heads 49 9 196] [--dtype f32|bf16] [--micro N] [--mode train|infer] [--steps 5]
-Prints one JSON line: seconds of compilation, median and least seconds of a step, least processor seconds (both cores together; tells more
-than the clock on a busy machine), images/s. --micro splits the batch into N, one after the other, with batch norm over each. To compare with
-PyTorch run its peer in turn with this.
+usage: train_step.py MODEL BATCH SIZE [--heads 49 9 196] [--dtype f32|bf16] [--micro N]
+                     [--mode train|infer] [--steps 5]
+
+Prints one JSON line: seconds of compilation, median and least seconds of a step, least processor
+seconds (both cores together; says more than the clock on a busy machine), images/s. --micro splits
+the batch into N, one after the other, with batch norm over each. To compare with PyTorch run its
+peer in turn with this.
 """
 
 import argparse
@@ -13,8 +16,12 @@ import pathlib
 import sys
 import time
 
-# Large pages and no return of memory to the system between steps: without it every large temporary is page-faulted anew (15 % of a step).
-TUNABLES = 'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864'
+# Large pages and no return of memory to the system between steps: without it every large temporary
+# is page-faulted anew (15 % of a step).
+TUNABLES = (
+  'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:'
+  'glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864'
+)
 if __name__ == '__main__' and 'GLIBC_TUNABLES' not in os.environ:
   os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, 'GLIBC_TUNABLES': TUNABLES})
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -24,15 +31,15 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from hierjax.models import layers  # noqa: E402
-from hierjax.models import registry as models  # noqa: E402
+from hierjax.models import layers, registry  # noqa: E402
 
 
-def main():
+def parse_arguments() -> argparse.Namespace:
+  """Return the command line's arguments."""
   p = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  p.add_argument('model', choices=models.BACKBONES)
+  p.add_argument('model', choices=registry.BACKBONES)
   p.add_argument('batch', type=int)
   p.add_argument('size', type=int)
   p.add_argument('--dtype', choices=('f32', 'bf16'), default='f32')
@@ -42,10 +49,14 @@ def main():
   p.add_argument('--heads', type=int, nargs='*', default=[1000])
   p.add_argument('--steps', type=int, default=5)
   p.add_argument('--hlo', help='write the optimised HLO here')
-  a = p.parse_args()
-  backbone = models.BACKBONES[a.model]
+  return p.parse_args()
+
+
+def build(a: argparse.Namespace):
+  """Return the step that is timed, its state, images and labels."""
+  backbone = registry.BACKBONES[a.model]
   trunk = backbone.make(dtype={'f32': jnp.float32, 'bf16': jnp.bfloat16}[a.dtype])
-  variables = models.init(trunk, 0)
+  variables = registry.init(trunk, 0)
   rng = np.random.default_rng(0)
   params = {
     'trunk': variables['params'],
@@ -84,9 +95,16 @@ def main():
     return [x @ h for h in state[0]['heads'][:1]]
 
   state = jax.tree.map(jnp.asarray, (params, stats, optimizer.init(params)))
+  step = jax.jit(train, donate_argnums=0) if a.mode == 'train' else jax.jit(infer)
+  return step, state, image, labels
+
+
+def main():
+  """Time the steps and print the line."""
+  a = parse_arguments()
+  step, state, image, labels = build(a)
   begin = time.perf_counter()
   with layers.formulation(a.formulation):
-    step = jax.jit(train, donate_argnums=0) if a.mode == 'train' else jax.jit(infer)
     lowered = step.lower(state, image, labels)
   step = lowered.compile()
   compiled = time.perf_counter() - begin
@@ -101,19 +119,16 @@ def main():
     state = out if a.mode == 'train' else state
   times = sorted(times[2:])
   median = times[len(times) // 2]
-  print(
-    json.dumps(
-      {
-        'jax': jax.__version__,
-        **vars(a),
-        'compile_s': round(compiled, 1),
-        'median_s': round(median, 4),
-        'least_s': round(times[0], 4),
-        'least_cpu_s': round(min(busy[2:]), 4),
-        'images_per_s': round(a.batch / median, 2),
-      }
-    )
-  )
+  row = {
+    'jax': jax.__version__,
+    **vars(a),
+    'compile_s': round(compiled, 1),
+    'median_s': round(median, 4),
+    'least_s': round(times[0], 4),
+    'least_cpu_s': round(min(busy[2:]), 4),
+    'images_per_s': round(a.batch / median, 2),
+  }
+  print(json.dumps(row))
 
 
 if __name__ == '__main__':

@@ -1,9 +1,10 @@
-"""Kills training runs at random moments, many of them within a save, and checks that each ends bit-identical to one that nobody disturbed.
+"""Kills training runs at random moments; each must end bit-identical to an undisturbed one.
 
   python tests/faults.py --kills 200 --seed 0     what `make test-faults` runs
 
-A run is a process of its own. SIGINT goes to the whole group, as from a terminal; SIGTERM and SIGKILL to the group or to the main process alone. The
-number of data workers is drawn anew at each start. A save is under way at nearly every moment, since the runs save after each step.
+Each run is a process. SIGINT goes to its process group, as from a terminal; SIGTERM and SIGKILL go
+to the group or to the main process alone. The number of data workers is drawn at each start. The
+runs save after each step, so many kills strike during a save.
 """
 
 import argparse
@@ -73,12 +74,15 @@ KINDS = {
 
 @dataclasses.dataclass
 class Count:
+  """What has happened so far: kills by signal, finished runs by kind, kills during a save."""
+
   kills: Counter = dataclasses.field(default_factory=Counter)
   runs: Counter = dataclasses.field(default_factory=Counter)
-  saving: int = 0  # kills that struck while a checkpoint was half written
+  saving: int = 0
 
 
 def command(kind: str, workdir: pathlib.Path, workers: int) -> list[str]:
+  """Return the command of a run of a kind, with a number of data workers."""
   options = BASE | KINDS[kind] | {'data.workers': workers}
   return [
     sys.executable,
@@ -89,7 +93,7 @@ def command(kind: str, workdir: pathlib.Path, workers: int) -> list[str]:
 
 
 class Process:
-  """A run under way; `trains` is set at its first step, `trained` after its last."""
+  """A running process; `trains` is set at its first step, `trained` after its last."""
 
   def __init__(self, kind: str, workdir: pathlib.Path, workers: int):
     # one device and one thread of XLA, as several runs share the machine
@@ -111,6 +115,7 @@ class Process:
       reader.start()
 
   def read(self, stream):
+    """Collect the lines of a stream and set the events that they announce."""
     for line in stream:
       self.lines.append(line)
       if line.startswith(('first step', 'val, ')) or f'resuming at step {STEPS}' in line:
@@ -119,22 +124,24 @@ class Process:
         self.trained.set()
 
   def end(self, seconds: float = 300) -> int:
+    """Wait for the process; return its exit code."""
     code = self.process.wait(seconds)
     for reader in self.readers:
       reader.join(20)
     return code
 
   def output(self) -> str:
+    """Return all lines so far."""
     return ''.join(self.lines)
 
 
 def outcome(workdir: pathlib.Path) -> dict:
-  """What must not depend on interruptions: the digests of the states, the val lines of the log, the scores."""
+  """Return what must not depend on interruptions: state digests, scores, val lines of the log."""
 
-  def of(folder):
+  def read(folder):
     lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     steps = [(line['kind'], line['step']) for line in lines]
-    assert len(set(steps)) == len(steps), f'{folder}/metrics.jsonl tells a step twice'
+    assert len(set(steps)) == len(steps), f'{folder}/metrics.jsonl has a step twice'
     return {
       'state': json.loads((folder / 'run.json').read_text())['state_sha256'],
       'scores': json.loads((folder / 'eval_val.json').read_text())['decode'],
@@ -144,14 +151,14 @@ def outcome(workdir: pathlib.Path) -> dict:
     }
 
   return {
-    str(f.relative_to(workdir)): of(f)
+    str(f.relative_to(workdir)): read(f)
     for f in (workdir, workdir / 'baseline')
     if (f / 'run.json').exists()
   }
 
 
 def saving(workdir: pathlib.Path) -> bool:
-  """Whether a checkpoint is half written."""
+  """Return whether a checkpoint is half written."""
   return any(
     any(f.glob('*.orbax-checkpoint-tmp'))
     for f in (workdir / 'checkpoints', workdir / 'baseline/checkpoints')
@@ -159,7 +166,7 @@ def saving(workdir: pathlib.Path) -> bool:
 
 
 def undisturbed(kind: str, workdir: pathlib.Path) -> tuple[dict, tuple[float, float]]:
-  """The outcome, and the seconds from the first step to the last, and from there to the end."""
+  """Run without kills; return the outcome and the seconds from first to last step, and after it."""
   process = Process(kind, workdir, 0)
   times = [event.wait(300) and time.monotonic() for event in (process.trains, process.trained)]
   assert process.end() == 0, process.output()
@@ -174,7 +181,7 @@ def disturbed(
   count: Count,
   kills: int,
 ) -> dict:
-  """The outcome of a run that is killed until it has come to its end or `kills` have struck."""
+  """Kill and restart a run until it ends or `kills` have struck; return its outcome."""
   while True:
     process, early = Process(kind, workdir, rng.choice((0, 1, 2))), False
     if sum(count.kills.values()) < kills:
@@ -190,24 +197,26 @@ def disturbed(
       )
       if process.process.poll() is None:
         number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL))
-        whole = number == signal.SIGINT or rng.random() < 0.5
+        is_group = number == signal.SIGINT or rng.random() < 0.5
         early = moment == 'start' and not process.lines
         count.saving += saving(workdir)
-        (os.killpg if whole else os.kill)(process.process.pid, number)
+        (os.killpg if is_group else os.kill)(process.process.pid, number)
         count.kills[number.name] += 1
     code = process.end()
-    killed = code == -signal.SIGKILL  # the data workers may cry when their parent is gone
-    # a signal within the first milliseconds meets Python before it has read a line of ours
-    sound = code in (0, 130, 143, -signal.SIGINT, -signal.SIGTERM) and (
+    # the data workers may report errors when their parent is killed
+    is_killed = code == -signal.SIGKILL
+    # a signal within the first milliseconds meets Python before it has read a line of the program
+    is_sound = code in (0, 130, 143, -signal.SIGINT, -signal.SIGTERM) and (
       'Traceback' not in process.output() or early
     )
-    assert killed or sound, f'{kind}: exit code {code}\n{process.output()}'
+    assert is_killed or is_sound, f'{kind}: exit code {code}\n{process.output()}'
     if code == 0:
       count.runs[kind] += 1
       return outcome(workdir)
 
 
 def main():
+  """Disturb runs of all kinds in turn until all kills have struck; print a line of JSON."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -221,11 +230,12 @@ def main():
     concurrent.futures.ThreadPoolExecutor(options.jobs) as pool,
   ):
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{folder}/cache')
-    whole = dict(
+    expected = dict(
       zip(
         kinds,
         pool.map(
-          lambda kind: undisturbed(kind, pathlib.Path(folder) / f'whole{kinds.index(kind)}'), kinds
+          lambda kind: undisturbed(kind, pathlib.Path(folder) / f'undisturbed{kinds.index(kind)}'),
+          kinds,
         ),
       )
     )
@@ -234,21 +244,23 @@ def main():
       kind = kinds[run % len(kinds)]
       if sum(count.kills.values()) >= options.kills and len(count.runs) == len(kinds):
         return
-      got = disturbed(
+      result = disturbed(
         kind,
         pathlib.Path(folder) / f'run{run}',
-        whole[kind][1],
+        expected[kind][1],
         random.Random(f'{options.seed}:{run}'),
         count,
         options.kills,
       )
-      same = got == whole[kind][0]
+      is_same = result == expected[kind][0]
+      kills = sum(count.kills.values())
       print(
-        f'run {run + 1}, {kind}: {"identical" if same else "DIFFERS"}; kills so far {sum(count.kills.values())}, {count.saving} of them during a save',
+        f'run {run + 1}, {kind}: {"identical" if is_same else "DIFFERS"}; '
+        f'kills so far {kills}, {count.saving} of them during a save',
         file=sys.stderr,
         flush=True,
       )
-      assert same, (kind, got, whole[kind][0])
+      assert is_same, (kind, result, expected[kind][0])
 
     list(pool.map(one, range(options.kills + len(kinds))))
   print(

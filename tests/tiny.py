@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from hierjax.core import config, parallel
-from hierjax.models import layers
-from hierjax.models import registry as models
+from hierjax.models import layers, registry
 
 
 class Tiny(nn.Module):
@@ -17,7 +16,8 @@ class Tiny(nn.Module):
 
   width: int = 16
   dtype: type = jnp.float32
-  remat: bool = False  # it has no blocks
+  # there are no blocks to rematerialise
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x, train: bool = False):
@@ -29,12 +29,12 @@ class Tiny(nn.Module):
     return layers.global_pool(x), {'features': x}
 
 
-SPEC = models.Backbone(functools.partial(Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, {})
+SPEC = registry.Backbone(functools.partial(Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, {})
 
 
 def register(monkeypatch) -> None:
   """Make the backbone `tiny` a choice as long as the patch lasts."""
-  monkeypatch.setitem(models.BACKBONES, 'tiny', SPEC)
+  monkeypatch.setitem(registry.BACKBONES, 'tiny', SPEC)
 
 
 def one_device_mesh() -> jax.sharding.Mesh:

@@ -1,4 +1,4 @@
-"""main.py that knows the tiny backbone: `python tests/worker.py FLAGS`. What tests start as a process of its own, to signal and to kill it."""
+"""main.py with the tiny backbone, for tests that start, signal and kill processes."""
 
 import pathlib
 import signal
@@ -11,9 +11,9 @@ import tiny  # noqa: E402
 from absl import app  # noqa: E402
 
 import main  # noqa: E402
-from hierjax.models import registry as models  # noqa: E402
+from hierjax.models import registry  # noqa: E402
 
 if __name__ == '__main__':
   signal.signal(signal.SIGINT, main.interrupted)  # as main.py does where it is the program
-  models.BACKBONES['tiny'] = tiny.SPEC
+  registry.BACKBONES['tiny'] = tiny.SPEC
   app.run(main.main, flags_parser=main.parse)

@@ -4,21 +4,14 @@ An image has any number of a multi level's classes, each with a probability of i
 classes of all multi levels side by side (Taxonomy.columns). Taxonomies here are those of the multi levels, but where exclusive levels matter too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from hierjax.core.errors import UserError
-from hierjax.losses import multilabel
+from hierjax.losses import multilabel, tags
 from hierjax.taxonomy import Mixed, Taxonomy
-
-# ({level: logits [B, C]}, labels [B, ... + M], those of multi levels last) → {level: (loss [B], share of right answers at .5 [B], which of them count [B])}
-Loss = Callable[
-  [Mapping[str, jax.Array], jax.Array], dict[str, tuple[jax.Array, jax.Array, jax.Array]]
-]
 
 
 def join(parts: Mapping, taxonomy: Taxonomy):
@@ -42,48 +35,12 @@ def probabilities(
   t = taxonomy.several
   p = join(probs, t)
   if len(t.levels) > 1:
-    p = multilabel.max_constraint(p, t.edges)
+    p = tags.max_constraint(p, t.edges)
   if taxonomy.exclusive:
     for level, above in zip(taxonomy.exclusive.levels, taxonomy.above.T):
       if level in probs:
         p = jnp.minimum(p, jnp.where(above[None] < 0, 1.0, probs[level][:, np.maximum(above, 0)]))
   return split(p, t)
-
-
-def build(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Loss:
-  """Of the config's `loss`: binary cross-entropy or focal loss, through the max constraint where there are several levels; an image's is the mean over the
-  classes of the level that are known of it. labels int [N, M] are those of the training split, for the weights of the positives."""
-  if 0 < c.loss.pos_weight < 1:
-    raise UserError(
-      f'--config.loss.pos_weight={c.loss.pos_weight:g}: is how far the weights may go, at least 1; 0 = none'
-    )
-  weight = (
-    multilabel.positive_weights(labels, c.loss.pos_weight)
-    if c.loss.pos_weight
-    else np.ones(labels.shape[1], np.float32)
-  )
-
-  def loss(logits, rows):
-    y, x = rows[:, -labels.shape[1] :], join(logits, taxonomy).astype(jnp.float32)
-    seen = answer = x
-    if len(taxonomy.multi) > 1:
-      seen, answer = (
-        multilabel.max_constraint(x, taxonomy.edges, y),
-        multilabel.max_constraint(x, taxonomy.edges),
-      )
-    right, out = (answer >= 0) == (y == 1), {}
-    for level, place in taxonomy.columns.items():
-      z, t = seen[:, place], y[:, place]
-      value = (
-        multilabel.focal(z, t, c.loss.focal_gamma)
-        if c.loss.binary == 'focal'
-        else multilabel.binary_cross_entropy(z, t, jnp.asarray(weight[place]))
-      )
-      n = (t >= 0).sum(1)
-      out[level] = value, ((t >= 0) & right[:, place]).sum(1) / jnp.maximum(n, 1), n
-    return out
-
-  return loss
 
 
 # Decisions and scores, in numpy.

@@ -39,8 +39,10 @@ from hierjax.core.metrics import is_better, worst
 from hierjax.data import pipeline, sources
 from hierjax.evaluate import collect as evaluate
 from hierjax.evaluate import metrics
-from hierjax.losses import balancing, multi
-from hierjax.losses import exclusive as losses
+from hierjax.losses import balancing, build, multi
+from hierjax.losses.build import Losses
+from hierjax.losses.exclusive import masked_mean
+from hierjax.losses.terms import Teacher
 from hierjax.models import heads as heads_lib
 from hierjax.models import layers
 from hierjax.models import registry as models
@@ -94,12 +96,7 @@ class Task:
 
   model: nn.Module
   levels: tuple[str, ...]  # with a head
-  columns: tuple[int, ...]  # in the labels, of the exclusive ones among them, which stand first
-  losses: Mapping[str, losses.Loss]  # of each of these
-  terms: Mapping[str, losses.Term]
-  binary: multi.Loss | None  # of the multi levels, all of them at once
-  exclusive: int  # the number of exclusive levels, whose labels stand before those of multi levels
-  aggregate: Callable | None  # loss.aggregate
+  losses: Losses
   weights: Mapping[
     str, float
   ]  # of levels and terms; those above 0 are the tasks that the balancer weighs
@@ -123,7 +120,7 @@ class Task:
   def balancer_in(self, phase: optim.Phase) -> balancing.Balancer | None:
     """The balancer, where there is something to balance: it knows the run's tasks, so it waits for a phase with all of them, and one that compares gradients
     of what is shared waits until that is trained."""
-    there = all(name in phase.levels or name in self.terms for name in self.names)
+    there = all(name in phase.levels or name in self.losses.terms for name in self.names)
     idle = (
       self.balancer
       and self.balancer.reads_gram
@@ -138,7 +135,7 @@ def objective(
   labels: jax.Array,
   task: Task,
   phase: optim.Phase,
-  told: losses.Told,
+  told: Teacher,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   """The phase's losses by name, each the mean over the examples that are labelled there, times its weight; and the metrics.
 
@@ -151,41 +148,26 @@ def objective(
   if task.example_weights is not None:
     y = labels[:, task.balance_column]
     weight = jnp.where(y >= 0, jnp.asarray(task.example_weights)[jnp.maximum(y, 0)], 1.0)
-  logits, undisturbed = (
-    head(features, True),
-    head(features, False),
-  )  # what no loss reads is not computed
-  columns, binary, single = dict(zip(task.levels, task.columns)), {}, logits
-  if task.binary:
-    binary, single = task.binary(logits, labels), {level: logits[level] for level in columns}
-    labels = labels[:, : task.exclusive]
-  means = task.aggregate(features, labels, axis) if task.aggregate else {}
+  # what no loss reads is not computed
+  logits, clean = head(features, True), head(features, False)
+  means = task.losses.aggregate(features, labels, axis) if task.losses.aggregate else {}
   shares, out = {}, {}
-  for level in task.levels:
-    if level not in phase.levels:
-      continue
-    if level in binary:
-      values, right, known = binary[level]
-      shares[level] = losses.masked_mean(values, known, axis)
-      out[f'acc/{level}'] = losses.masked_mean(right, known, axis)
-      continue
-    y = labels[:, columns[level]]
-    if (
-      level in means
-    ):  # of each class, the mean features of its examples; every device has them all
-      x, own, present = means[level]
-      values, _ = task.losses[level](head(x, True)[level], own, head(x, False)[level])
-      value = losses.masked_mean(values, present) / devices
-    else:
-      values, known = task.losses[level](logits[level], labels, undisturbed[level])
-      value = losses.masked_mean(weight * values, known, axis)
-    shares[level] = value
-    out[f'acc/{level}'] = losses.masked_mean(
-      (jnp.argmax(logits[level], -1) == y).astype(jnp.float32), y >= 0, axis
-    )
-  for name, term in task.terms.items():
-    values, known = term(single, features, labels, told, axis)
-    shares[name] = losses.masked_mean(weight * values, known, axis)
+  for block in task.losses.blocks:
+    for level, loss in block(logits, clean, labels, weight).items():
+      if level not in phase.levels:
+        continue
+      if level in means:
+        # of each class, the mean features of its examples; every device has them all
+        x, rows, present = means[level]
+        pooled, pooled_clean = ({level: head(x, train)[level]} for train in (True, False))
+        values = block(pooled, pooled_clean, rows, 1.0)[level].values
+        shares[level] = masked_mean(values, present) / devices
+      else:
+        shares[level] = masked_mean(loss.values, loss.mask, axis)
+      out[f'acc/{level}'] = masked_mean(loss.correct, loss.labelled, axis)
+  for name, term in task.losses.terms.items():
+    values, mask = term(logits, features, labels, told, axis)
+    shares[name] = masked_mean(weight * values, mask, axis)
   out |= {f'loss/{name}': value for name, value in shares.items()}
   shares = {name: task.weights[name] * shares[name] for name in task.names if name in shares}
   return shares, {'loss': sum(shares.values()), **out}
@@ -216,7 +198,7 @@ def train_step(
   balance_key = jax.random.fold_in(step_key, task.micro)
   balancer, names = (
     task.balancer_in(phase),
-    [name for name in task.names if name in phase.levels or name in task.terms],
+    [name for name in task.names if name in phase.levels or name in task.losses.terms],
   )
   at_weights = balancer is not None and balancer.reads_gram and task.balance_at == 'weights'
   axis = (
@@ -245,11 +227,10 @@ def train_step(
   def of_micro_batch(trained, batch_stats, balancer_state, micro, teacher, key):
     """(gradients, or those of each task at the weights; batch_stats; balancer_state; metrics; what is to be seen of the balancer)"""
     heads = {k: v for k, v in trained.items() if k not in trunk}
-    told = (
-      (task.model.apply(teacher['variables'], micro['image'])[0], teacher['known'])
-      if teacher
-      else ({}, {})
-    )
+    told = Teacher({}, {})
+    if teacher:
+      logits = task.model.apply(teacher['variables'], micro['image'])[0]
+      told = Teacher(logits, teacher['known'])
 
     def run_trunk(weights):
       variables = {
@@ -473,13 +454,14 @@ class Run:
     self.initial = self.variables()
     self.phases = optim.phases(c, self.levels, n, self.total, optim.groups(self.initial['params']))
     self.model = heads_lib.build(c, self.taxonomy, self.levels)
-    self.losses, self.terms, self.aggregate = losses.build(c, own, heads) if own else ({}, {}, None)
-    self.binary = multi.build(c, several, self.train.multi) if several else None
-    if clash := {*self.terms} & {*self.levels}:
+    self.heads = heads
+    rows = [self.train.labels, *([self.train.multi] if several else [])]
+    self.losses = build.build(c, self.taxonomy, self.levels, np.concatenate(rows, 1))
+    if clash := {*self.losses.terms} & {*self.levels}:
       raise UserError(
         f'--config.loss.terms={clash.pop()}: the taxonomy has a level of that name; call it otherwise'
       )
-    self.weights = parse_weights(c.loss.weights, self.levels, list(self.terms))
+    self.weights = parse_weights(c.loss.weights, self.levels, list(self.losses.terms))
     self.balancer = balancing.build(c.balance, c.loss.weights, math.ceil(n / c.train.batch_size))
     for phase in self.phases:
       if not any(self.weights[level] for level in phase.levels):
@@ -498,12 +480,7 @@ class Run:
     return Task(
       model=self.model,
       levels=self.levels,
-      exclusive=len(own.levels) if own else 0,
-      columns=tuple(own.index(level) for level in self.losses),
       losses=self.losses,
-      terms=self.terms,
-      binary=self.binary,
-      aggregate=self.aggregate,
       weights=self.weights,
       balancer=self.balancer,
       balance_at=c.balance.at,
@@ -585,7 +562,7 @@ class Run:
 def teacher_of(workdir: pathlib.Path, run: Run) -> dict:
   """What loss.terms=distill holds on to: {'variables' of the run that --mode=migrate began with, 'known': {level: bool [C], classes that it had learned}}; {}
   where that is no term."""
-  if 'distill' not in run.terms:
+  if 'distill' not in run.losses.terms:
     return {}
   classes = runs.read(workdir, baseline=False).migration['classes']
   known = {
@@ -765,7 +742,7 @@ class Loop:
     self.broken = set(out.broken).union(*parallel.exchange(sorted(self.broken)))
     own, several = self.run.taxonomy.exclusive, self.run.taxonomy.several
     loss = evaluate.loss(out, self.run.taxonomy, self.run.weights)
-    evaluation, heads = {'decode': {}}, tuple(self.run.losses)
+    evaluation, heads = {'decode': {}}, self.run.heads
     if own:
       decoded = evaluate.decodings(out, own)
       for k in ('independent', 'joint'):
@@ -1024,7 +1001,7 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path) -> dict:
 
 def train_and_report(c: ConfigDict, workdir: pathlib.Path) -> dict:
   started, run = now(), Run(c)
-  if 'distill' in run.terms and not all(
+  if 'distill' in run.losses.terms and not all(
     (workdir / name).exists() for name in ('migration.json', runs.START)
   ):
     raise UserError(

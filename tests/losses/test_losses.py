@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 from parity import hcal, ours, seeded
 
-from hierjax.losses import exclusive as losses
+from hierjax.losses import exclusive, terms
 from hierjax.taxonomy import Taxonomy
 
 TAXONOMIES = {
@@ -61,21 +61,21 @@ def naive(logits, labels, targets):
 def test_cross_entropy_against_a_loop(cars):
   rng = np.random.default_rng(0)
   logits, labels = rng.normal(size=(7, 6)).astype(np.float32) * 4, np.array([0, 5, -1, 3, 2, 1, 4])
-  soft = losses.smoothed_targets(cars, 0.1, ['make'])
+  soft = exclusive.smoothed_targets(cars, 0.1, ['make'])
   np.testing.assert_allclose(
-    losses.cross_entropy(jnp.array(logits), jnp.array(labels)),
+    exclusive.cross_entropy(jnp.array(logits), jnp.array(labels)),
     naive(logits, labels, np.eye(6)),
     rtol=1e-5,
   )
   np.testing.assert_allclose(
-    losses.cross_entropy(jnp.array(logits), jnp.array(labels), jnp.array(soft)),
+    exclusive.cross_entropy(jnp.array(logits), jnp.array(labels), jnp.array(soft)),
     naive(logits, labels, soft),
     rtol=1e-5,
   )
 
 
 def test_unknown_label_has_no_gradient():
-  grad = jax.grad(lambda x: losses.cross_entropy(x, jnp.array([-1, 1])).sum())(jnp.ones((2, 3)))
+  grad = jax.grad(lambda x: exclusive.cross_entropy(x, jnp.array([-1, 1])).sum())(jnp.ones((2, 3)))
   assert not grad[0].any()
   np.testing.assert_allclose(grad[1], [1 / 3, -2 / 3, 1 / 3], rtol=1e-5)
 
@@ -89,15 +89,15 @@ def test_unknown_label_has_no_gradient():
   ],
 )
 def test_hierarchical_smoothing(cars, by, rows):
-  targets = losses.smoothed_targets(cars, 0.1, by)
+  targets = exclusive.smoothed_targets(cars, 0.1, by)
   np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
   for y, expected in rows.items():
     np.testing.assert_allclose(targets[y], [expected.get(k, 0) for k in range(6)], atol=1e-7)
 
 
 def test_masked_mean():
-  assert losses.masked_mean(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([1, 0, 1])) == 2
-  assert losses.masked_mean(jnp.array([5.0]), jnp.array([0])) == 0
+  assert exclusive.masked_mean(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([1, 0, 1])) == 2
+  assert exclusive.masked_mean(jnp.array([5.0]), jnp.array([0])) == 0
 
 
 # Losses on the logits of a taxonomy's levels: each against a loop, which takes one row.
@@ -161,15 +161,15 @@ def on_finest(loss, *args):
 
 
 LOSSES = {
-  'any_level': (on_finest(losses.any_level), naive_any_level),
-  'hxe 0': (on_finest(losses.hxe, 0.0), functools.partial(naive_hxe, alpha=0.0)),
-  'hxe .7': (on_finest(losses.hxe, 0.7), functools.partial(naive_hxe, alpha=0.7)),
-  'tree_path': (losses.tree_path, naive_tree_path),
+  'any_level': (on_finest(exclusive.any_level), naive_any_level),
+  'hxe 0': (on_finest(exclusive.hxe, 0.0), functools.partial(naive_hxe, alpha=0.0)),
+  'hxe .7': (on_finest(exclusive.hxe, 0.7), functools.partial(naive_hxe, alpha=0.7)),
+  'tree_path': (terms.tree_path, naive_tree_path),
   'distribution_matching': (
-    lambda logits, labels, t: losses.distribution_matching(logits, t),
+    lambda logits, labels, t: terms.distribution_matching(logits, t),
     naive_matching,
   ),
-  'co_annotation': (losses.co_annotation, naive_co_annotation),
+  'co_annotation': (terms.co_annotation, naive_co_annotation),
 }
 CASES = [
   (loss, t)
@@ -264,17 +264,17 @@ def test_with_the_finest_label_they_are_cross_entropy(kind):
   t = TAXONOMIES[kind]
   logits, labels = example(t)
   finest, leaf = as_float32(logits[t.levels[-1]]), np.arange(9) % len(t.paths)
-  wanted = losses.cross_entropy(finest, jnp.asarray(leaf))
+  wanted = exclusive.cross_entropy(finest, jnp.asarray(leaf))
   for coarser in (t.paths[leaf, :-1], np.full((9, 2), -1)):
     labels = jnp.asarray(np.concatenate([coarser, leaf[:, None]], 1))
-    np.testing.assert_allclose(losses.any_level(finest, labels, t.paths), wanted, rtol=1e-6)
-    np.testing.assert_allclose(losses.hxe(finest, labels, t.paths, 0.0), wanted, rtol=2e-6)
+    np.testing.assert_allclose(exclusive.any_level(finest, labels, t.paths), wanted, rtol=1e-6)
+    np.testing.assert_allclose(exclusive.hxe(finest, labels, t.paths, 0.0), wanted, rtol=2e-6)
   complete = jnp.asarray(t.paths[leaf])
-  half = losses.hxe(finest, complete, t.paths, 0.5)
+  half = exclusive.hxe(finest, complete, t.paths, 0.5)
   assert (half <= wanted * 1.00001).all() and (half < 0.9 * wanted).sum() >= 5
   np.testing.assert_allclose(
-    losses.hxe(finest, complete, t.paths, 50.0),
-    losses.any_level(finest, complete.at[:, 1:].set(-1), t.paths),
+    exclusive.hxe(finest, complete, t.paths, 50.0),
+    exclusive.any_level(finest, complete.at[:, 1:].set(-1), t.paths),
     rtol=1e-5,
   )
 
@@ -285,7 +285,7 @@ def test_tree_path_is_0_on_the_path_and_leaves_unknown_levels_alone(cars):
     level: 60.0 * jax.nn.one_hot(jnp.full(2, c), cars.num_classes(level))
     for level, c in zip(cars.levels, [1, 2, 4])
   }
-  f = jit(jax.value_and_grad(lambda x: losses.tree_path(x, y, cars).sum()))
+  f = jit(jax.value_and_grad(lambda x: terms.tree_path(x, y, cars).sum()))
   np.testing.assert_allclose(f(logits)[0], 0, atol=1e-5)
   value, grads = f({k: 0 * x for k, x in logits.items()})
   np.testing.assert_allclose(value, np.log(12 / 3) + np.log(9 / 2), rtol=1e-6)
@@ -301,7 +301,7 @@ def test_matching_is_least_where_the_heads_agree(cars):
   agree, other, matching = (
     certain(4),
     certain(0),
-    jit(lambda x: losses.distribution_matching(x, cars)),
+    jit(lambda x: terms.distribution_matching(x, cars)),
   )
   assert matching(agree)[0] < 1e-5
   assert matching({**agree, 'type': other['type']})[0] > 10
@@ -318,7 +318,7 @@ def test_matching_is_least_where_the_heads_agree(cars):
 
 def test_co_annotation_spreads_over_what_agrees(cars):
   """What a head's gradient pulls it to: of a Sedan by Audi, the two models; a model's make."""
-  grad = jit(jax.grad(lambda x, y: losses.co_annotation(x, y, cars)[0]))
+  grad = jit(jax.grad(lambda x, y: terms.co_annotation(x, y, cars)[0]))
   pull = lambda level, y: (
     -grad({level: jnp.zeros((1, cars.num_classes(level)))}, jnp.array([y]))[level][0]
   )
@@ -354,11 +354,11 @@ def test_distillation_against_a_loop():
   cast = lambda z: {level: as_float32(v) for level, v in z.items()}
   for heat in (1.0, 2.0):
     np.testing.assert_allclose(
-      losses.distillation(cast(x), cast(t), known, heat), naive(heat), rtol=1e-4
+      terms.distillation(cast(x), terms.Teacher(cast(t), known), heat), naive(heat), rtol=1e-4
     )
-  of_x, of_t = jax.grad(lambda a, b: losses.distillation(a, b, known, 2.0).sum(), (0, 1))(
-    cast(x), cast(t)
-  )
+  of_x, of_t = jax.grad(
+    lambda a, b: terms.distillation(a, terms.Teacher(b, known), 2.0).sum(), (0, 1)
+  )(cast(x), cast(t))
   assert not any(v.any() for v in of_t.values()) and not of_x['model'][:, ~known['model']].any()
   p, q = (np.array([softmax(row[known['model']] / 2) for row in z['model']]) for z in (x, t))
   np.testing.assert_allclose(
@@ -366,7 +366,9 @@ def test_distillation_against_a_loop():
   )
   assert (
     not np.abs(
-      jax.grad(lambda a: losses.distillation(a, cast(t), known, 2.0).sum())(cast(t))['model']
+      jax.grad(lambda a: terms.distillation(a, terms.Teacher(cast(t), known), 2.0).sum())(cast(t))[
+        'model'
+      ]
     ).max()
     > 1e-6
   )
@@ -382,11 +384,11 @@ def test_lca_targets_against_a_loop(kind):
   top = max(max(h) for h in height) or 1
   for beta in (0.0, 3.0, 30.0):
     np.testing.assert_allclose(
-      losses.lca_targets(t, beta),
+      exclusive.lca_targets(t, beta),
       [softmax([-beta * h / top for h in row]) for row in height],
       rtol=1e-6,
     )
-  np.testing.assert_allclose(losses.lca_targets(t, 1e6), np.eye(len(t.paths)))
+  np.testing.assert_allclose(exclusive.lca_targets(t, 1e6), np.eye(len(t.paths)))
 
 
 # HCAL.
@@ -409,13 +411,14 @@ def test_info_nce_against_a_loop():
     return out
 
   compare(
-    lambda moved, clean: losses.info_nce(moved, jnp.array(labels), clean),
+    lambda moved, clean: exclusive.info_nce(moved, jnp.array(labels), clean),
     naive,
     [3 * r.standard_normal((5, 5)) for _ in range(2)],
   )
   moved = as_float32(r.standard_normal((5, 5)))
   assert (
-    losses.info_nce(moved, jnp.array(labels)) == losses.cross_entropy(moved, jnp.array(labels))
+    exclusive.info_nce(moved, jnp.array(labels))
+    == exclusive.cross_entropy(moved, jnp.array(labels))
   ).all()
 
 
@@ -430,23 +433,23 @@ def naive_class_means(features, labels, classes):
 def test_class_means_against_a_loop():
   r, labels = np.random.default_rng(0), np.array([3, 0, -1, 3, 3, 0, -1, 5])
   features = r.standard_normal((8, 4))
-  means, present = losses.class_means(as_float32(features), jnp.asarray(labels), 6)
+  means, present = exclusive.class_means(as_float32(features), jnp.asarray(labels), 6)
   wanted = naive_class_means(features, labels, 6)
   np.testing.assert_allclose(means, wanted[0], rtol=1e-6, atol=1e-7)
   assert (present == wanted[1]).all() and present.tolist() == [1, 0, 0, 1, 0, 1]
   parents = np.array([0, 0, 1, 2, 2, 0])
-  above, there = losses.class_means(means, jnp.where(present > 0, jnp.asarray(parents), -1), 4)
+  above, there = exclusive.class_means(means, jnp.where(present > 0, jnp.asarray(parents), -1), 4)
   np.testing.assert_allclose(
     above, [(wanted[0][0] + wanted[0][5]) / 2, np.zeros(4), wanted[0][3], np.zeros(4)], rtol=1e-6
   )
   assert there.tolist() == [1, 0, 1, 0]
-  grad = jax.grad(lambda x: losses.class_means(x, jnp.asarray(labels), 6)[0].sum())(
+  grad = jax.grad(lambda x: exclusive.class_means(x, jnp.asarray(labels), 6)[0].sum())(
     as_float32(features)
   )
   np.testing.assert_allclose(
     grad, np.array([1 / 3, 1 / 2, 0, 1 / 3, 1 / 3, 1 / 2, 0, 1])[:, None].repeat(4, 1), rtol=1e-6
   )
-  nothing = losses.class_means(as_float32(features), jnp.full(8, -1), 6)
+  nothing = exclusive.class_means(as_float32(features), jnp.full(8, -1), 6)
   assert not nothing[0].any() and not nothing[1].any()
 
 
@@ -495,7 +498,7 @@ def test_supervised_contrastive_against_a_loop():
   labels = np.array([[0, 0], [0, 1], [1, 2], [0, 0], [-1, -1], [1, -1], [2, 3]])
   features = np.random.default_rng(0).standard_normal((7, 4))
   compare(
-    lambda x: losses.supervised_contrastive(x, jnp.asarray(labels), 0.3),
+    lambda x: terms.supervised_contrastive(x, jnp.asarray(labels), 0.3),
     lambda x: naive_contrast(x, labels, 0.3),
     [features],
   )
@@ -505,7 +508,7 @@ def test_supervised_contrastive_at_the_edges():
   x = as_float32(np.random.default_rng(0).standard_normal((4, 3))).at[2].set(0)
   value_and_grad = jit(
     jax.value_and_grad(
-      lambda x, labels, temperature: losses.supervised_contrastive(x, labels, temperature).sum()
+      lambda x, labels, temperature: terms.supervised_contrastive(x, labels, temperature).sum()
     )
   )
 
@@ -517,7 +520,7 @@ def test_supervised_contrastive_at_the_edges():
   assert value([0, 1, 2, 3]) == value([-1] * 4) == value([-1, -1, -1, 0]) == 0
   assert value([0] * 4) > 0 and np.isfinite(value([0] * 4, temperature=1e-4))
   np.testing.assert_allclose(value([0, 0, 1, 1], 1000 * x), value([0, 0, 1, 1], x), rtol=1e-5)
-  assert losses.supervised_contrastive(x[:1], jnp.array([[0]]), 0.1) == 0
+  assert terms.supervised_contrastive(x[:1], jnp.array([[0]]), 0.1) == 0
 
 
 # The global batch under sharding: each device's shares of the loss add up, as in training.
@@ -526,16 +529,18 @@ def test_supervised_contrastive_at_the_edges():
 def shares(kind, x, labels, prototypes, axis=None):
   """One device's share of a loss over the batch."""
   if kind == 'supervised_contrastive':
-    return losses.masked_mean(
-      losses.supervised_contrastive(x, labels, 0.2, axis), (labels >= 0).any(1), axis
+    return exclusive.masked_mean(
+      terms.supervised_contrastive(x, labels, 0.2, axis), (labels >= 0).any(1), axis
     )
-  means, present = losses.class_means(x, labels[:, 1], len(prototypes), axis)
+  means, present = exclusive.class_means(x, labels[:, 1], len(prototypes), axis)
   if kind == 'children':
-    means, present = losses.class_means(
+    means, present = exclusive.class_means(
       means, jnp.where(present > 0, jnp.array([0, 0, 1, 1, 2, 2]), -1), 3
     )
   logits = means @ prototypes[: len(means)].T
-  loss = losses.masked_mean(losses.info_nce(logits, jnp.arange(len(means)), logits / 2), present)
+  loss = exclusive.masked_mean(
+    exclusive.info_nce(logits, jnp.arange(len(means)), logits / 2), present
+  )
   return loss if axis is None else loss / jax.lax.axis_size(axis)
 
 

@@ -13,7 +13,7 @@ from parity import ours
 from sklearn import metrics as sk
 from test_taxonomy import RANDOM as TABLES
 
-from hierjax.losses import multilabel
+from hierjax.losses import multilabel, tags
 from hierjax.taxonomy import TagTaxonomy, with_tags
 
 RANDOM = [with_tags(table, 'all') for table in TABLES]
@@ -94,7 +94,7 @@ def test_binary_cross_entropy_against_a_loop():
       if t >= 0
     ]
     expected.append(sum(terms) / len(terms) if terms else 0.0)
-  got = jit(multilabel.binary_cross_entropy)(x, y, jnp.asarray(weight))
+  got = jit(tags.binary_cross_entropy)(x, y, jnp.asarray(weight))
   assert got.dtype == jnp.float32 and got.shape == (len(x),) and got[3] == 0
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
@@ -102,19 +102,17 @@ def test_binary_cross_entropy_against_a_loop():
 def test_binary_losses_against_optax():
   x, y = draw(1, unknown=0)
   np.testing.assert_allclose(
-    multilabel.binary_cross_entropy(x, y),
-    optax.sigmoid_binary_cross_entropy(x, y).mean(1),
-    rtol=1e-5,
+    tags.binary_cross_entropy(x, y), optax.sigmoid_binary_cross_entropy(x, y).mean(1), rtol=1e-5
   )
   for gamma, alpha in ((2.0, None), (2.0, 0.25), (0.5, 0.9), (0.0, None)):
     expected = optax.losses.sigmoid_focal_loss(x, y, alpha=alpha, gamma=gamma).mean(1)
     np.testing.assert_allclose(
-      jit(multilabel.focal)(x, y, gamma, alpha) if alpha else multilabel.focal(x, y, gamma),
+      jit(tags.focal)(x, y, gamma, alpha) if alpha else tags.focal(x, y, gamma),
       expected,
       rtol=2e-4,
       atol=1e-7,
     )
-  np.testing.assert_array_equal(multilabel.focal(x, y, 0.0), multilabel.binary_cross_entropy(x, y))
+  np.testing.assert_array_equal(tags.focal(x, y, 0.0), tags.binary_cross_entropy(x, y))
 
 
 def test_focal_loss_by_hand():
@@ -122,20 +120,20 @@ def test_focal_loss_by_hand():
   x = jnp.array([[math.log(9)], [0.0]])
   y = jnp.ones((2, 1), jnp.int32)
   np.testing.assert_allclose(
-    multilabel.binary_cross_entropy(x, y) / multilabel.focal(x, y, 2.0), [100, 4], rtol=1e-4
+    tags.binary_cross_entropy(x, y) / tags.focal(x, y, 2.0), [100, 4], rtol=1e-4
   )
   np.testing.assert_allclose(
-    multilabel.focal(-x, 1 - y, 2.0, 0.25), 0.75 * multilabel.focal(x, y, 2.0), rtol=1e-6
+    tags.focal(-x, 1 - y, 2.0, 0.25), 0.75 * tags.focal(x, y, 2.0), rtol=1e-6
   )
 
 
 @pytest.mark.parametrize(
   'loss',
   [
-    multilabel.binary_cross_entropy,
-    lambda x, y: multilabel.focal(x, y, 2.0, 0.25),
-    lambda x, y: multilabel.focal(x, y, 0.5),
-    lambda x, y: multilabel.binary_cross_entropy(x, y, jnp.full(x.shape[1], 100.0)),
+    tags.binary_cross_entropy,
+    lambda x, y: tags.focal(x, y, 2.0, 0.25),
+    lambda x, y: tags.focal(x, y, 0.5),
+    lambda x, y: tags.binary_cross_entropy(x, y, jnp.full(x.shape[1], 100.0)),
   ],
   ids=['bce', 'focal', 'small gamma', 'weights'],
 )
@@ -151,19 +149,19 @@ def test_unknown_targets_have_no_part():
   x, y = draw(2)
   known = y >= 0
   other = np.where(known, x, 50.0).astype(np.float32)
-  for loss in (multilabel.binary_cross_entropy, lambda x, y: multilabel.focal(x, y, 2.0, 0.25)):
+  for loss in (tags.binary_cross_entropy, lambda x, y: tags.focal(x, y, 2.0, 0.25)):
     np.testing.assert_array_equal(loss(x, y), loss(other, y))
     assert not np.asarray(jax.grad(lambda x: loss(x, y).sum())(x))[~known].any()
 
 
 def test_positive_weights():
   y = np.array([[1, 0, 1, -1, 1], [0, 0, 1, -1, -1], [0, 0, 1, -1, 0], [0, 0, 1, 1, 0]])
-  np.testing.assert_allclose(multilabel.positive_weights(y, 10.0), [3, 1, 0.1, 0.1, 2])
-  np.testing.assert_allclose(multilabel.positive_weights(y, 2.0), [2, 1, 0.5, 0.5, 2])
+  np.testing.assert_allclose(tags.positive_weights(y, 10.0), [3, 1, 0.1, 0.1, 2])
+  np.testing.assert_allclose(tags.positive_weights(y, 2.0), [2, 1, 0.5, 0.5, 2])
   y = np.repeat([1, 0], [3, 60])[:, None]  # so weighted, both answers weigh the same
-  grad = jax.grad(
-    lambda x: multilabel.binary_cross_entropy(x, y, multilabel.positive_weights(y, 100.0)).sum()
-  )(jnp.zeros((63, 1)))
+  grad = jax.grad(lambda x: tags.binary_cross_entropy(x, y, tags.positive_weights(y, 100.0)).sum())(
+    jnp.zeros((63, 1))
+  )
   assert abs(grad.sum()) < 1e-5
 
 
@@ -185,7 +183,7 @@ def test_max_constraint_and_its_loss_against_loops(t):
   y, _ = consistent_targets(t, rng, 9, 0.2)
   x = rng.normal(0, 3, y.shape).astype(np.float32)
   x[:3] = np.round(x[:3])  # ties
-  got = jit(lambda x: multilabel.max_constraint(x, edges))(x)
+  got = jit(lambda x: tags.max_constraint(x, edges))(x)
   np.testing.assert_array_equal(
     got, [[max(row[b] for b in under[a]) for a in range(len(under))] for row in x]
   )
@@ -198,9 +196,7 @@ def test_max_constraint_and_its_loss_against_loops(t):
       elif truth[a] == 0:
         terms.append(-math.log(1 - max(h[b] for b in members)))
     expected.append(sum(terms) / len(terms) if terms else 0)
-  got = jit(
-    lambda x, y: multilabel.binary_cross_entropy(multilabel.max_constraint(x, edges, y), y)
-  )(x, y)
+  got = jit(lambda x, y: tags.binary_cross_entropy(tags.max_constraint(x, edges, y), y))(x, y)
   np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -209,10 +205,10 @@ def test_constrained_probabilities_never_rise_below(t):
   rng = np.random.default_rng(0)
   edges = upper, lower = t.edges
   x = rng.normal(0, 30, (200, len(places(t)))).astype(np.float32)
-  p = np.asarray(jit(lambda x: multilabel.max_constraint(jax.nn.sigmoid(x), edges))(x))
+  p = np.asarray(jit(lambda x: tags.max_constraint(jax.nn.sigmoid(x), edges))(x))
   assert (p[:, upper] >= p[:, lower]).all()
   np.testing.assert_array_equal(
-    jit(lambda p: multilabel.max_constraint(p, edges))(p), p
+    jit(lambda p: tags.max_constraint(p, edges))(p), p
   )  # nothing is left to do
 
 
@@ -220,7 +216,7 @@ def test_gradient_of_the_constraint_goes_to_the_class_that_gave_the_score():
   t = ANIMALS  # kind: bird mammal; animal: cat dog owl; breed: poodle husky siamese owl
   edges = t.edges
   x = jnp.array([[0.0, 1.0, 0.0, 2.0, 0.0, 5.0, 3.0, 0.0, -1.0]])
-  by = jit(jax.jacrev(lambda x, y: multilabel.max_constraint(x, edges, y)[0]))
+  by = jit(jax.jacrev(lambda x, y: tags.max_constraint(x, edges, y)[0]))
   of = lambda a, y: np.flatnonzero(by(x, y)[a, 0]).tolist()
   none = jnp.zeros((1, 9), jnp.int32)  # where no class holds, the loss sees the plain constraint
   assert (of(1, none), of(3, none), of(2, none), of(0, none)) == (
@@ -239,9 +235,9 @@ def test_the_constraint_s_loss_has_finite_gradients():
   edges, rng = ANIMALS.edges, np.random.default_rng(0)
   y, _ = consistent_targets(ANIMALS, rng, 64, 0.3)
   x = rng.choice(WILD, y.shape)
-  for loss in (multilabel.binary_cross_entropy, lambda x, y: multilabel.focal(x, y, 2.0, 0.25)):
+  for loss in (tags.binary_cross_entropy, lambda x, y: tags.focal(x, y, 2.0, 0.25)):
     value, grad = jit(
-      jax.value_and_grad(lambda x: loss(multilabel.max_constraint(x, edges, y), y).sum())
+      jax.value_and_grad(lambda x: loss(tags.max_constraint(x, edges, y), y).sum())
     )(x)
     assert np.isfinite(value) and np.isfinite(grad).all()
 
@@ -250,7 +246,7 @@ def test_a_score_that_is_no_number_stays_none():
   edges = ANIMALS.edges
   x = np.zeros((2, 9), np.float32)
   x[0, 6] = np.nan  # a husky
-  got = np.isnan(multilabel.max_constraint(x, edges))
+  got = np.isnan(tags.max_constraint(x, edges))
   assert np.flatnonzero(got[0]).tolist() == [1, 3, 6] and not got[1].any()
 
 

@@ -11,8 +11,8 @@ from parity import seeded
 
 from configs import hcal
 from hierjax.core import config
-from hierjax.losses import balancing
-from hierjax.losses import exclusive as losses
+from hierjax.losses import balancing, build
+from hierjax.losses.terms import Teacher
 from hierjax.models import heads
 from hierjax.taxonomy import Taxonomy
 from hierjax.train import loop as train
@@ -43,15 +43,10 @@ def evaluate(name, options=None, **changes):
     temperature=c.model.head.temperature,
     dot_product=c.model.head.dot_product,
   )
-  of_level, terms, aggregate = losses.build(c, t, levels)
   task = types.SimpleNamespace(
     levels=levels,
     names=levels,
-    columns=range(len(levels)),
-    losses=of_level,
-    terms=terms,
-    binary=None,
-    aggregate=aggregate,
+    losses=build.build(c, t, levels, labels),
     weights=dict.fromkeys(levels, 1.0),
     example_weights=None,
   )
@@ -71,7 +66,7 @@ def evaluate(name, options=None, **changes):
       False,
     )
     x = heads.normalized(features) if c.model.normalize else features
-    shares, _ = train.objective(head, x, labels, task, task, ({}, {}))
+    shares, _ = train.objective(head, x, labels, task, task, Teacher({}, {}))
     each = jnp.stack([shares[level] for level in levels])
     weights, _, _ = balancing.awa(c.balance.gamma).update(each, {})
     return (weights * each).sum(), {'losses': each, 'weights': weights}

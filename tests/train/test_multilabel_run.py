@@ -17,7 +17,7 @@ from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import lint, pipeline, sources
 from hierjax.evaluate import collect as evaluate
-from hierjax.losses import multi
+from hierjax.losses import build, multi
 from hierjax.taxonomy import Taxonomy, with_tags
 from hierjax.train import loop as train
 
@@ -302,23 +302,19 @@ def test_loss_of_unknown_labels_and_weights():
   t = with_tags(Taxonomy.from_rows(['tag'], [[n] for n in TAGS]), 'tag')
   c = config.default()
   labels = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 1], [0, 1, 0]], np.int8)
-  rows = np.array([[-1, 1, -1, 0], [-1, -1, -1, -1]], np.int32)
+  rows = np.array([[1, -1, 0], [-1, -1, -1]], np.int32)
   x = np.array([[0.3, 5.0, -0.2], [1.0, 1.0, 1.0]], np.float32)
   right = -np.log([1 / (1 + np.exp(-0.3)), 1 / (1 + np.exp(-0.2))])
-  value, _, n = multi.build(c, t, labels)({'tag': x}, rows)['tag']
+  loss = lambda: build.build(c, t, ('tag',), labels).blocks[0]({'tag': x}, {}, rows, 1.0)['tag']
+  value, n, _, _ = loss()
   np.testing.assert_allclose(value, [right.mean(), 0], rtol=1e-5)
   assert n.tolist() == [2, 0]
   c.loss.pos_weight = 10.0
-  value, _, _ = multi.build(c, t, labels)({'tag': x}, rows)['tag']
+  value = loss().values
   np.testing.assert_allclose(
     value[0], (3 * right[0] + right[1]) / 2, rtol=1e-5
   )  # amber: 3 negatives, 1 positive
   out = evaluate.Outputs(
-    {'tag': 1 / (1 + np.exp(-x.astype(np.float64)))},
-    None,
-    rows[:, :1],
-    np.arange(2),
-    [],
-    rows[:, 1:],
+    {'tag': 1 / (1 + np.exp(-x.astype(np.float64)))}, None, rows[:, :0], np.arange(2), [], rows
   )
   assert evaluate.loss(out, t, {'tag': 1.0}) == pytest.approx(right.mean(), rel=1e-5)

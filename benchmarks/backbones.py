@@ -4,8 +4,8 @@ usage: backbones.py OUT.jsonl [--peer PYTHON TORCH_STEP] [--names 'swin_*'] [--b
                     [--steps 3] [--rounds 2] [--differences]
 
 One line a backbone is added to OUT.jsonl as soon as it is measured. What the file has already is
-not measured again, so that the speeds can be taken when the machine is idle and the differences later.
-The table of all is printed at the end.
+not measured again, so that the speeds can be taken when the machine is idle and the differences
+later. The table of all is printed at the end.
 
 PYTHON has torch, TORCH_STEP is a script that times the peer as train_step.py times hierjax. The two
 take turns for --rounds, and the better median of each counts; 0 rounds measure no speed.

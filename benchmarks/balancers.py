@@ -4,8 +4,8 @@ usage: balancers.py [NAME[@features] ...] [--backbone resnet50] [--size 112] [--
                     [--rounds 7] [--config.OPTION=VALUE ...]
 
 NAMEs are those of --config.balance.name. The drawn data with three heads; the complete compiled
-step with its optimiser. Each round times one step of every variant, so that a busy moment hits all of
-them; the table has the median of the ratios within a round, and the seconds.
+step with its optimiser. Each round times one step of every variant, so that a busy moment hits all
+of them; the table has the median of the ratios within a round, and the seconds.
 """
 
 import argparse

@@ -1,12 +1,12 @@
 """Images per second of the training input pipeline on a folder of images; prints one JSON line.
 
 python benchmarks/input_pipeline.py FOLDER [--size 224] [--threads 1] [--workers 0] [--seconds 5]
-python benchmarks/input_pipeline.py FOLDER --profile     microseconds an image of each part, one thread
+python benchmarks/input_pipeline.py FOLDER --profile     microseconds of each part, one thread
 
 The pipeline reads, decodes, crops, flips, rotates, scales and changes colours. Batches of 32 uint8
-images come out; their normalisation is part of the model's step. `../shared/bench/torch_pipeline.py`
-is the peer; its `--workers 1` is one process that reads (here: --workers 1, or --threads 1), its
-`--workers 0` reads in between (here: --threads 0).
+images come out; their normalisation is part of the model's step. The peer is
+`../shared/bench/torch_pipeline.py`; its `--workers 1` is one process that reads (here: --workers 1,
+or --threads 1), its `--workers 0` reads in between (here: --threads 0).
 """
 
 import argparse

@@ -1,6 +1,8 @@
 """What one training step costs a device, and what it sends, for 1 to 256 simulated devices.
 
-usage: scaling.py [BACKBONE] [SIZE] [--batch 2] [--micro 1] [--formulation plain] [--devices 1 2 4 ...]
+usage: scaling.py [BACKBONE] [SIZE] [--batch 2] [--micro 1] [--formulation plain]
+                  [--devices 1 2 4 ...]
+
 All numbers are read from the compiled program; nothing is run. The batch is per device (weak
 scaling), the step is that of training with three heads on the drawn set. Expected between devices:
 

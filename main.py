@@ -201,7 +201,7 @@ def run() -> None:
   from hierjax.core import config, parallel
   from hierjax.data import lint
   from hierjax.experiments import migrate
-  from hierjax.report import report
+  from hierjax.report import page
   from hierjax.train import loop as train
 
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(
@@ -235,7 +235,7 @@ def run() -> None:
       FLAGS.split, progress=progress if parallel.first() else None
     )
     if parallel.first():
-      print(f'report: {report.write(FLAGS.workdir)}', file=sys.stderr)
+      print(f'report: {page.write(FLAGS.workdir)}', file=sys.stderr)
       print(json.dumps(result))
   elif FLAGS.mode == 'report':
     c = run_config(FLAGS.workdir)
@@ -243,7 +243,7 @@ def run() -> None:
       predict.complete(FLAGS.workdir, c, progress)
     except config.UserError as e:
       print(f'the report shows what is there: {e}', file=sys.stderr)
-    print(report.write(FLAGS.workdir))
+    print(page.write(FLAGS.workdir))
   elif FLAGS.mode == 'predict':
     if not FLAGS.images:
       raise config.UserError(

@@ -19,7 +19,7 @@ from hierjax.core.errors import UserError
 from hierjax.data import pipeline, sources, transforms
 from hierjax.decide import novelty
 from hierjax.evaluate import collect as evaluate
-from hierjax.evaluate import explain
+from hierjax.evaluate import example_images, explain
 from hierjax.losses import multi
 from hierjax.models import counts, heads
 from hierjax.models import registry as models
@@ -402,8 +402,8 @@ def complete(
   split, own = run.splits[0] if run.splits else c.data.val, run.exclusive
   if not own and run.splits:  # there are no single images to show
     return
-  evaluated = own and own.predicted is not None and explain.heads(own.predicted)
-  if evaluated and explain.current(workdir, split):
+  evaluated = own and own.predicted is not None and example_images.head_columns(own.predicted)
+  if evaluated and example_images.is_current(workdir, split):
     return
   model = load(workdir, c)
   examples = model.split(split)

@@ -28,7 +28,8 @@ from hierjax.core import files, parallel
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import sources
 from hierjax.models import heads
-from hierjax.report import report, runs
+from hierjax.report import runs
+from hierjax.report.sections import migration
 from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table
 from hierjax.train import checkpoint
 from hierjax.train import loop as train
@@ -392,4 +393,4 @@ def migrate(
     'classes': classes,
   }
   files.write(workdir / 'migration.json', json.dumps(known, indent=2) + '\n')
-  return '\n'.join([told(changes), *report.migrated(runs.read(begun, baseline=False), known)])
+  return '\n'.join([told(changes), *migration.summary(runs.read(begun, baseline=False), known)])

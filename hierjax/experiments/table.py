@@ -9,7 +9,6 @@ import contextlib
 import copy
 import csv
 import dataclasses
-import datetime
 import fnmatch
 import gc
 import inspect
@@ -31,10 +30,10 @@ from hierjax import model as predict
 from hierjax.core import config as config_lib
 from hierjax.core import files
 from hierjax.core.errors import UserError
-from hierjax.core.metrics import DECISIONS, METRICS, lookup
+from hierjax.core.metrics import DECISIONS, METRICS, lookup, signed
 from hierjax.evaluate import bootstrap, metrics
-from hierjax.report import runs
-from hierjax.report.page import count, listed, render, signed
+from hierjax.report import page, runs
+from hierjax.report.text import count, listed
 from hierjax.train import loop as train
 
 COUNTS = {
@@ -759,30 +758,19 @@ class View:
           links.setdefault(r.row.name, []).append(
             (seed, urllib.parse.quote(f'{r.row.name}/seed{seed}/report.html'))
           )
-    sections = [
-      ('figures', 'Figures', render('figures', grid=self.main(), links=links, notes=self.notes()))
-    ]
-    if against := self.against():
-      sections.append(
-        ('against', 'Against the baseline', render('against', grid=against, trends=self.trends()))
-      )
-    if bars := self.bars():
-      sections.append(('bars', 'Side by side', bars))
-    sections.append(
-      (
-        'made',
-        'How it was made',
-        render(
-          'made', command=shlex.join(sys.argv), links=links, rows=[r.row for r in self.records]
-        ),
-      )
-    )
-    headline = render('told', sentences=self.sentences(), departures=self.departures())
-    date = datetime.datetime.now().strftime('%Y-%m-%d %H:%M')
-    return str(
-      render(
-        'page', name=self.table.title, headline=headline, sections=sections, kind='table', date=date
-      )
+    against = self.against()
+    return page.table(
+      self.table.title,
+      sentences=self.sentences(),
+      departures=self.departures(),
+      grid=self.main(),
+      links=links,
+      notes=self.notes(),
+      against=against,
+      trends=self.trends() if against else '',
+      bars=self.bars(),
+      command=shlex.join(sys.argv),
+      rows=[r.row for r in self.records],
     )
 
   def bars(self):
@@ -808,16 +796,10 @@ class View:
           )
       if bars:
         rows.append((r.row, bars))
-    return (
-      render(
-        'bars',
-        rows=rows,
-        names=[c.title for c in shown],
-        published=any(b['beside'] for _, bars in rows for b in bars),
-      )
-      if rows
-      else None
-    )
+    if not rows:
+      return None
+    has_published = any(b['beside'] for _, bars in rows for b in bars)
+    return {'rows': rows, 'names': [c.title for c in shown], 'has_published': has_published}
 
 
 def write(runner: Runner) -> pathlib.Path:

@@ -1,156 +1,224 @@
-"""The report's drawings: inline SVG in the page's CSS variables, so that it is light or dark with the page, and pictures as data addresses."""
+"""Charts of the report as inline SVG in the page's CSS variables, and pictures as data addresses.
+
+Through the variables a chart is light or dark with the page. Charts hold no text of users.
+"""
 
 import base64
+import contextlib
 import dataclasses
 import io
 import itertools
 import math
 import re
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 from markupsafe import Markup
 
-from hierjax.report.runs import finite
+from hierjax.core.metrics import is_finite
 
-POINTS = 300  # points a curve is drawn with; more lines than that are averaged in bins
-WINDOWS = 30  # a smoothed curve is the running mean over this part of its points
+# Points that a curve is drawn with; longer ones are averaged in bins.
+POINTS = 300
+# A smoothed curve is the running mean over this part of its points.
+WINDOWS = 30
+# Images that a bin of a reliability diagram needs for a dot.
+MIN_IMAGES = 5
+# Shades of a confusion matrix.
+SHADES = 8
+# Cells of a strip that can be told apart.
+STRIP_CELLS = 40
+# Colours of the style sheet, and the dashes of the first so many curves, of the next ones, ...
+COLOURS = 6
+DASHES = ('-', (0, (4, 1.6)), (0, (1, 1.4)))
+# Colours that stand for the page's CSS variables until `_inline` puts those in.
+INK, GRID = '#010203', '#010204'
+TINTS = [f'#0102{k + 16:02x}' for k in range(COLOURS)]
+DOTTED = {'color': INK, 'lw': 0.9, 'ls': (0, (1.5, 2.5)), 'alpha': 0.7}
 
 
 @dataclasses.dataclass(frozen=True)
-class Series:
+class Curve:
+  """A curve of a line chart.
+
+  Attributes:
+    x: float [n].
+    y: float [n].
+    colour: number of its colour, from 0.
+    has_dots: whether its points are marked, as those of validation are.
+    alpha: opacity.
+  """
+
   x: np.ndarray
   y: np.ndarray
-  colour: int  # 0.., the palette of the style sheet
-  dots: bool  # validation: a strong line with its points marked; training: thin
-  alpha: float
+  colour: int
+  has_dots: bool = False
+  alpha: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
+  """A line chart.
+
+  Attributes:
+    title: for screen readers.
+    axis: label of the x axis.
+    curves: at least one.
+    span: limits of the x axis.
+    marks: where vertical lines stand.
+    percent: whether y is a share.
+    label: of the y axis.
+    extent: limits of the y axis; None to choose them.
+  """
+
   title: str
   axis: str
-  series: tuple[Series, ...]
-  marks: tuple[float, ...]
-  span: tuple[float, float]  # of the x axis, the same for every chart of a run
+  curves: tuple[Curve, ...]
+  span: tuple[float, float]
+  marks: tuple[float, ...] = ()
   percent: bool = False
-  label: str = ''  # of the y axis
-  extent: tuple[float, float] | None = None  # of the y axis
+  label: str = ''
+  extent: tuple[float, float] | None = None
 
 
-def series(
-  lines: list[dict],
+def logged_curve(
+  lines: Sequence[dict],
   axis: str,
   key: str,
   colour: int,
-  dots: bool,
+  has_dots: bool = False,
   alpha: float | None = None,
   smooth: bool = False,
-) -> Series:
-  """One curve; what is not finite is left out and long curves are averaged in bins, so that a report stays small."""
-  points = np.array(
-    [(line[axis], line[key]) for line in lines if finite(line.get(key)) and finite(line.get(axis))],
-    float,
-  ).reshape(-1, 2)
-  if smooth and (window := len(points) // WINDOWS) > 1:
-    kernel = np.ones(window)
-    points[:, 1] = np.convolve(points[:, 1], kernel, 'same') / np.convolve(
-      np.ones(len(points)), kernel, 'same'
-    )
+) -> Curve:
+  """Make a curve of a logged value; long ones are averaged in bins so that a report stays small.
+
+  Args:
+    lines: of metrics.jsonl; those without a finite value are left out.
+    axis: key of x.
+    key: key of y.
+    colour: number of its colour.
+    has_dots: whether its points are marked.
+    alpha: opacity; by default thin lines without dots are lighter.
+    smooth: whether to draw the running mean.
+
+  Returns:
+    The curve; it may have no points.
+  """
+  pairs = [(line.get(axis), line.get(key)) for line in lines]
+  pairs = [pair for pair in pairs if all(map(is_finite, pair))]
+  points = np.array(pairs, float).reshape(-1, 2)
+  window = len(points) // WINDOWS
+  if smooth and window > 1:
+    kernel, ones = np.ones(window), np.ones(len(points))
+    sums = np.convolve(points[:, 1], kernel, 'same')
+    points[:, 1] = sums / np.convolve(ones, kernel, 'same')
   if len(points) > POINTS:
     points = np.array([part.mean(0) for part in np.array_split(points, POINTS)])
-  return Series(points[:, 0], points[:, 1], colour, dots, alpha or (1.0 if dots else 0.55))
+  if alpha is None:
+    alpha = 1.0 if has_dots else 0.55
+  return Curve(points[:, 0], points[:, 1], colour, has_dots, alpha)
 
 
-COLOURS = 6  # as many as the style sheet has
-DASHES = ('-', (0, (4, 1.6)), (0, (1, 1.4)))  # of the first so many curves, of the next ones ...
-INK, GRID, TINTS = (
-  '#010203',
-  '#010204',
-  [f'#0102{k + 16:02x}' for k in range(COLOURS)],
-)  # placeholders, each replaced by a CSS variable
+@contextlib.contextmanager
+def _figure(title: str, size: tuple[float, float]) -> Iterator[tuple]:
+  """Yield (figure, list to which its SVG is added at the end)."""
+  import matplotlib
+  from matplotlib.figure import Figure
+
+  style = {
+    'svg.fonttype': 'none',
+    'svg.hashsalt': title,
+    'font.family': 'DejaVu Sans',
+    'font.size': 9,
+    'axes.linewidth': 0.8,
+    'axes.edgecolor': GRID,
+  }
+  style |= dict.fromkeys(('text.color', 'axes.labelcolor', 'xtick.color', 'ytick.color'), INK)
+  metadata = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
+  with matplotlib.rc_context(style):
+    figure, out, svg = Figure(figsize=size), io.StringIO(), []
+    yield figure, svg
+    figure.savefig(out, format='svg', transparent=True, metadata=metadata)
+  svg.append(_inline(out.getvalue(), re.sub('[^a-z0-9]+', '-', title.lower()), title))
 
 
-def _style(title: str):
-  import matplotlib  # here and not above: reading a run or importing hierjax must not wait for it
-
-  return matplotlib.rc_context(
-    {
-      'svg.fonttype': 'none',
-      'svg.hashsalt': title,
-      'font.family': 'DejaVu Sans',
-      'font.size': 9,
-      'text.color': INK,
-      'axes.labelcolor': INK,
-      'xtick.color': INK,
-      'ytick.color': INK,
-      'axes.edgecolor': GRID,
-      'axes.linewidth': 0.8,
-    }
-  )
+def _inline(svg: str, prefix: str, label: str) -> Markup:
+  """Make Matplotlib's SVG fit for a page: no prologue, unique ids, CSS colours, a label."""
+  svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.S)
+  svg = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{prefix}-', svg)
+  svg = svg.replace(INK, 'var(--ink)').replace(GRID, 'var(--grid)')
+  for k, tint in enumerate(TINTS):
+    svg = svg.replace(tint, f'var(--c{k})')
+  opening = rf'<svg viewBox="\1" role="img" aria-label="{label}">'
+  svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', opening, svg, count=1)
+  return Markup(svg.replace('xlink:href', 'href').strip())
 
 
-def _svg(figure, title: str) -> Markup:
-  out = io.StringIO()
-  figure.savefig(
-    out,
-    format='svg',
-    transparent=True,
-    metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None},
-  )
-  return inline(out.getvalue(), re.sub('[^a-z0-9]+', '-', title.lower()), title)
+def _style(axes, pad: float, grid: str = 'both') -> None:
+  """Draw a grid instead of ticks and spines."""
+  axes.grid(axis=grid, color=GRID, lw=0.8)
+  axes.set_axisbelow(True)
+  axes.tick_params(length=0, pad=pad)
+  for side in ('top', 'right', 'left'):
+    axes.spines[side].set_visible(False)
+
+
+def _percent(*axes, digits: str = '.0f') -> None:
+  """Print percentages along x or y axes."""
+  from matplotlib.ticker import FuncFormatter
+
+  for axis in axes:
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f'{100 * v:{digits}}%'))
 
 
 def draw(chart: Chart) -> Markup:
-  """A line chart. It holds no text of a user's."""
-  from matplotlib.figure import Figure
+  """Draw a line chart."""
   from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-  with _style(chart.title):
-    figure = Figure(figsize=(4.6, 2.7))
+  with _figure(chart.title, (4.6, 2.7)) as (figure, svg):
     left = 0.155 if chart.label else 0.12
     axes = figure.add_axes((left, 0.165, 0.975 - left, 0.785))
-    for one in chart.series:
-      tint = TINTS[one.colour % COLOURS]
-      marker = 'o' if one.dots or len(one.x) == 1 else None
+    for curve in chart.curves:
       axes.plot(
-        one.x,
-        one.y,
-        color=tint,
-        alpha=one.alpha,
-        lw=1.9 if one.dots or one.alpha == 1 else 1.1,
-        marker=marker,
+        curve.x,
+        curve.y,
+        color=TINTS[curve.colour % COLOURS],
+        alpha=curve.alpha,
+        lw=1.9 if curve.has_dots or curve.alpha == 1 else 1.1,
+        marker='o' if curve.has_dots or len(curve.x) == 1 else None,
         ms=3.2,
-        ls=DASHES[min(one.colour // COLOURS, len(DASHES) - 1)],
-        markevery=max(1, len(one.x) // 25),
+        ls=DASHES[min(curve.colour // COLOURS, len(DASHES) - 1)],
+        markevery=max(1, len(curve.x) // 25),
         solid_capstyle='round',
       )
     for mark in chart.marks:
-      axes.axvline(mark, color=INK, lw=0.9, ls=(0, (1.5, 2.5)), alpha=0.7)
-    every = np.concatenate([one.y for one in chart.series])
+      axes.axvline(mark, **DOTTED)
+    axes.set_ylim(*(chart.extent or _limits(chart)))
     if chart.percent:
-      axes.set_ylim(0, 1 if every.max() > 0.5 else max(every.max() * 1.15, 0.02))
-      axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{100 * y:.3g}%'))
+      _percent(axes.yaxis, digits='.3g')
     else:
-      # A first loss or gradient norm far above the rest would press the curve flat: the axis ends above 99 in 100 of the points.
-      top = max(np.quantile(every, 0.99) * 1.08, every[len(every) // 2 :].max() * 1.08)
-      axes.set_ylim(min(0, every.min() * 1.08), top or 1)
       axes.yaxis.set_major_formatter(FuncFormatter(_tick))
-    if chart.extent:
-      axes.set_ylim(*chart.extent)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    margin = 0.02 * (chart.span[1] - chart.span[0])
-    axes.set_xlim(chart.span[0] - margin, chart.span[1] + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=chart.span[1] - chart.span[0] > 3))
+    low, high = chart.span
+    margin = 0.02 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=high - low > 3))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.6g}'))
     axes.set_xlabel(chart.axis, labelpad=2)
     axes.set_ylabel(chart.label, labelpad=2)
-    axes.grid(axis='y', color=GRID, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, pad=4)
-    for side in ('top', 'right', 'left'):
-      axes.spines[side].set_visible(False)
-    return _svg(figure, chart.title)
+    _style(axes, 4, grid='y')
+  return svg[0]
+
+
+def _limits(chart: Chart) -> tuple[float, float]:
+  """Limits of the y axis."""
+  values = np.concatenate([curve.y for curve in chart.curves])
+  if chart.percent:
+    return 0, 1 if values.max() > 0.5 else max(values.max() * 1.15, 0.02)
+  # A first loss or gradient norm far above the others would press the curve flat: the axis ends
+  # above 99% of the points.
+  top = 1.08 * max(np.quantile(values, 0.99), values[len(values) // 2 :].max())
+  return min(0, values.min() * 1.08), top or 1
 
 
 def _tick(value: float, _) -> str:
@@ -161,65 +229,36 @@ def _tick(value: float, _) -> str:
   return f'{float(mantissa):g}e{int(exponent)}'
 
 
-def inline(svg: str, prefix: str, label: str) -> Markup:
-  """Matplotlib's SVG made fit to stand in the page: no prologue, ids of its own, the page's colours, a label for screen readers."""
-  svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.S)
-  svg = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{prefix}-', svg)
-  svg = svg.replace(INK, 'var(--ink)').replace(GRID, 'var(--grid)')
-  for k, tint in enumerate(TINTS):
-    svg = svg.replace(tint, f'var(--c{k})')
-  svg = re.sub(
-    r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
-    rf'<svg viewBox="\1" role="img" aria-label="{label}">',
-    svg,
-    count=1,
-  )
-  return Markup(svg.replace('xlink:href', 'href').strip())
+def reliability(title: str, curves: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]]):
+  """Draw a reliability diagram, and below it how many images each bin holds.
 
+  The height of a dot is the accuracy of a bin, its area the bin's share of the images.
 
-FEWEST = 5  # images in a bin whose accuracy is drawn
+  Args:
+    title: for screen readers.
+    curves: number of the colour, and for each bin the number of images, the sum of their
+      confidence and the number of right ones, as `metrics.reliability` gives them.
 
-
-def reliability(title: str, curves: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]) -> Markup:
-  """A reliability diagram: accuracy over confidence per bin, the area of a dot its share of the images, and below how many images each bin holds.
-
-  curves: (colour, number, sum of confidence, sum of right) per bin, as metrics.reliability gives them.
+  Returns:
+    The SVG.
   """
-  from matplotlib.figure import Figure
-  from matplotlib.ticker import FuncFormatter
-
-  with _style(title):
-    figure = Figure(figsize=(3.3, 3.7))
-    axes, below = (
-      figure.add_axes((0.185, 0.31, 0.745, 0.665)),
-      figure.add_axes((0.185, 0.125, 0.745, 0.145)),
-    )
-    axes.plot([0, 1], [0, 1], color=INK, lw=0.9, ls=(0, (1.5, 2.5)), alpha=0.7)
+  with _figure(title, (3.3, 3.7)) as (figure, svg):
+    axes = figure.add_axes((0.185, 0.31, 0.745, 0.665))
+    below = figure.add_axes((0.185, 0.125, 0.745, 0.145))
+    axes.plot([0, 1], [0, 1], **DOTTED)
     for place, (colour, n, confidence, right) in enumerate(curves):
-      full = n >= FEWEST
+      tint, full = TINTS[colour], n >= MIN_IMAGES
       x, y, share = confidence[full] / n[full], right[full] / n[full], n[full] / n.sum()
-      axes.plot(x, y, color=TINTS[colour], lw=1.2, alpha=0.8)
-      axes.scatter(
-        x, y, s=6 + 260 * share, color=TINTS[colour], alpha=0.75, lw=0, clip_on=False, zorder=3
-      )
-      left, width = np.arange(len(n)) / len(n), 0.8 / len(n) / len(curves)
-      below.bar(
-        left + 0.1 / len(n) + (place + 0.5) * width,
-        n / n.sum(),
-        width,
-        color=TINTS[colour],
-        alpha=0.85,
-        lw=0,
-      )
-    for one in (axes, below):
-      one.set_xlim(-0.01, 1.01)
-      one.grid(color=GRID, lw=0.8)
-      one.set_axisbelow(True)
-      one.tick_params(length=0, pad=3)
-      for side in ('top', 'right', 'left'):
-        one.spines[side].set_visible(False)
-      for axis in (one.xaxis, one.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda v, _: f'{100 * v:.0f}%'))
+      axes.plot(x, y, color=tint, lw=1.2, alpha=0.8)
+      size = 6 + 260 * share
+      axes.scatter(x, y, s=size, color=tint, alpha=0.75, lw=0, clip_on=False, zorder=3)
+      width = 0.8 / len(n) / len(curves)
+      left = np.arange(len(n)) / len(n) + 0.1 / len(n) + (place + 0.5) * width
+      below.bar(left, n / n.sum(), width, color=tint, alpha=0.85, lw=0)
+    for part in (axes, below):
+      part.set_xlim(-0.01, 1.01)
+      _style(part, 3)
+      _percent(part.xaxis, part.yaxis)
     axes.set_ylim(-0.01, 1.01)
     axes.set_xticks(np.linspace(0, 1, 6), [])
     axes.set_ylabel('accuracy', labelpad=1)
@@ -227,116 +266,120 @@ def reliability(title: str, curves: list[tuple[int, np.ndarray, np.ndarray, np.n
     below.tick_params(axis='x', pad=6)
     below.set_ylabel('images', labelpad=1)
     below.set_xlabel('probability shown', labelpad=2)
-    return _svg(figure, title)
+  return svg[0]
 
 
-def against(title: str, groups: list[tuple[int, np.ndarray]]) -> Markup:
-  """Shares before and now as points [n, 2] over the diagonal of no change, by groups of a colour; equal points are drawn as a larger one."""
-  from matplotlib.figure import Figure
-  from matplotlib.ticker import FuncFormatter
+def before_and_now(title: str, groups: Sequence[tuple[int, np.ndarray]]) -> Markup:
+  """Draw shares now over shares before; several equal points are one larger dot.
 
-  with _style(title):
-    figure = Figure(figsize=(3.3, 3.3))
+  Args:
+    title: for screen readers.
+    groups: number of the colour and float [n, 2].
+
+  Returns:
+    The SVG.
+  """
+  with _figure(title, (3.3, 3.3)) as (figure, svg):
     axes = figure.add_axes((0.185, 0.145, 0.745, 0.815))
-    axes.plot([0, 1], [0, 1], color=INK, lw=0.9, ls=(0, (1.5, 2.5)), alpha=0.7)
+    axes.plot([0, 1], [0, 1], **DOTTED)
     for colour, xy in groups:
-      at, n = np.unique(xy.round(3), axis=0, return_counts=True)
-      axes.scatter(*at.T, s=14 * n, color=TINTS[colour], alpha=0.7, lw=0, clip_on=False, zorder=3)
+      places, n = np.unique(xy.round(3), axis=0, return_counts=True)
+      tint = TINTS[colour]
+      axes.scatter(*places.T, s=14 * n, color=tint, alpha=0.7, lw=0, clip_on=False, zorder=3)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel('before', labelpad=2)
     axes.set_ylabel('now', labelpad=1)
-    axes.grid(color=GRID, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, pad=3)
-    for side in ('top', 'right', 'left'):
-      axes.spines[side].set_visible(False)
-    for axis in (axes.xaxis, axes.yaxis):
-      axis.set_major_formatter(FuncFormatter(lambda v, _: f'{100 * v:.0f}%'))
-    return _svg(figure, title)
-
-
-STEPS = 8  # shades of the confusion matrix
+    _style(axes, 3)
+    _percent(axes.xaxis, axes.yaxis)
+  return svg[0]
 
 
 def shade(share: float) -> int:
-  """Which of the STEPS shades, 1 the faintest: by the square root, so that what is rare can still be seen."""
-  return min(STEPS, max(1, math.ceil(STEPS * math.sqrt(share))))
+  """Return one of the shades 1 to SHADES, by the square root so that rare mistakes are visible."""
+  return min(SHADES, max(1, math.ceil(SHADES * math.sqrt(share))))
 
 
 def cells(
-  true: np.ndarray, pred: np.ndarray, count: np.ndarray, of: np.ndarray
+  true: np.ndarray, pred: np.ndarray, counts: np.ndarray, totals: np.ndarray
 ) -> list[tuple[str, str]]:
-  """Unit squares of a confusion matrix as (class of the style sheet, path): one path for each shade, diagonal ('d') and beside it ('o') apart.
+  """Draw the cells of a confusion matrix as unit squares, one path for each shade.
 
-  true, pred: places along the two axes; count: images; of: images of the true class. Only cells that are not empty are drawn.
+  Args:
+    true: int [n], row of each cell that is not empty.
+    pred: int [n], its column.
+    counts: int [n], its images.
+    totals: int [n], the images of its row.
+
+  Returns:
+    (CSS class, path): 'd' is on the diagonal, 'o' off it, with the shade.
   """
   paths: dict[str, list[str]] = {}
-  for y, x, n, total in zip(true.tolist(), pred.tolist(), count.tolist(), of.tolist()):
-    paths.setdefault(f'{"d" if x == y else "o"} k{shade(n / total)}', []).append(
-      f'M{x} {y}h1v1h-1z'
-    )
+  for y, x, n, total in zip(*(array.tolist() for array in (true, pred, counts, totals))):
+    name = f'{"d" if x == y else "o"} k{shade(n / total)}'
+    paths.setdefault(name, []).append(f'M{x} {y}h1v1h-1z')
   return [(name, ''.join(parts)) for name, parts in sorted(paths.items())]
 
 
 def fit(xy: np.ndarray, width: float, height: float, margin: float = 8) -> np.ndarray:
-  """Places [n, 2] in a picture of this size."""
+  """Scale points [n, 2] into a picture of this size."""
   low, high = xy.min(0), xy.max(0)
-  return margin + (xy - low) / np.maximum(high - low, 1e-9) * (
-    width - 2 * margin,
-    height - 2 * margin,
-  )
+  inner = (width - 2 * margin, height - 2 * margin)
+  return margin + (xy - low) / np.maximum(high - low, 1e-9) * inner
 
 
-def scatter(at: np.ndarray, groups: np.ndarray) -> list[tuple[int, str]]:
-  """Points as (group, path of round dots); groups int [n], drawn in the order of -1, n-1, ..., 0, so that the first lies on top."""
-  return [
-    (group, ''.join(f'M{x:.1f} {y:.1f}h0' for x, y in at[groups == group].tolist()))
-    for group in sorted(set(groups.tolist()), key=lambda g: (g >= 0, -g))
-  ]
+def scatter(xy: np.ndarray, groups: np.ndarray) -> list[tuple[int, str]]:
+  """Draw points as one path of round dots a group; of int [n] groups the first lies on top.
+
+  Returns:
+    (group, path), in the order of drawing: -1, the last group, ..., 0.
+  """
+  order = sorted(set(groups.tolist()), key=lambda group: (group >= 0, -group))
+  dots = {group: xy[groups == group].tolist() for group in order}
+  return [(k, ''.join(f'M{x:.1f} {y:.1f}h0' for x, y in points)) for k, points in dots.items()]
 
 
-SINGLY = 40  # cells of a strip that can be told apart
+def strip(shades: Sequence[int]) -> list[tuple[int, str]]:
+  """Draw a row of unit cells as (shade, path).
 
-
-def strip(shades: list[int]) -> list[tuple[int, str]]:
-  """A row of unit cells, as (shade, path); more of them than can be told apart are sorted, so that the widths show how many there are of each."""
-  if len(shades) > SINGLY:
+  More cells than can be told apart are sorted, so that the widths show how many there are of each.
+  """
+  if len(shades) > STRIP_CELLS:
     ends = np.cumsum(np.bincount(shades)).tolist()
-    return [
-      (one, f'M{start} 0H{end}V1H{start}z')
-      for one, (start, end) in enumerate(itertools.pairwise([0, *ends]))
-      if start < end
-    ]
-  paths: dict[int, list[str]] = {}
-  for x, one in enumerate(shades):
-    paths.setdefault(one, []).append(f'M{x} 0h1v1h-1z')
-  return [(one, ''.join(parts)) for one, parts in sorted(paths.items())]
+    parts = enumerate(itertools.pairwise([0, *ends]))
+    return [(k, f'M{start} 0H{end}V1H{start}z') for k, (start, end) in parts if start < end]
+  paths: dict[int, str] = {}
+  for x, k in enumerate(shades):
+    paths[k] = paths.get(k, '') + f'M{x} 0h1v1h-1z'
+  return sorted(paths.items())
 
 
-def address(image: bytes, kind: str = 'jpeg') -> str:
-  return f'data:image/{kind};base64,{base64.b64encode(image).decode()}'
+def address(jpeg: bytes) -> str:
+  """Make a data address of a JPEG file."""
+  return f'data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}'
 
 
-def heat(picture: bytes, heatmap: np.ndarray, side: int = 168) -> bytes:
-  """A JPEG of the picture, darkened and in grey, under the heat map, uint8 [h, w], in colour: the more heat, the more of it."""
+def heat_map(picture: bytes, values: np.ndarray, side: int = 168) -> bytes:
+  """Lay a heat map in colour over a darkened picture in grey.
+
+  Args:
+    picture: a JPEG file.
+    values: uint8 [h, w].
+    side: the longer side of the result at most, in pixels.
+
+  Returns:
+    A JPEG file.
+  """
   import matplotlib
 
   image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
   scale = min(1.0, side / max(image.shape[:2]))
-  image = cv2.resize(
-    image,
-    (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))),
-    interpolation=cv2.INTER_AREA,
-  )
-  level = np.clip(
-    cv2.resize(heatmap.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_CUBIC) / 255,
-    0,
-    1,
-  )[..., None]
-  colour = 255 * matplotlib.colormaps['inferno'](level[..., 0])[..., :3]
+  size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
+  image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+  heat = cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_CUBIC) / 255
+  heat = np.clip(heat, 0, 1)[..., None]
+  colour = 255 * matplotlib.colormaps['inferno'](heat[..., 0])[..., :3]
   grey = image.mean(-1, keepdims=True)
-  mixed = (1 - 0.65 * level) * (0.55 * grey + 0.25 * image) + 0.65 * level * colour
-  return cv2.imencode(
-    '.jpg', np.clip(mixed, 0, 255).astype(np.uint8)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 78]
-  )[1].tobytes()
+  mixed = (1 - 0.65 * heat) * (0.55 * grey + 0.25 * image) + 0.65 * heat * colour
+  mixed = np.clip(mixed, 0, 255).astype(np.uint8)[..., ::-1]
+  return cv2.imencode('.jpg', mixed, [cv2.IMWRITE_JPEG_QUALITY, 78])[1].tobytes()

@@ -1,62 +1,67 @@
-"""What every section of the report is written with: numbers in words and the macros."""
+"""The report of a run as one HTML file that opens offline."""
 
-import functools
+import datetime
+import logging
+import os
 import pathlib
 
-import jinja2
-import numpy as np
 from markupsafe import Markup
 
-from hierjax.core.metrics import METRICS, number, signed
-from hierjax.core.metrics import is_finite as finite
+from hierjax.core import files
+from hierjax.report import runs, sections
+from hierjax.report.templates import paragraph, render
 
 
-def count(value) -> str:
-  return f'{value:,}' if isinstance(value, int | np.integer) else str(value)
+def write(workdir: str | os.PathLike) -> pathlib.Path:
+  """Write WORKDIR/report.html from the files in a run's folder.
+
+  Args:
+    workdir: the folder.
+
+  Returns:
+    The path of the report.
+
+  Raises:
+    UserError: the folder is not that of a run.
+  """
+  run = runs.read(workdir)
+  return files.write(run.path / 'report.html', html(run))
 
 
-def listed(words) -> str:
-  """'a', 'a and b', 'a, b and c'."""
-  words = [str(word) for word in words]
-  return (
-    words[0] if len(words) == 1 else ', '.join(words[:-1]) + ' and ' + words[-1] if words else ''
+def html(run: runs.Run) -> str:
+  """Render the page of a run; a missing file gives a sentence in its section, never an error."""
+  bodies = [(section, _body(section, run)) for section in sections.SECTIONS]
+  return _page(
+    'page',
+    name=str(run.config.get('name') or run.path.resolve().name),
+    headline=_body(sections.HEADLINE, run),
+    sections=[(section.id, section.title, body) for section, body in bodies if body],
+    kind='report',
   )
 
 
-def duration(seconds) -> str:
-  if not finite(seconds):
-    return '–'
-  seconds = round(seconds)
-  if seconds < 120:
-    return f'{seconds} s'
-  return (
-    f'{seconds // 60} min {seconds % 60:02d} s'
-    if seconds < 7200
-    else f'{seconds // 3600} h {seconds % 3600 // 60:02d} min'
-  )
+def _body(section: sections.Section, run: runs.Run) -> Markup:
+  try:
+    view = run.exclusive if section.is_of_exclusive_levels else run
+    return section.render(view) if view else Markup('')
+  # a fault in drawing must not cost a training run its other results
+  except Exception as error:
+    logging.exception('report: the section %s could not be made', section.id)
+    return paragraph(f'This section could not be made ({type(error).__name__}: {error}).')
 
 
-@functools.cache
-def _macros() -> dict:
-  loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
-  environment = jinja2.Environment(
-    loader=loader,
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.globals.update(METRICS=METRICS, listed=listed, count=count)
-  return {
-    name: macro
-    for file in ('report.html.j2', 'table.html.j2')
-    for name, macro in vars(environment.get_template(file).module).items()
-  }
+def table(name: str, **values: object) -> str:
+  """Render the page of a table of experiments.
+
+  Args:
+    name: its title.
+    **values: what table.html.j2 reads.
+
+  Returns:
+    The HTML.
+  """
+  return _page('table', name=name, **values)
 
 
-def render(macro: str, *args, **values) -> Markup:
-  """A macro of report.html.j2 or table.html.j2; everything that is not Markup already is escaped."""
-  return _macros()[macro](*args, **values)
-
-
-__all__ = ['count', 'duration', 'listed', 'number', 'render', 'signed']
+def _page(template: str, **values) -> str:
+  return str(render(template, date=datetime.datetime.now().strftime('%Y-%m-%d %H:%M'), **values))

@@ -1,69 +1,77 @@
-"""What a run left in its directory, read for the report: `read(workdir)` → Run. What is missing or damaged is None or empty, and named in `faults`."""
+"""Reading a run's folder: `read(workdir)` returns a `Run`."""
 
 import dataclasses
 import functools
 import json
 import logging
-import math
 import os
 import pathlib
 import re
+from collections.abc import Callable
 
 import numpy as np
 
 from hierjax.core.config import resolve_levels
 from hierjax.core.errors import UserError
-from hierjax.evaluate import explain
+from hierjax.evaluate import example_images
 from hierjax.taxonomy import Mixed, Taxonomy, read_taxonomy
 
-START = 'start'  # within the folder of a run that --mode=migrate has made: the run as it was before any training
+# Folder within a run that --mode=migrate has made: the run as it was before any training.
+START = 'start'
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a run left in its directory; anything but the configuration may be absent (None or empty)."""
+  """The contents of a run's folder; all but the configuration may be missing (None or empty).
+
+  Attributes:
+    path: the folder.
+    config: config.json.
+    info: run.json.
+    train: training lines of metrics.jsonl, one a step, in order.
+    val: validation lines.
+    taxonomy: taxonomy.csv.
+    evals: {split: eval_SPLIT.json}.
+    embeddings: {'first' or 'last' evaluation: arrays of embedding_first.npz, embedding_last.npz}.
+    faults: sentences about files that exist but cannot be read.
+    baseline: the run that this one is compared with.
+    migration: migration.json of a run that --mode=migrate has made.
+    start: that run before any training.
+  """
 
   path: pathlib.Path
   config: dict
-  info: dict  # run.json
-  train: list[dict]  # the lines of metrics.jsonl, one per step, in order
+  info: dict
+  train: list[dict]
   val: list[dict]
   taxonomy: Taxonomy | Mixed | None
-  evals: dict[str, dict]  # split -> eval_SPLIT.json
-  embeddings: dict[
-    str, dict
-  ]  # 'first' evaluation and 'last' -> embedding_first.npz, embedding_last.npz
-  faults: list[str]  # files that are there but could not be read, in words
-  baseline: 'Run | None'
-  migration: dict = dataclasses.field(
-    default_factory=dict
-  )  # migration.json of a run that --mode=migrate has made
-  start: 'Run | None' = None  # what it began with
+  evals: dict[str, dict]
+  embeddings: dict[str, dict[str, np.ndarray]]
+  faults: list[str]
+  baseline: 'Run | None' = None
+  migration: dict = dataclasses.field(default_factory=dict)
+  start: 'Run | None' = None
 
   @functools.cached_property
   def levels(self) -> tuple[str, ...]:
+    """Names of the levels, from whatever file has them."""
     for evaluation in self.evals.values():
-      of = next(iter(evaluation['decode'].values()), {}).get('levels', {})
-      if found := (*of, *(evaluation.get('multi') or {})):
-        return found
+      decision = next(iter(evaluation['decode'].values()), {})
+      if names := (*decision.get('levels', {}), *(evaluation.get('multi') or {})):
+        return names
     if self.taxonomy is not None:
       return tuple(self.taxonomy.levels)
     if self.info.get('classes'):
       return tuple(self.info['classes'])
-    return tuple(
-      dict.fromkeys(
-        key.split('/', 1)[1]
-        for line in self.train + self.val
-        for key in line
-        if re.match('(acc|top1|loss)/', key)
-      )
-    )
+    keys = [key for line in self.train + self.val for key in line]
+    logged = [key.split('/', 1)[1] for key in keys if re.match('(acc|top1|loss)/', key)]
+    return tuple(dict.fromkeys(logged))
 
   @functools.cached_property
   def heads(self) -> tuple[str, ...]:
-    """The levels that have a head of their own."""
-    if known := self.info.get('heads'):
-      return tuple(known)
+    """Names of the levels that have a head."""
+    if self.info.get('heads'):
+      return tuple(self.info['heads'])
     try:
       return resolve_levels(get(self.config, 'model.levels') or 'all', self.levels, 'model.levels')
     except UserError:
@@ -71,43 +79,56 @@ class Run:
 
   @functools.cached_property
   def exclusive(self) -> 'Run | None':
-    """The run as one of its exclusive levels alone; None where it has none."""
-    if self.taxonomy is None or not self.taxonomy.multi:
+    """The run restricted to its exclusive levels; None where it has none."""
+    if self.taxonomy is None:
       return self
-    if not (own := self.taxonomy.exclusive):
+    block = self.taxonomy.block('exclusive')
+    if block is None:
       return None
+    taxonomy = block.taxonomy
+    if taxonomy.levels == self.taxonomy.levels:
+      return self
     info = self.info | {
-      'heads': [level for level in self.heads if level in own.levels],
-      'classes': {level: own.num_classes(level) for level in own.levels},
-    }
-    evals = {
-      split: {k: v for k, v in found.items() if k != 'multi'} for split, found in self.evals.items()
+      'heads': [level for level in self.heads if level in taxonomy.levels],
+      'classes': {level: taxonomy.num_classes(level) for level in taxonomy.levels},
     }
     return dataclasses.replace(
-      self, taxonomy=own, info=info, evals=evals, baseline=self.baseline and self.baseline.exclusive
+      self,
+      taxonomy=taxonomy,
+      info=info,
+      evals={split: evaluation | {'multi': {}} for split, evaluation in self.evals.items()},
+      baseline=self.baseline and self.baseline.exclusive,
     )
 
   @functools.cached_property
   def splits(self) -> list[str]:
-    """The evaluated splits, the validation split first."""
+    """Names of the evaluated splits, the validation split first."""
     val = get(self.config, 'data.val', 'val')
     return sorted(self.evals, key=lambda split: (split != val, split != 'val', split))
 
   @functools.cached_property
   def evaluation(self) -> dict | None:
+    """The evaluation of the first split."""
     return self.evals[self.splits[0]] if self.splits else None
 
   def predictions(self, split: str) -> dict[str, np.ndarray] | None:
-    """predictions_SPLIT.npz of evaluate.write: files [N], labels, pred_DECODING and prob_DECODING [N, L], top_K and top_prob_K [N, 5] of the head of
-    column K, of multi levels multi_labels, multi_prob and multi_pred [N, M]; None where there is none that could be read."""
-    return self._archive(
-      f'predictions_{split}.npz', ('files', 'labels', 'pred_', 'prob_', 'top_', 'multi_')
-    )
+    """Read predictions_SPLIT.npz.
 
-  def _archive(self, name: str, keys: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+    Args:
+      split: name of the split.
+
+    Returns:
+      files [N]; labels, pred_DECISION and prob_DECISION [N, L]; top_K and top_prob_K [N, 5] of the
+      head of column K; of tag levels multi_labels, multi_prob and multi_pred [N, M]. None where
+      the file cannot be read.
+    """
+    names = ('files', 'labels', 'pred_', 'prob_', 'top_', 'multi_')
+    return self._archive(f'predictions_{split}.npz', names)
+
+  def _archive(self, name: str, prefixes: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     try:
       with np.load(self.path / name, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files if key.startswith(keys)}
+        return {key: archive[key] for key in archive.files if key.startswith(prefixes)}
     except FileNotFoundError:
       return None
     except Exception as error:
@@ -116,62 +137,51 @@ class Run:
 
   @functools.cached_property
   def predicted(self) -> dict[str, np.ndarray] | None:
-    """The predictions on the first split, where they are whole and of this taxonomy."""
-    found = self.predictions(self.splits[0]) if self.splits and self.taxonomy else None
-    if found is None or not {'labels', 'pred_joint', 'prob_joint'} <= found.keys():
+    """The predictions on the first split, where they are complete and of this taxonomy."""
+    arrays = self.predictions(self.splits[0]) if self.splits and self.taxonomy else None
+    if arrays is None or not {'labels', 'pred_joint', 'prob_joint'} <= arrays.keys():
       return None
     sizes = [len(names) for names in self.taxonomy.names]
-    fits = found['labels'].shape == found['pred_joint'].shape == (
-      len(found['files']),
-      len(sizes),
-    ) and len(found['labels'])
-    return (
-      found
-      if fits and all((found[key] < sizes).all() for key in ('labels', 'pred_joint'))
-      else None
-    )
-
-  def per_class(self, level: str) -> np.ndarray | None:
-    """int [C, 2]: of the images of each class of a level on the first split, those that the joint decision has right, and all."""
-    if self.predicted is None:
-      return None
-    k, size = self.taxonomy.index(level), self.taxonomy.num_classes(level)
-    y, right = (
-      self.predicted['labels'][:, k],
-      (self.predicted['pred_joint'] == self.predicted['labels'])[:, k],
-    )
-    return np.stack(
-      [np.bincount(y[(y >= 0) & which], minlength=size) for which in (right, np.ones_like(right))],
-      1,
-    )
+    for key in ('labels', 'pred_joint'):
+      if arrays[key].shape != (len(arrays['files']), len(sizes)) or (arrays[key] >= sizes).any():
+        return None
+    return arrays if len(arrays['labels']) else None
 
   @functools.cached_property
   def explained(self) -> dict[str, np.ndarray] | None:
-    """explain_SPLIT.npz of explain.write on the first split, where it belongs to the predictions."""
-    if self.predicted is None or not explain.current(self.path, self.splits[0]):
+    """Arrays of explain_SPLIT.npz of the first split, where it belongs to the predictions."""
+    if self.predicted is None or not example_images.is_current(self.path, self.splits[0]):
       return None
     return self._archive(f'explain_{self.splits[0]}.npz', ('',))
 
   @functools.cached_property
   def pictures(self) -> dict[int, bytes]:
-    """Row of the predictions -> JPEG."""
-    made = self.explained
-    if made is None:
+    """The JPEG files in explain_SPLIT.npz by their row of the predictions."""
+    if self.explained is None:
       return {}
-    ends = made['ends'].tolist()
-    return {
-      row: made['jpeg'][start:end].tobytes()
-      for row, start, end in zip(made['rows'].tolist(), [0, *ends], ends)
-    }
+    jpeg, ends = self.explained['jpeg'], self.explained['ends'].tolist()
+    rows = self.explained['rows'].tolist()
+    return {row: jpeg[a:b].tobytes() for row, a, b in zip(rows, [0, *ends], ends)}
 
 
 def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
-  """Reads a run's directory; UserError where it holds no configuration."""
+  """Read the folder of a run.
+
+  Args:
+    workdir: the folder.
+    baseline: whether to read the run that it is compared with, too.
+
+  Returns:
+    The run; files that cannot be read are named in its `faults`.
+
+  Raises:
+    UserError: the folder holds no configuration.
+  """
   path, faults = pathlib.Path(workdir), []
   if not (path / 'config.json').is_file():
     raise UserError(f'{path}: no config.json here, so this is not the directory of a run')
 
-  def load(name, reader):
+  def load(name: str, reader: Callable):
     if not (path / name).exists():
       return None
     try:
@@ -180,44 +190,47 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
       faults.append(f'{name} could not be read: {error}')
       return None
 
-  config = load('config.json', _json) or {}
-  info = load('run.json', _json) or {}
-  taxonomy = load('taxonomy.csv', lambda file: read_taxonomy(file, get(config, 'data.multi') or ''))
+  config, info = load('config.json', _json) or {}, load('run.json', _json) or {}
+  multi = get(config, 'data.multi') or ''
+  taxonomy = load('taxonomy.csv', lambda file: read_taxonomy(file, multi))
   evals = {}
   for file in sorted(path.glob('eval_*.json')):
-    found = load(file.name, _evaluation)
-    if found:
-      evals[str(found.get('split') or file.stem.removeprefix('eval_'))] = found
-  train, val = [], []
+    if evaluation := load(file.name, _evaluation):
+      evals[str(evaluation.get('split') or file.stem.removeprefix('eval_'))] = evaluation
+  train, val, damaged = [], [], 0
   if (path / 'metrics.jsonl').exists():
     train, val, damaged = _metrics(path / 'metrics.jsonl')
-    if damaged:
-      faults.append(f'metrics.jsonl: {damaged} damaged line{"s" * (damaged > 1)} left out')
-  embeddings = {}
-  for moment in ('first', 'last'):
-    own = taxonomy and taxonomy.exclusive
-    if own and (found := load(f'embedding_{moment}.npz', lambda file: _embedding(file, own))):
-      embeddings[moment] = found
-  migration, start = load('migration.json', _json) or {}, None
-  if migration and (path / START / 'config.json').is_file():
-    start = read(path / START, baseline=False)
-    faults += [f'{START}: {fault}' for fault in start.faults]
-  other = None
-  if baseline:
-    named = config.get('baseline')
-    for place in (
-      path / 'baseline',
-      pathlib.Path(named)
-      if isinstance(named, str) and named not in ('', 'none', 'train')
-      else None,
-    ):
-      if place is not None and (place / 'config.json').is_file():
-        other = read(place, baseline=False)
-        faults += [f'baseline: {fault}' for fault in other.faults]
-        break
-  return Run(
-    path, config, info, train, val, taxonomy, evals, embeddings, faults, other, migration, start
-  )
+  if damaged:
+    faults.append(f'metrics.jsonl: {damaged} damaged line{"s" * (damaged > 1)} left out')
+  embeddings, block = {}, taxonomy and taxonomy.block('exclusive')
+  for moment in ('first', 'last') if block else ():
+    arrays = load(f'embedding_{moment}.npz', lambda file: _embedding(file, block.taxonomy))
+    if arrays:
+      embeddings[moment] = arrays
+  run = Run(path, config, info, train, val, taxonomy, evals, embeddings, faults)
+  migration = load('migration.json', _json) or {}
+  start = _inner(path / START, START, faults) if migration else None
+  other = _baseline(path, config, faults) if baseline else None
+  return dataclasses.replace(run, migration=migration, start=start, baseline=other)
+
+
+def _inner(path: pathlib.Path, name: str, faults: list[str]) -> Run | None:
+  """Read a run that belongs to another one, whose faults are told with it."""
+  if not (path / 'config.json').is_file():
+    return None
+  run = read(path, baseline=False)
+  faults += [f'{name}: {fault}' for fault in run.faults]
+  return run
+
+
+def _baseline(path: pathlib.Path, config: dict, faults: list[str]) -> Run | None:
+  """The run in the folder `baseline`, or the one that the option `baseline` names."""
+  name = config.get('baseline')
+  is_path = isinstance(name, str) and name not in ('', 'none', 'train')
+  for folder in (path / 'baseline', *([pathlib.Path(name)] if is_path else [])):
+    if run := _inner(folder, 'baseline', faults):
+      return run
+  return None
 
 
 def _json(file: pathlib.Path) -> dict:
@@ -235,36 +248,31 @@ def _evaluation(file: pathlib.Path) -> dict:
 
 
 def _embedding(file: pathlib.Path, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
-  """features float [n, d], labels int [n, L], -1 unknown, and prototype_K float [C, d] of the head of column K, where it has prototypes."""
+  """Read features float [n, d], labels int [n, L], and prototype_K float [C, d] of heads."""
   with np.load(file, allow_pickle=False) as archive:
-    found = {key: archive[key] for key in archive.files}
-  features, labels, sizes = (
-    found['features'],
-    found['labels'],
-    [len(names) for names in taxonomy.names],
-  )
+    arrays = {key: archive[key] for key in archive.files}
+  features, labels = arrays['features'], arrays['labels']
+  sizes = [len(names) for names in taxonomy.names]
   shapes = {'features': (len(labels), features.shape[-1]), 'labels': (len(features), len(sizes))}
-  shapes |= {
-    f'prototype_{k}': (n, features.shape[-1])
-    for k, n in enumerate(sizes)
-    if f'prototype_{k}' in found
-  }
+  for k, size in enumerate(sizes):
+    if f'prototype_{k}' in arrays:
+      shapes[f'prototype_{k}'] = (size, features.shape[-1])
   for key, shape in shapes.items():
-    if found[key].shape != shape:
-      raise ValueError(f'{key} is {found[key].shape}, not {shape}')
-    if not np.isfinite(found[key]).all():
+    if arrays[key].shape != shape:
+      raise ValueError(f'{key} is {arrays[key].shape}, not {shape}')
+    if not np.isfinite(arrays[key]).all():
       raise ValueError(f'{key} is not finite')
-  if (
-    not len(labels)
-    or labels.dtype.kind not in 'iu'
-    or not ((labels >= -1) & (labels < sizes)).all()
-  ):
+  is_integer = len(labels) and labels.dtype.kind in 'iu'
+  if not is_integer or (labels < -1).any() or (labels >= sizes).any():
     raise ValueError('labels are not of this taxonomy')
-  return {key: found[key] for key in shapes}
+  return {key: arrays[key] for key in shapes}
 
 
 def _metrics(file: pathlib.Path) -> tuple[list[dict], list[dict], int]:
-  """Training lines, validation lines, and how many are damaged. A resumed run writes some steps again; the last line of a step counts."""
+  """Read training lines, validation lines, and how many are damaged.
+
+  A resumed run writes some steps again; the last line of a step counts.
+  """
   lines: dict[str, dict] = {'train': {}, 'val': {}}
   damaged = 0
   for text in file.read_text(encoding='utf-8', errors='replace').splitlines():
@@ -275,12 +283,12 @@ def _metrics(file: pathlib.Path) -> tuple[list[dict], list[dict], int]:
       lines[line['kind']][int(line['step'])] = line
     except (ValueError, KeyError, TypeError):
       damaged += 1
-  train, val = ([of[step] for step in sorted(of)] for of in lines.values())
+  train, val = ([by_step[step] for step in sorted(by_step)] for by_step in lines.values())
   return train, val, damaged
 
 
-def get(tree: dict, path: str, default=None):
-  """The value at a dotted path of nested dicts, or the default."""
+def get(tree: dict, path: str, default: object = None) -> object:
+  """Return the value at a dotted path of nested dicts, or the default."""
   for key in path.split('.'):
     if not isinstance(tree, dict) or key not in tree:
       return default
@@ -289,16 +297,9 @@ def get(tree: dict, path: str, default=None):
 
 
 def flat(tree: dict, prefix: str = '') -> dict[str, object]:
-  """Nested dicts as one dict with dotted keys."""
+  """Flatten nested dicts into one with dotted keys."""
   leaves = {}
   for key, value in tree.items():
-    leaves |= (
-      flat(value, f'{prefix}{key}.')
-      if isinstance(value, dict) and value
-      else {f'{prefix}{key}': value}
-    )
+    is_node = isinstance(value, dict) and value
+    leaves |= flat(value, f'{prefix}{key}.') if is_node else {f'{prefix}{key}': value}
   return leaves
-
-
-def finite(value) -> bool:
-  return isinstance(value, int | float | np.number) and math.isfinite(value)

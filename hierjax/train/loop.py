@@ -47,7 +47,7 @@ from hierjax.models import heads as heads_lib
 from hierjax.models import layers
 from hierjax.models import registry as models
 from hierjax.models import weights as pretrained
-from hierjax.report import report, runs
+from hierjax.report import page, runs
 from hierjax.taxonomy import describe_difference, read_taxonomy
 from hierjax.train import checkpoint, log, optim
 
@@ -1058,7 +1058,7 @@ def train_and_report(c: ConfigDict, workdir: pathlib.Path) -> dict:
     loop.log.say('training the baseline: one head, ancestors read off')
     fit(baseline_config(run.c), workdir / 'baseline')
   if parallel.first():
-    loop.log.say(f'report: {report.write(workdir)}')
+    loop.log.say(f'report: {page.write(workdir)}')
   return {'step': loop.step, **result, 'state_sha256': digest}
 
 

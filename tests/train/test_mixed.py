@@ -22,7 +22,8 @@ from hierjax.data import lint, sources
 from hierjax.evaluate import collect as evaluate
 from hierjax.experiments import migrate
 from hierjax.losses import multi
-from hierjax.report import report, runs
+from hierjax.report import page as report_page
+from hierjax.report import runs
 from hierjax.taxonomy import Mixed, Taxonomy, describe_difference, read_taxonomy
 from hierjax.train import loop as train
 
@@ -811,7 +812,7 @@ def test_below_never_contradicts(tmp_path):
   model.thresholds = {'tag': np.zeros(4)}
   loose = model.evaluate('val', into=tmp_path)['hvr']
   assert loose == {'single': 1, 'decided': 0}
-  page = report.html(runs.read(run))
+  page = report_page.html(runs.read(run))
   assert (
     'could not be made' not in page
     and 'joint decision has the classes that it lies below' in page

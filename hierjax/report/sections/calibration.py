@@ -1,0 +1,63 @@
+"""Calibration: reliability diagrams and the calibration error of each level and decision."""
+
+from markupsafe import Markup
+
+from hierjax.core.metrics import is_finite, lookup
+from hierjax.evaluate import metrics
+from hierjax.report import charts
+from hierjax.report.runs import Run
+from hierjax.report.templates import paragraph, render
+
+
+def section(run: Run) -> Markup:
+  """Render how far the shown probabilities can be trusted."""
+  if not run.evaluation:
+    return paragraph('There is no evaluation, so nothing is known about calibration.')
+  decisions = [name for name in ('independent', 'joint') if run.evaluation['decode'].get(name)]
+  rows, panels = [], []
+  for k, level in enumerate(run.levels):
+    curves = []
+    for colour, decision in enumerate(decisions):
+      ece = lookup(run.evaluation, f'{decision}:ece/{level}')
+      if not is_finite(ece):
+        continue
+      row = {'level': level, 'decision': decision, 'ece': ece, 'bias': ''}
+      row |= {'confidence': None, 'accuracy': None}
+      bins = _bins(run, k, decision)
+      if bins:
+        curves.append((colour, *bins))
+        confidence, accuracy = (float(total.sum() / bins[0].sum()) for total in bins[1:])
+        row |= {'confidence': confidence, 'accuracy': accuracy, 'bias': 'fair'}
+        if confidence > accuracy + 0.01:
+          row['bias'] = 'too high'
+        elif confidence < accuracy - 0.01:
+          row['bias'] = 'too low'
+      rows.append(row)
+    if curves:
+      svg = charts.reliability(f'Reliability diagram {k + 1}', curves)
+      panels.append({'title': level, 'svg': svg})
+  if not rows:
+    return paragraph('The evaluation holds no calibration error.')
+  return render(
+    'calibration',
+    rows=rows,
+    split=run.splits[0],
+    worst=max(rows, key=lambda row: round(100 * row['ece'], 1)),
+    panels=panels,
+    decisions=decisions,
+    min_images=charts.MIN_IMAGES,
+  )
+
+
+def _bins(run: Run, k: int, decision: str) -> tuple | None:
+  """The reliability bins of column k; None without predictions or labels."""
+  if not run.predicted or f'prob_{decision}' not in run.predicted:
+    return None
+  labels = run.predicted['labels'][:, k]
+  is_labelled = labels >= 0
+  if not is_labelled.any():
+    return None
+  is_right = run.predicted[f'pred_{decision}'][:, k] == labels
+  return metrics.reliability(
+    run.predicted[f'prob_{decision}'][is_labelled, k], is_right[is_labelled]
+  )

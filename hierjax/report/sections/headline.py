@@ -1,0 +1,61 @@
+"""Top of the page: what was trained, on what data, and its main scores."""
+
+import math
+import pathlib
+
+from markupsafe import Markup
+
+from hierjax.core.metrics import METRICS
+from hierjax.report.runs import Run, get
+from hierjax.report.templates import render
+
+
+def section(run: Run) -> Markup:
+  """Render the run in one sentence, its main scores, and what is missing or damaged."""
+  root = get(run.config, 'data.root') if get(run.config, 'data.source') != 'toy' else None
+  classes = run.info.get('classes')
+  if not classes and run.taxonomy:
+    classes = {level: run.taxonomy.num_classes(level) for level in run.levels}
+  return render(
+    'headline',
+    run=run,
+    backbone=str(get(run.config, 'model.backbone', 'A model')),
+    heads_form=get(run.config, 'model.heads', 'parallel'),
+    data=pathlib.PurePath(str(root)).name if root else 'the drawn toy set',
+    classes=classes or {},
+    last=max(run.train + run.val, key=lambda line: line['step'], default=None),
+    best=_best_line(run),
+    tiles=_tiles(run) if run.evaluation else [],
+    is_validation=run.splits[:1] == [get(run.config, 'data.val', 'val')],
+  )
+
+
+def _best_line(run: Run) -> dict | None:
+  """The validation line with the best accuracy of the finest level."""
+  finest = run.levels[-1] if run.levels else None
+  return max(
+    run.val,
+    key=lambda line: line['step'] if finest is None else line.get(f'top1/{finest}', -math.inf),
+    default=None,
+  )
+
+
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
+  """(value, name, explanation) of the main scores."""
+  decode, tags = run.evaluation['decode'], run.evaluation.get('multi') or {}
+  tiles, top1, fpa, hvr = [], METRICS['top1'], METRICS['fpa'], METRICS['hvr']
+  if decode:
+    decision = 'joint' if 'joint' in decode else next(iter(decode))
+    scores = decode[decision]
+    for level in run.exclusive.levels:
+      value = (scores['levels'].get(level) or {}).get('top1')
+      tiles.append((top1.text(value), level, f'top-1, {decision}'))
+    tiles.append((fpa.text(scores.get('fpa')), 'full path', f'right at every level, {decision}'))
+  if 'independent' in decode and len(run.exclusive.heads) > 1:
+    value = hvr.text(decode['independent'].get('hvr'))
+    tiles.append((value, 'contradictions', 'HVR of the independent heads'))
+  for level, scores in tags.items():
+    mean_ap, f1 = METRICS['map'].text(scores['map_macro']), scores['after']['f1_macro']
+    tiles.append((mean_ap, level, 'mAP, the mean over its classes'))
+    tiles.append((METRICS['f1'].text(f1), level, 'F1 at the tuned thresholds'))
+  return tiles

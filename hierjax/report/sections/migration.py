@@ -1,0 +1,135 @@
+"""A run on a changed taxonomy (--mode=migrate): the accuracy of each class before and after."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+from hierjax.core.metrics import is_finite, number
+from hierjax.report import charts
+from hierjax.report.runs import Run
+from hierjax.report.templates import render
+
+MOMENTS = {
+  'before': 'the old run, among its own classes',
+  'start': 'migrated, before training',
+  'now': 'now',
+}
+# Rows of the table of classes, and names of changed classes.
+ROWS, NAMES = 500, 500
+
+
+class ClassHistory(NamedTuple):
+  """A class of a migrated run; at each moment (images that are right, images)."""
+
+  name: str
+  kind: str
+  before: tuple[int, int]
+  start: tuple[int, int]
+  now: tuple[int, int]
+
+  @property
+  def first(self) -> float | None:
+    """The accuracy of the old run, of a new class that before training."""
+    before = accuracy([self], 'before')
+    return accuracy([self], 'start') if before is None else before
+
+  @property
+  def change(self) -> float:
+    """The accuracy now minus that at first; infinite where one is missing."""
+    now = accuracy([self], 'now')
+    return now - self.first if is_finite(now) and is_finite(self.first) else math.inf
+
+
+def accuracy(classes: Sequence[ClassHistory], moment: str) -> float | None:
+  """Return the accuracy over the images of some classes; None without images."""
+  right, images = (sum(getattr(c, moment)[i] for c in classes) for i in (0, 1))
+  return right / images if images else None
+
+
+def section(run: Run) -> Markup:
+  """Render the accuracies of each level and class; nothing for a run that was not migrated."""
+  if not run.migration:
+    return Markup('')
+  tables = []
+  for level, classes in reversed(_histories(run, run.migration).items()):
+    groups = _groups(classes)
+    picture = _picture(classes, f'Before and now {len(tables)}')
+    classes = sorted(classes, key=lambda c: c.change)
+    tables.append({'level': level, 'groups': groups, 'classes': classes, 'picture': picture})
+  return render(
+    'migration',
+    tables=tables,
+    accuracy=accuracy,
+    changes=run.migration['changes'],
+    moments=MOMENTS,
+    split=run.splits[0] if run.splits else 'val',
+    migration=run.migration,
+    rows=ROWS,
+    names=NAMES,
+  )
+
+
+def summary(run: Run, migration: dict) -> list[str]:
+  """Summarize a migrated run before any training, a line a level.
+
+  Args:
+    run: the run before training.
+    migration: migration.json.
+
+  Returns:
+    Its accuracies on all, on known and on new classes.
+  """
+  lines = []
+  for level, classes in _histories(run, migration).items():
+    parts = []
+    for name, group in _groups(classes).items():
+      text = f'{name} {number(accuracy(group, "now"))}'
+      if name == 'known':
+        text += f' (the old run {number(accuracy(group, "before"))})'
+      parts.append(text)
+    lines.append(f'{run.splits[0]}, {level}, untrained: {", ".join(parts)}')
+  return lines
+
+
+def _histories(run: Run, migration: dict) -> dict[str, list[ClassHistory]]:
+  """{level: its classes}, on the first split by the joint decision."""
+  out = {}
+  for level, classes in migration['classes'].items():
+    start = _counts(run.start, level, len(classes)) if run.start else [(0, 0)] * len(classes)
+    now = _counts(run, level, len(classes))
+    befores = [(entry['right'], entry['images']) for entry in classes.values()]
+    kinds = [entry['kind'] for entry in classes.values()]
+    out[level] = [ClassHistory(*fields) for fields in zip(classes, kinds, befores, start, now)]
+  return out
+
+
+def _counts(run: Run, level: str, size: int) -> list[tuple[int, int]]:
+  """(images that are right, images) of each class; zeros without predictions."""
+  if run.predicted is None:
+    return [(0, 0)] * size
+  k = run.taxonomy.index(level)
+  labels, pred = run.predicted['labels'][:, k], run.predicted['pred_joint'][:, k]
+  is_labelled = labels >= 0
+  right = np.bincount(labels[is_labelled & (pred == labels)], minlength=size)
+  return list(zip(right.tolist(), np.bincount(labels[is_labelled], minlength=size).tolist()))
+
+
+def _groups(classes: Sequence[ClassHistory]) -> dict[str, list[ClassHistory]]:
+  """All classes, the known and the new ones; without empty groups."""
+  new = [c for c in classes if c.kind == 'new']
+  known = [c for c in classes if c.kind != 'new']
+  groups = {'all': list(classes), 'known': known, 'new': new}
+  return {name: group for name, group in groups.items() if group}
+
+
+def _picture(classes: Sequence[ClassHistory], title: str) -> Markup | None:
+  groups = []
+  for colour, name in enumerate(('known', 'new')):
+    group = [c for c in _groups(classes).get(name, []) if is_finite(c.change)]
+    points = [(c.first, accuracy([c], 'now')) for c in group]
+    if points:
+      groups.append((colour, np.array(points)))
+  return charts.before_and_now(title, groups) if groups else None

@@ -1,0 +1,30 @@
+"""Detection of images whose class training never saw (eval.novelty)."""
+
+from markupsafe import Markup
+
+from hierjax.report import charts
+from hierjax.report.runs import Run
+from hierjax.report.templates import render
+
+
+def section(run: Run) -> Markup:
+  """Render the scores for each level and the threshold of each node; nothing without novelty."""
+  novelty = (run.evaluation or {}).get('novelty')
+  if not novelty:
+    return Markup('')
+  panels = []
+  for level, scores in novelty['levels'].items():
+    if not scores['roc']:
+      continue
+    points = [dict(zip('xy', point)) for point in scores['roc']]
+    curve = charts.logged_curve(points, 'x', 'y', 0, alpha=1.0)
+    chart = charts.Chart(
+      f'Novelty, ROC of {level}',
+      'share of known images called new',
+      (curve,),
+      (0, 1),
+      percent=True,
+      extent=(0, 1),
+    )
+    panels.append({'title': level, 'svg': charts.draw(chart)})
+  return render('novelty', novelty=novelty, panels=panels, split=run.splits[0])

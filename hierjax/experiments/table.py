@@ -33,7 +33,7 @@ from hierjax.core.errors import UserError
 from hierjax.core.metrics import DECISIONS, METRICS, lookup, signed
 from hierjax.evaluate import bootstrap, metrics
 from hierjax.report import page, runs
-from hierjax.report.text import count, listed
+from hierjax.report.formats import count, listed
 from hierjax.train import loop as train
 
 COUNTS = {

@@ -7,7 +7,7 @@ import jinja2
 from markupsafe import Markup
 
 from hierjax.core import metrics
-from hierjax.report import text
+from hierjax.report import formats
 
 
 @functools.cache
@@ -24,9 +24,9 @@ def _environment() -> jinja2.Environment:
   environment.filters.update(
     number=metrics.number,
     signed=metrics.signed,
-    count=text.count,
-    listed=text.listed,
-    duration=text.duration,
+    count=formats.count,
+    listed=formats.listed,
+    duration=formats.duration,
   )
   environment.tests['finite'] = metrics.is_finite
   return environment

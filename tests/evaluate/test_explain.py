@@ -19,10 +19,10 @@ from hierjax import model as predict
 from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline, sources
-from hierjax.evaluate import explain
+from hierjax.evaluate import example_images, explain
 from hierjax.models import heads, layers
 from hierjax.models import registry as models
-from hierjax.report import report
+from hierjax.report import page
 from hierjax.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy.from_rows(
@@ -50,7 +50,7 @@ def test_grad_cam_of_a_linear_head_on_average_pooling_is_the_class_activation_ma
     level: rng.integers(TAXONOMY.num_classes(level), size=len(x)).astype(np.int32)
     for level in TAXONOMY.levels
   }
-  features, maps = jax.jit(functools.partial(explain.look, model=model))(variables, x, classes)
+  features, maps = jax.jit(functools.partial(explain.grad_cam, model=model))(variables, x, classes)
   expected_features = model.apply(variables, x)[1]
   np.testing.assert_allclose(
     features,
@@ -101,7 +101,7 @@ def test_grad_cam_behind_a_norm_is_the_slope_by_finite_differences():
     normed = (pooled - pooled.mean()) / np.sqrt(pooled.var() + 1e-6) * norm['scale'] + norm['bias']
     return normed @ head['kernel'][:, classes['model'][b]] + head['bias'][classes['model'][b]]
 
-  _, maps = explain.look(variables, x, classes, model)
+  _, maps = explain.grad_cam(variables, x, classes, model)
   logits = model.apply(variables, x)[0]['model']
   for b in range(2):
     np.testing.assert_allclose(logit(last[b], b), logits[b, classes['model'][b]], rtol=1e-4)
@@ -132,7 +132,7 @@ def test_every_kind_of_backbone_has_maps_to_explain(name):
   assert everything['perturbations']['backbone']['features'].shape[:3] == (1, 2, 2)
   labels = {level: jax.ShapeDtypeStruct((2,), np.int32) for level in TAXONOMY.levels}
   features, maps = jax.eval_shape(
-    functools.partial(explain.look, model=model),
+    functools.partial(explain.grad_cam, model=model),
     variables,
     jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8),
     labels,
@@ -146,7 +146,7 @@ def test_vit_s_class_token_reads_the_maps_that_are_explained():
   """The patch tokens after the last block would have no slope."""
   model, variables = classifier(models.BACKBONES['vit_b_16'].make())
   x, classes = images(2, 32), {'model': np.array([1, 6], np.int32)}
-  _, maps = jax.jit(functools.partial(explain.look, model=model))(variables, x, classes)
+  _, maps = jax.jit(functools.partial(explain.grad_cam, model=model))(variables, x, classes)
   assert maps['model'].shape == (2, 2, 2) and (np.asarray(maps['model']).max((1, 2)) > 0).any()
   backbone = {k: v['backbone'] for k, v in variables.items()}
   zeros = jnp.zeros((2, 2, 2, 768))
@@ -160,17 +160,22 @@ def test_vit_s_class_token_reads_the_maps_that_are_explained():
 def test_patterns_are_a_partition_of_what_is_known():
   rng = np.random.default_rng(0)
   right, known = rng.random((300, 3)) < 0.6, rng.random(300) < 0.9
-  found = explain.patterns(right, known)
+  found = example_images.patterns(right, known)
   assert len(found) == 8 and [len(rows) for _, rows, _ in found] == sorted(
     (len(rows) for _, rows, _ in found), reverse=True
   )
   assert sorted(np.concatenate([rows for _, rows, _ in found])) == np.flatnonzero(known).tolist()
   for pattern, rows, drawn in found:
     assert (
-      (right[rows] == pattern).all() and set(drawn) <= set(rows) and len(set(drawn)) == explain.EACH
+      (right[rows] == pattern).all()
+      and set(drawn) <= set(rows)
+      and len(set(drawn)) == example_images.IMAGES_PER_PATTERN
     )
-  assert explain.patterns(right, np.zeros(300, bool)) == []
-  assert len(explain.patterns(rng.random((5000, 6)) < 0.5, np.ones(5000, bool))) == explain.PATTERNS
+  assert example_images.patterns(right, np.zeros(300, bool)) == []
+  assert (
+    len(example_images.patterns(rng.random((5000, 6)) < 0.5, np.ones(5000, bool)))
+    == example_images.PATTERNS
+  )
 
 
 def test_confusions_cost_count_times_height():
@@ -178,8 +183,8 @@ def test_confusions_cost_count_times_height():
   labels = np.array([0, 0, 0, 0, 0, 0, 6, 6, 6, 1, -1])
   pred = np.array([6, 6, 1, 1, 3, 0, 0, 6, 6, 5, 4])
   prob = np.linspace(0.5, 0.9, len(labels))
-  found = explain.confusions(pred, prob, labels, TAXONOMY)
-  assert [(c.true, c.pred, c.count, c.height, c.of) for c in found] == [
+  found = example_images.confusions(pred, prob, labels, TAXONOMY)
+  assert [(c.true, c.pred, c.count, c.height, c.total) for c in found] == [
     (0, 1, 2, 3, 6),
     (0, 6, 2, 1, 6),
     (0, 3, 1, 2, 6),
@@ -187,12 +192,17 @@ def test_confusions_cost_count_times_height():
     (6, 0, 1, 1, 3),
   ]  # as costly: the more frequent first
   first = found[0]
-  assert (first.true, first.pred, first.count, first.height, first.of) == (0, 1, 2, 3, 6)
-  assert first.rows.tolist() == [3, 2] and first.alike.tolist() == [9]  # the surest mistake first
+  assert (first.true, first.pred, first.count, first.height, first.total) == (0, 1, 2, 3, 6)
+  assert first.mistakes.tolist() == [3, 2] and first.lookalikes.tolist() == [
+    9
+  ]  # the surest mistake first
   six = next(c for c in found if c.pred == 6)
-  assert six.height == 1 and six.alike.tolist() == [7, 8]  # those that were recognised come first
+  assert six.height == 1 and six.lookalikes.tolist() == [
+    7,
+    8,
+  ]  # those that were recognised come first
   assert all(c.true >= 0 for c in found) and sum(c.count for c in found) == 7
-  assert explain.confusions(labels[:3], prob[:3], labels[:3], TAXONOMY) == []
+  assert example_images.confusions(labels[:3], prob[:3], labels[:3], TAXONOMY) == []
 
 
 def test_tsne_keeps_clusters_together_and_small_splits_work():
@@ -236,8 +246,8 @@ def test_fit_leaves_what_the_report_draws(run):
   with np.load(workdir / 'predictions_val.npz') as archive:
     predictions = dict(archive)
   made, taxonomy = load(workdir), model.taxonomy
-  assert explain.current(workdir, 'val')
-  np.testing.assert_array_equal(made['rows'], explain.shown(predictions, taxonomy))
+  assert example_images.is_current(workdir, 'val')
+  np.testing.assert_array_equal(made['rows'], example_images.shown_rows(predictions, taxonomy))
   assert made['maps'].shape == (len(made['rows']), 3, 4, 4) and made['maps'].dtype == np.uint8
   assert (
     set(np.unique(made['maps'].max((2, 3)))) <= {0, 255} and (made['maps'].max((2, 3)) == 255).any()
@@ -261,7 +271,7 @@ def test_fit_leaves_what_the_report_draws(run):
   rows = made['rows'][:3]
   views = np.stack([np.asarray(b['image'][0]) for i in rows for b in [one(model, val, int(i))]])
   classes = {level: predictions[f'top_{k}'][rows, 0] for k, level in enumerate(taxonomy.levels)}
-  _, maps = explain.look(jax.device_get(model.variables), views, classes, model.classifier)
+  _, maps = explain.grad_cam(jax.device_get(model.variables), views, classes, model.classifier)
   for k, level in enumerate(taxonomy.levels):
     m = np.asarray(maps[level])
     np.testing.assert_allclose(
@@ -315,16 +325,18 @@ def test_an_explanation_of_other_predictions_is_not_current(run, tmp_path):
   workdir, _ = run
   for name in ('predictions_val.npz', 'explain_val.npz'):
     (tmp_path / name).write_bytes((workdir / name).read_bytes())
-  assert explain.current(tmp_path, 'val') and not explain.current(tmp_path, 'test')
+  assert example_images.is_current(tmp_path, 'val') and not example_images.is_current(
+    tmp_path, 'test'
+  )
   whole = (workdir / 'explain_val.npz').read_bytes()
   (tmp_path / 'explain_val.npz').write_bytes(whole[: len(whole) // 2])
-  assert not explain.current(tmp_path, 'val')
+  assert not example_images.is_current(tmp_path, 'val')
   (tmp_path / 'explain_val.npz').write_bytes(whole)
   with np.load(workdir / 'predictions_val.npz') as archive:
     np.savez_compressed(
       tmp_path / 'predictions_val.npz', **dict(archive, prob_joint=archive['prob_joint'] / 2)
     )
-  assert not explain.current(tmp_path, 'val')
+  assert not example_images.is_current(tmp_path, 'val')
 
 
 def test_complete_makes_what_the_report_lacks_and_nothing_twice(run, tmp_path, monkeypatch):
@@ -347,10 +359,10 @@ def test_complete_makes_what_the_report_lacks_and_nothing_twice(run, tmp_path, m
   assert {
     name: (path / name).read_bytes() for name in made
   } == made  # as training left them, the joint weights too
-  assert explain.current(path, 'val')
+  assert example_images.is_current(path, 'val')
   monkeypatch.setattr(predict, 'load', lambda *_: pytest.fail('all was there'))
   predict.complete(path, c)
-  text = report.write(path).read_text(encoding='utf-8')
+  text = page.write(path).read_text(encoding='utf-8')
   assert 'class="case"' in text and 'class="points"' in text and 'could not be made' not in text
 
 
@@ -370,10 +382,10 @@ def test_complete_remakes_predictions_of_before(run, tmp_path, monkeypatch):
     old = {key: archive[key] for key in archive.files if not key.startswith('top_')}
   np.savez_compressed(file, **old)
   predict.complete(tmp_path / 'run', predict.run_config(workdir))
-  assert file.read_bytes() == whole and explain.current(tmp_path / 'run', 'val')
+  assert file.read_bytes() == whole and example_images.is_current(tmp_path / 'run', 'val')
   file.write_bytes(whole[:200])
   predict.complete(tmp_path / 'run', predict.run_config(workdir))
-  assert file.read_bytes() == whole and explain.current(tmp_path / 'run', 'val')
+  assert file.read_bytes() == whole and example_images.is_current(tmp_path / 'run', 'val')
 
 
 def test_other_processes_explain_nothing(run, tmp_path, monkeypatch):

@@ -18,9 +18,11 @@ import simplejpeg
 from PIL import Image
 
 from hierjax.core import config
+from hierjax.core import metrics as registry
 from hierjax.decide import paths as decode
-from hierjax.evaluate import bootstrap, explain, metrics
-from hierjax.report import charts, mistakes, page, report, runs
+from hierjax.evaluate import bootstrap, example_images, explain, metrics
+from hierjax.report import charts, formats, page, runs, sections
+from hierjax.report.sections import images, verdict
 from hierjax.taxonomy import Taxonomy
 
 MAKES = ('Aster', 'Brook', 'Cedar', 'Dune', 'Ember', 'Fjord', 'Grove', 'Heath')
@@ -188,7 +190,7 @@ def make_run(
 
 def make_pictures(path, split, predictions, taxonomy):
   """explain_SPLIT.npz with drawn images, each in a colour of its own row."""
-  rows = explain.shown(predictions, taxonomy)
+  rows = example_images.shown_rows(predictions, taxonomy)
   rng = np.random.default_rng(0)
   noise = rng.integers(0, 60, (len(rows), 120, 160, 3))
   jpegs = [
@@ -201,11 +203,13 @@ def make_pictures(path, split, predictions, taxonomy):
   points = np.sort(rng.permutation(n)[:400])
   np.savez_compressed(
     path / f'explain_{split}.npz',
-    predictions=np.array(explain.digest(path, split)),
+    predictions=np.array(example_images.digest(path, split)),
     rows=rows,
     jpeg=np.frombuffer(b''.join(jpegs), np.uint8),
     ends=np.cumsum([len(j) for j in jpegs]),
-    maps=rng.integers(0, 256, (len(rows), len(explain.heads(predictions)), 4, 4)).astype(np.uint8),
+    maps=rng.integers(
+      0, 256, (len(rows), len(example_images.head_columns(predictions)), 4, 4)
+    ).astype(np.uint8),
     points=points,
     xy=(rng.normal(size=(len(points), 2)) + 6 * predictions['labels'][points, :2]).astype(
       np.float32
@@ -242,7 +246,7 @@ def full(tmp_path_factory):
     pictures=True,
   )
   make_run(path / 'baseline', heads=('model',), name='cars-1head', skill=2.5, seed=1)
-  report.write(path)
+  page.write(path)
   return path
 
 
@@ -321,7 +325,7 @@ def test_well_formed_and_self_contained(full):
     'placeholder colours are left'
   )
   assert 'could not be made' not in text
-  for section in report.SECTIONS:
+  for section in sections.SECTIONS:
     assert (section.id in made.ids) == (section.id not in ELSEWHERE), section.id
 
 
@@ -402,7 +406,7 @@ def test_verdict_words_and_interval(full):
 def test_verdict_follows_the_interval(tmp_path, swap, answer):
   make_run(tmp_path / 'run', skill=1.5 if swap else 2.8)
   make_run(tmp_path / 'run' / 'baseline', heads=('model',), skill=2.8 if swap else 1.5, seed=1)
-  made = made_page(report.write(tmp_path / 'run').parent)
+  made = made_page(page.write(tmp_path / 'run').parent)
   assert f' {answer} On val' in made.text
   assert ('The plain model is better here.' in made.text) == swap
 
@@ -411,15 +415,15 @@ def test_verdict_within_noise_is_not_a_yes(tmp_path):
   make_run(tmp_path / 'run', n=60, seed=3)
   path = make_run(tmp_path / 'run' / 'baseline', heads=('model',), n=60, skill=3.4, seed=1)
   run = runs.read(path.parent)
-  low, high = report._intervals(run, 'val', 'joint')[0]['fpa']
+  low, high = verdict._intervals(run, 'val', 'joint')[0]['fpa']
   assert low <= 0 <= high
-  assert ' Not shown. On val' in made_page(report.write(path.parent).parent).text
+  assert ' Not shown. On val' in made_page(page.write(path.parent).parent).text
 
 
 def test_runs_measured_differently_are_not_compared(tmp_path):
   make_run(tmp_path / 'run', n=600)
   make_run(tmp_path / 'run' / 'baseline', heads=('model',), n=599)
-  made = made_page(report.write(tmp_path / 'run').parent)
+  made = made_page(page.write(tmp_path / 'run').parent)
   assert 'Not comparable.' in made.text and '600 images here and 599 for the baseline' in made.text
 
 
@@ -428,7 +432,7 @@ def test_predictions_of_another_evaluation_lend_no_interval(full, tmp_path):
   make_run(tmp_path / 'run' / 'baseline', heads=('model',), seed=1)
   stale = make_run(tmp_path / 'other', skill=1.0)
   (stale / 'predictions_val.npz').replace(tmp_path / 'run' / 'predictions_val.npz')
-  text = made_page(report.write(tmp_path / 'run').parent).text
+  text = made_page(page.write(tmp_path / 'run').parent).text
   assert (
     'the predictions of this run do not belong to its eval_val.json' in text
     and 'It seems so.' in text
@@ -437,13 +441,13 @@ def test_predictions_of_another_evaluation_lend_no_interval(full, tmp_path):
 
 def test_baseline_by_option_and_itself_a_baseline(tmp_path):
   make_run(tmp_path / 'plain', heads=('model',))
-  assert 'itself a plain baseline' in made_page(report.write(tmp_path / 'plain').parent).text
+  assert 'itself a plain baseline' in made_page(page.write(tmp_path / 'plain').parent).text
   path = make_run(tmp_path / 'run')
-  text = made_page(report.write(path).parent).text
+  text = made_page(page.write(path).parent).text
   assert '--config.baseline=train' in text and '--config.baseline=RUN_DIR' in text
   options = json.loads((path / 'config.json').read_text())
   (path / 'config.json').write_text(json.dumps(options | {'baseline': str(tmp_path / 'plain')}))
-  text = made_page(report.write(path).parent).text
+  text = made_page(page.write(path).parent).text
   assert 'against' in text and '--config.baseline=train' not in text
 
 
@@ -473,7 +477,7 @@ def test_missing_or_damaged_inputs_are_said(full, tmp_path, name, damage):
     (tmp_path / name).unlink()
   else:
     (tmp_path / name).write_bytes(damage)
-  text = made_page(report.write(tmp_path).parent).text
+  text = made_page(page.write(tmp_path).parent).text
   assert 'could not be made' not in text and 'Traceback' not in text
   if damage and name in ('run.json', 'taxonomy.csv', 'eval_val.json', 'baseline/eval_val.json'):
     assert 'could not be read' in text
@@ -486,21 +490,21 @@ def test_missing_or_damaged_inputs_are_said(full, tmp_path, name, damage):
   if 'predictions' in name:
     assert 'No intervals' in text
   if name == 'predictions_val.npz':
-    assert text.count(mistakes.NO_PREDICTIONS) == 4
+    assert text.count(images.NO_PREDICTIONS) == 4
   if name == 'explain_val.npz':
-    assert text.count(mistakes.REMAKE) == 3
+    assert text.count(images.NO_IMAGES) == 3
 
 
 def test_a_configuration_is_enough_and_without_one_it_is_no_run(tmp_path):
   (tmp_path / 'config.json').write_text('{}')
-  text = made_page(report.write(tmp_path).parent).text
+  text = made_page(page.write(tmp_path).parent).text
   assert (
     'there are no scores yet' in text
     and 'This run has not finished' in text
     and 'could not be made' not in text
   )
   with pytest.raises(config.UserError, match=r'no config\.json here'):
-    report.write(tmp_path / 'nowhere')
+    page.write(tmp_path / 'nowhere')
 
 
 def test_hostile_names_are_text(tmp_path):
@@ -517,7 +521,7 @@ def test_hostile_names_are_text(tmp_path):
     (path / 'run.json').read_text().replace('split made', json.dumps('</details>' + HOSTILE)[1:-1])
   )
   make_run(path / 'baseline', heads=levels[-1:], taxonomy=make_taxonomy(levels, HOSTILE), seed=1)
-  text, made = (report.write(path)).read_text(encoding='utf-8'), made_page(path)
+  text, made = (page.write(path)).read_text(encoding='utf-8'), made_page(path)
   assert 'script' not in made.tags and all(
     address.startswith(('#', 'data:')) for address in made.loads
   )
@@ -608,7 +612,7 @@ def test_zoom_into_a_make_counts_all_its_images(full):
 def test_worst_confusions_show_their_own_images(full):
   taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
   found = re.findall(r'<article class="pair">(.*?)</article>', section(full, 'worst'), re.S)
-  assert len(found) == explain.CONFUSIONS
+  assert len(found) == example_images.CONFUSIONS
   for pair in found:
     true, pred = (
       taxonomy.names[2].index(re.sub('<[^>]*>', '', name).strip())
@@ -640,7 +644,7 @@ def pixels(source):
 
 def test_galleries_show_each_pattern_with_the_heads_choices(full):
   taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
-  right = explain.right(data, [0, 1, 2])
+  right = example_images.heads_right(data, [0, 1, 2])
   panes = section(full, 'gallery').split('<div class="pane">')[1:]
   patterns, counts = np.unique(right, axis=0, return_counts=True)
   assert len(panes) == len(patterns) and f'{len(patterns)} of the 8 possible patterns' in section(
@@ -656,7 +660,7 @@ def test_galleries_show_each_pattern_with_the_heads_choices(full):
     assert n == counts[(patterns == told).all(1)][0]
     seen.add(told)
     cases = re.findall(r'<article class="case">(.*?)</article>', pane, re.S)
-    assert len(cases) == min(n, explain.EACH)
+    assert len(cases) == min(n, example_images.IMAGES_PER_PATTERN)
     for case in cases:
       row = int(re.search(r'images/(\d+)\.jpg', case)[1])
       assert tuple(right[row]) == told
@@ -690,7 +694,7 @@ def test_the_tree_holds_every_class_with_its_accuracy(full):
       share = (data['pred_joint'][mine, k] == c).mean() if mine.any() else None
       found = [row for row in rows if row[1] == name]
       assert len(found) == 1, level
-      assert found[0][2:] == (f'{mine.sum():,}', page.number(share))
+      assert found[0][2:] == (f'{mine.sum():,}', registry.number(share))
       if share is not None:
         assert [share >= limit for limit in (0.5, 0.7, 0.8, 0.9)] == [
           int(found[0][0]) > i for i in range(4)
@@ -724,11 +728,11 @@ def test_other_shapes_of_taxonomy(tmp_path, levels, rows, heads):
   path = make_run(
     tmp_path / 'run', taxonomy=Taxonomy.from_rows(levels, rows), heads=heads, n=150, pictures=True
   )
-  text = made_page(report.write(path).parent).text
+  text = made_page(page.write(path).parent).text
   assert (
     'could not be made' not in text
-    and mistakes.REMAKE not in text
-    and mistakes.NO_PREDICTIONS not in text
+    and images.NO_IMAGES not in text
+    and images.NO_PREDICTIONS not in text
   )
   assert len(re.findall(r'<svg class="matrix', section(path, 'confusion'))) == len(levels)
   branches = re.findall('<span class="word">([^<]*)</span>', section(path, 'tree'))[1:]
@@ -749,7 +753,7 @@ def test_unknown_labels_count_nowhere(full, tmp_path):
   data['labels'][100:150] = -1
   np.savez_compressed(tmp_path / 'predictions_val.npz', **data)
   make_pictures(tmp_path, 'val', data, Taxonomy.from_csv(full / 'taxonomy.csv'))
-  report.write(tmp_path)
+  page.write(tmp_path)
   assert 'could not be made' not in made_page(tmp_path).text
   assert [
     int(n)
@@ -798,7 +802,7 @@ def logged(path, values):
     if line['kind'] == 'train':
       line |= values(line['step'])
   (path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  report.write(path)
+  page.write(path)
   return section(path, 'curves')
 
 
@@ -858,13 +862,15 @@ def test_cosines_of_the_tasks_gradients(tmp_path):
 def test_smoothed_curves_keep_their_mean_and_length():
   rng = np.random.default_rng(0)
   lines = [{'step': i, 'x': 2 + rng.normal()} for i in range(300)]
-  raw, smooth = (charts.series(lines, 'step', 'x', 0, False, smooth=on) for on in (False, True))
+  raw, smooth = (
+    charts.logged_curve(lines, 'step', 'x', 0, False, smooth=on) for on in (False, True)
+  )
   np.testing.assert_array_equal(raw.x, smooth.x)
   np.testing.assert_allclose(
     smooth.y[20:280], [raw.y[i - 5 : i + 5].mean() for i in range(20, 280)]
   )  # of 10 points
   assert smooth.y.std() < 0.5 * raw.y.std() and abs(smooth.y.mean() - raw.y.mean()) < 0.05
-  few = charts.series(lines[:40], 'step', 'x', 0, False, smooth=True)
+  few = charts.logged_curve(lines[:40], 'step', 'x', 0, False, smooth=True)
   np.testing.assert_array_equal(few.y, raw.y[:40])
 
 
@@ -938,13 +944,13 @@ def test_features_without_prototypes_and_no_section_without_files(tmp_path):
   taxonomy = make_taxonomy()
   (tmp_path / 'config.json').write_text('{}')
   taxonomy.to_csv(tmp_path / 'taxonomy.csv')
-  assert 'Features and prototypes' not in made_page(report.write(tmp_path).parent).text
+  assert 'Features and prototypes' not in made_page(page.write(tmp_path).parent).text
   make_embedding(tmp_path, taxonomy)
   with np.load(tmp_path / 'embedding_last.npz') as archive:
     kept = {key: archive[key] for key in ('features', 'labels')}
   (tmp_path / 'embedding_first.npz').unlink()
   np.savez(tmp_path / 'embedding_last.npz', **kept)
-  text = made_page(report.write(tmp_path).parent).text
+  text = made_page(page.write(tmp_path).parent).text
   assert (
     'In the end' in text
     and 'At the first evaluation' not in text
@@ -953,7 +959,7 @@ def test_features_without_prototypes_and_no_section_without_files(tmp_path):
   )
   assert [len(marks) for _, _, marks in pictures_of(tmp_path)] == [0, 0, 0]
   np.savez(tmp_path / 'embedding_last.npz', **{key: value[:5] for key, value in kept.items()})
-  assert 'There are too few images to place.' in made_page(report.write(tmp_path).parent).text
+  assert 'There are too few images to place.' in made_page(page.write(tmp_path).parent).text
 
 
 @pytest.mark.parametrize(
@@ -994,7 +1000,7 @@ def test_damaged_embeddings_are_said_and_cost_no_more(tmp_path, change, says):
       tmp_path / 'embedding_last.npz',
       **{key: value for key, value in {**arrays, **change}.items() if value is not None},
     )
-  text = made_page(report.write(tmp_path).parent).text
+  text = made_page(page.write(tmp_path).parent).text
   assert (
     'embedding_last.npz could not be read: ' in text
     and says in text
@@ -1011,8 +1017,8 @@ def test_pictures_of_another_evaluation_are_not_shown(full, tmp_path):
     tmp_path / 'predictions_val.npz',
     **predictions_of(full) | {'prob_leaf': np.zeros((600, 3), np.float32)},
   )
-  report.write(tmp_path)
-  assert made_page(tmp_path).text.count(mistakes.REMAKE) == 3 and '<img' not in (
+  page.write(tmp_path)
+  assert made_page(tmp_path).text.count(images.NO_IMAGES) == 3 and '<img' not in (
     tmp_path / 'report.html'
   ).read_text(encoding='utf-8')
 
@@ -1063,7 +1069,7 @@ def test_a_report_of_many_classes_and_levels_stays_small(tmp_path):
   )
   make_pictures(path, 'val', arrays, taxonomy)
   make_embedding(path, taxonomy)
-  size = report.write(path).stat().st_size
+  size = page.write(path).stat().st_size
   text = made_page(path).text
   assert 'could not be made' not in text and size < 15_000_000
   assert (
@@ -1215,7 +1221,7 @@ def test_in_chromium_there_is_no_error_and_no_request(full, browser):
   said, asked = browser.visit(address)
   assert said == [] and [url for url in asked if not url.startswith('data:')] == [address]
   assert browser.evaluate('[...document.querySelectorAll("section")].map(s => s.id)') == [
-    part.id for part in report.SECTIONS if part.id not in ELSEWHERE
+    part.id for part in sections.SECTIONS if part.id not in ELSEWHERE
   ]
 
 
@@ -1275,7 +1281,7 @@ def long_names(tmp_path_factory):
     pictures=True,
     skipped=['s' * 300],
   )
-  return report.write(path).parent
+  return page.write(path).parent
 
 
 @pytest.mark.parametrize('width', [390, 1200])
@@ -1316,7 +1322,7 @@ def test_long_runs_and_many_skipped_stay_small(tmp_path):
   path = make_run(
     tmp_path / 'run', steps=60_000, skipped=[f'images/{"x" * 80}{i}.jpg' for i in range(5000)]
   )
-  assert report.write(path).stat().st_size < 1_000_000
+  assert page.write(path).stat().st_size < 1_000_000
   text = made_page(path).text
   assert (
     'averaged in bins' in text and 'and 4,500 more' in text and '5,000 could not be read' in text
@@ -1324,16 +1330,20 @@ def test_long_runs_and_many_skipped_stay_small(tmp_path):
 
 
 def test_numbers_in_words():
-  assert page.number(0.70149) == '70.1%' and page.number(1.256, False) == '1.26'
-  assert page.number(None) == page.number(float('nan')) == '–'
+  assert registry.number(0.70149) == '70.1%' and registry.number(1.256, False) == '1.26'
+  assert registry.number(None) == registry.number(float('nan')) == '–'
   assert (
-    page.signed(-0.0304) == '−3.0'
-    and page.signed(0.0004) == '0.0'
-    and page.signed(0.12, False) == '+0.12'
+    registry.signed(-0.0304) == '−3.0'
+    and registry.signed(0.0004) == '0.0'
+    and registry.signed(0.12, False) == '+0.12'
   )
-  assert page.listed(['a']) == 'a' and page.listed('abc') == 'a, b and c' and page.listed([]) == ''
   assert (
-    page.duration(59.6) == '60 s'
-    and page.duration(1449) == '24 min 09 s'
-    and page.duration(7260) == '2 h 01 min'
+    formats.listed(['a']) == 'a'
+    and formats.listed('abc') == 'a, b and c'
+    and formats.listed([]) == ''
+  )
+  assert (
+    formats.duration(59.6) == '60 s'
+    and formats.duration(1449) == '24 min 09 s'
+    and formats.duration(7260) == '2 h 01 min'
   )

@@ -7,9 +7,9 @@ from markupsafe import Markup
 
 from hierjax.core.metrics import is_finite
 from hierjax.report import charts
+from hierjax.report.formats import listed
 from hierjax.report.runs import Run
 from hierjax.report.templates import paragraph, render
-from hierjax.report.text import listed
 
 # Curves of gradients' cosines in one picture, the lowest on average.
 COSINES = 12

@@ -4,9 +4,9 @@ import json
 
 from markupsafe import Markup
 
+from hierjax.report.formats import count, duration
 from hierjax.report.runs import Run, flat, get
 from hierjax.report.templates import render
-from hierjax.report.text import count, duration
 
 # Skipped files that are named.
 FILES = 500

@@ -119,7 +119,9 @@ def _rows(run: Run, columns: Sequence[Column], names: Sequence[str]) -> list[tup
     # Equal as printed is equal: all are the best, and none where every column is the same.
     if metric.better and len(set(texts)) > 1:
       best = metric.text(max(finite) if metric.better > 0 else min(finite))
-    intervals = [c.interval(name) if key in WITH_INTERVAL or metric.function else None for c in columns]
+    intervals = [
+      c.interval(name) if key in WITH_INTERVAL or metric.function else None for c in columns
+    ]
     ranges = ['–'.join(metric.text(v).removesuffix('%') for v in pair or ()) for pair in intervals]
     label = level or metric.label
     if level in run.levels and level not in run.heads:

@@ -8,10 +8,10 @@ from markupsafe import Markup
 
 from hierjax.core.metrics import METRICS, is_finite, lookup
 from hierjax.evaluate import bootstrap, metrics
+from hierjax.report.formats import count
 from hierjax.report.runs import Run, flat
 from hierjax.report.sections.scores import baseline_decision
 from hierjax.report.templates import paragraph, render
-from hierjax.report.text import count
 
 # Options in which a run and its baseline may differ without it mattering, and those that make a
 # baseline one.

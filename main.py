@@ -286,7 +286,7 @@ def run() -> None:
     print(json.dumps(predict.describe(FLAGS.config)))
   else:
     config.validate(FLAGS.config)
-    found = lint.from_config(FLAGS.config.data)
+    found = lint.check(FLAGS.config.data)
     print(found.text())
     sys.exit(any(p.severity == 'error' for p in found.problems))
 

@@ -19,22 +19,21 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from hierjax.data import pipeline, sources, transforms
+from hierjax.data import image_files, pipeline, sources, transforms
 
 
 def examples(folder):
   """Return all images below a folder as examples of one class."""
   root = pathlib.Path(folder)
   files = sorted(
-    str(p.relative_to(root)) for p in root.rglob('*') if p.suffix.lower() in sources.IMAGE_SUFFIXES
+    str(p.relative_to(root))
+    for p in root.rglob('*')
+    if p.suffix.lower() in image_files.IMAGE_SUFFIXES
   )
   if not files:
     raise SystemExit(f'{folder}: no images')
   return sources.Examples(
-    'all',
-    files,
-    np.zeros((len(files), 1), np.int32),
-    sources.file_reader(root, files)(range(len(files))),
+    'all', files, np.zeros((len(files), 1), np.int32), image_files.FileReader(str(root), files)
   )
 
 

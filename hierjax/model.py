@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from hierjax.core import config as config_lib
 from hierjax.core import files, parallel
 from hierjax.core.errors import UserError
-from hierjax.data import pipeline, sources, transforms
+from hierjax.data import image_files, pipeline, sources, transforms
 from hierjax.decide import novelty
 from hierjax.evaluate import collect as evaluate
 from hierjax.evaluate import example_images, explain
@@ -337,7 +337,7 @@ class Reader:
 
   def __call__(self, i: int) -> bytes | np.ndarray:
     item = self.items[i]
-    return sources.read_file(item) if isinstance(item, str | pathlib.Path) else item
+    return image_files.read_file(item) if isinstance(item, str | pathlib.Path) else item
 
 
 def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
@@ -424,7 +424,7 @@ def expand(pattern: str) -> list[str]:
     path /= '*'
   try:
     if path.is_dir():
-      found = [p for p in path.rglob('*') if p.suffix.lower() in sources.IMAGE_SUFFIXES]
+      found = [p for p in path.rglob('*') if p.suffix.lower() in image_files.IMAGE_SUFFIXES]
     elif os.path.lexists(path):
       found = [path]
     else:  # pathlib's ** does not follow links, which may lead in a circle

@@ -1,4 +1,4 @@
-"""Splits that keep the share of each class, and of each combination of classes, where an example has several."""
+"""Iterative stratification: splits that keep the share of each class and of each pair of classes."""
 
 import hashlib
 import heapq
@@ -10,14 +10,20 @@ import numpy as np
 
 
 def shuffled(files: Sequence, seed: int) -> list[int]:
-  """The rows in the order of a hash of seed and file name: another order of the rows shuffles to the same order of files."""
-  return sorted(
-    range(len(files)),
-    key=lambda i: (
-      hashlib.blake2b(f'{seed}:{files[i]}'.encode(), digest_size=8).digest(),
-      files[i],
-    ),
-  )
+  """Order the rows by a hash of seed and file name, whatever order they come in.
+
+  Args:
+    files: [N] names, or numbers.
+    seed: another seed gives another order.
+
+  Returns:
+    The N row numbers.
+  """
+
+  def key(i):
+    return hashlib.blake2b(f'{seed}:{files[i]}'.encode(), digest_size=8).digest(), files[i]
+
+  return sorted(range(len(files)), key=key)
 
 
 def iterative(
@@ -28,58 +34,68 @@ def iterative(
   order: int = 2,
   beside: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Iterative stratification: int [N], the part of each example, of len(fractions) parts that have these shares of the examples.
+  """Divide examples with several classes into parts with given shares of every class.
 
-  labels [N, C] with 1 where a class holds, or int [N] of exclusive classes, -1 unknown; `beside` is an int [N] of exclusive classes that an example has as
-  well. order=1 keeps the share of each class (Sechidis et al. 2011,
-  doi:10.1007/978-3-642-23808-6_10), order=2 that of each pair of classes as well (Szymanski and Kajdanowicz 2017, arXiv:1704.08756): of all keys, pairs or
-  classes, the one with the fewest examples left is spread first, each of its examples into the part that lacks most of it, of equals into the one that
-  lacks most examples. Where the papers draw ties at random, the order of a hash of seed and file (by default the number of the row) decides.
-  The sizes of parts follow, but for a few examples. Memory and time grow with the number of pairs that the examples have.
+  Of all classes (order 1: Sechidis et al. 2011, doi:10.1007/978-3-642-23808-6_10) or pairs of
+  classes (order 2: Szymanski and Kajdanowicz 2017, arXiv:1704.08756), the one with the fewest
+  examples left is distributed first: each of its examples goes to the part that lacks most of it,
+  of equals to the part that lacks most examples. The papers draw ties at random; here a hash of
+  seed and file name decides. Memory and time grow with the number of pairs in the examples.
+
+  Args:
+    labels: [N, C], 1 where a class is present; or int [N] of exclusive classes, -1 unknown.
+    fractions: share of each part.
+    seed: of the hash.
+    files: [N] names for the hash; by default the numbers of the rows.
+    order: 1 for classes, 2 for pairs as well.
+    beside: int [N], a further exclusive class of each example, -1 unknown.
+
+  Returns:
+    int [N], the part of each example. Sizes of parts are met but for a few examples.
   """
-  labels, share = np.asarray(labels), np.asarray(fractions, np.float64)
-  share, n = share / share.sum(), len(labels)
-  if labels.ndim == 1:
-    keys = [[(c,)] if c >= 0 else [] for c in labels.tolist()]
-  else:
-    more = (
-      [[]] * n
-      if beside is None
-      else [[labels.shape[1] + c] if c >= 0 else [] for c in beside.tolist()]
-    )
-    keys = [
-      list(itertools.combinations_with_replacement(np.flatnonzero(row == 1).tolist() + own, order))
-      for row, own in zip(labels, more)
-    ]
+  share = np.asarray(fractions, np.float64)
+  share = share / share.sum()
+  keys = _keys(np.asarray(labels), order, beside)
+  n = len(keys)
   line, members = shuffled(range(n) if files is None else files, seed), defaultdict(list)
   for i in line:
     for key in keys[i]:
       members[key].append(i)
   left = {key: len(rows) for key, rows in members.items()}
-  lacks = {key: (share * count).tolist() for key, count in left.items()}
+  wanted = {key: (share * count).tolist() for key, count in left.items()}
   room, parts = (share * n).tolist(), np.full(n, -1)
 
   def put(i, want):
-    part = max(
-      range(len(share)), key=lambda k: (round(want[k], 9), round(room[k], 9))
-    )  # rounded: equal shares are equal, whatever was subtracted before
+    # rounded: equal shares are equal, whatever was subtracted before
+    part = max(range(len(share)), key=lambda k: (round(want[k], 9), round(room[k], 9)))
     parts[i], room[part] = part, room[part] - 1
     for key in keys[i]:
-      lacks[key][part] -= 1
+      wanted[key][part] -= 1
       left[key] -= 1
 
   heap = [(count, key) for key, count in left.items()]
   heapq.heapify(heap)
   while heap:
     count, key = heapq.heappop(heap)
-    if not count or count != left[key]:  # out of date: it was pushed again with what is left
-      continue
+    if not count or count != left[key]:
+      continue  # out of date: it was pushed again with what is left
     rows = [i for i in members[key] if parts[i] < 0]
     for i in rows:
-      put(i, lacks[key])
+      put(i, wanted[key])
     for other in {other for i in rows for other in keys[i]}:
       heapq.heappush(heap, (left[other], other))
   for i in line:
     if parts[i] < 0:
       put(i, room)
   return parts
+
+
+def _keys(labels, order, beside):
+  """The classes, or pairs of classes, of each example, as tuples."""
+  if labels.ndim == 1:
+    return [[(c,)] if c >= 0 else [] for c in labels.tolist()]
+  classes = [np.flatnonzero(row == 1).tolist() for row in labels]
+  if beside is not None:
+    for row, c in zip(classes, beside.tolist()):
+      row.extend([labels.shape[1] + c] if c >= 0 else [])
+  return [list(itertools.combinations_with_replacement(row, order)) for row in classes]

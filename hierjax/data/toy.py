@@ -4,12 +4,14 @@ The type is the silhouette, the make is in its colours (a stripe, the rims, the 
 (a loaded roof, a spoiler, a box on the bed). Body colour, place, size, tilt, light, background, noise and what stands in front of it are random.
 """
 
+import dataclasses
 import functools
 import math
 
 import cv2
 import numpy as np
 
+from hierjax.data.dataset import Table
 from hierjax.taxonomy import Taxonomy
 
 SIZE = 72, 96  # height, width
@@ -115,28 +117,55 @@ SHIFT = 4  # sub-pixel bits of OpenCV's drawing
 SPINS = 8  # positions of a turning wheel
 
 
-def load(train=3600, val=600, seed=0, difficulty=1.0):
-  """(taxonomy, {split: (files, labels, reader)}) with so many pictures; difficulty scales clutter, noise and what hides the vehicle."""
-  taxonomy = Taxonomy.from_rows(LEVELS, [m[:3] for m in MODELS])
-  share = np.cumsum([m[3] for m in MODELS])
-  splits = {}
-  for code, (split, n) in enumerate((('train', train), ('val', val))):
-    leaf = np.searchsorted(
-      share, np.random.default_rng((seed, code)).random(n) * share[-1], side='right'
-    ).astype(np.int32)
-    files = [f'toy/{split}/{i:05d}' for i in range(n)]
-    splits[split] = (
-      files,
-      taxonomy.paths[leaf],
-      functools.partial(_read, seed=seed, code=code, leaf=leaf, difficulty=difficulty),
-    )
-  return taxonomy, splits
+@dataclasses.dataclass(frozen=True)
+class DrawnReader:
+  """Draws pictures: example i is the finest class `leaves[i]`, drawn for `places[i]`.
+
+  Attributes:
+    seed: of the data set.
+    difficulty: see `draw`.
+    leaves: int [N].
+    places: int [N, 2], number of the split and of the picture in it.
+  """
+
+  seed: int
+  difficulty: float
+  leaves: np.ndarray
+  places: np.ndarray
+
+  def __call__(self, i: int) -> np.ndarray:
+    split, number = self.places[i].tolist()
+    rng = np.random.Generator(np.random.Philox(key=[self.seed << 8 | split, number]))
+    return draw(int(self.leaves[i]), rng, self.difficulty)
 
 
-def _read(i, *, seed, code, leaf, difficulty):
-  return draw(
-    int(leaf[i]), np.random.Generator(np.random.Philox(key=[seed << 8 | code, i])), difficulty
-  )
+def table(
+  names: tuple[str, str] = ('train', 'val'),
+  train: int = 3600,
+  val: int = 600,
+  seed: int = 0,
+  difficulty: float = 1.0,
+) -> Table:
+  """Make the table of the drawn data set; a picture is drawn when it is read.
+
+  Args:
+    names: of the training and the validation split.
+    train, val: number of pictures of each.
+    seed: another seed draws other pictures.
+    difficulty: scales clutter, noise and what stands in front of the vehicle.
+  """
+  taxonomy = Taxonomy.from_rows(LEVELS, [model[:3] for model in MODELS])
+  shares = np.cumsum([model[3] for model in MODELS])
+  leaves, places, files, splits = [], [], [], []
+  for split, n in enumerate((train, val)):
+    draws = np.random.default_rng((seed, split)).random(n) * shares[-1]
+    leaves.append(np.searchsorted(shares, draws, side='right').astype(np.int32))
+    places.append(np.stack([np.full(n, split), np.arange(n)], 1))
+    files += [f'toy/{("train", "val")[split]}/{i:05d}' for i in range(n)]
+    splits += [names[split]] * n
+  leaves = np.concatenate(leaves)
+  reader = DrawnReader(seed, difficulty, leaves, np.concatenate(places))
+  return Table(taxonomy, files, taxonomy.paths[leaves], splits, reader)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from hierjax.core import files, metrics, parallel
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import sources
+from hierjax.data import splits
 from hierjax.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -553,7 +553,7 @@ def evaluate(model: 'Model', split: str, outputs, result: dict, into: pathlib.Pa
       archive = io.BytesIO()
       np.savez(archive, **detector.arrays(), step=model.step, score=c.eval.novelty_score)
       files.write(into / 'novelty.npz', archive.getvalue())
-  held = model.splits().get(split + sources.NOVEL)
+  held = model.splits().get(split + splits.NOVEL)
   novel = seen(model, model.collect(held, with_features=True)) if held is not None else None
   found = result['novelty'] = measure(detector, seen(model, outputs), novel, c.eval.novelty)
   for level, of in found['levels'].items():

@@ -23,6 +23,7 @@ import time
 import zipfile
 import zlib
 
+import agreement
 import cv2
 import jax
 import numpy as np
@@ -38,7 +39,7 @@ import main
 from hierjax import model as predict
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
-from hierjax.data import lint, sources, transforms
+from hierjax.data import image_files, lint, sources, transforms
 from hierjax.models import registry as models
 from hierjax.models import weights as pretrained
 from hierjax.taxonomy import Taxonomy
@@ -622,7 +623,6 @@ DATA = {
   'labels: empty split cell': (
     csv(LABELS.replace('2.png,train', '2.png,')),
     ('labels.csv:3: no split',),
-    False,
   ),
   'labels: no split of that name': (
     csv(LABELS.replace('train', 'Train')),
@@ -638,7 +638,6 @@ DATA = {
   'labels: two splits that differ in case': (
     csv(LABELS.replace('4.png,val', '4.png,Val')),
     ("'Val'", "'val'", 'differ only in case'),
-    False,
   ),
   'labels: only one split, and no share for val': (
     csv(LABELS.replace('val', 'train')),
@@ -851,6 +850,11 @@ def test_data(name, tmp_path):
   says((*SMALL, '--workdir=run', '--config.data.root=data', *more), *pieces)
   said = run('--mode=lint', '--config.data.root=data', *more)
   assert said.code == int(wrong) and not said.err and 'Traceback' not in said.out, said
+  c = config.default()
+  for option in ('--config.data.root=data', *more):
+    path, value = option.removeprefix('--config.').split('=')
+    config.assign(c, path, {'true': True, '0': 0.0}.get(value, value))
+  agreement.assert_agree(c.data)
 
 
 # ---- images that cannot be read: skipped, counted, named ----
@@ -877,7 +881,7 @@ def half(kind, **options):
 
 def sparse(path):
   with path.open('wb') as f:
-    f.truncate(sources.MAX_BYTES + 1)
+    f.truncate(image_files.MAX_BYTES + 1)
 
 
 BROKEN = {
@@ -948,7 +952,7 @@ def broken_run(tmp_path_factory, small_world):
   assert run('--mode=lint', f'--config.data.root={root}').code == 1
   c = config.default()
   c.data.root = str(root)
-  linted = lint.from_config(c.data)
+  linted = lint.check(c.data)
   predicted = run('--mode=predict', f'--workdir={folder}/run', f'--images={root}/val')
   assert predicted.code == 0, predicted
   evaluated = run('--mode=evaluate', f'--workdir={folder}/run')
@@ -966,7 +970,7 @@ def test_broken_images_are_skipped_and_named(name, broken_run):
     assert f'{split}/{name}' in skipped and f'<li>{split}/{name}</li>' in report
   assert any(
     p.kind in ('unreadable images', 'missing files')
-    and f"'train/{name}'" in p.text
+    and f'train/{name}' in p.text
     and 'labels.csv:' in p.where
     for p in linted.problems
   )
@@ -1000,7 +1004,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
   if os.access(path, os.R_OK):
     pytest.skip('root may read everything')
   with pytest.raises(OSError, match='Permission'):
-    sources.read_file(path)
+    image_files.read_file(path)
 
 
 # ---- images that are read correctly ----
@@ -1905,7 +1909,7 @@ def test_damaged_tables(tmp_path):
       except UserError as e:
         failed += 1
         assert str(e)
-      lint.from_config(c.data, images=False)
+      lint.check(c.data, images=False)
     assert failed > 50
     (root / name).write_bytes(data)
 

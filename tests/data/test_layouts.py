@@ -9,6 +9,7 @@ import pickle
 import struct
 import sys
 
+import agreement
 import huggingface_hub
 import jax
 import numpy as np
@@ -22,7 +23,8 @@ import hierjax
 from hierjax.core import parallel
 from hierjax.core.config import CHOICES, default
 from hierjax.core.errors import UserError
-from hierjax.data import layouts, lint, matfile, sources, transforms
+from hierjax.data import lint, matfile, published, sources, transforms
+from hierjax.data.published import cars
 from hierjax.taxonomy import Taxonomy
 
 
@@ -33,9 +35,9 @@ def load(root, **options):
 
 
 def fails(root, says, **options):
-  with pytest.raises(UserError, match=says) as e:
-    load(root, **options)
-  assert '\n' not in str(e.value)
+  data = default().data
+  data.update({'root': str(root), **options})
+  agreement.refuses(data, says)
 
 
 def encoded(number, size=(40, 30), kind='PNG'):
@@ -75,7 +77,7 @@ def is_clean(root, **options):
   """lint has nothing to say against it, and workers can receive it."""
   data = default().data
   data.update({'root': str(root), **options})
-  report = lint.from_config(data)
+  report = lint.check(data)
   assert report.counts['error'] == 0, report.text()
   for examples in sources.load(data).splits.values():
     copy = pickle.loads(pickle.dumps(examples))
@@ -214,7 +216,7 @@ def test_stanford_cars_class_folders(tmp_path):
 
 def test_stanford_cars_taxonomy_is_the_shared_one(shared):
   taxonomy = Taxonomy.from_csv(shared / 'stanford_cars' / 'taxonomy.csv')
-  assert [list(layouts.car(model)) for model in taxonomy.names[-1]] == taxonomy.rows() and len(
+  assert [list(cars.car(model)) for model in taxonomy.names[-1]] == taxonomy.rows() and len(
     taxonomy.names[-1]
   ) == 196
 
@@ -1046,17 +1048,16 @@ def test_hub_offline(monkeypatch):
 
 
 def test_every_source_is_a_choice():
-  assert {*sources.LOADERS, 'auto', 'toy'} == set(CHOICES['data.source']) and set(layouts.MARKS) | {
-    'tfds'
-  } == set(layouts.LAYOUTS)
+  assert {*sources.READERS, 'auto', 'toy'} == set(CHOICES['data.source'])
 
 
-@pytest.mark.parametrize('source', sorted(layouts.MARKS))
+MARKS = {source: marks for source, (_, marks) in published.LAYOUTS.items() if marks}
+
+
+@pytest.mark.parametrize('source', sorted(MARKS))
 def test_another_folder_is_told_what_was_expected(tmp_path, source):
   fails(
-    put(tmp_path, **{'a/b/1.png': None}),
-    rf'expected {layouts.MARKS[source][0]}.*, found a',
-    source=source,
+    put(tmp_path, **{'a/b/1.png': None}), rf'expected {MARKS[source][0]}.*, found a', source=source
   )
   fails(tmp_path / 'nowhere', 'no such folder', source=source)
 

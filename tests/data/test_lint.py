@@ -16,8 +16,9 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from hierjax.core.config import default
-from hierjax.core.errors import UserError
-from hierjax.data.lint import _cycles, _digest, edit_distance, from_config, lint, near_duplicates
+from hierjax.data.lint import check, digest
+from hierjax.data.lint_taxonomy import find_cycles
+from hierjax.data.near_duplicates import edit_distance, near_duplicates
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / 'shared' / 'data'
 TAXONOMY = [
@@ -33,6 +34,16 @@ TAXONOMY = [
   'Jeep,Coupe,Patriot',
   'Audi,Sedan,Audi Premier',
 ]
+
+
+def options(**changes):
+  c = default().data
+  c.update({name: str(v) if isinstance(v, pathlib.Path) else v for name, v in changes.items()})
+  return c
+
+
+def lint(taxonomy='', root='', images=True, **changes):
+  return check(options(taxonomy=taxonomy, root=root, **changes), images)
 
 
 def encode(seed, fmt='JPEG', **kw):
@@ -53,10 +64,11 @@ def clean(tmp_path):
       (tmp_path / name).write_bytes(encode(2 * i + j))
       labels.append(f'{name},{split},{line}')
 
-  def run(taxonomy=TAXONOMY, labels=labels, **kw):
-    (tmp_path / 'taxonomy.csv').write_text('\n'.join(taxonomy))
-    (tmp_path / 'labels.csv').write_text('\n'.join(labels))
-    report = lint(tmp_path / 'taxonomy.csv', tmp_path / 'labels.csv', **kw)
+  def run(taxonomy=TAXONOMY, labels=labels, root=tmp_path, **kw):
+    root.mkdir(exist_ok=True)
+    (root / 'taxonomy.csv').write_text('\n'.join(taxonomy))
+    (root / 'labels.csv').write_text('\n'.join(labels))
+    report = lint(root=root, **kw)
     json.dumps(report.summary, allow_nan=False)
     return report
 
@@ -128,7 +140,7 @@ def test_rows_that_are_no_taxonomy(clean, row, line, kind, words):
 )
 def test_tables_that_cannot_be_read(tmp_path, text, words):
   (tmp_path / 't.csv').write_text(text)
-  report = lint(str(tmp_path / 't.csv'))
+  report = lint(tmp_path / 't.csv')
   assert [(p.severity, p.where) for p in report.problems] == [
     ('error', f'{tmp_path}/t.csv:1')
   ] and words in report.text()
@@ -140,7 +152,7 @@ def test_tables_that_cannot_be_read(tmp_path, text, words):
 def test_a_relative_path_reads_well(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 't.csv').write_text('a,a\n')
-  assert lint('./t.csv').problems[0].where == './t.csv:1'
+  assert lint('./t.csv').problems[0].where == 't.csv:1'
 
 
 def problems_of(tmp_path, lines):
@@ -205,7 +217,7 @@ def test_cycles_against_strong_components(seed):
   graph = csr_array((np.ones(len(edges)), tuple(zip(*edges))), shape=(n, n))
   _, label = connected_components(graph, connection='strong')
   rows = [(i, [str(a), str(b)]) for i, (a, b) in enumerate(sorted(edges), 2)]
-  told = [text for text, _ in _cycles(rows, {(0, 1)})]
+  told = [text for text, _ in find_cycles(rows, {(0, 1)})]
   cyclic = {c for c in label if (label == c).sum() > 1}
   mentioned = {
     label[int(word.strip("'"))] for text in told for word in text.split() if word.startswith("'")
@@ -317,10 +329,10 @@ def test_no_sibling_counts_and_names(tmp_path):
 
 def test_a_branch_that_ends_early_is_told_once(tmp_path):
   (tmp_path / 't.csv').write_text('order,family,species\nA,,\nB,F,1\nB,F,2\nB,G,3\nB,G,4\n')
-  (tmp_path / 'l.csv').write_text(
+  (tmp_path / 'labels.csv').write_text(
     'file,split,order,family,species\n' + ''.join(f'{i},train,,,{i}\n' for i in (1, 2, 3, 4))
   )
-  report = lint(tmp_path / 't.csv', tmp_path / 'l.csv', images=False)
+  report = lint(tmp_path / 't.csv', tmp_path, images=False)
   assert [(p.kind, p.text) for p in report.problems] == [('classes with no image', "order 'A'")]
 
 
@@ -328,14 +340,17 @@ def test_labels_not_in_the_taxonomy_are_grouped_and_get_a_hint(clean):
   labels = [line.replace('Audi TT', 'Audi T') for line in clean.labels]
   report = clean(labels=labels)
   assert found(report) >= {('error', 'labels.csv:4', 'label not in the taxonomy')}
-  assert "model 'Audi T' (2 rows); close: 'Audi TT'" in report.text()
+  assert "model 'Audi T' is not in the taxonomy; did you mean 'Audi TT'? (2 rows)" in report.text()
   assert ('warning', 'taxonomy.csv:3', 'classes with no image') in found(report)
 
 
 def test_labels_that_contradict(clean):
   report = clean(labels=changed(clean.labels, 6, 'images/04.jpg,train,Audi,Sedan,BMW 328i'))
   assert found(report) == {('error', 'labels.csv:6', 'label contradicts the taxonomy')}
-  assert "make 'Audi' does not fit model 'BMW 328i', whose make is 'BMW'" in report.text()
+  assert (
+    "make 'Audi', type 'Sedan', model 'BMW 328i' together; model 'BMW 328i' has make 'BMW'"
+    in report.text()
+  )
   taxonomy = [line for line in TAXONOMY if 'Jeep,Coupe' not in line]
   report = clean(
     taxonomy=taxonomy,
@@ -343,7 +358,7 @@ def test_labels_that_contradict(clean):
     + ['images/16.jpg,train,Jeep,Coupe,'],
   )
   assert found(report) == {('error', 'labels.csv:20', 'label contradicts the taxonomy')}
-  assert "no model has make 'Jeep' and type 'Coupe'" in report.text()
+  assert "no row of the taxonomy has make 'Jeep', type 'Coupe' together" in report.text()
 
 
 def test_unknown_labels_are_fine_and_counted(clean):
@@ -380,11 +395,15 @@ def test_classes_without_images(clean):
   'header, severity, words',
   [
     ('path,split,make,type,model', 'error', 'no column "file"'),
-    ('file,split,brand,kind,modell', 'error', "no column of the taxonomy's levels"),
+    (
+      'file,split,brand,kind,modell',
+      'error',
+      'no column of labels; the levels are make, type, model',
+    ),
     (
       'file,split,make,Type,model',
-      'warning',
-      "column 'Type' is not a level and not read; did you mean 'type'?",
+      'error',
+      "column 'Type' is no level of the taxonomy (did you mean 'type'?)",
     ),
   ],
 )
@@ -395,9 +414,7 @@ def test_columns(clean, header, severity, words):
 
 def test_no_split(clean):
   report = clean(labels=changed(clean.labels, 3, 'images/01.jpg,,Audi,Sedan,Audi A4'))
-  assert ('warning', 'labels.csv:3', 'no split') in found(
-    report
-  ) and '(no split) 1' in report.text()
+  assert ('error', 'labels.csv:3', 'no split') in found(report) and '(no split) 1' in report.text()
   assert (
     clean(
       labels=[
@@ -430,7 +447,7 @@ def test_missing_unreadable_and_strayed_files(clean):
   }
   text = report.text()
   assert (
-    "'images/00.jpg'; there is '00.JPG'" in text
+    'no file images/00.jpg (did you mean images/00.JPG?)' in text
     and "'images/04.jpg': is empty" in text
     and "'images/05.jpg': cannot be decoded" in text
   )
@@ -474,15 +491,19 @@ def test_duplicates(clean):
   report = clean(
     labels=[*clean.labels, 'images/20.jpg,train,BMW,,', 'images/./06.jpg,train,,Coupe,']
   )
-  assert ('warning', 'labels.csv:23', 'duplicate images') in found(
-    report
-  )  # less is known of the copy, but nothing else
+  # less is known of the copy, but nothing else
+  assert ('warning', 'labels.csv:22', 'duplicate images') in found(report)
+  kind = 'duplicate images with different labels'  # one file with two rows of labels
+  assert ('error', 'labels.csv:23', kind) in found(report)
   assert {k for _, _, k in found(clean(images=False))} == set()
 
 
 def test_one_file_named_twice(clean):
   report = clean(labels=[*clean.labels, 'images/00.jpg,val,Audi,Sedan,Audi A4'], images=False)
-  assert found(report) == {('error', 'labels.csv:22', 'leak')} and 'is named again' in report.text()
+  assert (
+    found(report) == {('error', 'labels.csv:22', 'leak')}
+    and 'stands in row 2 already, in another split' in report.text()
+  )
 
 
 def test_text_is_short_and_sorted(clean):
@@ -494,7 +515,7 @@ def test_text_is_short_and_sorted(clean):
   text = clean(labels=labels).text().splitlines()
   start = text.index('error: missing files (50)')
   assert text[start + 20].startswith('  ') and text[start + 21] == '  and 30 more'
-  assert text[-1] == '50 errors, 2 warnings, 0 notes'
+  assert text[-1] == '51 errors, 0 warnings, 0 notes'
   kinds = [line.split(':')[0] for line in text if line.startswith(('error', 'warning', 'note'))]
   assert kinds == sorted(kinds, key=('error', 'warning', 'note').index)
 
@@ -503,50 +524,40 @@ def test_text_is_short_and_sorted(clean):
 @pytest.mark.parametrize('fmt', ['JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF'])
 def test_every_pixel_is_decoded(fmt):
   data = encode(0, fmt)
-  assert _digest(lambda: data) == (hashlib.sha256(data).digest(), None)
+  assert digest(lambda _: data, 0) == (hashlib.sha256(data).digest(), None)
   for cut in (len(data) * 2 // 3, 20, 0):
-    assert _digest(lambda: data[:cut])[1]
+    assert digest(lambda _: data[:cut], 0)[1]
 
 
 def test_unusual_jpegs_are_readable():
   for mode in ('L', 'CMYK'):
     out = io.BytesIO()
     Image.open(io.BytesIO(encode(0))).convert(mode).save(out, 'JPEG', progressive=mode == 'L')
-    assert _digest(out.getvalue)[1] is None
+    assert digest(lambda _: out.getvalue(), 0)[1] is None
 
 
 # Other sources.
 
 
-def options(**kw):
-  c = default().data
-  c.update(kw)
-  return c
-
-
 def test_from_config_reads_a_csv_as_lint_does(clean):
   (clean.root / 'images/03.jpg').write_bytes(b'')
   want = clean()
-  got = from_config(options(root=str(clean.root)))
+  got = check(options(root=str(clean.root)))
   assert got.problems == want.problems != [] and got.text() == want.text()
-  assert from_config(options(root=str(clean.root)), images=False).problems == []
-  only = from_config(options(taxonomy=str(clean.root / 'taxonomy.csv')))
+  assert check(options(root=str(clean.root)), images=False).problems == []
+  only = check(options(taxonomy=str(clean.root / 'taxonomy.csv')))
   assert only.problems == [] and 'splits' not in only.summary and '10 models' in only.text()
-  with pytest.raises(UserError, match='root'):
-    from_config(options(source='csv'))
-  assert 'no such folder' in from_config(options(root=str(clean.root / 'none'))).text()
-  assert (
-    'classes:make=2,model=3: no images'
-    in from_config(options(root='classes:make=2,model=3')).text()
-  )
+  assert 'needs --config.data.root=FOLDER' in check(options(source='csv')).text()
+  assert 'no such folder' in check(options(root=str(clean.root / 'none'))).text()
+  assert 'classes:make=2,model=3: no images' in check(options(root='classes:make=2,model=3')).text()
 
 
 def test_labels_without_a_taxonomy(clean):
   clean()
   (clean.root / 'taxonomy.csv').unlink()
-  report = lint(None, clean.root / 'labels.csv')
+  report = lint('', clean.root)
   assert report.problems == [] and report.summary['levels'] == {'make': 3, 'type': 3, 'model': 10}
-  assert from_config(options(root=str(clean.root))).problems == []
+  assert check(options(root=str(clean.root))).problems == []
   clean(
     labels=[
       *clean.labels,
@@ -555,12 +566,13 @@ def test_labels_without_a_taxonomy(clean):
     ]
   )
   (clean.root / 'taxonomy.csv').unlink()
-  report = from_config(options(root=str(clean.root)), images=False)
+  report = check(options(root=str(clean.root)), images=False)
   assert ('warning', 'labels.csv:22', 'near-duplicate names') in found(
     report
   ) and "make 'audi' and 'Audi' (row 2)" in report.text()
   clean(labels=[*clean.labels, 'images/x.jpg,train,BMW,Sedan,Audi A4'])
-  report = lint(None, clean.root / 'labels.csv', images=False)
+  (clean.root / 'taxonomy.csv').unlink()
+  report = lint('', clean.root, images=False)
   assert (
     found(report) == {('error', 'labels.csv:22', 'unreadable table')}
     and "has make 'BMW' here" in report.text()
@@ -573,7 +585,7 @@ def test_class_folders(tmp_path):
   ):
     (tmp_path / split / order / f'{order} {name}').mkdir(parents=True)
     (tmp_path / split / order / f'{order} {name}' / 'a.jpg').write_bytes(encode(i))
-  report = from_config(options(root=str(tmp_path)))
+  report = check(options(root=str(tmp_path)))
   assert (
     report.problems == []
     and report.summary['splits'] == {'train': 4, 'val': 4}
@@ -583,7 +595,7 @@ def test_class_folders(tmp_path):
   (tmp_path / 'train/dogs/dogs one/b.jpg').write_bytes(b'no image')
   (tmp_path / 'val/dogs/dogs  three').mkdir()
   (tmp_path / 'val/dogs/dogs  three/a.jpg').write_bytes(encode(9))
-  report = from_config(options(root=str(tmp_path)))
+  report = check(options(root=str(tmp_path)))
   root = str(tmp_path)
   assert {(p.severity, p.where.removeprefix(root), p.kind) for p in report.problems} == {
     ('error', '/val/cats/cats two/b.jpg', 'leak'),
@@ -595,7 +607,7 @@ def test_class_folders(tmp_path):
 
 
 def test_the_drawn_set_is_clean():
-  report = from_config(options(toy={'train': 60, 'val': 20, 'seed': 0}))
+  report = check(options(toy={'train': 60, 'val': 20, 'seed': 0}))
   assert report.counts['error'] == 0 and report.summary['splits'] == {'train': 60, 'val': 20}
   assert {p.kind for p in report.problems} <= {
     'classes with no sibling',
@@ -607,9 +619,7 @@ def test_the_drawn_set_is_clean():
 
 @pytest.mark.skipif(not DATA.exists(), reason='needs the shared data')
 def test_stanford_cars():
-  report = lint(
-    DATA / 'stanford_cars' / 'taxonomy.csv', DATA / 'stanford_cars' / 'labels.csv', images=False
-  )
+  report = lint(root=DATA / 'stanford_cars', images=False)
   text = report.text()
   assert (
     '49 makes, 9 types, 196 models' in text

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from hierjax.core.errors import UserError
-from hierjax.data import pipeline, sources, transforms
+from hierjax.data import image_files, pipeline, sources, transforms
 from hierjax.data.transforms import Augment
 
 N = 23
@@ -148,8 +148,8 @@ def test_workers_end_with_their_parent(stop, tmp_path):
     import numpy as np
     from hierjax.data import pipeline, sources, toy
     if __name__ == '__main__':
-      taxonomy, splits = toy.load(40, 1)
-      data = sources.Examples('train', *splits['train'])
+      table = toy.table(train=40, val=1)
+      data = sources.subset(table, range(40), 'train')
       batches = pipeline.train_batches(data, batch_size=4, seed=0, size=16, workers=1)
       next(batches)
       if {stop == 'terminate the group'}:
@@ -307,9 +307,8 @@ def test_files_of_pictures(tmp_path):
   for i in range(3):
     Image.fromarray(read(i)).save(tmp_path / f'{i}.png')
   files = [f'{i}.png' for i in range(4)]  # the last one is missing
-  data = sources.Examples(
-    'val', files, np.zeros((4, 1), np.int32), sources.file_reader(tmp_path, files)(range(4))
-  )
+  reader = image_files.FileReader(str(tmp_path), files)
+  data = sources.Examples('val', files, np.zeros((4, 1), np.int32), reader)
   (batch,) = evaluated(data)
   np.testing.assert_array_equal(batch['image'][:3, 0, 0, 0], [0, 10, 20])
   assert batch['broken'].tolist() == [-1, -1, -1, 3, -1, -1, -1, -1]

@@ -5,12 +5,22 @@ import pickle
 import numpy as np
 import pytest
 
-from hierjax.data import toy
+from hierjax.data import dataset, toy
+
+
+def load(**options):
+  """The taxonomy and {split: (files, labels, reader)}."""
+  table = toy.table(**options)
+  parts = {}
+  for split in ('train', 'val'):
+    examples = dataset.subset(table, np.flatnonzero([s == split for s in table.splits]), split)
+    parts[split] = examples.files, examples.labels, examples.reader
+  return table.taxonomy, parts
 
 
 @pytest.fixture(scope='module')
 def drawn():
-  return toy.load(train=400, val=100)
+  return load(train=400, val=100)
 
 
 def test_taxonomy_has_facets_twins_and_a_make_with_one_model(drawn):
@@ -29,7 +39,7 @@ def test_taxonomy_has_facets_twins_and_a_make_with_one_model(drawn):
 
 def test_a_picture_depends_on_seed_split_and_index_alone(drawn):
   _, splits = drawn
-  _, again = toy.load(train=30, val=7)
+  _, again = load(train=30, val=7)
   read, reread = splits['train'][2], pickle.loads(pickle.dumps(again['train'][2]))
   np.testing.assert_array_equal(splits['train'][1][:30], again['train'][1])
   order = [17, 3, 29, 3]
@@ -39,7 +49,7 @@ def test_a_picture_depends_on_seed_split_and_index_alone(drawn):
   distinct = {read(i).tobytes() for i in range(30)} | {
     splits['val'][2](i).tobytes() for i in range(30)
   }
-  distinct |= {toy.load(train=30, val=1, seed=1)[1]['train'][2](i).tobytes() for i in range(30)}
+  distinct |= {load(train=30, val=1, seed=1)[1]['train'][2](i).tobytes() for i in range(30)}
   assert len(distinct) == 90
 
 

@@ -15,7 +15,7 @@ import hierjax
 from hierjax import model as predict
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
-from hierjax.data import sources
+from hierjax.data import sources, splits
 from hierjax.decide import novelty
 from hierjax.taxonomy import Taxonomy
 
@@ -30,7 +30,7 @@ def planted(hold_out: str, n: int = 40, seed: int = 0):
   rng = np.random.default_rng(seed)
   kinds = 30 * rng.normal(size=(PARENTS, DIM))
   centres = kinds[FULL.paths[:, 0]] + 5 * rng.normal(size=(len(FULL.paths), DIM))
-  held = sources.held_out(hold_out, FULL, 0)
+  held = splits.held_out(hold_out, FULL, 0)
   known = Taxonomy.from_rows(FULL.levels, [row for row, out in zip(FULL.rows(), held) if not out])
   places = np.flatnonzero(~held)
 
@@ -278,18 +278,18 @@ def test_bad_input():
 
 
 def test_held_out_shares_and_names():
-  third = sources.held_out('1/3', FULL, 0)
+  third = splits.held_out('1/3', FULL, 0)
   assert [third[FULL.paths[:, 0] == p].sum() for p in range(PARENTS)] == [2] * PARENTS
-  assert (third != sources.held_out('1/3', FULL, 1)).any() and (
-    third == sources.held_out('0.3333', FULL, 0)
+  assert (third != splits.held_out('1/3', FULL, 1)).any() and (
+    third == splits.held_out('0.3333', FULL, 0)
   ).all()
-  both = sources.held_out('k2; b00', FULL, 0)
+  both = splits.held_out('k2; b00', FULL, 0)
   assert [FULL.names[-1][i] for i in np.flatnonzero(both)] == [
     'b00',
     *(f'b2{c}' for c in range(CHILDREN)),
   ]
-  assert sources.held_out('.99', FULL, 0).sum() == PARENTS * (CHILDREN - 1)  # each parent keeps one
-  assert not sources.held_out('', FULL, 0).any()
+  assert splits.held_out('.99', FULL, 0).sum() == PARENTS * (CHILDREN - 1)  # each parent keeps one
+  assert not splits.held_out('', FULL, 0).any()
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_held_out_shares_and_names():
 )
 def test_hold_out_says_what_is_wrong(text, says):
   with pytest.raises(UserError, match=says):
-    sources.held_out(text, FULL, 0)
+    splits.held_out(text, FULL, 0)
 
 
 def test_held_out_images_leave_training_and_keep_what_is_left_of_their_path():

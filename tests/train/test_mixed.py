@@ -440,7 +440,7 @@ def test_bad_rows(tmp_path, labels, told):
   c = options(table(tmp_path / 'data', labels), **{'data.multi': 'tag'})
   with pytest.raises(UserError, match=told):
     sources.load(c.data)
-  found = lint.from_config(c.data)
+  found = lint.check(c.data)
   assert [p.severity for p in found.problems] == ['error'] and re.search(told, found.text())
 
 
@@ -480,7 +480,7 @@ def test_bad_rows_of_a_level_beside(tmp_path, multi, labels, told):
 
 
 def test_lint_counts_both(tmp_path):
-  text = lint.from_config(options(draw(tmp_path / 'data', 48)).data).text()
+  text = lint.check(options(draw(tmp_path / 'data', 48)).data).text()
   assert (
     '2 categories, 4 articles' in text
     and 'article unknown: 6' in text
@@ -489,7 +489,7 @@ def test_lint_counts_both(tmp_path):
   folder = table(
     tmp_path / 'few', 'file,kind,tag,split\na.png,disc,red,train\nb.png,disc,red,val\n'
   )
-  text = lint.from_config(options(folder, **{'data.multi': 'tag'}).data).text()
+  text = lint.check(options(folder, **{'data.multi': 'tag'}).data).text()
   assert "kind 'square'" in text and "tag 'disc blue' is in no image of train" in text
 
 

@@ -115,7 +115,7 @@ def test_wrong_labels_name_their_row(tmp_path, line, told):
   (tmp_path / 'labels.csv').write_text(f'file,tag,group\n{line}\n')
   with pytest.raises(UserError, match=told):
     sources.load(options(tmp_path).data)
-  assert lint.from_config(options(tmp_path).data).problems[0].severity == 'error'
+  assert lint.check(options(tmp_path).data).problems[0].severity == 'error'
 
 
 def test_what_follows_is_filled_in(tmp_path):

@@ -1,0 +1,139 @@
+"""Parquet files with images and labels, as the Hugging Face hub has them.
+
+SPLIT.parquet, SPLIT-00000-of-00001.parquet or SPLIT/0000.parquet with a column of images and, for
+each level, LEVEL_label or LEVEL: names, or integers in the taxonomy's order.
+"""
+
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from hierjax.core.errors import UserError
+from hierjax.data import taxonomies
+from hierjax.data.dataset import Table
+from hierjax.data.findings import Findings
+from hierjax.data.folders import SPLIT_FOLDERS
+from hierjax.data.store import Store, StoreReader, open_store
+from hierjax.taxonomy import Taxonomy
+
+
+def files_below(root: pathlib.Path) -> list[pathlib.Path]:
+  """All Parquet files below a folder, sorted."""
+  return sorted(path for path in root.glob('**/*.parquet') if path.is_file())
+
+
+def read(
+  options: ConfigDict, root: pathlib.Path, taxonomy: Taxonomy | None, findings: Findings
+) -> Table:
+  """Read the Parquet files below a folder.
+
+  Args:
+    options: `config.data`.
+    root: the folder.
+    taxonomy: that of taxonomy.csv; None derives it from the columns LEVEL_label.
+    findings: receives labels that are not in the taxonomy, or contradict it.
+
+  Raises:
+    UserError: a file is damaged, or its columns are not those of the others or no labels.
+  """
+  paths = files_below(root)
+  if not paths:
+    raise UserError(f'{root}: no *.parquet')
+  stores = [open_store(path) for path in paths]
+  columns = list(stores[0].columns)
+  for path, store in zip(paths, stores):
+    if set(store.columns) != set(columns):
+      raise UserError(
+        f'{path}: its columns ({", ".join(store.columns)}) are not those of {paths[0].name}'
+      )
+  labels = {c.removesuffix('_label'): c for c in columns}
+  if taxonomy is None:
+    labels = {level: c for level, c in labels.items() if c.endswith('label')}
+    if not labels:
+      raise UserError(
+        f'{paths[0]}: no column LEVEL_label ({", ".join(columns)}); to use others as levels, write '
+        f'{root / "taxonomy.csv"}'
+      )
+    taxonomy = _derive(stores, labels, str(root))
+    findings.note(f'taxonomy derived from Parquet: {taxonomies.describe(taxonomy)}')
+  if not set(labels) & set(taxonomy.levels):
+    raise UserError(
+      f'{paths[0]}: no column of labels; the levels are {", ".join(taxonomy.levels)}, the columns '
+      f'{", ".join(columns)}'
+    )
+  unused = [c for level, c in labels.items() if level not in taxonomy.levels]
+  if unused:
+    findings.note(f'Parquet columns {", ".join(unused)} are not used')
+  ids = [_encode(p, store, labels, taxonomy, findings) for p, store in zip(paths, stores)]
+  for path, rows in zip(paths, ids):
+    for i in np.flatnonzero(~taxonomy.valid(rows)):
+      levels = ', '.join(taxonomy.levels)
+      text = f'row {i + 1}: labels {rows[i].tolist()} contradict the taxonomy ({levels})'
+      findings.error(str(path), 'label contradicts the taxonomy', text)
+  ends = np.cumsum([store.rows for store in stores])
+  return Table(
+    taxonomy,
+    [f'{path.name}:{i}' for path, store in zip(paths, stores) for i in range(store.rows)],
+    taxonomy.complete(np.concatenate(ids)),
+    _splits(options, paths, stores),
+    StoreReader(tuple(str(store.folder) for store in stores), ends),
+  )
+
+
+def _splits(options, paths, stores):
+  """The split of each row, by the name of its file or, as the hub converts, of its folder."""
+  splits = [path.name.removesuffix('.parquet').split('-')[0] for path in paths]
+  if all(split.isdecimal() for split in splits):
+    splits = [path.parent.name for path in paths]
+  if len(set(splits)) == 1 and splits[0] not in {*SPLIT_FOLDERS, options.train, options.val}:
+    return None
+  return [split for split, store in zip(splits, stores) for _ in range(store.rows)]
+
+
+def _derive(stores: list[Store], labels, root):
+  """The taxonomy of the columns of labels; levels with fewer classes are coarser."""
+
+  def num_classes(level):
+    return len({name for store in stores for name in store.columns[labels[level]].names})
+
+  levels = sorted(labels, key=num_classes)
+  values = [_class_names(stores, labels[level]) for level in levels]
+  return taxonomies.derive(levels, [(root, row) for row in dict.fromkeys(zip(*values))])
+
+
+def _class_names(stores, column):
+  """The class name of each row, '' if unknown; bare integers get leading zeros to sort well."""
+  values = []
+  for store in stores:
+    names, bare = store.columns[column]
+    width = len(str(max(map(int, names)))) if bare and names else 0
+    names = [*(name.zfill(width) for name in names), '']
+    values += [names[code] for code in store.codes(column)]
+  return values
+
+
+def _encode(path, store, labels, taxonomy, findings):
+  """Class ids of a file's rows, int32 [rows, L]."""
+  ids = np.full((store.rows, len(taxonomy.levels)), -1, np.int32)
+  for k, level in enumerate(taxonomy.levels):
+    if level not in labels:
+      continue
+    names, bare = store.columns[labels[level]]
+    # -1 at the end, where unknown labels point to
+    lookup = np.full(len(names) + 1, -1, np.int64)
+    if bare:
+      lookup[:-1] = [int(name) for name in names]  # they stand in the order of the taxonomy
+      low, high = min(map(int, names), default=0), max(map(int, names), default=-1)
+      if high >= len(taxonomy.names[k]) or low < 0:
+        text = f'{labels[level]} goes from {low} to {high}, the taxonomy has '
+        text += f'{len(taxonomy.names[k])} classes of {level}'
+        findings.error(str(path), 'label not in the taxonomy', text)
+        continue
+    for i, name in enumerate(() if bare else names):
+      try:
+        lookup[i] = taxonomy.encode({level: name})[k]
+      except UserError as error:
+        findings.error(str(path), 'label not in the taxonomy', str(error))
+    ids[:, k] = lookup[store.codes(labels[level])]
+  return ids

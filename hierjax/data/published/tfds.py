@@ -1,0 +1,103 @@
+"""Data sets that TensorFlow Datasets has prepared as ArrayRecord; TensorFlow is not needed."""
+
+import dataclasses
+import os
+import re
+from typing import NamedTuple
+
+from hierjax.core.errors import UserError
+from hierjax.data.published.layout import Example, Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordReader:
+  """Reads encoded images from TFDS's data sources: example i is row `places[i]`."""
+
+  sources: dict
+  places: list[tuple[str, int]]
+  image: str  # the feature with the image
+
+  def __call__(self, i: int) -> bytes:
+    split, row = self.places[i]
+    return self.sources[split][row][self.image]
+
+
+class _Opened(NamedTuple):
+  """The features, the names of labels, the source of each split, and the name of the image."""
+
+  features: dict
+  labels: list[str]
+  sources: dict
+  image: str
+
+
+def read(root: str, crop: bool) -> Layout:
+  """Read tfds:NAME[/CONFIG][:VERSION]; it has no boxes."""
+  name = str(root).removeprefix('tfds:')
+  if not re.fullmatch(r'\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?', name):
+    raise UserError(f'--config.data.root={root}: expected tfds:NAME[/CONFIG][:1.2.3]')
+  features, labels, sources, image = _open(name, root)
+  if not labels:
+    raise UserError(f'tfds:{name}: has no ClassLabel; its features are {", ".join(features)}')
+  labels.sort(key=lambda key: features[key].num_classes)
+  rows = _read_labels(name, sources, labels)
+  names = [features[key].names for key in labels]
+  classes = set(rows.values())
+  if len(labels) == 1:
+    classes = {(c,) for c in range(len(names[0]))}
+  classes = sorted((row for row in classes if row[-1] >= 0), key=lambda row: row[::-1])
+  label = {row: i for i, row in enumerate(classes)}
+  return Layout(
+    tuple(key.removesuffix('_label') for key in labels),
+    [tuple(n[c] if c >= 0 else '' for n, c in zip(names, row)) for row in classes],
+    [
+      Example(f'{split}:{i}', label.get(row, -1), split, f'tfds:{name} {split}:{i}')
+      for (split, i), row in rows.items()
+    ],
+    reader=RecordReader(sources, list(rows), image),
+  )
+
+
+def _open(name, root) -> _Opened:
+  import tensorflow_datasets as library  # takes half a second
+
+  folder = os.environ.get('TFDS_DATA_DIR') or None
+  try:
+    builder = library.builder(name, data_dir=folder)
+    features = builder.info.features
+    images = [k for k in features if isinstance(features[k], library.features.Image)]
+    labels = [k for k in features if isinstance(features[k], library.features.ClassLabel)]
+    if len(images) != 1:
+      raise UserError(
+        f'{root}: expected one feature with images; its features are {", ".join(features)}'
+      )
+    decoders = {images[0]: library.decode.SkipDecoding()}
+    splits = builder.info.splits
+    sources = {s: builder.as_data_source(split=s, decoders=decoders) for s in splits}
+    if not sources:
+      raise FileNotFoundError('nothing is prepared')
+  except UserError:
+    raise
+  except Exception as error:  # it raises its own, assertions and the system's
+    folder = folder or '~/tensorflow_datasets'
+    reason = str(error).splitlines()[0][:160] if str(error) else ''
+    raise UserError(
+      f'tfds:{name}: cannot be read from {folder} as ArrayRecord ({type(error).__name__}: '
+      f'{reason}); prepare it once, where TensorFlow is installed: tfds build '
+      f'{name.split(":")[0]} --file_format=array_record --data_dir={folder}'
+    ) from None
+  return _Opened(features, labels, sources, images[0])
+
+
+def _read_labels(name, sources, labels):
+  """{(split, row): class id of each label}."""
+  rows = {}
+  for split, source in sources.items():
+    for i in range(len(source)):
+      try:
+        example = source[i]
+      except Exception as error:
+        reason = f'{type(error).__name__}: {str(error)[:120]}'
+        raise UserError(f'tfds:{name}: example {split}:{i} cannot be read ({reason})') from None
+      rows[split, i] = tuple(int(example[key]) for key in labels)
+  return rows

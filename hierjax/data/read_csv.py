@@ -1,0 +1,328 @@
+"""labels.csv: a row per image with its file, its split, and a column per level.
+
+An empty cell is an unknown label. A column of an exclusive level holds one class. A tag level has a
+column of sets ('sea|sunset'; '-' is the empty set) or a column per class with 1, 0 or nothing. What
+the taxonomy implies is filled in.
+"""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from hierjax.core.config import level_words, split_names
+from hierjax.core.errors import UserError, did_you_mean
+from hierjax.data import image_files, taxonomies
+from hierjax.data.dataset import Table
+from hierjax.data.findings import Findings
+from hierjax.taxonomy import Mixed, TagTaxonomy, Taxonomy, close_matches, read_table
+
+UNKNOWN, CONTRADICTION = 'label not in the taxonomy', 'label contradicts the taxonomy'
+
+
+class _Columns(NamedTuple):
+  """The columns of labels: exclusive levels, tag levels as sets, and tags with one column each."""
+
+  exclusive: Taxonomy | None
+  tags: Taxonomy | None
+  sets: list[str]
+  flags: dict[str, int]  # tag -> its index in a row of `multi`
+
+  @property
+  def names(self):
+    return [*(self.exclusive.levels if self.exclusive else ()), *self.sets, *self.flags]
+
+
+def read(
+  options: ConfigDict, root: pathlib.Path, taxonomy: Taxonomy | Mixed | None, findings: Findings
+) -> Table:
+  """Read labels.csv.
+
+  Args:
+    options: `config.data`.
+    root: the folder that the files are named from.
+    taxonomy: that of taxonomy.csv; None derives it from the labels.
+    findings: receives what is wrong, by row.
+
+  Raises:
+    UserError: the file cannot be read, or has no images or no labels.
+  """
+  path = root / 'labels.csv'
+  columns, rows = read_table(path)
+  if 'file' not in columns:
+    text = f'no column "file"{did_you_mean("file", columns)}; the columns are {", ".join(columns)}'
+    findings.fatal(f'{path}:1', 'columns', text)
+  if not rows:
+    findings.fatal(f'{path}:1', 'empty', 'has no example below the header')
+  records = [(row, dict(zip(columns, cells))) for row, cells in rows]
+  taxonomy, origin = _complete_taxonomy(options, path, records, taxonomy, findings)
+  layout = _label_columns(path, columns, taxonomy, findings)
+  table = _read_rows(path, records, taxonomy, layout, findings)
+  where = [f'{path}:{row}' for row in table.rows]
+  if layout.tags:
+    _complete_tags(table, where, findings)
+  else:
+    table.labels = taxonomy.complete(table.labels)
+  if findings.files:
+    image_files.check_files(table, where, root, options.strict, findings)
+  table.splits = table.splits if 'split' in columns else None
+  table.reader = image_files.FileReader(str(root), table.files)
+  table.path, table.origin = str(path), origin
+  return table
+
+
+def _complete_taxonomy(options, path, records, taxonomy, findings):
+  """The taxonomy with the levels that only labels.csv has, and its rows if all come from there."""
+  names, words = split_names(options.multi or ''), level_words([])
+  new = [n for n in names if taxonomy is None or n not in {*taxonomy.levels, *words}]
+  if taxonomy and not new:
+    return taxonomy, None
+  columns = [c for c in records[0][1] if c not in ('file', 'split')]
+  if not columns:
+    text = f'no column of labels beside {", ".join(records[0][1])}'
+    findings.fatal(f'{path}:1', 'columns', text)
+  tags, exclusive, origin = None, taxonomy, None
+  if new:
+    if len(new) > 1 or (taxonomy and taxonomy.multi):
+      raise UserError(
+        f'--config.data.multi={",".join(names)}: several levels need '
+        f'{path.parent / "taxonomy.csv"}, which says what is below what'
+      )
+    level = 'class' if new[0] in words else new[0]
+    tags = _derive_tags(level, path, columns, records, taxonomy)
+    columns = [c for c in columns if c not in (level, *tags.names[0])]
+  if taxonomy is None and columns:
+    cells = [(row, [record[c] for c in columns]) for row, record in records]
+    exclusive = taxonomies.derive(columns, [(f'{path}:{row}', names) for row, names in cells])
+    first = {}
+    for row, names in cells:
+      first.setdefault(_last(names), row)
+    origin = str(path), [(first[_last(names)], names) for names in exclusive.rows()]
+  parts = [part for part in (None if taxonomy else exclusive, tags) if part]
+  counts, name = ', '.join(map(taxonomies.describe, parts)), path.name
+  if taxonomy is None:
+    findings.note(f'taxonomy derived from {name} (no taxonomy.csv): {counts}')
+  else:
+    text = f'{level} is no level of the taxonomy and stands beside it: {counts}, by {name}'
+    findings.note(text)
+  if not (exclusive and tags):
+    return exclusive or tags, origin
+  above = np.full((len(tags.names[0]), len(exclusive.levels)), -1, np.int32)
+  return Mixed(exclusive, tags, above), None
+
+
+def _last(names):
+  return next((name for name in reversed(names) if name), '')
+
+
+def _derive_tags(level, path, columns, records, taxonomy):
+  """The taxonomy of a tag level: the classes in its column, or the columns that are no level."""
+  levels = taxonomy.levels if taxonomy else ()
+  classes = [c for c in columns if c not in levels]
+  if level in columns:
+    classes = sorted({name for _, record in records for name in _names(record[level])})
+    if not classes:
+      raise UserError(f'{path}:1: column {level!r} names no class in any row')
+  elif not classes or did_you_mean(level, columns):
+    raise UserError(
+      f'--config.data.multi={level}: no level {level!r}'
+      f'{did_you_mean(level, [*levels, *columns])}; choices: '
+      f'{", ".join([*levels, *level_words([])])}, or another column of {path.name}'
+    )
+  return TagTaxonomy.from_rows([level], [[name] for name in classes])
+
+
+def _names(cell):
+  """The names in a cell such as 'sea|sunset'; none in '-' and ''."""
+  return [name.strip() for name in cell.split('|') if name.strip() and cell != '-']
+
+
+def _label_columns(path, columns, taxonomy, findings):
+  """What the columns hold; columns that are no label are noted, misspelt ones are errors."""
+  exclusive, tags = taxonomy.exclusive, taxonomy.several
+  flags = _tag_columns(tags) if tags else {}
+  names = [*taxonomy.levels, *flags]
+  for c in columns:
+    if c in names or c in ('file', 'split'):
+      continue
+    text = f'column {c!r} is no {"level or class" if tags else "level"} of the taxonomy'
+    close = close_matches(c, [n for n in names if n not in columns])
+    if close:
+      findings.error(f'{path}:1', 'columns', f'{text} (did you mean {close[0]!r}?)')
+      continue
+    text = f'column {c!r} is not used; the levels are {", ".join(taxonomy.levels)}'
+    findings.add('note', f'{path}:1', 'columns', text)
+    findings.note(f'{path.name}: {text}')
+  flags = {c: k for c, k in flags.items() if c in columns and c not in taxonomy.levels}
+  sets = [level for level in tags.levels if level in columns] if tags else []
+  levels = exclusive.levels if exclusive else ()
+  absent = [level for level in levels if level not in columns]
+  for level in absent if len(absent) < len(levels) else ():
+    text = f'has no column {level!r}: it is known only where a finer level determines it'
+    findings.add('note', f'{path}:1', 'columns', text)
+  lacking = tags.levels if tags and not flags and not sets else ()
+  if exclusive and len(absent) == len(levels) and not (tags and (taxonomy.above >= 0).any()):
+    lacking = levels
+  if lacking:
+    which = f' of {", ".join(lacking)}' if exclusive and tags else ''
+    text = f'no column of labels{which}; the levels are {", ".join(taxonomy.levels)}, the columns '
+    findings.fatal(f'{path}:1', 'columns', text + ', '.join(columns))
+  return _Columns(exclusive, tags, sets, flags)
+
+
+def _tag_columns(tags):
+  """The index of each tag in a row of `multi`, at the level where it ends."""
+  index = {}
+  for level, names in zip(tags.levels, tags.names):
+    for c, name in enumerate(names):
+      index.setdefault(name, tags.columns[level].start + c)
+  return index
+
+
+def _read_rows(path, records, taxonomy, layout, findings):
+  """The table, its labels not yet completed; repeated rows are left out."""
+  exclusive, tags = layout.exclusive, layout.tags
+  multi = np.full((len(records), tags.width), -1, np.int8) if tags else None
+  table = Table(taxonomy, [], [], [], None, None, rows=[])
+  seen, ids, repeated = {}, {}, []
+  for row, cell in records:
+    where, n = f'{path}:{row}', len(table.files)
+    file = image_files.check_path(cell['file'], where, findings)
+    content = [cell.get(c) for c in ('split', *taxonomy.levels, *layout.flags)]
+    if file in seen:
+      repeated.append(row)
+      _check_repeated(file, content, where, *seen[file], findings)
+      continue
+    if file is None:
+      table.invalid.add(n)
+    else:
+      seen[file] = row, content
+    if cell.get('split') == '':
+      text = 'no split; give one to every row, or leave out the column "split"'
+      findings.error(where, 'no split', text)
+    if exclusive:
+      table.labels.append(_encode(exclusive, cell, where, ids, findings))
+    if tags:
+      _encode_tags(layout, cell, where, multi[n], findings)
+    table.files.append(cell['file'] if file is None else file)
+    table.splits.append(cell.get('split'))
+    table.rows.append(row)
+  if repeated:
+    findings.note(
+      f'{path.name}: {len(repeated)} repeated rows are left out, the first is row {repeated[0]}'
+    )
+  n = len(table.files)
+  table.labels = np.array(table.labels) if exclusive else np.zeros((n, 0), np.int32)
+  table.multi = multi[:n] if tags else None
+  return table
+
+
+def _check_repeated(file, content, where, first_row, first, findings):
+  """Compare a row with an earlier one of the same file."""
+  text = f'{file} stands in row {first_row} already'
+  differs = {
+    'with other labels': content[1:] != first[1:],
+    'in another split': content[0] != first[0],
+  }
+  if not any(differs.values()):
+    findings.add('warning', where, 'duplicate images', text)
+    return
+  kind = 'leak' if differs['in another split'] else 'duplicate images with different labels'
+  findings.error(where, kind, f'{text}, {" and ".join(k for k, v in differs.items() if v)}')
+
+
+def _encode(taxonomy, cell, where, ids, findings):
+  """Class ids of the exclusive levels, int32 [L]; `ids` holds those of earlier rows."""
+  key = tuple(cell.get(level, '') for level in taxonomy.levels)
+  if key in ids:
+    return ids[key]
+  labels, is_sound = np.full(len(key), -1, np.int32), True
+  for k, (level, name) in enumerate(zip(taxonomy.levels, key)):
+    try:
+      labels[k] = taxonomy.encode({level: name})[k]
+    except UserError as error:
+      findings.error(where, UNKNOWN, str(error))
+      is_sound = False
+  if not taxonomy.valid(labels[None])[0]:
+    findings.error(where, CONTRADICTION, _contradiction(taxonomy, labels))
+    is_sound = False
+  if is_sound:
+    ids[key] = labels
+  return labels
+
+
+def _contradiction(taxonomy, labels):
+  """The labels that no row of the taxonomy has together."""
+  names = [
+    f'{level} {names[c]!r}'
+    for level, names, c in zip(taxonomy.levels, taxonomy.names, labels)
+    if c >= 0
+  ]
+  text = f'no row of the taxonomy has {", ".join(names)} together'
+  if labels[-1] >= 0:
+    path = taxonomy.paths[labels[-1]]
+    k = int(np.flatnonzero((labels >= 0) & (labels != path))[0])
+    text += f'; {names[-1]} has {taxonomy.levels[k]} {taxonomy.names[k][path[k]]!r}'
+  return text
+
+
+def _encode_tags(layout, cell, where, multi, findings):
+  """Write the tags of a row into `multi`, int8 [C]."""
+  tags = layout.tags
+  for level in layout.sets:
+    if not cell[level]:
+      continue
+    part = multi[tags.columns[level]]
+    part[:] = 0
+    for name in _names(cell[level]):
+      try:
+        part[tags.encode({level: name})[tags.index(level)]] = 1
+      except UserError as error:
+        findings.error(where, UNKNOWN, str(error))
+  for name, k in layout.flags.items():
+    if cell[name] not in ('0', '1', ''):
+      text = (
+        f'column {name!r} holds {cell[name]!r}; a class has 1, 0 or nothing, a column of sets is '
+        'named in --config.data.multi, and one of an exclusive level in taxonomy.csv'
+      )
+      findings.error(where, 'columns', text)
+    elif cell[name]:
+      multi[k] = int(cell[name])
+
+
+def _complete_tags(table, where, findings):
+  """Fill in what follows from the known labels of tag levels and the exclusive levels above."""
+  taxonomy = table.taxonomy
+  exclusive, tags, given = taxonomy.exclusive, taxonomy.several, table.labels
+  if exclusive:
+    table.labels, table.multi = taxonomy.complete(given, table.multi)
+  else:
+    table.multi = tags.complete(table.multi)
+  names = [f'{level} {name!r}' for level, names in zip(tags.levels, tags.names) for name in names]
+  conflicts = tags.contradicts(table.multi)
+  for i in np.flatnonzero(conflicts[:, 0] >= 0):
+    child, parent = conflicts[i]
+    text = f'has {names[child]} but not {names[parent]}, under which the taxonomy has it'
+    findings.error(where[i], CONTRADICTION, text)
+  if not exclusive:
+    return
+  conflicts = (table.multi == 1) & ~taxonomy.fits(table.labels)
+  for i in np.flatnonzero(conflicts.any(1)):
+    text = _tag_conflict(table, given, i, conflicts[i].argmax(), names)
+    findings.error(where[i], CONTRADICTION, text)
+  for i in np.flatnonzero(~exclusive.valid(table.labels)):
+    findings.error(where[i], CONTRADICTION, _contradiction(exclusive, table.labels[i]))
+
+
+def _tag_conflict(table, given, i, tag, names):
+  """Which exclusive class of example i the tag contradicts, and which other tag implies it."""
+  exclusive, above, labels = table.taxonomy.exclusive, table.taxonomy.above, table.labels[i]
+  k = int(np.flatnonzero((above[tag] >= 0) & (above[tag] != labels) & (labels >= 0))[0])
+  level, classes = exclusive.levels[k], exclusive.names[k]
+  others = np.flatnonzero((table.multi[i] == 1) & (above[:, k] == labels[k]))
+  source = f' by {names[others[0]]}' if given[i, k] < 0 and len(others) else ''
+  return (
+    f'has {names[tag]} but {level} {classes[labels[k]]!r}{source}; the taxonomy has it under '
+    f'{level} {classes[above[tag, k]]!r}'
+  )

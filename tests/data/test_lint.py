@@ -340,7 +340,10 @@ def test_labels_not_in_the_taxonomy_are_grouped_and_get_a_hint(clean):
   labels = [line.replace('Audi TT', 'Audi T') for line in clean.labels]
   report = clean(labels=labels)
   assert found(report) >= {('error', 'labels.csv:4', 'label not in the taxonomy')}
-  assert "model 'Audi T' is not in the taxonomy; did you mean 'Audi TT'? (2 rows)" in report.text()
+  text = report.text()
+  assert (
+    "model 'Audi T' is not in the taxonomy; did you mean 'Audi TT'" in text and '(2 rows)' in text
+  )
   assert ('warning', 'taxonomy.csv:3', 'classes with no image') in found(report)
 
 

@@ -16,7 +16,7 @@ def get_config(_: str = ''):
   c.model.backbone, c.model.pretrained, c.model.levels = (
     'efficientnet_lite0',
     'package',
-    'coarsest,finest',
+    ('coarsest', 'finest'),
   )
   c.model.dropout = 0.2
   c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule = 'adamw', 1e-3, 1e-4, 'onecycle'

@@ -38,20 +38,16 @@ def get_config(rung: str = '10'):
   c.name = f'ladder{rung}'
   c.model.backbone, c.model.pretrained = 'resnet50', 'hf:timm/resnet50.tv_in1k'
   c.model.heads = 'flat' if at < 3 else 'parallel'
-  c.model.levels = 'coarsest,finest' if 3 <= at < 6 else 'all'
+  c.model.levels = ('coarsest', 'finest') if 3 <= at < 6 else ('all',)
   c.data.augment.enabled = at >= 4
-  c.data.balance = 'sample' if at >= 5 else 'none'
+  c.data.balance = 'sample' if at >= 5 else None
   c.optim.name, c.optim.lr, c.optim.weight_decay = 'adam', 1e-4, 0.0
   c.optim.schedule = 'cosine' if at >= 9 else 'constant'
   c.train.batch_size, c.train.epochs = 32, 20
   if at == 1:
-    c.curriculum.p1.epochs, c.curriculum.p1.freeze = -1, 'backbone'
+    c.curriculum = (config.phase(share=1.0, freeze=('backbone',)),)
   if at == 5.5 or at >= 7:
-    c.curriculum.p1.share, c.curriculum.p1.freeze, c.curriculum.p1.levels = (
-      0.25,
-      'heads/finest',
-      'coarser',
-    )
-  c.loss.smoothing = 0.1 if at >= 8 else 0.0
+    c.curriculum = (config.phase(share=0.25, freeze=('heads/finest',), levels=('coarser',)),)
+  c.loss.smoothing = 0.1 if at >= 8 else None
   c.eval.tta = 2 if at == 10 else 1
   return c

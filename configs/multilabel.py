@@ -12,7 +12,7 @@ from hierjax import config
 def get_config(_: str = ''):
   c = config.default()
   c.name = 'multilabel'
-  c.data.multi = 'all'
+  c.data.multi = ('all',)
   c.data.size = 224
   c.data.augment.crop = c.data.augment.ratio = (1.0, 1.0)
   c.data.augment.flip, c.data.augment.rotate = 0.5, 0.0

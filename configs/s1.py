@@ -42,9 +42,9 @@ def get_config(model: str = 'densenet121,parallel,0,.9,.1'):
   c.data.size, c.data.val_share, c.data.test_share = 224, 0.2, 0.1
   c.data.augment.enabled = False
   c.model.backbone, c.model.pretrained = backbone, BACKBONES[backbone][1]
-  c.model.levels, c.model.heads = 'coarsest,finest', heads
+  c.model.levels, c.model.heads = ('coarsest', 'finest'), heads
   c.model.dropout = float(dropout)
-  c.loss.weights = f'finest={weights[0]},coarsest={weights[1]}' if weights else ''
+  c.loss.weights = tuple(zip(('finest', 'coarsest'), map(float, weights)))
   c.optim.name, c.optim.lr, c.optim.weight_decay = 'adam', 3e-4, 0.0
   c.optim.schedule, c.optim.onecycle_rise = 'onecycle', 0.3
   c.train.epochs, c.train.batch_size = 25, 32

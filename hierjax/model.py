@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core import config as config_lib
-from hierjax.core import files, parallel
+from hierjax.core import files, parallel, plugins
 from hierjax.core.errors import UserError
 from hierjax.data import image_files, pipeline, sources, transforms
 from hierjax.decide import novelty
@@ -34,23 +34,23 @@ def narrow(data: sources.Dataset, m: ConfigDict) -> tuple[sources.Dataset, tuple
   levels = config_lib.head_levels(m, taxonomy.levels, taxonomy.multi)
   if not levels:
     raise UserError(
-      f'--config.model.levels={m.levels!r} names no level; choices: {", ".join(taxonomy.levels)}'
+      f'--config.model.levels={",".join(m.levels)} names no level; choices: {", ".join(taxonomy.levels)}'
     )
   if not {*taxonomy.multi} <= {*levels}:
     raise UserError(
-      f'--config.model.levels={m.levels}, --config.model.heads={m.heads}: each of the multi levels needs a head: {", ".join(taxonomy.multi)}'
+      f'--config.model.levels={",".join(m.levels)}, --config.model.heads={m.heads}: each of the multi levels needs a head: {", ".join(taxonomy.multi)}'
     )
   single = [level for level in levels if level not in taxonomy.multi]
   if own and not single:
     raise UserError(
-      f'--config.model.levels={m.levels!r} names no exclusive level; choices: {", ".join(own.levels)}'
+      f'--config.model.levels={",".join(m.levels)} names no exclusive level; choices: {", ".join(own.levels)}'
     )
   if not own or single[-1] == own.levels[-1]:
     return data, levels
   short = taxonomy.coarsen(single[-1])
   if lost := [level for level in single if level not in short.levels]:
     raise UserError(
-      f'--config.model.levels={m.levels}: {single[-1]} does not determine {", ".join(lost)}; add the finest level, {own.levels[-1]}'
+      f'--config.model.levels={",".join(m.levels)}: {single[-1]} does not determine {", ".join(lost)}; add the finest level, {own.levels[-1]}'
     )
   columns = [own.index(level) for level in short.exclusive.levels]
   splits = {k: dataclasses.replace(v, labels=v.labels[:, columns]) for k, v in data.splits.items()}
@@ -61,7 +61,7 @@ class Model:
   """A trained classifier. Make one with `load`."""
 
   def __init__(self, workdir: pathlib.Path, c: ConfigDict, taxonomy: Taxonomy | Mixed):
-    config_lib.validate(c, list(models.BACKBONES))
+    config_lib.validate(c, {'model.backbone': models.BACKBONES, 'model.heads': heads.HEADS})
     self.workdir, self.c, self.mesh, self.taxonomy = workdir, c, parallel.mesh(), taxonomy
     if not taxonomy.exclusive:
       config_lib.check_multi(c, taxonomy.levels)
@@ -344,6 +344,7 @@ def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
   """The model trained in `workdir`. `c` is its own configuration with what evaluation may change (data, eval), or None."""
   workdir = pathlib.Path(workdir)
   c = c or run_config(workdir)
+  plugins.refuse_inside(c.plugins, workdir)
   return Model(workdir, c, read_taxonomy(workdir / 'taxonomy.csv', c.data.multi))
 
 
@@ -452,7 +453,7 @@ def stream(model: Model, pattern: str) -> Iterator[dict]:
 
 def describe(c: ConfigDict) -> dict:
   """{'trunk_params', 'params', 'macs', 'thop_macs' (at data.size), 'heads': {LEVEL or 'shared': params}} of the configured model."""
-  config_lib.validate(c, list(models.BACKBONES))
+  config_lib.validate(c, {'model.backbone': models.BACKBONES, 'model.heads': heads.HEADS})
   data, levels = narrow(sources.load(c.data), c.model)
   if not data.taxonomy.exclusive:
     config_lib.check_multi(c, levels)

@@ -42,9 +42,7 @@ BASE = {
   'eval.batch_size': 16,
 }
 CURRICULUM = {
-  'curriculum.p1.steps': 20,
-  'curriculum.p1.freeze': 'heads/finest',
-  'curriculum.p1.levels': 'coarser',
+  'curriculum': "[{'steps': 20, 'freeze': 'heads/finest', 'levels': 'coarser'}]",
 }
 KINDS = {
   'curriculum, EMA, accumulation': CURRICULUM
@@ -57,8 +55,7 @@ KINDS = {
     'train.best': 'loss',
   },
   'cached features, then all with EMA': {
-    'curriculum.p1.steps': 20,
-    'curriculum.p1.freeze': 'backbone',
+    'curriculum': "[{'steps': 20, 'freeze': 'backbone'}]",
     'data.augment.enabled': False,
     'optim.ema': 0.9,
     'optim.name': 'sgd',

@@ -11,6 +11,7 @@ ones are. The 64 px images are enlarged to 128. Where ImageNet has the held-out 
 """
 
 from configs.tables import s3
+from hierjax import config
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.experiments.table import Row, Table
 
@@ -30,14 +31,14 @@ def get_config(name: str = 'third'):
       f'configs/tables/novelty.py:{name}: no such row{did_you_mean(name, NAMES)}; choices: {", ".join(NAMES)}'
     )
   c = s3.get_config()
-  c.name, c.data.hold_out = f'novelty {name}', ROWS[name.removeprefix('tuned_')][0]
+  c.name, c.data.hold_out = f'novelty {name}', (ROWS[name.removeprefix('tuned_')][0],)
   c.eval.novelty = 0.95
   if not name.startswith('tuned_'):
     c.data.size, c.data.augment.enabled = (
       128,
       False,
     )  # without augmentation the frozen features are computed once
-    c.curriculum.p1.epochs, c.curriculum.p1.freeze = -1.0, 'backbone'
+    c.curriculum = (config.phase(share=1.0, freeze=('backbone',)),)
     c.train.epochs, c.train.eval_epochs = 30, 5.0
   return c
 

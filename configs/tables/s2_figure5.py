@@ -10,7 +10,7 @@ point where both sweeps meet is Table 2's last row and, in its --workdir, not tr
 
 from configs import hcal
 from configs.tables import s2_table2
-from hierjax import config
+from hierjax.core import options
 from hierjax.core.errors import UserError
 from hierjax.experiments.table import Row, Table
 
@@ -19,7 +19,7 @@ FIGURES = {'.05': (0.8488, None, None), '.001': (0.8326, None, None)}
 
 
 def get_config(text: str = 'gamma=.1'):
-  parts = config.split_names(text)
+  parts = options.names(text)
   data = next((part for part in parts if part in hcal.DATA), 'cifar100')
   option, _, value = ','.join(part for part in parts if part != data).partition('=')
   if not value and option in ('', 'fa,pp,awa'):

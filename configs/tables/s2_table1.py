@@ -57,15 +57,14 @@ def get_config(text: str = 'flat'):
     c.model.backbone, c.model.stem, c.model.neck = (
       'resnet18',
       'standard' if data == 'aircraft' else 'small',
-      0,
+      None,
     )
     c.optim.name, c.optim.lr, c.optim.weight_decay = 'adam', 1e-3, 0.0
   elif method in ('cagrad', 'imtl', 'nash'):
     c.balance.name = method
   elif method in ('dmt', 'cmt'):
-    c.loss.terms = (
-      'distribution_matching' if method == 'dmt' else 'distribution_matching,co_annotation'
-    )
+    terms = ('distribution_matching', 'co_annotation')
+    c.loss.terms = terms[:1] if method == 'dmt' else terms
   c.name = f's2 {text}'
   return c
 

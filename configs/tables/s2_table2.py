@@ -10,7 +10,7 @@ The changes that the paper's text names belong to other rows than it says: 119.8
 """
 
 from configs import hcal
-from hierjax import config
+from hierjax.core import options
 from hierjax.core.errors import UserError
 from hierjax.experiments.table import Row, Table
 
@@ -30,27 +30,26 @@ TASKS = ('fine', 'coarse')  # the single-task models
 def two_levels(data: str):
   """HCAL as the paper has it in Table 2 and Figure 5."""
   c = hcal.get_config(f'paper,{data}')
-  c.model.levels = 'coarser' if data == 'aircraft' else 'all'
+  c.model.levels = ('coarser',) if data == 'aircraft' else ('all',)
   c.model.head.noise = 0.1
   return c
 
 
 def get_config(text: str = 'fa,pp,awa'):
-  parts = config.split_names(text)
+  parts = options.names(text)
   data = next((part for part in parts if part in hcal.DATA), 'cifar100')
   parts = [part for part in parts if part != data]
   c = two_levels(data)
   if parts and parts[0] == 'single' and parts[1:] in ([], *([task] for task in TASKS)):
-    c.model.levels = (
-      'coarsest' if parts[1:] == ['coarse'] else 'family' if data == 'aircraft' else 'finest'
-    )
+    finest = 'family' if data == 'aircraft' else 'finest'
+    c.model.levels = ('coarsest',) if parts[1:] == ['coarse'] else (finest,)
     c.optim.heads_lr *= (
       c.optim.heads_growth if parts[1:] == ['coarse'] else 1.0
     )  # as in the model of both levels
-    c.loss.aggregate, weights = 'none', ''  # there is no level below
+    c.loss.aggregate, weights = None, ()  # there is no level below
   elif not parts or ','.join(parts) in FIGURES:
-    parts, weights = parts or ['fa', 'pp', 'awa'], 'all=.5'
-    c.loss.aggregate = c.loss.aggregate if 'fa' in parts else 'none'
+    parts, weights = parts or ['fa', 'pp', 'awa'], (('all', 0.5),)
+    c.loss.aggregate = c.loss.aggregate if 'fa' in parts else None
     c.model.head.noise = c.model.head.noise if 'pp' in parts else 0.0
   else:
     raise UserError(
@@ -58,7 +57,7 @@ def get_config(text: str = 'fa,pp,awa'):
       f'a comma and one of {", ".join(hcal.DATA)} behind it'
     )
   if 'awa' not in parts:
-    c.balance.name, c.balance.gamma, c.loss.weights = 'fixed', 0.0, weights
+    c.balance.name, c.balance.gamma, c.loss.weights = 'fixed', None, weights
   c.name = f's2 {text}'
   return c
 

@@ -31,7 +31,7 @@ def get_config(backbone: str = 'efficientnet_lite0'):
   c.model.backbone, c.model.pretrained, c.model.levels = (
     backbone,
     BACKBONES[backbone][1],
-    'coarsest,finest',
+    ('coarsest', 'finest'),
   )
   c.model.dropout = 0.2
   c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule = 'adamw', 1e-3, 1e-4, 'onecycle'

@@ -24,7 +24,7 @@ def get_config(row: str = 'advanced_cnn'):
   c = multilabel.get_config()
   c.name, c.model.backbone = f's4 {row}', row
   if row == 'efficientnet_lite0':
-    c.model.pretrained, c.model.mean, c.model.std, c.optim.lr = 'package', (), (), 3e-4
+    c.model.pretrained, c.model.mean, c.model.std, c.optim.lr = 'package', None, None, 3e-4
   return c
 
 

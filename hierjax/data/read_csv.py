@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax.core.config import level_words, split_names
+from hierjax.core.config import level_words
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import image_files, taxonomies
 from hierjax.data.dataset import Table
@@ -74,7 +74,7 @@ def read(
 
 def _complete_taxonomy(options, path, records, taxonomy, findings):
   """The taxonomy with the levels that only labels.csv has, and its rows if all come from there."""
-  names, words = split_names(options.multi or ''), level_words([])
+  names, words = options.multi, level_words([])
   new = [n for n in names if taxonomy is None or n not in {*taxonomy.levels, *words}]
   if taxonomy and not new:
     return taxonomy, None

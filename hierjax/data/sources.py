@@ -12,7 +12,6 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax.core.config import split_names
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import folders, parquet, published, read_csv, splits, taxonomies, toy
 from hierjax.data.dataset import Dataset, Examples, Table, subset, with_features
@@ -85,7 +84,7 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     )
   if options.multi and source != 'csv':
     raise UserError(
-      f'--config.data.multi={",".join(split_names(options.multi))}: source {source} has one class '
+      f'--config.data.multi={",".join(options.multi)}: source {source} has one class '
       'a level; multi levels are read from labels.csv'
     )
   if source == 'toy':

@@ -133,13 +133,13 @@ def _classes(labels, files, seed):
   return [groups[key] for key in sorted(groups)]
 
 
-def held_out(items: str | Sequence[str], taxonomy: Taxonomy, seed: int) -> np.ndarray:
+def held_out(items: Sequence[str], taxonomy: Taxonomy, seed: int) -> np.ndarray:
   """Find the finest classes that `data.hold_out` names.
 
   Args:
     items: names of classes, with all below them, or a share such as '1/3' of the finest classes
       below each class of the level above: drawn by a hash of seed and name, rounded, at least one,
-      but one is left. A text has the items separated by ';'.
+      but one is left.
     taxonomy: of exclusive levels.
     seed: of the hash.
 
@@ -149,9 +149,6 @@ def held_out(items: str | Sequence[str], taxonomy: Taxonomy, seed: int) -> np.nd
   Raises:
     UserError: an item is neither, or every class or none would be held out.
   """
-  is_on = bool(items)
-  items = items.split(';') if isinstance(items, str) else items
-  items = [item.strip() for item in items if item.strip()]
   is_held = np.zeros(len(taxonomy.paths), bool)
   for item in items:
     levels = [k for k, names in enumerate(taxonomy.names) if item in names]
@@ -159,7 +156,7 @@ def held_out(items: str | Sequence[str], taxonomy: Taxonomy, seed: int) -> np.nd
       is_held |= taxonomy.paths[:, k] == taxonomy.names[k].index(item)
     if not levels:
       is_held |= _held_share(item, taxonomy, seed)
-  if is_on and (is_held.all() or not is_held.any()):
+  if items and (is_held.all() or not is_held.any()):
     which = 'every class' if is_held.all() else 'no class'
     raise UserError(
       f'--config.data.hold_out={"; ".join(items)}: holds out {which} of {len(is_held)}; some must '
@@ -205,7 +202,7 @@ def hold_out(options: ConfigDict, data: Dataset) -> Dataset:
   old = data.taxonomy
   if old.multi:
     raise UserError(
-      f'--config.data.hold_out={options.hold_out}: only classes of exclusive levels can be held '
+      f'--config.data.hold_out={"; ".join(options.hold_out)}: only classes of exclusive levels can be held '
       f'out; leave {", ".join(old.multi)} (data.multi) out of the data'
     )
   is_held = held_out(options.hold_out, old, options.split_seed)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from hierjax.core.config import level_words, split_names
+from hierjax.core.config import level_words
 from hierjax.core.errors import UserError
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import Mixed, Taxonomy, check_rows, read_levels, read_taxonomy
@@ -28,7 +28,7 @@ def read(
     UserError: the file cannot be read, or has no sound row.
   """
   levels, rows = read_levels(path)
-  tags = [name for name in split_names(multi or '') if name in {*levels, *level_words([])}]
+  tags = [name for name in multi if name in {*levels, *level_words([])}]
   if tags:
     return read_taxonomy(path, tags), rows
   problems = check_rows(levels, rows)

@@ -339,7 +339,7 @@ def migrate(
     raise UserError(
       f'--shots={shots}: only flat, parallel and prototypes heads can start a class from images, not {model.c.model.heads}'
     )
-  c.baseline, c.data.taxonomy = '', str(path)
+  c.baseline, c.data.taxonomy = None, str(path)
   c.model.parts = tuple(
     (level, new.names[new.index(level)][k], n)
     for level, p in plans.items()
@@ -349,7 +349,7 @@ def migrate(
   run = train.Run(c)
   if run.taxonomy.hash() != new.hash():
     held = (
-      f'; the run holds out data.hold_out={c.data.hold_out}, and --config.data.hold_out= puts that back'
+      f'; the run holds out data.hold_out={";".join(c.data.hold_out)}, and --config.data.hold_out= puts that back'
       if c.data.hold_out
       else ''
     )

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from hierjax import model as predict
 from hierjax.core import config as config_lib
-from hierjax.core import files
+from hierjax.core import files, options
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import DECISIONS, METRICS, lookup, signed
 from hierjax.evaluate import bootstrap, metrics
@@ -170,7 +170,7 @@ def expand(text: str, levels: Sequence[str]) -> list[Column]:
       f'{text!r} is no column: [independent: | leaf: | joint:]METRIC[/LEVELS] with a metric of {", ".join(m for m in METRICS if METRICS[m].place)}, or {", ".join(COUNTS)}'
     )
   prefix, note = ('', '') if decoding == 'independent' else (f'{decoding}:', f', {decoding}')
-  words = config_lib.split_names(where)
+  words = options.names(where)
   if METRICS[metric].scope != 'path':
     if not words or (metric == 'consistency' and len(words) != 2):
       raise UserError(

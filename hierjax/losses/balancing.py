@@ -615,19 +615,19 @@ BALANCERS: Mapping[str, Callable[..., Balancer]] = {
 }
 
 
-def build(b: ConfigDict, loss_weights: str, epoch_steps: int) -> Balancer | None:
+def build(b: ConfigDict, loss_weights: Sequence, epoch_steps: int) -> Balancer | None:
   """The balancer that `config.balance` names; None where nothing but loss.weights weighs. UserError for options that do not fit."""
   factories = {name: inspect.signature(factory).parameters for name, factory in BALANCERS.items()}
-  given = {k: v for k, v in b.items() if k not in ('name', 'at') and v}
+  given = {k: v for k, v in b.items() if k not in ('name', 'at') and v is not None}
   for k, v in given.items():
     if k not in factories[b.name]:
       raise UserError(
-        f'--config.balance.{k}={v!r} means nothing to --config.balance.name={b.name}, only to '
-        f'{", ".join(name for name in factories if k in factories[name])}'
+        f'--config.balance.{k}={v!r} is only valid with --config.balance.name='
+        f'{", ".join(name for name in factories if k in factories[name])}, not with {b.name}'
       )
   if b.name == 'equal' and loss_weights:
     raise UserError(
-      f'--config.balance.name=equal leaves no room for --config.loss.weights={loss_weights}; choose fixed'
+      f'--config.balance.name=equal leaves no room for --config.loss.weights={dict(loss_weights)}; choose fixed'
     )
   if b.name in ('equal', 'fixed'):
     return None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax.core.config import resolve_levels, split_names
+from hierjax.core.config import resolve_levels
 from hierjax.core.errors import UserError
 from hierjax.losses import exclusive, tags
 from hierjax.losses.terms import LOSSES, Inputs, Teacher
@@ -131,10 +131,6 @@ def _tags_block(c: ConfigDict, block: Block, _, train_labels: np.ndarray) -> Blo
   An image's loss at a level is the mean over the classes of the level that are known of it.
   """
   limit, table = c.loss.pos_weight, block.taxonomy
-  if limit and limit < 1:
-    raise UserError(
-      f'--config.loss.pos_weight={limit:g} is the largest weight, so it must be at least 1'
-    )
   pos_weight = np.ones(train_labels.shape[1], np.float32)
   if limit:
     pos_weight = tags.positive_weights(train_labels, limit)
@@ -166,7 +162,7 @@ BLOCKS = {'exclusive': _exclusive_block, 'tags': _tags_block}
 
 def _terms(c: ConfigDict, block: Block, heads: Sequence[str]) -> dict[str, BuiltTerm]:
   """The terms that loss.terms names, in the order of the registry."""
-  names = split_names(c.loss.terms)
+  names = c.loss.terms
   finest = block.levels[-1]
   for name in names:
     try:
@@ -192,7 +188,7 @@ def _terms(c: ConfigDict, block: Block, heads: Sequence[str]) -> dict[str, Built
 
 def _aggregate(c: ConfigDict, block: Block, heads: Sequence[str]) -> Aggregate | None:
   """HCAL's aggregation: coarser heads learn from the mean features of their classes."""
-  if c.loss.aggregate in (None, 'none'):
+  if c.loss.aggregate is None:
     return None
   table = block.taxonomy
 

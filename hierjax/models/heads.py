@@ -281,25 +281,25 @@ HEADS: dict[str, type[Heads]] = {
 
 
 def options(m: ConfigDict, levels: Sequence[str], features: int) -> dict:
-  """What `config.model.head` sets of the form's fields; 0, '' and () are the form's own defaults. UserError for what it does not read."""
+  """What `config.model.head` sets of the form's fields; None is the form's own default. UserError for what it does not read."""
   reads = {name: {f.name for f in dataclasses.fields(form)} for name, form in HEADS.items()}
-  given = {k: v for k, v in m.head.items() if v}
+  given = {k: v for k, v in m.head.items() if v is not None and v is not False}
   for k, v in given.items():
     if k not in reads[m.heads]:
       raise UserError(
-        f'--config.model.head.{k}={v!r} means nothing to --config.model.heads={m.heads}, only to '
-        f'{", ".join(name for name in HEADS if k in reads[name])}'
+        f'--config.model.head.{k}={v!r} is only valid with --config.model.heads='
+        f'{", ".join(name for name in HEADS if k in reads[name])}, not with {m.heads}'
       )
   if text := given.get('order'):
     option = '--config.model.head.order'
     given['order'] = tuple(
       level
-      for word in config_lib.split_names(text)
+      for word in text
       for level in config_lib.resolve_levels(word, levels, option)
     )
     if sorted(given['order']) != sorted(levels):
       raise UserError(
-        f'{option}={text!r} must name each level that has a head once; these are {", ".join(levels)}'
+        f'{option}={",".join(text)} must name each level that has a head once; these are {", ".join(levels)}'
       )
   if (widths := given.get('slices')) and (len(widths) != len(levels) or sum(widths) != features):
     raise UserError(
@@ -388,8 +388,8 @@ def build(c: ConfigDict, taxonomy: Taxonomy, levels: tuple[str, ...]) -> Classif
   return Classifier(
     backbone,
     heads,
-    tuple(c.model.mean) or spec.mean,
-    tuple(c.model.std) or spec.std,
+    c.model.mean or spec.mean,
+    c.model.std or spec.std,
     dtype,
     neck,
     c.model.normalize,

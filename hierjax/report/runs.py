@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hierjax.core.config import resolve_levels
+from hierjax.core.config import resolve_levels, tree_from_json
 from hierjax.core.errors import UserError
 from hierjax.evaluate import example_images
 from hierjax.taxonomy import Mixed, Taxonomy, read_taxonomy
@@ -73,7 +73,7 @@ class Run:
     if self.info.get('heads'):
       return tuple(self.info['heads'])
     try:
-      return resolve_levels(get(self.config, 'model.levels') or 'all', self.levels, 'model.levels')
+      return resolve_levels(get(self.config, 'model.levels') or ('all',), self.levels, 'model.levels')
     except UserError:
       return self.levels
 
@@ -190,8 +190,9 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
       faults.append(f'{name} could not be read: {error}')
       return None
 
-  config, info = load('config.json', _json) or {}, load('run.json', _json) or {}
-  multi = get(config, 'data.multi') or ''
+  config = load('config.json', lambda file: tree_from_json(file.read_text())) or {}
+  info = load('run.json', _json) or {}
+  multi = get(config, 'data.multi') or ()
   taxonomy = load('taxonomy.csv', lambda file: read_taxonomy(file, multi))
   evals = {}
   for file in sorted(path.glob('eval_*.json')):
@@ -226,7 +227,7 @@ def _inner(path: pathlib.Path, name: str, faults: list[str]) -> Run | None:
 def _baseline(path: pathlib.Path, config: dict, faults: list[str]) -> Run | None:
   """The run in the folder `baseline`, or the one that the option `baseline` names."""
   name = config.get('baseline')
-  is_path = isinstance(name, str) and name not in ('', 'none', 'train')
+  is_path = isinstance(name, str) and name != 'train'
   for folder in (path / 'baseline', *([pathlib.Path(name)] if is_path else [])):
     if run := _inner(folder, 'baseline', faults):
       return run

@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 
 from hierjax import model as predict
 from hierjax.core import config as config_lib
-from hierjax.core import files, parallel
+from hierjax.core import files, parallel, plugins
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import is_better, worst
 from hierjax.data import pipeline, sources
@@ -55,6 +55,7 @@ from hierjax.train import checkpoint, log, optim
 FREE_ON_RESUME = (
   'name',
   'baseline',
+  'plugins',
   'data.workers',
   'data.threads',
   'train.log_steps',
@@ -373,22 +374,17 @@ def eval_variables(state: TrainState) -> dict:
   )
 
 
-def parse_weights(text: str, levels: Sequence[str], terms: Sequence[str] = ()) -> dict[str, float]:
-  """'make=1,tree_path=.5' → weight of each level and term, 1 where it is not named."""
+def parse_weights(
+  pairs: Sequence[tuple[str, float]], levels: Sequence[str], terms: Sequence[str] = ()
+) -> dict[str, float]:
+  """Weight of each level and term by `loss.weights`, 1 where it is not named."""
   weights = dict.fromkeys([*levels, *terms], 1.0)
-  for item in config_lib.split_names(text):
-    name, _, value = item.partition('=')
-    try:
-      number = float(value)
-    except ValueError:
-      raise UserError(f'--config.loss.weights: {item!r} is not LEVEL=NUMBER') from None
+  for name, number in pairs:
     chosen = (
       (name,) if name in terms else config_lib.resolve_levels(name, levels, '--config.loss.weights')
     )
-    if not chosen or not 0 <= number < float('inf'):
-      raise UserError(
-        f'--config.loss.weights: {item!r} is not LEVEL=NUMBER with a number of at least 0'
-      )
+    if not chosen:
+      raise UserError(f'--config.loss.weights: {name!r} names no level that has a head')
     weights.update(dict.fromkeys(chosen, number))
   return weights
 
@@ -397,10 +393,15 @@ class Run:
   """One training run: what config and data make of each other. Nothing here is state of the training; that is TrainState."""
 
   def __init__(self, c: ConfigDict):
-    config_lib.validate(c, list(models.BACKBONES))
-    if c.baseline not in ('', 'train') and not (pathlib.Path(c.baseline) / 'config.json').is_file():
+    registries = {
+      'model.backbone': models.BACKBONES,
+      'model.heads': heads_lib.HEADS,
+      'balance.name': balancing.BALANCERS,
+    }
+    config_lib.validate(c, registries)
+    if c.baseline not in (None, 'train') and not (pathlib.Path(c.baseline) / 'config.json').is_file():
       raise UserError(
-        f"--config.baseline={c.baseline}: not a run (no config.json); choices: 'train', the folder of a run, or ''"
+        f"--config.baseline={c.baseline}: not a run (no config.json); choices: 'train', the folder of a run, or None"
       )
     c = self.c = copy.deepcopy(c)
     self.mesh = parallel.mesh()
@@ -408,7 +409,8 @@ class Run:
       c.train.batch_size, self.mesh, '--config.train.batch_size', c.optim.accumulate
     )
     data, self.levels = predict.narrow(sources.load(c.data), c.model)
-    c.model.levels = ','.join(self.levels)  # kept by name
+    c.model.levels = self.levels  # kept by name
+    c.plugins = plugins.absolute(c.plugins)
     self.taxonomy, self.splits, self.notes = data.taxonomy, data.splits, list(data.notes)
     own, several = self.taxonomy.exclusive, self.taxonomy.several
     heads = tuple(level for level in self.levels if level not in self.taxonomy.multi)
@@ -428,8 +430,8 @@ class Run:
     self.train, self.val = self.splits[c.data.train], self.splits[c.data.val]
     n = len(self.train.labels)
     self.total = config_lib.steps(c.train, '', n, c.train.batch_size, '--config.train')
-    if self.total < 1:
-      raise UserError('--config.train: one of steps, epochs, examples must be above 0')
+    if self.total is None:
+      raise UserError('--config.train: one of steps, epochs, examples must be given')
     self.eval_every = (
       config_lib.steps(c.train, 'eval_', n, c.train.batch_size, '--config.train.eval_*')
       or self.total
@@ -466,7 +468,7 @@ class Run:
     for phase in self.phases:
       if not any(self.weights[level] for level in phase.levels):
         raise UserError(
-          f'--config.loss.weights={c.loss.weights!r}: nothing would train in {phase.describe()}: all their weights are 0'
+          f'--config.loss.weights={dict(c.loss.weights)}: nothing would train in {phase.describe()}: all their weights are 0'
         )
     self.plateau = optim.plateau(c)
     self.task()  # an option that does not fit is told before anything is written
@@ -517,7 +519,7 @@ class Run:
     )
     if m.pretrained:
       variables, found = pretrained.load(m.backbone, variables, m.pretrained, stem=m.stem)
-      if not m.mean:  # kept in config.json, so that prediction normalises as training did
+      if m.mean is None:  # kept in config.json, so that prediction normalises as training did
         m.mean, m.std = found['mean'], found['std']
       fresh = f'; not from there, but drawn: {", ".join(found["fresh"])}' if found['fresh'] else ''
       self.notes.append(f'{found["tensors"]} tensors of the backbone from {found["file"]}{fresh}')
@@ -965,6 +967,7 @@ def prepare_workdir(workdir: pathlib.Path, run: Run) -> None:
     raise UserError(
       f'--workdir={workdir}: {"is a file, not a folder" if workdir.is_file() else e.strerror}'
     ) from None
+  plugins.refuse_inside(run.c.plugins, workdir)
   parallel.check_same(
     workdir,
     {
@@ -1134,7 +1137,7 @@ def record(workdir: pathlib.Path, run: Run, loop: Loop, started: str, **end) -> 
 def baseline_config(c: ConfigDict) -> ConfigDict:
   """Run `c` without the hierarchy: one linear head on the finest level, plain cross-entropy, no phases, no balancer."""
   b, default = copy.deepcopy(c), config_lib.default()
-  b.baseline, b.model.heads, b.model.normalize, b.train.best = '', 'flat', False, 'top1/finest'
+  b.baseline, b.model.heads, b.model.normalize, b.train.best = None, 'flat', False, 'top1/finest'
   b.optim.heads_lr = b.optim.heads_growth = 1.0
   b.model.parts = ()
   b.model.head, b.curriculum, b.loss, b.balance = (

@@ -52,19 +52,16 @@ def phases(
     for word, named in config_lib.level_words(heads).items()
   }
   known = list(dict.fromkeys(['backbone', *(f'heads/{l}' for l in heads), *groups]))
-  for name in sorted(c.curriculum):
-    node, option = c.curriculum[name], f'--config.curriculum.{name}'
-    n = config_lib.steps(node, '', examples, c.train.batch_size, option)
-    if node.share:
-      if n:
-        raise UserError(
-          f'{option}: give its share={node.share:g} or another duration, not both; set the others to 0'
-        )
-      n = max(1, round(node.share * total_steps))
-    if n == 0 or start >= total_steps:
+  for i, node in enumerate(c.curriculum):
+    option = f'--config.curriculum[{i}]'
+    if start >= total_steps:
       continue
+    if node.share is None:
+      n = config_lib.steps(node, '', examples, c.train.batch_size, option)
+    else:
+      n = max(1, round(node.share * total_steps))
     freeze = []
-    for g in config_lib.split_names(node.freeze):
+    for g in node.freeze:
       if g not in known and g not in words:
         raise UserError(
           f'{option}.freeze: no parameter group {g!r}{config_lib.did_you_mean(g, known)}; choices: {", ".join(known)}'
@@ -79,7 +76,7 @@ def phases(
       raise UserError(
         f'{option}: nothing would train (backbone and every head with a loss are frozen)'
       )
-    end = total_steps if n < 0 else min(total_steps, start + n)
+    end = min(total_steps, start + n)
     out.append(Phase(start, end, tuple(freeze), levels))
     start = end
   if start < total_steps:
@@ -90,7 +87,9 @@ def phases(
 def schedule(c: ConfigDict, total_steps: int, examples: int) -> optax.Schedule:
   """step → learning rate. Warm-up is linear from 0 and counts within total_steps."""
   o = c.optim
-  warmup = config_lib.steps(o, 'warmup_', examples, c.train.batch_size, '--config.optim.warmup_*')
+  warmup = (
+    config_lib.steps(o, 'warmup_', examples, c.train.batch_size, '--config.optim.warmup_*') or 0
+  )
   if o.schedule == 'onecycle':
     if warmup:
       raise UserError(
@@ -155,7 +154,7 @@ def heads_factor(c: ConfigDict, group: str) -> float:
   """The factor on lr of a parameter group: heads_lr for the finest head, times heads_growth for each level upwards (S2, section 4.1.3: 5 and 2)."""
   if group == 'backbone':
     return 1.0
-  levels = config_lib.split_names(c.model.levels)  # a run keeps them by name, coarse to fine
+  levels = c.model.levels  # a run keeps them by name, coarse to fine
   level = group.removeprefix('heads/')
   return c.optim.heads_lr * c.optim.heads_growth ** (
     levels[::-1].index(level) if level in levels else 0

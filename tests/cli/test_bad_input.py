@@ -29,13 +29,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from absl import flags
 from jax.sharding import AxisType
 from PIL import Image, ImageOps
 from safetensors.numpy import save, save_file
 
 import hierjax
-import main
+from hierjax import cli
 from hierjax import model as predict
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
@@ -100,18 +99,12 @@ Said = collections.namedtuple('Said', 'code out err')
 
 def run(*argv) -> Said:
   """main.py in this process: its exit code and what it prints."""
-  for name in [n for n in flags.FLAGS if n == 'config' or n.startswith('config.')]:
-    delattr(flags.FLAGS, name)
-  flags.FLAGS.unparse_flags()
-  out, err, before, code = io.StringIO(), io.StringIO(), sys.argv, 0
-  sys.argv = ['main.py', *map(str, argv)]
+  out, err, code = io.StringIO(), io.StringIO(), 0
   try:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-      main.main(main.parse(sys.argv))
+      cli.main(['main.py', *map(str, argv)])
   except SystemExit as e:
     code = int(e.code or 0)
-  finally:
-    sys.argv = before
   return Said(code, out.getvalue(), err.getvalue())
 
 

@@ -33,22 +33,23 @@ def test_json_with_unknown_option():
     ('model.backbone', 'resnet5', r"did you mean 'resnet50'.*choices: resnet18, resnet50"),
     ('data.size', 0, r'--config\.data\.size=0 must be at least 8'),
     ('model.dropout', 1.0, 'at least 0 and below 1'),
-    ('optim.clip', -1.0, 'must be at least 0'),
+    ('optim.clip', -1.0, 'must be above 0, or None for off'),
     ('optim.accumulate', 5, 'must be a multiple of --config.optim.accumulate=5'),
   ],
 )
 def test_validate_names_option_and_choices(path, value, message):
   c = config.default()
   c.model.backbone = 'resnet18'
-  config.validate(c, ['resnet18', 'resnet50'])
+  registries = {'model.backbone': ['resnet18', 'resnet50']}
+  config.validate(c, registries)
   config.assign(c, path, value)
   with pytest.raises(UserError, match=message):
-    config.validate(c, ['resnet18', 'resnet50'])
+    config.validate(c, registries)
 
 
 def test_siblings_by_the_finest_level_are_none():
   c = config.default()
-  c.loss.smoothing, c.loss.siblings = 0.1, 'finest'
+  c.loss.smoothing, c.loss.siblings = 0.1, ('finest',)
   with pytest.raises(UserError, match='siblings'):
     config.validate(c)
 
@@ -81,9 +82,9 @@ def test_resolve_levels_unknown():
 
 def test_durations():
   node = config.default().train
-  node.epochs, node.steps, node.examples = 2.5, 0, 0
+  node.epochs = 2.5
   assert config.steps(node, '', 100, 32, '--t') == 8  # 2.5 * 100 / 32 = 7.8
-  node.epochs, node.examples = 0.0, 64
+  node.epochs, node.examples = None, 64
   assert config.steps(node, '', 100, 32, '--t') == 2
   node.steps = 3
   with pytest.raises(UserError, match='only one of steps=3, examples=64'):

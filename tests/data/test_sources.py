@@ -37,9 +37,9 @@ def config(root, **options):
     'crop_boxes': False,
     'crop_margin': 0.0,
   }
-  return SimpleNamespace(
-    **{**defaults, 'root': str(root), 'toy': {'train': 5, 'val': 3, 'seed': 0}, **options}
-  )
+  values = {**defaults, 'root': str(root), **options}
+  values = {k: OPTIONS[f'data.{k}'].convert(v) for k, v in values.items()}
+  return SimpleNamespace(**values, toy={'train': 5, 'val': 3, 'seed': 0})
 
 
 def png(value=0):

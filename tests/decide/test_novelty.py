@@ -270,7 +270,7 @@ def test_bad_input():
     novelty.Detector.fit(one, one, single)
   c = config.default()
   c.eval.novelty = 1.0
-  with pytest.raises(UserError, match=r'eval\.novelty=1\.0 must be at least 0 and below 1'):
+  with pytest.raises(UserError, match=r'eval\.novelty=1\.0 must be above 0 and below 1'):
     config.validate(c)
 
 

@@ -64,8 +64,8 @@ def get_config(row='flat'):
   c = tiny.run_config(
     **{'data.toy.train': 48, 'train.steps': 4, 'train.eval_steps': 4, 'log.tensorboard': False}
   )
-  c.model.levels = LEVELS[row]
-  c.data.root = 'nowhere' if row == 'bad' else ''
+  config.assign(c, 'model.levels', LEVELS[row])
+  c.data.root = 'nowhere' if row == 'bad' else None
   c.data.source = 'csv' if row == 'bad' else 'toy'
   c.eval.tta = 2 if row == 'views' else 1
   return c
@@ -602,7 +602,7 @@ def test_every_row_of_every_table_is_a_sound_config(shipped):
   name, made, configs = shipped
   assert name in FILES and len(configs) == len(made.rows)
   for c in configs.values():
-    config.validate(c, list(models.BACKBONES))
+    config.validate(c, {'model.backbone': models.BACKBONES})
     train.parse_weights(c.loss.weights, ('make', 'model'))
   for row in made.rows:
     assert (

@@ -382,7 +382,6 @@ def test_options_reach_the_form():
 
 
 def test_forms_are_the_config_s_choices():
-  assert tuple(heads.HEADS) == config.CHOICES['model.heads']
   read = {f.name for form in heads.HEADS.values() for f in form.__dataclass_fields__.values()}
   assert set(config.default().model.head) <= read
 
@@ -428,29 +427,28 @@ def test_shared_parts_can_be_frozen_and_are_listed():
   c = tiny.run_config(
     **{
       'model.heads': 'mmoe',
-      'curriculum.p1.steps': 5,
-      'curriculum.p1.freeze': 'backbone,heads/shared',
+      'curriculum': (config.phase(steps=5, freeze='backbone,heads/shared'),),
     }
   )
   run = train.Run(c)
   assert run.phases[0].freeze == ('backbone', 'heads/shared')
-  c.curriculum.p1.freeze = 'backbone,heads/all'
+  c.curriculum = (config.phase(steps=5, freeze='backbone,heads/all'),)
   assert train.Run(c).phases[0].freeze == (
     'backbone',
     'heads/make',
     'heads/type',
     'heads/model',
   )  # the experts still train
-  c.curriculum.p1.freeze = 'backbone,heads/all,heads/shared'
+  c.curriculum = (config.phase(steps=5, freeze='backbone,heads/all,heads/shared'),)
   with pytest.raises(UserError, match='nothing would train'):
     train.Run(c)
-  c.curriculum.p1.freeze = 'experts'
+  c.curriculum = (config.phase(steps=5, freeze='experts'),)
   with pytest.raises(
     UserError, match='choices: backbone, heads/make, heads/type, heads/model, heads/shared'
   ):
     train.Run(c)
   c.model.heads = 'parallel'
-  c.curriculum.p1.freeze = 'heads/shared'
+  c.curriculum = (config.phase(steps=5, freeze='heads/shared'),)
   with pytest.raises(
     UserError,
     match=r"no parameter group 'heads/shared'.*; choices: backbone, heads/make, heads/type, heads/model$",
@@ -485,8 +483,7 @@ def test_a_step_of_each(form, monkeypatch):
     **{
       'model.heads': form,
       'model.dropout': 0.5,
-      'curriculum.p1.steps': -1,
-      'curriculum.p1.freeze': 'backbone' if form == 'flat' else 'backbone,heads/coarsest',
+      'curriculum': (config.phase(share=1.0, freeze='backbone' if form == 'flat' else 'backbone,heads/coarsest'),),
     }
   )
   run = train.Run(c)

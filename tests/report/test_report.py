@@ -81,7 +81,7 @@ def make_run(
   rng = np.random.default_rng(seed)
   c = config.default()
   c.name, c.data.root, c.train.epochs = name, 'somewhere/drawn_cars', 12.0
-  c.model.levels, c.loss.smoothing = ','.join(heads), 0.1 if len(heads) > 1 else 0.0
+  c.model.levels, c.loss.smoothing = tuple(heads), 0.1 if len(heads) > 1 else None
   (path / 'config.json').write_text(config.to_json(c))
   taxonomy.to_csv(path / 'taxonomy.csv')
   phases = [

@@ -17,7 +17,7 @@ import tiny
 from jax.sharding import AxisType
 
 from hierjax import model as predict
-from hierjax.core import metrics, parallel
+from hierjax.core import config, metrics, parallel
 from hierjax.core.errors import UserError
 from hierjax.train import checkpoint
 from hierjax.train import loop as train
@@ -206,8 +206,7 @@ def test_cached_features_are_of_the_weights_that_train(tmp_path):
   """With EMA the averaged backbone differs from the frozen one; features for training must come from the latter, or a resumed run would differ."""
   c = tiny.run_config(
     **{
-      'curriculum.p1.steps': 8,
-      'curriculum.p1.freeze': 'backbone',
+      'curriculum': (config.phase(steps=8, freeze='backbone'),),
       'data.augment.enabled': False,
       'optim.ema': 0.9,
     }

@@ -18,6 +18,7 @@ from test_bad_input import run as run_main
 
 from hierjax import model as predict
 from hierjax.core import config, parallel
+from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError
 from hierjax.data import lint, sources
 from hierjax.evaluate import collect as evaluate
@@ -519,7 +520,7 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
   for path in (tmp_path / 'data').glob('*.png'):
     path.rename(tmp_path / 'alone' / path.name)
     (tmp_path / 'data' / path.name).symlink_to(tmp_path / 'alone' / path.name)
-  binary = {k: v for k, v in changes.items() if k in config.BINARY}
+  binary = {k: v for k, v in changes.items() if OPTIONS[k].levels == 'tags'}
   own = {k: v for k, v in changes.items() if k not in binary}
   weights = {'loss.weights': 'article=.5'}
   both = train.Run(options(tmp_path / 'data', **changes, **{'loss.weights': 'article=.5,colour=2'}))

@@ -20,7 +20,7 @@ def params():
 
 def test_phases_of_s0():
   c = config.default()
-  c.curriculum.p1.update(epochs=5.0, freeze='heads/finest', levels='coarser')
+  c.curriculum = (config.phase(epochs=5.0, freeze='heads/finest', levels='coarser'),)
   first, second = optim.phases(c, HEADS, examples=320, total_steps=200)
   assert (first.start, first.end, first.freeze, first.levels) == (
     0,
@@ -34,8 +34,10 @@ def test_phases_of_s0():
 
 def test_phase_as_a_share_of_whatever_training():
   c = config.default()
-  c.curriculum.p1.update(share=0.25, freeze='backbone')
-  c.curriculum.p2.update(share=0.5, freeze='heads/finest')
+  c.curriculum = (
+    config.phase(share=0.25, freeze='backbone'),
+    config.phase(share=0.5, freeze='heads/finest'),
+  )
   for total in (200, 8):
     assert [(p.start, p.end) for p in optim.phases(c, HEADS, 320, total)] == [
       (0, total // 4),
@@ -47,11 +49,11 @@ def test_phase_as_a_share_of_whatever_training():
 
 def test_phase_to_the_end_and_phase_longer_than_the_run():
   c = config.default()
-  c.curriculum.p1.update(steps=-1, freeze='backbone')
+  c.curriculum = (config.phase(share=1.0, freeze='backbone'),)
   assert [(p.start, p.end, p.trains_backbone) for p in optim.phases(c, HEADS, 320, 7)] == [
     (0, 7, False)
   ]
-  c.curriculum.p1.steps = 100
+  c.curriculum = (config.phase(steps=100, freeze='backbone'),)
   assert [(p.start, p.end) for p in optim.phases(c, HEADS, 320, 7)] == [(0, 7)]
 
 
@@ -60,7 +62,7 @@ def test_phase_to_the_end_and_phase_longer_than_the_run():
   [
     (
       {'steps': 1, 'freeze': 'head/model'},
-      r"p1\.freeze: no parameter group 'head/model' \(did you mean 'heads/model'\?\); choices: backbone, heads/make",
+      r"curriculum\[0\]\.freeze: no parameter group 'head/model' \(did you mean 'heads/model'\?\); choices: backbone, heads/make",
     ),
     ({'steps': 1, 'freeze': 'finest'}, "no parameter group 'finest'"),
     (
@@ -68,14 +70,14 @@ def test_phase_to_the_end_and_phase_longer_than_the_run():
       r"no parameter group 'heads/modle' \(did you mean 'heads/model'\?\)",
     ),
     ({'steps': 1, 'levels': ''}, 'names no level'),
-    ({'steps': 1, 'share': 0.5}, r'p1: give its share=0\.5 or another duration, not both'),
+    ({'steps': 1, 'share': 0.5}, 'exactly one of epochs, steps, examples, share'),
     ({'steps': 1, 'freeze': 'backbone,heads/make', 'levels': 'make'}, 'nothing would train'),
   ],
 )
 def test_phase_mistakes(changes, message):
   c = config.default()
-  c.curriculum.p1.update(changes)
   with pytest.raises(UserError, match=message):
+    c.curriculum = (config.phase(**changes),)
     optim.phases(c, HEADS, 320, 100)
 
 
@@ -87,7 +89,7 @@ def test_schedules_against_closed_forms():
   for step in (0, 5, 10, 60, 109):
     expected = 0.4 * step / 10 if step < 10 else 0.2 * (1 + np.cos(np.pi * (step - 10) / 100))
     np.testing.assert_allclose(lr(step), expected, rtol=1e-5, atol=1e-7)
-  c.optim.schedule, c.optim.warmup_steps = 'onecycle', 0
+  c.optim.schedule, c.optim.warmup_steps = 'onecycle', None
   lr = optim.schedule(c, 100, 1000)
   np.testing.assert_allclose([lr(0), lr(20), lr(100)], [0.4 / 25, 0.4, 0.4 / 25 / 1e4], rtol=1e-4)
   c.optim.schedule = 'constant'

@@ -86,9 +86,7 @@ def test_interrupted_run_ends_bit_identical(tmp_path, one_device, monkeypatch):
       'model.dropout': 0.3,
       'optim.schedule': 'plateau',
       'train.early_stop': 9,
-      'curriculum.p1.steps': 7,
-      'curriculum.p1.freeze': 'heads/finest',
-      'curriculum.p1.levels': 'coarser',
+      'curriculum': (config.phase(steps=7, freeze='heads/finest', levels='coarser'),),
     }
   )
   whole = train.fit(c, tmp_path / 'whole')
@@ -188,7 +186,7 @@ def test_eight_devices_equal_one(kind, one_device, monkeypatch):
 def test_frozen_backbone_is_bit_identical(one_device):
   run, task, state = start(
     tiny.run_config(
-      **{'curriculum.p1.steps': -1, 'curriculum.p1.freeze': 'backbone', 'optim.weight_decay': 0.5}
+      **{'curriculum': (config.phase(share=1.0, freeze='backbone'),), 'optim.weight_decay': 0.5}
     )
   )
   after, _ = advance(run, task, state)
@@ -202,9 +200,7 @@ def test_frozen_head_gets_no_update_and_no_gradient_reaches_the_backbone(one_dev
   """S0's reading: phase 1 with the model head frozen and its loss off equals training without that head."""
   c = tiny.run_config(
     **{
-      'curriculum.p1.steps': 5,
-      'curriculum.p1.freeze': 'heads/finest',
-      'curriculum.p1.levels': 'coarser',
+      'curriculum': (config.phase(steps=5, freeze='heads/finest', levels='coarser'),),
     }
   )
   run, task, state = start(c)
@@ -223,7 +219,7 @@ def test_frozen_head_gets_no_update_and_no_gradient_reaches_the_backbone(one_dev
   )
   assert same(advance(run, task, other)[0].params['backbone'], after.params['backbone'])
   # the other reading: frozen, yet its loss trains the backbone
-  c.curriculum.p1.levels = 'all'
+  c.curriculum = (config.phase(steps=5, freeze='heads/finest'),)
   run, task, state = start(c)
   both, _ = advance(run, task, state)
   assert same(state.params['heads']['model'], both.params['heads']['model']) and not same(
@@ -233,7 +229,7 @@ def test_frozen_head_gets_no_update_and_no_gradient_reaches_the_backbone(one_dev
 
 def test_frozen_backbone_costs_no_gradient(one_device):
   """FLOPs of the compiled step: a frozen backbone's is little more than its forward pass."""
-  c = tiny.run_config(**{'curriculum.p1.steps': 5, 'curriculum.p1.freeze': 'backbone'})
+  c = tiny.run_config(**{'curriculum': (config.phase(steps=5, freeze='backbone'),)})
   run, task, state = start(c)
   batch = next(iter(run.batches(run.train, 0, 1)))
   device = parallel.put_train(batch, {}, run.mesh)
@@ -254,7 +250,7 @@ def test_frozen_backbone_costs_no_gradient(one_device):
 def test_features_are_computed_once_and_train_the_same_heads(one_device, tmp_path):
   """Training on cached features equals training through the frozen backbone."""
   c = tiny.run_config(
-    **{'curriculum.p1.steps': -1, 'curriculum.p1.freeze': 'backbone', 'data.augment.enabled': False}
+    **{'curriculum': (config.phase(share=1.0, freeze='backbone'),), 'data.augment.enabled': False}
   )
   train.fit(c, tmp_path)
   cached = predict.load(tmp_path).variables['params']['heads']
@@ -276,8 +272,7 @@ def test_accumulation_without_batch_norm_statistics_equals_one_batch(one_device)
       tiny.run_config(
         **{
           'optim.accumulate': k,
-          'curriculum.p1.steps': -1,
-          'curriculum.p1.freeze': 'backbone',
+          'curriculum': (config.phase(share=1.0, freeze='backbone'),),
           'optim.name': 'sgd',
         }
       )
@@ -330,8 +325,7 @@ def test_early_stop(tmp_path, one_device):
       'train.early_stop': 2,
       'train.eval_steps': 1,
       'optim.lr': 1e-12,
-      'curriculum.p1.steps': -1,
-      'curriculum.p1.freeze': 'backbone',
+      'curriculum': (config.phase(share=1.0, freeze='backbone'),),
     }
   )
   result = train.fit(c, tmp_path)

@@ -1,0 +1,210 @@
+"""The arguments of the command line.
+
+Every option of the config is a flag: --config.optim.lr=3e-4 (`hierjax.core.declarations`).
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from hierjax.cli import config_files
+from hierjax.core import config
+from hierjax.core.declarations import OPTIONS
+from hierjax.core.errors import UserError, did_you_mean
+
+MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate')
+# The modes that each flag is for, where it is not for all of them.
+VALID_WITH = {
+  'workdir': ('train', 'evaluate', 'report', 'predict', 'table', 'migrate'),
+  'split': ('evaluate', 'table'),
+  'images': ('predict',),
+  'seeds': ('table',),
+  'rows': ('table',),
+  'limit': ('table',),
+  'from': ('migrate',),
+  'taxonomy': ('migrate',),
+  'renames': ('migrate',),
+  'shots': ('migrate',),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+  """What the command line asks for.
+
+  Args:
+    flags: the value of each flag but --config.
+    present: the flags that are given.
+    config_file: FILE.py[:ARGUMENT], `None` where no --config is given.
+    overrides: options by --config.NAME=VALUE, as text.
+  """
+
+  flags: Mapping[str, object]
+  present: frozenset[str]
+  config_file: str | None
+  overrides: Mapping[str, object]
+
+  def __getattr__(self, name: str) -> object:
+    try:
+      return self.__dict__['flags'][name]
+    except KeyError:
+      raise AttributeError(name) from None
+
+  @functools.cached_property
+  def config(self) -> ConfigDict:
+    """The config of the config file, or the defaults, with the overrides."""
+    c = config_files.load(self.config_file) if self.config_file else config.default()
+    for path, value in self.overrides.items():
+      config.assign(c, path, value)
+    return c
+
+
+def define(values: flags.FlagValues) -> None:
+  """Define all flags but those of the options."""
+  text = functools.partial(flags.DEFINE_string, flag_values=values)
+  number = functools.partial(flags.DEFINE_integer, flag_values=values)
+  flags.DEFINE_enum('mode', 'train', MODES, 'what to do', flag_values=values)
+  text('config', None, 'FILE.py[:ARGUMENT], usually of configs/')
+  text(
+    'workdir',
+    '',
+    'folder of the run: train writes it and continues it (runs/NAME by default), others read it',
+  )
+  text('split', 'val', 'evaluate, table: the split')
+  text('images', '', 'predict: a file, a folder or a glob in quotes')
+  flags.DEFINE_list('seeds', [], 'table: seeds of the runs of a row, as 0,1,2', flag_values=values)
+  text('rows', '', 'table: rows by name or pattern with *, separated by spaces; all by default')
+  number('limit', None, 'table: like --config.data.limit, for a quick look', lower_bound=1)
+  text('from', '', 'migrate: folder of the trained run')
+  text('taxonomy', '', 'migrate: CSV of the new taxonomy')
+  text(
+    'renames', '', 'migrate: CSV with the columns level, old, new; it can merge and split classes'
+  )
+  number(
+    'shots',
+    0,
+    'migrate: a new class starts from so many of its images; 0: from its siblings',
+    lower_bound=0,
+  )
+  flags.DEFINE_boolean(
+    'distributed',
+    False,
+    'train, evaluate: one of several processes; finds SLURM, Open MPI, GKE and Cloud TPU',
+    flag_values=values,
+  )
+  text('coordinator', '', 'distributed: HOST:PORT of process 0, where no cluster is found')
+  number('num_processes', None, 'distributed: number of processes, where no cluster is found')
+  number('process_id', None, 'distributed: number of this process, from 0')
+  number('start_timeout', 300, 'distributed: seconds to wait for all processes', lower_bound=1)
+  number(
+    'peer_timeout',
+    100,
+    'distributed: seconds of silence after which a process counts as dead',
+    lower_bound=1,
+  )
+
+
+def parse(argv: Sequence[str]) -> Arguments | None:
+  """Parse the command line.
+
+  Args:
+    argv: program name and arguments.
+
+  Returns:
+    The arguments; `None` where help is asked for.
+
+  Raises:
+    UserError: a flag or its value is wrong.
+  """
+  _check_options(argv)
+  values = flags.FlagValues()
+  define(values)
+  for name, short in (('help', '?'), ('helpfull', None), ('helpshort', None)):
+    flags.DEFINE_boolean(name, False, 'show help', short_name=short, flag_values=values)
+  own = list(values)
+  for name, option in OPTIONS.items():
+    make = flags.DEFINE_boolean if option.type is bool else flags.DEFINE_string
+    make(f'config.{name}', None, option.help, flag_values=values)
+  try:
+    rest = values(list(argv))[1:]
+  except flags.Error as e:
+    raise UserError(' '.join(str(e).split())) from None
+  if values.help or values.helpfull or values.helpshort:
+    return None
+  if rest:
+    raise UserError(
+      f'unexpected argument {rest[0]!r}: main.py takes flags only: --mode=..., --config=..., '
+      '--workdir=...; see --help'
+    )
+  overrides = {
+    name: values[f'config.{name}'].value for name in OPTIONS if values[f'config.{name}'].present
+  }
+  arguments = Arguments(
+    flags={name: values[name].value for name in own},
+    present=frozenset(name for name in own if values[name].present),
+    config_file=values.config,
+    overrides=overrides,
+  )
+  _check(arguments)
+  # A shell leaves the ~ of --workdir=~/x as it is.
+  return dataclasses.replace(
+    arguments, flags={**arguments.flags, 'workdir': os.path.expanduser(values.workdir)}
+  )
+
+
+def _check_options(argv: Sequence[str]) -> None:
+  """Raise a `UserError` for a --config.NAME that is no option."""
+  for argument in argv[1:]:
+    flag, dashes, name = argument.partition('=')[0], '--', ''
+    if flag.startswith('--config.'):
+      name = flag.removeprefix('--config.')
+    elif flag.startswith('-config.'):
+      dashes, name = '-', flag.removeprefix('-config.')
+    if not name or name in OPTIONS:
+      continue
+    if name.startswith('curriculum.'):
+      config.assign(config.default(), name, '')
+    below = [option for option in OPTIONS if option.startswith(f'{name}.')]
+    if below:
+      raise UserError(
+        f'{dashes}{argument[len(dashes) :]}: {name} is a group of options: {", ".join(below)}'
+      )
+    raise UserError(
+      f'--config.{name}: no such option{did_you_mean(name, OPTIONS)}; docs/options.md and --help '
+      'list them'
+    )
+
+
+def _check(arguments: Arguments) -> None:
+  """Raise a `UserError` for flags that do not go together."""
+  mode = arguments.mode
+  for name, modes in VALID_WITH.items():
+    if name in arguments.present and mode not in modes:
+      raise UserError(f'--{name} is only valid with --mode={" or --mode=".join(modes)}, not {mode}')
+  if mode in ('evaluate', 'report', 'predict') and not arguments.workdir:
+    raise UserError(f'--mode={mode} needs --workdir=FOLDER, the folder of the trained run')
+  if mode == 'predict' and not arguments.images:
+    raise UserError(
+      '--mode=predict needs --images: a file, a folder or a glob in quotes, as '
+      "--images='photos/*.jpg'"
+    )
+  if mode == 'migrate':
+    for name in ('from', 'taxonomy', 'workdir'):
+      if not arguments.flags[name]:
+        raise UserError(
+          f'--mode=migrate needs --{name}; it is called as --mode=migrate --from=RUN '
+          '--taxonomy=NEW.csv --workdir=NEWRUN'
+        )
+  if not all(s.strip().isdecimal() for s in arguments.seeds):
+    raise UserError(f'--seeds={",".join(arguments.seeds)}: must be whole numbers from 0, as 0,1,2')
+  if arguments.distributed and mode not in ('train', 'evaluate'):
+    raise UserError(
+      f'--distributed: --mode={mode} runs in one process; train and evaluate run in several'
+    )
+  for name in ('coordinator', 'num_processes', 'process_id'):
+    if name in arguments.present and not arguments.distributed:
+      raise UserError('--coordinator, --num_processes and --process_id need --distributed')

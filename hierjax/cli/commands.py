@@ -1,0 +1,72 @@
+"""Running a command: the start of several processes, the compilation cache, and the exit code."""
+
+import os
+import pathlib
+import signal
+import sys
+
+import jax
+
+from hierjax.cli import (
+  arguments,
+  describe,
+  errors,
+  evaluate,
+  lint,
+  migrate,
+  predict,
+  report,
+  table,
+  train,
+)
+from hierjax.core import parallel
+from hierjax.train import loop
+
+COMMANDS = {
+  'train': train.run,
+  'evaluate': evaluate.run,
+  'report': report.run,
+  'predict': predict.run,
+  'lint': lint.run,
+  'describe': describe.run,
+  'table': table.run,
+  'migrate': migrate.run,
+}
+
+
+def execute(args: arguments.Arguments) -> int:
+  """Run the command that the arguments name and return the exit code; errors are one line."""
+  code, are_together = 0, False  # whether all processes have come to the same end
+  try:
+    if args.distributed:
+      # Before anything else: it must come before any use of a device.
+      parallel.start(
+        args.coordinator, args.num_processes, args.process_id, args.start_timeout, args.peer_timeout
+      )
+    _use_compilation_cache()
+    code = COMMANDS[args.mode](args)
+    are_together = True
+  except loop.Interrupted as e:
+    print(e, file=sys.stderr)
+    code, are_together = 128 + e.signum, True
+  except BrokenPipeError:
+    code = 128 + signal.SIGPIPE
+  except Exception as e:
+    text = errors.message(e)
+    if text:
+      code = errors.report(text)
+    elif args.distributed:
+      code = parallel.explain(e)
+    else:
+      raise
+  parallel.stop(code, are_together)
+  return code
+
+
+def _use_compilation_cache() -> None:
+  cache = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  if not cache:
+    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
+    cache = str(home / 'hierjax' / 'jax')
+  jax.config.update('jax_compilation_cache_dir', cache)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -1,0 +1,79 @@
+"""Config files: Python files with a function `get_config`, and `get_table` where they hold a table."""
+
+import contextlib
+import importlib
+import importlib.util
+import pathlib
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from hierjax.core import config
+from hierjax.core.errors import UserError
+
+CHECKOUT = pathlib.Path(__file__).parents[2] / 'configs'
+INSTALLED = pathlib.Path(__file__).parents[1] / 'configs'
+
+
+def folder() -> pathlib.Path:
+  """Return the folder of the configs that come with hierjax."""
+  return INSTALLED if INSTALLED.is_dir() else CHECKOUT
+
+
+def load(spec: str) -> ConfigDict:
+  """Return the config of FILE[:ARGUMENT].
+
+  Raises:
+    UserError: the file is not there, raises an error, or does not return a config.
+  """
+  file, colon, argument = spec.partition(':')
+  namespace = read(spec)
+  with explained(spec):
+    if not callable(namespace.get('get_config')):
+      raise UserError(f'{file} has no function get_config')
+    c = namespace['get_config'](*([argument] if colon else []))
+    config.check_tree(c)
+  return c
+
+
+def read(spec: str) -> dict:
+  """Run the file of FILE[:ARGUMENT] and return its names.
+
+  Raises:
+    UserError: the file is not there, or raises an error.
+  """
+  file = spec.partition(':')[0]
+  if not pathlib.Path(file).is_file():
+    raise UserError(f"--config={spec}: no such file; hierjax's own are in {folder()}")
+  _make_configs_importable()
+  with explained(spec):
+    return runpy.run_path(file)
+
+
+@contextlib.contextmanager
+def explained(spec: str) -> Iterator[None]:
+  """Raise what a config file raises as a `UserError` that names the file, the line and the error."""
+  file = spec.partition(':')[0]
+  try:
+    yield
+  except UserError as e:
+    raise UserError(f'--config={spec}: {e}') from None
+  except (Exception, SystemExit) as e:
+    if isinstance(e, SyntaxError):
+      lines = [e.lineno]
+    else:
+      lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == file]
+    where = f'line {lines[-1]}: ' if lines and lines[-1] else ''
+    text = ' '.join(str(e).replace('\\n', ' ').replace('\\', '').split())
+    if len(text) >= 300:
+      text = f'{text[:130]} ... {text[-130:]}'
+    raise UserError(f'--config={spec}: {where}{type(e).__name__}: {text}') from None
+
+
+def _make_configs_importable() -> None:
+  """Let `from configs import hcal` in a config file find hierjax's own where it is installed."""
+  if importlib.util.find_spec('configs') is None:
+    sys.modules['configs'] = importlib.import_module('hierjax.configs')

@@ -1,0 +1,38 @@
+"""Errors in one line."""
+
+import sys
+
+from hierjax.core.errors import UserError
+
+EXIT_CODE = 2
+
+
+def message(error: Exception) -> str:
+  """Return what a user can do something about, in words; '' for a fault of the program."""
+  if isinstance(error, UserError):
+    return str(error)
+  if isinstance(error, OSError) and error.filename is not None:
+    return f'{error.filename}: {error.strerror}'
+  # jax reports the memory of an accelerator as RESOURCE_EXHAUSTED.
+  is_exhausted = isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)
+  if isinstance(error, MemoryError) or is_exhausted:
+    return (
+      f'out of memory ({str(error)[:200] or "of this machine"}); lower --config.train.batch_size, '
+      '--config.eval.batch_size or --config.data.size'
+    )
+  return ''
+
+
+def report(text: str) -> int:
+  """Print an error in one line, whatever names and cells it quotes, and return the exit code."""
+  line = ''.join(_printable(c) for c in text)
+  if len(line) >= 1000:
+    line = f'{line[:700]} ... {line[-250:]}'
+  print(f'error: {line}', file=sys.stderr)
+  return EXIT_CODE
+
+
+def _printable(character: str) -> str:
+  if character.isprintable():
+    return character
+  return ' ' if character.isspace() else repr(character)[1:-1]

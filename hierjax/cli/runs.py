@@ -1,0 +1,46 @@
+"""What several commands do with the folder of a run."""
+
+import pathlib
+import sys
+
+from ml_collections import ConfigDict
+
+from hierjax import model
+from hierjax.cli.arguments import Arguments
+from hierjax.core import config
+from hierjax.core.errors import UserError
+
+CHANGEABLE = ('data.', 'eval.', 'plugins')  # what evaluation may set otherwise than training
+
+
+def run_config(
+  args: Arguments, folder: str, changeable: tuple[str, ...] = CHANGEABLE
+) -> ConfigDict:
+  """Return the config of a trained run with the overrides of the command line.
+
+  Args:
+    args: the arguments; the file of --config does not count.
+    folder: folder of the run.
+    changeable: options that may be overridden, and groups of them with a dot at the end.
+
+  Raises:
+    UserError: an override is not among them.
+  """
+  c = model.run_config(pathlib.Path(folder))
+  for path, value in args.overrides.items():
+    if not path.startswith(changeable):
+      *others, last = (f'--config.{name}{"*" * name.endswith(".")}' for name in changeable)
+      raise UserError(
+        f'--config.{path}: --mode={args.mode} takes its model from {folder}; '
+        f'only {", ".join(others)} and {last} can change'
+      )
+    config.assign(c, path, value)
+  return c
+
+
+def print_progress(done: int, total: int) -> None:
+  """Show how many images are done; a log gets one line at the end, not one for each batch."""
+  if done < total and not sys.stderr.isatty():
+    return
+  end = '\n' if done == total else ''
+  print(f'\r{done}/{total} images', end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,43 @@
+"""--mode=table: train and evaluate the rows of a published table."""
+
+import pathlib
+import sys
+
+from hierjax.cli import config_files, errors
+from hierjax.cli.arguments import Arguments
+from hierjax.core.errors import UserError
+from hierjax.experiments import table
+
+
+def run(args: Arguments) -> int:
+  """Make all rows, print the table, and return the exit code."""
+  if args.config_file is None:
+    raise UserError('--mode=table needs --config=FILE with a table')
+  file, _, argument = args.config_file.partition(':')
+  namespace = config_files.read(args.config_file)
+  if not callable(namespace.get('get_table')):
+    raise UserError(
+      f'--mode=table: {file} has no function get_table; tables are in '
+      f'{config_files.folder() / "tables"}'
+    )
+  with config_files.explained(args.config_file):
+    made, configs = table.load(namespace, argument)
+  overrides = dict(args.overrides)
+  if args.limit:
+    overrides['data.limit'] = args.limit
+  default = 'runs/' + '_'.join(name for name in (pathlib.Path(file).stem, argument) if name)
+  runner = table.Runner(
+    made,
+    configs,
+    args.workdir or default,
+    [int(s) for s in args.seeds],
+    args.rows,
+    args.split if 'split' in args.present else '',
+    overrides,
+  )
+  failures = runner.run(errors.message)
+  print((runner.workdir / 'table.md').read_text())
+  print(f'table: {runner.workdir / "table.html"}', file=sys.stderr)
+  if failures:
+    return errors.report(f'{failures} runs of rows failed; the same command tries them again')
+  return 0

@@ -1,0 +1,22 @@
+"""--mode=train: train a config, or continue the run in the folder."""
+
+import json
+import os
+
+from hierjax.cli import runs
+from hierjax.cli.arguments import Arguments
+from hierjax.core import config, parallel
+from hierjax.train import loop
+
+
+def run(args: Arguments) -> int:
+  """Train and print the final metrics as JSON."""
+  c = args.config
+  workdir = args.workdir or f'runs/{c.name or "run"}'
+  if not args.config_file and os.path.exists(os.path.join(workdir, 'config.json')):
+    # Without --config the run continues with the options that it began with.
+    c = runs.run_config(args, workdir, tuple(config.default()))
+  result = loop.fit(c, workdir)
+  if parallel.first():
+    print(json.dumps(result))
+  return 0

@@ -1,0 +1,80 @@
+"""Reading config.json of earlier versions.
+
+Version 1, which has no number, wrote 0, '' or 'none' for off, lists as text, and a curriculum of
+three phases p1, p2, p3.
+"""
+
+from collections.abc import Mapping
+
+from hierjax.core import options
+from hierjax.core.declarations import OPTIONS
+from hierjax.core.errors import UserError
+
+VERSION = 2
+_DEFAULT_BY_ZERO = ('balance.', 'model.head.')
+_TEXT_LISTS = ('data.multi', 'model.levels', 'loss.siblings', 'loss.terms', 'model.head.order')
+
+
+def upgraded(tree: Mapping) -> dict:
+  """Return the tree of a config.json in the form of `VERSION`, without the version number.
+
+  Raises:
+    UserError: the tree was written by a later version.
+  """
+  tree = dict(tree)
+  version = tree.pop('version', 1)
+  if version == VERSION:
+    return tree
+  if version != 1:
+    raise UserError(f'is of version {version}; this hierjax reads versions 1 to {VERSION}')
+  return _from_version_1(tree, '')
+
+
+def _from_version_1(node: Mapping, path: str) -> dict:
+  result = {}
+  for name, value in node.items():
+    full = path + name
+    if full == 'curriculum':
+      value = _phases(value) if isinstance(value, dict) else value
+    elif isinstance(value, dict):
+      value = _from_version_1(value, f'{full}.')
+    elif full in OPTIONS:
+      value = _value(full, value)
+    result[name] = value
+  return result
+
+
+def _value(name: str, value: object) -> object:
+  option = OPTIONS[name]
+  if name == 'loss.weights':
+    return options.weights(value) if isinstance(value, str) else value
+  if name == 'data.hold_out' and isinstance(value, str):
+    return options.names_by_semicolon(value)
+  if name in _TEXT_LISTS and isinstance(value, str):
+    return options.names(value) or option.default
+  if value in ('', 'none') and option.is_optional:
+    return None
+  if value == [] and option.is_optional:
+    return None
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if is_number and value == 0 and name.startswith(_DEFAULT_BY_ZERO):
+    return None
+  return option.convert(value) if is_number else value
+
+
+def _phases(tree: Mapping) -> list[dict]:
+  """Convert p1, p2, p3; a duration of -1 lasted to the end, and one of 0 was absent."""
+  phases = []
+  for name in sorted(tree):
+    old = tree[name]
+    durations = {k: old.get(k) for k in ('epochs', 'steps', 'examples', 'share') if old.get(k)}
+    if not durations:
+      continue
+    if min(durations.values()) < 0:
+      durations = {'share': 1.0}
+    lists = {k: options.names(old.get(k, default)) for k, default in _PHASE_LISTS.items()}
+    phases.append({**durations, **lists})
+  return phases
+
+
+_PHASE_LISTS = {'freeze': '', 'levels': 'all'}

@@ -77,7 +77,7 @@ def check(value: tuple) -> str:
   """Say what is wrong with a curriculum."""
   for x in value:
     if not isinstance(x, PhaseOptions):
-      return f': {x!r} is no phase; make it with config.phase(steps=100, freeze=("backbone",))'
+      return f'has {x!r}, which is no phase; make it with config.phase(steps=100, freeze=("backbone",))'
   return ''
 
 

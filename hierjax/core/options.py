@@ -231,7 +231,7 @@ def check_weights(value: tuple) -> str:
   for pair in value:
     is_pair = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
     if not is_pair or not isinstance(pair[1], int | float) or not 0 <= pair[1] < math.inf:
-      return f': {pair!r} is not LEVEL=NUMBER with a number of at least 0'
+      return f'has {pair!r}, which is not LEVEL=NUMBER with a number of at least 0'
   return ''
 
 
@@ -245,5 +245,5 @@ def check_rules(value: tuple) -> str:
     except (TypeError, ValueError, re.error):
       is_sound = False
     if not is_sound:
-      return f': {rule!r} is not (regular expression, factor on lr, factor on weight decay)'
+      return f'has {rule!r}, which is not (regular expression, factor on lr, factor on weight decay)'
   return ''

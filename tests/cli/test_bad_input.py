@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import signal
 import struct
@@ -37,8 +38,12 @@ import hierjax
 from hierjax import cli
 from hierjax import model as predict
 from hierjax.core import config, parallel
+from hierjax.core import declarations as declared
 from hierjax.core.errors import UserError
+from hierjax.core.options import Interval
 from hierjax.data import image_files, lint, sources, transforms
+from hierjax.losses import balancing
+from hierjax.models import heads
 from hierjax.models import registry as models
 from hierjax.models import weights as pretrained
 from hierjax.taxonomy import Taxonomy
@@ -161,41 +166,40 @@ LABELS = 'file,split,animal\n1.png,train,owl\n2.png,train,gecko\n3.png,val,heron
 OPTIONS = {
   '--config.optim.lrr=3': (
     "--config.optim.lrr: no such option (did you mean 'optim.lr'?)",
-    'hierjax/core/config.py',
+    'docs/options.md',
   ),
   '--config.optm.lr=3': ('--config.optm.lr: no such option', "'optim.lr'"),
-  '--config.curriculum.p4.steps=3': ('--config.curriculum.p4.steps: no such option',),
-  '--config.optim.lr=fast': ('--config.optim.lr=fast', 'could not convert string to float'),
+  '--config.curriculum.p1.steps=3': (
+    '--config.curriculum.p1.steps: the curriculum is a list of phases',
+    '--config.curriculum="[{',
+  ),
+  '--config.optim.lr=fast': ('--config.optim.lr=fast must be a number',),
   '--config.optim.lr=': ('--config.optim.lr=',),
   '--config.optim.lr=1,2': ('--config.optim.lr=1,2',),
   '--config.optim.lr': ('Missing value', '--config.optim.lr'),
-  '--config.seed=1.5': ('--config.seed=1.5', 'invalid literal for int'),
+  '--config.seed=1.5': ('--config.seed=1.5 must be a whole number',),
   '--config.data.augment.enabled=maybe': ('--config.data.augment.enabled=maybe', 'Non-boolean'),
-  '--config.data.augment=3': ('--config.data.augment=3',),
+  '--config.data.augment=3': ('--config.data.augment=3', 'is a group of options'),
   '--config.eval.tta=two': ('--config.eval.tta=two',),
-  '--config.optim.lr=__import__("os").system("touch PWNED")': (
-    'could not convert string to float',
-  ),
-  '--config.data.augment.crop=__import__("os").system("touch PWNED")': (
-    'must be above 0 and at most 1',
-  ),
+  '--config.optim.lr=__import__("os").system("touch PWNED")': ('must be a number',),
+  '--config.data.augment.crop=__import__("os").system("touch PWNED")': ('not a Python literal',),
   '--confg.seed=1': ('Unknown command line flag', 'confg.seed'),
   '--mod=train': ('Unknown command line flag', 'Did you mean: mode'),
   '--workdr=x': ('Did you mean: workdir',),
   '--mode=trian': ('--mode=trian', 'train|evaluate|report|predict|lint|describe'),
   '--mode=': ('--mode=', 'train|evaluate|report|predict|lint|describe'),
   '--mode': ('Missing value', '--mode'),
-  'train': ("what is 'train'?", '--mode=', '--help'),
-  'configs/3head.py': ("what is 'configs/3head.py'?", '--config='),
+  'train': ("unexpected argument 'train'", '--mode=', '--help'),
+  'configs/3head.py': ("unexpected argument 'configs/3head.py'", '--config='),
   '--mode=evaluate': ('--mode=evaluate needs --workdir',),
   '--mode=predict': ('--mode=predict needs --workdir',),
-  '--images=x.jpg': ('--images means nothing to --mode=train, only to predict',),
-  '--split=test': ('--split means nothing to --mode=train, only to evaluate',),
-  '--seeds=0,1': ('--seeds means nothing to --mode=train, only to table',),
+  '--images=x.jpg': ('--images is only valid with --mode=predict',),
+  '--split=test': ('--split is only valid with --mode=evaluate',),
+  '--seeds=0,1': ('--seeds is only valid with --mode=table',),
   '--mode=lint': (
-    '--workdir means nothing to --mode=lint, only to train, evaluate, report, predict',
+    '--workdir is only valid with --mode=train',
   ),
-  '--mode=describe': ('--workdir means nothing to --mode=describe',),
+  '--mode=describe': ('--workdir is only valid with --mode=train',),
   '--config.baseline=nowhere': ('--config.baseline=nowhere: not a run', "choices: 'train'"),
   '--config.model.backbone=resnet51': (
     "'resnet51' is not a choice (did you mean 'resnet50'?)",
@@ -209,7 +213,7 @@ OPTIONS = {
     'choices: make, type, model',
   ),
   '--config.model.head.experts=5': (
-    '--config.model.head.experts=5 means nothing to --config.model.heads=parallel, only to mmoe',
+    '--config.model.head.experts=5 is only valid with --config.model.heads=mmoe, not with parallel',
   ),
   '--config.model.heads=cascaded --config.model.head.order=make,make': (
     '--config.model.head.order',
@@ -222,18 +226,18 @@ OPTIONS = {
   ),
   '--config.model.stem=small': ('--config.model.stem=small', 'choices: standard'),
   '--config.model.mean=(1,2)': ('--config.model.mean=(1, 2)', 'three numbers'),
-  '--config.model.mean=(1.,2.,3.)': ('--config.model.std=()', 'three numbers'),
-  '--config.loss.weights=make': ("--config.loss.weights: 'make' is not LEVEL=NUMBER",),
+  '--config.model.mean=(1.,2.,3.)': ('--config.model.std=None', 'three numbers'),
+  '--config.loss.weights=make': ("--config.loss.weights=make: 'make' is not LEVEL=NUMBER",),
   '--config.loss.weights=mak=1': ("--config.loss.weights: no level 'mak'", "'make'"),
-  '--config.loss.weights==3': ("--config.loss.weights: '=3'",),
-  '--config.loss.weights=make=-1': ("--config.loss.weights: 'make=-1'", 'at least 0'),
-  '--config.loss.weights=make=nan': ("--config.loss.weights: 'make=nan'",),
+  '--config.loss.weights==3': ("--config.loss.weights: no level ''",),
+  '--config.loss.weights=make=-1': ('--config.loss.weights', "('make', -1.0)", 'at least 0'),
+  '--config.loss.weights=make=nan': ('--config.loss.weights', "('make', nan)"),
   '--config.loss.weights=all=0': ('--config.loss.weights', 'nothing would train'),
   '--config.train.best=acc': (
     "--config.train.best='acc'",
     'choices: loss, fpa, hvr, joint_fpa, top1/make',
   ),
-  '--config.train.steps=0': ('--config.train: one of steps, epochs, examples must be above 0',),
+  '--config.train.steps=0': ('--config.train: one of steps, epochs, examples must be given',),
   '--config.train.steps=0 --config.train.epochs=1e300': (
     '--config.train: epochs=1e+300 are',
     'at most 2147483647',
@@ -250,9 +254,9 @@ OPTIONS = {
     '--config.optim.onecycle_rise',
   ),
   '--config.optim.rules=()': ('--config.optim.rules: no rule matches', 'backbone/'),
-  '--config.optim.rules=(1,2)': ('--config.optim.rules: 1 is not (regular expression',),
+  '--config.optim.rules=(1,2)': ('--config.optim.rules', '1, which is not (regular expression'),
   '--config.optim.rules=(("(",1.,1.),)': (
-    "--config.optim.rules: ('(', 1.0, 1.0) is not (regular expression",
+    "('(', 1.0, 1.0), which is not (regular expression",
   ),
   '--config.data.augment.crop=1': ('--config.data.augment.crop=(1,) must be two numbers',),
   '--config.data.augment.crop=(.9,.1)': ('the smaller first',),
@@ -266,109 +270,31 @@ OPTIONS = {
     '--config.loss.siblings',
     'coarser levels',
   ),
-  '--config.curriculum.p1.steps=2 --config.curriculum.p1.freeze=backbone,heads/all': (
-    '--config.curriculum.p1: nothing would train',
+  "--config.curriculum=[{'steps': 2, 'freeze': 'backbone,heads/all'}]": (
+    '--config.curriculum[0]: nothing would train',
   ),
-  '--config.curriculum.p1.steps=2 --config.curriculum.p1.freeze=bakbone': (
+  "--config.curriculum=[{'steps': 2, 'freeze': 'bakbone'}]": (
     "no parameter group 'bakbone'",
     'choices: backbone, heads/make',
   ),
-  '--config.model.heads=mmoe --config.curriculum.p1.steps=2 --config.curriculum.p1.freeze=heads/sharde': (
+  "--config.model.heads=mmoe --config.curriculum=[{'steps': 2, 'freeze': 'heads/sharde'}]": (
     'choices: backbone, heads/make',
     'heads/shared',
   ),
-  '--config.curriculum.p1.steps=2 --config.curriculum.p1.levels=': (
-    '--config.curriculum.p1.levels',
+  "--config.curriculum=[{'steps': 2, 'levels': ''}]": (
+    '--config.curriculum[0].levels',
     'choices: make, type, model',
   ),
-  '--config.curriculum.p1.steps=2 --config.curriculum.p1.epochs=2': (
-    '--config.curriculum.p1: give only one of',
+  "--config.curriculum=[{'steps': 2, 'epochs': 2}]": (
+    'a phase needs exactly one of epochs, steps, examples, share',
   ),
+  "--config.curriculum=[{'steps': -2}]": ('steps=-2 of a phase must be a whole number above 0',),
+  "--config.curriculum=[{'share': 1.5}]": ('share=1.5 of a phase must be a number', 'at most 1'),
+  "--config.curriculum=[{'stps': 2}]": ("a phase has no 'stps' (did you mean 'steps'?)",),
+  '--config.curriculum=backbone': ('--config.curriculum=backbone', 'not a Python literal'),
   '--config.data.root=nowhere': ('--config.data.root=nowhere: no such folder',),
   '--config.data.source=csv': ('--config.data.source=csv needs --config.data.root',),
   '--config.data.taxonomy=t.csv': ('--config.data.taxonomy=t.csv', '--config.data.root'),
-}
-BEYOND = {  # one value outside of each range
-  'seed': '-1',
-  'data.split_seed': '-1',
-  'data.toy.seed': '-1',
-  'data.size': '1',
-  'data.threads': '0',
-  'data.workers': '-1',
-  'data.val_share': '1',
-  'data.test_share': '1',
-  'data.limit': '-1',
-  'data.crop_margin': '-1',
-  'data.augment.crop': '(0.,2.)',
-  'data.augment.ratio': '(-1.,1.)',
-  'data.augment.flip': '2',
-  'data.augment.rotate': 'nan',
-  'data.augment.brightness': '-5',
-  'data.augment.contrast': '1.5',
-  'data.augment.saturation': 'inf',
-  'data.augment.hue': '1',
-  'data.toy.train': '0',
-  'data.toy.val': '-5',
-  'data.toy.difficulty': 'nan',
-  'model.mean': '(300.,0.,0.)',
-  'model.std': '(0.,0.,0.)',
-  'model.dropout': '1',
-  'model.head.layers': '-1',
-  'model.head.width': '-1',
-  'model.head.experts': '-1',
-  'model.head.tower': '-1',
-  'model.head.slices': '(0,)',
-  'loss.smoothing': '1',
-  'data.unlabelled': '1',
-  'model.neck': '-1',
-  'model.head.temperature': '-1',
-  'model.head.noise': 'nan',
-  'loss.lca': '-1',
-  'loss.hxe': '-1',
-  'loss.temperature': '0',
-  'loss.distill_temperature': '0',
-  'loss.focal_gamma': '-1',
-  'loss.pos_weight': '-1',
-  'eval.novelty': '1',
-  'optim.heads_lr': '0',
-  'optim.heads_growth': '0',
-  'balance.alpha': '-1',
-  'balance.beta': '2',
-  'balance.c': '1',
-  'balance.decay': '1',
-  'balance.gamma': '-1',
-  'balance.lr': '-1',
-  'balance.power': 'nan',
-  'balance.temperature': '-1',
-  'optim.lr': 'inf',
-  'optim.weight_decay': 'nan',
-  'optim.momentum': '1.5',
-  'optim.onecycle_rise': '-1',
-  'optim.clip': '-1',
-  'optim.warmup_steps': '-5',
-  'optim.warmup_epochs': 'nan',
-  'optim.warmup_examples': '-1',
-  'optim.plateau_factor': '0',
-  'optim.plateau_patience': '-1',
-  'optim.accumulate': '0',
-  'optim.ema': '1',
-  'train.batch_size': '0',
-  'train.log_steps': '0',
-  'train.early_stop': '-1',
-  'train.save_minutes': '-1',
-  'eval.batch_size': '0',
-  'train.steps': '-3',
-  'train.epochs': '-1',
-  'train.examples': '-1',
-  'train.eval_steps': '-1',
-  'train.eval_epochs': 'nan',
-  'train.eval_examples': '-1',
-  **{
-    f'curriculum.{p}.{unit}': '-2'
-    for p in ('p1', 'p2', 'p3')
-    for unit in ('steps', 'epochs', 'examples')
-  },
-  **{f'curriculum.{p}.share': '1.5' for p in ('p1', 'p2', 'p3')},
 }
 
 
@@ -387,37 +313,55 @@ def test_options(argument):
   assert not pathlib.Path('PWNED').exists() and not pathlib.Path('run/checkpoints').exists()
 
 
-@pytest.mark.parametrize('path', config.RANGES)
-def test_numbers_out_of_range(path):
-  says((*SMALL, '--workdir=run', f'--config.{path}={BEYOND[path]}'), f'--config.{path}=', 'must be')
+def beyond(option):
+  """A value outside of the range of an option."""
+  low, _ = Interval(option.interval).bounds
+  value = low - 1 if option.type is int else low - 0.5
+  return (value,) if option.type is tuple else value
+
+
+@pytest.mark.parametrize('name', [name for name in declared.OPTIONS if declared.OPTIONS[name].interval])
+def test_numbers_out_of_range(name):
+  option = declared.OPTIONS[name]
+  values = [beyond(option)] if option.type is int else [beyond(option), float('nan')]
+  for value in values:
+    value = (value,) if option.type is tuple and not isinstance(value, tuple) else value
+    with pytest.raises(UserError, match=rf'--config\.{re.escape(name)}=.* must be'):
+      option.validate(value)
+
+
+def test_a_number_out_of_range_on_the_command_line():
+  says((*SMALL, '--workdir=run', '--config.data.size=1'), '--config.data.size=1 must be at least 8')
 
 
 def test_every_number_has_a_range():
-  numbers = [
-    p
-    for p, v in flat(config.default()).items()
-    if isinstance(v, int | float) and not isinstance(v, bool)
-  ]
-  assert len(numbers) >= 50 and set(numbers) <= {*config.RANGES, *config.CHOICES}
+  numbers = [name for name, option in declared.OPTIONS.items() if option.type in (int, float)]
+  assert len(numbers) >= 50
+  assert all(declared.OPTIONS[name].interval or declared.OPTIONS[name].choices for name in numbers)
 
 
-def flat(tree, prefix=''):
-  return {
-    k: v
-    for name, x in tree.items()
-    for k, v in (flat(x, f'{prefix}{name}.') if hasattr(x, 'items') else {prefix + name: x}).items()
-  }
+CHOICES = {name: option.choices for name, option in declared.OPTIONS.items() if option.choices}
+REGISTRIES = {'model.heads': heads.HEADS, 'balance.name': balancing.BALANCERS}
 
 
-@pytest.mark.parametrize('path', config.CHOICES)
-def test_choices(path):
-  wrong = '4' if path == 'eval.tta' else str(config.CHOICES[path][0])[:-1] + 'x'
-  for mode in ('train', 'lint', 'describe'):
-    says(
-      (*SMALL, f'--mode={mode}', f'--config.{path}={wrong}'),
-      f'--config.{path}=',
-      'choices: ' + ', '.join(map(str, config.CHOICES[path])),
-    )
+@pytest.mark.parametrize('name', CHOICES)
+def test_choices(name):
+  wrong = 4 if name == 'eval.tta' else str(CHOICES[name][0])[:-1] + 'x'
+  with pytest.raises(UserError) as e:
+    declared.OPTIONS[name].validate(wrong)
+  assert f'--config.{name}=' in str(e.value)
+  assert 'choices: ' + ', '.join(map(str, CHOICES[name])) in str(e.value)
+
+
+@pytest.mark.parametrize('mode', ['train', 'lint', 'describe'])
+def test_choices_on_the_command_line(mode):
+  says((*SMALL, f'--mode={mode}', '--config.optim.schedule=cosin'), "(did you mean 'cosine'?)")
+
+
+@pytest.mark.parametrize('name', REGISTRIES)
+def test_entries_of_registries(name):
+  choices = 'choices: ' + ', '.join(REGISTRIES[name])
+  says((*SMALL, '--workdir=run', f'--config.{name}=flxt'), f'--config.{name}=', choices)
 
 
 # ---- config files ----

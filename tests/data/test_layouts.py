@@ -21,7 +21,8 @@ from PIL import Image
 
 import hierjax
 from hierjax.core import parallel
-from hierjax.core.config import CHOICES, default
+from hierjax.core.config import default
+from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError
 from hierjax.data import lint, matfile, published, sources, transforms
 from hierjax.data.published import cars
@@ -1048,7 +1049,7 @@ def test_hub_offline(monkeypatch):
 
 
 def test_every_source_is_a_choice():
-  assert {*sources.READERS, 'auto', 'toy'} == set(CHOICES['data.source'])
+  assert {*sources.READERS, 'auto', 'toy'} == set(OPTIONS['data.source'].choices)
 
 
 MARKS = {source: marks for source, (_, marks) in published.LAYOUTS.items() if marks}

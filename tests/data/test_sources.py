@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hierjax.core.declarations import OPTIONS
 from hierjax.data import sources, splits, transforms
 from hierjax.taxonomy import Taxonomy
 

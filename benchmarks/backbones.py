@@ -64,7 +64,7 @@ def measure(name, a, row):
   """Return the row completed with what it lacks."""
   row = dict(row)
   if 'params' not in row:
-    module = registry.BACKBONES[name].make()
+    module = registry.BACKBONES[name].build()
     shapes = counts.shapes(module, a.size)
     row |= {
       'params': counts.parameters(shapes['params']),

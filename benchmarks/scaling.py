@@ -1,6 +1,6 @@
 """What one training step costs a device, and what it sends, for 1 to 256 simulated devices.
 
-usage: scaling.py [BACKBONE] [SIZE] [--batch 2] [--micro 1] [--formulation plain]
+usage: scaling.py [BACKBONE] [SIZE] [--batch 2] [--micro 1] [--kernels plain]
                   [--devices 1 2 4 ...]
 
 All numbers are read from the compiled program; nothing is run. The batch is per device (weak
@@ -17,6 +17,7 @@ FLOPs, collectives or bytes depend on the number of devices. `plain` is what a G
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -108,7 +109,7 @@ def measure(a) -> dict:
   from flax import traverse_util
 
   from hierjax.core import config
-  from hierjax.models import layers
+  from hierjax.models import compute
   from hierjax.train import loop, optim
 
   n, c = jax.device_count(), config.default()
@@ -130,9 +131,9 @@ def measure(a) -> dict:
     'labels': jax.ShapeDtypeStruct((a.batch * n, len(run.taxonomy.levels)), np.int32),
   }
   began = time.monotonic()
-  with layers.formulation(a.formulation):
-    step = loop.stepper(task, run.phases[-1], optim.transformation(c, task.labels), across)
-    compiled = step.lower(state, batch, {}).compile()
+  task = dataclasses.replace(task, model=compute.configured(task.model, kernels=a.kernels))
+  step = loop.stepper(task, run.phases[-1], optim.transformation(c, task.labels), across)
+  compiled = step.lower(state, batch, {}).compile()
   params = sum(x.size for x in jax.tree.leaves(state.params))
   widths = [
     x.shape[0]
@@ -165,7 +166,7 @@ def parse_arguments() -> argparse.Namespace:
   p.add_argument('size', nargs='?', type=int, default=64)
   p.add_argument('--batch', type=int, default=2)
   p.add_argument('--micro', type=int, default=1)
-  p.add_argument('--formulation', choices=('plain', 'cpu'), default='plain')
+  p.add_argument('--kernels', choices=('plain', 'cpu'), default='plain')
   p.add_argument('--devices', type=int, nargs='*', default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
   p.add_argument('--row', action='store_true', help=argparse.SUPPRESS)
   return p.parse_args()
@@ -205,7 +206,7 @@ def main():
   if a.row:
     print(json.dumps(measure(a)))
     return
-  print(f'{a.backbone}, {a.size} px, {a.batch} images a device, {a.formulation} layers')
+  print(f'{a.backbone}, {a.size} px, {a.batch} images a device, {a.kernels} layers')
   print('collectives as number: bytes a device')
   heads = ('GFLOP a device', 'gradients', 'counts', 'batch norm', 'other', 'compiled in')
   widths = (14, 14, 9, 13, 5, 11)

@@ -31,7 +31,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from hierjax.models import layers, registry  # noqa: E402
+from hierjax.models import initializers, registry  # noqa: E402
+from hierjax.models.compute import Compute  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
   p.add_argument('--dtype', choices=('f32', 'bf16'), default='f32')
   p.add_argument('--micro', type=int, default=1)
   p.add_argument('--mode', choices=('train', 'infer'), default='train')
-  p.add_argument('--formulation', choices=('auto', 'plain', 'cpu'), default='auto')
+  p.add_argument('--kernels', choices=('auto', 'plain', 'cpu'), default='auto')
   p.add_argument('--heads', type=int, nargs='*', default=[1000])
   p.add_argument('--steps', type=int, default=5)
   p.add_argument('--hlo', help='write the optimised HLO here')
@@ -55,8 +56,9 @@ def parse_arguments() -> argparse.Namespace:
 def build(a: argparse.Namespace):
   """Return the step that is timed, its state, images and labels."""
   backbone = registry.BACKBONES[a.model]
-  trunk = backbone.make(dtype={'f32': jnp.float32, 'bf16': jnp.bfloat16}[a.dtype])
-  variables = registry.init(trunk, 0)
+  dtype = {'f32': jnp.float32, 'bf16': jnp.bfloat16}[a.dtype]
+  trunk = backbone.build(Compute(dtype, kernels=a.kernels))
+  variables = initializers.init(trunk, 0)
   rng = np.random.default_rng(0)
   params = {
     'trunk': variables['params'],
@@ -104,9 +106,7 @@ def main():
   a = parse_arguments()
   step, state, image, labels = build(a)
   begin = time.perf_counter()
-  with layers.formulation(a.formulation):
-    lowered = step.lower(state, image, labels)
-  step = lowered.compile()
+  step = step.lower(state, image, labels).compile()
   compiled = time.perf_counter() - begin
   if a.hlo:
     pathlib.Path(a.hlo).write_text(step.as_text())

@@ -21,8 +21,7 @@ from hierjax.decide import novelty
 from hierjax.evaluate import collect as evaluate
 from hierjax.evaluate import example_images, explain
 from hierjax.losses import multi
-from hierjax.models import counts, heads
-from hierjax.models import registry as models
+from hierjax.models import classifier, counts, heads, initializers, registry
 from hierjax.report import runs
 from hierjax.taxonomy import Mixed, Taxonomy, describe_difference, read_levels, read_taxonomy
 from hierjax.train import checkpoint
@@ -61,13 +60,13 @@ class Model:
   """A trained classifier. Make one with `load`."""
 
   def __init__(self, workdir: pathlib.Path, c: ConfigDict, taxonomy: Taxonomy | Mixed):
-    config_lib.validate(c, {'model.backbone': models.BACKBONES, 'model.heads': heads.HEADS})
+    config_lib.validate(c, {'model.backbone': registry.BACKBONES, 'model.heads': heads.HEADS})
     self.workdir, self.c, self.mesh, self.taxonomy = workdir, c, parallel.mesh(), taxonomy
     if not taxonomy.exclusive:
       config_lib.check_multi(c, taxonomy.levels)
     self.levels = config_lib.head_levels(c.model, taxonomy.levels, taxonomy.multi)
-    self.classifier = heads.build(c, self.taxonomy, self.levels)
-    fresh = models.init(self.classifier, 0)
+    self.classifier = classifier.build(c, self.taxonomy, self.levels)
+    fresh = initializers.init(self.classifier, 0)
     fresh = {'params': fresh['params'], 'batch_stats': fresh.get('batch_stats', {})}
     store = checkpoint.Checkpoints(
       workdir / 'checkpoints', evaluate.best_metric(c.train.best, taxonomy, self.levels)
@@ -453,18 +452,20 @@ def stream(model: Model, pattern: str) -> Iterator[dict]:
 
 def describe(c: ConfigDict) -> dict:
   """{'trunk_params', 'params', 'macs', 'thop_macs' (at data.size), 'heads': {LEVEL or 'shared': params}} of the configured model."""
-  config_lib.validate(c, {'model.backbone': models.BACKBONES, 'model.heads': heads.HEADS})
+  config_lib.validate(c, {'model.backbone': registry.BACKBONES, 'model.heads': heads.HEADS})
   data, levels = narrow(sources.load(c.data), c.model)
   if not data.taxonomy.exclusive:
     config_lib.check_multi(c, levels)
-  model = heads.build(c, data.taxonomy, levels)
+  model = classifier.build(c, data.taxonomy, levels)
   variables, size = counts.shapes(model, c.data.size), counts.parameters
   params = variables['params']
   return {
     'trunk_params': size({k: v for k, v in params.items() if k != 'heads'}),
     'params': size(params),
     'macs': counts.macs(model, variables, c.data.size),
-    'thop_macs': counts.thop_macs(model, c.data.size, models.BACKBONES[c.model.backbone].unseen),
+    'thop_macs': counts.thop_macs(
+      model, c.data.size, registry.BACKBONES[c.model.backbone].uncounted
+    ),
     'heads': {
       name: size(params['heads'][name])
       for name in [*levels, *sorted({*params['heads']} - {*levels})]

@@ -1,40 +1,35 @@
 """A backbone that compiles in a second: two convolutions with batch norm, and pooling."""
 
-import functools
-
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from hierjax.core import config, parallel
-from hierjax.models import layers, registry
+from hierjax.models import functional, layers, registry
+from hierjax.models.backbone import Backbone
 
 
-class Tiny(nn.Module):
+class Tiny(layers.Trunk):
   """Two convolutions; `features` is the last activation."""
 
   width: int = 16
-  dtype: type = jnp.float32
-  # there are no blocks to rematerialise
-  remat: bool = False
 
   @nn.compact
   def __call__(self, x, train: bool = False):
-    x = layers.Conv(self.width, 4, 4, 0, dtype=self.dtype, name='conv')(x)
-    x = layers.BatchNorm('relu', dtype=self.dtype, name='bn')(x, train)
-    x = layers.Conv(self.width, 3, 2, 1, dtype=self.dtype, name='conv2')(x)
-    x = layers.BatchNorm('relu', dtype=self.dtype, name='bn2')(x, train)
+    x = layers.Conv(self.width, 4, 4, 0, compute=self.compute, name='conv')(x)
+    x = layers.BatchNorm('relu', compute=self.compute, name='bn')(x, train)
+    x = layers.Conv(self.width, 3, 2, 1, compute=self.compute, name='conv2')(x)
+    x = layers.BatchNorm('relu', compute=self.compute, name='bn2')(x, train)
     x = self.perturb('features', x)
-    return layers.global_pool(x), {'features': x}
+    return functional.global_pool(x), {'features': x}
 
 
-SPEC = registry.Backbone(functools.partial(Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, {})
+SPEC = Backbone(Tiny, 16, (127.0,) * 3, (128.0,) * 3, 32)
 
 
 def register(monkeypatch) -> None:
   """Make the backbone `tiny` a choice as long as the patch lasts."""
-  monkeypatch.setitem(registry.BACKBONES, 'tiny', SPEC)
+  monkeypatch.setitem(registry.BACKBONES._entries, 'tiny', SPEC)
 
 
 def one_device_mesh() -> jax.sharding.Mesh:

@@ -14,5 +14,5 @@ from hierjax.models import registry  # noqa: E402
 
 if __name__ == '__main__':
   cli.process.handle_interrupts()
-  registry.BACKBONES['tiny'] = tiny.SPEC
+  registry.BACKBONES.register('tiny', tiny.SPEC)
   cli.main(sys.argv)

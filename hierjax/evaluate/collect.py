@@ -21,7 +21,7 @@ from hierjax.data.sources import Examples
 from hierjax.decide import paths as decode
 from hierjax.evaluate import bootstrap, metrics
 from hierjax.losses import multi
-from hierjax.models import heads as heads_lib
+from hierjax.models import classifier, heads
 from hierjax.taxonomy import Mixed, Taxonomy
 
 EMBEDDED = 1000  # examples at most whose features are kept for the report's pictures of prototypes
@@ -293,8 +293,8 @@ def write_embedding(
   prototypes = {}
   for level, p in variables['params']['heads'].items():
     if 'prototypes' in p and level not in taxonomy.multi:
-      rows = heads_lib.rows(c.model, taxonomy, level)  # of a class with several the mean is drawn
-      sums = np.add.reduceat(np.asarray(p['prototypes']), heads_lib.first_rows(rows))
+      rows = classifier.rows(c.model, taxonomy, level)  # of a class with several the mean is drawn
+      sums = np.add.reduceat(np.asarray(p['prototypes']), heads.first_rows(rows))
       prototypes[f'prototype_{taxonomy.index(level)}'] = sums / np.array(rows, np.float32)[:, None]
   if not prototypes:
     return

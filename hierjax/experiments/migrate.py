@@ -27,7 +27,7 @@ from hierjax import model as predict
 from hierjax.core import files, parallel
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import sources
-from hierjax.models import heads
+from hierjax.models import classifier, heads
 from hierjax.report import runs
 from hierjax.report.sections import migration
 from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table
@@ -325,7 +325,7 @@ def migrate(
     new = new.coarsen(model.levels[-1])
   names = read_renames(renames, old, new) if renames else {}
   found, changes = correspond(old, new, names), difference(old, new, names)
-  old_rows = {level: heads.rows(model.c.model, old, level) for level in model.levels}
+  old_rows = {level: classifier.rows(model.c.model, old, level) for level in model.levels}
   plans = {level: plan(level, old, new, found[level], old_rows[level]) for level in model.levels}
   if model.c.model.heads == 'cascaded':
     read = (model.classifier.heads.order or model.levels)[:-1]

@@ -1,6 +1,5 @@
-"""The heads, and the classifier: a backbone, dropout, and what turns its features into logits of each level that has a head."""
+"""The forms of heads, which turn features into logits of each level, and how users add theirs."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -8,169 +7,179 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from ml_collections import ConfigDict
 
-from hierjax.core import config as config_lib
-from hierjax.core.errors import UserError
+from hierjax.core.registry import Registry
 from hierjax.models import layers
-from hierjax.models import registry as models
-from hierjax.taxonomy import Taxonomy
+from hierjax.models.initializers import constant, normal, torch_linear
 
-# uniform in +-1/sqrt(d): wide enough to start fine-tuning from, and what torch users compare with
-initial = layers.uniform(lambda shape: shape[0] ** -0.5)
-
-
-def _stop(x: jax.Array, stopped: bool) -> jax.Array:
-  """x as a constant. In training only, so that a heatmap shows all that a logit depends on."""
-  return lax.stop_gradient(x) if stopped else x
+Array = jax.Array
+Logits = dict[str, Array]
 
 
-class Path(nn.Module):
-  """The layers of one level, one at a time; with `paths` above 1 also what it takes of each of so many paths, itself the one with number `own`."""
+def normalized(x: Array) -> Array:
+  """Scale the rows of x [..., d] to length 1; a row of zeros stays."""
+  return x * lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-12))
+
+
+def first_rows(rows: Sequence[int]) -> np.ndarray:
+  """Return where the rows of each class begin, int [C], of classes with so many rows each."""
+  return np.cumsum(rows) - np.asarray(rows)
+
+
+def folded(logits: Array, rows: Sequence[int]) -> Array:
+  """Join the logits of the rows of a head that stand for one class.
+
+  Args:
+    logits: [B, R].
+    rows: number of rows of each of the C classes; R in all.
+
+  Returns:
+    [B, C]: the log-sum-exp of a class's rows, so that their probabilities add up; a single row's
+    logit stays as it is.
+  """
+  rows, first = np.asarray(rows), first_rows(rows)
+  joint = np.flatnonzero(rows > 1)
+  places = np.arange(max(rows))
+  mask = places < rows[joint, None]
+  parts = logits[:, np.where(mask, first[joint, None] + places, 0)]
+  sums = jax.nn.logsumexp(parts, -1, where=jnp.asarray(mask))
+  return logits[:, first].at[:, joint].set(sums)
+
+
+class Heads(layers.Layer):
+  """What all forms of heads share: dropout, and levels some of whose classes have several rows.
+
+  A form defines `logits(x, train)`, from x [B, d] to {level: [B, rows]}. Its further fields are
+  options of the config, `model.head.*`. Parameters lie under the level that they serve, those that
+  serve several under 'shared': these are the groups that the curriculum can freeze.
+
+  Attributes:
+    classes: (level, number of classes) from coarse to fine; number of rows where `parts` has the
+      level.
+    ancestors: for each level those of the levels that its class determines the class of.
+    dropout: before the heads.
+    parts: (level, number of rows of each class) of the levels where a class has several.
+  """
+
+  classes: tuple[tuple[str, int], ...]
+  ancestors: tuple[tuple[str, ...], ...]
+  dropout: float = 0.0
+  parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+  @nn.compact
+  def __call__(self, features: Array, train: bool) -> Logits:
+    """Compute the float32 logits [B, C] of each level from features [B, d]."""
+    drop = layers.Dropout(self.dropout, compute=self.compute, name='Dropout_0')
+    logits = self.logits(drop(features.astype(jnp.float32), train), train)
+    for level, rows in self.parts:
+      logits[level] = folded(logits[level], rows)
+    return logits
+
+  @nn.nowrap
+  def linear(self, level: str, rows: int) -> layers.Dense:
+    """Make the linear head of a level."""
+    return layers.Dense(rows, torch_linear, compute=self.compute, name=level)
+
+
+def _stop(x: Array, is_stopped: bool) -> Array:
+  # In training only, so that a heatmap shows all that a logit depends on.
+  return lax.stop_gradient(x) if is_stopped else x
+
+
+class Parallel(Heads):
+  """A linear head for each level on the shared features (S0, section 3.2; S1 calls it parallel)."""
+
+  @nn.nowrap
+  def logits(self, x: Array, train: bool) -> Logits:
+    """Compute the logits of each level."""
+    del train
+    return {level: self.linear(level, n)(x) for level, n in self.classes}
+
+
+class Cascaded(Heads):
+  """Linear heads that also read the logits of the level before them (S1, section III-B).
+
+  Attributes:
+    order: of the levels; () is coarse to fine.
+    stop_gradient: whether a level's loss leaves the logits of the level before it alone, in
+      training.
+  """
+
+  order: tuple[str, ...] = ()
+  stop_gradient: bool = False
+
+  @nn.nowrap
+  def logits(self, x: Array, train: bool) -> Logits:
+    """Compute the logits of each level."""
+    out, sizes, previous = {}, dict(self.classes), []
+    for level in self.order or sizes:
+      out[level] = self.linear(level, sizes[level])(jnp.concatenate([x, *previous], -1))
+      previous = [_stop(out[level], self.stop_gradient and train)]
+    return {level: out[level] for level in sizes}
+
+
+class Path(layers.Layer):
+  """The layers of one level, called one at a time.
+
+  Attributes:
+    classes: of the level.
+    layers: number of hidden layers.
+    width: of a hidden layer.
+    index: of this path among `paths`.
+    paths: number of paths whose outputs it mixes after each layer; 1 mixes none.
+  """
 
   classes: int
   layers: int
   width: int
-  own: int = 0
+  index: int = 0
   paths: int = 1
 
   def setup(self):
-    self.hidden = [layers.Dense(self.width, initial) for _ in range(self.layers)]
-    self.output = layers.Dense(self.classes, initial)
+    options = {'initial': torch_linear, 'compute': self.compute}
+    self.hidden = [layers.Dense(self.width, **options) for _ in range(self.layers)]
+    self.output = layers.Dense(self.classes, **options)
     if self.paths > 1:
-      start = np.where(np.arange(self.paths) == self.own, 0.9, 0.1 / (self.paths - 1))
-      self.stitch = self.param('stitch', layers.constant(start), (self.layers, self.paths))
+      is_self = np.arange(self.paths) == self.index
+      start = constant(np.where(is_self, 0.9, 0.1 / (self.paths - 1)))
+      self.stitch = self.weight('stitch', start, (self.layers, self.paths))
 
-  def layer(self, i: int, x: jax.Array) -> jax.Array:
+  def layer(self, i: int, x: Array) -> Array:
+    """Apply the hidden layer i."""
     return self.hidden[i](x)
 
-  def mix(self, i: int, xs: Sequence[jax.Array]) -> jax.Array:
+  def mix(self, i: int, xs: Sequence[Array]) -> Array:
+    """Mix the outputs of layer i of all paths."""
     return sum(self.stitch[i, k] * x for k, x in enumerate(xs)) if self.paths > 1 else xs[0]
 
-  def out(self, x: jax.Array) -> jax.Array:
+  def out(self, x: Array) -> Array:
+    """Compute the level's logits."""
     return self.output(x)
 
 
-class Tower(nn.Module):
-  """A level's gate on the experts' outputs [B, E, w], and its own two layers."""
-
-  classes: int
-  width: int
-
-  @nn.compact
-  def __call__(self, x: jax.Array, experts: jax.Array) -> jax.Array:
-    gate = nn.softmax(layers.Dense(experts.shape[1], initial, name='gate')(x))
-    y = nn.relu(
-      layers.Dense(self.width, initial, name='hidden')((gate[..., None] * experts).sum(1))
-    )
-    return layers.Dense(self.classes, initial, name='output')(y)
-
-
-def normalized(x: jax.Array) -> jax.Array:
-  """x with rows of length 1; a row of zeros stays."""
-  return x * lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-12))
-
-
-class Prototype(nn.Module):
-  """The prototypes of a level, [C, width], unit vectors, perturbed in training."""
-
-  classes: int
-  noise: float
-
-  @nn.compact
-  def __call__(self, width: int, train: bool) -> jax.Array:
-    p = normalized(self.param('prototypes', layers.normal(0.01), (self.classes, width)))
-    if not train or self.noise == 0:
-      return p
-    return normalized(
-      p
-      + jax.random.uniform(self.make_rng('dropout'), p.shape, minval=-self.noise, maxval=self.noise)
-    )
-
-
-def first_rows(rows: Sequence[int]) -> np.ndarray:
-  """int [C]: where the rows of each class begin, of classes with so many rows each."""
-  return np.cumsum(rows) - np.asarray(rows)
-
-
-def folded(z: jax.Array, rows: Sequence[int]) -> jax.Array:
-  """Logits of rows [B, R] → of classes [B, C]: the log-sum-exp of a class's rows, so that their probabilities add up; one row's logit as it is."""
-  rows, first = np.asarray(rows), first_rows(rows)
-  several = np.flatnonzero(rows > 1)
-  places = np.arange(max(rows))
-  there = places < rows[several, None]
-  parts = z[:, np.where(there, first[several, None] + places, 0)]
-  return z[:, first].at[:, several].set(jax.nn.logsumexp(parts, -1, where=jnp.asarray(there)))
-
-
-class Heads(nn.Module):
-  """What all forms share. features [B, d] → {level: float32 logits [B, C]}. A form's further fields are its options, `config.model.head`.
-
-  Parameters lie under the level that they serve, those that serve several under 'shared': the groups that the curriculum can freeze.
-  """
-
-  classes: tuple[
-    tuple[str, int], ...
-  ]  # (level, number of classes, or of rows where `parts` says how they make classes), coarse to fine
-  ancestors: tuple[
-    tuple[str, ...], ...
-  ]  # of each, in the same order: the levels among these that its class tells the class of
-  dropout: float = 0.0
-  parts: tuple[
-    tuple[str, tuple[int, ...]], ...
-  ] = ()  # (level, rows of each of its classes), of levels where a class has several
-
-  @nn.compact
-  def __call__(self, features: jax.Array, train: bool) -> dict[str, jax.Array]:
-    out, parts = (
-      self.logits(
-        layers.Dropout(self.dropout, name='Dropout_0')(features.astype(jnp.float32), train), train
-      ),
-      dict(self.parts),
-    )
-    return {level: folded(z, parts[level]) if level in parts else z for level, z in out.items()}
-
-
-class Parallel(Heads):
-  """A linear head a level on the shared features (S0, section 3.2; S1 calls it parallel)."""
-
-  @nn.nowrap
-  def logits(self, x, train):
-    return {level: layers.Dense(n, initial, name=level)(x) for level, n in self.classes}
-
-
-class Cascaded(Heads):
-  """A level's linear head reads the features and, beside them, the logits of the level before it in `order` (S1, section III-B: the make's for the model)."""
-
-  order: tuple[str, ...] = ()  # () = coarse to fine
-  stop_gradient: bool = (
-    False  # whether a level's loss stops at the logits of the level before it, in training
-  )
-
-  @nn.nowrap
-  def logits(self, x, train):
-    out, sizes, before = {}, dict(self.classes), []
-    for level in self.order or sizes:
-      out[level] = layers.Dense(sizes[level], initial, name=level)(
-        jnp.concatenate([x, *before], -1)
-      )
-      before = [_stop(out[level], self.stop_gradient and train)]
-    return {level: out[level] for level in sizes}
-
-
 class Crosstalk(Heads):
-  """A path of `layers` dense layers a level, ReLU after each; after it a cross-stitch unit gives each path a mixture of all (Misra et al. 2016,
-  arXiv:1604.03539, equation 1: one learned number for each pair of paths). It starts with .9 of the own path and .1 spread over the others."""
+  """Paths of dense layers, one a level, that read mixtures of each other.
+
+  After each layer and its ReLU a cross-stitch unit gives each path a mixture of all (Misra et al.
+  2016, arXiv:1604.03539, equation 1: one learned number for each pair of paths). It starts with .9
+  of the path itself and .1 spread over the others.
+
+  Attributes:
+    layers: in a path.
+    width: of a layer.
+  """
 
   layers: int = 1
   width: int = 512
 
   @nn.nowrap
-  def logits(self, x, train):
-    paths = {
-      level: Path(n, self.layers, self.width, k, len(self.classes), name=level)
-      for k, (level, n) in enumerate(self.classes)
-    }
+  def logits(self, x: Array, train: bool) -> Logits:
+    """Compute the logits of each level."""
+    del train
+    paths = {}
+    for k, (level, n) in enumerate(self.classes):
+      size = (n, self.layers, self.width, k, len(self.classes))
+      paths[level] = Path(*size, compute=self.compute, name=level)
     xs = [x] * len(paths)
     for i in range(self.layers):
       ys = [nn.relu(path.layer(i, x)) for path, x in zip(paths.values(), xs)]
@@ -178,219 +187,185 @@ class Crosstalk(Heads):
     return {level: path.out(x) for (level, path), x in zip(paths.items(), xs)}
 
 
+class Tower(layers.Layer):
+  """A level's softmax gate on the experts, and its own two dense layers."""
+
+  classes: int
+  width: int
+
+  @nn.compact
+  def __call__(self, x: Array, experts: Array) -> Array:
+    """Compute logits from features x [B, d] and the experts' outputs [B, E, w]."""
+    options = {'initial': torch_linear, 'compute': self.compute}
+    gate = nn.softmax(layers.Dense(experts.shape[1], **options, name='gate')(x))
+    mixture = (gate[..., None] * experts).sum(1)
+    y = nn.relu(layers.Dense(self.width, **options, name='hidden')(mixture))
+    return layers.Dense(self.classes, **options, name='output')(y)
+
+
 class MMoE(Heads):
-  """Experts that the levels share, each a dense layer with ReLU; a level's softmax gate mixes them for its tower of two dense layers (Ma et al. 2018,
-  with the sizes of HCAL's baseline)."""
+  """Experts that the levels share, mixed for each level by a gate (Ma et al. 2018, KDD).
+
+  With the sizes of HCAL's baseline.
+
+  Attributes:
+    experts: number of dense layers with ReLU.
+    width: of an expert.
+    tower: width of a level's hidden layer.
+  """
 
   experts: int = 3
   width: int = 128
   tower: int = 256
 
   @nn.nowrap
-  def logits(self, x, train):
-    shared = nn.relu(layers.Dense(self.experts * self.width, initial, name='shared')(x)).reshape(
-      -1, self.experts, self.width
-    )
-    return {level: Tower(n, self.tower, name=level)(x, shared) for level, n in self.classes}
+  def logits(self, x: Array, train: bool) -> Logits:
+    """Compute the logits of each level."""
+    del train
+    shared = nn.relu(self.linear('shared', self.experts * self.width)(x))
+    experts = shared.reshape(-1, self.experts, self.width)
+    towers = {
+      level: Tower(n, self.tower, compute=self.compute, name=level) for level, n in self.classes
+    }
+    return {level: tower(x, experts) for level, tower in towers.items()}
 
 
 class Residual(Heads):
-  """A level's logits are a linear map of its own features plus those of its ancestors, own features being `layers` dense layers on the trunk's.
+  """Linear heads on the sum of a level's features and those of its ancestors.
 
-  HRN (Chen et al. 2022, arXiv:2201.03194): its classifiers read relu(own + parent's + grandparent's features). Here the trunk is shared up to the pooled
-  features, where HRN has convolutions a level before them, and an ancestor is a level whose class follows from this one's: facets are not each other's.
+  A level's features are dense layers on the trunk's. HRN (Chen et al. 2022, arXiv:2201.03194): its
+  classifiers read relu(own + parent's + grandparent's features). Here the trunk is shared up to the
+  pooled features, where HRN has convolutions for each level before them, and facets are not each
+  other's ancestors.
+
+  Attributes:
+    layers: of a level.
+    width: of a layer.
   """
 
   layers: int = 1
   width: int = 512
 
   @nn.nowrap
-  def logits(self, x, train):
-    paths = {level: Path(n, self.layers, self.width, name=level) for level, n in self.classes}
-    own = {}
+  def logits(self, x: Array, train: bool) -> Logits:
+    """Compute the logits of each level."""
+    del train
+    options = {'compute': self.compute}
+    paths = {
+      level: Path(n, self.layers, self.width, **options, name=level) for level, n in self.classes
+    }
+    features = {}
     for level, path in paths.items():
       y = x
       for i in range(self.layers):
         y = path.layer(i, nn.relu(y) if i else y)
-      own[level] = y
-    return {
-      level: paths[level].out(nn.relu(sum((own[a] for a in above), own[level])))
-      for level, above in zip(paths, self.ancestors)
-    }
+      features[level] = y
+    out = {}
+    for (level, path), ancestors in zip(paths.items(), self.ancestors):
+      out[level] = path.out(nn.relu(sum((features[a] for a in ancestors), features[level])))
+    return out
 
 
 class Split(Heads):
-  """The features are cut into a slice a level. A level's linear head reads its own and those of the levels that are finer than it, which its loss does
-  not change: the gradient stops there (FGN, Chang et al. 2021, arXiv:2011.09040)."""
+  """Linear heads on slices of the features, a slice for each level.
 
-  slices: tuple[
-    int, ...
-  ] = ()  # widths in the order of the levels; () = equal ones, the finest with what is left
+  A head reads the slice of its level and those of finer levels, where its gradient stops (FGN,
+  Chang et al. 2021, arXiv:2011.09040).
+
+  Attributes:
+    slices: widths in the order of the levels; () is equal ones, the finest with the remainder.
+  """
+
+  slices: tuple[int, ...] = ()
 
   @nn.nowrap
-  def logits(self, x, train):
+  def logits(self, x: Array, train: bool) -> Logits:
+    """Compute the logits of each level."""
     n, d = len(self.classes), x.shape[-1]
     widths = self.slices or (*[d // n] * (n - 1), d - d // n * (n - 1))
-    ends = [sum(widths[: k + 1]) for k in range(n)]
+    ends = np.cumsum(widths)
     parts = {
       level: x[:, end - width : end] for (level, _), width, end in zip(self.classes, widths, ends)
     }
     out = {}
-    for level, c in self.classes:
-      finer = [
-        _stop(parts[l], train)
-        for (l, _), above in zip(self.classes, self.ancestors)
-        if level in above
-      ]
-      out[level] = layers.Dense(c, initial, name=level)(jnp.concatenate([parts[level], *finer], -1))
+    for level, rows in self.classes:
+      finer = [l for (l, _), ancestors in zip(self.classes, self.ancestors) if level in ancestors]
+      features = [parts[level], *(_stop(parts[l], train) for l in finer)]
+      out[level] = self.linear(level, rows)(jnp.concatenate(features, -1))
     return out
 
 
-class Prototypes(Heads):
-  """Learned prototypes of a level's classes, unit vectors; a logit is the cosine of the features and a prototype over `temperature` (HCAL, S2, section 3.3
-  and equation 5), so that the nearest prototype's class is predicted and cross-entropy is its InfoNCE (equation 6 with one positive).
+class Prototype(layers.Layer):
+  """The prototypes of a level's classes, unit vectors, perturbed in training."""
 
-  In training each coordinate of each prototype is moved by a uniform draw from [-noise, noise], and the result made a unit vector again (equations 3, 4); the
-  draw is new in each step and the same for all examples.
+  classes: int
+  noise: float
+
+  @nn.compact
+  def __call__(self, width: int, train: bool) -> Array:
+    """Return the prototypes [C, width]."""
+    p = normalized(self.weight('prototypes', normal(0.01), (self.classes, width)))
+    if not train or self.noise == 0:
+      return p
+    key = self.make_rng('dropout')
+    noise = jax.random.uniform(key, p.shape, minval=-self.noise, maxval=self.noise)
+    return normalized(p + noise)
+
+
+class Prototypes(Heads):
+  """Cosines of the features and learned prototypes of each class (HCAL, S2, section 3.3, equation
+  5).
+
+  The nearest prototype's class is predicted, and cross-entropy is InfoNCE (equation 6 with one
+  positive). In training each coordinate of each prototype is moved by a uniform draw from [-noise,
+  noise], and the result made a unit vector again (equations 3, 4); the draw is new in each step and
+  the same for all examples.
+
+  Attributes:
+    temperature: by which the cosines are divided.
+    noise: see above.
+    dot_product: whether features are taken as they are: unit vectors already, or means of those
+      (the authors' code).
   """
 
   temperature: float = 0.1
   noise: float = 0.0
-  dot_product: bool = False  # the features as they are: for such as are unit vectors already, or means of those (the authors' code)
+  dot_product: bool = False
 
   @nn.nowrap
-  def logits(self, x, train):
-    x = x if self.dot_product else normalized(x)
-    return {
-      level: x @ Prototype(n, self.noise, name=level)(x.shape[-1], train).T / self.temperature
-      for level, n in self.classes
-    }
+  def logits(self, x: Array, train: bool) -> Logits:
+    """Compute the logits of each level."""
+    x, out = x if self.dot_product else normalized(x), {}
+    for level, n in self.classes:
+      prototypes = Prototype(n, self.noise, compute=self.compute, name=level)
+      out[level] = x @ prototypes(x.shape[-1], train).T / self.temperature
+    return out
 
 
-# A form's fields beyond those of Heads are the options that it reads. 'flat' is one linear head, on the finest of the levels (see config.head_levels).
-HEADS: dict[str, type[Heads]] = {
-  'flat': Parallel,
-  'parallel': Parallel,
-  'cascaded': Cascaded,
-  'crosstalk': Crosstalk,
-  'mmoe': MMoE,
-  'residual': Residual,
-  'split': Split,
-  'prototypes': Prototypes,
-}
+HEADS: Registry[type[nn.Module]] = Registry('heads')
+# One linear head, on the finest of the levels (see config.head_levels).
+HEADS.register('flat', Parallel)
+HEADS.register('parallel', Parallel)
+HEADS.register('cascaded', Cascaded)
+HEADS.register('crosstalk', Crosstalk)
+HEADS.register('mmoe', MMoE)
+HEADS.register('residual', Residual)
+HEADS.register('split', Split)
+HEADS.register('prototypes', Prototypes)
 
 
-def options(m: ConfigDict, levels: Sequence[str], features: int) -> dict:
-  """What `config.model.head` sets of the form's fields; None is the form's own default. UserError for what it does not read."""
-  reads = {name: {f.name for f in dataclasses.fields(form)} for name, form in HEADS.items()}
-  given = {k: v for k, v in m.head.items() if v is not None and v is not False}
-  for k, v in given.items():
-    if k not in reads[m.heads]:
-      raise UserError(
-        f'--config.model.head.{k}={v!r} is only valid with --config.model.heads='
-        f'{", ".join(name for name in HEADS if k in reads[name])}, not with {m.heads}'
-      )
-  if text := given.get('order'):
-    option = '--config.model.head.order'
-    given['order'] = tuple(
-      level
-      for word in text
-      for level in config_lib.resolve_levels(word, levels, option)
-    )
-    if sorted(given['order']) != sorted(levels):
-      raise UserError(
-        f'{option}={",".join(text)} must name each level that has a head once; these are {", ".join(levels)}'
-      )
-  if (widths := given.get('slices')) and (len(widths) != len(levels) or sum(widths) != features):
-    raise UserError(
-      f'--config.model.head.slices={widths!r} must be a width for each of {", ".join(levels)} that add up to the {features} features of '
-      + (f'--config.model.neck={m.neck}' if m.neck else f'--config.model.backbone={m.backbone}')
-    )
-  return given
+def register_head(name: str, module: type[nn.Module]) -> None:
+  """Add a form of heads, for `model.heads`.
 
+  Args:
+    name: of the form.
+    module: a Flax module class, called as `module(features, train)` with features float32 [B, d];
+      it returns logits {level: [B, C]}. It has a field `classes`, ((level, C), ...) from coarse to
+      fine; where it has the fields `ancestors`, `dropout`, `parts` or `compute`, they are set as
+      those of `Heads`, and fields that are options of `model.head` by the config. Parameters under
+      a level's name are that level's group, for freezing and learning rates; others are shared.
 
-def rows(m: ConfigDict, taxonomy: Taxonomy, level: str) -> tuple[int, ...]:
-  """How many rows of the level's head each class has: 1 but for those of `config.model.parts`. UserError for what the taxonomy lacks."""
-  names, out = taxonomy.names[taxonomy.index(level)], [1] * taxonomy.num_classes(level)
-  for part in m.parts:
-    if (
-      len(part) != 3
-      or part[0] not in taxonomy.levels
-      or not isinstance(part[2], int)
-      or part[2] < 2
-    ):
-      raise UserError(
-        f'--config.model.parts: {part!r} is not (level, class, number of rows from 2); --mode=migrate sets it'
-      )
-    if part[0] == level:
-      if part[1] not in names:
-        raise UserError(
-          f'--config.model.parts: {level} {part[1]!r} is not in the taxonomy{config_lib.did_you_mean(part[1], names)}'
-        )
-      out[names.index(part[1])] = part[2]
-  return tuple(out)
-
-
-class Classifier(nn.Module):
-  """images uint8 [B, H, W, 3], or features float32 [B, d] computed before → ({level: logits [B, C]}, features [B, d])."""
-
-  backbone: nn.Module
-  heads: nn.Module
-  mean: tuple[float, float, float]  # in 0..255
-  std: tuple[float, float, float]
-  dtype: jnp.dtype = jnp.float32
-  neck: nn.Module | None = None
-  normalize: bool = False  # the features that the heads see have length 1
-
-  def features(self, images: jax.Array, train: bool = False) -> jax.Array:
-    x = (
-      images.astype(jnp.float32) - jnp.array(self.mean, jnp.float32)[None, None, None]
-    ) / jnp.array(self.std, jnp.float32)[None, None, None]
-    x = self.backbone(x.astype(self.dtype), train)[0]
-    x = x if self.neck is None else self.neck(x)
-    return normalized(x.astype(jnp.float32)) if self.normalize else x
-
-  def __call__(self, x: jax.Array, train: bool = False, train_backbone: bool | None = None):
-    features = (
-      x if x.ndim == 2 else self.features(x, train if train_backbone is None else train_backbone)
-    )
-    return self.heads(features, train), features
-
-
-def build(c: ConfigDict, taxonomy: Taxonomy, levels: tuple[str, ...]) -> Classifier:
-  """The classifier that config `c` describes, with a head for each of `levels`."""
-  spec = models.BACKBONES[c.model.backbone]
-  if c.model.stem not in spec.stems:
-    raise UserError(
-      f'--config.model.stem={c.model.stem}: {c.model.backbone} has one stem only; choices: {", ".join(spec.stems)}'
-    )
-  kind = {} if c.model.stem == 'standard' else {'stem': c.model.stem}
-  dtype = jnp.dtype(c.model.dtype)
-  backbone = spec.make(dtype=dtype, remat=c.model.remat, **kind)
-  if taken := {'shared', 'Dropout_0'} & {*levels}:
-    raise UserError(
-      f'the taxonomy has a level called {taken.pop()!r}, which names a part of the heads; call it otherwise'
-    )
-  counts = {level: rows(c.model, taxonomy, level) for level in levels}
-  classes = tuple((level, sum(n)) for level, n in counts.items())
-  parts = tuple((level, n) for level, n in counts.items() if max(n) > 1)
-  ancestors = tuple(
-    tuple(a for a in levels[:k] if taxonomy.nests(level, a)) for k, level in enumerate(levels)
-  )
-  heads = HEADS[c.model.heads](
-    classes,
-    ancestors,
-    c.model.dropout,
-    parts,
-    **options(c.model, levels, c.model.neck or spec.features),
-  )
-  neck = layers.Dense(c.model.neck, initial, dtype=dtype) if c.model.neck else None
-  return Classifier(
-    backbone,
-    heads,
-    c.model.mean or spec.mean,
-    c.model.std or spec.std,
-    dtype,
-    neck,
-    c.model.normalize,
-  )
+  Raises:
+    UserError: the name is taken or not a word.
+  """
+  HEADS.register(name, module)

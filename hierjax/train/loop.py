@@ -43,9 +43,7 @@ from hierjax.losses import balancing, build, multi
 from hierjax.losses.build import Losses
 from hierjax.losses.exclusive import masked_mean
 from hierjax.losses.terms import Teacher
-from hierjax.models import heads as heads_lib
-from hierjax.models import layers
-from hierjax.models import registry as models
+from hierjax.models import classifier, compute, initializers, registry
 from hierjax.models import weights as pretrained
 from hierjax.report import page, runs
 from hierjax.taxonomy import describe_difference, read_taxonomy
@@ -137,13 +135,13 @@ def objective(
   task: Task,
   phase: optim.Phase,
   told: Teacher,
+  axis: str | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   """The phase's losses by name, each the mean over the examples that are labelled there, times its weight; and the metrics.
 
   head(features [B, d], train) are the logits of each level, `told` is what a teacher says. Of a device's part of the batch: its shares of the losses and
   metrics, which add up to those of the batch.
   """
-  axis = layers.batch_axis()
   devices = 1 if axis is None else jax.lax.axis_size(axis)
   weight = 1.0
   if task.example_weights is not None:
@@ -205,6 +203,7 @@ def train_step(
   axis = (
     parallel.AXIS if mesh.size > 1 else None
   )  # XLA leaves a reduction over one device in the program, as copies
+  model = compute.configured(task.model, batch_axis=axis)
 
   def balanced(grads, balancer_state, out, key, axis=None):
     """(weights of the losses, combined gradient, state, what is to be seen of it), from the K gradients and the metrics of the whole batch"""
@@ -230,7 +229,7 @@ def train_step(
     heads = {k: v for k, v in trained.items() if k not in trunk}
     told = Teacher({}, {})
     if teacher:
-      logits = task.model.apply(teacher['variables'], micro['image'])[0]
+      logits = model.apply(teacher['variables'], micro['image'])[0]
       told = Teacher(logits, teacher['known'])
 
     def run_trunk(weights):
@@ -238,7 +237,7 @@ def train_step(
         'params': traverse_util.unflatten_dict({**frozen, **heads, **weights}),
         'batch_stats': batch_stats,
       }
-      features, updated = task.model.apply(
+      features, updated = model.apply(
         variables,
         micro['image'],
         phase.trains_backbone,
@@ -250,10 +249,8 @@ def train_step(
 
     def run_heads(weights, features):
       params = traverse_util.unflatten_dict({**flat, **weights})
-      head = lambda x, train: task.model.apply({'params': params}, x, train, rngs={'dropout': key})[
-        0
-      ]
-      shares, out = objective(head, features, micro['labels'], task, phase, told)
+      head = lambda x, train: model.apply({'params': params}, x, train, rngs={'dropout': key})[0]
+      shares, out = objective(head, features, micro['labels'], task, phase, told, axis)
       return jnp.stack([shares[name] for name in names]), out
 
     if micro['image'].ndim == 2:  # the features were computed before
@@ -285,18 +282,17 @@ def train_step(
 
   def gradients(trained, batch_stats, balancer_state, batch, teacher):
     sums, seen = None, None
-    with layers.across(axis):
-      for i in range(
-        task.micro
-      ):  # unrolled: a loop around a convolution's gradient is many times slower on the CPU
-        part = {
-          k: batch[k].reshape(len(batch[k]) // task.micro, task.micro, *batch[k].shape[1:])[:, i]
-          for k in ('image', 'labels')
-        }
-        g, batch_stats, balancer_state, o, seen = of_micro_batch(
-          trained, batch_stats, balancer_state, part, teacher, jax.random.fold_in(step_key, i)
-        )
-        sums = (g, o) if i == 0 else jax.tree.map(jnp.add, sums, (g, o))
+    for i in range(
+      task.micro
+    ):  # unrolled: a loop around a convolution's gradient is many times slower on the CPU
+      part = {
+        k: batch[k].reshape(len(batch[k]) // task.micro, task.micro, *batch[k].shape[1:])[:, i]
+        for k in ('image', 'labels')
+      }
+      g, batch_stats, balancer_state, o, seen = of_micro_batch(
+        trained, batch_stats, balancer_state, part, teacher, jax.random.fold_in(step_key, i)
+      )
+      sums = (g, o) if i == 0 else jax.tree.map(jnp.add, sums, (g, o))
     sums = jax.tree.map(lambda x: x / task.micro, sums)
     sums = (*sums, {name: raised.sum() for name, raised in batch['flags'].items()})
     if axis:  # as one vector: XLA reduces parts of a tree early, some of them together with a batch norm's sums
@@ -364,7 +360,7 @@ def stepper(task: Task, phase: optim.Phase, tx: optax.GradientTransformation, me
     in_shardings=(r, d, r),
     out_shardings=(r, r),
     donate_argnums=0,
-    compiler_options=layers.compiler_options(),
+    compiler_options=compute.compiler_options(),
   )
 
 
@@ -394,8 +390,8 @@ class Run:
 
   def __init__(self, c: ConfigDict):
     registries = {
-      'model.backbone': models.BACKBONES,
-      'model.heads': heads_lib.HEADS,
+      'model.backbone': registry.BACKBONES,
+      'model.heads': heads.HEADS,
       'balance.name': balancing.BALANCERS,
     }
     config_lib.validate(c, registries)
@@ -455,7 +451,7 @@ class Run:
       )
     self.initial = self.variables()
     self.phases = optim.phases(c, self.levels, n, self.total, optim.groups(self.initial['params']))
-    self.model = heads_lib.build(c, self.taxonomy, self.levels)
+    self.model = classifier.build(c, self.taxonomy, self.levels)
     self.heads = heads
     rows = [self.train.labels, *([self.train.multi] if several else [])]
     self.losses = build.build(c, self.taxonomy, self.levels, np.concatenate(rows, 1))
@@ -512,8 +508,8 @@ class Run:
   def variables(self) -> dict:
     """The initial ones as numpy: seeded, with the backbone's from a file where model.pretrained names one."""
     m, size = self.c.model, self.c.data.size
-    variables = models.init(
-      heads_lib.build(self.c, self.taxonomy, self.levels),
+    variables = initializers.init(
+      classifier.build(self.c, self.taxonomy, self.levels),
       self.c.seed,
       jnp.zeros((1, size, size, 3)),
     )

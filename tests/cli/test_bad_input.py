@@ -43,8 +43,7 @@ from hierjax.core.errors import UserError
 from hierjax.core.options import Interval
 from hierjax.data import image_files, lint, sources, transforms
 from hierjax.losses import balancing
-from hierjax.models import heads
-from hierjax.models import registry as models
+from hierjax.models import heads, registry
 from hierjax.models import weights as pretrained
 from hierjax.taxonomy import Taxonomy
 from hierjax.train import loop as train
@@ -69,11 +68,8 @@ def small_world():
   """A backbone that compiles in a second and whose weights have names, one device, and no cache but the tests' own."""
   with pytest.MonkeyPatch.context() as patch:
     names = {'own': lambda path: path.replace('/', '.')}
-    patch.setitem(
-      models.BACKBONES,
-      'tiny',
-      models.Backbone(functools.partial(tiny.Tiny), 16, (127.0,) * 3, (128.0,) * 3, 32, names),
-    )
+    spec = dataclasses.replace(tiny.SPEC, torch_names=names)
+    patch.setitem(registry.BACKBONES._entries, 'tiny', spec)
     patch.setattr(
       parallel,
       'mesh',
@@ -1761,11 +1757,8 @@ def test_weights_that_fit_are_taken(tmp_path):
 
 
 def test_a_module_that_weights_need_not_fit_is_told(tmp_path, monkeypatch):
-  monkeypatch.setitem(
-    models.BACKBONES,
-    'tiny',
-    dataclasses.replace(models.BACKBONES['tiny'], stems={'standard': ('conv',)}),
-  )
+  spec = dataclasses.replace(registry.BACKBONES['tiny'], stems={'standard': ('conv',)})
+  monkeypatch.setitem(registry.BACKBONES._entries, 'tiny', spec)
   save_file(weights(conv__weight=np.zeros((8, 3, 4, 4))), tmp_path / 'weights.bin')
   c = tiny.run_config(**{'model.pretrained': 'weights.bin'})
   assert (

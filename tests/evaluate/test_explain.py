@@ -20,8 +20,8 @@ from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline, sources
 from hierjax.evaluate import example_images, explain
-from hierjax.models import heads, layers
-from hierjax.models import registry as models
+from hierjax.models import compute, functional, heads, initializers, layers, registry
+from hierjax.models.classifier import Classifier
 from hierjax.report import page
 from hierjax.taxonomy import Taxonomy
 
@@ -32,10 +32,10 @@ TAXONOMY = Taxonomy.from_rows(
 
 def classifier(backbone, mean=127.0, std=64.0):
   classes = tuple((level, TAXONOMY.num_classes(level)) for level in TAXONOMY.levels)
-  model = heads.Classifier(
+  model = Classifier(
     backbone, heads.Parallel(classes, ((),) * len(classes)), (mean,) * 3, (std,) * 3
   )
-  return model, models.init(model, 3)
+  return model, initializers.init(model, 3)
 
 
 def images(n=5, size=32):
@@ -83,7 +83,7 @@ class Normed(nn.Module):
   @nn.compact
   def __call__(self, x, train: bool = False):
     x = self.perturb('features', nn.relu(layers.Conv(6, 8, 8, 0, name='conv')(x)))
-    return layers.LayerNorm(name='norm')(layers.global_pool(x)), {'features': x}
+    return layers.LayerNorm(name='norm')(functional.global_pool(x)), {'features': x}
 
 
 def test_grad_cam_behind_a_norm_is_the_slope_by_finite_differences():
@@ -117,18 +117,17 @@ def test_grad_cam_behind_a_norm_is_the_slope_by_finite_differences():
 @pytest.mark.parametrize('name', ['resnet18', 'convnext_tiny', 'efficientnet_lite0', 'swin_t'])
 def test_every_kind_of_backbone_has_maps_to_explain(name):
   classes = tuple((level, TAXONOMY.num_classes(level)) for level in TAXONOMY.levels)
-  model = heads.Classifier(
-    models.BACKBONES[name].make(),
+  model = Classifier(
+    registry.BACKBONES[name].build(),
     heads.Parallel(classes, ((),) * len(classes)),
     (127.0,) * 3,
     (64.0,) * 3,
   )
-  variables = jax.eval_shape(lambda: models.init(model, 0))
+  variables = jax.eval_shape(lambda: initializers.init(model, 0))
   assert set(variables) <= {'params', 'batch_stats'}
-  with layers.formulation(
-    'plain'
-  ):  # what is not perturbed has no slope, and its maps would be black without a word
-    everything = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
+  # What is not perturbed has no slope, and its maps would be black.
+  plain = compute.configured(model, kernels='plain')
+  everything = jax.eval_shape(lambda: plain.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
   assert everything['perturbations']['backbone']['features'].shape[:3] == (1, 2, 2)
   labels = {level: jax.ShapeDtypeStruct((2,), np.int32) for level in TAXONOMY.levels}
   features, maps = jax.eval_shape(
@@ -137,14 +136,14 @@ def test_every_kind_of_backbone_has_maps_to_explain(name):
     jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8),
     labels,
   )
-  assert features.shape == (2, models.BACKBONES[name].features) and {
+  assert features.shape == (2, registry.BACKBONES[name].features) and {
     m.shape for m in maps.values()
   } == {(2, 2, 2)}
 
 
 def test_vit_s_class_token_reads_the_maps_that_are_explained():
   """The patch tokens after the last block would have no slope."""
-  model, variables = classifier(models.BACKBONES['vit_b_16'].make())
+  model, variables = classifier(registry.BACKBONES['vit_b_16'].build())
   x, classes = images(2, 32), {'model': np.array([1, 6], np.int32)}
   _, maps = jax.jit(functools.partial(explain.grad_cam, model=model))(variables, x, classes)
   assert maps['model'].shape == (2, 2, 2) and (np.asarray(maps['model']).max((1, 2)) > 0).any()

@@ -25,7 +25,7 @@ from hierjax.core.errors import UserError
 from hierjax.evaluate import bootstrap
 from hierjax.experiments import table
 from hierjax.experiments.table import Row, Table
-from hierjax.models import registry as models
+from hierjax.models import registry
 from hierjax.train import loop as train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -602,7 +602,7 @@ def test_every_row_of_every_table_is_a_sound_config(shipped):
   name, made, configs = shipped
   assert name in FILES and len(configs) == len(made.rows)
   for c in configs.values():
-    config.validate(c, {'model.backbone': models.BACKBONES})
+    config.validate(c, {'model.backbone': registry.BACKBONES})
     train.parse_weights(c.loss.weights, ('make', 'model'))
   for row in made.rows:
     assert (

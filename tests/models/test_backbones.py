@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +9,9 @@ import pytest
 from parity import ours
 
 from hierjax.core.errors import UserError
-from hierjax.models import layers
-from hierjax.models import registry as models
+from hierjax.models import compute, functional, initializers, registry
 from hierjax.models.backbones import densenet, swin, vit
+from hierjax.models.compute import Compute
 
 # (parameters, running means and variances) of the trunk: torchvision 0.29.1's models without fc or the last linear of the classifier; timm
 # 1.0.31's tf_efficientnet_lite* with num_classes=0.
@@ -190,15 +189,10 @@ NAMES = [  # backbone, scheme, ours, the state dict's
 
 @functools.cache
 def shapes(name):
-  module = models.BACKBONES[name].make()
-  with layers.formulation('plain'):
-    return jax.eval_shape(
-      lambda: module.init(
-        {'params': jax.random.key(0), 'dropout': jax.random.key(0)},
-        jnp.zeros((1, 224, 224, 3)),
-        mutable=models.COLLECTIONS,
-      )
-    )
+  module = registry.BACKBONES[name].build(Compute(kernels='plain'))
+  rngs = dict.fromkeys(('params', 'dropout'), jax.random.key(0))
+  x = jnp.zeros((1, 224, 224, 3))
+  return jax.eval_shape(lambda: module.init(rngs, x, mutable=initializers.COLLECTIONS))
 
 
 def modules(tree):
@@ -215,7 +209,7 @@ def count(name):
 
 
 def test_every_backbone_is_counted():
-  assert set(COUNTS) == set(models.BACKBONES)
+  assert set(COUNTS) == set(registry.BACKBONES)
 
 
 @pytest.mark.parametrize('name', COUNTS)
@@ -233,7 +227,7 @@ def test_parameter_counts_of_the_papers():
 @pytest.mark.parametrize('name', COUNTS)
 def test_torch_names_are_one_to_one(name):
   ours = modules(shapes(name)['params'])
-  for scheme, rename in models.BACKBONES[name].torch_names.items():
+  for scheme, rename in registry.BACKBONES[name].torch_names.items():
     theirs = {rename(m) for m in ours}
     assert len(theirs) == len(ours), scheme
     assert not any('/' in t for t in theirs), scheme
@@ -242,7 +236,7 @@ def test_torch_names_are_one_to_one(name):
 @pytest.mark.parametrize('name,scheme,ours,theirs', NAMES)
 def test_torch_names(name, scheme, ours, theirs):
   assert ours in modules(shapes(name)['params'])
-  assert models.BACKBONES[name].torch_names[scheme](ours) == theirs
+  assert registry.BACKBONES[name].torch_names[scheme](ours) == theirs
 
 
 @pytest.mark.parametrize(
@@ -420,9 +414,9 @@ def test_torch_names(name, scheme, ours, theirs):
   ],
 )
 def test_endpoints(name, kwargs, size, want):
-  backbone = models.BACKBONES[name]
+  backbone = registry.BACKBONES[name]
   for dtype in (jnp.float32, jnp.bfloat16):
-    module = backbone.make(dtype=dtype, **kwargs)
+    module = backbone.build(Compute(dtype), **kwargs)
     x, ends = jax.eval_shape(
       lambda: module.init_with_output(
         {'params': jax.random.key(0)}, jnp.zeros((2, size, size, 3), dtype)
@@ -434,8 +428,8 @@ def test_endpoints(name, kwargs, size, want):
 
 
 def test_initialisation_is_the_seed_s_and_has_the_originals_distributions():
-  lite = models.BACKBONES['efficientnet_lite0'].make()
-  a, b, c = (models.init(lite, seed) for seed in (0, 0, 1))
+  lite = registry.BACKBONES['efficientnet_lite0'].build()
+  a, b, c = (initializers.init(lite, seed) for seed in (0, 0, 1))
   assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
   assert jax.tree.map(lambda x: (x.shape, x.dtype), a) == jax.tree.map(
     lambda x: (x.shape, x.dtype), shapes('efficientnet_lite0')
@@ -453,11 +447,11 @@ def test_initialisation_is_the_seed_s_and_has_the_originals_distributions():
   assert (a['batch_stats']['bn1']['mean'] == 0).all() and (
     a['batch_stats']['bn1']['var'] == 1
   ).all()
-  convnext = models.init(models.BACKBONES['convnext_tiny'].make(), 0)['params']
+  convnext = initializers.init(registry.BACKBONES['convnext_tiny'].build(), 0)['params']
   check(convnext['stages_2_blocks_3']['fc1']['kernel'], 0.02)
   check(convnext['stages_2_blocks_3']['conv_dw']['kernel'], 0.02)
   np.testing.assert_array_equal(convnext['stages_2_blocks_3']['gamma'], np.float32(1e-6))
-  mobilenet = models.init(models.BACKBONES['mobilenet_v3_large'].make(), 0)['params']
+  mobilenet = initializers.init(registry.BACKBONES['mobilenet_v3_large'].build(), 0)['params']
   check(
     mobilenet['blocks_5_1']['conv_dw']['kernel'], np.sqrt(2 / (25 * 960))
   )  # torchvision's: all channels
@@ -465,31 +459,31 @@ def test_initialisation_is_the_seed_s_and_has_the_originals_distributions():
   check(mobilenet['classifier_0']['kernel'], 0.01)
   assert (mobilenet['blocks_5_1']['se']['conv_reduce']['bias'] == 0).all()
   check(
-    models.init(models.BACKBONES['efficientnet_b0'].make(), 0)['params']['blocks_5_1']['conv_dw'][
-      'kernel'
-    ],
+    initializers.init(registry.BACKBONES['efficientnet_b0'].build(), 0)['params']['blocks_5_1'][
+      'conv_dw'
+    ]['kernel'],
     np.sqrt(2 / (25 * 1152)),
   )
-  dense = models.init(models.BACKBONES['densenet121'].make(), 0)['params']
+  dense = initializers.init(registry.BACKBONES['densenet121'].build(), 0)['params']
   check(dense['denseblock3_denselayer9']['conv2']['kernel'], np.sqrt(2 / (9 * 128)))  # fan_in
   check(dense['transition1_conv']['kernel'], np.sqrt(2 / 256))
-  vgg = models.init(models.BACKBONES['vgg11'].make(), 0)['params']
+  vgg = initializers.init(registry.BACKBONES['vgg11'].build(), 0)['params']
   check(vgg['fc2']['kernel'], 0.01)
   check(vgg['stage2']['features_6']['kernel'], np.sqrt(2 / (9 * 256)))
   assert (vgg['stem']['features_0']['bias'] == 0).all()
-  fc = models.init(models.BACKBONES['resnet18_32px'].make(), 0)['params']['fc']
+  fc = initializers.init(registry.BACKBONES['resnet18_32px'].build(), 0)['params']['fc']
   for x in fc.values():
     assert (
       0.98 < abs(x).max() * np.sqrt(512) <= 1 and abs(x.std() * np.sqrt(512 * 3) - 1) < 0.1
     )  # uniform on +-1/sqrt(512)
-  swin = models.init(models.BACKBONES['swin_t'].make(), 0)['params']
+  swin = initializers.init(registry.BACKBONES['swin_t'].build(), 0)['params']
   for x in swin['stem_0'].values():
     assert (
       0.97 < abs(x).max() * np.sqrt(48) <= 1 and abs(x.std() * np.sqrt(48 * 3) - 1) < 0.1
     )  # uniform on +-1/sqrt(48)
   check(swin['stages_2_blocks_3']['attn']['qkv']['kernel'], 0.02)
   check(swin['stages_2_blocks_3']['attn']['relative_position_bias_table'], 0.02)
-  vit = models.init(models.BACKBONES['vit_b_16'].make(), 0)['params']
+  vit = initializers.init(registry.BACKBONES['vit_b_16'].build(), 0)['params']
   check(vit['pos_embedding'], 0.02)
   check(vit['conv_proj']['kernel'], 1 / np.sqrt(768))
   for kernel, bound in (
@@ -501,16 +495,11 @@ def test_initialisation_is_the_seed_s_and_has_the_originals_distributions():
     )
   check(vit['blocks_0']['fc1']['bias'], 1e-6)
   check(
-    models.init(models.BACKBONES['maxvit_t'].make(), 0)['params']['blocks_1_0']['MBconv'][
+    initializers.init(registry.BACKBONES['maxvit_t'].build(), 0)['params']['blocks_1_0']['MBconv'][
       'conv_b_0'
     ]['kernel'],
     0.02,
   )
-
-
-def test_initialisation_refuses_what_it_cannot_draw():
-  with pytest.raises(TypeError, match=r"\['params'\]\['bias'\].*initialiser of hierjax"):
-    models.init(nn.Dense(3), 0)
 
 
 @pytest.mark.parametrize(
@@ -523,13 +512,13 @@ def test_initialisation_refuses_what_it_cannot_draw():
     ('swin_t', 40),
   ],
 )
-def test_whole_trunks_agree_in_both_formulations(name, size):
+def test_whole_trunks_agree_with_both_kernels(name, size):
   """Features and running statistics in training; the gradients are tested layer by layer."""
-  module = models.BACKBONES[name].make()
-  variables = models.init(module, 0)
+  module = registry.BACKBONES[name].build()
+  variables = initializers.init(module, 0)
   x = np.random.default_rng(0).standard_normal((4, size, size, 3), 'f4')
 
-  def run(variables, x):
+  def run(module, variables, x):
     (y, _), new = module.apply(
       variables, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(1)}
     )
@@ -537,15 +526,16 @@ def test_whole_trunks_agree_in_both_formulations(name, size):
 
   outs = {}
   for kind in ('plain', 'cpu'):
-    with layers.formulation(kind):
-      outs[kind] = jax.jit(lambda v, x: run(v, x))(variables, x)
+    outs[kind] = jax.jit(run, static_argnums=0)(
+      compute.configured(module, kernels=kind), variables, x
+    )
   for a, b in zip(*map(jax.tree.leaves, outs.values()), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4 * (np.abs(a).max() + 1e-3))
 
 
 def test_evaluation_uses_running_statistics_and_no_stochastic_depth():
-  module = models.BACKBONES['efficientnet_lite0'].make(drop_path=0.5)
-  variables = models.init(module, 0)
+  module = registry.BACKBONES['efficientnet_lite0'].build(drop_path=0.5)
+  variables = initializers.init(module, 0)
   x = np.random.default_rng(0).standard_normal((3, 32, 32, 3), 'f4')
   apply = jax.jit(lambda v, x: module.apply(v, x, False)[0])
   np.testing.assert_allclose(apply(variables, x)[:1], apply(variables, x[:1]), atol=1e-5)
@@ -566,12 +556,12 @@ def test_evaluation_uses_running_statistics_and_no_stochastic_depth():
 )
 def test_remat_is_on_every_block(name, size, blocks):
   for remat in (False, True):
-    module, x = models.BACKBONES[name].make(remat=remat), jnp.zeros((1, size, size, 3))
+    options = Compute(remat=remat, kernels='plain')
+    module, x = registry.BACKBONES[name].build(options), jnp.zeros((1, size, size, 3))
     run = lambda v, x: module.apply(
       v, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)}
     )
-    with layers.formulation('plain'):
-      program = jax.make_jaxpr(run)(shapes(name), x)
+    program = jax.make_jaxpr(run)(shapes(name), x)
     assert sum(eqn.primitive.name in ('remat2', 'checkpoint') for eqn in program.eqns) == (
       blocks if remat else 0
     )
@@ -583,7 +573,7 @@ def test_a_size_that_does_not_fit_is_told(name, size, multiple):
     UserError,
     match=rf'--config.data.size: {name} takes images whose sides are multiples of {multiple}, not {size} x {size}',
   ):
-    models.init(models.BACKBONES[name].make(), 0, jnp.zeros((1, size, size, 3)))
+    initializers.init(registry.BACKBONES[name].build(), 0, jnp.zeros((1, size, size, 3)))
 
 
 def test_vit_interpolates_position_embeddings_as_torchvision():
@@ -620,7 +610,7 @@ def test_vit_interpolates_position_embeddings_as_torchvision():
 @pytest.mark.parametrize('name', ['vgg11', 'densenet121'])
 def test_an_image_of_which_nothing_is_left_is_told(name):
   with pytest.raises(UserError, match=r'--config.data.size: the images are too small'):
-    models.init(models.BACKBONES[name].make(), 0, jnp.zeros((1, 16, 16, 3)))
+    initializers.init(registry.BACKBONES[name].build(), 0, jnp.zeros((1, 16, 16, 3)))
 
 
 def test_swin_s_mask_parts_what_the_shift_brings_together():
@@ -629,7 +619,7 @@ def test_swin_s_mask_parts_what_the_shift_brings_together():
   rolled = np.roll(
     np.stack(np.divmod(np.arange(196), 14)).reshape(2, 14, 14), (-3, -3), (1, 2)
   )  # where each pixel was
-  at = np.asarray(layers.windows(jnp.asarray(rolled.transpose(1, 2, 0)[None]), 7))[0]
+  at = np.asarray(functional.windows(jnp.asarray(rolled.transpose(1, 2, 0)[None]), 7))[0]
   far = np.abs(at[:, :, None] - at[:, None]).max(-1) >= 7
   np.testing.assert_array_equal(mask, np.where(far, -100, 0))
   one = swin.shift_mask(7, 14, (0, 3))
@@ -640,25 +630,24 @@ def test_swin_s_mask_parts_what_the_shift_brings_together():
 
 @pytest.fixture
 def densenet8(monkeypatch):
-  """step(remat, axis) of a small DenseNet: from (params, images) to gradients and new running statistics; and parameters to take it at. Their biases are
+  """step(options) of a small DenseNet: from (params, images) to gradients and new running statistics; and parameters to take it at. Their biases are
   drawn: where a norm's are 0, the norms after it take its scale away, and the gradient is nothing but rounding."""
   monkeypatch.setitem(densenet.VARIANTS, 8, (4, (4, 1, 1, 1), 8))
-  variables, rng = models.init(densenet.DenseNet(8), 0), np.random.default_rng(1)
+  variables, rng = initializers.init(densenet.DenseNet(8), 0), np.random.default_rng(1)
   params = jax.tree_util.tree_map_with_path(
     lambda path, p: rng.uniform(-1, 1, p.shape).astype('f4') if path[-1].key == 'bias' else p,
     variables['params'],
   )
 
-  def step(remat=False, axis=None):
+  def step(**options):
+    module, axis = densenet.DenseNet(8, compute=Compute(**options)), options.get('batch_axis')
+
     def loss(params, x):
-      (y, _), new = densenet.DenseNet(8, remat=remat).apply(
-        {**variables, 'params': params}, x, True, mutable=['batch_stats']
-      )
+      (y, _), new = module.apply({**variables, 'params': params}, x, True, mutable=['batch_stats'])
       return jnp.sin(3 * y).sum(), new['batch_stats']
 
     def f(params, x):
-      with layers.across(axis):
-        grads, stats = jax.grad(loss, has_aux=True)(params, x)
+      grads, stats = jax.grad(loss, has_aux=True)(params, x)
       return grads if axis is None else jax.lax.psum(grads, axis), stats
 
     return f
@@ -677,25 +666,24 @@ def test_densenet_s_shared_statistics_over_devices(densenet8, kind):
   step, params = densenet8
   x = np.random.default_rng(0).standard_normal((16, 40, 32, 3), 'f4')
   mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-  with layers.formulation(kind):
-    one = jax.jit(step(), compiler_options=ours.QUICK)(params, x)
-    many = jax.shard_map(
-      step(axis='data'),
-      mesh=mesh,
-      in_specs=(jax.P(), jax.P('data')),
-      out_specs=jax.P(),
-      check_vma=False,
-    )
-    many = jax.jit(many, compiler_options=ours.QUICK)(params, x)
+  one = jax.jit(step(kernels=kind), compiler_options=ours.QUICK)(params, x)
+  many = jax.shard_map(
+    step(kernels=kind, batch_axis='data'),
+    mesh=mesh,
+    in_specs=(jax.P(), jax.P('data')),
+    out_specs=jax.P(),
+    check_vma=False,
+  )
+  many = jax.jit(many, compiler_options=ours.QUICK)(params, x)
   assert_close(many, one, 2e-4)
 
 
-def test_densenet_agrees_in_both_formulations_and_under_remat(densenet8):
+def test_densenet_agrees_with_both_kernels_and_under_remat(densenet8):
   step, params = densenet8
   x, out = np.random.default_rng(0).standard_normal((4, 64, 64, 3), 'f4'), []
   for kind, remat in (('plain', False), ('cpu', False), ('cpu', True)):
-    with layers.formulation(kind):
-      out.append(jax.jit(step(remat), compiler_options=ours.QUICK)(params, x))
+    f = step(kernels=kind, remat=remat)
+    out.append(jax.jit(f, compiler_options=ours.QUICK)(params, x))
   assert_close(out[1], out[0], 2e-4)
   assert_close(out[2], out[1], 2e-5)
 
@@ -703,7 +691,7 @@ def test_densenet_agrees_in_both_formulations_and_under_remat(densenet8):
 @pytest.mark.parametrize('name,most', [('densenet121', 0.4), ('vgg11', 0.6)])
 def test_remat_keeps_less_for_the_backward_pass(name, most):
   def kept(remat):
-    module = models.BACKBONES[name].make(remat=remat)
+    module = registry.BACKBONES[name].build(Compute(remat=remat))
     apply = lambda v, x: module.apply(
       v, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)}
     )[0][0]

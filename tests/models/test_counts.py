@@ -12,7 +12,7 @@ from parity import ours
 from hierjax import model as predict
 from hierjax.core import config
 from hierjax.core.errors import UserError
-from hierjax.models import counts, heads, layers
+from hierjax.models import classifier, counts, heads, layers
 
 ROOT = pathlib.Path(__file__).parents[2]
 THOP = json.loads((ours.GOLDEN / 'thop.json').read_text())
@@ -144,7 +144,7 @@ def test_rules_by_hand():
 
 def test_counting_neither_draws_nor_runs():
   """An image of 4 G pixels and a head of 68 GB."""
-  model = heads.Classifier(
+  model = classifier.Classifier(
     tiny.Tiny(), heads.Parallel((('model', 10**9),), ((),)), (0.0,) * 3, (1.0,) * 3
   )
   variables = counts.shapes(model, 65536)

@@ -9,8 +9,7 @@ from jax.sharding import AxisType
 
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
-from hierjax.models import heads
-from hierjax.models import registry as models
+from hierjax.models import classifier, heads, initializers
 from hierjax.taxonomy import Taxonomy
 from hierjax.train import loop as train
 from hierjax.train import optim
@@ -31,7 +30,7 @@ def make(form, classes=CLASSES, ancestors=FACETS, seed=0, **options):
   rng = np.random.default_rng(seed)
   params = jax.tree.map(
     lambda x: rng.standard_normal(x.shape, 'f4') * 0.3,
-    models.init(module, seed, X, False)['params'],
+    initializers.init(module, seed, X, False)['params'],
   )
   return module, params
 
@@ -214,7 +213,7 @@ def test_crosstalk_mixes_every_layer_of_every_path():
 
 
 def test_cross_stitch_units_start_near_the_identity():
-  params = models.init(heads.Crosstalk(CLASSES, FACETS), 0, X, False)['params']
+  params = initializers.init(heads.Crosstalk(CLASSES, FACETS), 0, X, False)['params']
   stitch = np.stack([params[level]['stitch'] for level, _ in CLASSES])
   np.testing.assert_allclose(stitch[:, 0], 0.9 * np.eye(3) + 0.05 * (1 - np.eye(3)), rtol=1e-6)
 
@@ -331,7 +330,7 @@ def test_split_with_facets_and_given_widths():
 
 def test_equal_slices_leave_the_rest_to_the_finest():
   module, params = make('split', classes=CLASSES, slices=())
-  wide = models.init(module, 0, np.zeros((1, 14), 'f4'), False)['params']
+  wide = initializers.init(module, 0, np.zeros((1, 14), 'f4'), False)['params']
   assert wide['model']['kernel'].shape == (6, 5) and wide['make']['kernel'].shape == (4 + 6, 3)
   assert params['model']['kernel'].shape == (4, 5)
 
@@ -340,7 +339,7 @@ def test_equal_slices_leave_the_rest_to_the_finest():
 
 
 def build(levels=TREE.levels, taxonomy=TREE, **changes):
-  return heads.build(tiny.run_config(**changes), taxonomy, levels)
+  return classifier.build(tiny.run_config(**changes), taxonomy, levels)
 
 
 @pytest.fixture(autouse=True)
@@ -464,7 +463,7 @@ def test_features_computed_before_give_the_same_logits(form):
   """A frozen backbone's features are cached; and prediction goes through images."""
   classifier = build(TREE.levels if form != 'flat' else TREE.levels[-1:], **{'model.heads': form})
   images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), 'u1')
-  variables = models.init(classifier, 0, images)
+  variables = initializers.init(classifier, 0, images)
   through, features = classifier.apply(variables, images)
   before, same = classifier.apply(variables, features)
   assert same is features

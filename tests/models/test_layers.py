@@ -1,4 +1,6 @@
-"""Every formulation for the CPU against lax's convolution and against numpy in float64, forward and both gradients, alone and over 8 devices."""
+"""The kernels for the CPU against lax's convolution and against numpy in float64, forward and both gradients, alone and over 8 devices."""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -9,8 +11,8 @@ import scipy.special
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from hierjax.models import layers
-from hierjax.models import registry as models
+from hierjax.models import compute, cpu_kernels, functional, initializers, layers
+from hierjax.models.compute import KERNELS, Compute
 
 
 def close(got, want, tol=2e-5):
@@ -24,10 +26,9 @@ def draw(seed, *shapes):
   return [rng.standard_normal(s, 'f4') for s in shapes]
 
 
-def with_gradients(f, kind='cpu'):
+def with_gradients(f):
   def g(cotangent, *args):
-    with layers.formulation(kind):
-      y, vjp = jax.vjp(f, *args)
+    y, vjp = jax.vjp(f, *args)
     return y, vjp(cotangent)
 
   return g
@@ -84,7 +85,7 @@ def test_convolution_equals_lax(case):
   want = lax_conv(stride, padding)
   (dy,) = draw(1, jax.eval_shape(want, x, kernel).shape)
   close(
-    jax.jit(with_gradients(lambda x, kernel: layers.conv(x, kernel, stride, padding)))(
+    jax.jit(with_gradients(lambda x, kernel: cpu_kernels.conv(x, kernel, stride, padding)))(
       dy, x, kernel
     ),
     jax.jit(with_gradients(want))(dy, x, kernel),
@@ -95,7 +96,7 @@ def test_stem_on_three_channels_equals_lax():
   x, kernel = draw(0, (2, 18, 16, 3), (3, 3, 3, 8))
   (dy,) = draw(1, (2, 9, 8, 8))
   close(
-    jax.jit(with_gradients(lambda x, k: layers.conv(x, k, 2, 'SAME')))(dy, x, kernel),
+    jax.jit(with_gradients(lambda x, k: cpu_kernels.conv(x, k, 2, 'SAME')))(dy, x, kernel),
     jax.jit(with_gradients(lax_conv(2, 'SAME')))(dy, x, kernel),
   )
 
@@ -109,7 +110,9 @@ def test_convolution_to_few_channels_equals_lax(case):
   want = lax_conv(1, padding)
   (dy,) = draw(1, jax.eval_shape(want, x, kernel).shape)
   close(
-    jax.jit(with_gradients(lambda x, kernel: layers.conv(x, kernel, 1, padding)))(dy, x, kernel),
+    jax.jit(with_gradients(lambda x, kernel: cpu_kernels.conv(x, kernel, 1, padding)))(
+      dy, x, kernel
+    ),
     jax.jit(with_gradients(want))(dy, x, kernel),
   )
 
@@ -145,16 +148,16 @@ def numpy_activation(act, y):
 
 
 @pytest.mark.parametrize('kind', ['plain', 'cpu'])
-@pytest.mark.parametrize('act', layers.ACTIVATIONS)
+@pytest.mark.parametrize('act', functional.ACTIVATIONS)
 @pytest.mark.parametrize('shape', [(4, 8, 6, 5), (2, 17, 3, 4)], ids=str)
 def test_batch_norm_equals_numpy(shape, act, kind):
   x, dy, scale, bias = draw(0, shape, shape, shape[-1:], shape[-1:])
   x = x * 2 + 3
 
   def f(x, scale, bias):
-    return layers.batch_norm(x, scale, bias, 1e-3, act)
+    return KERNELS[kind].batch_norm(x, scale, bias, 1e-3, act)
 
-  (y, mean, var), grads = jax.jit(with_gradients(f, kind))(
+  (y, mean, var), grads = jax.jit(with_gradients(f))(
     (dy, jnp.zeros(shape[-1]), jnp.zeros(shape[-1])), x, scale, bias
   )
   for got, want in zip(
@@ -163,11 +166,12 @@ def test_batch_norm_equals_numpy(shape, act, kind):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * (np.abs(want).max() + 1))
 
 
-def norm_of_two(a, b, variables, train=True):
-  """Batch norm and ReLU of maps side by side whose moments are known; and the new running statistics."""
-  known = tuple(map(jnp.concatenate, zip(layers.moments(a), layers.moments(b))))
-  return layers.BatchNorm('relu', 1e-3).apply(
-    variables, jnp.concatenate([a, b], -1), train, known, mutable=['batch_stats']
+def norm_of_two(a, b, variables, kind, train=True):
+  """Batch norm and ReLU of two maps whose moments are known; and the new running statistics."""
+  ops = KERNELS[kind]
+  moments = tuple(map(jnp.concatenate, zip(ops.moments(a), ops.moments(b))))
+  return layers.BatchNorm('relu', 1e-3, compute=Compute(kernels=kind)).apply(
+    variables, jnp.concatenate([a, b], -1), train, moments, mutable=['batch_stats']
   )
 
 
@@ -178,10 +182,11 @@ def test_batch_norm_with_known_moments_equals_numpy(kind):
   stats = {'mean': np.zeros(5, 'f4'), 'var': np.ones(5, 'f4')}
 
   def f(a, b, scale, bias):
-    y, new = norm_of_two(a, b, {'params': {'scale': scale, 'bias': bias}, 'batch_stats': stats})
+    variables = {'params': {'scale': scale, 'bias': bias}, 'batch_stats': stats}
+    y, new = norm_of_two(a, b, variables, kind)
     return y, lax.stop_gradient(new['batch_stats'])
 
-  (y, new), (da, db, *grads) = jax.jit(with_gradients(f, kind))((dy, stats), a, b, scale, bias)
+  (y, new), (da, db, *grads) = jax.jit(with_gradients(f))((dy, stats), a, b, scale, bias)
   got = y, (new['mean'] - 0) / 0.1, (new['var'] - 0.9) / 0.1, np.concatenate([da, db], -1), *grads
   for g, want in zip(
     got, numpy_batch_norm(np.concatenate([a, b], -1), scale, bias, 1e-3, 'relu', dy), strict=True
@@ -189,22 +194,20 @@ def test_batch_norm_with_known_moments_equals_numpy(kind):
     np.testing.assert_allclose(g, want, rtol=0, atol=1e-5 * (np.abs(want).max() + 1))
 
 
-def test_batch_norm_in_evaluation_has_its_gradients_in_both_formulations():
+def test_batch_norm_in_evaluation_has_its_gradients_with_both_kernels():
   a, b, dy, scale, bias, mean = draw(0, (4, 8, 6, 3), (4, 8, 6, 2), (4, 8, 6, 5), (5,), (5,), (5,))
 
-  def f(a, b, scale, bias):
-    return norm_of_two(
-      a,
-      b,
-      {
-        'params': {'scale': scale, 'bias': bias},
-        'batch_stats': {'mean': mean, 'var': np.full(5, 2, 'f4')},
-      },
-      False,
-    )[0]
+  def f(kind, a, b, scale, bias):
+    stats = {'mean': mean, 'var': np.full(5, 2, 'f4')}
+    variables = {'params': {'scale': scale, 'bias': bias}, 'batch_stats': stats}
+    return norm_of_two(a, b, variables, kind, False)[0]
 
-  y, grads = jax.jit(with_gradients(f))(dy, a, b, scale, bias)
-  close((y, grads), jax.jit(with_gradients(f, 'plain'))(dy, a, b, scale, bias), 1e-5)
+  cpu, plain = (
+    jax.jit(with_gradients(functools.partial(f, kind)))(dy, a, b, scale, bias)
+    for kind in ('cpu', 'plain')
+  )
+  close(cpu, plain, 1e-5)
+  y, grads = cpu
   factor = scale / np.sqrt(np.float32(2 + 1e-3))
   x = np.concatenate([a, b], -1)
   z = (x - mean) * factor + bias
@@ -235,7 +238,7 @@ def test_layer_norm_and_mean_equal_flax():
   norm = layers.LayerNorm()
   variables = norm.init(jax.random.key(0), x)
   close(norm.apply(variables, x), nn.LayerNorm(epsilon=1e-6).apply(variables, x), 1e-5)
-  close(layers.global_pool(x), x.mean((1, 2)), 1e-6)
+  close(functional.global_pool(x), x.mean((1, 2)), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +261,8 @@ def test_max_pool_gives_the_gradient_to_the_first_of_equal_pixels(case):
     dx[b, i * stride + u, j * stride + v, c] += dy[b, i, j, c]
   want = y, dx[:, padding : padding + h, padding : padding + w]
   for kind in ('cpu', 'plain'):
-    got, (grad,) = jax.jit(with_gradients(lambda x: layers.max_pool(x, k, stride, padding), kind))(
-      dy, x
-    )
+    pool = layers.MaxPool(k, stride, padding, compute=Compute(kernels=kind))
+    got, (grad,) = jax.jit(with_gradients(functools.partial(pool.apply, {})))(dy, x)
     np.testing.assert_allclose(got, want[0], atol=1e-6)
     np.testing.assert_allclose(grad, want[1], atol=1e-5)
 
@@ -280,9 +282,8 @@ def test_avg_pool_equals_a_naive_loop(case):
     y[b, i, j, c] = padded[at].mean()
     dx[at] += dy[b, i, j, c] / k**2
   for kind in ('cpu', 'plain'):
-    got, (grad,) = jax.jit(
-      with_gradients(lambda x: layers.AvgPool(k, stride, padding).apply({}, x), kind)
-    )(dy, x)
+    pool = layers.AvgPool(k, stride, padding, compute=Compute(kernels=kind))
+    got, (grad,) = jax.jit(with_gradients(functools.partial(pool.apply, {})))(dy, x)
     np.testing.assert_allclose(got, y, atol=1e-6)
     np.testing.assert_allclose(grad, dx[:, padding : padding + h, padding : padding + w], atol=1e-6)
 
@@ -329,19 +330,19 @@ def test_attention_equals_a_naive_loop():
   bias, mask = draw(1, (3, 9, 9), (4, 9, 9))
   mask = np.where(mask > 1, -100, 0).astype('f4')
   close(
-    jax.jit(layers.attention)(q, k, v),
+    jax.jit(functional.attention)(q, k, v),
     np.float32(numpy_attention(q, k, v, np.zeros((2, 4, 3, 1, 1)))),
   )
   close(
-    jax.jit(layers.attention)(q, k, v, bias),
+    jax.jit(functional.attention)(q, k, v, bias),
     np.float32(numpy_attention(q, k, v, np.broadcast_to(bias, (2, 4, 3, 9, 9)))),
   )
   both = np.broadcast_to(bias[None] + mask[:, None], (2, 4, 3, 9, 9))
   close(
-    jax.jit(layers.attention)(q, k, v, bias[None] + mask[:, None]),
+    jax.jit(functional.attention)(q, k, v, bias[None] + mask[:, None]),
     np.float32(numpy_attention(q, k, v, both)),
   )
-  low = layers.attention(
+  low = functional.attention(
     *(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), 50 + bias
   )  # with a softmax in bfloat16, .25 apart at 50, this is .1 off
   assert low.dtype == jnp.bfloat16
@@ -380,7 +381,7 @@ def test_attention_module_equals_a_naive_loop():
 
 def test_windows_and_their_inverse():
   (x,) = draw(0, (2, 6, 9, 4))
-  near, far = layers.windows(x, 3), layers.windows(x, 3, spread=True)
+  near, far = functional.windows(x, 3), functional.windows(x, 3, spread=True)
   np.testing.assert_array_equal(
     near[:, 4], x[:, 3:6, 3:6].reshape(2, 9, 4)
   )  # second row of windows, second column
@@ -389,30 +390,34 @@ def test_windows_and_their_inverse():
   )  # every second row, every third column, from (1, 1)
   for parts, spread in ((near, False), (far, True)):
     assert parts.shape == (2, 6, 9, 4)
-    np.testing.assert_array_equal(layers.from_windows(parts, 3, 6, 9, spread), x)
+    np.testing.assert_array_equal(functional.from_windows(parts, 3, 6, 9, spread), x)
 
 
 def test_gelu_and_its_gradient():
   x = np.linspace(-9, 9, 1001, dtype='f4')
   exact = scipy.special.ndtr(x.astype('f8'))
-  y, (dx,) = jax.jit(with_gradients(layers.gelu))(np.ones_like(x), x)
+  y, (dx,) = jax.jit(with_gradients(functional.gelu))(np.ones_like(x), x)
   np.testing.assert_allclose(y, x * exact, atol=1e-6)
   np.testing.assert_allclose(
     dx, exact + x * np.exp(-(x.astype('f8') ** 2) / 2) / np.sqrt(2 * np.pi), atol=1e-6
   )
-  assert layers.gelu(jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16
+  assert functional.gelu(jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-class Small(nn.Module):
+class Small(layers.Layer):
   """One of everything."""
 
   @nn.compact
   def __call__(self, x):
-    x = layers.BatchNorm('relu6', name='a')(layers.Conv(8, 3, 2, 'SAME')(x), True)
-    y = layers.BatchNorm('relu6', name='b')(layers.Conv(8, 3, 1, 'SAME', depthwise=True)(x), True)
-    x = x + layers.BatchNorm('', name='c')(layers.Conv(8, 1)(y), True)
-    x = layers.max_pool(x, 3, 2, 1)
-    return layers.Dense(4)(layers.LayerNorm()(layers.Conv(8, 2, 2)(x))).mean((1, 2))
+    options = {'compute': self.compute}
+    x = layers.Conv(8, 3, 2, 'SAME', **options)(x)
+    x = layers.BatchNorm('relu6', **options, name='a')(x, True)
+    y = layers.Conv(8, 3, 1, 'SAME', depthwise=True, **options)(x)
+    y = layers.BatchNorm('relu6', **options, name='b')(y, True)
+    x = x + layers.BatchNorm('', **options, name='c')(layers.Conv(8, 1, **options)(y), True)
+    x = layers.MaxPool(3, 2, 1, **options)(x)
+    x = layers.LayerNorm()(layers.Conv(8, 2, 2, **options)(x))
+    return layers.Dense(4)(x).mean((1, 2))
 
 
 @pytest.mark.parametrize('kind', ['plain', 'cpu'])
@@ -420,7 +425,7 @@ def test_eight_devices_equal_one(kind):
   """Batch norm's statistics are global: gradients and statistics of a batch split over 8 devices are those on one."""
   assert jax.device_count() == 8
   x, w = draw(0, (16, 16, 16, 3), (16, 4))
-  module = Small()
+  module = Small(compute=Compute(kernels=kind))
   variables = jax.jit(module.init)(jax.random.key(0), x)
 
   def step(params, x, w):
@@ -434,11 +439,9 @@ def test_eight_devices_equal_one(kind):
 
   mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   whole, split = (jax.sharding.NamedSharding(mesh, s) for s in (P(), P('data')))
-  with layers.formulation(kind):
-    one = jax.jit(step)(variables['params'], x, w)
-    many = jax.jit(step, in_shardings=(whole, split, split), out_shardings=whole)(
-      variables['params'], x, w
-    )
+  one = jax.jit(step)(variables['params'], x, w)
+  shardings = {'in_shardings': (whole, split, split), 'out_shardings': whole}
+  many = jax.jit(step, **shardings)(variables['params'], x, w)
   close(many, one, 1e-5)
 
 
@@ -456,32 +459,52 @@ def test_bfloat16_computes_in_bfloat16_with_float32_statistics():
   (x,) = draw(0, (4, 8, 8, 8))
   outs = []
   for kind in ('plain', 'cpu'):
-    with layers.formulation(kind):
-      y, new = [], []
-      for dtype in (jnp.float32, jnp.bfloat16):
-        conv = layers.Conv(8, 3, 1, 1, depthwise=True, dtype=dtype)
-        norm = layers.BatchNorm('relu', dtype=dtype)
-        c = conv.apply(conv.init(jax.random.key(0), x), x)
-        n, stats = norm.apply(
-          norm.init(jax.random.key(0), c, True), c, True, mutable=['batch_stats']
-        )
-        assert c.dtype == n.dtype == dtype
-        y.append(n), new.append(stats)
-      assert all(s.dtype == jnp.float32 for s in jax.tree.leaves(new))
-      np.testing.assert_allclose(y[1].astype('f4'), y[0], atol=0.1)
-      outs.append(y[0])
+    y, new = [], []
+    for dtype in (jnp.float32, jnp.bfloat16):
+      options = {'compute': Compute(dtype, kernels=kind)}
+      conv = layers.Conv(8, 3, 1, 1, depthwise=True, **options)
+      norm = layers.BatchNorm('relu', **options)
+      c = conv.apply(conv.init(jax.random.key(0), x), x)
+      n, stats = norm.apply(norm.init(jax.random.key(0), c, True), c, True, mutable=['batch_stats'])
+      assert c.dtype == n.dtype == dtype
+      y.append(n)
+      new.append(stats)
+    assert all(s.dtype == jnp.float32 for s in jax.tree.leaves(new))
+    np.testing.assert_allclose(y[1].astype('f4'), y[0], atol=0.1)
+    outs.append(y[0])
   close(outs[1], outs[0])
 
 
-def test_formulation_names_its_choices():
-  with pytest.raises(ValueError, match="'auto', 'plain' or 'cpu'"), layers.formulation('gpu'):
-    pass
-  with layers.formulation('plain'):
-    assert not layers.on_cpu()
-  assert layers.on_cpu()
+def test_kernels_are_chosen_once_and_make_jit_compile_anew():
+  with pytest.raises(ValueError, match="'auto', 'plain' or 'cpu'"):
+    Compute(kernels='gpu')
+  assert Compute().kernels == 'cpu' and Compute() == Compute(kernels='cpu')
+  (x,) = draw(0, (2, 8, 8, 4))
+  norm = layers.BatchNorm('relu')
+  variables, programs = norm.init(jax.random.key(0), x, True), []
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def run(module, x):
+    programs.append(module.compute.kernels)
+    return module.apply(variables, x, True, mutable=['batch_stats'])[0]
+
+  for kind in ('cpu', 'plain', 'cpu'):
+    run(compute.configured(norm, kernels=kind), x)
+  assert programs == ['cpu', 'plain']
 
 
-class Inverted(nn.Module):
+def test_configured_changes_a_module_and_those_in_its_fields():
+  class Outer(nn.Module):
+    inner: nn.Module
+    batch_axis: str | None = None
+
+  changed = compute.configured(Outer(layers.Conv(8, 3)), batch_axis='data')
+  assert changed.batch_axis == changed.inner.compute.batch_axis == 'data'
+  assert changed.inner.features == 8
+  assert compute.configured(changed, kernels='plain').inner.compute.kernels == 'plain'
+
+
+class Inverted(layers.Layer):
   """A residual block whose inside is ten times as wide as what goes through it."""
 
   @nn.compact
@@ -490,23 +513,27 @@ class Inverted(nn.Module):
     return x + layers.StochasticDepth(0.3)(layers.Dense(8)(y), train)
 
 
-class Chain(nn.Module):
-  remat: bool
+class Chain(layers.Layer):
+  """Six blocks."""
 
   @nn.compact
   def __call__(self, x, train):
     for i in range(6):
-      x = layers.remat(Inverted, self.remat)(name=f'block{i}')(x, train)
+      x = self.remat(Inverted)(name=f'block{i}')(x, train)
     return x
 
 
 def test_remat_gives_the_same_gradients_with_less_memory():
   (x,) = draw(0, (8, 16, 16, 8))
-  variables, outs, memory = models.init(Chain(True), 0, x, True), [], []
+  variables, outs, memory = (
+    initializers.init(Chain(compute=Compute(remat=True)), 0, x, True),
+    [],
+    [],
+  )
   for remat in (False, True):
 
     def loss(params):
-      y, new = Chain(remat).apply(
+      y, new = Chain(compute=Compute(remat=remat)).apply(
         {**variables, 'params': params},
         x,
         True,
@@ -516,7 +543,7 @@ def test_remat_gives_the_same_gradients_with_less_memory():
       return jnp.square(y).sum(), new
 
     step = (
-      jax.jit(jax.grad(loss, has_aux=True), compiler_options=layers.compiler_options())
+      jax.jit(jax.grad(loss, has_aux=True), compiler_options=compute.compiler_options())
       .lower(variables['params'])
       .compile()
     )

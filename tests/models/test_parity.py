@@ -1,9 +1,9 @@
 """The backbones against torchvision's and timm's, by golden values in float64.
 
 tests/parity/make_golden.py made them. Weights and images are seeded on both sides; nothing here
-needs torch. `make parity` remakes the golden values and compares again, every backbone in both
-formulations of the layers; here, to save compiling, those in AUTO run as this platform runs them
-and the others with plain convolutions.
+needs torch. `make parity` remakes the golden values and compares again, every backbone with both
+kernels; here, to save compiling, those in AUTO run as this platform runs them
+and the others with plain kernels.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from parity import ours, seeded
 
-from hierjax.models import registry as models
+from hierjax.models import registry
 
 NAMES = ours.names()
 SCHEMES = [(name, scheme) for name in NAMES for scheme in ours.schemes(ours.golden(name))]
@@ -72,7 +72,7 @@ def cases(values, quick):
 
 
 def test_every_backbone_has_golden_values():
-  assert set(NAMES) == set(models.BACKBONES)
+  assert set(NAMES) == set(registry.BACKBONES)
 
 
 @pytest.mark.parametrize('name,scheme', SCHEMES)
@@ -86,10 +86,9 @@ def test_names_and_shapes_are_torchs(name, scheme):
 
 @pytest.mark.parametrize('name,scheme', cases(SCHEMES, lambda name, _: name in QUICK))
 def test_features(name, scheme):
-  formulation = 'auto' if name in AUTO else 'plain'
-  assert (
-    ours.differences(name, scheme, ours.golden(name)[scheme], formulation, ours.QUICK) <= TOLERANCE
-  )
+  kernels = 'auto' if name in AUTO else 'plain'
+  golden = ours.golden(name)[scheme]
+  assert ours.differences(name, scheme, golden, kernels, ours.QUICK) <= TOLERANCE
 
 
 @pytest.mark.parametrize(

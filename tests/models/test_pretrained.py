@@ -20,7 +20,8 @@ from safetensors.numpy import save_file
 
 from hierjax.core.errors import UserError
 from hierjax.models import weights as pretrained
-from hierjax.models.registry import BACKBONES, init
+from hierjax.models.initializers import init
+from hierjax.models.registry import BACKBONES
 
 KINDS = {
   np.dtype(t): f'{n}Storage'
@@ -564,7 +565,7 @@ def test_a_misfit_of_the_mobile_nets_is_told_exactly(tmp_path, name, scheme, los
 
 
 def drawn(name, **options):
-  return init(BACKBONES[name].make(**options), 7)
+  return init(BACKBONES[name].build(**options), 7)
 
 
 @pytest.mark.parametrize('name, options, fresh', [

@@ -14,9 +14,9 @@ from flax import traverse_util
 from parity import seeded
 
 from hierjax.models import counts as counting
-from hierjax.models import layers
-from hierjax.models import registry as models
+from hierjax.models import initializers, registry
 from hierjax.models import weights as pretrained
+from hierjax.models.compute import Compute
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 # Most of the time goes into compiling. The test suite compiles with few of XLA's optimisations (half the time); `make parity` with all of them.
@@ -43,10 +43,10 @@ def lite0_package(folder=GOLDEN):
 
 def counts(name):
   """Parameters and thop's MACs of the trunk, as in thop.json."""
-  trunk = models.BACKBONES[name].make()
+  trunk = registry.BACKBONES[name].build()
   return {
     'params': counting.parameters(counting.shapes(trunk, 224)['params']),
-    'thop_macs': counting.thop_macs(trunk, 224, models.BACKBONES[name].unseen),
+    'thop_macs': counting.thop_macs(trunk, 224, registry.BACKBONES[name].uncounted),
   }
 
 
@@ -55,14 +55,16 @@ def shapes(name):
   """Shapes of the variables, without compiling or drawing anything."""
   x = jnp.zeros((1, 224, 224, 3))
   return jax.eval_shape(
-    lambda: models.BACKBONES[name].make().init(jax.random.key(0), x, mutable=models.COLLECTIONS)
+    lambda: (
+      registry.BACKBONES[name].build().init(jax.random.key(0), x, mutable=initializers.COLLECTIONS)
+    )
   )
 
 
 @functools.cache
 def torch_entries(name, scheme):
   """{path in variables: (torch's key, torch's shape)}, the inverse of what pretrained.py does."""
-  prefix, entries = models.BACKBONES[name].torch_names[scheme], {}
+  prefix, entries = registry.BACKBONES[name].torch_names[scheme], {}
   for path, leaf in traverse_util.flatten_dict(shapes(name)).items():
     kind, shape, module = path[-1], leaf.shape, '/'.join(path[1:-1])
     if kind == 'kernel':
@@ -91,14 +93,12 @@ def variables(name, scheme):
   return traverse_util.unflatten_dict(taken)
 
 
-def evaluate(name, scheme, formulation='auto', options=None):
+def evaluate(name, scheme, kernels='auto', options=None):
   """Pins of the pooled features of the seeded images."""
-  module = models.BACKBONES[name].make()
-  run = lambda v, x: module.apply(v, x)[0]
-  with layers.formulation(formulation):
-    features = jax.jit(run, compiler_options=options)(
-      variables(name, scheme), seeded.images(seeded.size(name, seeded.FORWARD, scheme))
-    )
+  module = registry.BACKBONES[name].build(Compute(kernels=kernels))
+  run = jax.jit(lambda v, x: module.apply(v, x)[0], compiler_options=options)
+  images = seeded.images(seeded.size(name, seeded.FORWARD, scheme))
+  features = run(variables(name, scheme), images)
   return [seeded.pin(f) for f in np.asarray(features)]
 
 
@@ -106,22 +106,19 @@ def evaluate(name, scheme, formulation='auto', options=None):
 def double():
   """Within it float64 takes the place of float32, but for modules that have it as a default. A float32 gradient, torch's own too, is off by some thousandths
   where rounding puts an activation on the other side of its kink, and which one does is the compiler's choice."""
-  with (
-    jax.enable_x64(True),
-    mock.patch.object(jnp, 'float32', jnp.float64),
-    layers.formulation('cpu'),
-  ):
+  with jax.enable_x64(True), mock.patch.object(jnp, 'float32', jnp.float64):
     yield
 
 
 def gradients(name, scheme, training, options=None):
   """Features, gradients by torch's name and, in training mode, new running statistics, in float64; nothing is drawn at random."""
-  make, quiet = models.BACKBONES[name].make, {'drop_path': 0.0, 'dropout': 0.0}
+  backbone, quiet = registry.BACKBONES[name], {'drop_path': 0.0, 'dropout': 0.0}
   entries, size = torch_entries(name, scheme), seeded.size(name, seeded.TRAIN)
   v = jax.tree.map(np.float64, variables(name, scheme))
   with double():
-    module = make(dtype=jnp.float64, **{k: v for k, v in quiet.items() if hasattr(make(), k)})
-    direction = jnp.asarray(seeded.direction(name, size[0], models.BACKBONES[name].features))
+    has = {k: v for k, v in quiet.items() if hasattr(backbone.make(), k)}
+    module = backbone.build(Compute(jnp.float64, kernels='cpu'), **has)
+    direction = jnp.asarray(seeded.direction(name, size[0], registry.BACKBONES[name].features))
 
     def loss(params, x):
       (features, _), new = module.apply(
@@ -137,11 +134,11 @@ def gradients(name, scheme, training, options=None):
   return {'features': seeded.pin(features), 'grads': pins, 'stats': pins}
 
 
-def differences(name, scheme, wanted, formulation='auto', options=None):
+def differences(name, scheme, wanted, kernels='auto', options=None):
   """Worst relative difference of the pooled features from the pins wanted['eval'] of a scheme."""
   return max(
     seeded.difference(a, b)
-    for a, b in zip(evaluate(name, scheme, formulation, options), wanted['eval'], strict=True)
+    for a, b in zip(evaluate(name, scheme, kernels, options), wanted['eval'], strict=True)
   )
 
 
@@ -156,18 +153,14 @@ def gradient_differences(name, scheme, mode, wanted, options=None):
   }
 
 
-def lite0_difference(wanted, formulation='auto', options=None):
+def lite0_difference(wanted, kernels='auto', options=None):
   """Relative difference of the logits of the real Lite0 from the PyPI package, over all classes of two images."""
   name = 'efficientnet_lite0'
   v, report = pretrained.load(name, shapes(name), 'package', with_classifier=True)
   x = (seeded.pixels(seeded.LITE0) - np.float32(report['mean'])) / np.float32(report['std'])
-  with layers.formulation(formulation):
-    features = np.asarray(
-      jax.jit(lambda v, x: models.BACKBONES[name].make().apply(v, x)[0], compiler_options=options)(
-        v, x
-      ),
-      np.float64,
-    )
+  module = registry.BACKBONES[name].build(Compute(kernels=kernels))
+  run = jax.jit(lambda v, x: module.apply(v, x)[0], compiler_options=options)
+  features = np.asarray(run(v, x), np.float64)
   logits, wanted = (
     features @ report['classifier']['kernel'] + report['classifier']['bias'],
     np.array(wanted['logits']),

@@ -22,7 +22,7 @@ from benchmarks import scaling
 from hierjax import model as predict
 from hierjax.core import parallel
 from hierjax.core.errors import UserError
-from hierjax.models import registry as models
+from hierjax.models import initializers
 from hierjax.train import checkpoint, optim
 from hierjax.train import loop as train
 
@@ -248,7 +248,7 @@ def test_distillation_is_the_same_over_devices(monkeypatch):
     **{'loss.terms': 'distill', 'loss.weights': 'distill=30', 'optim.name': 'sgd'}
   )
   run = train.Run(c)
-  other = models.init(run.model, 1, np.zeros((1, 32, 32, 3), np.float32))
+  other = initializers.init(run.model, 1, np.zeros((1, 32, 32, 3), np.float32))
   teacher = {
     'variables': dict(jax.device_get(other)),
     'known': {level: np.arange(run.taxonomy.num_classes(level)) % 3 > 0 for level in run.levels},

@@ -1,5 +1,6 @@
 """The loop around a tiny backbone on the drawn data: resume, phases, devices, accumulation, early stop, NaN, baseline."""
 
+import dataclasses
 import json
 import signal
 
@@ -13,7 +14,7 @@ from hierjax import model as predict
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline
-from hierjax.models import layers
+from hierjax.models import compute
 from hierjax.train import checkpoint, optim
 from hierjax.train import loop as train
 
@@ -165,12 +166,16 @@ def test_eight_devices_equal_one(kind, one_device, monkeypatch):
       yield batch
 
   monkeypatch.setattr(train.Run, 'batches', batches)
-  with layers.formulation(kind):
-    single, out_single = advance(*start(c))
-    monkeypatch.setattr(
-      parallel, 'mesh', lambda: jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
-    )
-    eight, out_eight = advance(*start(c))
+
+  def steps():
+    run, task, state = start(c)
+    model = compute.configured(task.model, kernels=kind)
+    return advance(run, dataclasses.replace(task, model=model), state)
+
+  single, out_single = steps()
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  monkeypatch.setattr(parallel, 'mesh', lambda: mesh)
+  eight, out_eight = steps()
   assert len(jax.tree.leaves(eight.params)[0].sharding.device_set) == 8
   for name in out_single:
     np.testing.assert_allclose(

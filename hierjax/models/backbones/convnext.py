@@ -1,13 +1,18 @@
-"""ConvNeXt-T/S/B/L as in torchvision; the trunk ends with the norm of the pooled features (Liu et al. 2022, arXiv:2201.03545)."""
+"""ConvNeXt-T/S/B/L as in torchvision (Liu et al. 2022, arXiv:2201.03545).
 
+The trunk ends with the norm of the pooled features.
+"""
+
+import functools
 import re
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hierjax.models import layers
+from hierjax.models import functional, layers
+from hierjax.models.backbone import Backbone
+from hierjax.models.initializers import constant, small_normal
 
 # name: (depths, widths, stochastic depth of the last block)
 VARIANTS = {
@@ -18,90 +23,89 @@ VARIANTS = {
 }
 
 
-def _timm(path: str) -> str:
+def timm_name(path: str) -> str:
+  """Return timm's state dict prefix of a module path."""
   path = re.sub(r'^stages_(\d)_blocks_(\d+)', r'stages.\1.blocks.\2', path)
   path = re.sub(r'^stages_(\d)_downsample_', r'stages.\1.downsample.', path)
   path = re.sub(r'^(stem|head)_', r'\1.', path)
   return re.sub(r'/(fc\d)$', r'.mlp.\1', path).replace('/', '.')
 
 
-def _torchvision(path: str) -> str:
-  if m := re.fullmatch(r'stages_(\d)_blocks_(\d+)(?:/(\w+))?', path):
-    part = {
-      None: '',
-      'conv_dw': '.block.0',
-      'norm': '.block.2',
-      'fc1': '.block.3',
-      'fc2': '.block.5',
-    }[m[3]]
-    return f'features.{2 * int(m[1]) + 1}.{m[2]}{part}'
-  if m := re.fullmatch(r'stages_(\d)_downsample_(\d)', path):
-    return f'features.{2 * int(m[1])}.{m[2]}'
+def torchvision_name(path: str) -> str:
+  """Return torchvision's state dict prefix of a module path."""
+  if match := re.fullmatch(r'stages_(\d)_blocks_(\d+)(?:/(\w+))?', path):
+    stage, block, layer = match.groups()
+    places = {'conv_dw': '0', 'norm': '2', 'fc1': '3', 'fc2': '5'}
+    prefix = f'features.{2 * int(stage) + 1}.{block}'
+    return f'{prefix}.block.{places[layer]}' if layer else prefix
+  if match := re.fullmatch(r'stages_(\d)_downsample_(\d)', path):
+    return f'features.{2 * int(match[1])}.{match[2]}'
   return {'stem_0': 'features.0.0', 'stem_1': 'features.0.1', 'head_norm': 'classifier.0'}[path]
 
 
-# State dict prefix of a module path, per naming scheme. The leaf 'gamma' is 'gamma' [C] in timm, 'layer_scale' [C, 1, 1] in torchvision.
-torch_names = {'torchvision': _torchvision, 'timm': _timm}
-UNSEEN = r'stem_1|stages_\d_downsample_0|head_norm'  # torchvision's LayerNorm2d
-initial = layers.normal(
-  0.02
-)  # the originals' trunc_normal_(std=.02) cuts at ±2, a hundred deviations away
+TORCH_NAMES = {'torchvision': torchvision_name, 'timm': timm_name}
 
 
-class Block(nn.Module):
-  """7x7 depthwise convolution, norm, two dense layers, layer scale, stochastic depth, residual."""
+class Block(layers.Layer):
+  """7x7 depthwise convolution, norm, MLP, layer scale and stochastic depth; residual."""
 
-  width: int
   drop: float
-  dtype: Any
 
   @nn.compact
-  def __call__(self, x, train: bool):
-    y = layers.Conv(
-      self.width,
-      7,
-      1,
-      3,
-      depthwise=True,
-      use_bias=True,
-      initial=initial,
-      dtype=self.dtype,
-      name='conv_dw',
-    )(x)
-    y = layers.LayerNorm(dtype=self.dtype, name='norm')(y)
-    y = layers.Dense(4 * self.width, initial, dtype=self.dtype, name='fc1')(y)
-    y = layers.Dense(self.width, initial, dtype=self.dtype, name='fc2')(layers.gelu(y))
-    gamma = self.param('gamma', layers.constant(1e-6), (self.width,))
-    y = y * jnp.asarray(gamma, self.dtype).reshape(1, 1, 1, -1)
-    return x + layers.StochasticDepth(self.drop)(y, train)
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Transform x [B, H, W, C]."""
+    c, compute = x.shape[-1], self.compute
+    depthwise = {'depthwise': True, 'use_bias': True, 'initial': small_normal}
+    y = layers.Conv(c, 7, 1, 3, **depthwise, compute=compute, name='conv_dw')(x)
+    y = layers.LayerNorm(compute=compute, name='norm')(y)
+    y = layers.mlp(y, compute)
+    # timm has it as gamma [C], torchvision as layer_scale [C, 1, 1].
+    gamma = jnp.asarray(self.weight('gamma', constant(1e-6), (c,)), compute.dtype)
+    y = y * functional.per_channel(gamma, y)
+    return x + layers.StochasticDepth(self.drop, compute=compute)(y, train)
 
 
-class ConvNeXt(nn.Module):
-  """Trunk of a ConvNeXt. drop_path: the stochastic depth of the last block (None: torchvision's), rising linearly from 0 at the first."""
+class ConvNeXt(layers.Trunk):
+  """Trunk of a ConvNeXt.
+
+  Attributes:
+    variant: a key of `VARIANTS`.
+    drop_path: stochastic depth of the last block, rising linearly from 0 at the first; None is
+      torchvision's.
+  """
 
   variant: str = 'tiny'
   drop_path: float | None = None
-  dtype: Any = jnp.float32
-  remat: bool = False
 
   @nn.compact
-  def __call__(self, x, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """x [B, H, W, 3], normalised -> (features float32 [B, d], maps by name: stem, stage1 to stage4, features)."""
+  def __call__(self, x: jax.Array, train: bool = False) -> layers.Output:
+    """Compute features and maps."""
+    compute = self.compute
     depths, widths, drop = VARIANTS[self.variant]
-    drop = drop if self.drop_path is None else self.drop_path
-    patch = {'padding': 0, 'use_bias': True, 'initial': initial, 'dtype': self.dtype}
+    rates = layers.drop_rates(drop if self.drop_path is None else self.drop_path, depths)
+    patch = {'use_bias': True, 'initial': small_normal, 'compute': compute}
     x = layers.Conv(widths[0], 4, 4, **patch, name='stem_0')(x)
-    x = layers.LayerNorm(dtype=self.dtype, name='stem_1')(x)
-    ends, done = {'stem': x}, 0
-    for stage, (depth, width) in enumerate(zip(depths, widths)):
+    x = layers.LayerNorm(compute=compute, name='stem_1')(x)
+    maps, block = {'stem': x}, self.remat(Block)
+    for stage, width in enumerate(widths):
       if stage:
-        x = layers.LayerNorm(dtype=self.dtype, name=f'stages_{stage}_downsample_0')(x)
+        x = layers.LayerNorm(compute=compute, name=f'stages_{stage}_downsample_0')(x)
         x = layers.Conv(width, 2, 2, **patch, name=f'stages_{stage}_downsample_1')(x)
-      for i in range(depth):
-        x = layers.remat(Block, self.remat)(
-          width, drop * done / (sum(depths) - 1), self.dtype, name=f'stages_{stage}_blocks_{i}'
-        )(x, train)
-        done += 1
-      ends[f'stage{stage + 1}'] = x
-    x = ends['features'] = self.perturb('features', x)
-    return layers.LayerNorm(name='head_norm')(layers.GlobalPool()(x)), ends
+      for i, rate in enumerate(rates[stage]):
+        x = block(rate, compute=compute, name=f'stages_{stage}_blocks_{i}')(x, train)
+      maps[f'stage{stage + 1}'] = x
+    x = maps['features'] = self.perturb('features', x)
+    norm = layers.LayerNorm(compute=compute.in_float32, name='head_norm')
+    return norm(layers.GlobalPool()(x)), maps
+
+
+BACKBONES = {
+  f'convnext_{variant}': Backbone(
+    functools.partial(ConvNeXt, variant),
+    widths[-1],
+    torch_names=TORCH_NAMES,
+    # torchvision's LayerNorm2d, which thop does not count.
+    uncounted=r'stem_1|stages_\d_downsample_0|head_norm',
+  )
+  for variant, (_, widths, _) in VARIANTS.items()
+}

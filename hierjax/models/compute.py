@@ -1,0 +1,113 @@
+"""How modules compute, as a static field that a trunk passes down to its layers."""
+
+import dataclasses
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hierjax.models import cpu_kernels, plain_kernels
+
+KERNELS = {'plain': plain_kernels, 'cpu': cpu_kernels}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+  """How a module computes. Static, so that jit compiles anew for another value.
+
+  Attributes:
+    dtype: of activations. Parameters, statistics and softmax are float32 in any case.
+    remat: whether blocks are computed again in the backward pass instead of being kept.
+    batch_axis: the mesh axis over which a batch is split within `jax.shard_map`, or None. Batch
+      norm then has the moments of the whole batch, and random numbers are those of the whole batch.
+    kernels: 'plain' (XLA's operations), 'cpu' (`cpu_kernels`), or 'auto', which becomes one of the
+      two by the platform of the moment.
+  """
+
+  dtype: Any = jnp.float32
+  remat: bool = False
+  batch_axis: str | None = None
+  kernels: str = 'auto'
+
+  def __post_init__(self):
+    if self.kernels == 'auto':
+      is_cpu = jax.default_backend() == 'cpu'
+      object.__setattr__(self, 'kernels', 'cpu' if is_cpu else 'plain')
+    if self.kernels not in KERNELS:
+      raise ValueError(f"kernels must be 'auto', 'plain' or 'cpu', not {self.kernels!r}")
+
+  @property
+  def ops(self) -> ModuleType:
+    """The module with conv, moments, batch_norm, scale_shift, max_pool and avg_pool."""
+    return KERNELS[self.kernels]
+
+  @property
+  def in_float32(self) -> 'Compute':
+    """The same with float32 activations."""
+    return dataclasses.replace(self, dtype=jnp.float32)
+
+
+class Layer(nn.Module):
+  """A Flax module with a `Compute` and parameters that `initializers.init` can draw with numpy."""
+
+  compute: Compute = dataclasses.field(default_factory=Compute, kw_only=True)
+
+  @nn.nowrap
+  def weight(self, name: str, initial: Callable, shape: tuple[int, ...]) -> jax.Array:
+    """Return a float32 parameter, creating it where it is missing, as `self.param`."""
+    return self.param(name, self._drawer(initial), shape)
+
+  @nn.nowrap
+  def statistic(self, name: str, initial: Callable, shape: tuple[int, ...]) -> nn.Variable:
+    """Return a running statistic, creating it where it is missing, as `self.variable`."""
+    return self.variable('batch_stats', name, self._drawer(initial), None, shape)
+
+  @nn.nowrap
+  def _drawer(self, initial: Callable) -> Callable:
+    generator = self.scope.get_flag('generator', None)
+    with_numpy = getattr(initial, 'with_numpy', None)
+    if generator is None or with_numpy is None:
+      return initial
+    return lambda key, shape: with_numpy(generator, shape)
+
+  @nn.nowrap
+  def remat(self, block: type[nn.Module]) -> type[nn.Module]:
+    """Return a block, called as block(x, train), that is computed again in the backward pass.
+
+    That holds where `compute.remat` is set; initialisation has no backward pass.
+    """
+    is_needed = self.compute.remat and not self.is_initializing()
+    return nn.remat(block, static_argnums=(2,)) if is_needed else block
+
+
+def configured(module: nn.Module, **changes: Any) -> nn.Module:
+  """Copy a module, and the modules in its fields, with changes to how they compute.
+
+  Args:
+    module: unbound; a module without a field `compute`, or one of the names in `changes`, stays as
+      it is.
+    **changes: fields of `Compute`, as `batch_axis='data'`.
+  """
+  new = {}
+  for field in dataclasses.fields(module):
+    value = getattr(module, field.name, None)
+    if field.name == 'compute' and isinstance(value, Compute):
+      new['compute'] = dataclasses.replace(value, **changes)
+    elif field.name in changes:
+      new[field.name] = changes[field.name]
+    elif isinstance(value, nn.Module) and field.name != 'parent':
+      new[field.name] = configured(value, **changes)
+  return module.clone(**new)
+
+
+def compiler_options() -> dict[str, str] | None:
+  """Options for compiling a program with a backward pass, so that `Compute.remat` has its effect.
+
+  On the CPU, XLA would remove its barriers before it merges equal expressions, and merge what is to
+  be computed again with what was computed before.
+  """
+  is_cpu = jax.default_backend() == 'cpu'
+  return {'xla_disable_hlo_passes': 'cse_barrier_expander'} if is_cpu else None

@@ -1,0 +1,194 @@
+"""Functions that kernels and layers share: activations, matrix products, attention, windows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from hierjax.core.errors import UserError
+
+Array = jax.Array
+
+
+def per_channel(v: Array, x: Array) -> Array:
+  """Reshape a vector [C] to the rank of x, so that it broadcasts over all but the last axis."""
+  return v.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def all_sum(tree: Any, axis: str | None) -> Any:
+  """Sum over the devices of a mesh axis; with axis None return the tree as it is."""
+  return tree if axis is None else lax.psum(tree, axis)
+
+
+def num_devices(axis: str | None) -> int:
+  """Number of devices along a mesh axis; 1 with axis None."""
+  return 1 if axis is None else lax.axis_size(axis)
+
+
+def bernoulli(key: Array, p: float, shape: tuple[int, ...], axis: str | None = None) -> Array:
+  """Draw booleans of which a share p is true.
+
+  Args:
+    key: the same on all devices.
+    p: probability of True.
+    shape: of this device's part; its first axis counts examples.
+    axis: the mesh axis over which the batch is split. The part is then cut from what one device
+      would draw for the whole batch, so that the numbers do not depend on the number of devices.
+  """
+  if axis is None:
+    return jax.random.bernoulli(key, p, shape)
+  batch = jax.random.bernoulli(key, p, (shape[0] * lax.axis_size(axis), *shape[1:]))
+  return lax.dynamic_slice_in_dim(batch, lax.axis_index(axis) * shape[0], shape[0])
+
+
+def dense(x: Array, kernel: Array) -> Array:
+  """Multiply x [..., C] by a kernel [C, O]."""
+  y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())))
+  return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def explicit_pads(
+  size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int | str
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  """Return the pixels (above, below) and (left, right) of a padding in pixels or 'SAME'."""
+  if padding == 'SAME':
+    return tuple(lax.padtype_to_pads(size, kernel, (stride, stride), 'SAME'))
+  return ((int(padding), int(padding)),) * 2
+
+
+def check_pool_fits(x: Array, window: int, padding: int) -> None:
+  """Raise a `UserError` where no window fits; later convolutions would go on with empty maps."""
+  if min(x.shape[1:3]) + 2 * padding < window:
+    raise UserError(
+      '--config.data.size: the images are too small for this backbone: no pixel is left at one of '
+      'its pooling layers; set a larger size'
+    )
+
+
+def _normal_cdf(x: Array) -> Array:
+  # By erf, as torch does; jax.nn.gelu and jax.scipy take erfc, which costs twice as much for digits
+  # of numbers near 0.
+  return 0.5 * (1 + lax.erf(x * np.float32(0.5**0.5)))
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+  """Compute the exact GELU, x times the normal distribution's cumulative probability.
+
+  Hendrycks and Gimpel 2016, arXiv:1606.08415. Only x is kept for the backward pass.
+  """
+  return (x * _normal_cdf(x.astype(jnp.float32))).astype(x.dtype)
+
+
+def _gelu_slope(x: Array) -> Array:
+  return _normal_cdf(x) + x * jnp.exp(-0.5 * x * x) * np.float32((2 * np.pi) ** -0.5)
+
+
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
+  return gelu(x), x
+
+
+def _gelu_backward(x: Array, dy: Array) -> tuple[Array]:
+  return ((dy * _gelu_slope(x.astype(jnp.float32))).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def _silu_slope(x: Array) -> Array:
+  s = nn.sigmoid(x)
+  return s * (1 + x * (1 - s))
+
+
+# name: (the function, its derivative), both functions of the input. Hard swish has torch's slopes
+# at its kinks. A derivative that is 0 or 1 is boolean.
+ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+  '': (lambda x: x, jnp.ones_like),
+  'relu': (lambda x: jnp.maximum(x, 0), lambda x: x > 0),
+  'relu6': (lambda x: jnp.clip(x, 0, 6), lambda x: (x > 0) & (x < 6)),
+  'silu': (nn.silu, _silu_slope),
+  'hardswish': (nn.hard_swish, lambda x: jnp.where(x <= 3, jnp.where(x < -3, 0, x / 3 + 0.5), 1)),
+  'gelu': (gelu, _gelu_slope),
+}
+
+
+def activate(x: Array, act: str) -> Array:
+  """Apply an activation, a key of `ACTIVATIONS` ('' is the identity)."""
+  return ACTIVATIONS[act][0](x)
+
+
+def global_pool(x: Array) -> Array:
+  """Average x [B, H, W, C] over its pixels, to float32 [B, C]."""
+  return x.mean((1, 2), dtype=jnp.float32)
+
+
+def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+  """Compute softmax(q k^T + bias) v, with the softmax in float32.
+
+  Heads stand before the tokens: XLA's batched matrix products on the CPU want their batch axes in
+  front, and copy what is laid out otherwise.
+
+  Args:
+    q: queries [..., heads, n, d], scaled.
+    k: keys [..., heads, n, d].
+    v: values [..., heads, n, d].
+    bias: [heads, n, n], or with further leading axes as q has them.
+
+  Returns:
+    [..., heads, n, d].
+  """
+  batch = tuple(range(q.ndim - 2))
+  last = q.ndim - 1
+  logits = lax.dot_general(
+    q, k, (((last,), (last,)), (batch, batch)), preferred_element_type=jnp.float32
+  )
+  if bias is not None:
+    logits = logits + bias.reshape((1,) * (logits.ndim - bias.ndim) + bias.shape)
+  weights = nn.softmax(logits).astype(v.dtype)
+  return lax.dot_general(weights, v, (((last,), (last - 1,)), (batch, batch)))
+
+
+def windows(x: Array, size: int, spread: bool = False) -> Array:
+  """Cut maps into windows of size x size pixels.
+
+  Args:
+    x: [B, H, W, C], H and W multiples of `size`.
+    size: pixels along a side of a window.
+    spread: whether a window's pixels lie H / size rows and W / size columns apart (MaxViT's grids);
+      otherwise they are neighbours.
+
+  Returns:
+    [B, windows, size * size, C].
+  """
+  b, h, w, c = x.shape
+  if spread:
+    tiles = x.reshape(b, size, h // size, size, w // size, c).transpose(0, 2, 4, 1, 3, 5)
+  else:
+    tiles = x.reshape(b, h // size, size, w // size, size, c).swapaxes(2, 3)
+  return tiles.reshape(b, -1, size * size, c)
+
+
+def from_windows(y: Array, size: int, h: int, w: int, spread: bool = False) -> Array:
+  """Join windows [B, windows, size * size, C] to maps [B, h, w, C]; the inverse of `windows`."""
+  b, c = y.shape[0], y.shape[-1]
+  y = y.reshape(b, h // size, w // size, size, size, c)
+  return (y.transpose(0, 3, 1, 4, 2, 5) if spread else y.swapaxes(2, 3)).reshape(b, h, w, c)
+
+
+def relative_position(table: Array, size: int) -> Array:
+  """Look up the bias of each pair of pixels in a window by their relative position.
+
+  Args:
+    table: [(2 * size - 1)^2, heads], a row for each displacement down and to the right.
+    size: pixels along a side of the window.
+
+  Returns:
+    [heads, n, n] with n = size * size.
+  """
+  pixels = np.stack(np.divmod(np.arange(size * size), size))
+  down, right = pixels[:, :, None] - pixels[:, None] + size - 1
+  return jnp.moveaxis(table[down * (2 * size - 1) + right], -1, 0)

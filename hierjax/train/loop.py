@@ -45,6 +45,7 @@ from hierjax.losses.exclusive import masked_mean
 from hierjax.losses.terms import Teacher
 from hierjax.models import classifier, compute, initializers, registry
 from hierjax.models import weights as pretrained
+from hierjax.models.heads import HEADS
 from hierjax.report import page, runs
 from hierjax.taxonomy import describe_difference, read_taxonomy
 from hierjax.train import checkpoint, log, optim
@@ -391,7 +392,7 @@ class Run:
   def __init__(self, c: ConfigDict):
     registries = {
       'model.backbone': registry.BACKBONES,
-      'model.heads': heads.HEADS,
+      'model.heads': HEADS,
       'balance.name': balancing.BALANCERS,
     }
     config_lib.validate(c, registries)

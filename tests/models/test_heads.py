@@ -380,9 +380,11 @@ def test_options_reach_the_form():
   assert default == heads.Crosstalk(default.classes, default.ancestors)
 
 
-def test_forms_are_the_config_s_choices():
-  read = {f.name for form in heads.HEADS.values() for f in form.__dataclass_fields__.values()}
-  assert set(config.default().model.head) <= read
+def test_every_option_of_the_heads_is_a_field_of_a_form():
+  with pytest.raises(UserError, match="no heads 'parallell'.*did you mean 'parallel'.*choices: flat"):
+    build(**{'model.heads': 'parallell'})
+  fields = {name for form in heads.HEADS for name in heads.HEADS[form].__dataclass_fields__}
+  assert set(config.default().model.head) <= fields
 
 
 @pytest.mark.parametrize(
@@ -390,11 +392,11 @@ def test_forms_are_the_config_s_choices():
   [
     (
       {'model.head.experts': 5},
-      r'--config\.model\.head\.experts=5 means nothing to --config\.model\.heads=parallel, only to mmoe$',
+      r'--config\.model\.head\.experts=5 is only valid with --config\.model\.heads=mmoe, not with parallel$',
     ),
     (
       {'model.heads': 'cascaded', 'model.head.width': 64},
-      'head.width=64 means nothing to .*cascaded, only to crosstalk, mmoe, residual$',
+      'head.width=64 is only valid with .*crosstalk, mmoe, residual, not with cascaded$',
     ),
     (
       {'model.heads': 'cascaded', 'model.head.order': 'order,family'},

@@ -110,15 +110,18 @@ def test_hcal_s_resnet18_and_advanced_cnn():
   assert describe('advanced_cnn', data__root='classes:class=10')['params'] == 11_181_642
 
 
-class Everything(nn.Module):
+class Everything(layers.Layer):
   """Each layer that thop knows, once; and a second norm, which the original has as a function."""
 
   @nn.compact
   def __call__(self, x, train=False):
-    x = layers.Conv(6, 3, 2, 1, use_bias=True, name='conv')(x)  # 4 x 4 x 6 from 3 channels
-    x = layers.Conv(6, 3, 1, 1, depthwise=True, name='depthwise')(x)
-    x = nn.relu(layers.BatchNorm(name='norm')(x, train))
-    x = layers.AvgPool(2, 2, name='pool')(x)  # 2 x 2 x 6
+    options = {'compute': self.compute}
+    # 4 x 4 x 6 from 3 channels.
+    x = layers.Conv(6, 3, 2, 1, use_bias=True, **options, name='conv')(x)
+    x = layers.Conv(6, 3, 1, 1, depthwise=True, **options, name='depthwise')(x)
+    x = nn.relu(layers.BatchNorm(**options, name='norm')(x, train))
+    # 2 x 2 x 6.
+    x = layers.AvgPool(2, 2, **options, name='pool')(x)
     x = layers.LayerNorm(name='function')(layers.LayerNorm(name='module')(x))
     return layers.Dense(5, name='dense')(layers.GlobalPool(name='all')(x)), {}
 

@@ -369,7 +369,7 @@ def test_prototype_heads():
     ({'loss.hxe': 0.1, 'loss.lca': 5.0}, 'choose one'),
     ({'loss.positives': 'both'}, 'prototypes'),
     ({'model.levels': 'finest', 'loss.terms': 'distribution_matching'}, 'coarser levels'),
-    ({'model.head.temperature': 0.1}, 'means nothing to .*parallel'),
+    ({'model.head.temperature': 0.1}, 'is only valid with .*, not with parallel'),
   ],
 )
 def test_options_that_do_not_fit(options, said):

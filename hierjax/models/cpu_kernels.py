@@ -129,11 +129,10 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
     return y.astype(x.dtype)
   if k == (1, 1) and not is_padded:
     return dense(x[:, ::stride, ::stride], kernel[0, 0])
-  flat = kernel.reshape(-1, kernel.shape[3])
   if k == (stride, stride) and not is_padded and not any(n % stride for n in size):
-    return dense(_patches(x, stride), flat)
+    return dense(_patches(x, stride), _flat(kernel))
   if min(size) <= 4 or (x.shape[3] <= 4 and max(k) <= 3):
-    return dense(_overlapping_patches(x, k, stride, pads), flat)
+    return dense(_overlapping_patches(x, k, stride, pads), _flat(kernel))
   if stride == 1 and 2 * kernel.shape[3] <= x.shape[3]:
     # It is cheaper to gather what goes out than what comes in.
     taps = dense(x, kernel.transpose(2, 0, 1, 3).reshape(x.shape[3], -1))
@@ -143,10 +142,15 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
   )
 
 
+def _flat(kernel: Array) -> Array:
+  return kernel.reshape(-1, kernel.shape[3])
+
+
 def _patches(x: Array, k: int) -> Array:
   """Gather the pixels of k x k patches, [B, H / k, W / k, k * k * C]."""
   b, h, w, c = x.shape
-  return functional.windows(x, k).reshape(b, h // k, w // k, k * k * c)
+  tiles = x.reshape(b, h // k, k, w // k, k, c).swapaxes(2, 3)
+  return tiles.reshape(b, h // k, w // k, -1)
 
 
 def _overlapping_patches(x: Array, k: Size, stride: int, pads: Pads) -> Array:

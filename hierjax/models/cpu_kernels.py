@@ -432,8 +432,7 @@ def _batch_norm_gradients(x, dy, statistics, eps, act, axis):
 
   total, product = functional.all_sum(sums, axis)
   slope = factor * scale_gradient(total, product) * inverse / n
-  shift = slope * mean - factor * total / n
-  return jnp.stack([scale_gradient(*sums), sums[0], -slope, shift])
+  return jnp.stack([scale_gradient(*sums), sums[0], -slope, slope * mean - factor * total / n])
 
 
 def _batch_norm_backward(eps, act, axis, saved, cotangents):

@@ -396,7 +396,9 @@ class Run:
       'balance.name': balancing.BALANCERS,
     }
     config_lib.validate(c, registries)
-    if c.baseline not in (None, 'train') and not (pathlib.Path(c.baseline) / 'config.json').is_file():
+    if (
+      c.baseline not in (None, 'train') and not (pathlib.Path(c.baseline) / 'config.json').is_file()
+    ):
       raise UserError(
         f"--config.baseline={c.baseline}: not a run (no config.json); choices: 'train', the folder of a run, or None"
       )

@@ -192,9 +192,7 @@ OPTIONS = {
   '--images=x.jpg': ('--images is only valid with --mode=predict',),
   '--split=test': ('--split is only valid with --mode=evaluate',),
   '--seeds=0,1': ('--seeds is only valid with --mode=table',),
-  '--mode=lint': (
-    '--workdir is only valid with --mode=train',
-  ),
+  '--mode=lint': ('--workdir is only valid with --mode=train',),
   '--mode=describe': ('--workdir is only valid with --mode=train',),
   '--config.baseline=nowhere': ('--config.baseline=nowhere: not a run', "choices: 'train'"),
   '--config.model.backbone=resnet51': (
@@ -251,9 +249,7 @@ OPTIONS = {
   ),
   '--config.optim.rules=()': ('--config.optim.rules: no rule matches', 'backbone/'),
   '--config.optim.rules=(1,2)': ('--config.optim.rules', '1, which is not (regular expression'),
-  '--config.optim.rules=(("(",1.,1.),)': (
-    "('(', 1.0, 1.0), which is not (regular expression",
-  ),
+  '--config.optim.rules=(("(",1.,1.),)': ("('(', 1.0, 1.0), which is not (regular expression",),
   '--config.data.augment.crop=1': ('--config.data.augment.crop=(1,) must be two numbers',),
   '--config.data.augment.crop=(.9,.1)': ('the smaller first',),
   '--config.data.augment.ratio=(0,0)': ('--config.data.augment.ratio=(0, 0) must be above 0',),
@@ -316,7 +312,9 @@ def beyond(option):
   return (value,) if option.type is tuple else value
 
 
-@pytest.mark.parametrize('name', [name for name in declared.OPTIONS if declared.OPTIONS[name].interval])
+@pytest.mark.parametrize(
+  'name', [name for name in declared.OPTIONS if declared.OPTIONS[name].interval]
+)
 def test_numbers_out_of_range(name):
   option = declared.OPTIONS[name]
   values = [beyond(option)] if option.type is int else [beyond(option), float('nan')]

@@ -381,7 +381,9 @@ def test_options_reach_the_form():
 
 
 def test_every_option_of_the_heads_is_a_field_of_a_form():
-  with pytest.raises(UserError, match="no heads 'parallell'.*did you mean 'parallel'.*choices: flat"):
+  with pytest.raises(
+    UserError, match="no heads 'parallell'.*did you mean 'parallel'.*choices: flat"
+  ):
     build(**{'model.heads': 'parallell'})
   fields = {name for form in heads.HEADS for name in heads.HEADS[form].__dataclass_fields__}
   assert set(config.default().model.head) <= fields
@@ -484,7 +486,9 @@ def test_a_step_of_each(form, monkeypatch):
     **{
       'model.heads': form,
       'model.dropout': 0.5,
-      'curriculum': (config.phase(share=1.0, freeze='backbone' if form == 'flat' else 'backbone,heads/coarsest'),),
+      'curriculum': (
+        config.phase(share=1.0, freeze='backbone' if form == 'flat' else 'backbone,heads/coarsest'),
+      ),
     }
   )
   run = train.Run(c)

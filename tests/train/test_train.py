@@ -204,9 +204,7 @@ def test_frozen_backbone_is_bit_identical(one_device):
 def test_frozen_head_gets_no_update_and_no_gradient_reaches_the_backbone(one_device):
   """S0's reading: phase 1 with the model head frozen and its loss off equals training without that head."""
   c = tiny.run_config(
-    **{
-      'curriculum': (config.phase(steps=5, freeze='heads/finest', levels='coarser'),),
-    }
+    **{'curriculum': (config.phase(steps=5, freeze='heads/finest', levels='coarser'),)}
   )
   run, task, state = start(c)
   after, out = advance(run, task, state)

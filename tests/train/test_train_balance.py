@@ -278,7 +278,10 @@ def test_balancing_waits_for_all_tasks_and_a_trunk_that_trains():
   c = tiny.run_config(
     **{
       'balance.name': 'cagrad',
-      'curriculum': (config.phase(steps=2, levels='coarser'), config.phase(steps=2, freeze='backbone'),),
+      'curriculum': (
+        config.phase(steps=2, levels='coarser'),
+        config.phase(steps=2, freeze='backbone'),
+      ),
     }
   )
   run = train.Run(c)

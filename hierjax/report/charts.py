@@ -4,13 +4,12 @@ Through the variables a chart is light or dark with the page. Charts hold no tex
 """
 
 import base64
-import contextlib
-import dataclasses
 import io
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,36 +17,22 @@ from markupsafe import Markup
 
 from hierjax.core.metrics import is_finite
 
-# Points that a curve is drawn with; longer ones are averaged in bins.
-POINTS = 300
-# A smoothed curve is the running mean over this part of its points.
-WINDOWS = 30
+# Longer curves are averaged in this many bins; a running mean covers 1 / WINDOWS of the points.
+POINTS, WINDOWS = 300, 30
 # Images that a bin of a reliability diagram needs for a dot.
 MIN_IMAGES = 5
-# Shades of a confusion matrix.
-SHADES = 8
-# Cells of a strip that can be told apart.
-STRIP_CELLS = 40
-# Colours of the style sheet, and the dashes of the first so many curves, of the next ones, ...
-COLOURS = 6
-DASHES = ('-', (0, (4, 1.6)), (0, (1, 1.4)))
-# Colours that stand for the page's CSS variables until `_inline` puts those in.
+# Shades of a confusion matrix, and cells of a strip that can be distinguished.
+SHADES, STRIP_CELLS = 8, 40
+# Colours in the style sheet, and the dashes of the first six curves, of the next six, ...
+COLOURS, DASHES = 6, ('-', (0, (4, 1.6)), (0, (1, 1.4)))
+# Colours that stand for the page's CSS variables until `_svg` puts those in.
 INK, GRID = '#010203', '#010204'
 TINTS = [f'#0102{k + 16:02x}' for k in range(COLOURS)]
 DOTTED = {'color': INK, 'lw': 0.9, 'ls': (0, (1.5, 2.5)), 'alpha': 0.7}
 
 
-@dataclasses.dataclass(frozen=True)
-class Curve:
-  """A curve of a line chart.
-
-  Attributes:
-    x: float [n].
-    y: float [n].
-    colour: number of its colour, from 0.
-    has_dots: whether its points are marked, as those of validation are.
-    alpha: opacity.
-  """
+class Curve(NamedTuple):
+  """A curve: points float [n], the number of its colour, marked points (validation), opacity."""
 
   x: np.ndarray
   y: np.ndarray
@@ -56,8 +41,7 @@ class Curve:
   alpha: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
   """A line chart.
 
   Attributes:
@@ -65,9 +49,9 @@ class Chart:
     axis: label of the x axis.
     curves: at least one.
     span: limits of the x axis.
-    marks: where vertical lines stand.
+    marks: places of vertical lines.
     percent: whether y is a share.
-    label: of the y axis.
+    label: label of the y axis.
     extent: limits of the y axis; None to choose them.
   """
 
@@ -82,13 +66,7 @@ class Chart:
 
 
 def logged_curve(
-  lines: Sequence[dict],
-  axis: str,
-  key: str,
-  colour: int,
-  has_dots: bool = False,
-  alpha: float | None = None,
-  smooth: bool = False,
+  lines: Sequence[dict], axis: str, key: str, colour: int, smooth: bool = False, **style
 ) -> Curve:
   """Make a curve of a logged value; long ones are averaged in bins so that a report stays small.
 
@@ -97,9 +75,8 @@ def logged_curve(
     axis: key of x.
     key: key of y.
     colour: number of its colour.
-    has_dots: whether its points are marked.
-    alpha: opacity; by default thin lines without dots are lighter.
     smooth: whether to draw the running mean.
+    **style: `has_dots` and `alpha` of the curve.
 
   Returns:
     The curve; it may have no points.
@@ -114,47 +91,37 @@ def logged_curve(
     points[:, 1] = sums / np.convolve(ones, kernel, 'same')
   if len(points) > POINTS:
     points = np.array([part.mean(0) for part in np.array_split(points, POINTS)])
-  if alpha is None:
-    alpha = 1.0 if has_dots else 0.55
-  return Curve(points[:, 0], points[:, 1], colour, has_dots, alpha)
+  return Curve(points[:, 0], points[:, 1], colour, **style)
 
 
-@contextlib.contextmanager
-def _figure(title: str, size: tuple[float, float]) -> Iterator[tuple]:
-  """Yield (figure, list to which its SVG is added at the end)."""
+def _style(title: str):
+  """A context with the fonts and colours of the report."""
   import matplotlib
-  from matplotlib.figure import Figure
 
-  style = {
-    'svg.fonttype': 'none',
-    'svg.hashsalt': title,
-    'font.family': 'DejaVu Sans',
-    'font.size': 9,
-    'axes.linewidth': 0.8,
-    'axes.edgecolor': GRID,
-  }
+  style = {'svg.fonttype': 'none', 'svg.hashsalt': title}
+  style |= {'font.family': 'DejaVu Sans', 'font.size': 9}
+  style |= {'axes.linewidth': 0.8, 'axes.edgecolor': GRID}
   style |= dict.fromkeys(('text.color', 'axes.labelcolor', 'xtick.color', 'ytick.color'), INK)
+  return matplotlib.rc_context(style)
+
+
+def _svg(figure, title: str) -> Markup:
+  """The figure as SVG fit for a page: no prologue, unique ids, CSS colours, a label."""
+  out, prefix = io.StringIO(), re.sub('[^a-z0-9]+', '-', title.lower())
   metadata = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
-  with matplotlib.rc_context(style):
-    figure, out, svg = Figure(figsize=size), io.StringIO(), []
-    yield figure, svg
-    figure.savefig(out, format='svg', transparent=True, metadata=metadata)
-  svg.append(_inline(out.getvalue(), re.sub('[^a-z0-9]+', '-', title.lower()), title))
-
-
-def _inline(svg: str, prefix: str, label: str) -> Markup:
-  """Make Matplotlib's SVG fit for a page: no prologue, unique ids, CSS colours, a label."""
+  figure.savefig(out, format='svg', transparent=True, metadata=metadata)
+  svg = out.getvalue()
   svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.S)
   svg = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{prefix}-', svg)
   svg = svg.replace(INK, 'var(--ink)').replace(GRID, 'var(--grid)')
   for k, tint in enumerate(TINTS):
     svg = svg.replace(tint, f'var(--c{k})')
-  opening = rf'<svg viewBox="\1" role="img" aria-label="{label}">'
+  opening = rf'<svg viewBox="\1" role="img" aria-label="{title}">'
   svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', opening, svg, count=1)
   return Markup(svg.replace('xlink:href', 'href').strip())
 
 
-def _style(axes, pad: float, grid: str = 'both') -> None:
+def _plain_axes(axes, pad: float, grid: str = 'both') -> None:
   """Draw a grid instead of ticks and spines."""
   axes.grid(axis=grid, color=GRID, lw=0.8)
   axes.set_axisbelow(True)
@@ -173,9 +140,11 @@ def _percent(*axes, digits: str = '.0f') -> None:
 
 def draw(chart: Chart) -> Markup:
   """Draw a line chart."""
+  from matplotlib.figure import Figure
   from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-  with _figure(chart.title, (4.6, 2.7)) as (figure, svg):
+  with _style(chart.title):
+    figure = Figure(figsize=(4.6, 2.7))
     left = 0.155 if chart.label else 0.12
     axes = figure.add_axes((left, 0.165, 0.975 - left, 0.785))
     for curve in chart.curves:
@@ -206,8 +175,8 @@ def draw(chart: Chart) -> Markup:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.6g}'))
     axes.set_xlabel(chart.axis, labelpad=2)
     axes.set_ylabel(chart.label, labelpad=2)
-    _style(axes, 4, grid='y')
-  return svg[0]
+    _plain_axes(axes, 4, grid='y')
+    return _svg(figure, chart.title)
 
 
 def _limits(chart: Chart) -> tuple[float, float]:
@@ -229,20 +198,19 @@ def _tick(value: float, _) -> str:
   return f'{float(mantissa):g}e{int(exponent)}'
 
 
-def reliability(title: str, curves: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]]):
-  """Draw a reliability diagram, and below it how many images each bin holds.
+def reliability(title: str, curves: Sequence[tuple]) -> Markup:
+  """Draw a reliability diagram, and below it the number of images in each bin.
 
-  The height of a dot is the accuracy of a bin, its area the bin's share of the images.
+  A dot is a bin: its height is the accuracy, its area the share of the images.
 
   Args:
     title: for screen readers.
-    curves: number of the colour, and for each bin the number of images, the sum of their
-      confidence and the number of right ones, as `metrics.reliability` gives them.
-
-  Returns:
-    The SVG.
+    curves: number of the colour and the three arrays [bins] of `evaluate.metrics.reliability`.
   """
-  with _figure(title, (3.3, 3.7)) as (figure, svg):
+  from matplotlib.figure import Figure
+
+  with _style(title):
+    figure = Figure(figsize=(3.3, 3.7))
     axes = figure.add_axes((0.185, 0.31, 0.745, 0.665))
     below = figure.add_axes((0.185, 0.125, 0.745, 0.145))
     axes.plot([0, 1], [0, 1], **DOTTED)
@@ -257,7 +225,7 @@ def reliability(title: str, curves: Sequence[tuple[int, np.ndarray, np.ndarray, 
       below.bar(left, n / n.sum(), width, color=tint, alpha=0.85, lw=0)
     for part in (axes, below):
       part.set_xlim(-0.01, 1.01)
-      _style(part, 3)
+      _plain_axes(part, 3)
       _percent(part.xaxis, part.yaxis)
     axes.set_ylim(-0.01, 1.01)
     axes.set_xticks(np.linspace(0, 1, 6), [])
@@ -265,21 +233,21 @@ def reliability(title: str, curves: Sequence[tuple[int, np.ndarray, np.ndarray, 
     below.set_xticks(np.linspace(0, 1, 6))
     below.tick_params(axis='x', pad=6)
     below.set_ylabel('images', labelpad=1)
-    below.set_xlabel('probability shown', labelpad=2)
-  return svg[0]
+    below.set_xlabel('predicted probability', labelpad=2)
+    return _svg(figure, title)
 
 
 def before_and_now(title: str, groups: Sequence[tuple[int, np.ndarray]]) -> Markup:
-  """Draw shares now over shares before; several equal points are one larger dot.
+  """Draw shares now over shares before; equal points are one larger dot.
 
   Args:
     title: for screen readers.
-    groups: number of the colour and float [n, 2].
-
-  Returns:
-    The SVG.
+    groups: number of the colour and shares before and now, float [n, 2].
   """
-  with _figure(title, (3.3, 3.3)) as (figure, svg):
+  from matplotlib.figure import Figure
+
+  with _style(title):
+    figure = Figure(figsize=(3.3, 3.3))
     axes = figure.add_axes((0.185, 0.145, 0.745, 0.815))
     axes.plot([0, 1], [0, 1], **DOTTED)
     for colour, xy in groups:
@@ -290,9 +258,9 @@ def before_and_now(title: str, groups: Sequence[tuple[int, np.ndarray]]) -> Mark
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel('before', labelpad=2)
     axes.set_ylabel('now', labelpad=1)
-    _style(axes, 3)
+    _plain_axes(axes, 3)
     _percent(axes.xaxis, axes.yaxis)
-  return svg[0]
+    return _svg(figure, title)
 
 
 def shade(share: float) -> int:
@@ -303,7 +271,7 @@ def shade(share: float) -> int:
 def cells(
   true: np.ndarray, pred: np.ndarray, counts: np.ndarray, totals: np.ndarray
 ) -> list[tuple[str, str]]:
-  """Draw the cells of a confusion matrix as unit squares, one path for each shade.
+  """Draw the cells of a confusion matrix as unit squares.
 
   Args:
     true: int [n], row of each cell that is not empty.
@@ -312,7 +280,7 @@ def cells(
     totals: int [n], the images of its row.
 
   Returns:
-    (CSS class, path): 'd' is on the diagonal, 'o' off it, with the shade.
+    (CSS class, path) for each shade; 'd' is on the diagonal, 'o' off it.
   """
   paths: dict[str, list[str]] = {}
   for y, x, n, total in zip(*(array.tolist() for array in (true, pred, counts, totals))):
@@ -329,21 +297,14 @@ def fit(xy: np.ndarray, width: float, height: float, margin: float = 8) -> np.nd
 
 
 def scatter(xy: np.ndarray, groups: np.ndarray) -> list[tuple[int, str]]:
-  """Draw points as one path of round dots a group; of int [n] groups the first lies on top.
-
-  Returns:
-    (group, path), in the order of drawing: -1, the last group, ..., 0.
-  """
+  """Draw points [n, 2] as (group, path of dots) for groups int [n]: -1 first, 0 on top."""
   order = sorted(set(groups.tolist()), key=lambda group: (group >= 0, -group))
   dots = {group: xy[groups == group].tolist() for group in order}
   return [(k, ''.join(f'M{x:.1f} {y:.1f}h0' for x, y in points)) for k, points in dots.items()]
 
 
 def strip(shades: Sequence[int]) -> list[tuple[int, str]]:
-  """Draw a row of unit cells as (shade, path).
-
-  More cells than can be told apart are sorted, so that the widths show how many there are of each.
-  """
+  """Draw a row of cells as (shade, path); sorted where there are too many to distinguish."""
   if len(shades) > STRIP_CELLS:
     ends = np.cumsum(np.bincount(shades)).tolist()
     parts = enumerate(itertools.pairwise([0, *ends]))
@@ -360,16 +321,7 @@ def address(jpeg: bytes) -> str:
 
 
 def heat_map(picture: bytes, values: np.ndarray, side: int = 168) -> bytes:
-  """Lay a heat map in colour over a darkened picture in grey.
-
-  Args:
-    picture: a JPEG file.
-    values: uint8 [h, w].
-    side: the longer side of the result at most, in pixels.
-
-  Returns:
-    A JPEG file.
-  """
+  """Lay a heat map uint8 [h, w] in colour over a darkened JPEG file; at most `side` pixels."""
   import matplotlib
 
   image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]

@@ -359,7 +359,7 @@ def test_a_run_with_held_out_classes_says_new_under(tmp_path, monkeypatch):
     and 0 <= levels['model']['novel_auroc'] <= 1
   )
   html = (tmp_path / 'report.html').read_text()
-  assert 'Is it something new?' in html and 'could not be made' not in html
+  assert 'Novelty detection' in html and 'could not be made' not in html
   c = predict.run_config(tmp_path)
   model = hierjax.load(tmp_path, c)
   images = [held.reader(i) for i in range(len(held.labels))]

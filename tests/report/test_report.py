@@ -362,7 +362,7 @@ def test_headline_and_phases_in_words(full):
     'efficientnet_lite0 with 3 heads (make, type and model) trained on 5,685 images of drawn_cars '
     '(8 make, 5 type and 40 model classes) for 12 epochs, in 24 min 09 s on 1 x cpu.'
   ) in text
-  assert 'These are val numbers: 600 images' in text and 'has not finished' not in text
+  assert 'The scores are of the split "val": 600 images' in text and 'has not finished' not in text
   assert (
     'Phase 1, at the start: loss of make and type; frozen: heads/model. '
     'Phase 2, from epoch 3: loss of make, type and model; frozen: nothing.'
@@ -486,7 +486,7 @@ def test_missing_or_damaged_inputs_are_said(full, tmp_path, name, damage):
   if name == 'metrics.jsonl':
     assert 'there are no curves' in text
   if name == 'eval_val.json':
-    assert 'the best val line, at step 1,200,' in text
+    assert 'during training, at step 1,200,' in text
   if 'predictions' in name:
     assert 'No intervals' in text
   if name == 'predictions_val.npz':
@@ -596,7 +596,7 @@ def test_zoom_into_a_make_counts_all_its_images(full):
     make = re.search('<b>(.*?)</b>', block)[1]
     models = [c for c in range(40) if taxonomy.names[2][c].startswith(make)]
     inside = np.isin(data['labels'][:, 2], models)
-    within = re.search(r'mistaken within it (\d+), elsewhere (\d+)', block)
+    within = re.search(r'mistakes within it (\d+), elsewhere (\d+)', block)
     pred, labels = data['pred_joint'][inside, 2], data['labels'][inside, 2]
     assert (int(within[1]), int(within[2])) == (
       (np.isin(pred, models) & (pred != labels)).sum(),
@@ -757,7 +757,9 @@ def test_unknown_labels_count_nowhere(full, tmp_path):
   assert 'could not be made' not in made_page(tmp_path).text
   assert [
     int(n)
-    for n in re.findall(r'classes, (\d+) images', section(tmp_path, 'confusion').split('Closer')[0])
+    for n in re.findall(
+      r'classes, (\d+) images', section(tmp_path, 'confusion').split('Within each')[0]
+    )
   ] == [550, 550, 450]
   counts = [
     int(n) for n in re.findall(r'<p class="note">(\d+) image', section(tmp_path, 'gallery'))
@@ -856,21 +858,19 @@ def test_cosines_of_the_tasks_gradients(tmp_path):
   assert [style for style, _ in found] == [f'thick c{i}' for i in range(6)] + [
     f'thick dashed c{i}' for i in range(6)
   ]
-  assert 'the 4 pairs with the highest are left out' in ' '.join(Page(text).words)
+  assert 'the 4 pairs with the highest cosines are left out' in ' '.join(Page(text).words)
 
 
 def test_smoothed_curves_keep_their_mean_and_length():
   rng = np.random.default_rng(0)
   lines = [{'step': i, 'x': 2 + rng.normal()} for i in range(300)]
-  raw, smooth = (
-    charts.logged_curve(lines, 'step', 'x', 0, False, smooth=on) for on in (False, True)
-  )
+  raw, smooth = (charts.logged_curve(lines, 'step', 'x', 0, smooth=on) for on in (False, True))
   np.testing.assert_array_equal(raw.x, smooth.x)
   np.testing.assert_allclose(
     smooth.y[20:280], [raw.y[i - 5 : i + 5].mean() for i in range(20, 280)]
   )  # of 10 points
   assert smooth.y.std() < 0.5 * raw.y.std() and abs(smooth.y.mean() - raw.y.mean()) < 0.05
-  few = charts.logged_curve(lines[:40], 'step', 'x', 0, False, smooth=True)
+  few = charts.logged_curve(lines[:40], 'step', 'x', 0, smooth=True)
   np.testing.assert_array_equal(few.y, raw.y[:40])
 
 
@@ -952,7 +952,7 @@ def test_features_without_prototypes_and_no_section_without_files(tmp_path):
   np.savez(tmp_path / 'embedding_last.npz', **kept)
   text = made_page(page.write(tmp_path).parent).text
   assert (
-    'In the end' in text
+    'After training' in text
     and 'At the first evaluation' not in text
     and 'star' not in text
     and '80 images; perplexity 26.3' in text
@@ -1074,7 +1074,7 @@ def test_a_report_of_many_classes_and_levels_stays_small(tmp_path):
   assert 'could not be made' not in text and size < 15_000_000
   assert (
     'There are too many branches below family' in text
-    and 'A square stands for 40 classes that follow each other' in text
+    and 'Each square covers 40 consecutive classes' in text
   )
   order = sorted(range(n), key=lambda c: (*taxonomy.paths[c, :4].tolist(), c))
   bins = np.argsort(order) // 40

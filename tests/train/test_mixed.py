@@ -815,7 +815,7 @@ def test_below_never_contradicts(tmp_path):
   page = report_page.html(runs.read(run))
   assert (
     'could not be made' not in page
-    and 'joint decision has the classes that it lies below' in page
+    and 'joint decision contains the exclusive classes above it' in page.replace('\n', ' ')
     and 'id="embedding"' in page
   )
   with pytest.raises(UserError, match=r'has multi levels \(tag\); only runs on exclusive levels'):

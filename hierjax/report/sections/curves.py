@@ -28,8 +28,9 @@ class _Panels:
 
   def curve(self, source: str, key: str, colour: int, **style) -> charts.Curve:
     """The logged values of a key; validation has dots, training next to it is lighter."""
-    has_dots = source == 'val'
-    return charts.logged_curve(self.logged[source], self.axis, key, colour, has_dots, **style)
+    is_val = source == 'val'
+    style = {'has_dots': is_val, 'alpha': 1.0 if is_val else 0.55} | style
+    return charts.logged_curve(self.logged[source], self.axis, key, colour, **style)
 
   def add(self, title: str, curves: Sequence[charts.Curve], legend: Sequence = (), **options):
     """Add a chart of those curves that have points; none if there are none."""

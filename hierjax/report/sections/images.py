@@ -10,11 +10,11 @@ from hierjax.report.runs import Run
 from hierjax.report.templates import paragraph, render
 
 NO_PREDICTIONS = (
-  'This needs the predictions and the taxonomy of the run: --mode=report with this --workdir makes '
-  'what is missing.'
+  'This section needs the predictions and the taxonomy of the run; --mode=report with this '
+  '--workdir creates what is missing.'
 )
 NO_IMAGES = (
-  'There are no images of this evaluation yet: --mode=report with this --workdir adds them.'
+  'There are no example images of this evaluation yet; --mode=report with this --workdir adds them.'
 )
 
 
@@ -64,7 +64,7 @@ def worst_confusions(run: Run) -> Markup:
       }
     )
   if not pairs:
-    return paragraph(f'There is no wrong {table.levels[-1]} on {run.splits[0]}.')
+    return paragraph(f'No image of {run.splits[0]} has a wrong {table.levels[-1]}.')
   return render(
     'worst_confusions',
     pairs=pairs,

@@ -17,7 +17,7 @@ def section(run: Run) -> Markup:
     if not scores['roc']:
       continue
     points = [dict(zip('xy', point)) for point in scores['roc']]
-    curve = charts.logged_curve(points, 'x', 'y', 0, alpha=1.0)
+    curve = charts.logged_curve(points, 'x', 'y', 0)
     chart = charts.Chart(
       f'Novelty, ROC of {level}',
       'share of known images called new',

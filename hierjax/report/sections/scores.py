@@ -10,9 +10,9 @@ from hierjax.report.runs import Run
 from hierjax.report.templates import paragraph, render
 
 DECISIONS = {
-  'independent': 'every head answers for itself; the answers may contradict each other',
-  'leaf': 'the classes above are read off the predicted finest class',
-  'joint': 'the valid path whose weighted sum of log probabilities over the heads is highest',
+  'independent': 'the most probable class of each head; the classes may contradict each other',
+  'leaf': 'the coarser classes are derived from the predicted finest class',
+  'joint': 'the valid path with the highest weighted sum of log probabilities over the heads',
 }
 # Metrics whose interval is shown; more would drown the numbers.
 WITH_INTERVAL = ('top1', 'fpa', 'hvr', 'severity', 'ahd1')

@@ -161,6 +161,6 @@ def _intervals(run: Run, split: str, decision: str) -> tuple[dict, str]:
       return {}, f'No intervals: the predictions of {name} do not belong to its eval_{split}.json.'
   intervals = {key: bootstrap.paired_difference(base_values[key], values[key]) for key in values}
   return {key: interval for key, interval in intervals.items() if interval}, (
-    f'95% intervals: paired bootstrap over {count(len(labels))} images; they do not cover the luck '
-    'of the seed.'
+    f'95% intervals: paired bootstrap over {count(len(labels))} images; they do not cover the '
+    'variation between seeds.'
   )

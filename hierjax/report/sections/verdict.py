@@ -1,6 +1,5 @@
 """Whether the hierarchy pays: the run against a plain model with one head for the finest level."""
 
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -128,11 +127,10 @@ def _mismatches(run: Run, split: str) -> list[str]:
 
 
 def _differences(run: Run) -> list[str]:
-  """Options in which the runs differ, besides the heads; a phase of the curriculum counts once."""
+  """Options in which the runs differ, besides the heads."""
   a, b = flat(run.config), flat(run.baseline.config)
   keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-  keys = [key for key in keys if not key.startswith(IMMATERIAL)]
-  return list(dict.fromkeys(re.sub(r'^(curriculum\.[^.]*).*', r'\1', key) for key in keys))
+  return [key for key in keys if not key.startswith(IMMATERIAL)]
 
 
 def _intervals(run: Run, split: str, decision: str) -> tuple[dict, str]:

@@ -96,14 +96,25 @@ def is_finite(value: object) -> bool:
 
 
 def number(value: float | None, percent: bool = True, digits: int = 1) -> str:
-  """Format a share as a percentage with `digits` decimals, a distance with two; a dash for none."""
+  """Format a share or a distance; a dash for none.
+
+  Args:
+    value: the number.
+    percent: whether it is a share, shown as a percentage; a distance has two decimals.
+    digits: decimals of the percentage.
+  """
   if not is_finite(value):
     return '–'
   return f'{100 * value:.{digits}f}%' if percent else f'{value:.2f}'
 
 
 def signed(value: float | None, percent: bool = True) -> str:
-  """Format a difference with its sign: percentage points with one decimal, distances with two."""
+  """Format a difference with its sign; a dash for none.
+
+  Args:
+    value: the difference.
+    percent: whether it is one of shares, in percentage points with one decimal.
+  """
   if not is_finite(value):
     return '–'
   text = f'{100 * abs(value):.1f}' if percent else f'{abs(value):.2f}'
@@ -303,7 +314,7 @@ def register_metric(
   metric = Metric(
     name=name,
     label=label or name,
-    better=0 if higher_is_better is None else (1 if higher_is_better else -1),
+    better={None: 0, True: 1, False: -1}[higher_is_better],
     help=help,
     place=(*(OF_LEVEL if per_level else OF_PATH), name),
     is_percent=percent,
@@ -329,11 +340,14 @@ def split_name(name: str) -> tuple[str, Metric, str]:
 
   Raises:
     UserError: there is no such metric.
+
+  Args:
+    name: as `lookup` takes it.
   """
-  decision, _, rest = name.partition(':')
+  decision, _, path = name.partition(':')
   if decision not in DECISIONS:
-    decision, rest = DECISIONS[0], name
-  metric, _, level = rest.partition('/')
+    decision, path = DECISIONS[0], name
+  metric, _, level = path.partition('/')
   return decision, METRICS[metric], level
 
 

@@ -7,7 +7,11 @@ import numpy as np
 
 
 def nanmean(values: np.ndarray) -> float | None:
-  """Return the mean of the values that are not NaN; None where there are none."""
+  """Return the mean of the values that are not NaN; None where there are none.
+
+  Args:
+    values: float [N].
+  """
   with warnings.catch_warnings():
     # NumPy warns where all values are NaN
     warnings.simplefilter('ignore', RuntimeWarning)

@@ -181,8 +181,11 @@ def class_means(
 def masked_mean(values: jax.Array, mask: jax.Array, axis: str | None = None) -> jax.Array:
   """Compute the mean of values [B] where mask [B] is above 0; 0 where it is so nowhere.
 
-  With an axis of the mesh, [B] is a device's part of the batch, and the result is its share of the
-  mean: the shares add up to it.
+  Args:
+    values: [B].
+    mask: [B].
+    axis: of the mesh, where [B] is a device's part of the batch; the result is then its share of
+      the mean, and the shares add up to it.
   """
   count = jnp.sum(mask > 0)
   if axis is not None:

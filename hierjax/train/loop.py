@@ -40,6 +40,7 @@ from hierjax.data import pipeline, sources
 from hierjax.evaluate import collect as evaluate
 from hierjax.evaluate import metrics
 from hierjax.losses import balancing, build, multi
+from hierjax.losses.balancers import Balancer
 from hierjax.losses.build import Losses
 from hierjax.losses.exclusive import masked_mean
 from hierjax.losses.terms import Teacher
@@ -100,7 +101,7 @@ class Task:
   weights: Mapping[
     str, float
   ]  # of levels and terms; those above 0 are the tasks that the balancer weighs
-  balancer: balancing.Balancer | None  # None: nothing but `weights` weighs
+  balancer: Balancer | None  # None: nothing but `weights` weighs
   balance_at: str
   example_weights: (
     np.ndarray | None
@@ -117,7 +118,7 @@ class Task:
   def names(self) -> tuple[str, ...]:
     return tuple(name for name, weight in self.weights.items() if weight)
 
-  def balancer_in(self, phase: optim.Phase) -> balancing.Balancer | None:
+  def balancer_in(self, phase: optim.Phase) -> Balancer | None:
     """The balancer, where there is something to balance: it knows the run's tasks, so it waits for a phase with all of them, and one that compares gradients
     of what is shared waits until that is trained."""
     there = all(name in phase.levels or name in self.losses.terms for name in self.names)
@@ -463,7 +464,9 @@ class Run:
         f'--config.loss.terms={clash.pop()}: the taxonomy has a level of that name; call it otherwise'
       )
     self.weights = parse_weights(c.loss.weights, self.levels, list(self.losses.terms))
-    self.balancer = balancing.build(c.balance, c.loss.weights, math.ceil(n / c.train.batch_size))
+    self.balancer = balancing.build(
+      c.balance, bool(c.loss.weights), math.ceil(n / c.train.batch_size)
+    )
     for phase in self.phases:
       if not any(self.weights[level] for level in phase.levels):
         raise UserError(

@@ -10,7 +10,8 @@ import tiny
 from hierjax import model
 from hierjax.core import metrics
 from hierjax.core.errors import UserError
-from hierjax.evaluate import metrics as evaluation_metrics
+from hierjax.decide.paths import Decoded
+from hierjax.evaluate.metrics import evaluate, of_predictions
 from hierjax.taxonomy import Taxonomy
 from hierjax.train import loop
 
@@ -62,10 +63,10 @@ def test_lookup(name, expected):
 def test_every_metric_of_exclusive_levels_is_in_an_evaluation():
   t = Taxonomy.from_rows(('make', 'model'), [['a', 'a1'], ['a', 'a2'], ['b', 'b1']])
   scores = tuple(np.eye(t.num_classes(level))[t.paths[:, k]] for k, level in enumerate(t.levels))
-  decoded = evaluation_metrics.Decoded(t.paths, scores, scores)
+  decoded = Decoded(t.paths, scores, scores)
   # one mistake, so that there is a severity
   labels = np.where(np.arange(3)[:, None] == 1, t.paths[0], t.paths)
-  decision = evaluation_metrics.evaluate(decoded, labels, t)
+  decision = evaluate(decoded, labels, t)
   evaluation = {'decode': {'independent': decision, 'joint': decision}}
   words = {'path': '', 'level': '/make', 'pair': '/make-model'}
   for metric in metrics.of_kind('exclusive'):
@@ -94,7 +95,10 @@ def test_text():
 
 def test_train_best():
   levels, heads, tags = ('make', 'type', 'model'), ('type', 'model'), ('scene', 'object')
-  best = lambda text: metrics.resolve_best(text, levels, heads, tags)
+
+  def best(text):
+    return metrics.resolve_best(text, levels, heads, tags)
+
   assert best('top1/finest') == 'top1/model' and best('top1/coarsest') == 'top1/type'
   assert best('map/finest') == 'map/object' and best('micro_map/scene') == 'micro_map/scene'
   assert [best(text) for text in ('loss', 'fpa', 'hvr', 'joint_fpa')] == [
@@ -154,4 +158,4 @@ def test_a_function_that_returns_another_shape(registry):
   metrics.register_metric('mean', lambda predictions, labels, taxonomy: 0.5)
   t = Taxonomy.from_rows(('make',), [['a'], ['b']])
   with pytest.raises(UserError, match=r"metric 'mean': .* shape \(\) instead of \(2,\)"):
-    evaluation_metrics.of_predictions(t.paths, t.paths, t)
+    of_predictions(t.paths, t.paths, t)

@@ -9,7 +9,7 @@ import pytest
 import scipy.optimize
 
 from hierjax.core import parallel
-from hierjax.losses import balancing
+from hierjax.losses import balancers, balancing, solvers
 
 CASES = 25
 SOLVED = (
@@ -23,7 +23,7 @@ SOLVED = (
 
 
 def make(name, **options):
-  factory = balancing.BALANCERS[name]
+  factory = balancers.BALANCERS[name]
   return factory(
     **(
       {'epoch_steps': 3, **options}
@@ -237,7 +237,7 @@ def test_surgery_against_vectors(tasks):
   state, changed = gradvac.init(tasks), 0
   for step in range(6):
     g, key = gradients(40 + step, tasks), jax.random.key(step)
-    orders = np.asarray(balancing._orders(key, tasks))
+    orders = np.asarray(solvers.random_orders(key, tasks))
     np.testing.assert_array_equal(
       np.sort(orders, axis=0), np.tile(np.arange(tasks)[:, None], tasks)
     )
@@ -461,7 +461,7 @@ def corner_cases(tasks):
 
 
 @pytest.mark.parametrize('tasks', [1, 3])
-@pytest.mark.parametrize('name', sorted(balancing.BALANCERS))
+@pytest.mark.parametrize('name', sorted(balancers.BALANCERS))
 def test_never_nan_and_a_state_to_scan(name, tasks):
   """Steps under scan, which wants a state of one structure, shapes and types: each case twice, two others, and once more."""
   balancer, (losses, grads, names) = make(name), corner_cases(tasks)

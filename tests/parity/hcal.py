@@ -11,7 +11,7 @@ from parity import seeded
 
 from configs import hcal
 from hierjax.core import config
-from hierjax.losses import balancing, build
+from hierjax.losses import balancers, build
 from hierjax.losses.terms import Teacher
 from hierjax.models import heads
 from hierjax.taxonomy import Taxonomy
@@ -68,7 +68,7 @@ def evaluate(name, options=None, **changes):
     x = heads.normalized(features) if c.model.normalize else features
     shares, _ = train.objective(head, x, labels, task, task, Teacher({}, {}))
     each = jnp.stack([shares[level] for level in levels])
-    weights, _, _ = balancing.awa(c.balance.gamma).update(each, {})
+    weights, _, _ = balancers.awa(c.balance.gamma).update(each, {})
     return (weights * each).sum(), {'losses': each, 'weights': weights}
 
   @functools.partial(jax.jit, compiler_options=options)

@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
-from hierjax.losses import balancing
+from hierjax.losses import balancers
 from hierjax.losses import exclusive as losses
 from hierjax.models import heads as heads_lib
 from hierjax.train import loop as train
@@ -306,7 +306,7 @@ def test_balancers_get_what_they_read():
 
 def test_every_balancer_is_a_choice():
   options = {
-    k for factory in balancing.BALANCERS.values() for k in inspect.signature(factory).parameters
+    k for factory in balancers.BALANCERS.values() for k in inspect.signature(factory).parameters
   } - {'epoch_steps'}
   assert options == {*config.default().balance} - {'name', 'at'}
 
@@ -365,7 +365,7 @@ def test_prototype_heads():
 @pytest.mark.parametrize(
   ('options', 'said'),
   [
-    ({'balance.gamma': 0.5}, r'balance\.gamma=0\.5 means nothing to .*fixed'),
+    ({'balance.gamma': 0.5}, r'balance\.gamma=0\.5 is not an option of .*fixed'),
     ({'balance.name': 'equal', 'loss.weights': 'make=2'}, r'equal.*loss\.weights'),
     ({'balance.name': 'db_mtl', 'balance.at': 'features'}, r'db_mtl.*features'),
     ({'loss.terms': 'tree'}, r"no term 'tree'.*tree_path"),

@@ -365,7 +365,7 @@ def test_prototype_heads():
 @pytest.mark.parametrize(
   ('options', 'said'),
   [
-    ({'balance.gamma': 0.5}, r'balance\.gamma=0\.5 is not an option of .*fixed'),
+    ({'balance.gamma': 0.5}, r'balance\.gamma=0\.5 is only valid with .*, not with fixed'),
     ({'balance.name': 'equal', 'loss.weights': 'make=2'}, r'equal.*loss\.weights'),
     ({'balance.name': 'db_mtl', 'balance.at': 'features'}, r'db_mtl.*features'),
     ({'loss.terms': 'tree'}, r"no term 'tree'.*tree_path"),

@@ -41,9 +41,7 @@ BASE = {
   'optim.lr': 3e-3,
   'eval.batch_size': 16,
 }
-CURRICULUM = {
-  'curriculum': "[{'steps': 20, 'freeze': 'heads/finest', 'levels': 'coarser'}]",
-}
+CURRICULUM = {'curriculum': "[{'steps': 20, 'freeze': 'heads/finest', 'levels': 'coarser'}]"}
 KINDS = {
   'curriculum, EMA, accumulation': CURRICULUM
   | {'optim.ema': 0.9, 'optim.accumulate': 2, 'optim.schedule': 'onecycle'},
@@ -94,7 +92,11 @@ class Process:
 
   def __init__(self, kind: str, workdir: pathlib.Path, workers: int):
     # one device and one thread of XLA, as several runs share the machine
-    env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0'}
+    env = os.environ | {
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': os.environ.get('HIERJAX_TEST_XLA_FLAGS', ''),
+      'HIERJAX_HUGEPAGES': '0',
+    }
     self.process = subprocess.Popen(
       command(kind, workdir, workers),
       stdout=subprocess.PIPE,

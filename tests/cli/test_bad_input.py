@@ -1898,7 +1898,12 @@ def test_damaged_run(copied):
 
 
 def process(*argv, **options):
-  env = {**os.environ, 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0', 'PYTHONPATH': str(ROOT)}
+  env = {
+    **os.environ,
+    'XLA_FLAGS': os.environ['HIERJAX_TEST_XLA_FLAGS'],
+    'HIERJAX_HUGEPAGES': '0',
+    'PYTHONPATH': str(ROOT),
+  }
   return subprocess.Popen(
     [sys.executable, str(ROOT / 'main.py'), *argv],
     env=env,

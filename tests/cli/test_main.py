@@ -14,17 +14,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def run_program(*args, code=0, program='main.py'):
   env = os.environ | {
-    'XLA_FLAGS': '',
+    'XLA_FLAGS': os.environ['HIERJAX_TEST_XLA_FLAGS'],
     'HIERJAX_HUGEPAGES': '0',
     'JAX_COMPILATION_CACHE_DIR': os.environ['HIERJAX_TEST_CACHE'],
   }
   result = subprocess.run(
-    [sys.executable, program, *args],
-    cwd=ROOT,
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=300,
+    [sys.executable, program, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
   )
   assert result.returncode == code, result.stdout + result.stderr
   assert 'Traceback' not in result.stderr, result.stderr

@@ -266,7 +266,7 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(tmp_path):
 def environment() -> dict[str, str]:
   return os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '',
+    'XLA_FLAGS': os.environ['HIERJAX_TEST_XLA_FLAGS'],
     'HIERJAX_HUGEPAGES': '0',
     'JAX_COMPILATION_CACHE_DIR': os.environ['HIERJAX_TEST_CACHE'],
   }

@@ -81,7 +81,7 @@ class Job:
             env={
               **os.environ,
               'JAX_PLATFORMS': 'cpu',
-              'XLA_FLAGS': '',
+              'XLA_FLAGS': os.environ['HIERJAX_TEST_XLA_FLAGS'],
               'JAX_COMPILATION_CACHE_DIR': os.environ['HIERJAX_TEST_CACHE'],
               **common,
               **env,
@@ -348,7 +348,7 @@ def test_folders_of_their_own_are_refused(tmp_path):
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, 'XLA_FLAGS': ''},
+        env={**os.environ, 'XLA_FLAGS': os.environ['HIERJAX_TEST_XLA_FLAGS']},
       )
     )
   said = [p.communicate(timeout=120)[1] for p in processes]
@@ -433,7 +433,7 @@ def test_mistakes_on_the_command_line(args, code, message):
   done = subprocess.run(
     [sys.executable, 'main.py', *args],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0'},
+    env={**os.environ, 'XLA_FLAGS': os.environ['HIERJAX_TEST_XLA_FLAGS'], 'HIERJAX_HUGEPAGES': '0'},
     capture_output=True,
     text=True,
     timeout=120,

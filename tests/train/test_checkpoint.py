@@ -154,7 +154,7 @@ def test_the_best_checkpoint_is_the_one_that_is_evaluated(metric, tmp_path):
 
 def test_a_checkpoint_of_another_model_is_told_by_its_first_difference(copy):
   config = json.loads((copy / 'config.json').read_text())
-  config['model']['levels'] = 'make,model'
+  config['model']['levels'] = ['make', 'model']
   (copy / 'config.json').write_text(json.dumps(config))
   with pytest.raises(
     UserError,

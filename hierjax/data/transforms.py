@@ -1,31 +1,29 @@
-"""Pictures in, squares out: encoded bytes or uint8 [h, w, 3] become uint8 [size, size, 3], RGB. numpy, OpenCV, simplejpeg and Pillow only. Bytes may be
-a `Part`, of which the rest is cut off before all else.
+"""From pictures to squares: encoded bytes or uint8 [h, w, 3] become uint8 [size, size, 3], RGB.
 
-Crop, flip, rotation and scale are one affine warp; brightness, contrast, saturation and hue are one 3x4 colour matrix. A bilinear warp does
-not average, so what gets much smaller is shrunk beforehand: by the JPEG decoder, which is faster than decoding it all, and by area averaging.
+Crop, flip, rotation and scale are one affine warp; brightness, contrast, saturation and hue are one
+3x4 colour matrix. A bilinear warp does not average, so a picture that gets much smaller is shrunk
+first: by the JPEG decoder, which is faster than decoding all of it, and by area averaging.
 
-How a picture that is not square becomes square is `resize`, the same in training and in evaluation: 'squash' stretches it, 'crop' takes the
-largest square in its middle (in training: a crop of its own proportions), 'pad' puts it in the middle of a grey square.
+`resize` says how a picture becomes a square, in training and in evaluation: 'squash' stretches it,
+'crop' takes the largest square in its middle (in training a crop of its own proportions), 'pad' puts
+it in the middle of a grey square.
 """
 
+import functools
 import io
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-cv2.setNumThreads(1)  # the pipeline has threads of its own
-
 RESIZE = ('squash', 'crop', 'pad')
 PAD = (127, 127, 127)
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow's own limit for a decompression bomb: 179 million
-Image.init()
-FORMATS = sorted(
-  {*Image.OPEN} - {'EPS', 'WMF'}
-)  # those would start a program on what stands in the file
+REDUCTIONS = (1, 2, 4, 8)  # by which the JPEG decoder can shrink
 LUMA = (0.299, 0.587, 0.114)
 RGB_TO_YIQ = np.array([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
@@ -36,47 +34,77 @@ class BrokenImage(ValueError):
 
 
 class Part(bytes):
-  """An encoded picture of which only a part is shown: the box (left, top, right, bottom), in pixels from the upper left corner of the upright picture,
-  right and bottom excluded, as far as it lies inside; None is all of it. The `banner` lowest rows are never shown."""
+  """An encoded picture of which only a part is shown.
+
+  Attributes:
+    box: (left, top, right, bottom) in pixels of the upright picture, right and bottom excluded, as
+      far as it lies inside; None for all of it.
+    banner: rows at the lower edge that are never shown.
+  """
 
   box, banner = None, 0
 
   @classmethod
-  def of(cls, data, box=None, banner=0):
+  def of(cls, data: bytes, box: tuple | None = None, banner: int = 0) -> 'Part':
+    """Make a part of these bytes."""
     part = cls(data)
     part.box, part.banner = box, banner
     return part
 
 
 class Augment(NamedTuple):
-  """What training does to a picture; the fields of `config.data.augment`."""
+  """What training does to a picture, as in `config.data.augment`.
+
+  Attributes:
+    enabled: off shows training the view of evaluation.
+    crop: the crop's share of the area, from and to.
+    ratio: width / height of the crop, from and to, log-uniform.
+    flip: probability of a mirror image.
+    rotate: degrees, uniform in +-.
+    brightness, contrast, saturation: each factor is uniform in 1 +- this.
+    hue: turns, uniform in +-.
+  """
 
   enabled: bool = True
-  crop: tuple[float, float] = (0.5, 1.0)  # share of the area
-  ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop, log-uniform
-  flip: float = 0.5  # probability
-  rotate: float = 15.0  # degrees, uniform in +-
-  brightness: float = 0.3  # each factor is uniform in 1 +- this
+  crop: tuple[float, float] = (0.5, 1.0)
+  ratio: tuple[float, float] = (0.75, 4 / 3)
+  flip: float = 0.5
+  rotate: float = 15.0
+  brightness: float = 0.3
   contrast: float = 0.3
   saturation: float = 0.3
-  hue: float = 0.0  # turns, uniform in +-
+  hue: float = 0.0
 
   @classmethod
-  def of(cls, options):
-    """From a ConfigDict, a dict, a namespace, None (the defaults) or an Augment."""
+  def of(cls, options: Any) -> 'Augment':
+    """Make it of a ConfigDict or dict; None gives the defaults."""
     if options is None or isinstance(options, cls):
       return options or cls()
-    items = dict(options) if hasattr(options, 'keys') else vars(options)
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in items.items()})
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+class _Picture(NamedTuple):
+  """Upright height and width; pixels(f) is uint8 [h, w, 3], or from most JPEGs [h / f, w / f, 3]."""
+
+  height: int
+  width: int
+  pixels: Callable[[int], np.ndarray]
 
 
 # Decoding
 
 
-def _pillow(data):
-  """Any format and mode Pillow knows -> uint8 [h, w, 3]: first frame, upright, transparent parts on white, 16 bits cut to the upper 8."""
+@functools.cache
+def _formats():
+  """Pillow's formats, without those that would start a program on what stands in the file."""
+  Image.init()
+  return sorted({*Image.OPEN} - {'EPS', 'WMF'})
+
+
+def _decode_any(data):
+  """Decode any format: first frame, upright, transparent parts on white, 16 bits cut to 8."""
   try:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
       image.load()
       upright = ImageOps.exif_transpose(image)
       if upright.mode.startswith('I') or upright.mode == 'F':
@@ -88,27 +116,23 @@ def _pillow(data):
         upright = upright.convert('RGBA')
         upright = Image.alpha_composite(Image.new('RGBA', upright.size, 'white'), upright)
       return np.asarray(upright.convert('RGB'))
-  except (
-    Exception
-  ) as error:  # Pillow raises OSError, SyntaxError, struct.error and more, as the bytes fall
-    told = (
-      'not an image'
-      if isinstance(error, UnidentifiedImageError)
-      else str(error) or type(error).__name__
-    )
-    raise BrokenImage(told) from error
+  except UnidentifiedImageError as error:
+    raise BrokenImage('not an image') from error
+  except Exception as error:
+    # Pillow raises OSError, SyntaxError, struct.error and more, as the bytes fall
+    raise BrokenImage(str(error) or type(error).__name__) from error
 
 
 def _orientation(data):
-  """EXIF orientation of a JPEG, 1 to 8."""
+  """EXIF orientation of a JPEG, 1 to 8; 1 for a damaged tag."""
   if b'Exif\0\0' not in data[: 1 << 16]:
     return 1
   try:
     with Image.open(io.BytesIO(data)) as image:
-      turn = image.getexif().get(0x112, 1)
-    return turn if turn in range(1, 9) else 1
+      orientation = image.getexif().get(0x112, 1)
+    return orientation if orientation in range(1, 9) else 1
   except Exception:
-    return 1  # the tag is a courtesy: a picture with a damaged one is still a picture
+    return 1
 
 
 def _upright(image, orientation):
@@ -122,99 +146,86 @@ def _upright(image, orientation):
   return np.ascontiguousarray(image)
 
 
-def _look(image):
-  """(height, width, pixels), upright. pixels(f), f in 1, 2, 4, 8: uint8 [h, w, 3], or [h / f, w / f, 3] from most JPEGs."""
+def _open(image) -> _Picture:
+  """The picture that bytes, an array or a `Part` show."""
   if not isinstance(image, Part):
-    return _whole(image)
-  h, w, pixels = _whole(image)
+    return _open_all(image)
+  h, w, pixels = _open_all(image)
   left, top, right, bottom = image.box or (0, 0, w, h)
-  x, y, x1, y1 = (
-    max(0, math.floor(left)),
-    max(0, math.floor(top)),
-    min(w, math.ceil(right)),
-    min(h - image.banner, math.ceil(bottom)),
-  )
+  x, x1 = max(0, math.floor(left)), min(w, math.ceil(right))
+  y, y1 = max(0, math.floor(top)), min(h - image.banner, math.ceil(bottom))
   if x >= x1 or y >= y1:
-    raise BrokenImage(
-      f'nothing of its {w} x {h} pixels is left within {left:g}, {top:g}, {right:g}, {bottom:g}'
-    )
+    box = f'{left:g}, {top:g}, {right:g}, {bottom:g}'
+    raise BrokenImage(f'nothing of its {w} x {h} pixels is left within {box}')
 
   def part(f):
-    found = pixels(f)
-    if found.shape[:2] == (h, w):
+    reduced = pixels(f)
+    if reduced.shape[:2] == (h, w):
       f = 1
-    v, u = round(y / f), round(x / f)  # half a pixel of the reduced picture off at most
-    return found[v : v + -(-(y1 - y) // f), u : u + -(-(x1 - x) // f)]
+    row, column = round(y / f), round(x / f)  # at most half a reduced pixel off
+    return reduced[row : row + -(-(y1 - y) // f), column : column + -(-(x1 - x) // f)]
 
-  return y1 - y, x1 - x, part
+  return _Picture(y1 - y, x1 - x, part)
 
 
-def _whole(image):
+def _open_all(image):
+  """The whole picture."""
   if isinstance(image, np.ndarray):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
       raise BrokenImage(f'expected uint8 [h, w, 3], found {image.dtype} {list(image.shape)}')
-    return *image.shape[:2], lambda f: image
+    return _Picture(*image.shape[:2], lambda f: image)
   if image[:2] == b'\xff\xd8':
     try:
       h, w, space, _ = simplejpeg.decode_jpeg_header(image)
     except ValueError:
-      h = w = 0
+      h, w, space = 0, 0, ''
     if h * w > MAX_PIXELS:
       raise BrokenImage(f'{w} x {h} pixels: refused as a decompression bomb')
     if h and space in ('Gray', 'YCbCr', 'RGB'):
-      turn = _orientation(image)
-
-      def pixels(f):
-        try:
-          whole = simplejpeg.decode_jpeg(image, min_height=-(-h // f), min_width=-(-w // f))
-        except ValueError:
-          return _pillow(image)  # decides whether the fault is a harmless one
-        return _upright(whole, turn)
-
-      return (w, h, pixels) if turn >= 5 else (h, w, pixels)
-  whole = _pillow(image)
-  return *whole.shape[:2], lambda f: whole
+      return _open_jpeg(image, h, w)
+  pixels = _decode_any(image)
+  return _Picture(*pixels.shape[:2], lambda f: pixels)
 
 
-def _reduced(pixels, h, w, shrink_x, shrink_y):
-  """(pixels, kx, ky): a picture that is to be shrunk by these factors, already shrunk to 1.25 source pixels per output pixel, by kx and ky."""
-  factor = max(f for f in (1, 2, 4, 8) if f == 1 or f <= min(shrink_x, shrink_y))
-  image = pixels(factor)
-  if image.shape[:2] == (h, w):
-    factor = 1
-  h1, w1 = image.shape[:2]
-  fx, fy = (
-    f if f > 1.1 else 1.0 for f in (shrink_x / factor / 1.25, shrink_y / factor / 1.25)
-  )  # below that it is not worth its time
-  if fx == fy == 1:
-    return image, factor, factor
-  image = cv2.resize(
-    image, (max(1, round(w1 / fx)), max(1, round(h1 / fy))), interpolation=cv2.INTER_AREA
-  )
-  return image, factor * w1 / image.shape[1], factor * h1 / image.shape[0]
+def _open_jpeg(data, h, w):
+  orientation = _orientation(data)
+
+  def pixels(f):
+    try:
+      image = simplejpeg.decode_jpeg(data, min_height=-(-h // f), min_width=-(-w // f))
+    except ValueError:
+      return _decode_any(data)  # decides whether the fault is a harmless one
+    return _upright(image, orientation)
+
+  return _Picture(w, h, pixels) if orientation >= 5 else _Picture(h, w, pixels)
 
 
-def decode(image):
-  """Encoded bytes (or an array) -> uint8 [h, w, 3], upright. Raises BrokenImage."""
-  return _look(image)[2](1)
+def decode(image: bytes | np.ndarray) -> np.ndarray:
+  """Decode a picture to uint8 [h, w, 3], RGB and upright.
+
+  Raises:
+    BrokenImage: it cannot be read.
+  """
+  return _open(image).pixels(1)
 
 
 # Training
 
 
 def _crop(h, w, augment, resize, draws):
-  """The part that is shown, (centre x, centre y, width, height) in pixels: torchvision's random resized crop, cut to fit where it tries again."""
-  fw, fh = (
-    (w, h) if resize == 'crop' else (1.0, 1.0)
-  )  # 'squash' and 'pad' crop from the square they make
+  """The part to show, (centre x, centre y, width, height) in pixels.
+
+  As torchvision's random resized crop, but cut to fit where that draws again.
+  """
+  # 'squash' and 'pad' crop from the square that they make
+  full_w, full_h = (w, h) if resize == 'crop' else (1.0, 1.0)
   low, high = augment.ratio
-  area, ratio = (
-    augment.crop[0] + (augment.crop[1] - augment.crop[0]) * draws[0],
-    low * (high / low) ** draws[1],
-  )
-  cw, ch = min(fw, math.sqrt(area * fw * fh * ratio)), min(fh, math.sqrt(area * fw * fh / ratio))
+  area = augment.crop[0] + (augment.crop[1] - augment.crop[0]) * draws[0]
+  ratio = low * (high / low) ** draws[1]
+  cw = min(full_w, math.sqrt(area * full_w * full_h * ratio))
+  ch = min(full_h, math.sqrt(area * full_w * full_h / ratio))
   cw, ch = min(cw, ch * high), min(ch, cw / low)
-  x, y = cw / 2 + (fw - cw) * draws[2], ch / 2 + (fh - ch) * draws[3]
+  x, y = cw / 2 + (full_w - cw) * draws[2], ch / 2 + (full_h - ch) * draws[3]
   if resize == 'crop':
     return x, y, cw, ch
   if resize == 'squash':
@@ -223,9 +234,43 @@ def _crop(h, w, augment, resize, draws):
   return x * side + (w - side) / 2, y * side + (h - side) / 2, cw * side, ch * side
 
 
-def colour_matrix(mean, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0):
-  """float64 [3, 4] for RGB in 0..255. Factors as in torchvision's ColorJitter, applied in the order of the arguments; contrast is about the
-  grey of `mean`, the picture's mean RGB; hue is in turns, and turns in YIQ (torchvision's in HSV)."""
+def _shrink(picture, shrink_x, shrink_y):
+  """Shrink a picture that will be shrunk by these factors, to 1.25 pixels an output pixel.
+
+  Returns:
+    The pixels, and by how much they are smaller than the picture in x and in y.
+  """
+  factor = max(f for f in REDUCTIONS if f == 1 or f <= min(shrink_x, shrink_y))
+  image = picture.pixels(factor)
+  if image.shape[:2] == (picture.height, picture.width):
+    factor = 1
+  h, w = image.shape[:2]
+  # below 1.1 it is not worth its time
+  fx, fy = (f if f > 1.1 else 1.0 for f in (shrink_x / factor / 1.25, shrink_y / factor / 1.25))
+  if fx == fy == 1:
+    return image, factor, factor
+  size = max(1, round(w / fx)), max(1, round(h / fy))
+  image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+  return image, factor * w / image.shape[1], factor * h / image.shape[0]
+
+
+def colour_matrix(
+  mean: Sequence[float],
+  brightness: float = 1.0,
+  contrast: float = 1.0,
+  saturation: float = 1.0,
+  hue: float = 0.0,
+) -> np.ndarray:
+  """The affine map of colours that changes brightness, contrast, saturation and hue, in this order.
+
+  Args:
+    mean: mean RGB of the picture; contrast is about its grey.
+    brightness, contrast, saturation: factors as in torchvision's ColorJitter.
+    hue: turns in YIQ (torchvision's in HSV).
+
+  Returns:
+    float64 [3, 4] for RGB in 0..255.
+  """
   grey = brightness * sum(l * m for l, m in zip(LUMA, mean))
   mix = [
     [brightness * contrast * (saturation * (i == j) + (1 - saturation) * LUMA[j]) for j in range(3)]
@@ -234,22 +279,41 @@ def colour_matrix(mean, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0):
   if hue:
     c, s = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
     mix = YIQ_TO_RGB @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ RGB_TO_YIQ @ np.array(mix)
-  return np.array(
-    [[*row, (1 - contrast) * grey] for row in mix]
-  )  # a grey stays a grey under the rest, so the offset does
+  # saturation and hue leave a grey as it is, and so the offset
+  return np.array([[*row, (1 - contrast) * grey] for row in mix])
 
 
-def train_transform(image, rng, size, augment=None, resize='squash', out=None):
-  """A random view, uint8 [size, size, 3], of bytes or uint8 [h, w, 3], drawn with a numpy Generator, written to `out` if given."""
+def train_transform(
+  image: bytes | np.ndarray,
+  rng: np.random.Generator,
+  size: int,
+  augment: Any = None,
+  resize: str = 'squash',
+  out: np.ndarray | None = None,
+) -> np.ndarray:
+  """Make a random view of a picture for training.
+
+  Args:
+    image: encoded bytes, or uint8 [h, w, 3].
+    rng: gives ten draws, whatever is enabled: one option does not move another's draws.
+    size: pixels.
+    augment: see `Augment`.
+    resize: see the module.
+    out: where the view is written.
+
+  Returns:
+    uint8 [size, size, 3].
+
+  Raises:
+    BrokenImage: the picture cannot be read.
+  """
   augment = Augment.of(augment)
   if not augment.enabled:
     return eval_transform(image, size, resize, out)
-  draws = rng.random(
-    10
-  ).tolist()  # always as many, so that one option does not move another's draws
-  h, w, pixels = _look(image)
-  x, y, cw, ch = _crop(h, w, augment, resize, draws)
-  image, kx, ky = _reduced(pixels, h, w, cw / size, ch / size)
+  draws = rng.random(10).tolist()
+  picture = _open(image)
+  x, y, cw, ch = _crop(picture.height, picture.width, augment, resize, draws)
+  image, kx, ky = _shrink(picture, cw / size, ch / size)
   # output pixel -> source pixel: centre it, turn it, mirror it, scale it, move it to the crop
   angle = math.radians(augment.rotate * (2 * draws[4] - 1))
   c, s = math.cos(angle), math.sin(angle)
@@ -257,27 +321,26 @@ def train_transform(image, rng, size, augment=None, resize='squash', out=None):
   if draws[5] < augment.flip:
     sx = -sx
   middle = (size - 1) / 2
-  matrix = np.array(
-    [
-      [sx * c, -sx * s, x / kx - 0.5 - sx * (c - s) * middle],
-      [sy * s, sy * c, y / ky - 0.5 - sy * (s + c) * middle],
-    ]
-  )
+  offset_x = x / kx - 0.5 - sx * (c - s) * middle
+  offset_y = y / ky - 0.5 - sy * (s + c) * middle
+  matrix = np.array([[sx * c, -sx * s, offset_x], [sy * s, sy * c, offset_y]])
   border = cv2.BORDER_CONSTANT if resize == 'pad' else cv2.BORDER_REFLECT_101
   flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
   out = cv2.warpAffine(
     image, matrix, (size, size), dst=out, flags=flags, borderMode=border, borderValue=PAD
   )
-  if augment.brightness or augment.contrast or augment.saturation or augment.hue:
-    b, c, s = (
-      1 + a * (2 * u - 1)
-      for a, u in zip((augment.brightness, augment.contrast, augment.saturation), draws[6:9])
-    )
-    matrix = colour_matrix(
-      cv2.mean(out) if augment.contrast else (0, 0, 0), b, c, s, augment.hue * (2 * draws[9] - 1)
-    )
-    out = cv2.transform(out, matrix, dst=out)
-  return out
+  return _change_colours(out, augment, draws[6:])
+
+
+def _change_colours(image, augment, draws):
+  """Change the colours in place."""
+  ranges = augment.brightness, augment.contrast, augment.saturation
+  if not any(ranges) and not augment.hue:
+    return image
+  factors = [1 + a * (2 * u - 1) for a, u in zip(ranges, draws)]
+  mean = cv2.mean(image) if augment.contrast else (0, 0, 0)
+  matrix = colour_matrix(mean, *factors, augment.hue * (2 * draws[3] - 1))
+  return cv2.transform(image, matrix, dst=image)
 
 
 # Evaluation
@@ -285,13 +348,12 @@ def train_transform(image, rng, size, augment=None, resize='squash', out=None):
 
 def _resample(image, w, h, out=None):
   """Resize each axis as it needs: averaged where it shrinks, bilinear where it grows."""
-  h0, w0 = image.shape[:2]
-  if w < w0 or h < h0:
-    small = (min(w, w0), min(h, h0))
-    image = cv2.resize(
-      image, small, dst=out if small == (w, h) else None, interpolation=cv2.INTER_AREA
-    )
-    if small == (w, h):
+  old_h, old_w = image.shape[:2]
+  if w < old_w or h < old_h:
+    small = (min(w, old_w), min(h, old_h))
+    is_done = small == (w, h)
+    image = cv2.resize(image, small, dst=out if is_done else None, interpolation=cv2.INTER_AREA)
+    if is_done:
       return image
   return cv2.resize(image, (w, h), dst=out, interpolation=cv2.INTER_LINEAR)
 
@@ -301,12 +363,12 @@ def _square(image, size, resize, out=None):
   h, w = image.shape[:2]
   if resize == 'pad':
     side = max(h, w)
-    nw, nh = max(1, round(size * w / side)), max(1, round(size * h / side))
+    new_w, new_h = max(1, round(size * w / side)), max(1, round(size * h / side))
     if out is None:
       out = np.empty((size, size, 3), np.uint8)
     out[:] = PAD
-    x, y = (size - nw) // 2, (size - nh) // 2
-    out[y : y + nh, x : x + nw] = _resample(image, nw, nh)
+    x, y = (size - new_w) // 2, (size - new_h) // 2
+    out[y : y + new_h, x : x + new_w] = _resample(image, new_w, new_h)
     return out
   if resize == 'crop':
     side = min(h, w)
@@ -315,34 +377,68 @@ def _square(image, size, resize, out=None):
   return _resample(image, size, size, out)
 
 
-def _prepared(image, size, resize):
-  h, w, pixels = _look(image)
+def _reduced(image, size, resize):
+  """The pixels of a picture, at least twice as large as its view of this size."""
+  h, w, pixels = _open(image)
   across, down = {'squash': (w, h), 'crop': (min(h, w),) * 2, 'pad': (max(h, w),) * 2}[resize]
-  # The decoder rounds its size up: the far edge is half a pixel off at most if it is cut, and a quarter of an output pixel where two make one.
-  factor = max(f for f in (1, 2, 4, 8) if f == 1 or 2 * f * size <= min(across, down))
+  factor = max(f for f in REDUCTIONS if f == 1 or 2 * f * size <= min(across, down))
   image = pixels(factor)
+  # The decoder rounds its size up. The far edge is at most half a pixel off if that is cut, and a
+  # quarter of an output pixel where two make one.
   return image if image.shape[:2] == (h, w) else image[: round(h / factor), : round(w / factor)]
 
 
-def eval_transform(image, size, resize='squash', out=None):
-  """The view that is judged, uint8 [size, size, 3]: bytes or uint8 [h, w, 3] in. Written to `out` where given. Raises BrokenImage."""
-  return _square(_prepared(image, size, resize), size, resize, out)
+def eval_transform(
+  image: bytes | np.ndarray, size: int, resize: str = 'squash', out: np.ndarray | None = None
+) -> np.ndarray:
+  """Make the view of a picture that is evaluated.
+
+  Args:
+    image: encoded bytes, or uint8 [h, w, 3].
+    size: pixels.
+    resize: see the module.
+    out: where the view is written.
+
+  Returns:
+    uint8 [size, size, 3].
+
+  Raises:
+    BrokenImage: the picture cannot be read.
+  """
+  return _square(_reduced(image, size, resize), size, resize, out)
 
 
-def views(image, size, n, resize='squash', out=None):
-  """Views for test-time augmentation, uint8 [n, size, size, 3]: 1 the picture, 2 and its mirror image, 3 and the middle 7/8 enlarged (S0's
-  256 -> 224), 5 and 7/8 from its upper left and its lower right corner. Raises BrokenImage."""
+def views(
+  image: bytes | np.ndarray,
+  size: int,
+  n: int,
+  resize: str = 'squash',
+  out: np.ndarray | None = None,
+) -> np.ndarray:
+  """Make n views of a picture for test-time augmentation.
+
+  Args:
+    image, size, resize, out: as in `eval_transform`.
+    n: 1 is the picture; 2 adds its mirror image; 3 the middle 7/8 enlarged (S0's 256 -> 224); 5
+      also 7/8 from its upper left and its lower right corner.
+
+  Returns:
+    uint8 [n, size, size, 3].
+
+  Raises:
+    BrokenImage: the picture cannot be read.
+  """
   if n not in (1, 2, 3, 5):
     raise ValueError(f'views={n}: choose 1, 2, 3 or 5')
-  larger = round(size * 8 / 7)
-  image = _prepared(image, size, resize)
+  image = _reduced(image, size, resize)
   if out is None:
     out = np.empty((n, size, size, 3), np.uint8)
   out[0] = _square(image, size, resize)
   if n >= 2:
     out[1] = out[0][:, ::-1]
   if n >= 3:
-    whole, gap = _square(image, larger, resize), larger - size
-    for view, at in zip(out[2:], (gap // 2, 0, gap)):
-      view[:] = whole[at : at + size, at : at + size]
+    larger = round(size * 8 / 7)
+    enlarged, gap = _square(image, larger, resize), larger - size
+    for view, offset in zip(out[2:], (gap // 2, 0, gap)):
+      view[:] = enlarged[offset : offset + size, offset : offset + size]
   return out

@@ -399,16 +399,10 @@ def test_what_cannot_be_read_says_so(name):
 
 
 def test_augment_from_any_kind_of_options():
-  from types import SimpleNamespace
-
   from ml_collections import ConfigDict
 
   assert Augment.of(None) == Augment()
-  for options in (
-    ConfigDict({'flip': 0.0, 'crop': (0.2, 0.4)}),
-    {'flip': 0.0, 'crop': [0.2, 0.4]},
-    SimpleNamespace(flip=0.0, crop=(0.2, 0.4)),
-  ):
+  for options in (ConfigDict({'flip': 0.0, 'crop': (0.2, 0.4)}), {'flip': 0.0, 'crop': [0.2, 0.4]}):
     assert Augment.of(options) == Augment(flip=0.0, crop=(0.2, 0.4))
 
 

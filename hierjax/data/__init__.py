@@ -1,1 +1,1 @@
-"""Pictures and labels: sources, transforms (numpy, OpenCV, simplejpeg, Pillow) and the batches that training and evaluation read."""
+"""Data: readers, splits, transforms, the pipeline, checks, and the drawn toy set."""

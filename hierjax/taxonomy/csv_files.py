@@ -64,7 +64,7 @@ def _read_text(path):
   except UnicodeDecodeError as e:
     raise UserError(f'{path}: is not UTF-8 text (byte {e.start}); save it as "CSV UTF-8"') from None
   if '\0' in text:
-    row = formats.count('\n', 0, text.index('\0')) + 1
+    row = text.count('\n', 0, text.index('\0')) + 1
     raise UserError(f'{path}:{row}: holds zero bytes; it is damaged or no text')
   return text
 

@@ -53,7 +53,11 @@ class Unpickler(pickle.Unpickler):
     raise NotImplementedError
 
   def find_class(self, module: str, name: str) -> Any:
-    """Return the replacement of a name; called by `load`."""
+    """Return the replacement of a name; called by `load`.
+
+    Args:
+      module, name: what the pickle asks for.
+    """
     self._check(f'{module}.{name}')
     return self.stand_in(f'{module}.{name}')
 
@@ -84,8 +88,8 @@ class Unpickler(pickle.Unpickler):
 
   def _check(self, name):
     if name not in self.names:
-      shown = name if len(name) <= 80 else name[:77] + '...'
+      short = name if len(name) <= 80 else name[:77] + '...'
       raise UserError(
-        f'{self.path}: asks for {shown!r}, which {self.purpose} do not need; refused, and nothing '
+        f'{self.path}: asks for {short!r}, which {self.purpose} do not need; refused, and nothing '
         f'in it was run{self.advice}'
       )

@@ -21,7 +21,7 @@ class Examples:
     files: a name of each example for people, such as 'images/00001.jpg'.
     labels: int32 [N, L], class ids of the exclusive levels, -1 unknown.
     reader: reads one example.
-    multi: int8 [N, C], 0 and 1 of each class of the tag levels, -1 unknown; None without tag levels.
+    multi: int8 [N, C], 0 and 1 of each class of the tag levels, -1 unknown.
   """
 
   name: str
@@ -67,12 +67,12 @@ class Table:
 
 
 def subset(examples: Examples | Table, index: Sequence[int], name: str | None = None) -> Examples:
-  """Select examples by their numbers.
+  """Select examples.
 
   Args:
     examples: a split, or a reader's table.
     index: [n] numbers of the examples.
-    name: the name of the result; by default that of `examples`.
+    name: that of the result; by default the same.
   """
   index = np.asarray(index, int)
   return Examples(
@@ -89,8 +89,8 @@ def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -
 
   Args:
     examples: a split.
-    features: float [n, d], of the selected examples.
-    index: int [n], numbers of the selected examples.
+    features: float [n, d].
+    index: int [n], numbers of the examples.
   """
   reader = np.asarray(features, np.float32).__getitem__
   return dataclasses.replace(subset(examples, index), reader=reader)

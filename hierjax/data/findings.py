@@ -1,4 +1,4 @@
-"""What a reader finds wrong with the data. Training raises the first error, lint gathers all of them."""
+"""What a reader finds wrong with the data: training raises the first error, lint gathers all."""
 
 import dataclasses
 
@@ -54,7 +54,11 @@ class Findings:
     self.notes.append(text)
 
   def add(self, severity: str, where: str, kind: str, text: str, stops: bool = False) -> None:
-    """Add a finding; one with the severity, kind and text of an earlier one is only counted."""
+    """Add a finding; one with the severity, kind and text of an earlier one is only counted.
+
+    Args:
+      severity, where, kind, text, stops: see `Finding`.
+    """
     first = self._findings.get((severity, kind, text))
     if first is None:
       finding = Finding(severity, str(where), kind, text, stops)
@@ -63,18 +67,30 @@ class Findings:
     self._findings[severity, kind, text] = finding
 
   def error(self, where: str, kind: str, text: str) -> None:
-    """Raise an error as `UserError`, or gather it: the reader goes on."""
+    """Raise an error as `UserError`, or gather it: the reader goes on.
+
+    Args:
+      where, kind, text: see `Finding`.
+    """
     if not self.gather:
       raise UserError(f'{where}: {text}')
     self.add('error', where, kind, text, stops=True)
 
   def fatal(self, where: str, kind: str, text: str) -> None:
-    """Raise an error after which the reader cannot go on, gathered or not."""
+    """Raise an error after which the reader cannot go on, gathered or not.
+
+    Args:
+      where, kind, text: see `Finding`.
+    """
     self.error(where, kind, text)
     raise UserError(f'{where}: {text}')
 
   def caught(self, error: UserError) -> None:
-    """Gather an error that has ended a reader, unless `fatal` has done so."""
+    """Gather an error that has ended a reader, unless `fatal` has done so.
+
+    Args:
+      error: 'WHERE: TEXT'.
+    """
     if str(error) in map(str, self._findings.values()):
       return
     where, colon, text = str(error).partition(': ')

@@ -31,8 +31,8 @@ def read(
   Args:
     options: `config.data`.
     root: the folder.
-    taxonomy: that of taxonomy.csv; None derives it from the folders.
-    findings: receives folders that are not in the taxonomy.
+    taxonomy: that of taxonomy.csv; None derives it from the labels.
+    findings: receives what is wrong.
 
   Raises:
     UserError: there is no image, or one in no class folder.

@@ -28,6 +28,9 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, as in trans
 def read_file(path: str | os.PathLike) -> bytes:
   """Read an image file.
 
+  Args:
+    path: the file.
+
   Raises:
     OSError: the file cannot be read, is larger than `MAX_BYTES`, or is not a regular file: a named
       pipe would block for ever and a device never end.
@@ -61,40 +64,36 @@ class FileReader:
     data = read_file(os.path.join(self.root, self.files[i]))
     if self.boxes is None and not self.banner:
       return data
-    return transforms.Part.of(data, self.boxes and self.boxes[i], self.banner)
+    return transforms.Part.make(data, self.boxes and self.boxes[i], self.banner)
 
   def select(self, index: np.ndarray) -> 'FileReader':
-    """A reader of the files with these numbers."""
+    """Return a reader of the files with these numbers.
+
+    Args:
+      index: int [n].
+    """
     files = [self.files[i] for i in index]
     boxes = self.boxes and [self.boxes[i] for i in index]
     return dataclasses.replace(self, files=files, boxes=boxes)
 
 
-def path_below(file: str) -> str | None:
-  """Normalise a path below a folder, with forward slashes; None if it leaves the folder."""
-  path = posixpath.normpath(file.replace('\\', '/'))
-  leaves = posixpath.isabs(path) or path.split('/')[0] == '..' or path[1:2] == ':'
-  return None if leaves or not file else path
-
-
 def check_path(file: str, where: str, findings: Findings) -> str | None:
-  """Normalise the path of an image below the data set's folder.
+  """Normalise the path of an image below the data set's folder, with forward slashes.
 
   Args:
     file: the path as the data name it.
     where: the 'FILE:ROW' that names it.
-    findings: receives an error if the path is empty or leaves the folder.
-
-  Returns:
-    The path with forward slashes; None after an error.
+    findings: receives an error if the path is empty or leaves the folder; then it is None.
   """
-  path = path_below(file)
+  path = posixpath.normpath(file.replace('\\', '/'))
   if not file:
     findings.error(where, 'no file', 'the cell "file" is empty')
-  elif path is None:
+  elif posixpath.isabs(path) or path.split('/')[0] == '..' or path[1:2] == ':':
     text = f"{file} leaves the root; paths are relative to the data set's folder"
     findings.error(where, 'path leaves the root', text)
-  return path
+  else:
+    return path
+  return None
 
 
 def check_files(

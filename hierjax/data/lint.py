@@ -1,7 +1,7 @@
 """Checks a data set before anything is trained on it; every finding names its row or its file.
 
-The readers of training report what is wrong by themselves. Here is what only lint looks for: classes
-without images, unreadable images, images with the same bytes, and the checks of lint_taxonomy.py.
+The readers of training report what is wrong by themselves. Here is what only lint looks for:
+classes without images, unreadable images, images with the same bytes; and lint_taxonomy.py.
 """
 
 import concurrent.futures
@@ -45,7 +45,11 @@ class Report:
     return {s: sum(p.severity == s for p in self.problems) for s in SEVERITIES}
 
   def text(self, limit: int = 20) -> str:
-    """The headlines, the findings by severity and kind, at most `limit` of each, and counts."""
+    """Write the headlines, the findings by severity and kind, and counts.
+
+    Args:
+      limit: the most findings of a kind.
+    """
     lines, groups = list(self.headlines), defaultdict(list)
     for p in sorted(self.problems, key=lambda p: SEVERITIES.index(p.severity)):
       groups[p.severity, p.kind].append(p)
@@ -137,7 +141,8 @@ def _rows(table: Table, root) -> list[_Row]:
   rows = []
   for i, (file, labels) in enumerate(zip(table.files, table.labels)):
     row, split = table.rows[i] if table.rows else 0, table.splits[i] if table.splits else ''
-    where = f'{table.path}:{row}' if row else f'{root}/{file}' if root else file
+    where = f'{root}/{file}' if root else file
+    where = f'{table.path}:{row}' if row else where
     rows.append(_Row(i, where, row, file, split, labels))
   return rows
 
@@ -179,30 +184,32 @@ def _check_coverage(taxonomy, origin, table, rows, train, findings, report):
     for split in sizes if train in sizes else ():
       if split == train:
         continue
-      is_trained, is_here, shown = counts[train] > 0, counts[split] > 0, split or '(no split)'
+      is_trained, is_here, split_name = counts[train] > 0, counts[split] > 0, split or '(no split)'
       for c in np.flatnonzero(is_here & ~is_trained & is_own):
         first = np.flatnonzero((splits == split) & (column == c))[0]
-        text = f'{level} {names[c]!r} is in {shown} ({counts[split][c]} images) but not in {train}'
+        text = (
+          f'{level} {names[c]!r} is in {split_name} ({counts[split][c]} images) but not in {train}'
+        )
         findings.add('warning', rows[first].where, f'classes that {train} never has', text)
       absent = [names[c] for c in np.flatnonzero(is_trained & ~is_here & is_own)]
       if absent and is_here.any():
         where = origin.where(origin.first[k, absent[0]])
         text = f'{len(absent)} of {int(is_trained.sum())} {plural(level)}: {listed(absent)}'
-        findings.add('note', where, f'classes that {shown} never has', text)
+        findings.add('note', where, f'classes that {split_name} never has', text)
 
 
 def _check_tags(table, name, findings, report):
   """Count the images with each class of the tag levels."""
   tags, splits = table.taxonomy.several, np.array(table.splits or [''] * len(table.files))
   for split in dict.fromkeys(splits.tolist()):
-    multi, shown = table.multi[splits == split], split or 'all images'
+    multi, split_name = table.multi[splits == split], split or 'all images'
     for (level, columns), names in zip(tags.columns.items(), tags.names):
       counts = dict(zip(names, (multi[:, columns] == 1).sum(0).tolist()))
       listing = ', '.join(f'{tag} {n}' for tag, n in counts.items())
-      report.headlines.append(f'  {shown}, {len(multi)} images, {level}: {listing}')
+      report.headlines.append(f'  {split_name}, {len(multi)} images, {level}: {listing}')
       for tag in names:
         if not counts[tag]:
-          text = f'{level} {tag!r} is in no image of {shown}'
+          text = f'{level} {tag!r} is in no image of {split_name}'
           findings.add('warning', name, 'class without images', text)
 
 
@@ -230,6 +237,10 @@ def _check_images(table, rows, taxonomy, findings, report):
 
 def digest(reader: Reader, i: int) -> tuple[bytes | None, str | None]:
   """Read an image and decode all of it, as a header may be sound and the rest cut off.
+
+  Args:
+    reader: of the examples.
+    i: number of the example.
 
   Returns:
     The SHA-256 of its bytes, None if it cannot be read; and what is wrong with it, None if nothing.

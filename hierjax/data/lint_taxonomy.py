@@ -5,8 +5,9 @@ level have one class of a coarser level, the two are a tree, and the exceptions 
 """
 
 import dataclasses
+import graphlib
 import itertools
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -125,36 +126,20 @@ def find_cycles(rows: Rows, trees: set[tuple[int, int]]) -> Iterator[tuple[str, 
     for i, j in trees:
       if cells[i] and cells[j] and cells[i] != cells[j]:
         below[cells[i]].setdefault(cells[j], row)
-  edges, size = dict(below), -1
-  while len(edges) != size:  # names without one below them are in no cycle
-    size = len(edges)
-    edges = {a: {b: row for b, row in lower.items() if b in edges} for a, lower in edges.items()}
-    edges = {a: lower for a, lower in edges.items() if lower}
-  done = set()
-  for start in edges:
-    cycle = () if start in done else _shortest_cycle(edges, start)
-    if cycle:
-      done |= set(cycle)
-      steps = [(a, b, edges[a][b]) for a, b in itertools.pairwise(cycle)]
-      text = ', '.join(f'{a!r} above {b!r}{row_words(row)}' for a, b, row in steps)
-      yield f'is its own ancestor: {text}', max(row for _, _, row in steps)
-
-
-def _shortest_cycle(edges, start):
-  """The names from `start` back to itself, by breadth-first search; () if there is no way."""
-  previous, queue = {}, deque([start])
-  while queue and start not in previous:
-    node = queue.popleft()
-    for name in edges.get(node, {}):
-      if name not in previous:
-        previous[name] = node
-        queue.append(name)
-  if start not in previous:
-    return ()
-  cycle = [start, previous[start]]
-  while cycle[-1] != start:
-    cycle.append(previous[cycle[-1]])
-  return cycle[::-1]
+  while True:
+    try:
+      graphlib.TopologicalSorter(below).prepare()
+      return
+    except graphlib.CycleError as error:
+      cycle = error.args[1][::-1]
+    steps = [(a, b, below[a][b]) for a, b in itertools.pairwise(cycle)]
+    text = ', '.join(f'{a!r} above {b!r}{row_words(row)}' for a, b, row in steps)
+    yield f'is its own ancestor: {text}', max(row for _, _, row in steps)
+    below = {
+      a: {b: row for b, row in lower.items() if b not in cycle}
+      for a, lower in below.items()
+      if a not in cycle
+    }
 
 
 def _describe(taxonomy, origin, trees, findings):
@@ -198,13 +183,23 @@ def row_words(row: int) -> str:
 
 
 def listed(names: Sequence[str], limit: int = 20) -> str:
-  """Join names by commas, at most `limit`."""
+  """Join names by commas.
+
+  Args:
+    names: of classes.
+    limit: the most names.
+  """
   more = f' and {len(names) - limit} more' if len(names) > limit else ''
   return ', '.join(names[:limit]) + more
 
 
 def plural(level: str, n: int = 2) -> str:
-  """The English plural of a level's name, for n of its classes."""
+  """Return the English plural of a level's name.
+
+  Args:
+    level: the name.
+    n: the number of classes.
+  """
   if n == 1 or (level.endswith('s') and not level.endswith('ss')):
     return level
   if level.endswith('y') and level[-2:-1] not in 'aeiou':

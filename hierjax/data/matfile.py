@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 # fmt: off
-NUMBERS = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9: 'f8', 12: 'i8', 13: 'u8'}
+NUMBERS = {
+  1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9: 'f8', 12: 'i8', 13: 'u8',
+}
 TEXTS = {1: 'latin-1', 2: 'latin-1', 4: 'utf-16', 16: 'utf-8', 17: 'utf-16', 18: 'utf-32'}
 # fmt: on
 MATRIX, COMPRESSED = 14, 15  # types of elements, as the above
@@ -33,6 +35,9 @@ class _Element(NamedTuple):
 def read(path: str | os.PathLike) -> dict:
   """Read the variables of a file.
 
+  Args:
+    path: a MATLAB 5 file.
+
   Returns:
     {name: value}: a cell array is a list, a struct array a list of dicts (both flattened), text a
     str, a number a number, several numbers an array [n]; None for anything else.
@@ -44,12 +49,12 @@ def read(path: str | os.PathLike) -> dict:
     data = f.read()
   if data[124:128] not in (b'\0\1IM', b'\1\0MI'):
     raise ValueError('no MATLAB 5 file')
-  order, at, variables = '<' if data[126:128] == b'IM' else '>', 128, {}
-  while at < len(data):
-    element = _element(data, at, len(data), order)
-    content, at = data, element.after
+  order, position, variables = '<' if data[126:128] == b'IM' else '>', 128, {}
+  while position < len(data):
+    element = _element(data, position, len(data), order)
+    content, position = data, element.after
     if element.kind == COMPRESSED:
-      unpacker, at = zlib.decompressobj(), element.end  # it has no padding
+      unpacker, position = zlib.decompressobj(), element.end  # it has no padding
       content = unpacker.decompress(data[element.start : element.end], MAX_BYTES)
       if not unpacker.eof:
         raise ValueError('a variable is cut short or too large')
@@ -59,14 +64,14 @@ def read(path: str | os.PathLike) -> dict:
   return variables
 
 
-def _element(data, at, stop, order):
-  """The element that begins at `at`; it must end before `stop`."""
-  kind, size = struct.unpack_from(f'{order}II', data, at)
+def _element(data, position, stop, order):
+  """The element that begins at `position`; it must end before `stop`."""
+  kind, size = struct.unpack_from(f'{order}II', data, position)
   if kind >> 16:
     # up to four bytes stand within the tag
-    element = _Element(kind & 0xFFFF, at + 4, at + 4 + (kind >> 16), at + 8)
+    element = _Element(kind & 0xFFFF, position + 4, position + 4 + (kind >> 16), position + 8)
   else:
-    element = _Element(kind, at + 8, at + 8 + size, at + 8 + size + -size % 8)
+    element = _Element(kind, position + 8, position + 8 + size, position + 8 + size + -size % 8)
   if element.end > min(stop, element.after):
     raise ValueError('an element is cut short')
   return element
@@ -76,14 +81,14 @@ def _matrix(data, element, order):
   """The name and value of an array."""
   if element.kind != MATRIX:
     raise ValueError(f'an array is of type {element.kind}')
-  at, stop = element.start, element.end
-  if at == stop:
+  position, stop = element.start, element.end
+  if position == stop:
     return '', None
 
   def content():
-    nonlocal at
-    part = _element(data, at, stop, order)
-    at = part.after
+    nonlocal position
+    part = _element(data, position, stop, order)
+    position = part.after
     return data[part.start : part.end]
 
   flags, shape, name = content(), content(), content().decode('latin-1')
@@ -96,11 +101,11 @@ def _matrix(data, element, order):
     fields = [field.split(b'\0')[0].decode('latin-1') for field in fields]
   if kind in (CELL, STRUCT):
     count, items = size * (1 if fields is None else len(fields)), []
-    if count < 0 or count * 8 > stop - at:
+    if count < 0 or count * 8 > stop - position:
       raise ValueError('an array is longer than the file')
     for _ in range(count):
-      item = _element(data, at, stop, order)
-      at = item.after
+      item = _element(data, position, stop, order)
+      position = item.after
       items.append(_matrix(data, item, order)[1])
     if fields is None:
       return name, items
@@ -108,9 +113,9 @@ def _matrix(data, element, order):
     return name, [dict(zip(fields, items[i : i + len(fields)])) for i in steps]
   if kind != CHAR and kind not in NUMERIC:
     return name, None
-  if at >= stop:
+  if position >= stop:
     return name, '' if kind == CHAR else np.zeros(0)
-  return name, _values(data, _element(data, at, stop, order), kind == CHAR, order)
+  return name, _values(data, _element(data, position, stop, order), kind == CHAR, order)
 
 
 def _values(data, element, is_text, order):

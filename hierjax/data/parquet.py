@@ -4,6 +4,7 @@ SPLIT.parquet, SPLIT-00000-of-00001.parquet or SPLIT/0000.parquet with a column 
 each level, LEVEL_label or LEVEL: names, or integers in the taxonomy's order.
 """
 
+import functools
 import pathlib
 
 import numpy as np
@@ -14,7 +15,7 @@ from hierjax.data import taxonomies
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
 from hierjax.data.folders import SPLIT_FOLDERS
-from hierjax.data.store import Store, StoreReader, open_store
+from hierjax.data.store import Store, open_store, read_image
 from hierjax.taxonomy import Taxonomy
 
 
@@ -31,8 +32,8 @@ def read(
   Args:
     options: `config.data`.
     root: the folder.
-    taxonomy: that of taxonomy.csv; None derives it from the columns LEVEL_label.
-    findings: receives labels that are not in the taxonomy, or contradict it.
+    taxonomy: that of taxonomy.csv; None derives it from the labels.
+    findings: receives what is wrong.
 
   Raises:
     UserError: a file is damaged, or its columns are not those of the others or no labels.
@@ -77,7 +78,7 @@ def read(
     [f'{path.name}:{i}' for path, store in zip(paths, stores) for i in range(store.rows)],
     taxonomy.complete(np.concatenate(ids)),
     _splits(options, paths, stores),
-    StoreReader(tuple(str(store.folder) for store in stores), ends),
+    functools.partial(read_image, folders=[str(store.folder) for store in stores], ends=ends),
   )
 
 

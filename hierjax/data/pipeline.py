@@ -1,11 +1,11 @@
 """Batches of examples, read ahead by threads or processes (Grain).
 
 Which example has which place is a pure function of (seed, place), whatever the number of threads,
-workers and processes: global batch t holds the places [t B, (t + 1) B) of one stream, process i of n
-its i-th part. So a run that starts at step t continues exactly, and n processes see what one would.
+workers and processes: global batch t holds the places [t B, (t + 1) B) of one stream, process i of
+n its i-th part. A run that starts at step t continues exactly; n processes see what one would.
 
 A batch is a dict of
-  image: uint8 [B, S, S, 3]; [B, v, S, S, 3] in evaluation with v > 1 views; float32 [B, d] features.
+  image: uint8 [B, S, S, 3]; with v > 1 views [B, v, S, S, 3]; float32 [B, d] features.
   labels: int32 [B, L + C], the exclusive levels and behind them the classes of the tag levels.
   index: int32 [B], number of the example, -1 for padding.
   mask: float32 [B], 0 for padding and unreadable images.
@@ -59,13 +59,10 @@ def train_batches(
   An unreadable image is replaced by the next readable one and named in 'broken'.
 
   Args:
-    examples: the training split.
     batch_size: over all processes.
     seed: of the order and of the augmentation.
-    size: pixels.
     steps, start_step: the batches [start_step, steps); None is without end.
-    augment: see `transforms.Augment`.
-    resize: see `transforms`.
+    size, augment, resize: see `transforms.train_transform`.
     balance: column of the labels whose classes are drawn equally often, with replacement; an
       unknown label has the mean weight.
     workers: processes that read; with 0 this one does, with `threads`.
@@ -85,7 +82,7 @@ def train_batches(
     _num_features(examples),
     _order(examples, seed, balance),
     seed,
-    Augment.of(augment),
+    Augment.from_options(augment),
     strict,
   )
   return _read_ahead(make, start_step, FOREVER if steps is None else steps, workers, threads)
@@ -106,9 +103,7 @@ def eval_batches(
   """Iterate over batches with every example once, in order, the last batch padded.
 
   Args:
-    examples, batch_size, size, resize, workers, threads, process_index, process_count: as in
-      `train_batches`.
-    views: see `transforms.views`.
+    views: see `transforms.views`; the others are those of `train_batches`.
 
   Returns:
     An iterator with close(), equally long in each process.
@@ -169,7 +164,10 @@ def class_weights(labels: np.ndarray, classes: int = 0) -> np.ndarray:
 
 
 def sample_weights(labels: np.ndarray) -> np.ndarray:
-  """Give each class of int [N] labels, and in it each example, the same probability.
+  """Give each class, and in it each example, the same probability.
+
+  Args:
+    labels: int [N], -1 unknown.
 
   Returns:
     float64 [N] that sum to 1; label -1 has the mean weight of the others.
@@ -199,17 +197,17 @@ class _Batches:
   resize: str
   features: int | None
 
-  def places(self, step):
+  def _places(self, step):
     return [step * self.batch_size + i for i in self.part]
 
-  def read(self, i, transform):
+  def _read(self, i, transform):
     """Transform an image; an unreadable file is a broken image."""
     try:
       return transform(self.examples.reader(i))
     except OSError as error:
       raise BrokenImage(error.strerror or str(error)) from error
 
-  def collate(self, index, images, broken):
+  def _collate(self, index, images, broken):
     """The batch, with labels by the index, in which -1 is padding."""
     examples, index = self.examples, np.asarray(index, np.int32)
     labels = examples.labels[index]
@@ -232,7 +230,7 @@ class _TrainBatch(_Batches):
   strict: bool
 
   def __call__(self, step):
-    places, n = self.places(step), len(self.examples.labels)
+    places, n = self._places(step), len(self.examples.labels)
     if self.features is None:
       images = np.empty((len(places), self.size, self.size, 3), np.uint8)
     else:
@@ -240,18 +238,18 @@ class _TrainBatch(_Batches):
     index, broken = [], []
     for row, place in enumerate(places):
       first = self.order[place]
-      i = self.read_next(first, place, images[row])
+      i = self._read_next(first, place, images[row])
       index.append(i % n)
       broken.append(-1 if i == first else first)
-    return self.collate(index, images, broken)
+    return self._collate(index, images, broken)
 
-  def read_next(self, first, place, out):
+  def _read_next(self, first, place, out):
     """Read the first readable example from number `first` on; its number may exceed N."""
     examples, n = self.examples, len(self.examples.labels)
     for i in range(first, first + n):
       try:
         if self.features is None:
-          self.read(i % n, functools.partial(self.view, place=place, out=out))
+          self._read(i % n, functools.partial(self._view, place=place, out=out))
         else:
           out[:] = examples.reader(i % n)
         return i
@@ -266,7 +264,7 @@ class _TrainBatch(_Batches):
       f'{examples.files[0]}'
     )
 
-  def view(self, image, place, out):
+  def _view(self, image, place, out):
     # the draws belong to the place, whichever example has it
     rng = np.random.Generator(np.random.Philox(key=[self.seed % (1 << 64), place]))
     transforms.train_transform(image, rng, self.size, self.augment, self.resize, out=out)
@@ -278,7 +276,7 @@ class _EvalBatch(_Batches):
 
   def __call__(self, step):
     n = len(self.examples.labels)
-    index = [i if i < n else -1 for i in self.places(step)]
+    index = [i if i < n else -1 for i in self._places(step)]
     if self.features is None:
       views = () if self.views == 1 else (self.views,)
       images = np.zeros((len(index), *views, self.size, self.size, 3), np.uint8)
@@ -290,16 +288,16 @@ class _EvalBatch(_Batches):
         continue
       try:
         if self.features is None:
-          self.read(i, functools.partial(self.view, out=images[row]))
+          self._read(i, functools.partial(self._view, out=images[row]))
         else:
           images[row] = self.examples.reader(i)
       except BrokenImage:
         images[row], broken[row] = 0, i
-    batch = self.collate(index, images, broken)
+    batch = self._collate(index, images, broken)
     batch['mask'][batch['broken'] >= 0] = 0
     return batch
 
-  def view(self, image, out):
+  def _view(self, image, out):
     if self.views == 1:
       transforms.eval_transform(image, self.size, self.resize, out=out)
     else:
@@ -327,9 +325,9 @@ def _read_ahead(make: Callable[[int], Batch], start, stop, workers, threads):
 class _Workers:
   """Batches of worker processes, which all start at the first one.
 
-  They inherit that SIGINT and SIGTERM are blocked then, and keep them blocked: a signal to the whole
-  group must not end one before the parent has saved, not even while it starts. The parent receives
-  a signal of that moment right after it.
+  They inherit that SIGINT and SIGTERM are blocked then, and keep them blocked: a signal to the
+  group must not end one before the parent has saved, not even while it starts. The parent gets a
+  signal of that moment right after it.
   """
 
   def __init__(self, batches):
@@ -350,6 +348,7 @@ class _Workers:
       signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
   def close(self):
+    """End the workers."""
     self.batches.close()
 
 

@@ -30,20 +30,21 @@ class _Columns(NamedTuple):
   flags: dict[str, int]  # tag -> its index in a row of `multi`
 
   @property
-  def names(self):
+  def names(self) -> list[str]:
+    """All columns of labels."""
     return [*(self.exclusive.levels if self.exclusive else ()), *self.sets, *self.flags]
 
 
 def read(
   options: ConfigDict, root: pathlib.Path, taxonomy: Taxonomy | Mixed | None, findings: Findings
 ) -> Table:
-  """Read labels.csv.
+  """Read ROOT/labels.csv.
 
   Args:
     options: `config.data`.
-    root: the folder that the files are named from.
+    root: the folder.
     taxonomy: that of taxonomy.csv; None derives it from the labels.
-    findings: receives what is wrong, by row.
+    findings: receives what is wrong.
 
   Raises:
     UserError: the file cannot be read, or has no images or no labels.
@@ -165,8 +166,8 @@ def _label_columns(path, columns, taxonomy, findings):
   if exclusive and len(absent) == len(levels) and not (tags and (taxonomy.above >= 0).any()):
     lacking = levels
   if lacking:
-    which = f' of {", ".join(lacking)}' if exclusive and tags else ''
-    text = f'no column of labels{which}; the levels are {", ".join(taxonomy.levels)}, the columns '
+    scope = f' of {", ".join(lacking)}' if exclusive and tags else ''
+    text = f'no column of labels{scope}; the levels are {", ".join(taxonomy.levels)}, the columns '
     findings.fatal(f'{path}:1', 'columns', text + ', '.join(columns))
   return _Columns(exclusive, tags, sets, flags)
 
@@ -185,19 +186,19 @@ def _read_rows(path, records, taxonomy, layout, findings):
   exclusive, tags = layout.exclusive, layout.tags
   multi = np.full((len(records), tags.width), -1, np.int8) if tags else None
   table = Table(taxonomy, [], [], [], None, None, rows=[])
-  seen, ids, repeated = {}, {}, []
+  first_rows, ids, repeated = {}, {}, []
   for row, cell in records:
     where, n = f'{path}:{row}', len(table.files)
     file = image_files.check_path(cell['file'], where, findings)
     content = [cell.get(c) for c in ('split', *taxonomy.levels, *layout.flags)]
-    if file in seen:
+    if file in first_rows:
       repeated.append(row)
-      _check_repeated(file, content, where, *seen[file], findings)
+      _check_repeated(file, content, where, *first_rows[file], findings)
       continue
     if file is None:
       table.invalid.add(n)
     else:
-      seen[file] = row, content
+      first_rows[file] = row, content
     if cell.get('split') == '':
       text = 'no split; give one to every row, or leave out the column "split"'
       findings.error(where, 'no split', text)
@@ -294,9 +295,9 @@ def _encode_tags(layout, cell, where, multi, findings):
 def _complete_tags(table, where, findings):
   """Fill in what follows from the known labels of tag levels and the exclusive levels above."""
   taxonomy = table.taxonomy
-  exclusive, tags, given = taxonomy.exclusive, taxonomy.several, table.labels
+  exclusive, tags, known_labels = taxonomy.exclusive, taxonomy.several, table.labels
   if exclusive:
-    table.labels, table.multi = taxonomy.complete(given, table.multi)
+    table.labels, table.multi = taxonomy.complete(known_labels, table.multi)
   else:
     table.multi = tags.complete(table.multi)
   names = [f'{level} {name!r}' for level, names in zip(tags.levels, tags.names) for name in names]
@@ -309,19 +310,19 @@ def _complete_tags(table, where, findings):
     return
   conflicts = (table.multi == 1) & ~taxonomy.fits(table.labels)
   for i in np.flatnonzero(conflicts.any(1)):
-    text = _tag_conflict(table, given, i, conflicts[i].argmax(), names)
+    text = _tag_conflict(table, known_labels, i, conflicts[i].argmax(), names)
     findings.error(where[i], CONTRADICTION, text)
   for i in np.flatnonzero(~exclusive.valid(table.labels)):
     findings.error(where[i], CONTRADICTION, _contradiction(exclusive, table.labels[i]))
 
 
-def _tag_conflict(table, given, i, tag, names):
+def _tag_conflict(table, known_labels, i, tag, names):
   """Which exclusive class of example i the tag contradicts, and which other tag implies it."""
   exclusive, above, labels = table.taxonomy.exclusive, table.taxonomy.above, table.labels[i]
   k = int(np.flatnonzero((above[tag] >= 0) & (above[tag] != labels) & (labels >= 0))[0])
   level, classes = exclusive.levels[k], exclusive.names[k]
   others = np.flatnonzero((table.multi[i] == 1) & (above[:, k] == labels[k]))
-  source = f' by {names[others[0]]}' if given[i, k] < 0 and len(others) else ''
+  source = f' by {names[others[0]]}' if known_labels[i, k] < 0 and len(others) else ''
   return (
     f'has {names[tag]} but {level} {classes[labels[k]]!r}{source}; the taxonomy has it under '
     f'{level} {classes[above[tag, k]]!r}'

@@ -106,7 +106,12 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
 
 
 def taxonomy_file(options: ConfigDict, root: pathlib.Path | None) -> pathlib.Path | None:
-  """The file with the taxonomy: `options.taxonomy`, or ROOT/taxonomy.csv if there is one."""
+  """Find the file with the taxonomy, if there is one.
+
+  Args:
+    options: `config.data`, whose taxonomy comes first.
+    root: the folder that may hold taxonomy.csv.
+  """
   if options.taxonomy:
     return pathlib.Path(options.taxonomy).expanduser()
   path = root / 'taxonomy.csv' if root else None

@@ -26,7 +26,7 @@ def divide(options: ConfigDict, table: Table, findings: Findings) -> dict[str, E
 
   Args:
     options: `config.data`.
-    table: what a reader has found.
+    table: the examples of all splits.
     findings: receives notes, and an error for splits that differ only in case.
   """
   splits = table.splits
@@ -95,7 +95,7 @@ def _draw(table, rows, share, seed):
   _, path = np.unique(labels, axis=0, return_inverse=True)
   path = np.where((labels >= 0).any(1), path.ravel(), -1)
   shares = (1 - share, share)
-  parts = stratify.iterative(table.multi[rows], shares, seed, files, beside=path)
+  parts = stratify.iterative(table.multi[rows], shares, seed, files, extra=path)
   return set(rows[parts == 1].tolist())
 
 
@@ -115,13 +115,13 @@ def stratified(labels: np.ndarray, files: Sequence[str], share: float, seed: int
   Returns:
     bool [N].
   """
-  drawn, due = np.zeros(len(files), bool), 0.0
+  is_drawn, due = np.zeros(len(files), bool), 0.0
   for rows in _classes(labels, files, seed):
     due += share * len(rows)
     take = max(0, min(round(due), len(rows) - 1))
     due -= take
-    drawn[rows[:take]] = True
-  return drawn
+    is_drawn[rows[:take]] = True
+  return is_drawn
 
 
 def _classes(labels, files, seed):
@@ -138,8 +138,8 @@ def held_out(items: Sequence[str], taxonomy: Taxonomy, seed: int) -> np.ndarray:
 
   Args:
     items: names of classes, with all below them, or a share such as '1/3' of the finest classes
-      below each class of the level above: drawn by a hash of seed and name, rounded, at least one,
-      but one is left.
+      below each class of the level above: by a hash of seed and name, rounded, at least one, but
+      one is left.
     taxonomy: of exclusive levels.
     seed: of the hash.
 
@@ -157,9 +157,9 @@ def held_out(items: Sequence[str], taxonomy: Taxonomy, seed: int) -> np.ndarray:
     if not levels:
       is_held |= _held_share(item, taxonomy, seed)
   if items and (is_held.all() or not is_held.any()):
-    which = 'every class' if is_held.all() else 'no class'
+    scope = 'every class' if is_held.all() else 'no class'
     raise UserError(
-      f'--config.data.hold_out={"; ".join(items)}: holds out {which} of {len(is_held)}; some must '
+      f'--config.data.hold_out={"; ".join(items)}: holds out {scope} of {len(is_held)}; some must '
       'be held out, some left'
     )
   return is_held
@@ -194,6 +194,10 @@ def hold_out(options: ConfigDict, data: Dataset) -> Dataset:
   The images of these classes move from each split to the split SPLIT_novel, with the labels of
   their path that are left.
 
+  Args:
+    options: `config.data`.
+    data: all splits.
+
   Raises:
     UserError: see `held_out`; or there are tag levels, or a split is called SPLIT_novel.
   """
@@ -202,8 +206,8 @@ def hold_out(options: ConfigDict, data: Dataset) -> Dataset:
   old = data.taxonomy
   if old.multi:
     raise UserError(
-      f'--config.data.hold_out={"; ".join(options.hold_out)}: only classes of exclusive levels can be held '
-      f'out; leave {", ".join(old.multi)} (data.multi) out of the data'
+      f'--config.data.hold_out={"; ".join(options.hold_out)}: only classes of exclusive levels can '
+      f'be held out; leave {", ".join(old.multi)} (data.multi) out of the data'
     )
   is_held = held_out(options.hold_out, old, options.split_seed)
   new = Taxonomy.from_rows(old.levels, [row for row, out in zip(old.rows(), is_held) if not out])
@@ -236,7 +240,12 @@ def hold_out(options: ConfigDict, data: Dataset) -> Dataset:
 
 
 def reduce_splits(options: ConfigDict, data: Dataset) -> Dataset:
-  """Apply `data.limit` to every split, `data.unlabelled` and `data.partial` to training."""
+  """Apply `data.limit` to every split, `data.unlabelled` and `data.partial` to training.
+
+  Args:
+    options: `config.data`.
+    data: all splits.
+  """
   splits, notes = dict(data.splits), list(data.notes)
   for name, examples in data.splits.items():
     n = len(examples.labels)

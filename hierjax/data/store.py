@@ -4,7 +4,6 @@ A copy is a folder with images.bin (the bytes of all images), ends.npy (where ea
 COLUMN.npy of int32 codes per column of labels (-1 unknown), and meta.json.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -12,6 +11,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,23 +40,23 @@ class Store(NamedTuple):
     return np.load(self.folder / f'{column}.npy')
 
 
-@dataclasses.dataclass(frozen=True)
-class StoreReader:
-  """Reads the bytes of images from stores whose rows follow each other; `ends` are their ends."""
-
-  folders: tuple[str, ...]
-  ends: np.ndarray
-
-  def __call__(self, i: int) -> bytes:
-    store = int(np.searchsorted(self.ends, i, side='right'))
-    row = i - int(self.ends[store - 1] if store else 0)
-    data, stops = _mapped(self.folders[store])
-    return data[stops[row - 1] if row else 0 : stops[row]].tobytes()
-
-
 @functools.lru_cache(maxsize=64)
 def _mapped(folder):
   return np.memmap(f'{folder}/images.bin', np.uint8, 'r'), np.load(f'{folder}/ends.npy')
+
+
+def read_image(i: int, *, folders: Sequence[str], ends: np.ndarray) -> bytes:
+  """Read the bytes of an image.
+
+  Args:
+    i: its number in stores whose rows follow each other.
+    folders: of the stores.
+    ends: int [number of stores], where the rows of each end.
+  """
+  store = int(np.searchsorted(ends, i, side='right'))
+  row = i - int(ends[store - 1] if store else 0)
+  data, stops = _mapped(folders[store])
+  return data[stops[row - 1] if row else 0 : stops[row]].tobytes()
 
 
 def cache_folder() -> pathlib.Path:
@@ -69,6 +69,9 @@ def open_store(path: pathlib.Path) -> Store:
   """Open the copy of a Parquet file; make it first if there is none for its path, size and time.
 
   The copy's folder appears whole or not at all.
+
+  Args:
+    path: the Parquet file.
 
   Raises:
     UserError: the file is damaged or holds no images, or the cache cannot be written.

@@ -6,7 +6,6 @@ both, and for some one detail more: a loaded roof, a spoiler, a box on the bed. 
 size, tilt, light, background, noise and what stands in front of the vehicle are random.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -88,28 +87,6 @@ SPINS = 8  # positions of a turning wheel
 Colour = Sequence[float]  # RGB in 0..255
 
 
-@dataclasses.dataclass(frozen=True)
-class DrawnReader:
-  """Draws pictures: example i is the finest class `leaves[i]`, drawn for `places[i]`.
-
-  Attributes:
-    seed: of the data set.
-    difficulty: see `draw`.
-    leaves: int [N].
-    places: int [N, 2], number of the split and of the picture in it.
-  """
-
-  seed: int
-  difficulty: float
-  leaves: np.ndarray
-  places: np.ndarray
-
-  def __call__(self, i: int) -> np.ndarray:
-    split, number = self.places[i].tolist()
-    rng = np.random.Generator(np.random.Philox(key=[self.seed << 8 | split, number]))
-    return draw(int(self.leaves[i]), rng, self.difficulty)
-
-
 def table(
   names: tuple[str, str] = ('train', 'val'),
   train: int = 3600,
@@ -135,8 +112,16 @@ def table(
     files += [f'toy/{("train", "val")[split]}/{i:05d}' for i in range(n)]
     splits += [names[split]] * n
   leaves = np.concatenate(leaves)
-  reader = DrawnReader(seed, difficulty, leaves, np.concatenate(places))
+  options = {'seed': seed, 'difficulty': difficulty, 'leaves': leaves}
+  reader = functools.partial(_read, places=np.concatenate(places), **options)
   return Table(taxonomy, files, taxonomy.paths[leaves], splits, reader)
+
+
+def _read(i, *, seed, difficulty, leaves, places):
+  """Draw picture i; `places`, int [N, 2], have the number of its split and its number there."""
+  split, number = places[i].tolist()
+  rng = np.random.Generator(np.random.Philox(key=[seed << 8 | split, number]))
+  return draw(int(leaves[i]), rng, difficulty)
 
 
 class _Part(NamedTuple):
@@ -156,19 +141,22 @@ class _Vehicle:
     self.points: list[tuple[float, float]] = []
     self.parts: list[_Part] = []
 
-  def add(self, how, points, colour, width=0.0):
+  def _add(self, how, points, colour, width=0.0):
     n = len(self.points)
     self.points.extend(points)
     self.parts.append(_Part(how, n, len(self.points), width, colour))
 
-  def fill(self, points, colour):
-    self.add('fill', points, colour)
+  def fill(self, points: Sequence, colour: str):
+    """Add a filled outline."""
+    self._add('fill', points, colour)
 
-  def line(self, points, colour, width):
-    self.add('line', points, colour, width)
+  def line(self, points: Sequence, colour: str, width: float):
+    """Add a line."""
+    self._add('line', points, colour, width)
 
-  def disc(self, x, y, radius, colour):
-    self.add('disc', [(x, y)], colour, radius)
+  def disc(self, x: float, y: float, radius: float, colour: str):
+    """Add a disc."""
+    self._add('disc', [(x, y)], colour, radius)
 
 
 @functools.cache

@@ -5,8 +5,8 @@ Crop, flip, rotation and scale are one affine warp; brightness, contrast, satura
 first: by the JPEG decoder, which is faster than decoding all of it, and by area averaging.
 
 `resize` says how a picture becomes a square, in training and in evaluation: 'squash' stretches it,
-'crop' takes the largest square in its middle (in training a crop of its own proportions), 'pad' puts
-it in the middle of a grey square.
+'crop' takes the largest square in its middle (in training a crop of its own proportions), 'pad'
+puts it in the middle of a grey square.
 """
 
 import functools
@@ -45,8 +45,13 @@ class Part(bytes):
   box, banner = None, 0
 
   @classmethod
-  def of(cls, data: bytes, box: tuple | None = None, banner: int = 0) -> 'Part':
-    """Make a part of these bytes."""
+  def make(cls, data: bytes, box: tuple | None = None, banner: int = 0) -> 'Part':
+    """Make a part.
+
+    Args:
+      data: the encoded picture.
+      box, banner: see the class.
+    """
     part = cls(data)
     part.box, part.banner = box, banner
     return part
@@ -76,15 +81,19 @@ class Augment(NamedTuple):
   hue: float = 0.0
 
   @classmethod
-  def of(cls, options: Any) -> 'Augment':
-    """Make it of a ConfigDict or dict; None gives the defaults."""
+  def from_options(cls, options: Any) -> 'Augment':
+    """Make it from `config.data.augment`.
+
+    Args:
+      options: a ConfigDict or dict; None gives the defaults.
+    """
     if options is None or isinstance(options, cls):
       return options or cls()
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 
 class _Picture(NamedTuple):
-  """Upright height and width; pixels(f) is uint8 [h, w, 3], or from most JPEGs [h / f, w / f, 3]."""
+  """Upright height and width; pixels(f): uint8 [h, w, 3], or from most JPEGs [h / f, w / f, 3]."""
 
   height: int
   width: int
@@ -201,11 +210,7 @@ def _open_jpeg(data, h, w):
 
 
 def decode(image: bytes | np.ndarray) -> np.ndarray:
-  """Decode a picture to uint8 [h, w, 3], RGB and upright.
-
-  Raises:
-    BrokenImage: it cannot be read.
-  """
+  """Decode a picture to uint8 [h, w, 3], RGB and upright; `BrokenImage` if it cannot be read."""
   return _open(image).pixels(1)
 
 
@@ -307,7 +312,7 @@ def train_transform(
   Raises:
     BrokenImage: the picture cannot be read.
   """
-  augment = Augment.of(augment)
+  augment = Augment.from_options(augment)
   if not augment.enabled:
     return eval_transform(image, size, resize, out)
   draws = rng.random(10).tolist()
@@ -391,20 +396,7 @@ def _reduced(image, size, resize):
 def eval_transform(
   image: bytes | np.ndarray, size: int, resize: str = 'squash', out: np.ndarray | None = None
 ) -> np.ndarray:
-  """Make the view of a picture that is evaluated.
-
-  Args:
-    image: encoded bytes, or uint8 [h, w, 3].
-    size: pixels.
-    resize: see the module.
-    out: where the view is written.
-
-  Returns:
-    uint8 [size, size, 3].
-
-  Raises:
-    BrokenImage: the picture cannot be read.
-  """
+  """Make the view of a picture that is evaluated; see `train_transform` for the arguments."""
   return _square(_reduced(image, size, resize), size, resize, out)
 
 
@@ -415,18 +407,14 @@ def views(
   resize: str = 'squash',
   out: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Make n views of a picture for test-time augmentation.
+  """Make n views of a picture for test-time augmentation; see `train_transform`.
 
   Args:
-    image, size, resize, out: as in `eval_transform`.
     n: 1 is the picture; 2 adds its mirror image; 3 the middle 7/8 enlarged (S0's 256 -> 224); 5
       also 7/8 from its upper left and its lower right corner.
 
   Returns:
     uint8 [n, size, size, 3].
-
-  Raises:
-    BrokenImage: the picture cannot be read.
   """
   if n not in (1, 2, 3, 5):
     raise ValueError(f'views={n}: choose 1, 2, 3 or 5')

@@ -1,4 +1,4 @@
-"""Published data sets on small trees in their original layouts: labels, splits, boxes, order, taxonomy, and what is said about a partial folder."""
+"""Published data sets on small trees in their layouts: labels, splits, boxes, order, mistakes."""
 
 import importlib.resources
 import importlib.resources.abc
@@ -35,10 +35,10 @@ def load(root, **options):
   return sources.load(data)
 
 
-def fails(root, says, **options):
+def fails(root, message, **options):
   data = default().data
   data.update({'root': str(root), **options})
-  agreement.refuses(data, says)
+  agreement.refuses(data, message)
 
 
 def encoded(number, size=(40, 30), kind='PNG'):
@@ -108,10 +108,10 @@ CAR_ROWS = [
 
 def annotations(path, rows, fields=('bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2', 'class', 'fname')):
   path.parent.mkdir(parents=True, exist_ok=True)
-  found = np.empty((1, len(rows)), [(f, object) for f in fields])
+  result = np.empty((1, len(rows)), [(f, object) for f in fields])
   for i, row in enumerate(rows):
-    found[0, i] = tuple(row)
-  scipy.io.savemat(path, {'annotations': found})
+    result[0, i] = tuple(row)
+  scipy.io.savemat(path, {'annotations': result})
 
 
 def devkit(root, labelled='cars_test_annos_withlabels.mat'):
@@ -193,8 +193,8 @@ def test_stanford_cars_class_folders(tmp_path):
   data = load(root, val='test')
   assert sorted(map(tuple, data.taxonomy.rows())) == sorted(CAR_ROWS)
   for split in ('train', 'test'):
-    found = dict(zip(data.splits[split].files, names(data.splits[split], data.taxonomy)))
-    assert found == {
+    result = dict(zip(data.splits[split].files, names(data.splits[split], data.taxonomy)))
+    assert result == {
       f'car_data/car_data/{split}/{c.replace("/", "-")}/{split}{i}.jpg': CAR_ROWS[i]
       for i, c in enumerate(CARS)
     }
@@ -223,10 +223,10 @@ def test_stanford_cars_taxonomy_is_the_shared_one(shared):
 
 
 def test_stanford_cars_mistakes(tmp_path):
-  def broken(change, says, **options):
+  def broken(change, message, **options):
     root = devkit(tmp_path / str(len(list(tmp_path.iterdir()))))
     change(root)
-    fails(root, says, **options)
+    fails(root, message, **options)
 
   train = 'devkit/cars_train_annos.mat'
   broken(
@@ -323,26 +323,29 @@ def test_matfile_reads_what_scipy_writes(tmp_path, packed):
     'bits': np.uint8(200),
   }
   scipy.io.savemat(tmp_path / 'm.mat', content, do_compression=packed)
-  found = matfile.read(tmp_path / 'm.mat')
-  assert (found['one'], found['half'], found['name'], found['bits']) == (7, 0.5, 'ä', 200) and list(
-    found
-  ) == list(content)
+  result = matfile.read(tmp_path / 'm.mat')
+  assert (result['one'], result['half'], result['name'], result['bits']) == (
+    7,
+    0.5,
+    'ä',
+    200,
+  ) and list(result) == list(content)
   assert (
-    found['cells'][0] == 'a'
-    and found['cells'][1].tolist() == [0, 1, 2]
-    and found['cells'][2] == 3
-    and found['cells'][3].tolist() == []
+    result['cells'][0] == 'a'
+    and result['cells'][1].tolist() == [0, 1, 2]
+    and result['cells'][2] == 3
+    and result['cells'][3].tolist() == []
   )
-  assert len(found['records']) == 2 and list(found['records'][1]) == list(record)
+  assert len(result['records']) == 2 and list(result['records'][1]) == list(record)
   assert (
-    found['records'][1]['text'] == 'häuser'
-    and found['records'][0]['x'].tolist() == [0, 1, 2, 3, 4]
-    and found['records'][1]['long'] == 'a longer text'
+    result['records'][1]['text'] == 'häuser'
+    and result['records'][0]['x'].tolist() == [0, 1, 2, 3, 4]
+    and result['records'][1]['long'] == 'a longer text'
   )
 
 
 def test_matfile_big_endian(tmp_path):
-  """By hand, as a big-endian machine wrote it: a double, its name within its tag, and text as MATLAB writes it, two bytes a letter."""
+  """By hand, as a big-endian machine wrote it: a double, and text with two bytes a letter."""
   body = (
     struct.pack('>IIII', 6, 8, 6, 0)
     + struct.pack('>IIii', 5, 8, 1, 1)
@@ -369,9 +372,9 @@ def test_damaged_mat(tmp_path):
   """Whatever stands in it, one line or the data."""
   rng, root, failed = np.random.default_rng(0), devkit(tmp_path), 0
   path = root / 'devkit/cars_train_annos.mat'
-  whole = path.read_bytes()
+  full = path.read_bytes()
   for _ in range(300):
-    bad = bytearray(whole)
+    bad = bytearray(full)
     for i in rng.integers(100, len(bad), rng.integers(1, 6)):
       bad[i] = rng.integers(256)
     path.write_bytes(bytes(bad))
@@ -410,9 +413,11 @@ def test_a_taxonomy_in_the_root_wins(tmp_path):
 
 def comp(root):
   (root / 'misc').mkdir(parents=True)
-  makes, models = np.empty((2, 1), object), np.empty((5, 1), object)
-  makes[:, 0], models[:, 0] = ['Audi ', 'BWM'], ['Audi A4', 'A6', 'X5', np.empty(0), 'A6']
-  scipy.io.savemat(root / 'misc/make_model_name.mat', {'make_names': makes, 'model_names': models})
+  make_names, models = np.empty((2, 1), object), np.empty((5, 1), object)
+  make_names[:, 0], models[:, 0] = ['Audi ', 'BWM'], ['Audi A4', 'A6', 'X5', np.empty(0), 'A6']
+  scipy.io.savemat(
+    root / 'misc/make_model_name.mat', {'make_names': make_names, 'model_names': models}
+  )
   images = [
     '1/1/2009/a.jpg',
     '1/1/2010/b.jpg',
@@ -485,7 +490,8 @@ def test_compcars_mistakes(tmp_path):
   (root / 'train_test_split/classification/test.txt').unlink()
   fails(
     root,
-    r'expected train_test_split/classification/test.txt, found image, label, misc, train_test_split',
+    r'expected train_test_split/classification/test.txt, found image, label, misc, '
+    r'train_test_split',
   )
   root = comp(tmp_path / 'b')
   (root / 'label/2/3/2011/d.txt').write_text('1\n1\n')
@@ -567,7 +573,8 @@ def test_fgvc_aircraft_mistakes(tmp_path):
   (root / 'images_family_val.txt').write_text('0001 Boeing 717\n')
   fails(
     root,
-    r"images_variant_val.txt:1: variant '707-320' is Boeing / Boeing 717 here and Boeing / Boeing 707 in .*images_variant_train.txt:2",
+    r"images_variant_val.txt:1: variant '707-320' is Boeing / Boeing 717 here and Boeing "
+    r'/ Boeing 707 in .*images_variant_train.txt:2',
   )
   (root / 'images_box.txt').write_text('0007 1 1 9 x\n')
   fails(root, r"images_box.txt:1: a corner of the box 'x' is no number", crop_boxes=True)
@@ -677,16 +684,17 @@ def test_cifar100_runs_nothing(tmp_path):
     (root / 'train').write_bytes(program)
     fails(
       tmp_path,
-      r'train: (asks for|its pickle uses) .* which images and labels do not need; refused, and nothing in it was run',
+      r'train: (asks for|its pickle uses) .* which images and labels do not need; '
+      r'refused, and nothing in it was run',
     )
   assert not mark.exists()
 
 
 def test_cifar100_mistakes(tmp_path):
-  def broken(says, **changes):
+  def broken(message, **changes):
     fails(
       cifar(tmp_path / str(len(list(tmp_path.iterdir()))) / 'cifar-100-python', **changes).parent,
-      says,
+      message,
     )
 
   broken(r'train: image 2: fine_labels is 4; expected 0 to 3', fine_labels=[0, 1, 4, 2, 1, 0])
@@ -700,14 +708,14 @@ def test_cifar100_mistakes(tmp_path):
     r"train: image 5: 'apple' is 'animal' here and 'fruit' before", coarse_labels=[0, 1, 1, 0, 0, 0]
   )
   root = cifar(tmp_path / 'x/cifar-100-python')
-  whole = (root / 'train').read_bytes()
-  (root / 'train').write_bytes(whole[:9000])
+  full = (root / 'train').read_bytes()
+  (root / 'train').write_bytes(full[:9000])
   fails(root.parent, r'train: is damaged or was cut short')
   (root / 'train').unlink()
   fails(root.parent, r'cifar-100-python: expected train, found meta, test')
   rng, failed = np.random.default_rng(0), 0
   for _ in range(60):
-    bad = bytearray(whole)
+    bad = bytearray(full)
     for i in rng.integers(0, 300, 3):
       bad[i if rng.random() < 0.5 else len(bad) - 1 - i] = rng.integers(256)
     (root / 'train').write_bytes(bytes(bad))
@@ -720,7 +728,7 @@ def test_cifar100_mistakes(tmp_path):
 
 
 def test_cifar100_of_pickles_is_that_of_parquet(shared, tmp_path, monkeypatch):
-  """The same images and labels once as the hub has them, beside a taxonomy.csv, and once as pickles: one data set."""
+  """The same images once as the hub has them, with a taxonomy.csv, and once as pickles."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   hub, root = tmp_path / 'hub', tmp_path / 'cifar-100-python'
   for folder in (hub, root):
@@ -741,10 +749,10 @@ def test_cifar100_of_pickles_is_that_of_parquet(shared, tmp_path, monkeypatch):
     (root / split).write_bytes(
       Python2({'data': data, 'fine_labels': fine, 'coarse_labels': coarse}).out
     )
-  found = load(tmp_path, val='test', source='cifar100')
-  assert found.taxonomy.hash() == t.hash()
-  np.testing.assert_array_equal(found.splits['test'].labels, val.labels[:200])
-  np.testing.assert_array_equal(found.splits['test'].reader(77), transforms.decode(val.reader(77)))
+  result = load(tmp_path, val='test', source='cifar100')
+  assert result.taxonomy.hash() == t.hash()
+  np.testing.assert_array_equal(result.splits['test'].labels, val.labels[:200])
+  np.testing.assert_array_equal(result.splits['test'].reader(77), transforms.decode(val.reader(77)))
 
 
 # CUB-200-2011
@@ -792,7 +800,10 @@ def test_cub200(tmp_path, inside):
   put(
     tmp_path,
     **{
-      'taxonomy.csv': "order,family,genus,species\nB,x,n,Chuck-will's-widow\nA,y,m,Brewer’s Blackbird\nA,z,l,black-footed albatross\n"
+      'taxonomy.csv': (
+        "order,family,genus,species\nB,x,n,Chuck-will's-widow\nA,y,m,Brewer’s Blackbird\n"
+        'A,z,l,black-footed albatross\n'
+      )
     },
   )
   data = load(tmp_path, val='test')
@@ -805,14 +816,20 @@ def test_cub200(tmp_path, inside):
   put(
     tmp_path,
     **{
-      'taxonomy.csv': 'order,species\nA,Brewer Blackbird\nA,Brewers Blackbird\nA,brewer_blackbird\nB,Chuck will Widow\n'
+      'taxonomy.csv': (
+        'order,species\nA,Brewer Blackbird\nA,Brewers Blackbird\nA,brewer_blackbird\n'
+        'B,Chuck will Widow\n'
+      )
     },
   )
   fails(tmp_path, r"class 'Black footed Albatross' is not in the taxonomy: species has 4 others")
   put(
     tmp_path,
     **{
-      'taxonomy.csv': 'order,species\nA,Black-footed albatros\nA,brewer_blackbird\nB,Brewer-Blackbird\nB,Chuck will Widow\n'
+      'taxonomy.csv': (
+        'order,species\nA,Black-footed albatros\nA,brewer_blackbird\nB,Brewer-Blackbird\n'
+        'B,Chuck will Widow\n'
+      )
     },
   )
   fails(
@@ -822,19 +839,23 @@ def test_cub200(tmp_path, inside):
   put(
     tmp_path,
     **{
-      'taxonomy.csv': 'order,species\nA,Black-footed albatross\nA,brewer_blackbird\nB,Brewer-Blackbird\nB,Chuck will Widow\n'
+      'taxonomy.csv': (
+        'order,species\nA,Black-footed albatross\nA,brewer_blackbird\nB,Brewer-Blackbird\n'
+        'B,Chuck will Widow\n'
+      )
     },
   )
   fails(
     tmp_path,
-    r"class 'Brewer Blackbird' is several in the taxonomy: species 'brewer_blackbird' or 'Brewer-Blackbird'\?",
+    r"class 'Brewer Blackbird' is several in the taxonomy: species 'brewer_blackbird' or "
+    r"'Brewer-Blackbird'\?",
   )
 
 
 def test_cub200_mistakes(tmp_path):
-  def broken(name, content, says, **options):
+  def broken(name, content, message, **options):
     root = put(cub(tmp_path / str(len(list(tmp_path.iterdir())))), **{name: content})
-    fails(root, says, **options)
+    fails(root, message, **options)
 
   broken(
     'image_class_labels.txt',
@@ -874,7 +895,7 @@ def test_cub200_mistakes(tmp_path):
 
 @pytest.fixture
 def tfds(tmp_path, monkeypatch):
-  """Prepares a data set with TFDS's own writer, which without TensorFlow takes encoded images, and needs a backport that it does not require."""
+  """Prepares a data set with TFDS's own writer, which needs a backport that it does not require."""
   import tensorflow_datasets as library
 
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
@@ -930,11 +951,11 @@ def test_tfds(tfds, tmp_path):
       'train': 6,
       'test': 3,
     }.items():  # TFDS has an order of its own; the number of the picture says its class
-      found = data.splits[split]
-      assert len(found.files) == count and found.files[0] == f'{split}:0'
-      assert [view(found, i)[0] % 10 for i in range(count)] == found.labels[:, 1].tolist()
-      assert sorted(view(found, i)[0] // 10 for i in range(count)) == list(range(count))
-  assert isinstance(found.reader(0), bytes)  # decoded by us, at the size that is needed
+      result = data.splits[split]
+      assert len(result.files) == count and result.files[0] == f'{split}:0'
+      assert [view(result, i)[0] % 10 for i in range(count)] == result.labels[:, 1].tolist()
+      assert sorted(view(result, i)[0] // 10 for i in range(count)) == list(range(count))
+  assert isinstance(result.reader(0), bytes)  # decoded by us, at the size that is needed
   assert 'tensorflow' not in sys.modules
   is_clean('tfds:little', val='test')
   (tmp_path / 't.csv').write_text('size,label\nsmall,bee\nbig,bear\nsmall,apple\nsmall,pear\n')
@@ -960,17 +981,20 @@ def test_tfds_one_level_with_unknown_labels(tfds):
 
 def test_tfds_mistakes(tfds, tmp_path):
   f = tfds.features
-  says = r'tfds:{0}: cannot be read from .* as ArrayRecord .*tfds build {0} --file_format=array_record --data_dir='
-  fails('tfds:nothing_like_it', says.format('nothing_like_it'))
-  fails('tfds:cifar100', says.format('cifar100'))  # TFDS knows it, and it is not prepared
+  message = (
+    r'tfds:{0}: cannot be read from .* as ArrayRecord .*tfds build {0} '
+    r'--file_format=array_record --data_dir='
+  )
+  fails('tfds:nothing_like_it', message.format('nothing_like_it'))
+  fails('tfds:cifar100', message.format('cifar100'))  # TFDS knows it, and it is not prepared
   tfds('little', {'train': rows(2, 0)})
   fails('tfds:little:2.0.0', r'tfds:little:2.0.0: cannot be read')
   path = tmp_path / 'tfds/little/1.0.0/dataset_info.json'
   info = json.loads(path.read_text())
   path.write_text(json.dumps({**info, 'fileFormat': 'tfrecord'}))
-  fails('tfds:little', says.format('little'))
+  fails('tfds:little', message.format('little'))
   path.write_text(json.dumps(info)[:40])
-  fails('tfds:little', says.format('little'))
+  fails('tfds:little', message.format('little'))
   path.write_text(json.dumps(info))
   record = next(path.parent.glob('*.array_record*'))
   record.write_bytes(record.read_bytes()[:100])
@@ -998,10 +1022,10 @@ def parquet(path, numbers, **columns):
 
 def test_hub(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  asked = []
+  requests = []
 
   def snapshot(repo, **options):
-    asked.append((repo, options['repo_type'], options['revision'], options['allow_patterns'][0]))
+    requests.append((repo, options['repo_type'], options['revision'], options['allow_patterns'][0]))
     return str(tmp_path / options['revision'] if options['revision'] else tmp_path / 'main')
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
@@ -1024,7 +1048,7 @@ def test_hub(tmp_path, monkeypatch):
   assert data.splits['train'].labels.tolist() == [[1], [0]] and [
     view(data.splits['test'], i)[0] for i in (0, 1)
   ] == [7, 4]
-  assert asked == [
+  assert requests == [
     ('someone/cars', 'dataset', None, '*.parquet'),
     ('someone/cars', 'dataset', 'v2', '*.parquet'),
   ]
@@ -1040,8 +1064,10 @@ def test_hub_offline(monkeypatch):
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', offline)
   fails(
     'hf:someone/cars',
-    r'hf:someone/cars: could not be downloaded \(ConnectionError: no route to host\); by hand, .* hf download someone/cars '
-    r"--repo-type dataset --include '\*.parquet' --local-dir FOLDER, then --config.data.root=FOLDER",
+    r'hf:someone/cars: could not be downloaded \(ConnectionError: no route to host\); by '
+    r'hand, .* hf download someone/cars '
+    r"--repo-type dataset --include '\*.parquet' --local-dir FOLDER, then "
+    r'--config.data.root=FOLDER',
   )
 
 
@@ -1072,7 +1098,7 @@ def test_boxes_are_refused_where_there_are_none(tmp_path):
 
 
 def test_a_run_on_one(tmp_path, monkeypatch):
-  """Train, evaluate and explain on boxes of CUB: people are shown names below the root, and the boxes."""
+  """Train, evaluate and explain on boxes of CUB: files are named from the root."""
   tiny.register(monkeypatch)
   monkeypatch.setattr(
     parallel,
@@ -1082,7 +1108,9 @@ def test_a_run_on_one(tmp_path, monkeypatch):
   root = put(
     cub(tmp_path / 'data'),
     **{
-      'taxonomy.csv': 'order,species\nA,Black-footed Albatross\nA,Brewer Blackbird\nB,Chuck-will-Widow\n'
+      'taxonomy.csv': (
+        'order,species\nA,Black-footed Albatross\nA,Brewer Blackbird\nB,Chuck-will-Widow\n'
+      )
     },
   )
   options = {
@@ -1099,8 +1127,8 @@ def test_a_run_on_one(tmp_path, monkeypatch):
   model = hierjax.load(tmp_path / 'run')
   assert model.evaluate('train')['n'] == 3 and list(model.levels) == ['order', 'species']
   model.explain('train')
-  with np.load(tmp_path / 'run/predictions_train.npz') as found:
-    assert found['files'].tolist() == [
+  with np.load(tmp_path / 'run/predictions_train.npz') as result:
+    assert result['files'].tolist() == [
       f'images/{BIRDS[0]}/a.jpg',
       f'images/{BIRDS[2]}/c.jpg',
       f'images/{BIRDS[1]}/d.jpg',

@@ -1,4 +1,4 @@
-"""A clean set of files lints clean; each planted fault is found, in its row, and nothing else is."""
+"""A clean set of files lints clean; each planted fault is found in its row, and nothing else."""
 
 import functools
 import hashlib
@@ -55,7 +55,7 @@ def encode(seed, fmt='JPEG', **kw):
 
 @pytest.fixture
 def clean(tmp_path):
-  """Two images of every model, one in train (row 2, 4, ...) and one in val; (taxonomy lines, label lines, write-and-lint)."""
+  """Two images of every model, one in train (row 2, 4, ...) and one in val; writes and lints."""
   labels = ['file,split,make,type,model']
   (tmp_path / 'images').mkdir()
   for i, line in enumerate(TAXONOMY[1:]):
@@ -76,7 +76,7 @@ def clean(tmp_path):
   return run
 
 
-def found(report):
+def places_of(report):
   """{(severity, file:row, kind)} with the file's name only."""
   return {(p.severity, pathlib.Path(p.where).name, p.kind) for p in report.problems}
 
@@ -125,7 +125,7 @@ def test_clean_is_clean(clean):
 )
 def test_rows_that_are_no_taxonomy(clean, row, line, kind, words):
   report = clean(taxonomy=changed(TAXONOMY, row, line))
-  assert found(report) == {('error', f'taxonomy.csv:{row}', kind)}
+  assert places_of(report) == {('error', f'taxonomy.csv:{row}', kind)}
   assert words in report.text()
 
 
@@ -145,8 +145,10 @@ def test_tables_that_cannot_be_read(tmp_path, text, words):
     ('error', f'{tmp_path}/t.csv:1')
   ] and words in report.text()
   assert report.text().endswith('1 error, 0 warnings, 0 notes')
-  gone = lint(tmp_path / 'none.csv')
-  assert gone.problems[0].where == str(tmp_path / 'none.csv') and 'cannot be read' in gone.text()
+  absent = lint(tmp_path / 'none.csv')
+  assert (
+    absent.problems[0].where == str(tmp_path / 'none.csv') and 'cannot be read' in absent.text()
+  )
 
 
 def test_a_relative_path_reads_well(tmp_path, monkeypatch):
@@ -217,13 +219,13 @@ def test_cycles_against_strong_components(seed):
   graph = csr_array((np.ones(len(edges)), tuple(zip(*edges))), shape=(n, n))
   _, label = connected_components(graph, connection='strong')
   rows = [(i, [str(a), str(b)]) for i, (a, b) in enumerate(sorted(edges), 2)]
-  told = [text for text, _ in find_cycles(rows, {(0, 1)})]
+  texts = [text for text, _ in find_cycles(rows, {(0, 1)})]
   cyclic = {c for c in label if (label == c).sum() > 1}
   mentioned = {
-    label[int(word.strip("'"))] for text in told for word in text.split() if word.startswith("'")
+    label[int(word.strip("'"))] for text in texts for word in text.split() if word.startswith("'")
   }
   assert mentioned == cyclic
-  for text in told:  # every step that is told is a row
+  for text in texts:  # every step that is told is a row
     for step in text.removeprefix('is its own ancestor: ').split(', '):
       a, _, b, _, row = step.split()
       assert dict(rows)[int(row.rstrip(')'))] == [a.strip("'"), b.strip("'")]
@@ -339,17 +341,17 @@ def test_a_branch_that_ends_early_is_told_once(tmp_path):
 def test_labels_not_in_the_taxonomy_are_grouped_and_get_a_hint(clean):
   labels = [line.replace('Audi TT', 'Audi T') for line in clean.labels]
   report = clean(labels=labels)
-  assert found(report) >= {('error', 'labels.csv:4', 'label not in the taxonomy')}
+  assert places_of(report) >= {('error', 'labels.csv:4', 'label not in the taxonomy')}
   text = report.text()
   assert (
     "model 'Audi T' is not in the taxonomy; did you mean 'Audi TT'" in text and '(2 rows)' in text
   )
-  assert ('warning', 'taxonomy.csv:3', 'classes with no image') in found(report)
+  assert ('warning', 'taxonomy.csv:3', 'classes with no image') in places_of(report)
 
 
 def test_labels_that_contradict(clean):
   report = clean(labels=changed(clean.labels, 6, 'images/04.jpg,train,Audi,Sedan,BMW 328i'))
-  assert found(report) == {('error', 'labels.csv:6', 'label contradicts the taxonomy')}
+  assert places_of(report) == {('error', 'labels.csv:6', 'label contradicts the taxonomy')}
   assert (
     "make 'Audi', type 'Sedan', model 'BMW 328i' together; model 'BMW 328i' has make 'BMW'"
     in report.text()
@@ -360,7 +362,7 @@ def test_labels_that_contradict(clean):
     labels=[line for line in clean.labels if 'Patriot' not in line]
     + ['images/16.jpg,train,Jeep,Coupe,'],
   )
-  assert found(report) == {('error', 'labels.csv:20', 'label contradicts the taxonomy')}
+  assert places_of(report) == {('error', 'labels.csv:20', 'label contradicts the taxonomy')}
   assert "no row of the taxonomy has make 'Jeep', type 'Coupe' together" in report.text()
 
 
@@ -374,7 +376,7 @@ def test_unknown_labels_are_fine_and_counted(clean):
     'type': 1,
     'model': 2,
   }  # the first row's make and type follow from its model
-  assert found(report) == {
+  assert places_of(report) == {
     ('warning', 'labels.csv:22', 'no label'),
     ('warning', 'labels.csv:5', 'classes that train never has'),
   }
@@ -382,16 +384,16 @@ def test_unknown_labels_are_fine_and_counted(clean):
 
 def test_classes_without_images(clean):
   report = clean(labels=[line for line in clean.labels if 'BMW X5' not in line])
-  assert found(report) == {('warning', 'taxonomy.csv:6', 'classes with no image')}
+  assert places_of(report) == {('warning', 'taxonomy.csv:6', 'classes with no image')}
   report = clean(labels=[line for line in clean.labels if 'train,BMW,SUV' not in line])
-  assert found(report) == {('warning', 'labels.csv:10', 'classes that train never has')}
+  assert places_of(report) == {('warning', 'labels.csv:10', 'classes that train never has')}
   report = clean(labels=[line for line in clean.labels if 'val,BMW,SUV' not in line])
   assert (
-    found(report) == {('note', 'taxonomy.csv:6', 'classes that val never has')}
+    places_of(report) == {('note', 'taxonomy.csv:6', 'classes that val never has')}
     and '1 of 10 models: BMW X5' in report.text()
   )
   report = clean(labels=[line for line in clean.labels if 'val,BMW,SUV' not in line], train='val')
-  assert found(report) == {('warning', 'labels.csv:10', 'classes that val never has')}
+  assert places_of(report) == {('warning', 'labels.csv:10', 'classes that val never has')}
 
 
 @pytest.mark.parametrize(
@@ -412,12 +414,14 @@ def test_classes_without_images(clean):
 )
 def test_columns(clean, header, severity, words):
   report = clean(labels=changed(clean.labels, 1, header))
-  assert (severity, 'labels.csv:1', 'columns') in found(report) and words in report.text()
+  assert (severity, 'labels.csv:1', 'columns') in places_of(report) and words in report.text()
 
 
 def test_no_split(clean):
   report = clean(labels=changed(clean.labels, 3, 'images/01.jpg,,Audi,Sedan,Audi A4'))
-  assert ('error', 'labels.csv:3', 'no split') in found(report) and '(no split) 1' in report.text()
+  assert ('error', 'labels.csv:3', 'no split') in places_of(
+    report
+  ) and '(no split) 1' in report.text()
   assert (
     clean(
       labels=[
@@ -431,15 +435,15 @@ def test_no_split(clean):
 
 def test_missing_unreadable_and_strayed_files(clean):
   (clean.root / 'images/00.jpg').rename(clean.root / 'images/00.JPG')
-  whole = (clean.root / 'images/03.jpg').read_bytes()
-  (clean.root / 'images/03.jpg').write_bytes(whole[: len(whole) * 2 // 3])
+  full = (clean.root / 'images/03.jpg').read_bytes()
+  (clean.root / 'images/03.jpg').write_bytes(full[: len(full) * 2 // 3])
   (clean.root / 'images/04.jpg').write_bytes(b'')
   (clean.root / 'images/05.jpg').write_bytes(b'<html>')
   labels = changed(
     changed(clean.labels, 8, '../06.jpg,train,BMW,Coupe,BMW M6'), 9, ',val,BMW,Coupe,BMW M6'
   )
   report = clean(labels=changed(labels, 10, '/etc/hostname,train,BMW,SUV,BMW X5'))
-  assert found(report) == {
+  assert places_of(report) == {
     ('error', 'labels.csv:2', 'missing files'),
     ('error', 'labels.csv:5', 'unreadable images'),
     ('error', 'labels.csv:6', 'unreadable images'),
@@ -455,7 +459,7 @@ def test_missing_unreadable_and_strayed_files(clean):
     and "'images/05.jpg': cannot be decoded" in text
   )
   assert report.summary['files'] == {'named': 17, 'missing': 1, 'unreadable': 3}
-  assert {k for _, _, k in found(clean(labels=labels, images=False))} == {
+  assert {k for _, _, k in places_of(clean(labels=labels, images=False))} == {
     'path leaves the root',
     'no file',
   }
@@ -464,7 +468,7 @@ def test_missing_unreadable_and_strayed_files(clean):
 def test_a_wrong_root_is_one_problem(clean):
   report = clean(root=clean.root / 'elsewhere')
   assert (
-    found(report) == {('error', 'labels.csv:2', 'missing files')}
+    places_of(report) == {('error', 'labels.csv:2', 'missing files')}
     and 'is the root right?' in report.text()
   )
   shutil.copytree(clean.root / 'images', clean.root / 'elsewhere' / 'images')
@@ -478,14 +482,14 @@ def copy(clean, a, b):
 def test_duplicates(clean):
   copy(clean, 0, 1)  # train and val of one model
   report = clean()
-  assert found(report) == {('error', 'labels.csv:3', 'leak')}
+  assert places_of(report) == {('error', 'labels.csv:3', 'leak')}
   assert (
     "'images/00.jpg' (row 2, train) has the same bytes as 'images/01.jpg' (row 3, val)"
     in report.text()
   )
   copy(clean, 2, 4)  # two models, both train
   report = clean()
-  assert found(report) == {
+  assert places_of(report) == {
     ('error', 'labels.csv:3', 'leak'),
     ('error', 'labels.csv:6', 'duplicate images with different labels'),
   }
@@ -495,16 +499,16 @@ def test_duplicates(clean):
     labels=[*clean.labels, 'images/20.jpg,train,BMW,,', 'images/./06.jpg,train,,Coupe,']
   )
   # less is known of the copy, but nothing else
-  assert ('warning', 'labels.csv:22', 'duplicate images') in found(report)
+  assert ('warning', 'labels.csv:22', 'duplicate images') in places_of(report)
   kind = 'duplicate images with different labels'  # one file with two rows of labels
-  assert ('error', 'labels.csv:23', kind) in found(report)
-  assert {k for _, _, k in found(clean(images=False))} == set()
+  assert ('error', 'labels.csv:23', kind) in places_of(report)
+  assert {k for _, _, k in places_of(clean(images=False))} == set()
 
 
 def test_one_file_named_twice(clean):
   report = clean(labels=[*clean.labels, 'images/00.jpg,val,Audi,Sedan,Audi A4'], images=False)
   assert (
-    found(report) == {('error', 'labels.csv:22', 'leak')}
+    places_of(report) == {('error', 'labels.csv:22', 'leak')}
     and 'stands in row 2 already, in another split' in report.text()
   )
 
@@ -545,8 +549,8 @@ def test_unusual_jpegs_are_readable():
 def test_from_config_reads_a_csv_as_lint_does(clean):
   (clean.root / 'images/03.jpg').write_bytes(b'')
   want = clean()
-  got = check(options(root=str(clean.root)))
-  assert got.problems == want.problems != [] and got.text() == want.text()
+  result = check(options(root=str(clean.root)))
+  assert result.problems == want.problems != [] and result.text() == want.text()
   assert check(options(root=str(clean.root)), images=False).problems == []
   only = check(options(taxonomy=str(clean.root / 'taxonomy.csv')))
   assert only.problems == [] and 'splits' not in only.summary and '10 models' in only.text()
@@ -570,14 +574,14 @@ def test_labels_without_a_taxonomy(clean):
   )
   (clean.root / 'taxonomy.csv').unlink()
   report = check(options(root=str(clean.root)), images=False)
-  assert ('warning', 'labels.csv:22', 'near-duplicate names') in found(
+  assert ('warning', 'labels.csv:22', 'near-duplicate names') in places_of(
     report
   ) and "make 'audi' and 'Audi' (row 2)" in report.text()
   clean(labels=[*clean.labels, 'images/x.jpg,train,BMW,Sedan,Audi A4'])
   (clean.root / 'taxonomy.csv').unlink()
   report = lint('', clean.root, images=False)
   assert (
-    found(report) == {('error', 'labels.csv:22', 'unreadable table')}
+    places_of(report) == {('error', 'labels.csv:22', 'unreadable table')}
     and "has make 'BMW' here" in report.text()
   )
 
@@ -641,7 +645,7 @@ def test_stanford_cars():
 
 @pytest.mark.skipif(not DATA.exists(), reason='needs the shared data')
 def test_stanford_cars_with_type_first_is_no_broken_tree(tmp_path):
-  # Half of the makes have one type only, most of those because they have one model: that is no sign of a tree.
+  # Half of the makes have one type only, mostly as they have one model: no sign of a tree.
   lines = [
     line.split(',', 2)
     for line in (DATA / 'stanford_cars' / 'taxonomy.csv').read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The index stream is a pure function of (seed, place): epochs, resume, shards, workers, balancing; and what happens to broken images."""
+"""The order is a pure function of (seed, place): epochs, resume, shards, workers, balancing."""
 
 import functools
 import os
@@ -21,9 +21,9 @@ from hierjax.data.transforms import Augment
 N = 23
 
 
-def read(i, bad=(), gone=()):
+def read(i, bad=(), absent=()):
   """A picture whose colour is its index; module-level, so that workers can have it."""
-  if i in gone:
+  if i in absent:
     raise FileNotFoundError(2, 'No such file', 'x.png')
   if i in bad:
     return b'no picture'
@@ -68,8 +68,8 @@ def test_a_batch():
   }
   np.testing.assert_array_equal(batch['labels'][:, 1], batch['index'] % 3)
   assert (batch['mask'] == 1).all() and (batch['broken'] == -1).all()
-  still = next(train(augment=Augment(enabled=False)))
-  np.testing.assert_array_equal(still['image'][:, 0, 0, 0], 10 * still['index'].astype(np.uint8))
+  steady = next(train(augment=Augment(enabled=False)))
+  np.testing.assert_array_equal(steady['image'][:, 0, 0, 0], 10 * steady['index'].astype(np.uint8))
 
 
 def test_every_epoch_shuffles_all_examples_anew():
@@ -91,19 +91,19 @@ def test_the_same_example_looks_different_each_time():
 
 
 def test_resume_is_exact():
-  whole = list(train(steps=9))
+  full = list(train(steps=9))
   for start in (0, 1, 5, 9):
-    same(list(train(steps=9, start_step=start)), whole[start:])
+    same(list(train(steps=9, start_step=start)), full[start:])
   assert list(train(steps=3, start_step=7)) == []
 
 
 @pytest.mark.parametrize('balance', [None, 1])
 def test_processes_share_each_global_batch(balance):
-  whole = list(train(steps=5, balance=balance))
+  full = list(train(steps=5, balance=balance))
   parts = [
     list(train(steps=5, balance=balance, process_index=i, process_count=4)) for i in range(4)
   ]
-  same([{k: np.concatenate([p[k] for p in step]) for k in step[0]} for step in zip(*parts)], whole)
+  same([{k: np.concatenate([p[k] for p in step]) for k in step[0]} for step in zip(*parts)], full)
   with pytest.raises(UserError, match='batch size 9 must be a multiple of the 2 processes'):
     train(batch_size=9, process_count=2)
 
@@ -116,13 +116,13 @@ def test_threads_change_nothing(threads):
 
 def test_workers_change_nothing_and_their_errors_arrive():
   data = examples()
-  whole = list(train(data, steps=6))
-  same(list(train(data, steps=6, start_step=1, workers=2)), whole[1:])
+  full = list(train(data, steps=6))
+  same(list(train(data, steps=6, start_step=1, workers=2)), full[1:])
   last = int(
-    set(whole[1]['index'].tolist()).difference(whole[0]['index'].tolist()).pop()
+    set(full[1]['index'].tolist()).difference(full[0]['index'].tolist()).pop()
   )  # met in the second batch first
   batches = train(examples(bad=(last,)), steps=6, workers=1, strict=True)
-  same([next(batches)], whole[:1])
+  same([next(batches)], full[:1])
   with pytest.raises(UserError, match=f'^{last}.png: unreadable image'):
     next(batches)
 
@@ -142,7 +142,7 @@ def test_close_leaves_no_thread_and_no_process():
 
 @pytest.mark.parametrize('stop', ['terminate the group', 'kill the parent'])
 def test_workers_end_with_their_parent(stop, tmp_path):
-  """A signal to all leaves them to the parent, with which they end even if nobody closes them; killed, it leaves no orphans."""
+  """A signal to all leaves workers to the parent; they end with it, even if it is killed."""
   code = f"""
     import os, signal, sys, time, multiprocessing
     import numpy as np
@@ -163,7 +163,7 @@ def test_workers_end_with_their_parent(stop, tmp_path):
   script = tmp_path / 'script.py'
   script.write_text(textwrap.dedent(code))
   env = {**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).resolve().parents[2])}
-  done = subprocess.run(
+  process = subprocess.run(
     [sys.executable, script],
     env=env,
     capture_output=True,
@@ -171,8 +171,8 @@ def test_workers_end_with_their_parent(stop, tmp_path):
     timeout=60,
     start_new_session=True,
   )
-  assert done.returncode == (-signal.SIGKILL if stop == 'kill the parent' else 0), done.stderr
-  pid, deadline = int(done.stdout), time.time() + 10
+  assert process.returncode == (-signal.SIGKILL if stop == 'kill the parent' else 0), process.stderr
+  pid, deadline = int(process.stdout), time.time() + 10
   while alive(pid) and time.time() < deadline:
     time.sleep(0.05)
   assert not alive(pid)
@@ -192,20 +192,20 @@ def test_balanced_draws_follow_the_inverse_frequency():
   rng = np.random.default_rng(0)
   labels = rng.choice([-1, 0, 1, 2], 400, p=[0.1, 0.6, 0.25, 0.05])
   data, epochs = examples(400, labels), 25
-  drawn = indices(train(data, steps=4 * epochs, batch_size=100, balance=1))
-  counts = np.bincount(drawn, minlength=400)
+  draws = indices(train(data, steps=4 * epochs, batch_size=100, balance=1))
+  counts = np.bincount(draws, minlength=400)
   unknown = labels < 0
   weights = pipeline.sample_weights(labels)
-  known = [weights[labels == c].sum() for c in range(3)]
-  np.testing.assert_allclose(known, known[0])  # each class as likely as another
+  is_known = [weights[labels == c].sum() for c in range(3)]
+  np.testing.assert_allclose(is_known, is_known[0])  # each class as likely as another
   np.testing.assert_allclose(weights[unknown], weights[~unknown].mean())
   np.testing.assert_allclose(weights.sum(), 1)
   expected = weights * 400 * epochs
   assert (np.abs(counts - expected) < 6 * np.sqrt(expected) + 1).all()
-  for epoch in drawn.reshape(epochs, 400):
+  for epoch in draws.reshape(epochs, 400):
     for c in range(-1, 3):
       assert abs((labels[epoch] == c).sum() - 400 * weights[labels == c].sum()) < 2
-  assert len({tuple(d) for d in drawn.reshape(epochs, 400)}) == epochs
+  assert len({tuple(d) for d in draws.reshape(epochs, 400)}) == epochs
 
 
 def test_balancing_without_any_known_label():
@@ -216,7 +216,7 @@ def test_balancing_without_any_known_label():
 
 
 def test_training_replaces_a_broken_image_by_the_next_readable_one():
-  data = examples(bad=(4, 5), gone=(22,))
+  data = examples(bad=(4, 5), absent=(22,))
   plain, mended = list(train(steps=6)), list(train(data, steps=6))
   replaced = {4: 6, 5: 6, 22: 0}
   for a, b in zip(plain, mended):
@@ -226,8 +226,8 @@ def test_training_replaces_a_broken_image_by_the_next_readable_one():
     )
     np.testing.assert_array_equal(b['labels'][:, 1], b['index'] % 3)
     assert (b['mask'] == 1).all()
-    whole = ~np.isin(a['index'], list(replaced))
-    np.testing.assert_array_equal(a['image'][whole], b['image'][whole])
+    full = ~np.isin(a['index'], list(replaced))
+    np.testing.assert_array_equal(a['image'][full], b['image'][full])
 
 
 @pytest.mark.parametrize('broken', [{'bad': (4,)}, {'gone': (4,)}])
@@ -260,26 +260,26 @@ def evaluated(data=None, **options):
 def test_evaluation_has_every_example_once(n, count):
   parts = [evaluated(examples(n), process_index=i, process_count=count) for i in range(count)]
   assert {len(p) for p in parts} == {-(-n // 8)}
-  whole = {
+  full = {
     k: np.concatenate([np.concatenate([p[k] for p in step]) for step in zip(*parts)])
     for k in parts[0][0]
   }
-  np.testing.assert_array_equal(whole['index'], [*range(n), *[-1] * (-n % 8)])
-  np.testing.assert_array_equal(whole['mask'], whole['index'] >= 0)
-  np.testing.assert_array_equal(whole['labels'][n:], -1)
-  np.testing.assert_array_equal(whole['image'][:n, 0, 0, 0], (10 * np.arange(n)).astype(np.uint8))
-  assert not whole['image'][n:].any() and (whole['broken'] == -1).all()
+  np.testing.assert_array_equal(full['index'], [*range(n), *[-1] * (-n % 8)])
+  np.testing.assert_array_equal(full['mask'], full['index'] >= 0)
+  np.testing.assert_array_equal(full['labels'][n:], -1)
+  np.testing.assert_array_equal(full['image'][:n, 0, 0, 0], (10 * np.arange(n)).astype(np.uint8))
+  assert not full['image'][n:].any() and (full['broken'] == -1).all()
 
 
 def test_evaluation_masks_and_names_the_broken():
-  whole = evaluated(examples(bad=(0, 9), gone=(22,)), threads=2)
+  full = evaluated(examples(bad=(0, 9), absent=(22,)), threads=2)
   np.testing.assert_array_equal(
-    np.concatenate([b['broken'] for b in whole]), [i if i in (0, 9, 22) else -1 for i in range(24)]
+    np.concatenate([b['broken'] for b in full]), [i if i in (0, 9, 22) else -1 for i in range(24)]
   )
   np.testing.assert_array_equal(
-    np.concatenate([b['mask'] for b in whole]), [i not in (0, 9, 22, 23) for i in range(24)]
+    np.concatenate([b['mask'] for b in full]), [i not in (0, 9, 22, 23) for i in range(24)]
   )
-  assert not np.concatenate([b['image'] for b in whole])[[0, 9, 22, 23]].any()
+  assert not np.concatenate([b['image'] for b in full])[[0, 9, 22, 23]].any()
 
 
 def test_evaluation_in_views():
@@ -298,9 +298,9 @@ def test_features_pass_through_untouched():
   batch = next(train(data))
   assert batch['image'].dtype == np.float32
   np.testing.assert_array_equal(batch['image'], features[batch['index']])
-  whole = evaluated(data, process_index=1, process_count=2)
-  assert whole[-1]['image'].shape == (4, 5)
-  np.testing.assert_array_equal(whole[0]['image'], features[4:8])
+  full = evaluated(data, process_index=1, process_count=2)
+  assert full[-1]['image'].shape == (4, 5)
+  np.testing.assert_array_equal(full[0]['image'], features[4:8])
 
 
 def test_files_of_pictures(tmp_path):

@@ -1,4 +1,4 @@
-"""Sources on little trees: what is read, what is said about each mistake, and how splits are made."""
+"""Sources on little trees: what is read, the message of each mistake, and how splits are made."""
 
 import dataclasses
 import io
@@ -77,7 +77,10 @@ def value(examples, i):
 
 
 def test_csv(tmp_path):
-  labels = 'file,split,kind,animal\na/1.png,train,bird,heron\na/2.png,val,reptile,\nb/3.png,train,,skink\na/4.png,other,,\n'
+  labels = (
+    'file,split,kind,animal\na/1.png,train,bird,heron\na/2.png,val,reptile,\n'
+    'b/3.png,train,,skink\na/4.png,other,,\n'
+  )
   data = sources.load(
     config(tree(tmp_path, labels, files=['a/1.png', 'a/2.png', 'b/3.png', 'a/4.png']))
   )
@@ -94,7 +97,10 @@ def test_csv(tmp_path):
 
 
 def test_csv_as_spreadsheets_write_it(tmp_path):
-  labels = '\ufefffile , split,animal\r\n 1.png ,train, heron \r\n\r\n"2.png",val,skink\r\nsub\\3.png,train,owl\r\n'
+  labels = (
+    '\ufefffile , split,animal\r\n 1.png ,train, heron \r\n\r\n"2.png",val,skink\r\n'
+    'sub\\3.png,train,owl\r\n'
+  )
   data = sources.load(config(tree(tmp_path, labels, files=['1.png', '2.png', 'sub/3.png'])))
   assert names(data, 'train') == [['bird', 'heron'], ['bird', 'owl']] and data.splits[
     'train'
@@ -102,7 +108,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('labels', 'says'),
+  ('labels', 'message'),
   [
     (
       'file,animal\n1.png,herron\n',
@@ -141,8 +147,8 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
     ),
   ],
 )
-def test_csv_mistakes_name_the_row(tmp_path, labels, says):
-  agreement.refuses(config(tree(tmp_path, labels, files=['1.png', '2.png'])), says)
+def test_csv_mistakes_name_the_row(tmp_path, labels, message):
+  agreement.refuses(config(tree(tmp_path, labels, files=['1.png', '2.png'])), message)
 
 
 def test_csv_notes(tmp_path):
@@ -164,7 +170,10 @@ def test_csv_notes(tmp_path):
 
 
 def test_csv_without_taxonomy(tmp_path):
-  labels = 'file,kind,animal\n1.png,reptile,gecko\n2.png,,owl\n3.png,bird,owl\n4.png,bird,heron\n5.png,fish,\n6.png,bird,\n'
+  labels = (
+    'file,kind,animal\n1.png,reptile,gecko\n2.png,,owl\n3.png,bird,owl\n4.png,bird,heron\n'
+    '5.png,fish,\n6.png,bird,\n'
+  )
   data = sources.load(config(tree(tmp_path, labels, None, [f'{i}.png' for i in range(1, 7)])))
   assert data.taxonomy.rows() == [
     ['bird', 'heron'],
@@ -190,7 +199,7 @@ def test_csv_without_taxonomy(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('labels', 'says'),
+  ('labels', 'message'),
   [
     (
       'file,kind,animal\n1.png,bird,owl\n2.png,reptile,owl\n',
@@ -201,8 +210,8 @@ def test_csv_without_taxonomy(tmp_path):
     ('file,kind\n1.png,\n', r'no row has a label'),
   ],
 )
-def test_csv_that_gives_no_taxonomy(tmp_path, labels, says):
-  agreement.refuses(config(tree(tmp_path, labels, None, ['1.png', '2.png'])), says)
+def test_csv_that_gives_no_taxonomy(tmp_path, labels, message):
+  agreement.refuses(config(tree(tmp_path, labels, None, ['1.png', '2.png'])), message)
 
 
 def test_another_taxonomy_by_option(tmp_path):
@@ -223,18 +232,18 @@ def test_stratified_split():
   labels = np.stack([leaf // 5, leaf], 1).astype(np.int32)
   labels[:7, 1] = -1
   files = [f'{i}.jpg' for i in range(len(leaf))]
-  held = splits.stratified(labels, files, 0.2, 0)
-  assert abs(held.sum() - 0.2 * len(leaf)) <= 1
+  mask = splits.stratified(labels, files, 0.2, 0)
+  assert abs(mask.sum() - 0.2 * len(leaf)) <= 1
   for c in range(31):
     members = labels[:, 1] == c
-    n, took = members.sum(), held[members].sum()
-    assert took < n and abs(took - 0.2 * n) <= 1.01
-  assert abs(held[:7].sum() - 1.4) <= 1.01  # those known at the coarse level only are a group, too
+    n, count = members.sum(), mask[members].sum()
+    assert count < n and abs(count - 0.2 * n) <= 1.01
+  assert abs(mask[:7].sum() - 1.4) <= 1.01  # those known at the coarse level only are a group, too
   order = rng.permutation(len(leaf))
   np.testing.assert_array_equal(
-    splits.stratified(labels[order], [files[i] for i in order], 0.2, 0), held[order]
+    splits.stratified(labels[order], [files[i] for i in order], 0.2, 0), mask[order]
   )
-  assert (splits.stratified(labels, files, 0.2, 1) != held).any()
+  assert (splits.stratified(labels, files, 0.2, 1) != mask).any()
   assert not splits.stratified(labels, files, 0.0, 0).any()
 
 
@@ -277,17 +286,17 @@ def test_limit_keeps_every_class_in_its_proportion(tmp_path):
     f'{f},{"val" if i % 4 == 0 else "train"},{f.split("-")[0]}\n' for i, f in enumerate(files)
   ]
   root = tree(tmp_path, 'file,split,animal\n' + ''.join(lines), files=files)
-  whole, few = sources.load(config(root)), sources.load(config(root, limit=10))
+  full, limited = sources.load(config(root)), sources.load(config(root, limit=10))
   for name in ('train', 'val'):
     count = [
       [data.taxonomy.names[1][c] for c in data.splits[name].labels[:, 1]].count(a)
-      for data in (whole, few)
+      for data in (full, limited)
       for a in sizes
     ]
     assert count == {'train': [18, 9, 3, 6, 3, 1], 'val': [6, 3, 1, 6, 3, 1]}[name]
-  train = few.splits['train']
+  train = limited.splits['train']
   assert [f.split('-')[0] for f in train.files] == [
-    few.taxonomy.names[1][c] for c in train.labels[:, 1]
+    limited.taxonomy.names[1][c] for c in train.labels[:, 1]
   ]
   assert all(
     value(train, i) == files.index(f) for i, f in enumerate(train.files)
@@ -297,13 +306,13 @@ def test_limit_keeps_every_class_in_its_proportion(tmp_path):
     == train.files
     != sources.load(config(root, limit=10, split_seed=1)).splits['train'].files
   )
-  assert few.notes == ['10 of 30 train examples are used (data.limit)']
+  assert limited.notes == ['10 of 30 train examples are used (data.limit)']
   pickle.dumps(train.reader)
   assert [len(x.files) for x in sources.load(config('', limit=2)).splits.values()] == [2, 2]
 
 
 def test_finest_labels_are_hidden_and_left_out(tmp_path):
-  """A share of each class of the training split, rounded down, so that one keeps its label; their kind stays known."""
+  """A share of each class of the training split, rounded down; their kind stays known."""
   sizes = {'heron': 8, 'gecko': 3, 'owl': 1}
   files = [
     f'{a}-{i}-{split}.png' for split in ('train', 'val') for a, n in sizes.items() for i in range(n)
@@ -389,8 +398,8 @@ def test_folders(tmp_path):
   data = sources.load(config(root))
   assert data.taxonomy.levels == ('superclass', 'class')
   assert data.taxonomy.rows() == [['bird', 'heron'], ['bird', 'owl'], ['reptile', 'gecko']]
-  found = {f: n for s in data.splits for f, n in zip(data.splits[s].files, names(data, s))}
-  assert found == {
+  result = {f: n for s in data.splits for f, n in zip(data.splits[s].files, names(data, s))}
+  assert result == {
     'bird/heron/1.png': ['bird', 'heron'],
     'bird/owl/1.png': ['bird', 'owl'],
     'bird/owl/2.PNG': ['bird', 'owl'],
@@ -441,8 +450,8 @@ def test_folders_of_different_depth(tmp_path):
     )
   )
   assert data.taxonomy.rows() == [['bird', 'owl'], ['fish', '']]
-  found = {f: n for s in data.splits for f, n in zip(data.splits[s].files, names(data, s))}
-  assert found['fish/1.png'] == ['fish', 'fish'] and found['bird/3.png'] == ['bird', None]
+  result = {f: n for s in data.splits for f, n in zip(data.splits[s].files, names(data, s))}
+  assert result['fish/1.png'] == ['fish', 'fish'] and result['bird/3.png'] == ['bird', None]
   assert any('folder bird holds images beside class folders' in n for n in data.notes)
 
 
@@ -597,12 +606,12 @@ def test_parquet_without_taxonomy(tmp_path, cache):
 
 
 def test_parquet_mistakes(tmp_path, cache):
-  def fails(says, text=TAXONOMY, **columns):
+  def fails(message, text=TAXONOMY, **columns):
     root = tmp_path / str(len(list(tmp_path.iterdir())))
     parquet(root / 'train.parquet', [1, 2], **columns)
     if text:
       (root / 'taxonomy.csv').write_text(text)
-    agreement.refuses(config(root), says)
+    agreement.refuses(config(root), message)
 
   fails(r'animal_label goes from 0 to 4, the taxonomy has 4 classes', animal_label=[0, 4])
   fails(r'train.parquet: row 2: labels .* contradict', animal_label=[0, 1], kind_label=[0, 1])

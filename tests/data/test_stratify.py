@@ -1,4 +1,4 @@
-"""Iterative stratification: what it promises, the papers' algorithm in plain loops, and the drawn scenes' label sets."""
+"""Iterative stratification: what it promises, and the papers' algorithm in plain loops."""
 
 import csv
 import itertools
@@ -38,10 +38,10 @@ def plain(labels, share, line, order):
 
   while True:
     left = {key: int((column & (parts < 0)).sum()) for key, column in columns.items()}
-    some = [(count, key) for key, count in left.items() if count]
-    if not some:
+    subset = [(count, key) for key, count in left.items() if count]
+    if not subset:
       break
-    key = min(some)[1]
+    key = min(subset)[1]
     for i in line:
       if columns[key][i] and parts[i] < 0:
         put(i, lacks[key])
@@ -64,7 +64,7 @@ def test_against_plain_loops(fractions, order):
 
 
 def off(labels, parts, share, order):
-  """How far the keys' numbers in the parts are from their shares, in examples: of each key the worst part, the mean over the keys."""
+  """How far the parts are from their shares, in examples: the worst part, mean over the keys."""
   keys = [
     labels[:, list(key)].all(1) for key in itertools.combinations(range(labels.shape[1]), order)
   ]
@@ -78,17 +78,17 @@ def off(labels, parts, share, order):
 
 
 def test_classes_and_pairs_keep_their_shares_better_than_by_chance():
-  share, found = np.array([0.7, 0.2, 0.1]), []
+  share, result = np.array([0.7, 0.2, 0.1]), []
   for seed in range(10):
     labels = draw(seed)
     chance = np.random.default_rng(seed).permutation(np.repeat([0, 1, 2], [210, 60, 30]))
     splits = [stratify.iterative(labels, share, seed, order=order) for order in (1, 2)]
-    found.append(
+    result.append(
       [[off(labels, parts, share, order) for order in (1, 2)] for parts in (chance, *splits)]
     )
     for parts in splits:
       assert np.abs(np.bincount(parts, minlength=3) - 300 * share).max() <= 6
-  chance, first, second = np.mean(found, 0)
+  chance, first, second = np.mean(result, 0)
   assert (
     first[0] < 0.3 * chance[0]
     and second[0] < 0.5 * chance[0]
@@ -100,8 +100,8 @@ def test_classes_and_pairs_keep_their_shares_better_than_by_chance():
 def test_exclusive_classes_are_within_one_example_of_their_share():
   rng = np.random.default_rng(0)
   labels, share = rng.choice(9, 500, p=rng.dirichlet(np.ones(9))), np.array([0.65, 0.2, 0.15])
-  for given in (labels, np.eye(9, dtype=int)[labels]):
-    parts = stratify.iterative(given, share, 3)
+  for partial in (labels, np.eye(9, dtype=int)[labels]):
+    parts = stratify.iterative(partial, share, 3)
     for c in range(9):
       assert (
         np.abs(np.bincount(parts[labels == c], minlength=3) - share * (labels == c).sum()).max() < 1
@@ -145,5 +145,5 @@ def test_scenes_keep_their_label_sets(shared):
   )
   parts = stratify.iterative(labels, (0.8, 0.2), 0, files)
   sets = Counter(map(tuple, labels.tolist()))
-  held = Counter(map(tuple, labels[parts == 1].tolist()))
-  assert max(abs(held[s] - 0.2 * n) for s, n in sets.items()) <= 3
+  mask = Counter(map(tuple, labels[parts == 1].tolist()))
+  assert max(abs(mask[s] - 0.2 * n) for s, n in sets.items()) <= 3

@@ -1,4 +1,4 @@
-"""The drawn set: a pure function of (seed, split, index), with facets, and with the make, type and detail really in the picture."""
+"""The drawn set: a pure function of (seed, split, index) that shows make, type and detail."""
 
 import pickle
 
@@ -19,12 +19,12 @@ def load(**options):
 
 
 @pytest.fixture(scope='module')
-def drawn():
+def toy_set():
   return load(train=400, val=100)
 
 
-def test_taxonomy_has_facets_twins_and_a_make_with_one_model(drawn):
-  taxonomy, splits = drawn
+def test_taxonomy_has_facets_twins_and_a_make_with_one_model(toy_set):
+  taxonomy, splits = toy_set
   assert taxonomy.levels == ('make', 'type', 'model')
   assert taxonomy.nests('model', 'make') and taxonomy.nests('model', 'type')
   assert not taxonomy.nests('type', 'make') and not taxonomy.nests('make', 'type')
@@ -37,11 +37,11 @@ def test_taxonomy_has_facets_twins_and_a_make_with_one_model(drawn):
     assert (np.bincount(labels[:, -1], minlength=18) > 0).all()
 
 
-def test_a_picture_depends_on_seed_split_and_index_alone(drawn):
-  _, splits = drawn
-  _, again = load(train=30, val=7)
-  read, reread = splits['train'][2], pickle.loads(pickle.dumps(again['train'][2]))
-  np.testing.assert_array_equal(splits['train'][1][:30], again['train'][1])
+def test_a_picture_depends_on_seed_split_and_index_alone(toy_set):
+  _, splits = toy_set
+  _, second = load(train=30, val=7)
+  read, reread = splits['train'][2], pickle.loads(pickle.dumps(second['train'][2]))
+  np.testing.assert_array_equal(splits['train'][1][:30], second['train'][1])
   order = [17, 3, 29, 3]
   for i in order:
     np.testing.assert_array_equal(read(i), reread(i))

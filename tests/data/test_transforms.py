@@ -1,4 +1,4 @@
-"""Each transform against separate, slower steps: Pillow's resize, rotate and EXIF transpose, numpy mirrors, per-pixel colour formulas."""
+"""Each transform against separate, slower steps: Pillow, numpy mirrors, formulas of a pixel."""
 
 import io
 import math
@@ -25,7 +25,7 @@ STILL = Augment(
 
 
 class Draws:
-  """A generator whose draws are given: area, ratio, x, y, angle, flip, brightness, contrast, saturation, hue."""
+  """A generator with fixed draws: area, ratio, x, y, angle, flip, three colour factors, hue."""
 
   def __init__(self, *values):
     self.values = np.array([*values, *[0.5] * 10])
@@ -199,9 +199,9 @@ def boxes(image, axis, n):
 
 
 def bilinear(image, axis, n):
-  at = np.clip((np.arange(n) + 0.5) * image.shape[axis] / n - 0.5, 0, image.shape[axis] - 1)
-  low = np.minimum(at.astype(int), image.shape[axis] - 2)
-  share = np.expand_dims(at - low, [a for a in range(3) if a != axis])
+  place = np.clip((np.arange(n) + 0.5) * image.shape[axis] / n - 0.5, 0, image.shape[axis] - 1)
+  low = np.minimum(place.astype(int), image.shape[axis] - 2)
+  share = np.expand_dims(place - low, [a for a in range(3) if a != axis])
   return image.take(low, axis) * (1 - share) + image.take(low + 1, axis) * share
 
 
@@ -256,17 +256,17 @@ def test_a_strong_shrink_does_not_alias():
 def test_the_decoders_own_shrinking_changes_nothing_else(size):
   image = picture(401, 603, blur=10)
   jpeg = simplejpeg.encode_jpeg(image, 98, colorsubsampling='444')
-  whole = simplejpeg.decode_jpeg(jpeg)
+  full = simplejpeg.decode_jpeg(jpeg)
   draws = (0.2, 0.8, 0.3, 0.6, 0.9, 0.1)
   augment = Augment(brightness=0.0, contrast=0.0, saturation=0.0)
   assert (
     error(
       transforms.train_transform(jpeg, Draws(*draws), size, augment),
-      transforms.train_transform(whole, Draws(*draws), size, augment),
+      transforms.train_transform(full, Draws(*draws), size, augment),
     )
     < 1.5
   )
-  assert error(transforms.eval_transform(jpeg, size), transforms.eval_transform(whole, size)) < 1.5
+  assert error(transforms.eval_transform(jpeg, size), transforms.eval_transform(full, size)) < 1.5
 
 
 def test_views():
@@ -365,8 +365,8 @@ def test_a_harmless_fault_is_read_all_the_same():
 
 def bomb():
   jpeg = bytearray(encoded(picture(16, 16), 'JPEG'))
-  at = jpeg.index(b'\xff\xc0') + 5
-  jpeg[at : at + 4] = b'\xff\xff\xff\xff'  # says 65535 x 65535
+  place = jpeg.index(b'\xff\xc0') + 5
+  jpeg[place : place + 4] = b'\xff\xff\xff\xff'  # says 65535 x 65535
   return bytes(jpeg)
 
 
@@ -401,9 +401,9 @@ def test_what_cannot_be_read_says_so(name):
 def test_augment_from_any_kind_of_options():
   from ml_collections import ConfigDict
 
-  assert Augment.of(None) == Augment()
+  assert Augment.from_options(None) == Augment()
   for options in (ConfigDict({'flip': 0.0, 'crop': (0.2, 0.4)}), {'flip': 0.0, 'crop': [0.2, 0.4]}):
-    assert Augment.of(options) == Augment(flip=0.0, crop=(0.2, 0.4))
+    assert Augment.from_options(options) == Augment(flip=0.0, crop=(0.2, 0.4))
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
@@ -425,28 +425,28 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(kind, monkeypat
 def test_a_part_is_the_picture_cut_out(kind, size):
   image = picture(120, 160)
   data = encoded(image, kind)
-  whole = transforms.decode(data)
+  full = transforms.decode(data)
   for box, cut in {
     None: np.s_[:, :],
     (20.4, 10, 60, 70.2): np.s_[10:71, 20:60],
     (-9, -9, 50, 999): np.s_[: 50 + 70, :50],
   }.items():
-    part = transforms.Part.of(data, box)
-    np.testing.assert_array_equal(transforms.decode(part), whole[cut])
+    part = transforms.Part.make(data, box)
+    np.testing.assert_array_equal(transforms.decode(part), full[cut])
     np.testing.assert_array_equal(
-      transforms.decode(transforms.Part.of(data, box, banner=60)), whole[:60][cut]
+      transforms.decode(transforms.Part.make(data, box, banner=60)), full[:60][cut]
     )
     for resize in transforms.RESIZE:
       np.testing.assert_array_equal(
         transforms.eval_transform(part, size, resize),
-        transforms.eval_transform(whole[cut], size, resize),
+        transforms.eval_transform(full[cut], size, resize),
       )
       a, b = (
         transforms.train_transform(x, np.random.default_rng(3), size, None, resize)
-        for x in (part, whole[cut])
+        for x in (part, full[cut])
       )
       np.testing.assert_array_equal(a, b)
-  copy = pickle.loads(pickle.dumps(transforms.Part.of(data, (1, 2, 30, 40), 5)))
+  copy = pickle.loads(pickle.dumps(transforms.Part.make(data, (1, 2, 30, 40), 5)))
   assert (copy.box, copy.banner, bytes(copy)) == ((1, 2, 30, 40), 5, data)
 
 
@@ -454,7 +454,7 @@ def test_a_part_is_the_picture_cut_out(kind, size):
   'box', [(200, 100, 1000, 700), (203, 101, 1003, 699), (0, 0, 1200, 900), (333, 222, 999, 888)]
 )
 def test_a_part_of_a_large_jpeg_is_read_small(box, monkeypatch):
-  """The scaled decode rounds the box to its own pixels: the picture moves by half of one at most."""
+  """The scaled decode rounds the box to its own pixels: at most half a pixel off."""
   data = encoded(picture(900, 1200, blur=12), 'JPEG', quality=95)
   cut = np.ascontiguousarray(transforms.decode(data)[box[1] : box[3], box[0] : box[2]])
   sizes, decode = [], simplejpeg.decode_jpeg
@@ -464,7 +464,7 @@ def test_a_part_of_a_large_jpeg_is_read_small(box, monkeypatch):
     return decode(*args, **kw)
 
   monkeypatch.setattr(simplejpeg, 'decode_jpeg', spy)
-  part = transforms.Part.of(data, box)
+  part = transforms.Part.make(data, box)
   assert error(transforms.eval_transform(part, 96), transforms.eval_transform(cut, 96)) < 2
   assert (
     error(
@@ -474,7 +474,7 @@ def test_a_part_of_a_large_jpeg_is_read_small(box, monkeypatch):
     < 4
   )
   assert max(sizes) < 900
-  shifted = transforms.Part.of(
+  shifted = transforms.Part.make(
     data, tuple(v + 12 for v in box)
   )  # an output pixel further: the error is seen
   assert error(transforms.eval_transform(shifted, 96), transforms.eval_transform(cut, 96)) > 8
@@ -495,13 +495,13 @@ def test_a_part_is_of_the_upright_picture():
   turned = encoded(Image.fromarray(image), 'JPEG', quality=100, subsampling=0, exif=exif)
   assert transforms.decode(turned).shape == (60, 40, 3)
   np.testing.assert_array_equal(
-    transforms.decode(transforms.Part.of(turned, (5, 10, 30, 50))),
+    transforms.decode(transforms.Part.make(turned, (5, 10, 30, 50))),
     transforms.decode(turned)[10:50, 5:30],
   )
   for box in ((60, 0, 70, 10), (0, 40, 10, 50), (-5, -5, 0, 0)):
     with pytest.raises(BrokenImage, match='nothing of its 60 x 40 pixels is left'):
-      transforms.decode(transforms.Part.of(data, box))
+      transforms.decode(transforms.Part.make(data, box))
   with pytest.raises(BrokenImage, match='nothing of its 60 x 40'):
-    transforms.decode(transforms.Part.of(data, None, 40))
+    transforms.decode(transforms.Part.make(data, None, 40))
   with pytest.raises(BrokenImage):
-    transforms.decode(transforms.Part.of(b'no picture', (0, 0, 1, 1)))
+    transforms.decode(transforms.Part.make(b'no picture', (0, 0, 1, 1)))

@@ -34,17 +34,8 @@ PENDING = frozenset(
   hierjax/core/errors.py
   hierjax/core/files.py
   hierjax/core/parallel.py
-  hierjax/core/pickles.py
   hierjax/core/registry.py
-  hierjax/data/__init__.py
-  hierjax/data/layouts.py
-  hierjax/data/lint.py
-  hierjax/data/matfile.py
-  hierjax/data/pipeline.py
   hierjax/data/sources.py
-  hierjax/data/stratify.py
-  hierjax/data/toy.py
-  hierjax/data/transforms.py
   hierjax/decide/novelty.py
   hierjax/decide/paths.py
   hierjax/evaluate/collect.py
@@ -82,13 +73,6 @@ PENDING = frozenset(
   tests/cli/test_bad_input.py
   tests/cli/test_main.py
   tests/core/test_config.py
-  tests/data/test_layouts.py
-  tests/data/test_lint.py
-  tests/data/test_pipeline.py
-  tests/data/test_sources.py
-  tests/data/test_stratify.py
-  tests/data/test_toy.py
-  tests/data/test_transforms.py
   tests/decide/test_decode.py
   tests/decide/test_novelty.py
   tests/evaluate/test_explain.py

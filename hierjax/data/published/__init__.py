@@ -1,7 +1,7 @@
 """Published data sets in their original layouts.
 
-`--config.data.root=FOLDER` is the folder that holds what is listed here. `--config.data.source=NAME`
-or 'auto', which recognises a layout by the file marked *. Boxes are read only for
+`--config.data.root=FOLDER` is the folder that holds what is listed here, `--config.data.source` the
+name or 'auto', which recognises a layout by the file marked *. Boxes are read only for
 `--config.data.crop_boxes`. A taxonomy.csv in FOLDER replaces the levels listed here.
 
 stanford_cars  make, type, model. The devkit: devkit/{cars_meta,cars_train_annos*}.mat,
@@ -53,7 +53,11 @@ LAYOUTS = {
 
 
 def recognise(root: pathlib.Path) -> str | None:
-  """Name the layout that a folder has, if one of its marks is there."""
+  """Name the layout that a folder has.
+
+  Args:
+    root: the folder; one of the layout's marks is in it.
+  """
   for name, (_, marks) in LAYOUTS.items():
     if any((root / mark).exists() for mark in marks):
       return name
@@ -70,11 +74,11 @@ def read(
   """Read a published data set.
 
   Args:
-    options: `config.data`.
-    root: the folder; for tfds, `options.root` has the name.
+    options: `config.data`; for tfds, its root names the data set.
+    root: the folder.
     taxonomy: that of taxonomy.csv, whose last level names classes of the layout; None makes one of
       the layout's levels, its classes in the layout's order.
-    findings: receives paths that leave the folder, and missing files.
+    findings: receives what is wrong.
     source: a name in `LAYOUTS`.
 
   Raises:

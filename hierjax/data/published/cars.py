@@ -49,7 +49,11 @@ NO_TYPE = {
 
 
 def car(model: str) -> tuple[str, str, str]:
-  """The make, type and model of a class name such as 'Audi TTS Coupe 2012'."""
+  """Split the name of a class into make, type and model.
+
+  Args:
+    model: such as 'Audi TTS Coupe 2012'.
+  """
   make = next((m for m in TWO_WORDS if model.startswith(f'{m} ')), model.split(' ')[0])
   name = re.sub(r' \d{4}$', '', model)
   words = name.split()
@@ -64,7 +68,12 @@ def car(model: str) -> tuple[str, str, str]:
 
 
 def read(root: pathlib.Path, crop: bool) -> Layout:
-  """Read Stanford Cars; with boxes if `crop`."""
+  """Read Stanford Cars.
+
+  Args:
+    root: the folder.
+    crop: whether the boxes are read too.
+  """
   mark = find(root, *MARKS, 'car_data/train', 'train')
   read_layout = _read_folders if mark.name == 'train' else _read_devkit
   return read_layout(root, mark.parent, crop)
@@ -84,8 +93,8 @@ def _read_devkit(root, devkit, crop):
     if (folder / folder.name).is_dir():
       folder /= folder.name
     fields = rows[0].keys() if rows and isinstance(rows[0], dict) else ()
-    wanted = ('fname', *CORNERS, *(('class',) if has_labels else ()))
-    missing = [f for f in wanted if f not in fields]
+    required = ('fname', *CORNERS, *(('class',) if has_labels else ()))
+    missing = [f for f in required if f not in fields]
     if missing:
       raise UserError(
         f'{path}: annotations has no field {", ".join(missing)}; it has '

@@ -1,6 +1,6 @@
 """CIFAR-100 (Krizhevsky 2009) as pickles of Python 2, which are read without running them."""
 
-import dataclasses
+import functools
 import math
 import mmap
 import pathlib
@@ -48,25 +48,24 @@ class _Unpickler(pickles.Unpickler):
   )
   purpose = 'images and labels'
 
-  def stand_in(self, name):
+  def stand_in(self, name: str):
+    """Replace NumPy's names."""
     return {'numpy.dtype': _Dtype, 'numpy.ndarray': None}.get(name, lambda *_: _Array())
 
 
-@dataclasses.dataclass(frozen=True)
-class PixelReader:
-  """Reads images from arrays of planes, uint8 [N, 3 * 32 * 32]: example i is row `places[i]`."""
-
-  pixels: dict[str, np.ndarray]
-  places: list[tuple[str, int]]
-
-  def __call__(self, i: int) -> np.ndarray:
-    split, row = self.places[i]
-    planes = self.pixels[split][row].reshape(3, SIDE, SIDE)
-    return np.ascontiguousarray(planes.transpose(1, 2, 0))
+def _read_pixels(i, *, pixels, places):
+  """Image i, uint8 [32, 32, 3], from the planes of its split, uint8 [N, 3 * 32 * 32]."""
+  split, row = places[i]
+  return np.ascontiguousarray(pixels[split][row].reshape(3, SIDE, SIDE).transpose(1, 2, 0))
 
 
 def read(root: pathlib.Path, crop: bool) -> Layout:
-  """Read CIFAR-100; it has no boxes."""
+  """Read CIFAR-100.
+
+  Args:
+    root: the folder.
+    crop: whether the boxes are read too.
+  """
   base = find(root, *MARKS, 'meta').parent
   names = _unpickle(base / 'meta', *(f'{level}_label_names' for level in LEVELS))
   if not all(isinstance(column, list) for column in names):
@@ -86,8 +85,8 @@ def read(root: pathlib.Path, crop: bool) -> Layout:
       )
       other = parents.setdefault(fine, coarse)
       if other != coarse:
-        here, before = names[0][coarse], names[0][other]
-        raise UserError(f'{where}: {names[1][fine]!r} is {here!r} here and {before!r} before')
+        first, second = names[0][other], names[0][coarse]
+        raise UserError(f'{where}: {names[1][fine]!r} is {second!r} here and {first!r} before')
       rows.append((split, i, fine, where))
   order = sorted(parents)
   label = {fine: i for i, fine in enumerate(order)}
@@ -95,7 +94,7 @@ def read(root: pathlib.Path, crop: bool) -> Layout:
     LEVELS,
     [(names[0][parents[fine]], names[1][fine]) for fine in order],
     [Example(f'{split}:{i}', label[fine], split, where) for split, i, fine, where in rows],
-    reader=PixelReader(pixels, [(split, i) for split, i, _, _ in rows]),
+    reader=functools.partial(_read_pixels, pixels=pixels, places=[row[:2] for row in rows]),
   )
 
 

@@ -10,7 +10,12 @@ MARKS = ('misc/make_model_name.mat', 'data/misc/make_model_name.mat')
 
 
 def read(root: pathlib.Path, crop: bool) -> Layout:
-  """Read CompCars; with boxes if `crop`. Every folder is a class, whether or not a list has it."""
+  """Read CompCars; every folder is a class, whether or not a list has it.
+
+  Args:
+    root: the folder.
+    crop: whether the boxes are read too.
+  """
   mat = find(root, *MARKS)
   base = mat.parent.parent
   image = find(base, 'image')
@@ -48,15 +53,15 @@ def _class_folders(image):
 
 def _name_classes(mat, folders):
   """The layout with the classes of these folders; names that several have get their number."""
-  makes, models = (
+  make_list, model_list = (
     {i: name for i, name in enumerate(read_names(mat, field), 1) if name}
     for field in ('make_names', 'model_names')
   )
   make_numbers = list(dict.fromkeys(int(make) for make, _, _ in folders))
-  make_names = _unique({(m,): makes.get(m, f'make {m}') for m in make_numbers})
+  make_names = _unique({(m,): make_list.get(m, f'make {m}') for m in make_numbers})
   model_names = {}
   for make, model, _ in folders:
-    name, make_name = models.get(int(model), f'model {model}'), make_names[int(make),]
+    name, make_name = model_list.get(int(model), f'model {model}'), make_names[int(make),]
     if not name.casefold().startswith(make_name.casefold()):
       name = f'{make_name} {name}'
     model_names[int(make), int(model)] = name
@@ -66,12 +71,14 @@ def _name_classes(mat, folders):
     name = model_names[int(make), int(model)]
     classes.append((make_names[int(make),], name, f'{name} {year}'))
   layout = Layout(('make', 'model', 'model_year'), classes)
-  unnamed = [str(m) for m in make_numbers if m not in makes]
+  unnamed = [str(m) for m in make_numbers if m not in make_list]
   if unnamed:
     layout.notes.append(f'{mat.name} has no name of make {", ".join(unnamed)}')
-  unnamed = [m for _, m in model_names if m not in models]
+  unnamed = [m for _, m in model_names if m not in model_list]
   if unnamed:
-    layout.notes.append(f'{mat.name} has no name of {len(unnamed)} models, such as {unnamed[0]}')
+    layout.notes.append(
+      f'{mat.name} has no name of {len(unnamed)} models, such as {unnamed[0]}'
+    )
   return layout
 
 

@@ -1,25 +1,12 @@
 """Data sets that TensorFlow Datasets has prepared as ArrayRecord; TensorFlow is not needed."""
 
-import dataclasses
+import functools
 import os
 import re
 from typing import NamedTuple
 
 from hierjax.core.errors import UserError
 from hierjax.data.published.layout import Example, Layout
-
-
-@dataclasses.dataclass(frozen=True)
-class RecordReader:
-  """Reads encoded images from TFDS's data sources: example i is row `places[i]`."""
-
-  sources: dict
-  places: list[tuple[str, int]]
-  image: str  # the feature with the image
-
-  def __call__(self, i: int) -> bytes:
-    split, row = self.places[i]
-    return self.sources[split][row][self.image]
 
 
 class _Opened(NamedTuple):
@@ -32,7 +19,12 @@ class _Opened(NamedTuple):
 
 
 def read(root: str, crop: bool) -> Layout:
-  """Read tfds:NAME[/CONFIG][:VERSION]; it has no boxes."""
+  """Read a data set of TFDS.
+
+  Args:
+    root: tfds:NAME[/CONFIG][:VERSION].
+    crop: not read; it has no boxes.
+  """
   name = str(root).removeprefix('tfds:')
   if not re.fullmatch(r'\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?', name):
     raise UserError(f'--config.data.root={root}: expected tfds:NAME[/CONFIG][:1.2.3]')
@@ -54,7 +46,7 @@ def read(root: str, crop: bool) -> Layout:
       Example(f'{split}:{i}', label.get(row, -1), split, f'tfds:{name} {split}:{i}')
       for (split, i), row in rows.items()
     ],
-    reader=RecordReader(sources, list(rows), image),
+    reader=functools.partial(_read_image, sources=sources, places=list(rows), image=image),
   )
 
 
@@ -101,3 +93,8 @@ def _read_labels(name, sources, labels):
         raise UserError(f'tfds:{name}: example {split}:{i} cannot be read ({reason})') from None
       rows[split, i] = tuple(int(example[key]) for key in labels)
   return rows
+
+
+def _read_image(i, *, sources, places, image):
+  split, row = places[i]
+  return sources[split][row][image]

@@ -230,7 +230,7 @@ def test_training_replaces_a_broken_image_by_the_next_readable_one():
     np.testing.assert_array_equal(a['image'][full], b['image'][full])
 
 
-@pytest.mark.parametrize('broken', [{'bad': (4,)}, {'gone': (4,)}])
+@pytest.mark.parametrize('broken', [{'bad': (4,)}, {'absent': (4,)}])
 @pytest.mark.parametrize('threads', [0, 2])
 def test_strict_names_the_file(broken, threads):
   with pytest.raises(UserError, match=r"^4.png: unreadable image in split 'train' \(.+\)"):

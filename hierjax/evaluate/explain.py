@@ -40,7 +40,7 @@ def grad_cam(
     variables: of the classifier.
     images: uint8 [B, H, W, 3].
     classes: {level: int32 [B]}, the class to explain.
-    model: the classifier; its backbone perturbs 'features'.
+    model: the classifier; its backbone perturbs 'features'. Without such maps heat maps are 0.
 
   Returns:
     Features float32 [B, d], and {level: float32 [B, h, w]}, at least 0.
@@ -63,7 +63,13 @@ def grad_cam(
     }
     return chosen, (features, last_maps(state))
 
-  shape = jax.eval_shape(lambda: last_maps(model.apply(variables, images, **capture)[1]))
+  _, state = jax.eval_shape(lambda: model.apply(variables, images, **capture))
+  output = state['intermediates']['backbone']['__call__'][0]
+  if not isinstance(output, tuple) or 'features' not in output[1]:
+    # A user's backbone without maps.
+    features = model.apply(variables, images)[1].astype(jnp.float32)
+    return features, {level: jnp.zeros((len(images), 1, 1)) for level in classes}
+  shape = output[1]['features']
   zeros = jnp.zeros(shape.shape, shape.dtype)
   chosen, backward, (features, maps) = jax.vjp(logits_of_classes, zeros, has_aux=True)
   maps = maps.astype(jnp.float32)

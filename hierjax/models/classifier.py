@@ -171,7 +171,8 @@ def _resolved_order(order: Sequence[str], levels: Sequence[str]) -> tuple[str, .
     names.extend(config.resolve_levels(word, levels, option))
   if sorted(names) != sorted(levels):
     raise UserError(
-      f'{option}={",".join(order)} must name each level that has a head once; these are {", ".join(levels)}'
+      f'{option}={",".join(order)} must name each level that has a head once; these are '
+      f'{", ".join(levels)}'
     )
   return tuple(names)
 

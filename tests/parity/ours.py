@@ -73,7 +73,7 @@ def torch_entries(name, scheme):
         shape = (shape[0], math.prod(shape[1:]))  # a linear map of what was flattened
     if kind == 'gamma' and scheme == 'torchvision':
       shape = (*shape, 1, 1)
-    entries[path] = (pretrained.torch_name(name, scheme, module, kind), shape)
+    entries[path] = (pretrained.torch_name(registry.BACKBONES[name], scheme, module, kind), shape)
   return entries
 
 

@@ -2,11 +2,11 @@
 
 import json
 
-from hierjax import model
 from hierjax.cli.arguments import Arguments
+from hierjax.experiments import describe
 
 
 def run(args: Arguments) -> int:
   """Print the counts as JSON."""
-  print(json.dumps(model.describe(args.config)))
+  print(json.dumps(describe.describe(args.config)))
   return 0

@@ -3,13 +3,13 @@
 import json
 
 from hierjax import model
-from hierjax.cli import runs
+from hierjax.cli import images, runs
 from hierjax.cli.arguments import Arguments
 
 
 def run(args: Arguments) -> int:
   """Print the predictions of all images, each as soon as it is there."""
   trained = model.load(args.workdir, runs.run_config(args, args.workdir))
-  for line in model.stream(trained, args.images):
+  for line in images.predict_files(trained, args.images):
     print(json.dumps(line), flush=True)
   return 0

@@ -2,10 +2,10 @@
 
 import sys
 
-from hierjax import model
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
 from hierjax.core.errors import UserError
+from hierjax.experiments import complete
 from hierjax.report import page
 
 
@@ -13,7 +13,7 @@ def run(args: Arguments) -> int:
   """Evaluate what the report lacks, write it and print its path."""
   c = runs.run_config(args, args.workdir)
   try:
-    model.complete(args.workdir, c, runs.print_progress)
+    complete.complete(args.workdir, c, runs.print_progress)
   except UserError as e:
     print(f'the report shows what there is: {e}', file=sys.stderr)
   print(page.write(args.workdir))

@@ -1,78 +1,111 @@
-"""From the probabilities of the heads to one class per level: independent heads, read off the leaf, or the best valid path."""
+"""Decisions on exclusive levels: from the probabilities of the heads to one class per level.
+
+`independent` takes each head's best class, `leaf` reads all levels off the finest head's, `joint`
+takes the best path of the taxonomy by all heads together.
+"""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from hierjax.taxonomy import Taxonomy
 
-TINY = np.finfo(
-  np.float64
-).tiny  # log p of a probability that underflowed: very unlikely, yet finite, so that weight 0 times it is 0
-WEIGHTS = (
-  0.0,
-  0.1,
-  0.2,
-  0.3,
-  0.5,
-  0.7,
-  1.0,
-  1.5,
-  2.0,
-  3.0,
-)  # what tune() tries for each coarser head; the finest head counts 1
+# The logarithm of a probability that underflowed: very unlikely, yet finite, so that a weight of 0
+# makes it 0.
+TINY = np.finfo(np.float64).tiny
+# The weights that `tune` tries for each coarser head; that of the finest head is 1.
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+
+# Per level float [N, C], None for a level without a head.
+Probs = Sequence[np.ndarray | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Decoded:
-  """One class per example and level, with what ranked it."""
+class PathDecision:
+  """One class per example and level, with what ranked it.
 
-  pred: np.ndarray  # int32 [N, level]
-  scores: list[np.ndarray]  # per level float64 [N, C]: ranks the classes; argmax == pred
-  prob: list[np.ndarray]  # per level float64 [N, C]: probability of each class, rows sum to 1
-
-
-def independent(probs, taxonomy: Taxonomy) -> Decoded:
-  """Each level by its own head's argmax; a level without a head is read off the predicted finest class.
-
-  probs: per taxonomy level float [N, C], or None without a head (the finest level needs one).
+  Attributes:
+    pred: int32 [N, level].
+    scores: per level float64 [N, C], which rank the classes; their argmax is `pred`.
+    prob: per level float64 [N, C], the probability of each class; rows sum to 1.
   """
-  read_off = leaf(probs, taxonomy)
-  scores = [s if p is None else np.asarray(p, np.float64) for p, s in zip(probs, read_off.scores)]
-  prob = [q if p is None else np.asarray(p, np.float64) for p, q in zip(probs, read_off.prob)]
-  pred = [read_off.pred[:, k] if p is None else p.argmax(-1) for k, p in enumerate(probs)]
-  return Decoded(np.stack(pred, -1).astype(np.int32), scores, prob)
+
+  pred: np.ndarray
+  scores: list[np.ndarray]
+  prob: list[np.ndarray]
 
 
-def leaf(probs, taxonomy: Taxonomy) -> Decoded:
-  """The finest head decides and every ancestor is read off its class: joint() with no weight on the coarser heads."""
+def independent(probs: Probs, taxonomy: Taxonomy) -> PathDecision:
+  """Decide on each level by its own head; a level without one is read off the finest head's class.
+
+  Args:
+    probs: the probabilities of each level; the finest level needs a head.
+    taxonomy: the table of these levels.
+  """
+  fallback = leaf(probs, taxonomy)
+  pred, scores, prob = [], [], []
+  for k, p in enumerate(probs):
+    if p is None:
+      pred.append(fallback.pred[:, k])
+      scores.append(fallback.scores[k])
+      prob.append(fallback.prob[k])
+    else:
+      p = np.asarray(p, np.float64)
+      pred.append(p.argmax(-1))
+      scores.append(p)
+      prob.append(p)
+  return PathDecision(np.stack(pred, -1).astype(np.int32), scores, prob)
+
+
+def leaf(probs: Probs, taxonomy: Taxonomy) -> PathDecision:
+  """Decide by the finest head and read every ancestor off its class.
+
+  That is `joint` without a weight on the coarser heads.
+  """
   return joint(probs, taxonomy, np.eye(len(taxonomy.levels))[-1])
 
 
-def joint(probs, taxonomy: Taxonomy, weights) -> Decoded:
-  """The valid path with the largest sum over levels of w_k log p_k; levels without a head are skipped.
+def joint(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> PathDecision:
+  """Decide for the path of the taxonomy with the largest sum over levels of w_k log p_k.
 
-  A class of any level ranks by its best path; its probability is its share of the posterior softmax(path scores).
+  Levels without a head are skipped. A class of any level ranks by its best path; its probability is
+  its share of softmax(path scores).
+
+  Args:
+    probs: the probabilities of each level; the finest level needs a head.
+    taxonomy: the table of these levels.
+    weights: w, one per level.
   """
-  score = path_scores(probs, taxonomy, weights)
-  best = score.argmax(-1)
+  path_score = path_scores(probs, taxonomy, weights)
+  best = path_score.argmax(-1)
   pred = taxonomy.paths[best]
-  posterior = np.exp(score - score.max(-1, keepdims=True))
+  posterior = np.exp(path_score - path_score.max(-1, keepdims=True))
   posterior /= posterior.sum(-1, keepdims=True)
   scores, prob = [], []
   for k in range(len(taxonomy.levels)):
-    order = np.argsort(taxonomy.paths[:, k], kind='stable')  # the leaves class by class
+    # The leaves class by class.
+    order = np.argsort(taxonomy.paths[:, k], kind='stable')
     starts = np.searchsorted(taxonomy.paths[order, k], np.arange(len(taxonomy.names[k])))
-    scores.append(_crown(np.maximum.reduceat(score[:, order], starts, axis=1), pred[:, k]))
+    class_scores = np.maximum.reduceat(path_score[:, order], starts, axis=1)
+    scores.append(_rank_first(class_scores, pred[:, k]))
     prob.append(np.add.reduceat(posterior[:, order], starts, axis=1))
-  return Decoded(pred, scores, prob)
+  return PathDecision(pred, scores, prob)
 
 
-def path_scores(probs, taxonomy: Taxonomy, weights) -> np.ndarray:
-  """float64 [N, leaf]: sum over the levels with a head of w_k log p_k at the leaf's class."""
+def path_scores(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> np.ndarray:
+  """Compute, for every leaf, the sum over the levels with a head of w_k log p_k at its class.
+
+  Returns:
+    float64 [N, leaf].
+
+  Raises:
+    ValueError: the finest level has no head.
+  """
   if probs[-1] is None:
     raise ValueError(
-      f'decode: the finest level {taxonomy.levels[-1]!r} has no head; decode with taxonomy.coarsen(LEVEL) instead'
+      f'decide: the finest level {taxonomy.levels[-1]!r} has no head; use '
+      'taxonomy.coarsen(LEVEL) instead'
     )
   return sum(
     w * np.log(np.maximum(np.asarray(p, np.float64), TINY))[:, taxonomy.paths[:, k]]
@@ -81,48 +114,66 @@ def path_scores(probs, taxonomy: Taxonomy, weights) -> np.ndarray:
   )
 
 
-def _crown(scores, pred):
-  """Where classes tie, the predicted one goes first by one rounding step, so that ranks agree with the decision."""
+def _rank_first(scores, pred):
+  """Among ties the predicted class goes first by one rounding step, so that ranks agree with it."""
   rows = np.arange(len(scores))
   scores[rows, pred] = np.nextafter(scores[rows, pred], np.inf)
   return scores
 
 
-def tune(probs, labels, taxonomy: Taxonomy, grid=WEIGHTS, limit: int = 20_000_000) -> np.ndarray:
-  """Weights for joint(), float64 [level], finest 1: most full paths right on (validation) examples whose finest class is known.
+def tune(
+  probs: Probs,
+  labels: np.ndarray,
+  taxonomy: Taxonomy,
+  grid: Sequence[float] = WEIGHTS,
+  limit: int = 20_000_000,
+) -> np.ndarray:
+  """Choose the weights of `joint` by which most full paths are right on validation examples.
 
-  Coordinate search over the grid from two starts, leaf-only and all heads alike; ties go to leaf-only, then to the smaller sum, so a
-  coarser head gets weight only where it helps. Above `limit` scores (examples times leaves) an even subset of the examples is used.
+  This is a coordinate search over the grid from two starts, the finest head alone and all heads
+  alike. Ties go to the finest head alone, then to the smaller sum, so that a coarser head gets a
+  weight only where it helps.
+
+  Args:
+    probs: the probabilities of each level.
+    labels: int [N, level]; examples whose finest class is unknown (-1) do not count.
+    taxonomy: the table of these levels.
+    grid: the weights to try for a coarser head.
+    limit: above so many scores (examples times leaves) an even subset of the examples is used.
+
+  Returns:
+    float64 [level], 1 for the finest one.
   """
   labels = np.asarray(labels)
   leaf_only = np.eye(len(taxonomy.levels))[-1]
-  known = np.flatnonzero(labels[:, -1] >= 0)
+  rows = np.flatnonzero(labels[:, -1] >= 0)
   coarse = [k for k, p in enumerate(probs[:-1]) if p is not None]
-  if not len(known) or not coarse:
+  if not len(rows) or not coarse:
     return leaf_only
-  known = known[:: -(-len(known) * len(taxonomy.paths) // limit)]
-  truth = labels[known, -1]
-  logs = {
-    k: np.log(np.maximum(np.asarray(probs[k], np.float64)[known], TINY))[:, taxonomy.paths[:, k]]
+  rows = rows[:: -(-len(rows) * len(taxonomy.paths) // limit)]
+  truth = labels[rows, -1]
+  log_probs = {
+    k: np.log(np.maximum(np.asarray(probs[k], np.float64)[rows], TINY))[:, taxonomy.paths[:, k]]
     for k in [*coarse, len(taxonomy.levels) - 1]
   }
-  seen = {}
+  values = {}
 
-  def value(weights):  # the path is right exactly where its leaf is
+  def evaluate(weights):
     key = tuple(weights)
-    if key not in seen:
-      right = (sum(w * logs[k] for k, w in enumerate(key) if w).argmax(-1) == truth).sum()
-      seen[key] = int(right), -sum(key), key
-    return seen[key]
+    if key not in values:
+      # The path is right exactly where its leaf is.
+      pred = sum(w * log_probs[k] for k, w in enumerate(key) if w).argmax(-1)
+      values[key] = int((pred == truth).sum()), -sum(key), key
+    return values[key]
 
   for start in (0.0, 1.0):
     weights = leaf_only.copy()
     weights[coarse] = start
     best = None
-    while best != value(weights):
-      best = value(weights)
+    while best != evaluate(weights):
+      best = evaluate(weights)
       for k in coarse:
         trials = np.repeat(weights[None], len(grid), 0)
         trials[:, k] = grid
-        weights = max([weights, *trials], key=value)
-  return np.array(max(seen.values())[2])
+        weights = max([weights, *trials], key=evaluate)
+  return np.array(max(values.values())[2])

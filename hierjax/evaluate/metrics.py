@@ -10,14 +10,16 @@ import numpy as np
 
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import registered_by_users
-from hierjax.decide.paths import Decoded
+from hierjax.decide.paths import PathDecision
 from hierjax.evaluate.bootstrap import nanmean
 from hierjax.taxonomy import Taxonomy
 
 BINS = 15
 
 
-def per_example(decoded: Decoded, labels: np.ndarray, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
+def per_example(
+  decoded: PathDecision, labels: np.ndarray, taxonomy: Taxonomy
+) -> dict[str, np.ndarray]:
   """Compute every metric per example, those of the ranking of the classes too.
 
   Args:
@@ -106,7 +108,7 @@ def _of_users(pred, labels, taxonomy):
 
 
 def evaluate(
-  decoded: Decoded, labels: np.ndarray, taxonomy: Taxonomy, heads: Sequence[str] | None = None
+  decoded: PathDecision, labels: np.ndarray, taxonomy: Taxonomy, heads: Sequence[str] | None = None
 ) -> dict:
   """Compute all metrics of one decision as plain numbers, as eval_SPLIT.json holds them.
 

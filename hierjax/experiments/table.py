@@ -32,6 +32,7 @@ from hierjax.core import files, options
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import DECISIONS, METRICS, lookup, signed
 from hierjax.evaluate import bootstrap, metrics
+from hierjax.experiments import describe
 from hierjax.report import page, runs
 from hierjax.report.formats import count, listed
 from hierjax.train import loop as train
@@ -41,7 +42,7 @@ COUNTS = {
   'trunk_params': 'parameters of the backbone',
   'macs': 'MACs',
   'thop_macs': 'MACs as thop counts',
-}  # of predict.describe
+}  # of experiments.describe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +249,7 @@ class Runner:
     chosen |= {of for name in chosen for of in self.named[name].of.split()}
     self.rows = [row for row in table.rows if row.name in chosen]
     self.trains = not set(table.columns) <= COUNTS.keys()
-    self.counts: dict[str, dict] = {}  # row -> predict.describe
+    self.counts: dict[str, dict] = {}  # row -> describe()
     self.failures: dict[tuple[str, int], str] = {}  # (row, seed) -> why
     self._done: dict[tuple[str, int], Done] = {}
 
@@ -383,7 +384,7 @@ class Runner:
       for i, row in enumerate(self.rows):
         print(f'counting row {i + 1} of {len(self.rows)}: {row.name}', file=sys.stderr)
         attempt(
-          lambda row, _: self.counts.update({row.name: predict.describe(self.configs[row.name])}),
+          lambda row, _: self.counts.update({row.name: describe.describe(self.configs[row.name])}),
           row,
           self.seeds[0],
           row.name,

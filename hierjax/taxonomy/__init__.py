@@ -18,8 +18,8 @@ __all__ = [
   'check_rows',
   'close_matches',
   'describe_difference',
-  'read_taxonomy',
   'read_levels',
   'read_table',
+  'read_taxonomy',
   'with_tags',
 ]

@@ -1,4 +1,4 @@
-"""What every taxonomy has: levels, their classes, blocks of levels of one kind, a CSV and a hash."""
+"""What every taxonomy has: levels, their classes, blocks of levels, a CSV and a hash."""
 
 import csv
 import dataclasses
@@ -8,6 +8,8 @@ import io
 import json
 import os
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from hierjax.core import files
 from hierjax.core.errors import UserError
@@ -55,6 +57,22 @@ class Levels:
   def rows(self) -> list[list[str]]:
     """Return the table in names, as the CSV file has it: '' below the end of a branch."""
     raise NotImplementedError
+
+  @property
+  def ancestors(self) -> dict[str, np.ndarray]:
+    """{exclusive level: int32 [M], the class that each tag lies below, -1 for none}."""
+    return {}
+
+  def fits(self, labels: np.ndarray) -> np.ndarray | bool:
+    """Return which tags may occur beside exclusive classes.
+
+    Args:
+      labels: int [N, L], -1 unknown.
+
+    Returns:
+      bool [N, M], or True for all.
+    """
+    return True
 
   @functools.cached_property
   def blocks(self) -> tuple[Block, ...]:

@@ -52,6 +52,11 @@ class Mixed(Levels):
     """{tag level: the place of its classes in a row of M}."""
     return self.several.columns
 
+  @property
+  def ancestors(self) -> dict[str, np.ndarray]:
+    """{exclusive level: int32 [M], the class that each tag lies below, -1 for none}."""
+    return dict(zip(self.exclusive.levels, self.above.T))
+
   def rows(self) -> list[list[str]]:
     """Return the table in names: the exclusive classes, then each finest tag with its ancestors."""
     exclusive_rows = self.exclusive.rows()

@@ -1,8 +1,8 @@
 """A taxonomy is a table: one row per finest class, one column per level, coarse to fine.
 
 A tree is the case where the columns nest; facets (make x type) are columns that do not; an empty
-cell is a branch that ends early. Labels, heads, losses, decisions, metrics and reports are functions
-of this table, and nothing else in the package holds the hierarchy.
+cell is a branch that ends early. Labels, heads, losses, decisions, metrics and reports are
+functions of this table, and nothing else in the package holds the hierarchy.
 """
 
 import dataclasses
@@ -285,7 +285,7 @@ class Taxonomy(Relations):
     labels[rows, k + 1 :] = np.where(deeper < 0, path, deeper)
 
   def _matching_leaves(self, labels) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For blocks of distinct rows: the members of `labels`, bool [row, leaf], row of each member."""
+    """For blocks of distinct rows: their rows of labels, bool [row, leaf], row of each of these."""
     rows, inverse = np.unique(labels, axis=0, return_inverse=True)
     inverse = inverse.ravel()
     order = np.argsort(inverse, kind='stable')

@@ -37,9 +37,10 @@ from hierjax.core import files, parallel, plugins
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import is_better, worst
 from hierjax.data import pipeline, sources
+from hierjax.data.levels import restrict
 from hierjax.evaluate import collect as evaluate
-from hierjax.evaluate import metrics
-from hierjax.losses import balancing, build, multi
+from hierjax.evaluate import embedding, summary
+from hierjax.losses import balancing, build
 from hierjax.losses.balancers import Balancer
 from hierjax.losses.build import Losses
 from hierjax.losses.exclusive import masked_mean
@@ -408,7 +409,7 @@ class Run:
     parallel.check_batch(
       c.train.batch_size, self.mesh, '--config.train.batch_size', c.optim.accumulate
     )
-    data, self.levels = predict.narrow(sources.load(c.data), c.model)
+    data, self.levels = restrict(sources.load(c.data), c.model)
     c.model.levels = self.levels  # kept by name
     c.plugins = plugins.absolute(c.plugins)
     self.taxonomy, self.splits, self.notes = data.taxonomy, data.splits, list(data.notes)
@@ -436,7 +437,7 @@ class Run:
       config_lib.steps(c.train, 'eval_', n, c.train.batch_size, '--config.train.eval_*')
       or self.total
     )
-    self.best = evaluate.best_metric(c.train.best, self.taxonomy, self.levels)
+    self.best = summary.best_metric(c.train.best, self.taxonomy, self.levels)
     metric, _, level = self.best.partition('/')
     judged = {'loss': self.levels, 'hvr': heads}.get(metric, [level or (own or several).levels[-1]])
     for examples, wanted in ((self.train, self.levels), (self.val, judged)):
@@ -744,16 +745,7 @@ class Loop:
       progress=self.heed(signals),
     )
     self.broken = set(out.broken).union(*parallel.exchange(sorted(self.broken)))
-    own, several = self.run.taxonomy.exclusive, self.run.taxonomy.several
-    loss = evaluate.loss(out, self.run.taxonomy, self.run.weights)
-    evaluation, heads = {'decode': {}}, self.run.heads
-    if own:
-      decoded = evaluate.decodings(out, own)
-      for k in ('independent', 'joint'):
-        evaluation['decode'][k] = metrics.evaluate(decoded[k], out.labels, own, heads)
-    if several:
-      evaluation['multi'] = multi.at_half(out.probs, out.multi, several)
-    values = evaluate.flat(evaluation, loss, heads, several.levels if several else ())
+    values = summary.validate(out, self.run.taxonomy, self.run.weights)
     return parallel.exchange(values)[
       0
     ]  # what is decided by them must not hang on the rounding of another kind of processor
@@ -899,7 +891,7 @@ class Loop:
     before = time.monotonic()
     values = self.validate(val, signals)
     if self.embedding:
-      evaluate.write_embedding(
+      embedding.write_embedding(
         self.embedding,
         self.eval_step,
         eval_variables(self.state),
@@ -1050,7 +1042,7 @@ def train_and_report(c: ConfigDict, workdir: pathlib.Path) -> dict:
       f'{found["before"]["f1_macro"] or 0:.4f} at .5, {found["after"]["f1_macro"] or 0:.4f} at the tuned thresholds'
     )
   model.explain(run.c.data.val, examples=run.val)
-  evaluate.write_embedding(
+  embedding.write_embedding(
     pathlib.Path(workdir) / 'embedding_last.npz',
     model.eval_step,
     model.variables,

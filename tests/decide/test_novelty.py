@@ -16,7 +16,8 @@ from hierjax import model as predict
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import sources, splits
-from hierjax.decide import novelty
+from hierjax.decide import novelty, novelty_scores
+from hierjax.evaluate import novelty as evaluate_novelty
 from hierjax.taxonomy import Taxonomy
 
 PARENTS, CHILDREN, DIM = 4, 6, 24
@@ -41,7 +42,7 @@ def planted(hold_out: str, n: int = 40, seed: int = 0):
       [known.names[k].index(name) if name in known.names[k] else -1 for k, name in enumerate(row)]
       for row in (FULL.rows()[leaf] for leaf in leaves)
     ]
-    return novelty.Seen(
+    return novelty.Evidence(
       novelty.level_logits({'breed': near / 10}, known),
       x,
       known.paths[near.argmax(1)],
@@ -56,11 +57,11 @@ def planted(hold_out: str, n: int = 40, seed: int = 0):
   )
 
 
-@pytest.mark.parametrize('score', ['auto', *novelty.OF_FEATURES])
+@pytest.mark.parametrize('score', ['auto', *novelty_scores.FEATURE_SCORES])
 def test_new_breeds_are_found_under_their_kind(score):
   t, train, val, novel = planted('1/3')
   detector = novelty.Detector.fit(train, val, t, score)
-  found = novelty.measure(detector, val, novel, 0.95)
+  found = evaluate_novelty.measure(detector, val, novel, 0.95)
   breed, kind = found['levels']['breed'], found['levels']['kind']
   assert (
     breed['auroc'] > (0.99 if score == 'auto' else 0.9)
@@ -74,14 +75,14 @@ def test_new_breeds_are_found_under_their_kind(score):
   where, _, _ = detector.decide(novel, 0.95)
   flagged = np.flatnonzero(where == 1)
   for i in flagged:
-    assert detector.words(1, novel.pred[i]) == f'new under {t.names[0][novel.labels[i, 0]]}'
+    assert detector.describe(1, novel.pred[i]) == f'new under {t.names[0][novel.labels[i, 0]]}'
 
 
 def test_a_new_kind_is_new_at_the_top():
   t, train, val, novel = planted('k1')
   assert t.names[0] == ('k0', 'k2', 'k3') and (novel.labels == -1).all()
   detector = novelty.Detector.fit(train, val, t)
-  found = novelty.measure(detector, val, novel, 0.95)
+  found = evaluate_novelty.measure(detector, val, novel, 0.95)
   assert (
     found['levels']['kind']['auroc'] > 0.99
     and found['levels']['kind']['placed'] > 0.95
@@ -89,8 +90,8 @@ def test_a_new_kind_is_new_at_the_top():
   )
   assert (
     found['levels']['breed']['auroc'] is None
-    and detector.words(0, novel.pred[0]) == 'new at the top'
-    and detector.words(2, novel.pred[0]) == ''
+    and detector.describe(0, novel.pred[0]) == 'new at the top'
+    and detector.describe(2, novel.pred[0]) == ''
   )
 
 
@@ -98,7 +99,7 @@ def test_auroc_and_the_share_at_95_percent_are_those_of_plain_counting():
   t, train, val, novel = planted('1/3')
   detector = novelty.Detector.fit(train, val, t, 'softmax')
   a, b = detector.score(1, val), detector.score(1, novel)
-  found = novelty.measure(detector, val, novel, 0.9)['levels']['breed']
+  found = evaluate_novelty.measure(detector, val, novel, 0.9)['levels']['breed']
   assert found['auroc'] == pytest.approx(
     roc_auc_score(np.repeat([0, 1], [len(a), len(b)]), np.r_[a, b])
   )
@@ -116,7 +117,7 @@ def test_auroc_and_the_share_at_95_percent_are_those_of_plain_counting():
 def test_gaussians_are_the_closed_form():
   rng = np.random.default_rng(1)
   x, y = rng.normal(size=(300, 7)) @ rng.normal(size=(7, 7)), rng.integers(-1, 3, 300)
-  g = novelty.gaussians(x, y, 4)
+  g = novelty_scores.fit_classes(x, y, 4)
   means = np.stack([x[y == c].mean(0) for c in range(3)])
   known = y >= 0
   precision = LedoitWolf(assume_centered=True).fit(x[known] - means[y[known]]).precision_
@@ -146,17 +147,17 @@ def test_the_logistic_regression_is_the_optimum(classes):
   rng = np.random.default_rng(3)
   y = rng.integers(0, classes, 200) + (classes < 4)  # then class 0 has no example
   x = rng.normal(size=(200, 6)) + y[:, None] * np.arange(6)
-  g = novelty.gaussians(x, y, 4, ('logistic',))
-  there, z = np.unique(y), g.even(x)
+  g = novelty_scores.fit_classes(x, y, 4, ('logistic',))
+  there, z = np.unique(y), g.normalized(x)
   np.testing.assert_allclose((z**2).sum(1), 6)
-  logits = g.fits('logistic', x)
+  logits = g.fit_of_classes('logistic', x)
   assert np.isfinite(logits[:, there]).all() and np.isnan(np.delete(logits, there, 1)).all()
   np.testing.assert_allclose(logits, z @ g.slopes[:-1] + g.slopes[-1])
   if classes > 1:
     p, w = softmax(logits[:, there], 1), g.slopes[:, there]
     slope = (
       z.T @ (p - (y[:, None] == there))
-      + (w[:-1] - (w[:-1, :1] if classes == 2 else 0)) / novelty.PENALTY
+      + (w[:-1] - (w[:-1, :1] if classes == 2 else 0)) / novelty_scores.PENALTY
     )
     assert (
       np.abs(slope[:, 1:]).max()
@@ -177,11 +178,11 @@ def test_scores_are_the_closed_forms():
     ('cosine_softmax', -log_softmax(fit[:, :2] / 0.05, 1).max(1)),
     ('logistic', -log_softmax(fit[:, :2], 1).max(1)),
   ):
-    got = novelty.novelty(name, fit, allowed)
+    got = novelty_scores.novelty(name, fit, allowed)
     np.testing.assert_allclose(got[:5], expected[:5], atol=1e-12)
     assert got[5] == np.inf
   fit[0, 0] = np.nan
-  assert novelty.novelty('mahalanobis', fit, allowed)[0] == -fit[0, 1]
+  assert novelty_scores.novelty('mahalanobis', fit, allowed)[0] == -fit[0, 1]
 
 
 def test_thresholds_call_the_asked_share_of_left_out_images_new():
@@ -192,7 +193,7 @@ def test_thresholds_call_the_asked_share_of_left_out_images_new():
       cut = detector.threshold(k, v, recall)
       assert (scores >= cut).mean() >= recall
       assert (scores > cut).mean() <= recall or cut == np.quantile(detector.known[k, v], 0.99)
-  detector.left_out[1, 0] = detector.left_out[1, 0][: novelty.FEWEST - 1]
+  detector.left_out[1, 0] = detector.left_out[1, 0][: novelty.MIN_LEFT_OUT - 1]
   assert detector.threshold(1, 0, 0.9) == detector.threshold(1, -1, 0.9)
   assert novelty.Detector(t, ['softmax'] * 2, {}, {}, {}, [{}, {}]).threshold(0, 0, 0.9) == np.inf
 
@@ -207,7 +208,10 @@ def test_leaving_out_is_a_fit_without_the_class():
       train.labels[fold[train.labels[:, 1]] != part, 1],
       train.features[fold[train.labels[:, 1]] != part],
     )
-    g, mine = novelty.gaussians(kept[1], kept[0], len(t.names[1])), fold[val.labels[:, 1]] == part
+    g, mine = (
+      novelty_scores.fit_classes(kept[1], kept[0], len(t.names[1])),
+      fold[val.labels[:, 1]] == part,
+    )
     own = t.relation('kind', 'breed')[val.pred[mine, 0]]
     expected += np.nanmin(np.where(own, g.distances(val.features[mine]), np.nan), 1).tolist()
   np.testing.assert_allclose(detector.left_out[1, -1], np.sort(expected), rtol=1e-8)
@@ -216,11 +220,11 @@ def test_leaving_out_is_a_fit_without_the_class():
 def test_arrays_round_trip():
   t, train, val, novel = planted('1/3')
   detector = novelty.Detector.fit(train, val, t)
-  back = novelty.Detector.from_arrays(detector.arrays(), t)
+  back = novelty.Detector.from_arrays(detector.to_arrays(), t)
   for a, b in zip(detector.decide(novel, 0.9), back.decide(novel, 0.9)):
     np.testing.assert_array_equal(a, b)
   with pytest.raises(ValueError, match='another taxonomy'):
-    novelty.Detector.from_arrays(detector.arrays(), FULL)
+    novelty.Detector.from_arrays(detector.to_arrays(), FULL)
 
 
 def test_a_branch_that_has_ended_and_facets():
@@ -237,14 +241,16 @@ def test_a_branch_that_has_ended_and_facets():
   )
   pred = t.paths[[0, 4]]
   logits = [np.full((2, 3), -9.0), np.full((2, 5), -9.0)]
-  _, _, thresholds = detector.decide(novelty.Seen(logits, np.zeros((2, 1)), pred, pred), 0.9)
+  thresholds = detector.decide(
+    novelty.Evidence(logits, np.zeros((2, 1)), pred, pred), 0.9
+  ).thresholds
   assert np.isfinite(thresholds[0, 1]) and thresholds[1, 1] == np.inf
   facets = Taxonomy.from_rows(
     ('make', 'type', 'model'), [['m', 's', '1'], ['m', 't', '2'], ['n', 's', '3']]
   )
   assert novelty.parent_levels(facets) == (-1, -1, 1)
   d = dataclasses.replace(detector, taxonomy=facets)
-  assert [d.words(k, facets.paths[0]) for k in range(4)] == [
+  assert [d.describe(k, facets.paths[0]) for k in range(4)] == [
     'new at the top (make)',
     'new at the top (type)',
     'new under s',
@@ -259,11 +265,11 @@ def test_bad_input():
   ):
     novelty.Detector.fit(train, val, t, 'cosin')
   with pytest.raises(UserError, match='none of the 3 training images has a label'):
-    novelty.gaussians(np.zeros((3, 2)), np.full(3, -1), 2)
+    novelty_scores.fit_classes(np.zeros((3, 2)), np.full(3, -1), 2)
   with pytest.raises(UserError, match='not finite'):
-    novelty.gaussians(np.full((3, 2), np.nan), np.zeros(3, int), 2)
+    novelty_scores.fit_classes(np.full((3, 2), np.nan), np.zeros(3, int), 2)
   single = Taxonomy.from_rows(('a', 'b'), [['x', 'y']])
-  one = novelty.Seen(
+  one = novelty.Evidence(
     [np.zeros((4, 1))] * 2, np.eye(4), np.zeros((4, 2), int), np.zeros((4, 2), int)
   )
   with pytest.raises(UserError, match='none can be left out'):

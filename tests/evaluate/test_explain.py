@@ -20,6 +20,7 @@ from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline, sources
 from hierjax.evaluate import example_images, explain
+from hierjax.experiments import complete
 from hierjax.models import compute, functional, heads, initializers, layers, registry
 from hierjax.models.classifier import Classifier
 from hierjax.report import page
@@ -354,13 +355,13 @@ def test_complete_makes_what_the_report_lacks_and_nothing_twice(run, tmp_path, m
   }
   for name in (*made, 'explain_val.npz'):
     (path / name).unlink()
-  predict.complete(path, c)
+  complete.complete(path, c)
   assert {
     name: (path / name).read_bytes() for name in made
   } == made  # as training left them, the joint weights too
   assert example_images.is_current(path, 'val')
   monkeypatch.setattr(predict, 'load', lambda *_: pytest.fail('all was there'))
-  predict.complete(path, c)
+  complete.complete(path, c)
   text = page.write(path).read_text(encoding='utf-8')
   assert 'class="case"' in text and 'class="points"' in text and 'could not be made' not in text
 
@@ -380,10 +381,10 @@ def test_complete_remakes_predictions_of_before(run, tmp_path, monkeypatch):
   with np.load(file) as archive:
     old = {key: archive[key] for key in archive.files if not key.startswith('top_')}
   np.savez_compressed(file, **old)
-  predict.complete(tmp_path / 'run', predict.run_config(workdir))
+  complete.complete(tmp_path / 'run', predict.run_config(workdir))
   assert file.read_bytes() == whole and example_images.is_current(tmp_path / 'run', 'val')
   file.write_bytes(whole[:200])
-  predict.complete(tmp_path / 'run', predict.run_config(workdir))
+  complete.complete(tmp_path / 'run', predict.run_config(workdir))
   assert file.read_bytes() == whole and example_images.is_current(tmp_path / 'run', 'val')
 
 

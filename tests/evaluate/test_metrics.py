@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from sklearn import metrics as sk
-from test_decode import random_probs
+from test_paths import random_probs
 from test_taxonomy import RANDOM
 
 from hierjax.decide import paths as decode
@@ -26,7 +26,7 @@ def decoded(pred, t, seed=0):
   scores = [r.random((len(pred), len(names))) for names in t.names]
   for k, s in enumerate(scores):
     s[np.arange(len(pred)), pred[:, k]] += 2
-  return decode.Decoded(pred, scores, [s / s.sum(1, keepdims=True) for s in scores])
+  return decode.PathDecision(pred, scores, [s / s.sum(1, keepdims=True) for s in scores])
 
 
 def sample(t, seed, n=40, unknown=0.2):
@@ -220,11 +220,13 @@ def test_calibration_of_a_calibrated_and_an_overconfident_model():
 
 def test_ties_follow_the_ids():
   t = Taxonomy.from_rows(('a',), [[str(i)] for i in range(8)])
-  flat = decode.Decoded(np.zeros((8, 1), np.int32), [np.ones((8, 8))], [np.full((8, 8), 1 / 8)])
+  flat = decode.PathDecision(
+    np.zeros((8, 1), np.int32), [np.ones((8, 8))], [np.full((8, 8), 1 / 8)]
+  )
   got = metrics.evaluate(flat, t.paths, t)['levels']['a']
   assert (got['top1'], got['top3'], got['top5'], got['ece']) == (1 / 8, 3 / 8, 5 / 8, 0)
   first = metrics.evaluate(
-    decode.Decoded(
+    decode.PathDecision(
       *(
         x[:4] if isinstance(x, np.ndarray) else [x[0][:4]]
         for x in (flat.pred, flat.scores, flat.prob)

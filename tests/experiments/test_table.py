@@ -23,7 +23,7 @@ from hierjax import model as predict
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.evaluate import bootstrap
-from hierjax.experiments import table
+from hierjax.experiments import describe, table
 from hierjax.experiments.table import Row, Table
 from hierjax.models import registry
 from hierjax.train import loop as train
@@ -503,7 +503,7 @@ def test_a_file_with_several_tables(tmp_path):
 
 def test_counts_train_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(train, 'fit', lambda *_: pytest.fail('trained'))
-  params = predict.describe(get_config('flat'))['params']
+  params = describe.describe(get_config('flat'))['params']
   rows = (
     Row('flat', 'one head', (params,)),
     Row('both', 'all heads', (params,)),

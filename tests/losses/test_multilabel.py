@@ -1,7 +1,6 @@
 """Multi-label pieces against loops in float64, optax, scikit-learn, and as properties on random taxonomies."""
 
 import functools
-import json
 import math
 
 import jax
@@ -10,10 +9,9 @@ import numpy as np
 import optax
 import pytest
 from parity import ours
-from sklearn import metrics as sk
 from test_taxonomy import RANDOM as TABLES
 
-from hierjax.losses import multilabel, tags
+from hierjax.losses import tags
 from hierjax.taxonomy import TagTaxonomy, with_tags
 
 RANDOM = [with_tags(table, 'all') for table in TABLES]
@@ -262,118 +260,3 @@ def test_contradictions():
   )
   assert (ANIMALS.contradicts(y)[:, 0] >= 0).tolist() == [False, True, False, False, True]
   assert (ANIMALS.contradicts(y == 1)[:, 0] >= 0).tolist() == [False, True, True, False, True]
-
-
-# Thresholds.
-
-
-def f1_of(p, y, threshold):
-  return sk.f1_score(y, p >= threshold, zero_division=0)
-
-
-@pytest.mark.parametrize('seed', range(6))
-def test_best_thresholds_against_scikit_learn(seed):
-  x, y = draw(seed, 80)
-  p = 1 / (1 + np.exp(-x))
-  if seed % 2:
-    p = np.round(p, 1)  # ties of scores, and with them of F1
-  got = multilabel.best_thresholds(p, y)
-  for c, threshold in enumerate(got):
-    known = y[:, c] >= 0
-    precision, recall, values = sk.precision_recall_curve(y[known, c], p[known, c])
-    with np.errstate(invalid='ignore'):
-      curve = np.nan_to_num(2 * precision * recall / (precision + recall))[:-1]
-    assert f1_of(p[known, c], y[known, c], threshold) == pytest.approx(curve.max(), abs=1e-12)
-    assert threshold == values[np.flatnonzero(curve > curve.max() - 1e-12)[0]]
-
-
-def test_thresholds_of_classes_that_say_nothing():
-  p = np.array([[0.2, 0.9, 0.4], [0.3, 0.8, 0.6], [0.7, 0.1, 0.5]])
-  y = np.array([[0, 1, -1], [0, 1, -1], [0, 1, -1]])
-  assert multilabel.best_thresholds(p, y).tolist() == [
-    0.5,
-    0.1,
-    0.5,
-  ]  # no positive; nothing but positives; nothing known
-  assert multilabel.best_thresholds(
-    np.array([[0.1], [0.3], [0.3], [0.6]]), np.array([[0], [1], [0], [1]])
-  ).tolist() == [0.3]
-  assert multilabel.best_thresholds(
-    np.array([[0.2], [0.6], [0.4]]), np.array([[1], [1], [0]])
-  ).tolist() == [0.2]  # F1 .8; at .6 it is 2/3
-  p, y = np.array([[0.9], [0.8], [0.7], [0.6]]), np.array([[1], [0], [0], [1]])
-  assert multilabel.best_thresholds(p, y).tolist() == [0.6] and multilabel.best_thresholds(
-    p[:3], y[:3]
-  ).tolist() == [0.9]
-  p, y = (
-    np.array([[0.9], [0.8], [0.7], [0.6], [0.5]]),
-    np.array([[1], [0], [0], [0], [1]]),
-  )  # F1 at .9: 2/3; at .5: 4/7
-  assert multilabel.best_thresholds(p, y).tolist() == [0.9]
-  assert multilabel.best_thresholds(p[:4], np.array([[1], [0], [0], [1]])).tolist() == [
-    0.6
-  ]  # 2/3 at .9 and at .6: the lowest
-
-
-def test_thresholds_each_for_itself_contradict_the_taxonomy():
-  p, thresholds = np.full((1, 9), 0.5), np.where(np.arange(9) < 2, 0.9, 0.3)
-  assert (ANIMALS.contradicts(multilabel.decide(p, thresholds))[:, 0] >= 0).all()
-
-
-# Metrics.
-
-
-@pytest.mark.parametrize('seed', range(4))
-def test_metrics_against_scikit_learn(seed):
-  x, y = draw(seed, 60, 5)
-  p, names = np.round(1 / (1 + np.exp(-x.astype(np.float64))), 1 + seed), list('abcde')
-  y[:, 3] = np.minimum(y[:, 3], 0)  # no positive
-  thresholds = multilabel.best_thresholds(p, y)
-  got = multilabel.evaluate(p, y, thresholds, names)
-  json.dumps(got, allow_nan=False)
-  aps = []
-  for c, name in enumerate(names):
-    known = y[:, c] >= 0
-    truth, row = y[known, c], got['classes'][name]
-    assert row['positives'] == truth.sum() and row['threshold'] == thresholds[c]
-    if c == 3:
-      assert row['ap'] is None and row['threshold'] == 0.5 and row['after']['recall'] is None
-      continue
-    aps.append(sk.average_precision_score(truth, p[known, c]))
-    assert row['ap'] == pytest.approx(aps[-1])
-    for when, threshold in (('before', 0.5), ('after', thresholds[c])):
-      expected = sk.precision_recall_fscore_support(
-        truth, p[known, c] >= threshold, average='binary', zero_division=np.nan
-      )[:3]
-      found = [row[when][k] for k in ('precision', 'recall', 'f1')]
-      np.testing.assert_allclose([np.nan if v is None else v for v in found], expected, rtol=1e-12)
-    assert row['after']['f1'] >= row['before']['f1']
-  assert got['n'] == 60 and got['map_macro'] == pytest.approx(np.mean(aps))
-  known = y >= 0
-  assert got['map_micro'] == pytest.approx(sk.average_precision_score(y[known], p[known]))
-  for when, at in (('before', np.full(5, 0.5)), ('after', thresholds)):
-    assert got[when]['f1_micro'] == pytest.approx(sk.f1_score(y[known], (p >= at)[known]))
-    rows = [row[when]['f1'] for row in got['classes'].values() if row[when]['f1'] is not None]
-    assert got[when]['f1_macro'] == pytest.approx(np.mean(rows))
-
-
-def test_macro_and_micro_of_known_targets_are_scikit_learn_s():
-  x, y = draw(9, 70, 4, unknown=0)
-  got = multilabel.evaluate(x, y, np.zeros(4), list('abcd'))
-  for average in ('macro', 'micro'):
-    assert got[f'map_{average}'] == pytest.approx(sk.average_precision_score(y, x, average=average))
-    assert got['after'][f'f1_{average}'] == pytest.approx(sk.f1_score(y, x >= 0, average=average))
-
-
-def test_metrics_of_nothing():
-  for n in (0, 3):
-    got = multilabel.evaluate(np.zeros((n, 2)), np.full((n, 2), -1), np.full(2, 0.5), ['a', 'b'])
-    assert (
-      got['n'] == n
-      and got['map_macro']
-      is got['map_micro']
-      is got['after']['f1_macro']
-      is got['before']['f1_micro']
-      is None
-    )
-    assert got['classes']['a']['positives'] == 0

@@ -9,9 +9,9 @@ import pytest
 import tiny
 from parity import ours
 
-from hierjax import model as predict
 from hierjax.core import config
 from hierjax.core.errors import UserError
+from hierjax.experiments import describe
 from hierjax.models import classifier, counts, heads, layers
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,12 +45,12 @@ TABLE3 = {  # S1: trunk; parameters and FLOPs of single-task, parallel and casca
 }
 
 
-def describe(backbone, **changes):
+def count_of(backbone, **changes):
   c = config.default()
   c.model.backbone = backbone
   for path, value in changes.items():
     config.assign(c, path.replace('__', '.'), value)
-  return predict.describe(c)
+  return describe.describe(c)
 
 
 def test_all_that_torchvision_has_is_counted():
@@ -69,7 +69,7 @@ def test_trunks_have_the_counts_that_thop_gives_their_originals(name):
 def test_s1_table_3(backbone, heads):
   trunk, params, flops = TABLE3[backbone]
   k = ('flat', 'parallel', 'cascaded').index(heads)
-  said = predict.describe(
+  said = describe.describe(
     runpy.run_path(str(ROOT / 'configs/tables/s1_table3.py'))['get_config'](f'{backbone},{heads}')
   )
   assert (said['trunk_params'], said['params'], said['thop_macs']) == (trunk, params[k], flops[k])
@@ -88,7 +88,7 @@ def test_s1_table_3_has_no_other_rows():
 )
 def test_resnet50_of_s0(levels, params):
   assert (
-    describe('resnet50', data__root='classes:make=49,type=9,model=196', model__levels=levels)[
+    count_of('resnet50', data__root='classes:make=49,type=9,model=196', model__levels=levels)[
       'params'
     ]
     == params
@@ -103,11 +103,11 @@ def test_hcal_s_resnet18_and_advanced_cnn():
     'model__heads': 'prototypes',
   }
   for found in (
-    describe('resnet18_32px', **options),
-    describe('resnet18', model__stem='small', model__neck=256, **options),
+    count_of('resnet18_32px', **options),
+    count_of('resnet18', model__stem='small', model__neck=256, **options),
   ):
     assert (found['trunk_params'], found['params']) == (11_300_160, 11_330_880)
-  assert describe('advanced_cnn', data__root='classes:class=10')['params'] == 11_181_642
+  assert count_of('advanced_cnn', data__root='classes:class=10')['params'] == 11_181_642
 
 
 class Everything(layers.Layer):
@@ -160,7 +160,7 @@ def test_counting_neither_draws_nor_runs():
 
 def test_shared_parts_of_heads_are_told(monkeypatch):
   tiny.register(monkeypatch)
-  said = describe('tiny', data__size=32, model__heads='mmoe')
+  said = describe.describe('tiny', data__size=32, model__heads='mmoe')
   assert list(said['heads']) == ['make', 'type', 'model', 'shared'] and said['params'] == said[
     'trunk_params'
   ] + sum(said['heads'].values())
@@ -183,7 +183,7 @@ def test_shared_parts_of_heads_are_told(monkeypatch):
 )
 def test_mistakes_in_numbers_of_classes(root, message):
   with pytest.raises(UserError, match=message):
-    describe('resnet18', data__root=root)
+    count_of('resnet18', data__root=root)
 
 
 def test_there_is_nothing_to_train_on(monkeypatch):

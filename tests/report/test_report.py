@@ -19,7 +19,7 @@ from PIL import Image
 
 from hierjax.core import config
 from hierjax.core import metrics as registry
-from hierjax.decide import paths as decode
+from hierjax.decide import paths
 from hierjax.evaluate import bootstrap, example_images, explain, metrics
 from hierjax.report import charts, formats, page, runs, sections
 from hierjax.report.sections import images, verdict
@@ -150,9 +150,9 @@ def make_run(
   probs = simulate(taxonomy, labels, heads, skill, seed)
   weights = dict(zip(levels, (0.5, 0.3, 1.0)))
   decoded = {
-    'independent': decode.independent(probs, taxonomy),
-    'leaf': decode.leaf(probs, taxonomy),
-    'joint': decode.joint(probs, taxonomy, list(weights.values())),
+    'independent': paths.independent(probs, taxonomy),
+    'leaf': paths.leaf(probs, taxonomy),
+    'joint': paths.joint(probs, taxonomy, list(weights.values())),
   }
   evaluation = {
     'split': split,

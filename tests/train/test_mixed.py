@@ -16,14 +16,15 @@ from jax.sharding import AxisType
 from scipy.special import softmax
 from test_bad_input import run as run_main
 
+from hierjax import decide
 from hierjax import model as predict
-from hierjax.core import config, parallel
+from hierjax.core import parallel
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError
 from hierjax.data import lint, sources
-from hierjax.evaluate import collect as evaluate
+from hierjax.decide import decisions
+from hierjax.evaluate import collect, summary
 from hierjax.experiments import migrate
-from hierjax.losses import multi
 from hierjax.report import page as report_page
 from hierjax.report import runs
 from hierjax.taxonomy import Mixed, Taxonomy, describe_difference, read_taxonomy
@@ -99,6 +100,12 @@ def options(folder, **changes):
       **changes,
     }
   )
+
+
+def rows_of(run):
+  """The labels of a run's training split, those of tags behind."""
+  parts = [run.train.labels, run.train.multi]
+  return np.concatenate([part for part in parts if part is not None], 1)
 
 
 # The taxonomy.
@@ -291,18 +298,18 @@ def test_random_forests(tmp_path):
       for k, (level, p) in enumerate(probs.items())
       if k == len(probs) - 1 or rng.random() < 0.8
     }
-    found = np.asarray(multi.join(multi.probabilities(heads | raw, t), t.several))
+    probabilities = {k: np.asarray(p) for k, p in collect.constrain(heads | raw, t).items()}
+    found = decisions.join(probabilities, t.block('tags'))
     assert (found[:, edges[0]] >= found[:, edges[1]]).all()
     for level, p in heads.items():
       for j, above in enumerate(t.above[:, t.index(level)].tolist()):
         assert above < 0 or (found[:, j] <= np.asarray(p)[:, above]).all()
     # decisions: at any thresholds exactly those with a class over its threshold that fits the path, at or below them
-    out = evaluate.Outputs(
-      {level: np.asarray(p, np.float64) for level, p in probs.items()}, None, None, None, []
-    )
-    decoded = evaluate.decodings(out, t.exclusive)
-    path, thresholds = decoded['joint'].pred, rng.random(m)
-    on = multi.decide(found, thresholds, t.several, evaluate.fitting(decoded, t))
+    thresholds = rng.random(m)
+    rules = decide.default_rules(t) | {'tags': t.block('tags').taxonomy.split(thresholds)}
+    probs = {level: np.asarray(p, np.float64) for level, p in probs.items()}
+    decided = decide.decide(probabilities | probs, t, rules)
+    path, on = decided['exclusive']['joint'].pred, decided['tags'].pred
     fits = np.array([[((a < 0) | (a == p)).all() for a in t.above] for p in path])
     below = {*zip(*(x.tolist() for x in edges))}
     expected = np.array(
@@ -545,15 +552,7 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
       for k, v in {**shares, **{k: v for k, v in out.items() if k.startswith('acc/')}}.items()
     }, float(out['loss'])
 
-  (mine, total), (a, x), (b, y) = (
-    of(
-      run,
-      np.concatenate(
-        [run.train.labels] + ([] if run.train.multi is None else [run.train.multi]), 1
-      ),
-    )
-    for run in (both, exclusive, several)
-  )
+  (mine, total), (a, x), (b, y) = (of(run, rows_of(run)) for run in (both, exclusive, several))
   assert (
     mine == pytest.approx(a | b, rel=1e-6)
     and total == pytest.approx(x + y, rel=1e-6)
@@ -564,15 +563,8 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
     level: np.asarray((jax.nn.sigmoid if level == 'colour' else jax.nn.softmax)(z), np.float64)
     for level, z in logits.items()
   }
-  val = lambda run: evaluate.loss(
-    evaluate.Outputs(
-      {level: probs[level] for level in run.levels},
-      None,
-      run.train.labels,
-      None,
-      [],
-      run.train.multi,
-    ),
+  val = lambda run: summary.loss(
+    collect.Outputs({level: probs[level] for level in run.levels}, None, rows_of(run), None, []),
     run.taxonomy,
     run.weights,
   )
@@ -797,8 +789,8 @@ def test_below_never_contradicts(tmp_path):
   assert result['hvr']['decided'] == 0 and set(result['multi']) == {'tag'}
   model = predict.load(run)
   t, under = model.taxonomy, {'disc blue': 'disc', 'disc green': 'disc', 'square blue': 'square'}
-  for thresholds in (model.thresholds, {'tag': np.zeros(4)}):  # the second: every tag
-    model.thresholds = thresholds
+  for thresholds in (model.rules['tags'], {'tag': np.zeros(4)}):  # the second: every tag
+    model.rules['tags'] = thresholds
     for line in model.predict([str(p) for p in sorted(data.glob('*.png'))[:24]]):
       assert all(
         under.get(tag, line['path']['kind']) == line['path']['kind']
@@ -809,7 +801,7 @@ def test_below_never_contradicts(tmp_path):
       assert thresholds['tag'].any() or set(line['classes']['tag']) == {
         tag for tag in t.several.names[0] if under.get(tag, '') in ('', line['path']['kind'])
       }
-  model.thresholds = {'tag': np.zeros(4)}
+  model.rules['tags'] = {'tag': np.zeros(4)}
   loose = model.evaluate('val', into=tmp_path)['hvr']
   assert loose == {'single': 1, 'decided': 0}
   page = report_page.html(runs.read(run))

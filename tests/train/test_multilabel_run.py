@@ -17,8 +17,9 @@ from hierjax import model as predict
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline, sources
-from hierjax.evaluate import collect as evaluate
-from hierjax.losses import build, multi
+from hierjax.decide import thresholds
+from hierjax.evaluate import collect, summary
+from hierjax.losses import build
 from hierjax.taxonomy import Taxonomy, with_tags
 from hierjax.train import loop as train
 
@@ -247,15 +248,15 @@ def test_several_levels_never_contradict(tmp_path, binary):
   )
   assert set(result['multi']) == {'group', 'tag'} and result['hvr']['decided'] == 0
   model = predict.load(run)
-  for thresholds in (
+  for changed in (
     {},
     {'group': np.ones(2), 'tag': np.zeros(3)},
   ):  # the second: every tag, and no group for itself
-    model.thresholds = thresholds or model.thresholds
+    model.rules['tags'] = changed or model.rules['tags']
     for line in model.predict([str(p) for p in sorted((data / 'images').glob('*.png'))][:20]):
       assert {GROUP[tag] for tag in line['classes']['tag']} <= set(line['classes']['group'])
       assert all(p <= line['prob']['group'][GROUP[tag]] for tag, p in line['prob']['tag'].items())
-      assert not thresholds or set(line['classes']['group']) == {'warm', 'cold'}
+      assert not changed or set(line['classes']['group']) == {'warm', 'cold'}
 
 
 def forest(rng):
@@ -281,7 +282,7 @@ def test_random_forests():
     below = np.zeros((m, m), bool)
     below[t.edges] = True
     prob = (rng.random((30, 1, m)) * below).max(-1)
-    decided = multi.decide(prob, rng.random(m), t)
+    decided = thresholds.decide_tags(prob, rng.random(m), t).pred
     assert (t.contradicts(decided) == -1).all()
     rows = np.full((20, m), -1, np.int8)
     leaves = rng.random((20, len(t.paths))) < 0.3
@@ -313,7 +314,7 @@ def test_loss_of_unknown_labels_and_weights():
   np.testing.assert_allclose(
     value[0], (3 * right[0] + right[1]) / 2, rtol=1e-5
   )  # amber: 3 negatives, 1 positive
-  out = evaluate.Outputs(
-    {'tag': 1 / (1 + np.exp(-x.astype(np.float64)))}, None, rows[:, :0], np.arange(2), [], rows
+  out = collect.Outputs(
+    {'tag': 1 / (1 + np.exp(-x.astype(np.float64)))}, None, rows, np.arange(2), []
   )
-  assert evaluate.loss(out, t, {'tag': 1.0}) == pytest.approx(right.mean(), rel=1e-5)
+  assert summary.loss(out, t, {'tag': 1.0}) == pytest.approx(right.mean(), rel=1e-5)

@@ -11,12 +11,14 @@ import tiny
 from jax.sharding import AxisType
 
 import hierjax
+from hierjax import decide
 from hierjax import model as predict
+from hierjax.cli import images
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import sources
-from hierjax.evaluate import collect as evaluate
-from hierjax.evaluate import metrics
+from hierjax.evaluate import collect, metrics, summary
+from hierjax.experiments import describe
 
 
 @pytest.fixture(scope='module')
@@ -88,7 +90,7 @@ def test_predict_paths_bytes_and_arrays_agree(run, model):
 def test_prediction_equals_evaluation(run, model):
   examples = model.split('val')
   outputs = model.collect(examples)
-  joint = evaluate.decodings(outputs, model.taxonomy, model.weights)['joint']
+  joint = model.decide(outputs.probs)['exclusive']['joint']
   files = [run[0] / f for f in examples.files]
   said = model.predict(files)
   assert [s['path'] for s in said] == [
@@ -110,14 +112,14 @@ def test_unreadable_image_is_named_and_the_others_are_predicted(run, model, tmp_
 def test_expand(tmp_path):
   for name in ('b.jpg', 'a.png', 'notes.txt'):
     (tmp_path / name).write_bytes(b'')
-  names = lambda pattern: [pathlib.Path(f).name for f in predict.expand(str(pattern))]
+  names = lambda pattern: [pathlib.Path(f).name for f in images.expand(str(pattern))]
   assert (
     names(tmp_path) == ['a.png', 'b.jpg']
     and names(tmp_path / '*.jpg') == ['b.jpg']
     and names(tmp_path / 'a.png') == ['a.png']
   )
   with pytest.raises(UserError, match='no file matches'):
-    predict.expand(str(tmp_path / '*.gif'))
+    images.expand(str(tmp_path / '*.gif'))
 
 
 def test_evaluate_counts_all_and_matches_a_loop(run, model):
@@ -200,7 +202,7 @@ def test_describe():
   """ResNet-50 with 3 heads: 24,028,478 parameters (papers' digest) for 196, 49 and 9 classes; MACs at 224: 4.089 G and the heads'."""
   c = config.default()
   c.model.backbone, c.data.root = 'resnet50', 'classes:make=49,type=9,model=196'
-  said, of_heads = predict.describe(c), 2048 * (196 + 49 + 9)
+  said, of_heads = describe.describe(c), 2048 * (196 + 49 + 9)
   assert said == {
     'trunk_params': 23_508_032,
     'params': 24_028_478,
@@ -218,10 +220,15 @@ def test_per_level_metrics_with_unknown_labels(model):
   probs = {
     level: np.full((2, t.num_classes(level)), 1 / t.num_classes(level)) for level in t.levels
   }
-  out = evaluate.Outputs(probs, None, labels, np.arange(2), [])
-  got = metrics.evaluate(evaluate.decodings(out, t)['independent'], labels, t, t.levels)
+  out = collect.Outputs(probs, None, labels, np.arange(2), [])
+  got = metrics.evaluate(
+    decide.decide(out.probs, t, decide.default_rules(t))['exclusive']['independent'],
+    labels,
+    t,
+    t.levels,
+  )
   assert [got['levels'][level]['n'] for level in t.levels] == [2, 1]
   assert np.isclose(
-    evaluate.loss(out, t, dict.fromkeys(t.levels, 1.0)),
+    summary.loss(out, t, dict.fromkeys(t.levels, 1.0)),
     sum(np.log(t.num_classes(level)) for level in t.levels),
   )

@@ -1,0 +1,43 @@
+"""The images that --images names."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+from hierjax.core.errors import UserError
+from hierjax.data.image_files import IMAGE_SUFFIXES
+from hierjax.model import Model
+
+
+def expand(pattern: str) -> list[str]:
+  """List the files that a glob, a folder or a file names, sorted.
+
+  Raises:
+    UserError: no file matches.
+  """
+  path = pathlib.Path(pattern).expanduser()
+  if path.name == '**':
+    path /= '*'
+  try:
+    if path.is_dir():
+      files = [p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES]
+    elif os.path.lexists(path):
+      files = [path]
+    else:
+      # pathlib's ** does not follow links, which may lead in a circle.
+      matches = pathlib.Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+      files = [p for p in matches if not p.name.startswith('.')]
+  except (OSError, ValueError) as e:
+    raise UserError(f'--images={pattern}: {e}') from None
+  if not files:
+    raise UserError(f'--images={pattern}: no file matches')
+  return [str(p) for p in sorted(files)]
+
+
+def predict_files(model: Model, pattern: str) -> Iterator[dict]:
+  """Predict all files of a pattern, a batch at a time."""
+  files = expand(pattern)
+  # One size for all batches, so that the model is compiled once.
+  size = min(model.c.eval.batch_size, 1 << (len(files) - 1).bit_length())
+  for i in range(0, len(files), size):
+    yield from model.predict(files[i : i + size], batch_size=size)

@@ -1,0 +1,104 @@
+"""All decisions on a set of examples: from probabilities, block by block of the taxonomy.
+
+Rules and decisions are dicts by the kind of block. Rules of 'exclusive' levels are the weights of
+their heads in the joint decision, {level: float}; those of 'tags' are thresholds, {level: float64
+[C]}. Decisions on 'exclusive' levels are {'independent', 'leaf', 'joint': PathDecision}; that on
+'tags' is a TagDecision.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from hierjax.decide import paths, thresholds
+from hierjax.taxonomy import Block, Mixed, Taxonomy
+
+Probs = Mapping[str, np.ndarray]
+Rules = dict[str, dict]
+Decisions = dict[str, dict[str, paths.PathDecision] | thresholds.TagDecision]
+
+
+def default_rules(taxonomy: Taxonomy | Mixed) -> Rules:
+  """Return the rules before any tuning: every head weighs 1, every threshold is .5."""
+  return {block.kind: DEFAULTS[block.kind](block) for block in taxonomy.blocks}
+
+
+def tune(probs: Probs, labels: np.ndarray, taxonomy: Taxonomy | Mixed) -> Rules:
+  """Choose the rules that are best on validation examples (never on a test split).
+
+  Args:
+    probs: {level with a head: float64 [N, C]}.
+    labels: int [N, columns], rows of labels as the taxonomy's blocks have them.
+    taxonomy: the levels.
+  """
+  return {
+    block.kind: TUNERS[block.kind](probs, labels[:, block.columns], block)
+    for block in taxonomy.blocks
+  }
+
+
+def decide(probs: Probs, taxonomy: Taxonomy | Mixed, rules: Rules) -> Decisions:
+  """Decide on all levels. Tags must go with the joint decision on the exclusive levels.
+
+  Args:
+    probs: {level with a head: float64 [N, C]}.
+    taxonomy: the levels.
+    rules: as `default_rules` or `tune` give them.
+  """
+  decisions, is_possible = {}, True
+  for block in taxonomy.blocks:
+    decision = DECIDERS[block.kind](probs, block, rules[block.kind], is_possible)
+    decisions[block.kind] = decision
+    if block.kind == 'exclusive':
+      is_possible = taxonomy.fits(decision['joint'].pred)
+  return decisions
+
+
+def _by_level(probs: Probs, block: Block) -> list[np.ndarray | None]:
+  return [probs.get(level) for level in block.levels]
+
+
+def join(values: Mapping[str, np.ndarray], block: Block) -> np.ndarray:
+  """Concatenate {level: [..., C]} of a block's levels to [..., M]."""
+  return np.concatenate([values[level] for level in block.levels], -1)
+
+
+def _decide_paths(probs, block, weights, is_possible):
+  level_probs = _by_level(probs, block)
+  return {
+    'independent': paths.independent(level_probs, block.taxonomy),
+    'leaf': paths.leaf(level_probs, block.taxonomy),
+    'joint': paths.joint(
+      level_probs, block.taxonomy, [weights.get(level, 1.0) for level in block.levels]
+    ),
+  }
+
+
+def _decide_tags(probs, block, level_thresholds, is_possible):
+  return thresholds.decide_tags(
+    join(probs, block), join(level_thresholds, block), block.taxonomy, is_possible
+  )
+
+
+def _tune_paths(probs, labels, block):
+  weights = paths.tune(_by_level(probs, block), labels, block.taxonomy)
+  return dict(zip(block.levels, weights.tolist()))
+
+
+def _tune_tags(probs, labels, block):
+  return block.taxonomy.split(thresholds.tune_thresholds(join(probs, block), labels))
+
+
+def _default_weights(block):
+  return dict.fromkeys(block.levels, 1.0)
+
+
+def _default_thresholds(block):
+  return {
+    level: np.full(block.taxonomy.num_classes(level), thresholds.HALF) for level in block.levels
+  }
+
+
+DECIDERS = {'exclusive': _decide_paths, 'tags': _decide_tags}
+TUNERS = {'exclusive': _tune_paths, 'tags': _tune_tags}
+DEFAULTS = {'exclusive': _default_weights, 'tags': _default_thresholds}

@@ -1,0 +1,177 @@
+"""How little an image looks like any known class, by its logits or its features."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import logsumexp
+
+from hierjax.core.errors import UserError
+
+# What each score is; all are of the children of a node only.
+SCORES = {
+  'softmax': (
+    'minus the log of the maximum softmax probability of the head of that level (Hendrycks and '
+    'Gimpel 2017, arXiv:1610.02136)'
+  ),
+  'energy': "free energy of the children's logits (Liu et al. 2020, arXiv:2010.03759)",
+  'mahalanobis': (
+    'squared Mahalanobis distance of the features to the nearest class mean, one covariance for '
+    'all classes (Lee et al. 2018, arXiv:1807.03888)'
+  ),
+  'cosine': 'minus the highest cosine of the features to a class mean, both whitened by that '
+  'covariance',
+  'cosine_softmax': (
+    'minus the log of the maximum softmax probability over these cosines divided by .05'
+  ),
+  'logistic': (
+    'the same of a logistic regression on the features, whitened by that covariance and of one '
+    'length'
+  ),
+}
+# Those fitted to the features, so that a class can be left out of them.
+FEATURE_SCORES = ('mahalanobis', 'cosine', 'cosine_softmax', 'logistic')
+TEMPERATURES = {'cosine_softmax': 0.05, 'logistic': 1.0}
+# scikit-learn's C of the logistic regression, for features whose mean square is 1.
+PENALTY = 0.01
+# Images that the logistic regression is fitted to, at most.
+MAX_REGRESSED = 20000
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassModel:
+  """Class means and a shared covariance of features, and a logistic regression on them.
+
+  The squared Mahalanobis distance of x to class c is |(x - mean_c) white|².
+
+  Attributes:
+    means: float64 [C, d], NaN for a class without an example.
+    white: float64 [d, d]; white whiteᵀ is the inverse covariance.
+    centre: float64 [d], the mean of all examples.
+    slopes: float64 [d + 1, C], of the regression on whitened features, the last row the bias; NaN
+      for a class without an example. None where no score needs it.
+  """
+
+  means: np.ndarray
+  white: np.ndarray
+  centre: np.ndarray
+  slopes: np.ndarray | None = None
+
+  def _whiten(self, x):
+    return (np.asarray(x, np.float64) - self.centre) @ self.white
+
+  def distances(self, x: np.ndarray) -> np.ndarray:
+    """Return squared Mahalanobis distances of features [N, d] to the classes, float64 [N, C]."""
+    a, b = self._whiten(x), (self.means - self.centre) @ self.white
+    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
+
+  def cosines(self, x: np.ndarray) -> np.ndarray:
+    """Return cosines of whitened features [N, d] and class means, float64 [N, C]."""
+    a, b = self._whiten(x), (self.means - self.centre) @ self.white
+    norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    return a @ b.T / np.maximum(norms, 1e-12)
+
+  def normalized(self, x: np.ndarray) -> np.ndarray:
+    """Return whitened features of length √d, float64 [N, d], the regression's input."""
+    a = self._whiten(x)
+    return a * (np.sqrt(a.shape[1]) / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12))
+
+  def with_regression(self, x: np.ndarray, y: np.ndarray) -> 'ClassModel':
+    """Return it with a logistic regression fitted to features [N, d] of classes int [N]."""
+    from sklearn.linear_model import LogisticRegression
+
+    rows = np.random.default_rng(0).permutation(len(y))[:MAX_REGRESSED]
+    present = np.unique(y[rows])
+    slopes = np.full((x.shape[1] + 1, len(self.means)), np.nan)
+    # Zero for the only class, or for the first of two.
+    slopes[:, present] = 0
+    if len(present) > 1:
+      model = LogisticRegression(C=PENALTY, max_iter=500)
+      model.fit(self.normalized(x[rows]), y[rows])
+      coefficients = np.concatenate([model.coef_, model.intercept_[:, None]], 1)
+      slopes[:, present[-len(coefficients) :]] = coefficients.T
+    return dataclasses.replace(self, slopes=slopes)
+
+  def fit_of_classes(self, name: str, x: np.ndarray) -> np.ndarray:
+    """Return how well each class fits features [N, d] by one of FEATURE_SCORES.
+
+    Returns:
+      float64 [N, C], the higher the better; NaN for a class without an example.
+    """
+    if name == 'logistic':
+      return self.normalized(x) @ self.slopes[:-1] + self.slopes[-1]
+    return -self.distances(x) if name == 'mahalanobis' else self.cosines(x)
+
+
+def fit_classes(
+  x: np.ndarray, y: np.ndarray, num_classes: int, scores: Sequence[str] = ()
+) -> ClassModel:
+  """Fit class means and the covariance within classes, shrunk as Ledoit and Wolf (2004) do.
+
+  Args:
+    x: float [N, d], features.
+    y: int [N], classes; examples with -1 do not count.
+    num_classes: C.
+    scores: for which the model is needed.
+
+  Raises:
+    UserError: no example has a class, or a feature is not finite.
+  """
+  from sklearn.covariance import ledoit_wolf
+
+  is_known = y >= 0
+  if not is_known.any():
+    raise UserError(f'novelty: none of the {len(y)} training images has a label of each level')
+  x, y = np.asarray(x, np.float64)[is_known], y[is_known]
+  if not np.isfinite(x).all():
+    raise UserError('novelty: a feature of the training images is not finite')
+  n = np.bincount(y, minlength=num_classes)
+  sums = np.zeros((num_classes, x.shape[1]))
+  np.add.at(sums, y, x)
+  with np.errstate(invalid='ignore'):
+    means = np.where(n[:, None] > 0, sums / n[:, None], np.nan)
+  covariance, _ = ledoit_wolf(x - means[y], assume_centered=True)
+  values, vectors = np.linalg.eigh(covariance)
+  # Classes of one example each have no spread.
+  floor = max(values[-1], 1e-12) * 1e-6
+  model = ClassModel(means, vectors / np.sqrt(np.maximum(values, floor)), x.mean(0))
+  return model.with_regression(x, y) if 'logistic' in scores else model
+
+
+def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+  """Compute how new examples are from how well each class fits them.
+
+  Args:
+    name: one of SCORES.
+    fit: float [N, C]: log probabilities, logits, minus squared distances or cosines; the higher the
+      better, NaN for a class without an example.
+    allowed: bool [N, C], the classes that count.
+
+  Returns:
+    float64 [N], inf where no class counts.
+  """
+  fit = np.where(allowed & ~np.isnan(fit), fit, -np.inf)
+  best = fit.max(1)
+  if name in TEMPERATURES:
+    is_finite = np.isfinite(best)
+    relative = (fit - np.where(is_finite, best, 0)[:, None]) / TEMPERATURES[name]
+    return np.where(is_finite, logsumexp(relative, axis=1), np.inf)
+  return -(logsumexp(fit, axis=1) if name == 'energy' else best)
+
+
+def auroc(known: np.ndarray, novel: np.ndarray) -> float:
+  """Compute the chance that a novel image scores higher than a known one, ties half.
+
+  Args:
+    known: float [n], scores of images of known classes.
+    novel: float [m], scores of images of novel ones.
+
+  Returns:
+    The area under the ROC, NaN where one of them is empty.
+  """
+  from sklearn.metrics import roc_auc_score
+
+  if not len(known) or not len(novel):
+    return float('nan')
+  scores = np.nan_to_num(np.concatenate([known, novel]), posinf=np.finfo(float).max)
+  return float(roc_auc_score(np.repeat([0, 1], [len(known), len(novel)]), scores))

@@ -1,0 +1,181 @@
+"""Evaluation of novelty detection, and the detector's file."""
+
+import io
+import pathlib
+
+import numpy as np
+
+from hierjax.core import files, metrics
+from hierjax.core.errors import UserError
+from hierjax.decide.novelty import Detector, Evidence, NoveltyDecision, nodes_of, parent_levels
+from hierjax.decide.novelty_scores import FEATURE_SCORES, SCORES, auroc
+from hierjax.taxonomy import Taxonomy
+
+# The recall of novel images at which the accuracy on known ones is reported.
+RECALL = 0.95
+# Points of the ROC that the report draws.
+ROC_POINTS = 60
+# What is undefined without novel images of a level.
+OF_NOVEL = ('auroc', 'softmax', 'known', 'parent', 'placed', 'roc', 'by_score')
+
+
+def first_unknown(labels: np.ndarray) -> np.ndarray:
+  """Return the coarsest level without a label, at which an image of a held-out class is novel.
+
+  Args:
+    labels: int [N, level], -1 unknown.
+
+  Returns:
+    int [N], the number of levels where all are labelled.
+  """
+  return np.concatenate([labels < 0, np.ones((len(labels), 1), bool)], 1).argmax(1)
+
+
+def measure(detector: Detector, known: Evidence, novel: Evidence | None, recall: float) -> dict:
+  """Compute the metrics of novelty detection.
+
+  Args:
+    detector: fitted on other images.
+    known: images of known classes.
+    novel: images of classes that training never saw, or None.
+    recall: of novel images, by which the thresholds are set.
+
+  Returns:
+    'kept', the share of known images that the thresholds call known, 'found', the share of novel
+    ones that they call novel anywhere; 'nodes', the calibrated thresholds; and for each level of
+    'levels', None without novel images of it: 'auroc' of novel against known images, 'by_score' the
+    same by each score, 'known' the share of known images that are right and not called novel where
+    95% of the novel ones are, 'parent' the share of novel ones predicted under the right parent,
+    'placed' the share called novel at just that node by the thresholds.
+  """
+  taxonomy, decision = detector.taxonomy, detector.decide(known, recall)
+  n = len(taxonomy.levels)
+  result = {
+    'recall': recall,
+    'kept': float((decision.level == n).mean()),
+    'known_images': len(known.labels),
+    'levels': {},
+    'nodes': [],
+  }
+  novel_at, novel_decision = np.zeros(0, int), None
+  if novel is not None:
+    novel_at, novel_decision = first_unknown(novel.labels), detector.decide(novel, recall)
+    result['novel_images'] = int((novel_at < n).sum())
+    result['found'] = float((novel_decision.level < n)[novel_at < n].mean())
+  for k, level in enumerate(taxonomy.levels):
+    known_rows, novel_rows = np.flatnonzero(known.labels[:, k] >= 0), np.flatnonzero(novel_at == k)
+    values = {
+      'score': detector.scores[k],
+      'left_out': {name: v for name, v in detector.chosen_by[k].items() if np.isfinite(v)},
+      'novel': len(novel_rows),
+    }
+    values |= dict.fromkeys(OF_NOVEL)
+    if len(known_rows) and len(novel_rows):
+      decisions = decision, novel_decision
+      values |= _measure_level(detector, k, (known, novel), decisions, (known_rows, novel_rows))
+    result['levels'][level] = values
+    result['nodes'] += _describe_nodes(detector, k, recall)
+  return result
+
+
+def _measure_level(
+  detector: Detector,
+  k: int,
+  images: tuple[Evidence, Evidence],
+  decisions: tuple[NoveltyDecision, NoveltyDecision],
+  rows: tuple[np.ndarray, np.ndarray],
+) -> dict:
+  """The metrics of level k; images, decisions and rows are of known and of novel images."""
+  taxonomy, (known, novel) = detector.taxonomy, images
+  known_rows, novel_rows = rows
+  known_scores, novel_scores = (d.scores[r, k] for d, r in zip(decisions, rows))
+  nodes = nodes_of(taxonomy, k, novel.pred), nodes_of(taxonomy, k, novel.labels)
+  has_right_parent = (nodes[0] == nodes[1])[novel_rows]
+  cutoff = np.quantile(novel_scores, 1 - RECALL, method='lower')
+  is_right = (known.pred[:, k] == known.labels[:, k])[known_rows]
+  model, by_score = detector.models.get(k), {}
+  for name in SCORES:
+    has_model = model is not None and (name != 'logistic' or model.slopes is not None)
+    if name not in FEATURE_SCORES or has_model:
+      a, b = (detector.score(k, e, name)[r] for e, r in zip(images, rows))
+      by_score[name] = auroc(a, b)
+  return {
+    'auroc': auroc(known_scores, novel_scores),
+    'by_score': by_score,
+    'softmax': by_score['softmax'],
+    'known': float((is_right & (known_scores < cutoff)).mean()),
+    'parent': float(has_right_parent.mean()),
+    'placed': float((has_right_parent & (decisions[1].level[novel_rows] == k)).mean()),
+    'roc': _roc(known_scores, novel_scores),
+  }
+
+
+def _describe_nodes(detector, k, recall):
+  """The thresholds of the nodes above level k."""
+  taxonomy, j = detector.taxonomy, parent_levels(detector.taxonomy)[k]
+  return [
+    {
+      'node': taxonomy.names[j][node] if j >= 0 else '',
+      'of': taxonomy.levels[j] if j >= 0 else '',
+      'level': taxonomy.levels[k],
+      'left_out': len(scores),
+      'threshold': detector.threshold(k, node, recall),
+    }
+    for (level, node), scores in sorted(detector.left_out.items())
+    if level == k and node >= 0
+  ]
+
+
+def _roc(known: np.ndarray, novel: np.ndarray) -> list[list[float]]:
+  """The ROC as [share of known called novel, share of novel called novel] at ROC_POINTS places."""
+  from sklearn.metrics import roc_curve
+
+  scores = np.nan_to_num(np.concatenate([known, novel]), posinf=np.finfo(float).max)
+  x, y, _ = roc_curve(np.repeat([0, 1], [len(known), len(novel)]), scores)
+  places = np.linspace(0, 1, ROC_POINTS)
+  return np.stack([places, np.interp(places, x, y)], 1).round(4).tolist()
+
+
+def add_to_summary(result: dict, measured: dict) -> None:
+  """Put what `measure` returned into a summary, and the registered metrics beside the others."""
+  result['novelty'] = measured
+  for level, values in measured['levels'].items():
+    level_metrics = result['decode']['joint']['levels'][level]
+    for metric in metrics.of_kind('novelty'):
+      level_metrics[metric.name] = values[metric.name.removeprefix('novel_')]
+
+
+def write_detector(path: pathlib.Path, detector: Detector, step: int, score: str) -> None:
+  """Write a detector with the step of the model and the option eval.novelty_score."""
+  archive = io.BytesIO()
+  np.savez(archive, **detector.to_arrays(), step=step, score=score)
+  files.write(path, archive.getvalue())
+
+
+def read_detector(path: pathlib.Path, taxonomy: Taxonomy, step: int, score: str) -> Detector:
+  """Read a detector.
+
+  Args:
+    path: the file.
+    taxonomy: the table of the exclusive levels.
+    step: of the model.
+    score: the option eval.novelty_score.
+
+  Raises:
+    UserError: the file is missing, damaged, or of another step or score.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      arrays = dict(archive)
+    origin = int(arrays['step']), str(arrays['score'])
+    detector = Detector.from_arrays(arrays, taxonomy)
+  except FileNotFoundError:
+    raise UserError(f'{path}: is missing') from None
+  # A damaged archive raises whatever its bytes lead to.
+  except Exception as e:
+    raise UserError(f'{path}: is damaged ({type(e).__name__}: {e})') from None
+  if origin != (step, score):
+    raise UserError(
+      f'{path}: is of step {origin[0]} and score {origin[1]}, not of {step} and {score}'
+    )
+  return detector

@@ -1,0 +1,221 @@
+"""The evaluation of a split: metrics of decisions, as JSON, and the predictions as arrays."""
+
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hierjax.core import files
+from hierjax.core.metrics import logged_names, lookup, resolve_best
+from hierjax.decide.decisions import Decisions, Rules, decide, default_rules
+from hierjax.evaluate import bootstrap, metrics, tags
+from hierjax.evaluate.collect import Outputs
+from hierjax.taxonomy import Mixed, Taxonomy
+
+# Choices of each head that the archive holds for every example.
+TOP = 5
+# Probabilities below this one do not make the loss larger.
+SMALLEST = 1e-12
+
+
+def summarize(
+  split: str,
+  outputs: Outputs,
+  decisions: Decisions,
+  taxonomy: Taxonomy | Mixed,
+  rules: Rules,
+  tta: int,
+) -> dict:
+  """Compute what eval_SPLIT.json holds.
+
+  Args:
+    split: its name.
+    outputs: of the model on the split.
+    decisions: made from these.
+    taxonomy: the levels.
+    rules: by which the decisions were made.
+    tta: the number of views.
+  """
+  heads = [level for level in taxonomy.levels if level in outputs.probs]
+  result = {
+    'split': split,
+    'n': len(outputs.index),
+    'unreadable': len(outputs.broken),
+    'tta': tta,
+    'heads': heads,
+    'weights': dict(rules.get('exclusive', {})),
+    'decode': {},
+    'intervals': {},
+  }
+  result |= _evaluate(outputs, decisions, taxonomy, heads)
+  block = taxonomy.block('exclusive')
+  for name, decision in decisions.get('exclusive', {}).items():
+    values = metrics.per_example(decision, outputs.labels[:, block.columns], block.taxonomy)
+    result['intervals'][name] = bootstrap.intervals(values)
+  return result
+
+
+def _evaluate(outputs, decisions, taxonomy, heads) -> dict:
+  """The metrics of all decisions, block by block."""
+  evaluation = {}
+  for block in taxonomy.blocks:
+    labels = outputs.labels[:, block.columns]
+    evaluation |= EVALUATORS[block.kind](decisions[block.kind], labels, block.taxonomy, heads)
+  return evaluation
+
+
+def _evaluate_paths(decision, labels, taxonomy, heads):
+  return {
+    'decode': {name: metrics.evaluate(d, labels, taxonomy, heads) for name, d in decision.items()}
+  }
+
+
+def _evaluate_tags(decision, labels, taxonomy, heads):
+  return tags.evaluate(decision, labels, taxonomy)
+
+
+EVALUATORS = {'exclusive': _evaluate_paths, 'tags': _evaluate_tags}
+
+
+def loss(outputs: Outputs, taxonomy: Taxonomy | Mixed, weights: Mapping[str, float]) -> float:
+  """Compute the weighted sum over the heads of the mean cross-entropy with the true classes.
+
+  Of tags that is the binary cross-entropy, the mean over the classes too. Unknown labels do not
+  count.
+
+  Args:
+    outputs: of the model on a split.
+    taxonomy: the levels.
+    weights: of the levels.
+  """
+  losses = {}
+  for block in taxonomy.blocks:
+    losses |= LOSSES[block.kind](outputs.probs, outputs.labels[:, block.columns], block.taxonomy)
+  total = 0.0
+  for level in outputs.probs:
+    total += weights[level] * losses[level]
+  return total
+
+
+def _path_losses(probs, labels, taxonomy):
+  losses = {}
+  for k, level in enumerate(taxonomy.levels):
+    if level in probs:
+      rows = np.flatnonzero(labels[:, k] >= 0)
+      losses[level] = _mean_log_loss(probs[level][rows, labels[rows, k]])
+  return losses
+
+
+def _tag_losses(probs, labels, taxonomy):
+  losses = {}
+  for level, columns in taxonomy.columns.items():
+    p, y = probs[level], labels[:, columns]
+    losses[level] = _mean_log_loss(np.where(y == 1, p, 1 - p)[y >= 0])
+  return losses
+
+
+def _mean_log_loss(p):
+  """The mean of -log p of the true answers, 0 without any."""
+  return float(-np.log(np.maximum(p, SMALLEST)).mean()) if len(p) else 0.0
+
+
+LOSSES = {'exclusive': _path_losses, 'tags': _tag_losses}
+
+
+def validate(
+  outputs: Outputs, taxonomy: Taxonomy | Mixed, weights: Mapping[str, float]
+) -> dict[str, float]:
+  """Compute the metrics that training logs and chooses checkpoints by.
+
+  Every head weighs 1 and every threshold is .5, since nothing is tuned yet.
+
+  Args:
+    outputs: of the model on the validation split.
+    taxonomy: the levels.
+    weights: of the levels in the loss.
+
+  Returns:
+    {name: value}; an undefined metric of tags is 0, another one is left out.
+  """
+  decisions = decide(outputs.probs, taxonomy, default_rules(taxonomy))
+  # No logged metric is of the decision by the finest head alone.
+  decisions.get('exclusive', {}).pop('leaf', None)
+  heads = [level for level in taxonomy.levels if level in outputs.probs]
+  evaluation = _evaluate(outputs, decisions, taxonomy, heads)
+  heads = [level for level in heads if level not in taxonomy.multi]
+  names = logged_names(heads, taxonomy.multi)
+  values = {name: lookup(evaluation, name) for name in names}
+  for name in names:
+    if values[name] is None and name.rpartition('/')[2] in taxonomy.multi:
+      values[name] = 0.0
+  values['loss'] = loss(outputs, taxonomy, weights)
+  return {name: value for name, value in values.items() if value is not None}
+
+
+def best_metric(text: str, taxonomy: Taxonomy | Mixed, heads: Sequence[str]) -> str:
+  """Resolve train.best to the name of a validation metric; see `core.metrics.resolve_best`."""
+  block = taxonomy.block('exclusive')
+  levels = block.levels if block else ()
+  return resolve_best(text, levels, [level for level in heads if level in levels], taxonomy.multi)
+
+
+def write(
+  folder: pathlib.Path,
+  result: Mapping,
+  outputs: Outputs,
+  decisions: Decisions,
+  taxonomy: Taxonomy | Mixed,
+  names: Sequence[str],
+) -> None:
+  """Write eval_SPLIT.json and predictions_SPLIT.npz.
+
+  The archive holds 'files' [n], 'labels' [n, L], for each decision on exclusive levels pred_NAME
+  [n, L] and the probabilities of these classes prob_NAME, for the head of each column K its first
+  TOP choices top_K [n, TOP] and their probabilities top_prob_K; of tags multi_labels, multi_prob
+  and multi_pred, each [n, M].
+
+  Args:
+    folder: where to.
+    result: what `summarize` returned.
+    outputs: of the model on the split.
+    decisions: made from these.
+    taxonomy: the levels.
+    names: the names of all files of the split.
+  """
+  arrays = {'files': np.array([names[i] for i in outputs.index])}
+  # Where all levels are tags, the archive has a column of unknown labels for each of them.
+  arrays['labels'] = np.full((len(outputs.index), len(taxonomy.levels)), -1, np.int32)
+  for block in taxonomy.blocks:
+    labels = outputs.labels[:, block.columns]
+    arrays |= ARRAYS[block.kind](decisions[block.kind], labels, outputs.probs, block.taxonomy)
+  archive = io.BytesIO()
+  np.savez_compressed(archive, **arrays)
+  files.write(folder / f'predictions_{result["split"]}.npz', archive.getvalue())
+  files.write(folder / f'eval_{result["split"]}.json', json.dumps(result, indent=2) + '\n')
+
+
+def _path_arrays(decision, labels, probs, taxonomy):
+  arrays = {'labels': labels}
+  for name, d in decision.items():
+    prob = [np.take_along_axis(p, d.pred[:, k : k + 1], 1)[:, 0] for k, p in enumerate(d.prob)]
+    arrays[f'pred_{name}'] = d.pred
+    arrays[f'prob_{name}'] = np.stack(prob, 1).astype(np.float32)
+  for k, level in enumerate(taxonomy.levels):
+    if level in probs:
+      best = np.argsort(-probs[level], axis=1, kind='stable')[:, :TOP]
+      arrays[f'top_{k}'] = best.astype(np.int32)
+      arrays[f'top_prob_{k}'] = np.take_along_axis(probs[level], best, 1).astype(np.float32)
+  return arrays
+
+
+def _tag_arrays(decision, labels, probs, taxonomy):
+  return {
+    'multi_labels': labels.astype(np.int8),
+    'multi_prob': decision.prob.astype(np.float32),
+    'multi_pred': decision.pred,
+  }
+
+
+ARRAYS = {'exclusive': _path_arrays, 'tags': _tag_arrays}

@@ -160,7 +160,7 @@ def test_counting_neither_draws_nor_runs():
 
 def test_shared_parts_of_heads_are_told(monkeypatch):
   tiny.register(monkeypatch)
-  said = describe.describe('tiny', data__size=32, model__heads='mmoe')
+  said = count_of('tiny', data__size=32, model__heads='mmoe')
   assert list(said['heads']) == ['make', 'type', 'model', 'shared'] and said['params'] == said[
     'trunk_params'
   ] + sum(said['heads'].values())

@@ -187,7 +187,8 @@ def write(
   arrays = {'files': np.array([names[i] for i in outputs.index])}
   # Where all levels are tags, the archive has a column of unknown labels for each of them.
   arrays['labels'] = np.full((len(outputs.index), len(taxonomy.levels)), -1, np.int32)
-  for block in taxonomy.blocks:
+  # Tags stand first in the archive, as in those of earlier versions: its digest stays the same.
+  for block in reversed(taxonomy.blocks):
     labels = outputs.labels[:, block.columns]
     arrays |= ARRAYS[block.kind](decisions[block.kind], labels, outputs.probs, block.taxonomy)
   archive = io.BytesIO()

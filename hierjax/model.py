@@ -232,7 +232,7 @@ class Model:
 
   def _detector(self, folder: pathlib.Path) -> Detector:
     """The novelty detector in a folder; `UserError` where it is not one of this model."""
-    table, val = self.taxonomy.block('exclusive').taxonomy, self.c.data.val
+    table, val = self.taxonomy.table('exclusive'), self.c.data.val
     try:
       return novelty.read_detector(
         folder / 'novelty.npz', table, self.step, self.c.eval.novelty_score
@@ -245,7 +245,7 @@ class Model:
 
   def _fit_detector(self, outputs: Outputs | None, folder: pathlib.Path) -> Detector:
     """Fit a novelty detector on train and val and write it; outputs are those of val, if there."""
-    table, score = self.taxonomy.block('exclusive').taxonomy, self.c.eval.novelty_score
+    table, score = self.taxonomy.table('exclusive'), self.c.eval.novelty_score
     splits = self.splits()
     train = self.collect(splits[self.c.data.train], with_features=True)
     val = outputs or self.collect(splits[self.c.data.val], with_features=True)

@@ -38,7 +38,7 @@ def restrict(dataset: Dataset, m: ConfigDict) -> Restricted:
     UserError: model.levels names no level, leaves a tag level without a head, or names a level
       that the finest one named does not determine.
   """
-  taxonomy, own = dataset.taxonomy, dataset.taxonomy.exclusive
+  taxonomy, own = dataset.taxonomy, dataset.taxonomy.table('exclusive')
   option = f'--config.model.levels={",".join(m.levels)}'
   levels = config.head_levels(m, taxonomy.levels, taxonomy.multi)
   if not levels:
@@ -60,7 +60,7 @@ def restrict(dataset: Dataset, m: ConfigDict) -> Restricted:
       f'{option}: {exclusive[-1]} does not determine {", ".join(undetermined)}; '
       f'add the finest level, {own.levels[-1]}'
     )
-  columns = [own.index(level) for level in short.exclusive.levels]
+  columns = [own.index(level) for level in short.table('exclusive').levels]
   splits = {
     name: dataclasses.replace(split, labels=split.labels[:, columns])
     for name, split in dataset.splits.items()

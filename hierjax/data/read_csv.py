@@ -141,7 +141,7 @@ def _names(cell):
 
 def _label_columns(path, columns, taxonomy, findings):
   """What the columns hold; columns that are no label are noted, misspelt ones are errors."""
-  exclusive, tags = taxonomy.exclusive, taxonomy.several
+  exclusive, tags = taxonomy.table('exclusive'), taxonomy.table('tags')
   flags = _tag_columns(tags) if tags else {}
   names = [*taxonomy.levels, *flags]
   for c in columns:
@@ -295,7 +295,7 @@ def _encode_tags(layout, cell, where, multi, findings):
 def _complete_tags(table, where, findings):
   """Fill in what follows from the known labels of tag levels and the exclusive levels above."""
   taxonomy = table.taxonomy
-  exclusive, tags, known_labels = taxonomy.exclusive, taxonomy.several, table.labels
+  exclusive, tags, known_labels = taxonomy.table('exclusive'), taxonomy.table('tags'), table.labels
   if exclusive:
     table.labels, table.multi = taxonomy.complete(known_labels, table.multi)
   else:
@@ -318,7 +318,7 @@ def _complete_tags(table, where, findings):
 
 def _tag_conflict(table, known_labels, i, tag, names):
   """Which exclusive class of example i the tag contradicts, and which other tag implies it."""
-  exclusive, above, labels = table.taxonomy.exclusive, table.taxonomy.above, table.labels[i]
+  exclusive, above, labels = table.taxonomy.table('exclusive'), table.taxonomy.above, table.labels[i]
   k = int(np.flatnonzero((above[tag] >= 0) & (above[tag] != labels) & (labels >= 0))[0])
   level, classes = exclusive.levels[k], exclusive.names[k]
   others = np.flatnonzero((table.multi[i] == 1) & (above[:, k] == labels[k]))

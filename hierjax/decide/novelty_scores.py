@@ -1,4 +1,13 @@
-"""How little an image looks like any known class, by its logits or its features."""
+"""How little an image looks like any known class, by its logits or its features.
+
+- softmax: minus the log of the head's maximum softmax probability (arXiv:1610.02136)
+- energy: the free energy of the logits (arXiv:2010.03759)
+- mahalanobis: squared Mahalanobis distance of the features to the nearest class mean, one
+  covariance for all classes (arXiv:1807.03888)
+- cosine: minus the highest cosine of features and class mean, whitened by that covariance
+- cosine_softmax: minus the log of the maximum softmax probability over these cosines / .05
+- logistic: the same of a logistic regression on whitened features of one length
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,29 +17,9 @@ from scipy.special import logsumexp
 
 from hierjax.core.errors import UserError
 
-# What each score is; all are of the children of a node only.
-SCORES = {
-  'softmax': (
-    'minus the log of the maximum softmax probability of the head of that level (Hendrycks and '
-    'Gimpel 2017, arXiv:1610.02136)'
-  ),
-  'energy': "free energy of the children's logits (Liu et al. 2020, arXiv:2010.03759)",
-  'mahalanobis': (
-    'squared Mahalanobis distance of the features to the nearest class mean, one covariance for '
-    'all classes (Lee et al. 2018, arXiv:1807.03888)'
-  ),
-  'cosine': 'minus the highest cosine of the features to a class mean, both whitened by that '
-  'covariance',
-  'cosine_softmax': (
-    'minus the log of the maximum softmax probability over these cosines divided by .05'
-  ),
-  'logistic': (
-    'the same of a logistic regression on the features, whitened by that covariance and of one '
-    'length'
-  ),
-}
-# Those fitted to the features, so that a class can be left out of them.
+# Fitted to the features, so that a class can be left out of them.
 FEATURE_SCORES = ('mahalanobis', 'cosine', 'cosine_softmax', 'logistic')
+SCORES = ('softmax', 'energy', *FEATURE_SCORES)
 TEMPERATURES = {'cosine_softmax': 0.05, 'logistic': 1.0}
 # scikit-learn's C of the logistic regression, for features whose mean square is 1.
 PENALTY = 0.01

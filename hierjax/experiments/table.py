@@ -315,7 +315,7 @@ class Runner:
         f'{d}:{k}': v
         for d in evaluation['decode']
         for k, v in metrics.of_predictions(
-          found[f'pred_{d}'][order], labels, taxonomy.exclusive
+          found[f'pred_{d}'][order], labels, taxonomy.table('exclusive')
         ).items()
       }
     except (

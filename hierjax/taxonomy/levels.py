@@ -87,6 +87,10 @@ class Levels:
     """Return the block of a kind, None where no level is of it."""
     return next((block for block in self.blocks if block.kind == kind), None)
 
+  def table(self, kind: str) -> 'Taxonomy | None':
+    """Return the table of the levels of a kind, None where no level is of it."""
+    return next((table for table in self.tables if table.kind == kind), None)
+
   def index(self, level: str) -> int:
     """Return the position of a level, 0 for the coarsest; a `UserError` for an unknown one."""
     if level not in self.levels:

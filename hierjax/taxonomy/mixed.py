@@ -18,39 +18,39 @@ class Mixed(Levels):
 
   Attributes:
     exclusive: the table of the exclusive levels.
-    several: the table of the tag levels.
+    tags: the table of the tag levels.
     above: int32 [M, L], the exclusive class of each level that a tag lies below; -1 for none, and
       where it occurs with more than one.
   """
 
   exclusive: Taxonomy
-  several: TagTaxonomy
+  tags: TagTaxonomy
   above: np.ndarray
 
   @property
   def tables(self) -> tuple[Taxonomy, ...]:
     """The exclusive table and that of the tags."""
-    return self.exclusive, self.several
+    return self.exclusive, self.tags
 
   @property
   def levels(self) -> tuple[str, ...]:
     """The exclusive levels and then the tag levels."""
-    return self.exclusive.levels + self.several.levels
+    return self.exclusive.levels + self.tags.levels
 
   @property
   def names(self) -> tuple[tuple[str, ...], ...]:
     """The classes of each level."""
-    return self.exclusive.names + self.several.names
+    return self.exclusive.names + self.tags.names
 
   @property
   def multi(self) -> tuple[str, ...]:
     """The tag levels."""
-    return self.several.levels
+    return self.tags.levels
 
   @property
   def columns(self) -> dict[str, slice]:
     """{tag level: the place of its classes in a row of M}."""
-    return self.several.columns
+    return self.tags.columns
 
   @property
   def ancestors(self) -> dict[str, np.ndarray]:
@@ -62,7 +62,7 @@ class Mixed(Levels):
     exclusive_rows = self.exclusive.rows()
     rows = [row + [''] * len(self.multi) for row in exclusive_rows]
     finest = self.above[self.columns[self.multi[-1]]].tolist()
-    for path, tags in zip(finest, self.several.rows()):
+    for path, tags in zip(finest, self.tags.rows()):
       if path[-1] >= 0:
         ancestors = exclusive_rows[path[-1]]
       else:
@@ -107,17 +107,17 @@ class Mixed(Levels):
     Returns:
       Both, int32 and int8.
     """
-    labels, rows = self.exclusive.complete(labels), self.several.complete(rows)
+    labels, rows = self.exclusive.complete(labels), self.tags.complete(rows)
     for k, upper in enumerate(self.above.T):
       determines = (rows == 1) & (upper >= 0)
       filled = np.flatnonzero((labels[:, k] < 0) & determines.any(1))
       labels[filled, k] = upper[determines[filled].argmax(1)]
     labels = self.exclusive.complete(labels)
     is_absent = (rows < 0) & ~self.fits(labels)
-    return labels, self.several.complete(np.where(is_absent, 0, rows))
+    return labels, self.tags.complete(np.where(is_absent, 0, rows))
 
   def coarsen(self, level: str) -> 'Mixed':
     """Return it with the exclusive levels ending at a coarser one."""
     coarser = self.exclusive.coarsen(level)
     columns = [self.index(name) for name in coarser.levels]
-    return Mixed(coarser, self.several, self.above[:, columns])
+    return Mixed(coarser, self.tags, self.above[:, columns])

@@ -122,16 +122,6 @@ class Taxonomy(Relations):
     return (self,)
 
   @property
-  def exclusive(self) -> 'Taxonomy | None':
-    """The taxonomy of the exclusive levels."""
-    return None if self.multi else self
-
-  @property
-  def several(self) -> 'Taxonomy | None':
-    """The taxonomy of the multi levels."""
-    return self if self.multi else None
-
-  @property
   def width(self) -> int:
     """The number of columns in a row of labels."""
     return len(self.levels)

@@ -413,7 +413,7 @@ class Run:
     c.model.levels = self.levels  # kept by name
     c.plugins = plugins.absolute(c.plugins)
     self.taxonomy, self.splits, self.notes = data.taxonomy, data.splits, list(data.notes)
-    own, several = self.taxonomy.exclusive, self.taxonomy.several
+    own, several = self.taxonomy.table('exclusive'), self.taxonomy.table('tags')
     heads = tuple(level for level in self.levels if level not in self.taxonomy.multi)
     if not own:
       config_lib.check_multi(c, self.levels)
@@ -477,7 +477,7 @@ class Run:
     self.task()  # an option that does not fit is told before anything is written
 
   def task(self) -> Task:
-    c, own, column, balance = self.c, self.taxonomy.exclusive, self.balance_column(), None
+    c, own, column, balance = self.c, self.taxonomy.table('exclusive'), self.balance_column(), None
     if c.data.balance == 'loss':
       balance = pipeline.class_weights(
         self.train.labels[:, column], own.num_classes(own.levels[column])
@@ -501,7 +501,7 @@ class Run:
 
   def balance_column(self) -> int:
     """That of data.balance_level in the labels."""
-    own = self.taxonomy.exclusive
+    own = self.taxonomy.table('exclusive')
     return (
       own.index(
         config_lib.resolve_levels(

@@ -152,10 +152,10 @@ def test_what_lies_below_what(tmp_path):
       isinstance(t, Mixed)
       and t.levels == tuple(levels)
       and t.multi == tuple(several.split(','))
-      and t.above.shape == (sum(map(len, t.several.names)), n)
+      and t.above.shape == (sum(map(len, t.tags.names)), n)
     )
     for level, place in t.columns.items():
-      for c, name in enumerate(t.several.names[t.several.index(level)]):
+      for c, name in enumerate(t.tags.names[t.tags.index(level)]):
         mine = [row for row in rows if row[levels.index(level)] == name]
         for k in range(n):
           classes = {row[k] for row in mine}
@@ -182,7 +182,7 @@ def test_what_lies_below_what(tmp_path):
       and np.array_equal(again.above, t.above)
       and not describe_difference(t, again)
     )
-    assert again.exclusive.rows() == t.exclusive.rows() and again.several.rows() == t.several.rows()
+    assert again.exclusive.rows() == t.exclusive.rows() and again.tags.rows() == t.tags.rows()
     short = t.coarsen(t.levels[0])
     short.to_csv(tmp_path / 'short.csv')
     assert read_taxonomy(tmp_path / 'short.csv', several).hash() == short.hash() and np.array_equal(
@@ -231,13 +231,13 @@ def test_all_of_one_kind_are_what_they_were(tmp_path):
   plain, every = read_taxonomy(tmp_path / 't.csv'), read_taxonomy(tmp_path / 't.csv', 'all')
   assert (
     plain.hash() == Taxonomy.from_csv(tmp_path / 't.csv').hash()
-    and plain.exclusive is plain
-    and plain.several is None
+    and plain.table('exclusive') is plain
+    and plain.table('tags') is None
   )
   assert (
     isinstance(every, Taxonomy)
-    and every.several is every
-    and every.exclusive is None
+    and every.table('tags') is every
+    and every.table('exclusive') is None
     and every.multi == ('kind', 'tag')
   )
   mixed = read_taxonomy(tmp_path / 't.csv', 'tag')
@@ -260,7 +260,7 @@ def truth(t, rng, n):
   rows = np.zeros((n, len(t.above)), np.int8)
   for i, j in zip(*np.nonzero(rng.random((n, last.stop - last.start)) < 0.4)):
     if ((t.above[last][j] < 0) | (t.above[last][j] == labels[i])).all():
-      rows[i, [t.columns[level].start + c for level, c in zip(t.multi, t.several.paths[j])]] = 1
+      rows[i, [t.columns[level].start + c for level, c in zip(t.multi, t.tags.paths[j])]] = 1
   return labels, rows
 
 
@@ -268,7 +268,7 @@ def test_random_forests(tmp_path):
   rng = np.random.default_rng(1)
   for _ in range(12):  # each shape is compiled
     t = read_taxonomy(written(tmp_path, *(f := forest(rng))[:2]), f[2])
-    m, edges = len(t.above), t.several.edges
+    m, edges = len(t.above), t.tags.edges
     # what follows from known labels is true, contradicts nothing, and is all that a tag and a kind tell of each other
     labels, rows = truth(t, rng, 40)
     assert t.fits(labels)[rows == 1].all()
@@ -321,9 +321,7 @@ def test_random_forests(tmp_path):
         for i in range(30)
       ]
     )
-    assert (
-      np.array_equal(on, expected) and fits[on].all() and (t.several.contradicts(on) == -1).all()
-    )
+    assert np.array_equal(on, expected) and fits[on].all() and (t.tags.contradicts(on) == -1).all()
     told, there = t.complete(path, on.astype(np.int8))
     assert np.array_equal(told, path) and np.array_equal(there, on)
 
@@ -360,7 +358,7 @@ def test_what_the_labels_tell_of_each_other(tmp_path):
   )
   data = sources.load(options(folder, **{'data.multi': 'tag', 'data.val_share': 0.0}).data)
   t, e = data.taxonomy, data.splits['train']
-  assert t.exclusive.names == (('disc', 'square'),) and t.several.names == (
+  assert t.exclusive.names == (('disc', 'square'),) and t.tags.names == (
     ('disc blue', 'disc green', 'square blue', 'red'),
   )
   assert {f[0]: (y.tolist(), m.tolist()) for f, y, m in zip(e.files, e.labels, e.multi)} == {
@@ -401,7 +399,7 @@ def test_sets_and_columns_are_the_same_labels(tmp_path):
   assert derived.exclusive.rows() == [
     ['edgy', 'square'],
     ['round', 'disc'],
-  ] and derived.several.names == (('blue', 'red'),)
+  ] and derived.tags.names == (('blue', 'red'),)
 
 
 @pytest.mark.parametrize(
@@ -584,7 +582,8 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
     ({'model.heads': 'residual'}, ''),
     (
       {'train.best': 'top1/colour'},
-      'choices: loss, fpa, hvr, joint_fpa, top1/category, top1/article, map/colour, micro_map/colour, f1/colour',
+      'choices: loss, top1/category, top1/article, fpa, hvr, joint_fpa, map/colour, micro_map/colour, '
+      'f1/colour',
     ),
     ({'model.levels': 'article'}, 'each of the multi levels needs a head: colour'),
     ({'model.levels': 'colour'}, 'names no exclusive level; choices: category, article'),
@@ -744,7 +743,7 @@ def test_beside_from_the_command_line(tmp_path, monkeypatch):
   _, said = command(
     *c, f'--workdir={run}', '--config.data.multi=', '--config.train.best=loss', code=2
   )
-  assert "data.multi: 'colour' -> ''" in said
+  assert "data.multi: ('colour',) -> ()" in said
   # of other data, the level that their taxonomy lacks has the model's classes
   (data / 'labels.csv').write_text(
     'file,split,article,colour\n0.png,test,disc,red\n1.png,test,ring,-\n'
@@ -799,7 +798,7 @@ def test_below_never_contradicts(tmp_path):
       kinds = dict(line['top']['kind'])
       assert all(p <= kinds[under[tag]] for tag, p in line['prob']['tag'].items() if tag in under)
       assert thresholds['tag'].any() or set(line['classes']['tag']) == {
-        tag for tag in t.several.names[0] if under.get(tag, '') in ('', line['path']['kind'])
+        tag for tag in t.tags.names[0] if under.get(tag, '') in ('', line['path']['kind'])
       }
   model.rules['tags'] = {'tag': np.zeros(4)}
   loose = model.evaluate('val', into=tmp_path)['hvr']

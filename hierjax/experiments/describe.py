@@ -33,6 +33,8 @@ def describe(c: ConfigDict) -> dict:
     'trunk_params': size({k: v for k, v in params.items() if k != 'heads'}),
     'params': size(params),
     'macs': counts.macs(model, variables, c.data.size),
-    'thop_macs': counts.thop_macs(model, c.data.size, registry.BACKBONES[c.model.backbone].uncounted),
+    'thop_macs': counts.thop_macs(
+      model, c.data.size, registry.BACKBONES[c.model.backbone].uncounted
+    ),
     'heads': {name: size(params['heads'][name]) for name in names},
   }

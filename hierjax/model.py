@@ -152,7 +152,14 @@ class Model:
     )
 
   def logits(self, features: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute {level with a head: float64 [N, C]} of features [N, d]."""
+    """Compute logits from features.
+
+    Args:
+      features: float [N, d].
+
+    Returns:
+      {level with a head: float64 [N, C]}.
+    """
     logits = self._heads_step(self.variables, np.asarray(features, np.float32))
     return {level: np.asarray(x, np.float64) for level, x in jax.device_get(logits).items()}
 
@@ -163,7 +170,7 @@ class Model:
     tune: bool = False,
     progress: Callable[[int, int], None] | None = None,
     into: pathlib.Path | None = None,
-    beside: Sequence['Model'] = (),
+    others: Sequence['Model'] = (),
   ) -> dict:
     """Evaluate a split and write eval_SPLIT.json and predictions_SPLIT.npz.
 
@@ -174,7 +181,7 @@ class Model:
         later; training does so once, on the validation split.
       progress: called with the numbers of images that are done and that there are.
       into: the folder of the files; None for the run's.
-      beside: models whose heads stand in for those that this one lacks: single-task models taken
+      others: models whose heads stand in for those that this one lacks: single-task models taken
         together.
 
     Returns:
@@ -183,15 +190,15 @@ class Model:
     Raises:
       UserError: the split cannot be read, or eval.novelty does not go with the levels.
     """
-    self._check_novelty(beside)
+    self._check_novelty(others)
     examples, into = examples or self.split(split), into or self.workdir
     outputs = self.collect(examples, progress=progress, with_features=bool(self.c.eval.novelty))
-    for model in beside:
-      others = model.collect(model.split(split))
-      assert np.array_equal(others.index, outputs.index), (
+    for model in others:
+      extra = model.collect(model.split(split))
+      assert np.array_equal(extra.index, outputs.index), (
         f'{model.workdir} and {self.workdir} see other examples'
       )
-      outputs.probs = others.probs | outputs.probs
+      outputs.probs = extra.probs | outputs.probs
     if tune:
       self.rules = decide.tune(outputs.probs, outputs.labels, self.taxonomy)
       if parallel.first():
@@ -206,7 +213,7 @@ class Model:
       summary.write(into, result, outputs, decisions, self.taxonomy, examples.files)
     return result
 
-  def _check_novelty(self, beside):
+  def _check_novelty(self, others):
     if not self.c.eval.novelty:
       return
     if not self.taxonomy.block('exclusive'):
@@ -214,7 +221,7 @@ class Model:
         '--config.eval.novelty: is for exclusive levels; an image of a multi level may have none '
         'of its classes'
       )
-    if beside:
+    if others:
       raise UserError(
         '--config.eval.novelty: needs the features of one model, not of several side by side'
       )
@@ -267,8 +274,8 @@ class Model:
     novel = None
     if novel_examples is not None:
       novel = self._evidence(self.collect(novel_examples, with_features=True))
-    known = self._evidence(outputs, decisions)
-    measured = novelty.measure(detector, known, novel, self.c.eval.novelty)
+    inliers = self._evidence(outputs, decisions)
+    measured = novelty.measure(detector, inliers, novel, self.c.eval.novelty)
     novelty.add_to_summary(result, measured)
 
   def _add_novelty(self, records, outputs, decisions):
@@ -370,7 +377,14 @@ class Model:
     return len(self.taxonomy.blocks) > 1 and levels == self.taxonomy.blocks[0].levels
 
   def split(self, name: str) -> sources.Examples:
-    """Load one of `splits`; a `UserError` with the choices where there is none of that name."""
+    """Load one of `splits`.
+
+    Args:
+      name: of the split.
+
+    Raises:
+      UserError: there is none of that name.
+    """
     splits = self.splits()
     if name not in splits:
       hint = did_you_mean(name, list(splits))
@@ -426,6 +440,9 @@ def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
 
 def run_config(workdir: pathlib.Path) -> ConfigDict:
   """Read the configuration of a run.
+
+  Args:
+    workdir: its folder.
 
   Raises:
     UserError: the folder holds no run, or its config.json is damaged.

@@ -12,13 +12,13 @@ from jax.sharding import AxisType
 
 import hierjax
 from hierjax import decide
-from hierjax import model as predict
 from hierjax.cli import images
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import sources
 from hierjax.evaluate import collect, metrics, summary
 from hierjax.experiments import describe
+from hierjax.model import run_config
 
 
 @pytest.fixture(scope='module')
@@ -92,8 +92,8 @@ def test_prediction_equals_evaluation(run, model):
   outputs = model.collect(examples)
   joint = model.decide(outputs.probs)['exclusive']['joint']
   files = [run[0] / f for f in examples.files]
-  said = model.predict(files)
-  assert [s['path'] for s in said] == [
+  results = model.predict(files)
+  assert [s['path'] for s in results] == [
     {level: model.taxonomy.names[k][p[k]] for k, level in enumerate(model.taxonomy.levels)}
     for p in joint.pred
   ]
@@ -103,8 +103,8 @@ def test_unreadable_image_is_named_and_the_others_are_predicted(run, model, tmp_
   bad = tmp_path / 'bad.jpg'
   bad.write_bytes(b'no image')
   good = next(run[0].rglob('*.png'))
-  said = model.predict([bad, good])
-  assert said[0] == {'file': str(bad), 'error': 'unreadable image'} and 'path' in said[1]
+  results = model.predict([bad, good])
+  assert results[0] == {'file': str(bad), 'error': 'unreadable image'} and 'path' in results[1]
   assert [x.get('error') for x in model.predict([bad])] == ['unreadable image']
   assert model.predict([]) == []
 
@@ -112,7 +112,10 @@ def test_unreadable_image_is_named_and_the_others_are_predicted(run, model, tmp_
 def test_expand(tmp_path):
   for name in ('b.jpg', 'a.png', 'notes.txt'):
     (tmp_path / name).write_bytes(b'')
-  names = lambda pattern: [pathlib.Path(f).name for f in images.expand(str(pattern))]
+
+  def names(pattern):
+    return [pathlib.Path(f).name for f in images.expand(str(pattern))]
+
   assert (
     names(tmp_path) == ['a.png', 'b.jpg']
     and names(tmp_path / '*.jpg') == ['b.jpg']
@@ -142,7 +145,7 @@ def test_evaluate_on_other_images_of_fewer_classes(run, model, tmp_path):
   folder.mkdir(parents=True)
   for i in range(3):
     (folder / f'{i}.png').write_bytes(source.read_bytes())
-  c = predict.run_config(run[1])
+  c = run_config(run[1])
   c.data.root, c.data.val_share = str(tmp_path), 0.0
   try:
     result = hierjax.load(run[1], c).evaluate('train')
@@ -161,7 +164,7 @@ def test_unreadable_images_in_evaluation_are_counted(run, model, tmp_path):
   folder.mkdir(parents=True)
   for i in range(3):
     (folder / f'{i}.png').write_bytes(source.read_bytes() if i else b'')
-  c = predict.run_config(run[1])
+  c = run_config(run[1])
   c.data.root, c.data.val_share = str(tmp_path), 0.0
   model = hierjax.load(run[1], c)
   out = model.collect(model.split('train'))
@@ -199,18 +202,18 @@ def test_missing_run_and_split(run, model, tmp_path):
 
 
 def test_describe():
-  """ResNet-50 with 3 heads: 24,028,478 parameters (papers' digest) for 196, 49 and 9 classes; MACs at 224: 4.089 G and the heads'."""
+  """ResNet-50 with 3 heads: 24,028,478 parameters (SPEC.md) for 196, 49 and 9 classes."""
   c = config.default()
   c.model.backbone, c.data.root = 'resnet50', 'classes:make=49,type=9,model=196'
-  said, of_heads = describe.describe(c), 2048 * (196 + 49 + 9)
-  assert said == {
+  result, of_heads = describe.describe(c), 2048 * (196 + 49 + 9)
+  assert result == {
     'trunk_params': 23_508_032,
     'params': 24_028_478,
     'macs': 4_087_136_256 + of_heads,
     'thop_macs': 4_131_694_592 + of_heads,
     'heads': {'make': 100_401, 'type': 18_441, 'model': 401_604},
   }
-  json.dumps(said)
+  json.dumps(result)
 
 
 def test_per_level_metrics_with_unknown_labels(model):
@@ -221,13 +224,13 @@ def test_per_level_metrics_with_unknown_labels(model):
     level: np.full((2, t.num_classes(level)), 1 / t.num_classes(level)) for level in t.levels
   }
   out = collect.Outputs(probs, None, labels, np.arange(2), [])
-  got = metrics.evaluate(
+  values = metrics.evaluate(
     decide.decide(out.probs, t, decide.default_rules(t))['exclusive']['independent'],
     labels,
     t,
     t.levels,
   )
-  assert [got['levels'][level]['n'] for level in t.levels] == [2, 1]
+  assert [values['levels'][level]['n'] for level in t.levels] == [2, 1]
   assert np.isclose(
     summary.loss(out, t, dict.fromkeys(t.levels, 1.0)),
     sum(np.log(t.num_classes(level)) for level in t.levels),

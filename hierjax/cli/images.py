@@ -10,7 +10,10 @@ from hierjax.model import Model
 
 
 def expand(pattern: str) -> list[str]:
-  """List the files that a glob, a folder or a file names, sorted.
+  """List the files that --images names, sorted.
+
+  Args:
+    pattern: a glob, a folder or a file.
 
   Raises:
     UserError: no file matches.
@@ -35,7 +38,15 @@ def expand(pattern: str) -> list[str]:
 
 
 def predict_files(model: Model, pattern: str) -> Iterator[dict]:
-  """Predict all files of a pattern, a batch at a time."""
+  """Predict all files of a pattern, a batch at a time.
+
+  Args:
+    model: the trained model.
+    pattern: a glob, a folder or a file.
+
+  Yields:
+    One record an image, see `Model.predict`.
+  """
   files = expand(pattern)
   # One size for all batches, so that the model is compiled once.
   size = min(model.c.eval.batch_size, 1 << (len(files) - 1).bit_length())

@@ -38,7 +38,7 @@ def restrict(dataset: Dataset, m: ConfigDict) -> Restricted:
     UserError: model.levels names no level, leaves a tag level without a head, or names a level
       that the finest one named does not determine.
   """
-  taxonomy, own = dataset.taxonomy, dataset.taxonomy.table('exclusive')
+  taxonomy, table = dataset.taxonomy, dataset.taxonomy.table('exclusive')
   option = f'--config.model.levels={",".join(m.levels)}'
   levels = config.head_levels(m, taxonomy.levels, taxonomy.multi)
   if not levels:
@@ -49,18 +49,18 @@ def restrict(dataset: Dataset, m: ConfigDict) -> Restricted:
       f'{", ".join(taxonomy.multi)}'
     )
   exclusive = [level for level in levels if level not in taxonomy.multi]
-  if own and not exclusive:
-    raise UserError(f'{option} names no exclusive level; choices: {", ".join(own.levels)}')
-  if not own or exclusive[-1] == own.levels[-1]:
+  if table and not exclusive:
+    raise UserError(f'{option} names no exclusive level; choices: {", ".join(table.levels)}')
+  if not table or exclusive[-1] == table.levels[-1]:
     return Restricted(dataset, levels)
   short = taxonomy.coarsen(exclusive[-1])
   undetermined = [level for level in exclusive if level not in short.levels]
   if undetermined:
     raise UserError(
       f'{option}: {exclusive[-1]} does not determine {", ".join(undetermined)}; '
-      f'add the finest level, {own.levels[-1]}'
+      f'add the finest level, {table.levels[-1]}'
     )
-  columns = [own.index(level) for level in short.table('exclusive').levels]
+  columns = [table.index(level) for level in short.table('exclusive').levels]
   splits = {
     name: dataclasses.replace(split, labels=split.labels[:, columns])
     for name, split in dataset.splits.items()

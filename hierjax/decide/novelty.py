@@ -67,7 +67,11 @@ class NoveltyDecision(NamedTuple):
 
 
 def parent_levels(taxonomy: Taxonomy) -> tuple[int, ...]:
-  """Return for each level the nearest coarser one that it nests in, -1 for the top."""
+  """Find for each level the nearest coarser one that it nests in, -1 for the top.
+
+  Args:
+    taxonomy: the table of the exclusive levels.
+  """
   parents = []
   for k, level in enumerate(taxonomy.levels):
     coarser = (j for j in range(k - 1, -1, -1) if taxonomy.nests(level, taxonomy.levels[j]))
@@ -93,7 +97,16 @@ def children(taxonomy: Taxonomy, k: int, nodes: np.ndarray) -> np.ndarray:
 
 
 def nodes_of(taxonomy: Taxonomy, k: int, pred: np.ndarray) -> np.ndarray:
-  """Return the nodes at which paths int [N, level] are judged at level k, int [N]; 0 is the top."""
+  """Return the nodes at which paths are judged at a level.
+
+  Args:
+    taxonomy: the table of the exclusive levels.
+    k: the level.
+    pred: int [N, level], the paths.
+
+  Returns:
+    int [N], classes of the level above, 0 for the top.
+  """
   j = parent_levels(taxonomy)[k]
   return pred[:, j] if j >= 0 else np.zeros(len(pred), int)
 
@@ -122,9 +135,14 @@ def level_logits(logits: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> list[n
 
 
 def folds(taxonomy: Taxonomy, k: int) -> np.ndarray:
-  """Return the fold in which each class of level k is left out, int [C_k].
+  """Deal the children of each node out to the FOLDS folds in turn.
 
-  The children of each node are dealt out to the FOLDS folds in turn.
+  Args:
+    taxonomy: the table of the exclusive levels.
+    k: the level of the children.
+
+  Returns:
+    int [C_k], the fold in which each class is left out.
   """
   j, fold = parent_levels(taxonomy)[k], np.zeros(len(taxonomy.names[k]), int)
   parent = taxonomy.parents(taxonomy.levels[k], taxonomy.levels[j]) if j >= 0 else fold
@@ -143,7 +161,8 @@ class Detector:
     scores: the name of each level's score.
     models: {level: model of its classes}, of levels whose score needs one.
     left_out: scores of images whose class is left out.
-    known: scores of the same images with their class, and of images whose finer class is left out.
+    reference: scores of the same images with their class, and of images whose finer class is left
+      out.
     chosen_by: for each level {score: AUROC of images whose class is left out against others}.
   """
 
@@ -151,7 +170,7 @@ class Detector:
   scores: list[str]
   models: dict[int, ClassModel]
   left_out: NodeScores
-  known: NodeScores
+  reference: NodeScores
   chosen_by: list[dict[str, float]]
 
   @classmethod
@@ -207,12 +226,12 @@ class Detector:
       # A node whose only children are left out has nothing to compare with.
       is_scored = is_fair & np.isfinite(values[names[0]])
       novel = np.flatnonzero(is_scored & is_left_out[y])
-      known = np.flatnonzero(is_scored & ~is_left_out[y])
-      if len(novel) and len(known):
+      inliers = np.flatnonzero(is_scored & ~is_left_out[y])
+      if len(novel) and len(inliers):
         rows.append(novel)
         for name in names:
           scores[name].append(values[name][novel])
-          aurocs[name].append(auroc(values[name][known], values[name][novel]))
+          aurocs[name].append(auroc(values[name][inliers], values[name][novel]))
     # Nothing is ever novel at a level of one class.
     if not rows:
       return
@@ -224,7 +243,7 @@ class Detector:
     known_scores = np.concatenate([self.score(k, val)[rows], finer_scores])
     known_nodes = np.concatenate([nodes[rows], nodes[finer_rows]])
     self.left_out |= _by_node(k, np.concatenate(scores[best]), nodes[rows])
-    self.known |= _by_node(k, known_scores, known_nodes)
+    self.reference |= _by_node(k, known_scores, known_nodes)
 
   def _leave_out(self, k, train, val, names) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """For each fold: which classes of level k are left out, and the scores of val without them."""
@@ -313,10 +332,15 @@ class Detector:
     if (k, node) not in self.left_out:
       return float('inf')
     by_recall = np.quantile(self.left_out[k, node], 1 - recall, method='lower')
-    return float(min(by_recall, np.quantile(self.known[k, node], KNOWN_QUANTILE)))
+    return float(min(by_recall, np.quantile(self.reference[k, node], KNOWN_QUANTILE)))
 
   def decide(self, evidence: Evidence, recall: float) -> NoveltyDecision:
-    """Decide where images are novel, by thresholds for a recall of novel classes."""
+    """Decide where images are novel.
+
+    Args:
+      evidence: of N images.
+      recall: share of the images of novel classes to call novel, at every node.
+    """
     taxonomy, n = self.taxonomy, len(evidence.pred)
     scores = np.zeros((n, len(taxonomy.levels)))
     thresholds = np.full(scores.shape, np.inf)
@@ -352,8 +376,9 @@ class Detector:
   def to_arrays(self) -> dict[str, np.ndarray]:
     """Return what `from_arrays` takes."""
     arrays = {'scores': np.array(self.scores), 'taxonomy': np.array(self.taxonomy.hash())}
-    for name in ('left_out', 'known'):
-      for (k, node), scores in getattr(self, name).items():
+    # The file says 'known' for the reference.
+    for name, node_scores in (('left_out', self.left_out), ('known', self.reference)):
+      for (k, node), scores in node_scores.items():
         arrays[f'{name}.{k}.{node}'] = scores
     for k, model in self.models.items():
       if self.scores[k] in FEATURE_SCORES:
@@ -363,7 +388,16 @@ class Detector:
 
   @classmethod
   def from_arrays(cls, arrays: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> 'Detector':
-    """Make the detector of arrays; KeyError or ValueError where they are not of this taxonomy's."""
+    """Make the detector of arrays.
+
+    Args:
+      arrays: as `to_arrays` returns them.
+      taxonomy: the table of the exclusive levels.
+
+    Raises:
+      KeyError: an array is missing.
+      ValueError: the detector is of another taxonomy.
+    """
     if str(arrays['taxonomy']) != taxonomy.hash():
       raise ValueError('it is of another taxonomy')
     models = {}
@@ -378,7 +412,8 @@ class Detector:
         k, _, node = place.partition('.')
         node_scores[name][int(k), int(node)] = scores
     names = [str(name) for name in arrays['scores']]
-    return cls(taxonomy, names, models, **node_scores, chosen_by=[{} for _ in taxonomy.levels])
+    left_out, reference = node_scores.values()
+    return cls(taxonomy, names, models, left_out, reference, [{} for _ in taxonomy.levels])
 
 
 def _by_node(k: int, scores: np.ndarray, nodes: np.ndarray) -> NodeScores:

@@ -50,23 +50,46 @@ class ClassModel:
     return (np.asarray(x, np.float64) - self.centre) @ self.white
 
   def distances(self, x: np.ndarray) -> np.ndarray:
-    """Return squared Mahalanobis distances of features [N, d] to the classes, float64 [N, C]."""
-    a, b = self._whiten(x), (self.means - self.centre) @ self.white
+    """Compute squared Mahalanobis distances to the class means.
+
+    Args:
+      x: float [N, d], features.
+
+    Returns:
+      float64 [N, C], NaN for a class without an example.
+    """
+    a, b = self._whiten(x), self._whiten(self.means)
     return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
 
   def cosines(self, x: np.ndarray) -> np.ndarray:
-    """Return cosines of whitened features [N, d] and class means, float64 [N, C]."""
-    a, b = self._whiten(x), (self.means - self.centre) @ self.white
+    """Compute the cosines of whitened features and class means.
+
+    Args:
+      x: float [N, d], features.
+
+    Returns:
+      float64 [N, C], NaN for a class without an example.
+    """
+    a, b = self._whiten(x), self._whiten(self.means)
     norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
     return a @ b.T / np.maximum(norms, 1e-12)
 
   def normalized(self, x: np.ndarray) -> np.ndarray:
-    """Return whitened features of length √d, float64 [N, d], the regression's input."""
+    """Compute the regression's input: whitened features of length √d.
+
+    Args:
+      x: float [N, d], features.
+    """
     a = self._whiten(x)
     return a * (np.sqrt(a.shape[1]) / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12))
 
   def with_regression(self, x: np.ndarray, y: np.ndarray) -> 'ClassModel':
-    """Return it with a logistic regression fitted to features [N, d] of classes int [N]."""
+    """Return it with a logistic regression.
+
+    Args:
+      x: float [N, d], features.
+      y: int [N], their classes.
+    """
     from sklearn.linear_model import LogisticRegression
 
     rows = np.random.default_rng(0).permutation(len(y))[:MAX_REGRESSED]
@@ -82,7 +105,11 @@ class ClassModel:
     return dataclasses.replace(self, slopes=slopes)
 
   def fit_of_classes(self, name: str, x: np.ndarray) -> np.ndarray:
-    """Return how well each class fits features [N, d] by one of FEATURE_SCORES.
+    """Compute how well each class fits.
+
+    Args:
+      name: one of FEATURE_SCORES.
+      x: float [N, d], features.
 
     Returns:
       float64 [N, C], the higher the better; NaN for a class without an example.
@@ -148,11 +175,11 @@ def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
   return -(logsumexp(fit, axis=1) if name == 'energy' else best)
 
 
-def auroc(known: np.ndarray, novel: np.ndarray) -> float:
+def auroc(inliers: np.ndarray, novel: np.ndarray) -> float:
   """Compute the chance that a novel image scores higher than a known one, ties half.
 
   Args:
-    known: float [n], scores of images of known classes.
+    inliers: float [n], scores of images of known classes.
     novel: float [m], scores of images of novel ones.
 
   Returns:
@@ -160,7 +187,7 @@ def auroc(known: np.ndarray, novel: np.ndarray) -> float:
   """
   from sklearn.metrics import roc_auc_score
 
-  if not len(known) or not len(novel):
+  if not len(inliers) or not len(novel):
     return float('nan')
-  scores = np.nan_to_num(np.concatenate([known, novel]), posinf=np.finfo(float).max)
-  return float(roc_auc_score(np.repeat([0, 1], [len(known), len(novel)]), scores))
+  scores = np.nan_to_num(np.concatenate([inliers, novel]), posinf=np.finfo(float).max)
+  return float(roc_auc_score(np.repeat([0, 1], [len(inliers), len(novel)]), scores))

@@ -96,6 +96,11 @@ def joint(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> PathDec
 def path_scores(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> np.ndarray:
   """Compute, for every leaf, the sum over the levels with a head of w_k log p_k at its class.
 
+  Args:
+    probs: the probabilities of each level.
+    taxonomy: the table of these levels.
+    weights: w, one per level.
+
   Returns:
     float64 [N, leaf].
 

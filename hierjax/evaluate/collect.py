@@ -80,6 +80,11 @@ def stepper(model: nn.Module, mesh: Mesh, taxonomy: Taxonomy | Mixed) -> Callabl
   """Compile `eval_step` over the mesh: (variables, images) → (probabilities, features).
 
   Call it once a model: every call of the result reuses the compiled program.
+
+  Args:
+    model: the classifier.
+    mesh: the devices.
+    taxonomy: the levels.
   """
   replicated, split = parallel.replicated(mesh), parallel.split(mesh)
   return jax.jit(

@@ -31,12 +31,12 @@ def first_unknown(labels: np.ndarray) -> np.ndarray:
   return np.concatenate([labels < 0, np.ones((len(labels), 1), bool)], 1).argmax(1)
 
 
-def measure(detector: Detector, known: Evidence, novel: Evidence | None, recall: float) -> dict:
+def measure(detector: Detector, inliers: Evidence, novel: Evidence | None, recall: float) -> dict:
   """Compute the metrics of novelty detection.
 
   Args:
     detector: fitted on other images.
-    known: images of known classes.
+    inliers: images of known classes.
     novel: images of classes that training never saw, or None.
     recall: of novel images, by which the thresholds are set.
 
@@ -48,12 +48,12 @@ def measure(detector: Detector, known: Evidence, novel: Evidence | None, recall:
     95% of the novel ones are, 'parent' the share of novel ones predicted under the right parent,
     'placed' the share called novel at just that node by the thresholds.
   """
-  taxonomy, decision = detector.taxonomy, detector.decide(known, recall)
+  taxonomy, decision = detector.taxonomy, detector.decide(inliers, recall)
   n = len(taxonomy.levels)
   result = {
     'recall': recall,
     'kept': float((decision.level == n).mean()),
-    'known_images': len(known.labels),
+    'known_images': len(inliers.labels),
     'levels': {},
     'nodes': [],
   }
@@ -63,7 +63,10 @@ def measure(detector: Detector, known: Evidence, novel: Evidence | None, recall:
     result['novel_images'] = int((novel_at < n).sum())
     result['found'] = float((novel_decision.level < n)[novel_at < n].mean())
   for k, level in enumerate(taxonomy.levels):
-    known_rows, novel_rows = np.flatnonzero(known.labels[:, k] >= 0), np.flatnonzero(novel_at == k)
+    known_rows, novel_rows = (
+      np.flatnonzero(inliers.labels[:, k] >= 0),
+      np.flatnonzero(novel_at == k),
+    )
     values = {
       'score': detector.scores[k],
       'left_out': {name: v for name, v in detector.chosen_by[k].items() if np.isfinite(v)},
@@ -72,7 +75,7 @@ def measure(detector: Detector, known: Evidence, novel: Evidence | None, recall:
     values |= dict.fromkeys(OF_NOVEL)
     if len(known_rows) and len(novel_rows):
       decisions = decision, novel_decision
-      values |= _measure_level(detector, k, (known, novel), decisions, (known_rows, novel_rows))
+      values |= _measure_level(detector, k, (inliers, novel), decisions, (known_rows, novel_rows))
     result['levels'][level] = values
     result['nodes'] += _describe_nodes(detector, k, recall)
   return result
@@ -86,13 +89,13 @@ def _measure_level(
   rows: tuple[np.ndarray, np.ndarray],
 ) -> dict:
   """The metrics of level k; images, decisions and rows are of known and of novel images."""
-  taxonomy, (known, novel) = detector.taxonomy, images
+  taxonomy, (inliers, novel) = detector.taxonomy, images
   known_rows, novel_rows = rows
   known_scores, novel_scores = (d.scores[r, k] for d, r in zip(decisions, rows))
   nodes = nodes_of(taxonomy, k, novel.pred), nodes_of(taxonomy, k, novel.labels)
   has_right_parent = (nodes[0] == nodes[1])[novel_rows]
   cutoff = np.quantile(novel_scores, 1 - RECALL, method='lower')
-  is_right = (known.pred[:, k] == known.labels[:, k])[known_rows]
+  is_right = (inliers.pred[:, k] == inliers.labels[:, k])[known_rows]
   model, by_score = detector.models.get(k), {}
   for name in SCORES:
     has_model = model is not None and (name != 'logistic' or model.slopes is not None)
@@ -126,18 +129,23 @@ def _describe_nodes(detector, k, recall):
   ]
 
 
-def _roc(known: np.ndarray, novel: np.ndarray) -> list[list[float]]:
+def _roc(inliers: np.ndarray, novel: np.ndarray) -> list[list[float]]:
   """The ROC as [share of known called novel, share of novel called novel] at ROC_POINTS places."""
   from sklearn.metrics import roc_curve
 
-  scores = np.nan_to_num(np.concatenate([known, novel]), posinf=np.finfo(float).max)
-  x, y, _ = roc_curve(np.repeat([0, 1], [len(known), len(novel)]), scores)
+  scores = np.nan_to_num(np.concatenate([inliers, novel]), posinf=np.finfo(float).max)
+  x, y, _ = roc_curve(np.repeat([0, 1], [len(inliers), len(novel)]), scores)
   places = np.linspace(0, 1, ROC_POINTS)
   return np.stack([places, np.interp(places, x, y)], 1).round(4).tolist()
 
 
 def add_to_summary(result: dict, measured: dict) -> None:
-  """Put what `measure` returned into a summary, and the registered metrics beside the others."""
+  """Add metrics of novelty to a summary, the registered ones to those of each level.
+
+  Args:
+    result: what `summary.summarize` returned.
+    measured: what `measure` returned.
+  """
   result['novelty'] = measured
   for level, values in measured['levels'].items():
     level_metrics = result['decode']['joint']['levels'][level]
@@ -146,7 +154,14 @@ def add_to_summary(result: dict, measured: dict) -> None:
 
 
 def write_detector(path: pathlib.Path, detector: Detector, step: int, score: str) -> None:
-  """Write a detector with the step of the model and the option eval.novelty_score."""
+  """Write a detector.
+
+  Args:
+    path: the file.
+    detector: what to write.
+    step: of the model.
+    score: the option eval.novelty_score.
+  """
   archive = io.BytesIO()
   np.savez(archive, **detector.to_arrays(), step=step, score=score)
   files.write(path, archive.getvalue())

@@ -14,6 +14,10 @@ from hierjax.taxonomy import Block, Mixed, Taxonomy
 def read_rules(path: pathlib.Path, taxonomy: Taxonomy | Mixed) -> Rules:
   """Read the rules that training has tuned; the default ones where it never came to that.
 
+  Args:
+    path: the file.
+    taxonomy: the levels.
+
   Raises:
     UserError: the file is damaged, or of another taxonomy.
   """
@@ -30,7 +34,14 @@ def read_rules(path: pathlib.Path, taxonomy: Taxonomy | Mixed) -> Rules:
 
 
 def write_rules(path: pathlib.Path, split: str, rules: Rules, taxonomy: Taxonomy | Mixed) -> None:
-  """Write rules that were tuned on a split."""
+  """Write rules.
+
+  Args:
+    path: the file.
+    split: that they were tuned on.
+    rules: as `decide.tune` returns them.
+    taxonomy: the levels.
+  """
   content = {'split': split}
   for block in taxonomy.blocks:
     content |= WRITERS[block.kind](rules[block.kind], block)

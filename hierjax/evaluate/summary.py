@@ -155,9 +155,15 @@ def validate(
 
 
 def best_metric(text: str, taxonomy: Taxonomy | Mixed, heads: Sequence[str]) -> str:
-  """Resolve train.best to the name of a validation metric; see `core.metrics.resolve_best`."""
-  block = taxonomy.block('exclusive')
-  levels = block.levels if block else ()
+  """Resolve train.best to the name of a validation metric.
+
+  Args:
+    text: the option, see `core.metrics.resolve_best`.
+    taxonomy: the levels.
+    heads: those that have a head.
+  """
+  table = taxonomy.table('exclusive')
+  levels = table.levels if table else ()
   return resolve_best(text, levels, [level for level in heads if level in levels], taxonomy.multi)
 
 

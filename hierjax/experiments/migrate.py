@@ -30,7 +30,7 @@ from hierjax.data import sources
 from hierjax.models import classifier, heads
 from hierjax.report import runs
 from hierjax.report.sections import migration
-from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table
+from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table, read_taxonomy
 from hierjax.train import checkpoint
 from hierjax.train import loop as train
 
@@ -312,7 +312,7 @@ def migrate(
   if (workdir / 'config.json').exists():
     raise UserError(f'--workdir={workdir}: there is a run already; give another folder')
   model = predict.load(source)
-  old, new = model.taxonomy, Taxonomy.from_csv(path)
+  old, new = model.taxonomy, read_taxonomy(path)
   if old.multi:
     raise UserError(
       f'{source}: has multi levels ({", ".join(old.multi)}); only runs on exclusive levels can be carried over'

@@ -345,7 +345,7 @@ class Runner:
       files.write(place / 'config.json', config_lib.to_json(trained[0]) + '\n')
       shutil.copy(sources[0] / 'taxonomy.csv', place / 'taxonomy.csv')
       first, *others = [predict.load(source, one) for source, one in zip(sources, trained)]
-      first.evaluate(split, into=place, beside=others)
+      first.evaluate(split, into=place, others=others)
     else:
       if row.baseline and self.done(
         self.named[row.baseline], seed

@@ -20,7 +20,16 @@ class RowProblem(NamedTuple):
 
 
 def close_matches(name: str, choices: Iterable[str], n: int = 3) -> list[str]:
-  """Return up to n choices that resemble the name, best first; case is ignored."""
+  """Find choices that resemble a name; case is ignored.
+
+  Args:
+    name: what was written.
+    choices: what there is.
+    n: how many to return, at most.
+
+  Returns:
+    The choices, the most similar first.
+  """
   folded = {}
   for choice in choices:
     folded.setdefault(choice.casefold(), choice)
@@ -68,10 +77,10 @@ def _check_row(levels, row, cells, finest):
   if list(first_cells) == list(cells):
     text = f'repeats row {first_row} ({levels[-1]} {leaf!r}); every finest class has one row'
     return RowProblem(row, 'duplicate row', text)
-  here, there = ' / '.join(cells[:-1]), ' / '.join(first_cells[:-1])
+  parents, first_parents = ' / '.join(cells[:-1]), ' / '.join(first_cells[:-1])
   text = (
-    f'{levels[-1]} {leaf!r} stands under {here!r} here and under {there!r} in row {first_row}; '
-    'every finest class has one row'
+    f'{levels[-1]} {leaf!r} stands under {parents!r} here and under {first_parents!r} in row '
+    f'{first_row}; every finest class has one row'
   )
   return RowProblem(row, 'two parents', text)
 

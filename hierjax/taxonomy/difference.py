@@ -9,7 +9,15 @@ from hierjax.taxonomy.table import Taxonomy
 
 
 def describe_difference(a: Taxonomy | Mixed, b: Taxonomy | Mixed) -> str:
-  """Say in one line in what b differs from a; '' if in nothing."""
+  """Say in one line in what two taxonomies differ.
+
+  Args:
+    a: 'here' in the text.
+    b: 'there'.
+
+  Returns:
+    The line, '' where they are the same.
+  """
   if a.multi != b.multi or len(a.tables) != len(b.tables):
     return f'levels {_describe_levels(a)} against {_describe_levels(b)}'
   differences = [_describe_tables(x, y) for x, y in zip(a.tables, b.tables)]
@@ -36,16 +44,16 @@ def _describe_tables(a: Taxonomy, b: Taxonomy) -> str:
     if name in new and old[name] != new[name]
   ]
   parts = [
-    _some(f'{a.levels[-1]} only here', (name for name in old if name not in new)),
-    _some(f'{a.levels[-1]} only there', (name for name in new if name not in old)),
-    _some('moved', moved),
+    _count(f'{a.levels[-1]} only here', (name for name in old if name not in new)),
+    _count(f'{a.levels[-1]} only there', (name for name in new if name not in old)),
+    _count('moved', moved),
   ]
   if not any(parts) and a.names[-1] != b.names[-1]:
     return 'the same classes in another order'
   return '; '.join(filter(None, parts))
 
 
-def _some(kind: str, items: Iterable[str]) -> str:
+def _count(kind: str, items: Iterable[str]) -> str:
   """The number of items and the first three; '' without any."""
   items = list(items)
   if not items:

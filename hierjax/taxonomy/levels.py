@@ -40,23 +40,17 @@ class Block:
 
 
 class Levels:
-  """The base of all taxonomies.
+  """The base of all taxonomies, which must have a method rows().
 
   Attributes:
     levels: names of the levels, coarse to fine, exclusive ones first.
     names: for each level the names of its classes, in the order of their ids.
-    multi: the levels of tags.
     tables: one table for each kind of level that there is, exclusive levels first.
   """
 
   levels: tuple[str, ...]
   names: tuple[tuple[str, ...], ...]
-  multi: tuple[str, ...]
   tables: tuple['Taxonomy', ...]
-
-  def rows(self) -> list[list[str]]:
-    """Return the table in names, as the CSV file has it: '' below the end of a branch."""
-    raise NotImplementedError
 
   @property
   def ancestors(self) -> dict[str, np.ndarray]:
@@ -91,8 +85,21 @@ class Levels:
     """Return the table of the levels of a kind, None where no level is of it."""
     return next((table for table in self.tables if table.kind == kind), None)
 
+  @property
+  def multi(self) -> tuple[str, ...]:
+    """The tag levels."""
+    table = self.table('tags')
+    return table.levels if table else ()
+
   def index(self, level: str) -> int:
-    """Return the position of a level, 0 for the coarsest; a `UserError` for an unknown one."""
+    """Return the position of a level, 0 for the coarsest.
+
+    Args:
+      level: its name.
+
+    Raises:
+      UserError: there is no such level.
+    """
     if level not in self.levels:
       raise UserError(f'taxonomy: no level {level!r}; the levels are {", ".join(self.levels)}')
     return self.levels.index(level)
@@ -102,7 +109,11 @@ class Levels:
     return len(self.names[self.index(level)])
 
   def to_csv(self, path: str | os.PathLike) -> None:
-    """Write a file that `read_taxonomy` reads back as the same taxonomy."""
+    """Write the taxonomy as `read_taxonomy` reads it.
+
+    Args:
+      path: the file.
+    """
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows([list(self.levels), *self.rows()])
     files.write(path, text.getvalue())

@@ -83,10 +83,10 @@ def _rows_of_tags(levels, rows, n, source):
     leaf = next(c for c in reversed(cells) if c)
     first_row, place = places.setdefault(leaf, (row, cells[:n]))
     if list(place) != list(cells[:n]):
-      here, there = (' / '.join(filter(None, p)) or 'nothing' for p in (cells[:n], place))
+      paths = [' / '.join(filter(None, p)) or 'nothing' for p in (cells[:n], place)]
       raise UserError(
-        f'{source}{row}: {levels[-1]} {leaf!r} stands under {here!r} here and under {there!r} in '
-        f'row {first_row}; a class has one row, and one that any example may have leaves '
+        f'{source}{row}: {levels[-1]} {leaf!r} stands under {paths[0]!r} here and under '
+        f'{paths[1]!r} in row {first_row}; a class has one row, and one that any example may have leaves '
         f'{", ".join(levels[:n])} empty'
       )
   return tag_rows

@@ -7,14 +7,12 @@ functions of this table, and nothing else in the package holds the hierarchy.
 
 import dataclasses
 import functools
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from hierjax.core.errors import UserError
 from hierjax.taxonomy.check import check_rows, close_matches
-from hierjax.taxonomy.csv_files import read_levels
 from hierjax.taxonomy.levels import Levels
 
 # Elements of a temporary array [distinct label rows, leaves].
@@ -31,14 +29,26 @@ class Relations(Levels):
   paths: np.ndarray
 
   def relation(self, a: str, b: str) -> np.ndarray:
-    """Return bool [C_a, C_b]: whether some leaf has both classes of the levels a and b."""
+    """Return which classes of two levels occur together in some leaf.
+
+    Args:
+      a: a level.
+      b: another.
+
+    Returns:
+      bool [C_a, C_b].
+    """
     i, j = self.index(a), self.index(b)
     together = np.zeros((len(self.names[i]), len(self.names[j])), bool)
     together[self.paths[:, i], self.paths[:, j]] = True
     return together
 
   def parents(self, child: str, parent: str) -> np.ndarray:
-    """Return the class of level `parent` above each class of level `child`.
+    """Return the class of one level above each class of another.
+
+    Args:
+      child: the finer level.
+      parent: the coarser one.
 
     Returns:
       int32 [C_child], -1 for a class that occurs with more than one.
@@ -114,7 +124,6 @@ class Taxonomy(Relations):
   depth: np.ndarray
 
   kind = 'exclusive'
-  multi = ()
 
   @property
   def tables(self) -> tuple['Taxonomy', ...]:
@@ -125,12 +134,6 @@ class Taxonomy(Relations):
   def width(self) -> int:
     """The number of columns in a row of labels."""
     return len(self.levels)
-
-  @classmethod
-  def from_csv(cls, path: str | os.PathLike) -> 'Taxonomy':
-    """Read one row per finest class; a `UserError` 'FILE:ROW: ...' says what is wrong."""
-    levels, rows = read_levels(path)
-    return cls.from_numbered_rows(levels, rows, f'{path}:')
 
   @classmethod
   def from_rows(cls, levels: Sequence[str], rows: Iterable[Sequence[str]]) -> 'Taxonomy':
@@ -150,7 +153,16 @@ class Taxonomy(Relations):
   def from_numbered_rows(
     cls, levels: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]], source: str
   ) -> 'Taxonomy':
-    """Make the taxonomy of `(row number, cells)`; `source` stands before the number in errors."""
+    """Make the taxonomy of rows with their numbers in a file.
+
+    Args:
+      levels: names of the levels, coarse to fine.
+      rows: (row number, one cell per level).
+      source: stands before the row number in errors.
+
+    Raises:
+      UserError: the rows are no taxonomy.
+    """
     if not levels or len(set(levels)) < len(levels):
       raise UserError(f'taxonomy: levels must have names, each its own: {list(levels)}')
     for row, cells in rows:
@@ -210,6 +222,9 @@ class Taxonomy(Relations):
 
   def carried(self, level: str) -> np.ndarray:
     """Return which classes of a level are those of branches that ended above it.
+
+    Args:
+      level: its name.
 
     Returns:
       bool [class]; each of these has one leaf.
@@ -294,16 +309,19 @@ class Taxonomy(Relations):
 
     Its finest classes are those of the level, with the same ids; it keeps the coarser levels that
     these determine.
+
+    Args:
+      level: its name.
     """
     k = self.index(level)
-    kept = [j for j in range(k) if self.nests(level, self.levels[j])] + [k]
-    # Any leaf of a class will do: the kept columns are the same for all.
+    columns = [j for j in range(k) if self.nests(level, self.levels[j])] + [k]
+    # Any leaf of a class will do: these columns are the same for all.
     first_leaf = np.full(len(self.names[k]), len(self.paths), np.int64)
     np.minimum.at(first_leaf, self.paths[:, k], np.arange(len(self.paths)))
     rows = []
     for c, leaf in enumerate(first_leaf):
       end = min(self.depth[leaf] - 1, k)
-      coarser = [self.names[j][self.paths[leaf, j]] if j <= end else '' for j in kept[:-1]]
+      coarser = [self.names[j][self.paths[leaf, j]] if j <= end else '' for j in columns[:-1]]
       # Where the level at which the branch ends is dropped, its name moves to the finest one.
-      rows.append([*coarser, '' if end in kept and end != k else self.names[k][c]])
-    return Taxonomy.from_rows([self.levels[j] for j in kept], rows)
+      rows.append([*coarser, '' if end in columns and end != k else self.names[k][c]])
+    return Taxonomy.from_rows([self.levels[j] for j in columns], rows)

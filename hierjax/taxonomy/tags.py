@@ -17,11 +17,6 @@ class TagTaxonomy(Taxonomy):
   kind = 'tags'
 
   @property
-  def multi(self) -> tuple[str, ...]:
-    """All its levels."""
-    return self.levels
-
-  @property
   def width(self) -> int:
     """The number of columns in a row of labels, M."""
     return sum(map(len, self.names))

@@ -45,7 +45,7 @@ from hierjax.data import image_files, lint, sources, transforms
 from hierjax.losses import balancing
 from hierjax.models import heads, registry
 from hierjax.models import weights as pretrained
-from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy import read_taxonomy
 from hierjax.train import loop as train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -1247,7 +1247,7 @@ def test_odd_names_pass_through_everything(tmp_path):
     put(tmp_path / 'data', {**files, 'labels.csv': text.getvalue()})
   said = run(*SMALL, '--workdir=run', '--config.data.root=data')
   assert said.code == 0, said
-  assert Taxonomy.from_csv('run/taxonomy.csv').names[0] == tuple(sorted(names))
+  assert read_taxonomy('run/taxonomy.csv').names[0] == tuple(sorted(names))
   assert '<script>alert(1)' not in pathlib.Path('run/report.html').read_text()
   lines = run('--mode=predict', '--workdir=run', '--images=data').out.splitlines()
   assert len(lines) == len(files) and {json.loads(line)['path']['name'] for line in lines} <= set(

@@ -26,7 +26,7 @@ from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError
 from hierjax.data import lint, matfile, published, sources, transforms
 from hierjax.data.published import cars
-from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy import read_taxonomy
 
 
 def load(root, **options):
@@ -216,7 +216,7 @@ def test_stanford_cars_class_folders(tmp_path):
 
 
 def test_stanford_cars_taxonomy_is_the_shared_one(shared):
-  taxonomy = Taxonomy.from_csv(shared / 'stanford_cars' / 'taxonomy.csv')
+  taxonomy = read_taxonomy(shared / 'stanford_cars' / 'taxonomy.csv')
   assert [list(cars.car(model)) for model in taxonomy.names[-1]] == taxonomy.rows() and len(
     taxonomy.names[-1]
   ) == 196

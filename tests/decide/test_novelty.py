@@ -197,7 +197,7 @@ def test_thresholds_call_the_asked_share_of_left_out_images_new():
     for recall in (0.5, 0.8, 0.95):
       cut = detector.threshold(k, v, recall)
       assert (scores >= cut).mean() >= recall
-      assert (scores > cut).mean() <= recall or cut == np.quantile(detector.known[k, v], 0.99)
+      assert (scores > cut).mean() <= recall or cut == np.quantile(detector.reference[k, v], 0.99)
   detector.left_out[1, 0] = detector.left_out[1, 0][: novelty.MIN_LEFT_OUT - 1]
   assert detector.threshold(1, 0, 0.9) == detector.threshold(1, -1, 0.9)
   assert novelty.Detector(t, ['softmax'] * 2, {}, {}, {}, [{}, {}]).threshold(0, 0, 0.9) == np.inf

@@ -39,13 +39,13 @@ def test_best_thresholds_against_scikit_learn(seed):
   p = 1 / (1 + np.exp(-x))
   if seed % 2:
     p = np.round(p, 1)  # ties of scores, and with them of F1
-  got = thresholds.tune_thresholds(p, y)
-  for c, threshold in enumerate(got):
-    known = y[:, c] >= 0
-    precision, recall, values = sk.precision_recall_curve(y[known, c], p[known, c])
+  result = thresholds.tune_thresholds(p, y)
+  for c, threshold in enumerate(result):
+    is_known = y[:, c] >= 0
+    precision, recall, values = sk.precision_recall_curve(y[is_known, c], p[is_known, c])
     with np.errstate(invalid='ignore'):
       curve = np.nan_to_num(2 * precision * recall / (precision + recall))[:-1]
-    assert f1_of(p[known, c], y[known, c], threshold) == pytest.approx(curve.max(), abs=1e-12)
+    assert f1_of(p[is_known, c], y[is_known, c], threshold) == pytest.approx(curve.max(), abs=1e-12)
     assert threshold == values[np.flatnonzero(curve > curve.max() - 1e-12)[0]]
 
 
@@ -56,7 +56,7 @@ def test_thresholds_of_classes_that_say_nothing():
     0.5,
     0.1,
     0.5,
-  ]  # no positive; nothing but positives; nothing known
+  ]  # no positive; nothing but positives; nothing is_known
   assert thresholds.tune_thresholds(
     np.array([[0.1], [0.3], [0.3], [0.6]]), np.array([[0], [1], [0], [1]])
   ).tolist() == [0.3]
@@ -92,51 +92,59 @@ def test_metrics_against_scikit_learn(seed):
   p, names = np.round(1 / (1 + np.exp(-x.astype(np.float64))), 1 + seed), list('abcde')
   y[:, 3] = np.minimum(y[:, 3], 0)  # no positive
   tuned = thresholds.tune_thresholds(p, y)
-  got = tags.evaluate_level(p, y, tuned, names)
-  json.dumps(got, allow_nan=False)
+  result = tags.evaluate_level(p, y, tuned, names)
+  json.dumps(result, allow_nan=False)
   aps = []
   for c, name in enumerate(names):
-    known = y[:, c] >= 0
-    truth, row = y[known, c], got['classes'][name]
+    is_known = y[:, c] >= 0
+    truth, row = y[is_known, c], result['classes'][name]
     assert row['positives'] == truth.sum() and row['threshold'] == tuned[c]
     if c == 3:
       assert row['ap'] is None and row['threshold'] == 0.5 and row['after']['recall'] is None
       continue
-    aps.append(sk.average_precision_score(truth, p[known, c]))
+    aps.append(sk.average_precision_score(truth, p[is_known, c]))
     assert row['ap'] == pytest.approx(aps[-1])
     for when, threshold in (('before', 0.5), ('after', tuned[c])):
       expected = sk.precision_recall_fscore_support(
-        truth, p[known, c] >= threshold, average='binary', zero_division=np.nan
+        truth, p[is_known, c] >= threshold, average='binary', zero_division=np.nan
       )[:3]
-      found = [row[when][k] for k in ('precision', 'recall', 'f1')]
-      np.testing.assert_allclose([np.nan if v is None else v for v in found], expected, rtol=1e-12)
+      row_values = [row[when][k] for k in ('precision', 'recall', 'f1')]
+      np.testing.assert_allclose(
+        [np.nan if v is None else v for v in row_values], expected, rtol=1e-12
+      )
     assert row['after']['f1'] >= row['before']['f1']
-  assert got['n'] == 60 and got['map_macro'] == pytest.approx(np.mean(aps))
-  known = y >= 0
-  assert got['map_micro'] == pytest.approx(sk.average_precision_score(y[known], p[known]))
-  for when, at in (('before', np.full(5, 0.5)), ('after', tuned)):
-    assert got[when]['f1_micro'] == pytest.approx(sk.f1_score(y[known], (p >= at)[known]))
-    rows = [row[when]['f1'] for row in got['classes'].values() if row[when]['f1'] is not None]
-    assert got[when]['f1_macro'] == pytest.approx(np.mean(rows))
+  assert result['n'] == 60 and result['map_macro'] == pytest.approx(np.mean(aps))
+  is_known = y >= 0
+  assert result['map_micro'] == pytest.approx(sk.average_precision_score(y[is_known], p[is_known]))
+  for when, cutoff in (('before', np.full(5, 0.5)), ('after', tuned)):
+    assert result[when]['f1_micro'] == pytest.approx(
+      sk.f1_score(y[is_known], (p >= cutoff)[is_known])
+    )
+    rows = [row[when]['f1'] for row in result['classes'].values() if row[when]['f1'] is not None]
+    assert result[when]['f1_macro'] == pytest.approx(np.mean(rows))
 
 
 def test_macro_and_micro_of_known_targets_are_scikit_learn_s():
   x, y = draw(9, 70, 4, unknown=0)
-  got = tags.evaluate_level(x, y, np.zeros(4), list('abcd'))
+  result = tags.evaluate_level(x, y, np.zeros(4), list('abcd'))
   for average in ('macro', 'micro'):
-    assert got[f'map_{average}'] == pytest.approx(sk.average_precision_score(y, x, average=average))
-    assert got['after'][f'f1_{average}'] == pytest.approx(sk.f1_score(y, x >= 0, average=average))
+    assert result[f'map_{average}'] == pytest.approx(
+      sk.average_precision_score(y, x, average=average)
+    )
+    assert result['after'][f'f1_{average}'] == pytest.approx(
+      sk.f1_score(y, x >= 0, average=average)
+    )
 
 
 def test_metrics_of_nothing():
   for n in (0, 3):
-    got = tags.evaluate_level(np.zeros((n, 2)), np.full((n, 2), -1), np.full(2, 0.5), ['a', 'b'])
+    result = tags.evaluate_level(np.zeros((n, 2)), np.full((n, 2), -1), np.full(2, 0.5), ['a', 'b'])
     assert (
-      got['n'] == n
-      and got['map_macro']
-      is got['map_micro']
-      is got['after']['f1_macro']
-      is got['before']['f1_micro']
+      result['n'] == n
+      and result['map_macro']
+      is result['map_micro']
+      is result['after']['f1_macro']
+      is result['before']['f1_micro']
       is None
     )
-    assert got['classes']['a']['positives'] == 0
+    assert result['classes']['a']['positives'] == 0

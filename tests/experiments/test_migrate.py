@@ -16,7 +16,7 @@ from hierjax.core.errors import UserError
 from hierjax.data import sources
 from hierjax.experiments import migrate
 from hierjax.models import heads
-from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy import Taxonomy, read_taxonomy
 
 RENAMES = {
   'merge': [('a0', 'm'), ('a1', 'm')],
@@ -280,7 +280,7 @@ def test_a_migrated_run_predicts_and_trains_on(run, tmp_path, monkeypatch, shots
     and f'1 merged: {a} + {b} -> merged' in text
   )
   new = hierjax.load(tmp_path / 'new')
-  assert new.taxonomy.names[-1] == Taxonomy.from_csv(grown / 'taxonomy.csv').names[
+  assert new.taxonomy.names[-1] == read_taxonomy(grown / 'taxonomy.csv').names[
     -1
   ] and new.c.model.parts == (('model', 'merged', 2),)
   examples = new.split('val')
@@ -338,7 +338,7 @@ def test_a_migrated_run_predicts_and_trains_on(run, tmp_path, monkeypatch, shots
 
 def share(workdir, names):
   """Of the val images of these models, those whose joint decision is right, as the report prints it."""
-  t = Taxonomy.from_csv(workdir / 'taxonomy.csv')
+  t = read_taxonomy(workdir / 'taxonomy.csv')
   with np.load(workdir / 'predictions_val.npz') as found:
     mine = np.isin(found['labels'][:, -1], [t.names[-1].index(name) for name in names])
     return f'{100 * (found["pred_joint"] == found["labels"])[mine, -1].mean():.1f}%'

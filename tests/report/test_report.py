@@ -23,7 +23,7 @@ from hierjax.decide import paths
 from hierjax.evaluate import bootstrap, example_images, explain, metrics
 from hierjax.report import charts, formats, page, runs, sections
 from hierjax.report.sections import images, verdict
-from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy import Taxonomy, read_taxonomy
 
 MAKES = ('Aster', 'Brook', 'Cedar', 'Dune', 'Ember', 'Fjord', 'Grove', 'Heath')
 TYPES = ('coupe', 'sedan', 'suv', 'van', 'wagon')
@@ -556,7 +556,7 @@ def squares(svg):
 
 
 def test_confusion_matrices_are_the_predictions_in_the_taxonomys_order(full):
-  taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
+  taxonomy, data = read_taxonomy(full / 'taxonomy.csv'), predictions_of(full)
   svgs = re.findall(r'<svg class="matrix.*?</svg>', section(full, 'confusion'), re.S)
   assert len(svgs) == 3
   for k, svg in enumerate(svgs):
@@ -589,7 +589,7 @@ def test_confusion_matrices_are_the_predictions_in_the_taxonomys_order(full):
 
 
 def test_zoom_into_a_make_counts_all_its_images(full):
-  taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
+  taxonomy, data = read_taxonomy(full / 'taxonomy.csv'), predictions_of(full)
   blocks = re.findall(r'<details class="block">(.*?)</details>', section(full, 'confusion'), re.S)
   assert len(blocks) == 7  # Heath has a single model
   for block in blocks:
@@ -610,7 +610,7 @@ def test_zoom_into_a_make_counts_all_its_images(full):
 
 
 def test_worst_confusions_show_their_own_images(full):
-  taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
+  taxonomy, data = read_taxonomy(full / 'taxonomy.csv'), predictions_of(full)
   found = re.findall(r'<article class="pair">(.*?)</article>', section(full, 'worst'), re.S)
   assert len(found) == example_images.CONFUSIONS
   for pair in found:
@@ -643,7 +643,7 @@ def pixels(source):
 
 
 def test_galleries_show_each_pattern_with_the_heads_choices(full):
-  taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
+  taxonomy, data = read_taxonomy(full / 'taxonomy.csv'), predictions_of(full)
   right = example_images.heads_right(data, [0, 1, 2])
   panes = section(full, 'gallery').split('<div class="pane">')[1:]
   patterns, counts = np.unique(right, axis=0, return_counts=True)
@@ -680,7 +680,7 @@ def test_galleries_show_each_pattern_with_the_heads_choices(full):
 
 
 def test_the_tree_holds_every_class_with_its_accuracy(full):
-  taxonomy, data = Taxonomy.from_csv(full / 'taxonomy.csv'), predictions_of(full)
+  taxonomy, data = read_taxonomy(full / 'taxonomy.csv'), predictions_of(full)
   text = section(full, 'tree')
   rows = re.findall(
     r'<i class="g(\d)"></i><span class="word">([^<]*)</span>.*?<span class="of">([\d,]+)</span><span class="own">([^<]*)</span>',
@@ -752,7 +752,7 @@ def test_unknown_labels_count_nowhere(full, tmp_path):
   data['labels'][:100, 2] = -1
   data['labels'][100:150] = -1
   np.savez_compressed(tmp_path / 'predictions_val.npz', **data)
-  make_pictures(tmp_path, 'val', data, Taxonomy.from_csv(full / 'taxonomy.csv'))
+  make_pictures(tmp_path, 'val', data, read_taxonomy(full / 'taxonomy.csv'))
   page.write(tmp_path)
   assert 'could not be made' not in made_page(tmp_path).text
   assert [
@@ -900,7 +900,7 @@ def pictures_of(path):
 
 
 def test_features_and_prototypes_share_a_plane_and_colours(full):
-  taxonomy = Taxonomy.from_csv(full / 'taxonomy.csv')
+  taxonomy = read_taxonomy(full / 'taxonomy.csv')
   with np.load(full / 'embedding_last.npz') as archive:
     labels = archive['labels']
   legends = [

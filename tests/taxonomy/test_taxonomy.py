@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hierjax.core.errors import UserError
-from hierjax.taxonomy import Taxonomy, close_matches, describe_difference
+from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_taxonomy
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / 'shared' / 'data'
 BIRDS = [
@@ -130,7 +130,7 @@ def test_siblings_by_name_several_and_both():
 @pytest.mark.parametrize('t', RANDOM, ids=repr)
 def test_csv_out_is_csv_in(t, tmp_path):
   t.to_csv(tmp_path / 'a.csv')
-  u = Taxonomy.from_csv(tmp_path / 'a.csv')
+  u = read_taxonomy(tmp_path / 'a.csv')
   assert (
     u.names == t.names
     and u.levels == t.levels
@@ -145,7 +145,7 @@ def test_csv_out_is_csv_in(t, tmp_path):
 
 def test_csv_as_spreadsheets_write_it(tmp_path):
   text = '\ufeffmake , model\r\n"Audi","TT, the ""first"""\r\n\r\n Audi ,  A5 \r\nBMW\r\n,\r\n'
-  t = Taxonomy.from_csv(write(tmp_path / 't.csv', text))
+  t = read_taxonomy(write(tmp_path / 't.csv', text))
   assert (
     t.levels == ('make', 'model')
     and t.names == (('Audi', 'BMW'), ('TT, the "first"', 'A5', 'BMW'))
@@ -177,7 +177,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
 def test_errors_name_file_and_row(tmp_path, text, row, words):
   path = write(tmp_path / 'taxonomy.csv', text)
   with pytest.raises(UserError) as e:
-    Taxonomy.from_csv(path)
+    read_taxonomy(path)
   assert (
     str(e.value).startswith(f'{path}:{row}: ')
     and words in str(e.value)
@@ -187,9 +187,9 @@ def test_errors_name_file_and_row(tmp_path, text, row, words):
 
 def test_files_that_are_no_text(tmp_path):
   with pytest.raises(UserError, match='cannot be read'):
-    Taxonomy.from_csv(tmp_path / 'none.csv')
+    read_taxonomy(tmp_path / 'none.csv')
   with pytest.raises(UserError, match='UTF-8'):
-    Taxonomy.from_csv(write(tmp_path / 'l.csv', 'a,b\nx,Citroën\n', encoding='latin-1'))
+    read_taxonomy(write(tmp_path / 'l.csv', 'a,b\nx,Citroën\n', encoding='latin-1'))
 
 
 def test_encode_names_the_close_ones():
@@ -347,7 +347,7 @@ def test_ten_thousand_classes_are_quick():
 
 @pytest.mark.skipif(not DATA.exists(), reason='needs the shared data')
 def test_stanford_cars():
-  t = Taxonomy.from_csv(DATA / 'stanford_cars' / 'taxonomy.csv')
+  t = read_taxonomy(DATA / 'stanford_cars' / 'taxonomy.csv')
   assert repr(t) == 'Taxonomy(make 49, type 9, model 196)'
   assert t.relation('make', 'type').sum() == 107
   assert (~t.siblings('make').any(1)).sum() == (np.bincount(t.paths[:, 0]) == 1).sum() == 19

@@ -1,5 +1,292 @@
-"""The faults that `make test-mutants` puts in, by wing, each with the tests that must notice."""
+"""The faults that `make test-mutants` puts in, by wing, each with the tests that must notice.
+
+`faults(file, tests, {text: replacement, ...})` makes the mutants of one file. A text stands exactly
+once in its file; the tests are files or ids of pytest, as few as concern the fault.
+"""
 
 from mutants import Mutant
 
-MUTANTS = []
+EXCLUSIVE = 'tests/losses/test_losses.py'
+TAGS = 'tests/losses/test_multilabel.py'
+BALANCING = 'tests/losses/test_balancing.py'
+TABLE = 'tests/taxonomy/test_taxonomy.py'
+HEADS = 'tests/models/test_heads.py'
+LAYERS = 'tests/models/test_layers.py'
+TRANSFORMS = 'tests/data/test_transforms.py'
+METRICS = 'tests/evaluate/test_metrics.py'
+
+
+def faults(file: str, tests: str, changes: dict[str, str]) -> list[Mutant]:
+  """Return the mutants of a file that the same tests concern."""
+  return [Mutant(file, text, replacement, tests) for text, replacement in changes.items()]
+
+
+LOSSES = [
+  *faults(
+    'hierjax/losses/exclusive.py',
+    f'{EXCLUSIVE}::test_cross_entropy_against_a_loop {EXCLUSIVE}::test_hierarchical_smoothing '
+    f'{EXCLUSIVE}::test_unknown_label_has_no_gradient {EXCLUSIVE}::test_masked_mean',
+    {
+      'return jnp.where(labels >= 0, loss, 0.0)': 'return jnp.where(labels > 0, loss, 0.0)',
+      'return (spread + np.diag(1 - spread.sum(1)))': 'return (spread + np.diag(1 - 0 * share))',
+      'share * family / np.maximum(count, 1)': 'share * family',
+      'count = jnp.sum(mask > 0)': 'count = len(mask)',
+    },
+  ),
+  *faults(
+    'hierjax/losses/exclusive.py',
+    f'{EXCLUSIVE}::test_lca_targets_against_a_loop {EXCLUSIVE}::test_info_nce_against_a_loop '
+    f'{EXCLUSIVE}::test_class_means_against_a_loop {EXCLUSIVE}::test_against_loops '
+    f'{EXCLUSIVE}::test_eight_devices_are_one',
+    {
+      'weight = np.exp(-beta * d / max(d.max(), 1))': 'weight = np.exp(-beta * d)',
+      'np.float32(np.exp(-alpha * k))': 'np.float32(np.exp(-alpha * (k + 1)))',
+      '    above = node\n': '',
+      'last = jnp.where(labels >= 0, logits.shape[1], -1)': 'last = labels',
+      'return sums / jnp.maximum(counts, 1)[:, None]': 'return sums / len(labels)',
+      'sums, counts = jax.lax.psum((sums, counts), axis)': 'sums = jax.lax.psum(sums, axis)',
+    },
+  ),
+  *faults(
+    'hierjax/losses/terms.py',
+    f'{EXCLUSIVE}::test_against_loops {EXCLUSIVE}::test_supervised_contrastive_against_a_loop '
+    f'{EXCLUSIVE}::test_matching_is_least_where_the_heads_agree '
+    f'{EXCLUSIVE}::test_co_annotation_spreads_over_what_agrees '
+    f'{EXCLUSIVE}::test_tree_path_is_0_on_the_path_and_leaves_unknown_levels_alone '
+    f'{EXCLUSIVE}::test_distillation_against_a_loop',
+    {
+      '/ count - jnp.log(count.astype(jnp.float32))': '/ count',
+      'np.log(np.bincount(column))': '0 * np.log(np.bincount(column))',
+      'return sum(losses) / len(coarser)': 'return sum(losses)',
+      'others = np.delete(np.arange(len(taxonomy.levels)), k)': (
+        'others = np.arange(len(taxonomy.levels))'
+      ),
+      'is_other = jnp.arange(len(batch))[None] != first': (
+        'is_other = jnp.arange(len(batch))[None] >= first'
+      ),
+      'z.astype(jnp.float32) / temperature': 'z.astype(jnp.float32)',
+    },
+  ),
+  *faults(
+    'hierjax/losses/tags.py',
+    f'{TAGS}::test_binary_cross_entropy_against_a_loop {TAGS}::test_focal_loss_by_hand '
+    f'{TAGS}::test_positive_weights {TAGS}::test_max_constraint_and_its_loss_against_loops '
+    f'{TAGS}::test_unknown_targets_have_no_part {TAGS}::test_binary_losses_against_optax',
+    {
+      'jnp.exp(gamma * _log_likelihood(logits, 1 - targets))': (
+        'jnp.exp(gamma * _log_likelihood(logits, targets))'
+      ),
+      'alpha, 1 - alpha)': 'alpha, alpha)',
+      '/ jnp.maximum(is_known.sum(1), 1)': '/ is_known.shape[1]',
+      'np.clip(negatives / np.maximum(positives, 1), 1 / limit, limit)': (
+        'np.clip(negatives / np.maximum(positives, 1), 0, limit)'
+      ),
+      '(targets[:, above] != 1) | (targets[:, below] == 1)': '(targets[:, below] == 1)',
+    },
+  ),
+  *faults(
+    'hierjax/losses/balancers.py',
+    f'{BALANCING}::test_uw_and_imtl_l {BALANCING}::test_dwa_over_epochs {BALANCING}::test_dtp '
+    f'{BALANCING}::test_memoryless {BALANCING}::test_famo {BALANCING}::test_gradnorm '
+    f'{BALANCING}::test_db_mtl',
+    {
+      'lambda s: 1 / (2 * jnp.exp(s)),': 'lambda s: 1 / jnp.exp(s),',
+      "before = jnp.where(begins, state['last'], state['before'])": "before = state['before']",
+      '-((1 - a) ** gamma) * jnp.log(a)': '-(a**gamma) * jnp.log(a)',
+      'jax.nn.softmax(losses / gamma)': 'jax.nn.softmax(losses * gamma)',
+      'jnp.exp(mean - log) / count': 'jnp.exp(mean - log)',
+      "fall = jnp.log(state['losses'] + EPS) - jnp.log(losses + EPS)": (
+        "fall = jnp.log(losses + EPS) - jnp.log(state['losses'] + EPS)"
+      ),
+      'jnp.mean(weights * norms) * rate**alpha': 'jnp.mean(weights * norms) * rate',
+    },
+  ),
+  *faults(
+    'hierjax/losses/balancers.py',
+    f'{BALANCING}::test_two_tasks {BALANCING}::test_mgda_and_cagrad_against_slsqp',
+    {'return (1 + c * ratio * w) / (1 + c**2)': 'return 1 + c * ratio * w'},
+  ),
+  *faults(
+    'hierjax/losses/solvers.py',
+    f'{BALANCING}::test_surgery_against_vectors {BALANCING}::test_imtl_g_projects_alike '
+    f'{BALANCING}::test_fairgrad_and_nash_against_root_finding '
+    f'{BALANCING}::test_aligned_has_one_singular_value',
+    {
+      'axis=1), 0)\n    along = jnp.where': 'axis=1), 9)\n    along = jnp.where',
+      'jnp.where(meets & (current < goal), added, 0)': 'jnp.where(meets, added, 0)',
+      'w = jnp.where(present, solved / norms, 0)': 'w = jnp.where(present, solved, 0)',
+      'jnp.sqrt(least / jnp.where(above, values, 1))': 'least / jnp.where(above, values, 1)',
+      'norms ** (-2 / (power + 1)) * x': 'norms ** (-1 / (power + 1)) * x',
+    },
+  ),
+]
+
+TAXONOMY = [
+  *faults(
+    'hierjax/taxonomy/table.py',
+    TABLE,
+    {
+      'return (self.paths[a] != self.paths[b]).sum(-1)': (
+        'return (self.paths[a] == self.paths[b]).sum(-1)'
+      ),
+      'are_siblings = ~np.eye(len(self.paths), dtype=bool)': (
+        'are_siblings = np.ones((len(self.paths),) * 2, bool)'
+      ),
+      'is_carried[self.paths[self.depth <= k, k]] = True': (
+        'is_carried[self.paths[self.depth < k, k]] = True'
+      ),
+      'np.where(low == high, low, -1)[row]': 'low[row] % len(self.paths)',
+      "[self.names[k][c] if k < d else '' for k": "[self.names[k][c] if k <= d else '' for k",
+      'is_ended = self.depth <= k + 1': 'is_ended = self.depth <= k',
+    },
+  ),
+  *faults(
+    'hierjax/taxonomy/tags.py',
+    f'{TAGS} tests/train/test_mixed.py',
+    {
+      'lower = np.flatnonzero(parent >= 0)': 'lower = np.flatnonzero(parent > 0)',
+      'rows[is_unknown & (finer == 1).any(-1), c] = 1': (
+        'rows[is_unknown & (finer == 1).all(-1), c] = 1'
+      ),
+      '(rows[:, below] == 1) & (rows[:, ancestor : ancestor + 1] == 0)': (
+        '(rows[:, below] == 1) & (rows[:, ancestor : ancestor + 1] <= 0)'
+      ),
+    },
+  ),
+]
+
+MODELS = [
+  *faults(
+    'hierjax/models/heads.py',
+    HEADS,
+    {
+      'previous = [_stop(out[level], self.stop_gradient and train)]': (
+        'previous = [_stop(out[level], train)]'
+      ),
+      'np.where(is_self, 0.9, 0.1 / (self.paths - 1))': 'np.where(is_self, 0.9, 0.1)',
+      "gate = nn.softmax(layers.Dense(experts.shape[1], **options, name='gate')(x))": (
+        "gate = nn.sigmoid(layers.Dense(experts.shape[1], **options, name='gate')(x))"
+      ),
+      'y = path.layer(i, nn.relu(y) if i else y)': 'y = path.layer(i, nn.relu(y))',
+      '(_stop(parts[l], train) for l in finer)': '(parts[l] for l in finer)',
+      'return normalized(p + noise)': 'return p + noise',
+      'out[level] = x @ prototypes(x.shape[-1], train).T / self.temperature': (
+        'out[level] = x @ prototypes(x.shape[-1], train).T'
+      ),
+    },
+  ),
+  *faults(
+    'hierjax/models/heads.py',
+    'tests/train/test_train_balance.py::test_prototype_heads',
+    {'minval=-self.noise, maxval=self.noise': 'minval=0.0, maxval=self.noise'},
+  ),
+  *faults(
+    'hierjax/models/heads.py',
+    'tests/experiments/test_migrate.py::test_classes_with_one_source_keep_their_logits_bit_for_bit',
+    {'sums = jax.nn.logsumexp(parts, -1, where=jnp.asarray(mask))': 'sums = parts.max(-1)'},
+  ),
+  *faults(
+    'hierjax/models/functional.py',
+    LAYERS,
+    {
+      'lax.axis_index(axis) * shape[0], shape[0])': '0, shape[0])',
+      'x * jnp.exp(-0.5 * x * x)': 'x * jnp.exp(-x * x)',
+      'return s * (1 + x * (1 - s))': 'return s * (1 + x * s)',
+      'transpose(0, 2, 4, 1, 3, 5)': 'transpose(0, 2, 4, 3, 1, 5)',
+      'down * (2 * size - 1) + right': 'right * (2 * size - 1) + down',
+    },
+  ),
+  *faults(
+    'hierjax/models/plain_kernels.py',
+    LAYERS,
+    {
+      'lax.rsqrt(var + eps)': 'lax.rsqrt(var)',
+      'jnp.maximum(square - jnp.square(mean), 0)': 'square',
+    },
+  ),
+]
+
+DATA = [
+  *faults(
+    'hierjax/data/stratify.py',
+    'tests/data/test_stratify.py',
+    {
+      'round(want[k], 9), round(room[k], 9)': 'round(room[k], 9), round(want[k], 9)',
+      'if not count or count != left[key]:': 'if not count:',
+      "f'{seed}:{files[i]}'.encode()": "f'{files[i]}'.encode()",
+    },
+  ),
+  *faults(
+    'hierjax/data/transforms.py',
+    TRANSFORMS,
+    {
+      'low * (high / low) ** draws[1]': 'low + (high - low) * draws[1]',
+      'x, y = cw / 2 + (fw - cw) * draws[2], ch / 2 + (fh - ch) * draws[3]': (
+        'x, y = cw / 2 + (fw - cw) * draws[2], ch / 2 + (fh - ch) * draws[2]'
+      ),
+      'if draws[5] < augment.flip:': 'if draws[5] > augment.flip:',
+      'augment.rotate * (2 * draws[4] - 1)': 'augment.rotate * draws[4]',
+      '(1 - contrast) * grey': 'contrast * grey',
+      'x, y = (size - nw) // 2, (size - nh) // 2': 'x, y = 0, 0',
+      'if orientation in (2, 3, 6, 7):': 'if orientation in (2, 3, 5, 7):',
+    },
+  ),
+]
+
+DECIDE = [
+  *faults(
+    'hierjax/decide/paths.py',
+    'tests/decide/test_decode.py',
+    {
+      'score = path_scores(probs, taxonomy, weights)': (
+        'score = path_scores(probs, taxonomy, np.ones(len(probs)))'
+      ),
+      'prob.append(np.add.reduceat(': 'prob.append(np.maximum.reduceat(',
+      'np.nextafter(scores[rows, pred], np.inf)': 'scores[rows, pred]',
+      'for start in (0.0, 1.0):': 'for start in (1.0,):',
+    },
+  )
+]
+
+EVALUATE = [
+  *faults(
+    'hierjax/evaluate/metrics.py',
+    f'{METRICS}::test_everything_against_loops {METRICS}::test_by_hand '
+    f'{METRICS}::test_ties_follow_the_ids '
+    f'{METRICS}::test_a_branch_that_ended_counts_its_class_once',
+    {
+      "out['fpa'] = _where(is_known.all(-1), is_right.all(-1))": (
+        "out['fpa'] = _where(is_known.all(-1), is_right.any(-1))"
+      ),
+      'height = taxonomy.lca(pred[:, -1], labels[:, -1])': (
+        'height = taxonomy.lca(pred[:, 0], labels[:, 0])'
+      ),
+      '_where(labels[:, k] >= 0, ranks < n)': '_where(labels[:, k] >= 0, ranks <= n)',
+      "out['hp_macro'], out['hr_macro'] = shared / predicted, shared / true": (
+        "out['hr_macro'], out['hp_macro'] = shared / predicted, shared / true"
+      ),
+      'max(sum(map(len, taxonomy.names[1:])), 1)': 'max(sum(map(len, taxonomy.names)), 1)',
+      'is_counted = ~taxonomy.carried(level)': 'is_counted = taxonomy.carried(level) | True',
+      '(np.arange(scores.shape[1]) < labels[:, None])': (
+        '(np.arange(scores.shape[1]) > labels[:, None])'
+      ),
+      'sum(a * c for a, c in tops) / sum(c for _, c in tops)': (
+        'sum(a for a, c in tops) / len(tops)'
+      ),
+    },
+  ),
+  *faults(
+    'hierjax/evaluate/bootstrap.py',
+    METRICS,
+    {
+      'np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])': (
+        'np.quantile(means, [(1 - level), level])'
+      ),
+      'sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1]': (
+        'sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]'
+      ),
+    },
+  ),
+]
+
+MUTANTS = [*LOSSES, *TAXONOMY, *MODELS, *DATA, *DECIDE, *EVALUATE]

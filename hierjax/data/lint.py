@@ -101,7 +101,8 @@ def check(options: ConfigDict, images: bool = True) -> Report:
 
 def _check_data(options, table, taxonomy, origin, findings, report):
   """The checks that only lint makes."""
-  name, exclusive = str(options.root or 'toy'), taxonomy.table('exclusive')
+  name = str(options.root or 'toy')
+  exclusive, tags = taxonomy.table('exclusive'), taxonomy.table('tags')
   if exclusive:
     origin = Origin(*(origin or (name, [(0, row) for row in exclusive.rows()])))
     report.summary, report.headlines = lint_taxonomy.check(exclusive, origin, findings)
@@ -116,8 +117,8 @@ def _check_data(options, table, taxonomy, origin, findings, report):
   _check_labels(table, rows, findings)
   if exclusive:
     _check_coverage(exclusive, origin, table, rows, options.train, findings, report)
-  if taxonomy.table('tags'):
-    _check_tags(table, name, findings, report)
+  if tags:
+    _check_tags(table, tags, name, findings, report)
   if findings.files:
     _check_images(table, rows, exclusive, findings, report)
 
@@ -198,9 +199,9 @@ def _check_coverage(taxonomy, origin, table, rows, train, findings, report):
         findings.add('note', where, f'classes that {split_name} never has', text)
 
 
-def _check_tags(table, name, findings, report):
+def _check_tags(table, tags, name, findings, report):
   """Count the images with each class of the tag levels."""
-  tags, splits = table.taxonomy.table('tags'), np.array(table.splits or [''] * len(table.files))
+  splits = np.array(table.splits or [''] * len(table.files))
   for split in dict.fromkeys(splits.tolist()):
     multi, split_name = table.multi[splits == split], split or 'all images'
     for (level, columns), names in zip(tags.columns.items(), tags.names):

@@ -5,6 +5,7 @@ column of sets ('sea|sunset'; '-' is the empty set) or a column per class with 1
 the taxonomy implies is filled in.
 """
 
+import functools
 import pathlib
 from typing import NamedTuple
 
@@ -18,21 +19,15 @@ from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import Mixed, TagTaxonomy, Taxonomy, close_matches, read_table
 
+DTYPES = {'exclusive': np.int32, 'tags': np.int8}
 UNKNOWN, CONTRADICTION = 'label not in the taxonomy', 'label contradicts the taxonomy'
 
 
-class _Columns(NamedTuple):
-  """The columns of labels: exclusive levels, tag levels as sets, and tags with one column each."""
+class _TagColumns(NamedTuple):
+  """The columns of tags: levels with a column of sets, and {tag with a column: its index}."""
 
-  exclusive: Taxonomy | None
-  tags: Taxonomy | None
   sets: list[str]
-  flags: dict[str, int]  # tag -> its index in a row of `multi`
-
-  @property
-  def names(self) -> list[str]:
-    """All columns of labels."""
-    return [*(self.exclusive.levels if self.exclusive else ()), *self.sets, *self.flags]
+  flags: dict[str, int]
 
 
 def read(
@@ -58,10 +53,10 @@ def read(
     findings.fatal(f'{path}:1', 'empty', 'has no example below the header')
   records = [(row, dict(zip(columns, cells))) for row, cells in rows]
   taxonomy, origin = _complete_taxonomy(options, path, records, taxonomy, findings)
-  layout = _label_columns(path, columns, taxonomy, findings)
-  table = _read_rows(path, records, taxonomy, layout, findings)
+  tag_columns = _check_columns(path, columns, taxonomy, findings)
+  table = _read_rows(path, records, taxonomy, tag_columns, findings)
   where = [f'{path}:{row}' for row in table.rows]
-  if layout.tags:
+  if taxonomy.multi:
     _complete_tags(table, where, findings)
   else:
     table.labels = taxonomy.complete(table.labels)
@@ -139,8 +134,8 @@ def _names(cell):
   return [name.strip() for name in cell.split('|') if name.strip() and cell != '-']
 
 
-def _label_columns(path, columns, taxonomy, findings):
-  """What the columns hold; columns that are no label are noted, misspelt ones are errors."""
+def _check_columns(path, columns, taxonomy, findings):
+  """Report columns that are no label, and missing ones; returns the columns of tags."""
   exclusive, tags = taxonomy.table('exclusive'), taxonomy.table('tags')
   flags = _tag_columns(tags) if tags else {}
   names = [*taxonomy.levels, *flags]
@@ -169,7 +164,7 @@ def _label_columns(path, columns, taxonomy, findings):
     scope = f' of {", ".join(lacking)}' if exclusive and tags else ''
     text = f'no column of labels{scope}; the levels are {", ".join(taxonomy.levels)}, the columns '
     findings.fatal(f'{path}:1', 'columns', text + ', '.join(columns))
-  return _Columns(exclusive, tags, sets, flags)
+  return _TagColumns(sets, flags)
 
 
 def _tag_columns(tags):
@@ -181,16 +176,21 @@ def _tag_columns(tags):
   return index
 
 
-def _read_rows(path, records, taxonomy, layout, findings):
+def _read_rows(path, records, taxonomy, tag_columns, findings):
   """The table, its labels not yet completed; repeated rows are left out."""
-  exclusive, tags = layout.exclusive, layout.tags
-  multi = np.full((len(records), tags.width), -1, np.int8) if tags else None
+  parts = {
+    block.kind: np.full((len(records), block.taxonomy.width), -1, DTYPES[block.kind])
+    for block in taxonomy.blocks
+  }
+  encode_exclusive = functools.partial(_encode_exclusive, ids={})
+  encode_tags = functools.partial(_encode_tags, tag_columns=tag_columns)
+  encoders = {'exclusive': encode_exclusive, 'tags': encode_tags}
   table = Table(taxonomy, [], [], [], None, None, rows=[])
-  first_rows, ids, repeated = {}, {}, []
+  first_rows, repeated = {}, []
   for row, cell in records:
     where, n = f'{path}:{row}', len(table.files)
     file = image_files.check_path(cell['file'], where, findings)
-    content = [cell.get(c) for c in ('split', *taxonomy.levels, *layout.flags)]
+    content = [cell.get(c) for c in ('split', *taxonomy.levels, *tag_columns.flags)]
     if file in first_rows:
       repeated.append(row)
       _check_repeated(file, content, where, *first_rows[file], findings)
@@ -202,10 +202,8 @@ def _read_rows(path, records, taxonomy, layout, findings):
     if cell.get('split') == '':
       text = 'no split; give one to every row, or leave out the column "split"'
       findings.error(where, 'no split', text)
-    if exclusive:
-      table.labels.append(_encode(exclusive, cell, where, ids, findings))
-    if tags:
-      _encode_tags(layout, cell, where, multi[n], findings)
+    for block in taxonomy.blocks:
+      encoders[block.kind](block.taxonomy, cell, where, parts[block.kind][n], findings)
     table.files.append(cell['file'] if file is None else file)
     table.splits.append(cell.get('split'))
     table.rows.append(row)
@@ -214,8 +212,8 @@ def _read_rows(path, records, taxonomy, layout, findings):
       f'{path.name}: {len(repeated)} repeated rows are left out, the first is row {repeated[0]}'
     )
   n = len(table.files)
-  table.labels = np.array(table.labels) if exclusive else np.zeros((n, 0), np.int32)
-  table.multi = multi[:n] if tags else None
+  table.labels = parts['exclusive'][:n] if 'exclusive' in parts else np.zeros((n, 0), np.int32)
+  table.multi = parts['tags'][:n] if 'tags' in parts else None
   return table
 
 
@@ -233,12 +231,13 @@ def _check_repeated(file, content, where, first_row, first, findings):
   findings.error(where, kind, f'{text}, {" and ".join(k for k, v in differs.items() if v)}')
 
 
-def _encode(taxonomy, cell, where, ids, findings):
-  """Class ids of the exclusive levels, int32 [L]; `ids` holds those of earlier rows."""
+def _encode_exclusive(taxonomy, cell, where, labels, findings, *, ids):
+  """Write the class ids of a row into `labels`, int32 [L]; `ids` holds those of earlier rows."""
   key = tuple(cell.get(level, '') for level in taxonomy.levels)
   if key in ids:
-    return ids[key]
-  labels, is_sound = np.full(len(key), -1, np.int32), True
+    labels[:] = ids[key]
+    return
+  is_sound = True
   for k, (level, name) in enumerate(zip(taxonomy.levels, key)):
     try:
       labels[k] = taxonomy.encode({level: name})[k]
@@ -250,7 +249,6 @@ def _encode(taxonomy, cell, where, ids, findings):
     is_sound = False
   if is_sound:
     ids[key] = labels
-  return labels
 
 
 def _contradiction(taxonomy, labels):
@@ -268,10 +266,9 @@ def _contradiction(taxonomy, labels):
   return text
 
 
-def _encode_tags(layout, cell, where, multi, findings):
+def _encode_tags(tags, cell, where, multi, findings, *, tag_columns):
   """Write the tags of a row into `multi`, int8 [C]."""
-  tags = layout.tags
-  for level in layout.sets:
+  for level in tag_columns.sets:
     if not cell[level]:
       continue
     part = multi[tags.columns[level]]
@@ -281,7 +278,7 @@ def _encode_tags(layout, cell, where, multi, findings):
         part[tags.encode({level: name})[tags.index(level)]] = 1
       except UserError as error:
         findings.error(where, UNKNOWN, str(error))
-  for name, k in layout.flags.items():
+  for name, k in tag_columns.flags.items():
     if cell[name] not in ('0', '1', ''):
       text = (
         f'column {name!r} holds {cell[name]!r}; a class has 1, 0 or nothing, a column of sets is '
@@ -295,7 +292,8 @@ def _encode_tags(layout, cell, where, multi, findings):
 def _complete_tags(table, where, findings):
   """Fill in what follows from the known labels of tag levels and the exclusive levels above."""
   taxonomy = table.taxonomy
-  exclusive, tags, known_labels = taxonomy.table('exclusive'), taxonomy.table('tags'), table.labels
+  exclusive, tags = taxonomy.table('exclusive'), taxonomy.table('tags')
+  known_labels = table.labels
   if exclusive:
     table.labels, table.multi = taxonomy.complete(known_labels, table.multi)
   else:
@@ -310,15 +308,15 @@ def _complete_tags(table, where, findings):
     return
   conflicts = (table.multi == 1) & ~taxonomy.fits(table.labels)
   for i in np.flatnonzero(conflicts.any(1)):
-    text = _tag_conflict(table, known_labels, i, conflicts[i].argmax(), names)
+    text = _tag_conflict(table, exclusive, known_labels, i, conflicts[i].argmax(), names)
     findings.error(where[i], CONTRADICTION, text)
   for i in np.flatnonzero(~exclusive.valid(table.labels)):
     findings.error(where[i], CONTRADICTION, _contradiction(exclusive, table.labels[i]))
 
 
-def _tag_conflict(table, known_labels, i, tag, names):
+def _tag_conflict(table, exclusive, known_labels, i, tag, names):
   """Which exclusive class of example i the tag contradicts, and which other tag implies it."""
-  exclusive, above, labels = table.taxonomy.table('exclusive'), table.taxonomy.above, table.labels[i]
+  above, labels = table.taxonomy.above, table.labels[i]
   k = int(np.flatnonzero((above[tag] >= 0) & (above[tag] != labels) & (labels >= 0))[0])
   level, classes = exclusive.levels[k], exclusive.names[k]
   others = np.flatnonzero((table.multi[i] == 1) & (above[:, k] == labels[k]))

@@ -135,7 +135,7 @@ def names(source: Source) -> Iterator[Problem]:
         pass
       case _:
         continue
-    if name and name.strip('_') in FORBIDDEN:
+    if name and not name.startswith('__') and name.strip('_') in FORBIDDEN:
       yield source.problem(node, 'name', f'{name!r} does not say what it is')
 
 

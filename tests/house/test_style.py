@@ -35,7 +35,6 @@ PENDING = frozenset(
   hierjax/core/files.py
   hierjax/core/parallel.py
   hierjax/core/registry.py
-  hierjax/data/sources.py
   hierjax/decide/novelty.py
   hierjax/decide/paths.py
   hierjax/evaluate/collect.py

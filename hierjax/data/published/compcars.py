@@ -76,9 +76,7 @@ def _name_classes(mat, folders):
     layout.notes.append(f'{mat.name} has no name of make {", ".join(unnamed)}')
   unnamed = [m for _, m in model_names if m not in model_list]
   if unnamed:
-    layout.notes.append(
-      f'{mat.name} has no name of {len(unnamed)} models, such as {unnamed[0]}'
-    )
+    layout.notes.append(f'{mat.name} has no name of {len(unnamed)} models, such as {unnamed[0]}')
   return layout
 
 

@@ -22,7 +22,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 import jax
 
 from hierjax.core import config, parallel
-from hierjax.train import loop, optim
+from hierjax.train import optim, setup
+from hierjax.train.step import stepper
 
 
 def variant(name, a, changes):
@@ -43,12 +44,12 @@ def variant(name, a, changes):
   }
   for path, value in values.items():
     config.assign(c, path, value)
-  run = loop.Run(c)
-  task = run.task()
-  batch = parallel.put_train(next(iter(run.batches(run.train, 0, 1))), {}, run.mesh)
+  run = setup.build(c)
+  task = run.task
+  batch = parallel.put_train(next(iter(setup.batches(run, run.train, 0, 1))), {}, run.mesh)
   return (
-    loop.stepper(task, run.phases[0], optim.transformation(run.c, task.labels), run.mesh),
-    run.state(task),
+    stepper(task, run.phases[0], optim.transformation(run.c, task.labels), run.mesh),
+    setup.initial_state(run),
     batch,
   )
 

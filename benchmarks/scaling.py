@@ -110,7 +110,8 @@ def measure(a) -> dict:
 
   from hierjax.core import config
   from hierjax.models import compute
-  from hierjax.train import loop, optim
+  from hierjax.train import optim, setup
+  from hierjax.train.step import stepper
 
   n, c = jax.device_count(), config.default()
   c.data.source, c.data.size, c.model.backbone, c.train.batch_size, c.optim.accumulate = (
@@ -120,11 +121,11 @@ def measure(a) -> dict:
     a.batch * n,
     a.micro,
   )
-  run = loop.Run(c)
-  task, across = run.task(), run.mesh
-  # only the shapes of the values are needed: one device is enough
-  run.mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
-  state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run.state(task))
+  run = setup.build(c)
+  task, across = run.task, run.mesh
+  # values on one device; only their shapes are needed
+  one = dataclasses.replace(run, mesh=jax.make_mesh((1,), ('data',), devices=jax.devices()[:1]))
+  state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), setup.initial_state(one))
   batch = {
     'image': jax.ShapeDtypeStruct((a.batch * n, a.size, a.size, 3), np.uint8),
     'flags': {'stop': jax.ShapeDtypeStruct((n,), np.float32)},
@@ -132,7 +133,7 @@ def measure(a) -> dict:
   }
   began = time.monotonic()
   task = dataclasses.replace(task, model=compute.configured(task.model, kernels=a.kernels))
-  step = loop.stepper(task, run.phases[-1], optim.transformation(c, task.labels), across)
+  step = stepper(task, run.phases[-1], optim.transformation(c, task.labels), across)
   compiled = step.lower(state, batch, {}).compile()
   params = sum(x.size for x in jax.tree.leaves(state.params))
   widths = [

@@ -8,10 +8,10 @@ import importlib
 
 
 def fit(config, workdir):
-  """Train what `config` describes into `workdir`; see `hierjax.train.loop.fit`."""
-  from hierjax.train import loop
+  """Train what `config` describes into `workdir`; see `hierjax.experiments.fit.fit`."""
+  from hierjax.experiments import fit as experiment
 
-  return loop.fit(config, workdir)
+  return experiment.fit(config, workdir)
 
 
 def load(workdir, config=None):

@@ -61,7 +61,7 @@ class Model:
       {part: parallel.put_replicated(initial, self.mesh)}, c.eval.checkpoint == 'best'
     )
     checkpoints.close()
-    for note in checkpoints.said:
+    for note in checkpoints.notes:
       print(note, file=sys.stderr)
     self.variables = loaded[part]
     self.eval_step = collect.stepper(self.classifier, self.mesh, taxonomy)

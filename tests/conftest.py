@@ -97,12 +97,12 @@ def finished_run(shared_folder) -> pathlib.Path:
   """The folder of `tiny.run_config()` trained on one device, to be read only; see `run_copy`."""
 
   def make(folder: pathlib.Path) -> None:
-    from hierjax.train import loop
+    from hierjax.experiments import fit
 
     with pytest.MonkeyPatch.context() as patch:
       tiny.register(patch)
       tiny.use_one_device(patch)
-      loop.fit(tiny.run_config(), folder)
+      fit.fit(tiny.run_config(), folder)
 
   return shared_folder('finished_run', make)
 

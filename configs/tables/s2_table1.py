@@ -11,8 +11,8 @@ its test set, which these rows never see. Its third data set, Classroom, is not 
 
 from configs import hcal
 from hierjax.core.errors import UserError, did_you_mean
+from hierjax.experiments import fit
 from hierjax.experiments.table import Row, Table
-from hierjax.train import loop as train
 
 FIGURES = {  # on CIFAR-100: fine, coarse, HVR; on Aircraft: variant, family, manufacturer, HVR
   'flat': (None, None),
@@ -51,7 +51,7 @@ def get_config(text: str = 'flat'):
     )
   c = hcal.get_config(f'{method if method in hcal.READINGS else "code"},{data}')
   if method not in hcal.READINGS:
-    c = train.baseline_config(c)
+    c = fit.baseline_config(c)
     c.model.heads = {'flat': 'flat', 'mmoe': 'mmoe', 'dmt': 'crosstalk'}.get(method, 'parallel')
   if method == 'mmoe':
     c.model.backbone, c.model.stem, c.model.neck = (

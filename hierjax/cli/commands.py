@@ -20,7 +20,7 @@ from hierjax.cli import (
   train,
 )
 from hierjax.core import parallel
-from hierjax.train import loop
+from hierjax.train.interrupt import Interrupted
 
 COMMANDS = {
   'train': train.run,
@@ -46,7 +46,7 @@ def execute(args: arguments.Arguments) -> int:
     _use_compilation_cache()
     code = COMMANDS[args.mode](args)
     are_together = True
-  except loop.Interrupted as e:
+  except Interrupted as e:
     print(e, file=sys.stderr)
     code, are_together = 128 + e.signum, True
   except BrokenPipeError:

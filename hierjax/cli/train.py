@@ -6,7 +6,7 @@ import os
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
 from hierjax.core import config, parallel
-from hierjax.train import loop
+from hierjax.experiments import fit
 
 
 def run(args: Arguments) -> int:
@@ -16,7 +16,7 @@ def run(args: Arguments) -> int:
   if not args.config_file and os.path.exists(os.path.join(workdir, 'config.json')):
     # Without --config the run continues with the options that it began with.
     c = runs.run_config(args, workdir, tuple(config.default()))
-  result = loop.fit(c, workdir)
+  result = fit.fit(c, workdir)
   if parallel.first():
     print(json.dumps(result))
   return 0

@@ -27,12 +27,13 @@ from hierjax import model as predict
 from hierjax.core import files, parallel
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import sources
+from hierjax.experiments.workdir import prepare
 from hierjax.models import classifier, heads
 from hierjax.report import runs
 from hierjax.report.sections import migration
 from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table, read_taxonomy
-from hierjax.train import checkpoint
-from hierjax.train import loop as train
+from hierjax.train import checkpoint, setup
+from hierjax.train.state import to_parts
 
 SEEN = 512  # training images at most whose mean feature is what an image of no class in particular looks like
 KINDS = ('added', 'removed', 'renamed', 'moved', 'merged', 'split')
@@ -346,7 +347,7 @@ def migrate(
     for k, n in enumerate(p.rows)
     if n > 1
   )
-  run = train.Run(c)
+  run = setup.build(c)
   if run.taxonomy.hash() != new.hash():
     held = (
       f'; the run holds out data.hold_out={";".join(c.data.hold_out)}, and --config.data.hold_out= puts that back'
@@ -369,15 +370,15 @@ def migrate(
     **variables,
     'params': {**variables['params'], 'heads': {**variables['params']['heads'], **made}},
   }
-  state = run.state(run.task())
+  state = setup.initial_state(run)
   state = state.replace(
     **parallel.put_replicated(variables, run.mesh),
     ema=parallel.put_replicated(variables, run.mesh) if state.ema else state.ema,
   )
   begun, classes = workdir / runs.START, history(runs.read(source, baseline=False), found, new)
-  train.prepare_workdir(workdir, run)
+  prepare(workdir, run)
   store = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, writes=True)
-  store.save(0, train.parts(state), None)
+  store.save(0, to_parts(state), None)
   store.wait()
   store.close()
   begun.mkdir()

@@ -32,10 +32,11 @@ from hierjax.core import files, options
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import DECISIONS, METRICS, lookup, signed
 from hierjax.evaluate import bootstrap, metrics
-from hierjax.experiments import describe
+from hierjax.experiments import describe, fit
+from hierjax.experiments.workdir import FREE_ON_RESUME
 from hierjax.report import page, runs
 from hierjax.report.formats import count, listed
-from hierjax.train import loop as train
+from hierjax.train import chrono
 
 COUNTS = {
   'params': 'parameters',
@@ -302,7 +303,7 @@ class Runner:
       )
       state, seconds = self._state(row, seed)
       if asked['state_sha256'] != state or any(
-        d.startswith('eval.') or not d.startswith(train.FREE_ON_RESUME) for d in changed
+        d.startswith('eval.') or not d.startswith(FREE_ON_RESUME) for d in changed
       ):
         return None
       run = runs.read(place, baseline=False)
@@ -351,7 +352,7 @@ class Runner:
         self.named[row.baseline], seed
       ):  # the row's own report compares with it
         c.baseline = str(self.place(self.named[row.baseline], seed))
-      train.fit(c, place)
+      fit.fit(c, place)
       if split != c.data.val:
         predict.load(place).evaluate(split)
     asked = json.loads(config_lib.to_json(self.config(row, seed)))
@@ -402,7 +403,7 @@ class Runner:
         if (d := self.done(r, s)) and d.seconds
       ]
       left = (
-        f', about {train.clock(float(np.mean(took)) * sum(not r.of for r, _ in todo[i:]))} left'
+        f', about {chrono.clock(float(np.mean(took)) * sum(not r.of for r, _ in todo[i:]))} left'
         if took
         else ''
       )

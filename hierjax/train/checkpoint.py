@@ -25,21 +25,21 @@ class Damaged(Exception):
   """A checkpoint that cannot be read, or whose content is not what was saved."""
 
 
-def named(tree) -> dict[str, jax.Array]:
+def flatten(tree) -> dict[str, jax.Array]:
   """{path: leaf}: how trees with optax's named tuples are stored, independent of optax's classes."""
   return {
     jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
-def unnamed(leaves: Mapping[str, jax.Array], like):
+def unflatten(leaves: Mapping[str, jax.Array], like):
   return jax.tree_util.tree_map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], like)
 
 
 def sha256(tree) -> str:
   """Digest of every leaf's path, type, shape and bytes: two states are bit-identical exactly if theirs agree."""
   digest = hashlib.sha256()
-  for path, leaf in sorted(named(tree).items()):
+  for path, leaf in sorted(flatten(tree).items()):
     x = np.asarray(leaf)
     digest.update(f'{path} {x.dtype} {x.shape} '.encode())
     digest.update(np.ascontiguousarray(x).data)
@@ -53,7 +53,7 @@ class Checkpoints:
     policies = ocp.training.preservation_policies
     best = policies.BestN(get_metric_fn=self.rank, n=1, keep_checkpoints_without_metrics=False)
     self.folder, self.metric = folder, metric
-    self.said: list[str] = []  # what the user should know of damaged checkpoints
+    self.notes: list[str] = []  # what the user should know of damaged checkpoints
     if writes:
       for step in parallel.exchange(self._illegible())[
         0
@@ -167,7 +167,7 @@ class Checkpoints:
       loaded, fault = self._try(step, like)
       if not fault:
         return step, loaded
-      self.said.append(f'{self.folder}/{step} is damaged ({fault}); taking another checkpoint')
+      self.notes.append(f'{self.folder}/{step} is damaged ({fault}); taking another checkpoint')
     raise UserError(
       f'{self.folder}: no {"whole " if steps else ""}checkpoint; train with --workdir={self.folder.parent} first'
     )
@@ -175,13 +175,13 @@ class Checkpoints:
   def _check_shapes(self, step: int, like: Mapping) -> None:
     try:
       stored = self.manager.checkpointables_metadata(step).metadata
-      have = {part: {k: tuple(v.shape) for k, v in named(stored[part]).items()} for part in like}
+      have = {part: {k: tuple(v.shape) for k, v in flatten(stored[part]).items()} for part in like}
     except Exception:
       have = {part: {} for part in like}
     if not all(have.values()):
       return  # not legible: load() says so
     for part, tree in like.items():
-      want = {k: tuple(v.shape) for k, v in named(tree).items()}
+      want = {k: tuple(v.shape) for k, v in flatten(tree).items()}
       for k in sorted(want.keys() | have[part].keys()):
         if want.get(k) != have[part].get(k):
           told = [f'{list(s[k])}' if k in s else 'absent' for s in (have[part], want)]
@@ -209,6 +209,6 @@ class Checkpoints:
         place = place.with_name(f'{place.name}-again')
       (self.folder / f'{step}').rename(place)
     parallel.exchange(None)  # until it has gone
-    self.said.append(
+    self.notes.append(
       f'the checkpoint of step {step} is damaged ({reason}); it was moved to {place.parent}/, and the one before it, if any, is taken'
     )

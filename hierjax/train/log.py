@@ -1,4 +1,7 @@
-"""What a run tells while it trains: metrics.jsonl, TensorBoard, Weights & Biases where asked for, and lines on stderr for people; from process 0 only."""
+"""The log of a run: metrics.jsonl, TensorBoard, Weights & Biases, and lines for people.
+
+Only the first process writes.
+"""
 
 import importlib.util
 import json
@@ -14,109 +17,190 @@ from ml_collections import ConfigDict
 from hierjax.core import files, parallel
 from hierjax.core.errors import UserError
 
-_compiled = 0.0
+COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 
 
-def _compile_time(event: str, seconds: float, **_) -> None:
-  global _compiled
-  if event == '/jax/core/compile/backend_compile_duration':
-    _compiled += seconds
+class CompileTimer:
+  """Counts the seconds that XLA compiles, or reads from its cache, until it is closed.
 
+  Attributes:
+    seconds: the sum so far.
+  """
 
-jax.monitoring.register_event_duration_secs_listener(_compile_time)
+  def __init__(self):
+    self.seconds = 0.0
+    self._listener = self._add
+    jax.monitoring.register_event_duration_secs_listener(self._listener)
 
+  def _add(self, event: str, seconds: float, **_) -> None:
+    if event == COMPILE_EVENT:
+      self.seconds += seconds
 
-def compile_seconds() -> float:
-  """Seconds that XLA has compiled (or read from the compilation cache) in this process."""
-  return _compiled
+  def close(self) -> None:
+    """Stop counting."""
+    jax.monitoring.unregister_event_duration_listener(self._listener)
 
 
 def memory() -> dict[str, float]:
-  """Peaks so far in GiB: of this process, and of its first device where that keeps count (not on the CPU)."""
-  unit = 1 if sys.platform == 'darwin' else 1024  # macOS counts bytes, Linux KiB
-  out = {'memory_gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+  """Return the peaks of memory so far.
+
+  Returns:
+    GiB: 'memory_gib' of this process, and 'device_memory_gib' of its first device where that
+    keeps count, as CPUs don't.
+  """
+  # macOS counts bytes, Linux KiB
+  unit = 1 if sys.platform == 'darwin' else 1024
+  peaks = {'memory_gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
   stats = jax.local_devices()[0].memory_stats() or {}
-  return out | (
-    {'device_memory_gib': stats['peak_bytes_in_use'] / 2**30}
-    if 'peak_bytes_in_use' in stats
-    else {}
-  )
+  if 'peak_bytes_in_use' in stats:
+    peaks['device_memory_gib'] = stats['peak_bytes_in_use'] / 2**30
+  return peaks
+
+
+class JsonLines:
+  """metrics.jsonl, one JSON object a line.
+
+  Args:
+    path: the file. Lines after `step`, and one that an interruption cut short, are removed.
+    step: the step at which the run goes on.
+  """
+
+  def __init__(self, path: pathlib.Path, step: int):
+    self._path = path
+    if path.exists():
+      lines = path.read_text(errors='replace').splitlines()
+      content = ''.join(f'{line}\n' for line in lines if _is_before(line, step))
+      files.write(path, content)
+
+  def write(self, step: int, kind: str, values: Mapping) -> None:
+    """Append a line; see `Log.write`.
+
+    Args:
+      step: the step.
+      kind: 'train' or 'val'.
+      values: {name: number}.
+    """
+    rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
+    with self._path.open('a') as f:
+      f.write(json.dumps({'step': step, 'kind': kind, **rounded}) + '\n')
+
+  def close(self) -> None:
+    """Nothing: each line is written at once."""
+
+
+def _is_before(line: str, step: int) -> bool:
+  try:
+    return json.loads(line)['step'] <= step
+  except (ValueError, KeyError, TypeError):
+    return False
+
+
+class TensorBoard:
+  """WORKDIR/tensorboard.
+
+  Args:
+    workdir: the folder of the run.
+    step: the step at which the run goes on; later events are removed.
+  """
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    from tensorboardX import SummaryWriter
+
+    purge_step = step + 1 if step else None
+    self._writer = SummaryWriter(str(workdir / 'tensorboard'), purge_step=purge_step)
+
+  def write(self, step: int, kind: str, values: Mapping) -> None:
+    """Add each value as KIND/NAME; see `Log.write`.
+
+    Args:
+      step: the step.
+      kind: 'train' or 'val'.
+      values: {name: number}.
+    """
+    for name, value in values.items():
+      self._writer.add_scalar(f'{kind}/{name}', value, step)
+    self._writer.flush()
+
+  def close(self) -> None:
+    """Close the file."""
+    self._writer.close()
+
+
+class WeightsAndBiases:
+  """A page of Weights & Biases; a resumed run goes on in the same page.
+
+  Args:
+    workdir: the folder of the run.
+    c: the config.
+
+  Raises:
+    UserError: wandb is not installed.
+  """
+
+  def __init__(self, workdir: pathlib.Path, c: ConfigDict):
+    if importlib.util.find_spec('wandb') is None:
+      raise UserError(
+        '--config.log.wandb: wandb is not installed: pip install wandb, or leave the option out'
+      )
+    import wandb
+
+    identity = workdir / 'wandb_id'
+    if not identity.exists():
+      files.write(identity, wandb.util.generate_id())
+    self._run = wandb.init(
+      project=os.environ.get('WANDB_PROJECT', 'hierjax'),
+      name=c.name or workdir.name,
+      dir=str(workdir),
+      id=identity.read_text(),
+      resume='allow',
+      config=c.to_dict(),
+    )
+
+  def write(self, step: int, kind: str, values: Mapping) -> None:
+    """Log each value as KIND/NAME."""
+    self._run.log({f'{kind}/{name}': value for name, value in values.items()}, step=step)
+
+  def close(self) -> None:
+    """Finish the page."""
+    self._run.finish()
 
 
 class Log:
-  """The log of a run that goes on at `step`: what was logged after it will be logged again."""
+  """The log of a run that goes on at a step; what was logged after it will be logged again.
+
+  Args:
+    workdir: the folder of the run.
+    step: the step.
+    c: the config.
+  """
 
   def __init__(self, workdir: pathlib.Path, step: int, c: ConfigDict):
-    self.path, self.main, self.tensorboard, self.wandb = (
-      workdir / 'metrics.jsonl',
-      parallel.first(),
-      None,
-      None,
-    )
-    if not self.main:
+    self._writers = []
+    if not parallel.first():
       return
-    if self.path.exists():
-      kept = []
-      for line in self.path.read_text(errors='replace').splitlines():
-        try:
-          if json.loads(line)['step'] <= step:
-            kept.append(line)
-        except (ValueError, KeyError, TypeError):
-          continue  # the line that an interruption cut short
-      files.write(self.path, ''.join(f'{line}\n' for line in kept))
+    self._writers.append(JsonLines(workdir / 'metrics.jsonl', step))
     if c.log.tensorboard:
-      from tensorboardX import SummaryWriter
-
-      self.tensorboard = SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=step + 1 if step else None
-      )
+      self._writers.append(TensorBoard(workdir, step))
     if c.log.wandb:
-      if importlib.util.find_spec('wandb') is None:
-        raise UserError(
-          '--config.log.wandb: wandb is not installed: pip install wandb, or leave the option out'
-        )
-      import wandb
-
-      identity = workdir / 'wandb_id'  # a resumed run goes on in the same page
-      if not identity.exists():
-        files.write(identity, wandb.util.generate_id())
-      self.wandb = wandb.init(
-        project=os.environ.get('WANDB_PROJECT', 'hierjax'),
-        name=c.name or workdir.name,
-        dir=str(workdir),
-        id=identity.read_text(),
-        resume='allow',
-        config=c.to_dict(),
-      )
+      self._writers.append(WeightsAndBiases(workdir, c))
 
   def write(self, step: int, kind: str, values: Mapping) -> None:
-    """One line: kind 'train' or 'val', and its numbers."""
-    if not self.main:
-      return
-    with self.path.open('a') as f:
-      f.write(
-        json.dumps(
-          {
-            'step': step,
-            'kind': kind,
-            **{k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()},
-          }
-        )
-        + '\n'
-      )
-    if self.tensorboard:
-      for name, value in values.items():
-        self.tensorboard.add_scalar(f'{kind}/{name}', value, step)
-      self.tensorboard.flush()
-    if self.wandb:
-      self.wandb.log({f'{kind}/{name}': value for name, value in values.items()}, step=step)
+    """Log numbers.
+
+    Args:
+      step: the step that they are of.
+      kind: 'train' or 'val'.
+      values: {name: number}.
+    """
+    for writer in self._writers:
+      writer.write(step, kind, values)
 
   def say(self, text: str) -> None:
-    if self.main:
+    """Print a line on stderr."""
+    if parallel.first():
       print(text, file=sys.stderr, flush=True)
 
   def close(self) -> None:
-    if self.tensorboard:
-      self.tensorboard.close()
-    if self.wandb:
-      self.wandb.finish()
+    """Close files and pages."""
+    for writer in self._writers:
+      writer.close()

@@ -1,7 +1,8 @@
 """Optimisation: schedules, parameter groups, and the curriculum's phases.
 
-The learning rate is applied outside the transformation, `params - lr(step) * update`, so that one schedule over the global step serves every group
-whatever phase it was frozen in, and reduce-on-plateau is one factor on it.
+The learning rate is applied outside the transformation, `params - lr(step) * update`, so that one
+schedule over the global step serves every group whatever phase it was frozen in, and
+reduce-on-plateau is one factor on it.
 """
 
 import dataclasses
@@ -14,108 +15,144 @@ import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from hierjax.core import config as config_lib
-from hierjax.core.errors import UserError
+from hierjax.core import config
+from hierjax.core.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """Steps [start, end) of the curriculum: the parameter groups without update, and the levels whose loss counts."""
+  """A phase of the curriculum, the steps [start, end).
+
+  Attributes:
+    start: its first step.
+    end: the step after its last.
+    freeze: parameter groups without an update: 'backbone', 'heads/LEVEL', and 'heads/shared' where
+      levels share parts of their heads.
+    levels: the levels whose loss counts.
+  """
 
   start: int
   end: int
-  freeze: tuple[
-    str, ...
-  ] = ()  # of 'backbone', 'heads/LEVEL', and 'heads/shared' where levels share parts of their heads
+  freeze: tuple[str, ...] = ()
   levels: tuple[str, ...] = ()
 
   @property
   def trains_backbone(self) -> bool:
+    """Whether the backbone is updated."""
     return 'backbone' not in self.freeze
 
   def describe(self) -> str:
-    return f'steps {self.start}-{self.end}: loss of {", ".join(self.levels)}' + (
-      f'; frozen: {", ".join(self.freeze)}' if self.freeze else ''
-    )
+    """Describe the phase in a line."""
+    text = f'steps {self.start}-{self.end}: loss of {", ".join(self.levels)}'
+    return f'{text}; frozen: {", ".join(self.freeze)}' if self.freeze else text
 
 
 def phases(
   c: ConfigDict, heads: Sequence[str], examples: int, total_steps: int, groups: Sequence[str] = ()
 ) -> list[Phase]:
-  """The curriculum as a list that covers [0, total_steps). Paper S0's: the finest head frozen and its loss off for 5 epochs.
+  """Lay out the curriculum over the steps of a training.
 
-  `heads` are the levels that have one, `groups` the model's parameter groups where there are others beside those of levels and the backbone.
+  Paper S0's has one phase: the finest head frozen and its loss off for 5 epochs.
+
+  Args:
+    c: the config.
+    heads: the levels with a head.
+    examples: the size of the training split.
+    total_steps: the length of the training.
+    groups: the model's parameter groups.
+
+  Returns:
+    Phases that cover [0, total_steps); what comes after the configured ones trains everything.
+
+  Raises:
+    UserError: a phase names unknown groups or levels, or trains nothing.
   """
-  out, start = [], 0
-  words = {
-    f'heads/{word}': [f'heads/{l}' for l in named]
-    for word, named in config_lib.level_words(heads).items()
-  }
-  known = list(dict.fromkeys(['backbone', *(f'heads/{l}' for l in heads), *groups]))
+  laid_out, start = [], 0
+  groups = list(dict.fromkeys(['backbone', *(f'heads/{level}' for level in heads), *groups]))
   for i, node in enumerate(c.curriculum):
-    option = f'--config.curriculum[{i}]'
     if start >= total_steps:
-      continue
+      break
+    option = f'--config.curriculum[{i}]'
     if node.share is None:
-      n = config_lib.steps(node, '', examples, c.train.batch_size, option)
+      steps = config.steps(node, '', examples, c.train.batch_size, option)
     else:
-      n = max(1, round(node.share * total_steps))
-    freeze = []
-    for g in node.freeze:
-      if g not in known and g not in words:
-        raise UserError(
-          f'{option}.freeze: no parameter group {g!r}{config_lib.did_you_mean(g, known)}; choices: {", ".join(known)}'
-        )
-      freeze += [g] if g in known else words[g]
-    levels = config_lib.resolve_levels(node.levels, heads, f'{option}.levels')
+      steps = max(1, round(node.share * total_steps))
+    freeze = _frozen_groups(node.freeze, heads, groups, f'{option}.freeze')
+    levels = config.resolve_levels(node.levels, heads, f'{option}.levels')
     if not levels:
       raise UserError(
         f'{option}.levels: names no level that has a head; choices: {", ".join(heads)}'
       )
-    if {*known} - {f'heads/{l}' for l in heads if l not in levels} <= {*freeze}:
+    idle = {f'heads/{level}' for level in heads if level not in levels}
+    if {*groups} - idle <= {*freeze}:
       raise UserError(
         f'{option}: nothing would train (backbone and every head with a loss are frozen)'
       )
-    end = min(total_steps, start + n)
-    out.append(Phase(start, end, tuple(freeze), levels))
+    end = min(total_steps, start + steps)
+    laid_out.append(Phase(start, end, freeze, levels))
     start = end
   if start < total_steps:
-    out.append(Phase(start, total_steps, (), tuple(heads)))
-  return out
+    laid_out.append(Phase(start, total_steps, (), tuple(heads)))
+  return laid_out
+
+
+def _frozen_groups(
+  names: Sequence[str], heads: Sequence[str], groups: Sequence[str], option: str
+) -> tuple[str, ...]:
+  """The parameter groups that a phase freezes; 'heads/finest' and such are words for some."""
+  words = {
+    f'heads/{word}': [f'heads/{level}' for level in levels]
+    for word, levels in config.level_words(heads).items()
+  }
+  freeze = []
+  for name in names:
+    if name not in groups and name not in words:
+      raise UserError(
+        f'{option}: no parameter group {name!r}{did_you_mean(name, groups)}; '
+        f'choices: {", ".join(groups)}'
+      )
+    freeze += [name] if name in groups else words[name]
+  return tuple(freeze)
 
 
 def schedule(c: ConfigDict, total_steps: int, examples: int) -> optax.Schedule:
-  """step → learning rate. Warm-up is linear from 0 and counts within total_steps."""
-  o = c.optim
-  warmup = (
-    config_lib.steps(o, 'warmup_', examples, c.train.batch_size, '--config.optim.warmup_*') or 0
-  )
+  """Build the learning rate's schedule.
+
+  Args:
+    c: the config.
+    total_steps: the length of the training, with warm-up.
+    examples: the size of the training split.
+
+  Returns:
+    step → learning rate. Warm-up is linear from 0.
+
+  Raises:
+    UserError: warm-up does not fit the schedule or the length.
+  """
+  o, option = c.optim, '--config.optim.warmup_*'
+  warmup = config.steps(o, 'warmup_', examples, c.train.batch_size, option) or 0
   if o.schedule == 'onecycle':
     if warmup:
       raise UserError(
-        '--config.optim.warmup_*: schedule=onecycle rises by itself; set the share of its rise with --config.optim.onecycle_rise'
+        f'{option}: schedule=onecycle rises by itself; set the share of its rise with '
+        '--config.optim.onecycle_rise'
       )
     # optax divides by zero where the rise or the fall is less than a step long
-    rise = min(max(o.onecycle_rise, 1 / max(total_steps, 2)), 1 - 1 / max(total_steps, 2))
-    return optax.cosine_onecycle_schedule(max(total_steps, 2), o.lr, rise, 25.0, 1e4)
+    steps = max(total_steps, 2)
+    rise = min(max(o.onecycle_rise, 1 / steps), 1 - 1 / steps)
+    return optax.cosine_onecycle_schedule(steps, o.lr, rise, 25.0, 1e4)
   if warmup >= total_steps:
-    raise UserError(
-      f'--config.optim.warmup_*: {warmup} steps of warm-up leave nothing of {total_steps} steps'
-    )
-  base = (
-    optax.cosine_decay_schedule(o.lr, total_steps - warmup)
-    if o.schedule == 'cosine'
-    else optax.constant_schedule(o.lr)
-  )
-  return (
-    optax.join_schedules([optax.linear_schedule(0.0, o.lr, warmup), base], [warmup])
-    if warmup
-    else base
-  )
+    raise UserError(f'{option}: {warmup} steps of warm-up leave nothing of {total_steps} steps')
+  base = optax.constant_schedule(o.lr)
+  if o.schedule == 'cosine':
+    base = optax.cosine_decay_schedule(o.lr, total_steps - warmup)
+  if not warmup:
+    return base
+  return optax.join_schedules([optax.linear_schedule(0.0, o.lr, warmup), base], [warmup])
 
 
 def group_of(path: Sequence[str]) -> str:
-  """The parameter group of a path: 'backbone' (with the neck), 'heads/LEVEL' or 'heads/shared'."""
+  """Return a path's parameter group: 'backbone' (with the neck), 'heads/LEVEL', 'heads/shared'."""
   return '/'.join(path[:2]) if path[0] == 'heads' else 'backbone'
 
 
@@ -125,74 +162,107 @@ def shared(path: Sequence[str]) -> bool:
 
 
 def groups(params: Mapping) -> list[str]:
-  """The parameter groups that there are."""
+  """List the parameter groups of a model."""
   return sorted({group_of(path) for path in traverse_util.flatten_dict(params)})
 
 
 def labels(params: Mapping, rules: Sequence[tuple[str, float, float]]) -> Mapping:
-  """A tree like params whose leaves are 'GROUP#RULE'; the first rule that matches the whole path wins, and each path must match one."""
-  out = {}
+  """Label each parameter with its group and the rule that it follows.
+
+  Args:
+    params: the parameters.
+    rules: (regular expression over 'module/.../name', factor on lr, factor on weight decay). The
+      first that matches the whole path wins.
+
+  Returns:
+    A tree like params whose leaves are 'GROUP#RULE'.
+
+  Raises:
+    UserError: no rule matches a parameter.
+  """
+  labelled = {}
   for path in traverse_util.flatten_dict(params):
     name = '/'.join(path)
-    rule = next((i for i, r in enumerate(rules) if re.fullmatch(r[0], name)), None)
+    matching = (i for i, (pattern, *_) in enumerate(rules) if re.fullmatch(pattern, name))
+    rule = next(matching, None)
     if rule is None:
       raise UserError(
-        f"--config.optim.rules: no rule matches the parameter {name!r}; end the list with ('.*', 1., 1.)"
+        f'--config.optim.rules: no rule matches the parameter {name!r}; '
+        "end the list with ('.*', 1., 1.)"
       )
-    out[path] = f'{group_of(path)}#{rule}'
-  return traverse_util.unflatten_dict(out)
+    labelled[path] = f'{group_of(path)}#{rule}'
+  return traverse_util.unflatten_dict(labelled)
 
 
-def hold(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-  """The frozen form of tx: same state, untouched, and no update; so that opt_state has one structure in all phases."""
-  return optax.GradientTransformation(
-    tx.init, lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), state)
-  )
+def _freeze(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """tx without updates and with its state untouched: opt_state has one structure in all phases."""
+
+  def update(updates, state, params=None):
+    return jax.tree.map(jnp.zeros_like, updates), state
+
+  return optax.GradientTransformation(tx.init, update)
 
 
-def heads_factor(c: ConfigDict, group: str) -> float:
-  """The factor on lr of a parameter group: heads_lr for the finest head, times heads_growth for each level upwards (S2, section 4.1.3: 5 and 2)."""
+def _heads_factor(c: ConfigDict, group: str) -> float:
+  """The factor on lr of a group: heads_lr at the finest head, heads_growth for each level upwards.
+
+  Both are 1 but in S2 (section 4.1.3: 5 and 2).
+  """
   if group == 'backbone':
     return 1.0
-  levels = c.model.levels  # a run keeps them by name, coarse to fine
-  level = group.removeprefix('heads/')
-  return c.optim.heads_lr * c.optim.heads_growth ** (
-    levels[::-1].index(level) if level in levels else 0
-  )
+  levels = c.model.levels
+  level, steps_up = group.removeprefix('heads/'), 0
+  if level in levels:
+    steps_up = len(levels) - 1 - levels.index(level)
+  return c.optim.heads_lr * c.optim.heads_growth**steps_up
 
 
 def transformation(
   c: ConfigDict, label_tree: Mapping, freeze: Sequence[str] = ()
 ) -> optax.GradientTransformation:
-  """`optax.multi_transform` over the groups, those in `freeze` on hold. Its updates are to be multiplied by -lr."""
-  o = c.optim
+  """Build the optimiser of a phase.
 
-  def one(factor, decay_factor):
-    decay = (
-      [optax.add_decayed_weights(o.weight_decay * decay_factor)]
-      if o.weight_decay and decay_factor
-      else []
-    )
-    core = [optax.trace(o.momentum)] if o.name == 'sgd' else [optax.scale_by_adam()]
-    chain = core + decay if o.name == 'adamw' else decay + core
-    return optax.chain(*chain, *([optax.scale(factor)] if factor != 1 else []))
+  Args:
+    c: the config; its model.levels are names of levels, coarse to fine.
+    label_tree: the label of each parameter, from `labels`.
+    freeze: the groups without an update.
 
-  txs = {}
+  Returns:
+    A transformation whose updates are to be multiplied by -lr. Its state has the same structure
+    whatever is frozen.
+  """
+  o, transformations = c.optim, {}
   for label in sorted(set(jax.tree.leaves(label_tree))):
     group, rule = label.rsplit('#', 1)
-    factor, decay_factor = o.rules[int(rule)][1:]
-    tx = one(factor * heads_factor(c, group), decay_factor)
-    txs[label] = hold(tx) if group in freeze else tx
-  return optax.multi_transform(txs, label_tree)
+    _, factor, decay_factor = o.rules[int(rule)]
+    decay = []
+    if o.weight_decay and decay_factor:
+      decay = [optax.add_decayed_weights(o.weight_decay * decay_factor)]
+    core = [optax.trace(o.momentum)] if o.name == 'sgd' else [optax.scale_by_adam()]
+    # adamw decays weights apart from the gradient, adam and sgd through it
+    chain = core + decay if o.name == 'adamw' else decay + core
+    factor *= _heads_factor(c, group)
+    if factor != 1:
+      chain.append(optax.scale(factor))
+    tx = optax.chain(*chain)
+    transformations[label] = _freeze(tx) if group in freeze else tx
+  return optax.multi_transform(transformations, label_tree)
 
 
 def plateau(c: ConfigDict) -> optax.GradientTransformationExtraArgs | None:
-  """optax's reduce-on-plateau, updated on the host once an evaluation with value=val loss; its state's `scale` multiplies the schedule.
+  """Build optax's reduce-on-plateau, where optim.schedule asks for it.
 
-  The factor comes with evaluation patience + 1 without a lower loss, as in torch (and so in S4); optax counts one less.
+  It is updated on the host once an evaluation with value=val loss; its state's `scale` multiplies
+  the schedule. The factor comes with evaluation patience + 1 without a lower loss, as in torch (and
+  so in S4); optax counts one less.
+
+  Args:
+    c: the config.
+
+  Returns:
+    The transformation, None for another schedule.
   """
   if c.optim.schedule != 'plateau':
     return None
-  return optax.contrib.reduce_on_plateau(
-    c.optim.plateau_factor, c.optim.plateau_patience + 1, rtol=1e-4
-  )
+  patience = c.optim.plateau_patience + 1
+  return optax.contrib.reduce_on_plateau(c.optim.plateau_factor, patience, rtol=1e-4)

@@ -42,11 +42,12 @@ from hierjax.core import declarations as declared
 from hierjax.core.errors import UserError
 from hierjax.core.options import Interval
 from hierjax.data import image_files, lint, sources, transforms
+from hierjax.experiments import fit
 from hierjax.losses import balancing
 from hierjax.models import heads, registry
 from hierjax.models import weights as pretrained
 from hierjax.taxonomy import read_taxonomy
-from hierjax.train import loop as train
+from hierjax.train import setup
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT = 60  # seconds until a test counts as a hang; the slowest takes a tenth
@@ -1751,7 +1752,7 @@ def test_weights_that_fit_are_taken(tmp_path):
   """What the cases above start from: without their changes nothing is wrong with it."""
   save_file(weights(), tmp_path / 'weights.bin')
   c = tiny.run_config(**{'model.pretrained': 'weights.bin'})
-  assert '10 tensors of the backbone from weights.bin' in train.Run(c).notes
+  assert '10 tensors of the backbone from weights.bin' in setup.build(c).notes
 
 
 def test_a_module_that_weights_need_not_fit_is_told(tmp_path, monkeypatch):
@@ -1761,7 +1762,7 @@ def test_a_module_that_weights_need_not_fit_is_told(tmp_path, monkeypatch):
   c = tiny.run_config(**{'model.pretrained': 'weights.bin'})
   assert (
     '9 tensors of the backbone from weights.bin; not from there, but drawn: conv'
-    in train.Run(c).notes
+    in setup.build(c).notes
   )
 
 
@@ -1947,13 +1948,13 @@ def test_out_of_memory(monkeypatch):
     def full(*_):
       raise fault
 
-    monkeypatch.setattr(train, 'fit', full)
+    monkeypatch.setattr(fit, 'fit', full)
     says(SMALL, 'out of memory (', 'lower --config.train.batch_size')
 
   def full_disk(*_):
     raise OSError(28, 'No space left on device', 'run/metrics.jsonl')
 
-  monkeypatch.setattr(train, 'fit', full_disk)
+  monkeypatch.setattr(fit, 'fit', full_disk)
   says(SMALL, 'run/metrics.jsonl: No space left on device')
 
 

@@ -12,8 +12,8 @@ from hierjax.core import metrics
 from hierjax.core.errors import UserError
 from hierjax.decide.paths import PathDecision
 from hierjax.evaluate.metrics import evaluate, of_predictions
+from hierjax.experiments import fit
 from hierjax.taxonomy import Taxonomy
-from hierjax.train import loop
 
 EVALUATION = {
   'decode': {
@@ -130,7 +130,7 @@ def test_a_metric_of_the_user(registry, monkeypatch, tmp_path):
   metrics.register_metric('right', right_and_common, per_level=True)
   assert not metrics.is_better('wrong_root', 0.2, 0.1)
   tiny.register(monkeypatch)
-  loop.fit(tiny.run_config(**{'train.best': 'wrong_root'}), tmp_path)
+  fit.fit(tiny.run_config(**{'train.best': 'wrong_root'}), tmp_path)
   evaluation = json.loads((tmp_path / 'eval_val.json').read_text())
   coarsest = model.load(tmp_path).taxonomy.levels[0]
   for decision in metrics.DECISIONS:

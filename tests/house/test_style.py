@@ -65,9 +65,6 @@ PENDING = frozenset(
   hierjax/report/runs.py
   hierjax/taxonomy/table.py
   hierjax/train/checkpoint.py
-  hierjax/train/log.py
-  hierjax/train/loop.py
-  hierjax/train/optim.py
   main.py
   tests/cli/test_bad_input.py
   tests/cli/test_main.py

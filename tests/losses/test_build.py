@@ -10,9 +10,9 @@ import tiny
 
 from hierjax.core import config
 from hierjax.core.errors import UserError
+from hierjax.experiments import fit
 from hierjax.losses import build, terms
 from hierjax.taxonomy import Taxonomy
-from hierjax.train import loop
 
 CARS = Taxonomy.from_rows(
   ('make', 'model'), [['a', 'a1'], ['a', 'a2'], ['b', 'b1'], ['b', 'b2'], ['b', 'b3']]
@@ -77,7 +77,7 @@ def test_a_run_with_a_term_of_the_user(registry, monkeypatch, tmp_path):
   terms.register_loss('entropy', entropy)
   tiny.register(monkeypatch)
   options = {'loss.terms': 'entropy', 'loss.weights': 'entropy=.5', 'data.unlabelled': 0.5}
-  loop.fit(tiny.run_config(**options), tmp_path)
+  fit.fit(tiny.run_config(**options), tmp_path)
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   for line in lines:
     if line['kind'] == 'train':

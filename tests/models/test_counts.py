@@ -187,10 +187,10 @@ def test_mistakes_in_numbers_of_classes(root, message):
 
 
 def test_there_is_nothing_to_train_on(monkeypatch):
-  from hierjax.train import loop as train
+  from hierjax.train import setup
 
   tiny.register(monkeypatch)
   with pytest.raises(
     UserError, match=r"data\.train='train': no such split; the data have no images"
   ):
-    train.Run(tiny.run_config(**{'data.source': 'auto', 'data.root': 'classes:make=4,model=9'}))
+    setup.build(tiny.run_config(**{'data.source': 'auto', 'data.root': 'classes:make=4,model=9'}))

@@ -11,8 +11,8 @@ from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.models import classifier, heads, initializers
 from hierjax.taxonomy import Taxonomy
-from hierjax.train import loop as train
-from hierjax.train import optim
+from hierjax.train import optim, setup
+from hierjax.train.step import train_step
 
 D = 12
 CLASSES = (('make', 3), ('type', 2), ('model', 5))
@@ -433,10 +433,10 @@ def test_shared_parts_can_be_frozen_and_are_listed():
       'curriculum': (config.phase(steps=5, freeze='backbone,heads/shared'),),
     }
   )
-  run = train.Run(c)
+  run = setup.build(c)
   assert run.phases[0].freeze == ('backbone', 'heads/shared')
   c.curriculum = (config.phase(steps=5, freeze='backbone,heads/all'),)
-  assert train.Run(c).phases[0].freeze == (
+  assert setup.build(c).phases[0].freeze == (
     'backbone',
     'heads/make',
     'heads/type',
@@ -444,19 +444,19 @@ def test_shared_parts_can_be_frozen_and_are_listed():
   )  # the experts still train
   c.curriculum = (config.phase(steps=5, freeze='backbone,heads/all,heads/shared'),)
   with pytest.raises(UserError, match='nothing would train'):
-    train.Run(c)
+    setup.build(c)
   c.curriculum = (config.phase(steps=5, freeze='experts'),)
   with pytest.raises(
     UserError, match='choices: backbone, heads/make, heads/type, heads/model, heads/shared'
   ):
-    train.Run(c)
+    setup.build(c)
   c.model.heads = 'parallel'
   c.curriculum = (config.phase(steps=5, freeze='heads/shared'),)
   with pytest.raises(
     UserError,
     match=r"no parameter group 'heads/shared'.*; choices: backbone, heads/make, heads/type, heads/model$",
   ):
-    train.Run(c)
+    setup.build(c)
 
 
 # Training.
@@ -491,12 +491,12 @@ def test_a_step_of_each(form, monkeypatch):
       ),
     }
   )
-  run = train.Run(c)
-  task = run.task()
-  state, phase = run.state(task), run.phases[0]
+  run = setup.build(c)
+  task = run.task
+  state, phase = setup.initial_state(run), run.phases[0]
   tx = optim.transformation(c, task.labels, phase.freeze)
-  batch = next(iter(run.batches(run.train, 0, 1)))
-  step = jax.jit(lambda s, b: train.train_step(s, b, {}, task, phase, tx, run.mesh))
+  batch = next(iter(setup.batches(run, run.train, 0, 1)))
+  step = jax.jit(lambda s, b: train_step(s, b, {}, task, phase, tx, run.mesh))
   after, out = step(state, parallel.put_train(batch, {}, run.mesh))
   moved = {
     name: any(

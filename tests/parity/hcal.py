@@ -3,7 +3,6 @@
 import functools
 import json
 import pathlib
-import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,8 @@ from hierjax.losses import balancers, build
 from hierjax.losses.terms import Teacher
 from hierjax.models import heads
 from hierjax.taxonomy import Taxonomy
-from hierjax.train import loop as train
+from hierjax.train import optim
+from hierjax.train.objective import Task, objective
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
@@ -43,13 +43,21 @@ def evaluate(name, options=None, **changes):
     temperature=c.model.head.temperature,
     dot_product=c.model.head.dot_product,
   )
-  task = types.SimpleNamespace(
-    levels=levels,
-    names=levels,
+  task = Task(
+    model=module,
     losses=build.build(c, t, levels, labels),
     weights=dict.fromkeys(levels, 1.0),
-    example_weights=None,
+    class_weights=None,
+    balancer=None,
+    balance_at='features',
+    labels=None,
+    schedule=None,
+    clip=None,
+    ema=None,
+    micro_batches=1,
+    seed=0,
   )
+  phase = optim.Phase(0, 1, (), levels)
   labels, noise = jnp.asarray(labels, jnp.int32), jax.tree.map(jnp.float32, noise)
 
   def total(features, prototypes):
@@ -66,7 +74,7 @@ def evaluate(name, options=None, **changes):
       False,
     )
     x = heads.normalized(features) if c.model.normalize else features
-    shares, _ = train.objective(head, x, labels, task, task, Teacher({}, {}))
+    shares, _ = objective(head, x, labels, task, phase, Teacher({}, {}))
     each = jnp.stack([shares[level] for level in levels])
     weights, _, _ = balancers.awa(c.balance.gamma).update(each, {})
     return (weights * each).sum(), {'losses': each, 'weights': weights}

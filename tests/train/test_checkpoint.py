@@ -19,8 +19,11 @@ from jax.sharding import AxisType
 from hierjax import model as predict
 from hierjax.core import config, metrics, parallel
 from hierjax.core.errors import UserError
-from hierjax.train import checkpoint
-from hierjax.train import loop as train
+from hierjax.evaluate import collect
+from hierjax.experiments import fit
+from hierjax.train import checkpoint, setup
+from hierjax.train.interrupt import Interrupted, Signals
+from hierjax.train.loop import Loop
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +49,7 @@ def finished(tmp_path_factory):
       ),
     )
     folder = tmp_path_factory.mktemp('finished') / 'run'
-    return folder, train.fit(tiny.run_config(), folder)
+    return folder, fit.fit(tiny.run_config(), folder)
 
 
 @pytest.fixture
@@ -94,7 +97,7 @@ DAMAGE = {
 def test_a_damaged_last_checkpoint_falls_back_and_ends_the_same(damage, copy, finished, capfd):
   """Also from the best of both: the run goes on at step 6, says why, keeps the damaged one, and ends in the same state."""
   damage(copy / 'checkpoints/12')
-  result = train.fit(tiny.run_config(), copy)
+  result = fit.fit(tiny.run_config(), copy)
   told = capfd.readouterr().err
   assert 'the checkpoint of step 12 is damaged' in told and 'resuming at step 6' in told
   assert (copy / 'damaged/12').is_dir()
@@ -108,7 +111,7 @@ def test_a_damaged_last_checkpoint_falls_back_and_ends_the_same(damage, copy, fi
 def test_all_checkpoints_damaged_starts_again(copy, finished, capfd):
   for step in (6, 12):
     turn(data_file(copy / f'checkpoints/{step}'))
-  assert train.fit(tiny.run_config(), copy)['state_sha256'] == finished[1]['state_sha256']
+  assert fit.fit(tiny.run_config(), copy)['state_sha256'] == finished[1]['state_sha256']
   assert capfd.readouterr().err.count('is damaged') == 2 and sorted(
     os.listdir(copy / 'damaged')
   ) == ['12', '6']
@@ -133,14 +136,14 @@ def test_prediction_leaves_a_save_under_way_alone(copy):
   shutil.copytree(copy / 'checkpoints/12', draft)
   predict.load(copy)
   assert draft.is_dir()
-  train.fit(tiny.run_config(), copy)
+  fit.fit(tiny.run_config(), copy)
   assert not draft.exists()
 
 
 @pytest.mark.parametrize('metric', ['loss', 'top1/finest', 'top1/coarsest', 'hvr'])
 def test_the_best_checkpoint_is_the_one_that_is_evaluated(metric, tmp_path):
   """Over all evaluations of the run, though only the latest two are kept beside it; of equals the first."""
-  train.fit(
+  fit.fit(
     tiny.run_config(**{'train.eval_steps': 2, 'train.best': metric, 'optim.lr': 3e-2}), tmp_path
   )
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
@@ -165,20 +168,19 @@ def test_a_checkpoint_of_another_model_is_told_by_its_first_difference(copy):
 
 def test_interrupted_in_an_evaluation(tmp_path, finished, monkeypatch):
   """Ctrl-C in the middle of the evaluation at step 6 stops at once; the resumed run does that evaluation first and ends the same."""
-  original = train.Loop.validate
+  original = collect.collect
 
-  def interrupted(self, val, signals):
+  def interrupted(*args, **options):
     signal.raise_signal(signal.SIGINT)
-    return original(self, val, signals)
+    return original(*args, **options)
 
-  monkeypatch.setattr(train.Loop, 'validate', interrupted)
-  with pytest.raises(train.Interrupted, match='SIGINT at step 6'):
-    train.fit(tiny.run_config(), tmp_path)
+  with monkeypatch.context() as patch, pytest.raises(Interrupted, match='SIGINT at step 6'):
+    patch.setattr(collect, 'collect', interrupted)
+    fit.fit(tiny.run_config(), tmp_path)
   assert not [
     line for line in (tmp_path / 'metrics.jsonl').read_text().splitlines() if '"val"' in line
   ]
-  monkeypatch.setattr(train.Loop, 'validate', original)
-  result = train.fit(tiny.run_config(), tmp_path)
+  result = fit.fit(tiny.run_config(), tmp_path)
   assert (
     result['state_sha256'] == finished[1]['state_sha256']
     and result['decode'] == finished[1]['decode']
@@ -195,7 +197,7 @@ def test_saves_between_evaluations(tmp_path, monkeypatch):
     original(self, step, parts, metrics)
 
   monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
-  train.fit(
+  fit.fit(
     tiny.run_config(**{'train.save_minutes': 1e-9, 'train.steps': 8, 'train.eval_steps': 4}),
     tmp_path,
   )
@@ -211,14 +213,13 @@ def test_cached_features_are_of_the_weights_that_train(tmp_path):
       'optim.ema': 0.9,
     }
   )
-  run = train.Run(c)
-  loop = train.Loop(run, tmp_path)
+  run = setup.build(c)
+  loop = Loop(run, tmp_path, Signals())
   loop.state = loop.state.replace(ema=jax.tree.map(lambda x: x + 1, loop.state.ema))
-  with train.Signals() as signals:
-    cached = loop.features(run.train, signals)
-  variables = {'params': run.initial['params'], 'batch_stats': run.initial['batch_stats']}
-  image = next(iter(run.batches(run.train, 0, 1)))
-  expected = run.model.apply(variables, image['image'], method='features')
+  cached = loop.features(run.train)
+  variables = {'params': run.variables['params'], 'batch_stats': run.variables['batch_stats']}
+  image = next(iter(setup.batches(run, run.train, 0, 1)))
+  expected = run.task.model.apply(variables, image['image'], method='features')
   np.testing.assert_allclose(
     np.stack([cached.reader(int(i)) for i in image['index']]), expected, rtol=1e-4, atol=1e-5
   )

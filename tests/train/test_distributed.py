@@ -22,9 +22,11 @@ from benchmarks import scaling
 from hierjax import model as predict
 from hierjax.core import parallel
 from hierjax.core.errors import UserError
+from hierjax.experiments import fit
 from hierjax.models import initializers
-from hierjax.train import checkpoint, optim
-from hierjax.train import loop as train
+from hierjax.train import checkpoint, optim, setup
+from hierjax.train import state as state_lib
+from hierjax.train.step import stepper
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATIENCE = 10  # seconds of silence until a process counts as dead
@@ -190,7 +192,7 @@ def test_two_processes_are_two_devices_of_one(tmp_path, backbone, monkeypatch):
     two = json.loads(*job.out())
     assert not job.out(1) and 'val at step' not in job.err(1)
   monkeypatch.setattr(parallel, 'mesh', lambda: mesh(2))
-  one = json.loads(json.dumps(train.fit(tiny.run_config(**options), tmp_path / 'one')))
+  one = json.loads(json.dumps(fit.fit(tiny.run_config(**options), tmp_path / 'one')))
   assert two == one
   assert logged(tmp_path / 'two') == logged(tmp_path / 'one') and [
     l['step'] for l in logged(tmp_path / 'two') if l['kind'] == 'val'
@@ -219,11 +221,11 @@ def test_two_processes_are_two_devices_of_one(tmp_path, backbone, monkeypatch):
 
 def advance(c, devices, state, to, teacher=None):
   """In this process, on so many devices: the state after step `to`, from the state as numpy, None for the initial one."""
-  run = train.Run(c)
-  run.mesh, task = mesh(devices), run.task()
-  state = run.state(task) if state is None else parallel.put_replicated(state, run.mesh)
-  step = train.stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)
-  for batch in run.batches(run.train, int(state.step), to):
+  run = setup.build(c)
+  run.mesh, task = mesh(devices), run.task
+  state = setup.initial_state(run) if state is None else parallel.put_replicated(state, run.mesh)
+  step = stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)
+  for batch in setup.batches(run, run.train, int(state.step), to):
     state, _ = step(
       state,
       parallel.put_train(batch, {'stop': False}, run.mesh),
@@ -234,9 +236,9 @@ def advance(c, devices, state, to, teacher=None):
 
 def saved(c, folder, step):
   """The state that the run in the folder has saved at the step, as numpy."""
-  run, store = train.Run(c), checkpoint.Checkpoints(folder / 'checkpoints', 'top1/model')
-  state = run.state(run.task())
-  state = train.restored(state, store.load(step, train.parts(state)))
+  run, store = setup.build(c), checkpoint.Checkpoints(folder / 'checkpoints', 'top1/model')
+  state = setup.initial_state(run)
+  state = state_lib.from_parts(state, store.load(step, state_lib.to_parts(state)))
   store.close()
   return jax.device_get(state)
 
@@ -247,8 +249,8 @@ def test_distillation_is_the_same_over_devices(monkeypatch):
   c = tiny.run_config(
     **{'loss.terms': 'distill', 'loss.weights': 'distill=30', 'optim.name': 'sgd'}
   )
-  run = train.Run(c)
-  other = initializers.init(run.model, 1, np.zeros((1, 32, 32, 3), np.float32))
+  run = setup.build(c)
+  other = initializers.init(run.task.model, 1, np.zeros((1, 32, 32, 3), np.float32))
   teacher = {
     'variables': dict(jax.device_get(other)),
     'known': {level: np.arange(run.taxonomy.num_classes(level)) % 3 > 0 for level in run.levels},
@@ -294,7 +296,7 @@ def test_one_signal_stops_all_and_another_number_goes_on(tmp_path, backbone, mon
   )
   assert checkpoint.sha256(advance(c, 2, four, stops[1])) == checkpoint.sha256(two)
   monkeypatch.setattr(parallel, 'mesh', lambda: mesh(1))
-  assert train.fit(c, tmp_path / 'run')['step'] == 60
+  assert fit.fit(c, tmp_path / 'run')['step'] == 60
   assert f'resuming at step {stops[1]} of 60' in capsys.readouterr().err
   assert checkpoint.sha256(advance(c, 1, two, 60).params) == checkpoint.sha256(
     saved(c, tmp_path / 'run', 60).params
@@ -447,11 +449,11 @@ def test_mistakes_on_the_command_line(args, code, message):
 def test_one_reduction_of_the_gradients_and_two_for_each_batch_norm(devices, backbone):
   """Read from the compiled step: the flag, the loss and the accuracies go with the gradients; the same bytes for any number of devices."""
   c = tiny.run_config()
-  run = train.Run(c)
-  run.mesh, task = mesh(devices), run.task()
-  state = run.state(task)
-  batch = next(iter(run.batches(run.train, 0, 1)))
-  step = train.stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)
+  run = setup.build(c)
+  run.mesh, task = mesh(devices), run.task
+  state = setup.initial_state(run)
+  batch = next(iter(setup.batches(run, run.train, 0, 1)))
+  step = stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)
   hlo = (
     step.lower(state, parallel.put_train(batch, {'stop': False}, run.mesh), {}).compile().as_text()
   )

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from hierjax.core import config, parallel
-from hierjax.train import loop, optim
+from hierjax.train import optim, setup
+from hierjax.train.step import train_step
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
 SMALL = {
@@ -118,12 +119,12 @@ def read_config(name: str, argument: str):
 
 def first_step(c) -> dict[str, float]:
   """Return the metrics of the first training step of a config."""
-  run = loop.Run(c)
-  task = run.task()
+  run = setup.build(c)
+  task = run.task
   tx = optim.transformation(run.c, task.labels, run.phases[0].freeze)
-  step = jax.jit(lambda s, b: loop.train_step(s, b, {}, task, run.phases[0], tx, run.mesh))
-  batch = next(iter(run.batches(run.train, 0, 1)))
-  _, metrics = step(run.state(task), parallel.put_train(batch, {}, run.mesh))
+  step = jax.jit(lambda s, b: train_step(s, b, {}, task, run.phases[0], tx, run.mesh))
+  batch = next(iter(setup.batches(run, run.train, 0, 1)))
+  _, metrics = step(setup.initial_state(run), parallel.put_train(batch, {}, run.mesh))
   return {name: float(value) for name, value in metrics.items()}
 
 

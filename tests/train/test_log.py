@@ -103,9 +103,15 @@ def test_wandb_without_wandb_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_compile_time_and_memory_are_counted():
-  before, peak = log.compile_seconds(), log.memory()['memory_gib']
-  jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x).T + len(str(before)))(
-    jnp.ones((37, 41))
-  ).block_until_ready()
-  assert log.compile_seconds() > before
+  timer, peak = log.CompileTimer(), log.memory()['memory_gib']
+
+  def compiled(n):
+    jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x).T + n)(jnp.ones((37, 41))).block_until_ready()
+    return timer.seconds
+
+  seconds = compiled(1)
+  assert 0 < seconds < compiled(2)
+  timer.close()
+  seconds = timer.seconds
+  assert compiled(3) == seconds
   assert 0.1 < peak <= log.memory()['memory_gib'] < 100

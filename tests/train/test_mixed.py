@@ -24,11 +24,12 @@ from hierjax.core.errors import UserError
 from hierjax.data import lint, sources
 from hierjax.decide import decisions
 from hierjax.evaluate import collect, summary
-from hierjax.experiments import migrate
+from hierjax.experiments import fit, migrate
 from hierjax.report import page as report_page
 from hierjax.report import runs
 from hierjax.taxonomy import Mixed, Taxonomy, describe_difference, read_taxonomy
-from hierjax.train import loop as train
+from hierjax.train import setup
+from hierjax.train.objective import objective
 
 BELOW = 'kind,tag\ndisc,disc blue\ndisc,disc green\nsquare,square blue\n,red\n'
 BESIDE = 'category,article\nround,disc\nround,ring\nedgy,square\nedgy,frame\n'
@@ -528,9 +529,11 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
   binary = {k: v for k, v in changes.items() if OPTIONS[k].levels == 'tags'}
   own = {k: v for k, v in changes.items() if k not in binary}
   weights = {'loss.weights': 'article=.5'}
-  both = train.Run(options(tmp_path / 'data', **changes, **{'loss.weights': 'article=.5,colour=2'}))
-  exclusive = train.Run(options(tmp_path / 'data', **own, **weights, **{'data.multi': ''}))
-  several = train.Run(
+  both = setup.build(
+    options(tmp_path / 'data', **changes, **{'loss.weights': 'article=.5,colour=2'})
+  )
+  exclusive = setup.build(options(tmp_path / 'data', **own, **weights, **{'data.multi': ''}))
+  several = setup.build(
     options(tmp_path / 'alone', **binary, **{'loss.weights': 'colour=2', 'train.best': 'loss'})
   )
   rng, n = np.random.default_rng(0), len(both.train.labels)
@@ -542,8 +545,8 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
 
   def of(run, columns):
     head = lambda x, train: {level: x @ maps[level] + 0.1 * train for level in run.levels}
-    shares, out = train.objective(
-      head, features, jnp.asarray(columns, jnp.int32), run.task(), run.phases[0], ({}, {})
+    shares, out = objective(
+      head, features, jnp.asarray(columns, jnp.int32), run.task, run.phases[0], ({}, {})
     )
     return {
       k: float(v)
@@ -564,7 +567,7 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
   val = lambda run: summary.loss(
     collect.Outputs({level: probs[level] for level in run.levels}, None, rows_of(run), None, []),
     run.taxonomy,
-    run.weights,
+    run.task.weights,
   )
   assert val(both) == pytest.approx(val(exclusive) + val(several))
 
@@ -601,9 +604,9 @@ def test_options(tmp_path, changes, told):
   draw(tmp_path / 'data', 24)
   if told:
     with pytest.raises(UserError, match=told):
-      train.Run(options(tmp_path / 'data', **changes))
+      setup.build(options(tmp_path / 'data', **changes))
   else:
-    run = train.Run(options(tmp_path / 'data', **changes))
+    run = setup.build(options(tmp_path / 'data', **changes))
     assert (
       run.best in ('top1/article', 'map/colour', 'joint_fpa', 'top1/category')
       and 'colour' in run.levels
@@ -611,13 +614,13 @@ def test_options(tmp_path, changes, told):
 
 
 def test_flat_heads_are_one_on_the_exclusive_levels(tmp_path):
-  run = train.Run(options(draw(tmp_path / 'data', 24), **{'model.heads': 'flat'}))
+  run = setup.build(options(draw(tmp_path / 'data', 24), **{'model.heads': 'flat'}))
   assert run.levels == ('article', 'colour') and run.taxonomy.levels == (
     'category',
     'article',
     'colour',
   )
-  short = train.Run(
+  short = setup.build(
     options(tmp_path / 'data', **{'model.levels': 'category,colour', 'train.best': 'loss'})
   )
   assert (
@@ -784,7 +787,7 @@ def test_below_never_contradicts(tmp_path):
       'model.heads': 'prototypes',
     },
   )
-  result = train.fit(c, run)
+  result = fit.fit(c, run)
   assert result['hvr']['decided'] == 0 and set(result['multi']) == {'tag'}
   model = predict.load(run)
   t, under = model.taxonomy, {'disc blue': 'disc', 'disc green': 'disc', 'square blue': 'square'}
@@ -818,12 +821,12 @@ def test_below_never_contradicts(tmp_path):
     )
   (data / 'taxonomy.csv').write_text(BELOW.replace('square,square blue', 'square,\n,square blue'))
   with pytest.raises(UserError, match=r'holds a run on another taxonomy .*tag below other classes'):
-    train.fit(c, run)
+    fit.fit(c, run)
 
 
 def test_novelty_of_the_exclusive_levels(tmp_path):
   run = tmp_path / 'run'
-  train.fit(options(draw(tmp_path / 'data'), **{'eval.novelty': 0.9}), run)
+  fit.fit(options(draw(tmp_path / 'data'), **{'eval.novelty': 0.9}), run)
   model = predict.load(run)
   found = json.loads((run / 'eval_val.json').read_text())['novelty']
   assert set(found['levels']) == {'category', 'article'} and (run / 'novelty.npz').exists()

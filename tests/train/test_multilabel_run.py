@@ -19,9 +19,10 @@ from hierjax.core.errors import UserError
 from hierjax.data import pipeline, sources
 from hierjax.decide import thresholds
 from hierjax.evaluate import collect, summary
+from hierjax.experiments import fit
 from hierjax.losses import build
 from hierjax.taxonomy import Taxonomy, with_tags
-from hierjax.train import loop as train
+from hierjax.train import setup
 
 TAGS = ('amber', 'blue', 'coral')  # each tints a third of the picture
 GROUP = {'amber': 'warm', 'blue': 'cold', 'coral': 'warm'}
@@ -168,7 +169,7 @@ def test_a_cell_of_a_class_column_is_0_or_1(tmp_path):
 def test_options_that_do_not_fit(tmp_path, changes, told):
   draw(tmp_path, 12, taxonomy=True)
   with pytest.raises(UserError, match=told):
-    train.Run(options(tmp_path, **changes))
+    setup.build(options(tmp_path, **changes))
 
 
 def test_a_split_keeps_the_combinations(tmp_path):
@@ -186,7 +187,7 @@ def test_one_level_as_s4_does(tmp_path):
   data.mkdir()
   draw(data, columns=True)
   c = options(data, **{'data.multi': 'tag'})
-  result = train.fit(c, run)
+  result = fit.fit(c, run)
   found = result['multi']['tag']
   with np.load(run / 'predictions_val.npz') as archive:
     prob, y, pred = (
@@ -233,9 +234,7 @@ def test_one_level_as_s4_does(tmp_path):
     -1
   ].keys()
   with pytest.raises(UserError, match=r'data\.multi'):
-    train.fit(
-      options(data, **{'data.multi': 'all', 'data.taxonomy': str(run / 'taxonomy.csv')}), run
-    )
+    fit.fit(options(data, **{'data.multi': 'all', 'data.taxonomy': str(run / 'taxonomy.csv')}), run)
 
 
 @pytest.mark.parametrize('binary', ['bce', 'focal'])
@@ -243,7 +242,7 @@ def test_several_levels_never_contradict(tmp_path, binary):
   data, run = tmp_path / 'data', tmp_path / 'run'
   data.mkdir()
   draw(data, taxonomy=True)
-  result = train.fit(
+  result = fit.fit(
     options(data, **{'loss.binary': binary, 'train.steps': 12, 'train.eval_steps': 12}), run
   )
   assert set(result['multi']) == {'group', 'tag'} and result['hvr']['decided'] == 0

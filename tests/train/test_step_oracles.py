@@ -13,8 +13,10 @@ from jax.sharding import AxisType
 
 from hierjax import model
 from hierjax.core import parallel
+from hierjax.experiments import fit
 from hierjax.models import heads
-from hierjax.train import loop, optim
+from hierjax.train import optim, setup
+from hierjax.train.step import train_step
 
 LEVELS = ('make', 'type', 'model')
 SGD = {
@@ -39,17 +41,17 @@ def one_device(monkeypatch):
 
 def first_step(**options):
   """(run, batch, its logits before the step, metrics, {path: what the step subtracted})."""
-  run = loop.Run(tiny.run_config(**SGD, **options))
-  task = run.task()
-  state = run.state(task)
+  run = setup.build(tiny.run_config(**SGD, **options))
+  task = run.task
+  state = setup.initial_state(run)
   transform = optim.transformation(run.c, task.labels)
-  batch = next(iter(run.batches(run.train, 0, 1)))
+  batch = next(iter(setup.batches(run, run.train, 0, 1)))
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  (logits, _), _ = run.model.apply(
+  (logits, _), _ = task.model.apply(
     variables, jnp.asarray(batch['image']), True, mutable=['batch_stats']
   )
   before = traverse_util.flatten_dict(jax.device_get(state.params))
-  step = jax.jit(lambda s, b: loop.train_step(s, b, {}, task, run.phases[0], transform, run.mesh))
+  step = jax.jit(lambda s, b: train_step(s, b, {}, task, run.phases[0], transform, run.mesh))
   state, out = step(state, parallel.put_train(batch, {}, run.mesh))
   after = traverse_util.flatten_dict(jax.device_get(state.params))
   moved = {path: before[path] - after[path] for path in before}
@@ -132,7 +134,7 @@ def test_loss_weights_weigh_the_validation_loss(tmp_path):
     'train.steps': 6,
     'eval.checkpoint': 'last',
   }
-  loop.fit(tiny.run_config(**options), tmp_path)
+  fit.fit(tiny.run_config(**options), tmp_path)
   trained = model.load(tmp_path)
   outputs = trained.collect(trained.split('val'))
   expected = 0.0

@@ -14,14 +14,28 @@ from hierjax import model as predict
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline
+from hierjax.experiments import fit
 from hierjax.models import compute
-from hierjax.train import checkpoint, optim
-from hierjax.train import loop as train
+from hierjax.train import checkpoint, optim, setup, step
+from hierjax.train.interrupt import Interrupted
+from hierjax.train.loop import Hook
+from hierjax.train.step import train_step
 
 
 @pytest.fixture(autouse=True)
 def backbone(monkeypatch):
   tiny.register(monkeypatch)
+
+
+class Interrupt(Hook):
+  """Ends a run by SIGTERM after a step."""
+
+  def __init__(self, step):
+    self.step = step
+
+  def after_step(self, loop):
+    if loop.step == self.step:
+      signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.fixture
@@ -34,18 +48,18 @@ def one_device(monkeypatch):
 
 
 def start(c):
-  run = train.Run(c)
-  task = run.task()
-  return run, task, run.state(task)
+  run = setup.build(c)
+  task = run.task
+  return run, task, setup.initial_state(run)
 
 
 def advance(run, task, state, phase=None, steps=2, freeze=None):
   phase = phase or run.phases[0]
   tx = optim.transformation(run.c, task.labels, phase.freeze if freeze is None else freeze)
-  step = jax.jit(lambda s, b: train.train_step(s, b, {}, task, phase, tx, run.mesh))
+  compiled = jax.jit(lambda s, b: train_step(s, b, {}, task, phase, tx, run.mesh))
   out = None
-  for batch in run.batches(run.train, int(state.step), int(state.step) + steps):
-    state, out = step(state, parallel.put_train(batch, {}, run.mesh))
+  for batch in setup.batches(run, run.train, int(state.step), int(state.step) + steps):
+    state, out = compiled(state, parallel.put_train(batch, {}, run.mesh))
   return state, out
 
 
@@ -54,7 +68,7 @@ def same(a, b) -> bool:
 
 
 def test_fit_leaves_what_it_promises(tmp_path, one_device):
-  result = train.fit(tiny.run_config(), tmp_path)
+  result = fit.fit(tiny.run_config(), tmp_path)
   for name in (
     'config.json',
     'taxonomy.csv',
@@ -79,7 +93,7 @@ def test_fit_leaves_what_it_promises(tmp_path, one_device):
 
 
 def test_interrupted_run_ends_bit_identical(tmp_path, one_device, monkeypatch):
-  """Stopped in phase 1 and again in phase 2, with EMA, accumulation and dropout on."""
+  """Stopped in phase 1, at its end and in phase 2, with EMA, accumulation and dropout on."""
   c = tiny.run_config(
     **{
       'optim.ema': 0.9,
@@ -90,37 +104,13 @@ def test_interrupted_run_ends_bit_identical(tmp_path, one_device, monkeypatch):
       'curriculum': (config.phase(steps=7, freeze='heads/finest', levels='coarser'),),
     }
   )
-  whole = train.fit(c, tmp_path / 'whole')
-  original = train.Run.batches
-
-  def interrupting(at):
-    def batches(self, examples, start, end):
-      return Stop(original(self, examples, start, end), start, at)
-
-    return batches
-
-  class Stop:
-    def __init__(self, inner, step, at):
-      self.inner, self.step, self.at = inner, step, at
-
-    def __iter__(self):
-      for batch in self.inner:
-        self.step += 1
-        if self.step == self.at:
-          signal.raise_signal(signal.SIGTERM)
-        yield batch
-
-    def close(self):
-      self.inner.close()
-
-  for at in (3, 8):
-    monkeypatch.setattr(train.Run, 'batches', interrupting(at))
-    with pytest.raises(
-      train.Interrupted, match=f'SIGTERM at step {at + 1}'
-    ):  # all processes know of it a step later
-      train.fit(c, tmp_path / 'cut')
-  monkeypatch.setattr(train.Run, 'batches', original)
-  resumed = train.fit(c, tmp_path / 'cut')
+  whole = fit.fit(c, tmp_path / 'whole')
+  # the flag goes out with the next batch and is read while the one after it runs; a phase's last
+  # step has no next batch
+  for sent, stopped in ((2, 4), (7, 7), (8, 10)):
+    with pytest.raises(Interrupted, match=f'SIGTERM at step {stopped}'):
+      fit.fit(c, tmp_path / 'cut', [Interrupt(sent)])
+  resumed = fit.fit(c, tmp_path / 'cut')
   assert resumed['state_sha256'] == whole['state_sha256']
   assert resumed['decode'] == whole['decode']
 
@@ -135,15 +125,15 @@ def test_interrupted_run_ends_bit_identical(tmp_path, one_device, monkeypatch):
 
 def test_resume_refuses_other_options_and_other_taxonomy(tmp_path, one_device):
   c = tiny.run_config()
-  train.fit(c, tmp_path)
+  fit.fit(c, tmp_path)
   c.optim.lr = 1.0
   with pytest.raises(UserError, match=r'optim\.lr: 0\.003 -> 1\.0'):
-    train.fit(c, tmp_path)
+    fit.fit(c, tmp_path)
   c = tiny.run_config()
   text = (tmp_path / 'taxonomy.csv').read_text().splitlines()
   (tmp_path / 'taxonomy.csv').write_text('\n'.join(text[:-1]) + '\n')
   with pytest.raises(UserError, match='another taxonomy'):
-    train.fit(c, tmp_path)
+    fit.fit(c, tmp_path)
 
 
 @pytest.mark.parametrize('kind', ['cpu', 'plain'])
@@ -158,14 +148,14 @@ def test_eight_devices_equal_one(kind, one_device, monkeypatch):
       'optim.name': 'sgd',
     }
   )
-  original = train.Run.batches
+  original = setup.batches
 
-  def batches(self, *args):
-    for batch in original(self, *args):
+  def batches(*args):
+    for batch in original(*args):
       batch['labels'][::3, 1] = -1  # more on some devices than on others
       yield batch
 
-  monkeypatch.setattr(train.Run, 'batches', batches)
+  monkeypatch.setattr(setup, 'batches', batches)
 
   def steps():
     run, task, state = start(c)
@@ -234,13 +224,13 @@ def test_frozen_backbone_costs_no_gradient(one_device):
   """FLOPs of the compiled step: a frozen backbone's is little more than its forward pass."""
   c = tiny.run_config(**{'curriculum': (config.phase(steps=5, freeze='backbone'),)})
   run, task, state = start(c)
-  batch = next(iter(run.batches(run.train, 0, 1)))
+  batch = next(iter(setup.batches(run, run.train, 0, 1)))
   device = parallel.put_train(batch, {}, run.mesh)
 
   def flops(phase):
     tx = optim.transformation(c, task.labels, phase.freeze)
     return (
-      jax.jit(lambda s, b: train.train_step(s, b, {}, task, phase, tx, run.mesh))
+      jax.jit(lambda s, b: train_step(s, b, {}, task, phase, tx, run.mesh))
       .lower(state, device)
       .compile()
       .cost_analysis()['flops']
@@ -255,7 +245,7 @@ def test_features_are_computed_once_and_train_the_same_heads(one_device, tmp_pat
   c = tiny.run_config(
     **{'curriculum': (config.phase(share=1.0, freeze='backbone'),), 'data.augment.enabled': False}
   )
-  train.fit(c, tmp_path)
+  fit.fit(c, tmp_path)
   cached = predict.load(tmp_path).variables['params']['heads']
   run, task, state = start(c)
   through, _ = advance(run, task, state, steps=12)
@@ -299,7 +289,7 @@ def test_ema_against_a_loop(one_device):
 
 def test_nan_names_step_and_files(tmp_path, one_device):
   with pytest.raises(UserError, match=r'NaN or infinity at step \d+: .*files of that batch: toy/'):
-    train.fit(
+    fit.fit(
       tiny.run_config(**{'optim.lr': 1e30, 'optim.name': 'sgd', 'optim.schedule': 'constant'}),
       tmp_path,
     )
@@ -308,17 +298,17 @@ def test_nan_names_step_and_files(tmp_path, one_device):
 
 def test_gradient_of_nan_is_never_saved(tmp_path, one_device, monkeypatch):
   """The loss of the last step before a save is finite, its gradient is not."""
-  original = train.objective
+  original = step.objective
 
   def poisoned(head, features, *others):
-    shares, out = original(head, features, *others)
-    return shares | {
-      'model': shares['model'] + 0 * jax.numpy.sqrt(jax.numpy.sum(features * 0))
-    }, out
+    result = original(head, features, *others)
+    poison = 0 * jax.numpy.sqrt(jax.numpy.sum(features * 0))
+    losses = {**result.losses, 'model': result.losses['model'] + poison}
+    return result._replace(losses=losses)
 
-  monkeypatch.setattr(train, 'objective', poisoned)
+  monkeypatch.setattr(step, 'objective', poisoned)
   with pytest.raises(UserError, match=r'at step 1: .* gradient norm nan'):
-    train.fit(tiny.run_config(**{'train.eval_steps': 1}), tmp_path)
+    fit.fit(tiny.run_config(**{'train.eval_steps': 1}), tmp_path)
   assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
 
 
@@ -331,9 +321,9 @@ def test_early_stop(tmp_path, one_device):
       'curriculum': (config.phase(share=1.0, freeze='backbone'),),
     }
   )
-  result = train.fit(c, tmp_path)
+  result = fit.fit(c, tmp_path)
   assert result['step'] == 3  # the first evaluation is the best, two that are not better end it
-  assert train.fit(c, tmp_path)['state_sha256'] == result['state_sha256']
+  assert fit.fit(c, tmp_path)['state_sha256'] == result['state_sha256']
 
 
 def test_bfloat16_keeps_float32_parameters(one_device):
@@ -350,7 +340,7 @@ def test_bfloat16_keeps_float32_parameters(one_device):
 )
 def test_any_subset_of_levels(levels, heads, tmp_path, one_device):
   c = tiny.run_config(**{'model.levels': levels, 'train.steps': 2, 'train.eval_steps': 2})
-  result = train.fit(c, tmp_path)
+  result = fit.fit(c, tmp_path)
   assert result['heads'] == heads
   assert list(result['decode']['independent']['levels']) == (
     ['make'] if levels == 'make' else ['make', 'type', 'model']
@@ -368,7 +358,8 @@ def test_balancing_by_loss_and_by_sampling(one_device):
   run, task, state = start(
     tiny.run_config(**{'data.balance': 'loss', 'data.balance_level': 'make'})
   )
-  assert task.balance_column == 0 and len(task.example_weights) == run.taxonomy.num_classes('make')
+  column, values = task.losses.class_weights
+  assert column == 0 and len(values) == run.taxonomy.num_classes('make')
   assert np.isfinite(advance(run, task, state)[1]['loss'])
 
 
@@ -376,7 +367,7 @@ def test_balancing_by_loss_and_by_sampling(one_device):
   ('changes', 'message'),
   [
     ({'train.batch_size': 12}, r'train\.batch_size=12 must be a multiple of 8 device'),
-    ({'train.best': 'top1/modle'}, r'choices: loss, fpa, hvr'),
+    ({'train.best': 'top1/modle'}, r'choices: loss, top1/make'),
     ({'loss.weights': 'make=x'}, "'make=x' is not LEVEL=NUMBER"),
     ({'loss.weights': 'mak=1'}, "no level 'mak'"),
     ({'model.stem': 'small'}, 'tiny has one stem only'),
@@ -384,11 +375,11 @@ def test_balancing_by_loss_and_by_sampling(one_device):
 )
 def test_mistakes_in_options(changes, message):
   with pytest.raises(UserError, match=message):
-    train.Run(tiny.run_config(**changes))
+    setup.build(tiny.run_config(**changes))
 
 
 def test_baseline_is_trained_beside(tmp_path, one_device):
-  train.fit(
+  fit.fit(
     tiny.run_config(
       **{
         'baseline': 'train',

@@ -13,11 +13,13 @@ from jax.sharding import AxisType
 
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
+from hierjax.experiments import fit
 from hierjax.losses import balancers
 from hierjax.losses import exclusive as losses
 from hierjax.models import heads as heads_lib
-from hierjax.train import loop as train
-from hierjax.train import optim
+from hierjax.train import optim, setup
+from hierjax.train.loop import Hook
+from hierjax.train.step import train_step
 
 LEVELS = ('make', 'type', 'model')
 HCAL = {
@@ -53,20 +55,20 @@ def devices(monkeypatch, n):
 
 def advance(c, steps=1, state=None):
   """(run, task, state before, state after, metrics)"""
-  run = train.Run(c)
-  task = run.task()
-  state = run.state(task) if state is None else state
+  run = setup.build(c)
+  task = run.task
+  state = setup.initial_state(run) if state is None else state
   tx = optim.transformation(run.c, task.labels)
-  step = jax.jit(lambda s, b: train.train_step(s, b, {}, task, run.phases[0], tx, run.mesh))
+  step = jax.jit(lambda s, b: train_step(s, b, {}, task, run.phases[0], tx, run.mesh))
   before, out = jax.device_get(state), None
-  for batch in run.batches(run.train, int(state.step), int(state.step) + steps):
+  for batch in setup.batches(run, run.train, int(state.step), int(state.step) + steps):
     state, out = step(state, parallel.put_train(batch, {}, run.mesh))
   return run, task, before, jax.device_get(state), jax.device_get(out)
 
 
 def task_gradients(run, task, state):
   """The losses [K] and gradients of the first step, one task at a time through the whole model at once: {task: (loss, {path: gradient})}."""
-  batch = next(iter(run.batches(run.train, 0, 1)))
+  batch = next(iter(setup.batches(run, run.train, 0, 1)))
   labels, key = (
     jnp.asarray(batch['labels']),
     jax.random.fold_in(jax.random.fold_in(jax.random.key(task.seed), 0), 0),
@@ -184,7 +186,7 @@ def test_aggregation_by_hand():
     },
   )
   run, _, before, _, out = advance(c)
-  batch = next(iter(run.batches(run.train, 0, 1)))
+  batch = next(iter(setup.batches(run, run.train, 0, 1)))
   variables = {'params': before.params, 'batch_stats': before.batch_stats}
   (_, features), _ = run.model.apply(
     variables, jnp.asarray(batch['image']), True, mutable=['batch_stats']
@@ -229,14 +231,14 @@ def test_aggregation_by_hand():
 )
 def test_eight_devices_equal_one(options, monkeypatch):
   c = tiny.run_config(**SGD, **options)
-  original = train.Run.batches
+  original = setup.batches
 
-  def batches(self, *args):
-    for batch in original(self, *args):
+  def batches(*args):
+    for batch in original(*args):
       batch['labels'][::3, -1] = -1  # more on some devices than on others
       yield batch
 
-  monkeypatch.setattr(train.Run, 'batches', batches)
+  monkeypatch.setattr(setup, 'batches', batches)
   _, _, before, one, out = advance(c)
   devices(monkeypatch, 8)
   _, _, _, eight, across = advance(c)
@@ -250,28 +252,18 @@ def test_eight_devices_equal_one(options, monkeypatch):
 def test_a_balancers_state_is_resumed(name, tmp_path):
   """The run that was stopped at step 6 and the one that was not end with the same state, the balancer's in it."""
   c = tiny.run_config(**{'balance.name': name})
-  whole = train.fit(c, tmp_path / 'whole')
-  original = train.Loop.phase
+  whole = fit.fit(c, tmp_path / 'whole')
 
-  class Stop(Exception):
-    pass
+  class Stop(Hook):
+    """Ends the run with an error right after the evaluation at step 6 was saved."""
 
-  def until(self, *args):
-    save = self.save
+    def after_step(self, loop):
+      if loop.step == 7:
+        raise RuntimeError('stop')
 
-    def and_stop(values):
-      save(values)
-      if self.step == 6:
-        self.checkpoints.wait()
-        raise Stop
-
-    self.save = and_stop
-    return original(self, *args)
-
-  with pytest.MonkeyPatch.context() as m, pytest.raises(Stop):
-    m.setattr(train.Loop, 'phase', until)
-    train.fit(c, tmp_path / 'cut')
-  assert train.fit(c, tmp_path / 'cut')['state_sha256'] == whole['state_sha256']
+  with pytest.raises(RuntimeError, match='stop'):
+    fit.fit(c, tmp_path / 'cut', [Stop()])
+  assert fit.fit(c, tmp_path / 'cut')['state_sha256'] == whole['state_sha256']
 
 
 def test_balancing_waits_for_all_tasks_and_a_trunk_that_trains():
@@ -284,13 +276,13 @@ def test_balancing_waits_for_all_tasks_and_a_trunk_that_trains():
       ),
     }
   )
-  run = train.Run(c)
-  task = run.task()
+  run = setup.build(c)
+  task = run.task
   assert [task.balancer_in(phase) is not None for phase in run.phases] == [False, False, True]
   *_, out = advance(c)
   assert [out[f'weight/{level}'] for level in LEVELS] == [1, 1, 0]
-  one = train.Run(tiny.run_config(**{'balance.name': 'cagrad', 'model.levels': 'finest'}))
-  assert one.task().balancer_in(one.phases[0]) is None
+  one = setup.build(tiny.run_config(**{'balance.name': 'cagrad', 'model.levels': 'finest'}))
+  assert one.task.balancer_in(one.phases[0]) is None
 
 
 def test_balancers_get_what_they_read():
@@ -314,15 +306,15 @@ def test_every_balancer_is_a_choice():
 def test_labels_at_any_level_train_the_finest_head():
   """Images without a finest label move it only with loss.any_level."""
   c = tiny.run_config(**SGD, **{'model.heads': 'flat', 'loss.any_level': True})
-  original = train.Run.batches
+  original = setup.batches
 
-  def batches(self, *args):
-    for batch in original(self, *args):
+  def batches(*args):
+    for batch in original(*args):
       batch['labels'][:, -1] = -1
       yield batch
 
   with pytest.MonkeyPatch.context() as m:
-    m.setattr(train.Run, 'batches', batches)
+    m.setattr(setup, 'batches', batches)
     _, _, before, after, out = advance(c)
     assert out['loss'] > 0.1 and all(
       np.abs(v).max() > 0 for k, v in moved(before, after).items() if k[0] == 'heads'
@@ -377,4 +369,4 @@ def test_prototype_heads():
 )
 def test_options_that_do_not_fit(options, said):
   with pytest.raises(UserError, match=said):
-    train.Run(tiny.run_config(**options))
+    setup.build(tiny.run_config(**options))

@@ -1,0 +1,199 @@
+"""A whole experiment: train, evaluate, explain, train the baseline, report."""
+
+import contextlib
+import copy
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from hierjax import model
+from hierjax.core import config, parallel
+from hierjax.core.errors import UserError
+from hierjax.evaluate import embedding
+from hierjax.experiments.workdir import Record, current_time, disk_errors, prepare
+from hierjax.report import page, runs
+from hierjax.train import checkpoint, setup
+from hierjax.train.interrupt import Signals
+from hierjax.train.loop import Hook, Loop
+from hierjax.train.state import eval_variables
+
+
+def fit(c: ConfigDict, workdir: str | pathlib.Path, hooks: Sequence[Hook] = ()) -> dict:
+  """Train what a config describes, or continue a run, and evaluate and report it.
+
+  The folder holds config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, and at the end
+  eval_VAL.json, predictions_VAL.npz, explain_VAL.npz, decode.json, of prototype heads
+  embedding_first.npz and embedding_last.npz, and report.html.
+
+  Args:
+    c: the config.
+    workdir: the folder of the run.
+    hooks: called during training.
+
+  Returns:
+    The evaluation of the validation split, `step`, and `state_sha256`, the digest of the final
+    state.
+
+  Raises:
+    UserError: a mistake in the options or the data, or a full disk.
+    Interrupted: Ctrl-C or SIGTERM came; the state is saved.
+  """
+  workdir = pathlib.Path(workdir)
+  with disk_errors(workdir):
+    started = current_time()
+    _check_baseline(c)
+    run = setup.build(c)
+    _check_distillation(workdir, run)
+    prepare(workdir, run)
+    signals, hooks = Signals(), [EmbeddingHook(workdir), *hooks]
+    loop = Loop(run, workdir, signals, _teacher(workdir, run), hooks)
+    for note in run.notes:
+      loop.log.say(f'note: {note}')
+    record = Record(workdir, loop, started)
+    with signals:
+      _train(loop, record)
+    digest = checkpoint.sha256(loop.state)
+    record.write(finished=current_time(), state_sha256=digest)
+    result = _evaluate(loop, workdir)
+    if run.c.baseline == 'train':
+      loop.log.say('training the baseline: one head, ancestors read off')
+      fit(baseline_config(run.c), workdir / 'baseline')
+    if parallel.first():
+      loop.log.say(f'report: {page.write(workdir)}')
+    return {'step': loop.step, **result, 'state_sha256': digest}
+
+
+class EmbeddingHook(Hook):
+  """Writes what the report draws of prototype heads at the first evaluation of a run.
+
+  Args:
+    workdir: the folder of the run.
+  """
+
+  def __init__(self, workdir: pathlib.Path):
+    self._path = workdir / 'embedding_first.npz'
+    self._is_written = parallel.exchange(self._path.exists())[0]
+
+  def after_validation(self, loop: Loop, values: Mapping[str, float]) -> None:
+    """Write the file, unless it exists.
+
+    Args:
+      loop: the training loop.
+      values: the metrics.
+    """
+    if not self._is_written:
+      variables = eval_variables(loop.state)
+      _write_embedding(self._path, loop, loop.eval_step, variables)
+    self._is_written = True
+
+
+def _write_embedding(path: pathlib.Path, loop: Loop, eval_step, variables) -> None:
+  run = loop.run
+  embedding.write_embedding(path, eval_step, variables, run.val, run.c, run.mesh, run.taxonomy)
+
+
+def _check_baseline(c: ConfigDict) -> None:
+  """Refuse a baseline that is not a run."""
+  if c.baseline in (None, 'train'):
+    return
+  if not (pathlib.Path(c.baseline) / 'config.json').is_file():
+    raise UserError(
+      f"--config.baseline={c.baseline}: not a run (no config.json); choices: 'train', "
+      'the folder of a run, or None'
+    )
+
+
+def _check_distillation(workdir: pathlib.Path, run: setup.Setup) -> None:
+  """Refuse the term distill in a run that --mode=migrate has not made."""
+  if 'distill' not in run.task.losses.terms:
+    return
+  if not all((workdir / name).exists() for name in ('migration.json', runs.START)):
+    raise UserError(
+      f'--config.loss.terms=distill: {workdir} has nothing to hold on to; '
+      'it is for runs that --mode=migrate has made'
+    )
+
+
+def _teacher(workdir: pathlib.Path, run: setup.Setup) -> dict:
+  """The run that a migrated one began with, and which classes it had learned; {} without one."""
+  if 'distill' not in run.task.losses.terms:
+    return {}
+  classes = runs.read(workdir, baseline=False).migration['classes']
+  is_known = {}
+  for level in run.levels:
+    names = run.taxonomy.names[run.taxonomy.index(level)]
+    is_known[level] = np.array([classes[level][name]['kind'] != 'new' for name in names])
+  return {'variables': model.load(workdir / runs.START).variables, 'known': is_known}
+
+
+def _train(loop: Loop, record: Record) -> None:
+  """Train to the end, and keep run.json up to date whatever happens."""
+  record.write()
+  try:
+    loop.train()
+    loop.checkpoints.wait()
+  except BaseException:
+    # the user is told the reason, not what follows from it
+    with contextlib.suppress(UserError, OSError):
+      loop.checkpoints.wait()
+      record.write()
+    raise
+  finally:
+    loop.close()
+  loop.checkpoints.close()
+  loop.log.close()
+
+
+def _evaluate(loop: Loop, workdir: pathlib.Path) -> dict:
+  """Evaluate the best checkpoint on the validation split, explain it, and log the scores."""
+  run, split = loop.run, loop.run.c.data.val
+  if loop.unreadable:
+    names = ', '.join(sorted(loop.unreadable)[:5]) + (' ...' if len(loop.unreadable) > 5 else '')
+    loop.log.say(
+      f'{len(loop.unreadable)} unreadable image(s) skipped: {names} '
+      f'(all in {workdir}/run.json; --mode=lint says why)'
+    )
+  trained = model.load(workdir)
+  result = trained.evaluate(split, examples=run.val, tune=True)
+  start = f'{split}, {result["n"]} images'
+  for name, decision in result['decode'].items():
+    accuracies = ' '.join(
+      f'{level} {values["top1"]:.4f}'
+      for level, values in decision['levels'].items()
+      if values['top1'] is not None
+    )
+    loop.log.say(
+      f'{start}, {name}: {accuracies} full path {decision["fpa"] or 0:.4f} '
+      f'HVR {decision["hvr"]:.4f}'
+    )
+  for level, values in result.get('multi', {}).items():
+    loop.log.say(
+      f'{start}, {level}: mAP macro {values["map_macro"] or 0:.4f} '
+      f'micro {values["map_micro"] or 0:.4f}; macro F1 '
+      f'{values["before"]["f1_macro"] or 0:.4f} at .5, '
+      f'{values["after"]["f1_macro"] or 0:.4f} at the tuned thresholds'
+    )
+  trained.explain(split, examples=run.val)
+  path = workdir / 'embedding_last.npz'
+  _write_embedding(path, loop, trained.eval_step, trained.variables)
+  return result
+
+
+def baseline_config(c: ConfigDict) -> ConfigDict:
+  """Configure a run without the hierarchy: one linear head on the finest level.
+
+  Args:
+    c: the config of the run to compare with.
+
+  Returns:
+    A copy with plain cross-entropy, without phases, terms and balancer.
+  """
+  b, default = copy.deepcopy(c), config.default()
+  b.baseline, b.train.best = default.baseline, 'top1/finest'
+  b.model.heads, b.model.normalize, b.model.parts = 'flat', False, ()
+  b.optim.heads_lr = b.optim.heads_growth = 1.0
+  b.model.head, b.curriculum = default.model.head, default.curriculum
+  b.loss, b.balance = default.loss, default.balance
+  return b

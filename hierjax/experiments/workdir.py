@@ -1,0 +1,198 @@
+"""The folder of a run: what is written there, and whether a run can go on in it."""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+
+import jax
+
+from hierjax import model
+from hierjax.core import config, files, parallel, plugins
+from hierjax.core.errors import UserError
+from hierjax.data.sources import Examples
+from hierjax.taxonomy import describe_difference, read_taxonomy
+from hierjax.train import log
+from hierjax.train.loop import Loop
+from hierjax.train.setup import Setup
+
+# options that don't change what is learned, by the beginning of their names
+FREE_ON_RESUME = (
+  'name',
+  'baseline',
+  'plugins',
+  'data.workers',
+  'data.threads',
+  'train.log_steps',
+  'train.save_minutes',
+  'eval.',
+  'log.',
+)
+PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def conflict(workdir: pathlib.Path, setup: Setup) -> str | None:
+  """Tell why a run cannot go on in a folder.
+
+  Args:
+    workdir: the folder.
+    setup: the run.
+
+  Returns:
+    A sentence, or None where the folder is new or holds the same run.
+  """
+  checkpoints = workdir / 'checkpoints'
+  if not (workdir / 'config.json').exists() or not checkpoints.exists():
+    return None
+  if not any(checkpoints.iterdir()):
+    return None
+  differences = config.differences(model.run_config(workdir), setup.c)
+  changed = [line for line in differences if not line.startswith(FREE_ON_RESUME)]
+  if changed:
+    return (
+      f'{workdir} holds a run with other options ({"; ".join(changed)}): '
+      'give another --workdir, the old options, or remove the folder'
+    )
+  before = read_taxonomy(workdir / 'taxonomy.csv', setup.c.data.multi)
+  if before.hash() != setup.taxonomy.hash():
+    return (
+      f'{workdir} holds a run on another taxonomy ({describe_difference(before, setup.taxonomy)}): '
+      'give another --workdir or the old taxonomy, or carry its classes over: '
+      f'--mode=migrate --from={workdir} --taxonomy=NEW.csv --workdir=NEWRUN'
+    )
+  return None
+
+
+def prepare(workdir: pathlib.Path, setup: Setup) -> None:
+  """Write config.json and taxonomy.csv, or check that they are those of the same run.
+
+  Args:
+    workdir: the folder; it is made.
+    setup: the run.
+
+  Raises:
+    UserError: the folder cannot be made, holds another run, or the processes differ in options,
+      data or folder.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    reason = 'is a file, not a folder' if workdir.is_file() else e.strerror
+    raise UserError(f'--workdir={workdir}: {reason}') from None
+  plugins.refuse_inside(setup.c.plugins, workdir)
+  facts = {'options': config.to_json(setup.c), 'taxonomy': setup.taxonomy.hash()}
+  for examples in (setup.train, setup.val):
+    facts[f'{examples.name} examples'] = _digest(examples)
+  parallel.check_same(workdir, facts)
+  # the first process reads, as it is the one that writes
+  reason = parallel.exchange(conflict(workdir, setup) if parallel.first() else None)[0]
+  if reason:
+    raise UserError(reason)
+  if parallel.first():
+    files.write(workdir / 'config.json', config.to_json(setup.c) + '\n')
+    setup.taxonomy.to_csv(workdir / 'taxonomy.csv')
+
+
+def _digest(examples: Examples) -> str:
+  tags = None if examples.multi is None else examples.multi.tolist()
+  content = [list(examples.files), examples.labels.tolist(), tags]
+  return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def disk_errors(workdir: pathlib.Path) -> Iterator[None]:
+  """Turn the errors of a full or failing disk into a message that names the last checkpoint.
+
+  A checkpoint has a number as its name only once it is complete.
+
+  Args:
+    workdir: the folder of the run.
+
+  Raises:
+    UserError: the disk is full, read-only or broken.
+  """
+  try:
+    yield
+  except OSError as e:
+    if e.errno not in DISK_ERRORS:
+      raise
+    names = [path.name for path in (workdir / 'checkpoints').glob('*')]
+    steps = [int(name) for name in names if name.isdigit()]
+    state = 'there is no checkpoint yet'
+    if steps:
+      state = f'the checkpoint of step {max(steps)} is intact'
+    raise UserError(
+      f'{workdir}: cannot be written to ({e.strerror}); {state}; '
+      'the same command continues from there'
+    ) from e
+
+
+def current_time() -> str:
+  """Return the time, UTC, in ISO format."""
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
+class Record:
+  """run.json: command, machine, durations and sizes of a run, over all times it was resumed.
+
+  Args:
+    workdir: the folder of the run.
+    loop: its training loop.
+    started: when this process began with it.
+  """
+
+  def __init__(self, workdir: pathlib.Path, loop: Loop, started: str):
+    self._path, self._loop, self._started = workdir / 'run.json', loop, started
+    self._before = self._read() if parallel.first() else {}
+    loop.unreadable.update(self._before.get('skipped', ()))
+
+  def _read(self) -> dict:
+    """What it says of the time before this process."""
+    if not self._path.exists() or not self._loop.step:
+      return {}
+    try:
+      return dict(json.loads(self._path.read_text()))
+    except (OSError, ValueError, TypeError) as e:
+      self._loop.log.say(f'{self._path} is damaged ({e}): what it recorded before is lost')
+      return {}
+
+  def write(self, **end) -> None:
+    """Write the file, by the first process.
+
+    Args:
+      **end: entries of a finished run: finished, state_sha256.
+    """
+    if not parallel.first():
+      return
+    loop, setup, before = self._loop, self._loop.run, self._before
+    durations = loop.durations()
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    content = {
+      'command': shlex.join(sys.argv),
+      'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      'versions': {'python': platform.python_version(), **versions},
+      'started': before.get('started', self._started),
+      'finished': None,
+      **{name: round(before.get(name, 0) + x, 1) for name, x in durations.items()},
+      **{name: round(x, 2) for name, x in log.memory().items()},
+      'params': setup.num_params,
+      'heads': list(setup.levels),
+      'classes': {level: setup.taxonomy.num_classes(level) for level in setup.taxonomy.levels},
+      'train_examples': len(setup.train.labels),
+      'val_examples': len(setup.val.labels),
+      'phases': [dataclasses.asdict(phase) for phase in setup.phases],
+      'skipped': sorted(loop.unreadable),
+      'notes': loop.notes,
+      'step': loop.step,
+      **end,
+    }
+    files.write(self._path, json.dumps(content, indent=2) + '\n')

@@ -99,6 +99,24 @@ def test_prediction_equals_evaluation(run, model):
   ]
 
 
+def test_probabilities_are_arrays_that_predict_decides_on(run, model, tmp_path):
+  """Rows follow the images, NaN where one cannot be read; decisions on them are predict's."""
+  bad = tmp_path / 'bad.jpg'
+  bad.write_bytes(b'no image')
+  files = [*sorted(run[0].rglob('*.png'))[:3], bad]
+  probs = model.probabilities(files)
+  assert set(probs) == set(model.levels)
+  for level, p in probs.items():
+    assert p.shape == (4, model.taxonomy.num_classes(level)) and np.isnan(p[3]).all()
+    np.testing.assert_allclose(p[:3].sum(1), 1, atol=1e-5)
+  readable = {level: p[:3] for level, p in probs.items()}
+  records = decide.to_records(model.decide(readable), readable, model.taxonomy)
+  assert records == [
+    {k: v for k, v in record.items() if k != 'file'} for record in model.predict(files)[:3]
+  ]
+  assert all(p.shape[0] == 0 for p in model.probabilities([]).values())
+
+
 def test_unreadable_image_is_named_and_the_others_are_predicted(run, model, tmp_path):
   bad = tmp_path / 'bad.jpg'
   bad.write_bytes(b'no image')

@@ -86,8 +86,8 @@ def _rows_of_tags(levels, rows, n, source):
       paths = [' / '.join(filter(None, p)) or 'nothing' for p in (cells[:n], place)]
       raise UserError(
         f'{source}{row}: {levels[-1]} {leaf!r} stands under {paths[0]!r} here and under '
-        f'{paths[1]!r} in row {first_row}; a class has one row, and one that any example may have leaves '
-        f'{", ".join(levels[:n])} empty'
+        f'{paths[1]!r} in row {first_row}; a class has one row, and one that any example may have '
+        f'leaves {", ".join(levels[:n])} empty'
       )
   return tag_rows
 

@@ -72,8 +72,8 @@ def patterns(is_right: np.ndarray, is_labelled: np.ndarray) -> list[Pattern]:
   out = []
   for k, pattern in enumerate(distinct):
     rows = labelled[group.ravel() == k]
-    drawn = np.sort(np.random.default_rng(0).permutation(len(rows))[:IMAGES_PER_PATTERN])
-    out.append(Pattern(tuple(pattern.tolist()), rows, rows[drawn]))
+    examples = rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:IMAGES_PER_PATTERN])]
+    out.append(Pattern(tuple(pattern.tolist()), rows, examples))
   return sorted(out, key=lambda p: (-len(p.rows), p.is_right))[:PATTERNS]
 
 
@@ -111,13 +111,25 @@ def confusions(
 
 
 def head_columns(predictions: Mapping[str, np.ndarray]) -> list[int]:
-  """List the columns of the taxonomy that have a head, of the arrays of predictions_SPLIT.npz."""
+  """List the columns of the taxonomy that have a head.
+
+  Args:
+    predictions: arrays of predictions_SPLIT.npz.
+  """
   numbers = [key.removeprefix('top_') for key in predictions if key.startswith('top_')]
   return sorted(int(number) for number in numbers if number.isdigit())
 
 
 def heads_right(predictions: Mapping[str, np.ndarray], columns: Sequence[int]) -> np.ndarray:
-  """Return bool [N, K]: whether the heads of these columns rank the true class first."""
+  """Return which heads rank the true class first.
+
+  Args:
+    predictions: arrays of predictions_SPLIT.npz.
+    columns: the columns of K heads.
+
+  Returns:
+    bool [N, K].
+  """
   labels = predictions['labels']
   return np.stack([predictions[f'top_{k}'][:, 0] == labels[:, k] for k in columns], 1)
 

@@ -58,10 +58,10 @@ def grad_cam(
   def logits_of_classes(shift):
     perturbed = {**variables, 'perturbations': {'backbone': {'features': shift}}}
     (logits, features), state = model.apply(perturbed, images, **capture)
-    chosen = {
+    sums = {
       level: jnp.take_along_axis(logits[level], c[:, None], 1).sum() for level, c in classes.items()
     }
-    return chosen, (features, last_maps(state))
+    return sums, (features, last_maps(state))
 
   _, state = jax.eval_shape(lambda: model.apply(variables, images, **capture))
   output = state['intermediates']['backbone']['__call__'][0]
@@ -71,11 +71,11 @@ def grad_cam(
     return features, {level: jnp.zeros((len(images), 1, 1)) for level in classes}
   shape = output[1]['features']
   zeros = jnp.zeros(shape.shape, shape.dtype)
-  chosen, backward, (features, maps) = jax.vjp(logits_of_classes, zeros, has_aux=True)
+  sums, backward, (features, maps) = jax.vjp(logits_of_classes, zeros, has_aux=True)
   maps = maps.astype(jnp.float32)
   cams = {}
   for level in classes:
-    one_hot = {l: jnp.full_like(value, l == level) for l, value in chosen.items()}
+    one_hot = {l: jnp.full_like(value, l == level) for l, value in sums.items()}
     (slope,) = backward(one_hot)
     weights = slope.astype(jnp.float32).mean((1, 2), keepdims=True)
     cams[level] = nn.relu((weights * maps).sum(-1))
@@ -143,20 +143,22 @@ def write(
   import simplejpeg
 
   n = len(predictions['labels'])
-  shown = example_images.shown_rows(predictions, taxonomy)
+  shown_rows = example_images.shown_rows(predictions, taxonomy)
   points = np.sort(np.random.default_rng(0).permutation(n)[:POINTS])
   step = jax.jit(functools.partial(grad_cam, model=model))
   rows, features, maps = _explain(
-    np.union1d(shown, points), batches, functools.partial(step, variables), predictions, taxonomy
+    np.union1d(shown_rows, points),
+    batches,
+    functools.partial(step, variables),
+    predictions,
+    taxonomy,
   )
-  pictures = {int(row): picture(int(row)) for row in np.intersect1d(shown, rows)}
+  pictures = {row: picture(row) for row in np.intersect1d(shown_rows, rows).tolist()}
   pictures = {row: image for row, image in pictures.items() if image is not None}
   maps = maps[np.searchsorted(rows, list(pictures))] if pictures else maps[:0]
   peaks = np.maximum(maps.max((2, 3), keepdims=True), 1e-12)
-  jpegs = [
-    simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=QUALITY)
-    for image in pictures.values()
-  ]
+  images = map(np.ascontiguousarray, pictures.values())
+  jpegs = [simplejpeg.encode_jpeg(image, quality=QUALITY) for image in images]
   is_point = np.isin(rows, points)
   archive = io.BytesIO()
   np.savez_compressed(

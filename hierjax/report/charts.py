@@ -139,7 +139,11 @@ def _percent(*axes, digits: str = '.0f') -> None:
 
 
 def draw(chart: Chart) -> Markup:
-  """Draw a line chart."""
+  """Draw a line chart.
+
+  Args:
+    chart: the chart.
+  """
   from matplotlib.figure import Figure
   from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -290,21 +294,43 @@ def cells(
 
 
 def fit(xy: np.ndarray, width: float, height: float, margin: float = 8) -> np.ndarray:
-  """Scale points [n, 2] into a picture of this size."""
+  """Scale points into a picture.
+
+  Args:
+    xy: float [n, 2].
+    width: of the picture.
+    height: of the picture.
+    margin: free space along its edges.
+  """
   low, high = xy.min(0), xy.max(0)
   inner = (width - 2 * margin, height - 2 * margin)
   return margin + (xy - low) / np.maximum(high - low, 1e-9) * inner
 
 
 def scatter(xy: np.ndarray, groups: np.ndarray) -> list[tuple[int, str]]:
-  """Draw points [n, 2] as (group, path of dots) for groups int [n]: -1 first, 0 on top."""
+  """Draw points as one path of dots for each group, group 0 on top.
+
+  Args:
+    xy: float [n, 2].
+    groups: int [n], from -1.
+
+  Returns:
+    (group, path), in the order of drawing.
+  """
   order = sorted(set(groups.tolist()), key=lambda group: (group >= 0, -group))
   dots = {group: xy[groups == group].tolist() for group in order}
   return [(k, ''.join(f'M{x:.1f} {y:.1f}h0' for x, y in points)) for k, points in dots.items()]
 
 
 def strip(shades: Sequence[int]) -> list[tuple[int, str]]:
-  """Draw a row of cells as (shade, path); sorted where there are too many to distinguish."""
+  """Draw a row of cells; they are sorted where there are too many to distinguish.
+
+  Args:
+    shades: one a cell.
+
+  Returns:
+    (shade, path).
+  """
   if len(shades) > STRIP_CELLS:
     ends = np.cumsum(np.bincount(shades)).tolist()
     parts = enumerate(itertools.pairwise([0, *ends]))
@@ -321,7 +347,16 @@ def address(jpeg: bytes) -> str:
 
 
 def heat_map(picture: bytes, values: np.ndarray, side: int = 168) -> bytes:
-  """Lay a heat map uint8 [h, w] in colour over a darkened JPEG file; at most `side` pixels."""
+  """Lay a heat map in colour over a darkened picture.
+
+  Args:
+    picture: a JPEG file.
+    values: uint8 [h, w].
+    side: the longer side of the result at most, in pixels.
+
+  Returns:
+    A JPEG file.
+  """
   import matplotlib
 
   image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]

@@ -8,7 +8,9 @@ import pathlib
 from markupsafe import Markup
 
 from hierjax.core import files
-from hierjax.report import runs, sections
+from hierjax.report import runs
+from hierjax.report.section import Section
+from hierjax.report.sections import SECTIONS, headline
 from hierjax.report.templates import paragraph, render
 
 
@@ -29,18 +31,25 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def html(run: runs.Run) -> str:
-  """Render the page of a run; a missing file gives a sentence in its section, never an error."""
-  bodies = [(section, _body(section, run)) for section in sections.SECTIONS]
+  """Render the page of a run.
+
+  Args:
+    run: the run; a missing file gives a sentence in its section, never an error.
+
+  Returns:
+    The HTML.
+  """
+  sections = [(section.id, section.title, _body(section, run)) for section in SECTIONS]
   return _page(
     'page',
     name=str(run.config.get('name') or run.path.resolve().name),
-    headline=_body(sections.HEADLINE, run),
-    sections=[(section.id, section.title, body) for section, body in bodies if body],
+    headline=_body(headline.SECTION, run),
+    sections=[section for section in sections if section[2]],
     kind='report',
   )
 
 
-def _body(section: sections.Section, run: runs.Run) -> Markup:
+def _body(section: Section, run: runs.Run) -> Markup:
   try:
     view = run.exclusive if section.is_of_exclusive_levels else run
     return section.render(view) if view else Markup('')

@@ -73,7 +73,8 @@ class Run:
     if self.info.get('heads'):
       return tuple(self.info['heads'])
     try:
-      return resolve_levels(get(self.config, 'model.levels') or ('all',), self.levels, 'model.levels')
+      names = get(self.config, 'model.levels') or ('all',)
+      return resolve_levels(names, self.levels, 'model.levels')
     except UserError:
       return self.levels
 
@@ -289,7 +290,13 @@ def _metrics(file: pathlib.Path) -> tuple[list[dict], list[dict], int]:
 
 
 def get(tree: dict, path: str, default: object = None) -> object:
-  """Return the value at a dotted path of nested dicts, or the default."""
+  """Return the value at a dotted path of nested dicts.
+
+  Args:
+    tree: nested dicts.
+    path: keys with dots in between.
+    default: what to return where a key is missing.
+  """
   for key in path.split('.'):
     if not isinstance(tree, dict) or key not in tree:
       return default
@@ -298,7 +305,12 @@ def get(tree: dict, path: str, default: object = None) -> object:
 
 
 def flat(tree: dict, prefix: str = '') -> dict[str, object]:
-  """Flatten nested dicts into one with dotted keys."""
+  """Flatten nested dicts into one with dotted keys.
+
+  Args:
+    tree: nested dicts.
+    prefix: what stands before each key.
+  """
   leaves = {}
   for key, value in tree.items():
     is_node = isinstance(value, dict) and value

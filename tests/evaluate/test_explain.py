@@ -1,4 +1,4 @@
-"""Grad-CAM against its closed form, the choice of examples, t-SNE, and the file that the report draws."""
+"""Grad-CAM against its closed form, the choice of examples, t-SNE, and explain_SPLIT.npz."""
 
 import functools
 import io
@@ -15,12 +15,12 @@ from jax.sharding import AxisType
 from PIL import Image
 
 import hierjax
-from hierjax import model as predict
 from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline, sources
 from hierjax.evaluate import example_images, explain
 from hierjax.experiments import complete
+from hierjax.model import run_config
 from hierjax.models import compute, functional, heads, initializers, layers, registry
 from hierjax.models.classifier import Classifier
 from hierjax.report import page
@@ -45,7 +45,7 @@ def images(n=5, size=32):
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_grad_cam_of_a_linear_head_on_average_pooling_is_the_class_activation_map(dtype):
-  model, variables = classifier(tiny.Tiny(dtype=dtype))
+  model, variables = classifier(tiny.Tiny(compute=compute.Compute(dtype=dtype)))
   x, rng = images(), np.random.default_rng(1)
   classes = {
     level: rng.integers(TAXONOMY.num_classes(level), size=len(x)).astype(np.int32)
@@ -150,26 +150,30 @@ def test_vit_s_class_token_reads_the_maps_that_are_explained():
   assert maps['model'].shape == (2, 2, 2) and (np.asarray(maps['model']).max((1, 2)) > 0).any()
   backbone = {k: v['backbone'] for k, v in variables.items()}
   zeros = jnp.zeros((2, 2, 2, 768))
-  of = lambda shift: model.backbone.apply(
-    {**backbone, 'perturbations': {'features': shift}}, (x.astype(np.float32) - 127) / 64
-  )[0]
-  slope = jax.jit(lambda d: jax.vjp(of, zeros)[1](d)[0])(jnp.eye(2, 768))
+
+  def pooled(shift):
+    pixels = (x.astype(np.float32) - 127) / 64
+    return model.backbone.apply({**backbone, 'perturbations': {'features': shift}}, pixels)[0]
+
+  slope = jax.jit(lambda d: jax.vjp(pooled, zeros)[1](d)[0])(jnp.eye(2, 768))
   assert (np.abs(slope).max((1, 2, 3)) > 1e-3).all()
 
 
 def test_patterns_are_a_partition_of_what_is_known():
   rng = np.random.default_rng(0)
-  right, known = rng.random((300, 3)) < 0.6, rng.random(300) < 0.9
-  found = example_images.patterns(right, known)
-  assert len(found) == 8 and [len(rows) for _, rows, _ in found] == sorted(
-    (len(rows) for _, rows, _ in found), reverse=True
+  right, is_labelled = rng.random((300, 3)) < 0.6, rng.random(300) < 0.9
+  groups = example_images.patterns(right, is_labelled)
+  assert len(groups) == 8 and [len(rows) for _, rows, _ in groups] == sorted(
+    (len(rows) for _, rows, _ in groups), reverse=True
   )
-  assert sorted(np.concatenate([rows for _, rows, _ in found])) == np.flatnonzero(known).tolist()
-  for pattern, rows, drawn in found:
+  assert (
+    sorted(np.concatenate([rows for _, rows, _ in groups])) == np.flatnonzero(is_labelled).tolist()
+  )
+  for pattern, rows, examples in groups:
     assert (
       (right[rows] == pattern).all()
-      and set(drawn) <= set(rows)
-      and len(set(drawn)) == example_images.IMAGES_PER_PATTERN
+      and set(examples) <= set(rows)
+      and len(set(examples)) == example_images.IMAGES_PER_PATTERN
     )
   assert example_images.patterns(right, np.zeros(300, bool)) == []
   assert (
@@ -179,44 +183,45 @@ def test_patterns_are_a_partition_of_what_is_known():
 
 
 def test_confusions_cost_count_times_height():
-  # model0 (make0, type0): twice taken for model6 (same make and type: height 1), twice for model1 (height 3), once for model3 (same make: height 2)
+  # model0 (make0, type0) is predicted twice as model6 (same make and type: height 1), twice as
+  # model1 (height 3), and once as model3 (same make: height 2)
   labels = np.array([0, 0, 0, 0, 0, 0, 6, 6, 6, 1, -1])
   pred = np.array([6, 6, 1, 1, 3, 0, 0, 6, 6, 5, 4])
   prob = np.linspace(0.5, 0.9, len(labels))
-  found = example_images.confusions(pred, prob, labels, TAXONOMY)
-  assert [(c.true, c.pred, c.count, c.height, c.total) for c in found] == [
+  groups = example_images.confusions(pred, prob, labels, TAXONOMY)
+  assert [(c.true, c.pred, c.count, c.height, c.total) for c in groups] == [
     (0, 1, 2, 3, 6),
     (0, 6, 2, 1, 6),
     (0, 3, 1, 2, 6),
     (1, 5, 1, 2, 1),
     (6, 0, 1, 1, 3),
   ]  # as costly: the more frequent first
-  first = found[0]
+  first = groups[0]
   assert (first.true, first.pred, first.count, first.height, first.total) == (0, 1, 2, 3, 6)
   assert first.mistakes.tolist() == [3, 2] and first.lookalikes.tolist() == [
     9
   ]  # the surest mistake first
-  six = next(c for c in found if c.pred == 6)
+  six = next(c for c in groups if c.pred == 6)
   assert six.height == 1 and six.lookalikes.tolist() == [
     7,
     8,
   ]  # those that were recognised come first
-  assert all(c.true >= 0 for c in found) and sum(c.count for c in found) == 7
+  assert all(c.true >= 0 for c in groups) and sum(c.count for c in groups) == 7
   assert example_images.confusions(labels[:3], prob[:3], labels[:3], TAXONOMY) == []
 
 
 def test_tsne_keeps_clusters_together_and_small_splits_work():
   rng = np.random.default_rng(0)
-  of = np.repeat([0, 1], 40)
-  features = rng.normal(size=(80, 30)) + 20 * of[:, None]
+  cluster = np.repeat([0, 1], 40)
+  features = rng.normal(size=(80, 30)) + 20 * cluster[:, None]
   xy = explain.tsne(features)
   assert xy.shape == (80, 2) and xy.dtype == np.float32
-  apart = np.linalg.norm(xy[of == 0].mean(0) - xy[of == 1].mean(0))
-  assert apart > 3 * max(xy[of == k].std() for k in (0, 1))
+  apart = np.linalg.norm(xy[cluster == 0].mean(0) - xy[cluster == 1].mean(0))
+  assert apart > 3 * max(xy[cluster == k].std() for k in (0, 1))
   np.testing.assert_array_equal(xy, explain.tsne(features))
   assert explain.tsne(rng.normal(size=(9, 4))).shape == (9, 2)
-  for few in (np.zeros((0, 4)), rng.normal(size=(3, 4)), np.ones((20, 4))):
-    np.testing.assert_array_equal(explain.tsne(few), np.zeros((len(few), 2)))
+  for x in (np.zeros((0, 4)), rng.normal(size=(3, 4)), np.ones((20, 4))):
+    np.testing.assert_array_equal(explain.tsne(x), np.zeros((len(x), 2)))
 
 
 @pytest.fixture(scope='module')
@@ -233,7 +238,7 @@ def run(tmp_path_factory):
     )
     workdir = tmp_path_factory.mktemp('run')
     hierjax.fit(tiny.run_config(), workdir)
-    yield workdir, predict.load(workdir)
+    yield workdir, hierjax.load(workdir)
 
 
 def load(workdir):
@@ -245,20 +250,21 @@ def test_fit_leaves_what_the_report_draws(run):
   workdir, model = run
   with np.load(workdir / 'predictions_val.npz') as archive:
     predictions = dict(archive)
-  made, taxonomy = load(workdir), model.taxonomy
+  arrays, taxonomy = load(workdir), model.taxonomy
   assert example_images.is_current(workdir, 'val')
-  np.testing.assert_array_equal(made['rows'], example_images.shown_rows(predictions, taxonomy))
-  assert made['maps'].shape == (len(made['rows']), 3, 4, 4) and made['maps'].dtype == np.uint8
+  np.testing.assert_array_equal(arrays['rows'], example_images.shown_rows(predictions, taxonomy))
+  assert arrays['maps'].shape == (len(arrays['rows']), 3, 4, 4) and arrays['maps'].dtype == np.uint8
   assert (
-    set(np.unique(made['maps'].max((2, 3)))) <= {0, 255} and (made['maps'].max((2, 3)) == 255).any()
+    set(np.unique(arrays['maps'].max((2, 3)))) <= {0, 255}
+    and (arrays['maps'].max((2, 3)) == 255).any()
   )
-  np.testing.assert_array_equal(made['points'], np.arange(40))
-  assert made['xy'].shape == (40, 2) and np.isfinite(made['xy']).all()
-  starts = [0, *made['ends'][:-1]]
+  np.testing.assert_array_equal(arrays['points'], np.arange(40))
+  assert arrays['xy'].shape == (40, 2) and np.isfinite(arrays['xy']).all()
+  starts = [0, *arrays['ends'][:-1]]
   val = model.split('val')
-  for row, start, end in zip(made['rows'], starts, made['ends']):
+  for row, start, end in zip(arrays['rows'], starts, arrays['ends']):
     picture = np.asarray(
-      Image.open(io.BytesIO(made['jpeg'][start:end].tobytes())).convert('RGB'), float
+      Image.open(io.BytesIO(arrays['jpeg'][start:end].tobytes())).convert('RGB'), float
     )
     original = np.asarray(val.reader(int(row)), float)
     assert max(picture.shape[:2]) <= explain.SIDE
@@ -268,14 +274,14 @@ def test_fit_leaves_what_the_report_draws(run):
     )
     assert np.abs(picture - small).mean() < 12  # it is that image, and not its neighbour
   # the maps are those of each head's first choice
-  rows = made['rows'][:3]
+  rows = arrays['rows'][:3]
   views = np.stack([np.asarray(b['image'][0]) for i in rows for b in [one(model, val, int(i))]])
   classes = {level: predictions[f'top_{k}'][rows, 0] for k, level in enumerate(taxonomy.levels)}
   _, maps = explain.grad_cam(jax.device_get(model.variables), views, classes, model.classifier)
   for k, level in enumerate(taxonomy.levels):
     m = np.asarray(maps[level])
     np.testing.assert_allclose(
-      made['maps'][:3, k], 255 * m / np.maximum(m.max((1, 2), keepdims=True), 1e-12), atol=1
+      arrays['maps'][:3, k], 255 * m / np.maximum(m.max((1, 2), keepdims=True), 1e-12), atol=1
     )
 
 
@@ -295,10 +301,10 @@ def one(model, examples, i):
 def test_images_that_are_gone_are_left_out(run):
   workdir, model = run
   before, val = load(workdir), model.split('val')
-  gone = before['rows'][:2]
+  lost = before['rows'][:2]
 
   def reader(i):
-    if i in gone:
+    if i in lost:
       raise FileNotFoundError(val.files[i])
     return val.reader(i)
 
@@ -309,7 +315,7 @@ def test_images_that_are_gone_are_left_out(run):
   after = load(workdir)
   np.testing.assert_array_equal(after['rows'], before['rows'][2:])
   np.testing.assert_array_equal(after['maps'], before['maps'][2:])
-  assert not set(gone) & set(after['points']) and len(after['points']) == 38
+  assert not set(lost) & set(after['points']) and len(after['points']) == 38
   with pytest.raises(
     UserError, match=r'toy/val/00000: in predictions_val\.npz but no longer in split'
   ):
@@ -328,10 +334,10 @@ def test_an_explanation_of_other_predictions_is_not_current(run, tmp_path):
   assert example_images.is_current(tmp_path, 'val') and not example_images.is_current(
     tmp_path, 'test'
   )
-  whole = (workdir / 'explain_val.npz').read_bytes()
-  (tmp_path / 'explain_val.npz').write_bytes(whole[: len(whole) // 2])
+  content = (workdir / 'explain_val.npz').read_bytes()
+  (tmp_path / 'explain_val.npz').write_bytes(content[: len(content) // 2])
   assert not example_images.is_current(tmp_path, 'val')
-  (tmp_path / 'explain_val.npz').write_bytes(whole)
+  (tmp_path / 'explain_val.npz').write_bytes(content)
   with np.load(workdir / 'predictions_val.npz') as archive:
     np.savez_compressed(
       tmp_path / 'predictions_val.npz', **dict(archive, prob_joint=archive['prob_joint'] / 2)
@@ -348,19 +354,19 @@ def test_complete_makes_what_the_report_lacks_and_nothing_twice(run, tmp_path, m
     lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
   )
   shutil.copytree(workdir, tmp_path / 'run')
-  path, c = tmp_path / 'run', predict.run_config(workdir)
-  made = {
+  path, c = tmp_path / 'run', run_config(workdir)
+  contents = {
     name: (path / name).read_bytes()
     for name in ('eval_val.json', 'predictions_val.npz', 'decode.json')
   }
-  for name in (*made, 'explain_val.npz'):
+  for name in (*contents, 'explain_val.npz'):
     (path / name).unlink()
   complete.complete(path, c)
   assert {
-    name: (path / name).read_bytes() for name in made
-  } == made  # as training left them, the joint weights too
+    name: (path / name).read_bytes() for name in contents
+  } == contents  # as training left them, the joint weights too
   assert example_images.is_current(path, 'val')
-  monkeypatch.setattr(predict, 'load', lambda *_: pytest.fail('all was there'))
+  monkeypatch.setattr('hierjax.model.load', lambda *_: pytest.fail('all was there'))
   complete.complete(path, c)
   text = page.write(path).read_text(encoding='utf-8')
   assert 'class="case"' in text and 'class="points"' in text and 'could not be made' not in text
@@ -377,15 +383,15 @@ def test_complete_remakes_predictions_of_before(run, tmp_path, monkeypatch):
   )
   shutil.copytree(workdir, tmp_path / 'run')
   file = tmp_path / 'run' / 'predictions_val.npz'
-  whole = file.read_bytes()
+  content = file.read_bytes()
   with np.load(file) as archive:
     old = {key: archive[key] for key in archive.files if not key.startswith('top_')}
   np.savez_compressed(file, **old)
-  complete.complete(tmp_path / 'run', predict.run_config(workdir))
-  assert file.read_bytes() == whole and example_images.is_current(tmp_path / 'run', 'val')
-  file.write_bytes(whole[:200])
-  complete.complete(tmp_path / 'run', predict.run_config(workdir))
-  assert file.read_bytes() == whole and example_images.is_current(tmp_path / 'run', 'val')
+  complete.complete(tmp_path / 'run', run_config(workdir))
+  assert file.read_bytes() == content and example_images.is_current(tmp_path / 'run', 'val')
+  file.write_bytes(content[:200])
+  complete.complete(tmp_path / 'run', run_config(workdir))
+  assert file.read_bytes() == content and example_images.is_current(tmp_path / 'run', 'val')
 
 
 def test_other_processes_explain_nothing(run, tmp_path, monkeypatch):
@@ -406,14 +412,14 @@ def test_pictures_show_what_the_model_sees(run, tmp_path, monkeypatch, resize):
     lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
   )
   shutil.copytree(workdir, tmp_path / 'run')
-  c = predict.run_config(tmp_path / 'run')
+  c = run_config(tmp_path / 'run')
   c.data.resize = resize
-  model = predict.load(tmp_path / 'run', c)
+  model = hierjax.load(tmp_path / 'run', c)
   model.evaluate('val')
   model.explain('val')
-  made, val = load(tmp_path / 'run'), model.split('val')
-  picture = np.asarray(Image.open(io.BytesIO(made['jpeg'][: made['ends'][0]].tobytes())))
-  h, w = val.reader(int(made['rows'][0])).shape[:2]
+  arrays, val = load(tmp_path / 'run'), model.split('val')
+  picture = np.asarray(Image.open(io.BytesIO(arrays['jpeg'][: arrays['ends'][0]].tobytes())))
+  h, w = val.reader(int(arrays['rows'][0])).shape[:2]
   assert w > h
   if resize == 'squash':  # the whole image, not squashed
     assert picture.shape[:2] == (h, w)

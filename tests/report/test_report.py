@@ -1,4 +1,4 @@
-"""The report: self-contained and well-formed, its numbers those of the evaluation, and a plain sentence where something is missing."""
+"""The report: well-formed, self-contained, with the numbers of the evaluation."""
 
 import base64
 import html.parser
@@ -18,11 +18,11 @@ import simplejpeg
 from PIL import Image
 
 from hierjax.core import config
-from hierjax.core import metrics as registry
+from hierjax.core.metrics import number, signed
 from hierjax.decide import paths
 from hierjax.evaluate import bootstrap, example_images, explain, metrics
-from hierjax.report import charts, formats, page, runs, sections
-from hierjax.report.sections import images, verdict
+from hierjax.report import charts, formats, page, runs
+from hierjax.report.sections import SECTIONS, images, verdict
 from hierjax.taxonomy import Taxonomy, read_taxonomy
 
 MAKES = ('Aster', 'Brook', 'Cedar', 'Dune', 'Ember', 'Fjord', 'Grove', 'Heath')
@@ -41,7 +41,7 @@ def make_taxonomy(levels=LEVELS, evil=''):
 
 
 def simulate(taxonomy, labels, heads, skill, seed):
-  """Probabilities of heads that see the true class through noise, which they share in part; the coarser ones see it better."""
+  """Probabilities of heads that see the true class through noise, coarser ones better."""
   rng = np.random.default_rng(seed)
   leaf = 1.9 * rng.normal(size=(len(labels), len(taxonomy.paths)))
   leaf[np.arange(len(labels)), labels[:, -1]] += 1.9 * skill
@@ -218,7 +218,7 @@ def make_pictures(path, split, predictions, taxonomy):
 
 
 def make_embedding(path, taxonomy, n=80):
-  """embedding_first.npz and embedding_last.npz: images that gather round the prototypes of their finest classes, those of coarser classes between them."""
+  """embedding_first.npz and embedding_last.npz, of images around their prototypes."""
   rng = np.random.default_rng(3)
   leaf = rng.normal(size=(len(taxonomy.paths), 16))
   labels = taxonomy.paths[rng.integers(len(leaf), size=n)]
@@ -251,7 +251,7 @@ def full(tmp_path_factory):
 
 
 class Page(html.parser.HTMLParser):
-  """Every element closed in its order; ids, tables as rows of cells, and the addresses that a browser would load."""
+  """A well-formed page: ids, tables as rows of cells, and the addresses a browser would load."""
 
   VOID = ('meta', 'link', 'br', 'img', 'hr', 'input')
 
@@ -311,32 +311,34 @@ ELSEWHERE = (
 
 
 def test_well_formed_and_self_contained(full):
-  text, made = (full / 'report.html').read_text(encoding='utf-8'), made_page(full)
+  text, parsed = (full / 'report.html').read_text(encoding='utf-8'), made_page(full)
   assert len(text) < 4_000_000
-  assert len(made.ids) == len(set(made.ids))
-  assert 'script' not in made.tags and 'iframe' not in made.tags
-  for address in made.loads + re.findall(r'url\(([^)]*)\)', text):
+  assert len(parsed.ids) == len(set(parsed.ids))
+  assert 'script' not in parsed.tags and 'iframe' not in parsed.tags
+  for address in parsed.loads + re.findall(r'url\(([^)]*)\)', text):
     assert address.startswith(('#', 'data:')), address
   for target in re.findall(r'(?:href="#|url\(#)([^")]*)', text):
-    assert target in made.ids, f'nothing has the id {target}'
+    assert target in parsed.ids, f'nothing has the id {target}'
   assert '@import' not in text and "default-src 'none'" in text
   assert 'prefers-color-scheme: dark' in text and 'name="viewport"' in text
   assert text.count('<figure>') == 11 + 6 and not re.search('#0102[0-9a-f]{2}', text), (
     'placeholder colours are left'
   )
   assert 'could not be made' not in text
-  for section in sections.SECTIONS:
-    assert (section.id in made.ids) == (section.id not in ELSEWHERE), section.id
+  for section in SECTIONS:
+    assert (section.id in parsed.ids) == (section.id not in ELSEWHERE), section.id
 
 
 def test_the_table_holds_the_numbers_of_the_evaluation(full):
-  made, evaluation = made_page(full), json.loads((full / 'eval_val.json').read_text())
+  parsed, evaluation = made_page(full), json.loads((full / 'eval_val.json').read_text())
   baseline = json.loads((full / 'baseline' / 'eval_val.json').read_text())['decode']['leaf']
   columns = [baseline] + [evaluation['decode'][name] for name in ('independent', 'leaf', 'joint')]
   start = next(
-    i for i, row in enumerate(made.rows) if row == ['', 'baseline', 'independent', 'leaf', 'joint']
+    i
+    for i, row in enumerate(parsed.rows)
+    if row == ['', 'baseline', 'independent', 'leaf', 'joint']
   )
-  table = made.rows[start + 1 :]
+  table = parsed.rows[start + 1 :]
   position = 0
   for metric in ('top1', 'top3', 'top5'):
     position += 1  # the name of the group
@@ -353,7 +355,7 @@ def test_the_table_holds_the_numbers_of_the_evaluation(full):
     f'{100 * column["consistency"]["make-type"]:.1f}%' for column in columns
   ]
   interval = evaluation['intervals']['joint']['fpa']
-  assert f'{100 * interval["low"]:.1f}–{100 * interval["high"]:.1f}' in made.text
+  assert f'{100 * interval["low"]:.1f}–{100 * interval["high"]:.1f}' in parsed.text
 
 
 def test_headline_and_phases_in_words(full):
@@ -371,31 +373,31 @@ def test_headline_and_phases_in_words(full):
 
 def test_the_best_of_each_row_is_bold(full):
   text = (full / 'report.html').read_text(encoding='utf-8')
-  found = 0
+  matches = 0
   for better, label in ((max, 'full path'), (min, 'HVR'), (min, 'severity'), (max, 'hF1')):
     row = re.search(rf'<tr><th scope="row">{re.escape(label)}</th>(.*?)</tr>', text)[1]
     values = re.findall(r'<td>(<b>)?([\d.]+)', row)
     best = better(float(value) for _, value in values)
     assert [bool(bold) for bold, _ in values] == [float(value) == best for _, value in values]
-    found += 1
-  assert found == 4
+    matches += 1
+  assert matches == 4
 
 
 def test_verdict_words_and_interval(full):
-  made = made_page(full)
+  parsed = made_page(full)
   ours = json.loads((full / 'eval_val.json').read_text())['decode']
   base = json.loads((full / 'baseline' / 'eval_val.json').read_text())['decode']['leaf']
   difference = ours['joint']['fpa'] - base['fpa']
   assert difference > 0.03  # the made-up heads help
   assert (
-    f'Yes. On val, {100 * ours["joint"]["fpa"]:.1f}% of the images are right at every level with joint decoding'
-    in made.text
+    f'Yes. On val, {100 * ours["joint"]["fpa"]:.1f}% of the images are right at every level with '
+    'joint decoding' in parsed.text
   )
-  assert f'a difference of +{100 * difference:.1f} points (95% interval +' in made.text
-  assert 'paired bootstrap over 600 images' in made.text
-  assert f'contradict each other on {100 * ours["independent"]["hvr"]:.1f}%' in made.text
-  assert 'Besides the heads, the two runs differ in loss.smoothing.' in made.text
-  row = next(row for row in made.rows if row[0] == 'full-path accuracy')
+  assert f'a difference of +{100 * difference:.1f} points (95% interval +' in parsed.text
+  assert 'paired bootstrap over 600 images' in parsed.text
+  assert f'contradict each other on {100 * ours["independent"]["hvr"]:.1f}%' in parsed.text
+  assert 'Besides the heads, the two runs differ in loss.smoothing.' in parsed.text
+  row = next(row for row in parsed.rows if row[0] == 'full-path accuracy')
   base, joint, loose = (
     f'{100 * x:.1f}%' for x in (base['fpa'], ours['joint']['fpa'], ours['independent']['fpa'])
   )
@@ -406,9 +408,9 @@ def test_verdict_words_and_interval(full):
 def test_verdict_follows_the_interval(tmp_path, swap, answer):
   make_run(tmp_path / 'run', skill=1.5 if swap else 2.8)
   make_run(tmp_path / 'run' / 'baseline', heads=('model',), skill=2.8 if swap else 1.5, seed=1)
-  made = made_page(page.write(tmp_path / 'run').parent)
-  assert f' {answer} On val' in made.text
-  assert ('The plain model is better here.' in made.text) == swap
+  parsed = made_page(page.write(tmp_path / 'run').parent)
+  assert f' {answer} On val' in parsed.text
+  assert ('The plain model is better here.' in parsed.text) == swap
 
 
 def test_verdict_within_noise_is_not_a_yes(tmp_path):
@@ -423,8 +425,10 @@ def test_verdict_within_noise_is_not_a_yes(tmp_path):
 def test_runs_measured_differently_are_not_compared(tmp_path):
   make_run(tmp_path / 'run', n=600)
   make_run(tmp_path / 'run' / 'baseline', heads=('model',), n=599)
-  made = made_page(page.write(tmp_path / 'run').parent)
-  assert 'Not comparable.' in made.text and '600 images here and 599 for the baseline' in made.text
+  parsed = made_page(page.write(tmp_path / 'run').parent)
+  assert (
+    'Not comparable.' in parsed.text and '600 images here and 599 for the baseline' in parsed.text
+  )
 
 
 def test_predictions_of_another_evaluation_lend_no_interval(full, tmp_path):
@@ -521,9 +525,9 @@ def test_hostile_names_are_text(tmp_path):
     (path / 'run.json').read_text().replace('split made', json.dumps('</details>' + HOSTILE)[1:-1])
   )
   make_run(path / 'baseline', heads=levels[-1:], taxonomy=make_taxonomy(levels, HOSTILE), seed=1)
-  text, made = (page.write(path)).read_text(encoding='utf-8'), made_page(path)
-  assert 'script' not in made.tags and all(
-    address.startswith(('#', 'data:')) for address in made.loads
+  text, parsed = (page.write(path)).read_text(encoding='utf-8'), made_page(path)
+  assert 'script' not in parsed.tags and all(
+    address.startswith(('#', 'data:')) for address in parsed.loads
   )
   assert (
     'onerror=1&gt;' in section(path, 'gallery')
@@ -531,7 +535,7 @@ def test_hostile_names_are_text(tmp_path):
     and '&lt;b&gt;make&lt;/b&gt;' in section(path, 'gallery')
   )
   assert '<script' not in text and '&lt;script&gt;' in text and '\\udc80b.jpg' in text
-  assert made.text.count('alert("x")') >= 4  # title, heading, skipped, note, configuration
+  assert parsed.text.count('alert("x")') >= 4  # title, heading, skipped, note, configuration
   assert text.count('<figure>') == 11 + 6 and 'could not be made' not in text
 
 
@@ -563,17 +567,17 @@ def test_confusion_matrices_are_the_predictions_in_the_taxonomys_order(full):
     names = re.findall(r'text-anchor="end">([^<]*)<', svg)
     assert sorted(names) == sorted(taxonomy.names[k])
     if k == 2:
-      makes = [name.split()[0] for name in names]
-      assert makes == sorted(makes) and names != list(
+      make_names = [name.split()[0] for name in names]
+      assert make_names == sorted(make_names) and names != list(
         taxonomy.names[2]
       )  # the file has the makes mixed
     place = {taxonomy.names[k].index(name): i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), int)
     for a, b in zip(data['labels'][:, k], data['pred_joint'][:, k]):
       counts[place[a], place[b]] += 1
-    drawn = squares(svg)
-    assert set(drawn) == set(zip(*(x.tolist() for x in np.nonzero(counts))))
-    for (y, x), name in drawn.items():
+    cells = squares(svg)
+    assert set(cells) == set(zip(*(x.tolist() for x in np.nonzero(counts))))
+    for (y, x), name in cells.items():
       share = counts[y, x] / counts[y].sum()
       shade = int(name[-1])
       assert (
@@ -611,18 +615,18 @@ def test_zoom_into_a_make_counts_all_its_images(full):
 
 def test_worst_confusions_show_their_own_images(full):
   taxonomy, data = read_taxonomy(full / 'taxonomy.csv'), predictions_of(full)
-  found = re.findall(r'<article class="pair">(.*?)</article>', section(full, 'worst'), re.S)
-  assert len(found) == example_images.CONFUSIONS
-  for pair in found:
+  matches = re.findall(r'<article class="pair">(.*?)</article>', section(full, 'worst'), re.S)
+  assert len(matches) == example_images.CONFUSIONS
+  for pair in matches:
     true, pred = (
       taxonomy.names[2].index(re.sub('<[^>]*>', '', name).strip())
       for name in re.search(r'<h4>(.*?)<span.*?</span>(.*?)</h4>', pair).groups()
     )
-    count, of, height = map(
+    count, total, height = map(
       int, re.search(r'(\d+) of (\d+) images; LCA height (\d)', pair).groups()
     )
     rows = np.flatnonzero((data['labels'][:, 2] == true) & (data['pred_joint'][:, 2] == pred))
-    assert (count, of) == (len(rows), (data['labels'][:, 2] == true).sum()) and height == (
+    assert (count, total) == (len(rows), (data['labels'][:, 2] == true).sum()) and height == (
       taxonomy.paths[true] != taxonomy.paths[pred]
     ).sum()
     for source, file in re.findall(r'<img src="([^"]*)" alt="([^"]*)"', pair):
@@ -650,20 +654,20 @@ def test_galleries_show_each_pattern_with_the_heads_choices(full):
   assert len(panes) == len(patterns) and f'{len(patterns)} of the 8 possible patterns' in section(
     full, 'gallery'
   )
-  seen = set()
+  patterns_of_panes = set()
   for pane in panes:
-    told = tuple(
+    pattern = tuple(
       word == 'right'
       for word in re.findall(r'(?:make|type|model) (right|wrong)', pane.split('</p>')[0])
     )
     n = int(re.match(r'\s*<p class="note">([\d,]+) image', pane)[1])
-    assert n == counts[(patterns == told).all(1)][0]
-    seen.add(told)
+    assert n == counts[(patterns == pattern).all(1)][0]
+    patterns_of_panes.add(pattern)
     cases = re.findall(r'<article class="case">(.*?)</article>', pane, re.S)
     assert len(cases) == min(n, example_images.IMAGES_PER_PATTERN)
     for case in cases:
       row = int(re.search(r'images/(\d+)\.jpg', case)[1])
-      assert tuple(right[row]) == told
+      assert tuple(right[row]) == pattern
       heads = case.split('<div class="head">')[1:]
       assert len(heads) == 3
       for k, head in enumerate(heads):
@@ -676,28 +680,29 @@ def test_galleries_show_each_pattern_with_the_heads_choices(full):
           name for name in names if name == taxonomy.names[k][data['labels'][row, k]]
         ]
         assert pixels(re.search(r'<img src="([^"]*)"', head)[1]).shape == (120, 160, 3)
-  assert seen == {tuple(p) for p in patterns.tolist()}
+  assert patterns_of_panes == {tuple(p) for p in patterns.tolist()}
 
 
 def test_the_tree_holds_every_class_with_its_accuracy(full):
   taxonomy, data = read_taxonomy(full / 'taxonomy.csv'), predictions_of(full)
   text = section(full, 'tree')
   rows = re.findall(
-    r'<i class="g(\d)"></i><span class="word">([^<]*)</span>.*?<span class="of">([\d,]+)</span><span class="own">([^<]*)</span>',
+    r'<i class="g(\d)"></i><span class="word">([^<]*)</span>.*?'
+    r'<span class="of">([\d,]+)</span><span class="own">([^<]*)</span>',
     text,
   )
   prefixes = {tuple(p[: k + 1]) for p in taxonomy.paths.tolist() for k in range(3)}
   assert len(rows) == len(prefixes)
   for k, level in ((0, 'make'), (2, 'model')):
     for c, name in enumerate(taxonomy.names[k]):
-      mine = data['labels'][:, k] == c
-      share = (data['pred_joint'][mine, k] == c).mean() if mine.any() else None
-      found = [row for row in rows if row[1] == name]
-      assert len(found) == 1, level
-      assert found[0][2:] == (f'{mine.sum():,}', registry.number(share))
+      is_class = data['labels'][:, k] == c
+      share = (data['pred_joint'][is_class, k] == c).mean() if is_class.any() else None
+      matches = [row for row in rows if row[1] == name]
+      assert len(matches) == 1, level
+      assert matches[0][2:] == (f'{is_class.sum():,}', number(share))
       if share is not None:
         assert [share >= limit for limit in (0.5, 0.7, 0.8, 0.9)] == [
-          int(found[0][0]) > i for i in range(4)
+          int(matches[0][0]) > i for i in range(4)
         ]
 
 
@@ -818,7 +823,7 @@ def legend_of(text, title):
 def test_loss_weights_are_drawn_where_they_move(full, tmp_path):
   assert 'Loss weights' not in section(full, 'curves')
   path = make_run(tmp_path / 'run', n=40)
-  still = logged(
+  constant = logged(
     path,
     lambda step: {
       'weight/make': 0.5,
@@ -828,7 +833,9 @@ def test_loss_weights_are_drawn_where_they_move(full, tmp_path):
     },
   )
   assert (
-    'Loss weights' not in still and 'cosine' not in still and '<b>Peak memory in GiB</b>' in still
+    'Loss weights' not in constant
+    and 'cosine' not in constant
+    and '<b>Peak memory in GiB</b>' in constant
   )
   text = logged(path, lambda step: {'weight/make': 1 - step / 2000, 'weight/model': step / 1000})
   # a level has the colour of its other curves
@@ -850,12 +857,12 @@ def test_cosines_of_the_tasks_gradients(tmp_path):
   svg = re.search(r"<svg[^>]*aria-label=\"Cosine of the tasks' gradients\".*?</svg>", text, re.S)[0]
   assert {'cosine', 'epoch', '-1', '1'} <= set(re.findall(r'>([^<>]+)</text>', svg))
   text = logged(path, lambda step: {f'cosine/task{i}-b': i / 20 for i in range(15)})
-  found = legend_of(text, 'Cosine of the tasks&#39; gradients')
-  assert [name for _, name in found] == [
+  matches = legend_of(text, 'Cosine of the tasks&#39; gradients')
+  assert [name for _, name in matches] == [
     'make-model',
     *(f'task{i}-b' for i in range(11)),
   ]  # the lowest
-  assert [style for style, _ in found] == [f'thick c{i}' for i in range(6)] + [
+  assert [style for style, _ in matches] == [f'thick c{i}' for i in range(6)] + [
     f'thick dashed c{i}' for i in range(6)
   ]
   assert 'the 4 pairs with the highest cosines are left out' in ' '.join(Page(text).words)
@@ -870,12 +877,12 @@ def test_smoothed_curves_keep_their_mean_and_length():
     smooth.y[20:280], [raw.y[i - 5 : i + 5].mean() for i in range(20, 280)]
   )  # of 10 points
   assert smooth.y.std() < 0.5 * raw.y.std() and abs(smooth.y.mean() - raw.y.mean()) < 0.05
-  few = charts.logged_curve(lines[:40], 'step', 'x', 0, smooth=True)
-  np.testing.assert_array_equal(few.y, raw.y[:40])
+  short = charts.logged_curve(lines[:40], 'step', 'x', 0, smooth=True)
+  np.testing.assert_array_equal(short.y, raw.y[:40])
 
 
 def pictures_of(path):
-  """Of each picture of the section: (level, {colour: places of its points}, marks (shape, colour, small, place, name))."""
+  """(level, {colour: its points}, marks (shape, colour, small, place, name)) of each picture."""
   for level, svg in re.findall(
     r'<figcaption><b>([^<]*)</b></figcaption>\s*(<svg class="points".*?</svg>)',
     section(path, 'embedding'),
@@ -886,7 +893,8 @@ def pictures_of(path):
       for hue, d in re.findall(r'<path class="t(\w+)" d="([^"]*)"', svg)
     }
     marks = re.findall(
-      r'<use href="#shape-(\w+)" class="t(\d+)" transform="translate\((\S+) (\S+)\)( scale\(.6\))?"><title>([^<]*)</title>',
+      r'<use href="#shape-(\w+)" class="t(\d+)" '
+      r'transform="translate\((\S+) (\S+)\)( scale\(.6\))?"><title>([^<]*)</title>',
       svg,
     )
     yield (
@@ -913,24 +921,24 @@ def test_features_and_prototypes_share_a_plane_and_colours(full):
   )
   # of the finest level, all of the models of the most frequent makes
   counts = np.bincount(labels[:, 0], minlength=8)
-  makes = [make for make in np.argsort(-counts, kind='stable') if counts[make]]
-  frequent = {taxonomy.names[0][make] for make in makes[:2]}
-  seen = {taxonomy.names[2][leaf] for leaf in labels[:, 2]}
-  assert {name for name in seen if name.split()[0] in frequent} <= set(legends[2].values())
-  found = list(pictures_of(full))
-  assert [level for level, _, _ in found] == [*LEVELS, *LEVELS]
-  for at, (level, dots, marks) in enumerate(found):
+  make_names = [make for make in np.argsort(-counts, kind='stable') if counts[make]]
+  frequent = {taxonomy.names[0][make] for make in make_names[:2]}
+  labelled = {taxonomy.names[2][leaf] for leaf in labels[:, 2]}
+  assert {name for name in labelled if name.split()[0] in frequent} <= set(legends[2].values())
+  matches = list(pictures_of(full))
+  assert [level for level, _, _ in matches] == [*LEVELS, *LEVELS]
+  for picture, (level, dots, marks) in enumerate(matches):
     k = LEVELS.index(level)
     assert sum(map(len, dots.values())) == 80
     for hue, name in legends[k].items():
       assert len(dots[hue]) == (labels[:, k] == taxonomy.names[k].index(name)).sum()
     assert {shape for shape, _, _, _, _ in marks} == ({'star'} if k == 2 else {'star', 'circle'})
     for shape, hue, small, _, name in marks:
-      own = shape == 'circle' or k == 2
-      assert small != own and legends[k][hue] == (
-        name if own else taxonomy.names[k][taxonomy.paths[taxonomy.names[2].index(name), k]]
+      is_own = shape == 'circle' or k == 2
+      assert small != is_own and legends[k][hue] == (
+        name if is_own else taxonomy.names[k][taxonomy.paths[taxonomy.names[2].index(name), k]]
       )
-    if at == 5:  # in the end the images lie where the prototype of their class does
+    if picture == 5:  # in the end the images lie where the prototype of their class does
       apart = [np.linalg.norm(np.median(dots[hue], 0) - place) for _, hue, _, place, _ in marks]
       others = [
         np.linalg.norm(np.median(dots[hue], 0) - place)
@@ -947,9 +955,9 @@ def test_features_without_prototypes_and_no_section_without_files(tmp_path):
   assert 'Features and prototypes' not in made_page(page.write(tmp_path).parent).text
   make_embedding(tmp_path, taxonomy)
   with np.load(tmp_path / 'embedding_last.npz') as archive:
-    kept = {key: archive[key] for key in ('features', 'labels')}
+    arrays = {key: archive[key] for key in ('features', 'labels')}
   (tmp_path / 'embedding_first.npz').unlink()
-  np.savez(tmp_path / 'embedding_last.npz', **kept)
+  np.savez(tmp_path / 'embedding_last.npz', **arrays)
   text = made_page(page.write(tmp_path).parent).text
   assert (
     'After training' in text
@@ -958,12 +966,12 @@ def test_features_without_prototypes_and_no_section_without_files(tmp_path):
     and '80 images; perplexity 26.3' in text
   )
   assert [len(marks) for _, _, marks in pictures_of(tmp_path)] == [0, 0, 0]
-  np.savez(tmp_path / 'embedding_last.npz', **{key: value[:5] for key, value in kept.items()})
+  np.savez(tmp_path / 'embedding_last.npz', **{key: value[:5] for key, value in arrays.items()})
   assert 'There are too few images to place.' in made_page(page.write(tmp_path).parent).text
 
 
 @pytest.mark.parametrize(
-  ('change', 'says'),
+  ('change', 'message'),
   [
     (b'', 'could not be read'),
     (b'PK\x03\x04half', 'could not be read'),
@@ -985,7 +993,7 @@ def test_features_without_prototypes_and_no_section_without_files(tmp_path):
     'another level',
   ],
 )
-def test_damaged_embeddings_are_said_and_cost_no_more(tmp_path, change, says):
+def test_damaged_embeddings_are_said_and_cost_no_more(tmp_path, change, message):
   taxonomy = make_taxonomy()
   (tmp_path / 'config.json').write_text('{}')
   taxonomy.to_csv(tmp_path / 'taxonomy.csv')
@@ -1003,7 +1011,7 @@ def test_damaged_embeddings_are_said_and_cost_no_more(tmp_path, change, says):
   text = made_page(page.write(tmp_path).parent).text
   assert (
     'embedding_last.npz could not be read: ' in text
-    and says in text
+    and message in text
     and 'Features and prototypes' not in text
     and 'could not be made' not in text
   )
@@ -1078,8 +1086,8 @@ def test_a_report_of_many_classes_and_levels_stays_small(tmp_path):
   )
   order = sorted(range(n), key=lambda c: (*taxonomy.paths[c, :4].tolist(), c))
   bins = np.argsort(order) // 40
-  drawn = squares(re.findall(r'<svg class="matrix.*?</svg>', section(path, 'confusion'), re.S)[-1])
-  assert set(drawn) == {(int(bins[a]), int(bins[b])) for a, b in zip(labels[:, -1], pred[:, -1])}
+  cells = squares(re.findall(r'<svg class="matrix.*?</svg>', section(path, 'confusion'), re.S)[-1])
+  assert set(cells) == {(int(bins[a]), int(bins[b])) for a, b in zip(labels[:, -1], pred[:, -1])}
 
 
 # In a browser.
@@ -1153,22 +1161,22 @@ class Browser:
     return json.loads(message)
 
   def call(self, method, **params):
-    number = next(self.ids)
+    call_id = next(self.ids)
     os.write(
       self.out,
       json.dumps(
-        {'id': number, 'method': method, 'params': params}
+        {'id': call_id, 'method': method, 'params': params}
         | ({'sessionId': self.session} if self.session else {})
       ).encode()
       + b'\0',
     )
-    while (message := self.read()).get('id') != number:
+    while (message := self.read()).get('id') != call_id:
       self.events.append(message)
     assert 'error' not in message, message
     return message['result']
 
   def visit(self, address, width=1200):
-    """Opens a page in a window so wide: (what was said in the console and failed, the addresses that were asked for)."""
+    """Opens a page in a window so wide: (messages and errors, addresses that were requested)."""
     self.events = []
     self.call(
       'Emulation.setDeviceMetricsOverride',
@@ -1181,13 +1189,13 @@ class Browser:
     while not any(event.get('method') == 'Page.loadEventFired' for event in self.events):
       self.events.append(self.read())
     self.evaluate('new Promise(done => setTimeout(done, 200))')
-    said = [
+    errors = [
       event['params']
       for event in self.events
       if event.get('method')
       in ('Runtime.exceptionThrown', 'Runtime.consoleAPICalled', 'Log.entryAdded')
     ]
-    return said, [
+    return errors, [
       event['params']['request']['url']
       for event in self.events
       if event.get('method') == 'Network.requestWillBeSent'
@@ -1218,45 +1226,56 @@ def browser(tmp_path_factory):
 
 def test_in_chromium_there_is_no_error_and_no_request(full, browser):
   address = (full / 'report.html').as_uri()
-  said, asked = browser.visit(address)
-  assert said == [] and [url for url in asked if not url.startswith('data:')] == [address]
+  errors, requests = browser.visit(address)
+  assert errors == [] and [url for url in requests if not url.startswith('data:')] == [address]
   assert browser.evaluate('[...document.querySelectorAll("section")].map(s => s.id)') == [
-    part.id for part in sections.SECTIONS if part.id not in ELSEWHERE
+    part.id for part in SECTIONS if part.id not in ELSEWHERE
   ]
 
 
 def test_the_browser_test_would_notice(browser, tmp_path):
-  bad = '<script>fetch("http://127.0.0.1:9/a"); undefined_function()</script><img src="http://127.0.0.1:9/b.png">'
+  bad = '<script>fetch("http://127.0.0.1:9/a"); undefined_function()</script>'
+  bad += '<img src="http://127.0.0.1:9/b.png">'
   (tmp_path / 'bad.html').write_text(
     f'<!doctype html><title>x</title><link rel="icon" href="data:,">{bad}'
   )
-  said, asked = browser.visit((tmp_path / 'bad.html').as_uri())
-  assert 'undefined_function' in str(said) and {
+  errors, requests = browser.visit((tmp_path / 'bad.html').as_uri())
+  assert 'undefined_function' in str(errors) and {
     'http://127.0.0.1:9/a',
     'http://127.0.0.1:9/b.png',
-  } <= set(asked)
+  } <= set(requests)
 
 
-# With every tab and detail open: what reaches beyond the screen and stands in nothing that scrolls, texts of a matrix that are cut off, broken pictures.
+# With every tab and detail open: elements wider than the screen outside what scrolls, texts of a
+# matrix that are cut off, broken pictures.
 PROBE = """(async () => {
   const wide = new Set(), blank = [];
   const check = e => {
     const box = e.getBoundingClientRect();
-    if (box.width && (box.right > WIDTH + 1 || box.left < -1) && !e.parentElement.closest('.scroll, pre'))
-      wide.add(e.tagName + '.' + (e.className.baseVal ?? e.className) + ' ' + Math.round(box.left) + ' to ' + Math.round(box.right));
+    const outside = box.right > WIDTH + 1 || box.left < -1;
+    if (box.width && outside && !e.parentElement.closest('.scroll, pre')) {
+      const name = e.tagName + '.' + (e.className.baseVal ?? e.className);
+      wide.add(name + ' ' + Math.round(box.left) + ' to ' + Math.round(box.right));
+    }
   };
   document.querySelectorAll('details').forEach(d => { d.open = true; });
   document.querySelectorAll('main *').forEach(check);
   for (const pick of document.querySelectorAll('.tabs > input')) {
     pick.checked = true;
     pick.parentElement.querySelectorAll('*').forEach(check);
-    for (const text of pick.nextElementSibling.nextElementSibling.querySelectorAll('.matrix text')) {
+    const pane = pick.nextElementSibling.nextElementSibling;
+    for (const text of pane.querySelectorAll('.matrix text')) {
       const a = text.getBoundingClientRect(), b = text.ownerSVGElement.getBoundingClientRect();
-      if (a.left < b.left - 1 || a.top < b.top - 1 || a.right > b.right + 1) wide.add('cut off: ' + text.textContent);
+      if (a.left < b.left - 1 || a.top < b.top - 1 || a.right > b.right + 1)
+        wide.add('cut off: ' + text.textContent);
     }
   }
-  for (const image of document.images) { image.loading = 'eager'; await image.decode().catch(() => blank.push(image.alt)); }
-  return [innerWidth, document.documentElement.scrollWidth, [...wide].slice(0, 5), blank, document.images.length];
+  for (const image of document.images) {
+    image.loading = 'eager';
+    await image.decode().catch(() => blank.push(image.alt));
+  }
+  const full = document.documentElement.scrollWidth;
+  return [innerWidth, full, [...wide].slice(0, 5), blank, document.images.length];
 })()"""
 
 
@@ -1294,10 +1313,10 @@ def test_in_chromium_everything_fits_the_screen(request, browser, run, width):
 
 def test_in_chromium_tabs_switch_by_click(full, browser):
   browser.visit((full / 'report.html').as_uri())
-  shown = '[...document.querySelectorAll("#confusion .pane")].map(p => p.offsetHeight > 0)'
-  assert browser.evaluate(shown) == [True, False, False]
+  visible = '[...document.querySelectorAll("#confusion .pane")].map(p => p.offsetHeight > 0)'
+  assert browser.evaluate(visible) == [True, False, False]
   browser.evaluate('document.querySelectorAll("#confusion .tabs label")[2].click()')
-  assert browser.evaluate(shown) == [False, False, True]
+  assert browser.evaluate(visible) == [False, False, True]
 
 
 def test_resumed_and_damaged_metrics(tmp_path):
@@ -1330,13 +1349,9 @@ def test_long_runs_and_many_skipped_stay_small(tmp_path):
 
 
 def test_numbers_in_words():
-  assert registry.number(0.70149) == '70.1%' and registry.number(1.256, False) == '1.26'
-  assert registry.number(None) == registry.number(float('nan')) == '–'
-  assert (
-    registry.signed(-0.0304) == '−3.0'
-    and registry.signed(0.0004) == '0.0'
-    and registry.signed(0.12, False) == '+0.12'
-  )
+  assert number(0.70149) == '70.1%' and number(1.256, False) == '1.26'
+  assert number(None) == number(float('nan')) == '–'
+  assert signed(-0.0304) == '−3.0' and signed(0.0004) == '0.0' and signed(0.12, False) == '+0.12'
   assert (
     formats.listed(['a']) == 'a'
     and formats.listed('abc') == 'a, b and c'

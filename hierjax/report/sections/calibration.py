@@ -6,10 +6,11 @@ from hierjax.core.metrics import is_finite, lookup
 from hierjax.evaluate import metrics
 from hierjax.report import charts
 from hierjax.report.runs import Run
+from hierjax.report.section import Section
 from hierjax.report.templates import paragraph, render
 
 
-def section(run: Run) -> Markup:
+def _render(run: Run) -> Markup:
   """Render how far the shown probabilities can be trusted."""
   if not run.evaluation:
     return paragraph('There is no evaluation, so nothing is known about calibration.')
@@ -61,3 +62,6 @@ def _bins(run: Run, k: int, decision: str) -> tuple | None:
   return metrics.reliability(
     run.predicted[f'prob_{decision}'][is_labelled, k], is_right[is_labelled]
   )
+
+
+SECTION = Section('calibration', 'Calibration', _render, True)

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from hierjax.report import charts
 from hierjax.report.runs import Run
+from hierjax.report.section import Section
 from hierjax.report.sections.images import NO_PREDICTIONS
 from hierjax.report.templates import paragraph, render
 from hierjax.taxonomy import Taxonomy
@@ -30,7 +31,7 @@ class Tick(NamedTuple):
   place: float
 
 
-def section(run: Run) -> Markup:
+def _render(run: Run) -> Markup:
   """Render a matrix for each level, and one for each coarser class."""
   if run.predicted is None:
     return paragraph(NO_PREDICTIONS)
@@ -146,16 +147,16 @@ def _block(table, name, members, labels, pred) -> dict:
   labels, pred = labels[is_inside], pred[is_inside]
   size = len(table.paths)
   totals, wrong = np.bincount(labels, minlength=size), np.bincount(labels, labels != pred, size)
-  shown = members
+  visible = members
   if len(members) > MAX_BLOCK:
-    shown = members[np.sort(np.argsort(-wrong[members], kind='stable')[:MAX_BLOCK])]
-  counts = np.zeros((len(shown), len(shown)), int)
+    visible = members[np.sort(np.argsort(-wrong[members], kind='stable')[:MAX_BLOCK])]
+  counts = np.zeros((len(visible), len(visible)), int)
   place = np.full(size, -1)
-  place[shown] = np.arange(len(shown))
-  is_shown = (place[labels] >= 0) & (place[pred] >= 0)
-  np.add.at(counts, (place[labels[is_shown]], place[pred[is_shown]]), 1)
+  place[visible] = np.arange(len(visible))
+  is_visible = (place[labels] >= 0) & (place[pred] >= 0)
+  np.add.at(counts, (place[labels[is_visible]], place[pred[is_visible]]), 1)
   rows = []
-  for i, c in enumerate(shown.tolist()):
+  for i, c in enumerate(visible.tolist()):
     elsewhere = int(totals[c] - counts[i].sum())
     cells = [(int(n), _shade_class(n, totals[c], i == j)) for j, n in enumerate(counts[i])]
     cells.append((elsewhere, _shade_class(elsewhere, totals[c], False)))
@@ -169,10 +170,13 @@ def _block(table, name, members, labels, pred) -> dict:
     'within': int((is_within & (pred != labels)).sum()),
     'elsewhere': int((~is_within).sum()),
     'rows': rows,
-    'hidden': len(members) - len(shown),
+    'hidden': len(members) - len(visible),
   }
 
 
 def _shade_class(n: int, total: int, is_diagonal: bool) -> str:
   """The CSS class of a cell; '' for an empty one."""
   return f'{"d" if is_diagonal else "o"} k{charts.shade(n / total)}' if n else ''
+
+
+SECTION = Section('confusion', 'Confusion matrices', _render, True)

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from hierjax.evaluate import explain
 from hierjax.report import charts
 from hierjax.report.runs import Run, get
+from hierjax.report.section import Section
 from hierjax.report.sections.images import NO_IMAGES
 from hierjax.report.templates import paragraph, render
 from hierjax.taxonomy import Taxonomy
@@ -63,7 +64,7 @@ def _legend(colours: np.ndarray, labels: np.ndarray, names: tuple) -> list[tuple
   return legend + [(-1, 'others')] * bool((colours[labels] < 0).any())
 
 
-def features(run: Run) -> Markup:
+def _features(run: Run) -> Markup:
   """Render the features of the images in the plane, by class and by right and wrong."""
   if run.explained is None:
     return paragraph(NO_IMAGES)
@@ -88,7 +89,7 @@ def features(run: Run) -> Markup:
   return render('features', panes=panes, size=LARGE, n=len(rows), total=total, split=run.splits[0])
 
 
-def prototypes(run: Run) -> Markup:
+def _prototypes(run: Run) -> Markup:
   """Render features and prototypes in one plane, at the first evaluation and in the end.
 
   The points are coloured by the classes of each level, as in S2, figures 6 and 7.
@@ -98,8 +99,8 @@ def prototypes(run: Run) -> Markup:
   table, levels = run.taxonomy, run.taxonomy.levels
   labels = np.concatenate([arrays['labels'] for arrays in run.embeddings.values()])
   colours = [class_colours(labels, k, table) for k in range(len(levels))]
-  shown = _shown_prototypes(table, colours)
-  moments = [_moment(name, run, colours, shown) for name in run.embeddings]
+  placed = _prototype_classes(table, colours)
+  moments = [_moment(name, run, colours, placed) for name in run.embeddings]
   moments = [moment for moment in moments if moment]
   if not moments:
     return paragraph(TOO_FEW)
@@ -118,7 +119,7 @@ def prototypes(run: Run) -> Markup:
   )
 
 
-def _shown_prototypes(table: Taxonomy, colours: list[np.ndarray]) -> list[np.ndarray]:
+def _prototype_classes(table: Taxonomy, colours: list[np.ndarray]) -> list[np.ndarray]:
   """The classes of each level whose prototypes are placed: those with a colour at any level."""
   of_leaf = np.stack([colours[k][table.paths[:, k]] for k in range(len(colours))]) >= 0
   order = np.lexsort((~of_leaf[-1], ~of_leaf.any(0)))
@@ -126,11 +127,13 @@ def _shown_prototypes(table: Taxonomy, colours: list[np.ndarray]) -> list[np.nda
   return [*(np.flatnonzero(c >= 0) for c in colours[:-1]), order[:count]]
 
 
-def _moment(name: str, run: Run, colours: list[np.ndarray], shown: list[np.ndarray]) -> dict | None:
+def _moment(
+  name: str, run: Run, colours: list[np.ndarray], placed: list[np.ndarray]
+) -> dict | None:
   """The pictures of one evaluation, one a level; None where there are too few points."""
   table, arrays = run.taxonomy, run.embeddings[name]
   columns = [k for k in range(len(table.levels)) if f'prototype_{k}' in arrays]
-  parts = [arrays['features'], *(arrays[f'prototype_{k}'][shown[k]] for k in columns)]
+  parts = [arrays['features'], *(arrays[f'prototype_{k}'][placed[k]] for k in columns)]
   if columns:
     # heads compare features and prototypes by their angle
     parts = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in parts]
@@ -142,9 +145,9 @@ def _moment(name: str, run: Run, colours: list[np.ndarray], shown: list[np.ndarr
   panels = []
   for k, level in enumerate(table.levels):
     marks = []
-    for j, at_xy in zip(columns, places):
+    for j, place in zip(columns, places):
       if j in (k, len(table.levels) - 1):
-        marks += _marks(table, colours[k], shown[j], at_xy, k, j)
+        marks += _marks(table, colours[k], placed[j], place, k, j)
     panels.append(
       {
         'level': level,
@@ -172,3 +175,7 @@ def _marks(table, colours, classes, xy, k, j) -> list[Mark]:
       place = f'{x:.1f}', f'{y:.1f}'
       marks.append(Mark(shape, j == k, int(of_class[c]), *place, table.names[j][c]))
   return marks
+
+
+FEATURES = Section('features', 'Features', _features, True)
+PROTOTYPES = Section('embedding', 'Features and prototypes', _prototypes, True)

@@ -7,10 +7,11 @@ from markupsafe import Markup
 
 from hierjax.core.metrics import METRICS
 from hierjax.report.runs import Run, get
+from hierjax.report.section import Section
 from hierjax.report.templates import render
 
 
-def section(run: Run) -> Markup:
+def _render(run: Run) -> Markup:
   """Render the run in one sentence, its main scores, and what is missing or damaged."""
   root = get(run.config, 'data.root') if get(run.config, 'data.source') != 'toy' else None
   classes = run.info.get('classes')
@@ -59,3 +60,6 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     tiles.append((mean_ap, level, 'mAP, the mean over its classes'))
     tiles.append((METRICS['f1'].text(f1), level, 'F1 at the tuned thresholds'))
   return tiles
+
+
+SECTION = Section('headline', '', _render)

@@ -7,6 +7,7 @@ from markupsafe import Markup
 from hierjax.evaluate import example_images
 from hierjax.report import charts
 from hierjax.report.runs import Run
+from hierjax.report.section import Section
 from hierjax.report.templates import paragraph, render
 
 NO_PREDICTIONS = (
@@ -42,7 +43,7 @@ def _shot(run: Run, row: int, prob: float | None = None) -> Shot:
   return Shot(charts.address(run.pictures[row]), str(run.predicted['files'][row]), prob)
 
 
-def worst_confusions(run: Run) -> Markup:
+def _worst_confusions(run: Run) -> Markup:
   """Render the pairs of finest classes that cost most, with images of both."""
   if run.predicted is None:
     return paragraph(NO_PREDICTIONS)
@@ -74,7 +75,7 @@ def worst_confusions(run: Run) -> Markup:
   )
 
 
-def gallery(run: Run) -> Markup:
+def _gallery(run: Run) -> Markup:
   """Render images for every pattern of right and wrong heads, with what each head looked at."""
   columns = example_images.head_columns(run.predicted) if run.predicted else []
   if not columns:
@@ -113,3 +114,7 @@ def _heads(run: Run, row: int, columns: list[int]) -> list[Head]:
     heat_map = charts.address(charts.heat_map(run.pictures[row], heat))
     heads.append(Head(table.levels[k], names[label], choices, heat_map))
   return heads
+
+
+WORST_CONFUSIONS = Section('worst', 'Worst confusions', _worst_confusions, True)
+GALLERY = Section('gallery', 'Examples', _gallery, True)

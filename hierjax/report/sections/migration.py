@@ -10,12 +10,13 @@ from markupsafe import Markup
 from hierjax.core.metrics import is_finite, number
 from hierjax.report import charts
 from hierjax.report.runs import Run
+from hierjax.report.section import Section
 from hierjax.report.templates import render
 
 MOMENTS = {
   'before': 'the old run, among its own classes',
   'start': 'migrated, before training',
-  'now': 'now',
+  'end': 'now',
 }
 # Rows of the table of classes, and names of changed classes.
 ROWS, NAMES = 500, 500
@@ -28,7 +29,7 @@ class ClassHistory(NamedTuple):
   kind: str
   before: tuple[int, int]
   start: tuple[int, int]
-  now: tuple[int, int]
+  end: tuple[int, int]
 
   @property
   def first(self) -> float | None:
@@ -39,17 +40,25 @@ class ClassHistory(NamedTuple):
   @property
   def change(self) -> float:
     """The accuracy now minus that at first; infinite where one is missing."""
-    now = accuracy([self], 'now')
-    return now - self.first if is_finite(now) and is_finite(self.first) else math.inf
+    end = accuracy([self], 'end')
+    return end - self.first if is_finite(end) and is_finite(self.first) else math.inf
 
 
 def accuracy(classes: Sequence[ClassHistory], moment: str) -> float | None:
-  """Return the accuracy over the images of some classes; None without images."""
+  """Return the accuracy over the images of some classes.
+
+  Args:
+    classes: the classes.
+    moment: a key of MOMENTS.
+
+  Returns:
+    The accuracy; None without images.
+  """
   right, images = (sum(getattr(c, moment)[i] for c in classes) for i in (0, 1))
   return right / images if images else None
 
 
-def section(run: Run) -> Markup:
+def _render(run: Run) -> Markup:
   """Render the accuracies of each level and class; nothing for a run that was not migrated."""
   if not run.migration:
     return Markup('')
@@ -86,7 +95,7 @@ def summary(run: Run, migration: dict) -> list[str]:
   for level, classes in _histories(run, migration).items():
     parts = []
     for name, group in _groups(classes).items():
-      text = f'{name} {number(accuracy(group, "now"))}'
+      text = f'{name} {number(accuracy(group, "end"))}'
       if name == 'known':
         text += f' (the old run {number(accuracy(group, "before"))})'
       parts.append(text)
@@ -99,10 +108,10 @@ def _histories(run: Run, migration: dict) -> dict[str, list[ClassHistory]]:
   out = {}
   for level, classes in migration['classes'].items():
     start = _counts(run.start, level, len(classes)) if run.start else [(0, 0)] * len(classes)
-    now = _counts(run, level, len(classes))
+    end = _counts(run, level, len(classes))
     befores = [(entry['right'], entry['images']) for entry in classes.values()]
     kinds = [entry['kind'] for entry in classes.values()]
-    out[level] = [ClassHistory(*fields) for fields in zip(classes, kinds, befores, start, now)]
+    out[level] = [ClassHistory(*fields) for fields in zip(classes, kinds, befores, start, end)]
   return out
 
 
@@ -119,9 +128,9 @@ def _counts(run: Run, level: str, size: int) -> list[tuple[int, int]]:
 
 def _groups(classes: Sequence[ClassHistory]) -> dict[str, list[ClassHistory]]:
   """All classes, the known and the new ones; without empty groups."""
-  new = [c for c in classes if c.kind == 'new']
-  known = [c for c in classes if c.kind != 'new']
-  groups = {'all': list(classes), 'known': known, 'new': new}
+  groups = {'all': list(classes), 'known': [], 'new': []}
+  for c in classes:
+    groups['new' if c.kind == 'new' else 'known'].append(c)
   return {name: group for name, group in groups.items() if group}
 
 
@@ -129,7 +138,10 @@ def _picture(classes: Sequence[ClassHistory], title: str) -> Markup | None:
   groups = []
   for colour, name in enumerate(('known', 'new')):
     group = [c for c in _groups(classes).get(name, []) if is_finite(c.change)]
-    points = [(c.first, accuracy([c], 'now')) for c in group]
+    points = [(c.first, accuracy([c], 'end')) for c in group]
     if points:
       groups.append((colour, np.array(points)))
   return charts.before_and_now(title, groups) if groups else None
+
+
+SECTION = Section('migration', 'Before and after the taxonomy changed', _render)

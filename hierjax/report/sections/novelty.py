@@ -4,10 +4,11 @@ from markupsafe import Markup
 
 from hierjax.report import charts
 from hierjax.report.runs import Run
+from hierjax.report.section import Section
 from hierjax.report.templates import render
 
 
-def section(run: Run) -> Markup:
+def _render(run: Run) -> Markup:
   """Render the scores for each level and the threshold of each node; nothing without novelty."""
   novelty = (run.evaluation or {}).get('novelty')
   if not novelty:
@@ -28,3 +29,6 @@ def section(run: Run) -> Markup:
     )
     panels.append({'title': level, 'svg': charts.draw(chart)})
   return render('novelty', novelty=novelty, panels=panels, split=run.splits[0])
+
+
+SECTION = Section('novelty', 'Novelty detection', _render)

@@ -6,20 +6,21 @@ from markupsafe import Markup
 
 from hierjax.report.formats import count, duration
 from hierjax.report.runs import Run, flat, get
+from hierjax.report.section import Section
 from hierjax.report.templates import render
 
 # Skipped files that are named.
 FILES = 500
 
 
-def data(run: Run) -> Markup:
+def _data(run: Run) -> Markup:
   """Render the number of images, those that could not be read, and the notes on the data."""
   unreadable = {split: run.evals[split].get('unreadable') for split in run.splits}
   skipped = [str(file) for file in run.info.get('skipped') or []]
   return render('data', info=run.info, unreadable=unreadable, skipped=skipped, limit=FILES)
 
 
-def configuration(run: Run) -> Markup:
+def _configuration(run: Run) -> Markup:
   """Render all options by group."""
   groups: dict[str, list] = {}
   for key, value in flat(run.config).items():
@@ -29,7 +30,7 @@ def configuration(run: Run) -> Markup:
   return render('configuration', groups=sorted(groups.items()))
 
 
-def reproduction(run: Run) -> Markup:
+def _reproduction(run: Run) -> Markup:
   """Render the command, seeds, versions and hashes."""
   info = run.info
   facts = {
@@ -46,3 +47,8 @@ def reproduction(run: Run) -> Markup:
   facts = {label: value for label, value in facts.items() if value is not None}
   versions = sorted((info.get('versions') or {}).items())
   return render('reproduction', info=info, facts=[*facts.items(), *versions])
+
+
+DATA = Section('data', 'Data', _data)
+CONFIGURATION = Section('configuration', 'Configuration', _configuration)
+REPRODUCTION = Section('provenance', 'Reproducibility', _reproduction)

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from hierjax.core.metrics import METRICS, is_finite, lookup, registered_by_users
 from hierjax.report.runs import Run
+from hierjax.report.section import Section
 from hierjax.report.templates import paragraph, render
 
 DECISIONS = {
@@ -30,7 +31,11 @@ class Column(NamedTuple):
     return lookup(self.evaluation, f'{self.decision}:{metric}')
 
   def interval(self, metric: str) -> tuple[float, float] | None:
-    """Its bootstrap interval."""
+    """Return its bootstrap interval.
+
+    Args:
+      metric: 'METRIC' or 'METRIC/LEVEL'.
+    """
     name, _, level = metric.partition('/')
     intervals = (self.evaluation.get('intervals') or {}).get(self.decision) or {}
     entry = intervals.get(f'{level}.{name}' if level else name) or {}
@@ -40,12 +45,19 @@ class Column(NamedTuple):
 
 
 def baseline_decision(evaluation: Mapping) -> str | None:
-  """Return the decision by which a plain baseline is judged: coarser classes from the finest."""
+  """Return the decision by which a plain baseline is judged.
+
+  Args:
+    evaluation: of the baseline.
+
+  Returns:
+    'leaf', or 'independent' where only that was evaluated; None without either.
+  """
   decode = evaluation.get('decode') or {}
   return next((name for name in ('leaf', 'independent') if decode.get(name)), None)
 
 
-def section(run: Run) -> Markup:
+def _render(run: Run) -> Markup:
   """Render one table for each evaluated split."""
   if not run.evaluation:
     return paragraph(
@@ -128,3 +140,6 @@ def _rows(run: Run, columns: Sequence[Column], names: Sequence[str]) -> list[tup
       label += '*'
     rows.append((label, [(text, text == best, r) for text, r in zip(texts, ranges)]))
   return rows
+
+
+SECTION = Section('scores', 'Scores', _render, True)

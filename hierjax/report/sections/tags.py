@@ -6,6 +6,7 @@ from markupsafe import Markup
 from hierjax.core.metrics import is_finite
 from hierjax.report import charts
 from hierjax.report.runs import Run
+from hierjax.report.section import Section
 from hierjax.report.templates import render
 
 # Precision-recall curves in one picture.
@@ -14,7 +15,7 @@ CURVES = 12
 ROWS = 500
 
 
-def section(run: Run) -> Markup:
+def _render(run: Run) -> Markup:
   """Render the tables and curves of each split and tag level; nothing without tag levels."""
   tables = []
   for split in run.splits:
@@ -75,3 +76,6 @@ def _precision_recall(run: Run, split: str, level: str, classes: dict, title: st
     return [], None
   options = {'percent': True, 'label': 'precision', 'extent': (0, 1.02)}
   return legend, charts.draw(charts.Chart(title, 'recall', (*curves, *dots), (0, 1), **options))
+
+
+SECTION = Section('labels', 'Scores of each class', _render)

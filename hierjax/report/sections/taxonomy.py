@@ -6,10 +6,11 @@ import numpy as np
 from markupsafe import Markup
 
 from hierjax.report.runs import Run
+from hierjax.report.section import Section
 from hierjax.report.templates import paragraph, render
 
 
-def section(run: Run) -> Markup:
+def _render(run: Run) -> Markup:
   """Render the tables of levels and of pairs of levels, for each block of levels."""
   if run.taxonomy is None:
     return paragraph('No taxonomy.csv was found.')
@@ -47,3 +48,6 @@ def _block(run: Run, block) -> dict:
     'leaves': len(table.paths),
     'ends_early': ends_early,
   }
+
+
+SECTION = Section('taxonomy', 'Taxonomy', _render)

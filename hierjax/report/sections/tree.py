@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from hierjax.report import charts
 from hierjax.report.runs import Run
+from hierjax.report.section import Section
 from hierjax.report.sections.images import NO_PREDICTIONS
 from hierjax.report.templates import paragraph, render
 from hierjax.taxonomy import Taxonomy
@@ -45,7 +46,7 @@ class _Level(NamedTuple):
   right: np.ndarray
 
 
-def section(run: Run) -> Markup:
+def _render(run: Run) -> Markup:
   """Render every class with its accuracy; an image counts where it is labelled so far."""
   if run.predicted is None:
     return paragraph(NO_PREDICTIONS)
@@ -114,3 +115,6 @@ def _grade(accuracy: float | None) -> int:
   if accuracy is None:
     return len(GRADES)
   return next(i for i, limit in enumerate(GRADES) if accuracy < limit)
+
+
+SECTION = Section('tree', 'Accuracy in the tree', _render, True)

@@ -9,6 +9,7 @@ from hierjax.core.metrics import METRICS, is_finite, lookup
 from hierjax.evaluate import bootstrap, metrics
 from hierjax.report.formats import count
 from hierjax.report.runs import Run, flat
+from hierjax.report.section import Section
 from hierjax.report.sections.scores import baseline_decision
 from hierjax.report.templates import paragraph, render
 
@@ -53,7 +54,7 @@ class Row(NamedTuple):
     return 'good' if self.difference * better > 0 else 'bad'
 
 
-def section(run: Run) -> Markup:
+def _render(run: Run) -> Markup:
   """Render the comparison, or how to get a baseline."""
   if not run.evaluation:
     return paragraph('There is no evaluation of this run, so nothing can be compared.')
@@ -162,3 +163,6 @@ def _intervals(run: Run, split: str, decision: str) -> tuple[dict, str]:
     f'95% intervals: paired bootstrap over {count(len(labels))} images; they do not cover the '
     'variation between seeds.'
   )
+
+
+SECTION = Section('verdict', 'Does the hierarchy help?', _render, True)

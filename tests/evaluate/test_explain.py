@@ -1,9 +1,9 @@
 """Grad-CAM against its closed form, the choice of examples, t-SNE, and explain_SPLIT.npz."""
 
+import dataclasses
 import functools
 import io
 import shutil
-import types
 
 import flax.linen as nn
 import jax
@@ -308,23 +308,15 @@ def test_images_that_are_gone_are_left_out(run):
       raise FileNotFoundError(val.files[i])
     return val.reader(i)
 
-  model.explain(
-    'val',
-    examples=types.SimpleNamespace(name='val', files=val.files, labels=val.labels, reader=reader),
-  )
+  model.explain('val', examples=dataclasses.replace(val, reader=reader))
   after = load(workdir)
   np.testing.assert_array_equal(after['rows'], before['rows'][2:])
   np.testing.assert_array_equal(after['maps'], before['maps'][2:])
   assert not set(lost) & set(after['points']) and len(after['points']) == 38
   with pytest.raises(
-    UserError, match=r'toy/val/00000: in predictions_val\.npz but no longer in split'
+    UserError, match=r'toy/val/00000: is in predictions_val\.npz but no longer in split'
   ):
-    model.explain(
-      'val',
-      examples=types.SimpleNamespace(
-        name='val', files=val.files[1:], labels=val.labels[1:], reader=val.reader
-      ),
-    )
+    model.explain('val', examples=sources.subset(val, range(1, len(val.files))))
 
 
 def test_an_explanation_of_other_predictions_is_not_current(run, tmp_path):

@@ -40,7 +40,12 @@ class Classifier(layers.Layer):
   normalize: bool = False
 
   def features(self, images: Array, train: bool = False) -> Array:
-    """Compute the features [B, d] of images uint8 [B, H, W, 3]."""
+    """Compute the features [B, d] that the heads read.
+
+    Args:
+      images: uint8 [B, H, W, 3].
+      train: whether the backbone is trained.
+    """
     mean, std = (jnp.array(v, jnp.float32)[None, None, None] for v in (self.mean, self.std))
     x = ((images.astype(jnp.float32) - mean) / std).astype(self.compute.dtype)
     with nn.intercept_methods(_over_devices(self.compute.batch_axis)):
@@ -81,7 +86,12 @@ def _over_devices(axis: str | None) -> Callable:
 
 
 def build(c: ConfigDict, taxonomy: Taxonomy, levels: tuple[str, ...]) -> Classifier:
-  """Make the classifier that a config describes, with a head for each of `levels`.
+  """Make the classifier that a config describes.
+
+  Args:
+    c: the config.
+    taxonomy: of the data.
+    levels: that have a head.
 
   Raises:
     UserError: a name is not registered, or an option does not fit it.
@@ -178,7 +188,12 @@ def _resolved_order(order: Sequence[str], levels: Sequence[str]) -> tuple[str, .
 
 
 def rows(m: ConfigDict, taxonomy: Taxonomy, level: str) -> tuple[int, ...]:
-  """Return how many rows of the level's head each class has: 1 but for those of `model.parts`.
+  """Return how many rows of a head each class has: 1 but for those of `model.parts`.
+
+  Args:
+    m: the `model` part of a config.
+    taxonomy: with the level.
+    level: of the head.
 
   Raises:
     UserError: an entry of `model.parts` is malformed, or the taxonomy lacks its class.

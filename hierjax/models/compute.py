@@ -75,10 +75,12 @@ class Layer(nn.Module):
 
   @nn.nowrap
   def remat(self, block: type[nn.Module]) -> type[nn.Module]:
-    """Return a block, called as block(x, train), that is computed again in the backward pass.
+    """Make a block's results be computed again in the backward pass, where `compute.remat` is set.
 
-    That holds where `compute.remat` is set; initialisation has no backward pass.
+    Args:
+      block: a module class, called as block(x, train).
     """
+    # Initialisation has no backward pass, and numpy's draws would leave it as tracers.
     is_needed = self.compute.remat and not self.is_initializing()
     return nn.remat(block, static_argnums=(2,)) if is_needed else block
 

@@ -19,7 +19,12 @@ def image(size: int) -> jax.ShapeDtypeStruct:
 
 
 def shapes(model: nn.Module, size: int) -> dict:
-  """Return the model's variables as shapes, for images of size x size pixels."""
+  """Return a model's variables as shapes.
+
+  Args:
+    model: a classifier or a backbone.
+    size: pixels along a side of the images.
+  """
   model = configured(model, kernels='plain')
   return jax.eval_shape(
     lambda x: model.init(jax.random.key(0), x, mutable=initializers.COLLECTIONS), image(size)

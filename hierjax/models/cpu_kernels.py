@@ -1,18 +1,15 @@
 """The operations of `plain_kernels`, written so that XLA's CPU backend computes them fast.
 
-Measured on two AVX-512 cores, XLA's own forms of these operations and of their gradients take two
-to
-eight times as long for a whole train step. What is done instead:
+On two AVX-512 cores XLA's own forms of these operations and of their gradients take two to eight
+times as long for a whole train step. What is done instead:
 
 - 1x1 and patch convolutions are matrix products; small maps are gathered into patches for one.
-- A depthwise convolution is a sum of shifted, scaled maps, one a tap of the kernel, and so are its
-  gradients, as autodiff's scatter what should be gathered.
+- A depthwise convolution and its gradients are sums of shifted, scaled maps, one for each tap.
 - Sums over pixels go over pieces of up to 8 rows first, which XLA unrolls into vector code.
 - The gradient of batch norm and its activation is written by hand, in two passes over the maps.
 
 Maps are [B, H, W, C], kernels [k, k, C, O], or [k, k, 1, C] of a depthwise convolution. A tap is
-one pixel (i, j) of a kernel or a pooling window. `pads` are ((above, below), (left, right)) in
-pixels.
+one pixel of a kernel or a pooling window. `pads` are ((above, below), (left, right)) in pixels.
 """
 
 import functools
@@ -56,8 +53,8 @@ def _stored(f: Callable, static: tuple[int, ...] = ()) -> Callable:
 
 def _pad(x: Array, pads: Sequence[tuple[int, int]], value: float = 0) -> Array:
   """Pad maps with rows and columns of one value."""
-  config = ((0, 0, 0), *((*side, 0) for side in pads), (0, 0, 0))
-  return lax.pad(x, jnp.asarray(value, x.dtype), config)
+  amounts = [(0, 0, 0), *((*side, 0) for side in pads), (0, 0, 0)]
+  return lax.pad(x, jnp.asarray(value, x.dtype), amounts)
 
 
 def _out_size(size: Size, kernel: Size, stride: int, pads: Pads) -> Size:
@@ -115,7 +112,7 @@ def _interleave(xs: list[Array], axis: int) -> Array:
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Array:
-  """Convolve maps with a kernel; padding in pixels or TensorFlow's 'SAME'.
+  """Convolve maps with a kernel. Args: as `plain_kernels.conv`.
 
   The form is chosen by the shapes: shifted sums for a depthwise kernel, a matrix product for 1x1
   kernels, patches and small maps, a product and shifted sums where few channels go out; XLA's own
@@ -158,9 +155,8 @@ def _overlapping_patches(x: Array, k: Size, stride: int, pads: Pads) -> Array:
   h, w = _out_size(x.shape[1:3], k, stride, pads)
   padded = _pad(x, pads)
   columns = [padded[:, :, j : j + stride * (w - 1) + 1 : stride] for j in range(k[1])]
-  columns = jnp.concatenate(columns, -1)
-  rows = [columns[:, i : i + stride * (h - 1) + 1 : stride] for i in range(k[0])]
-  return jnp.concatenate(rows, -1)
+  wide = jnp.concatenate(columns, -1)
+  return jnp.concatenate([wide[:, i : i + stride * (h - 1) + 1 : stride] for i in range(k[0])], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -196,12 +192,11 @@ _sum_taps.defvjp(_sum_taps_forward, _sum_taps_backward)
 
 
 def _axis_phases(size: int, out: int, k: int, stride: int, low: int):
-  """Find along one axis which output pixels and taps each input pixel has met.
+  """Find which output pixels and taps each input pixel met, along one axis.
 
   Returns:
-    ((low, high) padding of the output; for each phase a of the stride (number of input pixels v,
-    pairs (u, i)): the padded output's pixel v + u met the input's pixel stride * v + a through tap
-    i).
+    (low, high) padding of the output; for each phase a of the stride (number of input pixels v,
+    pairs (u, i)): the output's pixel v + u met the input's pixel stride * v + a through tap i.
   """
   phases = []
   for a in range(stride):
@@ -272,8 +267,7 @@ def _depthwise_kernel_gradient(
   def column(j):
     return lax.dynamic_slice_in_dim(padded, j, stride * (out[1] - 1) + 1, 2)
 
-  # The columns are an axis, so that only one is compiled; the rows are not, so that they share the
-  # rows of the maps that they read.
+  # Columns are an axis: only one is compiled. Rows are not: they share what they read.
   columns = jax.vmap(column, out_axes=1)(jnp.arange(k))
   rows = [columns[:, :, i : i + stride * (out[0] - 1) + 1 : stride, ::stride] for i in range(k)]
   sums = _sum_pieces([row * dy for row in rows], 2)
@@ -334,8 +328,8 @@ def _moments_backward(axis, saved, cotangents):
   x, mean = saved
   n = _num_pixels(x, axis)
   dmean, dvar = functional.all_sum(cotangents, axis)
-  deviation = x.astype(jnp.float32) - per_channel(mean, x)
-  dx = per_channel(2 * dvar / n, x) * deviation + per_channel(dmean / n, x)
+  slope = per_channel(2 * dvar / n, x)
+  dx = slope * (x.astype(jnp.float32) - per_channel(mean, x)) + per_channel(dmean / n, x)
   return (dx.astype(x.dtype),)
 
 
@@ -362,7 +356,7 @@ def _before_smooth_act(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def scale_shift(x: Array, factor: Array, term: Array, act: str) -> Array:
-  """Compute act(x * factor + term), with factor and term [C]."""
+  """Compute act(x * factor + term). Args: as `plain_kernels.scale_shift`."""
   y = x * per_channel(factor, x) + per_channel(term, x)
   return functional.activate(y, act).astype(x.dtype)
 
@@ -381,8 +375,8 @@ def _scale_shift_forward(x, factor, term, act):
 def _scale_shift_backward(act, saved, dy):
   x, factor, term = saved
   dy, act = _before_smooth_act(x, dy, factor, term, act)
-  dz = _before_act(x.astype(jnp.float32), dy.astype(jnp.float32), factor, term, act)
-  dx = per_channel(factor, x) * dz
+  scale, x32, dy32 = per_channel(factor, x), x.astype(jnp.float32), dy.astype(jnp.float32)
+  dx = scale * _before_act(x32, dy32, factor, term, act)
   return dx.astype(x.dtype), *_scale_shift_gradients(x, dy, factor, term, act)
 
 
@@ -497,9 +491,9 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def avg_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
-  """Average each window; padding counts as zeros, which is torch's default.
+  """Average each window by a depthwise convolution, which has the faster gradient.
 
-  As a depthwise convolution, which has the faster gradient.
+  Args: as `plain_kernels.avg_pool`.
   """
   kernel = np.full((window, window, 1, x.shape[3]), 1 / window**2, np.float32)
   return conv(x, jnp.asarray(kernel), stride, padding)

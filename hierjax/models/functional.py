@@ -46,7 +46,12 @@ def bernoulli(key: Array, p: float, shape: tuple[int, ...], axis: str | None = N
 
 
 def dense(x: Array, kernel: Array) -> Array:
-  """Multiply x [..., C] by a kernel [C, O]."""
+  """Multiply by a matrix.
+
+  Args:
+    x: [..., C].
+    kernel: [C, O].
+  """
   y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())))
   return y.reshape(*x.shape[:-1], kernel.shape[1])
 
@@ -54,7 +59,14 @@ def dense(x: Array, kernel: Array) -> Array:
 def explicit_pads(
   size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int | str
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-  """Return the pixels (above, below) and (left, right) of a padding in pixels or 'SAME'."""
+  """Return the pixels (above, below) and (left, right) that a padding adds.
+
+  Args:
+    size: height and width.
+    kernel: height and width.
+    stride: in pixels.
+    padding: in pixels, or TensorFlow's 'SAME'.
+  """
   if padding == 'SAME':
     return tuple(lax.padtype_to_pads(size, kernel, (stride, stride), 'SAME'))
   return ((int(padding), int(padding)),) * 2
@@ -173,7 +185,15 @@ def windows(x: Array, size: int, spread: bool = False) -> Array:
 
 
 def from_windows(y: Array, size: int, h: int, w: int, spread: bool = False) -> Array:
-  """Join windows [B, windows, size * size, C] to maps [B, h, w, C]; the inverse of `windows`."""
+  """Join windows to maps [B, h, w, C], the inverse of `windows`.
+
+  Args:
+    y: [B, windows, size * size, C].
+    size: pixels along a side of a window.
+    h: rows of the maps.
+    w: columns of the maps.
+    spread: as in `windows`.
+  """
   b, c = y.shape[0], y.shape[-1]
   y = y.reshape(b, h // size, w // size, size, size, c)
   return (y.transpose(0, 3, 1, 4, 2, 5) if spread else y.swapaxes(2, 3)).reshape(b, h, w, c)

@@ -49,7 +49,7 @@ def folded(logits: Array, rows: Sequence[int]) -> Array:
 class Heads(layers.Layer):
   """What all forms of heads share: dropout, and levels some of whose classes have several rows.
 
-  A form defines `logits(x, train)`, from x [B, d] to {level: [B, rows]}. Its further fields are
+  A form defines `_logits(x, train)`, from x [B, d] to {level: [B, rows]}. Its further fields are
   options of the config, `model.head.*`. Parameters lie under the level that they serve, those that
   serve several under 'shared': these are the groups that the curriculum can freeze.
 
@@ -70,7 +70,7 @@ class Heads(layers.Layer):
   def __call__(self, features: Array, train: bool) -> Logits:
     """Compute the float32 logits [B, C] of each level from features [B, d]."""
     drop = layers.Dropout(self.dropout, compute=self.compute, name='Dropout_0')
-    logits = self.logits(drop(features.astype(jnp.float32), train), train)
+    logits = self._logits(drop(features.astype(jnp.float32), train), train)
     for level, rows in self.parts:
       logits[level] = folded(logits[level], rows)
     return logits
@@ -90,9 +90,7 @@ class Parallel(Heads):
   """A linear head for each level on the shared features (S0, section 3.2; S1 calls it parallel)."""
 
   @nn.nowrap
-  def logits(self, x: Array, train: bool) -> Logits:
-    """Compute the logits of each level."""
-    del train
+  def _logits(self, x: Array, train: bool) -> Logits:
     return {level: self.linear(level, n)(x) for level, n in self.classes}
 
 
@@ -109,8 +107,7 @@ class Cascaded(Heads):
   stop_gradient: bool = False
 
   @nn.nowrap
-  def logits(self, x: Array, train: bool) -> Logits:
-    """Compute the logits of each level."""
+  def _logits(self, x: Array, train: bool) -> Logits:
     out, sizes, previous = {}, dict(self.classes), []
     for level in self.order or sizes:
       out[level] = self.linear(level, sizes[level])(jnp.concatenate([x, *previous], -1))
@@ -136,6 +133,7 @@ class Path(layers.Layer):
   paths: int = 1
 
   def setup(self):
+    """Make the layers."""
     options = {'initial': torch_linear, 'compute': self.compute}
     self.hidden = [layers.Dense(self.width, **options) for _ in range(self.layers)]
     self.output = layers.Dense(self.classes, **options)
@@ -173,9 +171,7 @@ class Crosstalk(Heads):
   width: int = 512
 
   @nn.nowrap
-  def logits(self, x: Array, train: bool) -> Logits:
-    """Compute the logits of each level."""
-    del train
+  def _logits(self, x: Array, train: bool) -> Logits:
     paths = {}
     for k, (level, n) in enumerate(self.classes):
       size = (n, self.layers, self.width, k, len(self.classes))
@@ -219,9 +215,7 @@ class MMoE(Heads):
   tower: int = 256
 
   @nn.nowrap
-  def logits(self, x: Array, train: bool) -> Logits:
-    """Compute the logits of each level."""
-    del train
+  def _logits(self, x: Array, train: bool) -> Logits:
     shared = nn.relu(self.linear('shared', self.experts * self.width)(x))
     experts = shared.reshape(-1, self.experts, self.width)
     towers = {
@@ -247,9 +241,7 @@ class Residual(Heads):
   width: int = 512
 
   @nn.nowrap
-  def logits(self, x: Array, train: bool) -> Logits:
-    """Compute the logits of each level."""
-    del train
+  def _logits(self, x: Array, train: bool) -> Logits:
     options = {'compute': self.compute}
     paths = {
       level: Path(n, self.layers, self.width, **options, name=level) for level, n in self.classes
@@ -279,8 +271,7 @@ class Split(Heads):
   slices: tuple[int, ...] = ()
 
   @nn.nowrap
-  def logits(self, x: Array, train: bool) -> Logits:
-    """Compute the logits of each level."""
+  def _logits(self, x: Array, train: bool) -> Logits:
     n, d = len(self.classes), x.shape[-1]
     widths = self.slices or (*[d // n] * (n - 1), d - d // n * (n - 1))
     ends = np.cumsum(widths)
@@ -333,8 +324,7 @@ class Prototypes(Heads):
   dot_product: bool = False
 
   @nn.nowrap
-  def logits(self, x: Array, train: bool) -> Logits:
-    """Compute the logits of each level."""
+  def _logits(self, x: Array, train: bool) -> Logits:
     x, out = x if self.dot_product else normalized(x), {}
     for level, n in self.classes:
       prototypes = Prototype(n, self.noise, compute=self.compute, name=level)

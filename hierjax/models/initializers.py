@@ -76,7 +76,11 @@ def uniform(bound: Number) -> Initializer:
 
 
 def constant(value: float | np.ndarray) -> Initializer:
-  """One number everywhere, or an array along the last axes."""
+  """The same for every draw.
+
+  Args:
+    value: one number, or an array along the last axes.
+  """
 
   def with_key(_, shape, dtype):
     return jnp.full(shape, value, dtype)
@@ -115,7 +119,7 @@ def init(module: nn.Module, seed: int, *args: Any) -> dict:
 
   Args:
     module: to initialise.
-    seed: of all that is drawn.
+    seed: of all draws.
     *args: what the module is called with; by default one image of 224 x 224 pixels.
 
   Returns:
@@ -123,24 +127,24 @@ def init(module: nn.Module, seed: int, *args: Any) -> dict:
   """
   plain = compute.configured(module, kernels='plain')
   args = args or (jnp.zeros((1, 224, 224, 3)),)
-  drawn, total = {}, 0
+  arrays, total = {}, 0
 
   def trace(key):
     nonlocal total
     variables = _initialized(plain, key, args, np.random.default_rng(seed))
     flat = traverse_util.flatten_dict(variables)
     total = len(flat)
-    drawn.update({path: x for path, x in flat.items() if isinstance(x, np.ndarray)})
+    arrays.update({path: x for path, x in flat.items() if isinstance(x, np.ndarray)})
 
   def remaining(key):
     flat = traverse_util.flatten_dict(_initialized(plain, key, args, None))
-    return {path: x for path, x in flat.items() if path not in drawn}
+    return {path: x for path, x in flat.items() if path not in arrays}
 
   key = jax.random.key(seed)
   jax.eval_shape(trace, key)
-  if len(drawn) < total:
-    drawn.update(jax.device_get(jax.jit(remaining)(key)))
-  return traverse_util.unflatten_dict(drawn)
+  if len(arrays) < total:
+    arrays.update(jax.device_get(jax.jit(remaining)(key)))
+  return traverse_util.unflatten_dict(arrays)
 
 
 def _initialized(module, key, args, generator) -> dict:

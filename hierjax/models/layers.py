@@ -214,11 +214,11 @@ class AdaptiveAvgPool(nn.Module):
     """Pool x [B, H, W, C] to [B, size, size, C]."""
     if x.shape[1:3] == (self.size, self.size):
       return x
-    y = jnp.einsum('ih,bhwc->biwc', self.averages(x.shape[1]), x.astype(jnp.float32))
-    return jnp.einsum('jw,biwc->bijc', self.averages(x.shape[2]), y).astype(x.dtype)
+    y = jnp.einsum('ih,bhwc->biwc', self._averages(x.shape[1]), x.astype(jnp.float32))
+    return jnp.einsum('jw,biwc->bijc', self._averages(x.shape[2]), y).astype(x.dtype)
 
   @nn.nowrap
-  def averages(self, n: int) -> Array:
+  def _averages(self, n: int) -> Array:
     """Return the matrix [size, n] of means from floor(i n / size) to ceil((i + 1) n / size)."""
     i, pixel = np.arange(self.size)[:, None], np.arange(n)
     is_inside = (pixel >= i * n // self.size) & (pixel < -(-(i + 1) * n // self.size))
@@ -305,6 +305,12 @@ def mlp(
   """Apply the dense layers fc1 (to four times the channels) and fc2 with a GELU between them.
 
   They become submodules of the module that calls this.
+
+  Args:
+    x: [..., C].
+    compute: of the layers.
+    initial: initialiser of their kernels.
+    initial_bias: initialiser of their biases.
   """
   c, options = x.shape[-1], {'initial_bias': initial_bias, 'compute': compute}
   y = functional.gelu(Dense(4 * c, initial, **options, name='fc1')(x))
@@ -312,7 +318,12 @@ def mlp(
 
 
 def drop_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
-  """List the stochastic depth of each stage's blocks, rising linearly from 0 to `last`."""
+  """List the stochastic depth of each stage's blocks, rising linearly from 0.
+
+  Args:
+    last: that of the last block.
+    depths: blocks of each stage.
+  """
   rates = iter([last * k / (sum(depths) - 1) for k in range(sum(depths))])
   return [list(itertools.islice(rates, depth)) for depth in depths]
 

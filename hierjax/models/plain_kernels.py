@@ -16,7 +16,14 @@ Array = jax.Array
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Array:
-  """Convolve maps with a kernel; padding in pixels or TensorFlow's 'SAME'."""
+  """Convolve maps with a kernel.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [k, k, C, O], or [k, k, 1, C] of a depthwise convolution.
+    stride: in pixels.
+    padding: in pixels, or TensorFlow's 'SAME'.
+  """
   is_depthwise = kernel.shape[2] == 1 and x.shape[3] > 1
   return lax.conv_general_dilated(
     x,
@@ -29,7 +36,12 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
 
 
 def moments(x: Array, axis: str | None = None) -> tuple[Array, Array]:
-  """Compute mean and biased variance of each channel over the whole batch, float32 [C]."""
+  """Compute mean and biased variance of each channel over the whole batch, float32 [C].
+
+  Args:
+    x: [B, H, W, C].
+    axis: the mesh axis over which the batch is split.
+  """
   x = x.astype(jnp.float32)
   sums = functional.all_sum((x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))), axis)
   mean, square = (s / functional.num_devices(axis) for s in sums)
@@ -37,7 +49,14 @@ def moments(x: Array, axis: str | None = None) -> tuple[Array, Array]:
 
 
 def scale_shift(x: Array, factor: Array, term: Array, act: str) -> Array:
-  """Compute act(x * factor + term), with factor and term [C]."""
+  """Compute act(x * factor + term).
+
+  Args:
+    x: [B, H, W, C].
+    factor: [C].
+    term: [C].
+    act: a key of `ACTIVATIONS`.
+  """
   y = x * functional.per_channel(factor, x) + functional.per_channel(term, x)
   return functional.activate(y, act).astype(x.dtype)
 
@@ -46,6 +65,14 @@ def batch_norm(
   x: Array, scale: Array, bias: Array, eps: float, act: str, axis: str | None = None
 ) -> tuple[Array, Array, Array]:
   """Normalise maps by the batch's own moments, and activate.
+
+  Args:
+    x: [B, H, W, C].
+    scale: [C].
+    bias: [C].
+    eps: added to the variance.
+    act: a key of `ACTIVATIONS`.
+    axis: the mesh axis over which the batch is split.
 
   Returns:
     The maps; mean and biased variance, float32 [C], through which no gradient goes.

@@ -49,7 +49,12 @@ PREFIXES = ('module.', '_orig_mod.', 'module.')
 
 
 def shorten(text: str, limit: int) -> str:
-  """Put a text on one line of at most `limit` characters."""
+  """Put a text on one line.
+
+  Args:
+    text: to put.
+    limit: characters of the line at most.
+  """
   text = ' '.join(text.split())
   return text if len(text) <= limit else text[: limit - 3] + '...'
 
@@ -57,7 +62,10 @@ def shorten(text: str, limit: int) -> str:
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   """Read the state dict of a .safetensors file or of a torch file of either format.
 
-  The format is told by the content, not by the name.
+  The format is recognised by the content, not by the name.
+
+  Args:
+    path: of the file.
 
   Returns:
     torch's names → arrays, which may be strided and read-only.
@@ -163,10 +171,12 @@ class _Unpickler(pickles.Unpickler):
     super().__init__(data, path, 'utf-8')
     self.storages = {}
 
-  def stand_in(self, name):
+  def stand_in(self, name: str):
+    """Return what stands in for a global."""
     return OrderedDict if name == 'collections.OrderedDict' else _Global(name)
 
-  def persistent_load(self, pid):
+  def persistent_load(self, pid: tuple) -> _Storage:
+    """Return the storage of a tensor. Args: as `pickle.Unpickler`."""
     tag, kind, key, _location, size, *view = pid
     dtype = STORAGES.get(kind.name.removeprefix('torch.')) if isinstance(kind, _Global) else None
     is_known = tag == 'storage' and dtype is not None and all(v is None for v in view)
@@ -200,8 +210,12 @@ class _Members:
   def __contains__(self, name):
     return self.root + name in self.archive.namelist()
 
-  def read(self, name):
-    """Return the bytes of a member, whose CRC is checked."""
+  def read(self, name: str) -> bytes:
+    """Return the bytes of a member, whose CRC is checked.
+
+    Args:
+      name: of the member, below the archive's folder.
+    """
     info = self.archive.getinfo(self.root + name)
     self.bytes_left -= info.file_size
     is_stored = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size

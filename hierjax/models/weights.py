@@ -303,5 +303,5 @@ def _problems(keys, arrays, state, unused) -> list[str]:
 
 def _listed(problem: str, names: list[str], limit: int = 8) -> str:
   more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  shown = ', '.join(shorten(n, 80) for n in names[:limit])
-  return f'{len(names)} {problem}: {shown}{more}'
+  examples = ', '.join(shorten(n, 80) for n in names[:limit])
+  return f'{len(names)} {problem}: {examples}{more}'

@@ -37,20 +37,6 @@ PENDING = frozenset(
   hierjax/core/registry.py
   hierjax/experiments/migrate.py
   hierjax/experiments/table.py
-  hierjax/models/backbones/convnext.py
-  hierjax/models/backbones/densenet.py
-  hierjax/models/backbones/efficientnet.py
-  hierjax/models/backbones/maxvit.py
-  hierjax/models/backbones/mobilenet.py
-  hierjax/models/backbones/resnet.py
-  hierjax/models/backbones/swin.py
-  hierjax/models/backbones/vgg.py
-  hierjax/models/backbones/vit.py
-  hierjax/models/counts.py
-  hierjax/models/heads.py
-  hierjax/models/layers.py
-  hierjax/models/registry.py
-  hierjax/models/weights.py
 
 
   hierjax/train/checkpoint.py

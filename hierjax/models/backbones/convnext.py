@@ -23,7 +23,7 @@ VARIANTS = {
 }
 
 
-def timm_name(path: str) -> str:
+def _timm_name(path: str) -> str:
   """Return timm's state dict prefix of a module path."""
   path = re.sub(r'^stages_(\d)_blocks_(\d+)', r'stages.\1.blocks.\2', path)
   path = re.sub(r'^stages_(\d)_downsample_', r'stages.\1.downsample.', path)
@@ -31,7 +31,7 @@ def timm_name(path: str) -> str:
   return re.sub(r'/(fc\d)$', r'.mlp.\1', path).replace('/', '.')
 
 
-def torchvision_name(path: str) -> str:
+def _torchvision_name(path: str) -> str:
   """Return torchvision's state dict prefix of a module path."""
   if match := re.fullmatch(r'stages_(\d)_blocks_(\d+)(?:/(\w+))?', path):
     stage, block, layer = match.groups()
@@ -43,7 +43,7 @@ def torchvision_name(path: str) -> str:
   return {'stem_0': 'features.0.0', 'stem_1': 'features.0.1', 'head_norm': 'classifier.0'}[path]
 
 
-TORCH_NAMES = {'torchvision': torchvision_name, 'timm': timm_name}
+TORCH_NAMES = {'torchvision': _torchvision_name, 'timm': _timm_name}
 
 
 class Block(layers.Layer):

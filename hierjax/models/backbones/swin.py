@@ -28,7 +28,7 @@ WINDOW = 7
 torch_conv = uniform((4 * 4 * 3) ** -0.5)
 
 
-def timm_name(path: str) -> str:
+def _timm_name(path: str) -> str:
   """Return timm's state dict prefix of a module path."""
   path = re.sub(r'^stages_(\d)_blocks_(\d+)', r'layers.\1.blocks.\2', path)
   path = re.sub(r'^stages_(\d)_downsample', r'layers.\1.downsample', path)
@@ -36,7 +36,7 @@ def timm_name(path: str) -> str:
   return re.sub(r'/(fc\d)$', r'.mlp.\1', path).replace('/', '.')
 
 
-def torchvision_name(path: str) -> str:
+def _torchvision_name(path: str) -> str:
   """Return torchvision's state dict prefix of a module path."""
   path = re.sub(r'^stages_(\d)_blocks_', lambda m: f'features.{2 * int(m[1]) + 1}.', path)
   path = re.sub(r'^stages_(\d)_downsample', lambda m: f'features.{2 * int(m[1])}', path)
@@ -44,7 +44,7 @@ def torchvision_name(path: str) -> str:
   return path.replace('/fc1', '.mlp.0').replace('/fc2', '.mlp.3').replace('/', '.')
 
 
-TORCH_NAMES = {'torchvision': torchvision_name, 'timm': timm_name}
+TORCH_NAMES = {'torchvision': _torchvision_name, 'timm': _timm_name}
 
 
 def shift_mask(h: int, w: int, shift: tuple[int, int]) -> np.ndarray:

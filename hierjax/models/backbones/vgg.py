@@ -20,18 +20,18 @@ WIDTHS = (64, 128, 256, 512, 512)
 STAGES = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
 
 
-def torchvision_name(path: str) -> str:
+def _torchvision_name(path: str) -> str:
   """Return torchvision's state dict prefix of a module path."""
   dense = {'fc1': 'classifier.0', 'fc2': 'classifier.3'}
   return dense[path] if path in dense else path.split('/')[1].replace('_', '.')
 
 
-def timm_name(path: str) -> str:
+def _timm_name(path: str) -> str:
   """Return timm's state dict prefix of a module path."""
-  return f'pre_logits.{path}' if path.startswith('fc') else torchvision_name(path)
+  return f'pre_logits.{path}' if path.startswith('fc') else _torchvision_name(path)
 
 
-TORCH_NAMES = {'torchvision': torchvision_name, 'timm': timm_name}
+TORCH_NAMES = {'torchvision': _torchvision_name, 'timm': _timm_name}
 
 
 class Stage(layers.Layer):

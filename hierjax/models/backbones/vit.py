@@ -20,7 +20,7 @@ PATCH, WIDTH, DEPTH, HEADS = 16, 768, 12, 12
 GRID = 14
 
 
-def timm_name(path: str) -> str:
+def _timm_name(path: str) -> str:
   """Return timm's state dict prefix of a module path."""
   if path == 'conv_proj':
     return 'patch_embed.proj'
@@ -28,7 +28,7 @@ def timm_name(path: str) -> str:
   return re.sub(r'/(fc\d)$', r'.mlp.\1', path).replace('/', '.')
 
 
-def torchvision_name(path: str) -> str:
+def _torchvision_name(path: str) -> str:
   """Return torchvision's state dict prefix of a module path.
 
   A prefix that ends in '_' is joined to 'weight' and 'bias' without a dot.
@@ -47,7 +47,7 @@ def torchvision_name(path: str) -> str:
   return f'encoder.layers.encoder_layer_{match[1]}.{layer[match[2]]}'
 
 
-TORCH_NAMES = {'torchvision': torchvision_name, 'timm': timm_name}
+TORCH_NAMES = {'torchvision': _torchvision_name, 'timm': _timm_name}
 
 
 def resample(n: int) -> np.ndarray:
@@ -55,6 +55,9 @@ def resample(n: int) -> np.ndarray:
 
   Cubic convolution (Keys 1981, a = -3/4) with the corners kept, as torchvision's
   interpolate_embeddings.
+
+  Args:
+    n: places in a row.
 
   Returns:
     float32 [n, GRID]; the unit matrix where n is GRID.
@@ -123,7 +126,7 @@ class ViT(layers.Trunk):
     x = conv(x)
     b, h, w, _ = x.shape
     maps, block = {'stem': x}, self.remat(Block)
-    x = self.with_positions(x)
+    x = self._with_positions(x)
     for i in range(DEPTH):
       y = layers.LayerNorm(compute=compute, name=f'blocks_{i}_norm1')(x)
       if i == DEPTH - 1:
@@ -135,7 +138,7 @@ class ViT(layers.Trunk):
     return layers.LayerNorm(compute=compute.in_float32, name='norm')(x)[:, 0], maps
 
   @nn.nowrap
-  def with_positions(self, x: jax.Array) -> jax.Array:
+  def _with_positions(self, x: jax.Array) -> jax.Array:
     """Make tokens [B, 1 + H * W, C] of patches [B, H, W, C]: class token first, positions added."""
     b, h, w, _ = x.shape
     token = self.weight('class_token', zeros, (1, 1, WIDTH))

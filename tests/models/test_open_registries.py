@@ -13,7 +13,7 @@ from hierjax.core.errors import UserError
 from hierjax.evaluate import explain
 from hierjax.models import classifier, heads, initializers, layers, registry
 from hierjax.taxonomy import Taxonomy
-from hierjax.train import loop
+from hierjax.train import optim, setup, step
 
 TREE = Taxonomy.from_rows(['kind', 'animal'], [['bird', 'heron'], ['bird', 'owl'], ['fish', 'eel']])
 
@@ -89,27 +89,24 @@ def test_layers_within_a_scan_are_drawn_apart():
   assert kernel.shape == (3, 4, 4) and not np.allclose(kernel[0], kernel[1])
 
 
-def test_a_plain_backbone_and_plain_heads_train_alike_on_one_device_and_on_eight(
-  plain, monkeypatch
-):
+def test_plain_modules_train_alike_on_one_device_and_on_eight(plain):
   """Flax's batch norms have the moments of the whole batch too."""
 
-  def step(devices):
+  def first_step(devices):
     mesh = jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
-    monkeypatch.setattr(parallel, 'mesh', lambda: mesh)
-    run = loop.Run(tiny.run_config(**plain, **{'optim.name': 'sgd'}))
-    task = run.task()
+    run = setup.build(tiny.run_config(**plain, **{'optim.name': 'sgd'}), mesh)
+    task = run.task
     rows, sizes = np.random.default_rng(0), map(run.taxonomy.num_classes, run.levels)
     batch = {
       'image': rows.integers(0, 256, (16, 32, 32, 3), np.uint8),
       'labels': np.stack([rows.integers(0, n, 16) for n in sizes], 1).astype('i4'),
     }
-    tx = loop.optim.transformation(run.c, task.labels)
-    update = loop.stepper(task, run.phases[0], tx, mesh)
-    state, metrics = update(run.state(task), parallel.put_train(batch, {}, mesh), {})
+    tx = optim.transformation(run.c, task.labels)
+    update = step.stepper(task, run.phases[0], tx, mesh)
+    state, metrics = update(setup.initial_state(run), parallel.put_train(batch, {}, mesh), {})
     return jax.device_get((state.params, state.batch_stats, metrics))
 
-  one, eight = step(jax.devices()[:1]), step(jax.devices())
+  one, eight = first_step(jax.devices()[:1]), first_step(jax.devices())
   assert one[1]['backbone']['BatchNorm_0']['mean'].any()
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -148,4 +145,4 @@ def test_names_are_taken_once_and_options_must_be_read(plain):
   with pytest.raises(UserError, match=r'head\.width=7 is only valid with .*, not with plain'):
     build({**plain, 'model.head.width': 7})
   with pytest.raises(UserError, match='plain has no names of weight files'):
-    loop.Run(tiny.run_config(**plain, **{'model.pretrained': 'weights.safetensors'}))
+    setup.build(tiny.run_config(**plain, **{'model.pretrained': 'weights.safetensors'}))

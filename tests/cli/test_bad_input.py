@@ -143,7 +143,7 @@ def encoded(image, kind='PNG', **options):
 
 
 def picture(h=24, w=36, seed=0):
-  """Four quarters of different colours with a little shading: what is turned, mirrored or shifted is seen."""
+  """Four quarters of different colours: what is turned, mirrored or shifted is seen."""
   out = np.zeros((h, w, 3), np.uint8)
   colours = np.random.default_rng(seed).permutation(
     [(220, 40, 40), (40, 200, 60), (50, 60, 230), (230, 220, 60)]
@@ -444,7 +444,7 @@ def csv(labels=LABELS, taxonomy=TAXONOMY, **more):
 
 
 def parquet(described=None, **columns):
-  """Writes a Parquet file with these columns, and what the hub says of them; img defaults to four pictures."""
+  """Writes a Parquet file with these columns and the hub's description; img: four pictures."""
 
   def write(path):
     import pyarrow as pa
@@ -452,12 +452,12 @@ def parquet(described=None, **columns):
 
     images = columns.get('img', [{'bytes': x, 'path': None} for x in PHOTOS.values()])
     table = pa.table({k: v for k, v in {'img': images, **columns}.items() if v is not None})
-    told = (
+    texts = (
       described
       if isinstance(described, bytes)
       else json.dumps({'info': {'features': described or {}}})
     )
-    pq.write_table(table.replace_schema_metadata({'huggingface': told}), path)
+    pq.write_table(table.replace_schema_metadata({'huggingface': texts}), path)
 
   return write
 
@@ -775,13 +775,13 @@ DATA = {
 
 @pytest.mark.parametrize('name', DATA)
 def test_data(name, tmp_path):
-  """The line of training; and lint on the same folder finds an error where there is one in the data, without raising."""
+  """Training and lint refuse the data with the same line; lint raises nothing."""
   files, pieces, *rest = DATA[name]
   wrong, more = (*rest, True)[0], (*rest, True, ())[1] if len(rest) > 1 else ()
   put(tmp_path / 'data', files)
   says((*SMALL, '--workdir=run', '--config.data.root=data', *more), *pieces)
-  said = run('--mode=lint', '--config.data.root=data', *more)
-  assert said.code == int(wrong) and not said.err and 'Traceback' not in said.out, said
+  result = run('--mode=lint', '--config.data.root=data', *more)
+  assert result.code == int(wrong) and not result.err and 'Traceback' not in result.out, result
   c = config.default()
   for option in ('--config.data.root=data', *more):
     path, value = option.removeprefix('--config.').split('=')
@@ -799,10 +799,12 @@ def bomb(kind):
     data[16:24] = b'\0\0\xff\xff' * 2
     data[29:33] = struct.pack('>I', zlib.crc32(data[12:29]))
   else:
-    at = {'JPEG': data.index(b'\xff\xc0') + 5 if kind == 'JPEG' else 0, 'GIF': 6, 'BMP': 18}[kind]
-    data[at : at + 4] = b'\xff' * 4
+    place = {'JPEG': data.index(b'\xff\xc0') + 5 if kind == 'JPEG' else 0, 'GIF': 6, 'BMP': 18}[
+      kind
+    ]
+    data[place : place + 4] = b'\xff' * 4
     if kind == 'BMP':
-      data[at : at + 8] = struct.pack('<ii', 65535, 65535)
+      data[place : place + 8] = struct.pack('<ii', 65535, 65535)
   return bytes(data)
 
 
@@ -879,8 +881,8 @@ EPOCH = ('--config.train.steps=9',)  # 71 images, 8 a batch
 def broken_run(tmp_path_factory, small_world):
   folder = tmp_path_factory.mktemp('broken')
   root = broken_root(folder / 'data')
-  said = run(*SMALL, *EPOCH, f'--workdir={folder}/run', f'--config.data.root={root}')
-  assert said.code == 0, said
+  result = run(*SMALL, *EPOCH, f'--workdir={folder}/run', f'--config.data.root={root}')
+  assert result.code == 0, result
   assert run('--mode=lint', f'--config.data.root={root}').code == 1
   c = config.default()
   c.data.root = str(root)
@@ -888,7 +890,7 @@ def broken_run(tmp_path_factory, small_world):
   predicted = run('--mode=predict', f'--workdir={folder}/run', f'--images={root}/val')
   assert predicted.code == 0, predicted
   evaluated = run('--mode=evaluate', f'--workdir={folder}/run')
-  return folder / 'run', said, linted, predicted, evaluated
+  return folder / 'run', result, linted, predicted, evaluated
 
 
 @pytest.mark.parametrize('name', BROKEN)
@@ -906,19 +908,19 @@ def test_broken_images_are_skipped_and_named(name, broken_run):
     and 'labels.csv:' in p.where
     for p in linted.problems
   )
-  told = [
+  texts = [
     line
     for line in map(json.loads, predicted.out.splitlines())
     if line['file'].endswith(f'/val/{name}')
   ]
-  assert all(line.get('error') for line in told) and len(told) == (name not in ('absent.jpg',))
+  assert all(line.get('error') for line in texts) and len(texts) == (name not in ('absent.jpg',))
 
 
 def test_broken_images_are_counted(broken_run):
-  folder, said, linted, _, evaluated = broken_run
+  folder, result, linted, _, evaluated = broken_run
   assert (
-    f'{2 * len(BROKEN)} unreadable image(s) skipped: train/' in said.err
-    and 'Traceback' not in said.err
+    f'{2 * len(BROKEN)} unreadable image(s) skipped: train/' in result.err
+    and 'Traceback' not in result.err
   )
   assert len(json.loads((folder / 'run.json').read_text())['skipped']) == 2 * len(BROKEN)
   result = json.loads(evaluated.out)
@@ -984,11 +986,11 @@ def transparent(name):
   image.putalpha(
     Image.fromarray(np.where(np.arange(36) < 18, 255, 0).astype(np.uint8)[None].repeat(24, 0))
   )
-  wanted = picture()
+  expected = picture()
   if name == 'LA':
-    wanted = np.repeat(np.asarray(Image.fromarray(wanted).convert('L'))[..., None], 3, 2)
-  wanted = np.where(np.arange(36)[None, :, None] < 18, wanted, 255)
-  return encoded(image.convert(name)), wanted
+    expected = np.repeat(np.asarray(Image.fromarray(expected).convert('L'))[..., None], 3, 2)
+  expected = np.where(np.arange(36)[None, :, None] < 18, expected, 255)
+  return encoded(image.convert(name)), expected
 
 
 def thin(h, w):
@@ -1056,8 +1058,8 @@ READ = {  # what is stored, how it must look, and by how much a pixel may be off
 
 @pytest.mark.parametrize('name', READ)
 def test_images_that_are_read(name, tmp_path):
-  """Through labels.csv, as training and evaluation see it: each view is that of the drawn picture."""
-  data, wanted, tolerance = READ[name]()
+  """Through labels.csv: each view of training and evaluation is that of the drawn picture."""
+  data, expected, tolerance = READ[name]()
   root = put(
     tmp_path / 'data',
     {name: data, 'labels.csv': f'file,split,animal\n{name},val,owl\n', 'taxonomy.csv': TAXONOMY},
@@ -1065,16 +1067,20 @@ def test_images_that_are_read(name, tmp_path):
   c = config.default()
   c.data.root = str(root)
   read = functools.partial(sources.load(c.data).splits['val'].reader, 0)
-  found = transforms.decode(read())
-  off = lambda a, b: np.abs(a.astype(float) - b.astype(float)).mean()
-  assert found.shape == wanted.shape and found.dtype == np.uint8 and off(found, wanted) <= tolerance
-  generator = lambda: np.random.default_rng(0)
+  image = transforms.decode(read())
+  assert image.shape == expected.shape and image.dtype == np.uint8
+  assert difference(image, expected) <= tolerance
   for view in (
     lambda x: transforms.eval_transform(x, 16),
     lambda x: transforms.views(x, 16, 5),
-    lambda x: transforms.train_transform(x, generator(), 16),
+    lambda x: transforms.train_transform(x, np.random.default_rng(0), 16),
   ):
-    assert off(view(read()), view(wanted)) <= tolerance + 2
+    assert difference(view(read()), view(expected)) <= tolerance + 2
+
+
+def difference(a, b):
+  """The mean difference of two images."""
+  return np.abs(a.astype(float) - b.astype(float)).mean()
 
 
 # ---- tables that are read correctly ----
@@ -1145,37 +1151,37 @@ def test_labels_that_are_read(name, tmp_path):
   labels, note = WRITTEN[name]
   c = config.default()
   c.data.root = str(put(tmp_path / 'data', csv(labels)))
-  found = sources.load(c.data)
-  assert [row for row in labels_of(found) if row[0] != '5.png'] == PLAIN
-  assert note in '\n'.join(found.notes) and bool(note) == bool(found.notes)
+  dataset = sources.load(c.data)
+  assert [row for row in labels_of(dataset) if row[0] != '5.png'] == PLAIN
+  assert note in '\n'.join(dataset.notes) and bool(note) == bool(dataset.notes)
   assert all(
     (transforms.decode(e.reader(i)) == transforms.decode(PHOTOS[f])).all()
-    for e in found.splits.values()
+    for e in dataset.splits.values()
     for i, f in enumerate(e.files)
     if f != '5.png'
   )
 
 
 def test_what_was_left_out_stands_in_log_and_report(tmp_path):
-  """Notes on the data: the log's, run.json's and the report's; and with the missing file counted as unreadable."""
+  """Notes on the data are in log, run.json and report; a missing file counts as unreadable."""
   labels = (
     LABELS.replace('animal', 'animal,weight').replace('owl', 'owl,1')
     + '5.png,train,owl,1\n1.png,train,owl,1\n'
   )
   put(tmp_path / 'data', csv(labels))
-  said = run(*SMALL, '--workdir=run', '--config.data.root=data')
+  result = run(*SMALL, '--workdir=run', '--config.data.root=data')
   notes, report = (
     json.loads(pathlib.Path('run/run.json').read_text())['notes'],
     pathlib.Path('run/report.html').read_text(),
   )
-  assert said.code == 0 and len(notes) == 3
-  for told in (
+  assert result.code == 0 and len(notes) == 3
+  for texts in (
     "column 'weight' is not used",
     '1 repeated rows are left out, the first is row 7',
     'data/labels.csv:6: no file 5.png',
   ):
-    assert any(told in n for n in notes) and told in said.err and told in html.unescape(report)
-  assert '1 unreadable image(s) skipped: 5.png' in said.err and '<li>5.png</li>' in report
+    assert any(texts in n for n in notes) and texts in result.err and texts in html.unescape(report)
+  assert '1 unreadable image(s) skipped: 5.png' in result.err and '<li>5.png</li>' in report
 
 
 def test_from_python(good_run):
@@ -1188,29 +1194,31 @@ def test_from_python(good_run):
   model = hierjax.load(good_run / 'run')
   with pytest.raises(UserError, match=r'a list of images, not str: predict\(\[\.\.\.\]\)'):
     model.predict('a.jpg')
-  said = model.predict(['gone.jpg', b'', np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8)])
-  assert ['error' in s for s in said] == [True, True, True, False]
+  result = model.predict(
+    ['gone.jpg', b'', np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8)]
+  )
+  assert ['error' in s for s in result] == [True, True, True, False]
 
 
 def test_no_split_column_makes_one(tmp_path):
   c = config.default()
   c.data.val_share = 0.5
-  many = [(f'{a}{i}.png', a) for a in ('owl', 'gecko') for i in range(4)]
+  rows = [(f'{a}{i}.png', a) for a in ('owl', 'gecko') for i in range(4)]
   c.data.root = str(
     put(
       tmp_path,
       {
-        **dict.fromkeys((f for f, _ in many), PNG),
+        **dict.fromkeys((f for f, _ in rows), PNG),
         'taxonomy.csv': TAXONOMY,
-        'labels.csv': 'file,animal\n' + ''.join(f'{f},{a}\n' for f, a in many),
+        'labels.csv': 'file,animal\n' + ''.join(f'{f},{a}\n' for f, a in rows),
       },
     )
   )
-  found = sources.load(c.data)
-  assert {s: len(e.files) for s, e in found.splits.items()} == {
+  dataset = sources.load(c.data)
+  assert {s: len(e.files) for s, e in dataset.splits.items()} == {
     'train': 4,
     'val': 4,
-  } and 'split made: 4 train, 4 val' in found.notes[0]
+  } and 'split made: 4 train, 4 val' in dataset.notes[0]
 
 
 ODD = [
@@ -1229,7 +1237,7 @@ ODD = [
 
 
 def test_odd_names_pass_through_everything(tmp_path):
-  """Unicode, HTML, quotes, newlines, a very long name: trained, evaluated, predicted, linted; the report shows them as text."""
+  """Unicode, HTML, quotes, newlines, a long name: trained, evaluated, predicted, linted as text."""
   import csv as writer
 
   names = [n.strip() for n in ODD if n]
@@ -1246,8 +1254,8 @@ def test_odd_names_pass_through_everything(tmp_path):
       ]
     )
     put(tmp_path / 'data', {**files, 'labels.csv': text.getvalue()})
-  said = run(*SMALL, '--workdir=run', '--config.data.root=data')
-  assert said.code == 0, said
+  result = run(*SMALL, '--workdir=run', '--config.data.root=data')
+  assert result.code == 0, result
   assert read_taxonomy('run/taxonomy.csv').names[0] == tuple(sorted(names))
   assert '<script>alert(1)' not in pathlib.Path('run/report.html').read_text()
   lines = run('--mode=predict', '--workdir=run', '--images=data').out.splitlines()
@@ -1276,12 +1284,12 @@ def test_folders_with_links_in_a_circle(tmp_path):
   )  # this link is a good one
   c = config.default()
   c.data.root = str(root)
-  found = sources.load(c.data)
-  assert {s: sorted(e.files) for s, e in found.splits.items()} == {
+  dataset = sources.load(c.data)
+  assert {s: sorted(e.files) for s, e in dataset.splits.items()} == {
     'train': ['train/gecko/0.png', 'train/gecko/1.png', 'train/owl/0.png', 'train/owl/1.png'],
     'val': ['val/gecko/0.png', 'val/owl/1.png'],
   }
-  assert sum('is a link back to one above it' in n for n in found.notes) == 2
+  assert sum('is a link back to one above it' in n for n in dataset.notes) == 2
 
 
 def test_parquet_with_some_null_images(tmp_path):
@@ -1296,12 +1304,12 @@ def test_parquet_with_some_null_images(tmp_path):
       'val.parquet': parquet(img=images, a_label=[0, 1, 0, None]),
     },
   )
-  said = run(*SMALL, '--workdir=run', '--config.data.root=data')
+  result = run(*SMALL, '--workdir=run', '--config.data.root=data')
   assert (
-    said.code == 0
+    result.code == 0
     and '3 unreadable image(s) skipped: train.parquet:4, train.parquet:5, train.parquet:6'
-    in said.err
-  ), said
+    in result.err
+  ), result
   assert json.loads(pathlib.Path('run/run.json').read_text())['skipped'] == [
     'train.parquet:4',
     'train.parquet:5',
@@ -1791,16 +1799,16 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
 
 def damaged(data, rng):
   """Cut short, or some bytes changed, or a piece taken out or doubled."""
-  at, kind = int(rng.integers(len(data))), rng.integers(4)
+  place, kind = int(rng.integers(len(data))), rng.integers(4)
   if kind == 0:
-    return data[:at]
+    return data[:place]
   if kind == 1:
     out = bytearray(data)
     for i in rng.integers(0, len(data), rng.integers(1, 9)):
       out[i] = rng.integers(256)
     return bytes(out)
-  end = min(len(data), at + int(rng.integers(1, 40)))
-  return data[:at] + data[end:] if kind == 2 else data[:end] + data[at:]
+  end = min(len(data), place + int(rng.integers(1, 40)))
+  return data[:place] + data[end:] if kind == 2 else data[:end] + data[place:]
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM'])
@@ -1873,8 +1881,8 @@ def test_damaged_parquet(tmp_path):
   for _ in range(60):
     put(tmp_path / 'data', {'train.parquet': damaged(data, rng)})
     try:
-      found = sources.load(c.data)
-      for examples in found.splits.values():
+      dataset = sources.load(c.data)
+      for examples in dataset.splits.values():
         for i in range(len(examples.files)):
           with contextlib.suppress(transforms.BrokenImage):
             transforms.decode(examples.reader(i))
@@ -1890,8 +1898,8 @@ def test_damaged_run(copied):
     data = (copied / 'run' / name).read_bytes()
     for _ in range(12):
       (copied / 'run' / name).write_bytes(damaged(data, rng))
-      said = run(*PREDICT)
-      assert said.code in (0, 2) and said.err.count('error: ') == (said.code == 2), said
+      result = run(*PREDICT)
+      assert result.code in (0, 2) and result.err.count('error: ') == (result.code == 2), result
     (copied / 'run' / name).write_bytes(data)
 
 

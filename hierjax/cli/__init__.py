@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from hierjax.cli import arguments, errors, process, usage
-from hierjax.core.errors import UserError
+from hierjax.cli import process
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -22,14 +21,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
   if argv is None:
     process.use_huge_pages()
     process.handle_interrupts()
-  try:
-    parsed = arguments.parse(sys.argv if argv is None else argv)
-  except UserError as e:
-    sys.exit(errors.report(str(e)))
-  if parsed is None:
-    print(usage.text())
-    sys.exit(1)
-  process.silence_libraries()
-  # Imported only now, with jax: help and mistakes in the arguments are answered at once.
-  commands = importlib.import_module('hierjax.cli.commands')
-  sys.exit(commands.execute(parsed))
+  # Imported only now: Ctrl-C is handled from the start, and the restart with huge pages is quick.
+  program = importlib.import_module('hierjax.cli.program')
+  sys.exit(program.run(sys.argv if argv is None else argv))

@@ -127,7 +127,7 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     flags.DEFINE_boolean(name, False, 'show help', short_name=short, flag_values=values)
   own = list(values)
   for name, option in OPTIONS.items():
-    make = flags.DEFINE_boolean if option.type is bool else flags.DEFINE_string
+    make = flags.DEFINE_boolean if option.value_type is bool else flags.DEFINE_string
     make(f'config.{name}', None, option.help, flag_values=values)
   try:
     rest = values(list(argv))[1:]

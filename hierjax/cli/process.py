@@ -5,8 +5,6 @@ import signal
 import sys
 import types
 
-from absl import logging
-
 # Large temporaries are fresh memory at each step; huge pages make them an eighth cheaper on Linux
 # CPUs. malloc reads this only when a process starts.
 _TUNABLES = (
@@ -36,9 +34,3 @@ def interrupted(signum: int, frame: types.FrameType | None) -> None:
   """
   os.write(2, b'\nstopped\n')
   os._exit(128 + signum)
-
-
-def silence_libraries() -> None:
-  """Keep the logs of libraries off stderr; what matters of them is raised, too."""
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.FATAL)

@@ -31,7 +31,7 @@ def default() -> ConfigDict:
       if name not in node:
         node[name] = ConfigDict()
       node = node[name]
-    node[last] = FieldReference(option.default, field_type=option.type)
+    node[last] = FieldReference(option.default, field_type=option.value_type)
   c.lock()
   return c
 

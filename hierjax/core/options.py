@@ -50,22 +50,22 @@ class Option:
 
   Args:
     name: dotted path in the config: 'optim.lr'.
-    type: bool, int, float, str or tuple.
     default: value where nothing is set; `None` for an option that is off.
     help: one line that says what it does.
     interval: where numbers, or each number of a tuple, may lie: '[0, 1)'.
+    value_type: bool, int, float, str or tuple; by default that of the default, str for `None`.
     choices: the values there are, where they are few and fixed.
-    is_optional: `None` is a value; implied by the default `None`.
+    is_optional: whether `None` is a value; it is where it is the default.
     parse: text to value, for tuples.
     check: returns what is wrong with a value, '' if nothing is; for tuples.
     levels: 'exclusive' or 'tags' for an option that only such levels read.
   """
 
   name: str
-  type: type
   default: object
   help: str
   interval: str | None = None
+  value_type: type | None = None
   choices: tuple = ()
   is_optional: bool = False
   parse: Callable[[str], tuple] | None = None
@@ -73,8 +73,9 @@ class Option:
   levels: str | None = None
 
   def __post_init__(self):
-    if self.default is None:
-      object.__setattr__(self, 'is_optional', True)
+    inferred = str if self.default is None else type(self.default)
+    object.__setattr__(self, 'value_type', self.value_type or inferred)
+    object.__setattr__(self, 'is_optional', self.is_optional or self.default is None)
 
   @property
   def flag(self) -> str:
@@ -88,7 +89,7 @@ class Option:
     """
     if isinstance(value, str) and self.is_optional and value.strip().lower() in NONE_TEXTS:
       return None
-    if isinstance(value, str) and self.type is not str:
+    if isinstance(value, str) and self.value_type is not str:
       value = self._from_text(value)
     if self._is_number(value) and self.is_optional and value == 0 and self._zero_is_off():
       return None
@@ -97,17 +98,17 @@ class Option:
     return value
 
   def _from_text(self, text: str) -> object:
-    if self.type is bool:
+    if self.value_type is bool:
       if text.lower() in ('true', 't', '1'):
         return True
       if text.lower() in ('false', 'f', '0'):
         return False
       raise UserError(f'{self.flag}={text} must be true or false')
-    if self.type in (int, float):
+    if self.value_type in (int, float):
       try:
-        return self.type(text)
+        return self.value_type(text)
       except ValueError:
-        kind = 'a whole number' if self.type is int else 'a number'
+        kind = 'a whole number' if self.value_type is int else 'a number'
         raise UserError(f'{self.flag}={text} must be {kind}') from None
     try:
       return self.parse(text)

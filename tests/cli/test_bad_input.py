@@ -224,13 +224,13 @@ OPTIONS = {
   '--config.model.mean=(1.,2.,3.)': ('--config.model.std=None', 'three numbers'),
   '--config.loss.weights=make': ("--config.loss.weights=make: 'make' is not LEVEL=NUMBER",),
   '--config.loss.weights=mak=1': ("--config.loss.weights: no level 'mak'", "'make'"),
-  '--config.loss.weights==3': ("--config.loss.weights: no level ''",),
+  '--config.loss.weights==3': ("--config.loss.weights: '' names no level",),
   '--config.loss.weights=make=-1': ('--config.loss.weights', "('make', -1.0)", 'at least 0'),
   '--config.loss.weights=make=nan': ('--config.loss.weights', "('make', nan)"),
   '--config.loss.weights=all=0': ('--config.loss.weights', 'nothing would train'),
   '--config.train.best=acc': (
     "--config.train.best='acc'",
-    'choices: loss, fpa, hvr, joint_fpa, top1/make',
+    'choices: loss, top1/make, top1/type',
   ),
   '--config.train.steps=0': ('--config.train: one of steps, epochs, examples must be given',),
   '--config.train.steps=0 --config.train.epochs=1e300': (
@@ -309,8 +309,8 @@ def test_options(argument):
 def beyond(option):
   """A value outside of the range of an option."""
   low, _ = Interval(option.interval).bounds
-  value = low - 1 if option.type is int else low - 0.5
-  return (value,) if option.type is tuple else value
+  value = low - 1 if option.value_type is int else low - 0.5
+  return (value,) if option.value_type is tuple else value
 
 
 @pytest.mark.parametrize(
@@ -318,9 +318,9 @@ def beyond(option):
 )
 def test_numbers_out_of_range(name):
   option = declared.OPTIONS[name]
-  values = [beyond(option)] if option.type is int else [beyond(option), float('nan')]
+  values = [beyond(option)] if option.value_type is int else [beyond(option), float('nan')]
   for value in values:
-    value = (value,) if option.type is tuple and not isinstance(value, tuple) else value
+    value = (value,) if option.value_type is tuple and not isinstance(value, tuple) else value
     with pytest.raises(UserError, match=rf'--config\.{re.escape(name)}=.* must be'):
       option.validate(value)
 
@@ -330,7 +330,7 @@ def test_a_number_out_of_range_on_the_command_line():
 
 
 def test_every_number_has_a_range():
-  numbers = [name for name, option in declared.OPTIONS.items() if option.type in (int, float)]
+  numbers = [name for name, option in declared.OPTIONS.items() if option.value_type in (int, float)]
   assert len(numbers) >= 50
   assert all(declared.OPTIONS[name].interval or declared.OPTIONS[name].choices for name in numbers)
 
@@ -1418,7 +1418,7 @@ RUNS = {  # what is done to the folder of run and data, what is asked, what the 
     ('run/config.json', "optim.clop (did you mean 'clip'?)"),
   ),
   'config.json: wrong type': (
-    replaced('run/config.json', '"clip": 0.0', '"clip": "a"'),
+    replaced('run/config.json', '"clip": null', '"clip": "a"'),
     EVALUATE,
     ('run/config.json', 'clip'),
   ),
@@ -1507,7 +1507,7 @@ RUNS = {  # what is done to the folder of run and data, what is asked, what the 
   'evaluate: another model option': (
     lambda d: None,
     (*EVALUATE, '--config.optim.lr=1'),
-    ('--config.optim.lr', '--config.data.* and --config.eval.*'),
+    ('--config.optim.lr', '--config.data.*, --config.eval.* and --config.plugins'),
   ),
   'evaluate: tta=4': (
     lambda d: None,

@@ -1,0 +1,26 @@
+"""From the arguments to the exit code."""
+
+import importlib
+from collections.abc import Sequence
+
+from absl import logging
+
+from hierjax.cli import arguments, errors, usage
+from hierjax.core.errors import UserError
+
+
+def run(argv: Sequence[str]) -> int:
+  """Parse the arguments, run the command and return the exit code."""
+  try:
+    parsed = arguments.parse(argv)
+  except UserError as e:
+    return errors.report(str(e))
+  if parsed is None:
+    print(usage.text())
+    return 1
+  # The logs of libraries stay off stderr; what matters of them is raised, too.
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.FATAL)
+  # Imported only now, with jax: help and mistakes in the arguments are answered at once.
+  commands = importlib.import_module('hierjax.cli.commands')
+  return commands.execute(parsed)

@@ -1,27 +1,28 @@
 """Hierarchical image classification in JAX and Flax.
 
 `fit(config, workdir)` trains, `load(workdir).predict(images)` and `load(workdir).evaluate(split)`
-use what was trained. Importing this package imports neither jax nor anything else that is heavy.
+use what was trained; `config` has the options; `register_backbone`, `register_head`,
+`register_loss` and `register_metric` add parts of your own (docs/extending.md).
+
+Importing this package imports nothing heavy: each name is imported when it is used.
 """
 
 import importlib
 
-
-def fit(config, workdir):
-  """Train what `config` describes into `workdir`; see `hierjax.experiments.fit.fit`."""
-  from hierjax.experiments import fit as experiment
-
-  return experiment.fit(config, workdir)
-
-
-def load(workdir, config=None):
-  """Load the model that was trained in `workdir`; see `hierjax.model.Model`."""
-  from hierjax import model
-
-  return model.load(workdir, config)
+_PLACES = {
+  'config': 'hierjax.core.config',
+  'fit': 'hierjax.experiments.fit:fit',
+  'load': 'hierjax.model:load',
+  'register_backbone': 'hierjax.models.registry:register_backbone',
+  'register_head': 'hierjax.models.heads:register_head',
+  'register_loss': 'hierjax.losses.terms:register_loss',
+  'register_metric': 'hierjax.core.metrics:register_metric',
+}
 
 
-def __getattr__(name):
-  if name == 'config':  # for config files, which begin with `from hierjax import config`
-    return importlib.import_module('hierjax.core.config')
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+def __getattr__(name: str) -> object:
+  if name not in _PLACES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module, _, attribute = _PLACES[name].partition(':')
+  value = importlib.import_module(module)
+  return getattr(value, attribute) if attribute else value

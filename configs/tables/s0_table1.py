@@ -35,7 +35,7 @@ def get_table() -> Table:
         f'{rung} {ladder.RUNGS[rung]}',
         FIGURES[rung],
         baseline='' if rung in ('1', '2') else '2',
-        of='9' if rung == '10' else '',
+        evaluates='9' if rung == '10' else '',
       )
       for rung in FIGURES
     ],

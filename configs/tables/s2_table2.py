@@ -81,7 +81,7 @@ def get_table(data: str = 'cifar100') -> Table:
       SINGLE,
       'Without MTL',
       full,
-      of=' '.join(row.name for row in single),
+      evaluates=' '.join(row.name for row in single),
       note='the paper marks FA too; with one level there is nothing to aggregate',
     ),
   ]

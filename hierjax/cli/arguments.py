@@ -64,7 +64,11 @@ class Arguments:
 
 
 def define(values: flags.FlagValues) -> None:
-  """Define all flags but those of the options."""
+  """Define all flags but those of the options.
+
+  Args:
+    values: where to define them.
+  """
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   number = functools.partial(flags.DEFINE_integer, flag_values=values)
   flags.DEFINE_enum('mode', 'train', MODES, 'what to do', flag_values=values)
@@ -125,27 +129,27 @@ def parse(argv: Sequence[str]) -> Arguments | None:
   define(values)
   for name, short in (('help', '?'), ('helpfull', None), ('helpshort', None)):
     flags.DEFINE_boolean(name, False, 'show help', short_name=short, flag_values=values)
-  own = list(values)
+  names = list(values)
   for name, option in OPTIONS.items():
     make = flags.DEFINE_boolean if option.value_type is bool else flags.DEFINE_string
     make(f'config.{name}', None, option.help, flag_values=values)
   try:
-    rest = values(list(argv))[1:]
+    unexpected = values(list(argv))[1:]
   except flags.Error as e:
     raise UserError(' '.join(str(e).split())) from None
   if values.help or values.helpfull or values.helpshort:
     return None
-  if rest:
+  if unexpected:
     raise UserError(
-      f'unexpected argument {rest[0]!r}: main.py takes flags only: --mode=..., --config=..., '
+      f'unexpected argument {unexpected[0]!r}: main.py takes flags only: --mode=..., --config=..., '
       '--workdir=...; see --help'
     )
   overrides = {
     name: values[f'config.{name}'].value for name in OPTIONS if values[f'config.{name}'].present
   }
   arguments = Arguments(
-    flags={name: values[name].value for name in own},
-    present=frozenset(name for name in own if values[name].present),
+    flags={name: values[name].value for name in names},
+    present=frozenset(name for name in names if values[name].present),
     config_file=values.config,
     overrides=overrides,
   )

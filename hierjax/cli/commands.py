@@ -35,7 +35,11 @@ COMMANDS = {
 
 
 def execute(args: arguments.Arguments) -> int:
-  """Run the command that the arguments name and return the exit code; errors are one line."""
+  """Run a command and return the exit code; errors are one line.
+
+  Args:
+    args: the arguments.
+  """
   code, are_together = 0, False  # whether all processes have come to the same end
   try:
     if args.distributed:

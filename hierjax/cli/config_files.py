@@ -1,4 +1,4 @@
-"""Config files: Python files with a function `get_config`, and `get_table` where they hold a table."""
+"""Config files: Python files with a function `get_config`, those of tables with `get_table`."""
 
 import contextlib
 import importlib
@@ -24,7 +24,10 @@ def folder() -> pathlib.Path:
 
 
 def load(spec: str) -> ConfigDict:
-  """Return the config of FILE[:ARGUMENT].
+  """Return the config of a config file.
+
+  Args:
+    spec: FILE[:ARGUMENT].
 
   Raises:
     UserError: the file is not there, raises an error, or does not return a config.
@@ -40,7 +43,10 @@ def load(spec: str) -> ConfigDict:
 
 
 def read(spec: str) -> dict:
-  """Run the file of FILE[:ARGUMENT] and return its names.
+  """Run a config file and return its names.
+
+  Args:
+    spec: FILE[:ARGUMENT].
 
   Raises:
     UserError: the file is not there, or raises an error.
@@ -55,7 +61,11 @@ def read(spec: str) -> dict:
 
 @contextlib.contextmanager
 def explained(spec: str) -> Iterator[None]:
-  """Raise what a config file raises as a `UserError` that names the file, the line and the error."""
+  """Turn what a config file raises into a `UserError` that names file, line and error.
+
+  Args:
+    spec: FILE[:ARGUMENT].
+  """
   file = spec.partition(':')[0]
   try:
     yield

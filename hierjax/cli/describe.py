@@ -7,6 +7,10 @@ from hierjax.experiments import describe
 
 
 def run(args: Arguments) -> int:
-  """Print the counts as JSON."""
+  """Print the counts as JSON.
+
+  Args:
+    args: the arguments.
+  """
   print(json.dumps(describe.describe(args.config)))
   return 0

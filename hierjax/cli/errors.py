@@ -8,7 +8,14 @@ EXIT_CODE = 2
 
 
 def message(error: Exception) -> str:
-  """Return what a user can do something about, in words; '' for a fault of the program."""
+  """Return in words what a user can do something about.
+
+  Args:
+    error: what a command raised.
+
+  Returns:
+    One line; '' for a fault of the program.
+  """
   if isinstance(error, UserError):
     return str(error)
   if isinstance(error, OSError) and error.filename is not None:
@@ -24,7 +31,11 @@ def message(error: Exception) -> str:
 
 
 def report(text: str) -> int:
-  """Print an error in one line, whatever names and cells it quotes, and return the exit code."""
+  """Print an error and return the exit code.
+
+  Args:
+    text: becomes one line, whatever names and cells it quotes.
+  """
   line = ''.join(_printable(c) for c in text)
   if len(line) >= 1000:
     line = f'{line[:700]} ... {line[-250:]}'

@@ -11,7 +11,11 @@ from hierjax.report import page
 
 
 def run(args: Arguments) -> int:
-  """Evaluate a split, write the report and print the metrics as JSON."""
+  """Evaluate a split, write the report and print the metrics as JSON.
+
+  Args:
+    args: the arguments.
+  """
   is_first = parallel.first()
   trained = model.load(args.workdir, runs.run_config(args, args.workdir))
   result = trained.evaluate(args.split, progress=runs.print_progress if is_first else None)

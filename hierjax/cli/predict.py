@@ -8,7 +8,11 @@ from hierjax.cli.arguments import Arguments
 
 
 def run(args: Arguments) -> int:
-  """Print the predictions of all images, each as soon as it is there."""
+  """Print the predictions of all images, each as soon as it is there.
+
+  Args:
+    args: the arguments.
+  """
   trained = model.load(args.workdir, runs.run_config(args, args.workdir))
   for line in images.predict_files(trained, args.images):
     print(json.dumps(line), flush=True)

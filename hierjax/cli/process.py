@@ -27,10 +27,14 @@ def handle_interrupts() -> None:
 
 
 def interrupted(signum: int, frame: types.FrameType | None) -> None:
-  """End the process at once.
+  """End the process at once: a handler of signals.
 
   A KeyboardInterrupt would be a traceback, or be lost where it meets a callback that cannot raise;
   and threads that read ahead are not waited for.
+
+  Args:
+    signum: the signal.
+    frame: where it came.
   """
   os.write(2, b'\nstopped\n')
   os._exit(128 + signum)

@@ -10,7 +10,11 @@ from hierjax.core.errors import UserError
 
 
 def run(argv: Sequence[str]) -> int:
-  """Parse the arguments, run the command and return the exit code."""
+  """Parse the arguments, run the command and return the exit code.
+
+  Args:
+    argv: program name and arguments.
+  """
   try:
     parsed = arguments.parse(argv)
   except UserError as e:

@@ -10,7 +10,11 @@ from hierjax.report import page
 
 
 def run(args: Arguments) -> int:
-  """Evaluate what the report lacks, write it and print its path."""
+  """Evaluate what the report lacks, write it and print its path.
+
+  Args:
+    args: the arguments.
+  """
   c = runs.run_config(args, args.workdir)
   try:
     complete.complete(args.workdir, c, runs.print_progress)

@@ -38,9 +38,14 @@ def run_config(
   return c
 
 
-def print_progress(done: int, total: int) -> None:
-  """Show how many images are done; a log gets one line at the end, not one for each batch."""
-  if done < total and not sys.stderr.isatty():
+def print_progress(count: int, total: int) -> None:
+  """Show how many images are evaluated; a log gets one line at the end, not one a batch.
+
+  Args:
+    count: images until now.
+    total: all images.
+  """
+  if count < total and not sys.stderr.isatty():
     return
-  end = '\n' if done == total else ''
-  print(f'\r{done}/{total} images', end=end, file=sys.stderr, flush=True)
+  end = '\n' if count == total else ''
+  print(f'\r{count}/{total} images', end=end, file=sys.stderr, flush=True)

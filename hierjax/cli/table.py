@@ -6,11 +6,15 @@ import sys
 from hierjax.cli import config_files, errors
 from hierjax.cli.arguments import Arguments
 from hierjax.core.errors import UserError
-from hierjax.experiments import table
+from hierjax.experiments import runner, table, table_view
 
 
 def run(args: Arguments) -> int:
-  """Make all rows, print the table, and return the exit code."""
+  """Make all rows, print the table, and return the exit code.
+
+  Args:
+    args: the arguments.
+  """
   if args.config_file is None:
     raise UserError('--mode=table needs --config=FILE with a table')
   file, _, argument = args.config_file.partition(':')
@@ -21,13 +25,13 @@ def run(args: Arguments) -> int:
       f'{config_files.folder() / "tables"}'
     )
   with config_files.explained(args.config_file):
-    made, configs = table.load(namespace, argument)
+    contents, configs = table.load(namespace, argument)
   overrides = dict(args.overrides)
   if args.limit:
     overrides['data.limit'] = args.limit
   default = 'runs/' + '_'.join(name for name in (pathlib.Path(file).stem, argument) if name)
-  runner = table.Runner(
-    made,
+  rows = runner.Runner(
+    contents,
     configs,
     args.workdir or default,
     [int(s) for s in args.seeds],
@@ -35,9 +39,9 @@ def run(args: Arguments) -> int:
     args.split if 'split' in args.present else '',
     overrides,
   )
-  failures = runner.run(errors.message)
-  print((runner.workdir / 'table.md').read_text())
-  print(f'table: {runner.workdir / "table.html"}', file=sys.stderr)
+  failures = rows.run(errors.message, table_view.write)
+  print((rows.workdir / 'table.md').read_text())
+  print(f'table: {rows.workdir / "table.html"}', file=sys.stderr)
   if failures:
     return errors.report(f'{failures} runs of rows failed; the same command tries them again')
   return 0

@@ -10,7 +10,11 @@ from hierjax.experiments import fit
 
 
 def run(args: Arguments) -> int:
-  """Train and print the final metrics as JSON."""
+  """Train and print the final metrics as JSON.
+
+  Args:
+    args: the arguments.
+  """
   c = args.config
   workdir = args.workdir or f'runs/{c.name or "run"}'
   if not args.config_file and os.path.exists(os.path.join(workdir, 'config.json')):

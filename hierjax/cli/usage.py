@@ -8,7 +8,7 @@ import textwrap
 from absl import flags
 
 from hierjax.cli import arguments
-from hierjax.core.declarations import GROUPS, OPTIONS, group_of
+from hierjax.core.declarations import GROUPS, OPTIONS
 from hierjax.core.options import Interval, Option
 
 COMMANDS = """hierjax: hierarchical image classification.
@@ -50,7 +50,7 @@ def text() -> str:
   for group, options in _grouped().items():
     lines += ['', f'{GROUPS[group]}:']
     for option in options:
-      values_text = f' ({values_of(option)})' if values_of(option) else ''
+      values_text = f' ({_values(option)})' if _values(option) else ''
       lines += _entry(f'--config.{option.name}', f'{option.help}{values_text}{_default_of(option)}')
   return '\n'.join(lines)
 
@@ -60,21 +60,22 @@ def page() -> str:
   lines = [
     '# Options',
     '',
-    'Set them in a config file (`c.optim.lr = 3e-4`) or on the command line (`--config.optim.lr=3e-4`).',
-    'Off is `None`; on the command line an empty value is `None`, and a list is separated by commas.',
+    'Set them in a config file (`c.optim.lr = 3e-4`) or on the command line',
+    '(`--config.optim.lr=3e-4`). Off is `None`; on the command line an empty value is `None`, and a',
+    'list is separated by commas.',
     'Written by `python -m hierjax.cli.usage > docs/options.md`.',
   ]
   for group, options in _grouped().items():
     lines += ['', f'## {GROUPS[group]}', '']
     lines += ['| option | default | values | what it does |', '|---|---|---|---|']
     for option in options:
-      cells = (f'`{option.name}`', f'`{option.default!r}`', values_of(option), option.help)
+      cells = (f'`{option.name}`', f'`{option.default!r}`', _values(option), option.help)
       lines.append(f'| {" | ".join(cell.replace("|", "&#124;") for cell in cells)} |')
   return '\n'.join(lines) + '\n'
 
 
-def values_of(option: Option) -> str:
-  """Return the values that an option may have, in words."""
+def _values(option: Option) -> str:
+  """The values that an option may have, in words."""
   if option.choices:
     words = ', '.join(str(x) for x in option.choices)
   elif option.interval:
@@ -87,7 +88,7 @@ def values_of(option: Option) -> str:
 def _grouped() -> dict[str, list[Option]]:
   groups = {group: [] for group in GROUPS}
   for name, option in OPTIONS.items():
-    groups[group_of(name)].append(option)
+    groups[name.rpartition('.')[0]].append(option)
   return groups
 
 

@@ -1,1 +1,1 @@
-"""Errors, options, files, the device mesh: what every other wing stands on and none of it knows of images."""
+"""Errors, options, files, the device mesh: what every wing stands on; nothing of images."""

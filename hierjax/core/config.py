@@ -4,20 +4,22 @@ A config file in `configs/` calls `default()`, changes what its experiment chang
 tree; flags (`--config.optim.lr=3e-4`) come last. `hierjax.core.declarations` lists the options.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict, FieldReference
 
 from hierjax.core import curriculum, plugins, upgrade
-from hierjax.core.curriculum import PhaseOptions, phase
+from hierjax.core.curriculum import PhaseOptions
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.core.options import names
 
-__all__ = ['PhaseOptions', 'phase']
-
+phase = curriculum.phase
 MAX_STEPS = 2**31 - 1  # the step counter of the training state is an int32
 
 
@@ -38,9 +40,7 @@ def default() -> ConfigDict:
 
 def value_at(c: ConfigDict, path: str) -> object:
   """Return the value of an option: `value_at(c, 'optim.lr')`."""
-  for part in path.split('.'):
-    c = c[part]
-  return c
+  return functools.reduce(operator.getitem, path.split('.'), c)
 
 
 def assign(c: ConfigDict, path: str, value: object) -> None:
@@ -68,23 +68,27 @@ def assign(c: ConfigDict, path: str, value: object) -> None:
   c[last] = value
 
 
-def paths(node: ConfigDict, prefix: str = '') -> list[str]:
-  """Return the names of the options in a tree: 'optim.lr' and so on."""
-  found = []
+def _paths(node: ConfigDict, prefix: str = '') -> list[str]:
+  """The names of the options in a tree: 'optim.lr' and so on."""
+  paths = []
   for name, value in node.items():
     is_group = isinstance(value, ConfigDict)
-    found += paths(value, f'{prefix}{name}.') if is_group else [prefix + name]
-  return found
+    paths += _paths(value, f'{prefix}{name}.') if is_group else [prefix + name]
+  return paths
 
 
-def differences(old: ConfigDict, new: ConfigDict, path: str = '') -> list[str]:
-  """Return a line for each option that differs: 'optim.lr: 0.001 -> 0.01'."""
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+  """Return a line for each option that differs: 'optim.lr: 0.001 -> 0.01'.
+
+  Args:
+    old: a config.
+    new: another one.
+  """
   lines = []
-  for name in new:
-    if isinstance(new[name], ConfigDict):
-      lines += differences(old[name], new[name], f'{path}{name}.')
-    elif old[name] != new[name]:
-      lines.append(f'{path}{name}: {old[name]!r} -> {new[name]!r}')
+  for path in _paths(new):
+    before, after = value_at(old, path), value_at(new, path)
+    if before != after:
+      lines.append(f'{path}: {before!r} -> {after!r}')
   return lines
 
 
@@ -92,13 +96,20 @@ def differences(old: ConfigDict, new: ConfigDict, path: str = '') -> list[str]:
 
 
 def check_tree(c: ConfigDict) -> None:
-  """Raise a `UserError` where a tree does not have exactly the options of `default()`."""
+  """Check that a tree has exactly the options of `default()`.
+
+  Args:
+    c: what a config file returned.
+
+  Raises:
+    UserError: it has others; one is named.
+  """
   if not isinstance(c, ConfigDict):
     raise UserError(
       f'the config is of type {type(c).__name__}; it must be the tree that '
       'hierjax.config.default() returns, with some values changed'
     )
-  present = paths(c)
+  present = _paths(c)
   missing = [p for p in OPTIONS if p not in present]
   if missing:
     raise UserError(
@@ -160,7 +171,7 @@ def _check_combinations(c: ConfigDict) -> None:
       f'--config.loss.positives=both needs --config.model.heads=prototypes, not {c.model.heads}'
     )
   if not c.data.multi:
-    for path in changed(c, 'tags'):
+    for path in _changed(c, 'tags'):
       raise UserError(
         f'--config.{path}={value_at(c, path)!r} is for multi levels; '
         'name them with --config.data.multi'
@@ -177,8 +188,8 @@ def _check_combinations(c: ConfigDict) -> None:
     )
 
 
-def changed(c: ConfigDict, levels: str) -> list[str]:
-  """Return the options of 'exclusive' or 'tags' levels that are not at their default."""
+def _changed(c: ConfigDict, levels: str) -> list[str]:
+  """The options of 'exclusive' or 'tags' levels that are not at their default."""
   return [
     path
     for path, option in OPTIONS.items()
@@ -187,8 +198,16 @@ def changed(c: ConfigDict, levels: str) -> list[str]:
 
 
 def check_multi(c: ConfigDict, levels: Sequence[str]) -> None:
-  """Raise a `UserError` for an option of exclusive levels where all `levels` are tag levels."""
-  for path in changed(c, 'exclusive'):
+  """Check, where all levels are tag levels, that no option of exclusive ones is set.
+
+  Args:
+    c: the config.
+    levels: the tag levels.
+
+  Raises:
+    UserError: one is.
+  """
+  for path in _changed(c, 'exclusive'):
     verb = 'are' if len(levels) > 1 else 'is'
     raise UserError(
       f'--config.{path}={value_at(c, path)!r} is for exclusive levels; '
@@ -242,28 +261,27 @@ def level_words(levels: Sequence[str]) -> dict[str, Sequence[str]]:
 
 
 def resolve_levels(
-  chosen: str | Sequence[str], levels: Sequence[str], option: str
+  selection: str | Sequence[str], levels: Sequence[str], option: str
 ) -> tuple[str, ...]:
   """Return the levels that names and words name, in the taxonomy's order.
 
   Args:
-    chosen: names of levels or words, also as text with commas.
+    selection: names of levels or words, also as text with commas.
     levels: the levels there are, coarse to fine.
     option: name of the option, in errors.
 
   Raises:
     UserError: a name is no level; it names the choices.
   """
-  words = level_words(levels)
-  wanted = set()
-  for name in names(chosen):
+  words, selected = level_words(levels), set()
+  for name in names(selection):
     if name not in words and name not in levels:
       raise UserError(
         f'{option}: no level {name!r}{did_you_mean(name, levels)}; '
         f'choices: {", ".join([*levels, *words])}'
       )
-    wanted.update((name,) if name in levels else words[name])
-  return tuple(l for l in levels if l in wanted)
+    selected.update((name,) if name in levels else words[name])
+  return tuple(l for l in levels if l in selected)
 
 
 def head_levels(m: ConfigDict, levels: Sequence[str], multi: Sequence[str] = ()) -> tuple[str, ...]:
@@ -274,11 +292,11 @@ def head_levels(m: ConfigDict, levels: Sequence[str], multi: Sequence[str] = ())
     levels: levels of the taxonomy.
     multi: those of them that are tag levels.
   """
-  chosen = resolve_levels(m.levels, levels, '--config.model.levels')
+  selected = resolve_levels(m.levels, levels, '--config.model.levels')
   if m.heads != 'flat':
-    return chosen
-  without_head = ([l for l in chosen if l not in multi] or chosen)[:-1]
-  return tuple(l for l in chosen if l not in without_head)
+    return selected
+  without_head = ([l for l in selected if l not in multi] or selected)[:-1]
+  return tuple(l for l in selected if l not in without_head)
 
 
 # JSON.
@@ -286,8 +304,7 @@ def head_levels(m: ConfigDict, levels: Sequence[str], multi: Sequence[str] = ())
 
 def to_json(c: ConfigDict) -> str:
   """Return the tree as JSON, with the version of its form."""
-  tree = {'version': upgrade.VERSION, **c.to_dict()}
-  return json.dumps(tree, indent=2, default=_phase_to_dict)
+  return json.dumps({'version': upgrade.VERSION, **c.to_dict()}, indent=2, default=_phase_to_dict)
 
 
 def _phase_to_dict(value: PhaseOptions) -> dict:
@@ -295,36 +312,34 @@ def _phase_to_dict(value: PhaseOptions) -> dict:
 
 
 def tree_from_json(text: str) -> dict:
-  """Return the tree in a config.json as plain dicts, in the present form whatever wrote it.
-
-  Raises:
-    UserError: the text is damaged, or written by a later version.
-  """
-  try:
+  """Return the tree in a config.json as plain dicts, in the present form whatever wrote it."""
+  with _damage_explained():
     return upgrade.upgraded(json.loads(text))
-  except UserError:
-    raise
-  except (ValueError, AttributeError, TypeError) as e:
-    raise UserError(f'is damaged ({str(e).splitlines()[0][:200]})') from None
 
 
 def from_json(text: str) -> ConfigDict:
   """Return the config that `to_json` or an earlier version wrote.
 
-  Options that were added since keep their default.
+  Args:
+    text: content of config.json; options that were added since keep their default.
 
   Raises:
     UserError: the text is damaged, or has an option that there is not.
   """
   c = default()
-  tree = tree_from_json(text)
+  with _damage_explained():
+    _fill(c, tree_from_json(text), '')
+  return c
+
+
+@contextlib.contextmanager
+def _damage_explained() -> Iterator[None]:
   try:
-    _fill(c, tree, '')
+    yield
   except UserError:
     raise
   except (ValueError, AttributeError, TypeError) as e:
     raise UserError(f'is damaged ({str(e).splitlines()[0][:200]})') from None
-  return c
 
 
 def _fill(node: ConfigDict, values: Mapping, path: str) -> None:
@@ -334,7 +349,7 @@ def _fill(node: ConfigDict, values: Mapping, path: str) -> None:
     if isinstance(value, dict):
       _fill(node[name], value, f'{path}{name}.')
     elif path + name == 'curriculum':
-      node[name] = curriculum.from_json(value)
+      node[name] = curriculum.from_dicts(value)
     elif isinstance(value, list):
       node[name] = tuple(tuple(x) if isinstance(x, list) else x for x in value)
     else:

@@ -11,14 +11,7 @@ UNITS = ('steps', 'epochs', 'examples')
 
 @dataclasses.dataclass(frozen=True)
 class PhaseOptions:
-  """The options of one phase; exactly one of its four durations is not `None`.
-
-  Args:
-    epochs, steps, examples: how long it lasts.
-    share: its share of the whole training; 1 lasts to the end.
-    freeze: parameter groups that stay as they are: 'backbone', 'heads/LEVEL'.
-    levels: the levels whose loss counts.
-  """
+  """The options of one phase, made by `phase`; one of the four durations is not `None`."""
 
   epochs: float | None = None
   steps: int | None = None
@@ -37,48 +30,42 @@ def phase(
   freeze: str | Sequence[str] = (),
   levels: str | Sequence[str] = ('all',),
 ) -> PhaseOptions:
-  """Make a phase for `config.curriculum`; see `PhaseOptions`.
+  """Make a phase for `config.curriculum`, with exactly one duration.
 
-  Example:
-    c.curriculum = (config.phase(share=.25, freeze=('heads/finest',), levels=('coarser',)),)
+      c.curriculum = (config.phase(share=.25, freeze=('heads/finest',), levels=('coarser',)),)
+
+  Args:
+    epochs: how long it lasts, in epochs.
+    steps: in steps.
+    examples: in examples.
+    share: its share of the whole training; 1 lasts to the end.
+    freeze: parameter groups that stay as they are: 'backbone', 'heads/LEVEL'.
+    levels: the levels whose loss counts.
 
   Raises:
     UserError: not exactly one duration is given, or it is out of its range.
   """
-  where = '--config.curriculum'
   durations = {'epochs': epochs, 'steps': steps, 'examples': examples, 'share': share}
-  given = {k: v for k, v in durations.items() if v is not None}
-  if len(given) != 1:
-    texts = ', '.join(f'{k}={v}' for k, v in given.items()) or 'none'
+  durations = {unit: value for unit, value in durations.items() if value is not None}
+  if len(durations) != 1:
+    texts = ', '.join(f'{unit}={value}' for unit, value in durations.items()) or 'none'
     raise UserError(
-      f'{where}: a phase needs exactly one of {", ".join(durations)}; there is {texts}'
+      '--config.curriculum: a phase needs exactly one of epochs, steps, examples, share; there is '
+      f'{texts}'
     )
-  ((unit, value),) = given.items()
+  ((unit, value),) = durations.items()
   interval = options.Interval('(0, 1]' if unit == 'share' else '(0, inf)')
-  is_whole = isinstance(value, int) or unit in ('epochs', 'share')
-  if not isinstance(value, int | float) or value not in interval or not is_whole:
-    kind = 'a number' if unit in ('epochs', 'share') else 'a whole number'
-    raise UserError(f'{where}: {unit}={value!r} of a phase must be {kind} {interval.describe()}')
+  is_whole = unit in ('steps', 'examples')
+  has_type = isinstance(value, int) if is_whole else options.is_number(value)
+  if not has_type or value not in interval:
+    words = f'{"a whole number" if is_whole else "a number"} {interval.describe()}'
+    raise UserError(f'--config.curriculum: {unit}={value!r} of a phase must be {words}')
   return PhaseOptions(**durations, freeze=options.names(freeze), levels=options.names(levels))
 
 
-def parse(text: str) -> tuple[PhaseOptions, ...]:
-  """Return the phases in a literal: "[{'share': .25, 'freeze': 'heads/finest'}]"."""
-  value = options.literal(text) if text.strip() else ()
+def from_dicts(value: object) -> tuple[PhaseOptions, ...]:
+  """Return phases from a list of dicts, or one dict; a ValueError where it is neither."""
   return tuple(_from_dict(x) for x in ((value,) if isinstance(value, dict) else value))
-
-
-def from_json(value: Sequence) -> tuple[PhaseOptions, ...]:
-  """Return the phases that a config.json lists as objects."""
-  return tuple(_from_dict(x) for x in value)
-
-
-def check(value: tuple) -> str:
-  """Say what is wrong with a curriculum."""
-  for x in value:
-    if not isinstance(x, PhaseOptions):
-      return f'has {x!r}, which is no phase; make it with config.phase(steps=100, freeze=("backbone",))'
-  return ''
 
 
 def _from_dict(values: dict) -> PhaseOptions:
@@ -87,7 +74,16 @@ def _from_dict(values: dict) -> PhaseOptions:
   fields = [f.name for f in dataclasses.fields(PhaseOptions)]
   for name in values:
     if name not in fields:
-      raise ValueError(
-        f'a phase has no {name!r}{did_you_mean(str(name), fields)}; choices: {", ".join(fields)}'
-      )
+      hint = did_you_mean(str(name), fields)
+      raise ValueError(f'a phase has no {name!r}{hint}; choices: {", ".join(fields)}')
   return phase(**values)
+
+
+def _check(value: tuple) -> str:
+  for x in value:
+    if not isinstance(x, PhaseOptions):
+      return f'has {x!r}, which is no phase; make it with config.phase(steps=100)'
+  return ''
+
+
+PHASES = options.Kind(lambda text: from_dicts(options.literal(text)), _check)

@@ -24,15 +24,6 @@ GROUPS = {
 RULES = ((r'.*/kernel', 1.0, 1.0), (r'.*', 1.0, 0.0))
 
 
-def _names(name: str, default: tuple | None, text: str, **fields) -> Option:
-  fields = {'parse': options.names, **fields}
-  return Option(name, default, text, value_type=tuple, check=options.check_names, **fields)
-
-
-def _numbers(name: str, default: tuple | None, text: str, interval: str, check=None) -> Option:
-  return Option(name, default, text, interval, tuple, parse=options.numbers, check=check)
-
-
 def _durations(prefix: str, text: str, epochs: float | None) -> tuple[Option, ...]:
   return (
     Option(f'{prefix}epochs', epochs, f'{text}, in epochs', '(0, inf)', float, is_optional=True),
@@ -53,10 +44,10 @@ _RUN = (
   Option('baseline', None,
          "one-head run to compare with: its folder, or 'train' to train it into WORKDIR/baseline",
          levels='exclusive'),
-  _names('plugins', (),
-         'modules or .py files that register your own backbones, heads, losses and metrics'),
+  Option('plugins', (),
+         'modules or .py files that register your own backbones, heads, losses and metrics', kind=options.NAMES),
   Option('curriculum', (), 'phases, in order; then everything trains; see config.phase',
-         parse=curriculum.parse, check=curriculum.check),
+         kind=curriculum.PHASES),
 )
 
 _DATA = (
@@ -68,12 +59,14 @@ _DATA = (
   Option('data.taxonomy', None, 'taxonomy CSV; None: ROOT/taxonomy.csv, or by the labels'),
   Option('data.train', 'train', 'name of the split to train on'),
   Option('data.val', 'val', 'name of the split to validate on'),
-  _names('data.multi', (), 'tag levels, of which an image may have any number of classes'),
+  Option('data.multi', (), 'tag levels, of which an image may have any number of classes',
+         kind=options.NAMES),
   Option('data.val_share', 0.2, 'share of images for val, where the data have none', '[0, 1)'),
   Option('data.test_share', 0.0, 'share of images for test, where the data have none', '[0, 1)'),
   Option('data.split_seed', 0, 'seed of the splits that are made', '[0, inf)'),
   Option('data.crop_boxes', False, "show only an image's bounding box"),
-  Option('data.crop_margin', 0.0, 'enlarges the box by this share of its size on each side', '[0, 10]'),
+  Option('data.crop_margin', 0.0, 'enlarges the box by this share of its size on each side',
+         '[0, 10]'),
   Option('data.limit', None, 'at most so many images of each split, classes in proportion',
          '[1, inf)', int),
   Option('data.unlabelled', 0.0, "share of each class's images whose finest label is hidden",
@@ -81,9 +74,9 @@ _DATA = (
   Option('data.partial', 'keep',
          'training images without a finest label: for coarser levels, or not',
          choices=('keep', 'drop'), levels='exclusive'),
-  _names('data.hold_out', (),
+  Option('data.hold_out', (),
          'classes that training must not know, or a share below each parent (1/3); text: by ;',
-         parse=options.names_by_semicolon),
+         kind=options.NAMES_BY_SEMICOLON),
   Option('data.strict', False, 'an unreadable image is an error; otherwise it is skipped'),
   Option('data.size', 224, 'height and width of the input in pixels', '[8, 8192]'),
   Option('data.resize', 'squash', 'evaluation: squash, resize and crop the centre, or pad',
@@ -94,10 +87,10 @@ _DATA = (
   Option('data.workers', 0, 'processes that read images; 0: threads of this one', '[0, 1024]'),
   Option('data.threads', 2, 'threads that read images, in each process', '[1, 1024]'),
   Option('data.augment.enabled', True, 'augment training images'),
-  _numbers('data.augment.crop', (0.5, 1.0), 'share of the area that a crop keeps, least and most',
-           '(0, 1]', options.check_pair),
-  _numbers('data.augment.ratio', (0.75, 4 / 3), 'width over height of a crop, least and most',
-           '(0, inf)', options.check_pair),
+  Option('data.augment.crop', (0.5, 1.0), 'share of the area that a crop keeps, least and most',
+         '(0, 1]', kind=options.PAIR),
+  Option('data.augment.ratio', (0.75, 4 / 3), 'width over height of a crop, least and most',
+         '(0, inf)', kind=options.PAIR),
   Option('data.augment.flip', 0.5, 'probability of a horizontal flip', '[0, 1]'),
   Option('data.augment.rotate', 15.0, 'largest rotation in degrees, either way', '[0, 180]'),
   Option('data.augment.brightness', 0.3, 'largest relative change of brightness', '[0, 1]'),
@@ -115,16 +108,17 @@ _MODEL = (
   Option('model.stem', 'standard', 'small: 3x3 stride 1, for images of 32 pixels (ResNets)',
          choices=('standard', 'small')),
   Option('model.pretrained', None, 'FILE.safetensors, FILE.pth, hf:REPO, or package'),
-  _numbers('model.mean', None, "mean of the RGB input in 0..255; None: the weights' or backbone's",
-           '[0, 255]', options.check_triple),
-  _numbers('model.std', None, 'standard deviation of the RGB input, likewise', '(0, inf)',
-           options.check_triple),
+  Option('model.mean', None, "mean of the RGB input in 0..255; None: the weights' or backbone's",
+         '[0, 255]', kind=options.TRIPLE),
+  Option('model.std', None, 'standard deviation of the RGB input, likewise', '(0, inf)',
+           kind=options.TRIPLE),
   Option(*('model.neck', None, 'width of a linear layer before the heads', '[1, 1000000]', int)),
   Option('model.normalize', False, 'scale the features that the heads read to unit length'),
-  _names('model.levels', ('all',), 'the levels that have a head'),
+  Option('model.levels', ('all',), 'the levels that have a head', kind=options.NAMES),
   Option('model.heads', 'parallel',
          'form of the heads; flat: one linear head, on the finest level'),
-  _names('model.head.order', None, 'cascaded: order of the levels; None: coarse to fine'),
+  Option('model.head.order', None, 'cascaded: order of the levels; None: coarse to fine',
+         kind=options.NAMES),
   Option('model.head.stop_gradient', False, 'cascaded: no gradient through the logits read'),
   Option('model.head.layers', None, 'crosstalk, residual: dense layers a level (1)', '[1, 100]',
          int),
@@ -132,14 +126,14 @@ _MODEL = (
          int),
   Option('model.head.experts', None, 'mmoe: number of experts (3)', '[1, 1000]', int),
   Option('model.head.tower', None, "mmoe: width of a level's tower (256)", '[1, 1000000]', int),
-  _numbers('model.head.slices', None, "split: widths of the levels' slices; None: equal",
-           '[1, 1000000]'),
+  Option('model.head.slices', None, "split: widths of the levels' slices; None: equal",
+         '[1, 1000000]', kind=options.NUMBERS),
   Option('model.head.temperature', None, 'prototypes: divisor of cosines (.1)', '(0, inf)', float),
   Option('model.head.noise', None, 'prototypes: largest shift of a coordinate (0)', '[0, inf)',
          float),
   Option('model.head.dot_product', False, 'prototypes: features are not made unit vectors'),
   Option('model.parts', (), '(level, class, n): a class merged of n rows; --mode=migrate sets it',
-         parse=options.tuples),
+         kind=options.TUPLES),
   Option('model.dropout', 0.0, 'dropout before the heads', '[0, 1)'),
   Option('model.dtype', 'float32', 'of the computation; parameters stay float32',
          choices=('float32', 'bfloat16')),
@@ -148,10 +142,11 @@ _MODEL = (
 
 _LOSS = (
   Option('loss.weights', (), "(name, weight) of levels and terms, 'make=1,tree_path=.1'; else 1",
-         parse=options.weights, check=options.check_weights),
+         kind=options.WEIGHTS),
   Option('loss.smoothing', None, 'finest head: label smoothing, the share that goes to siblings',
          '(0, 1)', float, levels='exclusive'),
-  _names('loss.siblings', ('coarsest',), 'siblings are classes that share these levels'),
+  Option('loss.siblings', ('coarsest',), 'siblings are classes that share these levels',
+         kind=options.NAMES),
   Option('loss.lca', None, 'finest head: soft targets, softmax(-lca * LCA height / largest)',
          '(0, inf)', float, levels='exclusive'),
   Option('loss.hxe', None,
@@ -163,7 +158,8 @@ _LOSS = (
          choices=('samples', 'children'), levels='exclusive'),
   Option('loss.positives', 'perturbed', 'prototypes: the perturbed one of the class, or both',
          choices=('perturbed', 'both'), levels='exclusive'),
-  _names('loss.terms', (), 'further losses, by their registered names', levels='exclusive'),
+  Option('loss.terms', (), 'further losses, by their registered names', levels='exclusive',
+         kind=options.NAMES),
   Option('loss.temperature', 0.1, 'of the term supervised_contrastive', '(0, inf)'),
   Option('loss.distill_temperature', 2.0, 'of the term distill', '(0, inf)'),
   Option('loss.binary', 'bce', 'tag levels: binary cross-entropy, or focal loss',
@@ -206,7 +202,7 @@ _OPTIM = (
   Option('optim.accumulate', 1, 'micro-batches a step; batch norm sees one', '[1, inf)'),
   Option('optim.ema', None, 'decay of averaged weights, which are evaluated', '(0, 1)', float),
   Option('optim.rules', RULES, '(regular expression of a path, factor on lr, on weight decay)',
-         parse=options.tuples, check=options.check_rules),
+         kind=options.RULES),
 )
 
 _TRAIN = (
@@ -245,8 +241,3 @@ OPTIONS: dict[str, Option] = {
   for group in (_RUN, _DATA, _MODEL, _LOSS, _BALANCE, _OPTIM, _TRAIN, _LOG, _EVAL)
   for option in group
 }
-
-
-def group_of(name: str) -> str:
-  """Return the key in `GROUPS` that an option belongs to: 'optim' for 'optim.lr'."""
-  return name.rpartition('.')[0]

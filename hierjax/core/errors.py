@@ -12,6 +12,14 @@ class UserError(ValueError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-  """Return ' (did you mean X?)' for the choice that resembles `name` most, '' if none does."""
+  """Return a hint for a name that is none of the choices.
+
+  Args:
+    name: the wrong name.
+    choices: the right ones.
+
+  Returns:
+    ' (did you mean X?)' with the choice that resembles it most, '' if none does.
+  """
   close = difflib.get_close_matches(name, list(choices), 1)
   return f' (did you mean {close[0]!r}?)' if close else ''

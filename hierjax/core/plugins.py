@@ -1,4 +1,4 @@
-"""Users' own modules, which register backbones, heads, losses and metrics when they are imported."""
+"""Modules of users, which register backbones, heads, losses and metrics when imported."""
 
 import contextlib
 import hashlib
@@ -45,6 +45,9 @@ def locations(name: str) -> list[pathlib.Path]:
 
   Nothing is imported.
 
+  Args:
+    name: of a module or a .py file.
+
   Raises:
     UserError: there is no such file or module.
   """
@@ -70,6 +73,10 @@ def locations(name: str) -> list[pathlib.Path]:
 
 def refuse_inside(names: Sequence[str], workdir: pathlib.Path) -> None:
   """Refuse plugins that lie in the folder of a run, so that loading a run runs no code from it.
+
+  Args:
+    names: the plugins.
+    workdir: folder of the run, or of a run within it.
 
   Raises:
     UserError: one of them does.

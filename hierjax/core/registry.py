@@ -1,7 +1,7 @@
 """Open registries: names that options may take, with what stands behind them.
 
-Backbones, heads, losses and metrics are each one `Registry`. The package fills it in the module that
-defines the entries; users add theirs by `hierjax.register_backbone` and its siblings.
+Backbones, heads, losses and metrics are each one `Registry`. The package fills it in the module
+that defines the entries; users add theirs by `hierjax.register_backbone` and its siblings.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ Entry = TypeVar('Entry')
 
 
 class Registry(Generic[Entry]):
-  """A mapping from names to entries that refuses a name twice and answers a wrong one with the choices.
+  """A mapping from names to entries: a name is taken once, a wrong one is told the choices.
 
   Args:
     kind: what an entry is, in errors: 'backbone'.
@@ -26,8 +26,12 @@ class Registry(Generic[Entry]):
   def register(self, name: str, entry: Entry) -> Entry:
     """Add an entry and return it.
 
+    Args:
+      name: a word of letters, digits, '_', '-', '.' or '/'.
+      entry: what stands behind it.
+
     Raises:
-      UserError: the name is taken, or is not a word of letters, digits, '_', '-', '.' or '/'.
+      UserError: the name is taken, or is no such word.
     """
     if not name or not all(c.isalnum() or c in '_-./' for c in name):
       raise UserError(f'{self.kind} {name!r}: a name consists of letters, digits and _ - . /')

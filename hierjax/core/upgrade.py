@@ -18,6 +18,9 @@ _TEXT_LISTS = ('data.multi', 'model.levels', 'loss.siblings', 'loss.terms', 'mod
 def upgraded(tree: Mapping) -> dict:
   """Return the tree of a config.json in the form of `VERSION`, without the version number.
 
+  Args:
+    tree: as it was written.
+
   Raises:
     UserError: the tree was written by a later version.
   """
@@ -47,9 +50,9 @@ def _from_version_1(node: Mapping, path: str) -> dict:
 def _value(name: str, value: object) -> object:
   option = OPTIONS[name]
   if name == 'loss.weights':
-    return options.weights(value) if isinstance(value, str) else value
+    return OPTIONS[name].convert(value) if isinstance(value, str) else value
   if name == 'data.hold_out' and isinstance(value, str):
-    return options.names_by_semicolon(value)
+    return options.names(value, ';')
   if name in _TEXT_LISTS and isinstance(value, str):
     return options.names(value) or option.default
   if value in ('', 'none') and option.is_optional:

@@ -53,7 +53,9 @@ def grad_cam(
   }
 
   def last_maps(state):
-    return state['intermediates']['backbone']['__call__'][0][1]['features']
+    output = state['intermediates']['backbone']['__call__'][0]
+    # A backbone that returns features only has no maps to show.
+    return output[1]['features'] if isinstance(output, tuple) else jnp.zeros((len(images), 1, 1, 1))
 
   def logits_of_classes(shift):
     perturbed = {**variables, 'perturbations': {'backbone': {'features': shift}}}

@@ -14,7 +14,7 @@ import hierjax
 from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.data import sources
-from hierjax.experiments import migrate
+from hierjax.experiments import migrate, migrate_heads
 from hierjax.models import heads
 from hierjax.taxonomy import Taxonomy, read_taxonomy
 
@@ -68,11 +68,13 @@ def test_classes_with_one_source_keep_their_logits_bit_for_bit(form, seed):
     jax.device_get(before.init(jax.random.key(0), x, False)['params']),
   )
   plans = {
-    level: migrate.plan(level, old, new, found[level], (1,) * old.num_classes(level))
+    level: migrate_heads.plan(level, old, new, found[level], (1,) * old.num_classes(level))
     for level in old.levels
   }
   after = heads_of(form, {level: plans[level].rows for level in old.levels})
-  grown = params | {level: migrate.carried(params[level], plans[level]) for level in old.levels}
+  grown = params | {
+    level: migrate_heads.carry_over(params[level], plans[level]) for level in old.levels
+  }
   a, b = before.apply({'params': params}, x, False), after.apply({'params': grown}, x, False)
   for level in old.levels:
     parts = np.bincount([i for s in found[level] for i in s], minlength=old.num_classes(level))
@@ -104,7 +106,7 @@ def test_merged_and_split_classes_can_be_changed_again():
   old = Taxonomy.from_rows(['leaf'], [['a'], ['b'], ['c']])
   new = Taxonomy.from_rows(['leaf'], [['m'], ['c']])
   last = Taxonomy.from_rows(['leaf'], [['all']])
-  first = migrate.plan(
+  first = migrate_heads.plan(
     'leaf',
     old,
     new,
@@ -112,7 +114,7 @@ def test_merged_and_split_classes_can_be_changed_again():
     (1, 1, 1),
   )
   assert first.rows == (2, 1) and first.source.tolist() == [0, 1, 2]
-  second = migrate.plan(
+  second = migrate_heads.plan(
     'leaf',
     new,
     last,
@@ -129,7 +131,7 @@ def test_a_new_class_starts_from_the_classes_of_the_nearest_parent_that_has_any(
   fresh = [['t', 'm', 'beside a and b'], ['t', 'new', 'below t'], ['new', 'new too', 'alone']]
   old, new = Taxonomy.from_rows(levels, rows), Taxonomy.from_rows(levels, [*rows, *fresh])
   sources = migrate.correspond(old, new, {})['leaf']
-  plan = migrate.plan('leaf', old, new, sources, (1,) * 4)
+  plan = migrate_heads.plan('leaf', old, new, sources, (1,) * 4)
   donors = {
     new.names[2][row]: sorted(old.names[2][i] for i in rows_of_old)
     for row, rows_of_old in plan.donors.items()
@@ -144,7 +146,7 @@ def test_a_new_class_starts_from_the_classes_of_the_nearest_parent_that_has_any(
 @pytest.mark.parametrize('seed', range(8))
 def test_the_difference_is_that_of_a_naive_comparison(seed):
   old, new, renames = changed(seed)
-  found = migrate.difference(old, new, renames)['leaf']
+  found = migrate.class_changes(old, new, renames)['leaf']
   was, now = ({leaf: parent for parent, leaf in t.rows()} for t in (old, new))
   to = {a: renames.get(('leaf', a), [a] if a in now else []) for a in was}
   comes = {n: [a for a in was if n in to[a]] for n in now}
@@ -164,12 +166,12 @@ def test_the_difference_is_that_of_a_naive_comparison(seed):
 def test_a_renamed_parent_moves_nobody():
   old = Taxonomy.from_rows(['parent', 'leaf'], [['p', 'a'], ['q', 'b']])
   new = Taxonomy.from_rows(['parent', 'leaf'], [['r', 'a'], ['q', 'b']])
-  assert migrate.difference(old, new, {('parent', 'p'): ['r']})['leaf']['moved'] == []
-  assert migrate.difference(old, new)['leaf']['moved'] == ['a: parent p (gone) -> r']
-  assert migrate.difference(old, old) == {
+  assert migrate.class_changes(old, new, {('parent', 'p'): ['r']})['leaf']['moved'] == []
+  assert migrate.class_changes(old, new)['leaf']['moved'] == ['a: parent p (gone) -> r']
+  assert migrate.class_changes(old, old) == {
     level: {kind: [] for kind in migrate.KINDS} for level in old.levels
   }
-  assert migrate.told(migrate.difference(old, old)) == 'parent: unchanged\nleaf: unchanged'
+  assert migrate.describe(migrate.class_changes(old, old)) == 'parent: unchanged\nleaf: unchanged'
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def test_an_imprinted_row_is_on_at_its_mean_and_off_at_the_centre():
   rng = np.random.default_rng(0)
   head = {'kernel': rng.normal(size=(8, 5)), 'bias': rng.normal(size=5)}
   mean, center, others = rng.normal(size=8), rng.normal(size=8), np.arange(4)
-  migrate.imprinted(head, 4, others, mean, center)
+  migrate_heads.imprint(head, 4, others, mean, center)
   above = [
     x @ head['kernel'][:, 4]
     + head['bias'][4]

@@ -23,11 +23,10 @@ from hierjax import model as predict
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.evaluate import bootstrap
-from hierjax.experiments import describe, fit, table
+from hierjax.experiments import describe, runner, table, table_records, table_view
 from hierjax.experiments.table import Row, Table
 from hierjax.models import registry
-from hierjax.train import setup
-from hierjax.train.interrupt import Interrupted
+from hierjax.train import loop as train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted(p.stem for p in (ROOT / 'configs' / 'tables').glob('*.py'))
@@ -83,7 +82,7 @@ def get_table(**changes):
     'rows': (
       Row('flat', 'one head', (0.5,), group='Heads'),
       Row('both', 'all heads', (0.6125,), group='Heads', baseline='flat'),
-      Row('views', 'two views', (None,), group='Heads', baseline='flat', of='both'),
+      Row('views', 'two views', (None,), group='Heads', baseline='flat', evaluates='both'),
       Row('bad', 'no data', baseline='flat', note='as expected'),
     ),
   }
@@ -93,8 +92,8 @@ def get_table(**changes):
 FOUND = {'get_config': get_config, 'get_table': get_table}
 
 
-def runner(workdir, rows='', **options):
-  return table.Runner(*table.load(FOUND), workdir, rows=rows, **options)
+def make(workdir, rows='', **options):
+  return runner.Runner(*table.load(FOUND), workdir, rows=rows, **options)
 
 
 def told(e):
@@ -104,8 +103,8 @@ def told(e):
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('table')
-  made = runner(workdir)
-  assert made.run(told) == 2
+  made = make(workdir)
+  assert made.run(told, table_view.write) == 2
   return made
 
 
@@ -171,7 +170,7 @@ def test_a_row_evaluates_another_rows_run_anew(made, tmp_path):
 
 
 def test_figures_by_hand(made):
-  columns = table.columns_of(made)
+  columns = table_records.columns_of(made)
   assert [c.key for c in columns] == [
     'top1/make',
     'top1/model',
@@ -180,7 +179,7 @@ def test_figures_by_hand(made):
     'hvr',
     'joint:top1/model',
   ]
-  records = {r.row.name: r for r in table.records_of(made, columns)}
+  records = {r.row.name: r for r in table_records.records_of(made, columns)}
   both, flat = records['both'], records['flat']
   a, b = (decode(made, 'both', s)['independent'] for s in (0, 1))
   for key, of in (
@@ -221,15 +220,15 @@ def test_figures_by_hand(made):
 
 
 def test_delta_m():
-  assert table.delta_m({'a': 0.9, 'b': 0.5}, {'a': 0.6, 'b': 0.8}, ['a', 'b']) == pytest.approx(
-    (0.5 - 0.375) / 2
-  )
-  assert table.delta_m({'a': 0.9}, {'a': 0.6, 'b': 0.8}, ['a', 'b']) is None
-  assert table.delta_m({'a': 0.9}, {'a': 0.0}, ['a']) is None
+  assert table_records.delta_m(
+    {'a': 0.9, 'b': 0.5}, {'a': 0.6, 'b': 0.8}, ['a', 'b']
+  ) == pytest.approx((0.5 - 0.375) / 2)
+  assert table_records.delta_m({'a': 0.9}, {'a': 0.6, 'b': 0.8}, ['a', 'b']) is None
+  assert table_records.delta_m({'a': 0.9}, {'a': 0.0}, ['a']) is None
 
 
 def test_trends_are_those_of_the_published_differences(made):
-  view = table.View(made)
+  view = table_view.View(made)
   both, views = (next(r for r in view.records if r.row.name == name) for name in ('both', 'views'))
   both.published_difference, views.published_difference = (
     {'paper | model': 0.1},
@@ -250,14 +249,14 @@ def test_difference_is_paired():
   rng = np.random.default_rng(0)
   base = [(rng.random(400) < 0.5).astype(float) for _ in range(3)]
   better = [np.maximum(b, np.arange(400) < 40) for b in base]
-  d, low, high = table.difference(better, base)
+  d, low, high = table_records.difference(better, base)
   assert d == pytest.approx(np.mean(better) - np.mean(base)) and 0 < low < d < high
   shuffled = [b[rng.permutation(400)] for b in better]
-  _, wide_low, wide_high = table.difference(shuffled, base)
+  _, wide_low, wide_high = table_records.difference(shuffled, base)
   assert wide_high - wide_low > 2 * (high - low)
   base[0][:10] = np.nan  # an unknown label is unknown in every run
   assert (
-    table.difference(
+    table_records.difference(
       [np.where(np.isnan(base[0]), np.nan, x) for x in better],
       [np.where(np.isnan(base[0]), np.nan, x) for x in base],
     )[0]
@@ -329,14 +328,16 @@ def test_files(made):
 def test_a_finished_row_is_not_run_again(made, monkeypatch):
   asked = []
   monkeypatch.setattr(
-    fit, 'fit', lambda c, place: asked.append(place) or (_ for _ in ()).throw(UserError('no'))
+    train, 'fit', lambda c, place: asked.append(place) or (_ for _ in ()).throw(UserError('no'))
   )
   monkeypatch.setattr(predict, 'load', lambda *_: pytest.fail('evaluated again'))
-  again = runner(made.workdir)
-  assert again.run(told) == 2 and asked == [made.workdir / 'bad' / f'seed{s}' for s in (0, 1)]
+  again = make(made.workdir)
+  assert again.run(told, table_view.write) == 2 and asked == [
+    made.workdir / 'bad' / f'seed{s}' for s in (0, 1)
+  ]
   assert (
-    table.records_of(again, table.columns_of(again))[1].mean
-    == table.records_of(made, table.columns_of(made))[1].mean
+    table_records.records_of(again, table_records.columns_of(again))[1].mean
+    == table_records.records_of(made, table_records.columns_of(made))[1].mean
   )
 
 
@@ -356,54 +357,57 @@ def test_damaged_files_are_no_figures(made, tmp_path, file):
   place = tmp_path / 'copy' / 'flat' / 'seed0'
   for content in (b'[1]', b'{"decode": {', None):
     (place / file).unlink() if content is None else (place / file).write_bytes(content)
-    again = runner(tmp_path / 'copy')
-    assert again.done(again.named['flat'], 0) is None or file == 'config.json'
-    table.write(again)
+    again = make(tmp_path / 'copy')
+    assert again.result(again.by_name['flat'], 0) is None or file == 'config.json'
+    table_view.write(again)
 
 
 def test_other_options_are_not_mixed(made):
-  other = runner(made.workdir, 'flat', overrides={'optim.lr': 0.5}, seeds=(0,))
+  other = make(made.workdir, 'flat', overrides={'optim.lr': 0.5}, seeds=(0,))
   before = (made.workdir / 'table.md').read_text()
   assert (
-    other.run(told) == 1
+    other.run(told, table_view.write) == 1
     and 'holds a run with other options (optim.lr: 0.003 -> 0.5)' in other.failures['flat', 0]
   )
-  assert table.records_of(other, table.columns_of(other))[0].mean == {}
+  assert table_records.records_of(other, table_records.columns_of(other))[0].mean == {}
   assert '--config.optim.lr=0.5' in (made.workdir / 'table.md').read_text()
   (made.workdir / 'table.md').write_text(before)
 
 
 def test_another_evaluation_is_made_without_training(tmp_path):
-  assert runner(tmp_path, 'flat', seeds=(0,)).run(told) == 0
+  assert make(tmp_path, 'flat', seeds=(0,)).run(told, table_view.write) == 0
   digest, seconds = (
     json.loads((tmp_path / 'flat/seed0/run.json').read_text())[k]
     for k in ('state_sha256', 'finished')
   )
-  other = runner(tmp_path, 'flat', overrides={'eval.tta': 2}, seeds=(0,))
+  other = make(tmp_path, 'flat', overrides={'eval.tta': 2}, seeds=(0,))
   assert (
-    other.run(told) == 0
+    other.run(told, table_view.write) == 0
     and json.loads((tmp_path / 'flat/seed0/eval_val.json').read_text())['tta'] == 2
   )
   assert (
     json.loads((tmp_path / 'flat/seed0/run.json').read_text())['state_sha256'] == digest and seconds
   )
-  train_split = runner(tmp_path, 'flat', seeds=(0,), split='train', overrides={'eval.tta': 2})
-  assert train_split.run(told) == 0 and '| one head |' in (tmp_path / 'table.md').read_text()
+  train_split = make(tmp_path, 'flat', seeds=(0,), split='train', overrides={'eval.tta': 2})
+  assert (
+    train_split.run(told, table_view.write) == 0
+    and '| one head |' in (tmp_path / 'table.md').read_text()
+  )
   assert (
     'Ours: train of the drawn toy set, 48 images, seed 0.' in (tmp_path / 'table.md').read_text()
   )
 
 
 def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, made):
-  original, cut = setup.batches, []
+  original, cut = train.Run.batches, []
 
-  def batches(run, examples, start, end):
-    inner = original(run, examples, start, end)
+  def batches(self, examples, start, end):
+    inner = original(self, examples, start, end)
 
     class Cut:
       def __iter__(_):
         for i, batch in enumerate(inner):
-          if i == 1 and run.c.model.levels != 'model' and not cut:
+          if i == 1 and self.c.model.levels != 'model' and not cut:
             cut.append(start)
             signal.raise_signal(signal.SIGTERM)
           yield batch
@@ -413,19 +417,19 @@ def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, made):
 
     return Cut()
 
-  monkeypatch.setattr(setup, 'batches', batches)
-  with pytest.raises(Interrupted, match='the same command goes on'):
-    runner(tmp_path, 'flat both', seeds=(0,)).run(told)
+  monkeypatch.setattr(train.Run, 'batches', batches)
+  with pytest.raises(train.Interrupted, match='the same command goes on'):
+    make(tmp_path, 'flat both', seeds=(0,)).run(told, table_view.write)
   text = (tmp_path / 'table.md').read_text()
   assert (
     '| one head |' in text
     and (tmp_path / 'flat/seed0/requested.json').exists()
     and not (tmp_path / 'both/seed0/requested.json').exists()
   )
-  places, real = [], fit.fit
-  monkeypatch.setattr(fit, 'fit', lambda c, place: places.append(place) or real(c, place))
-  again = runner(tmp_path, 'flat both', seeds=(0,))
-  assert again.run(told) == 0 and places == [tmp_path / 'both' / 'seed0']
+  places, fit = [], train.fit
+  monkeypatch.setattr(train, 'fit', lambda c, place: places.append(place) or fit(c, place))
+  again = make(tmp_path, 'flat both', seeds=(0,))
+  assert again.run(told, table_view.write) == 0 and places == [tmp_path / 'both' / 'seed0']
   digests = [
     json.loads((workdir / 'both/seed0/run.json').read_text())['state_sha256']
     for workdir in (tmp_path, made.workdir)
@@ -436,11 +440,11 @@ def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, made):
 def test_rows_bring_the_run_they_evaluate(tmp_path, monkeypatch, capsys):
   asked = []
   monkeypatch.setattr(
-    fit,
+    train,
     'fit',
     lambda c, place: asked.append(place.parent.name) or (_ for _ in ()).throw(UserError('no')),
   )
-  assert runner(tmp_path, 'views', seeds=(3,)).run(told) == 2 and asked == ['both']
+  assert make(tmp_path, 'views', seeds=(3,)).run(told, table_view.write) == 2 and asked == ['both']
   said = capsys.readouterr().err
   assert (
     'row 1 of 2, seed 3: both (2 to do)' in said
@@ -450,14 +454,14 @@ def test_rows_bring_the_run_they_evaluate(tmp_path, monkeypatch, capsys):
     UserError,
     match=r"--rows: no row is 'fla' \(did you mean 'flat'\?\); the rows are flat  both  views  bad",
   ):
-    runner(tmp_path, 'fla')
+    make(tmp_path, 'fla')
 
 
 def test_single_task_models_side_by_side(tmp_path):
   rows = (
     Row('flat', 'model alone'),
     Row('make', 'make alone'),
-    Row('pair', 'both', baseline='flat', of='flat make'),
+    Row('pair', 'both', baseline='flat', evaluates='flat make'),
   )
   found = {
     'get_config': get_config,
@@ -465,8 +469,10 @@ def test_single_task_models_side_by_side(tmp_path):
       rows=rows, published={}, columns=('top1/coarsest,finest', 'hvr'), seeds=(0,)
     ),
   }
-  made = table.Runner(*table.load(found), tmp_path, rows='pair')
-  assert [row.name for row in made.rows] == ['flat', 'make', 'pair'] and made.run(told) == 0
+  made = runner.Runner(*table.load(found), tmp_path, rows='pair')
+  assert [row.name for row in made.rows] == ['flat', 'make', 'pair'] and made.run(
+    told, table_view.write
+  ) == 0
   flat, make, pair = (
     np.load(tmp_path / row / 'seed0' / 'predictions_val.npz') for row in ('flat', 'make', 'pair')
   )
@@ -484,13 +490,13 @@ def test_single_task_models_side_by_side(tmp_path):
     result['hvr'] == (pair['pred_independent'][:, 0] != flat['pred_independent'][:, 0]).mean() > 0
   )
   assert not (tmp_path / 'pair' / 'seed0' / 'checkpoints').exists()
-  again = table.Runner(*table.load(found), tmp_path)
-  assert again.done(again.named['pair'], 0)
+  again = runner.Runner(*table.load(found), tmp_path)
+  assert again.result(again.by_name['pair'], 0)
   (tmp_path / 'make' / 'seed0' / 'run.json').write_text(
     '{}'
   )  # a model of the pair is being trained again
-  again = table.Runner(*table.load(found), tmp_path)
-  assert not again.done(again.named['pair'], 0) and again.done(again.named['flat'], 0)
+  again = runner.Runner(*table.load(found), tmp_path)
+  assert not again.result(again.by_name['pair'], 0) and again.result(again.by_name['flat'], 0)
 
 
 def test_a_file_with_several_tables(tmp_path):
@@ -503,14 +509,14 @@ def test_a_file_with_several_tables(tmp_path):
 
 
 def test_counts_train_nothing(tmp_path, monkeypatch):
-  monkeypatch.setattr(fit, 'fit', lambda *_: pytest.fail('trained'))
+  monkeypatch.setattr(train, 'fit', lambda *_: pytest.fail('trained'))
   params = describe.describe(get_config('flat'))['params']
   rows = (
     Row('flat', 'one head', (params,)),
     Row('both', 'all heads', (params,)),
     Row('bad', 'no data', (None,)),
   )
-  made = table.Runner(
+  made = runner.Runner(
     *table.load(
       {
         'get_config': get_config,
@@ -521,7 +527,7 @@ def test_counts_train_nothing(tmp_path, monkeypatch):
     ),
     tmp_path,
   )
-  assert made.run(told) == 1
+  assert made.run(told, table_view.write) == 1
   text = (tmp_path / 'table.md').read_text()
   assert (
     f'| one head | {params:,} | {params:,} ✓ |' in text
@@ -537,8 +543,8 @@ def test_counts_train_nothing(tmp_path, monkeypatch):
     ({'rows': (Row('a/b', ''),)}, "row 'a/b': a name is that of a folder"),
     ({'rows': (Row('a b', ''),)}, "row 'a b': a name is that of a folder"),
     (
-      {'rows': (Row('flat', ''), Row('both', '', of='flat bth')), 'published': {}},
-      "row both: of='bth' is no row",
+      {'rows': (Row('flat', ''), Row('both', '', evaluates='flat bth')), 'published': {}},
+      "row both: evaluates='bth' is no row",
     ),
     (
       {'rows': (Row('flat', ''), Row('flat', ''))},
@@ -553,7 +559,7 @@ def test_counts_train_nothing(tmp_path, monkeypatch):
       r'row flat: 2 published figures for 1 columns \(paper \| model\)',
     ),
     (
-      {'rows': (Row('flat', ''), Row('both', '', of='flat'))},
+      {'rows': (Row('flat', ''), Row('both', '', evaluates='flat'))},
       'row both evaluates the runs of flat anew, so that only eval options may differ, not model.levels',
     ),
     ({'columns': ('top2/finest',)}, "'top2/finest' is no column: .*top1, top3, top5"),
@@ -604,7 +610,7 @@ def test_every_row_of_every_table_is_a_sound_config(shipped):
   assert name in FILES and len(configs) == len(made.rows)
   for c in configs.values():
     config.validate(c, {'model.backbone': registry.BACKBONES})
-    setup.parse_weights(c.loss.weights, ('make', 'model'))
+    train.parse_weights(c.loss.weights, ('make', 'model'))
   for row in made.rows:
     assert (
       not row.baseline

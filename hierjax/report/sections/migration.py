@@ -107,16 +107,25 @@ def _histories(run: Run, migration: dict) -> dict[str, list[ClassHistory]]:
   """{level: its classes}, on the first split by the joint decision."""
   out = {}
   for level, classes in migration['classes'].items():
-    start = _counts(run.start, level, len(classes)) if run.start else [(0, 0)] * len(classes)
-    end = _counts(run, level, len(classes))
+    start = class_counts(run.start, level, len(classes)) if run.start else [(0, 0)] * len(classes)
+    end = class_counts(run, level, len(classes))
     befores = [(entry['right'], entry['images']) for entry in classes.values()]
     kinds = [entry['kind'] for entry in classes.values()]
     out[level] = [ClassHistory(*fields) for fields in zip(classes, kinds, befores, start, end)]
   return out
 
 
-def _counts(run: Run, level: str, size: int) -> list[tuple[int, int]]:
-  """(images that are right, images) of each class; zeros without predictions."""
+def classclass_counts(run: Run, level: str, size: int) -> list[tuple[int, int]]:
+  """Count the images of each class on the first split, and those that the joint decision got right.
+
+  Args:
+    run: the run.
+    level: a level.
+    size: its number of classes.
+
+  Returns:
+    (right, images) of each class; zeros without predictions.
+  """
   if run.predicted is None:
     return [(0, 0)] * size
   k = run.taxonomy.index(level)

@@ -1,0 +1,156 @@
+"""The figures of a table's rows: means over the seeds, and differences to the baseline rows."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hierjax.evaluate import bootstrap
+from hierjax.experiments.runner import Result, Runner
+from hierjax.experiments.table import Column, Row, expand
+
+
+@dataclasses.dataclass
+class Record:
+  """The figures of a row, by the keys of the columns.
+
+  Args:
+    row: the row.
+    seeds: those that have finished.
+    mean: mean over the seeds.
+    deviation: sample deviation, where there are several seeds.
+    published: published figures by their column.
+    notes: remarks and failures.
+    difference: (mean, low, high) of the difference to the baseline row, with its 95% interval.
+    published_difference: the same of the published figures.
+    delta_m: see `delta_m`.
+  """
+
+  row: Row
+  seeds: list[int]
+  mean: dict[str, float]
+  deviation: dict[str, float]
+  published: dict[str, float]
+  notes: list[str]
+  difference: dict[str, tuple[float, float, float]] = dataclasses.field(default_factory=dict)
+  published_difference: dict[str, float] = dataclasses.field(default_factory=dict)
+  delta_m: float | None = None
+
+
+def columns_of(runner: Runner) -> list[Column]:
+  """Return the columns of our figures, each once.
+
+  Args:
+    runner: of the table.
+  """
+  expanded = [expand(text, runner.levels) for text in runner.table.columns]
+  return list({c.key: c for columns in expanded for c in columns}.values())
+
+
+def records_of(runner: Runner, columns: Sequence[Column]) -> list[Record]:
+  """Return the figures of the rows that were asked for, and of others that have finished.
+
+  Args:
+    runner: of the table.
+    columns: of our figures.
+  """
+  records = {}
+  for row in runner.table.rows:
+    if row in runner.rows or runner.results(row):
+      records[row.name] = _record(runner, row, columns)
+  for record in records.values():
+    if record.row.baseline in records:
+      _compare(runner, record, records[record.row.baseline], columns)
+  return list(records.values())
+
+
+def _record(runner: Runner, row: Row, columns: Sequence[Column]) -> Record:
+  results = runner.results(row)
+  mean, deviation = {}, {}
+  for c in columns:
+    if c.is_count:
+      values = [runner.counts.get(row.name, {}).get(c.key)]
+    else:
+      values = [c.value(result.evaluation) for result in results.values()]
+    if not values or None in values:
+      continue
+    mean[c.key] = values[0] if c.is_count else float(np.mean(values))
+    if len(values) > 1:
+      deviation[c.key] = float(np.std(values, ddof=1))
+  notes = [row.note] if row.note else []
+  for (name, seed), text in runner.failures.items():
+    if name == row.name:
+      notes.append(f'seed {seed}: {text}' if runner.is_trained else text)
+  if 0 < len(results) < len(runner.seeds):
+    notes.append(f'{len(results)} of {len(runner.seeds)} seeds')
+  published = {name: v for name, v in zip(runner.table.published, row.published) if v is not None}
+  return Record(row, list(results), mean, deviation, published, notes)
+
+
+def _compare(runner: Runner, record: Record, base: Record, columns: Sequence[Column]) -> None:
+  """Fill in the differences of a record to that of its baseline."""
+  tasks = [c.key for c in columns if c.metric == 'top1' and c.decision == 'independent']
+  record.delta_m = delta_m(record.mean, base.mean, tasks)
+  for name, value in record.published.items():
+    if name in base.published:
+      record.published_difference[name] = value - base.published[name]
+  seeds = [seed for seed in record.seeds if seed in base.seeds]
+  ours = [runner.result(record.row, seed) for seed in seeds]
+  base_results = [runner.result(base.row, seed) for seed in seeds]
+  if not seeds:
+    return
+  if not all(np.array_equal(ours[0].images, result.images) for result in ours + base_results):
+    record.notes.append(
+      f'not evaluated on the same images as {base.row.name}, so without intervals'
+    )
+    return
+  for c in columns:
+    interval = _paired(c, ours, base_results)
+    if interval:
+      record.difference[c.key] = interval
+
+
+def _paired(
+  column: Column, ours: Sequence[Result], base_results: Sequence[Result]
+) -> tuple[float, float, float] | None:
+  name = column.paired
+  if not all(name in result.values for result in (*ours, *base_results)):
+    return None
+  return difference([r.values[name] for r in ours], [r.values[name] for r in base_results])
+
+
+def difference(
+  ours: Sequence[np.ndarray], baseline: Sequence[np.ndarray]
+) -> tuple[float, float, float] | None:
+  """Return the difference of two rows with its 95% interval.
+
+  The interval is a paired bootstrap over the images, of the means over the seeds: it covers the
+  choice of the images, not the luck of the seeds.
+
+  Args:
+    ours: values per example [N], one array a seed.
+    baseline: the same of the baseline.
+
+  Returns:
+    (mean, low, high) of ours - baseline, None where no image has both.
+  """
+  a, b = np.mean(baseline, 0), np.mean(ours, 0)
+  interval = bootstrap.paired_difference(a, b)
+  return (float(np.nanmean(b) - np.nanmean(a)), *interval) if interval else None
+
+
+def delta_m(
+  ours: Mapping[str, float], baseline: Mapping[str, float], tasks: Sequence[str]
+) -> float | None:
+  """Return the mean over the tasks of (ours - baseline) / baseline, None where a figure is missing.
+
+  S1's measure of a multi-task model against single-task ones.
+
+  Args:
+    ours: figures of a row.
+    baseline: those of its baseline.
+    tasks: the keys of the tasks.
+  """
+  if not tasks or any(k not in ours or not baseline.get(k) for k in tasks):
+    return None
+  return float(np.mean([(ours[k] - baseline[k]) / baseline[k] for k in tasks]))

@@ -1,8 +1,9 @@
-"""The plain baseline: one head on the finest level, its ancestors read off the taxonomy. Otherwise 3head.py.
+"""The plain baseline: one head on the finest level, its ancestors read off. Otherwise 3head.py.
 
   python main.py --config=configs/1head.py --config.data.root=FOLDER --workdir=runs/1head
 
-Stanford Cars (5,685 training images, seed 0), 2 CPU cores: about 40 s an epoch; val, flip TTA: make .909, type .908, model and full path .823.
+Stanford Cars (5,685 training images, seed 0), 2 CPU cores: about 40 s an epoch; val, flip TTA: make
+.909, type .908, model and full path .823.
 """
 
 from hierjax import config

@@ -1,9 +1,11 @@
-"""Two heads, on the coarsest and the finest level. Otherwise 3head.py; other levels: --config.model.levels=type,model.
+"""Two heads, on the coarsest and the finest level. Otherwise 3head.py.
 
   python main.py --config=configs/2head.py --config.data.root=FOLDER --workdir=runs/2head
 
-Stanford Cars (5,685 training images, seed 0), 2 CPU cores: about 40 s an epoch; val, flip TTA: joint make .922, type .912, model and full path .825 (HVR 0);
-the independent heads make .908, model .825, full path .797 (HVR .060).
+Other levels: --config.model.levels=type,model.
+Stanford Cars (5,685 training images, seed 0), 2 CPU cores: about 40 s an epoch; val, flip TTA:
+joint make .922, type .912, model and full path .825 (HVR 0); the independent heads make .908, model
+.825, full path .797 (HVR .060).
 """
 
 from hierjax import config

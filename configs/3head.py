@@ -1,10 +1,12 @@
-"""Make, type and model: three heads on a pretrained EfficientNet-Lite0, with flip TTA. The main job on your own images.
+"""Make, type and model: three heads on a pretrained EfficientNet-Lite0, with flip TTA.
 
   python main.py --config=configs/3head.py --config.data.root=FOLDER --workdir=runs/mine
 
-Any taxonomy: every level gets a head. Without data.root it trains on the drawn vehicles.
-Stanford Cars (5,685 training images, seed 0), 2 CPU cores: about 40 s an epoch; val, flip TTA: joint make .926, type .933, model and full path .823
-(HVR 0); the independent heads .912, .914, .820, .760 (HVR .120). The one-head baseline (1head.py): .909, .908, .823, .823.
+The config to start from with your own images. Any taxonomy will do: every level gets a head.
+Without data.root it trains on the drawn vehicles.
+Stanford Cars (5,685 training images, seed 0), 2 CPU cores: about 40 s an epoch; val, flip TTA:
+joint make .926, type .933, model and full path .823 (HVR 0); the independent heads .912, .914,
+.820, .760 (HVR .120). The one-head baseline (1head.py): .909, .908, .823, .823.
 """
 
 from hierjax import config

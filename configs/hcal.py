@@ -1,21 +1,29 @@
-"""Paper S2's HCAL: prototypes of every level, perturbed in training; coarser levels learn from the mean features of their classes; adaptive loss weights.
+"""Paper S2's HCAL: prototypes, feature aggregation and adaptive loss weights.
 
   python main.py --config=configs/hcal.py:code --config.data.root=CIFAR100 --workdir=runs/hcal
 
-The argument is READING,DATA. READING is where the paper and the authors' code differ (SPEC: the papers' contradictions):
-  paper  features as they are, averaged, then made unit vectors (equations 2, 5); of three levels the coarsest averages its child classes; epsilon .05
-  code   features are unit vectors first, their means stay as they are; every level averages its samples; epsilon .01, and 0 with three levels
-DATA is cifar100 (32 px, 3x3 stem without max-pool; the default) or aircraft (224 px, three levels, the usual stem). Both end in a linear layer to 256
-features. Any other number of levels works as well. Both readings share SGD .9, weight decay 1e-4 on everything, no schedule, batch 32, lr .01, prototypes .05
-and twice as much for each level upwards, temperature .1, gamma .5. The paper states no number of epochs; the code has 500 (CIFAR-100) and 1,000 (Aircraft),
-which take weeks on a CPU: give --config.train.epochs. The authors start from ImageNet weights: --config.model.pretrained=hf:timm/resnet18.tv_in1k.
+Every level has prototypes, perturbed in training; coarser levels learn from the mean features of
+their classes. The argument is READING,DATA. READING is where the paper and the authors' code differ
+(SPEC: the papers' contradictions):
+  paper  features as they are, averaged, then made unit vectors (equations 2, 5); of three levels
+         the coarsest averages its child classes; epsilon .05
+  code   features are unit vectors first, their means stay as they are; every level averages its
+         samples; epsilon .01, and 0 with three levels
+DATA is cifar100 (32 px, 3x3 stem without max-pool; the default) or aircraft (224 px, three levels,
+the usual stem). Both end in a linear layer to 256 features. Any other number of levels works, too.
+Both readings share SGD .9, weight decay 1e-4 on everything, no schedule, batch 32, lr .01,
+prototypes .05 and twice as much for each level upwards, temperature .1, gamma .5. The paper states
+no number of epochs; the code has 500 (CIFAR-100) and 1,000 (Aircraft), which take weeks on a CPU:
+give --config.train.epochs. The authors start from ImageNet weights:
+--config.model.pretrained=hf:timm/resnet18.tv_in1k.
 
---config.loss.positives=both is equation 6 as it is printed, --config.loss.aggregate=none is the ablation of feature aggregation (FA),
---config.model.head.noise=0 that of the perturbation (PP), --config.balance.name=fixed that of the adaptive weights (AWA).
+--config.loss.positives=both is equation 6 as it is printed, --config.loss.aggregate= is the
+ablation of feature aggregation (FA), --config.model.head.noise=0 that of the perturbation (PP),
+--config.balance.name=fixed --config.balance.gamma= that of the adaptive weights (AWA).
 """
 
 from hierjax import config
-from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.errors import check_choice
 
 READINGS = ('paper', 'code')
 DATA = ('cifar100', 'aircraft')
@@ -23,11 +31,8 @@ DATA = ('cifar100', 'aircraft')
 
 def get_config(text: str = 'code'):
   reading, _, data = text.partition(',')
-  for what, name, choices in (('reading', reading, READINGS), ('data', data or 'cifar100', DATA)):
-    if name not in choices:
-      raise UserError(
-        f'configs/hcal.py:{text}: no {what} {name!r}{did_you_mean(name, choices)}; choices: {", ".join(choices)}'
-      )
+  check_choice('configs/hcal.py: no reading', reading, READINGS)
+  check_choice('configs/hcal.py: no data', data or 'cifar100', DATA)
   c = config.default()
   c.name = f'hcal {text}'
   a = c.data.augment

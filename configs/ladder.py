@@ -1,19 +1,23 @@
-"""Paper S0's ladder (its Table 1), one rung per argument, each adding to the one before; ResNet-50, batch 32, Adam 1e-4, 20 epochs, 224 px.
+"""Paper S0's ladder (its Table 1): one rung per argument, each adding to the one before.
 
   python main.py --config=configs/ladder.py:9 --config.data.root=FOLDER --workdir=runs/ladder9
 
-All rungs beside the published figures: --mode=table --config=configs/tables/s0_table1.py. Rung 10 is rung 9's training, evaluated with two views.
-The curriculum's first phase is a quarter of the training, the paper's 5 of 20 epochs.
+ResNet-50, batch 32, Adam 1e-4, 20 epochs, 224 px. Two heads are the coarsest and the finest level
+of the taxonomy, three are all its levels. The curriculum's first phase is a quarter of the
+training, the paper's 5 of 20 epochs. Rung 10 is rung 9's training, evaluated with two views.
+All rungs next to the published figures: --mode=table --config=configs/tables/s0_table1.py.
 
-Seen here with EfficientNet-Lite0 at 96 px, 5 epochs of about 27 s on 2 CPU cores (the command is in BUILD_NOTES.md), Stanford Cars val, independent
-heads, rung by rung: model accuracy 26.1, 54.9, 55.9, 55.5, 58.3, 54.5, 57.4, 57.9, 55.2, 47.1, 50.4; far from convergence, so no verdict on the paper.
+With EfficientNet-Lite0 at 96 px, 5 epochs of about 27 s on 2 CPU cores (the command is in
+BUILD_NOTES.md), Stanford Cars val, independent heads, rung by rung: model accuracy 26.1, 54.9,
+55.9, 55.5, 58.3, 54.5, 57.4, 57.9, 55.2, 47.1, 50.4; far from convergence, so no verdict on the
+paper.
 
-Without a hub: --config.model.backbone=efficientnet_lite0 --config.model.pretrained=package --config.data.size=128. Two heads are the coarsest
-and the finest level of the taxonomy, three are all its levels.
+Without a hub: --config.model.backbone=efficientnet_lite0 --config.model.pretrained=package
+--config.data.size=128.
 """
 
 from hierjax import config
-from hierjax.core.errors import UserError
+from hierjax.core.errors import check_choice
 
 RUNGS = {
   '1': 'one head, frozen backbone',
@@ -31,23 +35,22 @@ RUNGS = {
 
 
 def get_config(rung: str = '10'):
-  if rung not in RUNGS:
-    raise UserError(f'configs/ladder.py:{rung}: no such rung; choices: {", ".join(RUNGS)}')
-  at = float(rung)
+  check_choice('configs/ladder.py: no rung', rung, RUNGS)
+  number = float(rung)
   c = config.default()
   c.name = f'ladder{rung}'
   c.model.backbone, c.model.pretrained = 'resnet50', 'hf:timm/resnet50.tv_in1k'
-  c.model.heads = 'flat' if at < 3 else 'parallel'
-  c.model.levels = ('coarsest', 'finest') if 3 <= at < 6 else ('all',)
-  c.data.augment.enabled = at >= 4
-  c.data.balance = 'sample' if at >= 5 else None
+  c.model.heads = 'flat' if number < 3 else 'parallel'
+  c.model.levels = ('coarsest', 'finest') if 3 <= number < 6 else ('all',)
+  c.data.augment.enabled = number >= 4
+  c.data.balance = 'sample' if number >= 5 else None
   c.optim.name, c.optim.lr, c.optim.weight_decay = 'adam', 1e-4, 0.0
-  c.optim.schedule = 'cosine' if at >= 9 else 'constant'
+  c.optim.schedule = 'cosine' if number >= 9 else 'constant'
   c.train.batch_size, c.train.epochs = 32, 20
-  if at == 1:
+  if number == 1:
     c.curriculum = (config.phase(share=1.0, freeze=('backbone',)),)
-  if at == 5.5 or at >= 7:
+  if number == 5.5 or number >= 7:
     c.curriculum = (config.phase(share=0.25, freeze=('heads/finest',), levels=('coarser',)),)
-  c.loss.smoothing = 0.1 if at >= 8 else None
-  c.eval.tta = 2 if at == 10 else 1
+  c.loss.smoothing = 0.1 if number >= 8 else None
+  c.eval.tta = 2 if number == 10 else 1
   return c

@@ -1,9 +1,12 @@
-"""S4: several labels an image. AdvancedCNN from scratch, binary cross-entropy, the learning rate halved on a plateau, a threshold tuned for each class on val.
+"""S4: several labels an image. AdvancedCNN from scratch with binary cross-entropy.
 
   python main.py --config=configs/multilabel.py --config.data.root=FOLDER --workdir=runs/multilabel
 
-FOLDER/labels.csv has a column per class with 0 and 1, or is told of a column of sets by --config.data.multi=COLUMN ('sea|sunset'). With a taxonomy.csv of
-several levels, a class never goes without those above it. Pretrained instead: --config.model.backbone=efficientnet_lite0 --config.model.pretrained=package.
+The learning rate is halved on a plateau; a threshold is tuned for each class on val.
+FOLDER/labels.csv has a column per class with 0 and 1, or a column of sets ('sea|sunset') that
+--config.data.multi=COLUMN names. With a taxonomy.csv of several levels, a class always comes with
+those above it. Pretrained instead: --config.model.backbone=efficientnet_lite0
+--config.model.pretrained=package --config.model.mean= --config.model.std=.
 """
 
 from hierjax import config

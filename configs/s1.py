@@ -1,18 +1,23 @@
-"""Paper S1's protocol, one model: BACKBONE,HEADS,DROPOUT,LAMBDA1,LAMBDA2 with the loss weights of the finest level (model) and of the coarsest (make).
+r"""Paper S1's protocol, one model: BACKBONE,HEADS,DROPOUT,LAMBDA1,LAMBDA2.
 
-  python main.py --config=configs/s1.py:densenet121,parallel,.25,.9,.1 --config.data.root=FOLDER --workdir=runs/s1
+  python main.py --config=configs/s1.py:densenet121,parallel,.25,.9,.1 \
+    --config.data.root=FOLDER --workdir=runs/s1
 
-BACKBONE: densenet121, maxvit_t or convnext_base; HEADS: flat (its ancestors read off: the paper's single-task model), parallel or cascaded. What is left
-out is DROPOUT 0 and no weights. 224 px, 25 epochs, Adam, one-cycle with the peak 3e-4; a folder without splits is split .7/.2/.1 (--split=test is the
-last). The paper is silent on the batch (32 here) and on the shape of the cycle (as PyTorch's default: 30 % of the steps up).
-Augmentation is off, as in the paper's Tables V and VI; tables/s1_table7.py turns it on.
+BACKBONE: densenet121, maxvit_t or convnext_base; HEADS: flat (its ancestors read off: the paper's
+single-task model), parallel or cascaded; the lambdas are the loss weights of the finest level
+(model) and of the coarsest (make). What is left out is DROPOUT 0 and no weights. 224 px, 25 epochs,
+Adam, one-cycle with the peak 3e-4; a folder without splits is split .7/.2/.1 (--split=test is the
+last). The paper is silent on the batch (32 here) and on the shape of the cycle (as PyTorch's
+default: 30 % of the steps up). Augmentation is off, as in the paper's Tables V and VI;
+tables/s1_table7.py turns it on.
 
-Pretrained on ImageNet: DenseNet-121 and ConvNeXt-B from the hub; MaxViT-T wants torchvision's file maxvit_t-bc5ab103.pth in the current folder. Without a
-hub: --config.model.backbone=efficientnet_lite0 --config.model.pretrained=package --config.data.size=128.
+Pretrained on ImageNet: DenseNet-121 and ConvNeXt-B from the hub; MaxViT-T wants torchvision's file
+maxvit_t-bc5ab103.pth in the current folder. Without a hub:
+--config.model.backbone=efficientnet_lite0 --config.model.pretrained=package --config.data.size=128.
 """
 
 from hierjax import config
-from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.errors import UserError, check_choice
 from hierjax.experiments import table
 
 BACKBONES = {
@@ -28,14 +33,12 @@ def get_config(model: str = 'densenet121,parallel,0,.9,.1'):
     *model.split(','),
     *('flat', '0')[min(model.count(','), 2) :],
   ]
-  for what, name, choices in (('backbone', backbone, BACKBONES), ('heads', heads, HEADS)):
-    if name not in choices:
-      raise UserError(
-        f'configs/s1.py:{model}: no {what} {name!r}{did_you_mean(name, choices)}; choices: {", ".join(choices)}'
-      )
+  check_choice('configs/s1.py: no backbone', backbone, BACKBONES)
+  check_choice('configs/s1.py: no heads', heads, HEADS)
   if len(weights) not in (0, 2) or (heads == 'flat' and weights):
     raise UserError(
-      f'configs/s1.py:{model}: is not BACKBONE,HEADS,DROPOUT,LAMBDA1,LAMBDA2; the weights are two, and flat has none'
+      f'configs/s1.py:{model}: is not BACKBONE,HEADS,DROPOUT,LAMBDA1,LAMBDA2; the weights are two, '
+      'and flat has none'
     )
   c = config.default()
   c.name = f's1 {model}'
@@ -59,7 +62,11 @@ def row(
   weights: tuple[str, str] = ('.9', '.1'),
   note: str = '',
 ) -> table.Row:
-  """A table's row; that of multi-task heads is compared with the single-task model of the same dropout, which has no weights."""
+  """Make a row of a table.
+
+  That of multi-task heads is compared with the single-task model of the same dropout, which has no
+  weights.
+  """
   single = f'{backbone},flat,{dropout}'
   group = BACKBONES[backbone][0] + ('' if dropout == '0' else f', dropout {dropout}')
   if heads == 'flat':

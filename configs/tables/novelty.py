@@ -1,18 +1,21 @@
-"""Novelty: classes are held out of training; which of the images of val are of one that training never saw, and under which parent do they belong?
+r"""Novelty: which images of val are of a class that training never saw, and under which parent?
 
-  python main.py --mode=table --config=configs/tables/novelty.py --config.data.root=FOLDER --workdir=runs/novelty
+  python main.py --mode=table --config=configs/tables/novelty.py --config.data.root=FOLDER \
+    --workdir=runs/novelty
 
-third      a third of the finest classes below each parent is held out
-CLASS      a whole class of the coarsest level is: the rows are for birds, dogs and reptiles; --config.data.hold_out=NAME names another
-tuned_...  the same with all layers trained at 64 px, as configs/tables/s3.py does
-
-The others are linear probes: the backbone is frozen at ImageNet's weights, so that known classes that are left out are as new to the features as held-out
-ones are. The 64 px images are enlarged to 128. Where ImageNet has the held-out classes, as it has these birds, dogs and reptiles, the backbone has seen them.
+  third      a third of the finest classes below each parent is held out
+  CLASS      a whole class of the coarsest level is held out: the rows are for birds, dogs and
+             reptiles; --config.data.hold_out=NAME names another
+  tuned_...  the same with all layers trained at 64 px, as configs/tables/s3.py does
+The others are linear probes: the backbone is frozen at ImageNet's weights, so that known classes
+that are left out are as new to the features as held-out ones are. The 64 px images are enlarged to
+128. Where ImageNet has the held-out classes, as it has these birds, dogs and reptiles, the backbone
+has seen them.
 """
 
 from configs.tables import s3
 from hierjax import config
-from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.errors import check_choice
 from hierjax.experiments.table import Row, Table
 
 ROWS = {
@@ -26,18 +29,13 @@ NAMES = [kind + row for kind in KINDS for row in ROWS]
 
 
 def get_config(name: str = 'third'):
-  if name not in NAMES:
-    raise UserError(
-      f'configs/tables/novelty.py:{name}: no such row{did_you_mean(name, NAMES)}; choices: {", ".join(NAMES)}'
-    )
+  check_choice('configs/tables/novelty.py: no row', name, NAMES)
   c = s3.get_config()
   c.name, c.data.hold_out = f'novelty {name}', (ROWS[name.removeprefix('tuned_')][0],)
   c.eval.novelty = 0.95
   if not name.startswith('tuned_'):
-    c.data.size, c.data.augment.enabled = (
-      128,
-      False,
-    )  # without augmentation the frozen features are computed once
+    # Without augmentation the frozen features are computed once.
+    c.data.size, c.data.augment.enabled = 128, False
     c.curriculum = (config.phase(share=1.0, freeze=('backbone',)),)
     c.train.epochs, c.train.eval_epochs = 30, 5.0
   return c
@@ -51,7 +49,8 @@ def get_table() -> Table:
       for kind, group in KINDS.items()
       for row, (_, label) in ROWS.items()
     ],
-    source='S3 (Huang) asks for data whose subclasses and superclasses come later, and reports no figure of it',
+    source='S3 (Huang) asks for data whose subclasses and superclasses come later, and reports no '
+    'figure of it',
     columns=(
       'joint:novel_auroc/coarsest,finest',
       'joint:novel_softmax/coarsest,finest',

@@ -1,9 +1,11 @@
-"""Paper S0, Table 1: the ladder from one frozen head to three heads with curriculum, hierarchical label smoothing, cosine schedule and TTA.
+r"""Paper S0, Table 1: the ladder from one frozen head to three heads and two views.
 
-  python main.py --mode=table --config=configs/tables/s0_table1.py --config.data.root=FOLDER --workdir=runs/s0
+  python main.py --mode=table --config=configs/tables/s0_table1.py --config.data.root=FOLDER \
+    --workdir=runs/s0
 
-The rows are the rungs of configs/ladder.py; rung 10 evaluates the run of rung 9. On a laptop: --config.model.backbone=efficientnet_lite0
---config.model.pretrained=package --config.data.size=96 --config.train.epochs=5.
+The rows are the rungs of configs/ladder.py; rung 10 evaluates the run of rung 9. On a laptop:
+--config.model.backbone=efficientnet_lite0 --config.model.pretrained=package --config.data.size=96
+--config.train.epochs=5.
 """
 
 from configs import ladder
@@ -11,7 +13,9 @@ from hierjax.experiments.table import Row, Table
 
 get_config = ladder.get_config
 
-FIGURES = {  # model accuracy, make-model consistency (Table 1); make accuracy (sections 4.1, 4.3); type-model consistency (section 4.6)
+# Model accuracy, make-model consistency (Table 1), make accuracy (sections 4.1, 4.3), type-model
+# consistency (section 4.6).
+FIGURES = {
   '1': (0.4172, 1.0, None, None),
   '2': (0.7592, 1.0, 0.8549, None),
   '3': (0.7720, 0.9044, None, None),
@@ -45,7 +49,8 @@ def get_table() -> Table:
       'paper, make': 'top1/coarsest',
       'paper, type–model consistency': 'consistency/type,model',
     },
-    source="Freyr, Engels and Gyüre, Table 1 and sections 4.1 to 4.6: ResNet-50 on Stanford Cars' 8,041 test images",
+    source='Freyr, Engels and Gyüre, Table 1 and sections 4.1 to 4.6: ResNet-50 on the 8,041 test '
+    'images of Stanford Cars',
     columns=(
       'top1/all',
       'consistency/coarsest,finest',

@@ -1,10 +1,12 @@
-"""Paper S1, Table III: parameters and FLOPs, which are multiply-accumulates as the tool thop counts them. Nothing is trained; no data are needed.
+"""Paper S1, Table III: parameters and FLOPs, which are multiply-accumulates as thop counts them.
 
   python main.py --mode=table --config=configs/tables/s1_table3.py --workdir=runs/s1_table3
   python main.py --mode=describe --config=configs/tables/s1_table3.py:maxvit_t,cascaded
 
-BACKBONE: densenet121, maxvit_t, convnext_base; HEADS: flat (the paper's single-task model), parallel, cascaded; with Stanford Cars' 49 makes and 196
-models. `params` and `thop_macs` are the paper's figures to the last digit, `macs` is what the model does. A few seconds a model.
+Nothing is trained; no data are needed; a few seconds a model. BACKBONE: densenet121, maxvit_t,
+convnext_base; HEADS: flat (the paper's single-task model), parallel, cascaded; with Stanford Cars'
+49 makes and 196 models. `params` and `thop_macs` are the paper's figures to the last digit, `macs`
+is what the model does.
 """
 
 from configs import s1

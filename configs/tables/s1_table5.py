@@ -1,10 +1,13 @@
-"""Paper S1, Table V: single-task, parallel and cascaded heads under three pairs of loss weights, without dropout or augmentation.
+r"""Paper S1, Table V: single-task, parallel and cascaded heads under three pairs of loss weights.
 
-  python main.py --mode=table --config=configs/tables/s1_table5.py --config.data.root=FOLDER --workdir=runs/s1_table5
+  python main.py --mode=table --config=configs/tables/s1_table5.py --config.data.root=FOLDER \
+    --workdir=runs/s1_table5
 
-Some rows only: --rows='densenet121*'. On a laptop: add --config.model.backbone=efficientnet_lite0 --config.model.pretrained=package
---config.data.size=96 --config.train.epochs=5, and --rows='densenet121*', since all three backbones would be the same one. Tables V and VI share rows: with
-the same --workdir what has finished there is not run again. A folder without splits is split as the paper's; --split=test then shows its tenth.
+Without dropout or augmentation. Some rows only: --rows='densenet121*'. On a laptop: add
+--config.model.backbone=efficientnet_lite0 --config.model.pretrained=package --config.data.size=96
+--config.train.epochs=5, and --rows='densenet121*', since all three backbones would be the same.
+Tables V and VI share rows: with the same --workdir what has finished there is not run again. A
+folder without splits is split as the paper's; --split=test then shows its tenth.
 """
 
 from configs import s1
@@ -33,7 +36,8 @@ def get_table() -> Table:
     title='S1, Table V: loss weights',
     rows=rows,
     published={'paper, model': 'top1/finest'},
-    source="Manole and Dioşan, Table V: model accuracy on a tenth of Stanford Cars' 8,144 labelled images, held out as test; λ are the weights of model/make",
+    source='Manole and Dioşan, Table V: model accuracy on a tenth of the 8,144 labelled images of '
+    'Stanford Cars, held out as test; λ are the weights of model/make',
     columns=('top1/coarsest,finest', 'fpa', 'hvr', 'joint:top1/coarsest,finest'),
     chart=('top1/finest',),
   )

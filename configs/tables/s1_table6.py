@@ -1,8 +1,11 @@
-"""Paper S1, Table VI: dropout before the heads, at loss weights .9 (model) and .1 (make), on Stanford Cars and on CompCars; no augmentation.
+r"""Paper S1, Table VI: dropout before the heads, on Stanford Cars and on CompCars.
 
-  python main.py --mode=table --config=configs/tables/s1_table6.py --config.data.root=FOLDER --workdir=runs/s1_table6
+  python main.py --mode=table --config=configs/tables/s1_table6.py --config.data.root=FOLDER \
+    --workdir=runs/s1_table6
 
-Both columns of the paper are shown; FOLDER is the one or the other data set. Small budgets and some rows only: as in s1_table5.py, whose rows these share.
+Loss weights .9 (model) and .1 (make), no augmentation. Both columns of the paper are shown; FOLDER
+is the one or the other data set. Small budgets and some rows only: as in s1_table5.py, whose rows
+these share.
 """
 
 from configs import s1
@@ -42,7 +45,8 @@ def get_table() -> Table:
       'paper, model, Stanford Cars': 'top1/finest',
       'paper, model, CompCars': 'top1/finest',
     },
-    source="Manole and Dioşan, Table VI: model accuracy on the test tenth of Stanford Cars' labelled images and on CompCars' 14,939 test images",
+    source='Manole and Dioşan, Table VI: model accuracy on the test tenth of the labelled images '
+    'of Stanford Cars and on the 14,939 test images of CompCars',
     columns=('top1/coarsest,finest', 'fpa', 'hvr', 'joint:top1/coarsest,finest'),
     chart=('top1/finest',),
   )

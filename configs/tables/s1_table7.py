@@ -1,17 +1,21 @@
-"""Paper S1, Table VII: model and make accuracy at weight 1 of the model and three weights of the make, dropout .25 and .5, with augmentation.
+r"""Paper S1, Table VII: model and make accuracy at three weights of the make, with augmentation.
 
-  python main.py --mode=table --config=configs/tables/s1_table7.py --config.data.root=FOLDER --workdir=runs/s1_table7
+  python main.py --mode=table --config=configs/tables/s1_table7.py --config.data.root=FOLDER \
+    --workdir=runs/s1_table7
 
-Which augmentation the paper does not say; hierjax's own is on here. A single-task model has no loss weights, so it stands here once, though the paper
-prints it once for each pair. The paper's parallel and cascaded figures of MaxViT-T at 1 .7, dropout .5, and of ConvNeXt-B at 1 .2, dropout .25, are the
-same four numbers. Small budgets and some rows only: as in s1_table5.py.
+The model has weight 1; dropout is .25 and .5. Which augmentation the paper does not say; hierjax's
+own is on here. A single-task model has no loss weights, so it has one row here, though the paper
+prints it once for each pair. The paper's parallel and cascaded figures of MaxViT-T at 1 .7, dropout
+.5, and of ConvNeXt-B at 1 .2, dropout .25, are the same four numbers. Small budgets and some rows
+only: as in s1_table5.py.
 """
 
 from configs import s1
 from hierjax.experiments.table import Table
 
 WEIGHTS = (('1', '.2'), ('1', '.5'), ('1', '.7'))
-FIGURES = {  # for each dropout: single-task, then parallel and cascaded for each pair of weights; (model, make)
+# (model, make) for each dropout: single-task, then parallel and cascaded for each pair of weights.
+FIGURES = {
   'densenet121': {
     '.25': (
       (0.858, 0.923),
@@ -100,8 +104,9 @@ def get_table() -> Table:
     title='S1, Table VII: model and make',
     rows=rows,
     published={'paper, model': 'top1/finest', 'paper, make': 'top1/coarsest'},
-    source="Manole and Dioşan, Table VII: accuracies on a tenth of Stanford Cars' 8,144 labelled images, held out as test; a single-task model's make is read "
-    'off its model; λ are the weights of model/make',
+    source='Manole and Dioşan, Table VII: accuracies on a tenth of the 8,144 labelled images of '
+    "Stanford Cars, held out as test; a single-task model's make is read off its model; λ are the "
+    'weights of model/make',
     columns=('top1/coarsest,finest', 'fpa', 'hvr', 'joint:top1/coarsest,finest'),
     chart=('top1/coarsest,finest',),
   )

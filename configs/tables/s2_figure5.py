@@ -1,11 +1,15 @@
-"""Paper S2, Figure 5: gamma, the temperature of HCAL's adaptive weights, at epsilon .1, and epsilon, the strength of its perturbation, at gamma .5.
+r"""Paper S2, Figure 5: HCAL's gamma (of the adaptive weights) and epsilon (of the perturbation).
 
-  python main.py --mode=table --config=configs/tables/s2_figure5.py --config.data.root=CIFAR100 --workdir=runs/s2_table2
-  python main.py --mode=table --config=configs/tables/s2_figure5.py:aircraft --config.data.root=AIRCRAFT --workdir=runs/s2_table2_aircraft
+  python main.py --mode=table --config=configs/tables/s2_figure5.py --config.data.root=CIFAR100 \
+    --workdir=runs/s2_table2
+  python main.py --mode=table --config=configs/tables/s2_figure5.py:aircraft \
+    --config.data.root=AIRCRAFT --workdir=runs/s2_table2_aircraft
 
-The curves of the figure have no numbers on them. Section 4.4 names gamma .5 and epsilon .001 to .2, and of three points the accuracy of the lower level; the
-point where both sweeps meet is Table 2's last row and, in its --workdir, not trained again. The other values of gamma are this file's. That epsilon .2 costs
-4.88 % and 2.76 % of the two accuracies the text says without saying of what. Levels and data as in Table 2.
+Gamma is varied at epsilon .1, epsilon at gamma .5. The curves of the figure have no numbers.
+Section 4.4 names gamma .5 and epsilon .001 to .2, and of three points the accuracy of the lower
+level; the point where both sweeps meet is Table 2's last row and, in its --workdir, not trained
+again. The other values of gamma are this file's. The text says that epsilon .2 costs 4.88 % and
+2.76 % of the two accuracies, without saying of what. Levels and data as in Table 2.
 """
 
 from configs import hcal
@@ -30,8 +34,8 @@ def get_config(text: str = 'gamma=.1'):
     node[name] = float(value)
   except (KeyError, ValueError):
     raise UserError(
-      f'configs/tables/s2_figure5.py:{text}: is not gamma=NUMBER or epsilon=NUMBER, with a comma and one of {", ".join(hcal.DATA)} '
-      'behind it'
+      f'configs/tables/s2_figure5.py:{text}: is not gamma=NUMBER or epsilon=NUMBER, with a comma '
+      f'and one of {", ".join(hcal.DATA)} behind it'
     ) from None
   c.name = f's2 {text}'
   return c
@@ -57,7 +61,8 @@ def get_table(data: str = 'cifar100') -> Table:
       'paper, manufacturer': 'top1/coarsest',
       'paper, HVR': 'hvr',
     },
-    source='Jiang, Liu, Liu and Yu (HCAL), section 4.4 and Table 2: the family and the manufacturer level of FGVC-Aircraft, test',
+    source='Jiang, Liu, Liu and Yu (HCAL), section 4.4 and Table 2: the family and the '
+    'manufacturer level of FGVC-Aircraft, test',
     columns=('top1/all', 'fpa', 'hvr', 'hvr_eq14'),
     chart=('top1/finest', 'top1/coarsest', 'hvr'),
     seeds=(0, 1, 2),

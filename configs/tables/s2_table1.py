@@ -1,20 +1,25 @@
-"""Paper S2, Table 1: HCAL against plain and multi-task training, on CIFAR-100 or on FGVC-Aircraft.
+r"""Paper S2, Table 1: HCAL against plain and multi-task training, on CIFAR-100 or FGVC-Aircraft.
 
-  python main.py --mode=table --config=configs/tables/s2_table1.py --config.data.root=CIFAR100 --workdir=runs/s2_table1
-  python main.py --mode=table --config=configs/tables/s2_table1.py:aircraft --config.data.root=AIRCRAFT --workdir=runs/s2_table1_aircraft
+  python main.py --mode=table --config=configs/tables/s2_table1.py --config.data.root=CIFAR100 \
+    --workdir=runs/s2_table1
+  python main.py --mode=table --config=configs/tables/s2_table1.py:aircraft \
+    --config.data.root=AIRCRAFT --workdir=runs/s2_table1_aircraft
 
-All rows share HCAL's protocol (configs/hcal.py): backbone, SGD, batch, augmentation; only MMoE has Adam 1e-3 on the pooled features, as in the authors'
-code. The balancers weigh the gradients of the shared weights of the `parallel` row. The paper's 500 epochs a row are for a GPU: --config.train.epochs=20.
-Every row starts from scratch here and from ImageNet weights there (--config.model.pretrained=hf:timm/resnet18.tv_in1k). The paper picks the best epoch on
-its test set, which these rows never see. Its third data set, Classroom, is not public.
+All rows share HCAL's protocol (configs/hcal.py): backbone, SGD, batch, augmentation; only MMoE has
+Adam 1e-3 on the pooled features, as in the authors' code. The balancers weigh the gradients of the
+shared weights of the `parallel` row. The paper's 500 epochs a row are for a GPU:
+--config.train.epochs=20. Every row starts from scratch here and from ImageNet weights there
+(--config.model.pretrained=hf:timm/resnet18.tv_in1k). The paper picks the best epoch on its test
+set, which these rows never see. Its third data set, Classroom, is not public.
 """
 
 from configs import hcal
-from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.errors import check_choice
 from hierjax.experiments import fit
 from hierjax.experiments.table import Row, Table
 
-FIGURES = {  # on CIFAR-100: fine, coarse, HVR; on Aircraft: variant, family, manufacturer, HVR
+# On CIFAR-100: fine, coarse, HVR; on Aircraft: variant, family, manufacturer, HVR.
+FIGURES = {
   'flat': (None, None),
   'parallel': (None, None),
   'mmoe': ((0.5181, 0.6594, 0.0975), (0.5521, 0.7402, 0.8497, 0.1602)),
@@ -39,16 +44,14 @@ LABELS = {
   'code': ('HCAL', "HCAL, as in its authors' code"),
 }
 NOTES = {
-  'dmt': 'the paper describes routed modules and a distillation term, and shows no code; this is the nearest to it that hierjax has'
+  'dmt': 'the paper describes routed modules and a distillation term, and shows no code; this is '
+  'the nearest to it that hierjax has'
 }
 
 
 def get_config(text: str = 'flat'):
   method, _, data = ('flat', '', text) if text in hcal.DATA else text.partition(',')
-  if method not in FIGURES:
-    raise UserError(
-      f'configs/tables/s2_table1.py:{text}: no method {method!r}{did_you_mean(method, FIGURES)}; choices: {", ".join(FIGURES)}'
-    )
+  check_choice('configs/tables/s2_table1.py: no method', method, FIGURES)
   c = hcal.get_config(f'{method if method in hcal.READINGS else "code"},{data}')
   if method not in hcal.READINGS:
     c = fit.baseline_config(c)
@@ -70,16 +73,13 @@ def get_config(text: str = 'flat'):
 
 
 def get_table(data: str = 'cifar100') -> Table:
-  if data not in hcal.DATA:
-    raise UserError(
-      f'configs/tables/s2_table1.py:{data}: no such data{did_you_mean(data, hcal.DATA)}; choices: {", ".join(hcal.DATA)}'
-    )
-  which = hcal.DATA.index(data)
+  check_choice('configs/tables/s2_table1.py: no data', data, hcal.DATA)
+  index = hcal.DATA.index(data)
   rows = [
     Row(
       f'{method},{data}',
       label,
-      FIGURES[method][which] or (),
+      FIGURES[method][index] or (),
       group,
       '' if method == 'flat' else f'flat,{data}',
       note=NOTES.get(method, ''),
@@ -93,12 +93,13 @@ def get_table(data: str = 'cifar100') -> Table:
       'paper, family': 'top1/family',
       'paper, manufacturer': 'top1/coarsest',
     },
-  )[which]
+  )[index]
   return Table(
-    title=f'S2, Table 1: {("CIFAR-100", "FGVC-Aircraft")[which]}',
+    title=f'S2, Table 1: {("CIFAR-100", "FGVC-Aircraft")[index]}',
     rows=rows,
     published={**names, 'paper, HVR': 'hvr'},
-    source=f"Jiang, Liu, Liu and Yu (HCAL), Table 1, {('CIFAR-100', 'FGVC-Aircraft')[which]}, test; HCAL's figures stand beside both of its readings",
+    source=f'Jiang, Liu, Liu and Yu (HCAL), Table 1, {("CIFAR-100", "FGVC-Aircraft")[index]}, '
+    'test; the figures of HCAL stand next to both of its readings',
     columns=('top1/all', 'fpa', 'hvr', 'hvr_eq14', 'joint:top1/finest'),
     chart=('top1/finest', 'top1/coarsest'),
     seeds=(0, 1, 2),

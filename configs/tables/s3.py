@@ -1,16 +1,19 @@
-"""Paper S3: EfficientNet and ConvNeXt with a head for the superclass and one for the subclass; hierarchical precision, recall and F1.
+r"""Paper S3: EfficientNet and ConvNeXt with heads for superclass and subclass; hierarchical F1.
 
-  python main.py --mode=table --config=configs/tables/s3.py --config.data.root=FOLDER --workdir=runs/s3
+  python main.py --mode=table --config=configs/tables/s3.py --config.data.root=FOLDER \
+    --workdir=runs/s3
 
-The paper names an aim (F1 above 80 %) and reports no figures, nor how it trained; the options are this file's. Its images are 64 px,
-and so are these. Pretrained weights come from the hub, those of EfficientNet-Lite0 from a package: --rows=efficientnet_lite0 needs no hub.
+The paper names an aim (F1 above 80 %) and reports neither figures nor how it trained; the options
+are this file's. Its images are 64 px, and so are these. Pretrained weights come from the hub, those
+of EfficientNet-Lite0 from a package: --rows=efficientnet_lite0 needs no hub.
 
-Birds, dogs and reptiles (4,395 training images, 3 superclasses, 87 subclasses), EfficientNet-Lite0, seed 0: val, independent heads, hP, hR and hF1 .946,
-superclass .999, subclass and full path .892 (HVR .004); joint hF1 .946, subclass .895.
+Birds, dogs and reptiles (4,395 training images, 3 superclasses, 87 subclasses), EfficientNet-Lite0,
+seed 0: val, independent heads, hP, hR and hF1 .946, superclass .999, subclass and full path .892
+(HVR .004); joint hF1 .946, subclass .895.
 """
 
 from hierjax import config
-from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.errors import check_choice
 from hierjax.experiments.table import Row, Table
 
 BACKBONES = {
@@ -21,10 +24,7 @@ BACKBONES = {
 
 
 def get_config(backbone: str = 'efficientnet_lite0'):
-  if backbone not in BACKBONES:
-    raise UserError(
-      f'configs/tables/s3.py:{backbone}: no such row{did_you_mean(backbone, BACKBONES)}; choices: {", ".join(BACKBONES)}'
-    )
+  check_choice('configs/tables/s3.py: no row', backbone, BACKBONES)
   c = config.default()
   c.name = f's3 {backbone}'
   c.data.size = 64
@@ -43,7 +43,8 @@ def get_table() -> Table:
   return Table(
     title='S3: superclass and subclass',
     rows=[Row(backbone, label) for backbone, (label, _) in BACKBONES.items()],
-    source='Huang, "Leveraging Transfer Learning Techniques for Multi-Class Image Categorization", names an aim, F1 above 80 %, and no measured figure',
+    source='Huang, "Leveraging Transfer Learning Techniques for Multi-Class Image Categorization", '
+    'names an aim, F1 above 80 %, and no measured figure',
     columns=(
       'hp',
       'hr',

@@ -1,13 +1,15 @@
-"""Paper S4: several labels an image. AdvancedCNN from scratch, and a pretrained EfficientNet-Lite0; mAP, and F1 before and after the thresholds are tuned.
+r"""Paper S4: several labels an image; mAP, and F1 before and after the thresholds are tuned.
 
-  python main.py --mode=table --config=configs/tables/s4.py --config.data.root=FOLDER --workdir=runs/s4
+  python main.py --mode=table --config=configs/tables/s4.py --config.data.root=FOLDER \
+    --workdir=runs/s4
 
-The paper's data, ten classes of vehicles and instruments, are not at hand: its mAP, of its test split, is of other images. It trains AdvancedCNN alone; the
-learning rate of the pretrained network, 3e-4, is this file's.
+AdvancedCNN from scratch, and a pretrained EfficientNet-Lite0. The paper's data, ten classes of
+vehicles and instruments, are not public: its mAP, of its test split, is of other images. It trains
+AdvancedCNN alone; the learning rate of the pretrained network, 3e-4, is this file's.
 """
 
 from configs import multilabel
-from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.errors import check_choice
 from hierjax.experiments.table import Row, Table
 
 ROWS = {
@@ -17,10 +19,7 @@ ROWS = {
 
 
 def get_config(row: str = 'advanced_cnn'):
-  if row not in ROWS:
-    raise UserError(
-      f'configs/tables/s4.py:{row}: no such row{did_you_mean(row, ROWS)}; choices: {", ".join(ROWS)}'
-    )
+  check_choice('configs/tables/s4.py: no row', row, ROWS)
   c = multilabel.get_config()
   c.name, c.model.backbone = f's4 {row}', row
   if row == 'efficientnet_lite0':
@@ -31,7 +30,7 @@ def get_config(row: str = 'advanced_cnn'):
 def get_table() -> Table:
   return Table(
     title='S4: several labels an image',
-    source='S4, Table 2: ten classes of vehicles and instruments, which are not at hand; on test',
+    source='S4, Table 2: ten classes of vehicles and instruments, which are not public; on test',
     rows=[
       Row(row, label, (0.9604,) if row == 'advanced_cnn' else ()) for row, label in ROWS.items()
     ],

@@ -1,4 +1,4 @@
-"""A backbone, a form of heads, a loss and a metric of one's own; docs/extending.md explains them."""
+"""A backbone, a form of heads, a loss and a metric; docs/extending.md explains them."""
 
 import flax.linen as nn
 import jax

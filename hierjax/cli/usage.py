@@ -61,8 +61,8 @@ def page() -> str:
     '# Options',
     '',
     'Set them in a config file (`c.optim.lr = 3e-4`) or on the command line',
-    '(`--config.optim.lr=3e-4`). Off is `None`; on the command line an empty value is `None`, and a',
-    'list is separated by commas.',
+    '(`--config.optim.lr=3e-4`). Off is `None`; on the command line an empty value is `None`, and',
+    'a list is separated by commas.',
     'Written by `python -m hierjax.cli.usage > docs/options.md`.',
   ]
   for group, options in _grouped().items():

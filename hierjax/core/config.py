@@ -176,6 +176,8 @@ def _check_combinations(c: ConfigDict) -> None:
         f'--config.{path}={value_at(c, path)!r} is for multi levels; '
         'name them with --config.data.multi'
       )
+  if c.balance.name == 'fairgrad' and c.balance.alpha == 0:
+    raise UserError('--config.balance.alpha=0.0 must be above 0 for fairgrad')
   if c.loss.binary == 'focal' and c.loss.pos_weight:
     raise UserError(
       f'--config.loss.binary=focal and --config.loss.pos_weight={c.loss.pos_weight:g}: '

@@ -45,7 +45,8 @@ _RUN = (
          "one-head run to compare with: its folder, or 'train' to train it into WORKDIR/baseline",
          levels='exclusive'),
   Option('plugins', (),
-         'modules or .py files that register your own backbones, heads, losses and metrics', kind=options.NAMES),
+         'modules or .py files that register your own backbones, heads, losses and metrics',
+         kind=options.NAMES),
   Option('curriculum', (), 'phases, in order; then everything trains; see config.phase',
          kind=curriculum.PHASES),
 )

@@ -23,3 +23,20 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
   """
   close = difflib.get_close_matches(name, list(choices), 1)
   return f' (did you mean {close[0]!r}?)' if close else ''
+
+
+def check_choice(subject: str, name: str, choices: Iterable[str]) -> None:
+  """Check that a name is one of the choices.
+
+  Args:
+    subject: start of the error: 'configs/ladder.py: no rung'.
+    name: the name.
+    choices: the names there are.
+
+  Raises:
+    UserError: it is not.
+  """
+  choices = list(choices)
+  if name not in choices:
+    hint = did_you_mean(name, choices)
+    raise UserError(f'{subject} {name!r}{hint}; choices: {", ".join(choices)}')

@@ -38,7 +38,7 @@ class Row:
     group: heading above rows that follow each other.
     baseline: name of the row to compare with.
     evaluates: names of rows, separated by spaces: nothing is trained, their runs are evaluated
-      with this row's eval options; of several runs the heads are combined, with the levels of the first.
+      with this row's eval options; heads of several runs are combined, at the first one's levels.
     note: a remark.
   """
 

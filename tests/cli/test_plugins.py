@@ -28,9 +28,9 @@ def run(folder, *flags, code=0):
   env = {**os.environ, 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0'}
   env.pop('PYTHONPATH', None)
   command = [sys.executable, str(ROOT / 'main.py'), *flags]
-  done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-  assert done.returncode == code and 'Traceback' not in done.stderr, done.stderr
-  return done.stdout, done.stderr
+  process = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+  assert process.returncode == code and 'Traceback' not in process.stderr, process.stderr
+  return process.stdout, process.stderr
 
 
 def test_the_examples_train_resume_evaluate_and_predict(tmp_path):
@@ -44,8 +44,8 @@ def test_the_examples_train_resume_evaluate_and_predict(tmp_path):
   assert stored['plugins'] == ['my_parts'] and stored['model']['backbone'] == 'two_layers'
   log = (tmp_path / 'run' / 'metrics.jsonl').read_text()
   assert 'loss/confidence_penalty' in log
-  again, _ = run(folder, f'--workdir={tmp_path}/run')
-  assert json.loads(again.splitlines()[-1])['state_sha256'] == result['state_sha256']
+  out, _ = run(folder, f'--workdir={tmp_path}/run')
+  assert json.loads(out.splitlines()[-1])['state_sha256'] == result['state_sha256']
   out, _ = run(folder, '--mode=evaluate', f'--workdir={tmp_path}/run')
   assert json.loads(out.splitlines()[-1])['decode'] == result['decode']
   shutil.copy(ROOT / 'docs' / 'report.png', folder)

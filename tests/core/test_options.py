@@ -135,15 +135,15 @@ def test_a_value_given_to_a_balancer_is_the_value_it_gets(method, name, monkeypa
   received = {}
   make = balancing.BALANCERS[method]
 
-  def recorder(*args, **given):
-    received.update(given)
-    return make(*args, **given)
+  def recorder(*args, **values):
+    received.update(values)
+    return make(*args, **values)
 
   recorder.__signature__ = inspect.signature(make)
   monkeypatch.setitem(balancing.BALANCERS, method, recorder)
   for value in (0.0, 0.25):
     c = config.default()
-    if value == 0 and f'balance.{name}' == 'balance.temperature':
+    if value == 0 and (name == 'temperature' or method == 'fairgrad'):
       continue
     c.balance.name, c.balance[name] = method, value
     config.validate(c)
@@ -176,8 +176,8 @@ def test_a_value_given_to_heads_is_the_value_they_get(form, name, value):
 
 
 @pytest.mark.parametrize(
-  'given', [{'share': 2.0}, {'steps': 1.5}, {}, {'steps': 1, 'share': 0.5}, {'epochs': -1}]
+  'values', [{'share': 2.0}, {'steps': 1.5}, {}, {'steps': 1, 'share': 0.5}, {'epochs': -1}]
 )
-def test_phases_need_one_sound_duration(given):
+def test_phases_need_one_sound_duration(values):
   with pytest.raises(UserError, match=r'--config\.curriculum'):
-    config.phase(**given)
+    config.phase(**values)

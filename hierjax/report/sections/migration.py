@@ -115,7 +115,7 @@ def _histories(run: Run, migration: dict) -> dict[str, list[ClassHistory]]:
   return out
 
 
-def classclass_counts(run: Run, level: str, size: int) -> list[tuple[int, int]]:
+def class_counts(run: Run, level: str, size: int) -> list[tuple[int, int]]:
   """Count the images of each class on the first split, and those that the joint decision got right.
 
   Args:

@@ -11,7 +11,7 @@ from hierjax.core import config, upgrade
 from hierjax.core.declarations import GROUPS, OPTIONS
 from hierjax.core.errors import UserError
 from hierjax.losses import balancing
-from hierjax.models import heads
+from hierjax.models import classifier
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -172,7 +172,7 @@ def test_a_value_given_to_heads_is_the_value_they_get(form, name, value):
   c = config.default()
   c.model.heads, c.model.head[name] = form, value
   config.validate(c)
-  assert heads.options(c.model, ('make', 'model'), 8) == {name: value}
+  assert classifier.options(c.model, ('make', 'model'), 8) == {name: value}
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,11 @@ def default() -> ConfigDict:
       if name not in node:
         node[name] = ConfigDict()
       node = node[name]
-    node[last] = FieldReference(option.default, field_type=option.value_type)
+    if option.is_optional:
+      # A reference keeps the type where the value is None.
+      node[last] = FieldReference(option.default, field_type=option.value_type)
+    else:
+      node[last] = option.default
   c.lock()
   return c
 
@@ -176,8 +180,6 @@ def _check_combinations(c: ConfigDict) -> None:
         f'--config.{path}={value_at(c, path)!r} is for multi levels; '
         'name them with --config.data.multi'
       )
-  if c.balance.name == 'fairgrad' and c.balance.alpha == 0:
-    raise UserError('--config.balance.alpha=0.0 must be above 0 for fairgrad')
   if c.loss.binary == 'focal' and c.loss.pos_weight:
     raise UserError(
       f'--config.loss.binary=focal and --config.loss.pos_weight={c.loss.pos_weight:g}: '

@@ -28,7 +28,9 @@ def run(folder, *flags, code=0):
   env = {**os.environ, 'XLA_FLAGS': '', 'HIERJAX_HUGEPAGES': '0'}
   env.pop('PYTHONPATH', None)
   command = [sys.executable, str(ROOT / 'main.py'), *flags]
-  process = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+  process = subprocess.run(
+    command, cwd=folder, env=env, capture_output=True, text=True, timeout=300
+  )
   assert process.returncode == code and 'Traceback' not in process.stderr, process.stderr
   return process.stdout, process.stderr
 

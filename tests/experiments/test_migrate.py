@@ -356,7 +356,7 @@ def test_distillation_holds_on_to_what_was_known(run, tmp_path, monkeypatch):
     lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
   )
   moved = {}
-  for name, terms in (('plain', ''), ('held', 'distill')):
+  for name, terms in (('plain', ()), ('held', ('distill',))):
     c = hierjax.load(workdir).c.copy_and_resolve_references()
     c.data.root, c.loss.terms, c.loss.weights, c.optim.lr = (
       str(grown),
@@ -393,4 +393,4 @@ def test_what_cannot_be_migrated_is_told(run, tmp_path, monkeypatch):
     migrate.migrate(workdir, str(tmp_path / 'flat.csv'), tmp_path / 'new', c)
   with pytest.raises(UserError, match='--mode=migrate --from='):
     c.data.root = str(grown)
-    hierjax.predict.load(workdir, c).split('val')
+    hierjax.load(workdir, c).split('val')

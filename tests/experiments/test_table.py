@@ -147,7 +147,9 @@ def test_rows_run_in_folders_of_their_own_and_one_that_fails_stops_no_other(made
   for row in ('flat', 'both'):
     for seed in (0, 1):
       c = predict.run_config(made.workdir / row / f'seed{seed}')
-      assert c.seed == seed and c.model.levels == ('model' if row == 'flat' else 'make,type,model')
+      assert c.seed == seed and c.model.levels == (
+        ('model',) if row == 'flat' else ('make', 'type', 'model')
+      )
       assert c.baseline == (
         '' if row == 'flat' else str(made.workdir / 'flat' / f'seed{seed}')
       )  # the row's report says what it won
@@ -407,7 +409,7 @@ def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, made):
     class Cut:
       def __iter__(_):
         for i, batch in enumerate(inner):
-          if i == 1 and self.c.model.levels != 'model' and not cut:
+          if i == 1 and self.c.model.levels != ('model',) and not cut:
             cut.append(start)
             signal.raise_signal(signal.SIGTERM)
           yield batch
@@ -503,7 +505,7 @@ def test_a_file_with_several_tables(tmp_path):
   found = {**FOUND, 'get_table': lambda which='heads': get_table(title=which)}
   assert table.load(found)[0].title == 'heads' and table.load(found, 'others')[0].title == 'others'
   with pytest.raises(
-    UserError, match='this file has one table, which takes no argument; --rows=flat takes one row'
+    UserError, match='the table of this file takes no argument; --rows=flat takes one row'
   ):
     table.load({**FOUND, 'get_table': lambda: get_table()}, 'flat')
 
@@ -560,7 +562,7 @@ def test_counts_train_nothing(tmp_path, monkeypatch):
     ),
     (
       {'rows': (Row('flat', ''), Row('both', '', evaluates='flat'))},
-      'row both evaluates the runs of flat anew, so that only eval options may differ, not model.levels',
+      'row both evaluates the runs of flat, so that only eval options may differ, not model.levels',
     ),
     ({'columns': ('top2/finest',)}, "'top2/finest' is no column: .*top1, top3, top5"),
     ({'columns': ('top1',)}, "'top1': top1 needs levels"),

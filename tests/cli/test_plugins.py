@@ -20,6 +20,7 @@ SMALL = (
   '--config.train.batch_size=16',
   '--config.train.epochs=',
   '--config.train.steps=2',
+  '--config.train.log_steps=1',
 )
 
 

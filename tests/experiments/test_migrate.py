@@ -361,7 +361,7 @@ def test_distillation_holds_on_to_what_was_known(run, tmp_path, monkeypatch):
     c.data.root, c.loss.terms, c.loss.weights, c.optim.lr = (
       str(grown),
       terms,
-      'distill=30' if terms else '',
+      (('distill', 30.0),) if terms else (),
       1e-2,
     )
     c.train.steps = c.train.eval_steps = 30

@@ -19,11 +19,13 @@ from hierjax import model
 from hierjax.core import files, parallel
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.experiments import migrate_heads
+from hierjax.experiments.workdir import prepare
 from hierjax.models import classifier, heads
 from hierjax.report import runs
 from hierjax.report.sections import migration
-from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table
-from hierjax.train import checkpoint, loop
+from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table, read_taxonomy
+from hierjax.train import checkpoint, setup
+from hierjax.train.state import to_parts
 
 KINDS = ('added', 'removed', 'renamed', 'moved', 'merged', 'split')
 # (level, old name) → new names
@@ -268,7 +270,7 @@ def migrate(
     for k, n in enumerate(plan.rows)
     if n > 1
   )
-  run = loop.Run(c)
+  run = setup.build(c)
   _check_data(run, new, path)
   classes = history(runs.read(source, baseline=False), sources, new)
   variables = _variables(trained, run, plans, sources, shots)
@@ -287,7 +289,7 @@ def migrate(
 
 def _new_taxonomy(trained: model.Model, source: pathlib.Path, path: str) -> Taxonomy:
   """The taxonomy in a CSV, down to the finest level that has a head."""
-  new = Taxonomy.from_csv(path)
+  new = read_taxonomy(path)
   if trained.taxonomy.multi:
     raise UserError(
       f'{source}: has multi levels ({", ".join(trained.taxonomy.multi)}); only runs on exclusive '
@@ -321,7 +323,7 @@ def _check_heads(
       )
 
 
-def _check_data(run: loop.Run, new: Taxonomy, path: str) -> None:
+def _check_data(run: setup.Setup, new: Taxonomy, path: str) -> None:
   if run.taxonomy.hash() == new.hash():
     return
   hint, hold_out = '', ';'.join(run.c.data.hold_out)
@@ -333,7 +335,7 @@ def _check_data(run: loop.Run, new: Taxonomy, path: str) -> None:
 
 def _variables(
   trained: model.Model,
-  run: loop.Run,
+  run: setup.Setup,
   plans: Mapping[str, migrate_heads.Plan],
   sources: Sources,
   shots: int,
@@ -358,14 +360,14 @@ def _variables(
   return {**variables, 'params': params}
 
 
-def _save_start(run: loop.Run, variables: dict, workdir: pathlib.Path) -> None:
+def _save_start(run: setup.Setup, variables: dict, workdir: pathlib.Path) -> None:
   """Save the run at step 0, and evaluate a copy of it in WORKDIR/start."""
-  state = run.state(run.task())
+  state = setup.initial_state(run)
   ema = parallel.put_replicated(variables, run.mesh) if state.ema else state.ema
   state = state.replace(**parallel.put_replicated(variables, run.mesh), ema=ema)
-  loop.prepare_workdir(workdir, run)
+  prepare(workdir, run)
   store = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, writes=True)
-  store.save(0, loop.parts(state), None)
+  store.save(0, to_parts(state), None)
   store.wait()
   store.close()
   start = workdir / runs.START

@@ -18,10 +18,11 @@ from hierjax import model
 from hierjax.core import config, files
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.evaluate import metrics
-from hierjax.experiments import describe
+from hierjax.experiments import describe, fit
 from hierjax.experiments.table import COUNTS, Row, Table
+from hierjax.experiments.workdir import FREE_ON_RESUME
 from hierjax.report import runs
-from hierjax.train import loop
+from hierjax.train import chrono
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +186,7 @@ class Runner:
     """Whether options have changed that the figures of a row depend on."""
     old = config.from_json(json.dumps(requested))
     for change in config.differences(old, self._config(row, seed)):
-      if change.startswith('eval.') or not change.startswith(loop.FREE_ON_RESUME):
+      if change.startswith('eval.') or not change.startswith(FREE_ON_RESUME):
         return True
     return False
 
@@ -203,7 +204,7 @@ class Runner:
       if row.baseline and self.result(self.by_name[row.baseline], seed):
         # The report of the row compares with it.
         c.baseline = str(self.folder(self.by_name[row.baseline], seed))
-      loop.fit(c, folder)
+      fit.fit(c, folder)
       split = self.evaluated_split(row)
       if split != c.data.val:
         model.load(folder).evaluate(split)
@@ -224,7 +225,7 @@ class Runner:
     files.write(folder / 'config.json', config.to_json(configs[0]) + '\n')
     shutil.copy(sources[0] / 'taxonomy.csv', folder / 'taxonomy.csv')
     first, *others = [model.load(source, c) for source, c in zip(sources, configs)]
-    first.evaluate(self.evaluated_split(row), into=folder, beside=others)
+    first.evaluate(self.evaluated_split(row), into=folder, others=others)
 
   def run(self, message: Callable[[Exception], str], write: Callable[['Runner'], object]) -> int:
     """Make all that is missing, the first seed of every row before the second of any.
@@ -283,4 +284,4 @@ class Runner:
     if not seconds:
       return ''
     n = sum(not row.evaluates for row, _ in pending)
-    return f', about {loop.clock(float(np.mean(seconds)) * n)} left'
+    return f', about {chrono.clock(float(np.mean(seconds)) * n)} left'

@@ -23,10 +23,11 @@ from hierjax import model as predict
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.evaluate import bootstrap
-from hierjax.experiments import describe, runner, table, table_records, table_view
+from hierjax.experiments import describe, fit, runner, table, table_records, table_view
 from hierjax.experiments.table import Row, Table
 from hierjax.models import registry
-from hierjax.train import loop as train
+from hierjax.train import setup
+from hierjax.train.interrupt import Interrupted
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted(p.stem for p in (ROOT / 'configs' / 'tables').glob('*.py'))
@@ -330,7 +331,7 @@ def test_files(made):
 def test_a_finished_row_is_not_run_again(made, monkeypatch):
   asked = []
   monkeypatch.setattr(
-    train, 'fit', lambda c, place: asked.append(place) or (_ for _ in ()).throw(UserError('no'))
+    fit, 'fit', lambda c, place: asked.append(place) or (_ for _ in ()).throw(UserError('no'))
   )
   monkeypatch.setattr(predict, 'load', lambda *_: pytest.fail('evaluated again'))
   again = make(made.workdir)
@@ -401,15 +402,15 @@ def test_another_evaluation_is_made_without_training(tmp_path):
 
 
 def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, made):
-  original, cut = train.Run.batches, []
+  original, cut = setup.batches, []
 
-  def batches(self, examples, start, end):
-    inner = original(self, examples, start, end)
+  def batches(run, examples, start, end):
+    inner = original(run, examples, start, end)
 
     class Cut:
       def __iter__(_):
         for i, batch in enumerate(inner):
-          if i == 1 and self.c.model.levels != ('model',) and not cut:
+          if i == 1 and run.c.model.levels != ('model',) and not cut:
             cut.append(start)
             signal.raise_signal(signal.SIGTERM)
           yield batch
@@ -419,8 +420,8 @@ def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, made):
 
     return Cut()
 
-  monkeypatch.setattr(train.Run, 'batches', batches)
-  with pytest.raises(train.Interrupted, match='the same command goes on'):
+  monkeypatch.setattr(setup, 'batches', batches)
+  with pytest.raises(Interrupted, match='the same command goes on'):
     make(tmp_path, 'flat both', seeds=(0,)).run(told, table_view.write)
   text = (tmp_path / 'table.md').read_text()
   assert (
@@ -428,8 +429,8 @@ def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, made):
     and (tmp_path / 'flat/seed0/requested.json').exists()
     and not (tmp_path / 'both/seed0/requested.json').exists()
   )
-  places, fit = [], train.fit
-  monkeypatch.setattr(train, 'fit', lambda c, place: places.append(place) or fit(c, place))
+  places, real = [], fit.fit
+  monkeypatch.setattr(fit, 'fit', lambda c, place: places.append(place) or real(c, place))
   again = make(tmp_path, 'flat both', seeds=(0,))
   assert again.run(told, table_view.write) == 0 and places == [tmp_path / 'both' / 'seed0']
   digests = [
@@ -511,7 +512,7 @@ def test_a_file_with_several_tables(tmp_path):
 
 
 def test_counts_train_nothing(tmp_path, monkeypatch):
-  monkeypatch.setattr(train, 'fit', lambda *_: pytest.fail('trained'))
+  monkeypatch.setattr(fit, 'fit', lambda *_: pytest.fail('trained'))
   params = describe.describe(get_config('flat'))['params']
   rows = (
     Row('flat', 'one head', (params,)),
@@ -612,7 +613,7 @@ def test_every_row_of_every_table_is_a_sound_config(shipped):
   assert name in FILES and len(configs) == len(made.rows)
   for c in configs.values():
     config.validate(c, {'model.backbone': registry.BACKBONES})
-    train.parse_weights(c.loss.weights, ('make', 'model'))
+    setup.parse_weights(c.loss.weights, ('make', 'model'))
   for row in made.rows:
     assert (
       not row.baseline

@@ -1,4 +1,4 @@
-"""Tables: rows that run, go on, are evaluated anew and fail; their figures against numbers worked out by hand; the tables that are shipped."""
+"""Tables: rows that run, continue and fail; figures against numbers worked out by hand."""
 
 import collections
 import csv
@@ -19,7 +19,7 @@ import pytest
 import tiny
 from jax.sharding import AxisType
 
-from hierjax import model as predict
+from hierjax import model
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.evaluate import bootstrap
@@ -97,30 +97,32 @@ def make(workdir, rows='', **options):
   return runner.Runner(*table.load(FOUND), workdir, rows=rows, **options)
 
 
-def told(e):
+def message(e):
   return str(e) if isinstance(e, UserError) else ''
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
+def table_runner(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('table')
-  made = make(workdir)
-  assert made.run(told, table_view.write) == 2
-  return made
+  table_runner = make(workdir)
+  assert table_runner.run(message, table_view.write) == 2
+  return table_runner
 
 
-def decode(made, row, seed):
-  return json.loads((made.workdir / row / f'seed{seed}' / 'eval_val.json').read_text())['decode']
+def decode(table_runner, row, seed):
+  return json.loads((table_runner.workdir / row / f'seed{seed}' / 'eval_val.json').read_text())[
+    'decode'
+  ]
 
 
 def test_columns_of_multi_levels():
-  found = {
+  contents = {
     'map_macro': 0.5,
     'map_micro': 0.4,
     'before': {'f1_macro': 0.1, 'f1_micro': 0.2},
     'after': {'f1_macro': 0.3, 'f1_micro': None},
   }
-  wanted = {
+  expected = {
     'map': 0.5,
     'micro_map': 0.4,
     'f1': 0.1,
@@ -128,52 +130,52 @@ def test_columns_of_multi_levels():
     'tuned_f1': 0.3,
     'tuned_micro_f1': None,
   }
-  for metric, value in wanted.items():
+  for metric, value in expected.items():
     kind, tag = table.expand(f'{metric}/all', ('kind', 'tag'))
     assert (kind.level, tag.level, tag.metric, tag.paired) == ('kind', 'tag', metric, '')
     assert (
-      tag.value({'decode': {}, 'multi': {'tag': found}}) == value
-      and kind.value({'decode': {}, 'multi': {'tag': found}}) is None
+      tag.value({'decode': {}, 'multi': {'tag': contents}}) == value
+      and kind.value({'decode': {}, 'multi': {'tag': contents}}) is None
     )
     assert tag.value({'decode': {}}) is None
   with pytest.raises(UserError, match='needs levels'):
     table.expand('map', ('kind', 'tag'))
 
 
-def test_rows_run_in_folders_of_their_own_and_one_that_fails_stops_no_other(made):
+def test_rows_run_in_folders_of_their_own_and_one_that_fails_stops_no_other(table_runner):
   assert (
-    set(made.failures) == {('bad', 0), ('bad', 1)}
-    and 'nowhere: no such folder' in made.failures['bad', 0]
+    set(table_runner.failures) == {('bad', 0), ('bad', 1)}
+    and 'nowhere: no such folder' in table_runner.failures['bad', 0]
   )
   for row in ('flat', 'both'):
     for seed in (0, 1):
-      c = predict.run_config(made.workdir / row / f'seed{seed}')
+      c = model.run_config(table_runner.workdir / row / f'seed{seed}')
       assert c.seed == seed and c.model.levels == (
         ('model',) if row == 'flat' else ('make', 'type', 'model')
       )
       assert c.baseline == (
-        '' if row == 'flat' else str(made.workdir / 'flat' / f'seed{seed}')
-      )  # the row's report says what it won
-  assert 'No baseline' not in (made.workdir / 'both' / 'seed0' / 'report.html').read_text()
+        '' if row == 'flat' else str(table_runner.workdir / 'flat' / f'seed{seed}')
+      )  # the row's report message_part what it won
+  assert 'No baseline' not in (table_runner.workdir / 'both' / 'seed0' / 'report.html').read_text()
 
 
-def test_a_row_evaluates_another_rows_run_anew(made, tmp_path):
-  place = made.workdir / 'views' / 'seed1'
-  again = json.loads((place / 'eval_val.json').read_text())
-  assert again['tta'] == 2 and not (place / 'checkpoints').exists()
-  c = predict.run_config(made.workdir / 'both' / 'seed1')
+def test_a_row_evaluates_another_rows_run_anew(table_runner, tmp_path):
+  place = table_runner.workdir / 'views' / 'seed1'
+  second = json.loads((place / 'eval_val.json').read_text())
+  assert second['tta'] == 2 and not (place / 'checkpoints').exists()
+  c = model.run_config(table_runner.workdir / 'both' / 'seed1')
   c.eval.tta = 2
   assert (
-    predict.load(made.workdir / 'both' / 'seed1', c).evaluate('val', into=tmp_path)['decode']
-    == again['decode']
+    model.load(table_runner.workdir / 'both' / 'seed1', c).evaluate('val', into=tmp_path)['decode']
+    == second['decode']
   )
   assert (
-    json.loads((made.workdir / 'both' / 'seed1' / 'eval_val.json').read_text())['tta'] == 1
+    json.loads((table_runner.workdir / 'both' / 'seed1' / 'eval_val.json').read_text())['tta'] == 1
   )  # that of the row itself is left alone
 
 
-def test_figures_by_hand(made):
-  columns = table_records.columns_of(made)
+def test_figures_by_hand(table_runner):
+  columns = table_records.columns_of(table_runner)
   assert [c.key for c in columns] == [
     'top1/make',
     'top1/model',
@@ -182,28 +184,28 @@ def test_figures_by_hand(made):
     'hvr',
     'joint:top1/model',
   ]
-  records = {r.row.name: r for r in table_records.records_of(made, columns)}
+  records = {r.row.name: r for r in table_records.records_of(table_runner, columns)}
   both, flat = records['both'], records['flat']
-  a, b = (decode(made, 'both', s)['independent'] for s in (0, 1))
-  for key, of in (
+  a, b = (decode(table_runner, 'both', s)['independent'] for s in (0, 1))
+  for key, value_of in (
     ('top1/make', lambda d: d['levels']['make']['top1']),
     ('top3/model', lambda d: d['levels']['model']['top3']),
     ('hvr', lambda d: d['hvr']),
   ):
-    assert both.mean[key] == pytest.approx((of(a) + of(b)) / 2)
+    assert both.mean[key] == pytest.approx((value_of(a) + value_of(b)) / 2)
     assert both.deviation[key] == pytest.approx(
-      abs(of(a) - of(b)) / 2**0.5
+      abs(value_of(a) - value_of(b)) / 2**0.5
     )  # of two values, with n - 1
-  joint = [decode(made, 'both', s)['joint']['levels']['model']['top1'] for s in (0, 1)]
+  joint = [decode(table_runner, 'both', s)['joint']['levels']['model']['top1'] for s in (0, 1)]
   assert both.mean['joint:top1/model'] == pytest.approx(sum(joint) / 2)
   relative = [(both.mean[k] - flat.mean[k]) / flat.mean[k] for k in ('top1/make', 'top1/model')]
   assert both.delta_m == pytest.approx(sum(relative) / 2) and flat.delta_m is None
   rights = collections.defaultdict(list)
   for row in ('both', 'flat'):
     for seed in (0, 1):
-      found = np.load(made.workdir / row / f'seed{seed}' / 'predictions_val.npz')
+      contents = np.load(table_runner.workdir / row / f'seed{seed}' / 'predictions_val.npz')
       rights[row].append(
-        (found['pred_independent'] == found['labels'])[np.argsort(found['files']), 0]
+        (contents['pred_independent'] == contents['labels'])[np.argsort(contents['files']), 0]
       )
   d, low, high = both.difference['top1/make']
   assert d == pytest.approx(np.mean(rights['both']) - np.mean(rights['flat']))
@@ -230,8 +232,8 @@ def test_delta_m():
   assert table_records.delta_m({'a': 0.9}, {'a': 0.0}, ['a']) is None
 
 
-def test_trends_are_those_of_the_published_differences(made):
-  view = table_view.View(made)
+def test_trends_are_those_of_the_published_differences(table_runner):
+  view = table_view.View(table_runner)
   both, views = (next(r for r in view.records if r.row.name == name) for name in ('both', 'views'))
   both.published_difference, views.published_difference = (
     {'paper | model': 0.1},
@@ -267,8 +269,8 @@ def test_difference_is_paired():
   )
 
 
-def test_files(made):
-  text = (made.workdir / 'table.md').read_text()
+def test_files(table_runner):
+  text = (table_runner.workdir / 'table.md').read_text()
   assert (
     '# A <table>' in text
     and 'Ours: val of the drawn toy set, 40 images, seeds 0 and 1' in text
@@ -286,12 +288,13 @@ def test_files(made):
     and '| **Heads** |' in text
     and 'no such folder' in text
   )
-  values = [decode(made, 'flat', s)['independent']['levels']['model']['top1'] for s in (0, 1)]
-  assert (
-    f'| one head | 2 | {100 * np.mean([decode(made, "flat", s)["independent"]["levels"]["make"]["top1"] for s in (0, 1)]):.1f} ± '
-    in text
-  )
-  rows = list(csv.DictReader(io.StringIO((made.workdir / 'table.csv').read_text())))
+  values = [
+    decode(table_runner, 'flat', s)['independent']['levels']['model']['top1'] for s in (0, 1)
+  ]
+  scores = [decode(table_runner, 'flat', s)['independent']['levels'] for s in (0, 1)]
+  mean = np.mean([levels['make']['top1'] for levels in scores])
+  assert f'| one head | 2 | {100 * mean:.1f} ± ' in text
+  rows = list(csv.DictReader(io.StringIO((table_runner.workdir / 'table.csv').read_text())))
   assert [r['row'] for r in rows] == ['flat', 'both', 'views', 'bad'] and rows[0]['seeds'] == '0 1'
   assert float(rows[0]['top1/model']) == pytest.approx(np.mean(values)) and float(
     rows[0]['top1/model deviation']
@@ -301,7 +304,7 @@ def test_files(made):
     and rows[0]['delta_m'] == ''
     and float(rows[1]['top1/model low']) <= float(rows[1]['top1/model high'])
   )
-  page = (made.workdir / 'table.html').read_text()
+  page = (table_runner.workdir / 'table.html').read_text()
   assert (
     'A &lt;table&gt;' in page
     and not re.search(r'https?:|src=', page)
@@ -309,7 +312,8 @@ def test_files(made):
     and 'no data: seed 1: --config.data.root=nowhere' in page
   )
   assert (
-    'href="both/seed1/report.html"' in page and (made.workdir / 'both/seed1/report.html').exists()
+    'href="both/seed1/report.html"' in page
+    and (table_runner.workdir / 'both/seed1/report.html').exists()
   )
   assert (
     f'style="left:{61.25:.2f}%"' in page and f'style="width:{100 * np.mean(values):.2f}%"' in page
@@ -328,19 +332,19 @@ def test_files(made):
   Nesting().feed(page)
 
 
-def test_a_finished_row_is_not_run_again(made, monkeypatch):
-  asked = []
+def test_a_finished_row_is_not_run_again(table_runner, monkeypatch):
+  folders = []
   monkeypatch.setattr(
-    fit, 'fit', lambda c, place: asked.append(place) or (_ for _ in ()).throw(UserError('no'))
+    fit, 'fit', lambda c, place: folders.append(place) or (_ for _ in ()).throw(UserError('no'))
   )
-  monkeypatch.setattr(predict, 'load', lambda *_: pytest.fail('evaluated again'))
-  again = make(made.workdir)
-  assert again.run(told, table_view.write) == 2 and asked == [
-    made.workdir / 'bad' / f'seed{s}' for s in (0, 1)
+  monkeypatch.setattr(model, 'load', lambda *_: pytest.fail('evaluated again'))
+  second = make(table_runner.workdir)
+  assert second.run(message, table_view.write) == 2 and folders == [
+    table_runner.workdir / 'bad' / f'seed{s}' for s in (0, 1)
   ]
   assert (
-    table_records.records_of(again, table_records.columns_of(again))[1].mean
-    == table_records.records_of(made, table_records.columns_of(made))[1].mean
+    table_records.records_of(second, table_records.columns_of(second))[1].mean
+    == table_records.records_of(table_runner, table_records.columns_of(table_runner))[1].mean
   )
 
 
@@ -355,37 +359,37 @@ def test_a_finished_row_is_not_run_again(made, monkeypatch):
     'run.json',
   ],
 )
-def test_damaged_files_are_no_figures(made, tmp_path, file):
-  shutil.copytree(made.workdir, tmp_path / 'copy')
+def test_damaged_files_are_no_figures(table_runner, tmp_path, file):
+  shutil.copytree(table_runner.workdir, tmp_path / 'copy')
   place = tmp_path / 'copy' / 'flat' / 'seed0'
   for content in (b'[1]', b'{"decode": {', None):
     (place / file).unlink() if content is None else (place / file).write_bytes(content)
-    again = make(tmp_path / 'copy')
-    assert again.result(again.by_name['flat'], 0) is None or file == 'config.json'
-    table_view.write(again)
+    second = make(tmp_path / 'copy')
+    assert second.result(second.by_name['flat'], 0) is None or file == 'config.json'
+    table_view.write(second)
 
 
-def test_other_options_are_not_mixed(made):
-  other = make(made.workdir, 'flat', overrides={'optim.lr': 0.5}, seeds=(0,))
-  before = (made.workdir / 'table.md').read_text()
+def test_other_options_are_not_mixed(table_runner):
+  other = make(table_runner.workdir, 'flat', overrides={'optim.lr': 0.5}, seeds=(0,))
+  before = (table_runner.workdir / 'table.md').read_text()
   assert (
-    other.run(told, table_view.write) == 1
+    other.run(message, table_view.write) == 1
     and 'holds a run with other options (optim.lr: 0.003 -> 0.5)' in other.failures['flat', 0]
   )
   assert table_records.records_of(other, table_records.columns_of(other))[0].mean == {}
-  assert '--config.optim.lr=0.5' in (made.workdir / 'table.md').read_text()
-  (made.workdir / 'table.md').write_text(before)
+  assert '--config.optim.lr=0.5' in (table_runner.workdir / 'table.md').read_text()
+  (table_runner.workdir / 'table.md').write_text(before)
 
 
 def test_another_evaluation_is_made_without_training(tmp_path):
-  assert make(tmp_path, 'flat', seeds=(0,)).run(told, table_view.write) == 0
+  assert make(tmp_path, 'flat', seeds=(0,)).run(message, table_view.write) == 0
   digest, seconds = (
     json.loads((tmp_path / 'flat/seed0/run.json').read_text())[k]
     for k in ('state_sha256', 'finished')
   )
   other = make(tmp_path, 'flat', overrides={'eval.tta': 2}, seeds=(0,))
   assert (
-    other.run(told, table_view.write) == 0
+    other.run(message, table_view.write) == 0
     and json.loads((tmp_path / 'flat/seed0/eval_val.json').read_text())['tta'] == 2
   )
   assert (
@@ -393,7 +397,7 @@ def test_another_evaluation_is_made_without_training(tmp_path):
   )
   train_split = make(tmp_path, 'flat', seeds=(0,), split='train', overrides={'eval.tta': 2})
   assert (
-    train_split.run(told, table_view.write) == 0
+    train_split.run(message, table_view.write) == 0
     and '| one head |' in (tmp_path / 'table.md').read_text()
   )
   assert (
@@ -401,7 +405,7 @@ def test_another_evaluation_is_made_without_training(tmp_path):
   )
 
 
-def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, made):
+def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, table_runner):
   original, cut = setup.batches, []
 
   def batches(run, examples, start, end):
@@ -422,7 +426,7 @@ def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, made):
 
   monkeypatch.setattr(setup, 'batches', batches)
   with pytest.raises(Interrupted, match='the same command goes on'):
-    make(tmp_path, 'flat both', seeds=(0,)).run(told, table_view.write)
+    make(tmp_path, 'flat both', seeds=(0,)).run(message, table_view.write)
   text = (tmp_path / 'table.md').read_text()
   assert (
     '| one head |' in text
@@ -431,27 +435,29 @@ def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, made):
   )
   places, real = [], fit.fit
   monkeypatch.setattr(fit, 'fit', lambda c, place: places.append(place) or real(c, place))
-  again = make(tmp_path, 'flat both', seeds=(0,))
-  assert again.run(told, table_view.write) == 0 and places == [tmp_path / 'both' / 'seed0']
+  second = make(tmp_path, 'flat both', seeds=(0,))
+  assert second.run(message, table_view.write) == 0 and places == [tmp_path / 'both' / 'seed0']
   digests = [
     json.loads((workdir / 'both/seed0/run.json').read_text())['state_sha256']
-    for workdir in (tmp_path, made.workdir)
+    for workdir in (tmp_path, table_runner.workdir)
   ]
   assert cut == [0] and digests[0] == digests[1]  # as if nobody had disturbed it
 
 
 def test_rows_bring_the_run_they_evaluate(tmp_path, monkeypatch, capsys):
-  asked = []
+  folders = []
   monkeypatch.setattr(
-    train,
+    fit,
     'fit',
-    lambda c, place: asked.append(place.parent.name) or (_ for _ in ()).throw(UserError('no')),
+    lambda c, place: folders.append(place.parent.name) or (_ for _ in ()).throw(UserError('no')),
   )
-  assert make(tmp_path, 'views', seeds=(3,)).run(told, table_view.write) == 2 and asked == ['both']
-  said = capsys.readouterr().err
+  assert make(tmp_path, 'views', seeds=(3,)).run(message, table_view.write) == 2 and folders == [
+    'both'
+  ]
+  result = capsys.readouterr().err
   assert (
-    'row 1 of 2, seed 3: both (2 to do)' in said
-    and 'row views, seed 3, failed: row both, whose run it evaluates, has not finished' in said
+    'row 1 of 2, seed 3: both (2 to do)' in result
+    and 'row views, seed 3, failed: row both, whose run it evaluates, has not finished' in result
   )
   with pytest.raises(
     UserError,
@@ -466,15 +472,15 @@ def test_single_task_models_side_by_side(tmp_path):
     Row('make', 'make alone'),
     Row('pair', 'both', baseline='flat', evaluates='flat make'),
   )
-  found = {
+  contents = {
     'get_config': get_config,
     'get_table': lambda: get_table(
       rows=rows, published={}, columns=('top1/coarsest,finest', 'hvr'), seeds=(0,)
     ),
   }
-  made = runner.Runner(*table.load(found), tmp_path, rows='pair')
-  assert [row.name for row in made.rows] == ['flat', 'make', 'pair'] and made.run(
-    told, table_view.write
+  table_runner = runner.Runner(*table.load(contents), tmp_path, rows='pair')
+  assert [row.name for row in table_runner.rows] == ['flat', 'make', 'pair'] and table_runner.run(
+    message, table_view.write
   ) == 0
   flat, make, pair = (
     np.load(tmp_path / row / 'seed0' / 'predictions_val.npz') for row in ('flat', 'make', 'pair')
@@ -484,27 +490,29 @@ def test_single_task_models_side_by_side(tmp_path):
     pair['pred_independent'][:, 1], flat['pred_independent'][:, 1]
   )  # neither has a head of the type: read off the model
   np.testing.assert_array_equal(pair['pred_independent'][:, 0], make['pred_independent'][:, 0])
-  result = decode(made, 'pair', 0)['independent']
+  result = decode(table_runner, 'pair', 0)['independent']
   assert (
     result['levels']['make']['top1']
-    == decode(made, 'make', 0)['independent']['levels']['make']['top1']
+    == decode(table_runner, 'make', 0)['independent']['levels']['make']['top1']
   )
   assert (
     result['hvr'] == (pair['pred_independent'][:, 0] != flat['pred_independent'][:, 0]).mean() > 0
   )
   assert not (tmp_path / 'pair' / 'seed0' / 'checkpoints').exists()
-  again = runner.Runner(*table.load(found), tmp_path)
-  assert again.result(again.by_name['pair'], 0)
+  second = runner.Runner(*table.load(contents), tmp_path)
+  assert second.result(second.by_name['pair'], 0)
   (tmp_path / 'make' / 'seed0' / 'run.json').write_text(
     '{}'
   )  # a model of the pair is being trained again
-  again = runner.Runner(*table.load(found), tmp_path)
-  assert not again.result(again.by_name['pair'], 0) and again.result(again.by_name['flat'], 0)
+  second = runner.Runner(*table.load(contents), tmp_path)
+  assert not second.result(second.by_name['pair'], 0) and second.result(second.by_name['flat'], 0)
 
 
 def test_a_file_with_several_tables(tmp_path):
-  found = {**FOUND, 'get_table': lambda which='heads': get_table(title=which)}
-  assert table.load(found)[0].title == 'heads' and table.load(found, 'others')[0].title == 'others'
+  contents = {**FOUND, 'get_table': lambda title='heads': get_table(title=title)}
+  assert (
+    table.load(contents)[0].title == 'heads' and table.load(contents, 'others')[0].title == 'others'
+  )
   with pytest.raises(
     UserError, match='the table of this file takes no argument; --rows=flat takes one row'
   ):
@@ -519,7 +527,7 @@ def test_counts_train_nothing(tmp_path, monkeypatch):
     Row('both', 'all heads', (params,)),
     Row('bad', 'no data', (None,)),
   )
-  made = runner.Runner(
+  table_runner = runner.Runner(
     *table.load(
       {
         'get_config': get_config,
@@ -530,7 +538,7 @@ def test_counts_train_nothing(tmp_path, monkeypatch):
     ),
     tmp_path,
   )
-  assert made.run(told, table_view.write) == 1
+  assert table_runner.run(message, table_view.write) == 1
   text = (tmp_path / 'table.md').read_text()
   assert (
     f'| one head | {params:,} | {params:,} ✓ |' in text
@@ -573,13 +581,15 @@ def test_counts_train_nothing(tmp_path, monkeypatch):
     ({'columns': ()}, 'must return a hierjax.table.Table'),
   ],
 )
-def test_mistakes_in_a_table(changes, says):
-  with pytest.raises(UserError, match=says):
+def test_mistakes_in_a_table(changes, message_part):
+  with pytest.raises(UserError, match=message_part):
     table.load({'get_config': get_config, 'get_table': lambda: get_table(**changes)})
 
 
 def test_columns_of_levels():
-  keys = lambda text, levels: [c.key for c in table.expand(text, levels)]
+  def keys(text, levels):
+    return [c.key for c in table.expand(text, levels)]
+
   assert keys('top1/all', ('make', 'type', 'model')) == ['top1/make', 'top1/type', 'top1/model']
   assert keys('top1/coarsest,finest', ('class',)) == ['top1/class'] and keys(
     'joint:top1/finest', ('a', 'b')
@@ -609,12 +619,12 @@ def shipped(request):
 
 
 def test_every_row_of_every_table_is_a_sound_config(shipped):
-  name, made, configs = shipped
-  assert name in FILES and len(configs) == len(made.rows)
+  name, table_runner, configs = shipped
+  assert name in FILES and len(configs) == len(table_runner.rows)
   for c in configs.values():
     config.validate(c, {'model.backbone': registry.BACKBONES})
     setup.parse_weights(c.loss.weights, ('make', 'model'))
-  for row in made.rows:
+  for row in table_runner.rows:
     assert (
       not row.baseline
       or any(
@@ -623,17 +633,19 @@ def test_every_row_of_every_table_is_a_sound_config(shipped):
       )
       or row.of
     )
-  for (
-    row
-  ) in made.rows:  # what tells a row from its baseline is its heads and weights, never the protocol
+  for row in (
+    table_runner.rows
+  ):  # what tells a row from its baseline is its heads and weights, never the protocol
     if row.baseline and name.startswith('s1'):
       changed = config.differences(configs[row.baseline], configs[row.name])
       assert all(d.startswith(('name:', 'model.heads:', 'loss.weights:')) for d in changed), changed
 
 
 def figures(file, argument=''):
-  made, _ = table.load(runpy.run_path(str(ROOT / 'configs' / 'tables' / f'{file}.py')), argument)
-  return {row.name: dict(zip(made.published, row.published)) for row in made.rows}
+  table_runner, _ = table.load(
+    runpy.run_path(str(ROOT / 'configs' / 'tables' / f'{file}.py')), argument
+  )
+  return {row.name: dict(zip(table_runner.published, row.published)) for row in table_runner.rows}
 
 
 def test_published_figures():
@@ -706,23 +718,24 @@ def test_published_figures():
 
 
 def test_command_line(tmp_path):
-  """As a user meets it: a look at a table of one's own, a row that fails, and mistakes in a line."""
+  """As a user meets it: a quick look, a row that fails, and mistakes in a line."""
   (tmp_path / 'mine.py').write_text(
-    f'import sys\nsys.path.insert(0, {str(ROOT / "tests" / "experiments")!r})\nfrom test_table import get_config, get_table\n'
+    f'import sys\nsys.path.insert(0, {str(ROOT / "tests" / "experiments")!r})\n'
+    'from test_table import get_config, get_table\n'
   )
 
   def main(*args):
-    done = subprocess.run(
+    process = subprocess.run(
       [sys.executable, str(ROOT / 'tests' / 'worker.py'), '--mode=table', *args],
       cwd=ROOT,
       capture_output=True,
       text=True,
       timeout=300,
     )
-    assert 'Traceback' not in done.stderr, done.stderr
-    return done
+    assert 'Traceback' not in process.stderr, process.stderr
+    return process
 
-  done = main(
+  process = main(
     f'--config={tmp_path}/mine.py',
     f'--workdir={tmp_path}/run',
     '--rows=flat bad',
@@ -731,21 +744,23 @@ def test_command_line(tmp_path):
     '--config.train.steps=1',
   )
   assert (
-    done.returncode == 2
-    and 'error: 1 runs of rows failed' in done.stderr
-    and 'row 1 of 2, seed 2: flat (2 to do)' in done.stderr
+    process.returncode == 2
+    and 'error: 1 runs of rows failed' in process.stderr
+    and 'row 1 of 2, seed 2: flat (2 to do)' in process.stderr
   )
-  assert 'Ours: val of the drawn toy set, 16 images, seed 2' in done.stdout
-  assert 'a look on few images: --config.train.steps=1 --config.data.limit=16.' in done.stdout
-  c = predict.run_config(tmp_path / 'run/flat/seed2')
+  assert 'Ours: val of the drawn toy set, 16 images, seed 2' in process.stdout
+  assert 'a look on few images: --config.train.steps=1 --config.data.limit=16.' in process.stdout
+  c = model.run_config(tmp_path / 'run/flat/seed2')
   assert (c.data.limit, c.train.steps, c.seed) == (16, 1, 2) and re.search(
-    r'\| one head \|', done.stdout
+    r'\| one head \|', process.stdout
   )
-  for args, says in (
+  for args, message_part in (
     (('--config=configs/3head.py',), 'has no function get_table'),
     ((f'--config={tmp_path}/mine.py', '--seeds=a'), '--seeds=a: must be'),
   ):
-    done = main(*args)
+    process = main(*args)
     assert (
-      done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    ), done.stderr
+      process.returncode == 2
+      and message_part in process.stderr
+      and len(process.stderr.strip().splitlines()) == 1
+    ), process.stderr

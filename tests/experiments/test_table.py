@@ -549,7 +549,7 @@ def test_counts_train_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ('changes', 'says'),
+  ('changes', 'message_part'),
   [
     ({'rows': (Row('a/b', ''),)}, "row 'a/b': a name is that of a folder"),
     ({'rows': (Row('a b', ''),)}, "row 'a b': a name is that of a folder"),

@@ -236,7 +236,7 @@ DATA = [
 DECIDE = [
   *faults(
     'hierjax/decide/paths.py',
-    'tests/decide/test_decode.py',
+    'tests/decide/test_paths.py',
     {
       'score = path_scores(probs, taxonomy, weights)': (
         'score = path_scores(probs, taxonomy, np.ones(len(probs)))'

@@ -1,4 +1,4 @@
-"""Novelty on planted clusters: closed forms, scikit-learn as the oracle, held-out classes from the data to the prediction."""
+"""Novelty on planted clusters: closed forms, scikit-learn, held-out classes to predictions."""
 
 import dataclasses
 
@@ -12,12 +12,12 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
 import hierjax
-from hierjax import model as predict
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import sources, splits
 from hierjax.decide import novelty, novelty_scores
-from hierjax.evaluate import novelty as evaluate_novelty
+from hierjax.evaluate.novelty import measure
+from hierjax.model import run_config
 from hierjax.taxonomy import Taxonomy
 
 PARENTS, CHILDREN, DIM = 4, 6, 24
@@ -32,33 +32,41 @@ def held_out(text, seed=0):
 
 
 def planted(hold_out: str, n: int = 40, seed: int = 0):
-  """Kinds far apart, breeds nearer by; (taxonomy, train, val, novel) as a perfect network sees them, with the parent of the nearest class as predicted."""
+  """Kinds far apart, breeds nearer by, as a perfect network sees them.
+
+  Returns (taxonomy, train, val, novel); predicted is the parent of the nearest class.
+  """
   rng = np.random.default_rng(seed)
   kinds = 30 * rng.normal(size=(PARENTS, DIM))
   centres = kinds[FULL.paths[:, 0]] + 5 * rng.normal(size=(len(FULL.paths), DIM))
-  held = held_out(hold_out)
-  known = Taxonomy.from_rows(FULL.levels, [row for row, out in zip(FULL.rows(), held) if not out])
-  places = np.flatnonzero(~held)
+  is_novel = held_out(hold_out)
+  taxonomy = Taxonomy.from_rows(
+    FULL.levels, [row for row, out in zip(FULL.rows(), is_novel) if not out]
+  )
+  places = np.flatnonzero(~is_novel)
 
-  def seen(leaves):
+  def evidence(leaves):
     x = centres[leaves] + rng.normal(size=(len(leaves), DIM))
     near = -((x[:, None] - centres[places]) ** 2).sum(-1)
     rows = [
-      [known.names[k].index(name) if name in known.names[k] else -1 for k, name in enumerate(row)]
+      [
+        taxonomy.names[k].index(name) if name in taxonomy.names[k] else -1
+        for k, name in enumerate(row)
+      ]
       for row in (FULL.rows()[leaf] for leaf in leaves)
     ]
     return novelty.Evidence(
-      novelty.level_logits({'breed': near / 10}, known),
+      novelty.level_logits({'breed': near / 10}, taxonomy),
       x,
-      known.paths[near.argmax(1)],
+      taxonomy.paths[near.argmax(1)],
       np.array(rows, np.int32).reshape(-1, 2),
     )
 
   return (
-    known,
-    seen(np.repeat(places, n)),
-    seen(np.repeat(places, n // 2)),
-    seen(np.repeat(np.flatnonzero(held), n // 2)),
+    taxonomy,
+    evidence(np.repeat(places, n)),
+    evidence(np.repeat(places, n // 2)),
+    evidence(np.repeat(np.flatnonzero(is_novel), n // 2)),
   )
 
 
@@ -66,8 +74,8 @@ def planted(hold_out: str, n: int = 40, seed: int = 0):
 def test_new_breeds_are_found_under_their_kind(score):
   t, train, val, novel = planted('1/3')
   detector = novelty.Detector.fit(train, val, t, score)
-  found = evaluate_novelty.measure(detector, val, novel, 0.95)
-  breed, kind = found['levels']['breed'], found['levels']['kind']
+  measured = measure(detector, val, novel, 0.95)
+  breed, kind = measured['levels']['breed'], measured['levels']['kind']
   assert (
     breed['auroc'] > (0.99 if score == 'auto' else 0.9)
     and breed['parent'] == 1
@@ -75,7 +83,7 @@ def test_new_breeds_are_found_under_their_kind(score):
     and kind['novel'] == 0
   )
   assert score != 'auto' or (
-    breed['placed'] > 0.9 and found['kept'] > 0.95 and breed['known'] > 0.9
+    breed['placed'] > 0.9 and measured['kept'] > 0.95 and breed['known'] > 0.9
   )
   where, _, _ = detector.decide(novel, 0.95)
   flagged = np.flatnonzero(where == 1)
@@ -87,14 +95,14 @@ def test_a_new_kind_is_new_at_the_top():
   t, train, val, novel = planted('k1')
   assert t.names[0] == ('k0', 'k2', 'k3') and (novel.labels == -1).all()
   detector = novelty.Detector.fit(train, val, t)
-  found = evaluate_novelty.measure(detector, val, novel, 0.95)
+  measured = measure(detector, val, novel, 0.95)
   assert (
-    found['levels']['kind']['auroc'] > 0.99
-    and found['levels']['kind']['placed'] > 0.95
-    and found['found'] > 0.95
+    measured['levels']['kind']['auroc'] > 0.99
+    and measured['levels']['kind']['placed'] > 0.95
+    and measured['found'] > 0.95
   )
   assert (
-    found['levels']['breed']['auroc'] is None
+    measured['levels']['breed']['auroc'] is None
     and detector.describe(0, novel.pred[0]) == 'new at the top'
     and detector.describe(2, novel.pred[0]) == ''
   )
@@ -104,19 +112,21 @@ def test_auroc_and_the_share_at_95_percent_are_those_of_plain_counting():
   t, train, val, novel = planted('1/3')
   detector = novelty.Detector.fit(train, val, t, 'softmax')
   a, b = detector.score(1, val), detector.score(1, novel)
-  found = evaluate_novelty.measure(detector, val, novel, 0.9)['levels']['breed']
-  assert found['auroc'] == pytest.approx(
+  measured = measure(detector, val, novel, 0.9)['levels']['breed']
+  assert measured['auroc'] == pytest.approx(
     roc_auc_score(np.repeat([0, 1], [len(a), len(b)]), np.r_[a, b])
   )
-  assert found['auroc'] == found['softmax'] == found['by_score']['softmax']
-  assert found['auroc'] == pytest.approx((b[:, None] > a).mean() + 0.5 * (b[:, None] == a).mean())
+  assert measured['auroc'] == measured['softmax'] == measured['by_score']['softmax']
+  assert measured['auroc'] == pytest.approx(
+    (b[:, None] > a).mean() + 0.5 * (b[:, None] == a).mean()
+  )
   cut = sorted(b, reverse=True)[int(np.ceil(0.95 * len(b))) - 1]
   assert (b >= cut).mean() >= 0.95
-  assert found['known'] == pytest.approx(
+  assert measured['known'] == pytest.approx(
     ((a < cut) & (val.pred[:, 1] == val.labels[:, 1])).mean(), abs=0.02
   )
-  curve = np.array(found['roc'])
-  assert abs(np.trapezoid(curve[:, 1], curve[:, 0]) - found['auroc']) < 0.02
+  curve = np.array(measured['roc'])
+  assert abs(np.trapezoid(curve[:, 1], curve[:, 0]) - measured['auroc']) < 0.02
 
 
 def test_gaussians_are_the_closed_form():
@@ -124,8 +134,8 @@ def test_gaussians_are_the_closed_form():
   x, y = rng.normal(size=(300, 7)) @ rng.normal(size=(7, 7)), rng.integers(-1, 3, 300)
   g = novelty_scores.fit_classes(x, y, 4)
   means = np.stack([x[y == c].mean(0) for c in range(3)])
-  known = y >= 0
-  precision = LedoitWolf(assume_centered=True).fit(x[known] - means[y[known]]).precision_
+  is_known = y >= 0
+  precision = LedoitWolf(assume_centered=True).fit(x[is_known] - means[y[is_known]]).precision_
   probes = rng.normal(size=(20, 7))
   difference = probes[:, None] - means
   np.testing.assert_allclose(
@@ -136,7 +146,7 @@ def test_gaussians_are_the_closed_form():
   assert (
     np.isnan(g.distances(probes)[:, 3]).all() and np.isnan(g.cosines(probes)[:, 3]).all()
   )  # a class without an example
-  centre = x[known].mean(0)
+  centre = x[is_known].mean(0)
   root = np.linalg.cholesky(precision)
   a, b = (probes - centre) @ root, (means - centre) @ root
   np.testing.assert_allclose(
@@ -148,29 +158,29 @@ def test_gaussians_are_the_closed_form():
 
 @pytest.mark.parametrize('classes', [4, 2, 1])
 def test_the_logistic_regression_is_the_optimum(classes):
-  """Its penalised likelihood has no slope where it ends; features are of length √d; a class without an example has no score."""
+  """Its penalised likelihood is flat where it ends; a class without an example has no score."""
   rng = np.random.default_rng(3)
   y = rng.integers(0, classes, 200) + (classes < 4)  # then class 0 has no example
   x = rng.normal(size=(200, 6)) + y[:, None] * np.arange(6)
   g = novelty_scores.fit_classes(x, y, 4, ('logistic',))
-  there, z = np.unique(y), g.normalized(x)
+  present, z = np.unique(y), g.normalized(x)
   np.testing.assert_allclose((z**2).sum(1), 6)
   logits = g.fit_of_classes('logistic', x)
-  assert np.isfinite(logits[:, there]).all() and np.isnan(np.delete(logits, there, 1)).all()
+  assert np.isfinite(logits[:, present]).all() and np.isnan(np.delete(logits, present, 1)).all()
   np.testing.assert_allclose(logits, z @ g.slopes[:-1] + g.slopes[-1])
   if classes > 1:
-    p, w = softmax(logits[:, there], 1), g.slopes[:, there]
+    p, w = softmax(logits[:, present], 1), g.slopes[:, present]
     slope = (
-      z.T @ (p - (y[:, None] == there))
+      z.T @ (p - (y[:, None] == present))
       + (w[:-1] - (w[:-1, :1] if classes == 2 else 0)) / novelty_scores.PENALTY
     )
     assert (
       np.abs(slope[:, 1:]).max()
-      < 0.02 * np.abs(z.T @ (1 / len(there) - (y[:, None] == there))).max()
+      < 0.02 * np.abs(z.T @ (1 / len(present) - (y[:, None] == present))).max()
     )
-    assert np.abs((p - (y[:, None] == there)).sum(0)).max() < 0.5  # the bias is not penalised
+    assert np.abs((p - (y[:, None] == present)).sum(0)).max() < 0.5  # the bias is not penalised
   else:
-    assert not logits[:, there].any()
+    assert not logits[:, present].any()
 
 
 def test_scores_are_the_closed_forms():
@@ -183,9 +193,9 @@ def test_scores_are_the_closed_forms():
     ('cosine_softmax', -log_softmax(fit[:, :2] / 0.05, 1).max(1)),
     ('logistic', -log_softmax(fit[:, :2], 1).max(1)),
   ):
-    got = novelty_scores.novelty(name, fit, allowed)
-    np.testing.assert_allclose(got[:5], expected[:5], atol=1e-12)
-    assert got[5] == np.inf
+    scores = novelty_scores.novelty(name, fit, allowed)
+    np.testing.assert_allclose(scores[:5], expected[:5], atol=1e-12)
+    assert scores[5] == np.inf
   fit[0, 0] = np.nan
   assert novelty_scores.novelty('mahalanobis', fit, allowed)[0] == -fit[0, 1]
 
@@ -204,21 +214,23 @@ def test_thresholds_call_the_asked_share_of_left_out_images_new():
 
 
 def test_leaving_out_is_a_fit_without_the_class():
-  """The scores of the left-out images are those of a detector that was never shown their classes."""
+  """The scores of left-out images are those of a detector that never saw their classes."""
   t, train, val, _ = planted('1/3')
   detector, fold = novelty.Detector.fit(train, val, t, 'mahalanobis'), novelty.folds(t, 1)
   expected = []
   for part in range(novelty.FOLDS):
-    kept = (
+    used = (
       train.labels[fold[train.labels[:, 1]] != part, 1],
       train.features[fold[train.labels[:, 1]] != part],
     )
-    g, mine = (
-      novelty_scores.fit_classes(kept[1], kept[0], len(t.names[1])),
+    g, is_left_out = (
+      novelty_scores.fit_classes(used[1], used[0], len(t.names[1])),
       fold[val.labels[:, 1]] == part,
     )
-    own = t.relation('kind', 'breed')[val.pred[mine, 0]]
-    expected += np.nanmin(np.where(own, g.distances(val.features[mine]), np.nan), 1).tolist()
+    is_child = t.relation('kind', 'breed')[val.pred[is_left_out, 0]]
+    expected += np.nanmin(
+      np.where(is_child, g.distances(val.features[is_left_out]), np.nan), 1
+    ).tolist()
   np.testing.assert_allclose(detector.left_out[1, -1], np.sort(expected), rtol=1e-8)
 
 
@@ -302,7 +314,7 @@ def test_held_out_shares_and_names():
 
 
 @pytest.mark.parametrize(
-  ('text', 'says'),
+  ('text', 'message'),
   [
     ('b0x', "'b0x' is no class of kind, breed; did you mean 'b"),
     ('zebra', "'zebra' is no class of kind, breed and no share"),
@@ -312,32 +324,32 @@ def test_held_out_shares_and_names():
     ('k0;k1;k2;k3', 'every class'),
   ],
 )
-def test_hold_out_says_what_is_wrong(text, says):
-  with pytest.raises(UserError, match=says):
+def test_hold_out_says_what_is_wrong(text, message):
+  with pytest.raises(UserError, match=message):
     held_out(text)
 
 
 def test_held_out_images_leave_training_and_keep_what_is_left_of_their_path():
-  whole = sources.load(tiny.run_config().data)
+  full = sources.load(tiny.run_config().data)
   c = tiny.run_config(**{'data.hold_out': '1/3'})
   data = sources.load(c.data)
   assert set(data.splits) == {'train', 'val', 'train_novel', 'val_novel'}
   for name in ('train', 'val'):
-    known, novel, all_ = data.splits[name], data.splits[f'{name}_novel'], whole.splits[name]
-    assert sorted([*known.files, *novel.files]) == sorted(all_.files)
-    assert (known.labels >= 0).all() and (novel.labels[:, -1] == -1).all()
-    truth = dict(zip(all_.files, all_.labels.tolist()))
-    for part in (known, novel):
+    inliers, novel, split = data.splits[name], data.splits[f'{name}_novel'], full.splits[name]
+    assert sorted([*inliers.files, *novel.files]) == sorted(split.files)
+    assert (inliers.labels >= 0).all() and (novel.labels[:, -1] == -1).all()
+    truth = dict(zip(split.files, split.labels.tolist()))
+    for part in (inliers, novel):
       for file, row in zip(part.files, part.labels.tolist()):
-        for k, c_ in enumerate(row):
-          name_ = whole.taxonomy.names[k][truth[file][k]]
+        for k, label in enumerate(row):
+          class_name = full.taxonomy.names[k][truth[file][k]]
           assert (
-            (data.taxonomy.names[k][c_] == name_)
-            if c_ >= 0
-            else name_ not in data.taxonomy.names[k]
+            (data.taxonomy.names[k][label] == class_name)
+            if label >= 0
+            else class_name not in data.taxonomy.names[k]
           )
       np.testing.assert_array_equal(
-        part.reader(len(part.files) - 1), all_.reader(list(all_.files).index(file))
+        part.reader(len(part.files) - 1), split.reader(list(split.files).index(file))
       )
   assert any('held out' in note for note in data.notes)
 
@@ -358,32 +370,33 @@ def test_a_run_with_held_out_classes_says_new_under(tmp_path, monkeypatch):
     'train.steps': 6,
   }
   result = hierjax.fit(tiny.run_config(**options), tmp_path)
-  held, levels = (
+  novel, levels = (
     sources.load(tiny.run_config(**options).data).splits['val_novel'],
     result['decode']['joint']['levels'],
   )
   assert (
-    result['novelty']['novel_images'] == len(held.labels)
+    result['novelty']['novel_images'] == len(novel.labels)
     and 0 <= levels['model']['novel_auroc'] <= 1
   )
   html = (tmp_path / 'report.html').read_text()
   assert 'Novelty detection' in html and 'could not be made' not in html
-  c = predict.run_config(tmp_path)
+  c = run_config(tmp_path)
   model = hierjax.load(tmp_path, c)
-  images = [held.reader(i) for i in range(len(held.labels))]
-  said = model.predict(images)
-  assert {s['new'].split(' under ')[0].split(' at ')[0] for s in said} <= {'', 'new'} and any(
-    s['new'] for s in said
+  images = [novel.reader(i) for i in range(len(novel.labels))]
+  records = model.predict(images)
+  assert {s['new'].split(' under ')[0].split(' at ')[0] for s in records} <= {'', 'new'} and any(
+    s['new'] for s in records
   )
-  assert all(set(s['novelty']) == set(model.taxonomy.levels) for s in said)
-  found = result['novelty']['found']
-  assert np.mean([bool(s['new']) for s in said]) == pytest.approx(
-    found, abs=0.02
+  assert all(set(s['novelty']) == set(model.taxonomy.levels) for s in records)
+  measured = result['novelty']['found']
+  assert np.mean([bool(s['new']) for s in records]) == pytest.approx(
+    measured, abs=0.02
   )  # the same decision as in the evaluation
   c.eval.novelty_score = 'energy'
   with pytest.raises(
     UserError,
-    match=r'novelty.npz: is of step 6 and score auto, not of 6 and energy; --mode=evaluate --split=val --config.eval.novelty=0.9',
+    match='novelty.npz: is of step 6 and score auto, not of 6 and energy; --mode=evaluate '
+    '--split=val --config.eval.novelty=0.9',
   ):
     hierjax.load(tmp_path, c).predict(images[:1])
   c.eval.novelty_score = 'auto'

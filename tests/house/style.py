@@ -7,6 +7,7 @@ import ast
 import collections
 import dataclasses
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 
@@ -165,7 +166,7 @@ def expressions(source: Source) -> Iterator[Problem]:
 
 
 def docstrings(source: Source) -> Iterator[Problem]:
-  """Public functions and classes of the package say what they do, and their arguments."""
+  """Public functions and classes of the package say what they do, and what three arguments are."""
   if not source.is_package:
     return
   if not ast.get_docstring(source.tree):
@@ -189,9 +190,11 @@ def _docstring(source: Source, node: ast.FunctionDef | ast.ClassDef) -> Iterator
   missing = [a.arg for a in arguments if a.annotation is None]
   if missing:
     yield source.problem(node, 'annotation', f'{node.name}: {", ".join(missing)}')
-  is_trivial = len(node.body) <= 2 or not arguments
-  if text and not is_trivial and 'Args:' not in text:
-    yield source.problem(node, 'args', f'the docstring of {node.name} has no Args section')
+  # one or two arguments with plain names and annotations need no section of their own
+  unmentioned = [a.arg for a in arguments if not re.search(rf'\b{a.arg}\b', text or '')]
+  if text and len(arguments) > 2 and len(node.body) > 2 and unmentioned:
+    message = f'the docstring of {node.name} does not say what {", ".join(unmentioned)} is'
+    yield source.problem(node, 'args', message)
 
 
 RULES = (lines, functions, classes, names, aliases, expressions, docstrings)

@@ -44,6 +44,7 @@ PENDING = frozenset(
 """.split()
 )
 
+
 def test_files_keep_the_rules():
   """Every file except those that are pending; `python tests/house/style.py` prints all."""
   problems = [
@@ -54,26 +55,30 @@ def test_files_keep_the_rules():
   ]
   assert not problems, '\n'.join(map(str, problems))
 
+
 def test_pending_files_exist():
   """A file that was moved or deleted leaves the list."""
   missing = [path for path in sorted(PENDING) if not (style.ROOT / path).exists()]
   assert not missing
 
+
 DOCUMENTED = '''"""What it holds."""
 
-def scale(x: int, y: int) -> int:
+def scale(x: int, y: int, w: int) -> int:
   """Return the product.
 
   Args:
     x: a factor.
     y: another.
+    w: a third.
   """
-  z = x * y
+  z = x * y * w
   return z
 '''
 
 METHODS = ''.join(f'  def f{i}(self):\n    """F."""\n' for i in range(11))
 NESTED = ''.join('  ' * i + 'if x:\n' for i in range(1, 6)) + ' ' * 12 + 'y\n'
+
 
 @pytest.mark.parametrize(
   ('text', 'rule'),
@@ -98,7 +103,7 @@ NESTED = ''.join('  ' * i + 'if x:\n' for i in range(1, 6)) + ' ' * 12 + 'y\n'
     (DOCUMENTED + '\n\ndef f():\n  pass\n', 'docstring'),
     (DOCUMENTED + '\n\nclass F:\n  pass\n', 'docstring'),
     (DOCUMENTED + '\n\nclass F:\n  """F."""\n\n  def g(self):\n    pass\n', 'docstring'),
-    (DOCUMENTED.replace('Args:', ''), 'args'),
+    (DOCUMENTED.replace('    w: a third.\n', ''), 'args'),
     (DOCUMENTED.replace('x: int,', 'x,'), 'annotation'),
     (DOCUMENTED + '\n\nclass _F:\n' + METHODS, 'class-size'),
     (DOCUMENTED + '\n\ndef _f():\n' + NESTED, 'nesting'),

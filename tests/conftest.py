@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Most of the time goes into compiling: few of LLVM's optimisations save a third of it. Processes
 # that tests start take the same, so that what they compute is bit-identical.
-QUICK = ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-os.environ.setdefault('HIERJAX_TEST_XLA_FLAGS', os.environ.get('XLA_FLAGS', '') + QUICK)
+os.environ.setdefault(
+  'HIERJAX_TEST_XLA_FLAGS',
+  os.environ.get('XLA_FLAGS', '')
+  + ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+)
 os.environ['XLA_FLAGS'] = (
   os.environ['HIERJAX_TEST_XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8'
 )

@@ -137,7 +137,8 @@ def test_nothing(labels):
 
 
 def test_scenes_keep_their_label_sets(shared):
-  rows = list(csv.DictReader((shared / 'scenes' / 'labels.csv').open()))
+  with (shared / 'scenes' / 'labels.csv').open() as file:
+    rows = list(csv.DictReader(file))
   names = [k for k in rows[0] if k not in ('file', 'split')]
   labels, files = (
     np.array([[int(row[k]) for k in names] for row in rows]),

@@ -7,10 +7,10 @@ import style
 PENDING = frozenset(
   """
   hierjax/core/parallel.py
-
-
+  hierjax/data/pipeline.py
+  hierjax/data/transforms.py
+  hierjax/models/cpu_kernels.py
   hierjax/train/checkpoint.py
-  main.py
   tests/cli/test_bad_input.py
   tests/cli/test_main.py
   tests/core/test_config.py

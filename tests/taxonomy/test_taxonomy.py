@@ -1,4 +1,4 @@
-"""The path table against naive loops over its rows, on random trees, facets and branches that end early."""
+"""The path table against naive loops, on random trees, facets and branches that end early."""
 
 import itertools
 import pathlib
@@ -23,7 +23,7 @@ BIRDS = [
 
 
 def make(kind, seed):
-  """A random taxonomy: tree, facets (two columns drawn apart), or a tree of which some branches end early."""
+  """A random taxonomy: a tree, facets, or a tree of which some branches end early."""
   r = random.Random(seed)
   rows = []
   if kind == 'facets':
@@ -224,26 +224,27 @@ def partial_labels(t, seed, n=60):
 def test_valid_and_complete_against_all_leaves(t):
   labels = partial_labels(t, len(t.paths))
   valid, full = t.valid(labels), t.complete(labels)
-  for row, ok, done in zip(labels, valid, full):
+  for row, is_valid, completed in zip(labels, valid, full):
     fits = [p for p in t.paths.tolist() if all(a in (-1, b) for a, b in zip(row, p))]
-    assert ok == bool(fits)
-    assert (done[row >= 0] == row[row >= 0]).all()
+    assert is_valid == bool(fits)
+    assert (completed[row >= 0] == row[row >= 0]).all()
     if not fits:
       continue
-    known = row.tolist()
+    expected = row.tolist()
     for p, d in zip(t.paths.tolist(), t.depth):
-      if any(
-        c == p[k] and d <= k + 1 for k, c in enumerate(row)
-      ):  # this branch has ended: one leaf is left
-        known = [a if a >= 0 else b if d <= k else -1 for k, (a, b) in enumerate(zip(known, p))]
+      # This branch has ended: one leaf is left.
+      if any(c == p[k] and d <= k + 1 for k, c in enumerate(row)):
+        for k in range(d, len(row)):
+          expected[k] = expected[k] if expected[k] >= 0 else p[k]
     for k in range(len(row)):
-      told = max(known[k + 1 :], default=-1) >= 0
-      finer = {
-        p[k]
-        for p in t.paths.tolist()
-        if told and all(a in (-1, b) for a, b in zip(known[k + 1 :], p[k + 1 :]))
-      }
-      assert done[k] == (known[k] if known[k] >= 0 else min(finer) if len(finer) == 1 else -1)
+      finer = expected[k + 1 :]
+      classes = set()
+      if max(finer, default=-1) >= 0:
+        classes = {
+          p[k] for p in t.paths.tolist() if all(a in (-1, b) for a, b in zip(finer, p[k + 1 :]))
+        }
+      implied = min(classes) if len(classes) == 1 else -1
+      assert completed[k] == (expected[k] if expected[k] >= 0 else implied)
   assert (t.complete(full) == full).all()
   assert (
     (t.complete(t.paths) == t.paths).all()

@@ -1,4 +1,4 @@
-"""Multi levels end to end, around a tiny backbone on drawn squares: reading, training, thresholds, prediction, the report, and no contradictions."""
+"""Tag levels end to end on drawn squares: reading, training, thresholds, prediction, report."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ import tiny
 from jax.sharding import AxisType
 from sklearn import metrics as sklearn_metrics
 
-from hierjax import model as predict
+import hierjax
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline, sources
@@ -39,19 +39,19 @@ def small(monkeypatch):
 
 
 def draw(folder, n=96, columns=False, split=True, taxonomy=False):
-  """n pictures whose three bands are bright where the tag is there, and their labels.csv."""
+  """n pictures whose three bands are bright where the tag is present, and their labels.csv."""
   rng, lines = np.random.default_rng(0), []
   (folder / 'images').mkdir()
   for i in range(n):
-    there = rng.random(3) < (0.3, 0.5, 0.6)
+    is_drawn = rng.random(3) < (0.3, 0.5, 0.6)
     image = rng.integers(0, 90, (32, 32, 3), np.uint8)
-    for k in np.flatnonzero(there):
+    for k in np.flatnonzero(is_drawn):
       image[4:-4, 10 * k + 1 : 10 * k + 10, k] += rng.integers(60, 160, dtype=np.uint8)
     cv2.imwrite(str(folder / f'images/{i}.png'), image)
     cells = (
-      [str(int(x)) for x in there]
+      [str(int(x)) for x in is_drawn]
       if columns
-      else ['|'.join(t for t, x in zip(TAGS, there) if x) or '-']
+      else ['|'.join(t for t, x in zip(TAGS, is_drawn) if x) or '-']
     )
     lines.append(
       [f'images/{i}.png', *(['val' if i % 3 == 0 else 'train'] if split else []), *cells]
@@ -107,16 +107,16 @@ def test_sets_and_columns_are_the_same_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'line, told',
+  'line, message',
   [
     ('a.png,ambr,', r"labels\.csv:2: tag 'ambr' is not in the taxonomy; did you mean 'amber'"),
     ('a.png,amber,cold', r"labels\.csv:2: has tag 'amber' but not group 'warm'"),
   ],
 )
-def test_wrong_labels_name_their_row(tmp_path, line, told):
+def test_wrong_labels_name_their_row(tmp_path, line, message):
   (tmp_path / 'taxonomy.csv').write_text('group,tag\nwarm,amber\ncold,blue\nwarm,coral\n')
   (tmp_path / 'labels.csv').write_text(f'file,tag,group\n{line}\n')
-  agreement.refuses(options(tmp_path).data, told)
+  agreement.refuses(options(tmp_path).data, message)
 
 
 def test_what_follows_is_filled_in(tmp_path):
@@ -136,8 +136,10 @@ def test_what_follows_is_filled_in(tmp_path):
     cv2.imwrite(str(tmp_path / f'{k}.png'), np.zeros((8, 8, 3), np.uint8))
   data = sources.load(options(tmp_path, **{'data.val_share': 0.0}).data)
   assert data.taxonomy.names == (('cold', 'plain', 'warm'), ('amber', 'blue', 'coral', 'plain'))
-  found = {f[0]: y.tolist() for f, y in zip(data.splits['train'].files, data.splits['train'].multi)}
-  assert found == {
+  values = {
+    f[0]: y.tolist() for f, y in zip(data.splits['train'].files, data.splits['train'].multi)
+  }
+  assert values == {
     'a': [0, 0, 1, 1, 0, 0, 0],
     'b': [1, 0, 0, 0, -1, 0, 0],
     'c': [0, 0, 0, 0, 0, 0, 0],
@@ -154,7 +156,7 @@ def test_a_cell_of_a_class_column_is_0_or_1(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'changes, told',
+  'changes, message',
   [
     ({'loss.smoothing': 0.1}, r'loss\.smoothing=0\.1 is for exclusive levels'),
     ({'data.balance': 'loss'}, r'data\.balance'),
@@ -166,9 +168,9 @@ def test_a_cell_of_a_class_column_is_0_or_1(tmp_path):
     ({'loss.pos_weight': 0.5}, r'pos_weight=0\.5'),
   ],
 )
-def test_options_that_do_not_fit(tmp_path, changes, told):
+def test_options_that_do_not_fit(tmp_path, changes, message):
   draw(tmp_path, 12, taxonomy=True)
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     setup.build(options(tmp_path, **changes))
 
 
@@ -188,41 +190,41 @@ def test_one_level_as_s4_does(tmp_path):
   draw(data, columns=True)
   c = options(data, **{'data.multi': 'tag'})
   result = fit.fit(c, run)
-  found = result['multi']['tag']
+  values = result['multi']['tag']
   with np.load(run / 'predictions_val.npz') as archive:
     prob, y, pred = (
       archive['multi_prob'].astype(np.float64),
       archive['multi_labels'],
       archive['multi_pred'],
     )
-  assert found['map_macro'] == pytest.approx(
+  assert values['map_macro'] == pytest.approx(
     np.mean([sklearn_metrics.average_precision_score(y[:, k], prob[:, k]) for k in range(3)])
   )
-  assert found['map_micro'] == pytest.approx(
+  assert values['map_micro'] == pytest.approx(
     sklearn_metrics.average_precision_score(y.ravel(), prob.ravel())
   )
-  kept = json.loads((run / 'decode.json').read_text())
-  assert kept['split'] == 'val'
-  for k, (name, of) in enumerate(found['classes'].items()):
+  rules = json.loads((run / 'decode.json').read_text())
+  assert rules['split'] == 'val'
+  for k, (name, tag_values) in enumerate(values['classes'].items()):
     precision, recall, thresholds = sklearn_metrics.precision_recall_curve(y[:, k], prob[:, k])
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     assert (
-      kept['thresholds']['tag'][name]
-      == of['threshold']
+      rules['thresholds']['tag'][name]
+      == tag_values['threshold']
       == pytest.approx(thresholds[f1[:-1].argmax()])
     )
-    assert of['after']['f1'] == pytest.approx(f1.max()) and of['after']['f1'] >= (
-      of['before']['f1'] or 0
+    assert tag_values['after']['f1'] == pytest.approx(f1.max()) and tag_values['after']['f1'] >= (
+      tag_values['before']['f1'] or 0
     )
-    assert of['after']['f1'] == pytest.approx(sklearn_metrics.f1_score(y[:, k], pred[:, k]))
-  again = predict.load(run)
-  assert again.evaluate('val')['multi'] == result['multi']
+    assert tag_values['after']['f1'] == pytest.approx(sklearn_metrics.f1_score(y[:, k], pred[:, k]))
+  reloaded = hierjax.load(run)
+  assert reloaded.evaluate('val')['multi'] == result['multi']
   changed = dict.fromkeys(TAGS, 1.1)
   (run / 'decode.json').write_text(json.dumps({'thresholds': {'tag': changed}}))
   assert not any(
-    line['classes']['tag'] for line in predict.load(run).predict([str(data / 'images/0.png')])
+    line['classes']['tag'] for line in hierjax.load(run).predict([str(data / 'images/0.png')])
   )
-  (line,) = again.predict([str(data / 'images/0.png')])
+  (line,) = reloaded.predict([str(data / 'images/0.png')])
   assert line['classes']['tag'] == [t for t, x in zip(TAGS, pred[0]) if x] and line['prob']['tag'][
     'blue'
   ] == pytest.approx(prob[0, 1], abs=1e-4)
@@ -246,7 +248,7 @@ def test_several_levels_never_contradict(tmp_path, binary):
     options(data, **{'loss.binary': binary, 'train.steps': 12, 'train.eval_steps': 12}), run
   )
   assert set(result['multi']) == {'group', 'tag'} and result['hvr']['decided'] == 0
-  model = predict.load(run)
+  model = hierjax.load(run)
   for changed in (
     {},
     {'group': np.ones(2), 'tag': np.zeros(3)},
@@ -304,7 +306,10 @@ def test_loss_of_unknown_labels_and_weights():
   rows = np.array([[1, -1, 0], [-1, -1, -1]], np.int32)
   x = np.array([[0.3, 5.0, -0.2], [1.0, 1.0, 1.0]], np.float32)
   right = -np.log([1 / (1 + np.exp(-0.3)), 1 / (1 + np.exp(-0.2))])
-  loss = lambda: build.build(c, t, ('tag',), labels).blocks[0]({'tag': x}, {}, rows, 1.0)['tag']
+
+  def loss():
+    return build.build(c, t, ('tag',), labels).blocks[0]({'tag': x}, {}, rows, 1.0)['tag']
+
   value, n, _, _ = loss()
   np.testing.assert_allclose(value, [right.mean(), 0], rtol=1e-5)
   assert n.tolist() == [2, 0]

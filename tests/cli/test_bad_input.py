@@ -228,10 +228,7 @@ OPTIONS = {
   '--config.loss.weights=make=-1': ('--config.loss.weights', "('make', -1.0)", 'at least 0'),
   '--config.loss.weights=make=nan': ('--config.loss.weights', "('make', nan)"),
   '--config.loss.weights=all=0': ('--config.loss.weights', 'nothing would train'),
-  '--config.train.best=acc': (
-    "--config.train.best='acc'",
-    'choices: loss, top1/make, top1/type',
-  ),
+  '--config.train.best=acc': ("--config.train.best='acc'", 'choices: loss, top1/make, top1/type'),
   '--config.train.steps=0': ('--config.train: one of steps, epochs, examples must be given',),
   '--config.train.steps=0 --config.train.epochs=1e300': (
     '--config.train: epochs=1e+300 are',

@@ -57,7 +57,6 @@ def problems(root: pathlib.Path) -> list[str]:
   return out + ([f'a circle: {" -> ".join([*nodes, nodes[0]])}'] if nodes else [])
 
 
-@UNTIL_DELIVERED
 def test_imports_go_one_way():
   """What stands left knows nothing of what stands right."""
   lines = problems(ROOT)
@@ -144,7 +143,6 @@ def python(code: str) -> str:
   return result.stdout.strip()
 
 
-@UNTIL_DELIVERED
 def test_importing_changes_nothing():
   """Not the flags, hooks, signals, threads of OpenCV, listeners, environment or jax's options."""
   assert python(UNCHANGED) == '[]'
@@ -159,7 +157,6 @@ print(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime, 'jax' in sy
 """
 
 
-@UNTIL_DELIVERED
 @pytest.mark.parametrize(
   ('module', 'limit', 'has_jax'), [('hierjax', 0.2, False), ('hierjax.train.loop', 2.0, True)]
 )

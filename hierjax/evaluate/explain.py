@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import simplejpeg
 
 from hierjax.core import files
 from hierjax.evaluate import example_images
@@ -142,8 +143,6 @@ def write(
       padding) and `mask`.
     picture: from a row to uint8 [h, w, 3]; None where the image can no longer be read.
   """
-  import simplejpeg
-
   n = len(predictions['labels'])
   shown_rows = example_images.shown_rows(predictions, taxonomy)
   points = np.sort(np.random.default_rng(0).permutation(n)[:POINTS])

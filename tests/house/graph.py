@@ -19,12 +19,13 @@ HEAVY = {
 
 
 class Arrow(NamedTuple):
-  """An import: the importing module, what it imports, its line, and whether a function holds it."""
+  """An import: what imports what on which line, within a function, for annotations alone."""
 
   module: str
   target: str
   line: int
   is_inner: bool
+  is_for_types: bool
 
 
 def modules(root: pathlib.Path, package: str) -> dict[str, pathlib.Path]:
@@ -47,10 +48,16 @@ def arrows(root: pathlib.Path, package: str) -> list[Arrow]:
       if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
       for node in ast.walk(function)
     }
+    typing = {
+      id(node)
+      for block in ast.walk(tree)
+      if isinstance(block, ast.If) and ast.unparse(block.test) == 'TYPE_CHECKING'
+      for node in ast.walk(block)
+    }
     base = module if file.name == '__init__.py' else module.rpartition('.')[0]
     for node in ast.walk(tree):
       for target in _targets(node, base, files):
-        out.append(Arrow(module, target, node.lineno, id(node) in inner))
+        out.append(Arrow(module, target, node.lineno, id(node) in inner, id(node) in typing))
   return out
 
 

@@ -9,7 +9,6 @@ import graph
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-UNTIL_DELIVERED = pytest.mark.xfail(reason='the rebuild is under way', strict=False)
 # A wing imports from wings that stand before it. Those of one row don't import each other.
 ORDER = (
   ('core',),
@@ -27,6 +26,13 @@ ORDER = (
 RANK = {wing: rank for rank, row in enumerate(ORDER) for wing in row}
 # Imported by users' files and by nothing within; it imports the wings when a name is asked for.
 SURFACE = 'hierjax'
+# The command line sets up the process, and answers mistakes in arguments, before it imports jax.
+LATE = {
+  ('hierjax.cli', 'hierjax.cli.program'),
+  ('hierjax.cli.program', 'hierjax.cli.commands'),
+  # the config files as the wheel ships them
+  ('hierjax.cli.config_files', 'hierjax.configs'),
+}
 
 
 def wing(module: str) -> str:
@@ -40,7 +46,7 @@ def problems(root: pathlib.Path) -> list[str]:
   for arrow in graph.arrows(root, 'hierjax'):
     is_own = arrow.target.split('.')[0] == 'hierjax'
     line = f'{arrow.module}:{arrow.line} imports {arrow.target}'
-    if arrow.module == SURFACE:
+    if arrow.module == SURFACE or arrow[:2] in LATE:
       continue
     if arrow.is_inner and (is_own or arrow.target.split('.')[0] not in graph.HEAVY):
       out.append(f'{line} inside a function')
@@ -51,7 +57,7 @@ def problems(root: pathlib.Path) -> list[str]:
       out.append(f'{line}: no wing of {", ".join(RANK)}')
     elif start != end and RANK[start] <= RANK[end]:
       out.append(f'{line}: {start} stands before or beside {end}')
-    elif arrow.target != arrow.module:
+    elif arrow.target != arrow.module and not arrow.is_for_types:
       edges[arrow.module].add(arrow.target)
   nodes = graph.circle(edges)
   return out + ([f'a circle: {" -> ".join([*nodes, nodes[0]])}'] if nodes else [])
@@ -105,8 +111,9 @@ def test_a_wrong_import_is_reported(file, text, problem, tmp_path):
 
 UNCHANGED = """
 import os, signal, sys, threading
-import cv2, jax
-from absl import flags
+import cv2, grain, jax
+import orbax.checkpoint
+from absl import flags, logging
 
 def state():
   from jax._src import monitoring

@@ -25,7 +25,6 @@ PENDING = frozenset(
   tests/models/test_layers.py
   tests/models/test_parity.py
   tests/models/test_pretrained.py
-  tests/mutant_table.py
   tests/parity/check.py
   tests/parity/hcal.py
   tests/parity/make_golden.py

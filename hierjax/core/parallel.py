@@ -1,7 +1,8 @@
-"""Several processes, the mesh, and arrays over it: one axis, `data`; parameters replicated, batches split.
+"""Several processes, the mesh, and arrays over it: one axis, `data`.
 
-Every process runs the same program on its own rows of each batch. What reads or decides something on the host must come out the same on all of them, or the
-next collective waits for ever: `exchange` is for that.
+Parameters are replicated, batches split. Every process runs the same program on its own rows of
+each batch. What reads or decides something on the host must come out the same on all of them, or
+the next collective waits for ever: `exchange` is for that.
 """
 
 import ctypes
@@ -14,6 +15,8 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,8 +27,12 @@ from jax.sharding import PartitionSpec as P
 from hierjax.core.errors import UserError
 
 AXIS = 'data'
-LOST = 75  # exit status where another process is gone: EX_TEMPFAIL, "try again"
-_abort = None  # the C handler of SIGABRT; kept from the garbage collector
+# exit status where another process is gone: EX_TEMPFAIL, "try again"
+LOST = 75
+# what the messages of failed collectives speak of
+COLLECTIVES = re.compile('gloo|nccl|coordination.?service|barrier', re.IGNORECASE)
+# the C handler of SIGABRT, referenced here so that Python does not collect it
+_abort = None
 
 
 def start(
@@ -35,22 +42,35 @@ def start(
   wait: int = 300,
   silence: int = 100,
 ) -> None:
-  """Joins this process to the others, before any use of a device. Without arguments jax finds SLURM, Open MPI, GKE or Cloud TPU by itself.
+  """Join this process to the others, before any use of a device.
 
-  wait: seconds for all to come; silence: seconds without a sign of life after which a process counts as dead and all others stop.
+  Without arguments jax finds SLURM, Open MPI, GKE or Cloud TPU by itself.
+
+  Args:
+    coordinator: HOST:PORT of process 0.
+    processes: the number of processes.
+    process: which of them this is, from 0.
+    wait: seconds for all to come.
+    silence: seconds without a sign of life after which a process counts as dead and all others
+      stop.
+
+  Raises:
+    UserError: the arguments don't fit, or the others cannot be reached.
   """
   explicit = bool(coordinator), processes is not None, process is not None
   if any(explicit) and not all(explicit):
     raise UserError(
-      '--coordinator=HOST:PORT, --num_processes=N and --process_id=I go together: give all three, or none where the cluster is found by itself'
+      '--coordinator=HOST:PORT, --num_processes=N and --process_id=I go together: '
+      'give all three, or none where the cluster is found by itself'
     )
   if coordinator:
     _check(coordinator, processes, process, wait)
-  # The preemption service would swallow SIGTERM everywhere; who is to stop, and when, is agreed on in the training step.
+  # the preemption service would swallow SIGTERM; the training step agrees on who stops when
   jax.config.update('jax_enable_preemption_service', False)
+  address = f', {coordinator}' if coordinator else ''
   _on_abort(
-    f'not all processes came together within {wait} s (--start_timeout): were all of them started, and can they reach the coordinator'
-    f'{", " + coordinator if coordinator else ""}?'
+    f'not all processes came together within {wait} s (--start_timeout): were all of them '
+    f'started, and can they reach the coordinator{address}?'
   )
   try:
     jax.distributed.initialize(
@@ -61,53 +81,56 @@ def start(
       heartbeat_timeout_seconds=silence,
     )
   except (ValueError, RuntimeError) as e:
-    said = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-    if 'should be defined' in said or 'must be defined' in said:
-      said = 'found no cluster (SLURM, Open MPI, GKE, Cloud TPU)'
+    reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+    if 'should be defined' in reason or 'must be defined' in reason:
+      reason = 'found no cluster (SLURM, Open MPI, GKE, Cloud TPU)'
     raise UserError(
-      f'--distributed: {said}; give --coordinator=HOST:PORT --num_processes=N --process_id=I, or leave --distributed out'
+      f'--distributed: {reason}; give --coordinator=HOST:PORT --num_processes=N --process_id=I, '
+      'or leave --distributed out'
     ) from e
   _on_abort(lost_text(silence))
-  if (
-    jax.default_backend() == 'cpu'
-  ):  # from the cache, XLA's programs for CPUs run their collectives in an order of each process's own (jax 0.10.2)
+  # from the cache, XLA's programs for CPUs run their collectives in an order that differs between
+  # processes (jax 0.10.2)
+  if jax.default_backend() == 'cpu':
     jax.config.update('jax_enable_compilation_cache', False)
 
 
 def _check(coordinator: str, processes: int, process: int, wait: int) -> None:
-  """The mistakes in explicit flags that jax would end the program for, without a word that helps."""
+  """The mistakes in explicit flags for which jax would end the program without an explanation."""
   host, _, port = coordinator.rpartition(':')
+  option = f'--coordinator={coordinator}'
   if not host or not port.isdigit():
-    raise UserError(f'--coordinator={coordinator}: not HOST:PORT')
+    raise UserError(f'{option}: not HOST:PORT')
   if not 0 <= process < processes:
     raise UserError(
       f'--process_id={process}: must be from 0 to {processes - 1}, as --num_processes={processes}'
     )
+  if process == 0:
+    try:
+      socket.create_server(('', int(port))).close()
+    except OSError as e:
+      reason = e.strerror or e
+      raise UserError(f'{option}: process 0 cannot listen there ({reason})') from e
+    return
   end, address = time.monotonic() + wait, (host.strip('[]'), int(port))
   while True:
     try:
-      if process == 0:
-        socket.create_server(('', int(port))).close()
-      else:
-        socket.create_connection(address, timeout=max(end - time.monotonic(), 0.1)).close()
+      socket.create_connection(address, timeout=max(end - time.monotonic(), 0.1)).close()
       return
     except OSError as e:
-      if process == 0:
-        raise UserError(
-          f'--coordinator={coordinator}: process 0 cannot listen there ({e.strerror or e})'
-        ) from e
       if time.monotonic() >= end:
         raise UserError(
-          f'--coordinator={coordinator}: no answer within {wait} s ({e.strerror or e}): is process 0 running there? '
+          f'{option}: no answer within {wait} s ({e.strerror or e}): is process 0 running there? '
           '(--start_timeout=SECONDS waits longer)'
         ) from e
     time.sleep(min(1, max(end - time.monotonic(), 0)))
 
 
 def _on_abort(text: str) -> None:
-  """Says `text` when jax's runtime ends this process.
+  """Print a text when jax's runtime ends this process.
 
-  The runtime does so from a thread of its own, with abort(), and tells Python nothing. So this is a handler in C, which abort() calls before it returns.
+  The runtime does so from a thread of its own, with abort(), and Python does not notice. So this is
+  a handler in C, which abort() calls before it returns.
   """
   global _abort
   _abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _leave(text, LOST))
@@ -115,6 +138,7 @@ def _on_abort(text: str) -> None:
 
 
 def _leave(text: str, code: int) -> None:
+  """Print an error and leave at once."""
   print(f'\nerror: {text}', file=sys.stderr)
   sys.stderr.flush()
   sys.stdout.flush()
@@ -122,31 +146,50 @@ def _leave(text: str, code: int) -> None:
 
 
 def lost_text(silence: int | None = None) -> str:
+  """Explain that this process stops because another one is gone.
+
+  Args:
+    silence: seconds after which a process counts as dead, if that is known.
+  """
+  reason = ''
+  if silence:
+    reason = f' (for {silence} s, --peer_timeout, or its connection was closed)'
   return (
-    f'process {jax.process_index()} of {jax.process_count()} stops, since another one has stopped, died or cannot be reached'
-    + (f' (for {silence} s, --peer_timeout, or its connection was closed)' if silence else '')
-    + '; where that one gives no other reason, start all of them again with the same command: training goes on from its last checkpoint'
+    f'process {jax.process_index()} of {jax.process_count()} stops, since another one has stopped, '
+    f'died or cannot be reached{reason}; where that one gives no other reason, start all of them '
+    'again with the same command: training goes on from its last checkpoint'
   )
 
 
-def lost(error: BaseException) -> bool:
+def is_lost_process(error: BaseException) -> bool:
   """Whether a collective has failed, which is another process's death."""
-  return jax.process_count() > 1 and bool(
-    re.search(r'gloo|nccl|coordination.?service|barrier', str(error), re.IGNORECASE)
-  )
+  return jax.process_count() > 1 and bool(COLLECTIVES.search(str(error)))
 
 
 def explain(error: BaseException) -> int:
-  """Says why this process stops; returns its exit status. Another process's death has no traceback here that is worth reading."""
-  if lost(error):
-    print(f'error: {lost_text()} ({str(error).strip().splitlines()[0][:200]})', file=sys.stderr)
+  """Print why this process stops; another one's death has no traceback that is worth reading.
+
+  Args:
+    error: what was raised.
+
+  Returns:
+    The exit status.
+  """
+  if is_lost_process(error):
+    reason = str(error).strip().splitlines()[0][:200]
+    print(f'error: {lost_text()} ({reason})', file=sys.stderr)
     return LOST
   traceback.print_exception(error)
   return 1
 
 
 def stop(code: int, together: bool) -> None:
-  """Ends a process that `start` has joined: `together` waits for the others, else it leaves at once, so that they notice and nobody waits for it."""
+  """End a process that `start` has joined.
+
+  Args:
+    code: its exit status.
+    together: whether to wait for the others; else it leaves at once, so that they notice.
+  """
   if not jax.distributed.is_initialized():
     return
   if together:
@@ -162,91 +205,135 @@ def first() -> bool:
   return jax.process_index() == 0
 
 
-def exchange(value) -> list:
-  """What JSON can hold, of every process → all of them in the processes' order, on every process. All processes must call it at the same place."""
+def exchange(value: Any) -> list:
+  """Gather a value of every process on every process. All must call it at the same place.
+
+  Args:
+    value: what JSON can hold.
+
+  Returns:
+    The values in the order of the processes.
+  """
   if jax.process_count() == 1:
     return [value]
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)
   lengths = multihost_utils.process_allgather(np.int32(len(data)))
-  row = np.zeros(
-    1 << int(lengths.max()).bit_length(), np.uint8
-  )  # few sizes, so that few are compiled
+  # few sizes, so that few programs are compiled
+  row = np.zeros(1 << int(lengths.max()).bit_length(), np.uint8)
   row[: len(data)] = data
-  return [
-    json.loads(r[:n].tobytes()) for r, n in zip(multihost_utils.process_allgather(row), lengths)
-  ]
+  rows = multihost_utils.process_allgather(row)
+  return [json.loads(r[:n].tobytes()) for r, n in zip(rows, lengths)]
 
 
-def check_same(workdir: pathlib.Path, facts: dict[str, str]) -> None:
-  """UserError on all processes unless all have the same facts {name: value} and see process 0's files in the folder. Process 0 has made it."""
-  seen = exchange({**facts, 'mark': f'.process0.{os.getpid()}.{time.time_ns()}'})
-  for i, theirs in enumerate(seen):
-    if other := [name for name in facts if theirs[name] != seen[0][name]]:
+def check_same(workdir: pathlib.Path, facts: Mapping[str, str]) -> None:
+  """Check that all processes have the same facts, and see process 0's files in a folder.
+
+  Args:
+    workdir: the folder, which process 0 has made.
+    facts: {what it is: value}.
+
+  Raises:
+    UserError: on all processes, where one differs.
+  """
+  all_facts = exchange({**facts, 'mark': f'.process0.{os.getpid()}.{time.time_ns()}'})
+  for i, others in enumerate(all_facts):
+    different = [name for name in facts if others[name] != all_facts[0][name]]
+    if different:
       raise UserError(
-        f'process {i} has other {", ".join(other)} than process 0: start all processes with the same command, on the same data'
+        f'process {i} has other {", ".join(different)} than process 0: '
+        'start all processes with the same command, on the same data'
       )
-  mark = workdir / seen[0]['mark']
+  mark = workdir / all_facts[0]['mark']
   if first():
     mark.touch()
-  exchange(None)  # by now it is there
-  sees = exchange(mark.exists())
+  exchange(None)  # until it exists
+  is_visible = exchange(mark.exists())
   if first():
     mark.unlink()
-  if not all(sees):
-    blind = ', '.join(str(i) for i, s in enumerate(sees) if not s)
+  if not all(is_visible):
+    blind = ', '.join(str(i) for i, visible in enumerate(is_visible) if not visible)
     raise UserError(
-      f'{workdir}: process(es) {blind} do not see what process 0 writes there; --workdir must be a folder that all share'
+      f'{workdir}: process(es) {blind} do not see what process 0 writes there; '
+      '--workdir must be a folder that all share'
     )
 
 
 def mesh() -> Mesh:
-  """All devices of all processes on one axis. Auto axes: linen's Dropout does not run under Explicit ones."""
+  """Put all devices of all processes on one axis."""
+  # Auto axes: linen's Dropout does not run under Explicit ones
   return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(m: Mesh) -> NamedSharding:
+  """Return the sharding of parameters: each device has all of them."""
   return NamedSharding(m, P())
 
 
 def split(m: Mesh) -> NamedSharding:
+  """Return the sharding of a batch: each device has its rows."""
   return NamedSharding(m, P(AXIS))
 
 
 def check_batch(size: int, m: Mesh, option: str, micro: int = 1) -> None:
+  """Check that a batch can be split evenly.
+
+  Args:
+    size: of the batch.
+    m: the devices.
+    option: its option, for the error.
+    micro: the number of micro-batches.
+
+  Raises:
+    UserError: it cannot.
+  """
   if size % (m.size * micro):
-    raise UserError(
-      f'{option}={size} must be a multiple of {m.size} device(s)'
-      + (f' x {micro} micro-batches' if micro > 1 else '')
-    )
+    parts = f' x {micro} micro-batches' if micro > 1 else ''
+    raise UserError(f'{option}={size} must be a multiple of {m.size} device(s){parts}')
 
 
-def put_batch(batch: dict[str, np.ndarray], m: Mesh) -> dict[str, jax.Array]:
-  """This process's rows of a batch → global arrays split over the mesh."""
+def put_batch(batch: Mapping[str, np.ndarray], m: Mesh) -> dict[str, jax.Array]:
+  """Put this process's rows of a batch into global arrays split over the mesh."""
   return {k: jax.make_array_from_process_local_data(split(m), v) for k, v in batch.items()}
 
 
 def put_train(
-  batch: dict[str, np.ndarray], flags: dict[str, bool], m: Mesh
+  batch: Mapping[str, np.ndarray], flags: Mapping[str, bool], m: Mesh
 ) -> dict[str, jax.Array | dict[str, jax.Array]]:
-  """What a training step takes of this process's batch, with flags {name: float32 [devices]}: 1 on this process's devices where raised."""
+  """Put what a training step takes onto the mesh.
+
+  Args:
+    batch: this process's rows, with 'image' and 'labels'.
+    flags: {name: whether this process raises it}.
+    m: the devices.
+
+  Returns:
+    'image', 'labels', and 'flags' {name: float32 [devices]}, 1 on this process's devices where
+    raised.
+  """
   raised = {name: np.full(len(m.local_devices), up, np.float32) for name, up in flags.items()}
-  return {
-    **put_batch({'image': batch['image'], 'labels': batch['labels']}, m),
-    'flags': put_batch(raised, m),
-  }
+  images = {'image': batch['image'], 'labels': batch['labels']}
+  return {**put_batch(images, m), 'flags': put_batch(raised, m)}
 
 
-def put_replicated(tree, m: Mesh):
-  """The same host values on every process → global replicated arrays. Copies, so that donating them later leaves the caller's values alone."""
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(replicated(m), np.array(x)), tree
-  )
+def put_replicated(tree: Any, m: Mesh) -> Any:
+  """Put the same host values of every process into replicated arrays.
+
+  They are copied, so that donating them later leaves the caller's values alone.
+
+  Args:
+    tree: of arrays.
+    m: the devices.
+  """
+  sharding = replicated(m)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.array(x)), tree)
 
 
-def gather(tree):
-  """Global arrays split over processes → the whole, as numpy, on every process."""
-  return (
-    jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
-    if jax.process_count() > 1
-    else jax.tree.map(np.asarray, tree)
-  )
+def gather(tree: Any) -> Any:
+  """Gather global arrays, split over processes, as numpy on every process.
+
+  Args:
+    tree: of arrays.
+  """
+  if jax.process_count() > 1:
+    tree = multihost_utils.process_allgather(tree, tiled=True)
+  return jax.tree.map(np.asarray, tree)

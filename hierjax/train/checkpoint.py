@@ -1,8 +1,9 @@
 """Checkpoints with Orbax: the latest two and the best by the val metric, written in the background.
 
-A step holds up to three parts, so that whoever only predicts reads only what it needs: `model` (params and batch_stats), `ema` (the averaged ones, where
-on), and `rest` (step, optimiser, plateau and early-stopping state). The digest of each part is kept beside it: Orbax's format notices a file that is cut
-short, but not a byte that has turned.
+A step holds up to three parts, so that whoever only predicts reads only what it needs: `model`
+(params and batch_stats), `ema` (the averaged ones, where on), and `rest` (step, optimiser, plateau
+and early-stopping state). The digest of each part is stored beside it: Orbax's format notices a
+file that is cut short, but not a byte that has changed.
 """
 
 import contextlib
@@ -11,7 +12,8 @@ import json
 import pathlib
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,19 +27,37 @@ class Damaged(Exception):
   """A checkpoint that cannot be read, or whose content is not what was saved."""
 
 
-def flatten(tree) -> dict[str, jax.Array]:
-  """{path: leaf}: how trees with optax's named tuples are stored, independent of optax's classes."""
-  return {
-    jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+class Loaded(NamedTuple):
+  """What was read of a checkpoint.
+
+  Attributes:
+    step: its step, None where there is no checkpoint.
+    parts: {part: tree}, {} where there is none.
+  """
+
+  step: int | None
+  parts: dict[str, Any]
 
 
-def unflatten(leaves: Mapping[str, jax.Array], like):
+def flatten(tree: Any) -> dict[str, jax.Array]:
+  """Flatten a tree into {path: leaf}, which does not depend on optax's classes."""
+  return {jax.tree_util.keystr(k): x for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unflatten(leaves: Mapping[str, jax.Array], like: Any) -> Any:
+  """Put the leaves of `flatten` into a tree of the structure of `like`."""
   return jax.tree_util.tree_map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], like)
 
 
-def sha256(tree) -> str:
-  """Digest of every leaf's path, type, shape and bytes: two states are bit-identical exactly if theirs agree."""
+def sha256(tree: Any) -> str:
+  """Digest a tree: two are bit-identical exactly if their digests agree.
+
+  Args:
+    tree: of arrays.
+
+  Returns:
+    The SHA-256 of every leaf's path, dtype, shape and bytes, in hexadecimal.
+  """
   digest = hashlib.sha256()
   for path, leaf in sorted(flatten(tree).items()):
     x = np.asarray(leaf)
@@ -47,35 +67,52 @@ def sha256(tree) -> str:
 
 
 class Checkpoints:
-  """The checkpoints of one run; `metric` chooses the best. Only the one who writes may tidy up what a killed writer has left."""
+  """The checkpoints of one run.
+
+  Args:
+    folder: where they are.
+    metric: the val metric that chooses the best one.
+    writes: whether this is the run that trains. Only it may tidy up what a killed one has left.
+
+  Attributes:
+    notes: what the user should know of damaged checkpoints.
+  """
 
   def __init__(self, folder: pathlib.Path, metric: str, writes: bool = False):
     policies = ocp.training.preservation_policies
-    best = policies.BestN(get_metric_fn=self.rank, n=1, keep_checkpoints_without_metrics=False)
-    self.folder, self.metric = folder, metric
-    self.notes: list[str] = []  # what the user should know of damaged checkpoints
+    best = policies.BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False)
+    self._folder, self._metric = folder, metric
+    self.notes: list[str] = []
     if writes:
-      for step in parallel.exchange(self._illegible())[
-        0
-      ]:  # the first process decides, as it is the one that moves
+      # the first process decides, as it is the one that moves
+      for step in parallel.exchange(self._illegible_steps())[0]:
         self._set_aside(step, 'its metrics cannot be read')
-    self.manager = ocp.training.Checkpointer(
+    self._manager = ocp.training.Checkpointer(
       folder.absolute(),
       preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
       cleanup_tmp_directories=writes,
     )
 
-  def rank(self, values: Mapping[str, float]) -> tuple[float, float]:
-    """Orders checkpoints: the largest is the best; of equals the earliest, as early stopping counts, and so for whoever was interrupted in between."""
-    value = values.get(self.metric, metrics.worst(self.metric))
-    return value * metrics.sign(self.metric), -values.get('step', 0)
+  def _rank(self, values: Mapping[str, float]) -> tuple[float, float]:
+    """The order of checkpoints, largest best; of equals the earliest, as early stopping counts."""
+    value = values.get(self._metric, metrics.worst(self._metric))
+    return value * metrics.sign(self._metric), -values.get('step', 0)
 
   def save(self, step: int, parts: Mapping, values: Mapping[str, float] | None) -> None:
-    """Starts to save; the values are copied before this returns, the writing goes on in the background. UserError where an earlier save has failed."""
+    """Start to save. The values are copied before this returns, and written in the background.
+
+    Args:
+      step: the step.
+      parts: {part: tree}.
+      values: the val metrics, None where the step has not been evaluated.
+
+    Raises:
+      UserError: an earlier save has failed.
+    """
     digests = {name: sha256(part) for name, part in parts.items()}
-    with self._told():
-      self.manager.save_checkpointables_async(
+    with self._write_errors():
+      self._manager.save_checkpointables_async(
         step,
         dict(parts),
         metrics={**values, 'step': step} if values else None,
@@ -84,131 +121,178 @@ class Checkpoints:
       )
 
   def wait(self) -> None:
-    """Until everything is written. UserError where that fails."""
-    with self._told():
-      self.manager.wait()
+    """Wait until everything is written; a `UserError` where that fails."""
+    with self._write_errors():
+      self._manager.wait()
 
   @contextlib.contextmanager
-  def _told(self):
+  def _write_errors(self) -> Iterator[None]:
+    """Turn an error of writing into a message that names the last checkpoint."""
     try:
       yield
-    except (
-      Exception
-    ) as e:  # Orbax and TensorStore raise ValueError, OSError and more, as the disk falls
-      if parallel.lost(e):
+    # Orbax and TensorStore raise ValueError, OSError and more, as the disk fails
+    except Exception as e:
+      if parallel.is_lost_process(e):
         raise
-      good = (
-        f'the checkpoint of step {self.latest()} is intact'
-        if self.latest() is not None
-        else 'there is no earlier one'
-      )
+      state = 'there is no earlier one'
+      if self.latest() is not None:
+        state = f'the checkpoint of step {self.latest()} is intact'
       reason = str(e).strip().splitlines()[0][:400] if str(e).strip() else type(e).__name__
       raise UserError(
-        f'{self.folder}: a checkpoint could not be written ({reason}); {good}; the same command goes on from there'
+        f'{self._folder}: a checkpoint could not be written ({reason}); {state}; '
+        'the same command continues from there'
       ) from e
 
   def close(self) -> None:
-    self.manager.close()
+    """Release Orbax's threads."""
+    self._manager.close()
 
   def steps(self) -> list[int]:
-    return sorted(c.step for c in self.manager.checkpoints)
+    """List the steps with a checkpoint, in order."""
+    return sorted(c.step for c in self._manager.checkpoints)
 
   def latest(self) -> int | None:
+    """Return the latest step with a checkpoint."""
     return max(self.steps(), default=None)
 
   def best(self) -> int | None:
-    """The step with the best metric; None without any."""
-    scored = [c for c in self.manager.checkpoints if c.metrics and self.metric in c.metrics]
-    return max(scored, key=lambda c: self.rank(c.metrics)).step if scored else None
+    """Return the step with the best metric; None without any."""
+    checkpoints = self._manager.checkpoints
+    scored = [c for c in checkpoints if self._metric in (c.metrics or {})]
+    return max(scored, key=lambda c: self._rank(c.metrics)).step if scored else None
 
-  def load(self, step: int, like: Mapping) -> dict:
-    """The parts named in `like`, whose leaves give shape, type and sharding. UserError where it is of another model, Damaged where it is not whole."""
+  def load(self, step: int, like: Mapping) -> dict[str, Any]:
+    """Read parts of a checkpoint.
+
+    Args:
+      step: its step.
+      like: {part: tree}, whose leaves give shape, dtype and sharding.
+
+    Returns:
+      {part: tree}.
+
+    Raises:
+      UserError: it is of another model.
+      Damaged: it cannot be read, or is not what was saved.
+    """
     self._check_shapes(step, like)
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(like)
     )
     try:
-      loaded = self.manager.load_checkpointables(step, abstract)
-      digests = (self.manager.metadata(step).custom_metadata or {}).get('sha256', {})
-    except Exception as e:  # Orbax's words for it are of handlers and registries
+      loaded = self._manager.load_checkpointables(step, abstract)
+      digests = (self._manager.metadata(step).custom_metadata or {}).get('sha256', {})
+    # Orbax's messages speak of handlers and registries
+    except Exception as e:
       raise Damaged('it cannot be read') from e
     for part, tree in loaded.items():
       if digests.get(part, '') not in ('', sha256(tree)):
         raise Damaged(f'the content of part {part!r} is not what was saved')
     return loaded
 
-  def _try(self, step: int, like: Mapping) -> tuple[dict, str]:
-    """(parts, '') or ({}, what is wrong)."""
+  def _try_load(self, step: int, like: Mapping) -> dict[str, Any] | str:
+    """The parts, or what is wrong with the checkpoint."""
     try:
-      return self.load(step, like), ''
+      return self.load(step, like)
     except Damaged as e:
-      # Other parts are still being read, by threads and coroutines that complain with tracebacks, now or later, that nobody waits for them. It has been told.
-      sys.unraisablehook = lambda _: None
+      # Other parts are still being read, by threads and coroutines that complain with tracebacks,
+      # now or later, that nobody waits for them. The user is told of the damage anyway.
+      sys.unraisablehook = _ignore
       warnings.filterwarnings('ignore', 'coroutine .* was never awaited')
-      return {}, str(e)
+      return str(e)
 
-  def load_latest(self, like: Mapping) -> tuple[int | None, dict]:
-    """(step, parts) of the latest checkpoint that is whole; (None, {}) where there is none. Later ones that are damaged are moved out of the way."""
+  def load_latest(self, like: Mapping) -> Loaded:
+    """Read the latest checkpoint that is intact, and move later, damaged ones out of the way.
+
+    Args:
+      like: as for `load`.
+
+    Returns:
+      The checkpoint, if there is one.
+    """
     for step in reversed(parallel.exchange(self.steps())[0]):
-      loaded, fault = self._try(step, like)
+      result = self._try_load(step, like)
+      fault = result if isinstance(result, str) else None
       faults = [f for f in parallel.exchange(fault) if f]
       if not faults:
-        return step, loaded
+        return Loaded(step, result)
       self._set_aside(step, faults[0])
-      self.manager.reload()
-    return None, {}
+      self._manager.reload()
+    return Loaded(None, {})
 
-  def load_best(self, like: Mapping, best: bool) -> tuple[int, dict]:
-    """(step, parts) of the best checkpoint, or the latest; where that is damaged, of the latest whole one. UserError where there is none."""
+  def load_best(self, like: Mapping, best: bool) -> Loaded:
+    """Read the best checkpoint or the latest; where it is damaged, the latest intact one.
+
+    Args:
+      like: as for `load`.
+      best: whether the best is wanted.
+
+    Returns:
+      The checkpoint.
+
+    Raises:
+      UserError: there is none.
+    """
     steps = self.steps()[::-1]
     if best and self.best() is not None:
       steps = [self.best(), *(s for s in steps if s != self.best())]
     for step in steps:
-      loaded, fault = self._try(step, like)
-      if not fault:
-        return step, loaded
-      self.notes.append(f'{self.folder}/{step} is damaged ({fault}); taking another checkpoint')
-    raise UserError(
-      f'{self.folder}: no {"whole " if steps else ""}checkpoint; train with --workdir={self.folder.parent} first'
-    )
+      result = self._try_load(step, like)
+      if not isinstance(result, str):
+        return Loaded(step, result)
+      self.notes.append(f'{self._folder}/{step} is damaged ({result}); taking another checkpoint')
+    kind = 'intact checkpoint' if steps else 'checkpoint'
+    raise UserError(f'{self._folder}: no {kind}; train with --workdir={self._folder.parent} first')
 
   def _check_shapes(self, step: int, like: Mapping) -> None:
+    """Refuse a checkpoint of another model, by the first array that differs."""
     try:
-      stored = self.manager.checkpointables_metadata(step).metadata
-      have = {part: {k: tuple(v.shape) for k, v in flatten(stored[part]).items()} for part in like}
+      metadata = self._manager.checkpointables_metadata(step).metadata
+      stored = {part: _shapes(metadata[part]) for part in like}
     except Exception:
-      have = {part: {} for part in like}
-    if not all(have.values()):
-      return  # not legible: load() says so
+      return  # `load` says that it cannot be read
+    if not all(stored.values()):
+      return
     for part, tree in like.items():
-      want = {k: tuple(v.shape) for k, v in flatten(tree).items()}
-      for k in sorted(want.keys() | have[part].keys()):
-        if want.get(k) != have[part].get(k):
-          told = [f'{list(s[k])}' if k in s else 'absent' for s in (have[part], want)]
+      expected = _shapes(tree)
+      for path in sorted(expected.keys() | stored[part].keys()):
+        shapes = [shape.get(path) for shape in (stored[part], expected)]
+        if shapes[0] != shapes[1]:
+          old, new = ('absent' if shape is None else list(shape) for shape in shapes)
           raise UserError(
-            f'{self.folder}/{step}: this checkpoint does not fit the configured model: {part}{k} is {told[0]} there and {told[1]} here'
+            f'{self._folder}/{step}: this checkpoint does not fit the configured model: '
+            f'{part}{path} is {old} there and {new} here'
           )
 
-  def _illegible(self) -> list[int]:
+  def _illegible_steps(self) -> list[int]:
     """Steps whose metrics are no JSON, at which Orbax would stop."""
-    found = []
-    for file in sorted(self.folder.glob('[0-9]*/metrics/metrics')):
+    steps = []
+    for file in sorted(self._folder.glob('[0-9]*/metrics/metrics')):
       try:
         json.loads(file.read_text())
       except (ValueError, OSError):
-        if file.parts[-3].isdigit():
-          found.append(int(file.parts[-3]))
-    return found
+        name = file.parts[-3]
+        steps += [int(name)] if name.isdigit() else []
+    return steps
 
   def _set_aside(self, step: int, reason: str) -> None:
-    """Moves a damaged checkpoint to WORKDIR/damaged/, so that nothing is lost and no later save counts it as the latest."""
-    place = self.folder.parent / 'damaged' / f'{step}'
+    """Move a damaged checkpoint to WORKDIR/damaged/, so that no later save counts it."""
+    place = self._folder.parent / 'damaged' / f'{step}'
     if parallel.first():
       place.parent.mkdir(exist_ok=True)
       while place.exists():
         place = place.with_name(f'{place.name}-again')
-      (self.folder / f'{step}').rename(place)
-    parallel.exchange(None)  # until it has gone
+      (self._folder / f'{step}').rename(place)
+    parallel.exchange(None)  # until it is moved
     self.notes.append(
-      f'the checkpoint of step {step} is damaged ({reason}); it was moved to {place.parent}/, and the one before it, if any, is taken'
+      f'the checkpoint of step {step} is damaged ({reason}); it was moved to {place.parent}/, '
+      'and the one before it, if any, is taken'
     )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
+
+
+def _ignore(_: Any) -> None:
+  """A hook that does nothing."""

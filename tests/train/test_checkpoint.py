@@ -126,7 +126,7 @@ def test_prediction_takes_another_checkpoint_and_leaves_the_damaged_one(copy, ca
     and (copy / f'checkpoints/{best}').is_dir()
   )
   turn(data_file(copy / f'checkpoints/{({6: 12, 12: 6})[best]}/model'))
-  with pytest.raises(UserError, match='no whole checkpoint'):
+  with pytest.raises(UserError, match='no intact checkpoint'):
     predict.load(copy)
 
 

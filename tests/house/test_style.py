@@ -27,13 +27,7 @@ PENDING = frozenset(
   tests/parity/make_thop.py
   tests/parity/ours.py
   tests/parity/seeded.py
-  tests/train/test_checkpoint.py
-  tests/train/test_distributed.py
-  tests/train/test_log.py
   tests/train/test_mixed.py
-  tests/train/test_optim.py
-  tests/train/test_train.py
-  tests/train/test_train_balance.py
 """.split()
 )
 

@@ -1,4 +1,7 @@
-"""Checkpoints that are damaged, of another model, or that no longer fit on the disk; and runs that are really killed."""
+"""Checkpoints that are damaged, of another model, or that no longer fit on the disk.
+
+And runs that are really killed.
+"""
 
 import json
 import os
@@ -16,7 +19,7 @@ import pytest
 import tiny
 from jax.sharding import AxisType
 
-from hierjax import model as predict
+from hierjax import model
 from hierjax.core import config, metrics, parallel
 from hierjax.core.errors import UserError
 from hierjax.evaluate import collect
@@ -95,11 +98,14 @@ DAMAGE = {
 
 @pytest.mark.parametrize('damage', DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_last_checkpoint_falls_back_and_ends_the_same(damage, copy, finished, capfd):
-  """Also from the best of both: the run goes on at step 6, says why, keeps the damaged one, and ends in the same state."""
+  """Also from the best of both.
+
+  The run goes on at step 6, says why, keeps the damaged one, and ends in the same state.
+  """
   damage(copy / 'checkpoints/12')
   result = fit.fit(tiny.run_config(), copy)
-  told = capfd.readouterr().err
-  assert 'the checkpoint of step 12 is damaged' in told and 'resuming at step 6' in told
+  messages = capfd.readouterr().err
+  assert 'the checkpoint of step 12 is damaged' in messages and 'resuming at step 6' in messages
   assert (copy / 'damaged/12').is_dir()
   assert (
     result['state_sha256'] == finished[1]['state_sha256']
@@ -118,23 +124,23 @@ def test_all_checkpoints_damaged_starts_again(copy, finished, capfd):
 
 
 def test_prediction_takes_another_checkpoint_and_leaves_the_damaged_one(copy, capfd):
-  best = predict.load(copy).step
+  best = model.load(copy).step
   turn(data_file(copy / f'checkpoints/{best}/model'))
-  assert predict.load(copy).step == {6: 12, 12: 6}[best]
+  assert model.load(copy).step == {6: 12, 12: 6}[best]
   assert (
     f'checkpoints/{best} is damaged' in capfd.readouterr().err
     and (copy / f'checkpoints/{best}').is_dir()
   )
   turn(data_file(copy / f'checkpoints/{({6: 12, 12: 6})[best]}/model'))
   with pytest.raises(UserError, match='no intact checkpoint'):
-    predict.load(copy)
+    model.load(copy)
 
 
 def test_prediction_leaves_a_save_under_way_alone(copy):
   """Evaluating a run while it trains must not tidy away what it is writing."""
   draft = copy / 'checkpoints/18.orbax-checkpoint-tmp'
   shutil.copytree(copy / 'checkpoints/12', draft)
-  predict.load(copy)
+  model.load(copy)
   assert draft.is_dir()
   fit.fit(tiny.run_config(), copy)
   assert not draft.exists()
@@ -142,7 +148,10 @@ def test_prediction_leaves_a_save_under_way_alone(copy):
 
 @pytest.mark.parametrize('metric', ['loss', 'top1/finest', 'top1/coarsest', 'hvr'])
 def test_the_best_checkpoint_is_the_one_that_is_evaluated(metric, tmp_path):
-  """Over all evaluations of the run, though only the latest two are kept beside it; of equals the first."""
+  """Over all evaluations of the run, though only the latest two are kept beside it.
+
+  Of equals the first.
+  """
   fit.fit(
     tiny.run_config(**{'train.eval_steps': 2, 'train.best': metric, 'optim.lr': 3e-2}), tmp_path
   )
@@ -150,7 +159,7 @@ def test_the_best_checkpoint_is_the_one_that_is_evaluated(metric, tmp_path):
   name = {'top1/finest': 'top1/model', 'top1/coarsest': 'top1/make'}.get(metric, metric)
   values = {line['step']: line[name] for line in lines if line['kind'] == 'val'}
   choose = min if metrics.sign(metric) < 0 else max
-  assert predict.load(tmp_path).step == next(
+  assert model.load(tmp_path).step == next(
     step for step, value in values.items() if value == choose(values.values())
   )
 
@@ -161,13 +170,17 @@ def test_a_checkpoint_of_another_model_is_told_by_its_first_difference(copy):
   (copy / 'config.json').write_text(json.dumps(config))
   with pytest.raises(
     UserError,
-    match=r"does not fit the configured model: model\['params'\]\['heads'\]\['type'\]\['bias'\] is \[\d+\] there and absent here",
+    match=r"does not fit the configured model: model\['params'\]\['heads'\]\['type'\]\['bias'\] "
+    r'is \[\d+\] there and absent here',
   ):
-    predict.load(copy)
+    model.load(copy)
 
 
 def test_interrupted_in_an_evaluation(tmp_path, finished, monkeypatch):
-  """Ctrl-C in the middle of the evaluation at step 6 stops at once; the resumed run does that evaluation first and ends the same."""
+  """Ctrl-C in the middle of the evaluation at step 6 stops at once.
+
+  The resumed run does that evaluation first and ends the same.
+  """
   original = collect.collect
 
   def interrupted(*args, **options):
@@ -205,7 +218,10 @@ def test_saves_between_evaluations(tmp_path, monkeypatch):
 
 
 def test_cached_features_are_of_the_weights_that_train(tmp_path):
-  """With EMA the averaged backbone differs from the frozen one; features for training must come from the latter, or a resumed run would differ."""
+  """With EMA the averaged backbone differs from the frozen one.
+
+  Features for training must come from the latter, or a resumed run would differ.
+  """
   c = tiny.run_config(
     **{
       'curriculum': (config.phase(steps=8, freeze='backbone'),),
@@ -236,7 +252,10 @@ runpy.run_path(sys.path[0] + '/worker.py', run_name='__main__')
 
 
 def test_a_full_disk_stops_with_the_last_checkpoint_intact(tmp_path):
-  """No file may grow beyond a limit that the first checkpoint keeps and a later one does not: the system refuses the write, as it does on a full disk."""
+  """No file may grow beyond a limit that the first checkpoint keeps and a later one does not.
+
+  The system refuses the write, as it does on a full disk.
+  """
   workdir = tmp_path / 'run'
   options = faults.command('curriculum, EMA, accumulation', workdir, 0)[2:]
 
@@ -248,9 +267,9 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(tmp_path):
       env=environment(),
     )
 
-  whole = start(str(faults.HERE / 'worker.py'))
-  assert whole.returncode == 0, whole.stderr
-  expected = json.loads(whole.stdout.splitlines()[-1])['state_sha256']
+  complete = start(str(faults.HERE / 'worker.py'))
+  assert complete.returncode == 0, complete.stderr
+  expected = json.loads(complete.stdout.splitlines()[-1])['state_sha256']
   largest = max(f.stat().st_size for f in (workdir / 'checkpoints').rglob('*') if f.is_file())
   shutil.rmtree(workdir / 'checkpoints/10')
   full = start('-c', FULL, str(largest * 2 // 3), str(faults.HERE))
@@ -260,8 +279,8 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(tmp_path):
     and 'the checkpoint of step' in full.stderr
     and 'is intact' in full.stderr
   )
-  again = start(str(faults.HERE / 'worker.py'))
-  assert json.loads(again.stdout.splitlines()[-1])['state_sha256'] == expected
+  resumed = start(str(faults.HERE / 'worker.py'))
+  assert json.loads(resumed.stdout.splitlines()[-1])['state_sha256'] == expected
 
 
 def environment() -> dict[str, str]:
@@ -274,7 +293,10 @@ def environment() -> dict[str, str]:
 
 
 def test_killed_at_random_moments(tmp_path, monkeypatch):
-  """The short version of `make test-faults`: one run across a phase change with EMA and accumulation, killed twice."""
+  """The short version of `make test-faults`.
+
+  One run across a phase change with EMA and accumulation, killed twice.
+  """
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', os.environ['HIERJAX_TEST_CACHE'])
   kind, count = 'curriculum, EMA, accumulation', faults.Count()
   expected, seconds = faults.undisturbed(kind, tmp_path / 'whole')

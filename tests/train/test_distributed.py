@@ -1,4 +1,7 @@
-"""Several processes on this machine, over Gloo: each test starts real ones, kills them, and starts them again."""
+"""Several processes on this machine, over Gloo.
+
+Each test starts real ones, kills them, and starts them again.
+"""
 
 import contextlib
 import json
@@ -19,13 +22,13 @@ import tiny
 from jax.sharding import AxisType
 
 from benchmarks import scaling
-from hierjax import model as predict
+from hierjax import model
 from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.experiments import fit
 from hierjax.models import initializers
 from hierjax.train import checkpoint, optim, setup
-from hierjax.train import state as state_lib
+from hierjax.train.state import from_parts, to_parts
 from hierjax.train.step import stepper
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -113,10 +116,10 @@ class Job:
   def until(self, pattern, i=0, timeout=120):
     """Waits until process i has said it on stderr."""
     end = time.monotonic() + timeout
-    while not (found := re.search(pattern, self.err(i))):
+    while not (match := re.search(pattern, self.err(i))):
       assert time.monotonic() < end and self.processes[i].poll() is None, self.err(i)
       time.sleep(0.01)
-    return found
+    return match
 
   def codes(self, timeout=120):
     return [p.wait(timeout) for p in self.processes]
@@ -135,7 +138,10 @@ def mesh(n):
 
 
 def photos(folder):
-  """48 and 20 images with labels.csv; some labels are unknown; two training images, one in each half of a batch, and one of val are unreadable."""
+  """48 and 20 images with labels.csv; some labels are unknown.
+
+  Two training images, one in each half of a batch, and one of val are unreadable.
+  """
   rng = np.random.default_rng(0)
   rows = ['file,split,make,model']
   for i in range(68):
@@ -145,7 +151,8 @@ def photos(folder):
     image[: 8 * model] += 40
     cv2.imwrite(str(folder / f'{i}.png'), image)
     rows.append(
-      f'{i}.png,{"train" if i < 48 else "val"},{"" if i % 7 == 3 else f"make{make}"},{"" if i % 5 == 1 else f"model{model}"}'
+      f'{i}.png,{"train" if i < 48 else "val"},{"" if i % 7 == 3 else f"make{make}"},'
+      f'{"" if i % 5 == 1 else f"model{model}"}'
     )
   (folder / 'labels.csv').write_text('\n'.join(rows) + '\n')
   (folder / 'taxonomy.csv').write_text(
@@ -168,7 +175,10 @@ def logged(folder):
 
 
 def test_two_processes_are_two_devices_of_one(tmp_path, backbone, monkeypatch):
-  """Bit-identical in everything: state, metrics, decoding weights, files. With unknown labels, unreadable images, dropout, accumulation, EMA and clipping."""
+  """Bit-identical in everything: state, metrics, decoding weights, files.
+
+  With unknown labels, unreadable images, dropout, accumulation, EMA and clipping.
+  """
   data = tmp_path / 'data'
   data.mkdir()
   photos(data)
@@ -214,13 +224,16 @@ def test_two_processes_are_two_devices_of_one(tmp_path, backbone, monkeypatch):
     assert not job.out(1)
     result = json.loads(*job.out())
   assert (
-    result == json.loads(json.dumps(predict.load(tmp_path / 'one').evaluate('train')))
+    result == json.loads(json.dumps(model.load(tmp_path / 'one').evaluate('train')))
     and result['n'] == 46
   )
 
 
 def advance(c, devices, state, to, teacher=None):
-  """In this process, on so many devices: the state after step `to`, from the state as numpy, None for the initial one."""
+  """In this process, on so many devices.
+
+  The state after step `to`, from the state as numpy, None for the initial one.
+  """
   run = setup.build(c)
   run.mesh, task = mesh(devices), run.task
   state = setup.initial_state(run) if state is None else parallel.put_replicated(state, run.mesh)
@@ -238,7 +251,7 @@ def saved(c, folder, step):
   """The state that the run in the folder has saved at the step, as numpy."""
   run, store = setup.build(c), checkpoint.Checkpoints(folder / 'checkpoints', 'top1/model')
   state = setup.initial_state(run)
-  state = state_lib.from_parts(state, store.load(step, state_lib.to_parts(state)))
+  state = from_parts(state, store.load(step, to_parts(state)))
   store.close()
   return jax.device_get(state)
 
@@ -257,7 +270,7 @@ def test_distillation_is_the_same_over_devices(monkeypatch):
   }
   one, four = (advance(c, n, None, 3, teacher).params for n in (1, 4))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, four)
-  teacher['known'] = {level: np.zeros_like(of) for level, of in teacher['known'].items()}
+  teacher['known'] = {level: np.zeros_like(mask) for level, mask in teacher['known'].items()}
   without = advance(c, 1, None, 3, teacher).params
   assert (
     max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, without))) > 1e-3
@@ -265,7 +278,10 @@ def test_distillation_is_the_same_over_devices(monkeypatch):
 
 
 def test_one_signal_stops_all_and_another_number_goes_on(tmp_path, backbone, monkeypatch, capsys):
-  """4 processes, SIGTERM to one; 2, SIGINT to one; then 1 to the end: at each stop the state is that of as many devices in one process."""
+  """4 processes, SIGTERM to one; 2, SIGINT to one; then 1 to the end.
+
+  At each stop the state is that of as many devices in one process.
+  """
   options = {'train.steps': 60, 'train.eval_steps': 0, 'train.log_steps': 1, 'optim.name': 'sgd'}
   flags, c = (
     [f'--workdir={tmp_path}/run', *(f'--config.{k}={v}' for k, v in options.items())],
@@ -288,7 +304,8 @@ def test_one_signal_stops_all_and_another_number_goes_on(tmp_path, backbone, mon
       stops.append(int(steps.pop()))
   assert 0 < stops[0] < stops[1] < 60
   four, two = (saved(c, tmp_path / 'run', step) for step in stops)
-  # Gloo adds four numbers in another order than one process does: float32 rounding, grown over a few steps. Two numbers have one order only.
+  # Gloo adds four numbers in another order than one process does: float32 rounding, grown over a
+  # few steps. Two numbers have one order only.
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
     advance(c, 4, None, stops[0]),
@@ -308,7 +325,10 @@ def test_one_signal_stops_all_and_another_number_goes_on(tmp_path, backbone, mon
 
 
 def test_a_dead_process_stops_the_others_and_a_restart_goes_on(tmp_path):
-  """Killed: the first process, which the others find each other through. Silent: another one, with the connections open. Started as by SLURM."""
+  """Killed: the first process, which the others find each other through.
+
+  Silent: another one, with the connections open. Started as by SLURM.
+  """
   flags = [f'--workdir={tmp_path}/run', '--config.train.steps=60', '--config.train.eval_steps=5']
   for name, victim, number in (
     ('killed', 0, signal.SIGKILL),
@@ -320,11 +340,11 @@ def test_a_dead_process_stops_the_others_and_a_restart_goes_on(tmp_path):
       began = time.monotonic()
       assert job.processes[1 - victim].wait(120) == parallel.LOST, job.errs()
       assert time.monotonic() - began < 3 * PATIENCE
-      said = job.err(1 - victim)
-      last = said.strip().splitlines()[-1]
-      assert 'Traceback' not in said and last.startswith(
+      text = job.err(1 - victim)
+      last = text.strip().splitlines()[-1]
+      assert 'Traceback' not in text and last.startswith(
         f'error: process {1 - victim} of 2 stops, since another one has stopped, died'
-      ), said
+      ), text
       assert (name == 'silent') == ('resuming at step' in job.err())
   with Job(tmp_path / 'again', 2, *flags, launcher='slurm') as job:
     assert job.codes() == [0, 0], job.errs()
@@ -353,17 +373,17 @@ def test_folders_of_their_own_are_refused(tmp_path):
         env={**os.environ, 'XLA_FLAGS': os.environ['HIERJAX_TEST_XLA_FLAGS']},
       )
     )
-  said = [p.communicate(timeout=120)[1] for p in processes]
+  errors = [p.communicate(timeout=120)[1] for p in processes]
   assert (
     processes[0].returncode == 2
     and 'do not see what process 0 writes there; --workdir must be a folder that all share'
-    in said[0]
-  ), said
-  assert 'Traceback' not in said[0] + said[1]
+    in errors[0]
+  ), errors
+  assert 'Traceback' not in errors[0] + errors[1]
 
 
 @pytest.mark.parametrize(
-  ('seen', 'message'),
+  ('facts', 'message'),
   [
     (
       [{'options': 'a', 'mark': 'm'}, {'options': 'b', 'mark': 'm'}],
@@ -371,8 +391,8 @@ def test_folders_of_their_own_are_refused(tmp_path):
     )
   ],
 )
-def test_processes_that_disagree(seen, message, monkeypatch, tmp_path):
-  monkeypatch.setattr(parallel, 'exchange', lambda value: seen)
+def test_processes_that_disagree(facts, message, monkeypatch, tmp_path):
+  monkeypatch.setattr(parallel, 'exchange', lambda value: facts)
   with pytest.raises(UserError, match=message):
     parallel.check_same(tmp_path, {'options': 'a'})
 
@@ -410,7 +430,8 @@ def test_port_in_use():
     (
       ['--distributed'],
       2,
-      'error: --distributed: found no cluster (SLURM, Open MPI, GKE, Cloud TPU); give --coordinator=HOST:PORT',
+      'error: --distributed: found no cluster (SLURM, Open MPI, GKE, Cloud TPU); '
+      'give --coordinator=HOST:PORT',
     ),
     (
       ['--num_processes=2'],
@@ -432,7 +453,7 @@ def test_port_in_use():
 def test_mistakes_on_the_command_line(args, code, message):
   if code == 75:
     args = [*args, f'--coordinator=localhost:{free_port()}']
-  done = subprocess.run(
+  process = subprocess.run(
     [sys.executable, 'main.py', *args],
     cwd=ROOT,
     env={**os.environ, 'XLA_FLAGS': os.environ['HIERJAX_TEST_XLA_FLAGS'], 'HIERJAX_HUGEPAGES': '0'},
@@ -440,14 +461,18 @@ def test_mistakes_on_the_command_line(args, code, message):
     text=True,
     timeout=120,
   )
-  assert done.returncode == code and done.stderr.strip().splitlines()[-1].startswith(message), (
-    done.stderr
-  )
+  assert process.returncode == code and process.stderr.strip().splitlines()[-1].startswith(
+    message
+  ), process.stderr
 
 
 @pytest.mark.parametrize('devices', [2, 8])
 def test_one_reduction_of_the_gradients_and_two_for_each_batch_norm(devices, backbone):
-  """Read from the compiled step: the flag, the loss and the accuracies go with the gradients; the same bytes for any number of devices."""
+  """Read from the compiled step.
+
+  The flag, the loss and the accuracies go with the gradients; the same bytes for any number of
+  devices.
+  """
   c = tiny.run_config()
   run = setup.build(c)
   run.mesh, task = mesh(devices), run.task

@@ -22,14 +22,17 @@ def options(**changes):
 
 
 def records(folder) -> dict[tuple[str, int], float]:
-  """{(name, step): value} of TensorBoard's files, read by the format: length, its checksum, the event, its checksum."""
+  """{(name, step): value} of TensorBoard's files, read by the format.
+
+  Length, its checksum, the event, its checksum.
+  """
   out = {}
   for file in sorted(folder.glob('events.*')):
-    content, at = file.read_bytes(), 0
-    while at < len(content):
-      size = int.from_bytes(content[at : at + 8], 'little')
-      event = Event.FromString(content[at + 12 : at + 12 + size])
-      at += 16 + size
+    content, offset = file.read_bytes(), 0
+    while offset < len(content):
+      size = int.from_bytes(content[offset : offset + 8], 'little')
+      event = Event.FromString(content[offset + 12 : offset + 12 + size])
+      offset += 16 + size
       for value in event.summary.value:
         out[value.tag, event.step] = value.simple_value
   return out
@@ -45,8 +48,8 @@ def test_lines_stand_in_metrics_and_in_tensorboard(tmp_path):
     {'step': 3, 'kind': 'train', 'loss': 0.5, 'lr': 1e-3},
     {'step': 4, 'kind': 'val', 'top1/model': 0.25},
   ]
-  found = records(tmp_path / 'tensorboard')
-  assert found == pytest.approx(
+  values_by_step = records(tmp_path / 'tensorboard')
+  assert values_by_step == pytest.approx(
     {('train/loss', 3): 0.5, ('train/lr', 3): 1e-3, ('val/top1/model', 4): 0.25}
   )
 
@@ -70,8 +73,10 @@ def test_wandb_gets_the_same_numbers_and_a_resumed_run_its_page(tmp_path, monkey
     def finish(self):
       calls.append('finish')
 
-  def init(**given):
-    calls.append((given['id'], given['resume'], given['config']['seed'], given['project']))
+  def init(**settings):
+    calls.append(
+      (settings['id'], settings['resume'], settings['config']['seed'], settings['project'])
+    )
     return Page()
 
   fake = types.ModuleType('wandb')

@@ -62,7 +62,8 @@ def test_phase_to_the_end_and_phase_longer_than_the_run():
   [
     (
       {'steps': 1, 'freeze': 'head/model'},
-      r"curriculum\[0\]\.freeze: no parameter group 'head/model' \(did you mean 'heads/model'\?\); choices: backbone, heads/make",
+      r"curriculum\[0\]\.freeze: no parameter group 'head/model' \(did you mean 'heads/model'\?\); "
+      'choices: backbone, heads/make',
     ),
     ({'steps': 1, 'freeze': 'finest'}, "no parameter group 'finest'"),
     (

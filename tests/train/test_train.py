@@ -1,4 +1,7 @@
-"""The loop around a tiny backbone on the drawn data: resume, phases, devices, accumulation, early stop, NaN, baseline."""
+"""The loop around a tiny backbone on the drawn data.
+
+Resume, phases, devices, accumulation, early stop, NaN, baseline.
+"""
 
 import dataclasses
 import json
@@ -10,7 +13,7 @@ import pytest
 import tiny
 from jax.sharding import AxisType
 
-from hierjax import model as predict
+from hierjax import model
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline
@@ -88,8 +91,8 @@ def test_fit_leaves_what_it_promises(tmp_path, one_device):
   for name in ('leaf', 'joint'):
     assert result['decode'][name]['hvr'] == 0
   assert set(result['decode']['independent']['levels']['model']) >= {'top1', 'top3', 'top5', 'ece'}
-  again = predict.load(tmp_path).evaluate('val')
-  assert again['decode'] == result['decode']
+  evaluated = model.load(tmp_path).evaluate('val')
+  assert evaluated['decode'] == result['decode']
 
 
 def test_interrupted_run_ends_bit_identical(tmp_path, one_device, monkeypatch):
@@ -104,15 +107,15 @@ def test_interrupted_run_ends_bit_identical(tmp_path, one_device, monkeypatch):
       'curriculum': (config.phase(steps=7, freeze='heads/finest', levels='coarser'),),
     }
   )
-  whole = fit.fit(c, tmp_path / 'whole')
+  complete = fit.fit(c, tmp_path / 'whole')
   # the flag goes out with the next batch and is read while the one after it runs; a phase's last
   # step has no next batch
   for sent, stopped in ((2, 4), (7, 7), (8, 10)):
     with pytest.raises(Interrupted, match=f'SIGTERM at step {stopped}'):
       fit.fit(c, tmp_path / 'cut', [Interrupt(sent)])
   resumed = fit.fit(c, tmp_path / 'cut')
-  assert resumed['state_sha256'] == whole['state_sha256']
-  assert resumed['decode'] == whole['decode']
+  assert resumed['state_sha256'] == complete['state_sha256']
+  assert resumed['decode'] == complete['decode']
 
   def validations(folder):
     lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
@@ -138,7 +141,9 @@ def test_resume_refuses_other_options_and_other_taxonomy(tmp_path, one_device):
 
 @pytest.mark.parametrize('kind', ['cpu', 'plain'])
 def test_eight_devices_equal_one(kind, one_device, monkeypatch):
-  """With unknown labels, dropout (the same mask over the whole batch), accumulation, balancing and clipping; SGD, whose update is the gradient itself."""
+  """With unknown labels, dropout (the same mask over the whole batch), accumulation, balancing
+  and clipping; SGD, whose update is the gradient itself.
+  """
   c = tiny.run_config(
     **{
       'model.dropout': 0.5,
@@ -192,7 +197,9 @@ def test_frozen_backbone_is_bit_identical(one_device):
 
 
 def test_frozen_head_gets_no_update_and_no_gradient_reaches_the_backbone(one_device):
-  """S0's reading: phase 1 with the model head frozen and its loss off equals training without that head."""
+  """S0's reading: phase 1 with the model head frozen and its loss off equals training without
+  that head.
+  """
   c = tiny.run_config(
     **{'curriculum': (config.phase(steps=5, freeze='heads/finest', levels='coarser'),)}
   )
@@ -246,10 +253,10 @@ def test_features_are_computed_once_and_train_the_same_heads(one_device, tmp_pat
     **{'curriculum': (config.phase(share=1.0, freeze='backbone'),), 'data.augment.enabled': False}
   )
   fit.fit(c, tmp_path)
-  cached = predict.load(tmp_path).variables['params']['heads']
+  cached = model.load(tmp_path).variables['params']['heads']
   run, task, state = start(c)
   through, _ = advance(run, task, state, steps=12)
-  best = predict.load(tmp_path).step
+  best = model.load(tmp_path).step
   if best != 12:
     run, task, state = start(c)
     through, _ = advance(run, task, state, steps=best)
@@ -258,7 +265,9 @@ def test_features_are_computed_once_and_train_the_same_heads(one_device, tmp_pat
 
 
 def test_accumulation_without_batch_norm_statistics_equals_one_batch(one_device):
-  """With the backbone frozen nothing depends on the micro-batch, so 4 of 4 must give the gradient of 16."""
+  """With the backbone frozen nothing depends on the micro-batch, so 4 of 4 must give the gradient
+  of 16.
+  """
   results = []
   for k in (1, 4):
     run, task, state = start(
@@ -399,4 +408,4 @@ def test_baseline_is_trained_beside(tmp_path, one_device):
     config.default().model.head,
   )  # what the cascade reads means nothing to one head
   assert 'with 3 cascaded heads' in (tmp_path / 'report.html').read_text()
-  assert predict.load(tmp_path).evaluate('val')['heads'] == ['make', 'type', 'model']
+  assert model.load(tmp_path).evaluate('val')['heads'] == ['make', 'type', 'model']

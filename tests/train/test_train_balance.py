@@ -1,4 +1,7 @@
-"""The step with balancers, feature aggregation and further terms: against gradients taken task by task, on one device and eight, and resumed."""
+"""The step with balancers, feature aggregation and further terms.
+
+Against gradients taken task by task, on one device and eight, and resumed.
+"""
 
 import functools
 import inspect
@@ -14,9 +17,8 @@ from jax.sharding import AxisType
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.experiments import fit
-from hierjax.losses import balancers
-from hierjax.losses import exclusive as losses
-from hierjax.models import heads as heads_lib
+from hierjax.losses import balancers, exclusive
+from hierjax.models import heads
 from hierjax.train import optim, setup
 from hierjax.train.loop import Hook
 from hierjax.train.step import train_step
@@ -67,7 +69,9 @@ def advance(c, steps=1, state=None):
 
 
 def task_gradients(run, task, state):
-  """The losses [K] and gradients of the first step, one task at a time through the whole model at once: {task: (loss, {path: gradient})}."""
+  """The losses [K] and gradients of the first step, one task at a time through the whole model at
+  once: {task: (loss, {path: gradient})}.
+  """
   batch = next(iter(setup.batches(run, run.train, 0, 1)))
   labels, key = (
     jnp.asarray(batch['labels']),
@@ -81,13 +85,13 @@ def task_gradients(run, task, state):
     )
     level = logits[name]
     y = labels[:, run.taxonomy.index(name)]
-    return task.weights[name] * losses.cross_entropy(level, y).mean()
+    return task.weights[name] * exclusive.cross_entropy(level, y).mean()
 
-  found = {}
+  gradients = {}
   for name in LEVELS:
     value, grads = jax.jit(jax.value_and_grad(functools.partial(one, name=name)))(state.params)
-    found[name] = float(value), traverse_util.flatten_dict(jax.device_get(grads))
-  return found
+    gradients[name] = float(value), traverse_util.flatten_dict(jax.device_get(grads))
+  return gradients
 
 
 def moved(before, after):
@@ -96,11 +100,11 @@ def moved(before, after):
   return {k: a[k] - b[k] for k in a}
 
 
-def assert_close(found, wanted, tolerance=2e-5):
-  for k, w in wanted.items():
+def assert_close(gradients, expected, tolerance=2e-5):
+  for k, w in expected.items():
     scale = max(np.abs(w).max(), 1e-3)
     np.testing.assert_allclose(
-      found[k] / scale, np.asarray(w) / scale, atol=tolerance, err_msg='/'.join(k)
+      gradients[k] / scale, np.asarray(w) / scale, atol=tolerance, err_msg='/'.join(k)
     )
 
 
@@ -112,8 +116,8 @@ def inner(grads):
 def test_weights_of_losses_weigh_everything(name):
   c = tiny.run_config(**SGD, **{'balance.name': name, 'loss.weights': 'make=.5'})
   run, task, before, after, out = advance(c)
-  found = task_gradients(run, task, before)
-  values = np.array([found[level][0] for level in LEVELS])
+  gradients = task_gradients(run, task, before)
+  values = np.array([gradients[level][0] for level in LEVELS])
   weights = {
     'fixed': np.ones(3),
     'awa': np.exp(values / 0.5) / np.exp(values / 0.5).sum(),
@@ -124,7 +128,10 @@ def test_weights_of_losses_weigh_everything(name):
   )
   assert_close(
     moved(before, after),
-    {k: sum(w * found[level][1][k] for w, level in zip(weights, LEVELS)) for k in found['make'][1]},
+    {
+      k: sum(w * gradients[level][1][k] for w, level in zip(weights, LEVELS))
+      for k in gradients['make'][1]
+    },
   )
   np.testing.assert_allclose(
     out['loss'], values.sum(), rtol=1e-5
@@ -134,36 +141,41 @@ def test_weights_of_losses_weigh_everything(name):
 @pytest.mark.parametrize('heads', ['parallel', 'mmoe'])
 @pytest.mark.parametrize('name', ['cagrad', 'nash', 'pcgrad'])
 def test_gradients_of_shared_weights_are_combined(name, heads):
-  """The trunk and what the heads share get the balancer's combination of the tasks' own gradients, a level's head its plain gradient."""
+  """The trunk and what the heads share get the balancer's combination of the tasks' own
+  gradients, a level's head its plain gradient.
+  """
   c = tiny.run_config(**SGD, **{'balance.name': name, 'model.heads': heads})
   run, task, before, after, out = advance(c)
-  found = task_gradients(run, task, before)
-  values = jnp.array([found[level][0] for level in LEVELS])
-  grads = [found[level][1] for level in LEVELS]
+  gradients = task_gradients(run, task, before)
+  values = jnp.array([gradients[level][0] for level in LEVELS])
+  grads = [gradients[level][1] for level in LEVELS]
   gram = inner([{k: v for k, v in g.items() if optim.shared(k)} for g in grads])
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), task.micro)
   _, weights, _ = task.balancer.update(
     values, before.balancer, gram=jnp.asarray(gram, jnp.float32), key=key
   )
-  wanted = {
+  expected = {
     k: sum((w if optim.shared(k) else 1) * g[k] for w, g in zip(np.asarray(weights), grads))
     for k in grads[0]
   }
-  assert_close(moved(before, after), wanted, 2e-4)
+  assert_close(moved(before, after), expected, 2e-4)
   cosine = gram / np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
   for i, j in ((0, 1), (0, 2), (1, 2)):
     np.testing.assert_allclose(out[f'cosine/{LEVELS[i]}-{LEVELS[j]}'], cosine[i, j], atol=1e-4)
 
 
 def test_gradients_at_the_features_weigh_the_same_trunk():
-  """One combination of the tasks' gradients of the features: the trunk moves by the sum of the tasks' gradients with its weights."""
+  """One combination of the tasks' gradients of the features.
+
+  The trunk moves by the sum of the tasks' gradients with its weights.
+  """
   c = tiny.run_config(**SGD, **{'balance.name': 'mgda', 'balance.at': 'features'})
   run, task, before, after, out = advance(c)
-  found = task_gradients(run, task, before)
+  gradients = task_gradients(run, task, before)
   weights = np.array([out[f'weight/{level}'] for level in LEVELS])
   np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
   assert weights.min() >= 0 and weights.std() > 0.01
-  grads = [found[level][1] for level in LEVELS]
+  grads = [gradients[level][1] for level in LEVELS]
   assert_close(
     moved(before, after),
     {
@@ -173,7 +185,11 @@ def test_gradients_at_the_features_weigh_the_same_trunk():
 
 
 def test_aggregation_by_hand():
-  """HCAL's coarse loss, class by class: the mean unit feature of a make's images against the makes' prototypes, the mean over the makes that are there."""
+  """HCAL's coarse loss, class by class.
+
+  The mean unit feature of a make's images against the makes' prototypes, the mean over the makes
+  that are there.
+  """
   c = tiny.run_config(
     **SGD,
     **{
@@ -199,13 +215,13 @@ def test_aggregation_by_hand():
     for y in (
       sorted(set(batch['labels'][:, k].tolist())) if level != 'model' else range(len(features))
     ):
-      x, own = (
+      x, target = (
         (features[batch['labels'][:, k] == y].mean(0), y)
         if level != 'model'
         else (features[y], batch['labels'][y, k])
       )
       z = np.asarray(x, np.float64) @ p.T.astype(np.float64) / 0.1
-      rows.append(np.log(np.exp(z).sum()) - z[own])
+      rows.append(np.log(np.exp(z).sum()) - z[target])
     np.testing.assert_allclose(out[f'loss/{level}'], np.mean(rows), rtol=1e-5, err_msg=level)
   values = np.array([out[f'loss/{level}'] for level in LEVELS])
   np.testing.assert_allclose(
@@ -250,9 +266,11 @@ def test_eight_devices_equal_one(options, monkeypatch):
 
 @pytest.mark.parametrize('name', ['dwa', 'famo', 'db_mtl', 'gradvac'])
 def test_a_balancers_state_is_resumed(name, tmp_path):
-  """The run that was stopped at step 6 and the one that was not end with the same state, the balancer's in it."""
+  """The run that was stopped at step 6 and the one that was not end with the same state, the
+  balancer's in it.
+  """
   c = tiny.run_config(**{'balance.name': name})
-  whole = fit.fit(c, tmp_path / 'whole')
+  complete = fit.fit(c, tmp_path / 'whole')
 
   class Stop(Hook):
     """Ends the run with an error right after the evaluation at step 6 was saved."""
@@ -263,7 +281,7 @@ def test_a_balancers_state_is_resumed(name, tmp_path):
 
   with pytest.raises(RuntimeError, match='stop'):
     fit.fit(c, tmp_path / 'cut', [Stop()])
-  assert fit.fit(c, tmp_path / 'cut')['state_sha256'] == whole['state_sha256']
+  assert fit.fit(c, tmp_path / 'cut')['state_sha256'] == complete['state_sha256']
 
 
 def test_balancing_waits_for_all_tasks_and_a_trunk_that_trains():
@@ -286,7 +304,10 @@ def test_balancing_waits_for_all_tasks_and_a_trunk_that_trains():
 
 
 def test_balancers_get_what_they_read():
-  """Accuracies, random keys, an epoch's number of steps, gradients to smooth: finite, and with a state of the same form, so that it can be saved."""
+  """Accuracies, random keys, an epoch's number of steps, gradients to smooth.
+
+  Finite, and with a state of the same form, so that it can be saved.
+  """
   for name in ('dtp', 'rlw', 'gradnorm', 'db_mtl'):
     _, _, before, after, out = advance(
       tiny.run_config(**{'balance.name': name}), steps=8
@@ -327,10 +348,12 @@ def test_labels_at_any_level_train_the_finest_head():
 
 
 def test_prototype_heads():
-  """Unit prototypes and features: a logit is a cosine over the temperature; the noise is drawn anew each step, in training only, and bounded."""
-  form = heads_lib.Prototypes(
-    (('make', 3), ('model', 5)), ((), ('make',)), temperature=0.1, noise=0.05
-  )
+  """Unit prototypes and features.
+
+  A logit is a cosine over the temperature; the noise is drawn anew each step, in training only,
+  and bounded.
+  """
+  form = heads.Prototypes((('make', 3), ('model', 5)), ((), ('make',)), temperature=0.1, noise=0.05)
   x = jax.random.normal(jax.random.key(0), (4, 8))
   v = form.init({'params': jax.random.key(1), 'dropout': jax.random.key(2)}, x, True)
   assert {k: p['prototypes'].shape for k, p in v['params'].items()} == {
@@ -355,7 +378,7 @@ def test_prototype_heads():
 
 
 @pytest.mark.parametrize(
-  ('options', 'said'),
+  ('options', 'message'),
   [
     ({'balance.gamma': 0.5}, r'balance\.gamma=0\.5 is only valid with .*, not with fixed'),
     ({'balance.name': 'equal', 'loss.weights': 'make=2'}, r'equal.*loss\.weights'),
@@ -367,6 +390,6 @@ def test_prototype_heads():
     ({'model.head.temperature': 0.1}, 'is only valid with .*, not with parallel'),
   ],
 )
-def test_options_that_do_not_fit(options, said):
-  with pytest.raises(UserError, match=said):
+def test_options_that_do_not_fit(options, message):
+  with pytest.raises(UserError, match=message):
     setup.build(tiny.run_config(**options))

@@ -230,11 +230,11 @@ class Loop:
       for batch in throughput.read(iter(batches)):
         self.unreadable.update(train.files[i] for i in batch['broken'] if i >= 0)
         device_batch = parallel.put_train(batch, self._flags(), mesh)
-        self.state, metrics = train_step(self.state, device_batch, self._teacher)
+        self.state, step_metrics = train_step(self.state, device_batch, self._teacher)
         # the metrics of the step before are read while this one runs
         self._log_step(phase, number, throughput, train.files)
         self.step += 1
-        self._pending = Pending(self.step, metrics, batch['index'])
+        self._pending = Pending(self.step, step_metrics, batch['index'])
         if self.step == first_step + 1:
           self._log_first_step(throughput, compiled)
         for hook in self._hooks:

@@ -14,10 +14,11 @@ from hierjax.core import metrics, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import sources
 from hierjax.evaluate import collect, summary
-from hierjax.train import checkpoint, chrono, log, optim, setup, step
+from hierjax.train import checkpoint, chrono, log, optim, setup
 from hierjax.train.interrupt import Interrupted, Signals
 from hierjax.train.setup import Setup
 from hierjax.train.state import TrainState, eval_variables, from_parts, to_parts, variables
+from hierjax.train.step import stepper
 
 
 class Hook:
@@ -218,7 +219,7 @@ class Loop:
   ) -> None:
     run, c, mesh, first_step = self.run, self.run.c, self.run.mesh, self.step
     tx = optim.transformation(c, run.task.labels, phase.freeze)
-    train_step = step.stepper(run.task, phase, tx, mesh)
+    train_step = stepper(run.task, phase, tx, mesh)
     self._pending, compiled = None, self._compile_timer.seconds
     if self._is_due():
       self._evaluate(val)

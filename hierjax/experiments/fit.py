@@ -49,7 +49,7 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path, hooks: Sequence[Hook] = ()) 
     prepare(workdir, run)
     signals, hooks = Signals(), [EmbeddingHook(workdir), *hooks]
     loop = Loop(run, workdir, signals, _teacher(workdir, run), hooks)
-    for note in run.notes:
+    for note in loop.notes:
       loop.log.say(f'note: {note}')
     record = Record(workdir, loop, started)
     with signals:

@@ -425,13 +425,8 @@ def test_an_interrupted_row_goes_on(tmp_path, monkeypatch, table_runner):
     return Cut()
 
   monkeypatch.setattr(setup, 'batches', batches)
-<<<<<<< HEAD
-  with pytest.raises(Interrupted, match='the same command goes on'):
-    make(tmp_path, 'flat both', seeds=(0,)).run(message, table_view.write)
-=======
   with pytest.raises(Interrupted, match='the same command continues'):
-    runner(tmp_path, 'flat both', seeds=(0,)).run(told)
->>>>>>> e26f80a (The message of an interruption in the table's test)
+    make(tmp_path, 'flat both', seeds=(0,)).run(message, table_view.write)
   text = (tmp_path / 'table.md').read_text()
   assert (
     '| one head |' in text

@@ -5,7 +5,7 @@ from hierjax.taxonomy.csv_files import read_levels, read_table
 from hierjax.taxonomy.difference import describe_difference
 from hierjax.taxonomy.levels import Block
 from hierjax.taxonomy.mixed import Mixed
-from hierjax.taxonomy.read import read_taxonomy, with_tags
+from hierjax.taxonomy.read import read_taxonomy
 from hierjax.taxonomy.table import Taxonomy
 from hierjax.taxonomy.tags import TagTaxonomy
 
@@ -21,5 +21,4 @@ __all__ = [
   'read_levels',
   'read_table',
   'read_taxonomy',
-  'with_tags',
 ]

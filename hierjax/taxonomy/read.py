@@ -12,8 +12,6 @@ from hierjax.taxonomy.mixed import Mixed
 from hierjax.taxonomy.table import Taxonomy
 from hierjax.taxonomy.tags import TagTaxonomy
 
-NumberedRows = Sequence[tuple[int, Sequence[str]]]
-
 
 def read_taxonomy(path: str | os.PathLike, multi: str | Sequence[str] = ()) -> Taxonomy | Mixed:
   """Read a taxonomy.
@@ -26,31 +24,14 @@ def read_taxonomy(path: str | os.PathLike, multi: str | Sequence[str] = ()) -> T
     multi: names of the tag levels, as config.data.multi has them.
 
   Raises:
-    UserError: 'FILE:ROW: ...' says what is wrong.
-  """
-  levels, rows = read_levels(path)
-  return divide(levels, rows, multi, f'{path}:')
-
-
-def with_tags(taxonomy: Taxonomy, multi: str | Sequence[str]) -> Taxonomy | Mixed:
-  """Return a taxonomy with some of its exclusive levels turned into tag levels."""
-  return divide(taxonomy.levels, list(enumerate(taxonomy.rows(), 1)), multi, 'taxonomy row ')
-
-
-def divide(
-  levels: Sequence[str], rows: NumberedRows, multi: str | Sequence[str], source: str
-) -> Taxonomy | Mixed:
-  """Make a taxonomy of rows, of whose levels those that `multi` names are tags.
-
-  Args:
-    levels: all levels, coarse to fine.
-    rows: (row number, one cell per level).
-    multi: names of the tag levels.
-    source: stands before the row number in errors.
-
-  Raises:
     UserError: the rows are no taxonomy, or an exclusive level stands below a tag level.
   """
+  levels, rows = read_levels(path)
+  return _divide(levels, rows, multi, f'{path}:')
+
+
+def _divide(levels, rows, multi, source) -> Taxonomy | Mixed:
+  """Make a taxonomy of numbered rows, of whose levels those that `multi` names are tags."""
   levels = tuple(levels)
   tags = resolve_levels(multi, levels, '--config.data.multi')
   n = len(levels) - len(tags)
@@ -67,13 +48,13 @@ def divide(
     )
   tag_rows = _rows_of_tags(levels, rows, n, source)
   exclusive = Taxonomy.from_numbered_rows(levels[:n], _exclusive_rows(rows, n), source)
-  tables = TagTaxonomy.from_numbered_rows(
+  tag_table = TagTaxonomy.from_numbered_rows(
     levels[n:], [(row, cells[n:]) for row, cells in tag_rows], source
   )
   paths = exclusive.complete(
     [exclusive.encode(dict(zip(levels, cells[:n]))) for _, cells in tag_rows]
   )
-  return Mixed(exclusive, tables, _ancestors(tables, paths))
+  return Mixed(exclusive, tag_table, _ancestors(tag_table, paths))
 
 
 def _rows_of_tags(levels, rows, n, source):

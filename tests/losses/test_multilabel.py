@@ -12,9 +12,9 @@ from parity import ours
 from test_taxonomy import RANDOM as TABLES
 
 from hierjax.losses import tags
-from hierjax.taxonomy import TagTaxonomy, with_tags
+from hierjax.taxonomy import TagTaxonomy
 
-RANDOM = [with_tags(table, 'all') for table in TABLES]
+RANDOM = [TagTaxonomy.from_rows(table.levels, table.rows()) for table in TABLES]
 FEW = RANDOM[::5]  # trees, facets and early ends: each is a compilation
 jit = functools.partial(jax.jit, compiler_options=ours.QUICK)
 WILD = np.array([-1e30, -1e4, -90, -1, 0, 1, 90, 1e4, 1e30], np.float32)

@@ -21,7 +21,7 @@ from hierjax.decide import thresholds
 from hierjax.evaluate import collect, summary
 from hierjax.experiments import fit
 from hierjax.losses import build
-from hierjax.taxonomy import Taxonomy, with_tags
+from hierjax.taxonomy import TagTaxonomy
 from hierjax.train import setup
 
 TAGS = ('amber', 'blue', 'coral')  # each tints a third of the picture
@@ -271,7 +271,7 @@ def forest(rng):
   rows = [row for row in rows if row[0] not in ends] + [
     [e] + [''] * (len(levels) - 1) for e in sorted(ends)
   ]
-  return with_tags(Taxonomy.from_rows(levels, rows), 'all')
+  return TagTaxonomy.from_rows(levels, rows)
 
 
 def test_random_forests():
@@ -300,7 +300,7 @@ def test_random_forests():
 
 def test_loss_of_unknown_labels_and_weights():
   """Unknown classes cost nothing; positive weights are negatives / positives."""
-  t = with_tags(Taxonomy.from_rows(['tag'], [[n] for n in TAGS]), 'tag')
+  t = TagTaxonomy.from_rows(['tag'], [[n] for n in TAGS])
   c = config.default()
   labels = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 1], [0, 1, 0]], np.int8)
   rows = np.array([[1, -1, 0], [-1, -1, -1]], np.int32)

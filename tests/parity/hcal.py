@@ -1,4 +1,5 @@
-"""hierjax's side of the comparison of HCAL's loss with torch's: the presets of configs/hcal.py, through the heads and the objective that training runs."""
+"""hierjax's side of the comparison of HCAL's loss with torch's: the presets of configs/hcal.py,
+through the heads and the objective that training runs."""
 
 import functools
 import json
@@ -25,7 +26,8 @@ def golden(folder=GOLDEN):
 
 
 def evaluate(name, options=None, **changes):
-  """Pins of a case of seeded.HCAL, as in hcal.json; changes are options that differ from the preset's."""
+  """Pins of a case of seeded.HCAL, as in hcal.json; changes are options that differ from the
+  preset's."""
   case = seeded.HCAL[name]
   c = hcal.get_config(f'{case["reading"]},{"aircraft" if case["levels"] == 3 else "cifar100"}')
   c.loss.positives = case['positives']
@@ -61,18 +63,13 @@ def evaluate(name, options=None, **changes):
   labels, noise = jnp.asarray(labels, jnp.int32), jax.tree.map(jnp.float32, noise)
 
   def total(features, prototypes):
-    moved = [
-      heads.normalized(p) + n for p, n in zip(prototypes, noise)
-    ]  # given, not drawn; the heads make it unit vectors
-    head = lambda x, training: module.apply(
-      {
-        'params': {
-          level: {'prototypes': p} for level, p in zip(levels, moved if training else prototypes)
-        }
-      },
-      x,
-      False,
-    )
+    # the noise is an argument, not drawn; the heads make the sums unit vectors
+    moved = [heads.normalized(p) + n for p, n in zip(prototypes, noise)]
+
+    def head(x, is_training):
+      pairs = zip(levels, moved if is_training else prototypes)
+      return module.apply({'params': {level: {'prototypes': p} for level, p in pairs}}, x, False)
+
     x = heads.normalized(features) if c.model.normalize else features
     shares, _ = objective(head, x, labels, task, phase, Teacher({}, {}))
     each = jnp.stack([shares[level] for level in levels])
@@ -84,19 +81,19 @@ def evaluate(name, options=None, **changes):
     alone = jax.jacrev(lambda x: total(x, prototypes)[1]['losses'])(features)
     return *jax.value_and_grad(total, (0, 1), has_aux=True)(features, prototypes), alone
 
-  (value, found), (by_features, by_prototypes), alone = everything(
+  (value, result), (by_features, by_prototypes), alone = everything(
     *jax.tree.map(jnp.float32, (features, prototypes))
   )
-  found |= {
+  result |= {
     'total': value,
     'features': by_features,
     **{f'prototypes {k}': x for k, x in enumerate(by_prototypes)},
     **{f'features {k}': x for k, x in enumerate(alone)},
   }
-  return {k: seeded.pin(x) for k, x in found.items()}
+  return {k: seeded.pin(x) for k, x in result.items()}
 
 
-def difference(name, wanted, options=None, **changes):
+def difference(name, expected, options=None, **changes):
   """Worst relative difference of a case from its pins."""
-  found = evaluate(name, options, **changes)
-  return max(seeded.difference(found[k], w) for k, w in wanted.items())
+  result = evaluate(name, options, **changes)
+  return max(seeded.difference(result[k], w) for k, w in expected.items())

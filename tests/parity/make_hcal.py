@@ -1,7 +1,9 @@
-"""Makes tests/golden/hcal.json: HCAL's loss (S2) and its gradients by torch, float64, in the readings of seeded.HCAL.
+"""Makes tests/golden/hcal.json: HCAL's loss (S2) and its gradients by torch, float64, in the
+readings of seeded.HCAL.
 
 usage: python tests/parity/make_hcal.py OUT.json
-Runs in the environment of requirements-parity.txt. Written from what the paper and its authors' code do, with loops over classes and positives.
+Runs in the environment of requirements-parity.txt. Written from what the paper and its authors'
+code do, with loops over classes and positives.
 """
 
 import json
@@ -16,19 +18,21 @@ TAU, GAMMA = 0.1, 0.5
 
 
 def contrast(x, labels, clean, moved, positives):
-  """Mean over the rows of x of equation 6: the own class's perturbed prototype, or both of its prototypes, against themselves and the other perturbed ones."""
+  """Mean over the rows of x of equation 6: the own class's perturbed prototype, or both of its
+  prototypes, against themselves and the other perturbed ones."""
   if positives == 'perturbed':
     return cross_entropy(x @ moved.T / TAU, labels)
   rows = []
   for f, y in zip(x, labels.tolist()):
-    own = [f @ clean[y] / TAU, f @ moved[y] / TAU]
-    every = torch.stack(own + [f @ p / TAU for c, p in enumerate(moved) if c != y])
-    rows.append(-sum(torch.log(torch.exp(s) / torch.exp(every).sum()) for s in own))
+    target = [f @ clean[y] / TAU, f @ moved[y] / TAU]
+    every = torch.stack(target + [f @ p / TAU for c, p in enumerate(moved) if c != y])
+    rows.append(-sum(torch.log(torch.exp(s) / torch.exp(every).sum()) for s in target))
   return torch.stack(rows).mean()
 
 
 def means_of(k, samples, labels, paths, children):
-  """{class of level k: its mean} of the classes present: of its samples, or above the second level from below, where equation 2 is followed, of its
+  """{class of level k: its mean} of the classes present: of its samples, or above the second level
+  from below, where equation 2 is followed, of its
   children's means."""
   if not children or k >= paths.shape[1] - 2:
     return {c: samples[labels[:, k] == c].mean(0) for c in sorted(set(labels[:, k].tolist()))}
@@ -71,7 +75,7 @@ def pins(name):
   total = (weights * each).sum()
   alone = [torch.autograd.grad(x, leaves[0], retain_graph=True)[0] for x in each]
   total.backward()
-  found = {
+  result = {
     'losses': each.detach(),
     'weights': weights,
     'total': total.detach(),
@@ -79,7 +83,7 @@ def pins(name):
     **{f'prototypes {k}': x.grad for k, x in enumerate(leaves[1:])},
     **{f'features {k}': x for k, x in enumerate(alone)},
   }  # of one level's loss: the weights leave little of some in the total's
-  return {k: seeded.pin(x.numpy()) for k, x in found.items()}
+  return {k: seeded.pin(x.numpy()) for k, x in result.items()}
 
 
 def main():

@@ -1,4 +1,5 @@
-"""Makes tests/golden/thop.json: parameters and thop's MACs of torchvision's models without their classifier, one 224 x 224 image.
+"""Makes tests/golden/thop.json: parameters and thop's MACs of torchvision's models without their
+classifier, one 224 x 224 image.
 
 usage: python tests/parity/make_thop.py OUT.json [NAME ...]
 Runs in the environment of requirements-parity.txt; without names, all that make_golden.py compares.

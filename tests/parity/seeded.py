@@ -1,6 +1,8 @@
-"""Weights and images that the torch side and this side both make from names alone. numpy only: the torch environment imports it too.
+"""Weights and images that the torch side and this side both make from names alone. numpy only: the
+torch environment imports it too.
 
-Torch's names and layouts, because they are what the two sides share. The scales keep activations near 1 through 152 layers and let every block matter.
+Torch's names and layouts, because they are what the two sides share. The scales keep activations
+near 1 through 152 layers and let every block matter.
 """
 
 import hashlib
@@ -11,10 +13,13 @@ FORWARD = (
   2,
   64,
   75,
-)  # images, height, width: even and odd sizes on the way down, so that padding and flooring show; H != W, so that a swap does
+  # images, height, width: even and odd sizes on the way down, so that padding and flooring show; H
+  # != W, so that a swap does
+)
 TRAIN = (4, 64, 75)
 LITE0 = (2, 160, 192)
-# (height, width) where a backbone, or its weights under a scheme's names, takes not every size; HCAL's does not reduce a large one
+# (height, width) where a backbone, or its weights under a scheme's names, takes not every size;
+# HCAL's does not reduce a large one
 SIZES = {
   'resnet18_32px': (32, 37),
   'maxvit_t': (224, 224),
@@ -22,7 +27,8 @@ SIZES = {
   'swin_t/timm': (224, 224),
 }
 
-# HCAL's loss (S2) as its authors' code has it and as the paper does, with one or both positives of equation 6
+# HCAL's loss (S2) as its authors' code has it and as the paper does, with one or both positives
+# of equation 6
 HCAL = {
   'code, 2 levels': {'levels': 2, 'reading': 'code', 'positives': 'perturbed'},
   'code, 3 levels': {'levels': 3, 'reading': 'code', 'positives': 'perturbed'},
@@ -44,7 +50,10 @@ def rng(*names):
 def tensor(key, shape):
   """float32 weights for torch's `key` of `shape`."""
   r, leaf = rng(key), key.rpartition('.')[2].removeprefix('in_proj_')
-  uniform = lambda low, high: (low + (high - low) * r.random(shape, np.float32)).astype(np.float32)
+
+  def uniform(low, high):
+    return (low + (high - low) * r.random(shape, np.float32)).astype(np.float32)
+
   if leaf in ('gamma', 'layer_scale'):
     return uniform(0.1, 1.0)
   if leaf == 'running_var':
@@ -69,12 +78,16 @@ def pixels(size):
 
 
 def hcal_noise(name):
-  """How far a prototype's coordinates are moved: the paper's best, or what the code has, for CIFAR-100 and (three levels) for Aircraft."""
-  return 0.05 if HCAL[name]['reading'] == 'paper' else 0.01 if HCAL[name]['levels'] == 2 else 0.0
+  """How far a prototype's coordinates are moved: the paper's best, or what the code has, for
+  CIFAR-100 and (three levels) for Aircraft."""
+  if HCAL[name]['reading'] == 'paper':
+    return 0.05
+  return 0.01 if HCAL[name]['levels'] == 2 else 0.0
 
 
 def hcal(name):
-  """Of a case of HCAL, coarse to fine: features float64 [B, d], labels int [B, L], paths [leaf, L], and of each level prototypes and noise [C, d].
+  """Of a case of HCAL, coarse to fine: features float64 [B, d], labels int [B, L], paths [leaf, L],
+  and of each level prototypes and noise [C, d].
 
   The last class of each of the two finer levels has no example.
   """
@@ -94,20 +107,25 @@ def hcal(name):
 
 
 def direction(name, n, d):
-  """float64 [n, d]: the scalar that is differentiated is sum(features * direction). One direction for all images would leave next to no gradient:
+  """float64 [n, d]: the scalar that is differentiated is sum(features * direction). One direction
+  for all images would leave next to no gradient:
   batch norm holds the mean over the batch fixed."""
   return rng('direction', name).standard_normal((n, d))
 
 
 def pin(x, count=32):
-  """What is kept of an array: its norm and `count` evenly spaced entries of it, flattened in torch's layout."""
+  """What is kept of an array: its norm and `count` evenly spaced entries of it, flattened in
+  torch's layout."""
   x = np.asarray(x, np.float64).ravel()
-  at = np.linspace(0, x.size - 1, min(count, x.size)).round().astype(int)
-  return {'norm': float(f'{np.linalg.norm(x):.9g}'), 'entries': [float(f'{v:.9g}') for v in x[at]]}
+  position = np.linspace(0, x.size - 1, min(count, x.size)).round().astype(int)
+  return {
+    'norm': float(f'{np.linalg.norm(x):.9g}'),
+    'entries': [float(f'{v:.9g}') for v in x[position]],
+  }
 
 
 def difference(ours, golden):
-  """Largest difference of two pins, relative to the largest entry (of the entries) or to the norm."""
+  """Return the largest difference of two pins, relative to the largest entry or to the norm."""
   a, b = np.array(ours['entries']), np.array(golden['entries'])
   if a.shape != b.shape or not np.isfinite(a).all():
     return float('inf')
@@ -120,7 +138,8 @@ def difference(ours, golden):
 
 
 def names_digest(shapes):
-  """sha256 over sorted names and shapes {torch's key: shape}: whether two state dicts have the same entries."""
+  """sha256 over sorted names and shapes {torch's key: shape}: whether two state dicts have the
+  same entries."""
   return hashlib.sha256(
     ''.join(f'{k}{list(map(int, s))}\n' for k, s in sorted(shapes.items())).encode()
   ).hexdigest()[:16]

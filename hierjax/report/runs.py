@@ -193,8 +193,8 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
 
   config = load('config.json', lambda file: tree_from_json(file.read_text())) or {}
   info = load('run.json', _json) or {}
-  multi = get(config, 'data.multi') or ()
-  taxonomy = load('taxonomy.csv', lambda file: read_taxonomy(file, multi))
+  tags = get(config, 'data.multi') or ()
+  taxonomy = load('taxonomy.csv', lambda file: read_taxonomy(file, tags))
   evals = {}
   for file in sorted(path.glob('eval_*.json')):
     if evaluation := load(file.name, _evaluation):
@@ -217,7 +217,7 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
 
 
 def _inner(path: pathlib.Path, name: str, faults: list[str]) -> Run | None:
-  """Read a run that belongs to another one, whose faults are told with it."""
+  """Read the run in a folder, and add its faults to those of the run that it belongs to."""
   if not (path / 'config.json').is_file():
     return None
   run = read(path, baseline=False)
@@ -227,12 +227,10 @@ def _inner(path: pathlib.Path, name: str, faults: list[str]) -> Run | None:
 
 def _baseline(path: pathlib.Path, config: dict, faults: list[str]) -> Run | None:
   """The run in the folder `baseline`, or the one that the option `baseline` names."""
-  name = config.get('baseline')
-  is_path = isinstance(name, str) and name != 'train'
-  for folder in (path / 'baseline', *([pathlib.Path(name)] if is_path else [])):
-    if run := _inner(folder, 'baseline', faults):
-      return run
-  return None
+  run, option = _inner(path / 'baseline', 'baseline', faults), config.get('baseline')
+  if run or option in (None, 'train'):
+    return run
+  return _inner(pathlib.Path(option), 'baseline', faults)
 
 
 def _json(file: pathlib.Path) -> dict:
@@ -254,11 +252,10 @@ def _embedding(file: pathlib.Path, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
   with np.load(file, allow_pickle=False) as archive:
     arrays = {key: archive[key] for key in archive.files}
   features, labels = arrays['features'], arrays['labels']
-  sizes = [len(names) for names in taxonomy.names]
-  shapes = {'features': (len(labels), features.shape[-1]), 'labels': (len(features), len(sizes))}
-  for k, size in enumerate(sizes):
-    if f'prototype_{k}' in arrays:
-      shapes[f'prototype_{k}'] = (size, features.shape[-1])
+  sizes, width = [len(names) for names in taxonomy.names], features.shape[-1]
+  shapes = {'features': (len(labels), width), 'labels': (len(features), len(sizes))}
+  prototypes = {f'prototype_{k}': (size, width) for k, size in enumerate(sizes)}
+  shapes |= {key: shape for key, shape in prototypes.items() if key in arrays}
   for key, shape in shapes.items():
     if arrays[key].shape != shape:
       raise ValueError(f'{key} is {arrays[key].shape}, not {shape}')

@@ -20,7 +20,7 @@ NO_IMAGES = (
 
 
 class Shot(NamedTuple):
-  """An image: its data address, the name of its file, and a probability that was shown."""
+  """An image: its data address, the name of its file, and the predicted probability."""
 
   src: str
   file: str

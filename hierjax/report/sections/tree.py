@@ -47,7 +47,7 @@ class _Level(NamedTuple):
 
 
 def _render(run: Run) -> Markup:
-  """Render every class with its accuracy; an image counts where it is labelled so far."""
+  """Render every class with its accuracy, over the images that are labelled down to it."""
   if run.predicted is None:
     return paragraph(NO_PREDICTIONS)
   table, depth = run.taxonomy, len(run.taxonomy.levels)

@@ -22,7 +22,7 @@ IMMATERIAL = (
 
 
 class Row(NamedTuple):
-  """A metric of both runs; `low` and `high` are the interval of the difference or None."""
+  """A metric of both runs; `low` and `high` limit the interval of the difference, or are None."""
 
   name: str
   label: str
@@ -101,7 +101,7 @@ def _rows(run: Run, base: dict, decision: str, intervals: dict) -> list[Row]:
 
 
 def _answer(fpa: Row, mismatches: list[str]) -> str:
-  """The verdict in a word or two. Full-path accuracy decides: it is for one consistent answer."""
+  """The verdict in a word or two, by full-path accuracy: that of one consistent decision."""
   if mismatches:
     return 'Not comparable.'
   if fpa.difference is None:

@@ -111,25 +111,13 @@ def confusions(
 
 
 def head_columns(predictions: Mapping[str, np.ndarray]) -> list[int]:
-  """List the columns of the taxonomy that have a head.
-
-  Args:
-    predictions: arrays of predictions_SPLIT.npz.
-  """
+  """List the columns of the taxonomy that have a head, of the arrays of predictions_SPLIT.npz."""
   numbers = [key.removeprefix('top_') for key in predictions if key.startswith('top_')]
   return sorted(int(number) for number in numbers if number.isdigit())
 
 
 def heads_right(predictions: Mapping[str, np.ndarray], columns: Sequence[int]) -> np.ndarray:
-  """Return which heads rank the true class first.
-
-  Args:
-    predictions: arrays of predictions_SPLIT.npz.
-    columns: the columns of K heads.
-
-  Returns:
-    bool [N, K].
-  """
+  """Return bool [N, K]: which of the heads of K columns rank the true class first."""
   labels = predictions['labels']
   return np.stack([predictions[f'top_{k}'][:, 0] == labels[:, k] for k in columns], 1)
 

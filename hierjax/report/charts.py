@@ -139,11 +139,7 @@ def _percent(*axes, digits: str = '.0f') -> None:
 
 
 def draw(chart: Chart) -> Markup:
-  """Draw a line chart.
-
-  Args:
-    chart: the chart.
-  """
+  """Draw a line chart."""
   from matplotlib.figure import Figure
   from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -205,11 +201,8 @@ def _tick(value: float, _) -> str:
 def reliability(title: str, curves: Sequence[tuple]) -> Markup:
   """Draw a reliability diagram, and below it the number of images in each bin.
 
-  A dot is a bin: its height is the accuracy, its area the share of the images.
-
-  Args:
-    title: for screen readers.
-    curves: number of the colour and the three arrays [bins] of `evaluate.metrics.reliability`.
+  A dot is a bin: its height is the accuracy, its area the share of the images. A curve is the
+  number of its colour and the three arrays [bins] of `evaluate.metrics.reliability`.
   """
   from matplotlib.figure import Figure
 
@@ -244,9 +237,7 @@ def reliability(title: str, curves: Sequence[tuple]) -> Markup:
 def before_and_now(title: str, groups: Sequence[tuple[int, np.ndarray]]) -> Markup:
   """Draw shares now over shares before; equal points are one larger dot.
 
-  Args:
-    title: for screen readers.
-    groups: number of the colour and shares before and now, float [n, 2].
+  A group is the number of its colour and its shares before and now, float [n, 2].
   """
   from matplotlib.figure import Figure
 
@@ -308,29 +299,14 @@ def fit(xy: np.ndarray, width: float, height: float, margin: float = 8) -> np.nd
 
 
 def scatter(xy: np.ndarray, groups: np.ndarray) -> list[tuple[int, str]]:
-  """Draw points as one path of dots for each group, group 0 on top.
-
-  Args:
-    xy: float [n, 2].
-    groups: int [n], from -1.
-
-  Returns:
-    (group, path), in the order of drawing.
-  """
+  """Draw points [n, 2] as one (group, path of dots) for each of the groups int [n], 0 on top."""
   order = sorted(set(groups.tolist()), key=lambda group: (group >= 0, -group))
   dots = {group: xy[groups == group].tolist() for group in order}
   return [(k, ''.join(f'M{x:.1f} {y:.1f}h0' for x, y in points)) for k, points in dots.items()]
 
 
 def strip(shades: Sequence[int]) -> list[tuple[int, str]]:
-  """Draw a row of cells; they are sorted where there are too many to distinguish.
-
-  Args:
-    shades: one a cell.
-
-  Returns:
-    (shade, path).
-  """
+  """Draw a row of cells as (shade, path); sorted where there are too many to distinguish."""
   if len(shades) > STRIP_CELLS:
     ends = np.cumsum(np.bincount(shades)).tolist()
     parts = enumerate(itertools.pairwise([0, *ends]))

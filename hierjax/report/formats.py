@@ -13,21 +13,13 @@ def count(value: object) -> str:
 
 
 def listed(words: Iterable) -> str:
-  """Join words: 'a', 'a and b', 'a, b and c'.
-
-  Args:
-    words: any number of words.
-  """
+  """Join words: 'a', 'a and b', 'a, b and c'."""
   *first, last = [str(word) for word in words] or ['']
   return f'{", ".join(first)} and {last}' if first else last
 
 
 def duration(seconds: float | None) -> str:
-  """Format a duration: '59 s', '24 min 09 s', '2 h 01 min'.
-
-  Args:
-    seconds: the duration.
-  """
+  """Format a duration: '59 s', '24 min 09 s', '2 h 01 min'."""
   if not is_finite(seconds):
     return '–'
   seconds = round(seconds)

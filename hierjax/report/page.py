@@ -31,14 +31,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def html(run: runs.Run) -> str:
-  """Render the page of a run.
-
-  Args:
-    run: the run; a missing file gives a sentence in its section, never an error.
-
-  Returns:
-    The HTML.
-  """
+  """Render the page of a run; a missing file gives a sentence in its section, never an error."""
   sections = [(section.id, section.title, _body(section, run)) for section in SECTIONS]
   return _page(
     'page',
@@ -60,15 +53,7 @@ def _body(section: Section, run: runs.Run) -> Markup:
 
 
 def table(name: str, **values: object) -> str:
-  """Render the page of a table of experiments.
-
-  Args:
-    name: its title.
-    **values: what table.html.j2 reads.
-
-  Returns:
-    The HTML.
-  """
+  """Render the page of a table of experiments from the values that table.html.j2 reads."""
   return _page('table', name=name, **values)
 
 

@@ -290,7 +290,7 @@ def get(tree: dict, path: str, default: object = None) -> object:
   """Return the value at a dotted path of nested dicts.
 
   Args:
-    tree: nested dicts.
+    tree: the dicts.
     path: keys with dots in between.
     default: what to return where a key is missing.
   """
@@ -302,12 +302,7 @@ def get(tree: dict, path: str, default: object = None) -> object:
 
 
 def flat(tree: dict, prefix: str = '') -> dict[str, object]:
-  """Flatten nested dicts into one with dotted keys.
-
-  Args:
-    tree: nested dicts.
-    prefix: what stands before each key.
-  """
+  """Flatten nested dicts into one with dotted keys."""
   leaves = {}
   for key, value in tree.items():
     is_node = isinstance(value, dict) and value

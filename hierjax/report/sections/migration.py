@@ -45,15 +45,7 @@ class ClassHistory(NamedTuple):
 
 
 def accuracy(classes: Sequence[ClassHistory], moment: str) -> float | None:
-  """Return the accuracy over the images of some classes.
-
-  Args:
-    classes: the classes.
-    moment: a key of MOMENTS.
-
-  Returns:
-    The accuracy; None without images.
-  """
+  """Return the accuracy over the images of some classes at a moment; None without images."""
   right, images = (sum(getattr(c, moment)[i] for c in classes) for i in (0, 1))
   return right / images if images else None
 

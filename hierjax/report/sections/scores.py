@@ -31,11 +31,7 @@ class Column(NamedTuple):
     return lookup(self.evaluation, f'{self.decision}:{metric}')
 
   def interval(self, metric: str) -> tuple[float, float] | None:
-    """Return its bootstrap interval.
-
-    Args:
-      metric: 'METRIC' or 'METRIC/LEVEL'.
-    """
+    """The bootstrap interval of 'METRIC' or 'METRIC/LEVEL'."""
     name, _, level = metric.partition('/')
     intervals = (self.evaluation.get('intervals') or {}).get(self.decision) or {}
     entry = intervals.get(f'{level}.{name}' if level else name) or {}
@@ -45,14 +41,7 @@ class Column(NamedTuple):
 
 
 def baseline_decision(evaluation: Mapping) -> str | None:
-  """Return the decision by which a plain baseline is judged.
-
-  Args:
-    evaluation: of the baseline.
-
-  Returns:
-    'leaf', or 'independent' where only that was evaluated; None without either.
-  """
+  """Return the decision by which a baseline is judged: 'leaf', else 'independent', else None."""
   decode = evaluation.get('decode') or {}
   return next((name for name in ('leaf', 'independent') if decode.get(name)), None)
 

@@ -116,7 +116,7 @@ def _check_data(options, table, taxonomy, origin, findings, report):
   rows = _rows(table, options.root)
   _check_labels(table, rows, findings)
   if exclusive:
-    _check_coverage(exclusive, origin, table, rows, options.train, findings, report)
+    _check_coverage(exclusive, origin, table.path or name, rows, options.train, findings, report)
   if tags:
     _check_tags(table, tags, name, findings, report)
   if findings.files:
@@ -160,13 +160,13 @@ def _check_labels(table, rows, findings):
     findings.add('warning', unlabelled[0].where, 'no label', text)
 
 
-def _check_coverage(taxonomy, origin, table, rows, train, findings, report):
+def _check_coverage(taxonomy, origin, name, rows, train, findings, report):
   """Count images and unknown labels, and report classes that a split lacks."""
-  labels, splits = table.labels, np.array([row.split for row in rows])
+  labels, splits = np.array([row.labels for row in rows]), np.array([row.split for row in rows])
   sizes = {split: int((splits == split).sum()) for split in dict.fromkeys(splits.tolist())}
   unknown = {level: int((labels[:, k] < 0).sum()) for k, level in enumerate(taxonomy.levels)}
   counts = ', '.join(f'{split or "(no split)"} {n}' for split, n in sizes.items())
-  report.headlines.append(f'{table.path or origin.path}: {len(rows)} images: {counts}')
+  report.headlines.append(f'{name}: {len(rows)} images: {counts}')
   report.headlines += [f'  {level} unknown: {n}' for level, n in unknown.items() if n]
   report.summary |= {'splits': sizes, 'unknown': unknown}
   for k, level in enumerate(taxonomy.levels):

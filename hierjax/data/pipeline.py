@@ -59,6 +59,7 @@ def train_batches(
   An unreadable image is replaced by the next readable one and named in 'broken'.
 
   Args:
+    examples: the training split.
     batch_size: over all processes.
     seed: of the order and of the augmentation.
     steps, start_step: the batches [start_step, steps); None is without end.
@@ -103,7 +104,9 @@ def eval_batches(
   """Iterate over batches with every example once, in order, the last batch padded.
 
   Args:
-    views: see `transforms.views`; the others are those of `train_batches`.
+    examples: the split.
+    batch_size, size, resize, workers, threads, process_index, process_count: see `train_batches`.
+    views: see `transforms.views`.
 
   Returns:
     An iterator with close(), equally long in each process.

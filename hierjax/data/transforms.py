@@ -407,9 +407,10 @@ def views(
   resize: str = 'squash',
   out: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Make n views of a picture for test-time augmentation; see `train_transform`.
+  """Make n views of a picture for test-time augmentation.
 
   Args:
+    image, size, resize, out: see `train_transform`.
     n: 1 is the picture; 2 adds its mirror image; 3 the middle 7/8 enlarged (S0's 256 -> 224); 5
       also 7/8 from its upper left and its lower right corner.
 

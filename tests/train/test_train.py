@@ -367,7 +367,7 @@ def test_balancing_by_loss_and_by_sampling(one_device):
   run, task, state = start(
     tiny.run_config(**{'data.balance': 'loss', 'data.balance_level': 'make'})
   )
-  column, values = task.losses.class_weights
+  column, values = task.class_weights
   assert column == 0 and len(values) == run.taxonomy.num_classes('make')
   assert np.isfinite(advance(run, task, state)[1]['loss'])
 

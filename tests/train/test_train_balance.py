@@ -80,7 +80,7 @@ def task_gradients(run, task, state):
 
   def one(params, name):
     variables = {'params': params, 'batch_stats': state.batch_stats}
-    (logits, _), _ = run.model.apply(
+    (logits, _), _ = run.task.model.apply(
       variables, jnp.asarray(batch['image']), True, mutable=['batch_stats'], rngs={'dropout': key}
     )
     level = logits[name]
@@ -204,7 +204,7 @@ def test_aggregation_by_hand():
   run, _, before, _, out = advance(c)
   batch = next(iter(setup.batches(run, run.train, 0, 1)))
   variables = {'params': before.params, 'batch_stats': before.batch_stats}
-  (_, features), _ = run.model.apply(
+  (_, features), _ = run.task.model.apply(
     variables, jnp.asarray(batch['image']), True, mutable=['batch_stats']
   )
   np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)

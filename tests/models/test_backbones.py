@@ -1,4 +1,4 @@
-"""Counts, names, shapes, initialisation and the formulations of whole trunks; equality with torch's forward pass is in test_parity."""
+"""Counts, names, shapes, initialisation, kernels of whole trunks; test_parity has torch."""
 
 import functools
 
@@ -13,8 +13,8 @@ from hierjax.models import compute, functional, initializers, registry
 from hierjax.models.backbones import densenet, swin, vit
 from hierjax.models.compute import Compute
 
-# (parameters, running means and variances) of the trunk: torchvision 0.29.1's models without fc or the last linear of the classifier; timm
-# 1.0.31's tf_efficientnet_lite* with num_classes=0.
+# (parameters, running means and variances) of the trunk: torchvision 0.29.1's models without fc or
+# the last linear of the classifier; timm 1.0.31's tf_efficientnet_lite* with num_classes=0.
 COUNTS = {
   'resnet18': (11176512, 9600),
   'resnet34': (21284672, 17024),
@@ -228,15 +228,15 @@ def test_parameter_counts_of_the_papers():
 def test_torch_names_are_one_to_one(name):
   ours = modules(shapes(name)['params'])
   for scheme, rename in registry.BACKBONES[name].torch_names.items():
-    theirs = {rename(m) for m in ours}
-    assert len(theirs) == len(ours), scheme
-    assert not any('/' in t for t in theirs), scheme
+    expected = {rename(m) for m in ours}
+    assert len(expected) == len(ours), scheme
+    assert not any('/' in t for t in expected), scheme
 
 
-@pytest.mark.parametrize('name,scheme,ours,theirs', NAMES)
-def test_torch_names(name, scheme, ours, theirs):
+@pytest.mark.parametrize('name,scheme,ours,expected', NAMES)
+def test_torch_names(name, scheme, ours, expected):
   assert ours in modules(shapes(name)['params'])
-  assert registry.BACKBONES[name].torch_names[scheme](ours) == theirs
+  assert registry.BACKBONES[name].torch_names[scheme](ours) == expected
 
 
 @pytest.mark.parametrize(
@@ -558,9 +558,8 @@ def test_remat_is_on_every_block(name, size, blocks):
   for remat in (False, True):
     options = Compute(remat=remat, kernels='plain')
     module, x = registry.BACKBONES[name].build(options), jnp.zeros((1, size, size, 3))
-    run = lambda v, x: module.apply(
-      v, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)}
-    )
+    options = {'mutable': ['batch_stats'], 'rngs': {'dropout': jax.random.key(0)}}
+    run = functools.partial(module.apply, train=True, **options)
     program = jax.make_jaxpr(run)(shapes(name), x)
     assert sum(eqn.primitive.name in ('remat2', 'checkpoint') for eqn in program.eqns) == (
       blocks if remat else 0
@@ -571,15 +570,21 @@ def test_remat_is_on_every_block(name, size, blocks):
 def test_a_size_that_does_not_fit_is_told(name, size, multiple):
   with pytest.raises(
     UserError,
-    match=rf'--config.data.size: {name} takes images whose sides are multiples of {multiple}, not {size} x {size}',
+    match=rf'data.size: {name} takes .* sides are multiples of {multiple}, not {size} x {size}',
   ):
     initializers.init(registry.BACKBONES[name].build(), 0, jnp.zeros((1, size, size, 3)))
 
 
 def test_vit_interpolates_position_embeddings_as_torchvision():
-  """Values of torchvision 0.29.1's interpolate_embeddings(16 * n, 16, ...) of the same numbers: the middle row for n = 3, the diagonal for n = 17."""
+  """Values of torchvision 0.29.1's interpolate_embeddings(16 * n, 16, ...) of the same numbers.
+
+  The middle row for n = 3, the diagonal for n = 17.
+  """
   grid = np.random.default_rng(0).standard_normal(197)[1:].reshape(14, 14)
-  to = lambda n: vit.resample(n).astype('f8') @ grid @ vit.resample(n).T
+
+  def to(n):
+    return vit.resample(n).astype('f8') @ grid @ vit.resample(n).T
+
   np.testing.assert_allclose(to(3)[1], [-0.5408896, -0.4633765, -0.5881324], atol=1e-6)
   np.testing.assert_allclose(
     to(17).diagonal(),
@@ -614,13 +619,13 @@ def test_an_image_of_which_nothing_is_left_is_told(name):
 
 
 def test_swin_s_mask_parts_what_the_shift_brings_together():
-  """A pixel of the last window sees those that were neighbours in the map before it was rolled, and no others; along one axis alone where so shifted."""
+  """A pixel of the last window sees those that were its neighbours before the map was rolled."""
   mask = swin.shift_mask(14, 14, (3, 3))
   rolled = np.roll(
     np.stack(np.divmod(np.arange(196), 14)).reshape(2, 14, 14), (-3, -3), (1, 2)
   )  # where each pixel was
-  at = np.asarray(functional.windows(jnp.asarray(rolled.transpose(1, 2, 0)[None]), 7))[0]
-  far = np.abs(at[:, :, None] - at[:, None]).max(-1) >= 7
+  pixels = np.asarray(functional.windows(jnp.asarray(rolled.transpose(1, 2, 0)[None]), 7))[0]
+  far = np.abs(pixels[:, :, None] - pixels[:, None]).max(-1) >= 7
   np.testing.assert_array_equal(mask, np.where(far, -100, 0))
   one = swin.shift_mask(7, 14, (0, 3))
   assert (
@@ -630,8 +635,9 @@ def test_swin_s_mask_parts_what_the_shift_brings_together():
 
 @pytest.fixture
 def densenet8(monkeypatch):
-  """step(options) of a small DenseNet: from (params, images) to gradients and new running statistics; and parameters to take it at. Their biases are
-  drawn: where a norm's are 0, the norms after it take its scale away, and the gradient is nothing but rounding."""
+  """step(options) of a small DenseNet: from (params, images) to gradients and new running
+  statistics; and parameters to take it at. Their biases are drawn: where a norm's are 0, the norms
+  after it take its scale away, and the gradient is nothing but rounding."""
   monkeypatch.setitem(densenet.VARIANTS, 8, (4, (4, 1, 1, 1), 8))
   variables, rng = initializers.init(densenet.DenseNet(8), 0), np.random.default_rng(1)
   params = jax.tree_util.tree_map_with_path(
@@ -655,27 +661,27 @@ def densenet8(monkeypatch):
   return step, params
 
 
-def assert_close(got, want, tol):
-  for g, w in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+def assert_close(actual, want, tol):
+  for g, w in zip(*map(jax.tree.leaves, (actual, want)), strict=True):
     np.testing.assert_allclose(g, w, rtol=0, atol=tol * (np.abs(w).max() + 1e-3))
 
 
 @pytest.mark.parametrize('kind', ['plain', 'cpu'])
 def test_densenet_s_shared_statistics_over_devices(densenet8, kind):
-  """Gradients and statistics of a batch that is split over 8 devices, by shard_map as in training, are those on one."""
+  """Gradients and statistics of a batch that is split over 8 devices are those on one."""
   step, params = densenet8
   x = np.random.default_rng(0).standard_normal((16, 40, 32, 3), 'f4')
   mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   one = jax.jit(step(kernels=kind), compiler_options=ours.QUICK)(params, x)
-  many = jax.shard_map(
+  split_result = jax.shard_map(
     step(kernels=kind, batch_axis='data'),
     mesh=mesh,
     in_specs=(jax.P(), jax.P('data')),
     out_specs=jax.P(),
     check_vma=False,
   )
-  many = jax.jit(many, compiler_options=ours.QUICK)(params, x)
-  assert_close(many, one, 2e-4)
+  split_result = jax.jit(split_result, compiler_options=ours.QUICK)(params, x)
+  assert_close(split_result, one, 2e-4)
 
 
 def test_densenet_agrees_with_both_kernels_and_under_remat(densenet8):
@@ -690,11 +696,13 @@ def test_densenet_agrees_with_both_kernels_and_under_remat(densenet8):
 
 @pytest.mark.parametrize('name,most', [('densenet121', 0.4), ('vgg11', 0.6)])
 def test_remat_keeps_less_for_the_backward_pass(name, most):
-  def kept(remat):
+  def residual_size(remat):
     module = registry.BACKBONES[name].build(Compute(remat=remat))
-    apply = lambda v, x: module.apply(
-      v, x, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)}
-    )[0][0]
+
+    def apply(v, x):
+      options = {'mutable': ['batch_stats'], 'rngs': {'dropout': jax.random.key(0)}}
+      return module.apply(v, x, True, **options)[0][0]
+
     left = jax.eval_shape(
       lambda v, x: jax.vjp(apply, v, x)[1],
       shapes(name),
@@ -702,4 +710,7 @@ def test_remat_keeps_less_for_the_backward_pass(name, most):
     )
     return sum(r.size for r in jax.tree.leaves(left)) - count(name)[0]
 
-  assert kept(True) < most * kept(False), (kept(True), kept(False))
+  assert residual_size(True) < most * residual_size(False), (
+    residual_size(True),
+    residual_size(False),
+  )

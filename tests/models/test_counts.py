@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates, those of thop and the true ones, against thop itself, the papers' tables and by hand."""
+"""Parameters and multiply-accumulates against thop, the papers' tables and counts by hand."""
 
 import json
 import pathlib
@@ -61,7 +61,7 @@ def test_all_that_torchvision_has_is_counted():
   'name', [pytest.param(n, marks=() if n in SMALLEST else pytest.mark.slow) for n in THOP]
 )
 def test_trunks_have_the_counts_that_thop_gives_their_originals(name):
-  assert ours.counts(name) == THOP[name]
+  assert ours.sizes(name) == THOP[name]
 
 
 @pytest.mark.parametrize('backbone', TABLE3)
@@ -69,11 +69,15 @@ def test_trunks_have_the_counts_that_thop_gives_their_originals(name):
 def test_s1_table_3(backbone, heads):
   trunk, params, flops = TABLE3[backbone]
   k = ('flat', 'parallel', 'cascaded').index(heads)
-  said = describe.describe(
+  description = describe.describe(
     runpy.run_path(str(ROOT / 'configs/tables/s1_table3.py'))['get_config'](f'{backbone},{heads}')
   )
-  assert (said['trunk_params'], said['params'], said['thop_macs']) == (trunk, params[k], flops[k])
-  assert list(said['heads']) == (['model'] if heads == 'flat' else ['make', 'model'])
+  assert (description['trunk_params'], description['params'], description['thop_macs']) == (
+    trunk,
+    params[k],
+    flops[k],
+  )
+  assert list(description['heads']) == (['model'] if heads == 'flat' else ['make', 'model'])
 
 
 def test_s1_table_3_has_no_other_rows():
@@ -102,11 +106,11 @@ def test_hcal_s_resnet18_and_advanced_cnn():
     'data__size': 32,
     'model__heads': 'prototypes',
   }
-  for found in (
+  for counted in (
     count_of('resnet18_32px', **options),
     count_of('resnet18', model__stem='small', model__neck=256, **options),
   ):
-    assert (found['trunk_params'], found['params']) == (11_300_160, 11_330_880)
+    assert (counted['trunk_params'], counted['params']) == (11_300_160, 11_330_880)
   assert count_of('advanced_cnn', data__root='classes:class=10')['params'] == 11_181_642
 
 
@@ -136,10 +140,10 @@ def test_rules_by_hand():
     (4 + 1) * 6,
     30,
   )
-  known = conv + depthwise + norm + pool + layer_norm + pooled + dense
-  assert counts.thop_macs(Everything(), 8, 'function') == known
-  assert counts.thop_macs(Everything(), 8, '') == known + layer_norm
-  assert counts.thop_macs(Everything(), 8, 'function|depthwise') == known - depthwise
+  expected = conv + depthwise + norm + pool + layer_norm + pooled + dense
+  assert counts.thop_macs(Everything(), 8, 'function') == expected
+  assert counts.thop_macs(Everything(), 8, '') == expected + layer_norm
+  assert counts.thop_macs(Everything(), 8, 'function|depthwise') == expected - depthwise
   variables = counts.shapes(Everything(), 8)
   assert counts.macs(Everything(), variables, 8) == conv + depthwise + dense
   assert counts.parameters(variables['params']) == (27 * 6 + 6) + 54 + 12 + 12 + 12 + 35
@@ -160,11 +164,11 @@ def test_counting_neither_draws_nor_runs():
 
 def test_shared_parts_of_heads_are_told(monkeypatch):
   tiny.register(monkeypatch)
-  said = count_of('tiny', data__size=32, model__heads='mmoe')
-  assert list(said['heads']) == ['make', 'type', 'model', 'shared'] and said['params'] == said[
-    'trunk_params'
-  ] + sum(said['heads'].values())
-  json.dumps(said)
+  description = count_of('tiny', data__size=32, model__heads='mmoe')
+  assert list(description['heads']) == ['make', 'type', 'model', 'shared'] and description[
+    'params'
+  ] == description['trunk_params'] + sum(description['heads'].values())
+  json.dumps(description)
 
 
 @pytest.mark.parametrize(

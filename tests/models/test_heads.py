@@ -1,4 +1,4 @@
-"""What makes each form of heads what it is: shapes, counts, order, where gradients go, and the cases in which two forms are one."""
+"""The forms of heads: shapes, counts, order, where gradients go, and when two forms are one."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def size(tree):
 
 
 def reached(module, params, level, x=X):
-  """Which parts a level's logits train: {name: bool}, and the gradient with respect to the features [D], summed."""
+  """Which parts a level's logits train: {name: bool}, and the gradient of the features [D]."""
   direction = (
     np.random.default_rng(1).standard_normal((len(x), dict(module.classes)[level])).astype('f4')
   )
@@ -72,7 +72,7 @@ def equal(a, b, rtol=1e-5):
 
 @pytest.mark.parametrize('form', heads.HEADS)
 def test_shapes_and_groups(form):
-  """float32 logits of every level in the order of the levels, from features of any dtype; every parameter in a group that can be frozen."""
+  """Float32 logits in the order of the levels; every parameter in a group that can be frozen."""
   module, params = make(form)
   out = logits(module, params, jnp.asarray(X, jnp.bfloat16))
   assert [(level, x.shape, x.dtype) for level, x in out.items()] == [
@@ -264,13 +264,13 @@ def test_mmoe_has_hcal_s_sizes():
 
 def test_residual_adds_the_features_of_all_ancestors():
   module, params = make('residual', width=7, ancestors=((), ('make',), ('make', 'type')), layers=2)
-  own = {
+  path_features = {
     level: dense(params[level]['hidden_1'], relu(dense(params[level]['hidden_0'], X)))
     for level, _ in CLASSES
   }
   total, expected = 0, {}
   for level, _ in CLASSES:
-    total = total + own[level]
+    total = total + path_features[level]
     expected[level] = dense(params[level]['output'], relu(total))
   equal(logits(module, params), expected)
   assert reached(module, params, 'type')[0] == {'make': True, 'type': True, 'model': False}
@@ -308,9 +308,15 @@ def test_split_reads_finer_slices_without_changing_them():
       'model': dense(params['model'], X[:, 8:]),
     },
   )
-  for level, own in (('make', slice(0, 4)), ('type', slice(4, 8)), ('model', slice(8, 12))):
+  for level, path_features in (
+    ('make', slice(0, 4)),
+    ('type', slice(4, 8)),
+    ('model', slice(8, 12)),
+  ):
     slope = reached(module, params, level)[1]
-    assert (slope[own] > 0).all() and np.delete(slope, np.r_[own]).max() == 0, level
+    assert (slope[path_features] > 0).all() and np.delete(slope, np.r_[path_features]).max() == 0, (
+      level
+    )
   # what is shown of a trained model is the whole dependence
   slope = jax.grad(lambda x: logits(module, params, x)['make'].sum())(jnp.asarray(X))
   assert (np.abs(slope).sum(0) > 0).all()
@@ -357,7 +363,7 @@ def test_ancestors_are_the_levels_that_a_class_determines():
 
 
 def test_options_reach_the_form():
-  made = build(
+  head = build(
     **{
       'model.heads': 'cascaded',
       'model.head.order': 'finest,family,coarsest',
@@ -365,16 +371,16 @@ def test_options_reach_the_form():
       'model.dropout': 0.5,
     }
   ).heads
-  assert (type(made), made.order, made.stop_gradient, made.dropout) == (
+  assert (type(head), head.order, head.stop_gradient, head.dropout) == (
     heads.Cascaded,
     ('species', 'family', 'order'),
     True,
     0.5,
   )
-  made = build(
+  head = build(
     **{'model.heads': 'mmoe', 'model.head.experts': 5, 'model.head.width': 6, 'model.head.tower': 7}
   ).heads
-  assert (made.experts, made.width, made.tower) == (5, 6, 7)
+  assert (head.experts, head.width, head.tower) == (5, 6, 7)
   assert build(**{'model.heads': 'split', 'model.head.slices': (4, 4, 8)}).heads.slices == (4, 4, 8)
   default = build(**{'model.heads': 'crosstalk'}).heads
   assert default == heads.Crosstalk(default.classes, default.ancestors)
@@ -394,7 +400,7 @@ def test_every_option_of_the_heads_is_a_field_of_a_form():
   [
     (
       {'model.head.experts': 5},
-      r'--config\.model\.head\.experts=5 is only valid with --config\.model\.heads=mmoe, not with parallel$',
+      r'model\.head\.experts=5 is only valid with --config\.model\.heads=mmoe, not with parallel$',
     ),
     (
       {'model.heads': 'cascaded', 'model.head.width': 64},
@@ -454,7 +460,7 @@ def test_shared_parts_can_be_frozen_and_are_listed():
   c.curriculum = (config.phase(steps=5, freeze='heads/shared'),)
   with pytest.raises(
     UserError,
-    match=r"no parameter group 'heads/shared'.*; choices: backbone, heads/make, heads/type, heads/model$",
+    match=r"no parameter group 'heads/shared'.*: backbone, heads/make, heads/type, heads/model$",
   ):
     setup.build(c)
 

@@ -1,4 +1,4 @@
-"""The kernels for the CPU against lax's convolution and against numpy in float64, forward and both gradients, alone and over 8 devices."""
+"""The kernels for the CPU against lax and numpy: forward and gradients, over 8 devices too."""
 
 import functools
 
@@ -15,8 +15,8 @@ from hierjax.models import compute, cpu_kernels, functional, initializers, layer
 from hierjax.models.compute import KERNELS, Compute
 
 
-def close(got, want, tol=2e-5):
-  for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+def close(actual, want, tol=2e-5):
+  for g, w in zip(jax.tree.leaves(actual), jax.tree.leaves(want), strict=True):
     assert g.shape == w.shape and g.dtype == w.dtype
     np.testing.assert_allclose(g, w, rtol=0, atol=tol * (np.abs(w).max() + 1e-6))
 
@@ -135,7 +135,7 @@ def numpy_batch_norm(x, scale, bias, eps, act, dy):
 
 
 def numpy_activation(act, y):
-  """The function and its slope, from the papers' definitions; the slopes of the smooth ones by central differences."""
+  """The function and its slope, by the papers' definitions and central differences."""
   functions = {
     '': lambda y: y,
     'relu': lambda y: np.maximum(y, 0),
@@ -160,10 +160,10 @@ def test_batch_norm_equals_numpy(shape, act, kind):
   (y, mean, var), grads = jax.jit(with_gradients(f))(
     (dy, jnp.zeros(shape[-1]), jnp.zeros(shape[-1])), x, scale, bias
   )
-  for got, want in zip(
+  for actual, want in zip(
     (y, mean, var, *grads), numpy_batch_norm(x, scale, bias, 1e-3, act, dy), strict=True
   ):
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * (np.abs(want).max() + 1))
+    np.testing.assert_allclose(actual, want, rtol=0, atol=1e-5 * (np.abs(want).max() + 1))
 
 
 def norm_of_two(a, b, variables, kind, train=True):
@@ -187,9 +187,15 @@ def test_batch_norm_with_known_moments_equals_numpy(kind):
     return y, lax.stop_gradient(new['batch_stats'])
 
   (y, new), (da, db, *grads) = jax.jit(with_gradients(f))((dy, stats), a, b, scale, bias)
-  got = y, (new['mean'] - 0) / 0.1, (new['var'] - 0.9) / 0.1, np.concatenate([da, db], -1), *grads
+  actual = (
+    y,
+    (new['mean'] - 0) / 0.1,
+    (new['var'] - 0.9) / 0.1,
+    np.concatenate([da, db], -1),
+    *grads,
+  )
   for g, want in zip(
-    got, numpy_batch_norm(np.concatenate([a, b], -1), scale, bias, 1e-3, 'relu', dy), strict=True
+    actual, numpy_batch_norm(np.concatenate([a, b], -1), scale, bias, 1e-3, 'relu', dy), strict=True
   ):
     np.testing.assert_allclose(g, want, rtol=0, atol=1e-5 * (np.abs(want).max() + 1))
 
@@ -216,19 +222,21 @@ def test_batch_norm_in_evaluation_has_its_gradients_with_both_kernels():
 
 def test_batch_norm_module_follows_flax():
   (x,) = draw(0, (4, 6, 6, 5))
-  ours, theirs = layers.BatchNorm('relu', 1e-3), nn.BatchNorm(momentum=0.9, epsilon=1e-3)
+  ours, flax_norm = layers.BatchNorm('relu', 1e-3), nn.BatchNorm(momentum=0.9, epsilon=1e-3)
   variables = ours.init(jax.random.key(0), x, True)
   assert jax.tree.map(np.shape, variables) == jax.tree.map(
-    np.shape, theirs.init(jax.random.key(0), x, use_running_average=False)
+    np.shape, flax_norm.init(jax.random.key(0), x, use_running_average=False)
   )
   for _ in range(2):
     y, new = ours.apply(variables, x, True, mutable=['batch_stats'])
-    want, want_new = theirs.apply(variables, x, use_running_average=False, mutable=['batch_stats'])
+    want, want_new = flax_norm.apply(
+      variables, x, use_running_average=False, mutable=['batch_stats']
+    )
     close((y, new), (nn.relu(want), want_new), 1e-5)
     variables = {**variables, **new}
   close(
     ours.apply(variables, x, False),
-    nn.relu(theirs.apply(variables, x, use_running_average=True)),
+    nn.relu(flax_norm.apply(variables, x, use_running_average=True)),
     1e-5,
   )
 
@@ -262,8 +270,8 @@ def test_max_pool_gives_the_gradient_to_the_first_of_equal_pixels(case):
   want = y, dx[:, padding : padding + h, padding : padding + w]
   for kind in ('cpu', 'plain'):
     pool = layers.MaxPool(k, stride, padding, compute=Compute(kernels=kind))
-    got, (grad,) = jax.jit(with_gradients(functools.partial(pool.apply, {})))(dy, x)
-    np.testing.assert_allclose(got, want[0], atol=1e-6)
+    actual, (grad,) = jax.jit(with_gradients(functools.partial(pool.apply, {})))(dy, x)
+    np.testing.assert_allclose(actual, want[0], atol=1e-6)
     np.testing.assert_allclose(grad, want[1], atol=1e-5)
 
 
@@ -278,13 +286,13 @@ def test_avg_pool_equals_a_naive_loop(case):
   padded = np.pad(x.astype('f8'), ((0, 0), *((padding, padding),) * 2, (0, 0)))
   y, dx = np.zeros(dy.shape), np.zeros(padded.shape)
   for b, i, j, c in np.ndindex(*dy.shape):
-    at = b, slice(i * stride, i * stride + k), slice(j * stride, j * stride + k), c
-    y[b, i, j, c] = padded[at].mean()
-    dx[at] += dy[b, i, j, c] / k**2
+    place = b, slice(i * stride, i * stride + k), slice(j * stride, j * stride + k), c
+    y[b, i, j, c] = padded[place].mean()
+    dx[place] += dy[b, i, j, c] / k**2
   for kind in ('cpu', 'plain'):
     pool = layers.AvgPool(k, stride, padding, compute=Compute(kernels=kind))
-    got, (grad,) = jax.jit(with_gradients(functools.partial(pool.apply, {})))(dy, x)
-    np.testing.assert_allclose(got, y, atol=1e-6)
+    actual, (grad,) = jax.jit(with_gradients(functools.partial(pool.apply, {})))(dy, x)
+    np.testing.assert_allclose(actual, y, atol=1e-6)
     np.testing.assert_allclose(grad, dx[:, padding : padding + h, padding : padding + w], atol=1e-6)
 
 
@@ -294,14 +302,14 @@ def test_adaptive_average_pooling_has_torchs_windows(size):
   y, dx = np.zeros(dy.shape), np.zeros(x.shape)
   for i, j in np.ndindex(7, 7):
     (top, bottom), (left, right) = (
-      (at * n // 7, -(-(at + 1) * n // 7)) for at, n in zip((i, j), size)
+      (place * n // 7, -(-(place + 1) * n // 7)) for place, n in zip((i, j), size)
     )
     y[:, i, j] = x[:, top:bottom, left:right].mean((1, 2))
     dx[:, top:bottom, left:right] += (dy[:, i, j] / ((bottom - top) * (right - left)))[
       :, None, None
     ]
-  got, (grad,) = jax.jit(with_gradients(lambda x: layers.AdaptiveAvgPool(7).apply({}, x)))(dy, x)
-  close((got, grad), (np.float32(y), np.float32(dx)), 1e-6)
+  actual, (grad,) = jax.jit(with_gradients(lambda x: layers.AdaptiveAvgPool(7).apply({}, x)))(dy, x)
+  close((actual, grad), (np.float32(y), np.float32(dx)), 1e-6)
 
 
 def test_squeeze_and_excite_equals_numpy():
@@ -318,10 +326,10 @@ def test_squeeze_and_excite_equals_numpy():
 def numpy_attention(q, k, v, bias):
   """One head of one window at a time, in float64."""
   out = np.zeros(q.shape)
-  for at in np.ndindex(*q.shape[:-2]):
-    logits = q[at].astype('f8') @ k[at].T + bias[at]
+  for place in np.ndindex(*q.shape[:-2]):
+    logits = q[place].astype('f8') @ k[place].T + bias[place]
     p = np.exp(logits - logits.max(-1, keepdims=True))
-    out[at] = p / p.sum(-1, keepdims=True) @ v[at]
+    out[place] = p / p.sum(-1, keepdims=True) @ v[place]
   return out
 
 
@@ -422,7 +430,7 @@ class Small(layers.Layer):
 
 @pytest.mark.parametrize('kind', ['plain', 'cpu'])
 def test_eight_devices_equal_one(kind):
-  """Batch norm's statistics are global: gradients and statistics of a batch split over 8 devices are those on one."""
+  """Gradients and statistics of a batch that is split over 8 devices are those on one."""
   assert jax.device_count() == 8
   x, w = draw(0, (16, 16, 16, 3), (16, 4))
   module = Small(compute=Compute(kernels=kind))
@@ -438,11 +446,11 @@ def test_eight_devices_equal_one(kind):
     return jax.value_and_grad(loss, has_aux=True)(params)
 
   mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-  whole, split = (jax.sharding.NamedSharding(mesh, s) for s in (P(), P('data')))
+  replicated, split = (jax.sharding.NamedSharding(mesh, s) for s in (P(), P('data')))
   one = jax.jit(step)(variables['params'], x, w)
-  shardings = {'in_shardings': (whole, split, split), 'out_shardings': whole}
-  many = jax.jit(step, **shardings)(variables['params'], x, w)
-  close(many, one, 1e-5)
+  shardings = {'in_shardings': (replicated, split, split), 'out_shardings': replicated}
+  split_result = jax.jit(step, **shardings)(variables['params'], x, w)
+  close(split_result, one, 1e-5)
 
 
 def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():

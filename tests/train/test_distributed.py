@@ -234,8 +234,8 @@ def advance(c, devices, state, to, teacher=None):
 
   The state after step `to`, from the state as numpy, None for the initial one.
   """
-  run = setup.build(c)
-  run.mesh, task = mesh(devices), run.task
+  run = setup.build(c, mesh(devices))
+  task = run.task
   state = setup.initial_state(run) if state is None else parallel.put_replicated(state, run.mesh)
   step = stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)
   for batch in setup.batches(run, run.train, int(state.step), to):
@@ -474,8 +474,8 @@ def test_one_reduction_of_the_gradients_and_two_for_each_batch_norm(devices, bac
   devices.
   """
   c = tiny.run_config()
-  run = setup.build(c)
-  run.mesh, task = mesh(devices), run.task
+  run = setup.build(c, mesh(devices))
+  task = run.task
   state = setup.initial_state(run)
   batch = next(iter(setup.batches(run, run.train, 0, 1)))
   step = stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)

@@ -43,8 +43,8 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path, hooks: Sequence[Hook] = ()) 
   workdir = pathlib.Path(workdir)
   with disk_errors(workdir):
     started = current_time()
-    _check_baseline(c)
     run = setup.build(c)
+    _check_baseline(c)
     _check_distillation(workdir, run)
     prepare(workdir, run)
     signals, hooks = Signals(), [EmbeddingHook(workdir), *hooks]

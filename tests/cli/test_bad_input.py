@@ -425,7 +425,7 @@ def test_config_file_may_follow_its_options(tmp_path):
     ),
     '--config.train.batch_size=30 must be a multiple',
   )
-  says((f'--config={ROOT}/configs/ladder.py:11',), 'no such rung', 'choices: 1, 2, 3, 4, 5, 5.5')
+  says((f'--config={ROOT}/configs/ladder.py:11',), "no rung '11'", 'choices: 1, 2, 3, 4, 5, 5.5')
 
 
 # ---- tables: labels.csv, taxonomy.csv, folders, Parquet ----

@@ -19,7 +19,7 @@ SMALL = (
   '--config.data.toy.val=40',
   '--config.train.batch_size=16',
   '--config.train.epochs=',
-  '--config.train.steps=2',
+  '--config.train.steps=4',
   '--config.train.log_steps=1',
 )
 

@@ -1,4 +1,5 @@
-"""A run on a changed taxonomy: rows that are kept bit for bit, merges, splits and new classes, and the difference by a naive comparison."""
+"""A run on a changed taxonomy: rows that are kept bit for bit, merges, splits and new classes, and
+the difference by a naive comparison."""
 
 import json
 import re
@@ -26,7 +27,8 @@ RENAMES = {
 
 
 def changed(seed: int):
-  """(old, new, renames of the finest level): a random forest, of whose leaves some go, come, move, and are renamed, merged or split."""
+  """(old, new, renames of the finest level): a random forest, of whose leaves some go, come, move,
+  and are renamed, merged or split."""
   rng = np.random.default_rng(seed)
   parent = {f'a{i}': f'p{rng.integers(4)}' for i in range(int(rng.integers(6, 14)))}
   kind = [*RENAMES, 'none'][seed % 4]
@@ -35,8 +37,8 @@ def changed(seed: int):
     after.pop(name, None)
     after[target] = parent[name]
     renames.setdefault(('leaf', name), []).append(target)
-  rest = [n for n in after if n.startswith('a')]
-  for name in rng.choice(rest, 2, replace=False):
+  remainder = [n for n in after if n.startswith('a')]
+  for name in rng.choice(remainder, 2, replace=False):
     after.pop(str(name))
   for name in rng.choice([n for n in after if n.startswith('a')], 2, replace=False):
     after[str(name)] = f'p{rng.integers(6)}'
@@ -60,7 +62,7 @@ def heads_of(form: str, rows: dict, **options):
 )
 def test_classes_with_one_source_keep_their_logits_bit_for_bit(form, seed):
   old, new, renames = changed(seed)
-  rng, found = np.random.default_rng(seed), migrate.correspond(old, new, renames)
+  rng, results = np.random.default_rng(seed), migrate.correspond(old, new, renames)
   before = heads_of(form, {level: (1,) * old.num_classes(level) for level in old.levels})
   x = rng.normal(size=(7, 24)).astype(np.float32)
   params = jax.tree.map(
@@ -68,7 +70,7 @@ def test_classes_with_one_source_keep_their_logits_bit_for_bit(form, seed):
     jax.device_get(before.init(jax.random.key(0), x, False)['params']),
   )
   plans = {
-    level: migrate_heads.plan(level, old, new, found[level], (1,) * old.num_classes(level))
+    level: migrate_heads.plan(level, old, new, results[level], (1,) * old.num_classes(level))
     for level in old.levels
   }
   after = heads_of(form, {level: plans[level].rows for level in old.levels})
@@ -77,28 +79,36 @@ def test_classes_with_one_source_keep_their_logits_bit_for_bit(form, seed):
   }
   a, b = before.apply({'params': params}, x, False), after.apply({'params': grown}, x, False)
   for level in old.levels:
-    parts = np.bincount([i for s in found[level] for i in s], minlength=old.num_classes(level))
-    for c, s in enumerate(found[level]):
-      mine = np.asarray(b[level][:, c])
-      assert np.isfinite(mine).all()
+    parts = np.bincount([i for s in results[level] for i in s], minlength=old.num_classes(level))
+    for c, s in enumerate(results[level]):
+      selected = np.asarray(b[level][:, c])
+      assert np.isfinite(selected).all()
       if len(s) == 1 and parts[s[0]] == 1:
-        np.testing.assert_array_equal(mine, a[level][:, s[0]])
+        np.testing.assert_array_equal(selected, a[level][:, s[0]])
       elif len(s) == 1 and form != 'prototypes':
         np.testing.assert_allclose(
-          mine + np.log(parts[s[0]]), a[level][:, s[0]], rtol=1e-5, atol=1e-5
+          selected + np.log(parts[s[0]]), a[level][:, s[0]], rtol=1e-5, atol=1e-5
         )
       elif len(s) > 1:
         z = np.asarray(a[level], np.float64)[:, list(s)]
         np.testing.assert_allclose(
-          mine, np.log(np.exp(z - z.max(1, keepdims=True)).sum(1)) + z.max(1), rtol=1e-5, atol=1e-5
+          selected,
+          np.log(np.exp(z - z.max(1, keepdims=True)).sum(1)) + z.max(1),
+          rtol=1e-5,
+          atol=1e-5,
         )
       elif not s and form == 'parallel':
         under = {int(p) for p in new.paths[new.paths[:, 1] == c, 0]} if level == 'leaf' else set()
         kin = sorted(
-          {i for leaf, p in new.paths[:, ::-1].tolist() if p in under for i in found['leaf'][leaf]}
+          {
+            i
+            for leaf, p in new.paths[:, ::-1].tolist()
+            if p in under
+            for i in results['leaf'][leaf]
+          }
         ) or range(old.num_classes(level))
         np.testing.assert_allclose(
-          mine, np.asarray(a[level])[:, list(kin)].mean(1), rtol=1e-4, atol=1e-4
+          selected, np.asarray(a[level])[:, list(kin)].mean(1), rtol=1e-4, atol=1e-4
         )
 
 
@@ -146,20 +156,20 @@ def test_a_new_class_starts_from_the_classes_of_the_nearest_parent_that_has_any(
 @pytest.mark.parametrize('seed', range(8))
 def test_the_difference_is_that_of_a_naive_comparison(seed):
   old, new, renames = changed(seed)
-  found = migrate.class_changes(old, new, renames)['leaf']
-  was, now = ({leaf: parent for parent, leaf in t.rows()} for t in (old, new))
-  to = {a: renames.get(('leaf', a), [a] if a in now else []) for a in was}
-  comes = {n: [a for a in was if n in to[a]] for n in now}
-  assert sorted(found['added']) == sorted(n for n in now if not comes[n])
-  assert sorted(found['removed']) == sorted(a for a in was if not to[a])
-  assert sorted(found['renamed']) == sorted(
-    f'{a} -> {n}' for n, s in comes.items() if len(s) == 1 for a in s if len(to[a]) == 1 and a != n
-  )
-  assert len(found['merged']) == sum(len(s) > 1 for s in comes.values()) and len(
-    found['split']
+  results = migrate.class_changes(old, new, renames)['leaf']
+  was, current = ({leaf: parent for parent, leaf in t.rows()} for t in (old, new))
+  to = {a: renames.get(('leaf', a), [a] if a in current else []) for a in was}
+  comes = {n: [a for a in was if n in to[a]] for n in current}
+  assert sorted(results['added']) == sorted(n for n in current if not comes[n])
+  assert sorted(results['removed']) == sorted(a for a in was if not to[a])
+  single = {n: s[0] for n, s in comes.items() if len(s) == 1}
+  renamed = [f'{a} -> {n}' for n, a in single.items() if len(to[a]) == 1 and a != n]
+  assert sorted(results['renamed']) == sorted(renamed)
+  assert len(results['merged']) == sum(len(s) > 1 for s in comes.values()) and len(
+    results['split']
   ) == sum(len(t) > 1 for t in to.values())
-  assert sorted(text.split(':')[0] for text in found['moved']) == sorted(
-    n for n, s in comes.items() if s and now[n] not in {was[a] for a in s}
+  assert sorted(text.split(':')[0] for text in results['moved']) == sorted(
+    n for n, s in comes.items() if s and current[n] not in {was[a] for a in s}
   )
 
 
@@ -175,7 +185,7 @@ def test_a_renamed_parent_moves_nobody():
 
 
 @pytest.mark.parametrize(
-  'text, told',
+  'text, message',
   [
     ('level,from,new\n', ':1: the columns'),
     ('level,old,new\nleaf,x,a\n', ":2: leaf 'x' is not in the old"),
@@ -184,12 +194,12 @@ def test_a_renamed_parent_moves_nobody():
     ('level,old,new\nleaf,a,b\nleaf,a,b\n', ':3: repeats'),
   ],
 )
-def test_renames_that_do_not_fit_are_told_by_row(tmp_path, text, told):
+def test_renames_that_do_not_fit_are_told_by_row(tmp_path, text, message):
   t = Taxonomy.from_rows(['leaf'], [['a'], ['b']])
   (tmp_path / 'r.csv').write_text(text)
   with pytest.raises(UserError, match=r'r\.csv') as e:
     migrate.read_renames(tmp_path / 'r.csv', t, t)
-  assert told in str(e.value)
+  assert message in str(e.value)
 
 
 def test_an_imprinted_row_is_on_at_its_mean_and_off_at_the_centre():
@@ -216,7 +226,8 @@ def test_an_imprinted_row_is_on_at_its_mean_and_off_at_the_centre():
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """A short run on a folder with labels.csv and taxonomy.csv; its data, and a second folder with one class merged of two, one new and one gone."""
+  """A short run on a folder with labels.csv and taxonomy.csv; its data, and a second folder with
+  one class merged of two, one new and one gone."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
     patch.setattr(
@@ -230,19 +241,19 @@ def run(tmp_path_factory):
     t, train = toy.taxonomy, toy.splits['train']
     root, grown = tmp_path_factory.mktemp('old'), tmp_path_factory.mktemp('new')
     rows = [[t.names[k][c] for k, c in enumerate(labels)] for labels in train.labels.tolist()]
-    a, b, gone, fresh = (t.names[-1][i] for i in range(4))
+    a, b, removed, fresh = (t.names[-1][i] for i in range(4))
     for place in (root, grown):
       for i in range(len(rows)):
         cv2.imwrite(str(place / f'{i}.png'), train.reader(i)[..., ::-1])
-    for place, skipped, to in ((root, {fresh}, {}), (grown, {gone}, {a: 'merged', b: 'merged'})):
-      kept = [
+    for place, skipped, to in ((root, {fresh}, {}), (grown, {removed}, {a: 'merged', b: 'merged'})):
+      remaining = [
         (i, [*row[:2], to.get(row[2], row[2])])
         for i, row in enumerate(rows)
         if row[2] not in skipped
       ]
       table = {r[2]: [*r] for r in t.rows() if r[2] not in skipped}
       table = {to.get(n, n): [*r[:2], to.get(n, n)] for n, r in table.items()}
-      for _, row in kept:
+      for _, row in remaining:
         row[:2] = table[row[2]][:2]
       (place / 'taxonomy.csv').write_text(
         'make,type,model\n' + ''.join(','.join(r) + '\n' for r in table.values())
@@ -250,7 +261,7 @@ def run(tmp_path_factory):
       (place / 'labels.csv').write_text(
         'file,split,make,type,model\n'
         + ''.join(
-          f'{i}.png,{"val" if i % 3 == 0 else "train"},{",".join(row)}\n' for i, row in kept
+          f'{i}.png,{"val" if i % 3 == 0 else "train"},{",".join(row)}\n' for i, row in remaining
         )
       )
     (grown / 'renames.csv').write_text(f'level,old,new\nmodel,{a},merged\nmodel,{b},merged\n')
@@ -258,12 +269,12 @@ def run(tmp_path_factory):
     hierjax.fit(
       tiny.run_config(**{'data.source': 'auto', 'data.root': str(root), 'train.steps': 6}), workdir
     )
-    yield workdir, grown, (a, b, gone, fresh)
+    yield workdir, grown, (a, b, removed, fresh)
 
 
 @pytest.mark.parametrize('shots', [0, 3])
 def test_a_migrated_run_predicts_and_trains_on(run, tmp_path, monkeypatch, shots):
-  workdir, grown, (a, b, gone, fresh) = run
+  workdir, grown, (a, b, removed, fresh) = run
   tiny.register(monkeypatch)
   monkeypatch.setattr(
     parallel,
@@ -278,7 +289,7 @@ def test_a_migrated_run_predicts_and_trains_on(run, tmp_path, monkeypatch, shots
   )
   assert (
     f'1 added: {fresh}' in text
-    and f'1 removed: {gone}' in text
+    and f'1 removed: {removed}' in text
     and f'1 merged: {a} + {b} -> merged' in text
   )
   new = hierjax.load(tmp_path / 'new')
@@ -303,25 +314,27 @@ def test_a_migrated_run_predicts_and_trains_on(run, tmp_path, monkeypatch, shots
   ]
   with pytest.raises(UserError, match='there is a run already'):
     migrate.migrate(workdir, str(grown / 'taxonomy.csv'), tmp_path / 'new', c)
-  told = json.loads((tmp_path / 'new/migration.json').read_text())['classes']['model']
-  assert {told[name]['kind'] for name in names if name not in (fresh, 'merged')} == {'kept'}
-  assert (told[fresh]['kind'], told['merged']['kind'], told[fresh]['images']) == (
+  message = json.loads((tmp_path / 'new/migration.json').read_text())['classes']['model']
+  assert {message[name]['kind'] for name in names if name not in (fresh, 'merged')} == {'kept'}
+  assert (message[fresh]['kind'], message['merged']['kind'], message[fresh]['images']) == (
     'new',
     'merged',
     0,
   )
-  with np.load(workdir / 'predictions_val.npz') as found:
-    y, right = found['labels'][:, -1], (found['pred_joint'] == found['labels'])[:, -1]
+  with np.load(workdir / 'predictions_val.npz') as results:
+    y, right = results['labels'][:, -1], (results['pred_joint'] == results['labels'])[:, -1]
   for name, sources_of in {
     'merged': [a, b],
     **{name: [name] for name in set(names) - {fresh, 'merged'}},
   }.items():
-    mine = np.isin(y, [was.index(s) for s in sources_of])
-    assert (told[name]['right'], told[name]['images']) == (right[mine].sum(), mine.sum()), name
-  assert (
-    f'val, model, untrained: all {share(tmp_path / "new/start", set(names))}, known {share(tmp_path / "new/start", set(names) - {fresh})} ('
-    in text
-  )
+    selected = np.isin(y, [was.index(s) for s in sources_of])
+    assert (message[name]['right'], message[name]['images']) == (
+      right[selected].sum(),
+      selected.sum(),
+    ), name
+  start = tmp_path / 'new/start'
+  shares = [share(start, set(names)), share(start, set(names) - {fresh})]
+  assert f'val, model, untrained: all {shares[0]}, known {shares[1]} (' in text
   if shots:
     result = hierjax.fit(new.c, tmp_path / 'new')
     assert result['step'] == 6
@@ -339,15 +352,17 @@ def test_a_migrated_run_predicts_and_trains_on(run, tmp_path, monkeypatch, shots
 
 
 def share(workdir, names):
-  """Of the val images of these models, those whose joint decision is right, as the report prints it."""
+  """Of the val images of these models, those whose joint decision is right, as the report prints
+  it."""
   t = read_taxonomy(workdir / 'taxonomy.csv')
-  with np.load(workdir / 'predictions_val.npz') as found:
-    mine = np.isin(found['labels'][:, -1], [t.names[-1].index(name) for name in names])
-    return f'{100 * (found["pred_joint"] == found["labels"])[mine, -1].mean():.1f}%'
+  with np.load(workdir / 'predictions_val.npz') as results:
+    selected = np.isin(results['labels'][:, -1], [t.names[-1].index(name) for name in names])
+    return f'{100 * (results["pred_joint"] == results["labels"])[selected, -1].mean():.1f}%'
 
 
 def test_distillation_holds_on_to_what_was_known(run, tmp_path, monkeypatch):
-  """With a weight that drowns the labels the logits of known classes, relative to each other, stay nearer to where they began than without."""
+  """With a weight that drowns the labels the logits of known classes, relative to each other, stay
+  nearer to where they began than without."""
   workdir, grown, _ = run
   tiny.register(monkeypatch)
   monkeypatch.setattr(
@@ -370,14 +385,14 @@ def test_distillation_holds_on_to_what_was_known(run, tmp_path, monkeypatch):
     hierjax.fit(hierjax.load(place).c, place)
     models = [hierjax.load(place / 'start'), hierjax.load(place)]
     probs = [np.log(m.collect(m.split('val')).probs['model']) for m in models]
-    known = [
+    is_known = [
       i
-      for i, of in enumerate(
+      for i, members in enumerate(
         json.loads((place / 'migration.json').read_text())['classes']['model'].values()
       )
-      if of['kind'] != 'new'
+      if members['kind'] != 'new'
     ]
-    before, after = (p[:, known] - p[:, known].mean(1, keepdims=True) for p in probs)
+    before, after = (p[:, is_known] - p[:, is_known].mean(1, keepdims=True) for p in probs)
     moved[name] = np.abs(after - before).mean()
   assert moved['held'] < 0.5 * moved['plain'], moved
   with pytest.raises(UserError, match='has nothing to hold on to'):

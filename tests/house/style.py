@@ -146,8 +146,12 @@ def aliases(source: Source) -> Iterator[Problem]:
     if isinstance(node, ast.Import | ast.ImportFrom):
       module = getattr(node, 'module', None) or ''
       for alias in node.names:
-        is_own = module.split('.')[0] == 'hierjax' or alias.name.split('.')[0] == 'hierjax'
-        if is_own and alias.asname not in (None, alias.name):
+        dotted = f'{module}.{alias.name}' if module else alias.name
+        file = ROOT.joinpath(*dotted.split('.'))
+        is_module = dotted.startswith('hierjax') and (
+          file.is_dir() or file.with_suffix('.py').exists()
+        )
+        if is_module and alias.asname not in (None, alias.name):
           yield source.problem(node, 'alias', f'{alias.name} is imported as {alias.asname}')
 
 

@@ -1,4 +1,5 @@
-"""Exclusive and multi levels in one model: what lies below what, what follows from labels, that nothing contradicts, and runs from the command line."""
+"""Exclusive and multi levels in one model: what lies below what, what follows from labels, that
+nothing contradicts, and runs from the command line."""
 
 import json
 import os
@@ -17,7 +18,6 @@ from scipy.special import softmax
 from test_bad_input import run as run_main
 
 from hierjax import decide
-from hierjax import model as predict
 from hierjax.core import parallel
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError
@@ -25,8 +25,9 @@ from hierjax.data import lint, sources
 from hierjax.decide import decisions
 from hierjax.evaluate import collect, summary
 from hierjax.experiments import fit, migrate
-from hierjax.report import page as report_page
+from hierjax.model import load, run_config
 from hierjax.report import runs
+from hierjax.report.page import html as report_html
 from hierjax.taxonomy import Mixed, Taxonomy, describe_difference, read_taxonomy
 from hierjax.train import setup
 from hierjax.train.objective import objective
@@ -47,24 +48,27 @@ def small(monkeypatch):
 
 
 def draw(folder, n=96, split=True, columns=False):
-  """n pictures of one of four articles in grey, above it a bright patch for each colour; labels.csv with category (of a few), article (of the others) and
+  """n pictures of one of four articles in grey, above it a bright patch for each colour; labels.csv
+  with category (of a few), article (of the others) and
   colour, a column of sets or one per colour; taxonomy.csv of the first two."""
   folder.mkdir(exist_ok=True)
   rng, lines = np.random.default_rng(0), []
   for i in range(n):
     category, article = BESIDE.split()[1 + i % 4].split(',')
-    there, image = rng.random(3) < (0.3, 0.5, 0.6), rng.integers(0, 60, (32, 32, 3), np.uint8)
+    is_present, image = rng.random(3) < (0.3, 0.5, 0.6), rng.integers(0, 60, (32, 32, 3), np.uint8)
     image[16:28, 4:28] = 60 * (i % 4) + 40
-    for k in np.flatnonzero(there):
+    for k in np.flatnonzero(is_present):
       image[:12, 10 * k + 1 : 10 * k + 10, k] = 250
     cv2.imwrite(str(folder / f'{i}.png'), image)
-    own = [category, ''] if i % 8 == 5 else ['', article]
+    target = [category, ''] if i % 8 == 5 else ['', article]
     sets = (
-      [str(int(x)) for x in there]
+      [str(int(x)) for x in is_present]
       if columns
-      else ['|'.join(c for c, x in zip(COLOURS, there) if x) or '-']
+      else ['|'.join(c for c, x in zip(COLOURS, is_present) if x) or '-']
     )
-    lines.append([f'{i}.png', *(['val' if i % 12 < 4 else 'train'] if split else []), *own, *sets])
+    lines.append(
+      [f'{i}.png', *(['val' if i % 12 < 4 else 'train'] if split else []), *target, *sets]
+    )
   header = [
     'file',
     *(['split'] if split else []),
@@ -113,9 +117,10 @@ def rows_of(run):
 
 
 def forest(rng):
-  """(levels, rows) of a random mixed taxonomy: an exclusive tree with branches that end early, multi levels whose finest classes begin with a path, with the
+  """(levels, rows) of a random mixed taxonomy: an exclusive tree with branches that end early,
+  multi levels whose finest classes begin with a path, with the
   upper part of one, or with nothing, and whose coarser classes may lie below several."""
-  exclusive, several = (
+  exclusive, multiple = (
     [f'e{k}' for k in range(rng.integers(1, 4))],
     [f'm{k}' for k in range(rng.integers(1, 4))],
   )
@@ -127,13 +132,13 @@ def forest(rng):
   paths = [p for p in paths if p[0] not in ends] + [
     [e] + [''] * (len(exclusive) - 1) for e in sorted(ends)
   ]
-  rows = [p + [''] * len(several) for p in paths if rng.random() < 0.7]
+  rows = [p + [''] * len(multiple) for p in paths if rng.random() < 0.7]
   for i in range(rng.integers(1, 12)):
     path, keep = paths[rng.integers(len(paths))], rng.integers(0, len(exclusive) + 1)
-    lower = [f'm{k}.{i // 2 ** (len(several) - k - 1)}' for k in range(len(several))]
+    lower = [f'm{k}.{i // 2 ** (len(multiple) - k - 1)}' for k in range(len(multiple))]
     rows.append([c if k < keep else '' for k, c in enumerate(path)] + lower)
-  rows += [[*p, *[''] * len(several)] for p in paths if [*p, *[''] * len(several)] not in rows]
-  return exclusive + several, [rows[i] for i in rng.permutation(len(rows))], ','.join(several)
+  rows += [[*p, *[''] * len(multiple)] for p in paths if [*p, *[''] * len(multiple)] not in rows]
+  return exclusive + multiple, [rows[i] for i in rng.permutation(len(rows))], ','.join(multiple)
 
 
 def written(folder, levels, rows):
@@ -142,68 +147,70 @@ def written(folder, levels, rows):
   return path
 
 
+def class_above(rows, k, table):
+  """The only class of exclusive level k that the rows of a tag have, -1 where it is open."""
+  n = len(table.levels)
+  paths = [row[:n] for row in table.rows()]
+  classes = {row[k] for row in rows}
+  # ended above, and carried down to here, or left open
+  if '' in classes:
+    ended = [row for row in rows if row[k] == '' and any(row[:k]) and row[:n] in paths]
+    classes = {
+      next(x for x in reversed(row[: k + 1]) if x) if row in ended else row[k] for row in rows
+    }
+  is_single = len(classes) == 1 and '' not in classes
+  return table.names[k].index(classes.pop()) if is_single else -1
+
+
 def test_what_lies_below_what(tmp_path):
-  """`above` against sets of rows; written and read again it is the same; nothing else than the two tables is kept."""
+  """`above` against sets of rows; written and read again it is the same; nothing else than the two
+  tables is kept."""
   rng = np.random.default_rng(0)
   for _ in range(40):
-    levels, rows, several = forest(rng)
-    t = read_taxonomy(written(tmp_path, levels, rows), several)
+    levels, rows, multiple = forest(rng)
+    t = read_taxonomy(written(tmp_path, levels, rows), multiple)
     n = len(t.exclusive.levels)
     assert (
       isinstance(t, Mixed)
       and t.levels == tuple(levels)
-      and t.multi == tuple(several.split(','))
+      and t.multi == tuple(multiple.split(','))
       and t.above.shape == (sum(map(len, t.tags.names)), n)
     )
     for level, place in t.columns.items():
       for c, name in enumerate(t.tags.names[t.tags.index(level)]):
-        mine = [row for row in rows if row[levels.index(level)] == name]
+        selected = [row for row in rows if row[levels.index(level)] == name]
         for k in range(n):
-          classes = {row[k] for row in mine}
-          if '' in classes:  # ended above, and carried down to here, or left open
-            ended = [
-              row
-              for row in mine
-              if row[k] == '' and any(row[:k]) and row[:n] in [p[:n] for p in t.exclusive.rows()]
-            ]
-            classes = {
-              next(x for x in reversed(row[: k + 1]) if x) if row in ended else row[k]
-              for row in mine
-            }
-          expected = (
-            t.exclusive.names[k].index(classes.pop())
-            if len(classes) == 1 and '' not in classes
-            else -1
-          )
-          assert t.above[place][c, k] == expected
+          assert t.above[place][c, k] == class_above(selected, k, t.exclusive)
     t.to_csv(tmp_path / 'again.csv')
-    again = read_taxonomy(tmp_path / 'again.csv', several)
+    repeated = read_taxonomy(tmp_path / 'again.csv', multiple)
     assert (
-      again.hash() == t.hash()
-      and np.array_equal(again.above, t.above)
-      and not describe_difference(t, again)
+      repeated.hash() == t.hash()
+      and np.array_equal(repeated.above, t.above)
+      and not describe_difference(t, repeated)
     )
-    assert again.exclusive.rows() == t.exclusive.rows() and again.tags.rows() == t.tags.rows()
+    assert repeated.exclusive.rows() == t.exclusive.rows() and repeated.tags.rows() == t.tags.rows()
     short = t.coarsen(t.levels[0])
     short.to_csv(tmp_path / 'short.csv')
-    assert read_taxonomy(tmp_path / 'short.csv', several).hash() == short.hash() and np.array_equal(
-      short.above[:, 0], t.above[:, 0]
-    )
+    assert read_taxonomy(
+      tmp_path / 'short.csv', multiple
+    ).hash() == short.hash() and np.array_equal(short.above[:, 0], t.above[:, 0])
 
 
 @pytest.mark.parametrize(
-  'rows, multi, told',
+  'rows, multi, message',
   [
     (
       'tag,kind\nred,disc\n',
       'tag',
-      r'exclusive level kind stands below multi level tag in the taxonomy \(tag, kind\).*name kind too, or put its column before',
+      r'exclusive level kind stands below multi level tag in the taxonomy \(tag, kind\).*'
+      'name kind too, or put its column before',
     ),
     ('a,b,c\nx,y,z\n', 'b', 'exclusive level c stands below multi level b'),
     (
       'kind,tag\ndisc,red\nsquare,red\n',
       'tag',
-      r"t.csv:3: tag 'red' stands under 'square' here and under 'disc' in row 2; .* leaves kind empty",
+      r"t.csv:3: tag 'red' stands under 'square' here and under 'disc' in row 2; .*"
+      'leaves kind empty',
     ),
     (
       'kind,tag\ndisc,red\n,red\n',
@@ -221,9 +228,9 @@ def test_what_lies_below_what(tmp_path):
     ),
   ],
 )
-def test_no_taxonomy(tmp_path, rows, multi, told):
+def test_no_taxonomy(tmp_path, rows, multi, message):
   (tmp_path / 't.csv').write_text(rows)
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     read_taxonomy(tmp_path / 't.csv', multi)
 
 
@@ -255,7 +262,8 @@ def test_all_of_one_kind_are_what_they_were(tmp_path):
 
 
 def truth(t, rng, n):
-  """Images with a path and any of the finest multi classes that may stand beside it: (labels, rows), all known."""
+  """Images with a path and any of the finest multi classes that may stand beside it: (labels,
+  rows), all known."""
   labels = t.exclusive.paths[rng.integers(len(t.exclusive.paths), size=n)]
   last = t.columns[t.multi[-1]]
   rows = np.zeros((n, len(t.above)), np.int8)
@@ -270,23 +278,23 @@ def test_random_forests(tmp_path):
   for _ in range(12):  # each shape is compiled
     t = read_taxonomy(written(tmp_path, *(f := forest(rng))[:2]), f[2])
     m, edges = len(t.above), t.tags.edges
-    # what follows from known labels is true, contradicts nothing, and is all that a tag and a kind tell of each other
+    # what follows from known labels is true, contradicts nothing, and is all that a tag and a
+    # kind tell of each other
     labels, rows = truth(t, rng, 40)
     assert t.fits(labels)[rows == 1].all()
-    few = [np.where(rng.random(x.shape) < 0.5, -1, x) for x in (labels, rows)]
-    told, there = t.complete(*few)
+    sparse = [np.where(rng.random(x.shape) < 0.5, -1, x) for x in (labels, rows)]
+    message, is_present = t.complete(*sparse)
     assert (
-      ((told == labels) | (told < 0)).all()
-      and ((there == rows) | (there < 0)).all()
-      and ((few[0] < 0) | (told >= 0)).all()
+      ((message == labels) | (message < 0)).all()
+      and ((is_present == rows) | (is_present < 0)).all()
+      and ((sparse[0] < 0) | (message >= 0)).all()
     )
-    assert not (~t.fits(told) & (there != 0)).any()
-    for i, j in zip(*np.nonzero(there == 1)):
-      assert ((t.above[j] < 0) | (told[i] == t.above[j])).all()
-    whole = t.complete(labels, np.where(rows == 1, 1, -1))
+    assert not (~t.fits(message) & (is_present != 0)).any()
+    for i, j in zip(*np.nonzero(is_present == 1)):
+      assert ((t.above[j] < 0) | (message[i] == t.above[j])).all()
+    full = t.complete(labels, np.where(rows == 1, 1, -1))
     assert (
-      np.array_equal(whole[0], labels)
-      and ((whole[1] == 0) == ((rows == 0) & (whole[1] >= 0))).all()
+      np.array_equal(full[0], labels) and ((full[1] == 0) == ((rows == 0) & (full[1] >= 0))).all()
     )
     # probabilities: none above that of a class above it, bit for bit
     probs = {
@@ -300,12 +308,13 @@ def test_random_forests(tmp_path):
       if k == len(probs) - 1 or rng.random() < 0.8
     }
     probabilities = {k: np.asarray(p) for k, p in collect.constrain(heads | raw, t).items()}
-    found = decisions.join(probabilities, t.block('tags'))
-    assert (found[:, edges[0]] >= found[:, edges[1]]).all()
+    results = decisions.join(probabilities, t.block('tags'))
+    assert (results[:, edges[0]] >= results[:, edges[1]]).all()
     for level, p in heads.items():
       for j, above in enumerate(t.above[:, t.index(level)].tolist()):
-        assert above < 0 or (found[:, j] <= np.asarray(p)[:, above]).all()
-    # decisions: at any thresholds exactly those with a class over its threshold that fits the path, at or below them
+        assert above < 0 or (results[:, j] <= np.asarray(p)[:, above]).all()
+    # decisions: at any thresholds exactly those with a class over its threshold that fits the
+    # path, at or below them
     thresholds = rng.random(m)
     rules = decide.default_rules(t) | {'tags': t.block('tags').taxonomy.split(thresholds)}
     probs = {level: np.asarray(p, np.float64) for level, p in probs.items()}
@@ -316,15 +325,15 @@ def test_random_forests(tmp_path):
     expected = np.array(
       [
         [
-          any((a, b) in below and found[i, b] >= thresholds[b] and fits[i, b] for b in range(m))
+          any((a, b) in below and results[i, b] >= thresholds[b] and fits[i, b] for b in range(m))
           for a in range(m)
         ]
         for i in range(30)
       ]
     )
     assert np.array_equal(on, expected) and fits[on].all() and (t.tags.contradicts(on) == -1).all()
-    told, there = t.complete(path, on.astype(np.int8))
-    assert np.array_equal(told, path) and np.array_equal(there, on)
+    message, is_present = t.complete(path, on.astype(np.int8))
+    assert np.array_equal(message, path) and np.array_equal(is_present, on)
 
 
 def test_a_split_keeps_path_and_tags_together(tmp_path):
@@ -334,9 +343,9 @@ def test_a_split_keeps_path_and_tags_together(tmp_path):
   assert len(data.splits['val'].files) == pytest.approx(80, abs=4)
   shares = {}
   for name, e in data.splits.items():
-    own = (e.labels[:, 1:2] == np.arange(4)).astype(float)
+    target = (e.labels[:, 1:2] == np.arange(4)).astype(float)
     shares[name] = (
-      np.concatenate([own, e.multi], 1).T @ np.concatenate([own, e.multi], 1) / len(e.multi)
+      np.concatenate([target, e.multi], 1).T @ np.concatenate([target, e.multi], 1) / len(e.multi)
     )
   np.testing.assert_allclose(shares['val'], shares['train'], atol=0.03)
 
@@ -404,15 +413,17 @@ def test_sets_and_columns_are_the_same_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'labels, told',
+  'labels, message',
   [
     (
       'file,kind,tag\na.png,disc,square blue\n',
-      r"labels\.csv:2: has tag 'square blue' but kind 'disc'; the taxonomy has it under kind 'square'",
+      r"labels\.csv:2: has tag 'square blue' but kind 'disc'; "
+      "the taxonomy has it under kind 'square'",
     ),
     (
       'file,kind,tag\na.png,,disc blue|square blue\n',
-      r"labels\.csv:2: has tag 'square blue' but kind 'disc' by tag 'disc blue'; the taxonomy has it under",
+      r"labels\.csv:2: has tag 'square blue' but kind 'disc' by tag 'disc blue'; "
+      'the taxonomy has it under',
     ),
     (
       'file,kind,tag\na.png,disc,disc blu\n',
@@ -444,28 +455,31 @@ def test_sets_and_columns_are_the_same_labels(tmp_path):
     ),
   ],
 )
-def test_bad_rows(tmp_path, labels, told):
+def test_bad_rows(tmp_path, labels, message):
   c = options(table(tmp_path / 'data', labels), **{'data.multi': 'tag'})
-  agreement.refuses(c.data, told)
+  agreement.refuses(c.data, message)
 
 
 @pytest.mark.parametrize(
-  'multi, labels, told',
+  'multi, labels, message',
   [
     (
       'tags',
       'file,category,article\na.png,,disc\n',
-      r"data\.multi=tags: no level 'tags'; choices: category, article, .*, or another column of labels\.csv",
+      r"data\.multi=tags: no level 'tags'; choices: category, article, .*, or "
+      r'another column of labels\.csv',
     ),
     (
       'tags',
       'file,article,colour\na.png,disc,red|blue\n',
-      r"labels\.csv:2: column 'colour' holds 'red\|blue'; .*a column of sets is named in --config\.data",
+      r"labels\.csv:2: column 'colour' holds 'red\|blue'; .*a column of sets is named in "
+      r'--config\.data',
     ),
     (
       'colour',
       'file,colour\na.png,red\n',
-      r'labels\.csv:1: no column of labels of category, article; the levels are category, article, colour',
+      r'labels\.csv:1: no column of labels of category, article; '
+      'the levels are category, article, colour',
     ),
     (
       'colour,size',
@@ -479,9 +493,9 @@ def test_bad_rows(tmp_path, labels, told):
     ),
   ],
 )
-def test_bad_rows_of_a_level_beside(tmp_path, multi, labels, told):
+def test_bad_rows_of_a_level_beside(tmp_path, multi, labels, message):
   agreement.refuses(
-    options(table(tmp_path / 'data', labels, BESIDE), **{'data.multi': multi}).data, told
+    options(table(tmp_path / 'data', labels, BESIDE), **{'data.multi': multi}).data, message
   )
 
 
@@ -527,13 +541,13 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
     path.rename(tmp_path / 'alone' / path.name)
     (tmp_path / 'data' / path.name).symlink_to(tmp_path / 'alone' / path.name)
   binary = {k: v for k, v in changes.items() if OPTIONS[k].levels == 'tags'}
-  own = {k: v for k, v in changes.items() if k not in binary}
+  target = {k: v for k, v in changes.items() if k not in binary}
   weights = {'loss.weights': 'article=.5'}
   both = setup.build(
     options(tmp_path / 'data', **changes, **{'loss.weights': 'article=.5,colour=2'})
   )
-  exclusive = setup.build(options(tmp_path / 'data', **own, **weights, **{'data.multi': ''}))
-  several = setup.build(
+  exclusive = setup.build(options(tmp_path / 'data', **target, **weights, **{'data.multi': ''}))
+  multiple = setup.build(
     options(tmp_path / 'alone', **binary, **{'loss.weights': 'colour=2', 'train.best': 'loss'})
   )
   rng, n = np.random.default_rng(0), len(both.train.labels)
@@ -543,8 +557,10 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
   }
   features = rng.normal(size=(n, 16)).astype(np.float32)
 
-  def of(run, columns):
-    head = lambda x, train: {level: x @ maps[level] + 0.1 * train for level in run.levels}
+  def members(run, columns):
+    def head(x, train):
+      return {level: x @ maps[level] + 0.1 * train for level in run.levels}
+
     shares, out = objective(
       head, features, jnp.asarray(columns, jnp.int32), run.task, run.phases[0], ({}, {})
     )
@@ -553,27 +569,30 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
       for k, v in {**shares, **{k: v for k, v in out.items() if k.startswith('acc/')}}.items()
     }, float(out['loss'])
 
-  (mine, total), (a, x), (b, y) = (of(run, rows_of(run)) for run in (both, exclusive, several))
+  (selected, total), (a, x), (b, y) = (
+    members(run, rows_of(run)) for run in (both, exclusive, multiple)
+  )
   assert (
-    mine == pytest.approx(a | b, rel=1e-6)
+    selected == pytest.approx(a | b, rel=1e-6)
     and total == pytest.approx(x + y, rel=1e-6)
-    and set(mine) == {*a, *b}
+    and set(selected) == {*a, *b}
   )
   logits = {level: features @ maps[level] for level in both.levels}
   probs = {
     level: np.asarray((jax.nn.sigmoid if level == 'colour' else jax.nn.softmax)(z), np.float64)
     for level, z in logits.items()
   }
-  val = lambda run: summary.loss(
-    collect.Outputs({level: probs[level] for level in run.levels}, None, rows_of(run), None, []),
-    run.taxonomy,
-    run.task.weights,
-  )
-  assert val(both) == pytest.approx(val(exclusive) + val(several))
+
+  def val(run):
+    own_probs = {level: probs[level] for level in run.levels}
+    outputs = collect.Outputs(own_probs, None, rows_of(run), None, [])
+    return summary.loss(outputs, run.taxonomy, run.task.weights)
+
+  assert val(both) == pytest.approx(val(exclusive) + val(multiple))
 
 
 @pytest.mark.parametrize(
-  'changes, told',
+  'changes, message',
   [
     ({'loss.binary': 'focal', 'loss.smoothing': 0.1}, ''),
     ({'train.best': 'map/colour'}, ''),
@@ -585,8 +604,8 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
     ({'model.heads': 'residual'}, ''),
     (
       {'train.best': 'top1/colour'},
-      'choices: loss, top1/category, top1/article, fpa, hvr, joint_fpa, map/colour, micro_map/colour, '
-      'f1/colour',
+      'choices: loss, top1/category, top1/article, fpa, hvr, joint_fpa, map/colour, '
+      'micro_map/colour, f1/colour',
     ),
     ({'model.levels': 'article'}, 'each of the multi levels needs a head: colour'),
     ({'model.levels': 'colour'}, 'names no exclusive level; choices: category, article'),
@@ -596,14 +615,15 @@ def test_the_loss_is_the_sum_of_both_kinds(tmp_path, changes):
     ),
     (
       {'data.multi': 'all', 'loss.smoothing': 0.1},
-      r'smoothing=0\.1 is for exclusive levels; --config\.data\.multi=all has none, as category, article are multi',
+      r'smoothing=0\.1 is for exclusive levels; --config\.data\.multi=all has none, '
+      'as category, article are multi',
     ),
   ],
 )
-def test_options(tmp_path, changes, told):
+def test_options(tmp_path, changes, message):
   draw(tmp_path / 'data', 24)
-  if told:
-    with pytest.raises(UserError, match=told):
+  if message:
+    with pytest.raises(UserError, match=message):
       setup.build(options(tmp_path / 'data', **changes))
   else:
     run = setup.build(options(tmp_path / 'data', **changes))
@@ -631,9 +651,9 @@ def test_flat_heads_are_one_on_the_exclusive_levels(tmp_path):
 
 
 def command(*args, code=0):
-  said = run_main(*args)
-  assert said.code == code and 'Traceback' not in said.err, said
-  return said.out, said.err
+  output = run_main(*args)
+  assert output.code == code and 'Traceback' not in output.err, output
+  return output.out, output.err
 
 
 def test_beside_from_the_command_line(tmp_path, monkeypatch):
@@ -651,7 +671,7 @@ def test_beside_from_the_command_line(tmp_path, monkeypatch):
     '--config.optim.lr=1e-2',
     '--config.baseline=train',
   )
-  out, said = command(*c, f'--workdir={run}')
+  out, output = command(*c, f'--workdir={run}')
   result = json.loads(out.splitlines()[-1])
   assert set(result['decode']) == {'independent', 'leaf', 'joint'} and set(
     result['decode']['joint']['levels']
@@ -662,18 +682,18 @@ def test_beside_from_the_command_line(tmp_path, monkeypatch):
     and result['hvr'] == {'single': 0, 'decided': 0}
   )
   assert (
-    re.search(r'val, 32 images, joint: category \S+ article', said)
-    and 'val, 32 images, colour: mAP macro' in said
+    re.search(r'val, 32 images, joint: category \S+ article', output)
+    and 'val, 32 images, colour: mAP macro' in output
   )
   assert (
     result['decode']['joint']['levels']['article']['top1'] > 0.6
     and result['multi']['colour']['map_macro'] > 0.6
   )  # it learns both
-  kept = json.loads((run / 'decode.json').read_text())
+  remaining = json.loads((run / 'decode.json').read_text())
   assert (
-    set(kept) == {'split', 'weights', 'thresholds'}
-    and set(kept['weights']) == {'category', 'article'}
-    and set(kept['thresholds']['colour']) == {*COLOURS}
+    set(remaining) == {'split', 'weights', 'thresholds'}
+    and set(remaining['weights']) == {'category', 'article'}
+    and set(remaining['thresholds']['colour']) == {*COLOURS}
   )
   assert (run / 'taxonomy.csv').read_text().splitlines()[-3:] == [',,blue', ',,green', ',,red']
   last = [
@@ -691,21 +711,21 @@ def test_beside_from_the_command_line(tmp_path, monkeypatch):
     'f1/colour',
   } <= last.keys()
   out, _ = command('--mode=evaluate', f'--workdir={run}', '--split=val')
-  again = json.loads(out.splitlines()[-1])
-  assert again['decode'] == result['decode'] and again['multi'] == result['multi']
+  repeated = json.loads(out.splitlines()[-1])
+  assert repeated['decode'] == result['decode'] and repeated['multi'] == result['multi']
   out, _ = command('--mode=predict', f'--workdir={run}', f'--images={data}/*.png')
   lines = [json.loads(line) for line in out.splitlines()]
   with np.load(run / 'predictions_val.npz') as archive:
-    found = dict(archive)
+    results = dict(archive)
   assert (
-    found['labels'].shape == found['pred_joint'].shape == (32, 2)
-    and found['multi_pred'].shape == (32, 3)
-    and 'top_1' in found
-    and 'top_2' not in found
+    results['labels'].shape == results['pred_joint'].shape == (32, 2)
+    and results['multi_pred'].shape == (32, 3)
+    and 'top_1' in results
+    and 'top_2' not in results
   )
-  place = {name: i for i, name in enumerate(found['files'].tolist())}
+  place = {name: i for i, name in enumerate(results['files'].tolist())}
   articles = [row.split(',')[1] for row in BESIDE.splitlines()[1:]]
-  seen = 0
+  records = 0
   for line in lines:
     assert set(line) == {'file', 'path', 'prob', 'top', 'classes'} and set(line['path']) == set(
       line['top']
@@ -714,12 +734,12 @@ def test_beside_from_the_command_line(tmp_path, monkeypatch):
       line['prob']['colour']
     ) == {*COLOURS}
     if (i := place.get(pathlib.Path(line['file']).name)) is not None:
-      seen += 1
-      assert line['path']['article'] == articles[found['pred_joint'][i, 1]]
+      records += 1
+      assert line['path']['article'] == articles[results['pred_joint'][i, 1]]
       assert line['classes']['colour'] == [
-        n for n, yes in zip(COLOURS, found['multi_pred'][i]) if yes
+        n for n, yes in zip(COLOURS, results['multi_pred'][i]) if yes
       ]
-  assert seen == 32
+  assert records == 32
   (run / 'explain_val.npz').unlink()
   command('--mode=report', f'--workdir={run}')
   page = (run / 'report.html').read_text()
@@ -743,10 +763,10 @@ def test_beside_from_the_command_line(tmp_path, monkeypatch):
   ):
     assert text in page, text
   assert runs.read(run).baseline.heads == ('article', 'colour')
-  _, said = command(
+  _, output = command(
     *c, f'--workdir={run}', '--config.data.multi=', '--config.train.best=loss', code=2
   )
-  assert "data.multi: ('colour',) -> ()" in said
+  assert "data.multi: ('colour',) -> ()" in output
   # of other data, the level that their taxonomy lacks has the model's classes
   (data / 'labels.csv').write_text(
     'file,split,article,colour\n0.png,test,disc,red\n1.png,test,ring,-\n'
@@ -759,17 +779,12 @@ def test_below_never_contradicts(tmp_path):
   data, run = draw(tmp_path / 'data'), tmp_path / 'run'
   lines = [line.split(',') for line in (data / 'labels.csv').read_text().splitlines()]
   shape = {'disc': 'disc', 'ring': 'disc', 'square': 'square', 'frame': 'square', '': ''}
-  label = lambda kind, colours: (
-    '|'.join(
-      [
-        f'{kind} {x}'
-        for x in colours.split('|')
-        if x in ('blue', 'green') and f'{kind} {x}' in BELOW
-      ]
-      + ['red'] * ('red' in colours)
-    )
-    or '-'
-  )
+
+  def label(kind, colours):
+    pairs = [f'{kind} {x}' for x in colours.split('|') if x in ('blue', 'green')]
+    tags = [pair for pair in pairs if pair in BELOW] + ['red'] * ('red' in colours)
+    return '|'.join(tags) or '-'
+
   (data / 'labels.csv').write_text(
     'file,split,kind,tag\n'
     + ''.join(
@@ -789,7 +804,7 @@ def test_below_never_contradicts(tmp_path):
   )
   result = fit.fit(c, run)
   assert result['hvr']['decided'] == 0 and set(result['multi']) == {'tag'}
-  model = predict.load(run)
+  model = load(run)
   t, under = model.taxonomy, {'disc blue': 'disc', 'disc green': 'disc', 'square blue': 'square'}
   for thresholds in (model.rules['tags'], {'tag': np.zeros(4)}):  # the second: every tag
     model.rules['tags'] = thresholds
@@ -806,7 +821,7 @@ def test_below_never_contradicts(tmp_path):
   model.rules['tags'] = {'tag': np.zeros(4)}
   loose = model.evaluate('val', into=tmp_path)['hvr']
   assert loose == {'single': 1, 'decided': 0}
-  page = report_page.html(runs.read(run))
+  page = report_html(runs.read(run))
   assert (
     'could not be made' not in page
     and 'joint decision contains the exclusive classes above it' in page.replace('\n', ' ')
@@ -817,7 +832,7 @@ def test_below_never_contradicts(tmp_path):
       run,
       str(table(tmp_path / 'new', 'file,kind\n', 'kind\ndisc\nsquare\n') / 'taxonomy.csv'),
       tmp_path / 'moved',
-      predict.run_config(run),
+      run_config(run),
     )
   (data / 'taxonomy.csv').write_text(BELOW.replace('square,square blue', 'square,\n,square blue'))
   with pytest.raises(UserError, match=r'holds a run on another taxonomy .*tag below other classes'):
@@ -827,9 +842,9 @@ def test_below_never_contradicts(tmp_path):
 def test_novelty_of_the_exclusive_levels(tmp_path):
   run = tmp_path / 'run'
   fit.fit(options(draw(tmp_path / 'data'), **{'eval.novelty': 0.9}), run)
-  model = predict.load(run)
-  found = json.loads((run / 'eval_val.json').read_text())['novelty']
-  assert set(found['levels']) == {'category', 'article'} and (run / 'novelty.npz').exists()
+  model = load(run)
+  results = json.loads((run / 'eval_val.json').read_text())['novelty']
+  assert set(results['levels']) == {'category', 'article'} and (run / 'novelty.npz').exists()
   (line,) = model.predict([str(tmp_path / 'data/0.png')])
   assert (
     set(line['novelty']) == {'category', 'article'}

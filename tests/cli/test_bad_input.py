@@ -1,7 +1,10 @@
-"""Bad input as users bring it, through main.py: what is put into a folder or on the command line, and what must come out.
+"""Bad input as users bring it, through main.py: what is put into a folder or on the command line,
+and what must come out.
 
-Three outcomes, a table each: one line `error: ...` with exit code 2 that names file, row, option or choices; a skip that is counted and named in log,
-run.json and report; or it is read correctly, held against drawn colours. Never a traceback, never a hang: every test has a time limit.
+Three outcomes, a table each: one line `error: ...` with exit code 2 that names file, row, option or
+choices; a skip that is counted and named in log,
+run.json and report; or it is read correctly, held against drawn colours. Never a traceback, never a
+hang: every test has a time limit.
 """
 
 import collections
@@ -36,16 +39,15 @@ from safetensors.numpy import save, save_file
 
 import hierjax
 from hierjax import cli
-from hierjax import model as predict
-from hierjax.core import config, parallel
-from hierjax.core import declarations as declared
+from hierjax.core import config, declarations, parallel
 from hierjax.core.errors import UserError
 from hierjax.core.options import Interval
 from hierjax.data import image_files, lint, sources, transforms
 from hierjax.experiments import fit
 from hierjax.losses import balancing
+from hierjax.model import run_config
 from hierjax.models import heads, registry
-from hierjax.models import weights as pretrained
+from hierjax.models.weights import read as read_weights
 from hierjax.taxonomy import read_taxonomy
 from hierjax.train import setup
 
@@ -66,7 +68,8 @@ TAXONOMY = 'kind,animal\nbird,heron\nbird,owl\nreptile,gecko\nreptile,skink\n'
 
 @pytest.fixture(scope='module', autouse=True)
 def small_world():
-  """A backbone that compiles in a second and whose weights have names, one device, and no cache but the tests' own."""
+  """A backbone that compiles in a second and whose weights have names, one device, and no cache
+  but the tests' own."""
   with pytest.MonkeyPatch.context() as patch:
     names = {'own': lambda path: path.replace('/', '.')}
     spec = dataclasses.replace(tiny.SPEC, torch_names=names)
@@ -110,13 +113,15 @@ def run(*argv) -> Said:
   return Said(code, out.getvalue(), err.getvalue())
 
 
-def says(argv, *pieces):
+def message(argv, *pieces):
   """Exit code 2 and one line of error on stderr, the last, with all pieces in it."""
-  said = run(*argv)
-  lines = said.err.strip().splitlines()
-  assert said.code == 2 and 'Traceback' not in said.err, said
-  assert [line.startswith('error: ') for line in lines] == [False] * (len(lines) - 1) + [True], said
-  assert len(lines[-1]) < 1000 and said.out == '', said
+  output = run(*argv)
+  lines = output.err.strip().splitlines()
+  assert output.code == 2 and 'Traceback' not in output.err, output
+  assert [line.startswith('error: ') for line in lines] == [False] * (len(lines) - 1) + [True], (
+    output
+  )
+  assert len(lines[-1]) < 1000 and output.out == '', output
   for piece in pieces:
     assert piece in lines[-1], (piece, lines[-1])
 
@@ -291,7 +296,7 @@ OPTIONS = {
 @pytest.mark.parametrize('argument', OPTIONS)
 def test_options(argument):
   workdir = () if 'needs --workdir' in OPTIONS[argument][0] else ('--workdir=run',)
-  says(
+  message(
     (
       *SMALL,
       *workdir,
@@ -311,10 +316,10 @@ def beyond(option):
 
 
 @pytest.mark.parametrize(
-  'name', [name for name in declared.OPTIONS if declared.OPTIONS[name].interval]
+  'name', [name for name in declarations.OPTIONS if declarations.OPTIONS[name].interval]
 )
 def test_numbers_out_of_range(name):
-  option = declared.OPTIONS[name]
+  option = declarations.OPTIONS[name]
   values = [beyond(option)] if option.value_type is int else [beyond(option), float('nan')]
   for value in values:
     value = (value,) if option.value_type is tuple and not isinstance(value, tuple) else value
@@ -323,16 +328,22 @@ def test_numbers_out_of_range(name):
 
 
 def test_a_number_out_of_range_on_the_command_line():
-  says((*SMALL, '--workdir=run', '--config.data.size=1'), '--config.data.size=1 must be at least 8')
+  message(
+    (*SMALL, '--workdir=run', '--config.data.size=1'), '--config.data.size=1 must be at least 8'
+  )
 
 
 def test_every_number_has_a_range():
-  numbers = [name for name, option in declared.OPTIONS.items() if option.value_type in (int, float)]
+  numbers = [
+    name for name, option in declarations.OPTIONS.items() if option.value_type in (int, float)
+  ]
   assert len(numbers) >= 50
-  assert all(declared.OPTIONS[name].interval or declared.OPTIONS[name].choices for name in numbers)
+  assert all(
+    declarations.OPTIONS[name].interval or declarations.OPTIONS[name].choices for name in numbers
+  )
 
 
-CHOICES = {name: option.choices for name, option in declared.OPTIONS.items() if option.choices}
+CHOICES = {name: option.choices for name, option in declarations.OPTIONS.items() if option.choices}
 REGISTRIES = {'model.heads': heads.HEADS, 'balance.name': balancing.BALANCERS}
 
 
@@ -340,20 +351,20 @@ REGISTRIES = {'model.heads': heads.HEADS, 'balance.name': balancing.BALANCERS}
 def test_choices(name):
   wrong = 4 if name == 'eval.tta' else str(CHOICES[name][0])[:-1] + 'x'
   with pytest.raises(UserError) as e:
-    declared.OPTIONS[name].validate(wrong)
+    declarations.OPTIONS[name].validate(wrong)
   assert f'--config.{name}=' in str(e.value)
   assert 'choices: ' + ', '.join(map(str, CHOICES[name])) in str(e.value)
 
 
 @pytest.mark.parametrize('mode', ['train', 'lint', 'describe'])
 def test_choices_on_the_command_line(mode):
-  says((*SMALL, f'--mode={mode}', '--config.optim.schedule=cosin'), "(did you mean 'cosine'?)")
+  message((*SMALL, f'--mode={mode}', '--config.optim.schedule=cosin'), "(did you mean 'cosine'?)")
 
 
 @pytest.mark.parametrize('name', REGISTRIES)
 def test_entries_of_registries(name):
   choices = 'choices: ' + ', '.join(REGISTRIES[name])
-  says((*SMALL, '--workdir=run', f'--config.{name}=flxt'), f'--config.{name}=', choices)
+  message((*SMALL, '--workdir=run', f'--config.{name}=flxt'), f'--config.{name}=', choices)
 
 
 # ---- config files ----
@@ -408,7 +419,7 @@ def test_config_files(name, tmp_path):
   content, pieces = CONFIG_FILES[name]
   if content is not None:
     put(tmp_path, {'my.py': content})
-  says(
+  message(
     ('--workdir=run', '--config.seed=3', '--config=my.py'),
     *pieces,
     *([] if 'choice' in name else ['--config=my.py']),
@@ -416,7 +427,7 @@ def test_config_files(name, tmp_path):
 
 
 def test_config_file_may_follow_its_options(tmp_path):
-  says(
+  message(
     (
       '--config.train.batch_size=30',
       '--config.optim.accumulate=7',
@@ -425,7 +436,7 @@ def test_config_file_may_follow_its_options(tmp_path):
     ),
     '--config.train.batch_size=30 must be a multiple',
   )
-  says((f'--config={ROOT}/configs/ladder.py:11',), "no rung '11'", 'choices: 1, 2, 3, 4, 5, 5.5')
+  message((f'--config={ROOT}/configs/ladder.py:11',), "no rung '11'", 'choices: 1, 2, 3, 4, 5, 5.5')
 
 
 # ---- tables: labels.csv, taxonomy.csv, folders, Parquet ----
@@ -773,10 +784,10 @@ DATA = {
 @pytest.mark.parametrize('name', DATA)
 def test_data(name, tmp_path):
   """Training and lint refuse the data with the same line; lint raises nothing."""
-  files, pieces, *rest = DATA[name]
-  wrong, more = (*rest, True)[0], (*rest, True, ())[1] if len(rest) > 1 else ()
+  files, pieces, *others = DATA[name]
+  wrong, more = (*others, True)[0], (*others, True, ())[1] if len(others) > 1 else ()
   put(tmp_path / 'data', files)
-  says((*SMALL, '--workdir=run', '--config.data.root=data', *more), *pieces)
+  message((*SMALL, '--workdir=run', '--config.data.root=data', *more), *pieces)
   result = run('--mode=lint', '--config.data.root=data', *more)
   assert result.code == int(wrong) and not result.err and 'Traceback' not in result.out, result
   c = config.default()
@@ -1321,8 +1332,8 @@ def test_parquet_with_some_null_images(tmp_path):
 def good_run(tmp_path_factory, small_world):
   folder = tmp_path_factory.mktemp('good')
   put(folder / 'data', csv())
-  said = run(*SMALL, f'--workdir={folder}/run', f'--config.data.root={folder}/data')
-  assert said.code == 0, said
+  output = run(*SMALL, f'--workdir={folder}/run', f'--config.data.root={folder}/data')
+  assert output.code == 0, output
   return folder
 
 
@@ -1546,7 +1557,7 @@ def test_runs(name, copied):
   if 'evaluate' in argv[0] and not any('data.root' in a for a in argv):
     argv = (*argv, '--config.data.root=data')
   change(copied)
-  says(argv, *pieces)
+  message(argv, *pieces)
 
 
 def test_globs_with_links_in_a_circle(copied):
@@ -1575,7 +1586,7 @@ def test_globs_with_links_in_a_circle(copied):
       '4.png',
       'a.png',
     ], pattern
-  says((*PREDICT[:2], '--images=data/**x'), '--images=data/**x: ', '**')
+  message((*PREDICT[:2], '--images=data/**x'), '--images=data/**x: ', '**')
 
 
 def test_predict_what_is_no_image(copied):
@@ -1601,12 +1612,12 @@ def test_predict_what_is_no_image(copied):
 
 def test_a_damaged_run_json_costs_only_its_history(copied):
   """The run goes on; what run.json told of the time before is said to be lost."""
-  c = predict.run_config(copied / 'run')
+  c = run_config(copied / 'run')
   put(copied, {'run/run.json': '{"started": '})
-  said = run(*SMALL, '--workdir=run', f'--config.data.root={c.data.root}')
+  output = run(*SMALL, '--workdir=run', f'--config.data.root={c.data.root}')
   assert (
-    said.code == 0
-    and 'run.json is damaged' in said.err
+    output.code == 0
+    and 'run.json is damaged' in output.err
     and json.loads((copied / 'run/run.json').read_text())['finished']
   )
 
@@ -1617,12 +1628,15 @@ def test_a_damaged_run_json_costs_only_its_history(copied):
 def weights(**changes):
   """A state dict that fits the tiny backbone, changed; None takes a tensor out."""
   r = np.random.default_rng(0)
-  bn = lambda name: {
-    f'{name}.weight': np.ones(16),
-    f'{name}.bias': np.zeros(16),
-    f'{name}.running_mean': np.zeros(16),
-    f'{name}.running_var': np.ones(16),
-  }
+
+  def bn(name):
+    return {
+      f'{name}.weight': np.ones(16),
+      f'{name}.bias': np.zeros(16),
+      f'{name}.running_mean': np.zeros(16),
+      f'{name}.running_var': np.ones(16),
+    }
+
   state = {
     'conv.weight': r.normal(size=(16, 3, 4, 4)),
     **bn('bn'),
@@ -1749,7 +1763,9 @@ WEIGHTS = {
 def test_weights(name, tmp_path):
   content, pieces = WEIGHTS[name]
   put(tmp_path, {'weights.bin': content})
-  says((*SMALL, '--workdir=run', '--config.model.pretrained=weights.bin'), 'weights.bin: ', *pieces)
+  message(
+    (*SMALL, '--workdir=run', '--config.model.pretrained=weights.bin'), 'weights.bin: ', *pieces
+  )
   assert not pathlib.Path('PWNED').exists()
 
 
@@ -1782,13 +1798,15 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
   monkeypatch.setattr(
     time, 'sleep', waited.append
   )  # the hub's client tries again after these seconds
-  says(
+  message(
     (*SMALL, '--workdir=run', '--config.model.pretrained=hf:timm/resnet18.a1_in1k'),
     'hf:timm/resnet18.a1_in1k: could not be downloaded',
     'by hand',
   )
   assert sum(waited) < 60
-  says((*SMALL, '--workdir=run', '--config.model.pretrained=hf:'), 'hf:: could not be downloaded')
+  message(
+    (*SMALL, '--workdir=run', '--config.model.pretrained=hf:'), 'hf:: could not be downloaded'
+  )
 
 
 # ---- damage at random places: what comes out is an image, a table, weights or the user's line ----
@@ -1860,9 +1878,16 @@ def test_damaged_weights(kind, tmp_path):
   for _ in range(150):
     path.write_bytes(damaged(data, rng))
     try:
-      assert all(isinstance(v, np.ndarray) for v in pretrained.read(path).values())
+      assert all(isinstance(v, np.ndarray) for v in read_weights(path).values())
     except UserError as e:
       assert '\n' not in str(e)
+
+
+def decode_all(dataset):
+  for examples in dataset.splits.values():
+    for i in range(len(examples.files)):
+      with contextlib.suppress(transforms.BrokenImage):
+        transforms.decode(examples.reader(i))
 
 
 def test_damaged_parquet(tmp_path):
@@ -1879,10 +1904,7 @@ def test_damaged_parquet(tmp_path):
     put(tmp_path / 'data', {'train.parquet': damaged(data, rng)})
     try:
       dataset = sources.load(c.data)
-      for examples in dataset.splits.values():
-        for i in range(len(examples.files)):
-          with contextlib.suppress(transforms.BrokenImage):
-            transforms.decode(examples.reader(i))
+      decode_all(dataset)
     except UserError as e:
       failed += 1
       assert str(e)
@@ -1954,13 +1976,13 @@ def test_out_of_memory(monkeypatch):
       raise fault
 
     monkeypatch.setattr(fit, 'fit', full)
-    says(SMALL, 'out of memory (', 'lower --config.train.batch_size')
+    message(SMALL, 'out of memory (', 'lower --config.train.batch_size')
 
   def full_disk(*_):
     raise OSError(28, 'No space left on device', 'run/metrics.jsonl')
 
   monkeypatch.setattr(fit, 'fit', full_disk)
-  says(SMALL, 'run/metrics.jsonl: No space left on device')
+  message(SMALL, 'run/metrics.jsonl: No space left on device')
 
 
 @pytest.mark.parametrize('module', ['absl', 'ml_collections', 'jax', 'hierjax.data.lint'])

@@ -196,6 +196,9 @@ def _docstring(source: Source, node: ast.FunctionDef | ast.ClassDef) -> Iterator
     yield source.problem(node, 'annotation', f'{node.name}: {", ".join(missing)}')
   # one or two arguments with plain names and annotations need no section of their own
   unmentioned = [a.arg for a in arguments if not re.search(rf'\b{a.arg}\b', text or '')]
+  # a docstring may say that they are those of another function
+  if 'Args: as `' in (text or ''):
+    return
   if text and len(arguments) > 2 and len(node.body) > 2 and unmentioned:
     message = f'the docstring of {node.name} does not say what {", ".join(unmentioned)} is'
     yield source.problem(node, 'args', message)

@@ -388,7 +388,7 @@ def test_options_reach_the_form():
 
 def test_every_option_of_the_heads_is_a_field_of_a_form():
   with pytest.raises(
-    UserError, match="no heads 'parallell'.*did you mean 'parallel'.*choices: flat"
+    UserError, match=r"no heads 'parallell'.*did you mean 'parallel'.*choices: flat"
   ):
     build(**{'model.heads': 'parallell'})
   fields = {name for form in heads.HEADS for name in heads.HEADS[form].__dataclass_fields__}

@@ -1,7 +1,9 @@
-"""What `make parity` runs: remakes the golden values with torch, compares them with the committed ones, and both with hierjax.
+"""What `make parity` runs: remakes the golden values with torch, compares them with the committed
+ones, and both with hierjax.
 
 usage: python tests/parity/check.py PYTHON_WITH_TORCH
-Prints a table of the worst relative difference per backbone, checks the restricted reader on files that torch.save wrote, and leaves 1 if anything is off.
+Prints a table of the worst relative difference per backbone, checks the restricted reader on files
+that torch.save wrote, and leaves 1 if anything is off.
 """
 
 import json
@@ -16,7 +18,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-from parity import hcal, ours, seeded
+from parity import hcal, ours, seeded  # noqa: E402
 
 REMADE, OURS = 1e-6, 1e-5
 
@@ -25,7 +27,9 @@ def nested(x, path=()):
   """{path: pin} of a golden tree."""
   if isinstance(x, dict) and 'norm' in x:
     return {path: x}
-  items = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list) else ()
+  if not isinstance(x, dict | list):
+    return {}
+  items = x.items() if isinstance(x, dict) else enumerate(x)
   return {k: v for i, y in items for k, v in nested(y, (*path, i)).items()}
 
 
@@ -38,16 +42,16 @@ def compare(old, new):
 def main():
   bad = []
 
-  def row(what, remade, found):
-    ok = remade <= REMADE and all(d <= OURS for d in found)
+  def row(label, remade, result):
+    ok = remade <= REMADE and all(d <= OURS for d in result)
     print(
-      f'{what:42} {remade:10.1e} '
-      + ' '.join(f'{d:12.1e}' for d in found)
+      f'{label:42} {remade:10.1e} '
+      + ' '.join(f'{d:12.1e}' for d in result)
       + ('' if ok else '  <- too far'),
       flush=True,
     )
     if not ok:
-      bad.append(what)
+      bad.append(label)
 
   with tempfile.TemporaryDirectory() as folder:
     command = [sys.argv[1], str(HERE / 'make_golden.py'), folder, '--files', f'{folder}/files']
@@ -56,17 +60,19 @@ def main():
     for name in ours.names(folder):
       new, old = ours.golden(name, folder), ours.golden(name) if name in ours.names() else {}
       for scheme in ours.schemes(new):
-        wanted, before = new[scheme], old.get(scheme, {})
-        remade = compare(before, wanted) if before.get('names') == wanted['names'] else float('inf')
+        expected, before = new[scheme], old.get(scheme, {})
+        remade = (
+          compare(before, expected) if before.get('names') == expected['names'] else float('inf')
+        )
         row(
           f'{name}, {scheme}',
           remade,
-          [ours.differences(name, scheme, wanted, f) for f in ('auto', 'plain')],
+          [ours.differences(name, scheme, expected, f) for f in ('auto', 'plain')],
         )
       for mode in ('eval', 'train'):
         scheme, remade = ours.schemes(new)[0], compare(old.get(mode, {}), new[mode])
-        found = [max(ours.gradient_differences(name, scheme, mode, new[mode]).values())]
-        row(f'{name}, gradients, {mode} mode', remade, found)
+        result = [max(ours.gradient_differences(name, scheme, mode, new[mode]).values())]
+        row(f'{name}, gradients, {mode} mode', remade, result)
     subprocess.run(
       [sys.argv[1], str(HERE / 'make_thop.py'), f'{folder}/thop.json'],
       check=True,
@@ -75,11 +81,11 @@ def main():
     new, old = (
       json.loads((pathlib.Path(p) / 'thop.json').read_text()) for p in (folder, ours.GOLDEN)
     )
-    found = {name: ours.sizes(name) for name in new}
+    result = {name: ours.sizes(name) for name in new}
     off = [
       name
       for name in new.keys() | old.keys()
-      if not new.get(name) == old.get(name) == found.get(name)
+      if not new.get(name) == old.get(name) == result.get(name)
     ]
     print(
       f'parameters and MACs as thop counts them: {len(new)} backbones'
@@ -108,7 +114,7 @@ def main():
       '-m',
       'pytest',
       '-q',
-      str(HERE.parent / 'test_pretrained.py'),
+      str(HERE.parent / 'models/test_pretrained.py'),
       '-k',
       'torch_save',
     ]

@@ -150,7 +150,7 @@ def test_gradients_of_shared_weights_are_combined(name, heads):
   values = jnp.array([gradients[level][0] for level in LEVELS])
   grads = [gradients[level][1] for level in LEVELS]
   gram = inner([{k: v for k, v in g.items() if optim.shared(k)} for g in grads])
-  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), task.micro)
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), task.micro_batches)
   _, weights, _ = task.balancer.update(
     values, before.balancer, gram=jnp.asarray(gram, jnp.float32), key=key
   )

@@ -383,7 +383,7 @@ def test_prototype_heads():
     ({'balance.gamma': 0.5}, r'balance\.gamma=0\.5 is only valid with .*, not with fixed'),
     ({'balance.name': 'equal', 'loss.weights': 'make=2'}, r'equal.*loss\.weights'),
     ({'balance.name': 'db_mtl', 'balance.at': 'features'}, r'db_mtl.*features'),
-    ({'loss.terms': 'tree'}, r"no term 'tree'.*tree_path"),
+    ({'loss.terms': 'tree'}, r"no term of the loss 'tree'.*tree_path"),
     ({'loss.hxe': 0.1, 'loss.lca': 5.0}, 'choose one'),
     ({'loss.positives': 'both'}, 'prototypes'),
     ({'model.levels': 'finest', 'loss.terms': 'distribution_matching'}, 'coarser levels'),

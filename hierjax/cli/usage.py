@@ -38,6 +38,10 @@ COMMANDS = """hierjax: hierarchical image classification.
 FOLDER holds labels.csv and taxonomy.csv, a Parquet data set, or nested class folders."""
 
 
+# In words, where an option has neither choices nor a range.
+TYPES = {str: 'text', bool: 'true, false', int: 'whole number', float: 'number', tuple: 'list'}
+
+
 def text() -> str:
   """Return the help of the command line."""
   values = flags.FlagValues()
@@ -81,8 +85,8 @@ def _values(option: Option) -> str:
   elif option.interval:
     words = Interval(option.interval).describe()
   else:
-    words = ''
-  return f'{words}{", or " if words else ""}None' if option.is_optional else words
+    words = TYPES[option.value_type]
+  return f'{words}, or None' if option.is_optional else words
 
 
 def _grouped() -> dict[str, list[Option]]:

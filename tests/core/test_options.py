@@ -181,3 +181,9 @@ def test_a_value_given_to_heads_is_the_value_they_get(form, name, value):
 def test_phases_need_one_sound_duration(values):
   with pytest.raises(UserError, match=r'--config\.curriculum'):
     config.phase(**values)
+
+
+def test_a_list_becomes_a_tuple():
+  """As JSON and config files may give them; a config then equals the one that was saved."""
+  value = OPTIONS['data.multi'].convert(['kind', 'colour'])
+  assert value == ('kind', 'colour') and isinstance(value, tuple)

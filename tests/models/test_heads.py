@@ -527,6 +527,7 @@ def test_the_noise_of_prototypes_is_symmetric():
   variables = module.init(rngs, 64, True)
   clean = np.asarray(module.apply(variables, 64, False))
   noisy = np.asarray(module.apply(variables, 64, True, rngs={'dropout': jax.random.key(2)}))
+  np.testing.assert_allclose(np.linalg.norm(noisy, axis=1), 1, rtol=1e-5)
   # the noise makes a vector of length 1 longer, so that normalising shrinks it
   length = np.sqrt(1 + 64 * 0.05**2 / 3)
   noise = noisy * length - clean

@@ -176,3 +176,13 @@ def test_reduce_on_plateau_halves_after_patience():
     0.5,
     0.5,
   ]  # as torch.optim.lr_scheduler.ReduceLROnPlateau(factor=.5, patience=2)
+
+
+def test_a_rule_matches_the_whole_path():
+  """A pattern that fits only the beginning of a path is none for it."""
+  params = {'heads': {'make': {'kernel': 0}}, 'backbone': {'conv': {'kernel': 0}}}
+  rules = (('heads/make', 2.0, 1.0), ('heads/.*', 3.0, 1.0), ('.*', 1.0, 1.0))
+  assert optim.labels(params, rules) == {
+    'heads': {'make': {'kernel': 'heads/make#1'}},
+    'backbone': {'conv': {'kernel': 'backbone#2'}},
+  }

@@ -189,6 +189,10 @@ def _check(arguments: Arguments) -> None:
   for name, modes in VALID_WITH.items():
     if name in arguments.present and mode not in modes:
       raise UserError(f'--{name} is only valid with --mode={" or --mode=".join(modes)}, not {mode}')
+  if arguments.distributed and mode not in ('train', 'evaluate'):
+    raise UserError(
+      f'--distributed: --mode={mode} runs in one process; train and evaluate run in several'
+    )
   if mode in ('evaluate', 'report', 'predict') and not arguments.workdir:
     raise UserError(f'--mode={mode} needs --workdir=FOLDER, the folder of the trained run')
   if mode == 'predict' and not arguments.images:
@@ -205,10 +209,6 @@ def _check(arguments: Arguments) -> None:
         )
   if not all(s.strip().isdecimal() for s in arguments.seeds):
     raise UserError(f'--seeds={",".join(arguments.seeds)}: must be whole numbers from 0, as 0,1,2')
-  if arguments.distributed and mode not in ('train', 'evaluate'):
-    raise UserError(
-      f'--distributed: --mode={mode} runs in one process; train and evaluate run in several'
-    )
   for name in ('coordinator', 'num_processes', 'process_id'):
     if name in arguments.present and not arguments.distributed:
       raise UserError('--coordinator, --num_processes and --process_id need --distributed')

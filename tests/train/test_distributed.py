@@ -341,10 +341,9 @@ def test_a_dead_process_stops_the_others_and_a_restart_goes_on(tmp_path):
       assert job.processes[1 - victim].wait(120) == parallel.LOST, job.errs()
       assert time.monotonic() - began < 3 * PATIENCE
       text = job.err(1 - victim)
-      last = text.strip().splitlines()[-1]
-      assert 'Traceback' not in text and last.startswith(
-        f'error: process {1 - victim} of 2 stops, since another one has stopped, died'
-      ), text
+      message = f'error: process {1 - victim} of 2 stops, since another one has stopped, died'
+      # jax's own threads may print after it
+      assert 'Traceback' not in text and f'\n{message}' in f'\n{text}', text
       assert (name == 'silent') == ('resuming at step' in job.err())
   with Job(tmp_path / 'again', 2, *flags, launcher='slurm') as job:
     assert job.codes() == [0, 0], job.errs()

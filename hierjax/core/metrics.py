@@ -295,7 +295,7 @@ def register_metric(
 
   Args:
     name: how options, tables and eval_SPLIT.json call it; of letters, digits, '_', '-' and '.'.
-    function: (predictions int [N, L], labels int [N, L] with -1 for unknown, taxonomy) → float [N],
+    function: (predictions int [N, L], labels int [N, L], -1 for unknown, taxonomy) → float [N],
       or [N, L] with `per_level`; NaN for an example that does not count.
     label: what the report calls it; `name` by default.
     help: one line of explanation, for the report.

@@ -18,7 +18,7 @@ from hierjax.report.formats import count, listed
 
 AGAINST_NOTE = (
   'Differences{to} in percentage points, with the 95% interval of a paired bootstrap over the '
-  'images (of the means over the seeds; the luck of the seeds is not covered). Δm is the mean over '
+  'images (of the means over the seeds; it does not cover how seeds vary). Δm is the mean over '
   "the levels of the relative change of the heads' own top-1."
 )
 DATA_OPTIONS = ('data.root', 'data.source', 'data.taxonomy')

@@ -123,7 +123,9 @@ def _rows(run: Run, columns: Sequence[Column], names: Sequence[str]) -> list[tup
     intervals = [
       c.interval(name) if key in WITH_INTERVAL or metric.function else None for c in columns
     ]
-    ranges = ['–'.join(metric.text(v).removesuffix('%') for v in pair or ()) for pair in intervals]
+    ranges = [
+      '–'.join(metric.text(value).removesuffix('%') for value in pair or ()) for pair in intervals
+    ]
     label = level or metric.label
     if level in run.levels and level not in run.heads:
       label += '*'

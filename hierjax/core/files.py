@@ -1,7 +1,14 @@
-"""Files that appear whole or not at all, whenever the process is killed."""
+"""Files that appear whole or not at all, and reading files that may be pipes or huge."""
 
+import errno
 import os
 import pathlib
+import stat
+from typing import BinaryIO
+
+from hierjax.core.errors import UserError
+
+MAX_TEXT = 256 * 2**20  # bytes of a text file
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> pathlib.Path:
@@ -31,3 +38,49 @@ def write(path: str | os.PathLike, content: str | bytes) -> pathlib.Path:
   finally:
     partial.unlink(missing_ok=True)
   return path
+
+
+def open_regular(path: str | os.PathLike, max_bytes: int | None = None) -> BinaryIO:
+  """Open a file to read, unless it is a pipe or a device, at which a reader could wait for ever.
+
+  Args:
+    path: the file.
+    max_bytes: its greatest size; None for no limit.
+
+  Raises:
+    OSError: it is missing, not a regular file, too large, or cannot be read.
+  """
+  status = os.stat(path)
+  if stat.S_ISDIR(status.st_mode):
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+  if not stat.S_ISREG(status.st_mode):
+    reason = 'is a pipe, socket or device; only regular files are read'
+    raise OSError(errno.EINVAL, reason, str(path))
+  if max_bytes is not None and status.st_size > max_bytes:
+    reason = f'has {status.st_size / 2**20:.0f} MiB; at most {max_bytes / 2**20:.0f} are read'
+    raise OSError(errno.EOVERFLOW, reason, str(path))
+  return open(path, 'rb')
+
+
+def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_TEXT) -> bytes:
+  """Read a regular file of at most `max_bytes`; see `open_regular`."""
+  with open_regular(path, max_bytes) as f:
+    return f.read(max_bytes)
+
+
+def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT, errors: str = 'strict') -> str:
+  """Read a regular file of UTF-8 text, without its byte order mark.
+
+  Args:
+    path: the file.
+    max_bytes: its greatest size.
+    errors: what is done with other bytes, as in `bytes.decode`.
+
+  Raises:
+    OSError: see `open_regular`.
+    UserError: the file is not UTF-8 text.
+  """
+  try:
+    return read_bytes(path, max_bytes).decode('utf-8-sig', errors)
+  except UnicodeDecodeError as e:
+    raise UserError(f'{path}: is not UTF-8 text (byte {e.start})') from None

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import folders, parquet, published, read_csv, splits, taxonomies, toy
+from hierjax.data import folders, parquet, published, read_csv, split_names, splits, taxonomies, toy
 from hierjax.data.dataset import Dataset, Examples, Table, subset, with_features
 from hierjax.data.findings import Findings
 from hierjax.data.published import hub
@@ -102,6 +102,8 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
   table = READERS[source](options, root, taxonomy, findings)
   if origin and not table.taxonomy.multi:
     table.origin = origin
+  if table.splits:
+    table.splits = split_names.unify(options, table.splits, findings)
   return table
 
 

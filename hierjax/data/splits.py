@@ -15,7 +15,6 @@ from hierjax.data.findings import Findings
 from hierjax.taxonomy import Taxonomy, close_matches
 
 NOVEL = '_novel'  # suffix of a split's name: its images of held-out classes
-VAL_NAMES = ('valid', 'validation', 'dev')
 
 
 def divide(options: ConfigDict, table: Table, findings: Findings) -> dict[str, Examples]:
@@ -30,10 +29,6 @@ def divide(options: ConfigDict, table: Table, findings: Findings) -> dict[str, E
     findings: receives notes, and an error for splits that differ only in case.
   """
   splits = table.splits
-  other = next((name for name in VAL_NAMES if name in (splits or ())), None)
-  if other and options.val == 'val' and 'val' not in splits:
-    splits = ['val' if name == other else name for name in splits]
-    findings.note(f'split {other!r} is called val here')
   names = list(dict.fromkeys(splits or ()))
   folded = {}
   for name in names:

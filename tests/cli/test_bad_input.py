@@ -565,8 +565,8 @@ DATA = {
     ('labels.csv:3: no split',),
   ),
   'labels: no split of that name': (
-    csv(LABELS.replace('train', 'Train')),
-    ("--config.data.train='train': no such split", "did you mean 'Train'", 'Train, val'),
+    csv(LABELS.replace('train', 'Trian')),
+    ("--config.data.train='train': no such split", "did you mean 'Trian'", 'Trian, val'),
     False,
   ),
   'labels: val is called otherwise': (

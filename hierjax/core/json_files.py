@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any, NoReturn
 
-from hierjax.core import files
+from hierjax.core import files, nesting
 from hierjax.core.errors import UserError
 
 MAX_BYTES = 16 * 2**20  # of a file; its objects take some twenty times that
@@ -53,7 +53,7 @@ def parse(text: str | bytes) -> Any:
   try:
     text = text.decode('utf-8') if isinstance(text, bytes) else text
     content = _DECODER.decode(text.removeprefix('\ufeff'))
-    _check_depth(content)
+    nesting.check(content, MAX_DEPTH, len(text))
   except UnicodeDecodeError as e:
     raise UserError(f'is damaged (byte {e.start} is not UTF-8)') from None
   except RecursionError:
@@ -97,15 +97,3 @@ _DECODER = json.JSONDecoder(
   parse_constant=_refuse_constant,
   object_pairs_hook=_unique,
 )
-
-
-def _check_depth(content: Any) -> None:
-  layer = [content]
-  for _ in range(MAX_DEPTH + 1):
-    nodes = [node for node in layer if isinstance(node, dict | list)]
-    if not nodes:
-      return
-    layer = []
-    for node in nodes:
-      layer += node.values() if isinstance(node, dict) else node
-  raise ValueError(f'it is nested more than {MAX_DEPTH} deep')

@@ -34,6 +34,7 @@ STORAGES = {
   'BoolStorage': np.bool_,
 }
 DTYPES = ('float32', 'float16', 'bfloat16', 'float64', 'int64', 'int32', 'int16', 'int8', 'uint8')
+MAX_DIMENSIONS = 32
 # What a pickle of weights may name.
 GLOBALS = {
   'collections.OrderedDict',
@@ -128,9 +129,8 @@ class _Tensor:
   """A view of a storage; offset and strides count numbers."""
 
   def __init__(self, storage, offset, shape, strides):
-    counts = (offset, *shape, *strides)
-    is_valid = isinstance(storage, _Storage) and len(shape) == len(strides)
-    if not is_valid or not all(type(n) is int and n >= 0 for n in counts):
+    is_valid = isinstance(storage, _Storage) and len(shape) == len(strides) <= MAX_DIMENSIONS
+    if not is_valid or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
       raise ValueError('a tensor without storage or with a negative size')
     self.storage, self.offset = storage, offset
     self.shape, self.strides = tuple(shape), tuple(strides)
@@ -158,7 +158,7 @@ class _Global:
       return _Tensor(*args[:4])
     if self.name == 'torch._utils._rebuild_parameter':
       return args[0]
-    if self.name == 'torch.Size':
+    if self.name == 'torch.Size' and len(*args) <= MAX_DIMENSIONS:
       return tuple(*args)
     raise ValueError(f'a call of {self.name}')
 
@@ -169,11 +169,19 @@ class _Unpickler(pickles.Unpickler):
 
   def __init__(self, data, path):
     super().__init__(data, path, 'utf-8')
-    self.storages = {}
+    self.storages, self.pair_count = {}, 0
 
   def stand_in(self, name: str):
     """Return what stands in for a global."""
-    return OrderedDict if name == 'collections.OrderedDict' else _Global(name)
+    return self._ordered_dict if name == 'collections.OrderedDict' else _Global(name)
+
+  def _ordered_dict(self, pairs=()):
+    """Make a dict; Python 2 pickled one as a call with a list of pairs."""
+    self.pair_count += len(pairs)
+    if self.pair_count > pickles.MAX_OPERATIONS:
+      raise ValueError('dicts of too many entries')
+    pickles.check_keys(key for key, _ in pairs)
+    return OrderedDict(pairs)
 
   def persistent_load(self, pid: tuple) -> _Storage:
     """Return the storage of a tensor. Args: as `pickle.Unpickler`."""

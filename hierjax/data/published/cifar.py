@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from hierjax.core import pickles
+from hierjax.core import files, pickles
 from hierjax.core.errors import UserError
 from hierjax.data.published.layout import Example, Layout, find, number
 
@@ -24,7 +24,8 @@ class _Array:
   def __setstate__(self, state):
     _, shape, dtype, _, raw = state
     is_bytes = isinstance(dtype, _Dtype) and dtype.code in (b'u1', 'u1')
-    if not is_bytes or not isinstance(raw, bytes) or len(raw) != math.prod(shape):
+    is_sound = is_bytes and isinstance(raw, bytes) and len(shape) <= 2
+    if not is_sound or len(raw) != math.prod(shape):
       raise ValueError('an array of something else than bytes')
     self.array = np.frombuffer(raw, np.uint8).reshape(shape)
 
@@ -110,7 +111,7 @@ def _read_split(path):
 def _unpickle(path, *keys):
   """The values of these keys of a dictionary of Python 2."""
   try:
-    with path.open('rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with files.open_regular(path) as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
       content = _Unpickler(data, path, 'bytes').load()
     content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
   except UserError:
@@ -122,5 +123,6 @@ def _unpickle(path, *keys):
     raise UserError(f'{path}: is damaged or was cut short ({reason})') from None
   missing = [key for key in keys if key not in content]
   if missing:
-    raise UserError(f'{path}: expected {", ".join(missing)}, found {", ".join(map(str, content))}')
+    present = ', '.join(map(str, content))[:200]
+    raise UserError(f'{path}: expected {", ".join(missing)}, found {present}')
   return [content[key] for key in keys]

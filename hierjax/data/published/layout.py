@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hierjax.core import files
 from hierjax.core.errors import UserError
 from hierjax.data import matfile
 from hierjax.data.dataset import Reader
@@ -126,11 +127,9 @@ def read_rows(
     UserError: the file cannot be read, is empty, or a row has too few cells.
   """
   try:
-    lines = path.read_text('utf-8').splitlines()
+    lines = files.read_text(path).splitlines()
   except OSError as error:
     raise UserError(f'{path}: expected a file of {" ".join(columns)} ({error.strerror})') from None
-  except UnicodeDecodeError as error:
-    raise UserError(f'{path}: is not UTF-8 text (byte {error.start})') from None
   rows = []
   for i, line in enumerate(lines, 1):
     cells = line.strip().split(separator, len(columns) - 1)

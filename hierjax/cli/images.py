@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 from hierjax.core.errors import UserError
-from hierjax.data.image_files import IMAGE_SUFFIXES
+from hierjax.data import image_files
 from hierjax.model import Model
 
 
@@ -23,7 +23,7 @@ def expand(pattern: str) -> list[str]:
     path /= '*'
   try:
     if path.is_dir():
-      files = [p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES]
+      files = [p for p in path.rglob('*') if image_files.is_image(p.name)]
     elif os.path.lexists(path):
       files = [path]
     else:

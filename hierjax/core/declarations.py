@@ -58,6 +58,9 @@ _DATA = (
          'FOLDER, hf:OWNER/NAME[@REVISION], tfds:NAME[/CONFIG][:VERSION], or, for --mode=describe '
          'without data, classes:make=49,model=196'),
   Option('data.taxonomy', None, 'taxonomy CSV; None: ROOT/taxonomy.csv, or by the labels'),
+  Option('data.levels', (),
+         'names of the levels, coarse to fine: of class folders by depth, of a CSV the columns',
+         kind=options.NAMES),
   Option('data.train', 'train', 'name of the split to train on'),
   Option('data.val', 'val', 'name of the split to validate on'),
   Option('data.multi', (), 'tag levels, of which an image may have any number of classes',

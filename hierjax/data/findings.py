@@ -66,6 +66,15 @@ class Findings:
       finding = dataclasses.replace(first, count=first.count + 1)
     self._findings[severity, kind, text] = finding
 
+  def warn(self, where: str, kind: str, text: str) -> None:
+    """Add a warning, for lint and for the log of a training run.
+
+    Args:
+      where, kind, text: see `Finding`.
+    """
+    self.add('warning', where, kind, text)
+    self.note(f'{where}: {text}')
+
   def error(self, where: str, kind: str, text: str) -> None:
     """Raise an error as `UserError`, or gather it: the reader goes on.
 

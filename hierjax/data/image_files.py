@@ -1,28 +1,45 @@
 """Image files: their bytes, readers of many of them, and the search for missing ones."""
 
 import dataclasses
-import errno
 import os
 import posixpath
-import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from hierjax.core import files
 from hierjax.data import transforms
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import close_matches
 
-# fmt: off
-IMAGE_SUFFIXES = (
-  '.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif',
-)
-# fmt: on
 MAX_BYTES = 1 << 30  # of an image file
 MAX_HINTS = 20  # missing files for which a similar name is searched
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as in transforms.Part
+
+
+def is_image(name: str) -> bool:
+  """Whether the decoder reads files with the suffix of this name."""
+  return os.path.splitext(name)[1].lower() in transforms.suffixes()
+
+
+def note_links(root: str | os.PathLike, names: Iterable[str], findings: Findings) -> None:
+  """Note which links lead out of a data set's folder; they are followed.
+
+  Args:
+    root: the folder.
+    names: links below it.
+    findings: receives the note.
+  """
+  folder, strayed = os.path.realpath(root), []
+  for name in names:
+    target = os.path.realpath(os.path.join(root, name))
+    if os.path.commonpath((folder, target)) != folder:
+      strayed.append(f'{name} -> {target}')
+  if strayed:
+    more = f' and {len(strayed) - 1} more' if len(strayed) > 1 else ''
+    findings.note(f'links that lead out of {root} are followed: {strayed[0]}{more}')
 
 
 def read_file(path: str | os.PathLike) -> bytes:
@@ -35,13 +52,8 @@ def read_file(path: str | os.PathLike) -> bytes:
     OSError: the file cannot be read, is larger than `MAX_BYTES`, or is not a regular file: a named
       pipe would block for ever and a device never end.
   """
-  status = os.stat(path)
-  if not stat.S_ISREG(status.st_mode):
-    raise OSError(errno.EINVAL, 'not a regular file')
-  if status.st_size > MAX_BYTES:
-    raise OSError(errno.EFBIG, f'has {status.st_size >> 20} MiB, more than any image')
-  with open(path, 'rb') as f:
-    return f.read()
+  with files.open_regular(path, MAX_BYTES) as f:
+    return f.read(MAX_BYTES)
 
 
 @dataclasses.dataclass(frozen=True)

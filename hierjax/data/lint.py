@@ -109,7 +109,8 @@ def _check_data(options, table, taxonomy, origin, findings, report):
   if table is None:
     return
   if table.rows is None:
-    report.headlines += [f'  {note}' for note in findings.notes]
+    problems = {str(problem) for problem in findings.problems}
+    report.headlines += [f'  {note}' for note in findings.notes if note not in problems]
   if not table.files:
     findings.add('error', name, 'data', 'no images')
     return

@@ -6,6 +6,7 @@ each level, LEVEL_label or LEVEL: names, or integers in the taxonomy's order.
 
 import functools
 import pathlib
+import re
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from hierjax.core.errors import UserError
 from hierjax.data import taxonomies
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
-from hierjax.data.folders import SPLIT_FOLDERS
+from hierjax.data.split_names import split_of
 from hierjax.data.store import Store, open_store, read_image
 from hierjax.taxonomy import Taxonomy
 
@@ -72,24 +73,41 @@ def read(
       levels = ', '.join(taxonomy.levels)
       text = f'row {i + 1}: labels {rows[i].tolist()} contradict the taxonomy ({levels})'
       findings.error(str(path), 'label contradicts the taxonomy', text)
+  names = [path.relative_to(root).as_posix() for path in paths]
   ends = np.cumsum([store.rows for store in stores])
   return Table(
     taxonomy,
-    [f'{path.name}:{i}' for path, store in zip(paths, stores) for i in range(store.rows)],
+    [f'{name}:{i}' for name, store in zip(names, stores) for i in range(store.rows)],
     taxonomy.complete(np.concatenate(ids)),
-    _splits(options, paths, stores),
+    _splits(options, root, paths, stores, findings),
     functools.partial(read_image, folders=[str(store.folder) for store in stores], ends=ends),
   )
 
 
-def _splits(options, paths, stores):
-  """The split of each row, by the name of its file or, as the hub converts, of its folder."""
-  splits = [path.name.removesuffix('.parquet').split('-')[0] for path in paths]
-  if all(split.isdecimal() for split in splits):
-    splits = [path.parent.name for path in paths]
-  if len(set(splits)) == 1 and splits[0] not in {*SPLIT_FOLDERS, options.train, options.val}:
+def _splits(options, root, paths, stores, findings):
+  """The split of each row, by the name of its file or of a folder above it."""
+  names = []
+  for path in paths:
+    # shards are called SPLIT-00000-of-00001, or, as the hub converts, SPLIT/0000
+    stem = re.sub(r'[-_.]?\d+([-_.]of[-_.]\d+)?$', '', path.stem)
+    places = [stem, *reversed(path.relative_to(root).parts[:-1])]
+    places = [p for p in places if p in (options.train, options.val) or split_of(p)]
+    meanings = {split_of(place) or place for place in places}
+    if len(meanings) > 1:
+      text = f'its names say {" and ".join(sorted(meanings))}; rename the file or a folder'
+      findings.error(str(path), 'splits', text)
+    names.append(places[0] if places else None)
+  if not any(names):
+    if len(paths) > 1:
+      listing = ', '.join(path.relative_to(root).as_posix() for path in paths[:3])
+      findings.note(f'no Parquet file or folder is called like a split: {listing}')
     return None
-  return [split for split, store in zip(splits, stores) for _ in range(store.rows)]
+  for i, path in enumerate(paths):
+    if names[i] is None:
+      names[i] = path.parent.name if path.stem.isdecimal() else path.stem.split('-')[0]
+      text = f'is called like no split; its {stores[i].rows} rows are a split {names[i]!r}'
+      findings.warn(str(path), 'files beside splits', text)
+  return [name for name, store in zip(names, stores) for _ in range(store.rows)]
 
 
 def _derive(stores: list[Store], labels, root):

@@ -110,6 +110,14 @@ def _formats():
   return sorted({*Image.OPEN} - {'EPS', 'WMF'})
 
 
+@functools.cache
+def suffixes() -> frozenset[str]:
+  """Return the suffixes of files that `decode` reads, in small letters: '.jpg' and so on."""
+  stubs = {'BUFR', 'GRIB', 'HDF5', 'MPEG'}  # Pillow knows these formats, but cannot read them
+  readable = {*_formats()} - stubs | {'MPO'}
+  return frozenset(s for s, name in Image.registered_extensions().items() if name in readable)
+
+
 def _decode_any(data):
   """Decode any format: first frame, upright, transparent parts on white, 16 bits cut to 8."""
   try:

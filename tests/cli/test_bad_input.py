@@ -698,16 +698,16 @@ DATA = {
   'folders: nothing there': ({}, ('no labels.csv, no *.parquet and no image',)),
   'folders: no images': ({'a/b/notes.txt': 'x'}, ('no image in class folders (.jpg',)),
   'folders: an image in no class': (
-    {'1.png': PNG, 'owl/2.png': PNG},
-    ('1.png is in no class folder',),
+    {'1.png': PNG, '2.png': PNG},
+    ('1.png is in no class folder, nor are 1 more; make CLASS/image, or write labels.csv',),
   ),
   'folders: loose images in a split': (
-    {'train/1.png': PNG, 'train/owl/2.png': PNG, 'val/owl/3.png': PNG},
+    {'train/1.png': PNG, 'val/3.png': PNG},
     ('train/1.png is in no class folder',),
   ),
   'folders: deeper than the taxonomy': (
     {'a/b/c/1.png': PNG, 'taxonomy.csv': TAXONOMY},
-    ('folder a/b/c is 3 levels deep, the taxonomy has 2',),
+    ('folder a/b/c: is 3 levels deep, the taxonomy has 2',),
   ),
   'folders: unknown class': (
     {'geko/1.png': PNG, 'taxonomy.csv': TAXONOMY},

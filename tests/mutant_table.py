@@ -180,7 +180,7 @@ MODELS = [
     },
   ),
   *faults(
-    'hierjax/models/heads.py',
+    'hierjax/models/heads_base.py',
     'tests/experiments/test_migrate.py::test_classes_with_one_source_keep_their_logits_bit_for_bit',
     {'sums = jax.nn.logsumexp(parts, -1, where=jnp.asarray(mask))': 'sums = parts.max(-1)'},
   ),

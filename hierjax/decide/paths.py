@@ -119,6 +119,13 @@ def path_scores(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> n
   )
 
 
+def _is_marginal(probs, leaf_probs, column):
+  """Whether a level's probabilities are sums over the leaves, so that they add no evidence."""
+  sums = np.zeros((len(probs), len(probs[0])) if len(probs) else (0, 0))
+  np.add.at(sums.T, column, np.asarray(leaf_probs, np.float64).T)
+  return bool(np.allclose(sums, probs, atol=1e-5))
+
+
 def _rank_first(scores, pred):
   """Among ties the predicted class goes first by one rounding step, so that ranks agree with it."""
   rows = np.arange(len(scores))
@@ -137,7 +144,8 @@ def tune(
 
   This is a coordinate search over the grid from two starts, the finest head alone and all heads
   alike. Ties go to the finest head alone, then to the smaller sum, so that a coarser head gets a
-  weight only where it helps.
+  weight only where it helps. A level whose probabilities are sums over the leaves (heads `marginal`
+  and `path_sum`) gets none.
 
   Args:
     probs: the probabilities of each level.
@@ -152,7 +160,11 @@ def tune(
   labels = np.asarray(labels)
   leaf_only = np.eye(len(taxonomy.levels))[-1]
   rows = np.flatnonzero(labels[:, -1] >= 0)
-  coarse = [k for k, p in enumerate(probs[:-1]) if p is not None]
+  coarse = [
+    k
+    for k, p in enumerate(probs[:-1])
+    if p is not None and not _is_marginal(p, probs[-1], taxonomy.paths[:, k])
+  ]
   if not len(rows) or not coarse:
     return leaf_only
   rows = rows[:: -(-len(rows) * len(taxonomy.paths) // limit)]

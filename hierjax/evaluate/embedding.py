@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from hierjax.core import files, parallel
 from hierjax.data import sources
 from hierjax.evaluate.collect import collect
-from hierjax.models import classifier, heads
+from hierjax.models import classifier, heads_base
 from hierjax.taxonomy import Mixed, Taxonomy
 
 MAX_EXAMPLES = 1000
@@ -46,7 +46,7 @@ def write_embedding(
     params = variables['params']['heads'].get(level, {})
     if 'prototypes' in params:
       counts = classifier.rows(c.model, taxonomy, level)
-      sums = np.add.reduceat(np.asarray(params['prototypes']), heads.first_rows(counts))
+      sums = np.add.reduceat(np.asarray(params['prototypes']), heads_base.first_rows(counts))
       prototypes[f'prototype_{k}'] = sums / np.array(counts, np.float32)[:, None]
   if not prototypes:
     return

@@ -36,5 +36,5 @@ def describe(c: ConfigDict) -> dict:
     'thop_macs': counts.thop_macs(
       model, c.data.size, registry.BACKBONES[c.model.backbone].uncounted
     ),
-    'heads': {name: size(params['heads'][name]) for name in names},
+    'heads': {name: size(params['heads'].get(name, {})) for name in names},
   }

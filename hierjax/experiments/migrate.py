@@ -20,7 +20,7 @@ from hierjax.core import files, parallel
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.experiments import migrate_heads
 from hierjax.experiments.workdir import prepare
-from hierjax.models import classifier, heads
+from hierjax.models import classifier, heads_base
 from hierjax.report import runs
 from hierjax.report.sections import migration
 from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table, read_taxonomy
@@ -308,6 +308,10 @@ def _check_heads(
   trained: model.Model, source: pathlib.Path, plans: Mapping[str, migrate_heads.Plan], shots: int
 ) -> None:
   form = trained.c.model.heads
+  if hasattr(trained.classifier.heads, 'taxonomy'):
+    raise UserError(
+      f'{source}: {form} heads compute levels from each other: such a run cannot be carried over'
+    )
   if shots and form not in ('flat', 'parallel', 'prototypes'):
     raise UserError(
       f'--shots={shots}: only flat, parallel and prototypes heads can start a class from images, '
@@ -352,7 +356,7 @@ def _variables(
       trained, run.train, new_classes, run.taxonomy, shots, run.c.seed
     )
     for level, of_level in means.items():
-      first = heads.first_rows(plans[level].rows)
+      first = heads_base.first_rows(plans[level].rows)
       others = np.flatnonzero(plans[level].source >= 0)
       for k, mean in of_level.items():
         migrate_heads.imprint(new_heads[level], int(first[k]), others, mean, center)

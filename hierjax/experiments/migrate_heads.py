@@ -20,7 +20,7 @@ import numpy as np
 
 from hierjax import model
 from hierjax.data import dataset
-from hierjax.models import heads
+from hierjax.models import heads_base
 from hierjax.taxonomy import Taxonomy
 
 # Training images at most whose mean feature is that of an image of no class in particular.
@@ -60,7 +60,7 @@ def plan(
     sources: the old classes that each new class comes from (`migrate.correspond`).
     old_rows: number of rows of each old class.
   """
-  first = heads.first_rows(old_rows)
+  first = heads_base.first_rows(old_rows)
   rows_of = [np.arange(a, a + n) for a, n in zip(first, old_rows)]
   all_sources = np.array([i for classes in sources for i in classes], int)
   parts = np.bincount(all_sources, minlength=len(old_rows))

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.registry import Registry
+from hierjax.core.segments import segment_logsumexp
 from hierjax.losses.exclusive import LOW, agreement, masked_logsumexp
 from hierjax.taxonomy import Taxonomy
 
@@ -121,11 +122,8 @@ def _implied(logp: jax.Array, column: np.ndarray, other: np.ndarray) -> jax.Arra
   the leaves' classes at the two levels.
   """
   # a class's probability is spread evenly over its leaves
-  leaves = (logp - np.log(np.bincount(column)).astype(np.float32)[None])[:, column].T
-  classes = int(other.max()) + 1
-  # the largest of each class: exp neither overflows nor loses all of them
-  top = jax.ops.segment_max(jax.lax.stop_gradient(leaves), other, classes)
-  return (jnp.log(jax.ops.segment_sum(jnp.exp(leaves - top[other]), other, classes)) + top).T
+  leaves = (logp - np.log(np.bincount(column)).astype(np.float32)[None])[:, column]
+  return segment_logsumexp(leaves, other, int(other.max()) + 1)
 
 
 def distribution_matching(logits: Mapping[str, jax.Array], taxonomy: Taxonomy) -> jax.Array:

@@ -121,7 +121,7 @@ def _build_heads(
         f'the taxonomy has a level called {name!r}, which is the name of a part of the heads; '
         'rename the level'
       )
-  form = HEADS[m.heads]
+  form, table = HEADS[m.heads], taxonomy.table('exclusive')
   counts = {level: rows(m, taxonomy, level) for level in levels}
   values = {
     'classes': tuple((level, sum(n)) for level, n in counts.items()),
@@ -130,10 +130,17 @@ def _build_heads(
     ),
     'dropout': m.dropout,
     'parts': tuple((level, n) for level, n in counts.items() if max(n) > 1),
+    'taxonomy': table,
     'compute': compute,
   }
+  if 'taxonomy' in _fields(form) and table is None:
+    raise UserError(
+      f'--config.model.heads={m.heads} joins exclusive levels; the data have tag levels only'
+    )
   for name in ('dropout', 'parts'):
-    if values[name] and name not in _fields(form):
+    # rows of a class would have to be joined before the levels are
+    is_option = name in _fields(form) and (name != 'parts' or 'taxonomy' not in _fields(form))
+    if values[name] and not is_option:
       raise UserError(f'--config.model.{name} is not an option of --config.model.heads={m.heads}')
   values = {name: value for name, value in values.items() if name in _fields(form)}
   return form(**values, **options(m, levels, features))

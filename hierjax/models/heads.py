@@ -10,75 +10,14 @@ from jax import lax
 
 from hierjax.core.registry import Registry
 from hierjax.models import layers
+from hierjax.models.heads_base import Array, Heads, Logits
+from hierjax.models.heads_joined import HierCos, Marginal, PathSum
 from hierjax.models.initializers import constant, normal, torch_linear
-
-Array = jax.Array
-Logits = dict[str, Array]
 
 
 def normalized(x: Array) -> Array:
   """Scale the rows of x [..., d] to length 1; a row of zeros stays."""
   return x * lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-12))
-
-
-def first_rows(rows: Sequence[int]) -> np.ndarray:
-  """Return where the rows of each class begin, int [C], of classes with so many rows each."""
-  return np.cumsum(rows) - np.asarray(rows)
-
-
-def folded(logits: Array, rows: Sequence[int]) -> Array:
-  """Join the logits of the rows of a head that stand for one class.
-
-  Args:
-    logits: [B, R].
-    rows: number of rows of each of the C classes; R in all.
-
-  Returns:
-    [B, C]: the log-sum-exp of a class's rows, so that their probabilities add up; a single row's
-    logit stays as it is.
-  """
-  rows, first = np.asarray(rows), first_rows(rows)
-  joint = np.flatnonzero(rows > 1)
-  places = np.arange(max(rows))
-  mask = places < rows[joint, None]
-  parts = logits[:, np.where(mask, first[joint, None] + places, 0)]
-  sums = jax.nn.logsumexp(parts, -1, where=jnp.asarray(mask))
-  return logits[:, first].at[:, joint].set(sums)
-
-
-class Heads(layers.Layer):
-  """What all forms of heads share: dropout, and levels some of whose classes have several rows.
-
-  A form defines `_logits(x, train)`, from x [B, d] to {level: [B, rows]}. Its further fields are
-  options of the config, `model.head.*`. Parameters lie under the level that they serve, those that
-  serve several under 'shared': these are the groups that the curriculum can freeze.
-
-  Attributes:
-    classes: (level, number of classes) from coarse to fine; number of rows where `parts` has the
-      level.
-    ancestors: for each level those of the levels that its class determines the class of.
-    dropout: before the heads.
-    parts: (level, number of rows of each class) of the levels where a class has several.
-  """
-
-  classes: tuple[tuple[str, int], ...]
-  ancestors: tuple[tuple[str, ...], ...]
-  dropout: float = 0.0
-  parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
-
-  @nn.compact
-  def __call__(self, features: Array, train: bool) -> Logits:
-    """Compute the float32 logits [B, C] of each level from features [B, d]."""
-    drop = layers.Dropout(self.dropout, compute=self.compute, name='Dropout_0')
-    logits = self._logits(drop(features.astype(jnp.float32), train), train)
-    for level, rows in self.parts:
-      logits[level] = folded(logits[level], rows)
-    return logits
-
-  @nn.nowrap
-  def linear(self, level: str, rows: int) -> layers.Dense:
-    """Make the linear head of a level."""
-    return layers.Dense(rows, torch_linear, compute=self.compute, name=level)
 
 
 def _stop(x: Array, is_stopped: bool) -> Array:
@@ -342,6 +281,9 @@ HEADS.register('mmoe', MMoE)
 HEADS.register('residual', Residual)
 HEADS.register('split', Split)
 HEADS.register('prototypes', Prototypes)
+HEADS.register('marginal', Marginal)
+HEADS.register('path_sum', PathSum)
+HEADS.register('hier_cos', HierCos)
 
 
 def register_head(name: str, module: type[nn.Module]) -> None:
@@ -352,8 +294,9 @@ def register_head(name: str, module: type[nn.Module]) -> None:
     module: a Flax module class, called as `module(features, train)` with features float32 [B, d];
       it returns logits {level: [B, C]}. It has a field `classes`, ((level, C), ...) from coarse to
       fine; where it has the fields `ancestors`, `dropout`, `parts` or `compute`, they are set as
-      those of `Heads`, and fields that are options of `model.head` by the config. Parameters under
-      a level's name are that level's group, for freezing and learning rates; others are shared.
+      those of `Heads`, `taxonomy` as the table of the exclusive levels (such a form has no parts),
+      and fields that are options of `model.head` by the config. Parameters under a level's name are
+      that level's group, for freezing and learning rates; others are shared.
 
   Raises:
     UserError: the name is taken or not a word.

@@ -9,8 +9,9 @@ from jax.sharding import AxisType
 
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
-from hierjax.models import classifier, heads, initializers
-from hierjax.taxonomy import Taxonomy
+from hierjax.decide import paths
+from hierjax.models import classifier, heads, heads_joined, initializers
+from hierjax.taxonomy import TagTaxonomy, Taxonomy
 from hierjax.train import optim, setup
 from hierjax.train.step import train_step
 
@@ -22,10 +23,22 @@ TREE = Taxonomy.from_rows(
   ['order', 'family', 'species'],
   [['o1', 'f1', 'a'], ['o1', 'f1', 'b'], ['o1', 'f2', 'c'], ['o2', 'f3', 'd']],
 )
+CARS = Taxonomy.from_rows(
+  ['make', 'type', 'model'],
+  [['a', 's', '1'], ['a', 't', '2'], ['b', 's', '3'], ['b', 't', '4'], ['c', 's', '5']],
+)
+# the first branch ends at the order, the second at the family
+UNEVEN = Taxonomy.from_rows(
+  ['order', 'family', 'species'],
+  [['g', '', ''], ['p', 'q', ''], ['p', 'r', 'x'], ['p', 'r', 'y'], ['u', 'v', 'z']],
+)
+JOINED = ('marginal', 'path_sum', 'hier_cos')
 
 
-def make(form, classes=CLASSES, ancestors=FACETS, seed=0, **options):
+def make(form, classes=CLASSES, ancestors=FACETS, seed=0, taxonomy=CARS, **options):
   """The heads and their parameters, drawn at random, biases too."""
+  if form in JOINED:
+    options['taxonomy'] = taxonomy
   module = heads.HEADS[form](classes, ancestors, **options)
   rng = np.random.default_rng(seed)
   params = jax.tree.map(
@@ -78,7 +91,8 @@ def test_shapes_and_groups(form):
   assert [(level, x.shape, x.dtype) for level, x in out.items()] == [
     (level, (4, n), jnp.float32) for level, n in CLASSES
   ]
-  assert set(optim.groups({'heads': params})) == {f'heads/{level}' for level, _ in CLASSES} | (
+  levels = CLASSES[2:] if form == 'marginal' else CLASSES
+  assert set(optim.groups({'heads': params})) == {f'heads/{level}' for level, _ in levels} | (
     {'heads/shared'} if form == 'mmoe' else set()
   )
 
@@ -341,6 +355,124 @@ def test_equal_slices_leave_the_rest_to_the_finest():
   assert params['model']['kernel'].shape == (4, 5)
 
 
+# Heads of joined levels.
+
+
+def softmax(x):
+  p = np.exp(x - x.max(-1, keepdims=True))
+  return p / p.sum(-1, keepdims=True)
+
+
+def path(taxonomy, leaf):
+  """The nodes of a leaf by hand: (level, class), a carried class once, where it ends."""
+  return [(taxonomy.levels[k], taxonomy.paths[leaf, k]) for k in range(taxonomy.depth[leaf])]
+
+
+def example(form, taxonomy):
+  """The module on a taxonomy, its parameters, and the logits of its linear layers."""
+  classes = tuple((level, taxonomy.num_classes(level)) for level in taxonomy.levels)
+  module, params = make(form, classes, ((),) * 3, taxonomy=taxonomy)
+  return module, params, {level: dense(p, X) for level, p in params.items()}
+
+
+@pytest.mark.parametrize('taxonomy', [CARS, UNEVEN, TREE], ids=['facets', 'uneven', 'tree'])
+@pytest.mark.parametrize('form', ['marginal', 'path_sum'])
+def test_probabilities_of_classes_are_sums_over_their_leaves(form, taxonomy):
+  module, params, z = example(form, taxonomy)
+  leaves = z[taxonomy.levels[-1]]
+  if form == 'path_sum':
+    leaves = np.stack(
+      [sum(z[l][:, c] for l, c in path(taxonomy, i)) for i in range(len(taxonomy.paths))], 1
+    )
+  p, out = softmax(leaves), logits(module, params)
+  for k, level in enumerate(taxonomy.levels):
+    expected = np.zeros((len(X), taxonomy.num_classes(level)))
+    for leaf, classes in enumerate(taxonomy.paths):
+      expected[:, classes[k]] += p[:, leaf]
+    np.testing.assert_allclose(softmax(out[level]), expected, rtol=1e-5, err_msg=level)
+  np.testing.assert_allclose(out[taxonomy.levels[-1]], leaves, rtol=1e-5, atol=1e-5)
+
+
+def test_a_path_without_the_level_where_it_ends():
+  """With heads on the two finer levels, the node of the order is on the family's."""
+  nodes = heads_joined.distinct_nodes(UNEVEN, ['family', 'species'])
+  assert UNEVEN.names[1] == ('g', 'q', 'r', 'v') and nodes['family'].all()
+  assert nodes['species'].tolist() == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize('scale', [1e4, -1e4])
+def test_huge_logits_of_joined_levels(scale):
+  """Neither overflow nor a gradient that is lost."""
+  leaves = jnp.asarray(X[:, :5] * scale)
+  out, slopes = jax.value_and_grad(
+    lambda x: sum(v.sum() for v in heads_joined.marginals(x, CARS, CARS.levels).values())
+  )(leaves)
+  assert np.isfinite(out) and np.isfinite(slopes).all()
+  # each class of each of the three levels gives its leaves 1 in all
+  np.testing.assert_allclose(slopes.sum(1), 3 + 2 + 5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('form', ['marginal', 'path_sum'])
+def test_the_joint_decision_of_joined_levels_is_that_of_the_leaves(form):
+  """Levels that follow from the leaves get no weight, though val asks for one."""
+  module, params, _ = example(form, CARS)
+  x = 3 * np.random.default_rng(0).standard_normal((200, D), 'f4')
+  out = logits(module, params, x)
+  probs = [softmax(np.asarray(out[level])) for level in CARS.levels]
+  product = paths.joint(probs, CARS, [1, 1, 1]).pred
+  best = probs[-1].argmax(-1)
+  assert (product[:, -1] != best).any()
+  # labels by which weights of 1 would be right always
+  weights = paths.tune(probs, product, CARS)
+  np.testing.assert_array_equal(weights, [0, 0, 1])
+  np.testing.assert_array_equal(paths.joint(probs, CARS, weights).pred, CARS.paths[best])
+
+
+@pytest.mark.parametrize('taxonomy', [CARS, UNEVEN, TREE], ids=['facets', 'uneven', 'tree'])
+def test_hier_cos_against_masks_of_ancestors_and_descendants(taxonomy):
+  """Score^2 = z^2 M' with M node by node from the paths."""
+  module, params, z = example('hier_cos', taxonomy)
+  nodes = sorted({node for leaf in range(len(taxonomy.paths)) for node in path(taxonomy, leaf)})
+  squares = np.stack([np.asarray(z[level])[:, c] ** 2 for level, c in nodes], 1)
+  below = {
+    (level, c): {leaf for leaf, row in enumerate(taxonomy.paths) if row[k] == c}
+    for k, level in enumerate(taxonomy.levels)
+    for c in range(taxonomy.num_classes(level))
+  }
+  out = logits(module, params)
+  for k, level in enumerate(taxonomy.levels):
+    for c in range(taxonomy.num_classes(level)):
+      own = below[level, c]
+      mask = []
+      for name, d in nodes:
+        j, other = taxonomy.levels.index(name), below[name, d]
+        is_above = j < k and own <= other and taxonomy.nests(level, name)
+        is_below = j > k and other <= own and taxonomy.nests(name, level)
+        mask.append(is_above or is_below or (name, d) == (level, c))
+      np.testing.assert_allclose(
+        out[level][:, c],
+        np.sqrt(squares @ np.array(mask, float)),
+        rtol=1e-4,
+        err_msg=f'{level} {c}',
+      )
+
+
+def test_hier_cos_has_a_slope_where_all_is_0():
+  module, params, _ = example('hier_cos', CARS)
+  zeros = jax.tree.map(np.zeros_like, params)
+  slopes = jax.grad(lambda p: sum(v.sum() for v in logits(module, p).values()))(zeros)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(slopes))
+
+
+@pytest.mark.parametrize('form', JOINED)
+def test_what_joined_levels_refuse(form):
+  with pytest.raises(UserError, match=f'parts is not an option of --config.model.heads={form}'):
+    build(**{'model.heads': form, 'model.parts': (('species', 'a', 2),)})
+  tags = TagTaxonomy.from_rows(('kind', 'tag'), [['x', 'a'], ['x', 'b'], ['y', 'c']])
+  with pytest.raises(UserError, match=f'heads={form} joins exclusive levels.*tag levels only'):
+    build(tags.levels, tags, **{'model.heads': form})
+
+
 # The config.
 
 
@@ -493,7 +625,10 @@ def test_a_step_of_each(form, monkeypatch):
       'model.heads': form,
       'model.dropout': 0.5,
       'curriculum': (
-        config.phase(share=1.0, freeze='backbone' if form == 'flat' else 'backbone,heads/coarsest'),
+        config.phase(
+          share=1.0,
+          freeze='backbone' if form in ('flat', 'marginal') else 'backbone,heads/coarsest',
+        ),
       ),
     }
   )
@@ -516,6 +651,7 @@ def test_a_step_of_each(form, monkeypatch):
   assert np.isfinite(out['loss']) and out['grad_norm'] > 0
   assert moved == {
     'flat': {'model': True},
+    'marginal': {'model': True},
     'mmoe': {'make': False, 'type': True, 'model': True, 'shared': True},
   }.get(form, {'make': False, 'type': True, 'model': True})
 

@@ -442,12 +442,12 @@ def test_hier_cos_against_masks_of_ancestors_and_descendants(taxonomy):
   out = logits(module, params)
   for k, level in enumerate(taxonomy.levels):
     for c in range(taxonomy.num_classes(level)):
-      own = below[level, c]
+      leaves = below[level, c]
       mask = []
       for name, d in nodes:
         j, other = taxonomy.levels.index(name), below[name, d]
-        is_above = j < k and own <= other and taxonomy.nests(level, name)
-        is_below = j > k and other <= own and taxonomy.nests(name, level)
+        is_above = j < k and leaves <= other and taxonomy.nests(level, name)
+        is_below = j > k and other <= leaves and taxonomy.nests(name, level)
         mask.append(is_above or is_below or (name, d) == (level, c))
       np.testing.assert_allclose(
         out[level][:, c],

@@ -50,6 +50,7 @@ def get_config(model: str = 'densenet121,parallel,0,.9,.1'):
   c.loss.weights = tuple(zip(('finest', 'coarsest'), map(float, weights)))
   c.optim.name, c.optim.lr, c.optim.weight_decay = 'adam', 3e-4, 0.0
   c.optim.schedule, c.optim.onecycle_rise = 'onecycle', 0.3
+  c.optim.onecycle_momentum = (0.85, 0.95)
   c.train.epochs, c.train.batch_size = 25, 32
   return c
 

@@ -19,6 +19,7 @@ from hierjax.core.errors import UserError, did_you_mean
 MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate')
 # The modes that each flag is for, where it is not for all of them.
 VALID_WITH = {
+  'resume_from': ('train',),
   'workdir': ('train', 'evaluate', 'report', 'predict', 'table', 'migrate'),
   'split': ('evaluate', 'table'),
   'images': ('predict',),
@@ -77,6 +78,14 @@ def define(values: flags.FlagValues) -> None:
     'workdir',
     '',
     'folder of the run: train writes it and continues it (runs/NAME by default), others read it',
+  )
+  flags.DEFINE_enum(
+    'resume_from',
+    None,
+    ('best', 'last'),
+    'train: go on in the folder from the best or the last checkpoint with other options, such as a '
+    'lower --config.optim.lr',
+    flag_values=values,
   )
   text('split', 'val', 'evaluate, table: the split')
   text('images', '', 'predict: a file, a folder or a glob in quotes')

@@ -20,7 +20,7 @@ def run(args: Arguments) -> int:
   if not args.config_file and os.path.exists(os.path.join(workdir, 'config.json')):
     # Without --config the run continues with the options that it began with.
     c = runs.run_config(args, workdir, tuple(config.default()))
-  result = fit.fit(c, workdir)
+  result = fit.fit(c, workdir, resume_from=args.resume_from)
   if parallel.first():
     print(json.dumps(result))
   return 0

@@ -375,8 +375,18 @@ def sign(name: str) -> int:
 
 
 def is_better(name: str, a: float, b: float) -> bool:
-  """Whether value `a` of the named metric is better than `b`."""
-  return a < b if sign(name) < 0 else a > b
+  """Whether value `a` of the named metric is better than `b`, which NaN never is.
+
+  Both are rounded to float32, in which a checkpoint holds the best value so far: else .7 would be
+  better than the .7 that was read back.
+
+  Args:
+    name: of the metric.
+    a: one value.
+    b: the other.
+  """
+  a, b = np.float32(a), np.float32(b)
+  return bool(a < b if sign(name) < 0 else a > b)
 
 
 def worst(name: str) -> float:

@@ -20,6 +20,11 @@ from hierjax.data.sources import Examples
 from hierjax.losses.tags import max_constraint
 from hierjax.taxonomy import Mixed, Taxonomy
 
+
+class NotFiniteError(UserError):
+  """A model computes NaN or infinity for an image."""
+
+
 ACTIVATIONS = {'exclusive': jax.nn.softmax, 'tags': jax.nn.sigmoid}
 
 
@@ -141,6 +146,7 @@ def collect(
 
   Raises:
     UserError: no image can be read, or one cannot and data.strict is set.
+    NotFiniteError: an output is NaN or infinite.
   """
   n = len(examples.labels)
   batch_size = batch_size or c.eval.batch_size
@@ -167,7 +173,23 @@ def collect(
       f'split {examples.name!r}: none of its {n} images can be read; the first is '
       f'{examples.files[0]}'
     )
+  _check_finite(outputs, examples)
   return outputs
+
+
+def _check_finite(outputs: Outputs, examples: Examples) -> None:
+  """Refuse outputs from which a class would be read that means nothing."""
+  features = {} if outputs.features is None else {'features': outputs.features}
+  for name, values in {**outputs.probs, **features}.items():
+    rows = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(rows):
+      raise NotFiniteError(
+        f'split {examples.name!r}: the model computes NaN or infinity for {len(rows)} of '
+        f'{len(values)} images, the first is {examples.files[outputs.index[rows[0]]]} '
+        f'({name}); its parameters or activations have overflowed: take another checkpoint '
+        '(--config.eval.checkpoint=best or last) or train with a lower --config.optim.lr, '
+        '--config.optim.clip or model.dtype float32'
+      )
 
 
 def _batches(examples, c, views, batch_size) -> Iterator[Mapping[str, np.ndarray]]:

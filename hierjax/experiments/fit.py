@@ -12,6 +12,7 @@ from hierjax import model
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.evaluate import embedding
+from hierjax.experiments import restart
 from hierjax.experiments.workdir import Record, current_time, disk_errors, prepare
 from hierjax.report import page, runs
 from hierjax.train import checkpoint, setup
@@ -20,7 +21,12 @@ from hierjax.train.loop import Hook, Loop
 from hierjax.train.state import eval_variables
 
 
-def fit(c: ConfigDict, workdir: str | pathlib.Path, hooks: Sequence[Hook] = ()) -> dict:
+def fit(
+  c: ConfigDict,
+  workdir: str | pathlib.Path,
+  hooks: Sequence[Hook] = (),
+  resume_from: str | None = None,
+) -> dict:
   """Train what a config describes, or continue a run, and evaluate and report it.
 
   The folder holds config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, and at the end
@@ -31,6 +37,8 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path, hooks: Sequence[Hook] = ()) 
     c: the config.
     workdir: the folder of the run.
     hooks: called during training.
+    resume_from: 'best' or 'last', the checkpoint from which the run in the folder goes on with
+      other options of its optimisation (`experiments.restart`).
 
   Returns:
     The evaluation of the validation split, `step`, and `state_sha256`, the digest of the final
@@ -46,12 +54,15 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path, hooks: Sequence[Hook] = ()) 
     run = setup.build(c)
     _check_baseline(c)
     _check_distillation(workdir, run)
+    change = restart.restart(workdir, run, resume_from)
     prepare(workdir, run)
     signals, hooks = Signals(), [EmbeddingHook(workdir), *hooks]
     loop = Loop(run, workdir, signals, _teacher(workdir, run), hooks)
+    record = Record(workdir, loop, started, change)
+    if change:
+      loop.notes.append(restart.describe(change))
     for note in loop.notes:
       loop.log.say(f'note: {note}')
-    record = Record(workdir, loop, started)
     with signals:
       _train(loop, record)
     digest = checkpoint.sha256(loop.state)
@@ -59,7 +70,9 @@ def fit(c: ConfigDict, workdir: str | pathlib.Path, hooks: Sequence[Hook] = ()) 
     result = _evaluate(loop, workdir)
     if run.c.baseline == 'train':
       loop.log.say('training the baseline: one head, ancestors read off')
-      fit(baseline_config(run.c), workdir / 'baseline')
+      folder = workdir / 'baseline'
+      change = resume_from if (folder / 'config.json').exists() else None
+      fit(baseline_config(run.c), folder, resume_from=change)
     if parallel.first():
       loop.log.say(f'report: {page.write(workdir)}')
     return {'step': loop.step, **result, 'state_sha256': digest}

@@ -11,7 +11,7 @@ import pathlib
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 
@@ -148,12 +148,27 @@ class Record:
     workdir: the folder of the run.
     loop: its training loop.
     started: when this process began with it.
+    change: that with which the run goes on from here, what `restart` returns.
   """
 
-  def __init__(self, workdir: pathlib.Path, loop: Loop, started: str):
+  def __init__(
+    self, workdir: pathlib.Path, loop: Loop, started: str, change: Mapping | None = None
+  ):
     self._path, self._loop, self._started = workdir / 'run.json', loop, started
     self._before = self._read() if parallel.first() else {}
     loop.unreadable.update(self._before.get('skipped', ()))
+    self._restarts = [*self._before.get('restarts', ()), *([change] if change else ())]
+    self._devices = {
+      'device': f'{loop.run.mesh.size} x {jax.devices()[0].device_kind}',
+      'processes': jax.process_count(),
+    }
+    before = {**self._devices, **self._before}
+    if any(before[name] != value for name, value in self._devices.items()):
+      new, old = (f'{x["device"]} in {x["processes"]} process(es)' for x in (self._devices, before))
+      loop.notes.append(
+        f'resumes on {new} what ran on {old}: the end is close to that of a run on the same '
+        'devices throughout, but not bit-identical'
+      )
 
   def _read(self) -> dict:
     """What it says of the time before this process."""
@@ -178,7 +193,7 @@ class Record:
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     content = {
       'command': shlex.join(sys.argv),
-      'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      **self._devices,
       'versions': {'python': platform.python_version(), **versions},
       'started': before.get('started', self._started),
       'finished': None,
@@ -192,6 +207,7 @@ class Record:
       'phases': [dataclasses.asdict(phase) for phase in setup.phases],
       'skipped': sorted(loop.unreadable),
       'notes': loop.notes,
+      'restarts': self._restarts,
       'step': loop.step,
       **end,
     }

@@ -66,6 +66,15 @@ def sha256(tree: Any) -> str:
   return digest.hexdigest()
 
 
+def not_finite(tree: Any) -> str:
+  """Return the path of the first leaf of a tree that holds NaN or infinity, '' where none does."""
+  for path, leaf in flatten(tree).items():
+    x = np.asarray(leaf)
+    if x.dtype.kind == 'f' and not np.isfinite(x).all():
+      return path
+  return ''
+
+
 class Checkpoints:
   """The checkpoints of one run.
 
@@ -86,7 +95,7 @@ class Checkpoints:
     if writes:
       # the first process decides, as it is the one that moves
       for step in parallel.exchange(self._illegible_steps())[0]:
-        self._set_aside(step, 'its metrics cannot be read')
+        self._set_damaged_aside(step, 'its metrics cannot be read')
     self._manager = ocp.training.Checkpointer(
       folder.absolute(),
       preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
@@ -96,8 +105,9 @@ class Checkpoints:
 
   def _rank(self, values: Mapping[str, float]) -> tuple[float, float]:
     """The order of checkpoints, largest best; of equals the earliest, as early stopping counts."""
-    value = values.get(self._metric, metrics.worst(self._metric))
-    return value * metrics.sign(self._metric), -values.get('step', 0)
+    value, worst = values.get(self._metric), metrics.worst(self._metric)
+    value = np.float32(value if metrics.is_finite(value) else worst)
+    return float(value) * metrics.sign(self._metric), -values.get('step', 0)
 
   def save(self, step: int, parts: Mapping, values: Mapping[str, float] | None) -> None:
     """Start to save. The values are copied before this returns, and written in the background.
@@ -188,6 +198,8 @@ class Checkpoints:
     for part, tree in loaded.items():
       if digests.get(part, '') not in ('', sha256(tree)):
         raise Damaged(f'the content of part {part!r} is not what was saved')
+    if path := not_finite({part: tree for part, tree in loaded.items() if part != 'rest'}):
+      raise Damaged(f'there is NaN or infinity in {path}')
     return loaded
 
   def _try_load(self, step: int, like: Mapping) -> dict[str, Any] | str:
@@ -216,7 +228,7 @@ class Checkpoints:
       faults = [f for f in parallel.exchange(fault) if f]
       if not faults:
         return Loaded(step, result)
-      self._set_aside(step, faults[0])
+      self._set_damaged_aside(step, faults[0])
       self._manager.reload()
     return Loaded(None, {})
 
@@ -275,18 +287,40 @@ class Checkpoints:
         steps += [int(name)] if name.isdigit() else []
     return steps
 
-  def _set_aside(self, step: int, reason: str) -> None:
+  def rewind(self, best: bool) -> int | None:
+    """Move the checkpoints after the best one to WORKDIR/abandoned/.
+
+    Args:
+      best: whether to go back to the best one; else the latest stays.
+
+    Returns:
+      The step of the checkpoint that is the latest now, None without any.
+    """
+    target = self.best() if best else None
+    target = self.latest() if target is None else target
+    target, steps = parallel.exchange([target, self.steps()])[0]
+    for step in steps:
+      if target is not None and step > target and parallel.first():
+        self._move(step, 'abandoned')
+    parallel.exchange(None)  # until they are moved
+    return target
+
+  def _move(self, step: int, name: str) -> pathlib.Path:
+    """Move a checkpoint to a folder of that name in WORKDIR; return its place."""
+    place = self._folder.parent / name / f'{step}'
+    place.parent.mkdir(exist_ok=True)
+    while place.exists():
+      place = place.with_name(f'{place.name}-again')
+    return (self._folder / f'{step}').rename(place)
+
+  def _set_damaged_aside(self, step: int, reason: str) -> None:
     """Move a damaged checkpoint to WORKDIR/damaged/, so that no later save counts it."""
-    place = self._folder.parent / 'damaged' / f'{step}'
     if parallel.first():
-      place.parent.mkdir(exist_ok=True)
-      while place.exists():
-        place = place.with_name(f'{place.name}-again')
-      (self._folder / f'{step}').rename(place)
+      self._move(step, 'damaged')
     parallel.exchange(None)  # until it is moved
     self.notes.append(
-      f'the checkpoint of step {step} is damaged ({reason}); it was moved to {place.parent}/, '
-      'and the one before it, if any, is taken'
+      f'the checkpoint of step {step} is damaged ({reason}); it was moved to '
+      f'{self._folder.parent}/damaged/, and the one before it, if any, is taken'
     )
 
 

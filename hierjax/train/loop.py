@@ -281,11 +281,28 @@ class Loop:
       raise UserError(
         f'NaN or infinity at step {pending.step}: loss {values["loss"]:.4g}, '
         f'gradient norm {values["grad_norm"]:.4g}, lr {values["lr"]:.3g}; '
-        f'files of that batch: {names}{more}. '
-        'Lower --config.optim.lr or set --config.optim.clip; '
-        'the last checkpoint is from before it'
+        f'files of that batch: {names}{more}. {self._way_back()}'
       )
     return pending
+
+  def _check_finite(self) -> None:
+    """Refuse to evaluate or save a state that holds NaN or infinity."""
+    parts = to_parts(self.state)
+    # what else is there may begin with an infinite value, as the best loss so far
+    parts['rest'] = {path: x for path, x in parts['rest'].items() if 'opt_state' in path}
+    if path := checkpoint.not_finite(parts):
+      raise UserError(f'NaN or infinity in {path} at step {self.step}. {self._way_back()}')
+
+  def _way_back(self) -> str:
+    """Tell how a run goes on whose numbers are no longer finite."""
+    latest, lr = self.checkpoints.latest(), self.run.c.optim.lr
+    change = f'--config.optim.lr={lr / 10:.2g} or --config.optim.clip=1'
+    if latest is None:
+      return f'Nothing was saved before it: begin again in the same folder with {change}'
+    return (
+      f'The checkpoint of step {latest} is from before it: add --resume_from=best or '
+      f'--resume_from=last, and {change}, to go on from there in the same folder'
+    )
 
   def _log_step(
     self, phase: optim.Phase, number: int, throughput: chrono.Throughput, files: Sequence[str]
@@ -335,14 +352,23 @@ class Loop:
       self._is_stop_requested |= any(parallel.exchange(bool(self._signals.received)))
     elif self._saver.is_requested:
       self._read_pending(files)
-      self._saver.save(self.step, self.state, None)
+      self._save()
+
+  def _save(self) -> None:
+    """Save a state that is not evaluated."""
+    self._check_finite()
+    self._saver.save(self.step, self.state, None)
 
   def _validate(self, val: sources.Examples) -> dict[str, float]:
     """The val metrics of the averaged variables, or of the current ones."""
     run = self.run
-    outputs = collect.collect(
-      self.eval_step, eval_variables(self.state), val, run.c, run.mesh, progress=self._progress
-    )
+    self._check_finite()
+    try:
+      outputs = collect.collect(
+        self.eval_step, eval_variables(self.state), val, run.c, run.mesh, progress=self._progress
+      )
+    except collect.NotFiniteError as e:
+      raise UserError(f'{e} (step {self.step}). {self._way_back()}') from None
     self.unreadable.update(outputs.broken)
     self._share_unreadable()
     values = summary.validate(outputs, run.taxonomy, run.task.weights)
@@ -389,7 +415,7 @@ class Loop:
 
   def _interrupt(self) -> None:
     """Save and stop."""
-    self._saver.save(self.step, self.state, None)
+    self._save()
     self.checkpoints.wait()
     self._share_unreadable()
     raise Interrupted(self._signals.received or signal.SIGTERM, self.step)

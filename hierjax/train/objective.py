@@ -42,6 +42,7 @@ class Task:
     balance_at: 'weights' or 'features', where the balancer compares gradients.
     labels: the optimiser label of each parameter (`optim.labels`).
     schedule: step → learning rate.
+    momentum: step → momentum or Adam's beta1, None where it stays the same.
     clip: the largest global gradient norm; 0 or None for any.
     ema: the decay per step of the averaged variables.
     micro_batches: the parts that a batch is computed in, one after the other.
@@ -56,6 +57,7 @@ class Task:
   balance_at: str
   labels: Any
   schedule: optax.Schedule
+  momentum: optax.Schedule | None
   clip: float | None
   ema: float | None
   micro_batches: int

@@ -6,8 +6,9 @@ reduce-on-plateau is one factor on it.
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,9 @@ from ml_collections import ConfigDict
 
 from hierjax.core import config
 from hierjax.core.errors import UserError, did_you_mean
+
+# of Adam, where it does not cycle
+BETA1 = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +141,7 @@ def schedule(c: ConfigDict, total_steps: int, examples: int) -> optax.Schedule:
         f'{option}: schedule=onecycle rises by itself; set the share of its rise with '
         '--config.optim.onecycle_rise'
       )
-    # optax divides by zero where the rise or the fall is less than a step long
-    steps = max(total_steps, 2)
-    rise = min(max(o.onecycle_rise, 1 / steps), 1 - 1 / steps)
-    return optax.cosine_onecycle_schedule(steps, o.lr, rise, 25.0, 1e4)
+    return one_cycle(o.onecycle_rise, o.onecycle_anneal, total_steps, o.lr / 25, o.lr, o.lr / 25e4)
   if warmup >= total_steps:
     raise UserError(f'{option}: {warmup} steps of warm-up leave nothing of {total_steps} steps')
   base = optax.constant_schedule(o.lr)
@@ -149,6 +150,68 @@ def schedule(c: ConfigDict, total_steps: int, examples: int) -> optax.Schedule:
   if not warmup:
     return base
   return optax.join_schedules([optax.linear_schedule(0.0, o.lr, warmup), base], [warmup])
+
+
+def one_cycle(
+  rise: float, anneal: str, total_steps: int, start: float, peak: float, end: float
+) -> optax.Schedule:
+  """Build a schedule that goes to a peak and on to its end, as torch's OneCycleLR.
+
+  The peak is at step rise * total_steps - 1 and the end at the last step, total_steps - 1.
+
+  Args:
+    rise: the share of the steps up to the peak.
+    anneal: 'cosine' or 'linear', the form of both parts.
+    total_steps: the length of the training.
+    start: the value at step 0.
+    peak: that at the peak.
+    end: that at the last step.
+
+  Returns:
+    step → value.
+
+  References:
+    torch.optim.lr_scheduler.OneCycleLR with two phases; L. N. Smith and N. Topin,
+    Super-Convergence, arXiv:1708.07120.
+  """
+  top, last = rise * total_steps - 1, total_steps - 1
+
+  def part(step, a, b, first, length):
+    share = (step - first) / length if length > 0 else 1.0
+    if anneal == 'linear':
+      return a + (b - a) * share
+    return b + (a - b) / 2 * (1 + jnp.cos(jnp.pi * share))
+
+  def value(step):
+    rising = part(step, start, peak, 0, top)
+    return jnp.where(step <= top, rising, part(step, peak, end, top, last - top))
+
+  return value
+
+
+def momentum_cycle(c: ConfigDict, total_steps: int) -> optax.Schedule | None:
+  """Build the cycle of the momentum, or of Adam's beta1: low where the learning rate is high.
+
+  Args:
+    c: the config.
+    total_steps: the length of the training.
+
+  Returns:
+    step → momentum; None where it stays the same.
+
+  Raises:
+    UserError: optim.onecycle_momentum is set with another schedule.
+  """
+  o = c.optim
+  if o.onecycle_momentum is None:
+    return None
+  if o.schedule != 'onecycle':
+    raise UserError(
+      f'--config.optim.onecycle_momentum: goes with --config.optim.schedule=onecycle, '
+      f'not {o.schedule}'
+    )
+  low, high = o.onecycle_momentum
+  return one_cycle(o.onecycle_rise, o.onecycle_anneal, total_steps, high, low, high)
 
 
 def group_of(path: Sequence[str]) -> str:
@@ -197,10 +260,21 @@ def labels(params: Mapping, rules: Sequence[tuple[str, float, float]]) -> Mappin
 def _freeze(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   """tx without updates and with its state untouched: opt_state has one structure in all phases."""
 
-  def update(updates, state, params=None):
+  def update(updates, state, params=None, **_):
     return jax.tree.map(jnp.zeros_like, updates), state
 
-  return optax.GradientTransformation(tx.init, update)
+  return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def _with_momentum(
+  make: Callable[[float | jax.Array], optax.GradientTransformation], default: float
+) -> optax.GradientTransformationExtraArgs:
+  """make(momentum), of which each update may have another: update(..., momentum=)."""
+
+  def update(updates, state, params=None, *, momentum=None, **_):
+    return make(default if momentum is None else momentum).update(updates, state, params)
+
+  return optax.GradientTransformationExtraArgs(make(default).init, update)
 
 
 def _heads_factor(c: ConfigDict, group: str) -> float:
@@ -219,7 +293,7 @@ def _heads_factor(c: ConfigDict, group: str) -> float:
 
 def transformation(
   c: ConfigDict, label_tree: Mapping, freeze: Sequence[str] = ()
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Build the optimiser of a phase.
 
   Args:
@@ -228,8 +302,8 @@ def transformation(
     freeze: the groups without an update.
 
   Returns:
-    A transformation whose updates are to be multiplied by -lr. Its state has the same structure
-    whatever is frozen.
+    A transformation whose updates are to be multiplied by -lr; its update takes `momentum`, None
+    for the configured one. Its state has the same structure whatever is frozen.
   """
   o, transformations = c.optim, {}
   for label in sorted(set(jax.tree.leaves(label_tree))):
@@ -238,7 +312,9 @@ def transformation(
     decay = []
     if o.weight_decay and decay_factor:
       decay = [optax.add_decayed_weights(o.weight_decay * decay_factor)]
-    core = [optax.trace(o.momentum)] if o.name == 'sgd' else [optax.scale_by_adam()]
+    core = [_with_momentum(optax.scale_by_adam, BETA1)]
+    if o.name == 'sgd':
+      core = [_with_momentum(optax.trace, o.momentum)]
     # adamw decays weights apart from the gradient, adam and sgd through it
     chain = core + decay if o.name == 'adamw' else decay + core
     factor *= _heads_factor(c, group)
@@ -247,6 +323,21 @@ def transformation(
     tx = optax.chain(*chain)
     transformations[label] = _freeze(tx) if group in freeze else tx
   return optax.multi_transform(transformations, label_tree)
+
+
+def averaging_share(decay: float, count: jax.Array) -> jax.Array:
+  """Return the share of the newest variables in their average, (1 - decay) / (1 - decay^count).
+
+  With it the average of the variables x_1 ... x_t is Σ decay^(t-i) x_i / Σ decay^(t-i), as Adam
+  corrects its moments: the initial variables have no part in it, and with a decay near to 1 it is
+  the mean of all steps.
+
+  Args:
+    decay: optim.ema, in (0, 1).
+    count: int32 [], the number of variables in the average, the newest too.
+  """
+  log = math.log(decay)
+  return jnp.expm1(jnp.float32(log)) / jnp.expm1(log * count)
 
 
 def plateau(c: ConfigDict) -> optax.GradientTransformationExtraArgs | None:

@@ -264,6 +264,7 @@ def _task(
     balance_at=c.balance.at,
     labels=optim.labels(params, c.optim.rules),
     schedule=optim.schedule(c, total_steps, examples),
+    momentum=optim.momentum_cycle(c, total_steps),
     clip=c.optim.clip,
     ema=c.optim.ema,
     micro_batches=c.optim.accumulate,

@@ -317,8 +317,9 @@ def _update(
     clip = task.clip
     grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12)), grads)
   zeros = {k: jnp.zeros_like(v) for k, v in flat.items() if k not in grads}
+  cycled = {'momentum': task.momentum(state.step)} if task.momentum else {}
   updates, opt_state = tx.update(
-    traverse_util.unflatten_dict({**zeros, **grads}), state.opt_state, state.params
+    traverse_util.unflatten_dict({**zeros, **grads}), state.opt_state, state.params, **cycled
   )
   lr = task.schedule(state.step) * (state.plateau.scale if state.plateau else 1.0)
   updates = traverse_util.flatten_dict(updates)
@@ -326,11 +327,12 @@ def _update(
   variables = {'params': traverse_util.unflatten_dict(params), 'batch_stats': result.batch_stats}
   ema = state.ema
   if ema:
-    ema = jax.tree.map(lambda e, p: e + (1 - task.ema) * (p - e), ema, variables)
+    share = optim.averaging_share(task.ema, state.step + 1)
+    ema = jax.tree.map(lambda e, p: e + share * (p - e), ema, variables)
   state = state.replace(
     step=state.step + 1, opt_state=opt_state, ema=ema, balancer=result.balancer, **variables
   )
-  return state, {'lr': lr, 'grad_norm': norm}
+  return state, {'lr': lr, 'grad_norm': norm, **cycled}
 
 
 def train_step(
@@ -339,7 +341,7 @@ def train_step(
   teacher: Mapping,
   task: Task,
   phase: optim.Phase,
-  tx: optax.GradientTransformation,
+  tx: optax.GradientTransformationExtraArgs,
   mesh: Mesh,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Update the state once.

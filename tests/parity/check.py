@@ -109,6 +109,16 @@ def main():
       row(
         f'HCAL, {name}', compare(old.get(name, {}), new[name]), [hcal.difference(name, new[name])]
       )
+    command = [sys.argv[1], str(HERE / 'make_one_cycle.py'), f'{folder}/one_cycle.json']
+    subprocess.run(command, check=True)
+    new, old = (
+      json.loads((pathlib.Path(p) / 'one_cycle.json').read_text()) for p in (folder, ours.GOLDEN)
+    )
+    for name, rows in new.items():
+      remade = max(
+        abs(a - b) for k in ('lr', 'beta1', 'parameter') for a, b in zip(rows[k], old[name][k])
+      )
+      row(f'one-cycle, {name}', remade, [])
     tests = [
       sys.executable,
       '-m',

@@ -283,12 +283,16 @@ def test_accumulation_without_batch_norm_statistics_equals_one_batch(one_device)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
 
 
-def test_ema_against_a_loop(one_device):
-  run, task, state = start(tiny.run_config(**{'optim.ema': 0.8}))
-  expected = jax.tree.map(np.asarray, state.params)
+@pytest.mark.parametrize('decay', [0.8, 0.9999999])
+def test_ema_against_a_loop(decay, one_device):
+  """The weighted mean of the parameters after each step; the initial ones have no part in it."""
+  run, task, state = start(tiny.run_config(**{'optim.ema': decay}))
+  total, weight = jax.tree.map(np.zeros_like, jax.device_get(state.params)), 0.0
   for _ in range(3):
     state, _ = advance(run, task, state, steps=1)
-    expected = jax.tree.map(lambda e, p: 0.8 * e + 0.2 * np.asarray(p), expected, state.params)
+    total = jax.tree.map(lambda e, p: decay * e + np.asarray(p), total, state.params)
+    weight = decay * weight + 1
+  expected = jax.tree.map(lambda e: e / weight, total)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
     dict(state.ema['params']),

@@ -44,6 +44,9 @@ _RUN = (
   Option('baseline', None,
          "one-head run to compare with: its folder, or 'train' to train it into WORKDIR/baseline",
          levels='exclusive'),
+  Option('baseline_seeds', 1,
+         'with baseline=train: seeds of this run and of its baseline, the further ones in '
+         'WORKDIR/seedN; the verdict of the report then covers the luck of the seed', '[1, 1000]'),
   Option('plugins', (),
          'modules or .py files that register your own backbones, heads, losses and metrics',
          kind=options.NAMES),

@@ -31,7 +31,8 @@ def fit(
 
   The folder holds config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, and at the end
   eval_VAL.json, predictions_VAL.npz, explain_VAL.npz, decode.json, of prototype heads
-  embedding_first.npz and embedding_last.npz, and report.html.
+  embedding_first.npz and embedding_last.npz, and report.html. With `baseline='train'` the baseline
+  is in baseline/, and further seeds, each a run with its baseline, are in seedN/.
 
   Args:
     c: the config.
@@ -69,13 +70,22 @@ def fit(
     record.write(finished=current_time(), state_sha256=digest)
     result = _evaluate(loop, workdir)
     if run.c.baseline == 'train':
-      loop.log.say('training the baseline: one head, ancestors read off')
-      folder = workdir / 'baseline'
-      change = resume_from if (folder / 'config.json').exists() else None
-      fit(baseline_config(run.c), folder, resume_from=change)
+      _fit_compared(loop, workdir, resume_from)
     if parallel.first():
       loop.log.say(f'report: {page.write(workdir)}')
     return {'step': loop.step, **result, 'state_sha256': digest}
+
+
+def _fit_compared(loop: Loop, workdir: pathlib.Path, resume_from: str | None) -> None:
+  """Train the baseline and the further seeds of a run, in folders within its own."""
+  c = loop.run.c
+  loop.log.say('training the baseline: one head, ancestors read off')
+  runs_beside = {workdir / 'baseline': baseline_config(c)}
+  for seed in range(c.seed + 1, c.seed + c.baseline_seeds):
+    runs_beside[workdir / f'seed{seed}'] = seed_config(c, seed)
+  for folder, options in runs_beside.items():
+    change = resume_from if (folder / 'config.json').exists() else None
+    fit(options, folder, resume_from=change)
 
 
 class EmbeddingHook(Hook):
@@ -108,7 +118,12 @@ def _write_embedding(path: pathlib.Path, loop: Loop, eval_step, variables) -> No
 
 
 def _check_baseline(c: ConfigDict) -> None:
-  """Refuse a baseline that is not a run."""
+  """Refuse a baseline that is not a run, and seeds that nothing would be compared with."""
+  if c.baseline_seeds > 1 and c.baseline != 'train':
+    raise UserError(
+      f'--config.baseline_seeds={c.baseline_seeds}: is for --config.baseline=train, which trains '
+      'a baseline for each seed'
+    )
   if c.baseline in (None, 'train'):
     return
   if not (pathlib.Path(c.baseline) / 'config.json').is_file():
@@ -204,9 +219,21 @@ def baseline_config(c: ConfigDict) -> ConfigDict:
     A copy with plain cross-entropy, without phases, terms and balancer.
   """
   b, default = copy.deepcopy(c), config.default()
-  b.baseline, b.train.best = default.baseline, 'top1/finest'
+  b.baseline, b.baseline_seeds, b.train.best = default.baseline, 1, 'top1/finest'
   b.model.heads, b.model.normalize, b.model.parts = 'flat', False, ()
   b.optim.heads_lr = b.optim.heads_growth = 1.0
   b.model.head, b.curriculum = default.model.head, default.curriculum
   b.loss, b.balance = default.loss, default.balance
   return b
+
+
+def seed_config(c: ConfigDict, seed: int) -> ConfigDict:
+  """Configure the same run, and its baseline, with another seed.
+
+  Args:
+    c: the config of the run.
+    seed: the other seed.
+  """
+  other = copy.deepcopy(c)
+  other.seed, other.baseline_seeds = seed, 1
+  return other

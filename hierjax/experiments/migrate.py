@@ -263,7 +263,7 @@ def migrate(
     rows = classifier.rows(trained.c.model, old, level)
     plans[level] = migrate_heads.plan(level, old, new, sources[level], rows)
   _check_heads(trained, source, plans, shots)
-  c.baseline, c.data.taxonomy = None, str(path)
+  c.baseline, c.baseline_seeds, c.data.taxonomy = None, 1, str(path)
   c.model.parts = tuple(
     (level, new.names[new.index(level)][k], n)
     for level, plan in plans.items()

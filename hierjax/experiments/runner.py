@@ -203,7 +203,7 @@ class Runner:
     else:
       if row.baseline and self.result(self.by_name[row.baseline], seed):
         # The report of the row compares with it.
-        c.baseline = str(self.folder(self.by_name[row.baseline], seed))
+        c.baseline, c.baseline_seeds = str(self.folder(self.by_name[row.baseline], seed)), 1
       fit.fit(c, folder)
       split = self.evaluated_split(row)
       if split != c.data.val:

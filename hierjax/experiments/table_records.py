@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from hierjax.core.metrics import METRICS
 from hierjax.evaluate import bootstrap
 from hierjax.experiments.runner import Result, Runner
 from hierjax.experiments.table import Column, Row, expand
@@ -21,7 +22,7 @@ class Record:
     deviation: sample deviation, where there are several seeds.
     published: published figures by their column.
     notes: remarks and failures.
-    difference: (mean, low, high) of the difference to the baseline row, with its 95% interval.
+    difference: to the baseline row, with its 95% intervals.
     published_difference: the same of the published figures.
     delta_m: see `delta_m`.
   """
@@ -32,7 +33,7 @@ class Record:
   deviation: dict[str, float]
   published: dict[str, float]
   notes: list[str]
-  difference: dict[str, tuple[float, float, float]] = dataclasses.field(default_factory=dict)
+  difference: dict[str, bootstrap.Difference] = dataclasses.field(default_factory=dict)
   published_difference: dict[str, float] = dataclasses.field(default_factory=dict)
   delta_m: float | None = None
 
@@ -104,39 +105,21 @@ def _compare(runner: Runner, record: Record, base: Record, columns: Sequence[Col
       f'not evaluated on the same images as {base.row.name}, so without intervals'
     )
     return
+  same_weights = (record.row.sources or [record.row.name]) == (base.row.sources or [base.row.name])
   for c in columns:
-    interval = _paired(c, ours, base_results)
-    if interval:
-      record.difference[c.key] = interval
+    difference = _paired(c, ours, base_results, same_weights)
+    if difference:
+      record.difference[c.key] = difference
 
 
 def _paired(
-  column: Column, ours: Sequence[Result], base_results: Sequence[Result]
-) -> tuple[float, float, float] | None:
+  column: Column, ours: Sequence[Result], base_results: Sequence[Result], same_weights: bool
+) -> bootstrap.Difference | None:
   name = column.paired
   if not all(name in result.values for result in (*ours, *base_results)):
     return None
-  return difference([r.values[name] for r in ours], [r.values[name] for r in base_results])
-
-
-def difference(
-  ours: Sequence[np.ndarray], baseline: Sequence[np.ndarray]
-) -> tuple[float, float, float] | None:
-  """Return the difference of two rows with its 95% interval.
-
-  The interval is a paired bootstrap over the images, of the means over the seeds: it covers the
-  choice of the images, not the luck of the seeds.
-
-  Args:
-    ours: values per example [N], one array a seed.
-    baseline: the same of the baseline.
-
-  Returns:
-    (mean, low, high) of ours - baseline, None where no image has both.
-  """
-  a, b = np.mean(baseline, 0), np.mean(ours, 0)
-  interval = bootstrap.paired_difference(a, b)
-  return (float(np.nanmean(b) - np.nanmean(a)), *interval) if interval else None
+  ours, baseline = ([r.values[name] for r in results] for results in (ours, base_results))
+  return bootstrap.difference(ours, baseline, METRICS[column.metric].is_percent, same_weights)
 
 
 def delta_m(

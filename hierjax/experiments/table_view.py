@@ -10,6 +10,7 @@ import urllib.parse
 
 from hierjax.core import files
 from hierjax.core.metrics import METRICS, signed
+from hierjax.evaluate import bootstrap
 from hierjax.experiments.runner import Runner
 from hierjax.experiments.table import COUNTS, Column, Row, expand
 from hierjax.experiments.table_records import Record, columns_of, records_of
@@ -17,9 +18,14 @@ from hierjax.report import page
 from hierjax.report.formats import count, listed
 
 AGAINST_NOTE = (
-  'Differences{to} in percentage points, with the 95% interval of a paired bootstrap over the '
-  'images (of the means over the seeds; it does not cover how seeds vary). Δm is the mean over '
-  "the levels of the relative change of the heads' own top-1."
+  'Differences{to} in percentage points, with the 95% interval over the images (paired bootstrap) '
+  "and the seeds: {seeds}. Δm is the mean over the levels of the relative change of the heads' own "
+  'top-1.'
+)
+SEVERAL = 'the deviations over the seeds, with Welch’s t'
+SINGLE = (
+  f'one seed does not show how seeds vary, so a standard deviation of '
+  f'{100 * bootstrap.SEED_DEVIATION:.1f} points is assumed; severities have no interval'
 )
 DATA_OPTIONS = ('data.root', 'data.source', 'data.taxonomy')
 
@@ -142,7 +148,9 @@ class View:
         cells.append(('' if r.delta_m is None else signed(r.delta_m), ''))
       rows.append((r.row, cells))
     to = '' if has_several else f' to “{min(baselines)}”'
-    return Grid(header, rows, AGAINST_NOTE.format(to=to))
+    counts = {d.seeds for r in records for d in r.difference.values()}
+    seeds = '; where there is one, '.join([SEVERAL] * (counts != {1}) + [SINGLE] * (1 in counts))
+    return Grid(header, rows, AGAINST_NOTE.format(to=to, seeds=seeds))
 
   def trends(self) -> str:
     """Return in words how many of our differences have the sign of the published ones."""
@@ -153,9 +161,9 @@ class View:
         published = round(r.published_difference.get(name, 0), 6)
         if key not in r.difference or not published:
           continue
-        mean, low, high = r.difference[key]
-        agree.append(mean * published > 0)
-        if not low <= 0 <= high:
+        ours = r.difference[key]
+        agree.append(ours.mean * published > 0)
+        if ours.is_clear:
           clear.append(agree[-1])
       if not agree:
         continue
@@ -225,7 +233,11 @@ class View:
     for r in self.records:
       line = [r.row.name, r.row.label, r.row.group, r.row.baseline, ' '.join(map(str, r.seeds))]
       for c in self.columns:
-        line += [r.mean.get(c.key), r.deviation.get(c.key), *r.difference.get(c.key, [None] * 3)]
+        line += [
+          r.mean.get(c.key),
+          r.deviation.get(c.key),
+          *r.difference.get(c.key, [None] * 3)[:3],
+        ]
       line += [r.published.get(name) for name in self.table.published]
       writer.writerow([*line, r.delta_m, '; '.join(r.notes)])
     return text.getvalue()
@@ -287,12 +299,14 @@ class View:
 def _difference_cell(record: Record, c: Column) -> tuple[str, str]:
   if c.key not in record.difference:
     return '', ''
-  mean, low, high = record.difference[c.key]
+  difference, tone = record.difference[c.key], ''
   better = METRICS[c.metric].better
-  tone = ''
-  if better and not low <= 0 <= high:
-    tone = 'good' if mean * better > 0 else 'bad'
-  return f'{signed(mean)} ({signed(low)} to {signed(high)})', tone
+  if better and difference.is_clear:
+    tone = 'good' if difference.mean * better > 0 else 'bad'
+  text = signed(difference.mean)
+  if difference.low is not None:
+    text += f' ({signed(difference.low)} to {signed(difference.high)})'
+  return text, tone
 
 
 def _markdown(grid: Grid) -> str:

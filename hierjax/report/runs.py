@@ -37,6 +37,7 @@ class Run:
     baseline: the run that this one is compared with.
     migration: migration.json of a run that --mode=migrate has made.
     start: that run before any training.
+    seeds: the same run with further seeds, and their baselines.
   """
 
   path: pathlib.Path
@@ -51,6 +52,7 @@ class Run:
   baseline: 'Run | None' = None
   migration: dict = dataclasses.field(default_factory=dict)
   start: 'Run | None' = None
+  seeds: tuple['Run', ...] = ()
 
   @functools.cached_property
   def levels(self) -> tuple[str, ...]:
@@ -99,6 +101,7 @@ class Run:
       info=info,
       evals={split: evaluation | {'multi': {}} for split, evaluation in self.evals.items()},
       baseline=self.baseline and self.baseline.exclusive,
+      seeds=tuple(run.exclusive for run in self.seeds),
     )
 
   @functools.cached_property
@@ -170,7 +173,7 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
 
   Args:
     workdir: the folder.
-    baseline: whether to read the run that it is compared with, too.
+    baseline: whether to read the run that it is compared with and further seeds, too.
 
   Returns:
     The run; files that cannot be read are named in its `faults`.
@@ -213,14 +216,18 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
   migration = load('migration.json', _json) or {}
   start = _inner(path / START, START, faults) if migration else None
   other = _baseline(path, config, faults) if baseline else None
-  return dataclasses.replace(run, migration=migration, start=start, baseline=other)
+  folders = sorted(path.glob('seed[0-9]*'), key=lambda p: (len(p.name), p.name)) * baseline
+  seeds = [_inner(folder, folder.name, faults, baseline=True) for folder in folders]
+  return dataclasses.replace(
+    run, migration=migration, start=start, baseline=other, seeds=tuple(filter(None, seeds))
+  )
 
 
-def _inner(path: pathlib.Path, name: str, faults: list[str]) -> Run | None:
+def _inner(path: pathlib.Path, name: str, faults: list[str], baseline: bool = False) -> Run | None:
   """Read the run in a folder, and add its faults to those of the run that it belongs to."""
   if not (path / 'config.json').is_file():
     return None
-  run = read(path, baseline=False)
+  run = read(path, baseline)
   faults += [f'{name}: {fault}' for fault in run.faults]
   return run
 

@@ -1548,6 +1548,11 @@ RUNS = {  # what is done to the folder of run and data, what is asked, what the 
     (*SMALL, '--workdir=new', '--config.baseline=data'),
     ('--config.baseline=data: not a run',),
   ),
+  'train: seeds of no baseline': (
+    lambda d: None,
+    (*SMALL, '--workdir=new', '--config.baseline_seeds=3'),
+    ('--config.baseline_seeds=3: is for --config.baseline=train',),
+  ),
 }
 
 

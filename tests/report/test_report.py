@@ -393,7 +393,10 @@ def test_verdict_words_and_interval(full):
     f'Yes. On val, {100 * ours["joint"]["fpa"]:.1f}% of the images are right at every level with '
     'joint decoding' in parsed.text
   )
-  assert f'a difference of +{100 * difference:.1f} points (95% interval +' in parsed.text
+  assert (
+    f'a difference of +{100 * difference:.1f} points (95% interval over the images alone +'
+    in parsed.text
+  )
   assert 'paired bootstrap over 600 images' in parsed.text
   assert f'contradict each other on {100 * ours["independent"]["hvr"]:.1f}%' in parsed.text
   assert 'Besides the heads, the two runs differ in loss.smoothing.' in parsed.text
@@ -401,7 +404,7 @@ def test_verdict_words_and_interval(full):
   base, joint, loose = (
     f'{100 * x:.1f}%' for x in (base['fpa'], ours['joint']['fpa'], ours['independent']['fpa'])
   )
-  assert [*row[1:4], row[5]] == [base, joint, f'+{100 * difference:.1f}', loose]
+  assert [*row[1:4], row[6]] == [base, joint, f'+{100 * difference:.1f}', loose]
 
 
 @pytest.mark.parametrize('swap, answer', [(False, 'Yes.'), (True, 'No.')])
@@ -417,9 +420,57 @@ def test_verdict_within_noise_is_not_a_yes(tmp_path):
   make_run(tmp_path / 'run', n=60, seed=3)
   path = make_run(tmp_path / 'run' / 'baseline', heads=('model',), n=60, skill=3.4, seed=1)
   run = runs.read(path.parent)
-  low, high = verdict._intervals(run, 'val', 'joint')[0]['fpa']
-  assert low <= 0 <= high
-  assert ' Not shown. On val' in made_page(page.write(path.parent).parent).text
+  fpa = verdict._differences([run], 'val', 'joint', ['fpa'])[0]['fpa']
+  assert fpa.low < fpa.images[0] <= 0 <= fpa.images[1] < fpa.high
+  assert ' No evidence that it helped. On val' in made_page(page.write(path.parent).parent).text
+
+
+def make_seeds(path, skills, n=600):
+  """A run and its baseline, [skills] of both by seed, the further ones in seedN."""
+  for seed, (skill, base) in enumerate(skills):
+    folder = path / f'seed{seed}' if seed else path
+    make_run(folder, skill=skill, seed=2 * seed, n=n)
+    make_run(folder / 'baseline', heads=('model',), skill=base, seed=2 * seed + 1, n=n)
+  return page.write(path).parent
+
+
+def test_one_seed_decides_no_difference_of_three_points(tmp_path):
+  """The images alone would decide it, and the page says how large it would have to be."""
+  path = make_seeds(tmp_path / 'run', [(2.6, 2.7)], n=4000)
+  fpa = verdict._differences([runs.read(path)], 'val', 'joint', ['fpa'])[0]['fpa']
+  assert fpa.images[0] > 0 > fpa.low
+  text = made_page(path).text
+  assert 'No evidence that it helped. On val' in text and '--config.baseline_seeds=3' in text
+  limit = max(fpa.mean - fpa.low, fpa.high - fpa.mean)
+  assert f'One seed of each cannot decide a difference below {100 * limit:.1f} points' in text
+  assert 'move each accuracy by 1.6 points (an assumed standard deviation)' in text
+  # of severities nothing is assumed, so nothing is claimed
+  assert re.search(r'Its mistakes are [\d.]+ levels from the truth, against [\d.]+\.', text)
+
+
+def test_several_seeds_cover_the_luck_of_the_seed(tmp_path):
+  path = make_seeds(tmp_path / 'run', [(2.9, 2.0), (3.0, 2.1), (2.95, 2.05)])
+  run = runs.read(path)
+  assert [other.path.name for other in run.seeds] == ['seed1', 'seed2']
+  parsed = made_page(path)
+  text = parsed.text
+  assert 'Yes. On val' in text and '(means over 3 seeds of each)' in text
+  assert 'assumed' not in text and 'over images and seeds +' in text
+  values = [
+    json.loads((folder / 'eval_val.json').read_text())['decode']
+    for folder in (path, path / 'seed1', path / 'seed2')
+  ]
+  mean = np.mean([value['joint']['fpa'] for value in values])
+  row = next(row for row in parsed.rows if row[0] == 'full-path accuracy')
+  assert row[2] == f'{100 * mean:.1f}%'
+  noisy = made_page(make_seeds(tmp_path / 'noisy', [(2.9, 2.0), (2.0, 2.4), (2.6, 2.5)])).text
+  assert 'No evidence that it helped.' in noisy and 'choice of images and seeds' in noisy
+
+
+def test_a_seed_that_has_not_been_evaluated_does_not_count(tmp_path):
+  path = make_seeds(tmp_path / 'run', [(2.9, 2.0), (3.0, 2.1), (2.95, 2.05)])
+  (path / 'seed2' / 'baseline' / 'eval_val.json').unlink()
+  assert 'means over 2 seeds' in made_page(page.write(path).parent).text
 
 
 def test_runs_measured_differently_are_not_compared(tmp_path):
@@ -439,7 +490,7 @@ def test_predictions_of_another_evaluation_lend_no_interval(full, tmp_path):
   text = made_page(page.write(tmp_path / 'run').parent).text
   assert (
     'the predictions of this run do not belong to its eval_val.json' in text
-    and 'It seems so.' in text
+    and 'Unknown. On val' in text
   )
 
 
@@ -452,7 +503,7 @@ def test_baseline_by_option_and_itself_a_baseline(tmp_path):
   options = json.loads((path / 'config.json').read_text())
   (path / 'config.json').write_text(json.dumps(options | {'baseline': str(tmp_path / 'plain')}))
   text = made_page(page.write(path).parent).text
-  assert 'against' in text and '--config.baseline=train' not in text
+  assert 'against' in text and 'There is no baseline' not in text
 
 
 INPUTS = [

@@ -1,5 +1,6 @@
 """Whether the hierarchy pays: the run against a plain model with one head for the finest level."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,16 +22,23 @@ IMMATERIAL = (
 )
 
 
+class Pair(NamedTuple):
+  """The values per example of a run and its baseline on the same files, {metric: float [N]}."""
+
+  files: np.ndarray
+  ours: dict[str, np.ndarray]
+  baseline: dict[str, np.ndarray]
+
+
 class Row(NamedTuple):
-  """A metric of both runs; `low` and `high` limit the interval of the difference, or are None."""
+  """A metric of both runs, the mean over the seeds, and the interval of the difference."""
 
   name: str
   label: str
   baseline: float | None
   value: float | None
   independent: float | None
-  low: float | None
-  high: float | None
+  interval: bootstrap.Difference | None
 
   @property
   def metric(self):
@@ -44,14 +52,22 @@ class Row(NamedTuple):
     return self.value - self.baseline if both else None
 
   @property
+  def is_uncertain(self) -> bool:
+    """Whether there is an interval over images and seeds, and the metric varies at all."""
+    return bool(self.interval and self.interval.images[0] < self.interval.images[1])
+
+  @property
+  def limit(self) -> float:
+    """The difference from which on the interval would exclude zero."""
+    return max(self.interval.mean - self.interval.low, self.interval.high - self.interval.mean)
+
+  @property
   def tone(self) -> str:
-    """'good' or 'bad' where the interval excludes zero, else ''."""
+    """'good' or 'bad' where the interval over images and seeds excludes zero, else ''."""
     better = self.metric.better
-    if not better or not is_finite(self.difference) or not is_finite(self.low):
+    if not better or not self.interval or not self.interval.is_clear:
       return ''
-    if self.low <= 0 <= self.high:
-      return ''
-    return 'good' if self.difference * better > 0 else 'bad'
+    return 'good' if self.interval.mean * better > 0 else 'bad'
 
 
 def _render(run: Run) -> Markup:
@@ -67,8 +83,10 @@ def _render(run: Run) -> Markup:
   decode = run.evaluation['decode']
   decision = next(name for name in ('joint', 'leaf', 'independent') if decode.get(name))
   mismatches = _mismatches(run, split)
-  intervals, basis = ({}, '') if mismatches else _intervals(run, split, decision)
-  rows = _rows(run, base, decision, intervals)
+  runs = [run] if mismatches else [run, *_other_seeds(run, split, decision)]
+  labels = _labels(run)
+  differences, basis = ({}, '') if mismatches else _differences(runs, split, decision, labels)
+  rows = _rows(runs, split, decision, labels, differences)
   by_name = {row.name: row for row in rows}
   return render(
     'verdict',
@@ -80,39 +98,57 @@ def _render(run: Run) -> Markup:
     by_name=by_name,
     answer=_answer(by_name['fpa'], mismatches),
     basis=basis,
-    differing=_differences(run),
-    has_interval=any(is_finite(row.low) and row.low < row.high for row in rows),
+    seed_count=len(runs),
+    seed_deviation=bootstrap.SEED_DEVIATION,
+    differing=_differing(run),
+    has_interval=any(row.is_uncertain for row in rows),
     has_independent=bool(decode.get('independent')) and decision != 'independent',
   )
 
 
-def _rows(run: Run, base: dict, decision: str, intervals: dict) -> list[Row]:
+def _other_seeds(run: Run, split: str, decision: str) -> list[Run]:
+  """The further seeds that are evaluated like the run, with a baseline likewise."""
+  others = []
+  for other in run.seeds:
+    base = other.baseline and other.baseline.evals.get(split)
+    is_evaluated = other.evals.get(split, {'decode': {}})['decode'].get(decision)
+    if is_evaluated and base and baseline_decision(base) and not _mismatches(other, split):
+      others.append(other)
+  return others
+
+
+def _labels(run: Run) -> dict[str, str]:
+  """The metrics that are compared: METRIC or METRIC/LEVEL, and what they are called."""
   labels = {f'top1/{level}': f'{level} accuracy' for level in reversed(run.levels)}
   labels |= {'fpa': 'full-path accuracy', 'hvr': 'contradictions (HVR)'}
-  labels |= {'severity': 'severity of mistakes', 'ahd1': 'distance (AHD@1)'}
+  return labels | {'severity': 'severity of mistakes', 'ahd1': 'distance (AHD@1)'}
+
+
+def _rows(runs, split, decision, labels, differences) -> list[Row]:
+  """The metrics, means over the seeds."""
+  evaluations = [run.evals[split] for run in runs]
+  bases = [run.baseline.evals[split] for run in runs]
   rows = []
   for name, label in labels.items():
-    values = [lookup(base, f'{baseline_decision(base)}:{name}')]
-    values += [lookup(run.evaluation, f'{kind}:{name}') for kind in (decision, 'independent')]
-    metric, _, level = name.partition('/')
-    key = f'{level}.{metric}' if level else metric
-    rows.append(Row(name, label, *values, *intervals.get(key, (None, None))))
+    values = [_mean([lookup(base, f'{baseline_decision(base)}:{name}') for base in bases])]
+    for kind in (decision, 'independent'):
+      values.append(_mean([lookup(evaluation, f'{kind}:{name}') for evaluation in evaluations]))
+    rows.append(Row(name, label, *values, differences.get(name)))
   return rows
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+  return float(np.mean(values)) if all(is_finite(value) for value in values) else None
 
 
 def _answer(fpa: Row, mismatches: list[str]) -> str:
   """The verdict in a word or two, by full-path accuracy: that of one consistent decision."""
   if mismatches:
     return 'Not comparable.'
-  if fpa.difference is None:
+  if fpa.difference is None or fpa.interval is None:
     return 'Unknown.'
-  if is_finite(fpa.low):
-    if fpa.low > 0:
-      return 'Yes.'
-    return 'No.' if fpa.high < 0 else 'Not shown.'
-  if fpa.difference == 0:
-    return 'No difference.'
-  return 'It seems so.' if fpa.difference > 0 else 'It seems not.'
+  answers = {'good': 'Yes.', 'bad': 'No.', '': 'No evidence that it helped.'}
+  return answers[fpa.tone]
 
 
 def _mismatches(run: Run, split: str) -> list[str]:
@@ -127,23 +163,49 @@ def _mismatches(run: Run, split: str) -> list[str]:
   return reasons
 
 
-def _differences(run: Run) -> list[str]:
+def _differing(run: Run) -> list[str]:
   """Options in which the runs differ, besides the heads."""
   a, b = flat(run.config), flat(run.baseline.config)
   keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
   return [key for key in keys if not key.startswith(IMMATERIAL)]
 
 
-def _intervals(run: Run, split: str, decision: str) -> tuple[dict, str]:
-  """95% intervals of run minus baseline by a paired bootstrap, and their basis or why none."""
+def _differences(runs, split, decision, names) -> tuple[dict[str, bootstrap.Difference], str]:
+  """Runs minus baselines {metric: Difference}, and what the intervals rest on or why none."""
+  ours, bases, files = [], [], None
+  for run in runs:
+    pair, fault = _values(run, split, decision)
+    if fault:
+      return {}, fault
+    files = pair.files if files is None else files
+    if not np.array_equal(files, pair.files):
+      return {}, 'No intervals: the seeds were evaluated on different files.'
+    ours.append(pair.ours)
+    bases.append(pair.baseline)
+  differences = {}
+  for name in names:
+    metric, _, level = name.partition('/')
+    key = f'{level}.{metric}' if level else metric
+    difference = bootstrap.difference(
+      [values[key] for values in ours],
+      [values[key] for values in bases],
+      METRICS[metric].is_percent,
+    )
+    if difference:
+      differences[name] = difference
+  return differences, f'paired bootstrap over {count(len(files))} images'
+
+
+def _values(run: Run, split: str, decision: str) -> tuple['Pair | None', str]:
+  """The values per example of a run and its baseline, or why there are none."""
   a, b = run.predictions(split), run.baseline.predictions(split)
   base_key = 'pred_leaf' if b and 'pred_leaf' in b else 'pred_independent'
   is_complete = a and b and f'pred_{decision}' in a and base_key in b
   if run.taxonomy is None or not is_complete:
-    return {}, f'No intervals: they need predictions_{split}.npz of both runs and the taxonomy.'
+    return None, f'No intervals: they need predictions_{split}.npz of both runs and the taxonomy.'
   order, base_order = np.argsort(a['files']), np.argsort(b['files'])
   if not np.array_equal(a['files'][order], b['files'][base_order]):
-    return {}, 'No intervals: the two runs were evaluated on different files.'
+    return None, 'No intervals: the two runs were evaluated on different files.'
   labels = a['labels'][order]
   values, base_values = (
     metrics.of_predictions(pred, labels, run.taxonomy)
@@ -157,12 +219,9 @@ def _intervals(run: Run, split: str, decision: str) -> tuple[dict, str]:
     fpa = bootstrap.nanmean(per_example['fpa'])
     # predictions of an older evaluation must not give their interval to this one
     if fpa is not None and abs(fpa - (stored or 0)) > 1e-3:
-      return {}, f'No intervals: the predictions of {name} do not belong to its eval_{split}.json.'
-  intervals = {key: bootstrap.paired_difference(base_values[key], values[key]) for key in values}
-  return {key: interval for key, interval in intervals.items() if interval}, (
-    f'95% intervals: paired bootstrap over {count(len(labels))} images; they do not cover the '
-    'variation between seeds.'
-  )
+      fault = f'the predictions of {name} do not belong to its eval_{split}.json'
+      return None, f'No intervals: {fault}.'
+  return Pair(a['files'][order], values, base_values), ''
 
 
 SECTION = Section('verdict', 'Does the hierarchy help?', _render, True)

@@ -3,17 +3,22 @@ r"""Paper S1's protocol, one model: BACKBONE,HEADS,DROPOUT,LAMBDA1,LAMBDA2.
   python main.py --config=configs/s1.py:densenet121,parallel,.25,.9,.1 \
     --config.data.root=FOLDER --workdir=runs/s1
 
-BACKBONE: densenet121, maxvit_t or convnext_base; HEADS: flat (its ancestors read off: the paper's
-single-task model), parallel or cascaded; the lambdas are the loss weights of the finest level
-(model) and of the coarsest (make). What is left out is DROPOUT 0 and no weights. 224 px, 25 epochs,
-Adam, one-cycle with the peak 3e-4; a folder without splits is split .7/.2/.1 (--split=test is the
-last). The paper is silent on the batch (32 here) and on the shape of the cycle (as PyTorch's
-default: 30 % of the steps up). Augmentation is off, as in the paper's Tables V and VI;
-tables/s1_table7.py turns it on.
+BACKBONE: densenet121, maxvit_t or convnext_base, or one of the six others of the paper's Figures 2
+and 3; HEADS: flat (its ancestors read off: the paper's single-task model), parallel or cascaded;
+the lambdas are the loss weights of the finest level (model) and of the coarsest (make). What is
+left out is DROPOUT 0 and no weights. 224 px, 25 epochs, Adam, one-cycle with the peak 3e-4. The
+paper is silent on the batch (32 here) and on the shape of the cycle (as PyTorch's default: 30 % of
+the steps up). Augmentation is off, as in the paper's Tables V and VI; tables/s1_table7.py turns it
+on.
 
-Pretrained on ImageNet: DenseNet-121 and ConvNeXt-B from the hub; MaxViT-T wants torchvision's file
-maxvit_t-bc5ab103.pth in the current folder. Without a hub:
---config.model.backbone=efficientnet_lite0 --config.model.pretrained=package --config.data.size=128.
+Train is divided .7/.2/.1: in the published layout 5,701, 1,629 and 814 of the 8,144 labelled images
+of Stanford Cars; --split=test is the last. What the data call val or test is left out, and a folder
+without splits is divided as a whole. On CompCars, whose own test images the paper takes:
+--config.data.divide= --config.data.test_share=0.
+
+Pretrained on ImageNet from the hub; MaxViT-T wants torchvision's file maxvit_t-bc5ab103.pth in the
+current folder. Without a hub: --config.model.backbone=efficientnet_lite0
+--config.model.pretrained=package --config.data.size=128.
 """
 
 from hierjax import config
@@ -21,6 +26,12 @@ from hierjax.core.errors import UserError, check_choice
 from hierjax.experiments import table
 
 BACKBONES = {
+  'mobilenet_v2': ('MobileNetV2', 'hf:timm/mobilenetv2_100.ra_in1k'),
+  'resnet50': ('ResNet-50', 'hf:timm/resnet50.tv_in1k'),
+  'vgg16': ('VGG-16', 'hf:timm/vgg16.tv_in1k'),
+  'efficientnet_b0': ('EfficientNet-B0', 'hf:timm/efficientnet_b0.ra_in1k'),
+  'vit_b_16': ('ViT-B/16', 'hf:timm/vit_base_patch16_224.augreg_in21k_ft_in1k'),
+  'swin_t': ('Swin-T', 'hf:timm/swin_tiny_patch4_window7_224.ms_in1k'),
   'densenet121': ('DenseNet-121', 'hf:timm/densenet121.tv_in1k'),
   'maxvit_t': ('MaxViT-T', 'maxvit_t-bc5ab103.pth'),
   'convnext_base': ('ConvNeXt-B', 'hf:timm/convnext_base.fb_in1k'),
@@ -42,7 +53,7 @@ def get_config(model: str = 'densenet121,parallel,0,.9,.1'):
     )
   c = config.default()
   c.name = f's1 {model}'
-  c.data.size, c.data.val_share, c.data.test_share = 224, 0.2, 0.1
+  c.data.size, c.data.divide, c.data.val_share, c.data.test_share = 224, 'train', 0.2, 0.1
   c.data.augment.enabled = False
   c.model.backbone, c.model.pretrained = backbone, BACKBONES[backbone][1]
   c.model.levels, c.model.heads = ('coarsest', 'finest'), heads

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from hierjax import decide
 from hierjax.core import config, parallel, plugins
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import image_files, pipeline, sources, transforms
+from hierjax.data import image_files, pipeline, sources, split_record, transforms
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL
 from hierjax.decide.decisions import Decisions
@@ -340,15 +340,22 @@ class Model:
   def splits(self) -> dict[str, sources.Examples]:
     """Load the splits of the configured data.
 
-    They must have this model's taxonomy; where they bring none, their labels are read by it.
+    They must have this model's taxonomy; where they bring none, their labels are read by it. The
+    run's own data keep the split that the run was made with.
 
     Raises:
       UserError: the data cannot be read, or have another taxonomy.
     """
+    return self._data()[0].splits
+
+  def _data(self) -> tuple[sources.Dataset, split_record.Record | None]:
+    """The configured data, and the record of those that the run was made with."""
+    record, before = split_record.read(self.workdir), run_config(self.workdir).data
+    is_alike = record and split_record.is_divided_alike(self.c.data, before)
     options = copy.deepcopy(self.c.data)
     if self._lends_taxonomy(options):
       options.taxonomy = str(self.workdir / 'taxonomy.csv')
-    data = sources.load(options)
+    data = sources.load(options, record=record if is_alike else None)
     missing = [level for level in self.levels if level not in data.taxonomy.levels]
     if missing:
       raise UserError(
@@ -362,7 +369,7 @@ class Model:
         f'{describe_difference(self.taxonomy, data.taxonomy)}; a run for it: --mode=migrate '
         f'--from={self.workdir} --taxonomy=NEW.csv --workdir=NEWRUN'
       )
-    return data.splits
+    return data, record
 
   def _lends_taxonomy(self, options) -> bool:
     """Whether the labels of the data must be read by this model's taxonomy."""
@@ -383,13 +390,20 @@ class Model:
       name: of the split.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: there is none of that name, or it has images that have trained the model.
     """
-    splits = self.splits()
-    if name not in splits:
-      hint = did_you_mean(name, list(splits))
-      raise UserError(f'--split={name}: no such split{hint}; choices: {", ".join(splits)}')
-    return splits[name]
+    data, record = self._data()
+    if name not in data.splits:
+      hint = did_you_mean(name, list(data.splits))
+      raise UserError(f'--split={name}: no such split{hint}; choices: {", ".join(data.splits)}')
+    if record:
+      before = run_config(self.workdir).data
+      lines = split_record.review(record, data, name, self.c.data, before)
+    else:
+      lines = split_record.notes(self.workdir, data, None)
+    for note in lines:
+      print(f'note: {note}', file=sys.stderr)
+    return data.splits[name]
 
 
 class Reader:

@@ -33,11 +33,21 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Splits of one taxonomy; `notes` are lines for the log, such as that a split was made."""
+  """Splits of one taxonomy.
+
+  Attributes:
+    taxonomy: of the labels.
+    splits: by name.
+    notes: lines for the log, such as that a split was made.
+    undiminished: the data before classes were held out and examples dropped.
+    new: files that the record of a run lacks, where one was given.
+  """
 
   taxonomy: Taxonomy | Mixed
   splits: dict[str, Examples]
   notes: list[str]
+  undiminished: 'Dataset | None' = None
+  new: Sequence[str] = ()
 
 
 @dataclasses.dataclass

@@ -53,6 +53,15 @@ class Findings:
     """Add a line for the log of a training run, such as that a split was made."""
     self.notes.append(text)
 
+  def say(self, where: str, kind: str, text: str) -> None:
+    """Add a note, such as on an option without effect, for the log and for lint.
+
+    Args:
+      where, kind, text: see `Finding`.
+    """
+    self.note(f'{where}: {text}')
+    self.add('note', where, kind, text)
+
   def add(self, severity: str, where: str, kind: str, text: str, stops: bool = False) -> None:
     """Add a finding; one with the severity, kind and text of an earlier one is only counted.
 

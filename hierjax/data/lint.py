@@ -77,12 +77,12 @@ def check(options: ConfigDict, images: bool = True) -> Report:
   report = Report([], {}, [])
   root = pathlib.Path(options.root).expanduser() if options.root else None
   taxonomy_file = sources.taxonomy_file(options, root)
-  table, taxonomy, origin = None, None, None
+  table, taxonomy, origin, data = None, None, None, None
   try:
     if root or not taxonomy_file:
       table = sources.read_table(options, findings)
       taxonomy, origin = table.taxonomy, table.origin
-      sources.make_splits(options, table, findings)
+      data = sources.make_splits(options, table, findings)
   except UserError as error:
     findings.caught(error)
   if taxonomy is None and taxonomy_file:
@@ -94,12 +94,12 @@ def check(options: ConfigDict, images: bool = True) -> Report:
     except UserError as error:
       findings.caught(error)
   if taxonomy:
-    _check_data(options, table, taxonomy, origin, findings, report)
+    _check_data(options, table, data, taxonomy, origin, findings, report)
   report.problems = findings.problems
   return report
 
 
-def _check_data(options, table, taxonomy, origin, findings, report):
+def _check_data(options, table, data, taxonomy, origin, findings, report):
   """The checks that only lint makes."""
   name = str(options.root or 'toy')
   exclusive, tags = taxonomy.table('exclusive'), taxonomy.table('tags')
@@ -121,6 +121,10 @@ def _check_data(options, table, taxonomy, origin, findings, report):
   if tags:
     _check_tags(table, tags, name, findings, report)
   if findings.files:
+    # copies on both sides of a split that is drawn are a leak, too
+    splits = data.undiminished.splits.items() if data else ()
+    assigned = {file: name for name, examples in splits for file in examples.files}
+    rows = [row._replace(split=assigned.get(row.file, row.split)) for row in rows]
     _check_images(table, rows, exclusive, findings, report)
 
 

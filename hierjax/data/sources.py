@@ -5,6 +5,7 @@ original layouts of published data sets, and the drawn toy set. A folder may hol
 the taxonomy is derived from the labels. Splits that the data do not name are made.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -12,6 +13,8 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
+from hierjax.core.config import value_at
+from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import folders, parquet, published, read_csv, split_names, splits, taxonomies, toy
 from hierjax.data.dataset import Dataset, Examples, Table, subset, with_features
@@ -30,33 +33,41 @@ READERS = {
 MAX_CLASSES = 1_000_000  # of a level of root 'classes:'
 
 
-def load(options: ConfigDict, findings: Findings | None = None) -> Dataset:
+def load(
+  options: ConfigDict, findings: Findings | None = None, record: splits.Earlier | None = None
+) -> Dataset:
   """Load a data set.
 
   Args:
     options: `config.data`.
     findings: gathers what is wrong; by default the first error is raised.
+    record: the splits that files had before, see `splits.divide`.
 
   Raises:
     UserError: something is wrong with the data or the options; names file, row or option.
   """
   findings = findings or Findings()
-  return make_splits(options, read_table(options, findings), findings)
+  table = read_table(options, findings)
+  return make_splits(options, table, findings, record)
 
 
-def make_splits(options: ConfigDict, table: Table, findings: Findings) -> Dataset:
+def make_splits(
+  options: ConfigDict, table: Table, findings: Findings, record: splits.Earlier | None = None
+) -> Dataset:
   """Divide a reader's table into splits, and apply the options that drop data.
 
   Args:
     options: `config.data`.
     table: the examples of all splits.
-    findings: as in `load`.
+    findings, record: as in `load`.
 
   Raises:
     UserError: see `load`.
   """
-  data = Dataset(table.taxonomy, splits.divide(options, table, findings), findings.notes)
-  return splits.reduce_splits(options, splits.hold_out(options, data))
+  division = splits.divide(options, table, findings, record)
+  full = Dataset(table.taxonomy, division.splits, findings.notes)
+  data = splits.reduce_splits(options, splits.hold_out(options, full))
+  return dataclasses.replace(data, undiminished=full, new=division.new)
 
 
 def read_table(options: ConfigDict, findings: Findings) -> Table:
@@ -71,6 +82,8 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
   """
   root = pathlib.Path(options.root).expanduser() if options.root else None
   if root and options.root.startswith('classes:') and options.source == 'auto':
+    if options.taxonomy:
+      raise UserError(f'--config.data.root={options.root}: is a taxonomy; leave out data.taxonomy')
     return _numbered_classes(options.root)
   if root and options.root.startswith('hf:'):
     root = hub.download(options.root.removeprefix('hf:'))
@@ -87,6 +100,7 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
       f'--config.data.multi={",".join(options.multi)}: source {source} has one class '
       'a level; multi levels are read from labels.csv'
     )
+  _check_idle(options, source, findings)
   if source == 'toy':
     return _draw_toy(options, findings)
   if root is None:
@@ -133,7 +147,28 @@ def _detect(name, root):
   return layout or ('parquet' if parquet.files_below(root) else 'folders')
 
 
+def _check_idle(options, source, findings):
+  """Note the options that are set and count only with another one, which is not."""
+  needs = {
+    'data.crop_margin': ('data.crop_boxes', options.crop_boxes),
+    'data.balance_level': ('data.balance', options.balance),
+    'data.augment.': ('data.augment.enabled', options.augment.enabled),
+    'data.toy.': ('data.source=toy', source == 'toy'),
+  }
+  for prefix, (other, is_on) in needs.items():
+    for name in () if is_on else [name for name in OPTIONS if name.startswith(prefix)]:
+      value = value_at(options, name.removeprefix('data.'))
+      if name != other and value != OPTIONS[name].default:
+        where = f'--config.{name}={value}'
+        findings.say(where, 'option without effect', f'has no effect without {other}')
+
+
 def _draw_toy(options, findings):
+  if options.root:
+    raise UserError(
+      '--config.data.source=toy: the images are drawn; leave out --config.data.root, or set '
+      '--config.data.source=auto'
+    )
   if options.taxonomy:
     raise UserError(
       f'--config.data.taxonomy={options.taxonomy}: the drawn set has its own taxonomy; give '

@@ -2,33 +2,100 @@
 
 import dataclasses
 import fractions
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax.core.errors import UserError
+from hierjax.core.declarations import OPTIONS
+from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import stratify
 from hierjax.data.dataset import Dataset, Examples, Table, subset
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import Taxonomy, close_matches
 
+TEST = 'test'
 NOVEL = '_novel'  # suffix of a split's name: its images of held-out classes
 
 
-def divide(options: ConfigDict, table: Table, findings: Findings) -> dict[str, Examples]:
-  """Group the examples of a table by split, and make the splits that the data do not name.
+class Division(NamedTuple):
+  """The splits of a data set.
 
-  Without any split, `options.val_share` and `options.test_share` of each finest class become
-  validation and test; without a validation split, a share of the training split becomes one.
+  Attributes:
+    splits: the examples of each.
+    new: the files that an earlier division does not have.
+  """
+
+  splits: dict[str, Examples]
+  new: list[str]
+
+
+class _Named(NamedTuple):
+  """What the data say of their splits: each example's ('': not used), their names, and a reason."""
+
+  splits: np.ndarray
+  names: list[str]
+  reason: str
+
+
+class Earlier(Protocol):
+  """The splits that files had before, by `file_key`, and whether others are used, too."""
+
+  splits: Mapping[str, str]
+  takes_new: bool
+
+
+def divide(
+  options: ConfigDict, table: Table, findings: Findings, record: Earlier | None = None
+) -> Division:
+  """Group the examples of a table by split, and draw the splits that the data do not name.
+
+  Where the data have no such split, `options.test_share` of the training examples become test and
+  `options.val_share` of them, or of the split `options.val_from`, validation. With
+  `options.divide`, the data are that split alone and name no split.
 
   Args:
     options: `config.data`.
     table: the examples of all splits.
-    findings: receives notes, and an error for splits that differ only in case.
+    findings: receives notes, and errors for splits that differ only in case and options that the
+      data contradict.
+    record: files that it has keep their split, unless the data name another.
   """
-  splits = table.splits
+  named = _named(options, table, findings)
+  splits, is_free, new = named.splits.copy(), named.splits != '', []
+  if record is not None:
+    before = np.array([record.splits.get(file_key(file), '') for file in table.files], object)
+    # a split that the data name is where they have it
+    sources = [options.train, options.val_from or options.train]
+    is_drawn = ~np.isin(before, ['', *named.names]) & np.isin(splits, sources)
+    splits[is_drawn], is_free = before[is_drawn], is_free & (before == '')
+    new = [table.files[i] for i in np.flatnonzero(is_free)]
+    if not record.takes_new:
+      splits[is_free], is_free[:] = '', False
+  if record is None or is_free.any():
+    _fill(options, table, named, splits, is_free, findings)
+  else:
+    counts = Counter(splits[splits != ''].tolist())
+    text = ', '.join(f'{n} {name}' for name, n in counts.items())
+    findings.note(f'the split that the run was made with: {text}')
+  groups = defaultdict(list)
+  for i in np.flatnonzero(splits != '').tolist():
+    groups[splits[i]].append(i)
+  return Division({name: subset(table, rows, name) for name, rows in groups.items()}, new)
+
+
+def file_key(file: str) -> str:
+  """Return the name of a file as it is on every machine, in one form of Unicode."""
+  text = file.encode('utf-8', 'backslashreplace').decode()
+  return unicodedata.normalize('NFC', text).replace('\r', '\\r')
+
+
+def _named(options, table, findings):
+  """The splits that the data name."""
+  splits, train = table.splits, options.train
   names = list(dict.fromkeys(splits or ()))
   folded = {}
   for name in names:
@@ -37,61 +104,108 @@ def divide(options: ConfigDict, table: Table, findings: Findings) -> dict[str, E
       text = f'the splits {first!r} and {name!r} differ only in case'
       findings.error(options.root, 'splits', text)
   if splits is None:
-    splits = _all_splits(options, table, findings)
-  elif options.train in names and options.val not in names and options.val == 'val':
-    rows = np.flatnonzero([name == options.train for name in splits])
-    val = _draw(table, rows, options.val_share, options.split_seed)
-    splits = [options.val if i in val else name for i, name in enumerate(splits)]
+    return _Named(np.full(len(table.files), train, object), [], 'the data name no split')
+  splits = np.array(splits, object)
+  if options.divide is None:
+    return _Named(splits, names, f'the data only have {", ".join(names)}')
+  if options.divide not in names:
+    hint = did_you_mean(options.divide, names)
+    text = f'no such split{hint}; the data have {", ".join(names)}'
+    findings.fatal(f'--config.data.divide={options.divide}', 'splits', text)
+  is_used = splits == options.divide
+  if not is_used.all():
     findings.note(
-      f'split made: {len(val)} of the {len(rows)} {options.train} examples are {options.val} '
-      f'({_share(options, table)}), since the data only have {", ".join(names)}'
+      f'{int((~is_used).sum())} examples of {", ".join(n for n in names if n != options.divide)} '
+      f'are left out: only {options.divide} is divided (data.divide)'
     )
-  groups = defaultdict(list)
-  for i, name in enumerate(splits):
-    groups[name].append(i)
-  return {name: subset(table, rows, name) for name, rows in groups.items()}
+  splits = np.where(is_used, train, '').astype(object)
+  return _Named(splits, [], f'{options.divide} is divided (data.divide)')
 
 
-def _all_splits(options, table, findings):
-  """The split of each example of data that name none."""
-  rows = np.arange(len(table.files))
-  test = _draw(table, rows, options.test_share, options.split_seed)
-  others = np.array([i for i in rows if i not in test], int)
-  share = options.val_share / (1 - options.test_share)
-  val = _draw(table, others, share, options.split_seed)
-  splits = np.full(len(rows), options.train, object)
-  splits[list(val)] = options.val
-  splits[list(test)] = 'test'
-  count = Counter(splits.tolist())
-  text = f'split made: {count[options.train]} {options.train}, {count[options.val]} {options.val} '
-  text += f'({_share(options, table)})'
-  if options.test_share:
-    text += f', {len(test)} test (a share of {options.test_share:g})'
-  findings.note(text + ', since the data name no split')
-  return splits.tolist()
+def _fill(options, table, named, splits, is_free, findings):
+  """Draw test and validation from the free examples, as far as the data do not name them."""
+  _check_effect(options, named, findings)
+  has_train = options.train in (named.names or [options.train])
+  portions, source = {}, options.train
+  if options.test_share and TEST not in named.names and has_train:
+    rows = np.flatnonzero(is_free & (splits == options.train))
+    portions[TEST] = f'a share of {options.test_share:g}'
+    splits[_draw(table, rows, options.test_share, options.split_seed)] = TEST
+  is_asked = options.val == 'val' or not named.names  # another name is not made up
+  if options.val not in named.names and is_asked and has_train:
+    source = _val_source(options, table, named, findings)
+    rows = np.flatnonzero(is_free & (splits == source))
+    is_divided = TEST in portions and source == options.train
+    share = options.val_share / (1 - options.test_share if is_divided else 1)
+    portions[options.val] = _share(options, table, source)
+    splits[_draw(table, rows, share, options.split_seed)] = options.val
+  if portions:
+    count = Counter(splits[is_free].tolist())
+    names = dict.fromkeys([options.train, source, *reversed(portions)])
+    parts = [f'{count[n]} {n}' + (f' ({portions[n]})' if n in portions else '') for n in names]
+    findings.note(f'split made: {", ".join(parts)}, since {named.reason}')
 
 
-def _share(options, table):
+def _val_source(options, table, named, findings):
+  """The split that validation is drawn from."""
+  source = options.val_from or options.train
+  rows = np.flatnonzero(named.splits == source)
+  is_labelled = (table.labels[rows] >= 0).any() or (
+    table.multi is not None and (table.multi[rows] >= 0).any()
+  )
+  if source == options.train or (source in named.names and is_labelled):
+    return source
+  reason = 'it has no label' if source in named.names else 'the data have no such split'
+  where = f'--config.data.val_from={source}'
+  findings.say(where, 'splits', f'{reason}; {options.val} is drawn from {options.train}')
+  return options.train
+
+
+def _check_effect(options, named, findings):
+  """Report options of splits that change nothing, since the data name these splits."""
+  names, kind = ', '.join(named.names), 'option without effect'
+  if options.test_share and TEST in (*named.names, options.val):
+    text = f'the data have a split test ({names})' if names else 'data.val is called so'
+    findings.error(
+      f'--config.data.test_share={options.test_share:g}',
+      kind,
+      f'{text}; set it to 0, or let --config.data.divide={options.train} divide that split into '
+      'train, val and test',
+    )
+  for name in ('val_share', 'val_from') if options.val in named.names else ():
+    if getattr(options, name) != OPTIONS[f'data.{name}'].default:
+      text = f'has no effect: the data have a split {options.val} ({names})'
+      findings.say(f'--config.data.{name}={getattr(options, name)}', kind, text)
+  is_drawn = options.val not in named.names or options.test_share
+  if options.split_seed and not (
+    is_drawn or options.limit or options.unlabelled or options.hold_out
+  ):
+    text = f'has no effect: the data name their splits ({names})'
+    findings.say(f'--config.data.split_seed={options.split_seed}', kind, text)
+
+
+def _share(options, table, source):
   groups = 'each finest class'
   if table.multi is not None:
     groups = 'all, by combinations of classes (iterative stratification)'
-  return f'a share of {options.val_share:g} of {groups}, seed {options.split_seed}'
+  text = f'a share of {options.val_share:g} of {groups}'
+  return f'{text}{"" if source == options.train else f" of {source}"}, seed {options.split_seed}'
 
 
 def _draw(table, rows, share, seed):
-  """The set of a share of these rows, stratified by the finest class or by sets of tags."""
+  """A share of these rows, stratified by the finest class or by sets of tags."""
   if not share:
-    return set()
+    return rows[:0]
   files = [table.files[i] for i in rows]
   labels = table.labels[rows]
   if table.multi is None:
-    return set(rows[stratified(labels, files, share, seed)].tolist())
+    return rows[stratified(labels, files, share, seed)]
   # the path of the exclusive levels counts as one more tag
   _, path = np.unique(labels, axis=0, return_inverse=True)
   path = np.where((labels >= 0).any(1), path.ravel(), -1)
   shares = (1 - share, share)
   parts = stratify.iterative(table.multi[rows], shares, seed, files, extra=path)
-  return set(rows[parts == 1].tolist())
+  return rows[parts == 1]
 
 
 def stratified(labels: np.ndarray, files: Sequence[str], share: float, seed: int) -> np.ndarray:

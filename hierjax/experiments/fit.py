@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from hierjax import model
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
+from hierjax.data import split_record
 from hierjax.evaluate import embedding
 from hierjax.experiments import restart
-from hierjax.experiments.workdir import Record, current_time, disk_errors, prepare
+from hierjax.experiments.workdir import Record, current_time, disk_errors, has_run, prepare
 from hierjax.report import page, runs
 from hierjax.train import checkpoint, setup
 from hierjax.train.interrupt import Signals
@@ -26,11 +27,12 @@ def fit(
   workdir: str | pathlib.Path,
   hooks: Sequence[Hook] = (),
   resume_from: str | None = None,
+  splits_of: pathlib.Path | None = None,
 ) -> dict:
   """Train what a config describes, or continue a run, and evaluate and report it.
 
-  The folder holds config.json, taxonomy.csv, run.json, metrics.jsonl, checkpoints/, and at the end
-  eval_VAL.json, predictions_VAL.npz, explain_VAL.npz, decode.json, of prototype heads
+  The folder holds config.json, taxonomy.csv, splits.csv, run.json, metrics.jsonl, checkpoints/, and
+  at the end eval_VAL.json, predictions_VAL.npz, explain_VAL.npz, decode.json, of prototype heads
   embedding_first.npz and embedding_last.npz, and report.html. With `baseline='train'` the baseline
   is in baseline/, and further seeds, each a run with its baseline, are in seedN/.
 
@@ -40,6 +42,7 @@ def fit(
     hooks: called during training.
     resume_from: 'best' or 'last', the checkpoint from which the run in the folder goes on with
       other options of its optimisation (`experiments.restart`).
+    splits_of: the folder of a run whose split a new one takes over.
 
   Returns:
     The evaluation of the validation split, `step`, and `state_sha256`, the digest of the final
@@ -52,16 +55,19 @@ def fit(
   workdir = pathlib.Path(workdir)
   with disk_errors(workdir):
     started = current_time()
-    run = setup.build(c)
+    source = workdir if has_run(workdir) else splits_of
+    earlier = source and split_record.read(source)
+    run = setup.build(c, record=earlier)
     _check_baseline(c)
     _check_distillation(workdir, run)
     change = restart.restart(workdir, run, resume_from)
-    prepare(workdir, run)
+    data_digest = prepare(workdir, run, earlier)
     signals, hooks = Signals(), [EmbeddingHook(workdir), *hooks]
     loop = Loop(run, workdir, signals, _teacher(workdir, run), hooks)
-    record = Record(workdir, loop, started, change)
-    if change:
-      loop.notes.append(restart.describe(change))
+    record = Record(workdir, loop, started, data_digest, change)
+    if source == workdir:
+      loop.notes += split_record.notes(workdir, run.data, earlier)
+    loop.notes += [restart.describe(change)] if change else []
     for note in loop.notes:
       loop.log.say(f'note: {note}')
     with signals:
@@ -85,7 +91,7 @@ def _fit_compared(loop: Loop, workdir: pathlib.Path, resume_from: str | None) ->
     runs_beside[workdir / f'seed{seed}'] = seed_config(c, seed)
   for folder, options in runs_beside.items():
     change = resume_from if (folder / 'config.json').exists() else None
-    fit(options, folder, resume_from=change)
+    fit(options, folder, resume_from=change, splits_of=workdir)
 
 
 class EmbeddingHook(Hook):

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from hierjax import model
 from hierjax.core import files, parallel
 from hierjax.core.errors import UserError, did_you_mean
+from hierjax.data import split_record
 from hierjax.experiments import migrate_heads
 from hierjax.experiments.workdir import prepare
 from hierjax.models import classifier, heads_base
@@ -270,21 +271,42 @@ def migrate(
     for k, n in enumerate(plan.rows)
     if n > 1
   )
-  run = setup.build(c)
+  record = split_record.read(source)
+  run = setup.build(c, record=record and record._replace(takes_new=True))
   _check_data(run, new, path)
-  classes = history(runs.read(source, baseline=False), sources, new)
   variables = _variables(trained, run, plans, sources, shots)
   _save_start(run, variables, workdir)
-  record = {
+  history_record = {
     'from': str(source.absolute()),
     'step': trained.step,
     'shots': shots,
     'changes': changes,
-    'classes': classes,
+    'classes': history(runs.read(source, baseline=False), sources, new),
   }
-  files.write(workdir / 'migration.json', json.dumps(record, indent=2) + '\n')
+  files.write(workdir / 'migration.json', json.dumps(history_record, indent=2) + '\n')
   start = runs.read(workdir / runs.START, baseline=False)
-  return '\n'.join([describe(changes), *migration.summary(start, record)])
+  lines = _describe_split(source, trained.c.data.train, run, record)
+  return '\n'.join([describe(changes), *migration.summary(start, history_record), *lines])
+
+
+def _describe_split(
+  source: pathlib.Path, train: str, run: setup.Setup, record: split_record.Record | None
+) -> list[str]:
+  """What has become of the split of the old run, and the images of the new val that trained it."""
+  if record is None:
+    return split_record.notes(source, run.data, None)
+  n = sum(len(examples.files) for examples in run.data.undiminished.splits.values())
+  lines = [
+    f'split: {n - len(run.data.new)} images are in that of {source}, {len(run.data.new)} new'
+  ]
+  in_training = record.training_files(train, run.val)
+  if in_training:
+    lines.append(
+      f'warning: {len(in_training)} of the {len(run.val.files)} images of {run.val.name} are '
+      f'training images of {source}, so that figures on it flatter: '
+      f'{split_record.listed(in_training)}'
+    )
+  return lines
 
 
 def _new_taxonomy(trained: model.Model, source: pathlib.Path, path: str) -> Taxonomy:
@@ -376,7 +398,7 @@ def _save_start(run: setup.Setup, variables: dict, workdir: pathlib.Path) -> Non
   store.close()
   start = workdir / runs.START
   start.mkdir()
-  for name in ('config.json', 'taxonomy.csv'):
+  for name in ('config.json', 'taxonomy.csv', split_record.FILE):
     shutil.copy(workdir / name, start)
   shutil.copytree(workdir / 'checkpoints', start / 'checkpoints')
   model.load(start).evaluate(run.c.data.val, examples=run.val, tune=True)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import datetime
 import errno
-import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -18,7 +17,7 @@ import jax
 from hierjax import model
 from hierjax.core import config, files, parallel, plugins
 from hierjax.core.errors import UserError
-from hierjax.data.sources import Examples
+from hierjax.data import split_record
 from hierjax.taxonomy import describe_difference, read_taxonomy
 from hierjax.train import log
 from hierjax.train.loop import Loop
@@ -40,20 +39,24 @@ PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
-def conflict(workdir: pathlib.Path, setup: Setup) -> str | None:
+def has_run(workdir: pathlib.Path) -> bool:
+  """Whether a folder holds a run that can go on."""
+  checkpoints = workdir / 'checkpoints'
+  return (workdir / 'config.json').exists() and checkpoints.exists() and any(checkpoints.iterdir())
+
+
+def conflict(workdir: pathlib.Path, setup: Setup, record: split_record.Record | None) -> str | None:
   """Tell why a run cannot go on in a folder.
 
   Args:
     workdir: the folder.
     setup: the run.
+    record: of the data that it was made with, None without one.
 
   Returns:
     A sentence, or None where the folder is new or holds the same run.
   """
-  checkpoints = workdir / 'checkpoints'
-  if not (workdir / 'config.json').exists() or not checkpoints.exists():
-    return None
-  if not any(checkpoints.iterdir()):
+  if not has_run(workdir):
     return None
   differences = config.differences(model.run_config(workdir), setup.c)
   changed = [line for line in differences if not line.startswith(FREE_ON_RESUME)]
@@ -69,15 +72,26 @@ def conflict(workdir: pathlib.Path, setup: Setup) -> str | None:
       'give another --workdir or the old taxonomy, or carry its classes over: '
       f'--mode=migrate --from={workdir} --taxonomy=NEW.csv --workdir=NEWRUN'
     )
+  changes = split_record.changes(record, setup.data) if record else ''
+  if changes:
+    return (
+      f'the data are not those that {workdir} was made with ({changes}): put them back, give '
+      f'another --workdir, or remove {workdir / split_record.FILE} to go on with the data as they '
+      'are, which may train on images of the old val'
+    )
   return None
 
 
-def prepare(workdir: pathlib.Path, setup: Setup) -> None:
-  """Write config.json and taxonomy.csv, or check that they are those of the same run.
+def prepare(workdir: pathlib.Path, setup: Setup, record: split_record.Record | None = None) -> str:
+  """Write config.json, taxonomy.csv and splits.csv, or check that they are those of the same run.
 
   Args:
     workdir: the folder; it is made.
     setup: the run.
+    record: of the data that it was made with, None without one.
+
+  Returns:
+    The digest of the files, splits and labels.
 
   Raises:
     UserError: the folder cannot be made, holds another run, or the processes differ in options,
@@ -89,23 +103,19 @@ def prepare(workdir: pathlib.Path, setup: Setup) -> None:
     reason = 'is a file, not a folder' if workdir.is_file() else e.strerror
     raise UserError(f'--workdir={workdir}: {reason}') from None
   plugins.refuse_inside(setup.c.plugins, workdir)
-  facts = {'options': config.to_json(setup.c), 'taxonomy': setup.taxonomy.hash()}
-  for examples in (setup.train, setup.val):
-    facts[f'{examples.name} examples'] = _digest(examples)
+  content = split_record.content(setup.data.undiminished)
+  digest = split_record.digest(content)
+  facts = {'options': config.to_json(setup.c), 'taxonomy': setup.taxonomy.hash(), 'data': digest}
   parallel.check_same(workdir, facts)
   # the first process reads, as it is the one that writes
-  reason = parallel.exchange(conflict(workdir, setup) if parallel.first() else None)[0]
+  reason = parallel.exchange(conflict(workdir, setup, record) if parallel.first() else None)[0]
   if reason:
     raise UserError(reason)
   if parallel.first():
     files.write(workdir / 'config.json', config.to_json(setup.c) + '\n')
     setup.taxonomy.to_csv(workdir / 'taxonomy.csv')
-
-
-def _digest(examples: Examples) -> str:
-  tags = None if examples.multi is None else examples.multi.tolist()
-  content = [list(examples.files), examples.labels.tolist(), tags]
-  return hashlib.sha256(repr(content).encode()).hexdigest()
+    files.write(workdir / split_record.FILE, content)
+  return digest
 
 
 @contextlib.contextmanager
@@ -148,13 +158,20 @@ class Record:
     workdir: the folder of the run.
     loop: its training loop.
     started: when this process began with it.
+    digest: of its data, as `prepare` returns it.
     change: that with which the run goes on from here, what `restart` returns.
   """
 
   def __init__(
-    self, workdir: pathlib.Path, loop: Loop, started: str, change: Mapping | None = None
+    self,
+    workdir: pathlib.Path,
+    loop: Loop,
+    started: str,
+    digest: str,
+    change: Mapping | None = None,
   ):
     self._path, self._loop, self._started = workdir / 'run.json', loop, started
+    self._digest = digest
     self._before = self._read() if parallel.first() else {}
     loop.unreadable.update(self._before.get('skipped', ()))
     self._restarts = [*self._before.get('restarts', ()), *([change] if change else ())]
@@ -204,6 +221,7 @@ class Record:
       'classes': {level: setup.taxonomy.num_classes(level) for level in setup.taxonomy.levels},
       'train_examples': len(setup.train.labels),
       'val_examples': len(setup.val.labels),
+      'data_sha256': self._digest,
       'phases': [dataclasses.asdict(phase) for phase in setup.phases],
       'skipped': sorted(loop.unreadable),
       'notes': loop.notes,

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from hierjax import losses
 from hierjax.core import config, metrics, parallel, plugins
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import pipeline, sources
+from hierjax.data import pipeline, sources, split_record
 from hierjax.data.levels import restrict
 from hierjax.evaluate import summary
 from hierjax.losses import balancing
@@ -40,6 +40,7 @@ class Setup:
     levels: those with a head.
     train: the training split.
     val: the validation split.
+    data: all splits, and how they differ from those of an earlier run.
     total_steps: the length of the training.
     eval_steps: the steps between evaluations.
     best: the val metric that chooses the checkpoint.
@@ -56,6 +57,7 @@ class Setup:
   levels: tuple[str, ...]
   train: sources.Examples
   val: sources.Examples
+  data: sources.Dataset
   total_steps: int
   eval_steps: int
   best: str
@@ -76,12 +78,15 @@ class Setup:
     return len(self.train.labels) / self.c.train.batch_size
 
 
-def build(c: ConfigDict, mesh: Mesh | None = None) -> Setup:
+def build(
+  c: ConfigDict, mesh: Mesh | None = None, record: split_record.Record | None = None
+) -> Setup:
   """Load the data of a config and build its model, losses and schedule.
 
   Args:
     c: the config; it is copied.
     mesh: the devices, None for all.
+    record: of a run whose split is taken over.
 
   Returns:
     The setup. Everything that can be wrong with an option has been checked.
@@ -97,7 +102,7 @@ def build(c: ConfigDict, mesh: Mesh | None = None) -> Setup:
   config.validate(c, registries)
   c, mesh = copy.deepcopy(c), mesh or parallel.mesh()
   parallel.check_batch(c.train.batch_size, mesh, '--config.train.batch_size', c.optim.accumulate)
-  dataset, levels = restrict(sources.load(c.data), c.model)
+  dataset, levels = restrict(sources.load(c.data, record=record), c.model)
   c.model.levels, c.plugins = levels, plugins.absolute(c.plugins)
   taxonomy = dataset.taxonomy
   if not taxonomy.table('exclusive'):
@@ -120,6 +125,7 @@ def build(c: ConfigDict, mesh: Mesh | None = None) -> Setup:
     levels=levels,
     train=train,
     val=val,
+    data=dataset,
     total_steps=total_steps,
     eval_steps=eval_steps or total_steps,
     best=best,

@@ -6,15 +6,13 @@ import json
 import os
 import pathlib
 import pickle
-import re
-from types import SimpleNamespace
 
 import agreement
 import numpy as np
 import pytest
 from PIL import Image
 
-from hierjax.core.declarations import OPTIONS
+from hierjax.core.config import assign, default
 from hierjax.data import sources, splits, transforms
 from hierjax.taxonomy import Taxonomy
 
@@ -22,31 +20,12 @@ TAXONOMY = 'kind,animal\nbird,heron\nbird,owl\nreptile,gecko\nreptile,skink\n'
 
 
 def config(root, **options):
-  defaults = {
-    'source': 'auto',
-    'taxonomy': '',
-    'train': 'train',
-    'val': 'val',
-    'val_share': 0.25,
-    'test_share': 0.0,
-    'split_seed': 0,
-    'limit': 0,
-    'unlabelled': 0.0,
-    'hold_out': '',
-    'multi': '',
-    'partial': 'keep',
-    'strict': False,
-    'crop_boxes': False,
-    'crop_margin': 0.0,
-  }
-  others = {
-    name.removeprefix('data.'): option.default
-    for name, option in OPTIONS.items()
-    if re.fullmatch(r'data\.\w+', name)
-  }
-  values = {**others, **defaults, 'root': str(root), **options}
-  values = {k: OPTIONS[f'data.{k}'].convert(v) for k, v in values.items()}
-  return SimpleNamespace(**values, toy={'train': 5, 'val': 3, 'seed': 0})
+  c = default()
+  for name, value in {'root': str(root), **options}.items():
+    assign(c, f'data.{name}', value)
+  if not root:
+    c.data.toy.train, c.data.toy.val = 5, 3
+  return c.data
 
 
 def png(value=0):
@@ -367,7 +346,7 @@ def test_splits_that_are_made_and_those_that_are_renamed(tmp_path):
 
   data = load(['train'] * 8 + ['test'] * 4)
   assert {k: len(v.labels) for k, v in data.splits.items()} == {'train': 6, 'val': 2, 'test': 4}
-  assert 'split made: 2 of the 8 train' in data.notes[-1]
+  assert 'split made: 6 train, 2 val' in data.notes[-1]
   data = load(['train'] * 8 + ['validation'] * 4)
   assert {k: len(v.labels) for k, v in data.splits.items()} == {
     'train': 8,

@@ -664,6 +664,21 @@ def test_published_figures():
     87_827_193,
     15_372_682_628,
   ]
+  two, three = figures('s1_figure2'), figures('s1_figure3')
+  assert (
+    len(two) == len(three) == 27 and five.items() >= {k: v for k, v in two.items() if v}.items()
+  )
+  assert {k: v for k, v in two.items() if v}.keys() == {k for k, v in three.items() if v}
+  assert [*three['maxvit_t,cascaded,0,.9,.1'].values()] == [0.781] and two['swin_t,flat,0'] == {}
+  others = figures('s0_table2')
+  assert [value for figure in others.values() for value in figure.values()] == [
+    0.920,
+    0.926,
+    0.946,
+    0.840,
+    0.8795,
+    0.8857,
+  ]
   ladder = figures('s0_table1')
   assert list(ladder) == ['1', '2', '3', '4', '5', '5.5', '6', '7', '8', '9', '10'] and list(
     ladder['10'].values()

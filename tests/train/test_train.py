@@ -75,6 +75,7 @@ def test_fit_leaves_what_it_promises(tmp_path, one_device):
   for name in (
     'config.json',
     'taxonomy.csv',
+    'splits.csv',
     'run.json',
     'metrics.jsonl',
     'eval_val.json',

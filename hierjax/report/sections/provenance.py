@@ -42,6 +42,7 @@ def _reproduction(run: Run) -> Markup:
     'time': duration(info['seconds']) if info.get('seconds') else None,
     'parameters': count(info['params']) if info.get('params') else None,
     'taxonomy': run.taxonomy.hash()[:16] if run.taxonomy else None,
+    'files, splits and labels': (info.get('data_sha256') or '')[:16] or None,
     'training state': (info.get('state_sha256') or '')[:16] or None,
   }
   facts = {label: value for label, value in facts.items() if value is not None}

@@ -275,7 +275,7 @@ def truth(t, rng, n):
 
 def test_random_forests(tmp_path):
   rng = np.random.default_rng(1)
-  for _ in range(12):  # each shape is compiled
+  for _ in range(8):  # each shape is compiled
     t = read_taxonomy(written(tmp_path, *(f := forest(rng))[:2]), f[2])
     m, edges = len(t.above), t.tags.edges
     # what follows from known labels is true, contradicts nothing, and is all that a tag and a

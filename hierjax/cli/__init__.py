@@ -16,11 +16,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
   Args:
     argv: program name and arguments; by default those of this process, which is then set up as a
-      program: its memory allocation and its handling of Ctrl-C.
+      program: its memory allocation, its streams and its handling of signals.
   """
   if argv is None:
     process.use_huge_pages()
     process.handle_interrupts()
+    process.protect_streams()
   # Imported only now: Ctrl-C is handled from the start, and the restart with huge pages is quick.
   program = importlib.import_module('hierjax.cli.program')
   sys.exit(program.run(sys.argv if argv is None else argv))

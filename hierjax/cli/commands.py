@@ -1,5 +1,6 @@
 """Running a command: the start of several processes, the compilation cache, and the exit code."""
 
+import errno
 import os
 import pathlib
 import signal
@@ -15,6 +16,7 @@ from hierjax.cli import (
   lint,
   migrate,
   predict,
+  process,
   report,
   table,
   train,
@@ -33,6 +35,8 @@ COMMANDS = {
   'migrate': migrate.run,
 }
 
+CLOSED = (errno.EPIPE, errno.EIO)
+
 
 def execute(args: arguments.Arguments) -> int:
   """Run a command and return the exit code; errors are one line.
@@ -49,15 +53,18 @@ def execute(args: arguments.Arguments) -> int:
       )
     _use_compilation_cache()
     code = COMMANDS[args.mode](args)
+    sys.stdout.flush()
     are_together = True
   except Interrupted as e:
     print(e, file=sys.stderr)
     code, are_together = 128 + e.signum, True
-  except BrokenPipeError:
-    code = 128 + signal.SIGPIPE
   except Exception as e:
     text = errors.message(e)
-    if text:
+    if isinstance(e, OSError) and e.filename is None and e.errno in CLOSED:
+      # nobody reads stdout any more
+      process.discard_output()
+      code = 128 + signal.SIGPIPE
+    elif text:
       code = errors.report(text)
     elif args.distributed:
       code = parallel.explain(e)

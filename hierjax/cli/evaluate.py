@@ -7,6 +7,7 @@ from hierjax import model
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
 from hierjax.core import parallel
+from hierjax.experiments import run_lock
 from hierjax.report import page
 
 
@@ -17,9 +18,12 @@ def run(args: Arguments) -> int:
     args: the arguments.
   """
   is_first = parallel.first()
-  trained = model.load(args.workdir, runs.run_config(args, args.workdir))
-  result = trained.evaluate(args.split, progress=runs.print_progress if is_first else None)
+  c = runs.run_config(args, args.workdir)
+  with run_lock.RunLock(args.workdir):
+    trained = model.load(args.workdir, c)
+    result = trained.evaluate(args.split, progress=runs.print_progress if is_first else None)
+    if is_first:
+      print(f'report: {page.write(args.workdir)}', file=sys.stderr)
   if is_first:
-    print(f'report: {page.write(args.workdir)}', file=sys.stderr)
     print(json.dumps(result))
   return 0

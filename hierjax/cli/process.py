@@ -1,9 +1,12 @@
 """State of the process that a program sets and a library must not."""
 
+import contextlib
 import os
 import signal
 import sys
 import types
+import warnings
+from typing import TextIO
 
 # Large temporaries are fresh memory at each step; huge pages make them an eighth cheaper on Linux
 # CPUs. malloc reads this only when a process starts.
@@ -22,8 +25,60 @@ def use_huge_pages() -> None:
 
 
 def handle_interrupts() -> None:
-  """Let Ctrl-C end the program in one line; training has a handler of its own, which saves."""
+  """Let Ctrl-C end the program in one line; training has handlers of its own, which save.
+
+  SIGUSR1, which lets training save, does nothing elsewhere.
+  """
   signal.signal(signal.SIGINT, interrupted)
+  signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+class LossyStream:
+  """A stream whose text is lost where it cannot be written, as by a reader or terminal that closed.
+
+  Args:
+    stream: where it is written.
+  """
+
+  def __init__(self, stream: TextIO):
+    self._stream = stream
+
+  def __getattr__(self, name: str) -> object:
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    """Write text, or lose it."""
+    with contextlib.suppress(OSError):
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self) -> None:
+    """Write what is buffered, or lose it."""
+    with contextlib.suppress(OSError):
+      self._stream.flush()
+
+
+def protect_streams() -> None:
+  """Let a log that cannot be printed end nothing, and go nowhere else.
+
+  Without a stderr Python's print would write to stdout, and a file that is opened next would get
+  what libraries print.
+  """
+  null = os.open(os.devnull, os.O_RDWR)
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.dup2(null, number)
+  sys.stdout = sys.stdout or os.fdopen(1, 'w', closefd=False)
+  sys.stderr = LossyStream(sys.stderr or os.fdopen(2, 'w', closefd=False))
+  # Orbax leaves them behind where it meets a damaged checkpoint, which has an error of its own.
+  warnings.filterwarnings('ignore', "coroutine '.*_load.*' was never awaited")
+
+
+def discard_output() -> None:
+  """Let what is still buffered for stdout, which nobody reads any more, be lost."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def interrupted(signum: int, frame: types.FrameType | None) -> None:
@@ -36,5 +91,6 @@ def interrupted(signum: int, frame: types.FrameType | None) -> None:
     signum: the signal.
     frame: where it came.
   """
-  os.write(2, b'\nstopped\n')
+  with contextlib.suppress(OSError):
+    os.write(2, b'\nstopped\n')
   os._exit(128 + signum)

@@ -5,7 +5,7 @@ import sys
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
 from hierjax.core.errors import UserError
-from hierjax.experiments import complete
+from hierjax.experiments import complete, run_lock
 from hierjax.report import page
 
 
@@ -16,9 +16,10 @@ def run(args: Arguments) -> int:
     args: the arguments.
   """
   c = runs.run_config(args, args.workdir)
-  try:
-    complete.complete(args.workdir, c, runs.print_progress)
-  except UserError as e:
-    print(f'the report shows what there is: {e}', file=sys.stderr)
-  print(page.write(args.workdir))
+  with run_lock.RunLock(args.workdir):
+    try:
+      complete.complete(args.workdir, c, runs.print_progress)
+    except UserError as e:
+      print(f'the report shows what there is: {e}', file=sys.stderr)
+    print(page.write(args.workdir))
   return 0

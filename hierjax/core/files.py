@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and reading files that may be pipes or huge."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -35,9 +36,28 @@ def write(path: str | os.PathLike, content: str | bytes) -> pathlib.Path:
       f.flush()
       os.fsync(f.fileno())
     os.replace(partial, path)
+    sync_folder(path.parent)
+  except OSError as e:
+    # the system does not say of which file a write has failed
+    e.filename = e.filename or str(path)
+    raise
   finally:
     partial.unlink(missing_ok=True)
   return path
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+  """Make the names in a folder durable, so that a power loss does not undo a rename.
+
+  Args:
+    folder: the folder; where the system cannot do it, nothing happens.
+  """
+  with contextlib.suppress(OSError):
+    number = os.open(folder, os.O_RDONLY)
+    try:
+      os.fsync(number)
+    finally:
+      os.close(number)
 
 
 def open_regular(path: str | os.PathLike, max_bytes: int | None = None) -> BinaryIO:

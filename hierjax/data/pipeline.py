@@ -328,10 +328,12 @@ def _read_ahead(make: Callable[[int], Batch], start, stop, workers, threads):
 class _Workers:
   """Batches of worker processes, which all start at the first one.
 
-  They inherit that SIGINT and SIGTERM are blocked then, and keep them blocked: a signal to the
+  They inherit that these signals are blocked then, and keep them blocked: a signal to the
   group must not end one before the parent has saved, not even while it starts. The parent gets a
   signal of that moment right after it.
   """
+
+  BLOCKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
   def __init__(self, batches):
     self.batches, self.has_started = batches, False
@@ -342,8 +344,9 @@ class _Workers:
   def __next__(self):
     if self.has_started:
       return next(self.batches)
-    resource_tracker.ensure_running()  # it unblocks both when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, self.BLOCKED)
+    resource_tracker.ensure_running()  # it unblocks the first two
+    signal.pthread_sigmask(signal.SIG_BLOCK, self.BLOCKED)
     try:
       return next(self.batches)
     finally:

@@ -13,7 +13,7 @@ from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import split_record
 from hierjax.evaluate import embedding
-from hierjax.experiments import restart
+from hierjax.experiments import restart, run_lock
 from hierjax.experiments.workdir import Record, current_time, disk_errors, has_run, prepare
 from hierjax.report import page, runs
 from hierjax.train import checkpoint, setup
@@ -60,18 +60,21 @@ def fit(
     run = setup.build(c, record=earlier)
     _check_baseline(c)
     _check_distillation(workdir, run)
+  with run_lock.RunLock(workdir) as lock, disk_errors(workdir):
     change = restart.restart(workdir, run, resume_from)
     data_digest = prepare(workdir, run, earlier)
-    signals, hooks = Signals(), [EmbeddingHook(workdir), *hooks]
+    hooks = [run_lock.LockHook(lock), EmbeddingHook(workdir), *hooks]
+    signals = Signals()
     loop = Loop(run, workdir, signals, _teacher(workdir, run), hooks)
     record = Record(workdir, loop, started, data_digest, change)
     if source == workdir:
       loop.notes += split_record.notes(workdir, run.data, earlier)
-    loop.notes += [restart.describe(change)] if change else []
+    loop.notes += [*lock.notes, *([restart.describe(change)] if change else [])]
     for note in loop.notes:
       loop.log.say(f'note: {note}')
     with signals:
       _train(loop, record)
+    lock.check()
     digest = checkpoint.sha256(loop.state)
     record.write(finished=current_time(), state_sha256=digest)
     result = _evaluate(loop, workdir)

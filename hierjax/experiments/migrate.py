@@ -19,7 +19,7 @@ from hierjax import model
 from hierjax.core import files, parallel
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import split_record
-from hierjax.experiments import migrate_heads
+from hierjax.experiments import migrate_heads, run_lock
 from hierjax.experiments.workdir import prepare
 from hierjax.models import classifier, heads_base
 from hierjax.report import runs
@@ -253,8 +253,7 @@ def migrate(
       of heads cannot be carried over.
   """
   source, workdir = pathlib.Path(source), pathlib.Path(workdir)
-  if (workdir / 'config.json').exists():
-    raise UserError(f'--workdir={workdir}: there is a run already; give another folder')
+  _check_new(workdir)
   trained = model.load(source)
   old, new = trained.taxonomy, _new_taxonomy(trained, source, path)
   read = read_renames(renames, old, new) if renames else {}
@@ -275,7 +274,6 @@ def migrate(
   run = setup.build(c, record=record and record._replace(takes_new=True))
   _check_data(run, new, path)
   variables = _variables(trained, run, plans, sources, shots)
-  _save_start(run, variables, workdir)
   history_record = {
     'from': str(source.absolute()),
     'step': trained.step,
@@ -283,7 +281,10 @@ def migrate(
     'changes': changes,
     'classes': history(runs.read(source, baseline=False), sources, new),
   }
-  files.write(workdir / 'migration.json', json.dumps(history_record, indent=2) + '\n')
+  with run_lock.RunLock(workdir):
+    _check_new(workdir)
+    _save_start(run, variables, workdir)
+    files.write(workdir / 'migration.json', json.dumps(history_record, indent=2) + '\n')
   start = runs.read(workdir / runs.START, baseline=False)
   lines = _describe_split(source, trained.c.data.train, run, record)
   return '\n'.join([describe(changes), *migration.summary(start, history_record), *lines])
@@ -307,6 +308,11 @@ def _describe_split(
       f'{split_record.listed(in_training)}'
     )
   return lines
+
+
+def _check_new(workdir: pathlib.Path) -> None:
+  if (workdir / 'config.json').exists():
+    raise UserError(f'--workdir={workdir}: there is a run already; give another folder')
 
 
 def _new_taxonomy(trained: model.Model, source: pathlib.Path, path: str) -> Taxonomy:

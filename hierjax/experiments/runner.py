@@ -18,7 +18,7 @@ from hierjax import model
 from hierjax.core import config, files
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.evaluate import metrics
-from hierjax.experiments import describe, fit
+from hierjax.experiments import describe, fit, run_lock
 from hierjax.experiments.table import COUNTS, Row, Table
 from hierjax.experiments.workdir import FREE_ON_RESUME
 from hierjax.report import runs
@@ -237,11 +237,7 @@ class Runner:
     Returns:
       The number of failures.
     """
-    try:
-      self.workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-      reason = 'is a file, not a folder' if self.workdir.is_file() else e.strerror
-      raise UserError(f'--workdir={self.workdir}: {reason}') from None
+    run_lock.make_folder(self.workdir)
 
     def attempt(step: Callable[[Row, int], None], row: Row, seed: int, name: str) -> None:
       try:

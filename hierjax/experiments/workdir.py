@@ -86,7 +86,7 @@ def prepare(workdir: pathlib.Path, setup: Setup, record: split_record.Record | N
   """Write config.json, taxonomy.csv and splits.csv, or check that they are those of the same run.
 
   Args:
-    workdir: the folder; it is made.
+    workdir: the folder.
     setup: the run.
     record: of the data that it was made with, None without one.
 
@@ -94,14 +94,8 @@ def prepare(workdir: pathlib.Path, setup: Setup, record: split_record.Record | N
     The digest of the files, splits and labels.
 
   Raises:
-    UserError: the folder cannot be made, holds another run, or the processes differ in options,
-      data or folder.
+    UserError: the folder holds another run, or the processes differ in options, data or folder.
   """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    reason = 'is a file, not a folder' if workdir.is_file() else e.strerror
-    raise UserError(f'--workdir={workdir}: {reason}') from None
   plugins.refuse_inside(setup.c.plugins, workdir)
   content = split_record.content(setup.data.undiminished)
   digest = split_record.digest(content)
@@ -133,6 +127,9 @@ def disk_errors(workdir: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except OSError as e:
+    is_inside = f'{e.filename}'.startswith(f'{workdir}/')
+    if isinstance(e, FileNotFoundError) and is_inside and not workdir.is_dir():
+      raise UserError(f'{workdir}: was removed or moved while the run wrote there') from e
     if e.errno not in DISK_ERRORS:
       raise
     names = [path.name for path in (workdir / 'checkpoints').glob('*')]

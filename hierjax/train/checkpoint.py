@@ -10,8 +10,6 @@ import contextlib
 import hashlib
 import json
 import pathlib
-import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -207,10 +205,6 @@ class Checkpoints:
     try:
       return self.load(step, like)
     except Damaged as e:
-      # Other parts are still being read, by threads and coroutines that complain with tracebacks,
-      # now or later, that nobody waits for them. The user is told of the damage anyway.
-      sys.unraisablehook = _ignore
-      warnings.filterwarnings('ignore', 'coroutine .* was never awaited')
       return str(e)
 
   def load_latest(self, like: Mapping) -> Loaded:
@@ -326,7 +320,3 @@ class Checkpoints:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
-
-
-def _ignore(_: Any) -> None:
-  """A hook that does nothing."""

@@ -1,5 +1,9 @@
-"""Ctrl-C and SIGTERM: training saves its state at the end of the step, then stops."""
+"""Signals: training saves its state at the end of the step, then stops, or goes on.
 
+Ctrl-C, SIGTERM and SIGHUP, which a terminal sends when it is closed, stop it; SIGUSR1 does not.
+"""
+
+import contextlib
 import os
 import signal
 import threading
@@ -20,34 +24,56 @@ class Interrupted(Exception):
 
 
 class Signals:
-  """A context that notes the first SIGINT or SIGTERM; the second one ends the program at once.
+  """A context that notes signals; a second SIGINT or SIGTERM ends the program at once.
+
+  A second SIGHUP does not: a shell and the system may each send one.
 
   Attributes:
-    received: the number of the signal, 0 before one came.
+    received: the number of the signal to stop, 0 before one came.
   """
 
   def __init__(self):
-    self.received = 0
+    self.received, self._is_save_requested = 0, False
     self._handlers = {}
 
   def __enter__(self) -> 'Signals':
     # Python allows handlers in the main thread only; a notebook's worker thread goes without
     if threading.current_thread() is threading.main_thread():
-      for signum in (signal.SIGINT, signal.SIGTERM):
-        self._handlers[signum] = signal.signal(signum, self._note)
+      handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), self._note)
+      # nohup ignores SIGHUP, and so must what it starts
+      if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        del handlers[signal.SIGHUP]
+      for signum, handler in {**handlers, signal.SIGUSR1: self._note_save}.items():
+        self._handlers[signum] = signal.signal(signum, handler)
     return self
 
   def __exit__(self, *_):
     self._restore()
 
+  def pop_save(self) -> bool:
+    """Whether a signal to save has come since the last call."""
+    is_requested, self._is_save_requested = self._is_save_requested, False
+    return is_requested
+
+  def _note_save(self, *_):
+    self._is_save_requested = True
+    _write(b'\nsaving the state at the end of the step\n')
+
   def _note(self, signum, _):
+    if self.received and signum not in (signal.SIGINT, signal.SIGTERM):
+      return
     if self.received:
       self._restore()
       signal.raise_signal(signum)
     self.received = signum
-    # print may be in the middle of a line, where it cannot be called again
-    os.write(2, b'\nsaving the state before stopping (once more to stop at once)\n')
+    _write(b'\nsaving the state before stopping (once more to stop at once)\n')
 
   def _restore(self):
     for signum, handler in self._handlers.items():
       signal.signal(signum, handler)
+
+
+def _write(line: bytes) -> None:
+  """Write to stderr, which may be closed; print may be in the middle of a line of its own."""
+  with contextlib.suppress(OSError):
+    os.write(2, line)

@@ -3,8 +3,10 @@
 Only the first process writes.
 """
 
+import contextlib
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import resource
@@ -80,7 +82,9 @@ class JsonLines:
       kind: 'train' or 'val'.
       values: {name: number}.
     """
-    rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
+    # JSON has neither NaN nor infinity
+    finite = {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
+    rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in finite.items()}
     with self._path.open('a') as f:
       f.write(json.dumps({'step': step, 'kind': kind, **rounded}) + '\n')
 
@@ -196,9 +200,10 @@ class Log:
       writer.write(step, kind, values)
 
   def say(self, text: str) -> None:
-    """Print a line on stderr."""
-    if parallel.first():
-      print(text, file=sys.stderr, flush=True)
+    """Print a line on stderr; where that is closed, or its terminal is, the line is lost."""
+    if parallel.first() and sys.stderr is not None:
+      with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
   def close(self) -> None:
     """Close files and pages."""

@@ -93,7 +93,7 @@ class Loop:
   Args:
     run: what to train.
     workdir: the folder of the run.
-    signals: tells of Ctrl-C and SIGTERM.
+    signals: tells of Ctrl-C and other signals.
     teacher: {'variables', 'known'} for distillation, {} without it.
     hooks: called after steps and evaluations.
 
@@ -252,7 +252,11 @@ class Loop:
 
   def _flags(self) -> dict[str, bool]:
     """What this process wants all processes to do at the same step."""
-    return {'stop': bool(self._signals.received), 'save': self._saver.is_late()}
+    is_save_requested = self._signals.pop_save()
+    return {
+      'stop': bool(self._signals.received),
+      'save': self._saver.is_late() or is_save_requested,
+    }
 
   def _is_due(self) -> bool:
     """Whether this step is to be evaluated and has not been, as after an interrupted evaluation."""

@@ -133,8 +133,19 @@ def build(
     phases=phases,
     plateau=optim.plateau(c),
     task=_task(c, taxonomy, levels, phases, variables['params'], total_steps, train),
-    notes=(*dataset.notes, *notes),
+    notes=(*dataset.notes, *notes, *_averaging_note(c, total_steps)),
   )
+
+
+def _averaging_note(c: ConfigDict, total_steps: int) -> list[str]:
+  """A note where the averaged weights reach back to the beginning of the training."""
+  steps = 1 / (1 - c.optim.ema) if c.optim.ema else 0
+  if steps <= total_steps:
+    return []
+  return [
+    f'optim.ema={c.optim.ema} averages over about {steps:,.0f} steps, more than the {total_steps} '
+    'of this training: the averaged weights are nearly the mean of all steps'
+  ]
 
 
 def _split(dataset: sources.Dataset, c: ConfigDict, option: str) -> sources.Examples:

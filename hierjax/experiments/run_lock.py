@@ -1,0 +1,224 @@
+"""One writer a folder: the process that writes into the folder of a run has a lock on a file there.
+
+The lock of the operating system ends with its process, however that ends. It may not reach other
+hosts; so the file also says who writes, and its owner touches it every few seconds.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import pathlib
+import shlex
+import socket
+import sys
+import threading
+import time
+
+from hierjax.core import parallel
+from hierjax.core.errors import UserError
+from hierjax.train.loop import Hook, Loop
+
+NAME = '.writer.json'
+# Seconds between two signs of life, and without one until a process on another host counts as dead.
+BEAT, SILENCE = 10, 60
+
+
+def make_folder(workdir: pathlib.Path) -> None:
+  """Make a folder; a `UserError` where that cannot be."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    reason = 'is a file, not a folder' if workdir.is_file() else e.strerror
+    raise UserError(f'--workdir={workdir}: {reason}') from None
+
+
+class RunLock:
+  """A context in which only this run writes into a folder, which is made.
+
+  Of several processes of a run the first one has the lock.
+
+  Args:
+    workdir: the folder.
+
+  Attributes:
+    notes: what the user should know: that the last writer has died.
+
+  Raises:
+    UserError: another run writes there.
+  """
+
+  def __init__(self, workdir: str | os.PathLike):
+    self._workdir, self.notes = pathlib.Path(workdir), []
+    self._path = self._workdir / NAME
+    self._number, self._end = None, threading.Event()
+    self._text = json.dumps(
+      {
+        'host': socket.gethostname(),
+        'boot': _boot(),
+        'process': os.getpid(),
+        'since': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'command': shlex.join(sys.argv),
+      }
+    )
+
+  def __enter__(self) -> 'RunLock':
+    error = self._try_take() if parallel.first() else ''
+    if error := parallel.exchange(error)[0]:
+      raise UserError(error)
+    return self
+
+  def __exit__(self, *_):
+    self._end.set()
+    if self._number is not None:
+      if self._is_held():
+        self._path.unlink(missing_ok=True)
+      os.close(self._number)
+
+  def check(self) -> None:
+    """Raise a `UserError` where the folder has been removed or taken over by another process."""
+    if self._number is not None and not self._is_held():
+      raise UserError(
+        f'{self._workdir}: was removed, moved or taken over by another process while this one '
+        f'(process {os.getpid()} on {socket.gethostname()}) wrote there; nothing more is written'
+      )
+
+  def _is_held(self) -> bool:
+    """Whether the file in the folder is still the one that this process has locked and written."""
+    return _is_same(self._path, self._number) and self._path.read_text() == self._text
+
+  def _try_take(self) -> str:
+    """Take the lock; return who has it, '' where this process has it now."""
+    make_folder(self._workdir)
+    is_locked = True
+    while True:
+      number = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+      try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        os.close(number)
+        return self._refusal()
+      except OSError:
+        # a file system without locks
+        is_locked = False
+      # its last owner may have removed it in between
+      if _is_same(self._path, number):
+        break
+      os.close(number)
+    record = _read(self._path)
+    if record and self._is_alive(record, is_locked):
+      os.close(number)
+      return self._refusal()
+    if record:
+      self.notes.append(
+        f'{_describe(record)} wrote into {self._workdir} and has ended without a word; '
+        'its lock is taken over'
+      )
+    self._number = number
+    os.ftruncate(number, 0)
+    os.write(number, self._text.encode())
+    threading.Thread(target=self._beat, daemon=True).start()
+    return ''
+
+  def _is_alive(self, record: dict, is_locked: bool) -> bool:
+    """Whether the process that a file speaks of, whose lock is not in the way, lives."""
+    if (record.get('host'), record.get('boot')) == (socket.gethostname(), _boot()):
+      return not is_locked and _runs(record.get('process'))
+    print(
+      f'{_describe(record)} wrote into {self._workdir}: waiting up to {SILENCE} s for a sign of '
+      f'life; to go on at once, remove {self._path}',
+      file=sys.stderr,
+    )
+    end, before = time.monotonic() + SILENCE, self._touched()
+    while time.monotonic() < end:
+      time.sleep(0.2)
+      if self._touched() != before:
+        return self._path.exists()
+    return False
+
+  def _refusal(self) -> str:
+    """Tell who writes into the folder."""
+    for _ in range(40):
+      record = _read(self._path)
+      if record:
+        break
+      # its owner is about to write it
+      time.sleep(0.05)
+    return (
+      f'{self._workdir}: {_describe(record)} writes into this folder: wait for its end, stop it, '
+      f'or give another --workdir; only where it runs no more, remove {self._path}'
+    )
+
+  def _touched(self) -> int:
+    """When the file was touched last, in ns; 0 where it is gone."""
+    try:
+      # opened, as a network file system may answer from its cache otherwise
+      with open(self._path) as file:
+        return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+      return 0
+
+  def _beat(self) -> None:
+    """Give a sign of life until the end."""
+    while not self._end.wait(BEAT):
+      with contextlib.suppress(OSError, ValueError):
+        os.utime(self._number)
+
+
+class LockHook(Hook):
+  """Stops a run whose folder has been removed or taken over, before it writes there.
+
+  Args:
+    lock: of the folder.
+  """
+
+  def __init__(self, lock: RunLock):
+    self._lock = lock
+
+  def after_step(self, loop: Loop) -> None:
+    """Check the lock after each step."""
+    self._lock.check()
+
+
+def _is_same(path: pathlib.Path, number: int) -> bool:
+  """Whether an open file is the one at a path."""
+  try:
+    return os.path.samestat(os.stat(path), os.fstat(number))
+  except FileNotFoundError:
+    return False
+
+
+def _read(path: pathlib.Path) -> dict:
+  """What a lock file says, {} where it is empty or damaged."""
+  try:
+    record = json.loads(path.read_text())
+    return record if isinstance(record, dict) else {}
+  except (OSError, ValueError):
+    return {}
+
+
+def _describe(record: dict) -> str:
+  return (
+    f'process {record.get("process")} on {record.get("host")}, since {record.get("since")} '
+    f'({record.get("command")}),'
+  )
+
+
+def _boot() -> str:
+  """What tells this boot of this machine from all others, '' where the system does not say."""
+  try:
+    return pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+  except OSError:
+    return ''
+
+
+def _runs(process: object) -> bool:
+  """Whether a process of this host exists."""
+  try:
+    os.kill(int(process), 0)
+  except (ProcessLookupError, TypeError, ValueError):
+    return False
+  except PermissionError:
+    return True
+  return True

@@ -60,12 +60,11 @@ def fit(
     run = setup.build(c, record=earlier)
     _check_baseline(c)
     _check_distillation(workdir, run)
-  with run_lock.RunLock(workdir) as lock, disk_errors(workdir):
+  with disk_errors(workdir), run_lock.RunLock(workdir) as lock:
     change = restart.restart(workdir, run, resume_from)
     data_digest = prepare(workdir, run, earlier)
-    hooks = [run_lock.LockHook(lock), EmbeddingHook(workdir), *hooks]
-    signals = Signals()
-    loop = Loop(run, workdir, signals, _teacher(workdir, run), hooks)
+    signals, own_hooks = Signals(), [run_lock.LockHook(lock), EmbeddingHook(workdir)]
+    loop = Loop(run, workdir, signals, _teacher(workdir, run), [*own_hooks, *hooks])
     record = Record(workdir, loop, started, data_digest, change)
     if source == workdir:
       loop.notes += split_record.notes(workdir, run.data, earlier)

@@ -282,9 +282,7 @@ def migrate(
     'classes': history(runs.read(source, baseline=False), sources, new),
   }
   with run_lock.RunLock(workdir):
-    _check_new(workdir)
-    _save_start(run, variables, workdir)
-    files.write(workdir / 'migration.json', json.dumps(history_record, indent=2) + '\n')
+    _save_start(run, variables, workdir, history_record)
   start = runs.read(workdir / runs.START, baseline=False)
   lines = _describe_split(source, trained.c.data.train, run, record)
   return '\n'.join([describe(changes), *migration.summary(start, history_record), *lines])
@@ -392,8 +390,11 @@ def _variables(
   return {**variables, 'params': params}
 
 
-def _save_start(run: setup.Setup, variables: dict, workdir: pathlib.Path) -> None:
-  """Save the run at step 0, and evaluate a copy of it in WORKDIR/start."""
+def _save_start(
+  run: setup.Setup, variables: dict, workdir: pathlib.Path, history_record: Mapping
+) -> None:
+  """Save the run at step 0, evaluate a copy of it in WORKDIR/start, and write migration.json."""
+  _check_new(workdir)
   state = setup.initial_state(run)
   ema = parallel.put_replicated(variables, run.mesh) if state.ema else state.ema
   state = state.replace(**parallel.put_replicated(variables, run.mesh), ema=ema)
@@ -408,3 +409,4 @@ def _save_start(run: setup.Setup, variables: dict, workdir: pathlib.Path) -> Non
     shutil.copy(workdir / name, start)
   shutil.copytree(workdir / 'checkpoints', start / 'checkpoints')
   model.load(start).evaluate(run.c.data.val, examples=run.val, tune=True)
+  files.write(workdir / 'migration.json', json.dumps(history_record, indent=2) + '\n')

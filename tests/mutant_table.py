@@ -39,6 +39,8 @@ LOSSES = [
     f'{EXCLUSIVE}::test_class_means_against_a_loop {EXCLUSIVE}::test_against_loops '
     f'{EXCLUSIVE}::test_eight_devices_are_one',
     {
+      'weight *= jnp.where(is_known, dilution, 1.0)': 'weight *= dilution',
+      'distance = jnp.mean(~agree, axis=0)': 'distance = jnp.sum(~agree, axis=0)',
       'weight = np.exp(-beta * d / max(d.max(), 1))': 'weight = np.exp(-beta * d)',
       'np.float32(np.exp(-alpha * k))': 'np.float32(np.exp(-alpha * (k + 1)))',
       '    above = node\n': '',
@@ -177,6 +179,14 @@ MODELS = [
     {
       'minval=-self.noise, maxval=self.noise': 'minval=0.0, maxval=self.noise',
       'return normalized(p + noise)': 'return p + noise',
+    },
+  ),
+  *faults(
+    'hierjax/models/heads_joined.py',
+    HEADS,
+    {
+      'nodes[level][taxonomy.paths[taxonomy.depth <= reached, k]] = False': 'pass',
+      'if nests(level, coarser):': 'if True:',
     },
   ),
   *faults(

@@ -166,10 +166,16 @@ def _check_combinations(c: ConfigDict) -> None:
       f'--config.data.val_share={c.data.val_share:g} and '
       f'--config.data.test_share={c.data.test_share:g} leave nothing to train on'
     )
-  finest = [k for k in ('smoothing', 'lca', 'hxe', 'any_level') if c.loss[k]]
+  finest = [k for k in ('smoothing', 'lca', 'hxe', 'hace', 'margin', 'any_level') if c.loss[k]]
   if len(finest) > 1:
     texts = ' and '.join(f'--config.loss.{k}={c.loss[k]}' for k in finest)
     raise UserError(f'{texts}: each is another loss of the finest head; choose one')
+  for path in ('data.balance', 'loss.aggregate'):
+    if c.loss.logit_adjust and value_at(c, path):
+      raise UserError(
+        f'--config.loss.logit_adjust={c.loss.logit_adjust:g} is for classes as frequent as in the '
+        f'training images, which --config.{path}={value_at(c, path)} changes; choose one'
+      )
   if c.loss.positives == 'both' and c.model.heads != 'prototypes':
     raise UserError(
       f'--config.loss.positives=both needs --config.model.heads=prototypes, not {c.model.heads}'

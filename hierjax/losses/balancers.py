@@ -332,6 +332,15 @@ def cagrad(c: float = 0.4) -> Balancer:
   return _of_gram(rule)
 
 
+def upgrad() -> Balancer:
+  """UPGrad (Quinton and Rey, arXiv:2406.16232), see `solvers.project_on_dual_cone`.
+
+  No task's loss rises along d. Its scale is that of the mean of the gradients, where plain training
+  has their sum.
+  """
+  return _of_gram(solvers.project_on_dual_cone)
+
+
 def imtl_g() -> Balancer:
   """IMTL-G (Liu et al., ICLR 2021), see `solvers.equal_projections`."""
   return _of_gram(solvers.equal_projections)
@@ -426,5 +435,6 @@ BALANCERS: Mapping[str, Callable[..., Balancer]] = {
   'nash': nash,
   'aligned': aligned,
   'fairgrad': fairgrad,
+  'upgrad': upgrad,
   'db_mtl': db_mtl,
 }

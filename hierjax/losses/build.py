@@ -88,10 +88,12 @@ def build(
   return Losses(blocks, _terms(c, block, heads), _aggregate(c, block, heads))
 
 
-def _exclusive_block(c: ConfigDict, block: Block, levels: Sequence[str], _) -> BlockLoss:
+def _exclusive_block(
+  c: ConfigDict, block: Block, levels: Sequence[str], train_labels: np.ndarray
+) -> BlockLoss:
   """The losses of exclusive levels: cross-entropy and its relatives."""
   heads = [level for level in levels if level in block.levels]
-  losses = {level: _exclusive_level(c, block.taxonomy, level) for level in heads}
+  losses = {level: _adjusted(c, block.taxonomy, level, train_labels) for level in heads}
 
   def loss(logits, clean, labels, weights):
     labels, out = labels[:, block.columns], {}
@@ -107,14 +109,33 @@ def _exclusive_block(c: ConfigDict, block: Block, levels: Sequence[str], _) -> B
   return loss
 
 
+def _adjusted(c: ConfigDict, taxonomy: Taxonomy, level: str, train_labels: np.ndarray) -> Callable:
+  """The loss of a level on logits that are adjusted by the prior, where the config asks for it."""
+  loss = _exclusive_level(c, taxonomy, level)
+  if not c.loss.logit_adjust:
+    return loss
+  labels, classes = train_labels[:, taxonomy.index(level)], taxonomy.num_classes(level)
+  shift = jnp.asarray(c.loss.logit_adjust * exclusive.log_prior(labels, classes))[None]
+  return lambda x, y, clean: loss(x + shift, y, clean + shift)
+
+
+# Losses of the finest head that learn from a label of any level, by their options:
+# (logits [B, leaf], labels [B, L], paths [leaf, L], value of the option) → float32 [B].
+FROM_ANY_LABEL = {
+  'any_level': lambda x, y, paths, _: exclusive.any_level(x, y, paths),
+  'hxe': exclusive.hxe,
+  'hace': exclusive.hace,
+  'margin': exclusive.soft_max_margin,
+}
+
+
 def _exclusive_level(c: ConfigDict, taxonomy: Taxonomy, level: str) -> Callable:
   """(logits [B, C], labels [B, L], unperturbed logits [B, C]) → values [B], mask [B]."""
   k, targets = taxonomy.index(level), None
   is_finest = level == taxonomy.levels[-1]
-  if is_finest and c.loss.any_level:
-    return lambda x, y, _: (exclusive.any_level(x, y, taxonomy.paths), (y >= 0).any(1))
-  if is_finest and c.loss.hxe:
-    return lambda x, y, _: (exclusive.hxe(x, y, taxonomy.paths, c.loss.hxe), (y >= 0).any(1))
+  for name, function in FROM_ANY_LABEL.items():
+    if is_finest and c.loss[name]:
+      return lambda x, y, _: (function(x, y, taxonomy.paths, c.loss[name]), (y >= 0).any(1))
   if c.loss.positives == 'both':
     return lambda x, y, clean: (exclusive.info_nce(x, y[:, k], clean), y[:, k] >= 0)
   if is_finest and c.loss.smoothing:
@@ -160,6 +181,10 @@ def _tags_block(c: ConfigDict, block: Block, _, train_labels: np.ndarray) -> Blo
 BLOCKS = {'exclusive': _exclusive_block, 'tags': _tags_block}
 
 
+# Terms by which heads learn from each other.
+BETWEEN_HEADS = ('distribution_matching', 'joint_distill')
+
+
 def _terms(c: ConfigDict, block: Block, heads: Sequence[str]) -> dict[str, BuiltTerm]:
   """The terms that loss.terms names, in the order of the registry."""
   names = c.loss.terms
@@ -169,10 +194,15 @@ def _terms(c: ConfigDict, block: Block, heads: Sequence[str]) -> dict[str, Built
       LOSSES[name]
     except UserError as e:
       raise UserError(f'--config.loss.terms: {e}') from None
-    if name == 'distribution_matching' and (len(heads) < 2 or heads[-1] != finest):
+    if name in BETWEEN_HEADS and (len(heads) < 2 or heads[-1] != finest):
       raise UserError(
         f'--config.loss.terms={name} matches the heads of coarser levels with that of the finest; '
         f'there is a head for {", ".join(heads)} only'
+      )
+    if name in BETWEEN_HEADS and c.model.heads in ('marginal', 'path_sum'):
+      raise UserError(
+        f'--config.loss.terms={name}: with --config.model.heads={c.model.heads} the levels agree '
+        'already, as all follow from the finest'
       )
 
   def bind(function):

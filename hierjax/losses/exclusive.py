@@ -132,6 +132,70 @@ def hxe(logits: jax.Array, labels: jax.Array, paths: np.ndarray, alpha: float) -
   return loss
 
 
+def hace(logits: jax.Array, labels: jax.Array, paths: np.ndarray, dilution: float) -> jax.Array:
+  """Compute hierarchy-aware cross-entropy, sum over the known levels of t_k -log p(class_k).
+
+  HACE (Chan et al., arXiv:2605.06274): a class has the sum of its leaves' probabilities (equation
+  2), and the target spreads from the true class to its ancestors, by the factor `dilution` less
+  with each step up (equation 4). Here a step is a level that is known, t sums to 1, and the root,
+  whose probability is 1, has no share. An image without a finest label starts at a coarser one.
+
+  Args:
+    logits: [B, leaf] of the finest level.
+    labels: int [B, L].
+    paths: int [leaf, L], the taxonomy's.
+    dilution: 0 is cross-entropy; 1 is the mean over the levels.
+  """
+  logp, agree = jax.nn.log_softmax(logits.astype(jnp.float32)), agreement(labels, paths)
+  loss = total = jnp.zeros(len(labels))
+  weight = jnp.ones(len(labels))
+  for k in reversed(range(paths.shape[1])):
+    is_known = labels[:, k] >= 0
+    loss -= jnp.where(is_known, weight * masked_logsumexp(logp, agree[k]), 0.0)
+    total += jnp.where(is_known, weight, 0.0)
+    weight *= jnp.where(is_known, dilution, 1.0)
+  return loss / jnp.maximum(total, 1.0)
+
+
+def soft_max_margin(
+  logits: jax.Array, labels: jax.Array, paths: np.ndarray, margin: float
+) -> jax.Array:
+  """Compute log sum_i exp(z_i + margin d_i) - log sum exp z_i over the leaves that fit the labels.
+
+  d_i is the share of the levels at which leaf i has another class than the labels say: with all
+  known, the height of the lowest common ancestor over the tree's. Valmadre (2022, arXiv:2210.10929)
+  has it with the distance in the tree, for leaves twice the height, and with 0 or 1. margin = 0 is
+  `any_level`.
+
+  Args:
+    logits: [B, leaf] of the finest level.
+    labels: int [B, L].
+    paths: int [leaf, L], the taxonomy's.
+    margin: of a leaf that shares nothing with the labels.
+  """
+  logp, agree = jax.nn.log_softmax(logits.astype(jnp.float32)), agreement(labels, paths)
+  distance = jnp.mean(~agree, axis=0)
+  loss = jax.nn.logsumexp(logp + margin * distance, 1) - masked_logsumexp(logp, agree.all(0))
+  return jnp.where((labels >= 0).any(1), loss, 0.0)
+
+
+def log_prior(labels: np.ndarray, classes: int) -> np.ndarray:
+  """Compute the log of each class's share of the labels, for logit adjustment.
+
+  Menon et al. (ICLR 2021, arXiv:2007.07314), equation 10: cross-entropy of logits + tau * log
+  prior, by which rare classes get larger logits. At a coarser level it is the prior of its nodes.
+
+  Args:
+    labels: int [N] of the training split, -1 for unknown.
+    classes: their number C.
+
+  Returns:
+    float32 [C]; a class without an example counts as one with one.
+  """
+  counts = np.maximum(np.bincount(labels[labels >= 0], minlength=classes), 1)
+  return np.log(counts / counts.sum()).astype(np.float32)
+
+
 def info_nce(logits: jax.Array, labels: jax.Array, clean: jax.Array | None = None) -> jax.Array:
   """Compute HCAL's contrast of features with prototypes (S2, equations 6 and 7).
 

@@ -131,6 +131,37 @@ def least_on_simplex(gram: jax.Array, c: float | None) -> tuple[jax.Array, jax.A
   return y[best] / norms, length / jnp.maximum(lengths[best], 1e-3 * jnp.sum(y[best]))
 
 
+def project_on_dual_cone(gram: jax.Array) -> jax.Array:
+  """Compute UPGrad's weights, the mean over the tasks i of argmin_{v >= e_i} v'Gv.
+
+  The least v makes g_v the projection of g_i on the vectors that no gradient opposes (Quinton and
+  Rey, arXiv:2406.16232, proposition 1). With v = e_i + y |g_i| / |g| these are
+  min over y >= 0 of |g_i / |g_i| + sum_k y_k g_k / |g_k||. Exact, as there are few tasks: on the
+  face where the tasks S have y > 0, R_SS y = -R_Si, and the best face is the solution.
+
+  Args:
+    gram: [K, K].
+
+  Returns:
+    float32 [K]. Without conflicts they are 1 / K, so that d is the mean of the gradients.
+  """
+  cosine, norms, present = directions(gram)
+  tasks = len(norms)
+  faces = jnp.asarray(np.arange(2**tasks)[:, None] >> np.arange(tasks) & 1, jnp.float32)
+  matrix = faces[:, :, None] * faces[:, None] * cosine[None]
+  matrix += jnp.eye(tasks)[None] * (1 - faces + RIDGE)[:, None]
+  # [face, task k, task i]
+  y = jnp.linalg.solve(matrix, -faces[:, :, None] * cosine[None])
+  inside = jnp.isfinite(y).all(1) & (y >= 0).all(1)
+  y = jnp.where(inside[:, None], y, 0)
+  sums = jnp.eye(tasks)[None] + y
+  lengths = jnp.sum(sums * jnp.einsum('jk,fki->fji', cosine, sums), axis=1)
+  best = jnp.argmin(jnp.where(inside, lengths, jnp.inf), axis=0)
+  y = y[best, :, jnp.arange(tasks)]
+  v = jnp.eye(tasks) + y * norms[:, None] / norms[None]
+  return jnp.where(present, jnp.sum(jnp.where(present[:, None], v, 0), 0) / jnp.sum(present), 0)
+
+
 def equal_projections(gram: jax.Array) -> jax.Array:
   """Compute IMTL-G's weights (Liu et al., ICLR 2021): equal projections on all unit gradients.
 

@@ -248,6 +248,33 @@ def distillation(
   return temperature**2 * loss / len(logits)
 
 
+def joint_distillation(
+  logits: Mapping[str, jax.Array], taxonomy: Taxonomy, temperature: float
+) -> jax.Array:
+  """Compute the distillation of the joint posterior of all heads into the finest one.
+
+  The posterior of a leaf is the softmax of the sum over the levels of log p of its classes, which
+  is what the joint decision ranks by with weights of 1; it is a constant. The ensemble teaches its
+  member, as in ONE (Lan et al. 2018, arXiv:1806.04606). Labels play no part, so images
+  without a finest label teach it too.
+
+  Args:
+    logits: {level: [B, C]} of at least two levels.
+    taxonomy: of the exclusive levels.
+    temperature: of both.
+
+  Returns:
+    float32 [B], temperature² KL(posterior || finest head).
+  """
+  joint = 0.0
+  for level, x in logits.items():
+    logp = jax.nn.log_softmax(x.astype(jnp.float32))
+    joint += logp[:, taxonomy.paths[:, taxonomy.index(level)]]
+  finest = taxonomy.levels[-1]
+  teacher = Teacher({finest: joint}, {finest: np.ones(joint.shape[1], bool)})
+  return distillation({finest: logits[finest]}, teacher, temperature)
+
+
 def _tree_path(x: Inputs):
   return tree_path(x.logits, x.labels, x.taxonomy), (x.head_labels >= 0).any(1)
 
@@ -270,8 +297,14 @@ def _distill(x: Inputs):
   return values, jnp.ones(len(x.labels))
 
 
+def _joint_distill(x: Inputs):
+  values = joint_distillation(x.logits, x.taxonomy, x.options.distill_temperature)
+  return values, jnp.ones(len(x.labels))
+
+
 LOSSES.register('tree_path', _tree_path)
 LOSSES.register('distribution_matching', _distribution_matching)
 LOSSES.register('co_annotation', _co_annotation)
 LOSSES.register('supervised_contrastive', _supervised_contrastive)
 LOSSES.register('distill', _distill)
+LOSSES.register('joint_distill', _joint_distill)

@@ -1,5 +1,6 @@
 import functools
 import inspect
+import itertools
 import warnings
 
 import jax
@@ -19,6 +20,7 @@ SOLVED = (
   'imtl_g',
   'mgda',
   'nash',
+  'upgrad',
 )  # weights from the Gram matrix alone
 
 
@@ -209,6 +211,49 @@ def test_aligned_has_one_singular_value(tasks):
   for g, w in zip(batch, weights('aligned', batch)):
     u, s, v = np.linalg.svd(g, full_matrices=False)
     np.testing.assert_allclose(w @ g, s.min() * (u @ v).sum(0), rtol=2e-3, atol=2e-3 * s.min())
+
+
+def least_above(gram, task):
+  """Minimise v'Gv over v >= e_task by trying every set of entries that stay at their bound."""
+  tasks, best, least = len(gram), None, np.inf
+  bound = np.eye(tasks)[task]
+  for pattern in itertools.product([False, True], repeat=tasks):
+    free = np.array(pattern)
+    v = bound.copy()
+    if free.any():
+      v[free] = np.linalg.solve(gram[np.ix_(free, free)], -gram[np.ix_(free, ~free)] @ v[~free])
+    if (v >= bound - 1e-12).all() and v @ gram @ v < least:
+      best, least = v, v @ gram @ v
+  return best
+
+
+@pytest.mark.parametrize('tasks', [2, 3, 5])
+def test_upgrad_against_all_active_sets(tasks):
+  batch, conflicts = gradients(60 + tasks, tasks, CASES, spread=0.5), 0
+  for g, w in zip(batch, weights('upgrad', batch)):
+    gram = gram_of(g)
+    points = [least_above(gram, i) for i in range(tasks)]
+    for i, v in enumerate(points):  # the conditions of Karush, Kuhn and Tucker
+      slope, slack = gram @ v, v - np.eye(tasks)[i]
+      assert (slope >= -1e-9 * gram.max()).all() and abs(slope * slack).max() < 1e-9 * gram.max()
+    expected = np.mean(points, 0)
+    conflicts += (expected > 1.01 / tasks).any()
+    np.testing.assert_allclose(w @ g, expected @ g, rtol=1e-3, atol=1e-3 * abs(expected @ g).max())
+    np.testing.assert_allclose(w, expected, rtol=1e-2, atol=1e-3)
+    norms = np.linalg.norm(g, axis=1)
+    assert ((g @ (w @ g)) >= -1e-3 * norms * np.linalg.norm(w @ g)).all()
+  assert conflicts > CASES / 4
+
+
+def test_upgrad_of_eight_tasks_opposes_none():
+  for g, w in zip(batch := gradients(70, 8, 5, spread=0.5), weights('upgrad', batch)):
+    expected = np.mean([least_above(gram_of(g), i) for i in range(8)], 0)
+    np.testing.assert_allclose(w @ g, expected @ g, rtol=2e-3, atol=2e-3 * abs(expected @ g).max())
+
+
+def test_upgrad_of_gradients_that_agree_is_their_mean():
+  g = np.abs(gradients(71, 3, CASES))
+  np.testing.assert_allclose(weights('upgrad', g), 1 / 3, rtol=1e-5)
 
 
 # Surgery against loops over vectors.

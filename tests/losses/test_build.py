@@ -62,6 +62,46 @@ def test_a_block_weighs_masks_and_judges():
     assert out[level].correct.tolist() == (p.argmax(1) == y).tolist()
 
 
+@pytest.mark.parametrize('finest', [{}, {'hace': 0.3}, {'margin': 2.0}, {'lca': 3.0}])
+def test_logit_adjustment_at_every_level(finest):
+  """As if tau * log of the share of labels were added by hand; accuracies are without it."""
+  x, y, ones = logits(), jnp.asarray(LABELS), jnp.ones(4)
+  shares = {'make': [1 / 3, 2 / 3], 'model': np.array([1, 1, 1, 1, 1]) / 5}
+  shifted = {level: x[level] + 0.5 * np.log(np.array(shares[level]))[None] for level in x}
+  plain = losses(**finest).blocks[0](shifted, shifted, y, ones)
+  adjusted = losses(logit_adjust=0.5, **finest).blocks[0](x, x, y, ones)
+  for level in x:
+    np.testing.assert_allclose(adjusted[level].values, plain[level].values, rtol=1e-5)
+    expected = np.asarray(x[level]).argmax(1) == LABELS[:, CARS.index(level)]
+    assert adjusted[level].correct.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'loss.hace': 0.2, 'loss.margin': 1.0}, 'hace=0.2 and --config.loss.margin=1.0: each is'),
+    (
+      {'loss.logit_adjust': 1.0, 'data.balance': 'sample'},
+      r'logit_adjust=1 .*as in the training images, which --config.data.balance=sample changes',
+    ),
+    ({'loss.logit_adjust': 1.0, 'loss.aggregate': 'samples'}, 'loss.aggregate=samples changes'),
+  ],
+)
+def test_options_that_exclude_each_other(options, message):
+  with pytest.raises(UserError, match=message):
+    config.validate(tiny.run_config(**options))
+
+
+def test_the_joint_posterior_needs_heads_of_their_own():
+  c = config.default()
+  c.loss.terms = ('joint_distill',)
+  with pytest.raises(UserError, match=r'joint_distill matches the heads .* a head for model only'):
+    build.build(c, CARS, ('model',), LABELS)
+  c.model.heads = 'path_sum'
+  with pytest.raises(UserError, match='heads=path_sum the levels agree already'):
+    build.build(c, CARS, CARS.levels, LABELS)
+
+
 def test_a_term_of_the_user(registry):
   terms.register_loss('entropy', entropy)
   x = logits()

@@ -127,6 +127,28 @@ def naive_hxe(rows, y, t, alpha):
   return loss
 
 
+def naive_hace(rows, y, t, dilution):
+  """From the finest known level upwards, each with `dilution` of what the one below has."""
+  p, weights, loss = softmax(rows[-1]), [], 0
+  for k in reversed(range(len(y))):
+    if y[k] >= 0:
+      weights.append(dilution ** len(weights))
+      node = sum(p[i] for i, path in enumerate(t.paths) if path[k] == y[k])
+      loss -= weights[-1] * math.log(node)
+  return loss / sum(weights) if weights else 0
+
+
+def naive_margin(rows, y, t, margin):
+  if max(y) < 0:
+    return 0
+  distance = [
+    sum(y[k] >= 0 and path[k] != y[k] for k in range(len(y))) / len(y) for path in t.paths
+  ]
+  z = rows[-1] - max(rows[-1])
+  fit = math.log(sum(math.exp(z[i]) for i, d in enumerate(distance) if d == 0))
+  return math.log(sum(math.exp(z[i] + margin * d) for i, d in enumerate(distance))) - fit
+
+
 def naive_tree_path(rows, y, t):
   is_known = [k for k in range(len(y)) if y[k] >= 0]
   if not is_known:
@@ -165,6 +187,12 @@ LOSSES = {
   'any_level': (on_finest(exclusive.any_level), naive_any_level),
   'hxe 0': (on_finest(exclusive.hxe, 0.0), functools.partial(naive_hxe, alpha=0.0)),
   'hxe .7': (on_finest(exclusive.hxe, 0.7), functools.partial(naive_hxe, alpha=0.7)),
+  'hace .3': (on_finest(exclusive.hace, 0.3), functools.partial(naive_hace, dilution=0.3)),
+  'hace 1': (on_finest(exclusive.hace, 1.0), functools.partial(naive_hace, dilution=1.0)),
+  'margin 2': (
+    on_finest(exclusive.soft_max_margin, 2.0),
+    functools.partial(naive_margin, margin=2),
+  ),
   'tree_path': (terms.tree_path, naive_tree_path),
   'distribution_matching': (
     lambda logits, labels, t: terms.distribution_matching(logits, t),
@@ -270,6 +298,8 @@ def test_with_the_finest_label_they_are_cross_entropy(kind):
     labels = jnp.asarray(np.concatenate([coarser, leaf[:, None]], 1))
     np.testing.assert_allclose(exclusive.any_level(finest, labels, t.paths), expected, rtol=1e-6)
     np.testing.assert_allclose(exclusive.hxe(finest, labels, t.paths, 0.0), expected, rtol=2e-6)
+    for loss in (exclusive.hace, exclusive.soft_max_margin):
+      np.testing.assert_allclose(loss(finest, labels, t.paths, 0.0), expected, rtol=2e-6)
   complete = jnp.asarray(t.paths[leaf])
   half = exclusive.hxe(finest, complete, t.paths, 0.5)
   assert (half <= expected * 1.00001).all() and (half < 0.9 * expected).sum() >= 5
@@ -382,6 +412,53 @@ def test_distillation_against_a_loop():
     ).max()
     > 1e-6
   )
+
+
+@pytest.mark.parametrize('kind', ['facets', 'early ends'])
+def test_the_joint_posterior_teaches_the_finest_head(kind):
+  t = TAXONOMIES[kind]
+  logits, _ = example(t)
+  constant = [[softmax(row) for row in x] for x in logits.values()]
+
+  def naive(*xs, heat=2.0):
+    """The posterior of the heads as they are, whatever xs are: it has no gradient."""
+    out = []
+    for i in range(len(xs[-1])):
+      joint = np.array(
+        [math.prod(constant[k][i][c] for k, c in enumerate(path)) for path in t.paths]
+      ) ** (1 / heat)
+      q, p = joint / joint.sum(), softmax(xs[-1][i] / heat)
+      out.append(heat**2 * np.sum(q * np.log(q / p)))
+    return out
+
+  compare(
+    lambda *xs: terms.joint_distillation(dict(zip(t.levels, xs)), t, 2.0),
+    naive,
+    list(logits.values()),
+  )
+
+
+# The prior.
+
+
+def test_log_prior():
+  labels = np.array([0, 0, 0, 2, -1, -1, 2, 0])
+  np.testing.assert_allclose(
+    exclusive.log_prior(labels, 4), np.log(np.array([4, 1, 2, 1]) / 8), rtol=1e-6
+  )
+
+
+def test_logit_adjustment_learns_the_likelihood_of_a_long_tail():
+  """Of two classes with the same image: plain training learns the prior, adjusted does not."""
+  labels = jnp.array([0] * 9 + [1])
+  shift = jnp.asarray(exclusive.log_prior(np.asarray(labels), 2))[None]
+
+  def total(x, shift):
+    return exclusive.cross_entropy(jnp.tile(x, (10, 1)) + shift, labels).sum()
+
+  slope = jax.grad(total)
+  np.testing.assert_allclose(slope(jnp.zeros((1, 2)), shift), 0, atol=1e-5)
+  np.testing.assert_allclose(slope(shift, 0 * shift), 0, atol=1e-5)
 
 
 # Soft labels of LCA distances.

@@ -5,7 +5,7 @@ r"""Heads and losses that use the hierarchy, each against one plain head with th
 
 Some rows: --rows='flat path_sum*'. With half of the finest labels missing:
 --config.data.unlabelled=.5; with fewer images: --config.data.limit=N. All else is as in 3head.py.
-The values are those of the methods' papers where these name one, and S1's .9 and .1 for the weights
+The values are those of the methods' authors or in their range, and S1's .9 and .1 for the weights
 of the finest and the coarser levels; none was chosen on these data.
 """
 

@@ -10,8 +10,11 @@ from hierjax.core import parallel
 from hierjax.train import optim, setup
 from hierjax.train.step import train_step
 
+# Those that differ from another one by weights alone compile the same again.
+ROWS = [row for row in OPTIONS if not row.endswith(('_s1', '_levels'))]
 
-@pytest.mark.parametrize('row', OPTIONS)
+
+@pytest.mark.parametrize('row', ROWS)
 def test_the_loss_of_a_row_falls(row, tiny_backbone, one_device):
   """On drawn features, so that no backbone is compiled."""
   c = tiny.run_config(**OPTIONS[row], **{'data.unlabelled': 0.5, 'optim.lr': 0.03})

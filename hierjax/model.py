@@ -3,7 +3,7 @@
 import copy
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import cv2
 import jax
@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from hierjax import decide
 from hierjax.core import config, parallel, plugins
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import image_files, pipeline, sources, split_record, transforms
+from hierjax.data import image_groups, pipeline, sources, split_record, transforms
+from hierjax.data.image_groups import Image
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL
 from hierjax.decide.decisions import Decisions
@@ -25,7 +26,8 @@ from hierjax.models import classifier, heads, initializers, registry
 from hierjax.taxonomy import Mixed, Taxonomy, describe_difference, read_levels, read_taxonomy
 from hierjax.train import checkpoint
 
-Image = str | pathlib.Path | bytes | np.ndarray
+# Batches of images that `predict` holds at a time.
+GROUP = 8
 
 
 class Model:
@@ -68,7 +70,7 @@ class Model:
     self._heads_step = jax.jit(
       lambda variables, features: self.classifier.apply(variables, features)[0]
     )
-    self.rules = rules.read_rules(workdir / 'decode.json', taxonomy)
+    self.rules = rules.read_rules(workdir / 'decode.json', taxonomy, self.levels)
 
   def collect(self, examples: sources.Examples, **options) -> Outputs:
     """Run the model over examples; the options are those of `evaluate.collect.collect`."""
@@ -77,79 +79,78 @@ class Model:
     )
 
   def probabilities(
-    self, images: Sequence[Image], batch_size: int | None = None
+    self, images: Iterable[Image] | Image, batch_size: int | None = None
   ) -> dict[str, np.ndarray]:
     """Compute the probabilities of images.
 
     Args:
-      images: paths, encoded bytes, or uint8 [h, w, 3] in RGB.
+      images: as `predict` takes them.
       batch_size: images a step; None for eval.batch_size.
 
     Returns:
       {level with a head: float64 [N, C]}, NaN for an image that cannot be read. Those of exclusive
       levels sum to 1.
     """
-    outputs = self._run(images, batch_size)
-    probs = {}
-    for level in self.levels:
-      probs[level] = np.full((len(images), self.taxonomy.num_classes(level)), np.nan)
-      if outputs is not None:
-        probs[level][outputs.index] = outputs.probs[level]
-    return probs
+    parts = {level: [np.zeros((0, self.taxonomy.num_classes(level)))] for level in self.levels}
+    for names, outputs in self._run(images, batch_size):
+      for level, p in outputs.probs.items():
+        part = np.full((len(names), p.shape[1]), np.nan)
+        part[outputs.index] = p
+        parts[level].append(part)
+    return {level: np.concatenate(arrays) for level, arrays in parts.items()}
 
   def decide(self, probs: Mapping[str, np.ndarray]) -> Decisions:
     """Decide by this model's rules on probabilities {level: float64 [N, C]} without NaN."""
     return decide.decide(probs, self.taxonomy, self.rules)
 
   def predict(
-    self, images: Sequence[Image], top: int = 5, batch_size: int | None = None
+    self, images: Iterable[Image] | Image, top: int = 5, batch_size: int | None = None
   ) -> list[dict]:
     """Predict the classes of images.
 
     Args:
-      images: paths, encoded bytes, or uint8 [h, w, 3] in RGB.
+      images: paths, encoded bytes, or uint8 [h, w, 3] in RGB: a list, an array, a generator or any
+        other iterable, of which a few batches are held at a time; or a single image.
       top: classes of each head to list.
       batch_size: images a step; None for eval.batch_size.
 
     Returns:
-      One dict an image: 'file' and what `decide.to_records` describes; {'file', 'error'} for an
-      image that cannot be read. With eval.novelty also 'new', such as 'new under dog', 'new at the
-      top', or '' for an image of known classes, and 'novelty' {level: [score, threshold or None]};
-      the path is then that of the known classes that a new one resembles most.
+      One dict an image, in their order: 'file' and what `decide.to_records` describes; {'file',
+      'error'} for an image that cannot be read. With eval.novelty also 'new', such as 'new under
+      dog', 'new at the top', or '' for an image of known classes, and 'novelty' {level: [score,
+      threshold or None]}; the path is then that of the known classes that a new one resembles most.
+      An empty list or array gives [].
 
     Raises:
-      UserError: `images` is not a sequence, or the novelty detector is missing.
+      UserError: `images` has no images, such as a generator that was read before; something in it
+        is no image; the model computes NaN; or the novelty detector is missing.
     """
-    outputs = self._run(images, batch_size, with_features=bool(self.c.eval.novelty))
-    names = [_name(image, i) for i, image in enumerate(images)]
-    results = [{'file': name, 'error': 'unreadable image'} for name in names]
-    if outputs is None or not len(outputs.index):
-      return results
-    decisions = self.decide(outputs.probs)
-    records = decide.to_records(decisions, outputs.probs, self.taxonomy, top)
-    if self.c.eval.novelty:
-      self._add_novelty(records, outputs, decisions)
-    for i, record in zip(outputs.index, records):
-      results[i] = {'file': names[i], **record}
+    results = []
+    for names, outputs in self._run(images, batch_size, with_features=bool(self.c.eval.novelty)):
+      part = [{'file': name, 'error': 'unreadable image'} for name in names]
+      if len(outputs.index):
+        decisions = self.decide(outputs.probs)
+        records = decide.to_records(decisions, outputs.probs, self.taxonomy, top)
+        if self.c.eval.novelty:
+          self._add_novelty(records, outputs, decisions)
+        for i, record in zip(outputs.index, records):
+          part[i] = {'file': names[i], **record}
+      results += part
     return results
 
-  def _run(self, images, batch_size, with_features=False) -> Outputs | None:
-    """The outputs for images, None without any."""
-    if isinstance(images, str | pathlib.Path | bytes):
-      kind = type(images).__name__
-      raise UserError(f'predict takes a list of images, not {kind}: predict([...])')
-    if not len(images):
-      return None
+  def _run(self, images, batch_size, with_features=False) -> Iterator[tuple[list[str], Outputs]]:
+    """Yield the names of some images after the others, and the outputs for them."""
     block = self.taxonomy.block('exclusive')
-    examples = sources.Examples(
-      'predict',
-      [_name(image, i) for i, image in enumerate(images)],
-      np.full((len(images), len(block.levels) if block else 0), -1, np.int32),
-      Reader(list(images)),
-    )
-    return self.collect(
-      examples, batch_size=batch_size, may_be_empty=True, with_features=with_features
-    )
+    size = GROUP * (batch_size or self.c.eval.batch_size)
+    for names, items in image_groups.split(images, size):
+      labels = np.full((len(items), len(block.levels) if block else 0), -1, np.int32)
+      examples = sources.Examples('predict', names, labels, image_groups.Reader(items))
+      yield (
+        names,
+        self.collect(
+          examples, batch_size=batch_size, may_be_empty=True, with_features=with_features
+        ),
+      )
 
   def logits(self, features: np.ndarray) -> dict[str, np.ndarray]:
     """Compute logits from features.
@@ -404,22 +405,6 @@ class Model:
     for note in lines:
       print(f'note: {note}', file=sys.stderr)
     return data.splits[name]
-
-
-class Reader:
-  """Reads images from a list of paths, encoded bytes or arrays; worker processes can receive it."""
-
-  def __init__(self, items: Sequence[Image]):
-    self.items = items
-
-  def __call__(self, i: int) -> bytes | np.ndarray:
-    """Return image i as encoded bytes or an array."""
-    item = self.items[i]
-    return image_files.read_file(item) if isinstance(item, str | pathlib.Path) else item
-
-
-def _name(image: Image, i: int) -> str:
-  return str(image) if isinstance(image, str | pathlib.Path) else f'image {i}'
 
 
 def _picture(examples: sources.Examples, row: int, resize: str) -> np.ndarray | None:

@@ -175,7 +175,7 @@ MODELS = [
   ),
   *faults(
     'hierjax/models/heads.py',
-    'tests/models/test_heads.py::test_the_noise_of_prototypes_is_symmetric',
+    'tests/train/test_step_oracles.py::test_prototypes_are_perturbed_both_ways',
     {
       'minval=-self.noise, maxval=self.noise': 'minval=0.0, maxval=self.noise',
       'return normalized(p + noise)': 'return p + noise',
@@ -296,9 +296,30 @@ EVALUATE = [
       'np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])': (
         'np.quantile(means, [(1 - level), level])'
       ),
-      'sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1]': (
-        'sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]'
+      'means[:, len(a) :].mean(1) - means[:, : len(a)].mean(1)': (
+        'means[:, : len(a)].mean(1) - means[:, len(a) :].mean(1)'
       ),
+    },
+  ),
+]
+
+UNCERTAINTY = [
+  *faults(
+    'hierjax/evaluate/bootstrap.py',
+    'tests/evaluate/test_difference.py',
+    {
+      'np.hypot(end - mean, of_seeds)': 'abs(end - mean)',
+      'means.var(1, ddof=1) / n': 'means.var(1) / n',
+      'means = means[:1] - means[1:]': 'means = means',
+    },
+  ),
+  *faults(
+    'hierjax/decide/paths.py',
+    'tests/decide/test_calibration.py',
+    {
+      'keepdims=True)) / temperature)': 'keepdims=True)) * temperature)',
+      'return rows[1 - half :: 2], rows[half::2]': 'return rows[half::2], rows[half::2]',
+      '/ half_weights.sum()': '/ 1.0',
     },
   ),
 ]
@@ -435,6 +456,7 @@ MUTANTS = [
   *DATA,
   *DECIDE,
   *EVALUATE,
+  *UNCERTAINTY,
   *NOVELTY,
   *TRAIN,
   *EXPERIMENTS,

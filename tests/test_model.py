@@ -127,6 +127,41 @@ def test_unreadable_image_is_named_and_the_others_are_predicted(run, model, tmp_
   assert model.predict([]) == []
 
 
+def test_predict_takes_any_iterable_in_order_and_a_few_batches_at_a_time(run, model):
+  files = sorted(run[0].rglob('*.png'))[:9]
+  expected = model.predict(files)
+  assert [line['file'] for line in expected] == [str(file) for file in files]
+  read = []
+
+  def generate():
+    for file in files:
+      read.append(file)
+      yield file
+
+  for form in (tuple(files), np.array([str(f) for f in files]), iter(files), dict.fromkeys(files)):
+    assert model.predict(form) == expected
+  groups = model._run(generate(), 1)
+  assert len(next(groups)[0]) == len(read) == 8
+  assert model.predict(generate(), batch_size=1) == expected
+  assert model.predict(files[0]) == model.predict(str(files[0])) == expected[:1]
+  arrays = np.stack([cv2.imread(str(f))[..., ::-1] for f in files])
+  lines = model.predict(arrays)
+  assert [line['path'] for line in lines] == [line['path'] for line in expected]
+  assert [line['file'] for line in lines] == [f'image {i}' for i in range(9)]
+  assert model.predict(arrays[2])[0]['path'] == expected[2]['path']
+  probs = model.probabilities(file for file in files)
+  assert all(len(p) == 9 and np.isfinite(p).all() for p in probs.values())
+
+
+def test_an_iterator_at_its_end_is_an_error_and_an_empty_list_is_none(run, model):
+  files = (file for file in sorted(run[0].rglob('*.png'))[:2])
+  assert len(model.predict(files)) == 2
+  with pytest.raises(UserError, match='a generator can be read only once'):
+    model.predict(files)
+  for empty in ([], (), np.zeros((0, 8, 8, 3), np.uint8)):
+    assert model.predict(empty) == []
+
+
 def test_expand(tmp_path):
   for name in ('b.jpg', 'a.png', 'notes.txt'):
     (tmp_path / name).write_bytes(b'')

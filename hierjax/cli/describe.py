@@ -1,8 +1,7 @@
 """--mode=describe: parameters and multiply-accumulates of a model."""
 
-import json
-
 from hierjax.cli.arguments import Arguments
+from hierjax.core import json_files
 from hierjax.experiments import describe
 
 
@@ -12,5 +11,5 @@ def run(args: Arguments) -> int:
   Args:
     args: the arguments.
   """
-  print(json.dumps(describe.describe(args.config)))
+  print(json_files.dump(describe.describe(args.config)))
   return 0

@@ -1,12 +1,11 @@
 """--mode=evaluate: metrics of a split."""
 
-import json
 import sys
 
 from hierjax import model
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
-from hierjax.core import parallel
+from hierjax.core import json_files, parallel
 from hierjax.experiments import run_lock
 from hierjax.report import page
 
@@ -25,5 +24,5 @@ def run(args: Arguments) -> int:
     if is_first:
       print(f'report: {page.write(args.workdir)}', file=sys.stderr)
   if is_first:
-    print(json.dumps(result))
+    print(json_files.dump(result))
   return 0

@@ -1,10 +1,9 @@
 """--mode=predict: classes of images, a line of JSON for each."""
 
-import json
-
 from hierjax import model
 from hierjax.cli import images, runs
 from hierjax.cli.arguments import Arguments
+from hierjax.core import json_files
 
 
 def run(args: Arguments) -> int:
@@ -15,5 +14,5 @@ def run(args: Arguments) -> int:
   """
   trained = model.load(args.workdir, runs.run_config(args, args.workdir))
   for line in images.predict_files(trained, args.images):
-    print(json.dumps(line), flush=True)
+    print(json_files.dump(line), flush=True)
   return 0

@@ -1,11 +1,10 @@
 """--mode=train: train a config, or continue the run in the folder."""
 
-import json
 import os
 
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
-from hierjax.core import config, parallel
+from hierjax.core import config, json_files, parallel
 from hierjax.experiments import fit
 
 
@@ -22,5 +21,5 @@ def run(args: Arguments) -> int:
     c = runs.run_config(args, workdir, tuple(config.default()))
   result = fit.fit(c, workdir, resume_from=args.resume_from)
   if parallel.first():
-    print(json.dumps(result))
+    print(json_files.dump(result))
   return 0

@@ -1,4 +1,4 @@
-"""JSON of strangers, read whole or refused in one line."""
+"""JSON of strangers, read whole or refused in one line, and JSON that every reader takes."""
 
 import collections
 import json
@@ -12,6 +12,33 @@ from hierjax.core.errors import UserError
 MAX_BYTES = 16 * 2**20  # of a file; its objects take some twenty times that
 MAX_DEPTH = 64  # of lists and objects in each other
 MAX_INTEGER = 2**64
+
+
+def dump(value: Any, indent: int | None = None) -> str:
+  """Write a value as JSON, which has no NaN and no infinity.
+
+  Args:
+    value: of dicts, lists, text, numbers, booleans and None.
+    indent: blanks a level; None for one line.
+
+  Raises:
+    UserError: a number is not finite; the message says where.
+  """
+  try:
+    return json.dumps(value, indent=indent, allow_nan=False)
+  except ValueError:
+    place = _first_not_finite(value, '')
+    raise UserError(f'the result is not finite and cannot be written as JSON: {place}') from None
+
+
+def _first_not_finite(value: Any, path: str) -> str:
+  """The place of a number that is not finite: 'decode/joint/fpa is nan'; '' for none."""
+  if isinstance(value, float) and not math.isfinite(value):
+    return f'{path[1:]} is {value}'
+  items = {}
+  if isinstance(value, dict | list | tuple):
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+  return next(filter(None, (_first_not_finite(v, f'{path}/{k}') for k, v in items)), '')
 
 
 def read(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Any:

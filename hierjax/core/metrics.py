@@ -207,8 +207,20 @@ _declare(
     'Of the images whose finest class is wrong: at how many levels the predicted and the true path '
     'differ, on average. In a tree, 1 is a sibling; the number of levels is nothing in common.',
   ),
-  ('ahd1', 'AHD@1', -1, 'Average distance, in levels, of the first choice to the truth.'),
-  ('ahd5', 'AHD@5', -1, 'The same, averaged over the five finest classes ranked highest.'),
+  (
+    'ahd1',
+    'AHD@1',
+    -1,
+    'Average distance, in levels, of the first choice to the truth, over all images: right answers '
+    'count 0. Severity is the same of the wrong answers alone.',
+  ),
+  (
+    'ahd5',
+    'AHD@5',
+    -1,
+    'The same of the five finest classes ranked highest, the mean over the five; at most one of '
+    'them is right and counts 0.',
+  ),
   is_percent=False,
 )
 _declare(
@@ -217,10 +229,17 @@ _declare(
     'map',
     'mAP, macro',
     1,
-    'Mean average precision: the area under the precision-recall curve, averaged over the classes.',
+    'Mean average precision: the area under the precision-recall curve, averaged over the classes '
+    'that have an image.',
   ),
   ('micro_map', 'mAP, micro', 1, 'The area under one such curve of all pairs of image and class.'),
-  ('f1', 'F1, macro', 1, 'Harmonic mean of precision and recall, averaged over the classes.'),
+  (
+    'f1',
+    'F1, macro',
+    1,
+    'Harmonic mean of precision and recall, averaged over the classes that have an image or are '
+    'predicted; of the others it is undefined. Their number stands beside it.',
+  ),
   kind='tags',
   is_logged=True,
 )

@@ -1,9 +1,9 @@
 """All decisions on a set of examples: from probabilities, block by block of the taxonomy.
 
-Rules and decisions are dicts by the kind of block. Rules of 'exclusive' levels are the weights of
-their heads in the joint decision, {level: float}; those of 'tags' are thresholds, {level: float64
-[C]}. Decisions on 'exclusive' levels are {'independent', 'leaf', 'joint': PathDecision}; that on
-'tags' is a TagDecision.
+Rules and decisions are dicts by the kind of block. Rules of 'exclusive' levels are the `PathRules`
+of the joint decision; those of 'tags' are thresholds, {level: float64 [C]}. Decisions on
+'exclusive' levels are {'independent', 'leaf', 'joint': PathDecision}; that on 'tags' is a
+TagDecision.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from hierjax.decide import paths, thresholds
 from hierjax.taxonomy import Block, Mixed, Taxonomy
 
 Probs = Mapping[str, np.ndarray]
-Rules = dict[str, dict]
+Rules = dict[str, paths.PathRules | dict[str, np.ndarray]]
 Decisions = dict[str, dict[str, paths.PathDecision] | thresholds.TagDecision]
 
 
 def default_rules(taxonomy: Taxonomy | Mixed) -> Rules:
-  """Return the rules before any tuning: every head weighs 1, every threshold is .5."""
+  """Return the rules before any tuning: heads weigh 1 at temperature 1, thresholds are .5."""
   return {block.kind: DEFAULTS[block.kind](block) for block in taxonomy.blocks}
 
 
@@ -63,13 +63,16 @@ def join(values: Mapping[str, np.ndarray], block: Block) -> np.ndarray:
   return np.concatenate([values[level] for level in block.levels], -1)
 
 
-def _decide_paths(probs, block, weights, is_possible):
+def _decide_paths(probs, block, rules, is_possible):
   level_probs = _by_level(probs, block)
   return {
     'independent': paths.independent(level_probs, block.taxonomy),
     'leaf': paths.leaf(level_probs, block.taxonomy),
     'joint': paths.joint(
-      level_probs, block.taxonomy, [weights.get(level, 1.0) for level in block.levels]
+      level_probs,
+      block.taxonomy,
+      [rules.weights.get(level, 1.0) for level in block.levels],
+      rules.temperature,
     ),
   }
 
@@ -81,8 +84,10 @@ def _decide_tags(probs, block, level_thresholds, is_possible):
 
 
 def _tune_paths(probs, labels, block):
-  weights = paths.tune(_by_level(probs, block), labels, block.taxonomy)
-  return dict(zip(block.levels, weights.tolist()))
+  level_probs = _by_level(probs, block)
+  weights = paths.tune(level_probs, labels, block.taxonomy)
+  calibration = paths.calibrate(level_probs, labels, block.taxonomy, weights)
+  return paths.PathRules(dict(zip(block.levels, weights.tolist())), *calibration)
 
 
 def _tune_tags(probs, labels, block):
@@ -90,7 +95,7 @@ def _tune_tags(probs, labels, block):
 
 
 def _default_weights(block):
-  return dict.fromkeys(block.levels, 1.0)
+  return paths.PathRules(dict.fromkeys(block.levels, 1.0))
 
 
 def _default_thresholds(block):

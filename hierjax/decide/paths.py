@@ -5,7 +5,8 @@ takes the best path of the taxonomy by all heads together.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,11 @@ from hierjax.taxonomy import Taxonomy
 TINY = np.finfo(np.float64).tiny
 # The weights that `tune` tries for each coarser head; that of the finest head is 1.
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+
+# Fewer examples with a known path do not calibrate; the bounds of the inverse temperature of the
+# weighted mean of the log probabilities.
+MIN_EXAMPLES = 100
+INVERSE_BOUNDS = (0.05, 20.0)
 
 # Per level float [N, C], None for a level without a head.
 Probs = Sequence[np.ndarray | None]
@@ -34,6 +40,20 @@ class PathDecision:
   pred: np.ndarray
   scores: list[np.ndarray]
   prob: list[np.ndarray]
+
+
+class PathRules(NamedTuple):
+  """How `joint` decides, and how sure it is.
+
+  Attributes:
+    weights: {level: weight of its head}.
+    temperature: divisor of the path scores, see `calibrate`.
+    examples: number of examples that it was fitted on; 0 where it was not.
+  """
+
+  weights: Mapping[str, float]
+  temperature: float = 1.0
+  examples: int = 0
 
 
 def independent(probs: Probs, taxonomy: Taxonomy) -> PathDecision:
@@ -66,21 +86,24 @@ def leaf(probs: Probs, taxonomy: Taxonomy) -> PathDecision:
   return joint(probs, taxonomy, np.eye(len(taxonomy.levels))[-1])
 
 
-def joint(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> PathDecision:
+def joint(
+  probs: Probs, taxonomy: Taxonomy, weights: Sequence[float], temperature: float = 1.0
+) -> PathDecision:
   """Decide for the path of the taxonomy with the largest sum over levels of w_k log p_k.
 
   Levels without a head are skipped. A class of any level ranks by its best path; its probability is
-  its share of softmax(path scores).
+  its share of softmax(path scores / temperature).
 
   Args:
     probs: the probabilities of each level; the finest level needs a head.
     taxonomy: the table of these levels.
     weights: w, one per level.
+    temperature: above 1, the probabilities are less sure; the decision stays the same.
   """
   path_score = path_scores(probs, taxonomy, weights)
   best = path_score.argmax(-1)
   pred = taxonomy.paths[best]
-  posterior = np.exp(path_score - path_score.max(-1, keepdims=True))
+  posterior = np.exp((path_score - path_score.max(-1, keepdims=True)) / temperature)
   posterior /= posterior.sum(-1, keepdims=True)
   scores, prob = [], []
   for k in range(len(taxonomy.levels)):
@@ -194,3 +217,67 @@ def tune(
         trials[:, k] = grid
         weights = max([weights, *trials], key=evaluate)
   return np.array(max(values.values())[2])
+
+
+def calibrate(
+  probs: Probs,
+  labels: np.ndarray,
+  taxonomy: Taxonomy,
+  weights: Sequence[float],
+  limit: int = 10_000_000,
+) -> tuple[float, int]:
+  """Fit the temperature at which the true paths of validation examples are most likely.
+
+  This is temperature scaling (Guo et al. 2017, arXiv:1706.04599) of the joint decision. It is
+  cross-fitted: the weights that score one half of the examples, every second one, are tuned on the
+  other half, so that no example serves for both. Scores are divided by the sum of the weights, a
+  weighted mean of log probabilities, so that halves with different weights go together; what is
+  fitted is the factor b on that mean, and the temperature is the sum of the weights over b.
+
+  Below MIN_EXAMPLES there is too little to fit, and b is 1: the mean of the heads, which is right
+  if they all say the same and not sure enough if each knows something else.
+
+  Args:
+    probs: the probabilities of each level.
+    labels: int [N, level]; examples whose finest class is unknown (-1) do not count.
+    taxonomy: the table of these levels.
+    weights: those that the temperature is for, one per level, as `tune` gives them.
+    limit: above so many scores (examples times leaves) an even subset of the examples is used.
+
+  Returns:
+    The temperature, and the number of examples that it was fitted on, 0 for too few.
+  """
+  labels = np.asarray(labels)
+  rows = np.flatnonzero(labels[:, -1] >= 0)
+  if len(rows) < MIN_EXAMPLES:
+    return float(np.sum(weights)), 0
+  rows = rows[:: -(-len(rows) * len(taxonomy.paths) // limit)]
+  scores = np.empty((len(rows), len(taxonomy.paths)))
+  for half in (0, 1):
+    tuned, scored = ([None if p is None else p[r] for p in probs] for r in _halves(rows, half))
+    half_weights = tune(tuned, labels[rows[1 - half :: 2]], taxonomy)
+    scores[half::2] = path_scores(scored, taxonomy, half_weights) / half_weights.sum()
+  inverse = _most_likely_inverse(scores, labels[rows, -1])
+  return float(f'{np.sum(weights) / inverse:.4g}'), len(rows)
+
+
+def _halves(rows, half):
+  """The rows that tune the weights, and those that these score."""
+  return rows[1 - half :: 2], rows[half::2]
+
+
+def _most_likely_inverse(scores, truth, steps=16):
+  """The b within INVERSE_BOUNDS that maximises the likelihood of the truth under softmax(b scores).
+
+  The log-likelihood is concave in b, with the slope mean(true score - expected score): bisection,
+  on a logarithmic scale.
+  """
+  scores = scores - scores.max(-1, keepdims=True)
+  true_mean = scores[np.arange(len(truth)), truth].mean()
+  low, high = np.log(INVERSE_BOUNDS)
+  for _ in range(steps):
+    middle = (low + high) / 2
+    p = np.exp(np.exp(middle) * scores)
+    expected = ((p * scores).sum(-1) / p.sum(-1)).mean()
+    low, high = (middle, high) if true_mean > expected else (low, middle)
+  return float(np.exp((low + high) / 2))

@@ -1,36 +1,44 @@
 """decode.json: the rules of the decisions that were tuned on validation."""
 
-import json
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
-from hierjax.core import files
+from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
+from hierjax.core.metrics import is_finite
 from hierjax.decide.decisions import Rules, default_rules
+from hierjax.decide.paths import PathRules
 from hierjax.taxonomy import Block, Mixed, Taxonomy
 
 
-def read_rules(path: pathlib.Path, taxonomy: Taxonomy | Mixed) -> Rules:
+def read_rules(
+  path: pathlib.Path, taxonomy: Taxonomy | Mixed, heads: Sequence[str] | None = None
+) -> Rules:
   """Read the rules that training has tuned; the default ones where it never came to that.
 
   Args:
     path: the file.
     taxonomy: the levels.
+    heads: those that have a head; None for all.
 
   Raises:
-    UserError: the file is damaged, or of another taxonomy.
+    UserError: the file is damaged, of another taxonomy, or decides nothing.
   """
   if not path.exists():
     return default_rules(taxonomy)
   try:
-    content = json.loads(path.read_text())
-    return {block.kind: READERS[block.kind](content, block) for block in taxonomy.blocks}
-  except (ValueError, KeyError, TypeError) as e:
+    content = json_files.read_object(path)
+    rules = {block.kind: READERS[block.kind](content, block) for block in taxonomy.blocks}
+    if 'exclusive' in rules:
+      _check_weights(rules['exclusive'].weights, heads)
+  except UserError as e:
+    text = str(e).removeprefix(f'{path}: ')
     raise UserError(
-      f'{path}: is damaged ({type(e).__name__}: {e}); without this file every head weighs 1 and '
-      'every threshold is .5'
+      f'{path}: {text}; without this file every head weighs 1 and every threshold is .5'
     ) from None
+  return rules
 
 
 def write_rules(path: pathlib.Path, split: str, rules: Rules, taxonomy: Taxonomy | Mixed) -> None:
@@ -45,26 +53,53 @@ def write_rules(path: pathlib.Path, split: str, rules: Rules, taxonomy: Taxonomy
   content = {'split': split}
   for block in taxonomy.blocks:
     content |= WRITERS[block.kind](rules[block.kind], block)
-  files.write(path, json.dumps(content, indent=2) + '\n')
+  files.write(path, json_files.dump(content, indent=2) + '\n')
 
 
-def _read_weights(content: dict, block: Block) -> dict[str, float]:
-  weights = {level: float(content['weights'][level]) for level in block.levels}
-  if not all(0 <= weight < np.inf for weight in weights.values()):
-    raise ValueError(f'weights {weights}')
-  return weights
+def _read_path_rules(content: dict, block: Block) -> PathRules:
+  weights = _read_numbers(content.get('weights'), block.levels, 'weights')
+  # files of earlier versions have no temperature
+  temperature, examples = content.get('temperature', 1.0), content.get('temperature_examples', 0)
+  if not is_finite(temperature) or temperature <= 0:
+    raise UserError(f'temperature must be a number above 0, not {temperature!r}')
+  return PathRules(dict(zip(block.levels, weights)), float(temperature), examples)
+
+
+def _check_weights(weights: dict[str, float], heads: Sequence[str] | None) -> None:
+  used = {level: w for level, w in weights.items() if heads is None or level in heads}
+  if min(weights.values()) < 0 or not any(used.values()):
+    text = ', '.join(f'{level} {w:g}' for level, w in weights.items())
+    raise UserError(
+      f'weights must be 0 or more, and above 0 for one of the heads ({", ".join(used)}), not {text}'
+    )
+
+
+def _read_numbers(values: object, names: Sequence[str], field: str) -> list[float]:
+  """The numbers of an object with just these names."""
+  if not isinstance(values, dict) or set(values) != set(names):
+    raise UserError(f'{field} must have a number for each of {", ".join(names)}, and no others')
+  for name, value in values.items():
+    if isinstance(value, bool) or not is_finite(value):
+      raise UserError(f'{field} of {name} must be a number, not {value!r}')
+  return [float(values[name]) for name in names]
 
 
 def _read_thresholds(content: dict, block: Block) -> dict[str, np.ndarray]:
-  table = block.taxonomy
+  table, thresholds = block.taxonomy, content.get('thresholds')
+  if not isinstance(thresholds, dict) or not set(table.levels) <= set(thresholds):
+    raise UserError(f'thresholds must have the levels {", ".join(table.levels)}')
   return {
-    level: np.array([float(content['thresholds'][level][name]) for name in names])
+    level: np.array(_read_numbers(thresholds[level], names, f'thresholds of {level}'))
     for level, names in zip(table.levels, table.names)
   }
 
 
-def _write_weights(weights: dict[str, float], block: Block) -> dict:
-  return {'weights': weights}
+def _write_path_rules(rules: PathRules, block: Block) -> dict:
+  return {
+    'weights': dict(rules.weights),
+    'temperature': rules.temperature,
+    'temperature_examples': rules.examples,
+  }
 
 
 def _write_thresholds(thresholds: dict[str, np.ndarray], block: Block) -> dict:
@@ -76,5 +111,5 @@ def _write_thresholds(thresholds: dict[str, np.ndarray], block: Block) -> dict:
   return {'thresholds': by_class}
 
 
-READERS = {'exclusive': _read_weights, 'tags': _read_thresholds}
-WRITERS = {'exclusive': _write_weights, 'tags': _write_thresholds}
+READERS = {'exclusive': _read_path_rules, 'tags': _read_thresholds}
+WRITERS = {'exclusive': _write_path_rules, 'tags': _write_thresholds}

@@ -1,14 +1,14 @@
 """The evaluation of a split: metrics of decisions, as JSON, and the predictions as arrays."""
 
 import io
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hierjax.core import files
+from hierjax.core import files, json_files
 from hierjax.core.metrics import logged_names, lookup, resolve_best
+from hierjax.decide import paths
 from hierjax.decide.decisions import Decisions, Rules, decide, default_rules
 from hierjax.evaluate import bootstrap, metrics, tags
 from hierjax.evaluate.collect import Outputs
@@ -45,16 +45,54 @@ def summarize(
     'unreadable': len(outputs.broken),
     'tta': tta,
     'heads': heads,
-    'weights': dict(rules.get('exclusive', {})),
+    'weights': dict(rules['exclusive'].weights) if 'exclusive' in rules else {},
     'decode': {},
     'intervals': {},
   }
   result |= _evaluate(outputs, decisions, taxonomy, heads)
   block = taxonomy.block('exclusive')
+  if block:
+    result['calibration'] = _calibration(outputs, block, rules['exclusive'])
   for name, decision in decisions.get('exclusive', {}).items():
     values = metrics.per_example(decision, outputs.labels[:, block.columns], block.taxonomy)
     result['intervals'][name] = bootstrap.intervals(values)
   return result
+
+
+def _calibration(outputs, block, rules) -> dict:
+  """The temperature of the joint decision, and its calibration error by level without it."""
+  probs = [outputs.probs.get(level) for level in block.levels]
+  weights = [rules.weights[level] for level in block.levels]
+  uncalibrated = paths.joint(probs, block.taxonomy, weights)
+  labels = outputs.labels[:, block.columns]
+  return {
+    'temperature': rules.temperature,
+    'examples': rules.examples,
+    'ece_before': {
+      level: metrics.ece(uncalibrated.prob[k], uncalibrated.pred[:, k], labels[:, k])
+      for k, level in enumerate(block.levels)
+    },
+  }
+
+
+def describe_calibration(result: Mapping) -> str:
+  """Return in words how sure the joint decision was made, and what that did.
+
+  Args:
+    result: as `summarize` returns it.
+  """
+  calibration = result['calibration']
+  source = 'not fitted'
+  if calibration['examples']:
+    source = f'fitted on {calibration["examples"]} images'
+  elif calibration['temperature'] != 1:
+    source = f'the sum of the weights, since fewer than {paths.MIN_EXAMPLES} images do not fit it'
+  changes = []
+  for level, before in calibration['ece_before'].items():
+    after = lookup(result, f'joint:ece/{level}')
+    if before is not None and after is not None:
+      changes.append(f'{level} {before:.3f} to {after:.3f}')
+  return f'temperature {calibration["temperature"]:.4g} ({source}); ECE {", ".join(changes)}'
 
 
 def _evaluate(outputs, decisions, taxonomy, heads) -> dict:
@@ -200,7 +238,7 @@ def write(
   archive = io.BytesIO()
   np.savez_compressed(archive, **arrays)
   files.write(folder / f'predictions_{result["split"]}.npz', archive.getvalue())
-  files.write(folder / f'eval_{result["split"]}.json', json.dumps(result, indent=2) + '\n')
+  files.write(folder / f'eval_{result["split"]}.json', json_files.dump(result, indent=2) + '\n')
 
 
 def _path_arrays(decision, labels, probs, taxonomy):

@@ -69,7 +69,9 @@ def evaluate_level(
     'map_macro', the mean of the classes' average precision, and 'map_micro', that of all known
     labels as one ranking; 'before' (at thresholds of .5) and 'after' (at `thresholds`, or `pred`),
     each with 'f1_macro', the mean over the classes, and 'f1_micro', that of all labels together;
-    'classes' {name: {...}}. None where a metric is undefined.
+    'classes' {name: {...}}. None where a metric is undefined. A class without an image has no
+    average precision, and one that is not predicted either no F1: 'map_classes' and 'f1_classes'
+    are the numbers of classes that the means are over.
   """
   prob, labels = np.asarray(prob), np.asarray(labels)
   is_known = labels >= 0
@@ -78,9 +80,12 @@ def evaluate_level(
   precision = average_precision(prob, labels)
   micro = average_precision(prob[is_known][:, None], labels[is_known][:, None])
   result = {'n': len(labels), 'map_macro': _mean(precision), 'map_micro': _mean(micro)}
+  result['map_classes'] = int((~np.isnan(precision)).sum())
   for moment, decision in decisions.items():
     micro = precision_recall_f1(decision[is_known][:, None], labels[is_known][:, None])
-    result[moment] = {'f1_macro': _mean(per_class[moment]['f1']), 'f1_micro': _mean(micro['f1'])}
+    f1 = per_class[moment]['f1']
+    result[moment] = {'f1_macro': _mean(f1), 'f1_micro': _mean(micro['f1'])}
+    result[moment]['f1_classes'] = int((~np.isnan(f1)).sum())
   result['classes'] = {}
   for c, name in enumerate(names):
     result['classes'][name] = {

@@ -12,7 +12,7 @@ from hierjax import model
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import split_record
-from hierjax.evaluate import embedding
+from hierjax.evaluate import embedding, summary
 from hierjax.experiments import restart, run_lock
 from hierjax.experiments.workdir import Record, current_time, disk_errors, has_run, prepare
 from hierjax.report import page, runs
@@ -204,6 +204,8 @@ def _evaluate(loop: Loop, workdir: pathlib.Path) -> dict:
       f'{start}, {name}: {accuracies} full path {decision["fpa"] or 0:.4f} '
       f'HVR {decision["hvr"]:.4f}'
     )
+  if 'calibration' in result:
+    loop.log.say(f'{start}, joint: {summary.describe_calibration(result)}')
   for level, values in result.get('multi', {}).items():
     loop.log.say(
       f'{start}, {level}: mAP macro {values["map_macro"] or 0:.4f} '

@@ -6,7 +6,6 @@ new ones a split. `migrate_heads` says what that means for the heads. Other para
 are; the optimiser starts anew.
 """
 
-import json
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax import model
-from hierjax.core import files, parallel
+from hierjax.core import files, json_files, parallel
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import split_record
 from hierjax.experiments import migrate_heads, run_lock
@@ -409,4 +408,4 @@ def _save_start(
     shutil.copy(workdir / name, start)
   shutil.copytree(workdir / 'checkpoints', start / 'checkpoints')
   model.load(start).evaluate(run.c.data.val, examples=run.val, tune=True)
-  files.write(workdir / 'migration.json', json.dumps(history_record, indent=2) + '\n')
+  files.write(workdir / 'migration.json', json_files.dump(history_record, indent=2) + '\n')

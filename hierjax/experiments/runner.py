@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax import model
-from hierjax.core import config, files
+from hierjax.core import config, files, json_files
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.evaluate import metrics
 from hierjax.experiments import describe, fit, run_lock
@@ -210,7 +210,7 @@ class Runner:
         model.load(folder).evaluate(split)
     options = json.loads(config.to_json(self._config(row, seed)))
     requested = {'state_sha256': self._state(row, seed)[0], 'options': options}
-    files.write(folder / 'requested.json', json.dumps(requested, indent=2) + '\n')
+    files.write(folder / 'requested.json', json_files.dump(requested, indent=2) + '\n')
 
   def _evaluate_others(self, row: Row, seed: int) -> None:
     folder, sources = self.folder(row, seed), []

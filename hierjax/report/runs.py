@@ -168,12 +168,13 @@ class Run:
     return {row: jpeg[a:b].tobytes() for row, a, b in zip(rows, [0, *ends], ends)}
 
 
-def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
+def read(workdir: str | os.PathLike, baseline: bool = True, seeds: bool | None = None) -> Run:
   """Read the folder of a run.
 
   Args:
     workdir: the folder.
-    baseline: whether to read the run that it is compared with and further seeds, too.
+    baseline: whether to read the run that it is compared with, too.
+    seeds: whether to read its further seeds and their baselines, too; None for as `baseline`.
 
   Returns:
     The run; files that cannot be read are named in its `faults`.
@@ -216,10 +217,11 @@ def read(workdir: str | os.PathLike, baseline: bool = True) -> Run:
   migration = load('migration.json', _json) or {}
   start = _inner(path / START, START, faults) if migration else None
   other = _baseline(path, config, faults) if baseline else None
-  folders = sorted(path.glob('seed[0-9]*'), key=lambda p: (len(p.name), p.name)) * baseline
-  seeds = [_inner(folder, folder.name, faults, baseline=True) for folder in folders]
+  folders = sorted(path.glob('seed[0-9]*'), key=lambda p: (len(p.name), p.name))
+  is_read = baseline if seeds is None else seeds
+  others = [_inner(f, f.name, faults, baseline=True) for f in folders if is_read]
   return dataclasses.replace(
-    run, migration=migration, start=start, baseline=other, seeds=tuple(filter(None, seeds))
+    run, migration=migration, start=start, baseline=other, seeds=tuple(filter(None, others))
   )
 
 
@@ -227,7 +229,7 @@ def _inner(path: pathlib.Path, name: str, faults: list[str], baseline: bool = Fa
   """Read the run in a folder, and add its faults to those of the run that it belongs to."""
   if not (path / 'config.json').is_file():
     return None
-  run = read(path, baseline)
+  run = read(path, baseline, seeds=False)
   faults += [f'{name}: {fault}' for fault in run.faults]
   return run
 

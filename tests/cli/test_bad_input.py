@@ -1200,8 +1200,10 @@ def test_from_python(good_run):
   with pytest.raises(UserError, match=r'--config.optim.lr=-1.0 must be above 0'):
     hierjax.fit(c, 'run')
   model = hierjax.load(good_run / 'run')
-  with pytest.raises(UserError, match=r'a list of images, not str: predict\(\[\.\.\.\]\)'):
-    model.predict('a.jpg')
+  with pytest.raises(UserError, match='a list or other iterable of images, not int'):
+    model.predict(5)
+  with pytest.raises(UserError, match='image 1 is of type NoneType; give paths'):
+    model.predict([b'', None])
   result = model.predict(
     ['gone.jpg', b'', np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8)]
   )
@@ -1468,7 +1470,12 @@ RUNS = {  # what is done to the folder of run and data, what is asked, what the 
   'decode.json: a level is missing': (
     replaced('run/decode.json', '"animal"', '"beast"'),
     PREDICT,
-    ('run/decode.json: is damaged', 'animal'),
+    ('run/decode.json: weights must have a number for each of kind, animal, and no others',),
+  ),
+  'decode.json: nothing weighs': (
+    lambda d: put(d, {'run/decode.json': '{"weights": {"kind": 0, "animal": 0}}'}),
+    PREDICT,
+    ('run/decode.json: weights must be 0 or more, and above 0 for one of the heads',),
   ),
   'decode.json: no number': (
     lambda d: put(d, {'run/decode.json': '{"weights": {"kind": "x", "animal": NaN}}'}),

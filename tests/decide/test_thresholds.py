@@ -4,29 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from drawn_tags import ANIMALS, draw
 from sklearn import metrics as sk
 
 from hierjax.decide import thresholds
 from hierjax.evaluate import tags
-from hierjax.taxonomy import TagTaxonomy
-
-ANIMALS = TagTaxonomy.from_rows(
-  ('kind', 'animal', 'breed'),
-  [
-    ['mammal', 'dog', 'poodle'],
-    ['mammal', 'dog', 'husky'],
-    ['mammal', 'cat', 'siamese'],
-    ['bird', 'owl', ''],
-  ],
-)
-
-
-def draw(seed, n=40, classes=6, unknown=0.2):
-  """Random logits and targets, some of which are unknown."""
-  rng = np.random.default_rng(seed)
-  targets = (rng.random((n, classes)) < rng.uniform(0.1, 0.7, classes)).astype(np.int32)
-  targets[rng.random(targets.shape) < unknown] = -1
-  return rng.normal(0, 3, (n, classes)).astype(np.float32), targets
 
 
 def f1_of(p, y, threshold):
@@ -122,6 +104,8 @@ def test_metrics_against_scikit_learn(seed):
     )
     rows = [row[when]['f1'] for row in result['classes'].values() if row[when]['f1'] is not None]
     assert result[when]['f1_macro'] == pytest.approx(np.mean(rows))
+    assert result[when]['f1_classes'] == len(rows)
+  assert result['map_classes'] == len(aps) == 4
 
 
 def test_macro_and_micro_of_known_targets_are_scikit_learn_s():
@@ -134,6 +118,17 @@ def test_macro_and_micro_of_known_targets_are_scikit_learn_s():
     assert result['after'][f'f1_{average}'] == pytest.approx(
       sk.f1_score(y, x >= 0, average=average)
     )
+
+
+def test_the_number_of_classes_that_a_macro_mean_is_of():
+  """Class a has images, b only a wrong prediction, of c and d is nothing to be said."""
+  labels = np.array([[1, 0, 0, -1], [1, 0, 0, -1], [0, 0, 0, -1]])
+  prob = np.array([[0.9, 0.2, 0.1, 0.9], [0.2, 0.7, 0.2, 0.9], [0.3, 0.4, 0.3, 0.9]])
+  result = tags.evaluate_level(prob, labels, np.array([0.15, 0.8, 0.5, 0.5]), list('abcd'))
+  assert result['map_classes'] == 1
+  assert result['before']['f1_classes'] == 2 and result['after']['f1_classes'] == 1
+  assert result['before']['f1_macro'] == pytest.approx((2 / 3 + 0) / 2)
+  assert result['after']['f1_macro'] == pytest.approx(0.8)
 
 
 def test_metrics_of_nothing():

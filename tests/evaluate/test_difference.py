@@ -6,23 +6,20 @@ from scipy import stats
 
 from hierjax.evaluate import bootstrap
 
-# An image is easy, hopeless, undecided, or easier for one of the methods; which of them is as good
-# as the other. Runs of one seed deviate in what they make of the images that are not certain.
-KINDS = np.array([(2.0, 2.0), (-1.0, -1.0), (0.6, 0.6), (0.85, 0.45), (0.45, 0.85)])
-SHARES = (0.62, 0.08, 0.14, 0.08, 0.08)
-UNCERTAIN = sum(SHARES[2:])
+# 70 % of the images are certain: right or wrong in every run, so that they only scale the others.
+# Of the others some are as hard for both methods, some easier for one; by symmetry the methods are
+# equally good. Runs of one seed deviate in how they do on all of these.
+UNCERTAIN = 0.3
+CHANCES = np.array([(0.6, 0.6), (0.85, 0.45), (0.45, 0.85)])
 
 
 def draw(rng, n, seeds, deviation, gain=0.0):
-  """Right answers of both methods: per example [seed, N]; the first is better by `gain`."""
-  chance = KINDS[rng.choice(len(SHARES), size=n, p=SHARES)].T
-  uncertain = np.flatnonzero((chance[0] > 0) & (chance[0] < 1))
+  """What the uncertain ones of n images add to the accuracy of both methods: [seed, example]."""
+  chances = CHANCES[rng.choice(3, size=int(n * UNCERTAIN), p=(0.46, 0.27, 0.27))].T
   results = []
-  for p, better in zip(chance, (gain, 0.0)):
-    right = np.repeat((p > 1)[None].astype(float), seeds, 0)
+  for chance, better in zip(chances, (gain, 0.0)):
     luck = (better + deviation * rng.normal(size=(seeds, 1))) / UNCERTAIN
-    right[:, uncertain] = rng.random((seeds, len(uncertain))) < p[uncertain] + luck
-    results.append(right)
+    results.append(UNCERTAIN * (rng.random((seeds, len(chance))) < chance + luck))
   return results
 
 
@@ -33,7 +30,7 @@ def normal_interval(a, b):
   return per_image.mean() - half, per_image.mean() + half
 
 
-def verdicts(n, seeds, deviation, gain=0.0, times=250):
+def verdicts(n, seeds, deviation, gain=0.0, times=800):
   """Share of comparisons that are decided for the first method, and for the second."""
   rng = np.random.default_rng(seeds)
   signs = []
@@ -60,7 +57,7 @@ def test_the_images_alone_would_mistake_the_luck_of_a_seed_for_a_result(monkeypa
 def test_more_seeds_find_smaller_differences(monkeypatch):
   monkeypatch.setattr(bootstrap, 'paired_difference', normal_interval)
   power = [verdicts(8041, seeds, 0.008, gain=0.03, times=100)[0] for seeds in (1, 2, 3, 5)]
-  assert power == sorted(power) and power[0] < 0.2 and power[2] > 0.8 and power[3] > 0.98
+  assert power == sorted(power) and power[0] < 0.2 and power[2] > 0.8 and power[3] > 0.95
 
 
 @pytest.mark.parametrize('seeds', [1, 3])

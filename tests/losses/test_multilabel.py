@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from drawn_tags import ANIMALS, draw
 from parity import ours
 from test_taxonomy import RANDOM as TABLES
 
@@ -18,22 +19,6 @@ RANDOM = [TagTaxonomy.from_rows(table.levels, table.rows()) for table in TABLES]
 FEW = RANDOM[::5]  # trees, facets and early ends: each is a compilation
 jit = functools.partial(jax.jit, compiler_options=ours.QUICK)
 WILD = np.array([-1e30, -1e4, -90, -1, 0, 1, 90, 1e4, 1e30], np.float32)
-ANIMALS = TagTaxonomy.from_rows(
-  ('kind', 'animal', 'breed'),
-  [
-    ['mammal', 'dog', 'poodle'],
-    ['mammal', 'dog', 'husky'],
-    ['mammal', 'cat', 'siamese'],
-    ['bird', 'owl', ''],
-  ],
-)
-
-
-def draw(seed, n=40, classes=6, unknown=0.2):
-  rng = np.random.default_rng(seed)
-  targets = (rng.random((n, classes)) < rng.uniform(0.1, 0.7, classes)).astype(np.int32)
-  targets[rng.random(targets.shape) < unknown] = -1
-  return rng.normal(0, 3, (n, classes)).astype(np.float32), targets
 
 
 def above(t):

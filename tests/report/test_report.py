@@ -358,6 +358,37 @@ def test_the_table_holds_the_numbers_of_the_evaluation(full):
   assert f'{100 * interval["low"]:.1f}–{100 * interval["high"]:.1f}' in parsed.text
 
 
+def test_the_glossary_is_of_the_metrics_on_the_page(full):
+  text = section(full, 'scores')
+  terms = re.findall(r'<dt>(.*?)(?: <small>|</dt>)', text)
+  table = text[: text.index('<dl')]
+  for term in terms:
+    title = {'ECE': 'Calibration error (ECE)', 'consistency': 'Consistency of two levels'}
+    assert re.search(rf'>(Accuracy, )?{re.escape(title.get(term, term))}</th>', table), term
+  assert {'top-1', 'full path', 'AHD@1', 'ECE'} <= set(terms)
+  assert not {'mAP, macro', 'F1, macro', 'novelty AUROC', 'loss'} & set(terms)
+  assert 'right answers count 0' in text
+
+
+def test_calibration_before_and_after(full, tmp_path):
+  path = tmp_path / 'run'
+  shutil.copytree(full, path)
+  assert 'before calibration' not in section(full, 'calibration')
+  evaluation = json.loads((path / 'eval_val.json').read_text())
+  before = {'make': 0.1234, 'type': 0.0456, 'model': 0.2345}
+  evaluation['calibration'] = {'temperature': 1.734, 'examples': 600, 'ece_before': before}
+  (path / 'eval_val.json').write_text(json.dumps(evaluation))
+  page.write(path)
+  text = section(path, 'calibration')
+  assert 'before calibration' in text and 'the temperature 1.73' in text
+  assert 'of 600 validation images' in text
+  assert all(f'{100 * value:.1f}%' in text for value in before.values())
+  evaluation['calibration'] |= {'temperature': 1.8, 'examples': 0}
+  (path / 'eval_val.json').write_text(json.dumps(evaluation))
+  page.write(path)
+  assert 'there are too few validation images to fit it' in section(path, 'calibration')
+
+
 def test_headline_and_phases_in_words(full):
   text = made_page(full).text
   assert (
@@ -468,8 +499,10 @@ def test_several_seeds_cover_the_luck_of_the_seed(tmp_path):
 
 
 def test_a_seed_that_has_not_been_evaluated_does_not_count(tmp_path):
-  path = make_seeds(tmp_path / 'run', [(2.9, 2.0), (3.0, 2.1), (2.95, 2.05)])
+  path = make_seeds(tmp_path / 'run', [(2.9, 2.0), (3.0, 2.1), (2.95, 2.05)], n=100)
   (path / 'seed2' / 'baseline' / 'eval_val.json').unlink()
+  # a folder that leads back into itself is read once
+  (path / 'seed2' / 'seed3').symlink_to(path)
   assert 'means over 2 seeds' in made_page(page.write(path).parent).text
 
 

@@ -5,7 +5,7 @@ from markupsafe import Markup
 from hierjax.core.metrics import is_finite, lookup
 from hierjax.evaluate import metrics
 from hierjax.report import charts
-from hierjax.report.runs import Run
+from hierjax.report.runs import Run, get
 from hierjax.report.section import Section
 from hierjax.report.templates import paragraph, render
 
@@ -22,7 +22,9 @@ def _render(run: Run) -> Markup:
       ece = lookup(run.evaluation, f'{decision}:ece/{level}')
       if not is_finite(ece):
         continue
+      before = get(run.evaluation, 'calibration.ece_before', {}).get(level)
       row = {'level': level, 'decision': decision, 'ece': ece, 'bias': ''}
+      row['before'] = before if decision == 'joint' else None
       row |= {'confidence': None, 'accuracy': None}
       bins = _bins(run, k, decision)
       if bins:
@@ -46,6 +48,8 @@ def _render(run: Run) -> Markup:
     worst=max(rows, key=lambda row: round(100 * row['ece'], 1)),
     panels=panels,
     decisions=decisions,
+    calibration=run.evaluation.get('calibration') or {},
+    is_before=any(is_finite(row['before']) for row in rows),
     min_images=charts.MIN_IMAGES,
   )
 

@@ -56,9 +56,18 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     value = hvr.text(decode['independent'].get('hvr'))
     tiles.append((value, 'contradictions', 'HVR of the independent heads'))
   for level, scores in tags.items():
-    mean_ap, f1 = METRICS['map'].text(scores['map_macro']), scores['after']['f1_macro']
-    tiles.append((mean_ap, level, 'mAP, the mean over its classes'))
-    tiles.append((METRICS['f1'].text(f1), level, 'F1 at the tuned thresholds'))
+    after = scores['after']
+    values = (
+      (METRICS['map'].text(scores['map_macro']), 'mAP', scores.get('map_classes')),
+      (
+        METRICS['f1'].text(after['f1_macro']),
+        'F1 at the tuned thresholds',
+        after.get('f1_classes'),
+      ),
+    )
+    for text, name, n in values:
+      classes = 'its' if n is None else f'{n} of its {len(scores["classes"])}'
+      tiles.append((text, level, f'{name}, the mean over {classes} classes'))
   return tiles
 
 

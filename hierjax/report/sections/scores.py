@@ -54,7 +54,14 @@ def _render(run: Run) -> Markup:
     )
   tables = [_table(run, split) for split in run.splits]
   has_baseline = any(table['columns'][0].name == 'baseline' for table in tables)
-  return render('scores', tables=tables, decisions=DECISIONS, has_baseline=has_baseline)
+  occurring = {name for table in tables for name in table['metrics']}
+  return render(
+    'scores',
+    tables=tables,
+    decisions=DECISIONS,
+    has_baseline=has_baseline,
+    metrics=[name for name in METRICS if name in occurring],
+  )
 
 
 def _table(run: Run, split: str) -> dict:
@@ -64,8 +71,12 @@ def _table(run: Run, split: str) -> dict:
   if base and baseline_decision(base):
     columns.append(Column('baseline', base, baseline_decision(base)))
   columns += [Column(k, evaluation, k) for k in DECISIONS if evaluation['decode'].get(k)]
-  groups = [(title, _rows(run, columns, names)) for title, names in _groups(run, columns)]
-  groups = [(title, rows) for title, rows in groups if rows]
+  groups, occurring = [], set()
+  for title, names in _groups(run, columns):
+    names = [name for name in names if any(is_finite(column.value(name)) for column in columns)]
+    occurring.update(name.partition('/')[0] for name in names)
+    if names:
+      groups.append((title, _rows(run, columns, names)))
   weights = evaluation.get('weights') or {}
   cells = [cell for _, rows in groups for _, row in rows for cell in row]
   return {
@@ -75,6 +86,7 @@ def _table(run: Run, split: str) -> dict:
     'views': evaluation.get('tta') or 1,
     'columns': columns,
     'groups': groups,
+    'metrics': occurring,
     'has_all_heads': set(run.levels) <= set(run.heads),
     'weights': {level: w for level, w in weights.items() if is_finite(w)},
     'has_intervals': any(interval for _, _, interval in cells),
@@ -108,14 +120,12 @@ def _groups(run: Run, columns: Sequence[Column]) -> list[tuple[str, list[str]]]:
 
 
 def _rows(run: Run, columns: Sequence[Column], names: Sequence[str]) -> list[tuple[str, list]]:
-  """(label, cells (text, whether it is the best, interval)) of the metrics that have a value."""
+  """(label, cells (text, whether it is the best, interval)) of metrics that have a value."""
   rows = []
   for name in names:
     key, _, level = name.partition('/')
     metric, values = METRICS[key], [column.value(name) for column in columns]
     finite = [value for value in values if is_finite(value)]
-    if not finite:
-      continue
     texts, best = [metric.text(value) for value in values], None
     # Equal as printed is equal: all are the best, and none where every column is the same.
     if metric.better and len(set(texts)) > 1:

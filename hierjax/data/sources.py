@@ -101,14 +101,14 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
       'a level; multi levels are read from labels.csv'
     )
   _check_idle(options, source, findings)
+  if options.crop_boxes and source not in published.LAYOUTS:
+    raise UserError(f'--config.data.crop_boxes: source {source} has no boxes')
   if source == 'toy':
     return _draw_toy(options, findings)
   if root is None:
     raise UserError(f'--config.data.source={source} needs --config.data.root=FOLDER')
   if not root.is_dir() and source != 'tfds':
     raise UserError(f'--config.data.root={options.root}: no such folder')
-  if options.crop_boxes and source not in published.LAYOUTS:
-    raise UserError(f'--config.data.crop_boxes: source {source} has no boxes')
   taxonomy, origin, path = None, None, taxonomy_file(options, root)
   if path:
     taxonomy, rows = taxonomies.read(path, options.multi, findings)
@@ -153,6 +153,7 @@ def _check_idle(options, source, findings):
     'data.crop_margin': ('data.crop_boxes', options.crop_boxes),
     'data.balance_level': ('data.balance', options.balance),
     'data.augment.': ('data.augment.enabled', options.augment.enabled),
+    'data.levels': ('class folders or a CSV', source in ('folders', 'csv')),
     'data.toy.': ('data.source=toy', source == 'toy'),
   }
   for prefix, (other, is_on) in needs.items():

@@ -1182,7 +1182,8 @@ def test_what_was_left_out_stands_in_log_and_report(tmp_path):
     json.loads(pathlib.Path('run/run.json').read_text())['notes'],
     pathlib.Path('run/report.html').read_text(),
   )
-  assert result.code == 0 and len(notes) == 3
+  without_effect = [note for note in notes if note.startswith('--config.data.toy.')]
+  assert result.code == 0 and len(notes) == 3 + len(without_effect) == 5
   for texts in (
     "column 'weight' is not used",
     '1 repeated rows are left out, the first is row 7',
@@ -1984,7 +1985,7 @@ def test_out_of_memory(monkeypatch):
   )
   for fault in (exhausted, MemoryError('Unable to allocate 3 PiB'), MemoryError()):
 
-    def full(*_):
+    def full(*_, **__):
       raise fault
 
     monkeypatch.setattr(fit, 'fit', full)

@@ -355,7 +355,7 @@ class Model:
     is_alike = record and split_record.is_divided_alike(self.c.data, before)
     options = copy.deepcopy(self.c.data)
     if self._lends_taxonomy(options):
-      options.taxonomy = str(self.workdir / 'taxonomy.csv')
+      options.taxonomy, options.homonyms = str(self.workdir / 'taxonomy.csv'), 'merge'
     data = sources.load(options, record=record if is_alike else None)
     missing = [level for level in self.levels if level not in data.taxonomy.levels]
     if missing:
@@ -377,11 +377,11 @@ class Model:
     # With held-out classes, the labels name more classes than the model knows.
     if not options.root or options.hold_out or options.taxonomy:
       return False
-    path = pathlib.Path(options.root).expanduser() / 'taxonomy.csv'
-    if not path.exists():
+    path = sources.taxonomy_file(options, pathlib.Path(options.root).expanduser())
+    if path is None:
       return True
     # Tag levels beside their taxonomy are levels that the data do not bring.
-    levels = tuple(read_levels(path)[0])
+    levels = tuple(read_levels(path).columns)
     return len(self.taxonomy.blocks) > 1 and levels == self.taxonomy.blocks[0].levels
 
   def split(self, name: str) -> sources.Examples:

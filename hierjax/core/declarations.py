@@ -35,6 +35,8 @@ def _durations(prefix: str, text: str, epochs: float | None) -> tuple[Option, ..
 # fmt: off
 SOURCES = ('auto', 'csv', 'folders', 'parquet', 'toy', 'stanford_cars', 'compcars',
            'fgvc_aircraft', 'cifar100', 'cub200', 'tfds')
+ENCODINGS = ('utf-8', 'utf-16', 'cp1250', 'cp1251', 'cp1252', 'latin-1', 'shift_jis', 'gb18030',
+             'big5', 'euc_kr')
 NOVELTY_SCORES = ('auto', 'softmax', 'energy', 'mahalanobis', 'cosine', 'cosine_softmax',
                   'logistic')
 
@@ -58,12 +60,25 @@ _DATA = (
   Option('data.source', 'auto', 'layout of the data; auto: what data.root holds, toy without it',
          choices=SOURCES),
   Option('data.root', None,
-         'FOLDER, hf:OWNER/NAME[@REVISION], tfds:NAME[/CONFIG][:VERSION], or, for --mode=describe '
-         'without data, classes:make=49,model=196'),
+         'FOLDER, FILE.csv, hf:OWNER/NAME[@REVISION], tfds:NAME[/CONFIG][:VERSION], or, for '
+         '--mode=describe without data, classes:make=49,model=196'),
   Option('data.taxonomy', None, 'taxonomy CSV; None: ROOT/taxonomy.csv, or by the labels'),
   Option('data.levels', (),
          'names of the levels, coarse to fine: of class folders by depth, of a CSV the columns',
          kind=options.NAMES),
+  Option('data.file_column', None, 'CSV: column of image files; None: guessed, as all columns are'),
+  Option('data.split_column', None, 'CSV: column of splits'),
+  Option('data.image_root', None, "CSV: folder of the images, from the file's; None: the file's"),
+  Option('data.delimiter', None, 'CSV: between cells; None: guessed',
+         choices=('comma', 'semicolon', 'tab', 'pipe')),
+  Option('data.encoding', None, 'CSV: encoding; None: UTF-8, else UTF-16 or Windows-1252',
+         choices=ENCODINGS),
+  Option('data.tag_separator', None, 'CSV: between the tags of a cell; None: guessed',
+         choices=('pipe', 'semicolon', 'comma', 'blank', 'never')),
+  Option('data.fold_case', True, 'CSV: names that differ in case only are one class'),
+  Option('data.homonyms', 'auto',
+         'one name under several classes: auto: several classes where nearly all others have one '
+         'class above, otherwise facets', choices=('auto', 'split', 'merge')),
   Option('data.train', 'train', 'name of the split to train on'),
   Option('data.val', 'val', 'name of the split to validate on'),
   Option('data.multi', (), 'tag levels, of which an image may have any number of classes',

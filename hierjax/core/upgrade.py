@@ -25,6 +25,9 @@ def upgraded(tree: Mapping) -> dict:
     UserError: the tree was written by a later version.
   """
   tree = dict(tree)
+  # What did not exist was as if it had this value, which is no longer the default.
+  if isinstance(tree.get('data'), dict):
+    tree['data'] = {'homonyms': 'merge', **tree['data']}
   version = tree.pop('version', 1)
   if version == VERSION:
     return tree

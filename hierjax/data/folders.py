@@ -19,7 +19,7 @@ from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
 from hierjax.data.folder_splits import Path
 from hierjax.data.split_names import is_word, split_of
-from hierjax.taxonomy import Taxonomy, close_matches
+from hierjax.taxonomy import Taxonomy, close_matches, homonyms
 
 KIND = 'class folders'  # of findings
 TAXONOMY_FILE = 'taxonomy.csv'
@@ -54,7 +54,7 @@ def read(
   inner = {path[:k] for path in paths for k in range(1, len(path))}
   leaf_names = _qualified({path for path in paths if path not in inner})
   if taxonomy is None:
-    taxonomy = _derive(leaf_names, max(map(len, paths)), options.levels)
+    taxonomy = _derive(options, str(root), leaf_names, max(map(len, paths)), findings)
     findings.note(f'taxonomy from folders: {taxonomies.describe(taxonomy)}')
   encode = _Encoder(taxonomy, str(root), findings)
   ids = {path: encode(path, path in leaf_names) for path in dict.fromkeys(paths)}
@@ -229,8 +229,9 @@ def _qualified(leaves):
   return names
 
 
-def _derive(leaf_names, depth, levels):
+def _derive(options, root, leaf_names, depth, findings):
   """The taxonomy of leaf folders."""
+  levels = options.levels
   if levels and len(levels) != depth:
     deepest = max(leaf_names, key=len)
     raise UserError(
@@ -241,7 +242,9 @@ def _derive(leaf_names, depth, levels):
   if levels == ['level1', 'class']:
     levels[0] = 'superclass'
   rows = [[*path[:-1], name] + [''] * (depth - len(path)) for path, name in leaf_names.items()]
-  return Taxonomy.from_rows(levels, sorted(rows))
+  reading = homonyms.resolve(levels, sorted(rows), options.homonyms)
+  taxonomies.remark_reading(reading, root, findings)
+  return Taxonomy.from_rows(levels, reading.rows)
 
 
 class _Encoder:
@@ -250,6 +253,8 @@ class _Encoder:
   def __init__(self, taxonomy: Taxonomy, root: str, findings: Findings):
     self.taxonomy, self.root, self.findings = taxonomy, root, findings
     self.rows = [[_normal(name) for name in row] for row in taxonomy.rows()]
+    ends = [{name.rpartition(homonyms.SEPARATOR)[2] for name in row} for row in self.rows]
+    self.above = [{*row, *names} for row, names in zip(self.rows, ends)]
     self.leaves = defaultdict(list)
     for i, row in enumerate(self.rows):
       self.leaves[[name for name in row if name][-1]].append(i)
@@ -282,7 +287,7 @@ class _Encoder:
     names = [_normal(name) for name in path]
     for k in range(1, len(names) + 1):
       rows = self.leaves.get('/'.join(names[-k:]), ())
-      rows = [i for i in rows if {*names[:-1]} <= {*self.rows[i]}]
+      rows = [i for i in rows if {*names[:-1]} <= self.above[i]]
       if rows:
         return rows
     return []

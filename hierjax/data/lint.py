@@ -89,7 +89,7 @@ def check(options: ConfigDict, images: bool = True) -> Report:
     # without labels the taxonomy is checked alone; its faults are known if the labels were tried
     silent = Findings(gather=True) if findings.problems else findings
     try:
-      taxonomy, rows = taxonomies.read(taxonomy_file, options.multi, silent)
+      taxonomy, rows = taxonomies.read(taxonomy_file, options.multi, silent, options.homonyms)
       origin = str(taxonomy_file), rows
     except UserError as error:
       findings.caught(error)

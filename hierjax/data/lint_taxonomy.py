@@ -14,7 +14,7 @@ import numpy as np
 
 from hierjax.data.findings import Findings
 from hierjax.data.near_duplicates import near_duplicates
-from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy import Taxonomy, homonyms
 
 Rows = Sequence[tuple[int, Sequence[str]]]
 
@@ -67,11 +67,7 @@ def check(taxonomy: Taxonomy, origin: Origin, findings: Findings) -> tuple[dict,
 def _is_tree(taxonomy, child, parent):
   """Whether a level nests in another, apart from a few mistakes."""
   nests = taxonomy.parents(taxonomy.levels[child], taxonomy.levels[parent]) >= 0
-  bad = int((~nests).sum())
-  # a class with one leaf nests in everything and shows nothing
-  is_informative = np.bincount(taxonomy.paths[:, child], minlength=len(nests)) > 1
-  is_majority = bad < (nests & is_informative).sum()
-  return bool(nests.any()) and (is_majority or bad <= max(1, len(nests) // 10))
+  return homonyms.is_tree(nests, np.bincount(taxonomy.paths[:, child], minlength=len(nests)))
 
 
 def _check_parents(taxonomy, origin, trees, findings):

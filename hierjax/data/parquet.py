@@ -118,7 +118,7 @@ def _derive(stores: list[Store], labels, root):
 
   levels = sorted(labels, key=num_classes)
   values = [_class_names(stores, labels[level]) for level in levels]
-  return taxonomies.derive(levels, [(root, row) for row in dict.fromkeys(zip(*values))])
+  return taxonomies.derive(levels, [(root, row) for row in dict.fromkeys(zip(*values))])[0]
 
 
 def _class_names(stores, column):

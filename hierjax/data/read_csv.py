@@ -1,12 +1,14 @@
-"""labels.csv: a row per image with its file, its split, and a column per level.
+"""A CSV file with a row per image: its file, its split, and a column per level.
 
 An empty cell is an unknown label. A column of an exclusive level holds one class. A tag level has a
 column of sets ('sea|sunset'; '-' is the empty set) or a column per class with 1, 0 or nothing. What
-the taxonomy implies is filled in.
+the taxonomy implies is filled in. csv_columns.py finds out which column holds what.
 """
 
 import functools
+import os
 import pathlib
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -14,46 +16,107 @@ from ml_collections import ConfigDict
 
 from hierjax.core.config import level_words
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import image_files, taxonomies
+from hierjax.data import csv_columns, csv_paths, image_files, tag_cells, taxonomies
+from hierjax.data.csv_columns import FLAGS
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import Mixed, TagTaxonomy, Taxonomy, close_matches, read_table
+from hierjax.taxonomy.spelling import unify
+from hierjax.taxonomy.table import spellings
 
+SUFFIXES = ('.csv', '.tsv')
 DTYPES = {'exclusive': np.int32, 'tags': np.int8}
 UNKNOWN, CONTRADICTION = 'label not in the taxonomy', 'label contradicts the taxonomy'
 
 
 class _TagColumns(NamedTuple):
-  """The columns of tags: levels with a column of sets, and {tag with a column: its index}."""
+  """The columns of tags: {level: {cell: its tags}}, and {tag with a column: its index}."""
 
-  sets: list[str]
+  sets: dict[str, dict[str, list[str]]]
   flags: dict[str, int]
+
+
+def find(root: pathlib.Path, findings: Findings) -> pathlib.Path | None:
+  """Find the CSV file that lists the images of a folder.
+
+  Args:
+    root: the file itself, or a folder that holds labels.csv or one other that names images.
+    findings: receives a remark on each CSV that names none.
+
+  Raises:
+    UserError: several files list images.
+  """
+  # A link to nowhere is a mistake to report, not a reason to look for others.
+  if root.is_file() or os.path.lexists(root / 'labels.csv'):
+    return root if root.is_file() else root / 'labels.csv'
+  entries = sorted(root.iterdir()) if root.is_dir() else []
+  files = [f for f in entries if f.suffix.lower() in SUFFIXES and f.name != 'taxonomy.csv']
+  is_loose = any(image_files.is_image(f.name) for f in entries)
+  listing, remarks = [], []
+  for file in files:
+    try:
+      table = read_table(file)
+      if csv_columns.names_images(table.columns, csv_columns.transposed(table)):
+        listing.append(file)
+        continue
+      text = 'is not read, as no column names images (data.file_column chooses one)'
+    except UserError as error:
+      text = f'is not read: {error}'
+    remarks.append((file, text))
+  # Images that lie beside a single CSV are in no class folder.
+  if len(files) == 1 and is_loose:
+    return files[0]
+  if len(listing) > 1:
+    names = ', '.join(file.name for file in listing)
+    raise UserError(
+      f'{root}: {names} each list images; choose one with --config.data.root={listing[0]}'
+    )
+  for file, text in remarks:
+    findings.warn(file, 'files', text)
+  return listing[0] if listing else None
 
 
 def read(
   options: ConfigDict, root: pathlib.Path, taxonomy: Taxonomy | Mixed | None, findings: Findings
 ) -> Table:
-  """Read ROOT/labels.csv.
+  """Read the CSV file that lists the images of a folder.
 
   Args:
     options: `config.data`.
-    root: the folder.
+    root: the file or its folder, see `find`.
     taxonomy: that of taxonomy.csv; None derives it from the labels.
-    findings: receives what is wrong.
+    findings: receives what is wrong, and what was guessed.
 
   Raises:
     UserError: the file cannot be read, or has no images or no labels.
   """
-  path = root / 'labels.csv'
-  columns, rows = read_table(path)
-  if 'file' not in columns:
-    text = f'no column "file"{did_you_mean("file", columns)}; the columns are {", ".join(columns)}'
-    findings.fatal(f'{path}:1', 'columns', text)
-  if not rows:
+  path = find(root, findings)
+  if path is None:
+    raise UserError(f'{root}: no CSV file that lists images')
+  table = read_table(path, options.delimiter, options.encoding)
+  for text in table.notes:
+    findings.say(path, 'table', text)
+  if not table.rows:
     findings.fatal(f'{path}:1', 'empty', 'has no example below the header')
-  records = [(row, dict(zip(columns, cells))) for row, cells in rows]
-  taxonomy, origin = _complete_taxonomy(options, path, records, taxonomy, findings)
-  tag_columns = _check_columns(path, columns, taxonomy, findings)
+  labels = csv_columns.assign(options, f'{path}:1', table, taxonomy, findings)
+  columns, records = labels.columns, labels.records
+  del table
+  if taxonomy is None or taxonomy.table('exclusive'):
+    _unify_spellings(options, path, labels, taxonomy, findings)
+  sets = {
+    level: _read_sets(options, path, records, level, taxonomy, findings)
+    for level in _levels_of_sets(options, columns, taxonomy)
+  }
+  taxonomy, origin = _complete_taxonomy(options, path, labels, sets, taxonomy, findings)
+  tag_columns = _check_columns(path, columns, sets, taxonomy, findings)
+  if 'file' not in columns:
+    raise UserError(next(str(p) for p in findings.problems if p.stops))
+  images = path.parent / pathlib.Path(options.image_root or '').expanduser()
+  if not images.is_dir():
+    findings.fatal(f'--config.data.image_root={options.image_root}', 'root', 'no such folder')
+  files = csv_paths.locate((record['file'] for _, record in records), images, path, findings)
+  for _, record in records:
+    record['file'] = files[record['file']]
   table = _read_rows(path, records, taxonomy, tag_columns, findings)
   where = [f'{path}:{row}' for row in table.rows]
   if taxonomy.multi:
@@ -61,22 +124,53 @@ def read(
   else:
     table.labels = taxonomy.complete(table.labels)
   if findings.files:
-    image_files.check_files(table, where, root, options.strict, findings)
+    image_files.check_files(table, where, images, options.strict, findings)
   table.splits = table.splits if 'split' in columns else None
-  table.reader = image_files.FileReader(str(root), table.files)
+  table.reader = image_files.FileReader(str(images), table.files)
   table.path, table.origin = str(path), origin
   return table
 
 
-def _complete_taxonomy(options, path, records, taxonomy, findings):
-  """The taxonomy with the levels that only labels.csv has, and its rows if all come from there."""
-  names, words = options.multi, level_words([])
+def _unify_spellings(options, path, labels, taxonomy, findings):
+  """Write, in place, one spelling of each class into the columns of exclusive levels."""
+  table = taxonomy and taxonomy.table('exclusive')
+  levels = table.levels if table else [c for c in labels.columns if c not in ('file', 'split')]
+  for level in levels:
+    if level not in labels.columns or level in options.multi:
+      continue
+    counts = Counter(record[level] for _, record in labels.records)
+    if options.multi and csv_columns.is_flag(counts):
+      continue
+    same = unify(counts, spellings(table, level) if table else (), options.fold_case)
+    same.pop('', None)
+    tag_cells.remark_spellings(level, same, counts, path, findings)
+    for _, record in labels.records if same else ():
+      record[level] = same.get(record[level], record[level])
+
+
+def _levels_of_sets(options, columns, taxonomy):
+  """The tag levels with a column of sets."""
+  names = taxonomy.multi if taxonomy and taxonomy.multi else ()
+  return [c for c in columns if c in {*names, *options.multi} and c not in ('file', 'split')]
+
+
+def _read_sets(options, path, records, level, taxonomy, findings):
+  """{cell: its tags} of a column of sets."""
+  tags = taxonomy and taxonomy.table('tags')
+  names = spellings(tags, level) if tags and level in tags.levels else ()
+  counts = Counter(record[level] for _, record in records)
+  return tag_cells.read(options, level, counts, names, f'{path}:1', findings)
+
+
+def _complete_taxonomy(options, path, labels, sets, taxonomy, findings):
+  """The taxonomy with the levels that only the labels have, and its rows if all come from there."""
+  names, words, records = options.multi, level_words([]), labels.records
   new = [n for n in names if taxonomy is None or n not in {*taxonomy.levels, *words}]
   if taxonomy and not new:
     return taxonomy, None
-  columns = [c for c in records[0][1] if c not in ('file', 'split')]
+  columns = [c for c in labels.columns if c not in ('file', 'split')]
   if not columns:
-    text = f'no column of labels beside {", ".join(records[0][1])}'
+    text = f'no column of labels beside {", ".join(labels.columns)}'
     findings.fatal(f'{path}:1', 'columns', text)
   tags, exclusive, origin = None, taxonomy, None
   if new:
@@ -86,15 +180,12 @@ def _complete_taxonomy(options, path, records, taxonomy, findings):
         f'{path.parent / "taxonomy.csv"}, which says what is below what'
       )
     level = 'class' if new[0] in words else new[0]
-    tags = _derive_tags(level, path, columns, records, taxonomy)
+    tags = _derive_tags(level, path, columns, sets, taxonomy)
     columns = [c for c in columns if c not in (level, *tags.names[0])]
+  if taxonomy is None:
+    taxonomies.check_levels([*columns, *(tags.levels if tags else ())], f'{path}:1', findings)
   if taxonomy is None and columns:
-    cells = [(row, [record[c] for c in columns]) for row, record in records]
-    exclusive = taxonomies.derive(columns, [(f'{path}:{row}', names) for row, names in cells])
-    first = {}
-    for row, names in cells:
-      first.setdefault(_last(names), row)
-    origin = str(path), [(first[_last(names)], names) for names in exclusive.rows()]
+    exclusive, origin = _derive_exclusive(options, path, columns, records, findings)
   parts = [part for part in (None if taxonomy else exclusive, tags) if part]
   counts, name = ', '.join(map(taxonomies.describe, parts)), path.name
   if taxonomy is None:
@@ -108,16 +199,37 @@ def _complete_taxonomy(options, path, records, taxonomy, findings):
   return Mixed(exclusive, tags, above), None
 
 
+def _derive_exclusive(options, path, columns, records, findings):
+  """The taxonomy of columns of labels, and its rows with the first row of each."""
+  cells = [(row, [record[c] for c in columns]) for row, record in records]
+  rows = [(f'{path}:{row}', names) for row, names in cells]
+  try:
+    exclusive, reading = taxonomies.derive(columns, rows, options.homonyms)
+  except UserError as error:
+    listing = ', '.join(columns[:8]) + (' ...' if len(columns) > 8 else '')
+    raise UserError(
+      f'{error}; the levels were read from the columns {listing}, coarse to fine: choose others '
+      'with --config.data.levels'
+    ) from None
+  taxonomies.remark_reading(reading, path, findings)
+  first = {}
+  for row, names in cells:
+    first.setdefault(_last(names), row)
+  last = [_last(names) for names in exclusive.rows()]
+  numbered = [(first.get(name) or first.get(name.rpartition('/')[2], 0)) for name in last]
+  return exclusive, (str(path), list(zip(numbered, exclusive.rows())))
+
+
 def _last(names):
   return next((name for name in reversed(names) if name), '')
 
 
-def _derive_tags(level, path, columns, records, taxonomy):
+def _derive_tags(level, path, columns, sets, taxonomy):
   """The taxonomy of a tag level: the classes in its column, or the columns that are no level."""
   levels = taxonomy.levels if taxonomy else ()
   classes = [c for c in columns if c not in levels]
   if level in columns:
-    classes = sorted({name for _, record in records for name in _names(record[level])})
+    classes = sorted({name for names in sets[level].values() for name in names})
     if not classes:
       raise UserError(f'{path}:1: column {level!r} names no class in any row')
   elif not classes or did_you_mean(level, columns):
@@ -129,12 +241,7 @@ def _derive_tags(level, path, columns, records, taxonomy):
   return TagTaxonomy.from_rows([level], [[name] for name in classes])
 
 
-def _names(cell):
-  """The names in a cell such as 'sea|sunset'; none in '-' and ''."""
-  return [name.strip() for name in cell.split('|') if name.strip() and cell != '-']
-
-
-def _check_columns(path, columns, taxonomy, findings):
+def _check_columns(path, columns, sets, taxonomy, findings):
   """Report columns that are no label, and missing ones; returns the columns of tags."""
   exclusive, tags = taxonomy.table('exclusive'), taxonomy.table('tags')
   flags = _tag_columns(tags) if tags else {}
@@ -148,10 +255,9 @@ def _check_columns(path, columns, taxonomy, findings):
       findings.error(f'{path}:1', 'columns', f'{text} (did you mean {close[0]!r}?)')
       continue
     text = f'column {c!r} is not used; the levels are {", ".join(taxonomy.levels)}'
-    findings.add('note', f'{path}:1', 'columns', text)
-    findings.note(f'{path.name}: {text}')
+    findings.say(f'{path}:1', 'columns', text)
   flags = {c: k for c, k in flags.items() if c in columns and c not in taxonomy.levels}
-  sets = [level for level in tags.levels if level in columns] if tags else []
+  sets = {level: sets[level] for level in tags.levels if level in columns} if tags else {}
   levels = exclusive.levels if exclusive else ()
   absent = [level for level in levels if level not in columns]
   for level in absent if len(absent) < len(levels) else ():
@@ -237,13 +343,16 @@ def _encode_exclusive(taxonomy, cell, where, labels, findings, *, ids):
   if key in ids:
     labels[:] = ids[key]
     return
-  is_sound = True
-  for k, (level, name) in enumerate(zip(taxonomy.levels, key)):
-    try:
-      labels[k] = taxonomy.encode({level: name})[k]
-    except UserError as error:
-      findings.error(where, UNKNOWN, str(error))
-      is_sound = False
+  is_sound, row = True, dict(zip(taxonomy.levels, key))
+  try:
+    labels[:] = taxonomy.encode(row)
+  except UserError:
+    for k, level in enumerate(taxonomy.levels):
+      try:
+        labels[k] = taxonomy.encode({level: row[level]})[k]
+      except UserError as error:
+        findings.error(where, UNKNOWN, str(error))
+    is_sound = False
   if not taxonomy.valid(labels[None])[0]:
     findings.error(where, CONTRADICTION, _contradiction(taxonomy, labels))
     is_sound = False
@@ -268,25 +377,26 @@ def _contradiction(taxonomy, labels):
 
 def _encode_tags(tags, cell, where, multi, findings, *, tag_columns):
   """Write the tags of a row into `multi`, int8 [C]."""
-  for level in tag_columns.sets:
+  for level, cells in tag_columns.sets.items():
     if not cell[level]:
       continue
     part = multi[tags.columns[level]]
     part[:] = 0
-    for name in _names(cell[level]):
+    for name in cells[cell[level]]:
       try:
         part[tags.encode({level: name})[tags.index(level)]] = 1
       except UserError as error:
         findings.error(where, UNKNOWN, str(error))
   for name, k in tag_columns.flags.items():
-    if cell[name] not in ('0', '1', ''):
+    value = cell[name].casefold()
+    if value not in FLAGS and value:
       text = (
         f'column {name!r} holds {cell[name]!r}; a class has 1, 0 or nothing, a column of sets is '
         'named in --config.data.multi, and one of an exclusive level in taxonomy.csv'
       )
       findings.error(where, 'columns', text)
-    elif cell[name]:
-      multi[k] = int(cell[name])
+    elif value:
+      multi[k] = FLAGS[value]
 
 
 def _complete_tags(table, where, findings):

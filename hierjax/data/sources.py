@@ -89,7 +89,7 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     root = hub.download(options.root.removeprefix('hf:'))
   source = options.source
   if source == 'auto':
-    source = _detect(options.root, root)
+    source = _detect(options.root, root, findings)
   if source not in (*READERS, 'toy'):
     raise UserError(
       f'--config.data.source={source!r}{did_you_mean(source, READERS)}; choices: auto, toy, '
@@ -107,11 +107,13 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     return _draw_toy(options, findings)
   if root is None:
     raise UserError(f'--config.data.source={source} needs --config.data.root=FOLDER')
-  if not root.is_dir() and source != 'tfds':
+  if not (root.is_dir() or source == 'tfds' or (source == 'csv' and root.exists())):
     raise UserError(f'--config.data.root={options.root}: no such folder')
   taxonomy, origin, path = None, None, taxonomy_file(options, root)
   if path:
-    taxonomy, rows = taxonomies.read(path, options.multi, findings)
+    # numbers in Parquet and in published layouts count the classes of the file as it is
+    homonyms = options.homonyms if source in ('csv', 'folders') else 'merge'
+    taxonomy, rows = taxonomies.read(path, options.multi, findings, homonyms)
     origin = str(path), rows
   table = READERS[source](options, root, taxonomy, findings)
   if origin and not table.taxonomy.multi:
@@ -126,25 +128,27 @@ def taxonomy_file(options: ConfigDict, root: pathlib.Path | None) -> pathlib.Pat
 
   Args:
     options: `config.data`, whose taxonomy comes first.
-    root: the folder that may hold taxonomy.csv.
+    root: the folder that may hold taxonomy.csv, or a file in it.
   """
   if options.taxonomy:
     return pathlib.Path(options.taxonomy).expanduser()
-  path = root / 'taxonomy.csv' if root else None
+  path = (root.parent if root.is_file() else root) / 'taxonomy.csv' if root else None
   return path if path and path.exists() else None
 
 
-def _detect(name, root):
+def _detect(name, root, findings):
   """The source of a root."""
   if root is None:
     return 'toy'
   if name.startswith('tfds:'):
     return 'tfds'
   # a link to nowhere is a mistake to report, not a reason to look for folders
-  if os.path.lexists(root / 'labels.csv'):
+  if root.is_file() or os.path.lexists(root / 'labels.csv'):
     return 'csv'
   layout = published.recognise(root)
-  return layout or ('parquet' if parquet.files_below(root) else 'folders')
+  if layout or parquet.files_below(root):
+    return layout or 'parquet'
+  return 'csv' if read_csv.find(root, findings) else 'folders'
 
 
 def _check_idle(options, source, findings):

@@ -3,16 +3,19 @@
 import os
 from collections.abc import Sequence
 
-from hierjax.core.config import level_words
+from hierjax.core.config import level_words, resolve_levels
 from hierjax.core.errors import UserError
 from hierjax.data.findings import Findings
-from hierjax.taxonomy import Mixed, Taxonomy, check_rows, read_levels, read_taxonomy
+from hierjax.taxonomy import Mixed, Taxonomy, check_rows, divide, read_levels
+from hierjax.taxonomy.homonyms import Reading, resolve
 
 Rows = list[tuple[int, Sequence[str]]]  # (row number, names of the levels)
+RESERVED = ('both', 'none', 'file', 'split')  # besides the words for levels
+SIGNS = (',', '=', ';', '/', '\n')
 
 
 def read(
-  path: str | os.PathLike, multi: str | Sequence[str], findings: Findings
+  path: str | os.PathLike, multi: str | Sequence[str], findings: Findings, homonyms: str = 'auto'
 ) -> tuple[Taxonomy | Mixed, Rows]:
   """Read taxonomy.csv.
 
@@ -20,6 +23,7 @@ def read(
     path: the file.
     multi: `config.data.multi`, the tag levels; names that the file lacks are left to the labels.
     findings: receives the faults; without the faulty rows the others are a taxonomy.
+    homonyms: `config.data.homonyms`, see `taxonomy.homonyms.resolve`.
 
   Returns:
     The taxonomy, and the rows that it is made of.
@@ -27,10 +31,17 @@ def read(
   Raises:
     UserError: the file cannot be read, or has no sound row.
   """
-  levels, rows = read_levels(path)
-  tags = [name for name in multi if name in {*levels, *level_words([])}]
+  levels, rows, notes = read_levels(path)
+  for text in notes:
+    findings.say(path, 'table', text)
+  check_levels(levels, f'{path}:1', findings)
+  tags = resolve_levels([n for n in multi if n in {*levels, *level_words([])}], levels, '')
+  n = len(levels) - len(tags) if levels[len(levels) - len(tags) :] == list(tags) else 0
+  reading = resolve(levels[:n], [cells[:n] for _, cells in rows], homonyms)
+  remark_reading(reading, path, findings)
+  rows = [(row, [*new, *cells[n:]]) for (row, cells), new in zip(rows, reading.rows)]
   if tags:
-    return read_taxonomy(path, tags), rows
+    return divide(levels, rows, tags, f'{path}:'), rows
   problems = check_rows(levels, rows)
   for row, kind, text in problems:
     findings.error(f'{path}:{row}', kind, text)
@@ -41,7 +52,55 @@ def read(
   return Taxonomy.from_rows(levels, [cells for _, cells in rows]), rows
 
 
-def derive(levels: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Taxonomy:
+def check_levels(levels: Sequence[str], where: str, findings: Findings) -> None:
+  """Report names of levels that options could not tell from words and lists.
+
+  Args:
+    levels: the names.
+    where: the file and row that name them.
+    findings: receives an error for each.
+  """
+  words = (*level_words([]), *RESERVED)
+  for level in levels:
+    signs = [sign for sign in SIGNS if sign in level] + [c for c in level[:1] if c in '([']
+    text = f'a level cannot be called {level!r}: options that name levels read '
+    if level.casefold() in words:
+      text += f'{", ".join(words)} as words'
+    elif signs:
+      text += f'{signs[0]!r} otherwise'
+    else:
+      continue
+    findings.error(where, 'levels', f'{text}; rename the column')
+
+
+def remark_reading(reading: Reading, where: str | os.PathLike, findings: Findings) -> None:
+  """Say how names with several classes above them were read.
+
+  Args:
+    reading: what `taxonomy.homonyms.resolve` returned.
+    where: the file.
+    findings: receives a remark for each level.
+  """
+  for level in dict.fromkeys(homonym.level for homonym in reading.homonyms):
+    members = [h for h in reading.homonyms if h.level == level]
+    first = members[0]
+    text = (
+      f'{level} {first.name!r} stands under several classes and is read as {len(first.classes)}: '
+      f'{", ".join(first.classes[:4])}{" ..." if len(first.classes) > 4 else ""}'
+    )
+    text += f'; {len(members) - 1} more such names' if len(members) > 1 else ''
+    findings.warn(where, 'homonyms', f'{text} (one class: data.homonyms=merge)')
+  for level, above in reading.facets:
+    text = (
+      f'{above} and {level} are read as facets, neither above the other, since many a {level} '
+      f'occurs with more than one {above} (as a tree: data.homonyms=split)'
+    )
+    findings.say(where, 'facets', text)
+
+
+def derive(
+  levels: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], homonyms: str = 'merge'
+) -> tuple[Taxonomy, Reading]:
   """Derive a taxonomy of exclusive levels from labels.
 
   A class that never comes with a finer one is a branch that ends early.
@@ -49,14 +108,15 @@ def derive(levels: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> 
   Args:
     levels: names, coarse to fine.
     rows: of each example ('FILE:ROW', its class per level, '' if unknown).
+    homonyms: `config.data.homonyms`, see `taxonomy.homonyms.resolve`.
 
   Returns:
-    The taxonomy, its finest classes sorted by path.
+    The taxonomy, its finest classes sorted by path, and how homonyms were read.
 
   Raises:
     UserError: two rows contradict each other, or a path is never complete; names the row.
   """
-  paths = _full_paths(levels, rows)
+  paths = _full_paths(levels, rows, homonyms == 'split')
   inner = [{path[k] for path in paths} for k in range(len(levels))]
   ends = {}
   for where, names in rows:
@@ -73,32 +133,36 @@ def derive(levels: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> 
   paths |= {path + ('',) * (len(levels) - len(path)) for path in ends if path not in continued}
   if not paths:
     raise UserError(f'{rows[0][0]}: no row has a label')
-  return Taxonomy.from_rows(levels, sorted(paths))
+  reading = resolve(levels, sorted(paths), homonyms)
+  return Taxonomy.from_rows(levels, reading.rows), reading
 
 
-def _full_paths(levels, rows):
+def _full_paths(levels, rows, has_homonyms):
   """The paths of the finest classes, put together from all rows of each."""
   paths, first = {}, {}
   for where, names in rows:
     leaf = names[-1]
     if not leaf:
       continue
-    path = paths.setdefault(leaf, [''] * len(levels))
+    key = (leaf, *names[:-1]) if has_homonyms and all(names) else leaf
+    path = paths.setdefault(key, [''] * len(levels))
     for k, name in enumerate(names):
       if name and path[k] and path[k] != name:
         raise UserError(
           f'{where}: {levels[-1]} {leaf!r} has {levels[k]} {name!r} here and {path[k]!r} in '
-          f'{first[leaf, k]}; every finest class has one path'
+          f'{first[key, k]}; every finest class has one path (two classes: data.homonyms=split)'
         )
       if name and not path[k]:
-        path[k], first[leaf, k] = name, where
-  for leaf, path in paths.items():
-    if not all(path):
+        path[k], first[key, k] = name, where
+  leaves = {path[-1] for path in paths.values() if all(path)}
+  for key, path in paths.items():
+    if not all(path) and not (has_homonyms and path[-1] in leaves):
+      level = levels[path.index('')]
       raise UserError(
-        f'{first[leaf, len(levels) - 1]}: {levels[-1]} {leaf!r} has no {levels[path.index("")]} '
-        'in any row; give it in one, or write taxonomy.csv'
+        f'{first[key, len(levels) - 1]}: {levels[-1]} {path[-1]!r} has no {level} in any row; give '
+        f"it in one, such as 'no {level}', or write taxonomy.csv"
       )
-  return {tuple(path) for path in paths.values()}
+  return {tuple(path) for path in paths.values() if all(path)}
 
 
 def describe(taxonomy: Taxonomy | Mixed) -> str:

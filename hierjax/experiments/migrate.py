@@ -50,7 +50,7 @@ def read_renames(
   Raises:
     UserError: 'FILE:ROW: ...' for a level or a class that the taxonomies do not have.
   """
-  columns, rows = read_table(path)
+  columns, rows, _ = read_table(path)
   if sorted(columns) != ['level', 'new', 'old']:
     raise UserError(f'{path}:1: the columns must be level, old and new, not {", ".join(columns)}')
   renames: dict[tuple[str, str], list[str]] = {}

@@ -30,6 +30,7 @@ FREE_ON_RESUME = (
   'plugins',
   'data.workers',
   'data.threads',
+  'data.homonyms',  # the taxonomy shows whether it matters
   'train.log_steps',
   'train.save_minutes',
   'eval.',

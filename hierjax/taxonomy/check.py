@@ -68,7 +68,13 @@ def _check_row(levels, row, cells, finest):
     gap = is_named.index(False)
     after = next(i for i in range(gap, len(cells)) if is_named[i])
     text = f'{levels[gap]} is empty before {levels[after]} {cells[after]!r}'
-    return RowProblem(row, 'gap', f'{text}; only the end of a row may be empty')
+    above = cells[gap - 1] if gap else cells[after]
+    return RowProblem(
+      row,
+      'gap',
+      f'{text}; only the end of a row may be empty: write a name for it, such as '
+      f"'{above}, no {levels[gap]}'",
+    )
   leaf = cells[depth - 1]
   entry = (row, cells)
   first_row, first_cells = first_entry = finest.setdefault(leaf, entry)
@@ -80,7 +86,7 @@ def _check_row(levels, row, cells, finest):
   parents, first_parents = ' / '.join(cells[:-1]), ' / '.join(first_cells[:-1])
   text = (
     f'{levels[-1]} {leaf!r} stands under {parents!r} here and under {first_parents!r} in row '
-    f'{first_row}; every finest class has one row'
+    f'{first_row}; every finest class has one row (data.homonyms=split reads two classes)'
   )
   return RowProblem(row, 'two parents', text)
 
@@ -105,10 +111,16 @@ def _check_ends(levels, rows):
     row_below = used[depth - 1, name].get(True)
     namesake = next((k for k in range(depth, len(levels)) if (k, name) in used), None)
     if row_below is not None:
-      text = f'{subject} but goes on in row {row_below}'
+      text = (
+        f"{subject} but goes on in row {row_below}: write '{name}, other' as its "
+        f'{levels[depth]} here, or leave the row out if these images may be of a class below it'
+      )
     elif namesake is not None:
       other_row = min(used[namesake, name].values())
-      text = f'{subject}, and {levels[namesake]} of row {other_row} has the same name'
+      text = (
+        f'{subject}, and {levels[namesake]} of row {other_row} has the same name; give one of them '
+        'another name'
+      )
     else:
       continue
     problems.append(RowProblem(row, 'ends and goes on', text))

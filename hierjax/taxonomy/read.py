@@ -7,7 +7,7 @@ import numpy as np
 
 from hierjax.core.config import resolve_levels
 from hierjax.core.errors import UserError
-from hierjax.taxonomy.csv_files import read_levels
+from hierjax.taxonomy.csv_files import Rows, read_levels
 from hierjax.taxonomy.mixed import Mixed
 from hierjax.taxonomy.table import Taxonomy
 from hierjax.taxonomy.tags import TagTaxonomy
@@ -26,12 +26,24 @@ def read_taxonomy(path: str | os.PathLike, multi: str | Sequence[str] = ()) -> T
   Raises:
     UserError: the rows are no taxonomy, or an exclusive level stands below a tag level.
   """
-  levels, rows = read_levels(path)
-  return _divide(levels, rows, multi, f'{path}:')
+  table = read_levels(path)
+  return divide(table.columns, table.rows, multi, f'{path}:')
 
 
-def _divide(levels, rows, multi, source) -> Taxonomy | Mixed:
-  """Make a taxonomy of numbered rows, of whose levels those that `multi` names are tags."""
+def divide(
+  levels: Sequence[str], rows: Rows, multi: str | Sequence[str], source: str
+) -> Taxonomy | Mixed:
+  """Make a taxonomy of numbered rows, of whose levels some are tags.
+
+  Args:
+    levels: names of the columns.
+    rows: (row number, one cell per level).
+    multi: names of the tag levels.
+    source: stands before the row number in errors.
+
+  Raises:
+    UserError: see `read_taxonomy`.
+  """
   levels = tuple(levels)
   tags = resolve_levels(multi, levels, '--config.data.multi')
   n = len(levels) - len(tags)

@@ -13,6 +13,7 @@ import numpy as np
 
 from hierjax.core.errors import UserError
 from hierjax.taxonomy.check import check_rows, close_matches
+from hierjax.taxonomy.homonyms import SEPARATOR
 from hierjax.taxonomy.levels import Levels
 
 # Elements of a temporary array [distinct label rows, leaves].
@@ -195,8 +196,28 @@ class Taxonomy(Relations):
   def _ids(self) -> tuple[dict[str, int], ...]:
     return tuple({name: i for i, name in enumerate(names)} for names in self.names)
 
+  @functools.cached_property
+  def _homonyms(self) -> tuple[dict[str, list[int]], ...]:
+    """For each level {name: classes that are called by a class above them and this name}."""
+    result = []
+    for k, names in enumerate(self.names):
+      classes = {}
+      leaf_of = dict(zip(self.paths[:, k].tolist(), range(len(self.paths))))
+      for c, name in enumerate(names):
+        places = [i for i, letter in enumerate(name) if letter == SEPARATOR]
+        above = {self.names[j][self.paths[leaf_of[c], j]] for j in range(k) if places}
+        above |= {ancestor.rpartition(SEPARATOR)[2] for ancestor in above}
+        for i in places:
+          if name[:i] in above or name[:i].rpartition(SEPARATOR)[2] in above:
+            classes.setdefault(name[i + 1 :], []).append(c)
+      result.append({name: ids for name, ids in classes.items() if name not in self._ids[k]})
+    return tuple(result)
+
   def encode(self, row: Mapping[str, str], where: str = '') -> np.ndarray:
     """Turn the names of classes into ids.
+
+    A name that several classes have ('Plantae/Ammophila' and 'Animalia/Ammophila') stands for the
+    one that goes with the other names.
 
     Args:
       row: {level: name}; a level that is absent or '' is unknown.
@@ -206,18 +227,34 @@ class Taxonomy(Relations):
       int32 [level], -1 unknown.
 
     Raises:
-      UserError: a name is no class of its level; it proposes similar ones.
+      UserError: a name is no class of its level, for which it proposes similar ones; or it is that
+        of several classes.
     """
-    labels = np.full(len(self.levels), -1, np.int32)
+    labels, homonyms = np.full(len(self.levels), -1, np.int32), {}
+    prefix = f'{where}: ' if where else ''
     for k, level in enumerate(self.levels):
       name = (row.get(level) or '').strip()
-      if name and name not in self._ids[k]:
+      if name in self._ids[k]:
+        labels[k] = self._ids[k][name]
+      elif name in self._homonyms[k]:
+        homonyms[k] = self._homonyms[k][name]
+      elif name:
         close = ' or '.join(map(repr, close_matches(name, self.names[k])))
         hint = f'did you mean {close}?' if close else f'it has {len(self.names[k])} classes'
-        prefix = f'{where}: ' if where else ''
         raise UserError(f'{prefix}{level} {name!r} is not in the taxonomy; {hint}')
-      if name:
-        labels[k] = self._ids[k][name]
+    fits = ((labels < 0) | (labels == self.paths)).all(-1) if homonyms else None
+    for k, classes in homonyms.items():
+      fits &= np.isin(self.paths[:, k], classes)
+    for k, classes in homonyms.items():
+      # Where nothing fits, any of them contradicts the other names.
+      possible = np.unique(self.paths[fits, k]) if fits.any() else classes[:1]
+      if len(possible) > 1:
+        names = ' or '.join(repr(self.names[k][c]) for c in possible[:4])
+        name = row[self.levels[k]]
+        raise UserError(
+          f'{prefix}{self.levels[k]} {name!r} is the name of {len(possible)} classes; write {names}'
+        )
+      labels[k] = possible[0]
     return labels
 
   def carried(self, level: str) -> np.ndarray:
@@ -325,3 +362,14 @@ class Taxonomy(Relations):
       # Where the level at which the branch ends is dropped, its name moves to the finest one.
       rows.append([*coarser, '' if end in columns and end != k else self.names[k][c]])
     return Taxonomy.from_rows([self.levels[j] for j in columns], rows)
+
+
+def spellings(taxonomy: Taxonomy, level: str) -> list[str]:
+  """Return all names by which `Taxonomy.encode` knows classes of a level.
+
+  Args:
+    taxonomy: the table.
+    level: its name.
+  """
+  k = taxonomy.index(level)
+  return [*taxonomy.names[k], *taxonomy._homonyms[k]]

@@ -487,15 +487,9 @@ DATA = {
     csv('1.png,train,owl\n2.png,val,gecko\n'),
     ('labels.csv:1: no column "file"', '1.png, train, owl'),
   ),
-  'labels: semicolons': (csv(LABELS.replace(',', ';')), ('labels.csv:1', 'separated by commas')),
-  'labels: tabs': (csv(LABELS.replace(',', '\t')), ('labels.csv:1', 'separated by commas')),
-  'labels: UTF-16 of a spreadsheet': (
-    csv(LABELS.encode('utf-16')),
-    ('labels.csv: is not UTF-8 text', 'CSV UTF-8'),
-  ),
   'labels: Latin-1': (
     csv('file,animal\n1.png,Köhler\n'.encode('latin-1')),
-    ('labels.csv: is not UTF-8 text',),
+    ("labels.csv:2: animal 'Köhler' is not in the taxonomy",),
   ),
   'labels: a picture': (csv(PNG), ('labels.csv: is not UTF-8 text',)),
   'labels: zero bytes': (csv(b'\0' * 3000), ('labels.csv:1',)),
@@ -522,18 +516,9 @@ DATA = {
     csv('file,animal,animal\n1.png,owl,owl\n'),
     ("labels.csv:1: column 'animal' occurs twice",),
   ),
-  'labels: a column without a name': (
-    csv('file,animal,,\n1.png,owl,,\n'),
-    ('labels.csv:1: column 3 of the header has no name',),
-  ),
   'labels: a misspelt level': (
     csv('file,animl\n1.png,owl\n'),
     ("labels.csv:1: column 'animl' is no level", "did you mean 'animal'"),
-    True,
-  ),
-  'labels: levels in capitals': (
-    csv('file,Animal\n1.png,owl\n'),
-    ("column 'Animal' is no level", "'animal'"),
     True,
   ),
   'labels: no level at all': (
@@ -633,7 +618,7 @@ DATA = {
     ('labels.csv:3', "'fish'", "'bird'", 'one path'),
   ),
   'no taxonomy: no parent': (
-    csv('file,kind,animal\n1.png,,owl\n', None),
+    csv('file,kind,animal\n1.png,,owl\n2.png,bird,crow\n', None),
     ("labels.csv:2: animal 'owl' has no kind",),
   ),
   'no taxonomy: no label': (
@@ -681,9 +666,9 @@ DATA = {
     csv(taxonomy=LABELS),
     ("taxonomy.csv:1: column 'file' belongs into labels.csv",),
   ),
-  'taxonomy: UTF-16': (
-    csv(taxonomy=TAXONOMY.encode('utf-16')),
-    ('taxonomy.csv: is not UTF-8 text',),
+  'taxonomy: zero bytes': (
+    csv(taxonomy=TAXONOMY.replace('owl', 'o\0wl')),
+    ('taxonomy.csv:3: holds control characters',),
   ),
   'taxonomy: a folder': (
     csv(taxonomy=lambda path: path.mkdir()),
@@ -771,9 +756,9 @@ DATA = {
     {'train.parquet': parquet(a_label=[0, 1, 0, 1]), 'val.parquet': parquet(b_label=[0, 1, 0, 1])},
     ('its columns', 'val.parquet'),
   ),
-  'root: a file': (
+  'root: a file without its images': (
     {'labels.csv': LABELS},
-    ('no such folder',),
+    ('labels.csv:2: no file 1.png, and 3 more of 4 are missing',),
     True,
     ('--config.data.root=data/labels.csv',),
   ),

@@ -329,8 +329,8 @@ def test_a_part_of_the_classes_is_read_by_the_whole_taxonomy(tmp_path):
   (tmp_path / 'taxonomy.csv').write_text('\n'.join(rows))
   parts = {
     'test/A/y/red*2': {'A/y/y/red': 2},
-    'test/A/x/red': {'A/x/x/red': 1},
-    'test/B/z, test/B/x/blue': {'B/z/z': 1, 'B/x/blue': 1},
+    'test/A/x/red': {'A/A/x/x/red': 1},
+    'test/B/z, test/B/x/blue': {'B/z/z': 1, 'B/B/x/blue': 1},
     'test/y/red*3': {'A/y/y/red': 3},
   }
   for i, (tree, expected) in enumerate(parts.items()):

@@ -1,0 +1,107 @@
+"""Cells that hold sets of tags: what separates them, and which names they hold."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+from ml_collections import ConfigDict
+
+from hierjax.data.findings import Findings
+from hierjax.taxonomy.spelling import fold, unify
+
+SEPARATORS = {'pipe': '|', 'semicolon': ';', 'comma': ',', 'blank': None}
+
+
+def read(
+  options: ConfigDict,
+  level: str,
+  counts: Mapping[str, int],
+  names: Collection[str],
+  where: str,
+  findings: Findings,
+) -> dict[str, list[str]]:
+  """Find the tags that each cell of a column holds.
+
+  Args:
+    options: `config.data`.
+    level: the column.
+    counts: {cell: number of rows with it}.
+    names: the tags that there may be; none if the cells say it.
+    where: 'FILE:1'.
+    findings: receives how tags are separated and spelled, and an error for names that are made of
+      others.
+
+  Returns:
+    {cell: its tags}; none in '-' and ''.
+  """
+  separator = options.tag_separator or _separator(level, counts, names, where, findings)
+  folded = {fold(name) for name in names}
+  tags = {cell: [cell] if fold(cell) in folded else _split(cell, separator) for cell in counts}
+  spellings = Counter()
+  for cell, n in counts.items():
+    spellings.update(dict.fromkeys(tags[cell], n))
+  same = unify(spellings, names, options.fold_case)
+  remark_spellings(level, same, spellings, where, findings)
+  used = {same.get(name, name) for name in spellings} | set(names)
+  folded = {fold(name) for name in used}
+  for name in sorted(used):
+    for other in ('pipe', 'semicolon', 'comma'):
+      parts = _split(name, other)
+      if len(parts) > 1 and {fold(part) for part in parts} <= folded:
+        text = (
+          f'{level} {name!r} is made of other classes ({", ".join(parts)}): separate them by one '
+          'sign in all rows, or say with --config.data.tag_separator by which'
+        )
+        findings.error(where, 'tags', text)
+  return {cell: [same.get(name, name) for name in row] for cell, row in tags.items()}
+
+
+def remark_spellings(
+  level: str, same: Mapping[str, str], counts: Mapping[str, int], where: str, findings: Findings
+) -> None:
+  """Say how many names were read as another spelling of a class.
+
+  Args:
+    level: their level.
+    same: {spelling: name}.
+    counts: {spelling: number of rows}.
+    where: the file.
+    findings: receives the remark.
+  """
+  if same:
+    spelling, name = next(iter(same.items()))
+    n = sum(counts[s] for s in same)
+    text = f'{n} cells of {level} are another spelling of a class (case, blanks, Unicode form), '
+    text += f'such as {spelling!r} for {name!r} (two classes: data.fold_case=false)'
+    findings.say(where, 'spellings', text)
+
+
+def _split(cell, separator):
+  if not cell or cell == '-':
+    return []
+  parts = [cell] if separator == 'never' else cell.split(SEPARATORS[separator])
+  return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def _separator(level, counts, names, where, findings):
+  """The name of the sign between tags."""
+  folded = {fold(name) for name in names}
+  for separator in ('pipe', 'semicolon', 'comma'):
+    sets = {cell: _split(cell, separator) for cell in counts if fold(cell) not in folded}
+    joint = [cell for cell, parts in sets.items() if len(parts) > 1]
+    if not joint:
+      continue
+    cells_of = Counter(fold(part) for parts in sets.values() for part in parts)
+    parts = {fold(part) for cell in joint for part in sets[cell]}
+    is_seen = parts & folded if names else any(cells_of[part] > 1 for part in parts)
+    if separator == 'pipe' or is_seen:
+      if separator != 'pipe':
+        text = f'{level} are separated by a {separator}, as in {joint[0]!r} (data.tag_separator)'
+        findings.say(where, 'tags', text)
+      return separator
+    if not names:
+      text = (
+        f'{level} {joint[0]!r} may be one class or several: say with '
+        f'--config.data.tag_separator={separator} or never'
+      )
+      findings.error(where, 'tags', text)
+  return 'pipe'

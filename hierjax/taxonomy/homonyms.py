@@ -1,0 +1,112 @@
+"""Homonyms: one name for several classes, such as a genus of plants and one of animals.
+
+A table of names does not say whether two columns are a tree or facets. Where nearly all classes of
+a level have one class above them, it is a tree, and a name with several is that of several classes:
+each is then called by its path, 'Plantae/Ammophila'. Elsewhere (makes and types of cars) the levels
+are facets, and the name is one class.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+SEPARATOR = '/'
+
+
+class Homonym(NamedTuple):
+  """A name that stood for several classes.
+
+  Attributes:
+    level: its level.
+    name: as it was written.
+    classes: the names of its classes now.
+  """
+
+  level: str
+  name: str
+  classes: list[str]
+
+
+class Reading(NamedTuple):
+  """How a table of names was read.
+
+  Attributes:
+    rows: the rows, in which every class has a name of its own.
+    homonyms: the names that were several classes.
+    facets: (level, level above) of which neither is above the other, and the finer level has
+      classes with one class of the coarser one as well as classes with several.
+  """
+
+  rows: list[list[str]]
+  homonyms: list[Homonym]
+  facets: list[tuple[str, str]]
+
+
+def is_tree(nests: np.ndarray, leaves: np.ndarray) -> bool:
+  """Tell whether a level lies below another, apart from a few classes.
+
+  Args:
+    nests: bool [C], whether a class of the level has one class of the other.
+    leaves: int [C], the number of finest classes of a class.
+  """
+  exceptions = int((~nests).sum())
+  # A class with one leaf has one class of every other level and shows nothing.
+  is_majority = exceptions < int((nests & (leaves > 1)).sum())
+  return exceptions < int(nests.sum()) and (is_majority or exceptions <= max(1, len(nests) // 10))
+
+
+def resolve(levels: Sequence[str], rows: Sequence[Sequence[str]], mode: str) -> Reading:
+  """Give each class of a table a name of its own.
+
+  Args:
+    levels: names of the columns, coarse to fine.
+    rows: one cell a level, '' below the end of a branch.
+    mode: 'auto': inner levels of a tree, see `is_tree`; 'split': all levels are a tree; 'merge':
+      one name of a level is one class.
+  """
+  reading = Reading([list(row) for row in rows], [], [])
+  last = len(levels) - (mode == 'auto')
+  for k in range(1, last) if mode != 'merge' else ():
+    above = [k - 1] if mode == 'split' else range(k - 1, -1, -1)
+    for j in above:
+      parents = _parents(reading.rows, k, j)
+      homonyms = {name for name, paths in parents.items() if len(paths) > 1}
+      if mode == 'split' or _is_tree(parents, reading.rows, k):
+        _rename(reading, levels, k, j, homonyms)
+        break
+      # Levels that are independent of each other throughout need no word.
+      if len(homonyms) < len(parents):
+        reading.facets.append((levels[k], levels[j]))
+  return reading
+
+
+def _parents(rows, k, j):
+  """{name of level k: its classes of level j}."""
+  parents = defaultdict(set)
+  for row in rows:
+    if row[k] and row[j]:
+      parents[row[k]].add(row[j])
+  return parents
+
+
+def _is_tree(parents, rows, k):
+  leaves = defaultdict(int)
+  for row in rows:
+    leaves[row[k]] += 1
+  nests = np.array([len(paths) == 1 for paths in parents.values()], bool)
+  return is_tree(nests, np.array([leaves[name] for name in parents]))
+
+
+def _rename(reading, levels, k, j, homonyms):
+  """Write the class of level j before the name of each homonym of level k."""
+  names, taken = defaultdict(dict), {row[k] for row in reading.rows}
+  for row in reading.rows:
+    name = row[k]
+    if name not in homonyms or not row[j]:
+      continue
+    path = SEPARATOR.join((row[j], name))
+    row[k] = SEPARATOR.join(filter(None, row[: k + 1])) if path in taken else path
+    names[name][row[k]] = True
+  reading.homonyms.extend(Homonym(levels[k], name, list(paths)) for name, paths in names.items())

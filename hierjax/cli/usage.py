@@ -35,7 +35,7 @@ COMMANDS = """hierjax: hierarchical image classification.
   python main.py --mode=describe --config=configs/3head.py
       parameters and MACs of the model
 
-FOLDER holds labels.csv and taxonomy.csv, a Parquet data set, or nested class folders."""
+FOLDER holds a CSV file that lists images, a Parquet data set, or nested class folders."""
 
 
 # In words, where an option has neither choices nor a range.

@@ -94,7 +94,7 @@ def assign(
     tags = [c for c in others if _plain(c) in map(_plain, options.multi)]
     flags = [c for c in others if options.multi and not tags and is_flag(values[c])]
     others = list(dict.fromkeys([*filter(None, levels), *tags, *flags]))
-    if taxonomy and len(levels) == len(taxonomy.levels):
+    if taxonomy and len(levels) == len(taxonomy.levels) and all(levels):
       new_names |= dict(zip(levels, taxonomy.levels))
   elif taxonomy is None:
     ignored = _without_classes(options, {c: values[c] for c in others})

@@ -25,6 +25,7 @@ from hierjax.taxonomy.spelling import unify
 from hierjax.taxonomy.table import spellings
 
 SUFFIXES = ('.csv', '.tsv')
+ONLY_LEVEL = 'class'  # what the tag level is called that data.multi names by a word such as 'all'
 DTYPES = {'exclusive': np.int32, 'tags': np.int8}
 UNKNOWN, CONTRADICTION = 'label not in the taxonomy', 'label contradicts the taxonomy'
 
@@ -150,8 +151,10 @@ def _unify_spellings(options, path, labels, taxonomy, findings):
 
 def _levels_of_sets(options, columns, taxonomy):
   """The tag levels with a column of sets."""
-  names = taxonomy.multi if taxonomy and taxonomy.multi else ()
-  return [c for c in columns if c in {*names, *options.multi} and c not in ('file', 'split')]
+  names = {*options.multi, *(taxonomy.multi if taxonomy else ())}
+  if taxonomy is None and names & {*level_words([])}:
+    names.add(ONLY_LEVEL)
+  return [c for c in columns if c in names and c not in ('file', 'split')]
 
 
 def _read_sets(options, path, records, level, taxonomy, findings):
@@ -179,7 +182,7 @@ def _complete_taxonomy(options, path, labels, sets, taxonomy, findings):
         f'--config.data.multi={",".join(names)}: several levels need '
         f'{path.parent / "taxonomy.csv"}, which says what is below what'
       )
-    level = 'class' if new[0] in words else new[0]
+    level = ONLY_LEVEL if new[0] in words else new[0]
     tags = _derive_tags(level, path, columns, sets, taxonomy)
     columns = [c for c in columns if c not in (level, *tags.names[0])]
   if taxonomy is None:

@@ -30,6 +30,10 @@ READERS = {
   'parquet': parquet.read,
   **{name: functools.partial(published.read, source=name) for name in published.LAYOUTS},
 }
+CSV_OPTIONS = tuple(
+  f'data.{name}'
+  for name in 'file_column split_column image_root delimiter encoding fold_case'.split()
+)
 MAX_CLASSES = 1_000_000  # of a level of root 'classes:'
 
 
@@ -153,12 +157,16 @@ def _detect(name, root, findings):
 
 def _check_idle(options, source, findings):
   """Note the options that are set and count only with another one, which is not."""
+  is_named = source in ('csv', 'folders')
   needs = {
     'data.crop_margin': ('data.crop_boxes', options.crop_boxes),
     'data.balance_level': ('data.balance', options.balance),
     'data.augment.': ('data.augment.enabled', options.augment.enabled),
     'data.levels': ('class folders or a CSV', source in ('folders', 'csv')),
     'data.toy.': ('data.source=toy', source == 'toy'),
+    'data.tag_separator': ('data.multi', options.multi),
+    **dict.fromkeys(CSV_OPTIONS, ('a CSV file', source == 'csv')),
+    **dict.fromkeys(('data.levels', 'data.homonyms'), ('a CSV file or class folders', is_named)),
   }
   for prefix, (other, is_on) in needs.items():
     for name in () if is_on else [name for name in OPTIONS if name.startswith(prefix)]:

@@ -1,5 +1,7 @@
 """Which file below a folder a path in a CSV file means, whatever machine wrote it."""
 
+import functools
+import itertools
 import os
 import pathlib
 import posixpath
@@ -10,97 +12,65 @@ from collections.abc import Iterable
 from hierjax.data.findings import Findings
 from hierjax.data.image_files import is_image
 
-MAX_FILES = 10_000_000  # of a folder in which names are searched
+
+def _normal(path):
+  return unicodedata.normalize('NFC', path.replace('\\', '/'))
 
 
-class Finder:
-  """Finds files below a folder by the paths that data give them.
+class _Finder:
+  """Finds files below a folder by the paths that data give them; Unicode forms are the same."""
 
-  Backslashes are slashes, paths may be absolute, and Unicode forms of a name are the same. A file
-  that is not at its path is searched by the end of that path, or by its name without a suffix.
-
-  Args:
-    root: the folder.
-  """
-
-  def __init__(self, root: pathlib.Path):
+  def __init__(self, root):
     self.root = root
-    above = unicodedata.normalize('NFC', os.path.abspath(root).replace(os.sep, '/'))
-    self._prefix = above.rstrip('/') + '/'
-    self.moved: dict[str, str] = {}  # path as written -> another place where the file is
-    self._listings: dict[str, dict[str, str]] = {}
-    self._by_name: dict[str, list[str]] | None = None
+    self.prefix = _normal(os.path.abspath(root)).rstrip('/') + '/'
+    self.listing = functools.cache(self._list)
 
-  def find(self, cell: str) -> str:
-    """Return the path of a file below the folder; the cell where there is no such file.
-
-    Args:
-      cell: the path as the data have it.
-    """
-    path = posixpath.normpath(unicodedata.normalize('NFC', cell.replace('\\', '/')))
-    path = path.removeprefix(self._prefix)
+  def path(self, cell):
+    """The path below the root that a cell names; None for one that leaves the root."""
+    path = posixpath.normpath(_normal(cell)).removeprefix(self.prefix)
     is_inside = not posixpath.isabs(path) and path.split('/')[0] != '..' and path[1:2] != ':'
-    place = self._place(path) if is_inside else None
-    if place is None and path.strip('./'):
-      place = self._search(path)
-      if place:
-        self.moved[cell] = place
-    return place or (path if is_inside and cell else cell)
+    return path if is_inside else None
 
-  def _place(self, path):
-    """The path as the folders spell it, None where it does not exist."""
+  def place(self, path):
+    """A path as the folders spell it, None where it does not exist."""
     place = ''
     for part in path.split('/'):
-      name = self._listing(place).get(part)
+      name = self.listing(place).get(part)
       if name is None:
         return None
       place = posixpath.join(place, name)
     return place
 
-  def _listing(self, folder):
+  def _list(self, folder):
     """{name in one Unicode form: name as it is} of a folder."""
-    if folder not in self._listings:
-      try:
-        names = os.listdir(os.path.join(self.root, folder))
-      except (OSError, ValueError):
-        names = []
-      self._listings[folder] = {unicodedata.normalize('NFC', name): name for name in names}
-    return self._listings[folder]
+    try:
+      return {_normal(name): name for name in os.listdir(os.path.join(self.root, folder))}
+    except (OSError, ValueError):
+      return {}
 
-  def _search(self, path):
-    """The only file with the longest end of a path."""
-    if self._by_name is None:
-      self._by_name = self._index()
-    parts = path.casefold().split('/')
-    candidates = self._by_name.get(parts[-1], [])
-    if not is_image(parts[-1]):
-      candidates = candidates or self._by_name.get(parts[-1] + '.', [])
-    common = {file: self._agreement(file, parts[:-1]) for file in candidates}
-    best = [file for file in candidates if common[file] == max(common.values())]
+  def search(self, cell):
+    """The only image with the longest end of a path; its name may be without the suffix."""
+    *folders, name = posixpath.normpath(_normal(cell)).casefold().split('/')
+    files = self.images.get(name, []) or self.images.get('' if is_image(name) else f'{name}.', [])
+    common = {}
+    for file in files:
+      above = _normal(file).casefold().split('/')[:-1]
+      pairs = zip(reversed(above), reversed(folders))
+      common[file] = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    best = [file for file in files if common[file] == max(common.values())]
     return best[0] if len(best) == 1 else None
 
-  def _agreement(self, file, folders):
-    """How many of the last folders of a path a file lies in."""
-    above = unicodedata.normalize('NFC', file).casefold().split('/')[:-1]
-    n = 0
-    while n < min(len(above), len(folders)) and above[-1 - n] == folders[-1 - n]:
-      n += 1
-    return n
-
-  def _index(self):
-    """{name in one form: its image files}, and {'stem.': image files}."""
-    index, count = defaultdict(list), 0
+  @functools.cached_property
+  def images(self):
+    """{name in one form: its images below the root}, and {'stem.': images}."""
+    index = defaultdict(list)
     for folder, folders, names in os.walk(self.root):
       folders.sort()
       below = os.path.relpath(folder, self.root).replace(os.sep, '/')
       for name in sorted(filter(is_image, names)):
-        key = unicodedata.normalize('NFC', name).casefold()
-        file = posixpath.normpath(posixpath.join(below, name))
+        key, file = _normal(name).casefold(), posixpath.normpath(posixpath.join(below, name))
         index[key].append(file)
         index[key.rpartition('.')[0] + '.'].append(file)
-        count += 1
-      if count > MAX_FILES:
-        break
     return index
 
 
@@ -108,6 +78,9 @@ def locate(
   cells: Iterable[str], root: pathlib.Path, where: str, findings: Findings
 ) -> dict[str, str]:
   """Find the files that the cells of a column name.
+
+  Backslashes are slashes, paths may be absolute. A file that is not at its path is searched by the
+  end of the path, or by its name without a suffix.
 
   Args:
     cells: the paths as the data have them.
@@ -118,13 +91,19 @@ def locate(
   Returns:
     {cell: path below the root}; a cell whose file is nowhere leads to its path as it was written.
   """
-  finder = Finder(root)
-  paths = {cell: finder.find(cell) for cell in dict.fromkeys(cells)}
-  if finder.moved:
-    cell, place = next(iter(finder.moved.items()))
+  finder, paths, moved = _Finder(root), {}, {}
+  for cell in dict.fromkeys(cells):
+    path = finder.path(cell) if cell else None
+    place = finder.place(path) if path else None
+    if place is None and cell.strip('./\\'):
+      place = finder.search(cell)
+      moved |= {cell: place} if place else {}
+    paths[cell] = place or path or cell
+  if moved:
+    cell, place = next(iter(moved.items()))
     text = (
-      f'{len(finder.moved)} of {len(paths)} files are not at their path and were found by their '
-      f'name below {root}, such as {place} for {cell!r} (the folder of all paths: data.image_root)'
+      f'{len(moved)} of {len(paths)} files are not at their path and were read by their name below '
+      f'{root}, such as {place} for {cell!r} (the folder of all paths: data.image_root)'
     )
     findings.say(where, 'paths', text)
   return paths

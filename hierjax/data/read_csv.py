@@ -57,7 +57,7 @@ def find(root: pathlib.Path, findings: Findings) -> pathlib.Path | None:
   for file in files:
     try:
       table = read_table(file)
-      if csv_columns.names_images(table.columns, csv_columns.transposed(table)):
+      if csv_columns.names_images(csv_columns.transposed(table)):
         listing.append(file)
         continue
       text = 'is not read, as no column names images (data.file_column chooses one)'
@@ -102,12 +102,8 @@ def read(
   labels = csv_columns.assign(options, f'{path}:1', table, taxonomy, findings)
   columns, records = labels.columns, labels.records
   del table
-  if taxonomy is None or taxonomy.table('exclusive'):
-    _unify_spellings(options, path, labels, taxonomy, findings)
-  sets = {
-    level: _read_sets(options, path, records, level, taxonomy, findings)
-    for level in _levels_of_sets(options, columns, taxonomy)
-  }
+  _unify_spellings(options, path, labels, taxonomy, findings)
+  sets = _read_sets(options, path, labels, taxonomy, findings)
   taxonomy, origin = _complete_taxonomy(options, path, labels, sets, taxonomy, findings)
   tag_columns = _check_columns(path, columns, sets, taxonomy, findings)
   if 'file' not in columns:
@@ -136,33 +132,29 @@ def _unify_spellings(options, path, labels, taxonomy, findings):
   """Write, in place, one spelling of each class into the columns of exclusive levels."""
   table = taxonomy and taxonomy.table('exclusive')
   levels = table.levels if table else [c for c in labels.columns if c not in ('file', 'split')]
-  for level in levels:
-    if level not in labels.columns or level in options.multi:
-      continue
+  for level in (c for c in labels.columns if c in levels and c not in options.multi):
     counts = Counter(record[level] for _, record in labels.records)
-    if options.multi and csv_columns.is_flag(counts):
+    if (taxonomy and not table) or (options.multi and csv_columns.is_flag(counts)):
       continue
     same = unify(counts, spellings(table, level) if table else (), options.fold_case)
     same.pop('', None)
-    tag_cells.remark_spellings(level, same, counts, path, findings)
+    tag_cells.say_spellings(level, same, counts, path, findings)
     for _, record in labels.records if same else ():
       record[level] = same.get(record[level], record[level])
 
 
-def _levels_of_sets(options, columns, taxonomy):
-  """The tag levels with a column of sets."""
-  names = {*options.multi, *(taxonomy.multi if taxonomy else ())}
-  if taxonomy is None and names & {*level_words([])}:
-    names.add(ONLY_LEVEL)
-  return [c for c in columns if c in names and c not in ('file', 'split')]
-
-
-def _read_sets(options, path, records, level, taxonomy, findings):
-  """{cell: its tags} of a column of sets."""
+def _read_sets(options, path, labels, taxonomy, findings):
+  """{level: {cell: its tags}} of the columns of sets."""
   tags = taxonomy and taxonomy.table('tags')
-  names = spellings(tags, level) if tags and level in tags.levels else ()
-  counts = Counter(record[level] for _, record in records)
-  return tag_cells.read(options, level, counts, names, f'{path}:1', findings)
+  levels = {*options.multi, *(tags.levels if tags else ())}
+  if taxonomy is None and levels & {*level_words([])}:
+    levels.add(ONLY_LEVEL)
+  sets = {}
+  for level in (c for c in labels.columns if c in levels):
+    names = spellings(tags, level) if tags and level in tags.levels else ()
+    counts = Counter(record[level] for _, record in labels.records)
+    sets[level] = tag_cells.read(options, level, counts, names, f'{path}:1', findings)
+  return sets
 
 
 def _complete_taxonomy(options, path, labels, sets, taxonomy, findings):

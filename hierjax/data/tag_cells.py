@@ -33,46 +33,44 @@ def read(
   Returns:
     {cell: its tags}; none in '-' and ''.
   """
-  separator = options.tag_separator or _separator(level, counts, names, where, findings)
   folded = {fold(name) for name in names}
+  separator = options.tag_separator or _separator(level, counts, folded, where, findings)
   tags = {cell: [cell] if fold(cell) in folded else _split(cell, separator) for cell in counts}
   spellings = Counter()
   for cell, n in counts.items():
     spellings.update(dict.fromkeys(tags[cell], n))
   same = unify(spellings, names, options.fold_case)
-  remark_spellings(level, same, spellings, where, findings)
+  say_spellings(level, same, spellings, where, findings)
   used = {same.get(name, name) for name in spellings} | set(names)
   folded = {fold(name) for name in used}
-  for name in sorted(used):
-    for other in ('pipe', 'semicolon', 'comma'):
-      parts = _split(name, other)
-      if len(parts) > 1 and {fold(part) for part in parts} <= folded:
-        text = (
-          f'{level} {name!r} is made of other classes ({", ".join(parts)}): separate them by one '
-          'sign in all rows, or say with --config.data.tag_separator by which'
-        )
-        findings.error(where, 'tags', text)
+  for name, other in ((n, s) for n in sorted(used) for s in ('pipe', 'semicolon', 'comma')):
+    parts = _split(name, other)
+    if len(parts) > 1 and {fold(part) for part in parts} <= folded:
+      text = (
+        f'{level} {name!r} is made of other classes ({", ".join(parts)}): separate them by one '
+        'sign in all rows, or say with --config.data.tag_separator by which'
+      )
+      findings.error(where, 'tags', text)
   return {cell: [same.get(name, name) for name in row] for cell, row in tags.items()}
 
 
-def remark_spellings(
+def say_spellings(
   level: str, same: Mapping[str, str], counts: Mapping[str, int], where: str, findings: Findings
 ) -> None:
-  """Say how many names were read as another spelling of a class.
+  """Say how many cells of a level are another spelling of a class.
 
   Args:
-    level: their level.
-    same: {spelling: name}.
+    level: its name.
+    same: {spelling: name of the class}.
     counts: {spelling: number of rows}.
     where: the file.
     findings: receives the remark.
   """
   if same:
     spelling, name = next(iter(same.items()))
-    n = sum(counts[s] for s in same)
-    text = f'{n} cells of {level} are another spelling of a class (case, blanks, Unicode form), '
-    text += f'such as {spelling!r} for {name!r} (two classes: data.fold_case=false)'
-    findings.say(where, 'spellings', text)
+    text = f'{sum(counts[s] for s in same)} cells of {level} are another spelling of a class '
+    text += f'(case, blanks, Unicode form), such as {spelling!r} for {name!r}'
+    findings.say(where, 'spellings', f'{text} (case kept apart: data.fold_case=false)')
 
 
 def _split(cell, separator):
@@ -83,25 +81,20 @@ def _split(cell, separator):
 
 
 def _separator(level, counts, names, where, findings):
-  """The name of the sign between tags."""
-  folded = {fold(name) for name in names}
+  """The name of the sign between tags: one whose parts occur by themselves or in other sets."""
   for separator in ('pipe', 'semicolon', 'comma'):
-    sets = {cell: _split(cell, separator) for cell in counts if fold(cell) not in folded}
-    joint = [cell for cell, parts in sets.items() if len(parts) > 1]
-    if not joint:
-      continue
+    sets = {cell: _split(cell, separator) for cell in counts if fold(cell) not in names}
     cells_of = Counter(fold(part) for parts in sets.values() for part in parts)
+    joint = [cell for cell, parts in sets.items() if len(parts) > 1]
     parts = {fold(part) for cell in joint for part in sets[cell]}
-    is_seen = parts & folded if names else any(cells_of[part] > 1 for part in parts)
-    if separator == 'pipe' or is_seen:
-      if separator != 'pipe':
-        text = f'{level} are separated by a {separator}, as in {joint[0]!r} (data.tag_separator)'
-        findings.say(where, 'tags', text)
+    if joint and separator == 'pipe':
       return separator
-    if not names:
-      text = (
-        f'{level} {joint[0]!r} may be one class or several: say with '
-        f'--config.data.tag_separator={separator} or never'
-      )
+    if parts & names or (not names and any(cells_of[part] > 1 for part in parts)):
+      text = f'{level} are separated by a {separator}, as in {joint[0]!r} (data.tag_separator)'
+      findings.say(where, 'tags', text)
+      return separator
+    if joint and not names:
+      text = f'{level} {joint[0]!r} may be one class or several: say with '
+      text += f'--config.data.tag_separator={separator} or never'
       findings.error(where, 'tags', text)
   return 'pipe'

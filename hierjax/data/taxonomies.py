@@ -81,14 +81,11 @@ def remark_reading(reading: Reading, where: str | os.PathLike, findings: Finding
     where: the file.
     findings: receives a remark for each level.
   """
-  for level in dict.fromkeys(homonym.level for homonym in reading.homonyms):
-    members = [h for h in reading.homonyms if h.level == level]
-    first = members[0]
-    text = (
-      f'{level} {first.name!r} stands under several classes and is read as {len(first.classes)}: '
-      f'{", ".join(first.classes[:4])}{" ..." if len(first.classes) > 4 else ""}'
-    )
-    text += f'; {len(members) - 1} more such names' if len(members) > 1 else ''
+  for level, names in reading.homonyms.items():
+    name, classes = next(iter(names.items()))
+    text = f'{level} {name!r} stands under several classes and is read as {len(classes)}: '
+    text += ', '.join(classes[:4]) + ' ...' * (len(classes) > 4)
+    text += f'; {len(names) - 1} more such names' if len(names) > 1 else ''
     findings.warn(where, 'homonyms', f'{text} (one class: data.homonyms=merge)')
   for level, above in reading.facets:
     text = (

@@ -6,7 +6,7 @@ each is then called by its path, 'Plantae/Ammophila'. Elsewhere (makes and types
 are facets, and the name is one class.
 """
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,32 +15,18 @@ import numpy as np
 SEPARATOR = '/'
 
 
-class Homonym(NamedTuple):
-  """A name that stood for several classes.
-
-  Attributes:
-    level: its level.
-    name: as it was written.
-    classes: the names of its classes now.
-  """
-
-  level: str
-  name: str
-  classes: list[str]
-
-
 class Reading(NamedTuple):
   """How a table of names was read.
 
   Attributes:
     rows: the rows, in which every class has a name of its own.
-    homonyms: the names that were several classes.
+    homonyms: {level: {name that stood for several classes: their names now}}.
     facets: (level, level above) of which neither is above the other, and the finer level has
       classes with one class of the coarser one as well as classes with several.
   """
 
   rows: list[list[str]]
-  homonyms: list[Homonym]
+  homonyms: dict[str, dict[str, list[str]]]
   facets: list[tuple[str, str]]
 
 
@@ -66,47 +52,30 @@ def resolve(levels: Sequence[str], rows: Sequence[Sequence[str]], mode: str) -> 
     mode: 'auto': inner levels of a tree, see `is_tree`; 'split': all levels are a tree; 'merge':
       one name of a level is one class.
   """
-  reading = Reading([list(row) for row in rows], [], [])
+  reading = Reading([list(row) for row in rows], {}, [])
   last = len(levels) - (mode == 'auto')
   for k in range(1, last) if mode != 'merge' else ():
     above = [k - 1] if mode == 'split' else range(k - 1, -1, -1)
     for j in above:
-      parents = _parents(reading.rows, k, j)
-      homonyms = {name for name, paths in parents.items() if len(paths) > 1}
-      if mode == 'split' or _is_tree(parents, reading.rows, k):
-        _rename(reading, levels, k, j, homonyms)
+      pairs = [(row[k], row[j]) for row in reading.rows if row[k] and row[j]]
+      leaves, parents = Counter(name for name, _ in pairs), Counter(name for name, _ in set(pairs))
+      nests = np.array([n == 1 for n in parents.values()], bool)
+      if mode == 'split' or is_tree(nests, np.array([leaves[name] for name in parents])):
+        _rename(reading, levels[k], k, j, {name for name, n in parents.items() if n > 1})
         break
       # Levels that are independent of each other throughout need no word.
-      if len(homonyms) < len(parents):
+      if nests.any():
         reading.facets.append((levels[k], levels[j]))
   return reading
 
 
-def _parents(rows, k, j):
-  """{name of level k: its classes of level j}."""
-  parents = defaultdict(set)
-  for row in rows:
-    if row[k] and row[j]:
-      parents[row[k]].add(row[j])
-  return parents
-
-
-def _is_tree(parents, rows, k):
-  leaves = defaultdict(int)
-  for row in rows:
-    leaves[row[k]] += 1
-  nests = np.array([len(paths) == 1 for paths in parents.values()], bool)
-  return is_tree(nests, np.array([leaves[name] for name in parents]))
-
-
-def _rename(reading, levels, k, j, homonyms):
+def _rename(reading, level, k, j, homonyms):
   """Write the class of level j before the name of each homonym of level k."""
-  names, taken = defaultdict(dict), {row[k] for row in reading.rows}
+  existing = {row[k] for row in reading.rows}
   for row in reading.rows:
     name = row[k]
-    if name not in homonyms or not row[j]:
-      continue
-    path = SEPARATOR.join((row[j], name))
-    row[k] = SEPARATOR.join(filter(None, row[: k + 1])) if path in taken else path
-    names[name][row[k]] = True
-  reading.homonyms.extend(Homonym(levels[k], name, list(paths)) for name, paths in names.items())
+    if name in homonyms and row[j]:
+      path = SEPARATOR.join((row[j], name))
+      row[k] = SEPARATOR.join(filter(None, row[: k + 1])) if path in existing else path
+      classes = reading.homonyms.setdefault(level, {}).setdefault(name, [])
+      classes += [row[k]] if row[k] not in classes else []

@@ -25,13 +25,13 @@ class _Finder:
     self.prefix = _normal(os.path.abspath(root)).rstrip('/') + '/'
     self.listing = functools.cache(self._list)
 
-  def path(self, cell):
+  def path(self, cell: str) -> str | None:
     """The path below the root that a cell names; None for one that leaves the root."""
     path = posixpath.normpath(_normal(cell)).removeprefix(self.prefix)
     is_inside = not posixpath.isabs(path) and path.split('/')[0] != '..' and path[1:2] != ':'
     return path if is_inside else None
 
-  def place(self, path):
+  def place(self, path: str) -> str | None:
     """A path as the folders spell it, None where it does not exist."""
     place = ''
     for part in path.split('/'):
@@ -48,7 +48,7 @@ class _Finder:
     except (OSError, ValueError):
       return {}
 
-  def search(self, cell):
+  def search(self, cell: str) -> str | None:
     """The only image with the longest end of a path; its name may be without the suffix."""
     *folders, name = posixpath.normpath(_normal(cell)).casefold().split('/')
     files = self.images.get(name, []) or self.images.get('' if is_image(name) else f'{name}.', [])
@@ -61,7 +61,7 @@ class _Finder:
     return best[0] if len(best) == 1 else None
 
   @functools.cached_property
-  def images(self):
+  def images(self) -> dict[str, list[str]]:
     """{name in one form: its images below the root}, and {'stem.': images}."""
     index = defaultdict(list)
     for folder, folders, names in os.walk(self.root):

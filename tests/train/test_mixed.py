@@ -758,7 +758,7 @@ def test_beside_from_the_command_line(tmp_path, monkeypatch):
     assert f'id="{section}"' in page, section
   for text in (
     'with 3 heads (category, article and colour)',
-    'mAP, the mean over its classes',
+    'mAP, the mean over its 3 classes',
     'the weights of joint decoding and the thresholds were tuned',
   ):
     assert text in page, text

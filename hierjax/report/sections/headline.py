@@ -66,8 +66,9 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
       ),
     )
     for text, name, n in values:
-      classes = 'its' if n is None else f'{n} of its {len(scores["classes"])}'
-      tiles.append((text, level, f'{name}, the mean over {classes} classes'))
+      n_all = len(scores['classes'])
+      share = f'its {n_all}' if n in (None, n_all) else f'{n} of its {n_all}'
+      tiles.append((text, level, f'{name}, the mean over {share} classes'))
   return tiles
 
 

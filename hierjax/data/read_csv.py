@@ -91,7 +91,7 @@ def read(
   Raises:
     UserError: the file cannot be read, or has no images or no labels.
   """
-  path = find(root, findings)
+  path = find(root, Findings(gather=True))  # what is not read was said where it was found
   if path is None:
     raise UserError(f'{root}: no CSV file that lists images')
   table = read_table(path, options.delimiter, options.encoding)

@@ -17,13 +17,14 @@ from ml_collections import ConfigDict
 from hierjax import model
 from hierjax.core import files, json_files, parallel
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import split_record
+from hierjax.data import split_record, taxonomies
+from hierjax.data.findings import Findings
 from hierjax.experiments import migrate_heads, run_lock
 from hierjax.experiments.workdir import prepare
 from hierjax.models import classifier, heads_base
 from hierjax.report import runs
 from hierjax.report.sections import migration
-from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table, read_taxonomy
+from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table
 from hierjax.train import checkpoint, setup
 from hierjax.train.state import to_parts
 
@@ -314,7 +315,7 @@ def _check_new(workdir: pathlib.Path) -> None:
 
 def _new_taxonomy(trained: model.Model, source: pathlib.Path, path: str) -> Taxonomy:
   """The taxonomy in a CSV, down to the finest level that has a head."""
-  new = read_taxonomy(path)
+  new = taxonomies.read(path, (), Findings(), trained.c.data.homonyms)[0]
   if trained.taxonomy.multi:
     raise UserError(
       f'{source}: has multi levels ({", ".join(trained.taxonomy.multi)}); only runs on exclusive '

@@ -120,6 +120,8 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     taxonomy, rows = taxonomies.read(path, options.multi, findings, homonyms)
     origin = str(path), rows
   table = READERS[source](options, root, taxonomy, findings)
+  if not path and source != 'csv':
+    taxonomies.check_levels(table.taxonomy.levels, str(root), findings)
   if origin and not table.taxonomy.multi:
     table.origin = origin
   if table.splits:

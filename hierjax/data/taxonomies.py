@@ -70,7 +70,7 @@ def check_levels(levels: Sequence[str], where: str, findings: Findings) -> None:
       text += f'{signs[0]!r} otherwise'
     else:
       continue
-    findings.error(where, 'levels', f'{text}; rename the column')
+    findings.error(where, 'levels', f'{text}; choose another name')
 
 
 def remark_reading(reading: Reading, where: str | os.PathLike, findings: Findings) -> None:

@@ -16,11 +16,7 @@ DELIMITERS = {'comma': ',', 'semicolon': ';', 'tab': '\t', 'pipe': '|'}
 MAX_LINE = 1 << 18  # characters
 MAX_CELLS = 20_000_000
 _SAMPLE = 200  # lines by which the delimiter is found
-_MARKS = {
-  codecs.BOM_UTF8: 'utf-8-sig',
-  codecs.BOM_UTF16_LE: 'utf-16',
-  codecs.BOM_UTF16_BE: 'utf-16',
-}
+_MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
 _CONTROL = re.compile('[\0-\x08\x0e-\x1f]')
 _NAMELESS = '(column {})'
 
@@ -106,7 +102,7 @@ def _guess_encoding(path, file, notes):
   text = sample.decode('utf-8', 'replace')
   damaged = text.count('\ufffd')
   if len(re.findall('[^\0-\x7f]', text)) > 2 * damaged:
-    raise UserError(f'{path}: is not UTF-8 text (byte {place}), though most of it is; set encoding')
+    raise UserError(f'{path}: is not UTF-8 text (byte {place}), though most of it is')
   notes.append('read as Windows-1252 (it is not UTF-8; another is set by data.encoding)')
   return 'cp1252'
 

@@ -519,12 +519,17 @@ REFUSED = {
   'a level with an equals sign': (
     {'labels.csv': renamed('file,kind,animal=x'), **THREE},
     {},
-    "a level cannot be called 'animal=x': options that name levels read '=' otherwise; rename",
+    "a level cannot be called 'animal=x': options that name levels read '=' otherwise; choose",
   ),
   'a level with a slash': (
     {'taxonomy.csv': 'kind/sort\na\nb\n', 'a/1.png': None, 'b/2.png': None},
     {},
     "taxonomy.csv:1: a level cannot be called 'kind/sort'",
+  ),
+  'class folders on a level called finest': (
+    {'a/x/1.png': None, 'b/y/2.png': None},
+    {'levels': 'finest,kind'},
+    "a level cannot be called 'finest'",
   ),
   'a gap in a taxonomy': (
     {'labels.csv': 'file,c\n1.png,x\n', 'taxonomy.csv': 'a,b,c\nroot,,x\n', **THREE},

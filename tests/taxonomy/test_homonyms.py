@@ -47,11 +47,11 @@ def test_reading_against_counts_by_hand(seed):
   assert resolve(LEVELS, rows, 'merge').rows == rows
   single = [name for name in parents if name not in homonyms]
   informative = [name for name in single if sum(row[1] == name for row in rows) > 1]
-  few = len(homonyms) < len(informative) or len(homonyms) <= max(1, len(parents) // 10)
+  is_rare = len(homonyms) < len(informative) or len(homonyms) <= max(1, len(parents) // 10)
   auto = resolve(LEVELS, rows, 'auto')
-  assert auto.rows == (split.rows if len(homonyms) < len(single) and few else rows)
+  assert auto.rows == (split.rows if len(homonyms) < len(single) and is_rare else rows)
   assert set(auto.homonyms.get('genus', ())) == (homonyms if auto.rows != rows else set())
-  is_facet = not (len(homonyms) < len(single) and few) and single
+  is_facet = not (len(homonyms) < len(single) and is_rare) and single
   assert auto.facets == ([('genus', 'phylum')] if is_facet else [])
 
 

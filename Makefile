@@ -17,9 +17,9 @@ test: $(VENV)/installed-test
 test-slow: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -m slow
 
-# kills training runs at 200 random moments; each must end bit-identical to one that nobody disturbed
+# disturbs training runs 500 times; each must end bit-identical to one that nobody disturbed
 test-faults: $(VENV)/installed-test
-	$(VENV)/bin/python tests/faults.py --kills 200 --seed 0
+	$(VENV)/bin/python tests/faults.py --disturbances 500 --seed 0
 
 # puts faults into a copy of the tree, one at a time, and prints those that no test notices
 test-mutants: $(VENV)/installed-test

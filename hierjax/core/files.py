@@ -36,7 +36,7 @@ def write(path: str | os.PathLike, content: str | bytes) -> pathlib.Path:
       f.flush()
       os.fsync(f.fileno())
     os.replace(partial, path)
-    sync_folder(path.parent)
+    sync(path.parent)
   except OSError as e:
     # the system does not say of which file a write has failed
     e.filename = e.filename or str(path)
@@ -46,14 +46,21 @@ def write(path: str | os.PathLike, content: str | bytes) -> pathlib.Path:
   return path
 
 
-def sync_folder(folder: pathlib.Path) -> None:
-  """Make the names in a folder durable, so that a power loss does not undo a rename.
+def remove_partials(folder: pathlib.Path) -> None:
+  """Remove what killed processes have left of `write` in a folder that no other one writes to."""
+  for path in folder.glob('.*.*'):
+    if path.suffix[1:].isdigit():
+      path.unlink(missing_ok=True)
+
+
+def sync(path: pathlib.Path) -> None:
+  """Make a file, or the names in a folder, outlive a power loss.
 
   Args:
-    folder: the folder; where the system cannot do it, nothing happens.
+    path: of either; where the system cannot do it, nothing happens.
   """
   with contextlib.suppress(OSError):
-    number = os.open(folder, os.O_RDONLY)
+    number = os.open(path, os.O_RDONLY)
     try:
       os.fsync(number)
     finally:

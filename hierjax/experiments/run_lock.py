@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-from hierjax.core import parallel
+from hierjax.core import files, parallel
 from hierjax.core.errors import UserError
 from hierjax.train.loop import Hook, Loop
 
@@ -115,6 +115,7 @@ class RunLock:
         f'{_describe(record)} wrote into {self._workdir} and has ended without a word; '
         'its lock is taken over'
       )
+    files.remove_partials(self._workdir)
     self._number = number
     os.ftruncate(number, 0)
     os.write(number, self._text.encode())

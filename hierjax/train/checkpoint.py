@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from hierjax.core import metrics, parallel
+from hierjax.core import files, metrics, parallel
 from hierjax.core.errors import UserError
 
 
@@ -88,7 +88,7 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path, metric: str, writes: bool = False):
     policies = ocp.training.preservation_policies
     best = policies.BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False)
-    self._folder, self._metric = folder, metric
+    self._folder, self._metric, self._unsynced = folder, metric, None
     self.notes: list[str] = []
     if writes:
       # the first process decides, as it is the one that moves
@@ -119,6 +119,9 @@ class Checkpoints:
       UserError: an earlier save has failed.
     """
     digests = {name: sha256(part) for name, part in parts.items()}
+    # for the one before, as Orbax would
+    self.wait()
+    self._unsynced = step
     with self._write_errors():
       self._manager.save_checkpointables_async(
         step,
@@ -129,9 +132,14 @@ class Checkpoints:
       )
 
   def wait(self) -> None:
-    """Wait until everything is written; a `UserError` where that fails."""
+    """Wait until everything is written, durably; a `UserError` where that fails."""
     with self._write_errors():
       self._manager.wait()
+    if self._unsynced is not None and parallel.first():
+      folder = self._folder / f'{self._unsynced}'
+      for path in (*folder.rglob('*'), folder, self._folder):
+        files.sync(path)
+    self._unsynced = None
 
   @contextlib.contextmanager
   def _write_errors(self) -> Iterator[None]:

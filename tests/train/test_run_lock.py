@@ -74,6 +74,14 @@ def test_starts_of_several_processes_at_once(tmp_path):
     assert not (tmp_path / 'run' / run_lock.NAME).exists()
 
 
+def test_parts_of_files_that_a_killed_process_left_go(tmp_path):
+  for name in ('.run.json.4711', '.hidden', 'eval_val.json', '.report.html.1'):
+    (tmp_path / name).write_text('{')
+  with run_lock.RunLock(tmp_path):
+    pass
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['.hidden', 'eval_val.json']
+
+
 def test_a_clean_end_leaves_nothing(tmp_path):
   for _ in range(2):
     with run_lock.RunLock(tmp_path / 'run') as lock:

@@ -16,18 +16,17 @@ CHANGEABLE = (
   'seed',
   'data.augment.',
   'loss.',
-  *(f'train.{name}' for name in ('epochs', 'steps', 'examples', 'eval_', 'early_stop')),
-  *(f'optim.{name}' for name in ('lr', 'heads_', 'momentum', 'warmup_', 'clip', 'weight_decay')),
-  *(f'optim.{name}' for name in ('onecycle_', 'plateau_')),
+  *(f'train.{name}' for name in 'epochs steps examples eval_ early_stop'.split()),
+  *(f'optim.{name}' for name in 'lr heads_ momentum warmup_ clip weight_decay'.split()),
+  *(f'optim.{name}' for name in 'onecycle_ plateau_'.split()),
 )
 
 
 def restart(workdir: pathlib.Path, setup: Setup, checkpoint_name: str | None) -> dict | None:
   """Let a run that is in a folder go on from an earlier checkpoint with other options.
 
-  Later checkpoints are moved to WORKDIR/abandoned/ and config.json gets the new options, so that
-  the folder holds the run that goes on. Where no option has changed nothing happens: the same
-  command again, as after an interruption, goes on from the latest checkpoint.
+  Later checkpoints are moved to WORKDIR/abandoned/ and config.json gets the new options. Where no
+  option has changed nothing happens: the same command again goes on from the latest checkpoint.
 
   Args:
     workdir: the folder of the run.

@@ -125,7 +125,7 @@ class RunLock:
   def _is_alive(self, record: dict, is_locked: bool) -> bool:
     """Whether the process that a file speaks of, whose lock is not in the way, lives."""
     if (record.get('host'), record.get('boot')) == (socket.gethostname(), _boot()):
-      return not is_locked and _runs(record.get('process'))
+      return not is_locked and pathlib.Path(f'/proc/{record.get("process")}').exists()
     print(
       f'{_describe(record)} wrote into {self._workdir}: waiting up to {SILENCE} s for a sign of '
       f'life; to go on at once, remove {self._path}',
@@ -140,11 +140,9 @@ class RunLock:
 
   def _refusal(self) -> str:
     """Tell who writes into the folder."""
-    for _ in range(40):
-      record = _read(self._path)
-      if record:
-        break
-      # its owner is about to write it
+    end = time.monotonic() + 2
+    # its owner may be about to write it
+    while not (record := _read(self._path)) and time.monotonic() < end:
       time.sleep(0.05)
     return (
       f'{self._workdir}: {_describe(record)} writes into this folder: wait for its end, stop it, '
@@ -212,14 +210,3 @@ def _boot() -> str:
     return pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
   except OSError:
     return ''
-
-
-def _runs(process: object) -> bool:
-  """Whether a process of this host exists."""
-  try:
-    os.kill(int(process), 0)
-  except (ProcessLookupError, TypeError, ValueError):
-    return False
-  except PermissionError:
-    return True
-  return True

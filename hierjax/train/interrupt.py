@@ -40,11 +40,10 @@ class Signals:
     # Python allows handlers in the main thread only; a notebook's worker thread goes without
     if threading.current_thread() is threading.main_thread():
       handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), self._note)
-      # nohup ignores SIGHUP, and so must what it starts
-      if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        del handlers[signal.SIGHUP]
       for signum, handler in {**handlers, signal.SIGUSR1: self._note_save}.items():
-        self._handlers[signum] = signal.signal(signum, handler)
+        # nohup ignores SIGHUP, and so must what it starts
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+          self._handlers[signum] = signal.signal(signum, handler)
     return self
 
   def __exit__(self, *_):

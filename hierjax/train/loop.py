@@ -252,11 +252,8 @@ class Loop:
 
   def _flags(self) -> dict[str, bool]:
     """What this process wants all processes to do at the same step."""
-    is_save_requested = self._signals.pop_save()
-    return {
-      'stop': bool(self._signals.received),
-      'save': self._saver.is_late() or is_save_requested,
-    }
+    is_requested, is_late = self._signals.pop_save(), self._saver.is_late()
+    return {'stop': bool(self._signals.received), 'save': is_requested or is_late}
 
   def _is_due(self) -> bool:
     """Whether this step is to be evaluated and has not been, as after an interrupted evaluation."""

@@ -171,8 +171,7 @@ def one_cycle(
     step → value.
 
   References:
-    torch.optim.lr_scheduler.OneCycleLR with two phases; L. N. Smith and N. Topin,
-    Super-Convergence, arXiv:1708.07120.
+    torch.optim.lr_scheduler.OneCycleLR with two phases; arXiv:1708.07120.
   """
   top, last = rise * total_steps - 1, total_steps - 1
 

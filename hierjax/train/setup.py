@@ -139,13 +139,9 @@ def build(
 
 def _averaging_note(c: ConfigDict, total_steps: int) -> list[str]:
   """A note where the averaged weights reach back to the beginning of the training."""
-  steps = 1 / (1 - c.optim.ema) if c.optim.ema else 0
-  if steps <= total_steps:
+  if not c.optim.ema or 1 / (1 - c.optim.ema) <= total_steps:
     return []
-  return [
-    f'optim.ema={c.optim.ema} averages over about {steps:,.0f} steps, more than the {total_steps} '
-    'of this training: the averaged weights are nearly the mean of all steps'
-  ]
+  return [f'optim.ema={c.optim.ema}: with {total_steps} steps this is nearly the mean of all steps']
 
 
 def _split(dataset: sources.Dataset, c: ConfigDict, option: str) -> sources.Examples:

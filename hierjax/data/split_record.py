@@ -24,7 +24,8 @@ from hierjax.taxonomy import Mixed, Taxonomy
 FILE = 'splits.csv'
 MAX_BYTES = 2**32
 # Options of `config.data`, by the beginning of their names, that say which data and which split.
-DIVIDING = ('root', 'source', 'train', 'val', 'test_share', 'divide', 'split_seed', 'toy')
+DIVIDING = ('root', 'source', 'image_root', 'file_column', 'split_column', 'split_seed', 'toy')
+DIVIDING += ('train', 'val', 'test_share', 'divide')
 
 
 class Record(NamedTuple):
@@ -206,9 +207,10 @@ def review(
   in_training = record.training_files(train, examples) if name.removesuffix(NOVEL) != train else ()
   if not in_training:
     return lines
+  names = listed(in_training).partition(' ')[2]
   text = (
-    f'{len(in_training)} of the {len(examples.files)} images of {name} are training images of '
-    f'{folder} by its {FILE}: {listed(in_training)}'
+    f'{len(in_training)} of the {len(examples.files)} images of {name} {names} are training images '
+    f'of {folder} by its {FILE}'
   )
   if options.root == before.root:
     raise UserError(

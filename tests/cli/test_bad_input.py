@@ -1976,7 +1976,7 @@ def test_out_of_memory(monkeypatch):
     monkeypatch.setattr(fit, 'fit', full)
     message(SMALL, 'out of memory (', 'lower --config.train.batch_size')
 
-  def full_disk(*_):
+  def full_disk(*_, **__):
     raise OSError(28, 'No space left on device', 'run/metrics.jsonl')
 
   monkeypatch.setattr(fit, 'fit', full_disk)

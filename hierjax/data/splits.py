@@ -22,12 +22,7 @@ NOVEL = '_novel'  # suffix of a split's name: its images of held-out classes
 
 
 class Division(NamedTuple):
-  """The splits of a data set.
-
-  Attributes:
-    splits: the examples of each.
-    new: the files that an earlier division does not have.
-  """
+  """The examples of each split, and the files that an earlier record does not have."""
 
   splits: dict[str, Examples]
   new: list[str]

@@ -318,7 +318,7 @@ UNCERTAINTY = [
     'tests/decide/test_calibration.py',
     {
       'keepdims=True)) / temperature)': 'keepdims=True)) * temperature)',
-      'return rows[1 - half :: 2], rows[half::2]': 'return rows[half::2], rows[half::2]',
+      'for k in (1 - half, half)': 'for k in (half, half)',
       '/ half_weights.sum()': '/ 1.0',
     },
   ),
@@ -392,7 +392,7 @@ TRAIN = [
   *faults(
     'hierjax/train/step.py',
     'tests/train/test_train.py::test_ema_against_a_loop',
-    {'e + (1 - task.ema) * (p - e)': 'e + task.ema * (p - e)'},
+    {'e + share * (p - e)': 'e + (1 - share) * (p - e)'},
   ),
   *faults(
     'hierjax/train/step.py',

@@ -228,14 +228,11 @@ def calibrate(
 ) -> tuple[float, int]:
   """Fit the temperature at which the true paths of validation examples are most likely.
 
-  This is temperature scaling (Guo et al. 2017, arXiv:1706.04599) of the joint decision. It is
-  cross-fitted: the weights that score one half of the examples, every second one, are tuned on the
-  other half, so that no example serves for both. Scores are divided by the sum of the weights, a
-  weighted mean of log probabilities, so that halves with different weights go together; what is
-  fitted is the factor b on that mean, and the temperature is the sum of the weights over b.
-
-  Below MIN_EXAMPLES there is too little to fit, and b is 1: the mean of the heads, which is right
-  if they all say the same and not sure enough if each knows something else.
+  This is temperature scaling (Guo et al. 2017, arXiv:1706.04599), cross-fitted: the weights that
+  score one half of the examples are tuned on the other half, so that no example serves for both.
+  Fitted is the factor b on the weighted mean of the log probabilities, which the halves share
+  whatever their weights; the temperature is the sum of the weights over b. Below MIN_EXAMPLES b is
+  1: right if the heads all say the same, not sure enough if each knows something else.
 
   Args:
     probs: the probabilities of each level.
@@ -254,23 +251,19 @@ def calibrate(
   rows = rows[:: -(-len(rows) * len(taxonomy.paths) // limit)]
   scores = np.empty((len(rows), len(taxonomy.paths)))
   for half in (0, 1):
-    tuned, scored = ([None if p is None else p[r] for p in probs] for r in _halves(rows, half))
-    half_weights = tune(tuned, labels[rows[1 - half :: 2]], taxonomy)
+    others, scored = (
+      [None if p is None else p[rows[k::2]] for p in probs] for k in (1 - half, half)
+    )
+    half_weights = tune(others, labels[rows[1 - half :: 2]], taxonomy)
     scores[half::2] = path_scores(scored, taxonomy, half_weights) / half_weights.sum()
   inverse = _most_likely_inverse(scores, labels[rows, -1])
   return float(f'{np.sum(weights) / inverse:.4g}'), len(rows)
 
 
-def _halves(rows, half):
-  """The rows that tune the weights, and those that these score."""
-  return rows[1 - half :: 2], rows[half::2]
-
-
 def _most_likely_inverse(scores, truth, steps=16):
   """The b within INVERSE_BOUNDS that maximises the likelihood of the truth under softmax(b scores).
 
-  The log-likelihood is concave in b, with the slope mean(true score - expected score): bisection,
-  on a logarithmic scale.
+  It is concave in b with the slope mean(true score - expected score): bisection of log b.
   """
   scores = scores - scores.max(-1, keepdims=True)
   true_mean = scores[np.arange(len(truth)), truth].mean()

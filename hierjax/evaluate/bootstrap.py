@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-# How far the accuracy of a method deviates from seed to seed, as long as only one is there to tell.
+# How far the accuracy of a method deviates from seed to seed, as long as too few are there to tell.
 # Measured: in the 16 rows of BUILD_NOTES.md with three seeds and full-path accuracies ("S1's Table
 # V, small", "S3"), the sample deviation is .3 to 2.3 points, .95 in root mean square, and at most
 # this in 15 of them.
 SEED_DEVIATION = 0.016
+MEASURING_SEEDS = 3  # of each method, from which on the deviation is measured
 
 
 def nanmean(values: np.ndarray) -> float | None:
@@ -72,6 +73,7 @@ class Difference(NamedTuple):
     high: its upper end.
     images: (low, high) of the interval over the images alone, for just these runs.
     seeds: number of runs of each method.
+    is_assumed: whether the deviation between seeds is SEED_DEVIATION, not measured.
   """
 
   mean: float
@@ -79,6 +81,7 @@ class Difference(NamedTuple):
   high: float | None
   images: tuple[float, float]
   seeds: int
+  is_assumed: bool
 
   @property
   def is_clear(self) -> bool:
@@ -101,7 +104,9 @@ def difference(
   of freedom count for the seeds only. The variation of an image's result from seed to seed is in
   both parts, which makes the interval rather too wide than too narrow.
 
-  With one seed s is unknown: shares have SEED_DEVIATION in its place, other metrics no interval.
+  With one seed s is unknown and with two it is hardly known (t is then 4 to 13). Shares have
+  SEED_DEVIATION in its place, unless two seeds deviate more; other metrics of one seed have no
+  interval.
   Where both methods evaluate the same weights, the luck of a seed is in both, so the deviation is
   that of the differences seed by seed, and of one seed there is none.
 
@@ -120,19 +125,22 @@ def difference(
   n = len(ours)
   means = np.array([[nanmean(values) for values in runs] for runs in (ours, baseline)])
   mean = float(means[0].mean() - means[1].mean())
-  if n == 1 and not is_share and not same_weights:
-    return Difference(mean, None, None, interval, n)
   if same_weights:
     means = means[:1] - means[1:]
-  variances = means.var(1, ddof=1) / n if n > 1 else np.zeros(1)
-  if n == 1 and not same_weights:
-    variances = np.full(2, SEED_DEVIATION**2)
+  alone = 0.0 if same_weights else np.nan
+  variances = means.var(1, ddof=1) / n if n > 1 else np.full(len(means), alone)
+  is_contradicted = variances.mean() > SEED_DEVIATION**2 / n
+  is_assumed = is_share and n < MEASURING_SEEDS and not same_weights and not is_contradicted
+  if is_assumed:
+    variances = np.full(2, SEED_DEVIATION**2 / n)
+  if np.isnan(variances).any():
+    return Difference(mean, None, None, interval, n, False)
   freedom = np.inf
-  if n > 1 and variances.any():
+  if n > 1 and variances.any() and not is_assumed:
     freedom = (n - 1) * variances.sum() ** 2 / (variances**2).sum()
   of_seeds = stdtrit(freedom, 0.975) * np.sqrt(variances.sum())
   below, above = (float(np.hypot(end - mean, of_seeds)) for end in interval)
-  return Difference(mean, mean - below, mean + above, interval, n)
+  return Difference(mean, mean - below, mean + above, interval, n, is_assumed)
 
 
 def paired_difference(

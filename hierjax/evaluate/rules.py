@@ -60,8 +60,8 @@ def _read_path_rules(content: dict, block: Block) -> PathRules:
   weights = _read_numbers(content.get('weights'), block.levels, 'weights')
   # files of earlier versions have no temperature
   temperature, examples = content.get('temperature', 1.0), content.get('temperature_examples', 0)
-  if not is_finite(temperature) or temperature <= 0:
-    raise UserError(f'temperature must be a number above 0, not {temperature!r}')
+  if not is_finite(temperature) or temperature <= 0 or not is_finite(examples):
+    raise UserError(f'temperature must be a number above 0, not {temperature!r} of {examples!r}')
   return PathRules(dict(zip(block.levels, weights)), float(temperature), examples)
 
 
@@ -77,7 +77,8 @@ def _check_weights(weights: dict[str, float], heads: Sequence[str] | None) -> No
 def _read_numbers(values: object, names: Sequence[str], field: str) -> list[float]:
   """The numbers of an object with just these names."""
   if not isinstance(values, dict) or set(values) != set(names):
-    raise UserError(f'{field} must have a number for each of {", ".join(names)}, and no others')
+    listed = ', '.join(names[:10]) + ', ...' * (len(names) > 10)
+    raise UserError(f'{field} must have a number for each of {listed}, and no others')
   for name, value in values.items():
     if isinstance(value, bool) or not is_finite(value):
       raise UserError(f'{field} of {name} must be a number, not {value!r}')

@@ -76,23 +76,14 @@ def _calibration(outputs, block, rules) -> dict:
 
 
 def describe_calibration(result: Mapping) -> str:
-  """Return in words how sure the joint decision was made, and what that did.
-
-  Args:
-    result: as `summarize` returns it.
-  """
+  """Return the temperature of the joint decision in words, of what `summarize` returned."""
   calibration = result['calibration']
   source = 'not fitted'
   if calibration['examples']:
     source = f'fitted on {calibration["examples"]} images'
   elif calibration['temperature'] != 1:
     source = f'the sum of the weights, since fewer than {paths.MIN_EXAMPLES} images do not fit it'
-  changes = []
-  for level, before in calibration['ece_before'].items():
-    after = lookup(result, f'joint:ece/{level}')
-    if before is not None and after is not None:
-      changes.append(f'{level} {before:.3f} to {after:.3f}')
-  return f'temperature {calibration["temperature"]:.4g} ({source}); ECE {", ".join(changes)}'
+  return f'temperature {calibration["temperature"]:.4g} ({source})'
 
 
 def _evaluate(outputs, decisions, taxonomy, heads) -> dict:

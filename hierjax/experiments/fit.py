@@ -90,7 +90,9 @@ def _fit_compared(loop: Loop, workdir: pathlib.Path, resume_from: str | None) ->
   loop.log.say('training the baseline: one head, ancestors read off')
   runs_beside = {workdir / 'baseline': baseline_config(c)}
   for seed in range(c.seed + 1, c.seed + c.baseline_seeds):
-    runs_beside[workdir / f'seed{seed}'] = seed_config(c, seed)
+    options = copy.deepcopy(c)
+    options.seed, options.baseline_seeds = seed, 1
+    runs_beside[workdir / f'seed{seed}'] = options
   for folder, options in runs_beside.items():
     change = resume_from if (folder / 'config.json').exists() else None
     fit(options, folder, resume_from=change, splits_of=workdir)
@@ -235,15 +237,3 @@ def baseline_config(c: ConfigDict) -> ConfigDict:
   b.model.head, b.curriculum = default.model.head, default.curriculum
   b.loss, b.balance = default.loss, default.balance
   return b
-
-
-def seed_config(c: ConfigDict, seed: int) -> ConfigDict:
-  """Configure the same run, and its baseline, with another seed.
-
-  Args:
-    c: the config of the run.
-    seed: the other seed.
-  """
-  other = copy.deepcopy(c)
-  other.seed, other.baseline_seeds = seed, 1
-  return other

@@ -23,9 +23,10 @@ AGAINST_NOTE = (
   'top-1.'
 )
 SEVERAL = 'the deviations over the seeds, with Welch’s t'
-SINGLE = (
-  f'one seed does not show how seeds vary, so a standard deviation of '
-  f'{100 * bootstrap.SEED_DEVIATION:.1f} points is assumed; severities have no interval'
+FEW = (
+  'a standard deviation of '
+  f'{100 * bootstrap.SEED_DEVIATION:.1f} points is assumed, unless two seeds deviate more; of one '
+  'seed, severities have no interval'
 )
 DATA_OPTIONS = ('data.root', 'data.source', 'data.taxonomy')
 
@@ -148,8 +149,10 @@ class View:
         cells.append(('' if r.delta_m is None else signed(r.delta_m), ''))
       rows.append((r.row, cells))
     to = '' if has_several else f' to “{min(baselines)}”'
-    counts = {d.seeds for r in records for d in r.difference.values()}
-    seeds = '; where there is one, '.join([SEVERAL] * (counts != {1}) + [SINGLE] * (1 in counts))
+    assumed = {d.is_assumed for r in records for d in r.difference.values()}
+    seeds = '; where there are fewer than three, '.join(
+      [SEVERAL] * (assumed != {True}) + [FEW] * (True in assumed)
+    )
     return Grid(header, rows, AGAINST_NOTE.format(to=to, seeds=seeds))
 
   def trends(self) -> str:

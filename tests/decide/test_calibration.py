@@ -201,4 +201,4 @@ def test_an_evaluation_holds_the_errors_before_and_after():
     before, after = calibration['ece_before'][level], result['decode']['joint']['levels'][level]
     assert before == metrics.ece(plain.prob[k], plain.pred[:, k], labels[:, k])
     assert after['ece'] < before / 2
-    assert f'{level} {before:.3f} to {after["ece"]:.3f}' in summary.describe_calibration(result)
+  assert summary.describe_calibration(result).endswith('(fitted on 900 images)')

@@ -80,6 +80,23 @@ def test_one_seed_allows_for_the_deviation_that_is_assumed():
   assert other.low is other.high is None and not other.is_clear and other.images[0] < other.mean
 
 
+def test_two_seeds_are_measured_only_where_they_deviate_more_than_is_assumed():
+  rng = np.random.default_rng(1)
+  base = [np.full(300, x) for x in (0.5, 0.51)]
+  near, far = ([np.full(300, x) for x in values] for values in ((0.55, 0.56), (0.5, 0.61)))
+  difference = bootstrap.difference(near, base)
+  half = 1.959964 * bootstrap.SEED_DEVIATION
+  assert difference.is_assumed and difference.high == pytest.approx(0.05 + half)
+  difference = bootstrap.difference(far, base)
+  assert not difference.is_assumed and difference.high - difference.mean > 0.3
+  severities = bootstrap.difference(near, base, is_share=False)
+  assert not severities.is_assumed and severities.high == pytest.approx(
+    0.05 + 4.3027 * 0.00707, rel=1e-3
+  )
+  three = [[x + 0.01 * rng.normal() for x in runs + runs[:1]] for runs in (near, base)]
+  assert not bootstrap.difference(*three).is_assumed
+
+
 def test_the_seeds_part_is_welch_s_interval():
   """Without variation over images, the whole is Welch's t test, with SciPy's as the oracle."""
   a, b = [0.71, 0.74, 0.68, 0.7], [0.6, 0.61, 0.66, 0.62]

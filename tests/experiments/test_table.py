@@ -239,11 +239,13 @@ def test_trends_are_those_of_the_published_differences(table_runner):
     {'paper | model': -0.1},
   )
   both.difference, views.difference = (
-    {'top1/model': bootstrap.Difference(0.05, 0.01, 0.1, (0.02, 0.07), 2)},
-    {'top1/model': bootstrap.Difference(0.02, -0.01, 0.05, (0.01, 0.03), 2)},
+    {'top1/model': bootstrap.Difference(0.05, 0.01, 0.1, (0.02, 0.07), 2, False)},
+    {'top1/model': bootstrap.Difference(0.02, -0.01, 0.05, (0.01, 0.03), 2, False)},
   )
   assert '1 of 2 (paper | model; 1 of the 1 where' in view.trends()
-  both.difference = {'top1/model': bootstrap.Difference(-0.05, -0.1, -0.01, (-0.07, -0.02), 2)}
+  both.difference = {
+    'top1/model': bootstrap.Difference(-0.05, -0.1, -0.01, (-0.07, -0.02), 2, False)
+  }
   assert '0 of 2 (paper | model; 0 of the 1 where' in view.trends()
   views.published_difference = {'paper | model': 0.0}  # no sign to agree with
   assert '0 of 1 (' in view.trends()

@@ -99,6 +99,7 @@ def _render(run: Run) -> Markup:
     answer=_answer(by_name['fpa'], mismatches),
     basis=basis,
     seed_count=len(runs),
+    is_assumed=any(row.interval and row.interval.is_assumed for row in rows) or len(runs) == 1,
     seed_deviation=bootstrap.SEED_DEVIATION,
     differing=_differing(run),
     has_interval=any(row.is_uncertain for row in rows),

@@ -81,7 +81,8 @@ def assign(
   file = _file_column(options, where, values, findings)
   split = _split_column(options, where, values, known_levels, findings)
   new_names = {c: name for c, name in ((file, 'file'), (split, 'split')) if c}
-  others = [c for c in values if c not in new_names]
+  # A level cannot be called like the column that an option has replaced.
+  others = [c for c in values if c not in (*new_names, *new_names.values())]
   tags = [c for c in others if _plain(c) in map(_plain, options.multi)]
   flags = [c for c in others if options.multi and not tags and is_flag(values[c])]
   ignored, is_sorted = {}, False

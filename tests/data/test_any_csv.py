@@ -171,6 +171,17 @@ READ = {
     BIRDS,
     ["files by column 'after'"],
   ),
+  'another column than that called file, by option': (
+    {
+      'labels.csv': 'file,set,path,kind,animal\n'
+      + ''.join(f'x{row[:1]},s,{row}\n' for row in ROWS.splitlines()[1:]),
+      **THREE,
+    },
+    {'file_column': 'path', 'levels': 'kind,animal'},
+    TREE,
+    BIRDS,
+    ["files by column 'path'"],
+  ),
   'levels from fine to coarse': (
     {'labels.csv': 'file,animal,kind\n1.png,Owl,Bird\n2.png,Crow,Bird\n3.png,Carp,Fish\n', **THREE},
     {},

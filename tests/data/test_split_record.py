@@ -2,7 +2,9 @@
 
 import collections
 import hashlib
+import pathlib
 import random
+import runpy
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from hierjax.core.config import default
 from hierjax.core.errors import UserError
 from hierjax.data import lint, sources, split_record
-from hierjax.data.dataset import Dataset, Examples
+from hierjax.data.dataset import Dataset, Examples, Table
+from hierjax.data.findings import Findings
 from hierjax.taxonomy import Mixed, TagTaxonomy, Taxonomy
 
 
@@ -50,6 +53,7 @@ def reload(opts, earlier, takes_new=False):
 
 # Published splits
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 CLASSES = 196
 PART = 'car_data/car_data/{}/Make{} Model{} Sedan 2012/{}.jpg'
 
@@ -124,6 +128,20 @@ def test_s0_trains_on_all_8144_images_and_draws_val_from_the_8041(cars):
   total = count + np.bincount(data.splits['test'].labels[:, -1], minlength=CLASSES)
   assert (abs(count - 0.1 * total) <= 1).all()
   assert any('804 val (a share of 0.1 of each finest class of test' in n for n in data.notes)
+
+
+def test_s1_takes_a_fifth_of_the_training_images_of_compcars():
+  """16,016 and 14,939 images of 4,446 classes, of which many have one or two."""
+  opts = runpy.run_path(ROOT / 'configs/tables/s1_figure3.py')['get_config']().data
+  rng = np.random.default_rng(0)
+  leaf = np.concatenate([np.arange(4446), rng.integers(0, 4446, 16016 + 14939 - 4446)])
+  taxonomy = Taxonomy.from_rows(['model'], [[f'{c:04d}'] for c in range(4446)])
+  splits = ['train'] * 16016 + ['test'] * 14939
+  files = [f'{i}.jpg' for i in range(len(leaf))]
+  table = Table(taxonomy, files, leaf[:, None].astype(np.int32), splits, None)
+  data = sources.make_splits(opts, table, Findings())
+  assert sizes(data) == {'train': 12813, 'val': 3203, 'test': 14939}
+  assert set(data.splits['train'].labels[:, 0]) == set(range(4446))
 
 
 def csv_data(root, **counts):
@@ -444,3 +462,19 @@ def test_an_image_that_was_moved_to_val_by_hand_is_refused(tmp_path):
   (root / 'labels.csv').write_text(text)
   with pytest.raises(UserError, match=r'1 of the 7 images of val \(train3.png\) are'):
     review(saved, 'val', before, before)
+
+
+def test_a_damaged_record_is_a_line_whatever_its_bytes_are(tmp_path):
+  """300 records with bytes that were changed, taken out or put in."""
+  data = sources.load(options(folders(tmp_path / 'data', **{'a, "b"': 6, 'c': 6})))
+  sound, rng = split_record.content(data.undiminished).encode(), random.Random(0)
+  for _ in range(300):
+    content = bytearray(sound)
+    for _ in range(rng.randint(1, 4)):
+      i = rng.randrange(len(content))
+      content[i : i + rng.randint(0, 3)] = bytes(rng.choice(b'",\n\r\0\xff;a') for _ in range(2))
+    (tmp_path / split_record.FILE).write_bytes(content)
+    try:
+      assert isinstance(split_record.changes(split_record.read(tmp_path), data), str)
+    except UserError as e:
+      assert str(tmp_path / split_record.FILE) in str(e)

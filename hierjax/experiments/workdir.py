@@ -64,7 +64,8 @@ def conflict(workdir: pathlib.Path, setup: Setup, record: split_record.Record | 
   if changed:
     return (
       f'{workdir} holds a run with other options ({"; ".join(changed)}): '
-      'give another --workdir, the old options, or remove the folder'
+      'give another --workdir or the old options, remove the folder, or, where only the '
+      'optimisation differs, add --resume_from=best or --resume_from=last'
     )
   before = read_taxonomy(workdir / 'taxonomy.csv', setup.c.data.multi)
   if before.hash() != setup.taxonomy.hash():

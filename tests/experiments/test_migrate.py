@@ -2,7 +2,9 @@
 the difference by a naive comparison."""
 
 import json
+import pathlib
 import re
+import types
 
 import cv2
 import jax
@@ -110,6 +112,15 @@ def test_classes_with_one_source_keep_their_logits_bit_for_bit(form, seed):
         np.testing.assert_allclose(
           selected, np.asarray(a[level])[:, list(kin)].mean(1), rtol=1e-4, atol=1e-4
         )
+
+
+def test_heads_of_joined_levels_are_not_carried_over():
+  module = heads.PathSum((('make', 2),), ((),))
+  trained = types.SimpleNamespace(
+    c=tiny.run_config(**{'model.heads': 'path_sum'}), classifier=types.SimpleNamespace(heads=module)
+  )
+  with pytest.raises(UserError, match='run: path_sum heads compute levels from each other'):
+    migrate._check_heads(trained, pathlib.Path('run'), {}, 0)
 
 
 def test_merged_and_split_classes_can_be_changed_again():

@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.decide import paths
+from hierjax.experiments import describe
 from hierjax.models import classifier, heads, heads_joined, initializers
 from hierjax.taxonomy import TagTaxonomy, Taxonomy
 from hierjax.train import optim, setup
@@ -471,6 +472,11 @@ def test_what_joined_levels_refuse(form):
   tags = TagTaxonomy.from_rows(('kind', 'tag'), [['x', 'a'], ['x', 'b'], ['y', 'c']])
   with pytest.raises(UserError, match=f'heads={form} joins exclusive levels.*tag levels only'):
     build(tags.levels, tags, **{'model.heads': form})
+
+
+def test_a_level_without_parameters_is_described():
+  c = tiny.run_config(**{'model.heads': 'marginal'})
+  assert describe.describe(c)['heads'] == {'make': 0, 'type': 0, 'model': (16 + 1) * 18}
 
 
 # The config.

@@ -667,3 +667,24 @@ def test_a_run_of_before_keeps_its_classes():
   old = config.tree_from_json(config.to_json(config.default()))
   del old['data']['homonyms']
   assert config.from_json(json.dumps({'version': 2, **old})).data.homonyms == 'merge'
+
+
+def test_absolute_paths_below_the_root(tmp_path):
+  rows = ROWS.replace('1.png', f'{tmp_path}/a/1.png').replace('3.png', f'{tmp_path}//3.png')
+  put(tmp_path / 'lists', {'x.csv': rows})
+  put(tmp_path, {'a/1.png': None, '2.png': None, '3.png': None})
+  for image_root in ('..', str(tmp_path)):
+    data = sources.load(options_of(tmp_path / 'lists', image_root=image_root))
+    assert labels_of(data) == {'a/1.png': BIRDS['1.png'], **dict(list(BIRDS.items())[1:])}
+    assert not any('their path' in note for note in data.notes)
+
+
+def test_missing_files_are_counted_and_named(tmp_path):
+  rows = 'file,class\n' + ''.join(f'{i}.png,{"ab"[i % 2]}\n' for i in range(9))
+  root = put(tmp_path, {'labels.csv': rows, **pictures(*(f'{i}.png' for i in range(6)))})
+  text = 'no file 6.png (did you mean 5.png?), and 2 more of 9 are missing'
+  assert any(text in note for note in sources.load(options_of(root)).notes)
+  missing = [p for p in lint.check(options_of(root)).problems if p.kind == 'missing files']
+  assert [p.where.rpartition(':')[2] for p in missing] == ['8', '9', '10'] and text in str(
+    missing[0]
+  )

@@ -172,6 +172,7 @@ class Model:
     progress: Callable[[int, int], None] | None = None,
     into: pathlib.Path | None = None,
     others: Sequence['Model'] = (),
+    outputs: Outputs | None = None,
   ) -> dict:
     """Evaluate a split and write eval_SPLIT.json and predictions_SPLIT.npz.
 
@@ -184,6 +185,7 @@ class Model:
       into: the folder of the files; None for the run's.
       others: models whose heads stand in for those that this one lacks: single-task models taken
         together.
+      outputs: what this model computes for the examples; None to compute it.
 
     Returns:
       The content of eval_SPLIT.json.
@@ -193,7 +195,8 @@ class Model:
     """
     self._check_novelty(others)
     examples, into = examples or self.split(split), into or self.workdir
-    outputs = self.collect(examples, progress=progress, with_features=bool(self.c.eval.novelty))
+    if outputs is None:
+      outputs = self.collect(examples, progress=progress, with_features=bool(self.c.eval.novelty))
     for model in others:
       extra = model.collect(model.split(split))
       assert np.array_equal(extra.index, outputs.index), (

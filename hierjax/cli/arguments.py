@@ -16,11 +16,11 @@ from hierjax.core import config
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 
-MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate')
+MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate', 'probe')
 # The modes that each flag is for, where it is not for all of them.
 VALID_WITH = {
   'resume_from': ('train',),
-  'workdir': ('train', 'evaluate', 'report', 'predict', 'table', 'migrate'),
+  'workdir': ('train', 'evaluate', 'report', 'predict', 'table', 'migrate', 'probe'),
   'split': ('evaluate', 'table'),
   'images': ('predict',),
   'seeds': ('table',),

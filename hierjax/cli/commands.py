@@ -16,6 +16,7 @@ from hierjax.cli import (
   lint,
   migrate,
   predict,
+  probe,
   process,
   report,
   table,
@@ -33,6 +34,7 @@ COMMANDS = {
   'describe': describe.run,
   'table': table.run,
   'migrate': migrate.run,
+  'probe': probe.run,
 }
 
 CLOSED = (errno.EPIPE, errno.EIO)

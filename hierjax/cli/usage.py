@@ -30,6 +30,8 @@ COMMANDS = """hierjax: hierarchical image classification.
       every other mode; FILE:ARGUMENT is one of several tables of a file
   python main.py --mode=migrate --from=runs/mine --taxonomy=new.csv --workdir=runs/grown
       make the run for a changed taxonomy; --mode=train continues it
+  python main.py --mode=probe --config=configs/3head.py --config.data.root=FOLDER --workdir=runs/p
+      the best of a grid of linear heads on the frozen backbone, in a minute or two; a run
   python main.py --mode=lint --config.data.root=FOLDER
       check taxonomy, labels and images
   python main.py --mode=describe --config=configs/3head.py

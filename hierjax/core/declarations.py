@@ -20,6 +20,7 @@ GROUPS = {
   'train': 'How long to train, when to evaluate and to save',
   'log': 'Logs besides metrics.jsonl',
   'eval': 'Evaluation and prediction',
+  'probe': 'The grid of linear heads that --mode=probe tries',
 }
 RULES = ((r'.*/kernel', 1.0, 1.0), (r'.*', 1.0, 0.0))
 
@@ -274,9 +275,26 @@ _EVAL = (
          choices=NOVELTY_SCORES),
 )
 
+_PROBE = (
+  Option('probe.run', None, 'a trained run whose backbone gives the features; None: the config'),
+  Option('probe.views', 1, 'views of a training image: 1, 2 (+ flip), 3 (+ crop), 5 (+ 2 crops)',
+         choices=(1, 2, 3, 5)),
+  Option('probe.forms', ('lca', 'parallel', 'path_sum', 'marginal'),
+         'heads and losses to compare with flat: parallel, path_sum, marginal; lca: flat, loss.lca',
+         kind=options.NAMES),
+  Option('probe.decays', tuple(0.001 * 2**k for k in range(8)),
+         'weight decays, of standardised features', '(0, inf)', kind=options.NUMBERS),
+  Option('probe.shares', (0.3, 0.5, 0.7, 0.9),
+         'path_sum, marginal: weights of the finest level; the rest is for the coarser ones',
+         '(0, 1)', kind=options.NUMBERS),
+  Option('probe.lca', (10.0, 15.0), 'lca: values of loss.lca', '(0, inf)', kind=options.NUMBERS),
+  Option('probe.folds', 3, 'parts of the training split that are held out in turn', '[2, 20]'),
+  Option('probe.keep', 0.34, 'share of heads and losses that go on after the first part', '(0, 1]'),
+)
+
 # fmt: on
 OPTIONS: dict[str, Option] = {
   option.name: option
-  for group in (_RUN, _DATA, _MODEL, _LOSS, _BALANCE, _OPTIM, _TRAIN, _LOG, _EVAL)
+  for group in (_RUN, _DATA, _MODEL, _LOSS, _BALANCE, _OPTIM, _TRAIN, _LOG, _EVAL, _PROBE)
   for option in group
 }

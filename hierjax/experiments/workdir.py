@@ -35,6 +35,7 @@ FREE_ON_RESUME = (
   'train.save_minutes',
   'eval.',
   'log.',
+  'probe.',
 )
 PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)

@@ -1,0 +1,313 @@
+"""Linear heads on features: for a form of heads many loss weights at once, along weight decays.
+
+Logits are linear in the parameters and the loss is close to convex, so plain gradients need only
+the right scale: in the basis where features are uncorrelated, the curvature of a class's parameters
+is about its frequency times the variance of the feature. Accelerated steps (Nesterov) of that scale
+need some ten passes over the features, and a few more for each smaller decay, which starts from the
+solution of the larger one.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from hierjax import losses
+from hierjax.core import config
+from hierjax.core.errors import UserError
+from hierjax.losses.build import BlockLoss
+from hierjax.models import classifier
+from hierjax.taxonomy import Taxonomy
+
+# Rows of features in a block; its logits stay in the processor's cache.
+BLOCK_ROWS = 1024
+# Scale of the curvature at the start; it grows where a step makes the loss larger.
+CURVATURE = 8.0
+# The axis of the settings in a parameter, by its name: the heads are one product of matrices.
+SETTING_AXES = {'kernel': 1, 'bias': 0}
+
+
+class Basis(NamedTuple):
+  """Standardised features, turned so that they are uncorrelated.
+
+  Attributes:
+    mean: float64 [d] of the features.
+    rotation: float64 [d, d]: (features - mean) @ rotation.
+    variances: float32 [d] of the result.
+  """
+
+  mean: np.ndarray
+  rotation: np.ndarray
+  variances: np.ndarray
+
+  @classmethod
+  def of_features(cls, features: np.ndarray) -> 'Basis':
+    """Compute the basis of features [N, d]."""
+    x = features.astype(np.float64)
+    mean, deviation = x.mean(0), x.std(0)
+    scale = 1 / np.where(deviation > 1e-6, deviation, np.inf)
+    x = (x - mean) * scale
+    variances, vectors = np.linalg.eigh(x.T @ x / len(x))
+    return cls(mean, scale[:, None] * vectors, np.maximum(variances, 0).astype(np.float32))
+
+  def transform(self, features: np.ndarray) -> np.ndarray:
+    """Turn features [N, d] into the basis, float32."""
+    return (features - self.mean.astype(np.float32)) @ self.rotation.astype(np.float32)
+
+  def heads(self, params: Mapping[str, Mapping[str, np.ndarray]], divisors: Mapping) -> dict:
+    """Turn linear heads in the basis into those that read the features themselves.
+
+    Args:
+      params: {level: {'kernel' [d, C], 'bias' [C]}}.
+      divisors: {level: temperature that its logits are divided by}.
+
+    Returns:
+      The same, float32.
+    """
+    out = {}
+    for level, p in params.items():
+      kernel = self.rotation @ np.asarray(p['kernel'], np.float64) / divisors[level]
+      bias = np.asarray(p['bias'], np.float64) / divisors[level] - self.mean @ kernel
+      out[level] = {'kernel': kernel.astype(np.float32), 'bias': bias.astype(np.float32)}
+    return out
+
+
+class Form(NamedTuple):
+  """A form of linear heads and its losses, as training has them.
+
+  Attributes:
+    heads: the Flax module, features [B, d] → {level: logits [B, C]}.
+    loss: of the exclusive levels.
+    levels: those with logits, coarse to fine.
+    taxonomy: of the exclusive levels.
+  """
+
+  heads: nn.Module
+  loss: BlockLoss
+  levels: tuple[str, ...]
+  taxonomy: Taxonomy
+
+  @property
+  def is_joined(self) -> bool:
+    """Whether the logits of a level depend on the parameters of others."""
+    return hasattr(self.heads, 'taxonomy')
+
+  def logits(self, params: Mapping, x: jax.Array) -> dict[str, jax.Array]:
+    """Compute {level: logits [B, C]} of features x [B, d]."""
+    return self.heads.apply({'params': params}, x, False)
+
+  def path_scores(self, logits: Mapping[str, jax.Array]) -> jax.Array:
+    """Compute what ranks the leaves, [B, leaf]: of separate heads the sum over the levels of log p.
+
+    Args:
+      logits: {level: [B, C]}.
+    """
+    paths, levels = self.taxonomy.paths, self.levels[-1:] if self.is_joined else self.levels
+    return sum(
+      jax.nn.log_softmax(logits[level])[:, paths[:, self.taxonomy.index(level)]] for level in levels
+    )
+
+
+def build_form(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Form:
+  """Build the heads and losses that a config describes.
+
+  Args:
+    c: the config.
+    taxonomy: of the exclusive levels.
+    labels: int [N, L] of the training split.
+
+  Raises:
+    UserError: an option does not fit another or the taxonomy.
+  """
+  levels = config.head_levels(c.model, taxonomy.levels)
+  heads = classifier.build(c, taxonomy, levels).heads
+  return Form(heads, losses.build.build(c, taxonomy, levels, labels).blocks[0], levels, taxonomy)
+
+
+class Rows(NamedTuple):
+  """Examples in blocks of equal size: x float32 [blocks, R, d], labels int32 [blocks, R, L].
+
+  The last block is filled up with rows without labels, which count nowhere.
+  """
+
+  x: np.ndarray
+  labels: np.ndarray
+
+
+def blocked(x: np.ndarray, labels: np.ndarray, count: int | None = None) -> Rows:
+  """Divide examples into blocks.
+
+  Args:
+    x: float32 [N, d].
+    labels: int [N, L].
+    count: rows to fill up to, at least N; None for N.
+  """
+  count = count or len(x)
+  blocks = -(-count // BLOCK_ROWS)
+  size = -(-count // blocks)
+  pad = ((0, blocks * size - len(x)), (0, 0))
+  x, labels = np.pad(x, pad), np.pad(labels, pad, constant_values=-1)
+  return Rows(x.reshape(blocks, size, -1), labels.reshape(blocks, size, -1))
+
+
+class Fit(NamedTuple):
+  """What `fit` returns, of S settings and K decays.
+
+  Attributes:
+    params: {level: {'kernel' [d, S, C], 'bias' [S, C]}} at the last decay.
+    right: float32 [K, S, L + 1], held-out examples that are right at each level, and at all.
+    loss: float32 [K, S], the training loss before the last step, with its decay.
+  """
+
+  params: Any
+  right: jax.Array
+  loss: jax.Array
+
+
+def fit(
+  form: Form,
+  weights: np.ndarray,
+  decays: Sequence[float],
+  variances: np.ndarray,
+  train: Rows,
+  held_out: Rows,
+  steps: tuple[int, int],
+) -> Fit:
+  """Fit the heads of a form for several settings, from the largest decay to the smallest.
+
+  The loss of a setting is the sum over the levels of its weight times the mean loss of the
+  examples with a label there, plus decay / 2 times the squared kernels.
+
+  Args:
+    form: the heads and losses.
+    weights: float32 [S, H], of the levels with logits.
+    decays: K of them, descending.
+    variances: float32 [d] of the uncorrelated features.
+    train: the examples to fit.
+    held_out: those to judge.
+    steps: accelerated steps at the first decay and at each further one.
+
+  Returns:
+    The parameters and how well they do.
+
+  Raises:
+    UserError: the heads are not linear.
+  """
+  size, d = train.x.shape[1:]
+  x = jnp.zeros((size, d))
+  params = jax.eval_shape(lambda: form.heads.init(jax.random.key(0), x, False))['params']
+  if any({*p} != {*SETTING_AXES} or p['kernel'].shape[0] != d for p in params.values()):
+    raise UserError(f'probe: heads of the form {type(form.heads).__name__} are not linear')
+  counts, curvature = [], {}
+  for k, level in enumerate(form.levels):
+    labels = train.labels[..., form.taxonomy.index(level)]
+    number = np.bincount(labels[labels >= 0], minlength=form.taxonomy.num_classes(level))
+    counts.append(max(number.sum(), 1))
+    # where levels are joined, the loss of every level reaches the parameters of all
+    weight = weights.sum(1) * len(params) if form.is_joined else weights[:, k]
+    curvature[level] = np.float32(weight[:, None] * np.maximum(number, 0.5) / counts[-1])
+  curvature = {level: curvature[level] for level in params}
+  scaled = np.float32(weights / np.array(counts))
+  program = _program(form, *steps)
+  result = program(scaled, np.float32(decays), variances, curvature, train, held_out)
+  return jax.tree.map(np.asarray, result)
+
+
+@functools.lru_cache(maxsize=64)
+def _program(form: Form, first: int, further: int):
+  """Compile `fit`: (weights over number of labels, decays, variances, curvature of the biases,
+  train, held_out) → Fit."""
+
+  def run(weights, decays, variances, curvature, train, held_out):
+    gradient = functools.partial(_gradient, form, weights, train)
+    bounds = {
+      level: {'kernel': variances[:, None, None] * c, 'bias': c} for level, c in curvature.items()
+    }
+
+    def at_decay(state, decay, steps=further):
+      state, loss = _descend(state, decay, gradient, bounds, steps)
+      return state, (_judge(form, state[0], held_out), loss)
+
+    state = jax.tree.map(jnp.zeros_like, bounds), jnp.full(len(weights), CURVATURE)
+    if first > further:
+      state, _ = _descend(state, decays[0], gradient, bounds, first - further)
+    (params, _), (right, loss) = jax.lax.scan(at_decay, state, decays)
+    return Fit(params, right, loss)
+
+  return jax.jit(run)
+
+
+def _axes(params: Any) -> Any:
+  """The axis of the settings of each parameter."""
+  return dict.fromkeys(params, SETTING_AXES)
+
+
+def _gradient(form, weights, rows, params):
+  """The loss [S] of all settings without its decay, and the gradients."""
+  axes = _axes(params)
+
+  def loss(params, weights, x, labels):
+    logits = form.logits(params, x)
+    levels = form.loss(logits, logits, labels, 1.0)
+    sums = [jnp.where(levels[l].mask > 0, levels[l].values, 0.0).sum() for l in form.levels]
+    return (weights * jnp.stack(sums)).sum()
+
+  function = jax.vmap(jax.value_and_grad(loss), (axes, 0, None, None), (0, axes))
+
+  def add(total, block):
+    return jax.tree.map(jnp.add, total, function(params, weights, *block)), None
+
+  start = jnp.zeros(len(weights)), jax.tree.map(jnp.zeros_like, params)
+  return jax.lax.scan(add, start, tuple(rows))[0]
+
+
+def _descend(state, decay, gradient, bounds, steps):
+  """Take accelerated steps from (parameters, scale of the bounds [S]): (state, loss [S]).
+
+  Where the loss rises, the momentum starts anew (O'Donoghue and Candes, arXiv:1204.3982) and steps
+  become smaller.
+  """
+
+  def step(carry, _):
+    params, before, age, scale, last = carry
+    momentum = age / (age + 3)
+    ahead = jax.tree.map(lambda p, b: p + _column(momentum, p) * (p - b), params, before)
+    loss, grads = gradient(ahead)
+    loss += decay / 2 * sum((p['kernel'] ** 2).sum((0, 2)) for p in ahead.values())
+    limits = {level: {'kernel': decay, 'bias': 0.0} for level in params}
+    after = jax.tree.map(
+      lambda p, g, b, w: p - (g + w * p) / (_column(scale, p) * b + w + 1e-9),
+      *(ahead, grads, bounds, limits),
+    )
+    is_worse = loss > last
+    scale = jnp.where(is_worse, 2 * scale, scale)
+    return (after, params, jnp.where(is_worse, 0.0, age + 1), scale, loss), None
+
+  params, scale = state
+  count = len(scale)
+  start = params, params, jnp.zeros(count), scale, jnp.full(count, jnp.inf)
+  (params, _, _, scale, loss), _ = jax.lax.scan(step, start, length=steps)
+  return (params, scale), loss
+
+
+def _column(values, parameter):
+  """Values [S] in the shape of a kernel [d, S, C] or a bias [S, C], to multiply."""
+  return values[:, None] if parameter.ndim == 2 else values[None, :, None]
+
+
+def _judge(form, params, rows):
+  """float32 [S, L + 1]: examples that are right at each level, and at all that have all labels."""
+  paths = jnp.asarray(form.taxonomy.paths)
+
+  def count(params, x, labels):
+    decision = paths[form.path_scores(form.logits(params, x)).argmax(1)]
+    is_right = (decision == labels) & (labels >= 0)
+    return jnp.append(is_right.sum(0), is_right.all(1).sum()).astype(jnp.float32)
+
+  function = jax.vmap(count, (_axes(params), None, None))
+  return jax.lax.map(lambda block: function(params, *block), tuple(rows)).sum(0)

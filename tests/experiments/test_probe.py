@@ -1,0 +1,305 @@
+"""Probe mode: its heads against naive loops and scikit-learn, and that val never chooses."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+from sklearn.linear_model import LogisticRegression
+
+from hierjax import model
+from hierjax.core import config
+from hierjax.core.errors import UserError
+from hierjax.decide import paths
+from hierjax.experiments import probe, probe_features, probe_fit, probe_grid
+from hierjax.taxonomy import Taxonomy
+from hierjax.train import setup
+
+# make and type are facets: neither determines the other
+ROWS = [('a', 'x', 'a1'), ('a', 'y', 'a2'), ('b', 'x', 'b1'), ('b', 'x', 'b2'), ('c', 'y', 'c1')]
+TABLE = Taxonomy.from_rows(('make', 'type', 'model'), ROWS)
+FORMS = {
+  'flat': ({'model.heads': 'flat'}, [[1.0]]),
+  'lca': ({'model.heads': 'flat', 'loss.lca': 4.0}, [[1.0]]),
+  'parallel': ({'model.heads': 'parallel'}, [[1.0, 1.0, 1.0]]),
+  'path_sum': ({'model.heads': 'path_sum'}, [[0.2, 0.3, 0.5], [0.0, 0.0, 1.0]]),
+  'marginal': ({'model.heads': 'marginal'}, [[0.1, 0.2, 0.7], [0.3, 0.3, 0.4]]),
+}
+
+
+def problem(n=90, d=5, unknown=True):
+  """Features of different scales, and labels, of which some are unknown from the fine end."""
+  rng = np.random.default_rng(0)
+  leaf = rng.integers(0, 5, n)
+  x = rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + rng.normal(size=(5, d))[leaf]
+  labels = TABLE.paths[leaf].copy()
+  if unknown:
+    labels[::7, 2] = -1
+    labels[::14, 1] = -1
+  return x.astype(np.float32), labels
+
+
+def form_of(overrides, labels):
+  c = config.default()
+  for path, value in overrides.items():
+    config.assign(c, path, value)
+  return probe_fit.build_form(c, TABLE, labels)
+
+
+def fitted(name, weights=None, decays=(0.02,), steps=(400, 3)):
+  (x, labels), (overrides, rows) = problem(), FORMS[name]
+  basis = probe_fit.Basis.of_features(x)
+  rows = probe_fit.blocked(basis.transform(x), labels), np.array(weights or rows, np.float32)
+  form = form_of(overrides, labels)
+  return form, probe_fit.fit(form, rows[1], decays, basis.variances, rows[0], rows[0], steps), basis
+
+
+def log_softmax(z):
+  z = z - z.max()
+  return z - np.log(np.exp(z).sum())
+
+
+def naive_logits(name, params, x):
+  """Logits of one example, {level: [C]}, in loops."""
+  z = {level: x @ p['kernel'] + p['bias'] for level, p in params.items()}
+  if name in ('flat', 'lca', 'parallel'):
+    return z
+  leaf = np.zeros(len(TABLE.paths))
+  for c, path in enumerate(TABLE.paths):
+    for k, level in enumerate(TABLE.levels):
+      leaf[c] += z[level][path[k]] if level in z else 0.0
+  out = {'model': leaf}
+  for k, level in enumerate(TABLE.levels[:-1]):
+    p = np.zeros(TABLE.num_classes(level))
+    for c, path in enumerate(TABLE.paths):
+      p[path[k]] += np.exp(leaf[c])
+    out[level] = np.log(p)
+  return out
+
+
+def naive_loss(name, params, weights, decay, x, labels):
+  """The objective in loops, float64."""
+  levels = ('model',) if name in ('flat', 'lca') else TABLE.levels
+  total = 0.0
+  for weight, level in zip(weights, levels):
+    k, values = TABLE.index(level), []
+    for row, y in zip(x, labels):
+      if y[k] < 0:
+        continue
+      logp = log_softmax(naive_logits(name, params, row)[level])
+      if name == 'lca':
+        heights = np.array([(TABLE.paths[c] != TABLE.paths[y[k]]).sum() for c in range(5)])
+        target = np.exp(-4.0 * heights / 3)
+        values.append(-(target / target.sum() * logp).sum())
+      else:
+        values.append(-logp[y[k]])
+    total += weight * np.mean(values)
+  return total + decay / 2 * sum((p['kernel'] ** 2).sum() for p in params.values())
+
+
+def setting(result, s):
+  return {
+    level: {'kernel': np.float64(p['kernel'][:, s]), 'bias': np.float64(p['bias'][s])}
+    for level, p in result.params.items()
+  }
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_losses_are_those_of_naive_loops_and_minimal(name):
+  x, labels = problem()
+  _, result, basis = fitted(name)
+  turned = np.float64(basis.transform(x))
+  for s, weights in enumerate(FORMS[name][1]):
+    params = setting(result, s)
+    loss = naive_loss(name, params, weights, 0.02, turned, labels)
+    assert loss == pytest.approx(result.loss[-1, s], rel=2e-5)
+    rng = np.random.default_rng(s)
+    for _ in range(4):
+      moved = copy.deepcopy(params)
+      for p in moved.values():
+        p['kernel'] += rng.normal(size=p['kernel'].shape) * 0.02
+        p['bias'] += rng.normal(size=p['bias'].shape) * 0.02
+      assert naive_loss(name, moved, weights, 0.02, turned, labels) > loss
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_examples_that_are_right(name):
+  x, labels = problem()
+  _, result, basis = fitted(name, decays=(0.1, 0.02), steps=(20, 5))
+  right = np.zeros(4)
+  for row, y in zip(np.float64(basis.transform(x)), labels):
+    logits = naive_logits(name, setting(result, 0), row)
+    levels = TABLE.levels if name == 'parallel' else ('model',)
+    scores = [
+      sum(log_softmax(logits[level])[path[TABLE.index(level)]] for level in levels)
+      for path in TABLE.paths
+    ]
+    hits = (TABLE.paths[np.argmax(scores)] == y) & (y >= 0)
+    right += [*hits, hits.all()]
+  np.testing.assert_array_equal(result.right[-1, 0], right)
+
+
+def test_separate_heads_decide_jointly():
+  x, _ = problem()
+  form, result, basis = fitted('parallel', steps=(20, 3))
+  logits = form.logits(setting(result, 0), basis.transform(x))
+  probs = [np.exp([log_softmax(np.float64(z)) for z in logits[level]]) for level in TABLE.levels]
+  pred = paths.joint(probs, TABLE, (1.0, 1.0, 1.0)).pred
+  np.testing.assert_array_equal(np.asarray(form.path_scores(logits)).argmax(1), pred[:, -1])
+
+
+def test_flat_head_is_at_the_optimum_of_scikit_learn():
+  x, labels = problem(unknown=False)
+  basis = probe_fit.Basis.of_features(x)
+  rows = probe_fit.blocked(basis.transform(x), labels)
+  form = form_of({'model.heads': 'flat'}, labels)
+  ones = np.ones((1, 1), np.float32)
+  result = probe_fit.fit(form, ones, [0.01], basis.variances, rows, rows, (600, 3))
+  heads = basis.heads(setting(result, 0), {'model': 1.0})['model']
+  standard = (x - x.mean(0)) / x.std(0)
+  reference = LogisticRegression(C=1 / (len(x) * 0.01), tol=1e-10, max_iter=5000)
+  expected = reference.fit(standard, labels[:, -1]).predict_proba(standard)
+  p = np.exp([log_softmax(z) for z in np.float64(x @ heads['kernel'] + heads['bias'])])
+  np.testing.assert_allclose(p, expected, atol=2e-4)
+
+
+def test_settings_together_are_those_one_at_a_time():
+  _, both, _ = fitted('path_sum', decays=(0.1, 0.02), steps=(8, 3))
+  for s, weights in enumerate(FORMS['path_sum'][1]):
+    _, single, _ = fitted('path_sum', [weights], decays=(0.1, 0.02), steps=(8, 3))
+    np.testing.assert_array_equal(single.right[:, 0], both.right[:, s])
+    for level, p in setting(both, s).items():
+      np.testing.assert_allclose(setting(single, 0)[level]['kernel'], p['kernel'], atol=1e-5)
+
+
+def test_rows_that_fill_up_a_block_count_nowhere():
+  x, labels = problem()
+  basis = probe_fit.Basis.of_features(x)
+  form, ones = form_of({'model.heads': 'marginal'}, labels), np.ones((1, 3), np.float32)
+  params = []
+  for count in (None, 150):
+    rows = probe_fit.blocked(basis.transform(x), labels, count)
+    params.append(probe_fit.fit(form, ones, [0.1], basis.variances, rows, rows, (8, 3)).params)
+  np.testing.assert_allclose(*(p['model']['kernel'] for p in params), atol=1e-5)
+
+
+def test_a_feature_that_never_changes():
+  x, _ = problem()
+  basis = probe_fit.Basis.of_features(np.append(x, np.full((len(x), 1), 3.0, np.float32), 1))
+  assert np.isfinite(basis.rotation).all() and not basis.rotation[-1].any()
+
+
+def test_temperature():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(4000, 3)) * 2
+  p = np.exp([log_softmax(z) for z in logits])
+  labels = (p.cumsum(1) < rng.random((4000, 1))).sum(1)
+  assert probe_grid.best_temperature(3 * logits, labels) == pytest.approx(3, rel=0.1)
+
+
+def test_more_than_a_hundred_settings_by_default():
+  grid = probe_grid.recipes(config.default(), TABLE)
+  count = sum(len(recipe.shares) for recipe in grid) * len(config.default().probe.decays)
+  assert count >= 100 and grid[0].name == 'flat'
+  with pytest.raises(UserError, match=r'probe.forms=hier: no such form; choices: flat, lca'):
+    c = config.default()
+    c.probe.forms = ('hier',)
+    probe_grid.recipes(c, TABLE)
+
+
+def test_a_setting_is_the_config_of_a_run():
+  recipe = next(r for r in probe_grid.recipes(config.default(), TABLE) if r.name == 'path_sum')
+  c = config.default()
+  c.model.levels = TABLE.levels
+  c = recipe.config(c, 0.7)
+  weights = setup.parse_weights(c.loss.weights, TABLE.levels)
+  assert c.model.heads == 'path_sum' and weights == pytest.approx(
+    {'make': 0.15, 'type': 0.15, 'model': 0.7}
+  )
+
+
+# ---- the whole command ----
+
+
+def small_config():
+  return tiny.run_config(
+    **{
+      'probe.forms': ('path_sum', 'parallel'),
+      'probe.decays': (0.03, 0.3),
+      'probe.shares': (0.5,),
+      'eval.tta': 2,
+    }
+  )
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """(folder, content of probe.json) of a probe of the tiny backbone on drawn images."""
+  with pytest.MonkeyPatch.context() as patch:
+    tiny.register(patch)
+    tiny.use_one_device(patch)
+    folder = tmp_path_factory.mktemp('probe') / 'run'
+    yield folder, probe.probe(small_config(), folder)
+
+
+def test_a_probe_is_a_run(finished):
+  folder, result = finished
+  trained = model.load(folder)
+  evaluation = trained.evaluate('val')['decode']['joint']
+  baseline = model.load(folder / 'baseline').evaluate('val')['decode']['joint']
+  for name, row in result['val'].items():
+    values = [
+      e['levels'][name]['top1'] if name in e['levels'] else e.get(name, e['fpa'])
+      for e in (baseline, evaluation)
+    ]
+    assert [row['flat'], row['choice']] == pytest.approx(values, abs=0.03)
+  images = [np.zeros((32, 32, 3), np.uint8)]
+  assert trained.predict(images)[0].keys() >= {'file'}
+  settings = result['settings']
+  assert len(settings) == 2 * (1 + 1 + 2) and settings[0]['folds'] == 3
+  assert result['choice'] == settings[0]['name'] and 'val' in result['reason']
+  assert json.loads((folder / 'probe.json').read_text()) == result
+
+
+def test_the_table(finished):
+  text = probe.table(finished[1])
+  assert 'choice: ' in text and 'difference (95%)' in text and 'full path' in text
+
+
+def test_features_are_stored(finished, tmp_path):
+  shutil.copytree(finished[0] / 'features', tmp_path / 'features')
+  broken = sorted((tmp_path / 'features').iterdir())[0]
+  broken.write_bytes(broken.read_bytes()[:100])
+  run = setup.build(small_config())
+  calls = []
+  first = probe_features.compute(run, run.train, 1, tmp_path / 'features', calls.append)
+  second = probe_features.compute(run, run.train, 1, tmp_path / 'features', calls.append)
+  assert second.computed == 0
+  np.testing.assert_array_equal(first.values, second.values)
+  fresh = probe_features.compute(run, run.train, 1, tmp_path / 'fresh', calls.append)
+  assert fresh.computed == 96
+  np.testing.assert_array_equal(fresh.values, second.values)
+  other = small_config()
+  other.data.resize = 'pad'
+  changed = setup.build(other)
+  assert probe_features.compute(changed, run.train, 1, tmp_path / 'fresh', calls.append).computed
+
+
+def test_val_takes_no_part_in_the_choice(finished, tmp_path, monkeypatch):
+  """With other labels of val, another outcome on val, and the same choice."""
+  build = setup.build
+
+  def permuted(*args):
+    run = build(*args)
+    run.val.labels[:] = run.val.labels[np.random.default_rng(0).permutation(len(run.val.labels))]
+    return run
+
+  monkeypatch.setattr(setup, 'build', permuted)
+  shutil.copytree(finished[0] / 'features', tmp_path / 'run' / 'features')
+  result = probe.probe(small_config(), tmp_path / 'run')
+  assert result['computed_features'] == 0
+  same = ('choice', 'flat', 'reason', 'settings', 'temperatures', 'weights')
+  assert {key: result[key] for key in same} == {key: finished[1][key] for key in same}
+  assert result['val'] != finished[1]['val']

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import pathlib
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,7 @@ def probe(
   WORKDIR/features the features.
 
   Args:
-    c: the config; heads, losses and optimiser of it are not read.
+    c: the config; its heads, losses, optimiser and augmentation are not read.
     workdir: the folder.
     progress: called with a line now and then.
 
@@ -68,6 +69,7 @@ def probe(
   workdir, seconds = pathlib.Path(workdir), {}
   with disk_errors(workdir):
     clock = time.monotonic()
+    _check_folder(workdir)
     run = _build(c)
     for note in run.notes:
       progress(f'note: {note}')
@@ -81,9 +83,9 @@ def probe(
     seconds['search'], clock = time.monotonic() - clock, time.monotonic()
     flat = next(setting for setting in settings if setting.recipe.name == 'flat')
     choices = {}
-    for name, setting in (('best', settings[0]), ('flat', flat)):
+    for name, setting in (('choice', settings[0]), ('flat', flat)):
       choice = probe_grid.fit_choice(setting, run.c, run.taxonomy, data)
-      folder = workdir if name == 'best' else workdir / 'baseline'
+      folder = workdir if name == 'choice' else workdir / 'baseline'
       choices[name] = setting, choice, _save(folder, run, setting, choice, val)
     seconds['fit and val'] = time.monotonic() - clock
     result = _summary(c, run, settings, choices)
@@ -91,6 +93,13 @@ def probe(
     result['computed_features'] = train.computed + val.computed
     files.write(workdir / 'probe.json', json.dumps(result, indent=2) + '\n')
     return result
+
+
+def _check_folder(workdir: pathlib.Path) -> None:
+  """Refuse a folder with checkpoints of a training."""
+  steps = {path.name for path in (workdir / 'checkpoints').glob('*')}
+  if steps and (steps != {'0'} or not (workdir / 'probe.json').exists()):
+    raise UserError(f'--workdir={workdir}: there is a trained run already; give another folder')
 
 
 def _build(c: ConfigDict) -> setup.Setup:
@@ -131,8 +140,10 @@ def _save(
   workdir: pathlib.Path, probed: setup.Setup, setting: Setting, choice: Choice, val: Features
 ) -> Judged:
   """Write a run with the heads of a choice, and judge it on the validation split."""
-  run = setup.build(setting.recipe.config(probed.c, setting.share))
+  run = setup.build(setting.recipe.config(probed.c))
   run = _with_variables(run, probed.variables, choice.heads)
+  # of an earlier probe, whose choice may have been another
+  shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)
   prepare(workdir, run)
   store = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, writes=True)
   store.save(0, to_parts(setup.initial_state(run)), None)
@@ -141,7 +152,7 @@ def _save(
   rules.write_rules(
     workdir / 'decode.json', run.c.data.train, {'exclusive': choice.weights}, run.taxonomy
   )
-  files.write(workdir / 'run.json', json.dumps(_record(run, val), indent=2) + '\n')
+  files.write(workdir / 'run.json', json.dumps(_record(run, val.broken), indent=2) + '\n')
   trained = model.load(workdir)
   outputs = _outputs(trained, run.val, val)
   result = trained.evaluate(run.c.data.val, run.val, outputs=outputs)
@@ -150,40 +161,30 @@ def _save(
   return Judged(result['decode']['joint'], values)
 
 
-def _record(run: setup.Setup, val: Features) -> dict:
+def _record(run: setup.Setup, broken: Sequence[str]) -> dict:
   """What run.json says of a run that was not trained step by step."""
   return {
     'command': shlex.join(sys.argv),
-    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     'finished': current_time(),
     'params': run.num_params,
     'heads': list(run.levels),
-    'classes': {level: run.taxonomy.num_classes(level) for level in run.taxonomy.levels},
     'train_examples': len(run.train.labels),
     'val_examples': len(run.val.labels),
-    'skipped': val.broken,
+    'skipped': list(broken),
     'notes': [*run.notes, 'linear heads, fitted to the features of the frozen backbone'],
     'step': 0,
   }
 
 
 def _outputs(trained: model.Model, examples: sources.Examples, val: Features) -> collect.Outputs:
-  """The outputs for features, the mean over the views."""
-  views, by_view = val.values.shape[1], []
-  for view in range(views):
-    view_examples = sources.with_features(examples, val.values[:, view], val.index)
-    by_view.append(
-      collect.collect(
-        trained.eval_step,
-        trained.variables,
-        view_examples,
-        trained.c,
-        trained.mesh,
-        with_features=True,
-      )
-    )
+  """The outputs for features, their probabilities the mean over the views."""
+  by_view = [
+    trained.collect(sources.with_features(examples, features, val.index), with_features=True)
+    for features in np.moveaxis(val.values, 1, 0)
+  ]
   probs = {
-    level: sum(outputs.probs[level] for outputs in by_view) / views for level in by_view[0].probs
+    level: sum(outputs.probs[level] for outputs in by_view) / len(by_view)
+    for level in by_view[0].probs
   }
   return dataclasses.replace(by_view[0], probs=probs, index=val.index, broken=val.broken)
 
@@ -192,34 +193,30 @@ def _summary(
   c: ConfigDict, run: setup.Setup, settings: Sequence[Setting], choices: Mapping[str, tuple]
 ) -> dict:
   """The content of probe.json but for the times; choices are {name: (Setting, Choice, Judged)}."""
-  (best, choice, judged), (flat, _, flat_judged) = choices['best'], choices['flat']
-  levels, rows = run.taxonomy.levels, {}
-  keys = {
-    **{level: f'{level}.top1' for level in levels},
-    'full path': 'fpa',
-    'severity': 'severity',
-  }
-  for name, key in keys.items():
-    a, b = (bootstrap.nanmean(x.values[key]) for x in (flat_judged, judged))
-    interval = bootstrap.paired_difference(flat_judged.values[key], judged.values[key])
-    rows[name] = {'flat': a, 'choice': b, 'interval': interval and list(interval)}
+  (best, choice, judged), (flat, _, flat_judged) = choices['choice'], choices['flat']
+  levels, val = run.taxonomy.levels, {}
+  for name in (*(f'{level}.top1' for level in levels), 'fpa', 'severity'):
+    a, b = flat_judged.values[name], judged.values[name]
+    interval = bootstrap.paired_difference(a, b)
+    means = {'flat': bootstrap.nanmean(a), 'choice': bootstrap.nanmean(b)}
+    val[name] = means | {'interval': interval and list(interval)}
   count = sum(setting.is_complete for setting in settings)
   reason = (
-    f'the highest full-path accuracy, {best.full_path:.4f} on average over {c.probe.folds} folds '
-    f'of {c.data.train}, of {count} settings that all folds tried ({len(settings)} were tried by '
-    f'the first); the best flat head has {flat.full_path:.4f}. {BIAS_NOTE}'
+    f'the highest full-path accuracy on average over {c.probe.folds} folds of {c.data.train}, '
+    f'{best.full_path:.4f}, of {count} settings that all folds tried ({len(settings)} were tried '
+    f'by the first); the best flat head has {flat.full_path:.4f}. {BIAS_NOTE}'
   )
   return {
-    'choice': best.describe(),
-    'flat': flat.describe(),
+    'choice': best.name,
+    'flat': flat.name,
     'reason': reason,
     'temperatures': choice.temperatures,
     'weights': choice.weights,
-    'val': rows,
     'val_images': len(judged.values['fpa']),
+    'val': val,
     'ece': {
-      name: {level: x.evaluation['levels'][level]['ece'] for level in levels}
-      for name, x in (('flat', flat_judged), ('choice', judged))
+      level: {name: x[2].evaluation['levels'][level]['ece'] for name, x in choices.items()}
+      for level in levels
     },
     'settings': [_setting(setting, levels) for setting in settings],
   }
@@ -227,48 +224,45 @@ def _summary(
 
 def _setting(setting: Setting, levels: Sequence[str]) -> dict:
   """A setting and its cross-validation, mean and standard deviation over the folds."""
-  accuracy = setting.accuracy[~np.isnan(setting.accuracy[:, -1])]
-  out = {
-    'name': setting.describe(),
-    'options': {**setting.recipe.overrides},
-    'finest': setting.share,
+  folds = setting.accuracy[~np.isnan(setting.accuracy[:, -1])]
+  names = (*(f'{level}.top1' for level in levels), 'fpa')
+  deviations = folds.std(0, ddof=1).tolist() if len(folds) > 1 else [None] * len(names)
+  return {
+    'name': setting.name,
+    'options': dict(setting.recipe.options),
+    'finest': setting.recipe.share,
     'decay': setting.decay,
-    'folds': len(accuracy),
+    'folds': len(folds),
+    'mean': dict(zip(names, folds.mean(0).tolist())),
+    'deviation': dict(zip(names, deviations)),
   }
-  for k, name in enumerate((*levels, 'full path')):
-    deviation = float(accuracy[:, k].std(ddof=1)) if len(accuracy) > 1 else None
-    out[name] = {'mean': float(accuracy[:, k].mean()), 'deviation': deviation}
-  return out
 
 
 def table(result: Mapping, limit: int = 12) -> str:
-  """Return what probe.json holds as a table for people.
+  """Return what probe.json holds as a table for people, with its first settings.
 
   Args:
     result: its content.
     limit: settings to list.
   """
-  names = [name for name in result['val'] if name != 'severity']
-  lines = ['cross-validation on the training part'.ljust(46) + ''.join(f'{n:>16}' for n in names)]
-  for setting in result['settings'][:limit]:
-    cells = [_cell(setting[name]) for name in names]
-    lines.append(setting['name'].ljust(46) + ''.join(f'{cell:>16}' for cell in cells))
-  more = len(result['settings']) - limit
-  lines += [f'... and {more} more in probe.json'] if more > 0 else []
-  lines += ['', f'choice: {result["choice"]}: {result["reason"]}', '']
-  lines.append(f'val, {result["val_images"]} images'.ljust(30) + 'flat    choice  difference (95%)')
+  settings = result['settings']
+  lines = ['mean accuracy in cross-validation on the training part, (deviation)', ' ' * 36]
+  lines[1] += ''.join(f'{name:>18}' for name in settings[0]['mean'])
+  for setting in settings[:limit]:
+    line = f'{setting["name"]:<36}'
+    for name, mean in setting['mean'].items():
+      deviation = setting['deviation'][name]
+      cell = f'{mean:.4f}' + ('' if deviation is None else f' ({deviation:.4f})')
+      line += f'{cell:>18}'
+    lines.append(line)
+  lines += [f'... all {len(settings)} settings: probe.json', '']
+  lines += [f'choice: {result["choice"]}: {result["reason"]}', f'flat: {result["flat"]}', '']
+  lines.append(f'val, {result["val_images"]} images'.ljust(24) + 'flat    choice  difference (95%)')
   for name, row in result['val'].items():
     if row['flat'] is None or row['choice'] is None:
       continue
-    text = f'{name:<30}{row["flat"]:.4f}  {row["choice"]:.4f}  '
-    text += f'{row["choice"] - row["flat"]:+.4f}'
+    difference = f'{row["choice"] - row["flat"]:+.4f}'
     if row['interval']:
-      text += f' ({row["interval"][0]:+.4f} to {row["interval"][1]:+.4f})'
-    lines.append(text)
-  lines.append(f'flat: {result["flat"]}')
+      difference += ' ({:+.4f} to {:+.4f})'.format(*row['interval'])
+    lines.append(f'{name:<24}{row["flat"]:.4f}  {row["choice"]:.4f}  {difference}')
   return '\n'.join(lines)
-
-
-def _cell(value: Mapping) -> str:
-  deviation = '' if value['deviation'] is None else f' ({value["deviation"]:.4f})'
-  return f'{value["mean"]:.4f}{deviation}'

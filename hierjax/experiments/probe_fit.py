@@ -24,6 +24,9 @@ from hierjax.losses.build import BlockLoss
 from hierjax.models import classifier
 from hierjax.taxonomy import Taxonomy
 
+# x float32 [blocks, R, d] and labels int32 [blocks, R, L]. The last block is filled up with rows
+# without labels, which count nowhere.
+Rows = tuple[np.ndarray, np.ndarray]
 # Rows of features in a block; its logits stay in the processor's cache.
 BLOCK_ROWS = 1024
 # Scale of the curvature at the start; it grows where a step makes the loss larger.
@@ -33,12 +36,9 @@ SETTING_AXES = {'kernel': 1, 'bias': 0}
 
 
 class Basis(NamedTuple):
-  """Standardised features, turned so that they are uncorrelated.
+  """The basis (features - mean [d]) @ rotation [d, d], standardised and uncorrelated.
 
-  Attributes:
-    mean: float64 [d] of the features.
-    rotation: float64 [d, d]: (features - mean) @ rotation.
-    variances: float32 [d] of the result.
+  `variances` float32 [d] are those of the result.
   """
 
   mean: np.ndarray
@@ -64,28 +64,18 @@ class Basis(NamedTuple):
 
     Args:
       params: {level: {'kernel' [d, C], 'bias' [C]}}.
-      divisors: {level: temperature that its logits are divided by}.
-
-    Returns:
-      The same, float32.
+      divisors: {level: what its logits are divided by}.
     """
     out = {}
     for level, p in params.items():
-      kernel = self.rotation @ np.asarray(p['kernel'], np.float64) / divisors[level]
-      bias = np.asarray(p['bias'], np.float64) / divisors[level] - self.mean @ kernel
-      out[level] = {'kernel': kernel.astype(np.float32), 'bias': bias.astype(np.float32)}
+      kernel = self.rotation @ np.float64(p['kernel']) / divisors[level]
+      bias = np.float64(p['bias']) / divisors[level] - self.mean @ kernel
+      out[level] = {'kernel': np.float32(kernel), 'bias': np.float32(bias)}
     return out
 
 
 class Form(NamedTuple):
-  """A form of linear heads and its losses, as training has them.
-
-  Attributes:
-    heads: the Flax module, features [B, d] → {level: logits [B, C]}.
-    loss: of the exclusive levels.
-    levels: those with logits, coarse to fine.
-    taxonomy: of the exclusive levels.
-  """
+  """A form of linear heads and its losses, as training has them; `levels` have logits."""
 
   heads: nn.Module
   loss: BlockLoss
@@ -129,16 +119,6 @@ def build_form(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Form:
   return Form(heads, losses.build.build(c, taxonomy, levels, labels).blocks[0], levels, taxonomy)
 
 
-class Rows(NamedTuple):
-  """Examples in blocks of equal size: x float32 [blocks, R, d], labels int32 [blocks, R, L].
-
-  The last block is filled up with rows without labels, which count nowhere.
-  """
-
-  x: np.ndarray
-  labels: np.ndarray
-
-
 def blocked(x: np.ndarray, labels: np.ndarray, count: int | None = None) -> Rows:
   """Divide examples into blocks.
 
@@ -151,8 +131,8 @@ def blocked(x: np.ndarray, labels: np.ndarray, count: int | None = None) -> Rows
   blocks = -(-count // BLOCK_ROWS)
   size = -(-count // blocks)
   pad = ((0, blocks * size - len(x)), (0, 0))
-  x, labels = np.pad(x, pad), np.pad(labels, pad, constant_values=-1)
-  return Rows(x.reshape(blocks, size, -1), labels.reshape(blocks, size, -1))
+  x, labels = np.pad(x, pad), np.pad(np.int32(labels), pad, constant_values=-1)
+  return x.reshape(blocks, size, -1), labels.reshape(blocks, size, labels.shape[1])
 
 
 class Fit(NamedTuple):
@@ -198,14 +178,13 @@ def fit(
   Raises:
     UserError: the heads are not linear.
   """
-  size, d = train.x.shape[1:]
-  x = jnp.zeros((size, d))
+  (x, *_), d = train[0], train[0].shape[-1]
   params = jax.eval_shape(lambda: form.heads.init(jax.random.key(0), x, False))['params']
   if any({*p} != {*SETTING_AXES} or p['kernel'].shape[0] != d for p in params.values()):
     raise UserError(f'probe: heads of the form {type(form.heads).__name__} are not linear')
   counts, curvature = [], {}
   for k, level in enumerate(form.levels):
-    labels = train.labels[..., form.taxonomy.index(level)]
+    labels = train[1][..., form.taxonomy.index(level)]
     number = np.bincount(labels[labels >= 0], minlength=form.taxonomy.num_classes(level))
     counts.append(max(number.sum(), 1))
     # where levels are joined, the loss of every level reaches the parameters of all
@@ -226,7 +205,8 @@ def _program(form: Form, first: int, further: int):
   def run(weights, decays, variances, curvature, train, held_out):
     gradient = functools.partial(_gradient, form, weights, train)
     bounds = {
-      level: {'kernel': variances[:, None, None] * c, 'bias': c} for level, c in curvature.items()
+      level: {'kernel': variances[:, None, None] * c[None], 'bias': c}
+      for level, c in curvature.items()
     }
 
     def at_decay(state, decay, steps=further):
@@ -263,14 +243,14 @@ def _gradient(form, weights, rows, params):
     return jax.tree.map(jnp.add, total, function(params, weights, *block)), None
 
   start = jnp.zeros(len(weights)), jax.tree.map(jnp.zeros_like, params)
-  return jax.lax.scan(add, start, tuple(rows))[0]
+  return jax.lax.scan(add, start, rows)[0]
 
 
 def _descend(state, decay, gradient, bounds, steps):
   """Take accelerated steps from (parameters, scale of the bounds [S]): (state, loss [S]).
 
-  Where the loss rises, the momentum starts anew (O'Donoghue and Candes, arXiv:1204.3982) and steps
-  become smaller.
+  Where the loss rises, the momentum starts anew (O'Donoghue and Candes, arXiv:1204.3982); where it
+  rises almost without momentum, steps become smaller.
   """
 
   def step(carry, _):
@@ -284,8 +264,9 @@ def _descend(state, decay, gradient, bounds, steps):
       lambda p, g, b, w: p - (g + w * p) / (_column(scale, p) * b + w + 1e-9),
       *(ahead, grads, bounds, limits),
     )
-    is_worse = loss > last
-    scale = jnp.where(is_worse, 2 * scale, scale)
+    # beyond what is rounding
+    is_worse = loss > last * (1 + 1e-6)
+    scale = jnp.where(is_worse & (age < 2), 2 * scale, scale)
     return (after, params, jnp.where(is_worse, 0.0, age + 1), scale, loss), None
 
   params, scale = state
@@ -310,4 +291,4 @@ def _judge(form, params, rows):
     return jnp.append(is_right.sum(0), is_right.all(1).sum()).astype(jnp.float32)
 
   function = jax.vmap(count, (_axes(params), None, None))
-  return jax.lax.map(lambda block: function(params, *block), tuple(rows)).sum(0)
+  return jax.lax.map(lambda block: function(params, *block), rows).sum(0)

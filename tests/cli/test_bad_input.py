@@ -349,7 +349,7 @@ REGISTRIES = {'model.heads': heads.HEADS, 'balance.name': balancing.BALANCERS}
 
 @pytest.mark.parametrize('name', CHOICES)
 def test_choices(name):
-  wrong = 4 if name == 'eval.tta' else str(CHOICES[name][0])[:-1] + 'x'
+  wrong = 4 if name in ('eval.tta', 'probe.views') else str(CHOICES[name][0])[:-1] + 'x'
   with pytest.raises(UserError) as e:
     declarations.OPTIONS[name].validate(wrong)
   assert f'--config.{name}=' in str(e.value)

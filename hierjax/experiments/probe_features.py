@@ -19,7 +19,7 @@ from hierjax.train import checkpoint
 from hierjax.train.setup import Setup
 
 # Examples in a file.
-BLOCK = 512
+BLOCK = 1024
 # Of the form of the files and of what they hold.
 VERSION = 1
 # The options of the data that decide what the backbone sees of a file.

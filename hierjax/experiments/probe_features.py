@@ -3,8 +3,8 @@
 import hashlib
 import io
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +18,17 @@ from hierjax.evaluate import collect
 from hierjax.train import checkpoint
 from hierjax.train.setup import Setup
 
-# Examples in a file.
-BLOCK = 1024
-# Of the form of the files and of what they hold.
-VERSION = 1
-# The options of the data that decide what the backbone sees of a file.
+BLOCK = 1024  # examples in a file
+VERSION = 1  # of what the files hold
 DATA_OPTIONS = ('size', 'resize')
 MODEL_OPTIONS = ('backbone', 'stem', 'mean', 'std', 'neck', 'normalize', 'dtype')
 
 
 class Features(NamedTuple):
-  """The features of the n readable examples of a split.
+  """The features `values` float32 [n, views, d] of the n readable examples of a split.
 
-  Attributes:
-    values: float32 [n, views, d].
-    index: int [n], numbers of the examples.
-    broken: names of the unreadable files.
-    computed: the number of examples that were not in the store.
+  `index` int [n] are their numbers, `broken` the names of the unreadable files, and `computed`
+  counts the examples that were not in the store.
   """
 
   values: np.ndarray
@@ -66,21 +60,23 @@ def compute(
     UserError: no image can be read, or one cannot and data.strict is set.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  n, parts, computed = len(examples.labels), [], 0
-  facts, step = _facts(run, views), _stepper(run)
-  variables = parallel.put_replicated(run.variables, run.mesh)
+  n, parts, computed, c = len(examples.labels), [], 0, run.c
+  backbone = {k: v for k, v in run.variables['params'].items() if k != 'heads'}
+  digest = checkpoint.sha256([backbone, run.variables.get('batch_stats', {})])
+  options = [c.data[name] for name in DATA_OPTIONS] + [c.model[name] for name in MODEL_OPTIONS]
+  step, variables = _stepper(run), parallel.put_replicated(run.variables, run.mesh)
   for start in range(0, n, BLOCK):
     rows = np.arange(start, min(start + BLOCK, n))
     block = sources.subset(examples, rows)
-    path = folder / f'{_digest(facts, block)}.npz'
-    arrays = _stored(path)
-    if arrays is None:
+    path = folder / f'{_digest([VERSION, views, *options, digest], block)}.npz'
+    try:
+      arrays = archives.read(path)
+    except (OSError, UserError):
       outputs = collect.collect(
-        step, variables, block, run.c, run.mesh, views, with_features=True, may_be_empty=True
+        step, variables, block, c, run.mesh, views, with_features=True, may_be_empty=True
       )
       values = np.stack(np.split(outputs.features, views, 1), 1)
-      arrays = {'features': values, 'index': np.asarray(outputs.index)}
-      archive = io.BytesIO()
+      arrays, archive = {'features': values, 'index': np.asarray(outputs.index)}, io.BytesIO()
       np.savez(archive, **arrays)
       files.write(path, archive.getvalue())
       computed += len(rows)
@@ -93,44 +89,29 @@ def compute(
   return Features(values, index, broken, computed)
 
 
-def _facts(run: Setup, views: int) -> str:
-  """What the features of every block depend on."""
-  backbone = {k: v for k, v in run.variables['params'].items() if k != 'heads'}
-  stats = run.variables.get('batch_stats', {})
-  options = [(name, run.c.data[name]) for name in DATA_OPTIONS]
-  options += [(name, run.c.model[name]) for name in MODEL_OPTIONS]
-  return repr((VERSION, views, options, checkpoint.sha256([backbone, stats])))
-
-
-def _digest(facts: str, block: sources.Examples) -> str:
-  digest = hashlib.blake2b(f'{facts} {list(block.files)}'.encode('utf-8', 'backslashreplace'))
+def _digest(facts: list, block: sources.Examples) -> str:
+  text = repr([facts, list(block.files)])
+  digest = hashlib.blake2b(text.encode('utf-8', 'backslashreplace'), digest_size=16)
   for i in range(len(block.labels)):
     try:
       content = block.reader(i)
     except (UserError, OSError, ValueError) as e:
       content = str(e).encode('utf-8', 'backslashreplace')
+    # the part of the picture that is shown, where that is not all of it
+    part = repr(getattr(content, '__dict__', None)).encode()
     content = content.tobytes() if isinstance(content, np.ndarray) else content
-    digest.update(len(content).to_bytes(8, 'little') + content)
-  return digest.hexdigest()[:32]
-
-
-def _stored(path: pathlib.Path) -> Mapping[str, np.ndarray] | None:
-  """The arrays of a file of the store; None where it is missing or damaged."""
-  try:
-    arrays = archives.read(path)
-  except (OSError, UserError):
-    return None
-  return arrays if {*arrays} == {'features', 'index'} else None
+    digest.update(part + len(content).to_bytes(8, 'little') + content)
+  return digest.hexdigest()
 
 
 def _stepper(run: Setup) -> Callable:
   """Compile (variables, images) → ({}, features [B, views * d]), as `collect` calls it."""
   replicated, split = parallel.replicated(run.mesh), parallel.split(run.mesh)
 
-  def step(variables: Any, images: jax.Array):
-    views = images.shape[1] if images.ndim == 5 else 1
-    x = rearrange(images, 'b v h w c -> (b v) h w c') if images.ndim == 5 else images
+  def step(variables, images):
+    x = images if images.ndim == 5 else images[:, None]
+    x = rearrange(x, 'b v h w c -> (b v) h w c')
     features = run.task.model.apply(variables, x, method='features').astype(jnp.float32)
-    return {}, rearrange(features, '(b v) d -> b (v d)', v=views)
+    return {}, features.reshape(len(images), -1)
 
   return jax.jit(step, in_shardings=(replicated, split), out_shardings=(split, split))

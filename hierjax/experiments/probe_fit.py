@@ -1,10 +1,9 @@
 """Linear heads on features: for a form of heads many loss weights at once, along weight decays.
 
-Logits are linear in the parameters and the loss is close to convex, so plain gradients need only
-the right scale: in the basis where features are uncorrelated, the curvature of a class's parameters
-is about its frequency times the variance of the feature. Accelerated steps (Nesterov) of that scale
-need some ten passes over the features, and a few more for each smaller decay, which starts from the
-solution of the larger one.
+The loss is smooth and close to convex, so plain gradients need only the right scale: in the basis
+where features are uncorrelated, the curvature of a class's parameters is about its frequency times
+the variance of the feature. Accelerated steps of that scale need some ten passes over the features,
+and a few more for each smaller decay, which starts from the solution of the larger one.
 """
 
 import functools
@@ -19,7 +18,6 @@ from ml_collections import ConfigDict
 
 from hierjax import losses
 from hierjax.core import config
-from hierjax.core.errors import UserError
 from hierjax.losses.build import BlockLoss
 from hierjax.models import classifier
 from hierjax.taxonomy import Taxonomy
@@ -27,8 +25,7 @@ from hierjax.taxonomy import Taxonomy
 # x float32 [blocks, R, d] and labels int32 [blocks, R, L]. The last block is filled up with rows
 # without labels, which count nowhere.
 Rows = tuple[np.ndarray, np.ndarray]
-# Rows of features in a block; its logits stay in the processor's cache.
-BLOCK_ROWS = 1024
+BLOCK_ROWS = 1024  # the logits of a block stay in the processor's cache
 # Scale of the curvature at the start; it grows where a step makes the loss larger.
 CURVATURE = 8.0
 # The axis of the settings in a parameter, by its name: the heads are one product of matrices.
@@ -53,17 +50,17 @@ class Basis(NamedTuple):
     scale = 1 / np.where(deviation > 1e-6, deviation, np.inf)
     x = (x - mean) * scale
     variances, vectors = np.linalg.eigh(x.T @ x / len(x))
-    return cls(mean, scale[:, None] * vectors, np.maximum(variances, 0).astype(np.float32))
+    return cls(mean, scale[:, None] * vectors, np.float32(np.maximum(variances, 0)))
 
   def transform(self, features: np.ndarray) -> np.ndarray:
     """Turn features [N, d] into the basis, float32."""
-    return (features - self.mean.astype(np.float32)) @ self.rotation.astype(np.float32)
+    return (features - np.float32(self.mean)) @ np.float32(self.rotation)
 
   def heads(self, params: Mapping[str, Mapping[str, np.ndarray]], divisors: Mapping) -> dict:
-    """Turn linear heads in the basis into those that read the features themselves.
+    """Turn heads {level: {'kernel' [d, C], 'bias' [C]}} in the basis into heads on the features.
 
     Args:
-      params: {level: {'kernel' [d, C], 'bias' [C]}}.
+      params: the heads.
       divisors: {level: what its logits are divided by}.
     """
     out = {}
@@ -82,52 +79,31 @@ class Form(NamedTuple):
   levels: tuple[str, ...]
   taxonomy: Taxonomy
 
+  @classmethod
+  def of_config(cls, c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> 'Form':
+    """Build what a config `c` describes, for int labels [N, L] of the exclusive `taxonomy`."""
+    levels = config.head_levels(c.model, taxonomy.levels)
+    heads = classifier.build(c, taxonomy, levels).heads
+    return cls(heads, losses.build.build(c, taxonomy, levels, labels).blocks[0], levels, taxonomy)
+
   @property
   def is_joined(self) -> bool:
     """Whether the logits of a level depend on the parameters of others."""
     return hasattr(self.heads, 'taxonomy')
 
   def logits(self, params: Mapping, x: jax.Array) -> dict[str, jax.Array]:
-    """Compute {level: logits [B, C]} of features x [B, d]."""
+    """Compute {level: logits [B, C]} of x [B, d]."""
     return self.heads.apply({'params': params}, x, False)
 
   def path_scores(self, logits: Mapping[str, jax.Array]) -> jax.Array:
-    """Compute what ranks the leaves, [B, leaf]: of separate heads the sum over the levels of log p.
-
-    Args:
-      logits: {level: [B, C]}.
-    """
-    paths, levels = self.taxonomy.paths, self.levels[-1:] if self.is_joined else self.levels
-    return sum(
-      jax.nn.log_softmax(logits[level])[:, paths[:, self.taxonomy.index(level)]] for level in levels
-    )
+    """Compute what ranks the leaves, [B, leaf]: of separate heads the sum of log p."""
+    levels = self.levels[-1:] if self.is_joined else self.levels
+    columns = [self.taxonomy.paths[:, self.taxonomy.index(level)] for level in levels]
+    return sum(jax.nn.log_softmax(logits[l])[:, column] for l, column in zip(levels, columns))
 
 
-def build_form(c: ConfigDict, taxonomy: Taxonomy, labels: np.ndarray) -> Form:
-  """Build the heads and losses that a config describes.
-
-  Args:
-    c: the config.
-    taxonomy: of the exclusive levels.
-    labels: int [N, L] of the training split.
-
-  Raises:
-    UserError: an option does not fit another or the taxonomy.
-  """
-  levels = config.head_levels(c.model, taxonomy.levels)
-  heads = classifier.build(c, taxonomy, levels).heads
-  return Form(heads, losses.build.build(c, taxonomy, levels, labels).blocks[0], levels, taxonomy)
-
-
-def blocked(x: np.ndarray, labels: np.ndarray, count: int | None = None) -> Rows:
-  """Divide examples into blocks.
-
-  Args:
-    x: float32 [N, d].
-    labels: int [N, L].
-    count: rows to fill up to, at least N; None for N.
-  """
-  count = count or len(x)
+def blocked(x: np.ndarray, labels: np.ndarray, count: int) -> Rows:
+  """Divide examples x [N, d] with labels [N, L] into blocks, filled up to `count` rows or more."""
   blocks = -(-count // BLOCK_ROWS)
   size = -(-count // blocks)
   pad = ((0, blocks * size - len(x)), (0, 0))
@@ -136,7 +112,7 @@ def blocked(x: np.ndarray, labels: np.ndarray, count: int | None = None) -> Rows
 
 
 class Fit(NamedTuple):
-  """What `fit` returns, of S settings and K decays.
+  """The fits of S settings to K decays.
 
   Attributes:
     params: {level: {'kernel' [d, S, C], 'bias' [S, C]}} at the last decay.
@@ -164,25 +140,16 @@ def fit(
   examples with a label there, plus decay / 2 times the squared kernels.
 
   Args:
-    form: the heads and losses.
+    form: the heads, whose logits are linear in their parameters, and losses.
     weights: float32 [S, H], of the levels with logits.
     decays: K of them, descending.
     variances: float32 [d] of the uncorrelated features.
     train: the examples to fit.
     held_out: those to judge.
-    steps: accelerated steps at the first decay and at each further one.
-
-  Returns:
-    The parameters and how well they do.
-
-  Raises:
-    UserError: the heads are not linear.
+    steps: at the first decay and at each further one.
   """
-  (x, *_), d = train[0], train[0].shape[-1]
-  params = jax.eval_shape(lambda: form.heads.init(jax.random.key(0), x, False))['params']
-  if any({*p} != {*SETTING_AXES} or p['kernel'].shape[0] != d for p in params.values()):
-    raise UserError(f'probe: heads of the form {type(form.heads).__name__} are not linear')
-  counts, curvature = [], {}
+  init = functools.partial(form.heads.init, jax.random.key(0), train[0][0], False)
+  params, counts, curvature = jax.eval_shape(init)['params'], [], {}
   for k, level in enumerate(form.levels):
     labels = train[1][..., form.taxonomy.index(level)]
     number = np.bincount(labels[labels >= 0], minlength=form.taxonomy.num_classes(level))
@@ -190,17 +157,15 @@ def fit(
     # where levels are joined, the loss of every level reaches the parameters of all
     weight = weights.sum(1) * len(params) if form.is_joined else weights[:, k]
     curvature[level] = np.float32(weight[:, None] * np.maximum(number, 0.5) / counts[-1])
-  curvature = {level: curvature[level] for level in params}
   scaled = np.float32(weights / np.array(counts))
-  program = _program(form, *steps)
-  result = program(scaled, np.float32(decays), variances, curvature, train, held_out)
-  return jax.tree.map(np.asarray, result)
+  curvature = {level: curvature[level] for level in params}
+  arguments = scaled, np.float32(decays), variances, curvature, train, held_out
+  return jax.tree.map(np.asarray, _program(form, *steps)(*arguments))
 
 
 @functools.lru_cache(maxsize=64)
 def _program(form: Form, first: int, further: int):
-  """Compile `fit`: (weights over number of labels, decays, variances, curvature of the biases,
-  train, held_out) → Fit."""
+  """Compile (weights / number of labels, decays, variances, curvature of biases, rows) → Fit."""
 
   def run(weights, decays, variances, curvature, train, held_out):
     gradient = functools.partial(_gradient, form, weights, train)
@@ -209,27 +174,21 @@ def _program(form: Form, first: int, further: int):
       for level, c in curvature.items()
     }
 
-    def at_decay(state, decay, steps=further):
-      state, loss = _descend(state, decay, gradient, bounds, steps)
+    def at_decay(state, decay):
+      state, loss = _descend(state, decay, gradient, bounds, further)
       return state, (_judge(form, state[0], held_out), loss)
 
     state = jax.tree.map(jnp.zeros_like, bounds), jnp.full(len(weights), CURVATURE)
-    if first > further:
-      state, _ = _descend(state, decays[0], gradient, bounds, first - further)
+    state, _ = _descend(state, decays[0], gradient, bounds, first)
     (params, _), (right, loss) = jax.lax.scan(at_decay, state, decays)
     return Fit(params, right, loss)
 
   return jax.jit(run)
 
 
-def _axes(params: Any) -> Any:
-  """The axis of the settings of each parameter."""
-  return dict.fromkeys(params, SETTING_AXES)
-
-
 def _gradient(form, weights, rows, params):
   """The loss [S] of all settings without its decay, and the gradients."""
-  axes = _axes(params)
+  axes = dict.fromkeys(params, SETTING_AXES)
 
   def loss(params, weights, x, labels):
     logits = form.logits(params, x)
@@ -247,38 +206,33 @@ def _gradient(form, weights, rows, params):
 
 
 def _descend(state, decay, gradient, bounds, steps):
-  """Take accelerated steps from (parameters, scale of the bounds [S]): (state, loss [S]).
+  """Take Nesterov's steps from (parameters, scale of the bounds [S]): (state, loss [S]).
 
   Where the loss rises, the momentum starts anew (O'Donoghue and Candes, arXiv:1204.3982); where it
   rises almost without momentum, steps become smaller.
   """
 
+  def column(values, parameter):
+    return values[:, None] if parameter.ndim == 2 else values[None, :, None]
+
   def step(carry, _):
     params, before, age, scale, last = carry
-    momentum = age / (age + 3)
-    ahead = jax.tree.map(lambda p, b: p + _column(momentum, p) * (p - b), params, before)
+    ahead = jax.tree.map(lambda p, b: p + column(age / (age + 3), p) * (p - b), params, before)
     loss, grads = gradient(ahead)
     loss += decay / 2 * sum((p['kernel'] ** 2).sum((0, 2)) for p in ahead.values())
     limits = {level: {'kernel': decay, 'bias': 0.0} for level in params}
     after = jax.tree.map(
-      lambda p, g, b, w: p - (g + w * p) / (_column(scale, p) * b + w + 1e-9),
+      lambda p, g, b, w: p - (g + w * p) / (column(scale, p) * b + w + 1e-9),
       *(ahead, grads, bounds, limits),
     )
-    # beyond what is rounding
-    is_worse = loss > last * (1 + 1e-6)
+    is_worse = loss > last * (1 + 1e-6)  # by more than rounding
     scale = jnp.where(is_worse & (age < 2), 2 * scale, scale)
     return (after, params, jnp.where(is_worse, 0.0, age + 1), scale, loss), None
 
-  params, scale = state
-  count = len(scale)
+  (params, scale), count = state, len(state[1])
   start = params, params, jnp.zeros(count), scale, jnp.full(count, jnp.inf)
   (params, _, _, scale, loss), _ = jax.lax.scan(step, start, length=steps)
   return (params, scale), loss
-
-
-def _column(values, parameter):
-  """Values [S] in the shape of a kernel [d, S, C] or a bias [S, C], to multiply."""
-  return values[:, None] if parameter.ndim == 2 else values[None, :, None]
 
 
 def _judge(form, params, rows):
@@ -290,5 +244,5 @@ def _judge(form, params, rows):
     is_right = (decision == labels) & (labels >= 0)
     return jnp.append(is_right.sum(0), is_right.all(1).sum()).astype(jnp.float32)
 
-  function = jax.vmap(count, (_axes(params), None, None))
+  function = jax.vmap(count, (dict.fromkeys(params, SETTING_AXES), None, None))
   return jax.lax.map(lambda block: function(params, *block), rows).sum(0)

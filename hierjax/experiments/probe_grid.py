@@ -21,8 +21,8 @@ from hierjax.taxonomy import Taxonomy
 from hierjax.train import setup
 
 FORMS = ('flat', 'lca', 'parallel', 'path_sum', 'marginal')
-# Accelerated steps at the largest decay and at each smaller one; of a fit at one decay alone.
-PATH_STEPS, ONE_DECAY_STEPS = (8, 3), (24, 0)
+# Steps before the largest decay and at each decay; of a fit at one decay alone.
+PATH_STEPS, ONE_DECAY_STEPS = (5, 3), (24, 0)
 MAX_LCA_LEAVES = 2000  # soft targets by LCA are a table of leaves x leaves
 MAX_SCORES = 20_000_000  # held-out examples times classes that temperatures are chosen on
 TEMPERATURES = tuple(np.geomspace(0.25, 4, 33).tolist())
@@ -182,7 +182,7 @@ def search(
   decays, folds = sorted(c.probe.decays, reverse=True), c.probe.folds
   grid, settings = recipes(c, taxonomy), {}
   forms = {
-    form: probe_fit.build_form(members[0].config(base), taxonomy, data.labels)
+    form: Form.of_config(members[0].config(base), taxonomy, data.labels)
     for form, members in grid.items()
   }
   for recipe in itertools.chain(*grid.values()):
@@ -250,7 +250,7 @@ def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Dat
     taxonomy: of the exclusive levels.
     data: the training examples.
   """
-  form = probe_fit.build_form(setting.recipe.config(base), taxonomy, data.labels)
+  form = Form.of_config(setting.recipe.config(base), taxonomy, data.labels)
   weights, n = np.float32([setting.recipe.level_weights(base, form)]), len(data.x)
   sizes = {level: taxonomy.num_classes(level) for level in form.levels}
   picked = np.arange(0, n, -(-n * sum(sizes.values()) // MAX_SCORES))

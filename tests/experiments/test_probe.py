@@ -46,13 +46,16 @@ def form_of(overrides, labels):
   c = config.default()
   for path, value in overrides.items():
     config.assign(c, path, value)
-  return probe_fit.build_form(c, TABLE, labels)
+  return probe_fit.Form.of_config(c, TABLE, labels)
 
 
 def fitted(name, weights=None, decays=(0.02,), steps=(400, 3)):
   (x, labels), (overrides, rows) = problem(), FORMS[name]
   basis = probe_fit.Basis.of_features(x)
-  rows = probe_fit.blocked(basis.transform(x), labels), np.array(weights or rows, np.float32)
+  rows = (
+    probe_fit.blocked(basis.transform(x), labels, len(x)),
+    np.array(weights or rows, np.float32),
+  )
   form = form_of(overrides, labels)
   return form, probe_fit.fit(form, rows[1], decays, basis.variances, rows[0], rows[0], steps), basis
 
@@ -154,7 +157,7 @@ def test_separate_heads_decide_jointly():
 def test_flat_head_is_at_the_optimum_of_scikit_learn():
   x, labels = problem(unknown=False)
   basis = probe_fit.Basis.of_features(x)
-  rows = probe_fit.blocked(basis.transform(x), labels)
+  rows = probe_fit.blocked(basis.transform(x), labels, len(x))
   form = form_of({'model.heads': 'flat'}, labels)
   ones = np.ones((1, 1), np.float32)
   result = probe_fit.fit(form, ones, [0.01], basis.variances, rows, rows, (600, 3))
@@ -180,7 +183,7 @@ def test_rows_that_fill_up_a_block_count_nowhere():
   basis = probe_fit.Basis.of_features(x)
   form, ones = form_of({'model.heads': 'marginal'}, labels), np.ones((1, 3), np.float32)
   params = []
-  for count in (None, 150):
+  for count in (len(x), 150):
     rows = probe_fit.blocked(basis.transform(x), labels, count)
     params.append(probe_fit.fit(form, ones, [0.1], basis.variances, rows, rows, (8, 3)).params)
   np.testing.assert_allclose(*(p['model']['kernel'] for p in params), atol=1e-5)

@@ -109,7 +109,7 @@ def _build(c: ConfigDict) -> setup.Setup:
     trained = model.load(c.probe.run)
     levels, base.plugins = base.model.levels, trained.c.plugins
     base.model = copy.deepcopy(trained.c.model)
-    base.model.levels, base.model.parts = levels, ()
+    base.model.levels, base.model.parts, base.model.pretrained = levels, (), None
     base.model.head = config.default().model.head
   base.model.heads, base.model.dropout = 'parallel', 0.0
   run = setup.build(base)

@@ -275,6 +275,17 @@ def test_a_trained_run_is_not_written_over(finished, run_copy):
     probe.probe(small_config(), run_copy)
 
 
+def test_the_backbone_of_a_trained_run(finished, finished_run):
+  c = small_config()
+  c.probe.run = str(finished_run)
+  run, trained = probe._build(c), model.load(finished_run).variables
+  assert run.levels == TABLE.levels and 'step 12' in run.notes[-1]
+  np.testing.assert_array_equal(
+    run.variables['params']['backbone']['conv']['kernel'],
+    trained['params']['backbone']['conv']['kernel'],
+  )
+
+
 def test_the_table(finished):
   text = probe.table(finished[1])
   assert 'choice: ' in text and 'difference (95%)' in text and 'fpa' in text

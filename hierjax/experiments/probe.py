@@ -96,9 +96,9 @@ def probe(
 
 
 def _check_folder(workdir: pathlib.Path) -> None:
-  """Refuse a folder with checkpoints of a training."""
-  steps = {path.name for path in (workdir / 'checkpoints').glob('*')}
-  if steps and (steps != {'0'} or not (workdir / 'probe.json').exists()):
+  """Refuse a folder in which a run has been trained, be it from a probe."""
+  steps = {path.name for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()}
+  if steps and (steps != {'0'} or not (workdir / 'features').is_dir()):
     raise UserError(f'--workdir={workdir}: there is a trained run already; give another folder')
 
 

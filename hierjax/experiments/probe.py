@@ -149,9 +149,7 @@ def _save(
   store.save(0, to_parts(setup.initial_state(run)), None)
   store.wait()
   store.close()
-  rules.write_rules(
-    workdir / 'decode.json', run.c.data.train, {'exclusive': choice.weights}, run.taxonomy
-  )
+  rules.write_rules(workdir / 'decode.json', run.c.data.train, choice.rules, run.taxonomy)
   files.write(workdir / 'run.json', json.dumps(_record(run, val.broken), indent=2) + '\n')
   trained = model.load(workdir)
   outputs = _outputs(trained, run.val, val)
@@ -210,8 +208,8 @@ def _summary(
     'choice': best.name,
     'flat': flat.name,
     'reason': reason,
-    'temperatures': choice.temperatures,
-    'weights': choice.weights,
+    'weights': dict(choice.rules['exclusive'].weights),
+    'temperature': choice.rules['exclusive'].temperature,
     'val_images': len(judged.values['fpa']),
     'val': val,
     'ece': {

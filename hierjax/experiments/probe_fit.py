@@ -56,17 +56,12 @@ class Basis(NamedTuple):
     """Turn features [N, d] into the basis, float32."""
     return (features - np.float32(self.mean)) @ np.float32(self.rotation)
 
-  def heads(self, params: Mapping[str, Mapping[str, np.ndarray]], divisors: Mapping) -> dict:
-    """Turn heads {level: {'kernel' [d, C], 'bias' [C]}} in the basis into heads on the features.
-
-    Args:
-      params: the heads.
-      divisors: {level: what its logits are divided by}.
-    """
+  def heads(self, params: Mapping[str, Mapping[str, np.ndarray]]) -> dict:
+    """Turn heads {level: {'kernel' [d, C], 'bias' [C]}} in the basis into heads on the features."""
     out = {}
     for level, p in params.items():
-      kernel = self.rotation @ np.float64(p['kernel']) / divisors[level]
-      bias = np.float64(p['bias']) / divisors[level] - self.mean @ kernel
+      kernel = self.rotation @ np.float64(p['kernel'])
+      bias = np.float64(p['bias']) - self.mean @ kernel
       out[level] = {'kernel': np.float32(kernel), 'bias': np.float32(bias)}
     return out
 

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from hierjax import decide
 from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.data import stratify
-from hierjax.decide import paths
 from hierjax.experiments import probe_fit
 from hierjax.experiments.probe_fit import Basis, Form
 from hierjax.taxonomy import Taxonomy
@@ -24,8 +24,7 @@ FORMS = ('flat', 'lca', 'parallel', 'path_sum', 'marginal')
 # Steps before the largest decay and at each decay; of a fit at one decay alone.
 PATH_STEPS, ONE_DECAY_STEPS = (5, 3), (24, 0)
 MAX_LCA_LEAVES = 2000  # soft targets by LCA are a table of leaves x leaves
-MAX_SCORES = 20_000_000  # held-out examples times classes that temperatures are chosen on
-TEMPERATURES = tuple(np.geomspace(0.25, 4, 33).tolist())
+MAX_SCORES = 20_000_000  # held-out examples times classes that rules are chosen on
 
 
 class Recipe(NamedTuple):
@@ -226,23 +225,16 @@ def _try_fold(fold, form, rows, base, data) -> None:
 
 
 class Choice(NamedTuple):
-  """A setting fitted on all training examples.
+  """A setting fitted on all training examples: its heads, which read features, and its rules."""
 
-  Attributes:
-    heads: {level: {'kernel' [d, C], 'bias' [C]}}, which read features.
-    temperatures: {level: what its logits were divided by}.
-    weights: {level: weight of its head in the joint decision}.
-  """
-
-  heads: dict
-  temperatures: dict[str, float]
-  weights: dict[str, float]
+  heads: dict[str, dict[str, np.ndarray]]
+  rules: decide.Rules
 
 
 def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Data) -> Choice:
-  """Fit a setting on all training examples, its temperatures and joint weights by cross-fitting.
+  """Fit a setting on all training examples, and the rules of its decisions by cross-fitting.
 
-  Temperatures and weights are chosen on what the fit to the other folds predicts for each fold.
+  Joint weights and temperature are chosen on what the fit to the other folds predicts for each.
 
   Args:
     setting: to fit.
@@ -254,7 +246,7 @@ def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Dat
   weights, n = np.float32([setting.recipe.level_weights(base, form)]), len(data.x)
   sizes = {level: taxonomy.num_classes(level) for level in form.levels}
   picked = np.arange(0, n, -(-n * sum(sizes.values()) // MAX_SCORES))
-  logits = {level: np.zeros((len(picked), size)) for level, size in sizes.items()}
+  probs = {level: np.zeros((len(picked), size)) for level, size in sizes.items()}
   nothing = data.rows(np.arange(n) < 0, 1, 1)
 
   def fit(is_held_out):
@@ -267,31 +259,7 @@ def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Dat
 
   for fold in np.unique(data.fold):
     mask = data.fold[picked] == fold
-    for level, values in form.logits(fit(data.fold == fold), data.x[picked[mask], 0]).items():
-      logits[level][mask] = values
-  params = fit(np.zeros(n, bool))
-  labels, finest = data.labels[picked], taxonomy.levels[-1]
-  # of heads that are joined the finest level's temperature holds for all
-  separate = [finest] if form.is_joined else form.levels
-  best = {l: best_temperature(logits[l], labels[:, taxonomy.index(l)]) for l in separate}
-  temperatures = {level: best.get(level, best[finest]) for level in params}
-  probs = {l: np.float64(jax.nn.softmax(np.float32(logits[l] / best[l]))) for l in separate}
-  joint = paths.tune([probs.get(level) for level in taxonomy.levels], labels, taxonomy)
-  heads = data.basis.heads(params, temperatures)
-  return Choice(heads, temperatures, dict(zip(taxonomy.levels, joint.tolist())))
-
-
-def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-  """Return the divisor of logits [n, C] with the smallest mean cross-entropy.
-
-  Args:
-    logits: [n, C].
-    labels: int [n], -1 unknown.
-  """
-  rows = np.flatnonzero(labels >= 0)
-  z, y = np.asarray(logits, np.float32)[rows], labels[rows]
-
-  def loss(temperature):
-    return -float(np.asarray(jax.nn.log_softmax(z / temperature))[np.arange(len(y)), y].mean())
-
-  return min(TEMPERATURES, key=loss) if len(rows) else 1.0
+    for level, logits in form.logits(fit(data.fold == fold), data.x[picked[mask], 0]).items():
+      probs[level][mask] = jax.nn.softmax(logits)
+  heads = data.basis.heads(fit(np.zeros(n, bool)))
+  return Choice(heads, decide.tune(probs, data.labels[picked], taxonomy))

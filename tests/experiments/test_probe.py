@@ -161,7 +161,7 @@ def test_flat_head_is_at_the_optimum_of_scikit_learn():
   form = form_of({'model.heads': 'flat'}, labels)
   ones = np.ones((1, 1), np.float32)
   result = probe_fit.fit(form, ones, [0.01], basis.variances, rows, rows, (600, 3))
-  heads = basis.heads(setting(result, 0), {'model': 1.0})['model']
+  heads = basis.heads(setting(result, 0))['model']
   standard = np.float64(x - x.mean(0)) / x.std(0)
   reference = LogisticRegression(C=1 / (len(x) * 0.01), tol=1e-10, max_iter=5000)
   expected = reference.fit(standard, labels[:, -1]).predict_proba(standard)
@@ -193,14 +193,6 @@ def test_a_feature_that_never_changes():
   x, _ = problem()
   basis = probe_fit.Basis.of_features(np.append(x, np.full((len(x), 1), 3.0, np.float32), 1))
   assert np.isfinite(basis.rotation).all() and not basis.rotation[-1].any()
-
-
-def test_temperature():
-  rng = np.random.default_rng(0)
-  logits = rng.normal(size=(4000, 3)) * 2
-  p = np.exp([log_softmax(z) for z in logits])
-  labels = (p.cumsum(1) < rng.random((4000, 1))).sum(1)
-  assert probe_grid.best_temperature(3 * logits, labels) == pytest.approx(3, rel=0.1)
 
 
 def test_more_than_a_hundred_settings_by_default():
@@ -323,6 +315,6 @@ def test_val_takes_no_part_in_the_choice(finished, tmp_path, monkeypatch):
   shutil.copytree(finished[0] / 'features', tmp_path / 'run' / 'features')
   result = probe.probe(small_config(), tmp_path / 'run')
   assert result['computed_features'] == 0
-  same = ('choice', 'flat', 'reason', 'settings', 'temperatures', 'weights')
+  same = ('choice', 'flat', 'reason', 'settings', 'temperature', 'weights')
   assert {key: result[key] for key in same} == {key: finished[1][key] for key in same}
   assert result['val'] != finished[1]['val']

@@ -25,7 +25,7 @@ from hierjax.core import config, files
 from hierjax.core.errors import UserError
 from hierjax.data import sources
 from hierjax.evaluate import bootstrap, collect, metrics, rules
-from hierjax.experiments import probe_features, probe_grid
+from hierjax.experiments import probe_features, probe_grid, run_lock
 from hierjax.experiments.fit import baseline_config
 from hierjax.experiments.probe_features import Features
 from hierjax.experiments.probe_grid import Choice, Setting
@@ -67,7 +67,7 @@ def probe(
     UserError: a mistake in the options or the data, or a full disk.
   """
   workdir, seconds = pathlib.Path(workdir), {}
-  with disk_errors(workdir):
+  with disk_errors(workdir), run_lock.RunLock(workdir):
     clock = time.monotonic()
     _check_folder(workdir)
     run = _build(c)
@@ -142,6 +142,7 @@ def _save(
   """Write a run with the heads of a choice, and judge it on the validation split."""
   run = setup.build(setting.recipe.config(probed.c))
   run = _with_variables(run, probed.variables, choice.heads)
+  workdir.mkdir(exist_ok=True)
   # of an earlier probe, whose choice may have been another
   shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)
   prepare(workdir, run)

@@ -205,6 +205,8 @@ def _summary(
     f'{best.full_path:.4f}, of {count} settings that all folds tried ({len(settings)} were tried '
     f'by the first); the best flat head has {flat.full_path:.4f}. {BIAS_NOTE}'
   )
+  if best.decay in (min(c.probe.decays), max(c.probe.decays)):
+    reason += '. Its decay is at an end of probe.decays: further ones may be better'
   return {
     'choice': best.name,
     'flat': flat.name,

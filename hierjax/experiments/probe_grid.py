@@ -180,6 +180,8 @@ def search(
   """
   decays, folds = sorted(c.probe.decays, reverse=True), c.probe.folds
   grid, settings = recipes(c, taxonomy), {}
+  if 'lca' in c.probe.forms and len(taxonomy.paths) > MAX_LCA_LEAVES:
+    progress(f'note: lca is left out, with more than {MAX_LCA_LEAVES} finest classes')
   forms = {
     form: Form.of_config(members[0].config(base), taxonomy, data.labels)
     for form, members in grid.items()

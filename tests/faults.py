@@ -434,7 +434,7 @@ def main():
       print(
         f'run {run + 1}, {kind}: {"identical" if is_same else "DIFFERS"}; '
         f'{count.total} disturbances so far, {count.saving} of them during a save, '
-        f'{time.monotonic() - started:.0f} s',
+        f'{time.monotonic() - started:.0f} s; {dict(count.kills)}',
         file=sys.stderr,
         flush=True,
       )

@@ -4,7 +4,7 @@ RUN = runs/quickstart
 # processes that run tests; each takes about a core and 2 GiB
 JOBS = 2
 
-.PHONY: quickstart test test-slow test-faults test-mutants parity lint
+.PHONY: quickstart test test-slow test-faults test-mutants fuzz parity lint
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python main.py --config=configs/quickstart.py --workdir=$(RUN)
@@ -24,6 +24,11 @@ test-faults: $(VENV)/installed-test
 # puts faults into a copy of the tree, one at a time, and prints those that no test notices
 test-mutants: $(VENV)/installed-test
 	$(VENV)/bin/python tests/mutants.py --jobs $(JOBS)
+
+# feeds damaged and hostile files to each reader, for MINUTES each
+MINUTES = 10
+fuzz: $(VENV)/installed-test
+	$(VENV)/bin/python tests/fuzz.py --minutes $(MINUTES) --reader all --seed 0
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .

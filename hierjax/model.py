@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax import decide
-from hierjax.core import config, parallel, plugins
+from hierjax.core import archives, config, files, json_files, parallel, plugins, terminal
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import image_groups, pipeline, sources, split_record, transforms
 from hierjax.data.image_groups import Image
@@ -64,7 +64,7 @@ class Model:
     )
     checkpoints.close()
     for note in checkpoints.notes:
-      print(note, file=sys.stderr)
+      terminal.say(note)
     self.variables = loaded[part]
     self.eval_step = collect.stepper(self.classifier, self.mesh, taxonomy)
     self._heads_step = jax.jit(
@@ -311,8 +311,9 @@ class Model:
     if not parallel.first() or not block:
       return
     examples = examples or self.split(split)
-    with np.load(self.workdir / f'predictions_{split}.npz') as archive:
-      predictions = dict(archive)
+    # the file that `evaluate` has just written: its size needs no limit
+    path = files.of_split(self.workdir, 'predictions', split, 'npz')
+    predictions = archives.read(path, sys.maxsize)
     numbers = {file: i for i, file in enumerate(examples.files)}
     for file in predictions['files'].tolist():
       if file not in numbers:
@@ -406,7 +407,7 @@ class Model:
     else:
       lines = split_record.notes(self.workdir, data, None)
     for note in lines:
-      print(f'note: {note}', file=sys.stderr)
+      terminal.say(f'note: {note}')
     return data.splits[name]
 
 
@@ -435,8 +436,9 @@ def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
     UserError: the folder holds no run, or a damaged one.
   """
   workdir = pathlib.Path(workdir)
-  c = c or run_config(workdir)
-  plugins.refuse_inside(c.plugins, workdir)
+  if c is None:
+    c = run_config(workdir)
+    plugins.check_loaded(c.plugins, workdir)
   return Model(workdir, c, read_taxonomy(workdir / 'taxonomy.csv', c.data.multi))
 
 
@@ -454,9 +456,8 @@ def run_config(workdir: pathlib.Path) -> ConfigDict:
     raise UserError(
       f'{workdir}: not a run (no config.json); give the --workdir that was trained in'
     )
+  content = files.read_bytes(path, json_files.MAX_BYTES)
   try:
-    return config.from_json(path.read_text())
-  except UnicodeDecodeError as e:
-    raise UserError(f'{path}: is damaged ({e.reason})') from None
+    return config.from_json(content)
   except UserError as e:
     raise UserError(f'{path}: {e}') from None

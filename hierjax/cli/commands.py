@@ -22,7 +22,7 @@ from hierjax.cli import (
   table,
   train,
 )
-from hierjax.core import parallel
+from hierjax.core import parallel, terminal
 from hierjax.train.interrupt import Interrupted
 
 COMMANDS = {
@@ -58,7 +58,7 @@ def execute(args: arguments.Arguments) -> int:
     sys.stdout.flush()
     are_together = True
   except Interrupted as e:
-    print(e, file=sys.stderr)
+    terminal.say(e)
     code, are_together = 128 + e.signum, True
   except Exception as e:
     text = errors.message(e)

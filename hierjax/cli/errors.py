@@ -1,7 +1,6 @@
 """Errors in one line."""
 
-import sys
-
+from hierjax.core import terminal
 from hierjax.core.errors import UserError
 
 EXIT_CODE = 2
@@ -36,14 +35,8 @@ def report(text: str) -> int:
   Args:
     text: becomes one line, whatever names and cells it quotes.
   """
-  line = ''.join(_printable(c) for c in text)
+  line = terminal.printable(text)
   if len(line) >= 1000:
     line = f'{line[:700]} ... {line[-250:]}'
-  print(f'error: {line}', file=sys.stderr)
+  terminal.say(f'error: {line}')
   return EXIT_CODE
-
-
-def _printable(character: str) -> str:
-  if character.isprintable():
-    return character
-  return ' ' if character.isspace() else repr(character)[1:-1]

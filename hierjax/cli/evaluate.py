@@ -1,11 +1,9 @@
 """--mode=evaluate: metrics of a split."""
 
-import sys
-
 from hierjax import model
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
-from hierjax.core import json_files, parallel
+from hierjax.core import json_files, parallel, terminal
 from hierjax.experiments import run_lock
 from hierjax.report import page
 
@@ -22,7 +20,7 @@ def run(args: Arguments) -> int:
     trained = model.load(args.workdir, c)
     result = trained.evaluate(args.split, progress=runs.print_progress if is_first else None)
     if is_first:
-      print(f'report: {page.write(args.workdir)}', file=sys.stderr)
+      terminal.say(f'report: {page.write(args.workdir)}')
   if is_first:
     print(json_files.dump(result))
   return 0

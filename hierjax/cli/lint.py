@@ -1,7 +1,7 @@
 """--mode=lint: check taxonomy, labels and images."""
 
 from hierjax.cli.arguments import Arguments
-from hierjax.core import config
+from hierjax.core import config, terminal
 from hierjax.data import lint
 
 
@@ -13,5 +13,5 @@ def run(args: Arguments) -> int:
   """
   config.validate(args.config)
   checked = lint.check(args.config.data)
-  print(checked.text())
+  terminal.show(checked.text())
   return int(any(p.severity == 'error' for p in checked.problems))

@@ -1,9 +1,8 @@
 """--mode=migrate: carry a trained run over to a changed taxonomy."""
 
-import sys
-
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
+from hierjax.core import terminal
 from hierjax.experiments import migrate
 
 # All but the model, which comes from the trained run.
@@ -30,6 +29,6 @@ def run(args: Arguments) -> int:
   """
   source = args.flags['from']
   c = runs.run_config(args, source, CHANGEABLE)
-  print(migrate.migrate(source, args.taxonomy, args.workdir, c, args.renames, args.shots))
-  print(f'--mode=train --workdir={args.workdir} trains it further', file=sys.stderr)
+  terminal.show(migrate.migrate(source, args.taxonomy, args.workdir, c, args.renames, args.shots))
+  terminal.say(f'--mode=train --workdir={args.workdir} trains it further')
   return 0

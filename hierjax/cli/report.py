@@ -1,9 +1,8 @@
 """--mode=report: the HTML report of a run."""
 
-import sys
-
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
+from hierjax.core import terminal
 from hierjax.core.errors import UserError
 from hierjax.experiments import complete, run_lock
 from hierjax.report import page
@@ -18,8 +17,9 @@ def run(args: Arguments) -> int:
   c = runs.run_config(args, args.workdir)
   with run_lock.RunLock(args.workdir):
     try:
-      complete.complete(args.workdir, c, runs.print_progress)
+      is_root_given = 'data.root' in args.overrides
+      complete.complete(args.workdir, c, runs.print_progress, is_root_given)
     except UserError as e:
-      print(f'the report shows what there is: {e}', file=sys.stderr)
-    print(page.write(args.workdir))
+      terminal.say(f'the report shows what there is: {e}')
+    terminal.show(str(page.write(args.workdir)))
   return 0

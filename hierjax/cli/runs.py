@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from hierjax import model
 from hierjax.cli.arguments import Arguments
-from hierjax.core import config
+from hierjax.core import config, plugins
 from hierjax.core.errors import UserError
 
 CHANGEABLE = ('data.', 'eval.', 'plugins')  # what evaluation may set otherwise than training
@@ -24,7 +24,7 @@ def run_config(
     changeable: options that may be overridden, and groups of them with a dot at the end.
 
   Raises:
-    UserError: an override is not among them.
+    UserError: an override is not among them, or the run names plugins that the user has not.
   """
   c = model.run_config(pathlib.Path(folder))
   for path, value in args.overrides.items():
@@ -35,6 +35,9 @@ def run_config(
         f'only {", ".join(others)} and {last} can change'
       )
     config.assign(c, path, value)
+  if 'plugins' in args.overrides:
+    plugins.load(c.plugins)
+  plugins.check_loaded(c.plugins, folder)
   return c
 
 
@@ -45,7 +48,7 @@ def print_progress(count: int, total: int) -> None:
     count: images until now.
     total: all images.
   """
-  if count < total and not sys.stderr.isatty():
+  if sys.stderr is None or (count < total and not sys.stderr.isatty()):
     return
   end = '\n' if count == total else ''
   print(f'\r{count}/{total} images', end=end, file=sys.stderr, flush=True)

@@ -1,10 +1,10 @@
 """--mode=table: train and evaluate the rows of a published table."""
 
 import pathlib
-import sys
 
 from hierjax.cli import config_files, errors
 from hierjax.cli.arguments import Arguments
+from hierjax.core import terminal
 from hierjax.core.errors import UserError
 from hierjax.experiments import runner, table, table_view
 
@@ -40,8 +40,8 @@ def run(args: Arguments) -> int:
     overrides,
   )
   failures = rows.run(errors.message, table_view.write)
-  print((rows.workdir / 'table.md').read_text())
-  print(f'table: {rows.workdir / "table.html"}', file=sys.stderr)
+  terminal.show((rows.workdir / 'table.md').read_text())
+  terminal.say(f'table: {rows.workdir / "table.html"}')
   if failures:
     return errors.report(f'{failures} runs of rows failed; the same command tries them again')
   return 0

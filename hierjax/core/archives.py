@@ -33,9 +33,11 @@ def read(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> dict[str, np.nd
           f'{path}: unpacks to {size / 2**20:.0f} MiB; at most {max_bytes / 2**20:.0f} are read'
         )
       return {info.filename.removesuffix('.npy'): _array(archive, info) for info in members}
-  except (OSError, UserError):
+  except UserError:
     raise
   except Exception as e:  # zipfile, zlib and NumPy raise many kinds on damaged files
+    if isinstance(e, OSError) and e.filename:
+      raise
     reason = f'{type(e).__name__}: {str(e)[:120]}'
     raise UserError(f'{path}: is damaged ({reason})') from None
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict, FieldReference
 
-from hierjax.core import curriculum, plugins, upgrade
+from hierjax.core import curriculum, json_files, plugins, upgrade
 from hierjax.core.curriculum import PhaseOptions
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
@@ -321,13 +321,16 @@ def _phase_to_dict(value: PhaseOptions) -> dict:
   return {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
 
 
-def tree_from_json(text: str) -> dict:
+def tree_from_json(text: str | bytes) -> dict:
   """Return the tree in a config.json as plain dicts, in the present form whatever wrote it."""
+  tree = json_files.parse(text)
+  if not isinstance(tree, dict):
+    raise UserError('is damaged (not a JSON object)')
   with _damage_explained():
-    return upgrade.upgraded(json.loads(text))
+    return upgrade.upgraded(tree)
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str | bytes) -> ConfigDict:
   """Return the config that `to_json` or an earlier version wrote.
 
   Args:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from hierjax.core import options
 from hierjax.core.errors import UserError, did_you_mean
 
+NO_PHASES = "must be a list of phases, as [{'share': .25, 'freeze': 'heads/finest'}]"
 UNITS = ('steps', 'epochs', 'examples')
 
 
@@ -65,12 +66,15 @@ def phase(
 
 def from_dicts(value: object) -> tuple[PhaseOptions, ...]:
   """Return phases from a list of dicts, or one dict; a ValueError where it is neither."""
-  return tuple(_from_dict(x) for x in ((value,) if isinstance(value, dict) else value))
+  phases = (value,) if isinstance(value, dict) else value
+  if not isinstance(phases, list | tuple):
+    raise ValueError(NO_PHASES)
+  return tuple(map(_from_dict, phases))
 
 
 def _from_dict(values: dict) -> PhaseOptions:
   if not isinstance(values, dict):
-    raise ValueError("must be a list of phases, as [{'share': .25, 'freeze': 'heads/finest'}]")
+    raise ValueError(NO_PHASES)
   fields = [f.name for f in dataclasses.fields(PhaseOptions)]
   for name in values:
     if name not in fields:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 from hierjax.core.errors import UserError
 
 MAX_TEXT = 256 * 2**20  # bytes of a text file
+MAX_NAME = 100  # bytes of a part of a file's name
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> pathlib.Path:
@@ -31,7 +32,9 @@ def write(path: str | os.PathLike, content: str | bytes) -> pathlib.Path:
     # The name of a file, quoted in a text, may hold what is not Unicode.
     content = content.encode('utf-8', 'backslashreplace')
   try:
-    with open(partial, 'wb') as f:
+    # never through a link that somebody has put there
+    partial.unlink(missing_ok=True)
+    with open(partial, 'xb') as f:
       f.write(content)
       f.flush()
       os.fsync(f.fileno())
@@ -111,3 +114,39 @@ def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT, errors: str = 
     return read_bytes(path, max_bytes).decode('utf-8-sig', errors)
   except UnicodeDecodeError as e:
     raise UserError(f'{path}: is not UTF-8 text (byte {e.start})') from None
+
+
+def of_split(folder: pathlib.Path, kind: str, split: str, ending: str) -> pathlib.Path:
+  """Return the path of a file that is called like a split.
+
+  Args:
+    folder: of the run.
+    kind: what the file holds: 'eval'.
+    split: name of the split; it is checked by `check_name`.
+    ending: 'json' or 'npz'.
+
+  Raises:
+    UserError: the split cannot be part of the name of a file.
+  """
+  check_name(split, f'the split {split[:80]!r}')
+  return folder / f'{kind}_{split}.{ending}'
+
+
+def check_name(name: str, subject: str) -> None:
+  """Refuse a name that cannot be a part of the name of a file, or that leads elsewhere.
+
+  Args:
+    name: such as that of a split.
+    subject: what it is, for errors: "the split '../x'".
+
+  Raises:
+    UserError: it is empty, starts with a dot, is longer than 100 bytes, or holds slashes, colons or
+      what cannot be printed.
+  """
+  is_short = 0 < len(name.encode('utf-8', 'surrogatepass')) <= MAX_NAME
+  if is_short and name.isprintable() and name[0] != '.' and not set(name) & set('/\\:'):
+    return
+  raise UserError(
+    f'{subject} cannot be part of the name of a file: 1 to {MAX_NAME} bytes that can be printed, '
+    'no slash, backslash or colon, and no dot at the beginning'
+  )

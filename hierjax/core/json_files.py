@@ -67,11 +67,12 @@ def read_object(path: str | os.PathLike) -> dict:
   return content
 
 
-def parse(text: str | bytes) -> Any:
+def parse(text: str | bytes, has_nan: bool = False) -> Any:
   """Parse JSON.
 
   Args:
     text: with or without a byte order mark; bytes as UTF-8.
+    has_nan: whether NaN and infinity, as Python writes them, are read as None.
 
   Raises:
     UserError: it is not JSON, is nested too deeply, names a key twice, or has a number that is not
@@ -79,7 +80,7 @@ def parse(text: str | bytes) -> Any:
   """
   try:
     text = text.decode('utf-8') if isinstance(text, bytes) else text
-    content = _DECODER.decode(text.removeprefix('\ufeff'))
+    content = _DECODERS[has_nan].decode(text.removeprefix('\ufeff'))
     nesting.check(content, MAX_DEPTH, len(text))
   except UnicodeDecodeError as e:
     raise UserError(f'is damaged (byte {e.start} is not UTF-8)') from None
@@ -118,9 +119,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return content
 
 
-_DECODER = json.JSONDecoder(
-  parse_int=_integer,
-  parse_float=_number,
-  parse_constant=_refuse_constant,
-  object_pairs_hook=_unique,
-)
+_DECODERS = [
+  json.JSONDecoder(
+    parse_int=_integer, parse_float=_number, parse_constant=constant, object_pairs_hook=_unique
+  )
+  for constant in (_refuse_constant, lambda name: None)
+]

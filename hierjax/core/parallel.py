@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from hierjax.core import terminal
 from hierjax.core.errors import UserError
 
 AXIS = 'data'
@@ -177,7 +178,7 @@ def explain(error: BaseException) -> int:
   """
   if is_lost_process(error):
     reason = str(error).strip().splitlines()[0][:200]
-    print(f'error: {lost_text()} ({reason})', file=sys.stderr)
+    terminal.say(f'error: {lost_text()} ({reason})')
     return LOST
   traceback.print_exception(error)
   return 1

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ def load(names: Sequence[str]) -> None:
     UserError: one is not there, or raises an error when it is imported.
   """
   for name in names:
-    locations(name)
+    _check_present(name)
     try:
       _load_file(name) if is_file(name) else _load_module(name)
     except Exception as e:
@@ -40,56 +41,46 @@ def absolute(names: Sequence[str]) -> tuple[str, ...]:
   return tuple(str(pathlib.Path(n).expanduser().resolve()) if is_file(n) else n for n in names)
 
 
-def locations(name: str) -> list[pathlib.Path]:
-  """Return where the code of a plugin lies: its file, or the files and folders of its package.
-
-  Nothing is imported.
+def check_loaded(names: Sequence[str], workdir: str | os.PathLike) -> None:
+  """Refuse plugins that a run names and nobody else, so that reading a run runs no code.
 
   Args:
-    name: of a module or a .py file.
+    names: the plugins in the config.json of the run.
+    workdir: folder of the run.
 
   Raises:
-    UserError: there is no such file or module.
+    UserError: one of them has not been imported in this process.
   """
+  for name in names:
+    if (_file_module(name) if is_file(name) else name) not in sys.modules:
+      raise UserError(
+        f'{workdir}: its config.json names the plugin {name}, and code is not run because a run '
+        f'names it; if you trust it: --config.plugins={",".join(names)}, or import it before '
+        'hierjax.load'
+      )
+
+
+def _check_present(name: str) -> None:
+  """Refuse a plugin that is not there."""
   if is_file(name):
-    path = pathlib.Path(name).expanduser().resolve()
-    if not path.is_file():
+    if not pathlib.Path(name).expanduser().is_file():
       raise UserError(f'--config.plugins: {name}: no such file')
-    return [path]
-  package = name.partition('.')[0]
+    return
   with _working_directory_importable():
     try:
-      spec = importlib.util.find_spec(package)
+      spec = importlib.util.find_spec(name.partition('.')[0])
     except (ImportError, ValueError):
       spec = None
   if spec is None:
     raise UserError(
       f'--config.plugins: no module {name!r} in the working directory or on PYTHONPATH'
     )
-  files = [spec.origin] if spec.has_location else []
-  folders = list(spec.submodule_search_locations or ())
-  return [pathlib.Path(p).resolve() for p in files + folders if p]
 
 
-def refuse_inside(names: Sequence[str], workdir: pathlib.Path) -> None:
-  """Refuse plugins that lie in the folder of a run, so that loading a run runs no code from it.
-
-  Args:
-    names: the plugins.
-    workdir: folder of the run, or of a run within it.
-
-  Raises:
-    UserError: one of them does.
-  """
-  root = workdir.resolve()
-  while (root.parent / 'config.json').is_file():  # a baseline lies in the folder of its run
-    root = root.parent
-  for name in names:
-    if any(path.is_relative_to(root) for path in locations(name)):
-      raise UserError(
-        f'{workdir}: its plugin {name} lies in the folder of the run, and code from there is not '
-        'run; if you trust it, move it elsewhere and name it with --config.plugins'
-      )
+def _file_module(file: str) -> str:
+  """The name under which a file is imported."""
+  path = pathlib.Path(file).expanduser().resolve()
+  return f'hierjax_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
 
 
 def _load_module(name: str) -> None:
@@ -98,11 +89,10 @@ def _load_module(name: str) -> None:
 
 
 def _load_file(file: str) -> None:
-  path = pathlib.Path(file).expanduser().resolve()
-  name = f'hierjax_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
+  name = _file_module(file)
   if name in sys.modules:
     return
-  spec = importlib.util.spec_from_file_location(name, path)
+  spec = importlib.util.spec_from_file_location(name, pathlib.Path(file).expanduser().resolve())
   module = importlib.util.module_from_spec(spec)
   sys.modules[name] = module
   try:

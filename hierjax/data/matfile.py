@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hierjax.core import files
+
 # fmt: off
 NUMBERS = {
   1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9: 'f8', 12: 'i8', 13: 'u8',
@@ -45,7 +47,7 @@ def read(path: str | os.PathLike) -> dict:
   Raises:
     ValueError or another exception: the file is damaged.
   """
-  with open(path, 'rb') as f:
+  with files.open_regular(path) as f:
     data = f.read()
   if data[124:128] not in (b'\0\1IM', b'\1\0MI'):
     raise ValueError('no MATLAB 5 file')

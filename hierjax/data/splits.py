@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
+from hierjax.core import files
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import stratify
@@ -79,6 +80,9 @@ def divide(
   groups = defaultdict(list)
   for i in np.flatnonzero(splits != '').tolist():
     groups[splits[i]].append(i)
+  for name in groups:
+    # evaluations are written to files that are called like their split
+    files.check_name(name, f'{options.root or "the drawn set"}: the split {name[:80]!r}')
   return Division({name: subset(table, rows, name) for name, rows in groups.items()}, new)
 
 

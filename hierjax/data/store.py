@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hierjax.core import json_files
 from hierjax.core.errors import UserError
 
 IMAGE_COLUMNS = ('img', 'image', 'images')
@@ -172,7 +173,8 @@ def _encode(path, column, values, names, is_integer):
 def _class_names(path, metadata):
   """Names of the classes of each column, as the Hugging Face hub writes them into the file."""
   try:
-    features = json.loads(metadata.get(b'huggingface', b'{}')).get('info', {}).get('features', {})
+    content = json_files.parse(metadata.get(b'huggingface', b'{}'))
+    features = content.get('info', {}).get('features', {})
     described = {
       c: f['names'] for c, f in features.items() if isinstance(f, dict) and f.get('names')
     }

@@ -6,13 +6,13 @@ images `evaluate.explain` has written.
 
 import hashlib
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from hierjax.core import archives, files
+from hierjax.core.errors import UserError
 from hierjax.taxonomy import Taxonomy
 
 # Patterns of right and wrong heads that are shown, and images of each.
@@ -143,13 +143,15 @@ def shown_rows(predictions: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> np.
 
 def digest(workdir: pathlib.Path, split: str) -> str:
   """Return the sha256 of predictions_SPLIT.npz; explain_SPLIT.npz names what it was made for."""
-  return hashlib.sha256((workdir / f'predictions_{split}.npz').read_bytes()).hexdigest()
+  path = files.of_split(workdir, 'predictions', split, 'npz')
+  with files.open_regular(path) as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 def is_current(workdir: pathlib.Path, split: str) -> bool:
   """Whether explain_SPLIT.npz can be read and belongs to the present predictions_SPLIT.npz."""
   try:
-    with np.load(workdir / f'explain_{split}.npz', allow_pickle=False) as archive:
-      return str(archive['predictions']) == digest(workdir, split)
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    arrays = archives.read(files.of_split(workdir, 'explain', split, 'npz'))
+    return str(arrays['predictions']) == digest(workdir, split)
+  except (OSError, UserError, KeyError):
     return False

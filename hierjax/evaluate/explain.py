@@ -172,7 +172,7 @@ def write(
     points=rows[is_point],
     xy=tsne(features[is_point]),
   )
-  files.write(workdir / f'explain_{split}.npz', archive.getvalue())
+  files.write(files.of_split(workdir, 'explain', split, 'npz'), archive.getvalue())
 
 
 def _explain(rows, batches, step, predictions, taxonomy):

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from hierjax.core import files, metrics
+from hierjax.core import archives, files, metrics
 from hierjax.core.errors import UserError
 from hierjax.decide.novelty import Detector, Evidence, NoveltyDecision, nodes_of, parent_levels
 from hierjax.decide.novelty_scores import FEATURE_SCORES, SCORES, auroc
@@ -180,8 +180,7 @@ def read_detector(path: pathlib.Path, taxonomy: Taxonomy, step: int, score: str)
     UserError: the file is missing, damaged, or of another step or score.
   """
   try:
-    with np.load(path, allow_pickle=False) as archive:
-      arrays = dict(archive)
+    arrays = archives.read(path)
     origin = int(arrays['step']), str(arrays['score'])
     detector = Detector.from_arrays(arrays, taxonomy)
   except FileNotFoundError:

@@ -228,8 +228,10 @@ def write(
     arrays |= ARRAYS[block.kind](decisions[block.kind], labels, outputs.probs, block.taxonomy)
   archive = io.BytesIO()
   np.savez_compressed(archive, **arrays)
-  files.write(folder / f'predictions_{result["split"]}.npz', archive.getvalue())
-  files.write(folder / f'eval_{result["split"]}.json', json_files.dump(result, indent=2) + '\n')
+  split = result['split']
+  files.write(files.of_split(folder, 'predictions', split, 'npz'), archive.getvalue())
+  content = json_files.dump(result, indent=2) + '\n'
+  files.write(files.of_split(folder, 'eval', split, 'json'), content)
 
 
 def _path_arrays(decision, labels, probs, taxonomy):

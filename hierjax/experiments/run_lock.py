@@ -12,11 +12,12 @@ import os
 import pathlib
 import shlex
 import socket
+import stat
 import sys
 import threading
 import time
 
-from hierjax.core import files, parallel
+from hierjax.core import files, json_files, parallel, terminal
 from hierjax.core.errors import UserError
 from hierjax.train.loop import Hook, Loop
 
@@ -93,7 +94,11 @@ class RunLock:
     make_folder(self._workdir)
     is_locked = True
     while True:
-      number = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+      # a link could lead to a file that is none of the run's
+      number = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+      if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise UserError(f'{self._path}: is not a regular file; remove it')
       try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
@@ -126,10 +131,9 @@ class RunLock:
     """Whether the process that a file speaks of, whose lock is not in the way, lives."""
     if (record.get('host'), record.get('boot')) == (socket.gethostname(), _boot()):
       return not is_locked and pathlib.Path(f'/proc/{record.get("process")}').exists()
-    print(
+    terminal.say(
       f'{_describe(record)} wrote into {self._workdir}: waiting up to {SILENCE} s for a sign of '
-      f'life; to go on at once, remove {self._path}',
-      file=sys.stderr,
+      f'life; to go on at once, remove {self._path}'
     )
     end, before = time.monotonic() + SILENCE, self._touched()
     while time.monotonic() < end:
@@ -191,9 +195,8 @@ def _is_same(path: pathlib.Path, number: int) -> bool:
 def _read(path: pathlib.Path) -> dict:
   """What a lock file says, {} where it is empty or damaged."""
   try:
-    record = json.loads(path.read_text())
-    return record if isinstance(record, dict) else {}
-  except (OSError, ValueError):
+    return json_files.read_object(path)
+  except (OSError, UserError):
     return {}
 
 

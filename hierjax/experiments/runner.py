@@ -7,7 +7,6 @@ import gc
 import json
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax import model
-from hierjax.core import config, files, json_files
+from hierjax.core import config, files, json_files, plugins, terminal
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.evaluate import metrics
 from hierjax.experiments import describe, fit, run_lock
@@ -147,8 +146,7 @@ class Runner:
     names = row.sources or [row.name]
     try:
       infos = [
-        json.loads((self.folder(self.by_name[name], seed) / 'run.json').read_text())
-        for name in names
+        json_files.read_object(self.folder(self.by_name[name], seed) / 'run.json') for name in names
       ]
       digests = [info.get('state_sha256') or '' for info in infos]
       seconds = sum(info.get('seconds') or 0.0 for info in infos)
@@ -161,7 +159,7 @@ class Runner:
     folder, split = self.folder(row, seed), self.evaluated_split(row)
     state, seconds = self._state(row, seed)
     try:
-      requested = json.loads((folder / 'requested.json').read_text())
+      requested = json_files.read_object(folder / 'requested.json')
       if requested['state_sha256'] != state or self._is_changed(requested['options'], row, seed):
         return None
       run = runs.read(folder, baseline=False)
@@ -218,9 +216,11 @@ class Runner:
       if not self.result(self.by_name[name], seed):
         raise UserError(f'row {name}, whose run it evaluates, has not finished')
       sources.append(self.folder(self.by_name[name], seed))
-    configs = [model.run_config(source) for source in sources]
-    for c in configs:
-      c.eval = self._config(row, seed).eval
+    configs, requested = [model.run_config(source) for source in sources], self._config(row, seed)
+    plugins.load(requested.plugins)
+    for c, source in zip(configs, sources):
+      plugins.check_loaded(c.plugins, source)
+      c.eval = requested.eval
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / 'config.json', config.to_json(configs[0]) + '\n')
     shutil.copy(sources[0] / 'taxonomy.csv', folder / 'taxonomy.csv')
@@ -247,19 +247,18 @@ class Runner:
         if not text:
           raise
         self.failures[row.name, seed] = text
-        print(f'{name} failed: {text}', file=sys.stderr)
+        terminal.say(f'{name} failed: {text}')
       write(self)
 
     if set(self.table.columns) & COUNTS.keys():
       for i, row in enumerate(self.rows, 1):
-        print(f'counting row {i} of {len(self.rows)}: {row.name}', file=sys.stderr)
+        terminal.say(f'counting row {i} of {len(self.rows)}: {row.name}')
         attempt(self._count, row, self.seeds[0], row.name)
     pending = [(row, s) for s in self.seeds for row in self.rows if self._is_missing(row, s)]
     for i, (row, seed) in enumerate(pending):
-      print(
+      terminal.say(
         f'row {self.rows.index(row) + 1} of {len(self.rows)}, seed {seed}: {row.name} '
-        f'({len(pending) - i} to do{self._time_left(pending[i:])})',
-        file=sys.stderr,
+        f'({len(pending) - i} to do{self._time_left(pending[i:])})'
       )
       attempt(self.make, row, seed, f'row {row.name}, seed {seed},')
       gc.collect()

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from hierjax import model
-from hierjax.core import config, files, parallel, plugins
+from hierjax.core import config, files, json_files, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import split_record
 from hierjax.taxonomy import describe_difference, read_taxonomy
@@ -99,7 +99,6 @@ def prepare(workdir: pathlib.Path, setup: Setup, record: split_record.Record | N
   Raises:
     UserError: the folder holds another run, or the processes differ in options, data or folder.
   """
-  plugins.refuse_inside(setup.c.plugins, workdir)
   content = split_record.content(setup.data.undiminished)
   digest = split_record.digest(content)
   facts = {'options': config.to_json(setup.c), 'taxonomy': setup.taxonomy.hash(), 'data': digest}
@@ -192,8 +191,8 @@ class Record:
     if not self._path.exists() or not self._loop.step:
       return {}
     try:
-      return dict(json.loads(self._path.read_text()))
-    except (OSError, ValueError, TypeError) as e:
+      return json_files.read_object(self._path)
+    except (OSError, UserError) as e:
       self._loop.log.say(f'{self._path} is damaged ({e}): what it recorded before is lost')
       return {}
 

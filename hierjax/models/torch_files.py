@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from hierjax.core import pickles
+from hierjax.core import files, pickles
 from hierjax.core.errors import UserError
 
 # torch's format before 1.6 begins with the number 0x1950a86a20f9469cfc6c, pickled.
@@ -76,7 +76,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   """
   path = pathlib.Path(path)
   try:
-    with path.open('rb') as f:
+    with files.open_regular(path) as f:
       head = f.read(40)
     if head.startswith(b'PK\x03\x04'):
       return _state_dict(_read_zip(path), path)
@@ -252,7 +252,7 @@ def _read_stream(path):
   It has pickles of a magic number, a version, the machine, the object and the storages' keys; then
   the storages in turn.
   """
-  with path.open('rb') as f:
+  with files.open_regular(path) as f:
     data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
   _magic, version, machine = (_unpickle(data, path)[0] for _ in range(3))
   if version != 1001 or not isinstance(machine, dict) or machine.get('little_endian') is not True:

@@ -1,9 +1,10 @@
 """Charts of the report as inline SVG in the page's CSS variables, and pictures as data addresses.
 
-Through the variables a chart is light or dark with the page. Charts hold no text of users.
+Through the variables a chart is light or dark with the page. Of users' texts it holds the title.
 """
 
 import base64
+import hashlib
 import io
 import itertools
 import math
@@ -98,7 +99,7 @@ def _style(title: str):
   """A context with the fonts and colours of the report."""
   import matplotlib
 
-  style = {'svg.fonttype': 'none', 'svg.hashsalt': title}
+  style = {'svg.fonttype': 'none', 'svg.hashsalt': _digest(title)}
   style |= {'font.family': 'DejaVu Sans', 'font.size': 9}
   style |= {'axes.linewidth': 0.8, 'axes.edgecolor': GRID}
   style |= dict.fromkeys(('text.color', 'axes.labelcolor', 'xtick.color', 'ytick.color'), INK)
@@ -107,18 +108,23 @@ def _style(title: str):
 
 def _svg(figure, title: str) -> Markup:
   """The figure as SVG fit for a page: no prologue, unique ids, CSS colours, a label."""
-  out, prefix = io.StringIO(), re.sub('[^a-z0-9]+', '-', title.lower())
+  out, prefix = io.StringIO(), _digest(title)
   metadata = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
   figure.savefig(out, format='svg', transparent=True, metadata=metadata)
   svg = out.getvalue()
   svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.S)
   svg = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{prefix}-', svg)
-  svg = svg.replace(INK, 'var(--ink)').replace(GRID, 'var(--grid)')
+  svg = svg.replace(INK, 'var(--ink)').replace(GRID, 'var(--grid)').replace('xlink:href', 'href')
   for k, tint in enumerate(TINTS):
     svg = svg.replace(tint, f'var(--c{k})')
-  opening = rf'<svg viewBox="\1" role="img" aria-label="{title}">'
-  svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', opening, svg, count=1)
-  return Markup(svg.replace('xlink:href', 'href').strip())
+  start = re.match(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', svg)
+  opening = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(start[1], title)
+  return opening + Markup(svg[start.end() :].strip())
+
+
+def _digest(title: str) -> str:
+  """What makes the ids of a chart its own, whatever names the title quotes."""
+  return 'chart-' + hashlib.sha256(title.encode('utf-8', 'backslashreplace')).hexdigest()[:12]
 
 
 def _plain_axes(axes, pad: float, grid: str = 'both') -> None:

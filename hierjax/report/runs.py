@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import logging
 import os
 import pathlib
 import re
@@ -11,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from hierjax.core import archives, files, json_files
 from hierjax.core.config import resolve_levels, tree_from_json
 from hierjax.core.errors import UserError
 from hierjax.evaluate import example_images
@@ -127,17 +126,18 @@ class Run:
       the file cannot be read.
     """
     names = ('files', 'labels', 'pred_', 'prob_', 'top_', 'multi_')
-    return self._archive(f'predictions_{split}.npz', names)
+    return self._archive('predictions', split, names)
 
-  def _archive(self, name: str, prefixes: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+  def _archive(self, kind: str, split: str, prefixes: tuple[str, ...]) -> dict | None:
     try:
-      with np.load(self.path / name, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files if key.startswith(prefixes)}
+      arrays = archives.read(files.of_split(self.path, kind, split, 'npz'))
     except FileNotFoundError:
       return None
-    except Exception as error:
-      logging.warning('report: %s could not be read: %s', name, error)
+    except (UserError, OSError) as error:
+      fault = f'{kind}_{split}.npz could not be read: {error}'
+      self.faults.extend({fault}.difference(self.faults))
       return None
+    return {key: array for key, array in arrays.items() if key.startswith(prefixes)}
 
   @functools.cached_property
   def predicted(self) -> dict[str, np.ndarray] | None:
@@ -156,7 +156,7 @@ class Run:
     """Arrays of explain_SPLIT.npz of the first split, where it belongs to the predictions."""
     if self.predicted is None or not example_images.is_current(self.path, self.splits[0]):
       return None
-    return self._archive(f'explain_{self.splits[0]}.npz', ('',))
+    return self._archive('explain', self.splits[0], ('',))
 
   @functools.cached_property
   def pictures(self) -> dict[int, bytes]:
@@ -195,17 +195,15 @@ def read(workdir: str | os.PathLike, baseline: bool = True, seeds: bool | None =
       faults.append(f'{name} could not be read: {error}')
       return None
 
-  config = load('config.json', lambda file: tree_from_json(file.read_text())) or {}
-  info = load('run.json', _json) or {}
+  config = load('config.json', _config) or {}
+  info = load('run.json', json_files.read_object) or {}
   tags = get(config, 'data.multi') or ()
   taxonomy = load('taxonomy.csv', lambda file: read_taxonomy(file, tags))
   evals = {}
   for file in sorted(path.glob('eval_*.json')):
     if evaluation := load(file.name, _evaluation):
       evals[str(evaluation.get('split') or file.stem.removeprefix('eval_'))] = evaluation
-  train, val, damaged = [], [], 0
-  if (path / 'metrics.jsonl').exists():
-    train, val, damaged = _metrics(path / 'metrics.jsonl')
+  train, val, damaged = load('metrics.jsonl', _metrics) or ([], [], 0)
   if damaged:
     faults.append(f'metrics.jsonl: {damaged} damaged line{"s" * (damaged > 1)} left out')
   embeddings, block = {}, taxonomy and taxonomy.block('exclusive')
@@ -214,7 +212,7 @@ def read(workdir: str | os.PathLike, baseline: bool = True, seeds: bool | None =
     if arrays:
       embeddings[moment] = arrays
   run = Run(path, config, info, train, val, taxonomy, evals, embeddings, faults)
-  migration = load('migration.json', _json) or {}
+  migration = load('migration.json', json_files.read_object) or {}
   start = _inner(path / START, START, faults) if migration else None
   other = _baseline(path, config, faults) if baseline else None
   folders = sorted(path.glob('seed[0-9]*'), key=lambda p: (len(p.name), p.name))
@@ -237,20 +235,17 @@ def _inner(path: pathlib.Path, name: str, faults: list[str], baseline: bool = Fa
 def _baseline(path: pathlib.Path, config: dict, faults: list[str]) -> Run | None:
   """The run in the folder `baseline`, or the one that the option `baseline` names."""
   run, option = _inner(path / 'baseline', 'baseline', faults), config.get('baseline')
-  if run or option in (None, 'train'):
+  if run or option in (None, 'train') or not isinstance(option, str):
     return run
   return _inner(pathlib.Path(option), 'baseline', faults)
 
 
-def _json(file: pathlib.Path) -> dict:
-  content = json.loads(file.read_text(encoding='utf-8'))
-  if not isinstance(content, dict):
-    raise ValueError('not a JSON object')
-  return content
+def _config(file: pathlib.Path) -> dict:
+  return tree_from_json(files.read_bytes(file, json_files.MAX_BYTES))
 
 
 def _evaluation(file: pathlib.Path) -> dict:
-  content = _json(file)
+  content = json_files.read_object(file)
   if not isinstance(content.get('decode'), dict) or not (content['decode'] or content.get('multi')):
     raise ValueError('no "decode" in it')
   return content
@@ -258,8 +253,7 @@ def _evaluation(file: pathlib.Path) -> dict:
 
 def _embedding(file: pathlib.Path, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
   """Read features float [n, d], labels int [n, L], and prototype_K float [C, d] of heads."""
-  with np.load(file, allow_pickle=False) as archive:
-    arrays = {key: archive[key] for key in archive.files}
+  arrays = archives.read(file)
   features, labels = arrays['features'], arrays['labels']
   sizes, width = [len(names) for names in taxonomy.names], features.shape[-1]
   shapes = {'features': (len(labels), width), 'labels': (len(features), len(sizes))}
@@ -283,11 +277,11 @@ def _metrics(file: pathlib.Path) -> tuple[list[dict], list[dict], int]:
   """
   lines: dict[str, dict] = {'train': {}, 'val': {}}
   damaged = 0
-  for text in file.read_text(encoding='utf-8', errors='replace').splitlines():
+  for text in files.read_text(file, errors='replace').splitlines():
     if not text.strip():
       continue
     try:
-      line = json.loads(text)
+      line = json_files.parse(text, has_nan=True)
       lines[line['kind']][int(line['step'])] = line
     except (ValueError, KeyError, TypeError):
       damaged += 1

@@ -283,8 +283,8 @@ class Checkpoints:
     steps = []
     for file in sorted(self._folder.glob('[0-9]*/metrics/metrics')):
       try:
-        json.loads(file.read_text())
-      except (ValueError, OSError):
+        json.loads(files.read_text(file))
+      except (ValueError, OSError, RecursionError):
         name = file.parts[-3]
         steps += [int(name)] if name.isdigit() else []
     return steps

@@ -3,7 +3,6 @@
 Only the first process writes.
 """
 
-import contextlib
 import importlib.util
 import json
 import math
@@ -16,7 +15,7 @@ from collections.abc import Mapping
 import jax
 from ml_collections import ConfigDict
 
-from hierjax.core import files, parallel
+from hierjax.core import files, json_files, parallel, terminal
 from hierjax.core.errors import UserError
 
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
@@ -70,7 +69,7 @@ class JsonLines:
   def __init__(self, path: pathlib.Path, step: int):
     self._path = path
     if path.exists():
-      lines = path.read_text(errors='replace').splitlines()
+      lines = files.read_text(path, errors='replace').splitlines()
       content = ''.join(f'{line}\n' for line in lines if _is_before(line, step))
       files.write(path, content)
 
@@ -94,8 +93,8 @@ class JsonLines:
 
 def _is_before(line: str, step: int) -> bool:
   try:
-    return json.loads(line)['step'] <= step
-  except (ValueError, KeyError, TypeError):
+    return json_files.parse(line, has_nan=True)['step'] <= step
+  except (UserError, KeyError, TypeError):
     return False
 
 
@@ -201,9 +200,8 @@ class Log:
 
   def say(self, text: str) -> None:
     """Print a line on stderr; where that is closed, or its terminal is, the line is lost."""
-    if parallel.first() and sys.stderr is not None:
-      with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    if parallel.first():
+      terminal.say(text)
 
   def close(self) -> None:
     """Close files and pages."""

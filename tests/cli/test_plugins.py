@@ -1,5 +1,6 @@
 """Users' own parts: the examples of docs/extending.md, from a folder outside the checkout."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -10,8 +11,10 @@ import sys
 import pytest
 
 import hierjax
+from hierjax.cli import arguments
 from hierjax.core import config, plugins
 from hierjax.core.errors import UserError
+from hierjax.report import page
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = (
@@ -47,37 +50,45 @@ def test_the_examples_train_resume_evaluate_and_predict(tmp_path):
   assert stored['plugins'] == ['my_parts'] and stored['model']['backbone'] == 'two_layers'
   log = (tmp_path / 'run' / 'metrics.jsonl').read_text()
   assert 'loss/confidence_penalty' in log
-  out, _ = run(folder, f'--workdir={tmp_path}/run')
+  out, _ = run(folder, f'--workdir={tmp_path}/run', '--config.plugins=my_parts')
   assert json.loads(out.splitlines()[-1])['state_sha256'] == result['state_sha256']
-  out, _ = run(folder, '--mode=evaluate', f'--workdir={tmp_path}/run')
+  _, err = run(folder, '--mode=evaluate', f'--workdir={tmp_path}/run', code=2)
+  assert 'because a run names it; if you trust it: --config.plugins=my_parts' in err
+  out, _ = run(folder, '--mode=evaluate', f'--workdir={tmp_path}/run', '--config.plugins=my_parts')
   assert json.loads(out.splitlines()[-1])['decode'] == result['decode']
   shutil.copy(ROOT / 'docs' / 'report.png', folder)
   moved = f'--config.plugins={folder}/my_parts.py'
   out, _ = run(tmp_path, '--mode=predict', f'--workdir={tmp_path}/run', moved,
                f'--images={folder}/report.png')  # fmt: skip
   assert json.loads(out)['file'].endswith('report.png')
-  _, err = run(tmp_path, '--mode=evaluate', f'--workdir={tmp_path}/run', code=2)
+  _, err = run(
+    tmp_path, '--mode=evaluate', f'--workdir={tmp_path}/run', '--config.plugins=my_parts', code=2
+  )
   assert "no module 'my_parts' in the working directory or on PYTHONPATH" in err
 
 
-def test_a_plugin_in_the_folder_of_a_run_is_refused(tmp_path, monkeypatch):
-  """Neither a file nor a module nor a package from there is imported."""
+def test_no_code_is_run_because_a_run_names_it(tmp_path, monkeypatch):
+  """Neither a file nor a module, in the folder of the run, beside it, or of the installation."""
   run_folder = tmp_path / 'run'
-  (run_folder / 'baseline').mkdir(parents=True)
-  (run_folder / 'package').mkdir()
+  (run_folder / 'package').mkdir(parents=True)
   code = 'import pathlib\npathlib.Path("PWNED").touch()\n'
-  (run_folder / 'evil.py').write_text(code)
-  (run_folder / 'package' / '__init__.py').write_text(code)
-  monkeypatch.chdir(run_folder)
+  for file in ('run/evil.py', 'run/package/__init__.py', 'beside.py', 'beside2.py'):
+    (tmp_path / file).write_text(code)
+  monkeypatch.chdir(tmp_path)
   c = config.default()
-  for name in ('evil.py', str(run_folder / 'evil.py'), 'evil', 'package.part'):
+  for name in ('run/evil.py', str(run_folder / 'evil.py'), 'evil', 'package.part', 'beside',
+               'beside.py', str(tmp_path / 'beside2.py'), 'antigravity'):  # fmt: skip
     c.plugins = (name,)
     (run_folder / 'config.json').write_text(config.to_json(c))
-    (run_folder / 'baseline' / 'config.json').write_text(config.to_json(c))
-    for folder in (run_folder, run_folder / 'baseline'):
-      with pytest.raises(UserError, match='lies in the folder of the run'):
-        hierjax.load(folder)
-  assert not (run_folder / 'PWNED').exists()
+    with pytest.raises(UserError, match=r'code is not run because a run names it.*--config\.plug'):
+      hierjax.load(run_folder)
+    for mode in ('evaluate', 'predict', 'report', 'train'):
+      flags = [f'--mode={mode}', '--workdir=run', *['--images=x'] * (mode == 'predict')]
+      args = arguments.parse(['main.py', *flags])
+      with pytest.raises(UserError, match='because a run names it'):
+        importlib.import_module(f'hierjax.cli.{mode}').run(args)
+  page.write(run_folder)
+  assert not list(tmp_path.rglob('PWNED')) and 'antigravity' not in sys.modules
 
 
 @pytest.mark.parametrize(

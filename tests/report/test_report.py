@@ -938,7 +938,9 @@ def test_cosines_of_the_tasks_gradients(tmp_path):
     legend_of(text, 'Cosine of the tasks&#39; gradients') == [('thick c0', 'make-model')]
     and 'Loss weights' not in text
   )
-  svg = re.search(r"<svg[^>]*aria-label=\"Cosine of the tasks' gradients\".*?</svg>", text, re.S)[0]
+  svg = re.search(
+    r'<svg[^>]*aria-label=\"Cosine of the tasks&#39; gradients\".*?</svg>', text, re.S
+  )[0]
   assert {'cosine', 'epoch', '-1', '1'} <= set(re.findall(r'>([^<>]+)</text>', svg))
   text = logged(path, lambda step: {f'cosine/task{i}-b': i / 20 for i in range(15)})
   matches = legend_of(text, 'Cosine of the tasks&#39; gradients')

@@ -51,7 +51,7 @@ def _precision_recall(run: Run, split: str, level: str, classes: dict, title: st
   from sklearn.metrics import precision_recall_curve
 
   arrays = run.predictions(split) or {}
-  columns = run.taxonomy.columns.get(level) if run.taxonomy else None
+  columns = getattr(run.taxonomy, 'columns', {}).get(level)
   if columns is None or not {'multi_labels', 'multi_prob'} <= arrays.keys():
     return [], None
   labels, prob = arrays['multi_labels'][:, columns], arrays['multi_prob'][:, columns]

@@ -1,0 +1,62 @@
+"""Names from elsewhere on the terminal, and a terminal that is closed."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from hierjax.cli import errors
+from hierjax.core import terminal
+from hierjax.train import log
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# What a terminal would act on, and what is shown instead.
+CODES = {
+  'a\x1b[2Jb': 'a\\x1b[2Jb',
+  '\x1b]0;title\x07': '\\x1b]0;title\\x07',
+  '\x9b31m': '\\x9b31m',
+  '\x1b]8;;http://x\x1b\\link': '\\x1b]8;;http://x\\x1b\\link',
+  'row\nerror: all is lost': 'row error: all is lost',
+  'over\rwritten': 'over written',
+  '\u202egpj.exe': '\\u202egpj.exe',
+  '\u2066a\u2069\u200f': '\\u2066a\\u2069\\u200f',
+  'a\u2028b\x85c': 'a b c',
+  'zero\x00\x08': 'zero\\x00\\x08',
+  'no text \udcff': 'no text \\udcff',
+  'Käfer, 甲虫, 🪲 $x': 'Käfer, 甲虫, 🪲 $x',
+}
+
+
+@pytest.mark.parametrize('text', CODES)
+def test_no_name_speaks_to_the_terminal(text, capfd):
+  """Neither in the log nor in errors nor in what lint and tables print."""
+  line = CODES[text]
+  terminal.say(text)
+  log.Log.say(None, text)
+  errors.report(text)
+  assert capfd.readouterr().err == f'{line}\n{line}\nerror: {line}\n'
+  terminal.show(f'{text.replace(chr(10), " ")}\nsecond')
+  assert capfd.readouterr().out == f'{line}\nsecond\n'
+
+
+SAY = """
+import json
+from hierjax.core import terminal
+terminal.say('a line of the log')
+print(json.dumps({'a': 1}))
+"""
+
+
+def test_with_stderr_closed_the_log_stays_off_stdout():
+  """`print(file=None)` writes to stdout, where programs read JSON."""
+  command = [sys.executable, '-c', SAY]
+  process = subprocess.run(
+    ['bash', '-c', '"$@" 2>&-', '', *command],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    check=True,
+    timeout=60,
+  )
+  assert json.loads(process.stdout) == {'a': 1}

@@ -1,0 +1,67 @@
+"""Named pipes in the place of a data set's files: refused at once, where a reader would wait."""
+
+import os
+import signal
+
+import pytest
+import test_layouts
+
+from hierjax.core import config
+from hierjax.core.errors import UserError
+from hierjax.data import lint, sources
+
+MAKERS = {
+  'cifar100': lambda root: test_layouts.cifar(root / 'cifar-100-python'),
+  'cub200': test_layouts.cub,
+  'stanford_cars': test_layouts.devkit,
+  'csv': lambda root: test_layouts.put(
+    root, **{'labels.csv': 'file,split,make\na.png,train,x\na.png,val,y\n', 'a.png': None}
+  ),
+  'taxonomy': lambda root: test_layouts.put(
+    root,
+    **{'labels.csv': 'file,model\na.png,x\n', 'taxonomy.csv': 'make,model\nm,x\n', 'a.png': None},
+  ),
+}
+FILES = (
+  ('cifar100', 'cifar-100-python/meta'),
+  ('cifar100', 'cifar-100-python/train'),
+  ('cub200', 'images.txt'),
+  ('cub200', 'classes.txt'),
+  ('cub200', 'image_class_labels.txt'),
+  ('cub200', 'train_test_split.txt'),
+  ('stanford_cars', 'devkit/cars_meta.mat'),
+  ('stanford_cars', 'devkit/cars_train_annos.mat'),
+  ('csv', 'labels.csv'),
+  ('taxonomy', 'taxonomy.csv'),
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting():
+  """A test that waits for ever fails after half a minute."""
+
+  def stop(*_):
+    raise AssertionError('waits for ever')
+
+  signal.signal(signal.SIGALRM, stop)
+  signal.alarm(30)
+  yield
+  signal.alarm(0)
+
+
+@pytest.mark.parametrize(('kind', 'name'), FILES)
+def test_a_pipe_is_refused(kind, name, tmp_path):
+  """By name, in loading and in lint."""
+  root = tmp_path / 'data'
+  root.mkdir()
+  if kind in ('cifar100', 'stanford_cars'):
+    root.rmdir()
+  MAKERS[kind](root)
+  (root / name).unlink()
+  os.mkfifo(root / name)
+  options = config.default().data
+  options.root = str(root)
+  options.source = 'csv' if kind == 'taxonomy' else kind
+  with pytest.raises(UserError, match=name.rpartition('/')[2].replace('.', r'\.')):
+    sources.load(options)
+  assert any(problem.severity == 'error' for problem in lint.check(options).problems)

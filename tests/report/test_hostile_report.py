@@ -61,8 +61,10 @@ def write_run(path, name, levels):
   info['state_sha256'] = name(9)
   (path / 'run.json').write_text(json.dumps(info))
   evaluation = json.loads((path / 'eval_val.json').read_text())
-  evaluation |= {'novelty': novelty(name, levels), 'multi': tags(name)}
+  evaluation |= {'novelty': novelty(name, levels)}
   (path / 'eval_val.json').write_text(json.dumps(evaluation))
+  evaluation |= {'split': name(10), 'multi': tags(name)}
+  (path / 'eval_z.json').write_text(json.dumps(evaluation))
   (path / 'migration.json').write_text(json.dumps(migration(name, taxonomy)))
   lines = [{'step': 10 * i, 'kind': 'train', f'weight/{name(2)}': i, f'cosine/{name(3)}': i}
            for i in range(1, 9)]  # fmt: skip

@@ -15,7 +15,7 @@ from hierjax.core.errors import UserError
 from hierjax.data import sources
 from hierjax.data.published import hub
 from hierjax.evaluate import example_images, rules
-from hierjax.experiments import complete
+from hierjax.experiments import complete, run_lock
 from hierjax.report import page, runs
 from hierjax.taxonomy import Taxonomy
 from hierjax.train import log
@@ -239,3 +239,35 @@ def test_predictions_that_unpack_to_more_are_left_out(tmp_path, monkeypatch):
   (fault,) = content.faults
   assert 'predictions_val.npz could not be read: ' in fault
   assert fault.endswith('unpacks to 3 MiB; at most 1 are read')
+
+
+@pytest.mark.parametrize('kind', ['link', 'dangling link', 'pipe', 'odd record'])
+def test_the_lock_of_a_run_is_written_through_no_link(kind, tmp_path):
+  """It would empty whatever the link leads to; a pipe has no size, and a record any content."""
+  run, target = make_run(tmp_path / 'run'), tmp_path / 'mine.txt'
+  target.write_text('mine')
+  path = run / run_lock.NAME
+  if kind == 'pipe':
+    os.mkfifo(path)
+  elif kind == 'odd record':
+    path.write_text(json.dumps({'host': [], 'process': 2**63, 'since': {'a': 1}}))
+    os.utime(path, (0, 0))
+  else:
+    path.symlink_to(target if kind == 'link' else tmp_path / 'absent')
+  if kind != 'odd record':
+    with pytest.raises((OSError, UserError), match=r'\.writer\.json'), run_lock.RunLock(run):
+      pass
+  assert target.read_text() == 'mine' and not (tmp_path / 'absent').exists()
+  assert not run_lock._runs(2**63) and run_lock._read(path) == (
+    {'host': [], 'process': 2**63, 'since': {'a': 1}} if kind == 'odd record' else {}
+  )
+
+
+def test_a_file_is_written_through_no_link(tmp_path):
+  """Neither at its place nor at that of its unfinished part."""
+  target = tmp_path / 'mine.txt'
+  target.write_text('mine')
+  for name in ('report.html', f'.report.html.{os.getpid()}'):
+    (tmp_path / name).symlink_to(target)
+    files.write(tmp_path / 'report.html', 'page')
+    assert target.read_text() == 'mine' and (tmp_path / 'report.html').read_text() == 'page'

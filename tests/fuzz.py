@@ -175,9 +175,9 @@ def change_json(rng: random.Random, text: bytes) -> bytes:
 
 def csv_samples() -> list[Files]:
   """Tables of exclusive levels, of tags and with a taxonomy."""
-  pictures = {f'{i}.png': test_layouts.encoded(i, (8, 6)) for i in range(3)}
+  pictures = {f'{i}.png': test_layouts.encoded(i, (8, 6)) for i in range(12)}
   table = 'file,split,make,model\n' + ''.join(
-    f'{i % 3}.png,{"val" if i % 3 else "train"},m{i % 2},m{i % 2} {i % 4}\n' for i in range(12)
+    f'{i}.png,{"val" if i % 3 else "train"},m{i % 2},m{i % 2} {i % 4}\n' for i in range(12)
   )
   tagged = 'file;split;kind;tags\n0.png;train;a;"x,y"\n1.png;train;b;y\n2.png;val;a;\n'
   levels = 'make,model\nm0,m0 0\nm0,m0 2\nm1,m1 1\nm1,m1 3\n'

@@ -243,10 +243,10 @@ def parquet_samples() -> list[Files]:
   """Files with and without what the hub writes into them."""
   picture = test_layouts.encoded(1, (8, 6))
   images = [{'bytes': picture, 'path': f'{i}.png'} for i in range(6)]
-  columns = {'image': images, 'coarse': [0, 0, 1, 1, 0, 1], 'fine': [0, 1, 2, 3, 0, 2]}
-  names = {'coarse': {'names': ['a', 'b']}, 'fine': {'names': ['w', 'x', 'y', 'z']}}
+  columns = {'image': images, 'coarse_label': [0, 0, 1, 1, 0, 1], 'fine_label': [0, 1, 2, 3, 0, 2]}
+  names = {'coarse_label': {'names': list('ab')}, 'fine_label': {'names': list('wxyz')}}
   hub = {b'huggingface': json.dumps({'info': {'features': names}}).encode()}
-  texts = {'image': images, 'make': list('aabbab'), 'model': list('vwxyvx')}
+  texts = {'image': images, 'make_label': list('aabbab'), 'model_label': list('vwxyvx')}
   return [
     {'train.parquet': parquet_file(columns, hub), 'test.parquet': parquet_file(columns, hub)},
     {'data.parquet': parquet_file(texts, {})},

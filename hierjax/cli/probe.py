@@ -1,8 +1,7 @@
 """--mode=probe: linear heads on a frozen backbone, the best of a grid."""
 
-import sys
-
 from hierjax.cli.arguments import Arguments
+from hierjax.core import terminal
 from hierjax.experiments import probe
 
 
@@ -14,13 +13,8 @@ def run(args: Arguments) -> int:
   """
   c = args.config
   workdir = args.workdir or f'runs/{c.name or "run"}_probe'
-  print(probe.table(probe.probe(c, workdir, _say)))
-  print(
-    f'{workdir} is a run: predict, evaluate and report read it, --mode=train goes on from it',
-    file=sys.stderr,
+  terminal.show(probe.table(probe.probe(c, workdir, terminal.say)))
+  terminal.say(
+    f'{workdir} is a run: predict, evaluate and report read it, --mode=train goes on from it'
   )
   return 0
-
-
-def _say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from hierjax.data import image_files, pipeline, sources, transforms
+from hierjax.data import decoding, image_files, pipeline, sources, transforms
 
 
 def examples(folder):
@@ -50,13 +50,13 @@ def rate(data, size, threads, workers, seconds, augment):
 def profile(data, size, augment, n=512):
   """Return the microseconds an image of each part."""
   raw = [data.reader(i % len(data.files)) for i in range(n)]
-  pictures = [transforms.decode(b) for b in raw]
+  pictures = [decoding.decode(b) for b in raw]
   out = np.empty((size, size, 3), np.uint8)
   turn = cv2.getRotationMatrix2D((size / 2, size / 2), 8, 1)
   rng = np.random.default_rng(0)
   parts = {
     'read': lambda i: data.reader(i % len(data.files)),
-    'decode': lambda i: transforms.decode(raw[i]),
+    'decode': lambda i: decoding.decode(raw[i]),
     'all but decode': lambda i: transforms.train_transform(
       pictures[i], rng, size, augment, out=out
     ),

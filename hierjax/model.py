@@ -13,7 +13,15 @@ from ml_collections import ConfigDict
 from hierjax import decide
 from hierjax.core import archives, config, files, json_files, parallel, plugins, terminal
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import image_groups, pipeline, sources, split_record, transforms
+from hierjax.data import (
+  decoding,
+  image_files,
+  image_groups,
+  pipeline,
+  sources,
+  split_record,
+  transforms,
+)
 from hierjax.data.image_groups import Image
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL
@@ -144,7 +152,8 @@ class Model:
     size = GROUP * (batch_size or self.c.eval.batch_size)
     for names, items in image_groups.split(images, size):
       labels = np.full((len(items), len(block.levels) if block else 0), -1, np.int32)
-      examples = sources.Examples('predict', names, labels, image_groups.Reader(items))
+      reader = image_files.with_limits(image_groups.Reader(items), self.c.data)
+      examples = sources.Examples('predict', names, labels, reader)
       yield (
         names,
         self.collect(
@@ -414,8 +423,8 @@ class Model:
 def _picture(examples: sources.Examples, row: int, resize: str) -> np.ndarray | None:
   """The image of a row as the report shows it, uint8 [h, w, 3]; None where it cannot be read."""
   try:
-    image = transforms.decode(examples.reader(int(row)))
-  except (transforms.BrokenImage, OSError):
+    image = decoding.decode(examples.reader(int(row)))
+  except (decoding.BrokenImage, OSError):
     return None
   if resize != 'squash':
     return transforms.eval_transform(image, explain.SIDE, resize)

@@ -243,8 +243,12 @@ DATA = [
       'augment.rotate * (2 * draws[4] - 1)': 'augment.rotate * draws[4]',
       '(1 - contrast) * grey': 'contrast * grey',
       'x, y = (size - new_w) // 2, (size - new_h) // 2': 'x, y = 0, 0',
-      'if orientation in (2, 3, 6, 7):': 'if orientation in (2, 3, 5, 7):',
     },
+  ),
+  *faults(
+    'hierjax/data/decoding.py',
+    TRANSFORMS,
+    {'if orientation in (2, 3, 6, 7):': 'if orientation in (2, 3, 5, 7):'},
   ),
 ]
 

@@ -105,6 +105,14 @@ _DATA = (
          'classes that training must not know, or a share below each parent (1/3); text: by ;',
          kind=options.NAMES_BY_SEMICOLON),
   Option('data.strict', False, 'an unreadable image is an error; otherwise it is skipped'),
+  Option('data.max_pixels', 1 << 26,
+         'an image with more is unreadable; a JPEG, which is decoded smaller, may have four times '
+         'as many', '[1, 178956970]'),
+  Option('data.max_bytes', 1 << 28,
+         'an image file, or an image in Parquet, with more bytes is unreadable', '[1, 2147483647]'),
+  Option('data.deep_range', None,
+         'values of images of more than 8 bits that become 0 and 255: LOW,HIGH, or own: the least '
+         'and the largest of each image; None: the upper 8 bits', kind=options.RANGE),
   Option('data.size', 224, 'height and width of the input in pixels', '[8, 8192]'),
   Option('data.resize', 'squash', 'evaluation: squash, resize and crop the centre, or pad',
          choices=('squash', 'crop', 'pad')),

@@ -89,7 +89,7 @@ def subset(examples: Examples | Table, index: Sequence[int], name: str | None = 
     examples.name if name is None else name,
     [examples.files[i] for i in index],
     examples.labels[index],
-    _select(examples.reader, index),
+    select(examples.reader, index),
     None if examples.multi is None else examples.multi[index],
   )
 
@@ -106,8 +106,13 @@ def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -
   return dataclasses.replace(subset(examples, index), reader=reader)
 
 
-def _select(reader, index):
-  """A reader of some of another reader's examples; file readers drop the others' names."""
+def select(reader: Reader, index: np.ndarray) -> Reader:
+  """Return a reader of some of another's examples; file readers drop the others' names.
+
+  Args:
+    reader: the other one.
+    index: int [n], numbers of its examples.
+  """
   if hasattr(reader, 'select'):
     return reader.select(index)
   return functools.partial(_read_selected, reader=reader, index=index)

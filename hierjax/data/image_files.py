@@ -1,27 +1,56 @@
 """Image files: their bytes, readers of many of them, and the search for missing ones."""
 
 import dataclasses
+import errno
 import os
 import posixpath
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from hierjax.core import files
-from hierjax.data import transforms
-from hierjax.data.dataset import Table
+from hierjax.data import decoding
+from hierjax.data.dataset import Reader, Table, select
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import close_matches
 
-MAX_BYTES = 1 << 30  # of an image file
+MAX_BYTES = 1 << 28  # of an image file
+SAMPLES = 16  # images of a data set that are looked at
 MAX_HINTS = 20  # missing files for which a similar name is searched
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, as in transforms.Part
+Box = tuple[float, float, float, float]  # left, top, right, bottom, as in decoding.Part
 
 
 def is_image(name: str) -> bool:
   """Whether the decoder reads files with the suffix of this name."""
-  return os.path.splitext(name)[1].lower() in transforms.suffixes()
+  return os.path.splitext(name)[1].lower() in decoding.suffixes()
+
+
+def note_deep(table: Table, deep_range: tuple | None, findings: Findings) -> None:
+  """Note of a few images that have more than 8 bits how much of them is used.
+
+  Args:
+    table: the examples.
+    deep_range: `config.data.deep_range`.
+    findings: receives the note.
+  """
+  n = len(table.files)
+  index = sorted({k * (n - 1) // (SAMPLES - 1) for k in range(SAMPLES)}) if n else []
+  for i in [] if deep_range or table.reader is None else index:
+    try:
+      data = table.reader(i)
+      if not isinstance(data, bytes):
+        return
+      if decoding.is_deep(data):
+        count = len(np.unique(decoding.decode(data)))
+        findings.note(
+          f'{table.files[i]} has more than 8 bits, of which the upper 8 are used: {count} '
+          'different values are left; --config.data.deep_range=own, or LOW,HIGH, scales such images'
+        )
+        return
+    except (OSError, decoding.BrokenImage):
+      continue
 
 
 def note_links(root: str | os.PathLike, names: Iterable[str], findings: Findings) -> None:
@@ -42,41 +71,92 @@ def note_links(root: str | os.PathLike, names: Iterable[str], findings: Findings
     findings.note(f'links that lead out of {root} are followed: {strayed[0]}{more}')
 
 
-def read_file(path: str | os.PathLike) -> bytes:
+def read_file(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> bytes:
   """Read an image file.
 
   Args:
     path: the file.
+    max_bytes: its greatest size.
 
   Raises:
-    OSError: the file cannot be read, is larger than `MAX_BYTES`, or is not a regular file: a named
-      pipe would block for ever and a device never end.
+    OSError: the file cannot be read, is too large, or is not a regular file.
   """
-  with files.open_regular(path, MAX_BYTES) as f:
-    return f.read(MAX_BYTES)
+  with files.open_regular(path, max_bytes) as f:
+    return f.read(max_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class LimitedReader:
+  """A reader whose pictures are decoded as options say.
+
+  Attributes:
+    reader: reads an example.
+    decoding: how its picture is decoded.
+    max_bytes: the most bytes of a picture.
+  """
+
+  reader: Reader
+  decoding: decoding.Decoding
+  max_bytes: int
+
+  def __call__(self, i: int) -> bytes | np.ndarray:
+    data = self.reader(i)
+    if not isinstance(data, bytes):
+      return data
+    if len(data) > self.max_bytes:
+      text = f'has {len(data)} bytes, more than the {self.max_bytes} of data.max_bytes'
+      raise OSError(errno.EOVERFLOW, text)
+    part = data if isinstance(data, decoding.Part) else decoding.Part(data)
+    part.decoding = self.decoding
+    return part
+
+  def select(self, index: np.ndarray) -> 'LimitedReader':
+    """Return a reader of the examples with these numbers.
+
+    Args:
+      index: int [n].
+    """
+    return dataclasses.replace(self, reader=select(self.reader, index))
+
+
+def with_limits(reader: Reader, options: ConfigDict) -> Reader:
+  """Return a reader that keeps `data.max_bytes`, `data.max_pixels` and `data.deep_range`.
+
+  Args:
+    reader: of a table.
+    options: `config.data`.
+  """
+  if isinstance(reader, FileReader):
+    reader = dataclasses.replace(reader, max_bytes=options.max_bytes)
+  how = decoding.Decoding(options.max_pixels, options.deep_range)
+  if how == decoding.DEFAULT and options.max_bytes == MAX_BYTES:
+    return reader
+  return LimitedReader(reader, how, options.max_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
 class FileReader:
-  """Reads image files below a folder; those with a box or a banner as `transforms.Part`.
+  """Reads image files below a folder; those with a box or a banner as `decoding.Part`.
 
   Attributes:
     root: the folder.
     files: [N] paths below it.
     boxes: [N] the part of each image to show, or None for all of it.
     banner: rows at the lower edge of every image that are never shown.
+    max_bytes: the most bytes of a file.
   """
 
   root: str
   files: Sequence[str]
   boxes: Sequence[Box | None] | None = None
   banner: int = 0
+  max_bytes: int = MAX_BYTES
 
   def __call__(self, i: int) -> bytes:
-    data = read_file(os.path.join(self.root, self.files[i]))
+    data = read_file(os.path.join(self.root, self.files[i]), self.max_bytes)
     if self.boxes is None and not self.banner:
       return data
-    return transforms.Part.make(data, self.boxes and self.boxes[i], self.banner)
+    return decoding.Part.make(data, self.boxes and self.boxes[i], self.banner)
 
   def select(self, index: np.ndarray) -> 'FileReader':
     """Return a reader of the files with these numbers.

@@ -18,11 +18,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError
-from hierjax.data import lint_taxonomy, sources, taxonomies, transforms
+from hierjax.data import decoding, lint_taxonomy, sources, taxonomies
 from hierjax.data.dataset import Reader, Table
 from hierjax.data.findings import SEVERITIES, Finding, Findings
 from hierjax.data.lint_taxonomy import Origin, listed, plural
 from hierjax.taxonomy import Taxonomy
+
+MIN_CONTRAST = 16  # of an image, of 255
 
 
 @dataclasses.dataclass
@@ -224,46 +226,91 @@ def _check_images(table, rows, taxonomy, findings, report):
   rows = [row for row in rows if row.index not in table.invalid | table.missing]
   with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     warnings.simplefilter('ignore')  # Pillow's about odd metadata, which name no file
-    digests = list(pool.map(lambda row: digest(table.reader, row.index), rows))
-  groups, unreadable = defaultdict(list), 0
-  for row, (key, fault) in zip(rows, digests):
+    inspections = list(pool.map(lambda row: inspect(table.reader, row.index), rows))
+  groups, unreadable = defaultdict(list), set()
+  for row, (key, fault, _, _) in zip(rows, inspections):
     if fault:
-      unreadable += 1
+      unreadable.add(row.index)
       findings.add('error', row.where, 'unreadable images', f'{row.file!r}: {fault}')
     if key:
       groups[key].append(row)
+  _check_contrast(rows, inspections, findings)
+  if taxonomy:
+    _check_readable_classes(table, taxonomy, unreadable, findings)
   missing = len(table.missing)
   named = len(rows) + missing
-  report.summary['files'] = {'named': named, 'missing': missing, 'unreadable': unreadable}
-  report.headlines.append(f'  {named} files: {missing} missing, {unreadable} unreadable')
+  report.summary['files'] = {'named': named, 'missing': missing, 'unreadable': len(unreadable)}
+  report.headlines.append(f'  {named} files: {missing} missing, {len(unreadable)} unreadable')
   for group in groups.values():
     if len(group) > 1:
       _check_group(group, taxonomy, findings)
 
 
-def digest(reader: Reader, i: int) -> tuple[bytes | None, str | None]:
+class Inspection(NamedTuple):
+  """What is seen in an image.
+
+  Attributes:
+    digest: the SHA-256 of its bytes, None if they cannot be read.
+    fault: what is wrong with it, None if nothing.
+    contrast: the difference between its lightest and its darkest value, 0 to 255.
+    is_deep: whether it has more than 8 bits.
+  """
+
+  digest: bytes | None
+  fault: str | None = None
+  contrast: int = 255
+  is_deep: bool = False
+
+
+def inspect(reader: Reader, i: int) -> Inspection:
   """Read an image and decode all of it, as a header may be sound and the rest cut off.
 
   Args:
     reader: of the examples.
     i: number of the example.
-
-  Returns:
-    The SHA-256 of its bytes, None if it cannot be read; and what is wrong with it, None if nothing.
   """
   try:
     data = reader(i)
   except OSError as error:
-    return None, error.strerror
+    return Inspection(None, error.strerror)
   if not len(data):
-    return None, 'is empty'
+    return Inspection(None, 'is empty')
   content = data if isinstance(data, bytes) else np.ascontiguousarray(data)
   key = hashlib.sha256(content).digest()
   try:
-    transforms.decode(data)
-  except transforms.BrokenImage as error:
-    return key, f'cannot be decoded ({error})'
-  return key, None
+    pixels = decoding.decode(data)
+  except decoding.BrokenImage as error:
+    return Inspection(key, f'cannot be decoded ({error})')
+  is_deep = isinstance(data, bytes) and decoding.is_deep(data)
+  return Inspection(key, None, int(pixels.max()) - int(pixels.min()), is_deep)
+
+
+def _check_contrast(rows, inspections, findings):
+  """Report images of which next to nothing is left once they are decoded."""
+  flat = [i for i, image in enumerate(inspections) if image.contrast < MIN_CONTRAST]
+  if not flat:
+    return
+  files = listed([rows[i].file for i in flat], 5)
+  text = f'{len(flat)} of {len(rows)} images are nearly constant once they are decoded (their '
+  text += f'values are less than {MIN_CONTRAST} apart, of 255): {files}'
+  if any(inspections[i].is_deep for i in flat):
+    text += '; they have more than 8 bits, of which the upper 8 are used: set '
+    text += '--config.data.deep_range=own, or LOW,HIGH'
+  findings.add('warning', rows[flat[0]].where, 'nearly constant images', text)
+
+
+def _check_readable_classes(table, taxonomy, unreadable, findings):
+  """Report classes of which no image can be read."""
+  level, counts = taxonomy.levels[-1], defaultdict(list)
+  unreadable = unreadable | table.missing | table.invalid
+  for i, leaf in enumerate(table.labels[:, len(taxonomy.levels) - 1].tolist()):
+    if leaf >= 0:
+      counts[leaf].append(i in unreadable)
+  for leaf, faults in counts.items() if len(unreadable) < len(table.files) else ():
+    if all(faults):
+      name = taxonomy.names[-1][leaf]
+      text = f'{level} {name!r}: none of its {len(faults)} images can be read'
+      findings.add('warning', table.path or '', 'classes that cannot be read', text)
 
 
 def _check_group(group, taxonomy: Taxonomy | None, findings):

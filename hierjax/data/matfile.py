@@ -22,7 +22,8 @@ TEXTS = {1: 'latin-1', 2: 'latin-1', 4: 'utf-16', 16: 'utf-8', 17: 'utf-16', 18:
 # fmt: on
 MATRIX, COMPRESSED = 14, 15  # types of elements, as the above
 CELL, STRUCT, CHAR, NUMERIC = 1, 2, 4, range(6, 16)  # classes of arrays
-MAX_BYTES = 1 << 28  # of a variable, unpacked
+MAX_BYTES = 1 << 26  # of a file, unpacked
+MAX_ELEMENTS = 1 << 19  # of all cells, structs and their fields; each is an object of Python
 
 
 class _Element(NamedTuple):
@@ -32,6 +33,19 @@ class _Element(NamedTuple):
   start: int
   end: int
   after: int
+
+
+class _Budget:
+  """Counts what may still be read; each element of a few bytes becomes an object of Python."""
+
+  def __init__(self, left: int):
+    self.left = left
+
+  def spend(self, count: int) -> None:
+    """Take from what is left; a ValueError if it is too little."""
+    self.left -= count
+    if self.left < 0:
+      raise ValueError(f'more than {MAX_ELEMENTS} cells and fields')
 
 
 def read(path: str | os.PathLike) -> dict:
@@ -47,21 +61,23 @@ def read(path: str | os.PathLike) -> dict:
   Raises:
     ValueError or another exception: the file is damaged.
   """
-  with files.open_regular(path) as f:
-    data = f.read()
+  data = files.read_bytes(path, MAX_BYTES)
   if data[124:128] not in (b'\0\1IM', b'\1\0MI'):
     raise ValueError('no MATLAB 5 file')
   order, position, variables = '<' if data[126:128] == b'IM' else '>', 128, {}
+  room, budget = MAX_BYTES, _Budget(MAX_ELEMENTS)
   while position < len(data):
     element = _element(data, position, len(data), order)
     content, position = data, element.after
     if element.kind == COMPRESSED:
       unpacker, position = zlib.decompressobj(), element.end  # it has no padding
-      content = unpacker.decompress(data[element.start : element.end], MAX_BYTES)
+      content = unpacker.decompress(data[element.start : element.end], max(room, 1))
+      room -= len(content)
       if not unpacker.eof:
-        raise ValueError('a variable is cut short or too large')
+        size = f'{MAX_BYTES >> 20} MiB'
+        raise ValueError(f'a variable is cut short, or the file unpacks to more than {size}')
       element = _element(content, 0, len(content), order)
-    name, value = _matrix(content, element, order)
+    name, value = _matrix(content, element, order, budget)
     variables[name] = value
   return variables
 
@@ -79,7 +95,7 @@ def _element(data, position, stop, order):
   return element
 
 
-def _matrix(data, element, order):
+def _matrix(data, element, order, budget):
   """The name and value of an array."""
   if element.kind != MATRIX:
     raise ValueError(f'an array is of type {element.kind}')
@@ -99,16 +115,18 @@ def _matrix(data, element, order):
   fields = None
   if kind == STRUCT:
     width, names = int(np.frombuffer(content(), f'{order}i4')[0]), content()
+    budget.spend(len(names) // max(width, 1))
     fields = [names[i : i + width] for i in range(0, len(names), width)]
     fields = [field.split(b'\0')[0].decode('latin-1') for field in fields]
   if kind in (CELL, STRUCT):
     count, items = size * (1 if fields is None else len(fields)), []
     if count < 0 or count * 8 > stop - position:
       raise ValueError('an array is longer than the file')
+    budget.spend(count)
     for _ in range(count):
       item = _element(data, position, stop, order)
       position = item.after
-      items.append(_matrix(data, item, order)[1])
+      items.append(_matrix(data, item, order, budget)[1])
     if fields is None:
       return name, items
     steps = range(0, count, len(fields) or 1)

@@ -42,7 +42,7 @@ def read(
   paths = files_below(root)
   if not paths:
     raise UserError(f'{root}: no *.parquet')
-  stores = [open_store(path) for path in paths]
+  stores = [open_store(path, options.max_bytes) for path in paths]
   columns = list(stores[0].columns)
   for path, store in zip(paths, stores):
     if set(store.columns) != set(columns):
@@ -125,7 +125,7 @@ def _class_names(stores, column):
   """The class name of each row, '' if unknown; bare integers get leading zeros to sort well."""
   values = []
   for store in stores:
-    names, bare = store.columns[column]
+    names, bare, _ = store.columns[column]
     width = len(str(max(map(int, names)))) if bare and names else 0
     names = [*(name.zfill(width) for name in names), '']
     values += [names[code] for code in store.codes(column)]
@@ -138,7 +138,7 @@ def _encode(path, store, labels, taxonomy, findings):
   for k, level in enumerate(taxonomy.levels):
     if level not in labels:
       continue
-    names, bare = store.columns[labels[level]]
+    names, bare, _ = store.columns[labels[level]]
     # -1 at the end, where unknown labels point to
     lookup = np.full(len(names) + 1, -1, np.int64)
     if bare:

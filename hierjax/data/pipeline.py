@@ -30,7 +30,8 @@ from absl import flags
 from hierjax.core.errors import UserError
 from hierjax.data import transforms
 from hierjax.data.dataset import Examples
-from hierjax.data.transforms import Augment, BrokenImage
+from hierjax.data.decoding import BrokenImage
+from hierjax.data.transforms import Augment
 
 FOREVER = 1 << 62  # steps
 

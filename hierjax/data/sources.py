@@ -16,7 +16,17 @@ from ml_collections import ConfigDict
 from hierjax.core.config import value_at
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import folders, parquet, published, read_csv, split_names, splits, taxonomies, toy
+from hierjax.data import (
+  folders,
+  image_files,
+  parquet,
+  published,
+  read_csv,
+  split_names,
+  splits,
+  taxonomies,
+  toy,
+)
 from hierjax.data.dataset import Dataset, Examples, Table, subset, with_features
 from hierjax.data.findings import Findings
 from hierjax.data.published import hub
@@ -52,6 +62,7 @@ def load(
   """
   findings = findings or Findings()
   table = read_table(options, findings)
+  image_files.note_deep(table, options.deep_range, findings)
   return make_splits(options, table, findings, record)
 
 
@@ -124,6 +135,7 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     taxonomies.check_levels(table.taxonomy.levels, str(root), findings)
   if origin and not table.taxonomy.multi:
     table.origin = origin
+  table.reader = table.reader and image_files.with_limits(table.reader, options)
   if table.splits:
     table.splits = split_names.unify(options, table.splits, findings)
   return table

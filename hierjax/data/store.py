@@ -1,9 +1,11 @@
 """Copies of Parquet files with random access, in the user's cache.
 
 A copy is a folder with images.bin (the bytes of all images), ends.npy (where each image ends), one
-COLUMN.npy of int32 codes per column of labels (-1 unknown), and meta.json.
+labels_K.npy of int32 codes for column K of labels (-1 unknown), and meta.json with the columns'
+names: a name from elsewhere is no part of a path.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -22,11 +24,17 @@ from hierjax.core.errors import UserError
 IMAGE_COLUMNS = ('img', 'image', 'images')
 
 
+MAX_GROWTH = 64  # bytes of the copy over those of the file; images hardly shrink in it
+MAX_ROWS = 1 << 20  # of a file with fewer bytes than rows
+BATCH_BYTES = 1 << 27  # of the rows that are read at a time, as far as the file tells
+
+
 class Column(NamedTuple):
-  """A column of labels: the name of each code, and whether these are bare integers."""
+  """A column of labels: the name of each code, whether these are bare integers, its number."""
 
   names: list[str]
   bare: bool
+  number: int
 
 
 class Store(NamedTuple):
@@ -38,7 +46,7 @@ class Store(NamedTuple):
 
   def codes(self, column: str) -> np.ndarray:
     """int32 [rows], the codes of a column, -1 unknown."""
-    return np.load(self.folder / f'{column}.npy')
+    return np.load(self.folder / f'labels_{self.columns[column].number}.npy')
 
 
 @functools.lru_cache(maxsize=64)
@@ -66,19 +74,21 @@ def cache_folder() -> pathlib.Path:
   return pathlib.Path(cache) / 'hierjax'
 
 
-def open_store(path: pathlib.Path) -> Store:
+def open_store(path: pathlib.Path, max_bytes: int) -> Store:
   """Open the copy of a Parquet file; make it first if there is none for its path, size and time.
 
   The copy's folder appears whole or not at all.
 
   Args:
     path: the Parquet file.
+    max_bytes: the most bytes of an image.
 
   Raises:
-    UserError: the file is damaged or holds no images, or the cache cannot be written.
+    UserError: the file is damaged, unpacks to too much or holds no images, or the cache cannot be
+      written.
   """
   status = path.stat()
-  key = f'1:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}'
+  key = f'2:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}'
   folder = cache_folder() / 'parquet' / hashlib.sha256(key.encode()).hexdigest()[:24]
   if not folder.exists():
     try:
@@ -90,7 +100,7 @@ def open_store(path: pathlib.Path) -> Store:
       ) from None
     draft = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix='draft-'))
     try:
-      _convert(path, draft)
+      _convert(path, draft, max_bytes)
       draft.rename(folder)
     except OSError:
       if not folder.exists():
@@ -101,14 +111,11 @@ def open_store(path: pathlib.Path) -> Store:
   return Store(folder, meta['rows'], {c: Column(**column) for c, column in meta['columns'].items()})
 
 
-def _convert(path, folder):
+def _convert(path, folder, max_bytes):
   """Write the copy of a Parquet file."""
-  from pyarrow import parquet, types
+  from pyarrow import types
 
-  try:
-    file = parquet.ParquetFile(path)
-  except (ValueError, OSError) as error:
-    raise UserError(f'{path}: cannot be read as Parquet ({str(error).splitlines()[0]})') from None
+  file = _open(path)
   schema = file.schema_arrow
   image = next((c for c in IMAGE_COLUMNS if c in schema.names), None)
   if image is None:
@@ -116,31 +123,105 @@ def _convert(path, folder):
       f'{path}: no column of images ({", ".join(IMAGE_COLUMNS)}); the columns are '
       f'{", ".join(schema.names)}'
     )
-  kinds = (types.is_integer, types.is_string, types.is_large_string, types.is_dictionary)
+  kinds = (types.is_integer, types.is_string, types.is_large_string)
   columns = [
-    f.name for f in schema if f.name != image and any(is_kind(f.type) for is_kind in kinds)
+    f.name for f in schema if f.name != image and any(is_kind(_values(f.type)) for is_kind in kinds)
   ]
   names = _class_names(path, schema.metadata or {})
-  values, ends, end = {c: [] for c in columns}, [], 0
-  with open(folder / 'images.bin', 'wb') as out:
-    for batch in _batches(path, file, [image, *columns]):
-      for item in batch[image]:
-        data = _image_bytes(path, image, item)
-        out.write(data)
-        end += len(data)
-        ends.append(end)
-      for c in columns:
-        values[c] += batch[c]
-  if not end:
+  limit = max(max_bytes, MAX_GROWTH * path.stat().st_size)
+  batch_rows = _batch_rows(path, file, limit)
+  ends, labels = _copy(path, file, batch_rows, image, columns, folder, max_bytes, limit)
+  if not ends or not ends[-1]:
     raise UserError(f'{path}: column {image!r} holds no bytes')
   meta = {'rows': len(ends), 'columns': {}}
-  for c in columns:
-    is_integer = types.is_integer(schema.field(c).type)
-    column, codes = _encode(path, c, values[c], names.get(c), is_integer)
-    np.save(folder / f'{c}.npy', codes)
-    meta['columns'][c] = column._asdict()
+  for k, c in enumerate(columns):
+    is_integer = types.is_integer(_values(schema.field(c).type))
+    bare, column_names, codes = _encode(path, c, labels[c], names.get(c), is_integer)
+    np.save(folder / f'labels_{k}.npy', codes)
+    meta['columns'][c] = Column(column_names, bare, k)._asdict()
   np.save(folder / 'ends.npy', np.array(ends, np.int64))
   (folder / 'meta.json').write_text(json.dumps(meta))
+
+
+def _values(kind):
+  """The type of a column's values, of a dictionary those in it."""
+  from pyarrow import types
+
+  return kind.value_type if types.is_dictionary(kind) else kind
+
+
+def _open(path):
+  """Open a Parquet file, whose metadata may claim anything."""
+  from pyarrow import parquet
+
+  with _damage_explained(path, 'cannot be read as Parquet'):
+    return parquet.ParquetFile(path)
+
+
+@contextlib.contextmanager
+def _damage_explained(path, words):
+  """Turn Arrow's errors, of many kinds, into one line."""
+  from pyarrow import ArrowException
+
+  try:
+    yield
+  except UserError:
+    raise
+  except (ArrowException, ValueError, OSError, MemoryError, TypeError) as error:
+    reason = (str(error).splitlines() or [''])[0][:200]
+    raise UserError(f'{path}: {words} ({reason})') from None
+
+
+def _batch_rows(path, file, limit):
+  """How many rows are read at a time; a `UserError` for a file that unpacks to too much."""
+  metadata, rows = file.metadata, 256
+  if metadata.num_rows > max(MAX_ROWS, path.stat().st_size):
+    raise UserError(
+      f'{path}: claims {metadata.num_rows} rows in {path.stat().st_size} bytes: refused as a '
+      'decompression bomb'
+    )
+  for i in range(metadata.num_row_groups):
+    group = metadata.row_group(i)
+    for k in range(group.num_columns):
+      chunk = group.column(k)
+      if chunk.total_uncompressed_size > limit:
+        raise _bomb(path, chunk.total_uncompressed_size, limit)
+      # each row may hold the largest entry of a dictionary
+      rows = min(rows, max(1, BATCH_BYTES // max(1, chunk.total_uncompressed_size)))
+  return rows
+
+
+def _bomb(path, size, limit):
+  return UserError(
+    f'{path}: unpacks to {size >> 20} MiB or more, over {limit >> 20} MiB: refused as a '
+    'decompression bomb; if it is sound, raise --config.data.max_bytes'
+  )
+
+
+def _copy(path, file, batch_rows, image, columns, folder, max_bytes, limit):
+  """Write the images; returns where each ends, and {column: its values}."""
+  values, distinct, ends, end = {c: [] for c in columns}, {}, [], 0
+  with (
+    open(folder / 'images.bin', 'wb') as out,
+    _damage_explained(path, 'is damaged or was cut short'),
+  ):
+    for batch in file.iter_batches(batch_rows, columns=[image, *columns]):
+      for item in batch.column(image):
+        data = _image_bytes(path, image, item.as_py())
+        end += len(data)
+        if len(data) > max_bytes:
+          raise UserError(
+            f'{path}: row {len(ends) + 1} has {len(data) >> 20} MiB, over '
+            f'--config.data.max_bytes={max_bytes}'
+          )
+        if end > limit:
+          raise _bomb(path, end, limit)
+        out.write(data)
+        ends.append(end)
+      for c in columns:
+        # one string for each class, however many rows have it
+        values[c] += [distinct.setdefault(v, v) for v in batch.column(c).to_pylist()]
+  return ends, values
 
 
 def _image_bytes(path, column, item):
@@ -153,7 +234,7 @@ def _image_bytes(path, column, item):
 
 
 def _encode(path, column, values, names, is_integer):
-  """(Column, int32 codes): integers are codes of the names, if the file has names."""
+  """(are bare integers, names, int32 codes); integers are codes if the file has names."""
   if names:
     high = max((v for v in values if isinstance(v, int)), default=-1)
     if high >= len(names):
@@ -166,8 +247,8 @@ def _encode(path, column, values, names, is_integer):
     bare = is_integer
   else:
     bare = False
-  codes = np.array([-1 if v is None else v for v in values], np.int32)
-  return Column(names, bare), codes
+  codes = [-1 if v is None or v < 0 else v for v in values]
+  return bare, names, np.array(codes, np.int32)
 
 
 def _class_names(path, metadata):
@@ -179,18 +260,7 @@ def _class_names(path, metadata):
       c: f['names'] for c, f in features.items() if isinstance(f, dict) and f.get('names')
     }
     return {c: [str(n) for n in names] for c, names in described.items()}
-  except (ValueError, AttributeError, TypeError) as error:
+  except (UserError, AttributeError, TypeError) as error:
     raise UserError(
       f'{path}: what the hub says of its columns (metadata "huggingface") is damaged ({error})'
     ) from None
-
-
-def _batches(path, file, columns):
-  """Yield {column: list of values} of 256 rows each."""
-  try:
-    for batch in file.iter_batches(256, columns=columns):
-      yield {c: batch.column(c).to_pylist() for c in columns}
-  except (OSError, ValueError, MemoryError) as error:
-    # Arrow's errors are kinds of these; a damaged page may claim any size
-    reason = str(error).splitlines()[0][:200]
-    raise UserError(f'{path}: is damaged or was cut short ({reason})') from None

@@ -9,52 +9,21 @@ first: by the JPEG decoder, which is faster than decoding all of it, and by area
 puts it in the middle of a grey square.
 """
 
-import functools
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hierjax.data.decoding import open_picture
 
 RESIZE = ('squash', 'crop', 'pad')
 PAD = (127, 127, 127)
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow's own limit for a decompression bomb: 179 million
 REDUCTIONS = (1, 2, 4, 8)  # by which the JPEG decoder can shrink
 LUMA = (0.299, 0.587, 0.114)
 RGB_TO_YIQ = np.array([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
-
-
-class BrokenImage(ValueError):
-  """The bytes are no picture that can be read."""
-
-
-class Part(bytes):
-  """An encoded picture of which only a part is shown.
-
-  Attributes:
-    box: (left, top, right, bottom) in pixels of the upright picture, right and bottom excluded, as
-      far as it lies inside; None for all of it.
-    banner: rows at the lower edge that are never shown.
-  """
-
-  box, banner = None, 0
-
-  @classmethod
-  def make(cls, data: bytes, box: tuple | None = None, banner: int = 0) -> 'Part':
-    """Make a part.
-
-    Args:
-      data: the encoded picture.
-      box, banner: see the class.
-    """
-    part = cls(data)
-    part.box, part.banner = box, banner
-    return part
 
 
 class Augment(NamedTuple):
@@ -90,136 +59,6 @@ class Augment(NamedTuple):
     if options is None or isinstance(options, cls):
       return options or cls()
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
-
-
-class _Picture(NamedTuple):
-  """Upright height and width; pixels(f): uint8 [h, w, 3], or from most JPEGs [h / f, w / f, 3]."""
-
-  height: int
-  width: int
-  pixels: Callable[[int], np.ndarray]
-
-
-# Decoding
-
-
-@functools.cache
-def _formats():
-  """Pillow's formats, without those that would start a program on what stands in the file."""
-  Image.init()
-  return sorted({*Image.OPEN} - {'EPS', 'WMF'})
-
-
-@functools.cache
-def suffixes() -> frozenset[str]:
-  """Return the suffixes of files that `decode` reads, in small letters: '.jpg' and so on."""
-  stubs = {'BUFR', 'GRIB', 'HDF5', 'MPEG'}  # Pillow knows these formats, but cannot read them
-  readable = {*_formats()} - stubs | {'MPO'}
-  return frozenset(s for s, name in Image.registered_extensions().items() if name in readable)
-
-
-def _decode_any(data):
-  """Decode any format: first frame, upright, transparent parts on white, 16 bits cut to 8."""
-  try:
-    with Image.open(io.BytesIO(data), formats=_formats()) as image:
-      image.load()
-      upright = ImageOps.exif_transpose(image)
-      if upright.mode.startswith('I') or upright.mode == 'F':
-        grey = np.asarray(upright)
-        if upright.mode != 'F' and (upright.mode != 'I' or grey.max(initial=0) > 255):
-          grey = grey >> 8
-        return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, -1)
-      if upright.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in upright.info:
-        upright = upright.convert('RGBA')
-        upright = Image.alpha_composite(Image.new('RGBA', upright.size, 'white'), upright)
-      return np.asarray(upright.convert('RGB'))
-  except UnidentifiedImageError as error:
-    raise BrokenImage('not an image') from error
-  except Exception as error:
-    # Pillow raises OSError, SyntaxError, struct.error and more, as the bytes fall
-    raise BrokenImage(str(error) or type(error).__name__) from error
-
-
-def _orientation(data):
-  """EXIF orientation of a JPEG, 1 to 8; 1 for a damaged tag."""
-  if b'Exif\0\0' not in data[: 1 << 16]:
-    return 1
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      orientation = image.getexif().get(0x112, 1)
-    return orientation if orientation in range(1, 9) else 1
-  except Exception:
-    return 1
-
-
-def _upright(image, orientation):
-  """Undo an EXIF orientation: 5 to 8 are transposed, then each is mirrored as it needs."""
-  if orientation >= 5:
-    image = image.swapaxes(0, 1)
-  if orientation in (2, 3, 6, 7):
-    image = image[:, ::-1]
-  if orientation in (3, 4, 7, 8):
-    image = image[::-1]
-  return np.ascontiguousarray(image)
-
-
-def _open(image) -> _Picture:
-  """The picture that bytes, an array or a `Part` show."""
-  if not isinstance(image, Part):
-    return _open_all(image)
-  h, w, pixels = _open_all(image)
-  left, top, right, bottom = image.box or (0, 0, w, h)
-  x, x1 = max(0, math.floor(left)), min(w, math.ceil(right))
-  y, y1 = max(0, math.floor(top)), min(h - image.banner, math.ceil(bottom))
-  if x >= x1 or y >= y1:
-    box = f'{left:g}, {top:g}, {right:g}, {bottom:g}'
-    raise BrokenImage(f'nothing of its {w} x {h} pixels is left within {box}')
-
-  def part(f):
-    reduced = pixels(f)
-    if reduced.shape[:2] == (h, w):
-      f = 1
-    row, column = round(y / f), round(x / f)  # at most half a reduced pixel off
-    return reduced[row : row + -(-(y1 - y) // f), column : column + -(-(x1 - x) // f)]
-
-  return _Picture(y1 - y, x1 - x, part)
-
-
-def _open_all(image):
-  """The whole picture."""
-  if isinstance(image, np.ndarray):
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-      raise BrokenImage(f'expected uint8 [h, w, 3], found {image.dtype} {list(image.shape)}')
-    return _Picture(*image.shape[:2], lambda f: image)
-  if image[:2] == b'\xff\xd8':
-    try:
-      h, w, space, _ = simplejpeg.decode_jpeg_header(image)
-    except ValueError:
-      h, w, space = 0, 0, ''
-    if h * w > MAX_PIXELS:
-      raise BrokenImage(f'{w} x {h} pixels: refused as a decompression bomb')
-    if h and space in ('Gray', 'YCbCr', 'RGB'):
-      return _open_jpeg(image, h, w)
-  pixels = _decode_any(image)
-  return _Picture(*pixels.shape[:2], lambda f: pixels)
-
-
-def _open_jpeg(data, h, w):
-  orientation = _orientation(data)
-
-  def pixels(f):
-    try:
-      image = simplejpeg.decode_jpeg(data, min_height=-(-h // f), min_width=-(-w // f))
-    except ValueError:
-      return _decode_any(data)  # decides whether the fault is a harmless one
-    return _upright(image, orientation)
-
-  return _Picture(w, h, pixels) if orientation >= 5 else _Picture(h, w, pixels)
-
-
-def decode(image: bytes | np.ndarray) -> np.ndarray:
-  """Decode a picture to uint8 [h, w, 3], RGB and upright; `BrokenImage` if it cannot be read."""
-  return _open(image).pixels(1)
 
 
 # Training
@@ -324,7 +163,7 @@ def train_transform(
   if not augment.enabled:
     return eval_transform(image, size, resize, out)
   draws = rng.random(10).tolist()
-  picture = _open(image)
+  picture = open_picture(image)
   x, y, cw, ch = _crop(picture.height, picture.width, augment, resize, draws)
   image, kx, ky = _shrink(picture, cw / size, ch / size)
   # output pixel -> source pixel: centre it, turn it, mirror it, scale it, move it to the crop
@@ -392,7 +231,7 @@ def _square(image, size, resize, out=None):
 
 def _reduced(image, size, resize):
   """The pixels of a picture, at least twice as large as its view of this size."""
-  h, w, pixels = _open(image)
+  h, w, pixels = open_picture(image)
   across, down = {'squash': (w, h), 'crop': (min(h, w),) * 2, 'pad': (max(h, w),) * 2}[resize]
   factor = max(f for f in REDUCTIONS if f == 1 or 2 * f * size <= min(across, down))
   image = pixels(factor)

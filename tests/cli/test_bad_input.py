@@ -42,7 +42,7 @@ from hierjax import cli
 from hierjax.core import config, declarations, parallel
 from hierjax.core.errors import UserError
 from hierjax.core.options import Interval
-from hierjax.data import image_files, lint, sources, transforms
+from hierjax.data import decoding, image_files, lint, sources, transforms
 from hierjax.experiments import fit
 from hierjax.losses import balancing
 from hierjax.model import run_config
@@ -1060,7 +1060,7 @@ def test_images_that_are_read(name, tmp_path):
   c = config.default()
   c.data.root = str(root)
   read = functools.partial(sources.load(c.data).splits['val'].reader, 0)
-  image = transforms.decode(read())
+  image = decoding.decode(read())
   assert image.shape == expected.shape and image.dtype == np.uint8
   assert difference(image, expected) <= tolerance
   for view in (
@@ -1148,7 +1148,7 @@ def test_labels_that_are_read(name, tmp_path):
   assert [row for row in labels_of(dataset) if row[0] != '5.png'] == PLAIN
   assert note in '\n'.join(dataset.notes) and bool(note) == bool(dataset.notes)
   assert all(
-    (transforms.decode(e.reader(i)) == transforms.decode(PHOTOS[f])).all()
+    (decoding.decode(e.reader(i)) == decoding.decode(PHOTOS[f])).all()
     for e in dataset.splits.values()
     for i, f in enumerate(e.files)
     if f != '5.png'
@@ -1833,7 +1833,7 @@ def test_damaged_images(kind):
   for _ in range(80):
     bad = damaged(data, rng)
     for view in (
-      transforms.decode,
+      decoding.decode,
       lambda x: transforms.eval_transform(x, 16),
       lambda x: transforms.train_transform(x, np.random.default_rng(0), 16),
     ):
@@ -1841,7 +1841,7 @@ def test_damaged_images(kind):
         out = view(bad)
         assert out.dtype == np.uint8 and out.ndim == 3 and out.shape[2] == 3
         read += 1
-      except transforms.BrokenImage as e:
+      except decoding.BrokenImage as e:
         assert str(e)
   assert read < 240
 
@@ -1884,8 +1884,8 @@ def test_damaged_weights(kind, tmp_path):
 def decode_all(dataset):
   for examples in dataset.splits.values():
     for i in range(len(examples.files)):
-      with contextlib.suppress(transforms.BrokenImage):
-        transforms.decode(examples.reader(i))
+      with contextlib.suppress(decoding.BrokenImage):
+        decoding.decode(examples.reader(i))
 
 
 def test_damaged_parquet(tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from hierjax.core.config import default
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError
-from hierjax.data import lint, sources, transforms
+from hierjax.data import decoding, lint, sources
 
 
 def options(root, **changes):
@@ -269,15 +269,15 @@ def test_every_format_that_is_decoded_counts(tmp_path):
   train = data.splits['train']
   assert len(train.files) == 2 * len(FORMATS)
   for i in range(len(train.files)):
-    assert transforms.decode(train.reader(i)).shape[2] == 3, train.files[i]
+    assert decoding.decode(train.reader(i)).shape[2] == 3, train.files[i]
   assert lint.check(options(tmp_path)).counts['error'] == 0
 
 
 def test_every_suffix_belongs_to_a_format_that_pillow_can_open():
   Image.init()
-  for suffix in transforms.suffixes():
+  for suffix in decoding.suffixes():
     assert Image.registered_extensions()[suffix] in {*Image.OPEN, 'MPO'}, suffix
-  assert not {'.h5', '.eps', '.wmf', '.pdf', '.mpg', '.txt', '.heic'} & transforms.suffixes()
+  assert not {'.h5', '.eps', '.wmf', '.pdf', '.mpg', '.txt', '.heic'} & decoding.suffixes()
 
 
 def test_what_is_skipped_is_counted_and_named(tmp_path):

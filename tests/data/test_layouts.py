@@ -24,7 +24,7 @@ from hierjax.core import parallel
 from hierjax.core.config import default
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError
-from hierjax.data import lint, matfile, published, sources, transforms
+from hierjax.data import decoding, lint, matfile, published, sources
 from hierjax.data.published import cars
 from hierjax.taxonomy import read_taxonomy
 
@@ -70,7 +70,7 @@ def names(examples, taxonomy):
 
 def view(examples, i):
   """(number, left, top, width, height) of the part that is shown."""
-  image = transforms.decode(examples.reader(i))
+  image = decoding.decode(examples.reader(i))
   return *image[0, 0].tolist(), image.shape[1], image.shape[0]
 
 
@@ -83,7 +83,7 @@ def is_clean(root, **options):
   for examples in sources.load(data).splits.values():
     copy = pickle.loads(pickle.dumps(examples))
     np.testing.assert_array_equal(
-      transforms.decode(copy.reader(0)), transforms.decode(examples.reader(0))
+      decoding.decode(copy.reader(0)), decoding.decode(examples.reader(0))
     )
     assert len(set(copy.files)) == len(copy.files) and not any(str(root) in f for f in copy.files)
 
@@ -737,9 +737,7 @@ def test_cifar100_of_pickles_is_that_of_parquet(shared, tmp_path, monkeypatch):
     (hub / name).symlink_to(shared / 'cifar100' / name)
   want = load(hub)
   t, val = want.taxonomy, want.splits['val']
-  pixels = np.stack(
-    [transforms.decode(val.reader(i)).transpose(2, 0, 1).ravel() for i in range(200)]
-  )
+  pixels = np.stack([decoding.decode(val.reader(i)).transpose(2, 0, 1).ravel() for i in range(200)])
   (root / 'meta').write_bytes(
     Python2({'fine_label_names': list(t.names[1]), 'coarse_label_names': list(t.names[0])}).out
   )
@@ -752,7 +750,7 @@ def test_cifar100_of_pickles_is_that_of_parquet(shared, tmp_path, monkeypatch):
   result = load(tmp_path, val='test', source='cifar100')
   assert result.taxonomy.hash() == t.hash()
   np.testing.assert_array_equal(result.splits['test'].labels, val.labels[:200])
-  np.testing.assert_array_equal(result.splits['test'].reader(77), transforms.decode(val.reader(77)))
+  np.testing.assert_array_equal(result.splits['test'].reader(77), decoding.decode(val.reader(77)))
 
 
 # CUB-200-2011

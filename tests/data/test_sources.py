@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hierjax.core.config import assign, default
-from hierjax.data import sources, splits, transforms
+from hierjax.data import decoding, sources, splits
 from hierjax.taxonomy import Taxonomy
 
 TAXONOMY = 'kind,animal\nbird,heron\nbird,owl\nreptile,gecko\nreptile,skink\n'
@@ -55,7 +55,7 @@ def names(data, split):
 
 
 def value(examples, i):
-  return int(transforms.decode(examples.reader(i))[0, 0, 0])
+  return int(decoding.decode(examples.reader(i))[0, 0, 0])
 
 
 # CSV
@@ -565,8 +565,8 @@ def test_parquet_with_names(tmp_path, cache):
     ['bird', 'owl'],
     ['bird', None],
   ]
-  with pytest.raises(transforms.BrokenImage):
-    transforms.decode(data.splits['train'].reader(3))
+  with pytest.raises(decoding.BrokenImage):
+    decoding.decode(data.splits['train'].reader(3))
   described = {
     'animal_label': {'names': ['skink', 'owl'], '_type': 'ClassLabel'}
   }  # the hub's own names come before any order
@@ -675,4 +675,4 @@ def test_cifar100(cache, tmp_path):
   np.testing.assert_array_equal(
     data.taxonomy.paths[val.labels[:, 1]], val.labels
   )  # the file's coarse labels agree with its fine ones
-  assert transforms.decode(val.reader(2999)).shape == (32, 32, 3)
+  assert decoding.decode(val.reader(2999)).shape == (32, 32, 3)

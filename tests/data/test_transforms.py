@@ -10,8 +10,9 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageEnhance
 
-from hierjax.data import transforms
-from hierjax.data.transforms import Augment, BrokenImage
+from hierjax.data import decoding, transforms
+from hierjax.data.decoding import BrokenImage
+from hierjax.data.transforms import Augment
 
 STILL = Augment(
   crop=(1.0, 1.0),
@@ -309,8 +310,8 @@ def test_exif_orientation(orientation):
   from PIL import ImageOps
 
   expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(jpeg))))
-  assert transforms.decode(jpeg).shape == expected.shape
-  assert error(transforms.decode(jpeg), expected) < 1
+  assert decoding.decode(jpeg).shape == expected.shape
+  assert error(decoding.decode(jpeg), expected) < 1
   assert error(transforms.eval_transform(jpeg, 32), transforms.eval_transform(expected, 32)) < 1
   assert (
     error(
@@ -324,43 +325,43 @@ def test_exif_orientation(orientation):
 def test_every_mode_becomes_rgb():
   image = picture(24, 36)
   rgb, grey = Image.fromarray(image), Image.fromarray(image[..., 0])
-  assert error(transforms.decode(encoded(rgb, 'PNG')), image) == 0
-  assert error(transforms.decode(encoded(rgb, 'WEBP', lossless=True)), image) == 0
-  assert error(transforms.decode(encoded(rgb, 'BMP')), image) == 0
+  assert error(decoding.decode(encoded(rgb, 'PNG')), image) == 0
+  assert error(decoding.decode(encoded(rgb, 'WEBP', lossless=True)), image) == 0
+  assert error(decoding.decode(encoded(rgb, 'BMP')), image) == 0
   np.testing.assert_array_equal(
-    transforms.decode(encoded(grey, 'PNG')), np.repeat(image[..., :1], 3, 2)
+    decoding.decode(encoded(grey, 'PNG')), np.repeat(image[..., :1], 3, 2)
   )
   assert (
-    error(transforms.decode(encoded(grey, 'JPEG', quality=95)), np.repeat(image[..., :1], 3, 2)) < 3
+    error(decoding.decode(encoded(grey, 'JPEG', quality=95)), np.repeat(image[..., :1], 3, 2)) < 3
   )
   assert (
-    error(transforms.decode(encoded(rgb.convert('P', palette=Image.ADAPTIVE), 'PNG')), image) < 12
+    error(decoding.decode(encoded(rgb.convert('P', palette=Image.ADAPTIVE), 'PNG')), image) < 12
   )
-  assert error(transforms.decode(encoded(rgb.convert('CMYK'), 'JPEG', quality=98)), image) < 6
+  assert error(decoding.decode(encoded(rgb.convert('CMYK'), 'JPEG', quality=98)), image) < 6
   deep = Image.fromarray(image[..., 0].astype(np.uint16) * 257)
   np.testing.assert_array_equal(
-    transforms.decode(encoded(deep, 'PNG')), np.repeat(image[..., :1], 3, 2)
+    decoding.decode(encoded(deep, 'PNG')), np.repeat(image[..., :1], 3, 2)
   )
   np.testing.assert_array_equal(
-    transforms.decode(encoded(grey.point(lambda v: 255 * (v > 99), '1'), 'PNG'))[..., 1],
+    decoding.decode(encoded(grey.point(lambda v: 255 * (v > 99), '1'), 'PNG'))[..., 1],
     255 * (image[..., 0] > 99),
   )
   clear = rgb.convert('RGBA')
   clear.putalpha(
     Image.fromarray(np.where(np.arange(36) < 18, 255, 0).astype(np.uint8)[None].repeat(24, 0))
   )
-  out = transforms.decode(encoded(clear, 'PNG'))
+  out = decoding.decode(encoded(clear, 'PNG'))
   assert error(out[:, :18], image[:, :18]) == 0 and (out[:, 18:] == 255).all()
   frames = [Image.fromarray(np.full((8, 8, 3), v, np.uint8)) for v in (200, 10)]
   gif = encoded(frames[0], 'GIF', save_all=True, append_images=frames[1:])
-  assert abs(int(transforms.decode(gif).mean()) - 200) < 3
+  assert abs(int(decoding.decode(gif).mean()) - 200) < 3
 
 
 def test_a_harmless_fault_is_read_all_the_same():
   jpeg = encoded(picture(32, 32), 'JPEG')
-  assert transforms.decode(jpeg + b'trailing bytes').shape == (32, 32, 3)
+  assert decoding.decode(jpeg + b'trailing bytes').shape == (32, 32, 3)
   messy = jpeg[:-2] + b'\0\1\2' + jpeg[-2:]  # bytes before the end marker, as some cameras leave
-  assert transforms.decode(messy).shape == (32, 32, 3)
+  assert decoding.decode(messy).shape == (32, 32, 3)
 
 
 def bomb():
@@ -389,7 +390,7 @@ BROKEN = {
 @pytest.mark.parametrize('name', BROKEN)
 def test_what_cannot_be_read_says_so(name):
   for read in (
-    transforms.decode,
+    decoding.decode,
     lambda b: transforms.eval_transform(b, 16),
     lambda b: transforms.train_transform(b, Draws(), 16),
     lambda b: transforms.views(b, 16, 5),
@@ -408,14 +409,14 @@ def test_augment_from_any_kind_of_options():
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_decompression_bombs_are_refused_before_they_are_decoded(kind, monkeypatch):
-  image = encoded(picture(40, 40), kind)
-  monkeypatch.setattr(transforms, 'MAX_PIXELS', 1600)
-  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1600)
-  assert transforms.decode(image).shape == (40, 40, 3)
-  monkeypatch.setattr(transforms, 'MAX_PIXELS', 1599)
-  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 799)
-  with pytest.raises(BrokenImage, match='decompression bomb'):
-    transforms.decode(image)
+  limit = 1600 if kind == 'PNG' else 400
+  image = decoding.Part.make(encoded(picture(40, 40), kind), decoding=decoding.Decoding(limit))
+  assert decoding.decode(image).shape == (40, 40, 3)
+  image.decoding = decoding.Decoding(limit - 1)
+  monkeypatch.setattr(decoding, '_decode_any' if kind == 'JPEG' else '_rgb', None)
+  for read in (decoding.decode, lambda x: transforms.eval_transform(x, 8)):
+    with pytest.raises(BrokenImage, match=r'data\.max_pixels: refused as a decompression bomb'):
+      read(image)
 
 
 # Parts
@@ -425,16 +426,16 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(kind, monkeypat
 def test_a_part_is_the_picture_cut_out(kind, size):
   image = picture(120, 160)
   data = encoded(image, kind)
-  full = transforms.decode(data)
+  full = decoding.decode(data)
   for box, cut in {
     None: np.s_[:, :],
     (20.4, 10, 60, 70.2): np.s_[10:71, 20:60],
     (-9, -9, 50, 999): np.s_[: 50 + 70, :50],
   }.items():
-    part = transforms.Part.make(data, box)
-    np.testing.assert_array_equal(transforms.decode(part), full[cut])
+    part = decoding.Part.make(data, box)
+    np.testing.assert_array_equal(decoding.decode(part), full[cut])
     np.testing.assert_array_equal(
-      transforms.decode(transforms.Part.make(data, box, banner=60)), full[:60][cut]
+      decoding.decode(decoding.Part.make(data, box, banner=60)), full[:60][cut]
     )
     for resize in transforms.RESIZE:
       np.testing.assert_array_equal(
@@ -446,7 +447,7 @@ def test_a_part_is_the_picture_cut_out(kind, size):
         for x in (part, full[cut])
       )
       np.testing.assert_array_equal(a, b)
-  copy = pickle.loads(pickle.dumps(transforms.Part.make(data, (1, 2, 30, 40), 5)))
+  copy = pickle.loads(pickle.dumps(decoding.Part.make(data, (1, 2, 30, 40), 5)))
   assert (copy.box, copy.banner, bytes(copy)) == ((1, 2, 30, 40), 5, data)
 
 
@@ -456,7 +457,7 @@ def test_a_part_is_the_picture_cut_out(kind, size):
 def test_a_part_of_a_large_jpeg_is_read_small(box, monkeypatch):
   """The scaled decode rounds the box to its own pixels: at most half a pixel off."""
   data = encoded(picture(900, 1200, blur=12), 'JPEG', quality=95)
-  cut = np.ascontiguousarray(transforms.decode(data)[box[1] : box[3], box[0] : box[2]])
+  cut = np.ascontiguousarray(decoding.decode(data)[box[1] : box[3], box[0] : box[2]])
   sizes, decode = [], simplejpeg.decode_jpeg
 
   def spy(*args, **kw):
@@ -464,7 +465,7 @@ def test_a_part_of_a_large_jpeg_is_read_small(box, monkeypatch):
     return decode(*args, **kw)
 
   monkeypatch.setattr(simplejpeg, 'decode_jpeg', spy)
-  part = transforms.Part.make(data, box)
+  part = decoding.Part.make(data, box)
   assert error(transforms.eval_transform(part, 96), transforms.eval_transform(cut, 96)) < 2
   assert (
     error(
@@ -474,7 +475,7 @@ def test_a_part_of_a_large_jpeg_is_read_small(box, monkeypatch):
     < 4
   )
   assert max(sizes) < 900
-  shifted = transforms.Part.make(
+  shifted = decoding.Part.make(
     data, tuple(v + 12 for v in box)
   )  # an output pixel further: the error is seen
   assert error(transforms.eval_transform(shifted, 96), transforms.eval_transform(cut, 96)) > 8
@@ -493,15 +494,15 @@ def test_a_part_is_of_the_upright_picture():
   exif[0x112] = 6
   data = encoded(image, 'PNG')
   turned = encoded(Image.fromarray(image), 'JPEG', quality=100, subsampling=0, exif=exif)
-  assert transforms.decode(turned).shape == (60, 40, 3)
+  assert decoding.decode(turned).shape == (60, 40, 3)
   np.testing.assert_array_equal(
-    transforms.decode(transforms.Part.make(turned, (5, 10, 30, 50))),
-    transforms.decode(turned)[10:50, 5:30],
+    decoding.decode(decoding.Part.make(turned, (5, 10, 30, 50))),
+    decoding.decode(turned)[10:50, 5:30],
   )
   for box in ((60, 0, 70, 10), (0, 40, 10, 50), (-5, -5, 0, 0)):
     with pytest.raises(BrokenImage, match='nothing of its 60 x 40 pixels is left'):
-      transforms.decode(transforms.Part.make(data, box))
+      decoding.decode(decoding.Part.make(data, box))
   with pytest.raises(BrokenImage, match='nothing of its 60 x 40'):
-    transforms.decode(transforms.Part.make(data, None, 40))
+    decoding.decode(decoding.Part.make(data, None, 40))
   with pytest.raises(BrokenImage):
-    transforms.decode(transforms.Part.make(b'no picture', (0, 0, 1, 1)))
+    decoding.decode(decoding.Part.make(b'no picture', (0, 0, 1, 1)))

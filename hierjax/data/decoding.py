@@ -1,0 +1,311 @@
+"""Decoding of pictures: encoded bytes become uint8 [h, w, 3], RGB and upright.
+
+Memory is bounded by the number of pixels that a header claims: larger pictures are refused before
+they are decoded. A JPEG can be decoded at a half, a quarter or an eighth of its size.
+"""
+
+import functools
+import io
+import math
+import re
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 1 << 26  # of a picture; 8192 x 8192 take some 470 MB while they are decoded
+# Baseline JPEGs, which are decoded at reduced size, may be larger: up to Pillow's own limit.
+MAX_JPEG_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+JPEG_GROWTH = 4  # pixels of a JPEG that may be decoded, over those of another picture
+MAX_SCANS = 500  # of a progressive JPEG; a dozen are usual
+FULL_SIZE = 1 << 24  # pixels from which `decode` reduces a JPEG
+STRIP = 1 << 20  # pixels that are converted at a time
+OWN_RANGE = ('own',)
+
+
+class BrokenImage(ValueError):
+  """The bytes are no picture that can be read."""
+
+
+class Decoding(NamedTuple):
+  """How pictures are decoded.
+
+  Attributes:
+    max_pixels: a picture with more is refused; a JPEG that can be reduced may have four times as
+      many.
+    deep_range: of pictures with more than 8 bits, what becomes 0 and 255: (low, high), or ('own',)
+      for the least and the largest value of each picture. None cuts whole numbers to their upper 8
+      bits, and clips fractions to 0..255.
+  """
+
+  max_pixels: int = MAX_PIXELS
+  deep_range: tuple | None = None
+
+
+DEFAULT = Decoding()
+
+
+class Part(bytes):
+  """An encoded picture of which only a part is shown, or that is decoded as options say.
+
+  Attributes:
+    box: (left, top, right, bottom) in pixels of the upright picture, right and bottom excluded, as
+      far as it lies inside; None for all of it.
+    banner: rows at the lower edge that are never shown.
+    decoding: how it is decoded.
+  """
+
+  box, banner, decoding = None, 0, DEFAULT
+
+  @classmethod
+  def make(
+    cls, data: bytes, box: tuple | None = None, banner: int = 0, decoding: Decoding = DEFAULT
+  ) -> 'Part':
+    """Make a part.
+
+    Args:
+      data: the encoded picture.
+      box, banner, decoding: see the class.
+    """
+    part = cls(data)
+    part.box, part.banner, part.decoding = box, banner, decoding
+    return part
+
+
+class Picture(NamedTuple):
+  """Upright height and width; pixels(f): uint8 [h, w, 3], or from most JPEGs [h / f, w / f, 3]."""
+
+  height: int
+  width: int
+  pixels: Callable[[int], np.ndarray]
+
+
+@functools.cache
+def _formats():
+  """Pillow's formats, without those that would start a program on what stands in the file."""
+  Image.init()
+  return sorted({*Image.OPEN} - {'EPS', 'WMF'})
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+  """Return the suffixes of files that `decode` reads, in small letters: '.jpg' and so on."""
+  stubs = {'BUFR', 'GRIB', 'HDF5', 'MPEG'}  # Pillow knows these formats, but cannot read them
+  readable = {*_formats()} - stubs | {'MPO'}
+  return frozenset(s for s, name in Image.registered_extensions().items() if name in readable)
+
+
+def _check_size(width, height, limit):
+  if width * height > limit:
+    raise BrokenImage(
+      f'{width} x {height} pixels, more than the {limit} of data.max_pixels: refused as a '
+      'decompression bomb'
+    )
+
+
+def _decode_any(data, decoding):
+  """Decode any format: first frame, upright, transparent parts on white, deep pixels as 8 bits."""
+  try:
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+      _check_size(*image.size, decoding.max_pixels)
+      if image.format in ('ICO', 'ICNS', 'CUR'):
+        # they hold PNGs with sizes of their own
+        for header in re.findall(rb'IHDR(.{8})', data, re.DOTALL):
+          _check_size(*struct.unpack('>II', header), decoding.max_pixels)
+      deep = _deep_colours(data, image) if decoding.deep_range else None
+      image.load()
+      ImageOps.exif_transpose(image, in_place=True)
+      if deep is not None:
+        return _scaled(deep, decoding.deep_range)
+      if image.mode.startswith('I') or image.mode == 'F':
+        return np.repeat(_grey(image, decoding.deep_range)[..., None], 3, -1)
+      return _rgb(image)
+  except BrokenImage:
+    raise
+  except UnidentifiedImageError as error:
+    raise BrokenImage('not an image') from error
+  except Exception as error:
+    # Pillow raises OSError, SyntaxError, struct.error and more, as the bytes fall
+    raise BrokenImage(str(error) or type(error).__name__) from error
+
+
+def _rgb(image):
+  """The pixels of an image in 8 bits, converted in strips: copies of all of it are large."""
+  has_alpha = image.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in image.info
+
+  def convert(part):
+    if has_alpha:
+      part = part.convert('RGBA')
+      part = Image.alpha_composite(Image.new('RGBA', part.size, 'white'), part)
+    return np.asarray(part.convert('RGB'))
+
+  w, h = image.size
+  rows = max(1, STRIP // w)
+  if h <= rows:
+    return convert(image)
+  out = np.empty((h, w, 3), np.uint8)
+  for top in range(0, h, rows):
+    out[top : top + rows] = convert(image.crop((0, top, w, min(h, top + rows))))
+  return out
+
+
+def _grey(image, deep_range):
+  """The pixels of a grey image of 16 or 32 bits, uint8 [h, w]."""
+  grey = np.asarray(image)
+  if deep_range:
+    return _scaled(grey, deep_range)
+  if image.mode != 'F' and (image.mode != 'I' or grey.max(initial=0) > 255):
+    grey = grey >> 8
+  return np.clip(grey, 0, 255).astype(np.uint8)
+
+
+def _scaled(values, deep_range):
+  """Scale numbers so that a range, (low, high) or their own, becomes 0..255."""
+  is_own = deep_range == OWN_RANGE
+  low, high = map(float, (np.nanmin(values), np.nanmax(values)) if is_own else deep_range)
+  scale, out = 255 / max(high - low, 1e-30), np.empty(values.shape, np.uint8)
+  rows = max(1, STRIP // values.shape[1])
+  for top in range(0, len(values), rows):
+    strip = np.nan_to_num((values[top : top + rows] - low) * scale)
+    out[top : top + rows] = np.clip(np.rint(strip), 0, 255)
+  return out
+
+
+def _has_deep_colours(data, image):
+  if image.mode not in ('RGB', 'RGBA', 'LA'):
+    return False
+  if image.format == 'PNG':
+    return data[24:25] == b'\x10'
+  return image.format == 'TIFF' and max(image.tag_v2.get(258, (8,))) > 8
+
+
+def _deep_colours(data, image):
+  """The pixels of a colour image of 16 bits a channel, [h, w, 3] upright; None for another."""
+  if not _has_deep_colours(data, image):
+    return None
+  pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  if pixels is None or pixels.ndim != 3 or pixels.shape[2] < 3:
+    return None
+  return _upright(pixels[..., 2::-1], image.getexif().get(0x112, 1))
+
+
+def is_deep(data: bytes) -> bool:
+  """Whether a picture has more than 8 bits a channel; False if it cannot be read."""
+  if data[:2] == b'\xff\xd8':
+    return False
+  try:
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+      return image.mode.startswith('I') or image.mode == 'F' or _has_deep_colours(data, image)
+  except Exception:
+    # as in _decode_any, which says what is wrong
+    return False
+
+
+def _orientation(data):
+  """EXIF orientation of a JPEG, 1 to 8; 1 for a damaged tag."""
+  if b'Exif\0\0' not in data[: 1 << 16]:
+    return 1
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      orientation = image.getexif().get(0x112, 1)
+    return orientation if orientation in range(1, 9) else 1
+  except Exception:
+    return 1
+
+
+def _upright(image, orientation):
+  """Undo an EXIF orientation: 5 to 8 are transposed, then each is mirrored as it needs."""
+  if orientation >= 5:
+    image = image.swapaxes(0, 1)
+  if orientation in (2, 3, 6, 7):
+    image = image[:, ::-1]
+  if orientation in (3, 4, 7, 8):
+    image = image[::-1]
+  return np.ascontiguousarray(image)
+
+
+def _is_progressive(data):
+  """Whether a JPEG is: it needs memory for all of its coefficients, whatever is decoded."""
+  place = 2
+  while data[place : place + 1] == b'\xff' and place + 4 <= len(data):
+    marker = data[place + 1]
+    if marker != 0xFF and 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+      return marker in (0xC2, 0xC6, 0xCA, 0xCE)
+    # any number of bytes 0xff may stand before a marker
+    place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4])
+  return False
+
+
+def open_picture(image: bytes | np.ndarray) -> Picture:
+  """Open what encoded bytes, a `Part` or uint8 [h, w, 3] show; `BrokenImage` if they cannot be."""
+  if not isinstance(image, Part):
+    return _open_all(image, DEFAULT)
+  h, w, pixels = _open_all(image, image.decoding)
+  left, top, right, bottom = image.box or (0, 0, w, h)
+  x, x1 = max(0, math.floor(left)), min(w, math.ceil(right))
+  y, y1 = max(0, math.floor(top)), min(h - image.banner, math.ceil(bottom))
+  if x >= x1 or y >= y1:
+    box = f'{left:g}, {top:g}, {right:g}, {bottom:g}'
+    raise BrokenImage(f'nothing of its {w} x {h} pixels is left within {box}')
+
+  def part(f):
+    reduced = pixels(f)
+    if reduced.shape[:2] == (h, w):
+      f = 1
+    row, column = round(y / f), round(x / f)  # at most half a reduced pixel off
+    return reduced[row : row + -(-(y1 - y) // f), column : column + -(-(x1 - x) // f)]
+
+  return Picture(y1 - y, x1 - x, part)
+
+
+def _open_all(image, decoding):
+  """The whole picture."""
+  if isinstance(image, np.ndarray):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+      raise BrokenImage(f'expected uint8 [h, w, 3], found {image.dtype} {list(image.shape)}')
+    return Picture(*image.shape[:2], lambda f: image)
+  if image[:2] == b'\xff\xd8':
+    try:
+      h, w, space, _ = simplejpeg.decode_jpeg_header(image)
+    except ValueError:
+      h, w, space = 0, 0, ''
+    if h and space in ('Gray', 'YCbCr', 'RGB'):
+      _check_jpeg(image, w, h, decoding.max_pixels)
+      return _open_jpeg(image, h, w, decoding)
+  pixels = _decode_any(image, decoding)
+  return Picture(*pixels.shape[:2], lambda f: pixels)
+
+
+def _check_jpeg(data, w, h, max_pixels):
+  if not _is_progressive(data):
+    return _check_size(w, h, min(JPEG_GROWTH * max_pixels, MAX_JPEG_PIXELS))
+  _check_size(w, h, max_pixels)
+  if data.count(b'\xff\xda') > MAX_SCANS:
+    raise BrokenImage(f'has more than {MAX_SCANS} scans: refused as a decompression bomb')
+
+
+def _open_jpeg(data, h, w, decoding):
+  orientation = _orientation(data)
+
+  def pixels(f):
+    try:
+      image = simplejpeg.decode_jpeg(data, min_height=-(-h // f), min_width=-(-w // f))
+    except ValueError:
+      return _decode_any(data, decoding)  # decides whether the fault is a harmless one
+    return _upright(image, orientation)
+
+  return Picture(w, h, pixels) if orientation >= 5 else Picture(h, w, pixels)
+
+
+def decode(image: bytes | np.ndarray) -> np.ndarray:
+  """Decode a picture to uint8 [h, w, 3], RGB and upright; `BrokenImage` if it cannot be read.
+
+  Of a JPEG with more than 16 million pixels, a half, a quarter or an eighth of the size.
+  """
+  h, w, pixels = open_picture(image)
+  factor = next((f for f in (1, 2, 4) if h * w <= FULL_SIZE * f * f), 8)
+  return pixels(factor)

@@ -110,12 +110,12 @@ def _check_size(width, height, limit):
 def _decode_any(data, decoding):
   """Decode any format: first frame, upright, transparent parts on white, deep pixels as 8 bits."""
   try:
+    if data.startswith((b'\0\0\1\0', b'icns')):
+      # icons hold PNGs with sizes of their own, which are decoded when the icon is opened
+      for header in re.findall(rb'IHDR(.{8})', data, re.DOTALL):
+        _check_size(*struct.unpack('>II', header), decoding.max_pixels)
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
       _check_size(*image.size, decoding.max_pixels)
-      if image.format in ('ICO', 'ICNS', 'CUR'):
-        # they hold PNGs with sizes of their own
-        for header in re.findall(rb'IHDR(.{8})', data, re.DOTALL):
-          _check_size(*struct.unpack('>II', header), decoding.max_pixels)
       deep = _deep_colours(data, image) if decoding.deep_range else None
       image.load()
       ImageOps.exif_transpose(image, in_place=True)

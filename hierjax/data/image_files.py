@@ -213,6 +213,8 @@ def check_files(
   index = [i for i in index if i not in table.invalid]
   listings = {}
   missing = [i for i in index if not _is_listed(root, table.files[i], listings)]
+  links = [file for file in map(table.files.__getitem__, index) if _is_link(file, listings)]
+  note_links(root, [*filter(None, listings), *links], findings)
   if not missing:
     return
   table.missing.update(missing)
@@ -237,10 +239,16 @@ def _is_listed(root, file, listings):
   folder, name = os.path.split(file)
   if folder not in listings:
     try:
-      listings[folder] = set(os.listdir(os.path.join(root, folder)))
+      with os.scandir(os.path.join(root, folder)) as entries:
+        listings[folder] = {entry.name: entry.is_symlink() for entry in entries}
     except (OSError, ValueError):
-      listings[folder] = set()
+      listings[folder] = {}
   return name in listings[folder]
+
+
+def _is_link(file, listings):
+  folder, name = os.path.split(file)
+  return listings[folder].get(name, False)
 
 
 def _similar(file, listings):

@@ -6,12 +6,14 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 
+MAX_WORD = 40  # letters; the slips of longer words are too many to compare
+
 
 def near_duplicates(names: Sequence[str]) -> list[tuple[str, str, str]]:
   """Find pairs of names that are probably the same.
 
   They differ in case, accents, spaces and punctuation only; or by one slip in one word of at least
-  five letters and no digit (two slips from ten letters on).
+  five letters and no digit (two slips from ten letters on; words over `MAX_WORD` are left out).
 
   Args:
     names: of one level.
@@ -31,7 +33,7 @@ def near_duplicates(names: Sequence[str]) -> list[tuple[str, str, str]]:
   slots = defaultdict(dict)  # the name without one of its words -> {that word: name}
   for first, *_ in folded.values():
     for i, word in enumerate(words[first]):
-      if len(word) >= 5 and not re.search(r'\d', word):
+      if 5 <= len(word) <= MAX_WORD and not re.search(r'\d', word):
         slots[i, *words[first][:i], None, *words[first][i + 1 :]][word] = first
   for slot in slots.values():
     pairs += [(slot[a], slot[b], 'are nearly the same') for a, b in _slips(slot)]

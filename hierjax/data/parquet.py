@@ -142,13 +142,14 @@ def _encode(path, store, labels, taxonomy, findings):
     # -1 at the end, where unknown labels point to
     lookup = np.full(len(names) + 1, -1, np.int64)
     if bare:
-      lookup[:-1] = [int(name) for name in names]  # they stand in the order of the taxonomy
-      low, high = min(map(int, names), default=0), max(map(int, names), default=-1)
+      numbers = [int(name) for name in names]  # they stand in the order of the taxonomy
+      low, high = min(numbers, default=0), max(numbers, default=-1)
       if high >= len(taxonomy.names[k]) or low < 0:
         text = f'{labels[level]} goes from {low} to {high}, the taxonomy has '
         text += f'{len(taxonomy.names[k])} classes of {level}'
         findings.error(str(path), 'label not in the taxonomy', text)
         continue
+      lookup[:-1] = numbers
     for i, name in enumerate(() if bare else names):
       try:
         lookup[i] = taxonomy.encode({level: name})[k]

@@ -5,7 +5,6 @@ labels_K.npy of int32 codes for column K of labels (-1 unknown), and meta.json w
 names: a name from elsewhere is no part of a path.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -26,6 +25,7 @@ IMAGE_COLUMNS = ('img', 'image', 'images')
 
 MAX_GROWTH = 64  # bytes of the copy over those of the file; images hardly shrink in it
 MAX_ROWS = 1 << 20  # of a file with fewer bytes than rows
+MAX_NAME = 1000  # letters of a class
 BATCH_BYTES = 1 << 27  # of the rows that are read at a time, as far as the file tells
 
 
@@ -129,8 +129,8 @@ def _convert(path, folder, max_bytes):
   ]
   names = _class_names(path, schema.metadata or {})
   limit = max(max_bytes, MAX_GROWTH * path.stat().st_size)
-  batch_rows = _batch_rows(path, file, limit)
-  ends, labels = _copy(path, file, batch_rows, image, columns, folder, max_bytes, limit)
+  batches = _batches(path, file, _batch_rows(path, file, limit), [image, *columns])
+  ends, labels = _copy(path, batches, image, columns, folder, max_bytes, limit)
   if not ends or not ends[-1]:
     raise UserError(f'{path}: column {image!r} holds no bytes')
   meta = {'rows': len(ends), 'columns': {}}
@@ -152,24 +152,22 @@ def _values(kind):
 
 def _open(path):
   """Open a Parquet file, whose metadata may claim anything."""
-  from pyarrow import parquet
-
-  with _damage_explained(path, 'cannot be read as Parquet'):
-    return parquet.ParquetFile(path)
-
-
-@contextlib.contextmanager
-def _damage_explained(path, words):
-  """Turn Arrow's errors, of many kinds, into one line."""
-  from pyarrow import ArrowException
+  from pyarrow import ArrowException, parquet
 
   try:
-    yield
-  except UserError:
-    raise
-  except (ArrowException, ValueError, OSError, MemoryError, TypeError) as error:
-    reason = (str(error).splitlines() or [''])[0][:200]
-    raise UserError(f'{path}: {words} ({reason})') from None
+    file = parquet.ParquetFile(path)
+    names = file.schema_arrow.names
+  except (ArrowException, ValueError, OSError, MemoryError) as error:
+    raise _damaged(path, 'cannot be read as Parquet', error) from None
+  repeated = next((name for i, name in enumerate(names) if name in names[:i]), None)
+  if repeated is not None:
+    raise UserError(f'{path}: has several columns {repeated!r}')
+  return file
+
+
+def _damaged(path, words, error):
+  reason = (str(error).splitlines() or [''])[0][:200]
+  return UserError(f'{path}: {words} ({reason})')
 
 
 def _batch_rows(path, file, limit):
@@ -198,14 +196,11 @@ def _bomb(path, size, limit):
   )
 
 
-def _copy(path, file, batch_rows, image, columns, folder, max_bytes, limit):
+def _copy(path, batches, image, columns, folder, max_bytes, limit):
   """Write the images; returns where each ends, and {column: its values}."""
   values, distinct, ends, end = {c: [] for c in columns}, {}, [], 0
-  with (
-    open(folder / 'images.bin', 'wb') as out,
-    _damage_explained(path, 'is damaged or was cut short'),
-  ):
-    for batch in file.iter_batches(batch_rows, columns=[image, *columns]):
+  with open(folder / 'images.bin', 'wb') as out:
+    for batch in batches:
       for item in batch.column(image):
         data = _image_bytes(path, image, item.as_py())
         end += len(data)
@@ -222,6 +217,17 @@ def _copy(path, file, batch_rows, image, columns, folder, max_bytes, limit):
         # one string for each class, however many rows have it
         values[c] += [distinct.setdefault(v, v) for v in batch.column(c).to_pylist()]
   return ends, values
+
+
+def _batches(path, file, rows, columns):
+  """Yield batches of so many rows."""
+  from pyarrow import ArrowException
+
+  try:
+    yield from file.iter_batches(rows, columns=columns)
+  except (ArrowException, ValueError, OSError, MemoryError) as error:
+    # a damaged page may claim any size
+    raise _damaged(path, 'is damaged or was cut short', error) from None
 
 
 def _image_bytes(path, column, item):
@@ -247,6 +253,11 @@ def _encode(path, column, values, names, is_integer):
     bare = is_integer
   else:
     bare = False
+  longest = max(map(len, names), default=0)
+  if longest > MAX_NAME:
+    raise UserError(
+      f'{path}: {column} has a name of {longest} letters, at most {MAX_NAME} are read'
+    )
   codes = [-1 if v is None or v < 0 else v for v in values]
   return bare, names, np.array(codes, np.int32)
 

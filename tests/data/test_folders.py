@@ -377,3 +377,15 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'scandir', scandir)
   expected = {'train': {'cat': 4}, 'val': {'cat': 1}}
   assert_reads(root, expected, ('dog: cannot be read (Permission denied); it is left out',))
+
+
+def test_links_out_of_the_folder_of_a_csv_are_noted(tmp_path):
+  draw(tmp_path / 'outside', 'dog*2')
+  root = draw(tmp_path / 'data', 'cat*3')
+  os.symlink(tmp_path / 'outside/dog', root / 'dog')
+  os.symlink(tmp_path / 'outside/dog/0.png', root / 'cat/7.png')
+  rows = [f'{name}/{i}.png,{name}' for name, i in (('cat', 0), ('cat', 7), ('dog', 0), ('dog', 1))]
+  (root / 'labels.csv').write_text('\n'.join(['file,name', *rows]))
+  notes = [note for note in sources.load(options(root)).notes if 'lead out of' in note]
+  assert len(notes) == 1 and 'dog -> ' in notes[0] and notes[0].endswith('and 1 more')
+  os.remove(root / 'labels.csv')

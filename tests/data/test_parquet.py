@@ -78,7 +78,8 @@ def test_splits_by_the_names_of_files_and_folders(tmp_path, name):
   files, expected = SPLITS[name]
   for file, n in files.items():
     write(tmp_path / 'data' / file, n)
-  changes = {'train': 'fold1', 'val': 'fold2'} if 'fold1' in expected else {'val_share': 0.0}
+  changes = {} if 'val' in expected else {'val_share': 0.0}
+  changes = {'train': 'fold1', 'val': 'fold2'} if 'fold1' in expected else changes
   data = options(tmp_path / 'data', **changes)
   assert agreement.assert_agree(data) == ''
   loaded = sources.load(data)
@@ -95,7 +96,7 @@ def test_splits_by_the_names_of_files_and_folders(tmp_path, name):
       assert examples.reader(i) == tables[file][int(row)].as_py()['bytes']
   report = lint.check(data)
   assert report.counts['error'] == 0
-  assert any('a split ' in str(p) for p in report.problems) == ('more' in expected)
+  assert any('like no split' in str(p) for p in report.problems) == ('more' in expected)
 
 
 def test_a_file_and_its_folder_that_disagree(tmp_path):
@@ -156,12 +157,13 @@ def test_one_picture_in_all_rows(tmp_path, cache):
   size = packed(tmp_path / 'data/train.parquet', column)
   assert size < 4000
   before = pa.total_allocated_bytes()
-  refuse(tmp_path, cache, r'train.parquet: unpacks to 256 MiB or more, over 256 MiB: refused as a')
+  refuse(tmp_path, cache, r'train.parquet: unpacks to 257 MiB or more, over 256 MiB: refused as a')
   assert pa.total_allocated_bytes() - before < 1 << 26
 
 
 def test_one_row_of_much(tmp_path, cache):
-  packed(tmp_path / 'data/train.parquet', pa.array([bytes(3 << 20), b'x']), use_dictionary=False)
+  row = np.random.default_rng(0).bytes(3 << 20)
+  packed(tmp_path / 'data/train.parquet', pa.array([row, b'x']))
   pattern = r'train.parquet: row 1 has 3 MiB, over --config.data.max_bytes=2000000'
   refuse(tmp_path, cache, pattern, max_bytes=2_000_000)
   packed(tmp_path / 'data/train.parquet', pa.array([bytes(9 << 20), b'x']), use_dictionary=False)
@@ -174,8 +176,7 @@ def test_a_label_of_much(tmp_path, cache):
   table = pa.table({'image': pictures(200), 'kind_label': labels})
   (tmp_path / 'data').mkdir()
   pq.write_table(table, tmp_path / 'data/train.parquet', compression='zstd')
-  error = agreement.assert_agree(options(tmp_path / 'data'))
-  assert '\n' not in error and len(error) < 1000
+  refuse(tmp_path, cache, 'kind_label has a name of 1048576 letters, at most 1000 are read')
 
 
 def test_rows_without_end(tmp_path, cache, monkeypatch):
@@ -207,12 +208,14 @@ def test_labels_of_any_type(tmp_path, kind):
   (tmp_path / 'data').mkdir()
   table = pa.table({'image': pictures(4), 'kind_label': values})
   pq.write_table(table, tmp_path / 'data/train.parquet')
-  if kind in ('bool', 'float'):
-    agreement.refuses(options(tmp_path / 'data'), 'no column LEVEL_label')
+  faults = {'bool': 'no column LEVEL_label', 'float': 'no column LEVEL_label'}
+  faults['uint64'] = 'kind_label goes from 0 to 9223372036854775808, the taxonomy has 3 classes'
+  if kind in faults:
+    agreement.refuses(options(tmp_path / 'data'), faults[kind])
     return
   assert agreement.assert_agree(options(tmp_path / 'data')) == ''
   labels = sources.load(options(tmp_path / 'data', val_share=0.0)).splits['train'].labels
-  assert labels[:, 0].tolist() in ([0, 1, -1, 1], [0, 2, 1, 2])
+  assert labels[:, 0].tolist() == [0, 1, -1, 1]
 
 
 # MATLAB

@@ -115,10 +115,10 @@ def test_a_file_and_its_folder_that_disagree(tmp_path):
 def test_a_columns_name_is_no_path(tmp_path, cache, name):
   """Nothing is written beside the copy, and images and labels are what the file has."""
   name = name.replace('/ABS', str(tmp_path))
-  write(tmp_path / 'data/train.parquet', 6, f'{name}_label', ids=list(range(6)))
+  write(tmp_path / 'data/train.parquet', 6, **{name: list(range(6))})
   before = set(tmp_path.rglob('*'))
   data = sources.load(options(tmp_path / 'data', val_share=0.0))
-  assert content(data) == {'train': {'cat': 3, 'dog': 3}} and data.taxonomy.levels == (name,)
+  assert content(data) == {'train': {'cat': 3, 'dog': 3}} and data.taxonomy.levels == ('kind',)
   rows = pq.read_table(tmp_path / 'data/train.parquet')['image'].to_pylist()
   reader = data.splits['train'].reader
   assert [reader(i) for i in range(6)] == [row['bytes'] for row in rows]

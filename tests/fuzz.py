@@ -49,7 +49,7 @@ from hierjax.cli import errors
 from hierjax.core import archives, config, json_files
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError
-from hierjax.data import lint, matfile, sources, transforms
+from hierjax.data import decoding, lint, matfile, sources, transforms
 from hierjax.data.published import cifar, layout
 from hierjax.evaluate import rules
 from hierjax.models import torch_files
@@ -232,8 +232,8 @@ def read_data(folder: pathlib.Path) -> None:
   data = sources.load(options)
   for examples in data.splits.values():
     for i in range(min(3, len(examples.files))):
-      with contextlib.suppress(transforms.BrokenImage, OSError):
-        transforms.decode(examples.reader(i))
+      with contextlib.suppress(decoding.BrokenImage, OSError):
+        decoding.decode(examples.reader(i))
 
 
 # Parquet
@@ -502,11 +502,11 @@ def _with_checksums(data: bytes) -> bytes:
 def read_image(folder: pathlib.Path) -> None:
   """Decode and resize."""
   data = (folder / 'x').read_bytes()
-  with contextlib.suppress(transforms.BrokenImage):
-    image = transforms.decode(data)
+  with contextlib.suppress(decoding.BrokenImage):
+    image = decoding.decode(data)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
       raise AssertionError(f'an image {image.dtype} {image.shape}')
-  with contextlib.suppress(transforms.BrokenImage):
+  with contextlib.suppress(decoding.BrokenImage):
     transforms.eval_transform(data, 32, 'crop')
 
 

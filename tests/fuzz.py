@@ -288,7 +288,7 @@ def change_parquet(rng: random.Random, files: Files) -> Files:
     case 4:
       metadata[b'huggingface'] = change_bytes(rng, metadata.get(b'huggingface', b'{}'))
     case 5:
-      size = rng.choice((2**10, 2**20, 2**24))
+      size = rng.choice((2**10, 2**10, 2**20, 2**22))
       columns['image'] = [{'bytes': bytes(size), 'path': word(rng)} for _ in range(6)]
   try:
     return {**files, name: parquet_file(columns, metadata, compression='zstd')}

@@ -224,7 +224,9 @@ def _batches(path, file, rows, columns):
   from pyarrow import ArrowException
 
   try:
-    yield from file.iter_batches(rows, columns=columns)
+    for batch in file.iter_batches(rows, columns=columns):
+      batch.validate(full=True)  # texts are UTF-8
+      yield batch
   except (ArrowException, ValueError, OSError, MemoryError) as error:
     # a damaged page may claim any size
     raise _damaged(path, 'is damaged or was cut short', error) from None

@@ -1,8 +1,10 @@
-"""Named pipes in the place of a data set's files: refused at once, where a reader would wait."""
+"""Files of a data set that a reader would wait at, and texts in them that are no text."""
 
 import os
 import signal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import test_layouts
 
@@ -47,6 +49,21 @@ def _no_waiting():
   signal.alarm(30)
   yield
   signal.alarm(0)
+
+
+@pytest.mark.parametrize('column', ['make_label', 'image'])
+def test_a_parquet_text_that_is_no_text(column, tmp_path):
+  """Arrow keeps bytes that are not UTF-8 as text; Python cannot."""
+  bad = pa.array([b'\x80', b'a']).view(pa.string())
+  picture = pa.array([test_layouts.encoded(1)] * 2)
+  image = pa.StructArray.from_arrays([picture, bad], ['bytes', 'path'])
+  columns = {'image': image, 'make_label': pa.array(['a', 'b']), column: bad}
+  columns['image'] = image if column == 'image' else picture
+  pq.write_table(pa.table(columns), tmp_path / 'train.parquet')
+  options = config.default().data
+  options.root = str(tmp_path)
+  with pytest.raises(UserError, match=r'train\.parquet: is damaged or was cut short'):
+    sources.load(options)
 
 
 @pytest.mark.parametrize(('kind', 'name'), FILES)

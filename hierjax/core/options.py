@@ -190,7 +190,11 @@ def names(text: str | Sequence[str], separator: str = ',') -> tuple[str, ...]:
     separator: what separates them.
   """
   if isinstance(text, str):
-    text = literal(text) if text.strip()[:1] in ('(', '[') else text.split(separator)
+    value = literal(text) if text.strip()[:1] in ('(', '[') else text.split(separator)
+    value = (value,) if isinstance(value, str) else value
+    if not isinstance(value, list | tuple):
+      raise ValueError(f'{text!r} is not a list of names')
+    text = value
   return tuple(str(t).strip() for t in text if str(t).strip())
 
 

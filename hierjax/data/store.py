@@ -179,13 +179,12 @@ def _batch_rows(path, file, limit):
       'decompression bomb'
     )
   for i in range(metadata.num_row_groups):
-    group = metadata.row_group(i)
-    for k in range(group.num_columns):
-      chunk = group.column(k)
-      if chunk.total_uncompressed_size > limit:
-        raise _bomb(path, chunk.total_uncompressed_size, limit)
-      # each row may hold the largest entry of a dictionary
-      rows = min(rows, max(1, BATCH_BYTES // max(1, chunk.total_uncompressed_size)))
+    # of all columns: to ask for a single one ends the process where its metadata are damaged
+    size = metadata.row_group(i).total_byte_size
+    if size > limit:
+      raise _bomb(path, size, limit)
+    # each row may hold the largest entry of a dictionary
+    rows = min(rows, max(1, BATCH_BYTES // max(1, size)))
   return rows
 
 

@@ -187,3 +187,25 @@ def test_a_list_becomes_a_tuple():
   """As JSON and config files may give them; a config then equals the one that was saved."""
   value = OPTIONS['data.multi'].convert(['kind', 'colour'])
   assert value == ('kind', 'colour') and isinstance(value, tuple)
+
+
+@pytest.mark.parametrize('text', ['(0)', '(0.5)', '[1', '(None)', '(True)', '({"a": 1})', '(b"a")'])
+def test_a_literal_that_is_no_list_of_names(text):
+  """A number in brackets is no list of names."""
+  with pytest.raises(UserError, match='is not a'):
+    OPTIONS['model.levels'].convert(text)
+
+
+def test_one_name_in_brackets_is_one_name():
+  """It was taken for a list of its letters."""
+  assert OPTIONS['model.levels'].convert("('make')") == ('make',)
+  assert OPTIONS['model.levels'].convert("('make', 'model')") == ('make', 'model')
+
+
+@pytest.mark.parametrize(
+  'text', ['1e999', '5', 'None', "'heads'", '[1]', '[[1]]', '{1: 2}', '\ud800']
+)
+def test_a_curriculum_that_is_no_list_of_phases(text):
+  """Whatever Python's literals are."""
+  with pytest.raises(UserError, match=r'--config\.curriculum'):
+    OPTIONS['curriculum'].convert(text)

@@ -66,6 +66,24 @@ def test_a_parquet_text_that_is_no_text(column, tmp_path):
     sources.load(options)
 
 
+def test_damaged_metadata_of_a_parquet_column_do_not_end_the_process(tmp_path, monkeypatch):
+  """To ask pyarrow for a column whose histogram has a wrong length aborts it."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  picture = [{'bytes': test_layouts.encoded(1), 'path': 'a'}] * 2
+  (tmp_path / 'data').mkdir()
+  path = tmp_path / 'data' / 'train.parquet'
+  pq.write_table(pa.table({'image': picture, 'make_label': ['a', 'b']}), path)
+  content, options = path.read_bytes(), config.default().data
+  options.root, messages = str(path.parent), []
+  for i in (i for i, byte in enumerate(content) if byte == 2):
+    path.write_bytes(content[:i] + b'\x12' + content[i + 1 :])
+    try:
+      sources.load(options)
+    except UserError as e:
+      messages.append(str(e))
+  assert any('histogram' in message for message in messages)
+
+
 @pytest.mark.parametrize(('kind', 'name'), FILES)
 def test_a_pipe_is_refused(kind, name, tmp_path):
   """By name, in loading and in lint."""

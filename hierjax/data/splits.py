@@ -102,7 +102,7 @@ def _named(options, table, findings):
     if first != name:
       text = f'the splits {first!r} and {name!r} differ only in case'
       findings.error(options.root, 'splits', text)
-  if splits is None:
+  if not names:
     return _Named(np.full(len(table.files), train, object), [], 'the data name no split')
   splits = np.array(splits, object)
   if options.divide is None:
@@ -138,7 +138,7 @@ def _fill(options, table, named, splits, is_free, findings):
     share = options.val_share / (1 - options.test_share if is_divided else 1)
     portions[options.val] = _share(options, table, source)
     splits[_draw(table, rows, share, options.split_seed)] = options.val
-  if portions:
+  if portions and is_free.any():
     count = Counter(splits[is_free].tolist())
     names = dict.fromkeys([options.train, source, *reversed(portions)])
     parts = [f'{count[n]} {n}' + (f' ({portions[n]})' if n in portions else '') for n in names]

@@ -638,7 +638,7 @@ def densenet8(monkeypatch):
   """step(options) of a small DenseNet: from (params, images) to gradients and new running
   statistics; and parameters to take it at. Their biases are drawn: where a norm's are 0, the norms
   after it take its scale away, and the gradient is nothing but rounding."""
-  monkeypatch.setitem(densenet.VARIANTS, 8, (4, (3, 1, 1, 1), 8))
+  monkeypatch.setitem(densenet.VARIANTS, 8, (4, (4, 1, 1, 1), 8))
   variables, rng = initializers.init(densenet.DenseNet(8), 0), np.random.default_rng(1)
   params = jax.tree_util.tree_map_with_path(
     lambda path, p: rng.uniform(-1, 1, p.shape).astype('f4') if path[-1].key == 'bias' else p,

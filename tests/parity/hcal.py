@@ -53,6 +53,7 @@ def evaluate(name, options=None, **changes):
     balancer=None,
     balance_at='features',
     labels=None,
+    momentum=None,
     schedule=None,
     clip=None,
     ema=None,

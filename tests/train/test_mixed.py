@@ -741,7 +741,7 @@ def test_beside_from_the_command_line(tmp_path, monkeypatch):
       ]
   assert records == 32
   (run / 'explain_val.npz').unlink()
-  command('--mode=report', f'--workdir={run}')
+  command('--mode=report', f'--workdir={run}', f'--config.data.root={data}')
   page = (run / 'report.html').read_text()
   assert 'could not be made' not in page and (run / 'explain_val.npz').exists()
   for section in (

@@ -5,6 +5,7 @@ import fcntl
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -114,3 +115,16 @@ def finished_run(shared_folder) -> pathlib.Path:
 def run_copy(finished_run, tmp_path) -> pathlib.Path:
   """A copy of the finished run that a test may change."""
   return pathlib.Path(shutil.copytree(finished_run, tmp_path / 'run'))
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+  """A test that waits for ever fails after half a minute."""
+
+  def stop(*_):
+    raise AssertionError('waits for ever')
+
+  signal.signal(signal.SIGALRM, stop)
+  signal.alarm(30)
+  yield
+  signal.alarm(0)

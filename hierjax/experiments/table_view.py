@@ -19,8 +19,8 @@ from hierjax.report.formats import count, listed
 
 AGAINST_NOTE = (
   'Differences{to} in percentage points, with the 95% interval over the images (paired bootstrap) '
-  "and the seeds: {seeds}. Δm is the mean over the levels of the relative change of the heads' own "
-  'top-1.'
+  "and the seeds: {seeds}. Δm is the mean over the levels of the relative change of the heads' "
+  'own top-1.'
 )
 SEVERAL = 'the deviations over the seeds, with Welch’s t'
 FEW = (

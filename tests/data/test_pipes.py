@@ -1,7 +1,6 @@
 """Files of a data set that a reader would wait at, and texts in them that are no text."""
 
 import os
-import signal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,17 +37,7 @@ FILES = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting():
-  """A test that waits for ever fails after half a minute."""
-
-  def stop(*_):
-    raise AssertionError('waits for ever')
-
-  signal.signal(signal.SIGALRM, stop)
-  signal.alarm(30)
-  yield
-  signal.alarm(0)
+pytestmark = pytest.mark.usefixtures('no_waiting')
 
 
 @pytest.mark.parametrize('column', ['make_label', 'image'])

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import signal
 
 import numpy as np
 import pytest
@@ -23,17 +22,7 @@ from hierjax.train import log
 TAXONOMY = Taxonomy.from_rows(('make', 'model'), [('a', 'a 1'), ('a', 'a 2'), ('b', 'b 1')])
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting():
-  """A test that waits for ever fails after half a minute."""
-
-  def stop(*_):
-    raise AssertionError('waits for ever')
-
-  signal.signal(signal.SIGALRM, stop)
-  signal.alarm(30)
-  yield
-  signal.alarm(0)
+pytestmark = pytest.mark.usefixtures('no_waiting')
 
 
 def make_run(folder, **options) -> pathlib.Path:

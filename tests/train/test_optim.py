@@ -207,7 +207,7 @@ def test_cycled_momentum_of_sgd_and_of_other_schedules():
 
 @pytest.mark.parametrize('decay', [0.5, 0.8, 0.999, 0.9999999, 1 - 1e-12])
 def test_average_of_the_weights_against_its_closed_form(decay):
-  """Σ decay^(t-i) x_i / Σ decay^(t-i), also where the decay is so near to 1 that it is the mean."""
+  """Σ decay^(t-i) x_i / Σ decay^(t-i), also where the decay is near 1 and it is the mean."""
   x = np.random.default_rng(0).normal(size=40)
   average = jnp.float32(3)  # the initial value, which has no part in it
   for t in range(1, 41):

@@ -96,6 +96,8 @@ _DATA = (
          '[0, 10]'),
   Option('data.limit', None, 'at most so many images of each split, classes in proportion',
          '[1, inf)', int),
+  Option('data.train_limit', None, 'at most so many training images, classes in proportion',
+         '[1, inf)', int),
   Option('data.unlabelled', 0.0, "share of each class's images whose finest label is hidden",
          '[0, 1)', float, levels='exclusive'),
   Option('data.partial', 'keep',

@@ -348,18 +348,19 @@ def hold_out(options: ConfigDict, data: Dataset) -> Dataset:
 
 
 def reduce_splits(options: ConfigDict, data: Dataset) -> Dataset:
-  """Apply `data.limit` to every split, `data.unlabelled` and `data.partial` to training.
+  """Apply `data.limit` to every split; `train_limit`, `unlabelled` and `partial` to training.
 
   Args:
     options: `config.data`.
     data: all splits.
   """
   splits, notes = dict(data.splits), list(data.notes)
-  for name, examples in data.splits.items():
-    n = len(examples.labels)
-    if options.limit and options.limit < n:
-      splits[name] = _limited(examples, options.limit, options.split_seed)
-      notes.append(f'{options.limit} of {n} {name} examples are used (data.limit)')
+  limits = [('limit', name) for name in splits] + [('train_limit', options.train)]
+  for option, name in limits:
+    limit, n = options[option], len(splits[name].labels) if name in splits else 0
+    if limit and limit < n:
+      splits[name] = _limited(splits[name], limit, options.split_seed)
+      notes.append(f'{limit} of {n} {name} examples are used (data.{option})')
   train = splits.get(options.train)
   if train is None:
     return Dataset(data.taxonomy, splits, notes)

@@ -295,6 +295,9 @@ def test_limit_keeps_every_class_in_its_proportion(tmp_path):
     != sources.load(config(root, limit=10, split_seed=1)).splits['train'].files
   )
   assert limited.notes == ['10 of 30 train examples are used (data.limit)']
+  fewer = sources.load(config(root, train_limit=10))
+  assert fewer.splits['train'].files == train.files and len(fewer.splits['val'].files) == 10
+  assert fewer.notes == ['10 of 30 train examples are used (data.train_limit)']
   pickle.dumps(train.reader)
   assert [len(x.files) for x in sources.load(config('', limit=2)).splits.values()] == [2, 2]
 

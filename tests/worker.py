@@ -15,5 +15,6 @@ from hierjax.models import registry  # noqa: E402
 if __name__ == '__main__':
   cli.process.handle_interrupts()
   cli.process.protect_streams()
+  cli.process.ignore_late_writes()
   registry.BACKBONES.register('tiny', tiny.SPEC)
   cli.main(sys.argv)

@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     process.use_huge_pages()
     process.handle_interrupts()
     process.protect_streams()
+    process.ignore_late_writes()
   # Imported only now: Ctrl-C is handled from the start, and the restart with huge pages is quick.
   program = importlib.import_module('hierjax.cli.program')
   sys.exit(program.run(sys.argv if argv is None else argv))

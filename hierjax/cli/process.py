@@ -76,6 +76,20 @@ def protect_streams() -> None:
   warnings.filterwarnings('ignore', "coroutine '.*_load.*' was never awaited")
 
 
+def ignore_late_writes() -> None:
+  """Say nothing of writes that end after the save that asked for them has failed.
+
+  Where a file of a checkpoint cannot be written, Orbax gives up the save, which is an error of its
+  own; the other files, as they end, find nobody who waits for them and print a traceback each.
+  """
+
+  def hook(unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      sys.__unraisablehook__(unraisable)
+
+  sys.unraisablehook = hook
+
+
 def discard_output() -> None:
   """Let what is still buffered for stdout, which nobody reads any more, be lost."""
   os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

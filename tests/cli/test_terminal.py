@@ -60,3 +60,37 @@ def test_with_stderr_closed_the_log_stays_off_stdout():
     timeout=60,
   )
   assert json.loads(process.stdout) == {'a': 1}
+
+
+LATE = """
+import asyncio, tensorstore
+from hierjax.cli import process
+process.ignore_late_writes()
+promise, future = tensorstore.Promise.new()
+
+async def write():
+  await future
+
+async def save():
+  task = asyncio.ensure_future(write())
+  await asyncio.sleep(0)
+  return task
+
+loop = asyncio.new_event_loop()
+task = loop.run_until_complete(save())
+loop.close()
+promise.set_result(1)
+print('over', flush=True)
+import os
+os._exit(0)
+"""
+
+
+def test_writes_that_end_after_a_failed_save_print_nothing():
+  """Their callbacks meet an event loop that is closed, and printed a traceback each."""
+  command = [sys.executable, '-c', LATE]
+  process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+  assert (process.stdout, process.stderr) == ('over\n', '')
+  noisy = [sys.executable, '-c', LATE.replace('process.ignore_late_writes()', '')]
+  process = subprocess.run(noisy, cwd=ROOT, capture_output=True, text=True, timeout=60)
+  assert 'Event loop is closed' in process.stderr

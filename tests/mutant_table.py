@@ -246,6 +246,20 @@ DATA = [
     },
   ),
   *faults(
+    'hierjax/data/policy.py',
+    'tests/data/test_policy.py',
+    {
+      'size * (STEPS + 1)': 'size * STEPS',
+      'matrix = matrix @ MAPS[name](strength)': 'matrix = MAPS[name](strength) @ matrix',
+      'np.cumsum(histogram) - histogram': 'np.cumsum(histogram)',
+    },
+  ),
+  *faults(
+    'hierjax/data/pipeline.py',
+    'tests/data/test_pipeline.py::test_alternating_flip_shows_each_side_once_in_two_epochs',
+    {'(side + epoch) % 2': 'side % 2'},
+  ),
+  *faults(
     'hierjax/data/decoding.py',
     TRANSFORMS,
     {'if orientation in (2, 3, 6, 7):': 'if orientation in (2, 3, 5, 7):'},

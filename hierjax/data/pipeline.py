@@ -253,7 +253,8 @@ class _TrainBatch(_Batches):
     for i in range(first, first + n):
       try:
         if self.features is None:
-          self._read(i % n, functools.partial(self._view, place=place, out=out))
+          view = functools.partial(self._view, i=i % n, place=place, out=out)
+          self._read(i % n, view)
         else:
           out[:] = examples.reader(i % n)
         return i
@@ -268,10 +269,20 @@ class _TrainBatch(_Batches):
       f'{examples.files[0]}'
     )
 
-  def _view(self, image, place, out):
+  def _view(self, image, i, place, out):
     # the draws belong to the place, whichever example has it
-    rng = np.random.Generator(np.random.Philox(key=[self.seed % (1 << 64), place]))
-    transforms.train_transform(image, rng, self.size, self.augment, self.resize, out=out)
+    rng, augment = np.random.Generator(self._stream(place)), self.augment
+    if augment.alternate_flip:
+      # the first side belongs to the example, whose stream is that of no place
+      side, epoch = (
+        self._stream((1 << 63) + int(i)).random_raw(),
+        place // len(self.examples.labels),
+      )
+      augment = augment._replace(flip=float((side + epoch) % 2))
+    transforms.train_transform(image, rng, self.size, augment, self.resize, out=out)
+
+  def _stream(self, number):
+    return np.random.Philox(key=np.array([self.seed % (1 << 64), number], np.uint64))
 
 
 @dataclasses.dataclass(frozen=True)

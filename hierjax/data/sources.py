@@ -176,6 +176,7 @@ def _check_idle(options, source, findings):
     'data.crop_margin': ('data.crop_boxes', options.crop_boxes),
     'data.balance_level': ('data.balance', options.balance),
     'data.augment.': ('data.augment.enabled', options.augment.enabled),
+    'data.augment.rand_': ('data.augment.policy=rand', options.augment.policy == 'rand'),
     'data.toy.': ('data.source=toy', source == 'toy'),
     'data.tag_separator': ('data.multi', options.multi),
     **dict.fromkeys(CSV_OPTIONS, ('a CSV file', source == 'csv')),

@@ -1,8 +1,9 @@
 """From pictures to squares: encoded bytes or uint8 [h, w, 3] become uint8 [size, size, 3], RGB.
 
 Crop, flip, rotation and scale are one affine warp; brightness, contrast, saturation and hue are one
-3x4 colour matrix. A bilinear warp does not average, so a picture that gets much smaller is shrunk
-first: by the JPEG decoder, which is faster than decoding all of it, and by area averaging.
+3x4 colour matrix; what a policy draws joins them as far as it can. A bilinear warp does not
+average, so a picture that gets much smaller is shrunk first: by the JPEG decoder, which is faster
+than decoding all of it, and by area averaging.
 
 `resize` says how a picture becomes a square, in training and in evaluation: 'squash' stretches it,
 'crop' takes the largest square in its middle (in training a crop of its own proportions), 'pad'
@@ -16,10 +17,13 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from hierjax.data import policy
 from hierjax.data.decoding import open_picture
 
 RESIZE = ('squash', 'crop', 'pad')
 PAD = (127, 127, 127)
+ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # share of the square; height / width
+POLICY_DRAWS = 15  # the place of the policy's first draw
 REDUCTIONS = (1, 2, 4, 8)  # by which the JPEG decoder can shrink
 LUMA = (0.299, 0.587, 0.114)
 RGB_TO_YIQ = np.array([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
@@ -37,6 +41,11 @@ class Augment(NamedTuple):
     rotate: degrees, uniform in +-.
     brightness, contrast, saturation: each factor is uniform in 1 +- this.
     hue: turns, uniform in +-.
+    alternate_flip: mirrored in every other epoch, whatever `flip` is; the pipeline sees to it.
+    policy: further operations, 'trivial' or 'rand'; None for none.
+    rand_magnitude: their strength where the policy is 'rand', out of `policy.STEPS`.
+    rand_operations: their number where the policy is 'rand'; 'trivial' has one.
+    erase: probability that a rectangle becomes grey (Zhong et al., arXiv:1708.04896).
   """
 
   enabled: bool = True
@@ -48,6 +57,16 @@ class Augment(NamedTuple):
   contrast: float = 0.3
   saturation: float = 0.3
   hue: float = 0.0
+  alternate_flip: bool = False
+  policy: str | None = None
+  rand_magnitude: float = 9.0
+  rand_operations: int = 2
+  erase: float = 0.0
+
+  @property
+  def num_operations(self) -> int:
+    """Return the number of operations that the policy draws."""
+    return {None: 0, 'trivial': 1, 'rand': self.rand_operations}[self.policy]
 
   @classmethod
   def from_options(cls, options: Any) -> 'Augment':
@@ -147,7 +166,8 @@ def train_transform(
 
   Args:
     image: encoded bytes, or uint8 [h, w, 3].
-    rng: gives ten draws, whatever is enabled: one option does not move another's draws.
+    rng: its draws have fixed places, and those of the policy, whose number varies, come last: one
+      option does not move another's draws.
     size: pixels.
     augment: see `Augment`.
     resize: see the module.
@@ -162,7 +182,10 @@ def train_transform(
   augment = Augment.from_options(augment)
   if not augment.enabled:
     return eval_transform(image, size, resize, out)
-  draws = rng.random(10).tolist()
+  n = augment.num_operations
+  draws = rng.random(POLICY_DRAWS + 3 * n).tolist()
+  triples = [draws[i : i + 3] for i in range(POLICY_DRAWS, len(draws), 3)]
+  operations = policy.draw(augment.policy, augment.rand_magnitude, triples)
   picture = open_picture(image)
   x, y, cw, ch = _crop(picture.height, picture.width, augment, resize, draws)
   image, kx, ky = _shrink(picture, cw / size, ch / size)
@@ -176,23 +199,39 @@ def train_transform(
   offset_x = x / kx - 0.5 - sx * (c - s) * middle
   offset_y = y / ky - 0.5 - sy * (s + c) * middle
   matrix = np.array([[sx * c, -sx * s, offset_x], [sy * s, sy * c, offset_y]])
+  if operations.maps:
+    matrix = matrix @ policy.warp(operations.maps, size)
   border = cv2.BORDER_CONSTANT if resize == 'pad' else cv2.BORDER_REFLECT_101
   flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
   out = cv2.warpAffine(
     image, matrix, (size, size), dst=out, flags=flags, borderMode=border, borderValue=PAD
   )
-  return _change_colours(out, augment, draws[6:])
+  out = _change_colours(out, augment, draws[6:10], operations.factors)
+  out = policy.change(out, operations.changes)
+  if draws[10] < augment.erase:
+    _erase(out, draws[11:POLICY_DRAWS])
+  return out
 
 
-def _change_colours(image, augment, draws):
-  """Change the colours in place."""
+def _change_colours(image, augment, draws, further):
+  """Change the colours in place, with further factors of brightness, contrast and saturation."""
   ranges = augment.brightness, augment.contrast, augment.saturation
-  if not any(ranges) and not augment.hue:
+  factors = [f * (1 + a * (2 * u - 1)) for a, u, f in zip(ranges, draws, further.values())]
+  hue = augment.hue * (2 * draws[3] - 1)
+  if not hue and all(f == 1 for f in factors):
     return image
-  factors = [1 + a * (2 * u - 1) for a, u in zip(ranges, draws)]
-  mean = cv2.mean(image) if augment.contrast else (0, 0, 0)
-  matrix = colour_matrix(mean, *factors, augment.hue * (2 * draws[3] - 1))
-  return cv2.transform(image, matrix, dst=image)
+  mean = cv2.mean(image) if factors[1] != 1 else (0, 0, 0)
+  return cv2.transform(image, colour_matrix(mean, *factors, hue), dst=image)
+
+
+def _erase(image, draws):
+  """Fill a rectangle, drawn as torchvision draws it but cut to fit where that draws again."""
+  size, (low, high) = len(image), ERASED_RATIO
+  area = ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * draws[0]
+  ratio = low ** (1 - draws[1]) * high ** draws[1]
+  h, w = (min(size - 1, max(1, round(size * math.sqrt(a)))) for a in (area * ratio, area / ratio))
+  y, x = int((size - h + 1) * draws[2]), int((size - w + 1) * draws[3])
+  image[y : y + h, x : x + w] = PAD
 
 
 # Evaluation

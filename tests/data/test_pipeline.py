@@ -185,6 +185,64 @@ def alive(pid):
     return False
 
 
+# Alternating flip
+
+ALTERNATE = Augment(
+  crop=(1.0, 1.0),
+  ratio=(1.0, 1.0),
+  rotate=0.0,
+  brightness=0.0,
+  contrast=0.0,
+  saturation=0.0,
+  alternate_flip=True,
+)
+
+
+def ramp(i, bad=()):
+  """A picture that is darker on one side, and says its number in another channel."""
+  if i in bad:
+    return b'no picture'
+  image = np.full((8, 8, 3), i, np.uint8)
+  image[..., 0] = np.arange(8) * 9
+  return image
+
+
+def sides(epochs, seed, data, **options):
+  """bool [epochs, N]: whether each picture is mirrored, read in batches that cross epochs."""
+  n = len(data.labels)
+  batches = list(train(data, steps=-(-epochs * n // 8), seed=seed, augment=ALTERNATE, **options))
+  index = indices(batches)[: epochs * n].reshape(epochs, n)
+  images = np.concatenate([b['image'] for b in batches])[: epochs * n]
+  np.testing.assert_array_equal(images[:, 0, 0, 1], index.ravel())
+  mirrored = (images[:, 0, 0, 0] > images[:, 0, -1, 0]).reshape(epochs, n)
+  return np.take_along_axis(mirrored, np.argsort(index, 1), 1)
+
+
+def test_alternating_flip_shows_each_side_once_in_two_epochs():
+  data = sources.Examples('train', ['x'] * 99, np.zeros((99, 1), np.int32), ramp)
+  first = sides(4, 3, data)
+  assert (first[0] ^ first[1]).all()
+  np.testing.assert_array_equal(first[2:], first[:2])
+  assert 25 < first[0].sum() < 74  # the first side is a fair coin's
+  assert (first[0] != sides(1, 4, data)[0]).any()
+  np.testing.assert_array_equal(sides(4, 3, data, threads=3), first)
+  # a later start sees what the run saw
+  options = {'augment': ALTERNATE, 'steps': 40}
+  same(list(train(data, start_step=20, **options)), list(train(data, **options))[20:])
+
+
+def test_alternating_flip_leaves_the_other_draws_alone():
+  """A picture is what a run without it shows, on one side or on the other."""
+  data = sources.Examples('train', ['x'] * 9, np.zeros((9, 1), np.int32), ramp)
+  options = {'rotate': 20.0, 'brightness': 0.3, 'crop': (0.5, 1.0)}
+  views = [
+    next(train(data, augment=ALTERNATE._replace(**options, **change)))['image']
+    for change in ({}, {'alternate_flip': False, 'flip': 0.0}, {'alternate_flip': False, 'flip': 1})
+  ]
+  equals = [[(a == b).all() for a, b in zip(views[0], other)] for other in views[1:]]
+  assert (np.sum(equals, 0) == 1).all() and np.sum(equals, 1).min() > 0
+
+
 # Balancing
 
 

@@ -29,7 +29,7 @@ class Draws:
   """A generator with fixed draws: area, ratio, x, y, angle, flip, three colour factors, hue."""
 
   def __init__(self, *values):
-    self.values = np.array([*values, *[0.5] * 10])
+    self.values = np.array([*values, *[0.5] * 40])
 
   def random(self, n):
     return self.values[:n]

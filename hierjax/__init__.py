@@ -9,6 +9,8 @@ Importing this package imports nothing heavy: each name is imported when it is u
 
 import importlib
 
+__version__ = '0.1.0'
+
 _PLACES = {
   'config': 'hierjax.core.config',
   'fit': 'hierjax.experiments.fit:fit',

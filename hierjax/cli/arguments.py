@@ -17,6 +17,17 @@ from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 
 MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate', 'probe')
+MODES += ('options',)
+# Short names of options: --lr=3e-4 is --config.optim.lr=3e-4.
+ALIASES = {
+  'data': 'data.root',
+  'backbone': 'model.backbone',
+  'size': 'data.size',
+  'epochs': 'train.epochs',
+  'batch_size': 'train.batch_size',
+  'lr': 'optim.lr',
+  'seed': 'seed',
+}
 # The modes that each flag is for, where it is not for all of them.
 VALID_WITH = {
   'resume_from': ('train',),
@@ -72,8 +83,14 @@ def define(values: flags.FlagValues) -> None:
   """
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   number = functools.partial(flags.DEFINE_integer, flag_values=values)
-  flags.DEFINE_enum('mode', 'train', MODES, 'what to do', flag_values=values)
-  text('config', None, 'FILE.py[:ARGUMENT], usually of configs/')
+  flags.DEFINE_enum(
+    'mode',
+    'train',
+    MODES,
+    'what to do; the first word, without --mode=, says it too',
+    flag_values=values,
+  )
+  text('config', None, "FILE.py[:ARGUMENT], or the name of one of hierjax's own, as 3head")
   text(
     'workdir',
     '',
@@ -133,6 +150,7 @@ def parse(argv: Sequence[str]) -> Arguments | None:
   Raises:
     UserError: a flag or its value is wrong.
   """
+  argv = _in_full(argv)
   _check_options(argv)
   values = flags.FlagValues()
   define(values)
@@ -148,16 +166,16 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     raise UserError(' '.join(str(e).split())) from None
   if values.help or values.helpfull or values.helpshort:
     return None
-  if unexpected:
+  if unexpected and values.mode != 'options':
     raise UserError(
-      f'unexpected argument {unexpected[0]!r}: main.py takes flags only: --mode=..., --config=..., '
+      f'unexpected argument {unexpected[0]!r}: after the command come flags only: --config=..., '
       '--workdir=...; see --help'
     )
   overrides = {
     name: values[f'config.{name}'].value for name in OPTIONS if values[f'config.{name}'].present
   }
   arguments = Arguments(
-    flags={name: values[name].value for name in names},
+    flags={name: values[name].value for name in names} | {'patterns': unexpected},
     present=frozenset(name for name in names if values[name].present),
     config_file=values.config,
     overrides=overrides,
@@ -167,6 +185,22 @@ def parse(argv: Sequence[str]) -> Arguments | None:
   return dataclasses.replace(
     arguments, flags={**arguments.flags, 'workdir': os.path.expanduser(values.workdir)}
   )
+
+
+def _in_full(argv: Sequence[str]) -> list[str]:
+  """Write the command as --mode=COMMAND, and short names as the options that they stand for."""
+  program, *rest = argv
+  if rest and not rest[0].startswith('-'):
+    if rest[0] not in MODES:
+      raise UserError(
+        f'{rest[0]!r} is no command{did_you_mean(rest[0], MODES)}; commands: {", ".join(MODES)}'
+      )
+    rest[0] = f'--mode={rest[0]}'
+  for i, argument in enumerate(rest):
+    flag, equals, value = argument.partition('=')
+    if flag.startswith('--') and flag[2:] in ALIASES:
+      rest[i] = f'--config.{ALIASES[flag[2:]]}{equals}{value}'
+  return [program, *rest]
 
 
 def _check_options(argv: Sequence[str]) -> None:

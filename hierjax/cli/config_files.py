@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from hierjax.core import config
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, did_you_mean
 
 CHECKOUT = pathlib.Path(__file__).parents[2] / 'configs'
 INSTALLED = pathlib.Path(__file__).parents[1] / 'configs'
@@ -51,12 +51,29 @@ def read(spec: str) -> dict:
   Raises:
     UserError: the file is not there, or raises an error.
   """
-  file = spec.partition(':')[0]
-  if not pathlib.Path(file).is_file():
-    raise UserError(f"--config={spec}: no such file; hierjax's own are in {folder()}")
+  path = find(spec)
   _make_configs_importable()
   with explained(spec):
-    return runpy.run_path(file)
+    return runpy.run_path(str(path))
+
+
+def find(spec: str) -> pathlib.Path:
+  """Return the path of a config file.
+
+  Args:
+    spec: FILE[:ARGUMENT]; FILE is a path, or the name of one of hierjax's own without .py.
+
+  Raises:
+    UserError: there is no such file.
+  """
+  name = spec.partition(':')[0]
+  own = {path.stem: path for path in (*folder().glob('tables/*.py'), *folder().glob('*.py'))}
+  own.pop('__init__', None)
+  path = own.get(name, pathlib.Path(name))
+  if not path.is_file():
+    hint = did_you_mean(pathlib.Path(name).stem, own)
+    raise UserError(f"--config={spec}: no such file{hint}; hierjax's own are in {folder()}")
+  return path
 
 
 @contextlib.contextmanager
@@ -66,7 +83,7 @@ def explained(spec: str) -> Iterator[None]:
   Args:
     spec: FILE[:ARGUMENT].
   """
-  file = spec.partition(':')[0]
+  file = str(find(spec))
   try:
     yield
   except UserError as e:

@@ -15,8 +15,14 @@ def run(argv: Sequence[str]) -> int:
   Args:
     argv: program name and arguments.
   """
+  if len(argv) < 2:
+    print(usage.SHORT)
+    return 1
   try:
     parsed = arguments.parse(argv)
+    if parsed and parsed.mode == 'options':
+      print(usage.matching_options(parsed.patterns))
+      return 0
   except UserError as e:
     return errors.report(str(e))
   if parsed is None:

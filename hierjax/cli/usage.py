@@ -4,40 +4,55 @@
 """
 
 import textwrap
+from collections.abc import Sequence
 
 from absl import flags
 
 from hierjax.cli import arguments
 from hierjax.core.declarations import GROUPS, OPTIONS
+from hierjax.core.errors import UserError, did_you_mean
 from hierjax.core.options import Interval, Option
 
-COMMANDS = """hierjax: hierarchical image classification.
-
-  python main.py --config=configs/quickstart.py --workdir=runs/first
-      train on the drawn images
-  python main.py --config=configs/3head.py --config.data.root=FOLDER --workdir=runs/mine
+EXAMPLES = """  hierjax train --config=quickstart --workdir=runs/first
+      train on the drawn images, in five minutes
+  hierjax train --config=3head --data=FOLDER --workdir=runs/mine
       train on your images; the same command continues an interrupted run
-  python main.py --mode=evaluate --workdir=runs/mine --split=val
+  hierjax predict --workdir=runs/mine --images='photos/*.jpg'
+      one line of JSON for each image"""
+
+SHORT = f"""hierjax: hierarchical image classification.
+
+{EXAMPLES}
+
+All commands and options: hierjax --help. In a clone: python main.py in place of hierjax."""
+
+COMMANDS = f"""hierjax: hierarchical image classification.
+
+{EXAMPLES}
+  hierjax evaluate --workdir=runs/mine --split=val
       metrics of a split as JSON
-  python main.py --mode=report --workdir=runs/mine
+  hierjax report --workdir=runs/mine
       report.html; evaluates what is missing
-  python main.py --mode=predict --workdir=runs/mine --images='photos/*.jpg'
-      one line of JSON for each image
-  python main.py --mode=table --config=configs/tables/s0_table1.py --workdir=runs/s0
+  hierjax table --config=s0_table1 --workdir=runs/s0
       train the rows of a published table, each in WORKDIR/ROW/seedK, and write table.html,
       table.md and table.csv after each: our mean and deviation over the seeds next to the paper's
-      figures. --limit=300 --config.train.epochs=1 is a quick look; FILE:ROW is one row alone, in
-      every other mode; FILE:ARGUMENT is one of several tables of a file
-  python main.py --mode=migrate --from=runs/mine --taxonomy=new.csv --workdir=runs/grown
-      make the run for a changed taxonomy; --mode=train continues it
-  python main.py --mode=probe --config=configs/3head.py --config.data.root=FOLDER --workdir=runs/p
+      figures. --limit=300 --epochs=1 is a quick look; --config=NAME:ROW is one row alone, with
+      every other command; NAME:ARGUMENT is one of several tables of a file
+  hierjax migrate --from=runs/mine --taxonomy=new.csv --workdir=runs/grown
+      make the run for a changed taxonomy; train continues it
+  hierjax probe --config=3head --data=FOLDER --workdir=runs/p
       the best of a grid of linear heads on the frozen backbone, in a minute or two; a run
-  python main.py --mode=lint --config.data.root=FOLDER
+  hierjax lint --data=FOLDER
       check taxonomy, labels and images
-  python main.py --mode=describe --config=configs/3head.py
+  hierjax describe --config=3head
       parameters and MACs of the model
+  hierjax options optim
+      the options whose name or help has the word, with default and range; all without a word
 
-FOLDER holds a CSV file that lists images, a Parquet data set, or nested class folders."""
+FOLDER holds a CSV file that lists images, a Parquet data set, or nested class folders. Configs are
+Python files: hierjax's own by name, as 3head, or the path of yours. Short names of options:
+{', '.join(f'--{short}' for short in arguments.ALIASES)}. In a clone: python main.py in place of
+hierjax."""
 
 
 # In words, where an option has neither choices nor a range.
@@ -56,8 +71,27 @@ def text() -> str:
   for group, options in _grouped().items():
     lines += ['', f'{GROUPS[group]}:']
     for option in options:
-      values_text = f' ({_values(option)})' if _values(option) else ''
-      lines += _entry(f'--config.{option.name}', f'{option.help}{values_text}{_default_of(option)}')
+      lines += _option_entry(option)
+  return '\n'.join(lines)
+
+
+def matching_options(words: Sequence[str]) -> str:
+  """Return the help of the options that match all words.
+
+  Args:
+    words: each is part of the option's name, its help or its choices, in any case.
+
+  Raises:
+    UserError: no option matches.
+  """
+  lines = []
+  for option in OPTIONS.values():
+    entry = _option_entry(option)
+    if all(word.lower() in ' '.join(entry).lower() for word in words):
+      lines += entry
+  if not lines:
+    hint = did_you_mean(words[0], OPTIONS)
+    raise UserError(f'no option has {" and ".join(words)} in its name or help{hint}')
   return '\n'.join(lines)
 
 
@@ -89,6 +123,11 @@ def _values(option: Option) -> str:
   else:
     words = TYPES[option.value_type]
   return f'{words}, or None' if option.is_optional else words
+
+
+def _option_entry(option: Option) -> list[str]:
+  values = f' ({_values(option)})' if _values(option) else ''
+  return _entry(f'--config.{option.name}', f'{option.help}{values}{_default_of(option)}')
 
 
 def _grouped() -> dict[str, list[Option]]:

@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+from hierjax.cli import arguments, config_files
+from hierjax.core.declarations import OPTIONS
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -28,7 +31,35 @@ def run_program(*args, code=0, program='main.py'):
 
 def test_help():
   out, _ = run_program('--help', code=1)
-  assert '--mode' in out and 'configs/3head.py' in out
+  assert '--mode' in out and '--config=3head' in out and '--config.optim.lr' in out
+  out, _ = run_program(code=1)
+  assert out.count('  hierjax ') == 3 and len(out.splitlines()) < 12
+  out, _ = run_program('options', 'EPOCHS', 'warm')
+  assert [line for line in out.splitlines() if line.startswith('  --')] == [
+    '  --config.optim.warmup_epochs'
+  ]
+  _, err = run_program('options', 'epochz', code=2)
+  assert 'no option has epochz in its name or help' in err
+
+
+def test_commands_and_short_names_are_the_flags_that_they_stand_for():
+  short = arguments.parse(
+    ['', 'table', '--config=s1_table5', '--lr', '3e-4', '--data=x', '--seed=4']
+  )
+  long = arguments.parse(
+    [
+      '',
+      '--mode=table',
+      '--config=s1_table5',
+      '--config.optim.lr=3e-4',
+      '--config.data.root=x',
+      '--config.seed=4',
+    ]
+  )
+  assert short == long and short.overrides == {'optim.lr': '3e-4', 'data.root': 'x', 'seed': '4'}
+  path = ROOT / 'configs' / 'tables' / 's1_table5.py'
+  assert config_files.find(short.config_file) == config_files.find(str(path)) == path
+  assert set(arguments.ALIASES.values()) < set(OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +67,7 @@ def test_help():
   [
     (['--config.optim.lrr=3'], "did you mean 'optim.lr'"),
     (['--config=configs/nope.py'], 'nope.py'),
+    (['trian'], "'trian' is no command (did you mean 'train'?); commands: train, evaluate"),
     (['--config=configs/ladder.py:11'], 'choices: 1, 2, 3, 4, 5, 5.5'),
   ],
 )

@@ -1,0 +1,43 @@
+"""README and docs: their links lead somewhere, and the commands in them are accepted."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from hierjax.cli import arguments, config_files
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+
+
+def commands(text: str) -> list[str]:
+  """Return the calls of hierjax in the code blocks of a page."""
+  lines = '\n'.join(re.findall(r'```sh\n(.*?)```', text, re.S)).replace('\\\n', ' ').splitlines()
+  return [line for line in lines if re.match(r'(hierjax|python main\.py) ', line)]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+  for link in re.findall(r'\]\(([^)#]+)[^)]*\)', page.read_text()):
+    if not link.startswith('http'):
+      assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_commands_are_accepted(page):
+  for command in commands(page.read_text()):
+    words = shlex.split(command, comments=True)
+    # arguments begin with the program's name, which may be that of main.py
+    parsed = arguments.parse(words[words[0] == 'python' :])
+    if parsed.config_file and not parsed.config_file.startswith('...'):
+      assert config_files.find(parsed.config_file).is_file(), command
+
+
+def test_the_readme_is_short_and_names_every_command():
+  text = (ROOT / 'README.md').read_text()
+  lines = text.splitlines()
+  assert len(lines) <= 120 and max(map(len, lines)) <= 120
+  listed = {arguments.parse(shlex.split(c, comments=True)).mode for c in commands(text)}
+  assert listed == set(arguments.MODES)

@@ -32,6 +32,7 @@ ALIASES = {
 VALID_WITH = {
   'resume_from': ('train',),
   'workdir': ('train', 'evaluate', 'report', 'predict', 'table', 'migrate', 'probe'),
+  'json': ('train',),
   'split': ('evaluate', 'table'),
   'images': ('predict',),
   'seeds': ('table',),
@@ -103,6 +104,9 @@ def define(values: flags.FlagValues) -> None:
     'train: go on in the folder from the best or the last checkpoint with other options, such as a '
     'lower --config.optim.lr',
     flag_values=values,
+  )
+  flags.DEFINE_boolean(
+    'json', False, 'train: print the final metrics as one line of JSON', flag_values=values
   )
   text('split', 'val', 'evaluate, table: the split')
   text('images', '', 'predict: a file, a folder or a glob in quotes')

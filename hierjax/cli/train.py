@@ -4,12 +4,13 @@ import os
 
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
-from hierjax.core import config, json_files, parallel
+from hierjax.core import config, json_files, parallel, terminal
 from hierjax.experiments import fit
+from hierjax.report import closing
 
 
 def run(args: Arguments) -> int:
-  """Train and print the final metrics as JSON.
+  """Train, and print what came of it: lines for a person, or the metrics as JSON.
 
   Args:
     args: the arguments.
@@ -21,5 +22,5 @@ def run(args: Arguments) -> int:
     c = runs.run_config(args, workdir, tuple(config.default()))
   result = fit.fit(c, workdir, resume_from=args.resume_from)
   if parallel.first():
-    print(json_files.dump(result))
+    terminal.show(json_files.dump(result) if args.json else '\n'.join(closing.lines(workdir)))
   return 0

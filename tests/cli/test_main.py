@@ -103,7 +103,7 @@ def test_train_evaluate_predict(tmp_path):
     '--config.train.steps=2',
   ]
   main = functools.partial(run_program, program='tests/worker.py')
-  out, err = main(*train)
+  out, err = main(*train, '--json')
   result = json.loads(out.splitlines()[-1])
   assert (
     len(result['state_sha256']) == 64
@@ -112,7 +112,13 @@ def test_train_evaluate_predict(tmp_path):
     and 'report.html' in err
   )
   out, _ = main(*train)
-  assert json.loads(out.splitlines()[-1])['state_sha256'] == result['state_sha256']
+  info = json.loads((tmp_path / 'run' / 'run.json').read_text())
+  assert info['state_sha256'] == result['state_sha256']
+  top1 = {k: v['top1'] for k, v in result['decode']['joint']['levels'].items()}
+  scores = ', '.join(f'{level} {100 * value:.1f} %' for level, value in top1.items())
+  assert f'Right on 40 images of val (joint decision): {scores}, whole path ' in out
+  assert 'no baseline to compare with: add --config.baseline=train' in out
+  assert f'hierjax predict --workdir={tmp_path}/run ' in out and len(out.splitlines()) <= 10
   out, _ = main('--mode=evaluate', run, '--split=train', '--config.eval.tta=2')
   result = json.loads(out.splitlines()[-1])
   assert (

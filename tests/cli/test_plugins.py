@@ -43,14 +43,14 @@ def test_the_examples_train_resume_evaluate_and_predict(tmp_path):
   folder = tmp_path / 'elsewhere'
   shutil.copytree(ROOT / 'examples' / 'extending', folder)
   train = ('--config=my_config.py', f'--workdir={tmp_path}/run', *SMALL)
-  out, _ = run(folder, *train)
+  out, _ = run(folder, *train, '--json')
   result = json.loads(out.splitlines()[-1])
   assert 0 <= result['decode']['joint']['coarse_error'] <= 1
   stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert stored['plugins'] == ['my_parts'] and stored['model']['backbone'] == 'two_layers'
   log = (tmp_path / 'run' / 'metrics.jsonl').read_text()
   assert 'loss/confidence_penalty' in log
-  out, _ = run(folder, f'--workdir={tmp_path}/run', '--config.plugins=my_parts')
+  out, _ = run(folder, '--json', f'--workdir={tmp_path}/run', '--config.plugins=my_parts')
   assert json.loads(out.splitlines()[-1])['state_sha256'] == result['state_sha256']
   _, err = run(folder, '--mode=evaluate', f'--workdir={tmp_path}/run', code=2)
   assert 'because a run names it; if you trust it: --config.plugins=my_parts' in err

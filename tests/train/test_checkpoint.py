@@ -261,7 +261,7 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(tmp_path):
 
   def start(*command):
     return subprocess.run(
-      [sys.executable, *command, *options, '--config.train.steps=10'],
+      [sys.executable, *command, *options, '--json', '--config.train.steps=10'],
       capture_output=True,
       text=True,
       env=environment(),

@@ -195,6 +195,7 @@ def test_two_processes_are_two_devices_of_one(tmp_path, backbone, monkeypatch):
   with Job(
     tmp_path / 'said',
     2,
+    '--json',
     f'--workdir={tmp_path}/two',
     *(f'--config.{k}={v}' for k, v in options.items()),
   ) as job:

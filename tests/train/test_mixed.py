@@ -671,7 +671,7 @@ def test_beside_from_the_command_line(tmp_path, monkeypatch):
     '--config.optim.lr=1e-2',
     '--config.baseline=train',
   )
-  out, output = command(*c, f'--workdir={run}')
+  out, output = command(*c, '--json', f'--workdir={run}')
   result = json.loads(out.splitlines()[-1])
   assert set(result['decode']) == {'independent', 'leaf', 'joint'} and set(
     result['decode']['joint']['levels']

@@ -70,40 +70,77 @@ class Row(NamedTuple):
     return 'good' if self.interval.mean * better > 0 else 'bad'
 
 
-def _render(run: Run) -> Markup:
-  """Render the comparison, or how to get a baseline."""
-  if not run.evaluation:
-    return paragraph('There is no evaluation of this run, so nothing can be compared.')
+class Comparison(NamedTuple):
+  """A run, and further seeds of it, against its baseline.
+
+  Attributes:
+    decision: the decision rule whose figures are compared.
+    seeds: number of runs.
+    mismatches: why the two cannot be compared.
+    rows: {METRIC or METRIC/LEVEL: Row}.
+    basis: what the intervals rest on, or why there are none.
+    answer: the verdict in a word or two.
+  """
+
+  decision: str
+  seeds: int
+  mismatches: list[str]
+  rows: dict[str, Row]
+  basis: str
+  answer: str
+
+
+def compare(run: Run) -> Comparison | str:
+  """Compare a run that is evaluated with its baseline.
+
+  Args:
+    run: the run.
+
+  Returns:
+    The comparison; 'one head', 'no baseline' or 'not evaluated' where there is nothing to compare.
+  """
   split = run.splits[0]
   if len(run.heads) == 1 or run.baseline is None:
-    return render('verdict', run=run, reason='one head' if len(run.heads) == 1 else 'no baseline')
+    return 'one head' if len(run.heads) == 1 else 'no baseline'
   base = run.baseline.evals.get(split)
   if not base or not baseline_decision(base):
-    return render('verdict', run=run, reason='not evaluated')
+    return 'not evaluated'
   decode = run.evaluation['decode']
   decision = next(name for name in ('joint', 'leaf', 'independent') if decode.get(name))
   mismatches = _mismatches(run, split)
   runs = [run] if mismatches else [run, *_other_seeds(run, split, decision)]
   labels = _labels(run)
   differences, basis = ({}, '') if mismatches else _differences(runs, split, decision, labels)
-  rows = _rows(runs, split, decision, labels, differences)
-  by_name = {row.name: row for row in rows}
+  rows = {row.name: row for row in _rows(runs, split, decision, labels, differences)}
+  answer = _answer(rows['fpa'], mismatches)
+  return Comparison(decision, len(runs), mismatches, rows, basis, answer)
+
+
+def _render(run: Run) -> Markup:
+  """Render the comparison, or how to get a baseline."""
+  if not run.evaluation:
+    return paragraph('There is no evaluation of this run, so nothing can be compared.')
+  result = compare(run)
+  if isinstance(result, str):
+    return render('verdict', run=run, reason=result)
+  rows = result.rows.values()
+  has_independent = bool(run.evaluation['decode'].get('independent'))
   return render(
     'verdict',
     run=run,
     reason='',
-    decision=decision,
-    mismatches=mismatches,
+    decision=result.decision,
+    mismatches=result.mismatches,
     rows=rows,
-    by_name=by_name,
-    answer=_answer(by_name['fpa'], mismatches),
-    basis=basis,
-    seed_count=len(runs),
-    is_assumed=any(row.interval and row.interval.is_assumed for row in rows) or len(runs) == 1,
+    by_name=result.rows,
+    answer=result.answer,
+    basis=result.basis,
+    seed_count=result.seeds,
+    is_assumed=any(row.interval and row.interval.is_assumed for row in rows) or result.seeds == 1,
     seed_deviation=bootstrap.SEED_DEVIATION,
     differing=_differing(run),
     has_interval=any(row.is_uncertain for row in rows),
-    has_independent=bool(decode.get('independent')) and decision != 'independent',
+    has_independent=has_independent and result.decision != 'independent',
   )
 
 

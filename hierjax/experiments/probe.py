@@ -83,7 +83,7 @@ def probe(
     seconds['search'], clock = time.monotonic() - clock, time.monotonic()
     flat = next(setting for setting in settings if setting.recipe.name == 'flat')
     choices = {}
-    for name, setting in (('choice', settings[0]), ('flat', flat)):
+    for name, setting in (('choice', probe_grid.choose(settings)), ('flat', flat)):
       choice = probe_grid.fit_choice(setting, run.c, run.taxonomy, data)
       folder = workdir if name == 'choice' else workdir / 'baseline'
       choices[name] = setting, choice, _save(folder, run, setting, choice, val)
@@ -202,9 +202,15 @@ def _summary(
   count = sum(setting.is_complete for setting in settings)
   reason = (
     f'the highest full-path accuracy on average over {c.probe.folds} folds of {c.data.train}, '
-    f'{best.full_path:.4f}, of {count} settings that all folds tried ({len(settings)} were tried '
-    f'by the first); the best flat head has {flat.full_path:.4f}. {BIAS_NOTE}'
+    f'{settings[0].full_path:.4f}, of {count} settings that all folds tried ({len(settings)} were '
+    f'tried by the first); the best flat head has {flat.full_path:.4f}. {BIAS_NOTE}'
   )
+  if best is flat:
+    reason = (
+      f'no setting is clearly better than the best flat head ({flat.full_path:.4f}) in full-path '
+      f'accuracy over {c.probe.folds} folds of {c.data.train}; the highest is {settings[0].name}, '
+      f'{settings[0].full_path:.4f}, of {count} that all folds tried, and may be so by chance'
+    )
   if best.decay in (min(c.probe.decays), max(c.probe.decays)):
     reason += '. Its decay is at an end of probe.decays: further ones may be better'
   return {

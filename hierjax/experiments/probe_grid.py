@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from scipy.special import stdtrit
 
 from hierjax import decide
 from hierjax.core import config
@@ -203,6 +204,22 @@ def search(
       grid = {form: [r for r in members if r.name in leaders] for form, members in grid.items()}
       grid = {form: members for form, members in grid.items() if members}
   return sorted(itertools.chain(*settings.values()), key=Setting.rank)
+
+
+def choose(settings: Sequence[Setting]) -> Setting:
+  """Choose the best setting, or the best flat one where the gain over it may be chance.
+
+  The best of a hundred settings looks better than it is. So it must beat the flat head on held-out
+  examples by more than the folds vary: a one-sided t test of their differences at 5%.
+
+  Args:
+    settings: all, the best first.
+  """
+  best = settings[0]
+  flat = next(setting for setting in settings if setting.recipe.name == 'flat')
+  gains = best.accuracy[:, -1] - flat.accuracy[:, -1]
+  error = gains.std(ddof=1) / math.sqrt(len(gains))
+  return best if gains.mean() > stdtrit(len(gains) - 1, 0.95) * error else flat
 
 
 def _try_fold(fold, form, rows, base, data) -> None:

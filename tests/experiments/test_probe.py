@@ -223,6 +223,25 @@ def test_a_setting_is_the_config_of_a_run():
 # ---- the whole command ----
 
 
+@pytest.mark.parametrize(
+  ('gains', 'is_clear'),
+  [
+    ((0.02, 0.02, 0.02), True),
+    ((0.03, 0.02, 0.025), True),
+    ((0.05, 0.0, 0.01), False),  # on average as good, but the folds vary
+    ((0.0, 0.0, 0.0), False),
+    ((-0.01, -0.01, -0.01), False),
+  ],
+)
+def test_the_best_must_beat_flat_by_more_than_the_folds_vary(gains, is_clear):
+  flat, other = (probe_grid.Recipe(name, {}, 1.0) for name in ('flat', 'path_sum'))
+  base = np.array([[0.3, 0.4], [0.5, 0.5], [0.2, 0.45]])
+  best = probe_grid.Setting(other, 0.1, base + np.array(gains)[:, None])
+  settings = [best, probe_grid.Setting(flat, 0.1, base)]
+  assert probe_grid.choose(settings) is settings[0 if is_clear else 1]
+  assert probe_grid.choose(settings[1:]) is settings[1]
+
+
 def small_config():
   return tiny.run_config(
     **{
@@ -258,7 +277,8 @@ def test_a_probe_is_a_run(finished):
   assert trained.predict(images)[0].keys() >= {'file'}
   settings = result['settings']
   assert len(settings) == 2 * (1 + 1 + 2) and settings[0]['folds'] == 3
-  assert result['choice'] == settings[0]['name'] and 'val' in result['reason']
+  assert result['choice'] in (settings[0]['name'], result['flat'])
+  assert ('val' in result['reason']) == (result['choice'] != result['flat'])
   assert json.loads((folder / 'probe.json').read_text()) == result
 
 

@@ -17,7 +17,7 @@ from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 
 MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate', 'probe')
-MODES += ('options',)
+MODES += ('plan', 'options')
 # Short names of options: --lr=3e-4 is --config.optim.lr=3e-4.
 ALIASES = {
   'data': 'data.root',
@@ -32,7 +32,7 @@ ALIASES = {
 VALID_WITH = {
   'resume_from': ('train',),
   'workdir': ('train', 'evaluate', 'report', 'predict', 'table', 'migrate', 'probe'),
-  'json': ('train',),
+  'json': ('train', 'plan'),
   'split': ('evaluate', 'table'),
   'images': ('predict',),
   'seeds': ('table',),
@@ -106,7 +106,7 @@ def define(values: flags.FlagValues) -> None:
     flag_values=values,
   )
   flags.DEFINE_boolean(
-    'json', False, 'train: print the final metrics as one line of JSON', flag_values=values
+    'json', False, 'train, plan: print the result as one line of JSON', flag_values=values
   )
   text('split', 'val', 'evaluate, table: the split')
   text('images', '', 'predict: a file, a folder or a glob in quotes')

@@ -15,6 +15,7 @@ from hierjax.cli import (
   evaluate,
   lint,
   migrate,
+  plan,
   predict,
   probe,
   process,
@@ -35,6 +36,7 @@ COMMANDS = {
   'table': table.run,
   'migrate': migrate.run,
   'probe': probe.run,
+  'plan': plan.run,
 }
 
 CLOSED = (errno.EPIPE, errno.EIO)

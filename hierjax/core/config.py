@@ -23,6 +23,23 @@ phase = curriculum.phase
 MAX_STEPS = 2**31 - 1  # the step counter of the training state is an int32
 
 
+class _Value(FieldReference):
+  """The value of an option, of the option's type or None, which remembers whether it was set."""
+
+  def __init__(self, initial: object, field_type: type):
+    super().__init__(initial, field_type=field_type)
+    self.is_set = False
+
+  def set(self, value: object, type_safe: bool = True) -> None:
+    """Set the value, and remember that."""
+    super().set(value, type_safe)
+    self.is_set = True
+
+  def __setstate__(self, state: Mapping) -> None:
+    super().__setstate__(state)
+    self.is_set = state['is_set']
+
+
 def default() -> ConfigDict:
   """Return every option with its default, as a tree that takes values of the right types only."""
   c = ConfigDict()
@@ -33,11 +50,7 @@ def default() -> ConfigDict:
       if name not in node:
         node[name] = ConfigDict()
       node = node[name]
-    if option.is_optional:
-      # A reference keeps the type where the value is None.
-      node[last] = FieldReference(option.default, field_type=option.value_type)
-    else:
-      node[last] = option.default
+    node[last] = _Value(option.default, option.value_type)
   c.lock()
   return c
 
@@ -45,6 +58,12 @@ def default() -> ConfigDict:
 def value_at(c: ConfigDict, path: str) -> object:
   """Return the value of an option: `value_at(c, 'optim.lr')`."""
   return functools.reduce(operator.getitem, path.split('.'), c)
+
+
+def is_set(c: ConfigDict, path: str) -> bool:
+  """Whether a config file, a flag or code has set an option, be it to its default."""
+  *parents, last = path.split('.')
+  return functools.reduce(operator.getitem, parents, c).get_ref(last).is_set
 
 
 def assign(c: ConfigDict, path: str, value: object) -> None:

@@ -50,6 +50,9 @@ _RUN = (
   Option('baseline_seeds', 1,
          'with baseline=train: seeds of this run and of its baseline, the further ones in '
          'WORKDIR/seedN; the verdict of the report then covers the luck of the seed', '[1, 1000]'),
+  Option('plan', False,
+         'train: choose options that neither the config nor a flag sets by the data and the '
+         'machine; --mode=plan shows them with their reasons'),
   Option('plugins', (),
          'modules or .py files that register your own backbones, heads, losses and metrics',
          kind=options.NAMES),

@@ -13,7 +13,7 @@ from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import split_record
 from hierjax.evaluate import embedding, summary
-from hierjax.experiments import restart, run_lock
+from hierjax.experiments import plan, restart, run_lock
 from hierjax.experiments.workdir import Record, current_time, disk_errors, has_run, prepare
 from hierjax.report import page, runs
 from hierjax.train import checkpoint, setup
@@ -52,11 +52,11 @@ def fit(
     UserError: a mistake in the options or the data, or a full disk.
     Interrupted: Ctrl-C or SIGTERM came; the state is saved.
   """
-  workdir = pathlib.Path(workdir)
+  workdir, started = pathlib.Path(workdir), current_time()
   with disk_errors(workdir):
-    started = current_time()
     source = workdir if has_run(workdir) else splits_of
     earlier = source and split_record.read(source)
+    c, plan_notes = plan.for_run(c, workdir)
     run = setup.build(c, record=earlier)
     _check_baseline(c)
     _check_distillation(workdir, run)
@@ -68,7 +68,7 @@ def fit(
     record = Record(workdir, loop, started, data_digest, change)
     if source == workdir:
       loop.notes += split_record.notes(workdir, run.data, earlier)
-    loop.notes += [*lock.notes, *([restart.describe(change)] if change else [])]
+    loop.notes += [*plan_notes, *lock.notes, *([restart.describe(change)] if change else [])]
     for note in loop.notes:
       loop.log.say(f'note: {note}')
     with signals:
@@ -76,7 +76,7 @@ def fit(
     lock.check()
     digest = checkpoint.sha256(loop.state)
     record.write(finished=current_time(), state_sha256=digest)
-    result = _evaluate(loop, workdir)
+    result = finish(loop, workdir)
     if run.c.baseline == 'train':
       _fit_compared(loop, workdir, resume_from)
     if parallel.first():
@@ -184,7 +184,7 @@ def _train(loop: Loop, record: Record) -> None:
   loop.log.close()
 
 
-def _evaluate(loop: Loop, workdir: pathlib.Path) -> dict:
+def finish(loop: Loop, workdir: pathlib.Path) -> dict:
   """Evaluate the best checkpoint on the validation split, explain it, and log the scores."""
   run, split = loop.run, loop.run.c.data.val
   if loop.unreadable:

@@ -26,6 +26,7 @@ from hierjax.train.setup import Setup
 # options that don't change what is learned, by the beginning of their names
 FREE_ON_RESUME = (
   'name',
+  'plan',
   'baseline',
   'plugins',
   'data.workers',

@@ -22,6 +22,7 @@ class Backbone:
     mean: of the images that it was trained with, for each RGB channel in 0..255.
     std: the same for the standard deviation.
     size: of those images in pixels.
+    multiple: of pixels that a side of the input should be.
     torch_names: for each naming scheme of weight files the function from a module's path in the
       parameter tree ('layer1_0/conv1') to its prefix in the state dict ('layer1.0.conv1').
     stems: for each choice of model.stem the modules that a weight file of the original need not
@@ -35,6 +36,7 @@ class Backbone:
   mean: Color = IMAGENET_MEAN
   std: Color = IMAGENET_STD
   size: int = 224
+  multiple: int = 32
   torch_names: Mapping[str, Callable[[str], str]] = dataclasses.field(default_factory=dict)
   stems: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {'standard': ()})
   uncounted: str = ''

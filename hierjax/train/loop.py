@@ -222,7 +222,7 @@ class Loop:
     train_step = stepper(run.task, phase, tx, mesh)
     self._pending, compiled = None, self._compile_timer.seconds
     if self._is_due():
-      self._evaluate(val)
+      self.evaluate(val)
       if self._has_stopped_early():
         return
     throughput = chrono.Throughput(c.train.batch_size, self.step)
@@ -349,7 +349,7 @@ class Loop:
     """Evaluate and save where that is due, or save where a process has asked for it."""
     if is_due:
       self._read_pending(files)
-      self._evaluate(val)
+      self.evaluate(val)
       self._is_stop_requested |= any(parallel.exchange(bool(self._signals.received)))
     elif self._saver.is_requested:
       self._read_pending(files)
@@ -376,7 +376,7 @@ class Loop:
     # what is decided by them must not depend on the rounding of another kind of processor
     return parallel.exchange(values)[0]
 
-  def _evaluate(self, val: sources.Examples) -> None:
+  def evaluate(self, val: sources.Examples) -> None:
     """Evaluate on the validation split, log it, and save."""
     run, start = self.run, time.monotonic()
     values, epoch = self._validate(val), self.step / run.steps_per_epoch

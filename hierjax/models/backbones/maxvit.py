@@ -175,4 +175,4 @@ class MaxViT(layers.Trunk):
     return jnp.tanh(layers.Dense(WIDTHS[-1], **head, name='head_fc')(x)), maps
 
 
-BACKBONES = {'maxvit_t': Backbone(MaxViT, WIDTHS[-1], torch_names=TORCH_NAMES)}
+BACKBONES = {'maxvit_t': Backbone(MaxViT, WIDTHS[-1], multiple=224, torch_names=TORCH_NAMES)}

@@ -1,0 +1,125 @@
+"""A forecast of a run's time and memory, measured by rehearsing its parts in a temporary folder."""
+
+import contextlib
+import copy
+import dataclasses
+import pathlib
+import tempfile
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from hierjax.data import sources
+from hierjax.experiments import fit
+from hierjax.experiments.workdir import prepare
+from hierjax.report import page
+from hierjax.train import log
+from hierjax.train.interrupt import Signals
+from hierjax.train.loop import Hook, Loop
+from hierjax.train.setup import Setup
+
+TIMED = 8  # steps, and seconds, that steps are timed at least
+FEW, MOST = 64, 2000  # images in the smaller rehearsal of the end, and that are explained there
+ENDLESS = 10**6  # steps
+
+Timings = tuple[tuple[int, float], ...]  # (images, seconds) of the same with fewer and more images
+
+
+class Measured(NamedTuple):
+  """Seconds of the parts of a run whose programs are in the cache of compiled programs."""
+
+  first: tuple[float, ...]  # for each phase, from its start through its first step
+  step: tuple[float, ...]  # for each phase, of a step with its input
+  evaluation: Timings  # of an evaluation on val, and saving
+  end: Timings  # of the evaluation, explanation and report after the training
+  memory: dict[str, float]  # peaks in GiB, see `log.memory`
+
+
+class _Enough(Exception):
+  """Steps have been timed for long enough."""
+
+
+class _Stopwatch(Hook):
+  """Notes when steps begin, and ends the training; the first ones have their input in store."""
+
+  def __init__(self, skipped: int, least: int):
+    self.times, self._skipped, self._least = [], skipped, least
+
+  def after_step(self, loop: Loop) -> None:
+    """Note the time; raise `_Enough` in the end."""
+    self.times.append(time.monotonic())
+    timed = self.times[self._skipped :]
+    if len(timed) > self._least and timed[-1] - timed[0] >= self._least:
+      self.step = (timed[-1] - timed[0]) / max(1, len(timed) - 1)
+      raise _Enough
+
+
+def rehearse(run: Setup) -> Measured:
+  """Time steps, evaluations and what follows the training, with the very programs of a run."""
+  c, n, watches = copy.deepcopy(run.c), len(run.val.labels), []
+  c.log.wandb = False
+  run = dataclasses.replace(run, c=c, total_steps=ENDLESS, eval_steps=ENDLESS)
+
+  def timed(work, images):
+    start = time.monotonic()
+    work(_sample(run.val, images))
+    return images, time.monotonic() - start
+
+  def evaluate(val):
+    loop.evaluate(val)
+    loop.checkpoints.wait()
+
+  def finish(val):
+    loop.run = dataclasses.replace(run, val=val)
+    fit.finish(loop, workdir)
+    page.write(workdir)
+
+  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    # each phase twice: the first step of the first time is compiled
+    for i, phase in enumerate(np.repeat(run.phases, 2)):
+      short = dataclasses.replace(run, phases=(dataclasses.replace(phase, end=ENDLESS),))
+      workdir = pathlib.Path(folder, f'{i}')
+      workdir.mkdir()
+      watch = _Stopwatch(i % 2 * (2 * max(c.data.threads, c.data.workers) + 2), i % 2 * TIMED)
+      watch.times, watches = [time.monotonic()], [*watches, watch]
+      prepare(workdir, short)
+      loop = Loop(short, workdir, Signals(), hooks=[watch])
+      for part in (loop, loop.log, loop.checkpoints):
+        stack.callback(part.close)
+      with contextlib.suppress(_Enough):
+        loop.train()
+    first = [watch.times[1] - watch.times[0] for watch in watches[1::2]]
+    step = [watch.step for watch in watches[1::2]]
+    # an evaluation is some three times as fast as training
+    more = min(n, MOST, max(2 * FEW, int(TIMED / max(step) * c.train.batch_size)))
+    sizes = sorted({min(n, FEW), more})
+    evaluation, end = ([timed(f, k) for k in (more, *sizes)][1:] for f in (evaluate, finish))
+    return Measured(*map(tuple, (first, step, evaluation, end)), log.memory())
+
+
+def _sample(examples: sources.Examples, count: int) -> sources.Examples:
+  """Evenly chosen examples."""
+  return sources.subset(examples, np.arange(count) * len(examples.labels) // count)
+
+
+def extrapolate(timings: Timings, images: int) -> float:
+  """Return the seconds for a number of images, on the line through two timings."""
+  (n, short), (more, long) = timings[0], timings[-1]
+  return long + max(0.0, long - short) / max(1, more - n) * (images - more)
+
+
+def seconds(run: Setup, m: Measured, start: float) -> dict[str, float]:
+  """Return {part of a run: seconds} and their 'total', by m; start: until the data are read."""
+  c, n = run.c, len(run.val.labels)
+  steps = [phase.end - phase.start for phase in run.phases]
+  evaluation, one = extrapolate(m.evaluation, n), extrapolate(m.evaluation, n - 1)
+  parts = {
+    'training': sum(m.first) + float(np.dot(steps, m.step)),
+    'evaluations': -(-run.total_steps // run.eval_steps) * evaluation,
+    # beyond those that are explained, an image is only evaluated, in each view
+    'end': extrapolate(m.end, min(n, MOST)) + max(0, n - MOST) * (evaluation - one) * c.eval.tta,
+  }
+  runs = 2 * c.baseline_seeds if c.baseline == 'train' else 1
+  parts = {'start': start, **parts, 'baseline, seeds': (runs - 1) * sum(parts.values())}
+  return {**parts, 'total': sum(parts.values())}

@@ -17,17 +17,23 @@ def run(args: Arguments) -> int:
   Args:
     args: the arguments.
   """
+  # the processor time of the imports: a clock would count what the program waited for others
+  imports = time.process_time()
   data = plan.fingerprint(setup.build(args.config))
   c, reasons = plan.choose(args.config, data)
-  lines = [f'{name:<16}{value}' for name, value in data._asdict().items()]
+  lines = [f'{name:<16}{"unknown" if x is None else x}' for name, x in data._asdict().items()]
   for option, reason in reasons.items():
     lines.append(f'--config.{option}={config.value_at(c, option)}  {reason}')
   terminal.show('\n'.join(lines))
   terminal.say('the options above are chosen, all others stay; timing parts of the run')
-  # the program's own time so far, which waits for no other
-  start = time.process_time()
+  if 'distill' in c.loss.terms:
+    terminal.show('no forecast: the term distill needs a run that --mode=migrate has made')
+    return 0
+  setup.build(c)
+  start, planned = time.monotonic(), setup.build(c)
+  # a run with `plan` builds twice, as it plans first
+  start = imports + 2 * (time.monotonic() - start)
   with contextlib.redirect_stderr(io.StringIO()):
-    planned = setup.build(c)
     measured = forecast.rehearse(planned)
   seconds = forecast.seconds(planned, measured, start)
   for name, value in seconds.items():

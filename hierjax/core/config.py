@@ -63,7 +63,8 @@ def value_at(c: ConfigDict, path: str) -> object:
 def is_set(c: ConfigDict, path: str) -> bool:
   """Whether a config file, a flag or code has set an option, be it to its default."""
   *parents, last = path.split('.')
-  return functools.reduce(operator.getitem, parents, c).get_ref(last).is_set
+  reference = functools.reduce(operator.getitem, parents, c).get_ref(last)
+  return getattr(reference, 'is_set', True)
 
 
 def assign(c: ConfigDict, path: str, value: object) -> None:

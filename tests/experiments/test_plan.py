@@ -173,7 +173,6 @@ def test_stopwatch(monkeypatch):
 def test_rehearsal(monkeypatch, tmp_path, tiny_backbone, one_device):
   """It leaves the run and the disk alone."""
   monkeypatch.setattr(forecast, 'TIMED', 1)
-  monkeypatch.setattr(forecast, 'FEW', 8)
   monkeypatch.setattr(forecast.tempfile, 'tempdir', str(tmp_path))
   phases = "[{'share': .5, 'freeze': 'heads/finest', 'levels': 'coarser'}]"
   run = setup.build(tiny.run_config(curriculum=phases))
@@ -182,7 +181,7 @@ def test_rehearsal(monkeypatch, tmp_path, tiny_backbone, one_device):
   assert not list(tmp_path.iterdir()) and config.to_json(run.c) == before
   assert run.total_steps == 12
   assert len(measured.first) == len(measured.step) == 2
-  assert [n for n, _ in measured.evaluation] == [n for n, _ in measured.end] == [8, 40]
+  assert [n for n, _ in measured.evaluation] == [n for n, _ in measured.end] == [40]
   numbers = [*measured.first, *measured.step, *(s for _, s in measured.end + measured.evaluation)]
   assert min(numbers) > 0 and max(measured.step) < min(measured.first)
   assert measured.memory['memory_gib'] > 0

@@ -2,11 +2,11 @@
 
 usage: forecast.py FOLDER [--roots DATA [DATA ...]] [--runs NAME ...]
 
-Five runs of different size: each is forecast into FOLDER/NAME_plan and then trained into
-FOLDER/NAME by the same options with --config.plan=true, one right after the other. Prints one JSON
-line each: seconds of the forecast, of the whole command and their ratio, both peaks of memory in
-GiB, and the load in between; at the end how many ratios are within 25 %. Two of the runs read the
-first and the last folder of --roots; without it all are of the drawn images. For an idle machine.
+Five runs of different size: each is forecast and then trained into FOLDER/NAME by the same options
+with --config.plan=true, one right after the other. Prints one JSON line each: seconds of the
+forecast, of the whole command and their ratio, both peaks of memory in GiB, and the load between;
+at the end how many ratios are within 25 %. Two of the runs read the first and the last folder of
+--roots; without it all are of the drawn images. For an idle machine.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PHASES = "[{'share': .5, 'freeze': 'backbone'}]"
@@ -46,14 +47,20 @@ RUNS = {
 REAL = {'one_head': 0, 'phases': -1}  # the place of their folder among --roots
 
 
-def command(folder: pathlib.Path, *flags: str) -> float:
-  """Run main.py into a folder and return the seconds that it took."""
-  start = time.monotonic()
-  arguments = [sys.executable, str(ROOT / 'main.py'), *flags, f'--workdir={folder}']
+class Timed(NamedTuple):
+  """What a command printed, and the seconds that it took."""
+
+  output: str
+  seconds: float
+
+
+def command(*flags: str) -> Timed:
+  """Run main.py."""
+  start, arguments = time.monotonic(), [sys.executable, str(ROOT / 'main.py'), *flags]
   result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
   if result.returncode:
     sys.exit(result.stderr)
-  return time.monotonic() - start
+  return Timed(result.stdout, time.monotonic() - start)
 
 
 def compare(name: str, folder: pathlib.Path, roots: list[str]) -> dict:
@@ -62,16 +69,15 @@ def compare(name: str, folder: pathlib.Path, roots: list[str]) -> dict:
   if name in REAL and roots:
     options.append(f'data.root={roots[REAL[name]]}')
   flags = [f'--config=configs/{config}.py', *(f'--config.{option}' for option in options)]
-  command(folder / f'{name}_plan', '--mode=plan', *flags)
+  plan = json.loads(command('--mode=plan', '--json', *flags).output)
   load = os.getloadavg()[0]
-  actual = command(folder / name, '--config.plan=true', *flags)
-  plan = json.loads((folder / f'{name}_plan' / 'plan.json').read_text())
+  seconds = command('--config.plan=true', f'--workdir={folder / name}', *flags).seconds
   record = json.loads((folder / name / 'run.json').read_text())
   return {
     'run': name,
     'forecast': round(plan['seconds']['total'], 1),
-    'actual': round(actual, 1),
-    'ratio': round(plan['seconds']['total'] / actual, 3),
+    'actual': round(seconds, 1),
+    'ratio': round(plan['seconds']['total'] / seconds, 3),
     'memory_forecast': round(plan['measured']['memory']['memory_gib'], 2),
     'memory_actual': record['memory_gib'],
     'load': load,

@@ -43,8 +43,8 @@ COMMANDS = f"""hierjax: hierarchical image classification.
   hierjax probe --config=3head --data=FOLDER --workdir=runs/p
       the best of a grid of linear heads on the frozen backbone, in a minute or two; a run
   hierjax plan --config=3head --data=FOLDER
-      options for these data and this machine with reasons, and a forecast of time and memory; with
-      --workdir also as plan.json. --config.plan=true trains with them
+      options for these data and this machine with reasons, and a forecast of time and memory;
+      train --config.plan=true takes them
   hierjax lint --data=FOLDER
       check taxonomy, labels and images
   hierjax describe --config=3head

@@ -84,26 +84,20 @@ def define(values: flags.FlagValues) -> None:
   """
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   number = functools.partial(flags.DEFINE_integer, flag_values=values)
-  flags.DEFINE_enum(
-    'mode',
-    'train',
-    MODES,
-    'what to do; the first word, without --mode=, says it too',
-    flag_values=values,
-  )
+  enum = functools.partial(flags.DEFINE_enum, flag_values=values)
+  enum('mode', 'train', MODES, 'what to do; the first word, without --mode=, says it too')
   text('config', None, "FILE.py[:ARGUMENT], or the name of one of hierjax's own, as 3head")
   text(
     'workdir',
     '',
     'folder of the run: train writes it and continues it (runs/NAME by default), others read it',
   )
-  flags.DEFINE_enum(
+  enum(
     'resume_from',
     None,
     ('best', 'last'),
     'train: go on in the folder from the best or the last checkpoint with other options, such as a '
     'lower --config.optim.lr',
-    flag_values=values,
   )
   flags.DEFINE_boolean(
     'json', False, 'train, plan: print the result as one line of JSON', flag_values=values
@@ -193,18 +187,18 @@ def parse(argv: Sequence[str]) -> Arguments | None:
 
 def _in_full(argv: Sequence[str]) -> list[str]:
   """Write the command as --mode=COMMAND, and short names as the options that they stand for."""
-  program, *rest = argv
-  if rest and not rest[0].startswith('-'):
-    if rest[0] not in MODES:
+  program, *words = argv
+  if words and not words[0].startswith('-'):
+    if words[0] not in MODES:
       raise UserError(
-        f'{rest[0]!r} is no command{did_you_mean(rest[0], MODES)}; commands: {", ".join(MODES)}'
+        f'{words[0]!r} is no command{did_you_mean(words[0], MODES)}; commands: {", ".join(MODES)}'
       )
-    rest[0] = f'--mode={rest[0]}'
-  for i, argument in enumerate(rest):
+    words[0] = f'--mode={words[0]}'
+  for i, argument in enumerate(words):
     flag, equals, value = argument.partition('=')
     if flag.startswith('--') and flag[2:] in ALIASES:
-      rest[i] = f'--config.{ALIASES[flag[2:]]}{equals}{value}'
-  return [program, *rest]
+      words[i] = f'--config.{ALIASES[flag[2:]]}{equals}{value}'
+  return [program, *words]
 
 
 def _check_options(argv: Sequence[str]) -> None:

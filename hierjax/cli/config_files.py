@@ -67,11 +67,11 @@ def find(spec: str) -> pathlib.Path:
     UserError: there is no such file.
   """
   name = spec.partition(':')[0]
-  own = {path.stem: path for path in (*folder().glob('tables/*.py'), *folder().glob('*.py'))}
-  own.pop('__init__', None)
-  path = own.get(name, pathlib.Path(name))
+  files = {path.stem: path for path in (*folder().glob('tables/*.py'), *folder().glob('*.py'))}
+  files.pop('__init__', None)
+  path = files.get(name, pathlib.Path(name))
   if not path.is_file():
-    hint = did_you_mean(pathlib.Path(name).stem, own)
+    hint = did_you_mean(pathlib.Path(name).stem, files)
     raise UserError(f"--config={spec}: no such file{hint}; hierjax's own are in {folder()}")
   return path
 

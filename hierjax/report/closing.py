@@ -47,10 +47,9 @@ def _scores(run: runs.Run) -> list[str]:
       if is_finite(values['top1'])
     ]
     paths = decode[name]['fpa']
-    whole = f', whole path {100 * paths:.1f} %' if is_finite(paths) else ''
+    path = f', whole path {100 * paths:.1f} %' if is_finite(paths) else ''
     out.append(
-      f'Right on {evaluation["n"]:,} images of {split} ({name} decision): '
-      f'{", ".join(levels)}{whole}'
+      f'Right on {evaluation["n"]:,} images of {split} ({name} decision): {", ".join(levels)}{path}'
     )
   for level, values in (evaluation.get('multi') or {}).items():
     if is_finite(values['map_macro']):

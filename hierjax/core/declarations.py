@@ -146,6 +146,13 @@ _DATA = (
   Option('data.augment.rand_operations', 2, 'rand: their number', '[1, 10]'),
   Option('data.augment.erase', 0.0, 'probability that a rectangle of the image becomes grey',
          '[0, 1]'),
+  Option('data.augment.mixup', None,
+         'blend the images of a batch in pairs, by a share of Beta(mixup, mixup); losses, and the '
+         'accuracy in the log, are those of both labels by their shares; usual: .2', '(0, inf)',
+         float),
+  Option('data.augment.cutmix', None,
+         'likewise, with a rectangle of the other image; with both, a step draws one; usual: 1',
+         '(0, inf)', float),
   Option('data.toy.train', 2400, 'training images', '[1, 10000000]'),
   Option('data.toy.val', 600, 'validation images', '[1, 10000000]'),
   Option('data.toy.seed', 0, 'seed of the drawings', '[0, inf)'),

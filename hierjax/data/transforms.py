@@ -46,6 +46,7 @@ class Augment(NamedTuple):
     rand_magnitude: their strength where the policy is 'rand', out of `policy.STEPS`.
     rand_operations: their number where the policy is 'rand'; 'trivial' has one.
     erase: probability that a rectangle becomes grey (Zhong et al., arXiv:1708.04896).
+    mixup, cutmix: of whole batches, see `hierjax.train.mixing`; nothing here.
   """
 
   enabled: bool = True
@@ -62,6 +63,8 @@ class Augment(NamedTuple):
   rand_magnitude: float = 9.0
   rand_operations: int = 2
   erase: float = 0.0
+  mixup: float | None = None
+  cutmix: float | None = None
 
   @property
   def num_operations(self) -> int:

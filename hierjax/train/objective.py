@@ -15,6 +15,7 @@ from hierjax.losses.build import Losses
 from hierjax.losses.exclusive import masked_mean
 from hierjax.losses.terms import Teacher
 from hierjax.train import optim
+from hierjax.train.mixing import Mixing, Partners
 
 
 class ClassWeights(NamedTuple):
@@ -46,7 +47,8 @@ class Task:
     clip: the largest global gradient norm; 0 or None for any.
     ema: the decay per step of the averaged variables.
     micro_batches: the parts that a batch is computed in, one after the other.
-    seed: of dropout and of balancers that draw.
+    seed: of dropout, of balancers that draw, and of mixing.
+    mixing: of the images of a batch, None for none.
   """
 
   model: nn.Module
@@ -62,6 +64,7 @@ class Task:
   ema: float | None
   micro_batches: int
   seed: int
+  mixing: Mixing | None = None
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -117,8 +120,12 @@ def objective(
   phase: optim.Phase,
   teacher: Teacher,
   axis: str | None = None,
+  partners: Partners | None = None,
 ) -> Objective:
   """Compute the losses of a phase, each the mean over the examples labelled at its level.
+
+  Of mixed images each loss and metric is the mean of those with either image's labels, weighted by
+  the images' shares. A cross-entropy is linear in its targets, so this is that of mixed targets.
 
   Args:
     head: (features [B, d], train) → {level: logits [B, C]}.
@@ -128,13 +135,32 @@ def objective(
     phase: the levels whose loss counts.
     teacher: what an earlier model predicts, for distillation.
     axis: the axis of the mesh that the batch is split over, None on one device.
+    partners: the other labels of mixed images; None where each shows one.
 
   Returns:
     The device's shares of the losses and metrics, which add up to those of the batch.
   """
-  losses, weight = task.losses, _example_weights(labels, task.class_weights)
   # clean logits are without HCAL's noise; XLA drops what no loss reads
   logits, clean = head(features, True), head(features, False)
+
+  def measure(labels):
+    return _measure(head, (features, logits, clean), labels, task, phase, teacher, axis)
+
+  values, metrics = measure(labels)
+  if partners is not None:
+    share, others = partners.share, measure(partners.labels)
+    values, metrics = jax.tree.map(
+      lambda a, b: share * a + (1 - share) * b, (values, metrics), others
+    )
+  weighted = {name: task.weights[name] * values[name] for name in task.names_in(phase)}
+  metrics |= {f'loss/{name}': value for name, value in values.items()}
+  return Objective(weighted, {'loss': sum(weighted.values()), **metrics})
+
+
+def _measure(head, outputs, labels, task, phase, teacher, axis) -> tuple[dict, dict]:
+  """The losses {level or term: value}, without their weights, and {'acc/LEVEL': value}."""
+  losses, weight = task.losses, _example_weights(labels, task.class_weights)
+  features, logits, clean = outputs
   means = losses.aggregate(features, labels, axis) if losses.aggregate else {}
   values, metrics = {}, {}
   for block in losses.blocks:
@@ -149,9 +175,7 @@ def objective(
   for name, term in losses.terms.items():
     per_example, mask = term(logits, features, labels, teacher, axis)
     values[name] = masked_mean(weight * per_example, mask, axis)
-  weighted = {name: task.weights[name] * values[name] for name in task.names_in(phase)}
-  metrics |= {f'loss/{name}': value for name, value in values.items()}
-  return Objective(weighted, {'loss': sum(weighted.values()), **metrics})
+  return values, metrics
 
 
 def _example_weights(labels: jax.Array, weights: ClassWeights | None) -> jax.Array | float:

@@ -24,7 +24,7 @@ from hierjax.losses.build import Losses
 from hierjax.models import classifier, initializers, registry, weights
 from hierjax.models.heads import HEADS
 from hierjax.taxonomy import Mixed, Taxonomy
-from hierjax.train import optim
+from hierjax.train import mixing, optim
 from hierjax.train.objective import ClassWeights, Task
 from hierjax.train.state import TrainState
 
@@ -282,6 +282,7 @@ def _task(
     ema=c.optim.ema,
     micro_batches=c.optim.accumulate,
     seed=c.seed,
+    mixing=mixing.build(c),
   )
 
 

@@ -17,7 +17,7 @@ from hierjax.losses import balancing
 from hierjax.losses.balancers import Balancer
 from hierjax.losses.terms import Teacher
 from hierjax.models import compute
-from hierjax.train import optim
+from hierjax.train import mixing, optim
 from hierjax.train.objective import Task, objective
 from hierjax.train.state import TrainState
 
@@ -112,6 +112,7 @@ class Context(NamedTuple):
     params: all parameters, those without a gradient too.
     teacher: {'variables', 'known': {level: bool [C]}} for distillation, {} without it.
     axis: the axis of the mesh that the batch is split over, None on one device.
+    share: of an image where two are mixed, None where each shows one.
   """
 
   task: Task
@@ -120,6 +121,7 @@ class Context(NamedTuple):
   params: FlatParams
   teacher: Mapping
   axis: str | None
+  share: jax.Array | None
 
 
 class Forward(NamedTuple):
@@ -154,7 +156,7 @@ def _trunk_features(trunk, images, others, batch_stats, key, context):
   return features, updated.get('batch_stats', batch_stats)
 
 
-def _head_losses(heads, features, labels, teacher, key, context):
+def _head_losses(heads, features, batch, teacher, key, context):
   """The weighted losses [K] of the heads on features [B, d], and the metrics."""
   task, phase = context.task, context.phase
   params = traverse_util.unflatten_dict({**context.params, **heads})
@@ -162,7 +164,12 @@ def _head_losses(heads, features, labels, teacher, key, context):
   def head(x, train):
     return context.model.apply({'params': params}, x, train, rngs={'dropout': key})[0]
 
-  losses, metrics = objective(head, features, labels, task, phase, teacher, context.axis)
+  partners = None
+  if context.share is not None:
+    partners = mixing.Partners(batch['partners'], context.share)
+  losses, metrics = objective(
+    head, features, batch['labels'], task, phase, teacher, context.axis, partners
+  )
   return jnp.stack([losses[name] for name in task.names_in(phase)]), metrics
 
 
@@ -194,7 +201,7 @@ def _forward(
     )
     features, pull_trunk, batch_stats = jax.vjp(run_trunk, trunk, has_aux=True)
   run_heads = functools.partial(
-    _head_losses, labels=batch['labels'], teacher=teacher, key=key, context=context
+    _head_losses, batch=batch, teacher=teacher, key=key, context=context
   )
   losses, pull_heads, metrics = jax.vjp(run_heads, heads, features, has_aux=True)
   return Forward(losses, metrics, batch_stats, pull_heads, pull_trunk)
@@ -218,7 +225,8 @@ def micro_batch_gradients(
     trained: the parameters with a gradient.
     batch_stats: the running statistics before it.
     balancer_state: the balancer's state before it.
-    batch: 'image' uint8 [B, H, W, 3] (or cached features float32 [B, d]), 'labels' int32 [B, L].
+    batch: 'image' uint8 [B, H, W, 3] (or cached features float32 [B, d]), 'labels' int32 [B, L],
+      and 'partners', likewise, where images are mixed.
     key: of dropout.
     context: what is the same for all micro-batches.
 
@@ -261,7 +269,7 @@ def batch_gradients(
     trained: the parameters with a gradient.
     batch_stats: the running statistics before the batch.
     balancer_state: the balancer's state before it.
-    batch: one device's 'image', 'labels' and 'flags' {name: float32 [1]}.
+    batch: one device's 'image', 'labels', 'partners' and 'flags' {name: float32 [1]}.
     key: of the step; each micro-batch has one made of it.
     context: what is the same for all micro-batches.
 
@@ -269,12 +277,12 @@ def batch_gradients(
     The gradients and metrics of the whole batch; the flags, added up, are among the metrics.
   """
   task, axis, total = context.task, context.axis, None
-  n = task.micro_batches
+  n, batch = task.micro_batches, dict(batch)
+  flags = batch.pop('flags')
   # unrolled: a loop around a convolution's gradient is many times slower on a CPU
   for i in range(n):
     part = {
-      k: batch[k].reshape(len(batch[k]) // n, n, *batch[k].shape[1:])[:, i]
-      for k in ('image', 'labels')
+      k: values.reshape(len(values) // n, n, *values.shape[1:])[:, i] for k, values in batch.items()
     }
     result = micro_batch_gradients(
       trained, batch_stats, balancer_state, part, jax.random.fold_in(key, i), context
@@ -283,7 +291,7 @@ def batch_gradients(
     terms = (result.grads, result.metrics)
     total = terms if i == 0 else jax.tree.map(jnp.add, total, terms)
   grads, metrics = jax.tree.map(lambda x: x / n, total)
-  flags = {name: raised.sum() for name, raised in batch['flags'].items()}
+  flags = {name: raised.sum() for name, raised in flags.items()}
   if axis:
     # one vector: XLA would reduce the parts of a tree early, some with a batch norm's sums
     vector, unravel = jax.flatten_util.ravel_pytree((grads, metrics, flags))
@@ -368,12 +376,16 @@ def train_step(
   trained = {k: v for k, v in flat.items() if optim.group_of(k) not in phase.freeze}
   key = jax.random.fold_in(jax.random.key(task.seed), state.step)
   balance_key = jax.random.fold_in(key, task.micro_batches)
+  batch, share = dict(batch), None
+  if task.mixing:
+    # before the batch is split: the same pairs however it is
+    batch, share = mixing.mix(task.mixing, batch, jax.random.fold_in(key, task.micro_batches + 1))
   # XLA would leave a reduction over one device in the program, as copies
   axis = parallel.AXIS if mesh.size > 1 else None
   model = compute.configured(task.model, batch_axis=axis)
 
   def gradients(trained, batch_stats, balancer_state, batch, teacher):
-    context = Context(task, model, phase, flat, teacher, axis)
+    context = Context(task, model, phase, flat, teacher, axis, share)
     return batch_gradients(trained, batch_stats, balancer_state, batch, key, context)
 
   if axis:
@@ -384,7 +396,7 @@ def train_step(
       out_specs=jax.P(),
       check_vma=False,
     )
-  result = gradients(trained, state.batch_stats, state.balancer, dict(batch), teacher)
+  result = gradients(trained, state.batch_stats, state.balancer, batch, teacher)
   if task.balances_weights_in(phase):
     result = _balance_at_weights(result, task, phase, balance_key)
   names = task.names_in(phase)

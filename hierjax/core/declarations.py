@@ -157,6 +157,8 @@ _DATA = (
   Option('data.toy.val', 600, 'validation images', '[1, 10000000]'),
   Option('data.toy.seed', 0, 'seed of the drawings', '[0, inf)'),
   Option('data.toy.difficulty', 1.4, 'how much the drawings vary', '[0, inf)'),
+  Option('data.toy.versions', 1, 'look-alikes of each model: classes that hardly differ', '[1, 4]'),
+  Option('data.toy.tail', 0.0, 'a class of rank r is drawn in proportion to r ** -tail', '[0, 10]'),
 )
 
 _MODEL = (

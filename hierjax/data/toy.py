@@ -3,7 +3,8 @@
 A picture is drawn when it is read, and is a pure function of (seed, split, number). The type is the
 silhouette. The make shows in its colours: a stripe, the rims, the badge, the grille. The model is
 both, and for some one detail more: a loaded roof, a spoiler, a box on the bed. Body colour, place,
-size, tilt, light, background, noise and what stands in front of the vehicle are random.
+size, tilt, light, background, noise and what stands in front of the vehicle are random. Models may
+come in versions that differ in a small part only, and the sizes of the classes may have a tail.
 """
 
 import functools
@@ -39,6 +40,8 @@ MODELS = (  # make, type, model, share of the pictures, detail
   ('Tamaru', 'Coupe', 'Tamaru Sora', 0.8, ''),
   ('Zephra', 'Coupe', 'Zephra Ion', 0.8, ''),
 )
+# What the name of a model's first, second, ... version ends in.
+VERSIONS = '', ' L', ' X', ' GT'
 
 # fmt: off
 # Side views, front to the right: x from 0 (rear) to 100 (front), y up from the road.
@@ -93,17 +96,25 @@ def table(
   val: int = 600,
   seed: int = 0,
   difficulty: float = 1.0,
+  versions: int = 1,
+  tail: float = 0.0,
 ) -> Table:
   """Make the table of the drawn data set; a picture is drawn when it is read.
+
+  Both splits have the same distribution of classes, as a random split of images would.
 
   Args:
     names: of the training and the validation split.
     train, val: number of pictures of each.
     seed: another seed draws other pictures.
     difficulty: scales clutter, noise and what stands in front of the vehicle.
+    versions: of each model, look-alikes that differ in a small part; they are finest classes.
+    tail: the share of a class is also proportional to its rank to the power -tail (Zipf's law).
   """
-  taxonomy = Taxonomy.from_rows(LEVELS, [model[:3] for model in MODELS])
-  shares = np.cumsum([model[3] for model in MODELS])
+  rows = [(*row[:2], row[2] + end) for row in MODELS for end in VERSIONS[:versions]]
+  taxonomy = Taxonomy.from_rows(LEVELS, rows)
+  ranks = 1 + np.random.default_rng(0).permutation(len(rows))
+  shares = np.cumsum(np.repeat([row[3] for row in MODELS], versions) * ranks ** -float(tail))
   leaves, places, files, splits = [], [], [], []
   for split, n in enumerate((train, val)):
     draws = np.random.default_rng((seed, split)).random(n) * shares[-1]
@@ -112,16 +123,17 @@ def table(
     files += [f'toy/{("train", "val")[split]}/{i:05d}' for i in range(n)]
     splits += [names[split]] * n
   leaves = np.concatenate(leaves)
-  options = {'seed': seed, 'difficulty': difficulty, 'leaves': leaves}
+  options = {'seed': seed, 'difficulty': difficulty, 'leaves': leaves, 'versions': versions}
   reader = functools.partial(_read, places=np.concatenate(places), **options)
   return Table(taxonomy, files, taxonomy.paths[leaves], splits, reader)
 
 
-def _read(i, *, seed, difficulty, leaves, places):
+def _read(i, *, seed, difficulty, leaves, versions, places):
   """Draw picture i; `places`, int [N, 2], have the number of its split and its number there."""
   split, number = places[i].tolist()
   rng = np.random.Generator(np.random.Philox(key=[seed << 8 | split, number]))
-  return draw(int(leaves[i]), rng, difficulty)
+  model, version = divmod(int(leaves[i]), versions)
+  return draw(model, rng, difficulty, version=version)
 
 
 class _Part(NamedTuple):
@@ -160,8 +172,8 @@ class _Vehicle:
 
 
 @functools.cache
-def _vehicle(leaf, spin):
-  """The parts of MODELS[leaf]: points float64 [n, 2] and their order."""
+def _vehicle(leaf, version, spin):
+  """The parts of a version of MODELS[leaf]: points float64 [n, 2] and their order."""
   make, kind, _, _, detail = MODELS[leaf]
   vehicle, top, sill = _Vehicle(), max(y for _, y in BODY[kind]), BODY[kind][0][1]
   belt = min(y for pane in GLASS[kind] for _, y in pane)
@@ -194,6 +206,7 @@ def _vehicle(leaf, spin):
   _add_make(vehicle, make, kind, sill, belt, nose)
   fill([(90, nose + 0.5), (91, nose + 3), (96.5, nose + 1.5), (98, nose - 0.8)], 'lamp')
   fill([(0.2, belt - 7.5), (0.6, belt - 4), (4, belt - 4), (3.5, belt - 7.5)], 'tail')
+  _add_version(vehicle, version, kind, sill)
   rear, front, radius = AXLES[kind]
   for x in (rear, front):
     _add_wheel(vehicle, x, radius, MAKES[make][2], spin)
@@ -217,6 +230,18 @@ def _add_make(vehicle, make, kind, sill, belt, nose):
   badge = front - radius - 5.5, sill + 0.62 * (belt - sill)
   vehicle.disc(*badge, 2.9, 'white')
   vehicle.disc(*badge, 2.1, 'accent')
+
+
+def _add_version(vehicle, version, kind, sill):
+  """What shows the version: a bright sill, a black rear window, or a lamp in the bumper."""
+  rear, front, radius = AXLES[kind]
+  if version == 1:
+    ends = (rear + radius + 3, sill + 1.5), (front - radius - 3, sill + 1.5)
+    vehicle.line(ends, 'chrome', 3.5)
+  if version == 2:
+    vehicle.fill(GLASS[kind][0], 'black')
+  if version == 3:
+    vehicle.disc(94, sill + 2.5, 2.5, 'lamp')
 
 
 def _add_wheel(vehicle, x, radius, spokes, spin):
@@ -248,7 +273,11 @@ def _noise():
 
 
 def draw(
-  leaf: int, rng: np.random.Generator, difficulty: float = 1.0, size: tuple[int, int] = SIZE
+  leaf: int,
+  rng: np.random.Generator,
+  difficulty: float = 1.0,
+  size: tuple[int, int] = SIZE,
+  version: int = 0,
 ) -> np.ndarray:
   """Draw a picture.
 
@@ -257,6 +286,7 @@ def draw(
     rng: of which 128 draws are taken.
     difficulty: scales clutter, noise and what stands in front of the vehicle.
     size: height and width in pixels.
+    version: of the model, a number in `VERSIONS`.
 
   Returns:
     uint8 [height, width, 3], RGB.
@@ -274,7 +304,7 @@ def draw(
   c, s = math.cos(tilt) * scale, math.sin(tilt) * scale
   matrix = np.array([[c * mirror, -s], [-s * mirror, -c]])
   road, middle = h * between(0.76, 0.93), w * (0.5 + between(-0.07, 0.07))
-  points, parts = _vehicle(leaf, int(between(0, 1) * SPINS))
+  points, parts = _vehicle(leaf, version, int(between(0, 1) * SPINS))
   offset = np.array([middle, road]) - matrix @ (50, 0)
   points = np.rint((points @ matrix.T + offset) * UNIT - UNIT / 2).astype(np.int32)
   colours = _colours(MODELS[leaf][0], between, difficulty)
@@ -311,6 +341,7 @@ def _colours(make, between, difficulty):
     'glass': glass,
     'glint': [v + 50 for v in glass],
     'black': (40, 40, 44),
+    'chrome': (214, 214, 220),
     'tyre': (26, 26, 28),
     'gap': (30, 30, 33),
     'lamp': (255, 246, 214),

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax import model
-from hierjax.core import config, parallel
+from hierjax.core import config, curriculum, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import split_record
 from hierjax.evaluate import embedding, summary
@@ -88,7 +88,7 @@ def _fit_compared(loop: Loop, workdir: pathlib.Path, resume_from: str | None) ->
   """Train the baseline and the further seeds of a run, in folders within its own."""
   c = loop.run.c
   loop.log.say('training the baseline: one head, ancestors read off')
-  runs_beside = {workdir / 'baseline': baseline_config(c)}
+  runs_beside = {workdir / 'baseline': _with_full_batches(baseline_config(c), loop.run)}
   for seed in range(c.seed + 1, c.seed + c.baseline_seeds):
     options = copy.deepcopy(c)
     options.seed, options.baseline_seeds = seed, 1
@@ -96,6 +96,24 @@ def _fit_compared(loop: Loop, workdir: pathlib.Path, resume_from: str | None) ->
   for folder, options in runs_beside.items():
     change = resume_from if (folder / 'config.json').exists() else None
     fit(options, folder, resume_from=change, splits_of=workdir)
+
+
+def _with_full_batches(base: ConfigDict, run: setup.Setup) -> ConfigDict:
+  """Leave images that cannot train one head out of its batches, and give it as many steps.
+
+  Else an image without a finest label would take a place in a batch and have no loss there, which
+  would make the baseline weaker than what one would train without a hierarchy.
+  """
+  train, is_labelled = run.train, (run.train.labels[:, -1:] >= 0).all(1)
+  if train.multi is not None or is_labelled.all() or not is_labelled.any():
+    return base
+  base.data.partial = 'drop'
+  n, batch_size = len(train.labels), base.train.batch_size
+  for node, prefix in ((base.train, ''), (base.train, 'eval_'), (base.optim, 'warmup_')):
+    duration = config.steps(node, prefix, n, batch_size, prefix)
+    for unit in curriculum.UNITS:
+      node[prefix + unit] = duration if unit == 'steps' else None
+  return base
 
 
 class EmbeddingHook(Hook):

@@ -94,6 +94,7 @@ def test_train_evaluate_predict(tmp_path):
     '--config=configs/quickstart.py',
     run,
     '--config.baseline=',
+    '--config.baseline_seeds=1',
     '--config.data.size=32',
     '--config.data.toy.train=64',
     '--config.data.toy.val=40',

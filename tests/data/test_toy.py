@@ -1,5 +1,6 @@
 """The drawn set: a pure function of (seed, split, index) that shows make, type and detail."""
 
+import itertools
 import pickle
 
 import numpy as np
@@ -61,6 +62,66 @@ def test_every_class_is_drawn_differently():
       moved = (np.abs(pictures[a].astype(int) - pictures[b]).max(-1) > 20).sum()
       same_pair = toy.MODELS[a][:2] == toy.MODELS[b][:2]
       assert moved > (8 if same_pair else 60), (toy.MODELS[a], toy.MODELS[b], moved)
+
+
+def test_versions_of_a_model_are_look_alikes():
+  """They differ visibly, by less than half of what makes do, and makes by less than types."""
+  pictures = [
+    [toy.draw(m, np.random.default_rng(4), 0.0, version=v).astype(int) for v in range(4)]
+    for m in range(len(toy.MODELS))
+  ]
+
+  def moved(a, b):
+    return (np.abs(a - b).max(-1) > 20).sum()
+
+  versions = [moved(*pair) for row in pictures for pair in itertools.combinations(row, 2)]
+  makes, types = [], []
+  for a, b in itertools.combinations(range(len(pictures)), 2):
+    if toy.MODELS[a][1] != toy.MODELS[b][1]:
+      types.append(moved(pictures[a][0], pictures[b][0]))
+    elif toy.MODELS[a][0] != toy.MODELS[b][0]:
+      makes.append(moved(pictures[a][0], pictures[b][0]))
+  assert min(versions) > 12
+  assert 2 * np.median(versions) < np.median(makes) < np.median(types) / 2
+
+
+def test_versions_are_the_finest_classes():
+  table = toy.table(train=300, val=20, versions=3)
+  taxonomy = table.taxonomy
+  assert len(taxonomy.paths) == 3 * len(toy.MODELS)
+  assert taxonomy.nests('model', 'make') and taxonomy.nests('model', 'type')
+  names = [name for name in taxonomy.names[2] if name.startswith('Norvik Last')]
+  assert names == ['Norvik Last', 'Norvik Last L', 'Norvik Last X']
+  for i in (0, 7, 299):
+    model, version = divmod(int(table.labels[i, 2]), 3)
+    rng = np.random.Generator(np.random.Philox(key=[0, i]))
+    np.testing.assert_array_equal(table.reader(i), toy.draw(model, rng, 1.0, version=version))
+
+
+def test_pictures_without_versions_and_tail_are_the_former_ones():
+  """The models follow the shares of MODELS, and the reader draws them as they are."""
+  table, plain = toy.table(train=90, val=10), [row[3] for row in toy.MODELS]
+  draws = np.random.default_rng((0, 0)).random(90) * np.cumsum(plain)[-1]
+  expected = [next(m for m in range(18) if sum(plain[: m + 1]) > draw) for draw in draws]
+  assert table.labels[:90, 2].tolist() == expected
+  for i in (0, 89):
+    rng = np.random.Generator(np.random.Philox(key=[0, i]))
+    np.testing.assert_array_equal(table.reader(i), toy.draw(expected[i], rng))
+
+
+@pytest.mark.parametrize('tail', [0.7, 1.5])
+def test_class_sizes_follow_the_law_in_both_splits(tail):
+  """Rank to the power -tail: the slope of log(size) over log(rank) is -tail."""
+  n = 40_000
+  table = toy.table(train=n, val=n, versions=2, tail=tail)
+  weight = np.repeat([row[3] for row in toy.MODELS], 2)
+  sizes = [np.bincount(part, minlength=36) for part in (table.labels[:n, 2], table.labels[n:, 2])]
+  for size in sizes:
+    share = np.sort(size / weight)[::-1]
+    slope = np.polyfit(np.log(np.arange(1, 37)), np.log(share), 1)[0]
+    assert abs(slope + tail) < 0.1
+  # the same classes are frequent in both
+  assert np.corrcoef(sizes)[0, 1] > 0.99
 
 
 def test_difficulty_hides():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import tiny
 
@@ -9,6 +10,7 @@ from hierjax import model
 from hierjax.core import config
 from hierjax.experiments import fit
 from hierjax.report import runs
+from hierjax.train import setup
 
 
 def test_further_seeds_are_runs_with_baselines_that_the_report_takes_together(
@@ -39,6 +41,42 @@ def test_the_baseline_of_a_run_with_seeds_has_none():
   c.baseline, c.baseline_seeds = 'train', 5
   assert fit.baseline_config(c).baseline_seeds == 1
   assert fit.baseline_config(c).baseline is None
+
+
+def _baseline_of(**changes):
+  """The run of these options and the config of its baseline, built but not trained."""
+  c = tiny.run_config(baseline='train', **changes)
+  run = setup.build(c)
+  return run, fit._with_full_batches(fit.baseline_config(run.c), run)
+
+
+def test_the_baseline_leaves_out_what_one_head_cannot_learn_from_and_takes_as_many_steps(
+  monkeypatch,
+):
+  tiny.register(monkeypatch)
+  tiny.use_one_device(monkeypatch)
+  run, base = _baseline_of(
+    **{'data.unlabelled': 0.5, 'train.steps': None, 'train.epochs': 5.0, 'optim.warmup_epochs': 1.0}
+  )
+  built = setup.build(base)
+  is_labelled = run.train.labels[:, -1] >= 0
+  assert 0 < is_labelled.sum() < len(is_labelled)
+  assert [built.train.files[i] for i in range(len(built.train.files))] == [
+    run.train.files[i] for i in np.flatnonzero(is_labelled)
+  ]
+  assert (built.train.labels[:, -1] >= 0).all()
+  assert (built.total_steps, built.eval_steps) == (run.total_steps, run.eval_steps) == (30, 6)
+  assert base.optim.warmup_steps == 6 and base.optim.warmup_epochs is None
+  rates = [float(s.task.schedule(step)) for s in (run, built) for step in (0, 3, 29)]
+  assert rates[:3] == rates[3:]
+
+
+@pytest.mark.parametrize('changes', [{}, {'data.unlabelled': 0.5, 'data.partial': 'drop'}])
+def test_the_baseline_of_labelled_images_trains_like_its_run(changes, monkeypatch):
+  tiny.register(monkeypatch)
+  tiny.use_one_device(monkeypatch)
+  run, base = _baseline_of(**changes)
+  assert not config.differences(fit.baseline_config(run.c), base)
 
 
 @pytest.mark.parametrize('baseline', [None, 'some/run'])

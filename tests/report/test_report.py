@@ -465,6 +465,24 @@ def make_seeds(path, skills, n=600):
   return page.write(path).parent
 
 
+@pytest.mark.parametrize('partial', ['keep', 'drop'])
+def test_the_verdict_says_which_images_each_model_used(tmp_path, partial):
+  """A baseline without the images that have no finest label, as a run with missing labels has."""
+  path = make_run(tmp_path / 'run', n=60)
+  make_run(path / 'baseline', heads=('model',), n=60, seed=1)
+  for folder, examples in ((path, 5685), (path / 'baseline', 2900)):
+    info = json.loads((folder / 'run.json').read_text())
+    info |= {'train_examples': examples, 'step': 400}
+    (folder / 'run.json').write_text(json.dumps(info))
+  c = json.loads((path / 'baseline' / 'config.json').read_text())
+  c['data']['partial'] = partial
+  (path / 'baseline' / 'config.json').write_text(json.dumps(c))
+  sentence = 'The heads trained on 5,685 images, the baseline on the 2,900 of them that have a '
+  text = made_page(page.write(path).parent).text
+  assert (sentence in text) == (partial == 'drop')
+  assert ('the runs took 400 and 400 steps' in text) == (partial == 'drop')
+
+
 def test_one_seed_decides_no_difference_of_three_points(tmp_path):
   """The images alone would decide it, and the page says how large it would have to be."""
   path = make_seeds(tmp_path / 'run', [(2.6, 2.7)], n=4000)

@@ -42,7 +42,13 @@ RECORDS = {
   'quickstart': (
     'quickstart',
     '',
-    {},
+    {
+      'baseline_seeds': 1,
+      'data.toy.versions': 1,
+      'data.toy.tail': 0.0,
+      'data.unlabelled': 0.0,
+      'loss.any_level': False,
+    },
     {
       'loss': 6.0987368,
       'loss/make': 1.6292247,

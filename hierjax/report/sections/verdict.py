@@ -9,7 +9,7 @@ from markupsafe import Markup
 from hierjax.core.metrics import METRICS, is_finite, lookup
 from hierjax.evaluate import bootstrap, metrics
 from hierjax.report.formats import count
-from hierjax.report.runs import Run, flat
+from hierjax.report.runs import Run, flat, get
 from hierjax.report.section import Section
 from hierjax.report.sections.scores import baseline_decision
 from hierjax.report.templates import paragraph, render
@@ -139,6 +139,7 @@ def _render(run: Run) -> Markup:
     is_assumed=any(row.interval and row.interval.is_assumed for row in rows) or result.seeds == 1,
     seed_deviation=bootstrap.SEED_DEVIATION,
     differing=_differing(run),
+    trained_on=_trained_on(run),
     has_interval=any(row.is_uncertain for row in rows),
     has_independent=has_independent and result.decision != 'independent',
   )
@@ -206,6 +207,14 @@ def _differing(run: Run) -> list[str]:
   a, b = flat(run.config), flat(run.baseline.config)
   keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
   return [key for key in keys if not key.startswith(IMMATERIAL)]
+
+
+def _trained_on(run: Run) -> list[int]:
+  """The images and the steps of both runs, where the baseline leaves out some; else empty."""
+  runs = run, run.baseline
+  is_dropping = [get(r.config, 'data.partial') == 'drop' for r in runs]
+  numbers = [r.info.get(key) for key in ('train_examples', 'step') for r in runs]
+  return numbers if is_dropping == [False, True] and all(map(is_finite, numbers)) else []
 
 
 def _differences(runs, split, decision, names) -> tuple[dict[str, bootstrap.Difference], str]:

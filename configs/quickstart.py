@@ -2,7 +2,7 @@
 
   python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-800 training images of 36 models (18, each in two versions that differ in a small part), whose sizes
+640 training images of 36 models (18, each in two versions that differ in a small part), whose sizes
 fall off as rank ** -.7, in val too. Half of them have a make and a type, but no model. The three
 heads learn from all: the model head learns from an image without a model that it is one of those of
 its make and type (loss.any_level). The baseline, one head, can only use the images with a model; it
@@ -21,13 +21,13 @@ def get_config(_: str = ''):
   c.name = 'quickstart'
   c.baseline, c.baseline_seeds = 'train', 3
   c.data.source, c.data.size = 'toy', 64
-  c.data.toy.train, c.data.toy.val = 800, 800
+  c.data.toy.train, c.data.toy.val = 640, 800
   c.data.toy.versions, c.data.toy.tail = 2, 0.7
-  c.data.unlabelled, c.loss.any_level = 0.5, True
+  c.data.unlabelled, c.loss.any_level, c.loss.weights = 0.5, True, (('coarser', 0.2),)
   # the drawings fill their frame already
   c.data.augment.crop, c.data.augment.rotate = (0.8, 1.0), 5.0
   c.data.augment.brightness = c.data.augment.contrast = c.data.augment.saturation = 0.15
   c.model.backbone, c.model.pretrained = 'efficientnet_lite0', 'package'
   c.optim.lr, c.optim.schedule = 2e-3, 'onecycle'
-  c.train.epochs, c.train.eval_epochs, c.train.batch_size = 8, 4, 32
+  c.train.epochs, c.train.eval_epochs, c.train.batch_size = 10, 5, 32
   return c

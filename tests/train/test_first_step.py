@@ -48,6 +48,7 @@ RECORDS = {
       'data.toy.tail': 0.0,
       'data.unlabelled': 0.0,
       'loss.any_level': False,
+      'loss.weights': (),
     },
     {
       'loss': 6.0987368,

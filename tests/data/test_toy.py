@@ -75,14 +75,14 @@ def test_versions_of_a_model_are_look_alikes():
     return (np.abs(a - b).max(-1) > 20).sum()
 
   versions = [moved(*pair) for row in pictures for pair in itertools.combinations(row, 2)]
-  makes, types = [], []
+  between_makes, between_types = [], []
   for a, b in itertools.combinations(range(len(pictures)), 2):
     if toy.MODELS[a][1] != toy.MODELS[b][1]:
-      types.append(moved(pictures[a][0], pictures[b][0]))
+      between_types.append(moved(pictures[a][0], pictures[b][0]))
     elif toy.MODELS[a][0] != toy.MODELS[b][0]:
-      makes.append(moved(pictures[a][0], pictures[b][0]))
+      between_makes.append(moved(pictures[a][0], pictures[b][0]))
   assert min(versions) > 12
-  assert 2 * np.median(versions) < np.median(makes) < np.median(types) / 2
+  assert 2 * np.median(versions) < np.median(between_makes) < np.median(between_types) / 2
 
 
 def test_versions_are_the_finest_classes():

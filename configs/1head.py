@@ -1,4 +1,4 @@
-"""The plain baseline: one head on the finest level, its ancestors read off. Otherwise 3head.py.
+"""The plain baseline: one head on the finest level, cross-entropy. Otherwise 3head.py.
 
   python main.py --config=configs/1head.py --config.data.root=FOLDER --workdir=runs/1head
 

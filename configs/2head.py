@@ -1,4 +1,4 @@
-"""Two heads, on the coarsest and the finest level. Otherwise 3head.py.
+"""Two heads, on the coarsest and the finest level, and cross-entropy. Otherwise 3head.py.
 
   python main.py --config=configs/2head.py --config.data.root=FOLDER --workdir=runs/2head
 

@@ -34,7 +34,7 @@ def get_config(row: str = '1head_any_level'):
   c.name = f'any level: {row}'
   c.data.unlabelled = 0.0 if kind == 'all' else 0.5
   c.data.partial = 'drop' if kind == 'dropped' else 'keep'
-  c.loss.any_level = kind == 'any_level'
+  c.loss.any_level, c.loss.margin = kind == 'any_level', None
   return c
 
 

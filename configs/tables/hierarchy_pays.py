@@ -4,9 +4,10 @@ r"""Heads and losses that use the hierarchy, each against one plain head with th
     --workdir=runs/pays --seeds=0,1,2
 
 Some rows: --rows='flat path_sum*'. With half of the finest labels missing:
---config.data.unlabelled=.5; with fewer images: --config.data.limit=N. All else is as in 3head.py.
-The values are those of the methods' authors or in their range, and S1's .9 and .1 for the weights
-of the finest and the coarser levels; none was chosen on these data.
+--config.data.unlabelled=.5; with fewer images: --config.data.train_limit=N. All else is as in
+3head.py, which is the row parallel_margin. The values are those of the methods' authors or in their
+range, and S1's .9 and .1 for the weights of the finest and the coarser levels; none was chosen on
+val.
 """
 
 import importlib
@@ -31,6 +32,7 @@ ROWS = {
   },
   'A head a level': {
     'parallel': ('equal weights', {}),
+    'parallel_margin': ('equal weights, soft-max-margin', {'loss.margin': 5.0}),
     'parallel_s1': ('weights .9 and .1', S1),
     'parallel_uw': ('uncertainty weighting', {'balance.name': 'uw'}),
     'parallel_upgrad': ('UPGrad', {'balance.name': 'upgrad', 'balance.at': 'features'}),
@@ -54,7 +56,7 @@ OPTIONS = {name: options for rows in ROWS.values() for name, (_, options) in row
 def get_config(row: str = 'flat'):
   check_choice('configs/tables/hierarchy_pays.py: no row', row, OPTIONS)
   c = importlib.import_module('configs.3head').get_config()
-  c.name = f'hierarchy pays: {row}'
+  c.name, c.loss.margin = f'hierarchy pays: {row}', None
   for path, value in OPTIONS[row].items():
     config.assign(c, path, value)
   return c

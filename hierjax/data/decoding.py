@@ -4,6 +4,7 @@ Memory is bounded by the number of pixels that a header claims: larger pictures 
 they are decoded. A JPEG can be decoded at a half, a quarter or an eighth of its size.
 """
 
+import contextlib
 import functools
 import io
 import math
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 MAX_PIXELS = 1 << 26  # of a picture; 8192 x 8192 take some 470 MB while they are decoded
 # Baseline JPEGs, which are decoded at reduced size, may be larger: up to Pillow's own limit.
@@ -99,6 +100,17 @@ def suffixes() -> frozenset[str]:
   return frozenset(s for s, name in Image.registered_extensions().items() if name in readable)
 
 
+def _open(data):
+  """Open a picture as `Image.open` does, whose limit warns in words that name no file."""
+  for name in _formats():
+    factory, accept = Image.OPEN[name]
+    is_accepted = accept is None or accept(data[:16])
+    if is_accepted and not isinstance(is_accepted, str):
+      with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+        return factory(io.BytesIO(data), '')
+  raise BrokenImage('not an image')
+
+
 def _check_size(width, height, limit):
   if width * height > limit:
     raise BrokenImage(
@@ -114,7 +126,7 @@ def _decode_any(data, decoding):
       # icons hold PNGs with sizes of their own, which are decoded when the icon is opened
       for header in re.findall(rb'IHDR(.{8})', data, re.DOTALL):
         _check_size(*struct.unpack('>II', header), decoding.max_pixels)
-    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+    with _open(data) as image:
       _check_size(*image.size, decoding.max_pixels)
       deep = _deep_colours(data, image) if decoding.deep_range else None
       image.load()
@@ -126,8 +138,6 @@ def _decode_any(data, decoding):
       return _rgb(image)
   except BrokenImage:
     raise
-  except UnidentifiedImageError as error:
-    raise BrokenImage('not an image') from error
   except Exception as error:
     # Pillow raises OSError, SyntaxError, struct.error and more, as the bytes fall
     raise BrokenImage(str(error) or type(error).__name__) from error
@@ -198,7 +208,7 @@ def is_deep(data: bytes) -> bool:
   if data[:2] == b'\xff\xd8':
     return False
   try:
-    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+    with _open(data) as image:
       return image.mode.startswith('I') or image.mode == 'F' or _has_deep_colours(data, image)
   except Exception:
     # as in _decode_any, which says what is wrong
@@ -210,7 +220,7 @@ def _orientation(data):
   if b'Exif\0\0' not in data[: 1 << 16]:
     return 1
   try:
-    with Image.open(io.BytesIO(data)) as image:
+    with _open(data) as image:
       orientation = image.getexif().get(0x112, 1)
     return orientation if orientation in range(1, 9) else 1
   except Exception:

@@ -39,7 +39,7 @@ def read(
   Raises:
     UserError: there is no image, or none in a class folder.
   """
-  files = _find_images(root, findings)
+  files = find_images(root, findings)
   if not files:
     raise UserError(
       f'{root}: no labels.csv, no *.parquet and no image in class folders (.jpg .png .tif ...)'
@@ -162,7 +162,7 @@ class _Content(NamedTuple):
   others: Counter
 
 
-def _find_images(root, findings):
+def find_images(root, findings):
   """Image files below the root; links are followed, but not back to a folder above."""
   files, links, others, empty, stack = [], [], Counter(), {}, [('', frozenset())]
   while stack:

@@ -19,10 +19,12 @@ from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import (
   folders,
   image_files,
+  lint_taxonomy,
   parquet,
   published,
   read_csv,
   split_names,
+  split_record,
   splits,
   taxonomies,
   toy,
@@ -61,9 +63,28 @@ def load(
     UserError: something is wrong with the data or the options; names file, row or option.
   """
   findings = findings or Findings()
-  table = read_table(options, findings)
+  try:
+    table = read_table(options, findings)
+  except UserError as error:
+    new = _new_files(options, record)
+    if not new:
+      raise
+    raise UserError(
+      f'{options.root}: new files since the run was made: {split_record.listed(new)}; with them '
+      f'the data cannot be read ({error}); move them away, or beside the old ones of their classes'
+    ) from None
   image_files.note_deep(table, options.deep_range, findings)
   return make_splits(options, table, findings, record)
+
+
+def _new_files(options, record):
+  """Image files below the root that a run's record lacks, if it has others there."""
+  root = pathlib.Path(options.root or '').expanduser()
+  if record is None or not root.is_dir():
+    return []
+  names = folders.find_images(root, Findings(gather=True))
+  new = [name for name in names if splits.file_key(name) not in record.splits]
+  return new if len(new) < len(names) else []
 
 
 def make_splits(
@@ -135,6 +156,13 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     taxonomies.check_levels(table.taxonomy.levels, str(root), findings)
   if origin and not table.taxonomy.multi:
     table.origin = origin
+  if source not in ('csv', 'folders', 'toy'):
+    rows = table.origin or (str(root), [(0, row) for row in table.taxonomy.rows()])
+    silent = Findings(gather=True)
+    lint_taxonomy.check(table.taxonomy, lint_taxonomy.Origin(*rows), silent)
+    merged = [str(problem) for problem in silent.problems if problem.kind == 'two parents']
+    more = f'; {len(merged) - 1} more such names' if len(merged) > 1 else ''
+    findings.notes += [f'{text}{more}' for text in merged[:1]]
   table.reader = table.reader and image_files.with_limits(table.reader, options)
   if table.splits:
     table.splits = split_names.unify(options, table.splits, findings)

@@ -61,7 +61,7 @@ def fit(
     _check_baseline(c)
     _check_distillation(workdir, run)
   with disk_errors(workdir), run_lock.RunLock(workdir) as lock:
-    change = restart.restart(workdir, run, resume_from)
+    change = restart.restart(workdir, run, resume_from, earlier)
     data_digest = prepare(workdir, run, earlier)
     signals, own_hooks = Signals(), [run_lock.LockHook(lock), EmbeddingHook(workdir)]
     loop = Loop(run, workdir, signals, _teacher(workdir, run), [*own_hooks, *hooks])

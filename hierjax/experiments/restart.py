@@ -5,24 +5,20 @@ import pathlib
 from hierjax import model
 from hierjax.core import config, files, parallel
 from hierjax.core.errors import UserError
-from hierjax.experiments.workdir import FREE_ON_RESUME
+from hierjax.data import split_record
+from hierjax.experiments.workdir import CHANGEABLE, FREE_ON_RESUME, conflict
 from hierjax.train import checkpoint
 from hierjax.train.setup import Setup
 
 FLAG = '--resume_from'
-# Neither the data nor the structure of the state depend on them.
-CHANGEABLE = (
-  *FREE_ON_RESUME,
-  'seed',
-  'data.augment.',
-  'loss.',
-  *(f'train.{name}' for name in 'epochs steps examples eval_ early_stop'.split()),
-  *(f'optim.{name}' for name in 'lr heads_ momentum warmup_ clip weight_decay'.split()),
-  *(f'optim.{name}' for name in 'onecycle_ plateau_'.split()),
-)
 
 
-def restart(workdir: pathlib.Path, setup: Setup, checkpoint_name: str | None) -> dict | None:
+def restart(
+  workdir: pathlib.Path,
+  setup: Setup,
+  checkpoint_name: str | None,
+  record: split_record.Record | None = None,
+) -> dict | None:
   """Let a run that is in a folder go on from an earlier checkpoint with other options.
 
   Later checkpoints are moved to WORKDIR/abandoned/ and config.json gets the new options. Where no
@@ -32,18 +28,20 @@ def restart(workdir: pathlib.Path, setup: Setup, checkpoint_name: str | None) ->
     workdir: the folder of the run.
     setup: the run with its new options.
     checkpoint_name: 'best', 'last', or None to leave the folder as it is.
+    record: of the data that the run was made with, None without one.
 
   Returns:
     {'step', 'checkpoint', 'changed': [option and values]} for run.json, None where nothing
     happened.
 
   Raises:
-    UserError: the folder holds no run, or an option has changed that the state depends on.
+    UserError: the folder holds no run, or data or options that the state depends on changed.
   """
   if checkpoint_name is None:
     return None
   flag = f'{FLAG}={checkpoint_name}'
-  changed, error = parallel.exchange(_changes(workdir, setup) if parallel.first() else None)[0]
+  changes = _changes(workdir, setup, record) if parallel.first() else None
+  changed, error = parallel.exchange(changes)[0]
   if error:
     raise UserError(f'{flag}: {error}')
   if all(line.startswith(FREE_ON_RESUME) for line in changed):
@@ -57,18 +55,12 @@ def restart(workdir: pathlib.Path, setup: Setup, checkpoint_name: str | None) ->
   return {'step': step or 0, 'checkpoint': checkpoint_name, 'changed': changed}
 
 
-def _changes(workdir: pathlib.Path, setup: Setup) -> tuple[list[str], str]:
-  """The options that have changed, and what is wrong with that, '' for nothing."""
+def _changes(workdir, setup, record):
+  """The options that have changed, and what is wrong with that or the data, if anything is."""
   if not (workdir / 'config.json').exists():
     return [], f'{workdir} holds no run; leave the flag out to begin one'
   changed = config.differences(model.run_config(workdir), setup.c)
-  fixed = [line for line in changed if not line.startswith(CHANGEABLE)]
-  if not fixed:
-    return changed, ''
-  return changed, (
-    f'{"; ".join(fixed)}: only {", ".join(f"{name}*" for name in CHANGEABLE)} may change; '
-    'give another --workdir or the old options'
-  )
+  return changed, conflict(workdir, setup, record, CHANGEABLE)
 
 
 def describe(result: dict) -> str:

@@ -121,9 +121,13 @@ class RunLock:
         'its lock is taken over'
       )
     files.remove_partials(self._workdir)
+    try:
+      os.ftruncate(number, 0)
+      os.write(number, self._text.encode())
+    except OSError as e:
+      os.close(number)
+      raise OSError(e.errno, e.strerror, str(self._path)) from None
     self._number = number
-    os.ftruncate(number, 0)
-    os.write(number, self._text.encode())
     threading.Thread(target=self._beat, daemon=True).start()
     return ''
 

@@ -4,11 +4,12 @@ import csv
 import dataclasses
 import io
 import pathlib
+import re
 import shlex
 import sys
 import urllib.parse
 
-from hierjax.core import files
+from hierjax.core import files, terminal
 from hierjax.core.metrics import METRICS, signed
 from hierjax.evaluate import bootstrap
 from hierjax.experiments.runner import Runner
@@ -214,11 +215,13 @@ class View:
 
   def markdown(self) -> str:
     """Return the table as Markdown."""
-    parts = [f'# {self.table.title}', *self.sentences(), self.departures(), _markdown(self.main())]
-    parts.append('\n'.join(f'- {row}: {text}' for row, text in self.notes()))
+    texts = [*self.sentences(), self.departures()]
+    parts = [f'# {_escaped(self.table.title)}', *map(_escaped, texts), _markdown(self.main())]
+    parts.append('\n'.join(f'- {_escaped(row)}: {_escaped(text)}' for row, text in self.notes()))
     against = self.against()
     if against:
-      parts += ['## Against the baseline', against.note, self.trends(), _markdown(against)]
+      parts += ['## Against the baseline', *map(_escaped, (against.note, self.trends()))]
+      parts.append(_markdown(against))
     return '\n\n'.join(p for p in parts if p) + '\n'
 
   def csv(self) -> str:
@@ -325,4 +328,5 @@ def _markdown(grid: Grid) -> str:
 
 
 def _escaped(text: str) -> str:
-  return ' '.join(str(text).replace('|', '\\|').split())
+  """A text on one line, in which nothing is markup, a link or the end of a cell."""
+  return re.sub(r'[\\`|<&\[]', r'\\\g<0>', terminal.printable(' '.join(str(text).split())))

@@ -10,7 +10,7 @@ import pathlib
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
@@ -31,12 +31,23 @@ FREE_ON_RESUME = (
   'plugins',
   'data.workers',
   'data.threads',
+  'data.max_',  # limits
   'data.homonyms',  # the taxonomy shows whether it matters
   'train.log_steps',
   'train.save_minutes',
   'eval.',
   'log.',
   'probe.',
+)
+# what --resume_from lets change: neither the data nor the structure of the state depend on them
+CHANGEABLE = (
+  *FREE_ON_RESUME,
+  'seed',
+  'data.augment.',
+  'loss.',
+  *(f'train.{name}' for name in 'epochs steps examples eval_ early_stop'.split()),
+  *(f'optim.{name}' for name in 'lr heads_ momentum warmup_ clip weight_decay'.split()),
+  *(f'optim.{name}' for name in 'onecycle_ plateau_'.split()),
 )
 PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -48,13 +59,19 @@ def has_run(workdir: pathlib.Path) -> bool:
   return (workdir / 'config.json').exists() and checkpoints.exists() and any(checkpoints.iterdir())
 
 
-def conflict(workdir: pathlib.Path, setup: Setup, record: split_record.Record | None) -> str | None:
+def conflict(
+  workdir: pathlib.Path,
+  setup: Setup,
+  record: split_record.Record | None,
+  changeable: Sequence[str] = FREE_ON_RESUME,
+) -> str | None:
   """Tell why a run cannot go on in a folder.
 
   Args:
     workdir: the folder.
     setup: the run.
     record: of the data that it was made with, None without one.
+    changeable: beginnings of the names of the options that may have changed.
 
   Returns:
     A sentence, or None where the folder is new or holds the same run.
@@ -62,17 +79,20 @@ def conflict(workdir: pathlib.Path, setup: Setup, record: split_record.Record | 
   if not has_run(workdir):
     return None
   differences = config.differences(model.run_config(workdir), setup.c)
-  changed = [line for line in differences if not line.startswith(FREE_ON_RESUME)]
+  changed = [line for line in differences if not line.startswith(changeable)]
   if changed:
     return (
       f'{workdir} holds a run with other options ({"; ".join(changed)}): '
       'give another --workdir or the old options, remove the folder, or, where only the '
-      'optimisation differs, add --resume_from=best or --resume_from=last'
+      'optimisation differs, add --resume_from=best or --resume_from=last, with which '
+      f'{", ".join(f"{name}*" for name in CHANGEABLE)} may change'
     )
   before = read_taxonomy(workdir / 'taxonomy.csv', setup.c.data.multi)
   if before.hash() != setup.taxonomy.hash():
+    new = f'; new files: {split_record.listed(setup.data.new)}' if setup.data.new else ''
+    difference = describe_difference(before, setup.taxonomy)
     return (
-      f'{workdir} holds a run on another taxonomy ({describe_difference(before, setup.taxonomy)}): '
+      f'{workdir} holds a run on another taxonomy ({difference}{new}): '
       'give another --workdir or the old taxonomy, or carry its classes over: '
       f'--mode=migrate --from={workdir} --taxonomy=NEW.csv --workdir=NEWRUN'
     )

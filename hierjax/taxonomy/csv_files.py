@@ -62,8 +62,10 @@ def read_table(
     if delimiter is None:
       with file.open(encoding=encoding, newline='') as f:
         delimiter = _guess_delimiter(list(itertools.islice(_lines(path, f), _SAMPLE)), notes)
-    with file.open(encoding=encoding, newline='') as f:
-      columns, rows = _parse(path, f, DELIMITERS[delimiter])
+    # Short rows take many times their bytes, so that they are counted before they are kept.
+    for is_kept in (False, True) if file.stat().st_size > MAX_CELLS else (True,):
+      with file.open(encoding=encoding, newline='') as f:
+        columns, rows = _parse(path, f, DELIMITERS[delimiter], is_kept)
   except (OSError, ValueError) as e:
     if isinstance(e, UserError):
       raise
@@ -136,9 +138,9 @@ def _lines(path: str | os.PathLike, file: TextIO) -> Iterator[str]:
     yield line
 
 
-def _parse(path, file, delimiter):
-  """The columns and the rows that are not blank, numbered, with stripped cells."""
-  is_read, columns, rows, last_line = [], None, [], 0
+def _parse(path, file, delimiter, is_kept):
+  """The columns and the rows that are not blank, numbered, with stripped cells, or no rows."""
+  is_read, columns, rows, last_line, n = [], None, [], 0, 0
   # What follows the last line is asked for only where a quoted cell goes on.
   lines = itertools.chain(_lines(path, file), (is_read.append(1) for _ in [0]))
   reader = csv.reader(filter(None, lines), delimiter=delimiter)
@@ -164,8 +166,10 @@ def _parse(path, file, delimiter):
         f'{path}:{row}: has {len(cells)} cells, but the header has {len(columns)}; put a name with '
         f'a {delimiter!r} in double quotes'
       )
-    rows.append((row, (cells + [''] * (len(columns) - len(cells)))[: len(columns)]))
-    if len(rows) * len(columns) > MAX_CELLS:
+    if is_kept:
+      rows.append((row, (cells + [''] * (len(columns) - len(cells)))[: len(columns)]))
+    n += len(columns)
+    if n > MAX_CELLS:
       raise UserError(f'{path}: has more than {MAX_CELLS} cells; divide it')
   if columns is None:
     raise UserError(f'{path}:1: is empty; the first row names the columns')

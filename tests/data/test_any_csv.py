@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import tracemalloc
 import unicodedata
 
 import agreement
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hierjax.core import config
+from hierjax.core.errors import UserError
 from hierjax.data import lint, sources
 from hierjax.taxonomy import csv_files, read_taxonomy
 
@@ -688,3 +690,19 @@ def test_missing_files_are_counted_and_named(tmp_path):
   assert [p.where.rpartition(':')[2] for p in missing] == ['8', '9', '10'] and text in str(
     missing[0]
   )
+
+
+def test_short_rows_are_counted_before_they_are_kept(tmp_path, monkeypatch):
+  """They take many times their bytes, and took them before the limit was met."""
+  monkeypatch.setattr(csv_files, 'MAX_CELLS', 20_000)
+  path = tmp_path / 'labels.csv'
+  path.write_text('file,class\n' + 'a,b\n' * 15_000)
+  tracemalloc.start()
+  try:
+    with pytest.raises(UserError, match='more than 20000 cells'):
+      csv_files.read_table(path, 'comma', 'utf-8')
+    assert tracemalloc.get_traced_memory()[1] < 2**19
+  finally:
+    tracemalloc.stop()
+  path.write_text('file,class\n' + 'a,b\n' * 9_000)
+  assert len(csv_files.read_table(path).rows) == 9_000

@@ -232,3 +232,15 @@ def test_rows_that_are_no_files_keep_the_limits(tmp_path):
   assert reader(0).decoding == Decoding(50, ('own',)) and reader.select(np.array([2]))(0).sum() == 0
   with pytest.raises(OSError, match=r'101 bytes, more than the 100 of data\.max_bytes'):
     reader(1)
+
+
+@pytest.mark.parametrize(
+  ('side', 'limit'), [(9500, 1 << 26), (13_400, 1 << 26), (9500, 90_000_000)]
+)
+def test_one_limit_of_pixels_decides(side, limit):
+  """Pillow has limits of its own, at which it warned or refused in other words."""
+  picture = Part.make(blank_png(side, side, 1, 0), decoding=Decoding(limit))
+  text = f'^{side} x {side} pixels, more than the {limit} of data.max_pixels'
+  with pytest.raises(BrokenImage, match=text):
+    decoding.decode(picture)
+  assert not decoding.is_deep(picture)

@@ -271,3 +271,19 @@ def test_mat_files_that_unpack_to_much(tmp_path, monkeypatch):
   path = mat_file(tmp_path / 'large.mat', numbers, numbers, compress=False)
   with pytest.raises(OSError, match='at most 1 are read'):
     read_mat(path, 'v')
+
+
+def test_names_under_several_classes_are_said_in_training_as_in_lint(tmp_path):
+  """A genus of animals and one of plants are one class here, as numbers count the classes."""
+  genera = [f'animal genus {i}' for i in range(5)], [f'plant genus {i}' for i in range(5)]
+  rows = [(k, g, f'{k} {g} {i}') for k, names in zip(('Animalia', 'Plantae'), genera)
+          for g in (*names, 'Ficus') for i in range(2)]  # fmt: skip
+  columns = {name: list(x) for name, x in zip(('genus_label', 'species_label'), [*zip(*rows)][1:])}
+  for split in ('train', 'val'):
+    write(tmp_path / f'data/{split}.parquet', len(rows), 'kingdom_label',
+          ['Animalia'] * 12 + ['Plantae'] * 12, **columns)  # fmt: skip
+  data, report = sources.load(options(tmp_path / 'data')), lint.check(options(tmp_path / 'data'))
+  (problem,) = [p for p in report.problems if p.kind == 'two parents']
+  assert "genus 'Ficus' stands under 2 kingdoms" in problem.text
+  assert str(problem) in data.notes and len(data.taxonomy.names[1]) == 11
+  assert str(problem) not in report.headlines

@@ -478,3 +478,23 @@ def test_a_damaged_record_is_a_line_whatever_its_bytes_are(tmp_path):
       assert isinstance(split_record.changes(split_record.read(tmp_path), data), str)
     except UserError as e:
       assert str(tmp_path / split_record.FILE) in str(e)
+
+
+@pytest.mark.parametrize('places', ['cat/new dog/new', 'train/cat', 'emu'])
+def test_new_files_that_make_another_tree_are_named(places, tmp_path):
+  """Class folders within class folders: an error about their structure alone led astray."""
+  root = folders(tmp_path / 'data', cat=6, dog=6)
+  if places == 'emu':
+    (root / 'taxonomy.csv').write_text('class\ncat\ndog\n')
+  saved = record(sources.load(options(root)), tmp_path)
+  images(root, *(f'{place}/{i}.png' for place in places.split() for i in range(20)))
+  n = 20 * len(places.split())
+  with pytest.raises(UserError) as e:
+    sources.load(options(root), record=saved)
+  assert f'new files since the run was made: {n} ({places.split()[0]}/' in str(e.value)
+  assert 'move them away' in str(e.value) and '\n' not in str(e.value)
+  # without a record, or where all files are new, the error is that of the tree
+  for other in (None, saved._replace(splits={'x.png': 'train'})):
+    with pytest.raises(UserError) as e:
+      sources.load(options(root), record=other)
+    assert 'new files' not in str(e.value)

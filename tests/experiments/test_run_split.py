@@ -148,3 +148,25 @@ def test_a_migrated_run_keeps_what_the_old_one_had_in_val(grown, tmp_path):
   assert len(new.splits) == 140 and old.splits.items() <= new.splits.items()
   assert sum(split == 'val' for split in new.splits.values()) == 12 + 16
   assert split_record.read(tmp_path / 'new/start') == new._replace(folder=tmp_path / 'new/start')
+
+
+def test_going_back_compares_the_data_first(grown):
+  """Nothing is moved, and config.json stays, where the data are not those of the run."""
+  root, workdir = grown
+  before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+  c = options(root)
+  c.optim.lr = 1e-4
+  (root / 'dog' / '1.png').unlink()
+  with pytest.raises(UserError, match=r'^--resume_from=last: .*gone: 1 \(dog/1.png\)\)'):
+    hierjax.fit(c, workdir, resume_from='last')
+  after = {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path != workdir}
+  assert after == {path: time for path, time in before.items() if path != workdir}
+
+
+def test_limits_of_images_are_no_part_of_a_run(grown):
+  """They say what is refused, not what is computed."""
+  root, workdir = grown
+  c = options(root)
+  c.data.max_pixels, c.data.max_bytes = 10_000, 100_000
+  before = json.loads((workdir.parent / 'run' / 'run.json').read_text())['state_sha256']
+  assert hierjax.fit(c, workdir)['state_sha256'] == before

@@ -761,3 +761,25 @@ def test_command_line(tmp_path):
       and message_part in process.stderr
       and len(process.stderr.strip().splitlines()) == 1
     ), process.stderr
+
+
+HOSTILE = {
+  '<img src=x onerror=alert(1)>': r'\<img src=x onerror=alert(1)>',
+  'a | b': r'a \| b',
+  'a \\| b': r'a \\\| b',
+  '[x](http://x)': r'\[x](http://x)',
+  '`code` & &lt;': r'\`code\` \& \&lt;',
+  'two\nlines\r\nor # three': 'two lines or # three',
+  'red\x1b[31m\u202e': r'red\\x1b\[31m\\u202e',
+  'ResNet-50, ±.3 %': 'ResNet-50, ±.3 %',
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_no_name_is_markup_in_markdown(name):
+  """Titles, groups, labels, columns and remarks."""
+  text = HOSTILE[name]
+  grid = table_view.Grid([name], [(Row('row', label=name, group=name), [(name, '')])])
+  lines = table_view._markdown(grid).split('\n')
+  assert lines[0] == f'| row | {text} |' and lines[2].startswith(f'| **{text}** |')
+  assert lines[3:] == [f'| {text} | {text} |']

@@ -1,6 +1,7 @@
 """One writer a folder: who writes there is said, and the lock of a dead process is taken over."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 
+from hierjax.cli import errors
 from hierjax.core.errors import UserError
 from hierjax.experiments import run_lock, workdir
 
@@ -166,3 +168,17 @@ def test_a_folder_that_cannot_be_made(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=r'--workdir=.*file: is a file, not a folder'):
     run_lock.RunLock(tmp_path / 'file').__enter__()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_lock(tmp_path, monkeypatch):
+  """The system does not say of which file a write has failed; the lock is free afterwards."""
+
+  def write(number, data):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with monkeypatch.context() as patch, pytest.raises(OSError) as e:
+    patch.setattr(os, 'write', write)
+    run_lock.RunLock(tmp_path).__enter__()
+  assert errors.message(e.value) == f'{tmp_path / run_lock.NAME}: No space left on device'
+  with run_lock.RunLock(tmp_path) as lock:
+    assert lock.notes == []

@@ -18,6 +18,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import socket
@@ -69,9 +70,11 @@ class Box:
       path.mkdir(parents=True)
     self.harms, self.process = [], None
 
-  def run(self, *flags: str, environ: dict | None = None, stderr: bool = True) -> Process:
-    """Run main.py, and note what harm is seen from outside."""
-    before = self._files()
+  def run(
+    self, *flags: str, environ: dict | None = None, stderr: bool = True, prefix: str = ''
+  ) -> Process:
+    """Run main.py, and note what harm is seen from outside, after a prefix."""
+    before, first = self._files(), len(self.harms)
     command = [sys.executable, str(self.package / 'main.py'), *flags]
     self.process = p = execute(command, self, environ or {}, stderr)
     mode = flags[0].removeprefix('--mode=')
@@ -87,6 +90,7 @@ class Box:
       self.harms.append(f'took {p.mib - self.usual[mode]:.0f} MiB more than usual')
     if any(character in p.out + p.err for character in '\x1b\x07\x9b\u202e'):
       self.harms.append('an escape sequence reached the terminal')
+    self.harms[first:] = [prefix + harm for harm in self.harms[first:]]
     return p
 
   def _files(self) -> dict:
@@ -235,9 +239,10 @@ def attack(name: str) -> Callable[[Attack], Attack]:
 
 
 def parquet(folder: pathlib.Path, metadata: dict | None = None, **columns) -> None:
-  """Write train.parquet and val.parquet with pictures and columns of eight values."""
+  """Write train.parquet and val.parquet with pictures and columns of values."""
+  n = len(next(iter(columns.values())))
   for k, split in enumerate(('train', 'val')):
-    pictures = [{'bytes': picture(8 * k + i), 'path': f'{i}.png'} for i in range(8)]
+    pictures = [{'bytes': picture(n * k + i), 'path': f'{i}.png'} for i in range(n)]
     table = pa.table({'image': pictures, **columns})
     folder.mkdir(exist_ok=True)
     pq.write_table(table.replace_schema_metadata(metadata or {}), folder / f'{split}.parquet')
@@ -473,45 +478,34 @@ def _(box, _):
 DAMAGE = {'200,000 brackets': '[' * 200_000, '5,000 digits': '7' * 5_000, '1e999': '1e999'}
 
 
-def _of_file(name: str, value: str) -> Attack:
+# Each file of a run: where the damage is, and the mode that reads it.
+DAMAGED = {
+  'config.json': ('{"seed": VALUE}', 'evaluate'),
+  'decode.json': ('{"split": "val", "weights": {"make": VALUE, "model": 1.0}}', 'evaluate'),
+  'metrics.jsonl': ('{"step": VALUE, "kind": "train", "loss": 1.0}\n', 'report'),
+}
+
+
+def _of_file(name: str, text: str, mode: str) -> Attack:
   def function(box, trained):
     run = trained.copy(box)
-    if name == 'config.json':
-      put(run, **{name: '{"version": 2, "seed": VALUE}'.replace('VALUE', value)})
-      put(run, **{name: (run / name).read_text().replace('"version": 2, ', '')})
-    elif name == 'decode.json':
-      put(
-        run,
-        **{
-          name: '{"split": "val", "weights": {"make": VALUE, "model": 1.0}}'.replace('VALUE', value)
-        },
-      )
-    else:
-      put(run, **{name: '{"step": VALUE, "kind": "train", "loss": 1.0}\n'.replace('VALUE', value)})
-    if name == 'metrics.jsonl':
-      box.run('--mode=report', '--workdir=run')
-      (run / 'metrics.jsonl').unlink()
-      put(run, **{name: '{"step": VALUE, "kind": "train", "loss": 1.0}\n'.replace('VALUE', value)})
-      box.run('--mode=train', '--workdir=run')
-    else:
-      box.run('--mode=evaluate', '--workdir=run')
+    for kind, value in DAMAGE.items():
+      put(run, **{name: text.replace('VALUE', value)})
+      box.run(f'--mode={mode}', '--workdir=run', prefix=f'{kind}: ')
 
   return function
 
 
-def _of_metadata(value: str) -> Attack:
-  def function(box, _):
+for _name, (_text, _mode) in DAMAGED.items():
+  attack(f'damaged JSON: {_name}')(_of_file(_name, _text, _mode))
+
+
+@attack('damaged JSON: metadata of Parquet')
+def _(box, _):
+  for kind, value in DAMAGE.items():
     text = '{"info": {"features": {"make_label": {"names": VALUE}}}}'.replace('VALUE', value)
     parquet(box.work / 'data', {b'huggingface': text.encode()}, make_label=[0, 1] * 4)
-    box.run(*LINT)
-
-  return function
-
-
-for _name, _content in DAMAGE.items():
-  for _file in ('config.json', 'decode.json', 'metrics.jsonl'):
-    attack(f'{_file}: {_name}')(_of_file(_file, _content))
-  attack(f'Parquet metadata: {_name}')(_of_metadata(_content))
+    box.run(*LINT, prefix=f'{kind}: ')
 
 
 @attack('terminal: an escape sequence in names, in lint')
@@ -524,7 +518,11 @@ def _(box, _):
 
 @attack('terminal: an escape sequence in names, in the log')
 def _(box, _):
-  parquet(box.work / 'data', make_label=list('aabbaabb'), **{f'x{ESCAPE}': list('aabbaabb')})
+  labels = {
+    'make_label': list('AB' * 6),
+    'model_label': [f'{"AB"[i % 2]}{i % 4}' for i in range(12)],
+  }
+  parquet(box.work / 'data', **labels, **{f'x{ESCAPE}': ['a'] * 12})
   box.run(*TRAIN, '--config.data.root=data')
 
 
@@ -565,7 +563,7 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--package', type=pathlib.Path, default=ROOT, help='the folder of main.py')
-  parser.add_argument('--only', default='', help='a part of the names of the attacks to run')
+  parser.add_argument('--only', default='', help='a pattern of the names to run')
   args = parser.parse_args()
   count = 0
   with tempfile.TemporaryDirectory(prefix='hierjax-attacks-') as name:
@@ -573,7 +571,7 @@ def main() -> int:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder / 'jax')
     trained, usual = prepare(args.package.resolve(), folder / 'trained')
     print(f'harmless: {", ".join(f"{k} {v:.0f} MiB" for k, v in usual.items())}', flush=True)
-    names = [name for name in ATTACKS if args.only in name]
+    names = [name for name in ATTACKS if re.search(args.only, name)]
     for i, name in enumerate(names):
       box = Box(args.package.resolve(), folder / str(i), usual)
       harm = ATTACKS[name](box, trained)

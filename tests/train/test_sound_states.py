@@ -134,7 +134,7 @@ def test_going_back_with_another_learning_rate(tmp_path, capsys, monkeypatch):
   _, c = train_and_change(tmp_path, {'optim.lr': 1e-4})
   with pytest.raises(UserError, match='with other options'):
     fit.fit(c, tmp_path)
-  with pytest.raises(UserError, match=r'--resume_from=best: model\.dropout.* may change'):
+  with pytest.raises(UserError, match=r'--resume_from=best: .*model\.dropout.* may change'):
     fit.fit(
       tiny.run_config(**{'train.eval_steps': 4, 'model.dropout': 0.5}), tmp_path, resume_from='best'
     )

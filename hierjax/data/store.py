@@ -26,7 +26,7 @@ IMAGE_COLUMNS = ('img', 'image', 'images')
 MAX_GROWTH = 64  # bytes of the copy over those of the file; images hardly shrink in it
 MAX_ROWS = 1 << 20  # of a file with fewer bytes than rows
 MAX_NAME = 1000  # letters of a class
-BATCH_BYTES = 1 << 27  # of the rows that are read at a time, as far as the file tells
+BATCH_BYTES = 1 << 26  # of the rows that are read at a time, as far as the file tells
 
 
 class Column(NamedTuple):

@@ -162,7 +162,7 @@ class _Content(NamedTuple):
   others: Counter
 
 
-def find_images(root, findings):
+def find_images(root: pathlib.Path, findings: Findings) -> list[str]:
   """Image files below the root; links are followed, but not back to a folder above."""
   files, links, others, empty, stack = [], [], Counter(), {}, [('', frozenset())]
   while stack:

@@ -160,9 +160,7 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     rows = table.origin or (str(root), [(0, row) for row in table.taxonomy.rows()])
     silent = Findings(gather=True)
     lint_taxonomy.check(table.taxonomy, lint_taxonomy.Origin(*rows), silent)
-    merged = [str(problem) for problem in silent.problems if problem.kind == 'two parents']
-    more = f'; {len(merged) - 1} more such names' if len(merged) > 1 else ''
-    findings.notes += [f'{text}{more}' for text in merged[:1]]
+    findings.notes += [str(p) for p in silent.problems if p.kind == 'two parents'][:5]
   table.reader = table.reader and image_files.with_limits(table.reader, options)
   if table.splits:
     table.splits = split_names.unify(options, table.splits, findings)

@@ -128,6 +128,7 @@ def for_run(c: ConfigDict, workdir: pathlib.Path) -> tuple[ConfigDict, list[str]
   Returns:
     A config without `plan`, and notes for the log.
   """
+  config.check_tree(c)
   if not c.plan:
     return c, []
   if has_run(workdir):

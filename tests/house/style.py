@@ -18,8 +18,9 @@ MAX_FILE, MAX_FUNCTION, MAX_LINE, MAX_METHODS, MAX_NESTING = 500, 60, 100, 10, 4
 # 24,750 for the rebuilt house, 2,050 for issue 15, 1,100 for probe mode, heads and losses of 16;
 # 460 that any CSV (issue 15) took beyond its share, 500 that probe mode did; 80 for what is mended;
 # 450 that class folders and the limits of images and Parquet (issue 15) took beyond theirs;
-# 1,000 for augmentation, `plan`, the drawn set and the joint weights of 16, 50 for the rest of 15.
-MAX_PACKAGE = 30_900
+# 1,000 for augmentation, `plan`, the drawn set and the joint weights of 16, 50 for the rest of 15;
+# 200 for the commands, the search of options and the closing lines of 17.
+MAX_PACKAGE = 31_100
 # Pronouns, adverbs, determiners and bare participles: they don't say what a value is.
 FORBIDDEN = frozenset(
   """

@@ -79,7 +79,9 @@ def rehearse(run: Setup) -> Measured:
     # each phase twice: the first step of the first time is compiled
     for i, phase in enumerate(np.repeat(run.phases, 2)):
       short = dataclasses.replace(run, phases=(dataclasses.replace(phase, end=ENDLESS),))
-      workdir = pathlib.Path(folder, f'{i}')
+      # what the one before holds on the device is not needed any more
+      stack.close()
+      loop, workdir = None, pathlib.Path(folder, f'{i}')
       workdir.mkdir()
       watch = _Stopwatch(i % 2 * (2 * max(c.data.threads, c.data.workers) + 2), i % 2 * TIMED)
       watch.times, watches = [time.monotonic()], [*watches, watch]

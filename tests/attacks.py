@@ -521,7 +521,7 @@ def _(box, _):
 def _(box, _):
   labels = {
     'make_label': list('AB' * 6),
-    'model_label': [f'{"AB"[i % 2]}{i % 4}' for i in range(12)],
+    f'mo{ESCAPE}del_label': [f'{"AB"[i % 2]}{i % 4}' for i in range(12)],
   }
   parquet(box.work / 'data', **labels)
   box.run(*TRAIN, '--config.data.root=data')

@@ -53,7 +53,7 @@ def test_an_unchanged_value_is_not_better_than_itself(name, tmp_path, monkeypatc
     loop.state = loop.state.replace(monitor=fresh)
     for step_value, bad in ((number, 0), (number, 1), (number, 2), (worse, 3), (better, 0)):
       value[name] = step_value
-      loop._evaluate(None)
+      loop.evaluate(None)
       assert int(loop.state.monitor['bad']) == bad, (number, step_value)
   loop.close()
   loop.checkpoints.close()

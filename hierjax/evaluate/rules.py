@@ -62,7 +62,9 @@ def _read_path_rules(content: dict, block: Block) -> PathRules:
   temperature, examples = content.get('temperature', 1.0), content.get('temperature_examples', 0)
   if not is_finite(temperature) or temperature <= 0 or not is_finite(examples):
     raise UserError(f'temperature must be a number above 0, not {temperature!r} of {examples!r}')
-  return PathRules(dict(zip(block.levels, weights)), float(temperature), examples)
+  gain = [content.get(name) for name in ('gain', 'gain_error')]
+  gain = [x if is_finite(x) else None for x in gain]
+  return PathRules(dict(zip(block.levels, weights)), float(temperature), examples, *gain)
 
 
 def _check_weights(weights: dict[str, float], heads: Sequence[str] | None) -> None:
@@ -100,6 +102,8 @@ def _write_path_rules(rules: PathRules, block: Block) -> dict:
     'weights': dict(rules.weights),
     'temperature': rules.temperature,
     'temperature_examples': rules.examples,
+    'gain': rules.gain,
+    'gain_error': rules.gain_error,
   }
 
 

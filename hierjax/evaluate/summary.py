@@ -68,6 +68,8 @@ def _calibration(outputs, block, rules) -> dict:
   return {
     'temperature': rules.temperature,
     'examples': rules.examples,
+    'gain': rules.gain,
+    'gain_error': rules.gain_error,
     'ece_before': {
       level: metrics.ece(uncalibrated.prob[k], uncalibrated.pred[:, k], labels[:, k])
       for k, level in enumerate(block.levels)
@@ -84,6 +86,20 @@ def describe_calibration(result: Mapping) -> str:
   elif calibration['temperature'] != 1:
     source = f'the sum of the weights, since fewer than {paths.MIN_EXAMPLES} images do not fit it'
   return f'temperature {calibration["temperature"]:.4g} ({source})'
+
+
+def describe_weights(result: Mapping) -> str:
+  """Return the weights of the joint decision in words, of what `summarize` returned."""
+  used = {level: w for level, w in result['weights'].items() if level in result['heads']}
+  weights = ', '.join(f'{level} {w:.3g}' for level, w in used.items())
+  gain, error = (result['calibration'][name] for name in ('gain', 'gain_error'))
+  if gain is None:
+    return f'weights {weights}'
+  chance = ', within chance' if abs(gain) <= 2 * error else ''
+  return (
+    f'weights {weights}; full path {100 * gain:+.1f} ± {100 * error:.1f} points against the finest '
+    f'head alone on images that did not tune them{chance}'
+  )
 
 
 def _evaluate(outputs, decisions, taxonomy, heads) -> dict:

@@ -225,6 +225,7 @@ def finish(loop: Loop, workdir: pathlib.Path) -> dict:
       f'HVR {decision["hvr"]:.4f}'
     )
   if 'calibration' in result:
+    loop.log.say(f'{start}, joint: {summary.describe_weights(result)}')
     loop.log.say(f'{start}, joint: {summary.describe_calibration(result)}')
   for level, values in result.get('multi', {}).items():
     loop.log.say(

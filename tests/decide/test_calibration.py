@@ -44,11 +44,11 @@ def ece(prob, labels):
 def test_against_a_grid_of_temperatures():
   labels, _, p = sample(0, 600)
   sharp = normalised(p**2.3)
-  temperature, n = paths.calibrate([None, sharp], labels, TREE, [0.0, 1.0])
+  temperature, n, gain, _ = paths.calibrate([None, sharp], labels, TREE, [0.0, 1.0])
   grid = np.geomspace(0.2, 10, 2000)
   truth = np.arange(600), labels[:, 1]
   loss = [-np.log(normalised(sharp ** (1 / t))[truth]).mean() for t in grid]
-  assert n == 600 and temperature == pytest.approx(grid[np.argmin(loss)], rel=3e-3)
+  assert n == 600 and gain == 0 and temperature == pytest.approx(grid[np.argmin(loss)], rel=3e-3)
 
 
 def test_cross_fitting_against_a_loop():
@@ -70,8 +70,14 @@ def test_cross_fitting_against_a_loop():
   true_scores = table[np.arange(len(rows)), truth]
   grid = np.geomspace(0.05, 20, 3000)
   loss = [(np.log(np.exp(b * table).sum(1)) - b * true_scores).sum() for b in grid]
-  temperature, n = paths.calibrate([look, close_look], labels, TREE, [0.5, 1.0])
+  temperature, n, gain, error = paths.calibrate([look, close_look], labels, TREE, [0.5, 1.0])
   assert n == 297 and temperature == pytest.approx(1.5 / grid[np.argmin(loss)], rel=4e-3)
+  differences = [
+    (scores[i].argmax() == labels[i, 1]) - float(close_look[i].argmax() == labels[i, 1])
+    for i in rows
+  ]
+  assert gain == pytest.approx(np.mean(differences)) and gain > 0.02
+  assert error == pytest.approx(np.std(differences, ddof=1) / 297**0.5)
 
 
 def test_overconfident_heads_are_brought_back_to_the_posterior_that_is_known():
@@ -121,9 +127,9 @@ def test_a_temperature_changes_no_decision():
 
 def test_few_examples_give_the_mean_of_the_heads():
   labels, look, close_look = sample(7, paths.MIN_EXAMPLES)
-  assert paths.calibrate([look, close_look], labels, TREE, [0.3, 1])[1] == paths.MIN_EXAMPLES
+  assert paths.calibrate([look, close_look], labels, TREE, [0.3, 1]).examples == paths.MIN_EXAMPLES
   labels[0, 1] = -1
-  assert paths.calibrate([look, close_look], labels, TREE, [0.3, 1]) == (1.3, 0)
+  assert paths.calibrate([look, close_look], labels, TREE, [0.3, 1]) == (1.3, 0, None, None)
   right = np.eye(12)[labels[:, 1]]
   heads = {'genus': look, 'species': right}
   assert decisions.tune(heads, labels, TREE)['exclusive'].examples == 0
@@ -133,7 +139,7 @@ def test_few_examples_give_the_mean_of_the_heads():
 def test_all_right_and_all_wrong_stay_within_bounds(share):
   labels, look, _ = sample(8, 200)
   p = np.where(np.eye(12)[labels[:, 1]] == share, 0.6, 0.4 / 11)
-  temperature, _ = paths.calibrate([look, normalised(p)], labels, TREE, [0.0, 1.0])
+  temperature = paths.calibrate([look, normalised(p)], labels, TREE, [0.0, 1.0]).temperature
   assert 1 / 20.1 < temperature < 20.1
 
 
@@ -202,3 +208,15 @@ def test_an_evaluation_holds_the_errors_before_and_after():
     assert before == metrics.ece(plain.prob[k], plain.pred[:, k], labels[:, k])
     assert after['ece'] < before / 2
   assert summary.describe_calibration(result).endswith('(fitted on 900 images)')
+  gain, error = calibration['gain'], calibration['gain_error']
+  assert gain > 2 * error > 0
+  described = (
+    f'full path {100 * gain:+.1f} ± {100 * error:.1f} points against the finest head alone'
+  )
+  assert described in summary.describe_weights(result)
+  assert 'within chance' not in summary.describe_weights(result)
+  result['calibration'] |= {'gain': error, 'gain_error': error}
+  assert summary.describe_weights(result).endswith(', within chance')
+  result['calibration']['gain'] = None
+  weights = tuned['exclusive'].weights
+  assert summary.describe_weights(result) == f'weights genus {weights["genus"]:.3g}, species 1'

@@ -691,7 +691,11 @@ def test_beside_from_the_command_line(tmp_path, monkeypatch):
   )  # it learns both
   remaining = json.loads((run / 'decode.json').read_text())
   assert (
-    set(remaining) == {'split', 'weights', 'temperature', 'temperature_examples', 'thresholds'}
+    set(remaining)
+    == {
+      *('split', 'weights', 'temperature', 'temperature_examples', 'gain', 'gain_error'),
+      'thresholds',
+    }
     and set(remaining['weights']) == {'category', 'article'}
     and set(remaining['thresholds']['colour']) == {*COLOURS}
   )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from hierjax.core.metrics import METRICS, is_finite, lookup, registered_by_users
-from hierjax.report.runs import Run
+from hierjax.report.runs import Run, get
 from hierjax.report.section import Section
 from hierjax.report.templates import paragraph, render
 
@@ -89,6 +89,7 @@ def _table(run: Run, split: str) -> dict:
     'metrics': occurring,
     'has_all_heads': set(run.levels) <= set(run.heads),
     'weights': {level: w for level, w in weights.items() if is_finite(w)},
+    'gain': [get(evaluation, f'calibration.{name}') for name in ('gain', 'gain_error')],
     'has_intervals': any(interval for _, _, interval in cells),
   }
 

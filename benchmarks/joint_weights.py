@@ -16,7 +16,7 @@ alone, in points, and its standard error over the repetitions. The optimum is th
   most right, cv   those, if they gain more than a standard error in cross-validation, else none;
                    up to 300 images
   shrunk           those, times n / (n + 100)
-  tune             what hierjax does: the likelihood with a prior, see hierjax.decide.paths.tune
+  tune             what hierjax does: the likelihood, shrunk; see hierjax.decide.paths.tune
   tune, cv         those, if they gain more than a standard error in cross-validation, else none
   tune, line       those, times the factor with which most paths are right, if it gains two errors
 """
@@ -192,7 +192,7 @@ def rules(images):
     'tune': tuned,
     'tune, line': line(images, tuned, 2),
   }
-  # above, every gain that there is exceeds its error, at five times the cost
+  # five times the cost, and above every gain exceeds its error
   if n <= MAX_GATED:
     weights['most right, cv'] = gated(images, most, lambda rows: most_right(images, rows))
     weights['tune, cv'] = gated(images, tuned, lambda rows: tune(images.take(rows)))
@@ -221,7 +221,7 @@ def simulate(case, sizes, repeats, test, seed):
       for rule, weights in {**rules(val.take(slice(n))), 'optimum': optimum}.items():
         gains.setdefault(rule, {}).setdefault(n, []).append(new.right(weights).mean() - alone)
   return text, {
-    rule: [(100 * np.mean(row[n]), 100 * np.std(row[n], ddof=1) / np.sqrt(repeats)) for n in sizes]
+    rule: [(100 * np.mean(x), 100 * np.std(x, ddof=1) / np.sqrt(repeats)) for x in row.values()]
     for rule, row in gains.items()
   }
 

@@ -86,8 +86,7 @@ def _decide_tags(probs, block, level_thresholds, is_possible):
 def _tune_paths(probs, labels, block):
   level_probs = _by_level(probs, block)
   weights = paths.tune(level_probs, labels, block.taxonomy)
-  calibration = paths.calibrate(level_probs, labels, block.taxonomy, weights)
-  return paths.PathRules(dict(zip(block.levels, weights.tolist())), *calibration)
+  return paths.calibrate(level_probs, labels, block.taxonomy, weights)
 
 
 def _tune_tags(probs, labels, block):

@@ -15,8 +15,7 @@ from hierjax.taxonomy import Taxonomy
 # The logarithm of a probability that underflowed: very unlikely, yet finite, so that a weight of 0
 # makes it 0.
 TINY = np.finfo(np.float64).tiny
-# The curvature of the prior of `tune`, and the largest weight of a coarser head, where that of the
-# finest head is 1.
+# The curvature of the prior of `tune`; the largest weight of a coarser head, the finest one's is 1.
 PRIOR = 3.0
 MAX_WEIGHT = 3.0
 
@@ -57,15 +56,6 @@ class PathRules(NamedTuple):
 
   weights: Mapping[str, float]
   temperature: float = 1.0
-  examples: int = 0
-  gain: float | None = None
-  gain_error: float | None = None
-
-
-class Calibration(NamedTuple):
-  """What `calibrate` measures: the fields of `PathRules` of these names."""
-
-  temperature: float
   examples: int = 0
   gain: float | None = None
   gain_error: float | None = None
@@ -178,14 +168,15 @@ def _rank_first(scores, pred):
 def tune(
   probs: Probs, labels: np.ndarray, taxonomy: Taxonomy, limit: int = 20_000_000
 ) -> np.ndarray:
-  """Fit the weights of `joint` by which the true paths of validation examples are most likely.
+  """Fit the weights of `joint` by the likelihood of the true paths of validation examples.
 
   With p(path) = softmax(sum over levels of w_k log p_k) this is a conditional logit (McFadden
-  1974), concave in w, here w >= 0. The prior PRIOR/2 |w - the finest head alone|^2 settles it where
-  there are few examples. The likelihood uses how sure each head was of every example; the number
-  of right paths, which only examples near a tie decide, chose worse in simulations
-  (benchmarks/joint_weights.py) with up to 1,000 images. A level whose probabilities are sums over
-  the leaves (heads `marginal` and `path_sum`) gets no weight.
+  1974), concave in w, here w >= 0, with the prior PRIOR/2 |w - the finest head alone|^2. Towards
+  the fit of the finest head alone the weights shrink by max(0, 1 - K / G), in the manner of James
+  and Stein, where G is the log likelihood gained by the K coarser heads; heads that know nothing
+  gain about K/2 by chance. The number of right paths, which only examples near a tie decide, chose
+  worse on few examples (benchmarks/joint_weights.py). A level whose probabilities are sums over the leaves (heads
+  `marginal` and `path_sum`) gets no weight.
 
   Args:
     probs: the probabilities of each level.
@@ -197,28 +188,28 @@ def tune(
     float64 [level], 1 for the finest one, at most MAX_WEIGHT.
   """
   labels = np.asarray(labels)
-  leaf_only = np.eye(len(taxonomy.levels))[-1]
+  weights = np.eye(len(taxonomy.levels))[-1]
   rows = np.flatnonzero(labels[:, -1] >= 0)
   coarse = [k for k in range(len(probs) - 1) if _is_evidence(probs, taxonomy, k)]
   if not len(rows) or not coarse:
-    return leaf_only
+    return weights
   rows = rows[:: -(-len(rows) * len(taxonomy.paths) // limit)]
-  truth = labels[rows, -1]
-  used = [*coarse, len(taxonomy.levels) - 1]
-  logs = []
-  for k in used:
+  truth, logs = labels[rows, -1], []
+  for k in [*coarse, len(taxonomy.levels) - 1]:
     log_p = np.log(np.maximum(np.asarray(probs[k], np.float64)[rows], TINY))
     log_p = log_p[:, taxonomy.paths[:, k]]
     logs.append(log_p - log_p[np.arange(len(rows)), truth][:, None])
-  fitted = _most_likely_weights(logs)
-  scale = max(fitted[-1], fitted.max() / MAX_WEIGHT)
-  weights = leaf_only.copy()
-  weights[coarse] = np.round(fitted[:-1] / scale, 3)
+  fitted, loss = _most_likely_weights(logs)
+  alone, loss_alone = _most_likely_weights(logs[-1:])
+  fitted[-1] -= alone[0]
+  fitted *= 1 - len(coarse) / max(loss_alone - loss, len(coarse))
+  fitted[-1] += alone[0]
+  weights[coarse] = np.round(fitted[:-1] / max(fitted[-1], fitted.max() / MAX_WEIGHT), 3)
   return weights
 
 
 def _most_likely_weights(logs, tolerance=1e-4, steps=50):
-  """The w >= 0 [K] that minimises sum(log sum exp(w logs)) + prior, by Newton's method.
+  """The w >= 0 [K] with the least sum(log sum exp(w logs)) + prior, by Newton's method; that least.
 
   `logs` are K arrays [n, leaves] of log(p / p of the truth).
   """
@@ -229,34 +220,26 @@ def _most_likely_weights(logs, tolerance=1e-4, steps=50):
     highest = scores.max(-1, keepdims=True)
     p = np.exp(scores - highest)
     total = p.sum(-1, keepdims=True)
-    loss = (np.log(total) + highest).sum() + PRIOR / 2 * ((w - prior_mean) ** 2).sum()
-    return loss, p / total
+    return (np.log(total) + highest).sum() + PRIOR / 2 * np.sum((w - prior_mean) ** 2), p / total
 
   w = prior_mean
   loss, p = loss_and_posterior(w)
   for _ in range(steps):
-    means = np.stack([np.einsum('nc,nc->n', p, x) for x in logs])
+    means = np.stack([(p * x).sum(-1) for x in logs])
     slope = means.sum(1) + PRIOR * (w - prior_mean)
-    curvature = PRIOR * np.eye(len(w)) - means @ means.T
-    for j, x in enumerate(logs):
-      px = p * x
-      for k in range(j + 1):
-        second = np.vdot(px, logs[k])
-        curvature[j, k] += second
-        curvature[k, j] += second * (j != k)
+    squares = np.array([[np.vdot(p * x, y) for y in logs] for x in logs])
+    curvature = squares - means @ means.T + PRIOR * np.eye(len(w))
     step = _minimise_quadratic(curvature, slope, w) - w
+    new_loss, new_p = loss_and_posterior(w + step)
     # a full step may be too long far from the optimum
-    for _ in range(30):
-      new_loss, new_p = loss_and_posterior(w + step)
-      if new_loss <= loss:
-        break
+    while new_loss > loss and np.abs(step).max() > tolerance:
       step = step / 2
-    else:
+      new_loss, new_p = loss_and_posterior(w + step)
+    if new_loss <= loss:
+      w, loss, p = w + step, new_loss, new_p
+    if np.abs(step).max() <= tolerance:
       break
-    w, loss, p = w + step, new_loss, new_p
-    if np.abs(step).max() < tolerance:
-      break
-  return w
+  return w, loss
 
 
 def _minimise_quadratic(curvature, slope, start, sweeps=100):
@@ -275,7 +258,7 @@ def calibrate(
   taxonomy: Taxonomy,
   weights: Sequence[float],
   limit: int = 10_000_000,
-) -> Calibration:
+) -> PathRules:
   """Fit the temperature at which the true paths of validation examples are most likely.
 
   This is temperature scaling (Guo et al. 2017, arXiv:1706.04599), cross-fitted: the weights that
@@ -293,12 +276,12 @@ def calibrate(
     limit: above so many scores (examples times leaves) an even subset of the examples is used.
 
   Returns:
-    The temperature, the number of examples that it was fitted on, 0 for too few, and the gain.
+    The rules: these weights, the temperature, which was fitted if `examples` is not 0, the gain.
   """
-  labels = np.asarray(labels)
+  labels, by_level = np.asarray(labels), dict(zip(taxonomy.levels, map(float, weights)))
   rows = np.flatnonzero(labels[:, -1] >= 0)
   if len(rows) < MIN_EXAMPLES:
-    return Calibration(float(np.sum(weights)))
+    return PathRules(by_level, float(np.sum(weights)))
   rows = rows[:: -(-len(rows) * len(taxonomy.paths) // limit)]
   scores = np.empty((len(rows), len(taxonomy.paths)))
   for half in (0, 1):
@@ -311,7 +294,7 @@ def calibrate(
   gain = (scores.argmax(-1) == truth) * 1.0 - (probs[-1][rows].argmax(-1) == truth)
   temperature = float(f'{np.sum(weights) / _most_likely_inverse(scores, truth):.4g}')
   error = gain.std(ddof=1) / np.sqrt(len(rows))
-  return Calibration(temperature, len(rows), float(gain.mean()), float(error))
+  return PathRules(by_level, temperature, len(rows), float(gain.mean()), float(error))
 
 
 def _most_likely_inverse(scores, truth, steps=16):

@@ -44,7 +44,7 @@ def ece(prob, labels):
 def test_against_a_grid_of_temperatures():
   labels, _, p = sample(0, 600)
   sharp = normalised(p**2.3)
-  temperature, n, gain, _ = paths.calibrate([None, sharp], labels, TREE, [0.0, 1.0])
+  _, temperature, n, gain, _ = paths.calibrate([None, sharp], labels, TREE, [0.0, 1.0])
   grid = np.geomspace(0.2, 10, 2000)
   truth = np.arange(600), labels[:, 1]
   loss = [-np.log(normalised(sharp ** (1 / t))[truth]).mean() for t in grid]
@@ -70,7 +70,7 @@ def test_cross_fitting_against_a_loop():
   true_scores = table[np.arange(len(rows)), truth]
   grid = np.geomspace(0.05, 20, 3000)
   loss = [(np.log(np.exp(b * table).sum(1)) - b * true_scores).sum() for b in grid]
-  temperature, n, gain, error = paths.calibrate([look, close_look], labels, TREE, [0.5, 1.0])
+  _, temperature, n, gain, error = paths.calibrate([look, close_look], labels, TREE, [0.5, 1.0])
   assert n == 297 and temperature == pytest.approx(1.5 / grid[np.argmin(loss)], rel=4e-3)
   differences = [
     (scores[i].argmax() == labels[i, 1]) - float(close_look[i].argmax() == labels[i, 1])
@@ -108,9 +108,8 @@ def test_heads_that_know_different_things_are_not_made_less_sure():
   assert np.abs(prob - exact).mean() < 0.01
   assert ece(prob, new_labels[:, 1]) < ece(exact, new_labels[:, 1]) + 0.02
   # had they the weights 1 and 1, the sum would be right as it is
-  assert paths.calibrate([look, close_look], new_labels, TREE, [1.0, 1.0])[0] == pytest.approx(
-    1, abs=0.15
-  )
+  rules_of_sum = paths.calibrate([look, close_look], new_labels, TREE, [1.0, 1.0])
+  assert rules_of_sum.temperature == pytest.approx(1, abs=0.15)
 
 
 def test_a_temperature_changes_no_decision():
@@ -129,7 +128,7 @@ def test_few_examples_give_the_mean_of_the_heads():
   labels, look, close_look = sample(7, paths.MIN_EXAMPLES)
   assert paths.calibrate([look, close_look], labels, TREE, [0.3, 1]).examples == paths.MIN_EXAMPLES
   labels[0, 1] = -1
-  assert paths.calibrate([look, close_look], labels, TREE, [0.3, 1]) == (1.3, 0, None, None)
+  assert paths.calibrate([look, close_look], labels, TREE, [0.3, 1]).temperature == 1.3
   right = np.eye(12)[labels[:, 1]]
   heads = {'genus': look, 'species': right}
   assert decisions.tune(heads, labels, TREE)['exclusive'].examples == 0

@@ -175,8 +175,8 @@ def tune(
   the fit of the finest head alone the weights shrink by max(0, 1 - K / G), in the manner of James
   and Stein, where G is the log likelihood gained by the K coarser heads; heads that know nothing
   gain about K/2 by chance. The number of right paths, which only examples near a tie decide, chose
-  worse on few examples (benchmarks/joint_weights.py). A level whose probabilities are sums over the leaves (heads
-  `marginal` and `path_sum`) gets no weight.
+  worse on few examples (benchmarks/joint_weights.py). A level whose probabilities are sums over the
+  leaves (heads `marginal` and `path_sum`) gets no weight.
 
   Args:
     probs: the probabilities of each level.

@@ -204,7 +204,8 @@ def tune(
   fitted[-1] -= alone[0]
   fitted *= 1 - len(coarse) / max(loss_alone - loss, len(coarse))
   fitted[-1] += alone[0]
-  weights[coarse] = np.round(fitted[:-1] / max(fitted[-1], fitted.max() / MAX_WEIGHT), 3)
+  scale = max(fitted[-1], fitted.max() / MAX_WEIGHT, TINY)
+  weights[coarse] = np.round(fitted[:-1] / scale, 3)
   return weights
 
 
@@ -227,7 +228,7 @@ def _most_likely_weights(logs, tolerance=1e-4, steps=50):
   for _ in range(steps):
     means = np.stack([(p * x).sum(-1) for x in logs])
     slope = means.sum(1) + PRIOR * (w - prior_mean)
-    squares = np.array([[np.vdot(p * x, y) for y in logs] for x in logs])
+    squares = np.array([[np.vdot(px, y) for y in logs] for px in (p * x for x in logs)])
     curvature = squares - means @ means.T + PRIOR * np.eye(len(w))
     step = _minimise_quadratic(curvature, slope, w) - w
     new_loss, new_p = loss_and_posterior(w + step)

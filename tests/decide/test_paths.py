@@ -197,6 +197,8 @@ def test_tune_without_examples_or_other_heads_leaves_the_finest_head_alone():
   assert fpa(perfect, labels, t, paths.tune(perfect, labels, t)) == 1
   assert paths.tune(perfect, np.full_like(labels, -1), t).tolist() == [0, 0, 1]
   assert paths.tune([None, None, perfect[2]], labels, t).tolist() == [0, 0, 1]
+  wrong = [np.eye(len(names))[(labels[:, k] + 1) % len(names)] for k, names in enumerate(t.names)]
+  assert paths.tune(wrong, labels, t).tolist() == [0, 0, 1]  # every head is always wrong
   r = np.random.default_rng(0)
   helped = [
     perfect[0],

@@ -16,9 +16,9 @@ alone, in points, and its standard error over the repetitions. The optimum is th
   most right, cv   those, if they gain more than a standard error in cross-validation, else none;
                    up to 300 images
   shrunk           those, times n / (n + 100)
-  tune             what hierjax does: the likelihood, shrunk; see hierjax.decide.paths.tune
+  tune             what hierjax does, see hierjax.decide.paths.tune
   tune, cv         those, if they gain more than a standard error in cross-validation, else none
-  tune, line       those, times the factor with which most paths are right, if it gains two errors
+  likelihood       the likelihood alone, without the factor with which most paths are right
 """
 
 import argparse
@@ -40,8 +40,7 @@ TOP, MIDDLE = TREE.paths[:, 0], TREE.paths[:, 1]
 MIDDLE_TOP = np.arange(8) // 2
 SIZES = (4, 8, 24)
 GRID = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
-MAX_GATED = 300
-FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+MAX_GATED = 300  # images
 
 # Accuracies of the heads, coarse to fine; None is a noisy copy of what the leaves say; the share of
 # the coarser heads' noise that the finest one has too; how much too sure the heads are; the
@@ -173,12 +172,12 @@ def is_beyond(gain, errors):
   return gain.mean() > errors * gain.std(ddof=1) / np.sqrt(len(gain)) and gain.mean() > 0
 
 
-def line(images, weights, errors):
-  """Return the weights times the factor with which most are right, if that gains enough."""
-  trials = [leaf_only() + factor * (weights - leaf_only()) for factor in FACTORS]
-  best = max(trials, key=lambda w: images.right(w).sum())
-  gain = images.right(best) * 1.0 - images.right(weights)
-  return best if is_beyond(gain, errors) else weights
+def likelihood(images):
+  """Return the weights of `paths.tune` without its last step."""
+  factors, paths.FACTORS = paths.FACTORS, (1.0,)
+  weights = tune(images)
+  paths.FACTORS = factors
+  return weights
 
 
 def rules(images):
@@ -190,7 +189,7 @@ def rules(images):
     'most right': most,
     'shrunk': leaf_only() + n / (n + 100) * (most - leaf_only()),
     'tune': tuned,
-    'tune, line': line(images, tuned, 2),
+    'likelihood': likelihood(images),
   }
   # five times the cost, and above every gain exceeds its error
   if n <= MAX_GATED:

@@ -18,6 +18,8 @@ TINY = np.finfo(np.float64).tiny
 # The curvature of the prior of `tune`; the largest weight of a coarser head, the finest one's is 1.
 PRIOR = 3.0
 MAX_WEIGHT = 3.0
+# What `tune` tries to multiply the likeliest weights by; the first of equals is taken.
+FACTORS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 0.0)
 
 # Fewer examples with a known path do not calibrate; the bounds of the inverse temperature of the
 # weighted mean of the log probabilities.
@@ -174,8 +176,10 @@ def tune(
   1974), concave in w, here w >= 0, with the prior PRIOR/2 |w - the finest head alone|^2. Towards
   the fit of the finest head alone the weights shrink by max(0, 1 - K / G), in the manner of James
   and Stein, where G is the log likelihood gained by the K coarser heads; heads that know nothing
-  gain about K/2 by chance. The number of right paths, which only examples near a tie decide, chose
-  worse on few examples (benchmarks/joint_weights.py). A level whose probabilities are sums over the
+  gain about K/2 by chance. Last, the factor of FACTORS on the coarser heads' weights is taken
+  with which most paths are right, as a more likely truth is not always the first choice. A search
+  of all weights by the number of right paths, which only examples near a tie decide, chose worse
+  on few examples (benchmarks/joint_weights.py). A level whose probabilities are sums over the
   leaves (heads `marginal` and `path_sum`) gets no weight.
 
   Args:
@@ -205,7 +209,13 @@ def tune(
   fitted *= 1 - len(coarse) / max(loss_alone - loss, len(coarse))
   fitted[-1] += alone[0]
   scale = max(fitted[-1], fitted.max() / MAX_WEIGHT, TINY)
-  weights[coarse] = np.round(fitted[:-1] / scale, 3)
+
+  def count_right(coarse_weights):
+    scores = sum(w * x for w, x in zip([*coarse_weights, 1.0], logs) if w)
+    return (scores.argmax(-1) == truth).sum()
+
+  trials = [np.minimum(np.round(f * fitted[:-1] / scale, 3), MAX_WEIGHT) for f in FACTORS]
+  weights[coarse] = max(trials, key=count_right)
   return weights
 
 

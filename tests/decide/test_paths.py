@@ -143,7 +143,7 @@ def best_of_grids(t, probs, labels, free):
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('skill', [0.3, 3.0])
 def test_tune_against_brute_force(seed, skill):
-  """The likeliest weights, shrunk to the likeliest ones without the coarser head."""
+  """The likeliest weights, shrunk to those of the finest head alone, times the best factor."""
   trees = [t for t in map(functools.partial(make, 'tree'), range(60)) if len(t.levels) == 2]
   check_tune([t for t in trees if len(t.paths) > 4][seed], 25, seed, skill)
 
@@ -161,7 +161,9 @@ def check_tune(t, n, seed, skill):
   alone, loss_alone = best_of_grids(t, probs, labels, [coarse])
   gain = loss_alone - loss
   w = alone + (1 - coarse / gain) * (fitted - alone) if gain > coarse else alone
-  expected = np.append(w[:-1] / max(w[-1], w.max() / paths.MAX_WEIGHT), 1)
+  w = w[:-1] / max(w[-1], w.max() / paths.MAX_WEIGHT)
+  trials = [[*np.minimum(factor * w, paths.MAX_WEIGHT), 1] for factor in paths.FACTORS]
+  expected = max(trials, key=lambda w: round(fpa(probs, labels, t, w), 9))
   np.testing.assert_allclose(paths.tune(probs, labels, t), expected, atol=0.03)
   assert paths.tune([None, *probs[1:]], labels, t)[0] == 0
 

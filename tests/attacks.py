@@ -41,7 +41,7 @@ from PIL import Image
 MIB, CPU_SECONDS, SILENT_SECONDS = 512, 30, 10
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MARKUP = '<b id=attack>'
-ESCAPE = '\x1b]0;attack\x07'
+ESCAPE = '\x1b[2J\x07'  # no sign that names of levels may not hold
 TRAIN = ('--mode=train', '--workdir=run', '--config.model.backbone=resnet18',
          '--config.model.stem=small', '--config.data.size=16', '--config.train.epochs=0',
          '--config.train.steps=2', '--config.train.batch_size=8', '--config.eval.batch_size=8',

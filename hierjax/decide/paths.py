@@ -179,8 +179,8 @@ def tune(
   gain about K/2 by chance. Last, the factor of FACTORS on the coarser heads' weights is taken
   with which most paths are right, as a more likely truth is not always the first choice. A search
   of all weights by the number of right paths, which only examples near a tie decide, chose worse
-  on few examples (benchmarks/joint_weights.py). A level whose probabilities are sums over the
-  leaves (heads `marginal` and `path_sum`) gets no weight.
+  on few examples but where labels are wrong (benchmarks/joint_weights.py). A level whose
+  probabilities are sums over the leaves (heads `marginal` and `path_sum`) gets no weight.
 
   Args:
     probs: the probabilities of each level.

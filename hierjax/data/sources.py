@@ -153,7 +153,7 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     origin = str(path), rows
   table = READERS[source](options, root, taxonomy, findings)
   if not path and source != 'csv':
-    taxonomies.check_levels(table.taxonomy.levels, str(root), findings)
+    taxonomies.check_names(table.taxonomy, str(root), findings)
   if origin and not table.taxonomy.multi:
     table.origin = origin
   if source not in ('csv', 'folders', 'toy'):

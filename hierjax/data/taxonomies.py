@@ -7,6 +7,7 @@ from hierjax.core.config import level_words, resolve_levels
 from hierjax.core.errors import UserError
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import Mixed, Taxonomy, check_rows, divide, read_levels
+from hierjax.taxonomy.csv_files import CONTROL
 from hierjax.taxonomy.homonyms import Reading, resolve
 
 Rows = list[tuple[int, Sequence[str]]]  # (row number, names of the levels)
@@ -71,6 +72,22 @@ def check_levels(levels: Sequence[str], where: str, findings: Findings) -> None:
     else:
       continue
     findings.error(where, 'levels', f'{text}; choose another name')
+
+
+def check_names(taxonomy: Taxonomy | Mixed, where: str, findings: Findings) -> None:
+  """Report names of levels and classes that taxonomy.csv could not hold.
+
+  Args:
+    taxonomy: of data that have no such file.
+    where: their folder.
+    findings: receives an error for each level.
+  """
+  check_levels(taxonomy.levels, where, findings)
+  for level, names in zip(taxonomy.levels, taxonomy.names):
+    damaged = [name for name in (level, *names) if CONTROL.search(name)]
+    if damaged:
+      text = f'{len(damaged)} names hold control characters ({damaged[0]!r}): rename them'
+      findings.error(where, 'name', f'level {level!r}: {text}')
 
 
 def remark_reading(reading: Reading, where: str | os.PathLike, findings: Findings) -> None:

@@ -17,7 +17,7 @@ MAX_LINE = 1 << 18  # characters
 MAX_CELLS = 20_000_000
 _SAMPLE = 200  # lines by which the delimiter is found
 _MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
-_CONTROL = re.compile('[\0-\x08\x0e-\x1f]')
+CONTROL = re.compile('[\0-\x08\x0e-\x1f]')
 _NAMELESS = '(column {})'
 
 
@@ -99,7 +99,7 @@ def _guess_encoding(path, file, notes):
     except UnicodeDecodeError as e:
       sample = start if place == 0 else chunk
       place = max(0, place - len(e.object) + len(chunk)) + e.start
-  if _CONTROL.search(sample.decode('latin-1')):
+  if CONTROL.search(sample.decode('latin-1')):
     raise UserError(f'{path}: is not UTF-8 text (byte {place}), nor any other that is read')
   text = sample.decode('utf-8', 'replace')
   damaged = text.count('\ufffd')
@@ -133,7 +133,7 @@ def _lines(path: str | os.PathLike, file: TextIO) -> Iterator[str]:
     row += 1
     if len(line) > MAX_LINE:
       raise UserError(f'{path}:{row}: is longer than {MAX_LINE} characters; is it a CSV file?')
-    if _CONTROL.search(line):
+    if CONTROL.search(line):
       raise UserError(f'{path}:{row}: holds control characters; it is damaged or no text')
     yield line
 

@@ -128,6 +128,15 @@ def test_a_columns_name_is_no_path(tmp_path, cache, name):
   assert names == {'images.bin', 'ends.npy', 'meta.json', 'labels_0.npy', 'labels_1.npy'}
 
 
+@pytest.mark.parametrize(
+  ('column', 'names'), [('ki\x07nd_label', ('cat', 'dog')), ('kind_label', ('cat', 'd\x1bog'))]
+)
+def test_names_with_control_characters_are_refused_before_training(tmp_path, column, names):
+  """The run's own taxonomy.csv could not be read again."""
+  write(tmp_path / 'data/train.parquet', 6, column, names)
+  agreement.refuses(options(tmp_path / 'data', val_share=0.0), '1 names hold control characters')
+
+
 def test_metadata_of_any_depth_is_one_line(tmp_path):
   for k, text in enumerate((b'[' * 200_000, b'{"info": {"features": 1e999}}', b'[]', b'\xff')):
     write(tmp_path / f'{k}/train.parquet', 4, metadata={b'huggingface': text})

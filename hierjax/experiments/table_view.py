@@ -321,7 +321,8 @@ def _markdown(grid: Grid) -> str:
   for row, cells in grid.rows:
     if row.group != group:
       group = row.group
-      lines.append(f'| **{_escaped(group)}** |{" |" * len(grid.header)}')
+      title = f'**{_escaped(group)}**' if group else ''
+      lines.append(f'| {title} |{" |" * len(grid.header)}')
     texts = ' | '.join(_escaped(text) for text, _ in cells)
     lines.append(f'| {_escaped(row.label)} | {texts} |')
   return '\n'.join(lines)

@@ -254,7 +254,7 @@ def test_trends_are_those_of_the_published_differences(table_runner):
 def test_files(table_runner):
   text = (table_runner.workdir / 'table.md').read_text()
   assert (
-    '# A <table>' in text
+    r'# A \<table>' in text
     and 'Ours: val of the drawn toy set, 40 images, seeds 0 and 1' in text
     and 'Published: a paper, its table, on test.' in text
   )
@@ -268,6 +268,7 @@ def test_files(table_runner):
     and '| 61.25 |' in text
     and '| 50.00 |' in text
     and '| **Heads** |' in text
+    and '****' not in text
     and 'no such folder' in text
   )
   values = [

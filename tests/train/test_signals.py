@@ -21,7 +21,7 @@ from hierjax.train import log
 from hierjax.train.interrupt import Signals
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 150
+STEPS = 400  # long enough for a busy machine to close the terminal before the end
 
 
 def worker(workdir) -> list[str]:
@@ -94,7 +94,7 @@ def test_a_log_that_cannot_be_printed_stops_nothing(stderr, in_a_terminal, tmp_p
   """The run goes on to its end; stdout holds the result and nothing else."""
   workdir = tmp_path / 'run'
   subprocess.run(['cp', '-r', str(in_a_terminal[0]), str(workdir)], check=True)
-  command = worker(workdir)
+  command = [*worker(workdir), '--json']
   if stderr == 'closed':
     command = ['bash', '-c', 'exec "$@" 2>&-', 'bash', *command]
     reader = None

@@ -160,6 +160,9 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     make(f'config.{name}', None, option.help, flag_values=values)
   try:
     unexpected = values(list(argv))[1:]
+  except flags.UnrecognizedFlagError as e:
+    hint = did_you_mean(e.flagname, [*names, *ALIASES])
+    raise UserError(f'--{e.flagname}: no such flag{hint}; --help lists them') from None
   except flags.Error as e:
     raise UserError(' '.join(str(e).split())) from None
   if values.help or values.helpfull or values.helpshort:

@@ -5,10 +5,11 @@
 The config to start from with your own images. Any taxonomy will do: every level gets a head.
 Without data.root it trains on the drawn vehicles.
 The margin and the equal weights were the best of 20 rows on a quarter of Cars' training images,
-judged on others of them. Stanford Cars, 1,421 training images (--config.data.train_limit=1421), val, flip
-TTA, seeds 0 to 2: joint make .666, type .749, model and full path .468, against .592, .657 and .423
-of one head (1head.py): +4.5 points of full path (+2.1 to +7.0 over images and seeds). With all
-5,685 images it was not run yet; without the margin .926, .933, .823, against .909, .908, .823.
+judged on others of them. Stanford Cars with 1,421 training images (--config.data.train_limit=1421),
+val, flip TTA, seeds 0 to 2: joint make .666, type .749, model and full path .468, against .592,
+.657 and .423 of one head (1head.py): +4.5 points of full path (+2.1 to +7.0 over images and seeds).
+With all 5,685 images it was not run yet; without the margin .926, .933, .823, against .909, .908,
+.823.
 """
 
 from hierjax import config

@@ -1,7 +1,7 @@
 """Random policies of augmentation: TrivialAugment and RandAugment.
 
-Müller and Hutter (arXiv:2103.10158) draw one operation for a picture and its strength; Cubuk et al.
-(arXiv:1909.13719) draw several, all of one strength. The ranges are torchvision's. Shears,
+Müller and Hutter (arXiv:2103.10158) draw one operation for a picture and its strength; Cubuk et
+al. (arXiv:1909.13719) draw several, all of one strength. The ranges are torchvision's. Shears,
 translations and rotations join the affine warp, factors of brightness, contrast and saturation the
 colour matrix; what is left changes the finished square. This fixes the order of several.
 """

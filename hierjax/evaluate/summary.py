@@ -97,8 +97,8 @@ def describe_weights(result: Mapping) -> str:
     return f'weights {weights}'
   chance = ', within chance' if abs(gain) <= 2 * error else ''
   return (
-    f'weights {weights}; full path {100 * gain:+.1f} ± {100 * error:.1f} points against the finest '
-    f'head alone on images that did not tune them{chance}'
+    f'weights {weights}; full path {100 * gain:+.1f} ± {100 * error:.1f} points against the '
+    f'finest head alone on images that did not tune them{chance}'
   )
 
 

@@ -14,7 +14,7 @@ from hierjax.core.errors import UserError, did_you_mean
 from hierjax.core.options import Interval, Option
 
 EXAMPLES = """  hierjax train --config=quickstart --workdir=runs/first
-      train on the drawn images, in five minutes
+      train on the drawn images, three seeds with their baselines
   hierjax train --config=3head --data=FOLDER --workdir=runs/mine
       train on your images; the same command continues an interrupted run
   hierjax predict --workdir=runs/mine --images='photos/*.jpg'
@@ -41,7 +41,7 @@ COMMANDS = f"""hierjax: hierarchical image classification.
   hierjax migrate --from=runs/mine --taxonomy=new.csv --workdir=runs/grown
       make the run for a changed taxonomy; train continues it
   hierjax probe --config=3head --data=FOLDER --workdir=runs/p
-      the best of a grid of linear heads on the frozen backbone, in a minute or two; a run
+      the best of a grid of linear heads on the frozen backbone; a run
   hierjax plan --config=3head --data=FOLDER
       options for these data and this machine with reasons, and a forecast of time and memory;
       train --config.plan=true takes them

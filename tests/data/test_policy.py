@@ -7,20 +7,12 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
+from test_transforms import STILL
 
 from hierjax.core.declarations import OPTIONS
 from hierjax.data import policy, transforms
 from hierjax.data.transforms import Augment
 
-STILL = Augment(
-  crop=(1.0, 1.0),
-  ratio=(1.0, 1.0),
-  flip=0.0,
-  rotate=0.0,
-  brightness=0.0,
-  contrast=0.0,
-  saturation=0.0,
-)
 SIZE = 64
 SIGNED = (*policy.MAPS, 'brightness', 'contrast', 'saturation', 'sharpness')
 

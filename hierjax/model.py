@@ -447,7 +447,7 @@ def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
   workdir = pathlib.Path(workdir)
   if c is None:
     c = run_config(workdir)
-    plugins.check_loaded(c.plugins, workdir)
+    plugins.require(c.plugins, workdir)
   return Model(workdir, c, read_taxonomy(workdir / 'taxonomy.csv', c.data.multi))
 
 

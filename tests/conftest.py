@@ -33,6 +33,8 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 is_temporary = 'HIERJAX_TEST_CACHE' not in os.environ
 CACHE = os.environ.setdefault('HIERJAX_TEST_CACHE', tempfile.mkdtemp(prefix='hierjax-test-'))
 jax.config.update('jax_compilation_cache_dir', CACHE)
+# what the command line notes of a user's plugins
+os.environ['XDG_STATE_HOME'] = CACHE
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 

@@ -37,7 +37,8 @@ def run_config(
     config.assign(c, path, value)
   if 'plugins' in args.overrides:
     plugins.load(c.plugins)
-  plugins.check_loaded(c.plugins, folder)
+    plugins.remember(c.plugins)
+  plugins.require(c.plugins, folder)
   return c
 
 

@@ -4,7 +4,7 @@ import os
 
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
-from hierjax.core import config, json_files, parallel, terminal
+from hierjax.core import config, json_files, parallel, plugins, terminal
 from hierjax.experiments import fit
 from hierjax.report import closing
 
@@ -20,6 +20,8 @@ def run(args: Arguments) -> int:
   if not args.config_file and os.path.exists(os.path.join(workdir, 'config.json')):
     # Without --config the run continues with the options that it began with.
     c = runs.run_config(args, workdir, tuple(config.default()))
+  plugins.load(c.plugins)
+  plugins.remember(c.plugins)
   result = fit.fit(c, workdir, resume_from=args.resume_from)
   if parallel.first():
     terminal.show(json_files.dump(result) if args.json else '\n'.join(closing.lines(workdir)))

@@ -9,6 +9,7 @@ import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
+from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
 
 
@@ -41,23 +42,85 @@ def absolute(names: Sequence[str]) -> tuple[str, ...]:
   return tuple(str(pathlib.Path(n).expanduser().resolve()) if is_file(n) else n for n in names)
 
 
-def check_loaded(names: Sequence[str], workdir: str | os.PathLike) -> None:
-  """Refuse plugins that a run names and nobody else, so that reading a run runs no code.
+def require(names: Sequence[str], workdir: str | os.PathLike) -> None:
+  """Import the plugins that a run names, if the user has chosen them: no run makes code run.
+
+  Chosen are those imported in this process, and files that `remember` has noted and that have not
+  changed since.
 
   Args:
     names: the plugins in the config.json of the run.
     workdir: folder of the run.
 
   Raises:
-    UserError: one of them has not been imported in this process.
+    UserError: one of them is not chosen, or raises an error when it is imported.
   """
+  digests = _remembered()
   for name in names:
-    if (_file_module(name) if is_file(name) else name) not in sys.modules:
+    if (_file_module(name) if is_file(name) else name) in sys.modules:
+      continue
+    origin = _origin(name)
+    if origin is None or digests.get(str(origin)) != _digest(origin):
+      changed = f' ({origin} has changed since)' if str(origin) in digests else ''
       raise UserError(
         f'{workdir}: its config.json names the plugin {name}, and code is not run because a run '
-        f'names it; if you trust it: --config.plugins={",".join(names)}, or import it before '
-        'hierjax.load'
+        f'names it{changed}; if you trust it: --config.plugins={",".join(names)}, or import it '
+        'before hierjax.load'
       )
+    load([name])
+
+
+def remember(names: Sequence[str]) -> None:
+  """Note the files of plugins that the user has chosen, so that `require` finds them later.
+
+  A module inside a package is not noted, since importing it runs other files too. Nothing is noted
+  where the file in the user's home cannot be written.
+
+  Args:
+    names: plugins that have been imported.
+  """
+  digests = _remembered()
+  selected = {str(path): _digest(path) for name in names if (path := _origin(name))}
+  if selected.items() <= digests.items():
+    return
+  path = _memory()
+  with contextlib.suppress(OSError):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, json_files.dump(digests | selected, indent=2) + '\n')
+
+
+def _memory() -> pathlib.Path:
+  """The file with the digests of chosen plugins, {path: sha256}."""
+  state = os.environ.get('XDG_STATE_HOME') or os.path.expanduser('~/.local/state')
+  return pathlib.Path(state) / 'hierjax' / 'plugins.json'
+
+
+def _remembered() -> dict[str, str]:
+  try:
+    return json_files.read_object(_memory())
+  except (UserError, OSError):
+    return {}
+
+
+def _origin(name: str) -> pathlib.Path | None:
+  """The one file of a plugin; None if there is none, or it is inside of a package."""
+  if is_file(name):
+    path = pathlib.Path(name).expanduser().resolve()
+    return path if path.is_file() else None
+  if '.' in name:
+    return None
+  with _working_directory_importable():
+    try:
+      spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+      return None
+  if spec is None or not spec.has_location or spec.submodule_search_locations:
+    return None
+  return pathlib.Path(spec.origin).resolve()
+
+
+def _digest(path: pathlib.Path) -> str:
+  return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _check_present(name: str) -> None:

@@ -219,7 +219,7 @@ class Runner:
     configs, requested = [model.run_config(source) for source in sources], self._config(row, seed)
     plugins.load(requested.plugins)
     for c, source in zip(configs, sources):
-      plugins.check_loaded(c.plugins, source)
+      plugins.require(c.plugins, source)
       c.eval = requested.eval
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / 'config.json', config.to_json(configs[0]) + '\n')

@@ -52,9 +52,7 @@ def test_the_examples_train_resume_evaluate_and_predict(tmp_path):
   assert 'loss/confidence_penalty' in log
   out, _ = run(folder, '--json', f'--workdir={tmp_path}/run', '--config.plugins=my_parts')
   assert json.loads(out.splitlines()[-1])['state_sha256'] == result['state_sha256']
-  _, err = run(folder, '--mode=evaluate', f'--workdir={tmp_path}/run', code=2)
-  assert 'because a run names it; if you trust it: --config.plugins=my_parts' in err
-  out, _ = run(folder, '--mode=evaluate', f'--workdir={tmp_path}/run', '--config.plugins=my_parts')
+  out, _ = run(folder, '--mode=evaluate', f'--workdir={tmp_path}/run')
   assert json.loads(out.splitlines()[-1])['decode'] == result['decode']
   shutil.copy(ROOT / 'docs' / 'report.png', folder)
   moved = f'--config.plugins={folder}/my_parts.py'
@@ -65,6 +63,43 @@ def test_the_examples_train_resume_evaluate_and_predict(tmp_path):
     tmp_path, '--mode=evaluate', f'--workdir={tmp_path}/run', '--config.plugins=my_parts', code=2
   )
   assert "no module 'my_parts' in the working directory or on PYTHONPATH" in err
+
+
+def test_a_plugin_that_the_user_has_run_is_run_again_until_it_changes(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path / 'state'))
+  monkeypatch.chdir(tmp_path)
+  names = ['by_module', str(tmp_path / 'by_file.py')]
+  for name in ('by_module', 'by_file'):
+    (tmp_path / f'{name}.py').write_text('import os\nos.environ["RUNS"] += "x"\n')
+  monkeypatch.setenv('RUNS', '')
+
+  def require_anew():
+    for module in [m for m in sys.modules if 'by_module' in m or 'by_file' in m]:
+      del sys.modules[module]
+    plugins.require(names, 'run')
+
+  with pytest.raises(UserError, match='because a run names it; if you trust it'):
+    require_anew()
+  plugins.remember(names)
+  require_anew()
+  assert os.environ['RUNS'] == 'xx'
+  for name in ('by_module', 'by_file'):
+    path = tmp_path / f'{name}.py'
+    original = path.read_text()
+    path.write_text(original + '# another\n')
+    with pytest.raises(UserError, match=rf'names it \(.*{name}\.py has changed since\)'):
+      require_anew()
+    path.write_text(original)
+  moved = tmp_path / 'elsewhere'
+  moved.mkdir()
+  (moved / 'by_module.py').write_text((tmp_path / 'by_module.py').read_text())
+  monkeypatch.chdir(moved)
+  with pytest.raises(UserError, match='because a run names it; if you trust it'):
+    require_anew()
+  (tmp_path / 'state' / 'hierjax' / 'plugins.json').write_text('[')
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match='because a run names it; if you trust it'):
+    require_anew()
 
 
 def test_no_code_is_run_because_a_run_names_it(tmp_path, monkeypatch):

@@ -31,7 +31,14 @@ from hierjax.decide.records import DIGITS
 from hierjax.evaluate import collect, explain, novelty, rules, summary
 from hierjax.evaluate.collect import Outputs
 from hierjax.models import classifier, heads, initializers, registry
-from hierjax.taxonomy import Mixed, Taxonomy, describe_difference, read_levels, read_taxonomy
+from hierjax.taxonomy import (
+  Mixed,
+  Taxonomy,
+  describe_difference,
+  leaves_of,
+  read_levels,
+  read_taxonomy,
+)
 from hierjax.train import checkpoint
 
 # Batches of images that `predict` holds at a time.
@@ -110,6 +117,24 @@ class Model:
   def decide(self, probs: Mapping[str, np.ndarray]) -> Decisions:
     """Decide by this model's rules on probabilities {level: float64 [N, C]} without NaN."""
     return decide.decide(probs, self.taxonomy, self.rules)
+
+  def within(self, classes: Iterable[str | Mapping[str, str]] | np.ndarray) -> 'Model':
+    """Return this model restricted to a subset of its classes, see `decide.subsets`.
+
+    Predictions get 'outside', how likely the image shows no allowed class. Evaluation leaves out
+    images of other classes; its files stand in `into`, and 'subset' of the result counts them.
+
+    Args:
+      classes: what `taxonomy.leaves_of` takes, or the bool [leaf] that it returns.
+
+    Raises:
+      UserError: a name is no class.
+    """
+    allowed = classes if isinstance(classes, np.ndarray) else leaves_of(classes, self.taxonomy)
+    restricted = copy.copy(self)
+    rules = self.rules['exclusive']._replace(allowed=allowed)
+    restricted.rules = self.rules | {'exclusive': rules}
+    return restricted
 
   def predict(
     self, images: Iterable[Image] | Image, top: int = 5, batch_size: int | None = None
@@ -216,10 +241,12 @@ class Model:
       self.rules = decide.tune(outputs.probs, outputs.labels, self.taxonomy)
       if parallel.first():
         rules.write_rules(self.workdir / 'decode.json', split, self.rules, self.taxonomy)
+    outputs, subset = summary.within_subset(outputs, self.taxonomy, self.rules)
     decisions = self.decide(outputs.probs)
     result = summary.summarize(
       split, outputs, decisions, self.taxonomy, self.rules, self.c.eval.tta
     )
+    result |= subset
     if self.c.eval.novelty:
       self._evaluate_novelty(split, outputs, decisions, result, into)
     if parallel.first():

@@ -335,7 +335,7 @@ UNCERTAINTY = [
     'hierjax/decide/paths.py',
     'tests/decide/test_calibration.py',
     {
-      'keepdims=True)) / temperature)': 'keepdims=True)) * temperature)',
+      'condition(path_score, allowed, temperature)': 'condition(path_score, allowed)',
       'for k in (1 - half, half)': 'for k in (half, half)',
       '/ half_weights.sum()': '/ 1.0',
     },

@@ -191,6 +191,31 @@ def test_evaluate_counts_all_and_matches_a_loop(run, model):
   assert result['intervals']['joint']
 
 
+def test_within_a_subset_of_the_classes(run, model, tmp_path):
+  """Other images are left out and counted; the full evaluation and the model stay as they are."""
+  examples, table = model.split('train'), model.taxonomy
+  make = table.names[0][0]
+  small = model.within([make])
+  result = small.evaluate('train', examples, into=tmp_path)
+  is_inside = examples.labels[:, 0] == 0
+  assert (result['n'], result['subset']['left_out']) == (is_inside.sum(), (~is_inside).sum())
+  assert result['decode']['joint']['levels'][table.levels[0]]['top1'] == 1
+  outputs = model.collect(examples)
+  probs = model.decide(outputs.probs)['exclusive']['joint'].prob[0]
+  expected = 1 - probs[is_inside, 0].mean()
+  assert result['subset']['outside'] == pytest.approx(expected)
+  files = [str(f) for f in sorted(run[0].rglob('*.png'))[:3]]
+  for before, after in zip(model.predict(files), small.predict(files)):
+    assert after['path'][table.levels[0]] == make
+    assert after['outside'] == pytest.approx(
+      1 - model.decide(model.probabilities(before['file']))['exclusive']['joint'].prob[0][0, 0],
+      abs=1e-6,
+    )
+    assert 'outside' not in before
+  with pytest.raises(UserError, match='no class of'):
+    model.within(['Nomake'])
+
+
 def test_evaluate_on_other_images_of_fewer_classes(run, model, tmp_path):
   """Another root without a taxonomy of its own is read by the model's."""
   source = next(run[0].rglob('*.png'))

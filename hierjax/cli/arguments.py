@@ -35,6 +35,8 @@ VALID_WITH = {
   'json': ('train', 'plan'),
   'split': ('evaluate', 'table'),
   'images': ('predict',),
+  'classes': ('predict', 'evaluate'),
+  'region': ('predict', 'evaluate'),
   'seeds': ('table',),
   'rows': ('table',),
   'limit': ('table',),
@@ -104,6 +106,13 @@ def define(values: flags.FlagValues) -> None:
   )
   text('split', 'val', 'evaluate, table: the split')
   text('images', '', 'predict: a file, a folder or a glob in quotes')
+  text(
+    'classes',
+    None,
+    'predict, evaluate: file with the classes that are possible, of any level: one name a line, or '
+    'a CSV with a column class, or columns called by levels',
+  )
+  text('region', None, 'predict, evaluate: the region of --classes that counts')
   flags.DEFINE_list('seeds', [], 'table: seeds of the runs of a row, as 0,1,2', flag_values=values)
   text('rows', '', 'table: rows by name or pattern with *, separated by spaces; all by default')
   number('limit', None, 'table: like --config.data.limit, for a quick look', lower_bound=1)
@@ -244,6 +253,8 @@ def _check(arguments: Arguments) -> None:
       '--mode=predict needs --images: a file, a folder or a glob in quotes, as '
       "--images='photos/*.jpg'"
     )
+  if arguments.region is not None and not arguments.classes:
+    raise UserError('--region needs --classes=FILE, the list of the classes of each region')
   if mode == 'migrate':
     for name in ('from', 'taxonomy', 'workdir'):
       if not arguments.flags[name]:

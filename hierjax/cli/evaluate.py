@@ -1,6 +1,8 @@
 """--mode=evaluate: metrics of a split."""
 
-from hierjax import model
+import pathlib
+import re
+
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
 from hierjax.core import json_files, parallel, terminal
@@ -14,12 +16,19 @@ def run(args: Arguments) -> int:
   Args:
     args: the arguments.
   """
-  is_first = parallel.first()
-  c = runs.run_config(args, args.workdir)
+  is_first, into = parallel.first(), None
   with run_lock.RunLock(args.workdir):
-    trained = model.load(args.workdir, c)
-    result = trained.evaluate(args.split, progress=runs.print_progress if is_first else None)
-    if is_first:
+    trained = runs.load(args)
+    if args.classes:
+      # beside the evaluation of all classes, which the report shows
+      name = args.region or pathlib.Path(args.classes).stem
+      into = trained.workdir / 'subsets' / re.sub(r'[^\w-]+', '_', name)
+      into.mkdir(parents=True, exist_ok=True)
+    progress = runs.print_progress if is_first else None
+    result = trained.evaluate(args.split, progress=progress, into=into)
+    if is_first and into:
+      terminal.say(f'evaluation within {name}: {into}')
+    elif is_first:
       terminal.say(f'report: {page.write(args.workdir)}')
   if is_first:
     print(json_files.dump(result))

@@ -1,6 +1,5 @@
 """--mode=predict: classes of images, a line of JSON for each."""
 
-from hierjax import model
 from hierjax.cli import images, runs
 from hierjax.cli.arguments import Arguments
 from hierjax.core import json_files
@@ -12,7 +11,7 @@ def run(args: Arguments) -> int:
   Args:
     args: the arguments.
   """
-  trained = model.load(args.workdir, runs.run_config(args, args.workdir))
+  trained = runs.load(args)
   for line in images.predict_files(trained, args.images):
     print(json_files.dump(line), flush=True)
   return 0

@@ -9,6 +9,7 @@ from hierjax import model
 from hierjax.cli.arguments import Arguments
 from hierjax.core import config, plugins
 from hierjax.core.errors import UserError
+from hierjax.taxonomy import read_classes
 
 CHANGEABLE = ('data.', 'eval.', 'plugins')  # what evaluation may set otherwise than training
 
@@ -40,6 +41,21 @@ def run_config(
     plugins.remember(c.plugins)
   plugins.require(c.plugins, folder)
   return c
+
+
+def load(args: Arguments) -> model.Model:
+  """Load the model of --workdir, restricted to --classes where these are given.
+
+  Args:
+    args: the arguments.
+
+  Raises:
+    UserError: see `model.load` and `taxonomy.read_classes`.
+  """
+  trained = model.load(args.workdir, run_config(args, args.workdir))
+  if not args.classes:
+    return trained
+  return trained.within(read_classes(args.classes, trained.taxonomy, args.region))
 
 
 def print_progress(count: int, total: int) -> None:

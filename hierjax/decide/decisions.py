@@ -66,13 +66,14 @@ def join(values: Mapping[str, np.ndarray], block: Block) -> np.ndarray:
 def _decide_paths(probs, block, rules, is_possible):
   level_probs = _by_level(probs, block)
   return {
-    'independent': paths.independent(level_probs, block.taxonomy),
-    'leaf': paths.leaf(level_probs, block.taxonomy),
+    'independent': paths.independent(level_probs, block.taxonomy, rules.allowed),
+    'leaf': paths.leaf(level_probs, block.taxonomy, rules.allowed),
     'joint': paths.joint(
       level_probs,
       block.taxonomy,
       [rules.weights.get(level, 1.0) for level in block.levels],
       rules.temperature,
+      rules.allowed,
     ),
   }
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hierjax.decide.subsets import condition
 from hierjax.taxonomy import Taxonomy
 
 # The logarithm of a probability that underflowed: very unlikely, yet finite, so that a weight of 0
@@ -38,11 +39,13 @@ class PathDecision:
     pred: int32 [N, level].
     scores: per level float64 [N, C], which rank the classes; their argmax is `pred`.
     prob: per level float64 [N, C], the probability of each class; rows sum to 1.
+    outside: float64 [N], the probability of a class that is not allowed; None where all are.
   """
 
   pred: np.ndarray
   scores: list[np.ndarray]
   prob: list[np.ndarray]
+  outside: np.ndarray | None = None
 
 
 class PathRules(NamedTuple):
@@ -54,6 +57,7 @@ class PathRules(NamedTuple):
     examples: number of examples that it was fitted on; 0 where it was not.
     gain: of full-path accuracy over the finest head alone, cross-fitted; None where not measured.
     gain_error: its standard error.
+    allowed: bool [leaf], the finest classes that an image may have; None for all.
   """
 
   weights: Mapping[str, float]
@@ -61,16 +65,20 @@ class PathRules(NamedTuple):
   examples: int = 0
   gain: float | None = None
   gain_error: float | None = None
+  allowed: np.ndarray | None = None
 
 
-def independent(probs: Probs, taxonomy: Taxonomy) -> PathDecision:
+def independent(
+  probs: Probs, taxonomy: Taxonomy, allowed: np.ndarray | None = None
+) -> PathDecision:
   """Decide on each level by its own head; a level without one is read off the finest head's class.
 
   Args:
     probs: the probabilities of each level; the finest level needs a head.
     taxonomy: the table of these levels.
+    allowed: bool [leaf], as in `joint`; each head is conditioned on their classes.
   """
-  fallback = leaf(probs, taxonomy)
+  fallback = leaf(probs, taxonomy, allowed)
   pred, scores, prob = [], [], []
   for k, p in enumerate(probs):
     if p is None:
@@ -79,22 +87,29 @@ def independent(probs: Probs, taxonomy: Taxonomy) -> PathDecision:
       prob.append(fallback.prob[k])
     else:
       p = np.asarray(p, np.float64)
+      if allowed is not None:
+        is_possible = np.isin(np.arange(p.shape[1]), taxonomy.paths[allowed, k])
+        p = condition(np.log(np.maximum(p, TINY)), is_possible).prob
       pred.append(p.argmax(-1))
       scores.append(p)
       prob.append(p)
   return PathDecision(np.stack(pred, -1).astype(np.int32), scores, prob)
 
 
-def leaf(probs: Probs, taxonomy: Taxonomy) -> PathDecision:
+def leaf(probs: Probs, taxonomy: Taxonomy, allowed: np.ndarray | None = None) -> PathDecision:
   """Decide by the finest head and read every ancestor off its class.
 
   That is `joint` without a weight on the coarser heads.
   """
-  return joint(probs, taxonomy, np.eye(len(taxonomy.levels))[-1])
+  return joint(probs, taxonomy, np.eye(len(taxonomy.levels))[-1], allowed=allowed)
 
 
 def joint(
-  probs: Probs, taxonomy: Taxonomy, weights: Sequence[float], temperature: float = 1.0
+  probs: Probs,
+  taxonomy: Taxonomy,
+  weights: Sequence[float],
+  temperature: float = 1.0,
+  allowed: np.ndarray | None = None,
 ) -> PathDecision:
   """Decide for the path of the taxonomy with the largest sum over levels of w_k log p_k.
 
@@ -106,12 +121,14 @@ def joint(
     taxonomy: the table of these levels.
     weights: w, one per level.
     temperature: above 1, the probabilities are less sure; the decision stays the same.
+    allowed: bool [leaf], the leaves to condition on, see `subsets.condition`; None for all.
   """
   path_score = path_scores(probs, taxonomy, weights)
+  posterior, outside = condition(path_score, allowed, temperature)
+  if allowed is not None:
+    path_score = np.where(allowed, path_score, -np.inf)
   best = path_score.argmax(-1)
   pred = taxonomy.paths[best]
-  posterior = np.exp((path_score - path_score.max(-1, keepdims=True)) / temperature)
-  posterior /= posterior.sum(-1, keepdims=True)
   scores, prob = [], []
   for k in range(len(taxonomy.levels)):
     # The leaves class by class.
@@ -120,7 +137,7 @@ def joint(
     class_scores = np.maximum.reduceat(path_score[:, order], starts, axis=1)
     scores.append(_rank_first(class_scores, pred[:, k]))
     prob.append(np.add.reduceat(posterior[:, order], starts, axis=1))
-  return PathDecision(pred, scores, prob)
+  return PathDecision(pred, scores, prob, None if allowed is None else outside)
 
 
 def path_scores(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> np.ndarray:

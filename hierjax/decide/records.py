@@ -24,7 +24,9 @@ def to_records(
   Returns:
     N dicts. Of exclusive levels: 'path' {level: class} by the joint decision, 'prob' {level: the
     probability of that class over all paths} and 'top' {level: [[class, the head's probability],
-    ...]}. Of tags: 'classes' {level: [class, ...]} and in 'prob' {level: {class: probability}}.
+    ...]}; where the rules allow a subset of the classes only, these are the probabilities given
+    that the class is one of them, and 'outside' is that of the others. Of tags: 'classes' {level:
+    [class, ...]} and in 'prob' {level: {class: probability}}.
   """
   n = len(next(iter(probs.values())))
   records = [{} for _ in range(n)]
@@ -34,9 +36,9 @@ def to_records(
 
 
 def _write_paths(records, decision, probs, taxonomy, top):
-  joint = decision['joint']
+  joint, prob = decision['joint'], dict(zip(taxonomy.levels, decision['independent'].prob))
   heads = [level for level in taxonomy.levels if level in probs]
-  order = {level: np.argsort(-probs[level], kind='stable')[:, :top] for level in heads}
+  order = {level: np.argsort(-prob[level], kind='stable')[:, :top] for level in heads}
   for i, record in enumerate(records):
     record['path'], record['prob'], record['top'] = {}, {}, {}
     for level, names, c, p in zip(taxonomy.levels, taxonomy.names, joint.pred[i], joint.prob):
@@ -45,8 +47,12 @@ def _write_paths(records, decision, probs, taxonomy, top):
     for level in heads:
       names = taxonomy.names[taxonomy.index(level)]
       record['top'][level] = [
-        [names[c], round(float(probs[level][i, c]), DIGITS)] for c in order[level][i]
+        [names[c], round(float(prob[level][i, c]), DIGITS)]
+        for c in order[level][i]
+        if joint.outside is None or prob[level][i, c] > 0
       ]
+    if joint.outside is not None:
+      record['outside'] = round(float(joint.outside[i]), DIGITS)
 
 
 def _write_tags(records, decision, probs, taxonomy, top):

@@ -1,5 +1,6 @@
 """The evaluation of a split: metrics of decisions, as JSON, and the predictions as arrays."""
 
+import dataclasses
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hierjax.core import files, json_files
+from hierjax.core.errors import UserError
 from hierjax.core.metrics import logged_names, lookup, resolve_best
 from hierjax.decide import paths
 from hierjax.decide.decisions import Decisions, Rules, decide, default_rules
@@ -59,11 +61,55 @@ def summarize(
   return result
 
 
+def within_subset(
+  outputs: Outputs, taxonomy: Taxonomy | Mixed, rules: Rules
+) -> tuple[Outputs, dict]:
+  """Leave out the images of classes that the rules do not allow.
+
+  Args:
+    outputs: of the model on a split.
+    taxonomy: the levels.
+    rules: of the decisions.
+
+  Returns:
+    The outputs of the other images, and {'subset': the number of allowed finest classes, of images
+    and of those left out, and of both the mean probability of a class that is not allowed}; {}
+    where all classes are allowed.
+
+  Raises:
+    UserError: no image is left.
+  """
+  block = taxonomy.block('exclusive')
+  allowed = rules['exclusive'].allowed if block else None
+  if allowed is None:
+    return outputs, {}
+  outside = decide(outputs.probs, taxonomy, rules)['exclusive']['joint'].outside
+  is_inside = block.taxonomy.valid(outputs.labels[:, block.columns], allowed)
+  if not is_inside.any():
+    raise UserError(f'none of the {len(is_inside)} images is of one of the allowed classes')
+  subset = {
+    'classes': int(allowed.sum()),
+    'images': int(is_inside.sum()),
+    'left_out': int((~is_inside).sum()),
+    'outside': float(outside[is_inside].mean()),
+    'outside_of_left_out': None if is_inside.all() else float(outside[~is_inside].mean()),
+  }
+  rows = np.flatnonzero(is_inside)
+  left = dataclasses.replace(
+    outputs,
+    probs={level: p[rows] for level, p in outputs.probs.items()},
+    features=None if outputs.features is None else outputs.features[rows],
+    labels=outputs.labels[rows],
+    index=outputs.index[rows],
+  )
+  return left, {'subset': subset}
+
+
 def _calibration(outputs, block, rules) -> dict:
   """The temperature of the joint decision, and its calibration error by level without it."""
   probs = [outputs.probs.get(level) for level in block.levels]
   weights = [rules.weights[level] for level in block.levels]
-  uncalibrated = paths.joint(probs, block.taxonomy, weights)
+  uncalibrated = paths.joint(probs, block.taxonomy, weights, allowed=rules.allowed)
   labels = outputs.labels[:, block.columns]
   return {
     'temperature': rules.temperature,

@@ -1,6 +1,7 @@
 """The taxonomy: a table of paths, one row per finest class, one column per level."""
 
 from hierjax.taxonomy.check import RowProblem, check_rows, close_matches
+from hierjax.taxonomy.class_lists import leaves_of, read_classes
 from hierjax.taxonomy.csv_files import CsvFile, read_levels, read_table
 from hierjax.taxonomy.difference import describe_difference
 from hierjax.taxonomy.levels import Block
@@ -20,6 +21,8 @@ __all__ = [
   'close_matches',
   'describe_difference',
   'divide',
+  'leaves_of',
+  'read_classes',
   'read_levels',
   'read_table',
   'read_taxonomy',

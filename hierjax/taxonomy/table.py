@@ -271,22 +271,24 @@ class Taxonomy(Relations):
     is_carried[self.paths[self.depth <= k, k]] = True
     return is_carried
 
-  def valid(self, labels: np.ndarray) -> np.ndarray:
+  def valid(self, labels: np.ndarray, allowed: np.ndarray | bool = True) -> np.ndarray:
     """Return whether some leaf has all the known classes of a row.
 
     Args:
       labels: int [N, level], -1 unknown.
+      allowed: bool [leaf], the leaves that count; True for all.
 
     Returns:
       bool [N].
     """
-    labels = np.asarray(labels)
+    labels, allowed = np.asarray(labels), np.broadcast_to(allowed, len(self.paths))
     leaf = labels[:, -1]
     # The finest class, where known, fixes the path.
     is_valid = ((labels < 0) | (labels == self.paths[leaf])).all(-1)
+    is_valid &= (leaf < 0) | allowed[leaf]
     partial = np.flatnonzero((leaf < 0) & (labels >= 0).any(-1))
     for members, fits, row in self._matching_leaves(labels[partial]):
-      is_valid[partial[members]] = fits.any(-1)[row]
+      is_valid[partial[members]] = (fits & allowed).any(-1)[row]
     return is_valid
 
   def complete(self, labels: np.ndarray) -> np.ndarray:

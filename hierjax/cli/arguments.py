@@ -127,6 +127,13 @@ def define(values: flags.FlagValues) -> None:
     'migrate: a new class starts from so many of its images; 0: from its siblings',
     lower_bound=0,
   )
+  _define_processes(values)
+
+
+def _define_processes(values):
+  """Define the flags of a command that runs in several processes."""
+  text = functools.partial(flags.DEFINE_string, flag_values=values)
+  number = functools.partial(flags.DEFINE_integer, flag_values=values)
   flags.DEFINE_boolean(
     'distributed',
     False,

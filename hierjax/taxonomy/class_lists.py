@@ -129,8 +129,8 @@ def _in_region(path, cells, lower, region):
   regions = sorted({row[column] for row in cells if row[column]})
   if region is None:
     raise UserError(f'{path}: choose one of its regions with --region: {", ".join(regions)}')
-  chosen = [row for row in cells if row[column].casefold() == region.casefold()]
-  if not chosen:
+  matching = [row for row in cells if row[column].casefold() == region.casefold()]
+  if not matching:
     hint = did_you_mean(region, regions)
     raise UserError(f'{path}: no region {region!r}{hint}; it has {", ".join(regions)}')
-  return chosen
+  return matching

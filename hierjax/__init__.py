@@ -1,8 +1,9 @@
 """Hierarchical image classification in JAX and Flax.
 
 `fit(config, workdir)` trains, `load(workdir).predict(images)` and `load(workdir).evaluate(split)`
-use what was trained; `config` has the options; `register_backbone`, `register_head`,
-`register_loss` and `register_metric` add parts of your own (docs/extending.md).
+use what was trained, `Classifier` does both as scikit-learn does; `config` has the options;
+`register_backbone`, `register_head`, `register_loss` and `register_metric` add parts of your own
+(docs/extending.md).
 
 Importing this package imports nothing heavy: each name is imported when it is used.
 """
@@ -12,6 +13,7 @@ import importlib
 __version__ = '0.1.0'
 
 _PLACES = {
+  'Classifier': 'hierjax.estimator:Classifier',
   'config': 'hierjax.core.config',
   'fit': 'hierjax.experiments.fit:fit',
   'load': 'hierjax.model:load',

@@ -1,0 +1,256 @@
+"""scikit-learn's interface: `Classifier` with fit, predict, predict_proba and score.
+
+A thin layer over `hierjax.fit` and `hierjax.load`: labels become a CSV file in the run's folder,
+images in memory become PNG files beside it.
+"""
+
+import copy
+import csv
+import io
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from hierjax import model
+from hierjax.cli import arguments, config_files
+from hierjax.core import config, files, json_files
+from hierjax.core.errors import UserError
+from hierjax.data import decoding, image_groups
+from hierjax.data.image_groups import Image
+from hierjax.experiments import fit
+
+PATHS = (str, pathlib.Path)
+FACTS = 'classifier.json'  # what a fitted classifier knows beside its run
+PARAMS = ('config', 'workdir', 'levels')  # the arguments that are no options
+
+
+class Classifier(ClassifierMixin, BaseEstimator):
+  """A classifier of images at all levels of a hierarchy, used as scikit-learn's are.
+
+  Args:
+    config: the name of a config or a file, or a tree that `hierjax.config.default()` began.
+    workdir: the folder of the run, which another `fit` with the same arguments continues; None for
+      a new temporary one, as cross-validation and searches need.
+    levels: names of the levels, coarse to fine, of labels that bring none.
+    **options: options of docs/options.md with `__` for the dot, as `optim__lr=1e-3`, or the short
+      names of the command line, as `epochs=5`.
+
+  Attributes:
+    workdir_: the folder of the run.
+    levels_: names of the exclusive levels, coarse to fine.
+    classes_: {level: array [C]} in the order of `predict_proba`; the array alone where `y` was one
+      level without a name.
+  """
+
+  def __init__(
+    self,
+    config: str | ConfigDict = '3head',
+    workdir: str | os.PathLike | None = None,
+    levels: Sequence[str] | None = None,
+    **options: object,
+  ):
+    self.config, self.workdir, self.levels, self._options = config, workdir, levels, options
+
+  def get_params(self, deep: bool = True) -> dict[str, object]:
+    """Return the arguments; `deep` changes nothing."""
+    return {name: getattr(self, name) for name in PARAMS} | self._options
+
+  def set_params(self, **params: object) -> Self:
+    """Change arguments, which `fit` checks."""
+    for name, value in params.items():
+      (self.__dict__ if name in PARAMS else self._options)[name] = value
+    return self
+
+  def __sklearn_tags__(self) -> Tags:
+    tags = super().__sklearn_tags__()
+    tags.input_tags.two_d_array, tags.input_tags.string = False, True
+    tags.target_tags.multi_output = tags.no_validation = True
+    return tags
+
+  def __getstate__(self) -> dict:
+    """Leave out the model, which `predict` loads again."""
+    return {name: value for name, value in super().__getstate__().items() if name != '_model'}
+
+  def fit(self, X: Iterable[Image] | str | os.PathLike, y: object = None) -> Self:
+    """Train on images and their labels.
+
+    Args:
+      X: paths or images, see `Model.predict`; without `y` the path of anything that `--data` takes.
+      y: a data frame, {level: N labels}, an array [N, L], coarse to fine, or N labels, of which
+        tuples and texts with '/' are paths through the levels; None, NaN or '' is unknown.
+
+    Raises:
+      UserError: a mistake in the options, the images or the labels.
+    """
+    is_name = isinstance(self.config, PATHS)
+    c = config_files.load(str(self.config)) if is_name else copy.deepcopy(self.config)
+    for name, value in self._options.items():
+      config.assign(c, arguments.ALIASES.get(name, name.replace('__', '.')), value)
+    folder = pathlib.Path(self.workdir or tempfile.mkdtemp(prefix='hierjax-')).absolute()
+    labels = {} if y is None else _columns(y, self.levels)
+    if y is None:
+      c.data.root = os.fspath(X)
+    else:
+      _write_data(folder / 'data', list(X), labels, c.data)
+    fit.fit(c, folder)
+    known_labels = {level: {_text(x): x for x in labels[level] if _text(x)} for level in labels}
+    facts = {
+      'classes': {level: list(classes.values()) for level, classes in known_labels.items()},
+      'is_single': len(labels) == 1 and not self.levels and not _has_names(y),
+    }
+    files.write(folder / FACTS, json.dumps(facts, default=lambda x: getattr(x, 'item', str)()))
+    return self._open(folder)
+
+  def predict(self, X: Iterable[Image]) -> np.ndarray:
+    """Predict the classes on the path that the model decides for.
+
+    Args:
+      X: paths or images, see `Model.predict`.
+
+    Returns:
+      [N, L] labels as `y` had them, None where a branch ends early; [N] for a single `classes_`.
+
+    Raises:
+      UserError: an image cannot be read.
+    """
+    probs = self._probabilities(X)
+    pred = self._model.decide(probs)['exclusive']['joint'].pred
+    columns = [[None, *classes] for classes in self._classes]
+    out = np.array([[column[c + 1] for column, c in zip(columns, row)] for row in pred], object)
+    return out[:, 0].astype(self.classes_.dtype) if self._is_single else out
+
+  def predict_proba(self, X: Iterable[Image]) -> dict[str, np.ndarray] | np.ndarray:
+    """Compute the probabilities of the classes at each level that has a head.
+
+    Args:
+      X: paths or images, see `Model.predict`.
+
+    Returns:
+      {level: float64 [N, C]}; [N, C] for a single `classes_`.
+    """
+    probs = self._probabilities(X)
+    return next(iter(probs.values())) if self._is_single else probs
+
+  def score(self, X: Iterable[Image], y: object, sample_weight: np.ndarray | None = None) -> float:
+    """Measure the share of images of which all known levels are predicted right.
+
+    Args:
+      X: paths or images, see `Model.predict`.
+      y: the labels, see `fit`; images without any are left out.
+      sample_weight: float [N]; None for the same of all.
+    """
+    labels = _columns(y, self.levels_)
+    if missing := [level for level in self.levels_ if level not in labels]:
+      raise UserError(f'score: y has no level {", ".join(missing)}, only {", ".join(labels)}')
+    true = np.array([[_text(x) for x in labels[level]] for level in self.levels_]).T
+    pred = [[_text(x) for x in row] for row in self.predict(X).reshape(true.shape)]
+    is_right, is_known = (true == '') | (true == pred), (true != '').any(1)
+    weights = np.ones(len(true)) if sample_weight is None else np.asarray(sample_weight)
+    return float(np.average(is_right.all(1), weights=weights * is_known))
+
+  def save(self, folder: str | os.PathLike) -> None:
+    """Copy the run into a folder that does not exist, for `load` and the command line."""
+    check_is_fitted(self)
+    folder = pathlib.Path(shutil.copytree(self.workdir_, folder))
+    c = model.run_config(folder)
+    if (folder / 'data').is_dir():
+      c.data.root = str(folder.absolute() / 'data')
+      files.write(folder / 'config.json', config.to_json(c) + '\n')
+
+  @classmethod
+  def load(cls, folder: str | os.PathLike) -> Self:
+    """Load what was saved, or any other run, from its folder."""
+    folder = pathlib.Path(folder).absolute()
+    return cls(model.run_config(folder), folder)._open(folder)
+
+  def _open(self, folder: pathlib.Path) -> Self:
+    """Read a run; its classes become labels as `fit` had them."""
+    self._model = model.load(folder)
+    block = self._model.taxonomy.table('exclusive')
+    if not block:
+      raise UserError(f'{folder}: Classifier needs exclusive levels; use hierjax.load for tags')
+    facts = json_files.read_object(folder / FACTS) if (folder / FACTS).exists() else {}
+    self._classes = []
+    for level, names in zip(block.levels, block.names):
+      labels = {_text(x): x for x in facts.get('classes', {}).get(level, ())}
+      # a name under several parents is written with these
+      originals = [labels.get(x, labels.get(x.rpartition('/')[2], x)) for x in names]
+      self._classes.append(np.array(originals))
+    self.workdir_, self.levels_ = str(folder), tuple(block.levels)
+    self._is_single = facts.get('is_single', False)
+    self.classes_ = self._classes[0] if self._is_single else dict(zip(self.levels_, self._classes))
+    return self
+
+  def _probabilities(self, images):
+    check_is_fitted(self)
+    if not hasattr(self, '_model'):
+      self._model = model.load(self.workdir_)
+    probs = self._model.probabilities(images)
+    broken = np.flatnonzero(np.isnan(next(iter(probs.values()))).any(1))
+    if len(broken):
+      raise UserError(f'image {", ".join(map(str, broken[:5]))}: cannot be read')
+    return probs
+
+
+def _has_names(y) -> bool:
+  return hasattr(y, 'columns') or isinstance(y, Mapping)
+
+
+def _columns(y, levels) -> dict[str, list]:
+  """The labels as {level: one an image}."""
+  if _has_names(y):
+    return {str(name): list(y[name]) for name in getattr(y, 'columns', y)}
+  rows = [row.split('/') if isinstance(row, str) else row for row in y]
+  rows = [list(row) if isinstance(row, Iterable) else [row] for row in rows]
+  width = max(map(len, rows), default=0)
+  if levels is None:
+    levels = ['class'] if width == 1 else [f'level{k + 1}' for k in range(width)]
+  if width > len(levels):
+    raise UserError(f'y has {width} levels, but names for {len(levels)}: {", ".join(levels)}')
+  return {
+    level: [row[k] if k < len(row) else None for row in rows] for k, level in enumerate(levels)
+  }
+
+
+def _text(label) -> str:
+  """A label as a CSV file has it, '' where it is unknown."""
+  is_unknown = label is None or type(label).__name__ == 'NAType' or label != label
+  return '' if is_unknown else unicodedata.normalize('NFC', str(label)).strip()
+
+
+def _write_data(folder, images, labels, options) -> None:
+  """Write labels.csv, and the images that are no files, and set the options that read them."""
+  lengths = {level: len(column) for level, column in labels.items()}
+  if not images or {*lengths.values()} != {len(images)}:
+    raise UserError(f'fit: {len(images)} images, but numbers of labels {lengths}')
+  paths = []
+  for i, image in enumerate(images):
+    path = folder / 'images' / f'{i}.png'
+    if isinstance(image, PATHS):
+      path = pathlib.Path(image).absolute()
+    else:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      pixels = decoding.decode(image_groups.Reader([image])(0))
+      cv2.imwrite(str(path), pixels[..., ::-1])
+    if not path.is_file():
+      raise UserError(f'fit: image {i}: no file {image}')
+    paths.append(str(path))
+  folder.mkdir(parents=True, exist_ok=True)
+  columns, text = ([_text(x) for x in column] for column in labels.values()), io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows([['file', *labels], *zip(paths, *columns)])
+  files.write(folder / 'labels.csv', text.getvalue())
+  options.root, options.file_column, options.levels = str(folder), 'file', tuple(labels)
+  options.image_root = os.path.commonpath([os.path.dirname(path) for path in paths])
+  options.source, options.fold_case = 'auto', False

@@ -112,7 +112,7 @@ def test_a_wrong_import_is_reported(file, text, problem, tmp_path):
 
 UNCHANGED = """
 import os, signal, sys, threading
-import cv2, grain, jax
+import cv2, grain, jax, sklearn
 import orbax.checkpoint
 from absl import flags, logging
 

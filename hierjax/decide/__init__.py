@@ -1,18 +1,29 @@
 """From probabilities to decisions: arrays in, arrays out."""
 
-from hierjax.decide.decisions import Decisions, Rules, decide, default_rules, tune
+from hierjax.decide.backoff import Answers, Backoff, answer, fit_backoff, mistakes, smallest_risk
+from hierjax.decide.decisions import AnswerRules, Decisions, Rules, decide, default_rules, tune
+from hierjax.decide.lineages import Lineage, lineage
 from hierjax.decide.paths import PathDecision, PathRules
 from hierjax.decide.records import to_records
 from hierjax.decide.thresholds import TagDecision
 
 __all__ = [
+  'AnswerRules',
+  'Answers',
+  'Backoff',
   'Decisions',
+  'Lineage',
   'PathDecision',
   'PathRules',
   'Rules',
   'TagDecision',
+  'answer',
   'decide',
   'default_rules',
+  'fit_backoff',
+  'lineage',
+  'mistakes',
+  'smallest_risk',
   'to_records',
   'tune',
 ]

@@ -3,19 +3,37 @@
 Rules and decisions are dicts by the kind of block. Rules of 'exclusive' levels are the `PathRules`
 of the joint decision; those of 'tags' are thresholds, {level: float64 [C]}. Decisions on
 'exclusive' levels are {'independent', 'leaf', 'joint': PathDecision}; that on 'tags' is a
-TagDecision.
+TagDecision. Where the rules have 'answer', `AnswerRules` that were fitted on calibration examples,
+so have the decisions, `backoff.Answers` on the exclusive levels.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from hierjax.decide import paths, thresholds
+from hierjax.decide import backoff, paths, thresholds
 from hierjax.taxonomy import Block, Mixed, Taxonomy
 
 Probs = Mapping[str, np.ndarray]
-Rules = dict[str, paths.PathRules | dict[str, np.ndarray]]
-Decisions = dict[str, dict[str, paths.PathDecision] | thresholds.TagDecision]
+
+
+class AnswerRules(NamedTuple):
+  """How to answer, fitted on calibration examples by the posterior of the joint decision.
+
+  Attributes:
+    split: of these examples.
+    examples: how many had a full path.
+    backoff: when to stop along the lineage of the most likely leaf.
+  """
+
+  split: str
+  examples: int
+  backoff: backoff.Backoff
+
+
+Rules = dict[str, paths.PathRules | dict[str, np.ndarray] | AnswerRules]
+Decisions = dict[str, dict[str, paths.PathDecision] | thresholds.TagDecision | backoff.Answers]
 
 
 def default_rules(taxonomy: Taxonomy | Mixed) -> Rules:
@@ -51,6 +69,10 @@ def decide(probs: Probs, taxonomy: Taxonomy | Mixed, rules: Rules) -> Decisions:
     decisions[block.kind] = decision
     if block.kind == 'exclusive':
       is_possible = taxonomy.fits(decision['joint'].pred)
+  if 'answer' in rules:
+    posterior = decisions['exclusive']['joint'].prob[-1]
+    table = taxonomy.table('exclusive')
+    decisions['answer'] = backoff.answer(posterior, table.paths, rules['answer'].backoff)
   return decisions
 
 

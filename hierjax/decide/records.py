@@ -1,9 +1,10 @@
 """Decisions as plain dicts for JSON, one an example."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from hierjax.decide.backoff import NEVER, Answers
 from hierjax.decide.decisions import Decisions
 from hierjax.taxonomy import Mixed, Taxonomy
 
@@ -25,13 +26,16 @@ def to_records(
     N dicts. Of exclusive levels: 'path' {level: class} by the joint decision, 'prob' {level: the
     probability of that class over all paths} and 'top' {level: [[class, the head's probability],
     ...]}; where the rules allow a subset of the classes only, these are the probabilities given
-    that the class is one of them, and 'outside' is that of the others. Of tags: 'classes' {level:
-    [class, ...]} and in 'prob' {level: {class: probability}}.
+    that the class is one of them, and 'outside' is that of the others; where rules for answers are
+    fitted, 'answer', see `answer_record`. Of tags: 'classes' {level: [class, ...]} and in 'prob'
+    {level: {class: probability}}.
   """
   n = len(next(iter(probs.values())))
   records = [{} for _ in range(n)]
   for block in taxonomy.blocks:
     WRITERS[block.kind](records, decisions[block.kind], probs, block.taxonomy, top)
+  for i, record in enumerate(records if 'answer' in decisions else ()):
+    record['answer'] = answer_record(decisions['answer'], i, taxonomy.table('exclusive'))
   return records
 
 
@@ -65,3 +69,58 @@ def _write_tags(records, decision, probs, taxonomy, top):
 
 
 WRITERS = {'exclusive': _write_paths, 'tags': _write_tags}
+
+
+def answer_record(answers: Answers, i: int, taxonomy: Taxonomy) -> dict:
+  """Put one answer into words.
+
+  Args:
+    answers: of N examples.
+    i: the row of the example.
+    taxonomy: the exclusive levels.
+
+  Returns:
+    'level', None where nothing is answered; 'name' of the node, of facets all classes of it; 'prob'
+    of the node; 'depth', the number of levels that it fixes; 'reason' why it is no deeper.
+  """
+  path, depth = answers.path[i].tolist(), int(answers.depth[i])
+  # a branch that ended early is answered in full
+  depth = min(depth, int(taxonomy.depth[path[-1]]))
+  return {
+    'level': taxonomy.levels[depth - 1] if depth else None,
+    'name': node_name(taxonomy, path, depth),
+    'prob': round(float(answers.prob[i]), DIGITS),
+    'depth': depth,
+    'reason': _reason(answers, i, taxonomy),
+  }
+
+
+def node_name(taxonomy: Taxonomy, path: Sequence[int], depth: int) -> str:
+  """Name the node that the first levels of a path are; '' for the root.
+
+  Args:
+    taxonomy: the exclusive levels.
+    path: int [level].
+    depth: the number of these levels; classes that those below them determine are left out.
+  """
+  names = []
+  for k in range(depth):
+    level, deeper = taxonomy.levels[k], taxonomy.levels[k + 1 : depth]
+    if not any(taxonomy.nests(child, level) for child in deeper):
+      names.append(taxonomy.names[k][path[k]])
+  return ', '.join(names)
+
+
+def _reason(answers, i, taxonomy):
+  depth, needed = int(answers.depth[i]), float(answers.needed[i])
+  if depth == len(taxonomy.levels):
+    return f'its probability reaches {needed:.2g}'
+  names = [
+    f'{taxonomy.names[depth][c]} at {p:.2g}'
+    for c, p in zip(answers.classes[i].tolist(), answers.class_prob[i].tolist())
+    if c >= 0
+  ]
+  level = taxonomy.levels[depth]
+  if needed >= NEVER:
+    return f'{level}: too few calibration images to answer at this risk'
+  return f'{level} unsure: {" and ".join(names)}, where {needed:.2g} is needed'

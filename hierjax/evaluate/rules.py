@@ -8,7 +8,8 @@ import numpy as np
 from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import is_finite
-from hierjax.decide.decisions import Rules, default_rules
+from hierjax.decide.backoff import Backoff
+from hierjax.decide.decisions import AnswerRules, Rules, default_rules
 from hierjax.decide.paths import PathRules
 from hierjax.taxonomy import Block, Mixed, Taxonomy
 
@@ -33,6 +34,8 @@ def read_rules(
     rules = {block.kind: READERS[block.kind](content, block) for block in taxonomy.blocks}
     if 'exclusive' in rules:
       _check_weights(rules['exclusive'].weights, heads)
+    if content.get('answer') is not None:
+      rules['answer'] = _read_answer(content['answer'], taxonomy.table('exclusive'))
   except UserError as e:
     text = str(e).removeprefix(f'{path}: ')
     raise UserError(
@@ -53,6 +56,9 @@ def write_rules(path: pathlib.Path, split: str, rules: Rules, taxonomy: Taxonomy
   content = {'split': split}
   for block in taxonomy.blocks:
     content |= WRITERS[block.kind](rules[block.kind], block)
+  if 'answer' in rules:
+    answer = rules['answer']
+    content['answer'] = answer._asdict() | {'backoff': answer.backoff._asdict()}
   files.write(path, json_files.dump(content, indent=2) + '\n')
 
 
@@ -114,6 +120,23 @@ def _write_thresholds(thresholds: dict[str, np.ndarray], block: Block) -> dict:
     for level, names in zip(table.levels, table.names)
   }
   return {'thresholds': by_class}
+
+
+def _read_answer(content: object, taxonomy: Taxonomy) -> AnswerRules:
+  """The rules of answers, of a file that something else may have written."""
+  try:
+    backoff = dict(content['backoff'])
+    rows = tuple(tuple(map(float, row)) for row in backoff['thresholds'])
+    group = tuple(map(int, backoff['group']))
+    is_of_taxonomy = all(len(row) == len(taxonomy.levels) for row in rows)
+    if group:
+      is_of_taxonomy &= len(group) == len(taxonomy.names[0]) and set(group) <= {*range(len(rows))}
+    if not rows or not is_of_taxonomy:
+      raise ValueError('its thresholds are of another taxonomy')
+    backoff |= {'thresholds': rows, 'group': group, 'examples': tuple(backoff['examples'])}
+    return AnswerRules(**dict(content) | {'backoff': Backoff(**backoff)})
+  except (TypeError, KeyError, ValueError) as e:
+    raise UserError(f'answer cannot be read: {e!r}; remove it to do without') from None
 
 
 READERS = {'exclusive': _read_path_rules, 'tags': _read_thresholds}

@@ -1,0 +1,258 @@
+"""Answers as deep as is safe: the deepest node on the most likely leaf's lineage above a threshold.
+
+The threshold is set on calibration examples such that a stated risk is not exceeded. The loss of an
+answer is 1 if its node is wrong, or a user's cost; answers are nested, so it falls as the threshold
+rises. Two guarantees, for examples that are drawn as the calibration examples were:
+
+- on average over calibration sets and examples the loss is at most `risk` (conformal risk control,
+  Angelopoulos et al. 2022, arXiv:2208.02814; for wrong nodes this is the order statistic
+  ceil((n + 1)(1 - risk)) of the thresholds that the examples need);
+- with probability `confidence` over calibration sets the mean loss is at most `risk`: for wrong
+  nodes by the binomial distribution, for costs by the bounds of Hoeffding and Bentkus (Bates et
+  al. 2021, arXiv:2101.02703).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import bdtr, rel_entr
+
+from hierjax.decide import lineages
+
+# A threshold that no probability reaches: the answer is the root, that is none.
+NEVER = 2.0
+# Calibration examples that a branch needs for a threshold of its own.
+MIN_BRANCH = 100
+# Rounding of `risk * (n + 1)`, which must not cost an example.
+ROUNDING = 1e-9
+
+
+class Backoff(NamedTuple):
+  """When to stop along a lineage.
+
+  Attributes:
+    risk: what the mean loss may be.
+    confidence: probability that it is; None for the mean over calibration sets.
+    by: 'one' threshold; one a 'level': for each level alone the share of examples with a wrong
+      class there is at most `risk`; one a 'branch': the risk holds within each group of branches.
+    thresholds: [group][level]; a node is answered if it and all above reach theirs.
+    group: the row of `thresholds` for each class of the coarsest level; () where there is one row.
+    examples: number of calibration examples of each group.
+  """
+
+  risk: float
+  confidence: float | None
+  by: str
+  thresholds: tuple[tuple[float, ...], ...]
+  group: tuple[int, ...]
+  examples: tuple[int, ...]
+
+
+class Answers(NamedTuple):
+  """What is answered for N examples, and why it is no deeper.
+
+  Attributes:
+    path: int32 [N, level], of which the first `depth` levels are the answer.
+    depth: int [N]; 0 for the root: no answer.
+    prob: float64 [N], the probability of the answer.
+    needed: float64 [N], the threshold that the next node did not reach; of the finest level that
+      which it has reached.
+    classes: int32 [N, 2], the most likely two classes of the next level below the answer, -1 none.
+    class_prob: float64 [N, 2], the probabilities of these nodes.
+  """
+
+  path: np.ndarray
+  depth: np.ndarray
+  prob: np.ndarray
+  needed: np.ndarray
+  classes: np.ndarray
+  class_prob: np.ndarray
+
+
+def mistakes(path: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Judge the nodes of lineages.
+
+  Args:
+    path: int [N, level].
+    labels: int [N, level], -1 unknown.
+
+  Returns:
+    float64 [N, level], 1 for a node with a wrong class, 0 for a right one, NaN where the label of
+    its level or one above is unknown.
+  """
+  is_wrong = np.maximum.accumulate(path != labels, 1)
+  return np.where(np.minimum.accumulate(labels >= 0, 1), is_wrong, np.nan)
+
+
+def loss_limit(
+  n: int, risk: float, confidence: float | None = None, bound: float = 1.0, is_binary: bool = True
+) -> float:
+  """Compute how large the losses of n calibration examples may be together.
+
+  Args:
+    n: number of examples.
+    risk: what the mean loss of others may be.
+    confidence: see `Backoff`.
+    bound: the largest loss.
+    is_binary: whether every loss is 0 or `bound`.
+
+  Returns:
+    The largest sum that guarantees the risk; below 0 where none does.
+  """
+  if confidence is None:
+    return risk * (n + 1) - bound + ROUNDING * (risk > 0)
+  share, delta, count = min(risk / bound, 1.0), 1 - confidence, np.arange(n + 1)
+  tail = bdtr(count, n, share)
+  if not is_binary:
+    mean = np.minimum(count / max(n, 1), share)
+    divergence = rel_entr(mean, share) + rel_entr(1 - mean, 1 - share)
+    tail = np.minimum(np.e * tail, np.exp(-n * divergence))
+  return float((tail <= delta).sum() - 1) * bound + ROUNDING
+
+
+def smallest_risk(n: int, confidence: float | None = None) -> float:
+  """Compute the smallest risk of a wrong node that n calibration examples can guarantee.
+
+  Args:
+    n: number of examples.
+    confidence: see `Backoff`.
+  """
+  if confidence is None:
+    return 1 / (n + 1)
+  return 1 - (1 - confidence) ** (1 / n) if n else 1.0
+
+
+def threshold(prob: np.ndarray, losses: np.ndarray, limit: float) -> float:
+  """Find the lowest threshold at which the losses of the answers are small enough together.
+
+  Args:
+    prob: float [N, level], falling along each lineage.
+    losses: float [N, level], of answering each node; an answer counts as bad as the worst above.
+    limit: of their sum, see `loss_limit`.
+
+  Returns:
+    The threshold: 0 where every leaf may be answered, NEVER where nothing may.
+  """
+  if limit < 0:
+    return NEVER
+  rises = np.diff(np.maximum.accumulate(losses, 1), axis=1, prepend=0)
+  p, rises = prob[rises > 0], rises[rises > 0]
+  order = np.argsort(-p, kind='stable')
+  excess = np.flatnonzero(np.cumsum(rises[order]) > limit)
+  return float(np.nextafter(p[order[excess[0]]], np.inf)) if len(excess) else 0.0
+
+
+def fit_backoff(
+  lineage: lineages.Lineage,
+  losses: np.ndarray,
+  risk: float,
+  confidence: float | None = None,
+  by: str = 'one',
+  bound: float = 1.0,
+  branches: int = 1,
+  minimum: int = MIN_BRANCH,
+) -> Backoff:
+  """Set the thresholds on calibration examples, which must not have trained or tuned the model.
+
+  Args:
+    lineage: of N examples.
+    losses: float [N, level] of answering each node, as `mistakes` gives them; NaN unknown. Examples
+      with an unknown one do not count; for thresholds by level they do down to there.
+    risk: what the mean loss may be.
+    confidence: see `Backoff`.
+    by: see `Backoff`.
+    bound: the largest loss.
+    branches: number of classes of the coarsest level.
+    minimum: examples of a branch with a threshold of its own; smaller ones share one.
+  """
+  is_judged = np.isfinite(losses).all(1)
+  is_binary = bool(np.isin(losses[np.isfinite(losses)], (0, bound)).all())
+
+  def fit(prob, losses):
+    rows = np.isfinite(losses).all(1)
+    limit = loss_limit(int(rows.sum()), risk, confidence, bound, is_binary)
+    return threshold(prob[rows], losses[rows], limit)
+
+  prob, levels = lineage.prob, lineage.prob.shape[1]
+  if by == 'level':
+    columns = [slice(k, k + 1) for k in range(levels)]
+    rows = [tuple(fit(prob[:, k], losses[:, k]) for k in columns)]
+    return Backoff(risk, confidence, by, tuple(rows), (), (int(is_judged.sum()),))
+  of_class = ()
+  group = np.zeros(len(losses), int)
+  if by == 'branch':
+    of_class = _group_branches(lineage.path[is_judged, 0], branches, minimum)
+    group = np.array(of_class)[lineage.path[:, 0]]
+  count = np.bincount(group[is_judged], minlength=max(of_class, default=0) + 1)
+  rows = [(fit(prob[group == g], losses[group == g]),) * levels for g in range(len(count))]
+  return Backoff(risk, confidence, by, tuple(rows), of_class, tuple(count.tolist()))
+
+
+def _group_branches(branch, classes, minimum):
+  """The group of each class: its own, or the last one of all that are too small."""
+  count = np.bincount(branch, minlength=classes)
+  order = np.argsort(-count, kind='stable')
+  single = int((count >= minimum).sum())
+  # the small ones take in larger ones until they are enough together
+  while 0 < single < classes and count[order[single:]].sum() < minimum:
+    single -= 1
+  group = np.full(classes, single)
+  group[order[:single]] = np.arange(single)
+  return tuple(group.tolist())
+
+
+def answered_depth(lineage: lineages.Lineage, rule: Backoff) -> np.ndarray:
+  """Count the levels that are answered.
+
+  Args:
+    lineage: of N examples.
+    rule: as `fit_backoff` returns it.
+
+  Returns:
+    int [N].
+  """
+  is_safe = lineage.prob >= _thresholds(lineage, rule)
+  return np.minimum.accumulate(is_safe, 1).sum(1)
+
+
+def _thresholds(lineage, rule):
+  """float [N, level] or [1, level]."""
+  rows = np.array(rule.thresholds)
+  return rows[np.array(rule.group)[lineage.path[:, 0]]] if rule.group else rows
+
+
+def answer(posterior: np.ndarray, paths: np.ndarray, rule: Backoff) -> Answers:
+  """Answer with the deepest node of each most likely leaf's lineage that is safe.
+
+  Args:
+    posterior: float [N, leaf], rows sum to 1.
+    paths: int [leaf, level], the table of the taxonomy.
+    rule: as `fit_backoff` returns it.
+  """
+  lineage = lineages.lineage(posterior, paths)
+  depth = answered_depth(lineage, rule)
+  needed = np.broadcast_to(_thresholds(lineage, rule), lineage.prob.shape)
+  return explain(posterior, paths, lineage, depth, needed)
+
+
+def explain(
+  posterior: np.ndarray,
+  paths: np.ndarray,
+  lineage: lineages.Lineage,
+  depth: np.ndarray,
+  needed: np.ndarray,
+) -> Answers:
+  """Add to answers their probability and that of what is below them.
+
+  Args:
+    posterior: float [N, leaf].
+    paths: int [leaf, level].
+    lineage: of which the answers are the first levels.
+    depth: int [N], how many.
+    needed: float [N, level], what decided at each level.
+  """
+  rows = np.arange(len(depth))
+  prob = np.where(depth > 0, lineage.prob[rows, depth - 1], 1.0)
+  classes, class_prob = lineages.best_children(posterior, paths, lineage.path, depth)
+  limit = needed[rows, np.minimum(depth, needed.shape[1] - 1)]
+  return Answers(lineage.path, depth, prob, limit, classes, class_prob)

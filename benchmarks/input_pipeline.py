@@ -25,7 +25,7 @@ from hierjax.data import decoding, image_files, pipeline, sources, transforms
 def examples(folder):
   """Return all images below a folder as examples of one class."""
   root = pathlib.Path(folder)
-  files = sorted(str(p.relative_to(root)) for p in root.rglob('*') if image_files.is_image(p.name))
+  files = sorted(str(p.relative_to(root)) for p in root.rglob('*') if decoding.is_image(p.name))
   if not files:
     raise SystemExit(f'{folder}: no images')
   return sources.Examples(

@@ -13,16 +13,8 @@ from ml_collections import ConfigDict
 from hierjax import decide
 from hierjax.core import archives, config, files, json_files, parallel, plugins, terminal
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import (
-  decoding,
-  image_files,
-  image_groups,
-  pipeline,
-  sources,
-  split_record,
-  transforms,
-)
-from hierjax.data.image_groups import Image
+from hierjax.data import decoding, image_groups, pipeline, sources, split_record, transforms
+from hierjax.data.image_groups import Batch, Image
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL
 from hierjax.decide.decisions import Decisions
@@ -41,8 +33,8 @@ from hierjax.taxonomy import (
 )
 from hierjax.train import checkpoint
 
-# Batches of images that `predict` holds at a time.
-GROUP = 8
+# Batches of few images are no larger than they need be: a program is compiled for each size.
+GROWTH = 4
 
 
 class Model:
@@ -99,17 +91,16 @@ class Model:
     """Compute the probabilities of images.
 
     Args:
-      images: as `predict` takes them.
-      batch_size: images a step; None for eval.batch_size.
+      images, batch_size: see `predict_iter`.
 
     Returns:
       {level with a head: float64 [N, C]}, NaN for an image that cannot be read. Those of exclusive
       levels sum to 1.
     """
     parts = {level: [np.zeros((0, self.taxonomy.num_classes(level)))] for level in self.levels}
-    for names, outputs in self._run(images, batch_size):
+    for batch, outputs in self._run(images, batch_size):
       for level, p in outputs.probs.items():
-        part = np.full((len(names), p.shape[1]), np.nan)
+        part = np.full((len(batch.names), p.shape[1]), np.nan)
         part[outputs.index] = p
         parts[level].append(part)
     return {level: np.concatenate(arrays) for level, arrays in parts.items()}
@@ -139,52 +130,60 @@ class Model:
   def predict(
     self, images: Iterable[Image] | Image, top: int = 5, batch_size: int | None = None
   ) -> list[dict]:
-    """Predict the classes of images.
+    """Predict the classes of images; returns the list of what `predict_iter` yields."""
+    return list(self.predict_iter(images, top=top, batch_size=batch_size))
+
+  def predict_iter(
+    self, images: Iterable[Image] | Image, top: int = 5, batch_size: int | None = None
+  ) -> Iterator[dict]:
+    """Predict the classes of images one after the other, as they are read.
+
+    A few batches are held at a time, however many images there are: they may come from a generator
+    without end. The batch size changes the probabilities of an image by no more than rounding.
 
     Args:
-      images: paths, encoded bytes, or uint8 [h, w, 3] in RGB: a list, an array, a generator or any
-        other iterable, of which a few batches are held at a time; or a single image.
+      images: a path, a folder, encoded bytes, a Pillow image, or an array [h, w], [h, w, 3] (RGB)
+        or [h, w, 4] as `hierjax.data.decoding.to_rgb` takes it; or a list, a generator or any other
+        iterable of such; or an array [N, h, w, C].
       top: classes of each head to list.
-      batch_size: images a step; None for eval.batch_size.
+      batch_size: views a step; None for the least of a few sizes up to eval.batch_size in which all
+        images find room.
 
-    Returns:
-      One dict an image, in their order: 'file' and what `decide.to_records` describes; {'file',
-      'error'} for an image that cannot be read. With eval.novelty also 'new', such as 'new under
-      dog', 'new at the top', or '' for an image of known classes, and 'novelty' {level: [score,
-      threshold or None]}; the path is then that of the known classes that a new one resembles most.
-      An empty list or array gives [].
+    Yields:
+      One dict an image, in their order: 'file', its path or 'image NUMBER', and what
+      `decide.to_records` describes; {'file', 'error'} for an image that cannot be read, which says
+      why. With eval.novelty also 'new', such as 'new under dog', 'new at the top', or '' for an
+      image of known classes, and 'novelty' {level: [score, threshold or None]}; the path is then
+      that of the known classes that a new one resembles most. Nothing for an empty list or array.
 
     Raises:
       UserError: `images` has no images, such as a generator that was read before; something in it
         is no image; the model computes NaN; or the novelty detector is missing.
     """
-    results = []
-    for names, outputs in self._run(images, batch_size, with_features=bool(self.c.eval.novelty)):
-      part = [{'file': name, 'error': 'unreadable image'} for name in names]
+    for batch, outputs in self._run(images, batch_size, with_features=bool(self.c.eval.novelty)):
+      part = [{'file': name, 'error': e} for name, e in zip(batch.names, batch.errors)]
       if len(outputs.index):
         decisions = self.decide(outputs.probs)
         records = decide.to_records(decisions, outputs.probs, self.taxonomy, top)
         if self.c.eval.novelty:
           self._add_novelty(records, outputs, decisions)
         for i, record in zip(outputs.index, records):
-          part[i] = {'file': names[i], **record}
-      results += part
-    return results
+          part[i] = {'file': batch.names[i], **record}
+      yield from part
 
-  def _run(self, images, batch_size, with_features=False) -> Iterator[tuple[list[str], Outputs]]:
-    """Yield the names of some images after the others, and the outputs for them."""
-    block = self.taxonomy.block('exclusive')
-    size = GROUP * (batch_size or self.c.eval.batch_size)
-    for names, items in image_groups.split(images, size):
-      labels = np.full((len(items), len(block.levels) if block else 0), -1, np.int32)
-      reader = image_files.with_limits(image_groups.Reader(items), self.c.data)
-      examples = sources.Examples('predict', names, labels, reader)
-      yield (
-        names,
-        self.collect(
-          examples, batch_size=batch_size, may_be_empty=True, with_features=with_features
-        ),
-      )
+  def _run(self, images, batch_size, with_features=False) -> Iterator[tuple[Batch, Outputs]]:
+    """Yield batches of images, and the outputs for them."""
+    block, data, views = self.taxonomy.block('exclusive'), self.c.data, self.c.eval.tta
+    how = decoding.Decoding(data.max_pixels, data.deep_range)
+    view = image_groups.View(data.size, data.resize, views, data.max_bytes, how)
+    sizes = [collect.rows(batch_size or self.c.eval.batch_size, views, self.mesh)]
+    while not batch_size and sizes[0] > self.mesh.size:
+      sizes.insert(0, max(self.mesh.size, sizes[0] // GROWTH // self.mesh.size * self.mesh.size))
+    batches = image_groups.batches(images, view, sizes, data.threads, data.workers)
+    width = len(block.levels) if block else 0
+    yield from collect.stream(
+      self.eval_step, self.variables, batches, self.mesh, width, with_features
+    )
 
   def logits(self, features: np.ndarray) -> dict[str, np.ndarray]:
     """Compute logits from features.

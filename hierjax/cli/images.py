@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 from hierjax.core.errors import UserError
-from hierjax.data import image_files
+from hierjax.data import image_groups
 from hierjax.model import Model
 
 
@@ -23,7 +23,7 @@ def expand(pattern: str) -> list[str]:
     path /= '*'
   try:
     if path.is_dir():
-      files = [p for p in path.rglob('*') if image_files.is_image(p.name)]
+      return image_groups.below(path)
     elif os.path.lexists(path):
       files = [path]
     else:
@@ -38,7 +38,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def predict_files(model: Model, pattern: str) -> Iterator[dict]:
-  """Predict all files of a pattern, a batch at a time.
+  """Predict all files of a pattern.
 
   Args:
     model: the trained model.
@@ -47,8 +47,4 @@ def predict_files(model: Model, pattern: str) -> Iterator[dict]:
   Yields:
     One record an image, see `Model.predict`.
   """
-  files = expand(pattern)
-  # One size for all batches, so that the model is compiled once.
-  size = min(model.c.eval.batch_size, 1 << (len(files) - 1).bit_length())
-  for i in range(0, len(files), size):
-    yield from model.predict(files[i : i + size], batch_size=size)
+  yield from model.predict_iter(expand(pattern))

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import did_you_mean
+from hierjax.data.decoding import is_image
 from hierjax.data.findings import Findings
-from hierjax.data.image_files import is_image
 from hierjax.data.split_names import split_of
 from hierjax.taxonomy import CsvFile, Mixed, Taxonomy
 

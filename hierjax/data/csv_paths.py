@@ -9,8 +9,8 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
+from hierjax.data.decoding import is_image
 from hierjax.data.findings import Findings
-from hierjax.data.image_files import is_image
 
 
 def _normal(path):

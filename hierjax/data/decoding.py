@@ -8,6 +8,7 @@ import contextlib
 import functools
 import io
 import math
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+MAX_BYTES = 1 << 28  # of an image file
 MAX_PIXELS = 1 << 26  # of a picture; 8192 x 8192 take some 470 MB while they are decoded
 # Baseline JPEGs, which are decoded at reduced size, may be larger: up to Pillow's own limit.
 MAX_JPEG_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
@@ -100,6 +102,11 @@ def suffixes() -> frozenset[str]:
   return frozenset(s for s, name in Image.registered_extensions().items() if name in readable)
 
 
+def is_image(name: str) -> bool:
+  """Whether `decode` reads files with the suffix of this name."""
+  return os.path.splitext(name)[1].lower() in suffixes()
+
+
 def _open(data):
   """Open a picture as `Image.open` does, whose limit warns in words that name no file."""
   for name in _formats():
@@ -122,6 +129,8 @@ def _check_size(width, height, limit):
 def _decode_any(data, decoding):
   """Decode any format: first frame, upright, transparent parts on white, deep pixels as 8 bits."""
   try:
+    if not data:
+      raise BrokenImage('empty: it has no bytes')
     if data.startswith((b'\0\0\1\0', b'icns')):
       # icons hold PNGs with sizes of their own, which are decoded when the icon is opened
       for header in re.findall(rb'IHDR(.{8})', data, re.DOTALL):
@@ -133,14 +142,74 @@ def _decode_any(data, decoding):
       ImageOps.exif_transpose(image, in_place=True)
       if deep is not None:
         return _scaled(deep, decoding.deep_range)
-      if image.mode.startswith('I') or image.mode == 'F':
-        return np.repeat(_grey(image, decoding.deep_range)[..., None], 3, -1)
-      return _rgb(image)
+      return _eight_bits(image, decoding.deep_range)
   except BrokenImage:
     raise
   except Exception as error:
     # Pillow raises OSError, SyntaxError, struct.error and more, as the bytes fall
     raise BrokenImage(str(error) or type(error).__name__) from error
+
+
+def _eight_bits(image, deep_range):
+  """The pixels of an upright image, uint8 [h, w, 3]."""
+  if image.mode.startswith('I') or image.mode == 'F':
+    return np.repeat(_grey(image, deep_range)[..., None], 3, -1)
+  return _rgb(image)
+
+
+def to_rgb(image: np.ndarray | Image.Image, decoding: Decoding = DEFAULT) -> np.ndarray:
+  """Turn a picture in memory into uint8 [h, w, 3].
+
+  Args:
+    image: a Pillow image, or an array [h, w], [h, w, 1], [h, w, 3] (RGB) or [h, w, 4], of which
+      transparent parts become white. An array holds uint8; uint16, of which the upper 8 bits count;
+      fractions in 0..1; truth values; or other whole numbers in 0..255.
+    decoding: its `deep_range` scales what has more than 8 bits instead.
+
+  Raises:
+    BrokenImage: it is none of these.
+  """
+  if isinstance(image, np.ndarray):
+    return _of_array(image, decoding)
+  _check_size(*image.size, decoding.max_pixels)
+  try:
+    return _eight_bits(ImageOps.exif_transpose(image), decoding.deep_range)
+  except Exception as error:
+    # an opened file is read only now, see `_decode_any`
+    raise BrokenImage(str(error) or type(error).__name__) from error
+
+
+def _of_array(values, decoding):
+  """The pixels of an array, uint8 [h, w, 3]."""
+  kind = f'{values.dtype} {list(values.shape)}'
+  values = values[..., None] if values.ndim == 2 else values
+  if values.ndim != 3 or values.shape[2] not in (1, 3, 4) or not values.size:
+    hint = '; the channels must be last' if values.shape[:1] in ((1,), (3,)) else ''
+    raise BrokenImage(f'expected an array [h, w], [h, w, 3] or [h, w, 4], found {kind}{hint}')
+  _check_size(values.shape[1], values.shape[0], decoding.max_pixels)
+  if values.dtype != np.uint8:
+    values = _bytes_of(values, kind, decoding.deep_range)
+  if values.shape[2] == 4:
+    return _rgb(Image.fromarray(values))
+  return np.repeat(values, 3, -1) if values.shape[2] == 1 else values
+
+
+def _bytes_of(values, kind, deep_range):
+  """Numbers of another type as uint8."""
+  if values.dtype.kind not in 'buif':
+    raise BrokenImage(f'expected numbers, found {kind}')
+  if deep_range and values.dtype.kind != 'b':
+    return _scaled(values, deep_range)
+  if values.dtype == np.uint16:
+    return (values >> 8).astype(np.uint8)
+  top, words = (1, 'fractions') if values.dtype.kind in 'bf' else (255, 'whole numbers')
+  low, high = values.min(), values.max()
+  if not (low >= 0 and high <= top):
+    raise BrokenImage(
+      f'{words} must lie in 0..{top}, found {kind} from {low:g} to {high:g}; give uint8, or set '
+      'data.deep_range'
+    )
+  return np.rint(values * (255.0 / top)).astype(np.uint8)
 
 
 def _rgb(image):

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError
-from hierjax.data import folder_splits, image_files, taxonomies
+from hierjax.data import decoding, folder_splits, image_files, taxonomies
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
 from hierjax.data.folder_splits import Path
@@ -209,7 +209,7 @@ def _list(root, folder, findings):
       content.links.append(entry.name)
     if entry.is_dir():
       content.folders.append(entry.name)
-    elif image_files.is_image(entry.name):
+    elif decoding.is_image(entry.name):
       content.images.append(entry.name)
     elif folder or entry.name != TAXONOMY_FILE:
       content.others[os.path.splitext(entry.name)[1].lower() or 'no suffix'] += 1

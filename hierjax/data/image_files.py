@@ -15,16 +15,11 @@ from hierjax.data.dataset import Reader, Table, select
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import close_matches
 
-MAX_BYTES = 1 << 28  # of an image file
+MAX_BYTES = decoding.MAX_BYTES
 SAMPLES = 16  # images of a data set that are looked at
 MAX_HINTS = 20  # missing files for which a similar name is searched
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as in decoding.Part
-
-
-def is_image(name: str) -> bool:
-  """Whether the decoder reads files with the suffix of this name."""
-  return os.path.splitext(name)[1].lower() in decoding.suffixes()
 
 
 def note_deep(table: Table, deep_range: tuple | None, findings: Findings) -> None:

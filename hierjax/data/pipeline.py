@@ -14,12 +14,7 @@ A batch is a dict of
 
 import dataclasses
 import functools
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
 from typing import Any
 
 import cv2
@@ -28,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from hierjax.core.errors import UserError
-from hierjax.data import transforms
+from hierjax.data import transforms, workers
 from hierjax.data.dataset import Examples
 from hierjax.data.decoding import BrokenImage
 from hierjax.data.transforms import Augment
@@ -322,15 +317,15 @@ class _EvalBatch(_Batches):
 # Reading ahead
 
 
-def _read_ahead(make: Callable[[int], Batch], start, stop, workers, threads):
+def _read_ahead(make: Callable[[int], Batch], start, stop, processes, threads):
   cv2.setNumThreads(1)  # the pipeline has threads of its own
   steps = grain.MapDataset.range(start, max(start, stop)).map(make)
-  if workers:
+  if processes:
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own
     read = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
-    return _Workers(iter(read.mp_prefetch(options, worker_init_fn=_start_worker)))
+    options = grain.MultiprocessingOptions(processes, per_worker_buffer_size=2)
+    return _Workers(iter(read.mp_prefetch(options, worker_init_fn=workers.start)))
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   batches = iter(steps.to_iter_dataset(options))
   batches.start_prefetch()  # the first batches are read while the step compiles
@@ -338,14 +333,7 @@ def _read_ahead(make: Callable[[int], Batch], start, stop, workers, threads):
 
 
 class _Workers:
-  """Batches of worker processes, which all start at the first one.
-
-  They inherit that these signals are blocked then, and keep them blocked: a signal to the
-  group must not end one before the parent has saved, not even while it starts. The parent gets a
-  signal of that moment right after it.
-  """
-
-  BLOCKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+  """Batches of worker processes, which all start at the first one."""
 
   def __init__(self, batches):
     self.batches, self.has_started = batches, False
@@ -356,22 +344,10 @@ class _Workers:
   def __next__(self):
     if self.has_started:
       return next(self.batches)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, self.BLOCKED)
-    resource_tracker.ensure_running()  # it unblocks the first two
-    signal.pthread_sigmask(signal.SIG_BLOCK, self.BLOCKED)
-    try:
+    self.has_started = True
+    with workers.signals_blocked():
       return next(self.batches)
-    finally:
-      self.has_started = True
-      signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
   def close(self):
     """End the workers."""
     self.batches.close()
-
-
-def _start_worker(index, count):
-  """Keep OpenCV to one thread, and end with the parent, however it ends."""
-  cv2.setNumThreads(1)
-  parent = multiprocessing.parent_process()
-  threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from hierjax.core.config import level_words
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import csv_columns, csv_paths, image_files, tag_cells, taxonomies
+from hierjax.data import csv_columns, csv_paths, decoding, image_files, tag_cells, taxonomies
 from hierjax.data.csv_columns import FLAGS
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
@@ -52,7 +52,7 @@ def find(root: pathlib.Path, findings: Findings) -> pathlib.Path | None:
     return root if root.is_file() else root / 'labels.csv'
   entries = sorted(root.iterdir()) if root.is_dir() else []
   files = [f for f in entries if f.suffix.lower() in SUFFIXES and f.name != 'taxonomy.csv']
-  is_loose = any(image_files.is_image(f.name) for f in entries)
+  is_loose = any(decoding.is_image(f.name) for f in entries)
   listing, remarks = [], []
   for file in files:
     try:

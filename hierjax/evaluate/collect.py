@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline
+from hierjax.data.image_groups import Batch
 from hierjax.data.sources import Examples
 from hierjax.losses.tags import max_constraint
 from hierjax.taxonomy import Mixed, Taxonomy
@@ -149,8 +151,7 @@ def collect(
     NotFiniteError: an output is NaN or infinite.
   """
   n = len(examples.labels)
-  batch_size = batch_size or c.eval.batch_size
-  batch_size = max(mesh.size, batch_size // views // mesh.size * mesh.size)
+  batch_size = rows(batch_size or c.eval.batch_size, views, mesh)
   parts = []
   with contextlib.closing(_batches(examples, c, views, batch_size)) as batches:
     for i, batch in enumerate(batches):
@@ -173,19 +174,79 @@ def collect(
       f'split {examples.name!r}: none of its {n} images can be read; the first is '
       f'{examples.files[0]}'
     )
-  _check_finite(outputs, examples)
+  _check_finite(outputs, examples.name, examples.files)
   return outputs
 
 
-def _check_finite(outputs: Outputs, examples: Examples) -> None:
+def rows(batch_size: int, views: int, mesh: Mesh) -> int:
+  """Return how many images a step takes, with all of their views, so that each device has some.
+
+  Args:
+    batch_size: views a step.
+    views: of each image.
+    mesh: the devices.
+  """
+  return max(mesh.size, batch_size // views // mesh.size * mesh.size)
+
+
+def stream(
+  step: Callable,
+  variables: Mapping,
+  batches: Iterator[Batch],
+  mesh: Mesh,
+  width: int,
+  with_features: bool = False,
+) -> Iterator[tuple[Batch, Outputs]]:
+  """Run a compiled step over batches as they come; the host works while the next is computed.
+
+  Args:
+    step: as `stepper` returns it.
+    variables: of the model.
+    batches: of images without labels.
+    mesh: the devices.
+    width: columns of labels, which are -1.
+    with_features: whether to keep the features.
+
+  Yields:
+    A batch, and the outputs for its readable images, numbered within it.
+
+  Raises:
+    NotFiniteError: an output is NaN or infinite.
+  """
+  pending = []
+  with contextlib.closing(batches):
+    for batch in itertools.chain(batches, [None]):
+      if batch:
+        x = parallel.put_batch({'x': batch.pixels}, mesh)['x']
+        pending.append((batch, step(variables, x)))
+      if len(pending) > 1 or (pending and not batch):
+        yield _readable(*pending.pop(0), width, with_features)
+
+
+def _readable(batch, computed, width, with_features):
+  """The batch, and the outputs for its readable images."""
+  index = np.flatnonzero([not error for error in batch.errors])
+  probs, features = jax.device_get(computed)
+  outputs = Outputs(
+    {level: p[index].astype(np.float64) for level, p in probs.items()},
+    features[index] if with_features else None,
+    np.full((len(index), width), -1, np.int32),
+    index,
+    [name for name, error in zip(batch.names, batch.errors) if error],
+  )
+  _check_finite(outputs, 'predict', batch.names)
+  return batch, outputs
+
+
+def _check_finite(outputs: Outputs, split: str, names: Sequence[str]) -> None:
   """Refuse outputs from which a class would be read that means nothing."""
   features = {} if outputs.features is None else {'features': outputs.features}
   for name, values in {**outputs.probs, **features}.items():
-    rows = np.flatnonzero(~np.isfinite(values).all(1))
-    if len(rows):
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(bad):
       raise NotFiniteError(
-        f'split {examples.name!r}: the model computes NaN or infinity for {len(rows)} of '
-        f'{len(values)} images, the first is {examples.files[outputs.index[rows[0]]]} '
+        f'split {split!r}: the model computes NaN or infinity for {len(bad)} of '
+        f'{len(values)} images, the first is {names[outputs.index[bad[0]]]} '
         f'({name}); its parameters or activations have overflowed: take another checkpoint '
         '(--config.eval.checkpoint=best or last) or train with a lower --config.optim.lr, '
         '--config.optim.clip or model.dtype float32'

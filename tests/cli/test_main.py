@@ -136,4 +136,4 @@ def test_train_evaluate_predict(tmp_path):
   )
   (tmp_path / 'bad.jpg').write_bytes(b'')
   out, _ = main('--mode=predict', run, f'--images={tmp_path}/*.jpg')
-  assert json.loads(out) == {'file': f'{tmp_path}/bad.jpg', 'error': 'unreadable image'}
+  assert json.loads(out) == {'file': f'{tmp_path}/bad.jpg', 'error': 'empty: it has no bytes'}

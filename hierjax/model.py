@@ -292,7 +292,7 @@ class Model:
   def _fit_detector(self, outputs: Outputs | None, folder: pathlib.Path) -> Detector:
     """Fit a novelty detector on train and val and write it; outputs are those of val, if there."""
     table, score = self.taxonomy.table('exclusive'), self.c.eval.novelty_score
-    splits = self.splits()
+    splits = self._data()[0].splits
     train = self.collect(splits[self.c.data.train], with_features=True)
     val = outputs or self.collect(splits[self.c.data.val], with_features=True)
     detector = Detector.fit(self._evidence(train), self._evidence(val), table, score)
@@ -309,7 +309,7 @@ class Model:
         detector = self._detector(folder)
       except UserError:
         detector = self._fit_detector(None, folder)
-    novel_examples = self.splits().get(split + NOVEL)
+    novel_examples = self._data()[0].splits.get(split + NOVEL)
     novel = None
     if novel_examples is not None:
       novel = self._evidence(self.collect(novel_examples, with_features=True))
@@ -377,19 +377,12 @@ class Model:
       threads=self.c.data.threads,
     )
 
-  def splits(self) -> dict[str, sources.Examples]:
-    """Load the splits of the configured data.
+  def _data(self) -> tuple[sources.Dataset, split_record.Record | None]:
+    """The configured data, and the record of those that the run was made with.
 
     They must have this model's taxonomy; where they bring none, their labels are read by it. The
     run's own data keep the split that the run was made with.
-
-    Raises:
-      UserError: the data cannot be read, or have another taxonomy.
     """
-    return self._data()[0].splits
-
-  def _data(self) -> tuple[sources.Dataset, split_record.Record | None]:
-    """The configured data, and the record of those that the run was made with."""
     record, before = split_record.read(self.workdir), run_config(self.workdir).data
     is_alike = record and split_record.is_divided_alike(self.c.data, before)
     options = copy.deepcopy(self.c.data)
@@ -424,13 +417,14 @@ class Model:
     return len(self.taxonomy.blocks) > 1 and levels == self.taxonomy.blocks[0].levels
 
   def split(self, name: str) -> sources.Examples:
-    """Load one of `splits`.
+    """Load a split of the configured data.
 
     Args:
       name: of the split.
 
     Raises:
-      UserError: there is none of that name, or it has images that have trained the model.
+      UserError: the data cannot be read or have another taxonomy; there is no split of that name,
+        or it has images that have trained the model.
     """
     data, record = self._data()
     if name not in data.splits:

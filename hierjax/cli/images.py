@@ -23,7 +23,7 @@ def expand(pattern: str) -> list[str]:
     path /= '*'
   try:
     if path.is_dir():
-      return image_groups.below(path)
+      files = image_groups.below(path)
     elif os.path.lexists(path):
       files = [path]
     else:

@@ -1193,9 +1193,7 @@ def test_from_python(good_run):
     model.predict(5)
   with pytest.raises(UserError, match='image 1 is of type NoneType; give paths'):
     model.predict([b'', None])
-  result = model.predict(
-    ['gone.jpg', b'', np.full((4, 4), 7.0), np.zeros((4, 4, 3), np.uint8)]
-  )
+  result = model.predict(['gone.jpg', b'', np.full((4, 4), 7.0), np.zeros((4, 4, 3), np.uint8)])
   assert ['error' in s for s in result] == [True, True, True, False]
 
 

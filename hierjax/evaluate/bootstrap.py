@@ -64,6 +64,23 @@ def intervals(
   return out
 
 
+def wilson(right: np.ndarray, n: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+  """Compute Wilson's interval of shares (JASA 22, 1927), which holds for few images, too.
+
+  Args:
+    right: int [C], successes.
+    n: int [C], trials.
+    z: quantile of the normal distribution; 1.96 gives 95%.
+
+  Returns:
+    (low, high), float [C]; NaN where there are no trials.
+  """
+  with np.errstate(invalid='ignore', divide='ignore'):
+    p, spread = right / n, z * z / n
+    middle, half = p + spread / 2, np.sqrt(p * (1 - p) * spread + spread**2 / 4)
+    return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+
+
 class Difference(NamedTuple):
   """The mean of one method minus that of another, with 95% intervals.
 

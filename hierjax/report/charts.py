@@ -24,6 +24,8 @@ POINTS, WINDOWS = 300, 30
 MIN_IMAGES = 5
 # Shades of a confusion matrix, and cells of a strip that can be distinguished.
 SHADES, STRIP_CELLS = 8, 40
+# Places along a heat map from which on it is drawn smoothly; fewer are drawn as the cells they are.
+SHARP = 7
 # Colours in the style sheet, and the dashes of the first six curves, of the next six, ...
 COLOURS, DASHES = 6, ('-', (0, (4, 1.6)), (0, (1, 1.4)))
 # Colours that stand for the page's CSS variables until `_svg` puts those in.
@@ -100,7 +102,7 @@ def _style(title: str):
   import matplotlib
 
   style = {'svg.fonttype': 'none', 'svg.hashsalt': _digest(title)}
-  style |= {'font.family': 'DejaVu Sans', 'font.size': 9}
+  style |= {'font.family': 'DejaVu Sans', 'font.size': 10.5}
   style |= {'axes.linewidth': 0.8, 'axes.edgecolor': GRID}
   style |= dict.fromkeys(('text.color', 'axes.labelcolor', 'xtick.color', 'ytick.color'), INK)
   return matplotlib.rc_context(style)
@@ -151,8 +153,8 @@ def draw(chart: Chart) -> Markup:
 
   with _style(chart.title):
     figure = Figure(figsize=(4.6, 2.7))
-    left = 0.155 if chart.label else 0.12
-    axes = figure.add_axes((left, 0.165, 0.975 - left, 0.785))
+    left = 0.17 if chart.label else 0.135
+    axes = figure.add_axes((left, 0.19, 0.975 - left, 0.76))
     for curve in chart.curves:
       axes.plot(
         curve.x,
@@ -214,8 +216,8 @@ def reliability(title: str, curves: Sequence[tuple]) -> Markup:
 
   with _style(title):
     figure = Figure(figsize=(3.3, 3.7))
-    axes = figure.add_axes((0.185, 0.31, 0.745, 0.665))
-    below = figure.add_axes((0.185, 0.125, 0.745, 0.145))
+    axes = figure.add_axes((0.21, 0.32, 0.72, 0.655))
+    below = figure.add_axes((0.21, 0.14, 0.72, 0.135))
     axes.plot([0, 1], [0, 1], **DOTTED)
     for place, (colour, n, confidence, right) in enumerate(curves):
       tint, full = TINTS[colour], n >= MIN_IMAGES
@@ -249,7 +251,7 @@ def before_and_now(title: str, groups: Sequence[tuple[int, np.ndarray]]) -> Mark
 
   with _style(title):
     figure = Figure(figsize=(3.3, 3.3))
-    axes = figure.add_axes((0.185, 0.145, 0.745, 0.815))
+    axes = figure.add_axes((0.21, 0.16, 0.72, 0.8))
     axes.plot([0, 1], [0, 1], **DOTTED)
     for colour, xy in groups:
       places, n = np.unique(xy.round(3), axis=0, return_counts=True)
@@ -329,7 +331,7 @@ def address(jpeg: bytes) -> str:
 
 
 def heat_map(picture: bytes, values: np.ndarray, side: int = 168) -> bytes:
-  """Lay a heat map in colour over a darkened picture.
+  """Lay a heat map in colour over a darkened picture, one of few places as cells.
 
   Args:
     picture: a JPEG file.
@@ -345,7 +347,8 @@ def heat_map(picture: bytes, values: np.ndarray, side: int = 168) -> bytes:
   scale = min(1.0, side / max(image.shape[:2]))
   size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
   image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-  heat = cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_CUBIC) / 255
+  how = cv2.INTER_CUBIC if min(values.shape) >= SHARP else cv2.INTER_NEAREST
+  heat = cv2.resize(values.astype(np.float32), size, interpolation=how) / 255
   heat = np.clip(heat, 0, 1)[..., None]
   colour = 255 * matplotlib.colormaps['inferno'](heat[..., 0])[..., :3]
   grey = image.mean(-1, keepdims=True)

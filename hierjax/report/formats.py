@@ -1,6 +1,7 @@
 """Counts, lists and durations as the report prints them; `core.metrics` has the metrics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -28,3 +29,21 @@ def duration(seconds: float | None) -> str:
   if seconds < 7200:
     return f'{seconds // 60} min {seconds % 60:02d} s'
   return f'{seconds // 3600} h {seconds % 3600 // 60:02d} min'
+
+
+def plain(value: Any) -> Any:
+  """Turn numbers of a report into what JSON has: named tuples into objects, NaN into None.
+
+  Args:
+    value: of named tuples, mappings, sequences, arrays, numbers and text.
+  """
+  if hasattr(value, '_asdict'):
+    value = value._asdict()
+  if isinstance(value, Mapping):
+    return {str(key): plain(item) for key, item in value.items()}
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+  if isinstance(value, list | tuple):
+    return [plain(item) for item in value]
+  is_number = isinstance(value, int | float)
+  return value if not is_number or is_finite(value) else None

@@ -1,55 +1,99 @@
-"""The report of a run as one HTML file that opens offline."""
+"""The report of a run as one HTML file that opens offline, and its numbers as JSON and CSV."""
 
 import datetime
 import logging
 import os
 import pathlib
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from hierjax.core import files
-from hierjax.report import runs
+from hierjax.core import files, json_files
+from hierjax.report import formats, glossary, predictions_csv, runs
 from hierjax.report.section import Section
-from hierjax.report.sections import SECTIONS, headline
+from hierjax.report.sections import SECTIONS, answers, headline
 from hierjax.report.templates import paragraph, render
+
+VERSION = 1  # of what report.json holds
+
+
+class Part(NamedTuple):
+  """A section of the page: its HTML, and the numbers that it was rendered from."""
+
+  section: Section
+  body: Markup
+  numbers: Any
 
 
 def write(workdir: str | os.PathLike) -> pathlib.Path:
-  """Write WORKDIR/report.html from the files in a run's folder.
+  """Write report.html, report.json and predictions_SPLIT.csv from the files in a run's folder.
 
   Args:
     workdir: the folder.
 
   Returns:
-    The path of the report.
+    The path of report.html.
 
   Raises:
     UserError: the folder is not that of a run.
   """
   run = runs.read(workdir)
-  return files.write(run.path / 'report.html', html(run))
+  parts = _parts(run)
+  for split in run.splits:
+    predictions = predictions_csv.table(run, split)
+    if predictions:
+      files.write(files.of_split(run.path, 'predictions', split, 'csv'), predictions)
+  contents = {'version': VERSION, 'name': _name(run), 'date': _now(), 'faults': run.faults}
+  contents |= {part.section.id: part.numbers for part in parts if part.numbers is not None}
+  files.write(run.path / 'report.json', json_files.dump(formats.plain(contents), indent=1) + '\n')
+  return files.write(run.path / 'report.html', _html(run, parts))
 
 
 def html(run: runs.Run) -> str:
   """Render the page of a run; a missing file gives a sentence in its section, never an error."""
-  sections = [(section.id, section.title, _body(section, run)) for section in SECTIONS]
+  return _html(run, _parts(run))
+
+
+def _html(run: runs.Run, parts: list[Part]) -> str:
+  top, answers, *sections = [(p.section.id, p.section.title, p.body, p.section) for p in parts]
+  text = ' '.join(str(part.body) for part in parts)
   return _page(
     'page',
-    name=str(run.config.get('name') or run.path.resolve().name),
-    headline=_body(headline.SECTION, run),
-    sections=[section for section in sections if section[2]],
+    name=_name(run),
+    headline=top[2] + answers[2],
+    sections=[section[:3] for section in sections if section[2] and not section[3].is_technical],
+    technical=[section[:3] for section in sections if section[2] and section[3].is_technical],
+    terms=glossary.occurring(text),
     kind='report',
   )
 
 
-def _body(section: Section, run: runs.Run) -> Markup:
+def _parts(run: runs.Run) -> list[Part]:
+  return [_part(section, run) for section in (headline.SECTION, answers.SECTION, *SECTIONS)]
+
+
+def _part(section: Section, run: runs.Run) -> Part:
   try:
     view = run.exclusive if section.is_of_exclusive_levels else run
-    return section.render(view) if view else Markup('')
+    if not view:
+      return Part(section, Markup(''), None)
+    if not section.numbers:
+      return Part(section, section.render(view), None)
+    numbers = section.numbers(view)
+    return Part(section, section.render(view, numbers), numbers)
   # a fault in drawing must not cost a training run its other results
   except Exception as error:
     logging.exception('report: the section %s could not be made', section.id)
-    return paragraph(f'This section could not be made ({type(error).__name__}: {error}).')
+    reason = f'This section could not be made ({type(error).__name__}: {error}).'
+    return Part(section, paragraph(reason), None)
+
+
+def _name(run: runs.Run) -> str:
+  return str(run.config.get('name') or run.path.resolve().name)
+
+
+def _now() -> str:
+  return datetime.datetime.now().strftime('%Y-%m-%d %H:%M')
 
 
 def table(name: str, **values: object) -> str:
@@ -58,4 +102,5 @@ def table(name: str, **values: object) -> str:
 
 
 def _page(template: str, **values) -> str:
-  return str(render(template, date=datetime.datetime.now().strftime('%Y-%m-%d %H:%M'), **values))
+  defaults = {'date': _now(), 'technical': [], 'terms': {}}
+  return str(render(template, **defaults | values))

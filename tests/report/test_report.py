@@ -1,6 +1,8 @@
 """The report: well-formed, self-contained, with the numbers of the evaluation."""
 
 import base64
+import collections
+import csv
 import html.parser
 import io
 import itertools
@@ -16,13 +18,14 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
+from scipy import stats
 
 from hierjax.core import config
-from hierjax.core.metrics import number, signed
+from hierjax.core.metrics import METRICS, number, signed
 from hierjax.decide import paths
 from hierjax.evaluate import bootstrap, example_images, explain, metrics
 from hierjax.report import charts, formats, page, runs
-from hierjax.report.sections import SECTIONS, images, verdict
+from hierjax.report.sections import SECTIONS, answers, images, verdict
 from hierjax.taxonomy import Taxonomy, read_taxonomy
 
 MAKES = ('Aster', 'Brook', 'Cedar', 'Dune', 'Ember', 'Fjord', 'Grove', 'Heath')
@@ -358,16 +361,105 @@ def test_the_table_holds_the_numbers_of_the_evaluation(full):
   assert f'{100 * interval["low"]:.1f}–{100 * interval["high"]:.1f}' in parsed.text
 
 
-def test_the_glossary_is_of_the_metrics_on_the_page(full):
-  text = section(full, 'scores')
-  terms = re.findall(r'<dt>(.*?)(?: <small>|</dt>)', text)
-  table = text[: text.index('<dl')]
+def test_the_glossary_is_of_the_words_on_the_page(full):
+  text = (full / 'report.html').read_text(encoding='utf-8')
+  body, words = text.split('<div id="terms">')
+  terms = re.findall(r'<dt>(.*?)</dt>', words)
   for term in terms:
-    title = {'ECE': 'Calibration error (ECE)', 'consistency': 'Consistency of two levels'}
-    assert re.search(rf'>(Accuracy, )?{re.escape(title.get(term, term))}</th>', table), term
-  assert {'top-1', 'full path', 'AHD@1', 'ECE'} <= set(terms)
+    assert re.search(rf'\b{re.escape(term)}', re.sub('<[^>]*>', ' ', body), re.I), term
+  assert {'top-1', 'full path', 'AHD@1', 'ECE', 'plain baseline', 'Grad-CAM', 'seed'} <= set(terms)
   assert not {'mAP, macro', 'F1, macro', 'novelty AUROC', 'loss'} & set(terms)
-  assert 'right answers count 0' in text
+  assert 'right answers count 0' in words and len(set(terms)) == len(terms)
+
+
+def test_report_json_holds_the_numbers_of_the_page(full):
+  contents, parsed = json.loads((full / 'report.json').read_text()), made_page(full)
+  columns = contents['scores']['val']
+  assert list(columns) == ['baseline', 'independent', 'leaf', 'joint']
+  shown = {cell for row in parsed.rows for cell in row}
+  for scores in columns.values():
+    for name, score in scores.items():
+      text = metrics_text(name, score['value'])
+      assert text in shown, (name, text)
+  fpa = contents['verdict']['rows']['fpa']
+  difference = signed(fpa['interval']['mean'])
+  assert difference in shown and f'{difference} points' in parsed.text
+  assert fpa['interval']['mean'] == pytest.approx(fpa['value'] - fpa['baseline'])
+  arrays = predictions_of(full)
+  for k, level in enumerate(LEVELS):
+    matrix = contents['confusion'][level]
+    cells = {(t, p): n for t, p, n in matrix['cells']}
+    pairs = zip(arrays['labels'][:, k].tolist(), arrays['pred_joint'][:, k].tolist())
+    assert cells == collections.Counter(pairs)
+    assert contents['answers']['levels'][level] == columns['joint'][f'top1/{level}']['value']
+  assert contents['answers']['weak'][0]['name'] in parsed.text
+
+
+def metrics_text(name, value):
+  return METRICS[name.partition('/')[0]].text(value)
+
+
+def test_the_worst_classes_are_those_whose_interval_ends_lowest(full):
+  run = runs.read(full)
+  labels, pred = run.predicted['labels'][:, -1], run.predicted['pred_joint'][:, -1]
+  upper = {}
+  for c in set(labels.tolist()):
+    right, n = int((pred[labels == c] == c).sum()), int((labels == c).sum())
+    interval = stats.binomtest(right, n).proportion_ci(0.95, 'wilson')
+    ours = bootstrap.wilson(np.array([right]), np.array([n]), stats.norm.ppf(0.975))
+    assert np.allclose(np.ravel(ours), (interval.low, interval.high))
+    upper[run.taxonomy.names[-1][c]] = interval.high, right, n
+  weak = answers.weak_classes(run)
+  expected = sorted(upper.items(), key=lambda item: item[1][0])[: answers.WEAK]
+  assert {w.name for w in weak} == {name for name, _ in expected}
+  assert all(upper[w.name][1:] == (w.right, w.images) for w in weak)
+
+
+def test_predictions_are_a_table_with_names(full):
+  table = read_taxonomy(full / 'taxonomy.csv')
+  with open(full / 'predictions_val.csv', newline='') as f:
+    lines = list(csv.DictReader(f))
+  arrays = predictions_of(full)
+  assert [line['file'] for line in lines] == arrays['files'].tolist()
+  for k, level in enumerate(LEVELS):
+    for i in range(0, len(lines), 37):
+      true, pred = arrays['labels'][i, k], arrays['pred_joint'][i, k]
+      assert lines[i][f'{level}_true'] == table.names[k][true]
+      assert lines[i][f'{level}_predicted'] == table.names[k][pred]
+      assert lines[i][f'{level}_correct'] == str(int(true == pred))
+      assert float(lines[i][f'{level}_probability']) == pytest.approx(
+        arrays['prob_joint'][i, k], abs=5e-5
+      )
+
+
+def test_the_first_screen_answers_and_gives_commands(full, tmp_path):
+  text = (full / 'report.html').read_text(encoding='utf-8')
+  start = text[: text.index('<section')]
+  for question in ('How good', 'Does the hierarchy help', 'Which classes', 'confuse', 'What next'):
+    assert question in start
+  assert 'One seed of each can show a difference of' in start and start.count('<img') >= 6
+  run = runs.read(full)
+  command = answers.next_steps(run, 'no baseline')[0].command
+  assert command.startswith('python main.py --config=configs/3head.py')
+  assert command.endswith('--config.baseline=train --config.baseline_seeds=3')
+  path = shutil.copytree(full, tmp_path / 'run')
+  info = json.loads((path / 'run.json').read_text())
+  (path / 'run.json').write_text(json.dumps(info | {'command': '"unclosed'}))
+  (use,) = answers.next_steps(runs.read(path), 'no baseline')[1:]
+  assert use.command == f"hierjax predict --workdir={path} --images='photos/*.jpg'"
+
+
+def test_a_heat_map_of_few_places_is_drawn_as_cells():
+  picture = simplejpeg.encode_jpeg(np.full((128, 128, 3), 128, np.uint8))
+
+  def spread(side):
+    """How far the brightness varies within a cell on the diagonal."""
+    values, cell = (255 * np.eye(side)).astype(np.uint8), 128 / side
+    image = np.asarray(Image.open(io.BytesIO(charts.heat_map(picture, values))), float)
+    inner = slice(round(2 * cell) + 2, round(3 * cell) - 2)
+    return image[inner, inner].std(axis=(0, 1)).max()
+
+  assert spread(4) < 3 and spread(charts.SHARP) > 10
 
 
 def test_calibration_before_and_after(full, tmp_path):
@@ -1378,8 +1470,16 @@ PROBE = """(async () => {
     image.loading = 'eager';
     await image.decode().catch(() => blank.push(image.alt));
   }
-  const full = document.documentElement.scrollWidth;
-  return [innerWidth, full, [...wide].slice(0, 5), blank, document.images.length];
+  const small = new Set(), walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const e = walker.currentNode.parentElement;
+    if (!walker.currentNode.textContent.trim() || !e.getClientRects().length) continue;
+    const m = e.ownerSVGElement ? e.getScreenCTM() : {a: 1, b: 0};
+    const size = parseFloat(getComputedStyle(e).fontSize) * Math.hypot(m.a, m.b);
+    if (size < 10.99) small.add(e.tagName + ' ' + size + ' ' + e.textContent.slice(0, 20));
+  }
+  const full = document.documentElement.scrollWidth, count = document.images.length;
+  return [innerWidth, full, [...wide].slice(0, 5), blank, count, [...small].slice(0, 5)];
 })()"""
 
 
@@ -1411,8 +1511,24 @@ def long_names(tmp_path_factory):
 @pytest.mark.parametrize('run', ['full', 'long_names'])
 def test_in_chromium_everything_fits_the_screen(request, browser, run, width):
   browser.visit((request.getfixturevalue(run) / 'report.html').as_uri(), width)
-  inner, scroll, wide, blank, images = browser.evaluate(PROBE.replace('WIDTH', str(width)))
+  inner, scroll, wide, blank, images, small = browser.evaluate(PROBE.replace('WIDTH', str(width)))
   assert inner == width and scroll <= width and wide == [] and blank == [] and images > 100
+  assert small == []
+
+
+def test_in_chromium_links_open_the_folds(full, browser):
+  browser.visit((full / 'report.html').as_uri())
+  is_open = '[...document.querySelectorAll(".fold")].map(d => d.open)'
+  assert not any(browser.evaluate(is_open))
+  for section in ('calibration', 'curves'):
+    browser.evaluate(f'document.querySelector(\'nav a[href="#{section}"]\').click()')
+    assert browser.evaluate(f'document.getElementById("{section}").closest("details").open')
+  assert sum(browser.evaluate(is_open)) == 2
+  top = 'document.querySelector("nav").getBoundingClientRect().top'
+  assert browser.evaluate(f'scrollY > 500 && {top} == 0')
+  targets = '[...document.querySelectorAll("a[href]")].map(a => a.getAttribute("href").slice(1))'
+  missing = f'{targets}.filter(id => !document.getElementById(id))'
+  assert browser.evaluate(missing) == []
 
 
 def test_in_chromium_tabs_switch_by_click(full, browser):

@@ -1,6 +1,7 @@
 """The sections of the report, each a function from a run to HTML with a template of its name.
 
-To add one, write both in this folder and add it to SECTIONS, which has the order of the page.
+To add one, write both in this folder and add it to SECTIONS, which has the order of the page:
+those for everybody, then the technical ones, which are folded.
 """
 
 from hierjax.report.sections import (
@@ -24,17 +25,17 @@ SECTIONS = (
   scores.SECTION,
   migration.SECTION,
   tags.SECTION,
-  curves.SECTION,
-  confusion.SECTION,
   images.WORST_CONFUSIONS,
   images.GALLERY,
-  calibration.SECTION,
-  novelty.SECTION,
+  confusion.SECTION,
   tree.SECTION,
+  novelty.SECTION,
+  provenance.DATA,
+  calibration.SECTION,
+  curves.SECTION,
   features.FEATURES,
   features.PROTOTYPES,
   taxonomy.SECTION,
-  provenance.DATA,
   provenance.CONFIGURATION,
   provenance.REPRODUCTION,
 )

@@ -10,37 +10,51 @@ from hierjax.report.section import Section
 from hierjax.report.templates import paragraph, render
 
 
-def _render(run: Run) -> Markup:
-  """Render how far the shown probabilities can be trusted."""
-  if not run.evaluation:
-    return paragraph('There is no evaluation, so nothing is known about calibration.')
-  decisions = [name for name in ('independent', 'joint') if run.evaluation['decode'].get(name)]
-  rows, panels = [], []
+def _numbers(run: Run) -> list[dict]:
+  """The calibration error of each level and decision, and the bins of its reliability diagram."""
+  rows = []
   for k, level in enumerate(run.levels):
-    curves = []
-    for colour, decision in enumerate(decisions):
+    for decision in _decisions(run):
       ece = lookup(run.evaluation, f'{decision}:ece/{level}')
       if not is_finite(ece):
         continue
       before = get(run.evaluation, 'calibration.ece_before', {}).get(level)
       row = {'level': level, 'decision': decision, 'ece': ece, 'bias': ''}
       row['before'] = before if decision == 'joint' else None
-      row |= {'confidence': None, 'accuracy': None}
-      bins = _bins(run, k, decision)
-      if bins:
-        curves.append((colour, *bins))
-        confidence, accuracy = (float(total.sum() / bins[0].sum()) for total in bins[1:])
+      row |= {'confidence': None, 'accuracy': None, 'bins': _bins(run, k, decision)}
+      if row['bins']:
+        n, *totals = row['bins']
+        confidence, accuracy = (float(total.sum() / n.sum()) for total in totals)
         row |= {'confidence': confidence, 'accuracy': accuracy, 'bias': 'fair'}
         if confidence > accuracy + 0.01:
           row['bias'] = 'too high'
         elif confidence < accuracy - 0.01:
           row['bias'] = 'too low'
       rows.append(row)
+  return rows
+
+
+def _decisions(run: Run) -> list[str]:
+  decode = (run.evaluation or {}).get('decode') or {}
+  return [name for name in ('independent', 'joint') if decode.get(name)]
+
+
+def _render(run: Run, rows: list[dict]) -> Markup:
+  """Render how far the shown probabilities can be trusted."""
+  if not run.evaluation:
+    return paragraph('There is no evaluation, so nothing is known about calibration.')
+  if not rows:
+    return paragraph('The evaluation holds no calibration error.')
+  decisions, panels = _decisions(run), []
+  for k, level in enumerate(run.levels):
+    curves = [
+      (decisions.index(row['decision']), *row['bins'])
+      for row in rows
+      if row['level'] == level and row['bins']
+    ]
     if curves:
       svg = charts.reliability(f'Reliability diagram {k + 1}', curves)
       panels.append({'title': level, 'svg': svg})
-  if not rows:
-    return paragraph('The evaluation holds no calibration error.')
   return render(
     'calibration',
     rows=rows,
@@ -68,4 +82,4 @@ def _bins(run: Run, k: int, decision: str) -> tuple | None:
   )
 
 
-SECTION = Section('calibration', 'Calibration', _render, True)
+SECTION = Section('calibration', 'Calibration', _render, True, _numbers, True)

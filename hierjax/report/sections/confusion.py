@@ -1,6 +1,7 @@
 """Confusion matrices of every level, and of the finest level within each coarser class."""
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,16 +32,36 @@ class Tick(NamedTuple):
   place: float
 
 
-def _render(run: Run) -> Markup:
-  """Render a matrix for each level, and one for each coarser class."""
+class Counts(NamedTuple):
+  """A confusion matrix without its zeros: rows (true, predicted, images) of `cells` int [n, 3]."""
+
+  classes: Sequence[str]
+  cells: np.ndarray
+
+
+def _numbers(run: Run) -> dict[str, Counts] | None:
+  """The confusion matrix of each level, by the joint decision."""
   if run.predicted is None:
+    return None
+  levels = {}
+  for k, level in enumerate(run.taxonomy.levels):
+    labels, pred = run.predicted['labels'][:, k], run.predicted['pred_joint'][:, k]
+    pairs = np.stack([labels, pred], 1)[labels >= 0]
+    cells, counts = np.unique(pairs, axis=0, return_counts=True)
+    levels[level] = Counts(run.taxonomy.names[k], np.column_stack([cells, counts]))
+  return levels
+
+
+def _render(run: Run, numbers: dict[str, Counts] | None) -> Markup:
+  """Render a matrix for each level, and one for each coarser class."""
+  if numbers is None:
     return paragraph(NO_PREDICTIONS)
   table = run.taxonomy
   outer = _outer_level(table, len(table.levels) - 1, len(table.paths) + 1)
   blocks, block_count = _blocks(run, outer) if outer is not None else ([], 0)
   return render(
     'confusion',
-    matrices=[_matrix(run, k) for k in range(len(table.levels))],
+    matrices=[_matrix(table, k, numbers[level].cells) for k, level in enumerate(table.levels)],
     split=run.splits[0],
     blocks=blocks,
     more=block_count - len(blocks),
@@ -65,16 +86,16 @@ def _order(table: Taxonomy, k: int) -> np.ndarray:
   return np.lexsort((np.arange(len(table.names[k])), *keys))
 
 
-def _matrix(run: Run, k: int) -> dict:
-  """What the template needs of the confusion matrix of level k."""
-  table, classes = run.taxonomy, len(run.taxonomy.names[k])
-  labels, pred = run.predicted['labels'][:, k], run.predicted['pred_joint'][:, k]
-  labels, pred = labels[labels >= 0], pred[labels >= 0]
+def _matrix(table: Taxonomy, k: int, content: np.ndarray) -> dict:
+  """What the template needs of the confusion matrix of level k, the cells int [n, 3]."""
+  classes = len(table.names[k])
+  (labels, pred), images = content[:, :2].T, content[:, 2]
   order, per_square = _order(table, k), -(-classes // MAX_SQUARES)
   square, n = np.argsort(order) // per_square, -(-classes // per_square)
   pairs = square[np.stack([labels, pred])]
-  (rows, columns), counts = np.unique(pairs, axis=1, return_counts=True)
-  totals = np.bincount(square[labels], minlength=n)[rows]
+  (rows, columns), place = np.unique(pairs, axis=1, return_inverse=True)
+  counts = np.bincount(place.ravel(), images).astype(int)
+  totals = np.bincount(square[labels], images, n)[rows]
   outer = _outer_level(table, k, classes)
   groups = _runs_of(table, k, outer, order, per_square) if outer is not None else []
   is_named = n <= MAX_NAMED
@@ -103,11 +124,10 @@ def _matrix(run: Run, k: int) -> dict:
     'side': cell * n,
     'ticks': ticks,
     'numbers': numbers,
-    'font_size': min(11.0, 0.92 * cell) if is_named else 10.0,
     'paths': charts.cells(rows, columns, counts, totals),
     'lines': [f'{a:g}' for _, a, _ in groups[1:]] if n / (len(groups) + 1) > 1.5 else [],
-    'images': len(labels),
-    'wrong': int((labels != pred).sum()),
+    'images': int(images.sum()),
+    'wrong': int(images[labels != pred].sum()),
     'outer': None if outer is None else table.levels[outer],
     'is_named': is_named,
   }
@@ -179,4 +199,4 @@ def _shade_class(n: int, total: int, is_diagonal: bool) -> str:
   return f'{"d" if is_diagonal else "o"} k{charts.shade(n / total)}' if n else ''
 
 
-SECTION = Section('confusion', 'Confusion matrices', _render, True)
+SECTION = Section('confusion', 'Confusion matrices', _render, True, _numbers)

@@ -161,4 +161,4 @@ def _phase(run: Run, phase: int | None, start: float, axis: str) -> str:
   return f'{text}: loss of {levels}; frozen: {frozen}.'
 
 
-SECTION = Section('curves', 'Curves', _render)
+SECTION = Section('curves', 'Curves of training', _render, is_technical=True)

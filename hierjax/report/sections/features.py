@@ -177,5 +177,5 @@ def _marks(table, colours, classes, xy, k, j) -> list[Mark]:
   return marks
 
 
-FEATURES = Section('features', 'Features', _features, True)
-PROTOTYPES = Section('embedding', 'Features and prototypes', _prototypes, True)
+FEATURES = Section('features', 'Features', _features, True, is_technical=True)
+PROTOTYPES = Section('embedding', 'Features and prototypes', _prototypes, True, is_technical=True)

@@ -27,7 +27,6 @@ def _render(run: Run) -> Markup:
     last=max(run.train + run.val, key=lambda line: line['step'], default=None),
     best=_best_line(run),
     tiles=_tiles(run) if run.evaluation else [],
-    is_validation=run.splits[:1] == [get(run.config, 'data.val', 'val')],
   )
 
 

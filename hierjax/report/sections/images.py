@@ -43,33 +43,58 @@ def _shot(run: Run, row: int, prob: float | None = None) -> Shot:
   return Shot(charts.address(run.pictures[row]), str(run.predicted['files'][row]), prob)
 
 
+class Pair(NamedTuple):
+  """Two finest classes, how often the first is taken for the second, and the levels they share.
+
+  `mistakes` and `lookalikes` are images of both, where there are pictures.
+  """
+
+  true: str
+  predicted: str
+  confusion: example_images.Confusion
+  same: list[str]
+  mistakes: list[Shot]
+  lookalikes: list[Shot]
+
+
+def pairs(run: Run, limit: int | None = None) -> list[Pair]:
+  """List the pairs of finest classes that cost most, with images of both.
+
+  Args:
+    run: with predictions, and its exclusive levels only.
+    limit: pairs at most; None for all that are shown.
+  """
+  table, prob = run.taxonomy, run.predicted['prob_joint'][:, -1]
+  labels, pred = run.predicted['labels'][:, -1], run.predicted['pred_joint'][:, -1]
+  out = []
+  for confusion in example_images.confusions(pred, prob, labels, table)[:limit]:
+    same = table.paths[confusion.true] == table.paths[confusion.pred]
+    mistakes = [row for row in confusion.mistakes.tolist() if row in run.pictures]
+    lookalikes = [row for row in confusion.lookalikes.tolist() if row in run.pictures]
+    out.append(
+      Pair(
+        true=table.names[-1][confusion.true],
+        predicted=table.names[-1][confusion.pred],
+        confusion=confusion,
+        same=[level for level, is_same in zip(table.levels, same) if is_same],
+        mistakes=[_shot(run, row, float(prob[row])) for row in mistakes],
+        lookalikes=[_shot(run, row) for row in lookalikes],
+      )
+    )
+  return out
+
+
 def _worst_confusions(run: Run) -> Markup:
   """Render the pairs of finest classes that cost most, with images of both."""
   if run.predicted is None:
     return paragraph(NO_PREDICTIONS)
-  table, prob = run.taxonomy, run.predicted['prob_joint'][:, -1]
-  labels, pred = run.predicted['labels'][:, -1], run.predicted['pred_joint'][:, -1]
-  pairs = []
-  for confusion in example_images.confusions(pred, prob, labels, table):
-    same = table.paths[confusion.true] == table.paths[confusion.pred]
-    mistakes = [row for row in confusion.mistakes.tolist() if row in run.pictures]
-    lookalikes = [row for row in confusion.lookalikes.tolist() if row in run.pictures]
-    pairs.append(
-      {
-        'confusion': confusion,
-        'true': table.names[-1][confusion.true],
-        'pred': table.names[-1][confusion.pred],
-        'same': [level for level, is_same in zip(table.levels, same) if is_same],
-        'mistakes': [_shot(run, row, float(prob[row])) for row in mistakes],
-        'lookalikes': [_shot(run, row) for row in lookalikes],
-      }
-    )
-  if not pairs:
-    return paragraph(f'No image of {run.splits[0]} has a wrong {table.levels[-1]}.')
+  levels, worst = run.taxonomy.levels, pairs(run)
+  if not worst:
+    return paragraph(f'No image of {run.splits[0]} has a wrong {levels[-1]}.')
   return render(
     'worst_confusions',
-    pairs=pairs,
-    levels=table.levels,
+    pairs=worst,
+    levels=levels,
     split=run.splits[0],
     no_images='' if run.pictures else NO_IMAGES,
   )
@@ -98,6 +123,7 @@ def _gallery(run: Run) -> Markup:
     split=run.splits[0],
     per_pattern=example_images.IMAGES_PER_PATTERN,
     grid=run.explained['maps'].shape[2:] if run.pictures else None,
+    sharp=charts.SHARP,
     no_images='' if run.pictures else NO_IMAGES,
   )
 

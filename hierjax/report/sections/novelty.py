@@ -8,9 +8,8 @@ from hierjax.report.section import Section
 from hierjax.report.templates import render
 
 
-def _render(run: Run) -> Markup:
+def _render(run: Run, novelty: dict | None) -> Markup:
   """Render the scores for each level and the threshold of each node; nothing without novelty."""
-  novelty = (run.evaluation or {}).get('novelty')
   if not novelty:
     return Markup('')
   panels = []
@@ -31,4 +30,8 @@ def _render(run: Run) -> Markup:
   return render('novelty', novelty=novelty, panels=panels, split=run.splits[0])
 
 
-SECTION = Section('novelty', 'Novelty detection', _render)
+def _numbers(run: Run) -> dict | None:
+  return (run.evaluation or {}).get('novelty')
+
+
+SECTION = Section('novelty', 'Novelty detection', _render, numbers=_numbers)

@@ -51,5 +51,5 @@ def _reproduction(run: Run) -> Markup:
 
 
 DATA = Section('data', 'Data', _data)
-CONFIGURATION = Section('configuration', 'Configuration', _configuration)
-REPRODUCTION = Section('provenance', 'Reproducibility', _reproduction)
+CONFIGURATION = Section('configuration', 'Configuration', _configuration, is_technical=True)
+REPRODUCTION = Section('provenance', 'Reproducibility', _reproduction, is_technical=True)

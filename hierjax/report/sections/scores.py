@@ -1,5 +1,6 @@
 """The table of scores: every metric of each decision, for each evaluated split."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,25 +20,16 @@ DECISIONS = {
 WITH_INTERVAL = ('top1', 'fpa', 'hvr', 'severity', 'ahd1')
 
 
-class Column(NamedTuple):
-  """A decision of an evaluation, under the name that heads its column."""
+class Score(NamedTuple):
+  """The value of a metric, and its bootstrap interval over the images where one is shown."""
 
-  name: str
-  evaluation: Mapping
-  decision: str
+  value: float
+  low: float | None = None
+  high: float | None = None
 
-  def value(self, metric: str) -> float | None:
-    """The value of 'METRIC' or 'METRIC/LEVEL'."""
-    return lookup(self.evaluation, f'{self.decision}:{metric}')
 
-  def interval(self, metric: str) -> tuple[float, float] | None:
-    """The bootstrap interval of 'METRIC' or 'METRIC/LEVEL'."""
-    name, _, level = metric.partition('/')
-    intervals = (self.evaluation.get('intervals') or {}).get(self.decision) or {}
-    entry = intervals.get(f'{level}.{name}' if level else name) or {}
-    if not is_finite(entry.get('low')) or entry['low'] >= entry['high']:
-      return None
-    return entry['low'], entry['high']
+# By its column ('baseline' or a decision) and 'METRIC' or 'METRIC/LEVEL'.
+Scores = Mapping[str, Mapping[str, Score]]
 
 
 def baseline_decision(evaluation: Mapping) -> str | None:
@@ -46,37 +38,58 @@ def baseline_decision(evaluation: Mapping) -> str | None:
   return next((name for name in ('leaf', 'independent') if decode.get(name)), None)
 
 
-def _render(run: Run) -> Markup:
+def _numbers(run: Run) -> dict[str, Scores]:
+  return {split: _scores(run, split) for split in run.splits}
+
+
+def _scores(run: Run, split: str) -> Scores:
+  """All metrics that have a value on a split."""
+  base, scores = run.baseline.evals.get(split) if run.baseline else None, {}
+  if base and baseline_decision(base):
+    scores['baseline'] = _column(run, base, baseline_decision(base))
+  for decision in DECISIONS:
+    if run.evals[split]['decode'].get(decision):
+      scores[decision] = _column(run, run.evals[split], decision)
+  return scores
+
+
+def _column(run: Run, evaluation: Mapping, decision: str) -> dict[str, Score]:
+  intervals, scores = get(evaluation, f'intervals.{decision}') or {}, {}
+  for name in itertools.chain(*dict(_groups(run, evaluation['decode'][decision])).values()):
+    value, (key, _, level) = lookup(evaluation, f'{decision}:{name}'), name.partition('/')
+    if not is_finite(value):
+      continue
+    entry = intervals.get(f'{level}.{key}' if level else key) or {}
+    has_interval = key in WITH_INTERVAL or METRICS[key].function
+    if has_interval and is_finite(entry.get('low')) and entry['low'] < entry['high']:
+      scores[name] = Score(value, entry['low'], entry['high'])
+    else:
+      scores[name] = Score(value)
+  return scores
+
+
+def _render(run: Run, numbers: dict[str, Scores]) -> Markup:
   """Render one table for each evaluated split."""
   if not run.evaluation:
     return paragraph(
       'No eval_SPLIT.json was found: run --mode=evaluate --split=val with this --workdir.'
     )
-  tables = [_table(run, split) for split in run.splits]
-  has_baseline = any(table['columns'][0].name == 'baseline' for table in tables)
-  occurring = {name for table in tables for name in table['metrics']}
   return render(
     'scores',
-    tables=tables,
+    tables=[_table(run, split, scores) for split, scores in numbers.items()],
     decisions=DECISIONS,
-    has_baseline=has_baseline,
-    metrics=[name for name in METRICS if name in occurring],
+    has_baseline=any('baseline' in scores for scores in numbers.values()),
   )
 
 
-def _table(run: Run, split: str) -> dict:
-  evaluation = run.evals[split]
-  base = run.baseline.evals.get(split) if run.baseline else None
-  columns = []
-  if base and baseline_decision(base):
-    columns.append(Column('baseline', base, baseline_decision(base)))
-  columns += [Column(k, evaluation, k) for k in DECISIONS if evaluation['decode'].get(k)]
-  groups, occurring = [], set()
-  for title, names in _groups(run, columns):
-    names = [name for name in names if any(is_finite(column.value(name)) for column in columns)]
-    occurring.update(name.partition('/')[0] for name in names)
+def _table(run: Run, split: str, scores: Scores) -> dict:
+  evaluation, occurring = run.evals[split], set(itertools.chain(*scores.values()))
+  pairs = {name.partition('/')[2]: '' for name in sorted(occurring) if name.startswith('consiste')}
+  groups = []
+  for title, names in _groups(run, {'consistency': pairs}):
+    names = [name for name in names if name in occurring]
     if names:
-      groups.append((title, _rows(run, columns, names)))
+      groups.append((title, _rows(run, scores, names)))
   weights = evaluation.get('weights') or {}
   cells = [cell for _, rows in groups for _, row in rows for cell in row]
   return {
@@ -84,9 +97,8 @@ def _table(run: Run, split: str) -> dict:
     'n': evaluation.get('n', 'an unknown number of'),
     'unreadable': evaluation.get('unreadable') or 0,
     'views': evaluation.get('tta') or 1,
-    'columns': columns,
+    'columns': list(scores),
     'groups': groups,
-    'metrics': occurring,
     'has_all_heads': set(run.levels) <= set(run.heads),
     'weights': {level: w for level, w in weights.items() if is_finite(w)},
     'gain': [get(evaluation, f'calibration.{name}') for name in ('gain', 'gain_error')],
@@ -94,8 +106,8 @@ def _table(run: Run, split: str) -> dict:
   }
 
 
-def _groups(run: Run, columns: Sequence[Column]) -> list[tuple[str, list[str]]]:
-  """(title, names of metrics) of the parts of a table."""
+def _groups(run: Run, decision: Mapping) -> list[tuple[str, list[str]]]:
+  """(title, names of metrics) of the parts of a table; a decision has its pairs of levels."""
 
   def per_level(metric):
     return [f'{metric}/{level}' for level in run.levels]
@@ -103,9 +115,7 @@ def _groups(run: Run, columns: Sequence[Column]) -> list[tuple[str, list[str]]]:
   def label(metric):
     return METRICS[metric].label
 
-  pairs = {}
-  for column in columns:
-    pairs |= column.evaluation['decode'][column.decision].get('consistency') or {}
+  pairs = decision.get('consistency') or {}
   users = {}
   for metric in registered_by_users():
     is_of_level = metric.scope == 'level'
@@ -120,22 +130,22 @@ def _groups(run: Run, columns: Sequence[Column]) -> list[tuple[str, list[str]]]:
   ]
 
 
-def _rows(run: Run, columns: Sequence[Column], names: Sequence[str]) -> list[tuple[str, list]]:
+def _rows(run: Run, scores: Scores, names: Sequence[str]) -> list[tuple[str, list]]:
   """(label, cells (text, whether it is the best, interval)) of metrics that have a value."""
   rows = []
   for name in names:
     key, _, level = name.partition('/')
-    metric, values = METRICS[key], [column.value(name) for column in columns]
-    finite = [value for value in values if is_finite(value)]
-    texts, best = [metric.text(value) for value in values], None
+    metric, row = METRICS[key], [column.get(name) for column in scores.values()]
+    values = [score.value for score in row if score]
+    texts, best = [metric.text(score and score.value) for score in row], None
     # Equal as printed is equal: all are the best, and none where every column is the same.
     if metric.better and len(set(texts)) > 1:
-      best = metric.text(max(finite) if metric.better > 0 else min(finite))
-    intervals = [
-      c.interval(name) if key in WITH_INTERVAL or metric.function else None for c in columns
-    ]
+      best = metric.text(max(values) if metric.better > 0 else min(values))
     ranges = [
-      '–'.join(metric.text(value).removesuffix('%') for value in pair or ()) for pair in intervals
+      '–'.join(metric.text(end).removesuffix('%') for end in score[1:])
+      if score and score.low is not None
+      else ''
+      for score in row
     ]
     label = level or metric.label
     if level in run.levels and level not in run.heads:
@@ -144,4 +154,4 @@ def _rows(run: Run, columns: Sequence[Column], names: Sequence[str]) -> list[tup
   return rows
 
 
-SECTION = Section('scores', 'Scores', _render, True)
+SECTION = Section('scores', 'Scores', _render, True, _numbers)

@@ -15,11 +15,11 @@ CURVES = 12
 ROWS = 500
 
 
-def _render(run: Run) -> Markup:
+def _render(run: Run, numbers: dict[str, dict]) -> Markup:
   """Render the tables and curves of each split and tag level; nothing without tag levels."""
   tables = []
-  for split in run.splits:
-    for level, scores in (run.evals[split].get('multi') or {}).items():
+  for split, levels in numbers.items():
+    for level, scores in levels.items():
       title = f'Precision and recall {len(tables)}'
       legend, picture = _precision_recall(run, split, level, scores['classes'], title)
       tables.append(
@@ -78,4 +78,9 @@ def _precision_recall(run: Run, split: str, level: str, classes: dict, title: st
   return legend, charts.draw(charts.Chart(title, 'recall', (*curves, *dots), (0, 1), **options))
 
 
-SECTION = Section('labels', 'Scores of each class', _render)
+def _numbers(run: Run) -> dict[str, dict]:
+  scores = {split: run.evals[split].get('multi') for split in run.splits}
+  return {split: levels for split, levels in scores.items() if levels}
+
+
+SECTION = Section('labels', 'Scores of each class', _render, numbers=_numbers)

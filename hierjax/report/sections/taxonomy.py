@@ -50,4 +50,4 @@ def _block(run: Run, block) -> dict:
   }
 
 
-SECTION = Section('taxonomy', 'Taxonomy', _render)
+SECTION = Section('taxonomy', 'Taxonomy', _render, is_technical=True)

@@ -116,11 +116,10 @@ def compare(run: Run) -> Comparison | str:
   return Comparison(decision, len(runs), mismatches, rows, basis, answer)
 
 
-def _render(run: Run) -> Markup:
+def _render(run: Run, result: Comparison | str | None) -> Markup:
   """Render the comparison, or how to get a baseline."""
-  if not run.evaluation:
+  if result is None:
     return paragraph('There is no evaluation of this run, so nothing can be compared.')
-  result = compare(run)
   if isinstance(result, str):
     return render('verdict', run=run, reason=result)
   rows = result.rows.values()
@@ -271,4 +270,8 @@ def _values(run: Run, split: str, decision: str) -> tuple['Pair | None', str]:
   return Pair(a['files'][order], values, base_values), ''
 
 
-SECTION = Section('verdict', 'Does the hierarchy help?', _render, True)
+def _numbers(run: Run) -> Comparison | str | None:
+  return compare(run) if run.evaluation else None
+
+
+SECTION = Section('verdict', 'Does the hierarchy help?', _render, True, _numbers)

@@ -43,7 +43,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     predictions = predictions_csv.table(run, split)
     if predictions:
       files.write(files.of_split(run.path, 'predictions', split, 'csv'), predictions)
-  contents = {'version': VERSION, 'name': _name(run), 'date': _now(), 'faults': run.faults}
+  contents = {'version': VERSION, 'name': _name(run), 'date': _time(), 'faults': run.faults}
   contents |= {part.section.id: part.numbers for part in parts if part.numbers is not None}
   files.write(run.path / 'report.json', json_files.dump(formats.plain(contents), indent=1) + '\n')
   return files.write(run.path / 'report.html', _html(run, parts))
@@ -92,7 +92,7 @@ def _name(run: runs.Run) -> str:
   return str(run.config.get('name') or run.path.resolve().name)
 
 
-def _now() -> str:
+def _time() -> str:
   return datetime.datetime.now().strftime('%Y-%m-%d %H:%M')
 
 
@@ -102,5 +102,5 @@ def table(name: str, **values: object) -> str:
 
 
 def _page(template: str, **values) -> str:
-  defaults = {'date': _now(), 'technical': [], 'terms': {}}
+  defaults = {'date': _time(), 'technical': [], 'terms': {}}
   return str(render(template, **defaults | values))

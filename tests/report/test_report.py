@@ -376,14 +376,14 @@ def test_report_json_holds_the_numbers_of_the_page(full):
   contents, parsed = json.loads((full / 'report.json').read_text()), made_page(full)
   columns = contents['scores']['val']
   assert list(columns) == ['baseline', 'independent', 'leaf', 'joint']
-  shown = {cell for row in parsed.rows for cell in row}
+  texts = {cell for row in parsed.rows for cell in row}
   for scores in columns.values():
     for name, score in scores.items():
       text = metrics_text(name, score['value'])
-      assert text in shown, (name, text)
+      assert text in texts, (name, text)
   fpa = contents['verdict']['rows']['fpa']
   difference = signed(fpa['interval']['mean'])
-  assert difference in shown and f'{difference} points' in parsed.text
+  assert difference in texts and f'{difference} points' in parsed.text
   assert fpa['interval']['mean'] == pytest.approx(fpa['value'] - fpa['baseline'])
   arrays = predictions_of(full)
   for k, level in enumerate(LEVELS):

@@ -83,7 +83,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     """Leave out the model, which `predict` loads again."""
     return {name: value for name, value in super().__getstate__().items() if name != '_model'}
 
-  def fit(self, X: Iterable[Image] | str | os.PathLike, y: object = None) -> Self:
+  def fit(self, X: Iterable[Image] | str | pathlib.Path, y: object = None) -> Self:
     """Train on images and their labels.
 
     Args:
@@ -100,8 +100,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
       config.assign(c, arguments.ALIASES.get(name, name.replace('__', '.')), value)
     folder = pathlib.Path(self.workdir or tempfile.mkdtemp(prefix='hierjax-')).absolute()
     labels = {} if y is None else _columns(y, self.levels)
+    if y is None and not isinstance(X, PATHS):
+      raise UserError('fit requires y to be passed, but the target y is None')
     if y is None:
-      c.data.root = os.fspath(X)
+      c.data.root = str(X)
     else:
       _write_data(folder / 'data', list(X), labels, c.data)
     fit.fit(c, folder)
@@ -212,6 +214,7 @@ def _columns(y, levels) -> dict[str, list]:
   """The labels as {level: one an image}."""
   if _has_names(y):
     return {str(name): list(y[name]) for name in getattr(y, 'columns', y)}
+  y = np.asarray(y) if hasattr(y, '__array__') else y
   rows = [row.split('/') if isinstance(row, str) else row for row in y]
   rows = [list(row) if isinstance(row, Iterable) else [row] for row in rows]
   width = max(map(len, rows), default=0)

@@ -24,7 +24,7 @@ def run(args: Arguments) -> int:
       name = args.region or pathlib.Path(args.classes).stem
       into = trained.workdir / 'subsets' / re.sub(r'[^\w-]+', '_', name)
       into.mkdir(parents=True, exist_ok=True)
-    progress = runs.print_progress if is_first else None
+    progress = terminal.Progress() if is_first else None
     result = trained.evaluate(args.split, progress=progress, into=into)
     if is_first and into:
       terminal.say(f'evaluation within {name}: {into}')

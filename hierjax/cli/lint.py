@@ -12,6 +12,6 @@ def run(args: Arguments) -> int:
     args: the arguments.
   """
   config.validate(args.config)
-  checked = lint.check(args.config.data)
+  checked = lint.check(args.config.data, progress=terminal.Progress())
   terminal.show(checked.text())
   return int(any(p.severity == 'error' for p in checked.problems))

@@ -18,7 +18,7 @@ def run(args: Arguments) -> int:
   with run_lock.RunLock(args.workdir):
     try:
       is_root_given = 'data.root' in args.overrides
-      complete.complete(args.workdir, c, runs.print_progress, is_root_given)
+      complete.complete(args.workdir, c, terminal.Progress(), is_root_given)
     except UserError as e:
       terminal.say(f'the report shows what there is: {e}')
     terminal.show(str(page.write(args.workdir)))

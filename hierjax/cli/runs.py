@@ -1,7 +1,6 @@
 """What several commands do with the folder of a run."""
 
 import pathlib
-import sys
 
 from ml_collections import ConfigDict
 
@@ -56,16 +55,3 @@ def load(args: Arguments) -> model.Model:
   if not args.classes:
     return trained
   return trained.within(read_classes(args.classes, trained.taxonomy, args.region))
-
-
-def print_progress(count: int, total: int) -> None:
-  """Show how many images are evaluated; a log gets one line at the end, not one a batch.
-
-  Args:
-    count: images until now.
-    total: all images.
-  """
-  if sys.stderr is None or (count < total and not sys.stderr.isatty()):
-    return
-  end = '\n' if count == total else ''
-  print(f'\r{count}/{total} images', end=end, file=sys.stderr, flush=True)

@@ -1,12 +1,26 @@
 """--mode=train: train a config, or continue the run in the folder."""
 
 import os
+import sys
 
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments
 from hierjax.core import config, json_files, parallel, plugins, terminal
 from hierjax.experiments import fit
 from hierjax.report import closing
+from hierjax.train.loop import Hook, Loop
+
+
+class StepBar(Hook):
+  """Shows the steps as a bar on a terminal; a log has lines of its own."""
+
+  def __init__(self):
+    self._progress = terminal.Progress('steps')
+
+  def after_step(self, loop: Loop) -> None:
+    """Show the step, on the first process."""
+    if parallel.first() and terminal.is_terminal(sys.stderr):
+      self._progress(loop.step, loop.run.total_steps)
 
 
 def run(args: Arguments) -> int:
@@ -22,7 +36,7 @@ def run(args: Arguments) -> int:
     c = runs.run_config(args, workdir, tuple(config.default()))
   plugins.load(c.plugins)
   plugins.remember(c.plugins)
-  result = fit.fit(c, workdir, resume_from=args.resume_from)
+  result = fit.fit(c, workdir, [StepBar()], args.resume_from)
   if parallel.first():
     terminal.show(json_files.dump(result) if args.json else '\n'.join(closing.lines(workdir)))
   return 0

@@ -1,7 +1,14 @@
 """Lines for people, which quote names from elsewhere but obey none of them."""
 
 import contextlib
+import os
 import sys
+import time
+from typing import TextIO
+
+ERASE = '\r\x1b[K'  # what stands in the line of a terminal, such as a bar
+COLOURS = {'error': 31, 'warning': 33, 'note': 36}  # of the word that a line begins with
+BAR, SECONDS = 30, 30.0  # characters of a bar; between two lines of a log
 
 
 def printable(text: str) -> str:
@@ -20,18 +27,59 @@ def _visible(character: str) -> str:
   return ' ' if character.isspace() else repr(character)[1:-1]
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+  """Whether lines of a stream can be erased and coloured."""
+  return stream is not None and stream.isatty() and os.environ.get('TERM') != 'dumb'
+
+
+def _styled(line, stream):
+  """A line with its first word in colour, on a terminal whose user has not set NO_COLOR."""
+  word, colon, text = line.partition(':')
+  is_plain = word not in COLOURS or os.environ.get('NO_COLOR') or not is_terminal(stream)
+  return line if is_plain else f'\x1b[{COLOURS[word]}m{word}{colon}\x1b[0m{text}'
+
+
 def say(text: object) -> None:
   """Print a line on stderr; where that is closed, or its terminal is, the line is lost.
 
   Args:
     text: see `printable`.
   """
+  line = _styled(printable(str(text)), sys.stderr)
+  _write(f'{ERASE if is_terminal(sys.stderr) else ""}{line}\n')
+
+
+def _write(text):
   # print to None would write to stdout, where programs read JSON
   if sys.stderr is not None:
     with contextlib.suppress(OSError):
-      print(printable(str(text)), file=sys.stderr, flush=True)
+      print(text, end='', file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
   """Print lines on stdout; each is made `printable`."""
-  print('\n'.join(map(printable, text.split('\n'))))
+  print('\n'.join(_styled(printable(line), sys.stdout) for line in text.split('\n')))
+
+
+class Progress:
+  """Says on stderr how far long work is: a bar on a terminal, a line now and then in a log.
+
+  Args:
+    unit: what is counted.
+  """
+
+  def __init__(self, unit: str = 'images'):
+    self._unit, self._last = unit, time.monotonic()
+
+  def __call__(self, count: int, total: int) -> None:
+    """Say that `count` of `total` are done."""
+    elapsed, is_bar = time.monotonic() - self._last, is_terminal(sys.stderr)
+    if count < total and elapsed < (0.1 if is_bar else SECONDS):
+      return
+    self._last, line = time.monotonic(), f'{count:,}/{total:,} {self._unit}'
+    if is_bar:
+      filled = BAR * count // max(total, 1)
+      end = '\n' if count == total else ''
+      _write(f'{ERASE}[{"#" * filled}{"-" * (BAR - filled)}] {line}{end}')
+    else:
+      say(line)

@@ -12,6 +12,7 @@ import os
 import pathlib
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -65,12 +66,15 @@ class Report:
     return '\n'.join([*lines, '', counts])
 
 
-def check(options: ConfigDict, images: bool = True) -> Report:
+def check(
+  options: ConfigDict, images: bool = True, progress: Callable[[int, int], None] | None = None
+) -> Report:
   """Check the data that `config.data` names; a taxonomy alone if it has no root.
 
   Args:
     options: `config.data`.
     images: whether to look for the files, decode all images and compare their bytes.
+    progress: called with the numbers of images that are decoded and that there are.
 
   Returns:
     The report. Nothing is raised: what cannot be read is an error in the report.
@@ -96,12 +100,12 @@ def check(options: ConfigDict, images: bool = True) -> Report:
     except UserError as error:
       findings.caught(error)
   if taxonomy:
-    _check_data(options, table, data, taxonomy, origin, findings, report)
+    _check_data(options, table, data, taxonomy, origin, findings, report, progress)
   report.problems = findings.problems
   return report
 
 
-def _check_data(options, table, data, taxonomy, origin, findings, report):
+def _check_data(options, table, data, taxonomy, origin, findings, report, progress):
   """The checks that only lint makes."""
   name = str(options.root or 'toy')
   exclusive, tags = taxonomy.table('exclusive'), taxonomy.table('tags')
@@ -127,7 +131,7 @@ def _check_data(options, table, data, taxonomy, origin, findings, report):
     splits = data.undiminished.splits.items() if data else ()
     assigned = {file: name for name, examples in splits for file in examples.files}
     rows = [row._replace(split=assigned.get(row.file, row.split)) for row in rows]
-    _check_images(table, rows, exclusive, findings, report)
+    _check_images(table, rows, exclusive, findings, report, progress)
 
 
 class _Row(NamedTuple):
@@ -221,12 +225,16 @@ def _check_tags(table, tags, name, findings, report):
           findings.add('warning', name, 'class without images', text)
 
 
-def _check_images(table, rows, taxonomy, findings, report):
+def _check_images(table, rows, taxonomy, findings, report, progress):
   """Decode all images, and report those that cannot be read and those with the same bytes."""
   rows = [row for row in rows if row.index not in table.invalid | table.missing]
   with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     warnings.simplefilter('ignore')  # Pillow's about odd metadata, which name no file
-    inspections = list(pool.map(lambda row: inspect(table.reader, row.index), rows))
+    inspections = []
+    for inspection in pool.map(lambda row: inspect(table.reader, row.index), rows):
+      inspections.append(inspection)
+      if progress:
+        progress(len(inspections), len(rows))
   groups, unreadable = defaultdict(list), set()
   for row, (key, fault, _, _) in zip(rows, inspections):
     if fault:

@@ -227,6 +227,7 @@ class Loop:
         return
     throughput = chrono.Throughput(c.train.batch_size, self.step)
     batches = setup.batches(run, train, self.step, phase.end)
+    self.log.say('compiling (minutes the first time, seconds from the cache) ...')
     with contextlib.closing(batches):
       for batch in throughput.read(iter(batches)):
         self.unreadable.update(train.files[i] for i in batch['broken'] if i >= 0)

@@ -1,9 +1,11 @@
 """Names from elsewhere on the terminal, and a terminal that is closed."""
 
+import io
 import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -39,6 +41,40 @@ def test_no_name_speaks_to_the_terminal(text, capfd):
   assert capfd.readouterr().err == f'{line}\n{line}\nerror: {line}\n'
   terminal.show(f'{text.replace(chr(10), " ")}\nsecond')
   assert capfd.readouterr().out == f'{line}\nsecond\n'
+
+
+class Screen(io.StringIO):
+  """A stream that is a terminal."""
+
+  def isatty(self) -> bool:
+    return True
+
+
+def test_a_terminal_gets_colours_and_a_bar_and_a_log_neither(monkeypatch):
+  screen = Screen()
+  monkeypatch.setattr(sys, 'stderr', screen)
+  monkeypatch.setenv('TERM', 'xterm')
+  monkeypatch.delenv('NO_COLOR', raising=False)
+  clock = [0.0]
+  monkeypatch.setattr(terminal, 'time', types.SimpleNamespace(monotonic=lambda: clock[0]))
+  progress = terminal.Progress('files')
+  progress(1, 4)  # too early for a bar
+  clock[0] = 1.0
+  progress(2, 4)
+  terminal.say('note: half')
+  progress(4, 4)
+  bars = f'[{"#" * 15}{"-" * 15}] 2/4 files', f'[{"#" * 30}] 4/4 files\n'
+  lines = ['', bars[0], '\x1b[36mnote:\x1b[0m half\n', bars[1]]
+  assert screen.getvalue() == terminal.ERASE.join(lines)
+  monkeypatch.setenv('NO_COLOR', '1')
+  terminal.say('note: plain')
+  assert screen.getvalue().endswith(f'{terminal.ERASE}note: plain\n')
+  log_file = io.StringIO()
+  monkeypatch.setattr(sys, 'stderr', log_file)
+  for n in range(1, 101):
+    clock[0] += 1.0
+    progress(n, 100)
+  assert log_file.getvalue() == '30/100 files\n60/100 files\n90/100 files\n100/100 files\n'
 
 
 SAY = """

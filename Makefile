@@ -43,7 +43,7 @@ $(VENV)/installed: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/installed-test: requirements.txt requirements-test.txt
+$(VENV)/installed-test: $(wildcard requirements*.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -r requirements-test.txt
 	@touch $@ $(VENV)/installed

@@ -28,5 +28,9 @@ def __getattr__(name: str) -> object:
   if name not in _PLACES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   module, _, attribute = _PLACES[name].partition(':')
-  value = importlib.import_module(module)
+  try:
+    value = importlib.import_module(module)
+  except ModuleNotFoundError as e:
+    text = importlib.import_module('hierjax.core.errors').missing_extra(e)
+    raise ModuleNotFoundError(text or str(e), name=e.name) from e
   return getattr(value, attribute) if attribute else value

@@ -1,6 +1,7 @@
 """Running a command: the start of several processes, the compilation cache, and the exit code."""
 
 import errno
+import importlib
 import os
 import pathlib
 import signal
@@ -8,36 +9,9 @@ import sys
 
 import jax
 
-from hierjax.cli import (
-  arguments,
-  describe,
-  errors,
-  evaluate,
-  lint,
-  migrate,
-  plan,
-  predict,
-  probe,
-  process,
-  report,
-  table,
-  train,
-)
+from hierjax.cli import arguments, errors, process
 from hierjax.core import parallel, terminal
 from hierjax.train.interrupt import Interrupted
-
-COMMANDS = {
-  'train': train.run,
-  'evaluate': evaluate.run,
-  'report': report.run,
-  'predict': predict.run,
-  'lint': lint.run,
-  'describe': describe.run,
-  'table': table.run,
-  'migrate': migrate.run,
-  'probe': probe.run,
-  'plan': plan.run,
-}
 
 CLOSED = (errno.EPIPE, errno.EIO)
 
@@ -56,7 +30,8 @@ def execute(args: arguments.Arguments) -> int:
         args.coordinator, args.num_processes, args.process_id, args.start_timeout, args.peer_timeout
       )
     _use_compilation_cache()
-    code = COMMANDS[args.mode](args)
+    # Imported only now: a command needs no package that only others need.
+    code = importlib.import_module(f'hierjax.cli.{args.mode}').run(args)
     sys.stdout.flush()
     are_together = True
   except Interrupted as e:

@@ -1,7 +1,7 @@
 """Errors in one line."""
 
 from hierjax.core import terminal
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, missing_extra
 
 EXIT_CODE = 2
 
@@ -19,6 +19,8 @@ def message(error: Exception) -> str:
     return str(error)
   if isinstance(error, OSError) and error.filename is not None:
     return f'{error.filename}: {error.strerror}'
+  if extra := missing_extra(error):
+    return extra
   # jax reports the memory of an accelerator as RESOURCE_EXHAUSTED.
   is_exhausted = isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)
   if isinstance(error, MemoryError) or is_exhausted:

@@ -3,12 +3,29 @@
 import difflib
 from collections.abc import Iterable
 
+# The extra of the package that brings a module, where it is not installed with the package.
+EXTRAS = {
+  **dict.fromkeys(('onnx', 'onnxruntime'), 'export'),
+  **dict.fromkeys(('starlette', 'uvicorn', 'python_multipart'), 'serve'),
+  **dict.fromkeys(('optax', 'tensorflow_datasets', 'pyarrow', 'matplotlib', 'jinja2'), 'train'),
+  **dict.fromkeys(('sklearn', 'threadpoolctl', 'tensorboardX', 'safetensors'), 'train'),
+  'huggingface_hub': 'train',
+}
+
 
 class UserError(ValueError):
   """A user's mistake: one line that names the file, the row or the option, and the choices.
 
   The command line prints it without a traceback.
   """
+
+
+def missing_extra(error: Exception) -> str:
+  """Say which extra brings the module that an import has not found; '' for other errors."""
+  name = error.name if isinstance(error, ModuleNotFoundError) else None
+  if name not in EXTRAS:
+    return ''
+  return f"{name} is not installed; it comes with: pip install 'hierjax[{EXTRAS[name]}]'"
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -1,24 +1,33 @@
-"""What is installed: all of the package, and the configs as hierjax.configs."""
+"""What is installed: the package, its configs as hierjax.configs, and what each part needs."""
 
+import importlib.metadata
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import venv
+
+import pytest
+
+from hierjax.core.errors import EXTRAS, UserError, missing_extra
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def test_the_installed_package_is_whole_and_its_configs_work(tmp_path):
+@pytest.fixture(scope='module')
+def build(tmp_path_factory) -> pathlib.Path:
+  """A folder with what a wheel would have: lib/ and hierjax.egg-info/."""
+  folder = tmp_path_factory.mktemp('wheel')
+  command = [sys.executable, '-W', 'ignore', 'setup.py', '-q', 'egg_info', '--egg-base', folder]
+  command += ['build', '--build-base', folder]
+  subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+  return folder
+
+
+def test_the_installed_package_is_whole_and_its_configs_work(build, tmp_path):
   """A config that builds on another is found from outside the checkout."""
-  build = ['build', '--build-base', str(tmp_path / 'build')]
-  setup = 'import setuptools; setuptools.setup()'
-  subprocess.run(
-    [sys.executable, '-c', setup, '-q', 'egg_info', '--egg-base', str(tmp_path), *build],
-    cwd=ROOT,
-    check=True,
-    capture_output=True,
-  )
-  installed = tmp_path / 'build' / 'lib' / 'hierjax'
+  installed = build / 'lib' / 'hierjax'
   files = {path.relative_to(installed) for path in installed.rglob('*') if path.is_file()}
   expected = set()
   for folder, base in ((ROOT / 'hierjax', ROOT / 'hierjax'), (ROOT / 'configs', ROOT)):
@@ -30,10 +39,89 @@ def test_the_installed_package_is_whole_and_its_configs_work(tmp_path):
     'c = config_files.load(str(config_files.folder() / "tables" / "s2_table1.py") + ":cagrad")\n'
     'print(c.balance.name, config_files.__file__)\n'
   )
-  env = {**os.environ, 'PYTHONPATH': str(tmp_path / 'build' / 'lib')}
+  env = {**os.environ, 'PYTHONPATH': str(build / 'lib')}
   process = subprocess.run(
     [sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True
   )
   assert process.stdout.split() == ['cagrad', str(installed / 'cli' / 'config_files.py')], (
     process.stderr
   )
+
+
+def test_each_package_stands_in_one_requirements_file(build):
+  """And each module that only some parts need is in the extra that its error names."""
+  sections = (build / 'hierjax.egg-info' / 'requires.txt').read_text().split('\n\n')
+  extras = {}
+  for section in sections:
+    heading = re.match(r'\[(.*)\]', section)
+    for name in re.findall(r'^[a-zA-Z][\w.-]*(?:\[\w+\])?', section, re.MULTILINE):
+      assert name.lower() not in extras, name
+      extras[name.lower()] = heading and heading[1]
+  assert set('train export serve cuda12 tpu wandb test docs'.split()) <= set(extras.values())
+  assert {extras[name] for name in ('jax', 'flax', 'grain', 'pillow')} == {None}
+  distributions = importlib.metadata.packages_distributions()
+  for module, extra in EXTRAS.items():
+    if module in distributions and module != 'threadpoolctl':  # which scikit-learn brings
+      assert extra in {extras.get(name.lower()) for name in distributions[module]}, module
+
+
+BLOCKED = """
+import sys
+sys.path.insert(0, {root!r})
+import hierjax
+from hierjax.core.errors import EXTRAS
+class Absent:
+  def find_spec(self, name, path=None, target=None):
+    if name.split('.')[0] in EXTRAS:
+      raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Absent())
+import hierjax.cli.predict, hierjax.cli.lint, hierjax.cli.describe, hierjax.cli.commands
+try:
+  hierjax.Classifier
+except ModuleNotFoundError as e:
+  print(e)
+from hierjax.cli import program
+sys.exit(program.run(['hierjax', 'train', '--config=3head']))
+"""
+
+
+def test_prediction_needs_no_extra_and_training_says_which(tmp_path):
+  """Without any extra: predict, lint and describe are imported, train says what is missing."""
+  code = BLOCKED.format(root=str(ROOT))
+  process = subprocess.run(
+    [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+  )
+  extra = "comes with: pip install 'hierjax[train]'"
+  assert process.stdout == f'sklearn is not installed; it {extra}\n', process.stderr
+  assert process.stderr == f'error: optax is not installed; it {extra}\n'
+  assert process.returncode == 2
+  assert missing_extra(UserError('x')) == missing_extra(ModuleNotFoundError(name='x')) == ''
+
+
+@pytest.mark.slow
+def test_the_wheel_in_empty_environments(tmp_path):
+  """Trains the quick start with the extra train, and predicts without any; both elsewhere."""
+  wheels = tmp_path / 'wheels'
+  pip = [sys.executable, '-m', 'pip', '-q']
+  subprocess.run([*pip, 'wheel', '--no-deps', '-w', wheels, ROOT], check=True)
+  (wheel,) = wheels.glob('hierjax-*.whl')
+
+  def hierjax(environment: str, *words: str) -> str:
+    command = [tmp_path / environment / 'bin' / 'hierjax', *words]
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    return subprocess.run(
+      command, cwd=tmp_path, env=env, check=True, capture_output=True, text=True
+    ).stdout
+
+  for name, extra in (('full', '[train]'), ('bare', '')):
+    venv.create(tmp_path / name, with_pip=True)
+    subprocess.run(
+      [tmp_path / name / 'bin' / 'pip', '-q', 'install', f'{wheel}{extra}'], check=True
+    )
+  options = ['--epochs=1', '--config.data.toy.train=64', '--config.data.toy.val=64']
+  text = hierjax(
+    'full', 'train', '--config=quickstart', *options, '--config.baseline_seeds=1', '--workdir=run'
+  )
+  assert 'Right on 64 images of val' in text and (tmp_path / 'run' / 'report.html').exists()
+  image = next((ROOT / 'docs').glob('*.png'))
+  assert '"path"' in hierjax('bare', 'predict', '--workdir=run', f'--images={image}')

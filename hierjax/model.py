@@ -26,6 +26,7 @@ from hierjax.models import classifier, heads, initializers, registry
 from hierjax.taxonomy import (
   Mixed,
   Taxonomy,
+  aliases,
   describe_difference,
   leaves_of,
   read_levels,
@@ -413,7 +414,7 @@ class Model:
     if path is None:
       return True
     # Tag levels beside their taxonomy are levels that the data do not bring.
-    levels = tuple(read_levels(path).columns)
+    levels = tuple(aliases.split_columns(read_levels(path))[0].columns)
     return len(self.taxonomy.blocks) > 1 and levels == self.taxonomy.blocks[0].levels
 
   def split(self, name: str) -> sources.Examples:

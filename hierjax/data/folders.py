@@ -258,6 +258,11 @@ class _Encoder:
     self.leaves = defaultdict(list)
     for i, row in enumerate(self.rows):
       self.leaves[[name for name in row if name][-1]].append(i)
+    for names in taxonomy.aliases.values():
+      for alias, name in names.items():
+        self.leaves[_normal(alias)] += self.leaves.get(_normal(name), ())
+        for above in self.above:
+          above |= {_normal(alias)} if _normal(name) in above else set()
 
   def __call__(self, path: Path, is_leaf: bool) -> np.ndarray:
     """Labels of a class folder, int32 [L]: by its path, or its name alone in a flatter tree."""

@@ -17,6 +17,7 @@ from hierjax.data import stratify
 from hierjax.data.dataset import Dataset, Examples, Table, subset
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import Taxonomy, close_matches
+from hierjax.taxonomy.table import with_aliases
 
 TEST = 'test'
 NOVEL = '_novel'  # suffix of a split's name: its images of held-out classes
@@ -319,6 +320,7 @@ def hold_out(options: ConfigDict, data: Dataset) -> Dataset:
     )
   is_held = held_out(options.hold_out, old, options.split_seed)
   new = Taxonomy.from_rows(old.levels, [row for row, out in zip(old.rows(), is_held) if not out])
+  new = with_aliases(new, old.aliases)
   ids = []  # of each level: old class id -> new one; -1 at the end, where unknown labels point to
   for names, left in zip(old.names, new.names):
     number = {name: c for c, name in enumerate(left)}

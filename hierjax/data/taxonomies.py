@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from hierjax.core.config import level_words, resolve_levels
 from hierjax.core.errors import UserError
 from hierjax.data.findings import Findings
-from hierjax.taxonomy import Mixed, Taxonomy, check_rows, divide, read_levels
+from hierjax.taxonomy import Mixed, Taxonomy, aliases, check_rows, divide, read_levels
 from hierjax.taxonomy.csv_files import CONTROL
 from hierjax.taxonomy.homonyms import Reading, resolve
+from hierjax.taxonomy.table import with_aliases
 
 Rows = list[tuple[int, Sequence[str]]]  # (row number, names of the levels)
 RESERVED = ('both', 'none', 'file', 'split')  # besides the words for levels
@@ -32,7 +33,7 @@ def read(
   Raises:
     UserError: the file cannot be read, or has no sound row.
   """
-  levels, rows, notes = read_levels(path)
+  (levels, rows, notes), alias_cells = aliases.split_columns(read_levels(path))
   for text in notes:
     findings.say(path, 'table', text)
   check_levels(levels, f'{path}:1', findings)
@@ -41,8 +42,11 @@ def read(
   reading = resolve(levels[:n], [cells[:n] for _, cells in rows], homonyms)
   remark_reading(reading, path, findings)
   rows = [(row, [*new, *cells[n:]]) for (row, cells), new in zip(rows, reading.rows)]
+  names, alias_problems = aliases.assign(levels, rows, alias_cells)
+  for row, kind, text in alias_problems:
+    findings.error(f'{path}:{row}', kind, text)
   if tags:
-    return divide(levels, rows, tags, f'{path}:'), rows
+    return with_aliases(divide(levels, rows, tags, f'{path}:'), names), rows
   problems = check_rows(levels, rows)
   for row, kind, text in problems:
     findings.error(f'{path}:{row}', kind, text)
@@ -50,7 +54,7 @@ def read(
   rows = [(row, cells) for row, cells in rows if row not in faulty]
   if not rows:
     findings.fatal(f'{path}:1', 'empty', 'has no class below the header')
-  return Taxonomy.from_rows(levels, [cells for _, cells in rows]), rows
+  return with_aliases(Taxonomy.from_rows(levels, [cells for _, cells in rows]), names), rows
 
 
 def check_levels(levels: Sequence[str], where: str, findings: Findings) -> None:

@@ -25,6 +25,7 @@ from hierjax.models import classifier, heads_base
 from hierjax.report import runs
 from hierjax.report.sections import migration
 from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table
+from hierjax.taxonomy.difference import renamed_to
 from hierjax.train import checkpoint, setup
 from hierjax.train.state import to_parts
 
@@ -58,6 +59,8 @@ def read_renames(
   for number, cells in rows:
     cell = dict(zip(columns, cells))
     for taxonomy, word in ((old, 'old'), (new, 'new')):
+      names = taxonomy.aliases.get(cell['level'], {})
+      cell[word] = names.get(cell[word], cell[word])
       _check_class(f'{path}:{number}', taxonomy, word, cell['level'], cell[word])
     targets = renames.setdefault((cell['level'], cell['old']), [])
     if cell['new'] in targets:
@@ -94,7 +97,8 @@ def correspond(old: Taxonomy, new: Taxonomy, renames: Renames) -> dict[str, list
     ids = {name: i for i, name in enumerate(new.names[new.index(level)])}
     sources: list[list[int]] = [[] for _ in ids]
     for i, name in enumerate(old.names[old.index(level)]):
-      for target in renames.get((level, name), [name] if name in ids else []):
+      same = name if name in ids else renamed_to(name, old, new, level)
+      for target in renames.get((level, name), [same] if same else []):
         sources[ids[target]].append(i)
     result[level] = [tuple(classes) for classes in sources]
   return result

@@ -13,6 +13,7 @@ import numpy as np
 
 from hierjax.core import files
 from hierjax.core.errors import UserError
+from hierjax.taxonomy.aliases import Aliases, columns_of
 
 if TYPE_CHECKING:
   from hierjax.taxonomy.table import Taxonomy
@@ -46,11 +47,13 @@ class Levels:
     levels: names of the levels, coarse to fine, exclusive ones first.
     names: for each level the names of its classes, in the order of their ids.
     tables: one table for each kind of level that there is, exclusive levels first.
+    aliases: {level: {other name: class}}, by which labels and lists may call classes.
   """
 
   levels: tuple[str, ...]
   names: tuple[tuple[str, ...], ...]
   tables: tuple['Taxonomy', ...]
+  aliases: Aliases
 
   @property
   def ancestors(self) -> dict[str, np.ndarray]:
@@ -114,8 +117,9 @@ class Levels:
     Args:
       path: the file.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows([list(self.levels), *self.rows()])
+    text, rows = io.StringIO(), self.rows()
+    columns = [*zip(self.levels, *rows), *columns_of(self.levels, rows, self.aliases)]
+    csv.writer(text, lineterminator='\n').writerows(zip(*columns))
     files.write(path, text.getvalue())
 
   def hash(self) -> str:

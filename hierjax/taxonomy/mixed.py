@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from hierjax.taxonomy.aliases import Aliases
 from hierjax.taxonomy.levels import Levels
 from hierjax.taxonomy.table import Taxonomy
 from hierjax.taxonomy.tags import TagTaxonomy
@@ -21,11 +22,13 @@ class Mixed(Levels):
     tags: the table of the tag levels.
     above: int32 [M, L], the exclusive class of each level that a tag lies below; -1 for none, and
       where it occurs with more than one.
+    aliases: {level: {other name: class}} of both tables.
   """
 
   exclusive: Taxonomy
   tags: TagTaxonomy
   above: np.ndarray
+  aliases: Aliases = dataclasses.field(default_factory=dict)
 
   @property
   def tables(self) -> tuple[Taxonomy, ...]:
@@ -124,4 +127,4 @@ class Mixed(Levels):
     """
     coarser = self.exclusive.coarsen(level)
     columns = [self.index(name) for name in coarser.levels]
-    return Mixed(coarser, self.tags, self.above[:, columns])
+    return Mixed(coarser, self.tags, self.above[:, columns], self.aliases)

@@ -7,9 +7,10 @@ import numpy as np
 
 from hierjax.core.config import resolve_levels
 from hierjax.core.errors import UserError
+from hierjax.taxonomy import aliases
 from hierjax.taxonomy.csv_files import Rows, read_levels
 from hierjax.taxonomy.mixed import Mixed
-from hierjax.taxonomy.table import Taxonomy
+from hierjax.taxonomy.table import Taxonomy, with_aliases
 from hierjax.taxonomy.tags import TagTaxonomy
 
 
@@ -26,8 +27,11 @@ def read_taxonomy(path: str | os.PathLike, multi: str | Sequence[str] = ()) -> T
   Raises:
     UserError: the rows are no taxonomy, or an exclusive level stands below a tag level.
   """
-  table = read_levels(path)
-  return divide(table.columns, table.rows, multi, f'{path}:')
+  table, cells = aliases.split_columns(read_levels(path))
+  names, problems = aliases.assign(table.columns, table.rows, cells)
+  if problems:
+    raise UserError(f'{path}:{problems[0].row}: {problems[0].text}')
+  return with_aliases(divide(table.columns, table.rows, multi, f'{path}:'), names)
 
 
 def divide(

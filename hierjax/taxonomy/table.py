@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from hierjax.core.errors import UserError
+from hierjax.taxonomy.aliases import Aliases
 from hierjax.taxonomy.check import check_rows, close_matches
 from hierjax.taxonomy.homonyms import SEPARATOR
 from hierjax.taxonomy.levels import Levels
@@ -117,12 +118,14 @@ class Taxonomy(Relations):
     names: the classes of each level; the finest in the order of the file, the others sorted.
     paths: int32 [leaf, level], dense; paths[:, -1] is arange(leaf).
     depth: int32 [leaf], the number of levels that the branch reaches.
+    aliases: {level: {other name: class}}.
   """
 
   levels: tuple[str, ...]
   names: tuple[tuple[str, ...], ...]
   paths: np.ndarray
   depth: np.ndarray
+  aliases: Aliases = dataclasses.field(default_factory=dict)
 
   kind = 'exclusive'
 
@@ -197,6 +200,15 @@ class Taxonomy(Relations):
     return tuple({name: i for i, name in enumerate(names)} for names in self.names)
 
   @functools.cached_property
+  def _alias_ids(self) -> tuple[dict[str, int], ...]:
+    """For each level {alias: class}; a class that is carried down takes its aliases along."""
+    result, carried = [], {}
+    for level, ids in zip(self.levels, self._ids):
+      carried = {**carried, **self.aliases.get(level, {})}
+      result.append({alias: ids[name] for alias, name in carried.items() if name in ids})
+    return tuple(result)
+
+  @functools.cached_property
   def _homonyms(self) -> tuple[dict[str, list[int]], ...]:
     """For each level {name: classes that are called by a class above them and this name}."""
     result = []
@@ -236,10 +248,12 @@ class Taxonomy(Relations):
       name = (row.get(level) or '').strip()
       if name in self._ids[k]:
         labels[k] = self._ids[k][name]
+      elif name in self._alias_ids[k]:
+        labels[k] = self._alias_ids[k][name]
       elif name in self._homonyms[k]:
         homonyms[k] = self._homonyms[k][name]
       elif name:
-        close = ' or '.join(map(repr, close_matches(name, self.names[k])))
+        close = ' or '.join(map(repr, close_matches(name, spellings(self, level))))
         hint = f'did you mean {close}?' if close else f'it has {len(self.names[k])} classes'
         raise UserError(f'{prefix}{level} {name!r} is not in the taxonomy; {hint}')
     fits = ((labels < 0) | (labels == self.paths)).all(-1) if homonyms else None
@@ -363,7 +377,25 @@ class Taxonomy(Relations):
       coarser = [self.names[j][self.paths[leaf, j]] if j <= end else '' for j in columns[:-1]]
       # Where the level at which the branch ends is dropped, its name moves to the finest one.
       rows.append([*coarser, '' if end in columns and end != k else self.names[k][c]])
-    return Taxonomy.from_rows([self.levels[j] for j in columns], rows)
+    return with_aliases(Taxonomy.from_rows([self.levels[j] for j in columns], rows), self.aliases)
+
+
+def with_aliases(taxonomy: Levels, aliases: Aliases) -> Levels:
+  """Return a taxonomy with aliases of its classes; those of others are left out.
+
+  Args:
+    taxonomy: of any kind.
+    aliases: {level: {other name: class}}.
+  """
+  names = dict(zip(taxonomy.levels, map(frozenset, taxonomy.names)))
+  matching = {
+    level: {alias: name for alias, name in items.items() if name in names[level]}
+    for level, items in aliases.items()
+    if level in names
+  }
+  fields = {f.name for f in dataclasses.fields(taxonomy)} & {'exclusive', 'tags'}
+  tables = {field: with_aliases(getattr(taxonomy, field), aliases) for field in fields}
+  return dataclasses.replace(taxonomy, aliases=matching, **tables)
 
 
 def spellings(taxonomy: Taxonomy, level: str) -> list[str]:
@@ -374,4 +406,4 @@ def spellings(taxonomy: Taxonomy, level: str) -> list[str]:
     level: its name.
   """
   k = taxonomy.index(level)
-  return [*taxonomy.names[k], *taxonomy._homonyms[k]]
+  return [*taxonomy.names[k], *taxonomy._homonyms[k], *taxonomy._alias_ids[k]]

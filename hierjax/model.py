@@ -5,7 +5,6 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import cv2
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -13,14 +12,14 @@ from ml_collections import ConfigDict
 from hierjax import decide
 from hierjax.core import archives, config, files, json_files, parallel, plugins, terminal
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import decoding, image_groups, pipeline, sources, split_record, transforms
+from hierjax.data import image_groups, pipeline, sources, split_record
 from hierjax.data.image_groups import Batch, Image
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL
 from hierjax.decide.decisions import Decisions
 from hierjax.decide.novelty import Detector, Evidence, level_logits
 from hierjax.decide.records import DIGITS
-from hierjax.evaluate import collect, explain, novelty, rules, summary
+from hierjax.evaluate import answers, collect, explain, novelty, rules, summary
 from hierjax.evaluate.collect import Outputs
 from hierjax.models import classifier, heads, initializers, registry
 from hierjax.taxonomy import (
@@ -126,6 +125,8 @@ class Model:
     restricted = copy.copy(self)
     rules = self.rules['exclusive']._replace(allowed=allowed)
     restricted.rules = self.rules | {'exclusive': rules}
+    # a guarantee is for the classes that it was fitted with
+    restricted.rules.pop('answer', None)
     return restricted
 
   def predict(
@@ -239,8 +240,7 @@ class Model:
       outputs.probs = extra.probs | outputs.probs
     if tune:
       self.rules = decide.tune(outputs.probs, outputs.labels, self.taxonomy)
-      if parallel.first():
-        rules.write_rules(self.workdir / 'decode.json', split, self.rules, self.taxonomy)
+    self._fit_answers(split, outputs, tune, bool(others))
     outputs, subset = summary.within_subset(outputs, self.taxonomy, self.rules)
     decisions = self.decide(outputs.probs)
     result = summary.summarize(
@@ -252,6 +252,23 @@ class Model:
     if parallel.first():
       summary.write(into, result, outputs, decisions, self.taxonomy, examples.files)
     return result
+
+  def _fit_answers(self, split: str, outputs: Outputs, is_tuned: bool, has_others: bool):
+    """Fit what calibration images are for; keep rules that are new in decode.json."""
+    calibration = answers.calibration_split(self.c, self.rules, is_tuned)
+    if has_others:
+      # what is fitted is for this model's outputs alone
+      calibration, _ = None, self.rules.pop('answer', None)
+    if calibration:
+      if calibration != split:
+        outputs = self.collect(self.split(calibration))
+      outputs, _ = summary.within_subset(outputs, self.taxonomy, self.rules)
+      self.rules, notes = answers.fit(outputs, self.taxonomy, self.rules, self.c, calibration)
+      for note in notes:
+        terminal.say(note)
+    is_new = is_tuned or (calibration and self.rules['exclusive'].allowed is None)
+    if is_new and parallel.first():
+      rules.write_rules(self.workdir / 'decode.json', self.c.data.val, self.rules, self.taxonomy)
 
   def _check_novelty(self, others):
     if not self.c.eval.novelty:
@@ -366,7 +383,7 @@ class Model:
       self.classifier,
       jax.device_get(self.variables),
       lambda rows: self._batches(sources.subset(predicted, rows)),
-      lambda row: _picture(predicted, row, self.c.data.resize),
+      lambda row: explain.picture(predicted, row, self.c.data.resize),
     )
 
   def _batches(self, examples):
@@ -439,20 +456,6 @@ class Model:
     for note in lines:
       terminal.say(f'note: {note}')
     return data.splits[name]
-
-
-def _picture(examples: sources.Examples, row: int, resize: str) -> np.ndarray | None:
-  """The image of a row as the report shows it, uint8 [h, w, 3]; None where it cannot be read."""
-  try:
-    image = decoding.decode(examples.reader(int(row)))
-  except (decoding.BrokenImage, OSError):
-    return None
-  if resize != 'squash':
-    return transforms.eval_transform(image, explain.SIDE, resize)
-  # Stretched to a square, the model sees the whole image: it is shown as it is.
-  scale = min(1.0, explain.SIDE / max(image.shape[:2]))
-  size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
-  return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:

@@ -10,7 +10,12 @@ from hierjax.core import config, plugins
 from hierjax.core.errors import UserError
 from hierjax.taxonomy import read_classes
 
-CHANGEABLE = ('data.', 'eval.', 'plugins')  # what evaluation may set otherwise than training
+CHANGEABLE = (
+  'data.',
+  'eval.',
+  'decide.',
+  'plugins',
+)  # what evaluation may set otherwise than training
 
 
 def run_config(

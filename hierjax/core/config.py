@@ -181,10 +181,14 @@ def _check_combinations(c: ConfigDict) -> None:
       f'--config.train.batch_size={c.train.batch_size} must be a multiple of '
       f'--config.optim.accumulate={c.optim.accumulate}'
     )
-  if c.data.val_share + c.data.test_share >= 1:
+  names = [n for n in ('val_share', 'test_share', 'calibration_share') if c.data[n] is not None]
+  if sum(c.data[name] for name in names) >= 1:
+    shares = [f'--config.data.{name}={c.data[name]:g}' for name in names]
+    raise UserError(f'{", ".join(shares[:-1])} and {shares[-1]} leave nothing to train on')
+  if c.decide.confidence and not c.decide.risk:
     raise UserError(
-      f'--config.data.val_share={c.data.val_share:g} and '
-      f'--config.data.test_share={c.data.test_share:g} leave nothing to train on'
+      f'--config.decide.confidence={c.decide.confidence:g}: needs --config.decide.risk, the share '
+      'of wrong answers that it is about'
     )
   finest = [k for k in ('smoothing', 'lca', 'hxe', 'hace', 'margin', 'any_level') if c.loss[k]]
   if len(finest) > 1:

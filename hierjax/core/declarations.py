@@ -20,6 +20,7 @@ GROUPS = {
   'train': 'How long to train, when to evaluate and to save',
   'log': 'Logs besides metrics.jsonl',
   'eval': 'Evaluation and prediction',
+  'decide': 'Answers with a guarantee',
   'probe': 'The grid of linear heads that --mode=probe tries',
 }
 RULES = ((r'.*/kernel', 1.0, 1.0), (r'.*', 1.0, 0.0))
@@ -89,6 +90,12 @@ _DATA = (
          kind=options.NAMES),
   Option('data.val_share', 0.2, 'share of images for val, where the data have none', '[0, 1)'),
   Option('data.test_share', 0.0, 'share of images for test, where the data have none', '[0, 1)'),
+  Option('data.calibration', None,
+         'split that calibration and the risk of answers are fitted on, apart from train and val; '
+         'None: the one that data.calibration_share makes'),
+  Option('data.calibration_share', None,
+         'share of images for a split calibration, apart from train, val and test', '(0, 1)',
+         float),
   Option('data.val_from', None,
          'split that val is drawn from, where the data have none; None: the one to train on'),
   Option('data.divide', None,
@@ -306,6 +313,19 @@ _EVAL = (
          choices=NOVELTY_SCORES),
 )
 
+_DECIDE = (
+  Option('decide.risk', None,
+         'share of images that may get a wrong answer: the class of the deepest level that is safe',
+         '(0, 1)', float, levels='exclusive'),
+  Option('decide.confidence', None,
+         'probability over calibration images that the risk holds; None: it holds on average',
+         '(0, 1)', float, levels='exclusive'),
+  Option('decide.by', 'one',
+         'one: a threshold for all; level: the risk holds for the answers at each level; branch: '
+         'within each class of the coarsest level that has enough calibration images',
+         choices=('one', 'level', 'branch'), levels='exclusive'),
+)
+
 _PROBE = (
   Option('probe.run', None, 'a trained run whose backbone gives the features; None: the config'),
   Option('probe.views', 1, 'views of a training image: 1, 2 (+ flip), 3 (+ crop), 5 (+ 2 crops)',
@@ -326,6 +346,6 @@ _PROBE = (
 # fmt: on
 OPTIONS: dict[str, Option] = {
   option.name: option
-  for group in (_RUN, _DATA, _MODEL, _LOSS, _BALANCE, _OPTIM, _TRAIN, _LOG, _EVAL, _PROBE)
+  for group in (_RUN, _DATA, _MODEL, _LOSS, _BALANCE, _OPTIM, _TRAIN, _LOG, _EVAL, _DECIDE, _PROBE)
   for option in group
 }

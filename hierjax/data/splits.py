@@ -19,7 +19,7 @@ from hierjax.data.findings import Findings
 from hierjax.taxonomy import Taxonomy, close_matches
 from hierjax.taxonomy.table import with_aliases
 
-TEST = 'test'
+TEST, CALIBRATION = 'test', 'calibration'
 NOVEL = '_novel'  # suffix of a split's name: its images of held-out classes
 
 
@@ -51,7 +51,8 @@ def divide(
   """Group the examples of a table by split, and draw the splits that the data do not name.
 
   Where the data have no such split, `options.test_share` of the training examples become test and
-  `options.val_share` of them, or of the split `options.val_from`, validation. With
+  `options.val_share` of them, or of the split `options.val_from`, validation; where it is asked
+  for, `options.calibration_share` of the training examples become calibration. With
   `options.divide`, the data are that split alone and name no split.
 
   Args:
@@ -123,20 +124,22 @@ def _named(options, table, findings):
 
 
 def _fill(options, table, named, splits, is_free, findings):
-  """Draw test and validation from the free examples, as far as the data do not name them."""
+  """Draw test, calibration and validation from the free examples, unless the data name them."""
   _check_effect(options, named, findings)
   has_train = options.train in (named.names or [options.train])
-  portions, source = {}, options.train
-  if options.test_share and TEST not in named.names and has_train:
-    rows = np.flatnonzero(is_free & (splits == options.train))
-    portions[TEST] = f'a share of {options.test_share:g}'
-    splits[_draw(table, rows, options.test_share, options.split_seed)] = TEST
+  portions, source, left = {}, options.train, 1.0
+  calibration = options.calibration or CALIBRATION
+  for name, share in ((TEST, options.test_share), (calibration, options.calibration_share)):
+    if share and name not in named.names and has_train:
+      rows = np.flatnonzero(is_free & (splits == options.train))
+      portions[name] = f'a share of {share:g}'
+      splits[_draw(table, rows, share / left, options.split_seed)] = name
+      left -= share
   is_asked = options.val == 'val' or not named.names  # another name is not made up
   if options.val not in named.names and is_asked and has_train:
     source = _val_source(options, table, named, findings)
     rows = np.flatnonzero(is_free & (splits == source))
-    is_divided = TEST in portions and source == options.train
-    share = options.val_share / (1 - options.test_share if is_divided else 1)
+    share = options.val_share / (left if source == options.train else 1)
     portions[options.val] = _share(options, table, source)
     splits[_draw(table, rows, share, options.split_seed)] = options.val
   if portions and is_free.any():
@@ -172,11 +175,20 @@ def _check_effect(options, named, findings):
       f'{text}; set it to 0, or let --config.data.divide={options.train} divide that split into '
       'train, val and test',
     )
+  calibration, share = options.calibration or CALIBRATION, options.calibration_share
+  if share and calibration in (*named.names, options.val, options.train):
+    text = f'the data have a split {calibration} ({names})' if names else 'it is used otherwise'
+    where = f'--config.data.calibration_share={share:g}'
+    findings.error(where, kind, f'{text}; leave the share out, or name the split otherwise')
+  elif options.calibration and not share and options.calibration not in named.names:
+    hint = did_you_mean(options.calibration, named.names)
+    text = f'no such split{hint}; --config.data.calibration_share makes it'
+    findings.error(f'--config.data.calibration={options.calibration}', 'splits', text)
   for name in ('val_share', 'val_from') if options.val in named.names else ():
     if getattr(options, name) != OPTIONS[f'data.{name}'].default:
       text = f'has no effect: the data have a split {options.val} ({names})'
       findings.say(f'--config.data.{name}={getattr(options, name)}', kind, text)
-  is_drawn = options.val not in named.names or options.test_share
+  is_drawn = options.val not in named.names or options.test_share or share
   if options.split_seed and not (
     is_drawn or options.limit or options.unlabelled or options.hold_out
   ):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hierjax.decide.calibration import most_likely_inverse
 from hierjax.decide.subsets import condition
 from hierjax.taxonomy import Taxonomy
 
@@ -22,10 +23,8 @@ MAX_WEIGHT = 3.0
 # What `tune` tries to multiply the likeliest weights by; the first of equals is taken.
 FACTORS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 0.0)
 
-# Fewer examples with a known path do not calibrate; the bounds of the inverse temperature of the
-# weighted mean of the log probabilities.
+# Fewer examples with a known path do not calibrate.
 MIN_EXAMPLES = 100
-INVERSE_BOUNDS = (0.05, 20.0)
 
 # Per level float [N, C], None for a level without a head.
 Probs = Sequence[np.ndarray | None]
@@ -320,22 +319,35 @@ def calibrate(
     scores[half::2] = path_scores(scored, taxonomy, half_weights) / half_weights.sum()
   truth = labels[rows, -1]
   gain = (scores.argmax(-1) == truth) * 1.0 - (probs[-1][rows].argmax(-1) == truth)
-  temperature = float(f'{np.sum(weights) / _most_likely_inverse(scores, truth):.4g}')
+  temperature = float(f'{np.sum(weights) / most_likely_inverse(scores, truth):.4g}')
   error = gain.std(ddof=1) / np.sqrt(len(rows))
   return PathRules(by_level, temperature, len(rows), float(gain.mean()), float(error))
 
 
-def _most_likely_inverse(scores, truth, steps=16):
-  """The b within INVERSE_BOUNDS that maximises the likelihood of the truth under softmax(b scores).
+def recalibrate(
+  probs: Probs, labels: np.ndarray, taxonomy: Taxonomy, rules: PathRules, limit: int = 10_000_000
+) -> PathRules:
+  """Fit the temperature on calibration examples, which the weights were not tuned on.
 
-  It is concave in b with the slope mean(true score - expected score): bisection of log b.
+  Args:
+    probs: the probabilities of each level.
+    labels: int [N, level]; examples whose finest class is unknown (-1) do not count.
+    taxonomy: the table of these levels.
+    rules: of which all but the temperature stays.
+    limit: above so many scores an even subset of the examples is used.
+
+  Returns:
+    The rules; unchanged below MIN_EXAMPLES.
   """
-  scores = scores - scores.max(-1, keepdims=True)
-  true_mean = scores[np.arange(len(truth)), truth].mean()
-  low, high = np.log(INVERSE_BOUNDS)
-  for _ in range(steps):
-    middle = (low + high) / 2
-    p = np.exp(np.exp(middle) * scores)
-    expected = ((p * scores).sum(-1) / p.sum(-1)).mean()
-    low, high = (middle, high) if true_mean > expected else (low, middle)
-  return float(np.exp((low + high) / 2))
+  weights = np.array([rules.weights.get(level, 1.0) for level in taxonomy.levels])
+  rows = np.flatnonzero(labels[:, -1] >= 0)
+  if len(rows) < MIN_EXAMPLES:
+    return rules
+  rows = rows[:: -(-len(rows) * len(taxonomy.paths) // limit)]
+  scores = path_scores([None if p is None else p[rows] for p in probs], taxonomy, weights)
+  truth = labels[rows, -1]
+  if rules.allowed is not None:
+    truth, scores = (np.cumsum(rules.allowed) - 1)[truth], scores[:, rules.allowed]
+  inverse = most_likely_inverse(scores / weights.sum(), truth)
+  temperature = float(f'{weights.sum() / inverse:.4g}')
+  return rules._replace(temperature=temperature, examples=len(rows))

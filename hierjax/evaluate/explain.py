@@ -10,6 +10,7 @@ import io
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 
+import cv2
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ import numpy as np
 import simplejpeg
 
 from hierjax.core import files
+from hierjax.data import decoding, transforms
+from hierjax.data.dataset import Examples
 from hierjax.evaluate import example_images
 from hierjax.taxonomy import Taxonomy
 
@@ -186,3 +189,26 @@ def _explain(rows, batches, step, predictions, taxonomy):
     maps = np.stack([cams[level] for level in levels.values()], 1)
     parts.append((batch_rows[is_image], features[is_image], maps[is_image]))
   return tuple(np.concatenate(arrays) for arrays in zip(*parts))
+
+
+def picture(examples: Examples, row: int, resize: str) -> np.ndarray | None:
+  """Decode the image of a row as the report shows it.
+
+  Args:
+    examples: the split.
+    row: of the image.
+    resize: `data.resize`.
+
+  Returns:
+    uint8 [h, w, 3]; None where it cannot be read.
+  """
+  try:
+    image = decoding.decode(examples.reader(int(row)))
+  except (decoding.BrokenImage, OSError):
+    return None
+  if resize != 'squash':
+    return transforms.eval_transform(image, SIDE, resize)
+  # Stretched to a square, the model sees the whole image: it is shown as it is.
+  scale = min(1.0, SIDE / max(image.shape[:2]))
+  size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
+  return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -179,6 +179,37 @@ def ece(prob: np.ndarray, pred: np.ndarray, labels: np.ndarray, bins: int = BINS
   return float(np.abs(right - confidence).sum() / len(rows))
 
 
+def ece_interval(
+  prob: np.ndarray, pred: np.ndarray, labels: np.ndarray, n: int = 200, level: float = 0.95
+) -> dict[str, float] | None:
+  """Compute the expected calibration error with a percentile interval over resampled examples.
+
+  The error of a resampling is larger on average than that of the examples, as chance adds to the
+  differences in the bins; so the interval lies rather too high than too low.
+
+  Args:
+    prob: float [N, C].
+    pred: int [N].
+    labels: int [N], -1 for unknown.
+    n: number of resamplings.
+    level: share of the resamplings that lies within the interval.
+
+  Returns:
+    {'mean', 'low', 'high'}, None where no label is known.
+  """
+  rows = np.flatnonzero(labels >= 0)
+  if not len(rows):
+    return None
+  confidence, is_right = prob[rows, pred[rows]], pred[rows] == labels[rows]
+  rng, values = np.random.default_rng(0), np.zeros(n)
+  for i in range(n):
+    sample = rng.integers(len(rows), size=len(rows))
+    _, total, right = reliability(confidence[sample], is_right[sample])
+    values[i] = np.abs(right - total).sum() / len(rows)
+  low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+  return {'mean': ece(prob, pred, labels), 'low': float(low), 'high': float(high)}
+
+
 def reliability(
   confidence: np.ndarray, right: np.ndarray, bins: int = BINS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

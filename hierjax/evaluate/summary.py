@@ -12,7 +12,7 @@ from hierjax.core.errors import UserError
 from hierjax.core.metrics import logged_names, lookup, resolve_best
 from hierjax.decide import paths
 from hierjax.decide.decisions import Decisions, Rules, decide, default_rules
-from hierjax.evaluate import bootstrap, metrics, tags
+from hierjax.evaluate import answers, bootstrap, metrics, tags
 from hierjax.evaluate.collect import Outputs
 from hierjax.taxonomy import Mixed, Taxonomy
 
@@ -58,6 +58,8 @@ def summarize(
   for name, decision in decisions.get('exclusive', {}).items():
     values = metrics.per_example(decision, outputs.labels[:, block.columns], block.taxonomy)
     result['intervals'][name] = bootstrap.intervals(values)
+  if 'answer' in decisions:
+    result['answers'] = answers.measure(outputs, decisions, taxonomy, rules)
   return result
 
 

@@ -12,7 +12,7 @@ from hierjax import model
 from hierjax.core import config, curriculum, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import split_record
-from hierjax.evaluate import embedding, summary
+from hierjax.evaluate import answers, embedding, summary
 from hierjax.experiments import plan, restart, run_lock
 from hierjax.experiments.workdir import Record, current_time, disk_errors, has_run, prepare
 from hierjax.report import page, runs
@@ -227,6 +227,8 @@ def finish(loop: Loop, workdir: pathlib.Path) -> dict:
   if 'calibration' in result:
     loop.log.say(f'{start}, joint: {summary.describe_weights(result)}')
     loop.log.say(f'{start}, joint: {summary.describe_calibration(result)}')
+  if 'answers' in result:
+    loop.log.say(f'{start}, {answers.describe(result["answers"])}')
   for level, values in result.get('multi', {}).items():
     loop.log.say(
       f'{start}, {level}: mAP macro {values["map_macro"] or 0:.4f} '

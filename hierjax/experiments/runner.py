@@ -184,7 +184,7 @@ class Runner:
     """Whether options have changed that the figures of a row depend on."""
     old = config.from_json(json.dumps(requested))
     for change in config.differences(old, self._config(row, seed)):
-      if change.startswith('eval.') or not change.startswith(FREE_ON_RESUME):
+      if change.startswith(('eval.', 'decide.')) or not change.startswith(FREE_ON_RESUME):
         return True
     return False
 

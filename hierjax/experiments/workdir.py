@@ -36,6 +36,7 @@ FREE_ON_RESUME = (
   'train.log_steps',
   'train.save_minutes',
   'eval.',
+  'decide.',
   'log.',
   'probe.',
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hierjax.core import errors
 from hierjax.core.config import assign, default
 from hierjax.data import decoding, sources, splits
 from hierjax.taxonomy import Taxonomy
@@ -265,6 +266,31 @@ def test_a_test_share_is_made_beside_val_where_the_data_name_no_split(tmp_path):
     'train',
     'val',
   }  # the data's own splits are kept
+
+
+def test_a_calibration_share_is_set_apart_from_all_others(tmp_path):
+  files = [f'{a}-{i}.png' for a in ('heron', 'gecko') for i in range(20)]
+  lines = 'file,animal\n' + ''.join(f'{f},{f.partition("-")[0]}\n' for f in files)
+  root = tree(tmp_path, lines, files=files)
+  shares = {'val_share': 0.2, 'test_share': 0.1}
+  data = sources.load(config(root, calibration_share=0.2, **shares))
+  sizes = {name: len(x.files) for name, x in data.splits.items()}
+  assert sizes == {'train': 20, 'val': 8, 'calibration': 8, 'test': 4}
+  assert sorted(f for x in data.splits.values() for f in x.files) == sorted(files)
+  assert '20 train, 8 val (a share of 0.2 of each finest class, seed 0), ' in data.notes[0]
+  assert '8 calibration (a share of 0.2), 4 test (a share of 0.1)' in data.notes[0]
+  # the test split is the same without it
+  assert data.splits['test'].files == sources.load(config(root, **shares)).splits['test'].files
+  named = ''.join(f'{f},{["train", "val", "test"][i % 3]},x\n' for i, f in enumerate(files))
+  (tmp_path / 'labels.csv').write_text('file,split,animal\n' + named.replace(',x', ',heron'))
+  data = sources.load(config(root, calibration_share=0.5, calibration='apart'))
+  sizes = {name: len(x.files) for name, x in data.splits.items()}
+  assert sizes == {'train': 7, 'val': 13, 'test': 13, 'apart': 7}
+  with pytest.raises(errors.UserError, match='the data have a split test'):
+    sources.load(config(root, calibration_share=0.5, calibration='test'))
+  with pytest.raises(errors.UserError, match=r"no such split.*did you mean 'test'.*makes it"):
+    sources.load(config(root, calibration='tset'))
+  assert set(sources.load(config(root, calibration='test')).splits) == {'train', 'val', 'test'}
 
 
 def test_limit_keeps_every_class_in_its_proportion(tmp_path):

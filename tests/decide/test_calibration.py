@@ -44,7 +44,7 @@ def ece(prob, labels):
 def test_against_a_grid_of_temperatures():
   labels, _, p = sample(0, 600)
   sharp = normalised(p**2.3)
-  _, temperature, n, gain, _ = paths.calibrate([None, sharp], labels, TREE, [0.0, 1.0])
+  _, temperature, n, gain, *_ = paths.calibrate([None, sharp], labels, TREE, [0.0, 1.0])
   grid = np.geomspace(0.2, 10, 2000)
   truth = np.arange(600), labels[:, 1]
   loss = [-np.log(normalised(sharp ** (1 / t))[truth]).mean() for t in grid]
@@ -70,7 +70,7 @@ def test_cross_fitting_against_a_loop():
   true_scores = table[np.arange(len(rows)), truth]
   grid = np.geomspace(0.05, 20, 3000)
   loss = [(np.log(np.exp(b * table).sum(1)) - b * true_scores).sum() for b in grid]
-  _, temperature, n, gain, error = paths.calibrate([look, close_look], labels, TREE, [0.5, 1.0])
+  _, temperature, n, gain, error, _ = paths.calibrate([look, close_look], labels, TREE, [0.5, 1.0])
   assert n == 297 and temperature == pytest.approx(1.5 / grid[np.argmin(loss)], rel=4e-3)
   differences = [
     (scores[i].argmax() == labels[i, 1]) - float(close_look[i].argmax() == labels[i, 1])

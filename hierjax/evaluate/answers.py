@@ -1,0 +1,230 @@
+"""Answers with a guarantee: fitted on calibration images, measured on others."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from hierjax.data.splits import CALIBRATION
+from hierjax.decide import backoff, baselines, calibration, lineages, paths
+from hierjax.decide.decisions import AnswerRules, Decisions, Rules, decide
+from hierjax.evaluate import bootstrap, metrics
+from hierjax.evaluate.collect import Outputs
+from hierjax.taxonomy import Mixed, Taxonomy
+
+# Classes of the coarsest level that an evaluation lists, those with the most images.
+BRANCHES = 50
+RESAMPLINGS = 200
+# Thresholds of the curves of depth against risk, and the bonuses of DARTS.
+THRESHOLDS = tuple(np.linspace(0, 1, 21).round(2).tolist())
+BONUSES = (0.0, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+
+
+def calibration_split(c: ConfigDict, rules: Rules, is_tuned: bool) -> str | None:
+  """Name the split on which calibration and answers are to be fitted.
+
+  Args:
+    c: the configuration.
+    rules: of the decisions.
+    is_tuned: whether they were tuned just now.
+
+  Returns:
+    The name; that of validation where none is set apart; None where nothing is to be fitted.
+  """
+  if 'exclusive' not in rules:
+    return None
+  name = c.data.calibration or (CALIBRATION if c.data.calibration_share else None)
+  fitted = rules['answer'].backoff[:3] if 'answer' in rules else None
+  is_asked = c.decide.risk and fitted != (c.decide.risk, c.decide.confidence, c.decide.by)
+  return (name or c.data.val) if is_asked or (name and is_tuned) else None
+
+
+def fit(
+  outputs: Outputs, taxonomy: Taxonomy | Mixed, rules: Rules, c: ConfigDict, split: str
+) -> tuple[Rules, list[str]]:
+  """Fit the temperature and the rules of answers.
+
+  On the validation split the temperature stays as it was tuned, cross-fitted.
+
+  Args:
+    outputs: of the model on calibration images.
+    taxonomy: the levels.
+    rules: of the decisions, whose weights and thresholds stay.
+    c: the configuration.
+    split: of the images.
+
+  Returns:
+    The rules and lines for the user.
+  """
+  block, options = taxonomy.block('exclusive'), c.decide
+  labels, table = outputs.labels[:, block.columns], block.taxonomy
+  rules, notes = {kind: rule for kind, rule in rules.items() if kind != 'answer'}, []
+  if split != c.data.val:
+    probs = [outputs.probs.get(level) for level in table.levels]
+    rules['exclusive'] = paths.recalibrate(probs, labels, table, rules['exclusive'])
+  if not options.risk:
+    return rules, notes
+  posterior = decide(outputs.probs, taxonomy, rules)['exclusive']['joint'].prob[-1]
+  line = lineages.lineage(posterior, table.paths)
+  losses, branches = backoff.mistakes(line.path, labels), len(table.names[0])
+  rule = backoff.fit_backoff(
+    line, losses, options.risk, options.confidence, options.by, branches=branches
+  )
+  n = int(np.isfinite(losses).all(1).sum())
+  rules['answer'] = AnswerRules(split, n, rule)
+  if split == c.data.val:
+    notes.append(
+      f'warning: the risk of answers is fitted on {split}, which also chose the checkpoint and '
+      'tuned the weights: on new images it may be higher; --config.data.calibration_share sets '
+      'images apart for it when a run is trained'
+    )
+  least = backoff.smallest_risk(min(rule.examples), options.confidence)
+  if least > options.risk:
+    notes.append(
+      f'{min(rule.examples)} images of {split} are too few to guarantee a risk of '
+      f'{options.risk:g}: nothing is answered where no more are; so many can guarantee {least:.2g}'
+    )
+  return rules, notes
+
+
+def measure(
+  outputs: Outputs, decisions: Decisions, taxonomy: Taxonomy | Mixed, rules: Rules
+) -> dict:
+  """Compute what an evaluation says of answers and of calibration.
+
+  Args:
+    outputs: of the model on a split.
+    decisions: made from these.
+    taxonomy: the levels.
+    rules: of the decisions, with 'answer'.
+  """
+  block, rule = taxonomy.block('exclusive'), rules['answer']
+  labels, table = outputs.labels[:, block.columns], block.taxonomy
+  joint, answers = decisions['exclusive']['joint'], decisions['answer']
+  is_wrong = _is_wrong(answers.path, answers.depth, labels)
+  is_judged = (labels >= 0).all(1)
+  values = {'risk': is_wrong, 'depth': np.where(is_judged, answers.depth, np.nan)}
+  for k, level in enumerate(table.levels):
+    values[f'risk/{level}'] = _is_wrong(answers.path, np.minimum(answers.depth, k + 1), labels)
+    values[f'risk/{level}'][answers.depth <= k] *= 0
+  return {
+    'split': rule.split,
+    'risk': rule.backoff.risk,
+    'confidence': rule.backoff.confidence,
+    'by': rule.backoff.by,
+    'examples': rule.examples,
+    'smallest_risk': backoff.smallest_risk(min(rule.backoff.examples), rule.backoff.confidence),
+    'n': int(is_judged.sum()),
+    'measured': bootstrap.intervals(values, RESAMPLINGS),
+    'depths': _by_depth(answers.depth, is_wrong, table),
+    'branches': _by_branch(answers, is_wrong, joint.prob[-1], labels, table),
+    'curves': curves(joint.prob[-1], labels, table.paths),
+    'calibration': _calibration(outputs, joint, labels, table, rules['exclusive']),
+  }
+
+
+def describe(result: Mapping) -> str:
+  """Return the answers in words, of what `measure` returned."""
+  risk, depth = result['measured']['risk'], result['measured']['depth']
+  if not risk:
+    return 'answers: no image with a full path'
+  levels = [x['mean'] for name, x in result['measured'].items() if name.startswith('risk/')]
+  at_level = f', {100 * max(levels):.1f}% at a level' if result['by'] == 'level' else ''
+  return (
+    f'answers: {100 * risk["mean"]:.1f}% wrong ({100 * risk["low"]:.1f} to '
+    f'{100 * risk["high"]:.1f}){at_level}, wanted {100 * result["risk"]:g}% by '
+    f'{result["examples"]} images of {result["split"]}; {depth["mean"]:.2f} levels deep'
+  )
+
+
+def _is_wrong(path, depth, labels):
+  """float64 [N]: 1 where a class of the answer is wrong, NaN without a full path."""
+  is_counted = np.arange(path.shape[1]) < depth[:, None]
+  is_wrong = ((path != labels) & is_counted).any(1)
+  return np.where((labels >= 0).all(1), is_wrong, np.nan)
+
+
+def _by_depth(depth, is_wrong, table):
+  """For each level: the images answered there, and the share of them that is wrong."""
+  names, shares = ('', *table.levels), {}
+  for d, name in enumerate(names):
+    rows = (depth == d) & np.isfinite(is_wrong)
+    shares[name] = {'images': int(rows.sum()), 'wrong': bootstrap.nanmean(is_wrong[rows])}
+  return shares
+
+
+def _by_branch(answers, is_wrong, posterior, labels, table):
+  """For each coarsest class: images, risk, depth, and calibration error of the finest level."""
+  is_judged, branches = np.isfinite(is_wrong), {}
+  count = np.bincount(labels[is_judged, 0], minlength=len(table.names[0]))
+  leaf = posterior.argmax(1)
+  for c in np.argsort(-count, kind='stable')[:BRANCHES].tolist():
+    rows = np.flatnonzero(is_judged & (labels[:, 0] == c))
+    if len(rows):
+      branches[table.names[0][c]] = {
+        'images': len(rows),
+        'wrong': float(is_wrong[rows].mean()),
+        'depth': float(answers.depth[rows].mean()),
+        'ece': metrics.ece(posterior[rows], leaf[rows], labels[rows, -1]),
+      }
+  return branches
+
+
+def curves(posterior: np.ndarray, labels: np.ndarray, table: np.ndarray) -> dict[str, list]:
+  """Compute the share of wrong answers and their mean depth by several rules.
+
+  Args:
+    posterior: float [N, leaf].
+    labels: int [N, level], -1 unknown.
+    table: int [leaf, level], the paths.
+
+  Returns:
+    {rule: [[risk, levels], ...]}, a point for each value of its knob: 'lineage' thresholds on the
+    lineage of the most likely leaf, 'darts', 'speciesnet' with its two thresholds in proportion;
+    and of one point each 'fixed .65', and 'speciesnet as published'. {} without a full path.
+  """
+  rows = np.flatnonzero((labels >= 0).all(1))
+  if not len(rows):
+    return {}
+  labels, leaf = labels[rows], labels[rows, -1]
+  posterior = posterior if len(rows) == len(posterior) else posterior[rows]
+  tree, line = lineages.nodes(table), lineages.lineage(posterior, table)
+  best, prob = baselines.best_by_level(posterior, table)
+
+  def point(node):
+    depth = np.where(node >= 0, tree.depth[node], 0)
+    is_wrong = (node >= 0) & (tree.of_leaf[leaf, depth - 1] != node)
+    return [float(is_wrong.mean()), float(depth.mean())]
+
+  def fixed(threshold):
+    depth = baselines.on_lineage(line, threshold)
+    return [float(np.mean(_is_wrong(line.path, depth, labels))), float(depth.mean())]
+
+  ratio = baselines.SUMS / baselines.SPECIES
+  return {
+    'lineage': [fixed(t) for t in THRESHOLDS],
+    'darts': [point(node) for node in baselines.darts(posterior, table, BONUSES)],
+    'speciesnet': [point(baselines.speciesnet(best, prob, t, ratio * t)) for t in THRESHOLDS],
+    'fixed .65': [fixed(baselines.SUMS)],
+    'speciesnet as published': [point(baselines.speciesnet(best, prob))],
+  }
+
+
+def _calibration(outputs, joint, labels, table, rules):
+  """{level: {score: {'before', 'after'}}}, each with its interval; before is temperature 1."""
+  probs = [outputs.probs.get(level) for level in table.levels]
+  weights = [rules.weights.get(level, 1.0) for level in table.levels]
+  before = paths.joint(probs, table, weights, allowed=rules.allowed)
+  result = {}
+  for k, level in enumerate(table.levels):
+    values = {}
+    for moment, decision in (('before', before), ('after', joint)):
+      p, y = decision.prob[k], labels[:, k]
+      scores = {'brier': calibration.brier(p, y), 'log_loss': calibration.log_loss(p, y)}
+      measured = bootstrap.intervals(scores, RESAMPLINGS)
+      values[moment] = {'ece': metrics.ece_interval(p, decision.pred[:, k], y)} | measured
+    result[level] = {
+      name: {moment: values[moment][name] for moment in values}
+      for name in ('ece', 'brier', 'log_loss')
+    }
+  return result

@@ -1,0 +1,181 @@
+"""Answers with a guarantee: fitted in a run's folder, printed by predict, measured by evaluate."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+import hierjax
+from hierjax import decide
+from hierjax.core import config
+from hierjax.decide import backoff, baselines, calibration, lineages, paths
+from hierjax.evaluate import answers, collect, metrics
+from hierjax.taxonomy import Taxonomy
+
+TREE = Taxonomy.from_rows(
+  ('order', 'genus', 'species'), [[f'o{i // 6}', f'g{i // 2}', f's{i}'] for i in range(18)]
+)
+FACETS = Taxonomy.from_rows(
+  ('make', 'type', 'model'), [[f'm{i % 4}', f't{(i * 7) % 3}', f'x{i}'] for i in range(20)]
+)
+
+
+def sample(table, n, seed=0, skill=1.5, sharp=1.0):
+  """Posteriors to the power of `sharp`, which are calibrated where it is 1, and labels."""
+  rng = np.random.default_rng(seed)
+  leaves = len(table.paths)
+  truth = rng.integers(leaves, size=n)
+  x = skill * rng.normal(size=(n, leaves)) + skill**2 * np.eye(leaves)[truth]
+  p = np.exp(sharp * (x - x.max(1, keepdims=True)))
+  return p / p.sum(1, keepdims=True), table.paths[truth]
+
+
+def options(risk=0.1):
+  c = config.default()
+  c.decide.risk = risk
+  return c
+
+
+def outputs(table, n, **how):
+  p, labels = sample(table, n, **how)
+  return collect.Outputs({table.levels[-1]: p}, None, labels, np.arange(n), [])
+
+
+# pure functions
+
+
+def test_a_temperature_is_that_of_a_grid_and_undone_by_temper():
+  p, labels = sample(TREE, 2000, sharp=2.5)
+  fitted = calibration.fit_temperature(p, labels[:, -1])
+  grid = np.geomspace(0.3, 8, 800)
+  loss = [np.mean(calibration.log_loss(calibration.temper(p, t), labels[:, -1])) for t in grid]
+  assert fitted == pytest.approx(grid[np.argmin(loss)], rel=5e-3) and 2.2 < fitted < 2.8
+  exact, _ = sample(TREE, 2000)
+  np.testing.assert_allclose(calibration.temper(p, 2.5), exact, atol=1e-12)
+  assert calibration.fit_temperature(p, np.full(2000, -1)) == 1
+
+
+def test_scores_against_loops():
+  p, labels = sample(TREE, 40)
+  y = np.where(np.arange(40) % 5, labels[:, -1], -1)
+  brier, loss = calibration.brier(p, y), calibration.log_loss(p, y)
+  for i, row in enumerate(p):
+    if y[i] < 0:
+      assert np.isnan(brier[i]) and np.isnan(loss[i])
+    else:
+      assert brier[i] == pytest.approx(((row - np.eye(18)[y[i]]) ** 2).sum())
+      assert loss[i] == pytest.approx(-np.log(row[y[i]]))
+  interval = metrics.ece_interval(p, p.argmax(1), y)
+  assert interval['mean'] == metrics.ece(p, p.argmax(1), y) and interval['low'] < interval['high']
+  assert metrics.ece_interval(p, p.argmax(1), np.full(40, -1)) is None
+
+
+@pytest.mark.parametrize('table', [TREE, FACETS], ids=['tree', 'facets'])
+def test_baselines_against_loops(table, monkeypatch):
+  monkeypatch.setattr(lineages, 'BLOCK_SIZE', 200)
+  p, _ = sample(table, 30)
+  tree, n = lineages.nodes(table.paths), len(table.paths)
+  members = [tree.order[a:b] for a, b in zip(tree.start, tree.end)]
+  bonuses = (0.0, 0.7, 5.0, 1000.0)
+  picked = baselines.darts(p, table.paths, bonuses)
+  node, prob = baselines.best_by_level(p, table.paths)
+  ours = baselines.speciesnet(node, prob, 0.5, 0.4)
+  for i, row in enumerate(p):
+    sums = [row[m].sum() for m in members]
+    for b, bonus in enumerate(bonuses):
+      values = [(np.log2(n / len(m)) + bonus) * s for m, s in zip(members, sums)]
+      best = picked[b, i]
+      assert (bonus if best < 0 else values[best]) == pytest.approx(max(*values, bonus))
+    expected = -1
+    for depth, limit in ((1, 0.4), (2, 0.4), (3, 0.5)):
+      level = [v for v in range(len(members)) if tree.depth[v] == depth]
+      best = max(level, key=lambda v: sums[v])
+      assert node[i, depth - 1] == best and prob[i, depth - 1] == pytest.approx(sums[best])
+      if sums[best] >= limit:
+        expected = best
+    assert ours[i] == expected
+  assert (picked[-1] == -1).mean() > 0.5 and (picked[0] >= 0).all()
+
+
+# fitted and measured
+
+
+def test_a_separate_split_fits_the_temperature_and_keeps_the_weights():
+  rules = decide.default_rules(TREE)
+  calibrated = outputs(TREE, 3000, sharp=3.0)
+  fitted, notes = answers.fit(calibrated, TREE, rules, options(), 'calibration')
+  assert notes == [] and fitted['exclusive'].weights == rules['exclusive'].weights
+  assert fitted['exclusive'].temperature == pytest.approx(3, rel=0.1)
+  assert fitted['answer'].split == 'calibration' and fitted['answer'].examples == 3000
+  new = outputs(TREE, 3000, seed=1, sharp=3.0)
+  decisions = decide.decide(new.probs, TREE, fitted)
+  result = json.loads(json.dumps(answers.measure(new, decisions, TREE, fitted)))
+  assert result['measured']['risk']['mean'] == pytest.approx(0.1, abs=0.02)
+  for level, scores in result['calibration'].items():
+    assert scores['ece']['after']['mean'] < 0.03, level
+    for name in ('brier', 'log_loss', 'ece'):
+      assert scores[name]['after']['mean'] < scores[name]['before']['mean']
+  assert sum(x['images'] for x in result['depths'].values()) == 3000
+  wrong = sum(x['images'] * (x['wrong'] or 0) for x in result['depths'].values())
+  assert wrong == pytest.approx(3000 * result['measured']['risk']['mean'])
+  assert sum(x['images'] for x in result['branches'].values()) == 3000
+  by_level = [result['measured'][f'risk/{level}']['mean'] for level in TREE.levels]
+  assert max(by_level) <= result['measured']['risk']['mean'] and min(by_level) >= 0
+  assert answers.describe(result).startswith('answers: ')
+  # the same numbers decide on the lineage and within the curves
+  for risk, depth in result['curves']['lineage'][-1:]:
+    assert risk == 0 and depth < 0.5
+  assert result['curves']['lineage'][0][1] == 3
+  without, _ = answers.fit(calibrated, TREE, rules, options(risk=None), 'calibration')
+  assert 'answer' not in without and without['exclusive'] == fitted['exclusive']
+
+
+def test_few_images_are_said_with_the_risk_that_they_guarantee():
+  rules = decide.default_rules(TREE)
+  fitted, notes = answers.fit(outputs(TREE, 30), TREE, rules, options(0.02), 'val')
+  assert fitted['answer'].backoff.thresholds[0][0] == backoff.NEVER
+  assert fitted['exclusive'] == rules['exclusive']
+  assert 'fitted on val, which also chose the checkpoint' in notes[0]
+  assert notes[1].startswith('30 images of val are too few to guarantee a risk of 0.02')
+  assert notes[1].endswith('so many can guarantee 0.032')
+
+
+def test_a_restricted_temperature_is_fitted_on_the_classes_that_are_left():
+  p, labels = sample(TREE, 3000, sharp=2.0)
+  allowed = TREE.paths[:, 0] < 2
+  rows = allowed[labels[:, -1]]
+  rules = paths.PathRules(dict.fromkeys(TREE.levels, 1.0), allowed=allowed)
+  probs = [None, None, p[rows]]
+  fitted = paths.recalibrate(probs, labels[rows], TREE, rules)
+  prob = paths.joint(probs, TREE, [1, 1, 1], allowed=allowed).prob[-1][:, allowed]
+  truth = (np.cumsum(allowed) - 1)[labels[rows, -1]]
+  assert fitted.temperature == pytest.approx(calibration.fit_temperature(prob, truth), rel=1e-3)
+
+
+def test_a_run_gets_answers_by_evaluate_and_predict_prints_them(run_copy, monkeypatch, capsys):
+  tiny.register(monkeypatch)
+  tiny.use_one_device(monkeypatch)
+  before = json.loads((run_copy / 'decode.json').read_text())
+  model = hierjax.load(run_copy)
+  image = np.zeros((32, 32, 3), np.uint8)
+  assert 'answer' not in model.predict(image)[0]
+  model.c.decide.risk = 0.3
+  result = model.evaluate('val')
+  assert result['answers']['split'] == 'val' and result['answers']['examples'] == 40
+  assert 'fitted on val, which also chose the checkpoint' in capsys.readouterr().err
+  after = json.loads((run_copy / 'decode.json').read_text())
+  answer = after.pop('answer')
+  assert after == before and answer['backoff']['risk'] == 0.3
+  model = hierjax.load(run_copy)
+  record = model.predict(image)[0]
+  assert set(record['answer']) == {'level', 'name', 'prob', 'depth', 'reason'}
+  model.c.decide.risk = 0.3
+  model.evaluate('val')
+  # it is not fitted again
+  assert 'chose the checkpoint' not in capsys.readouterr().err
+  # another split that training sets apart also calibrates
+  model.c.data.calibration = 'train'
+  result = model.evaluate('val', tune=True)
+  assert result['answers']['split'] == 'train' and result['answers']['examples'] == 96
+  assert result['answers']['measured']['risk'] is not None

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from hierjax import decide
 from hierjax.core import archives, config, files, json_files, parallel, plugins, terminal
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import image_groups, pipeline, sources, split_record
+from hierjax.data import decoding, image_groups, pipeline, sources, split_record
 from hierjax.data.image_groups import Batch, Image
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL

@@ -3,7 +3,7 @@
 import copy
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from hierjax import decide
 from hierjax.core import archives, config, files, json_files, parallel, plugins, terminal
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import decoding, image_groups, pipeline, sources, split_record
-from hierjax.data.image_groups import Batch, Image
+from hierjax.data.image_groups import Batch
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL
 from hierjax.decide.decisions import Decisions
@@ -21,13 +21,13 @@ from hierjax.decide.novelty import Detector, Evidence, level_logits
 from hierjax.decide.records import DIGITS
 from hierjax.evaluate import answers, collect, explain, novelty, rules, summary
 from hierjax.evaluate.collect import Outputs
+from hierjax.evaluate.predictor import Predictor
 from hierjax.models import classifier, heads, initializers, registry
 from hierjax.taxonomy import (
   Mixed,
   Taxonomy,
   aliases,
   describe_difference,
-  leaves_of,
   read_levels,
   read_taxonomy,
 )
@@ -37,7 +37,7 @@ from hierjax.train import checkpoint
 GROWTH = 4
 
 
-class Model:
+class Model(Predictor):
   """A trained classifier; `load` makes one.
 
   Attributes:
@@ -85,96 +85,7 @@ class Model:
       self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, **options
     )
 
-  def probabilities(
-    self, images: Iterable[Image] | Image, batch_size: int | None = None
-  ) -> dict[str, np.ndarray]:
-    """Compute the probabilities of images.
-
-    Args:
-      images, batch_size: see `predict_iter`.
-
-    Returns:
-      {level with a head: float64 [N, C]}, NaN for an image that cannot be read. Those of exclusive
-      levels sum to 1.
-    """
-    parts = {level: [np.zeros((0, self.taxonomy.num_classes(level)))] for level in self.levels}
-    for batch, outputs in self._run(images, batch_size):
-      for level, p in outputs.probs.items():
-        part = np.full((len(batch.names), p.shape[1]), np.nan)
-        part[outputs.index] = p
-        parts[level].append(part)
-    return {level: np.concatenate(arrays) for level, arrays in parts.items()}
-
-  def decide(self, probs: Mapping[str, np.ndarray]) -> Decisions:
-    """Decide by this model's rules on probabilities {level: float64 [N, C]} without NaN."""
-    return decide.decide(probs, self.taxonomy, self.rules)
-
-  def within(self, classes: Iterable[str | Mapping[str, str]] | np.ndarray) -> 'Model':
-    """Return this model restricted to a subset of its classes, see `decide.subsets`.
-
-    Predictions get 'outside', how likely the image shows no allowed class. Evaluation leaves out
-    images of other classes; its files stand in `into`, and 'subset' of the result counts them.
-
-    Args:
-      classes: what `taxonomy.leaves_of` takes, or the bool [leaf] that it returns.
-
-    Raises:
-      UserError: a name is no class.
-    """
-    allowed = classes if isinstance(classes, np.ndarray) else leaves_of(classes, self.taxonomy)
-    restricted = copy.copy(self)
-    rules = self.rules['exclusive']._replace(allowed=allowed)
-    restricted.rules = self.rules | {'exclusive': rules}
-    # a guarantee is for the classes that it was fitted with
-    restricted.rules.pop('answer', None)
-    return restricted
-
-  def predict(
-    self, images: Iterable[Image] | Image, top: int = 5, batch_size: int | None = None
-  ) -> list[dict]:
-    """Predict the classes of images; returns the list of what `predict_iter` yields."""
-    return list(self.predict_iter(images, top=top, batch_size=batch_size))
-
-  def predict_iter(
-    self, images: Iterable[Image] | Image, top: int = 5, batch_size: int | None = None
-  ) -> Iterator[dict]:
-    """Predict the classes of images one after the other, as they are read.
-
-    A few batches are held at a time, however many images there are: they may come from a generator
-    without end. The batch size changes the probabilities of an image by no more than rounding.
-
-    Args:
-      images: a path, a folder, encoded bytes, a Pillow image, or an array [h, w], [h, w, 3] (RGB)
-        or [h, w, 4] as `hierjax.data.decoding.to_rgb` takes it; or a list, a generator or any other
-        iterable of such; or an array [N, h, w, C].
-      top: classes of each head to list.
-      batch_size: views a step; None for the least of a few sizes up to eval.batch_size in which all
-        images find room.
-
-    Yields:
-      One dict an image, in their order: 'file', its path or 'image NUMBER', and what
-      `decide.to_records` describes; {'file', 'error'} for an image that cannot be read, which says
-      why. With eval.novelty also 'new', such as 'new under dog', 'new at the top', or '' for an
-      image of known classes, and 'novelty' {level: [score, threshold or None]}; the path is then
-      that of the known classes that a new one resembles most. Nothing for an empty list or array.
-
-    Raises:
-      UserError: `images` has no images, such as a generator that was read before; something in it
-        is no image; the model computes NaN; or the novelty detector is missing.
-    """
-    for batch, outputs in self._run(images, batch_size, with_features=bool(self.c.eval.novelty)):
-      part = [{'file': name, 'error': e} for name, e in zip(batch.names, batch.errors)]
-      if len(outputs.index):
-        decisions = self.decide(outputs.probs)
-        records = decide.to_records(decisions, outputs.probs, self.taxonomy, top)
-        if self.c.eval.novelty:
-          self._add_novelty(records, outputs, decisions)
-        for i, record in zip(outputs.index, records):
-          part[i] = {'file': batch.names[i], **record}
-      yield from part
-
-  def _run(self, images, batch_size, with_features=False) -> Iterator[tuple[Batch, Outputs]]:
-    """Yield batches of images, and the outputs for them."""
+  def _run(self, images, batch_size) -> Iterator[tuple[Batch, Outputs]]:
     block, data, views = self.taxonomy.block('exclusive'), self.c.data, self.c.eval.tta
     how = decoding.Decoding(data.max_pixels, data.deep_range)
     view = image_groups.View(data.size, data.resize, views, data.max_bytes, how)
@@ -184,7 +95,7 @@ class Model:
     batches = image_groups.batches(images, view, sizes, data.threads, data.workers)
     width = len(block.levels) if block else 0
     yield from collect.stream(
-      self.eval_step, self.variables, batches, self.mesh, width, with_features
+      self.eval_step, self.variables, batches, self.mesh, width, bool(self.c.eval.novelty)
     )
 
   def logits(self, features: np.ndarray) -> dict[str, np.ndarray]:
@@ -335,8 +246,10 @@ class Model:
     measured = novelty.measure(detector, inliers, novel, self.c.eval.novelty)
     novelty.add_to_summary(result, measured)
 
-  def _add_novelty(self, records, outputs, decisions):
-    """Add 'new' and 'novelty' to the records of predictions."""
+  def _complete(self, records, outputs, decisions):
+    """Add 'new' and 'novelty' to the records of predictions, where that is asked for."""
+    if not self.c.eval.novelty:
+      return
     detector = self._detector(self.workdir)
     evidence = self._evidence(outputs, decisions)
     decision = detector.decide(evidence, self.c.eval.novelty)

@@ -17,7 +17,7 @@ from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 
 MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate', 'probe')
-MODES += ('plan', 'options')
+MODES += ('plan', 'export', 'options')
 # Short names of options: --lr=3e-4 is --config.optim.lr=3e-4.
 ALIASES = {
   'data': 'data.root',
@@ -31,7 +31,7 @@ ALIASES = {
 # The modes that each flag is for, where it is not for all of them.
 VALID_WITH = {
   'resume_from': ('train',),
-  'workdir': ('train', 'evaluate', 'report', 'predict', 'table', 'migrate', 'probe'),
+  'workdir': ('train', 'evaluate', 'report', 'predict', 'table', 'migrate', 'probe', 'export'),
   'json': ('train', 'plan'),
   'split': ('evaluate', 'table'),
   'images': ('predict',),
@@ -44,6 +44,7 @@ VALID_WITH = {
   'taxonomy': ('migrate',),
   'renames': ('migrate',),
   'shots': ('migrate',),
+  'output': ('export',),
 }
 
 
@@ -134,6 +135,7 @@ def _define_processes(values):
   """Define the flags of a command that runs in several processes."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   number = functools.partial(flags.DEFINE_integer, flag_values=values)
+  text('output', '', 'export: the new folder')
   flags.DEFINE_boolean(
     'distributed',
     False,
@@ -253,7 +255,7 @@ def _check(arguments: Arguments) -> None:
     raise UserError(
       f'--distributed: --mode={mode} runs in one process; train and evaluate run in several'
     )
-  if mode in ('evaluate', 'report', 'predict') and not arguments.workdir:
+  if mode in ('evaluate', 'report', 'predict', 'export') and not arguments.workdir:
     raise UserError(f'--mode={mode} needs --workdir=FOLDER, the folder of the trained run')
   if mode == 'predict' and not arguments.images:
     raise UserError(
@@ -262,6 +264,8 @@ def _check(arguments: Arguments) -> None:
     )
   if arguments.region is not None and not arguments.classes:
     raise UserError('--region needs --classes=FILE, the list of the classes of each region')
+  if mode == 'export' and not arguments.output:
+    raise UserError('--mode=export needs --output=FOLDER, a new folder')
   if mode == 'migrate':
     for name in ('from', 'taxonomy', 'workdir'):
       if not arguments.flags[name]:

@@ -45,6 +45,8 @@ COMMANDS = f"""hierjax: hierarchical image classification.
   hierjax plan --config=3head --data=FOLDER
       options for these data and this machine with reasons, and a forecast of time and memory;
       train --config.plan=true takes them
+  hierjax export --workdir=runs/mine --output=exported
+      a folder with ONNX, StableHLO and a model card that answers as the run does, without jax
   hierjax lint --data=FOLDER
       check taxonomy, labels and images
   hierjax describe --config=3head

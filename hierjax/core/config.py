@@ -17,7 +17,7 @@ from hierjax.core import curriculum, json_files, plugins, upgrade
 from hierjax.core.curriculum import PhaseOptions
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.core.options import names
+from hierjax.core.options import resolve_levels
 
 phase = curriculum.phase
 MAX_STEPS = 2**31 - 1  # the step counter of the training state is an int32
@@ -287,35 +287,6 @@ def steps(
       )
     return max(1, round(number))
   return None
-
-
-def level_words(levels: Sequence[str]) -> dict[str, Sequence[str]]:
-  """Return the words that name levels of any taxonomy, and what they name in this one."""
-  return {'coarsest': levels[:1], 'finest': levels[-1:], 'all': levels, 'coarser': levels[:-1]}
-
-
-def resolve_levels(
-  selection: str | Sequence[str], levels: Sequence[str], option: str
-) -> tuple[str, ...]:
-  """Return the levels that names and words name, in the taxonomy's order.
-
-  Args:
-    selection: names of levels or words, also as text with commas.
-    levels: the levels there are, coarse to fine.
-    option: name of the option, in errors.
-
-  Raises:
-    UserError: a name is no level; it names the choices.
-  """
-  words, selected = level_words(levels), set()
-  for name in names(selection):
-    if name not in words and name not in levels:
-      raise UserError(
-        f'{option}: no level {name!r}{did_you_mean(name, levels)}; '
-        f'choices: {", ".join([*levels, *words])}'
-      )
-    selected.update((name,) if name in levels else words[name])
-  return tuple(l for l in levels if l in selected)
 
 
 def head_levels(m: ConfigDict, levels: Sequence[str], multi: Sequence[str] = ()) -> tuple[str, ...]:

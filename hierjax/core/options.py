@@ -280,3 +280,32 @@ TRIPLE = Kind(_numbers, _check_triple)
 TUPLES = Kind(_tuples)
 WEIGHTS = Kind(_weights, _check_weights)
 RULES = Kind(_tuples, _check_rules)
+
+
+def level_words(levels: Sequence[str]) -> dict[str, Sequence[str]]:
+  """Return the words that name levels of any taxonomy, and what they name in this one."""
+  return {'coarsest': levels[:1], 'finest': levels[-1:], 'all': levels, 'coarser': levels[:-1]}
+
+
+def resolve_levels(
+  selection: str | Sequence[str], levels: Sequence[str], option: str
+) -> tuple[str, ...]:
+  """Return the levels that names and words name, in the taxonomy's order.
+
+  Args:
+    selection: names of levels or words, also as text with commas.
+    levels: the levels there are, coarse to fine.
+    option: name of the option, in errors.
+
+  Raises:
+    UserError: a name is no level; it names the choices.
+  """
+  words, selected = level_words(levels), set()
+  for name in names(selection):
+    if name not in words and name not in levels:
+      raise UserError(
+        f'{option}: no level {name!r}{did_you_mean(name, levels)}; '
+        f'choices: {", ".join([*levels, *words])}'
+      )
+    selected.update((name,) if name in levels else words[name])
+  return tuple(l for l in levels if l in selected)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax.core.config import level_words
 from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.options import level_words
 from hierjax.data import csv_columns, csv_paths, decoding, image_files, tag_cells, taxonomies
 from hierjax.data.csv_columns import FLAGS
 from hierjax.data.dataset import Table

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Sequence
 
-from hierjax.core.config import level_words, resolve_levels
 from hierjax.core.errors import UserError
+from hierjax.core.options import level_words, resolve_levels
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import Mixed, Taxonomy, aliases, check_rows, divide, read_levels
 from hierjax.taxonomy.csv_files import CONTROL

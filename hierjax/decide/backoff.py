@@ -15,7 +15,6 @@ rises. Two guarantees, for examples that are drawn as the calibration examples w
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import bdtr, rel_entr
 
 from hierjax.decide import lineages
 
@@ -101,6 +100,8 @@ def loss_limit(
   """
   if confidence is None:
     return risk * (n + 1) - bound + ROUNDING * (risk > 0)
+  from scipy.special import bdtr, rel_entr  # slow to import, and not needed to answer
+
   share, delta, count = min(risk / bound, 1.0), 1 - confidence, np.arange(n + 1)
   tail = bdtr(count, n, share)
   if not is_binary:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hierjax.core.config import resolve_levels
 from hierjax.core.errors import UserError
+from hierjax.core.options import resolve_levels
 from hierjax.taxonomy import aliases
 from hierjax.taxonomy.csv_files import Rows, read_levels
 from hierjax.taxonomy.mixed import Mixed

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from hierjax.core import config
 from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.options import level_words
 
 # of Adam, where it does not cycle
 BETA1 = 0.9
@@ -106,7 +107,7 @@ def _frozen_groups(
   """The parameter groups that a phase freezes; 'heads/finest' and such are words for some."""
   words = {
     f'heads/{word}': [f'heads/{level}' for level in levels]
-    for word, levels in config.level_words(heads).items()
+    for word, levels in level_words(heads).items()
   }
   freeze = []
   for name in names:

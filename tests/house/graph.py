@@ -15,6 +15,9 @@ HEAVY = {
   'huggingface_hub',
   'tensorflow_datasets',
   'jax_tpu',
+  'onnx',
+  'onnxruntime',
+  'scipy',
 }
 
 

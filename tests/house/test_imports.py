@@ -16,7 +16,7 @@ ORDER = (
   ('data',),
   ('models', 'losses', 'decide'),
   ('evaluate',),
-  ('train',),
+  ('train', 'runtime'),
   ('model',),
   ('export', 'report'),
   ('experiments',),

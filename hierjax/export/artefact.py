@@ -1,0 +1,151 @@
+"""The folder of an exported model: written whole or not at all, and checked against its run."""
+
+import hashlib
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+
+from hierjax import runtime
+from hierjax.core import files, json_files
+from hierjax.core.errors import UserError
+from hierjax.evaluate import rules
+from hierjax.export import papers, program
+from hierjax.model import Model
+
+# Images of val, and as many drawn ones, on which run and artefact must agree; in probability.
+IMAGES, TOLERANCE = 64, 1e-4
+
+
+def export(trained: Model, output: str | os.PathLike, say: Callable[[str], None]) -> dict:
+  """Write a model as a folder that answers without jax, and check its answers.
+
+  Args:
+    trained: the model.
+    output: the new folder.
+    say: called with lines for the user.
+
+  Returns:
+    The content of its hierjax.json.
+
+  Raises:
+    UserError: the folder exists, the model cannot be exported, or its answers differ.
+  """
+  output = pathlib.Path(output).expanduser()
+  if output.exists() or output.is_symlink():
+    raise UserError(f'--output={output}: exists; give a new folder, or remove it')
+  output.parent.mkdir(parents=True, exist_ok=True)
+  partial = output.with_name(f'.{output.name}.{os.getpid()}')
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir()
+  try:
+    facts = _write(trained, partial, say)
+    os.rename(partial, output)
+    files.sync(output.parent)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+  return facts
+
+
+def _write(trained, folder, say):
+  try:
+    model = program.onnx_model(trained)
+    contents = {
+      'model.onnx': model.SerializeToString(),
+      'weights.safetensors': program.weights(trained),
+    }
+  except ImportError as e:
+    raise UserError(f"export needs the package {e.name}: pip install 'hierjax[export]'") from None
+  except ValueError as e:  # a file of protobuf has 2 GiB at most
+    raise UserError(f'export: the model does not fit into one ONNX file ({e})') from None
+  try:
+    contents['model.stablehlo'] = program.stablehlo(trained)
+  except ImportError:
+    say("no model.stablehlo: pip install flatbuffers, or 'hierjax[export]'")
+  for name, content in contents.items():
+    files.write(folder / name, content)
+  trained.taxonomy.to_csv(folder / 'taxonomy.csv')
+  rules.write_rules(folder / 'decode.json', trained.c.data.val, trained.rules, trained.taxonomy)
+  facts = papers.facts(trained, model, json_files.read_object(folder / 'decode.json'))
+  _seal(folder, facts)
+  facts['verified'] = verify(trained, runtime.load(folder), say)
+  files.write(folder / 'README.md', papers.card(facts, {n: len(c) for n, c in contents.items()}))
+  files.write(folder / 'example.py', papers.example())
+  _seal(folder, facts)
+  return facts
+
+
+def _seal(folder, facts):
+  """Write hierjax.json, and manifest.json with the sha256 of every file."""
+  files.write(folder / 'hierjax.json', json_files.dump(facts, indent=1) + '\n')
+  digests = {
+    path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(folder.iterdir())
+    if path.name != runtime.MANIFEST
+  }
+  content = json_files.dump({'format': runtime.FORMAT, 'files': digests}, indent=1)
+  files.write(folder / runtime.MANIFEST, content + '\n')
+
+
+def verify(trained: Model, exported: runtime.Exported, say: Callable[[str], None]) -> dict:
+  """Compare an exported model with its run on images of val and on drawn ones.
+
+  Args:
+    trained: the run.
+    exported: the artefact.
+    say: called with lines for the user.
+
+  Returns:
+    {'val': number of images, 'drawn': number, 'largest_difference': of probabilities}.
+
+  Raises:
+    UserError: a probability differs by more than 1e-4, or a decision.
+  """
+  rng, size = np.random.default_rng(0), trained.c.data.size
+  shapes = rng.integers(4, 2 * size, (IMAGES, 2))
+  images = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+  try:
+    examples = trained.split(trained.c.data.val)
+    n = len(examples.labels)
+    images += [
+      examples.reader(int(i)) for i in np.unique(np.linspace(0, n - 1, IMAGES).astype(int))
+    ]
+  except (UserError, OSError) as e:
+    say(f'note: compared on drawn images only, as val cannot be read: {e}')
+  reference, probs = (
+    papers.in_float32(trained).probabilities(images),
+    exported.probabilities(images),
+  )
+  is_read = ~np.isnan(reference[trained.levels[-1]]).any(1)
+  differences = [np.abs(reference[level] - probs[level])[is_read].max() for level in reference]
+  largest = float(np.max(differences))
+  if not largest <= TOLERANCE:
+    raise UserError(
+      f'export: the probabilities of the exported model differ from those of the run by up to '
+      f'{largest:.2g}, more than {TOLERANCE:g}; nothing is written'
+    )
+  expected = _decided(trained, {level: p[is_read] for level, p in reference.items()})
+  parts = [part.outputs for _, part in exported._run(images, runtime.BATCH_SIZE)]
+  inside = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+  results = [_decided(exported, {level: p[is_read] for level, p in probs.items()}), inside]
+  for name, values in expected.items():
+    for result in results:
+      if name in result and not np.array_equal(values, result[name]):
+        count = int((values != result[name]).reshape(len(values), -1).any(1).sum())
+        raise UserError(f'export: {name} differs for {count} of {len(values)} images')
+  return {'val': len(images) - IMAGES, 'drawn': IMAGES, 'largest_difference': largest}
+
+
+def _decided(predictor, probs):
+  """What a model decides, by the names of the graph's outputs."""
+  decisions, out = predictor.decide(probs), {}
+  if 'exclusive' in decisions:
+    out['path'] = decisions['exclusive']['joint'].pred
+  if 'tags' in decisions:
+    table = predictor.taxonomy.table('tags')
+    out |= {f'present/{k}': v for k, v in table.split(decisions['tags'].pred).items()}
+  if 'answer' in decisions:
+    out['answer'] = decisions['answer'].depth
+  return out

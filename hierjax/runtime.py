@@ -1,0 +1,162 @@
+"""Predictions of an exported model by onnxruntime, on machines without jax.
+
+`load(FOLDER)` reads what `hierjax export` wrote. Importing this module imports no jax.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from hierjax.core import files, json_files
+from hierjax.core.errors import UserError
+from hierjax.data import decoding, image_groups, transforms
+from hierjax.evaluate import rules
+from hierjax.evaluate.predictor import Predictor
+from hierjax.taxonomy import read_taxonomy
+
+FORMAT = 1
+MANIFEST = 'manifest.json'
+# What a predictor reads; the other files of an artefact are for people and for other programs.
+NEEDED = ('hierjax.json', 'taxonomy.csv', 'decode.json', 'model.onnx')
+MAX_BYTES, MAX_SIZE = 2**31, 4096  # of a file; pixels along a side of an input
+BATCH_SIZE = 32
+PREPROCESSING = {'size': int, 'resize': str, 'tta': int, 'max_pixels': int, 'max_bytes': int}
+
+
+class Outputs(NamedTuple):
+  """What a graph computes for a batch.
+
+  Attributes:
+    index: int [n], the readable images.
+    probs: {level with a head: float64 [n, C]}.
+    outputs: of the graph, by their names.
+  """
+
+  index: np.ndarray
+  probs: dict[str, np.ndarray]
+  outputs: dict[str, np.ndarray]
+
+
+class Exported(Predictor):
+  """An exported model; `load` makes one.
+
+  Attributes:
+    facts: the content of hierjax.json.
+    session: of onnxruntime.
+  """
+
+  def __init__(self, folder: pathlib.Path, contents: Mapping[str, bytes], threads: int | None):
+    """Read an artefact whose files are intact; use `load`."""
+    import onnxruntime
+
+    self.facts, self._view = _facts(folder)
+    self._threads = threads or os.cpu_count() or 1
+    multi = tuple(self.facts['taxonomy']['multi'])
+    self.taxonomy = read_taxonomy(folder / 'taxonomy.csv', multi)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    try:
+      self.session = onnxruntime.InferenceSession(
+        contents['model.onnx'], options, providers=['CPUExecutionProvider']
+      )
+    except Exception as e:  # onnxruntime raises many kinds
+      reason = ' '.join(str(e).split())[:200]
+      raise UserError(f'{folder / "model.onnx"}: cannot be loaded ({reason})') from None
+    self._check_graph(folder)
+    self.rules = rules.read_rules(folder / 'decode.json', self.taxonomy, self.levels)
+
+  def _check_graph(self, folder):
+    """Refuse a graph of another taxonomy or other images than the papers say."""
+    metadata = self.session.get_modelmeta().custom_metadata_map
+    digests = {self.facts['taxonomy']['hash'], metadata.get('taxonomy_sha256')}
+    if digests != {self.taxonomy.hash()}:
+      raise UserError(
+        f'{folder}: taxonomy.csv is not the taxonomy that the model was exported with: its classes '
+        'are others or in another order'
+      )
+    outputs = {output.name: output.shape for output in self.session.get_outputs()}
+    heads = [level for level in self.taxonomy.levels if f'probability/{level}' in outputs]
+    self.levels = tuple(heads)
+    views, size = [self._view.views] * (self._view.views > 1), self._view.size
+    fits = [x.shape[1:] == [*views, size, size, 3] for x in self.session.get_inputs()]
+    for level in heads:
+      fits.append(outputs[f'probability/{level}'][1:] == [self.taxonomy.num_classes(level)])
+    if not heads or fits.count(False) or len(fits) != len(heads) + 1:
+      raise UserError(f'{folder}: model.onnx and hierjax.json are not of one export')
+
+  def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute all outputs of the graph.
+
+    Args:
+      images: uint8 [N, S, S, 3]; [N, views, S, S, 3] where hierjax.json says 'tta' above 2.
+    """
+    names = [output.name for output in self.session.get_outputs()]
+    feed = {self.session.get_inputs()[0].name: images}
+    return dict(zip(names, self.session.run(names, feed)))
+
+  def _run(self, images, batch_size) -> Iterator[tuple[image_groups.Batch, Outputs]]:
+    sizes = sorted({1, batch_size or BATCH_SIZE})
+    batches = image_groups.batches(images, self._view, sizes, self._threads)
+    with contextlib.closing(batches):
+      for batch in batches:
+        index = np.flatnonzero([not error for error in batch.errors])
+        outputs = self.run(batch.pixels[index])
+        probs = {level: outputs[f'probability/{level}'].astype(np.float64) for level in self.levels}
+        if not all(np.isfinite(p).all() for p in probs.values()):
+          raise UserError(f'the model computes NaN or infinity from {batch.names[index[0]]} on')
+        yield batch, Outputs(index, probs, outputs)
+
+
+def _facts(folder: pathlib.Path) -> tuple[dict, image_groups.View]:
+  """hierjax.json, and how images become the graph's input, which is checked."""
+  path = folder / 'hierjax.json'
+  facts = json_files.read_object(path)
+  try:
+    views, table = facts['preprocessing'], facts['taxonomy']
+    is_sound = all(type(views[name]) is kind for name, kind in PREPROCESSING.items())
+    is_sound &= views['resize'] in transforms.RESIZE and views['tta'] in (1, 2, 3, 5)
+    is_sound &= 0 < views['size'] <= MAX_SIZE and all(isinstance(x, str) for x in table['multi'])
+    deep = views['deep_range'] and tuple(views['deep_range'])
+    if deep not in (None, decoding.OWN_RANGE):
+      low, high = map(float, deep)
+      is_sound &= low < high
+  except (KeyError, TypeError, ValueError):
+    is_sound = False
+  if not is_sound or facts.get('format') != FORMAT:
+    raise UserError(f'{path}: is damaged, or of another version of hierjax')
+  # the mirror image, the second view, is made within the graph
+  count = views['tta'] if views['tta'] > 2 else 1
+  how = decoding.Decoding(views['max_pixels'], deep)
+  return facts, image_groups.View(views['size'], views['resize'], count, views['max_bytes'], how)
+
+
+def load(folder: str | os.PathLike, threads: int | None = None) -> Exported:
+  """Load an exported model. Its files must be those of its manifest, byte by byte.
+
+  Args:
+    folder: that `hierjax export` wrote.
+    threads: that compute, and that read images; None for as many as there are cores.
+
+  Raises:
+    UserError: the folder is no artefact, a file is damaged or missing, or the taxonomy is another.
+  """
+  folder = pathlib.Path(folder)
+  if not (folder / MANIFEST).exists():
+    raise UserError(f'{folder}: no exported model (no {MANIFEST}); hierjax export writes one')
+  listed = json_files.read_object(folder / MANIFEST).get('files')
+  if not isinstance(listed, dict) or not {*NEEDED} <= {*listed}:
+    raise UserError(f'{folder / MANIFEST}: is damaged: it must list {", ".join(NEEDED)}')
+  contents = {}
+  for name, digest in listed.items():
+    files.check_name(name, f'{folder / MANIFEST}: the file {name[:80]!r}')
+    content = files.read_bytes(folder / name, MAX_BYTES)
+    if hashlib.sha256(content).hexdigest() != digest:
+      raise UserError(f'{folder / name}: is damaged: its sha256 is not that of {MANIFEST}')
+    contents |= {name: content} if name in NEEDED else {}
+  return Exported(folder, contents, threads)

@@ -1,0 +1,197 @@
+"""Exported runs answer as the run does, and nothing else can be loaded as one."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from hierjax import model, runtime
+from hierjax.core.errors import UserError
+from hierjax.export import artefact
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+IMAGES = [
+  np.full((40, 50, 3), 90, np.uint8),
+  np.arange(30 * 20 * 3, dtype=np.uint8).reshape(30, 20, 3),
+]
+
+
+@pytest.fixture(scope='session')
+def exported(finished_run, shared_folder) -> pathlib.Path:
+  """The artefact of the finished run, to be read only."""
+
+  def make(folder):
+    with pytest.MonkeyPatch.context() as patch:
+      tiny.register(patch)
+      tiny.use_one_device(patch)
+      artefact.export(model.load(finished_run), folder / 'artefact', print)
+
+  return shared_folder('exported', make) / 'artefact'
+
+
+@pytest.fixture
+def copied(exported, tmp_path) -> pathlib.Path:
+  """A copy of the artefact that a test may change."""
+  return pathlib.Path(shutil.copytree(exported, tmp_path / 'artefact'))
+
+
+def test_it_answers_as_the_run_does(exported, finished_run, tiny_backbone, one_device):
+  """The same records, with batches of 1, 3 and 64, and an unreadable image among them."""
+  trained, loaded = model.load(finished_run), runtime.load(exported)
+  images = [*IMAGES, b'no image'] * 22
+  expected = trained.predict(images[:66])
+  for size in (1, 3, 64):
+    records = loaded.predict(images[:66], batch_size=size)
+    assert [r.get('path') for r in records] == [r.get('path') for r in expected]
+    assert records[2] == expected[2] == {'file': 'image 2', 'error': 'unreadable image'}
+  for level, p in trained.probabilities(images[:3]).items():
+    np.testing.assert_allclose(loaded.probabilities(images[:3])[level], p, atol=1e-6)
+  facts = json.loads((exported / 'hierjax.json').read_text())
+  assert facts['verified']['largest_difference'] < 1e-4 and facts['verified']['val'] == 40
+
+
+def test_stablehlo_answers_as_well(exported):
+  """Its batch size is symbolic."""
+  program = jax.export.deserialize(bytearray((exported / 'model.stablehlo').read_bytes()))
+  loaded = runtime.load(exported)
+  for n in (1, 3):
+    images = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), np.uint8)
+    probs, features = program.call(images)
+    outputs = loaded.run(images)
+    np.testing.assert_allclose(features, outputs['features'], atol=1e-5)
+    for level, p in probs.items():
+      np.testing.assert_allclose(p, outputs[f'probability/{level}'], atol=1e-5)
+
+
+WITHOUT = """
+import sys
+class Refuse:
+  def find_spec(self, name, path=None, target=None):
+    if name.split('.')[0] in {names}:
+      raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import json
+import numpy as np
+from hierjax import runtime
+image = np.full((40, 50, 3), 90, np.uint8)
+print(json.dumps(runtime.load(sys.argv[1]).predict(image)))
+"""
+TRAINING = ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'grain', 'ml_collections', 'absl', 'scipy')
+
+
+def test_the_runtime_needs_no_package_of_training(exported):
+  """NumPy, onnxruntime and the decoders are what it imports."""
+  command = [sys.executable, '-c', WITHOUT.format(names=TRAINING), str(exported)]
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stderr
+  assert json.loads(result.stdout) == runtime.load(exported).predict(IMAGES[0])
+
+
+def test_the_example_predicts(exported, tmp_path):
+  """It stands alone in the artefact."""
+  from PIL import Image
+
+  Image.fromarray(IMAGES[0]).save(tmp_path / 'x.png')
+  command = [sys.executable, str(exported / 'example.py'), str(tmp_path / 'x.png')]
+  result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stderr
+  (record,) = runtime.load(exported).predict(IMAGES[0])
+  for level, name in record['path'].items():
+    assert f'{level}: {name}' in result.stdout
+
+
+def damage(path: pathlib.Path) -> None:
+  """Change one byte in the middle of a file."""
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+  'name', ['model.onnx', 'taxonomy.csv', 'hierjax.json', 'decode.json', 'README.md']
+)
+def test_a_damaged_file_is_refused(copied, name):
+  """Each file of the manifest, one byte changed."""
+  damage(copied / name)
+  with pytest.raises(UserError, match=f'{name}: is damaged: its sha256'):
+    runtime.load(copied)
+
+
+def reseal(folder: pathlib.Path) -> None:
+  """Make the manifest fit changed files."""
+  artefact._seal(folder, json.loads((folder / 'hierjax.json').read_text()))
+
+
+def test_another_taxonomy_is_refused(copied):
+  """Two rows in another order, with a manifest that fits; also where hierjax.json says its hash."""
+  path = copied / 'taxonomy.csv'
+  head, first, second, *others = path.read_text().splitlines()
+  path.write_text('\n'.join([head, second, first, *others]) + '\n')
+  reseal(copied)
+  with pytest.raises(UserError, match='classes are others or in another order'):
+    runtime.load(copied)
+  facts = json.loads((copied / 'hierjax.json').read_text())
+  facts['taxonomy']['hash'] = runtime.read_taxonomy(path).hash()
+  artefact._seal(copied, facts)
+  with pytest.raises(UserError, match='classes are others or in another order'):
+    runtime.load(copied)
+
+
+@pytest.mark.parametrize(
+  ('name', 'change'),
+  [
+    ('preprocessing', {'size': 64}),
+    ('preprocessing', {'size': 10**9}),
+    ('preprocessing', {'tta': 3}),
+    ('preprocessing', {'resize': 'no'}),
+    ('preprocessing', {'max_pixels': '1'}),
+    ('preprocessing', {'deep_range': [1]}),
+    ('taxonomy', {'multi': ['model']}),
+    ('taxonomy', {'multi': 1}),
+  ],
+)
+def test_papers_that_do_not_fit_are_refused(copied, name, change):
+  """In one line, whatever they say."""
+  facts = json.loads((copied / 'hierjax.json').read_text())
+  facts[name] |= change
+  artefact._seal(copied, facts)
+  with pytest.raises(UserError) as error:
+    runtime.load(copied)
+  assert '\n' not in str(error.value)
+
+
+def test_what_is_no_artefact_is_refused(copied, tmp_path):
+  """A folder without a manifest, a file that is missing, and a manifest that leads elsewhere."""
+  with pytest.raises(UserError, match='no exported model'):
+    runtime.load(tmp_path)
+  manifest = json.loads((copied / 'manifest.json').read_text())
+  manifest['files']['../x'] = '0'
+  (copied / 'manifest.json').write_text(json.dumps(manifest))
+  with pytest.raises(UserError, match='cannot be part of the name'):
+    runtime.load(copied)
+  del manifest['files']['../x'], manifest['files']['model.onnx']
+  (copied / 'manifest.json').write_text(json.dumps(manifest))
+  with pytest.raises(UserError, match='must list'):
+    runtime.load(copied)
+
+
+def test_a_difference_leaves_nothing(
+  finished_run, tmp_path, monkeypatch, tiny_backbone, one_device
+):
+  """The folder appears only after the comparison."""
+  trained = model.load(finished_run)
+  graph = artefact.program.onnx_model(trained)
+  monkeypatch.setattr(artefact.program, 'onnx_model', lambda trained: graph)
+  monkeypatch.setattr(artefact.program, 'stablehlo', lambda trained: b'')
+  trained.variables = jax.tree.map(lambda x: x * 1.1, trained.variables)
+  with pytest.raises(UserError, match='differ from those of the run'):
+    artefact.export(trained, tmp_path / 'new', print)
+  assert not [*tmp_path.iterdir()]
+  with pytest.raises(UserError, match='exists'):
+    artefact.export(trained, tmp_path, print)

@@ -43,7 +43,8 @@ def numbers(run: Run) -> dict:
 
   Returns:
     'split', 'images', 'decision', 'levels' {level: top-1}, 'full_path' and its 'interval',
-    'hierarchy' (a `verdict.Comparison` or why there is none), 'weak' and 'next'.
+    'hierarchy' (a `verdict.Comparison` or why there is none), 'gain' of the joint decision over the
+    finest head alone with its standard error, 'weak' and 'next'.
   """
   view, evaluation = run.exclusive, run.evaluation or {}
   decode = evaluation.get('decode') or {}
@@ -59,6 +60,7 @@ def numbers(run: Run) -> dict:
     'full_path': scores.get('fpa'),
     'interval': [interval[end] for end in ('low', 'high') if is_finite(interval.get(end))],
     'hierarchy': result,
+    'gain': [get(evaluation, f'calibration.{name}') for name in ('gain', 'gain_error')],
     'weak': weak_classes(view) if view else [],
     'next': next_steps(run, result),
   }

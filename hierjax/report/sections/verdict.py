@@ -121,7 +121,8 @@ def _render(run: Run, result: Comparison | str | None) -> Markup:
   if result is None:
     return paragraph('There is no evaluation of this run, so nothing can be compared.')
   if isinstance(result, str):
-    return render('verdict', run=run, reason=result)
+    gain = [get(run.evaluation, f'calibration.{name}') for name in ('gain', 'gain_error')]
+    return render('verdict', run=run, reason=result, gain=gain)
   rows = result.rows.values()
   has_independent = bool(run.evaluation['decode'].get('independent'))
   return render(

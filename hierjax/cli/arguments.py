@@ -17,7 +17,9 @@ from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 
 MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate', 'probe')
-MODES += ('plan', 'export', 'options')
+MODES += ('plan', 'export', 'options', 'compare')
+# Those that take words after the command.
+WITH_WORDS = ('options', 'compare')
 # Short names of options: --lr=3e-4 is --config.optim.lr=3e-4.
 ALIASES = {
   'data': 'data.root',
@@ -31,9 +33,12 @@ ALIASES = {
 # The modes that each flag is for, where it is not for all of them.
 VALID_WITH = {
   'resume_from': ('train',),
-  'workdir': ('train', 'evaluate', 'report', 'predict', 'table', 'migrate', 'probe', 'export'),
+  'workdir': (
+    *('train', 'evaluate', 'report', 'predict', 'table', 'migrate', 'probe', 'export'),
+    'compare',
+  ),
   'json': ('train', 'plan'),
-  'split': ('evaluate', 'table'),
+  'split': ('evaluate', 'table', 'compare'),
   'images': ('predict',),
   'classes': ('predict', 'evaluate'),
   'region': ('predict', 'evaluate'),
@@ -105,7 +110,7 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_boolean(
     'json', False, 'train, plan: print the result as one line of JSON', flag_values=values
   )
-  text('split', 'val', 'evaluate, table: the split')
+  text('split', 'val', 'evaluate, table, compare: the split')
   text('images', '', 'predict: a file, a folder or a glob in quotes')
   text(
     'classes',
@@ -185,7 +190,7 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     raise UserError(' '.join(str(e).split())) from None
   if values.help or values.helpfull or values.helpshort:
     return None
-  if unexpected and values.mode != 'options':
+  if unexpected and values.mode not in WITH_WORDS:
     raise UserError(
       f'unexpected argument {unexpected[0]!r}: after the command come flags only: --config=..., '
       '--workdir=...; see --help'
@@ -266,6 +271,8 @@ def _check(arguments: Arguments) -> None:
     raise UserError('--region needs --classes=FILE, the list of the classes of each region')
   if mode == 'export' and not arguments.output:
     raise UserError('--mode=export needs --output=FOLDER, a new folder')
+  if mode == 'compare' and len(arguments.patterns) < 2:
+    raise UserError('compare needs two folders or more: hierjax compare RUN RUN')
   if mode == 'migrate':
     for name in ('from', 'taxonomy', 'workdir'):
       if not arguments.flags[name]:

@@ -38,6 +38,9 @@ COMMANDS = f"""hierjax: hierarchical image classification.
       table.md and table.csv after each: our mean and deviation over the seeds next to the paper's
       figures. --limit=300 --epochs=1 is a quick look; --config=NAME:ROW is one row alone, with
       every other command; NAME:ARGUMENT is one of several tables of a file
+  hierjax compare runs/one runs/other
+      the second against the first: compare.html, compare.json and compare.csv in --workdir
+      (runs/compare), paired intervals, classes won and lost; a run may be a folder of seeds
   hierjax migrate --from=runs/mine --taxonomy=new.csv --workdir=runs/grown
       make the run for a changed taxonomy; train continues it
   hierjax probe --config=3head --data=FOLDER --workdir=runs/p

@@ -101,6 +101,11 @@ def table(name: str, **values: object) -> str:
   return _page('table', name=name, **values)
 
 
+def comparison(**values: object) -> str:
+  """Render the page of a comparison from the values that compare.html.j2 reads."""
+  return _page('compare', name=f'Against {values["reference"]}', **values)
+
+
 def _page(template: str, **values) -> str:
   defaults = {'date': _time(), 'technical': [], 'terms': {}}
   return str(render(template, **defaults | values))

@@ -109,7 +109,7 @@ def compare(run: Run) -> Comparison | str:
   decision = next(name for name in ('joint', 'leaf', 'independent') if decode.get(name))
   mismatches = _mismatches(run, split)
   runs = [run] if mismatches else [run, *_other_seeds(run, split, decision)]
-  labels = _labels(run)
+  labels = labels_of(run)
   differences, basis = ({}, '') if mismatches else _differences(runs, split, decision, labels)
   rows = {row.name: row for row in _rows(runs, split, decision, labels, differences)}
   answer = _answer(rows['fpa'], mismatches)
@@ -156,8 +156,8 @@ def _other_seeds(run: Run, split: str, decision: str) -> list[Run]:
   return others
 
 
-def _labels(run: Run) -> dict[str, str]:
-  """The metrics that are compared: METRIC or METRIC/LEVEL, and what they are called."""
+def labels_of(run: Run) -> dict[str, str]:
+  """Return the metrics that are compared: METRIC or METRIC/LEVEL, and what they are called."""
   labels = {f'top1/{level}': f'{level} accuracy' for level in reversed(run.levels)}
   labels |= {'fpa': 'full-path accuracy', 'hvr': 'contradictions (HVR)'}
   return labels | {'severity': 'severity of mistakes', 'ahd1': 'distance (AHD@1)'}

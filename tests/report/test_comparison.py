@@ -87,8 +87,8 @@ def test_only_images_in_common_are_compared(folders, tmp_path):
   numbers = comparison.compare([single, str(tmp_path / 'part')])
   assert (numbers['images'], numbers['all_images']) == (150, 200)
   assert numbers['metrics']['part']['fpa'].baseline == pytest.approx(ours[rows].mean())
-  theirs = (part['pred_joint'] == arrays['labels'][rows]).all(1).mean()
-  assert numbers['metrics']['part']['fpa'].value == pytest.approx(theirs)
+  second = (part['pred_joint'] == arrays['labels'][rows]).all(1).mean()
+  assert numbers['metrics']['part']['fpa'].value == pytest.approx(second)
 
 
 def test_what_cannot_be_compared_is_refused(folders, tmp_path):

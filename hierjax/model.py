@@ -374,6 +374,8 @@ class Model(Predictor):
 def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
   """Load the model that was trained in a folder.
 
+  What jax compiles is cached as on the command line, see `parallel.use_compilation_cache`.
+
   Args:
     workdir: the folder.
     c: the run's configuration with other options of data and eval; None for it as it is.
@@ -381,6 +383,7 @@ def load(workdir: str | pathlib.Path, c: ConfigDict | None = None) -> Model:
   Raises:
     UserError: the folder holds no run, or a damaged one.
   """
+  parallel.use_compilation_cache()
   workdir = pathlib.Path(workdir)
   if c is None:
     c = run_config(workdir)

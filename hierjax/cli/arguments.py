@@ -40,6 +40,7 @@ VALID_WITH = {
   'json': ('train', 'plan'),
   'split': ('evaluate', 'table', 'compare'),
   'images': ('predict',),
+  'output': ('predict',),
   'classes': ('predict', 'evaluate'),
   'region': ('predict', 'evaluate'),
   'seeds': ('table',),
@@ -111,7 +112,8 @@ def define(values: flags.FlagValues) -> None:
     'json', False, 'train, plan: print the result as one line of JSON', flag_values=values
   )
   text('split', 'val', 'evaluate, table, compare: the split')
-  text('images', '', 'predict: a file, a folder or a glob in quotes')
+  text('images', '', 'predict: an image, a folder, a glob in quotes, or a .txt or .csv of paths')
+  text('output', '', 'predict: FILE.jsonl, .csv or .parquet, with which a stopped command goes on')
   text(
     'classes',
     None,

@@ -2,12 +2,8 @@
 
 import errno
 import importlib
-import os
-import pathlib
 import signal
 import sys
-
-import jax
 
 from hierjax.cli import arguments, errors, process
 from hierjax.core import parallel, terminal
@@ -29,7 +25,7 @@ def execute(args: arguments.Arguments) -> int:
       parallel.start(
         args.coordinator, args.num_processes, args.process_id, args.start_timeout, args.peer_timeout
       )
-    _use_compilation_cache()
+    parallel.use_compilation_cache()
     # Imported only now: a command needs no package that only others need.
     code = importlib.import_module(f'hierjax.cli.{args.mode}').run(args)
     sys.stdout.flush()
@@ -51,12 +47,3 @@ def execute(args: arguments.Arguments) -> int:
       raise
   parallel.stop(code, are_together)
   return code
-
-
-def _use_compilation_cache() -> None:
-  cache = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-  if not cache:
-    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
-    cache = str(home / 'hierjax' / 'jax')
-  jax.config.update('jax_compilation_cache_dir', cache)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -2,49 +2,70 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
 
+from ml_collections import ConfigDict
+
+from hierjax.core import files, terminal
 from hierjax.core.errors import UserError
-from hierjax.data import image_groups
-from hierjax.model import Model
+from hierjax.data import csv_columns, csv_paths, image_groups
+from hierjax.data.findings import Findings
+from hierjax.data.read_csv import SUFFIXES
+from hierjax.taxonomy import read_table
 
 
-def expand(pattern: str) -> list[str]:
-  """List the files that --images names, sorted.
+def expand(pattern: str, options: ConfigDict) -> dict[str, str]:
+  """List the files that --images names.
 
   Args:
-    pattern: a glob, a folder or a file.
+    pattern: a glob, a folder, an image, a text file with a path on each line, or a CSV file with a
+      column of them.
+    options: `config.data`, of which those on CSV files count.
+
+  Returns:
+    {name: path}, sorted, or in the order of the list, which gives the names.
 
   Raises:
-    UserError: no file matches.
+    UserError: no file matches, or the list cannot be read.
   """
   path = pathlib.Path(pattern).expanduser()
   if path.name == '**':
     path /= '*'
   try:
     if path.is_dir():
-      files = image_groups.below(path)
+      paths = image_groups.below(path)
+    elif path.is_file() and path.suffix.lower() in ('.txt', *SUFFIXES):
+      return _read_list(path, options)
     elif os.path.lexists(path):
-      files = [path]
+      paths = [path]
     else:
       # pathlib's ** does not follow links, which may lead in a circle.
       matches = pathlib.Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-      files = [p for p in matches if not p.name.startswith('.')]
+      paths = [p for p in matches if not p.name.startswith('.')]
   except (OSError, ValueError) as e:
     raise UserError(f'--images={pattern}: {e}') from None
-  if not files:
+  if not paths:
     raise UserError(f'--images={pattern}: no file matches')
-  return [str(p) for p in sorted(files)]
+  return {name: name for name in map(str, sorted(paths))}
 
 
-def predict_files(model: Model, pattern: str) -> Iterator[dict]:
-  """Predict all files of a pattern.
-
-  Args:
-    model: the trained model.
-    pattern: a glob, a folder or a file.
-
-  Yields:
-    One record an image, see `Model.predict`.
-  """
-  yield from model.predict_iter(expand(pattern))
+def _read_list(path, options):
+  """{name: path} of the images that a list names, relative to here or to the list's folder."""
+  root = path.parent
+  if path.suffix.lower() == '.txt':
+    names = map(str.strip, files.read_text(path).splitlines())
+  else:
+    values = csv_columns.transposed(read_table(path, options.delimiter, options.encoding))
+    names = values[csv_columns.file_column(options, f'{path}:1', values, Findings())]
+    root /= pathlib.Path(options.image_root or '').expanduser()
+  paths = {name: name for name in names if name}
+  if not paths:
+    raise UserError(f'--images={path}: names no image')
+  distant = [name for name in paths if not os.path.lexists(name)]
+  findings = Findings()
+  if path.suffix.lower() == '.txt':
+    places = {name: name for name in distant}
+  else:
+    places = csv_paths.locate(distant, root, str(path), findings)
+  for note in findings.notes:
+    terminal.say(f'note: {note}')
+  return paths | {name: str(root / place) for name, place in places.items()}

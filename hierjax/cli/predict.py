@@ -1,17 +1,45 @@
-"""--mode=predict: classes of images, a line of JSON for each."""
+"""hierjax predict: classes of images, a line of JSON for each, on stdout or in a file."""
+
+import sys
+from collections import Counter
 
 from hierjax.cli import images, runs
 from hierjax.cli.arguments import Arguments
-from hierjax.core import json_files
+from hierjax.cli.predictions import Output
+from hierjax.core import json_files, terminal
 
 
 def run(args: Arguments) -> int:
-  """Print the predictions of all images, each as soon as it is there.
+  """Predict all images, each as soon as it is there, and count those that cannot be read.
 
   Args:
     args: the arguments.
   """
-  trained = runs.load(args)
-  for line in images.predict_files(trained, args.images):
-    print(json_files.dump(line), flush=True)
+  c = runs.run_config(args, args.workdir)
+  paths = images.expand(args.images, c.data)
+  output = Output(args.output) if args.output else None
+  skipped = [name for name in paths if output and name in output.names]
+  if skipped:
+    terminal.say(
+      f'{args.output} holds {len(skipped)} of {len(paths)} images, which are skipped; for another '
+      'model give another --output'
+    )
+  paths = {name: path for name, path in paths.items() if not output or name not in output.names}
+  records = runs.load(args).predict_iter(paths.values()) if paths else ()
+  errors, show = Counter(), terminal.Progress()
+  for count, (name, record) in enumerate(zip(paths, records), 1):
+    record['file'] = name
+    errors.update([record['error']] if 'error' in record else [])
+    if output:
+      output.write(record)
+    else:
+      print(json_files.dump(record), flush=True)
+    # a terminal shows one of the two
+    if output or not sys.stdout.isatty():
+      show(count, len(paths))
+  if output:
+    output.close()
+  if errors:
+    listing = '; '.join(f'{reason} ({n})' for reason, n in errors.most_common(3))
+    terminal.say(f'{errors.total()} of {len(paths)} images could not be read: {listing}')
   return 0

@@ -201,6 +201,18 @@ def stop(code: int, together: bool) -> None:
     os._exit(code)
 
 
+def use_compilation_cache() -> None:
+  """Let jax cache what it compiles in ~/.cache/hierjax/jax, unless it has a folder for that.
+
+  JAX_COMPILATION_CACHE_DIR names another one, and JAX_ENABLE_COMPILATION_CACHE=false does without.
+  """
+  home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update('jax_compilation_cache_dir', str(home / 'hierjax' / 'jax'))
+  least = min(0.5, jax.config.jax_persistent_cache_min_compile_time_secs)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', least)
+
+
 def first() -> bool:
   """Whether this process is the one that writes files and logs."""
   return jax.process_index() == 0

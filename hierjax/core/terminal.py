@@ -1,6 +1,7 @@
 """Lines for people, which quote names from elsewhere but obey none of them."""
 
 import contextlib
+import datetime
 import os
 import sys
 import time
@@ -62,14 +63,15 @@ def show(text: str) -> None:
 
 
 class Progress:
-  """Says on stderr how far long work is: a bar on a terminal, a line now and then in a log.
+  """Says on stderr how far long work is, and how fast: a bar on a terminal, lines in a log.
 
   Args:
     unit: what is counted.
   """
 
   def __init__(self, unit: str = 'images'):
-    self._unit, self._last = unit, time.monotonic()
+    self._unit, self._start = unit, time.monotonic()
+    self._last = self._start
 
   def __call__(self, count: int, total: int) -> None:
     """Say that `count` of `total` are done."""
@@ -77,6 +79,10 @@ class Progress:
     if count < total and elapsed < (0.1 if is_bar else SECONDS):
       return
     self._last, line = time.monotonic(), f'{count:,}/{total:,} {self._unit}'
+    rate = count / max(self._last - self._start, 1e-9)
+    line += f', {rate:,.1f}/s'
+    if 0 < count < total:
+      line += f', {datetime.timedelta(seconds=round((total - count) / rate))} left'
     if is_bar:
       filled = BAR * count // max(total, 1)
       end = '\n' if count == total else ''

@@ -78,7 +78,7 @@ def assign(
     findings: receives what was guessed, and an error where no column names images.
   """
   values, known_levels = transposed(table), taxonomy.levels if taxonomy else ()
-  file = _file_column(options, where, values, findings)
+  file = file_column(options, where, values, findings)
   split = _split_column(options, where, values, known_levels, findings)
   new_names = {c: name for c, name in ((file, 'file'), (split, 'split')) if c}
   # A level cannot be called like the column that an option has replaced.
@@ -139,7 +139,13 @@ def _named(option, name, columns, where, findings):
   return findings.error(where, 'columns', text)
 
 
-def _file_column(options, where, values, findings):
+def file_column(options: ConfigDict, where: str, values: Values, findings: Findings) -> str | None:
+  """Return the column that names images.
+
+  Args:
+    options, where, findings: see `assign`.
+    values: the columns.
+  """
   if options.file_column:
     return _named('file_column', options.file_column, list(values), where, findings)
   candidates, columns = names_images(values), ', '.join(values)

@@ -153,10 +153,12 @@ def test_an_endless_generator_is_read_a_few_batches_ahead():
 
 
 def test_threads_start_once_and_end():
-  before = threading.active_count()
+  before = {*threading.enumerate()}
   batches = image_groups.batches([RGB] * 64, VIEW, [2], threads=3)
-  counts = [threading.active_count() for _ in batches]
-  assert max(counts) <= before + 3 and threading.active_count() == before
+  new = {thread for _ in batches for thread in threading.enumerate()} - before
+  for thread in new:
+    thread.join(timeout=10)
+  assert 0 < len(new) <= 3 and not any(thread.is_alive() for thread in new)
 
 
 def test_processes_start_once_and_give_the_same(tmp_path):

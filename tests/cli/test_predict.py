@@ -1,0 +1,166 @@
+"""hierjax predict: lists of images, files of predictions that a stopped command goes on with."""
+
+import csv
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from pyarrow import parquet
+
+import hierjax
+from hierjax.cli import arguments, images, predict, predictions
+from hierjax.core import config
+from hierjax.core.errors import UserError
+
+OPTIONS = config.default().data
+
+
+def png(seed=0):
+  stream = io.BytesIO()
+  pixels = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
+  Image.fromarray(pixels).save(stream, 'PNG')
+  return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  """Seven images, of which two cannot be read, and lists that name them; the working directory."""
+  (tmp_path / 'img').mkdir()
+  for i in range(5):
+    (tmp_path / f'img/{i}.png').write_bytes(png(i))
+  (tmp_path / 'img/5.png').write_bytes(png()[:40])
+  (tmp_path / 'img/6.png').touch()
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+def test_lists_of_images(folder):
+  """Paths relative to here or to the list, any column and delimiter, paths of another machine."""
+  lists = {
+    'list.txt': 'img/3.png\n\nimg/gone.png\nimg/1.png\n',
+    'img/list.txt': '3.png\n gone.png\n1.png',
+    'list.csv': f'id;photo\n1;img/3.png\n2;{folder}/img/1.png\n3;C:\\x\\4.png\n4;img/3.png\n',
+  }
+  for name, text in lists.items():
+    (folder / name).write_text(text)
+  assert images.expand('list.txt', OPTIONS) == {
+    'img/3.png': 'img/3.png',
+    'img/gone.png': 'img/gone.png',
+    'img/1.png': 'img/1.png',
+  }
+  paths = images.expand('img/list.txt', OPTIONS)
+  assert [*paths] == ['3.png', 'gone.png', '1.png'] and paths['3.png'] == 'img/3.png'
+  paths = images.expand('list.csv', OPTIONS)
+  assert [*paths] == ['img/3.png', f'{folder}/img/1.png', 'C:\\x\\4.png']
+  assert [os.path.exists(path) for path in paths.values()] == [True] * 3
+  (folder / 'empty.txt').touch()
+  (folder / 'other.csv').write_text('a,b\n1,2\n')
+  for name, words in (('empty.txt', 'names no image'), ('other.csv', 'no column "file"')):
+    with pytest.raises(UserError, match=words):
+      images.expand(name, OPTIONS)
+
+
+def record(name, **changes):
+  return {
+    'file': name,
+    'path': {'make': 'A, "B"\nC', 'model': 'é'},
+    'prob': {'make': 0.5, 'model': 0.25},
+    'classes': {'tag': ['sea', 'sun']},
+    'top': {'make': [['A', 0.5]]},
+    **changes,
+  }
+
+
+def read_table(path):
+  if path.suffix == '.parquet':
+    return parquet.read_table(path).to_pylist()
+  with open(path, newline='') as f:
+    return list(csv.DictReader(f))
+
+
+@pytest.mark.parametrize('suffix', ['.jsonl', '.csv', '.parquet'])
+def test_a_stopped_file_goes_on(tmp_path, suffix):
+  """What is whole stays, a cut line goes, and a later call adds to a complete file."""
+  path = tmp_path / f'x{suffix}'
+  output = predictions.Output(str(path))
+  assert output.names == set()
+  output.write(record('1'))
+  output.write(record('2'))
+  lines = path if suffix == '.jsonl' else tmp_path / f'x{suffix}.jsonl'
+  with open(lines, 'ab') as f:
+    f.write(json.dumps(record('3')).encode()[:50])  # the program was killed here
+  output = predictions.Output(str(path))
+  assert output.names == {'1', '2'}
+  output.write({'file': '3\udcff', 'error': 'not an image'})
+  output.close()
+  output = predictions.Output(str(path))
+  assert len(output.names) == 3
+  output.write(record('4', answer={'level': 'make', 'prob': 1, 'reason': None}))
+  output.close()
+  assert os.listdir(tmp_path) == [path.name]
+  if suffix == '.jsonl':
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row['file'] for row in rows] == ['1', '2', '3\udcff', '4'] and rows[0] == record('1')
+    return
+  rows = read_table(path)
+  assert [row['file'] for row in rows] == ['1', '2', '3\\udcff', '4']
+  assert [row['path.make'] or '' for row in rows] == ['A, "B"\nC', 'A, "B"\nC', '', 'A, "B"\nC']
+  assert float(rows[3]['answer.prob']) == 1 and rows[2]['error'] == 'not an image'
+  assert rows[0]['classes.tag'] == 'sea|sun' and 'top.make' not in rows[0]
+
+
+@pytest.mark.parametrize(
+  ('name', 'content'),
+  [
+    ('x.jsonl', b'{"a": 1}\n'),
+    ('x.jsonl', b'notes\nof mine'),
+    ('x.jsonl', b'[1]\n'),
+    ('x.csv', b'a,b\n1,2\n'),
+    ('x.parquet', b'PAR1'),
+    ('x.csv.jsonl', b'{}\n'),
+  ],
+)
+def test_other_files_are_left_alone(tmp_path, name, content):
+  (tmp_path / name).write_bytes(content)
+  path = tmp_path / name.replace('.csv.jsonl', '.csv')
+  with pytest.raises(UserError, match='something other than predictions'):
+    predictions.Output(str(path))
+  assert (tmp_path / name).read_bytes() == content
+  with pytest.raises(UserError, match=r'must end in \.jsonl, \.csv, \.parquet'):
+    predictions.Output(str(tmp_path / 'x.txt'))
+
+
+def test_predict_writes_counts_and_goes_on(folder, finished_run, monkeypatch, capsys):
+  """The records are those of the API, errors are counted, a rerun predicts what is new only."""
+  tiny.register(monkeypatch)
+  tiny.use_one_device(monkeypatch)
+
+  def run(*flags):
+    assert (
+      predict.run(arguments.parse(['hierjax', 'predict', f'--workdir={finished_run}', *flags])) == 0
+    )
+    return capsys.readouterr()
+
+  (folder / 'first.txt').write_text('img/0.png\nimg/5.png')
+  printed = run('--images=first.txt')
+  written = run('--images=first.txt', '--output=x.jsonl')
+  assert written.out == '' and (folder / 'x.jsonl').read_text() == printed.out
+  assert '2/2 images' in written.err and '1 of 2 images could not be read: ' in written.err
+  resumed = run('--images=img', '--output=x.jsonl')
+  assert (
+    'x.jsonl holds 2 of 7 images, which are skipped' in resumed.err and '5/5 images' in resumed.err
+  )
+  records = [json.loads(line) for line in (folder / 'x.jsonl').read_text().splitlines()]
+  assert sorted(r['file'] for r in records) == [f'img/{i}.png' for i in range(7)]
+  assert records[-1] == {'file': 'img/6.png', 'error': 'empty: it has no bytes'}
+  assert 'holds 7 of 7' in run('--images=img', '--output=x.jsonl').err
+  model = hierjax.load(finished_run)
+  assert model.predict('img')[:5] == [r for r in records if 'error' not in r]
+  probs = [model.probabilities('img', batch_size=n) for n in (None, 1, 3)]
+  for p in probs[1:]:
+    for level in p:
+      np.testing.assert_allclose(p[level], probs[0][level], rtol=0, atol=2e-6)

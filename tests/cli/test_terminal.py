@@ -63,7 +63,10 @@ def test_a_terminal_gets_colours_and_a_bar_and_a_log_neither(monkeypatch):
   progress(2, 4)
   terminal.say('note: half')
   progress(4, 4)
-  bars = f'[{"#" * 15}{"-" * 15}] 2/4 files', f'[{"#" * 30}] 4/4 files\n'
+  bars = (
+    f'[{"#" * 15}{"-" * 15}] 2/4 files, 2.0/s, 0:00:01 left',
+    f'[{"#" * 30}] 4/4 files, 4.0/s\n',
+  )
   lines = ['', bars[0], '\x1b[36mnote:\x1b[0m half\n', bars[1]]
   assert screen.getvalue() == terminal.ERASE.join(lines)
   monkeypatch.setenv('NO_COLOR', '1')

@@ -40,7 +40,7 @@ VALID_WITH = {
   'json': ('train', 'plan'),
   'split': ('evaluate', 'table', 'compare'),
   'images': ('predict',),
-  'output': ('predict',),
+  'output': ('predict', 'export'),
   'classes': ('predict', 'evaluate'),
   'region': ('predict', 'evaluate'),
   'seeds': ('table',),
@@ -50,7 +50,6 @@ VALID_WITH = {
   'taxonomy': ('migrate',),
   'renames': ('migrate',),
   'shots': ('migrate',),
-  'output': ('export',),
 }
 
 
@@ -113,7 +112,11 @@ def define(values: flags.FlagValues) -> None:
   )
   text('split', 'val', 'evaluate, table, compare: the split')
   text('images', '', 'predict: an image, a folder, a glob in quotes, or a .txt or .csv of paths')
-  text('output', '', 'predict: FILE.jsonl, .csv or .parquet, with which a stopped command goes on')
+  text(
+    'output',
+    '',
+    'export: the new folder; predict: FILE.jsonl, .csv or .parquet, which a rerun completes',
+  )
   text(
     'classes',
     None,
@@ -142,7 +145,6 @@ def _define_processes(values):
   """Define the flags of a command that runs in several processes."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   number = functools.partial(flags.DEFINE_integer, flag_values=values)
-  text('output', '', 'export: the new folder')
   flags.DEFINE_boolean(
     'distributed',
     False,

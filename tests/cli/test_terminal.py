@@ -77,7 +77,12 @@ def test_a_terminal_gets_colours_and_a_bar_and_a_log_neither(monkeypatch):
   for n in range(1, 101):
     clock[0] += 1.0
     progress(n, 100)
-  assert log_file.getvalue() == '30/100 files\n60/100 files\n90/100 files\n100/100 files\n'
+  assert log_file.getvalue().splitlines() == [
+    '30/100 files, 1.0/s, 0:01:12 left',
+    '60/100 files, 1.0/s, 0:00:41 left',
+    '90/100 files, 1.0/s, 0:00:10 left',
+    '100/100 files, 1.0/s',
+  ]
 
 
 SAY = """

@@ -146,7 +146,7 @@ def _describe(taxonomy, origin, trees, findings):
   lines, pairs, single = [f'{origin.path}: {sizes}'], {}, {}
   for i, j in itertools.combinations(range(len(levels)), 2):
     a, b = levels[i], levels[j]
-    n, kind = int(taxonomy.relation(a, b).sum()), 'facets'
+    n, kind = len(taxonomy.pairs(a, b)), 'facets'
     if (i, j) in trees or taxonomy.nests(b, a):
       kind = 'nested' if taxonomy.nests(b, a) else 'nested with exceptions'
     pairs[f'{a}-{b}'] = {'pairs': n, 'kind': kind}

@@ -93,7 +93,7 @@ def children(taxonomy: Taxonomy, k: int, nodes: np.ndarray) -> np.ndarray:
   j = parent_levels(taxonomy)[k]
   if j < 0:
     return np.ones((len(nodes), len(taxonomy.names[k])), bool)
-  return taxonomy.relation(taxonomy.levels[j], taxonomy.levels[k])[nodes]
+  return taxonomy.parents(taxonomy.levels[k], taxonomy.levels[j]) == nodes[:, None]
 
 
 def nodes_of(taxonomy: Taxonomy, k: int, pred: np.ndarray) -> np.ndarray:

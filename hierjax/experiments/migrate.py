@@ -121,28 +121,27 @@ def class_changes(
   """
   sources, became = correspond(old, new, renames or {}), {}
   for level, of_level in sources.items():
-    became[level] = np.zeros((len(of_level), old.num_classes(level)), bool)
+    became[level] = [[] for _ in range(old.num_classes(level))]
     for c, classes in enumerate(of_level):
-      became[level][c, list(classes)] = True
+      for i in classes:
+        became[level][i].append(c)
   result = {}
   for level, of_level in sources.items():
     kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
     names, old_names = new.names[new.index(level)], old.names[old.index(level)]
-    targets = became[level].sum(0)
     for name, classes in zip(names, of_level):
       if not classes:
         kinds['added'].append(name)
       elif len(classes) > 1:
         kinds['merged'].append(f'{" + ".join(old_names[i] for i in classes)} -> {name}')
-      elif targets[classes[0]] == 1 and old_names[classes[0]] != name:
+      elif len(became[level][classes[0]]) == 1 and old_names[classes[0]] != name:
         kinds['renamed'].append(f'{old_names[classes[0]]} -> {name}')
     kinds['moved'] = _moves(old, new, level, of_level, became)
-    for i, n in enumerate(targets):
-      if n == 0:
-        kinds['removed'].append(old_names[i])
-      elif n > 1:
-        parts = ' + '.join(names[c] for c in np.flatnonzero(became[level][:, i]))
-        kinds['split'].append(f'{old_names[i]} -> {parts}')
+    for old_name, new_classes in zip(old_names, became[level]):
+      if not new_classes:
+        kinds['removed'].append(old_name)
+      elif len(new_classes) > 1:
+        kinds['split'].append(f'{old_name} -> {" + ".join(names[c] for c in new_classes)}')
     result[level] = kinds
   return result
 
@@ -152,29 +151,29 @@ def _moves(
   new: Taxonomy,
   level: str,
   sources: Sequence[tuple[int, ...]],
-  became: Mapping[str, np.ndarray],
+  became: Mapping[str, Sequence[Sequence[int]]],
 ) -> list[str]:
-  """The classes of a level that have moved; `became` is bool [new class, old class] by level."""
+  """The classes of a level that have moved; `became` has the new classes of each old one."""
   texts = []
   names = new.names[new.index(level)]
   coarser_levels = [above for above in became if above in new.levels[: new.index(level)]]
-  old_parents = {above: old.relation(level, above) for above in coarser_levels}
-  new_parents = {above: new.relation(level, above) for above in coarser_levels}
+  old_parents = {above: old.related(level, above) for above in coarser_levels}
+  new_parents = {above: new.related(level, above) for above in coarser_levels}
   for c, classes in enumerate(sources):
     for above in coarser_levels if classes else ():
-      before = old_parents[above][list(classes)].any(0)
+      before = sorted({i for old_class in classes for i in old_parents[above][old_class]})
       after = new_parents[above][c]
-      if not (after & ~became[above][:, before].any(1)).any():
+      if {i for parent in before for i in became[above][parent]}.issuperset(after):
         continue
-      suffix = '' if became[above][:, before].any(0).all() else ' (gone)'
+      suffix = '' if all(became[above][parent] for parent in before) else ' (gone)'
       before_text, after_text = _joined(old, above, before), _joined(new, above, after)
       texts.append(f'{names[c]}: {above} {before_text}{suffix} -> {after_text}')
   return texts
 
 
-def _joined(taxonomy: Taxonomy, level: str, mask: np.ndarray) -> str:
+def _joined(taxonomy: Taxonomy, level: str, classes: Sequence[int]) -> str:
   names = taxonomy.names[taxonomy.index(level)]
-  return ' and '.join(names[i] for i in np.flatnonzero(mask))
+  return ' and '.join(names[i] for i in classes)
 
 
 def describe(changes: Mapping[str, Mapping[str, Sequence[str]]], limit: int = 10) -> str:

@@ -65,10 +65,12 @@ def plan(
   all_sources = np.array([i for classes in sources for i in classes], int)
   parts = np.bincount(all_sources, minlength=len(old_rows))
   source, log_parts, rows, donors = [], [], [], {}
+  coarser_levels = new.levels[: new.index(level)][::-1]
+  relatives = [(new.related(level, up), new.related(up, level)) for up in coarser_levels]
   for c, classes in enumerate(sources):
     inherited = [r for i in classes for r in rows_of[i]]
     if not inherited:
-      related = siblings(level, new, sources, c)
+      related = siblings(relatives, sources, c)
       donors[len(source)] = np.concatenate([rows_of[i] for i in related] or rows_of)
     log_parts += [np.log(parts[i]) for i in classes for _ in rows_of[i]] or [0.0]
     source += inherited or [-1]
@@ -76,22 +78,22 @@ def plan(
   return Plan(tuple(rows), np.array(source, int), np.array(log_parts, np.float32), donors)
 
 
-def siblings(level: str, new: Taxonomy, sources: Sequence[tuple[int, ...]], c: int) -> list[int]:
+def siblings(
+  relatives: Sequence[tuple[Sequence, Sequence]], sources: Sequence[tuple[int, ...]], c: int
+) -> list[int]:
   """Return the old classes that became siblings of a new class.
 
   Args:
-    level: the level of the class.
-    new: the new taxonomy.
+    relatives: for each coarser level, the closest first: the parents of each class of this level,
+      and the children of each class of that one.
     sources: the old classes that each new class comes from.
     c: the new class.
 
   Returns:
     Old classes under the same parent at the closest coarser level that has any; [] for none.
   """
-  for coarser in reversed(new.levels[: new.index(level)]):
-    parents = new.relation(level, coarser)
-    related = np.flatnonzero((parents & parents[c]).any(1))
-    classes = {i for other in related for i in sources[other]}
+  for parents, children in relatives:
+    classes = {i for parent in parents[c] for other in children[parent] for i in sources[other]}
     if classes:
       return sorted(classes)
   return []

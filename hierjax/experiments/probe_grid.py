@@ -24,7 +24,6 @@ from hierjax.train import setup
 FORMS = ('flat', 'lca', 'parallel', 'path_sum', 'marginal')
 # Steps before the largest decay and at each decay; of a fit at one decay alone.
 PATH_STEPS, ONE_DECAY_STEPS = (5, 3), (24, 0)
-MAX_LCA_LEAVES = 2000  # soft targets by LCA are a table of leaves x leaves
 MAX_SCORES = 20_000_000  # held-out examples times classes that rules are chosen on
 
 
@@ -70,8 +69,6 @@ def recipes(c: ConfigDict, taxonomy: Taxonomy) -> dict[str, list[Recipe]]:
       raise UserError(f'--config.probe.forms={name}: no such form; choices: {", ".join(FORMS)}')
   if not c.probe.decays:
     raise UserError('--config.probe.decays= is empty: give at least one')
-  if len(taxonomy.paths) > MAX_LCA_LEAVES:
-    names = [name for name in names if name != 'lca']
   if len(taxonomy.levels) == 1:
     names = ['flat']
   out = {'flat': [Recipe('flat', flat, 1.0)]}
@@ -181,8 +178,6 @@ def search(
   """
   decays, folds = sorted(c.probe.decays, reverse=True), c.probe.folds
   grid, settings = recipes(c, taxonomy), {}
-  if 'lca' in c.probe.forms and len(taxonomy.paths) > MAX_LCA_LEAVES:
-    progress(f'note: lca is left out, with more than {MAX_LCA_LEAVES} finest classes')
   forms = {
     form: Form.of_config(members[0].config(base), taxonomy, data.labels)
     for form, members in grid.items()

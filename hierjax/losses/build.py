@@ -140,9 +140,9 @@ def _exclusive_level(c: ConfigDict, taxonomy: Taxonomy, level: str) -> Callable:
     return lambda x, y, clean: (exclusive.info_nce(x, y[:, k], clean), y[:, k] >= 0)
   if is_finest and c.loss.smoothing:
     family = resolve_levels(c.loss.siblings, taxonomy.levels, '--config.loss.siblings')
-    targets = jnp.asarray(exclusive.smoothed_targets(taxonomy, c.loss.smoothing, family))
+    targets = exclusive.smoothed_targets(taxonomy, c.loss.smoothing, family)
   if is_finest and c.loss.lca:
-    targets = jnp.asarray(exclusive.lca_targets(taxonomy, c.loss.lca))
+    targets = exclusive.lca_targets(taxonomy, c.loss.lca)
   return lambda x, y, _: (exclusive.cross_entropy(x, y[:, k], targets), y[:, k] >= 0)
 
 

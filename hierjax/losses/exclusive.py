@@ -5,27 +5,30 @@ needs is known. The caller averages, weighs and masks. Labels are int, -1 for un
 is that of some leaf of the taxonomy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy.table import group
 
 # The log of no probability: exp gives 0, and unlike -inf it leaves no NaN in gradients.
 LOW = -1e30
+# The soft targets of a batch over the finest level: labels int [B] → float32 [B, C].
+Targets = Callable[[jax.Array], jax.Array]
 
 
 def cross_entropy(
-  logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None
+  logits: jax.Array, labels: jax.Array, targets: Targets | None = None
 ) -> jax.Array:
   """Compute the cross-entropy -sum_c t_c log p_c.
 
   Args:
     logits: [B, C].
     labels: int [B].
-    targets: float [C, C], a row of soft targets for each label; None for one-hot targets.
+    targets: gives the soft targets of labels; None for one-hot targets.
 
   Returns:
     float32 [B], 0 for an unknown label.
@@ -35,42 +38,49 @@ def cross_entropy(
   if targets is None:
     loss = -jnp.take_along_axis(logp, safe[:, None], axis=1)[:, 0]
   else:
-    loss = -jnp.sum(targets[safe] * logp, axis=1)
+    loss = -jnp.sum(targets(safe) * logp, axis=1)
   return jnp.where(labels >= 0, loss, 0.0)
 
 
-def smoothed_targets(taxonomy: Taxonomy, share: float, siblings: Sequence[str]) -> np.ndarray:
-  """Compute the targets of hierarchical label smoothing (S0, section 3.3).
+def smoothed_targets(taxonomy: Taxonomy, share: float, siblings: Sequence[str]) -> Targets:
+  """Make the targets of hierarchical label smoothing (S0, section 3.3).
 
   Args:
     taxonomy: of the exclusive levels.
     share: what goes from the true class to its siblings, evenly.
     siblings: levels that siblings share; a class without sibling keeps 1.
-
-  Returns:
-    float32 [C, C] over the finest level.
   """
-  family = taxonomy.siblings(siblings).astype(np.float32)
-  count = family.sum(1, keepdims=True)
-  spread = np.where(count > 0, share * family / np.maximum(count, 1), 0)
-  return (spread + np.diag(1 - spread.sum(1))).astype(np.float32)
+  family = group(taxonomy.paths[:, [taxonomy.index(level) for level in siblings]])
+  count = np.bincount(family)[family] - 1
+  spread = np.where(count > 0, np.float32(share) / np.maximum(count, 1), 0).astype(np.float32)
+  stays, family = jnp.asarray(1 - spread * count, jnp.float32), jnp.asarray(family)
+
+  def targets(labels):
+    true = jax.nn.one_hot(labels, len(family), dtype=bool)
+    is_sibling = family[labels][:, None] == family[None]
+    spread_out = jnp.where(is_sibling, jnp.asarray(spread)[labels][:, None], 0.0)
+    return jnp.where(true, stays[labels][:, None], spread_out)
+
+  return targets
 
 
-def lca_targets(taxonomy: Taxonomy, beta: float) -> np.ndarray:
-  """Compute soft labels softmax(-beta d / d_max), d the heights of lowest common ancestors.
+def lca_targets(taxonomy: Taxonomy, beta: float) -> Targets:
+  """Make soft labels softmax(-beta d / d_max), d the heights of lowest common ancestors.
 
   Making Better Mistakes (Bertinetto et al., arXiv:1912.09393), section 3.2.
 
   Args:
     taxonomy: of the exclusive levels.
     beta: large values give one-hot labels.
-
-  Returns:
-    float32 [C, C] over the finest level.
   """
-  d = taxonomy.lca_heights()
-  weight = np.exp(-beta * d / max(d.max(), 1))
-  return (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+  columns = jnp.asarray(taxonomy.paths.T)
+  scale = beta / max(taxonomy.height(), 1)
+
+  def targets(labels):
+    height = sum((c[labels][:, None] != c[None]).astype(jnp.float32) for c in columns)
+    return jax.nn.softmax(-scale * height)
+
+  return targets
 
 
 def agreement(labels: jax.Array, paths: np.ndarray) -> jax.Array:

@@ -7,7 +7,9 @@ functions of this table, and nothing else in the package holds the hierarchy.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +19,34 @@ from hierjax.taxonomy.check import check_rows, close_matches
 from hierjax.taxonomy.homonyms import SEPARATOR
 from hierjax.taxonomy.levels import Levels
 
-# Elements of a temporary array [distinct label rows, leaves].
-BLOCK_SIZE = 10_000_000
+
+class Match(NamedTuple):
+  """Rows of labels and leaves with the same classes have the same key.
+
+  Attributes:
+    rows: int [R], which rows.
+    leaf_keys: int [leaf], below the number of leaves and rows.
+    row_keys: int [R].
+  """
+
+  rows: np.ndarray
+  leaf_keys: np.ndarray
+  row_keys: np.ndarray
+
+
+def group(table: np.ndarray) -> np.ndarray:
+  """Number the distinct rows of a table.
+
+  Args:
+    table: int [N, K] of classes, at least 0.
+
+  Returns:
+    int [N], below N; equal for equal rows.
+  """
+  keys = np.zeros(len(table), np.int64)
+  for column in table.T:
+    keys = np.unique(keys * (int(column.max(initial=0)) + 1) + column, return_inverse=True)[1]
+  return keys
 
 
 class Relations(Levels):
@@ -30,20 +58,24 @@ class Relations(Levels):
 
   paths: np.ndarray
 
-  def relation(self, a: str, b: str) -> np.ndarray:
-    """Return which classes of two levels occur together in some leaf.
+  def pairs(self, a: str, b: str) -> np.ndarray:
+    """Return the classes of two levels that occur together in some leaf.
 
     Args:
       a: a level.
       b: another.
 
     Returns:
-      bool [C_a, C_b].
+      int64 [P, 2], in ascending order; P is at most the number of leaves.
     """
-    i, j = self.index(a), self.index(b)
-    together = np.zeros((len(self.names[i]), len(self.names[j])), bool)
-    together[self.paths[:, i], self.paths[:, j]] = True
-    return together
+    i, j, n = self.index(a), self.index(b), self.num_classes(b)
+    keys = np.unique(self.paths[:, i].astype(np.int64) * n + self.paths[:, j])
+    return np.stack(np.divmod(keys, n), -1)
+
+  def related(self, a: str, b: str) -> list[np.ndarray]:
+    """Return for each class of level `a` those of level `b` that occur with it, ascending."""
+    pairs = self.pairs(a, b)
+    return np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, self.num_classes(a))))
 
   def parents(self, child: str, parent: str) -> np.ndarray:
     """Return the class of one level above each class of another.
@@ -66,24 +98,6 @@ class Relations(Levels):
     """Return whether every class of level `child` has one class of level `parent`."""
     return bool((self.parents(child, parent) >= 0).all())
 
-  def siblings(self, by: str | Sequence[str]) -> np.ndarray:
-    """Return which leaves share a class.
-
-    Args:
-      by: a level, or levels at each of which the class must be the same; 'both' means all but the
-        finest.
-
-    Returns:
-      bool [leaf, leaf], False on the diagonal.
-    """
-    if by == 'both' and by not in self.levels:
-      by = self.levels[:-1]
-    are_siblings = ~np.eye(len(self.paths), dtype=bool)
-    for level in (by,) if isinstance(by, str) else by:
-      column = self.paths[:, self.index(level)]
-      are_siblings &= column[:, None] == column
-    return are_siblings
-
   def lca(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the number of levels at which leaves differ.
 
@@ -98,12 +112,27 @@ class Relations(Levels):
     """
     return (self.paths[a] != self.paths[b]).sum(-1)
 
-  def lca_heights(self) -> np.ndarray:
-    """Return `lca` of every pair of leaves, int32 [leaf, leaf]."""
-    heights = np.zeros((len(self.paths),) * 2, np.int32)
-    for column in np.ascontiguousarray(self.paths.T):
-      heights += column[:, None] != column
-    return heights
+  def height(self) -> int:
+    """Return the largest `lca` of two leaves.
+
+    Ordered pairs that share the classes of a set of levels at least are the squares of the sizes of
+    its groups of leaves. Summed over all sets with (z - 1)^(its size), by inclusion and exclusion,
+    they give the polynomial whose coefficient of z^m counts the pairs that share m levels.
+    """
+    count = len(self.levels)
+    is_above = [[i < j and self.nests(b, a) for j, b in enumerate(self.levels)]
+                for i, a in enumerate(self.levels)]  # fmt: skip
+    squares, pairs = {}, np.polynomial.Polynomial([0.0])
+    for is_in_set in itertools.product((False, True), repeat=count):
+      # what finer levels of the set determine divides nothing further
+      columns = tuple(
+        i for i in range(count) if is_in_set[i] and not any(map(all, zip(is_above[i], is_in_set)))
+      )
+      if columns not in squares:
+        sizes = np.bincount(group(self.paths[:, columns])).astype(float)
+        squares[columns] = np.square(sizes).sum()
+      pairs += squares[columns] * np.polynomial.Polynomial([-1, 1]) ** sum(is_in_set)
+    return count - int(np.flatnonzero(pairs.coef > 0.5)[0])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -296,13 +325,11 @@ class Taxonomy(Relations):
       bool [N].
     """
     labels, allowed = np.asarray(labels), np.broadcast_to(allowed, len(self.paths))
+    # the finest class, where it is known, fixes the path
     leaf = labels[:, -1]
-    # The finest class, where known, fixes the path.
-    is_valid = ((labels < 0) | (labels == self.paths[leaf])).all(-1)
-    is_valid &= (leaf < 0) | allowed[leaf]
-    partial = np.flatnonzero((leaf < 0) & (labels >= 0).any(-1))
-    for members, fits, row in self._matching_leaves(labels[partial]):
-      is_valid[partial[members]] = (fits & allowed).any(-1)[row]
+    is_valid = (leaf < 0) | allowed[leaf] & ((labels < 0) | (labels == self.paths[leaf])).all(-1)
+    for match in self._matches(labels, leaf < 0):
+      is_valid[match.rows] = np.isin(match.row_keys, match.leaf_keys[allowed])
     return is_valid
 
   def complete(self, labels: np.ndarray) -> np.ndarray:
@@ -321,14 +348,15 @@ class Taxonomy(Relations):
     for k in range(len(self.levels) - 1):
       self._carry_down(labels, k)
     for k in range(len(self.levels) - 2, -1, -1):
-      finer = labels.copy()
+      finer, column = labels.copy(), self.paths[:, k]
       finer[:, : k + 1] = -1
-      rows = np.flatnonzero((labels[:, k] < 0) & (finer >= 0).any(-1))
-      column = self.paths[:, k]
-      for members, fits, row in self._matching_leaves(finer[rows]):
-        low = np.where(fits, column, len(column)).min(-1)
-        high = np.where(fits, column, -1).max(-1)
-        labels[rows[members], k] = np.where(low == high, low, -1)[row]
+      finer[labels[:, k] >= 0] = -1
+      for match in self._matches(finer):
+        low = np.full(len(self.paths) + len(labels), len(self.names[k]), np.int32)
+        high = np.full_like(low, -1)
+        np.minimum.at(low, match.leaf_keys, column)
+        np.maximum.at(high, match.leaf_keys, column)
+        labels[match.rows, k] = np.where(low == high, low, -1)[match.row_keys]
     return labels
 
   def _carry_down(self, labels, k):
@@ -342,20 +370,16 @@ class Taxonomy(Relations):
     path = self.paths[leaf[labels[rows, k]], k + 1 :]
     labels[rows, k + 1 :] = np.where(deeper < 0, path, deeper)
 
-  def _matching_leaves(self, labels) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For blocks of distinct rows: their rows of labels, bool [row, leaf], row of each of these."""
-    rows, inverse = np.unique(labels, axis=0, return_inverse=True)
-    inverse = inverse.ravel()
-    order = np.argsort(inverse, kind='stable')
-    ends = np.searchsorted(inverse[order], np.arange(len(rows) + 1))
-    step = max(1, BLOCK_SIZE // len(self.paths))
-    for start in range(0, len(rows), step):
-      block = rows[start : start + step]
-      fits = np.ones((len(block), len(self.paths)), bool)
-      for k in range(len(self.levels)):
-        fits &= (block[:, k, None] < 0) | (block[:, k, None] == self.paths[:, k])
-      members = order[ends[start] : ends[start + len(block)]]
-      yield members, fits, inverse[members] - start
+  def _matches(self, labels) -> Iterator['Match']:
+    """For each set of columns that some rows have labels in: which leaves have the same classes."""
+    patterns, pattern = np.unique(labels >= 0, axis=0, return_inverse=True)
+    for i, is_labelled in enumerate(patterns):
+      if not is_labelled.any():
+        continue
+      rows = np.flatnonzero(pattern.ravel() == i)
+      table = np.concatenate([self.paths[:, is_labelled], labels[rows][:, is_labelled]])
+      keys = group(table)
+      yield Match(rows, keys[: len(self.paths)], keys[len(self.paths) :])
 
   def coarsen(self, level: str) -> 'Taxonomy':
     """Return the taxonomy that ends at a coarser level.

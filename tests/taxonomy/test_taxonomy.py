@@ -78,24 +78,21 @@ def test_relations_against_loops(t):
   for a, b in itertools.product(t.levels, repeat=2):
     i, j = t.index(a), t.index(b)
     pairs = {(p[i], p[j]) for p in t.paths.tolist()}
-    relation = t.relation(a, b)
-    assert relation.sum() == len(pairs) and all(relation[p] for p in pairs)
+    assert list(map(tuple, t.pairs(a, b))) == sorted(pairs)
+    related = [list(classes) for classes in t.related(a, b)]
+    assert related == [sorted(y for x, y in pairs if x == c) for c in range(t.num_classes(a))]
     for c, parent in enumerate(t.parents(a, b)):
       above = {y for x, y in pairs if x == c}
       assert parent == (above.pop() if len(above) == 1 else -1)
     assert t.nests(a, b) == (len(pairs) == t.num_classes(a))
-  heights = t.lca_heights()
+  heights = {}
   for x, y in itertools.product(range(len(t.paths)), repeat=2):
-    assert heights[x, y] == t.lca(x, y) == sum(p != q for p, q in zip(t.paths[x], t.paths[y]))
+    heights[x, y] = sum(p != q for p, q in zip(t.paths[x], t.paths[y]))
+    assert t.lca(x, y) == heights[x, y]
+  assert t.height() == max(heights.values())
   for k, level in enumerate(t.levels):
     carried = {p[k] for p, d in zip(t.paths.tolist(), t.depth) if d <= k}
     assert set(np.flatnonzero(t.carried(level))) == carried
-  for by in [*((level,) for level in t.levels), t.levels[:2]]:
-    s = t.siblings(by)
-    for x, y in itertools.product(range(len(t.paths)), repeat=2):
-      assert s[x, y] == (
-        x != y and all(t.paths[x, t.index(b)] == t.paths[y, t.index(b)] for b in by)
-      )
 
 
 def test_lca_height_is_that_of_the_ancestor_in_a_tree():
@@ -107,24 +104,11 @@ def test_lca_height_is_that_of_the_ancestor_in_a_tree():
     assert t.lca(x, y) == len(t.levels) - 1 - common
 
 
-def test_siblings_by_name_several_and_both():
-  t = Taxonomy.from_rows(
-    ('make', 'type', 'model'), [['A', 'S', '1'], ['A', 'S', '2'], ['A', 'C', '3'], ['B', 'S', '4']]
-  )
-  assert np.argwhere(t.siblings('make')).tolist() == [
-    [0, 1],
-    [0, 2],
-    [1, 0],
-    [1, 2],
-    [2, 0],
-    [2, 1],
-  ]
-  assert (
-    np.argwhere(t.siblings('both')).tolist()
-    == np.argwhere(t.siblings(('make', 'type'))).tolist()
-    == [[0, 1], [1, 0]]
-  )
-  assert not t.siblings('model').any()
+def test_the_largest_lca_height_where_no_two_leaves_differ_at_all_levels():
+  rows = [['a', 'x', 'p', '1'], ['a', 'y', 'q', '2'], ['b', 'x', 'q', '3']]
+  assert Taxonomy.from_rows(('one', 'two', 'three', 'leaf'), rows).height() == 3
+  assert Taxonomy.from_rows(('all', 'leaf'), [['a', '1']]).height() == 0
+  assert Taxonomy.from_rows(('all', 'leaf'), [['a', '1'], ['a', '2']]).height() == 1
 
 
 @pytest.mark.parametrize('t', RANDOM, ids=repr)
@@ -349,6 +333,6 @@ def test_ten_thousand_classes_are_quick():
 def test_stanford_cars():
   t = read_taxonomy(DATA / 'stanford_cars' / 'taxonomy.csv')
   assert repr(t) == 'Taxonomy(make 49, type 9, model 196)'
-  assert t.relation('make', 'type').sum() == 107
-  assert (~t.siblings('make').any(1)).sum() == (np.bincount(t.paths[:, 0]) == 1).sum() == 19
+  assert len(t.pairs('make', 'type')) == 107
+  assert (np.bincount(t.paths[:, 0]) == 1).sum() == 19
   assert t.nests('model', 'make') and t.nests('model', 'type') and not t.nests('type', 'make')

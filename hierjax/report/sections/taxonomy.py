@@ -37,9 +37,9 @@ def _block(run: Run, block) -> dict:
       row['largest'] = table.names[k][int(sizes.argmax())]
     levels.append(row)
   for coarse, fine in itertools.combinations(block.levels, 2):
-    relation = table.relation(coarse, fine)
+    possible = table.num_classes(coarse) * table.num_classes(fine)
     nests = table.nests(fine, coarse)
-    pairs.append((coarse, fine, int(relation.sum()), relation.size, nests))
+    pairs.append((coarse, fine, len(table.pairs(coarse, fine)), possible, nests))
   ends_early = int((table.depth < len(table.levels)).sum())
   return {
     'kind': block.kind,

@@ -51,7 +51,7 @@ def write_taxonomy(path: pathlib.Path, leaves: int) -> None:
 
 
 def write_labels(folder: pathlib.Path, rows: int) -> None:
-  """Write taxonomy.csv of 10,000 classes and labels.csv with so many rows."""
+  """Write taxonomy.csv of 10,000 classes, labels.csv with so many rows, and empty files."""
   write_taxonomy(folder / 'taxonomy.csv', 10_000)
   species = [line.rpartition(',')[2] for line in (folder / 'taxonomy.csv').read_text().split()[1:]]
   rng = np.random.default_rng(1)
@@ -59,7 +59,10 @@ def write_labels(folder: pathlib.Path, rows: int) -> None:
     f.write('file,split,species\n')
     for i, leaf in enumerate(rng.integers(0, len(species), rows)):
       split = 'val' if i % 10 == 0 else 'train'
-      f.write(f'images/{i // 1000:04d}/{i:08d}.jpg,{split},{species[leaf]}\n')
+      file = folder / 'images' / f'{i // 1000:04d}' / f'{i:08d}.jpg'
+      file.parent.mkdir(parents=True, exist_ok=True)
+      file.touch()
+      f.write(f'{file.relative_to(folder)},{split},{species[leaf]}\n')
 
 
 def measured(work) -> None:

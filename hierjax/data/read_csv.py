@@ -315,6 +315,10 @@ def _read_rows(path, records, taxonomy, tag_columns, findings):
   n = len(table.files)
   table.labels = parts['exclusive'][:n] if 'exclusive' in parts else np.zeros((n, 0), np.int32)
   table.multi = parts['tags'][:n] if 'tags' in parts else None
+  exclusive = taxonomy.table('exclusive')
+  for i in np.flatnonzero(~exclusive.valid(table.labels)) if exclusive else ():
+    text = _contradiction(exclusive, table.labels[i])
+    findings.error(f'{path}:{table.rows[i]}', CONTRADICTION, text)
   return table
 
 
@@ -338,21 +342,15 @@ def _encode_exclusive(taxonomy, cell, where, labels, findings, *, ids):
   if key in ids:
     labels[:] = ids[key]
     return
-  is_sound, row = True, dict(zip(taxonomy.levels, key))
+  row = dict(zip(taxonomy.levels, key))
   try:
-    labels[:] = taxonomy.encode(row)
+    labels[:] = ids[key] = taxonomy.encode(row)
   except UserError:
     for k, level in enumerate(taxonomy.levels):
       try:
         labels[k] = taxonomy.encode({level: row[level]})[k]
       except UserError as error:
         findings.error(where, UNKNOWN, str(error))
-    is_sound = False
-  if not taxonomy.valid(labels[None])[0]:
-    findings.error(where, CONTRADICTION, _contradiction(taxonomy, labels))
-    is_sound = False
-  if is_sound:
-    ids[key] = labels
 
 
 def _contradiction(taxonomy, labels):

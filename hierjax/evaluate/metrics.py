@@ -71,9 +71,8 @@ def of_predictions(
   # the finest class fixes the only valid path
   out['hvr'] = (taxonomy.paths[pred[:, -1]] != pred).any(-1).astype(float)
   for i, j in itertools.combinations(range(len(levels)), 2):
-    partial = np.full_like(pred, -1)
-    partial[:, [i, j]] = pred[:, [i, j]]
-    out[f'consistency.{levels[i]}-{levels[j]}'] = taxonomy.valid(partial).astype(float)
+    occurs = taxonomy.occur_together(levels[i], levels[j], pred[:, i], pred[:, j])
+    out[f'consistency.{levels[i]}-{levels[j]}'] = occurs.astype(float)
   violated = np.zeros(len(pred))
   for a, b in itertools.pairwise(levels):
     violated = violated + (1 - out[f'consistency.{a}-{b}'])

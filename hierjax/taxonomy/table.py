@@ -68,9 +68,16 @@ class Relations(Levels):
     Returns:
       int64 [P, 2], in ascending order; P is at most the number of leaves.
     """
-    i, j, n = self.index(a), self.index(b), self.num_classes(b)
-    keys = np.unique(self.paths[:, i].astype(np.int64) * n + self.paths[:, j])
-    return np.stack(np.divmod(keys, n), -1)
+    return np.stack(np.divmod(self._pair_keys(a, b), self.num_classes(b)), -1)
+
+  def occur_together(self, a: str, b: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return whether some leaf has the class x of level `a` and y of `b`: bool [N] of int [N]."""
+    keys, pairs = self._pair_keys(a, b), x.astype(np.int64) * self.num_classes(b) + y
+    return keys[np.minimum(np.searchsorted(keys, pairs), len(keys) - 1)] == pairs
+
+  def _pair_keys(self, a, b):
+    i, j = self.index(a), self.index(b)
+    return np.unique(self.paths[:, i].astype(np.int64) * self.num_classes(b) + self.paths[:, j])
 
   def related(self, a: str, b: str) -> list[np.ndarray]:
     """Return for each class of level `a` those of level `b` that occur with it, ascending."""
@@ -345,13 +352,17 @@ class Taxonomy(Relations):
       int32 [N, level].
     """
     labels = np.array(labels, np.int32).reshape(-1, len(self.levels))
+    # the finest class, where it is known, says all; what follows is for the others
+    path, is_known = self.paths[labels[:, -1]], labels[:, -1:] >= 0
+    labels = np.where(
+      is_known & ((labels < 0) | (labels == path)).all(-1, keepdims=True), path, labels
+    )
     for k in range(len(self.levels) - 1):
       self._carry_down(labels, k)
     for k in range(len(self.levels) - 2, -1, -1):
       finer, column = labels.copy(), self.paths[:, k]
       finer[:, : k + 1] = -1
-      finer[labels[:, k] >= 0] = -1
-      for match in self._matches(finer):
+      for match in self._matches(finer, labels[:, k] < 0):
         low = np.full(len(self.paths) + len(labels), len(self.names[k]), np.int32)
         high = np.full_like(low, -1)
         np.minimum.at(low, match.leaf_keys, column)
@@ -370,15 +381,13 @@ class Taxonomy(Relations):
     path = self.paths[leaf[labels[rows, k]], k + 1 :]
     labels[rows, k + 1 :] = np.where(deeper < 0, path, deeper)
 
-  def _matches(self, labels) -> Iterator['Match']:
-    """For each set of columns that some rows have labels in: which leaves have the same classes."""
-    patterns, pattern = np.unique(labels >= 0, axis=0, return_inverse=True)
-    for i, is_labelled in enumerate(patterns):
-      if not is_labelled.any():
-        continue
-      rows = np.flatnonzero(pattern.ravel() == i)
-      table = np.concatenate([self.paths[:, is_labelled], labels[rows][:, is_labelled]])
-      keys = group(table)
+  def _matches(self, labels, mask) -> Iterator['Match']:
+    """Match rows where the mask holds and leaves, for each set of columns with labels in turn."""
+    codes = (labels >= 0) @ (1 << np.arange(len(self.levels)))
+    for code in np.unique(codes[mask & (codes > 0)]):
+      rows = np.flatnonzero(mask & (codes == code))
+      columns = labels[rows[0]] >= 0
+      keys = group(np.concatenate([self.paths[:, columns], labels[rows][:, columns]]))
       yield Match(rows, keys[: len(self.paths)], keys[len(self.paths) :])
 
   def coarsen(self, level: str) -> 'Taxonomy':

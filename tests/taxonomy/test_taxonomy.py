@@ -79,6 +79,9 @@ def test_relations_against_loops(t):
     i, j = t.index(a), t.index(b)
     pairs = {(p[i], p[j]) for p in t.paths.tolist()}
     assert list(map(tuple, t.pairs(a, b))) == sorted(pairs)
+    x, y = np.indices((t.num_classes(a), t.num_classes(b))).reshape(2, -1)
+    occurs = t.occur_together(a, b, x, y)
+    assert occurs.tolist() == [pair in pairs for pair in zip(x.tolist(), y.tolist())]
     related = [list(classes) for classes in t.related(a, b)]
     assert related == [sorted(y for x, y in pairs if x == c) for c in range(t.num_classes(a))]
     for c, parent in enumerate(t.parents(a, b)):

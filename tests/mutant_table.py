@@ -28,8 +28,8 @@ LOSSES = [
     f'{EXCLUSIVE}::test_unknown_label_has_no_gradient {EXCLUSIVE}::test_masked_mean',
     {
       'return jnp.where(labels >= 0, loss, 0.0)': 'return jnp.where(labels > 0, loss, 0.0)',
-      'return (spread + np.diag(1 - spread.sum(1)))': 'return (spread + np.diag(1 - 0 * share))',
-      'share * family / np.maximum(count, 1)': 'share * family',
+      'jnp.asarray(1 - spread * count, jnp.float32)': 'jnp.ones(len(family))',
+      'np.float32(share) / np.maximum(count, 1)': 'np.float32(share)',
       'count = jnp.sum(mask > 0)': 'count = len(mask)',
     },
   ),
@@ -41,7 +41,7 @@ LOSSES = [
     {
       'weight *= jnp.where(is_known, dilution, 1.0)': 'weight *= dilution',
       'distance = jnp.mean(~agree, axis=0)': 'distance = jnp.sum(~agree, axis=0)',
-      'weight = np.exp(-beta * d / max(d.max(), 1))': 'weight = np.exp(-beta * d)',
+      'scale = beta / max(taxonomy.height(), 1)': 'scale = beta',
       'np.float32(np.exp(-alpha * k))': 'np.float32(np.exp(-alpha * (k + 1)))',
       '    above = node\n': '',
       'last = jnp.where(labels >= 0, logits.shape[1], -1)': 'last = labels',
@@ -131,13 +131,12 @@ TAXONOMY = [
       'return (self.paths[a] != self.paths[b]).sum(-1)': (
         'return (self.paths[a] == self.paths[b]).sum(-1)'
       ),
-      'are_siblings = ~np.eye(len(self.paths), dtype=bool)': (
-        'are_siblings = np.ones((len(self.paths),) * 2, bool)'
-      ),
+      'np.polynomial.Polynomial([-1, 1]) ** sum': 'np.polynomial.Polynomial([1, 1]) ** sum',
+      'match.leaf_keys[allowed])': 'match.leaf_keys)',
       'is_carried[self.paths[self.depth <= k, k]] = True': (
         'is_carried[self.paths[self.depth < k, k]] = True'
       ),
-      'np.where(low == high, low, -1)[row]': 'low[row] % len(self.paths)',
+      'np.where(low == high, low, -1)[match.row_keys]': 'low[match.row_keys]',
       "[self.names[k][c] if k < d else '' for k": "[self.names[k][c] if k <= d else '' for k",
       'is_ended = self.depth <= k + 1': 'is_ended = self.depth <= k',
     },
@@ -432,11 +431,7 @@ EXPERIMENTS = [
   *faults(
     'hierjax/experiments/migrate_heads.py',
     'tests/experiments/test_migrate.py',
-    {
-      'for coarser in reversed(new.levels[: new.index(level)]):': (
-        'for coarser in new.levels[: new.index(level)]:'
-      )
-    },
+    {'new.levels[: new.index(level)][::-1]': 'new.levels[: new.index(level)]'},
   )
 ]
 

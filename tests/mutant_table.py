@@ -132,7 +132,6 @@ TAXONOMY = [
         'return (self.paths[a] == self.paths[b]).sum(-1)'
       ),
       'np.polynomial.Polynomial([-1, 1]) ** sum': 'np.polynomial.Polynomial([1, 1]) ** sum',
-      'match.leaf_keys[allowed])': 'match.leaf_keys)',
       'is_carried[self.paths[self.depth <= k, k]] = True': (
         'is_carried[self.paths[self.depth < k, k]] = True'
       ),

@@ -4,7 +4,7 @@ RUN = runs/quickstart
 # processes that run tests; each takes about a core and 2 GiB
 JOBS = 2
 
-.PHONY: quickstart test test-slow test-faults test-mutants fuzz parity lint
+.PHONY: quickstart test test-slow test-faults test-mutants fuzz parity lint docs
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python main.py --config=configs/quickstart.py --workdir=$(RUN)
@@ -34,6 +34,10 @@ lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
+# the pages of docs/ and the API as a site in .site/; a link that leads nowhere is an error
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 # torch, torchvision and timm in an environment of their own: remakes the golden values and compares
 parity: $(VENV)/installed-test .venv-parity/installed
 	$(VENV)/bin/python tests/parity/check.py .venv-parity/bin/python
@@ -47,6 +51,11 @@ $(VENV)/installed-test: $(wildcard requirements*.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -r requirements-test.txt
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-docs: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -r requirements-docs.txt
+	@touch $@
 
 .venv-parity/installed: requirements-parity.txt
 	$(PYTHON) -m venv .venv-parity

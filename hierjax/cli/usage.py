@@ -117,7 +117,9 @@ def page() -> str:
     lines += ['', f'## {GROUPS[group]}', '']
     lines += ['| option | default | values | what it does |', '|---|---|---|---|']
     for option in options:
-      cells = (f'`{option.name}`', f'`{option.default!r}`', _values(option), option.help)
+      # brackets are no links
+      description = option.help.replace('[', '&#91;')
+      cells = (f'`{option.name}`', f'`{option.default!r}`', _values(option), description)
       lines.append(f'| {" | ".join(cell.replace("|", "&#124;") for cell in cells)} |')
   return '\n'.join(lines) + '\n'
 

@@ -34,7 +34,7 @@ class Backoff(NamedTuple):
     confidence: probability that it is; None for the mean over calibration sets.
     by: 'one' threshold; one a 'level': for each level alone the share of examples with a wrong
       class there is at most `risk`; one a 'branch': the risk holds within each group of branches.
-    thresholds: [group][level]; a node is answered if it and all above reach theirs.
+    thresholds: `[group][level]`; a node is answered if it and all above reach theirs.
     group: the row of `thresholds` for each class of the coarsest level; () where there is one row.
     examples: number of calibration examples of each group.
   """

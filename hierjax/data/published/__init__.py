@@ -21,7 +21,7 @@ cifar100       coarse, fine. cifar-100-python/{meta*,train,test}, pickles of Pyt
 cub200         species. image_class_labels.txt*, images.txt, classes.txt, train_test_split.txt,
                images/; boxes from bounding_boxes.txt. More levels by a taxonomy.csv such as
                order,family,genus,species, whose last level has CUB's classes.
-tfds           --config.data.root=tfds:NAME[/CONFIG][:VERSION]: what TFDS prepared as ArrayRecord
+tfds           `--config.data.root=tfds:NAME[/CONFIG][:VERSION]`: what TFDS prepared as ArrayRecord
                below $TFDS_DATA_DIR (~/tensorflow_datasets). Its levels are its ClassLabels, that
                with fewer classes first, without their ending '_label'. No boxes.
 

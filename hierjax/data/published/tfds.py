@@ -22,7 +22,7 @@ def read(root: str, crop: bool) -> Layout:
   """Read a data set of TFDS.
 
   Args:
-    root: tfds:NAME[/CONFIG][:VERSION].
+    root: `tfds:NAME[/CONFIG][:VERSION]`.
     crop: not read; it has no boxes.
   """
   name = str(root).removeprefix('tfds:')

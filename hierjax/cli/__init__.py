@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
       program: its memory allocation, its streams and its handling of signals.
   """
   if argv is None:
+    process.hide_library_logs()
     process.use_huge_pages()
     process.handle_interrupts()
     process.protect_streams()

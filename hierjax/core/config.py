@@ -185,6 +185,11 @@ def _check_combinations(c: ConfigDict) -> None:
   if sum(c.data[name] for name in names) >= 1:
     shares = [f'--config.data.{name}={c.data[name]:g}' for name in names]
     raise UserError(f'{", ".join(shares[:-1])} and {shares[-1]} leave nothing to train on')
+  if c.decide.risk and c.decide.risk >= 1 and not c.decide.costs:
+    raise UserError(
+      f'--config.decide.risk={c.decide.risk:g}: a share of wrong answers must be below 1; only a '
+      'mean cost (decide.costs) may be more'
+    )
   if c.decide.confidence and not c.decide.risk:
     raise UserError(
       f'--config.decide.confidence={c.decide.confidence:g}: needs --config.decide.risk, the share '

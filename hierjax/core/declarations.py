@@ -315,8 +315,9 @@ _EVAL = (
 
 _DECIDE = (
   Option('decide.risk', None,
-         'share of images that may get a wrong answer: the class of the deepest level that is safe',
-         '(0, 1)', float, levels='exclusive'),
+         'share of images that may get a wrong answer, so that it is of the deepest level that is '
+         'safe; with decide.costs the mean cost of wrong answers', '(0, inf)', float,
+         levels='exclusive'),
   Option('decide.confidence', None,
          'probability over calibration images that the risk holds; None: it holds on average',
          '(0, 1)', float, levels='exclusive'),
@@ -324,6 +325,12 @@ _DECIDE = (
          'one: a threshold for all; level: the risk holds for the answers at each level; branch: '
          'within each class of the coarsest level that has enough calibration images',
          choices=('one', 'level', 'branch'), levels='exclusive'),
+  Option('decide.costs', None,
+         'answer at least expected cost: a CSV of from, to, cost (docs/decisions.md), or lca: the '
+         'number of wrong levels', levels='exclusive'),
+  Option('decide.price', 0.5,
+         'decide.costs: cost of a level that is not answered, as a share of that of a wrong one',
+         '[0, inf)', levels='exclusive'),
 )
 
 _PROBE = (

@@ -58,6 +58,8 @@ class Answers(NamedTuple):
       which it has reached.
     classes: int32 [N, 2], the most likely two classes of the next level below the answer, -1 none.
     class_prob: float64 [N, 2], the probabilities of these nodes.
+    cost: float64 [N, 2], what is expected of the answer and of the most likely leaf, where costs
+      decide; there nothing is `needed`.
   """
 
   path: np.ndarray
@@ -66,6 +68,7 @@ class Answers(NamedTuple):
   needed: np.ndarray
   classes: np.ndarray
   class_prob: np.ndarray
+  cost: np.ndarray | None = None
 
 
 def mistakes(path: np.ndarray, labels: np.ndarray) -> np.ndarray:

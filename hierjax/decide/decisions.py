@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hierjax.decide import backoff, paths, thresholds
+from hierjax.decide import backoff, costs, paths, thresholds
+from hierjax.decide.costs import PRICE, Rows
 from hierjax.taxonomy import Block, Mixed, Taxonomy
 
 Probs = Mapping[str, np.ndarray]
@@ -24,12 +25,16 @@ class AnswerRules(NamedTuple):
   Attributes:
     split: of these examples.
     examples: how many had a full path.
-    backoff: when to stop along the lineage of the most likely leaf.
+    backoff: when to stop along the lineage of the most likely leaf; None to answer at least cost.
+    costs: rows (from, to, cost) or 'lca', see `decide.costs`; None where a wrong answer costs 1.
+    price: of a level that is not answered.
   """
 
   split: str
   examples: int
-  backoff: backoff.Backoff
+  backoff: backoff.Backoff | None
+  costs: Rows | str | None = None
+  price: float = PRICE
 
 
 Rules = dict[str, paths.PathRules | dict[str, np.ndarray] | AnswerRules]
@@ -71,9 +76,14 @@ def decide(probs: Probs, taxonomy: Taxonomy | Mixed, rules: Rules) -> Decisions:
       is_possible = taxonomy.fits(decision['joint'].pred)
   if 'answer' in rules:
     posterior = decisions['exclusive']['joint'].prob[-1]
-    table = taxonomy.table('exclusive')
-    decisions['answer'] = backoff.answer(posterior, table.paths, rules['answer'].backoff)
+    decisions['answer'] = _answer(posterior, taxonomy.table('exclusive'), rules['answer'])
   return decisions
+
+
+def _answer(posterior, table, rule):
+  if rule.backoff is None:
+    return costs.answer(posterior, costs.build(rule.costs, table, rule.price))
+  return backoff.answer(posterior, table.paths, rule.backoff)
 
 
 def _by_level(probs: Probs, block: Block) -> list[np.ndarray | None]:

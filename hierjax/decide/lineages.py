@@ -95,6 +95,20 @@ def node_sums(values: np.ndarray, tree: Nodes, depth: int | None = None) -> np.n
   return np.concatenate(sums, 1)
 
 
+def all_leaves(members: np.ndarray, tree: Nodes) -> np.ndarray:
+  """Find the nodes whose leaves are all in a set.
+
+  Args:
+    members: bool [leaf], the set.
+    tree: the nodes.
+
+  Returns:
+    bool [V].
+  """
+  count = np.append(0, np.cumsum(members[tree.order]))
+  return count[tree.end] - count[tree.start] == tree.end - tree.start
+
+
 def lineage(posterior: np.ndarray, paths: np.ndarray) -> Lineage:
   """Find the most likely leaf of each example and the probabilities of the nodes above it.
 

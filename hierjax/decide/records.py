@@ -113,6 +113,10 @@ def node_name(taxonomy: Taxonomy, path: Sequence[int], depth: int) -> str:
 
 def _reason(answers, i, taxonomy):
   depth, needed = int(answers.depth[i]), float(answers.needed[i])
+  if answers.cost is not None:
+    cost, of_leaf = answers.cost[i].tolist()
+    reason = f'least expected cost {cost:.2g}'
+    return reason if of_leaf <= cost else f'{reason}, of the most likely leaf {of_leaf:.2g}'
   if depth == len(taxonomy.levels):
     return f'its probability reaches {needed:.2g}'
   names = [

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
+from hierjax.core.errors import UserError
 from hierjax.data.splits import CALIBRATION
-from hierjax.decide import backoff, baselines, calibration, lineages, paths
+from hierjax.decide import backoff, baselines, calibration, costs, lineages, paths
 from hierjax.decide.decisions import AnswerRules, Decisions, Rules, decide
 from hierjax.evaluate import bootstrap, metrics
 from hierjax.evaluate.collect import Outputs
 from hierjax.taxonomy import Mixed, Taxonomy
+from hierjax.taxonomy.csv_files import read_table
 
 # Classes of the coarsest level that an evaluation lists, those with the most images.
 BRANCHES = 50
@@ -34,9 +36,53 @@ def calibration_split(c: ConfigDict, rules: Rules, is_tuned: bool) -> str | None
   if 'exclusive' not in rules:
     return None
   name = c.data.calibration or (CALIBRATION if c.data.calibration_share else None)
-  fitted = rules['answer'].backoff[:3] if 'answer' in rules else None
-  is_asked = c.decide.risk and fitted != (c.decide.risk, c.decide.confidence, c.decide.by)
+  is_asked = False
+  if c.decide.risk or c.decide.costs:
+    requested = c.decide.risk, c.decide.confidence, c.decide.by, cost_rows(c), c.decide.price
+    rule = rules.get('answer')
+    before = rule and (rule.backoff or (None, None, 'one'))[:3]
+    is_asked = rule is None or (*before, rule.costs, rule.price) != requested
   return (name or c.data.val) if is_asked or (name and is_tuned) else None
+
+
+def cost_rows(c: ConfigDict) -> tuple[tuple[str, str, float], ...] | str | None:
+  """Read the costs that `decide.costs` names.
+
+  Args:
+    c: the configuration.
+
+  Raises:
+    UserError: the file cannot be read, or has not the columns from, to and cost.
+  """
+  path = c.decide.costs
+  if path in (None, costs.LCA):
+    return path
+  table = read_table(path)
+  lower = [column.casefold() for column in table.columns]
+  if not {'from', 'to', 'cost'} <= {*lower}:
+    raise UserError(f'{path}: has no columns from, to and cost, but {", ".join(table.columns)}')
+  places, rows = [lower.index(name) for name in ('from', 'to', 'cost')], []
+  for number, cells in table.rows:
+    source, target, text = (cells[i].strip() for i in places)
+    try:
+      rows.append((source, target, float(text)))
+    except ValueError:
+      raise UserError(f'{path}:{number}: the cost {text!r} is no number') from None
+  return tuple(rows)
+
+
+def check(c: ConfigDict, taxonomy: Taxonomy | Mixed) -> None:
+  """Refuse costs that cannot be read or name no classes, before anything is trained.
+
+  Args:
+    c: the configuration.
+    taxonomy: the levels.
+
+  Raises:
+    UserError: they cannot, or do not.
+  """
+  if c.decide.costs:
+    costs.build(cost_rows(c), taxonomy.table('exclusive'), c.decide.price)
 
 
 def fit(
@@ -62,23 +108,29 @@ def fit(
   if split != c.data.val:
     probs = [outputs.probs.get(level) for level in table.levels]
     rules['exclusive'] = paths.recalibrate(probs, labels, table, rules['exclusive'])
+  rows = cost_rows(c)
   if not options.risk:
+    if rows:
+      rules['answer'] = AnswerRules('', 0, None, rows, options.price)
     return rules, notes
   posterior = decide(outputs.probs, taxonomy, rules)['exclusive']['joint'].prob[-1]
   line = lineages.lineage(posterior, table.paths)
-  losses, branches = backoff.mistakes(line.path, labels), len(table.names[0])
+  losses, bound = backoff.mistakes(line.path, labels), 1.0
+  if rows:
+    built = costs.build(rows, table, options.price)
+    losses, bound = costs.losses(line.path, labels, built), built.largest
   rule = backoff.fit_backoff(
-    line, losses, options.risk, options.confidence, options.by, branches=branches
+    line, losses, options.risk, options.confidence, options.by, bound, len(table.names[0])
   )
   n = int(np.isfinite(losses).all(1).sum())
-  rules['answer'] = AnswerRules(split, n, rule)
+  rules['answer'] = AnswerRules(split, n, rule, rows, options.price)
   if split == c.data.val:
     notes.append(
       f'warning: the risk of answers is fitted on {split}, which also chose the checkpoint and '
       'tuned the weights: on new images it may be higher; --config.data.calibration_share sets '
       'images apart for it when a run is trained'
     )
-  least = backoff.smallest_risk(min(rule.examples), options.confidence)
+  least = bound * backoff.smallest_risk(min(rule.examples), options.confidence)
   if least > options.risk:
     notes.append(
       f'{min(rule.examples)} images of {split} are too few to guarantee a risk of '
@@ -107,13 +159,13 @@ def measure(
   for k, level in enumerate(table.levels):
     values[f'risk/{level}'] = _is_wrong(answers.path, np.minimum(answers.depth, k + 1), labels)
     values[f'risk/{level}'][answers.depth <= k] *= 0
-  return {
-    'split': rule.split,
-    'risk': rule.backoff.risk,
-    'confidence': rule.backoff.confidence,
-    'by': rule.backoff.by,
-    'examples': rule.examples,
-    'smallest_risk': backoff.smallest_risk(min(rule.backoff.examples), rule.backoff.confidence),
+  result = {'split': rule.split, 'examples': rule.examples, 'costs': None, 'risk': None}
+  if rule.backoff:
+    result |= {name: getattr(rule.backoff, name) for name in ('risk', 'confidence', 'by')}
+  if rule.costs:
+    values |= _costs(answers, joint.pred[:, -1], labels, table, rule)
+    result['costs'] = 'lca' if rule.costs == costs.LCA else len(rule.costs)
+  return result | {
     'n': int(is_judged.sum()),
     'measured': bootstrap.intervals(values, RESAMPLINGS),
     'depths': _by_depth(answers.depth, is_wrong, table),
@@ -128,6 +180,12 @@ def describe(result: Mapping) -> str:
   risk, depth = result['measured']['risk'], result['measured']['depth']
   if not risk:
     return 'answers: no image with a full path'
+  if result['costs']:
+    cost, argmax = (1000 * result['measured'][name]['mean'] for name in ('cost', 'cost_argmax'))
+    return (
+      f'answers: cost per 1,000 images {cost:.0f}, of the most likely leaf {argmax:.0f}; '
+      f'{depth["mean"]:.2f} levels deep, {100 * risk["mean"]:.1f}% wrong'
+    )
   levels = [x['mean'] for name, x in result['measured'].items() if name.startswith('risk/')]
   at_level = f', {100 * max(levels):.1f}% at a level' if result['by'] == 'level' else ''
   return (
@@ -142,6 +200,18 @@ def _is_wrong(path, depth, labels):
   is_counted = np.arange(path.shape[1]) < depth[:, None]
   is_wrong = ((path != labels) & is_counted).any(1)
   return np.where((labels >= 0).all(1), is_wrong, np.nan)
+
+
+def _costs(answers, leaf, labels, table, rule):
+  """What the answers and the most likely leaves cost, each float64 [N]."""
+  built, is_judged = costs.build(rule.costs, table, rule.price), (labels >= 0).all(1)
+  node = built.tree.of_leaf[answers.path[:, -1], answers.depth - 1]
+  node = np.where(answers.depth > 0, node, -1)
+  values = {'cost': node, 'cost_argmax': built.tree.of_leaf[leaf, -1]}
+  return {
+    name: np.where(is_judged, costs.realised(labels[:, -1], nodes, built), np.nan)
+    for name, nodes in values.items()
+  }
 
 
 def _by_depth(depth, is_wrong, table):

@@ -8,6 +8,7 @@ import numpy as np
 from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import is_finite
+from hierjax.decide import costs
 from hierjax.decide.backoff import Backoff
 from hierjax.decide.decisions import AnswerRules, Rules, default_rules
 from hierjax.decide.paths import PathRules
@@ -58,7 +59,9 @@ def write_rules(path: pathlib.Path, split: str, rules: Rules, taxonomy: Taxonomy
     content |= WRITERS[block.kind](rules[block.kind], block)
   if 'answer' in rules:
     answer = rules['answer']
-    content['answer'] = answer._asdict() | {'backoff': answer.backoff._asdict()}
+    content['answer'] = answer._asdict()
+    if answer.backoff:
+      content['answer']['backoff'] = answer.backoff._asdict()
   files.write(path, json_files.dump(content, indent=2) + '\n')
 
 
@@ -125,7 +128,15 @@ def _write_thresholds(thresholds: dict[str, np.ndarray], block: Block) -> dict:
 def _read_answer(content: object, taxonomy: Taxonomy) -> AnswerRules:
   """The rules of answers, of a file that something else may have written."""
   try:
-    backoff = dict(content['backoff'])
+    fields = dict(content)
+    if isinstance(fields.get('costs'), list):
+      rows = [(str(a), str(b), float(cost)) for a, b, cost in fields['costs']]
+      fields['costs'] = tuple(rows)
+    if fields.get('costs'):
+      costs.build(fields['costs'], taxonomy, float(fields['price']))
+    if fields['backoff'] is None and fields['costs']:
+      return AnswerRules(**fields)
+    backoff = dict(fields['backoff'])
     rows = tuple(tuple(map(float, row)) for row in backoff['thresholds'])
     group = tuple(map(int, backoff['group']))
     is_of_taxonomy = all(len(row) == len(taxonomy.levels) for row in rows)
@@ -134,7 +145,7 @@ def _read_answer(content: object, taxonomy: Taxonomy) -> AnswerRules:
     if not rows or not is_of_taxonomy:
       raise ValueError('its thresholds are of another taxonomy')
     backoff |= {'thresholds': rows, 'group': group, 'examples': tuple(backoff['examples'])}
-    return AnswerRules(**dict(content) | {'backoff': Backoff(**backoff)})
+    return AnswerRules(**fields | {'backoff': Backoff(**backoff)})
   except (TypeError, KeyError, ValueError) as e:
     raise UserError(f'answer cannot be read: {e!r}; remove it to do without') from None
 

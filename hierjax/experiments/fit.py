@@ -58,8 +58,7 @@ def fit(
     earlier = source and split_record.read(source)
     c, plan_notes = plan.for_run(c, workdir)
     run = setup.build(c, record=earlier)
-    _check_baseline(c)
-    _check_distillation(workdir, run)
+    _check(c, workdir, run)
   with disk_errors(workdir), run_lock.RunLock(workdir) as lock:
     change = restart.restart(workdir, run, resume_from, earlier)
     data_digest = prepare(workdir, run, earlier)
@@ -143,6 +142,13 @@ class EmbeddingHook(Hook):
 def _write_embedding(path: pathlib.Path, loop: Loop, eval_step, variables) -> None:
   run = loop.run
   embedding.write_embedding(path, eval_step, variables, run.val, run.c, run.mesh, run.taxonomy)
+
+
+def _check(c: ConfigDict, workdir: pathlib.Path, run: setup.Setup) -> None:
+  """Refuse, before anything is trained, options that what follows cannot do."""
+  answers.check(c, run.taxonomy)
+  _check_baseline(c)
+  _check_distillation(workdir, run)
 
 
 def _check_baseline(c: ConfigDict) -> None:

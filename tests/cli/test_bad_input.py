@@ -1509,7 +1509,7 @@ RUNS = {  # what is done to the folder of run and data, what is asked, what the 
   'evaluate: another model option': (
     lambda d: None,
     (*EVALUATE, '--config.optim.lr=1'),
-    ('--config.optim.lr', '--config.data.*, --config.eval.* and --config.plugins'),
+    ('--config.optim.lr', '--config.eval.*, --config.decide.* and --config.plugins'),
   ),
   'evaluate: tta=4': (
     lambda d: None,

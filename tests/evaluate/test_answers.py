@@ -9,6 +9,7 @@ import tiny
 import hierjax
 from hierjax import decide
 from hierjax.core import config
+from hierjax.core.errors import UserError
 from hierjax.decide import backoff, baselines, calibration, lineages, paths
 from hierjax.evaluate import answers, collect, metrics
 from hierjax.taxonomy import Taxonomy
@@ -176,6 +177,19 @@ def test_a_run_gets_answers_by_evaluate_and_predict_prints_them(run_copy, monkey
   assert 'chose the checkpoint' not in capsys.readouterr().err
   # another split that training sets apart also calibrates
   model.c.data.calibration = 'train'
+  model.c.decide.costs = 'lca'
   result = model.evaluate('val', tune=True)
   assert result['answers']['split'] == 'train' and result['answers']['examples'] == 96
-  assert result['answers']['measured']['risk'] is not None
+  assert result['answers']['costs'] == 'lca' and result['answers']['risk'] == 0.3
+  model.c.decide.risk, model.c.decide.costs = None, str(run_copy / 'costs.csv')
+  levels = [names[0] for names in model.taxonomy.names]
+  (run_copy / 'costs.csv').write_text(f'From,to,cost\n,{levels[0]},5\n{levels[2]},{levels[1]},2\n')
+  result = model.evaluate('val')['answers']
+  assert result['costs'] == 2 and result['split'] == '' and result['risk'] is None
+  assert result['measured']['cost']['mean'] < result['measured']['cost_argmax']['mean']
+  loaded = hierjax.load(run_copy)
+  assert loaded.rules['answer'] == model.rules['answer']
+  assert loaded.predict(image)[0]['answer']['reason'].startswith('least expected cost')
+  (run_copy / 'costs.csv').write_text(f'from,to,price\n,{levels[0]},5\n')
+  with pytest.raises(UserError, match='has no columns from, to and cost, but from, to, price'):
+    model.evaluate('val')

@@ -19,7 +19,6 @@ from hierjax.core.errors import UserError
 from hierjax.data import pipeline
 from hierjax.data.image_groups import Batch
 from hierjax.data.sources import Examples
-from hierjax.losses.tags import max_constraint
 from hierjax.taxonomy import Mixed, Taxonomy
 
 
@@ -75,7 +74,8 @@ def constrain(probs: Mapping[str, jax.Array], taxonomy: Taxonomy | Mixed) -> dic
     return dict(probs)
   p = jnp.concatenate([probs[level] for level in block.levels], -1)
   if len(block.levels) > 1:
-    p = max_constraint(p, block.taxonomy.edges)
+    above, below = block.taxonomy.edges
+    p = jax.ops.segment_max(p[:, below].T, above, p.shape[1], indices_are_sorted=True).T
   for level, ancestor in taxonomy.ancestors.items():
     if level in probs:
       p_ancestor = probs[level][:, np.maximum(ancestor, 0)]

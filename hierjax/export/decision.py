@@ -1,13 +1,13 @@
 """The decisions of `hierjax.decide` as ONNX operators, in float64 as there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from hierjax.decide.decisions import Rules, join
-from hierjax.decide.paths import TINY, PathRules
-from hierjax.export.graph import Graph, Value, canonical
-from hierjax.taxonomy import Block, Mixed, Taxonomy
+from hierjax.decide.paths import TINY
+from hierjax.export.graph import Graph, Value, canonical, type_code
+from hierjax.taxonomy import Mixed, Taxonomy
 
 # The classes of each head that the graph lists.
 TOP = 5
@@ -27,53 +27,47 @@ def add_decisions(
     taxonomy: the levels.
     rules: of the run.
   """
+  double = {k: graph.add('Cast', p.source, to=type_code(np.float64)) for k, p in probs.items()}
   path = None
   for block in taxonomy.blocks:
     if block.kind == 'exclusive':
-      path = _add_path(graph, probs, block, rules[block.kind])
+      path = _add_path(graph, double, block, rules[block.kind])
     else:
-      _add_tags(graph, probs, block, join(rules[block.kind], block), taxonomy, path)
+      _add_tags(graph, double, block, join(rules[block.kind], block), taxonomy, path)
   for level, p in probs.items():
     k = min(TOP, p.shape[1])
-    values, classes = graph.add_pair('TopK', p.source, np.array([k], np.int64), axis=1)
+    values, classes = graph.add('TopK', p.source, np.array([k], np.int64), outputs=2, axis=1)
     graph.output(f'top/{level}', canonical(classes, (graph.batch, k)), np.int64)
     graph.output(f'top_probability/{level}', canonical(values, (graph.batch, k)), np.float32)
 
 
-def _double(graph: Graph, source: str) -> str:
-  return graph.add('Cast', source, to=graph.type_code(np.float64))
-
-
-def _add_path(graph: Graph, probs: Mapping[str, Value], block: Block, rules: PathRules) -> str:
+def _add_path(graph, probs, block, rules):
   """Add the path with the largest sum of w log p, and the probability of each class over paths."""
   table, score = block.taxonomy, None
   for k, level in enumerate(block.levels):
     weight = rules.weights.get(level, 1.0)
     if level not in probs or not weight:
       continue
-    log = graph.add('Log', graph.add('Max', _double(graph, probs[level].source), np.array(TINY)))
-    term = graph.add('Mul', log, np.array(float(weight)))
+    term = graph.add('Log', graph.add('Max', probs[level], np.array(TINY)))
+    term = graph.add('Mul', term, np.array(float(weight)))
     term = graph.add('Gather', term, table.paths[:, k].astype(np.int64), axis=1)
     score = term if score is None else graph.add('Add', score, term)
   best = graph.add('ArgMax', score, axis=1, keepdims=0)
   path = graph.add('Gather', table.paths.astype(np.int64), best, axis=0)
   graph.output('path', canonical(path, (graph.batch, len(block.levels))), np.int64)
-  top = graph.add('ReduceMax', score, np.array([1], np.int64), keepdims=1)
-  scaled = graph.add('Div', graph.add('Sub', score, top), np.array(float(rules.temperature)))
+  largest = graph.add('ReduceMax', score, np.array([1], np.int64), keepdims=1)
+  scaled = graph.add('Div', graph.add('Sub', score, largest), np.array(float(rules.temperature)))
   leaves = graph.add('Softmax', scaled, axis=1)
-  for k, names in enumerate(table.names):
-    p = _joined(graph, leaves, table.paths[:, k], len(names), np.float64, 'add')
-    p = graph.add('Cast', p, to=graph.type_code(np.float32))
-    value = canonical(p, (graph.batch, len(names)))
-    graph.output(f'path_probability/{block.levels[k]}', value, np.float32)
+  for k, (level, names) in enumerate(zip(block.levels, table.names)):
+    p = _joined(graph, leaves, table.paths[:, k], np.zeros((len(names), 1)), 'add')
+    p = canonical(graph.add('Cast', p, to=type_code(np.float32)), (graph.batch, len(names)))
+    graph.output(f'path_probability/{level}', p, np.float32)
   return path
 
 
-def _joined(
-  graph: Graph, values: str, classes: Sequence[int], count: int, dtype: type, how: str
-) -> str:
-  """Join the columns of each class, [N, M] to [N, count], by 'add' or 'max'; 0 without a column."""
-  start = graph.full(canonical(np.zeros((1, 1), dtype), (1, 1)), (count, graph.batch)).source
+def _joined(graph, values, classes, start, how):
+  """Join the columns of each class, [N, M] to [N, C], by 'add' or 'max' from start [C, 1] on."""
+  start = graph.full(canonical(start), (len(start), graph.batch)).source
   rows = graph.add('Transpose', values, perm=[1, 0])
   index = np.asarray(classes, np.int64)[:, None]
   joined = graph.add('ScatterND', start, index, rows, reduction=how)
@@ -83,21 +77,18 @@ def _joined(
 def _add_tags(graph, probs, block, thresholds, taxonomy, path):
   """Add the tags that reach their thresholds and may stand beside the path, and all above them."""
   table = block.taxonomy
-  p = graph.add('Concat', *(_double(graph, probs[level].source) for level in block.levels), axis=1)
+  p = graph.add('Concat', *(probs[level] for level in block.levels), axis=1)
   is_present = graph.add('GreaterOrEqual', p, thresholds)
-  for k, ancestor in enumerate(taxonomy.ancestors.values() if path else ()):
+  for k, ancestor in enumerate(taxonomy.ancestors.values()):
     column = graph.add('Gather', path, np.array([k], np.int64), axis=1)
     fits = graph.add('Equal', column, ancestor.astype(np.int64))
-    fits = graph.add('Or', fits, ancestor < 0)
-    is_present = graph.add('And', is_present, fits)
+    is_present = graph.add('And', is_present, graph.add('Or', fits, ancestor < 0))
   above, below = table.edges
-  number = graph.add('Cast', is_present, to=graph.type_code(np.int32))
+  number = graph.add('Cast', is_present, to=type_code(np.int32))
   number = graph.add('Gather', number, below.astype(np.int64), axis=1)
-  number = _joined(graph, number, above, table.width, np.int32, 'max')
+  number = _joined(graph, number, above, np.zeros((table.width, 1), np.int32), 'max')
+  present = graph.add('Cast', number, to=type_code(bool))
   for level, columns in table.columns.items():
-    ends = [np.array([n], np.int64) for n in (columns.start, columns.stop, 1)]
-    part = graph.add('Slice', number, *ends)
-    value = canonical(
-      graph.add('Cast', part, to=graph.type_code(bool)), (graph.batch, table.num_classes(level))
-    )
-    graph.output(f'present/{level}', value, bool)
+    index = np.arange(columns.start, columns.stop)
+    part = canonical(graph.add('Gather', present, index, axis=1), (graph.batch, len(index)))
+    graph.output(f'present/{level}', part, bool)

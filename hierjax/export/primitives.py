@@ -5,75 +5,78 @@ value that it computes. What depends on constants alone is computed at once and 
 as a number.
 """
 
-import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.extend import core
 
 from hierjax.core.errors import UserError
-from hierjax.export.graph import Graph, Shape, Value, canonical, constant
+from hierjax.export.graph import Graph, Shape, Value, canonical, type_code
 
-TRANSLATIONS: dict[str, Callable[..., Value]] = {}
 # Of equations that hold another program, the parameter that it is.
 PROGRAMS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
-# primitive: the operators that make it, one after the other
+# primitive=operators that make it of each element, one after the other
 ELEMENTWISE = dict(
-  row.split(': ')
-  for row in (
-    'sub: Sub, div: Div, pow: Pow, eq: Equal, ne: Equal Not, lt: Less, le: LessOrEqual, '
-    'gt: Greater, ge: GreaterOrEqual, and: And, or: Or, not: Not, exp: Exp, log: Log, neg: Neg, '
-    'abs: Abs, floor: Floor, sqrt: Sqrt, rsqrt: Sqrt Reciprocal, tanh: Tanh, erf: Erf, '
-    'logistic: Sigmoid, stop_gradient: Identity, copy: Identity'
-  ).split(', ')
+  pair.split('=')
+  for pair in (
+    'sub=Sub div=Div pow=Pow eq=Equal ne=Equal,Not lt=Less le=LessOrEqual gt=Greater '
+    'ge=GreaterOrEqual and=And or=Or not=Not exp=Exp log=Log neg=Neg abs=Abs floor=Floor '
+    'sqrt=Sqrt rsqrt=Sqrt,Reciprocal tanh=Tanh erf=Erf logistic=Sigmoid stop_gradient=Identity '
+    'sign=Sign copy=Identity'
+  ).split()
 )
 REDUCTIONS = {'reduce_sum': 'ReduceSum', 'reduce_max': 'ReduceMax', 'reduce_min': 'ReduceMin'}
-SCATTERS = {'scatter': 'none', 'scatter-add': 'add', 'scatter_max': 'max', 'scatter_min': 'min'}
+SCATTERS = {'scatter': 'none', 'scatter-add': 'add', 'scatter-max': 'max', 'scatter-min': 'min'}
+TRANSLATIONS: dict[str, Callable[..., Value]] = {}
 
 
 def translate(graph: Graph, program: core.ClosedJaxpr, inputs: Sequence[Value]) -> list[Value]:
-  """Add a program to a graph.
+  """Add a program, traced for a symbolic batch size, to a graph.
 
   Args:
     graph: the graph.
-    program: traced for a symbolic batch size.
+    program: the program.
     inputs: what it reads.
 
   Returns:
     What it computes.
 
   Raises:
-    UserError: a primitive has no translation, or not for these parameters.
+    UserError: a primitive has no translation, or not with these parameters.
   """
-  return _add_program(graph, program.jaxpr, program.consts, inputs)
-
-
-def _add_program(graph, jaxpr, consts, inputs):
-  values = dict(zip(jaxpr.constvars, map(constant, consts)))
-  values.update(zip(jaxpr.invars, inputs))
+  values = dict(zip(program.jaxpr.constvars, map(canonical, map(np.asarray, program.consts))))
+  values.update(zip(program.jaxpr.invars, inputs))
 
   def read(variable):
-    return constant(variable.val) if isinstance(variable, core.Literal) else values[variable]
+    is_number = isinstance(variable, core.Literal)
+    return canonical(np.asarray(variable.val)) if is_number else values[variable]
 
-  for equation in jaxpr.eqns:
-    results = _add_equation(graph, equation, [read(v) for v in equation.invars])
+  for equation in program.jaxpr.eqns:
+    results = _add(graph, equation, [read(v) for v in equation.invars])
     values.update(zip(equation.outvars, results))
-  return [read(v) for v in jaxpr.outvars]
+  return [read(v) for v in program.jaxpr.outvars]
 
 
-def _add_equation(graph, equation, values):
+def _add(graph, equation, values):
   name, params = equation.primitive.name, equation.params
   program = next((params[key] for key in PROGRAMS if key in params), None)
   if program is not None:
-    inner, consts = getattr(program, 'jaxpr', program), getattr(program, 'consts', ())
-    return _add_program(graph, inner, consts, values)
+    is_closed = isinstance(program, core.ClosedJaxpr)
+    return translate(graph, program if is_closed else core.ClosedJaxpr(program, ()), values)
   sizes = [n for v in (*equation.invars, *equation.outvars) for n in v.aval.shape]
   is_fixed = all(isinstance(n, int) for n in (*sizes, params.get('dim', 0)))
   if is_fixed and all(v.is_constant for v in values):
-    return _evaluated(graph, equation, values)
+    arrays = [graph.full(v, x.aval.shape).source for v, x in zip(values, equation.invars)]
+    arrays = [jax.numpy.asarray(a, x.aval.dtype) for a, x in zip(arrays, equation.invars)]
+    results = equation.primitive.bind(*arrays, **params)
+    results = results if equation.primitive.multiple_results else [results]
+    return [canonical(np.asarray(x)) for x in results]
+  if name in ELEMENTWISE:
+    return [_each(graph, ELEMENTWISE[name], *values)]
   if name not in TRANSLATIONS:
-    raise _missing(equation, 'by hierjax.export.primitives.translates you can add one')
+    raise _missing(equation, 'hierjax.export.primitives.translates adds one')
   return [TRANSLATIONS[name](graph, equation, *values)]
 
 
@@ -82,19 +85,8 @@ def _missing(equation, text):
   return UserError(f'export: {name!r} of jax has no translation to ONNX: {text}')
 
 
-def _evaluated(graph, equation, values):
-  arrays = [graph.full(v, x.aval.shape).source for v, x in zip(values, equation.invars)]
-  arrays = [jax.numpy.asarray(a, x.aval.dtype) for a, x in zip(arrays, equation.invars)]
-  results = equation.primitive.bind(*arrays, **equation.params)
-  return map(constant, results if equation.primitive.multiple_results else [results])
-
-
 def translates(*names: str) -> Callable[[Callable], Callable]:
-  """Register a function as the translation of primitives.
-
-  Args:
-    *names: of the primitives, as `jax.make_jaxpr` prints them.
-  """
+  """Register a function as the translation of the primitives that `jax.make_jaxpr` prints so."""
 
   def register(function):
     TRANSLATIONS.update(dict.fromkeys(names, function))
@@ -103,12 +95,12 @@ def translates(*names: str) -> Callable[[Callable], Callable]:
   return register
 
 
-def _full(graph: Graph, equation, x: Value, place: int = 0) -> Value:
+def _operand(graph: Graph, equation: Any, x: Value, place: int = 0) -> Value:
   """An operand with all of its repetitions."""
   return graph.full(x, equation.invars[place].aval.shape)
 
 
-def _result(equation, name: str, layout: Sequence[int] | None = None) -> Value:
+def _result(equation: Any, name: str, layout: Sequence[int] | None = None) -> Value:
   shape = equation.outvars[0].aval.shape
   return canonical(name, shape) if layout is None else Value(name, shape, tuple(layout))
 
@@ -123,67 +115,43 @@ def _layout(values: Sequence[Value]) -> tuple[int, ...]:
   return next((x for x in layouts if x != tuple(range(rank))), tuple(range(rank)))
 
 
-def _elementwise(graph: Graph, ops: str, *values: Value, **attributes) -> Value:
+def _each(graph: Graph, ops: str, *values: Value, **attributes) -> Value:
   layout = _layout(values)
   sizes = zip(*(v.shape for v in values if len(v.shape) == len(layout)))
   shape = tuple(next((n for n in column if n != 1), 1) for column in sizes)
-  op, *others = ops.split()
-  name = graph.add(op, *(graph.stored(v, layout if v.shape else ()) for v in values), **attributes)
-  for op in others:
-    name = graph.add(op, name)
-  return Value(name, shape, layout)
+  sources = [graph.stored(v, layout if v.shape else ()) for v in values]
+  for op in ops.split(','):
+    sources = [graph.add(op, *sources, **attributes)]
+  return Value(sources[0], shape, layout)
 
 
-for _name, _ops in ELEMENTWISE.items():
-  TRANSLATIONS[_name] = functools.partial(
-    lambda graph, _, *x, ops: _elementwise(graph, ops, *x), ops=_ops
-  )
-
-
-@translates('square')
-def _square(graph, equation, x):
-  return _elementwise(graph, 'Mul', x, x)
-
-
-@translates('integer_pow')
-def _integer_pow(graph, equation, x):
-  exponent = np.array(equation.params['y'], equation.invars[0].aval.dtype)
-  return _elementwise(graph, 'Pow', x, constant(exponent))
-
-
-@translates('is_finite')
-def _is_finite(graph, equation, x):
+@translates('square', 'integer_pow', 'select_n', 'convert_element_type', 'is_finite')
+def _of_elements(graph, equation, x, *others):
+  name, params = equation.primitive.name, equation.params
+  if name == 'square':
+    return _each(graph, 'Mul', x, x)
+  if name == 'integer_pow':
+    return _each(graph, 'Pow', x, canonical(np.array(params['y'], equation.invars[0].aval.dtype)))
+  if name == 'select_n':
+    return _each(graph, 'Where', x, *reversed(others))
+  if name == 'convert_element_type':
+    return _each(graph, 'Cast', x, to=type_code(params['new_dtype']))
   # infinity less infinity is NaN, which equals nothing
-  difference = _elementwise(graph, 'Sub', x, x)
-  return _elementwise(graph, 'Equal', difference, difference)
+  difference = _each(graph, 'Sub', x, x)
+  return _each(graph, 'Equal', difference, difference)
 
 
-@translates('select_n')
-def _select(graph, equation, is_second, first, second):
-  return _elementwise(graph, 'Where', is_second, second, first)
-
-
-@translates('convert_element_type')
-def _convert(graph, equation, x):
-  return _elementwise(graph, 'Cast', x, to=graph.type_code(equation.params['new_dtype']))
-
-
-@translates('max')
-def _max(graph, equation, x, y):
-  for value, other in ((x, y), (y, x)):
-    if other.is_constant and not other.source.any():
-      return _elementwise(graph, 'Relu', value)
-  return _elementwise(graph, 'Max', x, y)
-
-
-@translates('min')
-def _min(graph, equation, x, y):
+@translates('max', 'min')
+def _limit(graph, equation, x, y):
+  is_max = equation.primitive.name == 'max'
   for value, other in ((x, y), (y, x)):
     op, inputs, _ = graph.producer(value)
-    if op == 'Relu' and other.is_constant and other.source.size == 1:
+    if is_max and other.is_constant and not other.source.any():
+      return _each(graph, 'Relu', value)
+    if not is_max and op == 'Relu' and other.is_constant and other.source.size == 1:
       limit = other.source.reshape(())
       return value._replace(source=graph.add('Clip', inputs[0], np.zeros_like(limit), limit))
-  return _elementwise(graph, 'Min', x, y)
+  return _each(graph, 'Max' if is_max else 'Min', x, y)
 
 
 @translates('add', 'mul')
@@ -203,7 +171,7 @@ def _add_or_mul(graph, equation, x, y):
       scaled = kernel * factor.reshape(-1, *[1] * (kernel.ndim - 1))
       name = graph.add('Conv', inputs[0], scaled, bias * factor + term, **attributes)
       return value._replace(source=name)
-  return _elementwise(graph, 'Mul' if is_mul else 'Add', x, y)
+  return _each(graph, 'Mul' if is_mul else 'Add', x, y)
 
 
 # Shapes
@@ -212,52 +180,54 @@ def _add_or_mul(graph, equation, x, y):
 @translates('dim_as_value')
 def _dim_as_value(graph, equation):
   size = graph.add('Squeeze', graph.sizes([equation.params['dim']]))
-  return canonical(graph.add('Cast', size, to=graph.type_code(np.int32)), ())
+  return canonical(graph.add('Cast', size, to=type_code(np.int32)), ())
 
 
 def _reshaped(graph: Graph, x: Value, shape: Shape) -> Value:
   source = graph.stored(x)
   if x.is_constant:
-    return constant(source.reshape(shape))
+    return canonical(source.reshape(shape))
   sizes = [n if isinstance(n, int) else -1 for n in shape]
   sizes = np.array(sizes, np.int64) if sizes.count(-1) < 2 else graph.sizes(shape)
   return canonical(graph.add('Reshape', source, sizes), shape)
 
 
-@translates('broadcast_in_dim')
-def _broadcast(graph, equation, x, *_):
-  shape = [1] * len(equation.outvars[0].aval.shape)
-  for axis, n in zip(equation.params['broadcast_dimensions'], x.shape):
-    shape[axis] = n
-  return _reshaped(graph, x, shape)
-
-
-@translates('reshape', 'squeeze', 'expand_dims')
+@translates('broadcast_in_dim', 'reshape', 'squeeze', 'expand_dims')
 def _reshape(graph, equation, x, *_):
-  return _reshaped(graph, _full(graph, equation, x), equation.outvars[0].aval.shape)
+  shape = equation.outvars[0].aval.shape
+  if equation.primitive.name != 'broadcast_in_dim':
+    return _reshaped(graph, _operand(graph, equation, x), shape)
+  sizes = [1] * len(shape)
+  for axis, n in zip(equation.params['broadcast_dimensions'], x.shape):
+    sizes[axis] = n
+  return _reshaped(graph, x, sizes)
 
 
 @translates('transpose')
 def _transpose(graph, equation, x):
   permutation = equation.params['permutation']
   if x.is_constant:
-    return constant(np.transpose(x.source, permutation))
+    return canonical(np.transpose(x.source, permutation))
   shape = tuple(x.shape[a] for a in permutation)
   return Value(x.source, shape, tuple(permutation.index(a) for a in x.layout))
 
 
-@translates('concatenate')
+@translates('concatenate', 'stack')
 def _concatenate(graph, equation, *values):
-  values = [_full(graph, equation, v, i) for i, v in enumerate(values)]
+  values, params = [_operand(graph, equation, v, i) for i, v in enumerate(values)], equation.params
+  axis = params.get('axis', params.get('dimension'))
+  if equation.primitive.name == 'stack':
+    shape = values[0].shape
+    values = [_reshaped(graph, v, (*shape[:axis], 1, *shape[axis:])) for v in values]
   layout = _layout(values)
   sources = [graph.stored(v, layout) for v in values]
-  name = graph.add('Concat', *sources, axis=layout.index(equation.params['dimension']))
+  name = graph.add('Concat', *sources, axis=layout.index(axis))
   return _result(equation, name, layout)
 
 
 @translates('pad')
 def _pad(graph, equation, x, value):
-  x, config = _full(graph, equation, x), equation.params['padding_config']
+  x, config = _operand(graph, equation, x), equation.params['padding_config']
   if any(interior for _, _, interior in config):
     raise _missing(equation, 'it pads between elements')
   ends = [config[a][side] for side in (0, 1) for a in x.layout]
@@ -265,45 +235,39 @@ def _pad(graph, equation, x, value):
   return _result(equation, name, x.layout)
 
 
-@translates('slice')
+@translates('slice', 'rev')
 def _slice(graph, equation, x):
-  x, params = _full(graph, equation, x), equation.params
+  x, params = _operand(graph, equation, x), equation.params
+  if equation.primitive.name == 'rev':
+    parts = [(-1, np.iinfo(np.int64).min, axis, -1) for axis in params['dimensions']]
+    return _sliced(graph, x, parts, x.shape)
   starts, stops = params['start_indices'], params['limit_indices']
   steps = params['strides'] or (1,) * len(starts)
-  parts = zip(starts, stops, range(len(starts)), steps, strict=True)
-  parts = [p for p in parts if p != (0, x.shape[p[2]], p[2], 1)]
+  parts = zip(starts, stops, range(len(starts)), steps)
   return _sliced(graph, x, parts, equation.outvars[0].aval.shape)
-
-
-@translates('rev')
-def _reverse(graph, equation, x):
-  end = np.iinfo(np.int64).min
-  parts = [(-1, end, axis, -1) for axis in equation.params['dimensions']]
-  return _sliced(graph, _full(graph, equation, x), parts, x.shape)
 
 
 def _sliced(graph, x, parts, shape):
   """The parts (start, stop, axis, step) of a value."""
+  parts = [part for part in parts if part != (0, x.shape[part[2]], part[2], 1)]
   if not parts:
     return x
   starts, stops, axes, steps = zip(*parts)
-  arrays = [np.array(v, np.int64) for v in (starts, stops, x.axes(axes), steps)]
+  places = [x.layout.index(axis) for axis in axes]
+  arrays = [np.array(v, np.int64) for v in (starts, stops, places, steps)]
   return Value(graph.add('Slice', x.source, *arrays), tuple(shape), x.layout)
-
-
-# Reductions
 
 
 @translates(*REDUCTIONS)
 def _reduce(graph, equation, x):
-  x, axes = _full(graph, equation, x), equation.params['axes']
-  places = np.array(sorted(x.axes(axes)), np.int64)
+  x, axes = _operand(graph, equation, x), equation.params['axes']
+  places = np.array(sorted(x.layout.index(a) for a in axes), np.int64)
   name = graph.add(REDUCTIONS[equation.primitive.name], x.source, places, keepdims=0)
   remaining = [a for a in x.layout if a not in axes]
   return _result(equation, name, [sorted(remaining).index(a) for a in remaining])
 
 
-# Maps
+# Maps and products
 
 
 @translates('conv_general_dilated')
@@ -314,8 +278,8 @@ def _conv(graph, equation, x, kernel):
     raise _missing(equation, 'it is a transposed convolution')
   name = graph.add(
     'Conv',
-    graph.stored(_full(graph, equation, x), numbers.lhs_spec),
-    graph.stored(_full(graph, equation, kernel, 1), numbers.rhs_spec),
+    graph.stored(_operand(graph, equation, x), numbers.lhs_spec),
+    graph.stored(_operand(graph, equation, kernel, 1), numbers.rhs_spec),
     strides=list(params['window_strides']),
     pads=[low for low, _ in pads] + [high for _, high in pads],
     dilations=list(params['rhs_dilation']),
@@ -334,7 +298,7 @@ def _pool(graph, equation, x):
   is_sum = equation.primitive.name == 'reduce_window_sum'
   name = graph.add(
     'AveragePool' if is_sum else 'MaxPool',
-    graph.stored(_full(graph, equation, x), layout),
+    graph.stored(_operand(graph, equation, x), layout),
     kernel_shape=list(window[1:3]),
     strides=list(steps[1:3]),
     pads=[low for low, _ in pads[1:3]] + [high for _, high in pads[1:3]],
@@ -345,67 +309,68 @@ def _pool(graph, equation, x):
   return _result(equation, name, layout)
 
 
-# Products
-
-
 @translates('dot_general')
 def _dot(graph, equation, x, y):
   ((x_sums, y_sums), (x_batch, y_batch)) = equation.params['dimension_numbers']
-  x, y = _full(graph, equation, x), _full(graph, equation, y, 1)
-  x_rest = [a for a in range(len(x.shape)) if a not in (*x_sums, *x_batch)]
-  y_rest = [a for a in range(len(y.shape)) if a not in (*y_sums, *y_batch)]
-  if len(x_sums) == len(y_rest) == 1 and (len(x_rest) == 1 or not x_batch):
-    left = graph.stored(x, (*x_batch, *x_rest, *x_sums))
-    right = graph.stored(y, (*y_batch, *y_sums, *y_rest))
-    return _result(equation, graph.add('MatMul', left, right))
-  raise _missing(equation, 'it sums over several axes')
+  x, y = _operand(graph, equation, x), _operand(graph, equation, y, 1)
+  x_free = [a for a in range(len(x.shape)) if a not in (*x_sums, *x_batch)]
+  y_free = [a for a in range(len(y.shape)) if a not in (*y_sums, *y_batch)]
+  if len(x_sums) != 1 or len(y_free) != 1 or (len(x_free) != 1 and x_batch):
+    raise _missing(equation, 'it is no product of matrices')
+  left = graph.stored(x, (*x_batch, *x_free, *x_sums))
+  right = graph.stored(y, (*y_batch, *y_sums, *y_free))
+  return _result(equation, graph.add('MatMul', left, right))
 
 
 # Look-up and sums by constant indices
 
 
-def _by_index(graph, equation, x, indices, axes, inner, parts):
-  """Constant indices [..., len(axes)], and the layout with the indexed axes in front.
-
-  Refused are indices that are computed, and parts of the axes that are not indexed.
-  """
-  others = [a for a in range(len(x.shape)) if a not in axes]
-  are_rows = sorted(axes) == list(inner) and [x.shape[a] for a in others] == list(parts)
-  if not indices.is_constant or not are_rows:
-    raise _missing(equation, 'it looks up by computed indices, or parts of rows')
-  index = graph.full(indices, equation.invars[1].aval.shape).source.astype(np.int64)
-  if (index < 0).any() or (index >= [x.shape[a] for a in axes]).any():
+def _index(graph, equation, indices, sizes):
+  """Constant indices int64 [..., len(sizes)], which must lie within the sizes of their axes."""
+  if not indices.is_constant:
+    raise _missing(equation, 'its indices are computed')
+  index = _operand(graph, equation, indices, 1).source.astype(np.int64)
+  if (index < 0).any() or (index >= sizes).any():
     raise _missing(equation, 'an index is out of bounds')
-  return index, (*axes, *others)
+  return index
 
 
 @translates('gather')
 def _gather(graph, equation, x, indices):
-  numbers, x = equation.params['dimension_numbers'], _full(graph, equation, x)
+  numbers, sizes = equation.params['dimension_numbers'], equation.params['slice_sizes']
   axes, inner = numbers.start_index_map, numbers.collapsed_slice_dims
-  sizes, shape = equation.params['slice_sizes'], equation.outvars[0].aval.shape
-  if indices.is_constant and len(numbers.offset_dims) == len(shape):
-    # a slice, as jax writes it where a size is symbolic
-    starts = dict(zip(axes, indices.source.tolist()))
-    ends = [(starts.get(a, 0), starts.get(a, 0) + n, a, 1) for a, n in enumerate(sizes)]
-    part = _sliced(graph, x, [end for end in ends if sizes[end[2]] != x.shape[end[2]]], sizes)
-    return _reshaped(graph, part, shape) if inner else part
-  parts = [n for a, n in enumerate(sizes) if a not in axes]
-  index, layout = _by_index(graph, equation, x, indices, axes, inner, parts)
-  name = graph.add('GatherND', graph.stored(x, layout), index)
-  new = [a for a in range(len(shape)) if a not in numbers.offset_dims]
+  x = _operand(graph, equation, x)
+  index = _index(graph, equation, indices, [x.shape[a] for a in axes])
+  starts = {a: index[..., axes.index(a)] for a in axes}
+  others = [a for a in range(len(sizes)) if a not in inner]
+  if not {*inner} <= {*axes} or any(np.ptp(starts.get(a, [0])) for a in others):
+    raise _missing(equation, 'its parts begin at several places')
+  # of the other axes, the same part of each row: a slice
+  begin = {a: int(np.ravel(starts.get(a, 0))[0]) for a in others}
+  shape = [n if a in begin else x.shape[a] for a, n in enumerate(sizes)]
+  x = _sliced(graph, x, [(k, k + sizes[a], a, 1) for a, k in begin.items()], shape)
+  if not inner:
+    return x
+  places = np.stack([starts[a] for a in inner], -1)
+  name = graph.add('GatherND', graph.stored(x, (*inner, *others)), places)
+  rank = len(equation.outvars[0].aval.shape)
+  new = [a for a in range(rank) if a not in numbers.offset_dims]
   return _result(equation, name, (*new, *numbers.offset_dims))
 
 
 @translates(*SCATTERS)
 def _scatter(graph, equation, x, indices, updates):
   numbers = equation.params['dimension_numbers']
-  x, updates = _full(graph, equation, x), _full(graph, equation, updates, 2)
-  axes, inner = numbers.scatter_dims_to_operand_dims, numbers.inserted_window_dims
-  windows = numbers.update_window_dims
-  parts = [updates.shape[a] for a in windows]
-  index, layout = _by_index(graph, equation, x, indices, axes, inner, parts)
+  x, updates = _operand(graph, equation, x), _operand(graph, equation, updates, 2)
+  axes, windows = numbers.scatter_dims_to_operand_dims, numbers.update_window_dims
+  others = [a for a in range(len(x.shape)) if a not in axes]
+  are_rows = [x.shape[a] for a in others] == [updates.shape[a] for a in windows]
+  if sorted(axes) != list(numbers.inserted_window_dims) or not are_rows:
+    raise _missing(equation, 'it changes parts of rows')
+  index = _index(graph, equation, indices, [x.shape[a] for a in axes])
   rows = [a for a in range(len(updates.shape)) if a not in windows]
-  sources = graph.stored(x, layout), index, graph.stored(updates, (*rows, *windows))
-  name = graph.add('ScatterND', *sources, reduction=SCATTERS[equation.primitive.name])
-  return _result(equation, name, layout)
+  parts, layout = graph.stored(updates, (*rows, *windows)), (*axes, *others)
+  mode = SCATTERS[equation.primitive.name]
+  return _result(
+    equation, graph.add('ScatterND', graph.stored(x, layout), index, parts, reduction=mode), layout
+  )

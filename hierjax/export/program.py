@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from hierjax.evaluate import collect
 from hierjax.export import decision, primitives
-from hierjax.export.graph import OPSET, Graph
+from hierjax.export.graph import OPSET, Graph, canonical
 from hierjax.model import Model
 from hierjax.models import compute
 
@@ -57,14 +57,15 @@ def onnx_model(trained: Model) -> Any:
   traced, shapes = jax.make_jaxpr(run, return_shape=True)(images)
   graph = Graph(images.shape[0])
   values = primitives.translate(graph, traced, [graph.input('images', np.uint8, images.shape)])
-  values = [graph.full(v, x.shape) for v, x in zip(values, jax.tree.leaves(shapes))]
+  values = [graph.stored(graph.full(v, x.shape)) for v, x in zip(values, jax.tree.leaves(shapes))]
+  values = [canonical(v, x.shape) for v, x in zip(values, jax.tree.leaves(shapes))]
   probs, features = jax.tree.unflatten(jax.tree.structure(shapes), values)
   probs = {level: probs[level] for level in trained.levels}
   for level, value in probs.items():
     graph.output(f'probability/{level}', value, np.float32)
   graph.output('features', features, np.float32)
   decision.add_decisions(graph, probs, trained.taxonomy, trained.rules)
-  return graph.model('hierjax', {'taxonomy_sha256': trained.taxonomy.hash(), 'opset': f'{OPSET}'})
+  return graph.model({'taxonomy_sha256': trained.taxonomy.hash(), 'opset': f'{OPSET}'})
 
 
 def stablehlo(trained: Model) -> bytes:

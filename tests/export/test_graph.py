@@ -206,8 +206,8 @@ def test_heads_views_and_decisions(form, taxonomy, changes, monkeypatch):
   for path, value in values.items():
     config.assign(c, path, value)
   trained = model_of(c, taxonomy)
-  made = program.onnx_model(trained).SerializeToString()
-  run = onnxruntime.InferenceSession(made, providers=['CPUExecutionProvider'])
+  content = program.onnx_model(trained).SerializeToString()
+  run = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
   names = [output.name for output in run.get_outputs()]
   views = (c.eval.tta,) if c.eval.tta > 2 else ()
   images = RNG.integers(0, 256, (64, *views, 4, 4, 3), np.uint8)

@@ -1,7 +1,6 @@
-"""scikit-learn's interface: `Classifier` with fit, predict, predict_proba and score.
+"""scikit-learn's interface to `hierjax.fit` and `hierjax.load`.
 
-A thin layer over `hierjax.fit` and `hierjax.load`: labels become a CSV file in the run's folder,
-images in memory become PNG files beside it.
+Labels become a CSV file in the run's folder, images in memory PNG files beside it.
 """
 
 import copy
@@ -31,7 +30,6 @@ from hierjax.data import decoding, image_groups
 from hierjax.data.image_groups import Image
 from hierjax.experiments import fit
 
-PATHS = (str, pathlib.Path)
 FACTS = 'classifier.json'  # what a fitted classifier knows beside its run
 PARAMS = ('config', 'workdir', 'levels')  # the arguments that are no options
 
@@ -94,32 +92,28 @@ class Classifier(ClassifierMixin, BaseEstimator):
     Raises:
       UserError: a mistake in the options, the images or the labels.
     """
-    is_name = isinstance(self.config, PATHS)
-    c = config_files.load(str(self.config)) if is_name else copy.deepcopy(self.config)
+    is_tree = isinstance(self.config, ConfigDict)
+    c = copy.deepcopy(self.config) if is_tree else config_files.load(str(self.config))
     for name, value in self._options.items():
       config.assign(c, arguments.ALIASES.get(name, name.replace('__', '.')), value)
     folder = pathlib.Path(self.workdir or tempfile.mkdtemp(prefix='hierjax-')).absolute()
     labels = {} if y is None else _columns(y, self.levels)
-    if y is None and not isinstance(X, PATHS):
-      raise UserError('fit requires y to be passed, but the target y is None')
-    if y is None:
+    if y is not None:
+      _write_data(folder / 'data', list(X), labels, c.data)
+    elif isinstance(X, image_groups.PATHS):
       c.data.root = str(X)
     else:
-      _write_data(folder / 'data', list(X), labels, c.data)
+      raise UserError('fit requires y to be passed, but the target y is None')
     fit.fit(c, folder)
-    known_labels = {level: {_text(x): x for x in labels[level] if _text(x)} for level in labels}
-    facts = {
-      'classes': {level: list(classes.values()) for level, classes in known_labels.items()},
-      'is_single': len(labels) == 1 and not self.levels and not _has_names(y),
-    }
+    # no level is called ''
+    facts = {'': len(labels) == 1 and not self.levels and not _has_names(y)}
+    for level, column in labels.items():
+      facts[level] = list({_text(x): x for x in column if _text(x)}.values())
     files.write(folder / FACTS, json.dumps(facts, default=lambda x: getattr(x, 'item', str)()))
     return self._open(folder)
 
   def predict(self, X: Iterable[Image]) -> np.ndarray:
-    """Predict the classes on the path that the model decides for.
-
-    Args:
-      X: paths or images, see `Model.predict`.
+    """Predict the classes on the path that the model decides for, of images as `fit` takes them.
 
     Returns:
       [N, L] labels as `y` had them, None where a branch ends early; [N] for a single `classes_`.
@@ -136,22 +130,16 @@ class Classifier(ClassifierMixin, BaseEstimator):
   def predict_proba(self, X: Iterable[Image]) -> dict[str, np.ndarray] | np.ndarray:
     """Compute the probabilities of the classes at each level that has a head.
 
-    Args:
-      X: paths or images, see `Model.predict`.
-
     Returns:
       {level: float64 [N, C]}; [N, C] for a single `classes_`.
     """
     probs = self._probabilities(X)
     return next(iter(probs.values())) if self._is_single else probs
 
-  def score(self, X: Iterable[Image], y: object, sample_weight: np.ndarray | None = None) -> float:
+  def score(self, X: Iterable[Image], y: object) -> float:
     """Measure the share of images of which all known levels are predicted right.
 
-    Args:
-      X: paths or images, see `Model.predict`.
-      y: the labels, see `fit`; images without any are left out.
-      sample_weight: float [N]; None for the same of all.
+    Images without any label are left out; the arguments are those of `fit`.
     """
     labels = _columns(y, self.levels_)
     if missing := [level for level in self.levels_ if level not in labels]:
@@ -159,17 +147,15 @@ class Classifier(ClassifierMixin, BaseEstimator):
     true = np.array([[_text(x) for x in labels[level]] for level in self.levels_]).T
     pred = [[_text(x) for x in row] for row in self.predict(X).reshape(true.shape)]
     is_right, is_known = (true == '') | (true == pred), (true != '').any(1)
-    weights = np.ones(len(true)) if sample_weight is None else np.asarray(sample_weight)
-    return float(np.average(is_right.all(1), weights=weights * is_known))
+    return float(is_right.all(1)[is_known].mean())
 
   def save(self, folder: str | os.PathLike) -> None:
     """Copy the run into a folder that does not exist, for `load` and the command line."""
     check_is_fitted(self)
     folder = pathlib.Path(shutil.copytree(self.workdir_, folder))
-    c = model.run_config(folder)
-    if (folder / 'data').is_dir():
-      c.data.root = str(folder.absolute() / 'data')
-      files.write(folder / 'config.json', config.to_json(c) + '\n')
+    # paths to the images that are copied, too
+    for file in (folder / 'config.json', *folder.glob('data/labels.csv')):
+      files.write(file, file.read_text().replace(f'{self.workdir_}/', f'{folder.absolute()}/'))
 
   @classmethod
   def load(cls, folder: str | os.PathLike) -> Self:
@@ -184,14 +170,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
     if not block:
       raise UserError(f'{folder}: Classifier needs exclusive levels; use hierjax.load for tags')
     facts = json_files.read_object(folder / FACTS) if (folder / FACTS).exists() else {}
-    self._classes = []
+    self._is_single, self._classes = facts.get('', False), []
     for level, names in zip(block.levels, block.names):
-      labels = {_text(x): x for x in facts.get('classes', {}).get(level, ())}
+      labels = {_text(x): x for x in facts.get(level, ())}
       # a name under several parents is written with these
       originals = [labels.get(x, labels.get(x.rpartition('/')[2], x)) for x in names]
       self._classes.append(np.array(originals))
     self.workdir_, self.levels_ = str(folder), tuple(block.levels)
-    self._is_single = facts.get('is_single', False)
     self.classes_ = self._classes[0] if self._is_single else dict(zip(self.levels_, self._classes))
     return self
 
@@ -214,8 +199,8 @@ def _columns(y, levels) -> dict[str, list]:
   """The labels as {level: one an image}."""
   if _has_names(y):
     return {str(name): list(y[name]) for name in getattr(y, 'columns', y)}
-  y = np.asarray(y) if hasattr(y, '__array__') else y
-  rows = [row.split('/') if isinstance(row, str) else row for row in y]
+  rows = np.asarray(y) if hasattr(y, '__array__') else y
+  rows = [row.split('/') if isinstance(row, str) else row for row in rows]
   rows = [list(row) if isinstance(row, Iterable) else [row] for row in rows]
   width = max(map(len, rows), default=0)
   if levels is None:
@@ -241,11 +226,12 @@ def _write_data(folder, images, labels, options) -> None:
   paths = []
   for i, image in enumerate(images):
     path = folder / 'images' / f'{i}.png'
-    if isinstance(image, PATHS):
+    if isinstance(image, image_groups.PATHS):
       path = pathlib.Path(image).absolute()
     else:
       path.parent.mkdir(parents=True, exist_ok=True)
-      pixels = decoding.decode(image_groups.Reader([image])(0))
+      is_encoded = isinstance(image, image_groups.ENCODED)
+      pixels = decoding.decode(bytes(image)) if is_encoded else decoding.to_rgb(image)
       cv2.imwrite(str(path), pixels[..., ::-1])
     if not path.is_file():
       raise UserError(f'fit: image {i}: no file {image}')

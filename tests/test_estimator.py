@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 from sklearn.base import clone
 from sklearn.utils import estimator_checks
 from sklearn.utils.validation import check_is_fitted
@@ -103,7 +104,7 @@ def test_predictions_are_labels_of_each_level(fitted):
   # unknown labels count as right, images without any do not count
   true[0], true[1, 1], true[2] = ('cold', 'red'), None, (None, np.nan)
   assert fitted.score(pixels, true) == 10 / 11
-  probs = fitted.predict_proba(list(pixels))
+  probs = fitted.predict_proba([Image.fromarray(x) for x in pixels])
   for k, level in enumerate(fitted.levels_):
     assert np.allclose(probs[level].sum(1), 1)
     best = fitted.classes_[level][probs[level].argmax(1)]
@@ -116,7 +117,9 @@ def test_a_saved_classifier_predicts_the_same(fitted, tmp_path):
   expected = fitted.predict(pixels)
   for other in (Classifier.load(tmp_path / 'saved'), pickle.loads(pickle.dumps(fitted))):
     assert np.array_equal(other.predict(pixels), expected)
-  assert str(tmp_path) in (tmp_path / 'saved' / 'config.json').read_text()
+  for name in ('config.json', 'data/labels.csv'):
+    text = (tmp_path / 'saved' / name).read_text()
+    assert str(tmp_path) in text and fitted.workdir_ not in text
   assert not hasattr(clone(fitted), 'workdir_')
 
 

@@ -4,6 +4,7 @@ Only here is the state of the process touched: signals, environment, logging, co
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -19,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
       program: its memory allocation, its streams and its handling of signals.
   """
   if argv is None:
-    process.hide_library_logs()
+    # XLA's C++ prints that compiling is slow; what fails jax raises
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     process.use_huge_pages()
     process.handle_interrupts()
     process.protect_streams()

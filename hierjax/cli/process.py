@@ -24,11 +24,6 @@ def use_huge_pages() -> None:
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
 
-def hide_library_logs() -> None:
-  """Keep what XLA's C++ logs, such as that compiling is slow, off stderr; what fails is raised."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-
-
 def handle_interrupts() -> None:
   """Let Ctrl-C end the program in one line; training has handlers of its own, which save.
 

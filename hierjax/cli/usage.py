@@ -34,10 +34,9 @@ COMMANDS = f"""hierjax: hierarchical image classification.
   hierjax report --workdir=runs/mine
       report.html; evaluates what is missing
   hierjax table --config=s0_table1 --workdir=runs/s0
-      train the rows of a published table, each in WORKDIR/ROW/seedK, and write table.html,
-      table.md and table.csv after each: our mean and deviation over the seeds next to the paper's
-      figures. --limit=300 --epochs=1 is a quick look; --config=NAME:ROW is one row alone, with
-      every other command; NAME:ARGUMENT is one of several tables of a file
+      train the rows of a published table, each in WORKDIR/ROW/seedK, and write table.html, .md
+      and .csv after each: our mean and deviation over the seeds next to the paper's figures.
+      --limit=300 --epochs=1 is a quick look; --config=NAME:ROW is one row alone
   hierjax compare runs/one runs/other
       the second against the first: compare.html, compare.json and compare.csv in --workdir
       (runs/compare), paired intervals, classes won and lost; a run may be a folder of seeds
@@ -117,9 +116,8 @@ def page() -> str:
     lines += ['', f'## {GROUPS[group]}', '']
     lines += ['| option | default | values | what it does |', '|---|---|---|---|']
     for option in options:
-      # brackets are no links
-      description = option.help.replace('[', '&#91;')
-      cells = (f'`{option.name}`', f'`{option.default!r}`', _values(option), description)
+      words = option.help.replace('[', '&#91;')  # no links
+      cells = (f'`{option.name}`', f'`{option.default!r}`', _values(option), words)
       lines.append(f'| {" | ".join(cell.replace("|", "&#124;") for cell in cells)} |')
   return '\n'.join(lines) + '\n'
 

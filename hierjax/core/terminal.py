@@ -84,8 +84,7 @@ class Progress:
     if 0 < count < total:
       line += f', {datetime.timedelta(seconds=round((total - count) / rate))} left'
     if is_bar:
-      filled = BAR * count // max(total, 1)
-      end = '\n' if count == total else ''
-      _write(f'{ERASE}[{"#" * filled}{"-" * (BAR - filled)}] {line}{end}')
+      bar = '#' * (BAR * count // max(total, 1))
+      _write(f'{ERASE}[{bar:-<{BAR}}] {line}' + '\n' * (count == total))
     else:
       say(line)

@@ -41,6 +41,7 @@ VALID_WITH = {
   'split': ('evaluate', 'table', 'compare'),
   'images': ('predict',),
   'output': ('predict', 'export'),
+  'artefact': ('predict',),
   'classes': ('predict', 'evaluate'),
   'region': ('predict', 'evaluate'),
   'seeds': ('table',),
@@ -112,6 +113,7 @@ def define(values: flags.FlagValues) -> None:
   )
   text('split', 'val', 'evaluate, table, compare: the split')
   text('images', '', 'predict: an image, a folder, a glob in quotes, or a .txt or .csv of paths')
+  text('artefact', '', 'predict: folder that export wrote; needs no jax')
   text(
     'output',
     '',
@@ -264,7 +266,12 @@ def _check(arguments: Arguments) -> None:
     raise UserError(
       f'--distributed: --mode={mode} runs in one process; train and evaluate run in several'
     )
-  if mode in ('evaluate', 'report', 'predict', 'export') and not arguments.workdir:
+  if mode == 'predict' and bool(arguments.workdir) == bool(arguments.artefact):
+    raise UserError(
+      '--mode=predict needs --workdir=FOLDER, the folder of the trained run, or --artefact=FOLDER, '
+      'what export wrote, and not both'
+    )
+  if mode in ('evaluate', 'report', 'export') and not arguments.workdir:
     raise UserError(f'--mode={mode} needs --workdir=FOLDER, the folder of the trained run')
   if mode == 'predict' and not arguments.images:
     raise UserError(

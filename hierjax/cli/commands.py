@@ -1,15 +1,11 @@
 """Running a command: the start of several processes, the compilation cache, and the exit code."""
 
-import errno
 import importlib
-import signal
 import sys
 
-from hierjax.cli import arguments, errors, process
+from hierjax.cli import arguments, errors
 from hierjax.core import parallel, terminal
 from hierjax.train.interrupt import Interrupted
-
-CLOSED = (errno.EPIPE, errno.EIO)
 
 
 def execute(args: arguments.Arguments) -> int:
@@ -34,16 +30,9 @@ def execute(args: arguments.Arguments) -> int:
     terminal.say(e)
     code, are_together = 128 + e.signum, True
   except Exception as e:
-    text = errors.message(e)
-    if isinstance(e, OSError) and e.filename is None and e.errno in CLOSED:
-      # nobody reads stdout any more
-      process.discard_output()
-      code = 128 + signal.SIGPIPE
-    elif text:
-      code = errors.report(text)
-    elif args.distributed:
-      code = parallel.explain(e)
-    else:
+    code = errors.exit_code(e)
+    if code is None and not args.distributed:
       raise
+    code = parallel.explain(e) if code is None else code
   parallel.stop(code, are_together)
   return code

@@ -1,9 +1,24 @@
 """Errors in one line."""
 
+import errno
+import signal
+
+from hierjax.cli import process
 from hierjax.core import terminal
 from hierjax.core.errors import UserError, missing_extra
 
 EXIT_CODE = 2
+CLOSED = (errno.EPIPE, errno.EIO)
+
+
+def exit_code(error: Exception) -> int | None:
+  """Report what a user can do something about and return the exit code; None for other errors."""
+  if isinstance(error, OSError) and error.filename is None and error.errno in CLOSED:
+    # nobody reads stdout any more
+    process.discard_output()
+    return 128 + signal.SIGPIPE
+  text = message(error)
+  return report(text) if text else None
 
 
 def message(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """From the arguments to the exit code."""
 
 import importlib
+import sys
 from collections.abc import Sequence
 
 from absl import logging
@@ -31,6 +32,19 @@ def run(argv: Sequence[str]) -> int:
   # The logs of libraries stay off stderr; what matters of them is raised, too.
   logging.use_absl_handler()
   logging.set_verbosity(logging.FATAL)
+  if parsed.artefact:
+    return _predict_without_jax(parsed)
   # Imported only now, with jax: help and mistakes in the arguments are answered at once.
   commands = importlib.import_module('hierjax.cli.commands')
   return commands.execute(parsed)
+
+
+def _predict_without_jax(parsed: arguments.Arguments) -> int:
+  try:
+    code = importlib.import_module('hierjax.cli.predict').run(parsed)
+    sys.stdout.flush()
+  except Exception as e:
+    code = errors.exit_code(e)
+    if code is None:
+      raise
+  return code

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from hierjax import runtime
@@ -17,6 +18,7 @@ from hierjax.model import Model
 
 # Images of val, and as many drawn ones, on which run and artefact must agree; in probability.
 IMAGES, TOLERANCE = 64, 1e-4
+MARGIN = 2**24  # bytes of an ONNX file beside its weights
 
 
 def export(trained: Model, output: str | os.PathLike, say: Callable[[str], None]) -> dict:
@@ -50,16 +52,14 @@ def export(trained: Model, output: str | os.PathLike, say: Callable[[str], None]
 
 
 def _write(trained, folder, say):
-  try:
-    model = program.onnx_model(trained)
-    contents = {
-      'model.onnx': model.SerializeToString(),
-      'weights.safetensors': program.weights(trained),
-    }
-  except ImportError as e:
-    raise UserError(f"export needs the package {e.name}: pip install 'hierjax[export]'") from None
-  except ValueError as e:  # a file of protobuf has 2 GiB at most
-    raise UserError(f'export: the model does not fit into one ONNX file ({e})') from None
+  size = sum(x.nbytes for x in jax.tree.leaves(trained.variables))
+  if size > runtime.MAX_BYTES - MARGIN:
+    raise UserError(f'export: {size / 2**30:.1f} GiB of weights; an ONNX file holds 2')
+  model = program.onnx_model(trained)
+  contents = {
+    'model.onnx': model.SerializeToString(),
+    'weights.safetensors': program.weights(trained),
+  }
   try:
     contents['model.stablehlo'] = program.stablehlo(trained)
   except ImportError:

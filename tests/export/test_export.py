@@ -1,6 +1,7 @@
 """Exported runs answer as the run does, and nothing else can be loaded as one."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -91,6 +92,24 @@ def test_the_runtime_needs_no_package_of_training(exported):
   result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
   assert result.returncode == 0, result.stderr
   assert json.loads(result.stdout) == runtime.load(exported).predict(IMAGES[0])
+
+
+def test_the_command_needs_no_jax(exported, tmp_path):
+  """hierjax predict --artefact, with --classes; it reads options by absl and ml_collections."""
+  from PIL import Image
+
+  Image.fromarray(IMAGES[1]).save(tmp_path / 'x.png')
+  loaded = runtime.load(exported)
+  (tmp_path / 'classes.txt').write_text('\n'.join(loaded.taxonomy.names[-1][:3]))
+  head = WITHOUT.format(names=[n for n in TRAINING if n not in ('absl', 'ml_collections')])
+  code = head.partition('import json')[0] + 'from hierjax import cli\ncli.main(sys.argv)'
+  flags = [f'--artefact={exported}', f'--images={tmp_path / "x.png"}', '--classes=classes.txt']
+  command = [sys.executable, '-c', code, 'predict', *flags]
+  env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+  (record,) = loaded.within(loaded.taxonomy.names[-1][:3]).predict(tmp_path / 'x.png')
+  assert json.loads(result.stdout) == record and 'outside' in record
 
 
 def test_the_example_predicts(exported, tmp_path):

@@ -31,6 +31,9 @@ SURFACE = 'hierjax'
 LATE = {
   ('hierjax.cli', 'hierjax.cli.program'),
   ('hierjax.cli.program', 'hierjax.cli.commands'),
+  # exported models are predicted with without jax
+  ('hierjax.cli.program', 'hierjax.cli.predict'),
+  ('hierjax.cli.predict', 'hierjax.cli.runs'),
   # the config files as the wheel ships them
   ('hierjax.cli.config_files', 'hierjax.configs'),
 }

@@ -70,7 +70,7 @@ def probe(
   with disk_errors(workdir), run_lock.RunLock(workdir):
     clock = time.monotonic()
     _check_folder(workdir)
-    run = _build(c)
+    run = build(c)
     for note in run.notes:
       progress(f'note: {note}')
     store = workdir / 'features'
@@ -102,7 +102,7 @@ def _check_folder(workdir: pathlib.Path) -> None:
     raise UserError(f'--workdir={workdir}: there is a trained run already; give another folder')
 
 
-def _build(c: ConfigDict) -> setup.Setup:
+def build(c: ConfigDict) -> setup.Setup:
   """The data, and the backbone of model.pretrained or of a trained run, with a head a level."""
   base, trained = baseline_config(c), None
   if c.probe.run:

@@ -239,10 +239,15 @@ def _try_fold(fold, form, rows, base, data) -> None:
 
 
 class Choice(NamedTuple):
-  """A setting fitted on all training examples: its heads, which read features, and its rules."""
+  """A setting fitted on all training examples: its heads, which read features, and its rules.
+
+  `predict` computes {level: probabilities [n, C]} of training examples, int [n], each by the fit to
+  the other folds; they are in no larger arrays, so ask for some at a time.
+  """
 
   heads: dict[str, dict[str, np.ndarray]]
   rules: decide.Rules
+  predict: Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Data) -> Choice:
@@ -260,7 +265,6 @@ def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Dat
   weights, n = np.float32([setting.recipe.level_weights(base, form)]), len(data.x)
   sizes = {level: taxonomy.num_classes(level) for level in form.levels}
   picked = np.arange(0, n, -(-n * sum(sizes.values()) // MAX_SCORES))
-  probs = {level: np.zeros((len(picked), size)) for level, size in sizes.items()}
   nothing = data.rows(np.arange(n) < 0, 1, 1)
 
   def fit(is_held_out):
@@ -271,9 +275,15 @@ def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Dat
     params = probe_fit.fit(form, weights, decays, variances, rows, nothing, ONE_DECAY_STEPS).params
     return {l: {'kernel': p['kernel'][:, 0], 'bias': p['bias'][0]} for l, p in params.items()}
 
-  for fold in np.unique(data.fold):
-    mask = data.fold[picked] == fold
-    for level, logits in form.logits(fit(data.fold == fold), data.x[picked[mask], 0]).items():
-      probs[level][mask] = jax.nn.softmax(logits)
+  fits = {fold: fit(data.fold == fold) for fold in np.unique(data.fold)}
+
+  def predict(rows):
+    probs = {level: np.zeros((len(rows), size)) for level, size in sizes.items()}
+    for fold, params in fits.items():
+      mask = data.fold[rows] == fold
+      for level, logits in form.logits(params, data.x[rows[mask], 0]).items():
+        probs[level][mask] = jax.nn.softmax(logits)
+    return probs
+
   heads = data.basis.heads(fit(np.zeros(n, bool)))
-  return Choice(heads, decide.tune(probs, data.labels[picked], taxonomy))
+  return Choice(heads, decide.tune(predict(picked), data.labels[picked], taxonomy), predict)

@@ -290,7 +290,7 @@ def test_a_trained_run_is_not_written_over(finished, run_copy):
 def test_the_backbone_of_a_trained_run(finished, finished_run):
   c = small_config()
   c.probe.run = str(finished_run)
-  run, trained = probe._build(c), model.load(finished_run).variables
+  run, trained = probe.build(c), model.load(finished_run).variables
   assert run.levels == TABLE.levels and 'the backbone is that of' in run.notes[-1]
   np.testing.assert_array_equal(
     run.variables['params']['backbone']['conv']['kernel'],

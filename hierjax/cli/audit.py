@@ -1,0 +1,25 @@
+"""--mode=audit: which labels are probably wrong, and which images are there twice."""
+
+import pathlib
+
+from hierjax.cli import runs
+from hierjax.cli.arguments import Arguments
+from hierjax.core import json_files, terminal
+from hierjax.experiments import audit
+
+CHANGEABLE = ('data.', 'eval.', 'probe.', 'plugins')
+
+
+def run(args: Arguments) -> int:
+  """Audit the data of a config, or of a trained run by the weights that it began with.
+
+  Args:
+    args: the arguments.
+  """
+  workdir, c = pathlib.Path(args.workdir or 'runs/audit'), None
+  if (workdir / 'config.json').exists():
+    c, workdir = runs.run_config(args, args.workdir, CHANGEABLE), workdir / 'audit'
+  result = audit.audit_labels(c or args.config, workdir, terminal.say)
+  terminal.show(json_files.dump(result))
+  terminal.say(f'{workdir}/audit.html shows the first images, audit.csv and duplicates.csv all')
+  return 0

@@ -17,7 +17,7 @@ from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 
 MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate', 'probe')
-MODES += ('plan', 'export', 'options', 'compare')
+MODES += ('plan', 'export', 'options', 'compare', 'audit')
 # Those that take words after the command.
 WITH_WORDS = ('options', 'compare')
 # Short names of options: --lr=3e-4 is --config.optim.lr=3e-4.
@@ -35,7 +35,7 @@ VALID_WITH = {
   'resume_from': ('train',),
   'workdir': (
     *('train', 'evaluate', 'report', 'predict', 'table', 'migrate', 'probe', 'export'),
-    'compare',
+    *('compare', 'audit'),
   ),
   'json': ('train', 'plan'),
   'split': ('evaluate', 'table', 'compare'),

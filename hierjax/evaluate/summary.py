@@ -96,15 +96,10 @@ def within_subset(
     'outside': float(outside[is_inside].mean()),
     'outside_of_left_out': None if is_inside.all() else float(outside[~is_inside].mean()),
   }
-  rows = np.flatnonzero(is_inside)
-  left = dataclasses.replace(
-    outputs,
-    probs={level: p[rows] for level, p in outputs.probs.items()},
-    features=None if outputs.features is None else outputs.features[rows],
-    labels=outputs.labels[rows],
-    index=outputs.index[rows],
-  )
-  return left, {'subset': subset}
+  arrays = {name: getattr(outputs, name) for name in ('features', 'labels', 'index')}
+  arrays = {name: x[is_inside] for name, x in arrays.items() if x is not None}
+  probs = {level: p[is_inside] for level, p in outputs.probs.items()}
+  return dataclasses.replace(outputs, probs=probs, **arrays), {'subset': subset}
 
 
 def _calibration(outputs, block, rules) -> dict:

@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import datetime
 import io
 import pathlib
 from collections.abc import Callable
@@ -13,18 +12,15 @@ from ml_collections import ConfigDict
 
 from hierjax import decide
 from hierjax.core import files
-from hierjax.data import decoding, sources
 from hierjax.decide import audit
+from hierjax.evaluate import explain
 from hierjax.experiments import probe, probe_features, probe_grid
 from hierjax.experiments.workdir import disk_errors
-from hierjax.report import charts
-from hierjax.report.templates import render
+from hierjax.report import charts, page
 
-COLUMNS = ('file', 'split', 'score', 'wrong', 'level', 'label', 'proposed')
-COLUMNS += ('prob_label', 'prob_proposed')
-PAIR_COLUMNS = ('similarity', 'file', 'split', 'label', 'other', 'other_split', 'other_label')
-SHOWN, SIDE = 60, 168
-FORMS = ('parallel',)
+COLUMNS = 'file split score wrong level label proposed prob_label prob_proposed'.split()
+PAIR_COLUMNS = 'similarity file split label other other_split other_label'.split()
+SHOWN = 60
 
 
 def audit_labels(
@@ -32,10 +28,9 @@ def audit_labels(
 ) -> dict:
   """Rank labels by how likely they are wrong, and find images that are nearly the same.
 
-  The images of all splits are judged by linear heads on a frozen backbone that were fitted to the
-  other folds (`decide.audit`); those without a finest label are left out. WORKDIR/audit.csv has all
-  of them, the most doubtful first, WORKDIR/duplicates.csv the pairs, WORKDIR/audit.html shows
-  images of both, and WORKDIR/features holds the features.
+  The images of all splits that have a finest label are judged by linear heads on a frozen backbone,
+  fitted to the other folds (`decide.audit`). The folder gets audit.csv with all of them, the most
+  doubtful first, duplicates.csv with the pairs, audit.html with images of both, and the features.
 
   Args:
     c: the config; of the model only the backbone and its weights are read.
@@ -43,8 +38,8 @@ def audit_labels(
     progress: called with a line now and then.
 
   Returns:
-    'images', 'rates' {level: share of wrong labels}, 'expected', the number of wrong labels,
-    'duplicates', 'duplicates_with_other_labels', 'duplicates_across_splits'.
+    The numbers of 'images', of wrong labels that are 'expected', of 'duplicates', of those
+    'with_other_labels' and 'across_splits', and 'rates' {level: share of labels wrong there}.
 
   Raises:
     UserError: a mistake in the options or the data, or a full disk.
@@ -53,68 +48,69 @@ def audit_labels(
   with disk_errors(workdir):
     run = probe.build(c)
     workdir.mkdir(parents=True, exist_ok=True)
-    parts = []
+    places, labels, values = [], [], []
     for examples in run.data.splits.values():
       features = probe_features.compute(run, examples, 1, workdir / 'features', progress)
-      labelled = examples.labels[features.index, -1] >= 0
-      parts.append((examples, features.index[labelled], features.values[labelled]))
-    places = [(examples, int(i)) for examples, index, _ in parts for i in index]
-    labels = np.concatenate([examples.labels[index] for examples, index, _ in parts])
-    values = np.concatenate([values for _, _, values in parts])
-    noise, evidence = _judge(c, run, values, labels, [e.files[i] for e, i in places], progress)
-    rows = _rows(noise, evidence, labels, places, run.taxonomy)
-    pairs = _pairs(audit.near_duplicates(values[:, 0]), places, labels, run.taxonomy)
-    files.write(workdir / 'audit.csv', _csv(COLUMNS, rows))
-    files.write(workdir / 'duplicates.csv', _csv(PAIR_COLUMNS, pairs))
+      is_labelled = examples.labels[features.index, -1] >= 0
+      places += [(examples, i) for i in features.index[is_labelled].tolist()]
+      labels.append(examples.labels[features.index[is_labelled]])
+      values.append(features.values[is_labelled])
+    labels, values = np.concatenate(labels), np.concatenate(values)
+    evidence = _judge(c, run, values, labels, [e.files[i] for e, i in places], progress)
+    noise, names = audit.fit_noise(evidence.likelihood), run.taxonomy.names[-1]
+    items = [(e.files[i], e.name, names[y]) for (e, i), y in zip(places, labels[:, -1])]
+    pairs = audit.near_duplicates(values[:, 0])
+    # those with different labels first
+    pairs.sort(key=lambda pair: items[pair[1]][2] == items[pair[2]][2])
     result = {
       'images': len(labels),
-      'rates': dict(zip(run.taxonomy.levels, noise.rates.tolist())),
-      'expected': float(noise.wrong.sum()),
+      'expected': round(float(noise.wrong.sum()), 1),
+      'rates': dict(zip(run.taxonomy.levels, noise.rates.round(5).tolist())),
       'duplicates': len(pairs),
-      'duplicates_with_other_labels': sum(p[3] != p[6] for p in pairs),
-      'duplicates_across_splits': sum(p[2] != p[5] for p in pairs),
+      'with_other_labels': sum(items[i][2] != items[j][2] for _, i, j in pairs),
+      'across_splits': sum(items[i][1] != items[j][1] for _, i, j in pairs),
     }
-    files.write(workdir / 'audit.html', _page(workdir.name, result, rows, pairs, places))
+    _write(workdir, result, noise, evidence, pairs, items, places, run.taxonomy)
   return result
 
 
+def _write(workdir, result, noise, evidence, pairs, items, places, taxonomy):
+  """Write the lists and the page; `items` are (file, split, label) of the examples."""
+  order = np.argsort(-noise.score, kind='stable').tolist()
+  rows = [_row(noise, evidence, i, items[i], taxonomy) for i in order]
+  twins = [(f'{similarity:.4f}', *items[i], *items[j]) for similarity, i, j in pairs]
+  files.write(workdir / 'audit.csv', _csv(COLUMNS, rows))
+  files.write(workdir / 'duplicates.csv', _csv(PAIR_COLUMNS, twins))
+  doubtful = [(_address(*places[i]), row) for i, row in zip(order[:SHOWN], rows)]
+  twins = [
+    (_address(*places[i]), _address(*places[j]), row)
+    for (_, i, j), row in zip(pairs[:SHOWN], twins)
+  ]
+  text = page.audit(workdir.resolve().name, result=result, labels=doubtful, pairs=twins)
+  files.write(workdir / 'audit.html', text)
+
+
 def _judge(c, run, values, labels, names, progress):
-  """The noise of the labels, and what it was fitted to."""
-  c, block = copy.deepcopy(c), run.taxonomy.block('exclusive')
-  c.probe.forms = FORMS
+  """What the probabilities by the fits to other folds say of labels, `audit.Evidence`."""
+  c = copy.deepcopy(c)
+  c.probe.forms = ('parallel',)
   data = probe_grid.Data.make(values, labels, names, c)
   setting = probe_grid.search(c, run.c, run.taxonomy, data, progress)[0]
   choice = probe_grid.fit_choice(setting, run.c, run.taxonomy, data)
   parts = []
   for rows in np.split(np.arange(len(labels)), range(audit.BLOCK, len(labels), audit.BLOCK)):
     joint = decide.decide(choice.predict(rows), run.taxonomy, choice.rules)['exclusive']['joint']
-    parts.append(audit.evidence(joint.prob[-1], labels[rows, -1], block.taxonomy))
-  evidence = audit.Evidence(*map(np.concatenate, zip(*parts)))
-  return audit.fit_noise(evidence.likelihood), evidence
+    parts.append(audit.evidence(joint.prob[-1], labels[rows, -1], run.taxonomy))
+  return audit.Evidence(*map(np.concatenate, zip(*parts)))
 
 
-def _rows(noise, evidence, labels, places, taxonomy):
-  """The rows of audit.csv, the most doubtful first."""
-  rows, names = [], taxonomy.names[-1]
-  for i in np.argsort(-noise.score, kind='stable').tolist():
-    (examples, number), k = places[i], noise.level[i]
-    rows.append(
-      (examples.files[number], examples.name, f'{noise.score[i]:.4f}')
-      + (f'{noise.wrong[i].sum():.4f}', taxonomy.levels[k])
-      + (names[labels[i, -1]], names[evidence.leaf[i, k]])
-      + (f'{evidence.prob[i, 0]:.4f}', f'{evidence.prob[i, k + 1]:.4f}')
-    )
-  return rows
-
-
-def _pairs(duplicates, places, labels, taxonomy):
-  """The rows of duplicates.csv."""
-  rows = []
-  for similarity, *pair in duplicates:
-    sides = [(places[i][0].files[places[i][1]], places[i][0].name) for i in pair]
-    names = [taxonomy.names[-1][labels[i, -1]] for i in pair]
-    rows.append((f'{similarity:.4f}', *sides[0], names[0], *sides[1], names[1]))
-  return rows
+def _row(noise, evidence, i, item, taxonomy):
+  """The row of audit.csv of an example."""
+  (file, split, label), k = item, noise.level[i]
+  numbers = [f'{x:.4f}' for x in (noise.score[i], noise.wrong[i].sum())]
+  probs = [f'{evidence.prob[i, case]:.4f}' for case in (0, k + 1)]
+  proposed = taxonomy.names[-1][evidence.leaf[i, k]]
+  return file, split, *numbers, taxonomy.levels[k], label, proposed, *probs
 
 
 def _csv(columns, rows):
@@ -123,43 +119,10 @@ def _csv(columns, rows):
   return text.getvalue()
 
 
-def _page(name, result, rows, pairs, places):
-  """The page of the first images of both lists."""
-  numbers = {(e.name, e.files[i]): (e, i) for e, i in places}
-
-  def picture(split, file):
-    return _thumbnail(*numbers[split, file])
-
-  listed = sorted(pairs, key=lambda p: p[3] == p[6])[:SHOWN]
-  sections = [
-    ('labels', 'Labels to look at', rows[:SHOWN], ()),
-    ('duplicates', 'Images that are nearly the same', (), listed),
-  ]
-  return str(
-    render(
-      'page',
-      name=name,
-      kind='audit',
-      date=datetime.datetime.now().strftime('%Y-%m-%d %H:%M'),
-      headline=render('audit', result=result, rows=(), pairs=(), picture=picture),
-      sections=[
-        (id, title, render('audit', result=None, rows=x, pairs=y, picture=picture))
-        for id, title, x, y in sections
-        if x or y
-      ],
-      technical=[],
-      terms={},
-    )
-  )
-
-
-def _thumbnail(examples: sources.Examples, number: int) -> str:
-  """A small JPEG of an image as a data address, '' where it cannot be read."""
-  try:
-    image = decoding.decode(examples.reader(number))
-  except (decoding.BrokenImage, OSError):
+def _address(examples, number):
+  """The data address of a picture, '' where the image cannot be read."""
+  image = explain.picture(examples, number, 'squash')
+  if image is None:
     return ''
-  scale = SIDE / max(image.shape[:2])
-  size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
-  small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)[..., ::-1]
-  return charts.address(cv2.imencode('.jpg', small)[1].tobytes())
+  jpeg = cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, explain.QUALITY])[1]
+  return charts.address(jpeg.tobytes())

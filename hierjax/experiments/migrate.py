@@ -25,7 +25,6 @@ from hierjax.models import classifier, heads_base
 from hierjax.report import runs
 from hierjax.report.sections import migration
 from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table
-from hierjax.taxonomy.difference import renamed_to
 from hierjax.train import checkpoint, setup
 from hierjax.train.state import to_parts
 
@@ -97,7 +96,8 @@ def correspond(old: Taxonomy, new: Taxonomy, renames: Renames) -> dict[str, list
     ids = {name: i for i, name in enumerate(new.names[new.index(level)])}
     sources: list[list[int]] = [[] for _ in ids]
     for i, name in enumerate(old.names[old.index(level)]):
-      same = name if name in ids else renamed_to(name, old, new, level)
+      # an alias of a class of the new taxonomy is a name that it had
+      same = name if name in ids else new.aliases.get(level, {}).get(name)
       for target in renames.get((level, name), [same] if same else []):
         sources[ids[target]].append(i)
     result[level] = [tuple(classes) for classes in sources]

@@ -241,8 +241,8 @@ def _try_fold(fold, form, rows, base, data) -> None:
 class Choice(NamedTuple):
   """A setting fitted on all training examples: its heads, which read features, and its rules.
 
-  `predict` computes {level: probabilities [n, C]} of training examples, int [n], each by the fit to
-  the other folds; they are in no larger arrays, so ask for some at a time.
+  `predict` computes {level: probabilities [n, C]} of training examples int [n], each by the fit to
+  the other folds.
   """
 
   heads: dict[str, dict[str, np.ndarray]]

@@ -106,6 +106,11 @@ def comparison(**values: object) -> str:
   return _page('compare', name=f'Against {values["reference"]}', **values)
 
 
+def audit(name: str, **values: object) -> str:
+  """Render the page of an audit from the values that audit.html.j2 reads."""
+  return _page('audit', name=name, **values)
+
+
 def _page(template: str, **values) -> str:
   defaults = {'date': _time(), 'technical': [], 'terms': {}}
   return str(render(template, **defaults | values))

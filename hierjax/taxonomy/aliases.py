@@ -87,11 +87,9 @@ def columns_of(levels: Sequence[str], rows: Sequence[Sequence[str]], aliases: Al
     aliases: to write; each stands in the first row of its class.
   """
   columns = []
-  for k, level in enumerate(levels):
-    if aliases.get(level):
-      by_class = {}
-      for alias, name in aliases[level].items():
-        by_class.setdefault(name, []).append(alias)
-      cells = ['|'.join(by_class.pop(row[k], ())) for row in rows]
-      columns.append([level + SUFFIX, *cells])
+  for k, level in ((k, level) for k, level in enumerate(levels) if aliases.get(level)):
+    by_class = {name: [] for name in aliases[level].values()}
+    for alias, name in aliases[level].items():
+      by_class[name].append(alias)
+    columns.append([level + SUFFIX, *('|'.join(by_class.pop(row[k], ())) for row in rows)])
   return columns

@@ -19,13 +19,13 @@ MAX_LISTED = 20
 
 
 def leaves_of(
-  classes: Iterable[str | Mapping[str, str]], taxonomy: Taxonomy | Mixed, where: str = ''
+  classes: Iterable[str | Mapping[str, str]], taxonomy: Taxonomy | Mixed, where: str = 'classes'
 ) -> np.ndarray:
   """Find the finest classes that a list of classes allows.
 
   Args:
-    classes: names of classes of any level, with all below them, or {level: name}, of which a leaf
-      must have all; aliases are read as the names that they stand for.
+    classes: names or aliases of classes of any level, with all below them, or {level: name}, of
+      which a leaf must have all.
     taxonomy: the levels; tags do not count.
     where: what errors begin with.
 
@@ -35,21 +35,22 @@ def leaves_of(
   Raises:
     UserError: names that are no class, or that of several; it lists them all.
   """
-  table, problems, prefix = taxonomy.table('exclusive'), [], f'{where}: ' if where else ''
+  table, problems = taxonomy.table('exclusive'), {}
   if table is None:
-    raise UserError(f'{prefix}a subset is of exclusive levels; all levels here are multi levels')
+    raise UserError(f'{where}: a subset is of exclusive levels; all levels are multi levels')
+  names = {level: frozenset(spellings(table, level)) for level in table.levels}
   allowed = np.zeros(len(table.paths), bool)
   for item in classes:
     try:
-      allowed |= _leaves_of_name(item, table) if isinstance(item, str) else _fitting(item, table)
+      allowed |= _fitting(_place(item, table, names) if isinstance(item, str) else item, table)
     except UserError as error:
-      problems.append(str(error))
+      problems[str(error)] = item
   if problems:
-    problems, total = list(dict.fromkeys(problems)), len(problems)
     more = f'; and {len(problems) - MAX_LISTED} more' if len(problems) > MAX_LISTED else ''
-    raise UserError(f'{prefix}{total} wrong: {"; ".join(problems[:MAX_LISTED])}{more}')
+    text = '; '.join(list(problems)[:MAX_LISTED])
+    raise UserError(f'{where}: {len(problems)} wrong: {text}{more}')
   if not allowed.any():
-    raise UserError(f'{prefix}names no class')
+    raise UserError(f'{where}: names no class')
   return allowed
 
 
@@ -63,11 +64,11 @@ def _fitting(row, table):
   return fits
 
 
-def _leaves_of_name(name, table):
-  """The leaves of the class that a name is of, at whichever level."""
-  levels = [level for level in table.levels if name.strip() in spellings(table, level)]
+def _place(name, table, names):
+  """{level: name} for the level at which a name is that of a class."""
+  levels = [level for level in table.levels if name.strip() in names[level]]
   if not levels:
-    close = close_matches(name, sorted({n for names in table.names for n in names}), 2)
+    close = close_matches(name, sorted(frozenset().union(*names.values())), 2)
     hint = f'; did you mean {" or ".join(map(repr, close))}?' if close else ''
     raise UserError(f'{name!r} is no class of {", ".join(table.levels)}{hint}')
   leaves = [_fitting({level: name}, table) for level in levels]
@@ -75,22 +76,21 @@ def _leaves_of_name(name, table):
     raise UserError(
       f'{name!r} is a class of {" and of ".join(levels)}; name the column of the list by the level'
     )
-  return leaves[0]
+  return {levels[0]: name}
 
 
 def read_classes(
   path: str | os.PathLike, taxonomy: Taxonomy | Mixed, region: str | None = None
 ) -> np.ndarray:
-  """Read a list of classes.
+  """Read a list of classes: one name a line, or a CSV with a column 'class' or columns of levels.
 
-  It is one name a line, or a CSV with a column 'class' of names of any level or with columns called
-  by levels. For several regions a column 'region' says which one a row is of, or each region has a
-  column with 1 for its classes.
+  For several regions, a column 'region' says which one a row is of, or each has a column with 1 for
+  its classes.
 
   Args:
     path: the file.
     taxonomy: the levels.
-    region: the region to read, None where the file has one list.
+    region: to read, None where the file has one list.
 
   Returns:
     bool [leaf], see `leaves_of`.
@@ -98,39 +98,28 @@ def read_classes(
   Raises:
     UserError: the file cannot be read, has not such a region, or names no classes.
   """
-  table = read_table(path)
-  columns, rows = table.columns, table.rows
-  exclusive = taxonomy.table('exclusive')
-  levels = [c for c in columns if exclusive and c in exclusive.levels]
+  columns, rows, *_ = read_table(path)
+  levels = [c for c in columns if c in taxonomy.levels]
   lower = {c.casefold(): c for c in columns}
-  by_name = next((lower[c] for c in NAMES if c in lower), None)
-  if not levels and not by_name:
-    by_name = next(c for c in columns if c.casefold() != REGION or len(columns) == 1)
-    # a plain list has no header
-    rows = [(1, columns), *rows] if len(columns) == 1 else rows
+  column = next((lower[c] for c in (*NAMES, *lower) if c in lower and c != REGION), columns[0])
+  # a plain list has no header
+  if len(columns) == 1 and not levels and column.casefold() not in NAMES:
+    rows = [(1, columns), *rows]
   cells = [dict(zip(columns, row)) for _, row in rows]
   if region is not None or REGION in lower:
     cells = _in_region(path, cells, lower, region)
-  if levels:
-    names = [{level: row[level] for level in levels} for row in cells]
-  else:
-    names = [row[by_name] for row in cells if row[by_name]]
-  return leaves_of(names, taxonomy, f'{path}{f" ({region})" if region else ""}')
+  classes = [{level: row[level] for level in levels} or row[column] for row in cells]
+  return leaves_of(filter(None, classes), taxonomy, f'{path}{f" ({region})" if region else ""}')
 
 
 def _in_region(path, cells, lower, region):
   """The rows of a region."""
-  column = lower.get(REGION)
-  if column is None:
-    if region.casefold() not in lower:
-      hint = did_you_mean(region, lower.values())
-      raise UserError(f'{path}: no column {REGION!r}, nor one called {region!r}{hint}')
-    return [row for row in cells if row[lower[region.casefold()]].casefold() in YES]
-  regions = sorted({row[column] for row in cells if row[column]})
-  if region is None:
-    raise UserError(f'{path}: choose one of its regions with --region: {", ".join(regions)}')
-  matching = [row for row in cells if row[column].casefold() == region.casefold()]
-  if not matching:
-    hint = did_you_mean(region, regions)
-    raise UserError(f'{path}: no region {region!r}{hint}; it has {", ".join(regions)}')
-  return matching
+  key, column = (region or '').casefold(), lower.get(REGION)
+  if column is None and key in lower:
+    return [row for row in cells if row[lower[key]].casefold() in YES]
+  regions = dict.fromkeys(row[column] for row in cells) if column else lower.values()
+  rows = [row for row in cells if column and row[column].casefold() == key]
+  if not rows:
+    text = f'no region {region!r}{did_you_mean(region, regions)}' if region else 'it has regions'
+    raise UserError(f'{path}: {text}; choose one with --region: {", ".join(regions)}')
+  return rows

@@ -44,7 +44,7 @@ def _describe_tables(a: Taxonomy, b: Taxonomy) -> str:
     if name in new and old[name] != new[name]
   ]
   old_names, new_names = ([n for n in x if n not in y] for x, y in ((old, new), (new, old)))
-  renamed = {name: renamed_to(name, a, b) for name in old_names}
+  renamed = {name: b.aliases.get(b.levels[-1], {}).get(name) for name in old_names}
   parts = [
     _count('renamed', (f'{name} to {n}' for name, n in renamed.items() if n)),
     _count(f'{a.levels[-1]} only here', (name for name in old_names if not renamed[name])),
@@ -54,26 +54,6 @@ def _describe_tables(a: Taxonomy, b: Taxonomy) -> str:
   if not any(parts) and a.names[-1] != b.names[-1]:
     return 'the same classes in another order'
   return '; '.join(filter(None, parts))
-
-
-def renamed_to(name: str, a: Taxonomy, b: Taxonomy, level: str | None = None) -> str:
-  """Return the class of a taxonomy that another one's class is called by now, by their aliases.
-
-  Args:
-    name: of a class of `a` that `b` has not.
-    a: the one.
-    b: the other.
-    level: of both; None for the finest of `a`.
-
-  Returns:
-    The name in `b`, '' where it has none.
-  """
-  level = level or a.levels[-1]
-  target = b.aliases.get(level, {}).get(name, '')
-  earlier = [
-    n for n, c in a.aliases.get(level, {}).items() if c == name and n in b.names[b.index(level)]
-  ]
-  return target or (earlier[0] if len(earlier) == 1 else '')
 
 
 def _count(kind: str, items: Iterable[str]) -> str:

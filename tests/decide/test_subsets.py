@@ -99,7 +99,7 @@ def test_a_list_of_names_of_any_level(tmp_path):
     ('Audii\nBWM\nBMW\n', {}, "2 wrong: 'Audii' is no class .*'Audi'.*; 'BWM' is .*'BMW'"),
     (long, {}, 'choose one .*north, south'),
     (long, {'region': 'sout'}, "no region 'sout' .did you mean 'south'"),
-    (wide, {'region': 'east'}, "nor one called 'east'"),
+    (wide, {'region': 'east'}, "no region 'east'.*class, north, south"),
     ('make,type\nBMW,Sedan\n', {}, "no class has make 'BMW', type 'Sedan' together"),
     ('class\n""\n', {}, 'names no class'),
   ):

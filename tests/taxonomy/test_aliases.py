@@ -96,11 +96,11 @@ def test_labels_of_a_data_set(birds, tmp_path):
 
 
 def test_renamed_classes_are_the_same_ones(birds, tmp_path):
-  """A class whose old name is an alias now, or whose new name was one, keeps its rows."""
+  """A class whose old name is an alias now is the same class."""
   path = tmp_path / 'new.csv'
   path.write_text(
     'order,family,species,aliases\n'
-    'Passeriformes,Corvidae,Elster,\n'
+    'Passeriformes,Corvidae,Elster,Pica pica\n'
     'Passeriformes,Corvidae,Corvus corax principalis,Corvus corax\n'
     'Passeriformes,Paridae,,\n'
   )

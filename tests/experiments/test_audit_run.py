@@ -1,0 +1,69 @@
+"""The audit of a data set from the command line's function to its files."""
+
+import csv
+
+import numpy as np
+import pytest
+import tiny
+
+from hierjax.core import config
+from hierjax.core.errors import UserError
+from hierjax.data import sources
+from hierjax.experiments import audit, probe_features, probe_grid
+
+
+@pytest.fixture
+def planted(monkeypatch, tiny_backbone, one_device):
+  """Features that name the class, but for three images whose labels were replaced, and a pair."""
+  data = sources.load(tiny.run_config().data)
+  truth = {name: split.labels[:, -1].copy() for name, split in data.splits.items()}
+
+  def compute(run, examples, views, folder, progress):
+    rng = np.random.default_rng(len(truth[examples.name]))
+    y = truth[examples.name]
+    x = 6 * np.eye(run.taxonomy.num_classes('model'))[y] + rng.normal(size=(len(y), 1))
+    x = np.concatenate([x, rng.normal(size=(len(y), 6))], 1).astype(np.float32)
+    if examples.name == 'train':
+      # three images get a class of another make, and one image stands twice
+      paths = run.taxonomy.paths
+      for i in range(3):
+        others = np.flatnonzero(paths[:, 0] != paths[y[i], 0])
+        examples.labels[i] = paths[others[i]]
+      x[5] = x[4]
+    return probe_features.Features(x[:, None], np.arange(len(y)), [], len(y))
+
+  def search(c, base, taxonomy, data, progress):
+    recipe = probe_grid.recipes(c, taxonomy)['parallel'][0]
+    return [probe_grid.Setting(recipe, 0.001, np.zeros((2, 4)))]
+
+  monkeypatch.setattr(probe_features, 'compute', compute)
+  # the search itself has its tests, and takes seconds
+  monkeypatch.setattr(probe_grid, 'search', search)
+  c = tiny.run_config()
+  config.assign(c, 'probe.folds', '2')
+  return c
+
+
+def test_planted_labels_come_first(planted, tmp_path):
+  result = audit.audit_labels(planted, tmp_path / 'audit', lambda line: None)
+  assert result['images'] == 136
+  with (tmp_path / 'audit' / 'audit.csv').open() as f:
+    rows = list(csv.DictReader(f))
+  assert len(rows) == 136
+  files = sources.load(planted.data).splits['train'].files
+  levels = {row['file']: row['level'] for row in rows[:4]}
+  # the picture of image 5 is that of image 4, but its label is not
+  assert levels == {files[0]: 'make', files[1]: 'make', files[2]: 'make', files[5]: 'type'}
+  assert float(rows[0]['prob_label']) < 0.01 < 0.9 < float(rows[0]['prob_proposed'])
+  with (tmp_path / 'audit' / 'duplicates.csv').open() as f:
+    pairs = list(csv.DictReader(f))
+  assert {files[4], files[5]} in [{p['file'], p['other']} for p in pairs]
+  assert result['duplicates'] == len(pairs)
+  text = (tmp_path / 'audit' / 'audit.html').read_text()
+  assert text.count('data:image/jpeg') > 60 and 'nearly the same' in text
+
+
+def test_tags_have_no_audit(planted, tmp_path):
+  planted.data.multi = ('model',)
+  with pytest.raises(UserError):
+    audit.audit_labels(planted, tmp_path, lambda line: None)

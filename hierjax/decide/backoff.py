@@ -1,8 +1,11 @@
 """Answers as deep as is safe: the deepest node on the most likely leaf's lineage above a threshold.
 
-The threshold is set on calibration examples such that a stated risk is not exceeded. The loss of an
-answer is 1 if its node is wrong, or a user's cost; answers are nested, so it falls as the threshold
-rises. Two guarantees, for examples that are drawn as the calibration examples were:
+What is compared with the threshold is how little probability a level more costs (`level_scores`):
+of all rules by the probabilities of the lineage this one answers the most levels for the errors
+that it is expected to make. The threshold is set on calibration examples such that a stated risk is
+not exceeded. The loss of an answer is 1 if its node is wrong, or a user's cost; answers are nested,
+so it falls as the threshold rises. Two guarantees, for examples that are drawn as the calibration
+examples were:
 
 - on average over calibration sets and examples the loss is at most `risk` (conformal risk control,
   Angelopoulos et al. 2022, arXiv:2208.02814; for wrong nodes this is the order statistic
@@ -32,9 +35,11 @@ class Backoff(NamedTuple):
   Attributes:
     risk: what the mean loss may be.
     confidence: probability that it is; None for the mean over calibration sets.
-    by: 'one' threshold; one a 'level': for each level alone the share of examples with a wrong
-      class there is at most `risk`; one a 'branch': the risk holds within each group of branches.
-    thresholds: `[group][level]`; a node is answered if it and all above reach theirs.
+    by: 'one' threshold; one a 'level', of its node's probability: for each level alone the share of
+      examples with a wrong class there is at most `risk`; one a 'branch': the risk holds within
+      each group of branches.
+    thresholds: `[group][level]`; a node is answered if it and all above reach theirs, by their
+      `level_scores`, or by their probabilities where each level has its own.
     group: the row of `thresholds` for each class of the coarsest level; () where there is one row.
     examples: number of calibration examples of each group.
   """
@@ -56,6 +61,8 @@ class Answers(NamedTuple):
     prob: float64 [N], the probability of the answer.
     needed: float64 [N], the threshold that the next node did not reach; of the finest level that
       which it has reached.
+    score: float64 [N], what that node has instead, see `level_scores`; NaN where its probability
+      is compared, and where costs decide.
     classes: int32 [N, 2], the most likely two classes of the next level below the answer, -1 none.
     class_prob: float64 [N, 2], the probabilities of these nodes.
     cost: float64 [N, 2], what is expected of the answer and of the most likely leaf, where costs
@@ -66,6 +73,7 @@ class Answers(NamedTuple):
   depth: np.ndarray
   prob: np.ndarray
   needed: np.ndarray
+  score: np.ndarray
   classes: np.ndarray
   class_prob: np.ndarray
   cost: np.ndarray | None = None
@@ -126,11 +134,37 @@ def smallest_risk(n: int, confidence: float | None = None) -> float:
   return 1 - (1 - confidence) ** (1 / n) if n else 1.0
 
 
-def threshold(prob: np.ndarray, losses: np.ndarray, limit: float) -> float:
-  """Find the lowest threshold at which the losses of the answers are small enough together.
+def level_scores(prob: np.ndarray) -> np.ndarray:
+  """Score the nodes of lineages by how little probability each level costs.
+
+  With p_0 = 1 the answer that maximises depth - p / price is a vertex of the concave majorant of p
+  over the depth; it moves up as the price falls. The score is 1 - the loss of p a level on the
+  majorant's piece before the node: isotonic regression of the losses, by its min-max formula.
 
   Args:
     prob: float [N, level], falling along each lineage.
+
+  Returns:
+    float64 [N, level], within 0 and 1, falling along each lineage.
+  """
+  levels = prob.shape[1]
+  lost = np.concatenate([np.zeros((len(prob), 1)), 1 - prob], 1)
+  scores = np.empty(prob.shape)
+  for k in range(levels):
+    least = [
+      np.min([(lost[:, j] - lost[:, i]) / (j - i) for j in range(k + 1, levels + 1)], 0)
+      for i in range(k + 1)
+    ]
+    scores[:, k] = 1 - np.max(least, 0)
+  # rounding must not make a piece of the majorant rise
+  return np.minimum.accumulate(np.clip(scores, 0, 1).round(12), 1)
+
+
+def threshold(scores: np.ndarray, losses: np.ndarray, limit: float) -> float:
+  """Find the lowest threshold at which the losses of the answers are small enough together.
+
+  Args:
+    scores: float [N, level], falling along each lineage.
     losses: float [N, level], of answering each node; an answer counts as bad as the worst above.
     limit: of their sum, see `loss_limit`.
 
@@ -140,7 +174,7 @@ def threshold(prob: np.ndarray, losses: np.ndarray, limit: float) -> float:
   if limit < 0:
     return NEVER
   rises = np.diff(np.maximum.accumulate(losses, 1), axis=1, prepend=0)
-  p, rises = prob[rises > 0], rises[rises > 0]
+  p, rises = scores[rises > 0], rises[rises > 0]
   order = np.argsort(-p, kind='stable')
   excess = np.flatnonzero(np.cumsum(rises[order]) > limit)
   return float(np.nextafter(p[order[excess[0]]], np.inf)) if len(excess) else 0.0
@@ -172,15 +206,15 @@ def fit_backoff(
   is_judged = np.isfinite(losses).all(1)
   is_binary = bool(np.isin(losses[np.isfinite(losses)], (0, bound)).all())
 
-  def fit(prob, losses):
+  def fit(scores, losses):
     rows = np.isfinite(losses).all(1)
     limit = loss_limit(int(rows.sum()), risk, confidence, bound, is_binary)
-    return threshold(prob[rows], losses[rows], limit)
+    return threshold(scores[rows], losses[rows], limit)
 
-  prob, levels = lineage.prob, lineage.prob.shape[1]
+  scores, levels = _scores(lineage, by), lineage.prob.shape[1]
   if by == 'level':
     columns = [slice(k, k + 1) for k in range(levels)]
-    rows = [tuple(fit(prob[:, k], losses[:, k]) for k in columns)]
+    rows = [tuple(fit(scores[:, k], losses[:, k]) for k in columns)]
     return Backoff(risk, confidence, by, tuple(rows), (), (int(is_judged.sum()),))
   of_class = ()
   group = np.zeros(len(losses), int)
@@ -188,7 +222,7 @@ def fit_backoff(
     of_class = _group_branches(lineage.path[is_judged, 0], branches, minimum)
     group = np.array(of_class)[lineage.path[:, 0]]
   count = np.bincount(group[is_judged], minlength=max(of_class, default=0) + 1)
-  rows = [(fit(prob[group == g], losses[group == g]),) * levels for g in range(len(count))]
+  rows = [(fit(scores[group == g], losses[group == g]),) * levels for g in range(len(count))]
   return Backoff(risk, confidence, by, tuple(rows), of_class, tuple(count.tolist()))
 
 
@@ -215,8 +249,13 @@ def answered_depth(lineage: lineages.Lineage, rule: Backoff) -> np.ndarray:
   Returns:
     int [N].
   """
-  is_safe = lineage.prob >= _thresholds(lineage, rule)
+  is_safe = _scores(lineage, rule.by) >= _thresholds(lineage, rule)
   return np.minimum.accumulate(is_safe, 1).sum(1)
+
+
+def _scores(lineage, by):
+  """float64 [N, level], what is compared with the thresholds."""
+  return lineage.prob if by == 'level' else level_scores(lineage.prob)
 
 
 def _thresholds(lineage, rule):
@@ -234,29 +273,12 @@ def answer(posterior: np.ndarray, paths: np.ndarray, rule: Backoff) -> Answers:
     rule: as `fit_backoff` returns it.
   """
   lineage = lineages.lineage(posterior, paths)
-  depth = answered_depth(lineage, rule)
-  needed = np.broadcast_to(_thresholds(lineage, rule), lineage.prob.shape)
-  return explain(posterior, paths, lineage, depth, needed)
-
-
-def explain(
-  posterior: np.ndarray,
-  paths: np.ndarray,
-  lineage: lineages.Lineage,
-  depth: np.ndarray,
-  needed: np.ndarray,
-) -> Answers:
-  """Add to answers their probability and that of what is below them.
-
-  Args:
-    posterior: float [N, leaf].
-    paths: int [leaf, level].
-    lineage: of which the answers are the first levels.
-    depth: int [N], how many.
-    needed: float [N, level], what decided at each level.
-  """
-  rows = np.arange(len(depth))
+  depth, rows = answered_depth(lineage, rule), np.arange(len(posterior))
   prob = np.where(depth > 0, lineage.prob[rows, depth - 1], 1.0)
-  classes, class_prob = lineages.best_children(posterior, paths, lineage.path, depth)
-  limit = needed[rows, np.minimum(depth, needed.shape[1] - 1)]
-  return Answers(lineage.path, depth, prob, limit, classes, class_prob)
+  judged = np.minimum(depth, paths.shape[1] - 1)
+  needed = np.broadcast_to(_thresholds(lineage, rule), lineage.prob.shape)[rows, judged]
+  score = np.full(len(rows), np.nan)
+  if rule.by != 'level':
+    score = level_scores(lineage.prob)[rows, judged]
+  below = lineages.best_children(posterior, paths, lineage.path, depth)
+  return Answers(lineage.path, depth, prob, needed, score, *below)

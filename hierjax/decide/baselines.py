@@ -86,6 +86,6 @@ def speciesnet(
   return np.where(is_safe.any(1), node[np.arange(len(node)), deepest], -1)
 
 
-def on_lineage(lineage: lineages.Lineage, threshold: float) -> np.ndarray:
-  """Count the levels of the most likely leaf's lineage that reach a fixed threshold, int [N]."""
-  return (lineage.prob >= threshold).sum(1)
+def on_lineage(prob: np.ndarray, threshold: float) -> np.ndarray:
+  """Count the levels of lineages float [N, level] that reach a fixed threshold, int [N]."""
+  return (prob >= threshold).sum(1)

@@ -213,5 +213,5 @@ def answer(posterior: np.ndarray, costs: Costs) -> backoff.Answers:
   first = tree.order[tree.start[np.where(is_root, 0, node)]]
   depth = np.where(is_root, 0, tree.depth[np.where(is_root, 0, node)])
   path = costs.paths[first].astype(np.int32)
-  classes, class_prob = lineages.best_children(posterior, costs.paths, path, depth)
-  return backoff.Answers(path, depth, prob, np.full(n, np.nan), classes, class_prob, cost)
+  below = lineages.best_children(posterior, costs.paths, path, depth)
+  return backoff.Answers(path, depth, prob, *np.full((2, n), np.nan), *below, cost)

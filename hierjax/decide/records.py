@@ -117,8 +117,12 @@ def _reason(answers, i, taxonomy):
     cost, of_leaf = answers.cost[i].tolist()
     reason = f'least expected cost {cost:.2g}'
     return reason if of_leaf <= cost else f'{reason}, of the most likely leaf {of_leaf:.2g}'
+  score = float(answers.score[i])
+  costs = f'a level more costs {1 - score:.2g} of the probability, at most {1 - needed:.2g} is safe'
   if depth == len(taxonomy.levels):
-    return f'its probability reaches {needed:.2g}'
+    if np.isnan(score):
+      return f'its probability reaches {needed:.2g}'
+    return f'no level costs more than {1 - needed:.2g} of the probability'
   names = [
     f'{taxonomy.names[depth][c]} at {p:.2g}'
     for c, p in zip(answers.classes[i].tolist(), answers.class_prob[i].tolist())
@@ -127,4 +131,6 @@ def _reason(answers, i, taxonomy):
   level = taxonomy.levels[depth]
   if needed >= NEVER:
     return f'{level}: too few calibration images to answer at this risk'
-  return f'{level} unsure: {" and ".join(names)}, where {needed:.2g} is needed'
+  if np.isnan(score):
+    costs = f'{needed:.2g} is needed'
+  return f'{level} unsure: {" and ".join(names)}; {costs}'

@@ -249,9 +249,10 @@ def curves(posterior: np.ndarray, labels: np.ndarray, table: np.ndarray) -> dict
     table: int [leaf, level], the paths.
 
   Returns:
-    {rule: [[risk, levels], ...]}, a point for each value of its knob: 'lineage' thresholds on the
-    lineage of the most likely leaf, 'darts', 'speciesnet' with its two thresholds in proportion;
-    and of one point each 'fixed .65', and 'speciesnet as published'. {} without a full path.
+    {rule: [[risk, levels], ...]}, a point for each value of its knob: 'answers', 'lineage' of the
+    most likely leaf with a threshold of the probability, 'darts', 'speciesnet' with its two
+    thresholds in proportion; and of one point each 'fixed .65', and 'speciesnet as published'. {}
+    without a full path.
   """
   rows = np.flatnonzero((labels >= 0).all(1))
   if not len(rows):
@@ -259,6 +260,7 @@ def curves(posterior: np.ndarray, labels: np.ndarray, table: np.ndarray) -> dict
   labels, leaf = labels[rows], labels[rows, -1]
   posterior = posterior if len(rows) == len(posterior) else posterior[rows]
   tree, line = lineages.nodes(table), lineages.lineage(posterior, table)
+  scores = backoff.level_scores(line.prob)
   best, prob = baselines.best_by_level(posterior, table)
 
   def point(node):
@@ -266,12 +268,17 @@ def curves(posterior: np.ndarray, labels: np.ndarray, table: np.ndarray) -> dict
     is_wrong = (node >= 0) & (tree.of_leaf[leaf, depth - 1] != node)
     return [float(is_wrong.mean()), float(depth.mean())]
 
+  def answered(threshold):
+    depth = baselines.on_lineage(scores, threshold)
+    return [float(np.mean(_is_wrong(line.path, depth, labels))), float(depth.mean())]
+
   def fixed(threshold):
-    depth = baselines.on_lineage(line, threshold)
+    depth = baselines.on_lineage(line.prob, threshold)
     return [float(np.mean(_is_wrong(line.path, depth, labels))), float(depth.mean())]
 
   ratio = baselines.SUMS / baselines.SPECIES
   return {
+    'answers': [answered(t) for t in THRESHOLDS],
     'lineage': [fixed(t) for t in THRESHOLDS],
     'darts': [point(node) for node in baselines.darts(posterior, table, BONUSES)],
     'speciesnet': [point(baselines.speciesnet(best, prob, t, ratio * t)) for t in THRESHOLDS],

@@ -22,7 +22,7 @@ UNEVEN = Taxonomy.from_rows(
   ('a', 'b', 'c'),
   [['p', '', ''], ['q', 'q1', ''], ['q', 'q2', 'z'], ['q', 'q2', 'y'], ['r', 'r1', 'r1a']],
 )
-FITTED = backoff.Backoff(0.05, None, 'one', ((0.6,) * 3,), (), (100,))
+FITTED = backoff.Backoff(0.05, None, 'one', ((0.85,) * 3,), (), (100,))
 TABLES = {'tree': TREE, 'facets': FACETS, 'uneven': UNEVEN}
 
 
@@ -81,10 +81,25 @@ def test_node_sums_against_a_loop(table):
       np.testing.assert_allclose(sums[:, v], p[:, members].sum(1))
 
 
-def needed_threshold(prob, labels, path):
+def needed_threshold(scores, labels, path):
   """The threshold of FIELD.md that an example needs: just above its last wrong node."""
   wrong = [k for k in range(len(path)) if (path[: k + 1] != labels[: k + 1]).any()]
-  return np.nextafter(prob[wrong].max(), 2) if wrong else 0.0
+  return np.nextafter(scores[wrong].max(), 2) if wrong else 0.0
+
+
+@pytest.mark.parametrize('levels', [1, 2, 3, 6])
+def test_scores_choose_what_maximises_depth_at_a_price_of_an_error(levels):
+  rng = np.random.default_rng(levels)
+  prob = np.sort(rng.uniform(size=(300, levels)).round(2), 1)[:, ::-1]
+  scores, rows = backoff.level_scores(prob), np.arange(300)
+  assert (np.diff(scores, axis=1) <= 0).all() and scores.min() >= 0 and scores.max() <= 1
+  full = np.concatenate([np.ones((300, 1)), prob], 1)
+  for threshold in (0.0, 0.3, 0.6, 0.7, 0.85, 0.95, 0.999):
+    depth = (scores >= threshold).sum(1)
+    value = np.arange(levels + 1) * (1 - threshold) + full
+    np.testing.assert_allclose(value[rows, depth], value.max(1), atol=1e-9)
+  # of equals the deepest
+  np.testing.assert_allclose(backoff.level_scores(np.array([[0.8, 0.6, 0.4]])), [[0.8, 0.8, 0.8]])
 
 
 @pytest.mark.parametrize('n, risk', [(50, 0.05), (19, 0.05), (18, 0.05), (200, 0.02), (99, 0.1)])
@@ -92,7 +107,7 @@ def test_the_mean_guarantee_is_an_order_statistic(n, risk):
   p, labels = sample(TREE, n)
   line = lineages.lineage(p, TREE.paths)
   rule = backoff.fit_backoff(line, backoff.mistakes(line.path, labels), risk)
-  needed = sorted(map(needed_threshold, line.prob, labels, line.path))
+  needed = sorted(map(needed_threshold, backoff.level_scores(line.prob), labels, line.path))
   k = int(np.ceil(round((n + 1) * (1 - risk), 9)))
   assert rule.thresholds == ((needed[k - 1] if k <= n else backoff.NEVER,) * 3,)
   assert rule.examples == (n,) and (k <= n) == (risk >= backoff.smallest_risk(n) - 1e-12)
@@ -104,7 +119,7 @@ def test_the_guarantee_with_confidence_is_the_binomial_one(n, risk, confidence):
   p, labels = sample(TREE, n, seed=1)
   line = lineages.lineage(p, TREE.paths)
   rule = backoff.fit_backoff(line, backoff.mistakes(line.path, labels), risk, confidence)
-  needed = sorted(map(needed_threshold, line.prob, labels, line.path))
+  needed = sorted(map(needed_threshold, backoff.level_scores(line.prob), labels, line.path))
   ranks = [k for k in range(1, n + 1) if binom.sf(k - 1, n, 1 - risk) <= 1 - confidence]
   expected = needed[ranks[0] - 1] if ranks else backoff.NEVER
   assert rule.thresholds[0] == (expected,) * 3
@@ -120,10 +135,11 @@ def test_costs_against_a_search_of_all_thresholds(confidence):
   losses = backoff.mistakes(line.path, labels) * rng.uniform(0, 4, (80, 3))
   rule = backoff.fit_backoff(line, losses, 0.5, confidence, bound=4.0)
   limit = backoff.loss_limit(80, 0.5, confidence, 4.0, False)
-  candidates = sorted({0.0, *np.nextafter(line.prob, 2).ravel()})
+  scores = backoff.level_scores(line.prob)
+  candidates = sorted({0.0, *np.nextafter(scores, 2).ravel()})
   worst = np.maximum.accumulate(losses, 1)
   for theta in candidates:
-    depth = (line.prob >= theta).sum(1)
+    depth = (scores >= theta).sum(1)
     total = sum(worst[i, d - 1] for i, d in enumerate(depth) if d)
     if total <= limit:
       break
@@ -141,7 +157,7 @@ def test_levels_have_thresholds_for_their_own_labels():
   for k in range(3):
     rows = labels[:, k] >= 0
     alone = lineages.Lineage(line.path[rows], line.prob[rows, k : k + 1])
-    expected = backoff.fit_backoff(alone, losses[rows, k : k + 1], 0.1)
+    expected = backoff.fit_backoff(alone, losses[rows, k : k + 1], 0.1, by='level')
     assert rule.thresholds[0][k] == expected.thresholds[0][0]
   depth = backoff.answered_depth(line, rule)
   for i, q in enumerate(line.prob):
@@ -202,15 +218,16 @@ def test_the_guarantees_hold_in_simulation(by):
 
 def test_an_answer_names_node_probability_and_rivals():
   p = np.zeros((3, 18))
-  p[0, :3] = 0.5, 0.3, 0.2
+  p[0, :3] = 0.75, 0.2, 0.05
   p[1, [0, 1, 6]] = 0.45, 0.45, 0.1
   p[2, [0, 6, 12]] = 0.4, 0.3, 0.3
   answers = backoff.answer(p, TREE.paths, FITTED)
   assert answers.depth.tolist() == [2, 2, 0]
-  np.testing.assert_allclose(answers.prob, [0.8, 0.9, 1])
-  assert answers.needed.tolist() == [0.6] * 3
+  np.testing.assert_allclose(answers.prob, [0.95, 0.9, 1])
+  np.testing.assert_allclose(answers.score, [0.8, 0.55, 0.8])
+  assert answers.needed.tolist() == [0.85] * 3
   assert answers.classes.tolist() == [[0, 1], [0, 1], [0, 1]]
-  np.testing.assert_allclose(answers.class_prob, [[0.5, 0.3], [0.45, 0.45], [0.4, 0.3]])
+  np.testing.assert_allclose(answers.class_prob, [[0.75, 0.2], [0.45, 0.45], [0.4, 0.3]])
   silent = FITTED._replace(thresholds=((backoff.NEVER,) * 3,))
   assert backoff.answer(p, TREE.paths, silent).depth.tolist() == [0, 0, 0]
   full = FITTED._replace(thresholds=((0.0,) * 3,))
@@ -220,7 +237,7 @@ def test_an_answer_names_node_probability_and_rivals():
 
 def test_answers_in_words():
   p = np.zeros((4, 18))
-  p[0, :3] = 0.5, 0.3, 0.2
+  p[0, :3] = 0.75, 0.2, 0.05
   p[1, [0, 1, 6]] = 0.45, 0.45, 0.1
   p[2, [0, 6, 12]] = 0.4, 0.3, 0.3
   p[3, 17] = 1
@@ -229,12 +246,20 @@ def test_answers_in_words():
   answers = [
     r['answer'] for r in decide.to_records(decide.decide(probs, TREE, fitted), probs, TREE)
   ]
-  reason = 'species unsure: s0 at 0.5 and s1 at 0.3, where 0.6 is needed'
-  expected = {'level': 'genus', 'name': 'g0', 'prob': 0.8, 'depth': 2, 'reason': reason}
+  reason = (
+    'species unsure: s0 at 0.75 and s1 at 0.2; a level more costs 0.2 of the probability, at most '
+    '0.15 is safe'
+  )
+  expected = {'level': 'genus', 'name': 'g0', 'prob': 0.95, 'depth': 2, 'reason': reason}
   assert answers[0] == expected and answers[1]['prob'] == 0.9
   assert answers[2]['level'] is None and answers[2]['name'] == '' and answers[2]['prob'] == 1
   assert answers[2]['reason'].startswith('order unsure: o0 at 0.4 and o1 at 0.3')
-  assert answers[3]['name'] == 's17' and answers[3]['reason'] == 'its probability reaches 0.6'
+  assert answers[3]['name'] == 's17' and answers[3]['reason'] == (
+    'no level costs more than 0.15 of the probability'
+  )
+  rule = decide.AnswerRules('val', 100, FITTED._replace(by='level'))
+  answer = decide.to_records(decide.decide(probs, TREE, fitted | {'answer': rule}), probs, TREE)
+  assert answer[0]['answer']['reason'] == 'species unsure: s0 at 0.75 and s1 at 0.2; 0.85 is needed'
   path = FACETS.paths[5].tolist()
   names = [records.node_name(FACETS, path, depth) for depth in range(4)]
   assert names == ['', 'm1', 'm1, t2', 'x5']

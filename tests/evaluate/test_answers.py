@@ -12,6 +12,8 @@ from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.decide import backoff, baselines, calibration, lineages, paths
 from hierjax.evaluate import answers, collect, metrics
+from hierjax.report import page, runs
+from hierjax.report.sections import decisions
 from hierjax.taxonomy import Taxonomy
 
 TREE = Taxonomy.from_rows(
@@ -110,8 +112,8 @@ def test_a_separate_split_fits_the_temperature_and_keeps_the_weights():
   assert fitted['exclusive'].temperature == pytest.approx(3, rel=0.1)
   assert fitted['answer'].split == 'calibration' and fitted['answer'].examples == 3000
   new = outputs(TREE, 3000, seed=1, sharp=3.0)
-  decisions = decide.decide(new.probs, TREE, fitted)
-  result = json.loads(json.dumps(answers.measure(new, decisions, TREE, fitted)))
+  decided = decide.decide(new.probs, TREE, fitted)
+  result = json.loads(json.dumps(answers.measure(new, decided, TREE, fitted)))
   assert result['measured']['risk']['mean'] == pytest.approx(0.1, abs=0.02)
   for level, scores in result['calibration'].items():
     assert scores['ece']['after']['mean'] < 0.03, level
@@ -128,6 +130,11 @@ def test_a_separate_split_fits_the_temperature_and_keeps_the_weights():
   for risk, depth in result['curves']['lineage'][-1:]:
     assert risk == 0 and depth < 0.5
   assert result['curves']['lineage'][0][1] == 3
+  # at equal risk no rule answers more levels, but by chance
+  depth = {
+    name: decisions._depth_at(np.array(points), 0.1) for name, points in result['curves'].items()
+  }
+  assert depth['answers'] > max(depth[name] for name in ('lineage', 'darts', 'speciesnet')) - 0.01
   without, _ = answers.fit(calibrated, TREE, rules, options(risk=None), 'calibration')
   assert 'answer' not in without and without['exclusive'] == fitted['exclusive']
 
@@ -181,6 +188,13 @@ def test_a_run_gets_answers_by_evaluate_and_predict_prints_them(run_copy, monkey
   result = model.evaluate('val', tune=True)
   assert result['answers']['split'] == 'train' and result['answers']['examples'] == 96
   assert result['answers']['costs'] == 'lca' and result['answers']['risk'] == 0.3
+  run = runs.read(run_copy)
+  html = str(decisions.SECTION.render(run))
+  for text in ('96 images of train', 'Cost per 1,000 images', 'DARTS', 'log loss', '<svg'):
+    assert text in html, text
+  assert 'could not be made' not in page.html(run)
+  run.evals['val'].pop('answers')
+  assert decisions.SECTION.render(run) == ''
   model.c.decide.risk, model.c.decide.costs = None, str(run_copy / 'costs.csv')
   levels = [names[0] for names in model.taxonomy.names]
   (run_copy / 'costs.csv').write_text(f'From,to,cost\n,{levels[0]},5\n{levels[2]},{levels[1]},2\n')

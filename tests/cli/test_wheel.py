@@ -125,4 +125,5 @@ def test_the_wheel_in_empty_environments(tmp_path):
   image = next((ROOT / 'docs').glob('*.png'))
   assert '"path"' in run(bare / 'hierjax', 'predict', '--workdir=run', f'--images={image}')
   packages = run(bare / 'pip', 'list')
-  assert not any(name in packages for name in ('optax', 'tensorflow', 'matplotlib', 'tensorboard'))
+  # flax itself brings optax
+  assert not re.findall('tensorflow|matplotlib|tensorboard|scikit|pyarrow|Jinja2', packages)

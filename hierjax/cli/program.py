@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from hierjax.cli import arguments, errors, usage
+import hierjax
+from hierjax.cli import arguments, errors, process, usage
 from hierjax.core.errors import UserError
 
 
@@ -17,18 +18,17 @@ def run(argv: Sequence[str]) -> int:
     argv: program name and arguments.
   """
   if len(argv) < 2:
-    print(usage.SHORT)
-    return 1
+    return _answer(usage.SHORT, 1)
+  if argv[1] == '--version':
+    return _answer(f'hierjax {hierjax.__version__}')
   try:
     parsed = arguments.parse(argv)
-    if parsed and parsed.mode == 'options':
-      print(usage.matching_options(parsed.patterns))
-      return 0
+    if parsed is None:
+      return _answer(usage.text())
+    if parsed.mode == 'options':
+      return _answer(usage.matching_options(parsed.patterns))
   except UserError as e:
     return errors.report(str(e))
-  if parsed is None:
-    print(usage.text())
-    return 1
   # The logs of libraries stay off stderr; what matters of them is raised, too.
   logging.use_absl_handler()
   logging.set_verbosity(logging.FATAL)
@@ -47,4 +47,13 @@ def _predict_without_jax(parsed: arguments.Arguments) -> int:
     code = errors.exit_code(e)
     if code is None:
       raise
+  return code
+
+
+def _answer(text: str, code: int = 0) -> int:
+  """Print what needs no command; `head` and pagers may close the pipe before its end."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    process.discard_output()
   return code

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import hierjax
 from hierjax.cli import arguments, config_files
 from hierjax.core.declarations import OPTIONS
 
@@ -30,7 +31,7 @@ def run_program(*args, code=0, program='main.py'):
 
 
 def test_help():
-  out, _ = run_program('--help', code=1)
+  out, _ = run_program('--help')
   assert '--mode' in out and '--config=3head' in out and '--config.optim.lr' in out
   out, _ = run_program(code=1)
   assert out.count('  hierjax ') == 3 and len(out.splitlines()) < 12
@@ -38,6 +39,7 @@ def test_help():
   assert [line for line in out.splitlines() if line.startswith('  --')] == [
     '  --config.optim.warmup_epochs'
   ]
+  assert run_program('--version')[0] == f'hierjax {hierjax.__version__}\n'
   _, err = run_program('options', 'epochz', code=2)
   assert 'no option has epochz in its name or help' in err
 

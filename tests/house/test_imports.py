@@ -34,6 +34,8 @@ LATE = {
   # exported models are predicted with without jax
   ('hierjax.cli.program', 'hierjax.cli.predict'),
   ('hierjax.cli.predict', 'hierjax.cli.runs'),
+  # its version
+  ('hierjax.cli.program', 'hierjax'),
   # the config files as the wheel ships them
   ('hierjax.cli.config_files', 'hierjax.configs'),
 }

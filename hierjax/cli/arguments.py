@@ -268,27 +268,27 @@ def _check(arguments: Arguments) -> None:
     )
   if mode == 'predict' and bool(arguments.workdir) == bool(arguments.artefact):
     raise UserError(
-      '--mode=predict needs --workdir=FOLDER, the folder of the trained run, or --artefact=FOLDER, '
-      'what export wrote, and not both'
+      'hierjax predict needs --workdir=FOLDER, the folder of the trained run, or '
+      '--artefact=FOLDER, what export wrote, and not both'
     )
   if mode in ('evaluate', 'report', 'export') and not arguments.workdir:
-    raise UserError(f'--mode={mode} needs --workdir=FOLDER, the folder of the trained run')
+    raise UserError(f'hierjax {mode} needs --workdir=FOLDER, the folder of the trained run')
   if mode == 'predict' and not arguments.images:
     raise UserError(
-      '--mode=predict needs --images: a file, a folder or a glob in quotes, as '
+      'hierjax predict needs --images: a file, a folder or a glob in quotes, as '
       "--images='photos/*.jpg'"
     )
   if arguments.region is not None and not arguments.classes:
     raise UserError('--region needs --classes=FILE, the list of the classes of each region')
   if mode == 'export' and not arguments.output:
-    raise UserError('--mode=export needs --output=FOLDER, a new folder')
+    raise UserError('hierjax export needs --output=FOLDER, a new folder')
   if mode == 'compare' and len(arguments.patterns) < 2:
     raise UserError('compare needs two folders or more: hierjax compare RUN RUN')
   if mode == 'migrate':
     for name in ('from', 'taxonomy', 'workdir'):
       if not arguments.flags[name]:
         raise UserError(
-          f'--mode=migrate needs --{name}; it is called as --mode=migrate --from=RUN '
+          f'hierjax migrate needs --{name}; it is called as hierjax migrate --from=RUN '
           '--taxonomy=NEW.csv --workdir=NEWRUN'
         )
   if not all(s.strip().isdecimal() for s in arguments.seeds):

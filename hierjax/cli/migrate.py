@@ -30,5 +30,5 @@ def run(args: Arguments) -> int:
   source = args.flags['from']
   c = runs.run_config(args, source, CHANGEABLE)
   terminal.show(migrate.migrate(source, args.taxonomy, args.workdir, c, args.renames, args.shots))
-  terminal.say(f'--mode=train --workdir={args.workdir} trains it further')
+  terminal.say(f'hierjax train --workdir={args.workdir} trains it further')
   return 0

@@ -15,6 +15,6 @@ def run(args: Arguments) -> int:
   workdir = args.workdir or f'runs/{c.name or "run"}_probe'
   terminal.show(probe.table(probe.probe(c, workdir, terminal.say)))
   terminal.say(
-    f'{workdir} is a run: predict, evaluate and report read it, --mode=train goes on from it'
+    f'{workdir} is a run: predict, evaluate and report read it, hierjax train goes on from it'
   )
   return 0

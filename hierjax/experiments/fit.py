@@ -215,7 +215,7 @@ def finish(loop: Loop, workdir: pathlib.Path) -> dict:
     names = ', '.join(sorted(loop.unreadable)[:5]) + (' ...' if len(loop.unreadable) > 5 else '')
     loop.log.say(
       f'{len(loop.unreadable)} unreadable image(s) skipped: {names} '
-      f'(all in {workdir}/run.json; --mode=lint says why)'
+      f'(all in {workdir}/run.json; hierjax lint says why)'
     )
   trained = model.load(workdir)
   result = trained.evaluate(split, examples=run.val, tune=True)

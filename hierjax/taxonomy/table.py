@@ -210,7 +210,7 @@ class Taxonomy(Relations):
         raise UserError(f'{source}{row}: has {len(cells)} cells for {len(levels)} levels')
     if problems := check_rows(levels, rows):
       others = len(problems) - 1
-      more = f' (and {others} more; --mode=lint lists them)' if others else ''
+      more = f' (and {others} more; hierjax lint lists them)' if others else ''
       raise UserError(f'{source}{problems[0].row}: {problems[0].text}{more}')
     if not rows:
       raise UserError(f'{source}1: has no class below the header')

@@ -8,10 +8,13 @@ images by maximum likelihood (expectation maximisation, as Dawid and Skene 1979)
 contradiction weighs by how sure the model is there: makes are told apart where models are not.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
+from hierjax.decide import lineages
 from hierjax.taxonomy import Taxonomy
 
 BLOCK = 256  # examples
@@ -19,6 +22,8 @@ BUCKET = 1024  # images with one key that are compared with each other
 STEPS, TOLERANCE = 500, 1e-7
 TINY = 1e-12
 TABLES, SEED = 24, 0
+LAPSES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
+LOG_BOUNDS = (-3.0, 3.0)
 
 
 class Evidence(NamedTuple):
@@ -63,9 +68,7 @@ def evidence(prob: np.ndarray, labels: np.ndarray, taxonomy: Taxonomy) -> Eviden
   """
   n, levels = len(labels), len(taxonomy.levels)
   # the leaves that agree in the first k levels
-  groups = [np.zeros(len(taxonomy.paths), int)]
-  for k in range(levels):
-    groups.append(np.unique(taxonomy.paths[:, : k + 1], axis=0, return_inverse=True)[1].ravel())
+  groups = [np.zeros(len(taxonomy.paths), int), *lineages.nodes(taxonomy.paths).of_leaf.T]
   sizes = [np.bincount(group)[group] for group in groups]
   result = Evidence(
     np.zeros((n, levels + 1)), np.zeros((n, levels), np.int32), np.zeros((n, levels + 1))
@@ -83,6 +86,73 @@ def evidence(prob: np.ndarray, labels: np.ndarray, taxonomy: Taxonomy) -> Eviden
       result.leaf[rows, k] = best = np.where(differs, p, -1).argmax(1)
       result.prob[rows, k + 1] = p[each, best] * differs[each, best]
   return result
+
+
+def fit_levels(prob: np.ndarray, labels: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+  """Find a temperature for each level: of a node among those with the same node above.
+
+  The labels are most likely at them. As some labels are wrong, one of LAPSES, the likeliest, is the
+  share that says nothing.
+
+  Args:
+    prob: float [N, leaf], by a model that was not fitted to these labels.
+    labels: int [N], the leaf that each example is labelled with.
+    taxonomy: the table of the exclusive levels.
+
+  Returns:
+    float64 [L], the inverse temperatures.
+  """
+  tree, each, inverses = lineages.nodes(taxonomy.paths), np.arange(len(labels)), []
+  for k in range(len(taxonomy.levels)):
+    log_share, parent, node = _shares(prob, tree, k)
+    siblings = np.bincount(parent)[parent][node[labels]]
+
+    def loss(log_b, log_share=log_share, parent=parent, node=node[labels], siblings=siblings):
+      p = _temper(log_share, parent, np.exp(log_b))[each, node]
+      return -max(np.log((1 - x) * p + x / siblings).mean() for x in LAPSES)
+
+    inverses.append(np.exp(minimize_scalar(loss, bounds=LOG_BOUNDS).x))
+  return np.array(inverses)
+
+
+def temper_levels(prob: np.ndarray, inverses: Sequence[float], taxonomy: Taxonomy) -> np.ndarray:
+  """Apply the temperatures of levels: p(leaf) = product over levels of p(node | node above) ** b.
+
+  Args:
+    prob: float [N, leaf].
+    inverses: b, one per level; each factor is normalised among its siblings.
+    taxonomy: the table of the exclusive levels.
+
+  Returns:
+    float64 [N, leaf], rows sum to 1.
+  """
+  tree, result = lineages.nodes(taxonomy.paths), np.ones(prob.shape)
+  for k, b in enumerate(inverses):
+    log_share, parent, node = _shares(prob, tree, k)
+    result *= _temper(log_share, parent, b)[:, node]
+  return result
+
+
+def _shares(prob, tree, k):
+  """log p(node | node above) [N, V] at level k, int [V] the node above, int [leaf] the node."""
+  node = tree.of_leaf[:, k] - tree.of_leaf[:, k].min()
+  parent, sums = np.zeros(node.max() + 1, int), lineages.node_sums(prob, tree, k + 1)
+  total = np.ones((len(prob), 1))
+  if k:
+    parent[node] = tree.of_leaf[:, k - 1] - tree.of_leaf[:, k - 1].min()
+    total = lineages.node_sums(prob, tree, k)
+  return (
+    np.log(np.maximum(sums, TINY**2)) - np.log(np.maximum(total, TINY**2))[:, parent],
+    parent,
+    node,
+  )
+
+
+def _temper(log_share, parent, b):
+  """The shares to the power b, normalised among siblings, which stand side by side."""
+  share = np.exp(b * log_share)
+  starts = np.unique(parent, return_index=True)[1]
+  return share / np.add.reduceat(share, starts, axis=1)[:, parent]
 
 
 def fit_noise(likelihood: np.ndarray) -> LabelNoise:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from hierjax import decide
 from hierjax.core import files
-from hierjax.decide import audit
+from hierjax.decide import audit, calibration
 from hierjax.evaluate import explain
 from hierjax.experiments import probe, probe_features, probe_grid
 from hierjax.experiments.workdir import disk_errors
@@ -97,10 +97,17 @@ def _judge(c, run, values, labels, names, progress):
   data = probe_grid.Data.make(values, labels, names, c)
   setting = probe_grid.search(c, run.c, run.taxonomy, data, progress)[0]
   choice = probe_grid.fit_choice(setting, run.c, run.taxonomy, data)
-  parts = []
-  for rows in np.split(np.arange(len(labels)), range(audit.BLOCK, len(labels), audit.BLOCK)):
+
+  def posterior(rows):
     joint = decide.decide(choice.predict(rows), run.taxonomy, choice.rules)['exclusive']['joint']
-    parts.append(audit.evidence(joint.prob[-1], labels[rows, -1], run.taxonomy))
+    return joint.prob[-1]
+
+  size, parts = len(labels) * len(run.taxonomy.paths), []
+  picked = np.arange(0, len(labels), -(-size // calibration.LIMIT))
+  inverses = audit.fit_levels(posterior(picked), labels[picked, -1], run.taxonomy)
+  for rows in np.split(np.arange(len(labels)), range(audit.BLOCK, len(labels), audit.BLOCK)):
+    prob = audit.temper_levels(posterior(rows), inverses, run.taxonomy)
+    parts.append(audit.evidence(prob, labels[rows, -1], run.taxonomy))
   return audit.Evidence(*map(np.concatenate, zip(*parts)))
 
 

@@ -96,3 +96,31 @@ def test_near_duplicates_are_those_of_all_pairs():
   pairs = audit.near_duplicates(x)
   assert len(pairs) > 55 and [p[0] for p in pairs] == sorted((p[0] for p in pairs), reverse=True)
   assert {p[1:] for p in pairs} == {(i, j) for i, j in expected.tolist()}
+
+
+@pytest.mark.parametrize('t', RANDOM[2::5], ids=repr)
+def test_temperatures_of_levels_are_a_product_of_tempered_shares(t):
+  r = np.random.default_rng(len(t.paths))
+  p, b = r.dirichlet(np.ones(len(t.paths)), 3), r.uniform(0.3, 2, len(t.levels))
+  result = audit.temper_levels(p, b, t)
+  np.testing.assert_allclose(result.sum(1), 1)
+  rows = [tuple(path) for path in t.paths.tolist()]
+  for i, leaf in itertools.product(range(3), range(len(rows))):
+    expected = 1.0
+    for k in range(len(t.levels)):
+      mass = {}
+      for row, x in zip(rows, p[i]):
+        if row[:k] == rows[leaf][:k]:
+          mass[row[: k + 1]] = mass.get(row[: k + 1], 0) + x
+      shares = {node: (x / sum(mass.values())) ** b[k] for node, x in mass.items()}
+      expected *= shares[rows[leaf][: k + 1]] / sum(shares.values())
+    assert result[i, leaf] == pytest.approx(expected)
+  np.testing.assert_allclose(audit.temper_levels(p, np.ones(len(t.levels)), t), p)
+
+
+def test_the_temperature_of_each_level_is_recovered_though_labels_are_wrong():
+  t, p, y, _ = planted(0.05, 0)
+  truth = np.array([0.5, 1.0, 2.0])
+  # the planted probabilities are right: what is fitted undoes what was done to them
+  b = audit.fit_levels(audit.temper_levels(p, 1 / truth, t), y, t)
+  np.testing.assert_allclose(b, truth, rtol=0.15)

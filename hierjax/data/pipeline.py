@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
-import grain
 import numpy as np
 from absl import flags
 
@@ -135,6 +134,8 @@ def _num_features(examples):
 
 def _order(examples, seed, balance):
   """Grain data set without end: place -> number of an example."""
+  import grain  # slow to import
+
   n = len(examples.labels)
   order = grain.MapDataset.range(n).seed(seed % (1 << 32)).shuffle().repeat()
   if balance is None:
@@ -223,7 +224,7 @@ class _Batches:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainBatch(_Batches):
-  order: grain.MapDataset
+  order: Any  # a grain.MapDataset
   seed: int
   augment: Augment
   strict: bool
@@ -318,6 +319,8 @@ class _EvalBatch(_Batches):
 
 
 def _read_ahead(make: Callable[[int], Batch], start, stop, processes, threads):
+  import grain  # slow to import
+
   cv2.setNumThreads(1)  # the pipeline has threads of its own
   steps = grain.MapDataset.range(start, max(start, stop)).map(make)
   if processes:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax, logsumexp
 
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.decide.novelty_scores import (
@@ -122,6 +121,8 @@ def level_logits(logits: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> list[n
     Per level float64 [N, C]; of a level without a head the log-sum-exp of the finest head's over
     the leaves of each class.
   """
+  from scipy.special import logsumexp  # slow to import
+
   finest = np.asarray(logits[taxonomy.levels[-1]], np.float64)
   values = []
   for k, level in enumerate(taxonomy.levels):
@@ -300,6 +301,8 @@ class Detector:
     Returns:
       float64 [N], inf where no class counts.
     """
+    from scipy.special import log_softmax  # slow to import
+
     name, model = name or self.scores[k], model or self.models.get(k)
     allowed = children(self.taxonomy, k, nodes_of(self.taxonomy, k, evidence.pred))
     if left_out is not None:

@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import logsumexp
 
 from hierjax.core.errors import UserError
 
@@ -166,6 +165,8 @@ def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
   Returns:
     float64 [N], inf where no class counts.
   """
+  from scipy.special import logsumexp  # slow to import
+
   fit = np.where(allowed & ~np.isnan(fit), fit, -np.inf)
   best = fit.max(1)
   if name in TEMPERATURES:

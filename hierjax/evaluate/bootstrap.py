@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 # How far the accuracy of a method deviates from seed to seed, as long as too few are there to tell.
 # Measured: in the 16 rows of BUILD_NOTES.md with three seeds and full-path accuracies ("S1's Table
@@ -136,6 +135,8 @@ def difference(
   Returns:
     ours - baseline; None where no resampling has values of every run.
   """
+  from scipy.special import stdtrit  # slow to import
+
   interval = paired_difference(np.stack(baseline), np.stack(ours))
   if not interval:
     return None

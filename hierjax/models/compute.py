@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hierjax.models import cpu_kernels, plain_kernels
 
@@ -50,6 +51,10 @@ class Compute:
     return dataclasses.replace(self, dtype=jnp.float32)
 
 
+def _zeros(key, shape):
+  return np.broadcast_to(np.float32(0), shape)
+
+
 class Layer(nn.Module):
   """A Flax module with a `Compute` and parameters that `initializers.init` can draw with numpy."""
 
@@ -58,6 +63,8 @@ class Layer(nn.Module):
   @nn.nowrap
   def weight(self, name: str, initial: Callable, shape: tuple[int, ...]) -> jax.Array:
     """Return a float32 parameter, creating it where it is missing, as `self.param`."""
+    if self.scope.has_variable('params', name):
+      return self.param(name, _zeros, shape)  # asked for the shape alone: drawing is slow to trace
     return self.param(name, self._drawer(initial), shape)
 
   @nn.nowrap

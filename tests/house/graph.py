@@ -18,6 +18,7 @@ HEAVY = {
   'onnx',
   'onnxruntime',
   'scipy',
+  'grain',
 }
 
 

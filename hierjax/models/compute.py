@@ -51,10 +51,6 @@ class Compute:
     return dataclasses.replace(self, dtype=jnp.float32)
 
 
-def _zeros(key, shape):
-  return np.broadcast_to(np.float32(0), shape)
-
-
 class Layer(nn.Module):
   """A Flax module with a `Compute` and parameters that `initializers.init` can draw with numpy."""
 
@@ -63,9 +59,7 @@ class Layer(nn.Module):
   @nn.nowrap
   def weight(self, name: str, initial: Callable, shape: tuple[int, ...]) -> jax.Array:
     """Return a float32 parameter, creating it where it is missing, as `self.param`."""
-    if self.scope.has_variable('params', name):
-      return self.param(name, _zeros, shape)  # asked for the shape alone: drawing is slow to trace
-    return self.param(name, self._drawer(initial), shape)
+    return self.param(name, self._drawer(initial, name), shape)
 
   @nn.nowrap
   def statistic(self, name: str, initial: Callable, shape: tuple[int, ...]) -> nn.Variable:
@@ -73,7 +67,10 @@ class Layer(nn.Module):
     return self.variable('batch_stats', name, self._drawer(initial), None, shape)
 
   @nn.nowrap
-  def _drawer(self, initial: Callable) -> Callable:
+  def _drawer(self, initial: Callable, name: str = '') -> Callable:
+    if self.scope.has_variable('params', name):
+      # Flax asks it for the shape alone, and draws are slow to trace
+      return lambda key, shape: np.broadcast_to(np.float32(0), shape)
     generator = self.scope.get_flag('generator', None)
     with_numpy = getattr(initial, 'with_numpy', None)
     if generator is None or with_numpy is None:

@@ -26,6 +26,7 @@ from hierjax.data.lint_taxonomy import Origin, listed, plural
 from hierjax.taxonomy import Taxonomy
 
 MIN_CONTRAST = 16  # of an image, of 255
+LONG = 500  # images of which decoding takes seconds
 
 
 @dataclasses.dataclass
@@ -74,7 +75,8 @@ def check(
   Args:
     options: `config.data`.
     images: whether to look for the files, decode all images and compare their bytes.
-    progress: called with the numbers of images that are decoded and that there are.
+    progress: called with the numbers of images that are decoded and that there are, where these
+      are many.
 
   Returns:
     The report. Nothing is raised: what cannot be read is an error in the report.
@@ -233,7 +235,7 @@ def _check_images(table, rows, taxonomy, findings, report, progress):
     inspections = []
     for inspection in pool.map(lambda row: inspect(table.reader, row.index), rows):
       inspections.append(inspection)
-      if progress:
+      if progress and len(rows) >= LONG:
         progress(len(inspections), len(rows))
   groups, unreadable = defaultdict(list), set()
   for row, (key, fault, _, _) in zip(rows, inspections):

@@ -3,9 +3,10 @@
 import csv
 import functools
 import io
+import itertools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,21 +18,21 @@ from hierjax.evaluate import bootstrap, metrics
 from hierjax.report import formats, page, runs
 from hierjax.report.runs import Run
 from hierjax.report.sections import verdict
+from hierjax.taxonomy import Taxonomy
 
-# Classes that are listed as won and as lost; all are in the CSV.
-CLASSES = 12
+CLASSES = 12  # listed as won, and as lost; all are in the CSV
 # What may differ between runs that are compared, and is no option of the recipe.
 IMMATERIAL = ('seed', 'baseline', 'name', 'data.workers', 'data.threads', 'log.')
-FACTS = ('params', 'train_examples', 'step', 'seconds')
+FACTS = {'params': 'parameters', 'train_examples': 'training images', 'step': 'steps'}
+HEADER = ('method', 'class', 'images', 'metric', 'value', 'reference', 'difference', 'low', 'high')
 
 
 class Method(NamedTuple):
   """A recipe: its runs, one a seed, and their values per example in common, {name: [N]} each."""
 
   name: str
-  folder: str
-  runs: tuple[Run, ...]
-  values: tuple[Mapping[str, np.ndarray], ...]
+  runs: list[Run]
+  values: list[Mapping[str, np.ndarray]]
 
   def mean(self, key: str) -> float | None:
     """The mean over the seeds of a value per example."""
@@ -55,56 +56,54 @@ def write(
   Raises:
     UserError: a folder is no run or not evaluated, or taxonomies or labels differ.
   """
-  numbers = compare(folders, split)
-  out = pathlib.Path(workdir)
+  numbers, out = compare(folders, split), pathlib.Path(workdir)
   out.mkdir(parents=True, exist_ok=True)
   contents = json_files.dump(formats.plain(numbers), indent=1)
   files.write(out / 'compare.json', contents + '\n')
-  files.write(out / 'compare.csv', _csv(numbers))
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows([HEADER, *_lines(numbers)])
+  files.write(out / 'compare.csv', text.getvalue())
   return files.write(out / 'compare.html', page.comparison(**numbers)), numbers['sentences']
 
 
 def compare(folders: Sequence[str], split: str = '') -> dict:
   """Compute what the page shows; see `write`."""
-  recipes = {folder: _runs_of(folder) for folder in folders}
+  recipes = dict(zip(_names(folders), map(_runs_of, folders)))
   first = next(iter(recipes.values()))[0]
   split = split or (first.splits[0] if first.splits else 'val')
-  flat_runs = [run for seeds in recipes.values() for run in seeds]
-  decision, arrays = _predictions(flat_runs, split)
-  common = functools.reduce(np.intersect1d, [a['files'] for a in arrays])
+  arrays = {name: [_predictions(run, first, split) for run in r] for name, r in recipes.items()}
+  every = list(itertools.chain(*arrays.values()))
+  common = functools.reduce(np.intersect1d, [a['files'] for a in every])
   if not len(common):
     raise UserError(f'the runs have no image of {split} in common')
-  table, values, labels, predicted = first.taxonomy.table('exclusive'), [], None, []
-  for run, run_arrays in zip(flat_runs, arrays):
-    order = np.argsort(run_arrays['files'], kind='stable')
-    rows = order[np.searchsorted(run_arrays['files'][order], common)]
-    own_labels, pred = (run_arrays[key][rows] for key in ('labels', f'pred_{decision}'))
-    labels = own_labels if labels is None else labels
-    if not np.array_equal(labels, own_labels):
-      i = int((labels != own_labels).any(1).argmax())
-      raise UserError(f'{run.path}: {common[i]} has other labels there than in {first.path}')
-    values.append(metrics.of_predictions(pred, labels, table))
-    predicted.append(pred[:, -1])
-  names, methods, start = _names(list(recipes)), [], 0
-  for name, (folder, seeds) in zip(names, recipes.items()):
-    part = slice(start, start + len(seeds))
-    methods.append(Method(name, folder, tuple(seeds), tuple(values[part])))
-    start += len(seeds)
-  rows = {m.name: _rows(methods[0], m, first) for m in methods[1:]}
-  classes = _classes(table.names[-1], labels[:, -1], methods, predicted)
+  kinds = ('joint', 'leaf', 'independent')
+  decision = next(kind for kind in kinds if all(f'pred_{kind}' in a for a in every))
+  methods, table = [], first.taxonomy.table('exclusive')
+  labels = every[0]['labels'][_rows(every[0], common)]
+  for name, seeds in recipes.items():
+    values = []
+    for run, a in zip(seeds, arrays[name]):
+      rows = _rows(a, common)
+      is_other = (a['labels'][rows] != labels).any(1)
+      if is_other.any():
+        file = common[int(is_other.argmax())]
+        raise UserError(f'{run.path}: {file} has other labels there than in {first.path}')
+      values.append(metrics.of_predictions(a[f'pred_{decision}'][rows], labels, table))
+    methods.append(Method(name, seeds, values))
+  figures = {m.name: _figures(methods[0], m) for m in methods[1:]}
+  classes = _classes(table, labels[:, -1], methods)
   return {
     'split': split,
     'images': len(common),
-    'all_images': max(len(a['files']) for a in arrays),
+    'all_images': max(len(a['files']) for a in every),
     'decision': decision,
-    'reference': names[0],
-    'methods': [_facts(method) for method in methods],
-    'metrics': rows,
-    'sentences': [_sentence(names[0], m, rows[m.name]['fpa']) for m in methods[1:]],
-    'classes': classes,
-    'changes': {name: _changes(classes, names[0], name) for name in names[1:]},
-    'options': _options(methods),
+    'reference': methods[0].name,
     'level': table.levels[-1],
+    'metrics': figures,
+    'sentences': [_sentence(methods[0], m, figures[m.name]['fpa']) for m in methods[1:]],
+    'classes': classes,
+    'changes': {name: _changes(classes, methods[0].name, name) for name in figures},
+    'options': _options(methods),
   }
 
 
@@ -121,40 +120,38 @@ def _runs_of(folder: str) -> list[Run]:
   return seeds
 
 
-def _predictions(all_runs: Sequence[Run], split: str) -> tuple[str, list[dict[str, np.ndarray]]]:
-  """The decision that all have, and the predictions of each run."""
-  arrays = []
-  for run in all_runs:
-    if run.taxonomy is None or run.taxonomy.block('exclusive') is None:
-      raise UserError(f'{run.path}: has no taxonomy of exclusive levels to compare by')
-    if run.taxonomy.hash() != all_runs[0].taxonomy.hash():
-      raise UserError(f'{run.path}: has another taxonomy than {all_runs[0].path}')
-    arrays.append(run.predictions(split))
-    if not arrays[-1]:
-      raise UserError(
-        f'{run.path}: has no predictions on {split}; hierjax evaluate --workdir={run.path} '
-        f'--split={split} makes them'
-      )
-  for decision in ('joint', 'leaf', 'independent'):
-    if all(f'pred_{decision}' in a for a in arrays):
-      return decision, arrays
-  raise UserError(f'the runs have no decision rule on {split} in common')
+def _predictions(run: Run, first: Run, split: str) -> dict[str, np.ndarray]:
+  """The predictions of a run, which must have the taxonomy of the first."""
+  if run.taxonomy is None or run.taxonomy.block('exclusive') is None:
+    raise UserError(f'{run.path}: has no taxonomy of exclusive levels to compare by')
+  if run.taxonomy.hash() != first.taxonomy.hash():
+    raise UserError(f'{run.path}: has another taxonomy than {first.path}')
+  arrays = run.predictions(split)
+  if not arrays:
+    command = f'hierjax evaluate --workdir={run.path} --split={split}'
+    raise UserError(f'{run.path}: has no predictions on {split}; {command} makes them')
+  return arrays
+
+
+def _rows(arrays: Mapping[str, np.ndarray], names: np.ndarray) -> np.ndarray:
+  """The rows of the predictions that have these names of files."""
+  order = np.argsort(arrays['files'], kind='stable')
+  return order[np.searchsorted(arrays['files'][order], names)]
 
 
 def _names(folders: Sequence[str]) -> list[str]:
   """The shortest ends of the paths that tell the folders apart."""
   parts = [pathlib.Path(folder).resolve().parts for folder in folders]
-  for length in range(1, max(map(len, parts)) + 1):
-    names = ['/'.join(p[-length:]) for p in parts]
-    if len(set(names)) == len(names):
-      return names
-  raise UserError(f'{folders[0]}: is named twice')
+  if len(set(parts)) < len(parts):
+    raise UserError('compare: the same folder is named twice')
+  ends = (['/'.join(p[-length:]) for p in parts] for length in itertools.count(1))
+  return next(names for names in ends if len(set(names)) == len(names))
 
 
-def _rows(reference: Method, method: Method, run: Run) -> dict[str, verdict.Row]:
+def _figures(reference: Method, method: Method) -> dict[str, verdict.Row]:
   """The metrics of both, with the interval of the difference over as many seeds as both have."""
   n, rows = min(len(reference.values), len(method.values)), {}
-  for name, label in verdict.labels_of(run.exclusive).items():
+  for name, label in verdict.labels_of(method.runs[0].exclusive).items():
     metric, _, level = name.partition('/')
     key = f'{level}.{metric}' if level else metric
     arrays = [[values[key] for values in m.values[:n]] for m in (method, reference)]
@@ -163,36 +160,32 @@ def _rows(reference: Method, method: Method, run: Run) -> dict[str, verdict.Row]
   return rows
 
 
-def _sentence(reference: str, method: Method, fpa: verdict.Row) -> str:
+def _sentence(reference: Method, method: Method, fpa: verdict.Row) -> str:
   """What the difference in full-path accuracy says."""
   if fpa.difference is None or fpa.interval is None:
-    return f'{method.name} and {reference} have no full-path accuracy to compare.'
-  word = {'good': 'is better than', 'bad': 'is worse than', '': 'is not clearly different from'}
-  difference, seeds = fpa.interval, fpa.interval.seeds
-  low, high = fpa.metric.signed(difference.low), fpa.metric.signed(difference.high)
-  text = f'{method.name} {word[fpa.tone]} {reference}: whole path {fpa.metric.text(fpa.value)} '
-  text += (
-    f'against {fpa.metric.text(fpa.baseline)}; difference {fpa.metric.signed(difference.mean)}'
+    return f'{method.name} and {reference.name} have no full-path accuracy to compare.'
+  verb = {'good': 'is better than', 'bad': 'is worse than', '': 'is not clearly different from'}
+  texts = [fpa.metric.signed(value) for value in fpa.interval[:3]]
+  assumed = f', assuming {100 * bootstrap.SEED_DEVIATION:.1f} points from seed to seed'
+  return (
+    f'{method.name} {verb[fpa.tone]} {reference.name}: whole path {fpa.metric.text(fpa.value)} '
+    f'against {fpa.metric.text(fpa.baseline)}; difference {texts[0]} points ({texts[1]} to '
+    f'{texts[2]}, 95% over images and seeds, {fpa.interval.seeds} of each'
+    f'{assumed * fpa.interval.is_assumed}).'
   )
-  text += f' points ({low} to {high}, 95% over images and {seeds} seed{"s" * (seeds > 1)} of each'
-  assumed = f'{100 * bootstrap.SEED_DEVIATION:.1f}'
-  text += f', assuming {assumed} points from seed to seed)' * difference.is_assumed
-  return text + ')' * (not difference.is_assumed) + '.'
 
 
-def _classes(names, labels, methods, predicted) -> list[dict]:
+def _classes(table: Taxonomy, labels: np.ndarray, methods: Sequence[Method]) -> list[dict]:
   """Images of each finest class, and the share that is right by each method."""
-  size, is_labelled = len(names), labels >= 0
-  total, shares, start = np.bincount(labels[is_labelled], minlength=size), {}, 0
+  is_labelled, size = labels >= 0, len(table.names[-1])
+  total, shares = np.bincount(labels[is_labelled], minlength=size), {}
   for method in methods:
-    right = np.zeros(size)
-    for pred in predicted[start : start + len(method.runs)]:
-      right += np.bincount(labels[is_labelled & (pred == labels)], minlength=size)
-    shares[method.name] = right / np.maximum(total, 1) / len(method.runs)
-    start += len(method.runs)
+    right = sum(values[f'{table.levels[-1]}.top1'][is_labelled] for values in method.values)
+    sums = np.bincount(labels[is_labelled], right, size)
+    shares[method.name] = sums / np.maximum(total, 1) / len(method.values)
   return [
     {
-      'class': names[c],
+      'class': table.names[-1][c],
       'images': int(total[c]),
       'right': {name: float(share[c]) for name, share in shares.items()},
     }
@@ -208,41 +201,32 @@ def _changes(classes: Sequence[dict], reference: str, name: str) -> list[dict]:
   return best + [c for c in won[-CLASSES:] if c['won'] < -1e-9]
 
 
-def _facts(method: Method) -> dict:
-  info = method.runs[0].info
-  facts = {'name': method.name, 'folder': method.folder, 'seeds': len(method.runs)}
-  return facts | {key: info.get(key) for key in FACTS}
-
-
 def _options(methods: Sequence[Method]) -> list[dict]:
-  """The options in which the methods differ, by their first seeds."""
-  options = {method.name: runs.flat(method.runs[0].config) for method in methods}
-  keys = sorted(set().union(*options.values()))
-  rows = [{'option': k, 'values': {name: o.get(k) for name, o in options.items()}} for k in keys]
+  """Sizes and times of the first seeds, and the options in which these differ."""
+  facts = [{'seeds': len(m.runs)} for m in methods]
+  for row, method in zip(facts, methods):
+    row |= {label: formats.count(method.runs[0].info.get(key)) for key, label in FACTS.items()}
+    row['time'] = formats.duration(method.runs[0].info.get('seconds'))
+  options = [runs.flat(method.runs[0].config) for method in methods]
+  for key in sorted(set().union(*options)):
+    values = [o.get(key) for o in options]
+    if len(set(map(str, values))) > 1 and not key.startswith(IMMATERIAL):
+      for row, value in zip(facts, values):
+        row[key] = value
   return [
-    row
-    for row in rows
-    if len(set(map(str, row['values'].values()))) > 1 and not row['option'].startswith(IMMATERIAL)
+    {'option': key, 'values': {m.name: row[key] for m, row in zip(methods, facts)}}
+    for key in facts[0]
   ]
 
 
-def _csv(numbers: dict) -> str:
-  """A line a method and metric, then a line a method and finest class."""
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(
-    ('method', 'class', 'images', 'metric', 'value', numbers['reference'], 'difference')
-    + ('low', 'high')
-  )
+def _lines(numbers: dict) -> Iterator[list]:
+  """Lines of the CSV: of each method its metrics, then its accuracy on each finest class."""
   for name, rows in numbers['metrics'].items():
     for row in rows.values():
-      ends = [row.interval.low, row.interval.high] if row.interval else ['', '']
+      ends = [row.interval.low, row.interval.high] if row.interval else [None, None]
       figures = [row.value, row.baseline, row.difference, *ends]
-      writer.writerow([name, '', numbers['images'], row.name, *figures])
+      yield [name, '', numbers['images'], row.name, *figures]
     for c in numbers['classes']:
       ours, reference = c['right'][name], c['right'][numbers['reference']]
-      metric = f'top1/{numbers["level"]}'
-      writer.writerow(
-        [name, c['class'], c['images'], metric, ours, reference, ours - reference, '', '']
-      )
-  return text.getvalue()
+      figures = [ours, reference, ours - reference, None, None]
+      yield [name, c['class'], c['images'], f'top1/{numbers["level"]}', *figures]

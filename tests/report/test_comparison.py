@@ -1,6 +1,5 @@
 """compare: paired figures of runs and folders of seeds, classes won and lost, refusals."""
 
-import csv
 import json
 
 import numpy as np
@@ -49,7 +48,8 @@ def test_figures_are_those_of_the_predictions(folders, capsys):
   assert f'heads is {word} plain: whole path' in out and 'compare.html' in out
   assert f'difference {signed(expected.mean)} points ({signed(expected.low)} to ' in out
   differing = {option['option'] for option in contents['options']}
-  assert differing == {'loss.smoothing', 'model.levels'}
+  assert {'loss.smoothing', 'model.levels', 'parameters', 'time', 'seeds'} <= differing
+  assert not {'seed', 'name', 'train.epochs'} & differing
   text = (folders / 'out' / 'compare.html').read_text()
   assert 'loss.smoothing' in text and '<script' not in text
 
@@ -69,7 +69,7 @@ def test_classes_count_the_images_of_every_seed(folders):
     assert c['right']['heads'] == pytest.approx(np.mean(shares))
   won = [c['won'] for c in numbers['changes']['heads']]
   assert won == sorted(won, reverse=True) and 0 not in won
-  lines = list(csv.DictReader(comparison._csv(numbers).splitlines()))
+  lines = [dict(zip(comparison.HEADER, line)) for line in comparison._lines(numbers)]
   total = sum(float(line['difference']) * int(line['images']) for line in lines if line['class'])
   top1 = next(line for line in lines if line['metric'] == 'top1/model')
   assert total / 200 == pytest.approx(float(top1['difference']))

@@ -19,10 +19,12 @@ def run(args: Arguments) -> int:
     raise UserError('--mode=table needs --config=FILE with a table')
   file, _, argument = args.config_file.partition(':')
   namespace = config_files.read(args.config_file)
+  with config_files.explained(args.config_file):
+    namespace |= table.of_sweep(namespace) if 'SWEEP' in namespace else {}
   if not callable(namespace.get('get_table')):
     raise UserError(
-      f'--mode=table: {file} has no function get_table; tables are in '
-      f'{config_files.folder() / "tables"}'
+      f'--mode=table: {file} has neither get_table nor SWEEP; tables are in '
+      f'{config_files.folder() / "tables"}, a sweep in docs/experiments.md'
     )
   with config_files.explained(args.config_file):
     contents, configs = table.load(namespace, argument)

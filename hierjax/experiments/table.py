@@ -9,11 +9,14 @@ result.
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+import itertools
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from hierjax.core import config, options
+from hierjax.core import config, files, options
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.core.metrics import DECISIONS, METRICS, lookup
 from hierjax.report.formats import count
@@ -62,7 +65,7 @@ class Table:
 
   Args:
     title: its title.
-    source: paper, table, and data of the published figures.
+    source: paper, table, and data of the published figures; '' for none.
     columns: METRIC, METRIC/LEVELS or consistency/A,B, with levels by name or word (finest, all);
       joint:METRIC and leaf:METRIC are of that decision, others of the independent heads, where
       levels without a head are read off the finest one. If all are `COUNTS`, nothing is trained.
@@ -128,6 +131,39 @@ class Column:
       return count(value)
     values = [value] if deviation is None else [value, deviation]
     return ' ± '.join(METRICS[self.metric].text(v).removesuffix('%') for v in values)
+
+
+def of_sweep(namespace: Mapping) -> dict[str, Callable]:
+  """Make `get_config` and `get_table` of a config file that has options to try.
+
+  Args:
+    namespace: names of the file: `get_config`, the base; `SWEEP`, a list of {option: value}, a row
+      each, or {option: list of values}, of which all combinations are rows; perhaps `SAMPLES`, how
+      many of the rows to draw at random, `COLUMNS` and `SEEDS`.
+
+  Returns:
+    What `load` reads.
+  """
+  rows = namespace['SWEEP']
+  if isinstance(rows, Mapping):
+    rows = [dict(zip(rows, values)) for values in itertools.product(*rows.values())]
+  if namespace.get('SAMPLES'):
+    rows = random.Random(0).sample(rows, min(namespace['SAMPLES'], len(rows)))
+  labels = [', '.join(f'{name}={value}' for name, value in row.items()) for row in rows]
+  names = [re.sub(r'[^\w.=+,-]', '', label)[: files.MAX_NAME] or 'base' for label in labels]
+
+  def get_config(name: str) -> ConfigDict:
+    c = namespace['get_config']()
+    for option, value in rows[names.index(name)].items():
+      config.assign(c, option, value)
+    return c
+
+  def get_table() -> Table:
+    columns = namespace.get('COLUMNS', ('top1/all', 'joint:fpa'))
+    table_rows = [Row(name, label) for name, label in zip(names, labels)]
+    return Table('Sweep', '', columns, table_rows, seeds=namespace.get('SEEDS', (0,)))
+
+  return {'get_config': get_config, 'get_table': get_table}
 
 
 def load(namespace: Mapping, argument: str = '') -> tuple[Table, dict[str, ConfigDict]]:

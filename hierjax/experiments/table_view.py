@@ -15,7 +15,7 @@ from hierjax.evaluate import bootstrap
 from hierjax.experiments.runner import Runner
 from hierjax.experiments.table import COUNTS, Column, Row, expand
 from hierjax.experiments.table_records import Record, columns_of, records_of
-from hierjax.report import page
+from hierjax.report import page, runs
 from hierjax.report.formats import count, listed
 
 AGAINST_NOTE = (
@@ -33,7 +33,7 @@ DATA_OPTIONS = ('data.root', 'data.source', 'data.taxonomy')
 
 
 def write(runner: Runner) -> pathlib.Path:
-  """Write WORKDIR/table.md, table.csv and table.html and return the path of the last.
+  """Write WORKDIR/table.md, table.csv, results.csv and table.html and return the last's path.
 
   Args:
     runner: of the table.
@@ -41,6 +41,7 @@ def write(runner: Runner) -> pathlib.Path:
   view = View(runner)
   files.write(runner.workdir / 'table.md', view.markdown())
   files.write(runner.workdir / 'table.csv', view.csv())
+  files.write(runner.workdir / 'results.csv', view.results())
   return files.write(runner.workdir / 'table.html', view.html())
 
 
@@ -185,7 +186,7 @@ class View:
       sentences.append(self._our_figures(first))
     elif runner.is_trained:
       sentences.append('Ours: no row has finished yet.')
-    return [*sentences, f'Published: {self.table.source}.']
+    return [*sentences, *[f'Published: {self.table.source}.'] * bool(self.table.source)]
 
   def _our_figures(self, record: Record) -> str:
     runner, row = self.runner, record.row
@@ -246,6 +247,24 @@ class View:
         ]
       line += [r.published.get(name) for name in self.table.published]
       writer.writerow([*line, r.delta_m, '; '.join(r.notes)])
+    return text.getvalue()
+
+  def results(self) -> str:
+    """Return a line a run: row, seed, the options in which the rows differ, our figures, time."""
+    options = {name: runs.flat(c.to_dict()) for name, c in self.runner.configs.items()}
+    keys = dict.fromkeys(key for row in options.values() for key in row)
+    differing = [k for k in keys if len({str(row.get(k)) for row in options.values()}) > 1]
+    columns = [c for c in self.columns if not c.is_count]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['row', 'seed', *differing, *(c.key for c in columns), 'seconds'])
+    for record in self.records:
+      name = record.row.name
+      for seed in record.seeds:
+        result = self.runner.result(record.row, seed)
+        figures = [c.value(result.evaluation) for c in columns]
+        values = [options[name].get(key) for key in differing]
+        writer.writerow([name, seed, *values, *figures, result.seconds])
     return text.getvalue()
 
   def html(self) -> str:

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 import jax
 from ml_collections import ConfigDict
 
-from hierjax.core import files, json_files, parallel, terminal
+from hierjax.core import config, files, json_files, parallel, terminal
+from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError
 
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
@@ -99,34 +100,51 @@ def _is_before(line: str, step: int) -> bool:
 
 
 class TensorBoard:
-  """WORKDIR/tensorboard.
+  """WORKDIR/tensorboard/KIND: in one picture what training and validation call the same.
+
+  Closing it adds the options that are not the defaults, with the last validation, as hparams.
 
   Args:
     workdir: the folder of the run.
     step: the step at which the run goes on; later events are removed.
+    c: the config.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int):
+  def __init__(self, workdir: pathlib.Path, step: int, c: ConfigDict):
     from tensorboardX import SummaryWriter
 
     purge_step = step + 1 if step else None
-    self._writer = SummaryWriter(str(workdir / 'tensorboard'), purge_step=purge_step)
+    self._writers = {
+      kind: SummaryWriter(str(workdir / 'tensorboard' / kind), purge_step=purge_step)
+      for kind in ('train', 'val')
+    }
+    options = {name: config.value_at(c, name) for name in OPTIONS}
+    self._options = {k: str(v) for k, v in options.items() if v != OPTIONS[k].default}
+    self._last: tuple[int, Mapping] = (0, {})
 
   def write(self, step: int, kind: str, values: Mapping) -> None:
-    """Add each value as KIND/NAME; see `Log.write`.
+    """Add each value as NAME, the accuracy of training as the top1 of validation; see `Log.write`.
 
     Args:
       step: the step.
       kind: 'train' or 'val'.
       values: {name: number}.
     """
+    values = {name.replace('acc/', 'top1/'): value for name, value in values.items()}
     for name, value in values.items():
-      self._writer.add_scalar(f'{kind}/{name}', value, step)
-    self._writer.flush()
+      self._writers[kind].add_scalar(name, value, step)
+    self._writers[kind].flush()
+    if kind == 'val':
+      self._last = step, values
 
   def close(self) -> None:
-    """Close the file."""
-    self._writer.close()
+    """Close the files."""
+    step, values = self._last
+    if values:
+      metrics = {f'hparam/{name}': value for name, value in values.items()}
+      self._writers['val'].add_hparams(self._options, metrics, 'hparams', step)
+    for writer in self._writers.values():
+      writer.close()
 
 
 class WeightsAndBiases:
@@ -183,7 +201,7 @@ class Log:
       return
     self._writers.append(JsonLines(workdir / 'metrics.jsonl', step))
     if c.log.tensorboard:
-      self._writers.append(TensorBoard(workdir, step))
+      self._writers.append(TensorBoard(workdir, step, c))
     if c.log.wandb:
       self._writers.append(WeightsAndBiases(workdir, c))
 

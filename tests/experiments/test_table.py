@@ -4,6 +4,7 @@ import collections
 import csv
 import html.parser
 import io
+import itertools
 import json
 import pathlib
 import re
@@ -20,6 +21,7 @@ import tiny
 from jax.sharding import AxisType
 
 from hierjax import model
+from hierjax.cli import config_files
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.evaluate import bootstrap
@@ -753,7 +755,7 @@ def test_command_line(tmp_path):
     r'\| one head \|', process.stdout
   )
   for args, message_part in (
-    (('--config=configs/3head.py',), 'has no function get_table'),
+    (('--config=configs/3head.py',), 'has neither get_table nor SWEEP'),
     ((f'--config={tmp_path}/mine.py', '--seeds=a'), '--seeds=a: must be'),
   ):
     process = main(*args)
@@ -784,3 +786,40 @@ def test_no_name_is_markup_in_markdown(name):
   lines = table_view._markdown(grid).split('\n')
   assert lines[0] == f'| row | {text} |' and lines[2].startswith(f'| **{text}** |')
   assert lines[3:] == [f'| {text} | {text} |']
+
+
+def test_a_sweep_is_a_table_of_all_combinations(tmp_path):
+  file = tmp_path / 'sweep.py'
+  file.write_text(
+    'from hierjax.core import config\n'
+    'def get_config(_=""):\n'
+    '  return config.default()\n'
+    'SWEEP = {"optim.lr": [1e-3, 3e-3], "loss.margin": [None, 2.0, 5.0]}\n'
+  )
+  namespace = config_files.read(str(file))
+  content, configs = table.load(table.of_sweep(namespace))
+  assert len(content.rows) == 6 and content.rows[1].label == 'optim.lr=0.001, loss.margin=2.0'
+  tried = {(c.optim.lr, c.loss.margin) for c in configs.values()}
+  assert tried == set(itertools.product((1e-3, 3e-3), (None, 2.0, 5.0)))
+  samples = [table.of_sweep(namespace | {'SAMPLES': 4})['get_table']().rows for _ in range(2)]
+  assert samples[0] == samples[1] and len(samples[0]) == 4 and set(samples[0]) < set(content.rows)
+  rows = [{}, {'model.heads': 'marginal', 'optim.lr': 0.5}]
+  _, configs = table.load(table.of_sweep(namespace | {'SWEEP': rows}))
+  assert list(configs) == ['base', 'model.heads=marginal,optim.lr=0.5']
+  with pytest.raises(UserError, match=r'optim\.rl'):
+    table.load(table.of_sweep(namespace | {'SWEEP': [{'optim.rl': 1}]}))
+  with pytest.raises(UserError, match='of one row'):
+    table.load(table.of_sweep(namespace | {'SWEEP': [{'optim.lr': 1e-3}] * 2}))
+
+
+def test_results_are_a_line_a_run(table_runner):
+  with open(table_runner.workdir / 'results.csv', newline='') as f:
+    lines = list(csv.DictReader(f))
+  runs_of = {(line['row'], int(line['seed'])): line for line in lines}
+  assert set(runs_of) == {(row, s) for row in ('flat', 'both', 'views') for s in (0, 1)}
+  assert {'model.levels', 'eval.tta'} <= set(lines[0]) and 'train.steps' not in lines[0]
+  for (row, seed), line in runs_of.items():
+    evaluation = table_runner.result(table_runner.by_name[row], seed).evaluation
+    assert (
+      float(line['joint:top1/model']) == evaluation['decode']['joint']['levels']['model']['top1']
+    )

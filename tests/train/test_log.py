@@ -22,36 +22,42 @@ def options(**changes):
 
 
 def records(folder) -> dict[tuple[str, int], float]:
-  """{(name, step): value} of TensorBoard's files, read by the format.
+  """{(folder, name, step): value} of TensorBoard's files, read by the format.
 
   Length, its checksum, the event, its checksum.
   """
   out = {}
-  for file in sorted(folder.glob('events.*')):
+  for file in sorted(folder.glob('**/events.*')):
     content, offset = file.read_bytes(), 0
     while offset < len(content):
       size = int.from_bytes(content[offset : offset + 8], 'little')
       event = Event.FromString(content[offset + 12 : offset + 12 + size])
       offset += 16 + size
       for value in event.summary.value:
-        out[value.tag, event.step] = value.simple_value
+        out[str(file.parent.relative_to(folder)), value.tag, event.step] = value.simple_value
   return out
 
 
 def test_lines_stand_in_metrics_and_in_tensorboard(tmp_path):
   logged = log.Log(tmp_path, 0, options())
-  logged.write(3, 'train', {'loss': 0.5, 'lr': 1e-3})
+  logged.write(3, 'train', {'loss': 0.5, 'acc/model': 0.2})
   logged.write(4, 'val', {'top1/model': 0.25})
   logged.close()
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   assert lines == [
-    {'step': 3, 'kind': 'train', 'loss': 0.5, 'lr': 1e-3},
+    {'step': 3, 'kind': 'train', 'loss': 0.5, 'acc/model': 0.2},
     {'step': 4, 'kind': 'val', 'top1/model': 0.25},
   ]
   values_by_step = records(tmp_path / 'tensorboard')
-  assert values_by_step == pytest.approx(
-    {('train/loss', 3): 0.5, ('train/lr', 3): 1e-3, ('val/top1/model', 4): 0.25}
-  )
+  hparams = {key: value for key, value in values_by_step.items() if key[0] == 'val/hparams'}
+  assert {key: value for key, value in values_by_step.items() if key not in hparams} == {
+    ('train', 'loss', 3): 0.5,
+    ('train', 'top1/model', 3): pytest.approx(0.2),
+    ('val', 'top1/model', 4): 0.25,
+  }
+  assert hparams['val/hparams', 'hparam/top1/model', 4] == 0.25
+  content = b''.join(f.read_bytes() for f in tmp_path.glob('tensorboard/val/hparams/*'))
+  assert b'_hparams_/session_start_info' in content
 
 
 def test_what_was_logged_after_the_checkpoint_goes(tmp_path):

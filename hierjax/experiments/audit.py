@@ -86,7 +86,8 @@ def _write(workdir, result, noise, evidence, pairs, items, places, taxonomy):
     (_address(*places[i]), _address(*places[j]), row)
     for (_, i, j), row in zip(pairs[:SHOWN], twins)
   ]
-  text = page.audit(workdir.resolve().name, result=result, labels=doubtful, pairs=twins)
+  values = {'result': result, 'labels': doubtful, 'pairs': twins}
+  text = page.render_page('audit', workdir.resolve().name, **values)
   files.write(workdir / 'audit.html', text)
 
 

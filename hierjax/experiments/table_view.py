@@ -276,7 +276,8 @@ class View:
           link = urllib.parse.quote(f'{r.row.name}/seed{seed}/report.html')
           links.setdefault(r.row.name, []).append((seed, link))
     against = self.against()
-    return page.table(
+    return page.render_page(
+      'table',
       self.table.title,
       sentences=self.sentences(),
       departures=self.departures(),

@@ -18,12 +18,13 @@ from hierjax.evaluate import bootstrap, metrics
 from hierjax.report import formats, page, runs
 from hierjax.report.runs import Run
 from hierjax.report.sections import verdict
+from hierjax.report.templates import render
 from hierjax.taxonomy import Taxonomy
 
 CLASSES = 12  # listed as won, and as lost; all are in the CSV
 # What may differ between runs that are compared, and is no option of the recipe.
 IMMATERIAL = ('seed', 'baseline', 'name', 'data.workers', 'data.threads', 'log.')
-FACTS = {'params': 'parameters', 'train_examples': 'training images', 'step': 'steps'}
+FACTS = ('params', 'train_examples', 'step', 'seconds')
 HEADER = ('method', 'class', 'images', 'metric', 'value', 'reference', 'difference', 'low', 'high')
 
 
@@ -63,7 +64,11 @@ def write(
   text = io.StringIO()
   csv.writer(text, lineterminator='\n').writerows([HEADER, *_lines(numbers)])
   files.write(out / 'compare.csv', text.getvalue())
-  return files.write(out / 'compare.html', page.comparison(**numbers)), numbers['sentences']
+  sentences = str(render('compare_words', **numbers)).splitlines()
+  content = page.render_page(
+    'compare', f'Against {numbers["reference"]}', sentences=sentences, **numbers
+  )
+  return files.write(out / 'compare.html', content), sentences
 
 
 def compare(folders: Sequence[str], split: str = '') -> dict:
@@ -97,13 +102,17 @@ def compare(folders: Sequence[str], split: str = '') -> dict:
     'images': len(common),
     'all_images': max(len(a['files']) for a in every),
     'decision': decision,
+    'deviation': bootstrap.SEED_DEVIATION,
     'reference': methods[0].name,
     'level': table.levels[-1],
     'metrics': figures,
-    'sentences': [_sentence(methods[0], m, figures[m.name]['fpa']) for m in methods[1:]],
     'classes': classes,
     'changes': {name: _changes(classes, methods[0].name, name) for name in figures},
     'options': _options(methods),
+    'methods': [
+      {'name': m.name, 'seeds': len(m.runs)} | {key: m.runs[0].info.get(key) for key in FACTS}
+      for m in methods
+    ],
   }
 
 
@@ -160,21 +169,6 @@ def _figures(reference: Method, method: Method) -> dict[str, verdict.Row]:
   return rows
 
 
-def _sentence(reference: Method, method: Method, fpa: verdict.Row) -> str:
-  """What the difference in full-path accuracy says."""
-  if fpa.difference is None or fpa.interval is None:
-    return f'{method.name} and {reference.name} have no full-path accuracy to compare.'
-  verb = {'good': 'is better than', 'bad': 'is worse than', '': 'is not clearly different from'}
-  texts = [fpa.metric.signed(value) for value in fpa.interval[:3]]
-  assumed = f', assuming {100 * bootstrap.SEED_DEVIATION:.1f} points from seed to seed'
-  return (
-    f'{method.name} {verb[fpa.tone]} {reference.name}: whole path {fpa.metric.text(fpa.value)} '
-    f'against {fpa.metric.text(fpa.baseline)}; difference {texts[0]} points ({texts[1]} to '
-    f'{texts[2]}, 95% over images and seeds, {fpa.interval.seeds} of each'
-    f'{assumed * fpa.interval.is_assumed}).'
-  )
-
-
 def _classes(table: Taxonomy, labels: np.ndarray, methods: Sequence[Method]) -> list[dict]:
   """Images of each finest class, and the share that is right by each method."""
   is_labelled, size = labels >= 0, len(table.names[-1])
@@ -201,22 +195,15 @@ def _changes(classes: Sequence[dict], reference: str, name: str) -> list[dict]:
   return best + [c for c in won[-CLASSES:] if c['won'] < -1e-9]
 
 
-def _options(methods: Sequence[Method]) -> list[dict]:
-  """Sizes and times of the first seeds, and the options in which these differ."""
-  facts = [{'seeds': len(m.runs)} for m in methods]
-  for row, method in zip(facts, methods):
-    row |= {label: formats.count(method.runs[0].info.get(key)) for key, label in FACTS.items()}
-    row['time'] = formats.duration(method.runs[0].info.get('seconds'))
+def _options(methods: Sequence[Method]) -> dict[str, list]:
+  """The options in which the first seeds of the methods differ."""
   options = [runs.flat(method.runs[0].config) for method in methods]
-  for key in sorted(set().union(*options)):
-    values = [o.get(key) for o in options]
-    if len(set(map(str, values))) > 1 and not key.startswith(IMMATERIAL):
-      for row, value in zip(facts, values):
-        row[key] = value
-  return [
-    {'option': key, 'values': {m.name: row[key] for m, row in zip(methods, facts)}}
-    for key in facts[0]
-  ]
+  values = {key: [o.get(key) for o in options] for key in sorted(set().union(*options))}
+  return {
+    key: row
+    for key, row in values.items()
+    if len(set(map(str, row))) > 1 and not key.startswith(IMMATERIAL)
+  }
 
 
 def _lines(numbers: dict) -> Iterator[list]:

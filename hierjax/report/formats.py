@@ -1,5 +1,6 @@
 """Counts, lists and durations as the report prints them; `core.metrics` has the metrics."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,6 +30,11 @@ def duration(seconds: float | None) -> str:
   if seconds < 7200:
     return f'{seconds // 60} min {seconds % 60:02d} s'
   return f'{seconds // 3600} h {seconds % 3600 // 60:02d} min'
+
+
+def is_mentioning(text: str, term: str) -> bool:
+  """Whether a text has a term as a word, perhaps in the plural, in any case."""
+  return bool(re.search(rf'(?<![\w-]){re.escape(term)}s?(?![\w-])', text, re.I))
 
 
 def plain(value: Any) -> Any:

@@ -4,12 +4,14 @@ import datetime
 import logging
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from hierjax.core import files, json_files
-from hierjax.report import formats, glossary, predictions_csv, runs
+from hierjax.core.metrics import METRICS
+from hierjax.report import formats, predictions_csv, runs
 from hierjax.report.section import Section
 from hierjax.report.sections import SECTIONS, answers, headline
 from hierjax.report.templates import paragraph, render
@@ -56,16 +58,24 @@ def html(run: runs.Run) -> str:
 
 def _html(run: runs.Run, parts: list[Part]) -> str:
   top, answers, *sections = [(p.section.id, p.section.title, p.body, p.section) for p in parts]
-  text = ' '.join(str(part.body) for part in parts)
-  return _page(
+  return render_page(
     'page',
-    name=_name(run),
+    _name(run),
     headline=top[2] + answers[2],
     sections=[section[:3] for section in sections if section[2] and not section[3].is_technical],
     technical=[section[:3] for section in sections if section[2] and section[3].is_technical],
-    terms=glossary.occurring(text),
+    words=_words(' '.join(str(part.body) for part in parts)),
     kind='report',
   )
+
+
+def _words(html: str) -> Markup:
+  """Explain the words and metrics that occur in a page, all in one place."""
+  metrics = [
+    (metric.label, metric.help) for metric in map(METRICS.__getitem__, METRICS) if metric.place
+  ]
+  text = re.sub(r'<svg.*?</svg>|<[^>]*>', ' ', html, flags=re.S)
+  return render('words', text=text, metrics=metrics)
 
 
 def _parts(run: runs.Run) -> list[Part]:
@@ -96,21 +106,7 @@ def _time() -> str:
   return datetime.datetime.now().strftime('%Y-%m-%d %H:%M')
 
 
-def table(name: str, **values: object) -> str:
-  """Render the page of a table of experiments from the values that table.html.j2 reads."""
-  return _page('table', name=name, **values)
-
-
-def comparison(**values: object) -> str:
-  """Render the page of a comparison from the values that compare.html.j2 reads."""
-  return _page('compare', name=f'Against {values["reference"]}', **values)
-
-
-def audit(name: str, **values: object) -> str:
-  """Render the page of an audit from the values that audit.html.j2 reads."""
-  return _page('audit', name=name, **values)
-
-
-def _page(template: str, **values) -> str:
-  defaults = {'date': _time(), 'technical': [], 'terms': {}}
-  return str(render(template, **defaults | values))
+def render_page(template: str, name: str, **values: object) -> str:
+  """Render a page from the values that TEMPLATE.html.j2 reads."""
+  defaults = {'date': _time(), 'technical': [], 'words': ''}
+  return str(render(template, name=name, **defaults | values))

@@ -7,15 +7,9 @@ import numpy as np
 
 from hierjax.report.runs import Run
 
-SEPARATOR = '|'  # between the classes of a tag level
-
 
 def table(run: Run, split: str) -> str:
-  """Return predictions_SPLIT.npz as CSV, a line an image.
-
-  Of every exclusive level there are the true class, the predicted one (by the joint decision, or
-  the one that there is), its probability, and whether it is right, 0 or 1; of a tag level the true
-  and the predicted classes. What is unknown is empty.
+  """Return predictions_SPLIT.npz as CSV, a line an image; docs/report.md has the columns.
 
   Args:
     run: the run.
@@ -24,32 +18,26 @@ def table(run: Run, split: str) -> str:
   Returns:
     The table; '' without predictions of this taxonomy.
   """
-  arrays = run.predictions(split)
-  if arrays is None or run.taxonomy is None or 'files' not in arrays:
+  arrays, taxonomy = run.predictions(split), run.taxonomy
+  if arrays is None or taxonomy is None:
     return ''
-  columns = {'file': arrays['files'].tolist()}
-  decision = next((d for d in ('joint', 'leaf', 'independent') if f'pred_{d}' in arrays), None)
-  exclusive = run.taxonomy.block('exclusive')
-  if exclusive and decision:
-    values = arrays['labels'], arrays[f'pred_{decision}'], arrays[f'prob_{decision}']
-    for k, level in enumerate(exclusive.taxonomy.levels):
-      names = np.array([*exclusive.taxonomy.names[k], ''], object)
-      true, predicted, prob = (array[:, k] for array in values)
-      columns[f'{level}_true'] = names[true]
-      columns[f'{level}_predicted'] = names[predicted]
-      columns[f'{level}_probability'] = [f'{p:.4f}' for p in prob.tolist()]
-      columns[f'{level}_correct'] = np.where(true < 0, '', np.int8(true == predicted).astype(str))
-  for level, places in getattr(run.taxonomy, 'columns', {}).items():
-    names = run.taxonomy.names[run.taxonomy.index(level)]
-    for word, key in (('true', 'multi_labels'), ('predicted', 'multi_pred')):
-      if key in arrays:
-        columns[f'{level}_{word}'] = [_joined(names, row) for row in arrays[key][:, places]]
+  try:
+    columns = {'file': arrays['files'].tolist()}
+    for k, level in enumerate(run.exclusive.taxonomy.levels if run.exclusive else ()):
+      names = np.array([*run.exclusive.taxonomy.names[k], ''], object)
+      kind = next(kind for kind in ('joint', 'leaf', 'independent') if f'pred_{kind}' in arrays)
+      true, pred = arrays['labels'][:, k], arrays[f'pred_{kind}'][:, k]
+      columns[f'{level}_true'], columns[f'{level}_predicted'] = names[true], names[pred]
+      columns[f'{level}_probability'] = [f'{p:.4f}' for p in arrays[f'prob_{kind}'][:, k]]
+      columns[f'{level}_correct'] = np.where(true < 0, '', (true == pred).astype(int).astype(str))
+    for level, places in getattr(taxonomy, 'columns', {}).items():
+      names = np.array(taxonomy.names[taxonomy.index(level)], object)
+      for word, key in (('true', 'multi_labels'), ('predicted', 'multi_pred')):
+        rows = arrays[key][:, places] > 0
+        columns[f'{level}_{word}'] = ['|'.join(names[row]) for row in rows]
+  # of another taxonomy or damaged, which the page says
+  except (KeyError, IndexError, StopIteration):
+    return ''
   text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(columns)
-  writer.writerows(zip(*columns.values()))
+  csv.writer(text, lineterminator='\n').writerows([list(columns), *zip(*columns.values())])
   return text.getvalue()
-
-
-def _joined(names, row: np.ndarray) -> str:
-  return SEPARATOR.join(names[c] for c in np.flatnonzero(row > 0))

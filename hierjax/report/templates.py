@@ -28,7 +28,7 @@ def _environment() -> jinja2.Environment:
     listed=formats.listed,
     duration=formats.duration,
   )
-  environment.tests['finite'] = metrics.is_finite
+  environment.tests.update(finite=metrics.is_finite, mentioning=formats.is_mentioning)
   return environment
 
 

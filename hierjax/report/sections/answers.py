@@ -14,8 +14,7 @@ from hierjax.report.section import Section
 from hierjax.report.sections import images, verdict
 from hierjax.report.templates import render
 
-# Classes, pairs of classes and commands that are shown.
-WEAK, PAIRS, STEPS = 5, 3, 3
+WEAK, PAIRS = 5, 3  # classes and pairs of classes that are listed
 
 
 class Weak(NamedTuple):
@@ -117,12 +116,8 @@ def next_steps(run: Run, result: verdict.Comparison | str) -> list[Step]:
   if run.splits[0] == val:
     reason = f'{val} helped to choose the checkpoint. For a figure to publish, use other images.'
     steps.append(Step(reason, f'hierjax evaluate --workdir={folder} --split=test'))
-  epochs = get(run.config, 'train.epochs')
-  if is_finite(epochs) and epochs and _is_falling(run):
-    options = f'--config.train.epochs={2 * epochs:g}', f'--workdir={run.path}-longer'
-    steps.append(Step('The loss on val was still falling: train longer.', _command(run, *options)))
   use = Step('Use it.', f"hierjax predict --workdir={folder} --images='photos/*.jpg'")
-  return [*[step for step in steps if step.command][: STEPS - 1], use]
+  return [*steps, use]
 
 
 def _command(run: Run, *options: str) -> str:
@@ -138,12 +133,6 @@ def _command(run: Run, *options: str) -> str:
   flags = tuple(f'{option.partition("=")[0]}=' for option in options)
   words = [word for word in words[1:] if not word.startswith(flags)]
   return f'{"python " * (program == "main.py")}{shlex.join([program, *words, *options])}'
-
-
-def _is_falling(run: Run) -> bool:
-  """Whether the last of three or more losses on val was the lowest."""
-  losses = [line['loss'] for line in run.val if is_finite(line.get('loss'))]
-  return len(losses) > 2 and losses[-1] == min(losses)
 
 
 def _render(run: Run, values: dict) -> Markup:

@@ -306,11 +306,8 @@ def made_page(path):
   return Page((path / 'report.html').read_text(encoding='utf-8'))
 
 
-ELSEWHERE = (
-  'labels',
-  'novelty',
-  'migration',
-)  # the sections of multi levels, of eval.novelty and of --mode=migrate
+# The sections of multi levels, of eval.novelty, of --mode=migrate and of answers with a risk.
+ELSEWHERE = ('labels', 'novelty', 'migration', 'decisions')
 
 
 def test_well_formed_and_self_contained(full):

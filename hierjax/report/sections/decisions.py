@@ -18,14 +18,18 @@ RULES = {
 POINTS = {'fixed .65': 'a fixed threshold of .65', 'speciesnet as published': 'SpeciesNet, .8, .65'}
 
 
-def _render(run: Run) -> Markup:
+def _numbers(run: Run) -> dict[str, dict]:
+  answers = {split: run.evals[split].get('answers') for split in run.splits}
+  return {split: content for split, content in answers.items() if content}
+
+
+def _render(run: Run, measured: dict[str, dict]) -> Markup:
   """Render what answers risk and how deep they are; nothing where none are fitted."""
-  measured = [split for split in run.splits if run.evals[split].get('answers')]
   if not measured:
     return Markup('')
   # a test split tuned nothing
-  split = 'test' if 'test' in measured else measured[0]
-  answers = run.evals[split]['answers']
+  split = 'test' if 'test' in measured else next(iter(measured))
+  answers = measured[split]
   risk, depth = answers['measured']['risk'], answers['measured']['depth']
   if not risk:
     return Markup('')
@@ -73,4 +77,4 @@ def _depth_at(points: np.ndarray, risk: float) -> float:
   return float(np.interp(risk, points[:, 0], np.maximum.accumulate(points[:, 1])))
 
 
-SECTION = Section('decisions', 'Answers and their risk', _render, True)
+SECTION = Section('decisions', 'Answers and their risk', _render, True, _numbers)

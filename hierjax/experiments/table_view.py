@@ -41,7 +41,7 @@ def write(runner: Runner) -> pathlib.Path:
   view = View(runner)
   files.write(runner.workdir / 'table.md', view.markdown())
   files.write(runner.workdir / 'table.csv', view.csv())
-  files.write(runner.workdir / 'results.csv', view.results())
+  files.write(runner.workdir / 'results.csv', _results(view))
   return files.write(runner.workdir / 'table.html', view.html())
 
 
@@ -249,24 +249,6 @@ class View:
       writer.writerow([*line, r.delta_m, '; '.join(r.notes)])
     return text.getvalue()
 
-  def results(self) -> str:
-    """Return a line a run: row, seed, the options in which the rows differ, our figures, time."""
-    options = {name: runs.flat(c.to_dict()) for name, c in self.runner.configs.items()}
-    keys = dict.fromkeys(key for row in options.values() for key in row)
-    differing = [k for k in keys if len({str(row.get(k)) for row in options.values()}) > 1]
-    columns = [c for c in self.columns if not c.is_count]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['row', 'seed', *differing, *(c.key for c in columns), 'seconds'])
-    for record in self.records:
-      name = record.row.name
-      for seed in record.seeds:
-        result = self.runner.result(record.row, seed)
-        figures = [c.value(result.evaluation) for c in columns]
-        values = [options[name].get(key) for key in differing]
-        writer.writerow([name, seed, *values, *figures, result.seconds])
-    return text.getvalue()
-
   def html(self) -> str:
     """Return the table as a page, with links to the reports of the runs."""
     links: dict[str, list[tuple[int, str]]] = {}
@@ -320,6 +302,25 @@ class View:
       'published': published,
       'beside': figure(published, self.digits.get(name, 1)),
     }
+
+
+def _results(view: View) -> str:
+  """A line a run as CSV: row, seed, the options in which the rows differ, our figures, time."""
+  options = {name: runs.flat(c.to_dict()) for name, c in view.runner.configs.items()}
+  keys = dict.fromkeys(key for row in options.values() for key in row)
+  differing = [k for k in keys if len({str(row.get(k)) for row in options.values()}) > 1]
+  columns = [c for c in view.columns if not c.is_count]
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(['row', 'seed', *differing, *(c.key for c in columns), 'seconds'])
+  for record in view.records:
+    name = record.row.name
+    for seed in record.seeds:
+      result = view.runner.result(record.row, seed)
+      figures = [c.value(result.evaluation) for c in columns]
+      values = [options[name].get(key) for key in differing]
+      writer.writerow([name, seed, *values, *figures, result.seconds])
+  return text.getvalue()
 
 
 def _difference_cell(record: Record, c: Column) -> tuple[str, str]:

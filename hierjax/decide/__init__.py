@@ -1,10 +1,12 @@
 """From probabilities to decisions: arrays in, arrays out."""
 
+from hierjax.decide import costs
 from hierjax.decide.backoff import Answers, Backoff, answer, fit_backoff, mistakes, smallest_risk
+from hierjax.decide.calibration import fit_temperature, temper
 from hierjax.decide.decisions import AnswerRules, Decisions, Rules, decide, default_rules, tune
 from hierjax.decide.lineages import Lineage, lineage
 from hierjax.decide.paths import PathDecision, PathRules
-from hierjax.decide.records import to_records
+from hierjax.decide.records import answer_record, to_records
 from hierjax.decide.thresholds import TagDecision
 
 __all__ = [
@@ -18,12 +20,16 @@ __all__ = [
   'Rules',
   'TagDecision',
   'answer',
+  'answer_record',
+  'costs',
   'decide',
   'default_rules',
   'fit_backoff',
+  'fit_temperature',
   'lineage',
   'mistakes',
   'smallest_risk',
+  'temper',
   'to_records',
   'tune',
 ]

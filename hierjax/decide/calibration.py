@@ -9,7 +9,7 @@ import numpy as np
 # Probabilities below this one do not make the log loss larger.
 SMALLEST = 1e-12
 # Scores, examples times classes, that a temperature is fitted on at most.
-LIMIT = 10_000_000
+LIMIT = 4_000_000
 # Bounds of the inverse temperature.
 INVERSE_BOUNDS = (0.05, 20.0)
 

@@ -106,10 +106,10 @@ def expected(posterior: np.ndarray, costs: Costs) -> np.ndarray:
   Returns:
     float64 [N, V + 1], of the nodes and the root.
   """
-  tree, levels = costs.tree, costs.paths.shape[1]
-  prob = lineages.node_sums(posterior, tree)
   if costs.wrong is None:
-    return _expected_heights(posterior, costs, levels)
+    return _expected_heights(posterior, costs)
+  tree = costs.tree
+  prob = lineages.node_sums(posterior, tree)
   f = costs.wrong.shape[0]
   mass = np.zeros((len(posterior), f))
   for g in range(f):
@@ -126,25 +126,30 @@ def expected(posterior: np.ndarray, costs: Costs) -> np.ndarray:
     sums = np.zeros((len(posterior), end - start + 1))
     np.cumsum(posterior[:, leaves] * column[costs.leaf_group[leaves]], 1, out=sums[:, 1:])
     wrong[:, members] -= sums[:, tree.end[members] - start] - sums[:, tree.start[members] - start]
-  values = np.maximum(wrong, 0) + prob * costs.right[:-1]
-  root = np.full((len(posterior), 1), costs.right[-1])
-  return np.concatenate([values, root], 1)
+  values = np.empty((len(posterior), prob.shape[1] + 1))
+  values[:, -1] = costs.right[-1]
+  np.multiply(prob, costs.right[:-1], out=values[:, :-1])
+  values[:, :-1] += np.maximum(wrong, 0, out=wrong)
+  return values
 
 
-def _expected_heights(posterior, costs, levels):
+def _expected_heights(posterior, costs):
   """`expected` of 'lca': the sum over the levels of the probability of an error, or the price."""
-  tree = costs.tree
-  first = tree.order[tree.start]
-  right = np.zeros((len(posterior), len(tree.depth) + 1))
-  for k in range(levels):
-    classes = costs.paths[:, k]
+  tree, levels = costs.tree, costs.paths.shape[1]
+  values = np.empty((len(posterior), len(tree.depth) + 1))
+  values[:, -1] = costs.price * levels
+  for k, classes in enumerate(costs.paths.T):
     order = np.argsort(classes, kind='stable')
     starts = np.searchsorted(classes[order], np.arange(classes.max() + 1))
-    class_prob = np.add.reduceat(posterior[:, order], starts, axis=1)
-    is_answered = tree.depth > k
-    right[:, :-1][:, is_answered] += class_prob[:, classes[first[is_answered]]]
-  depth = np.append(tree.depth, 0)
-  return depth - right + costs.price * (levels - depth)
+    right = np.add.reduceat(posterior[:, order], starts, axis=1)
+    nodes = np.flatnonzero(tree.depth == k + 1)
+    leaf = tree.order[tree.start[nodes]]
+    above = tree.of_leaf[leaf, k - 1] if k else np.full(len(leaf), len(tree.depth))
+    block = values[:, nodes[0] : nodes[-1] + 1]
+    np.take(values, above, axis=1, out=block, mode='clip')
+    block += 1 - costs.price
+    block -= right[:, classes[leaf]]
+  return values
 
 
 def realised(leaf: np.ndarray, node: np.ndarray, costs: Costs) -> np.ndarray:
@@ -199,16 +204,16 @@ def answer(posterior: np.ndarray, costs: Costs) -> backoff.Answers:
   """
   tree, n = costs.tree, len(posterior)
   node, prob, cost = np.zeros(n, int), np.ones(n), np.zeros((n, 2))
-  # deepest first, the root last
-  order = np.append(np.argsort(-tree.depth, kind='stable'), len(tree.depth))
+  bias = 1e-12 * np.append(tree.depth, 0)
   for rows, p in lineages.blocks(posterior):
-    values = expected(p, costs)
-    best = order[np.argmin(values[:, order].round(12), 1)]
-    index = np.arange(len(p))
+    values, index = expected(p, costs), np.arange(len(p))
     likely = tree.of_leaf[p.argmax(1), -1]
+    values -= bias
+    best = values.argmin(1)
     cost[rows] = np.stack([values[index, best], values[index, likely]], 1)
-    sums = np.append(lineages.node_sums(p, tree), np.ones((len(p), 1)), 1)
-    node[rows], prob[rows] = best, sums[index, best]
+    sums = lineages.node_sums(p, tree)
+    node[rows], is_node = best, best < len(tree.depth)
+    prob[rows] = np.where(is_node, sums[index, np.where(is_node, best, 0)], 1.0)
   is_root = node == len(tree.depth)
   first = tree.order[tree.start[np.where(is_root, 0, node)]]
   depth = np.where(is_root, 0, tree.depth[np.where(is_root, 0, node)])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Elements of a temporary array [rows, leaves].
-BLOCK_SIZE = 2_000_000
+BLOCK_SIZE = 300_000
 
 
 class Nodes(NamedTuple):

@@ -1,6 +1,8 @@
 """Back-off with a guarantee, against loops over nodes and thresholds, scipy and simulation."""
 
 import json
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -287,3 +289,13 @@ def test_rules_are_read_as_they_were_written(tmp_path, by):
   path.write_text(json.dumps(content))
   with pytest.raises(UserError, match=r'decode\.json: answer cannot be read'):
     rules.read_rules(path, TREE)
+
+
+def test_the_example_in_the_docs_keeps_its_risk():
+  page = pathlib.Path(__file__).resolve().parents[2] / 'docs' / 'decisions.md'
+  names = {}
+  for code in re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL):
+    exec(compile(code, str(page), 'exec'), names)
+  assert names['is_wrong'].mean() < 0.05 + 2 * (0.05 / 500 + 0.05 / 400) ** 0.5
+  assert names['answers'].depth.mean() > 2 and names['temperature'] > 1.3
+  assert names['cheapest'].cost[:, 0].max() <= names['cheapest'].cost[:, 1].max()

@@ -1357,7 +1357,7 @@ RUNS = {  # what is done to the folder of run and data, what is asked, what the 
   'workdir: a file': (
     lambda d: put(d, {'f': 'x'}),
     ('--mode=evaluate', '--workdir=f'),
-    ('f: not a run',),
+    ('--workdir=f: is a file, not a folder',),
   ),
   'workdir: an empty folder': (
     lambda d: (d / 'e').mkdir(),

@@ -6,7 +6,7 @@ JPEG files of `side` x `side` pixels are drawn into a temporary folder (500 of t
 links to these). Printed is a line of JSON for each measurement, in a process of its own:
 
   start        CPU and wall seconds of `hierjax predict` for one image, its programs compiled before
-  one          milliseconds of Model.predict for one file and of the model's step for a batch of one,
+  one          milliseconds of Model.predict for a file and of the model's step for a batch of one,
                medians of 50, and their ratio
   N images     images/s of Model.predict_iter over N files, of the model's step at its batch size on
                pixels in memory, their ratio, and the peak memory of the process in MiB

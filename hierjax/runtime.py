@@ -47,6 +47,7 @@ class Exported(Predictor):
 
   Attributes:
     facts: the content of hierjax.json.
+    view: how an image becomes the input of the graph.
     session: of onnxruntime.
   """
 
@@ -54,7 +55,7 @@ class Exported(Predictor):
     """Read an artefact whose files are intact; use `load`."""
     import onnxruntime
 
-    self.facts, self._view = _facts(folder)
+    self.facts, self.view = _facts(folder)
     self._threads = threads or os.cpu_count() or 1
     multi = tuple(self.facts['taxonomy']['multi'])
     self.taxonomy = read_taxonomy(folder / 'taxonomy.csv', multi)
@@ -83,7 +84,7 @@ class Exported(Predictor):
     outputs = {output.name: output.shape for output in self.session.get_outputs()}
     heads = [level for level in self.taxonomy.levels if f'probability/{level}' in outputs]
     self.levels = tuple(heads)
-    views, size = [self._view.views] * (self._view.views > 1), self._view.size
+    views, size = [self.view.views] * (self.view.views > 1), self.view.size
     fits = [x.shape[1:] == [*views, size, size, 3] for x in self.session.get_inputs()]
     for level in heads:
       fits.append(outputs[f'probability/{level}'][1:] == [self.taxonomy.num_classes(level)])
@@ -102,15 +103,19 @@ class Exported(Predictor):
 
   def _run(self, images, batch_size) -> Iterator[tuple[image_groups.Batch, Outputs]]:
     sizes = sorted({1, batch_size or BATCH_SIZE})
-    batches = image_groups.batches(images, self._view, sizes, self._threads)
+    batches = image_groups.batches(images, self.view, sizes, self._threads)
     with contextlib.closing(batches):
       for batch in batches:
-        index = np.flatnonzero([not error for error in batch.errors])
-        outputs = self.run(batch.pixels[index])
-        probs = {level: outputs[f'probability/{level}'].astype(np.float64) for level in self.levels}
-        if not all(np.isfinite(p).all() for p in probs.values()):
-          raise UserError(f'the model computes NaN or infinity from {batch.names[index[0]]} on')
-        yield batch, Outputs(index, probs, outputs)
+        yield batch, self.compute(batch)
+
+  def compute(self, batch: image_groups.Batch) -> Outputs:
+    """Compute the probabilities of a batch of images that are read by `view`."""
+    index = np.flatnonzero([not error for error in batch.errors])
+    outputs = self.run(batch.pixels[index])
+    probs = {level: outputs[f'probability/{level}'].astype(np.float64) for level in self.levels}
+    if not all(np.isfinite(p).all() for p in probs.values()):
+      raise UserError(f'the model computes NaN or infinity from {batch.names[index[0]]} on')
+    return Outputs(index, probs, outputs)
 
 
 def _facts(folder: pathlib.Path) -> tuple[dict, image_groups.View]:

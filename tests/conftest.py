@@ -113,6 +113,22 @@ def finished_run(shared_folder) -> pathlib.Path:
   return shared_folder('finished_run', make)
 
 
+@pytest.fixture(scope='session')
+def exported(finished_run, shared_folder) -> pathlib.Path:
+  """The artefact of the finished run, to be read only."""
+
+  def make(folder: pathlib.Path) -> None:
+    from hierjax import model
+    from hierjax.export import artefact
+
+    with pytest.MonkeyPatch.context() as patch:
+      tiny.register(patch)
+      tiny.use_one_device(patch)
+      artefact.export(model.load(finished_run), folder / 'artefact', print)
+
+  return shared_folder('exported', make) / 'artefact'
+
+
 @pytest.fixture
 def run_copy(finished_run, tmp_path) -> pathlib.Path:
   """A copy of the finished run that a test may change."""

@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
   if argv is None:
     # XLA's C++ prints that compiling is slow; what fails jax raises
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    process.use_huge_pages()
+    if sys.argv[1:2] != ['serve']:  # which gives back the memory of large images
+      process.use_huge_pages()
     process.handle_interrupts()
     process.protect_streams()
     process.ignore_late_writes()

@@ -17,9 +17,9 @@ from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 
 MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate', 'probe')
-MODES += ('plan', 'export', 'options', 'compare', 'audit')
+MODES += ('plan', 'export', 'options', 'compare', 'audit', 'serve')
 # Those that take words after the command.
-WITH_WORDS = ('options', 'compare')
+WITH_WORDS = ('options', 'compare', 'serve')
 # Short names of options: --lr=3e-4 is --config.optim.lr=3e-4.
 ALIASES = {
   'data': 'data.root',
@@ -30,6 +30,7 @@ ALIASES = {
   'lr': 'optim.lr',
   'seed': 'seed',
 }
+SERVER = 'host port token public max_body max_files max_pixels queue timeout'.split()
 # The modes that each flag is for, where it is not for all of them.
 VALID_WITH = {
   'resume_from': ('train',),
@@ -51,6 +52,7 @@ VALID_WITH = {
   'taxonomy': ('migrate',),
   'renames': ('migrate',),
   'shots': ('migrate',),
+  **dict.fromkeys(SERVER, ('serve',)),
 }
 
 
@@ -140,7 +142,27 @@ def define(values: flags.FlagValues) -> None:
     'migrate: a new class starts from so many of its images; 0: from its siblings',
     lower_bound=0,
   )
+  _define_server(values)
   _define_processes(values)
+
+
+def _define_server(values):
+  """Define the flags of `serve`."""
+  text = functools.partial(flags.DEFINE_string, flag_values=values)
+  number = functools.partial(flags.DEFINE_integer, flag_values=values, lower_bound=1)
+  text(
+    'host', '127.0.0.1', 'serve: the address that listens; others than this machine need a token'
+  )
+  number('port', 8000, 'serve: its port; 0: any that is free', lower_bound=0, upper_bound=65535)
+  text('token', '', 'serve: what clients must send as Authorization: Bearer; or HIERJAX_TOKEN')
+  flags.DEFINE_boolean(
+    'public', False, 'serve: answer everyone without a token', flag_values=values
+  )
+  number('max_body', 32 * 2**20, 'serve: bytes of a request')
+  number('max_files', 64, 'serve: images of a request')
+  number('max_pixels', None, 'serve: pixels of an image; by default as the model was trained with')
+  number('queue', 256, 'serve: images that wait; with more a request is refused')
+  number('timeout', 30, 'serve: seconds until a request must have come, and until it is answered')
 
 
 def _define_processes(values):
@@ -284,6 +306,8 @@ def _check(arguments: Arguments) -> None:
     raise UserError('hierjax export needs --output=FOLDER, a new folder')
   if mode == 'compare' and len(arguments.patterns) < 2:
     raise UserError('compare needs two folders or more: hierjax compare RUN RUN')
+  if mode == 'serve' and len(arguments.patterns) != 1:
+    raise UserError('serve needs one folder that hierjax export wrote: hierjax serve FOLDER')
   if mode == 'migrate':
     for name in ('from', 'taxonomy', 'workdir'):
       if not arguments.flags[name]:

@@ -32,16 +32,16 @@ def run(argv: Sequence[str]) -> int:
   # The logs of libraries stay off stderr; what matters of them is raised, too.
   logging.use_absl_handler()
   logging.set_verbosity(logging.FATAL)
-  if parsed.artefact:
-    return _predict_without_jax(parsed)
+  if parsed.artefact or parsed.mode == 'serve':
+    return _run_without_jax(parsed)
   # Imported only now, with jax: help and mistakes in the arguments are answered at once.
   commands = importlib.import_module('hierjax.cli.commands')
   return commands.execute(parsed)
 
 
-def _predict_without_jax(parsed: arguments.Arguments) -> int:
+def _run_without_jax(parsed: arguments.Arguments) -> int:
   try:
-    code = importlib.import_module('hierjax.cli.predict').run(parsed)
+    code = importlib.import_module(f'hierjax.cli.{parsed.mode}').run(parsed)
     sys.stdout.flush()
   except Exception as e:
     code = errors.exit_code(e)

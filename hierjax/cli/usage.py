@@ -51,6 +51,8 @@ COMMANDS = f"""hierjax: hierarchical image classification.
       train --config.plan=true takes them
   hierjax export --workdir=runs/mine --output=exported
       a folder with ONNX, StableHLO and a model card that answers as the run does, without jax
+  hierjax serve exported
+      a page and an API for it on http://127.0.0.1:8000
   hierjax lint --data=FOLDER
       check taxonomy, labels and images
   hierjax describe --config=3head

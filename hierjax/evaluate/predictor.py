@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from hierjax import decide
-from hierjax.data.image_groups import Image
+from hierjax.data.image_groups import Batch, Image
 from hierjax.decide.decisions import Decisions, Rules
 from hierjax.taxonomy import Mixed, Taxonomy, leaves_of
 
@@ -107,14 +107,18 @@ class Predictor:
         is no image; the model computes NaN; or the novelty detector is missing.
     """
     for batch, outputs in self._run(images, batch_size):
-      part = [{'file': name, 'error': e} for name, e in zip(batch.names, batch.errors)]
-      if len(outputs.index):
-        decisions = self.decide(outputs.probs)
-        records = decide.to_records(decisions, outputs.probs, self.taxonomy, top)
-        self._complete(records, outputs, decisions)
-        for i, record in zip(outputs.index, records):
-          part[i] = {'file': batch.names[i], **record}
-      yield from part
+      yield from self.records(batch, outputs, top)
+
+  def records(self, batch: Batch, outputs: object, top: int = 5) -> list[dict]:
+    """Return the records of a batch by its `outputs`; `top` as in `predict_iter`."""
+    part = [{'file': name, 'error': e} for name, e in zip(batch.names, batch.errors)]
+    if len(outputs.index):
+      decisions = self.decide(outputs.probs)
+      records = decide.to_records(decisions, outputs.probs, self.taxonomy, top)
+      self._complete(records, outputs, decisions)
+      for i, record in zip(outputs.index, records):
+        part[i] = {'file': batch.names[i], **record}
+    return part
 
   def _complete(self, records, outputs, decisions):
     """Add to the records of predictions what only this kind of model can say."""

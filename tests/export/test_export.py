@@ -10,7 +10,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from hierjax import model, runtime
 from hierjax.core.errors import UserError
@@ -21,19 +20,6 @@ IMAGES = [
   np.full((40, 50, 3), 90, np.uint8),
   np.arange(30 * 20 * 3, dtype=np.uint8).reshape(30, 20, 3),
 ]
-
-
-@pytest.fixture(scope='session')
-def exported(finished_run, shared_folder) -> pathlib.Path:
-  """The artefact of the finished run, to be read only."""
-
-  def make(folder):
-    with pytest.MonkeyPatch.context() as patch:
-      tiny.register(patch)
-      tiny.use_one_device(patch)
-      artefact.export(model.load(finished_run), folder / 'artefact', print)
-
-  return shared_folder('exported', make) / 'artefact'
 
 
 @pytest.fixture

@@ -32,7 +32,6 @@ LATE = {
   ('hierjax.cli', 'hierjax.cli.program'),
   ('hierjax.cli.program', 'hierjax.cli.commands'),
   # exported models are predicted with without jax
-  ('hierjax.cli.program', 'hierjax.cli.predict'),
   ('hierjax.cli.predict', 'hierjax.cli.runs'),
   # its version
   ('hierjax.cli.program', 'hierjax'),
@@ -76,9 +75,9 @@ def test_imports_go_one_way():
 
 
 def test_few_rooms():
-  """At most 16 entries at the top of the package."""
+  """At most 17 entries at the top of the package."""
   entries = [f for f in (ROOT / 'hierjax').iterdir() if f.name != '__pycache__']
-  assert len(entries) <= 16, sorted(f.name for f in entries)
+  assert len(entries) <= 17, sorted(f.name for f in entries)
 
 
 @pytest.mark.parametrize(

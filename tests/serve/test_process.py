@@ -1,0 +1,130 @@
+"""The server in a process, on a real socket: how it starts, ends, and drops idle connections."""
+
+import contextlib
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import pytest
+import uvicorn
+from test_serve import LIMITS, png
+
+from hierjax import runtime
+from hierjax.cli import errors, serve
+from hierjax.serve import app
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def served(exported, monkeypatch):
+  """(model, port, uvicorn's server) of a server in a thread, whose connections must be quick."""
+  monkeypatch.setattr(serve, 'SECONDS', 0.15)
+  model = runtime.load(exported)
+  listener = socket.create_server(('127.0.0.1', 0))
+  config = uvicorn.Config(app.Server(model, LIMITS), http=serve.Connection, log_config=None)
+  server = uvicorn.Server(config)
+  thread = threading.Thread(target=server.run, args=([listener],))
+  thread.start()
+  yield model, listener.getsockname()[1], server
+  server.should_exit = True
+  thread.join(20)
+  assert not thread.is_alive()
+
+
+def post(port: int, body: bytes) -> bytes:
+  """Send an image and return the answer."""
+  content = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n' + body
+  headers = {'Content-Type': 'multipart/form-data; boundary=x'}
+  url = f'http://127.0.0.1:{port}/predict'
+  request = urllib.request.Request(url, content + b'\r\n--x--\r\n', headers)
+  with urllib.request.urlopen(request, timeout=20) as answer:
+    return answer.read()
+
+
+def test_what_is_queued_is_answered_before_the_end(served, monkeypatch):
+  """A signal to end comes while an image is computed and others wait."""
+  model, port, server = served
+  begun, go_on, run = threading.Event(), threading.Event(), model.run
+
+  def slow(pixels):
+    begun.set()
+    assert go_on.wait(10)
+    return run(pixels)
+
+  monkeypatch.setattr(model, 'run', slow)
+  answers = []
+  clients = [
+    threading.Thread(target=lambda i=i: answers.append(post(port, png(i)))) for i in range(3)
+  ]
+  for client in clients:
+    client.start()
+    assert begun.wait(10)
+  time.sleep(0.05)
+  server.should_exit = True
+  time.sleep(0.15)
+  go_on.set()
+  for client in clients:
+    client.join(10)
+  assert len(answers) == 3 and all(b'"path"' in answer for answer in answers)
+  with pytest.raises(OSError):
+    post(port, png(0))
+
+
+@pytest.mark.parametrize('head', [b'', b'POST /predict HT', b'GET /healthz HTTP/1.1\r\nA: b\r\n'])
+def test_idle_connections_are_closed(served, head):
+  """Those that send nothing or a part of a head, also after a request; others are served."""
+  _, port, _ = served
+  with socket.create_connection(('127.0.0.1', port)) as connection:
+    connection.settimeout(5)
+    connection.sendall(b'GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n' * (len(head) > 20) + head)
+    post(port, png(0))
+    with contextlib.suppress(ConnectionResetError):
+      while connection.recv(1000):
+        pass
+
+
+def test_the_command_serves_until_a_signal(exported):
+  """It says where, needs no jax, and ends in order."""
+  code = 'import sys; sys.modules["jax"] = None; from hierjax import cli; cli.main(sys.argv)'
+  command = [sys.executable, '-c', code, 'serve', str(exported), '--port=0', '--token=secret']
+  with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    line = process.stderr.readline()
+    address = line.partition(' on ')[2].partition(';')[0]
+    assert address.startswith('http://127.0.0.1:'), line
+    with urllib.request.urlopen(f'{address}/healthz', timeout=20) as answer:
+      assert answer.read() == b'{"status": "ok"}'
+    with pytest.raises(urllib.error.HTTPError, match='401'):
+      urllib.request.urlopen(f'{address}/taxonomy', timeout=20)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr.read() == ''
+  assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+  ('flags', 'text'),
+  [
+    ((), 'needs one folder'),
+    (('a', 'b'), 'needs one folder'),
+    (('a', '--host=0.0.0.0'), '--token=TEXT'),
+    (('a', '--host=::'), '--token=TEXT'),
+    (('a', '--port=70000'), '--port=70000'),
+    (('a', '--queue=0'), '--queue=0'),
+    (('a', '--config.seed=1', '--limit=3'), '--limit is only valid'),
+    (('no_such_folder', '--port=0'), 'no exported model'),
+  ],
+)
+def test_wrong_arguments_are_one_line(flags, text, capsys, monkeypatch):
+  """Nothing listens."""
+  from hierjax import cli
+
+  monkeypatch.delenv('HIERJAX_TOKEN', raising=False)
+  with pytest.raises(SystemExit) as end:
+    cli.main(['hierjax', 'serve', *flags])
+  error = capsys.readouterr().err
+  assert end.value.code == errors.EXIT_CODE and text in error and error.count('\n') == 1

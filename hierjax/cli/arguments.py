@@ -150,14 +150,10 @@ def _define_server(values):
   """Define the flags of `serve`."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   number = functools.partial(flags.DEFINE_integer, flag_values=values, lower_bound=1)
-  text(
-    'host', '127.0.0.1', 'serve: the address that listens; others than this machine need a token'
-  )
+  text('host', '127.0.0.1', 'serve: its address; one that others can reach needs a token')
   number('port', 8000, 'serve: its port; 0: any that is free', lower_bound=0, upper_bound=65535)
   text('token', '', 'serve: what clients must send as Authorization: Bearer; or HIERJAX_TOKEN')
-  flags.DEFINE_boolean(
-    'public', False, 'serve: answer everyone without a token', flag_values=values
-  )
+  flags.DEFINE_boolean('public', False, 'serve: no token is needed', flag_values=values)
   number('max_body', 32 * 2**20, 'serve: bytes of a request')
   number('max_files', 64, 'serve: images of a request')
   number('max_pixels', None, 'serve: pixels of an image; by default as the model was trained with')

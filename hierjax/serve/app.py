@@ -9,6 +9,7 @@ import pathlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,7 +28,6 @@ from hierjax.taxonomy.table import spellings
 PAGE = pathlib.Path(__file__).parent / 'page'
 # The one declaration of the routes; those with 'security' of their own need no token.
 API = json_files.read_object(PAGE / 'openapi.json')
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 MAX_TOP, MAX_SUBSETS = 100, 64
 SECURITY = (
   (
@@ -36,7 +36,6 @@ SECURITY = (
     b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
   ),
   (b'x-content-type-options', b'nosniff'),
-  (b'referrer-policy', b'no-referrer'),
   (b'cross-origin-resource-policy', b'same-origin'),
   (b'cache-control', b'no-store'),
 )
@@ -51,31 +50,17 @@ def _failed(request, error):
   return Response(json_files.dump({'error': text}), status, headers, 'application/json')
 
 
-def _observe(counts, seconds):
-  """Add the time of a request to the histogram."""
-  buckets = {f'request_seconds_bucket{{le="{limit}"}}': seconds <= limit for limit in SECONDS}
-  counts.update(buckets | {'request_seconds_bucket{le="+Inf"}': 1, 'request_seconds_count': 1})
-  counts['request_seconds_sum'] += seconds
-
-
-def _lines(counts):
-  """Counters in the text format of Prometheus; the name of one may have labels."""
-  names = sorted({key.partition('{')[0] for key in counts if '_total' in key})
-  lines = [f'# TYPE hierjax_{name} counter' for name in names]
-  lines.append('# TYPE hierjax_request_seconds histogram')
-  return '\n'.join(lines + [f'hierjax_{key} {n:.15g}' for key, n in counts.items()]) + '\n'
-
-
 class Server:
   """The application, by ASGI.
 
   Args:
     model: predicts.
-    limits: what requests may ask for.
+    limits: what requests may ask for: numbers max_body [bytes], max_files, queue [images that
+      wait] and timeout [s], for a body to come and again for its answer.
     token: that most operations need; None for none.
   """
 
-  def __init__(self, model: Exported, limits: inputs.Limits, token: str | None = None):
+  def __init__(self, model: Exported, limits: SimpleNamespace, token: str | None = None):
     self.model, self.limits = model, limits
     self.token = None if token is None else f'Bearer {token}'.encode()
     self.counts = Counter(images_waiting=0, body_bytes=0)
@@ -88,10 +73,9 @@ class Server:
     self._contents['/'] = self._contents.pop('/page.html')
     self._contents['/healthz'] = b'{"status": "ok"}'
     self._contents['/taxonomy'] = json_files.dump(facts | {'rows': taxonomy.rows()}).encode()
-    endpoints = {'/predict': self._predict, '/metrics': self._metrics}
     self._app = Starlette(
       routes=[
-        Route(path, endpoints.get(path, self._content), methods=[*operations])
+        Route(path, self._predict if path == '/predict' else self._content, methods=[*operations])
         for path, operations in API['paths'].items()
       ],
       exception_handlers=dict.fromkeys((HTTPException, *STATUSES, Exception), _failed),
@@ -106,11 +90,11 @@ class Server:
 
   async def _content(self, request):
     path = request.url.path
+    content = self._contents.get(path)
+    if content is None:  # metrics, in the text format of Prometheus
+      content = ''.join(f'hierjax_{name} {n:.15g}\n' for name, n in self.counts.items())
     (media,) = API['paths'][path]['get']['responses']['200']['content']
-    return Response(self._contents[path], media_type=media)
-
-  async def _metrics(self, request):
-    return Response(_lines(self.counts), media_type='text/plain; version=0.0.4')
+    return Response(content, media_type=media)
 
   async def _predict(self, request):
     top = request.query_params.get('top', '5')
@@ -122,8 +106,7 @@ class Server:
         records = await self.batcher.predict(images, (model, int(top)))
     for record in records:
       self.counts[f'images_total{{result="{"error" if "error" in record else "ok"}"}}'] += 1
-    content = json_files.dump({'predictions': records})
-    return Response(content, media_type='application/json')
+    return Response(json_files.dump({'predictions': records}), media_type='application/json')
 
   def _restricted(self, lists):
     """The model within the classes that lists name; the model itself where they name none."""
@@ -140,8 +123,7 @@ class Server:
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a request if its token and host are right, with headers, and count it."""
     if scope['type'] != 'http':
-      await self._app(scope, receive, send)
-      return
+      return await self._app(scope, receive, send)
     start, status = time.monotonic(), 0
 
     async def guarded_send(message: Message) -> None:
@@ -159,7 +141,7 @@ class Server:
     finally:
       path = scope['path'] if scope['path'] in API['paths'] else 'other'
       self.counts[f'requests_total{{path="{path}",status="{status}"}}'] += 1
-      _observe(self.counts, time.monotonic() - start)
+      self.counts['request_seconds_total'] += time.monotonic() - start
 
   def _refusal(self, scope):
     headers, operations = dict(scope['headers']), API['paths'].get(scope['path'], {})

@@ -21,8 +21,7 @@ class Batcher:
   """Gathers images into batches, of which one is computed while the next are read.
 
   A batch begins when the one before it ends: with the images that are read by then, and those that
-  come within `DELAY` if some are being read. At most `limit` images wait. `counts` has how many
-  wait, and the batches.
+  come within `DELAY` if some are being read. At most `limit` images wait; `counts` has how many.
   """
 
   def __init__(self, model: Exported, limit: int, counts: Counter):

@@ -5,7 +5,7 @@ import base64
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from types import SimpleNamespace
 
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -17,29 +17,12 @@ from hierjax.core import json_files
 BODIES = 8
 
 
-class Limits(NamedTuple):
-  """What requests may ask for, and the seconds for a body to come, and again for its answer."""
-
-  max_body: int  # bytes
-  max_files: int  # images of a request
-  queue: int  # images that wait
-  timeout: float
-
-
-class Form(MultiPartParser):
-  """A form whose parts stay in memory; by default large ones become files."""
-
-  spool_max_size = 0
-
-
 @contextlib.asynccontextmanager
-async def read(request: Request, limits: Limits, counts: Counter) -> AsyncIterator[list]:
+async def read(request: Request, limits: SimpleNamespace, counts: Counter) -> AsyncIterator[list]:
   """Read the images of a form, or of JSON {"images": [base64, ...]}: (name, bytes) of each.
 
-  Args:
-    request: the request; an HTTPException is raised if it is too large, or not what it says.
-    limits: what it may have.
-    counts: has the bytes of all bodies, those of this one as long as the context lasts.
+  A `request` beyond its `limits` raises an HTTPException. As long as the context lasts, `counts`
+  has the bytes of its body.
   """
   size = 0
 
@@ -68,8 +51,10 @@ async def read(request: Request, limits: Limits, counts: Counter) -> AsyncIterat
 
 
 async def _of_form(request, chunks, max_files):
+  parser = MultiPartParser(request.headers, chunks, max_files=max_files, max_fields=0)
+  parser.spool_max_size = 0  # by default large parts become files
   try:
-    form = await Form(request.headers, chunks, max_files=max_files, max_fields=0).parse()
+    form = await parser.parse()
   except MultiPartException as e:
     raise HTTPException(413 if 'Too many' in e.message else 422, e.message) from None
   return [(part.filename, part.file.read()) for _, part in form.multi_items()]

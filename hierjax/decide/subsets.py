@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Takes the place of the logarithm of 0; differences of it are finite.
+LOWEST = -1e200
+
 
 class Conditioned(NamedTuple):
   """Probabilities given that the class is one of those allowed.
@@ -31,11 +34,11 @@ def condition(
   where the allowed classes are as unlikely as floats can be.
 
   Args:
-    scores: float [N, C]; p = softmax(scores / temperature), so log p will do.
+    scores: float [N, C]; p = softmax(scores / temperature), so log p will do, -inf for p = 0.
     allowed: bool [C], at least one True; None for all.
     temperature: divisor of the scores.
   """
-  scores = np.asarray(scores, np.float64)
+  scores = np.maximum(np.asarray(scores, np.float64), LOWEST)
   if allowed is None:
     inside, _ = _exponentials(scores, temperature)
     return Conditioned(inside / inside.sum(-1, keepdims=True), np.zeros(len(scores)))

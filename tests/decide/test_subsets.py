@@ -67,6 +67,15 @@ def test_all_classes_change_nothing_and_nothing_underflows():
   )
 
 
+def test_probabilities_of_0_are_no_nan():
+  p = np.array([[0.5, 0.5, 0, 0], [0, 0, 0.25, 0.75], [0, 1, 0, 0]])
+  with np.errstate(divide='ignore'):
+    prob, outside = subsets.condition(np.log(p), np.array([True, True, False, False]), 0.05)
+  # where nothing allowed has any probability, all are alike
+  assert prob.tolist() == [[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 1, 0, 0]]
+  assert outside.tolist() == [0, 1, 0]
+
+
 def test_records_are_of_the_subset():
   """A prediction names allowed classes only, also in the lists of the heads, and says its rest."""
   probs = dict(zip(CARS.levels, random_probs(CARS, 30, 1)))

@@ -20,7 +20,7 @@ def run(args: Arguments) -> int:
   file, _, argument = args.config_file.partition(':')
   namespace = config_files.read(args.config_file)
   with config_files.explained(args.config_file):
-    namespace |= table.of_sweep(namespace) if 'SWEEP' in namespace else {}
+    namespace = namespace | (table.of_sweep(namespace) if 'SWEEP' in namespace else {})
   if not callable(namespace.get('get_table')):
     raise UserError(
       f'--mode=table: {file} has neither get_table nor SWEEP; tables are in '

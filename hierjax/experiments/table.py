@@ -144,7 +144,7 @@ def of_sweep(namespace: Mapping) -> dict[str, Callable]:
   Returns:
     What `load` reads.
   """
-  rows = namespace['SWEEP']
+  rows, base = namespace['SWEEP'], namespace['get_config']
   if isinstance(rows, Mapping):
     rows = [dict(zip(rows, values)) for values in itertools.product(*rows.values())]
   if namespace.get('SAMPLES'):
@@ -153,7 +153,7 @@ def of_sweep(namespace: Mapping) -> dict[str, Callable]:
   names = [re.sub(r'[^\w.=+,-]', '', label)[: files.MAX_NAME] or 'base' for label in labels]
 
   def get_config(name: str) -> ConfigDict:
-    c = namespace['get_config']()
+    c = base()
     for option, value in rows[names.index(name)].items():
       config.assign(c, option, value)
     return c

@@ -57,11 +57,11 @@ def html(run: runs.Run) -> str:
 
 
 def _html(run: runs.Run, parts: list[Part]) -> str:
-  top, answers, *sections = [(p.section.id, p.section.title, p.body, p.section) for p in parts]
+  first, *sections, top = [(p.section.id, p.section.title, p.body, p.section) for p in parts]
   return render_page(
     'page',
     _name(run),
-    headline=top[2] + answers[2],
+    headline=top[2] + first[2],
     sections=[section[:3] for section in sections if section[2] and not section[3].is_technical],
     technical=[section[:3] for section in sections if section[2] and section[3].is_technical],
     words=_words(' '.join(str(part.body) for part in parts)),
@@ -79,7 +79,8 @@ def _words(html: str) -> Markup:
 
 
 def _parts(run: runs.Run) -> list[Part]:
-  return [_part(section, run) for section in (headline.SECTION, answers.SECTION, *SECTIONS)]
+  # the headline last, as it names the files that the others could not read
+  return [_part(section, run) for section in (answers.SECTION, *SECTIONS, headline.SECTION)]
 
 
 def _part(section: Section, run: runs.Run) -> Part:

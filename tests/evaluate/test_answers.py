@@ -189,12 +189,12 @@ def test_a_run_gets_answers_by_evaluate_and_predict_prints_them(run_copy, monkey
   assert result['answers']['split'] == 'train' and result['answers']['examples'] == 96
   assert result['answers']['costs'] == 'lca' and result['answers']['risk'] == 0.3
   run = runs.read(run_copy)
-  html = str(decisions.SECTION.render(run))
+  html = str(decisions.SECTION.render(run, decisions.SECTION.numbers(run)))
   for text in ('96 images of train', 'Cost per 1,000 images', 'DARTS', 'log loss', '<svg'):
     assert text in html, text
   assert 'could not be made' not in page.html(run)
   run.evals['val'].pop('answers')
-  assert decisions.SECTION.render(run) == ''
+  assert decisions.SECTION.render(run, decisions.SECTION.numbers(run)) == ''
   model.c.decide.risk, model.c.decide.costs = None, str(run_copy / 'costs.csv')
   levels = [names[0] for names in model.taxonomy.names]
   (run_copy / 'costs.csv').write_text(f'From,to,cost\n,{levels[0]},5\n{levels[2]},{levels[1]},2\n')

@@ -797,7 +797,7 @@ def test_a_sweep_is_a_table_of_all_combinations(tmp_path):
     'SWEEP = {"optim.lr": [1e-3, 3e-3], "loss.margin": [None, 2.0, 5.0]}\n'
   )
   namespace = config_files.read(str(file))
-  content, configs = table.load(table.of_sweep(namespace))
+  content, configs = table.load(namespace | table.of_sweep(namespace))
   assert len(content.rows) == 6 and content.rows[1].label == 'optim.lr=0.001, loss.margin=2.0'
   tried = {(c.optim.lr, c.loss.margin) for c in configs.values()}
   assert tried == set(itertools.product((1e-3, 3e-3), (None, 2.0, 5.0)))

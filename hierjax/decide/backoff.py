@@ -1,11 +1,11 @@
 """Answers as deep as is safe: the deepest node on the most likely leaf's lineage above a threshold.
 
 What is compared with the threshold is how little probability a level more costs (`level_scores`):
-of all rules by the probabilities of the lineage this one answers the most levels for the errors
-that it is expected to make. The threshold is set on calibration examples such that a stated risk is
-not exceeded. The loss of an answer is 1 if its node is wrong, or a user's cost; answers are nested,
-so it falls as the threshold rises. Two guarantees, for examples that are drawn as the calibration
-examples were:
+of all rules on the lineage that answer what is more likely right than wrong, this one answers the
+most levels for the errors that are to be expected. The threshold is set on calibration examples
+such that a stated risk is not exceeded. The loss of an answer is 1 if its node is wrong, or a
+user's cost; answers are nested, so it falls as the threshold rises. Two guarantees, for examples
+that are drawn as the calibration examples were:
 
 - on average over calibration sets and examples the loss is at most `risk` (conformal risk control,
   Angelopoulos et al. 2022, arXiv:2208.02814; for wrong nodes this is the order statistic
@@ -25,6 +25,8 @@ from hierjax.decide import lineages
 NEVER = 2.0
 # Calibration examples that a branch needs for a threshold of its own.
 MIN_BRANCH = 100
+# A node with less is more likely wrong than right.
+HALF = 0.5
 # Rounding of `risk * (n + 1)`, which must not cost an example.
 ROUNDING = 1e-9
 
@@ -137,9 +139,11 @@ def smallest_risk(n: int, confidence: float | None = None) -> float:
 def level_scores(prob: np.ndarray) -> np.ndarray:
   """Score the nodes of lineages by how little probability each level costs.
 
-  With p_0 = 1 the answer that maximises depth - p / price is a vertex of the concave majorant of p
-  over the depth; it moves up as the price falls. The score is 1 - the loss of p a level on the
-  majorant's piece before the node: isotonic regression of the losses, by its min-max formula.
+  Of the nodes that are more likely right than wrong, with p_0 = 1, the one that maximises
+  depth + p / price is a vertex of the concave majorant of p over the depth; it moves up as the
+  price falls. The score is 1 - the loss of p a level on the majorant's piece before the node: 1 -
+  the isotonic regression of the losses, by its min-max formula. That is at least .5; nodes below
+  have their probability as score, so that they are answered only where all others may be.
 
   Args:
     prob: float [N, level], falling along each lineage.
@@ -147,17 +151,18 @@ def level_scores(prob: np.ndarray) -> np.ndarray:
   Returns:
     float64 [N, level], within 0 and 1, falling along each lineage.
   """
-  levels = prob.shape[1]
-  lost = np.concatenate([np.zeros((len(prob), 1)), 1 - prob], 1)
-  scores = np.empty(prob.shape)
-  for k in range(levels):
-    least = [
-      np.min([(lost[:, j] - lost[:, i]) / (j - i) for j in range(k + 1, levels + 1)], 0)
-      for i in range(k + 1)
-    ]
-    scores[:, k] = 1 - np.max(least, 0)
   # rounding must not make a piece of the majorant rise
-  return np.minimum.accumulate(np.clip(scores, 0, 1).round(12), 1)
+  scores, depth = prob.astype(np.float64).round(12), (prob >= HALF).sum(1)
+  for d in range(1, prob.shape[1] + 1):
+    rows = np.flatnonzero(depth == d)
+    lost = np.concatenate([np.zeros((len(rows), 1)), 1 - prob[rows, :d]], 1)
+    for k in range(d):
+      least = [
+        np.min([(lost[:, j] - lost[:, i]) / (j - i) for j in range(k + 1, d + 1)], 0)
+        for i in range(k + 1)
+      ]
+      scores[rows, k] = (1 - np.max(least, 0)).round(12)
+  return np.minimum.accumulate(np.clip(scores, 0, 1), 1)
 
 
 def threshold(scores: np.ndarray, losses: np.ndarray, limit: float) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hierjax.decide.backoff import NEVER, Answers
+from hierjax.decide.backoff import HALF, NEVER, Answers
 from hierjax.decide.decisions import Decisions
 from hierjax.taxonomy import Mixed, Taxonomy
 
@@ -118,9 +118,10 @@ def _reason(answers, i, taxonomy):
     reason = f'least expected cost {cost:.2g}'
     return reason if of_leaf <= cost else f'{reason}, of the most likely leaf {of_leaf:.2g}'
   score = float(answers.score[i])
-  costs = f'a level more costs {1 - score:.2g} of the probability, at most {1 - needed:.2g} is safe'
+  # below one half, and where each level has its threshold, probabilities are compared
+  by_prob = np.isnan(score) or needed < HALF
   if depth == len(taxonomy.levels):
-    if np.isnan(score):
+    if by_prob:
       return f'its probability reaches {needed:.2g}'
     return f'no level costs more than {1 - needed:.2g} of the probability'
   names = [
@@ -131,6 +132,9 @@ def _reason(answers, i, taxonomy):
   level = taxonomy.levels[depth]
   if needed >= NEVER:
     return f'{level}: too few calibration images to answer at this risk'
-  if np.isnan(score):
+  costs = f'a level more costs {1 - score:.2g} of the probability, at most {1 - needed:.2g} is safe'
+  if by_prob:
     costs = f'{needed:.2g} is needed'
+  elif score < HALF:
+    costs = 'none is more likely right than wrong'
   return f'{level} unsure: {" and ".join(names)}; {costs}'

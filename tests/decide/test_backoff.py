@@ -96,12 +96,15 @@ def test_scores_choose_what_maximises_depth_at_a_price_of_an_error(levels):
   scores, rows = backoff.level_scores(prob), np.arange(300)
   assert (np.diff(scores, axis=1) <= 0).all() and scores.min() >= 0 and scores.max() <= 1
   full = np.concatenate([np.ones((300, 1)), prob], 1)
-  for threshold in (0.0, 0.3, 0.6, 0.7, 0.85, 0.95, 0.999):
+  for threshold in (0.5, 0.6, 0.7, 0.85, 0.95, 0.999):
     depth = (scores >= threshold).sum(1)
-    value = np.arange(levels + 1) * (1 - threshold) + full
+    value = np.where(full >= 0.5, np.arange(levels + 1) * (1 - threshold) + full, 0)
     np.testing.assert_allclose(value[rows, depth], value.max(1), atol=1e-9)
+  for threshold in (0.0, 0.1, 0.49):
+    assert ((scores >= threshold) == (prob >= threshold)).all()
   # of equals the deepest
-  np.testing.assert_allclose(backoff.level_scores(np.array([[0.8, 0.6, 0.4]])), [[0.8, 0.8, 0.8]])
+  np.testing.assert_allclose(backoff.level_scores(np.array([[0.9, 0.8, 0.7]])), [[0.9, 0.9, 0.9]])
+  np.testing.assert_allclose(backoff.level_scores(np.array([[0.9, 0.6, 0.4]])), [[0.9, 0.7, 0.4]])
 
 
 @pytest.mark.parametrize('n, risk', [(50, 0.05), (19, 0.05), (18, 0.05), (200, 0.02), (99, 0.1)])
@@ -226,7 +229,7 @@ def test_an_answer_names_node_probability_and_rivals():
   answers = backoff.answer(p, TREE.paths, FITTED)
   assert answers.depth.tolist() == [2, 2, 0]
   np.testing.assert_allclose(answers.prob, [0.95, 0.9, 1])
-  np.testing.assert_allclose(answers.score, [0.8, 0.55, 0.8])
+  np.testing.assert_allclose(answers.score, [0.8, 0.45, 0.4])
   assert answers.needed.tolist() == [0.85] * 3
   assert answers.classes.tolist() == [[0, 1], [0, 1], [0, 1]]
   np.testing.assert_allclose(answers.class_prob, [[0.75, 0.2], [0.45, 0.45], [0.4, 0.3]])
@@ -255,7 +258,8 @@ def test_answers_in_words():
   expected = {'level': 'genus', 'name': 'g0', 'prob': 0.95, 'depth': 2, 'reason': reason}
   assert answers[0] == expected and answers[1]['prob'] == 0.9
   assert answers[2]['level'] is None and answers[2]['name'] == '' and answers[2]['prob'] == 1
-  assert answers[2]['reason'].startswith('order unsure: o0 at 0.4 and o1 at 0.3')
+  reason = 'order unsure: o0 at 0.4 and o1 at 0.3; none is more likely right than wrong'
+  assert answers[2]['reason'] == reason
   assert answers[3]['name'] == 's17' and answers[3]['reason'] == (
     'no level costs more than 0.15 of the probability'
   )

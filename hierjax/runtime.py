@@ -111,7 +111,9 @@ class Exported(Predictor):
   def compute(self, batch: image_groups.Batch) -> Outputs:
     """Compute the probabilities of a batch of images that are read by `view`."""
     index = np.flatnonzero([not error for error in batch.errors])
-    outputs = self.run(batch.pixels[index])
+    # not every operator takes a batch of nothing
+    rows = index if len(index) else [0]
+    outputs = {name: x[: len(index)] for name, x in self.run(batch.pixels[rows]).items()}
     probs = {level: outputs[f'probability/{level}'].astype(np.float64) for level in self.levels}
     if not all(np.isfinite(p).all() for p in probs.values()):
       raise UserError(f'the model computes NaN or infinity from {batch.names[index[0]]} on')

@@ -39,6 +39,7 @@ def test_it_answers_as_the_run_does(exported, finished_run, tiny_backbone, one_d
     records = loaded.predict(images[:66], batch_size=size)
     assert [r.get('path') for r in records] == [r.get('path') for r in expected]
     assert records[2] == expected[2] == {'file': 'image 2', 'error': 'not an image'}
+  assert loaded.predict([b'x']) == trained.predict([b'x']) and loaded.predict([]) == []
   for level, p in trained.probabilities(images[:3]).items():
     np.testing.assert_allclose(loaded.probabilities(images[:3])[level], p, atol=1e-6)
   facts = json.loads((exported / 'hierjax.json').read_text())

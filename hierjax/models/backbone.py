@@ -11,6 +11,12 @@ from hierjax.models.compute import Compute
 Color = tuple[float, float, float]
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
+# Mean and standard deviation.
+Colors = tuple[Color, Color]
+IMAGENET, HALVES = (IMAGENET_MEAN, IMAGENET_STD), ((127.5,) * 3, (127.5,) * 3)
+# openai/CLIP, clip/clip.py.
+CLIP = ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305))
+
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:

@@ -73,7 +73,7 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
 
 # What thop 0.1.1 counts of a module, from its input and output; nothing of other modules.
 THOP = {
-  layers.Conv: lambda m, x, y: y.size * m.size**2 * (1 if m.depthwise else x.shape[-1]),
+  layers.Conv: lambda m, x, y: y.size * m.size**2 * (1 if m.depthwise else x.shape[-1] // m.groups),
   layers.Dense: lambda m, x, y: y.size * x.shape[-1],
   layers.BatchNorm: lambda m, x, y: 4 * x.size,
   layers.LayerNorm: lambda m, x, y: 4 * x.size,

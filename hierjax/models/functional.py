@@ -116,6 +116,15 @@ def _silu_slope(x: Array) -> Array:
   return s * (1 + x * (1 - s))
 
 
+def _quick_gelu(x: Array) -> Array:
+  return x * nn.sigmoid(1.702 * x)
+
+
+def _slope(act: Callable[[Array], Array]) -> Callable[[Array], Array]:
+  """Make the derivative of a function of single numbers."""
+  return lambda x: jax.jvp(act, (x,), (jnp.ones_like(x),))[1]
+
+
 # name: (the function, its derivative), both functions of the input. Hard swish has torch's slopes
 # at its kinks. A derivative that is 0 or 1 is boolean.
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
@@ -125,6 +134,9 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]
   'silu': (nn.silu, _silu_slope),
   'hardswish': (nn.hard_swish, lambda x: jnp.where(x <= 3, jnp.where(x < -3, 0, x / 3 + 0.5), 1)),
   'gelu': (gelu, _gelu_slope),
+  'gelu_tanh': (nn.gelu, _slope(nn.gelu)),
+  # CLIP's: openai/CLIP, clip/model.py.
+  'quick_gelu': (_quick_gelu, _slope(_quick_gelu)),
 }
 
 
@@ -162,6 +174,21 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
     logits = logits + bias.reshape((1,) * (logits.ndim - bias.ndim) + bias.shape)
   weights = nn.softmax(logits).astype(v.dtype)
   return lax.dot_general(weights, v, (((last,), (last - 1,)), (batch, batch)))
+
+
+def rotate(x: Array, rotation: tuple[Array, Array], is_half: bool) -> Array:
+  """Turn pairs of channels by angles (rotary position embedding; Su et al. 2021, arXiv:2104.09864).
+
+  Args:
+    x: queries or keys [..., n, d].
+    rotation: cosines and sines of the angles, [n, d]; the sine of a pair's first channel is
+      negative.
+    is_half: whether channel i is paired with i + d / 2; otherwise channel 2i with 2i + 1.
+  """
+  *lead, d = x.shape
+  pairs = x.reshape(*lead, *((2, d // 2) if is_half else (d // 2, 2)))
+  partner = jnp.flip(pairs, -2 if is_half else -1).reshape(x.shape)
+  return (x * rotation[0] + partner * rotation[1]).astype(x.dtype)
 
 
 def windows(x: Array, size: int, spread: bool = False) -> Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hierjax.models import functional
+from hierjax.models import functional, plain_kernels
 from hierjax.models.compute import Compute, Layer
 from hierjax.models.initializers import Initializer, fan_out, ones, small_normal, zeros
 
@@ -35,6 +35,7 @@ class Conv(Layer):
     use_bias: whether a bias is added.
     initial: initialiser of the kernel.
     initial_bias: initialiser of the bias.
+    groups: into which channels are divided; an output reads the channels of its group only.
   """
 
   features: int
@@ -45,13 +46,14 @@ class Conv(Layer):
   use_bias: bool = False
   initial: Initializer = fan_out
   initial_bias: Initializer = zeros
+  groups: int = 1
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Convolve x [B, H, W, C] to [B, H', W', features]."""
-    channels, dtype = 1 if self.depthwise else x.shape[-1], self.compute.dtype
+    channels, dtype = 1 if self.depthwise else x.shape[-1] // self.groups, self.compute.dtype
     kernel = self.weight('kernel', self.initial, (self.size, self.size, channels, self.features))
-    conv = self.compute.ops.conv
+    conv = plain_kernels.conv if self.groups > 1 else self.compute.ops.conv
     y = conv(x.astype(dtype), jnp.asarray(kernel, dtype), self.stride, self.padding)
     if self.use_bias:
       bias = self.weight('bias', self.initial_bias, (self.features,))
@@ -88,20 +90,43 @@ class Attention(Layer):
     window: where tokens are the pixels of window x window, a learned bias of their relative
       position is added to the logits; None adds nothing.
     initial: initialisers of the kernels of the layers qkv and proj.
+    biased: which of queries, keys and values have a bias: 'qkv', 'qv' or ''.
+    is_split: whether the three have a layer each.
+    norm_eps: of the layer norms of queries and keys; None has none.
+    is_half: how channels are paired that a rotation turns, as in `functional.rotate`.
   """
 
   heads: int
   scale: float | None = None
   window: int | None = None
   initial: tuple[Initializer, Initializer] = (small_normal, small_normal)
+  biased: str = 'qkv'
+  is_split: bool = False
+  norm_eps: float | None = None
+  is_half: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, mask: Array | np.ndarray | None = None) -> Array:
-    """Attend among x [..., n, C]; a mask [parts, n, n] is added for x [..., parts, n, C]."""
+  def __call__(
+    self,
+    x: Array,
+    mask: Array | np.ndarray | None = None,
+    rotation: tuple[Array, Array] | None = None,
+  ) -> Array:
+    """Attend among tokens.
+
+    Args:
+      x: tokens [..., n, C].
+      mask: [parts, n, n], added to the logits for x [..., parts, n, C].
+      rotation: by which queries and keys are turned, as in `functional.rotate`.
+    """
     *lead, n, c = x.shape
     d = c // self.heads
-    qkv = Dense(3 * c, self.initial[0], compute=self.compute, name='qkv')(x)
-    q, k, v = jnp.moveaxis(qkv.reshape(*lead, n, 3, self.heads, d), (-3, -2), (0, -3))
+    q, k, v = (jnp.swapaxes(y.reshape(*lead, n, self.heads, d), -2, -3) for y in self._qkv(x))
+    if self.norm_eps:
+      q = LayerNorm(self.norm_eps, compute=self.compute, name='q_norm')(q)
+      k = LayerNorm(self.norm_eps, compute=self.compute, name='k_norm')(k)
+    if rotation is not None:
+      q, k = (functional.rotate(y, rotation, self.is_half) for y in (q, k))
     bias = None
     if self.window:
       shape = ((2 * self.window - 1) ** 2, self.heads)
@@ -112,6 +137,23 @@ class Attention(Layer):
     scale = d**-0.5 if self.scale is None else self.scale
     y = functional.attention(q * scale, k, v, bias).swapaxes(-3, -2).reshape(*lead, n, c)
     return Dense(c, self.initial[1], compute=self.compute, name='proj')(y)
+
+  @nn.nowrap
+  def _qkv(self, x: Array) -> list[Array]:
+    """Map tokens [..., C] to queries, keys and values, [..., C] each."""
+    c, compute, initial = x.shape[-1], self.compute, self.initial[0]
+    if self.is_split:
+      biases = {name: name in self.biased for name in 'qkv'}
+      return [
+        Dense(c, initial, use_bias=is_biased, compute=compute, name=f'{name}_proj')(x)
+        for name, is_biased in biases.items()
+      ]
+    qkv = Dense(3 * c, initial, use_bias=self.biased == 'qkv', compute=compute, name='qkv')(x)
+    parts = [qkv[..., i * c : (i + 1) * c] for i in range(3)]
+    if self.biased == 'qv':
+      for i, name in ((0, 'q_bias'), (2, 'v_bias')):
+        parts[i] = parts[i] + jnp.asarray(self.weight(name, zeros, (c,)), compute.dtype)
+    return parts
 
 
 class BatchNorm(Layer):
@@ -170,6 +212,24 @@ class LayerNorm(Layer):
     d = x - x.mean(-1, keepdims=True)
     y = d * lax.rsqrt(jnp.square(d).mean(-1, keepdims=True) + self.eps)
     y = y * functional.per_channel(scale, x) + functional.per_channel(bias, x)
+    return y.astype(self.compute.dtype)
+
+
+class ResponseNorm(Layer):
+  """Global response norm (Woo et al. 2023, arXiv:2301.00808): channels compete by their norm."""
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Scale the channels of x [B, H, W, C] by their norm over all pixels, and add x."""
+    shape = x.shape[-1:]
+    scale, bias = self.weight('scale', zeros, shape), self.weight('bias', zeros, shape)
+    y = x.astype(jnp.float32)
+    square = jnp.square(y).sum((1, 2), keepdims=True)
+    # The slope of a root at 0 is infinite: a channel that is 0 everywhere has none here, as in
+    # torch.
+    norm = jnp.sqrt(jnp.where(square == 0, 1, square)) * (square > 0)
+    factor = norm / (norm.mean(-1, keepdims=True) + 1e-6)
+    y = y + y * factor * functional.per_channel(scale, y) + functional.per_channel(bias, y)
     return y.astype(self.compute.dtype)
 
 
@@ -273,10 +333,10 @@ class StochasticDepth(Layer):
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    """Drop examples of x [B, H, W, C]."""
+    """Drop examples of x [B, ...]."""
     if not train or self.rate == 0:
       return x
-    shape, axis = (x.shape[0], 1, 1, 1), self.compute.batch_axis
+    shape, axis = (len(x), *(1,) * (x.ndim - 1)), self.compute.batch_axis
     keep = functional.bernoulli(self.make_rng('dropout'), 1 - self.rate, shape, axis)
     return x * (keep / (1 - self.rate)).astype(x.dtype)
 
@@ -300,9 +360,17 @@ class Dropout(Layer):
 
 
 def mlp(
-  x: Array, compute: Compute, initial: Initializer = small_normal, initial_bias: Initializer = zeros
+  x: Array,
+  compute: Compute,
+  initial: Initializer = small_normal,
+  initial_bias: Initializer = zeros,
+  *,
+  hidden: int | None = None,
+  act: str = 'gelu',
+  gate: str | None = None,
+  norm: Callable[[Array], Array] | None = None,
 ) -> Array:
-  """Apply the dense layers fc1 (to four times the channels) and fc2 with a GELU between them.
+  """Apply the dense layers fc1 and fc2 with an activation between them.
 
   They become submodules of the module that calls this.
 
@@ -311,9 +379,23 @@ def mlp(
     compute: of the layers.
     initial: initialiser of their kernels.
     initial_bias: initialiser of their biases.
+    hidden: channels between them; None is four times as many.
+    act: a key of `functional.ACTIVATIONS`.
+    gate: None, or what multiplies the activated channels (SwiGLU; Shazeer 2020, arXiv:2002.05202):
+      'packed', the second half of what fc1 yields, or 'split', a layer fc1_x beside fc1_g.
+    norm: applied before fc2.
   """
   c, options = x.shape[-1], {'initial_bias': initial_bias, 'compute': compute}
-  y = functional.gelu(Dense(4 * c, initial, **options, name='fc1')(x))
+  hidden = hidden or 4 * c
+  if gate == 'split':
+    y = functional.activate(Dense(hidden, initial, **options, name='fc1_g')(x), act)
+    y = y * Dense(hidden, initial, **options, name='fc1_x')(x)
+  elif gate == 'packed':
+    y = Dense(2 * hidden, initial, **options, name='fc1')(x)
+    y = functional.activate(y[..., :hidden], act) * y[..., hidden:]
+  else:
+    y = functional.activate(Dense(hidden, initial, **options, name='fc1')(x), act)
+  y = norm(y) if norm else y
   return Dense(c, initial, **options, name='fc2')(y)
 
 
@@ -324,7 +406,7 @@ def drop_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     last: that of the last block.
     depths: blocks of each stage.
   """
-  rates = iter([last * k / (sum(depths) - 1) for k in range(sum(depths))])
+  rates = iter([last * k / max(sum(depths) - 1, 1) for k in range(sum(depths))])
   return [list(itertools.islice(rates, depth)) for depth in depths]
 
 

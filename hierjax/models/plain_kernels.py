@@ -20,18 +20,17 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
 
   Args:
     x: [B, H, W, C].
-    kernel: [k, k, C, O], or [k, k, 1, C] of a depthwise convolution.
+    kernel: [k, k, C, O], or [k, k, C / groups, O]; of a depthwise convolution [k, k, 1, C].
     stride: in pixels.
     padding: in pixels, or TensorFlow's 'SAME'.
   """
-  is_depthwise = kernel.shape[2] == 1 and x.shape[3] > 1
   return lax.conv_general_dilated(
     x,
     kernel,
     (stride, stride),
     functional.explicit_pads(x.shape[1:3], kernel.shape[:2], stride, padding),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=x.shape[3] if is_depthwise else 1,
+    feature_group_count=x.shape[3] // kernel.shape[2],
   )
 
 

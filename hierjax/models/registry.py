@@ -10,16 +10,19 @@ from hierjax.models.backbones import (
   convnext,
   densenet,
   efficientnet,
+  efficientnet_v2,
   maxvit,
   mobilenet,
+  regnet,
   resnet,
   swin,
   vgg,
-  vit,
+  vit_families,
 )
 
 BACKBONES: Registry[Backbone] = Registry('backbone')
-for family in (resnet, convnext, densenet, vgg, mobilenet, efficientnet, maxvit, swin, vit):
+CNNS = (resnet, convnext, densenet, vgg, mobilenet, efficientnet, efficientnet_v2, regnet)
+for family in (*CNNS, maxvit, swin, vit_families):
   for name, backbone in family.BACKBONES.items():
     BACKBONES.register(name, backbone)
 

@@ -20,16 +20,29 @@ CLASSIFIER = re.compile(
   r'(fc|_fc|classifier|classifier\.\d|head|head\.fc|heads\.head)\.(weight|bias)'
 )
 # In files beside the weights; what they hold is fixed or not needed.
-BUFFERS = re.compile(r'(.+\.)?(num_batches_tracked|relative_position_index|attn_mask)')
-# A leaf's name → torch's, or that of each naming scheme where they differ; others have their own.
+BUFFERS = re.compile(r'(.+\.)?(num_batches_tracked|relative_position_index|attn_mask|mask_token)')
+# What is not the image's tower, and the layer after its features, in a file of open_clip.
+TEXT = re.compile(
+  r'(token_embedding|transformer|ln_final|text)\..+|(positional_embedding|text_projection)'
+  r'|logit_(scale|bias)|visual\.proj'
+)
+DROPPED = (CLASSIFIER, BUFFERS, TEXT)
+# A leaf's name → torch's, or that of naming schemes ('' are all others) where they differ; others
+# have their own.
 SUFFIXES = {
   'kernel': 'weight',
   'scale': 'weight',
   'mean': 'running_mean',
   'var': 'running_var',
   'gamma': {'torchvision': 'layer_scale'},
-  'class_token': {'timm': 'cls_token'},
-  'pos_embedding': {'torchvision': 'encoder.pos_embedding', 'timm': 'pos_embed'},
+  'gamma_1': {'timm': 'ls1.gamma'},
+  'gamma_2': {'timm': 'ls2.gamma'},
+  'class_token': {'': 'cls_token', 'torchvision': 'class_token', 'open_clip': 'class_embedding'},
+  'pos_embedding': {
+    '': 'pos_embed',
+    'torchvision': 'encoder.pos_embedding',
+    'open_clip': 'positional_embedding',
+  },
 }
 
 Path = tuple[str, ...]
@@ -219,6 +232,9 @@ def _to_flax(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
         value = value[0, 0]
   elif name == 'gamma' and value.shape == (*shape, 1, 1):
     value = value[:, 0, 0]
+  elif shape[:1] == (1,) and value.shape == tuple(shape[shape.count(1) :]):
+    # open_clip's tokens and positions have no axis of images.
+    value = value.reshape(shape)
   return value if value.shape == tuple(shape) else None
 
 
@@ -232,7 +248,8 @@ def torch_name(spec: Backbone, scheme: str, module: str, name: str) -> str:
     name: of the leaf.
   """
   prefix, suffix = spec.torch_names[scheme](module), SUFFIXES.get(name, name)
-  suffix = suffix.get(scheme, name) if isinstance(suffix, dict) else suffix
+  if isinstance(suffix, dict):
+    suffix = suffix.get(scheme, suffix.get('', name))
   # A prefix that ends in '_' is joined without a dot.
   return prefix + ('.' if prefix and not prefix.endswith('_') else '') + suffix
 
@@ -285,7 +302,7 @@ def _problems(keys, arrays, state, unused) -> list[str]:
   """Describe what keeps a file from fitting."""
   groups = {
     'missing': [keys[p] for p in arrays if keys[p] not in state],
-    'unexpected': [k for k in unused if not CLASSIFIER.fullmatch(k) and not BUFFERS.fullmatch(k)],
+    'unexpected': [k for k in unused if not any(p.fullmatch(k) for p in DROPPED)],
     'of another shape': [],
     'with NaN or infinity': [],
     'negative, though a variance': [],

@@ -54,6 +54,7 @@ COUNTS = {
   'swin_b': (86743224, 0),
   'vit_b_16': (85798656, 0),
 }
+TIMM = ours.timm_names()
 NAMES = [  # backbone, scheme, ours, the state dict's
   ('resnet50', 'torchvision', 'conv1', 'conv1'),
   ('resnet50', 'torchvision', 'layer2_3/bn2', 'layer2.3.bn2'),
@@ -189,6 +190,8 @@ NAMES = [  # backbone, scheme, ours, the state dict's
 
 @functools.cache
 def shapes(name):
+  if name in TIMM:
+    return ours.shapes(name)
   module = registry.BACKBONES[name].build(Compute(kernels='plain'))
   rngs = dict.fromkeys(('params', 'dropout'), jax.random.key(0))
   x = jnp.zeros((1, 224, 224, 3))
@@ -209,7 +212,34 @@ def count(name):
 
 
 def test_every_backbone_is_counted():
-  assert set(COUNTS) == set(registry.BACKBONES)
+  """Each by a count here or by an entry of what timm has under its name."""
+  assert set(COUNTS) | set(TIMM) == set(registry.BACKBONES)
+
+
+# Without classifier.
+LISTED = {
+  'vit_small_patch14_dinov2': 22_056_192,
+  'vit_small_patch14_reg4_dinov2': 22_057_344,
+  'vit_small_patch16_dinov3': 21_586_944,
+  'vit_base_patch16_siglip_224': 92_884_224,
+  'vit_base_patch16_clip_224': 85_799_424,
+  'vit_large_patch14_clip_224': 303_179_776,
+  'eva02_small_patch14_224': 21_621_120,
+}
+
+
+@pytest.mark.parametrize('name', LISTED)
+def test_parameters_that_timm_1_0_31_has(name):
+  assert count(name)[0] == TIMM[name]['params'] == LISTED[name]
+
+
+@pytest.mark.parametrize('name', TIMM)
+def test_images_are_prepared_as_timm_does(name):
+  spec, entry = registry.BACKBONES[name], TIMM[name]
+  assert (spec.size, spec.features) == (entry['size'], entry['features'])
+  # timm's default of these two is a fine-tuned model; OpenAI's and open_clip's files have CLIP's.
+  if name not in ('vit_large_patch14_clip_224', 'vit_large_patch14_clip_336'):
+    np.testing.assert_allclose((*spec.mean, *spec.std), (*entry['mean'], *entry['std']), atol=1e-3)
 
 
 @pytest.mark.parametrize('name', COUNTS)
@@ -566,11 +596,18 @@ def test_remat_is_on_every_block(name, size, blocks):
     )
 
 
-@pytest.mark.parametrize('name,size,multiple', [('maxvit_t', 192, 224), ('vit_b_16', 40, 16)])
-def test_a_size_that_does_not_fit_is_told(name, size, multiple):
+@pytest.mark.parametrize(
+  'name,start,size,multiple',
+  [
+    ('maxvit_t', 'maxvit_t', 192, 224),
+    ('vit_b_16', r'this ViT \(patches of 16 pixels\)', 40, 16),
+    ('vit_small_patch14_dinov2', r'this ViT \(patches of 14 pixels\)', 224 + 16, 14),
+  ],
+)
+def test_a_size_that_does_not_fit_is_told(name, start, size, multiple):
   with pytest.raises(
     UserError,
-    match=rf'data.size: {name} takes .* sides are multiples of {multiple}, not {size} x {size}',
+    match=rf'data.size: {start} takes .* sides are multiples of {multiple}, not {size} x {size}',
   ):
     initializers.init(registry.BACKBONES[name].build(), 0, jnp.zeros((1, size, size, 3)))
 
@@ -610,6 +647,19 @@ def test_vit_interpolates_position_embeddings_as_torchvision():
     atol=1e-6,
   )
   np.testing.assert_array_equal(vit.resample(14), np.eye(14))
+
+
+def test_vit_interpolates_position_embeddings_as_timm():
+  """Values of torch 2.14.1's interpolate(..., mode='bicubic', antialias=True) of 4 numbers."""
+  numbers = np.array([0.0, 1.0, 4.0, 9.0])
+  np.testing.assert_array_equal(vit.resample(4, 4, True), np.eye(4))
+  for expected in (
+    [-0.0657895, 0.2941176, 1.3611111, 3.3611111, 6.8235294, 9.3289474],
+    [0.0755149, 2.3591954, 7.9359268],
+    [0.6033058, 6.0826446],
+  ):
+    matrix = vit.resample(len(expected), 4, True)
+    np.testing.assert_allclose(matrix @ numbers, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', ['vgg11', 'densenet121'])

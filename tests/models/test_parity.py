@@ -10,7 +10,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from parity import ours, seeded
+from parity import ours, seeded, small
 
 from hierjax.models import registry
 
@@ -30,6 +30,8 @@ AUTO = (
   'maxvit_t',
   'swin_t',
   'vit_b_16',
+  'small_reg4',
+  'small_eva02_base',
 )
 # One of each family and kind of block; the others have the same code with other numbers, which
 # the names and shapes test, and are for `make test-slow`.
@@ -49,6 +51,11 @@ QUICK = (
   'mobilenet_v2',
   'mobilenet_v3_large',
   'efficientnet_b0',
+  'small_reg4',
+  'small_dinov3_plus',
+  'small_siglip',
+  'small_clip',
+  'small_eva02_base',
 )
 # The smallest of each family with gradients; MobileNetV2's blocks are EfficientNet-Lite's.
 SMALLEST = (
@@ -60,6 +67,8 @@ SMALLEST = (
   'swin_t',
   'mobilenet_v3_large',
   'efficientnet_b0',
+  'small_siglip',
+  'small_eva02_base',
 )
 # In evaluation mode the gradients differ by the batch norms alone, which all families share.
 IN_EVALUATION = ('resnet18',)
@@ -70,8 +79,34 @@ def cases(values, quick):
   return [pytest.param(*v, marks=() if quick(*v) else pytest.mark.slow) for v in values]
 
 
+# The entries of what timm has that are checked in each run; the others, one table's rows as these,
+# are for `make test-slow`.
+TIMM = ours.timm_names()
+QUICK_TIMM = (
+  'vit_small_patch16_dinov3_qkvb',
+  'vit_so400m_patch14_siglip_224',
+  'eva02_small_patch14_224',
+  'vit_large_patch14_clip_quickgelu_336',
+)
+
+
 def test_every_backbone_has_golden_values():
-  assert set(NAMES) == set(registry.BACKBONES)
+  assert set(NAMES) - set(small.TIMM) | set(TIMM) == set(registry.BACKBONES)
+
+
+@pytest.mark.parametrize('name', cases([(n,) for n in TIMM], lambda name: name in QUICK_TIMM))
+def test_timms_names_and_shapes(name):
+  scheme = next(s for s in registry.BACKBONES[name].torch_names if s.startswith('timm'))
+  entries = ours.torch_entries(name, scheme)
+  shapes = {key: seeded.linear(shape) for key, shape in entries.values()}
+  assert seeded.names_digest(shapes) == TIMM[name]['names']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [n for n in TIMM if 'narrow' in TIMM[n]])
+def test_options_of_vision_transformers(name):
+  """One narrow block with the options of each name: names and shapes do not tell an activation."""
+  assert ours.narrow_difference(name, TIMM[name]['narrow'], ours.QUICK) <= TOLERANCE
 
 
 @pytest.mark.parametrize('name,scheme', SCHEMES)

@@ -14,6 +14,7 @@ import pathlib
 
 import numpy as np
 import seeded
+import small
 import timm
 import torch
 import torchvision
@@ -46,15 +47,18 @@ TIMM = {
   'vit_b_16': 'vit_base_patch16_224',
   'mobilenet_v2': 'mobilenetv2_100',
   **{f'efficientnet_b{v}': f'efficientnet_b{v}' for v in range(5)},
+  **{name: name for name in ('regnety_002', 'mobilenetv4_conv_small')},
 }
 KEPT = 8  # gradients of that many parameters are pinned: first, last and evenly between
 
 
 def names():
-  return list(dict.fromkeys((*TORCHVISION, *TIMM)))
+  return list(dict.fromkeys((*TORCHVISION, *TIMM, *small.TIMM)))
 
 
 def schemes(name):
+  if name in small.TIMM:
+    return [small.scheme(name)]
   return [s for s, have in (('torchvision', TORCHVISION), ('timm', TIMM)) if name in have]
 
 
@@ -86,7 +90,8 @@ def build(name, scheme):
   if scheme == 'torchvision':
     model = torchvision_trunk(name)
   else:
-    model = timm.create_model(TIMM[name], num_classes=0)
+    original, options = small.TIMM[name] if name in small.TIMM else (TIMM[name], {})
+    model = timm.create_model(original, num_classes=0, **options)
   for m in model.modules():
     if isinstance(m, torch.nn.Dropout | torchvision.ops.StochasticDepth):
       m.p = 0.0

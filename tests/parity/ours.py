@@ -1,6 +1,7 @@
 """hierjax's side of the parity check: the same seeded weights and images, into the same pins."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from parity import seeded
+from parity import seeded, small
 
 from hierjax.models import counts, initializers, registry, weights
 from hierjax.models.compute import Compute
@@ -20,6 +21,24 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 # Most of the time goes into compiling. The test suite compiles with few of XLA's optimisations
 # (half the time); `make parity` with all of them.
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+
+
+def timm_names(folder=GOLDEN):
+  """What timm has under our names: {name: entry}, see make_timm_names.py."""
+  return json.loads((pathlib.Path(folder) / 'timm_names.json').read_text())
+
+
+def spec(name):
+  """A registered backbone, or the small one of that name; 'narrow/NAME' is a vision transformer of
+  one narrow block with the options of NAME."""
+  if name.startswith('narrow/'):
+    backbone = registry.BACKBONES[name.removeprefix('narrow/')]
+    make = backbone.make
+    style = dataclasses.replace(make.args[0], heads=small.NARROW['num_heads'])
+    width = small.NARROW['embed_dim']
+    make = functools.partial(make.func, style, width, 1, *make.args[3:], **make.keywords)
+    return dataclasses.replace(backbone, make=make, features=width)
+  return small.BACKBONES[name] if name in small.BACKBONES else registry.BACKBONES[name]
 
 
 def golden(name, folder=GOLDEN):
@@ -52,18 +71,18 @@ def sizes(name):
 @functools.cache
 def shapes(name):
   """Shapes of the variables, without compiling or drawing anything."""
-  x = jnp.zeros((1, 224, 224, 3))
+  side = 224 if 224 % spec(name).multiple == 0 else spec(name).size
+  x = jnp.zeros((1, side, side, 3))
   return jax.eval_shape(
-    lambda: (
-      registry.BACKBONES[name].build().init(jax.random.key(0), x, mutable=initializers.COLLECTIONS)
-    )
+    lambda: spec(name).build().init(jax.random.key(0), x, mutable=initializers.COLLECTIONS)
   )
 
 
 @functools.cache
 def torch_entries(name, scheme):
   """{path in variables: (torch's key, torch's shape)}, the inverse of what pretrained.py does."""
-  prefix, entries = registry.BACKBONES[name].torch_names[scheme], {}
+  backbone, entries = spec(name), {}
+  prefix = backbone.torch_names[scheme]
   for path, leaf in traverse_util.flatten_dict(shapes(name)).items():
     kind, shape, module = path[-1], leaf.shape, '/'.join(path[1:-1])
     if kind == 'kernel':
@@ -72,7 +91,7 @@ def torch_entries(name, scheme):
         shape = (shape[0], math.prod(shape[1:]))  # a linear map of what was flattened
     if kind == 'gamma' and scheme == 'torchvision':
       shape = (*shape, 1, 1)
-    entries[path] = (weights.torch_name(registry.BACKBONES[name], scheme, module, kind), shape)
+    entries[path] = (weights.torch_name(backbone, scheme, module, kind), shape)
   return entries
 
 
@@ -87,7 +106,8 @@ def variables(name, scheme):
   """The backbone's variables with the seeded weights, put there by `weights`."""
   state = {key: seeded.tensor(key, shape) for key, shape in torch_entries(name, scheme).values()}
   like = shapes(name)
-  match = weights._match(name, weights._backbone_leaves(like), state, 'seeded')
+  with mock.patch.object(weights, 'BACKBONES', {name: spec(name)}):
+    match = weights._match(name, weights._backbone_leaves(like), state, 'seeded')
   # timm's ResNets carry torchvision's names.
   assert match.scheme in (scheme, 'torchvision')
   return traverse_util.unflatten_dict(match.arrays)
@@ -95,7 +115,7 @@ def variables(name, scheme):
 
 def evaluate(name, scheme, kernels='auto', options=None):
   """Pins of the pooled features of the seeded images."""
-  module = registry.BACKBONES[name].build(Compute(kernels=kernels))
+  module = spec(name).build(Compute(kernels=kernels))
   run = jax.jit(lambda v, x: module.apply(v, x)[0], compiler_options=options)
   images = seeded.images(seeded.size(name, seeded.FORWARD, scheme))
   features = run(variables(name, scheme), images)
@@ -116,13 +136,13 @@ def gradients(name, scheme, training, options=None):
 
   Nothing is drawn at random.
   """
-  backbone, quiet = registry.BACKBONES[name], {'drop_path': 0.0, 'dropout': 0.0}
+  backbone, quiet = spec(name), {'drop_path': 0.0, 'dropout': 0.0}
   entries, size = torch_entries(name, scheme), seeded.size(name, seeded.TRAIN)
   v = jax.tree.map(np.float64, variables(name, scheme))
   with double():
     has = {k: v for k, v in quiet.items() if hasattr(backbone.make(), k)}
     module = backbone.build(Compute(jnp.float64, kernels='cpu'), **has)
-    direction = jnp.asarray(seeded.direction(name, size[0], registry.BACKBONES[name].features))
+    direction = jnp.asarray(seeded.direction(name, size[0], backbone.features))
 
     def loss(params, x):
       (features, _), new = module.apply(
@@ -136,6 +156,15 @@ def gradients(name, scheme, training, options=None):
   flat = {**traverse_util.flatten_dict({'params': grads}), **traverse_util.flatten_dict(new)}
   pins = {entries[p][0]: seeded.pin(to_torch(p[-1], x)) for p, x in flat.items()}
   return {'features': seeded.pin(features), 'grads': pins, 'stats': pins}
+
+
+def narrow_difference(name, expected, options=None):
+  """Relative difference of the features of a narrow vision transformer from a pin."""
+  short, backbone = f'narrow/{name}', spec(f'narrow/{name}')
+  scheme, patch = next(s for s in backbone.torch_names if s.startswith('timm')), backbone.multiple
+  module, images = backbone.build(), seeded.images((2, 2 * patch, 3 * patch))
+  run = jax.jit(lambda v, x: module.apply(v, x)[0], compiler_options=options)
+  return seeded.difference(seeded.pin(run(variables(short, scheme), images), 8), expected)
 
 
 def differences(name, scheme, expected, kernels='auto', options=None):

@@ -25,6 +25,16 @@ SIZES = {
   'maxvit_t': (224, 224),
   'vit_b_16': (224, 224),
   'swin_t/timm': (224, 224),
+  **dict.fromkeys(('small_siglip', 'small_clip', 'small_quickgelu', 'small_deit3'), (64, 64)),
+  **dict.fromkeys(('small_dinov3', 'small_dinov3_plus', 'small_qk_norm'), (64, 64)),
+  **dict.fromkeys(('small_dinov2', 'small_reg4', 'small_eva02', 'small_eva02_base'), (56, 56)),
+}
+# The second size, at which gradients are compared, where the first is the only one for which
+# position embeddings are not interpolated: one side is shorter, one longer.
+TRAIN_SIZES = {
+  name: (48, 80) if side == 64 else (42, 70)
+  for name, (side, _) in SIZES.items()
+  if name.startswith('small')
 }
 
 # HCAL's loss (S2) as its authors' code has it and as the paper does, with one or both positives
@@ -40,6 +50,8 @@ HCAL = {
 
 def size(name, default, scheme=''):
   """(images, height, width) that a backbone is compared on."""
+  if default is TRAIN and name in TRAIN_SIZES:
+    return (default[0], *TRAIN_SIZES[name])
   return (default[0], *SIZES.get(f'{name}/{scheme}', SIZES.get(name, default[1:])))
 
 
@@ -135,6 +147,12 @@ def difference(ours, golden):
       abs(ours['norm'] - golden['norm']) / max(golden['norm'], 1e-30),
     )
   )
+
+
+def linear(shape):
+  """A kernel's shape, that of a 1x1 convolution as of a linear layer: timm has the one or the other
+  by the size of a net."""
+  return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)
 
 
 def names_digest(shapes):

@@ -1,4 +1,4 @@
-"""ConvNeXt-T/S/B/L as in torchvision (Liu et al. 2022, arXiv:2201.03545).
+"""ConvNeXt-T/S/B/L as in torchvision (Liu et al. 2022, arXiv:2201.03545), and V2 as in timm.
 
 The trunk ends with the norm of the pooled features.
 """
@@ -21,6 +21,14 @@ VARIANTS = {
   'base': ((3, 3, 27, 3), (128, 256, 512, 1024), 0.5),
   'large': ((3, 3, 27, 3), (192, 384, 768, 1536), 0.5),
 }
+# Of the second version (Woo et al. 2023, arXiv:2301.00808), without stochastic depth, as timm.
+VARIANTS_2 = {
+  'atto': ((2, 2, 6, 2), (40, 80, 160, 320), 0.0),
+  'femto': ((2, 2, 6, 2), (48, 96, 192, 384), 0.0),
+  'pico': ((2, 2, 6, 2), (64, 128, 256, 512), 0.0),
+  'nano': ((2, 2, 8, 2), (80, 160, 320, 640), 0.0),
+  **{variant: (depths, widths, 0.0) for variant, (depths, widths, _) in VARIANTS.items()},
+}
 
 
 def _timm_name(path: str) -> str:
@@ -28,7 +36,7 @@ def _timm_name(path: str) -> str:
   path = re.sub(r'^stages_(\d)_blocks_(\d+)', r'stages.\1.blocks.\2', path)
   path = re.sub(r'^stages_(\d)_downsample_', r'stages.\1.downsample.', path)
   path = re.sub(r'^(stem|head)_', r'\1.', path)
-  return re.sub(r'/(fc\d)$', r'.mlp.\1', path).replace('/', '.')
+  return re.sub(r'/(fc\d|grn)$', r'.mlp.\1', path).replace('/', '.')
 
 
 def _torchvision_name(path: str) -> str:
@@ -47,9 +55,13 @@ TORCH_NAMES = {'torchvision': _torchvision_name, 'timm': _timm_name}
 
 
 class Block(layers.Layer):
-  """7x7 depthwise convolution, norm, MLP, layer scale and stochastic depth; residual."""
+  """7x7 depthwise convolution, norm, MLP, layer scale and stochastic depth; residual.
+
+  The second version has no layer scale, but a response norm in the MLP.
+  """
 
   drop: float
+  is_second: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -58,10 +70,13 @@ class Block(layers.Layer):
     depthwise = {'depthwise': True, 'use_bias': True, 'initial': small_normal}
     y = layers.Conv(c, 7, 1, 3, **depthwise, compute=compute, name='conv_dw')(x)
     y = layers.LayerNorm(compute=compute, name='norm')(y)
-    y = layers.mlp(y, compute)
-    # timm has it as gamma [C], torchvision as layer_scale [C, 1, 1].
-    gamma = jnp.asarray(self.weight('gamma', constant(1e-6), (c,)), compute.dtype)
-    y = y * functional.per_channel(gamma, y)
+    if self.is_second:
+      y = layers.mlp(y, compute, norm=layers.ResponseNorm(compute=compute, name='grn'))
+    else:
+      y = layers.mlp(y, compute)
+      # timm has it as gamma [C], torchvision as layer_scale [C, 1, 1].
+      gamma = jnp.asarray(self.weight('gamma', constant(1e-6), (c,)), compute.dtype)
+      y = y * functional.per_channel(gamma, y)
     return x + layers.StochasticDepth(self.drop, compute=compute)(y, train)
 
 
@@ -69,19 +84,21 @@ class ConvNeXt(layers.Trunk):
   """Trunk of a ConvNeXt.
 
   Attributes:
-    variant: a key of `VARIANTS`.
+    variant: a key of `VARIANTS` or `VARIANTS_2`.
     drop_path: stochastic depth of the last block, rising linearly from 0 at the first; None is
       torchvision's.
+    is_second: whether it is the second version.
   """
 
   variant: str = 'tiny'
   drop_path: float | None = None
+  is_second: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> layers.Output:
     """Compute features and maps."""
     compute = self.compute
-    depths, widths, drop = VARIANTS[self.variant]
+    depths, widths, drop = (VARIANTS_2 if self.is_second else VARIANTS)[self.variant]
     rates = layers.drop_rates(drop if self.drop_path is None else self.drop_path, depths)
     patch = {'use_bias': True, 'initial': small_normal, 'compute': compute}
     x = layers.Conv(widths[0], 4, 4, **patch, name='stem_0')(x)
@@ -92,7 +109,8 @@ class ConvNeXt(layers.Trunk):
         x = layers.LayerNorm(compute=compute, name=f'stages_{stage}_downsample_0')(x)
         x = layers.Conv(width, 2, 2, **patch, name=f'stages_{stage}_downsample_1')(x)
       for i, rate in enumerate(rates[stage]):
-        x = block(rate, compute=compute, name=f'stages_{stage}_blocks_{i}')(x, train)
+        name = f'stages_{stage}_blocks_{i}'
+        x = block(rate, self.is_second, compute=compute, name=name)(x, train)
       maps[f'stage{stage + 1}'] = x
     x = maps['features'] = self.perturb('features', x)
     norm = layers.LayerNorm(compute=compute.in_float32, name='head_norm')
@@ -108,4 +126,11 @@ BACKBONES = {
     uncounted=r'stem_1|stages_\d_downsample_0|head_norm',
   )
   for variant, (_, widths, _) in VARIANTS.items()
+} | {
+  f'convnextv2_{variant}': Backbone(
+    functools.partial(ConvNeXt, variant, is_second=True),
+    widths[-1],
+    torch_names={'timm': _timm_name},
+  )
+  for variant, (_, widths, _) in VARIANTS_2.items()
 }

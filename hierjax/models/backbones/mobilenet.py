@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from hierjax.models import functional, layers
 from hierjax.models.backbone import Backbone
@@ -19,15 +20,20 @@ from hierjax.models.initializers import Initializer, normal, torch_fan_out
 
 
 class BlockSpec(NamedTuple):
-  """An inverted residual.
+  """A block, by default an inverted residual.
 
   Attributes:
-    size: side of the depthwise kernel.
+    size: side of the depthwise kernel; 0 has no such convolution ('universal' only).
     stride: of the depthwise convolution.
     wide: channels to which a 1x1 convolution expands before it; None has no such convolution.
     features: output channels.
     act: activation.
     squeezed: channels of squeeze-and-excite; None has none.
+    kind: 'inverted'; 'fused', where one convolution takes the place of the first two (Tan and Le
+      2021, arXiv:2104.00298); 'universal', with a depthwise convolution before the first, too (Qin
+      et al. 2024, arXiv:2404.10518); or 'plain', one convolution.
+    start: side of the kernel of a universal block's first depthwise convolution; 0 has none.
+    has_skip: whether it is residual where shapes agree.
   """
 
   size: int
@@ -36,6 +42,9 @@ class BlockSpec(NamedTuple):
   features: int
   act: str
   squeezed: int | None = None
+  kind: str = 'inverted'
+  start: int = 0
+  has_skip: bool = True
 
 
 Stages = tuple[tuple[BlockSpec, ...], ...]
@@ -60,17 +69,18 @@ class Style:
   initial: Initializer = torch_fan_out
 
 
-def round_channels(channels: float) -> int:
+def round_channels(channels: float, least: float = 0.9) -> int:
   """Round a number of channels to a multiple of 8.
 
   Args:
     channels: the number, as scaled.
+    least: share of it below which the multiple must not be.
 
   Returns:
-    The nearest multiple that is at least 8 and no more than 10 % below the number.
+    The nearest multiple that is at least 8 and not too far below the number.
   """
   multiple = max(8, int(channels + 4) // 8 * 8)
-  return multiple + 8 if multiple < 0.9 * channels else multiple
+  return multiple + 8 if multiple < least * channels else multiple
 
 
 def repeat(
@@ -97,20 +107,43 @@ def repeat(
   return tuple(stages)
 
 
+def parts(spec: BlockSpec, channels: int) -> list[tuple]:
+  """List the convolutions of a block as the arguments of `ConvNorm`, with timm's names.
+
+  Args:
+    spec: of the block.
+    channels: of its input.
+  """
+  size, stride, wide, features, act = spec[:5]
+  if spec.kind == 'plain':
+    return [(('conv', 'bn1'), features, size, stride, act)]
+  if spec.kind == 'fused':
+    return [(('conv_exp', 'bn1'), wide, size, stride, act), (('conv_pwl', 'bn2'), features)]
+  if spec.kind == 'universal':
+    names = [(f'{part}_conv', f'{part}_bn') for part in ('dw_start', 'pw_exp', 'dw_mid', 'pw_proj')]
+    start = [(names[0], channels, spec.start, 1 if size else stride, '', True)]
+    middle = [(names[2], wide, size, stride, act, True)]
+    expand, project = (names[1], wide, 1, 1, act), (names[3], features)
+    return [*(start if spec.start else ()), expand, *(middle if size else ()), project]
+  if not wide:
+    return [(('conv_dw', 'bn1'), channels, size, stride, act, True), (('conv_pw', 'bn2'), features)]
+  depthwise = (('conv_dw', 'bn2'), wide, size, stride, act, True)
+  return [(('conv_pw', 'bn1'), wide, 1, 1, act), depthwise, (('conv_pwl', 'bn3'), features)]
+
+
 def part_names(spec: BlockSpec) -> list[tuple[str, str]]:
   """Name the (convolution, norm) pairs of a block, in timm's words.
 
   Args:
     spec: of the block.
   """
-  if spec.wide:
-    return [('conv_pw', 'bn1'), ('conv_dw', 'bn2'), ('conv_pwl', 'bn3')]
-  return [('conv_dw', 'bn1'), ('conv_pw', 'bn2')]
+  return [part[0] for part in parts(spec, 0)]
 
 
 def timm_name(path: str) -> str:
   """Return timm's state dict prefix of a module path."""
-  return re.sub(r'^blocks_(\d)_(\d+)/', r'blocks.\1.\2.', path).replace('/', '.')
+  path = re.sub(r'^blocks_(\d)_(\d+)/', r'blocks.\1.\2.', path)
+  return re.sub(r'([dp]w_[a-z]+)_', r'\1.', path).replace('/', '.')
 
 
 def torchvision_names(stages: Stages, kind: str) -> Callable[[str], str]:
@@ -138,7 +171,7 @@ def torchvision_names(stages: Stages, kind: str) -> Callable[[str], str]:
     stage, block, layer = int(match[1]), int(match[2]), match[3]
     spec = stages[stage][block]
     place = f'{stage + 1}.{block}' if has_stages else f'{1 + blocks.index((stage, block))}'
-    parts = part_names(spec)
+    pairs = part_names(spec)
     if spec.squeezed:
       parts.insert(-1, ('se', ''))
     k = next(k for k, part in enumerate(parts) if layer in part)
@@ -148,7 +181,7 @@ def torchvision_names(stages: Stages, kind: str) -> Callable[[str], str]:
       return f'features.{place}.block.{k}.{convolution}'
     if kind != 'v2':
       return f'features.{place}.block.{k}.{j}'
-    is_last = k == len(parts) - 1
+    is_last = k == len(pairs) - 1
     return f'features.{place}.conv.{k + j}' if is_last else f'features.{place}.conv.{k}.{j}'
 
   return name
@@ -181,7 +214,7 @@ class ConvNorm(NamedTuple):
 
 
 class Block(layers.Layer):
-  """Inverted residual with stochastic depth; residual where shapes agree."""
+  """A block with stochastic depth; residual where shapes agree."""
 
   spec: BlockSpec
   style: Style
@@ -192,13 +225,10 @@ class Block(layers.Layer):
     """Transform x [B, H, W, C]."""
     spec, style, compute = self.spec, self.style, self.compute
     conv_norm = ConvNorm(style, compute)
-    *expand, depthwise, project = part_names(spec)
+    *first, last = parts(spec, x.shape[-1])
     y = x
-    for names in expand:
-      y = conv_norm(y, train, names, spec.wide, act=spec.act)
-    y = conv_norm(
-      y, train, depthwise, y.shape[-1], spec.size, spec.stride, spec.act, depthwise=True
-    )
+    for part in first:
+      y = conv_norm(y, train, *part)
     if spec.squeezed:
       act, gate = style.excite
       names = ('conv_reduce', 'conv_expand')
@@ -206,8 +236,8 @@ class Block(layers.Layer):
         spec.squeezed, act, gate, names, style.initial, compute=compute, name='se'
       )
       y = excite(y)
-    y = conv_norm(y, train, project, spec.features)
-    if x.shape != y.shape:
+    y = conv_norm(y, train, *last)
+    if x.shape != y.shape or not spec.has_skip:
       return y
     return layers.StochasticDepth(self.drop, compute=compute)(y, train) + x
 
@@ -223,6 +253,7 @@ class MobileNet(layers.Trunk):
     head: channels of the last convolution.
     dense: width of a linear layer with hard swish after pooling; None has none.
     drop_path: stochastic depth, rising linearly over the blocks.
+    is_pooled_first: whether the pooling stands before the last convolution (MobileNetV4).
   """
 
   stages: Stages
@@ -232,6 +263,7 @@ class MobileNet(layers.Trunk):
   head: int = 1280
   dense: int | None = None
   drop_path: float = 0.0
+  is_pooled_first: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> layers.Output:
@@ -239,15 +271,20 @@ class MobileNet(layers.Trunk):
     compute, stages = self.compute, self.stages
     conv_norm, block = ConvNorm(self.style, compute), self.remat(Block)
     x = conv_norm(x, train, ('conv_stem', 'bn1'), self.stem, 3, 2, self.act)
-    maps, count, total = {'stem': x}, 0, sum(map(len, stages))
+    maps, count, total, stride = {'stem': x}, 0, sum(map(len, stages)), 2
     for s, stage in enumerate(stages):
       for i, spec in enumerate(stage):
         drop = self.drop_path * count / total
         x = block(spec, self.style, drop, compute=compute, name=f'blocks_{s}_{i}')(x, train)
-        count += 1
+        count, stride = count + 1, stride * spec.stride
       # The last stage at strides 4, 8, 16 and 32.
-      if s and (count == total or stages[s + 1][0].stride == 2):
+      if stride > 2 and (count == total or stages[s + 1][0].stride == 2):
         maps[f'stage{len(maps)}'] = x
+    if self.is_pooled_first:
+      x = maps['features'] = self.perturb('features', x)
+      x = layers.GlobalPool()(x)[:, None, None]
+      x = conv_norm(x, train, ('conv_head', 'norm_head'), self.head, act=self.act)
+      return x[:, 0, 0].astype(jnp.float32), maps
     x = conv_norm(x, train, ('conv_head', 'bn2'), self.head, act=self.act)
     x = maps['features'] = self.perturb('features', x)
     x = layers.GlobalPool()(x)

@@ -1,12 +1,14 @@
 """ResNet-18/34/50/101/152 as in torchvision: v1.5, with the stride in the 3x3 convolution.
 
-He et al. 2015, arXiv:1512.03385.
+He et al. 2015, arXiv:1512.03385. ResNeXt (Xie et al. 2016, arXiv:1611.05431) divides it into
+groups; ResNet-D (He et al. 2018, arXiv:1812.01187) is timm's.
 """
 
 import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from hierjax.models import layers
 from hierjax.models.backbone import Backbone
@@ -14,11 +16,17 @@ from hierjax.models.initializers import uniform
 
 DEPTHS = {
   18: (2, 2, 2, 2),
+  26: (2, 2, 2, 2),
   34: (3, 4, 6, 3),
   50: (3, 4, 6, 3),
   101: (3, 4, 23, 3),
   152: (3, 8, 36, 3),
+  200: (3, 24, 36, 3),
 }
+# Depths of two 3x3 convolutions a block; the others have bottlenecks.
+BASIC = (18, 34)
+# (depth, groups, channels of a group in the first stage)
+GROUPED = ((50, 32, 4), (101, 32, 8), (101, 64, 4))
 
 
 def torch_name(path: str) -> str:
@@ -30,31 +38,54 @@ TORCH_NAMES = {'torchvision': torch_name, 'timm': torch_name}
 
 
 class Block(layers.Layer):
-  """Residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 to 4 * width."""
+  """Residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1.
+
+  Attributes:
+    width: channels of the 3x3 convolutions.
+    stride: of the first of them.
+    is_bottleneck: which of the two.
+    out: output channels of a bottleneck; None is 4 * width.
+    groups: of a bottleneck's 3x3 convolution.
+    squeezed: channels of squeeze-and-excite after it; None has none.
+    is_pooled: whether the shortcut has average pooling in place of a stride (ResNet-D).
+  """
 
   width: int
   stride: int
   is_bottleneck: bool
+  out: int | None = None
+  groups: int = 1
+  squeezed: int | None = None
+  is_pooled: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """Transform x [B, H, W, C]."""
     compute = self.compute
 
-    def conv_bn(x, features, size, stride, names, act=''):
-      padding = size // 2
-      x = layers.Conv(features, size, stride, padding, compute=compute, name=names[0])(x)
+    def conv_bn(x, features, size, stride, names, act='', groups=1):
+      options = {'groups': groups, 'compute': compute, 'name': names[0]}
+      x = layers.Conv(features, size, stride, size // 2, **options)(x)
       return layers.BatchNorm(act, compute=compute, name=names[1])(x, train)
 
     width, first, second = self.width, ('conv1', 'bn1'), ('conv2', 'bn2')
     if self.is_bottleneck:
       y = conv_bn(x, width, 1, 1, first, 'relu')
-      y = conv_bn(y, width, 3, self.stride, second, 'relu')
-      y = conv_bn(y, 4 * width, 1, 1, ('conv3', 'bn3'))
+      y = conv_bn(y, width, 3, self.stride, second, 'relu', self.groups)
+      if self.squeezed:
+        y = layers.SqueezeExcite(self.squeezed, compute=compute, name='se')(y)
+      y = conv_bn(y, self.out or 4 * width, 1, 1, ('conv3', 'bn3'))
     else:
       y = conv_bn(x, width, 3, self.stride, first, 'relu')
       y = conv_bn(y, width, 3, 1, second)
-    if self.stride != 1 or x.shape[-1] != y.shape[-1]:
+    if self.is_pooled and x.shape != y.shape:
+      if self.stride == 2:
+        # Where a side is odd, torch's ceil_mode averages what there is of the last window.
+        sides = [(0, n % 2) for n in x.shape[1:3]]
+        x = jnp.pad(x, ((0, 0), *sides, (0, 0)), 'edge')
+        x = layers.AvgPool(2, 2, compute=compute)(x)
+      x = conv_bn(x, y.shape[-1], 1, 1, ('downsample_1', 'downsample_2'))
+    elif self.stride != 1 or x.shape[-1] != y.shape[-1]:
       x = conv_bn(x, y.shape[-1], 1, self.stride, ('downsample_0', 'downsample_1'))
     return nn.relu(x + y)
 
@@ -65,20 +96,30 @@ class ResNet(layers.Trunk):
   Attributes:
     depth: a key of `DEPTHS`.
     stem: 'standard', or 'small' for images of about 32 pixels: a 3x3 convolution of stride 1, no
-      max pooling.
+      max pooling; 'deep' is ResNet-D's of three convolutions, which has its shortcuts, too.
     fc: width of a linear layer after pooling; None has none.
+    groups: of the 3x3 convolutions in the bottlenecks.
+    base: channels of such a group in the first stage.
   """
 
   depth: int = 50
   stem: str = 'standard'
   fc: int | None = None
+  groups: int = 1
+  base: int = 64
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> layers.Output:
     """Compute features and maps."""
-    is_small = self.stem == 'small'
-    size, stride = (3, 1) if is_small else (7, 2)
-    x = layers.Conv(64, size, stride, size // 2, compute=self.compute, name='conv1')(x)
+    is_small, is_deep = self.stem == 'small', self.stem == 'deep'
+    if is_deep:
+      for place, (width, stride) in {0: (32, 2), 3: (32, 1)}.items():
+        x = layers.Conv(width, 3, stride, 1, compute=self.compute, name=f'conv1_{place}')(x)
+        norm = layers.BatchNorm('relu', compute=self.compute, name=f'conv1_{place + 1}')
+        x = norm(x, train)
+    size, stride = (3, 1) if is_small or is_deep else (7, 2)
+    name = 'conv1_6' if is_deep else 'conv1'
+    x = layers.Conv(64, size, stride, size // 2, compute=self.compute, name=name)(x)
     x = layers.BatchNorm('relu', compute=self.compute, name='bn1')(x, train)
     maps = {'stem': x}
     if not is_small:
@@ -87,8 +128,12 @@ class ResNet(layers.Trunk):
     for stage, num_blocks in enumerate(DEPTHS[self.depth], 1):
       for i in range(num_blocks):
         stride = 2 if i == 0 and stage > 1 else 1
-        name = f'layer{stage}_{i}'
-        x = block(32 << stage, stride, self.depth >= 50, compute=self.compute, name=name)(x, train)
+        width, options = 32 << stage, {'compute': self.compute, 'name': f'layer{stage}_{i}'}
+        is_bottleneck = self.depth not in BASIC
+        if is_bottleneck:
+          options |= {'out': 4 * width, 'groups': self.groups}
+          width = width * self.base // 64 * self.groups
+        x = block(width, stride, is_bottleneck, is_pooled=is_deep, **options)(x, train)
       maps[f'stage{stage}'] = x
     x = maps['features'] = self.perturb('features', x)
     x = layers.GlobalPool()(x)
@@ -101,27 +146,45 @@ class ResNet(layers.Trunk):
 
 
 _STEMS = {'standard': (), 'small': ('conv1',)}
-BACKBONES = {
-  f'resnet{depth}': Backbone(
-    functools.partial(ResNet, depth),
-    2048 if depth >= 50 else 512,
-    torch_names=TORCH_NAMES,
-    stems=_STEMS,
-  )
-  for depth in DEPTHS
-} | {
-  # HCAL's (S2), for CIFAR-100: ResNet-18 with the small stem, and a linear layer 512 -> 256 that
-  # belongs to the trunk.
-  'resnet18_32px': Backbone(
-    functools.partial(ResNet, 18, 'small', 256),
-    256,
-    size=32,
-    torch_names=TORCH_NAMES,
-    stems={'standard': ('conv1', 'fc')},
-  ),
-  # S4's AdvancedCNN is ResNet-18, layer by layer (its dropout and linear layer are the head's); the
-  # paper normalises with mean = std = .5.
-  'advanced_cnn': Backbone(
-    functools.partial(ResNet, 18), 512, (127.5,) * 3, (127.5,) * 3, torch_names=TORCH_NAMES
-  ),
-}
+BACKBONES = (
+  {
+    f'resnet{depth}': Backbone(
+      functools.partial(ResNet, depth),
+      2048 if depth >= 50 else 512,
+      torch_names=TORCH_NAMES,
+      stems=_STEMS,
+    )
+    for depth in (18, 34, 50, 101, 152)
+  }
+  | {
+    f'resnet{depth}d': Backbone(
+      functools.partial(ResNet, depth, 'deep'),
+      512 if depth in BASIC else 2048,
+      size=256 if depth > 100 else 224,
+      torch_names={'timm': torch_name},
+    )
+    for depth in DEPTHS
+  }
+  | {
+    f'resnext{depth}_{groups}x{base}d': Backbone(
+      functools.partial(ResNet, depth, groups=groups, base=base), 2048, torch_names=TORCH_NAMES
+    )
+    for depth, groups, base in GROUPED
+  }
+  | {
+    # HCAL's (S2), for CIFAR-100: ResNet-18 with the small stem, and a linear layer 512 -> 256 that
+    # belongs to the trunk.
+    'resnet18_32px': Backbone(
+      functools.partial(ResNet, 18, 'small', 256),
+      256,
+      size=32,
+      torch_names=TORCH_NAMES,
+      stems={'standard': ('conv1', 'fc')},
+    ),
+    # S4's AdvancedCNN is ResNet-18, layer by layer (its dropout and linear layer are the head's);
+    # the paper normalises with mean = std = .5.
+    'advanced_cnn': Backbone(
+      functools.partial(ResNet, 18), 512, (127.5,) * 3, (127.5,) * 3, torch_names=TORCH_NAMES
+    ),
+  }
+)

@@ -17,9 +17,9 @@ from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 
 MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate', 'probe')
-MODES += ('plan', 'export', 'options', 'compare', 'audit', 'serve')
+MODES += ('plan', 'export', 'options', 'compare', 'audit', 'serve', 'backbones')
 # Those that take words after the command.
-WITH_WORDS = ('options', 'compare', 'serve')
+WITH_WORDS = ('options', 'compare', 'serve', 'backbones')
 # Short names of options: --lr=3e-4 is --config.optim.lr=3e-4.
 ALIASES = {
   'data': 'data.root',

@@ -57,6 +57,8 @@ COMMANDS = f"""hierjax: hierarchical image classification.
       check taxonomy, labels and images
   hierjax describe --config=3head
       parameters and MACs of the model
+  hierjax backbones 'vit_small*'
+      the backbones of these names with parameters, MACs, image size and licence of the weights
   hierjax options optim
       the options whose name or help has the word, with default and range; all without a word
 

@@ -13,15 +13,40 @@ from hierjax.models.backbones import (
   efficientnet_v2,
   maxvit,
   mobilenet,
-  regnet,
   resnet,
   swin,
   vgg,
   vit_families,
 )
 
-BACKBONES: Registry[Backbone] = Registry('backbone')
-CNNS = (resnet, convnext, densenet, vgg, mobilenet, efficientnet, efficientnet_v2, regnet)
+# timm's names of what has another one here.
+ALIASES = {
+  'mobilenetv2_100': 'mobilenet_v2',
+  **{f'tf_efficientnet_lite{i}': f'efficientnet_lite{i}' for i in range(5)},
+  **{f'swin_{size}_patch4_window7_224': f'swin_{size[0]}' for size in ('tiny', 'small', 'base')},
+}
+
+
+class Backbones(Registry[Backbone]):
+  """Backbones by name, and by timm's name with the tag of its weights: [timm/]NAME.TAG."""
+
+  def __getitem__(self, name: str) -> Backbone:
+    """Return the backbone of a name; a `UserError` with the choices for an unknown one."""
+    return super().__getitem__(self._canonical(name))
+
+  def __contains__(self, name: object) -> bool:
+    return super().__contains__(self._canonical(name))
+
+  def _canonical(self, name: object) -> object:
+    if not isinstance(name, str) or name in self._entries:
+      return name
+    short = name.removeprefix('timm/').partition('.')[0]
+    short = ALIASES.get(short, short)
+    return short if short in self._entries else name
+
+
+BACKBONES: Registry[Backbone] = Backbones('backbone')
+CNNS = (resnet, convnext, densenet, vgg, mobilenet, efficientnet, efficientnet_v2)
 for family in (*CNNS, maxvit, swin, vit_families):
   for name, backbone in family.BACKBONES.items():
     BACKBONES.register(name, backbone)

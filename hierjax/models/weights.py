@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
+from hierjax.core import json_files
 from hierjax.core.errors import UserError
 from hierjax.models.backbone import Backbone
 from hierjax.models.registry import BACKBONES
@@ -44,6 +45,11 @@ SUFFIXES = {
     'open_clip': 'positional_embedding',
   },
 }
+
+# Of timm and of open_clip, in the order in which they are looked for.
+HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+HUB_FILES += ('open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
+SETTINGS = ('config.json', 'open_clip_config.json')
 
 Path = tuple[str, ...]
 State = dict[str, np.ndarray]
@@ -96,8 +102,9 @@ def load(
     The variables with the backbone's leaves replaced by numpy arrays, and a report: source, file,
     scheme (whose names the file has), tensors (how many were taken), fresh (the modules among those
     of the backbone's stem that the file does not fit: they stay as they are in `variables`), mean
-    and std (RGB in 0..255) and interpolation as the source wants them, or else the backbone's and
-    None; and classifier, {'kernel' [d, C], 'bias' [C]}, or None where the file has none.
+    and std (RGB in 0..255), size, crop (share of a side) and interpolation as the config.json of
+    the source wants them, or else the backbone's and None; and classifier, {'kernel' [d, C], 'bias'
+    [C]}, or None where the file has none.
 
   Raises:
     UserError: the source cannot be had, cannot be read, or does not fit.
@@ -135,24 +142,33 @@ def _classifier(state: State) -> dict[str, np.ndarray] | None:
 def _locate(name: str, source: str) -> tuple[pathlib.Path, dict[str, Any]]:
   """Find the file of a source, and how its images are normalised."""
   spec = BACKBONES[name]
-  report = {'mean': tuple(spec.mean), 'std': tuple(spec.std), 'interpolation': None}
   if source == 'package':
     lite = {'mean': (127.0,) * 3, 'std': (128.0,) * 3, 'interpolation': 'bicubic'}
-    return _package_file(name), lite
+    return _package_file(name), _preparation(spec, {}) | lite
   if source.startswith('hf:'):
     path, settings = _hub_files(source.removeprefix('hf:'))
-    settings = settings.get('pretrained_cfg', settings)
-    for key in ('mean', 'std'):
-      if isinstance(settings.get(key), list) and len(settings[key]) == 3:
-        report[key] = tuple(255.0 * float(v) for v in settings[key])
-    return path, report | {'interpolation': settings.get('interpolation')}
+    return path, _preparation(spec, settings)
   path = pathlib.Path(source).expanduser()
   if not path.is_file():
     raise UserError(
       f'model.pretrained: {source}: no such file; choices: a .safetensors or .pth file, '
       "'hf:REPO' or 'package'"
     )
-  return path, report
+  file = next((p for p in map(path.with_name, SETTINGS) if p.is_file()), None)
+  return path, _preparation(spec, json_files.read_object(file) if file else {})
+
+
+def _preparation(spec: Backbone, settings: dict[str, Any]) -> dict[str, Any]:
+  """Take how images are prepared out of the config.json of timm or open_clip."""
+  parts = (settings.get(key) for key in ('pretrained_cfg', 'preprocess_cfg'))
+  settings = next((part for part in parts if isinstance(part, dict)), settings)
+  report = {'mean': tuple(spec.mean), 'std': tuple(spec.std)}
+  for key in report:
+    if isinstance(settings.get(key), list) and len(settings[key]) == 3:
+      report[key] = tuple(255.0 * float(v) for v in settings[key])
+  size = settings.get('input_size', settings.get('size'))
+  report['size'] = size[-1] if isinstance(size, list) and size else size
+  return report | {'crop': settings.get('crop_pct'), 'interpolation': settings.get('interpolation')}
 
 
 def _package_file(name: str) -> pathlib.Path:
@@ -185,15 +201,17 @@ def _hub_files(source: str) -> tuple[pathlib.Path, dict[str, Any]]:
   def download(file):
     return huggingface_hub.hf_hub_download(repo, file, revision=revision or None)
 
+  def first(files):
+    for file in files:
+      try:
+        return download(file)
+      except EntryNotFoundError as e:
+        # Offline, which does not say that the repository lacks the file.
+        if isinstance(e, LocalEntryNotFoundError) or file == files[-1]:
+          raise
+
   try:
-    try:
-      path = download('model.safetensors')
-    except EntryNotFoundError as e:
-      # Offline, which does not say that the repository lacks the file.
-      if isinstance(e, LocalEntryNotFoundError):
-        raise
-      path = download('pytorch_model.bin')
-    settings = json.loads(pathlib.Path(download('config.json')).read_text())
+    path, settings = first(HUB_FILES), json.loads(pathlib.Path(first(SETTINGS)).read_text())
   except Exception as e:
     # The hub's client raises its own errors, httpx's and the system's.
     reason = f'{type(e).__name__}: {shorten(str(e), 160)}'

@@ -210,6 +210,8 @@ def _variables(
   if source['fresh']:
     fresh = f'; not from there, but drawn: {", ".join(source["fresh"])}'
   note = f'{source["tensors"]} tensors of the backbone from {source["file"]}{fresh}'
+  if source['size'] not in (None, size):
+    note += f'; they were trained with images of {source["size"]} pixels, data.size is {size}'
   return variables, [note]
 
 

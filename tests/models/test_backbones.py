@@ -225,6 +225,11 @@ LISTED = {
   'vit_base_patch16_clip_224': 85_799_424,
   'vit_large_patch14_clip_224': 303_179_776,
   'eva02_small_patch14_224': 21_621_120,
+  'convnextv2_tiny': 27_866_496,
+  'tf_efficientnetv2_s': 20_177_488,
+  'mobilenetv4_conv_small': 2_493_024,
+  'regnety_016': 10_313_430,
+  'resnet50d': 23_527_264,
 }
 
 

@@ -56,6 +56,9 @@ QUICK = (
   'small_siglip',
   'small_clip',
   'small_eva02_base',
+  'small_convnextv2',
+  'small_resnet50d',
+  'small_tf_efficientnetv2',
 )
 # The smallest of each family with gradients; MobileNetV2's blocks are EfficientNet-Lite's.
 SMALLEST = (
@@ -69,6 +72,7 @@ SMALLEST = (
   'efficientnet_b0',
   'small_siglip',
   'small_eva02_base',
+  'small_convnextv2',
 )
 # In evaluation mode the gradients differ by the batch norms alone, which all families share.
 IN_EVALUATION = ('resnet18',)
@@ -83,6 +87,9 @@ def cases(values, quick):
 # are for `make test-slow`.
 TIMM = ours.timm_names()
 QUICK_TIMM = (
+  'regnety_320',
+  'mobilenetv4_conv_medium',
+  'tf_efficientnetv2_b3',
   'vit_small_patch16_dinov3_qkvb',
   'vit_so400m_patch14_siglip_224',
   'eva02_small_patch14_224',

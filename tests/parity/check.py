@@ -92,6 +92,15 @@ def main():
       + (f'  <- differ: {", ".join(sorted(off))}' if off else ', all equal')
     )
     bad += [f'counts of {name}' for name in off]
+    command = [sys.argv[1], str(HERE / 'make_timm_names.py'), f'{folder}/timm_names.json']
+    subprocess.run([*command, *ours.timm_names()], check=True)
+    new, old = ours.timm_names(folder), ours.timm_names()
+    for name in new:
+      if 'narrow' in new[name]:
+        pin = new[name].pop('narrow')
+        remade = seeded.difference(old[name].pop('narrow'), pin)
+        row(f'{name}, one narrow block', remade, [ours.narrow_difference(name, pin)])
+    bad += [f'what timm has under the name {name}' for name in new if new[name] != old[name]]
     new, old = ours.lite0_package(folder), ours.lite0_package()
     pins = [seeded.pin(g['logits'], 2000) for g in (old, new)]
     row(

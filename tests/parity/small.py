@@ -19,7 +19,6 @@ TIMM = {
   'small_deit3': ('deit3_small_patch16_224', {**_VIT, 'img_size': 64}),
   'small_convnextv2': ('convnextv2_tiny', {'depths': (1, 1, 2, 1), 'dims': (16, 24, 32, 48)}),
   'small_resnet50d': ('resnet50d', {'layers': (1, 1, 2, 1)}),
-  'small_resnext50': ('resnext50_32x4d', {'layers': (1, 1, 2, 1)}),
   'small_efficientnetv2': ('efficientnetv2_s', {'depth_multiplier': 0.25}),
   'small_tf_efficientnetv2': ('tf_efficientnetv2_s', {'depth_multiplier': 0.25}),
   'small_qk_norm': ('vit_small_patch16_224', {**_VIT, 'img_size': 64, 'qk_norm': True}),
@@ -38,8 +37,9 @@ def _backbones():
   import functools
 
   from hierjax.models import registry
-  from hierjax.models.backbones import convnext, efficientnet_v2, resnet, vit
-  from hierjax.models.backbones import vit_families as rows
+  from hierjax.models.backbones import convnext, efficientnet_v2, resnet, vit, vit_families
+
+  rows = vit_families
 
   def small(options, patch, size=64, **more):
     return vit.backbone((64, 2, 2), patch, size, **{**options, **more})
@@ -49,7 +49,7 @@ def _backbones():
     make = functools.partial(backbone.make.func, v2, *backbone.make.args[1:])
     return dataclasses.replace(backbone, make=make)
 
-  convnext.VARIANTS_2['golden'] = ((1, 1, 2, 1), (16, 24, 32, 48), 0.0)
+  convnext.VARIANTS['v2_golden'] = ((1, 1, 2, 1), (16, 24, 32, 48), 0.0)
   resnet.DEPTHS['golden'] = (1, 1, 2, 1)
   v2 = efficientnet_v2.stages(efficientnet_v2.V2['s'][1], 24, 'silu', depth=0.25)
 
@@ -66,15 +66,11 @@ def _backbones():
     'small_deit3': small(rows.DEIT_3, 16),
     'small_convnextv2': dataclasses.replace(
       registry.BACKBONES['convnextv2_tiny'],
-      make=functools.partial(convnext.ConvNeXt, 'golden', is_second=True),
+      make=functools.partial(convnext.ConvNeXt, 'v2_golden'),
       features=48,
     ),
     'small_resnet50d': dataclasses.replace(
       registry.BACKBONES['resnet50d'], make=functools.partial(resnet.ResNet, 'golden', 'deep')
-    ),
-    'small_resnext50': dataclasses.replace(
-      registry.BACKBONES['resnext50_32x4d'],
-      make=functools.partial(resnet.ResNet, 'golden', groups=32, base=4),
     ),
     'small_efficientnetv2': shortened('efficientnetv2_s'),
     'small_tf_efficientnetv2': shortened('tf_efficientnetv2_s'),

@@ -21,13 +21,12 @@ VARIANTS = {
   'base': ((3, 3, 27, 3), (128, 256, 512, 1024), 0.5),
   'large': ((3, 3, 27, 3), (192, 384, 768, 1536), 0.5),
 }
-# Of the second version (Woo et al. 2023, arXiv:2301.00808), without stochastic depth, as timm.
-VARIANTS_2 = {
-  'atto': ((2, 2, 6, 2), (40, 80, 160, 320), 0.0),
-  'femto': ((2, 2, 6, 2), (48, 96, 192, 384), 0.0),
-  'pico': ((2, 2, 6, 2), (64, 128, 256, 512), 0.0),
-  'nano': ((2, 2, 8, 2), (80, 160, 320, 640), 0.0),
-  **{variant: (depths, widths, 0.0) for variant, (depths, widths, _) in VARIANTS.items()},
+# The second version (Woo et al. 2023, arXiv:2301.00808), as in timm without stochastic depth.
+VARIANTS |= {f'v2_{name}': (*sizes[:2], 0.0) for name, sizes in VARIANTS.items()} | {
+  'v2_atto': ((2, 2, 6, 2), (40, 80, 160, 320), 0.0),
+  'v2_femto': ((2, 2, 6, 2), (48, 96, 192, 384), 0.0),
+  'v2_pico': ((2, 2, 6, 2), (64, 128, 256, 512), 0.0),
+  'v2_nano': ((2, 2, 8, 2), (80, 160, 320, 640), 0.0),
 }
 
 
@@ -84,21 +83,19 @@ class ConvNeXt(layers.Trunk):
   """Trunk of a ConvNeXt.
 
   Attributes:
-    variant: a key of `VARIANTS` or `VARIANTS_2`.
+    variant: a key of `VARIANTS`.
     drop_path: stochastic depth of the last block, rising linearly from 0 at the first; None is
       torchvision's.
-    is_second: whether it is the second version.
   """
 
   variant: str = 'tiny'
   drop_path: float | None = None
-  is_second: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> layers.Output:
     """Compute features and maps."""
     compute = self.compute
-    depths, widths, drop = (VARIANTS_2 if self.is_second else VARIANTS)[self.variant]
+    depths, widths, drop = VARIANTS[self.variant]
     rates = layers.drop_rates(drop if self.drop_path is None else self.drop_path, depths)
     patch = {'use_bias': True, 'initial': small_normal, 'compute': compute}
     x = layers.Conv(widths[0], 4, 4, **patch, name='stem_0')(x)
@@ -110,7 +107,7 @@ class ConvNeXt(layers.Trunk):
         x = layers.Conv(width, 2, 2, **patch, name=f'stages_{stage}_downsample_1')(x)
       for i, rate in enumerate(rates[stage]):
         name = f'stages_{stage}_blocks_{i}'
-        x = block(rate, self.is_second, compute=compute, name=name)(x, train)
+        x = block(rate, self.variant.startswith('v2'), compute=compute, name=name)(x, train)
       maps[f'stage{stage + 1}'] = x
     x = maps['features'] = self.perturb('features', x)
     norm = layers.LayerNorm(compute=compute.in_float32, name='head_norm')
@@ -118,19 +115,12 @@ class ConvNeXt(layers.Trunk):
 
 
 BACKBONES = {
-  f'convnext_{variant}': Backbone(
+  f'convnext_{variant}'.replace('_v2', 'v2'): Backbone(
     functools.partial(ConvNeXt, variant),
     widths[-1],
-    torch_names=TORCH_NAMES,
+    torch_names={'timm': _timm_name} if variant.startswith('v2') else TORCH_NAMES,
     # torchvision's LayerNorm2d, which thop does not count.
     uncounted=r'stem_1|stages_\d_downsample_0|head_norm',
   )
   for variant, (_, widths, _) in VARIANTS.items()
-} | {
-  f'convnextv2_{variant}': Backbone(
-    functools.partial(ConvNeXt, variant, is_second=True),
-    widths[-1],
-    torch_names={'timm': _timm_name},
-  )
-  for variant, (_, widths, _) in VARIANTS_2.items()
 }

@@ -40,12 +40,6 @@ V4 = {
    'uir_r1_a5_k5_s2_e6_c256+uir_r1_a5_k5_s1_e4_c256+uir_r2_a3_k5_s1_e4_c256+uir_r1_k0_s1_e4_c256+'
    'uir_r1_a3_k0_s1_e4_c256+uir_r1_a3_k5_s1_e2_c256+uir_r1_a5_k5_s1_e4_c256+uir_r2_k0_s1_e4_c256+'
    'uir_r1_a5_k0_s1_e2_c256 cn_r1_k1_s1_c960'),
-  'large': (384, 24, 'er_r1_k3_s2_e4_c48 uir_r1_a3_k5_s2_e4_c96+uir_r1_a3_k3_s1_e4_c96 '
-   'uir_r1_a3_k5_s2_e4_c192+uir_r3_a3_k3_s1_e4_c192+uir_r1_a3_k5_s1_e4_c192+'
-   'uir_r5_a5_k3_s1_e4_c192+uir_r1_a3_k0_s1_e4_c192 '
-   'uir_r4_a5_k5_s2_e4_c512+uir_r1_a5_k0_s1_e4_c512+uir_r1_a5_k3_s1_e4_c512+'
-   'uir_r2_a5_k0_s1_e4_c512+uir_r1_a5_k3_s1_e4_c512+uir_r1_a5_k5_s1_e4_c512+'
-   'uir_r3_a5_k0_s1_e4_c512 cn_r1_k1_s1_c960'),
 }  # fmt: skip
 
 

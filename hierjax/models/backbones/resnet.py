@@ -1,10 +1,11 @@
 """ResNet-18/34/50/101/152 as in torchvision: v1.5, with the stride in the 3x3 convolution.
 
-He et al. 2015, arXiv:1512.03385. ResNeXt (Xie et al. 2016, arXiv:1611.05431) divides it into
-groups; ResNet-D (He et al. 2018, arXiv:1812.01187) is timm's.
+He et al. 2015, arXiv:1512.03385. ResNet-D (He et al. 2018, arXiv:1812.01187) and RegNetY
+(Radosavovic et al. 2020, arXiv:2003.13678) are timm's.
 """
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -25,13 +26,35 @@ DEPTHS = {
 }
 # Depths of two 3x3 convolutions a block; the others have bottlenecks.
 BASIC = (18, 34)
-# (depth, groups, channels of a group in the first stage)
-GROUPED = ((50, 32, 4), (101, 32, 8), (101, 64, 4))
+
+# RegNetY: (blocks of each stage, their widths, width of a group)
+REGNETS = {
+  '002': ((1, 1, 4, 7), (24, 56, 152, 368), 8),
+  '004': ((1, 3, 6, 6), (48, 104, 208, 440), 8),
+  '006': ((1, 3, 7, 4), (48, 112, 256, 608), 16),
+  '008': ((1, 3, 8, 2), (64, 128, 320, 768), 16),
+  '016': ((2, 6, 17, 2), (48, 120, 336, 888), 24),
+  '032': ((2, 5, 13, 1), (72, 216, 576, 1512), 24),
+  '040': ((2, 6, 12, 2), (128, 192, 512, 1088), 64),
+  '064': ((2, 7, 14, 2), (144, 288, 576, 1296), 72),
+  '080': ((2, 4, 10, 1), (168, 448, 896, 2016), 56),
+  '120': ((2, 5, 11, 1), (224, 448, 896, 2240), 112),
+  '160': ((2, 4, 11, 1), (224, 448, 1232, 3024), 112),
+  '320': ((2, 5, 12, 1), (232, 696, 1392, 3712), 232),
+}
 
 
 def torch_name(path: str) -> str:
   """Return the state dict prefix of a module path; timm's ResNets carry torchvision's names."""
   return path.replace('/', '.').replace('_', '.')
+
+
+def _regnet_name(path: str) -> str:
+  """Return timm's state dict prefix of a module path of a RegNet."""
+  path = re.sub(r'^(s\d)_|^(stem)_', lambda m: f'{m[1] or m[2]}.', path)
+  path = re.sub(r'/bn(\d)$', r'/conv\1.bn', re.sub(r'/(conv\d)$', r'/\1.conv', path))
+  path = path.replace('downsample_0', 'downsample.conv').replace('downsample_1', 'downsample.bn')
+  return path.replace('/', '.')
 
 
 TORCH_NAMES = {'torchvision': torch_name, 'timm': torch_name}
@@ -98,15 +121,11 @@ class ResNet(layers.Trunk):
     stem: 'standard', or 'small' for images of about 32 pixels: a 3x3 convolution of stride 1, no
       max pooling; 'deep' is ResNet-D's of three convolutions, which has its shortcuts, too.
     fc: width of a linear layer after pooling; None has none.
-    groups: of the 3x3 convolutions in the bottlenecks.
-    base: channels of such a group in the first stage.
   """
 
   depth: int = 50
   stem: str = 'standard'
   fc: int | None = None
-  groups: int = 1
-  base: int = 64
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> layers.Output:
@@ -128,12 +147,8 @@ class ResNet(layers.Trunk):
     for stage, num_blocks in enumerate(DEPTHS[self.depth], 1):
       for i in range(num_blocks):
         stride = 2 if i == 0 and stage > 1 else 1
-        width, options = 32 << stage, {'compute': self.compute, 'name': f'layer{stage}_{i}'}
-        is_bottleneck = self.depth not in BASIC
-        if is_bottleneck:
-          options |= {'out': 4 * width, 'groups': self.groups}
-          width = width * self.base // 64 * self.groups
-        x = block(width, stride, is_bottleneck, is_pooled=is_deep, **options)(x, train)
+        options = {'is_pooled': is_deep, 'compute': self.compute, 'name': f'layer{stage}_{i}'}
+        x = block(32 << stage, stride, self.depth not in BASIC, **options)(x, train)
       maps[f'stage{stage}'] = x
     x = maps['features'] = self.perturb('features', x)
     x = layers.GlobalPool()(x)
@@ -145,46 +160,66 @@ class ResNet(layers.Trunk):
     return x, maps
 
 
+class RegNet(layers.Trunk):
+  """Trunk of a RegNetY.
+
+  Attributes:
+    variant: a key of `REGNETS`.
+  """
+
+  variant: str = '016'
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> layers.Output:
+    """Compute features and maps."""
+    compute, block = self.compute, self.remat(Block)
+    x = layers.Conv(32, 3, 2, 1, compute=compute, name='stem_conv')(x)
+    x = layers.BatchNorm('relu', compute=compute, name='stem_bn')(x, train)
+    maps = {'stem': x}
+    depths, widths, group = REGNETS[self.variant]
+    for stage, (depth, width) in enumerate(zip(depths, widths, strict=True), 1):
+      for i in range(1, depth + 1):
+        options = {'out': width, 'groups': width // group, 'squeezed': round(x.shape[-1] / 4)}
+        name, stride = f's{stage}_b{i}', 2 if i == 1 else 1
+        x = block(width, stride, True, **options, compute=compute, name=name)(x, train)
+      maps[f'stage{stage}'] = x
+    x = maps['features'] = self.perturb('features', x)
+    return layers.GlobalPool()(x), maps
+
+
 _STEMS = {'standard': (), 'small': ('conv1',)}
-BACKBONES = (
-  {
-    f'resnet{depth}': Backbone(
-      functools.partial(ResNet, depth),
-      2048 if depth >= 50 else 512,
-      torch_names=TORCH_NAMES,
-      stems=_STEMS,
-    )
-    for depth in (18, 34, 50, 101, 152)
-  }
-  | {
-    f'resnet{depth}d': Backbone(
-      functools.partial(ResNet, depth, 'deep'),
-      512 if depth in BASIC else 2048,
-      size=256 if depth > 100 else 224,
-      torch_names={'timm': torch_name},
-    )
-    for depth in DEPTHS
-  }
-  | {
-    f'resnext{depth}_{groups}x{base}d': Backbone(
-      functools.partial(ResNet, depth, groups=groups, base=base), 2048, torch_names=TORCH_NAMES
-    )
-    for depth, groups, base in GROUPED
-  }
-  | {
-    # HCAL's (S2), for CIFAR-100: ResNet-18 with the small stem, and a linear layer 512 -> 256 that
-    # belongs to the trunk.
-    'resnet18_32px': Backbone(
-      functools.partial(ResNet, 18, 'small', 256),
-      256,
-      size=32,
-      torch_names=TORCH_NAMES,
-      stems={'standard': ('conv1', 'fc')},
-    ),
-    # S4's AdvancedCNN is ResNet-18, layer by layer (its dropout and linear layer are the head's);
-    # the paper normalises with mean = std = .5.
-    'advanced_cnn': Backbone(
-      functools.partial(ResNet, 18), 512, (127.5,) * 3, (127.5,) * 3, torch_names=TORCH_NAMES
-    ),
-  }
-)
+BACKBONES = {
+  f'resnet{depth}': Backbone(
+    functools.partial(ResNet, depth),
+    2048 if depth >= 50 else 512,
+    torch_names=TORCH_NAMES,
+    stems=_STEMS,
+  )
+  for depth in (18, 34, 50, 101, 152)
+} | {
+  # HCAL's (S2), for CIFAR-100: ResNet-18 with the small stem, and a linear layer 512 -> 256 that
+  # belongs to the trunk.
+  'resnet18_32px': Backbone(
+    functools.partial(ResNet, 18, 'small', 256),
+    256,
+    size=32,
+    torch_names=TORCH_NAMES,
+    stems={'standard': ('conv1', 'fc')},
+  ),
+  # S4's AdvancedCNN is ResNet-18, layer by layer (its dropout and linear layer are the head's); the
+  # paper normalises with mean = std = .5.
+  'advanced_cnn': Backbone(
+    functools.partial(ResNet, 18), 512, (127.5,) * 3, (127.5,) * 3, torch_names=TORCH_NAMES
+  ),
+}
+for depth in DEPTHS:
+  BACKBONES[f'resnet{depth}d'] = Backbone(
+    functools.partial(ResNet, depth, 'deep'),
+    512 if depth in BASIC else 2048,
+    size=256 if depth > 100 else 224,
+    torch_names={'timm': torch_name},
+  )
+for variant, (_, widths, _) in REGNETS.items():
+  BACKBONES[f'regnety_{variant}'] = Backbone(
+    functools.partial(RegNet, variant), widths[-1], torch_names={'timm': _regnet_name}
+  )

@@ -15,7 +15,7 @@ import numpy as np
 
 from hierjax.core.errors import UserError
 from hierjax.models import layers
-from hierjax.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, Color
+from hierjax.models.backbone import IMAGENET, Backbone, Colors
 from hierjax.models.initializers import (
   Initializer,
   constant,
@@ -122,17 +122,9 @@ class Rotary(NamedTuple):
     return tuple(x.reshape(prefix + h * w, d).astype(np.float32) for x in pairs)
 
 
-class Initial(NamedTuple):
-  """Initialisers of kernels, and of the biases of the MLP."""
-
-  qkv: Initializer = small_normal
-  proj: Initializer = small_normal
-  mlp: Initializer = small_normal
-  mlp_bias: Initializer = zeros
-
-
-TIMM_INITIAL = Initial()
-TORCHVISION_INITIAL = Initial(glorot, torch_linear, glorot, normal(1e-6))
+# Initialisers of the kernels of qkv, proj and MLP, and of the biases of the MLP.
+TIMM_INITIAL = (small_normal, small_normal, small_normal, zeros)
+TORCHVISION_INITIAL = (glorot, torch_linear, glorot, normal(1e-6))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +140,6 @@ class Style:
     rotary: the rotary position embedding, or None.
     scale: initial value of the factors of each branch's channels (LayerScale); None has none.
     ratio: hidden channels of the MLP for each channel.
-    multiple: of hidden channels.
     act: activation of the MLP.
     gate: of the MLP, as in `layers.mlp`.
     has_mlp_norm: whether the MLP norms its hidden channels.
@@ -163,11 +154,10 @@ class Style:
   rotary: Rotary | None = None
   scale: float | None = None
   ratio: float = 4
-  multiple: int = 1
   act: str = 'gelu'
   gate: str | None = None
   has_mlp_norm: bool = False
-  initial: Initial = TIMM_INITIAL
+  initial: tuple[Initializer, ...] = TIMM_INITIAL
 
 
 class Block(layers.Layer):
@@ -191,19 +181,12 @@ class Block(layers.Layer):
         y = y * jnp.asarray(gamma, compute.dtype)
       return layers.StochasticDepth(self.drop, compute=compute)(y, train)
 
-    attention = layers.Attention(
-      style.heads,
-      initial=style.initial[:2],
-      biased=style.biased,
-      is_split=style.is_split,
-      norm_eps=style.eps if style.has_qk_norm else None,
-      is_half=style.rotary is not None and style.rotary.is_half,
-      compute=compute,
-      name='attn',
-    )
+    fields = {'biased': style.biased, 'is_split': style.is_split, 'initial': style.initial[:2]}
+    fields['norm_eps'] = style.eps if style.has_qk_norm else None
+    fields['is_half'] = style.rotary is not None and style.rotary.is_half
+    attention = layers.Attention(style.heads, **fields, compute=compute, name='attn')
     x = x + branch(attention(y, rotation=rotation[0] if rotation else None), 'gamma_1')
-    hidden = -(-int(c * style.ratio) // style.multiple) * style.multiple
-    options = {'hidden': hidden, 'act': style.act, 'gate': style.gate}
+    options = {'hidden': int(c * style.ratio), 'act': style.act, 'gate': style.gate}
     if style.has_mlp_norm:
       options['norm'] = norm('mlp_norm')
     y = layers.mlp(norm('norm2')(x), compute, *style.initial[2:], **options)
@@ -308,15 +291,9 @@ class ViT(layers.Trunk):
         f'--config.data.size: this ViT (patches of {patch} pixels) takes images whose sides are '
         f'multiples of {patch}, not {x.shape[1]} x {x.shape[2]}'
       )
-    return layers.Conv(
-      self.width,
-      patch,
-      patch,
-      use_bias=not self.has_pre_norm,
-      initial=normal((patch * patch * x.shape[3]) ** -0.5),
-      compute=self.compute,
-      name='conv_proj',
-    )(x)
+    options = {'use_bias': not self.has_pre_norm, 'compute': self.compute, 'name': 'conv_proj'}
+    initial = normal((patch * patch * x.shape[3]) ** -0.5)
+    return layers.Conv(self.width, patch, patch, initial=initial, **options)(x)
 
   @nn.nowrap
   def _with_positions(self, x: jax.Array) -> jax.Array:
@@ -367,12 +344,7 @@ class ViT(layers.Trunk):
 
 
 def backbone(
-  trunk: tuple[int, int, int],
-  patch: int,
-  size: int,
-  mean: Color = IMAGENET_MEAN,
-  std: Color = IMAGENET_STD,
-  **options: Any,
+  trunk: tuple[int, int, int], patch: int, size: int, colors: Colors = IMAGENET, **options: Any
 ) -> Backbone:
   """Describe a vision transformer by timm's names.
 
@@ -380,8 +352,7 @@ def backbone(
     trunk: width, depth and heads.
     patch: side of a patch in pixels.
     size: side of the images in pixels.
-    mean: of the images, as in `Backbone`.
-    std: of the images, as in `Backbone`.
+    colors: mean and standard deviation of the images.
     **options: fields of `Style` and `ViT`.
   """
   width, depth, heads = trunk
@@ -393,4 +364,4 @@ def backbone(
   names = {'timm_eva' if style.rotary else 'timm': _timm_name}
   if options.get('has_pre_norm'):
     names['open_clip'] = _open_clip_name
-  return Backbone(make, width, mean, std, size, patch, names)
+  return Backbone(make, width, *colors, size, patch, names)

@@ -24,7 +24,7 @@ REGISTERS = {'registers': 4, 'has_prefix_positions': False}
 DINO_3 = {'scale': 1e-5, 'eps': 1e-5, 'rotary': Rotary(100, None, True), 'grid': None}
 DINO_3 |= {'registers': 4, 'pool': 'mean', 'biased': ''}
 QKVB = DINO_3 | {'biased': 'qv'}
-PLUS = {'gate': 'split', 'act': 'silu', 'multiple': 8}
+PLUS = {'gate': 'split', 'act': 'silu'}
 # Zhai et al. 2023, arXiv:2303.15343; Tschannen et al. 2025, arXiv:2502.14786.
 SIGLIP = {'has_class_token': False, 'pool': 'map'}
 SO400M = SIGLIP | {'ratio': 3.7362}
@@ -78,7 +78,7 @@ BACKBONES = {
     uncounted=r'.*/attn/(qkv|proj)',
   )
 } | {
-  name.format(trunk, size): vit.backbone(TRUNKS[trunk], patch, size, *colors, **options)
+  name.format(trunk, size): vit.backbone(TRUNKS[trunk], patch, size, colors, **options)
   for name, trunks, patch, sizes, colors, options in FAMILIES
   for trunk in trunks
   for size in sizes

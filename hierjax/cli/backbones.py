@@ -1,0 +1,48 @@
+"""--mode=backbones: the backbones that there are."""
+
+import fnmatch
+
+from hierjax.cli.arguments import Arguments
+from hierjax.core import terminal
+from hierjax.core.errors import UserError, did_you_mean
+from hierjax.models import counts
+from hierjax.models.registry import BACKBONES
+
+# Of timm's weights, as their cards say; the first word that is in the name.
+LICENCES = {
+  'dinov3': 'DINOv3 License',
+  'convnextv2': 'CC BY-NC 4.0',
+  '_clip': 'MIT, Apache 2.0, CC BY-NC 4.0 or Apple',
+  'eva02': 'MIT',
+  'swin': 'MIT',
+  'regnety': 'MIT, BSD, Apache 2.0, CC BY-NC 4.0 or SEER',
+  '': 'mostly Apache 2.0',
+}
+
+
+def run(args: Arguments) -> int:
+  """Print the backbones whose names have a word or match a pattern with *.
+
+  Args:
+    args: the arguments; without a word all are listed, but not counted, which takes a minute.
+
+  Raises:
+    UserError: no name does.
+  """
+  patterns = [word if '*' in word else f'*{word}*' for word in args.patterns or ['*']]
+  names = [name for name in BACKBONES if any(fnmatch.fnmatch(name, p) for p in patterns)]
+  if not names:
+    hint = did_you_mean(args.patterns[0], BACKBONES)
+    raise UserError(f'no backbone is called {" or ".join(args.patterns)}{hint}')
+  lines = [f'{"backbone":38} size features parameters    GMACs  licence of the weights']
+  for name in names:
+    spec, numbers = BACKBONES[name], f'{"-":>10} {"-":>8}'
+    if args.patterns:
+      module = spec.build()
+      variables = counts.shapes(module, spec.size)
+      macs = counts.macs(module, variables, spec.size) / 1e9
+      numbers = f'{counts.parameters(variables["params"]):10} {macs:8.2f}'
+    licence = next(text for word, text in LICENCES.items() if word in name)
+    lines.append(f'{name:38} {spec.size:4} {spec.features:8} {numbers}  {licence}')
+  terminal.show('\n'.join(lines))
+  return 0

@@ -188,7 +188,8 @@ def rotate(x: Array, rotation: tuple[Array, Array], is_half: bool) -> Array:
   *lead, d = x.shape
   pairs = x.reshape(*lead, *((2, d // 2) if is_half else (d // 2, 2)))
   partner = jnp.flip(pairs, -2 if is_half else -1).reshape(x.shape)
-  return (x * rotation[0] + partner * rotation[1]).astype(x.dtype)
+  cosine, sine = (y.reshape((1,) * (x.ndim - 2) + y.shape) for y in rotation)
+  return (x * cosine + partner * sine).astype(x.dtype)
 
 
 def windows(x: Array, size: int, spread: bool = False) -> Array:

@@ -152,7 +152,8 @@ class Attention(Layer):
     parts = [qkv[..., i * c : (i + 1) * c] for i in range(3)]
     if self.biased == 'qv':
       for i, name in ((0, 'q_bias'), (2, 'v_bias')):
-        parts[i] = parts[i] + jnp.asarray(self.weight(name, zeros, (c,)), compute.dtype)
+        bias = jnp.asarray(self.weight(name, zeros, (c,)), compute.dtype)
+        parts[i] = parts[i] + functional.per_channel(bias, parts[i])
     return parts
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hierjax.core.errors import UserError
-from hierjax.models import layers
+from hierjax.models import functional, layers
 from hierjax.models.backbone import IMAGENET, Backbone, Colors
 from hierjax.models.initializers import (
   Initializer,
@@ -178,7 +178,7 @@ class Block(layers.Layer):
     def branch(y, name):
       if style.scale is not None:
         gamma = self.weight(name, constant(style.scale), (c,))
-        y = y * jnp.asarray(gamma, compute.dtype)
+        y = y * functional.per_channel(jnp.asarray(gamma, compute.dtype), y)
       return layers.StochasticDepth(self.drop, compute=compute)(y, train)
 
     fields = {'biased': style.biased, 'is_split': style.is_split, 'initial': style.initial[:2]}
@@ -208,7 +208,7 @@ class AttentionPool(layers.Layer):
     kv = layers.Dense(2 * c, compute=compute, name='kv')(x)
     k, v = (y.reshape(b, n, style.heads, d).swapaxes(1, 2) for y in jnp.split(kv, 2, -1))
     q = jnp.broadcast_to(q.reshape(1, style.heads, 1, d), (b, style.heads, 1, d))
-    y = layers.functional.attention(q, k, v).reshape(b, c)
+    y = functional.attention(q, k, v).reshape(b, c)
     y = layers.Dense(c, compute=compute, name='proj')(y)
     norm = layers.LayerNorm(style.eps, compute=compute, name='norm')
     hidden = int(c * style.ratio)

@@ -95,11 +95,11 @@ def test_the_config_beside_a_file(tmp_path):
 
 
 def test_the_command(capsys):
-  assert program.run(['hierjax', 'backbones', 'regnety_00[24]*']) == 0
+  assert program.run(['hierjax', 'backbones', 'regnety_002', '*_lite0']) == 0
   lines = capsys.readouterr().out.splitlines()
   assert [line.split()[:4] for line in lines[1:]] == [
+    ['efficientnet_lite0', '224', '1280', '3371008'],
     ['regnety_002', '224', '368', '2793996'],
-    ['regnety_004', '224', '440', '3903144'],
   ]
   assert program.run(['hierjax', 'backbones']) == 0
   assert len(capsys.readouterr().out.splitlines()) == len(BACKBONES) + 1

@@ -52,13 +52,9 @@ QUICK = (
   'mobilenet_v3_large',
   'efficientnet_b0',
   'small_reg4',
-  'small_dinov3_plus',
   'small_siglip',
-  'small_clip',
   'small_eva02_base',
   'small_convnextv2',
-  'small_resnet50d',
-  'small_tf_efficientnetv2',
 )
 # The smallest of each family with gradients; MobileNetV2's blocks are EfficientNet-Lite's.
 SMALLEST = (
@@ -70,9 +66,7 @@ SMALLEST = (
   'swin_t',
   'mobilenet_v3_large',
   'efficientnet_b0',
-  'small_siglip',
   'small_eva02_base',
-  'small_convnextv2',
 )
 # In evaluation mode the gradients differ by the batch norms alone, which all families share.
 IN_EVALUATION = ('resnet18',)

@@ -173,9 +173,9 @@ def torchvision_names(stages: Stages, kind: str) -> Callable[[str], str]:
     place = f'{stage + 1}.{block}' if has_stages else f'{1 + blocks.index((stage, block))}'
     pairs = part_names(spec)
     if spec.squeezed:
-      parts.insert(-1, ('se', ''))
-    k = next(k for k, part in enumerate(parts) if layer in part)
-    j = parts[k].index(layer)
+      pairs.insert(-1, ('se', ''))
+    k = next(k for k, part in enumerate(pairs) if layer in part)
+    j = pairs[k].index(layer)
     if layer == 'se':
       convolution = {'conv_reduce': 'fc1', 'conv_expand': 'fc2'}[match[4]]
       return f'features.{place}.block.{k}.{convolution}'

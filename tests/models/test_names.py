@@ -98,8 +98,8 @@ def test_the_command(capsys):
   assert program.run(['hierjax', 'backbones', 'regnety_002', '*_lite0']) == 0
   lines = capsys.readouterr().out.splitlines()
   assert [line.split()[:4] for line in lines[1:]] == [
-    ['efficientnet_lite0', '224', '1280', '3371008'],
     ['regnety_002', '224', '368', '2793996'],
+    ['efficientnet_lite0', '224', '1280', '3371008'],
   ]
   assert program.run(['hierjax', 'backbones']) == 0
   assert len(capsys.readouterr().out.splitlines()) == len(BACKBONES) + 1

@@ -9,7 +9,7 @@ later. The table of all is printed at the end.
 
 PYTHON has torch, TORCH_STEP is a script that times the peer as train_step.py times hierjax. The two
 take turns for --rounds, and the better median of each counts; 0 rounds measure no speed.
---differences compares with the golden values of tests/golden: the worst relative difference of
+--differences compares with the golden values of tests/golden, where a backbone has its own: the worst relative difference of
 features in float32, and of gradients in float64 (in evaluation and training mode).
 """
 
@@ -38,6 +38,7 @@ PEERS = {
   'swin_s': 'timm:swin_small_patch4_window7_224',
   'swin_b': 'timm:swin_base_patch4_window7_224',
   **{f'efficientnet_lite{v}': f'timm:tf_efficientnet_lite{v}' for v in range(5)},
+  **{name: f'timm:{name}' for name in ours.timm_names()},
 }
 
 
@@ -70,7 +71,7 @@ def measure(name, a, row):
       'params': counts.parameters(shapes['params']),
       'macs': counts.macs(module, shapes, a.size),
     }
-  if a.differences and 'features' not in row:
+  if a.differences and 'features' not in row and name in ours.names():
     row['features'], row['gradients'] = differences(name)
   sizes = [str(a.batch), str(a.size), '--steps', str(a.steps)]
   commands = {'hierjax': [sys.executable, ROOT / 'benchmarks/train_step.py', name, *sizes]}

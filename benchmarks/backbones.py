@@ -9,8 +9,9 @@ later. The table of all is printed at the end.
 
 PYTHON has torch, TORCH_STEP is a script that times the peer as train_step.py times hierjax. The two
 take turns for --rounds, and the better median of each counts; 0 rounds measure no speed.
---differences compares with the golden values of tests/golden, where a backbone has its own: the worst relative difference of
-features in float32, and of gradients in float64 (in evaluation and training mode).
+--differences compares with the golden values of tests/golden, where a backbone has its own: the
+worst relative difference of features in float32, and of gradients in float64 (in evaluation and
+training mode).
 """
 
 import argparse

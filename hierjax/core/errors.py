@@ -7,8 +7,8 @@ from collections.abc import Iterable
 EXTRAS = {
   **dict.fromkeys(('onnx', 'onnxruntime'), 'export'),
   **dict.fromkeys(('starlette', 'uvicorn', 'python_multipart'), 'serve'),
-  **dict.fromkeys(('optax', 'tensorflow_datasets', 'pyarrow', 'matplotlib', 'jinja2'), 'train'),
-  **dict.fromkeys(('sklearn', 'threadpoolctl', 'tensorboardX', 'safetensors'), 'train'),
+  **dict.fromkeys(('optax', 'tensorflow_datasets', 'pyarrow', 'matplotlib'), 'train'),
+  **dict.fromkeys(('sklearn', 'threadpoolctl', 'tensorboardX'), 'train'),
   'huggingface_hub': 'train',
 }
 

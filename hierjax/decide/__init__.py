@@ -1,6 +1,6 @@
 """From probabilities to decisions: arrays in, arrays out."""
 
-from hierjax.decide import costs
+from hierjax.decide import costs, sets
 from hierjax.decide.backoff import Answers, Backoff, answer, fit_backoff, mistakes, smallest_risk
 from hierjax.decide.calibration import fit_temperature, temper
 from hierjax.decide.decisions import AnswerRules, Decisions, Rules, decide, default_rules, tune
@@ -28,6 +28,7 @@ __all__ = [
   'fit_temperature',
   'lineage',
   'mistakes',
+  'sets',
   'smallest_risk',
   'temper',
   'to_records',

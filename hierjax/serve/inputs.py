@@ -40,6 +40,8 @@ async def read(request: Request, limits: SimpleNamespace, counts: Counter) -> As
   kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
   if kind not in READERS:
     raise HTTPException(415, f'the body must be {" or ".join(READERS)}')
+  if int(request.headers.get('content-length', 0)) > limits.max_body:
+    raise HTTPException(413, f'the request has more than {limits.max_body} bytes')
   try:
     async with asyncio.timeout(limits.timeout):
       images = await READERS[kind](request, chunks(), limits.max_files)

@@ -22,9 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def served(exported, monkeypatch):
-  """(model, port, uvicorn's server) of a server in a thread, whose connections must be quick."""
-  monkeypatch.setattr(serve, 'SECONDS', 0.15)
+def served(exported):
+  """(model, port, uvicorn's server) of a server in a thread."""
   model = runtime.load(exported)
   listener = socket.create_server(('127.0.0.1', 0))
   config = uvicorn.Config(app.Server(model, LIMITS), http=serve.Connection, log_config=None)
@@ -77,8 +76,9 @@ def test_what_is_queued_is_answered_before_the_end(served, monkeypatch):
 
 
 @pytest.mark.parametrize('head', [b'', b'POST /predict HT', b'GET /healthz HTTP/1.1\r\nA: b\r\n'])
-def test_idle_connections_are_closed(served, head):
+def test_idle_connections_are_closed(served, head, monkeypatch):
   """Those that send nothing or a part of a head, also after a request; others are served."""
+  monkeypatch.setattr(serve, 'SECONDS', 0.15)
   _, port, _ = served
   with socket.create_connection(('127.0.0.1', port)) as connection:
     connection.settimeout(5)

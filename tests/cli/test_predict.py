@@ -5,6 +5,7 @@ import io
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -13,7 +14,7 @@ from pyarrow import parquet
 
 import hierjax
 from hierjax.cli import arguments, images, predict, predictions
-from hierjax.core import config
+from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 
 OPTIONS = config.default().data
@@ -164,3 +165,18 @@ def test_predict_writes_counts_and_goes_on(folder, finished_run, monkeypatch, ca
   for p in probs[1:]:
     for level in p:
       np.testing.assert_allclose(p[level], probs[0][level], rtol=0, atol=2e-6)
+
+
+def test_compiled_programs_are_cached_unless_the_caller_has_a_folder_for_them(tmp_path, monkeypatch):
+  """`hierjax.load` calls it as the commands do."""
+  folder = jax.config.jax_compilation_cache_dir
+  parallel.use_compilation_cache()
+  assert jax.config.jax_compilation_cache_dir == folder
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  try:
+    jax.config.update('jax_compilation_cache_dir', None)
+    with pytest.raises(UserError, match='not a run'):
+      hierjax.load(tmp_path)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'hierjax' / 'jax')
+  finally:
+    jax.config.update('jax_compilation_cache_dir', folder)

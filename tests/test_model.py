@@ -12,7 +12,6 @@ from jax.sharding import AxisType
 
 import hierjax
 from hierjax import decide
-from hierjax.cli import images
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import sources
@@ -161,22 +160,6 @@ def test_an_iterator_at_its_end_is_an_error_and_an_empty_list_is_none(run, model
     model.predict(files)
   for empty in ([], (), np.zeros((0, 8, 8, 3), np.uint8)):
     assert model.predict(empty) == []
-
-
-def test_expand(tmp_path):
-  for name in ('b.jpg', 'a.png', 'notes.txt'):
-    (tmp_path / name).write_bytes(b'')
-
-  def names(pattern):
-    return [pathlib.Path(f).name for f in images.expand(str(pattern))]
-
-  assert (
-    names(tmp_path) == ['a.png', 'b.jpg']
-    and names(tmp_path / '*.jpg') == ['b.jpg']
-    and names(tmp_path / 'a.png') == ['a.png']
-  )
-  with pytest.raises(UserError, match='no file matches'):
-    images.expand(str(tmp_path / '*.gif'))
 
 
 def test_evaluate_counts_all_and_matches_a_loop(run, model):

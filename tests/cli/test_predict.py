@@ -65,6 +65,21 @@ def test_lists_of_images(folder):
       images.expand(name, OPTIONS)
 
 
+def test_folders_globs_and_single_images(folder):
+  (folder / 'img/notes.txt').write_text('')
+  (folder / 'img/b.jpg').touch()
+  (folder / 'img/5.png').unlink()
+
+  def names(pattern):
+    return [os.path.basename(path) for path in images.expand(pattern, OPTIONS)]
+
+  assert names('img') == ['0.png', '1.png', '2.png', '3.png', '4.png', '6.png', 'b.jpg']
+  assert names('img/[0-2].png') == ['0.png', '1.png', '2.png'] and names('img/1.png') == ['1.png']
+  for nothing in ('img/*.gif', 'gone'):
+    with pytest.raises(UserError, match='no file matches'):
+      images.expand(nothing, OPTIONS)
+
+
 def record(name, **changes):
   return {
     'file': name,
@@ -167,7 +182,9 @@ def test_predict_writes_counts_and_goes_on(folder, finished_run, monkeypatch, ca
       np.testing.assert_allclose(p[level], probs[0][level], rtol=0, atol=2e-6)
 
 
-def test_compiled_programs_are_cached_unless_the_caller_has_a_folder_for_them(tmp_path, monkeypatch):
+def test_compiled_programs_are_cached_unless_the_caller_has_a_folder_for_them(
+  tmp_path, monkeypatch
+):
   """`hierjax.load` calls it as the commands do."""
   folder = jax.config.jax_compilation_cache_dir
   parallel.use_compilation_cache()

@@ -1,7 +1,6 @@
 """A trained run, used: predictions, evaluation elsewhere, bad images, describe."""
 
 import json
-import pathlib
 
 import cv2
 import jax

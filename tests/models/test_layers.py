@@ -143,6 +143,8 @@ def numpy_activation(act, y):
     'silu': lambda y: y / (1 + np.exp(-y)),
     'hardswish': lambda y: y * np.clip(y + 3, 0, 6) / 6,
     'gelu': lambda y: y * (1 + scipy.special.erf(y / 2**0.5)) / 2,
+    'gelu_tanh': lambda y: y * (1 + np.tanh((2 / np.pi) ** 0.5 * (y + 0.044715 * y**3))) / 2,
+    'quick_gelu': lambda y: y / (1 + np.exp(-1.702 * y)),
   }
   return functions[act](y), (functions[act](y + 1e-5) - functions[act](y - 1e-5)) / 2e-5
 

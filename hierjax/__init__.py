@@ -31,6 +31,6 @@ def __getattr__(name: str) -> object:
   try:
     value = importlib.import_module(module)
   except ModuleNotFoundError as e:
-    text = importlib.import_module('hierjax.core.errors').missing_extra(e)
-    raise ModuleNotFoundError(text or str(e), name=e.name) from e
+    e.msg = importlib.import_module('hierjax.core.errors').missing_extra(e) or e.msg
+    raise
   return getattr(value, attribute) if attribute else value

@@ -117,9 +117,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     Returns:
       [N, L] labels as `y` had them, None where a branch ends early; [N] for a single `classes_`.
-
-    Raises:
-      UserError: an image cannot be read.
     """
     probs = self._probabilities(X)
     pred = self._model.decide(probs)['exclusive']['joint'].pred

@@ -22,10 +22,10 @@ class UserError(ValueError):
 
 def missing_extra(error: Exception) -> str:
   """Say which extra brings the module that an import has not found; '' for other errors."""
-  name = error.name if isinstance(error, ModuleNotFoundError) else None
-  if name not in EXTRAS:
+  if not isinstance(error, ModuleNotFoundError) or error.name not in EXTRAS:
     return ''
-  return f"{name} is not installed; it comes with: pip install 'hierjax[{EXTRAS[name]}]'"
+  extra = EXTRAS[error.name]
+  return f"{error.name} is not installed; it comes with: pip install 'hierjax[{extra}]'"
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -27,14 +27,20 @@ class Connection(H11Protocol):
   def connection_made(self, transport: asyncio.Transport) -> None:
     """Look after a new connection."""
     super().connection_made(transport)
-    self.loop.call_later(SECONDS, self._look, None)
+    self._timer = self.loop.call_later(SECONDS, self._look, None)
+
+  def connection_lost(self, exc: Exception | None) -> None:
+    """Give back what the connection holds at once: timer and cycle refer to it."""
+    super().connection_lost(exc)
+    self._timer.cancel()
+    self.cycle = None
 
   def _look(self, last):
     is_idle = self.cycle is None or self.cycle.response_complete
     if self.transport.is_closing() or (is_idle and self.cycle is last):
       self.transport.abort()
     else:
-      self.loop.call_later(SECONDS, self._look, self.cycle)
+      self._timer = self.loop.call_later(SECONDS, self._look, self.cycle)
 
 
 def run(args: Arguments) -> int:

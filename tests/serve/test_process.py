@@ -1,6 +1,7 @@
 """The server in a process, on a real socket: how it starts, ends, and drops idle connections."""
 
 import contextlib
+import gc
 import pathlib
 import signal
 import socket
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
+import weakref
 
 import pytest
 import uvicorn
@@ -87,6 +89,25 @@ def test_idle_connections_are_closed(served, head, monkeypatch):
     with contextlib.suppress(ConnectionResetError):
       while connection.recv(1000):
         pass
+
+
+def test_a_closed_connection_holds_nothing(served, monkeypatch):
+  """Neither its timer nor a cycle of references keeps what it has read."""
+  _, port, server = served
+  original = serve.Connection.connection_made
+  connections = weakref.WeakSet()
+  monkeypatch.setattr(
+    serve.Connection, 'connection_made', lambda c, x: connections.add(c) or original(c, x)
+  )
+  gc.disable()
+  try:
+    post(port, png(0))
+    end = time.monotonic() + 5
+    while connections and time.monotonic() < end:
+      time.sleep(0.01)
+    assert not connections and not server.server_state.connections
+  finally:
+    gc.enable()
 
 
 def test_the_command_serves_until_a_signal(exported):

@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from hierjax.evaluate import collect
 from hierjax.export import decision, primitives
-from hierjax.export.graph import OPSET, Graph, canonical
+from hierjax.export.graph import OPSET, Graph, Value, canonical
 from hierjax.model import Model
 from hierjax.models import compute
 
@@ -56,7 +56,12 @@ def onnx_model(trained: Model) -> Any:
   run, images = forward(trained)
   traced, shapes = jax.make_jaxpr(run, return_shape=True)(images)
   graph = Graph(images.shape[0])
-  values = primitives.translate(graph, traced, [graph.input('images', np.uint8, images.shape)])
+  pixels = graph.input('images', np.uint8, images.shape)
+  if len(pixels.shape) == 4:
+    # channels first from here on: a number for each channel is then quick to subtract
+    moved = graph.stored(pixels, (0, 3, 1, 2))
+    pixels = Value(moved, pixels.shape, (0, 3, 1, 2))
+  values = primitives.translate(graph, traced, [pixels])
   values = [graph.stored(graph.full(v, x.shape)) for v, x in zip(values, jax.tree.leaves(shapes))]
   values = [canonical(v, x.shape) for v, x in zip(values, jax.tree.leaves(shapes))]
   probs, features = jax.tree.unflatten(jax.tree.structure(shapes), values)

@@ -51,7 +51,9 @@ class Exported(Predictor):
     session: of onnxruntime.
   """
 
-  def __init__(self, folder: pathlib.Path, contents: Mapping[str, bytes], threads: int | None):
+  def __init__(
+    self, folder: pathlib.Path, contents: Mapping[str, bytes], threads: int | None, spin: bool
+  ):
     """Read an artefact whose files are intact; use `load`."""
     import onnxruntime
 
@@ -62,6 +64,7 @@ class Exported(Predictor):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    options.add_session_config_entry('session.intra_op.allow_spinning', str(int(spin)))
     try:
       self.session = onnxruntime.InferenceSession(
         contents['model.onnx'], options, providers=['CPUExecutionProvider']
@@ -143,12 +146,13 @@ def _facts(folder: pathlib.Path) -> tuple[dict, image_groups.View]:
   return facts, image_groups.View(views['size'], views['resize'], count, views['max_bytes'], how)
 
 
-def load(folder: str | os.PathLike, threads: int | None = None) -> Exported:
+def load(folder: str | os.PathLike, threads: int | None = None, spin: bool = True) -> Exported:
   """Load an exported model. Its files must be those of its manifest, byte by byte.
 
   Args:
     folder: that `hierjax export` wrote.
     threads: that compute, and that read images; None for as many as there are cores.
+    spin: whether threads wait busily for the next operation; False spares a server's other work.
 
   Raises:
     UserError: the folder is no artefact, a file is damaged or missing, or the taxonomy is another.
@@ -166,4 +170,4 @@ def load(folder: str | os.PathLike, threads: int | None = None) -> Exported:
     if hashlib.sha256(content).hexdigest() != digest:
       raise UserError(f'{folder / name}: is damaged: its sha256 is not that of {MANIFEST}')
     contents |= {name: content} if name in NEEDED else {}
-  return Exported(folder, contents, threads)
+  return Exported(folder, contents, threads, spin)

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import resource
 import socket
+import sys
 from types import SimpleNamespace
 
 import uvicorn
@@ -47,7 +48,8 @@ def run(args: Arguments) -> int:
   """Serve until a signal comes; requests that have begun are answered."""
   token = args.token or os.environ.get('HIERJAX_TOKEN') or None
   listener = _listen(args, token)
-  model = runtime.load(args.patterns[0])
+  model = runtime.load(args.patterns[0], spin=False)
+  sys.setswitchinterval(5e-4)  # threads that compute let the event loop go on sooner
   if args.max_pixels:
     how = model.view.how._replace(max_pixels=min(args.max_pixels, model.view.how.max_pixels))
     model.view = dataclasses.replace(model.view, how=how)

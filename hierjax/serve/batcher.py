@@ -32,8 +32,7 @@ class Batcher:
   async def predict(self, images: list[tuple[str, bytes]], rules: tuple[Exported, int]) -> list:
     """Return the records of named images as `model.predict` does by rules: (model, top)."""
     if self.counts['images_waiting'] + len(images) > self.limit:
-      text = f'more than {self.limit} images wait; try again'
-      raise HTTPException(503, text, {'Retry-After': '1'})
+      raise HTTPException(503, f'more than {self.limit} images wait', {'Retry-After': '1'})
     self.counts['images_waiting'] += len(images)
     try:
       return await asyncio.gather(*(self._record(image, rules) for image in images))

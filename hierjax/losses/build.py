@@ -122,10 +122,11 @@ def _adjusted(c: ConfigDict, taxonomy: Taxonomy, level: str, train_labels: np.nd
 # Losses of the finest head that learn from a label of any level, by their options:
 # (logits [B, leaf], labels [B, L], paths [leaf, L], value of the option) → float32 [B].
 FROM_ANY_LABEL = {
-  'any_level': lambda x, y, paths, _: exclusive.any_level(x, y, paths),
   'hxe': exclusive.hxe,
   'hace': exclusive.hace,
   'margin': exclusive.soft_max_margin,
+  # each of the others learns from any label by itself
+  'any_level': lambda x, y, paths, _: exclusive.any_level(x, y, paths),
 }
 
 

@@ -62,6 +62,19 @@ def test_a_block_weighs_masks_and_judges():
     assert out[level].correct.tolist() == (p.argmax(1) == y).tolist()
 
 
+@pytest.mark.parametrize('option', [{'margin': 2.0}, {'hace': 0.3}, {'hxe': 0.4}])
+def test_any_level_goes_with_losses_that_learn_from_coarser_labels(option):
+  c, x, y = config.default(), logits(), jnp.asarray(LABELS)
+  c.loss.update(option, any_level=True)
+  config.validate(c)
+  alone, both = (
+    losses(**option, **more).blocks[0](x, x, y, jnp.ones(4))['model']
+    for more in ({}, {'any_level': True})
+  )
+  assert both.values.tolist() == alone.values.tolist()
+  assert np.asarray(both.mask).tolist() == [True, True, True, False]
+
+
 @pytest.mark.parametrize('finest', [{}, {'hace': 0.3}, {'margin': 2.0}, {'lca': 3.0}])
 def test_logit_adjustment_at_every_level(finest):
   """As if tau * log of the share of labels were added by hand; accuracies are without it."""

@@ -111,9 +111,9 @@ def _open(data):
   """Open a picture as `Image.open` does, whose limit warns in words that name no file."""
   for name in _formats():
     factory, accept = Image.OPEN[name]
-    is_accepted = accept is None or accept(data[:16])
-    if is_accepted and not isinstance(is_accepted, str):
-      with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+    with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+      is_accepted = accept is None or accept(data[:16])
+      if is_accepted and not isinstance(is_accepted, str):
         return factory(io.BytesIO(data), '')
   raise BrokenImage('not an image')
 

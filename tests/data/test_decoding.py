@@ -76,6 +76,12 @@ def test_eight_bits_and_what_cannot_be_read_are_not_deep():
   np.testing.assert_array_equal(deep(encoded(pixels), ('own',)), pixels)
 
 
+@pytest.mark.parametrize('data', [b'a', b'ab', b'\xff\xd8\xff', b'no picture'])
+def test_a_few_bytes_are_not_an_image(data):
+  with pytest.raises(decoding.BrokenImage, match=r'^not an image$'):
+    decoding.decode(data)
+
+
 def thermal(root, low, high):
   """Two classes of two deep pictures each in two splits."""
   rng = np.random.default_rng(0)

@@ -1,8 +1,8 @@
 """The translation of jax's primitives to ONNX, a small function for each.
 
 A translation is called with the graph, the equation and the values that it reads, and returns the
-value that it computes. What depends on constants alone is computed at once and stands in the graph
-as a number.
+value that it computes, or a list of several. What depends on constants alone is computed at once
+and stands in the graph as a number.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ ELEMENTWISE = dict(
 )
 REDUCTIONS = {'reduce_sum': 'ReduceSum', 'reduce_max': 'ReduceMax', 'reduce_min': 'ReduceMin'}
 SCATTERS = {'scatter': 'none', 'scatter-add': 'add', 'scatter-max': 'max', 'scatter-min': 'min'}
-TRANSLATIONS: dict[str, Callable[..., Value]] = {}
+TRANSLATIONS: dict[str, Callable[..., Value | list[Value]]] = {}
 
 
 def translate(graph: Graph, program: core.ClosedJaxpr, inputs: Sequence[Value]) -> list[Value]:
@@ -77,7 +77,8 @@ def _add(graph, equation, values):
     return [_each(graph, ELEMENTWISE[name], *values)]
   if name not in TRANSLATIONS:
     raise _missing(equation, 'hierjax.export.primitives.translates adds one')
-  return [TRANSLATIONS[name](graph, equation, *values)]
+  results = TRANSLATIONS[name](graph, equation, *values)
+  return results if isinstance(results, list) else [results]
 
 
 def _missing(equation, text):
@@ -245,6 +246,15 @@ def _slice(graph, equation, x):
   steps = params['strides'] or (1,) * len(starts)
   parts = zip(starts, stops, range(len(starts)), steps)
   return _sliced(graph, x, parts, equation.outvars[0].aval.shape)
+
+
+@translates('split')
+def _split(graph, equation, x):
+  x, axis, start, results = _operand(graph, equation, x), equation.params['axis'], 0, []
+  for size, variable in zip(equation.params['sizes'], equation.outvars):
+    results.append(_sliced(graph, x, [(start, start + size, axis, 1)], variable.aval.shape))
+    start += size
+  return results
 
 
 def _sliced(graph, x, parts, shape):

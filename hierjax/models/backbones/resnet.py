@@ -104,8 +104,9 @@ class Block(layers.Layer):
     if self.is_pooled and x.shape != y.shape:
       if self.stride == 2:
         # Where a side is odd, torch's ceil_mode averages what there is of the last window.
-        sides = [(0, n % 2) for n in x.shape[1:3]]
-        x = jnp.pad(x, ((0, 0), *sides, (0, 0)), 'edge')
+        for axis in (1, 2):
+          if x.shape[axis] % 2:
+            x = jnp.concatenate([x, jax.lax.slice_in_dim(x, -1, None, axis=axis)], axis)
         x = layers.AvgPool(2, 2, compute=compute)(x)
       x = conv_bn(x, y.shape[-1], 1, 1, ('downsample_1', 'downsample_2'))
     elif self.stride != 1 or x.shape[-1] != y.shape[-1]:

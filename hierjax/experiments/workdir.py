@@ -242,6 +242,7 @@ class Record:
       'classes': {level: setup.taxonomy.num_classes(level) for level in setup.taxonomy.levels},
       'train_examples': len(setup.train.labels),
       'val_examples': len(setup.val.labels),
+      'splits': sorted(setup.data.splits),
       'data_sha256': self._digest,
       'phases': [dataclasses.asdict(phase) for phase in setup.phases],
       'skipped': sorted(loop.unreadable),

@@ -441,8 +441,12 @@ def test_the_first_screen_answers_and_gives_commands(full, tmp_path):
   assert command.endswith('--config.baseline=train --config.baseline_seeds=3')
   path = shutil.copytree(full, tmp_path / 'run')
   info = json.loads((path / 'run.json').read_text())
-  (path / 'run.json').write_text(json.dumps(info | {'command': '"unclosed'}))
-  (use,) = answers.next_steps(runs.read(path), 'no baseline')[1:]
+  splits = ['train', 'val', 'val_novel', 'winter']
+  for names in (splits, splits[:3]):
+    (path / 'run.json').write_text(json.dumps(info | {'command': '"unclosed', 'splits': names}))
+    *others, use = answers.next_steps(runs.read(path), 'no baseline')
+    expected = [f'hierjax evaluate --workdir={path} --split=winter'] * (names == splits)
+    assert [step.command for step in others] == expected
   assert use.command == f"hierjax predict --workdir={path} --images='photos/*.jpg'"
 
 

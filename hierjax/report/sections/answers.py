@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from hierjax.core.metrics import is_finite
+from hierjax.data.splits import NOVEL
 from hierjax.evaluate import bootstrap
 from hierjax.report.runs import Run, get
 from hierjax.report.section import Section
@@ -43,7 +44,7 @@ def numbers(run: Run) -> dict:
   Returns:
     'split', 'images', 'decision', 'levels' {level: top-1}, 'full_path' and its 'interval',
     'hierarchy' (a `verdict.Comparison` or why there is none), 'gain' of the joint decision over the
-    finest head alone with its standard error, 'weak' and 'next'.
+    finest head alone with its standard error, 'weak', 'next' and 'unused', a split for a last test.
   """
   view, evaluation = run.exclusive, run.evaluation or {}
   decode = evaluation.get('decode') or {}
@@ -62,6 +63,7 @@ def numbers(run: Run) -> dict:
     'gain': [get(evaluation, f'calibration.{name}') for name in ('gain', 'gain_error')],
     'weak': weak_classes(view) if view else [],
     'next': next_steps(run, result),
+    'unused': unused_split(run),
   }
 
 
@@ -113,11 +115,19 @@ def next_steps(run: Run, result: verdict.Comparison | str) -> list[Step]:
     steps.append(Step(f'{reason} That is five more trainings.', seeds))
   elif is_open and result.answer.startswith('No e') and seeds:
     steps.append(Step('Decide whether the hierarchy helps by three seeds of each.', seeds))
-  if run.splits[0] == val:
+  unused = unused_split(run)
+  if run.splits[0] == val and unused:
     reason = f'{val} helped to choose the checkpoint. For a figure to publish, use other images.'
-    steps.append(Step(reason, f'hierjax evaluate --workdir={folder} --split=test'))
+    steps.append(Step(reason, f'hierjax evaluate --workdir={folder} --split={unused}'))
   use = Step('Use it.', f"hierjax predict --workdir={folder} --images='photos/*.jpg'")
   return [*steps, use]
+
+
+def unused_split(run: Run) -> str | None:
+  """Return the name of a split that training has not used, of runs that say which there are."""
+  used = [get(run.config, f'data.{name}') or name for name in ('train', 'val', 'calibration')]
+  names = [name for name in run.info.get('splits', ()) if not name.endswith(NOVEL)]
+  return next((name for name in ('test', *names) if name in names and name not in used), None)
 
 
 def _command(run: Run, *options: str) -> str:

@@ -18,6 +18,8 @@ import tempfile
 import time
 import types
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 import numpy as np
 
 MODELS = 'efficientnet_lite0:128,resnet50:224'

@@ -195,9 +195,10 @@ def _check_combinations(c: ConfigDict) -> None:
       f'--config.decide.confidence={c.decide.confidence:g}: needs --config.decide.risk, the share '
       'of wrong answers that it is about'
     )
-  finest = [k for k in ('smoothing', 'lca', 'any_level', 'hxe', 'hace', 'margin') if c.loss[k]]
-  if finest[0:1] == ['any_level'] and len(finest) == 2:
-    finest.pop(0)  # the other one learns from coarser labels, too
+  finest = [k for k in ('smoothing', 'lca', 'hxe', 'hace', 'margin') if c.loss[k]]
+  # the last three learn from coarser labels by themselves, so that any_level goes with them
+  if c.loss.any_level and {'smoothing', 'lca'} & {*finest}:
+    finest.append('any_level')
   if len(finest) > 1:
     texts = ' and '.join(f'--config.loss.{k}={c.loss[k]}' for k in finest)
     raise UserError(f'{texts}: each is another loss of the finest head; choose one')

@@ -45,8 +45,8 @@ def absolute(names: Sequence[str]) -> tuple[str, ...]:
 def require(names: Sequence[str], workdir: str | os.PathLike) -> None:
   """Import the plugins that a run names, if the user has chosen them: no run makes code run.
 
-  Chosen are those imported in this process, and files that `remember` has noted and that have not
-  changed since.
+  Those are the plugins imported in this process, and the files that `remember` has noted and that
+  have not changed since.
 
   Args:
     names: the plugins in the config.json of the run.

@@ -19,6 +19,7 @@ import numpy as np
 
 from hierjax.core import json_files
 from hierjax.core.errors import UserError
+from hierjax.data import parquet_pages
 
 IMAGE_COLUMNS = ('img', 'image', 'images')
 
@@ -178,9 +179,11 @@ def _batch_rows(path, file, limit):
       f'{path}: claims {metadata.num_rows} rows in {path.stat().st_size} bytes: refused as a '
       'decompression bomb'
     )
-  for i in range(metadata.num_row_groups):
-    # of all columns: to ask for a single one ends the process where its metadata are damaged
-    size = metadata.row_group(i).total_byte_size
+  try:
+    sizes = parquet_pages.unpacked_bytes(path)
+  except parquet_pages.DamagedFile as error:
+    raise _damaged(path, 'cannot be read as Parquet', error) from None
+  for size in sizes:
     if size > limit:
       raise _bomb(path, size, limit)
     # each row may hold the largest entry of a dictionary

@@ -13,7 +13,7 @@ from PIL import Image
 from test_folders import content, options
 
 from hierjax.core.errors import UserError
-from hierjax.data import lint, matfile, sources, store
+from hierjax.data import lint, matfile, parquet_pages, sources, store
 from hierjax.data.published.layout import read_mat
 
 SEEDS = iter(range(1_000_000))
@@ -194,6 +194,77 @@ def test_rows_without_end(tmp_path, cache, monkeypatch):
   size = packed(tmp_path / 'data/train.parquet', column)
   assert size < 5000
   refuse(tmp_path, cache, rf'claims 30000 rows in {size} bytes: refused as a decompression bomb')
+
+
+def varint(value, length=0):
+  """A zigzag varint of Thrift's compact protocol, in more bytes than needed if `length` says so."""
+  value, digits = value << 1, []
+  while value or len(digits) < max(1, length):
+    digits.append(value & 127)
+    value >>= 7
+  return bytes([*(d | 128 for d in digits[:-1]), digits[-1]])
+
+
+def test_a_footer_that_claims_less_than_the_pages_unpack_to(tmp_path, cache):
+  path = tmp_path / 'data/train.parquet'
+  packed(path, pa.array([bytes(9 << 20), b'x']), use_dictionary=False)
+  group = pq.ParquetFile(path).metadata.row_group(0)
+  content = path.read_bytes()
+  for size in (group.total_byte_size, group.column(0).total_uncompressed_size):
+    assert content.count(varint(size)) == 1
+    content = content.replace(varint(size), varint(100, len(varint(size))))
+  path.write_bytes(content)
+  assert pq.ParquetFile(path).metadata.row_group(0).total_byte_size == 100
+  refuse(tmp_path, cache, 'unpacks to 9 MiB or more, over 1 MiB', max_bytes=2_000_000)
+
+
+@pytest.mark.parametrize('codec', ['none', 'snappy', 'zstd', 'gzip'])
+@pytest.mark.parametrize('version', ['1.0', '2.0'])
+def test_sizes_of_pages_against_the_footer(tmp_path, codec, version):
+  """With their headers the pages have what an honest footer says of each column."""
+  path, rng = tmp_path / 'a.parquet', np.random.default_rng(0)
+  rows = [rng.bytes(int(n)) for n in rng.integers(0, 3000, 500)]
+  table = pa.table({'image': rows, 'kind': [f'{n % 7}' for n in range(500)], 'x': rng.random(500)})
+  pq.write_table(
+    table,
+    path,
+    compression=codec,
+    data_page_version=version,
+    row_group_size=200,
+    data_page_size=5000,
+    use_dictionary=['kind'],
+    write_page_checksum=version == '2.0',
+  )
+  metadata = pq.ParquetFile(path).metadata
+  claimed = [metadata.row_group(i).total_byte_size for i in range(3)]
+  sizes = parquet_pages.unpacked_bytes(path)
+  assert len(sizes) == 3
+  # a header with its statistics has less than 200 bytes, and a page here some 5,000
+  for size, claim in zip(sizes, claimed):
+    assert claim * 0.9 < size < claim
+
+
+def framed(footer):
+  return b'PAR1' + footer + len(footer).to_bytes(4, 'little') + b'PAR1'
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    b'',
+    b'PAR1' * 3,
+    b'PAR1\xff\xff\xff\x7fPAR1',
+    framed(b'\0'),
+    framed(b'\x19' * 100),
+    framed(b'\x49' + b'\x19' * 5000),
+    framed(b'\x49\xfc' + b'\xff' * 9 + b'\x01'),
+    framed(b'\x48\xff\x7f'),
+  ],
+)
+def test_footers_that_are_no_structure(tmp_path, content):
+  (tmp_path / 'a.parquet').write_bytes(content)
+  with pytest.raises(parquet_pages.DamagedFile):
+    parquet_pages.unpacked_bytes(tmp_path / 'a.parquet')
 
 
 def test_sound_files_are_not_refused(tmp_path):

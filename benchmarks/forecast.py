@@ -1,4 +1,4 @@
-"""The forecast of --mode=plan beside the time that the same runs then take.
+"""The forecast of hierjax plan beside the time that the same runs then take.
 
 usage: forecast.py FOLDER [--roots DATA [DATA ...]] [--runs NAME ...]
 

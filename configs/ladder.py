@@ -9,7 +9,7 @@ The paper trains on all 8,144 training images of Stanford Cars and has no val: h
 the 8,041 test images where the data have none, 804, and test the other 7,237 (--split=test).
 CROP is the least share of the area that a random crop keeps: .08, torchvision's default for the
 RandomResizedCrop that the paper names, or .5, hierjax's own.
-All rungs next to the published figures: --mode=table --config=configs/tables/s0_table1.py.
+All rungs next to the published figures: hierjax table --config=s0_table1.
 
 With EfficientNet-Lite0 at 96 px, 5 epochs of about 27 s on 2 CPU cores (the command is in
 BUILD_NOTES.md), Stanford Cars val, independent heads, rung by rung: model accuracy 26.1, 54.9,

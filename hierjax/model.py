@@ -214,7 +214,7 @@ class Model(Predictor):
       )
     except UserError as e:
       raise UserError(
-        f'{e}; --mode=evaluate --split={val} --config.eval.novelty={self.c.eval.novelty} '
+        f'{e}; hierjax evaluate --split={val} --config.eval.novelty={self.c.eval.novelty} '
         f'--workdir={folder} makes it'
       ) from None
 
@@ -285,7 +285,7 @@ class Model(Predictor):
       if file not in numbers:
         raise UserError(
           f'{file}: is in predictions_{split}.npz but no longer in split {split!r} of the data; '
-          f'--mode=evaluate --split={split} makes them anew'
+          f'hierjax evaluate --split={split} makes them anew'
         )
     predicted = sources.subset(examples, [numbers[f] for f in predictions['files'].tolist()])
     explain.write(
@@ -330,7 +330,7 @@ class Model(Predictor):
     if data.taxonomy.hash() != self.taxonomy.hash():
       raise UserError(
         f'the data have another taxonomy than {self.workdir}: '
-        f'{describe_difference(self.taxonomy, data.taxonomy)}; a run for it: --mode=migrate '
+        f'{describe_difference(self.taxonomy, data.taxonomy)}; a run for it: hierjax migrate '
         f'--from={self.workdir} --taxonomy=NEW.csv --workdir=NEWRUN'
       )
     return data, record

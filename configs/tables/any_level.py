@@ -1,6 +1,6 @@
 r"""Labels at any level: are images without a finest label worth training on?
 
-  python main.py --mode=table --config=configs/tables/any_level.py --config.data.root=FOLDER \
+  python main.py table --config=configs/tables/any_level.py --config.data.root=FOLDER \
     --workdir=runs/any_level --seeds=0,1,2
 
 Half of the training images of each finest class lose their finest label, and

@@ -1,6 +1,6 @@
 r"""Heads and losses that use the hierarchy, each against one plain head with the same budget.
 
-  python main.py --mode=table --config=configs/tables/hierarchy_pays.py --config.data.root=FOLDER \
+  python main.py table --config=configs/tables/hierarchy_pays.py --config.data.root=FOLDER \
     --workdir=runs/pays --seeds=0,1,2
 
 Some rows: --rows='flat path_sum*'. With half of the finest labels missing:

@@ -1,6 +1,6 @@
 r"""Novelty: which images of val are of a class that training never saw, and under which parent?
 
-  python main.py --mode=table --config=configs/tables/novelty.py --config.data.root=FOLDER \
+  python main.py table --config=configs/tables/novelty.py --config.data.root=FOLDER \
     --workdir=runs/novelty
 
   third      a third of the finest classes below each parent is held out

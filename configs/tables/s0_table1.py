@@ -1,6 +1,6 @@
 r"""Paper S0, Table 1: the ladder from one frozen head to three heads and two views.
 
-  python main.py --mode=table --config=configs/tables/s0_table1.py --config.data.root=FOLDER \
+  python main.py table --config=configs/tables/s0_table1.py --config.data.root=FOLDER \
     --workdir=runs/s0
 
 The rows are the rungs of configs/ladder.py; rung 10 evaluates the run of rung 9. On a laptop:

@@ -1,6 +1,6 @@
 r"""Paper S0, Table 2: published classifiers of Stanford Cars next to the ladder's last rung.
 
-  python main.py --mode=table --config=configs/tables/s0_table2.py --config.data.root=FOLDER \
+  python main.py table --config=configs/tables/s0_table2.py --config.data.root=FOLDER \
     --workdir=runs/s0_table2 --split=test
 
 The published classifiers are flat and were each trained by its own paper's recipe, on more epochs

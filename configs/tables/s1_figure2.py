@@ -1,6 +1,6 @@
 r"""Paper S1, Figure 2: nine families of backbones, to choose three; on Stanford Cars.
 
-  python main.py --mode=table --config=configs/tables/s1_figure2.py --config.data.root=FOLDER \
+  python main.py table --config=configs/tables/s1_figure2.py --config.data.root=FOLDER \
     --workdir=runs/s1_table5
 
 Each in three forms, without dropout or augmentation, with the weights .9 and .1. The bars have no

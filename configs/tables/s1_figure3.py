@@ -1,6 +1,6 @@
 r"""Paper S1, Figure 3: nine families of backbones, to choose three; on CompCars.
 
-  python main.py --mode=table --config=configs/tables/s1_figure3.py --config.data.root=COMPCARS \
+  python main.py table --config=configs/tables/s1_figure3.py --config.data.root=COMPCARS \
     --workdir=runs/s1_figure3 --split=test
 
 As s1_figure2.py, on the split that CompCars brings: a fifth of its 16,016 training images is val

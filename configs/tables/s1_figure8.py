@@ -1,6 +1,6 @@
 r"""Paper S1, Figure 8: top-1, top-3 and top-5 of the model, for each backbone's best setting.
 
-  python main.py --mode=table --config=configs/tables/s1_figure8.py --config.data.root=FOLDER \
+  python main.py table --config=configs/tables/s1_figure8.py --config.data.root=FOLDER \
     --workdir=runs/s1_table7
 
 The rows are of Table VII: in the --workdir of s1_table7.py nothing is trained again. The figure's

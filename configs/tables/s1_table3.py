@@ -1,7 +1,7 @@
 """Paper S1, Table III: parameters and FLOPs, which are multiply-accumulates as thop counts them.
 
-  python main.py --mode=table --config=configs/tables/s1_table3.py --workdir=runs/s1_table3
-  python main.py --mode=describe --config=configs/tables/s1_table3.py:maxvit_t,cascaded
+  python main.py table --config=configs/tables/s1_table3.py --workdir=runs/s1_table3
+  python main.py describe --config=configs/tables/s1_table3.py:maxvit_t,cascaded
 
 Nothing is trained; no data are needed; a few seconds a model. BACKBONE: densenet121, maxvit_t,
 convnext_base; HEADS: flat (the paper's single-task model), parallel, cascaded; with Stanford Cars'

@@ -1,6 +1,6 @@
 r"""Paper S1, Table V: single-task, parallel and cascaded heads under three pairs of loss weights.
 
-  python main.py --mode=table --config=configs/tables/s1_table5.py --config.data.root=FOLDER \
+  python main.py table --config=configs/tables/s1_table5.py --config.data.root=FOLDER \
     --workdir=runs/s1_table5
 
 Without dropout or augmentation. Some rows only: --rows='densenet121*'. On a laptop: add

@@ -1,6 +1,6 @@
 r"""Paper S1, Table VI: dropout before the heads, on Stanford Cars and on CompCars.
 
-  python main.py --mode=table --config=configs/tables/s1_table6.py --config.data.root=FOLDER \
+  python main.py table --config=configs/tables/s1_table6.py --config.data.root=FOLDER \
     --workdir=runs/s1_table6
 
 Loss weights .9 (model) and .1 (make), no augmentation. Both columns of the paper are shown; FOLDER

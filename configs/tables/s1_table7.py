@@ -1,6 +1,6 @@
 r"""Paper S1, Table VII: model and make accuracy at three weights of the make, with augmentation.
 
-  python main.py --mode=table --config=configs/tables/s1_table7.py --config.data.root=FOLDER \
+  python main.py table --config=configs/tables/s1_table7.py --config.data.root=FOLDER \
     --workdir=runs/s1_table7
 
 The model has weight 1; dropout is .25 and .5. Which augmentation the paper does not say; hierjax's

@@ -1,8 +1,8 @@
 r"""Paper S2, Figure 5: HCAL's gamma (of the adaptive weights) and epsilon (of the perturbation).
 
-  python main.py --mode=table --config=configs/tables/s2_figure5.py --config.data.root=CIFAR100 \
+  python main.py table --config=configs/tables/s2_figure5.py --config.data.root=CIFAR100 \
     --workdir=runs/s2_table2
-  python main.py --mode=table --config=configs/tables/s2_figure5.py:aircraft \
+  python main.py table --config=configs/tables/s2_figure5.py:aircraft \
     --config.data.root=AIRCRAFT --workdir=runs/s2_table2_aircraft
 
 Gamma is varied at epsilon .1, epsilon at gamma .5. The curves of the figure have no numbers.

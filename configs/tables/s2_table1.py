@@ -1,8 +1,8 @@
 r"""Paper S2, Table 1: HCAL against plain and multi-task training, on CIFAR-100 or FGVC-Aircraft.
 
-  python main.py --mode=table --config=configs/tables/s2_table1.py --config.data.root=CIFAR100 \
+  python main.py table --config=configs/tables/s2_table1.py --config.data.root=CIFAR100 \
     --workdir=runs/s2_table1
-  python main.py --mode=table --config=configs/tables/s2_table1.py:aircraft \
+  python main.py table --config=configs/tables/s2_table1.py:aircraft \
     --config.data.root=AIRCRAFT --workdir=runs/s2_table1_aircraft
 
 All rows share HCAL's protocol (configs/hcal.py): backbone, SGD, batch, augmentation; only MMoE has

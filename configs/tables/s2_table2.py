@@ -1,8 +1,8 @@
 r"""Paper S2, Table 2: what each part contributes to HCAL.
 
-  python main.py --mode=table --config=configs/tables/s2_table2.py --config.data.root=CIFAR100 \
+  python main.py table --config=configs/tables/s2_table2.py --config.data.root=CIFAR100 \
     --workdir=runs/s2_table2
-  python main.py --mode=table --config=configs/tables/s2_table2.py:aircraft \
+  python main.py table --config=configs/tables/s2_table2.py:aircraft \
     --config.data.root=AIRCRAFT --workdir=runs/s2_table2_aircraft
 
 The parts are multi-task learning (MTL), feature aggregation (FA), prototype perturbation (PP) and

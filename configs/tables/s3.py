@@ -1,6 +1,6 @@
 r"""Paper S3: EfficientNet and ConvNeXt with heads for superclass and subclass; hierarchical F1.
 
-  python main.py --mode=table --config=configs/tables/s3.py --config.data.root=FOLDER \
+  python main.py table --config=configs/tables/s3.py --config.data.root=FOLDER \
     --workdir=runs/s3
 
 The paper names an aim (F1 above 80 %) and reports neither figures nor how it trained; the options

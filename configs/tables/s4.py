@@ -1,6 +1,6 @@
 r"""Paper S4: several labels an image; mAP, and F1 before and after the thresholds are tuned.
 
-  python main.py --mode=table --config=configs/tables/s4.py --config.data.root=FOLDER \
+  python main.py table --config=configs/tables/s4.py --config.data.root=FOLDER \
     --workdir=runs/s4
 
 AdvancedCNN from scratch, and a pretrained EfficientNet-Lite0. The paper's data, ten classes of

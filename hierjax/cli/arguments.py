@@ -279,10 +279,10 @@ def _check(arguments: Arguments) -> None:
   mode = arguments.mode
   for name, modes in VALID_WITH.items():
     if name in arguments.present and mode not in modes:
-      raise UserError(f'--{name} is only valid with --mode={" or --mode=".join(modes)}, not {mode}')
+      raise UserError(f'--{name} is only valid with {" or ".join(modes)}, not {mode}')
   if arguments.distributed and mode not in ('train', 'evaluate'):
     raise UserError(
-      f'--distributed: --mode={mode} runs in one process; train and evaluate run in several'
+      f'--distributed: hierjax {mode} runs in one process; train and evaluate run in several'
     )
   if mode == 'predict' and bool(arguments.workdir) == bool(arguments.artefact):
     raise UserError(

@@ -1,4 +1,4 @@
-"""--mode=audit: which labels are probably wrong, and which images are there twice."""
+"""hierjax audit: which labels are probably wrong, and which images are there twice."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""--mode=backbones: the backbones that there are."""
+"""hierjax backbones: the backbones that there are."""
 
 import fnmatch
 

@@ -1,4 +1,4 @@
-"""compare: runs, or folders of seeds, against the first of them."""
+"""hierjax compare: runs, or folders of seeds, against the first of them."""
 
 from hierjax.cli.arguments import Arguments
 from hierjax.core import terminal

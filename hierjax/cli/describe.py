@@ -1,4 +1,4 @@
-"""--mode=describe: parameters and multiply-accumulates of a model."""
+"""hierjax describe: parameters and multiply-accumulates of a model."""
 
 from hierjax.cli.arguments import Arguments
 from hierjax.core import json_files

@@ -1,4 +1,4 @@
-"""--mode=evaluate: metrics of a split."""
+"""hierjax evaluate: metrics of a split."""
 
 import pathlib
 import re

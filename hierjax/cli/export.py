@@ -1,4 +1,4 @@
-"""--mode=export: a folder that predicts without jax."""
+"""hierjax export: a folder that predicts without jax."""
 
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments

@@ -1,4 +1,4 @@
-"""--mode=lint: check taxonomy, labels and images."""
+"""hierjax lint: check taxonomy, labels and images."""
 
 from hierjax.cli.arguments import Arguments
 from hierjax.core import config, terminal

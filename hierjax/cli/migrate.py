@@ -1,4 +1,4 @@
-"""--mode=migrate: carry a trained run over to a changed taxonomy."""
+"""hierjax migrate: carry a trained run over to a changed taxonomy."""
 
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments

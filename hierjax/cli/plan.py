@@ -1,4 +1,4 @@
-"""--mode=plan: options by the data and the machine, with reasons, and a forecast."""
+"""hierjax plan: options by the data and the machine, with reasons, and a forecast."""
 
 import contextlib
 import io

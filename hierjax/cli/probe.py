@@ -1,4 +1,4 @@
-"""--mode=probe: linear heads on a frozen backbone, the best of a grid."""
+"""hierjax probe: linear heads on a frozen backbone, the best of a grid."""
 
 from hierjax.cli.arguments import Arguments
 from hierjax.core import terminal

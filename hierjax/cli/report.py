@@ -1,4 +1,4 @@
-"""--mode=report: the HTML report of a run."""
+"""hierjax report: the HTML report of a run."""
 
 from hierjax.cli import runs
 from hierjax.cli.arguments import Arguments

@@ -1,4 +1,4 @@
-"""--mode=table: train and evaluate the rows of a published table."""
+"""hierjax table: train and evaluate the rows of a published table."""
 
 import pathlib
 
@@ -16,14 +16,14 @@ def run(args: Arguments) -> int:
     args: the arguments.
   """
   if args.config_file is None:
-    raise UserError('--mode=table needs --config=FILE with a table')
+    raise UserError('hierjax table needs --config=FILE with a table')
   file, _, argument = args.config_file.partition(':')
   namespace = config_files.read(args.config_file)
   with config_files.explained(args.config_file):
     namespace = namespace | (table.of_sweep(namespace) if 'SWEEP' in namespace else {})
   if not callable(namespace.get('get_table')):
     raise UserError(
-      f'--mode=table: {file} has neither get_table nor SWEEP; tables are in '
+      f'hierjax table: {file} has neither get_table nor SWEEP; tables are in '
       f'{config_files.folder() / "tables"}, a sweep in docs/experiments.md'
     )
   with config_files.explained(args.config_file):

@@ -1,4 +1,4 @@
-"""--mode=train: train a config, or continue the run in the folder."""
+"""hierjax train: train a config, or continue the run in the folder."""
 
 import os
 import sys

@@ -21,7 +21,7 @@ GROUPS = {
   'log': 'Logs besides metrics.jsonl',
   'eval': 'Evaluation and prediction',
   'decide': 'Answers with a guarantee',
-  'probe': 'The grid of linear heads that --mode=probe tries',
+  'probe': 'The grid of linear heads that hierjax probe tries',
 }
 RULES = ((r'.*/kernel', 1.0, 1.0), (r'.*', 1.0, 0.0))
 
@@ -53,7 +53,7 @@ _RUN = (
          'WORKDIR/seedN; the verdict of the report then covers the luck of the seed', '[1, 1000]'),
   Option('plan', False,
          'train: choose options that neither the config nor a flag sets by the data and the '
-         'machine; --mode=plan shows them with their reasons'),
+         'machine; hierjax plan shows them with their reasons'),
   Option('plugins', (),
          'modules or .py files that register your own backbones, heads, losses and metrics',
          kind=options.NAMES),
@@ -66,7 +66,7 @@ _DATA = (
          choices=SOURCES),
   Option('data.root', None,
          'FOLDER, FILE.csv, hf:OWNER/NAME[@REVISION], tfds:NAME[/CONFIG][:VERSION], or, for '
-         '--mode=describe without data, classes:make=49,model=196'),
+         'hierjax describe without data, classes:make=49,model=196'),
   Option('data.taxonomy', None, 'taxonomy CSV; None: ROOT/taxonomy.csv, or by the labels'),
   Option('data.levels', (),
          'names of the levels, coarse to fine: of class folders by depth, of a CSV the columns',
@@ -197,7 +197,7 @@ _MODEL = (
   Option('model.head.noise', None, 'prototypes: largest shift of a coordinate (0)', '[0, inf)',
          float),
   Option('model.head.dot_product', False, 'prototypes: features are not made unit vectors'),
-  Option('model.parts', (), '(level, class, n): a class merged of n rows; --mode=migrate sets it',
+  Option('model.parts', (), '(level, class, n): a class merged of n rows; hierjax migrate sets it',
          kind=options.TUPLES),
   Option('model.dropout', 0.0, 'dropout before the heads', '[0, 1)'),
   Option('model.dtype', 'float32', 'of the computation; parameters stay float32',

@@ -168,13 +168,13 @@ def _check_baseline(c: ConfigDict) -> None:
 
 
 def _check_distillation(workdir: pathlib.Path, run: setup.Setup) -> None:
-  """Refuse the term distill in a run that --mode=migrate has not made."""
+  """Refuse the term distill in a run that hierjax migrate has not made."""
   if 'distill' not in run.task.losses.terms:
     return
   if not all((workdir / name).exists() for name in ('migration.json', runs.START)):
     raise UserError(
       f'--config.loss.terms=distill: {workdir} has nothing to hold on to; '
-      'it is for runs that --mode=migrate has made'
+      'it is for runs that hierjax migrate has made'
     )
 
 

@@ -51,7 +51,7 @@ def probe(
 ) -> dict:
   """Fit the best linear heads of a grid to the features of a frozen backbone.
 
-  The folder becomes a run that predicts, is evaluated and reported, and that --mode=train
+  The folder becomes a run that predicts, is evaluated and reported, and that hierjax train
   fine-tunes from there; WORKDIR/baseline is the run of the flat head. probe.json has all settings,
   WORKDIR/features the features.
 
@@ -115,7 +115,7 @@ def build(c: ConfigDict) -> setup.Setup:
   run = setup.build(base)
   if run.taxonomy.multi:
     raise UserError(
-      f'--mode=probe is for exclusive levels; the data have {", ".join(run.taxonomy.multi)} as '
+      f'hierjax probe is for exclusive levels; the data have {", ".join(run.taxonomy.multi)} as '
       'multi levels'
     )
   if trained:

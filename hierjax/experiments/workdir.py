@@ -95,7 +95,7 @@ def conflict(
     return (
       f'{workdir} holds a run on another taxonomy ({difference}{new}): '
       'give another --workdir or the old taxonomy, or carry its classes over: '
-      f'--mode=migrate --from={workdir} --taxonomy=NEW.csv --workdir=NEWRUN'
+      f'hierjax migrate --from={workdir} --taxonomy=NEW.csv --workdir=NEWRUN'
     )
   changes = split_record.changes(record, setup.data) if record else ''
   if changes:

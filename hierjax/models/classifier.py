@@ -211,7 +211,7 @@ def rows(m: ConfigDict, taxonomy: Taxonomy, level: str) -> tuple[int, ...]:
     if not is_valid or part[2] < 2:
       raise UserError(
         f'--config.model.parts: {part!r} is not (level, class, number of rows from 2); '
-        '--mode=migrate sets it'
+        'hierjax migrate sets it'
       )
     if part[0] != level:
       continue

@@ -15,7 +15,7 @@ from hierjax.core.errors import UserError
 from hierjax.evaluate import example_images
 from hierjax.taxonomy import Mixed, Taxonomy, read_taxonomy
 
-# Folder within a run that --mode=migrate has made: the run as it was before any training.
+# Folder within a run that hierjax migrate has made: the run as it was before any training.
 START = 'start'
 
 
@@ -34,7 +34,7 @@ class Run:
     embeddings: {'first' or 'last' evaluation: arrays of embedding_first.npz, embedding_last.npz}.
     faults: sentences about files that exist but cannot be read.
     baseline: the run that this one is compared with.
-    migration: migration.json of a run that --mode=migrate has made.
+    migration: migration.json of a run that hierjax migrate has made.
     start: that run before any training.
     seeds: the same run with further seeds, and their baselines.
   """

@@ -395,7 +395,7 @@ def test_a_run_with_held_out_classes_says_new_under(tmp_path, monkeypatch):
   c.eval.novelty_score = 'energy'
   with pytest.raises(
     UserError,
-    match=r'novelty\.npz: is of step 6 and score auto, not of 6 and energy; --mode=evaluate '
+    match=r'novelty\.npz: is of step 6 and score auto, not of 6 and energy; hierjax evaluate '
     '--split=val --config.eval.novelty=0.9',
   ):
     hierjax.load(tmp_path, c).predict(images[:1])

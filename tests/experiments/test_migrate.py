@@ -417,6 +417,6 @@ def test_what_cannot_be_migrated_is_told(run, tmp_path, monkeypatch):
   c = hierjax.load(workdir).c
   with pytest.raises(UserError, match='has no level make, type'):
     migrate.migrate(workdir, str(tmp_path / 'flat.csv'), tmp_path / 'new', c)
-  with pytest.raises(UserError, match='--mode=migrate --from='):
+  with pytest.raises(UserError, match='hierjax migrate --from='):
     c.data.root = str(grown)
     hierjax.load(workdir, c).split('val')

@@ -441,7 +441,7 @@ def test_port_in_use():
     (
       ['--distributed', '--mode=predict'],
       2,
-      'error: --distributed: --mode=predict runs in one process',
+      'error: --distributed: hierjax predict runs in one process',
     ),
     (
       ['--distributed', '--num_processes=2', '--process_id=0', '--start_timeout=1'],

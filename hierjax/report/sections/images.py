@@ -11,11 +11,12 @@ from hierjax.report.section import Section
 from hierjax.report.templates import paragraph, render
 
 NO_PREDICTIONS = (
-  'This section needs the predictions and the taxonomy of the run; --mode=report with this '
+  'This section needs the predictions and the taxonomy of the run; hierjax report with this '
   '--workdir creates what is missing.'
 )
 NO_IMAGES = (
-  'There are no example images of this evaluation yet; --mode=report with this --workdir adds them.'
+  'There are no example images of this evaluation yet; hierjax report with this --workdir adds '
+  'them.'
 )
 
 

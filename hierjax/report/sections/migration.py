@@ -1,4 +1,4 @@
-"""A run on a changed taxonomy (--mode=migrate): the accuracy of each class before and after."""
+"""A run on a changed taxonomy (hierjax migrate): the accuracy of each class before and after."""
 
 import math
 from collections.abc import Sequence

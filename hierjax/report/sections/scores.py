@@ -72,7 +72,7 @@ def _render(run: Run, numbers: dict[str, Scores]) -> Markup:
   """Render one table for each evaluated split."""
   if not run.evaluation:
     return paragraph(
-      'No eval_SPLIT.json was found: run --mode=evaluate --split=val with this --workdir.'
+      'No eval_SPLIT.json was found: run hierjax evaluate --split=val with this --workdir.'
     )
   return render(
     'scores',

@@ -88,11 +88,7 @@ class Arguments:
 
 
 def define(values: flags.FlagValues) -> None:
-  """Define all flags but those of the options.
-
-  Args:
-    values: where to define them.
-  """
+  """Define all flags but those of the options."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   number = functools.partial(flags.DEFINE_integer, flag_values=values)
   enum = functools.partial(flags.DEFINE_enum, flag_values=values)
@@ -185,9 +181,6 @@ def _define_processes(values):
 
 def parse(argv: Sequence[str]) -> Arguments | None:
   """Parse the command line.
-
-  Args:
-    argv: program name and arguments.
 
   Returns:
     The arguments; `None` where help is asked for.

@@ -9,11 +9,7 @@ from hierjax.train.interrupt import Interrupted
 
 
 def execute(args: arguments.Arguments) -> int:
-  """Run a command and return the exit code; errors are one line.
-
-  Args:
-    args: the arguments.
-  """
+  """Run a command and return the exit code; errors are one line."""
   code, are_together = 0, False  # whether all processes have come to the same end
   try:
     if args.distributed:

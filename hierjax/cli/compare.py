@@ -6,11 +6,7 @@ from hierjax.report import comparison
 
 
 def run(args: Arguments) -> int:
-  """Write the comparison and print what it says.
-
-  Args:
-    args: the arguments; the words after the command are the folders.
-  """
+  """Write the comparison and print what it says."""
   split = args.split if 'split' in args.present else ''
   path, sentences = comparison.write(args.patterns, args.workdir or 'runs/compare', split)
   for sentence in sentences:

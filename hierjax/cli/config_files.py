@@ -24,10 +24,7 @@ def folder() -> pathlib.Path:
 
 
 def load(spec: str) -> ConfigDict:
-  """Return the config of a config file.
-
-  Args:
-    spec: FILE[:ARGUMENT].
+  """Return the config of a config file, FILE[:ARGUMENT].
 
   Raises:
     UserError: the file is not there, raises an error, or does not return a config.
@@ -43,10 +40,7 @@ def load(spec: str) -> ConfigDict:
 
 
 def read(spec: str) -> dict:
-  """Run a config file and return its names.
-
-  Args:
-    spec: FILE[:ARGUMENT].
+  """Run a config file, FILE[:ARGUMENT], and return its names.
 
   Raises:
     UserError: the file is not there, or raises an error.
@@ -78,11 +72,7 @@ def find(spec: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def explained(spec: str) -> Iterator[None]:
-  """Turn what a config file raises into a `UserError` that names file, line and error.
-
-  Args:
-    spec: FILE[:ARGUMENT].
-  """
+  """Turn what a config file raises into a `UserError` that names file, line and error."""
   file = str(find(spec))
   try:
     yield

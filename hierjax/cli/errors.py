@@ -24,9 +24,6 @@ def exit_code(error: Exception) -> int | None:
 def message(error: Exception) -> str:
   """Return in words what a user can do something about.
 
-  Args:
-    error: what a command raised.
-
   Returns:
     One line; '' for a fault of the program.
   """
@@ -47,11 +44,7 @@ def message(error: Exception) -> str:
 
 
 def report(text: str) -> int:
-  """Print an error and return the exit code.
-
-  Args:
-    text: becomes one line, whatever names and cells it quotes.
-  """
+  """Print an error as one line, whatever names and cells it quotes, and return the exit code."""
   line = terminal.printable(text)
   if len(line) >= 1000:
     line = f'{line[:700]} ... {line[-250:]}'

@@ -12,11 +12,7 @@ from hierjax.core.errors import UserError
 
 
 def run(argv: Sequence[str]) -> int:
-  """Parse the arguments, run the command and return the exit code.
-
-  Args:
-    argv: program name and arguments.
-  """
+  """Parse the arguments, run the command and return the exit code."""
   if len(argv) < 2:
     return _answer(usage.SHORT, 1)
   if argv[1] == '--version':

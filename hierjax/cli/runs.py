@@ -48,14 +48,7 @@ def run_config(
 
 
 def load(args: Arguments) -> model.Model:
-  """Load the model of --workdir, restricted to --classes where these are given.
-
-  Args:
-    args: the arguments.
-
-  Raises:
-    UserError: see `model.load` and `taxonomy.read_classes`.
-  """
+  """Load the model of --workdir, restricted to --classes where these are given."""
   trained = model.load(args.workdir, run_config(args, args.workdir))
   if not args.classes:
     return trained

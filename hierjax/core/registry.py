@@ -13,11 +13,7 @@ Entry = TypeVar('Entry')
 
 
 class Registry(Generic[Entry]):
-  """A mapping from names to entries: a name is taken once, a wrong one is told the choices.
-
-  Args:
-    kind: what an entry is, in errors: 'backbone'.
-  """
+  """A mapping of names to entries of a kind: a name is taken once, a wrong one gets the choices."""
 
   def __init__(self, kind: str):
     self.kind = kind

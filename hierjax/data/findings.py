@@ -104,11 +104,7 @@ class Findings:
     raise UserError(f'{where}: {text}')
 
   def caught(self, error: UserError) -> None:
-    """Gather an error that has ended a reader, unless `fatal` has done so.
-
-    Args:
-      error: 'WHERE: TEXT'.
-    """
+    """Gather an error that has ended a reader, unless `fatal` has done so."""
     if str(error) in map(str, self._findings.values()):
       return
     where, colon, text = str(error).partition(': ')

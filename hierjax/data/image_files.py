@@ -106,21 +106,12 @@ class LimitedReader:
     return part
 
   def select(self, index: np.ndarray) -> 'LimitedReader':
-    """Return a reader of the examples with these numbers.
-
-    Args:
-      index: int [n].
-    """
+    """Return a reader of the examples with these numbers."""
     return dataclasses.replace(self, reader=select(self.reader, index))
 
 
 def with_limits(reader: Reader, options: ConfigDict) -> Reader:
-  """Return a reader that keeps `data.max_bytes`, `data.max_pixels` and `data.deep_range`.
-
-  Args:
-    reader: of a table.
-    options: `config.data`.
-  """
+  """Return a reader that keeps `data.max_bytes`, `data.max_pixels` and `data.deep_range`."""
   if isinstance(reader, FileReader):
     reader = dataclasses.replace(reader, max_bytes=options.max_bytes)
   how = decoding.Decoding(options.max_pixels, options.deep_range)
@@ -154,11 +145,7 @@ class FileReader:
     return decoding.Part.make(data, self.boxes and self.boxes[i], self.banner)
 
   def select(self, index: np.ndarray) -> 'FileReader':
-    """Return a reader of the files with these numbers.
-
-    Args:
-      index: int [n].
-    """
+    """Return a reader of the files with these numbers."""
     files = [self.files[i] for i in index]
     boxes = self.boxes and [self.boxes[i] for i in index]
     return dataclasses.replace(self, files=files, boxes=boxes)

@@ -40,9 +40,6 @@ class RunLock:
 
   Of several processes of a run the first one has the lock.
 
-  Args:
-    workdir: the folder.
-
   Attributes:
     notes: what the user should know: that the last writer has died.
 
@@ -174,11 +171,7 @@ class RunLock:
 
 
 class LockHook(Hook):
-  """Stops a run whose folder has been removed or taken over, before it writes there.
-
-  Args:
-    lock: of the folder.
-  """
+  """Stops a run whose folder has been removed or taken over, before it writes there."""
 
   def __init__(self, lock: RunLock):
     self._lock = lock

@@ -113,15 +113,7 @@ class Runner:
     return self.split or self.configs[row.name].data.val
 
   def result(self, row: Row, seed: int) -> Result | None:
-    """Return the result of a row.
-
-    Args:
-      row: the row.
-      seed: of the run.
-
-    Returns:
-      None where it has not finished with the present options.
-    """
+    """Return the result of a row, None where it has not finished with the present options."""
     if (row.name, seed) not in self._results:
       result = self._read(row, seed)
       if result is None:
@@ -189,12 +181,7 @@ class Runner:
     return False
 
   def make(self, row: Row, seed: int) -> None:
-    """Train a row, or continue it, or evaluate the runs of others with its options.
-
-    Args:
-      row: the row.
-      seed: of the run.
-    """
+    """Train a row, or continue it, or evaluate the runs of others with its options."""
     folder, c = self.folder(row, seed), self._config(row, seed)
     if row.evaluates:
       self._evaluate_others(row, seed)

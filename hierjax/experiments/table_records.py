@@ -39,22 +39,13 @@ class Record:
 
 
 def columns_of(runner: Runner) -> list[Column]:
-  """Return the columns of our figures, each once.
-
-  Args:
-    runner: of the table.
-  """
+  """Return the columns of our figures, each once."""
   expanded = [expand(text, runner.levels) for text in runner.table.columns]
   return list({c.key: c for columns in expanded for c in columns}.values())
 
 
 def records_of(runner: Runner, columns: Sequence[Column]) -> list[Record]:
-  """Return the figures of the rows that were asked for, and of others that have finished.
-
-  Args:
-    runner: of the table.
-    columns: of our figures.
-  """
+  """Return the figures of the rows that were asked for, and of others that have finished."""
   records = {}
   for row in runner.table.rows:
     if row in runner.rows or runner.results(row):

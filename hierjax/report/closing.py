@@ -9,11 +9,7 @@ from hierjax.report.templates import render
 
 
 def lines(workdir: str | pathlib.Path) -> list[str]:
-  """Sum up an evaluated run: scores, whether the hierarchy helped, and what to do next.
-
-  Args:
-    workdir: folder of the run.
-  """
+  """Sum up an evaluated run: scores, whether the hierarchy helped, and what to do next."""
   run = runs.read(workdir)
   tags = (run.evaluation or {}).get('multi') or {}
   values = answers.numbers(run) | {'workdir': workdir, 'folder': shlex.quote(str(workdir))}

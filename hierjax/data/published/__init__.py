@@ -53,11 +53,7 @@ LAYOUTS = {
 
 
 def recognise(root: pathlib.Path) -> str | None:
-  """Name the layout that a folder has.
-
-  Args:
-    root: the folder; one of the layout's marks is in it.
-  """
+  """Name the layout whose mark is in a folder."""
   for name, (_, marks) in LAYOUTS.items():
     if any((root / mark).exists() for mark in marks):
       return name

@@ -13,12 +13,7 @@ BANNER = 20  # rows of pixels with the photographer's name
 
 
 def read(root: pathlib.Path, crop: bool) -> Layout:
-  """Read FGVC-Aircraft.
-
-  Args:
-    root: the folder.
-    crop: whether the boxes are read too.
-  """
+  """Read FGVC-Aircraft below a folder, with boxes to crop by."""
   base = find(root, *MARKS).parent
   folder = find(base, 'images').relative_to(root).as_posix()
   corners = ('image', 'xmin', 'ymin', 'xmax', 'ymax')

@@ -49,11 +49,7 @@ NO_TYPE = {
 
 
 def car(model: str) -> tuple[str, str, str]:
-  """Split the name of a class into make, type and model.
-
-  Args:
-    model: such as 'Audi TTS Coupe 2012'.
-  """
+  """Split the name of a class, such as 'Audi TTS Coupe 2012', into make, type and model."""
   make = next((m for m in TWO_WORDS if model.startswith(f'{m} ')), model.split(' ')[0])
   name = re.sub(r' \d{4}$', '', model)
   words = name.split()
@@ -68,12 +64,7 @@ def car(model: str) -> tuple[str, str, str]:
 
 
 def read(root: pathlib.Path, crop: bool) -> Layout:
-  """Read Stanford Cars.
-
-  Args:
-    root: the folder.
-    crop: whether the boxes are read too.
-  """
+  """Read Stanford Cars below a folder, with boxes to crop by."""
   mark = find(root, *MARKS, 'car_data/train', 'train')
   read_layout = _read_folders if mark.name == 'train' else _read_devkit
   return read_layout(root, mark.parent, crop)

@@ -6,13 +6,7 @@ from hierjax.core.errors import UserError
 
 
 def download(name: str) -> pathlib.Path:
-  """Download the Parquet files and taxonomy.csv of a data set.
-
-  Args:
-    name: 'OWNER/NAME' or 'OWNER/NAME@REVISION'.
-
-  Returns:
-    The folder of the local copy.
+  """Download the Parquet files and taxonomy.csv of 'OWNER/NAME[@REVISION]'; return the folder.
 
   Raises:
     UserError: it could not be downloaded; says how to do it by hand.

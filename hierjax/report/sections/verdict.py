@@ -93,9 +93,6 @@ class Comparison(NamedTuple):
 def compare(run: Run) -> Comparison | str:
   """Compare a run that is evaluated with its baseline.
 
-  Args:
-    run: the run.
-
   Returns:
     The comparison; 'one head', 'no baseline' or 'not evaluated' where there is nothing to compare.
   """

@@ -24,11 +24,7 @@ def folder() -> pathlib.Path:
 
 
 def load(spec: str) -> ConfigDict:
-  """Return the config of a config file, FILE[:ARGUMENT].
-
-  Raises:
-    UserError: the file is not there, raises an error, or does not return a config.
-  """
+  """Return the config of a config file, FILE[:ARGUMENT]."""
   file, colon, argument = spec.partition(':')
   namespace = read(spec)
   with explained(spec):
@@ -40,11 +36,7 @@ def load(spec: str) -> ConfigDict:
 
 
 def read(spec: str) -> dict:
-  """Run a config file, FILE[:ARGUMENT], and return its names.
-
-  Raises:
-    UserError: the file is not there, or raises an error.
-  """
+  """Run a config file, FILE[:ARGUMENT], and return its names."""
   path = find(spec)
   _make_configs_importable()
   with explained(spec):
@@ -52,14 +44,7 @@ def read(spec: str) -> dict:
 
 
 def find(spec: str) -> pathlib.Path:
-  """Return the path of a config file.
-
-  Args:
-    spec: FILE[:ARGUMENT]; FILE is a path, or the name of one of hierjax's own without .py.
-
-  Raises:
-    UserError: there is no such file.
-  """
+  """Return the path of a config file, FILE[:ARGUMENT], or of one of hierjax's own by its name."""
   name = spec.partition(':')[0]
   files = {path.stem: path for path in (*folder().glob('tables/*.py'), *folder().glob('*.py'))}
   files.pop('__init__', None)

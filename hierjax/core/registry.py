@@ -20,15 +20,7 @@ class Registry(Generic[Entry]):
     self._entries: dict[str, Entry] = {}
 
   def register(self, name: str, entry: Entry) -> Entry:
-    """Add an entry and return it.
-
-    Args:
-      name: a word of letters, digits, '_', '-', '.' or '/'.
-      entry: what stands behind it.
-
-    Raises:
-      UserError: the name is taken, or is no such word.
-    """
+    """Add an entry and return it; its name consists of letters, digits, '_', '-', '.' and '/'."""
     if not name or not all(c.isalnum() or c in '_-./' for c in name):
       raise UserError(f'{self.kind} {name!r}: a name consists of letters, digits and _ - . /')
     if name in self._entries:

@@ -96,9 +96,6 @@ def make_splits(
     options: `config.data`.
     table: the examples of all splits.
     findings, record: as in `load`.
-
-  Raises:
-    UserError: see `load`.
   """
   division = splits.divide(options, table, findings, record)
   full = Dataset(table.taxonomy, division.splits, findings.notes)
@@ -107,11 +104,7 @@ def make_splits(
 
 
 def read_table(options: ConfigDict, findings: Findings) -> Table:
-  """Read the examples of all splits, as they are, of a data set.
-
-  Raises:
-    UserError: see `load`.
-  """
+  """Read the examples of all splits, as they are, of a data set."""
   root = pathlib.Path(options.root).expanduser() if options.root else None
   if root and options.root.startswith('classes:') and options.source == 'auto':
     if options.taxonomy:

@@ -9,11 +9,7 @@ from hierjax.taxonomy.table import Taxonomy
 
 
 def describe_difference(a: Taxonomy | Mixed, b: Taxonomy | Mixed) -> str:
-  """Say in one line in what two taxonomies differ.
-
-  Args:
-    a: 'here' in the text.
-    b: 'there'.
+  """Say in one line in what taxonomy a ('here') and b ('there') differ.
 
   Returns:
     The line, '' where they are the same.

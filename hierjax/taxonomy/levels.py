@@ -95,14 +95,7 @@ class Levels:
     return table.levels if table else ()
 
   def index(self, level: str) -> int:
-    """Return the position of a level, 0 for the coarsest.
-
-    Args:
-      level: its name.
-
-    Raises:
-      UserError: there is no such level.
-    """
+    """Return the position of a level, 0 for the coarsest."""
     if level not in self.levels:
       raise UserError(f'taxonomy: no level {level!r}; the levels are {", ".join(self.levels)}')
     return self.levels.index(level)
@@ -112,11 +105,7 @@ class Levels:
     return len(self.names[self.index(level)])
 
   def to_csv(self, path: str | os.PathLike) -> None:
-    """Write the taxonomy as `read_taxonomy` reads it.
-
-    Args:
-      path: the file.
-    """
+    """Write the taxonomy as `read_taxonomy` reads it."""
     text, rows = io.StringIO(), self.rows()
     columns = [*zip(self.levels, *rows), *columns_of(self.levels, rows, self.aliases)]
     csv.writer(text, lineterminator='\n').writerows(zip(*columns))

@@ -61,10 +61,6 @@ class Relations(Levels):
   def pairs(self, a: str, b: str) -> np.ndarray:
     """Return the classes of two levels that occur together in some leaf.
 
-    Args:
-      a: a level.
-      b: another.
-
     Returns:
       int64 [P, 2], in ascending order; P is at most the number of leaves.
     """
@@ -86,10 +82,6 @@ class Relations(Levels):
 
   def parents(self, child: str, parent: str) -> np.ndarray:
     """Return the class of one level above each class of another.
-
-    Args:
-      child: the finer level.
-      parent: the coarser one.
 
     Returns:
       int32 [C_child], -1 for a class that occurs with more than one.
@@ -310,9 +302,6 @@ class Taxonomy(Relations):
   def carried(self, level: str) -> np.ndarray:
     """Return which classes of a level are those of branches that ended above it.
 
-    Args:
-      level: its name.
-
     Returns:
       bool [class]; each of these has one leaf.
     """
@@ -395,9 +384,6 @@ class Taxonomy(Relations):
 
     Its finest classes are those of the level, with the same ids; it keeps the coarser levels that
     these determine.
-
-    Args:
-      level: its name.
     """
     k = self.index(level)
     columns = [j for j in range(k) if self.nests(level, self.levels[j])] + [k]
@@ -414,12 +400,7 @@ class Taxonomy(Relations):
 
 
 def with_aliases(taxonomy: Levels, aliases: Aliases) -> Levels:
-  """Return a taxonomy with aliases of its classes; those of others are left out.
-
-  Args:
-    taxonomy: of any kind.
-    aliases: {level: {other name: class}}.
-  """
+  """Return a taxonomy with aliases of its classes; those of others are left out."""
   names = dict(zip(taxonomy.levels, map(frozenset, taxonomy.names)))
   matching = {
     level: {alias: name for alias, name in items.items() if name in names[level]}
@@ -432,11 +413,6 @@ def with_aliases(taxonomy: Levels, aliases: Aliases) -> Levels:
 
 
 def spellings(taxonomy: Taxonomy, level: str) -> list[str]:
-  """Return all names by which `Taxonomy.encode` knows classes of a level.
-
-  Args:
-    taxonomy: the table.
-    level: its name.
-  """
+  """Return all names by which `Taxonomy.encode` knows classes of a level."""
   k = taxonomy.index(level)
   return [*taxonomy.names[k], *taxonomy._homonyms[k], *taxonomy._alias_ids[k]]

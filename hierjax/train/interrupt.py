@@ -10,12 +10,7 @@ import threading
 
 
 class Interrupted(Exception):
-  """Training was stopped by a signal, with its state saved.
-
-  Args:
-    signum: the signal.
-    step: the step that was saved.
-  """
+  """Training was stopped by a signal, with its state saved."""
 
   def __init__(self, signum: int, step: int):
     name = signal.Signals(signum).name

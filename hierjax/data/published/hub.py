@@ -6,11 +6,7 @@ from hierjax.core.errors import UserError
 
 
 def download(name: str) -> pathlib.Path:
-  """Download the Parquet files and taxonomy.csv of 'OWNER/NAME[@REVISION]'; return the folder.
-
-  Raises:
-    UserError: it could not be downloaded; says how to do it by hand.
-  """
+  """Download the Parquet files and taxonomy.csv of 'OWNER/NAME[@REVISION]'; return the folder."""
   import huggingface_hub
 
   repo, _, revision = name.partition('@')

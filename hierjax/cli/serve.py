@@ -18,6 +18,7 @@ from hierjax.core.errors import UserError
 from hierjax.serve.app import Server
 
 LOOPBACK = ('localhost', '127.0.0.1', '::1')
+LOOPBACK_NAMES = ('localhost', '127.0.0.1', '[::1]')
 CONNECTIONS = 4096
 SECONDS = 10  # for the head of a request
 
@@ -49,6 +50,8 @@ def run(args: Arguments) -> int:
   token = args.token or os.environ.get('HIERJAX_TOKEN') or None
   listener = _listen(args, token)
   model = runtime.load(args.patterns[0], spin=False)
+  # with a token, or for all, a proxy may give it any name
+  hosts = None if token or args.public else LOOPBACK_NAMES
   sys.setswitchinterval(5e-4)  # threads that compute let the event loop go on sooner
   if args.max_pixels:
     how = model.view.how._replace(max_pixels=min(args.max_pixels, model.view.how.max_pixels))
@@ -56,7 +59,7 @@ def run(args: Arguments) -> int:
   most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
   resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is an open file
   config = uvicorn.Config(
-    Server(model, SimpleNamespace(**args.flags), token),
+    Server(model, SimpleNamespace(**args.flags), token, hosts),
     http=Connection,
     ws='none',
     log_config=None,

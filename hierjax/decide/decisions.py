@@ -28,6 +28,7 @@ class AnswerRules(NamedTuple):
     backoff: when to stop along the lineage of the most likely leaf; None to answer at least cost.
     costs: rows (from, to, cost) or 'lca', see `decide.costs`; None where a wrong answer costs 1.
     price: of a level that is not answered.
+    others: as `backoff`, for other risks that these examples can guarantee.
   """
 
   split: str
@@ -35,6 +36,13 @@ class AnswerRules(NamedTuple):
   backoff: backoff.Backoff | None
   costs: Rows | str | None = None
   price: float = PRICE
+  others: tuple[backoff.Backoff, ...] = ()
+
+  @property
+  def risks(self) -> dict[float, backoff.Backoff]:
+    """The rules by their risks, ascending."""
+    rules = (self.backoff, *self.others) if self.backoff else self.others
+    return {rule.risk: rule for rule in sorted(rules, key=lambda rule: rule.risk)}
 
 
 Rules = dict[str, paths.PathRules | dict[str, np.ndarray] | AnswerRules]

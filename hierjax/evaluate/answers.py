@@ -17,6 +17,8 @@ from hierjax.taxonomy.csv_files import read_table
 # Classes of the coarsest level that an evaluation lists, those with the most images.
 BRANCHES = 50
 RESAMPLINGS = 200
+# Of the largest loss: what `Predictor.at_risk` offers besides decide.risk.
+RISKS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 # Thresholds of the curves of depth against risk, and the bonuses of DARTS.
 THRESHOLDS = tuple(np.linspace(0, 1, 21).round(2).tolist())
 BONUSES = (0.0, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -119,18 +121,23 @@ def fit(
   if rows:
     built = costs.build(rows, table, options.price)
     losses, bound = costs.losses(line.path, labels, built), built.largest
-  rule = backoff.fit_backoff(
-    line, losses, options.risk, options.confidence, options.by, bound, len(table.names[0])
-  )
+
+  def fitted(risk):
+    arguments = risk, options.confidence, options.by, bound, len(table.names[0])
+    return backoff.fit_backoff(line, losses, *arguments)
+
+  rule = fitted(options.risk)
+  least = bound * backoff.smallest_risk(min(rule.examples), options.confidence)
+  risks = {float(f'{bound * risk:g}') for risk in RISKS} - {options.risk}
+  others = tuple(fitted(risk) for risk in sorted(risks) if risk >= least)
   n = int(np.isfinite(losses).all(1).sum())
-  rules['answer'] = AnswerRules(split, n, rule, rows, options.price)
+  rules['answer'] = AnswerRules(split, n, rule, rows, options.price, others)
   if split == c.data.val:
     notes.append(
       f'warning: the risk of answers is fitted on {split}, which also chose the checkpoint and '
       'tuned the weights: on new images it may be higher; --config.data.calibration_share sets '
       'images apart for it when a run is trained'
     )
-  least = bound * backoff.smallest_risk(min(rule.examples), options.confidence)
   if least > options.risk:
     notes.append(
       f'{min(rule.examples)} images of {split} are too few to guarantee a risk of '

@@ -73,6 +73,31 @@ class Predictor:
     restricted.rules.pop('answer', None)
     return restricted
 
+  def at_risk(self, risk: float) -> Self:
+    """Return this model with the answers of another risk than decide.risk, see `risks`.
+
+    Args:
+      risk: one that it was calibrated for.
+
+    Raises:
+      UserError: it is none of them.
+    """
+    rule = self.rules.get('answer')
+    if rule is None or risk not in rule.risks:
+      raise UserError(f'risk={risk:g}: {self._offer(rule)}')
+    model = copy.copy(self)
+    model.rules = self.rules | {'answer': rule._replace(backoff=rule.risks[risk])}
+    return model
+
+  def _offer(self, rule):
+    """What risks this model can guarantee, in words."""
+    if rule is not None and rule.risks:
+      return f'the model is calibrated for {", ".join(f"{risk:g}" for risk in rule.risks)}'
+    exclusive = self.rules.get('exclusive')
+    if exclusive is not None and exclusive.allowed is not None:
+      return 'the calibration is for all classes, and guarantees nothing within some of them'
+    return 'the model is not calibrated; hierjax evaluate --config.decide.risk=.05 does that'
+
   def predict(
     self, images: Iterable[Image] | Image, top: int = 5, batch_size: int | None = None
   ) -> list[dict]:

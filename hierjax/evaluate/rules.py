@@ -59,7 +59,7 @@ def write_rules(path: pathlib.Path, split: str, rules: Rules, taxonomy: Taxonomy
     content |= WRITERS[block.kind](rules[block.kind], block)
   if 'answer' in rules:
     answer = rules['answer']
-    content['answer'] = answer._asdict()
+    content['answer'] = answer._asdict() | {'others': [x._asdict() for x in answer.others]}
     if answer.backoff:
       content['answer']['backoff'] = answer.backoff._asdict()
   files.write(path, json_files.dump(content, indent=2) + '\n')
@@ -136,18 +136,24 @@ def _read_answer(content: object, taxonomy: Taxonomy) -> AnswerRules:
       costs.build(fields['costs'], taxonomy, float(fields['price']))
     if fields['backoff'] is None and fields['costs']:
       return AnswerRules(**fields)
-    backoff = dict(fields['backoff'])
-    rows = tuple(tuple(map(float, row)) for row in backoff['thresholds'])
-    group = tuple(map(int, backoff['group']))
-    is_of_taxonomy = all(len(row) == len(taxonomy.levels) for row in rows)
-    if group:
-      is_of_taxonomy &= len(group) == len(taxonomy.names[0]) and set(group) <= {*range(len(rows))}
-    if not rows or not is_of_taxonomy:
-      raise ValueError('its thresholds are of another taxonomy')
-    backoff |= {'thresholds': rows, 'group': group, 'examples': tuple(backoff['examples'])}
-    return AnswerRules(**fields | {'backoff': Backoff(**backoff)})
+    # files of earlier versions have no others
+    fields['others'] = tuple(_read_backoff(x, taxonomy) for x in fields.get('others', ()))
+    return AnswerRules(**fields | {'backoff': _read_backoff(fields['backoff'], taxonomy)})
   except (TypeError, KeyError, ValueError) as e:
     raise UserError(f'answer cannot be read: {e!r}; remove it to do without') from None
+
+
+def _read_backoff(content, taxonomy):
+  fields = dict(content)
+  rows = tuple(tuple(map(float, row)) for row in fields['thresholds'])
+  group = tuple(map(int, fields['group']))
+  is_of_taxonomy = all(len(row) == len(taxonomy.levels) for row in rows)
+  if group:
+    is_of_taxonomy &= len(group) == len(taxonomy.names[0]) and set(group) <= {*range(len(rows))}
+  if not rows or not is_of_taxonomy:
+    raise ValueError('its thresholds are of another taxonomy')
+  fields |= {'thresholds': rows, 'group': group, 'examples': tuple(fields['examples'])}
+  return Backoff(**fields)
 
 
 READERS = {'exclusive': _read_path_rules, 'tags': _read_thresholds}

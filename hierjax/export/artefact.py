@@ -61,9 +61,16 @@ def _with_slack(rules):
     rules['tags'] = {level: t - SLACK for level, t in rules['tags'].items()}
   if 'answer' in rules:
     answer = rules['answer']
-    rows = tuple(tuple(t and t + SLACK for t in row) for row in answer.backoff.thresholds)
-    rules['answer'] = answer._replace(backoff=answer.backoff._replace(thresholds=rows))
+    others = tuple(map(_raised, answer.others))
+    rules['answer'] = answer._replace(
+      backoff=answer.backoff and _raised(answer.backoff), others=others
+    )
   return rules
+
+
+def _raised(rule):
+  rows = (tuple(t and t + SLACK for t in row) for row in rule.thresholds)
+  return rule._replace(thresholds=tuple(rows))
 
 
 def _write(run, folder, say):
@@ -165,4 +172,6 @@ def _decided(predictor, probs):
     out |= {f'present/{k}': v for k, v in table.split(decisions['tags'].pred).items()}
   if 'answer' in decisions:
     out['answer'] = decisions['answer'].depth
+    for risk in predictor.rules['answer'].risks:
+      out[f'answer at risk {risk:g}'] = predictor.at_risk(risk).decide(probs)['answer'].depth
   return out

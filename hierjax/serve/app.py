@@ -6,6 +6,7 @@ import csv
 import functools
 import hmac
 import pathlib
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -58,16 +59,25 @@ class Server:
     limits: what requests may ask for: numbers max_body [bytes], max_files, queue [images that
       wait] and timeout [s], for a body to come and again for its answer.
     token: that most operations need; None for none.
+    hosts: the names that requests may call this server by; None for any. A page of another site
+      whose name leads to this machine (DNS rebinding) sends its own.
   """
 
-  def __init__(self, model: Exported, limits: SimpleNamespace, token: str | None = None):
-    self.model, self.limits = model, limits
+  def __init__(
+    self,
+    model: Exported,
+    limits: SimpleNamespace,
+    token: str | None = None,
+    hosts: tuple[str, ...] | None = None,
+  ):
+    self.model, self.limits, self.hosts = model, limits, hosts
     self.token = None if token is None else f'Bearer {token}'.encode()
     self.counts = Counter(images_waiting=0, body_bytes=0)
     self.batcher = Batcher(model, limits.queue, self.counts)
     taxonomy = model.taxonomy
     self._names = {name for t in taxonomy.tables for k in t.levels for name in spellings(t, k)}
     self._within = functools.lru_cache(MAX_SUBSETS)(model.within)
+    self._at_risk = functools.lru_cache(MAX_SUBSETS)(type(model).at_risk)
     facts = {'hash': taxonomy.hash(), 'levels': taxonomy.levels, 'heads': model.levels}
     self._contents = {f'/{file.name}': file.read_bytes() for file in PAGE.iterdir()}
     self._contents['/'] = self._contents.pop('/page.html')
@@ -100,7 +110,14 @@ class Server:
     top = request.query_params.get('top', '5')
     if top not in map(str, range(1, MAX_TOP + 1)):
       raise HTTPException(422, f'top must be a whole number from 1 to {MAX_TOP}')
-    model = await asyncio.to_thread(self._restricted, request.query_params.getlist('classes'))
+    model = self.model
+    if classes := request.query_params.getlist('classes'):
+      model = await asyncio.to_thread(self._restricted, classes)
+    if 'risk' in request.query_params:
+      try:
+        model = self._at_risk(model, float(request.query_params['risk']))
+      except ValueError as e:  # of float, or a UserError
+        raise HTTPException(400, str(e)) from None
     async with inputs.read(request, self.limits, self.counts) as images:
       async with asyncio.timeout(self.limits.timeout):
         records = await self.batcher.predict(images, (model, int(top)))
@@ -145,6 +162,9 @@ class Server:
 
   def _refusal(self, scope):
     headers, operations = dict(scope['headers']), API['paths'].get(scope['path'], {})
+    host = re.sub(rb':\d*$', b'', headers.get(b'host', b'')).decode('latin-1').lower()
+    if self.hosts and host not in self.hosts:
+      return HTTPException(421, f'this server is {" or ".join(self.hosts)}, not {host!r}')
     is_open = self.token is None or all('security' in x for x in operations.values())
     # compared in a time that says nothing of how much is right
     if is_open or hmac.compare_digest(headers.get(b'authorization', b''), self.token):

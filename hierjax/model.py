@@ -1,6 +1,7 @@
 """A trained model: from images to probabilities, decisions and evaluations."""
 
 import copy
+import hashlib
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -78,6 +79,14 @@ class Model(Predictor):
       lambda variables, features: self.classifier.apply(variables, features)[0]
     )
     self.rules = rules.read_rules(workdir / 'decode.json', taxonomy, self.levels)
+
+  def _network(self):
+    digest = hashlib.sha256()
+    for path, x in jax.tree.leaves_with_path(jax.device_get(self.variables)):
+      digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(x).tobytes())
+    data, options = self.c.data, self.c.eval
+    views = data.size, data.resize, data.deep_range, options.tta
+    return digest.hexdigest(), views, options.novelty, options.novelty_score, self.c.model.dtype
 
   def collect(self, examples: sources.Examples, **options) -> Outputs:
     """Run the model over examples; the options are those of `evaluate.collect.collect`."""

@@ -58,6 +58,7 @@ class Exported(Predictor):
     import onnxruntime
 
     self.facts, self.view = _facts(folder)
+    self._digest = hashlib.sha256(contents['model.onnx']).hexdigest()
     self._threads = threads or os.cpu_count() or 1
     multi = tuple(self.facts['taxonomy']['multi'])
     self.taxonomy = read_taxonomy(folder / 'taxonomy.csv', multi)
@@ -93,6 +94,9 @@ class Exported(Predictor):
       fits.append(outputs[f'probability/{level}'][1:] == [self.taxonomy.num_classes(level)])
     if not heads or fits.count(False) or len(fits) != len(heads) + 1:
       raise UserError(f'{folder}: model.onnx and hierjax.json are not of one export')
+
+  def _network(self):
+    return self._digest, self.facts['preprocessing']
 
   def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
     """Compute all outputs of the graph.
@@ -158,16 +162,36 @@ def load(folder: str | os.PathLike, threads: int | None = None, spin: bool = Tru
     UserError: the folder is no artefact, a file is damaged or missing, or the taxonomy is another.
   """
   folder = pathlib.Path(folder)
-  if not (folder / MANIFEST).exists():
+  return Exported(folder, read_files(folder), threads, spin)
+
+
+def listed(folder: pathlib.Path) -> dict[str, str]:
+  """Read the manifest of an exported model: {name of a file: its sha256}.
+
+  Raises:
+    UserError: the folder has none, or a damaged one.
+  """
+  path = folder / MANIFEST
+  if not path.exists():
     raise UserError(f'{folder}: no exported model (no {MANIFEST}); hierjax export writes one')
-  listed = json_files.read_object(folder / MANIFEST).get('files')
-  if not isinstance(listed, dict) or not {*NEEDED} <= {*listed}:
-    raise UserError(f'{folder / MANIFEST}: is damaged: it must list {", ".join(NEEDED)}')
+  digests = json_files.read_object(path).get('files')
+  if not isinstance(digests, dict) or not {*NEEDED} <= {*digests}:
+    raise UserError(f'{path}: is damaged: it must list {", ".join(NEEDED)}')
+  for name in digests:
+    files.check_name(name, f'{path}: the file {name[:80]!r}')
+  return digests
+
+
+def read_files(folder: pathlib.Path) -> dict[str, bytes]:
+  """Return the content of the files that a predictor reads; all files must be those listed.
+
+  Raises:
+    UserError: one is missing or damaged.
+  """
   contents = {}
-  for name, digest in listed.items():
-    files.check_name(name, f'{folder / MANIFEST}: the file {name[:80]!r}')
+  for name, digest in listed(folder).items():
     content = files.read_bytes(folder / name, MAX_BYTES)
     if hashlib.sha256(content).hexdigest() != digest:
       raise UserError(f'{folder / name}: is damaged: its sha256 is not that of {MANIFEST}')
     contents |= {name: content} if name in NEEDED else {}
-  return Exported(folder, contents, threads, spin)
+  return contents

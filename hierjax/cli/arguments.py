@@ -17,9 +17,9 @@ from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 
 MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate', 'probe')
-MODES += ('plan', 'export', 'options', 'compare', 'audit', 'serve', 'backbones')
+MODES += ('plan', 'export', 'options', 'compare', 'audit', 'serve', 'backbones', 'push', 'pull')
 # Those that take words after the command.
-WITH_WORDS = ('options', 'compare', 'serve', 'backbones')
+WITH_WORDS = ('options', 'compare', 'serve', 'backbones', 'push', 'pull')
 # Short names of options: --lr=3e-4 is --config.optim.lr=3e-4.
 ALIASES = {
   'data': 'data.root',
@@ -43,6 +43,7 @@ VALID_WITH = {
   'images': ('predict',),
   'output': ('predict', 'export'),
   'artefact': ('predict',),
+  'shard': ('predict',),
   'classes': ('predict', 'evaluate'),
   'region': ('predict', 'evaluate'),
   'seeds': ('table',),
@@ -112,6 +113,7 @@ def define(values: flags.FlagValues) -> None:
   text('split', 'val', 'evaluate, table, compare: the split')
   text('images', '', 'predict: an image, a folder, a glob in quotes, or a .txt or .csv of paths')
   text('artefact', '', 'predict: folder that export wrote; needs no jax')
+  text('shard', None, 'predict: i/n: process i, from 0, of n takes its part of the images')
   text(
     'output',
     '',
@@ -294,6 +296,9 @@ def _check(arguments: Arguments) -> None:
     raise UserError('compare needs two folders or more: hierjax compare RUN RUN')
   if mode == 'serve' and len(arguments.patterns) != 1:
     raise UserError('serve needs one folder that hierjax export wrote: hierjax serve FOLDER')
+  if mode in ('push', 'pull') and len(arguments.patterns) != 2:
+    words = ('FOLDER', 'hf:OWNER/NAME')[:: 1 if mode == 'push' else -1]
+    raise UserError(f'{mode} is called as hierjax {mode} {" ".join(words)}')
   if mode == 'migrate':
     for name in ('from', 'taxonomy', 'workdir'):
       if not arguments.flags[name]:

@@ -1,7 +1,9 @@
 """hierjax predict: classes of images, a line of JSON for each, on stdout or in a file."""
 
 import importlib
+import os
 import sys
+import zlib
 from collections import Counter
 
 from hierjax import runtime
@@ -9,6 +11,7 @@ from hierjax.cli import images
 from hierjax.cli.arguments import Arguments
 from hierjax.cli.predictions import Output
 from hierjax.core import json_files, terminal
+from hierjax.core.errors import UserError
 from hierjax.evaluate.predictor import Predictor
 from hierjax.taxonomy import read_classes
 
@@ -19,16 +22,20 @@ def run(args: Arguments) -> int:
   runs = None if args.artefact else importlib.import_module('hierjax.cli.runs')
   c = runs.run_config(args, args.workdir) if runs else args.config
   paths = images.expand(args.images, c.data)
-  output = Output(args.output) if args.output else None
-  skipped = [name for name in paths if output and name in output.names]
-  if skipped:
-    terminal.say(
-      f'{args.output} holds {len(skipped)} of {len(paths)} images, which are skipped; for another '
-      'model give another --output'
-    )
-  paths = {name: path for name, path in paths.items() if not output or name not in output.names}
-  load = runs.load if runs else _load_exported
-  records = load(args).predict_iter(paths.values()) if paths else ()
+  shard = _shard(args.shard)
+  if shard:
+    # by its name, so that an image stays in its shard when others are added
+    paths = {name: paths[name] for name in paths if _number(name) % shard[1] == shard[0]}
+  output = Output(args.output, shard) if args.output else None
+  predictor = (runs.load if runs else _load_exported)(args)
+  if output:
+    output.open(predictor.fingerprint())
+    remaining = {name: path for name, path in paths.items() if name not in output.names}
+    if len(remaining) < len(paths):
+      count = len(paths) - len(remaining)
+      terminal.say(f'{output.path} holds {count} of {len(paths)} images, which are skipped')
+    paths = remaining
+  records = predictor.predict_iter(paths.values())
   errors, show = Counter(), terminal.Progress()
   for count, (name, record) in enumerate(zip(paths, records), 1):
     record['file'] = name
@@ -46,6 +53,20 @@ def run(args: Arguments) -> int:
     listing = '; '.join(f'{reason} ({n})' for reason, n in errors.most_common(3))
     terminal.say(f'{errors.total()} of {len(paths)} images could not be read: {listing}')
   return 0
+
+
+def _shard(text):
+  """(i, n) of --shard=i/n; None without it."""
+  if text is None:
+    return None
+  i, _, n = text.partition('/')
+  if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+    raise UserError(f'--shard={text}: must be i/n with i from 0 to n - 1, as 0/4')
+  return int(i), int(n)
+
+
+def _number(name):
+  return zlib.crc32(os.fsencode(name))
 
 
 def _load_exported(args: Arguments) -> Predictor:

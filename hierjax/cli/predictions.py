@@ -1,6 +1,7 @@
 """A file of predictions that grows by whole lines, so that a stopped program can go on with it."""
 
 import csv
+import fcntl
 import itertools
 import json
 import os
@@ -38,27 +39,46 @@ class Output:
   Args:
     path: FILE.jsonl, FILE.csv or FILE.parquet. The lines for a table stand in FILE.csv.jsonl until
       it is complete.
+    shard: (i, n), with which the file is FILE.i-of-n.jsonl.
 
   Attributes:
     names: of the images that the file holds already.
   """
 
-  def __init__(self, path: str):
-    self.path = self.lines = pathlib.Path(path).expanduser()
+  def __init__(self, path: str, shard: tuple[int, int] | None = None):
+    self.path = pathlib.Path(path).expanduser()
     if self.path.suffix not in SUFFIXES:
       raise UserError(f'--output={path}: must end in {", ".join(SUFFIXES)}')
+    if shard:
+      self.path = self.path.with_stem(f'{self.path.stem}.{shard[0]}-of-{shard[1]}')
+    self.lines = self.path
     if self.path.suffix != '.jsonl':
       self.lines = self.path.with_name(f'{self.path.name}.jsonl')
     try:
-      self.names = {row['file'] for row in self._rows()}
+      rows = {row['file']: row.get('fingerprint') for row in self._rows()}
     except (AttributeError, KeyError, ValueError, csv.Error) as e:
       raise UserError(f'--output={path}: holds something other than predictions ({e})') from None
+    self.names, self._fingerprints = {*rows}, {*rows.values()}
+
+  def open(self, fingerprint: str) -> None:
+    """Open the file for predictions of the model with this fingerprint, which each line names."""
+    if self._fingerprints - {fingerprint}:
+      raise UserError(
+        f'--output={self.path}: has predictions of another model, of other --classes, or of a '
+        'version of hierjax that did not note the model; give another --output'
+      )
+    self._fingerprint = fingerprint
     self._file = open(self.lines, 'ab', buffering=0)  # noqa: SIM115
+    try:
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(f'--output={self.path}: another program writes it; see --shard') from None
     os.truncate(self.lines, sum(map(len, _whole_lines(self.lines))))
 
   def write(self, record: Mapping) -> None:
     """Add the prediction of an image."""
-    self._file.write(json_files.dump(record).encode() + b'\n')
+    line = json_files.dump({**record, 'fingerprint': self._fingerprint})
+    self._file.write(line.encode() + b'\n')
 
   def close(self) -> None:
     """Close the file; a table appears whole."""

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 # The extra of the package that brings a module, where it is not installed with the package.
 EXTRAS = {
-  **dict.fromkeys(('onnx', 'onnxruntime'), 'export'),
-  **dict.fromkeys(('starlette', 'uvicorn', 'python_multipart'), 'serve'),
+  'onnx': 'export',
+  **dict.fromkeys(('onnxruntime', 'starlette', 'uvicorn', 'python_multipart'), 'serve'),
   **dict.fromkeys(('optax', 'tensorflow_datasets', 'pyarrow', 'matplotlib'), 'train'),
   **dict.fromkeys(('sklearn', 'threadpoolctl', 'tensorboardX'), 'train'),
   'huggingface_hub': 'train',

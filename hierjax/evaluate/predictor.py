@@ -1,12 +1,15 @@
 """What trained and exported models have in common: from probabilities to records of predictions."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Self
 
 import numpy as np
 
 from hierjax import decide
+from hierjax.core.errors import UserError
 from hierjax.data.image_groups import Batch, Image
 from hierjax.decide.decisions import Decisions, Rules
 from hierjax.taxonomy import Mixed, Taxonomy, leaves_of
@@ -17,7 +20,8 @@ class Predictor:
 
   A subclass sets the attributes and defines `_run(images, batch_size)`, which yields batches as
   `image_groups.batches` does, each with what is computed for it: an object with `index` int [n],
-  the readable images, and `probs` {level with a head: float64 [n, C]}.
+  the readable images, and `probs` {level with a head: float64 [n, C]}; and `_network()`, which
+  returns what identifies weights and preprocessing, for JSON.
 
   Attributes:
     taxonomy: its levels.
@@ -52,6 +56,12 @@ class Predictor:
   def decide(self, probs: Mapping[str, np.ndarray]) -> Decisions:
     """Decide by this model's rules on probabilities {level: float64 [N, C]} without NaN."""
     return decide.decide(probs, self.taxonomy, self.rules)
+
+  def fingerprint(self) -> str:
+    """Return 16 digits that change with the weights, preprocessing, classes and rules."""
+    parts = self._network(), self.taxonomy.hash(), self.rules
+    content = json.dumps(parts, default=lambda x: np.asarray(x).tolist())
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
   def within(self, classes: Iterable[str | Mapping[str, str]] | np.ndarray) -> Self:
     """Return this model restricted to a subset of its classes, see `decide.subsets`.

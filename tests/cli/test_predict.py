@@ -1,7 +1,9 @@
 """hierjax predict: lists of images, files of predictions that a stopped command goes on with."""
 
+import copy
 import csv
 import io
+import itertools
 import json
 import os
 
@@ -13,6 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import hierjax
+from hierjax import runtime
 from hierjax.cli import arguments, images, predict, predictions
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
@@ -98,35 +101,50 @@ def read_table(path):
     return list(csv.DictReader(f))
 
 
+def opened(path, fingerprint='0a', **options):
+  output = predictions.Output(str(path), **options)
+  output.open(fingerprint)
+  return output
+
+
 @pytest.mark.parametrize('suffix', ['.jsonl', '.csv', '.parquet'])
 def test_a_stopped_file_goes_on(tmp_path, suffix):
   """What is whole stays, a cut line goes, and a later call adds to a complete file."""
   path = tmp_path / f'x{suffix}'
-  output = predictions.Output(str(path))
+  output = opened(path)
   assert output.names == set()
   output.write(record('1'))
   output.write(record('2'))
   lines = path if suffix == '.jsonl' else tmp_path / f'x{suffix}.jsonl'
   with open(lines, 'ab') as f:
     f.write(json.dumps(record('3')).encode()[:50])  # the program was killed here
-  output = predictions.Output(str(path))
+  with pytest.raises(UserError, match='another program writes it'):
+    opened(path)
+  output._file.close()
+  output = opened(path)
   assert output.names == {'1', '2'}
   output.write({'file': '3\udcff', 'error': 'not an image'})
   output.close()
-  output = predictions.Output(str(path))
+  content = path.read_bytes()
+  with pytest.raises(UserError, match='of another model'):
+    opened(path, '0b')
+  assert path.read_bytes() == content and os.listdir(tmp_path) == [path.name]
+  output = opened(path)
   assert len(output.names) == 3
   output.write(record('4', answer={'level': 'make', 'prob': 1, 'reason': None}))
   output.close()
   assert os.listdir(tmp_path) == [path.name]
   if suffix == '.jsonl':
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row['file'] for row in rows] == ['1', '2', '3\udcff', '4'] and rows[0] == record('1')
+    assert [row['file'] for row in rows] == ['1', '2', '3\udcff', '4']
+    assert rows[0] == record('1', fingerprint='0a')
     return
   rows = read_table(path)
   assert [row['file'] for row in rows] == ['1', '2', '3\\udcff', '4']
   assert [row['path.make'] or '' for row in rows] == ['A, "B"\nC', 'A, "B"\nC', '', 'A, "B"\nC']
   assert float(rows[3]['answer.prob']) == 1 and rows[2]['error'] == 'not an image'
   assert rows[0]['classes.tag'] == 'sea|sun' and 'top.make' not in rows[0]
+  assert {row['fingerprint'] for row in rows} == {'0a'}
 
 
 @pytest.mark.parametrize(
@@ -164,13 +182,17 @@ def test_predict_writes_counts_and_goes_on(folder, finished_run, monkeypatch, ca
   (folder / 'first.txt').write_text('img/0.png\nimg/5.png')
   printed = run('--images=first.txt')
   written = run('--images=first.txt', '--output=x.jsonl')
-  assert written.out == '' and (folder / 'x.jsonl').read_text() == printed.out
+  fingerprint = hierjax.load(finished_run).fingerprint()
+  lines = [json.loads(line) for line in (folder / 'x.jsonl').read_text().splitlines()]
+  assert {line.pop('fingerprint') for line in lines} == {fingerprint}
+  assert written.out == '' and lines == [*map(json.loads, printed.out.splitlines())]
   assert '2/2 images' in written.err and '1 of 2 images could not be read: ' in written.err
   resumed = run('--images=img', '--output=x.jsonl')
   assert (
     'x.jsonl holds 2 of 7 images, which are skipped' in resumed.err and '5/5 images' in resumed.err
   )
   records = [json.loads(line) for line in (folder / 'x.jsonl').read_text().splitlines()]
+  assert {r.pop('fingerprint') for r in records} == {fingerprint}
   assert sorted(r['file'] for r in records) == [f'img/{i}.png' for i in range(7)]
   assert records[-1] == {'file': 'img/6.png', 'error': 'empty: it has no bytes'}
   assert 'holds 7 of 7' in run('--images=img', '--output=x.jsonl').err
@@ -180,6 +202,53 @@ def test_predict_writes_counts_and_goes_on(folder, finished_run, monkeypatch, ca
   for p in probs[1:]:
     for level in p:
       np.testing.assert_allclose(p[level], probs[0][level], rtol=0, atol=2e-6)
+
+
+def test_another_model_never_goes_on_with_a_file(folder, finished_run, exported, monkeypatch):
+  """The artefact, a subset of classes, other weights and other views have other fingerprints."""
+  tiny.register(monkeypatch)
+  tiny.use_one_device(monkeypatch)
+  trained, loaded = hierjax.load(finished_run), runtime.load(exported)
+  models = [
+    trained,
+    loaded,
+    *(model.within([trained.taxonomy.names[0][0]]) for model in (trained, loaded)),
+  ]
+  models += [copy.copy(trained), copy.copy(trained)]
+  models[-2].variables = jax.tree.map(lambda x: x + 1e-3, trained.variables)
+  models[-1].c = copy.deepcopy(trained.c)
+  models[-1].c.eval.tta = 2
+  assert len({model.fingerprint() for model in models}) == len(models)
+  assert hierjax.load(finished_run).fingerprint() == trained.fingerprint()
+  assert runtime.load(exported).fingerprint() == loaded.fingerprint()
+  opened('x.jsonl', trained.fingerprint()).write(record('img/0.png'))
+  flags = [f'--artefact={exported}', '--images=img', '--output=x.jsonl']
+  with pytest.raises(UserError, match='of another model'):
+    predict.run(arguments.parse(['hierjax', 'predict', *flags]))
+
+
+def test_shards_are_files_of_their_own_that_hold_each_image_once(folder, exported, capsys):
+  """An image stays in its shard when others are added; a shard may be empty."""
+
+  def run(i, *flags):
+    flags = [f'--artefact={exported}', '--images=img', f'--shard={i}/3', *flags]
+    predict.run(arguments.parse(['hierjax', 'predict', *flags]))
+    return [json.loads(line)['file'] for line in capsys.readouterr().out.splitlines()]
+
+  before = [run(i) for i in range(3)]
+  assert sorted(itertools.chain(*before)) == [f'img/{i}.png' for i in range(7)]
+  (folder / 'img/00.png').write_bytes(png())
+  for i in range(3):
+    run(i, '--output=x.csv')
+    names = [row['file'] for row in read_table(folder / f'x.{i}-of-3.csv')]
+    assert {*before[i]} == {*names} - {'img/00.png'} and len({*names}) == len(names)
+  for shard in ('3/3', '-1/3', '1', '0/0', 'a/b', '1/'):
+    with pytest.raises(UserError, match='must be i/n'):
+      predict.run(
+        arguments.parse(
+          ['hierjax', 'predict', f'--artefact={exported}', '--images=img', f'--shard={shard}']
+        )
+      )
 
 
 def test_compiled_programs_are_cached_unless_the_caller_has_a_folder_for_them(

@@ -213,3 +213,8 @@ def test_thresholds_are_moved_off_validation_images():
   np.testing.assert_allclose(moved['tags']['sky'], [0.25 - 1e-5, 0.5 - 1e-5], rtol=0, atol=1e-12)
   assert moved['answer'].backoff.thresholds == ((0.5 + 1e-5, 0.0),)
   assert rules['tags']['sky'][1] == 0.5
+  answer = answer._replace(others=(answer.backoff._replace(risk=0.2),))
+  moved = artefact._with_slack({'answer': answer})['answer']
+  assert moved.others[0].thresholds == ((0.5 + 1e-5, 0.0),) and [*moved.risks] == [0.1, 0.2]
+  by_cost = AnswerRules('', 0, None, 'lca')
+  assert artefact._with_slack({'answer': by_cost})['answer'] == by_cost

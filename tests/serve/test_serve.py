@@ -14,6 +14,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from hierjax import runtime
+from hierjax.decide.backoff import NEVER, Backoff
+from hierjax.decide.decisions import AnswerRules
 from hierjax.serve import app, inputs
 
 LIMITS = SimpleNamespace(max_body=200_000, max_files=8, queue=64, timeout=20)
@@ -177,6 +179,60 @@ def test_a_wrong_parameter_is_refused(client, query):
   """Before the body is read."""
   answer = client.post(f'/predict?{query}', files=parts(png(0)))
   assert answer.status_code == 422 and len(answer.text) < 400
+
+
+@pytest.fixture
+def calibrated(model) -> runtime.Exported:
+  """The model with two risks: at one everything is answered, at the other nothing."""
+  rules = [
+    Backoff(risk, None, 'one', ((t,) * 3,), (), (99,)) for risk, t in ((0.1, 0.0), (0.05, NEVER))
+  ]
+  result = copy.copy(model)
+  result.rules = model.rules | {'answer': AnswerRules('val', 99, rules[0], others=(rules[1],))}
+  return result
+
+
+def test_answers_at_a_risk(calibrated):
+  """By the thresholds of that risk; what cannot be guaranteed is 400 with the risks that can."""
+  with TestClient(app.Server(calibrated, LIMITS)) as client:
+
+    def send(query):
+      answer = client.post(f'/predict?{query}', files=parts(png(0)))
+      return answer.status_code, answer.json()
+
+    for query, depth in (('', 3), ('risk=0.1', 3), ('risk=.05', 0)):
+      status, content = send(query)
+      assert status == 200 and content['predictions'][0]['answer']['depth'] == depth
+    for text in ('.2', '0', 'nan', '1e999', '-.1'):
+      status, content = send(f'risk={text}')
+      assert status == 400 and 'the model is calibrated for 0.05, 0.1' in content['error']
+    assert send('risk=x')[0] == send('risk=')[0] == 400
+    name = calibrated.taxonomy.names[0][0]
+    status, content = send(f'risk=.1&classes={name}')
+    assert status == 400 and 'guarantees nothing within' in content['error']
+
+
+def test_a_model_without_calibration_says_how(client):
+  answer = client.post('/predict?risk=.1', files=parts(png(0)))
+  assert answer.status_code == 400 and '--config.decide.risk' in answer.json()['error']
+
+
+def test_a_name_that_leads_here_is_refused(model):
+  """As a page of another site would send it, by DNS rebinding."""
+  hosts = ('localhost', '127.0.0.1', '[::1]')
+  with TestClient(app.Server(model, LIMITS, hosts=hosts)) as client:
+    for host in ('localhost', 'LOCALHOST:8000', '127.0.0.1:80', '[::1]:8000', '[::1]'):
+      assert client.get('/healthz', headers={'Host': host}).status_code == 200
+    for host in (
+      'evil.example',
+      'localhost.evil.example:8000',
+      '127.0.0.1.evil',
+      '',
+      'localhost:x',
+    ):
+      for path in ('/', '/healthz', '/taxonomy'):
+        answer = client.get(path, headers={'Host': host})
+        assert answer.status_code == 421 and list(answer.json()) == ['error']
 
 
 def test_many_requests_may_not_hold_much_memory(model, monkeypatch):

@@ -1,0 +1,97 @@
+"""Push and pull against a folder as hub; its functions have the parameters of the real ones."""
+
+import importlib
+import inspect
+import os
+import pathlib
+import shutil
+import sys
+import types
+
+import pytest
+
+from hierjax.cli import arguments
+from hierjax.core.errors import UserError
+
+SECRET = 'hf_secret'
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> pathlib.Path:
+  """The folder of the repository one/model of the hub."""
+  real = pytest.importorskip('huggingface_hub')
+  root, calls = tmp_path / 'hub', []
+
+  class Api:
+    def create_repo(self, *args, **options):
+      inspect.signature(real.HfApi.create_repo).bind(self, *args, **options)
+      assert args == ('one/model',) and options == {'private': True, 'exist_ok': True}
+      (root / 'one' / 'model').mkdir(parents=True, exist_ok=True)
+      return 'https://hub/one/model'
+
+    def upload_folder(self, **options):
+      inspect.signature(real.HfApi.upload_folder).bind(self, **options)
+      calls.append('upload')
+      for name in options['allow_patterns']:
+        shutil.copy(options['folder_path'] / name, root / options['repo_id'] / name)
+
+  def snapshot_download(repository, **options):
+    inspect.signature(real.snapshot_download).bind(repository, **options)
+    if not (root / repository).exists():
+      raise OSError('401 Client Error: no such repository')
+    filtered = real.utils.filter_repo_objects(
+      os.listdir(root / repository), allow_patterns=options['allow_patterns']
+    )
+    for name in filtered:
+      (options['local_dir'] / '.cache').mkdir(parents=True, exist_ok=True)
+      shutil.copy(root / repository / name, options['local_dir'] / name)
+
+  fake = types.SimpleNamespace(HfApi=Api, snapshot_download=snapshot_download)
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', fake)
+  monkeypatch.setenv('HF_TOKEN', SECRET)
+  monkeypatch.chdir(tmp_path)
+  return root / 'one' / 'model'
+
+
+def run(mode, *words):
+  command = importlib.import_module(f'hierjax.cli.{mode}')
+  return command.run(arguments.parse(['hierjax', mode, *map(str, words)]))
+
+
+def test_what_is_pulled_is_what_was_pushed(repository, exported, tmp_path, capsys):
+  """The files of the manifest and no others; a file that was changed on the way is refused."""
+  source = pathlib.Path(shutil.copytree(exported, tmp_path / 'source'))
+  (source / 'notes.txt').write_text('of mine')
+  assert run('push', source, 'hf:one/model') == 0
+  assert {p.name for p in repository.iterdir()} == {p.name for p in exported.iterdir()}
+  (repository / 'other.bin').write_bytes(b'x')
+  assert run('pull', 'hf:one/model', 'new') == 0
+  assert {p.name: p.read_bytes() for p in (tmp_path / 'new').iterdir()} == {
+    p.name: p.read_bytes() for p in exported.iterdir()
+  }
+  with pytest.raises(UserError, match='new: exists'):
+    run('pull', 'hf:one/model', 'new')
+  (repository / 'README.md').write_text('changed')
+  with pytest.raises(UserError, match=r'README.md: is damaged'):
+    run('pull', 'hf:one/model@main', 'newer')
+  (repository / 'manifest.json').unlink()
+  with pytest.raises(UserError, match='no exported model'):
+    run('pull', 'hf:one/model', 'newer')
+  with pytest.raises(UserError, match=r'could not be pulled \(OSError: 401'):
+    run('pull', 'hf:one/none', 'newer')
+  assert sorted(os.listdir(tmp_path)) == ['hub', 'new', 'source']
+  assert SECRET not in ''.join(capsys.readouterr())
+
+
+def test_what_is_damaged_or_badly_named_is_not_pushed(repository, exported, tmp_path):
+  source = pathlib.Path(shutil.copytree(exported, tmp_path / 'source'))
+  (source / 'README.md').write_text('changed')
+  with pytest.raises(UserError, match='is damaged'):
+    run('push', source, 'hf:one/model')
+  for address in ('one/model', 'hf:model', 'hf:one/two/three', 'hf:one/model@', 'hf:one/../model '):
+    with pytest.raises(UserError, match='must be hf:OWNER/NAME'):
+      run('push', exported, address)
+  for words in (('push', exported), ('pull', 'hf:one/model')):
+    with pytest.raises(UserError, match=f'{words[0]} is called as hierjax {words[0]}'):
+      run(*words)
+  assert not repository.exists()

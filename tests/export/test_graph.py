@@ -3,6 +3,7 @@
 onnxruntime is the oracle of the graph, jax that of the numbers.
 """
 
+import os
 import types
 
 import flax.linen as nn
@@ -273,10 +274,22 @@ def check_decisions(outputs, trained, taxonomy):
 
 
 SIZES = {'maxvit_t': 224, 'resnet18_32px': 32, 'advanced_cnn': 32}
+# A small one of each family. HIERJAX_ALL_BACKBONES=1 tries all, for hours.
+FAMILIES = '''
+  resnet18 resnet50 resnet18_32px advanced_cnn resnet18d resnet50d regnety_002 convnext_tiny
+  convnextv2_atto densenet121 vgg11 mobilenet_v2 mobilenet_v3_large mobilenetv4_conv_small
+  mobilenetv4_conv_medium efficientnet_b0 efficientnet_lite0 efficientnetv2_s tf_efficientnetv2_b0
+  maxvit_t swin_t vit_b_16 vit_tiny_patch16_224 vit_small_patch32_224 vit_small_patch14_dinov2
+  vit_small_patch14_reg4_dinov2 vit_small_patch16_dinov3 vit_small_patch16_dinov3_qkvb
+  vit_small_plus_patch16_dinov3 vit_base_patch16_siglip_224 vit_base_patch32_clip_224
+  vit_base_patch16_clip_224 vit_base_patch16_clip_quickgelu_224 eva02_tiny_patch14_224
+  eva02_base_patch14_224 deit3_small_patch16_224
+'''.split()
+TRIED = [*registry.BACKBONES] if os.environ.get('HIERJAX_ALL_BACKBONES') else FAMILIES
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', registry.BACKBONES)
+@pytest.mark.parametrize('name', TRIED)
 def test_backbones(name):
   """Features of drawn weights and statistics, relative to their largest, batches of 1 and 3."""
   size = SIZES.get(name, 70 if 'patch14' in name else 64)

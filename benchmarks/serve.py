@@ -113,6 +113,8 @@ def kinds(image: bytes) -> dict:
     'NaN': ([json_request(b'{"images": NaN}')], 0, {422}),
     'no HTTP': ([b'\x16\x03\x01' + bytes(100) + b'\r\n\r\n'], 0, {400}),
     'wrong class': ([upload.replace(b'/predict', b'/predict?classes=no%20such')], 0, {422}),
+    'wrong risk': ([upload.replace(b'/predict', b'/predict?risk=x')], 0, {400}),
+    'other host': ([upload.replace(b'localhost', b'evil.example')], 0, {421}),
     'slow head': ([bytes([c]) for c in upload[:400]], 1, {0}),
     'slow body': ([upload[:300], *(bytes([c]) for c in upload[300:700])], 1, {504, 0}),
     'aborted': ([upload[:2000], None], 0.05, {0}),

@@ -167,7 +167,7 @@ def test_images_that_cannot_be_read_have_errors_of_their_own(model):
   assert {
     'hierjax_images_total{result="ok"} 1', 'hierjax_images_total{result="error"} 3',
     'hierjax_requests_total{path="/predict",status="200"} 1', 'hierjax_body_bytes 0',
-    'hierjax_batch_images_total 1',
+    'hierjax_batch_images_total 4',
   } <= {*lines}  # fmt: skip
 
 

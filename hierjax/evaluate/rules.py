@@ -129,6 +129,8 @@ def _read_answer(content: object, taxonomy: Taxonomy) -> AnswerRules:
   """The rules of answers, of a file that something else may have written."""
   try:
     fields = dict(content)
+    # files of earlier versions have no others
+    fields['others'] = tuple(_read_backoff(x, taxonomy) for x in fields.get('others', ()))
     if isinstance(fields.get('costs'), list):
       rows = [(str(a), str(b), float(cost)) for a, b, cost in fields['costs']]
       fields['costs'] = tuple(rows)
@@ -136,8 +138,6 @@ def _read_answer(content: object, taxonomy: Taxonomy) -> AnswerRules:
       costs.build(fields['costs'], taxonomy, float(fields['price']))
     if fields['backoff'] is None and fields['costs']:
       return AnswerRules(**fields)
-    # files of earlier versions have no others
-    fields['others'] = tuple(_read_backoff(x, taxonomy) for x in fields.get('others', ()))
     return AnswerRules(**fields | {'backoff': _read_backoff(fields['backoff'], taxonomy)})
   except (TypeError, KeyError, ValueError) as e:
     raise UserError(f'answer cannot be read: {e!r}; remove it to do without') from None

@@ -284,15 +284,22 @@ def test_rules_are_read_as_they_were_written(tmp_path, by):
   line = lineages.lineage(p, TREE.paths)
   losses = backoff.mistakes(line.path, labels)
   rule = backoff.fit_backoff(line, losses, 0.05, 0.9, by=by, branches=3)
-  fitted = decide.default_rules(TREE) | {'answer': decide.AnswerRules('calibration', 300, rule)}
+  answer = decide.AnswerRules('calibration', 300, rule, others=(rule._replace(risk=0.1),))
+  fitted = decide.default_rules(TREE) | {'answer': answer}
   path = tmp_path / 'decode.json'
   rules.write_rules(path, 'val', fitted, TREE)
   assert rules.read_rules(path, TREE) == fitted
   content = json.loads(path.read_text())
-  content['answer']['backoff']['thresholds'] = [[0.5]]
+  del content['answer']['others']
   path.write_text(json.dumps(content))
-  with pytest.raises(UserError, match=r'decode\.json: answer cannot be read'):
-    rules.read_rules(path, TREE)
+  assert rules.read_rules(path, TREE)['answer'] == answer._replace(others=())
+  for name, value in (
+    ('backoff', {**content['answer']['backoff'], 'thresholds': [[0.5]]}),
+    ('others', [1]),
+  ):
+    path.write_text(json.dumps(content | {'answer': content['answer'] | {name: value}}))
+    with pytest.raises(UserError, match=r'decode\.json: answer cannot be read'):
+      rules.read_rules(path, TREE)
 
 
 def test_the_example_in_the_docs_keeps_its_risk():

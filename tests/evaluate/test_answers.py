@@ -12,6 +12,7 @@ from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.decide import backoff, baselines, calibration, lineages, paths
 from hierjax.evaluate import answers, collect, metrics
+from hierjax.evaluate.predictor import Predictor
 from hierjax.report import page, runs
 from hierjax.report.sections import decisions
 from hierjax.taxonomy import Taxonomy
@@ -137,6 +138,33 @@ def test_a_separate_split_fits_the_temperature_and_keeps_the_weights():
   assert depth['answers'] > max(depth[name] for name in ('lineage', 'darts', 'speciesnet')) - 0.01
   without, _ = answers.fit(calibrated, TREE, rules, options(risk=None), 'calibration')
   assert 'answer' not in without and without['exclusive'] == fitted['exclusive']
+
+
+@pytest.mark.parametrize('by', ['one', 'branch'])
+def test_other_risks_are_fitted_as_if_they_were_asked_for(by):
+  """Those that the images can guarantee; each keeps its risk on new images."""
+  c, calibrated, new = options(), outputs(TREE, 1200), outputs(TREE, 3000, seed=1)
+  c.decide.by = by
+  rule = answers.fit(calibrated, TREE, decide.default_rules(TREE), c, 'calibration')[0]['answer']
+  # 1,200 images guarantee .005, the least of three branches of about 400 as well
+  assert [*rule.risks] == [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3] and len(rule.others) == 6
+  predictor = Predictor()
+  predictor.taxonomy, predictor.rules = TREE, decide.default_rules(TREE) | {'answer': rule}
+  depth = []
+  for risk in rule.risks:
+    c.decide.risk = risk
+    expected = answers.fit(calibrated, TREE, decide.default_rules(TREE), c, 'calibration')[0]
+    chosen = predictor.at_risk(risk)
+    assert chosen.rules['answer'].backoff == expected['answer'].backoff
+    decided = chosen.decide(new.probs)['answer']
+    depth.append(decided.depth.mean())
+    is_wrong = answers._is_wrong(decided.path, decided.depth, new.labels)
+    assert is_wrong.mean() < risk + 3 * (risk / 3000 + risk / 1200) ** 0.5
+  assert np.all(np.diff(depth) > 0)
+  with pytest.raises(UserError, match=r'risk=0.03: .* calibrated for 0.005, 0.01, 0.02, 0.05'):
+    predictor.at_risk(0.03)
+  few = answers.fit(outputs(TREE, 30), TREE, decide.default_rules(TREE), options(), 'val')[0]
+  assert [*few['answer'].risks] == [0.05, 0.1, 0.2, 0.3]
 
 
 def test_few_images_are_said_with_the_risk_that_they_guarantee():

@@ -275,7 +275,7 @@ def check_decisions(outputs, trained, taxonomy):
 
 SIZES = {'maxvit_t': 224, 'resnet18_32px': 32, 'advanced_cnn': 32}
 # A small one of each family. HIERJAX_ALL_BACKBONES=1 tries all, for hours.
-FAMILIES = '''
+FAMILIES = """
   resnet18 resnet50 resnet18_32px advanced_cnn resnet18d resnet50d regnety_002 convnext_tiny
   convnextv2_atto densenet121 vgg11 mobilenet_v2 mobilenet_v3_large mobilenetv4_conv_small
   mobilenetv4_conv_medium efficientnet_b0 efficientnet_lite0 efficientnetv2_s tf_efficientnetv2_b0
@@ -284,7 +284,7 @@ FAMILIES = '''
   vit_small_plus_patch16_dinov3 vit_base_patch16_siglip_224 vit_base_patch32_clip_224
   vit_base_patch16_clip_224 vit_base_patch16_clip_quickgelu_224 eva02_tiny_patch14_224
   eva02_base_patch14_224 deit3_small_patch16_224
-'''.split()
+""".split()
 TRIED = [*registry.BACKBONES] if os.environ.get('HIERJAX_ALL_BACKBONES') else FAMILIES
 
 

@@ -5,8 +5,6 @@ import inspect
 import os
 import pathlib
 import shutil
-import sys
-import types
 
 import pytest
 
@@ -20,34 +18,34 @@ SECRET = 'hf_secret'
 def repository(tmp_path, monkeypatch) -> pathlib.Path:
   """The folder of the repository one/model of the hub."""
   real = pytest.importorskip('huggingface_hub')
-  root, calls = tmp_path / 'hub', []
+  root = tmp_path / 'hub'
+  signatures = {
+    f: inspect.signature(getattr(real.HfApi, f)) for f in ('create_repo', 'upload_folder')
+  }
+  download, matching = inspect.signature(real.snapshot_download), real.utils.filter_repo_objects
 
   class Api:
     def create_repo(self, *args, **options):
-      inspect.signature(real.HfApi.create_repo).bind(self, *args, **options)
+      signatures['create_repo'].bind(self, *args, **options)
       assert args == ('one/model',) and options == {'private': True, 'exist_ok': True}
       (root / 'one' / 'model').mkdir(parents=True, exist_ok=True)
       return 'https://hub/one/model'
 
     def upload_folder(self, **options):
-      inspect.signature(real.HfApi.upload_folder).bind(self, **options)
-      calls.append('upload')
+      signatures['upload_folder'].bind(self, **options)
       for name in options['allow_patterns']:
         shutil.copy(options['folder_path'] / name, root / options['repo_id'] / name)
 
   def snapshot_download(repository, **options):
-    inspect.signature(real.snapshot_download).bind(repository, **options)
+    download.bind(repository, **options)
     if not (root / repository).exists():
       raise OSError('401 Client Error: no such repository')
-    filtered = real.utils.filter_repo_objects(
-      os.listdir(root / repository), allow_patterns=options['allow_patterns']
-    )
-    for name in filtered:
+    for name in matching(os.listdir(root / repository), allow_patterns=options['allow_patterns']):
       (options['local_dir'] / '.cache').mkdir(parents=True, exist_ok=True)
       shutil.copy(root / repository / name, options['local_dir'] / name)
 
-  fake = types.SimpleNamespace(HfApi=Api, snapshot_download=snapshot_download)
-  monkeypatch.setitem(sys.modules, 'huggingface_hub', fake)
+  monkeypatch.setattr(real, 'HfApi', Api)
+  monkeypatch.setattr(real, 'snapshot_download', snapshot_download)
   monkeypatch.setenv('HF_TOKEN', SECRET)
   monkeypatch.chdir(tmp_path)
   return root / 'one' / 'model'

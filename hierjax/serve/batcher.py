@@ -76,10 +76,10 @@ class Batcher:
       outputs = self.model.compute(batch)
       for (model, top), group in itertools.groupby(items, lambda item: item[1]):
         rows = slice(len(records), len(records) + len(list(group)))
-        chosen = slice(*np.searchsorted(outputs.index, (rows.start, rows.stop)))
-        parts = [{name: x[chosen] for name, x in part.items()} for part in outputs[1:]]
+        readable = slice(*np.searchsorted(outputs.index, (rows.start, rows.stop)))
+        parts = [{name: x[readable] for name, x in part.items()} for part in outputs[1:]]
         part = Batch(batch.names[rows], None, batch.errors[rows])
-        records += model.records(part, Outputs(outputs.index[chosen] - rows.start, *parts), top)
+        records += model.records(part, Outputs(outputs.index[readable] - rows.start, *parts), top)
     except Exception as e:  # whatever it is, the requests wait for it
       return [e] * len(items)
     return records

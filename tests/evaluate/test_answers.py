@@ -154,17 +154,17 @@ def test_other_risks_are_fitted_as_if_they_were_asked_for(by):
   for risk in rule.risks:
     c.decide.risk = risk
     expected = answers.fit(calibrated, TREE, decide.default_rules(TREE), c, 'calibration')[0]
-    chosen = predictor.at_risk(risk)
-    assert chosen.rules['answer'].backoff == expected['answer'].backoff
-    decided = chosen.decide(new.probs)['answer']
+    restricted = predictor.at_risk(risk)
+    assert restricted.rules['answer'].backoff == expected['answer'].backoff
+    decided = restricted.decide(new.probs)['answer']
     depth.append(decided.depth.mean())
     is_wrong = answers._is_wrong(decided.path, decided.depth, new.labels)
     assert is_wrong.mean() < risk + 3 * (risk / 3000 + risk / 1200) ** 0.5
   assert np.all(np.diff(depth) > 0)
   with pytest.raises(UserError, match=r'risk=0.03: .* calibrated for 0.005, 0.01, 0.02, 0.05'):
     predictor.at_risk(0.03)
-  few = answers.fit(outputs(TREE, 30), TREE, decide.default_rules(TREE), options(), 'val')[0]
-  assert [*few['answer'].risks] == [0.05, 0.1, 0.2, 0.3]
+  scarce = answers.fit(outputs(TREE, 30), TREE, decide.default_rules(TREE), options(), 'val')[0]
+  assert [*scarce['answer'].risks] == [0.05, 0.1, 0.2, 0.3]
 
 
 def test_few_images_are_said_with_the_risk_that_they_guarantee():

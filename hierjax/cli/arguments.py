@@ -44,6 +44,7 @@ VALID_WITH = {
   'output': ('predict', 'export'),
   'artefact': ('predict',),
   'shard': ('predict',),
+  'risk': ('predict',),
   'classes': ('predict', 'evaluate'),
   'region': ('predict', 'evaluate'),
   'seeds': ('table',),
@@ -113,6 +114,7 @@ def define(values: flags.FlagValues) -> None:
   text('split', 'val', 'evaluate, table, compare: the split')
   text('images', '', 'predict: an image, a folder, a glob in quotes, or a .txt or .csv of paths')
   text('artefact', '', 'predict: folder that export wrote; needs no jax')
+  text('risk', None, 'predict: share of answers that may be wrong; one that the model offers')
   text('shard', None, 'predict: i/n: process i, from 0, of n takes its part of the images')
   text(
     'output',

@@ -28,6 +28,8 @@ def run(args: Arguments) -> int:
     paths = {name: paths[name] for name in paths if _number(name) % shard[1] == shard[0]}
   output = Output(args.output, shard) if args.output else None
   predictor = (runs.load if runs else _load_exported)(args)
+  if args.risk is not None:
+    predictor = predictor.at_risk(_risk(args.risk))
   if output:
     output.open(predictor.fingerprint())
     remaining = {name: path for name, path in paths.items() if name not in output.names}
@@ -63,6 +65,13 @@ def _shard(text):
   if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
     raise UserError(f'--shard={text}: must be i/n with i from 0 to n - 1, as 0/4')
   return int(i), int(n)
+
+
+def _risk(text):
+  try:
+    return float(text)
+  except ValueError:
+    raise UserError(f'--risk={text}: must be a number, as .05') from None
 
 
 def _number(name):

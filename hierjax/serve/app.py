@@ -79,6 +79,7 @@ class Server:
     self._within = functools.lru_cache(MAX_SUBSETS)(model.within)
     self._at_risk = functools.lru_cache(MAX_SUBSETS)(type(model).at_risk)
     facts = {'hash': taxonomy.hash(), 'levels': taxonomy.levels, 'heads': model.levels}
+    facts['risks'] = [*model.rules['answer'].risks] if 'answer' in model.rules else []
     self._contents = {f'/{file.name}': file.read_bytes() for file in PAGE.iterdir()}
     self._contents['/'] = self._contents.pop('/page.html')
     self._contents['/healthz'] = b'{"status": "ok"}'

@@ -242,6 +242,9 @@ def test_shards_are_files_of_their_own_that_hold_each_image_once(folder, exporte
     run(i, '--output=x.csv')
     names = [row['file'] for row in read_table(folder / f'x.{i}-of-3.csv')]
     assert {*before[i]} == {*names} - {'img/00.png'} and len({*names}) == len(names)
+  for risk, words in (('.1', 'the model is not calibrated'), ('x', 'must be a number')):
+    with pytest.raises(UserError, match=words):
+      run(0, f'--risk={risk}')
   for shard in ('3/3', '-1/3', '1', '0/0', 'a/b', '1/'):
     with pytest.raises(UserError, match='must be i/n'):
       predict.run(

@@ -206,6 +206,7 @@ def test_answers_at_a_risk(calibrated):
     for text in ('.2', '0', 'nan', '1e999', '-.1'):
       status, content = send(f'risk={text}')
       assert status == 400 and 'the model is calibrated for 0.05, 0.1' in content['error']
+    assert client.get('/taxonomy').json()['risks'] == [0.05, 0.1]
     assert send('risk=x')[0] == send('risk=')[0] == 400
     name = calibrated.taxonomy.names[0][0]
     status, content = send(f'risk=.1&classes={name}')

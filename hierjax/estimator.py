@@ -4,8 +4,6 @@ Labels become a CSV file in the run's folder, images in memory PNG files beside 
 """
 
 import copy
-import csv
-import io
 import json
 import os
 import pathlib
@@ -234,9 +232,9 @@ def _write_data(folder, images, labels, options) -> None:
       raise UserError(f'fit: image {i}: no file {image}')
     paths.append(str(path))
   folder.mkdir(parents=True, exist_ok=True)
-  columns, text = ([_text(x) for x in column] for column in labels.values()), io.StringIO()
-  csv.writer(text, lineterminator='\n').writerows([['file', *labels], *zip(paths, *columns)])
-  files.write(folder / 'labels.csv', text.getvalue())
+  columns = ([_text(x) for x in column] for column in labels.values())
+  rows = [['file', *labels], *zip(paths, *columns)]
+  files.write(folder / 'labels.csv', files.csv_text(rows))
   options.root, options.file_column, options.levels = str(folder), 'file', tuple(labels)
   options.image_root = os.path.commonpath([os.path.dirname(path) for path in paths])
   options.source, options.fold_case = 'auto', False

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -30,32 +31,81 @@ ALIASES = {
   'lr': 'optim.lr',
   'seed': 'seed',
 }
-SERVER = 'host port token public max_body max_files max_pixels queue timeout'.split()
-# The modes that each flag is for, where it is not for all of them.
-VALID_WITH = {
-  'resume_from': ('train',),
-  'workdir': (
-    *('train', 'evaluate', 'report', 'predict', 'table', 'migrate', 'probe', 'export'),
-    *('compare', 'audit'),
-  ),
-  'json': ('train', 'plan'),
-  'split': ('evaluate', 'table', 'compare'),
-  'images': ('predict',),
-  'output': ('predict', 'export'),
-  'artefact': ('predict',),
-  'shard': ('predict',),
-  'risk': ('predict',),
-  'classes': ('predict', 'evaluate'),
-  'region': ('predict', 'evaluate'),
-  'seeds': ('table',),
-  'rows': ('table',),
-  'limit': ('table',),
-  'from': ('migrate',),
-  'taxonomy': ('migrate',),
-  'renames': ('migrate',),
-  'shots': ('migrate',),
-  **dict.fromkeys(SERVER, ('serve',)),
-}
+
+
+class Flag(NamedTuple):
+  """A flag; `commands` are those that it is for, separated by spaces, all if there are none."""
+
+  name: str
+  default: object
+  help: str
+  commands: str = ''
+  kind: type = str
+  least: int | None = None
+  most: int | None = None
+  choices: tuple = ()
+
+
+# fmt: off
+FLAGS = (
+  Flag('config', None, "FILE.py[:ARGUMENT], or the name of one of hierjax's own, as 3head"),
+  Flag('workdir', '',
+       'folder of the run: train writes it and continues it (runs/NAME by default), others read it',
+       'train evaluate report predict table migrate probe export compare audit'),
+  Flag('resume_from', None,
+       'train: go on in the folder from the best or the last checkpoint with other options, such '
+       'as a lower --config.optim.lr', 'train', choices=('best', 'last')),
+  Flag('json', False, 'train, plan: print the result as one line of JSON', 'train plan', bool),
+  Flag('split', 'val', 'evaluate, table, compare: the split', 'evaluate table compare'),
+  Flag('images', '', 'predict: an image, a folder, a glob in quotes, or a .txt or .csv of paths',
+       'predict'),
+  Flag('artefact', '', 'predict: folder that export wrote; needs no jax', 'predict'),
+  Flag('risk', None, 'predict: share of answers that may be wrong; one that the model offers',
+       'predict'),
+  Flag('shard', None, 'predict: i/n: process i, from 0, of n takes its part of the images',
+       'predict'),
+  Flag('output', '',
+       'export: the new folder; predict: FILE.jsonl, .csv or .parquet, which a rerun completes',
+       'predict export'),
+  Flag('classes', None,
+       'predict, evaluate: file with the classes that are possible, of any level: one name a line, '
+       'or a CSV with a column class, or columns called by levels', 'predict evaluate'),
+  Flag('region', None, 'predict, evaluate: the region of --classes that counts',
+       'predict evaluate'),
+  Flag('seeds', [], 'table: seeds of the runs of a row, as 0,1,2', 'table', list),
+  Flag('rows', '', 'table: rows by name or pattern with *, separated by spaces; all by default',
+       'table'),
+  Flag('limit', None, 'table: like --config.data.limit, for a quick look', 'table', int, 1),
+  Flag('from', '', 'migrate: folder of the trained run', 'migrate'),
+  Flag('taxonomy', '', 'migrate: CSV of the new taxonomy', 'migrate'),
+  Flag('renames', '',
+       'migrate: CSV with the columns level, old, new; it can merge and split classes', 'migrate'),
+  Flag('shots', 0, 'migrate: a new class starts from so many of its images; 0: from its siblings',
+       'migrate', int, 0),
+  Flag('host', '127.0.0.1', 'serve: its address; one that others can reach needs a token', 'serve'),
+  Flag('port', 8000, 'serve: its port; 0: any that is free', 'serve', int, 0, 65535),
+  Flag('token', '', 'serve: what clients must send as Authorization: Bearer; or HIERJAX_TOKEN',
+       'serve'),
+  Flag('public', False, 'serve: no token is needed', 'serve', bool),
+  Flag('max_body', 32 * 2**20, 'serve: bytes of a request', 'serve', int, 1),
+  Flag('max_files', 64, 'serve: images of a request', 'serve', int, 1),
+  Flag('max_pixels', None, 'serve: pixels of an image; by default as the model was trained with',
+       'serve', int, 1),
+  Flag('queue', 256, 'serve: images that wait; with more a request is refused', 'serve', int, 1),
+  Flag('timeout', 30, 'serve: seconds until a request must have come, and until it is answered',
+       'serve', int, 1),
+  Flag('distributed', False,
+       'train, evaluate: one of several processes; finds SLURM, Open MPI, GKE and Cloud TPU', '',
+       bool),
+  Flag('coordinator', '', 'distributed: HOST:PORT of process 0, where no cluster is found'),
+  Flag('num_processes', None, 'distributed: number of processes, where no cluster is found', '',
+       int),
+  Flag('process_id', None, 'distributed: number of this process, from 0', '', int),
+  Flag('start_timeout', 300, 'distributed: seconds to wait for all processes', '', int, 1),
+  Flag('peer_timeout', 100, 'distributed: seconds of silence after which a process counts as dead',
+       '', int, 1),
+)
+# fmt: on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,96 +141,17 @@ class Arguments:
 
 def define(values: flags.FlagValues) -> None:
   """Define all flags but those of the options."""
-  text = functools.partial(flags.DEFINE_string, flag_values=values)
-  number = functools.partial(flags.DEFINE_integer, flag_values=values)
-  enum = functools.partial(flags.DEFINE_enum, flag_values=values)
-  enum('mode', 'train', MODES, 'what to do; the first word, without --mode=, says it too')
-  text('config', None, "FILE.py[:ARGUMENT], or the name of one of hierjax's own, as 3head")
-  text(
-    'workdir',
-    '',
-    'folder of the run: train writes it and continues it (runs/NAME by default), others read it',
-  )
-  enum(
-    'resume_from',
-    None,
-    ('best', 'last'),
-    'train: go on in the folder from the best or the last checkpoint with other options, such as a '
-    'lower --config.optim.lr',
-  )
-  flags.DEFINE_boolean(
-    'json', False, 'train, plan: print the result as one line of JSON', flag_values=values
-  )
-  text('split', 'val', 'evaluate, table, compare: the split')
-  text('images', '', 'predict: an image, a folder, a glob in quotes, or a .txt or .csv of paths')
-  text('artefact', '', 'predict: folder that export wrote; needs no jax')
-  text('risk', None, 'predict: share of answers that may be wrong; one that the model offers')
-  text('shard', None, 'predict: i/n: process i, from 0, of n takes its part of the images')
-  text(
-    'output',
-    '',
-    'export: the new folder; predict: FILE.jsonl, .csv or .parquet, which a rerun completes',
-  )
-  text(
-    'classes',
-    None,
-    'predict, evaluate: file with the classes that are possible, of any level: one name a line, or '
-    'a CSV with a column class, or columns called by levels',
-  )
-  text('region', None, 'predict, evaluate: the region of --classes that counts')
-  flags.DEFINE_list('seeds', [], 'table: seeds of the runs of a row, as 0,1,2', flag_values=values)
-  text('rows', '', 'table: rows by name or pattern with *, separated by spaces; all by default')
-  number('limit', None, 'table: like --config.data.limit, for a quick look', lower_bound=1)
-  text('from', '', 'migrate: folder of the trained run')
-  text('taxonomy', '', 'migrate: CSV of the new taxonomy')
-  text(
-    'renames', '', 'migrate: CSV with the columns level, old, new; it can merge and split classes'
-  )
-  number(
-    'shots',
-    0,
-    'migrate: a new class starts from so many of its images; 0: from its siblings',
-    lower_bound=0,
-  )
-  _define_server(values)
-  _define_processes(values)
-
-
-def _define_server(values):
-  """Define the flags of `serve`."""
-  text = functools.partial(flags.DEFINE_string, flag_values=values)
-  number = functools.partial(flags.DEFINE_integer, flag_values=values, lower_bound=1)
-  text('host', '127.0.0.1', 'serve: its address; one that others can reach needs a token')
-  number('port', 8000, 'serve: its port; 0: any that is free', lower_bound=0, upper_bound=65535)
-  text('token', '', 'serve: what clients must send as Authorization: Bearer; or HIERJAX_TOKEN')
-  flags.DEFINE_boolean('public', False, 'serve: no token is needed', flag_values=values)
-  number('max_body', 32 * 2**20, 'serve: bytes of a request')
-  number('max_files', 64, 'serve: images of a request')
-  number('max_pixels', None, 'serve: pixels of an image; by default as the model was trained with')
-  number('queue', 256, 'serve: images that wait; with more a request is refused')
-  number('timeout', 30, 'serve: seconds until a request must have come, and until it is answered')
-
-
-def _define_processes(values):
-  """Define the flags of a command that runs in several processes."""
-  text = functools.partial(flags.DEFINE_string, flag_values=values)
-  number = functools.partial(flags.DEFINE_integer, flag_values=values)
-  flags.DEFINE_boolean(
-    'distributed',
-    False,
-    'train, evaluate: one of several processes; finds SLURM, Open MPI, GKE and Cloud TPU',
-    flag_values=values,
-  )
-  text('coordinator', '', 'distributed: HOST:PORT of process 0, where no cluster is found')
-  number('num_processes', None, 'distributed: number of processes, where no cluster is found')
-  number('process_id', None, 'distributed: number of this process, from 0')
-  number('start_timeout', 300, 'distributed: seconds to wait for all processes', lower_bound=1)
-  number(
-    'peer_timeout',
-    100,
-    'distributed: seconds of silence after which a process counts as dead',
-    lower_bound=1,
-  )
+  choose = functools.partial(flags.DEFINE_enum, flag_values=values)
+  choose('mode', 'train', MODES, 'what to do; the first word, without --mode=, says it too')
+  makers = {str: flags.DEFINE_string, bool: flags.DEFINE_boolean, list: flags.DEFINE_list}
+  for flag in FLAGS:
+    if flag.choices:
+      choose(flag.name, flag.default, flag.choices, flag.help)
+    elif flag.kind is int:
+      bounds = {'lower_bound': flag.least, 'upper_bound': flag.most}
+      flags.DEFINE_integer(flag.name, flag.default, flag.help, flag_values=values, **bounds)
+    else:
+      makers[flag.kind](flag.name, flag.default, flag.help, flag_values=values)
 
 
 def parse(argv: Sequence[str]) -> Arguments | None:
@@ -271,9 +242,10 @@ def _check_options(argv: Sequence[str]) -> None:
 def _check(arguments: Arguments) -> None:
   """Raise a `UserError` for flags that do not go together."""
   mode = arguments.mode
-  for name, modes in VALID_WITH.items():
-    if name in arguments.present and mode not in modes:
-      raise UserError(f'--{name} is only valid with {" or ".join(modes)}, not {mode}')
+  for flag in FLAGS:
+    commands = flag.commands.split() or MODES
+    if flag.name in arguments.present and mode not in commands:
+      raise UserError(f'--{flag.name} is only valid with {" or ".join(commands)}, not {mode}')
   if arguments.distributed and mode not in ('train', 'evaluate'):
     raise UserError(
       f'--distributed: hierjax {mode} runs in one process; train and evaluate run in several'

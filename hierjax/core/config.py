@@ -68,12 +68,7 @@ def is_set(c: ConfigDict, path: str) -> bool:
 
 
 def assign(c: ConfigDict, path: str, value: object) -> None:
-  """Set an option; text is read as the command line reads it.
-
-  Args:
-    c: the config to change.
-    path: the option's name: 'loss.weights'.
-    value: a value of its type, or text: 'make=1,type=.5'.
+  """Set the option at `path` of the config `c`; a text `value` is read as the command line does.
 
   Raises:
     UserError: there is no such option, or the value does not fit.

@@ -1,10 +1,13 @@
 """Files that appear whole or not at all, and reading files that may be pipes or huge."""
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import pathlib
 import stat
+from collections.abc import Iterable
 from typing import BinaryIO
 
 from hierjax.core.errors import UserError
@@ -49,6 +52,13 @@ def write(path: str | os.PathLike, content: str | bytes) -> pathlib.Path:
   return path
 
 
+def csv_text(rows: Iterable[Iterable]) -> str:
+  """Write rows of cells as the text of a CSV file."""
+  text = io.StringIO(newline='')
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  return text.getvalue()
+
+
 def remove_partials(folder: pathlib.Path) -> None:
   """Remove what killed processes have left of `write` in a folder that no other one writes to."""
   for path in folder.glob('.*.*'):
@@ -91,16 +101,9 @@ def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_TEXT) -> bytes:
 
 
 def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT, errors: str = 'strict') -> str:
-  """Read a regular file of UTF-8 text, without its byte order mark.
+  """Read a regular file of UTF-8 text at a path, without its byte order mark.
 
-  Args:
-    path: the file.
-    max_bytes: its greatest size.
-    errors: what is done with other bytes, as in `bytes.decode`.
-
-  Raises:
-    OSError: see `open_regular`.
-    UserError: the file is not UTF-8 text.
+  More than `max_bytes` are refused; `errors` says what is done with other bytes (`bytes.decode`).
   """
   try:
     return read_bytes(path, max_bytes).decode('utf-8-sig', errors)
@@ -109,17 +112,7 @@ def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT, errors: str = 
 
 
 def of_split(folder: pathlib.Path, kind: str, split: str, ending: str) -> pathlib.Path:
-  """Return the path of a file that is called like a split.
-
-  Args:
-    folder: of the run.
-    kind: what the file holds: 'eval'.
-    split: name of the split; it is checked by `check_name`.
-    ending: 'json' or 'npz'.
-
-  Raises:
-    UserError: the split cannot be part of the name of a file.
-  """
+  """Return the path in a folder of the file of a kind and a split with an ending: eval_val.json."""
   check_name(split, f'the split {split[:80]!r}')
   return folder / f'{kind}_{split}.{ending}'
 

@@ -77,13 +77,7 @@ class Table:
 
 
 def subset(examples: Examples | Table, index: Sequence[int], name: str | None = None) -> Examples:
-  """Select examples.
-
-  Args:
-    examples: a split, or a reader's table.
-    index: [n] numbers of the examples.
-    name: that of the result; by default the same.
-  """
+  """Select the examples, of a split or a table, with the numbers `index`, as a split `name`."""
   index = np.asarray(index, int)
   return Examples(
     examples.name if name is None else name,
@@ -95,13 +89,7 @@ def subset(examples: Examples | Table, index: Sequence[int], name: str | None = 
 
 
 def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -> Examples:
-  """Select examples and replace their images by cached features.
-
-  Args:
-    examples: a split.
-    features: float [n, d].
-    index: int [n], numbers of the examples.
-  """
+  """Select examples, int `index` [n], and replace their images by features float [n, d]."""
   reader = np.asarray(features, np.float32).__getitem__
   return dataclasses.replace(subset(examples, index), reader=reader)
 

@@ -68,12 +68,7 @@ class Part(bytes):
   def make(
     cls, data: bytes, box: tuple | None = None, banner: int = 0, decoding: Decoding = DEFAULT
   ) -> 'Part':
-    """Make a part.
-
-    Args:
-      data: the encoded picture.
-      box, banner, decoding: see the class.
-    """
+    """Make a part of encoded `data`; `box`, `banner` and `decoding` are those of the class."""
     part = cls(data)
     part.box, part.banner, part.decoding = box, banner, decoding
     return part

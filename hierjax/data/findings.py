@@ -54,20 +54,12 @@ class Findings:
     self.notes.append(text)
 
   def say(self, where: str, kind: str, text: str) -> None:
-    """Add a note, such as on an option without effect, for the log and for lint.
-
-    Args:
-      where, kind, text: see `Finding`.
-    """
+    """Add a note for the log and lint, as on an option without effect. Args: as `Finding`."""
     self.note(f'{where}: {text}')
     self.add('note', where, kind, text)
 
   def add(self, severity: str, where: str, kind: str, text: str, stops: bool = False) -> None:
-    """Add a finding; one with the severity, kind and text of an earlier one is only counted.
-
-    Args:
-      severity, where, kind, text, stops: see `Finding`.
-    """
+    """Add a finding; an equal one but for `where` is only counted. Args: as `Finding`."""
     first = self._findings.get((severity, kind, text))
     if first is None:
       finding = Finding(severity, str(where), kind, text, stops)
@@ -76,30 +68,18 @@ class Findings:
     self._findings[severity, kind, text] = finding
 
   def warn(self, where: str, kind: str, text: str) -> None:
-    """Add a warning, for lint and for the log of a training run.
-
-    Args:
-      where, kind, text: see `Finding`.
-    """
+    """Add a warning, for lint and for the log of a training run. Args: as `Finding`."""
     self.add('warning', where, kind, text)
     self.note(f'{where}: {text}')
 
   def error(self, where: str, kind: str, text: str) -> None:
-    """Raise an error as `UserError`, or gather it: the reader goes on.
-
-    Args:
-      where, kind, text: see `Finding`.
-    """
+    """Raise an error as `UserError`, or gather it: the reader goes on. Args: as `Finding`."""
     if not self.gather:
       raise UserError(f'{where}: {text}')
     self.add('error', where, kind, text, stops=True)
 
   def fatal(self, where: str, kind: str, text: str) -> None:
-    """Raise an error after which the reader cannot go on, gathered or not.
-
-    Args:
-      where, kind, text: see `Finding`.
-    """
+    """Raise an error after which the reader cannot go on, gathered or not. Args: as `Finding`."""
     self.error(where, kind, text)
     raise UserError(f'{where}: {text}')
 

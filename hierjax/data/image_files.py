@@ -23,12 +23,9 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, as in decod
 
 
 def note_deep(table: Table, deep_range: tuple | None, findings: Findings) -> None:
-  """Note of a few images that have more than 8 bits how much of them is used.
+  """Note in `findings` how much is used of images of a table with more than 8 bits.
 
-  Args:
-    table: the examples.
-    deep_range: `config.data.deep_range`.
-    findings: receives the note.
+  A few images are looked at, none where `deep_range` scales them.
   """
   n = len(table.files)
   index = sorted({k * (n - 1) // (SAMPLES - 1) for k in range(SAMPLES)}) if n else []
@@ -49,13 +46,7 @@ def note_deep(table: Table, deep_range: tuple | None, findings: Findings) -> Non
 
 
 def note_links(root: str | os.PathLike, names: Iterable[str], findings: Findings) -> None:
-  """Note which links lead out of a data set's folder; they are followed.
-
-  Args:
-    root: the folder.
-    names: links below it.
-    findings: receives the note.
-  """
+  """Note in `findings` which links, `names` below a root, lead out of it; they are followed."""
   folder, strayed = os.path.realpath(root), []
   for name in names:
     target = os.path.realpath(os.path.join(root, name))
@@ -64,20 +55,6 @@ def note_links(root: str | os.PathLike, names: Iterable[str], findings: Findings
   if strayed:
     more = f' and {len(strayed) - 1} more' if len(strayed) > 1 else ''
     findings.note(f'links that lead out of {root} are followed: {strayed[0]}{more}')
-
-
-def read_file(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> bytes:
-  """Read an image file.
-
-  Args:
-    path: the file.
-    max_bytes: its greatest size.
-
-  Raises:
-    OSError: the file cannot be read, is too large, or is not a regular file.
-  """
-  with files.open_regular(path, max_bytes) as f:
-    return f.read(max_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +116,7 @@ class FileReader:
   max_bytes: int = MAX_BYTES
 
   def __call__(self, i: int) -> bytes:
-    data = read_file(os.path.join(self.root, self.files[i]), self.max_bytes)
+    data = files.read_bytes(os.path.join(self.root, self.files[i]), self.max_bytes)
     if self.boxes is None and not self.banner:
       return data
     return decoding.Part.make(data, self.boxes and self.boxes[i], self.banner)
@@ -152,12 +129,9 @@ class FileReader:
 
 
 def check_path(file: str, where: str, findings: Findings) -> str | None:
-  """Normalise the path of an image below the data set's folder, with forward slashes.
+  """Normalise the path of an image file below a data set's folder, with forward slashes.
 
-  Args:
-    file: the path as the data name it.
-    where: the 'FILE:ROW' that names it.
-    findings: receives an error if the path is empty or leaves the folder; then it is None.
+  If it is empty or leaves the folder, `findings` get an error at `where`, and it is None.
   """
   path = posixpath.normpath(file.replace('\\', '/'))
   if not file:

@@ -45,12 +45,9 @@ class Origin:
 
 
 def check(taxonomy: Taxonomy, origin: Origin, findings: Findings) -> tuple[dict, list[str]]:
-  """Check the structure and the names of a taxonomy.
+  """Check structure and names of an exclusive taxonomy, made of the rows of `origin`.
 
-  Args:
-    taxonomy: of exclusive levels.
-    origin: the rows that it is made of.
-    findings: receives the findings.
+  The `findings` receive what is wrong.
 
   Returns:
     A summary that fits into JSON, and lines for people.

@@ -52,12 +52,10 @@ MAX_CLASSES = 1_000_000  # of a level of root 'classes:'
 def load(
   options: ConfigDict, findings: Findings | None = None, record: splits.Earlier | None = None
 ) -> Dataset:
-  """Load a data set.
+  """Load the data that `options`, `config.data`, name.
 
-  Args:
-    options: `config.data`.
-    findings: gathers what is wrong; by default the first error is raised.
-    record: the splits that files had before, see `splits.divide`.
+  The first error is raised, unless `findings` gather them. A `record` has the splits that files had
+  before, see `splits.divide`.
 
   Raises:
     UserError: something is wrong with the data or the options; names file, row or option.
@@ -90,13 +88,7 @@ def _new_files(options, record):
 def make_splits(
   options: ConfigDict, table: Table, findings: Findings, record: splits.Earlier | None = None
 ) -> Dataset:
-  """Divide a reader's table into splits, and apply the options that drop data.
-
-  Args:
-    options: `config.data`.
-    table: the examples of all splits.
-    findings, record: as in `load`.
-  """
+  """Divide a reader's table into splits, and drop what `options` say. Args: as `load`."""
   division = splits.divide(options, table, findings, record)
   full = Dataset(table.taxonomy, division.splits, findings.notes)
   data = splits.reduce_splits(options, splits.hold_out(options, full))

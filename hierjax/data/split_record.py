@@ -56,11 +56,7 @@ def content(data: Dataset) -> str:
   for split, examples in data.splits.items():
     labels = zip(*_columns(data.taxonomy, examples), strict=True)
     rows += [(file_key(f), split, *cells) for f, cells in zip(examples.files, labels, strict=True)]
-  text = io.StringIO(newline='')
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(['file', 'split', *data.taxonomy.levels])
-  writer.writerows(sorted(rows))
-  return text.getvalue()
+  return files.csv_text([('file', 'split', *data.taxonomy.levels), *sorted(rows)])
 
 
 def digest(text: str) -> str:
@@ -158,11 +154,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def notes(folder: pathlib.Path, data: Dataset, record: Record | None) -> list[str]:
-  """Write what of the data that were read with its record a run does not use, or cannot check.
-
-  Args:
-    folder: of the run, data: what it reads now, record: None where it has none.
-  """
+  """Write what of the data in a folder a run with this record does not use, or cannot check."""
   if record is None:
     return [
       f'{folder} has no {FILE}, as runs of earlier versions: whether its data are still those that '

@@ -1,8 +1,6 @@
 """The audit of a data set's labels, and of images that it has twice, by features of a backbone."""
 
 import copy
-import csv
-import io
 import pathlib
 from collections.abc import Callable
 
@@ -79,8 +77,8 @@ def _write(workdir, result, noise, evidence, pairs, items, places, taxonomy):
   order = np.argsort(-noise.score, kind='stable').tolist()
   rows = [_row(noise, evidence, i, items[i], taxonomy) for i in order]
   twins = [(f'{similarity:.4f}', *items[i], *items[j]) for similarity, i, j in pairs]
-  files.write(workdir / 'audit.csv', _csv(COLUMNS, rows))
-  files.write(workdir / 'duplicates.csv', _csv(PAIR_COLUMNS, twins))
+  files.write(workdir / 'audit.csv', files.csv_text([COLUMNS, *rows]))
+  files.write(workdir / 'duplicates.csv', files.csv_text([PAIR_COLUMNS, *twins]))
   doubtful = [(_address(*places[i]), row) for i, row in zip(order[:SHOWN], rows)]
   twins = [
     (_address(*places[i]), _address(*places[j]), row)
@@ -119,12 +117,6 @@ def _row(noise, evidence, i, item, taxonomy):
   probs = [f'{evidence.prob[i, case]:.4f}' for case in (0, k + 1)]
   proposed = taxonomy.names[-1][evidence.leaf[i, k]]
   return file, split, *numbers, taxonomy.levels[k], label, proposed, *probs
-
-
-def _csv(columns, rows):
-  text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerows([columns, *rows])
-  return text.getvalue()
 
 
 def _address(examples, number):

@@ -62,8 +62,8 @@ def fit(
   with disk_errors(workdir), run_lock.RunLock(workdir) as lock:
     change = restart.restart(workdir, run, resume_from, earlier)
     data_digest = prepare(workdir, run, earlier)
-    signals, own_hooks = Signals(), [run_lock.LockHook(lock), EmbeddingHook(workdir)]
-    loop = Loop(run, workdir, signals, _teacher(workdir, run), [*own_hooks, *hooks])
+    signals, all_hooks = Signals(), [lock, EmbeddingHook(workdir), *hooks]
+    loop = Loop(run, workdir, signals, _teacher(workdir, run), all_hooks)
     record = Record(workdir, loop, started, data_digest, change)
     if source == workdir:
       loop.notes += split_record.notes(workdir, run.data, earlier)

@@ -35,8 +35,8 @@ def make_folder(workdir: pathlib.Path) -> None:
     raise UserError(f'--workdir={workdir}: {reason}') from None
 
 
-class RunLock:
-  """A context in which only this run writes into a folder, which is made.
+class RunLock(Hook):
+  """A context in which only this run writes into a folder, which is made; checked after each step.
 
   Of several processes of a run the first one has the lock.
 
@@ -81,6 +81,10 @@ class RunLock:
         f'{self._workdir}: was removed, moved or taken over by another process while this one '
         f'(process {os.getpid()} on {socket.gethostname()}) wrote there; nothing more is written'
       )
+
+  def after_step(self, loop: Loop) -> None:
+    """Stop a run whose folder has been removed or taken over, before it writes there."""
+    self.check()
 
   def _is_held(self) -> bool:
     """Whether the file in the folder is still the one that this process has locked and written."""
@@ -168,17 +172,6 @@ class RunLock:
     while not self._end.wait(BEAT):
       with contextlib.suppress(OSError, ValueError):
         os.utime(self._number)
-
-
-class LockHook(Hook):
-  """Stops a run whose folder has been removed or taken over, before it writes there."""
-
-  def __init__(self, lock: RunLock):
-    self._lock = lock
-
-  def after_step(self, loop: Loop) -> None:
-    """Check the lock after each step."""
-    self._lock.check()
 
 
 def _is_same(path: pathlib.Path, number: int) -> bool:

@@ -1,8 +1,6 @@
 """A table as Markdown, CSV and HTML."""
 
-import csv
 import dataclasses
-import io
 import pathlib
 import re
 import shlex
@@ -225,20 +223,15 @@ class View:
     for c in self.columns:
       header += [f'{c.key}{x}' for x in ('', ' deviation', ' difference', ' low', ' high')]
     header += [*(f'published {name}' for name in self.table.published), 'delta_m', 'notes']
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(header)
+    lines = [header]
     for r in self.records:
       line = [r.row.name, r.row.label, r.row.group, r.row.baseline, ' '.join(map(str, r.seeds))]
       for c in self.columns:
-        line += [
-          r.mean.get(c.key),
-          r.deviation.get(c.key),
-          *r.difference.get(c.key, [None] * 3)[:3],
-        ]
+        line += [r.mean.get(c.key), r.deviation.get(c.key)]
+        line += r.difference.get(c.key, [None] * 3)[:3]
       line += [r.published.get(name) for name in self.table.published]
-      writer.writerow([*line, r.delta_m, '; '.join(r.notes)])
-    return text.getvalue()
+      lines.append([*line, r.delta_m, '; '.join(r.notes)])
+    return files.csv_text(lines)
 
   def html(self) -> str:
     """Return the table as a page, with links to the reports of the runs."""
@@ -301,17 +294,15 @@ def _results(view: View) -> str:
   keys = dict.fromkeys(key for row in options.values() for key in row)
   differing = [k for k in keys if len({str(row.get(k)) for row in options.values()}) > 1]
   columns = [c for c in view.columns if not c.is_count]
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(['row', 'seed', *differing, *(c.key for c in columns), 'seconds'])
+  lines = [['row', 'seed', *differing, *(c.key for c in columns), 'seconds']]
   for record in view.records:
     name = record.row.name
     for seed in record.seeds:
       result = view.runner.result(record.row, seed)
       figures = [c.value(result.evaluation) for c in columns]
       values = [options[name].get(key) for key in differing]
-      writer.writerow([name, seed, *values, *figures, result.seconds])
-  return text.getvalue()
+      lines.append([name, seed, *values, *figures, result.seconds])
+  return files.csv_text(lines)
 
 
 def _difference_cell(record: Record, c: Column) -> tuple[str, str]:

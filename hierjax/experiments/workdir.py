@@ -66,13 +66,9 @@ def conflict(
   record: split_record.Record | None,
   changeable: Sequence[str] = FREE_ON_RESUME,
 ) -> str | None:
-  """Tell why a run cannot go on in a folder.
+  """Tell why a run, its setup, cannot go on in a workdir whose data have a record.
 
-  Args:
-    workdir: the folder.
-    setup: the run.
-    record: of the data that it was made with, None without one.
-    changeable: beginnings of the names of the options that may have changed.
+  Options may have changed whose names begin with one of `changeable`.
 
   Returns:
     A sentence, or None where the folder is new or holds the same run.
@@ -108,12 +104,9 @@ def conflict(
 
 
 def prepare(workdir: pathlib.Path, setup: Setup, record: split_record.Record | None = None) -> str:
-  """Write config.json, taxonomy.csv and splits.csv, or check that they are those of the same run.
+  """Write config.json, taxonomy.csv and splits.csv of a setup into a workdir, or check them.
 
-  Args:
-    workdir: the folder.
-    setup: the run.
-    record: of the data that it was made with, None without one.
+  A record, of the data that a run was made with, is compared, too.
 
   Returns:
     The digest of the files, splits and labels.

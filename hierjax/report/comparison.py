@@ -1,8 +1,6 @@
 """Comparison of runs, or of recipes by several seeds: one page, its numbers as JSON and CSV."""
 
-import csv
 import functools
-import io
 import itertools
 import os
 import pathlib
@@ -61,9 +59,7 @@ def write(
   out.mkdir(parents=True, exist_ok=True)
   contents = json_files.dump(formats.plain(numbers), indent=1)
   files.write(out / 'compare.json', contents + '\n')
-  text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerows([HEADER, *_lines(numbers)])
-  files.write(out / 'compare.csv', text.getvalue())
+  files.write(out / 'compare.csv', files.csv_text([HEADER, *_lines(numbers)]))
   sentences = str(render('compare_words', **numbers)).splitlines()
   content = page.render_page(
     'compare', f'Against {numbers["reference"]}', sentences=sentences, **numbers

@@ -1,10 +1,8 @@
 """The predictions on a split as a table with the names of the classes."""
 
-import csv
-import io
-
 import numpy as np
 
+from hierjax.core.files import csv_text
 from hierjax.report.runs import Run
 
 
@@ -34,6 +32,4 @@ def table(run: Run, split: str) -> str:
   # of another taxonomy or damaged, which the page says
   except (KeyError, IndexError, StopIteration):
     return ''
-  text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerows([list(columns), *zip(*columns.values())])
-  return text.getvalue()
+  return csv_text([list(columns), *zip(*columns.values())])

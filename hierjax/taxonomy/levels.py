@@ -1,10 +1,8 @@
 """What every taxonomy has: levels, their classes, blocks of levels, a CSV and a hash."""
 
-import csv
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
 from typing import TYPE_CHECKING
@@ -106,10 +104,9 @@ class Levels:
 
   def to_csv(self, path: str | os.PathLike) -> None:
     """Write the taxonomy as `read_taxonomy` reads it."""
-    text, rows = io.StringIO(), self.rows()
+    rows = self.rows()
     columns = [*zip(self.levels, *rows), *columns_of(self.levels, rows, self.aliases)]
-    csv.writer(text, lineterminator='\n').writerows(zip(*columns))
-    files.write(path, text.getvalue())
+    files.write(path, files.csv_text(zip(*columns)))
 
   def hash(self) -> str:
     """Return a sha256 of levels and rows in their order: equal hashes mean equal class ids."""

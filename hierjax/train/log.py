@@ -71,13 +71,7 @@ class JsonLines:
       files.write(path, content)
 
   def write(self, step: int, kind: str, values: Mapping) -> None:
-    """Append a line; see `Log.write`.
-
-    Args:
-      step: the step.
-      kind: 'train' or 'val'.
-      values: {name: number}.
-    """
+    """Append a line. Args: as `Log.write`."""
     # JSON has neither NaN nor infinity
     finite = {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
     rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in finite.items()}
@@ -119,13 +113,7 @@ class TensorBoard:
     self._last: tuple[int, Mapping] = (0, {})
 
   def write(self, step: int, kind: str, values: Mapping) -> None:
-    """Add each value as NAME, the accuracy of training as the top1 of validation; see `Log.write`.
-
-    Args:
-      step: the step.
-      kind: 'train' or 'val'.
-      values: {name: number}.
-    """
+    """Add each value as NAME, acc/ of training as top1/. Args: as `Log.write`."""
     values = {name.replace('acc/', 'top1/'): value for name, value in values.items()}
     for name, value in values.items():
       self._writers[kind].add_scalar(name, value, step)
@@ -198,13 +186,7 @@ class Log:
       self._writers.append(WeightsAndBiases(workdir, c))
 
   def write(self, step: int, kind: str, values: Mapping) -> None:
-    """Log numbers.
-
-    Args:
-      step: the step that they are of.
-      kind: 'train' or 'val'.
-      values: {name: number}.
-    """
+    """Log numbers {name: value} of a step; the `kind` is 'train' or 'val'."""
     for writer in self._writers:
       writer.write(step, kind, values)
 

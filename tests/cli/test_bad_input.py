@@ -39,7 +39,7 @@ from safetensors.numpy import save, save_file
 
 import hierjax
 from hierjax import cli
-from hierjax.core import config, declarations, parallel
+from hierjax.core import config, declarations, files, parallel
 from hierjax.core.errors import UserError
 from hierjax.core.options import Interval
 from hierjax.data import decoding, image_files, lint, sources, transforms
@@ -934,7 +934,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
   if os.access(path, os.R_OK):
     pytest.skip('root may read everything')
   with pytest.raises(OSError, match='Permission'):
-    image_files.read_file(path)
+    files.read_bytes(path)
 
 
 # ---- images that are read correctly ----

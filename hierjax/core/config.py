@@ -19,7 +19,7 @@ from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.core.options import resolve_levels
 
-phase = curriculum.phase
+phase = PhaseOptions
 MAX_STEPS = 2**31 - 1  # the step counter of the training state is an int32
 
 
@@ -296,11 +296,11 @@ def head_levels(m: ConfigDict, levels: Sequence[str], multi: Sequence[str] = ())
 
 def to_json(c: ConfigDict) -> str:
   """Return the tree as JSON, with the version of its form."""
-  return json.dumps({'version': upgrade.VERSION, **c.to_dict()}, indent=2, default=_phase_to_dict)
 
+  def phase_to_dict(value: PhaseOptions) -> dict:
+    return {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
 
-def _phase_to_dict(value: PhaseOptions) -> dict:
-  return {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
+  return json.dumps({'version': upgrade.VERSION, **c.to_dict()}, indent=2, default=phase_to_dict)
 
 
 def tree_from_json(text: str | bytes) -> dict:

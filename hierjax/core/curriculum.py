@@ -8,30 +8,12 @@ from hierjax.core.errors import UserError, did_you_mean
 
 NO_PHASES = "must be a list of phases, as [{'share': .25, 'freeze': 'heads/finest'}]"
 UNITS = ('steps', 'epochs', 'examples')
+DURATIONS = ('epochs', 'steps', 'examples', 'share')  # of a phase
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PhaseOptions:
-  """The options of one phase, made by `phase`; one of the four durations is not `None`."""
-
-  epochs: float | None = None
-  steps: int | None = None
-  examples: int | None = None
-  share: float | None = None
-  freeze: tuple[str, ...] = ()
-  levels: tuple[str, ...] = ('all',)
-
-
-def phase(
-  *,
-  epochs: float | None = None,
-  steps: int | None = None,
-  examples: int | None = None,
-  share: float | None = None,
-  freeze: str | Sequence[str] = (),
-  levels: str | Sequence[str] = ('all',),
-) -> PhaseOptions:
-  """Make a phase for `config.curriculum`, with exactly one duration.
+  """A phase for `config.curriculum`, with exactly one duration; configs call it `config.phase`.
 
       c.curriculum = (config.phase(share=.25, freeze=('heads/finest',), levels=('coarser',)),)
 
@@ -46,22 +28,32 @@ def phase(
   Raises:
     UserError: not exactly one duration is given, or it is out of its range.
   """
-  durations = {'epochs': epochs, 'steps': steps, 'examples': examples, 'share': share}
-  durations = {unit: value for unit, value in durations.items() if value is not None}
-  if len(durations) != 1:
-    texts = ', '.join(f'{unit}={value}' for unit, value in durations.items()) or 'none'
-    raise UserError(
-      '--config.curriculum: a phase needs exactly one of epochs, steps, examples, share; there is '
-      f'{texts}'
-    )
-  ((unit, value),) = durations.items()
-  interval = options.Interval('(0, 1]' if unit == 'share' else '(0, inf)')
-  is_whole = unit in ('steps', 'examples')
-  has_type = isinstance(value, int) if is_whole else options.is_number(value)
-  if not has_type or value not in interval:
-    words = f'{"a whole number" if is_whole else "a number"} {interval.describe()}'
-    raise UserError(f'--config.curriculum: {unit}={value!r} of a phase must be {words}')
-  return PhaseOptions(**durations, freeze=options.names(freeze), levels=options.names(levels))
+
+  epochs: float | None = None
+  steps: int | None = None
+  examples: int | None = None
+  share: float | None = None
+  freeze: str | Sequence[str] = ()
+  levels: str | Sequence[str] = ('all',)
+
+  def __post_init__(self):
+    durations = {unit: getattr(self, unit) for unit in DURATIONS}
+    durations = {unit: value for unit, value in durations.items() if value is not None}
+    if len(durations) != 1:
+      texts = ', '.join(f'{unit}={value}' for unit, value in durations.items()) or 'none'
+      raise UserError(
+        '--config.curriculum: a phase needs exactly one of epochs, steps, examples, share; there '
+        f'is {texts}'
+      )
+    ((unit, value),) = durations.items()
+    interval = options.Interval('(0, 1]' if unit == 'share' else '(0, inf)')
+    is_whole = unit in ('steps', 'examples')
+    has_type = isinstance(value, int) if is_whole else options.is_number(value)
+    if not has_type or value not in interval:
+      words = f'{"a whole number" if is_whole else "a number"} {interval.describe()}'
+      raise UserError(f'--config.curriculum: {unit}={value!r} of a phase must be {words}')
+    for field in ('freeze', 'levels'):
+      object.__setattr__(self, field, options.names(getattr(self, field)))
 
 
 def from_dicts(value: object) -> tuple[PhaseOptions, ...]:
@@ -80,7 +72,7 @@ def _from_dict(values: dict) -> PhaseOptions:
     if name not in fields:
       hint = did_you_mean(str(name), fields)
       raise ValueError(f'a phase has no {name!r}{hint}; choices: {", ".join(fields)}')
-  return phase(**values)
+  return PhaseOptions(**values)
 
 
 def _check(value: tuple) -> str:

@@ -73,10 +73,7 @@ class View:
       image.decoding = self.how
     else:
       image = decoding.to_rgb(image, self.how)
-    if self.views == 1:
-      transforms.eval_transform(image, self.size, self.resize, out=out)
-    else:
-      transforms.views(image, self.size, self.views, self.resize, out=out)
+    transforms.view(image, self.size, self.views, self.resize, out)
 
   def batch(self, pairs: Sequence[tuple[str, Image]], rows: int) -> Batch:
     """Read images, (name, image) each, into a batch with so many rows."""

@@ -185,12 +185,22 @@ class _Batches:
   def _places(self, step):
     return [step * self.batch_size + i for i in self.part]
 
-  def _read(self, i, transform):
-    """Transform an image; an unreadable file is a broken image."""
+  def _empty(self, *views):
+    """Zeros for the images, or the cached features, of this process's part of a batch."""
+    if self.features is not None:
+      return np.zeros((len(self.part), self.features), np.float32)
+    return np.zeros((len(self.part), *views, self.size, self.size, 3), np.uint8)
+
+  def _read(self, i, out, transform):
+    """Transform image i into `out`; an unreadable file is a broken image."""
     try:
-      return transform(self.examples.reader(i))
+      data = self.examples.reader(i)
     except OSError as error:
       raise BrokenImage(error.strerror or str(error)) from error
+    if self.features is None:
+      transform(data, out)
+    else:
+      out[:] = data
 
   def _collate(self, index, images, broken):
     """The batch, with labels by the index, in which -1 is padding."""
@@ -215,13 +225,9 @@ class _TrainBatch(_Batches):
   strict: bool
 
   def __call__(self, step):
-    places, n = self._places(step), len(self.examples.labels)
-    if self.features is None:
-      images = np.empty((len(places), self.size, self.size, 3), np.uint8)
-    else:
-      images = np.empty((len(places), self.features), np.float32)
+    images, n = self._empty(), len(self.examples.labels)
     index, broken = [], []
-    for row, place in enumerate(places):
+    for row, place in enumerate(self._places(step)):
       first = self.order[place]
       i = self._read_next(first, place, images[row])
       index.append(i % n)
@@ -233,11 +239,7 @@ class _TrainBatch(_Batches):
     examples, n = self.examples, len(self.examples.labels)
     for i in range(first, first + n):
       try:
-        if self.features is None:
-          view = functools.partial(self._view, i=i % n, place=place, out=out)
-          self._read(i % n, view)
-        else:
-          out[:] = examples.reader(i % n)
+        self._read(i % n, out, functools.partial(self._view, i=i % n, place=place))
         return i
       except BrokenImage as error:
         if self.strict:
@@ -250,15 +252,13 @@ class _TrainBatch(_Batches):
       f'{examples.files[0]}'
     )
 
-  def _view(self, image, i, place, out):
+  def _view(self, image, out, i, place):
     # the draws belong to the place, whichever example has it
     rng, augment = np.random.Generator(self._stream(place)), self.augment
     if augment.alternate_flip:
       # the first side belongs to the example, whose stream is that of no place
-      side, epoch = (
-        self._stream((1 << 63) + int(i)).random_raw(),
-        place // len(self.examples.labels),
-      )
+      side = self._stream((1 << 63) + int(i)).random_raw()
+      epoch = place // len(self.examples.labels)
       augment = augment._replace(flip=float((side + epoch) % 2))
     transforms.train_transform(image, rng, self.size, augment, self.resize, out=out)
 
@@ -273,20 +273,13 @@ class _EvalBatch(_Batches):
   def __call__(self, step):
     n = len(self.examples.labels)
     index = [i if i < n else -1 for i in self._places(step)]
-    if self.features is None:
-      views = () if self.views == 1 else (self.views,)
-      images = np.zeros((len(index), *views, self.size, self.size, 3), np.uint8)
-    else:
-      images = np.zeros((len(index), self.features), np.float32)
+    images = self._empty(*([self.views] if self.views > 1 else []))
     broken = [-1] * len(index)
     for row, i in enumerate(index):
       if i < 0:
         continue
       try:
-        if self.features is None:
-          self._read(i, functools.partial(self._view, out=images[row]))
-        else:
-          images[row] = self.examples.reader(i)
+        self._read(i, images[row], self._view)
       except BrokenImage:
         images[row], broken[row] = 0, i
     batch = self._collate(index, images, broken)
@@ -294,10 +287,7 @@ class _EvalBatch(_Batches):
     return batch
 
   def _view(self, image, out):
-    if self.views == 1:
-      transforms.eval_transform(image, self.size, self.resize, out=out)
-    else:
-      transforms.views(image, self.size, self.views, self.resize, out=out)
+    transforms.view(image, self.size, self.views, self.resize, out)
 
 
 # Reading ahead

@@ -285,6 +285,13 @@ def eval_transform(
   return _square(_reduced(image, size, resize), size, resize, out)
 
 
+def view(image: bytes | np.ndarray, size: int, n: int, resize: str, out: np.ndarray) -> np.ndarray:
+  """Make the one view of a picture, or n of several. Args: as `views`."""
+  if n == 1:
+    return eval_transform(image, size, resize, out)
+  return views(image, size, n, resize, out)
+
+
 def views(
   image: bytes | np.ndarray,
   size: int,

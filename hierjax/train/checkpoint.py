@@ -26,15 +26,10 @@ class Damaged(Exception):
 
 
 class Loaded(NamedTuple):
-  """What was read of a checkpoint.
+  """What was read of a checkpoint."""
 
-  Attributes:
-    step: its step, None where there is no checkpoint.
-    parts: {part: tree}, {} where there is none.
-  """
-
-  step: int | None
-  parts: dict[str, Any]
+  step: int | None  # its step, None where there is no checkpoint
+  parts: dict[str, Any]  # {part: tree}, {} where there is none
 
 
 def flatten(tree: Any) -> dict[str, jax.Array]:

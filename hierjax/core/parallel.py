@@ -164,10 +164,9 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> int:
-  """Print why this process stops; another one's death has no traceback that is worth reading.
+  """Print why this process stops and return its exit status.
 
-  Returns:
-    The exit status.
+  Another one's death has no traceback that is worth reading.
   """
   if is_lost_process(error):
     reason = str(error).strip().splitlines()[0][:200]
@@ -212,11 +211,7 @@ def first() -> bool:
 
 
 def exchange(value: Any) -> list:
-  """Gather a value of every process on every process. All must call it at the same place.
-
-  Returns:
-    The values in the order of the processes.
-  """
+  """Gather a value of every process, in their order. All must call it at the same place."""
   if jax.process_count() == 1:
     return [value]
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)

@@ -66,12 +66,9 @@ def conflict(
   record: split_record.Record | None,
   changeable: Sequence[str] = FREE_ON_RESUME,
 ) -> str | None:
-  """Tell why a run, its setup, cannot go on in a workdir whose data have a record.
+  """Tell why a run, its setup, cannot go on in a workdir whose data have a record; None if it can.
 
   Options may have changed whose names begin with one of `changeable`.
-
-  Returns:
-    A sentence, or None where the folder is new or holds the same run.
   """
   if not has_run(workdir):
     return None
@@ -106,10 +103,7 @@ def conflict(
 def prepare(workdir: pathlib.Path, setup: Setup, record: split_record.Record | None = None) -> str:
   """Write config.json, taxonomy.csv and splits.csv of a setup into a workdir, or check them.
 
-  A record, of the data that a run was made with, is compared, too.
-
-  Returns:
-    The digest of the files, splits and labels.
+  A record of the data that a run was made with is compared, too. The data's digest is returned.
 
   Raises:
     UserError: the folder holds another run, or the processes differ in options, data or folder.

@@ -29,7 +29,7 @@ SPEC = Backbone(Tiny, 16, (127.0,) * 3, (128.0,) * 3, 32)
 
 def register(monkeypatch) -> None:
   """Make the backbone `tiny` a choice as long as the patch lasts."""
-  monkeypatch.setitem(registry.BACKBONES._entries, 'tiny', SPEC)
+  monkeypatch.setitem(registry.BACKBONES.data, 'tiny', SPEC)
 
 
 def one_device_mesh() -> jax.sharding.Mesh:

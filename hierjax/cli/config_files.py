@@ -38,7 +38,9 @@ def load(spec: str) -> ConfigDict:
 def read(spec: str) -> dict:
   """Run a config file, FILE[:ARGUMENT], and return its names."""
   path = find(spec)
-  _make_configs_importable()
+  if importlib.util.find_spec('configs') is None:
+    # `from configs import hcal` in a config file finds hierjax's own where it is installed
+    sys.modules['configs'] = importlib.import_module('hierjax.configs')
   with explained(spec):
     return runpy.run_path(str(path))
 
@@ -73,9 +75,3 @@ def explained(spec: str) -> Iterator[None]:
     if len(text) >= 300:
       text = f'{text[:130]} ... {text[-130:]}'
     raise UserError(f'--config={spec}: {where}{type(e).__name__}: {text}') from None
-
-
-def _make_configs_importable() -> None:
-  """Let `from configs import hcal` in a config file find hierjax's own where it is installed."""
-  if importlib.util.find_spec('configs') is None:
-    sys.modules['configs'] = importlib.import_module('hierjax.configs')

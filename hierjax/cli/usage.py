@@ -79,7 +79,7 @@ def text() -> str:
   lines = [COMMANDS, '', 'Flags:']
   for name in sorted(values):
     flag = values[name]
-    lines += _entry(f'--{name}', f'{flag.help}{_default(flag.value)}')
+    lines += _entry(f'--{name}', f'{flag.help} [{flag.value}]' if flag.value else flag.help)
   lines += ['', 'Options, as --config.NAME=VALUE; where None is possible, NAME= is None:']
   for group, options in _grouped().items():
     lines += ['', f'{GROUPS[group]}:']
@@ -133,8 +133,8 @@ def _values(option: Option) -> str:
 
 
 def _option_entry(option: Option) -> list[str]:
-  values = f' ({_values(option)})' if _values(option) else ''
-  return _entry(f'--config.{option.name}', f'{option.help}{values}{_default_of(option)}')
+  default = '' if option.default in (None, ()) else f' [{option.default}]'
+  return _entry(f'--config.{option.name}', f'{option.help} ({_values(option)}){default}')
 
 
 def _grouped() -> dict[str, list[Option]]:
@@ -142,14 +142,6 @@ def _grouped() -> dict[str, list[Option]]:
   for name, option in OPTIONS.items():
     groups[name.rpartition('.')[0]].append(option)
   return groups
-
-
-def _default_of(option: Option) -> str:
-  return '' if option.default in (None, ()) else f' [{option.default}]'
-
-
-def _default(value: object) -> str:
-  return f' [{value}]' if value else ''
 
 
 def _entry(name: str, description: str) -> list[str]:

@@ -324,12 +324,12 @@ def register_metric(
 
 def of_kind(kind: str) -> list[Metric]:
   """List the metrics of one kind of levels, in the order of their declaration."""
-  return [METRICS[name] for name in METRICS if METRICS[name].kind == kind]
+  return [metric for metric in METRICS.values() if metric.kind == kind]
 
 
 def registered_by_users() -> list[Metric]:
   """List the metrics that `register_metric` has added."""
-  return [METRICS[name] for name in METRICS if METRICS[name].function]
+  return [metric for metric in METRICS.values() if metric.function]
 
 
 def split_name(name: str) -> tuple[str, Metric, str]:

@@ -186,10 +186,6 @@ def _check_pair(value: tuple) -> str:
   return '' if is_pair else 'must be two numbers, the smaller first'
 
 
-def _range(text: str) -> tuple:
-  return ('own',) if text.strip() == 'own' else _numbers(text)
-
-
 def _check_range(value: tuple) -> str:
   is_pair = len(value) == 2 and all(is_number(x) and math.isfinite(x) for x in value)
   if value == ('own',) or (is_pair and value[0] < value[1]):
@@ -246,7 +242,7 @@ NAMES = Kind(names, _check_names)
 NAMES_BY_SEMICOLON = Kind(lambda text: names(text, ';'), _check_names)
 NUMBERS = Kind(_numbers)
 PAIR = Kind(_numbers, _check_pair)
-RANGE = Kind(_range, _check_range)
+RANGE = Kind(lambda text: ('own',) if text.strip() == 'own' else _numbers(text), _check_range)
 TRIPLE = Kind(_numbers, _check_triple)
 TUPLES = Kind(_tuples)
 WEIGHTS = Kind(_weights, _check_weights)

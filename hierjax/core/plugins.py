@@ -26,7 +26,11 @@ def load(names: Sequence[str]) -> None:
   for name in names:
     _check_present(name)
     try:
-      _load_file(name) if is_file(name) else _load_module(name)
+      if is_file(name):
+        _load_file(name)
+      else:
+        with _working_directory_importable():
+          importlib.import_module(name)
     except Exception as e:
       text = str(e) if isinstance(e, UserError) else f'{type(e).__name__}: {e}'
       raise UserError(f'--config.plugins: {name}: {text}') from e
@@ -137,11 +141,6 @@ def _file_module(file: str) -> str:
   """The name under which a file is imported."""
   path = pathlib.Path(file).expanduser().resolve()
   return f'hierjax_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
-
-
-def _load_module(name: str) -> None:
-  with _working_directory_importable():
-    importlib.import_module(name)
 
 
 def _load_file(file: str) -> None:

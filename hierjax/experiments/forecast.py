@@ -62,8 +62,9 @@ def rehearse(run: Setup) -> Measured:
   run = dataclasses.replace(run, c=c, total_steps=ENDLESS, eval_steps=ENDLESS)
 
   def timed(work, images):
+    sample = sources.subset(run.val, np.arange(images) * n // images)  # evenly chosen
     start = time.monotonic()
-    work(_sample(run.val, images))
+    work(sample)
     return images, time.monotonic() - start
 
   def evaluate(val):
@@ -98,11 +99,6 @@ def rehearse(run: Setup) -> Measured:
     sizes = sorted({min(n, FEW), more})
     evaluation, end = ([timed(f, k) for k in (more, *sizes)][1:] for f in (evaluate, finish))
     return Measured(*map(tuple, (first, step, evaluation, end)), log.memory())
-
-
-def _sample(examples: sources.Examples, count: int) -> sources.Examples:
-  """Evenly chosen examples."""
-  return sources.subset(examples, np.arange(count) * len(examples.labels) // count)
 
 
 def extrapolate(timings: Timings, images: int) -> float:

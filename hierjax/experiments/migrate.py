@@ -20,13 +20,12 @@ from hierjax.core.errors import UserError, did_you_mean
 from hierjax.data import split_record, taxonomies
 from hierjax.data.findings import Findings
 from hierjax.experiments import migrate_heads, run_lock
-from hierjax.experiments.workdir import prepare
+from hierjax.experiments.workdir import save_untrained
 from hierjax.models import classifier, heads_base
 from hierjax.report import runs
 from hierjax.report.sections import migration
 from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table
-from hierjax.train import checkpoint, setup
-from hierjax.train.state import to_parts
+from hierjax.train import setup
 
 KINDS = ('added', 'removed', 'renamed', 'moved', 'merged', 'split')
 # (level, old name) → new names
@@ -370,11 +369,7 @@ def _save_start(
   state = setup.initial_state(run)
   ema = parallel.put_replicated(variables, run.mesh) if state.ema else state.ema
   state = state.replace(**parallel.put_replicated(variables, run.mesh), ema=ema)
-  prepare(workdir, run)
-  store = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, writes=True)
-  store.save(0, to_parts(state), None)
-  store.wait()
-  store.close()
+  save_untrained(workdir, run, state)
   start = workdir / runs.START
   start.mkdir()
   for name in ('config.json', 'taxonomy.csv', split_record.FILE):

@@ -29,9 +29,8 @@ from hierjax.experiments import probe_features, probe_grid, run_lock
 from hierjax.experiments.fit import baseline_config
 from hierjax.experiments.probe_features import Features
 from hierjax.experiments.probe_grid import Choice, Setting
-from hierjax.experiments.workdir import current_time, disk_errors, prepare
-from hierjax.train import checkpoint, setup
-from hierjax.train.state import to_parts
+from hierjax.experiments.workdir import current_time, disk_errors, save_untrained
+from hierjax.train import setup
 
 BIAS_NOTE = (
   'the cross-validated accuracy of the best of many settings is too high for new images; it only '
@@ -145,11 +144,7 @@ def _save(
   workdir.mkdir(exist_ok=True)
   # of an earlier probe, whose choice may have been another
   shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)
-  prepare(workdir, run)
-  store = checkpoint.Checkpoints(workdir / 'checkpoints', run.best, writes=True)
-  store.save(0, to_parts(setup.initial_state(run)), None)
-  store.wait()
-  store.close()
+  save_untrained(workdir, run, setup.initial_state(run))
   rules.write_rules(workdir / 'decode.json', run.c.data.train, choice.rules, run.taxonomy)
   files.write(workdir / 'run.json', json.dumps(_record(run, val.broken), indent=2) + '\n')
   trained = model.load(workdir)

@@ -76,7 +76,7 @@ class Runner:
     self.is_trained = not set(table.columns) <= COUNTS.keys()
     self.counts: dict[str, dict] = {}
     self.failures: dict[tuple[str, int], str] = {}
-    self._results: dict[tuple[str, int], Result] = {}
+    self._results: dict[tuple[str, int], Result | None] = {}
 
   def _matching(self, patterns: str) -> list[Row]:
     names = set() if patterns else set(self.by_name)
@@ -107,11 +107,8 @@ class Runner:
 
   def result(self, row: Row, seed: int) -> Result | None:
     """Return the result of a row, None where it has not finished with the present options."""
-    if (row.name, seed) not in self._results:
-      result = self._read(row, seed)
-      if result is None:
-        return None
-      self._results[row.name, seed] = result
+    if not self._results.get((row.name, seed)):
+      self._results[row.name, seed] = self._read(row, seed)
     return self._results[row.name, seed]
 
   def results(self, row: Row) -> dict[int, Result]:
@@ -234,7 +231,8 @@ class Runner:
       for i, row in enumerate(self.rows, 1):
         terminal.say(f'counting row {i} of {len(self.rows)}: {row.name}')
         attempt(self._count, row, self.seeds[0], row.name)
-    pending = [(row, s) for s in self.seeds for row in self.rows if self._is_missing(row, s)]
+    rows = self.rows if self.is_trained else []
+    pending = [(row, seed) for seed in self.seeds for row in rows if not self.result(row, seed)]
     for i, (row, seed) in enumerate(pending):
       terminal.say(
         f'row {self.rows.index(row) + 1} of {len(self.rows)}, seed {seed}: {row.name} '
@@ -249,9 +247,6 @@ class Runner:
 
   def _count(self, row: Row, _: int) -> None:
     self.counts[row.name] = describe.describe(self.configs[row.name])
-
-  def _is_missing(self, row: Row, seed: int) -> bool:
-    return self.is_trained and self.result(row, seed) is None
 
   def _time_left(self, pending: Sequence[tuple[Row, int]]) -> str:
     """', about 10 min left', by the mean of the rows that were trained."""

@@ -206,7 +206,7 @@ def expand(text: str, levels: Sequence[str]) -> list[Column]:
   decision, _, name = text.rpartition(':')
   decision = decision or 'independent'
   metric, _, level_text = name.partition('/')
-  choices = [m for m in METRICS if METRICS[m].place]
+  choices = [name for name, metric in METRICS.items() if metric.place]
   if metric not in choices or decision not in DECISIONS:
     raise UserError(
       f'{text!r} is no column: [independent: | leaf: | joint:]METRIC[/LEVELS] with a metric of '

@@ -19,9 +19,10 @@ from hierjax.core import config, files, json_files, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import split_record
 from hierjax.taxonomy import describe_difference, read_taxonomy
-from hierjax.train import log
+from hierjax.train import checkpoint, log
 from hierjax.train.loop import Loop
 from hierjax.train.setup import Setup
+from hierjax.train.state import TrainState, to_parts
 
 # options that don't change what is learned, by the beginning of their names
 FREE_ON_RESUME = (
@@ -121,6 +122,15 @@ def prepare(workdir: pathlib.Path, setup: Setup, record: split_record.Record | N
     setup.taxonomy.to_csv(workdir / 'taxonomy.csv')
     files.write(workdir / split_record.FILE, content)
   return digest
+
+
+def save_untrained(workdir: pathlib.Path, setup: Setup, state: TrainState) -> None:
+  """Write a run, a setup, with a state at step 0 into a workdir."""
+  prepare(workdir, setup)
+  store = checkpoint.Checkpoints(workdir / 'checkpoints', setup.best, writes=True)
+  store.save(0, to_parts(state), None)
+  store.wait()
+  store.close()
 
 
 @contextlib.contextmanager

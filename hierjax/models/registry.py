@@ -38,11 +38,11 @@ class Backbones(Registry[Backbone]):
     return super().__contains__(self._canonical(name))
 
   def _canonical(self, name: object) -> object:
-    if not isinstance(name, str) or name in self._entries:
+    if not isinstance(name, str) or name in self.data:
       return name
     short = name.removeprefix('timm/').partition('.')[0]
     short = ALIASES.get(short, short)
-    return short if short in self._entries else name
+    return short if short in self.data else name
 
 
 BACKBONES: Registry[Backbone] = Backbones('backbone')

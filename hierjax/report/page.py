@@ -65,9 +65,7 @@ def _html(run: runs.Run, parts: list[Part]) -> str:
 
 def _words(html: str) -> Markup:
   """Explain the words and metrics that occur in a page, all in one place."""
-  metrics = [
-    (metric.label, metric.help) for metric in map(METRICS.__getitem__, METRICS) if metric.place
-  ]
+  metrics = [(metric.label, metric.help) for metric in METRICS.values() if metric.place]
   text = re.sub(r'<svg.*?</svg>|<[^>]*>', ' ', html, flags=re.S)
   return render('words', text=text, metrics=metrics)
 

@@ -73,7 +73,7 @@ def small_world():
   with pytest.MonkeyPatch.context() as patch:
     names = {'own': lambda path: path.replace('/', '.')}
     spec = dataclasses.replace(tiny.SPEC, torch_names=names)
-    patch.setitem(registry.BACKBONES._entries, 'tiny', spec)
+    patch.setitem(registry.BACKBONES.data, 'tiny', spec)
     patch.setattr(
       parallel,
       'mesh',
@@ -1777,7 +1777,7 @@ def test_weights_that_fit_are_taken(tmp_path):
 
 def test_a_module_that_weights_need_not_fit_is_told(tmp_path, monkeypatch):
   spec = dataclasses.replace(registry.BACKBONES['tiny'], stems={'standard': ('conv',)})
-  monkeypatch.setitem(registry.BACKBONES._entries, 'tiny', spec)
+  monkeypatch.setitem(registry.BACKBONES.data, 'tiny', spec)
   save_file(weights(conv__weight=np.zeros((8, 3, 4, 4))), tmp_path / 'weights.bin')
   c = tiny.run_config(**{'model.pretrained': 'weights.bin'})
   assert (

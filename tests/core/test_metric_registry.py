@@ -31,7 +31,7 @@ EVALUATION = {
 @pytest.fixture
 def registry(monkeypatch):
   """A copy of the registry that the test may add to."""
-  monkeypatch.setattr(metrics.METRICS, '_entries', dict(metrics.METRICS._entries))
+  monkeypatch.setattr(metrics.METRICS, 'data', dict(metrics.METRICS.data))
   return metrics.METRICS
 
 

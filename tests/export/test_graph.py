@@ -214,7 +214,7 @@ CASES = [(name, CARS, {}) for name in heads.HEADS] + [
 def test_heads_views_and_decisions(form, taxonomy, changes, monkeypatch):
   """Probabilities, path, posterior, tags and first classes, by onnxruntime, jax and NumPy."""
   backbone = Backbone(Pixels, 48, (127.0,) * 3, (64.0,) * 3, 4)
-  monkeypatch.setitem(registry.BACKBONES._entries, 'pixels', backbone)
+  monkeypatch.setitem(registry.BACKBONES.data, 'pixels', backbone)
   c = config.default()
   values = {'model.backbone': 'pixels', 'model.heads': form, 'data.size': 4, **changes}
   for path, value in values.items():

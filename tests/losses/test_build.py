@@ -23,7 +23,7 @@ LABELS = np.array([[0, 1], [1, 4], [1, -1], [-1, -1]], np.int32)
 @pytest.fixture
 def registry(monkeypatch):
   """A copy of the registry that the test may add to."""
-  monkeypatch.setattr(terms.LOSSES, '_entries', dict(terms.LOSSES._entries))
+  monkeypatch.setattr(terms.LOSSES, 'data', dict(terms.LOSSES.data))
   return terms.LOSSES
 
 

@@ -44,7 +44,7 @@ class PlainHeads(nn.Module):
 def plain(monkeypatch):
   """Register both as 'plain' for the time of a test."""
   for entries in (registry.BACKBONES, heads.HEADS):
-    monkeypatch.setattr(entries, '_entries', dict(entries._entries))
+    monkeypatch.setattr(entries, 'data', dict(entries.data))
   registry.register_backbone('plain', Plain, 12, size=32)
   heads.register_head('plain', PlainHeads)
   return {'model.backbone': 'plain', 'model.heads': 'plain'}

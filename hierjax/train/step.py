@@ -376,16 +376,9 @@ def train_step(
 def stepper(
   task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh: Mesh
 ) -> Callable:
-  """Compile the step of a phase over a mesh.
+  """Compile the step of a phase over a mesh: (state, batch, teacher) → (state, metrics).
 
-  Args:
-    task: the constants of the run.
-    phase: the phase of the curriculum.
-    tx: the phase's optimiser.
-    mesh: the devices.
-
-  Returns:
-    (state, batch, teacher) → (state, metrics); it donates the state that it is given.
+  The constants are the `task`, the `phase` and its optimiser `tx`; the given state is donated.
   """
   replicated, split = parallel.replicated(mesh), parallel.split(mesh)
   return jax.jit(

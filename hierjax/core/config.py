@@ -55,16 +55,16 @@ def default() -> ConfigDict:
   return c
 
 
-def value_at(c: ConfigDict, path: str) -> object:
-  """Return the value of an option: `value_at(c, 'optim.lr')`."""
-  return functools.reduce(operator.getitem, path.split('.'), c)
+def value_at(c: ConfigDict, path: str | Sequence[str]) -> object:
+  """Return the value of an option or a group: `value_at(c, 'optim.lr')` or of its path in parts."""
+  parts = path.split('.') if isinstance(path, str) else path
+  return functools.reduce(operator.getitem, parts, c)
 
 
 def is_set(c: ConfigDict, path: str) -> bool:
   """Whether a config file, a flag or code has set an option, be it to its default."""
-  *parents, last = path.split('.')
-  reference = functools.reduce(operator.getitem, parents, c).get_ref(last)
-  return getattr(reference, 'is_set', True)
+  *groups, last = path.split('.')
+  return getattr(value_at(c, groups).get_ref(last), 'is_set', True)
 
 
 def assign(c: ConfigDict, path: str, value: object) -> None:
@@ -80,11 +80,8 @@ def assign(c: ConfigDict, path: str, value: object) -> None:
     )
   if path not in OPTIONS:
     raise UserError(f'--config.{path}: no such option{did_you_mean(path, OPTIONS)}')
-  value = OPTIONS[path].convert(value)
-  *parents, last = path.split('.')
-  for name in parents:
-    c = c[name]
-  c[last] = value
+  *groups, last = path.split('.')
+  value_at(c, groups)[last] = OPTIONS[path].convert(value)
 
 
 def _paths(node: ConfigDict, prefix: str = '') -> list[str]:

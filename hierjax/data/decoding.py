@@ -55,21 +55,18 @@ DEFAULT = Decoding()
 class Part(bytes):
   """An encoded picture of which only a part is shown, or that is decoded as options say.
 
-  Attributes:
+  Args:
+    data: the encoded picture.
     box: (left, top, right, bottom) in pixels of the upright picture, right and bottom excluded, as
       far as it lies inside; None for all of it.
     banner: rows at the lower edge that are never shown.
     decoding: how it is decoded.
   """
 
-  box, banner, decoding = None, 0, DEFAULT
-
-  @classmethod
-  def make(
+  def __new__(
     cls, data: bytes, box: tuple | None = None, banner: int = 0, decoding: Decoding = DEFAULT
   ) -> 'Part':
-    """Make a part of encoded `data`; `box`, `banner` and `decoding` are those of the class."""
-    part = cls(data)
+    part = super().__new__(cls, data)
     part.box, part.banner, part.decoding = box, banner, decoding
     return part
 

@@ -119,7 +119,7 @@ class FileReader:
     data = files.read_bytes(os.path.join(self.root, self.files[i]), self.max_bytes)
     if self.boxes is None and not self.banner:
       return data
-    return decoding.Part.make(data, self.boxes and self.boxes[i], self.banner)
+    return decoding.Part(data, self.boxes and self.boxes[i], self.banner)
 
   def select(self, index: np.ndarray) -> 'FileReader':
     """Return a reader of the files with these numbers."""

@@ -59,8 +59,7 @@ class View:
       if len(image) > self.max_bytes:
         text = f'{len(image)} bytes, more than the {self.max_bytes} of data.max_bytes'
         raise BrokenImage(text)
-      image = decoding.Part(image)
-      image.decoding = self.how
+      image = decoding.Part(image, decoding=self.how)
     else:
       image = decoding.to_rgb(image, self.how)
     transforms.view(image, self.size, self.views, self.resize, out)

@@ -118,8 +118,7 @@ def _runs_of(folder: str) -> list[Run]:
   if (path / 'config.json').is_file():
     run = runs.read(path, baseline=False, seeds=True)
     return [run, *run.seeds]
-  inner = sorted(path.glob('seed[0-9]*'), key=lambda p: (len(p.name), p.name))
-  seeds = [runs.read(p, baseline=False) for p in inner if (p / 'config.json').is_file()]
+  seeds = [runs.read(inner, baseline=False) for inner in runs.seed_folders(path)]
   if not seeds:
     raise UserError(f'{folder}: neither a run (config.json) nor a folder of runs seed0, seed1, ...')
   return seeds

@@ -192,12 +192,17 @@ def read(workdir: str | os.PathLike, baseline: bool = True, seeds: bool | None =
   migration = load('migration.json', json_files.read_object) or {}
   start = _inner(path / START, START, faults) if migration else None
   other = _baseline(path, config, faults) if baseline else None
-  folders = sorted(path.glob('seed[0-9]*'), key=lambda p: (len(p.name), p.name))
   is_read = baseline if seeds is None else seeds
-  others = [_inner(f, f.name, faults, baseline=True) for f in folders if is_read]
+  others = [_inner(f, f.name, faults, True) for f in seed_folders(path) if is_read]
   return dataclasses.replace(
     run, migration=migration, start=start, baseline=other, seeds=tuple(filter(None, others))
   )
+
+
+def seed_folders(path: pathlib.Path) -> list[pathlib.Path]:
+  """List the folders seed0, seed1, ... of runs below a path, in order."""
+  folders = sorted(path.glob('seed[0-9]*'), key=lambda folder: (len(folder.name), folder.name))
+  return [folder for folder in folders if (folder / 'config.json').is_file()]
 
 
 def _inner(path: pathlib.Path, name: str, faults: list[str], baseline: bool = False) -> Run | None:

@@ -62,29 +62,6 @@ class Throughput:
     return Rate((step - self._step) * self._batch_size / seconds, self._waited / seconds)
 
 
-class SaveTimer:
-  """Tells, once, that the last save is too long ago.
-
-  Args:
-    minutes: train.save_minutes; None or 0 for never.
-  """
-
-  def __init__(self, minutes: float | None):
-    self._minutes = minutes
-    self.restart()
-
-  def restart(self) -> None:
-    """Begin to wait for the next save."""
-    self._start, self._has_rung = time.monotonic(), False
-
-  def rings(self) -> bool:
-    """Whether it is time to save, and this has not been said before."""
-    if not self._minutes or self._has_rung:
-      return False
-    self._has_rung = time.monotonic() - self._start > 60 * self._minutes
-    return self._has_rung
-
-
 def clock(seconds: float) -> str:
   """Format a duration as 'H:MM:SS'."""
   return str(datetime.timedelta(seconds=round(seconds)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import signal
 import time
@@ -48,11 +49,15 @@ class Saver:
     self, checkpoints: checkpoint.Checkpoints, minutes: float | None, last_step: int | None
   ):
     self.checkpoints, self.seconds, self.is_requested = checkpoints, 0.0, False
-    self._timer, self._last_step = chrono.SaveTimer(minutes), last_step
+    self._last_step, self._interval = last_step, 60 * minutes if minutes else math.inf
+    self._due = time.monotonic() + self._interval
 
   def is_late(self) -> bool:
     """Whether the first process, whose clock decides, wants to save; told once."""
-    return parallel.first() and self._timer.rings()
+    is_due = parallel.first() and time.monotonic() > self._due
+    if is_due:
+      self._due = math.inf
+    return is_due
 
   def save(self, step: int, state: TrainState, values: Mapping[str, float] | None) -> None:
     """Save a state at its step, with its val values, None where it has not been evaluated."""
@@ -60,7 +65,7 @@ class Saver:
     if values or step != self._last_step:
       self.checkpoints.save(step, to_parts(state), values)
     self._last_step, self.is_requested = step, False
-    self._timer.restart()
+    self._due = time.monotonic() + self._interval
     self.seconds += time.monotonic() - start
 
 

@@ -24,7 +24,7 @@ def encoded(pixels, kind='PNG', **settings):
 
 
 def deep(data, deep_range):
-  return decoding.decode(Part.make(data, decoding=Decoding(deep_range=deep_range)))
+  return decoding.decode(Part(data, decoding=Decoding(deep_range=deep_range)))
 
 
 # Deep pictures
@@ -202,9 +202,9 @@ def test_large_jpegs_are_read_at_reduced_size():
   small = decoding.Decoding(max_pixels=100_000)
   progressive = encoded(pixels[:400, :400], 'JPEG', progressive=True)
   same = encoded(pixels[:400, :400], 'JPEG')
-  assert decoding.decode(Part.make(same, decoding=small)).shape == (400, 400, 3)
+  assert decoding.decode(Part(same, decoding=small)).shape == (400, 400, 3)
   with pytest.raises(BrokenImage, match='400 x 400 pixels, more than the 100000'):
-    decoding.decode(Part.make(progressive, decoding=small))
+    decoding.decode(Part(progressive, decoding=small))
 
 
 def test_a_progressive_jpeg_of_endless_scans_is_refused():
@@ -245,7 +245,7 @@ def test_rows_that_are_no_files_keep_the_limits(tmp_path):
 )
 def test_one_limit_of_pixels_decides(side, limit):
   """Pillow has limits of its own, at which it warned or refused in other words."""
-  picture = Part.make(blank_png(side, side, 1, 0), decoding=Decoding(limit))
+  picture = Part(blank_png(side, side, 1, 0), decoding=Decoding(limit))
   text = f'^{side} x {side} pixels, more than the {limit} of data.max_pixels'
   with pytest.raises(BrokenImage, match=text):
     decoding.decode(picture)

@@ -410,7 +410,7 @@ def test_augment_from_any_kind_of_options():
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_decompression_bombs_are_refused_before_they_are_decoded(kind, monkeypatch):
   limit = 1600 if kind == 'PNG' else 400
-  image = decoding.Part.make(encoded(picture(40, 40), kind), decoding=decoding.Decoding(limit))
+  image = decoding.Part(encoded(picture(40, 40), kind), decoding=decoding.Decoding(limit))
   assert decoding.decode(image).shape == (40, 40, 3)
   image.decoding = decoding.Decoding(limit - 1)
   monkeypatch.setattr(decoding, '_decode_any' if kind == 'JPEG' else '_rgb', None)
@@ -432,10 +432,10 @@ def test_a_part_is_the_picture_cut_out(kind, size):
     (20.4, 10, 60, 70.2): np.s_[10:71, 20:60],
     (-9, -9, 50, 999): np.s_[: 50 + 70, :50],
   }.items():
-    part = decoding.Part.make(data, box)
+    part = decoding.Part(data, box)
     np.testing.assert_array_equal(decoding.decode(part), full[cut])
     np.testing.assert_array_equal(
-      decoding.decode(decoding.Part.make(data, box, banner=60)), full[:60][cut]
+      decoding.decode(decoding.Part(data, box, banner=60)), full[:60][cut]
     )
     for resize in transforms.RESIZE:
       np.testing.assert_array_equal(
@@ -447,7 +447,7 @@ def test_a_part_is_the_picture_cut_out(kind, size):
         for x in (part, full[cut])
       )
       np.testing.assert_array_equal(a, b)
-  copy = pickle.loads(pickle.dumps(decoding.Part.make(data, (1, 2, 30, 40), 5)))
+  copy = pickle.loads(pickle.dumps(decoding.Part(data, (1, 2, 30, 40), 5)))
   assert (copy.box, copy.banner, bytes(copy)) == ((1, 2, 30, 40), 5, data)
 
 
@@ -465,7 +465,7 @@ def test_a_part_of_a_large_jpeg_is_read_small(box, monkeypatch):
     return decode(*args, **kw)
 
   monkeypatch.setattr(simplejpeg, 'decode_jpeg', spy)
-  part = decoding.Part.make(data, box)
+  part = decoding.Part(data, box)
   assert error(transforms.eval_transform(part, 96), transforms.eval_transform(cut, 96)) < 2
   assert (
     error(
@@ -475,7 +475,7 @@ def test_a_part_of_a_large_jpeg_is_read_small(box, monkeypatch):
     < 4
   )
   assert max(sizes) < 900
-  shifted = decoding.Part.make(
+  shifted = decoding.Part(
     data, tuple(v + 12 for v in box)
   )  # an output pixel further: the error is seen
   assert error(transforms.eval_transform(shifted, 96), transforms.eval_transform(cut, 96)) > 8
@@ -496,13 +496,12 @@ def test_a_part_is_of_the_upright_picture():
   turned = encoded(Image.fromarray(image), 'JPEG', quality=100, subsampling=0, exif=exif)
   assert decoding.decode(turned).shape == (60, 40, 3)
   np.testing.assert_array_equal(
-    decoding.decode(decoding.Part.make(turned, (5, 10, 30, 50))),
-    decoding.decode(turned)[10:50, 5:30],
+    decoding.decode(decoding.Part(turned, (5, 10, 30, 50))), decoding.decode(turned)[10:50, 5:30]
   )
   for box in ((60, 0, 70, 10), (0, 40, 10, 50), (-5, -5, 0, 0)):
     with pytest.raises(BrokenImage, match='nothing of its 60 x 40 pixels is left'):
-      decoding.decode(decoding.Part.make(data, box))
+      decoding.decode(decoding.Part(data, box))
   with pytest.raises(BrokenImage, match='nothing of its 60 x 40'):
-    decoding.decode(decoding.Part.make(data, None, 40))
+    decoding.decode(decoding.Part(data, None, 40))
   with pytest.raises(BrokenImage):
-    decoding.decode(decoding.Part.make(b'no picture', (0, 0, 1, 1)))
+    decoding.decode(decoding.Part(b'no picture', (0, 0, 1, 1)))

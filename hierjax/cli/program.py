@@ -8,7 +8,9 @@ from absl import logging
 
 import hierjax
 from hierjax.cli import arguments, errors, process, usage
+from hierjax.core import terminal
 from hierjax.core.errors import UserError
+from hierjax.train.interrupt import Interrupted
 
 
 def run(argv: Sequence[str]) -> int:
@@ -28,21 +30,35 @@ def run(argv: Sequence[str]) -> int:
   # The logs of libraries stay off stderr; what matters of them is raised, too.
   logging.use_absl_handler()
   logging.set_verbosity(logging.FATAL)
-  if parsed.artefact or parsed.mode == 'serve':
-    return _run_without_jax(parsed)
-  # Imported only now, with jax: help and mistakes in the arguments are answered at once.
-  commands = importlib.import_module('hierjax.cli.commands')
-  return commands.execute(parsed)
+  return _execute(parsed)
 
 
-def _run_without_jax(parsed: arguments.Arguments) -> int:
+def _execute(args: arguments.Arguments) -> int:
+  """Run a command and return the exit code; errors are one line."""
+  code, are_together, parallel = 0, False, None  # whether all processes came to the same end
   try:
-    code = importlib.import_module(f'hierjax.cli.{parsed.mode}').run(parsed)
+    if not args.artefact and args.mode != 'serve':
+      # Imported only now, with jax: help and mistakes in the arguments are answered at once.
+      parallel = importlib.import_module('hierjax.core.parallel')
+      if args.distributed:
+        # Before anything else: it must come before any use of a device.
+        wait, silence = args.start_timeout, args.peer_timeout
+        parallel.start(args.coordinator, args.num_processes, args.process_id, wait, silence)
+      parallel.use_compilation_cache()
+    # Imported only now: a command needs no package that only others need.
+    code = importlib.import_module(f'hierjax.cli.{args.mode}').run(args)
     sys.stdout.flush()
+    are_together = True
+  except Interrupted as e:
+    terminal.say(e)
+    code, are_together = 128 + e.signum, True
   except Exception as e:
     code = errors.exit_code(e)
-    if code is None:
+    if code is None and not args.distributed:
       raise
+    code = parallel.explain(e) if code is None else code
+  if parallel:
+    parallel.stop(code, are_together)
   return code
 
 

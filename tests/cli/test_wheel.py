@@ -80,7 +80,7 @@ class Absent:
     if name.split('.')[0] in EXTRAS:
       raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Absent())
-import hierjax.cli.predict, hierjax.cli.lint, hierjax.cli.describe, hierjax.cli.commands
+import hierjax.cli.predict, hierjax.cli.lint, hierjax.cli.describe, hierjax.cli.program
 try:
   hierjax.Classifier
 except ModuleNotFoundError as e:

@@ -30,7 +30,7 @@ SURFACE = 'hierjax'
 # The command line sets up the process, and answers mistakes in arguments, before it imports jax.
 LATE = {
   ('hierjax.cli', 'hierjax.cli.program'),
-  ('hierjax.cli.program', 'hierjax.cli.commands'),
+  ('hierjax.cli.program', 'hierjax.core.parallel'),
   # exported models are predicted with without jax
   ('hierjax.cli.predict', 'hierjax.cli.runs'),
   # its version

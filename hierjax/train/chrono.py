@@ -15,12 +15,7 @@ class Rate(NamedTuple):
 
 
 class Throughput:
-  """Measures images per second without evaluation, saving and compilation.
-
-  Args:
-    batch_size: over all devices.
-    step: the step at which it begins.
-  """
+  """Measures images per second without evaluation, saving and compilation."""
 
   def __init__(self, batch_size: int, step: int):
     self._batch_size = batch_size

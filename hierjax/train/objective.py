@@ -73,15 +73,11 @@ class Task:
 
 
 class Objective(NamedTuple):
-  """Losses and metrics of one device's part of the batch.
+  """Losses and metrics of one device's part of the batch."""
 
-  Attributes:
-    losses: {level or term: loss times its weight}, of those that train in the phase.
-    metrics: {name: value}: 'loss', 'loss/NAME' without its weight, 'acc/LEVEL'.
-  """
-
+  # {level or term: loss times its weight}, of those that train in the phase
   losses: dict[str, jax.Array]
-  metrics: dict[str, jax.Array]
+  metrics: dict[str, jax.Array]  # 'loss', 'loss/NAME' without its weight, 'acc/LEVEL'
 
 
 def objective(

@@ -6,18 +6,8 @@ from hierjax.core import terminal
 from hierjax.experiments import migrate
 
 # All but the model, which comes from the trained run.
-CHANGEABLE = (
-  'name',
-  'seed',
-  'plugins',
-  'data.',
-  'loss.',
-  'balance.',
-  'optim.',
-  'train.',
-  'log.',
-  'curriculum',
-  'eval.',
+CHANGEABLE = tuple(
+  'name seed plugins data. loss. balance. optim. train. log. curriculum eval.'.split()
 )
 
 

@@ -10,12 +10,7 @@ from hierjax.core import config, plugins
 from hierjax.core.errors import UserError
 from hierjax.taxonomy import read_classes
 
-CHANGEABLE = (
-  'data.',
-  'eval.',
-  'decide.',
-  'plugins',
-)  # what evaluation may set otherwise than training
+CHANGEABLE = ('data.', 'eval.', 'decide.', 'plugins')  # what evaluation may set otherwise
 
 
 def run_config(

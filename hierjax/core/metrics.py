@@ -111,17 +111,16 @@ def _declare(place: tuple, *rows: tuple[str, str, int, str], **fields) -> None:
     METRICS.register(name, Metric(name, label, better, text, keys, **fields))
 
 
+# fmt: off
 _declare(
   (),
   ('loss', 'loss', -1, 'Cross-entropy with the true classes, the weighted sum over the heads.'),
-  is_percent=False,
-  is_logged=True,
+  is_percent=False, is_logged=True,
 )
 _declare(
   OF_LEVEL,
   ('top1', 'top-1', 1, 'Share of images whose predicted class is the right one.'),
-  is_logged=True,
-  is_compared=True,
+  is_logged=True, is_compared=True,
 )
 _declare(
   OF_LEVEL,
@@ -131,15 +130,10 @@ _declare(
 _declare(
   OF_PATH,
   ('fpa', 'full path', 1, 'Full-path accuracy: share of images that are right at every level.'),
-  (
-    'hvr',
-    'HVR',
-    -1,
-    'Hierarchy violation rate: share of images whose predicted classes contradict each other, such '
-    'as a make that does not build the predicted model; 0 where a whole path is predicted.',
-  ),
-  is_logged=True,
-  is_compared=True,
+  ('hvr', 'HVR', -1,
+   'Hierarchy violation rate: share of images whose predicted classes contradict each other, such '
+   'as a make that does not build the predicted model; 0 where a whole path is predicted.'),
+  is_logged=True, is_compared=True,
 )
 _declare(
   (),
@@ -148,78 +142,45 @@ _declare(
 )
 _declare(
   OF_PATH,
-  (
-    'hvr_eq14',
-    'HVR, eq. 14',
-    -1,
-    "S2's equation 14 to the letter: the adjacent levels that contradict each other, over the "
-    'number of all parent-child relations. An image has at most one violation a pair of levels, so '
-    'with many classes it is near 0 whatever the model.',
-  ),
+  ('hvr_eq14', 'HVR, eq. 14', -1,
+   "S2's equation 14 to the letter: the adjacent levels that contradict each other, over the "
+   'number of all parent-child relations. An image has at most one violation a pair of levels, so '
+   'with many classes it is near 0 whatever the model.'),
   digits=3,
 )
 _declare(
   OF_PATH,
-  (
-    'consistency',
-    'consistency',
-    1,
-    'Share of images whose predictions at these two levels occur together in the taxonomy.',
-  ),
-  (
-    'gap',
-    'hierarchy gap',
-    0,
-    'Top-1 of the coarsest level minus top-1 of the finest; neither high nor low is good.',
-  ),
+  ('consistency', 'consistency', 1,
+   'Share of images whose predictions at these two levels occur together in the taxonomy.'),
+  ('gap', 'hierarchy gap', 0,
+   'Top-1 of the coarsest level minus top-1 of the finest; neither high nor low is good.'),
   ('hp', 'hP', 1, 'Hierarchical precision: share of all predicted classes on the true path.'),
   ('hr', 'hR', 1, 'Hierarchical recall: share of all classes of the true paths predicted.'),
   ('hf1', 'hF1', 1, 'Harmonic mean of hierarchical precision and recall.'),
 )
 _declare(
   OF_PATH,
-  (
-    'severity',
-    'severity',
-    -1,
-    'Of the images whose finest class is wrong: at how many levels the predicted and the true path '
-    'differ, on average. In a tree, 1 is a sibling; the number of levels is nothing in common.',
-  ),
-  (
-    'ahd1',
-    'AHD@1',
-    -1,
-    'Average distance, in levels, of the first choice to the truth, over all images: right answers '
-    'count 0. Severity is the same of the wrong answers alone.',
-  ),
-  (
-    'ahd5',
-    'AHD@5',
-    -1,
-    'The same of the five finest classes ranked highest, the mean over the five; at most one of '
-    'them is right and counts 0.',
-  ),
+  ('severity', 'severity', -1,
+   'Of the images whose finest class is wrong: at how many levels the predicted and the true path '
+   'differ, on average. In a tree, 1 is a sibling; the number of levels is nothing in common.'),
+  ('ahd1', 'AHD@1', -1,
+   'Average distance, in levels, of the first choice to the truth, over all images: right answers '
+   'count 0. Severity is the same of the wrong answers alone.'),
+  ('ahd5', 'AHD@5', -1,
+   'The same of the five finest classes ranked highest, the mean over the five; at most one of '
+   'them is right and counts 0.'),
   is_percent=False,
 )
 _declare(
   OF_TAGS,
-  (
-    'map',
-    'mAP, macro',
-    1,
-    'Mean average precision: the area under the precision-recall curve, averaged over the classes '
-    'that have an image.',
-  ),
+  ('map', 'mAP, macro', 1,
+   'Mean average precision: the area under the precision-recall curve, averaged over the classes '
+   'that have an image.'),
   ('micro_map', 'mAP, micro', 1, 'The area under one such curve of all pairs of image and class.'),
-  (
-    'f1',
-    'F1, macro',
-    1,
-    'Harmonic mean of precision and recall, averaged over the classes that have an image or are '
-    'predicted; of the others it is undefined. Their number stands beside it.',
-  ),
-  kind='tags',
-  is_logged=True,
+  ('f1', 'F1, macro', 1,
+   'Harmonic mean of precision and recall, averaged over the classes that have an image or are '
+   'predicted; of the others it is undefined. Their number stands beside it.'),
+  kind='tags', is_logged=True,
 )
 _declare(
   OF_TAGS,
@@ -230,44 +191,25 @@ _declare(
 )
 _declare(
   OF_LEVEL,
-  (
-    'novel_auroc',
-    'novelty AUROC',
-    1,
-    'The chance that an image of a class that training never saw scores as newer than one of a '
-    'known class.',
-  ),
+  ('novel_auroc', 'novelty AUROC', 1,
+   'The chance that an image of a class that training never saw scores as newer than one of a '
+   'known class.'),
   ('novel_softmax', 'by maximum softmax', 1, 'The same of the plain maximum softmax probability.'),
-  (
-    'novel_known',
-    'known at 95% recall of new',
-    1,
-    'Share of known images that are right and not called new, where 95% of the new ones are.',
-  ),
-  (
-    'novel_parent',
-    'new: right parent',
-    1,
-    'Share of images of new classes predicted under the right parent, called new or not.',
-  ),
-  (
-    'novel_placed',
-    'new: called new there',
-    1,
-    'Share of images of new classes that the thresholds call new under the right parent.',
-  ),
+  ('novel_known', 'known at 95% recall of new', 1,
+   'Share of known images that are right and not called new, where 95% of the new ones are.'),
+  ('novel_parent', 'new: right parent', 1,
+   'Share of images of new classes predicted under the right parent, called new or not.'),
+  ('novel_placed', 'new: called new there', 1,
+   'Share of images of new classes that the thresholds call new under the right parent.'),
   kind='novelty',
 )
 _declare(
   OF_LEVEL,
-  (
-    'ece',
-    'ECE',
-    -1,
-    'Expected calibration error: how far the shown probability is from the observed accuracy, on '
-    'average.',
-  ),
+  ('ece', 'ECE', -1,
+   'Expected calibration error: how far the shown probability is from the observed accuracy, on '
+   'average.'),
 )
+# fmt: on
 
 
 def register_metric(

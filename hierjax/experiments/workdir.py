@@ -26,20 +26,10 @@ from hierjax.train.state import TrainState, to_parts
 
 # options that don't change what is learned, by the beginning of their names
 FREE_ON_RESUME = (
-  'name',
-  'plan',
-  'baseline',
-  'plugins',
-  'data.workers',
-  'data.threads',
+  *('name', 'plan', 'baseline', 'plugins', 'data.workers', 'data.threads'),
   'data.max_',  # limits
   'data.homonyms',  # the taxonomy shows whether it matters
-  'train.log_steps',
-  'train.save_minutes',
-  'eval.',
-  'decide.',
-  'log.',
-  'probe.',
+  *('train.log_steps', 'train.save_minutes', 'eval.', 'decide.', 'log.', 'probe.'),
 )
 # what --resume_from lets change: neither the data nor the structure of the state depend on them
 CHANGEABLE = (

@@ -49,9 +49,14 @@ def start(
 
   Args:
     coordinator: HOST:PORT of process 0.
-    processes, process: their number, and which of them this is, from 0.
+    processes: the number of processes.
+    process: which of them this is, from 0.
     wait: seconds for all to come.
-    silence: seconds without a sign of life after which a process counts as dead and all stop.
+    silence: seconds without a sign of life after which a process counts as dead and all others
+      stop.
+
+  Raises:
+    UserError: the arguments don't fit, or the others cannot be reached.
   """
   explicit = bool(coordinator), processes is not None, process is not None
   if any(explicit) and not all(explicit):

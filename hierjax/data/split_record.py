@@ -164,10 +164,16 @@ def is_divided_alike(options: ConfigDict, before: ConfigDict) -> bool:
 def review(
   record: Record, data: Dataset, name: str, options: ConfigDict, before: ConfigDict
 ) -> list[str]:
-  """Compare the data that a run is evaluated on with those of its record, in lines for the user.
+  """Compare the data that a run is evaluated on with those that it was made with.
 
-  The `data` are as `sources.load` has read them, with the record if they are divided alike; `name`
-  is the split, `options` and `before` are `config.data` now and of the run.
+  Args:
+    record: of the run.
+    data: as `sources.load` has read them, with the record if they are divided alike.
+    name: the split that is evaluated.
+    options, before: `config.data` now and of the run.
+
+  Returns:
+    Lines for the user.
 
   Raises:
     UserError: the split has images that were to train the run.

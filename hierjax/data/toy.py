@@ -279,10 +279,17 @@ def draw(
   size: tuple[int, int] = SIZE,
   version: int = 0,
 ) -> np.ndarray:
-  """Draw a picture, uint8 [height, width, 3], RGB, of a size.
+  """Draw a picture.
 
-  The `leaf` is a row of `MODELS`, the version a number in `VERSIONS`; the difficulty scales
-  clutter, noise and what stands in front of the vehicle. Of the `rng` 128 draws are taken.
+  Args:
+    leaf: the model, a row of `MODELS`.
+    rng: of which 128 draws are taken.
+    difficulty: scales clutter, noise and what stands in front of the vehicle.
+    size: height and width in pixels.
+    version: of the model, a number in `VERSIONS`.
+
+  Returns:
+    uint8 [height, width, 3], RGB.
   """
   h, w = size
   draws = iter(rng.random(128).tolist())

@@ -104,13 +104,19 @@ def carry_over(head: Mapping, plan: Plan) -> dict:
 def imprint(
   head: Mapping, row: int, others: np.ndarray, mean: np.ndarray, center: np.ndarray
 ) -> None:
-  """Set a row of a level's head, in place, to that of a class, by the mean feature of its images.
+  """Set a row of a level's head to that of a class, by the mean feature of its images.
 
-  A prototype is the mean [d] as a unit vector. The row of a linear head lies as far from the mean
-  of the `others` (int) as they do on average, towards the mean feature (after Qi et al. 2018,
-  Low-Shot Learning with Imprinted Weights, arXiv:1712.07136); the bias is such that half-way from
-  the center [d], the mean feature of all images, the class is as likely as the others are on
-  average.
+  A prototype is the mean as a unit vector. The row of a linear head lies as far from the mean of
+  the `others` as they do on average, towards the mean feature (after Qi et al. 2018, Low-Shot
+  Learning with Imprinted Weights, arXiv:1712.07136); the bias is such that half-way from the center
+  the class is as likely as the others are on average.
+
+  Args:
+    head: parameters of the head, changed in place.
+    row: the row.
+    others: int, the other rows.
+    mean: [d], the mean feature of the class.
+    center: [d], the mean feature of all images.
   """
   if 'prototypes' in head:
     head['prototypes'][row] = mean / np.linalg.norm(mean)
@@ -135,9 +141,12 @@ def mean_features(
   """Compute mean features by the backbone of a trained run.
 
   Args:
-    trained, examples: the run, and training images of the new taxonomy.
-    classes, taxonomy: the classes of each level to compute them of, and the new taxonomy.
-    shots, seed: images of each class, the first in an order shuffled by the seed.
+    trained: the run.
+    examples: training images of the new taxonomy.
+    classes: the classes of each level to compute them of.
+    taxonomy: the new one.
+    shots: images of each class, the first in a shuffled order.
+    seed: of that order.
 
   Returns:
     The mean [d] over all training images (at most MAX_IMAGES), and {level: {class: mean [d]}}.

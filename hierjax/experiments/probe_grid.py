@@ -128,8 +128,14 @@ class Data(NamedTuple):
   ) -> 'Data':
     """Divide examples into folds, stratified by the finest class, whatever order they come in.
 
-    The features are float32 [n, views, d], the labels int [n, L], -1 unknown, by the `names` of the
-    examples; of the config `c`, `seed` and `probe.folds` are read.
+    Args:
+      features: float32 [n, views, d].
+      labels: int [n, L], -1 unknown.
+      names: [n] of the examples.
+      c: the config, of which `seed` and `probe.folds` are read.
+
+    Raises:
+      UserError: a fold has no example with all labels.
     """
     flat, count = features.reshape(-1, features.shape[-1]), c.probe.folds
     basis = Basis.of_features(flat)

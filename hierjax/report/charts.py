@@ -255,10 +255,16 @@ def shade(share: float) -> int:
 def cells(
   true: np.ndarray, pred: np.ndarray, counts: np.ndarray, totals: np.ndarray
 ) -> list[tuple[str, str]]:
-  """Draw a confusion matrix as unit squares: (CSS class, path) for each shade, 'd' on the diagonal.
+  """Draw the cells of a confusion matrix as unit squares.
 
-  The cells that are not empty have a row `true`, a column `pred`, `counts` of images and, in their
-  rows, `totals` of images, int [n] each.
+  Args:
+    true: int [n], row of each cell that is not empty.
+    pred: int [n], its column.
+    counts: int [n], its images.
+    totals: int [n], the images of its row.
+
+  Returns:
+    (CSS class, path) for each shade; 'd' is on the diagonal, 'o' off it.
   """
   paths: dict[str, list[str]] = {}
   for y, x, n, total in zip(*(array.tolist() for array in (true, pred, counts, totals))):

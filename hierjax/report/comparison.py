@@ -51,6 +51,9 @@ def write(
 
   Returns:
     The path of the page, and a sentence for each run but the first.
+
+  Raises:
+    UserError: a folder is no run or not evaluated, or taxonomies or labels differ.
   """
   numbers, out = compare(folders, split), pathlib.Path(workdir)
   out.mkdir(parents=True, exist_ok=True)

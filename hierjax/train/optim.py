@@ -49,14 +49,22 @@ class Phase:
 def phases(
   c: ConfigDict, heads: Sequence[str], examples: int, total_steps: int, groups: Sequence[str] = ()
 ) -> list[Phase]:
-  """Lay out the curriculum over the steps of a training, [0, total_steps).
+  """Lay out the curriculum over the steps of a training.
 
-  What comes after the configured phases trains everything. Paper S0's has one phase: the finest
-  head frozen and its loss off for 5 epochs. An epoch has so many `examples`; `heads` are the levels
-  with a head, `groups` the model's parameter groups.
+  Paper S0's has one phase: the finest head frozen and its loss off for 5 epochs.
+
+  Args:
+    c: the config.
+    heads: the levels with a head.
+    examples: the size of the training split.
+    total_steps: the length of the training.
+    groups: the model's parameter groups.
+
+  Returns:
+    Phases that cover [0, total_steps); what comes after the configured ones trains everything.
 
   Raises:
-    UserError: a phase of the config `c` names unknown groups or levels, or trains nothing.
+    UserError: a phase names unknown groups or levels, or trains nothing.
   """
   laid_out, start = [], 0
   groups = list(dict.fromkeys(['backbone', *(f'heads/{level}' for level in heads), *groups]))
@@ -257,11 +265,16 @@ def _heads_factor(c: ConfigDict, group: str) -> float:
 def transformation(
   c: ConfigDict, label_tree: Mapping, freeze: Sequence[str] = ()
 ) -> optax.GradientTransformationExtraArgs:
-  """Build the optimiser of a phase; its state has the same structure whatever it is to `freeze`.
+  """Build the optimiser of a phase.
 
-  Its updates are to be multiplied by -lr; its update takes `momentum`, None for that of the config
-  `c`, whose model.levels are named. The `label_tree` has the label of each parameter, from
-  `labels`.
+  Args:
+    c: the config; its model.levels are names of levels, coarse to fine.
+    label_tree: the label of each parameter, from `labels`.
+    freeze: the groups without an update.
+
+  Returns:
+    A transformation whose updates are to be multiplied by -lr; its update takes `momentum`, None
+    for the configured one. Its state has the same structure whatever is frozen.
   """
   o, transformations = c.optim, {}
   for label in sorted(set(jax.tree.leaves(label_tree))):

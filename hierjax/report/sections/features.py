@@ -34,11 +34,15 @@ class Mark(NamedTuple):
 
 
 def class_colours(labels: np.ndarray, k: int, table: Taxonomy) -> np.ndarray:
-  """Choose a colour for the most frequent classes of a level, column `k` of `labels` int [N, L].
+  """Choose a colour for the most frequent classes of a level.
 
   Below the coarsest level they are the children of its most frequent classes, so that related
-  classes can be compared; where levels of the `table` cross, a class without one parent counts
-  alone.
+  classes can be compared; where levels cross, a class without one parent counts alone.
+
+  Args:
+    labels: int [N, L], -1 for unknown.
+    k: column of the level.
+    table: of the exclusive levels.
 
   Returns:
     int [C + 1]: the colour of each class, -1 for grey; the last entry is for unknown labels.

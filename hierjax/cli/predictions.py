@@ -40,6 +40,9 @@ class Output:
     path: FILE.jsonl, FILE.csv or FILE.parquet. The lines for a table stand in FILE.csv.jsonl until
       it is complete.
     shard: (i, n), with which the file is FILE.i-of-n.jsonl.
+
+  Attributes:
+    names: of the images that the file holds already.
   """
 
   def __init__(self, path: str, shard: tuple[int, int] | None = None):

@@ -23,7 +23,12 @@ class Finding:
 
 
 class Findings:
-  """Raises the first error of a reader, or gathers all findings; readers may look for `files`."""
+  """Raises the first error of a reader, or gathers all findings.
+
+  Args:
+    gather: gather errors instead of raising them.
+    files: whether readers look for the files that the data name.
+  """
 
   def __init__(self, gather: bool = False, files: bool = True):
     self.gather, self.files = gather, files

@@ -10,10 +10,15 @@ Path = tuple[str, ...]  # names of the folders from the root to an image
 
 
 class Division(NamedTuple):
-  """Where a tree of folders has its splits."""
+  """Where a tree of folders has its splits.
 
-  splits: list[str | None]  # of each image the folder that names it; None beside the split folders
-  paths: list[Path]  # of each image its folders without that one; beside, down to where they stand
+  Attributes:
+    splits: of each image the folder that names its split; None for one beside the split folders.
+    paths: of each image its folders without that one; for one beside, down to where they stand.
+  """
+
+  splits: list[str | None]
+  paths: list[Path]
 
 
 def divide(paths: Sequence[Path], train: str, val: str, depth: int | None) -> Division | None:

@@ -39,6 +39,12 @@ class RunLock(Hook):
   """A context in which only this run writes into a folder, which is made; checked after each step.
 
   Of several processes of a run the first one has the lock.
+
+  Attributes:
+    notes: what the user should know: that the last writer has died.
+
+  Raises:
+    UserError: another run writes there.
   """
 
   def __init__(self, workdir: str | os.PathLike):

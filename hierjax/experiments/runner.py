@@ -40,7 +40,8 @@ class Runner:
   """The runs of a table: reads those that have finished, makes the others.
 
   Args:
-    table, configs: the table, and the config of each row.
+    table: the table.
+    configs: config of each row.
     workdir: folder of the table.
     seeds: seeds of the runs; the table's own by default.
     rows: names of rows or patterns with *, separated by spaces; all by default.

@@ -160,7 +160,15 @@ def current_time() -> str:
 
 
 class Record:
-  """run.json: command, machine, durations and sizes of a run, over all times it was resumed."""
+  """run.json: command, machine, durations and sizes of a run, over all times it was resumed.
+
+  Args:
+    workdir: the folder of the run.
+    loop: its training loop.
+    started: when this process began with it.
+    digest: of its data, as `prepare` returns it.
+    change: that with which the run goes on from here, what `restart` returns.
+  """
 
   def __init__(
     self,

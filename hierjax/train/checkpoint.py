@@ -72,6 +72,9 @@ class Checkpoints:
     folder: where they are.
     metric: the val metric that chooses the best one.
     writes: whether this is the run that trains. Only it may tidy up what a killed one has left.
+
+  Attributes:
+    notes: what the user should know of damaged checkpoints.
   """
 
   def __init__(self, folder: pathlib.Path, metric: str, writes: bool = False):

@@ -15,7 +15,12 @@ class Rate(NamedTuple):
 
 
 class Throughput:
-  """Measures images per second without evaluation, saving and compilation."""
+  """Measures images per second without evaluation, saving and compilation.
+
+  Args:
+    batch_size: over all devices.
+    step: the step at which it begins.
+  """
 
   def __init__(self, batch_size: int, step: int):
     self._batch_size = batch_size

@@ -56,7 +56,12 @@ def memory() -> dict[str, float]:
 
 
 class JsonLines:
-  """metrics.jsonl, one JSON object a line; lines after `step`, or cut short, are removed."""
+  """metrics.jsonl, one JSON object a line.
+
+  Args:
+    path: the file. Lines after `step`, and one that an interruption cut short, are removed.
+    step: the step at which the run goes on.
+  """
 
   def __init__(self, path: pathlib.Path, step: int):
     self._path = path
@@ -88,6 +93,11 @@ class TensorBoard:
   """WORKDIR/tensorboard/KIND: in one picture what training and validation call the same.
 
   Closing it adds the options that are not the defaults, with the last validation, as hparams.
+
+  Args:
+    workdir: the folder of the run.
+    step: the step at which the run goes on; later events are removed.
+    c: the config.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int, c: ConfigDict):
@@ -122,7 +132,11 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-  """A page of Weights & Biases; a resumed run goes on in the same page."""
+  """A page of Weights & Biases; a resumed run goes on in the same page.
+
+  Raises:
+    UserError: wandb is not installed.
+  """
 
   def __init__(self, workdir: pathlib.Path, c: ConfigDict):
     if importlib.util.find_spec('wandb') is None:
@@ -153,7 +167,13 @@ class WeightsAndBiases:
 
 
 class Log:
-  """The log of a run that goes on at a step; what was logged after it will be logged again."""
+  """The log of a run that goes on at a step; what was logged after it will be logged again.
+
+  Args:
+    workdir: the folder of the run.
+    step: the step.
+    c: the config.
+  """
 
   def __init__(self, workdir: pathlib.Path, step: int, c: ConfigDict):
     self._writers = []

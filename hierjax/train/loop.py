@@ -35,6 +35,11 @@ class Hook:
 class Saver:
   """Saves the state of a run, each step at most once.
 
+  Args:
+    checkpoints: where to.
+    minutes: the longest time between two saves, None for any.
+    last_step: the step of the last save, None before the first.
+
   Attributes:
     seconds: the time that the loop was blocked by saving.
     is_requested: whether all processes know that it is time to save.
@@ -78,15 +83,20 @@ class Loop:
   """Trains a setup from the latest checkpoint of its folder to the end.
 
   Args:
-    run, workdir: what to train, and where.
+    run: what to train.
+    workdir: the folder of the run.
     signals: tells of Ctrl-C and other signals.
     teacher: {'variables', 'known'} for distillation, {} without it.
     hooks: called after steps and evaluations.
 
   Attributes:
-    state, step: the state of the training, and its step on the host.
+    state: the state of the training.
+    step: its step, on the host.
     notes: what the user should know, of data and checkpoints.
     unreadable: names of the images that could not be read.
+    log: where metrics and messages go.
+    checkpoints: of the run.
+    eval_step: the compiled evaluation step.
   """
 
   def __init__(

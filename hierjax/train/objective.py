@@ -73,11 +73,15 @@ class Task:
 
 
 class Objective(NamedTuple):
-  """Losses and metrics of one device's part of the batch."""
+  """Losses and metrics of one device's part of the batch.
 
-  # {level or term: loss times its weight}, of those that train in the phase
+  Attributes:
+    losses: {level or term: loss times its weight}, of those that train in the phase.
+    metrics: {name: value}: 'loss', 'loss/NAME' without its weight, 'acc/LEVEL'.
+  """
+
   losses: dict[str, jax.Array]
-  metrics: dict[str, jax.Array]  # 'loss', 'loss/NAME' without its weight, 'acc/LEVEL'
+  metrics: dict[str, jax.Array]
 
 
 def objective(

@@ -16,9 +16,15 @@ CHANGEABLE = ('data.', 'eval.', 'decide.', 'plugins')  # what evaluation may set
 def run_config(
   args: Arguments, folder: str, changeable: tuple[str, ...] = CHANGEABLE
 ) -> ConfigDict:
-  """Return the config of the trained run in a folder with the overrides of `args`.
+  """Return the config of a trained run with the overrides of the command line.
 
-  Only options that are in `changeable`, or in a group of them with a dot at the end, may be set.
+  Args:
+    args: the arguments; the file of --config does not count.
+    folder: folder of the run.
+    changeable: options that may be overridden, and groups of them with a dot at the end.
+
+  Raises:
+    UserError: an override is not among them, or the run names plugins that the user has not.
   """
   c = model.run_config(pathlib.Path(folder))
   for path, value in args.overrides.items():

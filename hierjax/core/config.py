@@ -239,12 +239,20 @@ def check_multi(c: ConfigDict, levels: Sequence[str]) -> None:
 def steps(
   node: ConfigDict | PhaseOptions, prefix: str, examples: int, batch_size: int, option: str
 ) -> int | None:
-  """Return the steps in a duration that is given in steps, epochs or examples; `None` without one.
+  """Return the steps in a duration that is given in steps, epochs or examples.
 
   Args:
     node: holds PREFIXsteps, PREFIXepochs and PREFIXexamples, at most one of them not `None`.
-    prefix: '', 'eval_' or 'warmup_'; option: its name, in errors.
-    examples: of an epoch; batch_size: examples a step.
+    prefix: '', 'eval_' or 'warmup_'.
+    examples: number of training examples, that is, an epoch.
+    batch_size: examples a step.
+    option: name of the option, in errors.
+
+  Returns:
+    At least 1, or `None` where no duration is given.
+
+  Raises:
+    UserError: several are given, or more steps than an int32 counts.
   """
   durations = {u: getattr(node, prefix + u) for u in curriculum.UNITS}
   durations = {u: v for u, v in durations.items() if v is not None}
@@ -266,9 +274,12 @@ def steps(
 
 
 def head_levels(m: ConfigDict, levels: Sequence[str], multi: Sequence[str] = ()) -> tuple[str, ...]:
-  """Return those of the `levels`, `multi` of them tags, that have a head by `config.model`, `m`.
+  """Return the levels that have a head, in the taxonomy's order.
 
-  Of exclusive levels, flat heads have the last of `m.levels` only.
+  Args:
+    m: `config.model`. Of exclusive levels, flat heads have the last of `m.levels` only.
+    levels: levels of the taxonomy.
+    multi: those of them that are tag levels.
   """
   selected = resolve_levels(m.levels, levels, '--config.model.levels')
   if m.heads != 'flat':

@@ -337,11 +337,19 @@ def logged_names(heads: Sequence[str], tags: Sequence[str]) -> list[str]:
 def resolve_best(
   text: str, levels: Sequence[str], heads: Sequence[str], tags: Sequence[str]
 ) -> str:
-  """Resolve train.best, a text, to the name of a validation metric.
+  """Resolve train.best to the name of a validation metric.
 
-  'METRIC/finest' is that of the finest of the metric's levels (exclusive `levels` or `tags`, coarse
-  to fine), 'METRIC/coarsest' of the coarsest one with a head (`heads`). Where all levels are tags,
-  'top1/finest', the default, is 'map/finest'.
+  'METRIC/finest' is that of the finest level of the metric's kind, 'METRIC/coarsest' of the
+  coarsest one with a head. Where all levels are tags, 'top1/finest', the default, is 'map/finest'.
+
+  Args:
+    text: the option's value.
+    levels: all exclusive levels, coarse to fine.
+    heads: those of them that have a head.
+    tags: tag levels, coarse to fine.
+
+  Raises:
+    UserError: no such metric; it lists the choices.
   """
   names = logged_names(heads, tags)
   metric, _, word = text.partition('/')

@@ -6,11 +6,15 @@ from typing import Any
 def check(content: Any, max_depth: int, max_nodes: int) -> None:
   """Check that data are nested neither deeply nor, by sharing their parts, exponentially.
 
-  What passes can be hashed, printed and walked through: no more than `max_depth` containers are in
-  each other, and with their elements, each counted as often as it is reached, they are `max_nodes`.
+  What passes can be hashed, printed and walked through.
+
+  Args:
+    content: what was read.
+    max_depth: of containers in each other.
+    max_nodes: of containers and their elements, each counted as often as it is reached.
 
   Raises:
-    ValueError: the `content` is nested more deeply, or has more nodes.
+    ValueError: it is nested more deeply, or has more nodes.
   """
   layer, count = [content], 1
   for _ in range(max_depth + 1):

@@ -257,10 +257,15 @@ def level_words(levels: Sequence[str]) -> dict[str, Sequence[str]]:
 def resolve_levels(
   selection: str | Sequence[str], levels: Sequence[str], option: str
 ) -> tuple[str, ...]:
-  """Return those of the `levels` that a selection names, in their order.
+  """Return the levels that names and words name, in the taxonomy's order.
 
-  It has names of levels or words (`level_words`), also as text with commas; `option` is its name in
-  errors.
+  Args:
+    selection: names of levels or words, also as text with commas.
+    levels: the levels there are, coarse to fine.
+    option: name of the option, in errors.
+
+  Raises:
+    UserError: a name is no level; it names the choices.
   """
   words, selected = level_words(levels), set()
   for name in names(selection):

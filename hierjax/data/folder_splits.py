@@ -24,10 +24,16 @@ class Division(NamedTuple):
 def divide(paths: Sequence[Path], train: str, val: str, depth: int | None) -> Division | None:
   """Find the folders that name splits: ROOT/train/CLASS, ROOT/CLASS/train, ROOT/images/train/CLASS.
 
-  The `paths` are the folders of each image, at least one; `train` and `val` are splits beside the
-  usual words; `depth` is the number of levels, if it is set. Folders beside the splits are left out
-  if there is one for training and another. Above them a single folder is no level. None without
-  any.
+  Folders beside them are left out if there is one for training and another. Above the split
+  folders a single folder is no level.
+
+  Args:
+    paths: of each image its folders, at least one.
+    train, val: names of folders that are splits, beside the usual words.
+    depth: the number of levels, if the user has said so.
+
+  Returns:
+    None if no folder names a split.
   """
   meanings = {train: 'train', val: 'val'}
   meanings = {name: meanings.get(name) or split_of(name) for path in set(paths) for name in path}

@@ -28,7 +28,17 @@ TAXONOMY_FILE = 'taxonomy.csv'
 def read(
   options: ConfigDict, root: pathlib.Path, taxonomy: Taxonomy | None, findings: Findings
 ) -> Table:
-  """Read a tree of class folders. Args: as `sources.READERS`."""
+  """Read a tree of class folders.
+
+  Args:
+    options: `config.data`.
+    root: the folder.
+    taxonomy: that of taxonomy.csv; None derives it from the labels.
+    findings: receives what is wrong.
+
+  Raises:
+    UserError: there is no image, or none in a class folder.
+  """
   files = find_images(root, findings)
   if not files:
     raise UserError(

@@ -60,11 +60,16 @@ class Report:
 def check(
   options: ConfigDict, images: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> Report:
-  """Check the data that `options`, `config.data`, name; a taxonomy alone if it has no root.
+  """Check the data that `config.data` names; a taxonomy alone if it has no root.
 
-  With `images`, files are looked for, decoded, and their bytes compared; `progress` is called with
-  the numbers of images that are done and that there are, where these are many. Nothing is raised:
-  what cannot be read is an error in the report.
+  Args:
+    options: `config.data`.
+    images: whether to look for the files, decode all images and compare their bytes.
+    progress: called with the numbers of images that are decoded and that there are, where these
+      are many.
+
+  Returns:
+    The report. Nothing is raised: what cannot be read is an error in the report.
   """
   findings = Findings(gather=True, files=images)
   report = Report([], {}, [])

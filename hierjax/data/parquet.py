@@ -28,7 +28,17 @@ def files_below(root: pathlib.Path) -> list[pathlib.Path]:
 def read(
   options: ConfigDict, root: pathlib.Path, taxonomy: Taxonomy | None, findings: Findings
 ) -> Table:
-  """Read the Parquet files below a folder. Args: as `sources.READERS`."""
+  """Read the Parquet files below a folder.
+
+  Args:
+    options: `config.data`.
+    root: the folder.
+    taxonomy: that of taxonomy.csv; None derives it from the labels.
+    findings: receives what is wrong.
+
+  Raises:
+    UserError: a file is damaged, or its columns are not those of the others or no labels.
+  """
   paths = files_below(root)
   if not paths:
     raise UserError(f'{root}: no *.parquet')

@@ -40,10 +40,12 @@ class Operations(NamedTuple):
 
 
 def draw(policy: str | None, magnitude: float, draws: Sequence[Sequence[float]]) -> Operations:
-  """Draw the operations of a picture by a policy, 'trivial' or 'rand'; None has no `draws`.
+  """Draw the operations of a picture.
 
-  These are three numbers in [0, 1) for each operation: which one, its strength, its direction. The
-  `magnitude` is the strength under 'rand', out of `STEPS`.
+  Args:
+    policy: 'trivial' or 'rand'; None has no draws.
+    magnitude: strength under 'rand', out of `STEPS`.
+    draws: for each operation three numbers in [0, 1): which one, its strength, its direction.
   """
   maps, factors, changes = [], {'brightness': 1.0, 'contrast': 1.0, 'saturation': 1.0}, []
   for choice, size, direction in draws:

@@ -36,8 +36,6 @@ from hierjax.taxonomy import Taxonomy
 
 __all__ = ['Dataset', 'Examples', 'load', 'read_table', 'subset', 'with_features']
 
-# By source: (`config.data`, the root, the taxonomy of taxonomy.csv or None to derive it from the
-# labels, `findings` that receive what is wrong) → `Table`.
 READERS = {
   'csv': read_csv.read,
   'folders': folders.read,

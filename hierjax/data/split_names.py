@@ -49,12 +49,20 @@ def is_word(name: str) -> bool:
 
 
 def unify(options: ConfigDict, splits: Sequence[str], findings: Findings) -> list[str]:
-  """Call the `splits` of examples train, val and test, where their names mean these.
+  """Call the splits of a data set train, val and test, where their names mean these.
 
   `options.train` and `options.val` keep the names that they ask for. Of several names for
   validation or test, the usual one gets the name, and the others stay splits of their own; several
-  for training ('train_1', 'train_2') are joined. The `findings` receive notes on what is called
-  otherwise, and an error where it is not clear which is val.
+  for training ('train_1', 'train_2') are joined.
+
+  Args:
+    options: `config.data`.
+    splits: of each example the name of its split as the data have it.
+    findings: receives notes on what is called otherwise, and an error where it is not clear which
+      is val.
+
+  Returns:
+    The names, one an example.
   """
   names = list(dict.fromkeys(splits))
   folded = Counter(name.casefold() for name in names)

@@ -104,11 +104,17 @@ def remark_reading(reading: Reading, where: str | os.PathLike, findings: Finding
 def derive(
   levels: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], homonyms: str = 'merge'
 ) -> tuple[Taxonomy, Reading]:
-  """Derive a taxonomy of exclusive levels from labels, and say how `homonyms` were read.
+  """Derive a taxonomy of exclusive levels from labels.
 
-  A class that never comes with a finer one is a branch that ends early. The `levels` are coarse to
-  fine, the rows those of the examples ('FILE:ROW', the class per level, '' if unknown). The finest
-  classes are sorted by path.
+  A class that never comes with a finer one is a branch that ends early.
+
+  Args:
+    levels: names, coarse to fine.
+    rows: of each example ('FILE:ROW', its class per level, '' if unknown).
+    homonyms: `config.data.homonyms`, see `taxonomy.homonyms.resolve`.
+
+  Returns:
+    The taxonomy, its finest classes sorted by path, and how homonyms were read.
 
   Raises:
     UserError: two rows contradict each other, or a path is never complete; names the row.

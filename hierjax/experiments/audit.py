@@ -27,14 +27,20 @@ def audit_labels(
   """Rank labels by how likely they are wrong, and find images that are nearly the same.
 
   The images of all splits that have a finest label are judged by linear heads on a frozen backbone,
-  fitted to the other folds (`decide.audit`). The `workdir` gets audit.csv with all of them, the
-  most doubtful first, duplicates.csv with the pairs, audit.html with images of both, and the
-  features. Of the model in the config `c` only the backbone is read; `progress` is called with
-  lines.
+  fitted to the other folds (`decide.audit`). The folder gets audit.csv with all of them, the most
+  doubtful first, duplicates.csv with the pairs, audit.html with images of both, and the features.
+
+  Args:
+    c: the config; of the model only the backbone and its weights are read.
+    workdir: the folder.
+    progress: called with a line now and then.
 
   Returns:
     The numbers of 'images', of wrong labels that are 'expected', of 'duplicates', of those
     'with_other_labels' and 'across_splits', and 'rates' {level: share of labels wrong there}.
+
+  Raises:
+    UserError: a mistake in the options or the data, or a full disk.
   """
   workdir = pathlib.Path(workdir)
   with disk_errors(workdir):

@@ -47,8 +47,12 @@ def plan(
 ) -> Plan:
   """Plan the rows of a level's head.
 
-  Each new class comes from `sources`, the old classes (`migrate.correspond`), of which each has so
-  many `old_rows`; `old` and `new` are the taxonomies.
+  Args:
+    level: the level.
+    old: the old taxonomy.
+    new: the new taxonomy.
+    sources: the old classes that each new class comes from (`migrate.correspond`).
+    old_rows: number of rows of each old class.
   """
   first = heads_base.first_rows(old_rows)
   rows_of = [np.arange(a, a + n) for a, n in zip(first, old_rows)]

@@ -48,12 +48,22 @@ class Judged(NamedTuple):
 def probe(
   c: ConfigDict, workdir: str | pathlib.Path, progress: Callable[[str], None] = print
 ) -> dict:
-  """Fit the best linear heads of a grid to the features of a frozen backbone; return probe.json.
+  """Fit the best linear heads of a grid to the features of a frozen backbone.
 
-  The folder `workdir` becomes a run that predicts, is evaluated and reported, and that hierjax
-  train fine-tunes from there; WORKDIR/baseline is the run of the flat head. probe.json has all
-  settings, WORKDIR/features the features. Heads, losses, optimiser and augmentation of the config
-  `c` are not read; `progress` is called with a line now and then.
+  The folder becomes a run that predicts, is evaluated and reported, and that hierjax train
+  fine-tunes from there; WORKDIR/baseline is the run of the flat head. probe.json has all settings,
+  WORKDIR/features the features.
+
+  Args:
+    c: the config; its heads, losses, optimiser and augmentation are not read.
+    workdir: the folder.
+    progress: called with a line now and then.
+
+  Returns:
+    The content of probe.json.
+
+  Raises:
+    UserError: a mistake in the options or the data, or a full disk.
   """
   workdir, seconds = pathlib.Path(workdir), {}
   with disk_errors(workdir), run_lock.RunLock(workdir):

@@ -44,11 +44,20 @@ def compute(
   folder: pathlib.Path,
   progress: Callable[[str], None],
 ) -> Features:
-  """Compute the features of a run's split, or read those that are stored in a folder.
+  """Compute the features of a split, or read those that are stored.
 
-  A file of the folder holds BLOCK `examples`; its name is a digest of what they depend on: the
+  A file of the folder holds BLOCK examples; its name is a digest of what they depend on: the
   backbone's variables, the options of model and data, the names and content of the image files.
-  Each image has so many `views`; `progress` is called with a line now and then.
+
+  Args:
+    run: the model and its options.
+    examples: the split.
+    views: of each image, see `data.transforms.views`.
+    folder: the store.
+    progress: called with a line now and then.
+
+  Raises:
+    UserError: no image can be read, or one cannot and data.strict is set.
   """
   folder.mkdir(parents=True, exist_ok=True)
   n, parts, computed, c = len(examples.labels), [], 0, run.c

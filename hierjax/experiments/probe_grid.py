@@ -157,11 +157,20 @@ class Data(NamedTuple):
 def search(
   c: ConfigDict, base: ConfigDict, taxonomy: Taxonomy, data: Data, progress: Callable[[str], None]
 ) -> list[Setting]:
-  """Judge the grid by cross-validation; return all settings, the best first.
+  """Judge the grid by cross-validation.
 
   The first fold tries every setting; the others try `probe.keep` of the recipes, those with the
-  best setting, and the flat head. Of the config `c`, `probe` is read; `base` has the other options
-  of a run on the exclusive `taxonomy`, `data` the training examples; `progress` gets a line a fold.
+  best setting, and the flat head.
+
+  Args:
+    c: the config, of which `probe` is read.
+    base: the options of a run but for heads and loss.
+    taxonomy: of the exclusive levels.
+    data: the training examples.
+    progress: called with a line after each fold.
+
+  Returns:
+    All settings, the best first.
   """
   decays, folds = sorted(c.probe.decays, reverse=True), c.probe.folds
   grid, settings = recipes(c, taxonomy), {}
@@ -235,10 +244,15 @@ class Choice(NamedTuple):
 
 
 def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Data) -> Choice:
-  """Fit a setting on all training `data`, and the rules of its decisions by cross-fitting.
+  """Fit a setting on all training examples, and the rules of its decisions by cross-fitting.
 
-  Joint weights and temperature are chosen on what the fit to the other folds predicts for each. The
-  options of a run but for heads and loss are those of `base`, the exclusive levels of `taxonomy`.
+  Joint weights and temperature are chosen on what the fit to the other folds predicts for each.
+
+  Args:
+    setting: to fit.
+    base: the options of a run but for heads and loss.
+    taxonomy: of the exclusive levels.
+    data: the training examples.
   """
   form = Form.of_config(setting.recipe.config(base), taxonomy, data.labels)
   weights, n = np.float32([setting.recipe.level_weights(base, form)]), len(data.x)

@@ -25,12 +25,17 @@ def restart(
   option has changed nothing happens: the same command again goes on from the latest checkpoint.
 
   Args:
-    workdir: the folder; record: of its data; setup: the run with its new options.
+    workdir: the folder of the run.
+    setup: the run with its new options.
     checkpoint_name: 'best', 'last', or None to leave the folder as it is.
+    record: of the data that the run was made with, None without one.
 
   Returns:
     {'step', 'checkpoint', 'changed': [option and values]} for run.json, None where nothing
     happened.
+
+  Raises:
+    UserError: the folder holds no run, or data or options that the state depends on changed.
   """
   if checkpoint_name is None:
     return None

@@ -62,8 +62,16 @@ def logged_curve(
 ) -> Curve:
   """Make a curve of a logged value; long ones are averaged in bins so that a report stays small.
 
-  Of the `lines` of metrics.jsonl those count in which the keys `axis` and `key` have finite values;
-  `smooth` draws the running mean. The `colour` is its number.
+  Args:
+    lines: of metrics.jsonl; those without a finite value are left out.
+    axis: key of x.
+    key: key of y.
+    colour: number of its colour.
+    smooth: whether to draw the running mean.
+    **style: `has_dots` and `alpha` of the curve.
+
+  Returns:
+    The curve; it may have no points.
   """
   pairs = [(line.get(axis), line.get(key)) for line in lines]
   pairs = [pair for pair in pairs if all(map(is_finite, pair))]
@@ -305,9 +313,15 @@ def address(jpeg: bytes) -> str:
 
 
 def heat_map(picture: bytes, values: np.ndarray, side: int = 168) -> bytes:
-  """Lay a heat map `values`, uint8 [h, w], over a darkened `picture`, a JPEG file; return another.
+  """Lay a heat map in colour over a darkened picture, one of few places as cells.
 
-  A map of few places is drawn as cells; the longer side has at most `side` pixels.
+  Args:
+    picture: a JPEG file.
+    values: uint8 [h, w].
+    side: the longer side of the result at most, in pixels.
+
+  Returns:
+    A JPEG file.
   """
   import matplotlib
 

@@ -152,12 +152,18 @@ class Run:
 
 
 def read(workdir: str | os.PathLike, baseline: bool = True, seeds: bool | None = None) -> Run:
-  """Read the folder of a run; files that cannot be read are named in its `faults`.
+  """Read the folder of a run.
 
   Args:
     workdir: the folder.
     baseline: whether to read the run that it is compared with, too.
     seeds: whether to read its further seeds and their baselines, too; None for as `baseline`.
+
+  Returns:
+    The run; files that cannot be read are named in its `faults`.
+
+  Raises:
+    UserError: the folder holds no configuration.
   """
   path, faults = pathlib.Path(workdir), []
   if not (path / 'config.json').is_file():

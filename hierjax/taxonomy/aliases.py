@@ -44,10 +44,15 @@ def split_columns(table: CsvFile) -> tuple[CsvFile, dict[str | None, list[tuple[
 def assign(
   levels: Sequence[str], rows: Rows, cells: Mapping[str | None, Sequence[tuple[int, str]]]
 ) -> tuple[Aliases, list[RowProblem]]:
-  """Find out which classes aliases stand for, and which are names of other classes, too.
+  """Find out which classes aliases stand for.
 
-  The `rows` are (row number, one cell for each of the `levels`) with the names that the classes
-  have, the `cells` as `split_columns` returns them.
+  Args:
+    levels: names of the levels.
+    rows: (row number, one cell a level), with the names that the classes have.
+    cells: as `split_columns` returns them.
+
+  Returns:
+    The aliases, and what is wrong with others: they are names of other classes too.
   """
   aliases, origin, problems, paths = {}, {}, [], dict(rows)
   names = [{path[k] for path in paths.values()} for k in range(len(levels))]

@@ -14,7 +14,16 @@ class RowProblem(NamedTuple):
 
 
 def close_matches(name: str, choices: Iterable[str], n: int = 3) -> list[str]:
-  """Find `n` choices at most that resemble a name, the most similar first; case is ignored."""
+  """Find choices that resemble a name; case is ignored.
+
+  Args:
+    name: what was written.
+    choices: what there is.
+    n: how many to return, at most.
+
+  Returns:
+    The choices, the most similar first.
+  """
   folded = {}
   for choice in choices:
     folded.setdefault(choice.casefold(), choice)

@@ -275,9 +275,18 @@ def _task(
 def parse_weights(
   pairs: Sequence[tuple[str, float]], levels: Sequence[str], terms: Sequence[str] = ()
 ) -> dict[str, float]:
-  """Resolve loss.weights, `pairs` of a level, a word for levels or a term with a weight.
+  """Resolve loss.weights into a weight of each level and term.
 
-  The result has a weight of each of the `levels` with a head and the `terms`, 1 for unnamed ones.
+  Args:
+    pairs: (level, word for levels, or term; weight), the option.
+    levels: the levels with a head.
+    terms: the further losses.
+
+  Returns:
+    {level or term: weight}, 1 for those that are not named.
+
+  Raises:
+    UserError: a name is none of these.
   """
   loss_weights, option = dict.fromkeys([*levels, *terms], 1.0), '--config.loss.weights'
   for name, number in pairs:
@@ -312,9 +321,16 @@ def initial_state(setup: Setup) -> TrainState:
 
 
 def batches(setup: Setup, examples: sources.Examples, start: int, end: int):
-  """Read this process's training batches of the steps [start, end), as `data.pipeline` makes them.
+  """Read this process's training batches of the steps [start, end).
 
-  The `examples` have images or their cached features; the options of the data are in `setup`.
+  Args:
+    setup: the options of the data.
+    examples: the training split, its images or their cached features.
+    start: the first step.
+    end: the step after the last.
+
+  Returns:
+    An iterator with `close()`, of what `data.pipeline` calls a batch.
   """
   c = setup.c
   return pipeline.train_batches(

@@ -376,9 +376,16 @@ def train_step(
 def stepper(
   task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh: Mesh
 ) -> Callable:
-  """Compile the step of a phase over a mesh: (state, batch, teacher) → (state, metrics).
+  """Compile the step of a phase over a mesh.
 
-  The constants are the `task`, the `phase` and its optimiser `tx`; the given state is donated.
+  Args:
+    task: the constants of the run.
+    phase: the phase of the curriculum.
+    tx: the phase's optimiser.
+    mesh: the devices.
+
+  Returns:
+    (state, batch, teacher) → (state, metrics); it donates the state that it is given.
   """
   replicated, split = parallel.replicated(mesh), parallel.split(mesh)
   return jax.jit(

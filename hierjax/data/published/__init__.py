@@ -67,10 +67,18 @@ def read(
   findings: Findings,
   source: str,
 ) -> Table:
-  """Read a published data set. Args: as `sources.READERS`.
+  """Read a published data set.
 
-  The `source` is a name in `LAYOUTS`. Without a taxonomy.csv the taxonomy has the layout's levels
-  and its classes in the layout's order.
+  Args:
+    options: `config.data`; for tfds, its root names the data set.
+    root: the folder.
+    taxonomy: that of taxonomy.csv, whose last level names classes of the layout; None makes one of
+      the layout's levels, its classes in the layout's order.
+    findings: receives what is wrong.
+    source: a name in `LAYOUTS`.
+
+  Raises:
+    UserError: a file is missing or damaged, or contradicts another; names file and row.
   """
   root = options.root if source == 'tfds' else root
   layout = _read_layout(source, root, options.crop_boxes)

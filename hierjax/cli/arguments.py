@@ -148,7 +148,11 @@ def define(values: flags.FlagValues) -> None:
 
 
 def parse(argv: Sequence[str]) -> Arguments | None:
-  """Parse the command line; `None` where help is asked for."""
+  """Parse the command line.
+
+  Returns:
+    The arguments; `None` where help is asked for.
+  """
   argv = _in_full(argv)
   _check_options(argv)
   values = flags.FlagValues()

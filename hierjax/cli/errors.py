@@ -22,7 +22,11 @@ def exit_code(error: Exception) -> int | None:
 
 
 def message(error: Exception) -> str:
-  """Return in a line what a user can do something about; '' for a fault of the program."""
+  """Return in words what a user can do something about.
+
+  Returns:
+    One line; '' for a fault of the program.
+  """
   if isinstance(error, UserError):
     return str(error)
   if isinstance(error, OSError) and error.filename is not None:

@@ -29,7 +29,11 @@ def missing_extra(error: Exception) -> str:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-  """Return ' (did you mean X?)' with the choice that a name resembles most, '' for none."""
+  """Return a hint for a name that is none of the choices.
+
+  Returns:
+    ' (did you mean X?)' with the choice that resembles it most, '' if none does.
+  """
   close = difflib.get_close_matches(name, list(choices), 1)
   return f' (did you mean {close[0]!r}?)' if close else ''
 

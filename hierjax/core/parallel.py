@@ -164,9 +164,10 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> int:
-  """Print why this process stops and return its exit status.
+  """Print why this process stops; another one's death has no traceback that is worth reading.
 
-  Another one's death has no traceback that is worth reading.
+  Returns:
+    The exit status.
   """
   if is_lost_process(error):
     reason = str(error).strip().splitlines()[0][:200]
@@ -211,7 +212,11 @@ def first() -> bool:
 
 
 def exchange(value: Any) -> list:
-  """Gather a value of every process, in their order. All must call it at the same place."""
+  """Gather a value of every process on every process. All must call it at the same place.
+
+  Returns:
+    The values in the order of the processes.
+  """
   if jax.process_count() == 1:
     return [value]
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)

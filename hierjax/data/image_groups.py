@@ -114,7 +114,11 @@ def batches(
 
 
 def named(images: Iterable[Image] | Image) -> Iterator[tuple[str, Image]]:
-  """Name images, one after the other, by path or 'image NUMBER'; nothing for an empty list."""
+  """Name images, taking one after the other.
+
+  Yields:
+    Its path or 'image NUMBER', and the image. Nothing for an empty list.
+  """
   iterator, number = _iterator(images), -1
   for number, item in enumerate(iterator):
     if isinstance(item, PATHS):

@@ -47,7 +47,10 @@ class Origin:
 def check(taxonomy: Taxonomy, origin: Origin, findings: Findings) -> tuple[dict, list[str]]:
   """Check structure and names of an exclusive taxonomy, made of the rows of `origin`.
 
-  The `findings` receive what is wrong; a summary for JSON and lines for people are returned.
+  The `findings` receive what is wrong.
+
+  Returns:
+    A summary that fits into JSON, and lines for people.
   """
   levels = range(len(taxonomy.levels))
   trees = {(i, j) for i, j in itertools.combinations(levels, 2) if _is_tree(taxonomy, j, i)}

@@ -10,10 +10,13 @@ MAX_WORD = 40  # letters; the slips of longer words are too many to compare
 
 
 def near_duplicates(names: Sequence[str]) -> list[tuple[str, str, str]]:
-  """Find pairs of names that are probably the same: [(name, other name, the difference)].
+  """Find pairs of names that are probably the same.
 
   They differ in case, accents, spaces and punctuation only; or by one slip in one word of at least
   five letters and no digit (two slips from ten letters on; words over `MAX_WORD` are left out).
+
+  Returns:
+    [(name, other name, what sets them apart)].
   """
   folded, words = defaultdict(list), {}
   for name in names:

@@ -80,7 +80,11 @@ MAPS = {
 
 
 def warp(maps: Sequence[tuple[str, float]], size: int) -> np.ndarray:
-  """Compute the affine map, output → input pixel (x, y, 1), of maps of a square, `size` pixels."""
+  """Compute the affine map of maps of a square of `size` pixels, one applied after the other.
+
+  Returns:
+    float64 [3, 3], output pixel → input pixel (x, y, 1), pixels counted at their centres.
+  """
   matrix = np.array([[size, 0, -0.5], [0, size, -0.5], [0, 0, 1]])
   for name, strength in maps:
     matrix = matrix @ MAPS[name](strength)

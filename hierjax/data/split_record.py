@@ -116,7 +116,11 @@ def _expected_digest(folder, text):
 
 
 def changes(record: Record, data: Dataset) -> str:
-  """Count files of a record that are gone, elsewhere or labelled otherwise; '' for none."""
+  """Describe which files of the record are missing, in another split or labelled otherwise.
+
+  Returns:
+    Counts and the first files of each kind; '' for no change.
+  """
   full = data.undiminished
   columns = [k for k, level in enumerate(record.levels) if level in full.taxonomy.levels]
   order = [full.taxonomy.levels.index(record.levels[k]) for k in columns]

@@ -240,7 +240,11 @@ def finish(loop: Loop, workdir: pathlib.Path) -> dict:
 
 
 def baseline_config(c: ConfigDict) -> ConfigDict:
-  """Copy a config for one linear head on the finest level, without all that a hierarchy adds."""
+  """Configure a run without the hierarchy: one linear head on the finest level.
+
+  Returns:
+    A copy with plain cross-entropy, without phases, terms and balancer.
+  """
   b, default = copy.deepcopy(c), config.default()
   b.baseline, b.baseline_seeds, b.train.best = default.baseline, 1, 'top1/finest'
   b.model.heads, b.model.normalize, b.model.parts = 'flat', False, ()

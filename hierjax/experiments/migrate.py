@@ -37,7 +37,11 @@ Sources = Mapping[str, Sequence[tuple[int, ...]]]
 def read_renames(
   path: str | pathlib.Path, old: Taxonomy, new: Taxonomy
 ) -> dict[tuple[str, str], list[str]]:
-  """Read {(level, old name): new names} from a CSV (level, old, new) at a path."""
+  """Read the renames (columns level, old, new) from a CSV at a path for two taxonomies.
+
+  Returns:
+    (level, old name) → new names.
+  """
   columns, rows, _ = read_table(path)
   if sorted(columns) != ['level', 'new', 'old']:
     raise UserError(f'{path}:1: the columns must be level, old and new, not {", ".join(columns)}')
@@ -91,9 +95,12 @@ def correspond(old: Taxonomy, new: Taxonomy, renames: Renames) -> dict[str, list
 def class_changes(
   old: Taxonomy, new: Taxonomy, renames: Renames | None = None
 ) -> dict[str, dict[str, list[str]]]:
-  """Return {level: {kind of KINDS: texts}}, what became of old classes by renames in the new.
+  """Return what happened to the classes from the old to the new taxonomy, with these renames.
 
   A class has moved where it lies under a class that none of its old parents became.
+
+  Returns:
+    {level: {kind of KINDS: texts}}.
   """
   sources, became = correspond(old, new, renames or {}), {}
   for level, of_level in sources.items():

@@ -79,6 +79,9 @@ def siblings(
 
   The `relatives` are, for each coarser level, the closest first, the parents of each class of this
   level and the children of each class of that one.
+
+  Returns:
+    Old classes under the same parent at the closest coarser level that has any; [] for none.
   """
   for parents, children in relatives:
     classes = {i for parent in parents[c] for other in children[parent] for i in sources[other]}

@@ -108,7 +108,11 @@ def _rules(c: ConfigDict, f: Fingerprint) -> Iterator[tuple[str, object, str]]:
 
 
 def choose(c: ConfigDict, f: Fingerprint) -> tuple[ConfigDict, dict[str, str]]:
-  """Choose options that nobody set; return the config without `plan`, and {option: reason}."""
+  """Choose the options that neither the config nor a flag sets, be it to the default.
+
+  Returns:
+    A copy of the config with the choices and without `plan`, and {chosen option: reason}.
+  """
   c, reasons = copy.deepcopy(c), {}
   c.plan = False
   for option, value, reason in _rules(c, f):
@@ -119,9 +123,10 @@ def choose(c: ConfigDict, f: Fingerprint) -> tuple[ConfigDict, dict[str, str]]:
 
 
 def for_run(c: ConfigDict, workdir: pathlib.Path) -> tuple[ConfigDict, list[str]]:
-  """Choose what a config with `plan` leaves open: a config without it, and notes for the log.
+  """Choose what a config with `plan` leaves open; a run in the folder keeps what it began with.
 
-  A run in the folder keeps what it began with.
+  Returns:
+    A config without `plan`, and notes for the log.
   """
   config.check_tree(c)
   if not c.plan:

@@ -57,9 +57,12 @@ def conflict(
   record: split_record.Record | None,
   changeable: Sequence[str] = FREE_ON_RESUME,
 ) -> str | None:
-  """Tell why a run, its setup, cannot go on in a workdir whose data have a record; None if it can.
+  """Tell why a run, its setup, cannot go on in a workdir whose data have a record.
 
   Options may have changed whose names begin with one of `changeable`.
+
+  Returns:
+    A sentence, or None where the folder is new or holds the same run.
   """
   if not has_run(workdir):
     return None
@@ -94,7 +97,10 @@ def conflict(
 def prepare(workdir: pathlib.Path, setup: Setup, record: split_record.Record | None = None) -> str:
   """Write config.json, taxonomy.csv and splits.csv of a setup into a workdir, or check them.
 
-  A record of the data that a run was made with is compared, too. The data's digest is returned.
+  A record, of the data that a run was made with, is compared, too.
+
+  Returns:
+    The digest of the files, splits and labels.
 
   Raises:
     UserError: the folder holds another run, or the processes differ in options, data or folder.

@@ -7,7 +7,11 @@ from hierjax.report.runs import Run
 
 
 def table(run: Run, split: str) -> str:
-  """Return predictions_SPLIT.npz as CSV (docs/report.md), '' without any of this taxonomy."""
+  """Return predictions_SPLIT.npz as CSV, a line an image; docs/report.md has the columns.
+
+  Returns:
+    The table; '' without predictions of this taxonomy.
+  """
   arrays, taxonomy = run.predictions(split), run.taxonomy
   if arrays is None or taxonomy is None:
     return ''

@@ -9,7 +9,11 @@ from hierjax.taxonomy.table import Taxonomy
 
 
 def describe_difference(a: Taxonomy | Mixed, b: Taxonomy | Mixed) -> str:
-  """Say in one line in what taxonomy a ('here') and b ('there') differ; '' for the same."""
+  """Say in one line in what taxonomy a ('here') and b ('there') differ.
+
+  Returns:
+    The line, '' where they are the same.
+  """
   if a.multi != b.multi or len(a.tables) != len(b.tables):
     return f'levels {_describe_levels(a)} against {_describe_levels(b)}'
   differences = [_describe_tables(x, y) for x, y in zip(a.tables, b.tables)]

@@ -208,7 +208,11 @@ class Checkpoints:
       return str(e)
 
   def load_latest(self, like: Mapping) -> Loaded:
-    """Read the latest checkpoint that is intact, and move later, damaged ones out of the way."""
+    """Read the latest checkpoint that is intact, and move later, damaged ones out of the way.
+
+    Returns:
+      The checkpoint, if there is one.
+    """
     for step in reversed(parallel.exchange(self.steps())[0]):
       result = self._try_load(step, like)
       fault = result if isinstance(result, str) else None

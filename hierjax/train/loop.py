@@ -173,7 +173,11 @@ class Loop:
     self._compile_timer.close()
 
   def features(self, examples: sources.Examples) -> sources.Examples:
-    """Compute the features of a split, in place of its images, with the frozen backbone."""
+    """Compute the features of a split with the frozen backbone.
+
+    Returns:
+      The split with features float32 [d] in place of its images.
+    """
     self.log.say(
       f'computing the features of split {examples.name} once: '
       'the backbone is frozen and there is no augmentation'

@@ -115,7 +115,11 @@ def _frozen_groups(
 
 
 def schedule(c: ConfigDict, total_steps: int, examples: int) -> optax.Schedule:
-  """Build the schedule of a config c over `total_steps`, an epoch being `examples`."""
+  """Build the learning rate's schedule of a config c over `total_steps`, epochs of `examples`.
+
+  Returns:
+    step → learning rate. Warm-up is linear from 0.
+  """
   o, option = c.optim, '--config.optim.warmup_*'
   warmup = config.steps(o, 'warmup_', examples, c.train.batch_size, option) or 0
   if o.schedule == 'onecycle':
@@ -172,7 +176,14 @@ def one_cycle(
 
 
 def momentum_cycle(c: ConfigDict, total_steps: int) -> optax.Schedule | None:
-  """Build the cycle of momentum or beta1, low where lr is high; None where it stays the same."""
+  """Build the cycle of the momentum, or of Adam's beta1: low where the learning rate is high.
+
+  Returns:
+    step → momentum; None where it stays the same.
+
+  Raises:
+    UserError: optim.onecycle_momentum is set with another schedule.
+  """
   o = c.optim
   if o.onecycle_momentum is None:
     return None
@@ -312,11 +323,14 @@ def averaging_share(decay: float, count: jax.Array) -> jax.Array:
 
 
 def plateau(c: ConfigDict) -> optax.GradientTransformationExtraArgs | None:
-  """Build optax's reduce-on-plateau, where optim.schedule asks for it, else None.
+  """Build optax's reduce-on-plateau, where optim.schedule asks for it.
 
   It is updated on the host once an evaluation with value=val loss; its state's `scale` multiplies
   the schedule. The factor comes with evaluation patience + 1 without a lower loss, as in torch (and
   so in S4); optax counts one less.
+
+  Returns:
+    The transformation, None for another schedule.
   """
   if c.optim.schedule != 'plateau':
     return None

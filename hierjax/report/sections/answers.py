@@ -65,10 +65,13 @@ def numbers(run: Run) -> dict:
 
 
 def weak_classes(run: Run) -> list[Weak]:
-  """List up to WEAK finest classes that are surely bad: those whose interval ends lowest.
+  """List the finest classes that are surely bad: those whose interval ends lowest.
 
   By the upper end of Wilson's interval a class with one wrong image of two is not worse than one
   with thirty of forty.
+
+  Returns:
+    Up to WEAK classes with mistakes, the worst first; [] without predictions.
   """
   if run.predicted is None:
     return []

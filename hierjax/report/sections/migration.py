@@ -100,9 +100,12 @@ def _histories(run: Run, migration: dict) -> dict[str, list[ClassHistory]]:
 
 
 def class_counts(run: Run, level: str, size: int) -> list[tuple[int, int]]:
-  """Count (right, images) of each class of a run's level on its first split.
+  """Count the images of each class of a run's level on its first split, and the right ones.
 
   The level has `size` classes; right are those of the joint decision.
+
+  Returns:
+    (right, images) of each class; zeros without predictions.
   """
   if run.predicted is None:
     return [(0, 0)] * size

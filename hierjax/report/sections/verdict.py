@@ -82,7 +82,11 @@ class Comparison(NamedTuple):
 
 
 def compare(run: Run) -> Comparison | str:
-  """Compare an evaluated run with its baseline, or say in two words why it cannot be."""
+  """Compare a run that is evaluated with its baseline.
+
+  Returns:
+    The comparison; 'one head', 'no baseline' or 'not evaluated' where there is nothing to compare.
+  """
   split = run.splits[0]
   if len(run.heads) == 1 or run.baseline is None:
     return 'one head' if len(run.heads) == 1 else 'no baseline'

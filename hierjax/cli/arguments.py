@@ -110,12 +110,19 @@ FLAGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-  """What the command line asks for."""
+  """What the command line asks for.
 
-  flags: Mapping[str, object]  # the value of each flag but --config
-  present: frozenset[str]  # the flags that are given
-  config_file: str | None  # FILE.py[:ARGUMENT], `None` where no --config is given
-  overrides: Mapping[str, object]  # options by --config.NAME=VALUE, as text
+  Args:
+    flags: the value of each flag but --config.
+    present: the flags that are given.
+    config_file: FILE.py[:ARGUMENT], `None` where no --config is given.
+    overrides: options by --config.NAME=VALUE, as text.
+  """
+
+  flags: Mapping[str, object]
+  present: frozenset[str]
+  config_file: str | None
+  overrides: Mapping[str, object]
 
   def __getattr__(self, name: str) -> object:
     try:

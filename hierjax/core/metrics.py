@@ -45,23 +45,34 @@ RESERVED = (
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """One metric."""
+  """One metric.
 
-  name: str  # its name in options, tables and the evaluation
-  label: str  # what people read
-  better: int  # 1 where higher is better, -1 where lower is, 0 where neither is good in itself
-  help: str  # one line that explains it
-  # keys that lead to its value in the evaluation, with DECISION and LEVEL for what varies; empty
-  # where it stands only in the log of training
+  Attributes:
+    name: its name in options, tables and the evaluation.
+    label: what people read.
+    better: 1 where higher is better, -1 where lower is, 0 where neither is good in itself.
+    help: one line that explains it.
+    place: keys that lead to its value in the evaluation, with DECISION and LEVEL for what varies;
+      empty where it stands only in the log of training.
+    kind: levels that it is for: 'exclusive', 'tags', or 'novelty' (classes unknown to training).
+    is_percent: whether it is shown as a percentage; otherwise with two decimals.
+    digits: decimals of the percentage.
+    is_logged: whether training computes it on val, so that train.best may name it.
+    is_compared: whether tables show its difference to a baseline, from the values per example.
+    function: a user's, see `register_metric`.
+  """
+
+  name: str
+  label: str
+  better: int
+  help: str
   place: tuple = ()
-  # levels that it is for: 'exclusive', 'tags', or 'novelty' (classes unknown to training)
   kind: str = 'exclusive'
-  is_percent: bool = True  # whether it is shown as a percentage; otherwise with two decimals
-  digits: int = 1  # decimals of the percentage
-  is_logged: bool = False  # whether training computes it on val, so that train.best may name it
-  # whether tables show its difference to a baseline, from the values per example
+  is_percent: bool = True
+  digits: int = 1
+  is_logged: bool = False
   is_compared: bool = False
-  function: Callable | None = None  # a user's, see `register_metric`
+  function: Callable | None = None
 
   @property
   def scope(self) -> str:

@@ -47,27 +47,42 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """A kind of tuple."""
+  """A kind of tuple.
 
-  parse: Callable[[str], tuple]  # text → value; a ValueError says what is wrong with the text
-  # value → what is wrong with it, '' if nothing is
+  Args:
+    parse: text → value; a ValueError says what is wrong with the text.
+    check: value → what is wrong with it, '' if nothing is.
+  """
+
+  parse: Callable[[str], tuple]
   check: Callable[[tuple], str] = lambda value: ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-  """The declaration of one option."""
+  """The declaration of one option.
 
-  name: str  # dotted path in the config: 'optim.lr'
-  default: object  # value where nothing is set; `None` for an option that is off
-  help: str  # one line that says what it does
-  interval: str | None = None  # where numbers, or each number of a tuple, may lie: '[0, 1)'
-  # bool, int, float, str or tuple; by default that of the default, str for `None`
+  Args:
+    name: dotted path in the config: 'optim.lr'.
+    default: value where nothing is set; `None` for an option that is off.
+    help: one line that says what it does.
+    interval: where numbers, or each number of a tuple, may lie: '[0, 1)'.
+    value_type: bool, int, float, str or tuple; by default that of the default, str for `None`.
+    choices: the values there are, where they are few and fixed.
+    is_optional: whether `None` is a value; it is where it is the default.
+    kind: of tuples.
+    levels: 'exclusive' or 'tags' for an option that only such levels read.
+  """
+
+  name: str
+  default: object
+  help: str
+  interval: str | None = None
   value_type: type | None = None
-  choices: tuple = ()  # the values there are, where they are few and fixed
-  is_optional: bool = False  # whether `None` is a value; it is where it is the default
-  kind: Kind | None = None  # of tuples
-  levels: str | None = None  # 'exclusive' or 'tags' for an option that only such levels read
+  choices: tuple = ()
+  is_optional: bool = False
+  kind: Kind | None = None
+  levels: str | None = None
 
   def __post_init__(self):
     inferred = str if self.default is None else type(self.default)

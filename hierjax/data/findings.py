@@ -9,14 +9,23 @@ SEVERITIES = ('error', 'warning', 'note')
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """One remark on the data."""
+  """One remark on the data.
 
-  severity: str  # 'error' (training would stop or be wrong), 'warning' (look at it) or 'note'
-  where: str  # 'FILE:ROW', rows as an editor counts them; else a file, a folder or an option
-  kind: str  # a few words that findings of the same kind share
-  text: str  # the sentence for people
-  stops: bool = False  # whether training raises it
-  count: int = 1  # how often it was met; `where` is the first place
+  Attributes:
+    severity: 'error' (training would stop or be wrong), 'warning' (look at it) or 'note'.
+    where: 'FILE:ROW', rows as an editor counts them; else a file, a folder or an option.
+    kind: a few words that findings of the same kind share.
+    text: the sentence for people.
+    stops: whether training raises it.
+    count: how often it was met; `where` is the first place.
+  """
+
+  severity: str
+  where: str
+  kind: str
+  text: str
+  stops: bool = False
+  count: int = 1
 
   def __str__(self) -> str:
     return f'{self.where}: {self.text}' if self.where else self.text

@@ -23,25 +23,35 @@ Image = str | os.PathLike | bytes | bytearray | memoryview | np.ndarray | pillow
 
 
 class Batch(NamedTuple):
-  """Images as a model takes them."""
+  """Images as a model takes them.
 
-  names: list[str]  # [n] a path, or 'image NUMBER'
-  # uint8 [B, size, size, 3], or [B, views, size, size, 3] of several views; B >= n, and zeros stand
-  # behind the images and in place of those that cannot be read
+  Attributes:
+    names: [n] a path, or 'image NUMBER'.
+    pixels: uint8 [B, size, size, 3], or [B, views, size, size, 3] of several views; B >= n, and
+      zeros stand behind the images and in place of those that cannot be read.
+    errors: [n] why an image cannot be read; '' for one that is read.
+  """
+
+  names: list[str]
   pixels: np.ndarray
-  errors: list[str]  # [n] why an image cannot be read; '' for one that is read
+  errors: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """How an image becomes what a model sees; worker processes can receive it."""
+  """How an image becomes what a model sees; worker processes can receive it.
 
-  # size, resize, views: see `transforms.views`
+  Attributes:
+    size, resize, views: see `transforms.views`.
+    max_bytes: the most bytes of an encoded image.
+    how: how it is decoded.
+  """
+
   size: int
   resize: str = 'squash'
   views: int = 1
-  max_bytes: int = decoding.MAX_BYTES  # the most bytes of an encoded image
-  how: decoding.Decoding = decoding.DEFAULT  # how it is decoded
+  max_bytes: int = decoding.MAX_BYTES
+  how: decoding.Decoding = decoding.DEFAULT
 
   def read(self, image: Image, out: np.ndarray) -> None:
     """Read an image into uint8 [size, size, 3], or [views, size, size, 3] of several views.

@@ -11,10 +11,15 @@ from hierjax.data.sources import Dataset
 
 
 class Restricted(NamedTuple):
-  """A data set whose finest level has a head."""
+  """A data set whose finest level has a head.
 
-  dataset: Dataset  # the data; their taxonomy ends at the finest exclusive level with a head
-  levels: tuple[str, ...]  # the levels with a head, in the taxonomy's order
+  Attributes:
+    dataset: the data; their taxonomy ends at the finest exclusive level with a head.
+    levels: the levels with a head, in the taxonomy's order.
+  """
+
+  dataset: Dataset
+  levels: tuple[str, ...]
 
 
 def restrict(dataset: Dataset, m: ConfigDict) -> Restricted:

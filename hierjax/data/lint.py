@@ -31,11 +31,17 @@ LONG = 500  # images of which decoding takes seconds
 
 @dataclasses.dataclass
 class Report:
-  """What lint has found."""
+  """What lint has found.
 
-  problems: list[Finding]  # the findings, in the order in which they were met
-  summary: dict  # numbers that fit into JSON
-  headlines: list[str]  # lines for people
+  Attributes:
+    problems: the findings, in the order in which they were met.
+    summary: numbers that fit into JSON.
+    headlines: lines for people.
+  """
+
+  problems: list[Finding]
+  summary: dict
+  headlines: list[str]
 
   @property
   def counts(self) -> dict[str, int]:
@@ -247,12 +253,19 @@ def _check_images(table, rows, taxonomy, findings, report, progress):
 
 
 class Inspection(NamedTuple):
-  """What is seen in an image."""
+  """What is seen in an image.
 
-  digest: bytes | None  # the SHA-256 of its bytes, None if they cannot be read
-  fault: str | None = None  # what is wrong with it, None if nothing
-  contrast: int = 255  # the difference between its lightest and its darkest value, 0 to 255
-  is_deep: bool = False  # whether it has more than 8 bits
+  Attributes:
+    digest: the SHA-256 of its bytes, None if they cannot be read.
+    fault: what is wrong with it, None if nothing.
+    contrast: the difference between its lightest and its darkest value, 0 to 255.
+    is_deep: whether it has more than 8 bits.
+  """
+
+  digest: bytes | None
+  fault: str | None = None
+  contrast: int = 255
+  is_deep: bool = False
 
 
 def inspect(reader: Reader, i: int) -> Inspection:

@@ -31,11 +31,16 @@ NAMES = tuple(OPERATIONS)
 
 
 class Operations(NamedTuple):
-  """What a policy draws for a picture, with strengths that have a sign."""
+  """What a policy draws for a picture, with strengths that have a sign.
 
-  maps: list[tuple[str, float]]  # (name, strength) of those that join the affine warp
-  factors: dict[str, float]  # {name: factor} of the colour matrix, 1 where it changes nothing
-  # (name, strength) of those that change the pixels of the finished square
+  Attributes:
+    maps: (name, strength) of those that join the affine warp.
+    factors: {name: factor} of the colour matrix, 1 where it changes nothing.
+    changes: (name, strength) of those that change the pixels of the finished square.
+  """
+
+  maps: list[tuple[str, float]]
+  factors: dict[str, float]
   changes: list[tuple[str, float]]
 
 

@@ -29,13 +29,21 @@ DIVIDING += ('train', 'val', 'test_share', 'calibration', 'divide')
 
 
 class Record(NamedTuple):
-  """The content of a run's splits.csv."""
+  """The content of a run's splits.csv.
 
-  folder: pathlib.Path  # of the run
-  levels: tuple[str, ...]  # names of the levels
-  splits: Mapping[str, str]  # {file: its split}
-  labels: Mapping[str, tuple[str, ...]]  # {file: its class at each level, as text}
-  takes_new: bool = False  # whether data that are read with the record have the files that it lacks
+  Attributes:
+    folder: of the run.
+    levels: names of the levels.
+    splits: {file: its split}.
+    labels: {file: its class at each level, as text}.
+    takes_new: whether data that are read with the record have the files that it lacks.
+  """
+
+  folder: pathlib.Path
+  levels: tuple[str, ...]
+  splits: Mapping[str, str]
+  labels: Mapping[str, tuple[str, ...]]
+  takes_new: bool = False
 
   def training_files(self, train: str, examples: Examples) -> list[str]:
     """Return those files of a split that were in the run's training split `train`."""

@@ -31,25 +31,38 @@ YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
 
 
 class Augment(NamedTuple):
-  """What training does to a picture, as in `config.data.augment`."""
+  """What training does to a picture, as in `config.data.augment`.
 
-  enabled: bool = True  # off shows training the view of evaluation
-  crop: tuple[float, float] = (0.5, 1.0)  # the crop's share of the area, from and to
-  ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop, from and to, log-uniform
-  flip: float = 0.5  # probability of a mirror image
-  rotate: float = 15.0  # degrees, uniform in +-
-  # brightness, contrast, saturation: each factor is uniform in 1 +- this
+  Attributes:
+    enabled: off shows training the view of evaluation.
+    crop: the crop's share of the area, from and to.
+    ratio: width / height of the crop, from and to, log-uniform.
+    flip: probability of a mirror image.
+    rotate: degrees, uniform in +-.
+    brightness, contrast, saturation: each factor is uniform in 1 +- this.
+    hue: turns, uniform in +-.
+    alternate_flip: mirrored in every other epoch, whatever `flip` is; the pipeline sees to it.
+    policy: further operations, 'trivial' or 'rand'; None for none.
+    rand_magnitude: their strength where the policy is 'rand', out of `policy.STEPS`.
+    rand_operations: their number where the policy is 'rand'; 'trivial' has one.
+    erase: probability that a rectangle becomes grey (Zhong et al., arXiv:1708.04896).
+    mixup, cutmix: of whole batches, see `hierjax.train.mixing`; nothing here.
+  """
+
+  enabled: bool = True
+  crop: tuple[float, float] = (0.5, 1.0)
+  ratio: tuple[float, float] = (0.75, 4 / 3)
+  flip: float = 0.5
+  rotate: float = 15.0
   brightness: float = 0.3
   contrast: float = 0.3
   saturation: float = 0.3
-  hue: float = 0.0  # turns, uniform in +-
-  # mirrored in every other epoch, whatever `flip` is; the pipeline sees to it
+  hue: float = 0.0
   alternate_flip: bool = False
-  policy: str | None = None  # further operations, 'trivial' or 'rand'; None for none
-  rand_magnitude: float = 9.0  # their strength where the policy is 'rand', out of `policy.STEPS`
-  rand_operations: int = 2  # their number where the policy is 'rand'; 'trivial' has one
-  erase: float = 0.0  # probability that a rectangle becomes grey (Zhong et al., arXiv:1708.04896)
-  # mixup, cutmix: of whole batches, see `hierjax.train.mixing`; nothing here
+  policy: str | None = None
+  rand_magnitude: float = 9.0
+  rand_operations: int = 2
+  erase: float = 0.0
   mixup: float | None = None
   cutmix: float | None = None
 

@@ -29,13 +29,19 @@ MAX_IMAGES = 512
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Where the rows of a level's new head come from."""
+  """Where the rows of a level's new head come from.
 
-  rows: tuple[int, ...]  # number of rows of each new class
-  source: np.ndarray  # int [R], the old row of each new row; -1 for none
-  # float32 [R], log of the number of parts of a split, to be taken off the bias
+  Args:
+    rows: number of rows of each new class.
+    source: int [R], the old row of each new row; -1 for none.
+    log_parts: float32 [R], log of the number of parts of a split, to be taken off the bias.
+    donors: new row without a source → the old rows whose mean it starts with.
+  """
+
+  rows: tuple[int, ...]
+  source: np.ndarray
   log_parts: np.ndarray
-  donors: dict[int, np.ndarray]  # new row without a source → the old rows whose mean it starts with
+  donors: dict[int, np.ndarray]
 
 
 def plan(

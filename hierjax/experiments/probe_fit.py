@@ -107,12 +107,17 @@ def blocked(x: np.ndarray, labels: np.ndarray, count: int) -> Rows:
 
 
 class Fit(NamedTuple):
-  """The fits of S settings to K decays."""
+  """The fits of S settings to K decays.
 
-  params: Any  # {level: {'kernel' [d, S, C], 'bias' [S, C]}} at the last decay
-  # float32 [K, S, L + 1], held-out examples that are right at each level, and at all
+  Attributes:
+    params: {level: {'kernel' [d, S, C], 'bias' [S, C]}} at the last decay.
+    right: float32 [K, S, L + 1], held-out examples that are right at each level, and at all.
+    loss: float32 [K, S], the training loss before the last step, with its decay.
+  """
+
+  params: Any
   right: jax.Array
-  loss: jax.Array  # float32 [K, S], the training loss before the last step, with its decay
+  loss: jax.Array
 
 
 def fit(

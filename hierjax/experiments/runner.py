@@ -26,13 +26,20 @@ from hierjax.train import chrono
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a finished row left, of one seed."""
+  """What a finished row left, of one seed.
 
-  evaluation: dict  # its eval_SPLIT.json
-  seconds: float  # time of training; 0 where another row's run was evaluated
-  levels: tuple[str, ...]  # levels of the taxonomy
-  images: np.ndarray  # [N] text, file and labels of each image, sorted
-  # 'DECISION:NAME' → float [N], as `metrics.of_predictions` names them
+  Args:
+    evaluation: its eval_SPLIT.json.
+    seconds: time of training; 0 where another row's run was evaluated.
+    levels: levels of the taxonomy.
+    images: [N] text, file and labels of each image, sorted.
+    values: 'DECISION:NAME' → float [N], as `metrics.of_predictions` names them.
+  """
+
+  evaluation: dict
+  seconds: float
+  levels: tuple[str, ...]
+  images: np.ndarray
   values: dict[str, np.ndarray]
 
 

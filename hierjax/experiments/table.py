@@ -32,18 +32,26 @@ COUNTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A row of a table."""
+  """A row of a table.
 
-  name: str  # argument of get_config, and the row's folder
-  label: str  # what is shown
-  # figures in the order of `Table.published`, None where the paper has none
+  Args:
+    name: argument of get_config, and the row's folder.
+    label: what is shown.
+    published: figures in the order of `Table.published`, None where the paper has none.
+    group: heading above rows that follow each other.
+    baseline: name of the row to compare with.
+    evaluates: names of rows, separated by spaces: nothing is trained, their runs are evaluated
+      with this row's eval options; heads of several runs are combined, at the first one's levels.
+    note: a remark.
+  """
+
+  name: str
+  label: str
   published: Sequence[float | None] = ()
-  group: str = ''  # heading above rows that follow each other
-  baseline: str = ''  # name of the row to compare with
-  # names of rows, separated by spaces: nothing is trained, their runs are evaluated with this row's
-  # eval options; heads of several runs are combined, at the first one's levels
+  group: str = ''
+  baseline: str = ''
   evaluates: str = ''
-  note: str = ''  # a remark
+  note: str = ''
 
   @property
   def sources(self) -> list[str]:
@@ -53,30 +61,46 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table."""
+  """A table.
 
-  title: str  # its title
-  source: str  # paper, table, and data of the published figures; '' for none
-  # METRIC, METRIC/LEVELS or consistency/A,B, with levels by name or word (finest, all);
-  # joint:METRIC and leaf:METRIC are of that decision, others of the independent heads, where levels
-  # without a head are read off the finest one. If all are `COUNTS`, nothing is trained
+  Args:
+    title: its title.
+    source: paper, table, and data of the published figures; '' for none.
+    columns: METRIC, METRIC/LEVELS or consistency/A,B, with levels by name or word (finest, all);
+      joint:METRIC and leaf:METRIC are of that decision, others of the independent heads, where
+      levels without a head are read off the finest one. If all are `COUNTS`, nothing is trained.
+    rows: its rows.
+    published: name of each published column → the column of ours beside it.
+    chart: columns to draw as bars.
+    seeds: seeds to run every row with.
+  """
+
+  title: str
+  source: str
   columns: Sequence[str]
-  rows: Sequence[Row]  # its rows
-  # name of each published column → the column of ours beside it
+  rows: Sequence[Row]
   published: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  chart: Sequence[str] = ()  # columns to draw as bars
-  seeds: Sequence[int] = (0,)  # seeds to run every row with
+  chart: Sequence[str] = ()
+  seeds: Sequence[int] = (0,)
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-  """A column of our figures."""
+  """A column of our figures.
 
-  key: str  # 'top1/model', 'joint:fpa', 'params'
-  title: str  # heading
-  metric: str  # name of the metric or count
-  decision: str = ''  # 'independent', 'leaf' or 'joint'
-  level: str = ''  # a level, a pair 'make-model', or ''
+  Args:
+    key: 'top1/model', 'joint:fpa', 'params'.
+    title: heading.
+    metric: name of the metric or count.
+    decision: 'independent', 'leaf' or 'joint'.
+    level: a level, a pair 'make-model', or ''.
+  """
+
+  key: str
+  title: str
+  metric: str
+  decision: str = ''
+  level: str = ''
 
   @property
   def is_count(self) -> bool:

@@ -13,19 +13,29 @@ from hierjax.experiments.table import Column, Row, expand
 
 @dataclasses.dataclass
 class Record:
-  """The figures of a row, by the keys of the columns."""
+  """The figures of a row, by the keys of the columns.
 
-  row: Row  # the row
-  seeds: list[int]  # those that have finished
-  mean: dict[str, float]  # mean over the seeds
-  deviation: dict[str, float]  # sample deviation, where there are several seeds
-  published: dict[str, float]  # published figures by their column
-  notes: list[str]  # remarks and failures
-  # to the baseline row, with its 95% intervals
+  Args:
+    row: the row.
+    seeds: those that have finished.
+    mean: mean over the seeds.
+    deviation: sample deviation, where there are several seeds.
+    published: published figures by their column.
+    notes: remarks and failures.
+    difference: to the baseline row, with its 95% intervals.
+    published_difference: the same of the published figures.
+    delta_m: see `delta_m`.
+  """
+
+  row: Row
+  seeds: list[int]
+  mean: dict[str, float]
+  deviation: dict[str, float]
+  published: dict[str, float]
+  notes: list[str]
   difference: dict[str, bootstrap.Difference] = dataclasses.field(default_factory=dict)
-  # the same of the published figures
   published_difference: dict[str, float] = dataclasses.field(default_factory=dict)
-  delta_m: float | None = None  # see `delta_m`
+  delta_m: float | None = None
 
 
 def columns_of(runner: Runner) -> list[Column]:

@@ -45,16 +45,27 @@ class Curve(NamedTuple):
 
 
 class Chart(NamedTuple):
-  """A line chart."""
+  """A line chart.
 
-  title: str  # for screen readers
-  axis: str  # label of the x axis
-  curves: tuple[Curve, ...]  # at least one
-  span: tuple[float, float]  # limits of the x axis
-  marks: tuple[float, ...] = ()  # places of vertical lines
-  percent: bool = False  # whether y is a share
-  label: str = ''  # label of the y axis
-  extent: tuple[float, float] | None = None  # limits of the y axis; None to choose them
+  Attributes:
+    title: for screen readers.
+    axis: label of the x axis.
+    curves: at least one.
+    span: limits of the x axis.
+    marks: places of vertical lines.
+    percent: whether y is a share.
+    label: label of the y axis.
+    extent: limits of the y axis; None to choose them.
+  """
+
+  title: str
+  axis: str
+  curves: tuple[Curve, ...]
+  span: tuple[float, float]
+  marks: tuple[float, ...] = ()
+  percent: bool = False
+  label: str = ''
+  extent: tuple[float, float] | None = None
 
 
 def logged_curve(

@@ -21,23 +21,37 @@ START = 'start'
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The contents of a run's folder; all but the configuration may be missing (None or empty)."""
+  """The contents of a run's folder; all but the configuration may be missing (None or empty).
 
-  path: pathlib.Path  # the folder
-  config: dict  # config.json
-  info: dict  # run.json
-  train: list[dict]  # training lines of metrics.jsonl, one a step, in order
-  val: list[dict]  # validation lines
-  taxonomy: Taxonomy | Mixed | None  # taxonomy.csv
-  evals: dict[str, dict]  # {split: eval_SPLIT.json}
-  # {'first' or 'last' evaluation: arrays of embedding_first.npz, embedding_last.npz}
+  Attributes:
+    path: the folder.
+    config: config.json.
+    info: run.json.
+    train: training lines of metrics.jsonl, one a step, in order.
+    val: validation lines.
+    taxonomy: taxonomy.csv.
+    evals: {split: eval_SPLIT.json}.
+    embeddings: {'first' or 'last' evaluation: arrays of embedding_first.npz, embedding_last.npz}.
+    faults: sentences about files that exist but cannot be read.
+    baseline: the run that this one is compared with.
+    migration: migration.json of a run that hierjax migrate has made.
+    start: that run before any training.
+    seeds: the same run with further seeds, and their baselines.
+  """
+
+  path: pathlib.Path
+  config: dict
+  info: dict
+  train: list[dict]
+  val: list[dict]
+  taxonomy: Taxonomy | Mixed | None
+  evals: dict[str, dict]
   embeddings: dict[str, dict[str, np.ndarray]]
-  faults: list[str]  # sentences about files that exist but cannot be read
-  baseline: 'Run | None' = None  # the run that this one is compared with
-  # migration.json of a run that hierjax migrate has made
+  faults: list[str]
+  baseline: 'Run | None' = None
   migration: dict = dataclasses.field(default_factory=dict)
-  start: 'Run | None' = None  # that run before any training
-  seeds: tuple['Run', ...] = ()  # the same run with further seeds, and their baselines
+  start: 'Run | None' = None
+  seeds: tuple['Run', ...] = ()
 
   @functools.cached_property
   def levels(self) -> tuple[str, ...]:

@@ -6,11 +6,17 @@ from typing import NamedTuple
 
 
 class RowProblem(NamedTuple):
-  """What is wrong with one row of a taxonomy."""
+  """What is wrong with one row of a taxonomy.
 
-  row: int  # its number in the file
-  kind: str  # 'empty row', 'gap', 'duplicate row', 'two parents' or 'ends and goes on'
-  text: str  # a sentence without its subject, the row
+  Attributes:
+    row: its number in the file.
+    kind: 'empty row', 'gap', 'duplicate row', 'two parents' or 'ends and goes on'.
+    text: a sentence without its subject, the row.
+  """
+
+  row: int
+  kind: str
+  text: str
 
 
 def close_matches(name: str, choices: Iterable[str], n: int = 3) -> list[str]:

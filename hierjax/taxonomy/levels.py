@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """Neighbouring levels of one kind: 'exclusive' (one class an example) or 'tags' (any number)."""
+  """Neighbouring levels of one kind: 'exclusive' (one class an example) or 'tags' (any number).
 
-  kind: str  # 'exclusive' or 'tags'
-  taxonomy: 'Taxonomy'  # the table of these levels alone
-  # their place in an example's row of labels: for exclusive levels one column a level with the
-  # class id, for tags one column a class with 0 or 1; -1 is unknown
+  Attributes:
+    kind: 'exclusive' or 'tags'.
+    taxonomy: the table of these levels alone.
+    columns: their place in an example's row of labels: for exclusive levels one column a level
+      with the class id, for tags one column a class with 0 or 1; -1 is unknown.
+  """
+
+  kind: str
+  taxonomy: 'Taxonomy'
   columns: slice
 
   @property

@@ -26,10 +26,15 @@ class Damaged(Exception):
 
 
 class Loaded(NamedTuple):
-  """What was read of a checkpoint."""
+  """What was read of a checkpoint.
 
-  step: int | None  # its step, None where there is no checkpoint
-  parts: dict[str, Any]  # {part: tree}, {} where there is none
+  Attributes:
+    step: its step, None where there is no checkpoint.
+    parts: {part: tree}, {} where there is none.
+  """
+
+  step: int | None
+  parts: dict[str, Any]
 
 
 def flatten(tree: Any) -> dict[str, jax.Array]:

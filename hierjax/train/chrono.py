@@ -8,10 +8,15 @@ from typing import Any, NamedTuple
 
 
 class Rate(NamedTuple):
-  """How fast training went since the last log line."""
+  """How fast training went since the last log line.
 
-  images_per_s: float  # over all devices
-  data_wait: float  # the share of the time in which the loop waited for data
+  Attributes:
+    images_per_s: over all devices.
+    data_wait: the share of the time in which the loop waited for data.
+  """
+
+  images_per_s: float
+  data_wait: float
 
 
 class Throughput:

@@ -71,12 +71,19 @@ class Saver:
 
 @dataclasses.dataclass
 class Pending:
-  """A step whose metrics are still on the device."""
+  """A step whose metrics are still on the device.
 
-  step: int  # its number
-  metrics: Mapping[str, jax.Array]  # {name: float32 []} on the device
-  index: np.ndarray  # the batch's examples
-  values: dict[str, float] | None = None  # the metrics as floats, once they have been read
+  Attributes:
+    step: its number.
+    metrics: {name: float32 []} on the device.
+    index: the batch's examples.
+    values: the metrics as floats, once they have been read.
+  """
+
+  step: int
+  metrics: Mapping[str, jax.Array]
+  index: np.ndarray
+  values: dict[str, float] | None = None
 
 
 class Loop:

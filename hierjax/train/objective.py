@@ -19,31 +19,52 @@ from hierjax.train.mixing import Mixing, Partners
 
 
 class ClassWeights(NamedTuple):
-  """Weights of the examples by their class at one level, for data.balance=loss."""
+  """Weights of the examples by their class at one level, for data.balance=loss.
 
-  column: int  # the level's column in the labels
-  values: np.ndarray  # float32 [C], the weight of each class
+  Attributes:
+    column: the level's column in the labels.
+    values: float32 [C], the weight of each class.
+  """
+
+  column: int
+  values: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """The constants of a run that its step is compiled with."""
+  """The constants of a run that its step is compiled with.
 
-  model: nn.Module  # the classifier
-  losses: Losses  # of its levels, and further terms
-  class_weights: ClassWeights | None  # of the examples, None where data.balance is not 'loss'
-  # {level or term: weight}. Those above 0 are the tasks that the balancer weighs
+  Attributes:
+    model: the classifier.
+    losses: of its levels, and further terms.
+    class_weights: of the examples, None where data.balance is not 'loss'.
+    weights: {level or term: weight}. Those above 0 are the tasks that the balancer weighs.
+    balancer: None where nothing but `weights` weighs the losses.
+    balance_at: 'weights' or 'features', where the balancer compares gradients.
+    labels: the optimiser label of each parameter (`optim.labels`).
+    schedule: step → learning rate.
+    momentum: step → momentum or Adam's beta1, None where it stays the same.
+    clip: the largest global gradient norm; 0 or None for any.
+    ema: the decay per step of the averaged variables.
+    micro_batches: the parts that a batch is computed in, one after the other.
+    seed: of dropout, of balancers that draw, and of mixing.
+    mixing: of the images of a batch, None for none.
+  """
+
+  model: nn.Module
+  losses: Losses
+  class_weights: ClassWeights | None
   weights: Mapping[str, float]
-  balancer: Balancer | None  # None where nothing but `weights` weighs the losses
-  balance_at: str  # 'weights' or 'features', where the balancer compares gradients
-  labels: Any  # the optimiser label of each parameter (`optim.labels`)
-  schedule: optax.Schedule  # step → learning rate
-  momentum: optax.Schedule | None  # step → momentum or Adam's beta1, None where it stays the same
-  clip: float | None  # the largest global gradient norm; 0 or None for any
-  ema: float | None  # the decay per step of the averaged variables
-  micro_batches: int  # the parts that a batch is computed in, one after the other
-  seed: int  # of dropout, of balancers that draw, and of mixing
-  mixing: Mixing | None = None  # of the images of a batch, None for none
+  balancer: Balancer | None
+  balance_at: str
+  labels: Any
+  schedule: optax.Schedule
+  momentum: optax.Schedule | None
+  clip: float | None
+  ema: float | None
+  micro_batches: int
+  seed: int
+  mixing: Mixing | None = None
 
   @property
   def names(self) -> tuple[str, ...]:

@@ -26,14 +26,20 @@ BETA1 = 0.9
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """A phase of the curriculum, the steps [start, end)."""
+  """A phase of the curriculum, the steps [start, end).
 
-  start: int  # its first step
-  end: int  # the step after its last
-  # parameter groups without an update: 'backbone', 'heads/LEVEL', and 'heads/shared' where levels
-  # share parts of their heads
+  Attributes:
+    start: its first step.
+    end: the step after its last.
+    freeze: parameter groups without an update: 'backbone', 'heads/LEVEL', and 'heads/shared' where
+      levels share parts of their heads.
+    levels: the levels whose loss counts.
+  """
+
+  start: int
+  end: int
   freeze: tuple[str, ...] = ()
-  levels: tuple[str, ...] = ()  # the levels whose loss counts
+  levels: tuple[str, ...] = ()
 
   @property
   def trains_backbone(self) -> bool:

@@ -31,25 +31,41 @@ from hierjax.train.state import TrainState
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-  """What a config and its data determine. Nothing here changes during training."""
+  """What a config and its data determine. Nothing here changes during training.
 
-  # the config, with the levels named and the normalisation of pretrained weights filled in
+  Attributes:
+    c: the config, with the levels named and the normalisation of pretrained weights filled in.
+    mesh: the devices.
+    taxonomy: of the levels that predictions can be judged at.
+    levels: those with a head.
+    train: the training split.
+    val: the validation split.
+    data: all splits, and how they differ from those of an earlier run.
+    total_steps: the length of the training.
+    eval_steps: the steps between evaluations.
+    best: the val metric that chooses the checkpoint.
+    variables: the model's initial variables, numpy.
+    phases: the curriculum; its phases cover all steps.
+    plateau: the reduce-on-plateau schedule, None without it.
+    task: the constants of the step.
+    notes: what the user should know of the data and the pretrained weights.
+  """
+
   c: ConfigDict
-  mesh: Mesh  # the devices
-  taxonomy: Taxonomy | Mixed  # of the levels that predictions can be judged at
-  levels: tuple[str, ...]  # those with a head
-  train: sources.Examples  # the training split
-  val: sources.Examples  # the validation split
-  data: sources.Dataset  # all splits, and how they differ from those of an earlier run
-  total_steps: int  # the length of the training
-  eval_steps: int  # the steps between evaluations
-  best: str  # the val metric that chooses the checkpoint
-  variables: Mapping  # the model's initial variables, numpy
-  phases: Sequence[optim.Phase]  # the curriculum; its phases cover all steps
-  # the reduce-on-plateau schedule, None without it
+  mesh: Mesh
+  taxonomy: Taxonomy | Mixed
+  levels: tuple[str, ...]
+  train: sources.Examples
+  val: sources.Examples
+  data: sources.Dataset
+  total_steps: int
+  eval_steps: int
+  best: str
+  variables: Mapping
+  phases: Sequence[optim.Phase]
   plateau: optax.GradientTransformationExtraArgs | None
-  task: Task  # the constants of the step
-  notes: tuple[str, ...]  # what the user should know of the data and the pretrained weights
+  task: Task
+  notes: tuple[str, ...]
 
   @property
   def num_params(self) -> int:

@@ -11,17 +11,27 @@ from hierjax.train import checkpoint
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that training changes. All of it is saved and restored."""
+  """Everything that training changes. All of it is saved and restored.
 
-  step: jax.Array  # int32 [], the number of updates so far
-  params: Any  # the model's parameters, float32
-  batch_stats: Any  # the running statistics of its batch norms, float32
-  opt_state: Any  # the optimiser's state
-  ema: Any  # `{'params', 'batch_stats'}` averaged over the steps; `{}` where optim.ema is off
-  plateau: Any  # the state of the reduce-on-plateau schedule; `{}` without one
-  balancer: Any  # the state of the balancer; `{}` without one
-  # `best`, the best val metric so far; `bad`, the evaluations since then; `evaluated`, the step of
-  # the last evaluation
+  Attributes:
+    step: int32 [], the number of updates so far.
+    params: the model's parameters, float32.
+    batch_stats: the running statistics of its batch norms, float32.
+    opt_state: the optimiser's state.
+    ema: `{'params', 'batch_stats'}` averaged over the steps; `{}` where optim.ema is off.
+    plateau: the state of the reduce-on-plateau schedule; `{}` without one.
+    balancer: the state of the balancer; `{}` without one.
+    monitor: `best`, the best val metric so far; `bad`, the evaluations since then; `evaluated`,
+      the step of the last evaluation.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  ema: Any
+  plateau: Any
+  balancer: Any
   monitor: Any
 
 

@@ -26,22 +26,37 @@ FlatParams = dict[tuple[str, ...], jax.Array]
 
 
 class Gradients(NamedTuple):
-  """Gradients of one micro-batch or batch, and what changes on the way to them."""
+  """Gradients of one micro-batch or batch, and what changes on the way to them.
 
-  grads: Any  # {path: gradient}; one of these a task, where they are balanced at the weights
-  metrics: dict[str, jax.Array]  # as in `Objective`
-  batch_stats: Any  # the running statistics of the batch norms after it
-  balancer: Any  # the balancer's state after it
-  balance: dict[str, jax.Array]  # what the balancer did, {'weight/NAME', 'cosine/A-B': value}
+  Attributes:
+    grads: {path: gradient}; one of these a task, where they are balanced at the weights.
+    metrics: as in `Objective`.
+    batch_stats: the running statistics of the batch norms after it.
+    balancer: the balancer's state after it.
+    balance: what the balancer did, {'weight/NAME', 'cosine/A-B': value}.
+  """
+
+  grads: Any
+  metrics: dict[str, jax.Array]
+  batch_stats: Any
+  balancer: Any
+  balance: dict[str, jax.Array]
 
 
 class Balanced(NamedTuple):
-  """The outcome of a balancer."""
+  """The outcome of a balancer.
 
-  loss_weights: jax.Array  # float32 [K], of the K tasks' gradients of what is not shared
-  gradient: Any  # the combined gradient of what is shared
-  state: Any  # the balancer's state after it
-  metrics: dict[str, jax.Array]  # {'weight/NAME', 'cosine/A-B': value}
+  Attributes:
+    loss_weights: float32 [K], of the K tasks' gradients of what is not shared.
+    gradient: the combined gradient of what is shared.
+    state: the balancer's state after it.
+    metrics: {'weight/NAME', 'cosine/A-B': value}.
+  """
+
+  loss_weights: jax.Array
+  gradient: Any
+  state: Any
+  metrics: dict[str, jax.Array]
 
 
 def balance(
@@ -88,26 +103,43 @@ def balance(
 
 
 class Context(NamedTuple):
-  """What is the same for all micro-batches of a step."""
+  """What is the same for all micro-batches of a step.
 
-  task: Task  # the constants of the run
-  model: nn.Module  # the classifier, which knows the axis of the mesh
-  phase: optim.Phase  # the phase of the curriculum
-  params: FlatParams  # all parameters, those without a gradient too
-  teacher: Mapping  # {'variables', 'known': {level: bool [C]}} for distillation, {} without it
-  axis: str | None  # the axis of the mesh that the batch is split over, None on one device
-  share: jax.Array | None  # of an image where two are mixed, None where each shows one
+  Attributes:
+    task: the constants of the run.
+    model: the classifier, which knows the axis of the mesh.
+    phase: the phase of the curriculum.
+    params: all parameters, those without a gradient too.
+    teacher: {'variables', 'known': {level: bool [C]}} for distillation, {} without it.
+    axis: the axis of the mesh that the batch is split over, None on one device.
+    share: of an image where two are mixed, None where each shows one.
+  """
+
+  task: Task
+  model: nn.Module
+  phase: optim.Phase
+  params: FlatParams
+  teacher: Mapping
+  axis: str | None
+  share: jax.Array | None
 
 
 class Forward(NamedTuple):
-  """The forward pass of a micro-batch, and how to pull gradients back through it."""
+  """The forward pass of a micro-batch, and how to pull gradients back through it.
 
-  losses: jax.Array  # float32 [K], weighted, of the levels and terms of the phase
-  metrics: dict[str, jax.Array]  # as in `Objective`
-  batch_stats: Any  # the running statistics after it
-  # gradient [K] of the losses → (gradients of the heads, gradient of the features)
+  Attributes:
+    losses: float32 [K], weighted, of the levels and terms of the phase.
+    metrics: as in `Objective`.
+    batch_stats: the running statistics after it.
+    pull_heads: gradient [K] of the losses → (gradients of the heads, gradient of the features).
+    pull_trunk: gradient of the features → (gradients of the trunk,).
+  """
+
+  losses: jax.Array
+  metrics: dict[str, jax.Array]
+  batch_stats: Any
   pull_heads: Callable
-  pull_trunk: Callable  # gradient of the features → (gradients of the trunk,)
+  pull_trunk: Callable
 
 
 def _trunk_features(trunk, images, others, batch_stats, key, context):

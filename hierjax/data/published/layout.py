@@ -19,26 +19,42 @@ from hierjax.taxonomy import Taxonomy, close_matches
 
 
 class Example(NamedTuple):
-  """One example."""
+  """One example.
 
-  file: str  # path below the root, or a name for people
-  label: int  # its number in `Layout.classes`, -1 if unknown
-  split: str  # the name of its split
-  where: str  # what names it: 'FILE:ROW'
-  box: Box | None = None  # the part of the image to show
+  Attributes:
+    file: path below the root, or a name for people.
+    label: its number in `Layout.classes`, -1 if unknown.
+    split: the name of its split.
+    where: what names it: 'FILE:ROW'.
+    box: the part of the image to show.
+  """
+
+  file: str
+  label: int
+  split: str
+  where: str
+  box: Box | None = None
 
 
 @dataclasses.dataclass
 class Layout:
-  """A published data set."""
+  """A published data set.
 
-  levels: tuple[str, ...]  # names, coarse to fine
-  # of each finest class its name per level, in the data set's own order
+  Attributes:
+    levels: names, coarse to fine.
+    classes: of each finest class its name per level, in the data set's own order.
+    examples: all examples.
+    notes: lines for the log.
+    banner: rows at the lower edge of every image that are no part of it.
+    reader: reads one example; None if the examples' files are image files.
+  """
+
+  levels: tuple[str, ...]
   classes: list[tuple[str, ...]]
-  examples: list[Example] = dataclasses.field(default_factory=list)  # all examples
-  notes: list[str] = dataclasses.field(default_factory=list)  # lines for the log
-  banner: int = 0  # rows at the lower edge of every image that are no part of it
-  reader: Reader | None = None  # reads one example; None if the examples' files are image files
+  examples: list[Example] = dataclasses.field(default_factory=list)
+  notes: list[str] = dataclasses.field(default_factory=list)
+  banner: int = 0
+  reader: Reader | None = None
 
   def paths(self, taxonomy: Taxonomy) -> np.ndarray:
     """Find each class in a taxonomy, by its name at the taxonomy's last level or at its own last.

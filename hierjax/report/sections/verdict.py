@@ -71,14 +71,23 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """A run, and further seeds of it, against its baseline."""
+  """A run, and further seeds of it, against its baseline.
 
-  decision: str  # the decision rule whose figures are compared
-  seeds: int  # number of runs
-  mismatches: list[str]  # why the two cannot be compared
-  rows: dict[str, Row]  # {METRIC or METRIC/LEVEL: Row}
-  basis: str  # what the intervals rest on, or why there are none
-  answer: str  # the verdict in a word or two
+  Attributes:
+    decision: the decision rule whose figures are compared.
+    seeds: number of runs.
+    mismatches: why the two cannot be compared.
+    rows: {METRIC or METRIC/LEVEL: Row}.
+    basis: what the intervals rest on, or why there are none.
+    answer: the verdict in a word or two.
+  """
+
+  decision: str
+  seeds: int
+  mismatches: list[str]
+  rows: dict[str, Row]
+  basis: str
+  answer: str
 
 
 def compare(run: Run) -> Comparison | str:

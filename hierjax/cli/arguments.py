@@ -159,6 +159,9 @@ def parse(argv: Sequence[str]) -> Arguments | None:
 
   Returns:
     The arguments; `None` where help is asked for.
+
+  Raises:
+    UserError: a flag or its value is wrong.
   """
   argv = _in_full(argv)
   _check_options(argv)

@@ -21,7 +21,11 @@ LICENCES = {
 
 
 def run(args: Arguments) -> int:
-  """Print the backbones that match a word or a pattern with *; without one all, but not counted."""
+  """Print the backbones that match a word or a pattern with *; without one all, but not counted.
+
+  Raises:
+    UserError: no name does.
+  """
   patterns = [word if '*' in word else f'*{word}*' for word in args.patterns or ['*']]
   names = [name for name in BACKBONES if any(fnmatch.fnmatch(name, p) for p in patterns)]
   if not names:

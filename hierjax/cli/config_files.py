@@ -24,7 +24,11 @@ def folder() -> pathlib.Path:
 
 
 def load(spec: str) -> ConfigDict:
-  """Return the config of a config file, FILE[:ARGUMENT]."""
+  """Return the config of a config file, FILE[:ARGUMENT].
+
+  Raises:
+    UserError: the file is not there, raises an error, or does not return a config.
+  """
   file, colon, argument = spec.partition(':')
   namespace = read(spec)
   with explained(spec):
@@ -36,7 +40,11 @@ def load(spec: str) -> ConfigDict:
 
 
 def read(spec: str) -> dict:
-  """Run a config file, FILE[:ARGUMENT], and return its names."""
+  """Run a config file, FILE[:ARGUMENT], and return its names.
+
+  Raises:
+    UserError: the file is not there, or raises an error.
+  """
   path = find(spec)
   if importlib.util.find_spec('configs') is None:
     # `from configs import hcal` in a config file finds hierjax's own where it is installed
@@ -46,7 +54,14 @@ def read(spec: str) -> dict:
 
 
 def find(spec: str) -> pathlib.Path:
-  """Return the path of a config file, FILE[:ARGUMENT], or of one of hierjax's own by its name."""
+  """Return the path of a config file.
+
+  Args:
+    spec: FILE[:ARGUMENT]; FILE is a path, or the name of one of hierjax's own without .py.
+
+  Raises:
+    UserError: there is no such file.
+  """
   name = spec.partition(':')[0]
   files = {path.stem: path for path in (*folder().glob('tables/*.py'), *folder().glob('*.py'))}
   files.pop('__init__', None)

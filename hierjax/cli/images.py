@@ -23,6 +23,9 @@ def expand(pattern: str, options: ConfigDict) -> dict[str, str]:
 
   Returns:
     {name: path}, sorted, or in the order of the list, which gives the names.
+
+  Raises:
+    UserError: no file matches, or the list cannot be read.
   """
   path = pathlib.Path(pattern).expanduser()
   if path.name == '**':

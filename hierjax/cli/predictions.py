@@ -43,6 +43,9 @@ class Output:
 
   Attributes:
     names: of the images that the file holds already.
+
+  Raises:
+    UserError: it has another suffix, or holds something else.
   """
 
   def __init__(self, path: str, shard: tuple[int, int] | None = None):

@@ -89,7 +89,11 @@ def text() -> str:
 
 
 def matching_options(words: Sequence[str]) -> str:
-  """Return the help of the options with all words, in any case, in name, help or choices."""
+  """Return the help of the options with all words, in any case, in name, help or choices.
+
+  Raises:
+    UserError: no option matches.
+  """
   lines = []
   for option in OPTIONS.values():
     entry = _option_entry(option)

@@ -14,7 +14,12 @@ _MAX_HEADER = 10_000  # bytes of an array's header
 
 
 def read(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> dict[str, np.ndarray]:
-  """Read the arrays of a .npz file, which may take `max_bytes` in memory."""
+  """Read the arrays of a .npz file, which may take `max_bytes` in memory.
+
+  Raises:
+    OSError: the file is missing, or no regular file.
+    UserError: it is damaged, or its arrays are too large.
+  """
   try:
     with files.open_regular(path) as f, zipfile.ZipFile(f) as archive:
       members = [info for info in archive.infolist() if info.filename.endswith('.npy')]

@@ -224,7 +224,11 @@ def _changed(c: ConfigDict, levels: str) -> list[str]:
 
 
 def check_multi(c: ConfigDict, levels: Sequence[str]) -> None:
-  """Check, where all levels are tag levels, that no option of exclusive ones is set."""
+  """Check, where all levels are tag levels, that no option of exclusive ones is set.
+
+  Raises:
+    UserError: one is.
+  """
   for path in _changed(c, 'exclusive'):
     verb = 'are' if len(levels) > 1 else 'is'
     raise UserError(

@@ -39,7 +39,16 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def check_choice(subject: str, name: str, choices: Iterable[str]) -> None:
-  """Check that a name is one of the choices; `subject` begins the error: 'ladder.py: no rung'."""
+  """Check that a name is one of the choices.
+
+  Args:
+    subject: start of the error: 'configs/ladder.py: no rung'.
+    name: the name.
+    choices: the names there are.
+
+  Raises:
+    UserError: it is not.
+  """
   choices = list(choices)
   if name not in choices:
     hint = did_you_mean(name, choices)

@@ -38,7 +38,12 @@ def _first_not_finite(value: Any, path: str) -> str:
 
 
 def read(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Any:
-  """Read a JSON file; a `UserError` where it is damaged, see `parse`."""
+  """Read a JSON file.
+
+  Raises:
+    OSError: the file is missing, no regular file, or too large.
+    UserError: it is damaged; see `parse`.
+  """
   content = files.read_bytes(path, max_bytes)
   try:
     return parse(content)

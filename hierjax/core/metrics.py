@@ -286,7 +286,11 @@ def registered_by_users() -> list[Metric]:
 
 
 def split_name(name: str) -> tuple[str, Metric, str]:
-  """Split 'joint:top1/model' into decision ('independent' by default), metric and level ('')."""
+  """Split 'joint:top1/model' into decision ('independent' by default), metric and level ('').
+
+  Raises:
+    UserError: there is no such metric.
+  """
   decision, _, path = name.partition(':')
   if decision not in DECISIONS:
     decision, path = DECISIONS[0], name

@@ -95,7 +95,11 @@ class Option:
     return f'--config.{self.name}'
 
   def convert(self, value: object) -> object:
-    """Return a value of the option's type, or text, in the option's type."""
+    """Return a value of the option's type, or text, in the option's type.
+
+    Raises:
+      UserError: the text does not fit the type.
+    """
     if isinstance(value, str) and self.is_optional and value.strip().lower() in NONE_TEXTS:
       return None
     if isinstance(value, str) and self.value_type is not str:
@@ -127,7 +131,11 @@ class Option:
     return self.interval is not None and 0 not in Interval(self.interval)
 
   def validate(self, value: object) -> None:
-    """Check that the option can have a value; an error names the range or the choices."""
+    """Check that the option can have a value.
+
+    Raises:
+      UserError: it cannot; the text names the range or the choices.
+    """
     if value is None:
       if not self.is_optional:
         raise UserError(f'{self.flag}=None must have a value; its default is {self.default!r}')

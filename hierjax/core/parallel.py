@@ -278,7 +278,17 @@ def split(m: Mesh) -> NamedSharding:
 
 
 def check_batch(size: int, m: Mesh, option: str, micro: int = 1) -> None:
-  """Check that a batch of a size, set by an option, splits evenly over the devices `m`."""
+  """Check that a batch can be split evenly.
+
+  Args:
+    size: of the batch.
+    m: the devices.
+    option: its option, for the error.
+    micro: the number of micro-batches.
+
+  Raises:
+    UserError: it cannot.
+  """
   if size % (m.size * micro):
     parts = f' x {micro} micro-batches' if micro > 1 else ''
     raise UserError(f'{option}={size} must be a multiple of {m.size} device(s){parts}')

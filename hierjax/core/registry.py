@@ -20,7 +20,15 @@ class Registry(UserDict[str, Entry]):
     self.kind = kind
 
   def register(self, name: str, entry: Entry) -> Entry:
-    """Add an entry and return it; its name consists of letters, digits, '_', '-', '.' and '/'."""
+    """Add an entry and return it.
+
+    Args:
+      name: a word of letters, digits, '_', '-', '.' or '/'.
+      entry: what stands behind it.
+
+    Raises:
+      UserError: the name is taken, or is no such word.
+    """
     if not name or not all(c.isalnum() or c in '_-./' for c in name):
       raise UserError(f'{self.kind} {name!r}: a name consists of letters, digits and _ - . /')
     if name in self.data:

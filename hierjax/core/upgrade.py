@@ -16,7 +16,11 @@ _TEXT_LISTS = ('data.multi', 'model.levels', 'loss.siblings', 'loss.terms', 'mod
 
 
 def upgraded(tree: Mapping) -> dict:
-  """Return the tree of a config.json in the form of `VERSION`, without the version number."""
+  """Return the tree of a config.json in the form of `VERSION`, without the version number.
+
+  Raises:
+    UserError: the tree was written by a later version.
+  """
   tree = dict(tree)
   # What did not exist was as if it had this value, which is no longer the default.
   if isinstance(tree.get('data'), dict):

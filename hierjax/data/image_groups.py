@@ -128,6 +128,9 @@ def named(images: Iterable[Image] | Image) -> Iterator[tuple[str, Image]]:
 
   Yields:
     Its path or 'image NUMBER', and the image. Nothing for an empty list.
+
+  Raises:
+    UserError: see `batches`.
   """
   iterator, number = _iterator(images), -1
   for number, item in enumerate(iterator):

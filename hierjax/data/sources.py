@@ -88,7 +88,16 @@ def _new_files(options, record):
 def make_splits(
   options: ConfigDict, table: Table, findings: Findings, record: splits.Earlier | None = None
 ) -> Dataset:
-  """Divide a reader's table into splits, and drop what `options` say. Args: as `load`."""
+  """Divide a reader's table into splits, and apply the options that drop data.
+
+  Args:
+    options: `config.data`.
+    table: the examples of all splits.
+    findings, record: as in `load`.
+
+  Raises:
+    UserError: see `load`.
+  """
   division = splits.divide(options, table, findings, record)
   full = Dataset(table.taxonomy, division.splits, findings.notes)
   data = splits.reduce_splits(options, splits.hold_out(options, full))
@@ -96,7 +105,11 @@ def make_splits(
 
 
 def read_table(options: ConfigDict, findings: Findings) -> Table:
-  """Read the examples of all splits, as they are, of a data set."""
+  """Read the examples of all splits, as they are, of a data set.
+
+  Raises:
+    UserError: see `load`.
+  """
   root = pathlib.Path(options.root).expanduser() if options.root else None
   if root and options.root.startswith('classes:') and options.source == 'auto':
     if options.taxonomy:

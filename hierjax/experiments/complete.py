@@ -25,6 +25,9 @@ def complete(
     progress: called with the numbers of images that are done and that there are.
     is_root_given: whether the user, not only the run, names the data; else those outside the
       working directory and on the hub are not opened.
+
+  Raises:
+    UserError: the model or the split cannot be read.
   """
   workdir, run = pathlib.Path(workdir), runs.read(workdir, baseline=False)
   split, exclusive = run.splits[0] if run.splits else c.data.val, run.exclusive

@@ -14,6 +14,9 @@ def describe(c: ConfigDict) -> dict:
   Returns:
     'params', 'trunk_params' (those of the backbone), 'macs' and 'thop_macs' (as thop counts) for an
     image of data.size, and 'heads' {level or 'shared': parameters}.
+
+  Raises:
+    UserError: an option or the data are wrong.
   """
   config.validate(c, {'model.backbone': registry.BACKBONES, 'model.heads': heads.HEADS})
   data, levels = restrict(sources.load(c.data), c.model)

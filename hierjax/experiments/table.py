@@ -162,7 +162,11 @@ def of_sweep(namespace: Mapping) -> dict[str, Callable]:
 
 
 def load(namespace: Mapping, argument: str = '') -> tuple[Table, dict[str, ConfigDict]]:
-  """Return the table of a config file, and the config of every row."""
+  """Return the table of a config file, and the config of every row.
+
+  Raises:
+    UserError: the table or a config does not add up.
+  """
   if argument and not inspect.signature(namespace['get_table']).parameters:
     raise UserError(
       f'--config=FILE:{argument}: the table of this file takes no argument; --rows={argument} '

@@ -9,7 +9,11 @@ from hierjax.taxonomy.table import Taxonomy
 
 
 def describe_difference(a: Taxonomy | Mixed, b: Taxonomy | Mixed) -> str:
-  """Say in one line in what taxonomy a ('here') and b ('there') differ.
+  """Say in one line in what two taxonomies differ.
+
+  Args:
+    a: 'here' in the text.
+    b: 'there'.
 
   Returns:
     The line, '' where they are the same.

@@ -31,7 +31,12 @@ class Reading(NamedTuple):
 
 
 def is_tree(nests: np.ndarray, leaves: np.ndarray) -> bool:
-  """Tell whether a level lies below another, apart from a few classes."""
+  """Tell whether a level lies below another, apart from a few classes.
+
+  Args:
+    nests: bool [C], whether a class of the level has one class of the other.
+    leaves: int [C], the number of finest classes of a class.
+  """
   exceptions = int((~nests).sum())
   # A class with one leaf has one class of every other level and shows nothing.
   is_majority = exceptions < int((nests & (leaves > 1)).sum())

@@ -93,7 +93,14 @@ class Levels:
     return table.levels if table else ()
 
   def index(self, level: str) -> int:
-    """Return the position of a level, 0 for the coarsest."""
+    """Return the position of a level, 0 for the coarsest.
+
+    Args:
+      level: its name.
+
+    Raises:
+      UserError: there is no such level.
+    """
     if level not in self.levels:
       raise UserError(f'taxonomy: no level {level!r}; the levels are {", ".join(self.levels)}')
     return self.levels.index(level)
@@ -103,7 +110,11 @@ class Levels:
     return len(self.names[self.index(level)])
 
   def to_csv(self, path: str | os.PathLike) -> None:
-    """Write the taxonomy as `read_taxonomy` reads it."""
+    """Write the taxonomy as `read_taxonomy` reads it.
+
+    Args:
+      path: the file.
+    """
     rows = self.rows()
     columns = [*zip(self.levels, *rows), *columns_of(self.levels, rows, self.aliases)]
     files.write(path, files.csv_text(zip(*columns)))

@@ -69,7 +69,12 @@ class Mixed(Levels):
     return rows
 
   def nests(self, child: str, parent: str) -> bool:
-    """Return whether every class of one level has one class of another."""
+    """Return whether every class of one level has one class of another.
+
+    Args:
+      child: the finer level.
+      parent: the coarser one.
+    """
     for table in self.tables:
       if child in table.levels and parent in table.levels:
         return table.nests(child, parent)
@@ -115,7 +120,11 @@ class Mixed(Levels):
     return labels, self.tags.complete(np.where(is_absent, 0, rows))
 
   def coarsen(self, level: str) -> 'Mixed':
-    """Return it with the exclusive levels ending at a coarser one."""
+    """Return it with the exclusive levels ending at a coarser one.
+
+    Args:
+      level: its name.
+    """
     coarser = self.exclusive.coarsen(level)
     columns = [self.index(name) for name in coarser.levels]
     return Mixed(coarser, self.tags, self.above[:, columns], self.aliases)

@@ -61,6 +61,10 @@ class Relations(Levels):
   def pairs(self, a: str, b: str) -> np.ndarray:
     """Return the classes of two levels that occur together in some leaf.
 
+    Args:
+      a: a level.
+      b: another.
+
     Returns:
       int64 [P, 2], in ascending order; P is at most the number of leaves.
     """
@@ -82,6 +86,10 @@ class Relations(Levels):
 
   def parents(self, child: str, parent: str) -> np.ndarray:
     """Return the class of one level above each class of another.
+
+    Args:
+      child: the finer level.
+      parent: the coarser one.
 
     Returns:
       int32 [C_child], -1 for a class that occurs with more than one.
@@ -302,6 +310,9 @@ class Taxonomy(Relations):
   def carried(self, level: str) -> np.ndarray:
     """Return which classes of a level are those of branches that ended above it.
 
+    Args:
+      level: its name.
+
     Returns:
       bool [class]; each of these has one leaf.
     """
@@ -384,6 +395,9 @@ class Taxonomy(Relations):
 
     Its finest classes are those of the level, with the same ids; it keeps the coarser levels that
     these determine.
+
+    Args:
+      level: its name.
     """
     k = self.index(level)
     columns = [j for j in range(k) if self.nests(level, self.levels[j])] + [k]
@@ -400,7 +414,12 @@ class Taxonomy(Relations):
 
 
 def with_aliases(taxonomy: Levels, aliases: Aliases) -> Levels:
-  """Return a taxonomy with aliases of its classes; those of others are left out."""
+  """Return a taxonomy with aliases of its classes; those of others are left out.
+
+  Args:
+    taxonomy: of any kind.
+    aliases: {level: {other name: class}}.
+  """
   names = dict(zip(taxonomy.levels, map(frozenset, taxonomy.names)))
   matching = {
     level: {alias: name for alias, name in items.items() if name in names[level]}
@@ -413,6 +432,11 @@ def with_aliases(taxonomy: Levels, aliases: Aliases) -> Levels:
 
 
 def spellings(taxonomy: Taxonomy, level: str) -> list[str]:
-  """Return all names by which `Taxonomy.encode` knows classes of a level."""
+  """Return all names by which `Taxonomy.encode` knows classes of a level.
+
+  Args:
+    taxonomy: the table.
+    level: its name.
+  """
   k = taxonomy.index(level)
   return [*taxonomy.names[k], *taxonomy._homonyms[k], *taxonomy._alias_ids[k]]

@@ -50,6 +50,9 @@ def unflatten(leaves: Mapping[str, jax.Array], like: Any) -> Any:
 def sha256(tree: Any) -> str:
   """Digest a tree: two are bit-identical exactly if their digests agree.
 
+  Args:
+    tree: of arrays.
+
   Returns:
     The SHA-256 of every leaf's path, dtype, shape and bytes, in hexadecimal.
   """
@@ -214,6 +217,9 @@ class Checkpoints:
 
   def load_latest(self, like: Mapping) -> Loaded:
     """Read the latest checkpoint that is intact, and move later, damaged ones out of the way.
+
+    Args:
+      like: as for `load`.
 
     Returns:
       The checkpoint, if there is one.

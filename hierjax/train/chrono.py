@@ -62,7 +62,14 @@ class Throughput:
     self._start += time.monotonic() - start
 
   def rate(self, step: int) -> Rate:
-    """Return the rate and the share of waiting since the measurement began."""
+    """Return the rate since the measurement began.
+
+    Args:
+      step: the current step.
+
+    Returns:
+      Images per second and the share of waiting.
+    """
     seconds = max(self.seconds, 1e-9)
     return Rate((step - self._step) * self._batch_size / seconds, self._waited / seconds)
 

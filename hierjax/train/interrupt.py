@@ -10,7 +10,12 @@ import threading
 
 
 class Interrupted(Exception):
-  """Training was stopped by a signal, with its state saved."""
+  """Training was stopped by a signal, with its state saved.
+
+  Args:
+    signum: the signal.
+    step: the step that was saved.
+  """
 
   def __init__(self, signum: int, step: int):
     name = signal.Signals(signum).name

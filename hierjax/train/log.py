@@ -23,7 +23,11 @@ COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 
 
 class CompileTimer:
-  """Counts the seconds that XLA compiles, or reads from its cache, until it is closed."""
+  """Counts the seconds that XLA compiles, or reads from its cache, until it is closed.
+
+  Attributes:
+    seconds: the sum so far.
+  """
 
   def __init__(self):
     self.seconds = 0.0
@@ -133,6 +137,10 @@ class TensorBoard:
 
 class WeightsAndBiases:
   """A page of Weights & Biases; a resumed run goes on in the same page.
+
+  Args:
+    workdir: the folder of the run.
+    c: the config.
 
   Raises:
     UserError: wandb is not installed.

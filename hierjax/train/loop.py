@@ -182,6 +182,9 @@ class Loop:
   def features(self, examples: sources.Examples) -> sources.Examples:
     """Compute the features of a split with the frozen backbone.
 
+    Args:
+      examples: a split of images.
+
     Returns:
       The split with features float32 [d] in place of its images.
     """

@@ -80,6 +80,9 @@ class Task:
 
     A balancer knows the run's tasks, so it waits for a phase that trains all of them. One that
     compares the gradients of shared parameters also waits until these train.
+
+    Args:
+      phase: the phase of the curriculum.
     """
     if self.balancer is None or len(self.names) < 2 or self.names_in(phase) != self.names:
       return None
@@ -88,7 +91,11 @@ class Task:
     return self.balancer
 
   def balances_weights_in(self, phase: optim.Phase) -> bool:
-    """Tell whether the balancer compares the gradients of the shared weights in a phase."""
+    """Tell whether the balancer compares the gradients of the shared weights in a phase.
+
+    Args:
+      phase: the phase of the curriculum.
+    """
     balancer = self.balancer_in(phase)
     return balancer is not None and balancer.reads_gram and self.balance_at == 'weights'
 

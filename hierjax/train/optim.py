@@ -184,6 +184,10 @@ def one_cycle(
 def momentum_cycle(c: ConfigDict, total_steps: int) -> optax.Schedule | None:
   """Build the cycle of the momentum, or of Adam's beta1: low where the learning rate is high.
 
+  Args:
+    c: the config.
+    total_steps: the length of the training.
+
   Returns:
     step → momentum; None where it stays the same.
 
@@ -334,6 +338,9 @@ def plateau(c: ConfigDict) -> optax.GradientTransformationExtraArgs | None:
   It is updated on the host once an evaluation with value=val loss; its state's `scale` multiplies
   the schedule. The factor comes with evaluation patience + 1 without a lower loss, as in torch (and
   so in S4); optax counts one less.
+
+  Args:
+    c: the config.
 
   Returns:
     The transformation, None for another schedule.

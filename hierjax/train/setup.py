@@ -314,7 +314,14 @@ def parse_weights(
 
 
 def initial_state(setup: Setup) -> TrainState:
-  """Build the state at step 0, replicated over the mesh."""
+  """Build the state before the first step, replicated over the mesh.
+
+  Args:
+    setup: the variables, the optimiser, and what else has a state.
+
+  Returns:
+    The state at step 0.
+  """
   c, task, params = setup.c, setup.task, setup.variables['params']
   batch_stats = setup.variables.get('batch_stats', {})
   flat = traverse_util.flatten_dict(params)

@@ -48,6 +48,9 @@ def eval_variables(state: TrainState) -> dict:
 def to_parts(state: TrainState) -> dict[str, dict]:
   """Split a state into the parts that a checkpoint stores.
 
+  Args:
+    state: the state, of arrays or of their shapes.
+
   Returns:
     `{'model': variables, 'rest': {path: array}}`, and 'ema' where it is on. Prediction reads
     'model' or 'ema' alone.
@@ -57,7 +60,15 @@ def to_parts(state: TrainState) -> dict[str, dict]:
 
 
 def from_parts(state: TrainState, parts: Mapping) -> TrainState:
-  """Replace the values of a state by those of a checkpoint, in the form of `to_parts`."""
+  """Replace the values of a state by those of a checkpoint.
+
+  Args:
+    state: a state of the same structure.
+    parts: what was stored, in the form of `to_parts(state)`.
+
+  Returns:
+    The state with the stored values.
+  """
   return state.replace(
     **parts['model'],
     **checkpoint.unflatten(parts['rest'], _training_only(state)),

@@ -8,7 +8,11 @@ from hierjax.core.errors import UserError
 
 
 def download(name: str) -> pathlib.Path:
-  """Download the Parquet files and taxonomy.csv of 'OWNER/NAME[@REVISION]'; return the folder."""
+  """Download the Parquet files and taxonomy.csv of 'OWNER/NAME[@REVISION]'; return the folder.
+
+  Raises:
+    UserError: it could not be downloaded; says how to do it by hand.
+  """
   import huggingface_hub
 
   repo, _, revision = name.partition('@')

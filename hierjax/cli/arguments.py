@@ -157,6 +157,9 @@ def define(values: flags.FlagValues) -> None:
 def parse(argv: Sequence[str]) -> Arguments | None:
   """Parse the command line.
 
+  Args:
+    argv: program name and arguments.
+
   Returns:
     The arguments; `None` where help is asked for.
 

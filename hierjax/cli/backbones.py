@@ -21,7 +21,10 @@ LICENCES = {
 
 
 def run(args: Arguments) -> int:
-  """Print the backbones that match a word or a pattern with *; without one all, but not counted.
+  """Print the backbones whose names have a word or match a pattern with *.
+
+  Args:
+    args: the arguments; without a word all are listed, but not counted, which takes a minute.
 
   Raises:
     UserError: no name does.

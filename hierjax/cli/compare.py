@@ -6,7 +6,11 @@ from hierjax.report import comparison
 
 
 def run(args: Arguments) -> int:
-  """Write the comparison and print what it says."""
+  """Write the comparison and print what it says.
+
+  Args:
+    args: the arguments; the words after the command are the folders.
+  """
   split = args.split if 'split' in args.present else ''
   path, sentences = comparison.write(args.patterns, args.workdir or 'runs/compare', split)
   for sentence in sentences:

@@ -24,7 +24,10 @@ def folder() -> pathlib.Path:
 
 
 def load(spec: str) -> ConfigDict:
-  """Return the config of a config file, FILE[:ARGUMENT].
+  """Return the config of a config file.
+
+  Args:
+    spec: FILE[:ARGUMENT].
 
   Raises:
     UserError: the file is not there, raises an error, or does not return a config.
@@ -40,7 +43,10 @@ def load(spec: str) -> ConfigDict:
 
 
 def read(spec: str) -> dict:
-  """Run a config file, FILE[:ARGUMENT], and return its names.
+  """Run a config file and return its names.
+
+  Args:
+    spec: FILE[:ARGUMENT].
 
   Raises:
     UserError: the file is not there, or raises an error.
@@ -74,7 +80,11 @@ def find(spec: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def explained(spec: str) -> Iterator[None]:
-  """Turn what a config file raises into a `UserError` that names file, line and error."""
+  """Turn what a config file raises into a `UserError` that names file, line and error.
+
+  Args:
+    spec: FILE[:ARGUMENT].
+  """
   file = str(find(spec))
   try:
     yield

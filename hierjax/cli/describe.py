@@ -6,6 +6,10 @@ from hierjax.experiments import describe
 
 
 def run(args: Arguments) -> int:
-  """Print the counts as JSON."""
+  """Print the counts as JSON.
+
+  Args:
+    args: the arguments.
+  """
   print(json_files.dump(describe.describe(args.config)))
   return 0

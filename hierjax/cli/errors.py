@@ -24,6 +24,9 @@ def exit_code(error: Exception) -> int | None:
 def message(error: Exception) -> str:
   """Return in words what a user can do something about.
 
+  Args:
+    error: what a command raised.
+
   Returns:
     One line; '' for a fault of the program.
   """
@@ -44,7 +47,11 @@ def message(error: Exception) -> str:
 
 
 def report(text: str) -> int:
-  """Print an error as one line, whatever names and cells it quotes, and return the exit code."""
+  """Print an error and return the exit code.
+
+  Args:
+    text: becomes one line, whatever names and cells it quotes.
+  """
   line = terminal.printable(text)
   if len(line) >= 1000:
     line = f'{line[:700]} ... {line[-250:]}'

@@ -34,7 +34,11 @@ def handle_interrupts() -> None:
 
 
 class LossyStream:
-  """A stream whose text is lost where it cannot be written, as its reader or terminal closed."""
+  """A stream whose text is lost where it cannot be written, as by a reader or terminal that closed.
+
+  Args:
+    stream: where it is written.
+  """
 
   def __init__(self, stream: TextIO):
     self._stream = stream
@@ -96,6 +100,10 @@ def interrupted(signum: int, frame: types.FrameType | None) -> None:
 
   A KeyboardInterrupt would be a traceback, or be lost where it meets a callback that cannot raise;
   and threads that read ahead are not waited for.
+
+  Args:
+    signum: the signal.
+    frame: where it came.
   """
   with contextlib.suppress(OSError):
     os.write(2, b'\nstopped\n')

@@ -14,7 +14,11 @@ from hierjax.train.interrupt import Interrupted
 
 
 def run(argv: Sequence[str]) -> int:
-  """Parse the arguments, run the command and return the exit code."""
+  """Parse the arguments, run the command and return the exit code.
+
+  Args:
+    argv: program name and arguments.
+  """
   if len(argv) < 2:
     return _answer(usage.SHORT, 1)
   if argv[1] == '--version':

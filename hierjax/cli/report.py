@@ -9,7 +9,11 @@ from hierjax.report import page
 
 
 def run(args: Arguments) -> int:
-  """Evaluate what the report lacks, write it and print its path."""
+  """Evaluate what the report lacks, write it and print its path.
+
+  Args:
+    args: the arguments.
+  """
   c = runs.run_config(args, args.workdir)
   with run_lock.RunLock(args.workdir):
     try:

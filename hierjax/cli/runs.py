@@ -43,7 +43,14 @@ def run_config(
 
 
 def load(args: Arguments) -> model.Model:
-  """Load the model of --workdir, restricted to --classes where these are given."""
+  """Load the model of --workdir, restricted to --classes where these are given.
+
+  Args:
+    args: the arguments.
+
+  Raises:
+    UserError: see `model.load` and `taxonomy.read_classes`.
+  """
   trained = model.load(args.workdir, run_config(args, args.workdir))
   if not args.classes:
     return trained

@@ -10,7 +10,11 @@ from hierjax.experiments import runner, table, table_view
 
 
 def run(args: Arguments) -> int:
-  """Make all rows, print the table, and return the exit code."""
+  """Make all rows, print the table, and return the exit code.
+
+  Args:
+    args: the arguments.
+  """
   if args.config_file is None:
     raise UserError('hierjax table needs --config=FILE with a table')
   file, _, argument = args.config_file.partition(':')

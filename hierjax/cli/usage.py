@@ -89,7 +89,10 @@ def text() -> str:
 
 
 def matching_options(words: Sequence[str]) -> str:
-  """Return the help of the options with all words, in any case, in name, help or choices.
+  """Return the help of the options that match all words.
+
+  Args:
+    words: each is part of the option's name, its help or its choices, in any case.
 
   Raises:
     UserError: no option matches.

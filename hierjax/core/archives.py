@@ -14,7 +14,11 @@ _MAX_HEADER = 10_000  # bytes of an array's header
 
 
 def read(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> dict[str, np.ndarray]:
-  """Read the arrays of a .npz file, which may take `max_bytes` in memory.
+  """Read the arrays of a .npz file.
+
+  Args:
+    path: the file.
+    max_bytes: what the arrays may take in memory.
 
   Raises:
     OSError: the file is missing, or no regular file.

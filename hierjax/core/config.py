@@ -94,7 +94,12 @@ def _paths(node: ConfigDict, prefix: str = '') -> list[str]:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-  """Return a line for each option that differs: 'optim.lr: 0.001 -> 0.01'."""
+  """Return a line for each option that differs: 'optim.lr: 0.001 -> 0.01'.
+
+  Args:
+    old: a config.
+    new: another one.
+  """
   lines = []
   for path in _paths(new):
     before, after = value_at(old, path), value_at(new, path)
@@ -108,6 +113,9 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 def check_tree(c: ConfigDict) -> None:
   """Check that a tree has exactly the options of `default()`.
+
+  Args:
+    c: what a config file returned.
 
   Raises:
     UserError: it has others; one is named.
@@ -226,6 +234,10 @@ def _changed(c: ConfigDict, levels: str) -> list[str]:
 def check_multi(c: ConfigDict, levels: Sequence[str]) -> None:
   """Check, where all levels are tag levels, that no option of exclusive ones is set.
 
+  Args:
+    c: the config.
+    levels: the tag levels.
+
   Raises:
     UserError: one is.
   """
@@ -314,7 +326,10 @@ def tree_from_json(text: str | bytes) -> dict:
 
 
 def from_json(text: str | bytes) -> ConfigDict:
-  """Return the config that `to_json` or an earlier version wrote; options added since are default.
+  """Return the config that `to_json` or an earlier version wrote.
+
+  Args:
+    text: content of config.json; options that were added since keep their default.
 
   Raises:
     UserError: the text is damaged, or has an option that there is not.

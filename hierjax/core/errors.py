@@ -31,6 +31,10 @@ def missing_extra(error: Exception) -> str:
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
   """Return a hint for a name that is none of the choices.
 
+  Args:
+    name: the wrong name.
+    choices: the right ones.
+
   Returns:
     ' (did you mean X?)' with the choice that resembles it most, '' if none does.
   """

@@ -67,7 +67,11 @@ def remove_partials(folder: pathlib.Path) -> None:
 
 
 def sync(path: pathlib.Path) -> None:
-  """Make a file, or the names in a folder, outlive a power loss, where the system can."""
+  """Make a file, or the names in a folder, outlive a power loss.
+
+  Args:
+    path: of either; where the system cannot do it, nothing happens.
+  """
   with contextlib.suppress(OSError):
     number = os.open(path, os.O_RDONLY)
     try:
@@ -78,6 +82,10 @@ def sync(path: pathlib.Path) -> None:
 
 def open_regular(path: str | os.PathLike, max_bytes: int | None = None) -> BinaryIO:
   """Open a file to read, unless it is a pipe or a device, at which a reader could wait for ever.
+
+  Args:
+    path: the file.
+    max_bytes: its greatest size; None for no limit.
 
   Raises:
     OSError: it is missing, not a regular file, too large, or cannot be read.

@@ -17,6 +17,10 @@ MAX_INTEGER = 2**64
 def dump(value: Any, indent: int | None = None) -> str:
   """Write a value as JSON, which has no NaN and no infinity.
 
+  Args:
+    value: of dicts, lists, text, numbers, booleans and None.
+    indent: blanks a level; None for one line.
+
   Raises:
     UserError: a number is not finite; the message says where.
   """
@@ -39,6 +43,10 @@ def _first_not_finite(value: Any, path: str) -> str:
 
 def read(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Any:
   """Read a JSON file.
+
+  Args:
+    path: the file.
+    max_bytes: its greatest size.
 
   Raises:
     OSError: the file is missing, no regular file, or too large.

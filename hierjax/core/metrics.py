@@ -103,7 +103,12 @@ def number(value: float | None, percent: bool = True, digits: int = 1) -> str:
 
 
 def signed(value: float | None, percent: bool = True) -> str:
-  """Format a difference with its sign, of shares in percentage points; a dash for none."""
+  """Format a difference with its sign; a dash for none.
+
+  Args:
+    value: the difference.
+    percent: whether it is one of shares, in percentage points with one decimal.
+  """
   if not is_finite(value):
     return '–'
   text = f'{100 * abs(value):.1f}' if percent else f'{abs(value):.2f}'
@@ -290,6 +295,9 @@ def split_name(name: str) -> tuple[str, Metric, str]:
 
   Raises:
     UserError: there is no such metric.
+
+  Args:
+    name: as `lookup` takes it.
   """
   decision, _, path = name.partition(':')
   if decision not in DECISIONS:
@@ -322,10 +330,15 @@ def sign(name: str) -> int:
 
 
 def is_better(name: str, a: float, b: float) -> bool:
-  """Whether value `a` of the metric called `name` is better than `b`, which NaN never is.
+  """Whether value `a` of the named metric is better than `b`, which NaN never is.
 
   Both are rounded to float32, in which a checkpoint holds the best value so far: else .7 would be
   better than the .7 that was read back.
+
+  Args:
+    name: of the metric.
+    a: one value.
+    b: the other.
   """
   a, b = np.float32(a), np.float32(b)
   return bool(a < b if sign(name) < 0 else a > b)
@@ -337,7 +350,12 @@ def worst(name: str) -> float:
 
 
 def logged_names(heads: Sequence[str], tags: Sequence[str]) -> list[str]:
-  """List the validation metrics of training, METRIC or METRIC/LEVEL, for these heads and tags."""
+  """List the validation metrics of training: METRIC, or METRIC/LEVEL for each level.
+
+  Args:
+    heads: exclusive levels that have a head.
+    tags: tag levels.
+  """
   names = ['loss']
   for metric in of_kind('exclusive') if heads else ():
     if metric.is_logged and metric.name != 'loss':

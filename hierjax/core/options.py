@@ -95,7 +95,10 @@ class Option:
     return f'--config.{self.name}'
 
   def convert(self, value: object) -> object:
-    """Return a value of the option's type, or text, in the option's type.
+    """Return a value in the option's type.
+
+    Args:
+      value: of the type, or text.
 
     Raises:
       UserError: the text does not fit the type.
@@ -132,6 +135,9 @@ class Option:
 
   def validate(self, value: object) -> None:
     """Check that the option can have a value.
+
+    Args:
+      value: of the option's type, or `None`.
 
     Raises:
       UserError: it cannot; the text names the range or the choices.

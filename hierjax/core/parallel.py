@@ -147,7 +147,11 @@ def _leave(text: str, code: int) -> None:
 
 
 def lost_text(silence: int | None = None) -> str:
-  """Explain that this process stops because another one is gone, silent for so many seconds."""
+  """Explain that this process stops because another one is gone.
+
+  Args:
+    silence: seconds after which a process counts as dead, if that is known.
+  """
   reason = ''
   if silence:
     reason = f' (for {silence} s, --peer_timeout, or its connection was closed)'
@@ -165,6 +169,9 @@ def is_lost_process(error: BaseException) -> bool:
 
 def explain(error: BaseException) -> int:
   """Print why this process stops; another one's death has no traceback that is worth reading.
+
+  Args:
+    error: what was raised.
 
   Returns:
     The exit status.
@@ -213,6 +220,9 @@ def first() -> bool:
 
 def exchange(value: Any) -> list:
   """Gather a value of every process on every process. All must call it at the same place.
+
+  Args:
+    value: what JSON can hold.
 
   Returns:
     The values in the order of the processes.
@@ -322,13 +332,21 @@ def put_replicated(tree: Any, m: Mesh) -> Any:
   """Put the same host values of every process into replicated arrays.
 
   They are copied, so that donating them later leaves the caller's values alone.
+
+  Args:
+    tree: of arrays.
+    m: the devices.
   """
   sharding = replicated(m)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.array(x)), tree)
 
 
 def gather(tree: Any) -> Any:
-  """Gather global arrays, split over processes, as numpy on every process."""
+  """Gather global arrays, split over processes, as numpy on every process.
+
+  Args:
+    tree: of arrays.
+  """
   if jax.process_count() > 1:
     tree = multihost_utils.process_allgather(tree, tiled=True)
   return jax.tree.map(np.asarray, tree)

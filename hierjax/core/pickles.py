@@ -61,7 +61,11 @@ _CHECKS = {
 
 
 class _Operations(dict):
-  """The allowed operations by code; an unpickler asks for each as it comes to it."""
+  """The allowed operations by code; an unpickler asks for each as it comes to it.
+
+  Args:
+    refuse: is called with the name of another one.
+  """
 
   def __init__(self, refuse: Callable[[str], None]):
     self.refuse, self.count = refuse, 0
@@ -127,7 +131,11 @@ class Unpickler(pickle._Unpickler):
     raise NotImplementedError
 
   def find_class(self, module: str, name: str) -> Any:
-    """Return the replacement of a name; called by `load`."""
+    """Return the replacement of a name; called by `load`.
+
+    Args:
+      module, name: what the pickle asks for.
+    """
     name = f'{module}.{name}'
     if name not in self.names:
       short = name if len(name) <= 80 else name[:77] + '...'

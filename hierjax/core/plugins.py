@@ -52,6 +52,10 @@ def require(names: Sequence[str], workdir: str | os.PathLike) -> None:
   Those are the plugins imported in this process, and the files that `remember` has noted and that
   have not changed since.
 
+  Args:
+    names: the plugins in the config.json of the run.
+    workdir: folder of the run.
+
   Raises:
     UserError: one of them is not chosen, or raises an error when it is imported.
   """
@@ -75,6 +79,9 @@ def remember(names: Sequence[str]) -> None:
 
   A module inside a package is not noted, since importing it runs other files too. Nothing is noted
   where the file in the user's home cannot be written.
+
+  Args:
+    names: plugins that have been imported.
   """
   digests = _remembered()
   selected = {str(path): _digest(path) for name in names if (path := _origin(name))}

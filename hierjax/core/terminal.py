@@ -41,7 +41,11 @@ def _styled(line, stream):
 
 
 def say(text: object) -> None:
-  """Print a line on stderr; where that is closed, or its terminal is, the line is lost."""
+  """Print a line on stderr; where that is closed, or its terminal is, the line is lost.
+
+  Args:
+    text: see `printable`.
+  """
   line = _styled(printable(str(text)), sys.stderr)
   _write(f'{ERASE if is_terminal(sys.stderr) else ""}{line}\n')
 
@@ -59,7 +63,11 @@ def show(text: str) -> None:
 
 
 class Progress:
-  """Says on stderr how far long work is, and how fast: a bar on a terminal, lines in a log."""
+  """Says on stderr how far long work is, and how fast: a bar on a terminal, lines in a log.
+
+  Args:
+    unit: what is counted.
+  """
 
   def __init__(self, unit: str = 'images'):
     self._unit, self._start = unit, time.monotonic()

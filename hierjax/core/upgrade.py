@@ -18,6 +18,9 @@ _TEXT_LISTS = ('data.multi', 'model.levels', 'loss.siblings', 'loss.terms', 'mod
 def upgraded(tree: Mapping) -> dict:
   """Return the tree of a config.json in the form of `VERSION`, without the version number.
 
+  Args:
+    tree: as it was written.
+
   Raises:
     UserError: the tree was written by a later version.
   """

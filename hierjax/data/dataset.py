@@ -95,7 +95,12 @@ def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -
 
 
 def select(reader: Reader, index: np.ndarray) -> Reader:
-  """Return a reader of some of another's examples; file readers drop the others' names."""
+  """Return a reader of some of another's examples; file readers drop the others' names.
+
+  Args:
+    reader: the other one.
+    index: int [n], numbers of its examples.
+  """
   if hasattr(reader, 'select'):
     return reader.select(index)
   return functools.partial(_read_selected, reader=reader, index=index)

@@ -84,7 +84,11 @@ class Findings:
     raise UserError(f'{where}: {text}')
 
   def caught(self, error: UserError) -> None:
-    """Gather an error that has ended a reader, unless `fatal` has done so."""
+    """Gather an error that has ended a reader, unless `fatal` has done so.
+
+    Args:
+      error: 'WHERE: TEXT'.
+    """
     if str(error) in map(str, self._findings.values()):
       return
     where, colon, text = str(error).partition(': ')

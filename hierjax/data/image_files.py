@@ -83,12 +83,21 @@ class LimitedReader:
     return part
 
   def select(self, index: np.ndarray) -> 'LimitedReader':
-    """Return a reader of the examples with these numbers."""
+    """Return a reader of the examples with these numbers.
+
+    Args:
+      index: int [n].
+    """
     return dataclasses.replace(self, reader=select(self.reader, index))
 
 
 def with_limits(reader: Reader, options: ConfigDict) -> Reader:
-  """Return a reader that keeps `data.max_bytes`, `data.max_pixels` and `data.deep_range`."""
+  """Return a reader that keeps `data.max_bytes`, `data.max_pixels` and `data.deep_range`.
+
+  Args:
+    reader: of a table.
+    options: `config.data`.
+  """
   if isinstance(reader, FileReader):
     reader = dataclasses.replace(reader, max_bytes=options.max_bytes)
   how = decoding.Decoding(options.max_pixels, options.deep_range)
@@ -122,7 +131,11 @@ class FileReader:
     return decoding.Part(data, self.boxes and self.boxes[i], self.banner)
 
   def select(self, index: np.ndarray) -> 'FileReader':
-    """Return a reader of the files with these numbers."""
+    """Return a reader of the files with these numbers.
+
+    Args:
+      index: int [n].
+    """
     files = [self.files[i] for i in index]
     boxes = self.boxes and [self.boxes[i] for i in index]
     return dataclasses.replace(self, files=files, boxes=boxes)

@@ -75,7 +75,12 @@ class View:
     transforms.view(image, self.size, self.views, self.resize, out)
 
   def batch(self, pairs: Sequence[tuple[str, Image]], rows: int) -> Batch:
-    """Read images, (name, image) each, into a batch with so many rows."""
+    """Read images.
+
+    Args:
+      pairs: (name, image) of each.
+      rows: of the batch, B.
+    """
     views = () if self.views == 1 else (self.views,)
     pixels = np.zeros((rows, *views, self.size, self.size, 3), np.uint8)
     errors = [''] * len(pairs)
@@ -125,6 +130,9 @@ def batches(
 
 def named(images: Iterable[Image] | Image) -> Iterator[tuple[str, Image]]:
   """Name images, taking one after the other.
+
+  Args:
+    images: see `batches`.
 
   Yields:
     Its path or 'image NUMBER', and the image. Nothing for an empty list.

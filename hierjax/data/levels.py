@@ -27,6 +27,10 @@ def restrict(dataset: Dataset, m: ConfigDict) -> Restricted:
 
   Without a head for the finest exclusive level, the taxonomy ends at the finest level with one.
 
+  Args:
+    dataset: the data with all their levels.
+    m: `config.model`.
+
   Returns:
     The data and the levels with a head.
 

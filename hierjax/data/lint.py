@@ -49,7 +49,11 @@ class Report:
     return {s: sum(p.severity == s for p in self.problems) for s in SEVERITIES}
 
   def text(self, limit: int = 20) -> str:
-    """Write the headlines, the findings, `limit` of a kind at most, and counts."""
+    """Write the headlines, the findings by severity and kind, and counts.
+
+    Args:
+      limit: the most findings of a kind.
+    """
     lines, groups = list(self.headlines), defaultdict(list)
     for p in sorted(self.problems, key=lambda p: SEVERITIES.index(p.severity)):
       groups[p.severity, p.kind].append(p)
@@ -269,7 +273,12 @@ class Inspection(NamedTuple):
 
 
 def inspect(reader: Reader, i: int) -> Inspection:
-  """Read an image and decode all of it, as a header may be sound and the rest cut off."""
+  """Read an image and decode all of it, as a header may be sound and the rest cut off.
+
+  Args:
+    reader: of the examples.
+    i: number of the example.
+  """
   try:
     data = reader(i)
   except OSError as error:

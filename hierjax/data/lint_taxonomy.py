@@ -176,13 +176,23 @@ def row_words(row: int) -> str:
 
 
 def listed(names: Sequence[str], limit: int = 20) -> str:
-  """Join names by commas."""
+  """Join names by commas.
+
+  Args:
+    names: of classes.
+    limit: the most names.
+  """
   more = f' and {len(names) - limit} more' if len(names) > limit else ''
   return ', '.join(names[:limit]) + more
 
 
 def plural(level: str, n: int = 2) -> str:
-  """Return the English plural of a level's name."""
+  """Return the English plural of a level's name.
+
+  Args:
+    level: the name.
+    n: the number of classes.
+  """
   if n == 1 or (level.endswith('s') and not level.endswith('ss')):
     return level
   if level.endswith('y') and level[-2:-1] not in 'aeiou':

@@ -51,6 +51,9 @@ class _Budget:
 def read(path: str | os.PathLike) -> dict:
   """Read the variables of a file.
 
+  Args:
+    path: a MATLAB 5 file.
+
   Returns:
     {name: value}: a cell array is a list, a struct array a list of dicts (both flattened), text a
     str, a number a number, several numbers an array [n]; None for anything else.

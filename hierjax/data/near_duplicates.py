@@ -15,6 +15,9 @@ def near_duplicates(names: Sequence[str]) -> list[tuple[str, str, str]]:
   They differ in case, accents, spaces and punctuation only; or by one slip in one word of at least
   five letters and no digit (two slips from ten letters on; words over `MAX_WORD` are left out).
 
+  Args:
+    names: of one level.
+
   Returns:
     [(name, other name, what sets them apart)].
   """
@@ -67,7 +70,11 @@ def _deletions(word, n):
 
 
 def edit_distance(a: str, b: str) -> int:
-  """Count insertions, deletions, substitutions and swaps (optimal string alignment)."""
+  """Count the insertions, deletions, substitutions and swaps of neighbours between two words.
+
+  Args:
+    a, b: the words; their distance is that of optimal string alignment.
+  """
   before, row = [], list(range(len(b) + 1))
   for i, x in enumerate(a, 1):
     older, before, row = before, row, [i]

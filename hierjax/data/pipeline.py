@@ -156,7 +156,14 @@ def class_weights(labels: np.ndarray, classes: int = 0) -> np.ndarray:
 
 
 def sample_weights(labels: np.ndarray) -> np.ndarray:
-  """Give each class, and in it each example, the same probability; label -1 has the mean weight."""
+  """Give each class, and in it each example, the same probability.
+
+  Args:
+    labels: int [N], -1 unknown.
+
+  Returns:
+    float64 [N] that sum to 1; label -1 has the mean weight of the others.
+  """
   weights = np.ones(len(labels))
   is_labelled = labels >= 0
   weights[is_labelled] = class_weights(labels)[labels[is_labelled]]

@@ -107,6 +107,10 @@ def make_splits(
 def read_table(options: ConfigDict, findings: Findings) -> Table:
   """Read the examples of all splits, as they are, of a data set.
 
+  Args:
+    options: `config.data`.
+    findings: raises or gathers what is wrong.
+
   Raises:
     UserError: see `load`.
   """
@@ -162,7 +166,12 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
 
 
 def taxonomy_file(options: ConfigDict, root: pathlib.Path | None) -> pathlib.Path | None:
-  """Find the file with the taxonomy: that of `config.data`, else taxonomy.csv in the root."""
+  """Find the file with the taxonomy, if there is one.
+
+  Args:
+    options: `config.data`, whose taxonomy comes first.
+    root: the folder that may hold taxonomy.csv, or a file in it.
+  """
   if options.taxonomy:
     return pathlib.Path(options.taxonomy).expanduser()
   path = (root.parent if root.is_file() else root) / 'taxonomy.csv' if root else None

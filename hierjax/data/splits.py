@@ -315,6 +315,10 @@ def hold_out(options: ConfigDict, data: Dataset) -> Dataset:
   The images of these classes move from each split to the split SPLIT_novel, with the labels of
   their path that are left.
 
+  Args:
+    options: `config.data`.
+    data: all splits.
+
   Raises:
     UserError: see `held_out`; or there are tag levels, or a split is called SPLIT_novel.
   """
@@ -358,7 +362,12 @@ def hold_out(options: ConfigDict, data: Dataset) -> Dataset:
 
 
 def reduce_splits(options: ConfigDict, data: Dataset) -> Dataset:
-  """Apply `data.limit` to every split; `train_limit`, `unlabelled` and `partial` to training."""
+  """Apply `data.limit` to every split; `train_limit`, `unlabelled` and `partial` to training.
+
+  Args:
+    options: `config.data`.
+    data: all splits.
+  """
   splits, notes = dict(data.splits), list(data.notes)
   limits = [('limit', name) for name in splits] + [('train_limit', options.train)]
   for option, name in limits:

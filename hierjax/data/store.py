@@ -77,6 +77,10 @@ def open_store(path: pathlib.Path, max_bytes: int) -> Store:
 
   The copy's folder appears whole or not at all.
 
+  Args:
+    path: the Parquet file.
+    max_bytes: the most bytes of an image.
+
   Raises:
     UserError: the file is damaged, unpacks to too much or holds no images, or the cache cannot be
       written.

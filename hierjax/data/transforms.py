@@ -73,7 +73,11 @@ class Augment(NamedTuple):
 
   @classmethod
   def from_options(cls, options: Any) -> 'Augment':
-    """Make it from `config.data.augment`; None gives the defaults."""
+    """Make it from `config.data.augment`.
+
+    Args:
+      options: a ConfigDict or dict; None gives the defaults.
+    """
     if options is None or isinstance(options, cls):
       return options or cls()
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})

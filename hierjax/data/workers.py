@@ -36,7 +36,11 @@ def signals_blocked() -> Iterator[None]:
 
 
 def start(index: int = 0, count: int = 1) -> None:
-  """Keep OpenCV to one thread, and end with the parent, however it ends: a worker's first call."""
+  """Keep OpenCV to one thread, and end with the parent, however it ends: a worker's first call.
+
+  Args:
+    index, count: of the worker, as Grain passes them.
+  """
   cv2.setNumThreads(1)
   parent = multiprocessing.parent_process()
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -11,6 +11,9 @@ from hierjax.models import classifier, counts, heads, registry
 def describe(c: ConfigDict) -> dict:
   """Count the parameters and multiply-accumulates of the model of a configuration.
 
+  Args:
+    c: the configuration; its data need a taxonomy only.
+
   Returns:
     'params', 'trunk_params' (those of the backbone), 'macs' and 'thop_macs' (as thop counts) for an
     image of data.size, and 'heads' {level or 'shared': parameters}.

@@ -116,14 +116,23 @@ def _with_full_batches(base: ConfigDict, run: setup.Setup) -> ConfigDict:
 
 
 class EmbeddingHook(Hook):
-  """Writes what the report draws of prototype heads at the first evaluation of a run."""
+  """Writes what the report draws of prototype heads at the first evaluation of a run.
+
+  Args:
+    workdir: the folder of the run.
+  """
 
   def __init__(self, workdir: pathlib.Path):
     self._path = workdir / 'embedding_first.npz'
     self._is_written = parallel.exchange(self._path.exists())[0]
 
   def after_validation(self, loop: Loop, values: Mapping[str, float]) -> None:
-    """Write the file, unless it exists."""
+    """Write the file, unless it exists.
+
+    Args:
+      loop: the training loop.
+      values: the metrics.
+    """
     if not self._is_written:
       variables = eval_variables(loop.state)
       _write_embedding(self._path, loop, loop.eval_step, variables)
@@ -241,6 +250,9 @@ def finish(loop: Loop, workdir: pathlib.Path) -> dict:
 
 def baseline_config(c: ConfigDict) -> ConfigDict:
   """Configure a run without the hierarchy: one linear head on the finest level.
+
+  Args:
+    c: the config of the run to compare with.
 
   Returns:
     A copy with plain cross-entropy, without phases, terms and balancer.

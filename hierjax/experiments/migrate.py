@@ -160,7 +160,12 @@ def _joined(taxonomy: Taxonomy, level: str, classes: Sequence[int]) -> str:
 
 
 def describe(changes: Mapping[str, Mapping[str, Sequence[str]]], limit: int = 10) -> str:
-  """Return changes as lines of text."""
+  """Return changes as lines of text.
+
+  Args:
+    changes: as `class_changes` returns them.
+    limit: classes in a line at most.
+  """
   lines = []
   for level, kinds in changes.items():
     of_level = []

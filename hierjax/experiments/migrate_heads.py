@@ -97,7 +97,12 @@ def siblings(
 
 
 def carry_over(head: Mapping, plan: Plan) -> dict:
-  """Return the parameters of a level's head with the rows of a plan."""
+  """Return the parameters of a level's head with the rows of a plan.
+
+  Args:
+    head: the old parameters.
+    plan: of the rows.
+  """
   if 'output' in head:
     return {**head, 'output': carry_over(head['output'], plan)}
   result = {}

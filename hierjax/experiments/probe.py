@@ -241,7 +241,12 @@ def _setting(setting: Setting, levels: Sequence[str]) -> dict:
 
 
 def table(result: Mapping, limit: int = 12) -> str:
-  """Return what probe.json holds as a table for people, with `limit` settings at most."""
+  """Return what probe.json holds as a table for people, with its first settings.
+
+  Args:
+    result: its content.
+    limit: settings to list.
+  """
   settings = result['settings']
   lines = ['mean accuracy in cross-validation on the training part, (deviation)', ' ' * 36]
   lines[1] += ''.join(f'{name:>18}' for name in settings[0]['mean'])

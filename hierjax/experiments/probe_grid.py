@@ -56,6 +56,10 @@ class Recipe(NamedTuple):
 def recipes(c: ConfigDict, taxonomy: Taxonomy) -> dict[str, list[Recipe]]:
   """List the heads and losses of the grid by their form, the flat head first.
 
+  Args:
+    c: the config, of which `probe` is read.
+    taxonomy: of the exclusive levels.
+
   Raises:
     UserError: probe.forms names another form, or there are no decays.
   """
@@ -202,6 +206,9 @@ def choose(settings: Sequence[Setting]) -> Setting:
 
   The best of a hundred settings looks better than it is. So it must beat the flat head on held-out
   examples by more than the folds vary: a one-sided t test of their differences at 5%.
+
+  Args:
+    settings: all, the best first.
   """
   best = settings[0]
   flat = next(setting for setting in settings if setting.recipe.name == 'flat')

@@ -64,7 +64,11 @@ def _changes(workdir, setup, record):
 
 
 def describe(result: dict) -> str:
-  """Describe in a line what `restart` did."""
+  """Describe in a line what `restart` did.
+
+  Args:
+    result: what it returned.
+  """
   return (
     f'goes on from step {result["step"]}, the {result["checkpoint"]} checkpoint, with other '
     f'options ({"; ".join(result["changed"])}): not what a run with these options from the start '

@@ -40,6 +40,9 @@ class RunLock(Hook):
 
   Of several processes of a run the first one has the lock.
 
+  Args:
+    workdir: the folder.
+
   Attributes:
     notes: what the user should know: that the last writer has died.
 

@@ -178,7 +178,12 @@ class Runner:
     return False
 
   def make(self, row: Row, seed: int) -> None:
-    """Train a row, or continue it, or evaluate the runs of others with its options."""
+    """Train a row, or continue it, or evaluate the runs of others with its options.
+
+    Args:
+      row: the row.
+      seed: of the run.
+    """
     folder, c = self.folder(row, seed), self._config(row, seed)
     if row.evaluates:
       self._evaluate_others(row, seed)

@@ -119,7 +119,12 @@ class Column:
     return f'{self.decision}:{f"{self.level}.{self.metric}".strip(".")}'
 
   def text(self, value: float | None, deviation: float | None = None) -> str:
-    """Return a figure as it is shown: a share in per cent, a count in full; '' for None."""
+    """Return a figure as it is shown: a share in per cent, a count in full; '' for None.
+
+    Args:
+      value: the figure.
+      deviation: its deviation over the seeds.
+    """
     if value is None:
       return ''
     if self.is_count:
@@ -163,6 +168,10 @@ def of_sweep(namespace: Mapping) -> dict[str, Callable]:
 
 def load(namespace: Mapping, argument: str = '') -> tuple[Table, dict[str, ConfigDict]]:
   """Return the table of a config file, and the config of every row.
+
+  Args:
+    namespace: names of the file: get_config and get_table.
+    argument: argument of get_table, '' for none.
 
   Raises:
     UserError: the table or a config does not add up.

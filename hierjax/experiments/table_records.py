@@ -39,13 +39,22 @@ class Record:
 
 
 def columns_of(runner: Runner) -> list[Column]:
-  """Return the columns of our figures, each once."""
+  """Return the columns of our figures, each once.
+
+  Args:
+    runner: of the table.
+  """
   expanded = [expand(text, runner.levels) for text in runner.table.columns]
   return list({c.key: c for columns in expanded for c in columns}.values())
 
 
 def records_of(runner: Runner, columns: Sequence[Column]) -> list[Record]:
-  """Return the figures of the rows that were asked for, and of others that have finished."""
+  """Return the figures of the rows that were asked for, and of others that have finished.
+
+  Args:
+    runner: of the table.
+    columns: of our figures.
+  """
   records = {}
   for row in runner.table.rows:
     if row in runner.rows or runner.results(row):

@@ -31,7 +31,11 @@ DATA_OPTIONS = ('data.root', 'data.source', 'data.taxonomy')
 
 
 def write(runner: Runner) -> pathlib.Path:
-  """Write WORKDIR/table.md, table.csv, results.csv and table.html and return the last's path."""
+  """Write WORKDIR/table.md, table.csv, results.csv and table.html and return the last's path.
+
+  Args:
+    runner: of the table.
+  """
   view = View(runner)
   files.write(runner.workdir / 'table.md', view.markdown())
   files.write(runner.workdir / 'table.csv', view.csv())
@@ -40,7 +44,12 @@ def write(runner: Runner) -> pathlib.Path:
 
 
 def figure(value: float | None, digits: int = 1) -> str:
-  """Return a published figure as it is shown: a share in per cent, a count in full; '' for None."""
+  """Return a published figure as it is shown: a share in per cent, a count in full; '' for None.
+
+  Args:
+    value: the figure.
+    digits: decimals of a percentage.
+  """
   if value is None:
     return ''
   return count(value) if isinstance(value, int) else f'{100 * value:.{digits}f}'

@@ -9,7 +9,11 @@ from hierjax.report.templates import render
 
 
 def lines(workdir: str | pathlib.Path) -> list[str]:
-  """Sum up an evaluated run: scores, whether the hierarchy helped, and what to do next."""
+  """Sum up an evaluated run: scores, whether the hierarchy helped, and what to do next.
+
+  Args:
+    workdir: folder of the run.
+  """
   run = runs.read(workdir)
   tags = (run.evaluation or {}).get('multi') or {}
   values = answers.numbers(run) | {'workdir': workdir, 'folder': shlex.quote(str(workdir))}

@@ -38,7 +38,11 @@ def is_mentioning(text: str, term: str) -> bool:
 
 
 def plain(value: Any) -> Any:
-  """Turn numbers of a report into what JSON has: named tuples into objects, NaN into None."""
+  """Turn numbers of a report into what JSON has: named tuples into objects, NaN into None.
+
+  Args:
+    value: of named tuples, mappings, sequences, arrays, numbers and text.
+  """
   if hasattr(value, '_asdict'):
     value = value._asdict()
   if isinstance(value, Mapping):

@@ -28,7 +28,13 @@ class Part(NamedTuple):
 
 
 def write(workdir: str | os.PathLike) -> pathlib.Path:
-  """Write report.html, report.json and predictions_SPLIT.csv into a run's folder; return the page.
+  """Write report.html, report.json and predictions_SPLIT.csv from the files in a run's folder.
+
+  Args:
+    workdir: the folder.
+
+  Returns:
+    The path of report.html.
 
   Raises:
     UserError: the folder is not that of a run.

@@ -9,6 +9,10 @@ from hierjax.report.runs import Run
 def table(run: Run, split: str) -> str:
   """Return predictions_SPLIT.npz as CSV, a line an image; docs/report.md has the columns.
 
+  Args:
+    run: the run.
+    split: the split.
+
   Returns:
     The table; '' without predictions of this taxonomy.
   """

@@ -117,6 +117,9 @@ class Run:
   def predictions(self, split: str) -> dict[str, np.ndarray] | None:
     """Read predictions_SPLIT.npz.
 
+    Args:
+      split: name of the split.
+
     Returns:
       files [N]; labels, pred_DECISION and prob_DECISION [N, L]; top_K and top_prob_K [N, 5] of the
       head of column K; of tag levels multi_labels, multi_prob and multi_pred [N, M]. None where

@@ -53,7 +53,11 @@ LAYOUTS = {
 
 
 def recognise(root: pathlib.Path) -> str | None:
-  """Name the layout whose mark is in a folder."""
+  """Name the layout that a folder has.
+
+  Args:
+    root: the folder; one of the layout's marks is in it.
+  """
   for name, (_, marks) in LAYOUTS.items():
     if any((root / mark).exists() for mark in marks):
       return name

@@ -13,7 +13,12 @@ BANNER = 20  # rows of pixels with the photographer's name
 
 
 def read(root: pathlib.Path, crop: bool) -> Layout:
-  """Read FGVC-Aircraft below a folder, with boxes to crop by."""
+  """Read FGVC-Aircraft.
+
+  Args:
+    root: the folder.
+    crop: whether the boxes are read too.
+  """
   base = find(root, *MARKS).parent
   folder = find(base, 'images').relative_to(root).as_posix()
   corners = ('image', 'xmin', 'ymin', 'xmax', 'ymax')

@@ -49,7 +49,11 @@ NO_TYPE = {
 
 
 def car(model: str) -> tuple[str, str, str]:
-  """Split the name of a class, such as 'Audi TTS Coupe 2012', into make, type and model."""
+  """Split the name of a class into make, type and model.
+
+  Args:
+    model: such as 'Audi TTS Coupe 2012'.
+  """
   make = next((m for m in TWO_WORDS if model.startswith(f'{m} ')), model.split(' ')[0])
   name = re.sub(r' \d{4}$', '', model)
   words = name.split()
@@ -64,7 +68,12 @@ def car(model: str) -> tuple[str, str, str]:
 
 
 def read(root: pathlib.Path, crop: bool) -> Layout:
-  """Read Stanford Cars below a folder, with boxes to crop by."""
+  """Read Stanford Cars.
+
+  Args:
+    root: the folder.
+    crop: whether the boxes are read too.
+  """
   mark = find(root, *MARKS, 'car_data/train', 'train')
   read_layout = _read_folders if mark.name == 'train' else _read_devkit
   return read_layout(root, mark.parent, crop)

@@ -61,7 +61,12 @@ def _read_pixels(i, *, pixels, places):
 
 
 def read(root: pathlib.Path, crop: bool) -> Layout:
-  """Read CIFAR-100 below a folder; it has no boxes to crop by."""
+  """Read CIFAR-100.
+
+  Args:
+    root: the folder.
+    crop: whether the boxes are read too.
+  """
   base = find(root, *MARKS, 'meta').parent
   names = _unpickle(base / 'meta', *(f'{level}_label_names' for level in LEVELS))
   if not all(isinstance(column, list) for column in names):

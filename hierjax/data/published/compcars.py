@@ -10,7 +10,12 @@ MARKS = ('misc/make_model_name.mat', 'data/misc/make_model_name.mat')
 
 
 def read(root: pathlib.Path, crop: bool) -> Layout:
-  """Read CompCars; every folder is a class, whether or not a list has it."""
+  """Read CompCars; every folder is a class, whether or not a list has it.
+
+  Args:
+    root: the folder.
+    crop: whether the boxes are read too.
+  """
   mat = find(root, *MARKS)
   base = mat.parent.parent
   image = find(base, 'image')

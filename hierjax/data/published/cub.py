@@ -16,7 +16,12 @@ BOXES = ('image_id', 'x', 'y', 'width', 'height')
 
 
 def read(root: pathlib.Path, crop: bool) -> Layout:
-  """Read CUB-200-2011 below a folder, with boxes to crop by."""
+  """Read CUB-200-2011.
+
+  Args:
+    root: the folder.
+    crop: whether the boxes are read too.
+  """
   base = find(root, *MARKS).parent
   columns = {**TABLES, **({'bounding_boxes': BOXES} if crop else {})}
   tables = {name: read_table(find(base, f'{name}.txt'), *c) for name, c in columns.items()}

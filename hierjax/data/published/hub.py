@@ -8,7 +8,13 @@ from hierjax.core.errors import UserError
 
 
 def download(name: str) -> pathlib.Path:
-  """Download the Parquet files and taxonomy.csv of 'OWNER/NAME[@REVISION]'; return the folder.
+  """Download the Parquet files and taxonomy.csv of a data set.
+
+  Args:
+    name: 'OWNER/NAME' or 'OWNER/NAME@REVISION'.
+
+  Returns:
+    The folder of the local copy.
 
   Raises:
     UserError: it could not be downloaded; says how to do it by hand.

@@ -62,6 +62,9 @@ class Layout:
     Case, spaces, punctuation, a leading number and the 's of an owner are ignored:
     '001.Black_footed_Albatross' is 'Black-footed Albatross'.
 
+    Args:
+      taxonomy: of exclusive levels.
+
     Returns:
       int32 [class, level of the taxonomy].
 
@@ -91,7 +94,12 @@ def _fold(name):
 
 
 def find(root: pathlib.Path, *places: str) -> pathlib.Path:
-  """Find the first of several places that exists; else a `UserError` lists the folder."""
+  """Find the first of several places that exists; else a `UserError` lists the folder.
+
+  Args:
+    root: the folder.
+    *places: paths below it.
+  """
   for place in places:
     if (root / place).exists():
       return root / place
@@ -173,14 +181,24 @@ def number(
 
 
 def corner_box(cells: list, where: str) -> Box:
-  """Make a box from its first and last pixel, counted from 1: left, top, right, bottom."""
+  """Make a box from the corners of its first and last pixel, counted from 1.
+
+  Args:
+    cells: left, top, right, bottom.
+    where: 'FILE:ROW', for errors.
+  """
   corners = [number(c, where, 'a corner of the box', kind=float) for c in cells]
   left, top, right, bottom = corners
   return check_box((left - 1, top - 1, right, bottom), where)
 
 
 def check_box(box: Box, where: str) -> Box:
-  """Return the box; a `UserError` if it is empty."""
+  """Return the box; a `UserError` if it is empty.
+
+  Args:
+    box: left, top, right, bottom.
+    where: 'FILE:ROW', for errors.
+  """
   if not (all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]):
     sides = ', '.join(f'{v:g}' for v in box)
     raise UserError(f'{where}: the box {sides} (left, top, right, bottom) is empty')
@@ -188,7 +206,12 @@ def check_box(box: Box, where: str) -> Box:
 
 
 def read_mat(path: pathlib.Path, field: str) -> list:
-  """Read a variable of a MATLAB 5 file: a list of dicts (structs) or of values (cells)."""
+  """Read a variable of a MATLAB 5 file: a list of dicts (structs) or of values (cells).
+
+  Args:
+    path: the file.
+    field: the name of the variable.
+  """
   try:
     variables = matfile.read(path)
   except OSError:

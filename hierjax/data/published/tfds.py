@@ -19,7 +19,12 @@ class _Opened(NamedTuple):
 
 
 def read(root: str, crop: bool) -> Layout:
-  """Read a data set `tfds:NAME[/CONFIG][:VERSION]`; it has no boxes to crop by."""
+  """Read a data set of TFDS.
+
+  Args:
+    root: `tfds:NAME[/CONFIG][:VERSION]`.
+    crop: not read; it has no boxes.
+  """
   name = str(root).removeprefix('tfds:')
   if not re.fullmatch(r'\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?', name):
     raise UserError(f'--config.data.root={root}: expected tfds:NAME[/CONFIG][:1.2.3]')

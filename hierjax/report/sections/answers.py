@@ -38,6 +38,9 @@ class Step(NamedTuple):
 def numbers(run: Run) -> dict:
   """Collect what the first screen shows; `page` writes it to report.json, too.
 
+  Args:
+    run: the run.
+
   Returns:
     'split', 'images', 'decision', 'levels' {level: top-1}, 'full_path' and its 'interval',
     'hierarchy' (a `verdict.Comparison` or why there is none), 'gain' of the joint decision over the
@@ -70,6 +73,9 @@ def weak_classes(run: Run) -> list[Weak]:
   By the upper end of Wilson's interval a class with one wrong image of two is not worse than one
   with thirty of forty.
 
+  Args:
+    run: with its exclusive levels only.
+
   Returns:
     Up to WEAK classes with mistakes, the worst first; [] without predictions.
   """
@@ -92,7 +98,12 @@ def weak_classes(run: Run) -> list[Weak]:
 
 
 def next_steps(run: Run, result: verdict.Comparison | str) -> list[Step]:
-  """Choose the commands that would tell or gain most."""
+  """Choose the commands that would tell or gain most.
+
+  Args:
+    run: the run.
+    result: its comparison with a baseline, or why there is none.
+  """
   folder, val = shlex.quote(str(run.path)), get(run.config, 'data.val', 'val')
   if not run.evaluation:
     return [Step('Evaluate it.', f'hierjax evaluate --workdir={folder} --split={val}')]

@@ -59,7 +59,12 @@ class Pair(NamedTuple):
 
 
 def pairs(run: Run, limit: int | None = None) -> list[Pair]:
-  """List the pairs of finest classes that cost most, with images of both; `limit` pairs at most."""
+  """List the pairs of finest classes that cost most, with images of both.
+
+  Args:
+    run: with predictions, and its exclusive levels only.
+    limit: pairs at most; None for all that are shown.
+  """
   table, prob = run.taxonomy, run.predicted['prob_joint'][:, -1]
   labels, pred = run.predicted['labels'][:, -1], run.predicted['pred_joint'][:, -1]
   out = []

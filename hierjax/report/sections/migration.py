@@ -74,7 +74,15 @@ def _render(run: Run) -> Markup:
 
 
 def summary(run: Run, migration: dict) -> list[str]:
-  """Summarize a run before training by its accuracies on all, on known and on new classes."""
+  """Summarize a migrated run before any training, a line a level.
+
+  Args:
+    run: the run before training.
+    migration: migration.json.
+
+  Returns:
+    Its accuracies on all, on known and on new classes.
+  """
   lines = []
   for level, classes in _histories(run, migration).items():
     parts = []

@@ -93,6 +93,9 @@ class Comparison(NamedTuple):
 def compare(run: Run) -> Comparison | str:
   """Compare a run that is evaluated with its baseline.
 
+  Args:
+    run: the run.
+
   Returns:
     The comparison; 'one head', 'no baseline' or 'not evaluated' where there is nothing to compare.
   """

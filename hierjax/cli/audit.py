@@ -11,11 +11,7 @@ CHANGEABLE = ('data.', 'eval.', 'probe.', 'plugins')
 
 
 def run(args: Arguments) -> int:
-  """Audit the data of a config, or of a trained run by the weights that it began with.
-
-  Args:
-    args: the arguments.
-  """
+  """Audit the data of a config, or of a trained run by the weights that it began with."""
   workdir, c = pathlib.Path(args.workdir or 'runs/audit'), None
   if (workdir / 'config.json').exists():
     c, workdir = runs.run_config(args, args.workdir, CHANGEABLE), workdir / 'audit'

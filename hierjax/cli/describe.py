@@ -6,10 +6,6 @@ from hierjax.experiments import describe
 
 
 def run(args: Arguments) -> int:
-  """Print the counts as JSON.
-
-  Args:
-    args: the arguments.
-  """
+  """Print the counts as JSON."""
   print(json_files.dump(describe.describe(args.config)))
   return 0

@@ -11,11 +11,7 @@ from hierjax.report import page
 
 
 def run(args: Arguments) -> int:
-  """Evaluate a split, write the report and print the metrics as JSON.
-
-  Args:
-    args: the arguments.
-  """
+  """Evaluate a split, write the report and print the metrics as JSON."""
   is_first, into = parallel.first(), None
   with run_lock.RunLock(args.workdir):
     trained = runs.load(args)

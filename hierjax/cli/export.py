@@ -7,11 +7,7 @@ from hierjax.export import artefact
 
 
 def run(args: Arguments) -> int:
-  """Write the artefact of a run, and say how it compares with the run.
-
-  Args:
-    args: the arguments.
-  """
+  """Write the artefact of a run, and say how it compares with the run."""
   verified = artefact.export(runs.load(args), args.output, terminal.say)['verified']
   terminal.say(
     f'{args.output}: answers as the run does on {verified["val"]} images of val and '

@@ -6,11 +6,7 @@ from hierjax.data import lint
 
 
 def run(args: Arguments) -> int:
-  """Print all problems of the data; the exit code is 1 where one is an error.
-
-  Args:
-    args: the arguments.
-  """
+  """Print all problems of the data; the exit code is 1 where one is an error."""
   config.validate(args.config)
   checked = lint.check(args.config.data, progress=terminal.Progress())
   terminal.show(checked.text())

@@ -12,11 +12,7 @@ CHANGEABLE = tuple(
 
 
 def run(args: Arguments) -> int:
-  """Make the new run and print what has changed.
-
-  Args:
-    args: the arguments.
-  """
+  """Make the new run and print what has changed."""
   source = args.flags['from']
   c = runs.run_config(args, source, CHANGEABLE)
   terminal.show(migrate.migrate(source, args.taxonomy, args.workdir, c, args.renames, args.shots))

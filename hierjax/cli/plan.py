@@ -12,11 +12,7 @@ from hierjax.train import chrono, setup
 
 
 def run(args: Arguments) -> int:
-  """Print what the data and the machine are, options with their reasons, and a forecast.
-
-  Args:
-    args: the arguments.
-  """
+  """Print what the data and the machine are, options with their reasons, and a forecast."""
   # the processor time of the imports: a clock would count what the program waited for others
   imports = time.process_time()
   data = plan.fingerprint(setup.build(args.config))

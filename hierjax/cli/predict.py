@@ -17,11 +17,7 @@ from hierjax.taxonomy import read_classes
 
 
 def run(args: Arguments) -> int:
-  """Predict all images, each as soon as it is there, and count those that cannot be read.
-
-  Args:
-    args: the arguments.
-  """
+  """Predict all images, each as soon as it is there, and count those that cannot be read."""
   # Imported only for runs, with jax, which exported models do without.
   runs = None if args.artefact else importlib.import_module('hierjax.cli.runs')
   c = runs.run_config(args, args.workdir) if runs else args.config

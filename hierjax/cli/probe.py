@@ -6,11 +6,7 @@ from hierjax.experiments import probe
 
 
 def run(args: Arguments) -> int:
-  """Choose and fit the heads, and print what was tried and how the choice does on val.
-
-  Args:
-    args: the arguments.
-  """
+  """Choose and fit the heads, and print what was tried and how the choice does on val."""
   c = args.config
   workdir = args.workdir or f'runs/{c.name or "run"}_probe'
   terminal.show(probe.table(probe.probe(c, workdir, terminal.say)))

@@ -9,11 +9,7 @@ from hierjax.report import page
 
 
 def run(args: Arguments) -> int:
-  """Evaluate what the report lacks, write it and print its path.
-
-  Args:
-    args: the arguments.
-  """
+  """Evaluate what the report lacks, write it and print its path."""
   c = runs.run_config(args, args.workdir)
   with run_lock.RunLock(args.workdir):
     try:

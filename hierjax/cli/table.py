@@ -10,11 +10,7 @@ from hierjax.experiments import runner, table, table_view
 
 
 def run(args: Arguments) -> int:
-  """Make all rows, print the table, and return the exit code.
-
-  Args:
-    args: the arguments.
-  """
+  """Make all rows, print the table, and return the exit code."""
   if args.config_file is None:
     raise UserError('hierjax table needs --config=FILE with a table')
   file, _, argument = args.config_file.partition(':')

@@ -24,11 +24,7 @@ class StepBar(Hook):
 
 
 def run(args: Arguments) -> int:
-  """Train, and print what came of it: lines for a person, or the metrics as JSON.
-
-  Args:
-    args: the arguments.
-  """
+  """Train, and print what came of it: lines for a person, or the metrics as JSON."""
   c = args.config
   workdir = args.workdir or f'runs/{c.name or "run"}'
   if not args.config_file and os.path.exists(os.path.join(workdir, 'config.json')):

@@ -68,7 +68,12 @@ def is_set(c: ConfigDict, path: str) -> bool:
 
 
 def assign(c: ConfigDict, path: str, value: object) -> None:
-  """Set the option at `path` of the config `c`; a text `value` is read as the command line does.
+  """Set an option; text is read as the command line reads it.
+
+  Args:
+    c: the config to change.
+    path: the option's name: 'loss.weights'.
+    value: a value of its type, or text: 'make=1,type=.5'.
 
   Raises:
     UserError: there is no such option, or the value does not fit.

@@ -109,9 +109,16 @@ def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_TEXT) -> bytes:
 
 
 def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT, errors: str = 'strict') -> str:
-  """Read a regular file of UTF-8 text at a path, without its byte order mark.
+  """Read a regular file of UTF-8 text, without its byte order mark.
 
-  More than `max_bytes` are refused; `errors` says what is done with other bytes (`bytes.decode`).
+  Args:
+    path: the file.
+    max_bytes: its greatest size.
+    errors: what is done with other bytes, as in `bytes.decode`.
+
+  Raises:
+    OSError: see `open_regular`.
+    UserError: the file is not UTF-8 text.
   """
   try:
     return read_bytes(path, max_bytes).decode('utf-8-sig', errors)
@@ -120,7 +127,17 @@ def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT, errors: str = 
 
 
 def of_split(folder: pathlib.Path, kind: str, split: str, ending: str) -> pathlib.Path:
-  """Return the path in a folder of the file of a kind and a split with an ending: eval_val.json."""
+  """Return the path of a file that is called like a split.
+
+  Args:
+    folder: of the run.
+    kind: what the file holds: 'eval'.
+    split: name of the split; it is checked by `check_name`.
+    ending: 'json' or 'npz'.
+
+  Raises:
+    UserError: the split cannot be part of the name of a file.
+  """
   check_name(split, f'the split {split[:80]!r}')
   return folder / f'{kind}_{split}.{ending}'
 

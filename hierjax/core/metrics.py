@@ -96,7 +96,13 @@ def is_finite(value: object) -> bool:
 
 
 def number(value: float | None, percent: bool = True, digits: int = 1) -> str:
-  """Format a value, a share in percent with so many digits, or a distance; a dash for none."""
+  """Format a share or a distance; a dash for none.
+
+  Args:
+    value: the number.
+    percent: whether it is a share, shown as a percentage; a distance has two decimals.
+    digits: decimals of the percentage.
+  """
   if not is_finite(value):
     return '–'
   return f'{100 * value:.{digits}f}%' if percent else f'{value:.2f}'

@@ -13,7 +13,11 @@ Entry = TypeVar('Entry')
 
 
 class Registry(UserDict[str, Entry]):
-  """A mapping of names to entries of a kind: a name is taken once, a wrong one gets the choices."""
+  """A mapping from names to entries: a name is taken once, a wrong one is told the choices.
+
+  Args:
+    kind: what an entry is, in errors: 'backbone'.
+  """
 
   def __init__(self, kind: str):
     super().__init__()

@@ -77,7 +77,13 @@ class Table:
 
 
 def subset(examples: Examples | Table, index: Sequence[int], name: str | None = None) -> Examples:
-  """Select the examples, of a split or a table, with the numbers `index`, as a split `name`."""
+  """Select examples.
+
+  Args:
+    examples: a split, or a reader's table.
+    index: [n] numbers of the examples.
+    name: that of the result; by default the same.
+  """
   index = np.asarray(index, int)
   return Examples(
     examples.name if name is None else name,
@@ -89,7 +95,13 @@ def subset(examples: Examples | Table, index: Sequence[int], name: str | None = 
 
 
 def with_features(examples: Examples, features: np.ndarray, index: np.ndarray) -> Examples:
-  """Select examples, int `index` [n], and replace their images by features float [n, d]."""
+  """Select examples and replace their images by cached features.
+
+  Args:
+    examples: a split.
+    features: float [n, d].
+    index: int [n], numbers of the examples.
+  """
   reader = np.asarray(features, np.float32).__getitem__
   return dataclasses.replace(subset(examples, index), reader=reader)
 

@@ -55,8 +55,7 @@ DEFAULT = Decoding()
 class Part(bytes):
   """An encoded picture of which only a part is shown, or that is decoded as options say.
 
-  Args:
-    data: the encoded picture.
+  Attributes:
     box: (left, top, right, bottom) in pixels of the upright picture, right and bottom excluded, as
       far as it lies inside; None for all of it.
     banner: rows at the lower edge that are never shown.

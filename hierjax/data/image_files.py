@@ -23,9 +23,12 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, as in decod
 
 
 def note_deep(table: Table, deep_range: tuple | None, findings: Findings) -> None:
-  """Note in `findings` how much is used of images of a table with more than 8 bits.
+  """Note of a few images that have more than 8 bits how much of them is used.
 
-  A few images are looked at, none where `deep_range` scales them.
+  Args:
+    table: the examples.
+    deep_range: `config.data.deep_range`.
+    findings: receives the note.
   """
   n = len(table.files)
   index = sorted({k * (n - 1) // (SAMPLES - 1) for k in range(SAMPLES)}) if n else []
@@ -46,7 +49,13 @@ def note_deep(table: Table, deep_range: tuple | None, findings: Findings) -> Non
 
 
 def note_links(root: str | os.PathLike, names: Iterable[str], findings: Findings) -> None:
-  """Note in `findings` which links, `names` below a root, lead out of it; they are followed."""
+  """Note which links lead out of a data set's folder; they are followed.
+
+  Args:
+    root: the folder.
+    names: links below it.
+    findings: receives the note.
+  """
   folder, strayed = os.path.realpath(root), []
   for name in names:
     target = os.path.realpath(os.path.join(root, name))
@@ -142,9 +151,12 @@ class FileReader:
 
 
 def check_path(file: str, where: str, findings: Findings) -> str | None:
-  """Normalise the path of an image file below a data set's folder, with forward slashes.
+  """Normalise the path of an image below the data set's folder, with forward slashes.
 
-  If it is empty or leaves the folder, `findings` get an error at `where`, and it is None.
+  Args:
+    file: the path as the data name it.
+    where: the 'FILE:ROW' that names it.
+    findings: receives an error if the path is empty or leaves the folder; then it is None.
   """
   path = posixpath.normpath(file.replace('\\', '/'))
   if not file:

@@ -45,9 +45,12 @@ class Origin:
 
 
 def check(taxonomy: Taxonomy, origin: Origin, findings: Findings) -> tuple[dict, list[str]]:
-  """Check structure and names of an exclusive taxonomy, made of the rows of `origin`.
+  """Check the structure and the names of a taxonomy.
 
-  The `findings` receive what is wrong.
+  Args:
+    taxonomy: of exclusive levels.
+    origin: the rows that it is made of.
+    findings: receives the findings.
 
   Returns:
     A summary that fits into JSON, and lines for people.

@@ -149,7 +149,15 @@ def _order(examples, seed, balance):
 
 
 def class_weights(labels: np.ndarray, classes: int = 0) -> np.ndarray:
-  """Weigh classes by inverse frequency, with mean 1 over the labelled examples; 0 without one."""
+  """Weigh classes by inverse frequency, with mean 1 over the labelled examples.
+
+  Args:
+    labels: int [N], -1 unknown.
+    classes: number of classes, where the last ones have no example.
+
+  Returns:
+    float32 [C], 0 for a class without an example.
+  """
   counts = np.bincount(labels[labels >= 0], minlength=classes)
   mean = counts.sum() / (max((counts > 0).sum(), 1) * np.maximum(counts, 1))
   return np.where(counts > 0, mean, 0).astype(np.float32)

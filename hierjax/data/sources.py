@@ -52,10 +52,12 @@ MAX_CLASSES = 1_000_000  # of a level of root 'classes:'
 def load(
   options: ConfigDict, findings: Findings | None = None, record: splits.Earlier | None = None
 ) -> Dataset:
-  """Load the data that `options`, `config.data`, name.
+  """Load a data set.
 
-  The first error is raised, unless `findings` gather them. A `record` has the splits that files had
-  before, see `splits.divide`.
+  Args:
+    options: `config.data`.
+    findings: gathers what is wrong; by default the first error is raised.
+    record: the splits that files had before, see `splits.divide`.
 
   Raises:
     UserError: something is wrong with the data or the options; names file, row or option.

@@ -154,7 +154,11 @@ def listed(names: Sequence[str]) -> str:
 
 
 def notes(folder: pathlib.Path, data: Dataset, record: Record | None) -> list[str]:
-  """Write what of the data in a folder a run with this record does not use, or cannot check."""
+  """Write what of the data that were read with its record a run does not use, or cannot check.
+
+  Args:
+    folder: of the run, data: what it reads now, record: None where it has none.
+  """
   if record is None:
     return [
       f'{folder} has no {FILE}, as runs of earlier versions: whether its data are still those that '

@@ -56,9 +56,12 @@ def _mapped(folder):
 
 
 def read_image(i: int, *, folders: Sequence[str], ends: np.ndarray) -> bytes:
-  """Read the bytes of image i in stores whose rows follow each other.
+  """Read the bytes of an image.
 
-  The stores are in `folders`; their rows end at `ends`.
+  Args:
+    i: its number in stores whose rows follow each other.
+    folders: of the stores.
+    ends: int [number of stores], where the rows of each end.
   """
   store = int(np.searchsorted(ends, i, side='right'))
   row = i - int(ends[store - 1] if store else 0)

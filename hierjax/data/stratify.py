@@ -10,7 +10,12 @@ import numpy as np
 
 
 def shuffled(files: Sequence, seed: int) -> list[int]:
-  """Order the numbers of rows by a hash of seed and name (of file), whatever order they come in."""
+  """Order the numbers of rows by a hash of seed and file name, whatever order they come in.
+
+  Args:
+    files: [N] names, or numbers.
+    seed: another one gives another order.
+  """
 
   def key(i):
     return hashlib.blake2b(f'{seed}:{files[i]}'.encode(), digest_size=8).digest(), files[i]

@@ -58,7 +58,13 @@ def read(
 
 
 def check_levels(levels: Sequence[str], where: str, findings: Findings) -> None:
-  """Report to `findings`, at `where`, names of levels that options would read otherwise."""
+  """Report names of levels that options could not tell from words and lists.
+
+  Args:
+    levels: the names.
+    where: the file and row that name them.
+    findings: receives an error for each.
+  """
   words = (*level_words([]), *RESERVED)
   for level in levels:
     signs = [sign for sign in SIGNS if sign in level] + [c for c in level[:1] if c in '([']
@@ -73,7 +79,13 @@ def check_levels(levels: Sequence[str], where: str, findings: Findings) -> None:
 
 
 def check_names(taxonomy: Taxonomy | Mixed, where: str, findings: Findings) -> None:
-  """Report to `findings`, at `where`, names that taxonomy.csv could not hold."""
+  """Report names of levels and classes that taxonomy.csv could not hold.
+
+  Args:
+    taxonomy: of data that have no such file.
+    where: their folder.
+    findings: receives an error for each level.
+  """
   check_levels(taxonomy.levels, where, findings)
   for level, names in zip(taxonomy.levels, taxonomy.names):
     damaged = [name for name in (level, *names) if CONTROL.search(name)]
@@ -83,9 +95,12 @@ def check_names(taxonomy: Taxonomy | Mixed, where: str, findings: Findings) -> N
 
 
 def remark_reading(reading: Reading, where: str | os.PathLike, findings: Findings) -> None:
-  """Say in `findings`, at `where`, how names with several classes above them were read.
+  """Say how names with several classes above them were read.
 
-  The `reading` is what `taxonomy.homonyms.resolve` returned.
+  Args:
+    reading: what `taxonomy.homonyms.resolve` returned.
+    where: the file.
+    findings: receives a remark for each level.
   """
   for level, names in reading.homonyms.items():
     name, classes = next(iter(names.items()))

@@ -37,10 +37,18 @@ Sources = Mapping[str, Sequence[tuple[int, ...]]]
 def read_renames(
   path: str | pathlib.Path, old: Taxonomy, new: Taxonomy
 ) -> dict[tuple[str, str], list[str]]:
-  """Read the renames (columns level, old, new) from a CSV at a path for two taxonomies.
+  """Read a table of renames.
+
+  Args:
+    path: a CSV with the columns level, old, new.
+    old: the old taxonomy.
+    new: the new taxonomy.
 
   Returns:
     (level, old name) → new names.
+
+  Raises:
+    UserError: 'FILE:ROW: ...' for a level or a class that the taxonomies do not have.
   """
   columns, rows, _ = read_table(path)
   if sorted(columns) != ['level', 'new', 'old']:
@@ -73,9 +81,12 @@ def _check_class(where: str, taxonomy: Taxonomy, word: str, level: str, name: st
 
 
 def correspond(old: Taxonomy, new: Taxonomy, renames: Renames) -> dict[str, list[tuple[int, ...]]]:
-  """Return which classes of the old taxonomy, by name or renames, each one of the new comes from.
+  """Return the sources of each class of the new taxonomy, for the levels that both have.
 
-  Only the levels that both have are compared.
+  Args:
+    old: the old taxonomy.
+    new: the new taxonomy.
+    renames: of classes, {} for none.
   """
   result = {}
   for level in new.levels:
@@ -95,9 +106,14 @@ def correspond(old: Taxonomy, new: Taxonomy, renames: Renames) -> dict[str, list
 def class_changes(
   old: Taxonomy, new: Taxonomy, renames: Renames | None = None
 ) -> dict[str, dict[str, list[str]]]:
-  """Return what happened to the classes from the old to the new taxonomy, with these renames.
+  """Return what has happened to the classes of each level that both taxonomies have.
 
   A class has moved where it lies under a class that none of its old parents became.
+
+  Args:
+    old: the old taxonomy.
+    new: the new taxonomy.
+    renames: of classes, None for none.
 
   Returns:
     {level: {kind of KINDS: texts}}.
@@ -178,9 +194,12 @@ def describe(changes: Mapping[str, Mapping[str, Sequence[str]]], limit: int = 10
 
 
 def history(source: runs.Run, sources: Sources, new: Taxonomy) -> dict[str, dict[str, dict]]:
-  """Return what became of the classes of the run `source`, and how well it knew them.
+  """Return what became of the classes, and how well the old run knew them.
 
-  The `sources` are those of the classes of the new taxonomy.
+  Args:
+    source: the old run.
+    sources: of the new classes.
+    new: the new taxonomy.
 
   Returns:
     {level: {class: {'kind': new, kept, renamed, merged or part; 'right', 'images': counts of its

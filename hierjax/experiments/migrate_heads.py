@@ -81,10 +81,13 @@ def plan(
 def siblings(
   relatives: Sequence[tuple[Sequence, Sequence]], sources: Sequence[tuple[int, ...]], c: int
 ) -> list[int]:
-  """Return the old classes, of the `sources`, that became siblings of the new class `c`.
+  """Return the old classes that became siblings of a new class.
 
-  The `relatives` are, for each coarser level, the closest first, the parents of each class of this
-  level and the children of each class of that one.
+  Args:
+    relatives: for each coarser level, the closest first: the parents of each class of this level,
+      and the children of each class of that one.
+    sources: the old classes that each new class comes from.
+    c: the new class.
 
   Returns:
     Old classes under the same parent at the closest coarser level that has any; [] for none.

@@ -113,7 +113,15 @@ class Runner:
     return self.split or self.configs[row.name].data.val
 
   def result(self, row: Row, seed: int) -> Result | None:
-    """Return the result of a row, None where it has not finished with the present options."""
+    """Return the result of a row.
+
+    Args:
+      row: the row.
+      seed: of the run.
+
+    Returns:
+      None where it has not finished with the present options.
+    """
     if not self._results.get((row.name, seed)):
       self._results[row.name, seed] = self._read(row, seed)
     return self._results[row.name, seed]

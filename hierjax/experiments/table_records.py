@@ -128,6 +128,11 @@ def delta_m(
   """Return the mean over the tasks of (ours - baseline) / baseline, None where a figure is missing.
 
   S1's measure of a multi-task model against single-task ones.
+
+  Args:
+    ours: figures of a row.
+    baseline: those of its baseline.
+    tasks: the keys of the tasks.
   """
   if not tasks or any(k not in ours or not baseline.get(k) for k in tasks):
     return None

@@ -57,9 +57,13 @@ def conflict(
   record: split_record.Record | None,
   changeable: Sequence[str] = FREE_ON_RESUME,
 ) -> str | None:
-  """Tell why a run, its setup, cannot go on in a workdir whose data have a record.
+  """Tell why a run cannot go on in a folder.
 
-  Options may have changed whose names begin with one of `changeable`.
+  Args:
+    workdir: the folder.
+    setup: the run.
+    record: of the data that it was made with, None without one.
+    changeable: beginnings of the names of the options that may have changed.
 
   Returns:
     A sentence, or None where the folder is new or holds the same run.
@@ -95,9 +99,12 @@ def conflict(
 
 
 def prepare(workdir: pathlib.Path, setup: Setup, record: split_record.Record | None = None) -> str:
-  """Write config.json, taxonomy.csv and splits.csv of a setup into a workdir, or check them.
+  """Write config.json, taxonomy.csv and splits.csv, or check that they are those of the same run.
 
-  A record, of the data that a run was made with, is compared, too.
+  Args:
+    workdir: the folder.
+    setup: the run.
+    record: of the data that it was made with, None without one.
 
   Returns:
     The digest of the files, splits and labels.

@@ -293,7 +293,14 @@ def cells(
 
 
 def fit(xy: np.ndarray, width: float, height: float, margin: float = 8) -> np.ndarray:
-  """Scale points `xy` [n, 2] into a picture of a width and height with a margin."""
+  """Scale points into a picture.
+
+  Args:
+    xy: float [n, 2].
+    width: of the picture.
+    height: of the picture.
+    margin: free space along its edges.
+  """
   low, high = xy.min(0), xy.max(0)
   inner = (width - 2 * margin, height - 2 * margin)
   return margin + (xy - low) / np.maximum(high - low, 1e-9) * inner

@@ -295,7 +295,13 @@ def _metrics(file: pathlib.Path) -> tuple[list[dict], list[dict], int]:
 
 
 def get(tree: dict, path: str, default: object = None) -> object:
-  """Return the value at a dotted path of a tree of dicts, or the default where it is missing."""
+  """Return the value at a dotted path of nested dicts.
+
+  Args:
+    tree: the dicts.
+    path: keys with dots in between.
+    default: what to return where a key is missing.
+  """
   for key in path.split('.'):
     if not isinstance(tree, dict) or key not in tree:
       return default

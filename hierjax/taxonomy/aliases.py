@@ -79,9 +79,12 @@ def assign(
 
 
 def columns_of(levels: Sequence[str], rows: Sequence[Sequence[str]], aliases: Aliases) -> list:
-  """Return the columns of aliases for a file with these levels and rows, each a list of cells.
+  """Return the columns of aliases for a taxonomy's file, each a list of its cells.
 
-  An alias stands in the first row of its class.
+  Args:
+    levels: names of the levels.
+    rows: one cell a level.
+    aliases: to write; each stands in the first row of its class.
   """
   columns = []
   for k, level in ((k, level) for k, level in enumerate(levels) if aliases.get(level)):

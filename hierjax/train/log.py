@@ -194,7 +194,13 @@ class Log:
       self._writers.append(WeightsAndBiases(workdir, c))
 
   def write(self, step: int, kind: str, values: Mapping) -> None:
-    """Log numbers {name: value} of a step; the `kind` is 'train' or 'val'."""
+    """Log numbers.
+
+    Args:
+      step: the step that they are of.
+      kind: 'train' or 'val'.
+      values: {name: number}.
+    """
     for writer in self._writers:
       writer.write(step, kind, values)
 

@@ -60,7 +60,13 @@ class Saver:
     return is_due
 
   def save(self, step: int, state: TrainState, values: Mapping[str, float] | None) -> None:
-    """Save a state at its step, with its val values, None where it has not been evaluated."""
+    """Save a state.
+
+    Args:
+      step: its step.
+      state: what to save.
+      values: its val metrics, None where it has not been evaluated.
+    """
     start = time.monotonic()
     if values or step != self._last_step:
       self.checkpoints.save(step, to_parts(state), values)

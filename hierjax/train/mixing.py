@@ -65,9 +65,12 @@ def _cutmix(alpha, key, height, width):
 
 
 def shares(mixing: Mixing, size: Sequence[int], key: jax.Array) -> jax.Array:
-  """Draw the share of an image at each pixel of its mixture, float32 [height, width] = `size`.
+  """Draw the share of an image at each pixel of its mixture, float32 [height, width].
 
-  Of several methods of `mixing` one is drawn by the `key` of the step.
+  Args:
+    mixing: the methods; with both, one is drawn.
+    size: height and width.
+    key: of the step.
   """
   key, of_method = jax.random.split(key)
   options = [(_mixup, mixing.mixup), (_cutmix, mixing.cutmix)]

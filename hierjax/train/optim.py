@@ -121,10 +121,18 @@ def _frozen_groups(
 
 
 def schedule(c: ConfigDict, total_steps: int, examples: int) -> optax.Schedule:
-  """Build the learning rate's schedule of a config c over `total_steps`, epochs of `examples`.
+  """Build the learning rate's schedule.
+
+  Args:
+    c: the config.
+    total_steps: the length of the training, with warm-up.
+    examples: the size of the training split.
 
   Returns:
     step → learning rate. Warm-up is linear from 0.
+
+  Raises:
+    UserError: warm-up does not fit the schedule or the length.
   """
   o, option = c.optim, '--config.optim.warmup_*'
   warmup = config.steps(o, 'warmup_', examples, c.train.batch_size, option) or 0

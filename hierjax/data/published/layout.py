@@ -167,9 +167,14 @@ def number(
   high: float = math.inf,
   kind: type = int,
 ) -> int | float:
-  """Parse a text or number; where it is none of its kind, or not in low..high, an error names it.
+  """Parse a number; a `UserError` says where it is none, or out of range.
 
-  The error says `where` (FILE:ROW) and by which `name`.
+  Args:
+    text: a text or a number.
+    where: 'FILE:ROW', for errors.
+    name: what it is, for errors.
+    low, high: the range.
+    kind: int or float.
   """
   try:
     value = kind(text)

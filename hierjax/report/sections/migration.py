@@ -108,9 +108,12 @@ def _histories(run: Run, migration: dict) -> dict[str, list[ClassHistory]]:
 
 
 def class_counts(run: Run, level: str, size: int) -> list[tuple[int, int]]:
-  """Count the images of each class of a run's level on its first split, and the right ones.
+  """Count the images of each class on the first split, and those that the joint decision got right.
 
-  The level has `size` classes; right are those of the joint decision.
+  Args:
+    run: the run.
+    level: a level.
+    size: its number of classes.
 
   Returns:
     (right, images) of each class; zeros without predictions.

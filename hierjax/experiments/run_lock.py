@@ -36,7 +36,7 @@ def make_folder(workdir: pathlib.Path) -> None:
 
 
 class RunLock(Hook):
-  """A context in which only this run writes into a folder, which is made; checked after each step.
+  """A context in which only this run writes into a folder, which is made.
 
   Of several processes of a run the first one has the lock.
 

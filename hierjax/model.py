@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from hierjax import decide
 from hierjax.core import archives, config, files, json_files, parallel, plugins, terminal
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import decoding, image_groups, pipeline, sources, split_record
+from hierjax.data import decoding, image_groups, pipeline, sources, split_record, transforms
 from hierjax.data.image_groups import Batch
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL
@@ -23,7 +23,7 @@ from hierjax.decide.records import DIGITS
 from hierjax.evaluate import answers, collect, explain, novelty, rules, summary
 from hierjax.evaluate.collect import Outputs
 from hierjax.evaluate.predictor import Predictor
-from hierjax.models import classifier, heads, initializers, registry
+from hierjax.models import adapting, classifier, heads, initializers, registry
 from hierjax.taxonomy import (
   Mixed,
   Taxonomy,
@@ -74,6 +74,11 @@ class Model(Predictor):
     for note in checkpoints.notes:
       terminal.say(note)
     self.variables = loaded[part]
+    if c.model.lora_rank:
+      self.variables = adapting.merge(self.variables, classifier.lora_scale(c.model))
+      self.c = copy.deepcopy(c)
+      self.c.model.lora_rank = self.c.model.lora_alpha = None
+      self.classifier = classifier.build(self.c, taxonomy, self.levels)
     self.eval_step = collect.stepper(self.classifier, self.mesh, taxonomy)
     self._heads_step = jax.jit(
       lambda variables, features: self.classifier.apply(variables, features)[0]
@@ -97,7 +102,8 @@ class Model(Predictor):
   def _run(self, images, batch_size) -> Iterator[tuple[Batch, Outputs]]:
     block, data, views = self.taxonomy.block('exclusive'), self.c.data, self.c.eval.tta
     how = decoding.Decoding(data.max_pixels, data.deep_range)
-    view = image_groups.View(data.size, data.resize, views, data.max_bytes, how)
+    resize = transforms.Resize.from_options(data)
+    view = image_groups.View(data.size, resize, views, data.max_bytes, how)
     sizes = [collect.rows(batch_size or self.c.eval.batch_size, views, self.mesh)]
     while not batch_size and sizes[0] > self.mesh.size:
       sizes.insert(0, max(self.mesh.size, sizes[0] // GROWTH // self.mesh.size * self.mesh.size))
@@ -297,6 +303,7 @@ class Model(Predictor):
           f'hierjax evaluate --split={split} makes them anew'
         )
     predicted = sources.subset(examples, [numbers[f] for f in predictions['files'].tolist()])
+    resize = transforms.Resize.from_options(self.c.data)
     explain.write(
       self.workdir,
       split,
@@ -305,7 +312,7 @@ class Model(Predictor):
       self.classifier,
       jax.device_get(self.variables),
       lambda rows: self._batches(sources.subset(predicted, rows)),
-      lambda row: explain.picture(predicted, row, self.c.data.resize),
+      lambda row: explain.picture(predicted, row, resize),
     )
 
   def _batches(self, examples):
@@ -313,7 +320,7 @@ class Model(Predictor):
       examples,
       batch_size=self.c.eval.batch_size,
       size=self.c.data.size,
-      resize=self.c.data.resize,
+      resize=transforms.Resize.from_options(self.c.data),
       threads=self.c.data.threads,
     )
 

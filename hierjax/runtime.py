@@ -135,6 +135,8 @@ def _facts(folder: pathlib.Path) -> tuple[dict, image_groups.View]:
     views, table = facts['preprocessing'], facts['taxonomy']
     is_sound = all(type(views[name]) is kind for name, kind in PREPROCESSING.items())
     is_sound &= views['resize'] in transforms.RESIZE and views['tta'] in (1, 2, 3, 5)
+    share, how = views.get('crop_share') or 1.0, views.get('interpolation')
+    is_sound &= 0 < share <= 1 and how in (None, *transforms.FILTERS)
     is_sound &= 0 < views['size'] <= MAX_SIZE and all(isinstance(x, str) for x in table['multi'])
     deep = views['deep_range'] and tuple(views['deep_range'])
     if deep not in (None, decoding.OWN_RANGE):
@@ -146,8 +148,9 @@ def _facts(folder: pathlib.Path) -> tuple[dict, image_groups.View]:
     raise UserError(f'{path}: is damaged, or of another version of hierjax')
   # the mirror image, the second view, is made within the graph
   count = views['tta'] if views['tta'] > 2 else 1
-  how = decoding.Decoding(views['max_pixels'], deep)
-  return facts, image_groups.View(views['size'], views['resize'], count, views['max_bytes'], how)
+  decoder = decoding.Decoding(views['max_pixels'], deep)
+  resize = transforms.Resize(views['resize'], share, how)
+  return facts, image_groups.View(views['size'], resize, count, views['max_bytes'], decoder)
 
 
 def load(folder: str | os.PathLike, threads: int | None = None, spin: bool = True) -> Exported:

@@ -35,6 +35,8 @@ CACHE = os.environ.setdefault('HIERJAX_TEST_CACHE', tempfile.mkdtemp(prefix='hie
 jax.config.update('jax_compilation_cache_dir', CACHE)
 # what the command line notes of a user's plugins
 os.environ['XDG_STATE_HOME'] = CACHE
+# features that probes compute
+os.environ['XDG_CACHE_HOME'] = CACHE
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 

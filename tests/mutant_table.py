@@ -411,9 +411,9 @@ TRAIN = [
     {'e + share * (p - e)': 'e + (1 - share) * (p - e)'},
   ),
   *faults(
-    'hierjax/train/step.py',
+    'hierjax/train/optim.py',
     'tests/train/test_train.py::test_frozen_backbone_costs_no_gradient',
-    {'if optim.group_of(k) not in phase.freeze}': 'if optim.group_of(k)}'},
+    {'x != FIXED and group_of(path) not in freeze': 'x != FIXED'},
   ),
   *faults(
     'hierjax/train/step.py',

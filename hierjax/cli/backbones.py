@@ -32,7 +32,7 @@ def run(args: Arguments) -> int:
   patterns = [word if '*' in word else f'*{word}*' for word in args.patterns or ['*']]
   names = [name for name in BACKBONES if any(fnmatch.fnmatch(name, p) for p in patterns)]
   if not names:
-    hint = did_you_mean(args.patterns[0], BACKBONES)
+    hint = did_you_mean(args.patterns[0], BACKBONES, 3)
     raise UserError(f'no backbone is called {" or ".join(args.patterns)}{hint}')
   lines = [f'{"backbone":38} size features parameters    GMACs  licence of the weights']
   for name in names:

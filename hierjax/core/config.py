@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FieldReference
 from hierjax.core import curriculum, json_files, plugins, upgrade
 from hierjax.core.curriculum import PhaseOptions
 from hierjax.core.declarations import OPTIONS
-from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.errors import UserError, describe_choices, did_you_mean
 from hierjax.core.options import resolve_levels
 
 phase = PhaseOptions
@@ -158,11 +158,8 @@ def validate(c: ConfigDict, registries: Mapping[str, Iterable[str]] | None = Non
   for path, registry in (registries or {}).items():
     name = value_at(c, path)
     if name not in registry:
-      choices = list(registry)
-      raise UserError(
-        f'--config.{path}={name!r} is not a choice{did_you_mean(name, choices)}; '
-        f'choices: {", ".join(choices)}'
-      )
+      choices = describe_choices(path.rpartition('.')[2], name, registry)
+      raise UserError(f'--config.{path}={name!r} is not a choice{choices}')
   _check_combinations(c)
 
 

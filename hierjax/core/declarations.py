@@ -128,6 +128,12 @@ _DATA = (
   Option('data.size', 224, 'height and width of the input in pixels', '[8, 8192]'),
   Option('data.resize', 'squash', 'evaluation: squash, resize and crop the centre, or pad',
          choices=('squash', 'crop', 'pad')),
+  Option('data.crop_share', None,
+         "evaluation: share of a side that is shown, the middle; None: the weights', or 1",
+         '(0, 1]', float),
+  Option('data.interpolation', None,
+         "evaluation: filter that brings images to size; None: the weights', or averages where "
+         'they shrink and bilinear where they grow', choices=('bilinear', 'bicubic', 'lanczos')),
   Option('data.balance', None, 'draw images, or weigh them, by inverse class frequency',
          choices=('sample', 'loss'), levels='exclusive'),
   Option('data.balance_level', 'finest', 'level whose classes data.balance counts'),
@@ -202,6 +208,15 @@ _MODEL = (
   Option('model.dropout', 0.0, 'dropout before the heads', '[0, 1)'),
   Option('model.dtype', 'float32', 'of the computation; parameters stay float32',
          choices=('float32', 'bfloat16')),
+  Option('model.drop_path', None,
+         'stochastic depth of the last block, rising from 0 at the first; None: the backbone\'s',
+         '[0, 1)', float),
+  Option('model.frozen_norm', False,
+         "batch norms of the backbone keep their running statistics in training, too"),
+  Option('model.lora_rank', None,
+         'train updates of this rank of the dense layers of the backbone instead of its weights; '
+         'prediction and export have them added', '[1, 4096]', int),
+  Option('model.lora_alpha', None, 'the updates count alpha / rank; None: 1', '(0, inf)', float),
   Option('model.remat', False, 'compute blocks again in the backward pass, to save memory'),
 )
 
@@ -280,7 +295,11 @@ _OPTIM = (
   Option('optim.clip', None, 'largest global norm of the gradient', '(0, inf)', float),
   Option('optim.accumulate', 1, 'micro-batches a step; batch norm sees one', '[1, inf)'),
   Option('optim.ema', None, 'decay of averaged weights, which are evaluated', '(0, 1)', float),
-  Option('optim.rules', RULES, '(regular expression of a path, factor on lr, on weight decay)',
+  Option('optim.layer_decay', None,
+         'factor on lr for each block of the backbone, from the last to the first; usual: .75',
+         '(0, 1)', float),
+  Option('optim.rules', RULES,
+         '(regular expression of a path, factor on lr, on weight decay); 0 on lr: does not train',
          kind=options.RULES),
 )
 
@@ -336,6 +355,13 @@ _DECIDE = (
 
 _PROBE = (
   Option('probe.run', None, 'a trained run whose backbone gives the features; None: the config'),
+  Option('probe.head', 'linear',
+         'linear: the best of the grid; without training, for few images: ncm, nearest class '
+         'means, which is a run, too; knn, nearest neighbours, which is only judged',
+         choices=('linear', 'knn', 'ncm')),
+  Option('probe.neighbours', 10, 'knn: number of neighbours', '[1, 1000]'),
+  Option('probe.store', None,
+         'folder in which features are kept for all runs; None: one in the cache of the user'),
   Option('probe.views', 1, 'views of a training image: 1, 2 (+ flip), 3 (+ crop), 5 (+ 2 crops)',
          choices=(1, 2, 3, 5)),
   Option('probe.forms', ('lca', 'parallel', 'path_sum', 'marginal'),

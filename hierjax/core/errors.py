@@ -13,6 +13,10 @@ EXTRAS = {
 }
 
 
+# Choices that an error lists.
+FEW = 50
+
+
 class UserError(ValueError):
   """A user's mistake: one line that names the file, the row or the option, and the choices.
 
@@ -28,18 +32,28 @@ def missing_extra(error: Exception) -> str:
   return f"{error.name} is not installed; it comes with: pip install 'hierjax[{extra}]'"
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
+def did_you_mean(name: str, choices: Iterable[str], count: int = 1) -> str:
   """Return a hint for a name that is none of the choices.
 
   Args:
     name: the wrong name.
     choices: the right ones.
+    count: how many of them to name at most.
 
   Returns:
-    ' (did you mean X?)' with the choice that resembles it most, '' if none does.
+    ' (did you mean X?)' with the choices that resemble it most, '' if none does.
   """
-  close = difflib.get_close_matches(name, list(choices), 1)
-  return f' (did you mean {close[0]!r}?)' if close else ''
+  close = [repr(x) for x in difflib.get_close_matches(name, list(choices), count)]
+  text = ' or '.join([', '.join(close[:-1]), *close[-1:]] if len(close) > 1 else close)
+  return f' (did you mean {text}?)' if close else ''
+
+
+def describe_choices(kind: str, name: str, choices: Iterable[str]) -> str:
+  """Return a hint for a wrong name of a `kind`, and the choices or, of many, how to list them."""
+  choices = list(choices)
+  if len(choices) <= FEW:
+    return f'{did_you_mean(name, choices)}; choices: {", ".join(choices)}'
+  return f"{did_you_mean(name, choices, 3)}; 'hierjax {kind}s PATTERN' lists them"
 
 
 def check_choice(subject: str, name: str, choices: Iterable[str]) -> None:

@@ -201,14 +201,19 @@ def stop(code: int, together: bool) -> None:
     os._exit(code)
 
 
+def cache_folder(name: str) -> pathlib.Path:
+  """Return a folder of the user's cache, ~/.cache/hierjax/NAME, which need not exist."""
+  home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
+  return home / 'hierjax' / name
+
+
 def use_compilation_cache() -> None:
   """Let jax cache what it compiles in ~/.cache/hierjax/jax, unless it has a folder for that.
 
   JAX_COMPILATION_CACHE_DIR names another one, and JAX_ENABLE_COMPILATION_CACHE=false does without.
   """
-  home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
   if not jax.config.jax_compilation_cache_dir:
-    jax.config.update('jax_compilation_cache_dir', str(home / 'hierjax' / 'jax'))
+    jax.config.update('jax_compilation_cache_dir', str(cache_folder('jax')))
   least = min(0.5, jax.config.jax_persistent_cache_min_compile_time_secs)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', least)
 

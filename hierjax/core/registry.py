@@ -7,7 +7,7 @@ that defines the entries; users add theirs by `hierjax.register_backbone` and it
 from collections import UserDict
 from typing import TypeVar
 
-from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.errors import UserError, describe_choices
 
 Entry = TypeVar('Entry')
 
@@ -41,5 +41,4 @@ class Registry(UserDict[str, Entry]):
     return entry
 
   def __missing__(self, name: str) -> Entry:
-    hint = did_you_mean(name, self.data)
-    raise UserError(f'no {self.kind} {name!r}{hint}; choices: {", ".join(self.data)}')
+    raise UserError(f'no {self.kind} {name!r}{describe_choices(self.kind, name, self.data)}')

@@ -48,7 +48,7 @@ class View:
   """
 
   size: int
-  resize: str = 'squash'
+  resize: str | transforms.Resize = 'squash'
   views: int = 1
   max_bytes: int = decoding.MAX_BYTES
   how: decoding.Decoding = decoding.DEFAULT

@@ -41,7 +41,7 @@ def train_batches(
   steps: int | None = None,
   start_step: int = 0,
   augment: Any = None,
-  resize: str = 'squash',
+  resize: str | transforms.Resize = 'squash',
   balance: int | None = None,
   workers: int = 0,
   threads: int = 2,
@@ -89,7 +89,7 @@ def eval_batches(
   *,
   batch_size: int,
   size: int,
-  resize: str = 'squash',
+  resize: str | transforms.Resize = 'squash',
   views: int = 1,
   workers: int = 0,
   threads: int = 2,
@@ -194,7 +194,7 @@ class _Batches:
   batch_size: int
   part: range
   size: int
-  resize: str
+  resize: str | transforms.Resize
   features: int | None
 
   def _places(self, step):

@@ -7,7 +7,7 @@ than decoding all of it, and by area averaging.
 
 `resize` says how a picture becomes a square, in training and in evaluation: 'squash' stretches it,
 'crop' takes the largest square in its middle (in training a crop of its own proportions), 'pad'
-puts it in the middle of a grey square.
+puts it in the middle of a grey square. A `Resize` says more of evaluation.
 """
 
 import math
@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image as pillow
 
 from hierjax.data import policy
 from hierjax.data.decoding import open_picture
 
 RESIZE = ('squash', 'crop', 'pad')
+FILTERS = ('bilinear', 'bicubic', 'lanczos')
 PAD = (127, 127, 127)
 ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # share of the square; height / width
 POLICY_DRAWS = 15  # the place of the policy's first draw
@@ -28,6 +30,26 @@ REDUCTIONS = (1, 2, 4, 8)  # by which the JPEG decoder can shrink
 LUMA = (0.299, 0.587, 0.114)
 RGB_TO_YIQ = np.array([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
+
+
+class Resize(NamedTuple):
+  """How evaluation makes a square of a picture.
+
+  Attributes:
+    mode: one of RESIZE.
+    share: of the square's side that is shown, its middle; the rest is cut off.
+    interpolation: one of FILTERS, with which timm's weights were evaluated; None averages where
+      the picture shrinks, and is bilinear where it grows.
+  """
+
+  mode: str = 'squash'
+  share: float = 1.0
+  interpolation: str | None = None
+
+  @classmethod
+  def from_options(cls, data: Any) -> 'Resize':
+    """Make it from the `data` part of a config."""
+    return cls(data.resize, data.crop_share or 1.0, data.interpolation)
 
 
 class Augment(NamedTuple):
@@ -162,7 +184,7 @@ def train_transform(
   rng: np.random.Generator,
   size: int,
   augment: Any = None,
-  resize: str = 'squash',
+  resize: str | Resize = 'squash',
   out: np.ndarray | None = None,
 ) -> np.ndarray:
   """Make a random view of a picture for training.
@@ -189,7 +211,7 @@ def train_transform(
   draws = rng.random(POLICY_DRAWS + 3 * n).tolist()
   triples = [draws[i : i + 3] for i in range(POLICY_DRAWS, len(draws), 3)]
   operations = policy.draw(augment.policy, augment.rand_magnitude, triples)
-  picture = open_picture(image)
+  picture, resize = open_picture(image), as_resize(resize).mode
   x, y, cw, ch = _crop(picture.height, picture.width, augment, resize, draws)
   image, kx, ky = _shrink(picture, cw / size, ch / size)
   # output pixel -> source pixel: centre it, turn it, mirror it, scale it, move it to the crop
@@ -240,8 +262,24 @@ def _erase(image, draws):
 # Evaluation
 
 
-def _resample(image, w, h, out=None):
+def as_resize(resize: str | Resize) -> Resize:
+  """Return a `Resize`; a word is its mode."""
+  return Resize(resize) if isinstance(resize, str) else resize
+
+
+def _into(out, pixels):
+  """Copy pixels to where they are to be written, if anywhere."""
+  if out is None:
+    return np.ascontiguousarray(pixels)
+  out[:] = pixels
+  return out
+
+
+def _resample(image, w, h, out=None, interpolation=None):
   """Resize each axis as it needs: averaged where it shrinks, bilinear where it grows."""
+  if interpolation:
+    how = pillow.Resampling[interpolation.upper()]
+    return _into(out, np.asarray(pillow.fromarray(image).resize((w, h), how)))
   old_h, old_w = image.shape[:2]
   if w < old_w or h < old_h:
     small = (min(w, old_w), min(h, old_h))
@@ -254,27 +292,34 @@ def _resample(image, w, h, out=None):
 
 def _square(image, size, resize, out=None):
   """uint8 [h, w, 3] -> uint8 [size, size, 3]"""
-  h, w = image.shape[:2]
-  if resize == 'pad':
+  (h, w), (mode, share, how) = image.shape[:2], resize
+  if share < 1:
+    # as timm: of a larger square, rounded down, the middle, rounded to even
+    larger = int(size / share)
+    offset = round((larger - size) / 2)
+    square = _square(image, larger, resize._replace(share=1.0))
+    return _into(out, square[offset : offset + size, offset : offset + size])
+  if mode == 'pad':
     side = max(h, w)
     new_w, new_h = max(1, round(size * w / side)), max(1, round(size * h / side))
     if out is None:
       out = np.empty((size, size, 3), np.uint8)
     out[:] = PAD
     x, y = (size - new_w) // 2, (size - new_h) // 2
-    out[y : y + new_h, x : x + new_w] = _resample(image, new_w, new_h)
+    out[y : y + new_h, x : x + new_w] = _resample(image, new_w, new_h, None, how)
     return out
-  if resize == 'crop':
+  if mode == 'crop':
     side = min(h, w)
     x, y = (w - side) // 2, (h - side) // 2
     image = image[y : y + side, x : x + side]
-  return _resample(image, size, size, out)
+  return _resample(image, size, size, out, how)
 
 
 def _reduced(image, size, resize):
   """The pixels of a picture, at least twice as large as its view of this size."""
-  h, w, pixels = open_picture(image)
-  across, down = {'squash': (w, h), 'crop': (min(h, w),) * 2, 'pad': (max(h, w),) * 2}[resize]
+  (h, w, pixels), size = open_picture(image), size / resize.share
+  sides = {'squash': (w, h), 'crop': (min(h, w),) * 2, 'pad': (max(h, w),) * 2}
+  across, down = sides[resize.mode]
   factor = max(f for f in REDUCTIONS if f == 1 or 2 * f * size <= min(across, down))
   image = pixels(factor)
   # The decoder rounds its size up. The far edge is at most half a pixel off if that is cut, and a
@@ -283,9 +328,16 @@ def _reduced(image, size, resize):
 
 
 def eval_transform(
-  image: bytes | np.ndarray, size: int, resize: str = 'squash', out: np.ndarray | None = None
+  image: bytes | np.ndarray,
+  size: int,
+  resize: str | Resize = 'squash',
+  out: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Make the view of a picture that is evaluated; see `train_transform` for the arguments."""
+  """Make the view of a picture that is evaluated.
+
+  `image`, `size`, `resize` and `out` are those of `train_transform`.
+  """
+  resize = as_resize(resize)
   return _square(_reduced(image, size, resize), size, resize, out)
 
 
@@ -300,7 +352,7 @@ def views(
   image: bytes | np.ndarray,
   size: int,
   n: int,
-  resize: str = 'squash',
+  resize: str | Resize = 'squash',
   out: np.ndarray | None = None,
 ) -> np.ndarray:
   """Make n views of a picture for test-time augmentation.
@@ -315,6 +367,7 @@ def views(
   """
   if n not in (1, 2, 3, 5):
     raise ValueError(f'views={n}: choose 1, 2, 3 or 5')
+  resize = as_resize(resize)
   image = _reduced(image, size, resize)
   if out is None:
     out = np.empty((n, size, size, 3), np.uint8)

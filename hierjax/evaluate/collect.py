@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from hierjax.core import parallel
 from hierjax.core.errors import UserError
-from hierjax.data import pipeline
+from hierjax.data import pipeline, transforms
 from hierjax.data.image_groups import Batch
 from hierjax.data.sources import Examples
 from hierjax.taxonomy import Mixed, Taxonomy
@@ -258,7 +258,7 @@ def _batches(examples, c, views, batch_size) -> Iterator[Mapping[str, np.ndarray
     examples,
     batch_size=batch_size,
     size=c.data.size,
-    resize=c.data.resize,
+    resize=transforms.Resize.from_options(c.data),
     views=views,
     threads=c.data.threads,
     workers=c.data.workers,

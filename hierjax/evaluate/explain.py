@@ -191,7 +191,7 @@ def _explain(rows, batches, step, predictions, taxonomy):
   return tuple(np.concatenate(arrays) for arrays in zip(*parts))
 
 
-def picture(examples: Examples, row: int, resize: str) -> np.ndarray | None:
+def picture(examples: Examples, row: int, resize: str | transforms.Resize) -> np.ndarray | None:
   """Decode the image of a row as the report shows it.
 
   Args:
@@ -206,7 +206,7 @@ def picture(examples: Examples, row: int, resize: str) -> np.ndarray | None:
     image = decoding.decode(examples.reader(int(row)))
   except (decoding.BrokenImage, OSError):
     return None
-  if resize != 'squash':
+  if transforms.as_resize(resize) != transforms.Resize('squash'):
     return transforms.eval_transform(image, SIDE, resize)
   # Stretched to a square, the model sees the whole image: it is shown as it is.
   scale = min(1.0, SIDE / max(image.shape[:2]))

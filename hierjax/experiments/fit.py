@@ -15,6 +15,7 @@ from hierjax.data import split_record
 from hierjax.evaluate import answers, embedding, summary
 from hierjax.experiments import plan, restart, run_lock
 from hierjax.experiments.workdir import Record, current_time, disk_errors, has_run, prepare
+from hierjax.models import adapting
 from hierjax.report import page, runs
 from hierjax.train import checkpoint, setup
 from hierjax.train.interrupt import Signals
@@ -187,7 +188,8 @@ def _teacher(workdir: pathlib.Path, run: setup.Setup) -> dict:
   for level in run.levels:
     names = run.taxonomy.names[run.taxonomy.index(level)]
     is_known[level] = np.array([classes[level][name]['kind'] != 'new' for name in names])
-  return {'variables': model.load(workdir / runs.START).variables, 'known': is_known}
+  start = model.load(workdir / runs.START).variables
+  return {'variables': adapting.with_updates(start, run.variables), 'known': is_known}
 
 
 def _train(loop: Loop, record: Record) -> None:

@@ -21,7 +21,7 @@ from hierjax.data import split_record, taxonomies
 from hierjax.data.findings import Findings
 from hierjax.experiments import migrate_heads, run_lock
 from hierjax.experiments.workdir import save_untrained
-from hierjax.models import classifier, heads_base
+from hierjax.models import adapting, classifier, heads_base
 from hierjax.report import runs
 from hierjax.report.sections import migration
 from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table
@@ -389,7 +389,7 @@ def _variables(
       for k, mean in of_level.items():
         migrate_heads.imprint(new_heads[level], int(first[k]), others, mean, center)
   params = {**variables['params'], 'heads': {**old_heads, **new_heads}}
-  return {**variables, 'params': params}
+  return adapting.with_updates({**variables, 'params': params}, run.variables)
 
 
 def _save_start(

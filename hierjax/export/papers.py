@@ -40,7 +40,8 @@ def facts(trained: Model, graph: Any, decision: dict) -> dict:
   """
   c, taxonomy, record = trained.c, trained.taxonomy, trained.workdir / 'run.json'
   run = json_files.read_object(record) if record.exists() else {}
-  names = 'size', 'resize', 'tta', 'max_pixels', 'max_bytes', 'deep_range'
+  names = 'size', 'resize', 'tta', 'max_pixels', 'max_bytes', 'deep_range', 'crop_share'
+  names += ('interpolation',)
   views = {name: c.eval.tta if name == 'tta' else c.data[name] for name in names}
   spec = registry.BACKBONES[c.model.backbone]
   outputs = {}

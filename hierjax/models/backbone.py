@@ -47,6 +47,10 @@ class Backbone:
   stems: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {'standard': ()})
   uncounted: str = ''
 
+  def has_option(self, name: str) -> bool:
+    """Whether `make` has an argument of a name."""
+    return name in inspect.signature(self.make).parameters
+
   def build(self, compute: Compute | None = None, **options) -> nn.Module:
     """Make the module.
 
@@ -62,5 +66,4 @@ class Backbone:
       'remat': compute.remat,
       'batch_axis': compute.batch_axis,
     }
-    names = inspect.signature(self.make).parameters
-    return self.make(**{k: v for k, v in values.items() if k in names}, **options)
+    return self.make(**{k: v for k, v in values.items() if self.has_option(k)}, **options)

@@ -104,12 +104,25 @@ def build(c: ConfigDict, taxonomy: Taxonomy, levels: tuple[str, ...]) -> Classif
     raise UserError(
       f'--config.model.stem={m.stem}: {m.backbone} has one stem only; choices: {choices}'
     )
-  stem = {} if m.stem == 'standard' else {'stem': m.stem}
+  options = {} if m.stem == 'standard' else {'stem': m.stem}
+  if m.drop_path is not None:
+    if not spec.has_option('drop_path'):
+      raise UserError(
+        f'--config.model.drop_path: is for backbones with stochastic depth; {m.backbone} has none'
+      )
+    options['drop_path'] = m.drop_path
   neck = layers.Dense(m.neck, torch_linear, compute=compute) if m.neck else None
   heads = _build_heads(m, taxonomy, levels, m.neck or spec.features, compute.in_float32)
   mean, std = tuple(m.mean or spec.mean), tuple(m.std or spec.std)
-  backbone = spec.build(compute, **stem)
+  lora = (m.lora_rank, lora_scale(m)) if m.lora_rank else None
+  trunk = dataclasses.replace(compute, lora=lora, has_frozen_norm=m.frozen_norm or bool(lora))
+  backbone = spec.build(trunk, **options)
   return Classifier(backbone, heads, mean, std, neck, m.normalize, compute=compute)
+
+
+def lora_scale(m: ConfigDict) -> float:
+  """Return the factor on the low-rank updates, alpha / rank, of the `model` part of a config."""
+  return 1.0 if m.lora_alpha is None else m.lora_alpha / m.lora_rank
 
 
 def _build_heads(

@@ -26,12 +26,16 @@ class Compute:
       norm then has the moments of the whole batch, and random numbers are those of the whole batch.
     kernels: 'plain' (XLA's operations), 'cpu' (`cpu_kernels`), or 'auto', which becomes one of the
       two by the platform of the moment.
+    lora: rank and scale of the low-rank updates that dense layers have, or None.
+    has_frozen_norm: whether batch norms keep their running statistics, in training, too.
   """
 
   dtype: Any = jnp.float32
   remat: bool = False
   batch_axis: str | None = None
   kernels: str = 'auto'
+  lora: tuple[int, float] | None = None
+  has_frozen_norm: bool = False
 
   def __post_init__(self):
     if self.kernels == 'auto':

@@ -16,7 +16,14 @@ from jax import lax
 
 from hierjax.models import functional, plain_kernels
 from hierjax.models.compute import Compute, Layer
-from hierjax.models.initializers import Initializer, fan_out, ones, small_normal, zeros
+from hierjax.models.initializers import (
+  Initializer,
+  fan_out,
+  ones,
+  small_normal,
+  torch_linear,
+  zeros,
+)
 
 Array = jax.Array
 # What a trunk returns: features float32 [B, d], and maps [B, H, W, C] by name.
@@ -62,7 +69,11 @@ class Conv(Layer):
 
 
 class Dense(Layer):
-  """Affine map of the last axis."""
+  """Affine map of the last axis.
+
+  With `compute.lora` its kernel has an update of low rank, W + scale A B, which begins as 0 (Hu et
+  al. 2022, arXiv:2106.09685); the two factors are applied one after the other.
+  """
 
   features: int
   initial: Initializer = small_normal
@@ -73,8 +84,14 @@ class Dense(Layer):
   def __call__(self, x: Array) -> Array:
     """Map x [..., C] to [..., features]."""
     dtype = self.compute.dtype
-    kernel = self.weight('kernel', self.initial, (x.shape[-1], self.features))
-    y = functional.dense(x.astype(dtype), jnp.asarray(kernel, dtype))
+    kernel, x = self.weight('kernel', self.initial, (x.shape[-1], self.features)), x.astype(dtype)
+    y = functional.dense(x, jnp.asarray(kernel, dtype))
+    if self.compute.lora:
+      rank, scale = self.compute.lora
+      a = self.weight('lora_a', torch_linear, (x.shape[-1], rank))
+      b = self.weight('lora_b', zeros, (rank, self.features))
+      x = functional.dense(x, jnp.asarray(a, dtype)) * scale
+      y = y + functional.dense(x, jnp.asarray(b, dtype))
     if self.use_bias:
       bias = self.weight('bias', self.initial_bias, (self.features,))
       y = y + functional.per_channel(jnp.asarray(bias, dtype), y)
@@ -186,6 +203,7 @@ class BatchNorm(Layer):
     shape, ops = x.shape[-1:], self.compute.ops
     scale, bias = self.weight('scale', ones, shape), self.weight('bias', zeros, shape)
     mean, var = self.statistic('mean', zeros, shape), self.statistic('var', ones, shape)
+    train = train and not self.compute.has_frozen_norm
     if train and moments is None:
       axis = self.compute.batch_axis
       y, m, v = ops.batch_norm(x, scale, bias, self.eps, self.act, axis)

@@ -13,6 +13,7 @@ from flax import traverse_util
 
 from hierjax.core import json_files
 from hierjax.core.errors import UserError
+from hierjax.models import adapting
 from hierjax.models.backbone import Backbone
 from hierjax.models.registry import BACKBONES
 from hierjax.models.torch_files import read, shorten
@@ -229,7 +230,8 @@ def _backbone_leaves(variables: Mapping) -> dict[Path, Leaf]:
   is_model = any(len(p) > 1 and p[:2] == ('params', 'backbone') for p in flat)
   skip, leaves = 2 if is_model else 1, {}
   for p, like in flat.items():
-    if p[0] in ('params', 'batch_stats') and (not is_model or p[1] == 'backbone'):
+    is_stored = p[0] in ('params', 'batch_stats') and p[-1] not in adapting.UPDATE
+    if is_stored and (not is_model or p[1] == 'backbone'):
       leaves[p] = Leaf('/'.join(p[skip:-1]), p[-1], like)
   return leaves
 

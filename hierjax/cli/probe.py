@@ -10,6 +10,8 @@ def run(args: Arguments) -> int:
   c = args.config
   workdir = args.workdir or f'runs/{c.name or "run"}_probe'
   terminal.show(probe.table(probe.probe(c, workdir, terminal.say)))
+  if c.probe.head == 'knn':
+    return 0
   terminal.say(
     f'{workdir} is a run: predict, evaluate and report read it, hierjax train goes on from it'
   )

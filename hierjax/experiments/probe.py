@@ -20,15 +20,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax import model
+from hierjax import decide, model
 from hierjax.core import config, files
 from hierjax.core.errors import UserError
 from hierjax.data import sources
+from hierjax.decide.decisions import Rules
 from hierjax.evaluate import bootstrap, collect, metrics, rules
-from hierjax.experiments import probe_features, probe_grid, run_lock
+from hierjax.experiments import probe_features, probe_grid, probe_nearest, run_lock
 from hierjax.experiments.fit import baseline_config
 from hierjax.experiments.probe_features import Features
-from hierjax.experiments.probe_grid import Choice, Setting
+from hierjax.experiments.probe_grid import Recipe, Setting
 from hierjax.experiments.workdir import current_time, disk_errors, save_untrained
 from hierjax.train import setup
 
@@ -50,6 +51,7 @@ def probe(
 ) -> dict:
   """Fit the best linear heads of a grid to the features of a frozen backbone.
 
+<<<<<<< HEAD
   The folder becomes a run that predicts, is evaluated and reported, and that hierjax train
   fine-tunes from there; WORKDIR/baseline is the run of the flat head. probe.json has all settings,
   WORKDIR/features the features.
@@ -64,6 +66,12 @@ def probe(
 
   Raises:
     UserError: a mistake in the options or the data, or a full disk.
+=======
+  The folder `workdir` becomes a run that predicts, is evaluated and reported, and that hierjax
+  train fine-tunes from there; WORKDIR/baseline is the run of the flat head. probe.json has all
+  settings. Heads, losses, optimiser and augmentation of the config `c` are not read; `progress` is
+  called with a line now and then.
+>>>>>>> b985fc5 (Nearest class means and neighbours as heads of a probe; features of all runs in one memory-mapped store)
   """
   workdir, seconds = pathlib.Path(workdir), {}
   with disk_errors(workdir), run_lock.RunLock(workdir):
@@ -72,32 +80,67 @@ def probe(
     run = build(c)
     for note in run.notes:
       progress(f'note: {note}')
-    store = workdir / 'features'
+    store = probe_features.folder(c)
     train = probe_features.compute(run, run.train, c.probe.views, store, progress)
     val = probe_features.compute(run, run.val, c.eval.tta, store, progress)
     seconds['features'], clock = time.monotonic() - clock, time.monotonic()
-    names = [run.train.files[i] for i in train.index]
-    data = probe_grid.Data.make(train.values, run.train.labels[train.index], names, c)
-    settings = probe_grid.search(c, run.c, run.taxonomy, data, progress)
-    seconds['search'], clock = time.monotonic() - clock, time.monotonic()
-    flat = next(setting for setting in settings if setting.recipe.name == 'flat')
-    choices = {}
-    for name, setting in (('choice', probe_grid.choose(settings)), ('flat', flat)):
-      choice = probe_grid.fit_choice(setting, run.c, run.taxonomy, data)
-      folder = workdir if name == 'choice' else workdir / 'baseline'
-      choices[name] = setting, choice, _save(folder, run, setting, choice, val)
-    seconds['fit and val'] = time.monotonic() - clock
-    result = _summary(c, run, settings, choices)
+    fit = _search if c.probe.head == 'linear' else _nearest
+    result = fit(c, workdir, run, train, val, progress)
+    seconds['heads'] = time.monotonic() - clock
     result['seconds'] = {name: round(value, 1) for name, value in seconds.items()}
     result['computed_features'] = train.computed + val.computed
     files.write(workdir / 'probe.json', json.dumps(result, indent=2) + '\n')
     return result
 
 
+def _search(c, workdir, run, train, val, progress) -> dict:
+  """Choose a linear head, save it and the best flat one as runs, and judge both on val."""
+  names = [run.train.files[i] for i in train.index]
+  data = probe_grid.Data.make(train.values, run.train.labels[train.index], names, c)
+  settings = probe_grid.search(c, run.c, run.taxonomy, data, progress)
+  flat = next(setting for setting in settings if setting.recipe.name == 'flat')
+  choices = {}
+  for name, setting in (('choice', probe_grid.choose(settings)), ('flat', flat)):
+    choice = probe_grid.fit_choice(setting, run.c, run.taxonomy, data)
+    folder = workdir if name == 'choice' else workdir / 'baseline'
+    judged = _save(folder, run, setting.recipe, choice.heads, choice.rules, val)
+    choices[name] = setting, choice, judged
+  return _summary(c, run, settings, choices)
+
+
+def _nearest(c, workdir, run, train, val, progress) -> dict:
+  """Judge a head without training on val; that of class means is saved as a run."""
+  taxonomy, labels = run.taxonomy, run.val.labels[val.index]
+  bank = probe_nearest.Bank.make(train.values, run.train.labels[train.index])
+  if c.probe.head == 'ncm':
+    form = 'parallel' if len(taxonomy.levels) > 1 else 'flat'
+    recipe = probe_grid.Recipe(form, {'model.heads': form}, None)
+    rules = probe_nearest.fit_rules(bank, taxonomy, None)
+    values = _save(
+      workdir, run, recipe, probe_nearest.class_means(bank, taxonomy), rules, val
+    ).values
+  else:
+    rules = probe_nearest.fit_rules(bank, taxonomy, c.probe.neighbours)
+    views = [
+      probe_nearest.neighbours(bank, x, taxonomy, c.probe.neighbours)
+      for x in np.moveaxis(val.values, 1, 0)
+    ]
+    probs = {level: np.mean([p[level] for p in views], 0) for level in taxonomy.levels}
+    decision = decide.decide(probs, taxonomy, rules)['exclusive']['joint']
+    values = metrics.of_predictions(decision.pred, labels, taxonomy)
+  names = (*(f'{level}.top1' for level in taxonomy.levels), 'fpa', 'severity')
+  return {
+    'head': c.probe.head,
+    'train_images': len(train.index),
+    'val_images': len(val.index),
+    'val': {name: {'choice': bootstrap.nanmean(values[name])} for name in names},
+  }
+
+
 def _check_folder(workdir: pathlib.Path) -> None:
   """Refuse a folder in which a run has been trained, be it from a probe."""
   steps = {path.name for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()}
-  if steps and (steps != {'0'} or not (workdir / 'features').is_dir()):
+  if steps and (steps != {'0'} or not (workdir / 'probe.json').exists()):
     raise UserError(f'--workdir={workdir}: there is a trained run already; give another folder')
 
 
@@ -136,16 +179,21 @@ def _with_variables(
 
 
 def _save(
-  workdir: pathlib.Path, probed: setup.Setup, setting: Setting, choice: Choice, val: Features
+  workdir: pathlib.Path,
+  probed: setup.Setup,
+  recipe: Recipe,
+  heads: Mapping,
+  fitted: Rules,
+  val: Features,
 ) -> Judged:
-  """Write a run with the heads of a choice, and judge it on the validation split."""
-  run = setup.build(setting.recipe.config(probed.c))
-  run = _with_variables(run, probed.variables, choice.heads)
+  """Write a run with these heads and rules, and judge it on the validation split."""
+  run = setup.build(recipe.config(probed.c))
+  run = _with_variables(run, probed.variables, heads)
   workdir.mkdir(exist_ok=True)
   # of an earlier probe, whose choice may have been another
   shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)
   save_untrained(workdir, run, setup.initial_state(run))
-  rules.write_rules(workdir / 'decode.json', run.c.data.train, choice.rules, run.taxonomy)
+  rules.write_rules(workdir / 'decode.json', run.c.data.train, fitted, run.taxonomy)
   files.write(workdir / 'run.json', json.dumps(_record(run, val.broken), indent=2) + '\n')
   trained = model.load(workdir)
   outputs = _outputs(trained, run.val, val)
@@ -241,12 +289,22 @@ def _setting(setting: Setting, levels: Sequence[str]) -> dict:
 
 
 def table(result: Mapping, limit: int = 12) -> str:
+<<<<<<< HEAD
   """Return what probe.json holds as a table for people, with its first settings.
 
   Args:
     result: its content.
     limit: settings to list.
   """
+=======
+  """Return what probe.json holds as a table for people, with `limit` settings at most."""
+  if 'head' in result:
+    text = (
+      f'{result["head"]} of {result["train_images"]} images; val, {result["val_images"]} images'
+    )
+    rows = [(name, row['choice']) for name, row in result['val'].items()]
+    return '\n'.join([text, *(f'{name:<24}{x:.4f}' for name, x in rows if x is not None)])
+>>>>>>> b985fc5 (Nearest class means and neighbours as heads of a probe; features of all runs in one memory-mapped store)
   settings = result['settings']
   lines = ['mean accuracy in cross-validation on the training part, (deviation)', ' ' * 36]
   lines[1] += ''.join(f'{name:>18}' for name in settings[0]['mean'])

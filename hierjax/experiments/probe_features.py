@@ -1,17 +1,19 @@
-"""Features of a frozen backbone, computed once and stored block by block."""
+"""Features of a frozen backbone, computed once and stored for all runs."""
 
+import contextlib
 import hashlib
 import io
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from ml_collections import ConfigDict
 
-from hierjax.core import archives, files, parallel
+from hierjax.core import files, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import sources
 from hierjax.evaluate import collect
@@ -19,8 +21,9 @@ from hierjax.train import checkpoint
 from hierjax.train.setup import Setup
 
 BLOCK = 1024  # examples in a file
-VERSION = 1  # of what the files hold
-DATA_OPTIONS = ('size', 'resize')
+VERSION = 2  # of what the files hold
+DIGEST_BYTES = 16
+DATA_OPTIONS = ('size', 'resize', 'crop_share', 'interpolation', 'deep_range')
 MODEL_OPTIONS = ('backbone', 'stem', 'mean', 'std', 'neck', 'normalize', 'dtype')
 
 
@@ -37,6 +40,59 @@ class Features(NamedTuple):
   computed: int
 
 
+class Store:
+  """Features by the digest of the image that they are of, in memory-mapped files.
+
+  Runs that use it at the same time may compute an image twice. Two files hold a block: NAME.npy
+  float32 [n, views, d], in which an unreadable image is NaN, and after it NAME.keys uint8 [n, 16].
+
+  Args:
+    folder: of the features of one backbone and preparation of images; a damaged block of it is
+      computed again.
+
+  Attributes:
+    places: {digest: (block, row)} of the images that there are.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder, self.places = folder, {}
+    self._blocks: dict[str, np.ndarray] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.glob('*.keys')):
+      with contextlib.suppress(OSError, ValueError):
+        keys = np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, DIGEST_BYTES)
+        self._map(path.stem, [key.tobytes() for key in keys])
+
+  def _map(self, name: str, keys: Sequence[bytes]) -> None:
+    values = np.load(self.folder / f'{name}.npy', mmap_mode='r', allow_pickle=False)
+    if values.ndim == 3 and values.dtype == np.float32 and len(values) == len(keys):
+      self._blocks[name] = values
+      self.places |= {key: (name, row) for row, key in enumerate(keys)}
+
+  def add(self, keys: Sequence[bytes], values: np.ndarray) -> None:
+    """Add features float32 [n, views, d] of n images by their digests."""
+    content, joined = io.BytesIO(), b''.join(keys)
+    np.save(content, np.ascontiguousarray(values, np.float32))
+    name = hashlib.blake2b(joined, digest_size=DIGEST_BYTES).hexdigest()
+    files.write(self.folder / f'{name}.npy', content.getvalue())
+    files.write(self.folder / f'{name}.keys', joined)
+    self._map(name, keys)
+
+  def read(self, keys: Sequence[bytes]) -> np.ndarray:
+    """Return the features float32 [n, views, d] of images that are in the store."""
+    names = np.array([self.places[key][0] for key in keys])
+    rows = np.array([self.places[key][1] for key in keys])
+    out = np.empty((len(keys), *self._blocks[names[0]].shape[1:]), np.float32)
+    for name in np.unique(names):
+      out[names == name] = self._blocks[name][rows[names == name]]
+    return out
+
+
+def folder(c: ConfigDict) -> pathlib.Path:
+  """Return the folder of the features of all runs: probe.store, or one in the user's cache."""
+  return pathlib.Path(c.probe.store or parallel.cache_folder('features')).expanduser()
+
+
 def compute(
   run: Setup,
   examples: sources.Examples,
@@ -46,6 +102,7 @@ def compute(
 ) -> Features:
   """Compute the features of a split, or read those that are stored.
 
+<<<<<<< HEAD
   A file of the folder holds BLOCK examples; its name is a digest of what they depend on: the
   backbone's variables, the options of model and data, the names and content of the image files.
 
@@ -58,50 +115,57 @@ def compute(
 
   Raises:
     UserError: no image can be read, or one cannot and data.strict is set.
+=======
+  Features are looked up by what they depend on: the backbone's variables, the options of model and
+  data, the content of the image file. Each image has so many `views`; `progress` is called with a
+  line now and then.
+>>>>>>> b985fc5 (Nearest class means and neighbours as heads of a probe; features of all runs in one memory-mapped store)
   """
-  folder.mkdir(parents=True, exist_ok=True)
-  n, parts, computed, c = len(examples.labels), [], 0, run.c
+  n, c = len(examples.labels), run.c
   backbone = {k: v for k, v in run.variables['params'].items() if k != 'heads'}
   digest = checkpoint.sha256([backbone, run.variables.get('batch_stats', {})])
   options = [c.data[name] for name in DATA_OPTIONS] + [c.model[name] for name in MODEL_OPTIONS]
+  store = Store(folder / _digest(repr([VERSION, views, *options, digest]).encode()).hex())
+  keys = [_image_digest(examples, i) for i in range(n)]
+  missing = list({key: i for i, key in enumerate(keys) if key not in store.places}.values())
   step, variables = _stepper(run), parallel.put_replicated(run.variables, run.mesh)
-  for start in range(0, n, BLOCK):
-    rows = np.arange(start, min(start + BLOCK, n))
-    block = sources.subset(examples, rows)
-    path = folder / f'{_digest([VERSION, views, *options, digest], block)}.npz'
-    try:
-      arrays = archives.read(path)
-    except (OSError, UserError):
-      outputs = collect.collect(
-        step, variables, block, c, run.mesh, views, with_features=True, may_be_empty=True
-      )
-      values = np.stack(np.split(outputs.features, views, 1), 1)
-      arrays, archive = {'features': values, 'index': np.asarray(outputs.index)}, io.BytesIO()
-      np.savez(archive, **arrays)
-      files.write(path, archive.getvalue())
-      computed += len(rows)
-      progress(f'features of split {examples.name}: {rows[-1] + 1} of {n} images')
-    parts.append((arrays['features'], rows[arrays['index']]))
-  values, index = (np.concatenate(arrays) for arrays in zip(*parts))
+  for start in range(0, len(missing), BLOCK):
+    rows = np.array(missing[start : start + BLOCK])
+    outputs = collect.collect(
+      *(step, variables, sources.subset(examples, rows), c, run.mesh, views),
+      with_features=True,
+      may_be_empty=True,
+    )
+    readable = np.stack(np.split(outputs.features, views, 1), 1)
+    values = np.full((len(rows), *readable.shape[1:]), np.nan, np.float32)
+    values[np.asarray(outputs.index, int)] = readable
+    store.add([keys[i] for i in rows], values)
+    progress(f'features of split {examples.name}: {start + len(rows)} of {len(missing)} images')
+  values = store.read(keys)
+  index = np.flatnonzero(~np.isnan(values).all((1, 2)))
   if not len(index):
     raise UserError(f'split {examples.name!r}: none of its {n} images can be read')
   broken = sorted(examples.files[i] for i in np.setdiff1d(np.arange(n), index))
-  return Features(values, index, broken, computed)
+  return Features(values[index], index, broken, len(missing))
 
 
-def _digest(facts: list, block: sources.Examples) -> str:
-  text = repr([facts, list(block.files)])
-  digest = hashlib.blake2b(text.encode('utf-8', 'backslashreplace'), digest_size=16)
-  for i in range(len(block.labels)):
-    try:
-      content = block.reader(i)
-    except (UserError, OSError, ValueError) as e:
-      content = str(e).encode('utf-8', 'backslashreplace')
-    # the part of the picture that is shown, where that is not all of it
-    part = repr(getattr(content, '__dict__', None)).encode()
-    content = content.tobytes() if isinstance(content, np.ndarray) else content
-    digest.update(part + len(content).to_bytes(8, 'little') + content)
-  return digest.hexdigest()
+def _digest(*parts: bytes) -> bytes:
+  digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+  for part in parts:
+    digest.update(len(part).to_bytes(8, 'little') + part)
+  return digest.digest()
+
+
+def _image_digest(examples: sources.Examples, number: int) -> bytes:
+  """Digest of the content of an image file, or of why it cannot be read."""
+  try:
+    content = examples.reader(number)
+  except (UserError, OSError, ValueError) as e:
+    content = str(e).encode('utf-8', 'backslashreplace')
+  # the part of the picture that is shown, where that is not all of it
+  part = repr(getattr(content, '__dict__', None)).encode()
+  is_array = isinstance(content, np.ndarray)
+  return _digest(part, repr(content.shape).encode() if is_array else b'', bytes(content))
 
 
 def _stepper(run: Setup) -> Callable:

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from hierjax import model
 from hierjax.core import config
 from hierjax.core.errors import UserError
+from hierjax.data import sources
 from hierjax.decide import paths
 from hierjax.experiments import probe, probe_features, probe_fit, probe_grid
 from hierjax.report import page
@@ -260,6 +261,7 @@ def finished(tmp_path_factory):
     tiny.register(patch)
     tiny.use_one_device(patch)
     folder = tmp_path_factory.mktemp('probe') / 'run'
+    patch.setenv('XDG_CACHE_HOME', str(folder.parent / 'cache'))
     yield folder, probe.probe(small_config(), folder)
 
 
@@ -304,18 +306,22 @@ def test_the_table(finished):
 
 
 def test_features_are_stored(finished, tmp_path):
-  shutil.copytree(finished[0] / 'features', tmp_path / 'features')
-  broken = sorted((tmp_path / 'features').iterdir())[0]
-  broken.write_bytes(broken.read_bytes()[:100])
+  shutil.copytree(probe_features.folder(small_config()), tmp_path / 'features')
+  for damaged in (tmp_path / 'features').rglob('*.npy'):
+    damaged.write_bytes(damaged.read_bytes()[:100])
   run = setup.build(small_config())
   calls = []
   first = probe_features.compute(run, run.train, 1, tmp_path / 'features', calls.append)
   second = probe_features.compute(run, run.train, 1, tmp_path / 'features', calls.append)
-  assert second.computed == 0
+  assert first.computed == 96 and second.computed == 0
   np.testing.assert_array_equal(first.values, second.values)
+  # images that a smaller split had, are there already
+  part = sources.subset(run.train, np.arange(5, 15))
+  values = probe_features.compute(run, part, 1, tmp_path / 'fresh', calls.append).values
   fresh = probe_features.compute(run, run.train, 1, tmp_path / 'fresh', calls.append)
-  assert fresh.computed == 96
-  np.testing.assert_array_equal(fresh.values, second.values)
+  assert fresh.computed == 86
+  np.testing.assert_allclose(values, fresh.values[5:15], rtol=1e-5)
+  np.testing.assert_allclose(fresh.values, second.values, rtol=1e-5)
   other = small_config()
   other.data.resize = 'pad'
   changed = setup.build(other)
@@ -332,9 +338,23 @@ def test_val_takes_no_part_in_the_choice(finished, tmp_path, monkeypatch):
     return run
 
   monkeypatch.setattr(setup, 'build', permuted)
-  shutil.copytree(finished[0] / 'features', tmp_path / 'run' / 'features')
   result = probe.probe(small_config(), tmp_path / 'run')
   assert result['computed_features'] == 0
   same = ('choice', 'flat', 'reason', 'settings', 'temperature', 'weights')
   assert {key: result[key] for key in same} == {key: finished[1][key] for key in same}
   assert result['val'] != finished[1]['val']
+
+
+def test_heads_without_training(finished, tmp_path):
+  """That of class means is a run; neighbours are judged. Features are those of the other probe."""
+  c = small_config()
+  for head in ('ncm', 'knn'):
+    c.probe.head = head
+    result = probe.probe(c, tmp_path / head)
+    assert result['computed_features'] == 0 and result['train_images'] == 96
+    assert set(result['val']) == {'make.top1', 'type.top1', 'model.top1', 'fpa', 'severity'}
+    assert probe.table(result).startswith(f'{head} of 96 images')
+  joint = model.load(tmp_path / 'ncm').evaluate('val')['decode']['joint']
+  ncm = json.loads((tmp_path / 'ncm' / 'probe.json').read_text())['val']
+  assert joint['fpa'] == pytest.approx(ncm['fpa']['choice'], abs=0.03)
+  assert not (tmp_path / 'knn' / 'config.json').exists()

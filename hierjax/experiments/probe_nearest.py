@@ -1,0 +1,186 @@
+"""Heads without training on features: nearest class means, and nearest neighbours, at every level.
+
+Features are compared by the cosine around the mean of all training features, which takes away what
+all images have in common (SimpleShot; Wang et al. 2019, arXiv:1911.04623).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hierjax import decide
+from hierjax.decide.decisions import Rules
+from hierjax.experiments.probe_grid import MAX_SCORES
+from hierjax.taxonomy import Taxonomy
+
+BLOCK = 256
+# Divisor of cosines; the rules of the decisions have one more, fitted where that is possible.
+TEMPERATURE = 0.05
+# Logit of a class of which there is no image.
+ABSENT = -40.0
+# Share of the probabilities of neighbours that all classes divide, so that none is 0.
+SMOOTHING = 1e-3
+
+Probs = dict[str, np.ndarray]
+
+
+class Bank(NamedTuple):
+  """Training images as heads without training read them.
+
+  Attributes:
+    x: float32 [n * views, d], unit vectors around `center`.
+    labels: int [n, L], -1 unknown.
+    center: float32 [d].
+    length: mean distance of the features from it.
+    views: of an image, one after the other in x.
+  """
+
+  x: np.ndarray
+  labels: np.ndarray
+  center: np.ndarray
+  length: float
+  views: int
+
+  @classmethod
+  def make(cls, features: np.ndarray, labels: np.ndarray) -> 'Bank':
+    """Build a bank of features float32 [n, views, d] and labels int [n, L]."""
+    flat = features.reshape(-1, features.shape[-1])
+    center = flat.mean(0)
+    length = float(np.linalg.norm(flat - center, axis=1).mean())
+    return cls(_unit(flat - center), labels, center, length, features.shape[1])
+
+  @property
+  def row_labels(self) -> np.ndarray:
+    """The labels int [n * views, L] of the rows of `x`."""
+    return np.repeat(self.labels, self.views, 0)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def _sums(bank: Bank, k: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+  """The sum [C, d] of the rows of each class of level k, and their number [C]."""
+  y = bank.row_labels[:, k]
+  sums = np.zeros((classes, bank.x.shape[1]), np.float32)
+  np.add.at(sums, y[y >= 0], bank.x[y >= 0])
+  return sums, np.bincount(y[y >= 0], minlength=classes)
+
+
+def class_means(bank: Bank, taxonomy: Taxonomy) -> dict[str, dict[str, np.ndarray]]:
+  """Make linear heads of the class means.
+
+  The logit of a class is the cosine between its mean and the feature, over TEMPERATURE, but for the
+  feature's distance from the center, instead of which the mean distance stands: this changes no
+  order of the classes, and a linear head is one that predicts, exports and trains on as any other.
+
+  Args:
+    bank: of the training images.
+    taxonomy: of the exclusive levels.
+
+  Returns:
+    {level: {'kernel' float32 [d, C], 'bias' float32 [C]}}.
+  """
+  heads = {}
+  for k, level in enumerate(taxonomy.levels):
+    sums, counts = _sums(bank, k, taxonomy.num_classes(level))
+    kernel = _unit(sums).T / (bank.length * TEMPERATURE)
+    bias = np.where(counts, -bank.center @ kernel, ABSENT)
+    heads[level] = {'kernel': np.float32(kernel), 'bias': np.float32(bias)}
+  return heads
+
+
+def neighbours(
+  bank: Bank, features: np.ndarray, taxonomy: Taxonomy, k: int, images: Sequence[int] | None = None
+) -> Probs:
+  """Compute the probabilities of classes by the k nearest training images, block by block.
+
+  A neighbour votes for its class at each level where it has one with exp(cosine / TEMPERATURE)
+  (Wu et al. 2018, arXiv:1805.01978, equation 7).
+
+  Args:
+    bank: the training images.
+    features: float32 [n, d].
+    taxonomy: of the exclusive levels.
+    k: number of neighbours.
+    images: [n], the training images that the features are of, which are no neighbours of
+      themselves; None for others.
+
+  Returns:
+    {level: float64 [n, C]}.
+  """
+  levels, parts = taxonomy.levels, []
+  labels, x = bank.row_labels, _unit(features - bank.center)
+  k = min(k, len(bank.x) - (0 if images is None else bank.views))
+  for start in range(0, len(x), BLOCK):
+    similar = x[start : start + BLOCK] @ bank.x.T
+    rows = np.arange(len(similar))[:, None]
+    if images is not None:
+      block = np.asarray(images)[start : start + BLOCK, None]
+      similar[rows, block * bank.views + np.arange(bank.views)] = -np.inf
+    nearest = np.argpartition(similar, -k, 1)[:, -k:]
+    votes = np.exp((similar[rows, nearest] - similar.max(1, keepdims=True)) / TEMPERATURE)
+    parts.append([_votes(votes, labels[nearest, j], taxonomy, j) for j in range(len(levels))])
+  return {level: np.concatenate(blocks) for level, blocks in zip(levels, zip(*parts))}
+
+
+def _votes(votes, labels, taxonomy, k):
+  """Probabilities [n, C] at level k of votes [n, k] for labels [n, k]."""
+  classes = taxonomy.num_classes(taxonomy.levels[k])
+  total = np.zeros((len(votes), classes))
+  np.add.at(total, (np.arange(len(votes))[:, None], np.maximum(labels, 0)), votes * (labels >= 0))
+  total += SMOOTHING * np.maximum(total.sum(1, keepdims=True), 1e-12) / classes
+  return total / total.sum(1, keepdims=True)
+
+
+def left_out(bank: Bank, taxonomy: Taxonomy, images: np.ndarray) -> Probs:
+  """Compute probabilities of training images by the means of the other images.
+
+  Args:
+    bank: of the training images.
+    taxonomy: of the exclusive levels.
+    images: int [n], numbers in the bank.
+
+  Returns:
+    {level: float64 [n, C]}.
+  """
+  probs = {}
+  for k, level in enumerate(taxonomy.levels):
+    sums, counts = _sums(bank, k, taxonomy.num_classes(level))
+    means, logits = _unit(sums), np.empty((len(images), len(sums)))
+    for row, i in enumerate(images):
+      rows, y = bank.x[i * bank.views : (i + 1) * bank.views], bank.labels[i, k]
+      logits[row] = np.where(counts, means @ rows[0] / TEMPERATURE, ABSENT)
+      if y >= 0:
+        other = _unit(sums[y] - rows.sum(0)) @ rows[0] / TEMPERATURE
+        logits[row, y] = other if counts[y] > bank.views else ABSENT
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    probs[level] = p / p.sum(1, keepdims=True)
+  return probs
+
+
+def fit_rules(bank: Bank, taxonomy: Taxonomy, k: int | None) -> Rules:
+  """Fit the rules of the decisions to training images that are left out one at a time.
+
+  Only images count of whose finest class there is another one: with one image a class the rules are
+  those before any fit.
+
+  Args:
+    bank: the training images.
+    taxonomy: of the exclusive levels.
+    k: number of neighbours; None for class means.
+  """
+  y = bank.labels[:, -1]
+  counts = np.bincount(y[y >= 0], minlength=taxonomy.num_classes(taxonomy.levels[-1]))
+  images = np.flatnonzero((bank.labels >= 0).all(1) & (counts[y] > 1))
+  size = sum(taxonomy.num_classes(level) for level in taxonomy.levels)
+  images = images[:: max(1, -(-len(images) * size // MAX_SCORES))]
+  if not len(images):
+    return decide.default_rules(taxonomy)
+  if k is None:
+    probs = left_out(bank, taxonomy, images)
+  else:
+    features = bank.x[images * bank.views] + bank.center
+    probs = neighbours(bank, features, taxonomy, k, images)
+  return decide.tune(probs, bank.labels[images], taxonomy)

@@ -103,6 +103,7 @@ def compute(
   """Compute the features of a split, or read those that are stored.
 
 <<<<<<< HEAD
+<<<<<<< HEAD
   A file of the folder holds BLOCK examples; its name is a digest of what they depend on: the
   backbone's variables, the options of model and data, the names and content of the image files.
 
@@ -117,6 +118,9 @@ def compute(
     UserError: no image can be read, or one cannot and data.strict is set.
 =======
   Features are looked up by what they depend on: the backbone's variables, the options of model and
+=======
+  Those of `examples` are looked up by what they depend on: the backbone's variables, the options of model and
+>>>>>>> 731b5f1 (Docstrings)
   data, the content of the image file. Each image has so many `views`; `progress` is called with a
   line now and then.
 >>>>>>> b985fc5 (Nearest class means and neighbours as heads of a probe; features of all runs in one memory-mapped store)

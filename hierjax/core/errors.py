@@ -33,7 +33,6 @@ def missing_extra(error: Exception) -> str:
 
 
 def did_you_mean(name: str, choices: Iterable[str], count: int = 1) -> str:
-def did_you_mean(name: str, choices: Iterable[str], count: int = 1) -> str:
   """Return a hint for a name that is none of the choices.
 
   Args:
@@ -44,17 +43,6 @@ def did_you_mean(name: str, choices: Iterable[str], count: int = 1) -> str:
   Returns:
     ' (did you mean X?)' with the choices that resemble it most, '' if none does.
   """
-  close = [repr(x) for x in difflib.get_close_matches(name, list(choices), count)]
-  text = ' or '.join([', '.join(close[:-1]), *close[-1:]] if len(close) > 1 else close)
-  return f' (did you mean {text}?)' if close else ''
-
-
-def describe_choices(kind: str, name: str, choices: Iterable[str]) -> str:
-  """Return a hint for a wrong name of a `kind`, and the choices or, of many, how to list them."""
-  choices = list(choices)
-  if len(choices) <= FEW:
-    return f'{did_you_mean(name, choices)}; choices: {", ".join(choices)}'
-  return f"{did_you_mean(name, choices, 3)}; 'hierjax {kind}s PATTERN' lists them"
   close = [repr(x) for x in difflib.get_close_matches(name, list(choices), count)]
   text = ' or '.join([', '.join(close[:-1]), *close[-1:]] if len(close) > 1 else close)
   return f' (did you mean {text}?)' if close else ''

@@ -27,19 +27,13 @@ def audit_labels(
   """Rank labels by how likely they are wrong, and find images that are nearly the same.
 
   The images of all splits that have a finest label are judged by linear heads on a frozen backbone,
-<<<<<<< HEAD
   fitted to the other folds (`decide.audit`). The folder gets audit.csv with all of them, the most
-  doubtful first, duplicates.csv with the pairs, audit.html with images of both, and the features.
+  doubtful first, duplicates.csv with the pairs, and audit.html with images of both.
 
   Args:
     c: the config; of the model only the backbone and its weights are read.
     workdir: the folder.
     progress: called with a line now and then.
-=======
-  fitted to the other folds (`decide.audit`). The `workdir` gets audit.csv with all of them, the
-  most doubtful first, duplicates.csv with the pairs, and audit.html with images of both. Of the
-  model in the config `c` only the backbone is read; `progress` is called with lines.
->>>>>>> b985fc5 (Nearest class means and neighbours as heads of a probe; features of all runs in one memory-mapped store)
 
   Returns:
     The numbers of 'images', of wrong labels that are 'expected', of 'duplicates', of those

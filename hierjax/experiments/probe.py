@@ -51,10 +51,8 @@ def probe(
 ) -> dict:
   """Fit the best linear heads of a grid to the features of a frozen backbone.
 
-<<<<<<< HEAD
   The folder becomes a run that predicts, is evaluated and reported, and that hierjax train
-  fine-tunes from there; WORKDIR/baseline is the run of the flat head. probe.json has all settings,
-  WORKDIR/features the features.
+  fine-tunes from there; WORKDIR/baseline is the run of the flat head. probe.json has all settings.
 
   Args:
     c: the config; its heads, losses, optimiser and augmentation are not read.
@@ -66,12 +64,6 @@ def probe(
 
   Raises:
     UserError: a mistake in the options or the data, or a full disk.
-=======
-  The folder `workdir` becomes a run that predicts, is evaluated and reported, and that hierjax
-  train fine-tunes from there; WORKDIR/baseline is the run of the flat head. probe.json has all
-  settings. Heads, losses, optimiser and augmentation of the config `c` are not read; `progress` is
-  called with a line now and then.
->>>>>>> b985fc5 (Nearest class means and neighbours as heads of a probe; features of all runs in one memory-mapped store)
   """
   workdir, seconds = pathlib.Path(workdir), {}
   with disk_errors(workdir), run_lock.RunLock(workdir):
@@ -289,22 +281,18 @@ def _setting(setting: Setting, levels: Sequence[str]) -> dict:
 
 
 def table(result: Mapping, limit: int = 12) -> str:
-<<<<<<< HEAD
   """Return what probe.json holds as a table for people, with its first settings.
 
   Args:
     result: its content.
     limit: settings to list.
   """
-=======
-  """Return what probe.json holds as a table for people, with `limit` settings at most."""
   if 'head' in result:
     text = (
       f'{result["head"]} of {result["train_images"]} images; val, {result["val_images"]} images'
     )
     rows = [(name, row['choice']) for name, row in result['val'].items()]
     return '\n'.join([text, *(f'{name:<24}{x:.4f}' for name, x in rows if x is not None)])
->>>>>>> b985fc5 (Nearest class means and neighbours as heads of a probe; features of all runs in one memory-mapped store)
   settings = result['settings']
   lines = ['mean accuracy in cross-validation on the training part, (deviation)', ' ' * 36]
   lines[1] += ''.join(f'{name:>18}' for name in settings[0]['mean'])

@@ -102,10 +102,8 @@ def compute(
 ) -> Features:
   """Compute the features of a split, or read those that are stored.
 
-<<<<<<< HEAD
-<<<<<<< HEAD
-  A file of the folder holds BLOCK examples; its name is a digest of what they depend on: the
-  backbone's variables, the options of model and data, the names and content of the image files.
+  Features are looked up by what they depend on: the backbone's variables, the options of model and
+  data, the content of the image file.
 
   Args:
     run: the model and its options.
@@ -116,14 +114,6 @@ def compute(
 
   Raises:
     UserError: no image can be read, or one cannot and data.strict is set.
-=======
-  Features are looked up by what they depend on: the backbone's variables, the options of model and
-=======
-  Those of `examples` are looked up by what they depend on: the backbone's variables, the options of model and
->>>>>>> 731b5f1 (Docstrings)
-  data, the content of the image file. Each image has so many `views`; `progress` is called with a
-  line now and then.
->>>>>>> b985fc5 (Nearest class means and neighbours as heads of a probe; features of all runs in one memory-mapped store)
   """
   n, c = len(examples.labels), run.c
   backbone = {k: v for k, v in run.variables['params'].items() if k != 'heads'}

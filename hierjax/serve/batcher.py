@@ -12,13 +12,17 @@ from starlette.exceptions import HTTPException
 from hierjax.data.image_groups import Batch
 from hierjax.runtime import BATCH_SIZE, Exported, Outputs
 
+# Images that are computed at once, which bounds the memory on machines with many cores.
+IMAGES = 4 * BATCH_SIZE
+
 
 class Batcher:
   """Divides images among threads, each of which reads and computes a batch at a time.
 
   A thread that is free takes its share of the images that wait: few when many threads are free, so
-  that none is idle, and up to `BATCH_SIZE` under load. onnxruntime's own threads help whichever
-  batch is computed. At most `limit` images wait; `counts` has how many.
+  that none is idle, and up to `BATCH_SIZE` under load, all threads together up to `IMAGES`. The
+  threads of onnxruntime help with any of the batches. At most `limit` images wait; `counts` has how
+  many.
   """
 
   def __init__(self, model: Exported, limit: int, counts: Counter):
@@ -45,16 +49,16 @@ class Batcher:
     with ThreadPoolExecutor(count) as pool:
       async with asyncio.TaskGroup() as group:
         for _ in range(count):
-          group.create_task(self._work(pool))
+          group.create_task(self._work(pool, min(BATCH_SIZE, max(1, IMAGES // count))))
 
-  async def _work(self, pool):
+  async def _work(self, pool, most):
     loop = asyncio.get_running_loop()
     while True:
       self._free += 1
       items = [await self._queue.get()]
       share = -(-(1 + self._queue.qsize()) // self._free)
       self._free -= 1
-      while len(items) < min(share, BATCH_SIZE):
+      while len(items) < min(share, most):
         items.append(self._queue.get_nowait())
       # without requests that were given up; equal rules are neighbours
       items = [item for item in items if not item[2].done()]

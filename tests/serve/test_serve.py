@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from hierjax import runtime
 from hierjax.decide.backoff import NEVER, Backoff
 from hierjax.decide.decisions import AnswerRules
-from hierjax.serve import app, inputs
+from hierjax.serve import app, batcher, inputs
 
 LIMITS = SimpleNamespace(max_body=200_000, max_files=8, queue=64, timeout=20)
 
@@ -90,6 +90,22 @@ def test_requests_share_batches(model, monkeypatch):
         *[[r[1] for r in x] for x in (result['top'][level], rows)], atol=2e-6
       )
   assert sum(calls) == 24 and len(calls) < 24
+
+
+@pytest.mark.parametrize(
+  ('threads', 'limit', 'sizes'), [(2, 128, [4, 4]), (1, 128, [8]), (4, 8, [2] * 4)]
+)
+def test_threads_share_what_waits(model, monkeypatch, threads, limit, sizes):
+  """In equal parts, and no more at once than is allowed; an image alone waits for no other."""
+  monkeypatch.setattr(batcher.os, 'cpu_count', lambda: threads)
+  monkeypatch.setattr(batcher, 'IMAGES', limit)
+  calls, run = [], model.run
+  monkeypatch.setattr(model, 'run', lambda pixels: calls.append(len(pixels)) or run(pixels))
+  with TestClient(app.Server(model, LIMITS)) as client:
+    for images, expected in ((8, sizes), (1, [1])):
+      calls.clear()
+      answer = client.post('/predict', files=parts(*[png(i) for i in range(images)]))
+      assert answer.status_code == 200 and calls == expected
 
 
 def test_a_full_queue_and_a_late_answer_have_their_statuses(model, monkeypatch):

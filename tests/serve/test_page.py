@@ -29,7 +29,7 @@ def test_in_chromium_images_are_predicted(served, browser, width, monkeypatch): 
 
   def hostile(*args):
     rows = records(*args)
-    for row in rows:
+    for row in (row for row in rows if 'path' in row):
       row['answer'] = answer | {'reason': 'type unsure: Van at 0.4, where 0.9 is needed'}
       row['path']['make'] = HOSTILE
     return rows

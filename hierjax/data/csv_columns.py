@@ -1,6 +1,7 @@
 """Which column of a CSV file holds what: image files, splits, levels from coarse to fine."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 from hierjax.core.errors import did_you_mean
 from hierjax.data.decoding import is_image
 from hierjax.data.findings import Findings
-from hierjax.data.split_names import split_of
+from hierjax.data.split_names import is_word, split_of
 from hierjax.taxonomy import CsvFile, Mixed, Taxonomy
 
 FILES = """file filename filepath path image imagefile imagefilename imagename imagepath img imgfile
@@ -27,8 +28,9 @@ METADATA = frozenset(
   """.split()
 )
 _DATE = re.compile(r'\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[./]\d\d?[./]\d{2,4}([T ].*)?')
-_NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', re.IGNORECASE)
+_NUMBER = re.compile(r'[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?', re.IGNORECASE)
 _UNIQUE_ROWS = 20  # so many rows, each with another text, hold no classes
+_MAX_LEVELS = 64  # columns of which each is compared with each
 FLAGS = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0}
 
 Values = dict[str, Sequence[str]]  # {column: its cells}
@@ -95,6 +97,10 @@ def assign(
     candidates = {c: values[c] for c in others if c not in tags and c not in flags}
     ignored = _without_classes(candidates, bool(tags or flags))
     others = [c for c in others if c not in ignored]
+    if (n := len(candidates.keys() - ignored.keys())) > _MAX_LEVELS:
+      text = f'{n} columns may be levels: choose with --config.data.levels, coarse to '
+      text += 'fine; if each is a tag, with 1 or 0, name their level with --config.data.multi'
+      findings.fatal(where, 'columns', text)
     in_order = [c for c in others if c not in tags]
     is_free = options.homonyms != 'split' and (tags or not options.multi)
     levels = _sorted(in_order, values) if is_free else in_order
@@ -119,8 +125,8 @@ def assign(
 
 
 def _plain(name):
-  """A column's name without case, blanks and punctuation."""
-  return re.sub(r'[\W_]+', '', name.casefold())
+  """A column's name without case, blanks and punctuation, in one Unicode form."""
+  return re.sub(r'[\W_]+', '', unicodedata.normalize('NFC', name).casefold())
 
 
 def _share(cells, condition):
@@ -165,13 +171,19 @@ def _split_column(options, where, values, levels, findings):
   if options.split_column:
     return _named('split_column', options.split_column, list(values), where, findings)
   names = {options.train, options.val}
+  free = [c for c in values if c not in (*levels, *options.levels, *options.multi)]
   for word in SPLITS:
-    for c in (c for c in values if _plain(c) == word):
+    for c in (c for c in free if _plain(c) == word):
       contents = {v for v in values[c] if v}
       is_split = contents and all(v in names or split_of(v) for v in contents)
-      if (word == 'split' or is_split) and c not in (*levels, *options.levels, *options.multi):
+      if word == 'split' or is_split:
         return c
-  return None
+  splits = (c for c in free if _are_splits(values[c]))
+  return next((c for c in splits if len({split_of(v) for v in values[c] if v}) > 1), None)
+
+
+def _are_splits(cells):
+  return any(cells) and all(is_word(cell) for cell in set(cells) if cell)
 
 
 def _without_classes(values, has_tags):
@@ -183,7 +195,7 @@ def _without_classes(values, has_tags):
   numbers = [c for c in others if _share(values[c], _NUMBER.fullmatch) == 1]
   words = [c for c in others if c not in numbers]
   combinations = _combinations(others, values)
-  for c in numbers if words else ():
+  for c in numbers if 0 < len(words) <= _MAX_LEVELS else ():
     # ids of named classes, one number in all rows, or what no class determines
     up = [w for w in words if _determines(combinations[w], combinations[c])]
     is_id = any(_determines(combinations[c], combinations[w]) for w in up)
@@ -203,6 +215,7 @@ def _doubt(name, cells):
     'empty': not any(cells),
     'no name': name.startswith(('(column ', 'Unnamed:')),
     'named like metadata': _plain(name) in METADATA,
+    'names of splits': _are_splits(cells),
     'dates': _share(cells, _DATE.fullmatch) == 1,
     'image files': _share(cells, is_image) > 0.5,
     'measures': is_number and not all(c.isdecimal() for c in cells if c),
@@ -219,8 +232,8 @@ def _combinations(columns, values):
 
 def _determines(finer, coarser):
   """Whether each value of one column comes with one of another, where both are known."""
-  pairs = {(a, b) for a, b in zip(finer, coarser) if a and b}
-  return len(pairs) == len({a for a, _ in pairs})
+  first = {}
+  return all(not (a and b) or first.setdefault(a, b) == b for a, b in zip(finer, coarser))
 
 
 def _mostly_nests(finer, coarser):
@@ -233,7 +246,8 @@ def _mostly_nests(finer, coarser):
 def _sorted(columns, values):
   """Columns from coarse to fine, where they nest; those that do not stay in their order."""
   cells = _combinations(columns, values)
-  finest = [c for c in columns if all(_determines(cells[c], cells[b]) for b in columns)]
+  apart = {c: {b for b in columns if not _determines(cells[c], cells[b])} for c in columns}
+  finest = [c for c in columns if not apart[c]]
   if finest and columns[-1] not in finest:
     last = cells[columns[-1]]
     finest = [] if any(_mostly_nests(last, cells[c]) for c in columns[:-1]) else finest
@@ -241,8 +255,7 @@ def _sorted(columns, values):
     return columns
   others, result = [c for c in columns if c != finest[-1]], []
   while others:
-    finer = {c: [b for b in others if not _determines(cells[c], cells[b])] for c in others}
-    free = (c for c in others if all(b in finer[c] or c not in finer[b] for b in others))
+    free = (c for c in others if all(b in apart[c] or c not in apart[b] for b in others))
     result.append(next(free, others[0]))
     others.remove(result[-1])
   return [*result, finest[-1]]

@@ -5,6 +5,7 @@ import itertools
 import os
 import pathlib
 import posixpath
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
@@ -100,6 +101,9 @@ def locate(
       moved |= {cell: place} if place else {}
     paths[cell] = place or path or cell
   if moved:
+    # of paths of another machine, some of which were found, the others are missing like any file
+    lost = [cell for cell in paths if paths[cell] == cell]
+    paths |= {cell: re.sub(r'^([A-Za-z]:)?/+', '', _normal(cell)) for cell in lost}
     cell, place = next(iter(moved.items()))
     text = (
       f'{len(moved)} of {len(paths)} files are not at their path and were read by their name below '

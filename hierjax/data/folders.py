@@ -23,6 +23,7 @@ from hierjax.taxonomy import Taxonomy, close_matches, homonyms
 
 KIND = 'class folders'  # of findings
 TAXONOMY_FILE = 'taxonomy.csv'
+TABLES = ('.csv', '.tsv', '.xlsx', '.xls', '.ods')
 
 
 def read(
@@ -39,11 +40,11 @@ def read(
   Raises:
     UserError: there is no image, or none in a class folder.
   """
+  n = len(findings.notes)
   files = find_images(root, findings)
   if not files:
-    raise UserError(
-      f'{root}: no labels.csv, no *.parquet and no image in class folders (.jpg .png .tif ...)'
-    )
+    text = f'{root}: no labels.csv, no *.parquet and no image in class folders (.jpg .png .tif ...)'
+    raise UserError('; '.join([text, *findings.notes[n:]]))
   paths = _paths(files, findings)
   if taxonomy and options.levels and options.levels != taxonomy.levels:
     raise UserError(
@@ -56,6 +57,12 @@ def read(
   if taxonomy is None:
     taxonomy = _derive(options, str(root), leaf_names, max(map(len, paths)), findings)
     findings.note(f'taxonomy from folders: {taxonomies.describe(taxonomy)}')
+    repeated = sorted(name for path, name in leaf_names.items() if name != path[-1])
+    if repeated and not options.levels:
+      text = f'{len(repeated)} class folders share their names and are classes of their own: '
+      text += f'{", ".join(repeated[:4])}{" ..." * (len(repeated) > 4)}; if the folders above are '
+      text += 'parts of the data and no classes, move the folders of a name together'
+      findings.warn(str(root), 'homonyms', text)
   encode = _Encoder(taxonomy, str(root), findings)
   ids = {path: encode(path, path in leaf_names) for path in dict.fromkeys(paths)}
   partial = [path for path in ids if path in inner]
@@ -181,17 +188,22 @@ def find_images(root: pathlib.Path, findings: Findings) -> list[str]:
         stack.append((f'{folder}{name}/', above))
   if others:
     listing = ', '.join(f'{n} {suffix}' for suffix, n in others.most_common(10))
-    findings.note(f'files that are no images, by their suffix: {listing}')
+    findings.note(f'files that are no images, by their suffix: {listing}{_advice(others)}')
   for folder, suffixes in empty.items():
     listing = ', '.join(f'{n} {suffix}' for suffix, n in suffixes.most_common(5)) or 'nothing'
-    advice = '; convert them, to JPEG for instance' if {'.heic', '.heif'} & {*suffixes} else ''
-    text = f'{folder} holds no image that can be read, only {listing}{advice}'
+    text = f'{folder} holds no image that can be read, only {listing}{_advice(suffixes)}'
     findings.add('warning', str(root), 'folders without images', text)
   if empty:
     more = f' and {len(empty) - 5} more' if len(empty) > 5 else ''
     findings.note(f'folders without an image that can be read: {", ".join([*empty][:5])}{more}')
   image_files.note_links(root, links, findings)
   return files
+
+
+def _advice(names):
+  advice = '; convert HEIC, to JPEG for instance' if {'.heic', '.heif'} & {*names} else ''
+  tables = '; a CSV is read by --config.data.root=FILE; save a spreadsheet as one'
+  return advice + tables if any(name.endswith(TABLES) for name in names) else advice
 
 
 def _list(root, folder, findings):
@@ -212,7 +224,8 @@ def _list(root, folder, findings):
     elif decoding.is_image(entry.name):
       content.images.append(entry.name)
     elif folder or entry.name != TAXONOMY_FILE:
-      content.others[os.path.splitext(entry.name)[1].lower() or 'no suffix'] += 1
+      suffix = os.path.splitext(entry.name)[1].lower()
+      content.others[folder + entry.name if suffix in TABLES else suffix or 'no suffix'] += 1
   return content
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError
-from hierjax.data import taxonomies
+from hierjax.data import csv_columns, taxonomies
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
 from hierjax.data.split_names import split_of
@@ -49,7 +49,7 @@ def read(
       raise UserError(
         f'{path}: its columns ({", ".join(store.columns)}) are not those of {paths[0].name}'
       )
-  labels = {c.removesuffix('_label'): c for c in columns}
+  labels = all_labels = {c.removesuffix('_label'): c for c in columns}
   if taxonomy is None:
     labels = {level: c for level, c in labels.items() if c.endswith('label')}
     if not labels:
@@ -64,7 +64,9 @@ def read(
       f'{paths[0]}: no column of labels; the levels are {", ".join(taxonomy.levels)}, the columns '
       f'{", ".join(columns)}'
     )
-  unused = [c for level, c in labels.items() if level not in taxonomy.levels]
+  named = (c for c in columns if c.casefold() in csv_columns.SPLITS and c not in labels.values())
+  split = next((c for c in named if all(map(split_of, _words(stores, c)))), None)
+  unused = [c for level, c in all_labels.items() if level not in taxonomy.levels and c != split]
   if unused:
     findings.note(f'Parquet columns {", ".join(unused)} are not used')
   ids = [_encode(p, store, labels, taxonomy, findings) for p, store in zip(paths, stores)]
@@ -79,13 +81,13 @@ def read(
     taxonomy,
     [f'{name}:{i}' for name, store in zip(names, stores) for i in range(store.rows)],
     taxonomy.complete(np.concatenate(ids)),
-    _splits(options, root, paths, stores, findings),
+    _splits(options, root, paths, stores, split, findings),
     functools.partial(read_image, folders=[str(store.folder) for store in stores], ends=ends),
   )
 
 
-def _splits(options, root, paths, stores, findings):
-  """The split of each row, by the name of its file or of a folder above it."""
+def _splits(options, root, paths, stores, column, findings):
+  """The split of each row, by the name of its file or of a folder above it, else by a column."""
   names = []
   for path in paths:
     # shards are called SPLIT-00000-of-00001, or, as the hub converts, SPLIT/0000
@@ -98,6 +100,13 @@ def _splits(options, root, paths, stores, findings):
       findings.error(str(path), 'splits', text)
     names.append(places[0] if places else None)
   if not any(names):
+    splits = _class_names(stores, column) if column else None
+    if '' in (splits or ()):
+      text = f'row {splits.index("") + 1} has no {column}; give one to every row'
+      findings.error(str(root), 'no split', text)
+    if splits:
+      findings.note(f'splits by the Parquet column {column!r}')
+      return splits
     if len(paths) > 1:
       listing = ', '.join(path.relative_to(root).as_posix() for path in paths[:3])
       findings.note(f'no Parquet file or folder is called like a split: {listing}')
@@ -110,13 +119,14 @@ def _splits(options, root, paths, stores, findings):
   return [name for name, store in zip(names, stores) for _ in range(store.rows)]
 
 
+def _words(stores, column):
+  """The different values of a column."""
+  return {name for store in stores for name in store.columns[column].names}
+
+
 def _derive(stores: list[Store], labels, root):
   """The taxonomy of the columns of labels; levels with fewer classes are coarser."""
-
-  def num_classes(level):
-    return len({name for store in stores for name in store.columns[labels[level]].names})
-
-  levels = sorted(labels, key=num_classes)
+  levels = sorted(labels, key=lambda level: len(_words(stores, labels[level])))
   values = [_class_names(stores, labels[level]) for level in levels]
   return taxonomies.derive(levels, [(root, row) for row in dict.fromkeys(zip(*values))])[0]
 

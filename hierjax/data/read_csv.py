@@ -139,6 +139,9 @@ def _unify_spellings(options, path, labels, taxonomy, findings):
     same = unify(counts, spellings(table, level) if table else (), options.fold_case)
     same.pop('', None)
     tag_cells.say_spellings(level, same, counts, path, findings)
+    if not table and (text := tag_cells.made_of_others(level, counts, counts)):
+      text += f'; if an image may have several: --config.data.multi={level}'
+      findings.warn(path, 'names of several classes', text)
     for _, record in labels.records if same else ():
       record[level] = same.get(record[level], record[level])
 
@@ -198,14 +201,17 @@ def _derive_exclusive(options, path, columns, records, findings):
   """The taxonomy of columns of labels, and its rows with the first row of each."""
   cells = [(row, [record[c] for c in columns]) for row, record in records]
   rows = [(f'{path}:{row}', names) for row, names in cells]
+  listing = ', '.join(columns[:8]) + (' ...' if len(columns) > 8 else '')
+  advice = f'; the levels were read from the columns {listing}, coarse to fine: choose others with '
+  advice += '--config.data.levels'
+
+  def report(where, text):
+    findings.error(where, 'several paths', text + advice)
+
   try:
-    exclusive, reading = taxonomies.derive(columns, rows, options.homonyms)
+    exclusive, reading = taxonomies.derive(columns, rows, options.homonyms, report)
   except UserError as error:
-    listing = ', '.join(columns[:8]) + (' ...' if len(columns) > 8 else '')
-    raise UserError(
-      f'{error}; the levels were read from the columns {listing}, coarse to fine: choose others '
-      'with --config.data.levels'
-    ) from None
+    raise UserError(str(error).removesuffix(advice) + advice) from None
   taxonomies.remark_reading(reading, path, findings)
   first = {}
   for row, names in cells:

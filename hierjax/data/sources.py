@@ -162,6 +162,9 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     lint_taxonomy.check(table.taxonomy, lint_taxonomy.Origin(*rows), silent)
     findings.notes += [str(p) for p in silent.problems if p.kind == 'two parents'][:5]
   table.reader = table.reader and image_files.with_limits(table.reader, options)
+  if not table.taxonomy.multi and len(table.taxonomy.names[-1]) == 1:
+    text = f'all images are of one class, {table.taxonomy.names[-1][0]!r}: nothing to tell apart'
+    findings.warn(str(root), 'one class', text)
   if table.splits:
     table.splits = split_names.unify(options, table.splits, findings)
   return table
@@ -191,6 +194,9 @@ def _detect(name, root, findings):
     return 'csv'
   layout = published.recognise(root)
   if layout or parquet.files_below(root):
+    for file in () if layout else sorted(root.glob('*.[ct]sv')):
+      if file.name != 'taxonomy.csv':
+        findings.warn(file, 'files', 'is not read, as Parquet is; --config.data.root=FILE reads it')
     return layout or 'parquet'
   return 'csv' if read_csv.find(root, findings) else 'folders'
 

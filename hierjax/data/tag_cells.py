@@ -1,5 +1,6 @@
 """Cells that hold sets of tags: what separates them, and which names they hold."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 
@@ -9,6 +10,9 @@ from hierjax.data.findings import Findings
 from hierjax.taxonomy.spelling import fold, unify
 
 SEPARATORS = {'pipe': '|', 'semicolon': ';', 'comma': ',', 'blank': None}
+_LIST = re.compile(r'\[.*\]|\{.*\}', re.DOTALL)  # as programs write lists: ['sea', 'sunset']
+_ITEM = re.compile(r""""[^"]*"|'[^']*'|[^,\s][^,]*""")
+SIGNS, _BLANKS = r"[^\w\s'-]+|[\r\n]+", r'[\s_-]+'  # between names; names have blanks, too
 
 
 def read(
@@ -41,17 +45,36 @@ def read(
     spellings.update(dict.fromkeys(tags[cell], n))
   same = unify(spellings, names, options.fold_case)
   say_spellings(level, same, spellings, where, findings)
-  used = {same.get(name, name) for name in spellings} | set(names)
-  folded = {fold(name) for name in used}
-  for name, other in ((n, s) for n in sorted(used) for s in ('pipe', 'semicolon', 'comma')):
-    parts = _split(name, other)
-    if len(parts) > 1 and {fold(part) for part in parts} <= folded:
-      text = (
-        f'{level} {name!r} is made of other classes ({", ".join(parts)}): separate them by one '
-        'sign in all rows, or say with --config.data.tag_separator by which'
-      )
-      findings.error(where, 'tags', text)
+  used = {same.get(name, name) for name in spellings}
+  new, used = used.difference(names), used.union(names)
+  joined = made_of_others(level, new, used)
+  text = joined or made_of_others(level, new, used, _BLANKS)
+  if text and options.tag_separator != 'never':
+    text += ': separate them by one sign in all rows, or say with --config.data.tag_separator by '
+    # once the user has said what separates tags, other signs may belong to names
+    report = findings.error if joined and not options.tag_separator else findings.warn
+    report(where, 'tags', text + 'which, or never')
   return {cell: [same.get(name, name) for name in row] for cell, row in tags.items()}
+
+
+def made_of_others(
+  level: str, names: Collection[str], others: Collection[str], signs: str = SIGNS
+) -> str:
+  """Say which names are two or more others, joined; '' if none is.
+
+  Args:
+    level: of the names.
+    names: those in question.
+    others: all names of the level.
+    signs: regular expression of what joins names.
+  """
+  folded, joint = {fold(name) for name in others}, {}
+  for name in sorted(names):
+    parts = [part.strip() for part in re.split(signs, name) if part.strip()]
+    if len(parts) > 1 and all(fold(part) in folded for part in parts):
+      joint[name] = ', '.join(parts)
+  name, more = next(iter(joint), ''), f' (and {len(joint) - 1} more such names)' * (len(joint) > 1)
+  return f'{level} {name!r}{more} is made of other classes ({joint[name]})' if joint else ''
 
 
 def say_spellings(
@@ -76,14 +99,22 @@ def say_spellings(
 def _split(cell, separator):
   if not cell or cell == '-':
     return []
-  parts = [cell] if separator == 'never' else cell.split(SEPARATORS[separator])
+  parts = [cell]
+  if separator != 'never' and _LIST.fullmatch(cell):
+    parts = [item.strip().strip('\'"') for item in _ITEM.findall(cell[1:-1])]
+  elif separator != 'never':
+    parts = cell.split(SEPARATORS[separator])
   return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
 def _separator(level, counts, names, where, findings):
   """The name of the sign between tags: one whose parts occur by themselves or in other sets."""
+  lists = {cell for cell in counts if _LIST.fullmatch(cell)}
+  if lists:
+    findings.say(where, 'tags', f'{level} are lists in brackets, as in {max(lists, key=len)!r}')
   for separator in ('pipe', 'semicolon', 'comma'):
-    sets = {cell: _split(cell, separator) for cell in counts if fold(cell) not in names}
+    plain = [cell for cell in counts if cell not in lists and fold(cell) not in names]
+    sets = {cell: _split(cell, separator) for cell in plain}
     cells_of = Counter(fold(part) for parts in sets.values() for part in parts)
     joint = [cell for cell, parts in sets.items() if len(parts) > 1]
     parts = {fold(part) for cell in joint for part in sets[cell]}

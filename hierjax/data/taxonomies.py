@@ -1,7 +1,7 @@
 """The taxonomy of a data set: read from taxonomy.csv, or derived from the labels."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hierjax.core.errors import UserError
 from hierjax.core.options import level_words, resolve_levels
@@ -117,7 +117,10 @@ def remark_reading(reading: Reading, where: str | os.PathLike, findings: Finding
 
 
 def derive(
-  levels: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], homonyms: str = 'merge'
+  levels: Sequence[str],
+  rows: Sequence[tuple[str, Sequence[str]]],
+  homonyms: str = 'merge',
+  report: Callable[[str, str], None] | None = None,
 ) -> tuple[Taxonomy, Reading]:
   """Derive a taxonomy of exclusive levels from labels.
 
@@ -127,6 +130,8 @@ def derive(
     levels: names, coarse to fine.
     rows: of each example ('FILE:ROW', its class per level, '' if unknown).
     homonyms: `config.data.homonyms`, see `taxonomy.homonyms.resolve`.
+    report: called with 'FILE:ROW' and a text for a class with a second path, whose first counts;
+      None raises it.
 
   Returns:
     The taxonomy, its finest classes sorted by path, and how homonyms were read.
@@ -134,7 +139,7 @@ def derive(
   Raises:
     UserError: two rows contradict each other, or a path is never complete; names the row.
   """
-  paths = _full_paths(levels, rows, homonyms == 'split')
+  paths = _full_paths(levels, rows, homonyms == 'split', report)
   inner = [{path[k] for path in paths} for k in range(len(levels))]
   ends = {}
   for where, names in rows:
@@ -155,9 +160,9 @@ def derive(
   return Taxonomy.from_rows(levels, reading.rows), reading
 
 
-def _full_paths(levels, rows, has_homonyms):
+def _full_paths(levels, rows, has_homonyms, report):
   """The paths of the finest classes, put together from all rows of each."""
-  paths, first = {}, {}
+  paths, first, conflicts = {}, {}, set()
   for where, names in rows:
     leaf = names[-1]
     if not leaf:
@@ -165,11 +170,14 @@ def _full_paths(levels, rows, has_homonyms):
     key = (leaf, *names[:-1]) if has_homonyms and all(names) else leaf
     path = paths.setdefault(key, [''] * len(levels))
     for k, name in enumerate(names):
-      if name and path[k] and path[k] != name:
-        raise UserError(
-          f'{where}: {levels[-1]} {leaf!r} has {levels[k]} {name!r} here and {path[k]!r} in '
-          f'{first[key, k]}; every finest class has one path (two classes: data.homonyms=split)'
-        )
+      if name and path[k] and path[k] != name and (key, k) not in conflicts:
+        conflicts.add((key, k))
+        text = f'{levels[-1]} {leaf!r} has {levels[k]} {name!r} here and {path[k]!r} in '
+        text += f'{first[key, k]}; every finest class has one path (two classes: '
+        text += 'data.homonyms=split)'
+        if report is None:
+          raise UserError(f'{where}: {text}')
+        report(where, text)
       if name and not path[k]:
         path[k], first[key, k] = name, where
   leaves = {path[-1] for path in paths.values() if all(path)}

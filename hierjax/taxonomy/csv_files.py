@@ -18,6 +18,7 @@ MAX_CELLS = 20_000_000
 _SAMPLE = 200  # lines by which the delimiter is found
 _MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
 CONTROL = re.compile('[\0-\x08\x0e-\x1f]')
+_SEPARATOR_LINE = re.compile('"?sep=.?"?\\s*', re.IGNORECASE)  # the first line for spreadsheets
 _NAMELESS = '(column {})'
 
 
@@ -114,7 +115,8 @@ def _guess_delimiter(lines, notes):
   best, best_share = 'comma', 0.0
   for name, delimiter in DELIMITERS.items():
     try:
-      rows = [row for row in csv.reader(lines, delimiter=delimiter) if any(row)]
+      reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+      rows = [row for row in reader if any(row)]
     except csv.Error:
       continue
     n = len(rows[0]) if rows else 0
@@ -135,7 +137,7 @@ def _lines(path: str | os.PathLike, file: TextIO) -> Iterator[str]:
       raise UserError(f'{path}:{row}: is longer than {MAX_LINE} characters; is it a CSV file?')
     if CONTROL.search(line):
       raise UserError(f'{path}:{row}: holds control characters; it is damaged or no text')
-    yield line
+    yield '\n' if row == 1 and _SEPARATOR_LINE.fullmatch(line) else line
 
 
 def _parse(path, file, delimiter, is_kept):
@@ -143,7 +145,7 @@ def _parse(path, file, delimiter, is_kept):
   is_read, columns, rows, last_line, n = [], None, [], 0, 0
   # What follows the last line is asked for only where a quoted cell goes on.
   lines = itertools.chain(_lines(path, file), (is_read.append(1) for _ in [0]))
-  reader = csv.reader(filter(None, lines), delimiter=delimiter)
+  reader = csv.reader(filter(None, lines), delimiter=delimiter, skipinitialspace=True)
   while True:
     try:
       cells = next(reader)

@@ -104,6 +104,43 @@ READ = {
     {'1.png': ['owl, barn'], '2.png': ['a;b']},
     [],
   ),
+  'blanks before quotes': (
+    {
+      'a.csv': '"file" , "kind"\n"1.png", "owl, barn"\n"2.png", "crow"\n',
+      **pictures('1.png', '2.png'),
+    },
+    {},
+    ('kind',),
+    {'1.png': ['owl, barn'], '2.png': ['crow']},
+    [],
+  ),
+  'the first line of a spreadsheet': (
+    {'a.csv': 'sep=;\r\n' + ROWS.replace(',', ';'), **THREE},
+    {},
+    TREE,
+    BIRDS,
+    ['cells are separated by a semicolon'],
+  ),
+  'measures with a decimal comma': (
+    {'a.csv': 'file;weight;kind\n1.png;1,5;a\n2.png;0,25;b\n3.png;3,0;a\n', **THREE},
+    {},
+    ('kind',),
+    {'1.png': ['a'], '2.png': ['b'], '3.png': ['a']},
+    ["'weight' (measures)"],
+  ),
+  'a header in another Unicode form': (
+    {
+      'labels.csv': unicodedata.normalize('NFC', renamed('file,Größe,animal')),
+      'taxonomy.csv': unicodedata.normalize(
+        'NFD', 'Größe,animal\nBird,Owl\nBird,Crow\nFish,Carp\n'
+      ),
+      **THREE,
+    },
+    {},
+    (unicodedata.normalize('NFD', 'Größe'), 'animal'),
+    BIRDS,
+    ["files by column 'file'"],
+  ),
   'the delimiter by option': (
     {'a.csv': 'file,x;kind\n1.png;owl\n2.png;crow\n', **pictures('1.png', '2.png')},
     {'delimiter': 'semicolon', 'file_column': 'file,x'},
@@ -399,6 +436,44 @@ READ = {
     {'1.png': [{'sky', 'sea'}], '2.png': [{'sea'}], '3.png': [{'sky', 'tree'}], '4.png': [set()]},
     ['tags are separated by a semicolon', "'Sky' for 'sky'"],
   ),
+  'tags as lists of a program': (
+    {
+      'labels.csv': 'file,tags\n1.png,"[\'sky, blue\', \'sea\']"\n2.png,"[""sea""]"\n3.png,[]\n',
+      **THREE,
+    },
+    {'multi': 'tags'},
+    ('tags',),
+    {'1.png': [{'sky, blue', 'sea'}], '2.png': [{'sea'}], '3.png': [set()]},
+    ['tags are lists in brackets, as in '],
+  ),
+  'tags as sets of a database': (
+    {'labels.csv': 'file,tags\n1.png,"{sky,sea}"\n2.png,{sea}\n3.png,sky\n', **THREE},
+    {'multi': 'tags'},
+    ('tags',),
+    {'1.png': [{'sky', 'sea'}], '2.png': [{'sea'}], '3.png': [{'sky'}]},
+    ["tags are lists in brackets, as in '{sky,sea}'"],
+  ),
+  'tags that may be made of others': (
+    {'labels.csv': 'file,tags\n1.png,fire truck\n2.png,fire\n3.png,truck\n', **THREE},
+    {'multi': 'tags'},
+    ('tags',),
+    {'1.png': [{'fire truck'}], '2.png': [{'fire'}], '3.png': [{'truck'}]},
+    ["tags 'fire truck' is made of other classes (fire, truck)"],
+  ),
+  'tags that are made of others, by option': (
+    {'labels.csv': 'file,tags\n1.png,AC/DC\n2.png,AC\n3.png,DC\n', **THREE},
+    {'multi': 'tags', 'tag_separator': 'never'},
+    ('tags',),
+    {'1.png': [{'AC/DC'}], '2.png': [{'AC'}], '3.png': [{'DC'}]},
+    [],
+  ),
+  'sets in a column of one class': (
+    {'labels.csv': 'file,kind\n1.png,sky;sea\n2.png,Sea\n3.png,sky\n', **THREE},
+    {},
+    ('kind',),
+    {'1.png': ['sky;sea'], '2.png': ['Sea'], '3.png': ['sky']},
+    ["kind 'sky;sea' is made of other classes (sky, sea); if an image may have several: --config"],
+  ),
   'tags separated by blanks': (
     {'labels.csv': 'file,tags\n1.png,sky sea\n2.png,sea\n3.png,tree\n', **THREE},
     {'multi': 'tags', 'tag_separator': 'blank'},
@@ -461,6 +536,8 @@ SPLITS = 'file,{},class\n1.png,{},a\n2.png,{},b\n3.png,{},a\n4.png,{},b\n'
     ('Partition', ('TRAIN', 'TRAIN', 'VAL', 'VAL'), {'train': 2, 'val': 2}),
     ('fold', ('train', 'train', 'val', 'val'), {'train': 2, 'val': 2}),
     ('split', ('train', 'train', 'other', 'val'), {'train': 2, 'other': 1, 'val': 1}),
+    ('phase', ('train', 'train', 'valid', 'valid'), {'train': 2, 'val': 2}),
+    ('train/test', ('TRAIN', 'TRAIN', 'Val', 'Test'), {'train': 2, 'val': 1, 'test': 1}),
   ],
 )
 def test_columns_of_splits(header, values, expected, tmp_path):
@@ -469,6 +546,16 @@ def test_columns_of_splits(header, values, expected, tmp_path):
   assert {name: len(split.files) for name, split in data.splits.items()} == expected
   assert data.taxonomy.levels == ('class',) and agreement.assert_agree(options) == ''
   assert header == 'split' or any(f"splits by '{header}'" in note for note in data.notes)
+
+
+def test_a_second_column_of_splits_is_no_level(tmp_path):
+  rows = SPLITS.format('split,fold', *['train,train'] * 3, 'val,train')
+  data = sources.load(options_of(put(tmp_path, {'labels.csv': rows, **FOUR})))
+  assert data.taxonomy.levels == ('class',) and "'fold' (names of splits)" in data.notes[0]
+  # where it is the only column, it holds classes
+  vehicles = 'file,class\n1.png,train\n2.png,train\n'
+  data = sources.load(options_of(put(tmp_path / 'x', {'labels.csv': vehicles, **FOUR})))
+  assert data.taxonomy.names == (('train',),)
 
 
 def test_a_column_of_splits_by_option_and_numbers_of_folds(tmp_path):
@@ -569,6 +656,24 @@ REFUSED = {
     {'multi': 'tags'},
     "tags 'sky,sea' is made of other classes",
   ),
+  'tags joined by another sign': (
+    {'labels.csv': 'file,tags\n1.png,sky+sea\n2.png,sky\n3.png,sea\n', **THREE},
+    {'multi': 'tags'},
+    r"tags 'sky\+sea' is made of other classes \(sky, sea\): separate them",
+  ),
+  'a thousand columns': (
+    {
+      'labels.csv': 'file'
+      + ''.join(f',c{k}' for k in range(1000))
+      + '\n'
+      + ''.join(
+        f'{i}.png' + ''.join(f',v{i * k % 7}' for k in range(1000)) + '\n' for i in (1, 2, 3)
+      ),
+      **THREE,
+    },
+    {},
+    '1000 columns may be levels: choose with --config.data.levels',
+  ),
   'homonyms that the row does not tell apart': (
     {
       'labels.csv': 'file,genus\n1.png,Oenanthe\n2.png,Felis\n',
@@ -612,6 +717,16 @@ def test_all_faults_of_a_file_at_once(tmp_path):
     'no column "file", nor another that names images',
     "--config.data.levels: no column 'beast'",
   ]
+
+
+def test_classes_with_two_paths_hide_no_other_fault(tmp_path):
+  rows = 'file,split,kind,animal\n1.png,train,Bird,Owl\n2.png,val,Fish,Owl\n1.png,val,Bird,Owl\n'
+  rows += '3.png,,Fish,Carp\n../5.png,train,Fish,Carp\nlost.png,train,Fish,Owl\n'
+  chosen = options_of(put(tmp_path, {'labels.csv': rows, **FOUR}))
+  agreement.refuses(chosen, "animal 'Owl' has kind 'Fish' here and 'Bird' in .*data.levels")
+  problems = {(p.where.rpartition(':')[2], p.kind) for p in lint.check(chosen).problems}
+  faults = {('3', 'several paths'), ('4', 'leak'), ('5', 'no split'), ('7', 'missing files')}
+  assert problems >= {*faults, ('6', 'path leaves the root')}
 
 
 # Files of strangers
@@ -679,6 +794,17 @@ def test_absolute_paths_below_the_root(tmp_path):
     data = sources.load(options_of(tmp_path / 'lists', image_root=image_root))
     assert labels_of(data) == {'a/1.png': BIRDS['1.png'], **dict(list(BIRDS.items())[1:])}
     assert not any('their path' in note for note in data.notes)
+
+
+def test_missing_files_among_those_of_another_machine(tmp_path):
+  rows = ROWS.replace('1.png', 'D:\\\\x\\\\1.png').replace('2.png', '/data/x/2.png')
+  rows = rows.replace('\\\\', '\\') + 'E:\\x\\lost.png,Fish,Carp\n'
+  root = put(tmp_path, {'labels.csv': rows, **THREE})
+  assert agreement.assert_agree(options_of(root)) == ''
+  assert any('no file x/lost.png' in note for note in sources.load(options_of(root)).notes)
+  # where none was found, they may be anything
+  (root / 'labels.csv').write_text('file,class\n/etc/hosts,a\n/etc/passwd,b\n')
+  agreement.refuses(options_of(root), '/etc/hosts leaves the root')
 
 
 def test_missing_files_are_counted_and_named(tmp_path):

@@ -156,6 +156,25 @@ TREES = {
     {'train': CATS, 'val': {'cat': 1, 'dog': 1}},
     ("'train_1' is called train", "'train_2' is called train"),
   ),
+  'sites with splits, of the same classes': (
+    'north/train/cat*4, north/val/cat, south/train/cat*4, south/val/cat',
+    {
+      'train': {'north/north/cat': 4, 'south/south/cat': 4},
+      'val': {'north/north/cat': 1, 'south/south/cat': 1},
+    },
+    ('2 class folders share their names and are classes of their own: north/cat, south/cat; if',),
+  ),
+  'years, of nearly the same classes': (
+    '2023/cat*4, 2023/dog*4, 2024/cat*4',
+    {'train': {'2023/2023/cat': 4, '2023/dog': 4, '2024/2024/cat': 4}},
+    ('share their names and are classes of their own: 2023/cat, 2024/cat; if the folders above',),
+  ),
+  'tables that nobody reads': (
+    'train/cat*4, train/dog*4, val/cat, val/dog, meta/all.csv, stock list.xlsx',
+    {'train': CATS, 'val': {'cat': 1, 'dog': 1}},
+    ('1 meta/all.csv', 'stock list.xlsx', '; a CSV is read by --config.data.root=FILE; save a'),
+  ),
+  'one class': ('pics*5', {'train': {'pics': 5}}, ("all images are of one class, 'pics'",)),
   'two test sets': (
     'train/cat*4, train/dog*4, val/cat, test_easy/cat, test_hard/dog*2',
     {'train': CATS, 'val': {'cat': 1}, 'test_easy': {'cat': 1}, 'test_hard': {'dog': 2}},
@@ -172,6 +191,10 @@ def test_trees(tmp_path, name):
 
 
 REFUSED = {
+  'no format that is read': (
+    'cat/1.heic, dog/2.HEIC',
+    r'no image in class folders .*by their suffix: 2 \.heic; convert HEIC, to JPEG for instance;',
+  ),
   'sides': (
     'left/cat, left/dog, right/cat, right/dog',
     'folders left, right hold the same folders',
@@ -296,7 +319,7 @@ def test_what_is_skipped_is_counted_and_named(tmp_path):
   assert empty == [
     'train/elk holds no image that can be read, only 2 .cr2',
     'train/empty holds no image that can be read, only nothing',
-    'val/elk holds no image that can be read, only 1 .heic; convert them, to JPEG for instance',
+    'val/elk holds no image that can be read, only 1 .heic; convert HEIC, to JPEG for instance',
   ]
 
 

@@ -99,6 +99,27 @@ def test_splits_by_the_names_of_files_and_folders(tmp_path, name):
   assert any('like no split' in str(p) for p in report.problems) == ('more' in expected)
 
 
+@pytest.mark.parametrize(
+  ('column', 'words'), [('split', ('train', 'val')), ('Subset', ('Train', 'dev'))]
+)
+def test_splits_by_a_column_where_no_name_says_them(tmp_path, column, words):
+  values = {column: [words[i > 5] for i in range(8)], 'camera': list('abababab')}
+  write(tmp_path / 'data/all.parquet', 8, **values)
+  chosen = options(tmp_path / 'data')
+  assert agreement.assert_agree(chosen) == ''
+  data = sources.load(chosen)
+  assert {name: len(split.files) for name, split in data.splits.items()} == {'train': 6, 'val': 2}
+  assert f'splits by the Parquet column {column!r}' in data.notes
+  assert 'Parquet columns camera are not used' in data.notes
+  values[column][3] = ''
+  write(tmp_path / 'gap/all.parquet', 8, **values)
+  agreement.refuses(options(tmp_path / 'gap'), f'row 4 has no {column}')
+  write(tmp_path / 'names/train.parquet', 8, **values)
+  (tmp_path / 'names/stock.csv').write_text('file,class\n1.png,a\n')
+  data = sources.load(options(tmp_path / 'names', val_share=0.0))
+  assert set(data.splits) == {'train'} and 'is not read, as Parquet is' in '\n'.join(data.notes)
+
+
 def test_a_file_and_its_folder_that_disagree(tmp_path):
   write(tmp_path / 'data/train/a.parquet', 4)
   write(tmp_path / 'data/test/train-0.parquet', 4)

@@ -12,6 +12,7 @@ from hierjax.core.errors import did_you_mean
 from hierjax.data.decoding import is_image
 from hierjax.data.findings import Findings
 from hierjax.data.split_names import is_word, split_of
+from hierjax.data.taxonomies import MAX_LEVELS
 from hierjax.taxonomy import CsvFile, Mixed, Taxonomy
 
 FILES = """file filename filepath path image imagefile imagefilename imagename imagepath img imgfile
@@ -30,7 +31,6 @@ METADATA = frozenset(
 _DATE = re.compile(r'\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[./]\d\d?[./]\d{2,4}([T ].*)?')
 _NUMBER = re.compile(r'[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?', re.IGNORECASE)
 _UNIQUE_ROWS = 20  # so many rows, each with another text, hold no classes
-_MAX_LEVELS = 64  # columns of which each is compared with each
 FLAGS = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0}
 
 Values = dict[str, Sequence[str]]  # {column: its cells}
@@ -97,7 +97,7 @@ def assign(
     candidates = {c: values[c] for c in others if c not in tags and c not in flags}
     ignored = _without_classes(candidates, bool(tags or flags))
     others = [c for c in others if c not in ignored]
-    if (n := len(candidates.keys() - ignored.keys())) > _MAX_LEVELS:
+    if (n := len(candidates.keys() - ignored.keys())) > MAX_LEVELS:
       text = f'{n} columns may be levels: choose with --config.data.levels, coarse to '
       text += 'fine; if each is a tag, with 1 or 0, name their level with --config.data.multi'
       findings.fatal(where, 'columns', text)
@@ -195,7 +195,7 @@ def _without_classes(values, has_tags):
   numbers = [c for c in others if _share(values[c], _NUMBER.fullmatch) == 1]
   words = [c for c in others if c not in numbers]
   combinations = _combinations(others, values)
-  for c in numbers if 0 < len(words) <= _MAX_LEVELS else ():
+  for c in numbers if 0 < len(words) <= MAX_LEVELS else ():
     # ids of named classes, one number in all rows, or what no class determines
     up = [w for w in words if _determines(combinations[w], combinations[c])]
     is_id = any(_determines(combinations[c], combinations[w]) for w in up)

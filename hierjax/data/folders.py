@@ -251,6 +251,10 @@ def _derive(options, root, leaf_names, depth, findings):
       f'--config.data.levels={",".join(levels)}: the class folders are {depth} deep '
       f'({"/".join(deepest)}), so {depth} names are wanted, coarse to fine, not {len(levels)}'
     )
+  if depth > taxonomies.MAX_LEVELS:
+    raise UserError(
+      f'{root}: {depth} folders in each other; at most {taxonomies.MAX_LEVELS} are read'
+    )
   levels = levels or [*(f'level{k}' for k in range(1, depth)), 'class']
   if levels == ['level1', 'class']:
     levels[0] = 'superclass'

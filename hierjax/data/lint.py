@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError
-from hierjax.data import decoding, lint_taxonomy, sources, taxonomies
+from hierjax.data import decoding, lint_taxonomy, sources, splits, taxonomies
 from hierjax.data.dataset import Reader, Table
 from hierjax.data.findings import SEVERITIES, Finding, Findings
 from hierjax.data.lint_taxonomy import Origin, listed, plural
@@ -122,6 +122,11 @@ def _check_data(options, table, data, taxonomy, origin, findings, report, progre
   if not table.files:
     findings.add('error', name, 'data', 'no images')
     return
+  for option in ('train', 'val') if data else ():
+    try:
+      splits.examples_of(data, options, option)
+    except UserError as error:
+      findings.add('warning', '', 'no split to train with', str(error))
   rows = _rows(table, options.root)
   _check_labels(table, rows, findings)
   if exclusive:
@@ -130,8 +135,8 @@ def _check_data(options, table, data, taxonomy, origin, findings, report, progre
     _check_tags(table, tags, name, findings, report)
   if findings.files:
     # copies on both sides of a split that is drawn are a leak, too
-    splits = data.undiminished.splits.items() if data else ()
-    assigned = {file: name for name, examples in splits for file in examples.files}
+    divided = data.undiminished.splits.items() if data else ()
+    assigned = {file: name for name, examples in divided for file in examples.files}
     rows = [row._replace(split=assigned.get(row.file, row.split)) for row in rows]
     _check_images(table, rows, exclusive, findings, report, progress)
 

@@ -88,6 +88,20 @@ def divide(
   return Division({name: subset(table, rows, name) for name, rows in groups.items()}, new)
 
 
+def examples_of(data: Dataset, options: ConfigDict, option: str) -> Examples:
+  """Return the split that `options.train` or `options.val` names; a `UserError` without it."""
+  name, splits = options[option], data.splits
+  if name in splits:
+    return splits[name]
+  reason = ''
+  if any(note.startswith('split made') for note in data.notes):
+    reason = f', and --config.data.val_share={options.val_share:g} of each class leaves it none'
+  raise UserError(
+    f'--config.data.{option}={name!r}: no such split{did_you_mean(name, list(splits))}; '
+    f'the data have {", ".join(splits) or "no images"}{reason}'
+  )
+
+
 def file_key(file: str) -> str:
   """Return the name of a file as it is on every machine, in one form of Unicode."""
   text = file.encode('utf-8', 'backslashreplace').decode()

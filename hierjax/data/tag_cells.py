@@ -60,7 +60,7 @@ def read(
 def made_of_others(
   level: str, names: Collection[str], others: Collection[str], signs: str = SIGNS
 ) -> str:
-  """Say which names are two or more others, joined; '' if none is.
+  """Say which names of a level are two or more others, joined; '' if none is.
 
   Args:
     level: of the names.

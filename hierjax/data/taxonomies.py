@@ -13,6 +13,7 @@ from hierjax.taxonomy.table import with_aliases
 
 Rows = list[tuple[int, Sequence[str]]]  # (row number, names of the levels)
 RESERVED = ('both', 'none', 'file', 'split')  # besides the words for levels
+MAX_LEVELS = 64  # each is compared with each
 SIGNS = (',', '=', ';', '/', '\n')
 
 
@@ -65,6 +66,8 @@ def check_levels(levels: Sequence[str], where: str, findings: Findings) -> None:
     where: the file and row that name them.
     findings: receives an error for each.
   """
+  if len(levels) > MAX_LEVELS:
+    findings.fatal(where, 'levels', f'{len(levels)} levels; at most {MAX_LEVELS} are read')
   words = (*level_words([]), *RESERVED)
   for level in levels:
     signs = [sign for sign in SIGNS if sign in level] + [c for c in level[:1] if c in '([']

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from hierjax import losses
 from hierjax.core import config, metrics, parallel, plugins
-from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import pipeline, sources, split_record, transforms
+from hierjax.core.errors import UserError
+from hierjax.data import pipeline, sources, split_record, splits, transforms
 from hierjax.data.levels import restrict
 from hierjax.evaluate import summary
 from hierjax.losses import balancing
@@ -107,7 +107,7 @@ def build(
   taxonomy = dataset.taxonomy
   if not taxonomy.table('exclusive'):
     config.check_multi(c, levels)
-  train, val = (_split(dataset, c, option) for option in ('train', 'val'))
+  train, val = (splits.examples_of(dataset, c.data, option) for option in ('train', 'val'))
   n, batch_size = len(train.labels), c.train.batch_size
   total_steps = config.steps(c.train, '', n, batch_size, '--config.train')
   if total_steps is None:
@@ -142,20 +142,6 @@ def _averaging_note(c: ConfigDict, total_steps: int) -> list[str]:
   if not c.optim.ema or 1 / (1 - c.optim.ema) <= total_steps:
     return []
   return [f'optim.ema={c.optim.ema}: with {total_steps} steps this is nearly the mean of all steps']
-
-
-def _split(dataset: sources.Dataset, c: ConfigDict, option: str) -> sources.Examples:
-  """The split that data.train or data.val names."""
-  name, splits = c.data[option], dataset.splits
-  if name in splits:
-    return splits[name]
-  reason = ''
-  if any(note.startswith('split made') for note in dataset.notes):
-    reason = f', and --config.data.val_share={c.data.val_share:g} of each class leaves it none'
-  raise UserError(
-    f'--config.data.{option}={name!r}: no such split{did_you_mean(name, list(splits))}; '
-    f'the data have {", ".join(splits) or "no images"}{reason}'
-  )
 
 
 def _check_labels(

@@ -674,6 +674,15 @@ REFUSED = {
     {},
     '1000 columns may be levels: choose with --config.data.levels',
   ),
+  'a taxonomy of a thousand levels': (
+    {
+      'labels.csv': 'file,c999\n1.png,x\n2.png,y\n',
+      'taxonomy.csv': '\n'.join(','.join(f'{a}{k}' for k in range(1000)) for a in 'cxy'),
+      **THREE,
+    },
+    {},
+    'taxonomy.csv:1: 1000 levels; at most 64 are read',
+  ),
   'homonyms that the row does not tell apart': (
     {
       'labels.csv': 'file,genus\n1.png,Oenanthe\n2.png,Felis\n',

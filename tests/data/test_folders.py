@@ -191,6 +191,10 @@ def test_trees(tmp_path, name):
 
 
 REFUSED = {
+  'folders in each other': (
+    f'{"f/" * 70}a, {"f/" * 70}b',
+    '71 folders in each other; at most 64 are read',
+  ),
   'no format that is read': (
     'cat/1.heic, dog/2.HEIC',
     r'no image in class folders .*by their suffix: 2 \.heic; convert HEIC, to JPEG for instance;',

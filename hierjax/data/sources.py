@@ -100,6 +100,10 @@ def make_splits(
   Raises:
     UserError: see `load`.
   """
+  names = table.taxonomy.names[-1]
+  if not table.taxonomy.multi and len(names) == 1:
+    text = f'all images are of one class, {names[0]!r}: nothing to tell apart'
+    findings.warn(options.root, 'one class', text)
   division = splits.divide(options, table, findings, record)
   full = Dataset(table.taxonomy, division.splits, findings.notes)
   data = splits.reduce_splits(options, splits.hold_out(options, full))
@@ -162,9 +166,6 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     lint_taxonomy.check(table.taxonomy, lint_taxonomy.Origin(*rows), silent)
     findings.notes += [str(p) for p in silent.problems if p.kind == 'two parents'][:5]
   table.reader = table.reader and image_files.with_limits(table.reader, options)
-  if not table.taxonomy.multi and len(table.taxonomy.names[-1]) == 1:
-    text = f'all images are of one class, {table.taxonomy.names[-1][0]!r}: nothing to tell apart'
-    findings.warn(str(root), 'one class', text)
   if table.splits:
     table.splits = split_names.unify(options, table.splits, findings)
   return table

@@ -89,7 +89,7 @@ def divide(
 
 
 def examples_of(data: Dataset, options: ConfigDict, option: str) -> Examples:
-  """Return the split that `options.train` or `options.val` names; a `UserError` without it."""
+  """Return the split of `data` that `options` name as an `option`, train or val, or raise."""
   name, splits = options[option], data.splits
   if name in splits:
     return splits[name]

@@ -60,14 +60,7 @@ def read(
 def made_of_others(
   level: str, names: Collection[str], others: Collection[str], signs: str = SIGNS
 ) -> str:
-  """Say which names of a level are two or more others, joined; '' if none is.
-
-  Args:
-    level: of the names.
-    names: those in question.
-    others: all names of the level.
-    signs: regular expression of what joins names.
-  """
+  """Say which `names` of a `level` are two or more `others`, joined by `signs`; '' if none is."""
   folded, joint = {fold(name) for name in others}, {}
   for name in sorted(names):
     parts = [part.strip() for part in re.split(signs, name) if part.strip()]

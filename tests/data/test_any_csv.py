@@ -731,9 +731,9 @@ def test_all_faults_of_a_file_at_once(tmp_path):
 def test_classes_with_two_paths_hide_no_other_fault(tmp_path):
   rows = 'file,split,kind,animal\n1.png,train,Bird,Owl\n2.png,val,Fish,Owl\n1.png,val,Bird,Owl\n'
   rows += '3.png,,Fish,Carp\n../5.png,train,Fish,Carp\nlost.png,train,Fish,Owl\n'
-  chosen = options_of(put(tmp_path, {'labels.csv': rows, **FOUR}))
-  agreement.refuses(chosen, "animal 'Owl' has kind 'Fish' here and 'Bird' in .*data.levels")
-  problems = {(p.where.rpartition(':')[2], p.kind) for p in lint.check(chosen).problems}
+  data_options = options_of(put(tmp_path, {'labels.csv': rows, **FOUR}))
+  agreement.refuses(data_options, "animal 'Owl' has kind 'Fish' here and 'Bird' in .*data.levels")
+  problems = {(p.where.rpartition(':')[2], p.kind) for p in lint.check(data_options).problems}
   faults = {('3', 'several paths'), ('4', 'leak'), ('5', 'no split'), ('7', 'missing files')}
   assert problems >= {*faults, ('6', 'path leaves the root')}
 

@@ -105,9 +105,9 @@ def test_splits_by_the_names_of_files_and_folders(tmp_path, name):
 def test_splits_by_a_column_where_no_name_says_them(tmp_path, column, words):
   values = {column: [words[i > 5] for i in range(8)], 'camera': list('abababab')}
   write(tmp_path / 'data/all.parquet', 8, **values)
-  chosen = options(tmp_path / 'data')
-  assert agreement.assert_agree(chosen) == ''
-  data = sources.load(chosen)
+  data_options = options(tmp_path / 'data')
+  assert agreement.assert_agree(data_options) == ''
+  data = sources.load(data_options)
   assert {name: len(split.files) for name, split in data.splits.items()} == {'train': 6, 'val': 2}
   assert f'splits by the Parquet column {column!r}' in data.notes
   assert 'Parquet columns camera are not used' in data.notes

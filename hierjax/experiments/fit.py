@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import pathlib
+import signal
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from hierjax.experiments.workdir import Record, current_time, disk_errors, has_r
 from hierjax.models import adapting
 from hierjax.report import page, runs
 from hierjax.train import checkpoint, setup
-from hierjax.train.interrupt import Signals
+from hierjax.train.interrupt import Interrupted, Signals
 from hierjax.train.loop import Hook, Loop
 from hierjax.train.state import eval_variables
 
@@ -51,7 +52,7 @@ def fit(
 
   Raises:
     UserError: a mistake in the options or the data, or a full disk.
-    Interrupted: Ctrl-C or SIGTERM came; the state is saved.
+    Interrupted: Ctrl-C, SIGTERM or SIGHUP came; the state is saved.
   """
   workdir, started = pathlib.Path(workdir), current_time()
   with disk_errors(workdir):
@@ -73,6 +74,9 @@ def fit(
       loop.log.say(f'note: {note}')
     with signals:
       _train(loop, record)
+    # a signal that came while the last checkpoint was written, too late for the loop
+    if any(parallel.exchange(bool(signals.received))):
+      raise Interrupted(signals.received or signal.SIGTERM, loop.step)
     lock.check()
     digest = checkpoint.sha256(loop.state)
     record.write(finished=current_time(), state_sha256=digest)

@@ -13,20 +13,21 @@ import sys
 import termios
 
 import pytest
+import tiny
 
 from hierjax.cli import process
 from hierjax.core import config, files
 from hierjax.data import pipeline
-from hierjax.train import log
-from hierjax.train.interrupt import Signals
+from hierjax.experiments import fit
+from hierjax.train import checkpoint, log
+from hierjax.train.interrupt import Interrupted, Signals
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 400  # long enough for a busy machine to close the terminal before the end
 
 
-def worker(workdir) -> list[str]:
+def worker(workdir, steps: int) -> list[str]:
   """The command of a training that is evaluated and saved at its end only."""
-  options = {'train.steps': STEPS, 'train.eval_steps': 0, 'log.tensorboard': False}
+  options = {'train.steps': steps, 'train.eval_steps': 0, 'log.tensorboard': False}
   flags = [f'--config.{name}={value}' for name, value in options.items()]
   return [
     sys.executable,
@@ -51,10 +52,9 @@ def saved(workdir) -> list[int]:
   return sorted(int(p.name) for p in folders if p.name.isdigit())
 
 
-@pytest.fixture(scope='module')
-def in_a_terminal(tmp_path_factory):
-  """(folder, exit code): a run in a terminal gets SIGUSR1, and then its terminal is closed."""
-  workdir = tmp_path_factory.mktemp('terminal') / 'run'
+def test_sigusr1_saves_and_a_closed_terminal_saves_and_stops(tmp_path):
+  """A run in a terminal that is too long to end before the terminal is closed."""
+  workdir = tmp_path / 'run'
   master, slave = pty.openpty()
 
   def own_terminal():
@@ -62,7 +62,7 @@ def in_a_terminal(tmp_path_factory):
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
   child = subprocess.Popen(
-    worker(workdir),
+    worker(workdir, 1_000_000),
     cwd=ROOT,
     stdin=slave,
     stdout=slave,
@@ -72,29 +72,43 @@ def in_a_terminal(tmp_path_factory):
   )
   os.close(slave)
   text, step = b'', None
-  with contextlib.suppress(OSError):
-    while step is None and (part := os.read(master, 4096)):
-      text += part
-      if b'first step after' in text and b'at the end of the step' not in text:
-        child.send_signal(signal.SIGUSR1)
-      step = next(iter(saved(workdir)), None)
-  assert step is not None, text.decode()
-  os.close(master)
-  return workdir, child.wait(120), step
+  try:
+    with contextlib.suppress(OSError):
+      while step is None and (part := os.read(master, 4096)):
+        text += part
+        if b'first step after' in text and b'at the end of the step' not in text:
+          child.send_signal(signal.SIGUSR1)
+        step = next(iter(saved(workdir)), None)
+    assert step is not None, text.decode()
+    os.close(master)
+    assert child.wait(120) == 128 + signal.SIGHUP
+  finally:
+    child.kill()
+  assert 0 < step < max(saved(workdir))
 
 
-def test_sigusr1_saves_and_a_closed_terminal_saves_and_stops(in_a_terminal):
-  workdir, code, step = in_a_terminal
-  assert code == 128 + signal.SIGHUP
-  assert 0 < step < max(saved(workdir)) < STEPS
+def test_a_signal_while_the_last_checkpoint_is_written_stops_the_run(
+  run_copy, tiny_backbone, one_device, no_report, monkeypatch
+):
+  """It must not be lost between training and evaluation, where a closed terminal's next line would
+  be an error; the same command then evaluates and ends.
+  """
+  close = checkpoint.Checkpoints.close
+
+  def close_late(store):
+    signal.raise_signal(signal.SIGHUP)
+    close(store)
+
+  with monkeypatch.context() as patch, pytest.raises(Interrupted, match='SIGHUP at step 12'):
+    patch.setattr(checkpoint.Checkpoints, 'close', close_late)
+    fit.fit(tiny.run_config(), run_copy)
+  assert fit.fit(tiny.run_config(), run_copy)['step'] == 12
 
 
 @pytest.mark.parametrize('stderr', ['closed', 'a pipe that nobody reads'])
-def test_a_log_that_cannot_be_printed_stops_nothing(stderr, in_a_terminal, tmp_path):
+def test_a_log_that_cannot_be_printed_stops_nothing(stderr, tmp_path):
   """The run goes on to its end; stdout holds the result and nothing else."""
-  workdir = tmp_path / 'run'
-  subprocess.run(['cp', '-r', str(in_a_terminal[0]), str(workdir)], check=True)
-  command = [*worker(workdir), '--json']
+  command = [*worker(tmp_path / 'run', 12), '--json']
   if stderr == 'closed':
     command = ['bash', '-c', 'exec "$@" 2>&-', 'bash', *command]
     reader = None
@@ -113,7 +127,7 @@ def test_a_log_that_cannot_be_printed_stops_nothing(stderr, in_a_terminal, tmp_p
   )
   assert result.returncode == 0
   (line,) = result.stdout.splitlines()
-  assert json.loads(line)['step'] == STEPS
+  assert json.loads(line)['step'] == 12
 
 
 class Dead(io.StringIO):

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import os
 import pathlib
 import shutil
@@ -11,12 +12,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Most of the time goes into compiling: few of LLVM's optimisations save a third of it. Processes
-# that tests start take the same, so that what they compute is bit-identical.
+# of what the cache keeps, here and in the processes that tests start
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+# Most of the time goes into compiling: few of LLVM's optimisations, XLA's older emitters of fused
+# loops and one thread save two thirds of it. Processes that tests start take the same, so that what
+# they compute is bit-identical.
 os.environ.setdefault(
   'HIERJAX_TEST_XLA_FLAGS',
   os.environ.get('XLA_FLAGS', '')
-  + ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+  + ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+  + ' --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1',
 )
 os.environ['XLA_FLAGS'] = (
   os.environ['HIERJAX_TEST_XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8'
@@ -27,6 +32,8 @@ import jax
 import pytest
 import tiny
 
+# Tracing makes many objects and few cycles: looked for at each 700, they take a tenth of the time.
+gc.set_threshold(50_000, 20, 100)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # A program is compiled once for all workers of a session. A folder that the environment names stays
 # for the next session.
@@ -37,7 +44,6 @@ jax.config.update('jax_compilation_cache_dir', CACHE)
 os.environ['XDG_STATE_HOME'] = CACHE
 # features that probes compute
 os.environ['XDG_CACHE_HOME'] = CACHE
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def pytest_unconfigure(config):
@@ -65,6 +71,12 @@ def tiny_backbone(monkeypatch) -> None:
 def one_device(monkeypatch) -> None:
   """Training and evaluation see one of the eight devices."""
   tiny.use_one_device(monkeypatch)
+
+
+@pytest.fixture
+def no_report(monkeypatch) -> None:
+  """Runs end without their report."""
+  tiny.leave_out_report(monkeypatch)
 
 
 @contextlib.contextmanager

@@ -142,6 +142,7 @@ class Process:
       'JAX_PLATFORMS': 'cpu',
       'XLA_FLAGS': os.environ.get('HIERJAX_TEST_XLA_FLAGS', ''),
       'HIERJAX_HUGEPAGES': '0',
+      'HIERJAX_TEST_REPORT': os.environ.get('HIERJAX_TEST_REPORT', '1'),
     }
     arguments, self.master, log = [*command(kind, workdir, workers), *flags], None, subprocess.PIPE
     if has_terminal:

@@ -1,5 +1,7 @@
 """A backbone that compiles in a second: two convolutions with batch norm, and pooling."""
 
+import types
+
 import flax.linen as nn
 import jax
 from jax.sharding import AxisType
@@ -40,6 +42,20 @@ def one_device_mesh() -> jax.sharding.Mesh:
 def use_one_device(monkeypatch) -> None:
   """Train and evaluate on one of the eight devices as long as the patch lasts."""
   monkeypatch.setattr(parallel, 'mesh', one_device_mesh)
+
+
+def leave_out_report(monkeypatch) -> None:
+  """Let `fit` end with an empty report, without the pictures in it: half of a short run's time."""
+  # imported only now: what most tests need has no part in it
+  from hierjax import model
+  from hierjax.experiments import fit
+
+  def write(workdir):
+    (workdir / 'report.html').touch()
+    return workdir / 'report.html'
+
+  monkeypatch.setattr(fit, 'page', types.SimpleNamespace(write=write))
+  monkeypatch.setattr(model.Model, 'explain', lambda *_, **__: None)
 
 
 def run_config(**changes):

@@ -20,7 +20,12 @@ from hierjax.models.compute import Compute
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 # Most of the time goes into compiling. The test suite compiles with few of XLA's optimisations
 # (half the time); `make parity` with all of them.
-QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+QUICK = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+  'xla_cpu_use_fusion_emitters': False,
+  'xla_cpu_parallel_codegen_split_count': 1,
+}
 
 
 def timm_names(folder=GOLDEN):

@@ -96,7 +96,7 @@ def test_fit_leaves_what_it_promises(tmp_path, one_device):
   assert evaluated['decode'] == result['decode']
 
 
-def test_interrupted_run_ends_bit_identical(tmp_path, one_device, monkeypatch):
+def test_interrupted_run_ends_bit_identical(tmp_path, one_device, no_report, monkeypatch):
   """Stopped in phase 1, at its end and in phase 2, with EMA, accumulation and dropout on."""
   c = tiny.run_config(
     **{
@@ -127,17 +127,16 @@ def test_interrupted_run_ends_bit_identical(tmp_path, one_device, monkeypatch):
   assert validations(tmp_path / 'cut') == validations(tmp_path / 'whole')
 
 
-def test_resume_refuses_other_options_and_other_taxonomy(tmp_path, one_device):
+def test_resume_refuses_other_options_and_other_taxonomy(run_copy, one_device):
   c = tiny.run_config()
-  fit.fit(c, tmp_path)
   c.optim.lr = 1.0
   with pytest.raises(UserError, match=r'optim\.lr: 0\.003 -> 1\.0'):
-    fit.fit(c, tmp_path)
+    fit.fit(c, run_copy)
   c = tiny.run_config()
-  text = (tmp_path / 'taxonomy.csv').read_text().splitlines()
-  (tmp_path / 'taxonomy.csv').write_text('\n'.join(text[:-1]) + '\n')
+  text = (run_copy / 'taxonomy.csv').read_text().splitlines()
+  (run_copy / 'taxonomy.csv').write_text('\n'.join(text[:-1]) + '\n')
   with pytest.raises(UserError, match='another taxonomy'):
-    fit.fit(c, tmp_path)
+    fit.fit(c, run_copy)
 
 
 @pytest.mark.parametrize('kind', ['cpu', 'plain'])
@@ -248,7 +247,7 @@ def test_frozen_backbone_costs_no_gradient(one_device):
   assert frozen < 0.55 * free, (frozen, free)
 
 
-def test_features_are_computed_once_and_train_the_same_heads(one_device, tmp_path):
+def test_features_are_computed_once_and_train_the_same_heads(one_device, no_report, tmp_path):
   """Training on cached features equals training through the frozen backbone."""
   c = tiny.run_config(
     **{'curriculum': (config.phase(share=1.0, freeze='backbone'),), 'data.augment.enabled': False}
@@ -326,7 +325,7 @@ def test_gradient_of_nan_is_never_saved(tmp_path, one_device, monkeypatch):
   assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
 
 
-def test_early_stop(tmp_path, one_device):
+def test_early_stop(tmp_path, one_device, no_report):
   c = tiny.run_config(
     **{
       'train.early_stop': 2,
@@ -352,7 +351,7 @@ def test_bfloat16_keeps_float32_parameters(one_device):
   ('levels', 'heads'),
   [('finest', ['model']), ('make,model', ['make', 'model']), ('make', ['make'])],
 )
-def test_any_subset_of_levels(levels, heads, tmp_path, one_device):
+def test_any_subset_of_levels(levels, heads, tmp_path, one_device, no_report):
   c = tiny.run_config(**{'model.levels': levels, 'train.steps': 2, 'train.eval_steps': 2})
   result = fit.fit(c, tmp_path)
   assert result['heads'] == heads

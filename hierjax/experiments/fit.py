@@ -74,9 +74,7 @@ def fit(
       loop.log.say(f'note: {note}')
     with signals:
       _train(loop, record)
-    # a signal that came while the last checkpoint was written, too late for the loop
-    if any(parallel.exchange(bool(signals.received))):
-      raise Interrupted(signals.received or signal.SIGTERM, loop.step)
+    _stop_if_interrupted(signals, loop.step)
     lock.check()
     digest = checkpoint.sha256(loop.state)
     record.write(finished=current_time(), state_sha256=digest)
@@ -212,6 +210,12 @@ def _train(loop: Loop, record: Record) -> None:
     loop.close()
   loop.checkpoints.close()
   loop.log.close()
+
+
+def _stop_if_interrupted(signals: Signals, step: int) -> None:
+  """Stop for a signal that came while the last checkpoint was written, too late for the loop."""
+  if any(parallel.exchange(bool(signals.received))):
+    raise Interrupted(signals.received or signal.SIGTERM, step)
 
 
 def finish(loop: Loop, workdir: pathlib.Path) -> dict:

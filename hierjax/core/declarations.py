@@ -315,6 +315,10 @@ _TRAIN = (
          'levels map/LEVEL, micro_map/LEVEL, f1/LEVEL'),
   Option('train.early_stop', None, 'stop after so many evaluations without a better one',
          '[1, inf)', int),
+  Option('train.shard', 'auto',
+         'of what each device holds a part only, between steps: the state of the optimiser and '
+         'averaged weights, or all, with the parameters; auto: optimizer from 1 GiB on',
+         choices=('auto', 'optimizer', 'all'), is_optional=True),
 )
 
 _LOG = (

@@ -1,12 +1,13 @@
 """Several processes, the mesh, and arrays over it: one axis, `data`.
 
-Parameters are replicated, batches split. Every process runs the same program on its own rows of
-each batch. What reads or decides something on the host must come out the same on all of them, or
-the next collective waits for ever: `exchange` is for that.
+Parameters are replicated, or shared out between steps; batches are split. Every process runs the
+same program on its own rows of each batch. What reads or decides something on the host must come
+out the same on all of them, or the next collective waits for ever: `exchange` is for that.
 """
 
 import ctypes
 import json
+import math
 import os
 import pathlib
 import re
@@ -15,7 +16,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from hierjax.core import terminal
 from hierjax.core.errors import UserError
 
 AXIS = 'data'
+MIN_SHARED_OUT = 1 << 14  # values of an array; smaller ones are replicated
 # exit status where another process is gone: EX_TEMPFAIL, "try again"
 LOST = 75
 # what the messages of failed collectives speak of
@@ -214,6 +216,9 @@ def use_compilation_cache() -> None:
   """
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update('jax_compilation_cache_dir', str(cache_folder('jax')))
+  # with several CPU devices in a process, programs from the cache confuse their collectives
+  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
+    jax.config.update('jax_enable_compilation_cache', False)
   least = min(0.5, jax.config.jax_persistent_cache_min_compile_time_secs)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', least)
 
@@ -287,6 +292,19 @@ def replicated(m: Mesh) -> NamedSharding:
   return NamedSharding(m, P())
 
 
+def shared_out(shape: Sequence[int], m: Mesh) -> NamedSharding:
+  """Return the sharding of an array of which each device holds a part.
+
+  It is cut along its longest axis that the devices divide evenly; a small array, or one without
+  such an axis, is replicated.
+  """
+  lengths = [length if length % m.size == 0 else 0 for length in shape]
+  if math.prod(shape) < MIN_SHARED_OUT or not any(lengths):
+    return replicated(m)
+  axis = lengths.index(max(lengths))
+  return NamedSharding(m, P(*[None] * axis, AXIS))
+
+
 def split(m: Mesh) -> NamedSharding:
   """Return the sharding of a batch: each device has its rows."""
   return NamedSharding(m, P(AXIS))
@@ -333,17 +351,33 @@ def put_train(
   return {**put_batch(images, m), 'flags': put_batch(raised, m)}
 
 
-def put_replicated(tree: Any, m: Mesh) -> Any:
-  """Put the same host values of every process into replicated arrays.
+def put(tree: Any, shardings: Any) -> Any:
+  """Put the same host values of every process into global arrays.
 
   They are copied, so that donating them later leaves the caller's values alone.
 
   Args:
     tree: of arrays.
-    m: the devices.
+    shardings: the sharding of each, in a tree of the same structure.
   """
-  sharding = replicated(m)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.array(x)), tree)
+
+  def put_one(x, sharding):
+    x = np.array(x)
+    return jax.make_array_from_process_local_data(sharding, x, x.shape)
+
+  return jax.tree.map(put_one, tree, shardings)
+
+
+def put_replicated(tree: Any, m: Mesh) -> Any:
+  """Put the same host values of every process into replicated arrays; see `put`."""
+  return put(tree, jax.tree.map(lambda _: replicated(m), tree))
+
+
+def whole(x: Any) -> np.ndarray:
+  """Return an array on the host; all processes must ask for one that is shared out over them."""
+  if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+    x = multihost_utils.process_allgather(x, tiled=True)
+  return np.asarray(x)
 
 
 def gather(tree: Any) -> Any:

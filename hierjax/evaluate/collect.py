@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -94,11 +93,13 @@ def stepper(model: nn.Module, mesh: Mesh, taxonomy: Taxonomy | Mixed) -> Callabl
     taxonomy: the levels.
   """
   replicated, split = parallel.replicated(mesh), parallel.split(mesh)
-  return jax.jit(
-    functools.partial(eval_step, model=model, taxonomy=taxonomy),
-    in_shardings=(replicated, split),
-    out_shardings=(split, split),
-  )
+
+  def step(variables, images):
+    # training may have shared them out
+    variables = jax.lax.with_sharding_constraint(variables, replicated)
+    return eval_step(variables, images, model, taxonomy)
+
+  return jax.jit(step, in_shardings=(None, split), out_shardings=(split, split))
 
 
 @dataclasses.dataclass

@@ -26,7 +26,7 @@ from hierjax.models.heads import HEADS
 from hierjax.taxonomy import Mixed, Taxonomy
 from hierjax.train import mixing, optim
 from hierjax.train.objective import ClassWeights, Task
-from hierjax.train.state import TrainState
+from hierjax.train.state import TrainState, shardings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -317,7 +317,7 @@ def parse_weights(
 
 
 def initial_state(setup: Setup) -> TrainState:
-  """Build the state before the first step, replicated over the mesh.
+  """Build the state before the first step, on the mesh as `train.shard` says.
 
   Args:
     setup: the variables, the optimiser, and what else has a state.
@@ -344,7 +344,7 @@ def initial_state(setup: Setup) -> TrainState:
       'evaluated': np.int32(0),
     },
   )
-  return parallel.put_replicated(state, setup.mesh)
+  return parallel.put(state, shardings(state, setup.mesh, c.train.shard))
 
 
 def batches(setup: Setup, examples: sources.Examples, start: int, end: int):

@@ -5,7 +5,9 @@ from typing import Any
 
 import flax.struct
 import jax
+from jax.sharding import Mesh
 
+from hierjax.core import parallel
 from hierjax.train import checkpoint
 
 
@@ -33,6 +35,30 @@ class TrainState:
   plateau: Any
   balancer: Any
   monitor: Any
+
+
+AUTO_BYTES = 1 << 30  # of optimiser and averaged weights, from which train.shard=auto shares out
+
+
+def shardings(state: TrainState, mesh: Mesh, shard: str | None) -> TrainState:
+  """Return the sharding of each array of a state.
+
+  Sharing out the optimiser's state is stage 1 of ZeRO (arXiv:1910.02054), the parameters too FSDP.
+
+  Args:
+    state: of arrays of any kind.
+    mesh: the devices.
+    shard: `train.shard`.
+  """
+  parts = ('opt_state', 'ema', 'params', 'batch_stats') if shard == 'all' else ('opt_state', 'ema')
+  leaves = jax.tree.leaves([getattr(state, part) for part in parts])
+  if shard is None or (shard == 'auto' and sum(x.nbytes for x in leaves) < AUTO_BYTES):
+    parts = ()
+  shared_out = {
+    part: jax.tree.map(lambda x: parallel.shared_out(x.shape, mesh), getattr(state, part))
+    for part in parts
+  }
+  return jax.tree.map(lambda _: parallel.replicated(mesh), state).replace(**shared_out)
 
 
 def variables(state: TrainState) -> dict:

@@ -406,7 +406,11 @@ def train_step(
 
 
 def stepper(
-  task: Task, phase: optim.Phase, tx: optax.GradientTransformation, mesh: Mesh
+  task: Task,
+  phase: optim.Phase,
+  tx: optax.GradientTransformation,
+  mesh: Mesh,
+  shardings: TrainState | None = None,
 ) -> Callable:
   """Compile the step of a phase over a mesh.
 
@@ -415,15 +419,17 @@ def stepper(
     phase: the phase of the curriculum.
     tx: the phase's optimiser.
     mesh: the devices.
+    shardings: of the state, see `state.shardings`; None where all of it is replicated.
 
   Returns:
     (state, batch, teacher) → (state, metrics); it donates the state that it is given.
   """
   replicated, split = parallel.replicated(mesh), parallel.split(mesh)
+  shardings = shardings or replicated
   return jax.jit(
     functools.partial(train_step, task=task, phase=phase, tx=tx, mesh=mesh),
-    in_shardings=(replicated, split, replicated),
-    out_shardings=(replicated, replicated),
+    in_shardings=(shardings, split, replicated),
+    out_shardings=(shardings, replicated),
     donate_argnums=0,
     compiler_options=compute.compiler_options(),
   )

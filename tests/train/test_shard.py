@@ -1,0 +1,137 @@
+"""Parts of the state that the devices share out (train.shard)."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from hierjax import model
+from hierjax.core import parallel
+from hierjax.experiments import fit
+from hierjax.train import checkpoint, optim, setup
+from hierjax.train import state as states
+from hierjax.train.step import stepper
+
+OPTIONS = {'optim.clip': 0.5, 'optim.ema': 0.5, 'optim.schedule': 'constant', 'train.steps': 4}
+
+
+@pytest.fixture(autouse=True)
+def small_arrays(monkeypatch):
+  """Even the arrays of the tiny network are shared out."""
+  monkeypatch.setattr(parallel, 'MIN_SHARED_OUT', 16)
+  tiny.register(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache():
+  """Nothing is written there: from there, XLA's CPU programs confuse their collectives."""
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  before = jax.config.values[name]
+  jax.config.update(name, 1e9)
+  yield
+  jax.config.update(name, before)
+
+
+def mesh(devices):
+  axis = (jax.sharding.AxisType.Auto,)
+  return jax.make_mesh((devices,), (parallel.AXIS,), axis, devices=jax.devices()[:devices])
+
+
+def prepare(shard, devices):
+  """The setup, its state and the compiled step."""
+  c = tiny.run_config(**OPTIONS, **{'train.shard': shard})
+  run = setup.build(c, mesh(devices))
+  state = setup.initial_state(run)
+  placed = states.shardings(state, run.mesh, c.train.shard)
+  tx = optim.transformation(c, run.task.labels)
+  return run, state, stepper(run.task, run.phases[0], tx, run.mesh, placed)
+
+
+def share(tree):
+  """The share of the values of a tree that the first device holds."""
+  leaves = jax.tree.leaves(tree)
+  return sum(x.addressable_shards[0].data.size for x in leaves) / sum(x.size for x in leaves)
+
+
+@pytest.mark.parametrize('shard', ['optimizer', 'all'])
+def test_eight_devices_that_share_out_equal_one(shard):
+  results = {}
+  for devices, parts in ((1, None), (8, shard)):
+    run, state, step = prepare(parts, devices)
+    for batch in setup.batches(run, run.train, 0, 4):
+      state, _ = step(state, parallel.put_train(batch, {'stop': False}, run.mesh), {})
+    results[devices] = state
+  eight = results[8]
+  assert share(eight.opt_state) < 0.3 and share(eight.ema) < 0.3
+  assert share(eight.params) < 0.3 if shard == 'all' else share(eight.params) == 1
+  for one, other in zip(jax.tree.leaves(results[1]), jax.tree.leaves(eight), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_bytes_of_a_device_in_the_compiled_step():
+  """Of the state's bytes a device has an eighth, but for what cannot be cut."""
+  sizes = {}
+  for shard in (None, 'optimizer', 'all'):
+    run, state, step = prepare(shard, 8)
+    batch = next(iter(setup.batches(run, run.train, 0, 1)))
+    batch = parallel.put_train(batch, {'stop': False}, run.mesh)
+    inputs = step.lower(state, batch, {}).compile().memory_analysis().argument_size_in_bytes
+    sizes[shard] = inputs - sum(x.nbytes // 8 for x in jax.tree.leaves(batch))
+    whole = sum(x.nbytes for x in jax.tree.leaves(state))
+  assert sizes[None] == pytest.approx(whole, rel=0.02)
+  assert sizes['optimizer'] < 0.5 * whole and sizes['all'] < 0.3 * whole
+
+
+def test_a_shared_out_state_goes_on_with_another_number_of_devices(tmp_path):
+  """Its digest is that of the whole arrays, and the restored ones lie as the new mesh says."""
+  run, state, step = prepare('all', 8)
+  batch = next(iter(setup.batches(run, run.train, 0, 1)))
+  state, _ = step(state, parallel.put_train(batch, {'stop': False}, run.mesh), {})
+  store = checkpoint.Checkpoints(tmp_path / 'checkpoints', run.best, writes=True)
+  store.save(1, states.to_parts(state), None)
+  store.wait()
+  for devices, shard in ((1, None), (4, 'optimizer')):
+    like = prepare(shard, devices)[1]
+    loaded = states.from_parts(like, store.load_latest(states.to_parts(like)).parts)
+    assert checkpoint.sha256(loaded) == checkpoint.sha256(state)
+    assert share(loaded.opt_state) == pytest.approx(share(like.opt_state)), shard
+  store.close()
+
+
+def test_training_and_evaluation_are_the_same(tmp_path):
+  """A whole run: log, evaluation, checkpoint, prediction."""
+  results = [
+    fit.fit(tiny.run_config(**OPTIONS, **{'train.shard': shard}), tmp_path / str(shard))
+    for shard in (None, 'all')
+  ]
+  values = [
+    [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+    for name in ('None', 'all')
+  ]
+  for one, other in zip(*values, strict=True):
+    for name in {'loss', 'grad_norm', 'top1/model'} & one.keys():
+      assert one[name] == pytest.approx(other[name], rel=1e-4)
+  again = model.load(tmp_path / 'all').evaluate('val')
+  assert again['n'] == results[1]['n'] and again['decode'] == results[1]['decode']
+
+
+@pytest.mark.parametrize(
+  ('shape', 'spec'),
+  [((16,), ('data',)), ((6, 16), (None, 'data')), ((24, 16), ('data',)), ((7, 9), ()), ((8,), ())],
+)
+def test_the_axis_that_is_cut(shape, spec):
+  """The longest that 8 devices divide; of 8 values each would hold one, so they stay together."""
+  assert tuple(parallel.shared_out(shape, mesh(8)).spec) == spec
+
+
+def test_auto_shares_out_from_a_size_on(monkeypatch):
+  run, state, _ = prepare('auto', 8)
+  assert share(state.opt_state) == 1
+  size = sum(x.nbytes for x in jax.tree.leaves((state.opt_state, state.ema)))
+  for least, is_cut in ((size, True), (size + 1, False)):
+    monkeypatch.setattr(states, 'AUTO_BYTES', least)
+    placed = states.shardings(state, run.mesh, 'auto')
+    assert any(x.spec for x in jax.tree.leaves(placed.opt_state)) == is_cut
+    assert not any(x.spec for x in jax.tree.leaves(placed.params))

@@ -36,7 +36,7 @@ def main():
   shapes = counts.shapes(classifier.build(c, data.taxonomy, levels), c.data.size)
   params, batch_stats = shapes['params'], shapes.get('batch_stats', {})
   tx = optim.transformation(c, optim.labels(params, c.optim.rules))
-  whole = state.TrainState(
+  shapes_of_state = state.TrainState(
     step=jax.ShapeDtypeStruct((), np.int32),
     params=params,
     batch_stats=batch_stats,
@@ -48,10 +48,10 @@ def main():
   )
   mesh = jax.sharding.AbstractMesh((args.devices,), (parallel.AXIS,))
   for shard in (None, 'optimizer', 'all'):
-    placed = state.shardings(whole, mesh, shard)
+    placed = state.shardings(shapes_of_state, mesh, shard)
     sizes = jax.tree.map(
       lambda x, sharding: int(np.prod(sharding.shard_shape(x.shape))) * x.dtype.itemsize,
-      whole,
+      shapes_of_state,
       placed,
     )
     print(f'train.shard={shard}: {sum(jax.tree.leaves(sizes)) / 1e9:.3f} GB a device')

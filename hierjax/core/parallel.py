@@ -373,7 +373,7 @@ def put_replicated(tree: Any, m: Mesh) -> Any:
   return put(tree, jax.tree.map(lambda _: replicated(m), tree))
 
 
-def whole(x: Any) -> np.ndarray:
+def to_host(x: Any) -> np.ndarray:
   """Return an array on the host; all processes must ask for one that is shared out over them."""
   if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
     x = multihost_utils.process_allgather(x, tiled=True)

@@ -58,7 +58,7 @@ def sha256(tree: Any) -> str:
   """
   digest = hashlib.sha256()
   for path, leaf in sorted(flatten(tree).items()):
-    x = parallel.whole(leaf)
+    x = parallel.to_host(leaf)
     digest.update(f'{path} {x.dtype} {x.shape} '.encode())
     digest.update(np.ascontiguousarray(x).data)
   return digest.hexdigest()
@@ -67,7 +67,7 @@ def sha256(tree: Any) -> str:
 def not_finite(tree: Any) -> str:
   """Return the path of the first leaf of a tree that holds NaN or infinity, '' where none does."""
   for path, leaf in flatten(tree).items():
-    x = parallel.whole(leaf)
+    x = parallel.to_host(leaf)
     if x.dtype.kind == 'f' and not np.isfinite(x).all():
       return path
   return ''

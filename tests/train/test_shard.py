@@ -11,7 +11,7 @@ from hierjax import model
 from hierjax.core import parallel
 from hierjax.experiments import fit
 from hierjax.train import checkpoint, optim, setup
-from hierjax.train import state as states
+from hierjax.train.state import from_parts, shardings, to_parts
 from hierjax.train.step import stepper
 
 OPTIONS = {'optim.clip': 0.5, 'optim.ema': 0.5, 'optim.schedule': 'constant', 'train.steps': 4}
@@ -44,7 +44,7 @@ def prepare(shard, devices):
   c = tiny.run_config(**OPTIONS, **{'train.shard': shard})
   run = setup.build(c, mesh(devices))
   state = setup.initial_state(run)
-  placed = states.shardings(state, run.mesh, c.train.shard)
+  placed = shardings(state, run.mesh, c.train.shard)
   tx = optim.transformation(c, run.task.labels)
   return run, state, stepper(run.task, run.phases[0], tx, run.mesh, placed)
 
@@ -79,9 +79,9 @@ def test_bytes_of_a_device_in_the_compiled_step():
     batch = parallel.put_train(batch, {'stop': False}, run.mesh)
     inputs = step.lower(state, batch, {}).compile().memory_analysis().argument_size_in_bytes
     sizes[shard] = inputs - sum(x.nbytes // 8 for x in jax.tree.leaves(batch))
-    whole = sum(x.nbytes for x in jax.tree.leaves(state))
-  assert sizes[None] == pytest.approx(whole, rel=0.02)
-  assert sizes['optimizer'] < 0.5 * whole and sizes['all'] < 0.3 * whole
+    total = sum(x.nbytes for x in jax.tree.leaves(state))
+  assert sizes[None] == pytest.approx(total, rel=0.02)
+  assert sizes['optimizer'] < 0.5 * total and sizes['all'] < 0.3 * total
 
 
 def test_a_shared_out_state_goes_on_with_another_number_of_devices(tmp_path):
@@ -90,11 +90,11 @@ def test_a_shared_out_state_goes_on_with_another_number_of_devices(tmp_path):
   batch = next(iter(setup.batches(run, run.train, 0, 1)))
   state, _ = step(state, parallel.put_train(batch, {'stop': False}, run.mesh), {})
   store = checkpoint.Checkpoints(tmp_path / 'checkpoints', run.best, writes=True)
-  store.save(1, states.to_parts(state), None)
+  store.save(1, to_parts(state), None)
   store.wait()
   for devices, shard in ((1, None), (4, 'optimizer')):
     like = prepare(shard, devices)[1]
-    loaded = states.from_parts(like, store.load_latest(states.to_parts(like)).parts)
+    loaded = from_parts(like, store.load_latest(to_parts(like)).parts)
     assert checkpoint.sha256(loaded) == checkpoint.sha256(state)
     assert share(loaded.opt_state) == pytest.approx(share(like.opt_state)), shard
   store.close()
@@ -113,8 +113,8 @@ def test_training_and_evaluation_are_the_same(tmp_path):
   for one, other in zip(*values, strict=True):
     for name in {'loss', 'grad_norm', 'top1/model'} & one.keys():
       assert one[name] == pytest.approx(other[name], rel=1e-4)
-  again = model.load(tmp_path / 'all').evaluate('val')
-  assert again['n'] == results[1]['n'] and again['decode'] == results[1]['decode']
+  reloaded = model.load(tmp_path / 'all').evaluate('val')
+  assert reloaded['n'] == results[1]['n'] and reloaded['decode'] == results[1]['decode']
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_auto_shares_out_from_a_size_on(monkeypatch):
   assert share(state.opt_state) == 1
   size = sum(x.nbytes for x in jax.tree.leaves((state.opt_state, state.ema)))
   for least, is_cut in ((size, True), (size + 1, False)):
-    monkeypatch.setattr(states, 'AUTO_BYTES', least)
-    placed = states.shardings(state, run.mesh, 'auto')
+    monkeypatch.setattr('hierjax.train.state.AUTO_BYTES', least)
+    placed = shardings(state, run.mesh, 'auto')
     assert any(x.spec for x in jax.tree.leaves(placed.opt_state)) == is_cut
     assert not any(x.spec for x in jax.tree.leaves(placed.params))

@@ -15,7 +15,7 @@ from hierjax import model, runtime
 from hierjax.core.errors import UserError
 from hierjax.decide.backoff import Backoff
 from hierjax.decide.decisions import AnswerRules
-from hierjax.export import artefact
+from hierjax.export import artefact, papers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGES = [
@@ -112,6 +112,18 @@ def test_the_example_predicts(exported, tmp_path):
   (record,) = runtime.load(exported).predict(IMAGES[0])
   for level, name in record['path'].items():
     assert f'{level}: {name}' in result.stdout
+
+
+def test_the_card_names_the_risks_it_is_calibrated_for(exported):
+  facts = json.loads((exported / 'hierjax.json').read_text())
+  sizes = {'model.onnx': 10**6}
+  assert 'at_risk' not in papers.card(facts, sizes)
+  rule = {'split': 'calibration', 'examples': 400, 'backoff': {'risk': 0.05}}
+  facts['decision']['answer'] = rule | {'others': [{'risk': 0.1}, {'risk': 0.02}]}
+  text = papers.card(facts, sizes)
+  assert '400 images of `calibration` for r =\n0.02, 0.05, 0.1, for' in text
+  facts['decision']['answer'] = {'backoff': None, 'others': []}
+  assert 'at_risk' not in papers.card(facts, sizes)
 
 
 def damage(path: pathlib.Path) -> None:

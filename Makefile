@@ -13,7 +13,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
-# what takes too long for each time: the larger backbones against the golden values
+# what takes too long for each time: the larger backbones against the golden values, four processes
 test-slow: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -m slow
 

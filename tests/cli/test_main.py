@@ -10,8 +10,9 @@ import sys
 import pytest
 
 import hierjax
-from hierjax.cli import arguments, config_files
+from hierjax.cli import arguments, config_files, evaluate, report
 from hierjax.core.declarations import OPTIONS
+from hierjax.core.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -89,7 +90,7 @@ def test_describe_and_lint():
   assert '5 makes' in out and '0 errors' in out
 
 
-def test_train_evaluate_predict(tmp_path):
+def test_train_evaluate_predict(tmp_path, monkeypatch, capsys, tiny_backbone, one_device):
   """The three commands in turn, on the drawn data with a small backbone and two steps."""
   run = f'--workdir={tmp_path}/run'
   train = [
@@ -106,7 +107,7 @@ def test_train_evaluate_predict(tmp_path):
     '--config.train.steps=2',
   ]
   main = functools.partial(run_program, program='tests/worker.py')
-  out, err = main(*train, '--json')
+  out, err = main(*train, '--json')  # without its report, which the next one makes
   result = json.loads(out.splitlines()[-1])
   assert (
     len(result['state_sha256']) == 64
@@ -114,7 +115,10 @@ def test_train_evaluate_predict(tmp_path):
     and result['n'] == 40
     and 'report.html' in err
   )
+  monkeypatch.setenv('HIERJAX_TEST_REPORT', '1')
   out, _ = main(*train)
+  assert (tmp_path / 'run' / 'explain_val.npz').exists()
+  assert (tmp_path / 'run' / 'report.html').exists()
   info = json.loads((tmp_path / 'run' / 'run.json').read_text())
   assert info['state_sha256'] == result['state_sha256']
   top1 = {k: v['top1'] for k, v in result['decode']['joint']['levels'].items()}
@@ -129,13 +133,12 @@ def test_train_evaluate_predict(tmp_path):
     and result['tta'] == 2
     and result['n'] == 64
   )
-  _, err = main('--mode=evaluate', run, '--config.optim.lr=1', code=2)
-  assert 'takes its model from' in err
+  with pytest.raises(UserError, match='takes its model from'):
+    evaluate.run(arguments.parse(['', '--mode=evaluate', run, '--config.optim.lr=1']))
   (tmp_path / 'run' / 'explain_val.npz').unlink()
-  out, _ = main('--mode=report', run)
-  assert (
-    out.strip() == f'{tmp_path}/run/report.html' and (tmp_path / 'run' / 'explain_val.npz').exists()
-  )
+  report.run(arguments.parse(['', '--mode=report', run]))
+  assert capsys.readouterr().out.strip() == f'{tmp_path}/run/report.html'
+  assert (tmp_path / 'run' / 'explain_val.npz').exists()
   (tmp_path / 'bad.jpg').write_bytes(b'')
   out, _ = main('--mode=predict', run, f'--images={tmp_path}/*.jpg')
   assert json.loads(out) == {'file': f'{tmp_path}/bad.jpg', 'error': 'empty: it has no bytes'}

@@ -465,25 +465,31 @@ def test_load_replaces_the_backbone_only(tmp_path, resnet18):
   ).all()  # the argument is left as it was
 
 
+# The features in test_parity.py go through the same matching; the largest are for `make test-slow`.
 @pytest.mark.parametrize(
   'name, scheme',
   [
-    ('convnext_tiny', 'torchvision'),
-    ('convnext_tiny', 'timm'),
     ('efficientnet_lite1', 'timm'),
     ('efficientnet_lite1', 'package'),
     ('densenet121', 'torchvision'),
     ('densenet121', 'torchvision_old'),
-    ('swin_t', 'torchvision'),
-    ('swin_t', 'timm'),
-    ('vit_b_16', 'torchvision'),
-    ('vit_b_16', 'timm'),
-    ('maxvit_t', 'torchvision'),
     ('mobilenet_v2', 'torchvision'),
     ('mobilenet_v2', 'timm'),
     ('mobilenet_v3_large', 'torchvision'),
-    ('efficientnet_b0', 'torchvision'),
     ('efficientnet_b0', 'timm'),
+    *(
+      pytest.param(*row, marks=pytest.mark.slow)
+      for row in (
+        ('convnext_tiny', 'torchvision'),
+        ('convnext_tiny', 'timm'),
+        ('swin_t', 'torchvision'),
+        ('swin_t', 'timm'),
+        ('vit_b_16', 'torchvision'),
+        ('vit_b_16', 'timm'),
+        ('maxvit_t', 'torchvision'),
+        ('efficientnet_b0', 'torchvision'),
+      )
+    ),
   ],
 )
 def test_schemes_are_told_apart(tmp_path, name, scheme):

@@ -75,12 +75,10 @@ def sizes(name):
 
 @functools.cache
 def shapes(name):
-  """Shapes of the variables, without compiling or drawing anything."""
+  """Shapes of the variables, without compiling or drawing anything; plain kernels trace soonest."""
   side = 224 if 224 % spec(name).multiple == 0 else spec(name).size
-  x = jnp.zeros((1, side, side, 3))
-  return jax.eval_shape(
-    lambda: spec(name).build().init(jax.random.key(0), x, mutable=initializers.COLLECTIONS)
-  )
+  x, module = jnp.zeros((1, side, side, 3)), spec(name).build(Compute(kernels='plain'))
+  return jax.eval_shape(lambda: module.init(jax.random.key(0), x, mutable=initializers.COLLECTIONS))
 
 
 @functools.cache

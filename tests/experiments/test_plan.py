@@ -189,7 +189,7 @@ def test_rehearsal(monkeypatch, tmp_path, tiny_backbone, one_device):
   assert parts['training'] >= sum(measured.first) and parts['total'] < 600
 
 
-def test_a_planned_run_goes_on(tmp_path, tiny_backbone, one_device):
+def test_a_planned_run_goes_on(tmp_path, tiny_backbone, one_device, no_report):
   """The run holds plain values; the same command, or one without --config, finds no difference."""
 
   def planned():

@@ -20,8 +20,8 @@ from hierjax.train.loop import Hook
 
 
 @pytest.fixture(autouse=True)
-def small(tiny_backbone, one_device):
-  """The tiny backbone on one device."""
+def small(tiny_backbone, one_device, no_report):
+  """The tiny backbone on one device, without a report."""
 
 
 def draw(root, classes=('cat', 'dog', 'owl'), numbers=range(20)):
@@ -48,6 +48,7 @@ def finished(shared_folder):
     with pytest.MonkeyPatch.context() as patch:
       tiny.register(patch)
       tiny.use_one_device(patch)
+      tiny.leave_out_report(patch)
       result = hierjax.fit(options(draw(folder / 'data')), folder / 'run')
     (folder / 'result.json').write_text(json.dumps(result))
 

@@ -126,7 +126,7 @@ def test_a_term_of_the_user(registry):
   assert mask.tolist() == [False, False, True, True]
 
 
-def test_a_run_with_a_term_of_the_user(registry, monkeypatch, tmp_path):
+def test_a_run_with_a_term_of_the_user(registry, no_report, monkeypatch, tmp_path):
   terms.register_loss('entropy', entropy)
   tiny.register(monkeypatch)
   # jax's cache of compiled programs crashes on a donating step over eight CPU devices

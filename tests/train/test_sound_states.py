@@ -23,8 +23,8 @@ from hierjax.train.state import to_parts
 
 
 @pytest.fixture(autouse=True)
-def small_world(tiny_backbone, one_device):
-  """The tiny backbone on one device."""
+def small_world(tiny_backbone, one_device, no_report):
+  """The tiny backbone on one device, without a report."""
 
 
 def values_of_all_kinds() -> list[float]:

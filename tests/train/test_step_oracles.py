@@ -127,7 +127,7 @@ def test_class_weights_weigh_the_losses_and_the_terms():
   assert out['loss'] == pytest.approx(total, rel=1e-4)
 
 
-def test_loss_weights_weigh_the_validation_loss(tmp_path):
+def test_loss_weights_weigh_the_validation_loss(tmp_path, no_report):
   weights = {'make': 0.5, 'type': 0.0, 'model': 3.0}
   options = {
     'loss.weights': ','.join(f'{level}={w}' for level, w in weights.items()),

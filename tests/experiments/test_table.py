@@ -3,9 +3,11 @@
 import collections
 import csv
 import html.parser
+import importlib
 import io
 import itertools
 import json
+import os
 import pathlib
 import re
 import runpy
@@ -14,20 +16,19 @@ import signal
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType
 
 from hierjax import model
-from hierjax.cli import config_files
-from hierjax.core import config, parallel
+from hierjax.cli import arguments, config_files
+from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.evaluate import bootstrap
 from hierjax.experiments import describe, fit, runner, table, table_records, table_view
 from hierjax.experiments.table import Row, Table
 from hierjax.models import registry
+from hierjax.report import page
 from hierjax.train import setup
 from hierjax.train.interrupt import Interrupted
 
@@ -50,16 +51,11 @@ ARGUMENTS = {
 
 @pytest.fixture(autouse=True, scope='module')
 def small():
-  """The tiny backbone on one device."""
+  """The tiny backbone on one device; half of the time of its runs would go into reports."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    patch.setattr(
-      parallel,
-      'mesh',
-      lambda: jax.make_mesh(
-        (1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
-      ),
-    )
+    tiny.use_one_device(patch)
+    tiny.leave_out_report(patch)
     yield
 
 
@@ -158,7 +154,7 @@ def test_rows_run_in_folders_of_their_own_and_one_that_fails_stops_no_other(tabl
       assert c.baseline == (
         None if row == 'flat' else str(table_runner.workdir / 'flat' / f'seed{seed}')
       )  # the row's report says what it won
-  assert 'No baseline' not in (table_runner.workdir / 'both' / 'seed0' / 'report.html').read_text()
+  assert 'No baseline' not in page.write(table_runner.workdir / 'both' / 'seed0').read_text()
 
 
 def test_a_row_evaluates_another_rows_run_anew(table_runner, tmp_path):
@@ -289,19 +285,20 @@ def test_files(table_runner):
     and rows[0]['delta_m'] == ''
     and float(rows[1]['top1/model low']) <= float(rows[1]['top1/model high'])
   )
-  page = (table_runner.workdir / 'table.html').read_text()
+  html_page = (table_runner.workdir / 'table.html').read_text()
   assert (
-    'A &lt;table&gt;' in page
-    and not re.search(r'https?:|src=', page)
-    and '<script' not in page
-    and 'no data: seed 1: --config.data.root=nowhere' in page
+    'A &lt;table&gt;' in html_page
+    and not re.search(r'https?:|src=', html_page)
+    and '<script' not in html_page
+    and 'no data: seed 1: --config.data.root=nowhere' in html_page
   )
   assert (
-    'href="both/seed1/report.html"' in page
+    'href="both/seed1/report.html"' in html_page
     and (table_runner.workdir / 'both/seed1/report.html').exists()
   )
   assert (
-    f'style="left:{61.25:.2f}%"' in page and f'style="width:{100 * np.mean(values):.2f}%"' in page
+    f'style="left:{61.25:.2f}%"' in html_page
+    and f'style="width:{100 * np.mean(values):.2f}%"' in html_page
   )
 
   class Nesting(html.parser.HTMLParser):
@@ -314,7 +311,7 @@ def test_files(table_runner):
       assert self.open[-1] == tag
       self.open = self.open[:-1]
 
-  Nesting().feed(page)
+  Nesting().feed(html_page)
 
 
 def test_a_finished_row_is_not_run_again(table_runner, monkeypatch):
@@ -731,6 +728,12 @@ def test_command_line(tmp_path):
       capture_output=True,
       text=True,
       timeout=300,
+      env=os.environ
+      | {
+        'XLA_FLAGS': os.environ['HIERJAX_TEST_XLA_FLAGS'],
+        'HIERJAX_HUGEPAGES': '0',
+        'JAX_COMPILATION_CACHE_DIR': os.environ['HIERJAX_TEST_CACHE'],
+      },
     )
     assert 'Traceback' not in process.stderr, process.stderr
     return process
@@ -758,12 +761,10 @@ def test_command_line(tmp_path):
     (('--config=configs/3head.py',), 'has neither get_table nor SWEEP'),
     ((f'--config={tmp_path}/mine.py', '--seeds=a'), '--seeds=a: must be'),
   ):
-    process = main(*args)
-    assert (
-      process.returncode == 2
-      and message_part in process.stderr
-      and len(process.stderr.strip().splitlines()) == 1
-    ), process.stderr
+    with pytest.raises(UserError, match=message_part):
+      importlib.import_module('hierjax.cli.table').run(
+        arguments.parse(['main.py', '--mode=table', *args])
+      )
 
 
 HOSTILE = {

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from jax.sharding import AxisType
+from parity import small
 from PIL import Image
 
 import hierjax
@@ -144,18 +145,18 @@ def test_every_kind_of_backbone_has_maps_to_explain(name):
 
 def test_vit_s_class_token_reads_the_maps_that_are_explained():
   """The patch tokens after the last block would have no slope."""
-  model, variables = classifier(registry.BACKBONES['vit_b_16'].build())
+  model, variables = classifier(small.BACKBONES['small_clip'].build())
   x, classes = images(2, 32), {'model': np.array([1, 6], np.int32)}
   _, maps = jax.jit(functools.partial(explain.grad_cam, model=model))(variables, x, classes)
   assert maps['model'].shape == (2, 2, 2) and (np.asarray(maps['model']).max((1, 2)) > 0).any()
   backbone = {k: v['backbone'] for k, v in variables.items()}
-  zeros = jnp.zeros((2, 2, 2, 768))
+  zeros = jnp.zeros((2, 2, 2, 64))
 
   def pooled(shift):
     pixels = (x.astype(np.float32) - 127) / 64
     return model.backbone.apply({**backbone, 'perturbations': {'features': shift}}, pixels)[0]
 
-  slope = jax.jit(lambda d: jax.vjp(pooled, zeros)[1](d)[0])(jnp.eye(2, 768))
+  slope = jax.jit(lambda d: jax.vjp(pooled, zeros)[1](d)[0])(jnp.eye(2, 64))
   assert (np.abs(slope).max((1, 2, 3)) > 1e-3).all()
 
 

@@ -371,7 +371,7 @@ def share(workdir, names):
     return f'{100 * (results["pred_joint"] == results["labels"])[selected, -1].mean():.1f}%'
 
 
-def test_distillation_holds_on_to_what_was_known(run, tmp_path, monkeypatch):
+def test_distillation_holds_on_to_what_was_known(run, tmp_path, no_report, monkeypatch):
   """With a weight that drowns the labels the logits of known classes, relative to each other, stay
   nearer to where they began than without."""
   workdir, grown, _ = run

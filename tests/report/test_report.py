@@ -17,6 +17,7 @@ import sys
 import numpy as np
 import pytest
 import simplejpeg
+from markupsafe import Markup
 from PIL import Image
 from scipy import stats
 
@@ -302,6 +303,16 @@ class Page(html.parser.HTMLParser):
     return ' '.join(' '.join(self.words).split())
 
 
+@pytest.fixture
+def no_charts(monkeypatch):
+  """Charts are made, but for half the time of a report not written as SVG: its words are tested."""
+
+  def empty(_, title):
+    return Markup('<svg viewBox="0 0 1 1" role="img" aria-label="{}"></svg>').format(title)
+
+  monkeypatch.setattr(charts, '_svg', empty)
+
+
 def made_page(path):
   return Page((path / 'report.html').read_text(encoding='utf-8'))
 
@@ -532,6 +543,7 @@ def test_verdict_words_and_interval(full):
 
 
 @pytest.mark.parametrize('swap, answer', [(False, 'Yes.'), (True, 'No.')])
+@pytest.mark.usefixtures('no_charts')
 def test_verdict_follows_the_interval(tmp_path, swap, answer):
   make_run(tmp_path / 'run', skill=1.5 if swap else 2.8)
   make_run(tmp_path / 'run' / 'baseline', heads=('model',), skill=2.8 if swap else 1.5, seed=1)
@@ -540,6 +552,7 @@ def test_verdict_follows_the_interval(tmp_path, swap, answer):
   assert ('The plain model is better here.' in parsed.text) == swap
 
 
+@pytest.mark.usefixtures('no_charts')
 def test_verdict_within_noise_is_not_a_yes(tmp_path):
   make_run(tmp_path / 'run', n=60, seed=3)
   path = make_run(tmp_path / 'run' / 'baseline', heads=('model',), n=60, skill=3.4, seed=1)
@@ -559,6 +572,7 @@ def make_seeds(path, skills, n=600):
 
 
 @pytest.mark.parametrize('partial', ['keep', 'drop'])
+@pytest.mark.usefixtures('no_charts')
 def test_the_verdict_says_which_images_each_model_used(tmp_path, partial):
   """A baseline without the images that have no finest label, as a run with missing labels has."""
   path = make_run(tmp_path / 'run', n=60)
@@ -576,6 +590,7 @@ def test_the_verdict_says_which_images_each_model_used(tmp_path, partial):
   assert ('the runs took 400 and 400 steps' in text) == (partial == 'drop')
 
 
+@pytest.mark.usefixtures('no_charts')
 def test_one_seed_decides_no_difference_of_three_points(tmp_path):
   """The images alone would decide it, and the page says how large it would have to be."""
   path = make_seeds(tmp_path / 'run', [(2.6, 2.7)], n=4000)
@@ -590,6 +605,7 @@ def test_one_seed_decides_no_difference_of_three_points(tmp_path):
   assert re.search(r'Its mistakes are [\d.]+ levels from the truth, against [\d.]+\.', text)
 
 
+@pytest.mark.usefixtures('no_charts')
 def test_several_seeds_cover_the_luck_of_the_seed(tmp_path):
   path = make_seeds(tmp_path / 'run', [(2.9, 2.0), (3.0, 2.1), (2.95, 2.05)])
   run = runs.read(path)
@@ -609,6 +625,7 @@ def test_several_seeds_cover_the_luck_of_the_seed(tmp_path):
   assert 'No evidence that it helped.' in noisy and 'choice of images and seeds' in noisy
 
 
+@pytest.mark.usefixtures('no_charts')
 def test_a_seed_that_has_not_been_evaluated_does_not_count(tmp_path):
   path = make_seeds(tmp_path / 'run', [(2.9, 2.0), (3.0, 2.1), (2.95, 2.05)], n=100)
   (path / 'seed2' / 'baseline' / 'eval_val.json').unlink()
@@ -617,6 +634,7 @@ def test_a_seed_that_has_not_been_evaluated_does_not_count(tmp_path):
   assert 'means over 2 seeds' in made_page(page.write(path).parent).text
 
 
+@pytest.mark.usefixtures('no_charts')
 def test_runs_measured_differently_are_not_compared(tmp_path):
   make_run(tmp_path / 'run', n=600)
   make_run(tmp_path / 'run' / 'baseline', heads=('model',), n=599)
@@ -626,6 +644,7 @@ def test_runs_measured_differently_are_not_compared(tmp_path):
   )
 
 
+@pytest.mark.usefixtures('no_charts')
 def test_predictions_of_another_evaluation_lend_no_interval(full, tmp_path):
   make_run(tmp_path / 'run')
   make_run(tmp_path / 'run' / 'baseline', heads=('model',), seed=1)
@@ -638,6 +657,7 @@ def test_predictions_of_another_evaluation_lend_no_interval(full, tmp_path):
   )
 
 
+@pytest.mark.usefixtures('no_charts')
 def test_baseline_by_option_and_itself_a_baseline(tmp_path):
   make_run(tmp_path / 'plain', heads=('model',))
   assert 'itself a plain baseline' in made_page(page.write(tmp_path / 'plain').parent).text
@@ -666,6 +686,7 @@ INPUTS = [
   'damage', [None, b'', b'{"half', b'\xff\xfe\x00'], ids=['missing', 'empty', 'half', 'bytes']
 )
 @pytest.mark.parametrize('name', INPUTS)
+@pytest.mark.usefixtures('no_charts')
 def test_missing_or_damaged_inputs_are_said(full, tmp_path, name, damage):
   for file in ['config.json', *INPUTS]:
     for folder in ('', 'baseline/'):
@@ -694,6 +715,7 @@ def test_missing_or_damaged_inputs_are_said(full, tmp_path, name, damage):
     assert text.count(images.NO_IMAGES) == 3
 
 
+@pytest.mark.usefixtures('no_charts')
 def test_a_configuration_is_enough_and_without_one_it_is_no_run(tmp_path):
   (tmp_path / 'config.json').write_text('{}')
   text = made_page(page.write(tmp_path).parent).text
@@ -924,6 +946,7 @@ ENDING = [
   ],
   ids=['one level', 'crossing', 'ending early', 'one head'],
 )
+@pytest.mark.usefixtures('no_charts')
 def test_other_shapes_of_taxonomy(tmp_path, levels, rows, heads):
   path = make_run(
     tmp_path / 'run', taxonomy=Taxonomy.from_rows(levels, rows), heads=heads, n=150, pictures=True
@@ -1190,6 +1213,7 @@ def test_features_without_prototypes_and_no_section_without_files(tmp_path):
     'another level',
   ],
 )
+@pytest.mark.usefixtures('no_charts')
 def test_damaged_embeddings_are_said_and_cost_no_more(tmp_path, change, message):
   taxonomy = make_taxonomy()
   (tmp_path / 'config.json').write_text('{}')

@@ -59,7 +59,7 @@ QUICK = (
 # whose layers share moments, with plain kernels.
 SMALLEST = ('efficientnet_lite0', 'small_convnextv2', 'small_eva02_base')
 # In evaluation mode the gradients differ by the batch norms alone, which all families share.
-IN_EVALUATION = ('small_resnet50d',)
+IN_EVALUATION = ('efficientnet_lite0',)
 
 
 def cases(values, quick):

@@ -18,7 +18,8 @@ from hierjax.data.image_groups import Batch
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL
 from hierjax.decide.decisions import Decisions
-from hierjax.decide.novelty import Detector, Evidence, level_logits
+from hierjax.decide.nodes import level_logits
+from hierjax.decide.novelty import Detector, Evidence
 from hierjax.decide.records import DIGITS
 from hierjax.evaluate import answers, collect, explain, novelty, rules, summary
 from hierjax.evaluate.collect import Outputs
@@ -110,7 +111,7 @@ class Model(Predictor):
     batches = image_groups.batches(images, view, sizes, data.threads, data.workers)
     width = len(block.levels) if block else 0
     yield from collect.stream(
-      self.eval_step, self.variables, batches, self.mesh, width, bool(self.c.eval.novelty)
+      self.eval_step, self.variables, batches, self.mesh, width, bool(self.c.decide.novelty)
     )
 
   def logits(self, features: np.ndarray) -> dict[str, np.ndarray]:
@@ -152,12 +153,12 @@ class Model(Predictor):
       The content of eval_SPLIT.json.
 
     Raises:
-      UserError: the split cannot be read, or eval.novelty does not go with the levels.
+      UserError: the split cannot be read, or decide.novelty does not go with the levels.
     """
     self._check_novelty(others)
     examples, into = examples or self.split(split), into or self.workdir
     if outputs is None:
-      outputs = self.collect(examples, progress=progress, with_features=bool(self.c.eval.novelty))
+      outputs = self.collect(examples, progress=progress, with_features=bool(self.c.decide.novelty))
     for model in others:
       extra = model.collect(model.split(split))
       assert np.array_equal(extra.index, outputs.index), (
@@ -173,7 +174,7 @@ class Model(Predictor):
       split, outputs, decisions, self.taxonomy, self.rules, self.c.eval.tta
     )
     result |= subset
-    if self.c.eval.novelty:
+    if self.c.decide.novelty:
       self._evaluate_novelty(split, outputs, decisions, result, into)
     if parallel.first():
       summary.write(into, result, outputs, decisions, self.taxonomy, examples.files)
@@ -197,16 +198,9 @@ class Model(Predictor):
       rules.write_rules(self.workdir / 'decode.json', self.c.data.val, self.rules, self.taxonomy)
 
   def _check_novelty(self, others):
-    if not self.c.eval.novelty:
-      return
-    if not self.taxonomy.block('exclusive'):
+    if self.c.decide.novelty and others:
       raise UserError(
-        '--config.eval.novelty: is for exclusive levels; an image of a multi level may have none '
-        'of its classes'
-      )
-    if others:
-      raise UserError(
-        '--config.eval.novelty: needs the features of one model, not of several side by side'
+        '--config.decide.novelty: needs the features of one model, not of several side by side'
       )
 
   def _evidence(self, outputs: Outputs, decisions: Decisions | None = None) -> Evidence:
@@ -225,21 +219,24 @@ class Model(Predictor):
     table, val = self.taxonomy.table('exclusive'), self.c.data.val
     try:
       return novelty.read_detector(
-        folder / 'novelty.npz', table, self.step, self.c.eval.novelty_score
+        folder / 'novelty.npz', table, self.step, self.c.decide.novelty_score
       )
     except UserError as e:
       raise UserError(
-        f'{e}; hierjax evaluate --split={val} --config.eval.novelty={self.c.eval.novelty} '
+        f'{e}; hierjax evaluate --split={val} --config.decide.novelty={self.c.decide.novelty} '
         f'--workdir={folder} makes it'
       ) from None
 
   def _fit_detector(self, outputs: Outputs | None, folder: pathlib.Path) -> Detector:
     """Fit a novelty detector on train and val and write it; outputs are those of val, if there."""
-    table, score = self.taxonomy.table('exclusive'), self.c.eval.novelty_score
+    table, score = self.taxonomy.table('exclusive'), self.c.decide.novelty_score
     splits = self._data()[0].splits
     train = self.collect(splits[self.c.data.train], with_features=True)
-    val = outputs or self.collect(splits[self.c.data.val], with_features=True)
-    detector = Detector.fit(self._evidence(train), self._evidence(val), table, score)
+    val = self._evidence(outputs or self.collect(splits[self.c.data.val], with_features=True))
+    calibration, name = val, answers.calibration_images(self.c)
+    if name != self.c.data.val:
+      calibration = self._evidence(self.collect(splits[name], with_features=True))
+    detector = Detector.fit(self._evidence(train), val, table, score, calibration)
     if parallel.first():
       novelty.write_detector(folder / 'novelty.npz', detector, self.step, score)
     return detector
@@ -258,18 +255,24 @@ class Model(Predictor):
     if novel_examples is not None:
       novel = self._evidence(self.collect(novel_examples, with_features=True))
     inliers = self._evidence(outputs, decisions)
-    measured = novelty.measure(detector, inliers, novel, self.c.eval.novelty)
+    measured = novelty.measure(detector, inliers, novel, self.c.decide.novelty)
+    measured['split'] = answers.calibration_images(self.c)
     novelty.add_to_summary(result, measured)
 
   def _complete(self, records, outputs, decisions):
     """Add 'new' and 'novelty' to the records of predictions, where that is asked for."""
-    if not self.c.eval.novelty:
+    if not self.c.decide.novelty:
       return
     detector = self._detector(self.workdir)
     evidence = self._evidence(outputs, decisions)
-    decision = detector.decide(evidence, self.c.eval.novelty)
+    decision = detector.decide(evidence, self.c.decide.novelty)
+    joint = decisions['exclusive']['joint']
     for i, record in enumerate(records):
       record['new'] = detector.describe(int(decision.level[i]), evidence.pred[i])
+      reason = detector.reason(decision, i, evidence.pred[i])
+      record['answer'] = decide.answer_or_new(
+        record.get('answer'), joint, i, detector.taxonomy, int(decision.level[i]), reason
+      )
       record['novelty'] = {}
       for k, level in enumerate(detector.taxonomy.levels):
         score, threshold = float(decision.scores[i, k]), float(decision.thresholds[i, k])

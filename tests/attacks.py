@@ -320,7 +320,8 @@ def report_of_level(box: Box, trained: Trained, name: str) -> str:
   scores = {'roc': [[0, 0], [0.5, 0.8], [1, 1]], 'score': 'energy', 'novel': 3, 'by_score': {}}
   scores |= {'left_out': {'energy': 0.5}}
   scores |= dict.fromkeys(('auroc', 'softmax', 'known', 'parent', 'placed'), 0.5)
-  novelty = {'levels': {'make': scores}, 'nodes': [], 'recall': 0.9, 'kept': 0.9}
+  novelty = {'levels': {'make': scores}, 'nodes': [], 'false_alarms': 0.1, 'kept': 0.9}
+  novelty |= {'split': 'val', 'calibration_images': 6}
   change_json(run / 'eval_val.json', novelty={**novelty, 'known_images': 6})
   for path in run.glob('*.json*'):
     put(run, **{path.name: path.read_text().replace('make', json.dumps(name)[1:-1])})

@@ -32,7 +32,7 @@ def get_config(name: str = 'third'):
   check_choice('configs/tables/novelty.py: no row', name, NAMES)
   c = s3.get_config()
   c.name, c.data.hold_out = f'novelty {name}', (ROWS[name.removeprefix('tuned_')][0],)
-  c.eval.novelty = 0.95
+  c.decide.novelty = 0.05
   if not name.startswith('tuned_'):
     # Without augmentation the frozen features are computed once.
     c.data.size, c.data.augment.enabled = 128, False

@@ -39,8 +39,8 @@ SOURCES = ('auto', 'csv', 'folders', 'parquet', 'toy', 'stanford_cars', 'compcar
            'fgvc_aircraft', 'cifar100', 'cub200', 'tfds')
 ENCODINGS = ('utf-8', 'utf-16', 'cp1250', 'cp1251', 'cp1252', 'latin-1', 'shift_jis', 'gb18030',
              'big5', 'euc_kr')
-NOVELTY_SCORES = ('auto', 'softmax', 'energy', 'mahalanobis', 'cosine', 'cosine_softmax',
-                  'logistic')
+NOVELTY_SCORES = ('auto', 'softmax', 'energy', 'entropy', 'mahalanobis', 'cosine',
+                  'cosine_softmax', 'likelihood', 'logistic')
 
 _RUN = (
   Option('name', None, 'shown in the report; the default --workdir is runs/NAME'),
@@ -330,11 +330,6 @@ _EVAL = (
   Option('eval.batch_size', 64, 'images a batch', '[1, inf)'),
   Option('eval.tta', 1, 'views: 1, 2 (+ flip), 3 (+ crop), 5 (+ 2 crops)', choices=(1, 2, 3, 5)),
   Option('eval.checkpoint', 'best', 'checkpoint to use', choices=('best', 'last')),
-  Option('eval.novelty', None,
-         'share of images of unknown classes to call new, at every node of the taxonomy',
-         '(0, 1)', float),
-  Option('eval.novelty_score', 'auto', 'score of novelty; auto: the best on left-out classes',
-         choices=NOVELTY_SCORES),
 )
 
 _DECIDE = (
@@ -355,6 +350,11 @@ _DECIDE = (
   Option('decide.price', 0.5,
          'decide.costs: cost of a level that is not answered, as a share of that of a wrong one',
          '[0, inf)', levels='exclusive'),
+  Option('decide.novelty', None,
+         'detect images of classes that training never saw, such that this share of the images of '
+         'known ones is called new, at most (.05)', '(0, 1)', float, levels='exclusive'),
+  Option('decide.novelty_score', 'auto', 'score of novelty; auto: the best on left-out classes',
+         choices=NOVELTY_SCORES, levels='exclusive'),
 )
 
 _PROBE = (

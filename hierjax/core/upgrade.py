@@ -11,6 +11,8 @@ from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError
 
 VERSION = 2
+# Of novelty detection in runs that stated another share.
+FALSE_ALARMS = 0.05
 _DEFAULT_BY_ZERO = ('balance.', 'model.head.')
 _TEXT_LISTS = ('data.multi', 'model.levels', 'loss.siblings', 'loss.terms', 'model.head.order')
 
@@ -28,12 +30,24 @@ def upgraded(tree: Mapping) -> dict:
   # What did not exist was as if it had this value, which is no longer the default.
   if isinstance(tree.get('data'), dict):
     tree['data'] = {'homonyms': 'merge', **tree['data']}
+  _rename_novelty(tree)
   version = tree.pop('version', 1)
   if version == VERSION:
     return tree
   if version != 1:
     raise UserError(f'is of version {version}; this hierjax reads versions 1 to {VERSION}')
   return _from_version_1(tree, '')
+
+
+def _rename_novelty(tree):
+  """Read eval.novelty, the share of new images to detect, as decide.novelty, of false alarms."""
+  old = dict(tree['eval']) if isinstance(tree.get('eval'), dict) else {}
+  is_on, score = old.pop('novelty', None), old.pop('novelty_score', None)
+  new = ({'novelty': FALSE_ALARMS} if is_on else {}) | ({'novelty_score': score} if score else {})
+  if new:
+    tree |= {'eval': old, 'decide': {**tree.get('decide', {}), **new}}
+  elif old:
+    tree['eval'] = old
 
 
 def _from_version_1(node: Mapping, path: str) -> dict:

@@ -6,7 +6,7 @@ from hierjax.decide.calibration import fit_temperature, temper
 from hierjax.decide.decisions import AnswerRules, Decisions, Rules, decide, default_rules, tune
 from hierjax.decide.lineages import Lineage, lineage
 from hierjax.decide.paths import PathDecision, PathRules
-from hierjax.decide.records import answer_record, to_records
+from hierjax.decide.records import answer_or_new, answer_record, to_records
 from hierjax.decide.thresholds import TagDecision
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
   'Rules',
   'TagDecision',
   'answer',
+  'answer_or_new',
   'answer_record',
   'costs',
   'decide',

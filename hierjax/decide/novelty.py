@@ -1,10 +1,16 @@
 """Detection of classes that training never saw, at every node of the taxonomy.
 
 A node is the top or a class; its children are the classes of the next level that nests in it. It
-scores how little an image looks like any of its children, against a threshold that is calibrated by
-leaving its children out, a third at a time. An image is judged at the top first and then at the
-nodes it is predicted under; the first that finds it novel ends the path: 'new under dog', 'new at
-the top'.
+scores how little an image looks like any of its children, against a threshold that is calibrated on
+images of known classes. An image is judged at the top first and then at the nodes it is predicted
+under; the first that finds it novel ends the path: 'new superclass', 'new kind of dog'.
+
+The thresholds of a path belong together: of images of known classes, drawn as the calibration
+images were, at most a stated share is called novel anywhere, on average over calibration sets. At
+each node the images are ranked by their score (split conformal p-values, Vovk et al. 2005), and
+each image has the least of its ranks along the path; the order statistic of these least ranks
+bounds the rank at which all nodes call an image novel. Levels that agree cost nothing that way, as
+a share of the false alarms for each level would.
 """
 
 import dataclasses
@@ -14,7 +20,9 @@ from typing import NamedTuple
 import numpy as np
 
 from hierjax.core.errors import UserError, did_you_mean
+from hierjax.decide.nodes import FOLDS, children, folds, nodes_of, parent_levels
 from hierjax.decide.novelty_scores import (
+  AUTO,
   FEATURE_SCORES,
   SCORES,
   ClassModel,
@@ -24,12 +32,12 @@ from hierjax.decide.novelty_scores import (
 )
 from hierjax.taxonomy import Taxonomy
 
-# The children of each node are left out a third at a time.
-FOLDS = 3
-# Left-out images that a node needs for its own threshold; with fewer it has that of its level.
-MIN_LEFT_OUT = 20
-# The share of known images that a threshold may lie above, at most.
-KNOWN_QUANTILE = 0.99
+# Calibration images that a node needs for its own threshold; with fewer it has that of its level.
+MIN_IMAGES = 100
+# Rounding of `share * (n + 1)`, which must not cost an image.
+ROUNDING = 1e-9
+# Numbers in an array of images and classes.
+BLOCK = 2**22
 
 # (level, node) → sorted scores; node -1 stands for all nodes of the level.
 NodeScores = dict[tuple[int, int], np.ndarray]
@@ -57,100 +65,49 @@ class NoveltyDecision(NamedTuple):
   Attributes:
     level: int [N], the level at which an image is novel; the number of levels where it is not.
     scores: float [N, level].
-    thresholds: float [N, level], inf where nothing is novel.
+    thresholds: float [N, level], inf where nothing is novel; an image above is novel.
+    tails: float [N, level], the share of known images that score as high, counted among the
+      calibration images and this one; 1 where nothing is novel.
   """
 
   level: np.ndarray
   scores: np.ndarray
   thresholds: np.ndarray
+  tails: np.ndarray
 
 
-def parent_levels(taxonomy: Taxonomy) -> tuple[int, ...]:
-  """Find for each level the nearest coarser one that it nests in, -1 for the top.
-
-  Args:
-    taxonomy: the table of the exclusive levels.
-  """
-  parents = []
-  for k, level in enumerate(taxonomy.levels):
-    coarser = (j for j in range(k - 1, -1, -1) if taxonomy.nests(level, taxonomy.levels[j]))
-    parents.append(next(coarser, -1))
-  return tuple(parents)
-
-
-def children(taxonomy: Taxonomy, k: int, nodes: np.ndarray) -> np.ndarray:
-  """Return the children of nodes.
+def tails(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
+  """Compute the share of scores that are as high as a new one, the new one counted: a p-value.
 
   Args:
-    taxonomy: the table of the exclusive levels.
-    k: the level of the children.
-    nodes: int [N], classes of the level above (`parent_levels`); the top where there is none.
+    reference: float [n], ascending.
+    scores: float [N], the new ones.
 
   Returns:
-    bool [N, C_k].
+    float64 [N], above 0.
   """
-  j = parent_levels(taxonomy)[k]
-  if j < 0:
-    return np.ones((len(nodes), len(taxonomy.names[k])), bool)
-  return taxonomy.parents(taxonomy.levels[k], taxonomy.levels[j]) == nodes[:, None]
+  return (1 + _as_high(reference, scores)) / (len(reference) + 1)
 
 
-def nodes_of(taxonomy: Taxonomy, k: int, pred: np.ndarray) -> np.ndarray:
-  """Return the nodes at which paths are judged at a level.
+def _as_high(reference, scores):
+  return len(reference) - np.searchsorted(reference, scores, side='left')
+
+
+def largest_tail(least: np.ndarray, share: float) -> float:
+  """Return the tail at or below which an image of n + 1 is novel, such that few are.
 
   Args:
-    taxonomy: the table of the exclusive levels.
-    k: the level.
-    pred: int [N, level], the paths.
+    finer: scores of images whose class of a finer level is left out.
+    least: float [n], ascending: the least tail of each calibration image along its path.
+    share: of known images that may be called novel.
 
   Returns:
-    int [N], classes of the level above, 0 for the top.
+    The tail; below 0 where n images are too few for the share, inf where all may be novel.
   """
-  j = parent_levels(taxonomy)[k]
-  return pred[:, j] if j >= 0 else np.zeros(len(pred), int)
-
-
-def level_logits(logits: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> list[np.ndarray]:
-  """Return the logits of every level.
-
-  Args:
-    logits: {level with a head: float [N, C]}, the finest level among them.
-    taxonomy: the table of the exclusive levels.
-
-  Returns:
-    Per level float64 [N, C]; of a level without a head the log-sum-exp of the finest head's over
-    the leaves of each class.
-  """
-  from scipy.special import logsumexp  # slow to import
-
-  finest = np.asarray(logits[taxonomy.levels[-1]], np.float64)
-  values = []
-  for k, level in enumerate(taxonomy.levels):
-    if level in logits:
-      values.append(np.asarray(logits[level], np.float64))
-      continue
-    classes = range(len(taxonomy.names[k]))
-    columns = [logsumexp(finest[:, taxonomy.paths[:, k] == c], axis=1) for c in classes]
-    values.append(np.stack(columns, 1))
-  return values
-
-
-def folds(taxonomy: Taxonomy, k: int) -> np.ndarray:
-  """Deal the children of each node out to the FOLDS folds in turn.
-
-  Args:
-    taxonomy: the table of the exclusive levels.
-    k: the level of the children.
-
-  Returns:
-    int [C_k], the fold in which each class is left out.
-  """
-  j, fold = parent_levels(taxonomy)[k], np.zeros(len(taxonomy.names[k]), int)
-  parent = taxonomy.parents(taxonomy.levels[k], taxonomy.levels[j]) if j >= 0 else fold
-  for node in np.unique(parent):
-    rows = np.flatnonzero(parent == node)
-    fold[rows] = np.arange(len(rows)) % FOLDS
-  return fold
+  count = int(np.floor(share * (len(least) + 1) + ROUNDING)) - 1
+  if count < 0:
+    return -1.0
+  return float(np.nextafter(least[count], -np.inf)) if count < len(least) else float('inf')
 
 
 @dataclasses.dataclass
@@ -161,9 +118,10 @@ class Detector:
     taxonomy: the table of the exclusive levels.
     scores: the name of each level's score.
     models: {level: model of its classes}, of levels whose score needs one.
-    left_out: scores of images whose class is left out.
-    reference: scores of the same images with their class, and of images whose finer class is left
-      out.
+    left_out: tails of images whose class is left out, among those of other classes.
+    reference: scores of the calibration images.
+    finer: scores of images whose class of a finer level is left out.
+    least: float [n], ascending: the least tail of each calibration image along its path.
     chosen_by: for each level {score: AUROC of images whose class is left out against others}.
   """
 
@@ -172,16 +130,23 @@ class Detector:
   models: dict[int, ClassModel]
   left_out: NodeScores
   reference: NodeScores
+  finer: NodeScores
+  least: np.ndarray
   chosen_by: list[dict[str, float]]
 
   @classmethod
   def fit(
-    cls, train: Evidence, val: Evidence, taxonomy: Taxonomy, score: str = 'auto'
+    cls,
+    train: Evidence,
+    val: Evidence,
+    taxonomy: Taxonomy,
+    score: str = 'auto',
+    calibration: Evidence | None = None,
   ) -> 'Detector':
-    """Fit models of the classes on `train` and calibrate thresholds on `val`.
+    """Fit models of the classes on `train`, choose scores on `val`, set thresholds on others.
 
-    A third of each node's children at a time is left out of the models, and their val images stand
-    for those of novel classes. Of softmax and energy only the logits of these classes are taken
+    For the choice a third of each node's children at a time is left out of the models, and their
+    val images stand for those of novel classes. Of scores of the head only the logits of these classes are taken
     away: the head has learned from them, so these scores look better than they are and are used
     only where they are asked for. The backbone's features may know the classes too, unless it was
     frozen.
@@ -190,8 +155,9 @@ class Detector:
       train: images of known classes.
       val: others.
       taxonomy: the table of the exclusive levels.
-      score: one of SCORES; 'auto' takes for each level the one of FEATURE_SCORES that detects the
-        left-out classes best.
+      score: one of SCORES; 'auto' takes for each level the one of AUTO that detects the left-out
+        classes best.
+      calibration: further images of known classes; None for those of `val`, which have chosen.
 
     Raises:
       UserError: there is no such score, or no class can be left out.
@@ -199,30 +165,32 @@ class Detector:
     if score not in ('auto', *SCORES):
       hint = did_you_mean(score, list(SCORES))
       raise UserError(f'novelty: no score {score!r}{hint}; choices: auto, {", ".join(SCORES)}')
-    names = list(FEATURE_SCORES) if score == 'auto' else [score]
+    names = list(AUTO) if score == 'auto' else [score]
     n = len(taxonomy.levels)
-    detector = cls(taxonomy, names[:1] * n, {}, {}, {}, [{} for _ in range(n)])
+    empty = np.zeros(0)
+    detector = cls(taxonomy, names[:1] * n, {}, {}, {}, {}, empty, [{} for _ in range(n)])
     if not {*names}.isdisjoint(FEATURE_SCORES):
       for k, classes in enumerate(taxonomy.names):
         y = train.labels[:, k]
         detector.models[k] = fit_classes(train.features, y, len(classes), names)
     for k in range(n):
-      detector._calibrate(k, train, val, names)
+      detector._choose(k, train, val, names)
     if not detector.left_out:
       raise UserError(
         'novelty: no class of the validation images has a sibling with training images, so that '
-        'none can be left out to set a threshold'
+        'none can be left out to choose a score'
       )
+    detector._calibrate(val if calibration is None else calibration)
     return detector
 
-  def _calibrate(self, k, train, val, names):
-    """Choose the score of level k and collect the scores that its thresholds come from."""
+  def _choose(self, k, train, val, names):
+    """Choose the score of level k by images whose classes are left out, and note their tails."""
     taxonomy = self.taxonomy
     nodes, y = nodes_of(taxonomy, k, val.pred), val.labels[:, k]
     # Images that are judged at the right node, of classes that begin at this level.
     is_fair = (y >= 0) & (nodes == nodes_of(taxonomy, k, val.labels))
     is_fair &= ~taxonomy.carried(taxonomy.levels[k])[y]
-    rows, scores, aurocs = [], {name: [] for name in names}, {name: [] for name in names}
+    rows, shares, aurocs = [], {name: [] for name in names}, {name: [] for name in names}
     for is_left_out, values in self._leave_out(k, train, val, names):
       # A node whose only children are left out has nothing to compare with.
       is_scored = is_fair & np.isfinite(values[names[0]])
@@ -231,7 +199,7 @@ class Detector:
       if len(novel) and len(inliers):
         rows.append(novel)
         for name in names:
-          scores[name].append(values[name][novel])
+          shares[name].append(tails(np.sort(values[name][inliers]), values[name][novel]))
           aurocs[name].append(auroc(values[name][inliers], values[name][novel]))
     # Nothing is ever novel at a level of one class.
     if not rows:
@@ -239,12 +207,47 @@ class Detector:
     weights = [len(r) for r in rows]
     self.chosen_by[k] = {name: float(np.average(aurocs[name], weights=weights)) for name in names}
     best = self.scores[k] = max(names, key=self.chosen_by[k].get)
-    rows = np.concatenate(rows)
-    finer_scores, finer_rows = self._leave_out_finer(k, train, val, np.flatnonzero(is_fair))
-    known_scores = np.concatenate([self.score(k, val)[rows], finer_scores])
-    known_nodes = np.concatenate([nodes[rows], nodes[finer_rows]])
-    self.left_out |= _by_node(k, np.concatenate(scores[best]), nodes[rows])
-    self.reference |= _by_node(k, known_scores, known_nodes)
+    self.left_out |= _by_node(k, np.concatenate(shares[best]), nodes[np.concatenate(rows)])
+    finer = self._leave_out_finer(k, train, val, np.flatnonzero(is_fair))
+    if len(finer):
+      self.finer[k, -1] = np.sort(finer)
+
+  def _calibrate(self, calibration):
+    """Keep the scores of calibration images, and the least tail of each."""
+    scores = self._scores(calibration)
+    least = np.ones(len(scores))
+    for k, rows, nodes in self._judged(calibration.pred):
+      if (k, -1) in self.left_out and len(rows):
+        self.reference |= _by_node(k, scores[rows, k], nodes)
+    for k, rows, reference in self._references(calibration.pred):
+      # the other images only: an image that is added to them all may raise each share
+      shares = _as_high(reference, scores[rows, k]) / (len(reference) + 1)
+      least[rows] = np.minimum(least[rows], shares)
+    self.least = np.sort(least)
+
+  def _scores(self, evidence):
+    """float64 [N, level]."""
+    columns = [self.score(k, evidence) for k in range(len(self.taxonomy.levels))]
+    return np.stack(columns, 1) if len(evidence.pred) else np.zeros((0, len(columns)))
+
+  def _judged(self, pred):
+    """For each level: it, the rows of images that may be novel there, and their nodes."""
+    for k, level in enumerate(self.taxonomy.levels):
+      # Below the end of a branch nothing can be novel.
+      rows = np.flatnonzero(~self.taxonomy.carried(level)[pred[:, k]])
+      yield k, rows, nodes_of(self.taxonomy, k, pred)[rows]
+
+  def _references(self, pred):
+    """For each node: its level, the rows of images, and the scores that they are compared with."""
+    for k, rows, nodes in self._judged(pred):
+      for node in np.unique(nodes):
+        reference = self._reference(k, int(node))
+        if len(reference):
+          yield k, rows[nodes == node], reference
+
+  def _reference(self, k, node):
+    scores = self.reference.get((k, node), ())
+    return scores if len(scores) >= MIN_IMAGES else self.reference.get((k, -1), np.zeros(0))
 
   def _leave_out(self, k, train, val, names) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """For each fold: which classes of level k are left out, and the scores of val without them."""
@@ -261,12 +264,12 @@ class Detector:
       yield is_left_out, {name: self.score(k, val, name, model, is_left_out) for name in names}
 
   def _leave_out_finer(self, k, train, val, candidates):
-    """Scores at level k of images whose class of a finer level is left out, and their rows.
+    """Scores at level k of images whose class of a finer level is left out.
 
     A new breed of dog is no new kind of animal.
     """
-    scores, rows = [np.zeros(0)], [np.zeros(0, int)]
-    num_levels = len(self.taxonomy.levels) if self.scores[k] in FEATURE_SCORES else 0
+    parts, name = [np.zeros(0)], self.scores[k]
+    num_levels = len(self.taxonomy.levels) if name in FEATURE_SCORES else 0
     y = train.labels[:, k]
     for m in range(k + 1, num_levels):
       fold, finer, truth = folds(self.taxonomy, m), train.labels[:, m], val.labels[candidates, m]
@@ -275,11 +278,10 @@ class Detector:
         novel = candidates[(truth >= 0) & (fold[truth] == part)]
         if is_used.any() and len(novel):
           size = len(self.taxonomy.names[k])
-          model = fit_classes(train.features[is_used], y[is_used], size, (self.scores[k],))
-          values = self.score(k, val, model=model)[novel]
-          scores.append(values[np.isfinite(values)])
-          rows.append(novel[np.isfinite(values)])
-    return np.concatenate(scores), np.concatenate(rows)
+          model = fit_classes(train.features[is_used], y[is_used], size, (name,))
+          values = self.score(k, _rows(val, novel), model=model)
+          parts.append(values[np.isfinite(values)])
+    return np.concatenate(parts)
 
   def score(
     self,
@@ -301,9 +303,17 @@ class Detector:
     Returns:
       float64 [N], inf where no class counts.
     """
+    name, model = name or self.scores[k], model or self.models.get(k)
+    step = max(BLOCK // len(self.taxonomy.names[k]), 1)
+    parts = [np.zeros(0)]
+    for start in range(0, len(evidence.pred), step):
+      part = _rows(evidence, slice(start, start + step))
+      parts.append(self._score(k, part, name, model, left_out))
+    return np.concatenate(parts)
+
+  def _score(self, k, evidence, name, model, left_out):
     from scipy.special import log_softmax  # slow to import
 
-    name, model = name or self.scores[k], model or self.models.get(k)
     allowed = children(self.taxonomy, k, nodes_of(self.taxonomy, k, evidence.pred))
     if left_out is not None:
       allowed = allowed & ~left_out
@@ -312,50 +322,64 @@ class Detector:
     fit = evidence.logits[k]
     if left_out is not None:
       fit = np.where(left_out, -np.inf, fit)
-    if name == 'softmax' and (left_out is None or not left_out.all()):
+    if name != 'energy' and (left_out is None or not left_out.all()):
       fit = log_softmax(fit, 1)
     return novelty(name, fit, allowed)
 
-  def threshold(self, k: int, node: int, recall: float) -> float:
-    """Return the score from which on an image is novel at a node.
-
-    At least the share `recall` of the images whose class was left out score that much or more, and
-    so does a hundredth of the known ones: to lie above them all gains nothing.
+  def threshold(self, k: int, node: int, false_alarms: float) -> float:
+    """Return the score above which an image is novel at a node.
 
     Args:
       k: the level.
       node: a class of the level above, 0 for the top.
-      recall: of images of novel classes, 0 to 1.
+      false_alarms: as `decide` takes it.
 
     Returns:
-      The threshold; inf where no class could be left out.
+      The threshold; inf where nothing is novel.
     """
-    if len(self.left_out.get((k, node), ())) < MIN_LEFT_OUT:
-      node = -1
-    if (k, node) not in self.left_out:
-      return float('inf')
-    by_recall = np.quantile(self.left_out[k, node], 1 - recall, method='lower')
-    return float(min(by_recall, np.quantile(self.reference[k, node], KNOWN_QUANTILE)))
+    reference, limit = self._reference(k, node), largest_tail(self.least, false_alarms)
+    n = len(reference)
+    count = np.searchsorted((1 + np.arange(n)) / (n + 1), limit, side='right') - 1
+    return float(reference[n - 1 - count]) if n and count >= 0 else float('inf')
 
-  def decide(self, evidence: Evidence, recall: float) -> NoveltyDecision:
+  def called(self, k: int, node: int, false_alarms: float) -> float:
+    """Return the share of images, whose class was left out, that are novel at a node.
+
+    Args:
+      k, node, false_alarms: see `threshold`; NaN where no class was left out.
+    """
+    shares = self.left_out.get((k, node), np.zeros(0))
+    is_novel = shares <= largest_tail(self.least, false_alarms)
+    return float(is_novel.mean()) if len(shares) else float('nan')
+
+  def decide(self, evidence: Evidence, false_alarms: float) -> NoveltyDecision:
     """Decide where images are novel.
+
+    An image that scores too high at a level, but not higher than all but the same share of the
+    images whose finer class is left out, is novel at a finer level.
 
     Args:
       evidence: of N images.
-      recall: share of the images of novel classes to call novel, at every node.
+      false_alarms: share of the images of known classes that may be called novel.
     """
-    taxonomy, n = self.taxonomy, len(evidence.pred)
-    scores = np.zeros((n, len(taxonomy.levels)))
-    thresholds = np.full(scores.shape, np.inf)
-    for k, level in enumerate(taxonomy.levels if n else ()):
-      scores[:, k] = self.score(k, evidence)
-      nodes = nodes_of(taxonomy, k, evidence.pred)
+    scores, limit = self._scores(evidence), largest_tail(self.least, false_alarms)
+    shares, thresholds = np.ones(scores.shape), np.full(scores.shape, np.inf)
+    for k, rows, nodes in self._judged(evidence.pred):
       for node in np.unique(nodes):
-        thresholds[nodes == node, k] = self.threshold(k, int(node), recall)
-      # Below the end of a branch nothing can be novel.
-      thresholds[taxonomy.carried(level)[evidence.pred[:, k]], k] = np.inf
-    is_novel = np.concatenate([scores >= thresholds, np.ones((n, 1), bool)], 1)
-    return NoveltyDecision(is_novel.argmax(1), scores, thresholds)
+        thresholds[rows[nodes == node], k] = self.threshold(k, int(node), false_alarms)
+    for k, rows, reference in self._references(evidence.pred):
+      shares[rows, k] = tails(reference, scores[rows, k])
+    n = scores.shape[1]
+    level = np.full(len(scores), n)
+    for k in reversed(range(n)):
+      finer, is_here = self.finer.get((k, -1), ()), True
+      if len(finer):
+        is_here = tails(finer, scores[:, k]) <= false_alarms
+      # below the end of a branch is no other level
+      is_last = k + 1 == n or np.isinf(thresholds[:, min(k + 1, n - 1)])
+      below = np.where(level < n, level, np.where(is_last, k, k + 1))
+      level = np.where(shares[:, k] <= limit, np.where(is_here, k, below), level)
+    return NoveltyDecision(level, scores, thresholds, shares)
 
   def describe(self, level: int, pred: Sequence[int]) -> str:
     """Say where an image is novel.
@@ -365,22 +389,41 @@ class Detector:
       pred: int [level], the predicted path.
 
     Returns:
-      'new under dog', 'new at the top', or '' for an image of a known class; of levels that share
-      their parent the level is named.
+      'new kind of dog', 'new superclass' at the top, or '' for an image of a known class; of levels
+      that share their parent the level is named.
     """
     parents = parent_levels(self.taxonomy)
     if level >= len(parents):
       return ''
     j = parents[level]
+    if j < 0:
+      return f'new {self.taxonomy.levels[level]}'
     suffix = f' ({self.taxonomy.levels[level]})' if parents.count(j) > 1 else ''
-    place = f'under {self.taxonomy.names[j][pred[j]]}' if j >= 0 else 'at the top'
-    return f'new {place}{suffix}'
+    return f'new kind of {self.taxonomy.names[j][pred[j]]}{suffix}'
+
+  def reason(self, decision: NoveltyDecision, i: int, pred: Sequence[int]) -> str:
+    """Say why image i is novel; '' where it is not.
+
+    Args:
+      decision: as `decide` returns it.
+      i: the row of the image.
+      pred: int [level], the predicted path.
+    """
+    k = int(decision.level[i])
+    if k >= len(self.taxonomy.levels):
+      return ''
+    j, share = parent_levels(self.taxonomy)[k], 100 * (1 - decision.tails[i, k])
+    parent = f' of {self.taxonomy.names[j][pred[j]]}' if j >= 0 else ''
+    level = self.taxonomy.levels[k]
+    return f'less like any {level}{parent} than {share:.3g}% of the images of known classes'
 
   def to_arrays(self) -> dict[str, np.ndarray]:
     """Return what `from_arrays` takes."""
     arrays = {'scores': np.array(self.scores), 'taxonomy': np.array(self.taxonomy.hash())}
+    arrays['least'] = self.least
     # The file says 'known' for the reference.
-    for name, node_scores in (('left_out', self.left_out), ('known', self.reference)):
+    parts = {'left_out': self.left_out, 'known': self.reference, 'finer': self.finer}
+    for name, node_scores in parts.items():
       for (k, node), scores in node_scores.items():
         arrays[f'{name}.{k}.{node}'] = scores
     for k, model in self.models.items():
@@ -406,17 +449,20 @@ class Detector:
     models = {}
     for k in range(len(taxonomy.levels)):
       if f'means.{k}' in arrays:
-        fields = [arrays[f'{name}.{k}'] for name in ('means', 'white', 'centre')]
-        models[k] = ClassModel(*fields, arrays.get(f'slopes.{k}'))
-    node_scores = {'left_out': {}, 'known': {}}
+        names = [f.name for f in dataclasses.fields(ClassModel)]
+        models[k] = ClassModel(**{name: arrays.get(f'{name}.{k}') for name in names})
+    node_scores = {'left_out': {}, 'known': {}, 'finer': {}}
     for key, scores in arrays.items():
       name, _, place = key.partition('.')
       if name in node_scores:
         k, _, node = place.partition('.')
         node_scores[name][int(k), int(node)] = scores
-    names = [str(name) for name in arrays['scores']]
-    left_out, reference = node_scores.values()
-    return cls(taxonomy, names, models, left_out, reference, [{} for _ in taxonomy.levels])
+    names, chosen_by = [str(name) for name in arrays['scores']], [{} for _ in taxonomy.levels]
+    return cls(taxonomy, names, models, *node_scores.values(), arrays['least'], chosen_by)
+
+
+def _rows(evidence: Evidence, rows: slice | np.ndarray) -> Evidence:
+  return Evidence([x[rows] for x in evidence.logits], *(x[rows] for x in evidence[1:]))
 
 
 def _by_node(k: int, scores: np.ndarray, nodes: np.ndarray) -> NodeScores:

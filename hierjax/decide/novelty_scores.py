@@ -6,7 +6,12 @@
   covariance for all classes (arXiv:1807.03888)
 - cosine: minus the highest cosine of features and class mean, whitened by that covariance
 - cosine_softmax: minus the log of the maximum softmax probability over these cosines / .05
-- logistic: the same of a logistic regression on whitened features of one length
+- likelihood: minus the log likelihood ratio of the known classes against a new one, on whitened
+  features of one length: class means and examples are normal with one covariance each (PLDA,
+  Ioffe, ECCV 2006), in the space that the means span
+- logistic: as cosine_softmax, of a logistic regression on these features
+- entropy: H / (p + H) of the head's probabilities of a node's children, p their sum, H the entropy
+  of their shares: the chance of a new one with nothing to tune (ProHOC, CVPR 2025)
 """
 
 import dataclasses
@@ -17,18 +22,21 @@ import numpy as np
 from hierjax.core.errors import UserError
 
 # Fitted to the features, so that a class can be left out of them.
-FEATURE_SCORES = ('mahalanobis', 'cosine', 'cosine_softmax', 'logistic')
-SCORES = ('softmax', 'energy', *FEATURE_SCORES)
+FEATURE_SCORES = ('mahalanobis', 'cosine', 'cosine_softmax', 'likelihood', 'logistic')
+# Those in closed form.
+AUTO = FEATURE_SCORES[:4]
+SCORES = ('softmax', 'energy', 'entropy', *FEATURE_SCORES)
 TEMPERATURES = {'cosine_softmax': 0.05, 'logistic': 1.0}
 # scikit-learn's C of the logistic regression, for features whose mean square is 1.
 PENALTY = 0.01
 # Images that the logistic regression is fitted to, at most.
 MAX_REGRESSED = 20000
+TINY = 1e-300
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassModel:
-  """Class means and a shared covariance of features, and a logistic regression on them.
+  """Class means and a shared covariance of features, and what further scores are fitted.
 
   The squared Mahalanobis distance of x to class c is |(x - mean_c) white|².
 
@@ -38,12 +46,21 @@ class ClassModel:
     centre: float64 [d], the mean of all examples.
     slopes: float64 [d + 1, C], of the regression on whitened features, the last row the bias; NaN
       for a class without an example. None where no score needs it.
+    axes: float64 [d, r], of the same features the directions in which the class means differ, where
+      an example has variance 1 around its class; so None, too, and so the next three.
+    places: float64 [C, r], the class means there, NaN as above.
+    spread: float64 [r], the variance of the means of classes, known or new.
+    counts: int [C], the examples of each class.
   """
 
   means: np.ndarray
   white: np.ndarray
   centre: np.ndarray
   slopes: np.ndarray | None = None
+  axes: np.ndarray | None = None
+  places: np.ndarray | None = None
+  spread: np.ndarray | None = None
+  counts: np.ndarray | None = None
 
   def _whiten(self, x):
     return (np.asarray(x, np.float64) - self.centre) @ self.white
@@ -103,6 +120,52 @@ class ClassModel:
       slopes[:, present[-len(coefficients) :]] = coefficients.T
     return dataclasses.replace(self, slopes=slopes)
 
+  def with_spread(self, x: np.ndarray, y: np.ndarray) -> 'ClassModel':
+    """Return it with the spread of the class means.
+
+    Args:
+      x: float [N, d], features.
+      y: int [N], their classes.
+    """
+    z = self.normalized(x)
+    means, counts = class_means(z, y, len(self.means))
+    present = np.flatnonzero(counts)
+    centre = means[present].mean(0)
+    vectors = np.linalg.svd(means[present] - centre, full_matrices=False)[2]
+    axes = vectors[: len(present) - 1].T
+    deviation = (z - means[y]) @ axes
+    within = (deviation**2).sum(0) / max(len(y) - len(present), 1)
+    # classes of one example each have no variance
+    axes = axes / np.sqrt(np.maximum(within, 1e-12))
+    places = (means - centre) @ axes
+    between = (places[present] ** 2).sum(0) / max(len(present) - 1, 1)
+    spread = np.maximum(between - np.mean(1 / counts[present]), 0)
+    # the features' centre goes into the places, so that none is kept
+    return dataclasses.replace(
+      self, axes=axes, places=places + centre @ axes, spread=spread, counts=counts
+    )
+
+  def likelihoods(self, x: np.ndarray) -> np.ndarray:
+    """Compute the log likelihood of features in each class over that in a new one.
+
+    Args:
+      x: float [N, d], features.
+
+    Returns:
+      float64 [N, C], NaN for a class without an example.
+    """
+    a, b = self.normalized(x) @ self.axes, self.places
+    variance = 1 + 1 / np.maximum(self.counts, 1)
+    squares = np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
+    of_class = squares / variance + b.shape[1] * np.log(variance)
+    middle = np.nanmean(b, 0)
+    of_new = ((a - middle) ** 2 / (1 + self.spread) + np.log1p(self.spread)).sum(1)
+    return (of_new[:, None] - of_class) / 2
+
+  def can_score(self, name: str) -> bool:
+    """Whether what one of FEATURE_SCORES needs is fitted."""
+    return {'logistic': self.slopes, 'likelihood': self.axes}.get(name, self.means) is not None
+
   def fit_of_classes(self, name: str, x: np.ndarray) -> np.ndarray:
     """Compute how well each class fits.
 
@@ -115,6 +178,8 @@ class ClassModel:
     """
     if name == 'logistic':
       return self.normalized(x) @ self.slopes[:-1] + self.slopes[-1]
+    if name == 'likelihood':
+      return self.likelihoods(x)
     return -self.distances(x) if name == 'mahalanobis' else self.cosines(x)
 
 
@@ -140,17 +205,22 @@ def fit_classes(
   x, y = np.asarray(x, np.float64)[is_known], y[is_known]
   if not np.isfinite(x).all():
     raise UserError('novelty: a feature of the training images is not finite')
-  n = np.bincount(y, minlength=num_classes)
-  sums = np.zeros((num_classes, x.shape[1]))
-  np.add.at(sums, y, x)
-  with np.errstate(invalid='ignore'):
-    means = np.where(n[:, None] > 0, sums / n[:, None], np.nan)
+  means, _ = class_means(x, y, num_classes)
   covariance, _ = ledoit_wolf(x - means[y], assume_centered=True)
   values, vectors = np.linalg.eigh(covariance)
   # Classes of one example each have no spread.
   floor = max(values[-1], 1e-12) * 1e-6
   model = ClassModel(means, vectors / np.sqrt(np.maximum(values, floor)), x.mean(0))
+  model = model.with_spread(x, y) if 'likelihood' in scores else model
   return model.with_regression(x, y) if 'logistic' in scores else model
+
+
+def class_means(x: np.ndarray, y: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+  """Return float64 [C, d], the means of x [N, d] by class y [N], NaN without one, and the counts."""
+  counts, sums = np.bincount(y, minlength=num_classes), np.zeros((num_classes, x.shape[1]))
+  np.add.at(sums, y, x)
+  with np.errstate(invalid='ignore'):
+    return np.where(counts[:, None] > 0, sums / counts[:, None], np.nan), counts
 
 
 def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
@@ -165,7 +235,7 @@ def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
   Returns:
     float64 [N], inf where no class counts.
   """
-  from scipy.special import logsumexp  # slow to import
+  from scipy.special import entr, logsumexp  # slow to import
 
   fit = np.where(allowed & ~np.isnan(fit), fit, -np.inf)
   best = fit.max(1)
@@ -173,7 +243,12 @@ def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     is_finite = np.isfinite(best)
     relative = (fit - np.where(is_finite, best, 0)[:, None]) / TEMPERATURES[name]
     return np.where(is_finite, logsumexp(relative, axis=1), np.inf)
-  return -(logsumexp(fit, axis=1) if name == 'energy' else best)
+  if name == 'entropy':
+    p = np.exp(fit)
+    total = np.maximum(p.sum(1), TINY)
+    h = entr(p / total[:, None]).sum(1)
+    return np.where(np.isfinite(best), h / (total + h), np.inf)
+  return -(logsumexp(fit, axis=1) if name in ('energy', 'likelihood') else best)
 
 
 def auroc(inliers: np.ndarray, novel: np.ndarray) -> float:

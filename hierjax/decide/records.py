@@ -6,9 +6,12 @@ import numpy as np
 
 from hierjax.decide.backoff import HALF, NEVER, Answers
 from hierjax.decide.decisions import Decisions
+from hierjax.decide.paths import PathDecision
 from hierjax.taxonomy import Mixed, Taxonomy
 
 DIGITS = 6
+# Kinds of answers.
+KNOWN, UNSURE, NEW = 'known', 'unsure', 'new'
 
 
 def to_records(
@@ -80,18 +83,53 @@ def answer_record(answers: Answers, i: int, taxonomy: Taxonomy) -> dict:
     taxonomy: the exclusive levels.
 
   Returns:
-    'level', None where nothing is answered; 'name' of the node, of facets all classes of it; 'prob'
+    'kind', whether it is a leaf (known) or not (unsure); 'level', None where nothing is answered; 'name' of the node, of facets all classes of it; 'prob'
     of the node; 'depth', the number of levels that it fixes; 'reason' why it is no deeper.
   """
   path, depth = answers.path[i].tolist(), int(answers.depth[i])
   # a branch that ended early is answered in full
   depth = min(depth, int(taxonomy.depth[path[-1]]))
   return {
+    'kind': KNOWN if depth == taxonomy.depth[path[-1]] else UNSURE,
     'level': taxonomy.levels[depth - 1] if depth else None,
     'name': node_name(taxonomy, path, depth),
     'prob': round(float(answers.prob[i]), DIGITS),
     'depth': depth,
     'reason': _reason(answers, i, taxonomy),
+  }
+
+
+def answer_or_new(
+  answer: dict | None, decision: PathDecision, i: int, taxonomy: Taxonomy, level: int, reason: str
+) -> dict:
+  """Say of one image whether it is known, unsure or new, where novelty is detected.
+
+  Args:
+    answer: as `answer_record` returns it; None where each leaf is answered.
+    decision: the joint one, of N examples.
+    i: the row of the example.
+    taxonomy: the exclusive levels.
+    level: at which the image is new, the number of levels where it is not.
+    reason: why it is.
+
+  Returns:
+    The answer; of a new image of 'kind' new, and the node under which it is new, or one above it
+    where that is unsure.
+  """
+  path, depth = decision.pred[i].tolist(), int(taxonomy.depth[decision.pred[i, -1]])
+  is_new = level < len(path)
+  if answer and (not is_new or answer['depth'] < level):
+    reason = f'{reason}; {answer["reason"]}' if is_new else answer['reason']
+    return {**answer, 'kind': NEW if is_new else answer['kind'], 'reason': reason}
+  depth = min(level, depth)
+  prob = float(decision.prob[depth - 1][i, path[depth - 1]]) if depth else 1.0
+  return {
+    'kind': NEW if is_new else KNOWN,
+    'level': taxonomy.levels[depth - 1] if depth else None,
+    'name': node_name(taxonomy, path, depth),
+    'prob': round(prob, DIGITS),
+    'depth': depth,
+    'reason': reason,
   }
 
 

@@ -37,14 +37,19 @@ def calibration_split(c: ConfigDict, rules: Rules, is_tuned: bool) -> str | None
   """
   if 'exclusive' not in rules:
     return None
-  name = c.data.calibration or (CALIBRATION if c.data.calibration_share else None)
+  name = calibration_images(c)
   is_asked = False
   if c.decide.risk or c.decide.costs:
     requested = c.decide.risk, c.decide.confidence, c.decide.by, cost_rows(c), c.decide.price
     rule = rules.get('answer')
     before = rule and (rule.backoff or (None, None, 'one'))[:3]
     is_asked = rule is None or (*before, rule.costs, rule.price) != requested
-  return (name or c.data.val) if is_asked or (name and is_tuned) else None
+  return name if is_asked or (name != c.data.val and is_tuned) else None
+
+
+def calibration_images(c: ConfigDict) -> str:
+  """Name the split of calibration images; that of validation where none is set apart."""
+  return c.data.calibration or (CALIBRATION if c.data.calibration_share else c.data.val)
 
 
 def cost_rows(c: ConfigDict) -> tuple[tuple[str, str, float], ...] | str | None:

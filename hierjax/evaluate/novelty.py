@@ -7,7 +7,8 @@ import numpy as np
 
 from hierjax.core import archives, files, metrics
 from hierjax.core.errors import UserError
-from hierjax.decide.novelty import Detector, Evidence, NoveltyDecision, nodes_of, parent_levels
+from hierjax.decide.nodes import nodes_of, parent_levels
+from hierjax.decide.novelty import Detector, Evidence, NoveltyDecision
 from hierjax.decide.novelty_scores import FEATURE_SCORES, SCORES, auroc
 from hierjax.taxonomy import Taxonomy
 
@@ -31,27 +32,31 @@ def first_unknown(labels: np.ndarray) -> np.ndarray:
   return np.concatenate([labels < 0, np.ones((len(labels), 1), bool)], 1).argmax(1)
 
 
-def measure(detector: Detector, inliers: Evidence, novel: Evidence | None, recall: float) -> dict:
+def measure(
+  detector: Detector, inliers: Evidence, novel: Evidence | None, false_alarms: float
+) -> dict:
   """Compute the metrics of novelty detection.
 
   Args:
     detector: fitted on other images.
     inliers: images of known classes.
     novel: images of classes that training never saw, or None.
-    recall: of novel images, by which the thresholds are set.
+    false_alarms: share of known images that may be called novel.
 
   Returns:
     'kept', the share of known images that the thresholds call known, 'found', the share of novel
-    ones that they call novel anywhere; 'nodes', the calibrated thresholds; and for each level of
+    ones that they call novel anywhere; 'nodes', the calibrated thresholds, with the share of images
+    of left-out classes that they call novel; and for each level of
     'levels', None without novel images of it: 'auroc' of novel against known images, 'by_score' the
     same by each score, 'known' the share of known images that are right and not called novel where
     95% of the novel ones are, 'parent' the share of novel ones predicted under the right parent,
     'placed' the share called novel at just that node by the thresholds.
   """
-  taxonomy, decision = detector.taxonomy, detector.decide(inliers, recall)
+  taxonomy, decision = detector.taxonomy, detector.decide(inliers, false_alarms)
   n = len(taxonomy.levels)
   result = {
-    'recall': recall,
+    'false_alarms': false_alarms,
+    'calibration_images': len(detector.least),
     'kept': float((decision.level == n).mean()),
     'known_images': len(inliers.labels),
     'levels': {},
@@ -59,7 +64,7 @@ def measure(detector: Detector, inliers: Evidence, novel: Evidence | None, recal
   }
   novel_at, novel_decision = np.zeros(0, int), None
   if novel is not None:
-    novel_at, novel_decision = first_unknown(novel.labels), detector.decide(novel, recall)
+    novel_at, novel_decision = first_unknown(novel.labels), detector.decide(novel, false_alarms)
     result['novel_images'] = int((novel_at < n).sum())
     result['found'] = float((novel_decision.level < n)[novel_at < n].mean())
   for k, level in enumerate(taxonomy.levels):
@@ -77,7 +82,7 @@ def measure(detector: Detector, inliers: Evidence, novel: Evidence | None, recal
       decisions = decision, novel_decision
       values |= _measure_level(detector, k, (inliers, novel), decisions, (known_rows, novel_rows))
     result['levels'][level] = values
-    result['nodes'] += _describe_nodes(detector, k, recall)
+    result['nodes'] += _describe_nodes(detector, k, false_alarms)
   return result
 
 
@@ -98,8 +103,7 @@ def _measure_level(
   is_right = (inliers.pred[:, k] == inliers.labels[:, k])[known_rows]
   model, by_score = detector.models.get(k), {}
   for name in SCORES:
-    has_model = model is not None and (name != 'logistic' or model.slopes is not None)
-    if name not in FEATURE_SCORES or has_model:
+    if name not in FEATURE_SCORES or (model and model.can_score(name)):
       a, b = (detector.score(k, e, name)[r] for e, r in zip(images, rows))
       by_score[name] = auroc(a, b)
   return {
@@ -113,18 +117,20 @@ def _measure_level(
   }
 
 
-def _describe_nodes(detector, k, recall):
+def _describe_nodes(detector, k, false_alarms):
   """The thresholds of the nodes above level k."""
   taxonomy, j = detector.taxonomy, parent_levels(detector.taxonomy)[k]
+  called = {node: detector.called(k, node, false_alarms) for _, node in detector.reference}
   return [
     {
       'node': taxonomy.names[j][node] if j >= 0 else '',
       'of': taxonomy.levels[j] if j >= 0 else '',
       'level': taxonomy.levels[k],
-      'left_out': len(scores),
-      'threshold': detector.threshold(k, node, recall),
+      'images': len(scores),
+      'threshold': detector.threshold(k, node, false_alarms),
+      'called': called[node] if np.isfinite(called[node]) else None,
     }
-    for (level, node), scores in sorted(detector.left_out.items())
+    for (level, node), scores in sorted(detector.reference.items())
     if level == k and node >= 0
   ]
 
@@ -160,7 +166,7 @@ def write_detector(path: pathlib.Path, detector: Detector, step: int, score: str
     path: the file.
     detector: what to write.
     step: of the model.
-    score: the option eval.novelty_score.
+    score: the option decide.novelty_score.
   """
   archive = io.BytesIO()
   np.savez(archive, **detector.to_arrays(), step=step, score=score)
@@ -174,7 +180,7 @@ def read_detector(path: pathlib.Path, taxonomy: Taxonomy, step: int, score: str)
     path: the file.
     taxonomy: the table of the exclusive levels.
     step: of the model.
-    score: the option eval.novelty_score.
+    score: the option decide.novelty_score.
 
   Raises:
     UserError: the file is missing, damaged, or of another step or score.

@@ -133,7 +133,7 @@ class Predictor:
     Yields:
       One dict an image, in their order: 'file', its path or 'image NUMBER', and what
       `decide.to_records` describes; {'file', 'error'} for an image that cannot be read, which says
-      why. With eval.novelty also 'new', such as 'new under dog', 'new at the top', or '' for an
+      why. With decide.novelty also 'new', such as 'new kind of dog', 'new superclass', or '' for an
       image of known classes, and 'novelty' {level: [score, threshold or None]}; the path is then
       that of the known classes that a new one resembles most. Nothing for an empty list or array.
 

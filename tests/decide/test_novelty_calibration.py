@@ -9,25 +9,59 @@ from hierjax.decide import novelty
 from hierjax.taxonomy import Taxonomy
 
 
-@pytest.mark.parametrize(('recall', 'cut'), [(0.95, 5), (0.9, 10), (0.7, 30)])
-def test_the_threshold_leaves_the_recall_above_it(recall, cut):
-  """Of the scores 0 to 100 of novel images, 90 % are at least 10."""
-  taxonomy = Taxonomy.from_rows(('kind',), [['a'], ['b']])
-  scores = np.arange(101.0)
-  detector = novelty.Detector(
-    taxonomy, ['softmax'], {}, {(0, -1): scores}, {(0, -1): scores + 1000}, [{}]
-  )
-  assert detector.threshold(0, 0, recall) == pytest.approx(cut, abs=1)
+KINDS = Taxonomy.from_rows(('kind', 'breed'), [[f'k{i // 4}', f'b{i}'] for i in range(12)])
 
 
-def test_known_images_bound_the_threshold():
-  """A threshold above all known images would lose recall and gain nothing."""
-  taxonomy = Taxonomy.from_rows(('kind',), [['a'], ['b']])
-  left_out, others = np.full(50, 7.0), np.linspace(0, 1, 101)
-  detector = novelty.Detector(
-    taxonomy, ['softmax'], {}, {(0, -1): left_out}, {(0, -1): others}, [{}]
-  )
-  assert detector.threshold(0, 0, 0.5) == pytest.approx(0.99)
+class Scored(novelty.Detector):
+  """A detector whose scores are the features."""
+
+  def score(self, k, evidence, *_, **__):
+    return evidence.features[:, k]
+
+
+def calibrated(scores, leaf):
+  every = {(k, -1): np.zeros(1) for k in range(2)}
+  detector = Scored(KINDS, ['softmax'] * 2, {}, every, {}, {}, np.zeros(0), [{}, {}])
+  detector._calibrate(evidence(scores, leaf))
+  return detector
+
+
+def evidence(scores, leaf):
+  paths = KINDS.paths[leaf]
+  logits = [np.zeros((len(leaf), len(names))) for names in KINDS.names]
+  return novelty.Evidence(logits, scores, paths, paths)
+
+
+@pytest.mark.parametrize('correlation', [0.0, 0.9])
+def test_false_alarms_are_as_stated(correlation):
+  """On average over calibration sets, whatever the scores are, with and without small nodes."""
+  rng, rates = np.random.default_rng(5), []
+  for _ in range(150):
+    n, new = 250, 400
+    leaf = np.where(rng.random(n + new) < 0.6, rng.integers(4, size=n + new), rng.integers(12))
+    scores = rng.normal(size=(n + new, 2)) + (leaf < 4)[:, None]
+    scores[:, 1] = correlation * scores[:, 0] + np.sqrt(1 - correlation**2) * scores[:, 1]
+    detector = calibrated(scores[:n], leaf[:n])
+    decision = detector.decide(evidence(scores[n:], leaf[n:]), 0.05)
+    rates.append((decision.level < 2).mean())
+    is_above = decision.scores > decision.thresholds
+    np.testing.assert_array_equal(is_above.any(1), decision.level < 2)
+  error = np.std(rates) / np.sqrt(len(rates))
+  assert 0.035 < np.mean(rates) <= 0.05 + 2 * error
+
+
+def test_an_image_is_an_alarm_by_counting():
+  """Of the 20 calibration images and a new one, 2 may be called new at a share of .1."""
+  scores, leaf = np.tile(np.arange(20.0)[:, None], 2), np.zeros(20, int)
+  detector = calibrated(scores, leaf)
+  new = evidence(np.array([[19.5, 0], [18.5, 0], [0, 19.5], [17.5, 18.5]]), leaf[:4])
+  decision = detector.decide(new, 0.1)
+  assert decision.level.tolist() == [0, 2, 1, 2]
+  np.testing.assert_allclose(decision.tails[0], [1 / 21, 1])
+  assert detector.reason(decision, 0, [0, 0]).startswith('less like any kind than 95.2% of the')
+  assert detector.reason(decision, 2, [0, 0]).startswith('less like any breed of k0 than 95.2%')
+  assert detector.decide(new, 0.04).level.tolist() == [2] * 4
+  assert detector.threshold(0, 0, 0.04) == np.inf
 
 
 def test_every_class_is_left_out_once():
@@ -54,7 +88,7 @@ def test_every_class_is_left_out_once():
 def test_calibrated_on_val_whatever_is_evaluated(run_copy, tiny_backbone, one_device):
   """A detector that an evaluation of train makes is that which one of val makes."""
   c = config.from_json((run_copy / 'config.json').read_text())
-  c.eval.novelty = 0.9
+  c.decide.novelty = 0.1
   arrays = {}
   for split in ('val', 'train'):
     (run_copy / 'novelty.npz').unlink(missing_ok=True)

@@ -80,8 +80,16 @@ def novelty(name, levels):
   scores = {'roc': [[0, 0], [0.5, 0.8], [1, 1]], 'score': name(1), 'novel': 3}
   scores |= {'left_out': {name(1): 0.5, name(2): 0.6}, 'by_score': {name(3): 0.7}}
   scores |= dict.fromkeys(('auroc', 'softmax', 'known', 'parent', 'placed'), 0.5)
-  node = {'of': name(4), 'node': name(5), 'level': name(6), 'left_out': 3, 'threshold': 0.1}
-  return {'levels': dict.fromkeys(levels, scores), 'nodes': [node], 'recall': 0.9,
+  node = {
+    'of': name(4),
+    'node': name(5),
+    'level': name(6),
+    'images': 3,
+    'threshold': 0.1,
+    'called': 0.5,
+  }
+  return {'levels': dict.fromkeys(levels, scores), 'nodes': [node], 'false_alarms': 0.1,
+          'split': name(7), 'calibration_images': 9,
           'known_images': 9, 'kept': 0.9}  # fmt: skip
 
 

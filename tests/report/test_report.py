@@ -317,7 +317,7 @@ def made_page(path):
   return Page((path / 'report.html').read_text(encoding='utf-8'))
 
 
-# The sections of multi levels, of eval.novelty, of --mode=migrate and of answers with a risk.
+# The sections of multi levels, of decide.novelty, of --mode=migrate and of answers with a risk.
 ELSEWHERE = ('labels', 'novelty', 'migration', 'decisions')
 
 

@@ -847,7 +847,7 @@ def test_below_never_contradicts(tmp_path, no_report):
 
 def test_novelty_of_the_exclusive_levels(tmp_path, no_report):
   run = tmp_path / 'run'
-  fit.fit(options(draw(tmp_path / 'data'), **{'eval.novelty': 0.9}), run)
+  fit.fit(options(draw(tmp_path / 'data'), **{'decide.novelty': 0.1}), run)
   model = load(run)
   results = json.loads((run / 'eval_val.json').read_text())['novelty']
   assert set(results['levels']) == {'category', 'article'} and (run / 'novelty.npz').exists()

@@ -1,16 +1,17 @@
-"""Detection of images whose class training never saw (eval.novelty)."""
+"""Detection of images whose class training never saw (decide.novelty)."""
 
 from markupsafe import Markup
 
 from hierjax.report import charts
-from hierjax.report.runs import Run
+from hierjax.report.runs import Run, get
 from hierjax.report.section import Section
 from hierjax.report.templates import render
 
 
 def _render(run: Run, novelty: dict | None) -> Markup:
   """Render the scores for each level and the threshold of each node; nothing without novelty."""
-  if not novelty:
+  # earlier versions set thresholds otherwise
+  if not novelty or 'false_alarms' not in novelty:
     return Markup('')
   panels = []
   for level, scores in novelty['levels'].items():
@@ -27,7 +28,7 @@ def _render(run: Run, novelty: dict | None) -> Markup:
       extent=(0, 1),
     )
     panels.append({'title': level, 'svg': charts.draw(chart)})
-  return render('novelty', novelty=novelty, panels=panels, split=run.splits[0])
+  return render('novelty', novelty=novelty, panels=panels, validation=get(run.config, 'data.val'))
 
 
 def _numbers(run: Run) -> dict | None:

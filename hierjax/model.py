@@ -17,11 +17,13 @@ from hierjax.data import decoding, image_groups, pipeline, sources, split_record
 from hierjax.data.image_groups import Batch
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL
+from hierjax.decide import drift
 from hierjax.decide.decisions import Decisions
 from hierjax.decide.nodes import level_logits
 from hierjax.decide.novelty import Detector, Evidence
 from hierjax.decide.records import DIGITS
 from hierjax.evaluate import answers, collect, explain, novelty, rules, summary
+from hierjax.evaluate import drift as calibration_file
 from hierjax.evaluate.collect import Outputs
 from hierjax.evaluate.predictor import Predictor
 from hierjax.models import adapting, classifier, heads, initializers, registry
@@ -84,14 +86,15 @@ class Model(Predictor):
     self._heads_step = jax.jit(
       lambda variables, features: self.classifier.apply(variables, features)[0]
     )
+    self._sample = None
     self.rules = rules.read_rules(workdir / 'decode.json', taxonomy, self.levels)
 
   def _network(self):
     digest = hashlib.sha256()
     for path, x in jax.tree.leaves_with_path(jax.device_get(self.variables)):
       digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(x).tobytes())
-    data, options = self.c.data, self.c.eval
-    views = data.size, data.resize, data.deep_range, options.tta
+    data, options = self.c.data, self.c.decide
+    views = data.size, data.resize, data.deep_range, self.c.eval.tta
     return digest.hexdigest(), views, options.novelty, options.novelty_score, self.c.model.dtype
 
   def collect(self, examples: sources.Examples, **options) -> Outputs:
@@ -111,8 +114,14 @@ class Model(Predictor):
     batches = image_groups.batches(images, view, sizes, data.threads, data.workers)
     width = len(block.levels) if block else 0
     yield from collect.stream(
-      self.eval_step, self.variables, batches, self.mesh, width, bool(self.c.decide.novelty)
+      self.eval_step, self.variables, batches, self.mesh, width, self._uses_features
     )
+
+  @property
+  def _uses_features(self) -> bool:
+    """Whether something is detected in features, or guaranteed for images like those before."""
+    is_exclusive = self.taxonomy.block('exclusive') is not None
+    return is_exclusive and bool(self.c.decide.novelty or self.c.decide.risk)
 
   def logits(self, features: np.ndarray) -> dict[str, np.ndarray]:
     """Compute logits from features.
@@ -158,7 +167,7 @@ class Model(Predictor):
     self._check_novelty(others)
     examples, into = examples or self.split(split), into or self.workdir
     if outputs is None:
-      outputs = self.collect(examples, progress=progress, with_features=bool(self.c.decide.novelty))
+      outputs = self.collect(examples, progress=progress, with_features=self._uses_features)
     for model in others:
       extra = model.collect(model.split(split))
       assert np.array_equal(extra.index, outputs.index), (
@@ -174,6 +183,8 @@ class Model(Predictor):
       split, outputs, decisions, self.taxonomy, self.rules, self.c.eval.tta
     )
     result |= subset
+    if self._uses_features and not others:
+      self._evaluate_drift(split, outputs, decisions, result)
     if self.c.decide.novelty:
       self._evaluate_novelty(split, outputs, decisions, result, into)
     if parallel.first():
@@ -188,11 +199,12 @@ class Model(Predictor):
       calibration, _ = None, self.rules.pop('answer', None)
     if calibration:
       if calibration != split:
-        outputs = self.collect(self.split(calibration))
+        outputs = self.collect(self.split(calibration), with_features=self._uses_features)
       outputs, _ = summary.within_subset(outputs, self.taxonomy, self.rules)
       self.rules, notes = answers.fit(outputs, self.taxonomy, self.rules, self.c, calibration)
       for note in notes:
         terminal.say(note)
+      self._keep_calibration(outputs)
     is_new = is_tuned or (calibration and self.rules['exclusive'].allowed is None)
     if is_new and parallel.first():
       rules.write_rules(self.workdir / 'decode.json', self.c.data.val, self.rules, self.taxonomy)
@@ -232,10 +244,12 @@ class Model(Predictor):
     table, score = self.taxonomy.table('exclusive'), self.c.decide.novelty_score
     splits = self._data()[0].splits
     train = self.collect(splits[self.c.data.train], with_features=True)
-    val = self._evidence(outputs or self.collect(splits[self.c.data.val], with_features=True))
-    calibration, name = val, answers.calibration_images(self.c)
+    outputs = outputs or self.collect(splits[self.c.data.val], with_features=True)
+    val, name = self._evidence(outputs), answers.calibration_images(self.c)
     if name != self.c.data.val:
-      calibration = self._evidence(self.collect(splits[name], with_features=True))
+      outputs = self.collect(splits[name], with_features=True)
+    self._keep_calibration(outputs)
+    calibration = self._evidence(outputs)
     detector = Detector.fit(self._evidence(train), val, table, score, calibration)
     if parallel.first():
       novelty.write_detector(folder / 'novelty.npz', detector, self.step, score)
@@ -259,8 +273,45 @@ class Model(Predictor):
     measured['split'] = answers.calibration_images(self.c)
     novelty.add_to_summary(result, measured)
 
+  def _keep_calibration(self, outputs: Outputs):
+    """Keep a sample of calibration images, with which those to come are compared."""
+    if outputs.features is None or self.rules['exclusive'].allowed is not None:
+      return
+    table = self.taxonomy.table('exclusive')
+    sample = self._sampled(outputs, self.decide(outputs.probs), None)
+    if parallel.first():
+      calibration_file.write(self.workdir, sample, table, self.step)
+
+  def _sampled(self, outputs, decisions, before):
+    sizes = [len(names) for names in self.taxonomy.table('exclusive').names]
+    return drift.sample(outputs.features, decisions['exclusive']['joint'].pred, sizes, before)
+
+  def _compared(self, sample: drift.Sample | None) -> dict | None:
+    """How a sample differs from the calibration images; None where that cannot be said."""
+    table = self.taxonomy.table('exclusive')
+    reference = calibration_file.read(self.workdir, table, self.step)
+    if sample is None or reference is None or self.rules['exclusive'].allowed is not None:
+      return None
+    result = drift.compare(reference, sample)
+    return result and calibration_file.to_json(result, table)
+
+  def _evaluate_drift(self, split, outputs, decisions, result):
+    """Add whether the images of a split look like those of calibration."""
+    if split == answers.calibration_images(self.c):
+      return
+    result['drift'] = self._compared(self._sampled(outputs, decisions, None))
+    if result['drift'] and not result['drift']['is_alike']:
+      terminal.say(result['drift']['text'])
+
+  def drift_note(self) -> str:
+    """Say whether the images that were predicted look like those of calibration; '' unknown."""
+    result = self._compared(self._sample)
+    return result['text'] if result else ''
+
   def _complete(self, records, outputs, decisions):
     """Add 'new' and 'novelty' to the records of predictions, where that is asked for."""
+    if self._uses_features:
+      self._sample = self._sampled(outputs, decisions, self._sample)
     if not self.c.decide.novelty:
       return
     detector = self._detector(self.workdir)

@@ -51,6 +51,9 @@ def run(args: Arguments) -> int:
       show(count, len(paths))
   if output:
     output.close()
+  note = predictor.drift_note()
+  if note:
+    terminal.say(note)
   if errors:
     listing = '; '.join(f'{reason} ({n})' for reason, n in errors.most_common(3))
     terminal.say(f'{errors.total()} of {len(paths)} images could not be read: {listing}')

@@ -40,7 +40,7 @@ SOURCES = ('auto', 'csv', 'folders', 'parquet', 'toy', 'stanford_cars', 'compcar
 ENCODINGS = ('utf-8', 'utf-16', 'cp1250', 'cp1251', 'cp1252', 'latin-1', 'shift_jis', 'gb18030',
              'big5', 'euc_kr')
 NOVELTY_SCORES = ('auto', 'softmax', 'energy', 'entropy', 'mahalanobis', 'cosine',
-                  'cosine_softmax', 'likelihood', 'logistic')
+                  'cosine_softmax', 'likelihood')
 
 _RUN = (
   Option('name', None, 'shown in the report; the default --workdir is runs/NAME'),

@@ -41,13 +41,13 @@ def upgraded(tree: Mapping) -> dict:
 
 def _rename_novelty(tree):
   """Read eval.novelty, the share of new images to detect, as decide.novelty, of false alarms."""
-  old = dict(tree['eval']) if isinstance(tree.get('eval'), dict) else {}
-  is_on, score = old.pop('novelty', None), old.pop('novelty_score', None)
-  new = ({'novelty': FALSE_ALARMS} if is_on else {}) | ({'novelty_score': score} if score else {})
-  if new:
-    tree |= {'eval': old, 'decide': {**tree.get('decide', {}), **new}}
-  elif old:
-    tree['eval'] = old
+  if isinstance(tree.get('eval'), dict):
+    tree['eval'] = dict(tree['eval'])
+    share, score = (tree['eval'].pop(f'novelty{end}', None) for end in ('', '_score'))
+    new = {'novelty': FALSE_ALARMS} if share else {}
+    if score in OPTIONS['decide.novelty_score'].choices:
+      new['novelty_score'] = score
+    tree['decide'] = {**tree.get('decide', {}), **new}
 
 
 def _from_version_1(node: Mapping, path: str) -> dict:

@@ -22,7 +22,6 @@ import numpy as np
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.decide.nodes import FOLDS, children, folds, nodes_of, parent_levels
 from hierjax.decide.novelty_scores import (
-  AUTO,
   FEATURE_SCORES,
   SCORES,
   ClassModel,
@@ -77,14 +76,11 @@ class NoveltyDecision(NamedTuple):
 
 
 def tails(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
-  """Compute the share of scores that are as high as a new one, the new one counted: a p-value.
+  """Compute p-values [N], the share of scores that are as high as a new one, itself counted.
 
   Args:
     reference: float [n], ascending.
     scores: float [N], the new ones.
-
-  Returns:
-    float64 [N], above 0.
   """
   return (1 + _as_high(reference, scores)) / (len(reference) + 1)
 
@@ -146,16 +142,16 @@ class Detector:
     """Fit models of the classes on `train`, choose scores on `val`, set thresholds on others.
 
     For the choice a third of each node's children at a time is left out of the models, and their
-    val images stand for those of novel classes. Of scores of the head only the logits of these classes are taken
-    away: the head has learned from them, so these scores look better than they are and are used
-    only where they are asked for. The backbone's features may know the classes too, unless it was
-    frozen.
+    val images stand for those of novel classes. Of scores of the head only the logits of these
+    classes are taken away: the head has learned from them, so these scores look better than they
+    are and are used only where they are asked for. The backbone's features may know the classes
+    too, unless it was frozen.
 
     Args:
       train: images of known classes.
       val: others.
       taxonomy: the table of the exclusive levels.
-      score: one of SCORES; 'auto' takes for each level the one of AUTO that detects the left-out
+      score: one of SCORES; 'auto' takes for each level the one of FEATURE_SCORES that detects the left-out
         classes best.
       calibration: further images of known classes; None for those of `val`, which have chosen.
 
@@ -165,7 +161,7 @@ class Detector:
     if score not in ('auto', *SCORES):
       hint = did_you_mean(score, list(SCORES))
       raise UserError(f'novelty: no score {score!r}{hint}; choices: auto, {", ".join(SCORES)}')
-    names = list(AUTO) if score == 'auto' else [score]
+    names = list(FEATURE_SCORES) if score == 'auto' else [score]
     n = len(taxonomy.levels)
     empty = np.zeros(0)
     detector = cls(taxonomy, names[:1] * n, {}, {}, {}, {}, empty, [{} for _ in range(n)])
@@ -327,15 +323,12 @@ class Detector:
     return novelty(name, fit, allowed)
 
   def threshold(self, k: int, node: int, false_alarms: float) -> float:
-    """Return the score above which an image is novel at a node.
+    """Return the score above which an image is novel at a node; inf where nothing is novel.
 
     Args:
       k: the level.
       node: a class of the level above, 0 for the top.
       false_alarms: as `decide` takes it.
-
-    Returns:
-      The threshold; inf where nothing is novel.
     """
     reference, limit = self._reference(k, node), largest_tail(self.least, false_alarms)
     n = len(reference)
@@ -343,11 +336,7 @@ class Detector:
     return float(reference[n - 1 - count]) if n and count >= 0 else float('inf')
 
   def called(self, k: int, node: int, false_alarms: float) -> float:
-    """Return the share of images, whose class was left out, that are novel at a node.
-
-    Args:
-      k, node, false_alarms: see `threshold`; NaN where no class was left out.
-    """
+    """Return the share of images whose class was left out that are novel; NaN without such."""
     shares = self.left_out.get((k, node), np.zeros(0))
     is_novel = shares <= largest_tail(self.least, false_alarms)
     return float(is_novel.mean()) if len(shares) else float('nan')
@@ -402,13 +391,7 @@ class Detector:
     return f'new kind of {self.taxonomy.names[j][pred[j]]}{suffix}'
 
   def reason(self, decision: NoveltyDecision, i: int, pred: Sequence[int]) -> str:
-    """Say why image i is novel; '' where it is not.
-
-    Args:
-      decision: as `decide` returns it.
-      i: the row of the image.
-      pred: int [level], the predicted path.
-    """
+    """Say why image i of a decision, with a predicted path [level], is novel; '' where not."""
     k = int(decision.level[i])
     if k >= len(self.taxonomy.levels):
       return ''

@@ -9,7 +9,6 @@
 - likelihood: minus the log likelihood ratio of the known classes against a new one, on whitened
   features of one length: class means and examples are normal with one covariance each (PLDA,
   Ioffe, ECCV 2006), in the space that the means span
-- logistic: as cosine_softmax, of a logistic regression on these features
 - entropy: H / (p + H) of the head's probabilities of a node's children, p their sum, H the entropy
   of their shares: the chance of a new one with nothing to tune (ProHOC, CVPR 2025)
 """
@@ -22,15 +21,9 @@ import numpy as np
 from hierjax.core.errors import UserError
 
 # Fitted to the features, so that a class can be left out of them.
-FEATURE_SCORES = ('mahalanobis', 'cosine', 'cosine_softmax', 'likelihood', 'logistic')
-# Those in closed form.
-AUTO = FEATURE_SCORES[:4]
+FEATURE_SCORES = ('mahalanobis', 'cosine', 'cosine_softmax', 'likelihood')
 SCORES = ('softmax', 'energy', 'entropy', *FEATURE_SCORES)
-TEMPERATURES = {'cosine_softmax': 0.05, 'logistic': 1.0}
-# scikit-learn's C of the logistic regression, for features whose mean square is 1.
-PENALTY = 0.01
-# Images that the logistic regression is fitted to, at most.
-MAX_REGRESSED = 20000
+TEMPERATURE = 0.05
 TINY = 1e-300
 
 
@@ -44,8 +37,6 @@ class ClassModel:
     means: float64 [C, d], NaN for a class without an example.
     white: float64 [d, d]; white whiteᵀ is the inverse covariance.
     centre: float64 [d], the mean of all examples.
-    slopes: float64 [d + 1, C], of the regression on whitened features, the last row the bias; NaN
-      for a class without an example. None where no score needs it.
     axes: float64 [d, r], of the same features the directions in which the class means differ, where
       an example has variance 1 around its class; so None, too, and so the next three.
     places: float64 [C, r], the class means there, NaN as above.
@@ -56,7 +47,6 @@ class ClassModel:
   means: np.ndarray
   white: np.ndarray
   centre: np.ndarray
-  slopes: np.ndarray | None = None
   axes: np.ndarray | None = None
   places: np.ndarray | None = None
   spread: np.ndarray | None = None
@@ -91,7 +81,7 @@ class ClassModel:
     return a @ b.T / np.maximum(norms, 1e-12)
 
   def normalized(self, x: np.ndarray) -> np.ndarray:
-    """Compute the regression's input: whitened features of length √d.
+    """Compute whitened features of length √d.
 
     Args:
       x: float [N, d], features.
@@ -99,34 +89,8 @@ class ClassModel:
     a = self._whiten(x)
     return a * (np.sqrt(a.shape[1]) / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12))
 
-  def with_regression(self, x: np.ndarray, y: np.ndarray) -> 'ClassModel':
-    """Return it with a logistic regression.
-
-    Args:
-      x: float [N, d], features.
-      y: int [N], their classes.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    rows = np.random.default_rng(0).permutation(len(y))[:MAX_REGRESSED]
-    present = np.unique(y[rows])
-    slopes = np.full((x.shape[1] + 1, len(self.means)), np.nan)
-    # Zero for the only class, or for the first of two.
-    slopes[:, present] = 0
-    if len(present) > 1:
-      model = LogisticRegression(C=PENALTY, max_iter=500)
-      model.fit(self.normalized(x[rows]), y[rows])
-      coefficients = np.concatenate([model.coef_, model.intercept_[:, None]], 1)
-      slopes[:, present[-len(coefficients) :]] = coefficients.T
-    return dataclasses.replace(self, slopes=slopes)
-
   def with_spread(self, x: np.ndarray, y: np.ndarray) -> 'ClassModel':
-    """Return it with the spread of the class means.
-
-    Args:
-      x: float [N, d], features.
-      y: int [N], their classes.
-    """
+    """Return it with the spread of the class means, by features x [N, d] of classes y [N]."""
     z = self.normalized(x)
     means, counts = class_means(z, y, len(self.means))
     present = np.flatnonzero(counts)
@@ -140,7 +104,6 @@ class ClassModel:
     places = (means - centre) @ axes
     between = (places[present] ** 2).sum(0) / max(len(present) - 1, 1)
     spread = np.maximum(between - np.mean(1 / counts[present]), 0)
-    # the features' centre goes into the places, so that none is kept
     return dataclasses.replace(
       self, axes=axes, places=places + centre @ axes, spread=spread, counts=counts
     )
@@ -164,7 +127,7 @@ class ClassModel:
 
   def can_score(self, name: str) -> bool:
     """Whether what one of FEATURE_SCORES needs is fitted."""
-    return {'logistic': self.slopes, 'likelihood': self.axes}.get(name, self.means) is not None
+    return name != 'likelihood' or self.axes is not None
 
   def fit_of_classes(self, name: str, x: np.ndarray) -> np.ndarray:
     """Compute how well each class fits.
@@ -176,8 +139,6 @@ class ClassModel:
     Returns:
       float64 [N, C], the higher the better; NaN for a class without an example.
     """
-    if name == 'logistic':
-      return self.normalized(x) @ self.slopes[:-1] + self.slopes[-1]
     if name == 'likelihood':
       return self.likelihoods(x)
     return -self.distances(x) if name == 'mahalanobis' else self.cosines(x)
@@ -211,12 +172,11 @@ def fit_classes(
   # Classes of one example each have no spread.
   floor = max(values[-1], 1e-12) * 1e-6
   model = ClassModel(means, vectors / np.sqrt(np.maximum(values, floor)), x.mean(0))
-  model = model.with_spread(x, y) if 'likelihood' in scores else model
-  return model.with_regression(x, y) if 'logistic' in scores else model
+  return model.with_spread(x, y) if 'likelihood' in scores else model
 
 
 def class_means(x: np.ndarray, y: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-  """Return float64 [C, d], the means of x [N, d] by class y [N], NaN without one, and the counts."""
+  """Return the means [C, d] of x [N, d] by class y [N], NaN for an empty one, and the counts."""
   counts, sums = np.bincount(y, minlength=num_classes), np.zeros((num_classes, x.shape[1]))
   np.add.at(sums, y, x)
   with np.errstate(invalid='ignore'):
@@ -239,9 +199,9 @@ def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
   fit = np.where(allowed & ~np.isnan(fit), fit, -np.inf)
   best = fit.max(1)
-  if name in TEMPERATURES:
+  if name == 'cosine_softmax':
     is_finite = np.isfinite(best)
-    relative = (fit - np.where(is_finite, best, 0)[:, None]) / TEMPERATURES[name]
+    relative = (fit - np.where(is_finite, best, 0)[:, None]) / TEMPERATURE
     return np.where(is_finite, logsumexp(relative, axis=1), np.inf)
   if name == 'entropy':
     p = np.exp(fit)

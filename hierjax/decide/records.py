@@ -83,8 +83,9 @@ def answer_record(answers: Answers, i: int, taxonomy: Taxonomy) -> dict:
     taxonomy: the exclusive levels.
 
   Returns:
-    'kind', whether it is a leaf (known) or not (unsure); 'level', None where nothing is answered; 'name' of the node, of facets all classes of it; 'prob'
-    of the node; 'depth', the number of levels that it fixes; 'reason' why it is no deeper.
+    'kind', whether it is a leaf (known) or not (unsure); 'level', None where nothing is answered;
+    'name' of the node, of facets all classes of it; 'prob' of the node; 'depth', the number of
+    levels that it fixes; 'reason' why it is no deeper.
   """
   path, depth = answers.path[i].tolist(), int(answers.depth[i])
   # a branch that ended early is answered in full

@@ -155,5 +155,9 @@ class Predictor:
         part[i] = {'file': batch.names[i], **record}
     return part
 
+  def drift_note(self) -> str:
+    """Say whether the images so far look like those of calibration; '' where it is unknown."""
+    return ''
+
   def _complete(self, records, outputs, decisions):
     """Add to the records of predictions what only this kind of model can say."""

@@ -8,7 +8,6 @@ from hierjax.core import config
 from hierjax.decide import novelty
 from hierjax.taxonomy import Taxonomy
 
-
 KINDS = Taxonomy.from_rows(('kind', 'breed'), [[f'k{i // 4}', f'b{i}'] for i in range(12)])
 
 

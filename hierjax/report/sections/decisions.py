@@ -61,6 +61,7 @@ def _render(run: Run, measured: dict[str, dict]) -> Markup:
   return render(
     'decisions',
     answers=answers,
+    drift=run.evals[split].get('drift'),
     split=split,
     is_same=split == answers['split'],
     risk=risk,

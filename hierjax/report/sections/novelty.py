@@ -28,7 +28,8 @@ def _render(run: Run, novelty: dict | None) -> Markup:
       extent=(0, 1),
     )
     panels.append({'title': level, 'svg': charts.draw(chart)})
-  return render('novelty', novelty=novelty, panels=panels, validation=get(run.config, 'data.val'))
+  validation, drift = get(run.config, 'data.val'), run.evaluation.get('drift')
+  return render('novelty', novelty=novelty, panels=panels, validation=validation, drift=drift)
 
 
 def _numbers(run: Run) -> dict | None:

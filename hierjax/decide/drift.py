@@ -1,0 +1,184 @@
+"""Whether new images look like those of calibration: if not, no guarantee holds for them.
+
+Two tests, both exact for samples that are drawn alike, whatever the features or the model are:
+
+- of the features: how well a classifier tells the two samples apart (classifier two-sample test,
+  Lopez-Paz and Oquab 2017, arXiv:1610.06545). It is a cross-fitted least-squares classifier, the
+  limit of a strongly penalised logistic regression, whose scores are linear in the labels, so that
+  it is refitted for every permutation of them;
+- of the shares of the predicted classes of each level: the chi-square statistic of homogeneity,
+  against tables with the same margins.
+
+The p-values together are corrected for their number (Holm 1979).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Images of each sample that the classifier sees, at most.
+MOST = 500
+FOLDS, PENALTY = 5, 1.0
+ROUNDS = 999
+# The chance that images which are drawn alike are said not to be.
+LEVEL = 0.01
+# With fewer images nothing is said.
+LEAST = 30
+
+
+class Sample(NamedTuple):
+  """What is kept of a sample of images.
+
+  Attributes:
+    features: float [n, d], of some of them.
+    counts: for each level int [C], how many are predicted as each class.
+  """
+
+  features: np.ndarray
+  counts: Sequence[np.ndarray]
+
+
+class Drift(NamedTuple):
+  """How a sample differs from another.
+
+  Attributes:
+    images: in the new sample.
+    auroc: of the classifier that tells the samples apart, on images it is not fitted to.
+    feature_p: the p-value of that.
+    share_p: float [level], the p-values of the class shares.
+    is_alike: whether no p-value, corrected for their number, is below LEVEL.
+  """
+
+  images: int
+  auroc: float
+  feature_p: float
+  share_p: np.ndarray
+  is_alike: bool
+
+
+def sample(
+  features: np.ndarray, pred: np.ndarray, sizes: Sequence[int], before: Sample | None = None
+) -> Sample:
+  """Return what is kept of images, together with those before.
+
+  Args:
+    features: float [N, d].
+    pred: int [N, level], predicted paths.
+    sizes: the number of classes of each level.
+    before: of other images, as this function returns it.
+  """
+  counts = [np.bincount(column, minlength=c) for column, c in zip(pred.T, sizes)]
+  if before is None:
+    return Sample(_some(features, 0, len(features)), counts)
+  number = int(before.counts[0].sum())
+  total = number + len(features)
+  # every image has the same chance to be kept
+  share = np.random.default_rng(number).hypergeometric(len(features), number, min(MOST, total))
+  parts = [_some(before.features, min(MOST, total) - share, number), _some(features, share, total)]
+  merged = [a + b for a, b in zip(before.counts, counts)]
+  return Sample(np.concatenate(parts), merged)
+
+
+def _some(features, number, seed):
+  """Rows drawn at random; 0 for as many as are kept at most."""
+  number = min(number or MOST, len(features))
+  if number == len(features):
+    return np.asarray(features, np.float32)
+  rows = np.random.default_rng(seed).choice(len(features), number, replace=False)
+  return np.asarray(features[np.sort(rows)], np.float32)
+
+
+def compare(reference: Sample, new: Sample) -> Drift | None:
+  """Test whether two samples are drawn alike.
+
+  Args:
+    reference: images of calibration.
+    new: others; the labels of neither are needed.
+
+  Returns:
+    The tests; None for fewer than LEAST images in a sample.
+  """
+  images = int(new.counts[0].sum())
+  if min(images, int(reference.counts[0].sum())) < LEAST:
+    return None
+  auroc, feature_p = two_sample(reference.features, new.features)
+  share_p = np.array([shares(a, b) for a, b in zip(reference.counts, new.counts)])
+  adjusted = holm(np.concatenate([[feature_p], share_p]))
+  return Drift(images, auroc, feature_p, share_p, bool(adjusted.min() >= LEVEL))
+
+
+def two_sample(
+  a: np.ndarray, b: np.ndarray, rounds: int = ROUNDS, seed: int = 0
+) -> tuple[float, float]:
+  """Test whether two samples of features have one distribution.
+
+  Args:
+    a: float [n, d].
+    b: float [m, d].
+    rounds: permutations.
+    seed: of them.
+
+  Returns:
+    The AUROC of the classifier on images it is not fitted to, and the p-value.
+  """
+  rng = np.random.default_rng(seed)
+  a, b = _some(a, MOST, seed), _some(b, MOST, seed)
+  x = np.concatenate([a, b]).astype(np.float64)
+  n = len(x)
+  x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-12)
+  kernel, fold = x @ x.T / x.shape[1], rng.permutation(n) % FOLDS
+  # scores = smoother @ labels
+  smoother = np.zeros((n, n))
+  for part in range(FOLDS):
+    others, rows = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
+    inner = kernel[np.ix_(others, others)] + PENALTY * np.eye(len(others))
+    weights = np.linalg.solve(inner, kernel[np.ix_(others, rows)]).T
+    # the labels are centred within what is fitted
+    smoother[np.ix_(rows, others)] = weights - weights.mean(1, keepdims=True)
+  labels = np.repeat([0.0, 1.0], [len(a), len(b)])
+  columns = np.stack([labels, *(rng.permutation(labels) for _ in range(rounds))], 1)
+  ranks = (smoother @ columns).argsort(0, kind='stable').argsort(0) + 1
+  positives = (ranks * columns).sum(0) - len(b) * (len(b) + 1) / 2
+  areas = positives / (len(a) * len(b))
+  return float(areas[0]), float((areas >= areas[0]).mean())
+
+
+def shares(a: np.ndarray, b: np.ndarray, rounds: int = ROUNDS, seed: int = 0) -> float:
+  """Return the p-value of equal shares of classes in two samples.
+
+  Args:
+    a: int [C], the images of each class in one sample.
+    b: int [C], in the other.
+    rounds: tables that are drawn.
+    seed: of them.
+  """
+  total = (a + b)[a + b > 0]
+  expected = total * (b.sum() / total.sum())
+  rng = np.random.default_rng(seed)
+  draws = rng.multivariate_hypergeometric(total, int(b.sum()), rounds, method='marginals')
+  tables = np.concatenate([b[a + b > 0][None], draws])
+  statistics = ((tables - expected) ** 2 / expected).sum(1).round(9)
+  return float((statistics >= statistics[0]).mean())
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+  """Correct p-values [n] for their number such that the chance of any false alarm is bounded."""
+  order = np.argsort(p, kind='stable')
+  steps = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+  adjusted = np.empty(len(p))
+  adjusted[order] = np.minimum(steps, 1)
+  return adjusted
+
+
+def describe(drift: Drift, levels: Sequence[str]) -> str:
+  """Put the tests into words, with the names of the levels."""
+  tests = f'{drift.images} images, a classifier tells them apart at AUROC {drift.auroc:.2f}'
+  tests += f' (p = {drift.feature_p:.2g}); class shares: '
+  tests += ', '.join(f'{name} p = {p:.2g}' for name, p in zip(levels, drift.share_p))
+  if drift.is_alike:
+    return f'the images look like those of calibration ({tests})'
+  return (
+    f'warning: the images do not look like those of calibration ({tests}): what is guaranteed for '
+    'answers and novelty does not hold for them'
+  )

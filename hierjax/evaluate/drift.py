@@ -1,0 +1,47 @@
+"""What a run keeps of its calibration images, to tell whether others look like them."""
+
+import io
+import pathlib
+
+import numpy as np
+
+from hierjax.core import archives, files
+from hierjax.decide import drift
+from hierjax.taxonomy import Taxonomy
+
+FILE = 'calibration.npz'
+
+
+def write(folder: pathlib.Path, sample: drift.Sample, taxonomy: Taxonomy, step: int) -> None:
+  """Write a sample of calibration images into the folder of the run whose model saw them."""
+  counts = {f'counts.{k}': count for k, count in enumerate(sample.counts)}
+  content = io.BytesIO()
+  origin = {'step': step, 'taxonomy': np.array(taxonomy.hash())}
+  np.savez(content, features=sample.features, **counts, **origin)
+  files.write(folder / FILE, content.getvalue())
+
+
+def read(folder: pathlib.Path, taxonomy: Taxonomy, step: int) -> drift.Sample | None:
+  """Read the sample; None where there is none, or one of another model."""
+  try:
+    arrays = archives.read(folder / FILE)
+    if (int(arrays['step']), str(arrays['taxonomy'])) != (step, taxonomy.hash()):
+      return None
+    return drift.Sample(
+      arrays['features'], [arrays[f'counts.{k}'] for k in range(len(taxonomy.levels))]
+    )
+  # no guarantee hangs on it; a damaged archive raises whatever its bytes lead to
+  except Exception:
+    return None
+
+
+def to_json(result: drift.Drift, taxonomy: Taxonomy) -> dict:
+  """Return what eval_SPLIT.json says of drift."""
+  return {
+    'images': result.images,
+    'auroc': result.auroc,
+    'p': result.feature_p,
+    'shares': dict(zip(taxonomy.levels, result.share_p.tolist())),
+    'is_alike': result.is_alike,
+    'text': drift.describe(result, taxonomy.levels),
+  }

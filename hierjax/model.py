@@ -22,8 +22,7 @@ from hierjax.decide.decisions import Decisions
 from hierjax.decide.nodes import level_logits
 from hierjax.decide.novelty import Detector, Evidence
 from hierjax.decide.records import DIGITS
-from hierjax.evaluate import answers, collect, explain, novelty, rules, summary
-from hierjax.evaluate import drift as calibration_file
+from hierjax.evaluate import answers, calibration_sample, collect, explain, novelty, rules, summary
 from hierjax.evaluate.collect import Outputs
 from hierjax.evaluate.predictor import Predictor
 from hierjax.models import adapting, classifier, heads, initializers, registry
@@ -280,7 +279,7 @@ class Model(Predictor):
     table = self.taxonomy.table('exclusive')
     sample = self._sampled(outputs, self.decide(outputs.probs), None)
     if parallel.first():
-      calibration_file.write(self.workdir, sample, table, self.step)
+      calibration_sample.write(self.workdir, sample, table, self.step)
 
   def _sampled(self, outputs, decisions, before):
     sizes = [len(names) for names in self.taxonomy.table('exclusive').names]
@@ -288,12 +287,12 @@ class Model(Predictor):
 
   def _compared(self, sample: drift.Sample | None) -> dict | None:
     """How a sample differs from the calibration images; None where that cannot be said."""
-    table = self.taxonomy.table('exclusive')
-    reference = calibration_file.read(self.workdir, table, self.step)
-    if sample is None or reference is None or self.rules['exclusive'].allowed is not None:
+    if sample is None or self.rules['exclusive'].allowed is not None:
       return None
-    result = drift.compare(reference, sample)
-    return result and calibration_file.to_json(result, table)
+    table = self.taxonomy.table('exclusive')
+    reference = calibration_sample.read(self.workdir, table, self.step)
+    result = reference and drift.compare(reference, sample)
+    return result and calibration_sample.to_json(result, table)
 
   def _evaluate_drift(self, split, outputs, decisions, result):
     """Add whether the images of a split look like those of calibration."""
@@ -317,15 +316,16 @@ class Model(Predictor):
     detector = self._detector(self.workdir)
     evidence = self._evidence(outputs, decisions)
     decision = detector.decide(evidence, self.c.decide.novelty)
-    joint = decisions['exclusive']['joint']
+    posterior, table = decisions['exclusive']['joint'].prob[-1], detector.taxonomy
+    line = decide.lineage(posterior, table.paths)
     for i, record in enumerate(records):
       record['new'] = detector.describe(int(decision.level[i]), evidence.pred[i])
       reason = detector.reason(decision, i, evidence.pred[i])
       record['answer'] = decide.answer_or_new(
-        record.get('answer'), joint, i, detector.taxonomy, int(decision.level[i]), reason
+        record.get('answer'), line, i, table, int(decision.level[i]), reason
       )
       record['novelty'] = {}
-      for k, level in enumerate(detector.taxonomy.levels):
+      for k, level in enumerate(table.levels):
         score, threshold = float(decision.scores[i, k]), float(decision.thresholds[i, k])
         limit = round(threshold, DIGITS) if np.isfinite(threshold) else None
         record['novelty'][level] = [round(score, DIGITS), limit]

@@ -4,6 +4,7 @@ from hierjax.decide import costs, sets
 from hierjax.decide.backoff import Answers, Backoff, answer, fit_backoff, mistakes, smallest_risk
 from hierjax.decide.calibration import fit_temperature, temper
 from hierjax.decide.decisions import AnswerRules, Decisions, Rules, decide, default_rules, tune
+from hierjax.decide.labelling import label_gains
 from hierjax.decide.lineages import Lineage, lineage
 from hierjax.decide.paths import PathDecision, PathRules
 from hierjax.decide.records import answer_or_new, answer_record, to_records
@@ -27,6 +28,7 @@ __all__ = [
   'default_rules',
   'fit_backoff',
   'fit_temperature',
+  'label_gains',
   'lineage',
   'mistakes',
   'sets',

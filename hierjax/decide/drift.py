@@ -28,12 +28,7 @@ LEAST = 30
 
 
 class Sample(NamedTuple):
-  """What is kept of a sample of images.
-
-  Attributes:
-    features: float [n, d], of some of them.
-    counts: for each level int [C], how many are predicted as each class.
-  """
+  """Features [n, d] of some of a sample's images, and a level's `counts` [C] of predictions."""
 
   features: np.ndarray
   counts: Sequence[np.ndarray]
@@ -60,30 +55,32 @@ class Drift(NamedTuple):
 def sample(
   features: np.ndarray, pred: np.ndarray, sizes: Sequence[int], before: Sample | None = None
 ) -> Sample:
-  """Return what is kept of images, together with those before.
+  """Return what is kept of N images, together with those of another sample before.
 
   Args:
     features: float [N, d].
     pred: int [N, level], predicted paths.
     sizes: the number of classes of each level.
-    before: of other images, as this function returns it.
+    before: the other sample.
   """
   counts = [np.bincount(column, minlength=c) for column, c in zip(pred.T, sizes)]
   if before is None:
-    return Sample(_some(features, 0, len(features)), counts)
+    return Sample(_subsample(features, MOST, len(features)), counts)
   number = int(before.counts[0].sum())
   total = number + len(features)
   # every image has the same chance to be kept
   share = np.random.default_rng(number).hypergeometric(len(features), number, min(MOST, total))
-  parts = [_some(before.features, min(MOST, total) - share, number), _some(features, share, total)]
+  parts = [
+    _subsample(before.features, min(MOST, total) - share, number),
+    _subsample(features, share, total),
+  ]
   merged = [a + b for a, b in zip(before.counts, counts)]
   return Sample(np.concatenate(parts), merged)
 
 
-def _some(features, number, seed):
-  """Rows drawn at random; 0 for as many as are kept at most."""
-  number = min(number or MOST, len(features))
-  if number == len(features):
+def _subsample(features, number, seed):
+  """A number of rows drawn at random, or all where there are no more."""
+  if number >= len(features):
     return np.asarray(features, np.float32)
   rows = np.random.default_rng(seed).choice(len(features), number, replace=False)
   return np.asarray(features[np.sort(rows)], np.float32)
@@ -123,7 +120,7 @@ def two_sample(
     The AUROC of the classifier on images it is not fitted to, and the p-value.
   """
   rng = np.random.default_rng(seed)
-  a, b = _some(a, MOST, seed), _some(b, MOST, seed)
+  a, b = _subsample(a, MOST, seed), _subsample(b, MOST, seed)
   x = np.concatenate([a, b]).astype(np.float64)
   n = len(x)
   x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-12)

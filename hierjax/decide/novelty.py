@@ -151,8 +151,8 @@ class Detector:
       train: images of known classes.
       val: others.
       taxonomy: the table of the exclusive levels.
-      score: one of SCORES; 'auto' takes for each level the one of FEATURE_SCORES that detects the left-out
-        classes best.
+      score: one of SCORES; 'auto' takes for each level the one of FEATURE_SCORES that detects the
+        left-out classes best.
       calibration: further images of known classes; None for those of `val`, which have chosen.
 
     Raises:
@@ -215,7 +215,7 @@ class Detector:
     for k, rows, nodes in self._judged(calibration.pred):
       if (k, -1) in self.left_out and len(rows):
         self.reference |= _by_node(k, scores[rows, k], nodes)
-    for k, rows, reference in self._references(calibration.pred):
+    for k, _, rows, reference in self._references(calibration.pred):
       # the other images only: an image that is added to them all may raise each share
       shares = _as_high(reference, scores[rows, k]) / (len(reference) + 1)
       least[rows] = np.minimum(least[rows], shares)
@@ -234,12 +234,12 @@ class Detector:
       yield k, rows, nodes_of(self.taxonomy, k, pred)[rows]
 
   def _references(self, pred):
-    """For each node: its level, the rows of images, and the scores that they are compared with."""
+    """For each node: level, node, rows of images, and the scores that they are compared with."""
     for k, rows, nodes in self._judged(pred):
       for node in np.unique(nodes):
         reference = self._reference(k, int(node))
         if len(reference):
-          yield k, rows[nodes == node], reference
+          yield k, int(node), rows[nodes == node], reference
 
   def _reference(self, k, node):
     scores = self.reference.get((k, node), ())
@@ -335,11 +335,15 @@ class Detector:
     count = np.searchsorted((1 + np.arange(n)) / (n + 1), limit, side='right') - 1
     return float(reference[n - 1 - count]) if n and count >= 0 else float('inf')
 
-  def called(self, k: int, node: int, false_alarms: float) -> float:
-    """Return the share of images whose class was left out that are novel; NaN without such."""
-    shares = self.left_out.get((k, node), np.zeros(0))
-    is_novel = shares <= largest_tail(self.least, false_alarms)
-    return float(is_novel.mean()) if len(shares) else float('nan')
+  def called(self, k: int, node: int, false_alarms: float) -> float | None:
+    """Return the share of images whose class was left out that are novel; None without such.
+
+    Args:
+      k, node, false_alarms: see `threshold`.
+    """
+    if (k, node) not in self.left_out:
+      return None
+    return float((self.left_out[k, node] <= largest_tail(self.least, false_alarms)).mean())
 
   def decide(self, evidence: Evidence, false_alarms: float) -> NoveltyDecision:
     """Decide where images are novel.
@@ -353,10 +357,8 @@ class Detector:
     """
     scores, limit = self._scores(evidence), largest_tail(self.least, false_alarms)
     shares, thresholds = np.ones(scores.shape), np.full(scores.shape, np.inf)
-    for k, rows, nodes in self._judged(evidence.pred):
-      for node in np.unique(nodes):
-        thresholds[rows[nodes == node], k] = self.threshold(k, int(node), false_alarms)
-    for k, rows, reference in self._references(evidence.pred):
+    for k, node, rows, reference in self._references(evidence.pred):
+      thresholds[rows, k] = self.threshold(k, node, false_alarms)
       shares[rows, k] = tails(reference, scores[rows, k])
     n = scores.shape[1]
     level = np.full(len(scores), n)
@@ -391,7 +393,7 @@ class Detector:
     return f'new kind of {self.taxonomy.names[j][pred[j]]}{suffix}'
 
   def reason(self, decision: NoveltyDecision, i: int, pred: Sequence[int]) -> str:
-    """Say why image i of a decision, with a predicted path [level], is novel; '' where not."""
+    """Say why image i of a decision is novel, by `pred` [level], its path; '' where it is not."""
     k = int(decision.level[i])
     if k >= len(self.taxonomy.levels):
       return ''

@@ -176,7 +176,7 @@ def fit_classes(
 
 
 def class_means(x: np.ndarray, y: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-  """Return the means [C, d] of x [N, d] by class y [N], NaN for an empty one, and the counts."""
+  """Return the means of x [N, d] by class y [N] of `num_classes`, NaN without any; and counts."""
   counts, sums = np.bincount(y, minlength=num_classes), np.zeros((num_classes, x.shape[1]))
   np.add.at(sums, y, x)
   with np.errstate(invalid='ignore'):

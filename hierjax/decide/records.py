@@ -6,7 +6,7 @@ import numpy as np
 
 from hierjax.decide.backoff import HALF, NEVER, Answers
 from hierjax.decide.decisions import Decisions
-from hierjax.decide.paths import PathDecision
+from hierjax.decide.lineages import Lineage
 from hierjax.taxonomy import Mixed, Taxonomy
 
 DIGITS = 6
@@ -90,24 +90,29 @@ def answer_record(answers: Answers, i: int, taxonomy: Taxonomy) -> dict:
   path, depth = answers.path[i].tolist(), int(answers.depth[i])
   # a branch that ended early is answered in full
   depth = min(depth, int(taxonomy.depth[path[-1]]))
+  kind = KNOWN if depth == taxonomy.depth[path[-1]] else UNSURE
+  return _node(kind, taxonomy, path, depth, answers.prob[i], _reason(answers, i, taxonomy))
+
+
+def _node(kind, taxonomy, path, depth, prob, reason):
   return {
-    'kind': KNOWN if depth == taxonomy.depth[path[-1]] else UNSURE,
+    'kind': kind,
     'level': taxonomy.levels[depth - 1] if depth else None,
     'name': node_name(taxonomy, path, depth),
-    'prob': round(float(answers.prob[i]), DIGITS),
+    'prob': round(float(prob), DIGITS),
     'depth': depth,
-    'reason': _reason(answers, i, taxonomy),
+    'reason': reason,
   }
 
 
 def answer_or_new(
-  answer: dict | None, decision: PathDecision, i: int, taxonomy: Taxonomy, level: int, reason: str
+  answer: dict | None, line: Lineage, i: int, taxonomy: Taxonomy, level: int, reason: str
 ) -> dict:
   """Say of one image whether it is known, unsure or new, where novelty is detected.
 
   Args:
     answer: as `answer_record` returns it; None where each leaf is answered.
-    decision: the joint one, of N examples.
+    line: the lineages of N examples.
     i: the row of the example.
     taxonomy: the exclusive levels.
     level: at which the image is new, the number of levels where it is not.
@@ -117,21 +122,14 @@ def answer_or_new(
     The answer; of a new image of 'kind' new, and the node under which it is new, or one above it
     where that is unsure.
   """
-  path, depth = decision.pred[i].tolist(), int(taxonomy.depth[decision.pred[i, -1]])
-  is_new = level < len(path)
-  if answer and (not is_new or answer['depth'] < level):
-    reason = f'{reason}; {answer["reason"]}' if is_new else answer['reason']
-    return {**answer, 'kind': NEW if is_new else answer['kind'], 'reason': reason}
-  depth = min(level, depth)
-  prob = float(decision.prob[depth - 1][i, path[depth - 1]]) if depth else 1.0
-  return {
-    'kind': NEW if is_new else KNOWN,
-    'level': taxonomy.levels[depth - 1] if depth else None,
-    'name': node_name(taxonomy, path, depth),
-    'prob': round(prob, DIGITS),
-    'depth': depth,
-    'reason': reason,
-  }
+  path = line.path[i].tolist()
+  is_new, depth = level < len(path), min(level, int(taxonomy.depth[path[-1]]))
+  if answer and not is_new:
+    return answer
+  if answer and answer['depth'] < level:
+    return {**answer, 'kind': NEW, 'reason': f'{reason}; {answer["reason"]}'}
+  prob = line.prob[i, depth - 1] if depth else 1
+  return _node(NEW if is_new else KNOWN, taxonomy, path, depth, prob, reason)
 
 
 def node_name(taxonomy: Taxonomy, path: Sequence[int], depth: int) -> str:

@@ -120,7 +120,6 @@ def _measure_level(
 def _describe_nodes(detector, k, false_alarms):
   """The thresholds of the nodes above level k."""
   taxonomy, j = detector.taxonomy, parent_levels(detector.taxonomy)[k]
-  called = {node: detector.called(k, node, false_alarms) for _, node in detector.reference}
   return [
     {
       'node': taxonomy.names[j][node] if j >= 0 else '',
@@ -128,7 +127,7 @@ def _describe_nodes(detector, k, false_alarms):
       'level': taxonomy.levels[k],
       'images': len(scores),
       'threshold': detector.threshold(k, node, false_alarms),
-      'called': called[node] if np.isfinite(called[node]) else None,
+      'called': detector.called(k, node, false_alarms),
     }
     for (level, node), scores in sorted(detector.reference.items())
     if level == k and node >= 0

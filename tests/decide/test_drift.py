@@ -75,6 +75,10 @@ def test_a_stream_of_images_keeps_counts_and_a_fair_share(monkeypatch):
     assert len(before.features) == min(50, start + 20)
   np.testing.assert_array_equal(before.counts[0], np.bincount(pred[:, 0]))
   assert 12 <= before.features.sum() <= 38
+  later = drift.sample(features[:5], pred[:5], [3], before)
+  for _ in range(30):
+    later = drift.sample(features[:1], pred[:1], [3], later)
+    assert len(later.features) == 50
 
 
 def test_a_comparison_says_what_differs():

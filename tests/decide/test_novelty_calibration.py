@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import hierjax
+from hierjax import decide
 from hierjax.core import config
 from hierjax.decide import novelty
 from hierjax.taxonomy import Taxonomy
@@ -97,3 +98,28 @@ def test_calibrated_on_val_whatever_is_evaluated(run_copy, tiny_backbone, one_de
   assert arrays['val'].keys() == arrays['train'].keys()
   for name, value in arrays['val'].items():
     np.testing.assert_array_equal(value, arrays['train'][name], err_msg=name)
+
+
+def test_one_answer_for_known_unsure_and_new():
+  posterior = np.zeros((1, 12))
+  posterior[0, :2] = 0.6, 0.3
+  line = decide.lineage(posterior / 0.9, KINDS.paths)
+  rule = decide.Backoff(0.05, None, 'one', ((0.9, 0.9),), (), (100,))
+  unsure = decide.answer_record(decide.answer(posterior / 0.9, KINDS.paths, rule), 0, KINDS)
+  assert (unsure['kind'], unsure['name']) == ('unsure', 'k0')
+  values = [
+    decide.answer_or_new(answer, line, 0, KINDS, level, 'why' * (level < 2))
+    for answer in (None, unsure)
+    for level in (0, 1, 2)
+  ]
+  assert [(v['kind'], v['name'], v['depth']) for v in values] == [
+    ('new', '', 0),
+    ('new', 'k0', 1),
+    ('known', 'b0', 2),
+    ('new', '', 0),
+    ('new', 'k0', 1),
+    ('unsure', 'k0', 1),
+  ]
+  assert [v['prob'] for v in values[:3]] == [1, 1, pytest.approx(2 / 3, abs=1e-6)]
+  nothing = {**unsure, 'depth': 0, 'name': '', 'reason': 'both'}
+  assert decide.answer_or_new(nothing, line, 0, KINDS, 1, 'why')['reason'] == 'why; both'

@@ -13,7 +13,7 @@ FILE = 'calibration.npz'
 
 
 def write(folder: pathlib.Path, sample: drift.Sample, taxonomy: Taxonomy, step: int) -> None:
-  """Write a sample of calibration images into the folder of the run whose model saw them."""
+  """Write a `sample` of images of a `taxonomy`, by the model of a `step`, into a `folder`."""
   counts = {f'counts.{k}': count for k, count in enumerate(sample.counts)}
   content = io.BytesIO()
   origin = {'step': step, 'taxonomy': np.array(taxonomy.hash())}

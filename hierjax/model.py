@@ -119,8 +119,8 @@ class Model(Predictor):
   @property
   def _uses_features(self) -> bool:
     """Whether something is detected in features, or guaranteed for images like those before."""
-    is_exclusive = self.taxonomy.block('exclusive') is not None
-    return is_exclusive and bool(self.c.decide.novelty or self.c.decide.risk)
+    is_used = self.c.decide.novelty or self.c.decide.risk or self.rules.get('answer')
+    return self.taxonomy.block('exclusive') is not None and bool(is_used)
 
   def logits(self, features: np.ndarray) -> dict[str, np.ndarray]:
     """Compute logits from features.
@@ -296,7 +296,7 @@ class Model(Predictor):
 
   def _evaluate_drift(self, split, outputs, decisions, result):
     """Add whether the images of a split look like those of calibration."""
-    if split == answers.calibration_images(self.c):
+    if split == answers.calibration_images(self.c) or outputs.features is None:
       return
     result['drift'] = self._compared(self._sampled(outputs, decisions, None))
     if result['drift'] and not result['drift']['is_alike']:

@@ -247,6 +247,8 @@ class Model(Predictor):
     val, name = self._evidence(outputs), answers.calibration_images(self.c)
     if name != self.c.data.val:
       outputs = self.collect(splits[name], with_features=True)
+    else:
+      terminal.say(f'note: novelty is calibrated on {name}, which chose the checkpoint, too')
     self._keep_calibration(outputs)
     calibration = self._evidence(outputs)
     detector = Detector.fit(self._evidence(train), val, table, score, calibration)

@@ -93,7 +93,6 @@ def largest_tail(least: np.ndarray, share: float) -> float:
   """Return the tail at or below which an image of n + 1 is novel, such that few are.
 
   Args:
-    finer: scores of images whose class of a finer level is left out.
     least: float [n], ascending: the least tail of each calibration image along its path.
     share: of known images that may be called novel.
 

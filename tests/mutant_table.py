@@ -345,10 +345,14 @@ NOVELTY = [
     'hierjax/decide/novelty.py',
     'tests/decide/test_novelty_calibration.py',
     {
-      'self.left_out[k, node], 1 - recall, method=': 'self.left_out[k, node], recall, method=',
-      'fold[rows] = np.arange(len(rows)) % FOLDS': 'fold[rows] = np.arange(len(rows)) % 4',
-      'return float(min(by_recall, np.quantile': 'return float(max(by_recall, np.quantile',
+      '(len(least) + 1) + ROUNDING': 'len(least) + 1 + ROUNDING',
+      'return (1 + _as_high(reference, scores)) /': 'return _as_high(reference, scores) /',
     },
+  ),
+  *faults(
+    'hierjax/decide/nodes.py',
+    'tests/decide/test_novelty_calibration.py',
+    {'fold[rows] = np.arange(len(rows)) % FOLDS': 'fold[rows] = np.arange(len(rows)) % 4'},
   ),
   *faults(
     'hierjax/decide/novelty.py',

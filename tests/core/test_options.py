@@ -113,6 +113,19 @@ def test_a_config_of_version_1():
     config.phase(share=1.0, freeze='backbone,heads/finest'),
   )
   assert json.loads(config.to_json(c))['version'] == upgrade.VERSION
+
+
+@pytest.mark.parametrize('score', ['energy', 'logistic', None])
+def test_novelty_was_an_option_of_eval(score):
+  """Its number was the share of new images to detect; logistic is a score no more."""
+  tree = json.loads(config.to_json(config.default()))
+  del tree['decide']['novelty'], tree['decide']['novelty_score']
+  tree['eval'] |= {'novelty': 0.95, 'novelty_score': score}
+  c = config.from_json(json.dumps(tree))
+  assert c.decide.novelty == 0.05
+  assert c.decide.novelty_score == ('energy' if score == 'energy' else 'auto')
+  tree['eval'] |= {'novelty': None}
+  assert config.from_json(json.dumps(tree)).decide.novelty is None
   assert config.differences(c, config.from_json(config.to_json(c))) == []
 
 

@@ -205,7 +205,7 @@ def test_a_run_gets_answers_by_evaluate_and_predict_prints_them(run_copy, monkey
   assert after == before and answer['backoff']['risk'] == 0.3
   model = hierjax.load(run_copy)
   record = model.predict(image)[0]
-  assert set(record['answer']) == {'level', 'name', 'prob', 'depth', 'reason'}
+  assert set(record['answer']) == {'kind', 'level', 'name', 'prob', 'depth', 'reason'}
   model.c.decide.risk = 0.3
   model.evaluate('val')
   # it is not fitted again

@@ -11,7 +11,11 @@ FOLDS = 3
 
 
 def parent_levels(taxonomy: Taxonomy) -> tuple[int, ...]:
-  """Find for each level of a taxonomy the nearest coarser one it nests in, -1 for the top."""
+  """Find for each level the nearest coarser one that it nests in, -1 for the top.
+
+  Args:
+    taxonomy: the table of the exclusive levels.
+  """
   parents = []
   for k, level in enumerate(taxonomy.levels):
     coarser = (j for j in range(k - 1, -1, -1) if taxonomy.nests(level, taxonomy.levels[j]))
@@ -77,7 +81,15 @@ def level_logits(logits: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> list[n
 
 
 def folds(taxonomy: Taxonomy, k: int) -> np.ndarray:
-  """Deal the children of each node, at level k of a taxonomy, out to the FOLDS folds: int [C_k]."""
+  """Deal the children of each node out to the FOLDS folds in turn.
+
+  Args:
+    taxonomy: the table of the exclusive levels.
+    k: the level of the children.
+
+  Returns:
+    int [C_k], the fold in which each class is left out.
+  """
   j, fold = parent_levels(taxonomy)[k], np.zeros(len(taxonomy.names[k]), int)
   parent = taxonomy.parents(taxonomy.levels[k], taxonomy.levels[j]) if j >= 0 else fold
   for node in np.unique(parent):

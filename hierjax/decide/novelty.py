@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hierjax.core.errors import UserError, did_you_mean
+from hierjax.decide.backoff import ROUNDING
 from hierjax.decide.nodes import FOLDS, children, folds, nodes_of, parent_levels
 from hierjax.decide.novelty_scores import (
   FEATURE_SCORES,
@@ -33,8 +34,6 @@ from hierjax.taxonomy import Taxonomy
 
 # Calibration images that a node needs for its own threshold; with fewer it has that of its level.
 MIN_IMAGES = 100
-# Rounding of `share * (n + 1)`, which must not cost an image.
-ROUNDING = 1e-9
 # Numbers in an array of images and classes.
 BLOCK = 2**22
 
@@ -161,8 +160,7 @@ class Detector:
       hint = did_you_mean(score, list(SCORES))
       raise UserError(f'novelty: no score {score!r}{hint}; choices: auto, {", ".join(SCORES)}')
     names = list(FEATURE_SCORES) if score == 'auto' else [score]
-    n = len(taxonomy.levels)
-    empty = np.zeros(0)
+    n, empty = len(taxonomy.levels), np.zeros(0)
     detector = cls(taxonomy, names[:1] * n, {}, {}, {}, {}, empty, [{} for _ in range(n)])
     if not {*names}.isdisjoint(FEATURE_SCORES):
       for k, classes in enumerate(taxonomy.names):

@@ -24,7 +24,6 @@ from hierjax.core.errors import UserError
 FEATURE_SCORES = ('mahalanobis', 'cosine', 'cosine_softmax', 'likelihood')
 SCORES = ('softmax', 'energy', 'entropy', *FEATURE_SCORES)
 TEMPERATURE = 0.05
-TINY = 1e-300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +36,8 @@ class ClassModel:
     means: float64 [C, d], NaN for a class without an example.
     white: float64 [d, d]; white whiteᵀ is the inverse covariance.
     centre: float64 [d], the mean of all examples.
-    axes: float64 [d, r], of the same features the directions in which the class means differ, where
-      an example has variance 1 around its class; so None, too, and so the next three.
+    axes: float64 [d, r], the directions in which the means of whitened features of one length
+      differ, scaled to variance 1 in a class; like the next three None where no score needs it.
     places: float64 [C, r], the class means there, NaN as above.
     spread: float64 [r], the variance of the means of classes, known or new.
     counts: int [C], the examples of each class.
@@ -99,7 +98,6 @@ class ClassModel:
     axes = vectors[: len(present) - 1].T
     deviation = (z - means[y]) @ axes
     within = (deviation**2).sum(0) / max(len(y) - len(present), 1)
-    # classes of one example each have no variance
     axes = axes / np.sqrt(np.maximum(within, 1e-12))
     places = (means - centre) @ axes
     between = (places[present] ** 2).sum(0) / max(len(present) - 1, 1)
@@ -124,10 +122,6 @@ class ClassModel:
     middle = np.nanmean(b, 0)
     of_new = ((a - middle) ** 2 / (1 + self.spread) + np.log1p(self.spread)).sum(1)
     return (of_new[:, None] - of_class) / 2
-
-  def can_score(self, name: str) -> bool:
-    """Whether what one of FEATURE_SCORES needs is fitted."""
-    return name != 'likelihood' or self.axes is not None
 
   def fit_of_classes(self, name: str, x: np.ndarray) -> np.ndarray:
     """Compute how well each class fits.
@@ -205,7 +199,7 @@ def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     return np.where(is_finite, logsumexp(relative, axis=1), np.inf)
   if name == 'entropy':
     p = np.exp(fit)
-    total = np.maximum(p.sum(1), TINY)
+    total = np.maximum(p.sum(1), 1e-300)
     h = entr(p / total[:, None]).sum(1)
     return np.where(np.isfinite(best), h / (total + h), np.inf)
   return -(logsumexp(fit, axis=1) if name in ('energy', 'likelihood') else best)

@@ -103,7 +103,8 @@ def _measure_level(
   is_right = (inliers.pred[:, k] == inliers.labels[:, k])[known_rows]
   model, by_score = detector.models.get(k), {}
   for name in SCORES:
-    if name not in FEATURE_SCORES or (model and model.can_score(name)):
+    has_model = model and (name != 'likelihood' or model.axes is not None)
+    if name not in FEATURE_SCORES or has_model:
       a, b = (detector.score(k, e, name)[r] for e, r in zip(images, rows))
       by_score[name] = auroc(a, b)
   return {

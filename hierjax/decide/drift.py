@@ -125,13 +125,11 @@ def two_sample(
   n = len(x)
   x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-12)
   kernel, fold = x @ x.T / x.shape[1], rng.permutation(n) % FOLDS
-  # scores = smoother @ labels
   smoother = np.zeros((n, n))
   for part in range(FOLDS):
     others, rows = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
     inner = kernel[np.ix_(others, others)] + PENALTY * np.eye(len(others))
     weights = np.linalg.solve(inner, kernel[np.ix_(others, rows)]).T
-    # the labels are centred within what is fitted
     smoother[np.ix_(rows, others)] = weights - weights.mean(1, keepdims=True)
   labels = np.repeat([0.0, 1.0], [len(a), len(b)])
   columns = np.stack([labels, *(rng.permutation(labels) for _ in range(rounds))], 1)

@@ -34,6 +34,8 @@ from hierjax.taxonomy import Taxonomy
 
 # Calibration images that a node needs for its own threshold; with fewer it has that of its level.
 MIN_IMAGES = 100
+# The share of images of new finer classes that may be called novel at a coarser level.
+MISPLACED = 0.25
 # Numbers in an array of images and classes.
 BLOCK = 2**22
 
@@ -345,7 +347,7 @@ class Detector:
   def decide(self, evidence: Evidence, false_alarms: float) -> NoveltyDecision:
     """Decide where images are novel.
 
-    An image that scores too high at a level, but not higher than all but the same share of the
+    An image that scores too high at a level, but not as high as the MISPLACED highest of the
     images whose finer class is left out, is novel at a finer level.
 
     Args:
@@ -362,7 +364,7 @@ class Detector:
     for k in reversed(range(n)):
       finer, is_here = self.finer.get((k, -1), ()), True
       if len(finer):
-        is_here = tails(finer, scores[:, k]) <= false_alarms
+        is_here = tails(finer, scores[:, k]) <= MISPLACED
       # below the end of a branch is no other level
       is_last = k + 1 == n or np.isinf(thresholds[:, min(k + 1, n - 1)])
       below = np.where(level < n, level, np.where(is_last, k, k + 1))

@@ -19,6 +19,7 @@ TIMM = {
   'small_deit3': ('deit3_small_patch16_224', {**_VIT, 'img_size': 64}),
   'small_convnextv2': ('convnextv2_tiny', {'depths': (1, 1, 2, 1), 'dims': (16, 24, 32, 48)}),
   'small_resnet50d': ('resnet50d', {'layers': (1, 1, 2, 1)}),
+  'small_resnext': ('resnext50_32x4d', {'layers': (1, 1, 2, 1)}),
   'small_efficientnetv2': ('efficientnetv2_s', {'depth_multiplier': 0.25}),
   'small_tf_efficientnetv2': ('tf_efficientnetv2_s', {'depth_multiplier': 0.25}),
   'small_qk_norm': ('vit_small_patch16_224', {**_VIT, 'img_size': 64, 'qk_norm': True}),
@@ -71,6 +72,10 @@ def _backbones():
     ),
     'small_resnet50d': dataclasses.replace(
       registry.BACKBONES['resnet50d'], make=functools.partial(resnet.ResNet, 'golden', 'deep')
+    ),
+    'small_resnext': dataclasses.replace(
+      registry.BACKBONES['resnext50_32x4d'],
+      make=functools.partial(resnet.ResNet, 'golden', groups=32, group_width=4),
     ),
     'small_efficientnetv2': shortened('efficientnetv2_s'),
     'small_tf_efficientnetv2': shortened('tf_efficientnetv2_s'),

@@ -1,7 +1,8 @@
 """ResNet-18/34/50/101/152 as in torchvision: v1.5, with the stride in the 3x3 convolution.
 
 He et al. 2015, arXiv:1512.03385. ResNet-D (He et al. 2018, arXiv:1812.01187) and RegNetY
-(Radosavovic et al. 2020, arXiv:2003.13678) are timm's.
+(Radosavovic et al. 2020, arXiv:2003.13678) are timm's. ResNeXt: Xie et al. 2017, arXiv:1611.05431;
+wide ResNet: Zagoruyko and Komodakis 2016, arXiv:1605.07146.
 """
 
 import functools
@@ -26,6 +27,15 @@ DEPTHS = {
 }
 # Depths of two 3x3 convolutions a block; the others have bottlenecks.
 BASIC = (18, 34)
+
+# ResNeXt and wide ResNet: (depth, groups, width of a group at the first stage)
+GROUPED = {
+  'resnext50_32x4d': (50, 32, 4),
+  'resnext101_32x8d': (101, 32, 8),
+  'resnext101_64x4d': (101, 64, 4),
+  'wide_resnet50_2': (50, 1, 128),
+  'wide_resnet101_2': (101, 1, 128),
+}
 
 # RegNetY: (blocks of each stage, their widths, width of a group)
 REGNETS = {
@@ -122,11 +132,15 @@ class ResNet(layers.Trunk):
     stem: 'standard', or 'small' for images of about 32 pixels: a 3x3 convolution of stride 1, no
       max pooling; 'deep' is ResNet-D's of three convolutions, which has its shortcuts, too.
     fc: width of a linear layer after pooling; None has none.
+    groups: of the 3x3 convolutions of bottlenecks.
+    group_width: of a group at the first stage, in channels.
   """
 
   depth: int = 50
   stem: str = 'standard'
   fc: int | None = None
+  groups: int = 1
+  group_width: int = 64
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> layers.Output:
@@ -149,7 +163,9 @@ class ResNet(layers.Trunk):
       for i in range(num_blocks):
         stride = 2 if i == 0 and stage > 1 else 1
         options = {'is_pooled': is_deep, 'compute': self.compute, 'name': f'layer{stage}_{i}'}
-        x = block(32 << stage, stride, self.depth not in BASIC, **options)(x, train)
+        options |= {'out': 128 << stage, 'groups': self.groups}
+        width = (self.groups * self.group_width << stage) // 2
+        x = block(width, stride, self.depth not in BASIC, **options)(x, train)
       maps[f'stage{stage}'] = x
     x = maps['features'] = self.perturb('features', x)
     x = layers.GlobalPool()(x)
@@ -220,6 +236,9 @@ for depth in DEPTHS:
     size=256 if depth > 100 else 224,
     torch_names={'timm': torch_name},
   )
+for name, (depth, groups, width) in GROUPED.items():
+  make = functools.partial(ResNet, depth, groups=groups, group_width=width)
+  BACKBONES[name] = Backbone(make, 2048, torch_names=TORCH_NAMES, stems=_STEMS)
 for variant, (_, widths, _) in REGNETS.items():
   BACKBONES[f'regnety_{variant}'] = Backbone(
     functools.partial(RegNet, variant), widths[-1], torch_names={'timm': _regnet_name}

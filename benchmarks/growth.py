@@ -5,7 +5,7 @@ usage: growth.py [--leaves 1000 10000 100000] [--rows 10000 100000 1000000] [--s
 Each stage runs in a process of its own, once. Printed are its seconds of CPU and the MiB that its
 memory grew by at most, for each size, and the growth exponent between the smallest and the largest
 size: the slope of log seconds over log size; 1 is linear. The taxonomy has seven levels of
-biological shape, from phylum to species, with names of two words.
+biological shape, from phylum to species, with names of two words. `drawn` draws splits.
 """
 
 import argparse
@@ -84,11 +84,12 @@ def run_stage(stage: str, size: int, folder: pathlib.Path) -> None:
   path = folder / 'taxonomy.csv'
   if stage == 'load':
     return measured(lambda: read_taxonomy(path))
-  if stage == 'labels':
+  if stage in ('labels', 'drawn'):
     from hierjax.core import config
 
     c = config.default()
     c.data.root = str(folder)
+    c.data.divide = 'train' if stage == 'drawn' else None
     return measured(lambda: sources.load(c.data))
   taxonomy = read_taxonomy(path)
   rng = np.random.default_rng(2)
@@ -138,6 +139,7 @@ STAGES = {
     ('load', 'lint', 'complete', 'valid', 'metrics', 'cross-entropy', 'smoothing', 'lca'), False
   ),
   'labels': True,
+  'drawn': True,
 }
 
 

@@ -10,7 +10,7 @@ from hierjax.core.errors import UserError
 from hierjax.data import csv_columns, csv_paths, image_groups
 from hierjax.data.findings import Findings
 from hierjax.data.read_csv import SUFFIXES
-from hierjax.taxonomy import read_table
+from hierjax.taxonomy.csv_files import read_columns
 
 
 def expand(pattern: str, options: ConfigDict) -> dict[str, str]:
@@ -54,8 +54,8 @@ def _read_list(path, options):
   if path.suffix.lower() == '.txt':
     names = map(str.strip, files.read_text(path).splitlines())
   else:
-    values = csv_columns.transposed(read_table(path, options.delimiter, options.encoding))
-    names = values[csv_columns.file_column(options, f'{path}:1', values, Findings())]
+    columns = read_columns(path, options.delimiter, options.encoding).columns
+    names = columns[csv_columns.file_column(options, f'{path}:1', columns, Findings())].values
     root /= pathlib.Path(options.image_root or '').expanduser()
   paths = {name: name for name in names if name}
   if not paths:
@@ -65,7 +65,7 @@ def _read_list(path, options):
   if path.suffix.lower() == '.txt':
     places = {name: name for name in distant}
   else:
-    places = csv_paths.locate(distant, root, str(path), findings)
+    places = dict(zip(distant, csv_paths.locate(distant, root, str(path), findings).paths))
   for note in findings.notes:
     terminal.say(f'note: {note}')
   return paths | {name: str(root / place) for name, place in places.items()}

@@ -2,10 +2,9 @@
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import did_you_mean
@@ -13,7 +12,8 @@ from hierjax.data.decoding import is_image
 from hierjax.data.findings import Findings
 from hierjax.data.split_names import is_word, split_of
 from hierjax.data.taxonomies import MAX_LEVELS
-from hierjax.taxonomy import CsvFile, Mixed, Taxonomy
+from hierjax.taxonomy import Mixed, Taxonomy
+from hierjax.taxonomy.csv_files import Column, CsvColumns, combinations
 
 FILES = """file filename filepath path image imagefile imagefilename imagename imagepath img imgfile
 imgname imgpath picture photo relativepath imageid imgid""".split()
@@ -33,20 +33,7 @@ _NUMBER = re.compile(r'[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?', re.IGNORECASE)
 _UNIQUE_ROWS = 20  # so many rows, each with another text, hold no classes
 FLAGS = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0}
 
-Values = dict[str, Sequence[str]]  # {column: its cells}
-
-
-class Labels(NamedTuple):
-  """The rows of a CSV file, (row, {column: cell}); columns are file, split and those of labels."""
-
-  columns: list[str]
-  records: list[tuple[int, dict[str, str]]]
-
-
-def transposed(table: CsvFile) -> Values:
-  """Return {column: its cells} of a file."""
-  columns = zip(*(cells for _, cells in table.rows)) if table.rows else [()] * len(table.columns)
-  return dict(zip(table.columns, columns))
+Values = Mapping[str, Column]
 
 
 def names_images(values: Values) -> list[str]:
@@ -66,11 +53,11 @@ def is_flag(cells: Iterable[str]) -> bool:
 def assign(
   options: ConfigDict,
   where: str,
-  table: CsvFile,
+  table: CsvColumns,
   taxonomy: Taxonomy | Mixed | None,
   findings: Findings,
-) -> Labels:
-  """Find out what the columns hold, and call them 'file', 'split' and by their levels.
+) -> CsvColumns:
+  """Return the columns that are of use, called 'file', 'split' and by their levels.
 
   Args:
     options: `config.data`.
@@ -79,14 +66,14 @@ def assign(
     taxonomy: that of taxonomy.csv, or None.
     findings: receives what was guessed, and an error where no column names images.
   """
-  values, known_levels = transposed(table), taxonomy.levels if taxonomy else ()
+  values, known_levels = table.columns, taxonomy.levels if taxonomy else ()
   file = file_column(options, where, values, findings)
   split = _split_column(options, where, values, known_levels, findings)
   new_names = {c: name for c, name in ((file, 'file'), (split, 'split')) if c}
   # A level cannot be called like the column that an option has replaced.
   others = [c for c in values if c not in (*new_names, *new_names.values())]
   tags = [c for c in others if _plain(c) in map(_plain, options.multi)]
-  flags = [c for c in others if options.multi and not tags and is_flag(values[c])]
+  flags = [c for c in others if options.multi and not tags and is_flag(values[c].values)]
   ignored, is_sorted = {}, False
   if options.levels:
     levels = [_named('levels', name, others, where, findings) for name in options.levels]
@@ -120,8 +107,7 @@ def assign(
     text += ', '.join(f'{c!r} ({why})' for c, why in ignored.items())
     text += '; to choose others: data.file_column, data.split_column, data.levels'
     findings.say(where, 'columns', text)
-  cells = zip(*(values[c] for c in columns))
-  return Labels(names, [(row, dict(zip(names, x))) for (row, _), x in zip(table.rows, cells)])
+  return table._replace(columns=dict(zip(names, map(values.__getitem__, columns))))
 
 
 def _plain(name):
@@ -129,9 +115,9 @@ def _plain(name):
   return re.sub(r'[\W_]+', '', unicodedata.normalize('NFC', name).casefold())
 
 
-def _share(cells, condition):
+def _share(column, condition):
   """The share of the cells with content that fulfil a condition; of the first thousand."""
-  cells = [c for c in cells[:1000] if c]
+  cells = list(filter(None, column.take(slice(1000))))
   return sum(bool(condition(c)) for c in cells) / len(cells) if cells else 0.0
 
 
@@ -174,16 +160,16 @@ def _split_column(options, where, values, levels, findings):
   free = [c for c in values if c not in (*levels, *options.levels, *options.multi)]
   for word in SPLITS:
     for c in (c for c in free if _plain(c) == word):
-      contents = {v for v in values[c] if v}
+      contents = {v for v in values[c].values if v}
       is_split = contents and all(v in names or split_of(v) for v in contents)
       if word == 'split' or is_split:
         return c
-  splits = (c for c in free if _are_splits(values[c]))
-  return next((c for c in splits if len({split_of(v) for v in values[c] if v}) > 1), None)
+  splits = (c for c in free if _are_splits(values[c].values))
+  return next((c for c in splits if len({split_of(v) for v in values[c].values if v}) > 1), None)
 
 
 def _are_splits(cells):
-  return any(cells) and all(is_word(cell) for cell in set(cells) if cell)
+  return any(cells) and all(is_word(cell) for cell in cells if cell)
 
 
 def _without_classes(values, has_tags):
@@ -199,52 +185,56 @@ def _without_classes(values, has_tags):
     # ids of named classes, one number in all rows, or what no class determines
     up = [w for w in words if _determines(combinations[w], combinations[c])]
     is_id = any(_determines(combinations[c], combinations[w]) for w in up)
-    if is_id or not up or len(set(combinations[c])) == 1:
+    if is_id or not up or len(values[c].values) == 1:
       ignored[c] = 'numbers beside names'
   for c in list(words):
-    if len(words) > 1 and _UNIQUE_ROWS <= len(values[c]) == len(set(values[c])):
+    if len(words) > 1 and _UNIQUE_ROWS <= len(values[c].codes) == len(values[c].values):
       ignored[c] = 'another text in every row'
       words.remove(c)
   return ignored
 
 
-def _doubt(name, cells):
+def _doubt(name, column):
   """Why a column probably holds no classes, '' if it may."""
-  is_number = _share(cells, _NUMBER.fullmatch) == 1
+  is_number, cells = _share(column, _NUMBER.fullmatch) == 1, column.values
   doubts = {
     'empty': not any(cells),
     'no name': name.startswith(('(column ', 'Unnamed:')),
     'named like metadata': _plain(name) in METADATA,
     'names of splits': _are_splits(cells),
-    'dates': _share(cells, _DATE.fullmatch) == 1,
-    'image files': _share(cells, is_image) > 0.5,
+    'dates': _share(column, _DATE.fullmatch) == 1,
+    'image files': _share(column, is_image) > 0.5,
     'measures': is_number and not all(c.isdecimal() for c in cells if c),
-    'numbers the rows': is_number and 2 < len(cells) == len(set(cells)),
+    'numbers the rows': is_number and 2 < len(column.codes) == len(cells),
   }
   return next((why for why, holds in doubts.items() if holds), '')
 
 
 def _combinations(columns, values):
-  """{column: its cells in each combination of cells that occurs}."""
-  lines = dict.fromkeys(zip(*(values[c] for c in columns)))
-  return dict(zip(columns, zip(*lines)))
+  """{column: int [C], its cell in each combination of cells that occurs, 0 for an empty one}."""
+  rows = combinations([values[c] for c in columns])[0]
+  return {c: ((1 + values[c].codes) * ~values[c].equals(''))[rows] for c in columns}
 
 
 def _determines(finer, coarser):
   """Whether each value of one column comes with one of another, where both are known."""
-  first = {}
-  return all(not (a and b) or first.setdefault(a, b) == b for a, b in zip(finer, coarser))
+  is_known = (finer > 0) & (coarser > 0)
+  pairs = np.unique(np.stack([finer, coarser])[:, is_known], axis=1)
+  return len(pairs.T) == len(np.unique(pairs[0]))
 
 
 def _mostly_nests(finer, coarser):
   """Whether few values of a column come with several of another: mistakes or homonyms."""
-  counts = Counter(name for name, _ in dict.fromkeys(zip(finer, coarser)))
-  exceptions = sum(n > 1 for n in counts.values())
+  pairs = np.unique(np.stack([finer, coarser]), axis=1)
+  counts = np.unique(pairs[0], return_counts=True)[1]
+  exceptions = int((counts > 1).sum())
   return exceptions and (2 * exceptions < len(counts) or len(counts) < 2)
 
 
 def _sorted(columns, values):
   """Columns from coarse to fine, where they nest; those that do not stay in their order."""
+  if len(columns) < 2:
+    return columns
   cells = _combinations(columns, values)
   apart = {c: {b for b in columns if not _determines(cells[c], cells[b])} for c in columns}
   finest = [c for c in columns if not apart[c]]

@@ -8,8 +8,11 @@ import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from hierjax.core.names import Names
+from hierjax.data import image_files
 from hierjax.data.decoding import is_image
 from hierjax.data.findings import Findings
 
@@ -49,6 +52,24 @@ class _Finder:
     except (OSError, ValueError):
       return {}
 
+  def elsewhere(self, cells: Names) -> tuple[list[int], list[str]]:
+    """The cells that are not, letter by letter, the path of a file; links on those of others."""
+    others, folders, links, is_plain = [], [], {}, cells.data.isascii() and b'\\' not in cells.data
+    for folder, rows, names in cells.by_folder():
+      parent, listing = folder[:-1], {}
+      if not folder or self.path(parent) == parent == self.place(parent):
+        # not kept: all folders together may hold millions
+        listing = image_files.list_links(os.path.join(self.root, parent))
+      folders += [parent] if folder else []
+      states = list(map(listing.get, names))
+      if folder and is_plain and not any(states) and None not in states:
+        continue
+      for i, name, state in zip(rows.tolist(), names, states):
+        links |= {i: folder + name} if state else {}
+        is_file = state is not None and _normal(name) == name
+        others += [] if is_file and (folder or name[1:2] != ':') else [i]
+    return sorted(others), [*folders, *(links[i] for i in sorted(links))]
+
   def search(self, cell: str) -> str | None:
     """The only image with the longest end of a path; its name may be without the suffix."""
     *folders, name = posixpath.normpath(_normal(cell)).casefold().split('/')
@@ -75,39 +96,49 @@ class _Finder:
     return index
 
 
-def locate(
-  cells: Iterable[str], root: pathlib.Path, where: str, findings: Findings
-) -> dict[str, str]:
+class Located(NamedTuple):
+  """Paths of files below a folder.
+
+  Attributes:
+    paths: as the folders spell them; of a file that is nowhere, as it was written.
+    links: the folders, and the files that are links, where all files were at their path.
+  """
+
+  paths: Sequence[str]
+  links: list[str] | None
+
+
+def locate(cells: Sequence[str], root: pathlib.Path, where: str, findings: Findings) -> Located:
   """Find the files that the cells of a column name.
 
   Backslashes are slashes, paths may be absolute. A file that is not at its path is searched by the
   end of the path, or by its name without a suffix.
 
   Args:
-    cells: the paths as the data have them.
+    cells: the paths as the data have them, each once.
     root: the folder of the images.
     where: the CSV file.
     findings: receives a remark on files that are not at their path.
-
-  Returns:
-    {cell: path below the root}; a cell whose file is nowhere leads to its path as it was written.
   """
-  finder, paths, moved = _Finder(root), {}, {}
-  for cell in dict.fromkeys(cells):
+  finder, moved, cells = _Finder(root), {}, Names.pack(cells)
+  others, links = finder.elsewhere(cells)
+  paths = list(cells) if others else cells
+  for i in others:
+    cell = paths[i]
     path = finder.path(cell) if cell else None
     place = finder.place(path) if path else None
     if place is None and cell.strip('./\\'):
       place = finder.search(cell)
       moved |= {cell: place} if place else {}
-    paths[cell] = place or path or cell
+    paths[i] = place or path or cell
   if moved:
     # of paths of another machine, some of which were found, the others are missing like any file
-    lost = [cell for cell in paths if paths[cell] == cell]
-    paths |= {cell: re.sub(r'^([A-Za-z]:)?/+', '', _normal(cell)) for cell in lost}
+    for i in (i for i in others if paths[i] == cells[i]):
+      paths[i] = re.sub(r'^([A-Za-z]:)?/+', '', _normal(cells[i]))
     cell, place = next(iter(moved.items()))
     text = (
       f'{len(moved)} of {len(paths)} files are not at their path and were read by their name below '
       f'{root}, such as {place} for {cell!r} (the folder of all paths: data.image_root)'
     )
     findings.say(where, 'paths', text)
-  return paths
+  return Located(paths, None if others else links)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from hierjax.core.names import Names
 from hierjax.taxonomy import Mixed, Taxonomy
 
 # index -> encoded bytes, uint8 [h, w, 3], or float32 [d] features
@@ -87,7 +88,7 @@ def subset(examples: Examples | Table, index: Sequence[int], name: str | None = 
   index = np.asarray(index, int)
   return Examples(
     examples.name if name is None else name,
-    [examples.files[i] for i in index],
+    Names.pack(examples.files)[index],
     examples.labels[index],
     select(examples.reader, index),
     None if examples.multi is None else examples.multi[index],

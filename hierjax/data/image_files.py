@@ -4,12 +4,13 @@ import dataclasses
 import errno
 import os
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core import files
+from hierjax.core.names import Names
 from hierjax.data import decoding
 from hierjax.data.dataset import Reader, Table, select
 from hierjax.data.findings import Findings
@@ -145,7 +146,7 @@ class FileReader:
     Args:
       index: int [n].
     """
-    files = [self.files[i] for i in index]
+    files = Names.pack(self.files)[np.asarray(index, int)]
     boxes = self.boxes and [self.boxes[i] for i in index]
     return dataclasses.replace(self, files=files, boxes=boxes)
 
@@ -171,7 +172,7 @@ def check_path(file: str, where: str, findings: Findings) -> str | None:
 
 def check_files(
   table: Table,
-  where: Sequence[str],
+  where: Callable[[int], str],
   root: str | os.PathLike,
   strict: bool,
   findings: Findings,
@@ -184,18 +185,25 @@ def check_files(
 
   Args:
     table: the examples.
-    where: [N] the 'FILE:ROW' that names each example.
+    where: returns the 'FILE:ROW' that names an example.
     root: the folder of the files.
     strict: whether a missing file stops training.
     findings: receives the missing files.
     index: numbers of the examples to look at; by default all.
   """
-  index = range(len(table.files)) if index is None else index
-  index = [i for i in index if i not in table.invalid]
-  listings = {}
-  missing = [i for i in index if not _is_listed(root, table.files[i], listings)]
-  links = [file for file in map(table.files.__getitem__, index) if _is_link(file, listings)]
-  note_links(root, [*filter(None, listings), *links], findings)
+  index = np.arange(len(table.files)) if index is None else np.array(index, int)
+  index = index[~np.isin(index, list(table.invalid))]
+  files = Names.pack(table.files)[index]
+  folders, missing, links = [], [], []
+  for folder, rows, names in files.by_folder():
+    listing = list_links(os.path.join(root, folder))
+    folders += [folder[:-1]] if folder else []
+    is_link = list(map(listing.get, names))
+    if None in is_link or True in is_link:
+      missing += [i for i, link in zip(rows.tolist(), is_link) if link is None]
+      links += [i for i, link in zip(rows.tolist(), is_link) if link]
+  note_links(root, [*folders, *map(files.__getitem__, sorted(links))], findings)
+  missing = index[sorted(missing)].tolist()
   if not missing:
     return
   table.missing.update(missing)
@@ -204,38 +212,31 @@ def check_files(
   for k, i in enumerate(missing[:1] if are_all else missing):
     text = f'no file {table.files[i]}'
     if k < MAX_HINTS:
-      text += _similar(table.files[i], listings)
+      text += _similar(root, table.files[i])
     if k == 0 and len(missing) > 1:
       text += f', and {len(missing) - 1} more of {len(index)} are missing'
       text += '; is the root right?' if are_all else ''
     if is_severe:
-      findings.error(where[i], 'missing files', text)
+      findings.error(where(i), 'missing files', text)
       continue
-    findings.add('error', where[i], 'missing files', text)
+    findings.add('error', where(i), 'missing files', text)
     if k == 0:
-      findings.note(f'{where[i]}: {text}; they count as unreadable')
+      findings.note(f'{where(i)}: {text}; they count as unreadable')
 
 
-def _is_listed(root, file, listings):
-  folder, name = os.path.split(file)
-  if folder not in listings:
-    try:
-      with os.scandir(os.path.join(root, folder)) as entries:
-        listings[folder] = {entry.name: entry.is_symlink() for entry in entries}
-    except (OSError, ValueError):
-      listings[folder] = {}
-  return name in listings[folder]
+def list_links(folder: str | os.PathLike) -> dict[str, bool]:
+  """Return {name in a folder: whether it is a link}; {} where it cannot be read."""
+  try:
+    with os.scandir(folder) as entries:
+      return {entry.name: entry.is_symlink() for entry in entries}
+  except (OSError, ValueError):
+    return {}
 
 
-def _is_link(file, listings):
-  folder, name = os.path.split(file)
-  return listings[folder].get(name, False)
-
-
-def _similar(file, listings):
+def _similar(root, file):
   """' (did you mean FILE?)' for a file with the same stem or a similar name."""
   folder, name = os.path.split(file)
-  names = listings[folder]
+  names = list_links(os.path.join(root, folder))
   stem = name.rsplit('.', 1)[0].casefold()
   near = sorted(n for n in names if n.rsplit('.', 1)[0].casefold() == stem)
   near = near or close_matches(name, names)

@@ -5,28 +5,28 @@ column of sets ('sea|sunset'; '-' is the empty set) or a column per class with 1
 the taxonomy implies is filled in. csv_columns.py finds out which column holds what.
 """
 
-import functools
+import array
 import os
 import pathlib
-from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.names import Names
 from hierjax.core.options import level_words
 from hierjax.data import csv_columns, csv_paths, decoding, image_files, tag_cells, taxonomies
 from hierjax.data.csv_columns import FLAGS
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
-from hierjax.taxonomy import Mixed, TagTaxonomy, Taxonomy, close_matches, read_table
+from hierjax.taxonomy import Mixed, TagTaxonomy, Taxonomy, close_matches
+from hierjax.taxonomy.csv_files import Column, combinations, read_columns
 from hierjax.taxonomy.spelling import unify
-from hierjax.taxonomy.table import spellings
+from hierjax.taxonomy.table import class_ids, spellings
 
 SUFFIXES = ('.csv', '.tsv')
 ONLY_LEVEL = 'class'  # what the tag level is called that data.multi names by a word such as 'all'
-DTYPES = {'exclusive': np.int32, 'tags': np.int8}
 UNKNOWN, CONTRADICTION = 'label not in the taxonomy', 'label contradicts the taxonomy'
 
 
@@ -35,6 +35,20 @@ class _TagColumns(NamedTuple):
 
   sets: dict[str, dict[str, list[str]]]
   flags: dict[str, int]
+
+
+class _Part(NamedTuple):
+  """What some columns say: the labels of distinct cells, and what is wrong with some of these.
+
+  Attributes:
+    codes: int [N], the cells of each row.
+    faults: {code: [(kind, text)]}.
+    labels: int32 [D, L] of the cells, of exclusive levels.
+  """
+
+  codes: np.ndarray
+  faults: dict[int, list[tuple[str, str]]]
+  labels: np.ndarray | None = None
 
 
 def find(root: pathlib.Path, findings: Findings) -> pathlib.Path | None:
@@ -56,8 +70,7 @@ def find(root: pathlib.Path, findings: Findings) -> pathlib.Path | None:
   listing, remarks = [], []
   for file in files:
     try:
-      table = read_table(file)
-      if csv_columns.names_images(csv_columns.transposed(table)):
+      if csv_columns.names_images(read_columns(file).columns):
         listing.append(file)
         continue
       text = 'is not read, as no column names images (data.file_column chooses one)'
@@ -94,33 +107,34 @@ def read(
   path = find(root, Findings(gather=True))  # what is not read was said where it was found
   if path is None:
     raise UserError(f'{root}: no CSV file that lists images')
-  table = read_table(path, options.delimiter, options.encoding)
-  for text in table.notes:
+  content = read_columns(path, options.delimiter, options.encoding)
+  for text in content.notes:
     findings.say(path, 'table', text)
-  if not table.rows:
+  if not len(content.rows):
     findings.fatal(f'{path}:1', 'empty', 'has no example below the header')
-  labels = csv_columns.assign(options, f'{path}:1', table, taxonomy, findings)
-  columns, records = labels.columns, labels.records
-  del table
-  _unify_spellings(options, path, labels, taxonomy, findings)
-  sets = _read_sets(options, path, labels, taxonomy, findings)
-  taxonomy, origin = _complete_taxonomy(options, path, labels, sets, taxonomy, findings)
+  content = csv_columns.assign(options, f'{path}:1', content, taxonomy, findings)
+  columns = content.columns
+  _unify_spellings(options, path, columns, taxonomy, findings)
+  sets = _read_sets(options, path, columns, taxonomy, findings)
+  taxonomy, origin = _complete_taxonomy(options, path, content, sets, taxonomy, findings)
   tag_columns = _check_columns(path, columns, sets, taxonomy, findings)
   if 'file' not in columns:
     raise UserError(next(str(p) for p in findings.problems if p.stops))
   images = path.parent / pathlib.Path(options.image_root or '').expanduser()
   if not images.is_dir():
     findings.fatal(f'--config.data.image_root={options.image_root}', 'root', 'no such folder')
-  files = csv_paths.locate((record['file'] for _, record in records), images, path, findings)
-  for _, record in records:
-    record['file'] = files[record['file']]
-  table = _read_rows(path, records, taxonomy, tag_columns, findings)
-  where = [f'{path}:{row}' for row in table.rows]
+  located = csv_paths.locate(columns['file'].values, images, path, findings)
+  columns['file'] = columns['file']._replace(values=located.paths)
+  table = _read_rows(path, content, taxonomy, tag_columns, findings)
+
+  def where(i):
+    return f'{path}:{table.rows[i]}'
+
   if taxonomy.multi:
     _complete_tags(table, where, findings)
-  else:
-    table.labels = taxonomy.complete(table.labels)
-  if findings.files:
+  if findings.files and located.links is not None:
+    image_files.note_links(images, located.links, findings)
+  elif findings.files:
     image_files.check_files(table, where, images, options.strict, findings)
   table.splits = table.splits if 'split' in columns else None
   table.reader = image_files.FileReader(str(images), table.files)
@@ -128,12 +142,12 @@ def read(
   return table
 
 
-def _unify_spellings(options, path, labels, taxonomy, findings):
+def _unify_spellings(options, path, columns, taxonomy, findings):
   """Write, in place, one spelling of each class into the columns of exclusive levels."""
   table = taxonomy and taxonomy.table('exclusive')
-  levels = table.levels if table else [c for c in labels.columns if c not in ('file', 'split')]
-  for level in (c for c in labels.columns if c in levels and c not in options.multi):
-    counts = Counter(record[level] for _, record in labels.records)
+  levels = table.levels if table else [c for c in columns if c not in ('file', 'split')]
+  for level in (c for c in columns if c in levels and c not in options.multi):
+    counts = columns[level].counts()
     if (taxonomy and not table) or (options.multi and csv_columns.is_flag(counts)):
       continue
     same = unify(counts, spellings(table, level) if table else (), options.fold_case)
@@ -142,33 +156,33 @@ def _unify_spellings(options, path, labels, taxonomy, findings):
     if not table and (text := tag_cells.made_of_others(level, counts, counts)):
       text += f'; if an image may have several: --config.data.multi={level}'
       findings.warn(path, 'names of several classes', text)
-    for _, record in labels.records if same else ():
-      record[level] = same.get(record[level], record[level])
+    if same:
+      columns[level] = columns[level].renamed(same.get(cell, cell) for cell in counts)
 
 
-def _read_sets(options, path, labels, taxonomy, findings):
+def _read_sets(options, path, columns, taxonomy, findings):
   """{level: {cell: its tags}} of the columns of sets."""
   tags = taxonomy and taxonomy.table('tags')
   levels = {*options.multi, *(tags.levels if tags else ())}
   if taxonomy is None and levels & {*level_words([])}:
     levels.add(ONLY_LEVEL)
   sets = {}
-  for level in (c for c in labels.columns if c in levels):
+  for level in (c for c in columns if c in levels):
     names = spellings(tags, level) if tags and level in tags.levels else ()
-    counts = Counter(record[level] for _, record in labels.records)
+    counts = columns[level].counts()
     sets[level] = tag_cells.read(options, level, counts, names, f'{path}:1', findings)
   return sets
 
 
-def _complete_taxonomy(options, path, labels, sets, taxonomy, findings):
+def _complete_taxonomy(options, path, content, sets, taxonomy, findings):
   """The taxonomy with the levels that only the labels have, and its rows if all come from there."""
-  names, words, records = options.multi, level_words([]), labels.records
+  names, words = options.multi, level_words([])
   new = [n for n in names if taxonomy is None or n not in {*taxonomy.levels, *words}]
   if taxonomy and not new:
     return taxonomy, None
-  columns = [c for c in labels.columns if c not in ('file', 'split')]
+  columns = [c for c in content.columns if c not in ('file', 'split')]
   if not columns:
-    text = f'no column of labels beside {", ".join(labels.columns)}'
+    text = f'no column of labels beside {", ".join(content.columns)}'
     findings.fatal(f'{path}:1', 'columns', text)
   tags, exclusive, origin = None, taxonomy, None
   if new:
@@ -183,7 +197,7 @@ def _complete_taxonomy(options, path, labels, sets, taxonomy, findings):
   if taxonomy is None:
     taxonomies.check_levels([*columns, *(tags.levels if tags else ())], f'{path}:1', findings)
   if taxonomy is None and columns:
-    exclusive, origin = _derive_exclusive(options, path, columns, records, findings)
+    exclusive, origin = _derive_exclusive(options, path, columns, content, findings)
   parts = [part for part in (None if taxonomy else exclusive, tags) if part]
   counts, name = ', '.join(map(taxonomies.describe, parts)), path.name
   if taxonomy is None:
@@ -197,9 +211,12 @@ def _complete_taxonomy(options, path, labels, sets, taxonomy, findings):
   return Mixed(exclusive, tags, above), None
 
 
-def _derive_exclusive(options, path, columns, records, findings):
+def _derive_exclusive(options, path, columns, content, findings):
   """The taxonomy of columns of labels, and its rows with the first row of each."""
-  cells = [(row, [record[c] for c in columns]) for row, record in records]
+  # a row with the cells of an earlier one says nothing new
+  rows = np.sort(combinations([content.columns[c] for c in columns])[0])
+  names = zip(*(content.columns[c].take(rows) for c in columns))
+  cells = list(zip(content.rows[rows].tolist(), map(list, names)))
   rows = [(f'{path}:{row}', names) for row, names in cells]
   listing = ', '.join(columns[:8]) + (' ...' if len(columns) > 8 else '')
   advice = f'; the levels were read from the columns {listing}, coarse to fine: choose others with '
@@ -283,80 +300,114 @@ def _tag_columns(tags):
   return index
 
 
-def _read_rows(path, records, taxonomy, tag_columns, findings):
-  """The table, its labels not yet completed; repeated rows are left out."""
-  parts = {
-    block.kind: np.full((len(records), block.taxonomy.width), -1, DTYPES[block.kind])
-    for block in taxonomy.blocks
-  }
-  encode_exclusive = functools.partial(_encode_exclusive, ids={})
-  encode_tags = functools.partial(_encode_tags, tag_columns=tag_columns)
-  encoders = {'exclusive': encode_exclusive, 'tags': encode_tags}
-  table = Table(taxonomy, [], [], [], None, None, rows=[])
-  first_rows, repeated = {}, []
-  for row, cell in records:
-    where, n = f'{path}:{row}', len(table.files)
-    file = image_files.check_path(cell['file'], where, findings)
-    content = [cell.get(c) for c in ('split', *taxonomy.levels, *tag_columns.flags)]
-    if file in first_rows:
-      repeated.append(row)
-      _check_repeated(file, content, where, *first_rows[file], findings)
+def _read_rows(path, content, taxonomy, tag_columns, findings):
+  """The table; labels are complete where there are no tags. Repeated rows are left out."""
+  columns, exclusive, tags = content.columns, taxonomy.table('exclusive'), taxonomy.table('tags')
+  n = len(content.rows)
+  paths, is_valid = _normal_paths(columns['file'])
+  first = combinations([paths])[0][paths.codes]
+  is_repeated = is_valid & (first != np.arange(n))
+  has_no_split = columns['split'].equals('') if 'split' in columns else np.zeros(n, bool)
+  parts, multi = [_encode_exclusive(exclusive, columns)] if exclusive else [], None
+  if tags:
+    multi = np.full((n, tags.width), -1, np.int8)
+    parts += _encode_tags(tags, columns, tag_columns, multi)
+  # only what has a fault is looked at row by row
+  has_fault = [np.isin(part.codes, list(part.faults)) for part in parts]
+  compared = [c for c in ('split', *taxonomy.levels, *tag_columns.flags) if c in columns]
+  for i in np.flatnonzero(~is_valid | is_repeated | has_no_split | np.any(has_fault, 0)).tolist():
+    where = f'{path}:{content.rows[i]}'
+    image_files.check_path(columns['file'].cell(i), where, findings)
+    if is_repeated[i]:
+      text = f'{paths.cell(i)} stands in row {content.rows[first[i]]} already'
+      differs = [c for c in compared if columns[c].cell(i) != columns[c].cell(first[i])]
+      _report_repeated(text, differs, where, findings)
       continue
-    if file is None:
-      table.invalid.add(n)
-    else:
-      first_rows[file] = row, content
-    if cell.get('split') == '':
+    if has_no_split[i]:
       text = 'no split; give one to every row, or leave out the column "split"'
       findings.error(where, 'no split', text)
-    for block in taxonomy.blocks:
-      encoders[block.kind](block.taxonomy, cell, where, parts[block.kind][n], findings)
-    table.files.append(cell['file'] if file is None else file)
-    table.splits.append(cell.get('split'))
-    table.rows.append(row)
-  if repeated:
-    findings.note(
-      f'{path.name}: {len(repeated)} repeated rows are left out, the first is row {repeated[0]}'
-    )
-  n = len(table.files)
-  table.labels = parts['exclusive'][:n] if 'exclusive' in parts else np.zeros((n, 0), np.int32)
-  table.multi = parts['tags'][:n] if 'tags' in parts else None
-  exclusive = taxonomy.table('exclusive')
-  for i in np.flatnonzero(~exclusive.valid(table.labels)) if exclusive else ():
-    text = _contradiction(exclusive, table.labels[i])
-    findings.error(f'{path}:{table.rows[i]}', CONTRADICTION, text)
+    for part in parts:
+      for kind, text in part.faults.get(int(part.codes[i]), ()):
+        findings.error(where, kind, text)
+  if is_repeated.any():
+    rows = content.rows[is_repeated]
+    text = f'{len(rows)} repeated rows are left out, the first is row {rows[0]}'
+    findings.note(f'{path.name}: {text}')
+  rows = np.flatnonzero(~is_repeated)
+  labels = np.zeros((len(rows), 0), np.int32)
+  table = Table(taxonomy, paths.values[paths.codes[rows]], labels, None, None)
+  table.rows = array.array('q', content.rows[rows].tobytes())
+  table.invalid.update(np.flatnonzero(~is_valid[rows]).tolist())
+  table.multi = None if multi is None else multi[rows]
+  if 'split' in columns:
+    table.splits = columns['split'].take(rows)
+  if exclusive:
+    _set_labels(table, parts[0], rows, path, findings)
   return table
 
 
-def _check_repeated(file, content, where, first_row, first, findings):
-  """Compare a row with an earlier one of the same file."""
-  text = f'{file} stands in row {first_row} already'
-  differs = {
-    'with other labels': content[1:] != first[1:],
-    'in another split': content[0] != first[0],
-  }
-  if not any(differs.values()):
+def _set_labels(table, part, rows, path, findings):
+  """Write the exclusive labels of rows into a table, and report those that no leaf has."""
+  exclusive, codes = table.taxonomy.table('exclusive'), part.codes[rows]
+  for i in np.flatnonzero(~exclusive.valid(part.labels)[codes]):
+    text = _contradiction(exclusive, part.labels[codes[i]])
+    findings.error(f'{path}:{table.rows[i]}', CONTRADICTION, text)
+  labels = part.labels if table.taxonomy.multi else exclusive.complete(part.labels)
+  table.labels = labels[codes]
+
+
+def _normal_paths(files):
+  """The column of normalised paths, and which rows have one, bool [N]."""
+  if isinstance(files.values, Names):  # all are paths of files, letter by letter
+    return files, np.ones(len(files.codes), bool)
+  silent = Findings(gather=True)
+  paths = [image_files.check_path(file, '', silent) for file in files.values]
+  is_valid = np.array([path is not None for path in paths], bool)
+  column = files.renamed(path or file for path, file in zip(paths, files.values))
+  return column._replace(values=Names.pack(column.values)), is_valid[files.codes]
+
+
+def _report_repeated(text, differs, where, findings):
+  """Report a row of the same file as an earlier one, with the columns in which they differ."""
+  if not differs:
     findings.add('warning', where, 'duplicate images', text)
     return
-  kind = 'leak' if differs['in another split'] else 'duplicate images with different labels'
-  findings.error(where, kind, f'{text}, {" and ".join(k for k, v in differs.items() if v)}')
+  is_moved, is_relabelled = 'split' in differs, differs != ['split']
+  kind = 'leak' if is_moved else 'duplicate images with different labels'
+  ways = ['with other labels'] * is_relabelled + ['in another split'] * is_moved
+  findings.error(where, kind, f'{text}, {" and ".join(ways)}')
 
 
-def _encode_exclusive(taxonomy, cell, where, labels, findings, *, ids):
-  """Write the class ids of a row into `labels`, int32 [L]; `ids` holds those of earlier rows."""
-  key = tuple(cell.get(level, '') for level in taxonomy.levels)
-  if key in ids:
-    labels[:] = ids[key]
-    return
-  row = dict(zip(taxonomy.levels, key))
+def _encode_exclusive(taxonomy, columns):
+  """The labels of each combination of cells that occurs, and what is wrong with it."""
+  levels = [level for level in taxonomy.levels if level in columns]
+  same = Column([''], np.zeros(len(columns['file'].codes), np.int32))
+  first, codes = combinations([columns[level] for level in levels] or [same])
+  labels, faults = np.full((len(first), len(taxonomy.levels)), -1, np.int32), {}
+  for level in levels:
+    column = columns[level]
+    ids = class_ids(taxonomy, level, column.values)
+    labels[:, taxonomy.index(level)] = ids[column.codes[first]]
+  for d in np.flatnonzero((labels < -1).any(1)).tolist():
+    row = {level: columns[level].cell(first[d]) for level in levels}
+    labels[d], texts = _encode_row(taxonomy, row, len(faults) < image_files.MAX_HINTS)
+    if texts:
+      faults[d] = [(UNKNOWN, text) for text in texts]
+  return _Part(codes, faults, labels)
+
+
+def _encode_row(taxonomy, row, has_hints):
+  """The labels of {level: class}, int32 [L], and what is wrong with them."""
   try:
-    labels[:] = ids[key] = taxonomy.encode(row)
+    return taxonomy.encode(row, has_hints=False), []
   except UserError:
-    for k, level in enumerate(taxonomy.levels):
-      try:
-        labels[k] = taxonomy.encode({level: row[level]})[k]
-      except UserError as error:
-        findings.error(where, UNKNOWN, str(error))
+    labels, texts = np.full(len(taxonomy.levels), -1, np.int32), []
+  for level, name in row.items():
+    try:
+      labels = np.maximum(labels, taxonomy.encode({level: name}, has_hints=has_hints))
+    except UserError as error:
+      texts.append(str(error))
+  return labels, texts
 
 
 def _contradiction(taxonomy, labels):
@@ -374,28 +425,34 @@ def _contradiction(taxonomy, labels):
   return text
 
 
-def _encode_tags(tags, cell, where, multi, findings, *, tag_columns):
-  """Write the tags of a row into `multi`, int8 [C]."""
-  for level, cells in tag_columns.sets.items():
-    if not cell[level]:
-      continue
-    part = multi[tags.columns[level]]
-    part[:] = 0
-    for name in cells[cell[level]]:
-      try:
-        part[tags.encode({level: name})[tags.index(level)]] = 1
-      except UserError as error:
-        findings.error(where, UNKNOWN, str(error))
+def _encode_tags(tags, columns, tag_columns, multi):
+  """Write the tags of all rows into `multi`, int8 [N, M]; return what is wrong with them."""
+  parts = []
+  for level, tags_of in tag_columns.sets.items():
+    column, place, faults = columns[level], tags.columns[level], {}
+    rows = np.full((len(column.values), place.stop - place.start), -1, np.int8)
+    for d, cell in enumerate(column.values):
+      rows[d] = 0 if cell else -1
+      for name in tags_of[cell]:
+        try:
+          rows[d, tags.encode({level: name})[tags.index(level)]] = 1
+        except UserError as error:
+          faults.setdefault(d, []).append((UNKNOWN, str(error)))
+    multi[:, place] = rows[column.codes]
+    parts.append(_Part(column.codes, faults))
   for name, k in tag_columns.flags.items():
-    value = cell[name].casefold()
-    if value not in FLAGS and value:
-      text = (
-        f'column {name!r} holds {cell[name]!r}; a class has 1, 0 or nothing, a column of sets is '
-        'named in --config.data.multi, and one of an exclusive level in taxonomy.csv'
-      )
-      findings.error(where, 'columns', text)
-    elif value:
-      multi[k] = FLAGS[value]
+    column, faults = columns[name], {}
+    for d, cell in enumerate(column.values):
+      if cell and cell.casefold() not in FLAGS:
+        text = (
+          f'column {name!r} holds {cell!r}; a class has 1, 0 or nothing, a column of sets is '
+          'named in --config.data.multi, and one of an exclusive level in taxonomy.csv'
+        )
+        faults[d] = [('columns', text)]
+    flags = np.array([FLAGS.get(cell.casefold(), -1) for cell in column.values], np.int8)
+    multi[:, k] = np.where(flags[column.codes] < 0, multi[:, k], flags[column.codes])
+    parts.append(_Part(column.codes, faults))
+  return parts
 
 
 def _complete_tags(table, where, findings):
@@ -412,15 +469,15 @@ def _complete_tags(table, where, findings):
   for i in np.flatnonzero(conflicts[:, 0] >= 0):
     child, parent = conflicts[i]
     text = f'has {names[child]} but not {names[parent]}, under which the taxonomy has it'
-    findings.error(where[i], CONTRADICTION, text)
+    findings.error(where(i), CONTRADICTION, text)
   if not exclusive:
     return
   conflicts = (table.multi == 1) & ~taxonomy.fits(table.labels)
   for i in np.flatnonzero(conflicts.any(1)):
     text = _tag_conflict(table, exclusive, known_labels, i, conflicts[i].argmax(), names)
-    findings.error(where[i], CONTRADICTION, text)
+    findings.error(where(i), CONTRADICTION, text)
   for i in np.flatnonzero(~exclusive.valid(table.labels)):
-    findings.error(where[i], CONTRADICTION, _contradiction(exclusive, table.labels[i]))
+    findings.error(where(i), CONTRADICTION, _contradiction(exclusive, table.labels[i]))
 
 
 def _tag_conflict(table, exclusive, known_labels, i, tag, names):

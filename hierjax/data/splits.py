@@ -3,7 +3,7 @@
 import dataclasses
 import fractions
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from hierjax.core import files
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.names import Names
 from hierjax.data import stratify
 from hierjax.data.dataset import Dataset, Examples, Table, subset
 from hierjax.data.findings import Findings
@@ -27,7 +28,7 @@ class Division(NamedTuple):
   """The examples of each split, and the files that an earlier record does not have."""
 
   splits: dict[str, Examples]
-  new: list[str]
+  new: Sequence[str]
 
 
 class _Named(NamedTuple):
@@ -70,7 +71,7 @@ def divide(
     sources = [options.train, options.val_from or options.train]
     is_drawn = ~np.isin(before, ['', *named.names]) & np.isin(splits, sources)
     splits[is_drawn], is_free = before[is_drawn], is_free & (before == '')
-    new = [table.files[i] for i in np.flatnonzero(is_free)]
+    new = Names.pack(table.files)[is_free]
     if not record.takes_new:
       splits[is_free], is_free[:] = '', False
   if record is None or is_free.any():
@@ -79,13 +80,12 @@ def divide(
     counts = Counter(splits[splits != ''].tolist())
     text = ', '.join(f'{n} {name}' for name, n in counts.items())
     findings.note(f'the split that the run was made with: {text}')
-  groups = defaultdict(list)
-  for i in np.flatnonzero(splits != '').tolist():
-    groups[splits[i]].append(i)
-  for name in groups:
+  names = list(filter(None, dict.fromkeys(splits.tolist())))
+  for name in names:
     # evaluations are written to files that are called like their split
     files.check_name(name, f'{options.root or "the drawn set"}: the split {name[:80]!r}')
-  return Division({name: subset(table, rows, name) for name, rows in groups.items()}, new)
+  rows = {name: np.flatnonzero(splits == name) for name in names}
+  return Division({name: subset(table, rows[name], name) for name in names}, new)
 
 
 def examples_of(data: Dataset, options: ConfigDict, option: str) -> Examples:
@@ -222,7 +222,7 @@ def _draw(table, rows, share, seed):
   """A share of these rows, stratified by the finest class or by sets of tags."""
   if not share:
     return rows[:0]
-  files = [table.files[i] for i in rows]
+  files = Names.pack(table.files)[rows]
   labels = table.labels[rows]
   if table.multi is None:
     return rows[stratified(labels, files, share, seed)]
@@ -261,11 +261,14 @@ def stratified(labels: np.ndarray, files: Sequence[str], share: float, seed: int
 
 def _classes(labels, files, seed):
   """Numbers of the examples of each finest class, in the order of a hash of seed and file name."""
-  groups, labels = defaultdict(list), labels.tolist()
-  for i in stratify.shuffled(files, seed):
-    leaf = labels[i][-1:]
-    groups[tuple(leaf) if leaf and leaf[0] >= 0 else tuple(labels[i])].append(i)
-  return [groups[key] for key in sorted(groups)]
+  order = stratify.shuffled(files, seed)
+  keys, is_known = labels[order], (labels[order, -1:] >= 0).any(1)
+  # a finest class comes before the other labels that begin with its number
+  keys[is_known, :1] = keys[is_known, -1:]
+  keys[is_known, 1:] = -2
+  line = np.lexsort(keys.T[::-1]) if keys.shape[1] else np.arange(len(keys))
+  starts = 1 + np.flatnonzero((np.diff(keys[line], axis=0) != 0).any(1))
+  return np.split(order[line], starts)
 
 
 def held_out(items: Sequence[str], taxonomy: Taxonomy, seed: int) -> np.ndarray:
@@ -316,7 +319,7 @@ def _held_share(item, taxonomy, seed):
   is_held = np.zeros(len(taxonomy.paths), bool)
   has_parents = len(taxonomy.levels) > 1
   parent = taxonomy.paths[:, -2] if has_parents else np.zeros(len(is_held), int)
-  order = np.array(stratify.shuffled(taxonomy.names[-1], seed))
+  order = stratify.shuffled(taxonomy.names[-1], seed)
   for p in np.unique(parent):
     rows = order[parent[order] == p]
     is_held[rows[: min(max(1, round(share * len(rows))), len(rows) - 1)]] = True

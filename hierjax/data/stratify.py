@@ -8,19 +8,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hierjax.core.names import Names
 
-def shuffled(files: Sequence, seed: int) -> list[int]:
+
+def shuffled(files: Sequence, seed: int) -> np.ndarray:
   """Order the numbers of rows by a hash of seed and file name, whatever order they come in.
 
   Args:
     files: [N] names, or numbers.
     seed: another one gives another order.
+
+  Returns:
+    int [N].
   """
-
-  def key(i):
-    return hashlib.blake2b(f'{seed}:{files[i]}'.encode(), digest_size=8).digest(), files[i]
-
-  return sorted(range(len(files)), key=key)
+  start = f'{seed}:'.encode()
+  encoded = Names.pack(files if isinstance(files, Names) else list(map(str, files))).encoded()
+  digests = (hashlib.blake2b(start + name, digest_size=8).digest() for name in encoded)
+  keys = np.frombuffer(b''.join(digests), '>u8').astype(np.uint64)
+  if len(np.unique(keys)) < len(keys):
+    return np.array(sorted(range(len(keys)), key=lambda i: (keys[i], files[i])), int)
+  return np.argsort(keys)
 
 
 def iterative(
@@ -52,7 +59,7 @@ def iterative(
   share = np.asarray(fractions, np.float64) / np.sum(fractions)
   keys = _keys(np.asarray(labels), order, extra)
   n = len(keys)
-  line, members = shuffled(range(n) if files is None else files, seed), defaultdict(list)
+  line, members = shuffled(range(n) if files is None else files, seed).tolist(), defaultdict(list)
   for i in line:
     for key in keys[i]:
       members[key].append(i)

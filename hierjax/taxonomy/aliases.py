@@ -54,7 +54,7 @@ def assign(
   Returns:
     The aliases, and what is wrong with others: they are names of other classes too.
   """
-  aliases, origin, problems, paths = {}, {}, [], dict(rows)
+  aliases, origin, problems, paths = {}, {}, [], dict(rows if cells else ())
   names = [{path[k] for path in paths.values()} for k in range(len(levels))]
   for level, texts in cells.items():
     for row, text in texts:

@@ -48,6 +48,9 @@ def check_rows(
   Returns:
     The problems, in the order of the rows.
   """
+  rows = list(rows)
+  if _is_sound(rows):
+    return []
   problems, complete, finest = [], [], {}
   for row, cells in rows:
     problem = _check_row(levels, row, cells, finest)
@@ -56,6 +59,12 @@ def check_rows(
     else:
       complete.append((row, cells, sum(map(bool, cells))))
   return sorted(problems + _check_ends(levels, complete))
+
+
+def _is_sound(rows):
+  """Whether all branches reach the last level, and each finest class has one row."""
+  leaves = {cells[-1] for _, cells in rows}
+  return len(leaves) == len(rows) and all(all(cells) for _, cells in rows)
 
 
 def _check_row(levels, row, cells, finest):

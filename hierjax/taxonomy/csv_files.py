@@ -6,10 +6,13 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterator
-from typing import NamedTuple, TextIO
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Self, TextIO
+
+import numpy as np
 
 from hierjax.core.errors import UserError
+from hierjax.core.names import Names
 
 Rows = list[tuple[int, list[str]]]
 DELIMITERS = {'comma': ',', 'semicolon': ';', 'tab': '\t', 'pipe': '|'}
@@ -20,6 +23,79 @@ _MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf
 CONTROL = re.compile('[\0-\x08\x0e-\x1f]')
 _SEPARATOR_LINE = re.compile('"?sep=.?"?\\s*', re.IGNORECASE)  # the first line for spreadsheets
 _NAMELESS = '(column {})'
+_LARGE = 1 << 20  # bytes of a file from which on pyarrow is worth its import
+_MAX_REGULAR = 1 << 17  # bytes of a line, below what the csv module refuses of a cell
+_CONTROL_BYTES = bytes([*range(9), *range(14, 32)])
+
+
+class Column(NamedTuple):
+  """A column of a CSV file: its distinct cells, and which of them each row has.
+
+  Attributes:
+    values: the cells, in the order of their first rows.
+    codes: int [N], the number of each row's cell.
+  """
+
+  values: Sequence[str]
+  codes: np.ndarray
+
+  @classmethod
+  def encode(cls, cells: Iterable[str]) -> Self:
+    """Number cells."""
+    numbers = {}
+    codes = np.fromiter((numbers.setdefault(cell, len(numbers)) for cell in cells), np.int32)
+    return cls(list(numbers), codes)
+
+  def counts(self) -> dict[str, int]:
+    """Return {cell: number of its rows}."""
+    return dict(zip(self.values, np.bincount(self.codes, minlength=len(self.values)).tolist()))
+
+  def renamed(self, values: Iterable[str]) -> 'Column':
+    """Return the column with other cells in place of each of `values`; equal ones are one."""
+    new = Column.encode(values)
+    return Column(new.values, new.codes[self.codes])
+
+  def cell(self, row: int) -> str:
+    """Return the cell of a row."""
+    return self.values[self.codes[row]]
+
+  def equals(self, cell: str) -> np.ndarray:
+    """Return which rows have a cell, bool [N]."""
+    return np.array([value == cell for value in self.values], bool)[self.codes]
+
+  def take(self, rows: np.ndarray | slice) -> list[str]:
+    """Return the cells of rows."""
+    return list(map(self.values.__getitem__, self.codes[rows].tolist()))
+
+
+def combinations(columns: Sequence[Column]) -> tuple[np.ndarray, np.ndarray]:
+  """Number the combinations of cells that occur in columns.
+
+  Returns:
+    int [D], the first row of each, and int [N], which of them each row has.
+  """
+  codes, count = columns[0].codes, len(columns[0].values)
+  for column in columns[1:]:
+    codes = codes.astype(np.int64) * len(column.values) + column.codes
+    codes = np.unique(codes, return_inverse=True)[1]
+    count = int(codes.max(initial=-1)) + 1
+  first = np.zeros(count, int)
+  first[codes[::-1]] = np.arange(len(codes))[::-1]  # the last assignment stays
+  return first, codes
+
+
+class CsvColumns(NamedTuple):
+  """The content of a CSV file, see `CsvFile`, by columns; rows int64 [N]."""
+
+  columns: dict[str, Column]
+  rows: np.ndarray
+  notes: list[str]
+
+  def table(self) -> 'CsvFile':
+    """Return the content by rows."""
+    lists = (np.array(list(c.values), object)[c.codes].tolist() for c in self.columns.values())
+    cells = map(list, zip(*lists))
+    return CsvFile(list(self.columns), list(zip(self.rows.tolist(), cells)), self.notes)
 
 
 class CsvFile(NamedTuple):
@@ -39,7 +115,14 @@ class CsvFile(NamedTuple):
 def read_table(
   path: str | os.PathLike, delimiter: str | None = None, encoding: str | None = None
 ) -> CsvFile:
-  """Read a CSV file as column names and numbered rows.
+  """Read a CSV file by rows, as `read_columns` does by columns."""
+  return read_columns(path, delimiter, encoding).table()
+
+
+def read_columns(
+  path: str | os.PathLike, delimiter: str | None = None, encoding: str | None = None
+) -> CsvColumns:
+  """Read a CSV file by columns.
 
   A byte order mark, CRLF, quotes and spaces around a cell are tolerated, blank lines are skipped,
   and short rows are filled with empty cells.
@@ -63,8 +146,12 @@ def read_table(
     if delimiter is None:
       with file.open(encoding=encoding, newline='') as f:
         delimiter = _guess_delimiter(list(itertools.islice(_lines(path, f), _SAMPLE)), notes)
+    size, content = file.stat().st_size, None
+    if size > _LARGE and encoding in ('utf-8', 'utf-8-sig'):
+      content = _parse_regular(path, file, DELIMITERS[delimiter], encoding)
     # Short rows take many times their bytes, so that they are counted before they are kept.
-    for is_kept in (False, True) if file.stat().st_size > MAX_CELLS else (True,):
+    passes = (False, True) if size > MAX_CELLS else (True,)
+    for is_kept in () if content else passes:
       with file.open(encoding=encoding, newline='') as f:
         columns, rows = _parse(path, f, DELIMITERS[delimiter], is_kept)
   except (OSError, ValueError) as e:
@@ -73,7 +160,11 @@ def read_table(
     if isinstance(e, UnicodeError):
       raise UserError(f'{path}: is not {encoding} text ({e}); set data.encoding') from None
     raise UserError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e})') from None
-  return CsvFile(columns, rows, notes)
+  if not content:
+    numbers, cells = zip(*rows) if rows else ((), ())
+    encoded = map(Column.encode, zip(*cells) if rows else [()] * len(columns))
+    content = dict(zip(columns, encoded)), np.array(numbers, np.int64)
+  return CsvColumns(*content, notes)
 
 
 def _guess_encoding(path, file, notes):
@@ -178,6 +269,71 @@ def _parse(path, file, delimiter, is_kept):
   return columns, rows
 
 
+def _parse_regular(path, file, delimiter, encoding):
+  """The columns and the numbers of the rows, by pyarrow; None where `_parse` has more to say."""
+  import pyarrow  # only large files need it
+  from pyarrow import csv as arrow_csv
+
+  data = file.read_bytes().removeprefix(codecs.BOM_UTF8 if encoding == 'utf-8-sig' else b'')
+  data += b'' if data.endswith(b'\n') else b'\n'
+  line, ends = data[: data.index(b'\n')], np.flatnonzero(np.frombuffer(data, np.uint8) == 10)
+  is_odd = len(data.translate(None, _CONTROL_BYTES)) < len(data) or line.count(b'"') % 2
+  is_odd = is_odd or data.count(b'\r') > data.count(b'\r\n') or b' "' in data
+  is_odd = is_odd or np.diff(ends).max(initial=len(line)) > _MAX_REGULAR or not line.strip()
+  if is_odd or _SEPARATOR_LINE.fullmatch(line.decode()):
+    return None
+  cells = [c.strip() for c in next(csv.reader([line.decode()], delimiter=delimiter))]
+  if not any(cells):
+    return None
+  columns, blank = _columns(f'{path}:1', cells), []
+
+  def judge(row):
+    is_blank = not row.text.replace(delimiter, '').strip()
+    blank.extend([row.number] if is_blank else [])
+    return 'skip' if is_blank else 'error'
+
+  names = list(map(str, range(len(columns))))
+  types = dict.fromkeys(names, pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))
+  try:
+    table = arrow_csv.read_csv(
+      pyarrow.BufferReader(data),
+      arrow_csv.ReadOptions(use_threads=False, skip_rows=1, column_names=names),
+      arrow_csv.ParseOptions(
+        delimiter=delimiter, ignore_empty_lines=False, invalid_row_handler=judge
+      ),
+      arrow_csv.ConvertOptions(column_types=types),
+    )
+  except pyarrow.ArrowInvalid:
+    return None
+  rows = np.delete(np.arange(2, len(ends) + 1), np.array(blank, int) - 2)
+  # fewer rows than lines: a quoted cell spans some
+  if len(rows) != len(table) or not 0 < len(rows) * len(columns) <= MAX_CELLS:
+    return None
+  del data
+  cells = [_stripped(table.column(name).unify_dictionaries().combine_chunks()) for name in names]
+  is_blank = np.ones(len(rows), bool)
+  for column in sorted(cells, key=lambda column: len(column.values)):
+    is_blank &= is_blank.any() and column.equals('')
+  if is_blank.any():
+    rows = rows[~is_blank]
+    cells = [Column.encode(column.take(~is_blank)) for column in cells]
+  return dict(zip(columns, cells)), rows
+
+
+def _stripped(array):
+  """The column of a dictionary array of pyarrow, without blanks around its cells."""
+  _, offsets, data = array.dictionary.buffers()
+  offsets = np.frombuffer(offsets, np.int32)[: len(array.dictionary) + 1].astype(np.int64)
+  values = Names(data.to_pybytes() if data else b'', offsets[:-1], offsets[1:])
+  column = Column(values, array.indices.to_numpy())
+  is_filled = values.start < values.end
+  edges = np.concatenate([values.start[is_filled], values.end[is_filled] - 1])
+  edges = np.frombuffer(values.data, np.uint8)[edges]
+  if ((edges <= 32) | (edges >= 128)).any():
+    column = column.renamed(map(str.strip, values))
+  return column._replace(values=list(column.values)) if len(edges) < len(column.codes) else column
+
+
 def _columns(where, cells):
   """The names of the columns; `UserError` for one that occurs twice."""
   for i, column in enumerate(cells):
@@ -195,20 +351,20 @@ def read_levels(path: str | os.PathLike) -> CsvFile:
   Raises:
     UserError: the file cannot be read, is a labels file, or has no header.
   """
-  table = read_table(path)
-  for k, level in enumerate(table.columns):
-    if level == _NAMELESS.format(k + 1):
-      raise UserError(f'{path}:1: column {k + 1} of the header has no name')
+  content = read_columns(path)
+  for k, level in enumerate(content.columns, 1):
+    if level == _NAMELESS.format(k):
+      raise UserError(f'{path}:1: column {k} of the header has no name')
     if level in ('file', 'split'):
       raise UserError(
         f'{path}:1: column {level!r} belongs into labels.csv; a taxonomy has one row per finest '
         'class and one column per level'
       )
-  for k, level in enumerate(table.columns):
-    row = next((row for row, cells in table.rows if cells[k] == level), None)
-    if row is not None:
+  for level, column in content.columns.items():
+    if level in column.values:
+      row = content.rows[column.equals(level).argmax()]
       raise UserError(
         f'{path}:1: the header is missing: {level!r} is a class in row {row}; the first row names '
         'the levels'
       )
-  return table
+  return content.table()

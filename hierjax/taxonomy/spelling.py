@@ -12,6 +12,9 @@ def fold(name: str, case: bool = True) -> str:
     name: as it was written.
     case: whether upper and lower case are the same.
   """
+  if name.isascii():
+    text = ' '.join(name.split())
+    return text.casefold() if case else text
   letters = ''.join(
     c for c in unicodedata.normalize('NFC', name) if unicodedata.category(c) != 'Cf'
   )

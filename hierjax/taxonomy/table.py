@@ -214,14 +214,14 @@ class Taxonomy(Relations):
       raise UserError(f'{source}{problems[0].row}: {problems[0].text}{more}')
     if not rows:
       raise UserError(f'{source}1: has no class below the header')
-    depth = np.array([sum(map(bool, cells)) for _, cells in rows], np.int32)
-    dense = [
-      [cells[min(k, d - 1)] for k in range(len(levels))] for (_, cells), d in zip(rows, depth)
-    ]
-    columns = list(zip(*dense))
+    depth = np.array([len(levels) - list(cells).count('') for _, cells in rows], np.int32)
+    table = np.array([cells for _, cells in rows], object)
+    for k in range(1, len(levels)):
+      table[depth <= k, k] = table[depth <= k, k - 1]
+    columns = [tuple(column.tolist()) for column in table.T]
     names = tuple(tuple(sorted(set(column))) for column in columns[:-1]) + (columns[-1],)
     ids = [{name: i for i, name in enumerate(ns)} for ns in names]
-    paths = np.array([[i[name] for name in column] for i, column in zip(ids, columns)], np.int32).T
+    paths = np.array([[*map(i.get, column)] for i, column in zip(ids, columns)], np.int32).T
     return cls(tuple(levels), names, np.ascontiguousarray(paths), depth)
 
   def rows(self) -> list[list[str]]:
@@ -261,7 +261,7 @@ class Taxonomy(Relations):
       result.append({name: ids for name, ids in classes.items() if name not in self._ids[k]})
     return tuple(result)
 
-  def encode(self, row: Mapping[str, str], where: str = '') -> np.ndarray:
+  def encode(self, row: Mapping[str, str], where: str = '', has_hints: bool = True) -> np.ndarray:
     """Turn the names of classes into ids.
 
     A name that several classes have ('Plantae/Ammophila' and 'Animalia/Ammophila') stands for the
@@ -270,6 +270,7 @@ class Taxonomy(Relations):
     Args:
       row: {level: name}; a level that is absent or '' is unknown.
       where: what errors begin with.
+      has_hints: whether they propose similar names, which takes long among many.
 
     Returns:
       int32 [level], -1 unknown.
@@ -289,7 +290,8 @@ class Taxonomy(Relations):
       elif name in self._homonyms[k]:
         homonyms[k] = self._homonyms[k][name]
       elif name:
-        close = ' or '.join(map(repr, close_matches(name, spellings(self, level))))
+        choices = spellings(self, level) if has_hints else ()
+        close = ' or '.join(map(repr, close_matches(name, choices)))
         hint = f'did you mean {close}?' if close else f'it has {len(self.names[k])} classes'
         raise UserError(f'{prefix}{level} {name!r} is not in the taxonomy; {hint}')
     fits = ((labels < 0) | (labels == self.paths)).all(-1) if homonyms else None
@@ -440,3 +442,15 @@ def spellings(taxonomy: Taxonomy, level: str) -> list[str]:
   """
   k = taxonomy.index(level)
   return [*taxonomy.names[k], *taxonomy._homonyms[k], *taxonomy._alias_ids[k]]
+
+
+def class_ids(taxonomy: Taxonomy, level: str, names: Iterable[str]) -> np.ndarray:
+  """Return the ids of names of one level, int32 [N]; -1 of '', -2 of what `encode` must judge.
+
+  Args:
+    taxonomy, level, names: the table, its level, and [N] names.
+  """
+  k = taxonomy.index(level)
+  ids, aliases = taxonomy._ids[k], taxonomy._alias_ids[k]
+  numbers = (ids.get(name, aliases.get(name, -2)) if name else -1 for name in names)
+  return np.fromiter(numbers, np.int32)

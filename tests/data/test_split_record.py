@@ -122,7 +122,7 @@ def test_s0_trains_on_all_8144_images_and_draws_val_from_the_8041(cars):
   data = sources.load(opts)
   assert sizes(data) == {'train': 8144, 'val': 804, 'test': 7237}
   assert all('car_data/train/' in file for file in data.splits['train'].files)
-  picked = data.splits['val'].files + data.splits['test'].files
+  picked = [*data.splits['val'].files, *data.splits['test'].files]
   assert len(set(picked)) == 8041 and all('car_data/test/' in file for file in picked)
   count = np.bincount(data.splits['val'].labels[:, -1], minlength=CLASSES)
   total = count + np.bincount(data.splits['test'].labels[:, -1], minlength=CLASSES)

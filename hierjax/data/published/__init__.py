@@ -126,7 +126,7 @@ def _use_files(options, root, layout, table, findings):
   # each split by itself: one archive of several may not be there
   for split in dict.fromkeys(table.splits) if findings.files else ():
     index = np.flatnonzero(splits == split).tolist()
-    image_files.check_files(table, where, root, options.strict, findings, index)
+    image_files.check_files(table, where.__getitem__, root, options.strict, findings, index)
   if options.crop_boxes:
     boxes = []
     for left, top, right, bottom in (e.box for e in layout.examples):

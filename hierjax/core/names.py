@@ -1,0 +1,78 @@
+"""Millions of strings, such as names of files, in one buffer."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+import numpy as np
+
+CHUNK = 1 << 16  # strings that are decoded at a time
+CODEC = 'utf-8', 'surrogatepass'  # names of files may hold what is not Unicode
+
+
+class Names(Sequence):
+  """Strings as UTF-8 in one buffer, which a selection of them shares.
+
+  Args:
+    data: the buffer.
+    start: int64 [N], where each string begins.
+    end: int64 [N], where it ends.
+  """
+
+  def __init__(self, data: bytes, start: np.ndarray, end: np.ndarray):
+    self.data, self.start, self.end = data, start, end
+
+  @classmethod
+  def pack(cls, strings: Sequence[str]) -> Self:
+    """Put strings into a buffer; those that are in one stay there."""
+    if isinstance(strings, cls):
+      return strings
+    encoded = [string.encode(*CODEC) for string in strings]
+    end = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+    return cls(b''.join(encoded), np.append(0, end[:-1])[: len(end)], end)
+
+  def __len__(self) -> int:
+    return len(self.start)
+
+  def __getitem__(self, i: int | slice | np.ndarray) -> 'str | Names':
+    if isinstance(i, slice | np.ndarray):
+      return Names(self.data, self.start[i], self.end[i])
+    return self.data[self.start[i] : self.end[i]].decode(*CODEC)
+
+  def encoded(self) -> Iterator[bytes]:
+    """Return an iterator over the strings as bytes."""
+    chunks = (slice(k, k + CHUNK) for k in range(0, len(self), CHUNK))
+    slices = (map(slice, self.start[k].tolist(), self.end[k].tolist()) for k in chunks)
+    return map(self.data.__getitem__, itertools.chain.from_iterable(slices))
+
+  def __iter__(self) -> Iterator[str]:
+    return map(str, self.encoded(), *map(itertools.repeat, CODEC))
+
+  def by_folder(self) -> Iterator[tuple[str, np.ndarray, 'Names']]:
+    """Yield each folder ('' or with a slash at its end), its files' numbers, and their names."""
+    slashes = np.flatnonzero(np.frombuffer(self.data, np.uint8) == ord('/'))
+    last = np.append(-1, slashes)[np.searchsorted(slashes, self.end)]
+    name_start = np.maximum(last + 1, self.start)
+    folders = list(Names(self.data, self.start, name_start).encoded())
+    numbers = {folder: k for k, folder in enumerate(dict.fromkeys(folders))}
+    codes = np.fromiter(map(numbers.__getitem__, folders), np.int32, len(folders))
+    del folders
+    order, ends = np.argsort(codes, kind='stable'), np.cumsum(np.bincount(codes))
+    for folder, rows in zip(numbers, np.split(order, ends[:-1])):
+      yield folder.decode(*CODEC), rows, Names(self.data, name_start[rows], self.end[rows])
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Sequence) and list(self) == list(other)
+
+  __hash__ = None
+
+  def __repr__(self) -> str:
+    return repr(list(self))
+
+  def __reduce__(self):
+    # what is pickled takes along no strings of others
+    size = self.end - self.start
+    if size.sum() < len(self.data):
+      end = np.cumsum(size)
+      return Names, (b''.join(self.encoded()), end - size, end)
+    return Names, (self.data, self.start, self.end)

@@ -68,6 +68,19 @@ def tiny_backbone(monkeypatch) -> None:
 
 
 @pytest.fixture
+def no_compilation_cache() -> Iterator[None]:
+  """Nothing is kept in the cache: from there, steps over several CPU devices end the process.
+
+  XLA's programs for CPUs then run their collectives in another order on each device (jax 0.10.2).
+  """
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  before = jax.config.values[name]
+  jax.config.update(name, 1e9)
+  yield
+  jax.config.update(name, before)
+
+
+@pytest.fixture
 def one_device(monkeypatch) -> None:
   """Training and evaluation see one of the eight devices."""
   tiny.use_one_device(monkeypatch)

@@ -89,6 +89,7 @@ def test_layers_within_a_scan_are_drawn_apart():
   assert kernel.shape == (3, 4, 4) and not np.allclose(kernel[0], kernel[1])
 
 
+@pytest.mark.usefixtures('no_compilation_cache')
 def test_plain_modules_train_alike_on_one_device_and_on_eight(plain):
   """Flax's batch norms have the moments of the whole batch too."""
 

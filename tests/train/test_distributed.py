@@ -174,6 +174,7 @@ def logged(folder):
   ]
 
 
+@pytest.mark.usefixtures('no_compilation_cache')
 def test_two_processes_are_two_devices_of_one(tmp_path, backbone, monkeypatch):
   """Bit-identical in everything: state, metrics, decoding weights, files.
 
@@ -258,6 +259,7 @@ def saved(c, folder, step):
   return jax.device_get(state)
 
 
+@pytest.mark.usefixtures('no_compilation_cache')
 def test_distillation_is_the_same_over_devices(monkeypatch):
   """And it is not without effect: the teacher is another network."""
   tiny.register(monkeypatch)
@@ -282,6 +284,7 @@ def test_distillation_is_the_same_over_devices(monkeypatch):
 STOPS = ((4, 'flags', signal.SIGTERM, 143), (2, 'ompi', signal.SIGINT, 130))
 
 
+@pytest.mark.usefixtures('no_compilation_cache')
 @pytest.mark.parametrize('first', [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_one_signal_stops_all_and_another_number_goes_on(
   first, tmp_path, backbone, no_report, monkeypatch, capsys

@@ -258,6 +258,7 @@ def test_a_step_on_mixed_images_is_the_mean_of_two_plain_ones(run):
   is_mean_of_two_plain_steps(run)
 
 
+@pytest.mark.usefixtures('no_compilation_cache')
 @pytest.mark.parametrize('devices', [4, 8])
 def test_mixing_is_the_same_over_devices(run, devices):
   """Four devices have a pair each and need nothing from others; eight have half a pair."""

@@ -24,14 +24,7 @@ def small_arrays(monkeypatch):
   tiny.register(monkeypatch)
 
 
-@pytest.fixture(autouse=True)
-def no_compilation_cache():
-  """Nothing is written there: from there, XLA's CPU programs confuse their collectives."""
-  name = 'jax_persistent_cache_min_compile_time_secs'
-  before = jax.config.values[name]
-  jax.config.update(name, 1e9)
-  yield
-  jax.config.update(name, before)
+pytestmark = pytest.mark.usefixtures('no_compilation_cache')
 
 
 def mesh(devices):

@@ -139,6 +139,7 @@ def test_resume_refuses_other_options_and_other_taxonomy(run_copy, one_device):
     fit.fit(c, run_copy)
 
 
+@pytest.mark.usefixtures('no_compilation_cache')
 @pytest.mark.parametrize('kind', ['cpu', 'plain'])
 def test_eight_devices_equal_one(kind, one_device, monkeypatch):
   """With unknown labels, dropout (the same mask over the whole batch), accumulation, balancing

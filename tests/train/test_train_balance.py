@@ -237,6 +237,7 @@ def test_aggregation_by_hand():
   )
 
 
+@pytest.mark.usefixtures('no_compilation_cache')
 @pytest.mark.parametrize(
   'options',
   [

@@ -1422,7 +1422,7 @@ RUNS = {  # what is done to the folder of run and data, what is asked, what the 
   'config.json: no choice': (
     replaced('run/config.json', '"tiny"', '"tinny"'),
     EVALUATE,
-    ("--config.model.backbone='tinny'", 'choices: resnet18'),
+    ("--config.model.backbone='tinny'", "did you mean 'tiny'", 'hierjax backbones PATTERN'),
   ),
   'config.json: damaged, and resumed': (
     lambda d: put(d, {'run/config.json': '{'}),

@@ -255,11 +255,13 @@ def test_answers_in_words():
     'species unsure: s0 at 0.75 and s1 at 0.2; a level more costs 0.2 of the probability, at most '
     '0.15 is safe'
   )
-  expected = {'level': 'genus', 'name': 'g0', 'prob': 0.95, 'depth': 2, 'reason': reason}
+  expected = {'kind': 'unsure', 'level': 'genus', 'name': 'g0', 'prob': 0.95, 'depth': 2}
+  expected['reason'] = reason
   assert answers[0] == expected and answers[1]['prob'] == 0.9
   assert answers[2]['level'] is None and answers[2]['name'] == '' and answers[2]['prob'] == 1
   reason = 'order unsure: o0 at 0.4 and o1 at 0.3; none is more likely right than wrong'
   assert answers[2]['reason'] == reason
+  assert [answer['kind'] for answer in answers] == ['unsure'] * 3 + ['known']
   assert answers[3]['name'] == 's17' and answers[3]['reason'] == (
     'no level costs more than 0.15 of the probability'
   )

@@ -367,7 +367,8 @@ def test_imtl_is_both():
   heads, shared, _ = run(
     imtl, LOSSES, gram=jnp.tile(jnp.asarray(gram_of(g), jnp.float32), (9, 1, 1))
   )
-  np.testing.assert_allclose(heads, scale)
+  # two programs, compiled apart, may round the last bit differently
+  np.testing.assert_allclose(heads, scale, rtol=2 * np.finfo(np.float32).eps)
   np.testing.assert_allclose(
     shared[-1], scale[-1] * weights('imtl_g', scale[-1][:, None] * g), rtol=1e-3
   )

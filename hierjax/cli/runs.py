@@ -31,7 +31,7 @@ def run_config(
     if not path.startswith(changeable):
       *others, last = (f'--config.{name}{"*" * name.endswith(".")}' for name in changeable)
       raise UserError(
-        f'--config.{path}: --mode={args.mode} takes its model from {folder}; '
+        f'--config.{path}: {args.mode} takes its model from {folder}; '
         f'only {", ".join(others)} and {last} can change'
       )
     config.assign(c, path, value)

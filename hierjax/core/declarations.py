@@ -316,8 +316,9 @@ _TRAIN = (
   Option('train.early_stop', None, 'stop after so many evaluations without a better one',
          '[1, inf)', int),
   Option('train.shard', 'auto',
-         'of what each device holds a part only, between steps: the state of the optimiser and '
-         'averaged weights, or all, with the parameters; auto: optimizer from 1 GiB on',
+         'each device holds a part only, between steps, of the state of the optimiser and the '
+         'averaged weights (optimizer), or of the parameters, too (all); auto: optimizer from '
+         '1 GiB on; None: each holds all',
          choices=('auto', 'optimizer', 'all'), is_optional=True),
 )
 

@@ -405,8 +405,7 @@ class Detector:
     """Return what `from_arrays` takes."""
     arrays = {'scores': np.array(self.scores), 'taxonomy': np.array(self.taxonomy.hash())}
     arrays['least'] = self.least
-    # The file says 'known' for the reference.
-    parts = {'left_out': self.left_out, 'known': self.reference, 'finer': self.finer}
+    parts = {'left_out': self.left_out, 'reference': self.reference, 'finer': self.finer}
     for name, node_scores in parts.items():
       for (k, node), scores in node_scores.items():
         arrays[f'{name}.{k}.{node}'] = scores
@@ -435,7 +434,7 @@ class Detector:
       if f'means.{k}' in arrays:
         names = [f.name for f in dataclasses.fields(ClassModel)]
         models[k] = ClassModel(**{name: arrays.get(f'{name}.{k}') for name in names})
-    node_scores = {'left_out': {}, 'known': {}, 'finer': {}}
+    node_scores = {'left_out': {}, 'reference': {}, 'finer': {}}
     for key, scores in arrays.items():
       name, _, place = key.partition('.')
       if name in node_scores:

@@ -18,14 +18,7 @@ from hierjax.evaluate import collect, summary
 from hierjax.train import checkpoint, chrono, log, optim, setup
 from hierjax.train.interrupt import Interrupted, Signals
 from hierjax.train.setup import Setup
-from hierjax.train.state import (
-  TrainState,
-  eval_variables,
-  from_parts,
-  shardings,
-  to_parts,
-  variables,
-)
+from hierjax.train.state import TrainState, eval_variables, from_parts, to_parts, variables
 from hierjax.train.step import stepper
 
 
@@ -231,7 +224,7 @@ class Loop:
   ) -> None:
     run, c, mesh, first_step = self.run, self.run.c, self.run.mesh, self.step
     tx = optim.transformation(c, run.task.labels, phase.freeze)
-    placed = shardings(self.state, mesh, c.train.shard)
+    placed = jax.tree.map(lambda x: x.sharding, self.state)
     train_step = stepper(run.task, phase, tx, mesh, placed)
     self._pending, compiled = None, self._compile_timer.seconds
     if self._is_due():

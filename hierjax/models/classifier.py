@@ -13,7 +13,8 @@ from hierjax.core import config
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.models import layers, registry
 from hierjax.models.compute import Compute
-from hierjax.models.heads import HEADS, Logits, normalized
+from hierjax.models.functional import normalized
+from hierjax.models.heads import HEADS, Logits
 from hierjax.models.initializers import torch_linear
 from hierjax.taxonomy import Taxonomy
 

@@ -12,6 +12,8 @@ from jax import lax
 from hierjax.core.errors import UserError
 
 Array = jax.Array
+# Rows and columns.
+Window = tuple[int, int]
 
 
 def per_channel(v: Array, x: Array) -> Array:
@@ -145,6 +147,11 @@ def activate(x: Array, act: str) -> Array:
   return ACTIVATIONS[act][0](x)
 
 
+def normalized(x: Array) -> Array:
+  """Scale the rows of x [..., d] to length 1; a row of zeros stays."""
+  return x * lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-12))
+
+
 def global_pool(x: Array) -> Array:
   """Average x [B, H, W, C] over its pixels, to float32 [B, C]."""
   return x.mean((1, 2), dtype=jnp.float32)
@@ -192,51 +199,69 @@ def rotate(x: Array, rotation: tuple[Array, Array], is_half: bool) -> Array:
   return (x * cosine + partner * sine).astype(x.dtype)
 
 
-def windows(x: Array, size: int, spread: bool = False) -> Array:
-  """Cut maps into windows of size x size pixels.
+def windows(x: Array, size: Window, spread: bool = False) -> Array:
+  """Cut maps into windows.
 
   Args:
-    x: [B, H, W, C], H and W multiples of `size`.
-    size: pixels along a side of a window.
-    spread: whether a window's pixels lie H / size rows and W / size columns apart (MaxViT's grids);
-      otherwise they are neighbours.
+    x: [B, H, W, C], H and W multiples of the window's rows and columns.
+    size: rows and columns of a window, in pixels.
+    spread: whether a window's pixels lie H / rows rows and W / columns columns apart (MaxViT's
+      grids); otherwise they are neighbours.
 
   Returns:
-    [B, windows, size * size, C].
+    [B, windows, rows * columns, C].
   """
-  b, h, w, c = x.shape
+  (b, h, w, c), (r, s) = x.shape, size
   if spread:
-    tiles = x.reshape(b, size, h // size, size, w // size, c).transpose(0, 2, 4, 1, 3, 5)
+    tiles = x.reshape(b, r, h // r, s, w // s, c).transpose(0, 2, 4, 1, 3, 5)
   else:
-    tiles = x.reshape(b, h // size, size, w // size, size, c).swapaxes(2, 3)
-  return tiles.reshape(b, -1, size * size, c)
+    tiles = x.reshape(b, h // r, r, w // s, s, c).swapaxes(2, 3)
+  return tiles.reshape(b, -1, r * s, c)
 
 
-def from_windows(y: Array, size: int, h: int, w: int, spread: bool = False) -> Array:
+def from_windows(y: Array, size: Window, h: int, w: int, spread: bool = False) -> Array:
   """Join windows to maps [B, h, w, C], the inverse of `windows`.
 
   Args:
-    y: [B, windows, size * size, C].
-    size: pixels along a side of a window.
+    y: [B, windows, rows * columns, C].
+    size: rows and columns of a window, in pixels.
     h: rows of the maps.
     w: columns of the maps.
     spread: as in `windows`.
   """
-  b, c = y.shape[0], y.shape[-1]
-  y = y.reshape(b, h // size, w // size, size, size, c)
+  (r, s), b, c = size, y.shape[0], y.shape[-1]
+  y = y.reshape(b, h // r, w // s, r, s, c)
   return (y.transpose(0, 3, 1, 4, 2, 5) if spread else y.swapaxes(2, 3)).reshape(b, h, w, c)
 
 
-def relative_position(table: Array, size: int) -> Array:
+def relative_position(table: Array, size: Window) -> Array:
   """Look up the bias of each pair of pixels in a window by their relative position.
 
   Args:
-    table: [(2 * size - 1)^2, heads], a row for each displacement down and to the right.
-    size: pixels along a side of the window.
+    table: [(2 * rows - 1) * (2 * columns - 1), heads], a row for each displacement down and to the
+      right.
+    size: rows and columns of the window, in pixels.
 
   Returns:
-    [heads, n, n] with n = size * size.
+    [heads, n, n] with n = rows * columns.
   """
-  pixels = np.stack(np.divmod(np.arange(size * size), size))
-  down, right = pixels[:, :, None] - pixels[:, None] + size - 1
-  return jnp.moveaxis(table[down * (2 * size - 1) + right], -1, 0)
+  rows, columns = size
+  pixels = np.stack(np.divmod(np.arange(rows * columns), columns))
+  down, right = pixels[:, :, None] - pixels[:, None] + np.reshape(size, (2, 1, 1)) - 1
+  return jnp.moveaxis(table[down * (2 * columns - 1) + right], -1, 0)
+
+
+def log_coordinates(size: Window, reference: int | None = None) -> np.ndarray:
+  """List the displacements in a window on a logarithmic scale, as Swin V2's (equation 4).
+
+  Args:
+    size: rows and columns of the window, in pixels.
+    reference: side of the window in pretraining; None takes `size`. A displacement from end to end
+      of it becomes +-log2(9) / 3.
+
+  Returns:
+    float32 [(2 * rows - 1) * (2 * columns - 1), 2] in the order of `relative_position`'s table.
+  """
+  sides = [np.arange(1 - n, n) * (8 / max((reference or n) - 1, 1)) for n in size]
+  x = np.stack(np.meshgrid(*sides, indexing='ij'), -1).reshape(-1, 2)
+  return (np.sign(x) * np.log2(np.abs(x) + 1) / 3).astype(np.float32)

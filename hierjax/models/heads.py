@@ -10,14 +10,10 @@ from jax import lax
 
 from hierjax.core.registry import Registry
 from hierjax.models import layers
+from hierjax.models.functional import normalized
 from hierjax.models.heads_base import Array, Heads, Logits
 from hierjax.models.heads_joined import HierCos, Marginal, PathSum
 from hierjax.models.initializers import constant, normal, torch_linear
-
-
-def normalized(x: Array) -> Array:
-  """Scale the rows of x [..., d] to length 1; a row of zeros stays."""
-  return x * lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-12))
 
 
 def _stop(x: Array, is_stopped: bool) -> Array:

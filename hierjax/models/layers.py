@@ -6,6 +6,7 @@ computes.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from hierjax.models import functional, plain_kernels
 from hierjax.models.compute import Compute, Layer
 from hierjax.models.initializers import (
   Initializer,
+  constant,
   fan_out,
   ones,
   small_normal,
@@ -104,23 +106,28 @@ class Attention(Layer):
   Attributes:
     heads: number of heads.
     scale: of the products of queries and keys; None is 1 / sqrt(C / heads).
-    window: where tokens are the pixels of window x window, a learned bias of their relative
-      position is added to the logits; None adds nothing.
+    window: rows and columns where tokens are the pixels of a window; a learned bias of their
+      relative position is added to the logits. None adds nothing.
     initial: initialisers of the kernels of the layers qkv and proj.
     biased: which of queries, keys and values have a bias: 'qkv', 'qv' or ''.
     is_split: whether the three have a layer each.
     norm_eps: of the layer norms of queries and keys; None has none.
     is_half: how channels are paired that a rotation turns, as in `functional.rotate`.
+    is_cosine: whether the products are cosines times a learned scale, and the bias is that of a
+      perceptron on displacements (Liu et al. 2021, arXiv:2111.09883, equations 2 to 4).
+    reference: as in `functional.log_coordinates`, for that perceptron.
   """
 
   heads: int
   scale: float | None = None
-  window: int | None = None
+  window: functional.Window | None = None
   initial: tuple[Initializer, Initializer] = (small_normal, small_normal)
   biased: str = 'qkv'
   is_split: bool = False
   norm_eps: float | None = None
   is_half: bool = False
+  is_cosine: bool = False
+  reference: int | None = None
 
   @nn.compact
   def __call__(
@@ -144,16 +151,32 @@ class Attention(Layer):
       k = LayerNorm(self.norm_eps, compute=self.compute, name='k_norm')(k)
     if rotation is not None:
       q, k = (functional.rotate(y, rotation, self.is_half) for y in (q, k))
-    bias = None
+    bias, scale = None, d**-0.5 if self.scale is None else self.scale
     if self.window:
-      shape = ((2 * self.window - 1) ** 2, self.heads)
-      table = self.weight('relative_position_bias_table', small_normal, shape)
-      bias = functional.relative_position(jnp.asarray(table, jnp.float32), self.window)
+      bias = functional.relative_position(self._displacements(), self.window)
       if mask is not None:
         bias = bias[None] + mask[:, None]
-    scale = d**-0.5 if self.scale is None else self.scale
-    y = functional.attention(q * scale, k, v, bias).swapaxes(-3, -2).reshape(*lead, n, c)
+    if self.is_cosine:
+      q, k = (functional.normalized(y.astype(jnp.float32)) for y in (q, k))
+      scale = self.weight('logit_scale', constant(math.log(10)), (self.heads, 1, 1))
+      scale = jnp.exp(jnp.minimum(scale, math.log(100)))
+      scale = scale.reshape((1,) * len(lead) + scale.shape)
+    q, k = (y.astype(v.dtype) for y in (q * scale, k))
+    y = functional.attention(q, k, v, bias).swapaxes(-3, -2).reshape(*lead, n, c)
     return Dense(c, self.initial[1], compute=self.compute, name='proj')(y)
+
+  @nn.nowrap
+  def _displacements(self) -> Array:
+    """Return the bias of each displacement in the window, float32 [displacements, heads]."""
+    if not self.is_cosine:
+      shape = (math.prod(2 * n - 1 for n in self.window), self.heads)
+      table = self.weight('relative_position_bias_table', small_normal, shape)
+      return jnp.asarray(table, jnp.float32)
+    compute = self.compute.in_float32
+    y = jnp.asarray(functional.log_coordinates(self.window, self.reference))
+    y = nn.relu(Dense(512, compute=compute, name='cpb_mlp_0')(y))
+    y = Dense(self.heads, use_bias=False, compute=compute, name='cpb_mlp_2')(y)
+    return 16 * nn.sigmoid(y)
 
   @nn.nowrap
   def _qkv(self, x: Array) -> list[Array]:
@@ -218,15 +241,21 @@ class BatchNorm(Layer):
 
 
 class LayerNorm(Layer):
-  """Layer norm of the last axis, computed in float32 (Ba et al. 2016, arXiv:1607.06450)."""
+  """Layer norm of the last axis, computed in float32 (Ba et al. 2016, arXiv:1607.06450).
+
+  Attributes:
+    eps: added to the variance.
+    initial: initialiser of the scale.
+  """
 
   eps: float = 1e-6
+  initial: Initializer = ones
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Normalise x [..., C]."""
     shape = x.shape[-1:]
-    scale, bias = self.weight('scale', ones, shape), self.weight('bias', zeros, shape)
+    scale, bias = self.weight('scale', self.initial, shape), self.weight('bias', zeros, shape)
     x = x.astype(jnp.float32)
     d = x - x.mean(-1, keepdims=True)
     y = d * lax.rsqrt(jnp.square(d).mean(-1, keepdims=True) + self.eps)

@@ -22,7 +22,9 @@ CLASSIFIER = re.compile(
   r'(fc|_fc|classifier|classifier\.\d|head|head\.fc|heads\.head)\.(weight|bias)'
 )
 # In files beside the weights; what they hold is fixed or not needed.
-BUFFERS = re.compile(r'(.+\.)?(num_batches_tracked|relative_position_index|attn_mask|mask_token)')
+BUFFERS = re.compile(
+  r'(.+\.)?(num_batches_tracked|relative_(position_index|coords_table)|attn_mask|k_bias|mask_token)'
+)
 # What is not the image's tower, and the layer after its features, in a file of open_clip.
 TEXT = re.compile(
   r'(token_embedding|transformer|ln_final|text)\..+|(positional_embedding|text_projection)'

@@ -94,9 +94,9 @@ MAPS = {
   'gelu': functional.gelu,
   'max_pool': lambda x: nn.max_pool(conv(x), (3, 3), (2, 2), ((1, 1), (1, 1))),
   'avg_pool': lambda x: nn.avg_pool(x, (2, 2), (2, 2), ((1, 0), (0, 1))),
-  'windows': lambda x: functional.windows(x, 2) @ KERNEL[0, 0],
-  'windows back': lambda x: functional.from_windows(functional.windows(x, 3), 3, 6, 6),
-  'grid': lambda x: functional.windows(conv(x, pads=((1, 1), (1, 1))), 3, True),
+  'windows': lambda x: functional.windows(x, (2, 2)) @ KERNEL[0, 0],
+  'windows back': lambda x: functional.from_windows(functional.windows(x, (3, 2)), (3, 2), 6, 6),
+  'grid': lambda x: functional.windows(conv(x, pads=((1, 1), (1, 1))), (3, 3), True),
   'roll': lambda x: jnp.roll(x, (1, -2), (1, 2)),
   'flip': lambda x: jnp.stack([x, x[:, :, ::-1]], 1).reshape(-1, 6, 6, 4),
   'slices': lambda x: x[:, 1:5:2, :3, -1],
@@ -279,11 +279,12 @@ FAMILIES = """
   resnet18 resnet50 resnet18_32px advanced_cnn resnet18d resnet50d regnety_002 convnext_tiny
   convnextv2_atto densenet121 vgg11 mobilenet_v2 mobilenet_v3_large mobilenetv4_conv_small
   mobilenetv4_conv_medium efficientnet_b0 efficientnet_lite0 efficientnetv2_s tf_efficientnetv2_b0
-  maxvit_t swin_t vit_b_16 vit_tiny_patch16_224 vit_small_patch32_224 vit_small_patch14_dinov2
-  vit_small_patch14_reg4_dinov2 vit_small_patch16_dinov3 vit_small_patch16_dinov3_qkvb
-  vit_small_plus_patch16_dinov3 vit_base_patch16_siglip_224 vit_base_patch32_clip_224
-  vit_base_patch16_clip_224 vit_base_patch16_clip_quickgelu_224 eva02_tiny_patch14_224
-  eva02_base_patch14_224 deit3_small_patch16_224
+  resnetrs50 maxvit_t swin_t swinv2_tiny_window8_256 vit_b_16 vit_tiny_patch16_224
+  vit_small_patch32_224 vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2
+  vit_small_patch16_dinov3 vit_small_patch16_dinov3_qkvb vit_small_plus_patch16_dinov3
+  vit_base_patch16_siglip_224 vit_base_patch32_clip_224 vit_base_patch16_clip_224
+  vit_base_patch16_clip_quickgelu_224 eva02_tiny_patch14_224 eva02_base_patch14_224
+  deit3_small_patch16_224
 """.split()
 TRIED = [*registry.BACKBONES] if os.environ.get('HIERJAX_ALL_BACKBONES') else FAMILIES
 

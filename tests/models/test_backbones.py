@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import ours
+from parity import ours, small
 
 from hierjax.core.errors import UserError
 from hierjax.models import compute, functional, initializers, registry
@@ -245,6 +245,7 @@ LISTED = {
   'mobilenetv4_conv_small': 2_493_024,
   'regnety_016': 10_313_430,
   'resnet50d': 23_527_264,
+  'swinv2_tiny_window8_256': 27_578_154,
 }
 
 
@@ -533,6 +534,10 @@ def test_initialisation_is_the_seed_s_and_has_the_originals_distributions():
     )  # uniform on +-1/sqrt(48)
   check(swin['stages_2_blocks_3']['attn']['qkv']['kernel'], 0.02)
   check(swin['stages_2_blocks_3']['attn']['relative_position_bias_table'], 0.02)
+  swin_v2 = initializers.init(small.BACKBONES['small_swinv2'].build(), 0)['params']
+  block = swin_v2['stages_1_blocks_1']
+  assert not any(abs(block[name]['scale']).any() for name in ('norm1', 'norm2'))
+  np.testing.assert_allclose(block['attn']['logit_scale'], np.log(10))
   vit = initializers.init(registry.BACKBONES['vit_b_16'].build(), 0)['params']
   check(vit['pos_embedding'], 0.02)
   check(vit['conv_proj']['kernel'], 1 / np.sqrt(768))
@@ -692,14 +697,14 @@ def test_an_image_of_which_nothing_is_left_is_told(name):
 
 def test_swin_s_mask_parts_what_the_shift_brings_together():
   """A pixel of the last window sees those that were its neighbours before the map was rolled."""
-  mask = swin.shift_mask(14, 14, (3, 3))
+  mask = swin.shift_mask((14, 14), (7, 7), (3, 3))
   rolled = np.roll(
     np.stack(np.divmod(np.arange(196), 14)).reshape(2, 14, 14), (-3, -3), (1, 2)
   )  # where each pixel was
-  pixels = np.asarray(functional.windows(jnp.asarray(rolled.transpose(1, 2, 0)[None]), 7))[0]
+  pixels = np.asarray(functional.windows(rolled.transpose(1, 2, 0)[None], (7, 7)))[0]
   far = np.abs(pixels[:, :, None] - pixels[:, None]).max(-1) >= 7
   np.testing.assert_array_equal(mask, np.where(far, -100, 0))
-  one = swin.shift_mask(7, 14, (0, 3))
+  one = swin.shift_mask((7, 14), (7, 7), (0, 3))
   assert (
     one.shape == (2, 49, 49) and (one[0] == 0).all() and (one[1] == -100).mean() == 2 * 3 * 4 / 49
   )

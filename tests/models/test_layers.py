@@ -363,7 +363,7 @@ def test_attention_equals_a_naive_loop():
 
 def test_attention_module_equals_a_naive_loop():
   x, mask = draw(0, (2, 4, 9, 12), (4, 9, 9))
-  module = layers.Attention(3, window=3)
+  module = layers.Attention(3, window=(3, 3))
   variables = jax.jit(module.init)(jax.random.key(0), x)
   p = jax.tree.map(lambda v: draw(v.size, v.shape)[0], variables['params'])
   assert p['relative_position_bias_table'].shape == (25, 3)
@@ -391,7 +391,7 @@ def test_attention_module_equals_a_naive_loop():
 
 def test_windows_and_their_inverse():
   (x,) = draw(0, (2, 6, 9, 4))
-  near, far = functional.windows(x, 3), functional.windows(x, 3, spread=True)
+  near, far = functional.windows(x, (3, 3)), functional.windows(x, (3, 3), spread=True)
   np.testing.assert_array_equal(
     near[:, 4], x[:, 3:6, 3:6].reshape(2, 9, 4)
   )  # second row of windows, second column
@@ -400,7 +400,10 @@ def test_windows_and_their_inverse():
   )  # every second row, every third column, from (1, 1)
   for parts, spread in ((near, False), (far, True)):
     assert parts.shape == (2, 6, 9, 4)
-    np.testing.assert_array_equal(functional.from_windows(parts, 3, 6, 9, spread), x)
+    np.testing.assert_array_equal(functional.from_windows(parts, (3, 3), 6, 9, spread), x)
+  wide = functional.windows(x, (2, 3))
+  np.testing.assert_array_equal(wide[:, 4], x[:, 2:4, 3:6].reshape(2, 6, 4))
+  np.testing.assert_array_equal(functional.from_windows(wide, (2, 3), 6, 9), x)
 
 
 def test_gelu_and_its_gradient():

@@ -84,6 +84,25 @@ def test_what_open_clip_does_not_have_is_an_error(tmp_path):
     weights.load('small_clip', ours.shapes('small_clip'), str(tmp_path / 'w.safetensors'))
 
 
+def test_a_file_of_swin_v2_in_its_authors_layout(tmp_path):
+  """A stage ends with its downsampling, and buffers are stored."""
+  entries = ours.torch_entries('small_swinv2', 'original')
+  state = {key: seeded.tensor(key, shape) for key, shape in entries.values()}
+  assert state['layers.0.downsample.norm.weight'].shape == (64,)
+  buffers = ('relative_coords_table', 'relative_position_index', 'k_bias')
+  others = {f'layers.1.blocks.1.attn.{name}': np.zeros(3, np.float32) for name in buffers}
+  others['layers.0.blocks.1.attn_mask'] = np.zeros((2, 3), np.float32)
+  save_file(state | others, tmp_path / 'w.safetensors')
+  with mock.patch.object(weights, 'BACKBONES', small.BACKBONES):
+    new, report = weights.load(
+      'small_swinv2', ours.shapes('small_swinv2'), str(tmp_path / 'w.safetensors')
+    )
+  assert (report['scheme'], report['tensors']) == ('original', len(entries))
+  flat = traverse_util.flatten_dict(new)
+  for path, (key, _) in entries.items():
+    np.testing.assert_array_equal(ours.to_torch(path[-1], flat[path]), state[key])
+
+
 def test_the_config_beside_a_file(tmp_path):
   """timm's: size, crop share and interpolation."""
   state = {

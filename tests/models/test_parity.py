@@ -53,11 +53,12 @@ QUICK = (
   'small_siglip',
   'small_eva02_base',
   'small_convnextv2',
+  'small_swinv2',
 )
-# Gradients of three without a common block; others are for `make test-slow`. In test_layers.py each
+# Gradients of four without a common block; others are for `make test-slow`. In test_layers.py each
 # layer with a derivative of its own is compared with one by hand, in test_backbones.py DenseNet,
 # whose layers share moments, with plain kernels.
-SMALLEST = ('efficientnet_lite0', 'small_convnextv2', 'small_eva02_base')
+SMALLEST = ('efficientnet_lite0', 'small_convnextv2', 'small_eva02_base', 'small_swinv2')
 # In evaluation mode the gradients differ by the batch norms alone, which all families share.
 IN_EVALUATION = ('efficientnet_lite0',)
 
@@ -79,6 +80,7 @@ TIMM = ours.timm_names()
 QUICK_TIMM = (
   'regnety_320',
   'mobilenetv4_conv_medium',
+  'swinv2_tiny_window8_256',
   'tf_efficientnetv2_b3',
   'vit_small_patch16_dinov3_qkvb',
   'vit_so400m_patch14_siglip_224',

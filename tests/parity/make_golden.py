@@ -84,13 +84,15 @@ def without_classifier(model):
   return model
 
 
-def build(name, scheme):
-  """The torch model without its classifier and without what is drawn at random in training,
-  float64, with the seeded weights."""
+def build(name, scheme, size):
+  """The torch model for images of a size, without its classifier and without what is drawn at
+  random in training, float64, with the seeded weights."""
   if scheme == 'torchvision':
     model = torchvision_trunk(name)
   else:
     original, options = small.TIMM[name] if name in small.TIMM else (TIMM[name], {})
+    if 'window_size' in options:
+      options = {**options, 'img_size': size[1:]}
     model = timm.create_model(original, num_classes=0, **options)
   for m in model.modules():
     if isinstance(m, torch.nn.Dropout | torchvision.ops.StochasticDepth):
@@ -117,16 +119,18 @@ def to_torch(x):
 
 def backbone(name, scheme):
   """Under a scheme's names: the digest of names and shapes, and the features in evaluation."""
-  model, shapes = build(name, scheme)
+  size = seeded.size(name, seeded.FORWARD, scheme)
+  model, shapes = build(name, scheme, size)
   with torch.no_grad():
-    features = model(to_torch(seeded.images(seeded.size(name, seeded.FORWARD, scheme)))).numpy()
+    features = model(to_torch(seeded.images(size))).numpy()
   return {'names': seeded.names_digest(shapes), 'eval': [seeded.pin(f) for f in features]}
 
 
 def gradients(name, scheme, training):
   """Features, the gradients of sum(features * direction) and, in training mode, the new running
   statistics."""
-  model, _ = build(name, scheme)
+  size = seeded.size(name, seeded.TRAIN)
+  model, _ = build(name, scheme, size)
   model.train(training)
   before, norms, samples = {k: v.clone() for k, v in model.state_dict().items()}, {}, {}
   for k, m in model.named_modules():
@@ -135,7 +139,7 @@ def gradients(name, scheme, training):
       m.register_forward_pre_hook(
         lambda m, x, k=k: samples.update({k: x[0].numel() / x[0].shape[1]})
       )
-  features = model(to_torch(seeded.images(seeded.size(name, seeded.TRAIN))))
+  features = model(to_torch(seeded.images(size)))
   (features * torch.from_numpy(seeded.direction(name, *features.shape))).sum().backward()
   sizes = {k: p.grad.norm() for k, p in model.named_parameters() if p.grad is not None}
   parameters = [

@@ -27,6 +27,7 @@ SIZES = {
   'swin_t/timm': (224, 224),
   **dict.fromkeys(('small_siglip', 'small_clip', 'small_quickgelu', 'small_deit3'), (64, 64)),
   **dict.fromkeys(('small_dinov3', 'small_dinov3_plus', 'small_qk_norm'), (64, 64)),
+  **dict.fromkeys(('small_swinv2', 'small_swinv2_to16'), (64, 75)),
   **dict.fromkeys(('small_dinov2', 'small_reg4', 'small_eva02', 'small_eva02_base'), (56, 56)),
 }
 # The second size, at which gradients are compared, where the first is the only one for which
@@ -70,6 +71,8 @@ def tensor(key, shape):
     return uniform(0.1, 1.0)
   if leaf == 'running_var':
     return uniform(0.5, 1.5)
+  if leaf == 'logit_scale':
+    return uniform(1, 6)  # Swin V2 cuts at ln 100
   if leaf == 'weight' and len(shape) == 1:
     return uniform(0.5, 1.0)
   if leaf == 'weight':

@@ -6,6 +6,7 @@ as theirs with less depth and width. numpy only: the torch environment imports `
 NARROW = {'embed_dim': 64, 'num_heads': 2}
 # name: (timm's name, arguments of timm.create_model)
 _VIT = {**NARROW, 'depth': 2, 'dynamic_img_size': True}
+_SWIN = {'embed_dim': 32, 'depths': (2, 2, 1), 'num_heads': (2, 4, 8), 'drop_path_rate': 0.0}
 TIMM = {
   'small_dinov2': ('vit_small_patch14_dinov2', {**_VIT, 'img_size': 56}),
   'small_reg4': ('vit_small_patch14_reg4_dinov2', {**_VIT, 'img_size': 56}),
@@ -23,6 +24,9 @@ TIMM = {
   'small_efficientnetv2': ('efficientnetv2_s', {'depth_multiplier': 0.25}),
   'small_tf_efficientnetv2': ('tf_efficientnetv2_s', {'depth_multiplier': 0.25}),
   'small_qk_norm': ('vit_small_patch16_224', {**_VIT, 'img_size': 64, 'qk_norm': True}),
+  'small_resnetrs': ('resnetrs50', {'layers': (1, 1, 2, 1)}),
+  'small_swinv2': ('swinv2_tiny_window8_256', {**_SWIN, 'window_size': 8}),
+  'small_swinv2_to16': ('swinv2_base_window12to16_192to256', {**_SWIN, 'window_size': 16}),
 }
 
 
@@ -38,12 +42,17 @@ def _backbones():
   import functools
 
   from hierjax.models import registry
-  from hierjax.models.backbones import convnext, efficientnet_v2, resnet, vit, vit_families
+  from hierjax.models.backbones import convnext, efficientnet_v2, resnet, swin, vit, vit_families
 
   rows = vit_families
 
   def small(options, patch, size=64, **more):
     return vit.backbone((64, 2, 2), patch, size, **{**options, **more})
+
+  def small_swin(name, window, references):
+    options = {'window': window, 'is_v2': True, 'references': references}
+    make = functools.partial(swin.Swin, 'golden', **options)
+    return dataclasses.replace(registry.BACKBONES[name], make=make, features=128)
 
   def shortened(name):
     backbone = registry.BACKBONES[name]
@@ -52,6 +61,7 @@ def _backbones():
 
   convnext.VARIANTS['v2_golden'] = ((1, 1, 2, 1), (16, 24, 32, 48), 0.0)
   resnet.DEPTHS['golden'] = (1, 1, 2, 1)
+  swin.VARIANTS['golden'] = ((2, 2, 1), 32, 2, 0.0)
   v2 = efficientnet_v2.stages(efficientnet_v2.V2['s'][1], 24, 'silu', depth=0.25)
 
   return {
@@ -79,6 +89,12 @@ def _backbones():
     ),
     'small_efficientnetv2': shortened('efficientnetv2_s'),
     'small_tf_efficientnetv2': shortened('tf_efficientnetv2_s'),
+    'small_resnetrs': dataclasses.replace(
+      registry.BACKBONES['resnetrs50'],
+      make=functools.partial(resnet.ResNet, 'golden', 'deep', is_rs=True),
+    ),
+    'small_swinv2': small_swin('swinv2_tiny_window8_256', 8, swin.SAME),
+    'small_swinv2_to16': small_swin('swinv2_base_window12to16_192to256', 16, swin.SMALLER),
     'small_qk_norm': small({}, 16, has_qk_norm=True),
   }
 

@@ -15,8 +15,8 @@ from hierjax.models.backbone import Backbone
 from hierjax.models.initializers import small_normal
 
 WIDTHS, DEPTHS = (64, 128, 256, 512), (2, 2, 5, 2)
-# Side of a window and of a grid; channels of an attention head.
-PARTITION, HEAD = 7, 32
+# Rows and columns of a window and of a grid; channels of an attention head.
+PARTITION, HEAD = (7, 7), 32
 
 
 def _torchvision_name(path: str) -> str:

@@ -1,8 +1,9 @@
 """ResNet-18/34/50/101/152 as in torchvision: v1.5, with the stride in the 3x3 convolution.
 
 He et al. 2015, arXiv:1512.03385. ResNet-D (He et al. 2018, arXiv:1812.01187) and RegNetY
-(Radosavovic et al. 2020, arXiv:2003.13678) are timm's. ResNeXt: Xie et al. 2017, arXiv:1611.05431;
-wide ResNet: Zagoruyko and Komodakis 2016, arXiv:1605.07146.
+(Radosavovic et al. 2020, arXiv:2003.13678) are timm's, as is ResNet-RS (Bello et al. 2021,
+arXiv:2103.07579). ResNeXt: Xie et al. 2017, arXiv:1611.05431; wide ResNet: Zagoruyko and Komodakis
+2016, arXiv:1605.07146.
 """
 
 import functools
@@ -24,9 +25,16 @@ DEPTHS = {
   101: (3, 4, 23, 3),
   152: (3, 8, 36, 3),
   200: (3, 24, 36, 3),
+  270: (4, 29, 53, 4),
+  350: (4, 36, 72, 4),
+  420: (4, 44, 87, 4),
 }
 # Depths of two 3x3 convolutions a block; the others have bottlenecks.
 BASIC = (18, 34)
+
+# ResNet-D's depths, and ResNet-RS's with the size of their images.
+DEPTHS_D = (18, 26, 34, 50, 101, 152, 200)
+SIZES_RS = {50: 160, 101: 192, 152: 256, 200: 256, 270: 256, 350: 288, 420: 320}
 
 # ResNeXt and wide ResNet: (depth, groups, width of a group at the first stage)
 GROUPED = {
@@ -81,6 +89,8 @@ class Block(layers.Layer):
     groups: of a bottleneck's 3x3 convolution.
     squeezed: channels of squeeze-and-excite after it; None has none.
     is_pooled: whether the shortcut has average pooling in place of a stride (ResNet-D).
+    is_gated_last: whether squeeze-and-excite stands after the last convolution (ResNet-RS).
+    drop: stochastic depth.
   """
 
   width: int
@@ -90,6 +100,8 @@ class Block(layers.Layer):
   groups: int = 1
   squeezed: int | None = None
   is_pooled: bool = False
+  is_gated_last: bool = False
+  drop: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -101,16 +113,21 @@ class Block(layers.Layer):
       x = layers.Conv(features, size, stride, size // 2, **options)(x)
       return layers.BatchNorm(act, compute=compute, name=names[1])(x, train)
 
+    def gate(y, is_last):
+      if not self.squeezed or is_last != self.is_gated_last:
+        return y
+      return layers.SqueezeExcite(self.squeezed, compute=compute, name='se')(y)
+
     width, first, second = self.width, ('conv1', 'bn1'), ('conv2', 'bn2')
     if self.is_bottleneck:
       y = conv_bn(x, width, 1, 1, first, 'relu')
       y = conv_bn(y, width, 3, self.stride, second, 'relu', self.groups)
-      if self.squeezed:
-        y = layers.SqueezeExcite(self.squeezed, compute=compute, name='se')(y)
-      y = conv_bn(y, self.out or 4 * width, 1, 1, ('conv3', 'bn3'))
+      y = conv_bn(gate(y, False), self.out or 4 * width, 1, 1, ('conv3', 'bn3'))
+      y = gate(y, True)
     else:
       y = conv_bn(x, width, 3, self.stride, first, 'relu')
       y = conv_bn(y, width, 3, 1, second)
+    y = layers.StochasticDepth(self.drop, compute=compute)(y, train)
     if self.is_pooled and x.shape != y.shape:
       if self.stride == 2:
         # Where a side is odd, torch's ceil_mode averages what there is of the last window.
@@ -134,6 +151,9 @@ class ResNet(layers.Trunk):
     fc: width of a linear layer after pooling; None has none.
     groups: of the 3x3 convolutions of bottlenecks.
     group_width: of a group at the first stage, in channels.
+    is_rs: whether blocks have squeeze-and-excite, and a convolution stands in place of max pooling
+      (ResNet-RS).
+    drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
   """
 
   depth: int = 50
@@ -141,6 +161,8 @@ class ResNet(layers.Trunk):
   fc: int | None = None
   groups: int = 1
   group_width: int = 64
+  is_rs: bool = False
+  drop_path: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> layers.Output:
@@ -156,14 +178,18 @@ class ResNet(layers.Trunk):
     x = layers.Conv(64, size, stride, size // 2, compute=self.compute, name=name)(x)
     x = layers.BatchNorm('relu', compute=self.compute, name='bn1')(x, train)
     maps = {'stem': x}
-    if not is_small:
+    if self.is_rs:
+      x = layers.Conv(64, 3, 2, 1, compute=self.compute, name='maxpool_0')(x)
+      x = layers.BatchNorm('relu', compute=self.compute, name='maxpool_1')(x, train)
+    elif not is_small:
       x = layers.MaxPool(3, 2, 1, compute=self.compute)(x)
-    block = self.remat(Block)
-    for stage, num_blocks in enumerate(DEPTHS[self.depth], 1):
-      for i in range(num_blocks):
+    block, rates = self.remat(Block), layers.drop_rates(self.drop_path, DEPTHS[self.depth])
+    for stage, drops in enumerate(rates, 1):
+      for i, drop in enumerate(drops):
         stride = 2 if i == 0 and stage > 1 else 1
         options = {'is_pooled': is_deep, 'compute': self.compute, 'name': f'layer{stage}_{i}'}
-        options |= {'out': 128 << stage, 'groups': self.groups}
+        options |= {'out': 128 << stage, 'groups': self.groups, 'drop': drop}
+        options |= {'squeezed': 32 << stage, 'is_gated_last': True} if self.is_rs else {}
         width = (self.groups * self.group_width << stage) // 2
         x = block(width, stride, self.depth not in BASIC, **options)(x, train)
       maps[f'stage{stage}'] = x
@@ -229,13 +255,16 @@ BACKBONES = {
     functools.partial(ResNet, 18), 512, (127.5,) * 3, (127.5,) * 3, torch_names=TORCH_NAMES
   ),
 }
-for depth in DEPTHS:
+for depth in DEPTHS_D:
   BACKBONES[f'resnet{depth}d'] = Backbone(
     functools.partial(ResNet, depth, 'deep'),
     512 if depth in BASIC else 2048,
     size=256 if depth > 100 else 224,
     torch_names={'timm': torch_name},
   )
+for depth, size in SIZES_RS.items():
+  make = functools.partial(ResNet, depth, 'deep', is_rs=True)
+  BACKBONES[f'resnetrs{depth}'] = Backbone(make, 2048, size=size, torch_names={'timm': torch_name})
 for name, (depth, groups, width) in GROUPED.items():
   make = functools.partial(ResNet, depth, groups=groups, group_width=width)
   BACKBONES[name] = Backbone(make, 2048, torch_names=TORCH_NAMES, stems=_STEMS)

@@ -22,10 +22,19 @@ from hierjax.decide.decisions import Decisions
 from hierjax.decide.nodes import level_logits
 from hierjax.decide.novelty import Detector, Evidence
 from hierjax.decide.records import DIGITS
-from hierjax.evaluate import answers, calibration_sample, collect, explain, novelty, rules, summary
+from hierjax.evaluate import (
+  answers,
+  calibration_sample,
+  collect,
+  explain,
+  novelty,
+  programs,
+  rules,
+  summary,
+)
 from hierjax.evaluate.collect import Outputs
 from hierjax.evaluate.predictor import Predictor
-from hierjax.models import adapting, classifier, heads, initializers, registry
+from hierjax.models import adapting, classifier, heads, registry
 from hierjax.taxonomy import (
   Mixed,
   Taxonomy,
@@ -63,15 +72,13 @@ class Model(Predictor):
     self.workdir, self.c, self.mesh, self.taxonomy = workdir, c, parallel.mesh(), taxonomy
     self.levels = config.head_levels(c.model, taxonomy.levels, taxonomy.multi)
     self.classifier = classifier.build(c, taxonomy, self.levels)
-    variables = initializers.init(self.classifier, 0)
-    initial = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+    self.eval_step = programs.stepper(self.classifier, self.mesh, taxonomy, self.c)
     part = 'ema' if c.optim.ema else 'model'
     checkpoints = checkpoint.Checkpoints(
       workdir / 'checkpoints', summary.best_metric(c.train.best, taxonomy, self.levels)
     )
-    self.step, loaded = checkpoints.load_best(
-      {part: parallel.put_replicated(initial, self.mesh)}, c.eval.checkpoint == 'best'
-    )
+    variables = programs.variables(self.eval_step, self.classifier, self.mesh)
+    self.step, loaded = checkpoints.load_best({part: variables}, c.eval.checkpoint == 'best')
     checkpoints.close()
     for note in checkpoints.notes:
       terminal.say(note)
@@ -81,7 +88,7 @@ class Model(Predictor):
       self.c = copy.deepcopy(c)
       self.c.model.lora_rank = self.c.model.lora_alpha = None
       self.classifier = classifier.build(self.c, taxonomy, self.levels)
-    self.eval_step = collect.stepper(self.classifier, self.mesh, taxonomy)
+      self.eval_step = programs.stepper(self.classifier, self.mesh, taxonomy, self.c)
     self._heads_step = jax.jit(
       lambda variables, features: self.classifier.apply(variables, features)[0]
     )

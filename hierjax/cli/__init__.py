@@ -3,6 +3,7 @@
 Only here is the state of the process touched: signals, environment, logging, compilation cache.
 """
 
+import gc
 import importlib
 import os
 import sys
@@ -29,4 +30,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     process.ignore_late_writes()
   # Imported only now: Ctrl-C is handled from the start, and the restart with huge pages is quick.
   program = importlib.import_module('hierjax.cli.program')
-  sys.exit(program.run(sys.argv if argv is None else argv))
+  code = program.run(sys.argv if argv is None else argv)
+  # Python's last search for garbage would take half a second to look through what jax has traced.
+  gc.freeze()
+  sys.exit(code)

@@ -147,6 +147,12 @@ def init(module: nn.Module, seed: int, *args: Any) -> dict:
   return traverse_util.unflatten_dict(arrays)
 
 
+def shapes(module: nn.Module) -> dict:
+  """Return the shapes and dtypes of what `init` draws, in a tree of the same structure."""
+  plain, args = compute.configured(module, kernels='plain'), (jnp.zeros((1, 224, 224, 3)),)
+  return jax.eval_shape(lambda key: _initialized(plain, key, args, None), jax.random.key(0))
+
+
 def _initialized(module, key, args, generator) -> dict:
   """Initialise as `module.init`; `Layer`s draw with the generator, unless it is None."""
 

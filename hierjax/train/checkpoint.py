@@ -191,7 +191,6 @@ class Checkpoints:
       UserError: it is of another model.
       Damaged: it cannot be read, or is not what was saved.
     """
-    self._check_shapes(step, like)
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(like)
     )
@@ -200,6 +199,7 @@ class Checkpoints:
       digests = (self._manager.metadata(step).custom_metadata or {}).get('sha256', {})
     # Orbax's messages speak of handlers and registries
     except Exception as e:
+      self._check_shapes(step, like)
       raise Damaged('it cannot be read') from e
     for part, tree in loaded.items():
       if digests.get(part, '') not in ('', sha256(tree)):

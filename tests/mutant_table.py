@@ -244,6 +244,15 @@ DATA = [
     },
   ),
   *faults(
+    'hierjax/data/transforms.py',
+    'tests/data/test_regions.py',
+    {
+      'max(0, top - MARGIN)': 'max(0, top)',
+      'draws[1] < augment.guided_mask': 'draws[0] < augment.guided_mask',
+      '(c + 0.5)': 'c',
+    },
+  ),
+  *faults(
     'hierjax/data/policy.py',
     'tests/data/test_policy.py',
     {

@@ -19,6 +19,7 @@ from hierjax.core.errors import UserError, did_you_mean
 
 MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate', 'probe')
 MODES += ('plan', 'export', 'options', 'compare', 'audit', 'serve', 'backbones', 'push', 'pull')
+MODES += ('regions',)
 # Those that take words after the command.
 WITH_WORDS = ('options', 'compare', 'serve', 'backbones', 'push', 'pull')
 # Short names of options: --lr=3e-4 is --config.optim.lr=3e-4.
@@ -52,7 +53,7 @@ FLAGS = (
   Flag('config', None, "FILE.py[:ARGUMENT], or the name of one of hierjax's own, as 3head"),
   Flag('workdir', '',
        'folder of the run: train writes it and continues it (runs/NAME by default), others read it',
-       'train evaluate report predict table migrate probe export compare audit'),
+       'train evaluate report predict table migrate probe export compare audit regions'),
   Flag('resume_from', None,
        'train: go on in the folder from the best or the last checkpoint with other options, such '
        'as a lower --config.optim.lr', 'train', choices=('best', 'last')),
@@ -66,8 +67,8 @@ FLAGS = (
   Flag('shard', None, 'predict: i/n: process i, from 0, of n takes its part of the images',
        'predict'),
   Flag('output', '',
-       'export: the new folder; predict: FILE.jsonl, .csv or .parquet, which a rerun completes',
-       'predict export'),
+       'export: the new folder; predict: FILE.jsonl, .csv or .parquet, which a rerun completes; '
+       'regions: the CSV file, by default WORKDIR/regions.csv', 'predict export regions'),
   Flag('classes', None,
        'predict, evaluate: file with the classes that are possible, of any level: one name a line, '
        'or a CSV with a column class, or columns called by levels', 'predict evaluate'),
@@ -262,7 +263,7 @@ def _check(arguments: Arguments) -> None:
       'hierjax predict needs --workdir=FOLDER, the folder of the trained run, or '
       '--artefact=FOLDER, what export wrote, and not both'
     )
-  if mode in ('evaluate', 'report', 'export') and not arguments.workdir:
+  if mode in ('evaluate', 'report', 'export', 'regions') and not arguments.workdir:
     raise UserError(f'hierjax {mode} needs --workdir=FOLDER, the folder of the trained run')
   if mode == 'predict' and not arguments.images:
     raise UserError(

@@ -46,6 +46,8 @@ COMMANDS = f"""hierjax: hierarchical image classification.
       the best of a grid of linear heads on the frozen backbone; a run
   hierjax audit --data=FOLDER --workdir=runs/audit
       which labels are probably wrong, and which images are there twice; --workdir=RUN of that run
+  hierjax regions --workdir=runs/mine
+      boxes in the training images by heat maps of the run, for --config.data.regions
   hierjax plan --config=3head --data=FOLDER
       options for these data and this machine with reasons, and a forecast of time and memory;
       train --config.plan=true takes them

@@ -104,6 +104,9 @@ _DATA = (
   Option('data.crop_boxes', False, "show only an image's bounding box"),
   Option('data.crop_margin', 0.0, 'enlarges the box by this share of its size on each side',
          '[0, 10]'),
+  Option('data.regions', None,
+         'CSV of boxes in training images, in fractions (docs/training.md), as hierjax regions '
+         'writes it; for data.augment.guided_crop and guided_mask'),
   Option('data.limit', None, 'at most so many images of each split, classes in proportion',
          '[1, inf)', int),
   Option('data.train_limit', None, 'at most so many training images, classes in proportion',
@@ -159,6 +162,11 @@ _DATA = (
   Option('data.augment.rand_operations', 2, 'rand: their number', '[1, 10]'),
   Option('data.augment.erase', 0.0, 'probability that a rectangle of the image becomes grey',
          '[0, 1]'),
+  Option('data.augment.guided_crop', 0.0,
+         'probability that a training crop is taken within the box of data.regions and a margin',
+         '[0, 1]'),
+  Option('data.augment.guided_mask', 0.0,
+         'probability that the hottest place of data.regions becomes grey', '[0, 1]'),
   Option('data.augment.mixup', None,
          'blend the images of a batch in pairs, by a share of Beta(mixup, mixup); losses, and the '
          'accuracy in the log, are those of both labels by their shares; usual: .2', '(0, inf)',

@@ -23,6 +23,8 @@ class Examples:
     labels: int32 [N, L], class ids of the exclusive levels, -1 unknown.
     reader: reads one example.
     multi: int8 [N, C], 0 and 1 of each class of the tag levels, -1 unknown.
+    regions: float32 [N, 8] in 0..1, what guided crops and masks read: left, top, right, bottom of a
+      box and of the hottest place in fractions of the image, NaN unknown.
   """
 
   name: str
@@ -30,6 +32,7 @@ class Examples:
   labels: np.ndarray
   reader: Reader
   multi: np.ndarray | None = None
+  regions: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Table:
   """The examples of all splits, as a reader returns them.
 
   Attributes:
-    files, labels, multi: as in `Examples`.
+    files, labels, multi, regions: as in `Examples`.
     splits: the split's name of each example; None if the data name no splits.
     reader: reads one example of the table.
     path, rows: the file that lists the examples, and the row of each in it; None if there is none.
@@ -75,6 +78,7 @@ class Table:
   invalid: set[int] = dataclasses.field(default_factory=set)
   missing: set[int] = dataclasses.field(default_factory=set)
   origin: tuple[str, list[tuple[int, list[str]]]] | None = None
+  regions: np.ndarray | None = None
 
 
 def subset(examples: Examples | Table, index: Sequence[int], name: str | None = None) -> Examples:
@@ -92,6 +96,7 @@ def subset(examples: Examples | Table, index: Sequence[int], name: str | None = 
     examples.labels[index],
     select(examples.reader, index),
     None if examples.multi is None else examples.multi[index],
+    None if examples.regions is None else examples.regions[index],
   )
 
 

@@ -275,7 +275,9 @@ class _TrainBatch(_Batches):
       side = self._stream((1 << 63) + int(i)).random_raw()
       epoch = place // len(self.examples.labels)
       augment = augment._replace(flip=float((side + epoch) % 2))
-    transforms.train_transform(image, rng, self.size, augment, self.resize, out=out)
+    regions = self.examples.regions
+    region = None if regions is None else regions[i]
+    transforms.train_transform(image, rng, self.size, augment, self.resize, out, region)
 
   def _stream(self, number):
     return np.random.Philox(key=np.array([self.seed % (1 << 64), number], np.uint64))

@@ -23,6 +23,7 @@ from hierjax.data import (
   parquet,
   published,
   read_csv,
+  regions,
   split_names,
   split_record,
   splits,
@@ -104,7 +105,10 @@ def make_splits(
   if not table.taxonomy.multi and len(names) == 1:
     text = f'all images are of one class, {names[0]!r}: nothing to tell apart'
     findings.warn(options.root, 'one class', text)
+  table.regions = regions.read(options, table, findings)
   division = splits.divide(options, table, findings, record)
+  if table.regions is not None and options.train in division.splits:
+    regions.note_missing(options.regions, division.splits[options.train], findings)
   full = Dataset(table.taxonomy, division.splits, findings.notes)
   data = splits.reduce_splits(options, splits.hold_out(options, full))
   return dataclasses.replace(data, undiminished=full, new=division.new)
@@ -204,11 +208,14 @@ def _detect(name, root, findings):
 
 def _check_idle(options, source, findings):
   """Note the options that are set and count only with another one, which is not."""
-  is_named = source in ('csv', 'folders')
+  is_named, augment = source in ('csv', 'folders'), options.augment
+  is_guided = augment.enabled and (augment.guided_crop or augment.guided_mask)
   needs = {
     'data.crop_margin': ('data.crop_boxes', options.crop_boxes),
     'data.balance_level': ('data.balance', options.balance),
     'data.augment.': ('data.augment.enabled', options.augment.enabled),
+    'data.augment.guided_': ('data.regions', options.regions),
+    'data.regions': ('data.augment.guided_crop or guided_mask', is_guided),
     'data.augment.rand_': ('data.augment.policy=rand', options.augment.policy == 'rand'),
     'data.toy.': ('data.source=toy', source == 'toy'),
     'data.tag_separator': ('data.multi', options.multi),

@@ -26,6 +26,11 @@ FILTERS = ('bilinear', 'bicubic', 'lanczos')
 PAD = (127, 127, 127)
 ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # share of the square; height / width
 POLICY_DRAWS = 15  # the place of the policy's first draw
+MAX_OPERATIONS = 10  # of a policy; the draws of regions come behind those of so many
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+# Of a side of the image: what a guided crop adds to the box on each side, as implementations of
+# WS-DAN do (arXiv:1901.09891, section 3.3).
+MARGIN = 0.1
 REDUCTIONS = (1, 2, 4, 8)  # by which the JPEG decoder can shrink
 LUMA = (0.299, 0.587, 0.114)
 RGB_TO_YIQ = np.array([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
@@ -68,6 +73,9 @@ class Augment(NamedTuple):
     rand_magnitude: their strength where the policy is 'rand', out of `policy.STEPS`.
     rand_operations: their number where the policy is 'rand'; 'trivial' has one.
     erase: probability that a rectangle becomes grey (Zhong et al., arXiv:1708.04896).
+    guided_crop: probability that an image with a region is cropped within its box and a margin
+      (attention cropping; Hu et al., arXiv:1901.09891, section 3.3).
+    guided_mask: probability that its hottest place becomes grey (attention dropping).
     mixup, cutmix: of whole batches, see `hierjax.train.mixing`; nothing here.
   """
 
@@ -85,6 +93,8 @@ class Augment(NamedTuple):
   rand_magnitude: float = 9.0
   rand_operations: int = 2
   erase: float = 0.0
+  guided_crop: float = 0.0
+  guided_mask: float = 0.0
   mixup: float | None = None
   cutmix: float | None = None
 
@@ -108,11 +118,31 @@ class Augment(NamedTuple):
 # Training
 
 
-def _crop(h, w, augment, resize, draws):
-  """The part to show, (centre x, centre y, width, height) in pixels.
+def _guide(region, augment, draws):
+  """The box to crop from and the area to cover or None, in fractions of the image."""
+  box, hot = WHOLE, None
+  if region is None:
+    return box, hot
+  left, top, right, bottom, *place = region.tolist()
+  if draws[0] < augment.guided_crop and not math.isnan(left):
+    box = (
+      max(0, left - MARGIN),
+      max(0, top - MARGIN),
+      min(1, right + MARGIN),
+      min(1, bottom + MARGIN),
+    )
+  if draws[1] < augment.guided_mask and not math.isnan(place[0]):
+    hot = place
+  return box, hot
+
+
+def _crop(h, w, augment, resize, draws, box=WHOLE):
+  """The part of a box to show, (centre x, centre y, width, height) in pixels.
 
   As torchvision's random resized crop, but cut to fit where that draws again.
   """
+  left, top = box[0] * w, box[1] * h
+  w, h = box[2] * w - left, box[3] * h - top
   # 'squash' and 'pad' crop from the square that they make
   full_w, full_h = (w, h) if resize == 'crop' else (1.0, 1.0)
   low, high = augment.ratio
@@ -123,11 +153,12 @@ def _crop(h, w, augment, resize, draws):
   cw, ch = min(cw, ch * high), min(ch, cw / low)
   x, y = cw / 2 + (full_w - cw) * draws[2], ch / 2 + (full_h - ch) * draws[3]
   if resize == 'crop':
-    return x, y, cw, ch
+    return left + x, top + y, cw, ch
   if resize == 'squash':
-    return x * w, y * h, cw * w, ch * h
+    return left + x * w, top + y * h, cw * w, ch * h
   side = max(h, w)
-  return x * side + (w - side) / 2, y * side + (h - side) / 2, cw * side, ch * side
+  left, top = left + (w - side) / 2, top + (h - side) / 2
+  return left + x * side, top + y * side, cw * side, ch * side
 
 
 def _shrink(picture, shrink_x, shrink_y):
@@ -186,17 +217,18 @@ def train_transform(
   augment: Any = None,
   resize: str | Resize = 'squash',
   out: np.ndarray | None = None,
+  region: np.ndarray | None = None,
 ) -> np.ndarray:
   """Make a random view of a picture for training.
 
   Args:
     image: encoded bytes, or uint8 [h, w, 3].
-    rng: its draws have fixed places, and those of the policy, whose number varies, come last: one
-      option does not move another's draws.
+    rng: its draws have fixed places: one option does not move another's draws.
     size: pixels.
     augment: see `Augment`.
     resize: see the module.
     out: where the view is written.
+    region: float [8], see `Examples.regions`; None without one.
 
   Returns:
     uint8 [size, size, 3].
@@ -208,22 +240,14 @@ def train_transform(
   if not augment.enabled:
     return eval_transform(image, size, resize, out)
   n = augment.num_operations
-  draws = rng.random(POLICY_DRAWS + 3 * n).tolist()
-  triples = [draws[i : i + 3] for i in range(POLICY_DRAWS, len(draws), 3)]
+  draws = rng.random(POLICY_DRAWS + 3 * max(n, MAX_OPERATIONS) + 2).tolist()
+  triples = [draws[i : i + 3] for i in range(POLICY_DRAWS, POLICY_DRAWS + 3 * n, 3)]
   operations = policy.draw(augment.policy, augment.rand_magnitude, triples)
   picture, resize = open_picture(image), as_resize(resize).mode
-  x, y, cw, ch = _crop(picture.height, picture.width, augment, resize, draws)
-  image, kx, ky = _shrink(picture, cw / size, ch / size)
-  # output pixel -> source pixel: centre it, turn it, mirror it, scale it, move it to the crop
-  angle = math.radians(augment.rotate * (2 * draws[4] - 1))
-  c, s = math.cos(angle), math.sin(angle)
-  sx, sy = cw / (size * kx), ch / (size * ky)
-  if draws[5] < augment.flip:
-    sx = -sx
-  middle = (size - 1) / 2
-  offset_x = x / kx - 0.5 - sx * (c - s) * middle
-  offset_y = y / ky - 0.5 - sy * (s + c) * middle
-  matrix = np.array([[sx * c, -sx * s, offset_x], [sy * s, sy * c, offset_y]])
+  box, hot = _guide(region, augment, draws[-2:])
+  crop = _crop(picture.height, picture.width, augment, resize, draws, box)
+  image, kx, ky = _shrink(picture, crop[2] / size, crop[3] / size)
+  matrix = _matrix(crop, kx, ky, size, augment, draws)
   if operations.maps:
     matrix = matrix @ policy.warp(operations.maps, size)
   border = cv2.BORDER_CONSTANT if resize == 'pad' else cv2.BORDER_REFLECT_101
@@ -233,9 +257,28 @@ def train_transform(
   )
   out = _change_colours(out, augment, draws[6:10], operations.factors)
   out = policy.change(out, operations.changes)
+  if hot is not None:
+    _cover(out, matrix, hot, picture.width / kx, picture.height / ky)
   if draws[10] < augment.erase:
     _erase(out, draws[11:POLICY_DRAWS])
   return out
+
+
+def _matrix(crop, kx, ky, size, augment, draws):
+  """The map of output pixels to source pixels, 2 x 3; the source is kx and ky times smaller.
+
+  It centres a pixel, turns it, mirrors it, scales it and moves it to the crop.
+  """
+  x, y, cw, ch = crop
+  angle = math.radians(augment.rotate * (2 * draws[4] - 1))
+  c, s = math.cos(angle), math.sin(angle)
+  sx, sy = cw / (size * kx), ch / (size * ky)
+  if draws[5] < augment.flip:
+    sx = -sx
+  middle = (size - 1) / 2
+  offset_x = x / kx - 0.5 - sx * (c - s) * middle
+  offset_y = y / ky - 0.5 - sy * (s + c) * middle
+  return np.array([[sx * c, -sx * s, offset_x], [sy * s, sy * c, offset_y]])
 
 
 def _change_colours(image, augment, draws, further):
@@ -257,6 +300,14 @@ def _erase(image, draws):
   h, w = (min(size - 1, max(1, round(size * math.sqrt(a)))) for a in (area * ratio, area / ratio))
   y, x = int((size - h + 1) * draws[2]), int((size - w + 1) * draws[3])
   image[y : y + h, x : x + w] = PAD
+
+
+def _cover(image, matrix, area, w, h):
+  """Fill the pixels that show an area, fractions of the source of w x h pixels."""
+  line = np.arange(len(image))
+  x, y = (a * line + (b * line[:, None] + (c + 0.5)) for a, b, c in matrix)
+  left, top, right, bottom = area
+  image[(left * w <= x) & (x < right * w) & (top * h <= y) & (y < bottom * h)] = PAD
 
 
 # Evaluation

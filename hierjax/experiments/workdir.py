@@ -35,7 +35,7 @@ FREE_ON_RESUME = (
 CHANGEABLE = (
   *FREE_ON_RESUME,
   'seed',
-  'data.augment.',
+  *('data.augment.', 'data.regions'),
   'loss.',
   *(f'train.{name}' for name in 'epochs steps examples eval_ early_stop'.split()),
   *(f'optim.{name}' for name in 'lr heads_ momentum warmup_ clip weight_decay'.split()),

@@ -1,5 +1,6 @@
 """The order is a pure function of (seed, place): epochs, resume, shards, workers, balancing."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -115,9 +116,12 @@ def test_threads_change_nothing(threads):
 
 
 def test_workers_change_nothing_and_their_errors_arrive():
-  data = examples()
-  full = list(train(data, steps=6))
-  same(list(train(data, steps=6, start_step=1, workers=2)), full[1:])
+  guided = Augment(guided_crop=0.5, guided_mask=0.5)
+  regions = np.tile(np.float32([0.1, 0.1, 0.6, 0.6, 0.3, 0.3, 0.5, 0.5]), (N, 1))
+  data = dataclasses.replace(examples(), regions=regions)
+  workers = train(data, steps=6, start_step=1, workers=2, augment=guided)
+  same(list(workers), list(train(data, steps=6, augment=guided))[1:])
+  full = list(train(steps=6))
   last = int(
     set(full[1]['index'].tolist()).difference(full[0]['index'].tolist()).pop()
   )  # met in the second batch first

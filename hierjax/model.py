@@ -396,8 +396,7 @@ class Model(Predictor):
     record, before = split_record.read(self.workdir), run_config(self.workdir).data
     is_alike = record and split_record.is_divided_alike(self.c.data, before)
     options = copy.deepcopy(self.c.data)
-    # only training reads them
-    options.regions = None
+    options.regions = None  # they are for training
     if self._lends_taxonomy(options):
       options.taxonomy, options.homonyms = str(self.workdir / 'taxonomy.csv'), 'merge'
     data = sources.load(options, record=record if is_alike else None)

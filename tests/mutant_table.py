@@ -247,7 +247,7 @@ DATA = [
     'hierjax/data/transforms.py',
     'tests/data/test_regions.py',
     {
-      'max(0, top - MARGIN)': 'max(0, top)',
+      'np.clip(box + MARGINS, 0, 1)': 'box',
       'draws[1] < augment.guided_mask': 'draws[0] < augment.guided_mask',
       '(c + 0.5)': 'c',
     },

@@ -10,11 +10,8 @@ from hierjax.experiments import regions
 
 def run(args: Arguments) -> int:
   """Write the regions, and say how a training takes them."""
-  trained = runs.load(args)
-  path = pathlib.Path(args.output or trained.workdir / 'regions.csv')
-  count = regions.write(trained, path, terminal.Progress())
-  terminal.say(
-    f'{path}: regions of {count} training images; train takes them with --config.data.regions='
-    f'{path} and --config.data.augment.guided_crop or guided_mask'
-  )
+  path = pathlib.Path(args.output or f'{args.workdir}/regions.csv')
+  n = regions.write(runs.load(args), path, terminal.Progress())
+  flags = f'--config.data.regions={path} and --config.data.augment.guided_crop or guided_mask'
+  terminal.say(f'{path}: regions of {n} training images; hierjax train takes them with {flags}')
   return 0

@@ -23,8 +23,8 @@ class Examples:
     labels: int32 [N, L], class ids of the exclusive levels, -1 unknown.
     reader: reads one example.
     multi: int8 [N, C], 0 and 1 of each class of the tag levels, -1 unknown.
-    regions: float32 [N, 8] in 0..1, what guided crops and masks read: left, top, right, bottom of a
-      box and of the hottest place in fractions of the image, NaN unknown.
+    regions: float32 [N, 2, 4], of a training split, for guided crops and masks: left, top, right,
+      bottom of a box and of the hottest place in fractions of the image, NaN unknown.
   """
 
   name: str
@@ -59,7 +59,7 @@ class Table:
   """The examples of all splits, as a reader returns them.
 
   Attributes:
-    files, labels, multi, regions: as in `Examples`.
+    files, labels, multi: as in `Examples`.
     splits: the split's name of each example; None if the data name no splits.
     reader: reads one example of the table.
     path, rows: the file that lists the examples, and the row of each in it; None if there is none.
@@ -78,7 +78,6 @@ class Table:
   invalid: set[int] = dataclasses.field(default_factory=set)
   missing: set[int] = dataclasses.field(default_factory=set)
   origin: tuple[str, list[tuple[int, list[str]]]] | None = None
-  regions: np.ndarray | None = None
 
 
 def subset(examples: Examples | Table, index: Sequence[int], name: str | None = None) -> Examples:
@@ -90,13 +89,14 @@ def subset(examples: Examples | Table, index: Sequence[int], name: str | None = 
     name: that of the result; by default the same.
   """
   index = np.asarray(index, int)
+  regions = getattr(examples, 'regions', None)  # a table has none
   return Examples(
     examples.name if name is None else name,
     Names.pack(examples.files)[index],
     examples.labels[index],
     select(examples.reader, index),
     None if examples.multi is None else examples.multi[index],
-    None if examples.regions is None else examples.regions[index],
+    None if regions is None else regions[index],
   )
 
 

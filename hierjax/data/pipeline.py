@@ -275,8 +275,7 @@ class _TrainBatch(_Batches):
       side = self._stream((1 << 63) + int(i)).random_raw()
       epoch = place // len(self.examples.labels)
       augment = augment._replace(flip=float((side + epoch) % 2))
-    regions = self.examples.regions
-    region = None if regions is None else regions[i]
+    region = None if self.examples.regions is None else self.examples.regions[i]
     transforms.train_transform(image, rng, self.size, augment, self.resize, out, region)
 
   def _stream(self, number):

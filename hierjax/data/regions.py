@@ -1,45 +1,35 @@
-"""Regions of images, for guided crops and masks of training: a box and the hottest place in it.
+"""Regions of training images, for guided crops and masks: a box and the hottest place in it."""
 
-They come from a CSV file with a row per image, which `hierjax regions` or any detector writes.
-"""
-
-import math
+import dataclasses
 import pathlib
 import posixpath
-from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax.data.dataset import Examples, Table
+from hierjax.data.dataset import Examples
 from hierjax.data.findings import Findings
 from hierjax.data.splits import file_key
-from hierjax.taxonomy.csv_files import CsvColumns, read_columns
+from hierjax.taxonomy.csv_files import read_columns
 
 BOX = ('left', 'top', 'right', 'bottom')
 HOT = tuple(f'hot_{side}' for side in BOX)
 KIND = 'regions'  # of findings
 
 
-def read(options: ConfigDict, table: Table, findings: Findings) -> np.ndarray | None:
-  """Read the regions of a table's images.
+def attach(options: ConfigDict, divided: dict[str, Examples], findings: Findings) -> None:
+  """Give training images their regions.
 
   Args:
-    options: `config.data`, of which `regions` is the file. Its columns are file, as the data name
-      it, `BOX` and, where there are such, `HOT`, in fractions of the image; four empty cells are
-      no box.
-    table: the images.
+    options: `config.data`; `regions` is a CSV file with the columns file, as the data name it,
+      `BOX` and perhaps `HOT`, in fractions of the image. Four empty cells are no box.
+    divided: {split: its examples}; that of training is replaced.
     findings: receives what is wrong with the file.
 
-  Returns:
-    float32 [N, 8], see `Examples.regions`; None where the options name no file, or a wrong one.
-
   Raises:
-    UserError: the file cannot be read, lacks a column, or names none of the images.
+    UserError: the file cannot be read, lacks a column, has a wrong box, or none of these images.
   """
-  if options.regions is None:
-    return None
-  path = pathlib.Path(options.regions).expanduser()
+  path, train = pathlib.Path(options.regions).expanduser(), divided[options.train]
   content = read_columns(path)
   is_hot = options.augment.guided_mask > 0 or any(name in content.columns for name in HOT)
   for name in ('file', *BOX, *HOT * is_hot):
@@ -48,39 +38,28 @@ def read(options: ConfigDict, table: Table, findings: Findings) -> np.ndarray | 
       text = f'no column {name!r}{need}; the columns are {", ".join(content.columns)}'
       findings.fatal(f'{path}:1', KIND, text)
   # NaN at the end, where images without a row point to
-  values = np.full((len(content.rows) + 1, 8), np.nan, np.float32)
-  values[:-1, :4] = _boxes(path, content, BOX, findings)
-  if is_hot:
-    values[:-1, 4:] = _boxes(path, content, HOT, findings)
-  rows, keys = _rows(path, content, findings), [_key(file) for file in table.files]
-  index = np.array([rows.get(key, -1) for key in keys], int)
-  unknown = sorted(rows.keys() - set(keys))
-  if unknown and len(unknown) == len(rows):
-    text = f'names no image of the data: {unknown[0]}, where theirs are called {keys[:1]}'
-    findings.error(path, KIND, text)
-    return None
+  boxes = np.full((len(content.rows) + 1, 2, 4), np.nan, np.float32)
+  for k, names in enumerate((BOX, HOT)[: 1 + is_hot]):
+    boxes[:-1, k] = _boxes(path, content, names, findings)
+  rows = {}
+  for i, file in enumerate(content.columns['file'].take(slice(None))):
+    first = rows.setdefault(_key(file), i)
+    if first != i:
+      text = f'{file} has a region in row {content.rows[first]}, too'
+      findings.error(f'{path}:{content.rows[i]}', KIND, text)
+  values = boxes[[rows.get(_key(file), -1) for file in train.files]]
+  divided[options.train] = dataclasses.replace(train, regions=values)
+  unknown = rows.keys() - {_key(file) for split in divided.values() for file in split.files}
   if unknown:
-    text = f'{len(unknown)} of its {len(rows)} files are no image of the data: {unknown[0]}'
+    text = f'{len(unknown)} of its {len(rows)} files are no image of the data: {min(unknown)}'
     findings.say(path, KIND, text)
-  return values[index]
-
-
-def note_missing(path: str, train: Examples, findings: Findings) -> None:
-  """Say how many training images have no box and are shown as without.
-
-  Args:
-    path: the file of the regions.
-    train: the training split, with regions.
-    findings: receives a note, or an error where none has a box.
-  """
-  missing, n = np.flatnonzero(np.isnan(train.regions[:, 0])), len(train.files)
-  if not len(missing):
-    return
-  text = f'{len(missing)} of {n} training images have no box, such as {train.files[missing[0]]}'
-  if len(missing) == n:
-    findings.error(path, KIND, text)
-  else:
-    findings.say(path, KIND, f'{text}; they are cropped as without guided_crop')
+  missing = np.flatnonzero(np.isnan(values[:, 0, 0]))
+  text = f'{len(missing)} of {len(values)} training images have no box'
+  if len(missing) == len(values):
+    names = f'they are called as {train.files[0]!r}, the file has {min(rows, default="")!r}'
+    findings.error(path, KIND, f'{text}: {names}')
+  elif len(missing):
+    findings.say(path, KIND, f'{text}, such as {train.files[missing[0]]}')
 
 
 def _key(file):
@@ -88,50 +67,26 @@ def _key(file):
   return posixpath.normpath(file_key(file).strip().replace('\\', '/'))
 
 
-def _rows(path, content, findings):
-  """{file: number of its row}."""
-  cells, rows = content.columns['file'], {}
-  for i, file in enumerate(cells.take(slice(None))):
-    first = rows.setdefault(_key(file), i)
-    if first != i:
-      text = f'{file} has a region in row {content.rows[first]}, too'
-      findings.error(f'{path}:{content.rows[i]}', KIND, text)
-  return rows
-
-
-def _fraction(cell):
-  """The number in a cell, NaN in an empty one, -1 in one that holds no fraction."""
+def _number(cell):
+  """The number in a cell, NaN in another."""
   try:
-    value = float(cell or math.nan)
+    return float(cell)
   except ValueError:
-    return -1.0
-  return value if 0 <= value <= 1 or not cell else -1.0
+    return np.nan
 
 
-def _boxes(path: pathlib.Path, content: CsvColumns, names: Sequence[str], findings: Findings):
-  """Four columns as float32 [R, 4], NaN where a row has no box."""
+def _boxes(path, content, names, findings):
+  """Boxes float32 [R, 4] from four columns, NaN where a row has none."""
   columns = [content.columns[name] for name in names]
-  boxes = [np.array(list(map(_fraction, c.values)), np.float32)[c.codes] for c in columns]
-  left, top, right, bottom = boxes
-  is_empty, is_outside = np.isnan(boxes), np.array(boxes) < 0
-  checks = [
-    (is_outside[k], name, 'must be a fraction of the image, from 0 to 1')
-    for k, name in enumerate(names)
-  ]
-  checks += [
-    (is_empty[k] & ~is_empty.all(0), name, 'is empty, and the others of the box are not')
-    for k, name in enumerate(names)
-  ]
-  checks += [
-    (left >= right, names[0], f'must be less than {names[2]}'),
-    (top >= bottom, names[1], f'must be less than {names[3]}'),
-  ]
-  is_wrong = np.zeros(len(left), bool)
-  for is_bad, name, text in checks:
-    bad = np.flatnonzero(is_bad & ~is_wrong)
-    is_wrong |= is_bad
-    if len(bad):
-      more = f' ({len(bad)} such rows)' if len(bad) > 1 else ''
-      cell = content.columns[name].cell(bad[0])
-      findings.error(f'{path}:{content.rows[bad[0]]}', KIND, f'{name}={cell} {text}{more}')
-  return np.where(is_wrong[:, None], np.nan, np.stack(boxes, 1))
+  boxes = np.stack([np.array([*map(_number, c.values)], np.float32)[c.codes] for c in columns], 1)
+  is_used = ~np.all([c.equals('') for c in columns], 0)
+  for k, name in enumerate(names):
+    faults = {'must be a fraction of the image, 0 to 1': ~((boxes[:, k] >= 0) & (boxes[:, k] <= 1))}
+    if k < 2:
+      faults[f'must be less than {names[k + 2]}'] = boxes[:, k] >= boxes[:, k + 2]
+    for text, is_wrong in faults.items():
+      wrong = np.flatnonzero(is_wrong & is_used)
+      if len(wrong):
+        text = f'{name}={columns[k].cell(wrong[0])} {text}; rows with that: {len(wrong)}'
+        findings.error(f'{path}:{content.rows[wrong[0]]}', KIND, text)
+  return np.where(is_used[:, None], boxes, np.nan)

@@ -105,10 +105,9 @@ def make_splits(
   if not table.taxonomy.multi and len(names) == 1:
     text = f'all images are of one class, {names[0]!r}: nothing to tell apart'
     findings.warn(options.root, 'one class', text)
-  table.regions = regions.read(options, table, findings)
   division = splits.divide(options, table, findings, record)
-  if table.regions is not None and options.train in division.splits:
-    regions.note_missing(options.regions, division.splits[options.train], findings)
+  if options.regions and options.train in division.splits:
+    regions.attach(options, division.splits, findings)
   full = Dataset(table.taxonomy, division.splits, findings.notes)
   data = splits.reduce_splits(options, splits.hold_out(options, full))
   return dataclasses.replace(data, undiminished=full, new=division.new)

@@ -28,9 +28,8 @@ ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # share of the square; hei
 POLICY_DRAWS = 15  # the place of the policy's first draw
 MAX_OPERATIONS = 10  # of a policy; the draws of regions come behind those of so many
 WHOLE = (0.0, 0.0, 1.0, 1.0)
-# Of a side of the image: what a guided crop adds to the box on each side, as implementations of
-# WS-DAN do (arXiv:1901.09891, section 3.3).
-MARGIN = 0.1
+# by which a guided crop enlarges a box, of the image's sides, as implementations of WS-DAN do
+MARGINS = np.array([-0.1, -0.1, 0.1, 0.1])
 REDUCTIONS = (1, 2, 4, 8)  # by which the JPEG decoder can shrink
 LUMA = (0.299, 0.587, 0.114)
 RGB_TO_YIQ = np.array([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
@@ -73,9 +72,9 @@ class Augment(NamedTuple):
     rand_magnitude: their strength where the policy is 'rand', out of `policy.STEPS`.
     rand_operations: their number where the policy is 'rand'; 'trivial' has one.
     erase: probability that a rectangle becomes grey (Zhong et al., arXiv:1708.04896).
-    guided_crop: probability that an image with a region is cropped within its box and a margin
-      (attention cropping; Hu et al., arXiv:1901.09891, section 3.3).
-    guided_mask: probability that its hottest place becomes grey (attention dropping).
+    guided_crop: probability of a crop within the box of a region and a margin (WS-DAN, Hu et al.,
+      arXiv:1901.09891, section 3.3).
+    guided_mask: probability that the hottest place of a region becomes grey (likewise).
     mixup, cutmix: of whole batches, see `hierjax.train.mixing`; nothing here.
   """
 
@@ -119,21 +118,13 @@ class Augment(NamedTuple):
 
 
 def _guide(region, augment, draws):
-  """The box to crop from and the area to cover or None, in fractions of the image."""
-  box, hot = WHOLE, None
+  """The box to crop from, and the area to cover or None, in fractions of the image."""
   if region is None:
-    return box, hot
-  left, top, right, bottom, *place = region.tolist()
-  if draws[0] < augment.guided_crop and not math.isnan(left):
-    box = (
-      max(0, left - MARGIN),
-      max(0, top - MARGIN),
-      min(1, right + MARGIN),
-      min(1, bottom + MARGIN),
-    )
-  if draws[1] < augment.guided_mask and not math.isnan(place[0]):
-    hot = place
-  return box, hot
+    return WHOLE, None
+  box, hot = region.astype(float)
+  is_cropped = draws[0] < augment.guided_crop and not math.isnan(box[0])
+  is_covered = draws[1] < augment.guided_mask and not math.isnan(hot[0])
+  return np.clip(box + MARGINS, 0, 1) if is_cropped else WHOLE, hot if is_covered else None
 
 
 def _crop(h, w, augment, resize, draws, box=WHOLE):
@@ -228,7 +219,7 @@ def train_transform(
     augment: see `Augment`.
     resize: see the module.
     out: where the view is written.
-    region: float [8], see `Examples.regions`; None without one.
+    region: float [2, 4], see `Examples.regions`; None without one.
 
   Returns:
     uint8 [size, size, 3].
@@ -265,10 +256,8 @@ def train_transform(
 
 
 def _matrix(crop, kx, ky, size, augment, draws):
-  """The map of output pixels to source pixels, 2 x 3; the source is kx and ky times smaller.
-
-  It centres a pixel, turns it, mirrors it, scales it and moves it to the crop.
-  """
+  """The map of output pixels to pixels of the picture, kx and ky times smaller, 2 x 3."""
+  # centre a pixel, turn it, mirror it, scale it, move it to the crop
   x, y, cw, ch = crop
   angle = math.radians(augment.rotate * (2 * draws[4] - 1))
   c, s = math.cos(angle), math.sin(angle)

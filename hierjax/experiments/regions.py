@@ -16,8 +16,7 @@ from hierjax.data import pipeline, regions, transforms
 from hierjax.evaluate import collect, explain
 from hierjax.model import Model
 
-# Of the largest value of a heat map: what lies in the box has at least so much (WS-DAN, Hu et al.,
-# arXiv:1901.09891, section 3.3, where it is the threshold of attention cropping).
+# Of the largest value of a map, what a box bounds: as in WS-DAN (arXiv:1901.09891, section 3.3).
 SHARE = 0.5
 
 
@@ -26,27 +25,23 @@ def rectangles(maps: np.ndarray, share: float) -> np.ndarray:
 
   Args:
     maps: float [B, h, w], at least 0.
-    share: 1 bounds the largest value.
+    share: 1 bounds the largest value alone.
 
   Returns:
     float [B, 4], left, top, right and bottom in fractions of the map; NaN for a map of zeros.
   """
   peak = maps.max((1, 2), keepdims=True)
-  is_inside = maps >= share * peak
-  columns, rows = is_inside.any(1), is_inside.any(2)
-  low = [x.argmax(1) / x.shape[1] for x in (columns, rows)]
-  high = [1 - x[:, ::-1].argmax(1) / x.shape[1] for x in (columns, rows)]
+  sides = [(maps >= share * peak).any(axis) for axis in (1, 2)]
+  low = [side.argmax(1) / side.shape[1] for side in sides]
+  high = [1 - side[:, ::-1].argmax(1) / side.shape[1] for side in sides]
   return np.where(peak[:, 0] > 0, np.stack([*low, *high], 1), np.nan)
 
 
-def write(
-  model: Model, path: pathlib.Path, progress: Callable[[int, int], None] | None = None
-) -> int:
-  """Write the regions of the training images, as `data.regions.read` reads them.
+def write(model: Model, path: pathlib.Path, progress: Callable[[int, int], None]) -> int:
+  """Write the regions of a run's training images, as `data.regions` reads them.
 
   They are of the Grad-CAM of an image's class at the finest level that has a head and a label; the
-  image is shown whole, stretched to a square. Without such a level, and where the map is 0
-  everywhere or the image cannot be read, an image has no region.
+  image is shown whole, stretched to a square. An image with a map of zeros has none.
 
   Args:
     model: of the run.
@@ -54,24 +49,17 @@ def write(
     progress: called with the numbers of images that are done and that there are.
 
   Returns:
-    The number of regions.
-
-  Raises:
-    UserError: the training split cannot be read, or no image has a heat map.
+    The number of regions; a `UserError` where there are none.
   """
-  c, table = model.c, model.taxonomy.table('exclusive')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  c, table, parts = model.c, model.taxonomy.table('exclusive'), []
   levels = [level for level in table.levels if level in model.levels] if table else []
-  examples, columns, parts = model.split(c.data.train), list(map(model.taxonomy.index, levels)), []
+  examples, columns = model.split(c.data.train), list(map(model.taxonomy.index, levels))
   step = jax.jit(functools.partial(_true_maps, levels=levels, model=model.classifier))
   n, size = len(examples.files), collect.rows(c.eval.batch_size, 1, model.mesh)
-  batches = pipeline.eval_batches(
-    examples,
-    batch_size=size,
-    size=c.data.size,
-    resize=transforms.Resize(interpolation=c.data.interpolation),
-    threads=c.data.threads,
-    workers=c.data.workers,
-  )
+  resize = transforms.Resize(interpolation=c.data.interpolation)
+  how = {'size': c.data.size, 'threads': c.data.threads, 'workers': c.data.workers}
+  batches = pipeline.eval_batches(examples, batch_size=size, resize=resize, **how)
   with contextlib.closing(batches):
     for batch in batches:
       inputs = {'images': batch['image'], 'labels': batch['labels'][:, columns]}
@@ -79,17 +67,14 @@ def write(
       boxes = np.concatenate([rectangles(maps, SHARE), rectangles(maps, 1.0)], 1)
       has_map = (batch['mask'] > 0) & ~np.isnan(boxes[:, 0])
       parts.append((batch['index'][has_map], boxes[has_map].astype(np.float32)))
-      if progress:
-        progress(min(len(parts) * size, n), n)
+      progress(min(len(parts) * size, n), n)
   index, boxes = map(np.concatenate, zip(*parts))
   if not len(index):
-    raise UserError(
-      f'{model.workdir}: no heat map of {n} training images: they need a label of an exclusive '
-      f'level, and {c.model.backbone} feature maps'
-    )
+    text = f'they need a label of an exclusive level, and {c.model.backbone} feature maps'
+    raise UserError(f'{model.workdir}: no heat map of {n} training images: {text}')
   rows = ((examples.files[i], *(f'{x:.6g}' for x in box)) for i, box in zip(index, boxes.tolist()))
-  header = ('file', *regions.BOX, *regions.HOT)
-  files.write(path, files.csv_text(itertools.chain([header], rows)))
+  header = [('file', *regions.BOX, *regions.HOT)]
+  files.write(path, files.csv_text(itertools.chain(header, rows)))
   return len(index)
 
 

@@ -117,7 +117,7 @@ def test_threads_change_nothing(threads):
 
 def test_workers_change_nothing_and_their_errors_arrive():
   guided = Augment(guided_crop=0.5, guided_mask=0.5)
-  regions = np.tile(np.float32([0.1, 0.1, 0.6, 0.6, 0.3, 0.3, 0.5, 0.5]), (N, 1))
+  regions = np.tile(np.float32([0.1, 0.1, 0.6, 0.6, 0.3, 0.3, 0.5, 0.5]), (N, 1)).reshape(N, 2, 4)
   data = dataclasses.replace(examples(), regions=regions)
   workers = train(data, steps=6, start_step=1, workers=2, augment=guided)
   same(list(workers), list(train(data, steps=6, augment=guided))[1:])

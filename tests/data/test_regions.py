@@ -30,7 +30,7 @@ def picture(h, w, seed=0, blur=3):
 
 
 def region(*values):
-  return np.array([*values, *[NONE] * (8 - len(values))], np.float32)
+  return np.array([*values, *[NONE] * (8 - len(values))], np.float32).reshape(2, 4)
 
 
 def rng(seed):
@@ -188,8 +188,8 @@ def read(i, bad=()):
 
 
 def examples(**broken):
-  rows = np.tile(region(0.3, 0.3, 0.7, 0.7, 0.4, 0.4, 0.6, 0.6), (9, 1))
-  rows[:, 0] = np.linspace(0, 0.5, 9)
+  rows = np.tile(region(0.3, 0.3, 0.7, 0.7, 0.4, 0.4, 0.6, 0.6), (9, 1, 1))
+  rows[:, 0, 0] = np.linspace(0, 0.5, 9)
   rows[4] = NONE
   files = [f'{i}.png' for i in range(9)]
   labels = np.zeros((9, 1), np.int32)
@@ -251,8 +251,8 @@ def test_a_detectors_file(tmp_path):
   c = options(tmp_path, '\n'.join(lines), guided_crop=0.5)
   data = sources.load(c)
   train = data.splits['train']
-  expected = np.full((8, 8), np.nan, np.float32)
-  expected[2, :4], expected[5, :4] = (0, 0.25, 1, 0.5), (0.1, 0.2, 0.3, 0.4)
+  expected = np.full((8, 2, 4), np.nan, np.float32)
+  expected[2, 0], expected[5, 0] = (0, 0.25, 1, 0.5), (0.1, 0.2, 0.3, 0.4)
   np.testing.assert_array_equal(train.regions, expected)
   notes = [note for note in data.notes if 'boxes.csv' in note]
   assert len(notes) == 2 and '1 of its 5 files are no image of the data: elsewhere' in notes[0]
@@ -276,11 +276,17 @@ FAULTS = {
   'pixels': (f'{HEAD}\n1,toy/train/00000,0,0,1,1\n1,b,0,0,153,1', ':3: right=153 must be a frac'),
   'text': (f'{HEAD}\n1,toy/train/00000,x,0,1,1', ':2: left=x must be a fraction of the image'),
   'nan': (f'{HEAD}\n1,toy/train/00000,0,nan,1,1', ':2: top=nan must be a fraction'),
-  'part': (f'{HEAD}\n1,toy/train/00000,0,,1,1', ':2: top= is empty, and the others'),
-  'turned': (f'{HEAD}\n\n1,a,0,.8,1,.4\n1,b,0,1,1,.4', ':3: top=.8 must be less than bottom (2'),
+  'part': (f'{HEAD}\n1,toy/train/00000,0,,1,1', ':2: top= must be a fraction'),
+  'turned': (
+    f'{HEAD}\n\n1,a,0,.8,1,.4\n1,b,0,1,1,.4',
+    ':3: top=.8 must be less than bottom; rows with that: 2',
+  ),
   'narrow': (f'{HEAD}\n1,a,.5,0,.5,1', ':2: left=.5 must be less than right'),
   'twice': (f'{HEAD}\n1,a,0,0,1,1\n1,b,0,0,1,1\n1,./a,0,0,1,1', ':4: ./a has a region in row 2, '),
-  'others': (f'{HEAD}\n1,a,0,0,1,1', ": names no image of the data: a, where theirs are called ['"),
+  'others': (
+    f'{HEAD}\n1,a,0,0,1,1',
+    ": 8 of 8 training images have no box: they are called as 'toy/",
+  ),
   'val alone': (f'{HEAD}\n1,toy/val/00001,0,0,1,1', ': 8 of 8 training images have no box'),
   'empty': (HEAD, ': 8 of 8 training images have no box'),
 }
@@ -304,8 +310,8 @@ def test_masks_need_the_hot_columns(tmp_path):
   hot = ','.join(regions.HOT)
   text = f'{HEAD},{hot}\n1,toy/train/00000,0,0,1,1,.2,.3,.4,.5\n1,toy/train/00001,0,0,1,1,,,,'
   train = sources.load(options(tmp_path, text, guided_mask=0.5)).splits['train']
-  np.testing.assert_array_equal(train.regions[0], np.float32([0, 0, 1, 1, 0.2, 0.3, 0.4, 0.5]))
-  np.testing.assert_array_equal(np.isnan(train.regions[1]), [False] * 4 + [True] * 4)
+  np.testing.assert_array_equal(train.regions[0], np.float32([[0, 0, 1, 1], [0.2, 0.3, 0.4, 0.5]]))
+  np.testing.assert_array_equal(np.isnan(train.regions[1]), [[False] * 4, [True] * 4])
   c = options(tmp_path, text.replace('.4,.5', '.2,.5'))
   with pytest.raises(UserError, match=r':2: hot_left=.2 must be less than hot_right'):
     sources.load(c)

@@ -15,12 +15,15 @@ from hierjax.core.errors import UserError
 from hierjax.evaluate.predictor import Predictor
 from hierjax.taxonomy import read_classes
 
+# what evaluation has fitted, predict only reads; --risk takes another risk
+CHANGEABLE = ('data.', 'eval.', 'decide.novelty', 'plugins')
+
 
 def run(args: Arguments) -> int:
   """Predict all images, each as soon as it is there, and count those that cannot be read."""
   # Imported only for runs, with jax, which exported models do without.
   runs = None if args.artefact else importlib.import_module('hierjax.cli.runs')
-  c = runs.run_config(args, args.workdir) if runs else args.config
+  c = runs.run_config(args, args.workdir, CHANGEABLE) if runs else args.config
   paths = images.expand(args.images, c.data)
   shard = _shard(args.shard)
   if shard:

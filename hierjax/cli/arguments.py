@@ -19,7 +19,7 @@ from hierjax.core.errors import UserError, did_you_mean
 
 MODES = ('train', 'evaluate', 'report', 'predict', 'lint', 'describe', 'table', 'migrate', 'probe')
 MODES += ('plan', 'export', 'options', 'compare', 'audit', 'serve', 'backbones', 'push', 'pull')
-MODES += ('regions',)
+MODES += ('regions', 'pack')
 # Those that take words after the command.
 WITH_WORDS = ('options', 'compare', 'serve', 'backbones', 'push', 'pull')
 # Short names of options: --lr=3e-4 is --config.optim.lr=3e-4.
@@ -67,8 +67,8 @@ FLAGS = (
   Flag('shard', None, 'predict: i/n: process i, from 0, of n takes its part of the images',
        'predict'),
   Flag('output', '',
-       'export: the new folder; predict: FILE.jsonl, .csv or .parquet, which a rerun completes; '
-       'regions: the CSV file, by default WORKDIR/regions.csv', 'predict export regions'),
+       'export, pack: the new folder; predict: FILE.jsonl, .csv or .parquet; a rerun completes it; '
+       'regions: the CSV file, by default WORKDIR/regions.csv', 'predict export pack regions'),
   Flag('classes', None,
        'predict, evaluate: file with the classes that are possible, of any level: one name a line, '
        'or a CSV with a column class, or columns called by levels', 'predict evaluate'),
@@ -272,8 +272,8 @@ def _check(arguments: Arguments) -> None:
     )
   if arguments.region is not None and not arguments.classes:
     raise UserError('--region needs --classes=FILE, the list of the classes of each region')
-  if mode == 'export' and not arguments.output:
-    raise UserError('hierjax export needs --output=FOLDER, a new folder')
+  if mode in ('export', 'pack') and not arguments.output:
+    raise UserError(f'hierjax {mode} needs --output=FOLDER, a new folder')
   if mode == 'compare' and len(arguments.patterns) < 2:
     raise UserError('compare needs two folders or more: hierjax compare RUN RUN')
   if mode == 'serve' and len(arguments.patterns) != 1:

@@ -57,6 +57,8 @@ COMMANDS = f"""hierjax: hierarchical image classification.
       a page and an API for it on http://127.0.0.1:8000
   hierjax lint --data=FOLDER
       check taxonomy, labels and images
+  hierjax pack --data=FOLDER --output=packed
+      many small image files into one, with their labels and splits; --data=packed reads it
   hierjax describe --config=3head
       parameters and MACs of the model
   hierjax backbones 'vit_small*'
@@ -64,7 +66,8 @@ COMMANDS = f"""hierjax: hierarchical image classification.
   hierjax options optim
       the options whose name or help has the word, with default and range; all without a word
 
-FOLDER holds a CSV file that lists images, a Parquet data set, or nested class folders. Configs are
+FOLDER holds a CSV file that lists images, a Parquet data set, what pack wrote, or nested class
+folders. Configs are
 Python files: hierjax's own by name, as 3head, or the path of yours. Short names of options:
 {', '.join(f'--{short}' for short in arguments.ALIASES)}. In a clone: python main.py in place of
 hierjax."""

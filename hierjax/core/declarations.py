@@ -35,7 +35,7 @@ def _durations(prefix: str, text: str, epochs: float | None) -> tuple[Option, ..
 
 
 # fmt: off
-SOURCES = ('auto', 'csv', 'folders', 'parquet', 'toy', 'stanford_cars', 'compcars',
+SOURCES = ('auto', 'csv', 'folders', 'parquet', 'packed', 'toy', 'stanford_cars', 'compcars',
            'fgvc_aircraft', 'cifar100', 'cub200', 'tfds')
 ENCODINGS = ('utf-8', 'utf-16', 'cp1250', 'cp1251', 'cp1252', 'latin-1', 'shift_jis', 'gb18030',
              'big5', 'euc_kr')

@@ -1,8 +1,9 @@
 """Loads the data set that `config.data` names.
 
-Sources are labels.csv and images, nested class folders, Parquet (in a folder or on the hub), the
-original layouts of published data sets, and the drawn toy set. A folder may hold taxonomy.csv; else
-the taxonomy is derived from the labels. Splits that the data do not name are made.
+Sources are labels.csv and images, nested class folders, Parquet (in a folder or on the hub), what
+`hierjax pack` wrote, the original layouts of published data sets, and the drawn toy set. A folder
+may hold taxonomy.csv; else the taxonomy is derived from the labels. Splits that the data do not
+name are made.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from hierjax.data import (
   folders,
   image_files,
   lint_taxonomy,
+  packed,
   parquet,
   published,
   read_csv,
@@ -41,6 +43,7 @@ READERS = {
   'csv': read_csv.read,
   'folders': folders.read,
   'parquet': parquet.read,
+  'packed': packed.read,
   **{name: functools.partial(published.read, source=name) for name in published.LAYOUTS},
 }
 CSV_OPTIONS = tuple(
@@ -193,6 +196,8 @@ def _detect(name, root, findings):
     return 'toy'
   if name.startswith('tfds:'):
     return 'tfds'
+  if (root / packed.FILE).exists():
+    return 'packed'
   # a link to nowhere is a mistake to report, not a reason to look for folders
   if root.is_file() or os.path.lexists(root / 'labels.csv'):
     return 'csv'

@@ -257,7 +257,7 @@ def test_shards_are_files_of_their_own_that_hold_each_image_once(folder, exporte
 def test_what_evaluation_has_fitted_is_no_option_of_predict(finished_run):
   """It would change nothing without a word."""
   flags = [f'--workdir={finished_run}', '--images=img', '--config.decide.risk=.1']
-  with pytest.raises(UserError, match='config.decide.risk: .* only .*decide.novelty'):
+  with pytest.raises(UserError, match=r'config\.decide\.risk: .* only .*decide\.novelty'):
     predict.run(arguments.parse(['hierjax', 'predict', *flags]))
 
 

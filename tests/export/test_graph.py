@@ -304,7 +304,8 @@ def exported_difference(name: str) -> float:
     noise, key = rng.standard_normal(x.shape, np.float32), path[-1].key
     if key == 'var':
       return x * (1 + 0.2 * np.abs(noise))
-    return x * (1 + 0.1 * noise) if key == 'scale' else x + 0.05 * noise * (x.ndim == 1)
+    # Some scales begin as 0, which would hide what they scale.
+    return x + noise * (0.1 if key == 'scale' else 0.05 * (x.ndim == 1))
 
   variables = initializers.init(module, 0, np.zeros((1, size, size, 3), np.float32))
   if sum(x.nbytes for x in jax.tree.leaves(variables)) >= 2**31:

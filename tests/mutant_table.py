@@ -209,7 +209,7 @@ MODELS = [
       'x * jnp.exp(-0.5 * x * x)': 'x * jnp.exp(-x * x)',
       'return s * (1 + x * (1 - s))': 'return s * (1 + x * s)',
       'transpose(0, 2, 4, 1, 3, 5)': 'transpose(0, 2, 4, 3, 1, 5)',
-      'down * (2 * size - 1) + right': 'right * (2 * size - 1) + down',
+      'down * (2 * columns - 1) + right': 'right * (2 * columns - 1) + down',
     },
   ),
   *faults(

@@ -108,7 +108,7 @@ def resplit(posterior, labels, table, others, rng, results):
   temperature = calibration.fit_temperature(posterior[fitted], labels[fitted, -1])
   tempered = calibration.temper(posterior, temperature)
   p, y = tempered[new], labels[new, -1]
-  results.setdefault('ece', []).append(metrics.ece(p, p.argmax(1), y))
+  results.setdefault('ece', []).append(metrics.ece(p.max(1), p.argmax(1), y))
   confidence = p.max(1)
   _, total, right = metrics.reliability(confidence, rng.random(len(p)) < confidence)
   results.setdefault('chance', []).append(np.abs(right - total).sum() / len(p))

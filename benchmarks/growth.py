@@ -5,7 +5,8 @@ usage: growth.py [--leaves 1000 10000 100000] [--rows 10000 100000 1000000] [--s
 Each stage runs in a process of its own, once. Printed are its seconds of CPU and the MiB that its
 memory grew by at most, for each size, and the growth exponent between the smallest and the largest
 size: the slope of log seconds over log size; 1 is linear. The taxonomy has seven levels of
-biological shape, from phylum to species, with names of two words. `drawn` draws splits.
+biological shape, from phylum to species, with names of two words. `validation` decides on and
+judges 10,000 images; the probabilities of one batch stand in for all. `drawn` draws the splits.
 """
 
 import argparse
@@ -74,6 +75,33 @@ def measured(work) -> None:
   print(json.dumps({'seconds': seconds, 'mib': (peak - before) / 1024}))
 
 
+def validate(taxonomy, labels, batch: int = 64):
+  """Return the work of decisions and metrics of images, of which a batch is held at a time."""
+  import jax
+
+  from hierjax.decide.decisions import default_rules
+  from hierjax.evaluate import collect, summary
+
+  rng, probs, rules = np.random.default_rng(3), {}, default_rules(taxonomy)
+  for level, names in zip(taxonomy.levels, taxonomy.names):
+    p = np.exp(3 * rng.standard_normal((batch, len(names)), np.float32))
+    probs[level] = p / p.sum(1, keepdims=True)
+
+  def reduced(rows):
+    part = {level: p[: len(rows)] for level, p in probs.items()}
+    outputs = collect.Outputs(part, None, labels[rows], rows, [])
+    return outputs.reduce(taxonomy, rules, summary.LOGGED)
+
+  def work():
+    blocks = np.split(np.arange(len(labels)), range(batch, len(labels), batch))
+    parts = [reduced(rows) for rows in blocks]
+    results = jax.tree.map(lambda *x: np.concatenate(x), *(part.results for part in parts))
+    outputs = collect.Outputs({}, None, labels, np.arange(len(labels)), [], results)
+    summary.validate(outputs, taxonomy, dict.fromkeys(taxonomy.levels, 1.0))
+
+  return work
+
+
 def run_stage(stage: str, size: int, folder: pathlib.Path) -> None:
   """Run a stage once, on files that the calling process has written."""
   from hierjax.data import lint_taxonomy, sources
@@ -107,6 +135,8 @@ def run_stage(stage: str, size: int, folder: pathlib.Path) -> None:
   if stage == 'metrics':
     pred = taxonomy.paths[rng.integers(0, size, 100_000)]
     return measured(lambda: metrics.of_predictions(pred, labels, taxonomy))
+  if stage == 'validation':
+    return measured(validate(taxonomy, labels[:10_000]))
   return measured(lambda: run_loss(stage, taxonomy, labels[:32]))
 
 
@@ -136,10 +166,9 @@ def run_loss(stage, taxonomy, labels):
 # {stage: whether its size is that of labels.csv, not of the taxonomy}
 STAGES = {
   **dict.fromkeys(
-    ('load', 'lint', 'complete', 'valid', 'metrics', 'cross-entropy', 'smoothing', 'lca'), False
+    'load lint complete valid metrics validation cross-entropy smoothing lca'.split(), False
   ),
-  'labels': True,
-  'drawn': True,
+  **dict.fromkeys(('labels', 'drawn'), True),
 }
 
 

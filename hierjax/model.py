@@ -172,8 +172,12 @@ class Model(Predictor):
     """
     self._check_novelty(others)
     examples, into = examples or self.split(split), into or self.workdir
-    if outputs is None:
-      outputs = self.collect(examples, progress=progress, with_features=self._uses_features)
+    options = {'progress': progress, 'with_features': self._uses_features}
+    rows = collect.rows_to_fit(examples.labels, self.taxonomy)
+    # single-task models taken together, and outputs that are there, are held whole
+    is_all = bool(others or outputs) or len(rows) == len(examples.labels)
+    if outputs is None and (is_all or tune):
+      outputs = self.collect(examples if is_all else sources.subset(examples, rows), **options)
     for model in others:
       extra = model.collect(model.split(split))
       assert np.array_equal(extra.index, outputs.index), (
@@ -182,9 +186,12 @@ class Model(Predictor):
       outputs.probs = extra.probs | outputs.probs
     if tune:
       self.rules = decide.tune(outputs.probs, outputs.labels, self.taxonomy)
-    self._fit_answers(split, outputs, tune, bool(others))
+    self._fit_answers(split, examples, outputs, tune, bool(others))
+    if not is_all:
+      outputs = self.collect(examples, reduction=(self.taxonomy, self.rules), **options)
+    outputs = outputs.reduce(self.taxonomy, self.rules)
     outputs, subset = summary.within_subset(outputs, self.taxonomy, self.rules)
-    decisions = self.decide(outputs.probs)
+    decisions = summary.decisions_of(outputs, self.taxonomy, self.rules)
     result = summary.summarize(
       split, outputs, decisions, self.taxonomy, self.rules, self.c.eval.tta
     )
@@ -197,15 +204,18 @@ class Model(Predictor):
       summary.write(into, result, outputs, decisions, self.taxonomy, examples.files)
     return result
 
-  def _fit_answers(self, split: str, outputs: Outputs, is_tuned: bool, has_others: bool):
+  def _fit_answers(self, split, examples, outputs: Outputs | None, is_tuned: bool, has_others):
     """Fit what calibration images are for; keep rules that are new in decode.json."""
     calibration = answers.calibration_split(self.c, self.rules, is_tuned)
     if has_others:
       # what is fitted is for this model's outputs alone
       calibration, _ = None, self.rules.pop('answer', None)
     if calibration:
-      if calibration != split:
-        outputs = self.collect(self.split(calibration), with_features=self._uses_features)
+      if calibration != split or outputs is None:
+        examples = examples if calibration == split else self.split(calibration)
+        rows = collect.rows_to_fit(examples.labels, self.taxonomy)
+        examples = sources.subset(examples, rows)
+        outputs = self.collect(examples, with_features=self._uses_features)
       outputs, _ = summary.within_subset(outputs, self.taxonomy, self.rules)
       self.rules, notes = answers.fit(outputs, self.taxonomy, self.rules, self.c, calibration)
       for note in notes:
@@ -224,7 +234,7 @@ class Model(Predictor):
   def _evidence(self, outputs: Outputs, decisions: Decisions | None = None) -> Evidence:
     """What the novelty detector reads of outputs with features."""
     block = self.taxonomy.block('exclusive')
-    decisions = decisions or self.decide(outputs.probs)
+    decisions = decisions or summary.decisions_of(outputs, self.taxonomy, self.rules)
     return Evidence(
       level_logits(self.logits(outputs.features), block.taxonomy),
       np.asarray(outputs.features, np.float64),

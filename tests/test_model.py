@@ -55,6 +55,24 @@ def run(tmp_path_factory):
     yield root, workdir, result
 
 
+def test_a_large_split_is_evaluated_batch_by_batch(model, monkeypatch, tmp_path):
+  """Nothing is held of all classes of all images, and the files are the same."""
+  val = model.c.data.val
+  for name in ('whole', 'parts'):
+    (tmp_path / name).mkdir()
+  result = model.evaluate(val, into=tmp_path / 'whole')
+  monkeypatch.setattr(collect, 'MAX_FITTED', 1)
+  assert model.evaluate(val, into=tmp_path / 'parts') == result
+  names = f'eval_{val}.json', f'predictions_{val}.npz'
+  for name in names:
+    assert (tmp_path / 'whole' / name).read_bytes() == (tmp_path / 'parts' / name).read_bytes()
+  # rules are fitted on an even subset of the images with a finest class
+  examples = model.split(val)
+  monkeypatch.setattr(collect, 'MAX_FITTED', 3 * len(model.taxonomy.paths))
+  rows = collect.rows_to_fit(examples.labels, model.taxonomy)
+  assert 1 < len(rows) <= 3 and (np.diff(rows) > 1).all()
+
+
 @pytest.fixture
 def model(run, monkeypatch):
   tiny.register(monkeypatch)

@@ -380,12 +380,21 @@ def to_host(x: Any) -> np.ndarray:
   return np.asarray(x)
 
 
-def gather(tree: Any) -> Any:
-  """Gather global arrays, split over processes, as numpy on every process.
+def local(tree: Any) -> Any:
+  """Return this process's rows of arrays that are split over the mesh, as numpy."""
 
-  Args:
-    tree: of arrays.
-  """
-  if jax.process_count() > 1:
-    tree = multihost_utils.process_allgather(tree, tiled=True)
-  return jax.tree.map(np.asarray, tree)
+  def rows(x):
+    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([shard.data for shard in shards])
+
+  return jax.tree.map(np.asarray if jax.process_count() == 1 else rows, tree)
+
+
+def gather(tree: Any) -> Any:
+  """Put the rows of numpy arrays of all processes, as many each, together on every process."""
+  if jax.process_count() == 1:
+    return tree
+  # as devices have no numbers of eight bytes
+  words = jax.tree.map(lambda x: np.ascontiguousarray(x).view(f'u{min(x.itemsize, 4)}'), tree)
+  words = multihost_utils.process_allgather(words, tiled=True)
+  return jax.tree.map(lambda x, all_words: np.asarray(all_words).view(x.dtype), tree, words)

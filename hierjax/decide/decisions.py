@@ -7,7 +7,7 @@ TagDecision. Where the rules have 'answer', `AnswerRules` that were fitted on ca
 so have the decisions, `backoff.Answers` on the exclusive levels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +45,7 @@ class AnswerRules(NamedTuple):
     return {rule.risk: rule for rule in sorted(rules, key=lambda rule: rule.risk)}
 
 
+PATHS = ('independent', 'leaf', 'joint')  # decisions on exclusive levels
 Rules = dict[str, paths.PathRules | dict[str, np.ndarray] | AnswerRules]
 Decisions = dict[str, dict[str, paths.PathDecision] | thresholds.TagDecision | backoff.Answers]
 
@@ -68,17 +69,20 @@ def tune(probs: Probs, labels: np.ndarray, taxonomy: Taxonomy | Mixed) -> Rules:
   }
 
 
-def decide(probs: Probs, taxonomy: Taxonomy | Mixed, rules: Rules) -> Decisions:
+def decide(
+  probs: Probs, taxonomy: Taxonomy | Mixed, rules: Rules, names: Sequence[str] = PATHS
+) -> Decisions:
   """Decide on all levels. Tags must go with the joint decision on the exclusive levels.
 
   Args:
     probs: {level with a head: float64 [N, C]}.
     taxonomy: the levels.
     rules: as `default_rules` or `tune` give them.
+    names: of decisions on exclusive levels, of which 'joint' is one.
   """
   decisions, is_possible = {}, True
   for block in taxonomy.blocks:
-    decision = DECIDERS[block.kind](probs, block, rules[block.kind], is_possible)
+    decision = DECIDERS[block.kind](probs, block, rules[block.kind], is_possible, names)
     decisions[block.kind] = decision
     if block.kind == 'exclusive':
       is_possible = taxonomy.fits(decision['joint'].pred)
@@ -103,22 +107,18 @@ def join(values: Mapping[str, np.ndarray], block: Block) -> np.ndarray:
   return np.concatenate([values[level] for level in block.levels], -1)
 
 
-def _decide_paths(probs, block, rules, is_possible):
-  level_probs = _by_level(probs, block)
-  return {
-    'independent': paths.independent(level_probs, block.taxonomy, rules.allowed),
-    'leaf': paths.leaf(level_probs, block.taxonomy, rules.allowed),
-    'joint': paths.joint(
-      level_probs,
-      block.taxonomy,
-      [rules.weights.get(level, 1.0) for level in block.levels],
-      rules.temperature,
-      rules.allowed,
-    ),
-  }
+def _decide_paths(probs, block, rules, is_possible, names):
+  level_probs, table, decisions = _by_level(probs, block), block.taxonomy, {}
+  if 'leaf' in names or any(p is None for p in level_probs):
+    decisions['leaf'] = paths.leaf(level_probs, table, rules.allowed)
+  fallback = decisions.get('leaf')
+  decisions['independent'] = paths.independent(level_probs, table, rules.allowed, fallback)
+  weights = [rules.weights.get(level, 1.0) for level in block.levels]
+  decisions['joint'] = paths.joint(level_probs, table, weights, rules.temperature, rules.allowed)
+  return {name: decisions[name] for name in names}
 
 
-def _decide_tags(probs, block, level_thresholds, is_possible):
+def _decide_tags(probs, block, level_thresholds, is_possible, names):
   return thresholds.decide_tags(
     join(probs, block), join(level_thresholds, block), block.taxonomy, is_possible
   )

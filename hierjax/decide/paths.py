@@ -23,11 +23,33 @@ MAX_WEIGHT = 3.0
 # What `tune` tries to multiply the likeliest weights by; the first of equals is taken.
 FACTORS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 0.0)
 
+# Classes ranked highest that an evaluation keeps.
+TOP = 5
+# Columns of which `top` first compares the maxima.
+BLOCK = 32
 # Fewer examples with a known path do not calibrate.
 MIN_EXAMPLES = 100
 
 # Per level float [N, C], None for a level without a head.
 Probs = Sequence[np.ndarray | None]
+
+
+class ByLevel(Sequence):
+  """Values of leaves, [N, leaf], put together by a function to those of each level on demand."""
+
+  def __init__(self, values: np.ndarray, function: np.ufunc, taxonomy: Taxonomy):
+    self._merges, self._function = taxonomy.merges, function
+    self._values = {len(taxonomy.merges): values}
+
+  def __len__(self) -> int:
+    return len(self._merges) + 1
+
+  def __getitem__(self, level: int) -> np.ndarray:
+    k = range(len(self))[level]
+    if k not in self._values:
+      merge = self._merges[k]
+      self._values[k] = merge.reduce(self[merge.level], self._function)
+    return self._values[k]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +64,39 @@ class PathDecision:
   """
 
   pred: np.ndarray
-  scores: list[np.ndarray]
-  prob: list[np.ndarray]
+  scores: Sequence[np.ndarray]
+  prob: Sequence[np.ndarray]
   outside: np.ndarray | None = None
+
+  @property
+  def confidence(self) -> np.ndarray:
+    """The probabilities of the predicted classes, float64 [N, level]."""
+    rows = np.arange(len(self.pred))
+    return np.stack([p[rows, self.pred[:, k]] for k, p in enumerate(self.prob)], 1)
+
+
+class Ranked(NamedTuple):
+  """What of a decision is needed to judge it, however many classes there are.
+
+  Attributes:
+    pred: int32 [N, level].
+    confidence: float64 [N, level], the probability of each predicted class.
+    top: per level int32 [N, at most TOP], the classes ranked highest.
+    outside: see `PathDecision`.
+  """
+
+  pred: np.ndarray
+  confidence: np.ndarray
+  top: tuple[np.ndarray, ...]
+  outside: np.ndarray | None = None
+
+  @classmethod
+  def reduce(cls, decision: 'PathDecision | Ranked') -> 'Ranked':
+    """Return what of a decision is needed."""
+    if isinstance(decision, cls):
+      return decision
+    best = tuple(top(scores).astype(np.int32) for scores in decision.scores)
+    return cls(decision.pred, decision.confidence, best, decision.outside)
 
 
 class PathRules(NamedTuple):
@@ -68,7 +120,10 @@ class PathRules(NamedTuple):
 
 
 def independent(
-  probs: Probs, taxonomy: Taxonomy, allowed: np.ndarray | None = None
+  probs: Probs,
+  taxonomy: Taxonomy,
+  allowed: np.ndarray | None = None,
+  fallback: PathDecision | None = None,
 ) -> PathDecision:
   """Decide on each level by its own head; a level without one is read off the finest head's class.
 
@@ -76,8 +131,10 @@ def independent(
     probs: the probabilities of each level; the finest level needs a head.
     taxonomy: the table of these levels.
     allowed: bool [leaf], as in `joint`; each head is conditioned on their classes.
+    fallback: what `leaf` decides; None to compute it.
   """
-  fallback = leaf(probs, taxonomy, allowed)
+  if fallback is None and any(p is None for p in probs):
+    fallback = leaf(probs, taxonomy, allowed)
   pred, scores, prob = [], [], []
   for k, p in enumerate(probs):
     if p is None:
@@ -89,7 +146,7 @@ def independent(
       if allowed is not None:
         is_possible = np.isin(np.arange(p.shape[1]), taxonomy.paths[allowed, k])
         p = condition(np.log(np.maximum(p, TINY)), is_possible).prob
-      pred.append(p.argmax(-1))
+      pred.append(top(p, 1)[:, 0])
       scores.append(p)
       prob.append(p)
   return PathDecision(np.stack(pred, -1).astype(np.int32), scores, prob)
@@ -126,17 +183,12 @@ def joint(
   posterior, outside = condition(path_score, allowed, temperature)
   if allowed is not None:
     path_score = np.where(allowed, path_score, -np.inf)
-  best = path_score.argmax(-1)
-  pred = taxonomy.paths[best]
-  scores, prob = [], []
-  for k in range(len(taxonomy.levels)):
-    # The leaves class by class.
-    order = np.argsort(taxonomy.paths[:, k], kind='stable')
-    starts = np.searchsorted(taxonomy.paths[order, k], np.arange(len(taxonomy.names[k])))
-    class_scores = np.maximum.reduceat(path_score[:, order], starts, axis=1)
-    scores.append(_rank_first(class_scores, pred[:, k]))
-    prob.append(np.add.reduceat(posterior[:, order], starts, axis=1))
-  return PathDecision(pred, scores, prob, None if allowed is None else outside)
+  best, rows = top(path_score, 1)[:, 0], np.arange(len(path_score))
+  # among ties the predicted classes go first by one rounding step, so that ranks agree with them
+  path_score[rows, best] = np.nextafter(path_score[rows, best], np.inf)
+  scores = ByLevel(path_score, np.maximum, taxonomy)
+  prob = ByLevel(posterior, np.add, taxonomy)
+  return PathDecision(taxonomy.paths[best], scores, prob, None if allowed is None else outside)
 
 
 def path_scores(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> np.ndarray:
@@ -158,11 +210,23 @@ def path_scores(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> n
       f'decide: the finest level {taxonomy.levels[-1]!r} has no head; use '
       'taxonomy.coarsen(LEVEL) instead'
     )
-  return sum(
-    w * np.log(np.maximum(np.asarray(p, np.float64), TINY))[:, taxonomy.paths[:, k]]
-    for k, (p, w) in enumerate(zip(probs, weights))
-    if p is not None and w
-  )
+  # down the levels as long as they nest
+  scores, before = None, len(probs) - 1
+  for k, (p, w) in enumerate(zip(probs, weights)):
+    if p is None or not w:
+      continue
+    # the images of a class side by side, so that classes are moved as a whole
+    x = np.maximum(np.asarray(p, np.float64, order='F'), TINY)
+    np.log(x, out=x)
+    if w != 1:
+      x *= w
+    if scores is not None and (k, before) in taxonomy.nested:
+      x += scores.T[taxonomy.nested[k, before]].T
+    elif scores is not None:
+      x, k = x.T[taxonomy.paths[:, k]].T, len(probs) - 1
+      x += scores.T[taxonomy.paths[:, before]].T
+    scores, before = x, k
+  return scores if before == len(probs) - 1 else scores.T[taxonomy.paths[:, before]].T
 
 
 def _is_evidence(probs: Probs, taxonomy: Taxonomy, k: int) -> bool:
@@ -176,11 +240,40 @@ def _is_evidence(probs: Probs, taxonomy: Taxonomy, k: int) -> bool:
   return not np.allclose(sums, p, atol=1e-5)
 
 
-def _rank_first(scores, pred):
-  """Among ties the predicted class goes first by one rounding step, so that ranks agree with it."""
-  rows = np.arange(len(scores))
-  scores[rows, pred] = np.nextafter(scores[rows, pred], np.inf)
-  return scores
+def top(scores: np.ndarray, n: int = TOP) -> np.ndarray:
+  """Find the classes with the highest scores, the highest first, of equals the first.
+
+  Args:
+    scores: float [N, C].
+    n: how many.
+
+  Returns:
+    int [N, at most n].
+  """
+  classes, rows = scores.shape[1], np.arange(len(scores))[:, None]
+  if classes <= 2 * n * BLOCK:
+    return _highest(scores, n)
+  # they lie in the n blocks of columns with the highest maxima
+  end = classes // BLOCK * BLOCK
+  maxima = scores[:, :end].reshape(len(scores), -1, BLOCK).max(2)
+  if end < classes:
+    maxima = np.concatenate([maxima, scores[:, end:].max(1, keepdims=True)], 1)
+  blocks = np.sort(_highest(maxima, n), 1)
+  columns = (blocks[:, :, None] * BLOCK + np.arange(BLOCK)).reshape(len(scores), -1)
+  values = scores[rows, np.minimum(columns, classes - 1)]
+  values[columns >= classes] = -np.inf
+  return columns[rows, _highest(values, n)]
+
+
+def _highest(scores, n):
+  """int [N, n]: the columns with the highest scores, of equals the first."""
+  n, rows = min(n, scores.shape[1]), np.arange(len(scores))
+  best = np.zeros((len(scores), n), int)
+  scores = np.maximum(scores, -np.finfo(float).max, dtype=float)  # above those that are taken
+  for i in range(n):
+    best[:, i] = scores.argmax(1)
+    scores[rows, best[:, i]] = -np.inf
+  return best
 
 
 def tune(

@@ -38,10 +38,13 @@ def condition(
     allowed: bool [C], at least one True; None for all.
     temperature: divisor of the scores.
   """
-  scores = np.maximum(np.asarray(scores, np.float64), LOWEST)
+  scores = np.asarray(scores, np.float64)
+  if allowed is not None or np.isinf(scores[:, 0]).any():
+    scores = np.maximum(scores, LOWEST)
   if allowed is None:
     inside, _ = _exponentials(scores, temperature)
-    return Conditioned(inside / inside.sum(-1, keepdims=True), np.zeros(len(scores)))
+    inside /= inside.sum(-1, keepdims=True)
+    return Conditioned(inside, np.zeros(len(scores)))
   inside, highest = _exponentials(scores[:, allowed], temperature)
   total, prob = inside.sum(-1), np.zeros(scores.shape)
   prob[:, allowed] = inside / total[:, None]
@@ -55,4 +58,8 @@ def condition(
 def _exponentials(scores, temperature):
   """exp((scores - highest) / temperature) [N, C] and the highest scores [N]."""
   highest = scores.max(-1, keepdims=True)
-  return np.exp((scores - highest) / temperature), highest[:, 0]
+  # in place: fresh memory costs more than the arithmetic
+  x = scores - highest
+  if temperature != 1:
+    x /= temperature
+  return np.exp(x, out=x), highest[:, 0]

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError
 from hierjax.data.splits import CALIBRATION
-from hierjax.decide import backoff, baselines, calibration, costs, lineages, paths
+from hierjax.decide import backoff, baselines, costs, lineages, paths
 from hierjax.decide.decisions import AnswerRules, Decisions, Rules, decide
 from hierjax.evaluate import bootstrap, metrics
 from hierjax.evaluate.collect import Outputs
+from hierjax.evaluate.results import Curves
 from hierjax.taxonomy import Mixed, Taxonomy
 from hierjax.taxonomy.csv_files import read_table
 
@@ -19,9 +21,8 @@ BRANCHES = 50
 RESAMPLINGS = 200
 # Of the largest loss: what `Predictor.at_risk` offers besides decide.risk.
 RISKS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
-# Thresholds of the curves of depth against risk, and the bonuses of DARTS.
+# Thresholds of the curves of depth against risk.
 THRESHOLDS = tuple(np.linspace(0, 1, 21).round(2).tolist())
-BONUSES = (0.0, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
 def calibration_split(c: ConfigDict, rules: Rules, is_tuned: bool) -> str | None:
@@ -164,6 +165,7 @@ def measure(
   """
   block, rule = taxonomy.block('exclusive'), rules['answer']
   labels, table = outputs.labels[:, block.columns], block.taxonomy
+  results = outputs.reduce(taxonomy, rules).results
   joint, answers = decisions['exclusive']['joint'], decisions['answer']
   is_wrong = _is_wrong(answers.path, answers.depth, labels)
   is_judged = (labels >= 0).all(1)
@@ -181,9 +183,9 @@ def measure(
     'n': int(is_judged.sum()),
     'measured': bootstrap.intervals(values, RESAMPLINGS),
     'depths': _by_depth(answers.depth, is_wrong, table),
-    'branches': _by_branch(answers, is_wrong, joint.prob[-1], labels, table),
-    'curves': curves(joint.prob[-1], labels, table.paths),
-    'calibration': _calibration(outputs, joint, labels, table, rules['exclusive']),
+    'branches': _by_branch(answers, is_wrong, results.curves.lineage, labels, table),
+    'curves': curves(results.curves, labels, table.paths),
+    'calibration': _calibration(results, joint.pred, labels, table),
   }
 
 
@@ -235,11 +237,11 @@ def _by_depth(depth, is_wrong, table):
   return shares
 
 
-def _by_branch(answers, is_wrong, posterior, labels, table):
+def _by_branch(answers, is_wrong, line, labels, table):
   """For each coarsest class: images, risk, depth, and calibration error of the finest level."""
   is_judged, branches = np.isfinite(is_wrong), {}
   count = np.bincount(labels[is_judged, 0], minlength=len(table.names[0]))
-  leaf = posterior.argmax(1)
+  confidence, leaf = line.prob[:, -1], line.path[:, -1]
   for c in np.argsort(-count, kind='stable')[:BRANCHES].tolist():
     rows = np.flatnonzero(is_judged & (labels[:, 0] == c))
     if len(rows):
@@ -247,16 +249,16 @@ def _by_branch(answers, is_wrong, posterior, labels, table):
         'images': len(rows),
         'wrong': float(is_wrong[rows].mean()),
         'depth': float(answers.depth[rows].mean()),
-        'ece': metrics.ece(posterior[rows], leaf[rows], labels[rows, -1]),
+        'ece': metrics.ece(confidence[rows], leaf[rows], labels[rows, -1]),
       }
   return branches
 
 
-def curves(posterior: np.ndarray, labels: np.ndarray, table: np.ndarray) -> dict[str, list]:
+def curves(parts: Curves, labels: np.ndarray, table: np.ndarray) -> dict[str, list]:
   """Compute the share of wrong answers and their mean depth by several rules.
 
   Args:
-    posterior: float [N, leaf].
+    parts: what they are made of, of N examples.
     labels: int [N, level], -1 unknown.
     table: int [leaf, level], the paths.
 
@@ -270,10 +272,9 @@ def curves(posterior: np.ndarray, labels: np.ndarray, table: np.ndarray) -> dict
   if not len(rows):
     return {}
   labels, leaf = labels[rows], labels[rows, -1]
-  posterior = posterior if len(rows) == len(posterior) else posterior[rows]
-  tree, line = lineages.nodes(table), lineages.lineage(posterior, table)
+  parts, tree = jax.tree.map(lambda x: x[rows], parts), lineages.nodes(table)
+  line, best, prob = parts.lineage, parts.node, parts.prob
   scores = backoff.level_scores(line.prob)
-  best, prob = baselines.best_by_level(posterior, table)
 
   def point(node):
     depth = np.where(node >= 0, tree.depth[node], 0)
@@ -292,28 +293,25 @@ def curves(posterior: np.ndarray, labels: np.ndarray, table: np.ndarray) -> dict
   return {
     'answers': [answered(t) for t in THRESHOLDS],
     'lineage': [fixed(t) for t in THRESHOLDS],
-    'darts': [point(node) for node in baselines.darts(posterior, table, BONUSES)],
+    'darts': [point(node) for node in parts.darts.T],
     'speciesnet': [point(baselines.speciesnet(best, prob, t, ratio * t)) for t in THRESHOLDS],
     'fixed .65': [fixed(baselines.SUMS)],
     'speciesnet as published': [point(baselines.speciesnet(best, prob))],
   }
 
 
-def _calibration(outputs, joint, labels, table, rules):
+def _calibration(results, pred, labels, table):
   """{level: {score: {'before', 'after'}}}, each with its interval; before is temperature 1."""
-  probs = [outputs.probs.get(level) for level in table.levels]
-  weights = [rules.weights.get(level, 1.0) for level in table.levels]
-  before = paths.joint(probs, table, weights, allowed=rules.allowed)
-  result = {}
+  calibrated = {}
   for k, level in enumerate(table.levels):
     values = {}
-    for moment, decision in (('before', before), ('after', joint)):
-      p, y = decision.prob[k], labels[:, k]
-      scores = {'brier': calibration.brier(p, y), 'log_loss': calibration.log_loss(p, y)}
+    for moment, x in (('before', results.before), ('after', results.after)):
+      scores = {'brier': x.brier[:, k], 'log_loss': x.log_loss[:, k]}
       measured = bootstrap.intervals(scores, RESAMPLINGS)
-      values[moment] = {'ece': metrics.ece_interval(p, decision.pred[:, k], y)} | measured
-    result[level] = {
+      error = metrics.ece_interval(x.confidence[:, k], pred[:, k], labels[:, k])
+      values[moment] = {'ece': error} | measured
+    calibrated[level] = {
       name: {moment: values[moment][name] for moment in values}
       for name in ('ece', 'brier', 'log_loss')
     }
-  return result
+  return calibrated

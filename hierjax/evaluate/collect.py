@@ -18,7 +18,11 @@ from hierjax.core.errors import UserError
 from hierjax.data import pipeline, transforms
 from hierjax.data.image_groups import Batch
 from hierjax.data.sources import Examples
+from hierjax.decide.decisions import PATHS, Rules
+from hierjax.evaluate.results import Results, reduce
 from hierjax.taxonomy import Mixed, Taxonomy
+
+MAX_FITTED = 20_000_000  # probabilities of leaves that are held to fit rules of decisions
 
 
 class NotFiniteError(UserError):
@@ -107,11 +111,12 @@ class Outputs:
   """What a model computes for a split, in the order of its n readable examples.
 
   Attributes:
-    probs: {level with a head: float64 [n, C]}.
+    probs: {level with a head: float64 [n, C]}; where there are results, of tags alone.
     features: float32 [n, d], or None.
     labels: int32 [n, columns], rows of labels as the blocks of the taxonomy have them.
     index: int [n], numbers of the examples.
     broken: names of the unreadable files.
+    results: what is kept of exclusive heads in place of their probabilities.
   """
 
   probs: dict[str, np.ndarray]
@@ -119,6 +124,32 @@ class Outputs:
   labels: np.ndarray
   index: np.ndarray
   broken: list[str]
+  results: Results | None = None
+
+  @property
+  def heads(self) -> set[str]:
+    """The levels that have a head."""
+    return {*self.probs, *(self.results.heads if self.results else ())}
+
+  def select(self, rows: np.ndarray) -> 'Outputs':
+    """Return the outputs of some examples, by a mask or numbers of rows."""
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'broken'}
+    return Outputs(broken=self.broken, **jax.tree.map(lambda x: x[rows], fields))
+
+  def reduce(
+    self, taxonomy: Taxonomy | Mixed, rules: Rules, names: Sequence[str] = PATHS
+  ) -> 'Outputs':
+    """Return outputs with results in place of the probabilities of exclusive heads.
+
+    Args:
+      taxonomy, rules, names: see `results.reduce`.
+    """
+    block = taxonomy.block('exclusive')
+    if self.results or not block:
+      return self
+    results = reduce(self.probs, self.labels, taxonomy, rules, names)
+    probs = {level: p for level, p in self.probs.items() if level not in block.levels}
+    return dataclasses.replace(self, probs=probs, results=results)
 
 
 def collect(
@@ -132,6 +163,7 @@ def collect(
   batch_size: int | None = None,
   progress: Callable[[int, int], None] | None = None,
   may_be_empty: bool = False,
+  reduction: tuple | None = None,
 ) -> Outputs:
   """Run a compiled step over all examples; each is either counted or named as unreadable.
 
@@ -146,12 +178,16 @@ def collect(
     batch_size: images a step, all views together; None for eval.batch_size.
     progress: called with the numbers of images that are done and that there are.
     may_be_empty: whether no image need be readable.
+    reduction: the arguments of `Outputs.reduce`, to keep results batch by batch; None to keep the
+      probabilities of all images.
 
   Raises:
     UserError: no image can be read, or one cannot and data.strict is set.
     NotFiniteError: an output is NaN or infinite.
   """
-  n = len(examples.labels)
+  n, labels = len(examples.labels), examples.labels
+  if examples.multi is not None:
+    labels = np.concatenate([labels, examples.multi], 1)
   batch_size = rows(batch_size or c.eval.batch_size, views, mesh)
   parts = []
   with contextlib.closing(_batches(examples, c, views, batch_size)) as batches:
@@ -162,21 +198,48 @@ def collect(
           f'{name}: unreadable image in split {examples.name!r} (data.strict); without data.strict '
           'it is skipped and counted'
         )
-      probs, features = step(variables, parallel.put_batch({'x': batch['image']}, mesh)['x'])
-      if not with_features:
-        features = None
-      places = {key: batch[key] for key in ('index', 'mask', 'broken')}
-      parts.append(parallel.gather((probs, features, parallel.put_batch(places, mesh))))
+      computed = step(variables, parallel.put_batch({'x': batch['image']}, mesh)['x'])
+      parts.append(parallel.gather(_part(batch, computed, with_features, reduction)))
       if progress:
         progress(min((i + 1) * batch_size, n), n)
-  outputs = _assemble(parts, examples)
+  outputs, is_finite = _assemble(parts, labels, examples)
   if not len(outputs.index) and not may_be_empty:
     raise UserError(
       f'split {examples.name!r}: none of its {n} images can be read; the first is '
       f'{examples.files[0]}'
     )
-  _check_finite(outputs, examples.name, examples.files)
+  _check_finite(is_finite, outputs.index, examples.name, examples.files)
   return outputs
+
+
+def _part(batch, computed, with_features, reduction):
+  """What is kept of this process's part of a batch, as a tree of arrays with its rows."""
+  probs, features = parallel.local(computed)
+  part = {key: batch[key] for key in ('index', 'mask', 'broken')}
+  part['features'] = features if with_features else None
+  part['finite'] = _finite_rows(probs, part['features'])
+  if reduction:
+    probs = {level: np.nan_to_num(p) for level, p in probs.items()}
+    reduced = Outputs(probs, None, batch['labels'], batch['index'], []).reduce(*reduction)
+    probs, part['results'] = reduced.probs, reduced.results
+  return part | {'probs': probs}
+
+
+def rows_to_fit(labels: np.ndarray, taxonomy: Taxonomy | Mixed) -> np.ndarray:
+  """Choose the examples whose probabilities are held to fit rules, int [n].
+
+  These are all, or an even subset of those with a finest class if all had more than MAX_FITTED.
+
+  Args:
+    labels: int [N, L], of exclusive levels.
+    taxonomy: the levels.
+  """
+  block, rows = taxonomy.block('exclusive'), np.arange(len(labels))
+  size = len(rows) * (len(block.taxonomy.paths) if block else 0)
+  if size <= MAX_FITTED:
+    return rows
+  labelled = np.flatnonzero(labels[:, -1] >= 0)
+  return (labelled if len(labelled) else rows)[:: -(-size // MAX_FITTED)]
 
 
 def rows(batch_size: int, views: int, mesh: Mesh) -> int:
@@ -235,19 +298,24 @@ def _readable(batch, computed, width, with_features):
     index,
     [name for name, error in zip(batch.names, batch.errors) if error],
   )
-  _check_finite(outputs, 'predict', batch.names)
+  _check_finite(_finite_rows(outputs.probs, outputs.features), index, 'predict', batch.names)
   return batch, outputs
 
 
-def _check_finite(outputs: Outputs, split: str, names: Sequence[str]) -> None:
+def _finite_rows(probs, features):
+  """{level or 'features': whether all values of an image are finite, bool [n]}."""
+  values = probs if features is None else {**probs, 'features': features}
+  return {name: np.isfinite(x).all(1) for name, x in values.items()}
+
+
+def _check_finite(is_finite, index, split: str, names: Sequence[str]) -> None:
   """Refuse outputs from which a class would be read that means nothing."""
-  features = {} if outputs.features is None else {'features': outputs.features}
-  for name, values in {**outputs.probs, **features}.items():
-    bad = np.flatnonzero(~np.isfinite(values).all(1))
+  for name, rows in is_finite.items():
+    bad = np.flatnonzero(~rows)
     if len(bad):
       raise NotFiniteError(
         f'split {split!r}: the model computes NaN or infinity for {len(bad)} of '
-        f'{len(values)} images, the first is {names[outputs.index[bad[0]]]} '
+        f'{len(rows)} images, the first is {names[index[bad[0]]]} '
         f'({name}); its parameters or activations have overflowed: take another checkpoint '
         '(--config.eval.checkpoint=best or last) or train with a lower --config.optim.lr, '
         '--config.optim.clip or model.dtype float32'
@@ -268,33 +336,19 @@ def _batches(examples, c, views, batch_size) -> Iterator[Mapping[str, np.ndarray
   )
 
 
-def _assemble(parts, examples) -> Outputs:
-  """Put the batches [(probs, features, places)] in the order of the examples, without padding."""
-  places = {key: np.concatenate([p[2][key] for p in parts]) for key in ('index', 'mask', 'broken')}
-  is_real = places['mask'] > 0
-  index = places['index'][is_real]
-  order = np.argsort(index, kind='stable')
-  index = index[order]
-  broken = sorted({*places['broken'][places['broken'] >= 0].tolist()})
-  n = len(examples.labels)
+def _assemble(parts, labels, examples) -> tuple[Outputs, dict[str, np.ndarray]]:
+  """Put the batches in the order of the examples, without padding; also which rows are finite."""
+  part = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+  is_real = part.pop('mask') > 0
+  broken = part.pop('broken')
+  broken = sorted({*broken[broken >= 0].tolist()})
+  order = np.flatnonzero(is_real)[np.argsort(part['index'][is_real], kind='stable')]
+  part = jax.tree.map(lambda x: x[order], part)
+  index, n = part['index'], len(labels)
   assert len(np.unique(index)) == len(index) and len(index) + len(broken) == n, (
     f'split {examples.name}: {len(index)} of {n} examples counted'
   )
-
-  def gather(arrays):
-    return np.concatenate(arrays)[is_real][order]
-
-  has_features = parts[0][1] is not None
-  labels = examples.labels[index]
-  if examples.multi is not None:
-    labels = np.concatenate([labels, examples.multi[index]], 1)
-  return Outputs(
-    {
-      level: gather([probs[level] for probs, _, _ in parts]).astype(np.float64)
-      for level in parts[0][0]
-    },
-    gather([features for _, features, _ in parts]) if has_features else None,
-    labels,
-    index,
-    sorted(examples.files[b] for b in broken),
-  )
+  probs = {level: p.astype(np.float64) for level, p in part['probs'].items()}
+  names = sorted(examples.files[b] for b in broken)
+  outputs = Outputs(probs, part['features'], labels[index], index, names, part.get('results'))
+  return outputs, part['finite']

@@ -10,7 +10,7 @@ import numpy as np
 
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import registered_by_users
-from hierjax.decide.paths import PathDecision
+from hierjax.decide.paths import PathDecision, Ranked
 from hierjax.evaluate.bootstrap import nanmean
 from hierjax.taxonomy import Taxonomy
 
@@ -18,7 +18,7 @@ BINS = 15
 
 
 def per_example(
-  decoded: PathDecision, labels: np.ndarray, taxonomy: Taxonomy
+  decoded: PathDecision | Ranked, labels: np.ndarray, taxonomy: Taxonomy
 ) -> dict[str, np.ndarray]:
   """Compute every metric per example, those of the ranking of the classes too.
 
@@ -31,13 +31,13 @@ def per_example(
     `of_predictions`, LEVEL.top3, LEVEL.top5 and ahd5, the mean LCA height of the five finest
     classes ranked highest: {name: float64 [N]}.
   """
-  labels = np.asarray(labels)
-  out = of_predictions(decoded.pred, labels, taxonomy)
+  labels, ranked = np.asarray(labels), Ranked.reduce(decoded)
+  out = of_predictions(ranked.pred, labels, taxonomy)
   for k, level in enumerate(taxonomy.levels):
-    ranks = _ranks(decoded.scores[k], labels[:, k])
+    is_label = ranked.top[k] == labels[:, k, None]
     for n in (3, 5):
-      out[f'{level}.top{n}'] = _where(labels[:, k] >= 0, ranks < n)
-  best = np.argsort(-decoded.scores[-1], axis=-1, kind='stable')[:, :5]
+      out[f'{level}.top{n}'] = _where(labels[:, k] >= 0, is_label[:, :n].any(1))
+  best = ranked.top[-1][:, :5]
   out['ahd5'] = _where(labels[:, -1] >= 0, taxonomy.lca(best, labels[:, -1:]).mean(-1))
   return out
 
@@ -108,7 +108,10 @@ def _of_users(pred, labels, taxonomy):
 
 
 def evaluate(
-  decoded: PathDecision, labels: np.ndarray, taxonomy: Taxonomy, heads: Sequence[str] | None = None
+  decoded: PathDecision | Ranked,
+  labels: np.ndarray,
+  taxonomy: Taxonomy,
+  heads: Sequence[str] | None = None,
 ) -> dict:
   """Compute all metrics of one decision as plain numbers, as eval_SPLIT.json holds them.
 
@@ -126,7 +129,7 @@ def evaluate(
     {metric: value}, with one such dict for each level below 'levels'; None where no example has the
     labels.
   """
-  labels = np.asarray(labels)
+  labels, decoded = np.asarray(labels), Ranked.reduce(decoded)
   values = per_example(decoded, labels, taxonomy)
   mean = {name: nanmean(v) for name, v in values.items()}
   of_level = [m.name for m in registered_by_users() if m.scope == 'level']
@@ -135,7 +138,7 @@ def evaluate(
   for k, level in enumerate(taxonomy.levels):
     levels[level] = {name: mean[f'{level}.{name}'] for name in ('top1', 'top3', 'top5', *of_level)}
     levels[level] |= {
-      'ece': ece(decoded.prob[k], decoded.pred[:, k], labels[:, k]),
+      'ece': ece(decoded.confidence[:, k], decoded.pred[:, k], labels[:, k]),
       'n': int((labels[:, k] >= 0).sum()),
       'classes': len(taxonomy.names[k]),
       'head': heads is None or level in heads,
@@ -159,11 +162,13 @@ def evaluate(
   return out
 
 
-def ece(prob: np.ndarray, pred: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float | None:
+def ece(
+  confidence: np.ndarray, pred: np.ndarray, labels: np.ndarray, bins: int = BINS
+) -> float | None:
   """Compute the expected calibration error of the predicted classes (Guo et al. 2017).
 
   Args:
-    prob: float [N, C].
+    confidence: float [N], the probability of each predicted class.
     pred: int [N].
     labels: int [N], -1 for unknown.
     bins: number of bins (low, high] of equal width.
@@ -175,12 +180,12 @@ def ece(prob: np.ndarray, pred: np.ndarray, labels: np.ndarray, bins: int = BINS
   rows = np.flatnonzero(labels >= 0)
   if not len(rows):
     return None
-  _, confidence, right = reliability(prob[rows, pred[rows]], pred[rows] == labels[rows], bins)
-  return float(np.abs(right - confidence).sum() / len(rows))
+  _, total, right = reliability(confidence[rows], pred[rows] == labels[rows], bins)
+  return float(np.abs(right - total).sum() / len(rows))
 
 
 def ece_interval(
-  prob: np.ndarray, pred: np.ndarray, labels: np.ndarray, n: int = 200, level: float = 0.95
+  confidence: np.ndarray, pred: np.ndarray, labels: np.ndarray, n: int = 200, level: float = 0.95
 ) -> dict[str, float] | None:
   """Compute the expected calibration error with a percentile interval over resampled examples.
 
@@ -188,7 +193,7 @@ def ece_interval(
   differences in the bins; so the interval lies rather too high than too low.
 
   Args:
-    prob: float [N, C].
+    confidence: float [N], the probability of each predicted class.
     pred: int [N].
     labels: int [N], -1 for unknown.
     n: number of resamplings.
@@ -200,14 +205,14 @@ def ece_interval(
   rows = np.flatnonzero(labels >= 0)
   if not len(rows):
     return None
-  confidence, is_right = prob[rows, pred[rows]], pred[rows] == labels[rows]
+  p, is_right = confidence[rows], pred[rows] == labels[rows]
   rng, values = np.random.default_rng(0), np.zeros(n)
   for i in range(n):
     sample = rng.integers(len(rows), size=len(rows))
-    _, total, right = reliability(confidence[sample], is_right[sample])
+    _, total, right = reliability(p[sample], is_right[sample])
     values[i] = np.abs(right - total).sum() / len(rows)
   low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
-  return {'mean': ece(prob, pred, labels), 'low': float(low), 'high': float(high)}
+  return {'mean': ece(confidence, pred, labels), 'low': float(low), 'high': float(high)}
 
 
 def reliability(
@@ -234,13 +239,6 @@ def reliability(
 def _where(mask, values):
   """float64 [N]: the values where the mask holds, else NaN."""
   return np.where(mask, values, np.nan)
-
-
-def _ranks(scores, labels):
-  """int [N]: the number of classes ahead of the label's; ties in the order of ids, as in argmax."""
-  score = np.take_along_axis(scores, np.maximum(labels, 0)[:, None], 1)
-  is_ahead = (scores == score) & (np.arange(scores.shape[1]) < labels[:, None])
-  return ((scores > score) | is_ahead).sum(-1)
 
 
 def _overlap(pred, labels, taxonomy):

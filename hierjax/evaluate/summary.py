@@ -1,6 +1,5 @@
 """The evaluation of a split: metrics of decisions, as JSON, and the predictions as arrays."""
 
-import dataclasses
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,13 +10,13 @@ from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import logged_names, lookup, resolve_best
 from hierjax.decide import paths
-from hierjax.decide.decisions import Decisions, Rules, decide, default_rules
+from hierjax.decide.decisions import DECIDERS, PATHS, Decisions, Rules, decide, default_rules
 from hierjax.evaluate import answers, bootstrap, metrics, tags
 from hierjax.evaluate.collect import Outputs
 from hierjax.taxonomy import Mixed, Taxonomy
 
-# Choices of each head that the archive holds for every example.
-TOP = 5
+# Decisions that training logs metrics of.
+LOGGED = ('independent', 'joint')
 # Probabilities below this one do not make the loss larger.
 SMALLEST = 1e-12
 
@@ -40,7 +39,8 @@ def summarize(
     rules: by which the decisions were made.
     tta: the number of views.
   """
-  heads = [level for level in taxonomy.levels if level in outputs.probs]
+  outputs = outputs.reduce(taxonomy, rules)
+  heads = [level for level in taxonomy.levels if level in outputs.heads]
   result = {
     'split': split,
     'n': len(outputs.index),
@@ -54,7 +54,7 @@ def summarize(
   result |= _evaluate(outputs, decisions, taxonomy, heads)
   block = taxonomy.block('exclusive')
   if block:
-    result['calibration'] = _calibration(outputs, block, rules['exclusive'])
+    result['calibration'] = _calibration(outputs, decisions, block, rules['exclusive'])
   for name, decision in decisions.get('exclusive', {}).items():
     values = metrics.per_example(decision, outputs.labels[:, block.columns], block.taxonomy)
     result['intervals'][name] = bootstrap.intervals(values)
@@ -85,7 +85,8 @@ def within_subset(
   allowed = rules['exclusive'].allowed if block else None
   if allowed is None:
     return outputs, {}
-  outside = decide(outputs.probs, taxonomy, rules)['exclusive']['joint'].outside
+  reduced = outputs.reduce(taxonomy, rules)
+  outside = reduced.results.decisions['exclusive']['joint'].outside
   is_inside = block.taxonomy.valid(outputs.labels[:, block.columns], allowed)
   if not is_inside.any():
     raise UserError(f'none of the {len(is_inside)} images is of one of the allowed classes')
@@ -96,17 +97,33 @@ def within_subset(
     'outside': float(outside[is_inside].mean()),
     'outside_of_left_out': None if is_inside.all() else float(outside[~is_inside].mean()),
   }
-  arrays = {name: getattr(outputs, name) for name in ('features', 'labels', 'index')}
-  arrays = {name: x[is_inside] for name, x in arrays.items() if x is not None}
-  probs = {level: p[is_inside] for level, p in outputs.probs.items()}
-  return dataclasses.replace(outputs, probs=probs, **arrays), {'subset': subset}
+  return outputs.select(is_inside), {'subset': subset}
 
 
-def _calibration(outputs, block, rules) -> dict:
+def decisions_of(outputs: Outputs, taxonomy: Taxonomy | Mixed, rules: Rules) -> Decisions:
+  """Return the decisions in reduced outputs, with those on tags.
+
+  Args:
+    outputs: of the model on a split.
+    taxonomy: the levels.
+    rules: of the decisions.
+  """
+  if not outputs.results:
+    return decide(outputs.probs, taxonomy, rules)
+  decisions, block = dict(outputs.results.decisions), taxonomy.block('tags')
+  # trees of arrays have lost the order
+  decisions['exclusive'] = {
+    name: decisions['exclusive'][name] for name in PATHS if name in decisions['exclusive']
+  }
+  if block:
+    is_possible = taxonomy.fits(decisions['exclusive']['joint'].pred)
+    decisions['tags'] = DECIDERS['tags'](outputs.probs, block, rules['tags'], is_possible, PATHS)
+  return decisions
+
+
+def _calibration(outputs, decisions, block, rules) -> dict:
   """The temperature of the joint decision, and its calibration error by level without it."""
-  probs = [outputs.probs.get(level) for level in block.levels]
-  weights = [rules.weights[level] for level in block.levels]
-  uncalibrated = paths.joint(probs, block.taxonomy, weights, allowed=rules.allowed)
+  pred, confidence = decisions['exclusive']['joint'].pred, outputs.results.before.confidence
   labels = outputs.labels[:, block.columns]
   return {
     'temperature': rules.temperature,
@@ -114,7 +131,7 @@ def _calibration(outputs, block, rules) -> dict:
     'gain': rules.gain,
     'gain_error': rules.gain_error,
     'ece_before': {
-      level: metrics.ece(uncalibrated.prob[k], uncalibrated.pred[:, k], labels[:, k])
+      level: metrics.ece(confidence[:, k], pred[:, k], labels[:, k])
       for k, level in enumerate(block.levels)
     },
   }
@@ -178,22 +195,16 @@ def loss(outputs: Outputs, taxonomy: Taxonomy | Mixed, weights: Mapping[str, flo
     taxonomy: the levels.
     weights: of the levels.
   """
-  losses = {}
-  for block in taxonomy.blocks:
-    losses |= LOSSES[block.kind](outputs.probs, outputs.labels[:, block.columns], block.taxonomy)
+  outputs = outputs.reduce(taxonomy, default_rules(taxonomy), LOGGED)
+  block, losses = taxonomy.block('tags'), {}
+  if block:
+    losses |= _tag_losses(outputs.probs, outputs.labels[:, block.columns], block.taxonomy)
+  for level, head in (outputs.results.heads if outputs.results else {}).items():
+    losses[level] = _mean_log_loss(head[2][~np.isnan(head[2])])
   total = 0.0
-  for level in outputs.probs:
+  for level in sorted(losses):
     total += weights[level] * losses[level]
   return total
-
-
-def _path_losses(probs, labels, taxonomy):
-  losses = {}
-  for k, level in enumerate(taxonomy.levels):
-    if level in probs:
-      rows = np.flatnonzero(labels[:, k] >= 0)
-      losses[level] = _mean_log_loss(probs[level][rows, labels[rows, k]])
-  return losses
 
 
 def _tag_losses(probs, labels, taxonomy):
@@ -207,9 +218,6 @@ def _tag_losses(probs, labels, taxonomy):
 def _mean_log_loss(p):
   """The mean of -log p of the true answers, 0 without any."""
   return float(-np.log(np.maximum(p, SMALLEST)).mean()) if len(p) else 0.0
-
-
-LOSSES = {'exclusive': _path_losses, 'tags': _tag_losses}
 
 
 def validate(
@@ -227,10 +235,10 @@ def validate(
   Returns:
     {name: value}; an undefined metric of tags is 0, another one is left out.
   """
-  decisions = decide(outputs.probs, taxonomy, default_rules(taxonomy))
-  # No logged metric is of the decision by the finest head alone.
-  decisions.get('exclusive', {}).pop('leaf', None)
-  heads = [level for level in taxonomy.levels if level in outputs.probs]
+  rules = default_rules(taxonomy)
+  outputs = outputs.reduce(taxonomy, rules, LOGGED)
+  decisions = decisions_of(outputs, taxonomy, rules)
+  heads = [level for level in taxonomy.levels if level in outputs.heads]
   evaluation = _evaluate(outputs, decisions, taxonomy, heads)
   heads = [level for level in heads if level not in taxonomy.multi]
   names = logged_names(heads, taxonomy.multi)
@@ -267,8 +275,8 @@ def write(
 
   The archive holds 'files' [n], 'labels' [n, L], for each decision on exclusive levels pred_NAME
   [n, L] and the probabilities of these classes prob_NAME, for the head of each column K its first
-  TOP choices top_K [n, TOP] and their probabilities top_prob_K; of tags multi_labels, multi_prob
-  and multi_pred, each [n, M].
+  paths.TOP choices top_K [n, TOP] and their probabilities top_prob_K; of tags multi_labels,
+  multi_prob and multi_pred, each [n, M].
 
   Args:
     folder: where to.
@@ -284,7 +292,7 @@ def write(
   # Tags stand first in the archive, as in those of earlier versions: its digest stays the same.
   for block in reversed(taxonomy.blocks):
     labels = outputs.labels[:, block.columns]
-    arrays |= ARRAYS[block.kind](decisions[block.kind], labels, outputs.probs, block.taxonomy)
+    arrays |= ARRAYS[block.kind](decisions[block.kind], labels, outputs, block.taxonomy)
   archive = io.BytesIO()
   np.savez_compressed(archive, **arrays)
   split = result['split']
@@ -293,21 +301,18 @@ def write(
   files.write(files.of_split(folder, 'eval', split, 'json'), content)
 
 
-def _path_arrays(decision, labels, probs, taxonomy):
+def _path_arrays(decision, labels, outputs, taxonomy):
   arrays = {'labels': labels}
   for name, d in decision.items():
-    prob = [np.take_along_axis(p, d.pred[:, k : k + 1], 1)[:, 0] for k, p in enumerate(d.prob)]
     arrays[f'pred_{name}'] = d.pred
-    arrays[f'prob_{name}'] = np.stack(prob, 1).astype(np.float32)
+    arrays[f'prob_{name}'] = d.confidence.astype(np.float32)
   for k, level in enumerate(taxonomy.levels):
-    if level in probs:
-      best = np.argsort(-probs[level], axis=1, kind='stable')[:, :TOP]
-      arrays[f'top_{k}'] = best.astype(np.int32)
-      arrays[f'top_prob_{k}'] = np.take_along_axis(probs[level], best, 1).astype(np.float32)
+    if level in outputs.results.heads:
+      arrays[f'top_{k}'], arrays[f'top_prob_{k}'], _ = outputs.results.heads[level]
   return arrays
 
 
-def _tag_arrays(decision, labels, probs, taxonomy):
+def _tag_arrays(decision, labels, outputs, taxonomy):
   return {
     'multi_labels': labels.astype(np.int8),
     'multi_prob': decision.prob.astype(np.float32),

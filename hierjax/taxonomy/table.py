@@ -34,6 +34,29 @@ class Match(NamedTuple):
   row_keys: np.ndarray
 
 
+class Merge(NamedTuple):
+  """How the classes of a level are put together to those of a coarser one that it nests in.
+
+  Attributes:
+    level: int, the finer level.
+    columns: the first, second, ... finer class of the coarser ones that have so many, those with
+      the most first: `ufunc.reduceat` takes longer for few columns a class.
+    places: int [C], where each coarser class stands among these.
+  """
+
+  level: int
+  columns: list[np.ndarray]
+  places: np.ndarray
+
+  def reduce(self, values: np.ndarray, function: np.ufunc) -> np.ndarray:
+    """Return values of the coarser classes, [N, C]; fast where columns are contiguous."""
+    x = values.T
+    result = x[self.columns[0]]
+    for columns in self.columns[1:]:
+      function(result[: len(columns)], x[columns], out=result[: len(columns)])
+    return result[self.places].T
+
+
 def group(table: np.ndarray) -> np.ndarray:
   """Number the distinct rows of a table.
 
@@ -57,6 +80,28 @@ class Relations(Levels):
   """
 
   paths: np.ndarray
+
+  @functools.cached_property
+  def nested(self) -> dict[tuple[int, int], np.ndarray]:
+    """{(finer, coarser level): int [C], the coarser class of each finer one} of those that nest."""
+    pairs = itertools.combinations(range(len(self.levels)), 2)
+    parents = {(j, i): self.parents(self.levels[j], self.levels[i]) for i, j in pairs}
+    return {pair: classes for pair, classes in parents.items() if (classes >= 0).all()}
+
+  @functools.cached_property
+  def merges(self) -> list[Merge]:
+    """Of each level but the finest, how it is made of the next level that nests in it."""
+    merges = []
+    for k in range(len(self.levels) - 1):
+      finer = next(j for j in range(k + 1, len(self.levels)) if (j, k) in self.nested)
+      order, sizes = (
+        np.argsort(self.nested[finer, k], kind='stable'),
+        np.bincount(self.nested[finer, k]),
+      )
+      starts, line = np.cumsum(sizes) - sizes, np.argsort(-sizes, kind='stable')
+      columns = [order[starts[line[sizes[line] > i]] + i] for i in range(sizes.max())]
+      merges.append(Merge(finer, columns, np.argsort(line)))
+    return merges
 
   def pairs(self, a: str, b: str) -> np.ndarray:
     """Return the classes of two levels that occur together in some leaf.
@@ -127,14 +172,11 @@ class Relations(Levels):
     they give the polynomial whose coefficient of z^m counts the pairs that share m levels.
     """
     count = len(self.levels)
-    is_above = [[i < j and self.nests(b, a) for j, b in enumerate(self.levels)]
-                for i, a in enumerate(self.levels)]  # fmt: skip
     squares, pairs = {}, np.polynomial.Polynomial([0.0])
     for is_in_set in itertools.product((False, True), repeat=count):
       # what finer levels of the set determine divides nothing further
-      columns = tuple(
-        i for i in range(count) if is_in_set[i] and not any(map(all, zip(is_above[i], is_in_set)))
-      )
+      is_fixed = {i for j, i in self.nested if is_in_set[j]}
+      columns = tuple(i for i in range(count) if is_in_set[i] and i not in is_fixed)
       if columns not in squares:
         sizes = np.bincount(group(self.paths[:, columns])).astype(float)
         squares[columns] = np.square(sizes).sum()

@@ -14,6 +14,7 @@ import numpy as np
 from hierjax.core import metrics, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import sources
+from hierjax.decide.decisions import default_rules
 from hierjax.evaluate import collect, summary
 from hierjax.train import checkpoint, chrono, log, optim, setup
 from hierjax.train.interrupt import Interrupted, Signals
@@ -373,7 +374,13 @@ class Loop:
     self._check_finite()
     try:
       outputs = collect.collect(
-        self.eval_step, eval_variables(self.state), val, run.c, run.mesh, progress=self._progress
+        self.eval_step,
+        eval_variables(self.state),
+        val,
+        run.c,
+        run.mesh,
+        progress=self._progress,
+        reduction=(run.taxonomy, default_rules(run.taxonomy), summary.LOGGED),
       )
     except collect.NotFiniteError as e:
       raise UserError(f'{e} (step {self.step}). {self._way_back()}') from None

@@ -38,7 +38,7 @@ def sample(seed, n=4000):
 
 
 def ece(prob, labels):
-  return metrics.ece(prob, prob.argmax(1), labels)
+  return metrics.ece(prob.max(1), prob.argmax(1), labels)
 
 
 def test_against_a_grid_of_temperatures():
@@ -204,7 +204,7 @@ def test_an_evaluation_holds_the_errors_before_and_after():
   plain = paths.joint(list(probs.values()), TREE, list(tuned['exclusive'].weights.values()))
   for k, level in enumerate(TREE.levels):
     before, after = calibration['ece_before'][level], result['decode']['joint']['levels'][level]
-    assert before == metrics.ece(plain.prob[k], plain.pred[:, k], labels[:, k])
+    assert before == metrics.ece(plain.confidence[:, k], plain.pred[:, k], labels[:, k])
     assert after['ece'] < before / 2
   assert summary.describe_calibration(result).endswith('(fitted on 900 images)')
   gain, error = calibration['gain'], calibration['gain_error']

@@ -211,10 +211,9 @@ def test_calibration_of_a_calibrated_and_an_overconfident_model():
   n = 40_000
   confidence = r.uniform(0.5, 1, n)
   right = r.random(n) < confidence
-  prob = np.stack([confidence, 1 - confidence], 1)
   labels = np.where(right, 0, 1)
-  assert metrics.ece(prob, np.zeros(n, int), labels) < 0.01
-  sure = np.tile([1.0, 0.0], (n, 1))
+  assert metrics.ece(confidence, np.zeros(n, int), labels) < 0.01
+  sure = np.ones(n)
   assert metrics.ece(sure, np.zeros(n, int), labels) == pytest.approx(1 - right.mean())
   labels[:100] = -1
   assert metrics.ece(sure[:100], np.zeros(100, int), labels[:100]) is None
@@ -241,9 +240,8 @@ def test_ties_follow_the_ids():
 def test_calibration_bins_are_closed_above():
   def ece(*confidence):
     p = np.array(confidence)
-    return metrics.ece(
-      np.stack([p, 1 - p], 1), np.zeros(len(p), int), np.arange(len(p))
-    )  # the first is right, the second wrong
+    # the first is right, the second wrong
+    return metrics.ece(p, np.zeros(len(p), int), np.arange(len(p)))
 
   assert ece(0.2, 0.25) == pytest.approx((0.8 + 0.25) / 2)  # 3/15 belongs to the third bin
   assert ece(0.19, 0.2) == pytest.approx((0.81 - 0.2) / 2)

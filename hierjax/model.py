@@ -174,7 +174,6 @@ class Model(Predictor):
     examples, into = examples or self.split(split), into or self.workdir
     options = {'progress': progress, 'with_features': self._uses_features}
     rows = collect.rows_to_fit(examples.labels, self.taxonomy)
-    # single-task models taken together, and outputs that are there, are held whole
     is_all = bool(others or outputs) or len(rows) == len(examples.labels)
     if outputs is None and (is_all or tune):
       outputs = self.collect(examples if is_all else sources.subset(examples, rows), **options)
@@ -192,10 +191,8 @@ class Model(Predictor):
     outputs = outputs.reduce(self.taxonomy, self.rules)
     outputs, subset = summary.within_subset(outputs, self.taxonomy, self.rules)
     decisions = summary.decisions_of(outputs, self.taxonomy, self.rules)
-    result = summary.summarize(
-      split, outputs, decisions, self.taxonomy, self.rules, self.c.eval.tta
-    )
-    result |= subset
+    arguments = outputs, decisions, self.taxonomy, self.rules, self.c.eval.tta
+    result = summary.summarize(split, *arguments) | subset
     if self._uses_features and not others:
       self._evaluate_drift(split, outputs, decisions, result)
     if self.c.decide.novelty:

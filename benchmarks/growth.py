@@ -76,27 +76,27 @@ def measured(work) -> None:
 
 
 def validate(taxonomy, labels, batch: int = 64):
-  """Return the work of decisions and metrics of images, of which a batch is held at a time."""
-  import jax
-
-  from hierjax.decide.decisions import default_rules
+  """Return the work of a validation in training, with the probabilities of a batch for all."""
+  from hierjax.core import config, parallel
+  from hierjax.data.dataset import Examples
   from hierjax.evaluate import collect, summary
 
-  rng, probs, rules = np.random.default_rng(3), {}, default_rules(taxonomy)
+  rng, probs, c = np.random.default_rng(3), {}, config.default()
   for level, names in zip(taxonomy.levels, taxonomy.names):
     p = np.exp(3 * rng.standard_normal((batch, len(names)), np.float32))
     probs[level] = p / p.sum(1, keepdims=True)
+  c.eval.batch_size, mesh = batch, parallel.mesh()
+  files = [f'{i}.jpg' for i in range(len(labels))]
+  examples = Examples('val', files, labels, lambda i: np.zeros(1, np.float32))
 
-  def reduced(rows):
-    part = {level: p[: len(rows)] for level, p in probs.items()}
-    outputs = collect.Outputs(part, None, labels[rows], rows, [])
-    return outputs.reduce(taxonomy, rules, summary.LOGGED)
+  def step(variables, x):
+    return probs, x
+
+  def reduction(outputs):
+    return summary.reduce_to_log(outputs, taxonomy)
 
   def work():
-    blocks = np.split(np.arange(len(labels)), range(batch, len(labels), batch))
-    parts = [reduced(rows) for rows in blocks]
-    results = jax.tree.map(lambda *x: np.concatenate(x), *(part.results for part in parts))
-    outputs = collect.Outputs({}, None, labels, np.arange(len(labels)), [], results)
+    outputs = collect.collect(step, {}, examples, c, mesh, reduction=reduction)
     summary.validate(outputs, taxonomy, dict.fromkeys(taxonomy.levels, 1.0))
 
   return work

@@ -109,6 +109,12 @@ class Model(Predictor):
       self.eval_step, self.variables, examples, self.c, self.mesh, self.c.eval.tta, **options
     )
 
+  def collect_decided(self, examples: sources.Examples, **options) -> Outputs:
+    """Run the model over examples and decide on each batch, see `Outputs.reduce`."""
+    return self.collect(
+      examples, reduction=lambda x: x.reduce(self.taxonomy, self.rules), **options
+    )
+
   def _run(self, images, batch_size) -> Iterator[tuple[Batch, Outputs]]:
     block, data, views = self.taxonomy.block('exclusive'), self.c.data, self.c.eval.tta
     how = decoding.Decoding(data.max_pixels, data.deep_range)
@@ -172,25 +178,9 @@ class Model(Predictor):
     """
     self._check_novelty(others)
     examples, into = examples or self.split(split), into or self.workdir
-    options = {'progress': progress, 'with_features': self._uses_features}
-    rows = collect.rows_to_fit(examples.labels, self.taxonomy)
-    is_all = bool(others or outputs) or len(rows) == len(examples.labels)
-    if outputs is None and (is_all or tune):
-      outputs = self.collect(examples if is_all else sources.subset(examples, rows), **options)
-    for model in others:
-      extra = model.collect(model.split(split))
-      assert np.array_equal(extra.index, outputs.index), (
-        f'{model.workdir} and {self.workdir} see other examples'
-      )
-      outputs.probs = extra.probs | outputs.probs
-    if tune:
-      self.rules = decide.tune(outputs.probs, outputs.labels, self.taxonomy)
-    self._fit_answers(split, examples, outputs, tune, bool(others))
-    if not is_all:
-      outputs = self.collect(examples, reduction=(self.taxonomy, self.rules), **options)
-    outputs = outputs.reduce(self.taxonomy, self.rules)
+    outputs = self._fit_and_decide(split, examples, tune, progress, others, outputs)
     outputs, subset = summary.within_subset(outputs, self.taxonomy, self.rules)
-    decisions = summary.decisions_of(outputs, self.taxonomy, self.rules)
+    decisions = outputs.decide(self.taxonomy, self.rules)
     arguments = outputs, decisions, self.taxonomy, self.rules, self.c.eval.tta
     result = summary.summarize(split, *arguments) | subset
     if self._uses_features and not others:
@@ -201,26 +191,43 @@ class Model(Predictor):
       summary.write(into, result, outputs, decisions, self.taxonomy, examples.files)
     return result
 
-  def _fit_answers(self, split, examples, outputs: Outputs | None, is_tuned: bool, has_others):
-    """Fit what calibration images are for; keep rules that are new in decode.json."""
-    calibration = answers.calibration_split(self.c, self.rules, is_tuned)
-    if has_others:
+  def _fit_and_decide(self, split, examples, tune, progress, others, outputs) -> Outputs:
+    """Fit the rules that are to be fitted, and return the reduced outputs of the split by them."""
+    options = {'progress': progress, 'with_features': self._uses_features}
+    calibration = answers.calibration_split(self.c, self.rules, tune)
+    if others:
       # what is fitted is for this model's outputs alone
       calibration, _ = None, self.rules.pop('answer', None)
+    to_fit = examples if outputs or others else collect.to_fit(examples, self.taxonomy)
+    if outputs is None and (others or tune or calibration == split):
+      outputs = self.collect(to_fit, **options)
+    for model in others:
+      extra = model.collect(model.split(split))
+      assert np.array_equal(extra.index, outputs.index), (
+        f'{model.workdir} and {self.workdir} see other examples'
+      )
+      outputs.probs = extra.probs | outputs.probs
+    if tune:
+      self.rules = decide.tune(outputs.probs, outputs.labels, self.taxonomy)
     if calibration:
-      if calibration != split or outputs is None:
-        examples = examples if calibration == split else self.split(calibration)
-        rows = collect.rows_to_fit(examples.labels, self.taxonomy)
-        examples = sources.subset(examples, rows)
-        outputs = self.collect(examples, with_features=self._uses_features)
-      outputs, _ = summary.within_subset(outputs, self.taxonomy, self.rules)
-      self.rules, notes = answers.fit(outputs, self.taxonomy, self.rules, self.c, calibration)
-      for note in notes:
-        terminal.say(note)
-      self._keep_calibration(outputs)
-    is_new = is_tuned or (calibration and self.rules['exclusive'].allowed is None)
+      self._fit_answers(calibration, outputs if calibration == split else None)
+    is_new = tune or (calibration and self.rules['exclusive'].allowed is None)
     if is_new and parallel.first():
       rules.write_rules(self.workdir / 'decode.json', self.c.data.val, self.rules, self.taxonomy)
+    if outputs is None or to_fit is not examples:
+      return self.collect_decided(examples, **options)
+    return outputs.reduce(self.taxonomy, self.rules)
+
+  def _fit_answers(self, split: str, outputs: Outputs | None):
+    """Fit what calibration images are for; their outputs are computed where there are none."""
+    if outputs is None:
+      examples = collect.to_fit(self.split(split), self.taxonomy)
+      outputs = self.collect(examples, with_features=self._uses_features)
+    outputs, _ = summary.within_subset(outputs, self.taxonomy, self.rules)
+    self.rules, notes = answers.fit(outputs, self.taxonomy, self.rules, self.c, split)
+    for note in notes:
+      terminal.say(note)
+    self._keep_calibration(outputs)
 
   def _check_novelty(self, others):
     if self.c.decide.novelty and others:
@@ -231,7 +238,7 @@ class Model(Predictor):
   def _evidence(self, outputs: Outputs, decisions: Decisions | None = None) -> Evidence:
     """What the novelty detector reads of outputs with features."""
     block = self.taxonomy.block('exclusive')
-    decisions = decisions or summary.decisions_of(outputs, self.taxonomy, self.rules)
+    decisions = decisions or outputs.decide(self.taxonomy, self.rules)
     return Evidence(
       level_logits(self.logits(outputs.features), block.taxonomy),
       np.asarray(outputs.features, np.float64),
@@ -256,11 +263,11 @@ class Model(Predictor):
     """Fit a novelty detector on train and val and write it; outputs are those of val, if there."""
     table, score = self.taxonomy.table('exclusive'), self.c.decide.novelty_score
     splits = self._data()[0].splits
-    train = self.collect(splits[self.c.data.train], with_features=True)
-    outputs = outputs or self.collect(splits[self.c.data.val], with_features=True)
+    train = self.collect_decided(splits[self.c.data.train], with_features=True)
+    outputs = outputs or self.collect_decided(splits[self.c.data.val], with_features=True)
     val, name = self._evidence(outputs), answers.calibration_images(self.c)
     if name != self.c.data.val:
-      outputs = self.collect(splits[name], with_features=True)
+      outputs = self.collect_decided(splits[name], with_features=True)
     else:
       terminal.say(f'note: novelty is calibrated on {name}, which chose the checkpoint, too')
     self._keep_calibration(outputs)
@@ -282,7 +289,7 @@ class Model(Predictor):
     novel_examples = self._data()[0].splits.get(split + NOVEL)
     novel = None
     if novel_examples is not None:
-      novel = self._evidence(self.collect(novel_examples, with_features=True))
+      novel = self._evidence(self.collect_decided(novel_examples, with_features=True))
     inliers = self._evidence(outputs, decisions)
     measured = novelty.measure(detector, inliers, novel, self.c.decide.novelty)
     measured['split'] = answers.calibration_images(self.c)
@@ -293,7 +300,7 @@ class Model(Predictor):
     if outputs.features is None or self.rules['exclusive'].allowed is not None:
       return
     table = self.taxonomy.table('exclusive')
-    sample = self._sampled(outputs, self.decide(outputs.probs), None)
+    sample = self._sampled(outputs, outputs.decide(self.taxonomy, self.rules), None)
     if parallel.first():
       calibration_sample.write(self.workdir, sample, table, self.step)
 

@@ -58,19 +58,23 @@ def run(tmp_path_factory):
 def test_a_large_split_is_evaluated_batch_by_batch(model, monkeypatch, tmp_path):
   """Nothing is held of all classes of all images, and the files are the same."""
   val = model.c.data.val
+  examples = model.split(val)
   for name in ('whole', 'parts'):
     (tmp_path / name).mkdir()
-  result = model.evaluate(val, into=tmp_path / 'whole')
-  monkeypatch.setattr(collect, 'MAX_FITTED', 1)
+  result = model.evaluate(val, into=tmp_path / 'whole', outputs=model.collect(examples))
   assert model.evaluate(val, into=tmp_path / 'parts') == result
   names = f'eval_{val}.json', f'predictions_{val}.npz'
   for name in names:
     assert (tmp_path / 'whole' / name).read_bytes() == (tmp_path / 'parts' / name).read_bytes()
-  # rules are fitted on an even subset of the images with a finest class
-  examples = model.split(val)
+  # rules are fitted on an even subset of the images, metrics are of all
   monkeypatch.setattr(collect, 'MAX_FITTED', 3 * len(model.taxonomy.paths))
-  rows = collect.rows_to_fit(examples.labels, model.taxonomy)
-  assert 1 < len(rows) <= 3 and (np.diff(rows) > 1).all()
+  fitted = collect.to_fit(examples, model.taxonomy)
+  assert 1 < len(fitted.labels) <= 3 and {*fitted.files} < {*examples.files}
+  monkeypatch.setattr(model, 'workdir', tmp_path)
+  outputs = model.collect(fitted)
+  rules = decide.tune(outputs.probs, outputs.labels, model.taxonomy)
+  assert model.evaluate(val, examples, tune=True)['n'] == result['n']
+  assert model.rules == rules
 
 
 @pytest.fixture

@@ -45,9 +45,12 @@ class AnswerRules(NamedTuple):
     return {rule.risk: rule for rule in sorted(rules, key=lambda rule: rule.risk)}
 
 
-PATHS = ('independent', 'leaf', 'joint')  # decisions on exclusive levels
+# Decisions on exclusive levels.
+PATHS = ('independent', 'leaf', 'joint')
+
 Rules = dict[str, paths.PathRules | dict[str, np.ndarray] | AnswerRules]
-Decisions = dict[str, dict[str, paths.PathDecision] | thresholds.TagDecision | backoff.Answers]
+PathDecisions = dict[str, paths.PathDecision | paths.Ranked]
+Decisions = dict[str, PathDecisions | thresholds.TagDecision | backoff.Answers]
 
 
 def default_rules(taxonomy: Taxonomy | Mixed) -> Rules:
@@ -78,18 +81,28 @@ def decide(
     probs: {level with a head: float64 [N, C]}.
     taxonomy: the levels.
     rules: as `default_rules` or `tune` give them.
-    names: of decisions on exclusive levels, of which 'joint' is one.
+    names: of PATHS, those that are wanted, 'joint' among them.
   """
-  decisions, is_possible = {}, True
-  for block in taxonomy.blocks:
-    decision = DECIDERS[block.kind](probs, block, rules[block.kind], is_possible, names)
-    decisions[block.kind] = decision
-    if block.kind == 'exclusive':
-      is_possible = taxonomy.fits(decision['joint'].pred)
+  block, decisions = taxonomy.block('exclusive'), {}
+  if block:
+    decisions['exclusive'] = _decide_paths(probs, block, rules['exclusive'], names)
   if 'answer' in rules:
     posterior = decisions['exclusive']['joint'].prob[-1]
-    decisions['answer'] = _answer(posterior, taxonomy.table('exclusive'), rules['answer'])
-  return decisions
+    decisions['answer'] = _answer(posterior, block.taxonomy, rules['answer'])
+  return decisions | decide_tags(probs, taxonomy, rules, decisions)
+
+
+def decide_tags(
+  probs: Probs, taxonomy: Taxonomy | Mixed, rules: Rules, exclusive: Decisions
+) -> Decisions:
+  """Decide on the tags that there are; `exclusive` are the decisions on the exclusive levels."""
+  block, is_possible = taxonomy.block('tags'), True
+  if not block:
+    return {}
+  if exclusive:
+    is_possible = taxonomy.fits(exclusive['exclusive']['joint'].pred)
+  arrays = join(probs, block), join(rules['tags'], block)
+  return {'tags': thresholds.decide_tags(*arrays, block.taxonomy, is_possible)}
 
 
 def _answer(posterior, table, rule):
@@ -107,21 +120,16 @@ def join(values: Mapping[str, np.ndarray], block: Block) -> np.ndarray:
   return np.concatenate([values[level] for level in block.levels], -1)
 
 
-def _decide_paths(probs, block, rules, is_possible, names):
+def _decide_paths(probs, block, rules, names):
   level_probs, table, decisions = _by_level(probs, block), block.taxonomy, {}
-  if 'leaf' in names or any(p is None for p in level_probs):
+  if 'leaf' in names:
     decisions['leaf'] = paths.leaf(level_probs, table, rules.allowed)
   fallback = decisions.get('leaf')
-  decisions['independent'] = paths.independent(level_probs, table, rules.allowed, fallback)
+  if 'independent' in names:
+    decisions['independent'] = paths.independent(level_probs, table, rules.allowed, fallback)
   weights = [rules.weights.get(level, 1.0) for level in block.levels]
   decisions['joint'] = paths.joint(level_probs, table, weights, rules.temperature, rules.allowed)
-  return {name: decisions[name] for name in names}
-
-
-def _decide_tags(probs, block, level_thresholds, is_possible, names):
-  return thresholds.decide_tags(
-    join(probs, block), join(level_thresholds, block), block.taxonomy, is_possible
-  )
+  return {name: decisions[name] for name in PATHS if name in decisions}
 
 
 def _tune_paths(probs, labels, block):
@@ -144,6 +152,5 @@ def _default_thresholds(block):
   }
 
 
-DECIDERS = {'exclusive': _decide_paths, 'tags': _decide_tags}
 TUNERS = {'exclusive': _tune_paths, 'tags': _tune_tags}
 DEFAULTS = {'exclusive': _default_weights, 'tags': _default_thresholds}

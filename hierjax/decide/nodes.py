@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from hierjax.decide.paths import ByLevel
 from hierjax.taxonomy import Taxonomy
 
 # The children of each node are left out a third at a time.
@@ -66,18 +67,12 @@ def level_logits(logits: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> list[n
     Per level float64 [N, C]; of a level without a head the log-sum-exp of the finest head's over
     the leaves of each class.
   """
-  from scipy.special import logsumexp  # slow to import
-
   finest = np.asarray(logits[taxonomy.levels[-1]], np.float64)
-  values = []
-  for k, level in enumerate(taxonomy.levels):
-    if level in logits:
-      values.append(np.asarray(logits[level], np.float64))
-      continue
-    classes = range(len(taxonomy.names[k]))
-    columns = [logsumexp(finest[:, taxonomy.paths[:, k] == c], axis=1) for c in classes]
-    values.append(np.stack(columns, 1))
-  return values
+  summed = ByLevel(finest, np.logaddexp, taxonomy)
+  return [
+    np.asarray(logits[level], np.float64) if level in logits else summed[k]
+    for k, level in enumerate(taxonomy.levels)
+  ]
 
 
 def folds(taxonomy: Taxonomy, k: int) -> np.ndarray:

@@ -31,7 +31,7 @@ def calibration_split(c: ConfigDict, rules: Rules, is_tuned: bool) -> str | None
   Args:
     c: the configuration.
     rules: of the decisions.
-    is_tuned: whether they were tuned just now.
+    is_tuned: whether they are tuned anew, so that answers are fitted anew.
 
   Returns:
     The name; that of validation where none is set apart; None where nothing is to be fitted.
@@ -42,7 +42,7 @@ def calibration_split(c: ConfigDict, rules: Rules, is_tuned: bool) -> str | None
   is_asked = False
   if c.decide.risk or c.decide.costs:
     requested = c.decide.risk, c.decide.confidence, c.decide.by, cost_rows(c), c.decide.price
-    rule = rules.get('answer')
+    rule = None if is_tuned else rules.get('answer')
     before = rule and (rule.backoff or (None, None, 'one'))[:3]
     is_asked = rule is None or (*before, rule.costs, rule.price) != requested
   return name if is_asked or (name != c.data.val and is_tuned) else None

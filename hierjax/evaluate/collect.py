@@ -17,12 +17,13 @@ from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline, transforms
 from hierjax.data.image_groups import Batch
-from hierjax.data.sources import Examples
-from hierjax.decide.decisions import PATHS, Rules
+from hierjax.data.sources import Examples, subset
+from hierjax.decide.decisions import PATHS, Decisions, Rules, decide_tags
 from hierjax.evaluate.results import Results, reduce
 from hierjax.taxonomy import Mixed, Taxonomy
 
-MAX_FITTED = 20_000_000  # probabilities of leaves that are held to fit rules of decisions
+# Probabilities of finest classes, images times classes, that rules are fitted on at most.
+MAX_FITTED = 20_000_000
 
 
 class NotFiniteError(UserError):
@@ -111,12 +112,12 @@ class Outputs:
   """What a model computes for a split, in the order of its n readable examples.
 
   Attributes:
-    probs: {level with a head: float64 [n, C]}; where there are results, of tags alone.
+    probs: {level with a head: float64 [n, C]}; of reduced outputs, those of tags alone.
     features: float32 [n, d], or None.
     labels: int32 [n, columns], rows of labels as the blocks of the taxonomy have them.
     index: int [n], numbers of the examples.
     broken: names of the unreadable files.
-    results: what is kept of exclusive heads in place of their probabilities.
+    results: of reduced outputs, what is kept of the exclusive levels; None before.
   """
 
   probs: dict[str, np.ndarray]
@@ -139,10 +140,13 @@ class Outputs:
   def reduce(
     self, taxonomy: Taxonomy | Mixed, rules: Rules, names: Sequence[str] = PATHS
   ) -> 'Outputs':
-    """Return outputs with results in place of the probabilities of exclusive heads.
+    """Decide on the images, and drop the probabilities of exclusive levels.
 
     Args:
       taxonomy, rules, names: see `results.reduce`.
+
+    Returns:
+      The reduced outputs; themselves where they are, or where all levels are tags.
     """
     block = taxonomy.block('exclusive')
     if self.results or not block:
@@ -150,6 +154,21 @@ class Outputs:
     results = reduce(self.probs, self.labels, taxonomy, rules, names)
     probs = {level: p for level, p in self.probs.items() if level not in block.levels}
     return dataclasses.replace(self, probs=probs, results=results)
+
+  def decide(self, taxonomy: Taxonomy | Mixed, rules: Rules) -> Decisions:
+    """Return the decisions on the images, of reduced outputs those that were made then.
+
+    Args:
+      taxonomy: the levels.
+      rules: of the decisions; of reduced outputs, those of tags alone are read.
+    """
+    results, decisions = self.reduce(taxonomy, rules).results, {}
+    if results:
+      # the keys of a tree of arrays are in the order of the alphabet
+      named = results.decisions['exclusive']
+      ordered = {name: named[name] for name in PATHS if name in named}
+      decisions = {**results.decisions, 'exclusive': ordered}
+    return decisions | decide_tags(self.probs, taxonomy, rules, decisions)
 
 
 def collect(
@@ -163,7 +182,7 @@ def collect(
   batch_size: int | None = None,
   progress: Callable[[int, int], None] | None = None,
   may_be_empty: bool = False,
-  reduction: tuple | None = None,
+  reduction: Callable[[Outputs], Outputs] | None = None,
 ) -> Outputs:
   """Run a compiled step over all examples; each is either counted or named as unreadable.
 
@@ -178,8 +197,8 @@ def collect(
     batch_size: images a step, all views together; None for eval.batch_size.
     progress: called with the numbers of images that are done and that there are.
     may_be_empty: whether no image need be readable.
-    reduction: the arguments of `Outputs.reduce`, to keep results batch by batch; None to keep the
-      probabilities of all images.
+    reduction: applied to the outputs of each batch, such as `Outputs.reduce`, whose probabilities
+      of all classes are then held no longer than that; None for all of them.
 
   Raises:
     UserError: no image can be read, or one cannot and data.strict is set.
@@ -213,33 +232,37 @@ def collect(
 
 
 def _part(batch, computed, with_features, reduction):
-  """What is kept of this process's part of a batch, as a tree of arrays with its rows."""
+  """What is kept of this process's part of a batch, a tree of arrays with a row an image."""
   probs, features = parallel.local(computed)
   part = {key: batch[key] for key in ('index', 'mask', 'broken')}
   part['features'] = features if with_features else None
   part['finite'] = _finite_rows(probs, part['features'])
   if reduction:
+    # what is not finite is refused in the end, so that all processes do so
     probs = {level: np.nan_to_num(p) for level, p in probs.items()}
-    reduced = Outputs(probs, None, batch['labels'], batch['index'], []).reduce(*reduction)
-    probs, part['results'] = reduced.probs, reduced.results
+    outputs = reduction(Outputs(probs, None, batch['labels'], batch['index'], []))
+    probs, part['results'] = outputs.probs, outputs.results
   return part | {'probs': probs}
 
 
-def rows_to_fit(labels: np.ndarray, taxonomy: Taxonomy | Mixed) -> np.ndarray:
-  """Choose the examples whose probabilities are held to fit rules, int [n].
-
-  These are all, or an even subset of those with a finest class if all had more than MAX_FITTED.
+def to_fit(examples: Examples, taxonomy: Taxonomy | Mixed) -> Examples:
+  """Choose the examples that rules are fitted on, whose probabilities are all held.
 
   Args:
-    labels: int [N, L], of exclusive levels.
+    examples: a split.
     taxonomy: the levels.
+
+  Returns:
+    The split itself, or where it has more than MAX_FITTED probabilities of finest classes, an even
+    subset of the examples that have a finest class.
   """
-  block, rows = taxonomy.block('exclusive'), np.arange(len(labels))
-  size = len(rows) * (len(block.taxonomy.paths) if block else 0)
+  block = taxonomy.block('exclusive')
+  size = len(examples.labels) * (len(block.taxonomy.paths) if block else 0)
   if size <= MAX_FITTED:
-    return rows
-  labelled = np.flatnonzero(labels[:, -1] >= 0)
-  return (labelled if len(labelled) else rows)[:: -(-size // MAX_FITTED)]
+    return examples
+  labelled = np.flatnonzero(examples.labels[:, -1] >= 0)
+  rows = labelled if len(labelled) else np.arange(len(examples.labels))
+  return subset(examples, rows[:: -(-size // MAX_FITTED)])
 
 
 def rows(batch_size: int, views: int, mesh: Mesh) -> int:

@@ -8,31 +8,51 @@ import numpy as np
 
 from hierjax.decide import baselines, calibration, lineages, paths
 from hierjax.decide.decisions import PATHS, Decisions, Rules, decide
-from hierjax.decide.paths import Ranked
+from hierjax.decide.paths import PathDecision, Ranked
 from hierjax.taxonomy import Mixed, Taxonomy
 
-# Bonuses of DARTS whose curve of depth against risk an evaluation holds.
+# Probabilities of finest classes that are decided on at a time.
+BLOCK_SIZE = 1_000_000
+# Bonuses of DARTS that curves of depth against risk are drawn of.
 BONUSES = (0.0, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
-BLOCK_SIZE = 1_000_000  # probabilities of leaves at a time
+class HeadResults(NamedTuple):
+  """What is kept of one head's probabilities.
+
+  Attributes:
+    top: int32 [N, at most paths.TOP], the most probable classes.
+    top_prob: float32, their probabilities.
+    true_prob: float64 [N], the probability of the true class, NaN where it is unknown.
+  """
+
+  top: np.ndarray
+  top_prob: np.ndarray
+  true_prob: np.ndarray
 
 
 class Scores(NamedTuple):
-  """How probable the joint decision's classes are, level by level: each float64 [N, L].
+  """How good the probabilities of the joint decision are, level by level: each float64 [N, L].
 
   Attributes:
-    confidence: of the predicted classes.
+    confidence: the probabilities of the predicted classes.
     brier, log_loss: see `decide.calibration`; None where no answers are fitted.
   """
 
   confidence: np.ndarray
-  brier: np.ndarray | None = None
-  log_loss: np.ndarray | None = None
+  brier: np.ndarray | None
+  log_loss: np.ndarray | None
 
 
 class Curves(NamedTuple):
-  """What curves of depth against risk are made of; darts int [N, bonus], see `baselines`."""
+  """What curves of depth against risk are computed from.
+
+  Attributes:
+    lineage: of the most likely leaf.
+    node: int [N, L], the most likely node of each level, see `baselines.best_by_level`.
+    prob: float64 [N, L], their probabilities.
+    darts: int [N, bonus], the nodes that DARTS chooses with each of BONUSES.
+  """
 
   lineage: lineages.Lineage
   node: np.ndarray
@@ -41,18 +61,18 @@ class Curves(NamedTuple):
 
 
 class Results(NamedTuple):
-  """Results of N images on the exclusive levels; parts of a data set can be concatenated.
+  """Results of N images on the exclusive levels, a tree of arrays with a row an image.
 
   Attributes:
-    decisions: as `decisions.decide` returns them, its path decisions `Ranked`; without tags.
-    heads: {level with a head: the most probable classes int32 [N, at most paths.TOP], their
-      probabilities float32, and that of the true class float64 [N], NaN where it is unknown}.
-    before, after: of the joint decision at temperature 1, and at that of the rules.
-    curves: where answers are fitted.
+    decisions: as `decide` makes them, those on paths `Ranked`; without tags.
+    heads: {level with a head: HeadResults}.
+    before: of the joint decision at temperature 1.
+    after: of it at the temperature of the rules.
+    curves: None where no answers are fitted.
   """
 
   decisions: Decisions
-  heads: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+  heads: dict[str, HeadResults]
   before: Scores
   after: Scores
   curves: Curves | None
@@ -65,50 +85,54 @@ def reduce(
   rules: Rules,
   names: Sequence[str] = PATHS,
 ) -> Results:
-  """Decide on images, block by block, and keep what an evaluation needs.
+  """Decide on images, a block of them at a time, and keep what an evaluation needs.
 
   Args:
     probs: {level with a head: float [N, C]}.
     labels: int [N, columns], rows of labels as the taxonomy's blocks have them.
     taxonomy: the levels, of which some are exclusive.
     rules: of the decisions.
-    names: of the decisions that are kept.
+    names: of the decisions that are kept, with 'independent' and 'joint' among them.
   """
   block = taxonomy.block('exclusive')
-  table, rules = block.taxonomy, {kind: rule for kind, rule in rules.items() if kind != 'tags'}
-  probs = {level: probs[level] for level in table.levels if level in probs}
-  count, parts = -(-len(labels) * len(table.paths) // BLOCK_SIZE), []
+  heads = [level for level in block.levels if level in probs]
+  count, parts = -(-len(labels) * len(block.taxonomy.paths) // BLOCK_SIZE), []
   for rows in np.array_split(np.arange(len(labels)), max(count, 1)):
-    part = {level: np.asarray(p[rows], np.float64, order='F') for level, p in probs.items()}
-    parts.append(_reduce_block(part, labels[rows, block.columns], table, rules, names))
+    # the images of a class side by side, as `paths.path_scores` and `Merge` read them
+    part = {level: np.asarray(probs[level][rows], np.float64, order='F') for level in heads}
+    parts.append(_reduce_block(part, labels[rows, block.columns], block.taxonomy, rules, names))
   return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def _reduce_block(probs, labels, table, rules, names):
-  """The results of a few images, of which probabilities of all classes may be held."""
-  decided = decide(probs, table, rules, names)
-  ranked = {name: Ranked.reduce(d) for name, d in decided['exclusive'].items()}
-  joint, rule, needs_scores = decided['exclusive']['joint'], rules['exclusive'], 'answer' in rules
+  """The results of images of which the probabilities of all classes may be held."""
+  decisions = decide(probs, table, rules, names)
+  rule, joint = rules['exclusive'], decisions['exclusive']['joint']
+  ranked = {name: Ranked.reduce(d) for name, d in decisions['exclusive'].items()}
   heads, rows = {}, np.arange(len(labels))
   for level, p in probs.items():
     k = table.index(level)
-    # where all classes are allowed, the decision by the head alone ranks its probabilities
-    best = ranked['independent'].top[k] if rule.allowed is None else paths.top(p).astype(np.int32)
-    of_label = np.where(labels[:, k] >= 0, p[rows, labels[:, k]], np.nan)
-    heads[level] = best, p[rows[:, None], best].astype(np.float32), of_label
-  before = joint
+    # within a subset of the classes, what is decided by the head alone ranks other probabilities
+    top = ranked['independent'].top[k] if rule.allowed is None else paths.top(p)
+    true_prob = np.where(labels[:, k] >= 0, p[rows, labels[:, k]], np.nan)
+    heads[level] = HeadResults(top, p[rows[:, None], top].astype(np.float32), true_prob)
+  before, curves, with_answers = joint, None, 'answer' in rules
   if rule.temperature != 1:
-    weights = [rule.weights.get(level, 1.0) for level in table.levels]
-    by_level = [probs.get(level) for level in table.levels]
-    before = paths.joint(by_level, table, weights, allowed=rule.allowed)
-  scores, curves = [Scores(decision.confidence) for decision in (before, joint)], None
-  if needs_scores:
+    as_it_was = {'exclusive': rule._replace(temperature=1.0)}
+    before = decide(probs, table, as_it_was, ('joint',))['exclusive']['joint']
+  if with_answers:
     posterior = joint.prob[-1]
     best = baselines.best_by_level(posterior, table.paths)
     darts = baselines.darts(posterior, table.paths, BONUSES).T
     curves = Curves(lineages.lineage(posterior, table.paths), *best, darts)
-    for i, decision in enumerate((before, joint)):
-      columns = list(zip(decision.prob, labels.T))
-      parts = [[f(*c) for c in columns] for f in (calibration.brier, calibration.log_loss)]
-      scores[i] = Scores(decision.confidence, *(np.stack(part, 1) for part in parts))
-  return Results({**decided, 'exclusive': ranked}, heads, *scores, curves)
+  scores = [_scores(decision, labels, with_answers) for decision in (before, joint)]
+  return Results({**decisions, 'exclusive': ranked}, heads, *scores, curves)
+
+
+def _scores(decision: PathDecision, labels: np.ndarray, with_all: bool) -> Scores:
+  """The scores of a decision, the confidence alone or all."""
+  if not with_all:
+    return Scores(decision.confidence, None, None)
+  columns = list(zip(decision.prob, labels.T))
+  functions = calibration.brier, calibration.log_loss
+  return Scores(decision.confidence, *(np.stack([f(*c) for c in columns], 1) for f in functions))

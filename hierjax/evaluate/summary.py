@@ -10,7 +10,7 @@ from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import logged_names, lookup, resolve_best
 from hierjax.decide import paths
-from hierjax.decide.decisions import DECIDERS, PATHS, Decisions, Rules, decide, default_rules
+from hierjax.decide.decisions import Decisions, Rules, default_rules
 from hierjax.evaluate import answers, bootstrap, metrics, tags
 from hierjax.evaluate.collect import Outputs
 from hierjax.taxonomy import Mixed, Taxonomy
@@ -100,27 +100,6 @@ def within_subset(
   return outputs.select(is_inside), {'subset': subset}
 
 
-def decisions_of(outputs: Outputs, taxonomy: Taxonomy | Mixed, rules: Rules) -> Decisions:
-  """Return the decisions in reduced outputs, with those on tags.
-
-  Args:
-    outputs: of the model on a split.
-    taxonomy: the levels.
-    rules: of the decisions.
-  """
-  if not outputs.results:
-    return decide(outputs.probs, taxonomy, rules)
-  decisions, block = dict(outputs.results.decisions), taxonomy.block('tags')
-  # trees of arrays have lost the order
-  decisions['exclusive'] = {
-    name: decisions['exclusive'][name] for name in PATHS if name in decisions['exclusive']
-  }
-  if block:
-    is_possible = taxonomy.fits(decisions['exclusive']['joint'].pred)
-    decisions['tags'] = DECIDERS['tags'](outputs.probs, block, rules['tags'], is_possible, PATHS)
-  return decisions
-
-
 def _calibration(outputs, decisions, block, rules) -> dict:
   """The temperature of the joint decision, and its calibration error by level without it."""
   pred, confidence = decisions['exclusive']['joint'].pred, outputs.results.before.confidence
@@ -195,16 +174,12 @@ def loss(outputs: Outputs, taxonomy: Taxonomy | Mixed, weights: Mapping[str, flo
     taxonomy: the levels.
     weights: of the levels.
   """
-  outputs = outputs.reduce(taxonomy, default_rules(taxonomy), LOGGED)
-  block, losses = taxonomy.block('tags'), {}
+  outputs, block, losses = reduce_to_log(outputs, taxonomy), taxonomy.block('tags'), {}
+  for level, head in (outputs.results.heads if outputs.results else {}).items():
+    losses[level] = _mean_log_loss(head.true_prob[~np.isnan(head.true_prob)])
   if block:
     losses |= _tag_losses(outputs.probs, outputs.labels[:, block.columns], block.taxonomy)
-  for level, head in (outputs.results.heads if outputs.results else {}).items():
-    losses[level] = _mean_log_loss(head[2][~np.isnan(head[2])])
-  total = 0.0
-  for level in sorted(losses):
-    total += weights[level] * losses[level]
-  return total
+  return sum(weights[level] * losses[level] for level in sorted(losses))
 
 
 def _tag_losses(probs, labels, taxonomy):
@@ -220,12 +195,18 @@ def _mean_log_loss(p):
   return float(-np.log(np.maximum(p, SMALLEST)).mean()) if len(p) else 0.0
 
 
+def reduce_to_log(outputs: Outputs, taxonomy: Taxonomy | Mixed) -> Outputs:
+  """Keep of outputs, or of those of a batch, what `validate` reads.
+
+  Every head weighs 1 and every threshold is .5, since nothing is tuned yet.
+  """
+  return outputs.reduce(taxonomy, default_rules(taxonomy), LOGGED)
+
+
 def validate(
   outputs: Outputs, taxonomy: Taxonomy | Mixed, weights: Mapping[str, float]
 ) -> dict[str, float]:
   """Compute the metrics that training logs and chooses checkpoints by.
-
-  Every head weighs 1 and every threshold is .5, since nothing is tuned yet.
 
   Args:
     outputs: of the model on the validation split.
@@ -235,9 +216,8 @@ def validate(
   Returns:
     {name: value}; an undefined metric of tags is 0, another one is left out.
   """
-  rules = default_rules(taxonomy)
-  outputs = outputs.reduce(taxonomy, rules, LOGGED)
-  decisions = decisions_of(outputs, taxonomy, rules)
+  outputs = reduce_to_log(outputs, taxonomy)
+  decisions = outputs.decide(taxonomy, default_rules(taxonomy))
   heads = [level for level in taxonomy.levels if level in outputs.heads]
   evaluation = _evaluate(outputs, decisions, taxonomy, heads)
   heads = [level for level in heads if level not in taxonomy.multi]
@@ -308,7 +288,8 @@ def _path_arrays(decision, labels, outputs, taxonomy):
     arrays[f'prob_{name}'] = d.confidence.astype(np.float32)
   for k, level in enumerate(taxonomy.levels):
     if level in outputs.results.heads:
-      arrays[f'top_{k}'], arrays[f'top_prob_{k}'], _ = outputs.results.heads[level]
+      head = outputs.results.heads[level]
+      arrays[f'top_{k}'], arrays[f'top_prob_{k}'] = head.top, head.top_prob
   return arrays
 
 

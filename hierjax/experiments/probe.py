@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax import decide, model
+from hierjax import model
 from hierjax.core import config, files
 from hierjax.core.errors import UserError
 from hierjax.data import sources
@@ -113,13 +113,8 @@ def _nearest(c, workdir, run, train, val, progress) -> dict:
     ).values
   else:
     rules = probe_nearest.fit_rules(bank, taxonomy, c.probe.neighbours)
-    views = [
-      probe_nearest.neighbours(bank, x, taxonomy, c.probe.neighbours)
-      for x in np.moveaxis(val.values, 1, 0)
-    ]
-    probs = {level: np.mean([p[level] for p in views], 0) for level in taxonomy.levels}
-    decision = decide.decide(probs, taxonomy, rules)['exclusive']['joint']
-    values = metrics.of_predictions(decision.pred, labels, taxonomy)
+    pred = probe_nearest.predict(bank, val.values, taxonomy, c.probe.neighbours, rules)
+    values = metrics.of_predictions(pred, labels, taxonomy)
   names = (*(f'{level}.top1' for level in taxonomy.levels), 'fpa', 'severity')
   return {
     'head': c.probe.head,
@@ -190,7 +185,7 @@ def _save(
   trained = model.load(workdir)
   outputs = _outputs(trained, run.val, val)
   result = trained.evaluate(run.c.data.val, run.val, outputs=outputs)
-  decision = trained.decide(outputs.probs)['exclusive']['joint']
+  decision = outputs.decide(run.taxonomy, trained.rules)['exclusive']['joint']
   values = metrics.of_predictions(decision.pred, outputs.labels, run.taxonomy)
   return Judged(result['decode']['joint'], values)
 

@@ -134,6 +134,31 @@ def _votes(votes, labels, taxonomy, k):
   return total / total.sum(1, keepdims=True)
 
 
+def predict(
+  bank: Bank, features: np.ndarray, taxonomy: Taxonomy, k: int, rules: Rules
+) -> np.ndarray:
+  """Predict paths by the joint decision on the probabilities by neighbours, block by block.
+
+  Args:
+    bank: the training images.
+    features: float32 [n, views, d]; the probabilities are the mean over the views.
+    taxonomy: of the exclusive levels.
+    k: number of neighbours.
+    rules: of the decision.
+
+  Returns:
+    int32 [n, L].
+  """
+  pred = np.zeros((len(features), len(taxonomy.levels)), np.int32)
+  for start in range(0, len(features), BLOCK):
+    views = np.moveaxis(features[start : start + BLOCK], 1, 0)
+    by_view = [neighbours(bank, x, taxonomy, k) for x in views]
+    probs = {level: np.mean([p[level] for p in by_view], 0) for level in taxonomy.levels}
+    decisions = decide.decide(probs, taxonomy, rules, ('joint',))
+    pred[start : start + BLOCK] = decisions['exclusive']['joint'].pred
+  return pred
+
+
 def left_out(bank: Bank, taxonomy: Taxonomy, images: np.ndarray) -> Probs:
   """Compute probabilities of training images by the means of the other images.
 

@@ -14,7 +14,6 @@ import numpy as np
 from hierjax.core import metrics, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import sources
-from hierjax.decide.decisions import default_rules
 from hierjax.evaluate import collect, summary
 from hierjax.train import checkpoint, chrono, log, optim, setup
 from hierjax.train.interrupt import Interrupted, Signals
@@ -207,6 +206,7 @@ class Loop:
       self.run.mesh,
       with_features=True,
       progress=self._progress,
+      reduction=lambda outputs: dataclasses.replace(outputs, probs={}),
     )
     self.unreadable.update(outputs.broken)
     return sources.with_features(examples, outputs.features, outputs.index)
@@ -380,7 +380,7 @@ class Loop:
         run.c,
         run.mesh,
         progress=self._progress,
-        reduction=(run.taxonomy, default_rules(run.taxonomy), summary.LOGGED),
+        reduction=lambda outputs: summary.reduce_to_log(outputs, run.taxonomy),
       )
     except collect.NotFiniteError as e:
       raise UserError(f'{e} (step {self.step}). {self._way_back()}') from None

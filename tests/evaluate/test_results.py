@@ -7,7 +7,7 @@ import pytest
 from hierjax import decide
 from hierjax.decide import paths
 from hierjax.decide.decisions import PATHS, AnswerRules
-from hierjax.evaluate import collect, metrics, results, summary
+from hierjax.evaluate import collect, metrics, results
 from hierjax.taxonomy import Taxonomy
 
 TINY = np.finfo(float).tiny
@@ -80,7 +80,7 @@ def test_results_are_those_of_the_dense_form(seed, monkeypatch):
   weights = dict(zip(t.levels, [*rng.choice([0.0, 0.5, 1.3], len(t.levels) - 1), 1.0]))
   rules = {'exclusive': paths.PathRules(weights, 1.7)}
   out = collect.Outputs(dict(probs), None, labels, rows, []).reduce(t, rules)
-  decisions = summary.decisions_of(out, t, rules)['exclusive']
+  decisions = out.decide(t, rules)['exclusive']
   assert not out.probs and tuple(decisions) == PATHS
   for name in PATHS:
     pred, scores, prob = naive(t, probs, rules['exclusive'], name)

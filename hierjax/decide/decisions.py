@@ -49,8 +49,7 @@ class AnswerRules(NamedTuple):
 PATHS = ('independent', 'leaf', 'joint')
 
 Rules = dict[str, paths.PathRules | dict[str, np.ndarray] | AnswerRules]
-PathDecisions = dict[str, paths.PathDecision | paths.Ranked]
-Decisions = dict[str, PathDecisions | thresholds.TagDecision | backoff.Answers]
+Decisions = dict[str, dict[str, paths.PathDecision] | thresholds.TagDecision | backoff.Answers]
 
 
 def default_rules(taxonomy: Taxonomy | Mixed) -> Rules:
@@ -73,7 +72,11 @@ def tune(probs: Probs, labels: np.ndarray, taxonomy: Taxonomy | Mixed) -> Rules:
 
 
 def decide(
-  probs: Probs, taxonomy: Taxonomy | Mixed, rules: Rules, names: Sequence[str] = PATHS
+  probs: Probs,
+  taxonomy: Taxonomy | Mixed,
+  rules: Rules,
+  names: Sequence[str] = PATHS,
+  exclusive: Decisions | None = None,
 ) -> Decisions:
   """Decide on all levels. Tags must go with the joint decision on the exclusive levels.
 
@@ -82,27 +85,19 @@ def decide(
     taxonomy: the levels.
     rules: as `default_rules` or `tune` give them.
     names: of PATHS, those that are wanted, 'joint' among them.
+    exclusive: the decisions on the exclusive levels; None to make them.
   """
-  block, decisions = taxonomy.block('exclusive'), {}
-  if block:
+  block, tags, decisions = taxonomy.block('exclusive'), taxonomy.block('tags'), exclusive or {}
+  if block and not decisions:
     decisions['exclusive'] = _decide_paths(probs, block, rules['exclusive'], names)
-  if 'answer' in rules:
-    posterior = decisions['exclusive']['joint'].prob[-1]
-    decisions['answer'] = _answer(posterior, block.taxonomy, rules['answer'])
-  return decisions | decide_tags(probs, taxonomy, rules, decisions)
-
-
-def decide_tags(
-  probs: Probs, taxonomy: Taxonomy | Mixed, rules: Rules, exclusive: Decisions
-) -> Decisions:
-  """Decide on the tags that there are; `exclusive` are the decisions on the exclusive levels."""
-  block, is_possible = taxonomy.block('tags'), True
-  if not block:
-    return {}
-  if exclusive:
-    is_possible = taxonomy.fits(exclusive['exclusive']['joint'].pred)
-  arrays = join(probs, block), join(rules['tags'], block)
-  return {'tags': thresholds.decide_tags(*arrays, block.taxonomy, is_possible)}
+    if 'answer' in rules:
+      posterior = decisions['exclusive']['joint'].prob[-1]
+      decisions['answer'] = _answer(posterior, block.taxonomy, rules['answer'])
+  if tags:
+    is_possible = taxonomy.fits(decisions['exclusive']['joint'].pred) if block else True
+    arrays = join(probs, tags), join(rules['tags'], tags), tags.taxonomy, is_possible
+    decisions = {**decisions, 'tags': thresholds.decide_tags(*arrays)}
+  return decisions
 
 
 def _answer(posterior, table, rule):
@@ -121,15 +116,18 @@ def join(values: Mapping[str, np.ndarray], block: Block) -> np.ndarray:
 
 
 def _decide_paths(probs, block, rules, names):
-  level_probs, table, decisions = _by_level(probs, block), block.taxonomy, {}
-  if 'leaf' in names:
-    decisions['leaf'] = paths.leaf(level_probs, table, rules.allowed)
-  fallback = decisions.get('leaf')
-  if 'independent' in names:
-    decisions['independent'] = paths.independent(level_probs, table, rules.allowed, fallback)
+  level_probs, table = _by_level(probs, block), block.taxonomy
   weights = [rules.weights.get(level, 1.0) for level in block.levels]
-  decisions['joint'] = paths.joint(level_probs, table, weights, rules.temperature, rules.allowed)
-  return {name: decisions[name] for name in PATHS if name in decisions}
+  arguments = {
+    'independent': (paths.independent,),
+    'leaf': (paths.leaf,),
+    'joint': (paths.joint, weights, rules.temperature),
+  }
+  return {
+    name: function(level_probs, table, *others, allowed=rules.allowed)
+    for name, (function, *others) in arguments.items()
+    if name in names
+  }
 
 
 def _tune_paths(probs, labels, block):

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hierjax.decide.paths import ByLevel
 from hierjax.taxonomy import Taxonomy
 
 # The children of each node are left out a third at a time.
@@ -68,7 +67,7 @@ def level_logits(logits: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> list[n
     the leaves of each class.
   """
   finest = np.asarray(logits[taxonomy.levels[-1]], np.float64)
-  summed = ByLevel(finest, np.logaddexp, taxonomy)
+  summed = taxonomy.merge(finest, np.logaddexp) if len(logits) < len(taxonomy.levels) else ()
   return [
     np.asarray(logits[level], np.float64) if level in logits else summed[k]
     for k, level in enumerate(taxonomy.levels)

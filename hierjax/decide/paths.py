@@ -4,14 +4,13 @@
 takes the best path of the taxonomy by all heads together.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from hierjax.decide.calibration import most_likely_inverse
-from hierjax.decide.subsets import condition
+from hierjax.decide.subsets import LOWEST, condition
 from hierjax.taxonomy import Taxonomy
 
 # The logarithm of a probability that underflowed: very unlikely, yet finite, so that a weight of 0
@@ -25,7 +24,7 @@ FACTORS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 0.0)
 
 # Classes ranked highest that an evaluation keeps.
 TOP = 5
-# Columns of which `top` first compares the maxima.
+# Neighbouring classes of which `top` first compares the maxima.
 BLOCK = 32
 # Fewer examples with a known path do not calibrate.
 MIN_EXAMPLES = 100
@@ -34,69 +33,41 @@ MIN_EXAMPLES = 100
 Probs = Sequence[np.ndarray | None]
 
 
-class ByLevel(Sequence):
-  """Values of leaves, [N, leaf], put together by a function to those of each level on demand."""
-
-  def __init__(self, values: np.ndarray, function: np.ufunc, taxonomy: Taxonomy):
-    self._merges, self._function = taxonomy.merges, function
-    self._values = {len(taxonomy.merges): values}
-
-  def __len__(self) -> int:
-    return len(self._merges) + 1
-
-  def __getitem__(self, level: int) -> np.ndarray:
-    k = range(len(self))[level]
-    if k not in self._values:
-      merge = self._merges[k]
-      self._values[k] = merge.reduce(self[merge.level], self._function)
-    return self._values[k]
-
-
-@dataclasses.dataclass(frozen=True)
-class PathDecision:
+class PathDecision(NamedTuple):
   """One class per example and level, with what ranked it.
 
   Attributes:
     pred: int32 [N, level].
+    confidence: float64 [N, level], the probabilities of these classes.
+    top: per level int32 [N, at most TOP], the classes ranked highest.
+    outside: float64 [N], the probability of a class that is not allowed; None where all are.
     scores: per level float64 [N, C], which rank the classes; their argmax is `pred`.
     prob: per level float64 [N, C], the probability of each class; rows sum to 1.
-    outside: float64 [N], the probability of a class that is not allowed; None where all are.
-  """
-
-  pred: np.ndarray
-  scores: Sequence[np.ndarray]
-  prob: Sequence[np.ndarray]
-  outside: np.ndarray | None = None
-
-  @property
-  def confidence(self) -> np.ndarray:
-    """The probabilities of the predicted classes, float64 [N, level]."""
-    rows = np.arange(len(self.pred))
-    return np.stack([p[rows, self.pred[:, k]] for k, p in enumerate(self.prob)], 1)
-
-
-class Ranked(NamedTuple):
-  """What of a decision is needed to judge it, however many classes there are.
-
-  Attributes:
-    pred: int32 [N, level].
-    confidence: float64 [N, level], the probability of each predicted class.
-    top: per level int32 [N, at most TOP], the classes ranked highest.
-    outside: see `PathDecision`.
   """
 
   pred: np.ndarray
   confidence: np.ndarray
-  top: tuple[np.ndarray, ...]
-  outside: np.ndarray | None = None
+  top: list[np.ndarray]
+  outside: np.ndarray | None
+  scores: list[np.ndarray] | None
+  prob: list[np.ndarray] | None
 
   @classmethod
-  def reduce(cls, decision: 'PathDecision | Ranked') -> 'Ranked':
-    """Return what of a decision is needed."""
-    if isinstance(decision, cls):
-      return decision
-    best = tuple(top(scores).astype(np.int32) for scores in decision.scores)
-    return cls(decision.pred, decision.confidence, best, decision.outside)
+  def make(
+    cls,
+    pred: np.ndarray,
+    scores: list[np.ndarray],
+    prob: list[np.ndarray],
+    outside: np.ndarray | None = None,
+  ) -> 'PathDecision':
+    """Make the decision for classes by their scores and probabilities."""
+    rows = np.arange(len(pred))
+    confidence = np.stack([p[rows, pred[:, k]] for k, p in enumerate(prob)], 1)
+    return cls(pred, confidence, [top(x).astype(np.int32) for x in scores], outside, scores, prob)
+
+  def reduce(self) -> 'PathDecision':
+    """Return what is needed to judge the decision, however many classes there are."""
+    return self._replace(scores=None, prob=None)
 
 
 class PathRules(NamedTuple):
@@ -120,10 +91,7 @@ class PathRules(NamedTuple):
 
 
 def independent(
-  probs: Probs,
-  taxonomy: Taxonomy,
-  allowed: np.ndarray | None = None,
-  fallback: PathDecision | None = None,
+  probs: Probs, taxonomy: Taxonomy, allowed: np.ndarray | None = None
 ) -> PathDecision:
   """Decide on each level by its own head; a level without one is read off the finest head's class.
 
@@ -131,10 +99,8 @@ def independent(
     probs: the probabilities of each level; the finest level needs a head.
     taxonomy: the table of these levels.
     allowed: bool [leaf], as in `joint`; each head is conditioned on their classes.
-    fallback: what `leaf` decides; None to compute it.
   """
-  if fallback is None and any(p is None for p in probs):
-    fallback = leaf(probs, taxonomy, allowed)
+  fallback = leaf(probs, taxonomy, allowed) if any(p is None for p in probs) else None
   pred, scores, prob = [], [], []
   for k, p in enumerate(probs):
     if p is None:
@@ -149,7 +115,7 @@ def independent(
       pred.append(top(p, 1)[:, 0])
       scores.append(p)
       prob.append(p)
-  return PathDecision(np.stack(pred, -1).astype(np.int32), scores, prob)
+  return PathDecision.make(np.stack(pred, -1).astype(np.int32), scores, prob)
 
 
 def leaf(probs: Probs, taxonomy: Taxonomy, allowed: np.ndarray | None = None) -> PathDecision:
@@ -186,9 +152,8 @@ def joint(
   best, rows = top(path_score, 1)[:, 0], np.arange(len(path_score))
   # among ties the predicted classes go first by one rounding step, so that ranks agree with them
   path_score[rows, best] = np.nextafter(path_score[rows, best], np.inf)
-  scores = ByLevel(path_score, np.maximum, taxonomy)
-  prob = ByLevel(posterior, np.add, taxonomy)
-  return PathDecision(taxonomy.paths[best], scores, prob, None if allowed is None else outside)
+  scores, prob = taxonomy.merge(path_score, np.maximum), taxonomy.merge(posterior, np.add)
+  return PathDecision.make(taxonomy.paths[best], scores, prob, None if allowed is None else outside)
 
 
 def path_scores(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> np.ndarray:
@@ -252,28 +217,22 @@ def top(scores: np.ndarray, n: int = TOP) -> np.ndarray:
   """
   classes, rows = scores.shape[1], np.arange(len(scores))[:, None]
   if classes <= 2 * n * BLOCK:
-    return _highest(scores, n)
-  # they lie in the n blocks of columns with the highest maxima
+    best = np.zeros((len(scores), min(n, classes)), int)
+    # above those that are taken
+    scores = np.maximum(scores, LOWEST, dtype=np.float64)
+    for i in range(best.shape[1]):
+      best[:, i] = scores.argmax(1)
+      scores[rows, best[:, i : i + 1]] = -np.inf
+    return best
+  # they stand in the blocks with the highest maxima
   end = classes // BLOCK * BLOCK
-  maxima = scores[:, :end].reshape(len(scores), -1, BLOCK).max(2)
+  maxima = [scores[:, :end].reshape(len(scores), -1, BLOCK).max(2)]
   if end < classes:
-    maxima = np.concatenate([maxima, scores[:, end:].max(1, keepdims=True)], 1)
-  blocks = np.sort(_highest(maxima, n), 1)
+    maxima.append(scores[:, end:].max(1, keepdims=True))
+  blocks = np.sort(top(np.concatenate(maxima, 1), n), 1)
   columns = (blocks[:, :, None] * BLOCK + np.arange(BLOCK)).reshape(len(scores), -1)
-  values = scores[rows, np.minimum(columns, classes - 1)]
-  values[columns >= classes] = -np.inf
-  return columns[rows, _highest(values, n)]
-
-
-def _highest(scores, n):
-  """int [N, n]: the columns with the highest scores, of equals the first."""
-  n, rows = min(n, scores.shape[1]), np.arange(len(scores))
-  best = np.zeros((len(scores), n), int)
-  scores = np.maximum(scores, -np.finfo(float).max, dtype=float)  # above those that are taken
-  for i in range(n):
-    best[:, i] = scores.argmax(1)
-    scores[rows, best[:, i]] = -np.inf
-  return best
+  values = np.where(columns < classes, scores[rows, np.minimum(columns, classes - 1)], -np.inf)
+  return columns[rows, top(values, n)]
 
 
 def tune(

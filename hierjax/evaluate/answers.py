@@ -306,9 +306,9 @@ def _calibration(results, pred, labels, table):
   for k, level in enumerate(table.levels):
     values = {}
     for moment, x in (('before', results.before), ('after', results.after)):
-      scores = {'brier': x.brier[:, k], 'log_loss': x.log_loss[:, k]}
+      scores = {name: x[name][:, k] for name in ('brier', 'log_loss')}
       measured = bootstrap.intervals(scores, RESAMPLINGS)
-      error = metrics.ece_interval(x.confidence[:, k], pred[:, k], labels[:, k])
+      error = metrics.ece_interval(x['confidence'][:, k], pred[:, k], labels[:, k])
       values[moment] = {'ece': error} | measured
     calibrated[level] = {
       name: {moment: values[moment][name] for moment in values}

@@ -18,7 +18,7 @@ from hierjax.core.errors import UserError
 from hierjax.data import pipeline, transforms
 from hierjax.data.image_groups import Batch
 from hierjax.data.sources import Examples, subset
-from hierjax.decide.decisions import PATHS, Decisions, Rules, decide_tags
+from hierjax.decide.decisions import PATHS, Decisions, Rules, decide
 from hierjax.evaluate.results import Results, reduce
 from hierjax.taxonomy import Mixed, Taxonomy
 
@@ -162,13 +162,8 @@ class Outputs:
       taxonomy: the levels.
       rules: of the decisions; of reduced outputs, those of tags alone are read.
     """
-    results, decisions = self.reduce(taxonomy, rules).results, {}
-    if results:
-      # the keys of a tree of arrays are in the order of the alphabet
-      named = results.decisions['exclusive']
-      ordered = {name: named[name] for name in PATHS if name in named}
-      decisions = {**results.decisions, 'exclusive': ordered}
-    return decisions | decide_tags(self.probs, taxonomy, rules, decisions)
+    results = self.reduce(taxonomy, rules).results
+    return decide(self.probs, taxonomy, rules, exclusive=results and results.decisions)
 
 
 def collect(

@@ -10,7 +10,7 @@ import numpy as np
 
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import registered_by_users
-from hierjax.decide.paths import PathDecision, Ranked
+from hierjax.decide.paths import PathDecision
 from hierjax.evaluate.bootstrap import nanmean
 from hierjax.taxonomy import Taxonomy
 
@@ -18,7 +18,7 @@ BINS = 15
 
 
 def per_example(
-  decoded: PathDecision | Ranked, labels: np.ndarray, taxonomy: Taxonomy
+  decoded: PathDecision, labels: np.ndarray, taxonomy: Taxonomy
 ) -> dict[str, np.ndarray]:
   """Compute every metric per example, those of the ranking of the classes too.
 
@@ -31,14 +31,14 @@ def per_example(
     `of_predictions`, LEVEL.top3, LEVEL.top5 and ahd5, the mean LCA height of the five finest
     classes ranked highest: {name: float64 [N]}.
   """
-  labels, ranked = np.asarray(labels), Ranked.reduce(decoded)
-  out = of_predictions(ranked.pred, labels, taxonomy)
+  labels = np.asarray(labels)
+  out = of_predictions(decoded.pred, labels, taxonomy)
   for k, level in enumerate(taxonomy.levels):
-    is_label = ranked.top[k] == labels[:, k, None]
+    is_label = decoded.top[k] == labels[:, k, None]
     for n in (3, 5):
       out[f'{level}.top{n}'] = _where(labels[:, k] >= 0, is_label[:, :n].any(1))
-  best = ranked.top[-1][:, :5]
-  out['ahd5'] = _where(labels[:, -1] >= 0, taxonomy.lca(best, labels[:, -1:]).mean(-1))
+  heights = taxonomy.lca(decoded.top[-1][:, :5], labels[:, -1:])
+  out['ahd5'] = _where(labels[:, -1] >= 0, heights.mean(-1))
   return out
 
 
@@ -108,10 +108,7 @@ def _of_users(pred, labels, taxonomy):
 
 
 def evaluate(
-  decoded: PathDecision | Ranked,
-  labels: np.ndarray,
-  taxonomy: Taxonomy,
-  heads: Sequence[str] | None = None,
+  decoded: PathDecision, labels: np.ndarray, taxonomy: Taxonomy, heads: Sequence[str] | None = None
 ) -> dict:
   """Compute all metrics of one decision as plain numbers, as eval_SPLIT.json holds them.
 
@@ -129,7 +126,7 @@ def evaluate(
     {metric: value}, with one such dict for each level below 'levels'; None where no example has the
     labels.
   """
-  labels, decoded = np.asarray(labels), Ranked.reduce(decoded)
+  labels = np.asarray(labels)
   values = per_example(decoded, labels, taxonomy)
   mean = {name: nanmean(v) for name, v in values.items()}
   of_level = [m.name for m in registered_by_users() if m.scope == 'level']

@@ -1,5 +1,6 @@
 """What an evaluation keeps of each image in place of the probabilities of all classes."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,7 +9,6 @@ import numpy as np
 
 from hierjax.decide import baselines, calibration, lineages, paths
 from hierjax.decide.decisions import PATHS, Decisions, Rules, decide
-from hierjax.decide.paths import PathDecision, Ranked
 from hierjax.taxonomy import Mixed, Taxonomy
 
 # Probabilities of finest classes that are decided on at a time.
@@ -31,19 +31,6 @@ class HeadResults(NamedTuple):
   true_prob: np.ndarray
 
 
-class Scores(NamedTuple):
-  """How good the probabilities of the joint decision are, level by level: each float64 [N, L].
-
-  Attributes:
-    confidence: the probabilities of the predicted classes.
-    brier, log_loss: see `decide.calibration`; None where no answers are fitted.
-  """
-
-  confidence: np.ndarray
-  brier: np.ndarray | None
-  log_loss: np.ndarray | None
-
-
 class Curves(NamedTuple):
   """What curves of depth against risk are computed from.
 
@@ -64,17 +51,18 @@ class Results(NamedTuple):
   """Results of N images on the exclusive levels, a tree of arrays with a row an image.
 
   Attributes:
-    decisions: as `decide` makes them, those on paths `Ranked`; without tags.
+    decisions: as `decide` makes them, those on paths reduced; without tags.
     heads: {level with a head: HeadResults}.
-    before: of the joint decision at temperature 1.
-    after: of it at the temperature of the rules.
+    before: of the joint decision at temperature 1: 'confidence' float64 [N, L], and where answers
+      are fitted 'brier' and 'log_loss', see `decide.calibration`, of each level.
+    after: likewise, at the temperature of the rules.
     curves: None where no answers are fitted.
   """
 
   decisions: Decisions
   heads: dict[str, HeadResults]
-  before: Scores
-  after: Scores
+  before: dict[str, np.ndarray]
+  after: dict[str, np.ndarray]
   curves: Curves | None
 
 
@@ -108,31 +96,25 @@ def _reduce_block(probs, labels, table, rules, names):
   """The results of images of which the probabilities of all classes may be held."""
   decisions = decide(probs, table, rules, names)
   rule, joint = rules['exclusive'], decisions['exclusive']['joint']
-  ranked = {name: Ranked.reduce(d) for name, d in decisions['exclusive'].items()}
+  reduced = OrderedDict((name, d.reduce()) for name, d in decisions['exclusive'].items())
   heads, rows = {}, np.arange(len(labels))
   for level, p in probs.items():
     k = table.index(level)
     # within a subset of the classes, what is decided by the head alone ranks other probabilities
-    top = ranked['independent'].top[k] if rule.allowed is None else paths.top(p)
+    top = reduced['independent'].top[k] if rule.allowed is None else paths.top(p).astype(np.int32)
     true_prob = np.where(labels[:, k] >= 0, p[rows, labels[:, k]], np.nan)
     heads[level] = HeadResults(top, p[rows[:, None], top].astype(np.float32), true_prob)
-  before, curves, with_answers = joint, None, 'answer' in rules
+  before, curves = joint, None
   if rule.temperature != 1:
-    as_it_was = {'exclusive': rule._replace(temperature=1.0)}
-    before = decide(probs, table, as_it_was, ('joint',))['exclusive']['joint']
-  if with_answers:
+    untempered = {'exclusive': rule._replace(temperature=1.0)}
+    before = decide(probs, table, untempered, ('joint',))['exclusive']['joint']
+  scores = [{'confidence': decision.confidence} for decision in (before, joint)]
+  if 'answer' in rules:
     posterior = joint.prob[-1]
     best = baselines.best_by_level(posterior, table.paths)
     darts = baselines.darts(posterior, table.paths, BONUSES).T
     curves = Curves(lineages.lineage(posterior, table.paths), *best, darts)
-  scores = [_scores(decision, labels, with_answers) for decision in (before, joint)]
-  return Results({**decisions, 'exclusive': ranked}, heads, *scores, curves)
-
-
-def _scores(decision: PathDecision, labels: np.ndarray, with_all: bool) -> Scores:
-  """The scores of a decision, the confidence alone or all."""
-  if not with_all:
-    return Scores(decision.confidence, None, None)
-  columns = list(zip(decision.prob, labels.T))
-  functions = calibration.brier, calibration.log_loss
-  return Scores(decision.confidence, *(np.stack([f(*c) for c in columns], 1) for f in functions))
+    for values, decision in zip(scores, (before, joint)):
+      for name, function in {'brier': calibration.brier, 'log_loss': calibration.log_loss}.items():
+        values[name] = np.stack([*map(function, decision.prob, labels.T)], 1)
+  return Results({**decisions, 'exclusive': reduced}, heads, *scores, curves)

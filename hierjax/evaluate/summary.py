@@ -102,7 +102,7 @@ def within_subset(
 
 def _calibration(outputs, decisions, block, rules) -> dict:
   """The temperature of the joint decision, and its calibration error by level without it."""
-  pred, confidence = decisions['exclusive']['joint'].pred, outputs.results.before.confidence
+  pred, confidence = decisions['exclusive']['joint'].pred, outputs.results.before['confidence']
   labels = outputs.labels[:, block.columns]
   return {
     'temperature': rules.temperature,

@@ -34,26 +34,51 @@ class Match(NamedTuple):
   row_keys: np.ndarray
 
 
+# Finer classes of a class that `Merge` takes one after the other.
+FEW = 8
+
+
 class Merge(NamedTuple):
   """How the classes of a level are put together to those of a coarser one that it nests in.
 
+  Coarser classes are in the order of their size, the largest first. Of few finer classes each, a
+  loop over the first ones, the second ones and so on is several times as fast as `ufunc.reduceat`.
+
   Attributes:
-    level: int, the finer level.
-    columns: the first, second, ... finer class of the coarser ones that have so many, those with
-      the most first: `ufunc.reduceat` takes longer for few columns a class.
-    places: int [C], where each coarser class stands among these.
+    level: the finer level.
+    columns: the first, second, ... of at most FEW finer classes of the coarser ones with so many.
+    others: int, the further ones of the largest coarser classes, class by class.
+    starts: int, where each of these begins in `others`.
+    places: int [C], where each coarser class stands.
   """
 
   level: int
   columns: list[np.ndarray]
+  others: np.ndarray
+  starts: np.ndarray
   places: np.ndarray
 
+  @classmethod
+  def make(cls, level: int, parents: np.ndarray) -> 'Merge':
+    """Plan it from the coarser class of each finer one, int [C]."""
+    order, sizes = np.argsort(parents, kind='stable'), np.bincount(parents)
+    line = np.argsort(-sizes, kind='stable')
+    first, sizes = (np.cumsum(sizes) - sizes)[line], sizes[line]
+    columns = [order[first[sizes > i] + i] for i in range(min(sizes[0], FEW))]
+    counts = sizes[sizes > FEW] - FEW
+    starts = np.cumsum(counts) - counts
+    others = np.arange(counts.sum()) + np.repeat(first[: len(counts)] + FEW - starts, counts)
+    return cls(level, columns, order[others], starts, np.argsort(line))
+
   def reduce(self, values: np.ndarray, function: np.ufunc) -> np.ndarray:
-    """Return values of the coarser classes, [N, C]; fast where columns are contiguous."""
+    """Return values of the coarser classes, [N, C], of those of the finer ones."""
     x = values.T
     result = x[self.columns[0]]
-    for columns in self.columns[1:]:
-      function(result[: len(columns)], x[columns], out=result[: len(columns)])
+    parts = [x[columns] for columns in self.columns[1:]]
+    if len(self.starts):
+      parts.append(function.reduceat(x[self.others], self.starts))
+    for part in parts:
+      function(result[: len(part)], part, out=result[: len(part)])
     return result[self.places].T
 
 
@@ -89,19 +114,28 @@ class Relations(Levels):
     return {pair: classes for pair, classes in parents.items() if (classes >= 0).all()}
 
   @functools.cached_property
-  def merges(self) -> list[Merge]:
-    """Of each level but the finest, how it is made of the next level that nests in it."""
-    merges = []
-    for k in range(len(self.levels) - 1):
-      finer = next(j for j in range(k + 1, len(self.levels)) if (j, k) in self.nested)
-      order, sizes = (
-        np.argsort(self.nested[finer, k], kind='stable'),
-        np.bincount(self.nested[finer, k]),
-      )
-      starts, line = np.cumsum(sizes) - sizes, np.argsort(-sizes, kind='stable')
-      columns = [order[starts[line[sizes[line] > i]] + i] for i in range(sizes.max())]
-      merges.append(Merge(finer, columns, np.argsort(line)))
+  def _merges(self) -> list[Merge]:
+    """How each level but the finest is made of the next one that nests in it."""
+    merges, finest = [], len(self.levels) - 1
+    for k in range(finest):
+      finer = next(j for j in range(k + 1, finest + 1) if (j, k) in self.nested)
+      merges.append(Merge.make(finer, self.nested[finer, k]))
     return merges
+
+  def merge(self, values: np.ndarray, function: np.ufunc) -> list[np.ndarray]:
+    """Put values of leaves together to those of the classes of every level.
+
+    Args:
+      values: [N, leaf]; fast where the images of a leaf stand side by side (order 'F').
+      function: of two values, such as `np.add`.
+
+    Returns:
+      Per level [N, C].
+    """
+    levels = [values] * len(self.levels)
+    for k, merge in reversed([*enumerate(self._merges)]):
+      levels[k] = merge.reduce(levels[merge.level], function)
+    return levels
 
   def pairs(self, a: str, b: str) -> np.ndarray:
     """Return the classes of two levels that occur together in some leaf.

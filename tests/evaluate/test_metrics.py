@@ -26,7 +26,7 @@ def decoded(pred, t, seed=0):
   scores = [r.random((len(pred), len(names))) for names in t.names]
   for k, s in enumerate(scores):
     s[np.arange(len(pred)), pred[:, k]] += 2
-  return paths.PathDecision(pred, scores, [s / s.sum(1, keepdims=True) for s in scores])
+  return paths.PathDecision.make(pred, scores, [s / s.sum(1, keepdims=True) for s in scores])
 
 
 def sample(t, seed, n=40, unknown=0.2):
@@ -221,20 +221,15 @@ def test_calibration_of_a_calibrated_and_an_overconfident_model():
 
 def test_ties_follow_the_ids():
   t = Taxonomy.from_rows(('a',), [[str(i)] for i in range(8)])
-  flat = paths.PathDecision(np.zeros((8, 1), np.int32), [np.ones((8, 8))], [np.full((8, 8), 1 / 8)])
-  actual = metrics.evaluate(flat, t.paths, t)['levels']['a']
+
+  def flat(n):
+    scores = [np.ones((n, 8))]
+    decision = paths.PathDecision.make(np.zeros((n, 1), np.int32), scores, [scores[0] / 8])
+    return metrics.evaluate(decision, t.paths[:n], t)['levels']['a']
+
+  actual, first = flat(8), flat(4)
   assert (actual['top1'], actual['top3'], actual['top5'], actual['ece']) == (1 / 8, 3 / 8, 5 / 8, 0)
-  first = metrics.evaluate(
-    paths.PathDecision(
-      *(
-        x[:4] if isinstance(x, np.ndarray) else [x[0][:4]]
-        for x in (flat.pred, flat.scores, flat.prob)
-      )
-    ),
-    t.paths[:4],
-    t,
-  )
-  assert first['levels']['a']['top3'] == 3 / 4
+  assert first['top3'] == 3 / 4
 
 
 def test_calibration_bins_are_closed_above():

@@ -91,7 +91,7 @@ def test_results_are_those_of_the_dense_form(seed, monkeypatch):
       np.testing.assert_array_equal(ranked.top[k], order)
       np.testing.assert_allclose(ranked.confidence[:, k], prob[k][rows, pred[:, k]], rtol=1e-12)
     # the metrics of the dense decision
-    dense = paths.PathDecision(pred, scores, prob)
+    dense = paths.PathDecision.make(pred, scores, prob)
     ours, expected = (metrics.evaluate(d, labels, t) for d in (ranked, dense))
     for level in t.levels:
       assert ours['levels'][level].pop('ece') == pytest.approx(expected['levels'][level].pop('ece'))
@@ -103,7 +103,7 @@ def test_results_are_those_of_the_dense_form(seed, monkeypatch):
     best = np.argsort(-probs[level], axis=1, kind='stable')[:, :5]
     np.testing.assert_array_equal(top, best)
     np.testing.assert_array_equal(top_prob, probs[level][rows[:, None], best].astype(np.float32))
-  assert len(out.select(np.arange(n) % 3 == 0).results.before.confidence) == 8
+  assert len(out.select(np.arange(n) % 3 == 0).results.before['confidence']) == 8
 
 
 @pytest.mark.parametrize('classes', [1, 4, 40, 700, 1283])

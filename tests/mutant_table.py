@@ -281,13 +281,23 @@ DECIDE = [
       'score = path_scores(probs, taxonomy, weights)': (
         'score = path_scores(probs, taxonomy, np.ones(len(probs)))'
       ),
-      'prob.append(np.add.reduceat(': 'prob.append(np.maximum.reduceat(',
-      'np.nextafter(scores[rows, pred], np.inf)': 'scores[rows, pred]',
+      'taxonomy.merge(posterior, np.add)': 'taxonomy.merge(posterior, np.maximum)',
+      'np.nextafter(path_score[rows, best], np.inf)': 'path_score[rows, best]',
     },
   )
 ]
 
 EVALUATE = [
+  *faults(
+    'hierjax/decide/paths.py',
+    'tests/evaluate/test_results.py::test_the_highest_are_those_of_a_stable_sort',
+    {
+      'best[:, i] = scores.argmax(1)': (
+        'best[:, i] = scores.shape[1] - 1 - scores[:, ::-1].argmax(1)'
+      ),
+      'np.sort(top(np.concatenate(maxima, 1), n), 1)': 'top(np.concatenate(maxima, 1), n)',
+    },
+  ),
   *faults(
     'hierjax/evaluate/metrics.py',
     f'{METRICS}::test_everything_against_loops {METRICS}::test_by_hand '
@@ -300,15 +310,12 @@ EVALUATE = [
       'height = taxonomy.lca(pred[:, -1], labels[:, -1])': (
         'height = taxonomy.lca(pred[:, 0], labels[:, 0])'
       ),
-      '_where(labels[:, k] >= 0, ranks < n)': '_where(labels[:, k] >= 0, ranks <= n)',
+      'is_label[:, :n].any(1)': 'is_label[:, 1:n].any(1)',
       "out['hp_macro'], out['hr_macro'] = shared / predicted, shared / true": (
         "out['hr_macro'], out['hp_macro'] = shared / predicted, shared / true"
       ),
       'max(sum(map(len, taxonomy.names[1:])), 1)': 'max(sum(map(len, taxonomy.names)), 1)',
       'is_counted = ~taxonomy.carried(level)': 'is_counted = taxonomy.carried(level) | True',
-      '(np.arange(scores.shape[1]) < labels[:, None])': (
-        '(np.arange(scores.shape[1]) > labels[:, None])'
-      ),
       'sum(a * c for a, c in tops) / sum(c for _, c in tops)': (
         'sum(a for a, c in tops) / len(tops)'
       ),
@@ -395,7 +402,7 @@ TRAIN = [
   *faults(
     'hierjax/evaluate/summary.py',
     f'{ORACLES}::test_loss_weights_weigh_the_validation_loss',
-    {'total += weights[level] * losses[level]': 'total += losses[level]'},
+    {'sum(weights[level] * losses[level] for': 'sum(losses[level] for'},
   ),
   *faults(
     'hierjax/train/optim.py',

@@ -39,9 +39,9 @@ class PathDecision(NamedTuple):
   Attributes:
     pred: int32 [N, level].
     confidence: float64 [N, level], the probabilities of these classes.
-    top: per level int32 [N, at most TOP], the classes ranked highest.
+    top: per level int32 [N, at most TOP], the classes ranked highest; the first is `pred`.
     outside: float64 [N], the probability of a class that is not allowed; None where all are.
-    scores: per level float64 [N, C], which rank the classes; their argmax is `pred`.
+    scores: per level float64 [N, C], which rank the classes.
     prob: per level float64 [N, C], the probability of each class; rows sum to 1.
   """
 
@@ -54,16 +54,13 @@ class PathDecision(NamedTuple):
 
   @classmethod
   def make(
-    cls,
-    pred: np.ndarray,
-    scores: list[np.ndarray],
-    prob: list[np.ndarray],
-    outside: np.ndarray | None = None,
+    cls, scores: list[np.ndarray], prob: list[np.ndarray], outside: np.ndarray | None = None
   ) -> 'PathDecision':
-    """Make the decision for classes by their scores and probabilities."""
-    rows = np.arange(len(pred))
+    """Make the decision for the classes with the highest scores."""
+    best = [top(x).astype(np.int32) for x in scores]
+    pred, rows = np.stack([x[:, 0] for x in best], 1), np.arange(len(best[0]))
     confidence = np.stack([p[rows, pred[:, k]] for k, p in enumerate(prob)], 1)
-    return cls(pred, confidence, [top(x).astype(np.int32) for x in scores], outside, scores, prob)
+    return cls(pred, confidence, best, outside, scores, prob)
 
   def reduce(self) -> 'PathDecision':
     """Return what is needed to judge the decision, however many classes there are."""
@@ -101,21 +98,16 @@ def independent(
     allowed: bool [leaf], as in `joint`; each head is conditioned on their classes.
   """
   fallback = leaf(probs, taxonomy, allowed) if any(p is None for p in probs) else None
-  pred, scores, prob = [], [], []
+  scores, prob = [], []
   for k, p in enumerate(probs):
-    if p is None:
-      pred.append(fallback.pred[:, k])
-      scores.append(fallback.scores[k])
-      prob.append(fallback.prob[k])
-    else:
+    if p is not None:
       p = np.asarray(p, np.float64)
       if allowed is not None:
         is_possible = np.isin(np.arange(p.shape[1]), taxonomy.paths[allowed, k])
         p = condition(np.log(np.maximum(p, TINY)), is_possible).prob
-      pred.append(top(p, 1)[:, 0])
-      scores.append(p)
-      prob.append(p)
-  return PathDecision.make(np.stack(pred, -1).astype(np.int32), scores, prob)
+    scores.append(fallback.scores[k] if p is None else p)
+    prob.append(fallback.prob[k] if p is None else p)
+  return PathDecision.make(scores, prob)
 
 
 def leaf(probs: Probs, taxonomy: Taxonomy, allowed: np.ndarray | None = None) -> PathDecision:
@@ -153,7 +145,7 @@ def joint(
   # among ties the predicted classes go first by one rounding step, so that ranks agree with them
   path_score[rows, best] = np.nextafter(path_score[rows, best], np.inf)
   scores, prob = taxonomy.merge(path_score, np.maximum), taxonomy.merge(posterior, np.add)
-  return PathDecision.make(taxonomy.paths[best], scores, prob, None if allowed is None else outside)
+  return PathDecision.make(scores, prob, None if allowed is None else outside)
 
 
 def path_scores(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> np.ndarray:
@@ -219,7 +211,7 @@ def top(scores: np.ndarray, n: int = TOP) -> np.ndarray:
   if classes <= 2 * n * BLOCK:
     best = np.zeros((len(scores), min(n, classes)), int)
     # above those that are taken
-    scores = np.maximum(scores, LOWEST, dtype=np.float64)
+    scores = np.maximum(scores, LOWEST, dtype=np.float64, order='C')
     for i in range(best.shape[1]):
       best[:, i] = scores.argmax(1)
       scores[rows, best[:, i : i + 1]] = -np.inf

@@ -233,8 +233,9 @@ def _part(batch, computed, with_features, reduction):
   part['features'] = features if with_features else None
   part['finite'] = _finite_rows(probs, part['features'])
   if reduction:
-    # what is not finite is refused in the end, so that all processes do so
-    probs = {level: np.nan_to_num(p) for level, p in probs.items()}
+    # what is not finite is refused in the end, by all processes together
+    if not all(rows.all() for rows in part['finite'].values()):
+      probs = {level: np.nan_to_num(p) for level, p in probs.items()}
     outputs = reduction(Outputs(probs, None, batch['labels'], batch['index'], []))
     probs, part['results'] = outputs.probs, outputs.results
   return part | {'probs': probs}

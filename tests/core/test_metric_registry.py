@@ -63,7 +63,7 @@ def test_lookup(name, expected):
 def test_every_metric_of_exclusive_levels_is_in_an_evaluation():
   t = Taxonomy.from_rows(('make', 'model'), [['a', 'a1'], ['a', 'a2'], ['b', 'b1']])
   scores = tuple(np.eye(t.num_classes(level))[t.paths[:, k]] for k, level in enumerate(t.levels))
-  decoded = PathDecision.make(t.paths, scores, scores)
+  decoded = PathDecision.make(scores, scores)
   # one mistake, so that there is a severity
   labels = np.where(np.arange(3)[:, None] == 1, t.paths[0], t.paths)
   decision = evaluate(decoded, labels, t)

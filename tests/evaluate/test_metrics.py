@@ -26,7 +26,7 @@ def decoded(pred, t, seed=0):
   scores = [r.random((len(pred), len(names))) for names in t.names]
   for k, s in enumerate(scores):
     s[np.arange(len(pred)), pred[:, k]] += 2
-  return paths.PathDecision.make(pred, scores, [s / s.sum(1, keepdims=True) for s in scores])
+  return paths.PathDecision.make(scores, [s / s.sum(1, keepdims=True) for s in scores])
 
 
 def sample(t, seed, n=40, unknown=0.2):
@@ -224,7 +224,7 @@ def test_ties_follow_the_ids():
 
   def flat(n):
     scores = [np.ones((n, 8))]
-    decision = paths.PathDecision.make(np.zeros((n, 1), np.int32), scores, [scores[0] / 8])
+    decision = paths.PathDecision.make(scores, [scores[0] / 8])
     return metrics.evaluate(decision, t.paths[:n], t)['levels']['a']
 
   actual, first = flat(8), flat(4)

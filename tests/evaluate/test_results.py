@@ -91,7 +91,7 @@ def test_results_are_those_of_the_dense_form(seed, monkeypatch):
       np.testing.assert_array_equal(ranked.top[k], order)
       np.testing.assert_allclose(ranked.confidence[:, k], prob[k][rows, pred[:, k]], rtol=1e-12)
     # the metrics of the dense decision
-    dense = paths.PathDecision.make(pred, scores, prob)
+    dense = paths.PathDecision.make(scores, prob)
     ours, expected = (metrics.evaluate(d, labels, t) for d in (ranked, dense))
     for level in t.levels:
       assert ours['levels'][level].pop('ece') == pytest.approx(expected['levels'][level].pop('ece'))

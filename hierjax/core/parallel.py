@@ -384,8 +384,8 @@ def local(tree: Any) -> Any:
   """Return this process's rows of arrays that are split over the mesh, as numpy."""
 
   def rows(x):
-    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([shard.data for shard in shards])
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([shards[start] for start in sorted(shards)])
 
   return jax.tree.map(np.asarray if jax.process_count() == 1 else rows, tree)
 
@@ -394,7 +394,7 @@ def gather(tree: Any) -> Any:
   """Put the rows of numpy arrays of all processes, as many each, together on every process."""
   if jax.process_count() == 1:
     return tree
-  # as devices have no numbers of eight bytes
+  # in words of at most four bytes, as devices have no larger numbers
   words = jax.tree.map(lambda x: np.ascontiguousarray(x).view(f'u{min(x.itemsize, 4)}'), tree)
   words = multihost_utils.process_allgather(words, tiled=True)
   return jax.tree.map(lambda x, all_words: np.asarray(all_words).view(x.dtype), tree, words)

@@ -39,8 +39,6 @@ def condition(
     temperature: divisor of the scores.
   """
   scores = np.asarray(scores, np.float64)
-  if allowed is not None or np.isinf(scores[:, 0]).any():
-    scores = np.maximum(scores, LOWEST)
   if allowed is None:
     inside, _ = _exponentials(scores, temperature)
     inside /= inside.sum(-1, keepdims=True)
@@ -57,9 +55,9 @@ def condition(
 
 def _exponentials(scores, temperature):
   """exp((scores - highest) / temperature) [N, C] and the highest scores [N]."""
-  highest = scores.max(-1, keepdims=True)
+  x = np.maximum(scores, LOWEST)
+  highest = x.max(-1, keepdims=True)
   # in place: fresh memory costs more than the arithmetic
-  x = scores - highest
-  if temperature != 1:
-    x /= temperature
+  x -= highest
+  x /= temperature
   return np.exp(x, out=x), highest[:, 0]

@@ -137,17 +137,12 @@ def _votes(votes, labels, taxonomy, k):
 def predict(
   bank: Bank, features: np.ndarray, taxonomy: Taxonomy, k: int, rules: Rules
 ) -> np.ndarray:
-  """Predict paths by the joint decision on the probabilities by neighbours, block by block.
+  """Predict the paths int32 [n, L] of images by their `neighbours`, block by block.
 
   Args:
-    bank: the training images.
+    bank, taxonomy, k: as of `neighbours`.
     features: float32 [n, views, d]; the probabilities are the mean over the views.
-    taxonomy: of the exclusive levels.
-    k: number of neighbours.
-    rules: of the decision.
-
-  Returns:
-    int32 [n, L].
+    rules: of the joint decision.
   """
   pred = np.zeros((len(features), len(taxonomy.levels)), np.int32)
   for start in range(0, len(features), BLOCK):

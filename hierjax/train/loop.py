@@ -374,11 +374,7 @@ class Loop:
     self._check_finite()
     try:
       outputs = collect.collect(
-        self.eval_step,
-        eval_variables(self.state),
-        val,
-        run.c,
-        run.mesh,
+        *(self.eval_step, eval_variables(self.state), val, run.c, run.mesh),
         progress=self._progress,
         reduction=lambda outputs: summary.reduce_to_log(outputs, run.taxonomy),
       )

@@ -22,10 +22,8 @@ MAX_WEIGHT = 3.0
 # What `tune` tries to multiply the likeliest weights by; the first of equals is taken.
 FACTORS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 0.0)
 
-# Classes ranked highest that an evaluation keeps.
-TOP = 5
-# Neighbouring classes of which `top` first compares the maxima.
-BLOCK = 32
+TOP = 5  # classes ranked highest that a decision holds
+BLOCK = 32  # neighbouring classes of which `top` first compares the maxima
 # Fewer examples with a known path do not calibrate.
 MIN_EXAMPLES = 100
 
@@ -56,7 +54,7 @@ class PathDecision(NamedTuple):
   def make(
     cls, scores: list[np.ndarray], prob: list[np.ndarray], outside: np.ndarray | None = None
   ) -> 'PathDecision':
-    """Make the decision for the classes with the highest scores."""
+    """Decide for the classes with the highest `scores`; `prob`, `outside`: see the attributes."""
     best = [top(x).astype(np.int32) for x in scores]
     pred, rows = np.stack([x[:, 0] for x in best], 1), np.arange(len(best[0]))
     confidence = np.stack([p[rows, pred[:, k]] for k, p in enumerate(prob)], 1)

@@ -85,8 +85,7 @@ def within_subset(
   allowed = rules['exclusive'].allowed if block else None
   if allowed is None:
     return outputs, {}
-  reduced = outputs.reduce(taxonomy, rules)
-  outside = reduced.results.decisions['exclusive']['joint'].outside
+  outside = outputs.decide(taxonomy, rules)['exclusive']['joint'].outside
   is_inside = block.taxonomy.valid(outputs.labels[:, block.columns], allowed)
   if not is_inside.any():
     raise UserError(f'none of the {len(is_inside)} images is of one of the allowed classes')

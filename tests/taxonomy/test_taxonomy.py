@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
 from hierjax.core.errors import UserError
 from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_taxonomy
@@ -112,6 +113,19 @@ def test_the_largest_lca_height_where_no_two_leaves_differ_at_all_levels():
   assert Taxonomy.from_rows(('one', 'two', 'three', 'leaf'), rows).height() == 3
   assert Taxonomy.from_rows(('all', 'leaf'), [['a', '1']]).height() == 0
   assert Taxonomy.from_rows(('all', 'leaf'), [['a', '1'], ['a', '2']]).height() == 1
+
+
+def test_values_of_leaves_are_merged_as_a_loop_does():
+  """Of few and of many finer classes, in both orders of memory."""
+  rng = np.random.default_rng(0)
+  rows = [[f'a{i // 29}', f'b{min(i, 30) // 3}', f'c{i}'] for i in rng.permutation(70)]
+  for t in (*RANDOM, Taxonomy.from_rows(('a', 'b', 'c'), rows)):
+    values = rng.normal(size=(5, len(t.paths)))
+    for function, loop in ((np.add, np.sum), (np.maximum, np.max), (np.logaddexp, logsumexp)):
+      for x in (values, np.asfortranarray(values)):
+        for k, merged in enumerate(t.merge(x, function)):
+          classes = [loop(x[:, t.paths[:, k] == c], axis=1) for c in range(len(t.names[k]))]
+          np.testing.assert_allclose(merged, np.stack(classes, 1), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize('t', RANDOM, ids=repr)

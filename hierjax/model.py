@@ -176,7 +176,10 @@ class Model(Predictor):
     Raises:
       UserError: the split cannot be read, or decide.novelty does not go with the levels.
     """
-    self._check_novelty(others)
+    if self.c.decide.novelty and others:
+      raise UserError(
+        '--config.decide.novelty: needs the features of one model, not of several side by side'
+      )
     examples, into = examples or self.split(split), into or self.workdir
     outputs = self._fit_and_decide(split, examples, tune, progress, others, outputs)
     outputs, subset = summary.within_subset(outputs, self.taxonomy, self.rules)
@@ -203,16 +206,13 @@ class Model(Predictor):
       outputs = self.collect(to_fit, **options)
     for model in others:
       extra = model.collect(model.split(split))
-      assert np.array_equal(extra.index, outputs.index), (
-        f'{model.workdir} and {self.workdir} see other examples'
-      )
+      assert np.array_equal(extra.index, outputs.index), f'{model.workdir} has other examples'
       outputs.probs = extra.probs | outputs.probs
     if tune:
       self.rules = decide.tune(outputs.probs, outputs.labels, self.taxonomy)
     if calibration:
       self._fit_answers(calibration, outputs if calibration == split else None)
-    is_new = tune or (calibration and self.rules['exclusive'].allowed is None)
-    if is_new and parallel.first():
+    if parallel.first() and (tune or (calibration and self.rules['exclusive'].allowed is None)):
       rules.write_rules(self.workdir / 'decode.json', self.c.data.val, self.rules, self.taxonomy)
     if outputs is None or to_fit is not examples:
       return self.collect_decided(examples, **options)
@@ -228,12 +228,6 @@ class Model(Predictor):
     for note in notes:
       terminal.say(note)
     self._keep_calibration(outputs)
-
-  def _check_novelty(self, others):
-    if self.c.decide.novelty and others:
-      raise UserError(
-        '--config.decide.novelty: needs the features of one model, not of several side by side'
-      )
 
   def _evidence(self, outputs: Outputs, decisions: Decisions | None = None) -> Evidence:
     """What the novelty detector reads of outputs with features."""

@@ -77,6 +77,9 @@ def measured(work) -> None:
 
 def validate(taxonomy, labels, batch: int = 64):
   """Return the work of a validation in training, with the probabilities of a batch for all."""
+  # slow to import, as `collect` does
+  import grain  # noqa: F401
+
   from hierjax.core import config, parallel
   from hierjax.data.dataset import Examples
   from hierjax.evaluate import collect, summary

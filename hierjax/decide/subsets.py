@@ -59,5 +59,6 @@ def _exponentials(scores, temperature):
   highest = x.max(-1, keepdims=True)
   # in place: fresh memory costs more than the arithmetic
   x -= highest
-  x /= temperature
+  if temperature != 1:
+    x /= temperature
   return np.exp(x, out=x), highest[:, 0]

@@ -83,11 +83,8 @@ def _write(run, folder, say):
   contents = {
     'model.onnx': model.SerializeToString(),
     'weights.safetensors': program.weights(trained),
+    'model.stablehlo': program.stablehlo(trained),
   }
-  try:
-    contents['model.stablehlo'] = program.stablehlo(trained)
-  except ImportError:
-    say("no model.stablehlo: pip install flatbuffers, or 'hierjax[export]'")
   for name, content in contents.items():
     files.write(folder / name, content)
   trained.taxonomy.to_csv(folder / 'taxonomy.csv')

@@ -74,14 +74,7 @@ def onnx_model(trained: Model) -> Any:
 
 
 def stablehlo(trained: Model) -> bytes:
-  """Serialise the program of a model for `jax.export.deserialize`.
-
-  Args:
-    trained: the model.
-
-  Raises:
-    ImportError: the package flatbuffers is missing.
-  """
+  """Serialise the program of a model for `jax.export.deserialize`."""
   run, images = forward(trained)
   return bytes(jax.export.export(jax.jit(run), platforms=PLATFORMS)(images).serialize())
 

@@ -92,13 +92,17 @@ def test_the_programs_that_were_used_last_stay(folder, monkeypatch):
   ]
 
 
-def test_modules_of_other_packages_are_traced_each_time(monkeypatch):
+def test_modules_of_other_packages_are_traced_each_time(monkeypatch, request):
   """Their source may change without notice."""
   backbone, user_backbone = layers.Trunk(), tiny.Tiny()
   heads = heads_base.Heads((), ())
   build = functools.partial(classifier.Classifier, mean=(0.0,) * 3, std=(1.0,) * 3)
   assert not programs._can_keep(build(backbone, heads)), 'several devices'
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  # where an earlier test has loaded a model, it has turned this off, as there are several devices
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', True)
+  request.addfinalizer(lambda: jax.config.update('jax_enable_compilation_cache', before))
   assert programs._can_keep(build(backbone, heads))
   assert not programs._can_keep(build(user_backbone, heads))
   assert not programs._can_keep(build(backbone, heads, neck=nn.Dense(2)))

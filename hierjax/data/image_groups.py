@@ -120,6 +120,10 @@ def batches(
   pairs = named(images)
   first = list(itertools.islice(pairs, sizes[-1]))
   rows = min(size for size in sizes if size >= len(first))
+  if len(first) == 1 < sizes[-1]:
+    # a thread costs more than it saves
+    yield view.batch(first, rows)
+    return
   processes = processes if len(first) == sizes[-1] else 0
   others = iter(lambda: list(itertools.islice(pairs, rows)), [])
   groups = itertools.chain(iter([first] if first else []), others)

@@ -69,10 +69,11 @@ class Programs:
       try:
         content = files.read_bytes(path, MAX_BYTES)
         self._exported[path] = export.deserialize(bytearray(content))
-        path.touch()
       # a file of another version or a damaged one: flatbuffers raise all kinds of errors
       except Exception:
         return None
+      with contextlib.suppress(OSError):  # a cache that others write
+        path.touch()
     return self._exported[path]
 
   def _trace(self, path: pathlib.Path, variables: Any, images: jax.Array) -> export.Exported:

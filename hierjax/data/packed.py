@@ -10,7 +10,6 @@ import functools
 import hashlib
 import itertools
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -73,7 +72,7 @@ def pack(
     raise UserError('pack: data with tags cannot be packed')
   digest = split_record.digest(split_record.content(data))
   if _is_complete(folder, digest):
-    end = archives.read(folder / TABLE, sys.maxsize)['end']
+    end = archives.read(folder / TABLE, (folder / TABLE).stat().st_size)['end']
   else:
     end = _write_images(list(data.splits.values()), folder, threads, progress)
     table = _write_table(data, folder, end)
@@ -181,6 +180,26 @@ def _sha256(path):
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def _is_sound(arrays, splits, size, taxonomy):
+  """Whether arrays are what `_write_table` writes, of images in `size` bytes."""
+  try:
+    end, name_end, split, labels = (arrays[name] for name in ('end', 'name_end', 'split', 'labels'))
+    numbers, classes = (end, name_end, split, labels), [len(names) for names in taxonomy.names]
+    return bool(
+      all(x.dtype.kind == 'i' for x in numbers)
+      and (end.shape == name_end.shape == split.shape == labels.shape[:1])
+      and (arrays['names'].dtype == np.uint8 and labels.shape[1:] == (len(classes),))
+      and (np.diff(end, prepend=0, append=size) >= 0).all()
+      and (np.diff(name_end, prepend=0, append=arrays['names'].size) >= 0).all()
+      and ((split >= 0) & (split < len(splits))).all()
+      and all(isinstance(name, str) for name in splits)
+      and ((labels >= -1) & (labels < classes)).all()
+      and taxonomy.valid(labels).all()
+    )
+  except (KeyError, TypeError, ValueError):
+    return False
+
+
 @dataclasses.dataclass(frozen=True)
 class PackedReader:
   """Reads the bytes of images from a file that is mapped into memory.
@@ -232,11 +251,14 @@ def read(
     raise UserError(f'{root}/taxonomy.csv: is not the one that was packed')
   if _sha256(root / TABLE) != facts.get('table'):
     raise UserError(f'{root / TABLE}: has changed since it was packed')
-  arrays, splits = archives.read(root / TABLE, sys.maxsize), facts['splits']
-  end, name_end = arrays['end'], arrays['name_end']
+  # it is not compressed
+  arrays, splits = archives.read(root / TABLE, (root / TABLE).stat().st_size), facts.get('splits')
   size = (root / IMAGES).stat().st_size if (root / IMAGES).exists() else -1
-  if size != facts['bytes']:
+  if size != facts.get('bytes'):
     raise UserError(f'{root / IMAGES}: is missing or cut short; pack the data again')
+  if not _is_sound(arrays, splits, size, taxonomy):
+    raise UserError(f'{root / TABLE}: is no table of these images; pack the data again')
+  end, name_end = arrays['end'], arrays['name_end']
   start, name_start = (np.append(0, ends[:-1])[: len(ends)] for ends in (end, name_end))
   return Table(
     taxonomy,

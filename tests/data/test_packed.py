@@ -1,6 +1,7 @@
 """Packing: the same data, whatever stops it, and nothing read that is not what was packed."""
 
 import dataclasses
+import json
 import pickle
 
 import cv2
@@ -132,6 +133,53 @@ def test_what_is_not_what_was_packed_is_refused(damage, text, folder, tmp_path):
   damage(tmp_path / 'packed')
   with pytest.raises(UserError, match=text):
     load(tmp_path / 'packed')
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'end': np.arange(12)[::-1]},
+    {'end': np.full(12, 1 << 40)},
+    {'end': np.zeros(11, np.int64)},
+    {'end': np.zeros(12)},
+    {'split': np.full(12, 2)},
+    {'split': np.full(12, -1)},
+    {'labels': np.full((12, 2), 9)},
+    {'labels': np.zeros((12, 3), int)},
+    {'labels': np.tile([0, 2], (12, 1))},
+    {'name_end': np.full(12, 1 << 40)},
+    {'names': np.zeros((2, 3))},
+    {'other': np.zeros(1)},
+  ],
+)
+def test_a_table_made_to_harm_is_refused(changes, folder, tmp_path):
+  """Though its digest stands in packed.json, as anybody can write it there."""
+  out = tmp_path / 'packed'
+  packed.pack(load(folder), out)
+  with np.load(out / 'table.npz') as table:
+    arrays = {**table, **changes}
+  if 'other' in changes:
+    del arrays['split']
+  np.savez(out / 'table.npz', **arrays)
+  facts = json.loads((out / 'packed.json').read_text()) | {
+    'table': packed._sha256(out / 'table.npz')
+  }
+  (out / 'packed.json').write_text(json.dumps(facts))
+  with pytest.raises(UserError, match='is no table of these images'):
+    load(out)
+
+
+def test_a_table_that_unpacks_to_more_is_refused(folder, tmp_path):
+  out = tmp_path / 'packed'
+  packed.pack(load(folder), out)
+  with np.load(out / 'table.npz') as table:
+    np.savez_compressed(out / 'table.npz', **{**table, 'names': np.zeros(1 << 24, np.uint8)})
+  facts = json.loads((out / 'packed.json').read_text()) | {
+    'table': packed._sha256(out / 'table.npz')
+  }
+  (out / 'packed.json').write_text(json.dumps(facts))
+  with pytest.raises(UserError, match='unpacks to 16 MiB'):
+    load(out)
 
 
 def test_other_data_do_not_go_into_the_same_folder(folder, tmp_path):

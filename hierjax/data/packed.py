@@ -82,11 +82,16 @@ def pack(
     for name in (NOTE, ENDS):
       (folder / name).unlink()
   empty = np.flatnonzero(np.diff(end, prepend=0) == 0)
-  names = [*itertools.chain.from_iterable(split.files for split in data.splits.values())]
-  return Packed(len(end), _size(end), [names[i] for i in empty])
+  return Packed(len(end), _size(end), list(_names(data)[empty]))
+
+
+def _names(data):
+  """The names of the images of all splits."""
+  return Names.pack([*itertools.chain.from_iterable(split.files for split in data.splits.values())])
 
 
 def _size(end):
+  """The bytes of all images."""
   return int(end[-1]) if len(end) else 0
 
 
@@ -96,7 +101,7 @@ def _is_complete(folder, digest):
   note, facts = folder / NOTE, folder / FILE
   if note.exists() and files.read_text(note) == digest:
     return False
-  if facts.exists() and json_files.read(facts).get('digest') == digest:
+  if facts.exists() and json_files.read_object(facts).get('digest') == digest:
     return True
   if any(folder.iterdir()):
     raise UserError(f'{folder}: holds other files, or other data packed; give a new --output')
@@ -159,8 +164,7 @@ def _read(split, i):
 
 def _write_table(data, folder, end):
   """Write table.npz and taxonomy.csv; the SHA-256 of the table."""
-  splits = list(data.splits.values())
-  names = Names.pack([*itertools.chain.from_iterable(split.files for split in splits)])
+  splits, names = list(data.splits.values()), _names(data)
   counts = [len(split.labels) for split in splits]
   np.savez(
     folder / TABLE,

@@ -135,6 +135,14 @@ def test_what_is_not_what_was_packed_is_refused(damage, text, folder, tmp_path):
     load(tmp_path / 'packed')
 
 
+def seal(out):
+  """Write the digest of a changed table into packed.json, as anybody can."""
+  facts = json.loads((out / 'packed.json').read_text()) | {
+    'table': packed._sha256(out / 'table.npz')
+  }
+  (out / 'packed.json').write_text(json.dumps(facts))
+
+
 @pytest.mark.parametrize(
   'changes',
   [
@@ -153,7 +161,7 @@ def test_what_is_not_what_was_packed_is_refused(damage, text, folder, tmp_path):
   ],
 )
 def test_a_table_made_to_harm_is_refused(changes, folder, tmp_path):
-  """Though its digest stands in packed.json, as anybody can write it there."""
+  """Though its digest stands in packed.json."""
   out = tmp_path / 'packed'
   packed.pack(load(folder), out)
   with np.load(out / 'table.npz') as table:
@@ -161,10 +169,7 @@ def test_a_table_made_to_harm_is_refused(changes, folder, tmp_path):
   if 'other' in changes:
     del arrays['split']
   np.savez(out / 'table.npz', **arrays)
-  facts = json.loads((out / 'packed.json').read_text()) | {
-    'table': packed._sha256(out / 'table.npz')
-  }
-  (out / 'packed.json').write_text(json.dumps(facts))
+  seal(out)
   with pytest.raises(UserError, match='is no table of these images'):
     load(out)
 
@@ -174,10 +179,7 @@ def test_a_table_that_unpacks_to_more_is_refused(folder, tmp_path):
   packed.pack(load(folder), out)
   with np.load(out / 'table.npz') as table:
     np.savez_compressed(out / 'table.npz', **{**table, 'names': np.zeros(1 << 24, np.uint8)})
-  facts = json.loads((out / 'packed.json').read_text()) | {
-    'table': packed._sha256(out / 'table.npz')
-  }
-  (out / 'packed.json').write_text(json.dumps(facts))
+  seal(out)
   with pytest.raises(UserError, match='unpacks to 16 MiB'):
     load(out)
 
@@ -192,6 +194,9 @@ def test_other_data_do_not_go_into_the_same_folder(folder, tmp_path):
     packed.pack(load(folder), out)
   with pytest.raises(UserError, match='holds other files, or other data packed'):
     packed.pack(load(folder), folder)
+  (out / 'packed.json').write_text('[]')
+  with pytest.raises(UserError, match=r'packed\.json: '):
+    packed.pack(load(folder), out)
 
 
 def test_all_data_are_packed_whatever_is_used_of_them(folder, tmp_path):

@@ -69,7 +69,7 @@ def step_seconds(model, rows: int, times: int) -> float:
 
   views = () if model.c.eval.tta == 1 else (model.c.eval.tta,)
   pixels = np.zeros((rows, *views, model.c.data.size, model.c.data.size, 3), np.uint8)
-  x = parallel.put_batch({'x': pixels}, model.mesh)['x']
+  x = parallel.put_images(pixels, model.mesh)
   jax.block_until_ready(model.eval_step(model.variables, x))
   return median(lambda: jax.block_until_ready(model.eval_step(model.variables, x)), times)
 

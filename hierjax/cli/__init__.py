@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     process.handle_interrupts()
     process.protect_streams()
     process.ignore_late_writes()
+  gc.set_threshold(50_000)
   # Imported only now: Ctrl-C is handled from the start, and the restart with huge pages is quick.
   program = importlib.import_module('hierjax.cli.program')
   code = program.run(sys.argv if argv is None else argv)

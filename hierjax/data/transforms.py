@@ -411,9 +411,9 @@ def views(
   image = _reduced(image, size, resize)
   if out is None:
     out = np.empty((n, size, size, 3), np.uint8)
-  out[0] = _square(image, size, resize)
+  _square(image, size, resize, out[0])
   if n >= 2:
-    out[1] = out[0][:, ::-1]
+    cv2.flip(out[0], 1, dst=out[1])
   if n >= 3:
     larger = round(size * 8 / 7)
     enlarged, gap = _square(image, larger, resize), larger - size

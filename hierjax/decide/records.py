@@ -10,6 +10,8 @@ from hierjax.decide.lineages import Lineage
 from hierjax.taxonomy import Mixed, Taxonomy
 
 DIGITS = 6
+# The decisions on exclusive levels that records are written from.
+IN_RECORDS = ('independent', 'joint')
 # Kinds of answers.
 KNOWN, UNSURE, NEW = 'known', 'unsure', 'new'
 

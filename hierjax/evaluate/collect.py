@@ -212,7 +212,7 @@ def collect(
           f'{name}: unreadable image in split {examples.name!r} (data.strict); without data.strict '
           'it is skipped and counted'
         )
-      computed = step(variables, parallel.put_batch({'x': batch['image']}, mesh)['x'])
+      computed = step(variables, parallel.put_images(batch['image'], mesh))
       parts.append(parallel.gather(_part(batch, computed, with_features, reduction)))
       if progress:
         progress(min((i + 1) * batch_size, n), n)
@@ -300,8 +300,7 @@ def stream(
   with contextlib.closing(batches):
     for batch in itertools.chain(batches, [None]):
       if batch:
-        x = parallel.put_batch({'x': batch.pixels}, mesh)['x']
-        pending.append((batch, step(variables, x)))
+        pending.append((batch, step(variables, parallel.put_images(batch.pixels, mesh))))
       if len(pending) > 1 or (pending and not batch):
         yield _readable(*pending.pop(0), width, with_features)
 

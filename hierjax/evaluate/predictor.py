@@ -148,7 +148,7 @@ class Predictor:
     """Return the records of a batch by its `outputs`; `top` as in `predict_iter`."""
     part = [{'file': name, 'error': e} for name, e in zip(batch.names, batch.errors)]
     if len(outputs.index):
-      decisions = self.decide(outputs.probs)
+      decisions = decide.decide(outputs.probs, self.taxonomy, self.rules, decide.IN_RECORDS)
       records = decide.to_records(decisions, outputs.probs, self.taxonomy, top)
       self._complete(records, outputs, decisions)
       for i, record in zip(outputs.index, records):

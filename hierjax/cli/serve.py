@@ -9,7 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hierjax import runtime
 from hierjax.cli.arguments import Arguments
@@ -21,14 +21,20 @@ LOOPBACK = ('localhost', '127.0.0.1', '::1')
 LOOPBACK_NAMES = ('localhost', '127.0.0.1', '[::1]')
 CONNECTIONS = 4096
 SECONDS = 10  # for the head of a request
+MAX_HEAD = 65_536  # bytes of a request beside its body
+PIPELINED = 8  # requests that wait for the answer to one before
 
 
-class Connection(H11Protocol):
-  """A connection that begins a request in time or ends; uvicorn waits for the head for ever."""
+class Connection(HttpToolsProtocol):
+  """A connection that begins a request in time or ends; uvicorn waits for the head for ever.
+
+  Nor does uvicorn bound what httptools has parsed: heads, trailers and requests that wait.
+  """
 
   def connection_made(self, transport: asyncio.Transport) -> None:
     """Look after a new connection."""
     super().connection_made(transport)
+    self._beside_body = 0
     self._timer = self.loop.call_later(SECONDS, self._look, None)
 
   def connection_lost(self, exc: Exception | None) -> None:
@@ -36,6 +42,25 @@ class Connection(H11Protocol):
     super().connection_lost(exc)
     self._timer.cancel()
     self.cycle = None
+
+  def data_received(self, data: bytes) -> None:
+    """Refuse what is hardly body; a chunk of a body may have as many bytes around it as in it."""
+    self._beside_body += len(data)
+    super().data_received(data)
+    if self._beside_body > MAX_HEAD and not self.transport.is_closing():
+      self.send_400_response(f'More than {MAX_HEAD} bytes beside the body.')
+
+  def on_body(self, body: bytes) -> None:
+    """Count what is body."""
+    self._beside_body = max(0, self._beside_body - 2 * len(body))
+    super().on_body(body)
+
+  def on_message_begin(self) -> None:
+    """Begin to count; the parser answers 400 to what is raised here."""
+    if len(self.pipeline) >= PIPELINED:
+      raise ValueError('too many requests wait')
+    self._beside_body = 0
+    super().on_message_begin()
 
   def _look(self, last):
     is_idle = self.cycle is None or self.cycle.response_complete

@@ -91,6 +91,57 @@ def test_idle_connections_are_closed(served, head, monkeypatch):
         pass
 
 
+GET = b'GET /healthz HTTP/1.1\r\nHost: x\r\n'
+CHUNKED = b'POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+  ('first', 'flood'),
+  [
+    (GET, b'A: b\r\n'),
+    (GET + b'A: ', b'b'),
+    (b'GET /', b'a'),
+    (CHUNKED, b'1;' + b'a' * 100 + b'\r\nb\r\n'),
+    (CHUNKED + b'0\r\n', b'A: b\r\n'),
+    (b'', GET + b'\r\n'),
+  ],
+)
+def test_what_has_no_end_beside_the_body_is_refused(served, first, flood):
+  """A head, an address, chunks with long extensions, trailers, and requests without reading."""
+  _, port, _ = served
+  with socket.create_connection(('127.0.0.1', port)) as connection:
+    connection.settimeout(10)
+    connection.sendall(first)
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+      while sent < 5_000_000:
+        connection.sendall(flood * 1000)
+        sent += 1000 * len(flood)
+    assert sent < 5_000_000
+  post(port, png(0))
+
+
+def test_requests_may_be_sent_ahead_and_bodies_come_in_chunks(served):
+  """Each of a few is answered, in order; the parts of a body have a head each."""
+  _, port, _ = served
+  with socket.create_connection(('127.0.0.1', port)) as connection:
+    connection.settimeout(10)
+    connection.sendall((GET + b'\r\n') * serve.PIPELINED)
+    read = b''
+    while read.count(b'"ok"') < serve.PIPELINED:
+      read += connection.recv(10_000)
+    assert read.count(b'200 OK') == serve.PIPELINED
+    form = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n' + png(0)
+    form += bytes(150_000) + b'\r\n--x--\r\n'
+    kind = b'\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n'
+    connection.sendall(CHUNKED.replace(b'\r\n\r\n', kind))
+    for i in range(0, len(form), 10):
+      part = form[i : i + 10]
+      connection.sendall(b'%x\r\n%s\r\n' % (len(part), part))
+    connection.sendall(b'0\r\n\r\n')
+    assert b'200 OK' in connection.recv(10_000)
+
+
 def test_a_closed_connection_holds_nothing(served, monkeypatch):
   """Neither its timer nor a cycle of references keeps what it has read."""
   _, port, server = served

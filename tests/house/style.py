@@ -25,9 +25,9 @@ MAX_FILE, MAX_FUNCTION, MAX_LINE, MAX_METHODS, MAX_NESTING = 500, 60, 100, 10, 4
 # novelty, drift and what to label next (18), 350 for variants, page and hub of 19, 600 for adapters
 # and features of 20, 250 for tables and evaluation of 21, 150 for the last parts of 15 and 17; 280
 # for crops and masks by heat maps (16), 340 for evaluation by blocks (21), 180 for Swin V2 (20),
-# 400 for traced programs that are kept (17) and packed data (21); 60 for HTTP by httptools (19), 350
-# for heat maps, similar images and a log of inputs in the server (19), 350 for tars, samples and
-# cached labels (21).
+# 400 for traced programs that are kept (17) and packed data (21); 60 for HTTP by httptools (19),
+# 350 for heat maps, similar images and a log of inputs in the server (19), 350 for tars, samples
+# and cached labels (21).
 MAX_PACKAGE = 41_400
 # Pronouns, adverbs, determiners and bare participles: they don't say what a value is.
 FORBIDDEN = frozenset(

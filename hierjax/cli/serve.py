@@ -83,8 +83,12 @@ def run(args: Arguments) -> int:
     model.view = dataclasses.replace(model.view, how=how)
   most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
   resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is an open file
+  try:
+    server = Server(model, SimpleNamespace(**args.flags), token, hosts, args.log_inputs)
+  except OSError as e:
+    raise UserError(f'--log_inputs={args.log_inputs}: {e.strerror or e}') from None
   config = uvicorn.Config(
-    Server(model, SimpleNamespace(**args.flags), token, hosts),
+    server,
     http=Connection,
     ws='none',
     log_config=None,

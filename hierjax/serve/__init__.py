@@ -1,1 +1,1 @@
-"""An exported model behind a page and an API; nothing is written, and nothing is fetched."""
+"""An exported model behind a page and an API; nothing is fetched, nor written unless asked for."""

@@ -24,6 +24,7 @@ from hierjax.core.errors import UserError
 from hierjax.runtime import Exported
 from hierjax.serve import inputs
 from hierjax.serve.batcher import Batcher
+from hierjax.serve.input_log import InputLog
 from hierjax.taxonomy.table import spellings
 
 PAGE = pathlib.Path(__file__).parent / 'page'
@@ -61,6 +62,7 @@ class Server:
     token: that most operations need; None for none.
     hosts: the names that requests may call this server by; None for any. A page of another site
       whose name leads to this machine (DNS rebinding) sends its own.
+    log: folder of an `InputLog` of at most limits.log_bytes; None for none.
   """
 
   def __init__(
@@ -69,11 +71,13 @@ class Server:
     limits: SimpleNamespace,
     token: str | None = None,
     hosts: tuple[str, ...] | None = None,
+    log: str | None = None,
   ):
     self.model, self.limits, self.hosts = model, limits, hosts
     self.token = None if token is None else f'Bearer {token}'.encode()
     self.counts = Counter(images_waiting=0, body_bytes=0)
     self.batcher = Batcher(model, limits.queue, self.counts)
+    self.log = InputLog(log, limits.log_bytes, self.counts) if log else None
     taxonomy = model.taxonomy
     self._names = {name for t in taxonomy.tables for k in t.levels for name in spellings(t, k)}
     self._within = functools.lru_cache(MAX_SUBSETS)(model.within)
@@ -122,6 +126,8 @@ class Server:
     async with inputs.read(request, self.limits, self.counts) as images:
       async with asyncio.timeout(self.limits.timeout):
         records = await self.batcher.predict(images, (model, int(top)))
+      if self.log:
+        await asyncio.to_thread(self.log.write, images, records, request.url.query)
     for record in records:
       self.counts[f'images_total{{result="{"error" if "error" in record else "ok"}"}}'] += 1
     return Response(json_files.dump({'predictions': records}), media_type='application/json')

@@ -187,6 +187,7 @@ def test_the_command_serves_until_a_signal(exported):
     (('a', '--host=::'), '--token=TEXT'),
     (('a', '--port=70000'), '--port=70000'),
     (('a', '--queue=0'), '--queue=0'),
+    (('a', '--log_bytes=0'), '--log_bytes=0'),
     (('a', '--config.seed=1', '--limit=3'), '--limit is only valid'),
     (('no_such_folder', '--port=0'), 'no exported model'),
   ],

@@ -92,7 +92,9 @@ def _search(c, workdir, run, train, val, progress) -> dict:
   settings = probe_grid.search(c, run.c, run.taxonomy, data, progress)
   flat = next(setting for setting in settings if setting.recipe.name == 'flat')
   choices = {}
-  for name, setting in (('choice', probe_grid.choose(settings)), ('flat', flat)):
+  arguments = c, run.c, run.taxonomy, data
+  best = probe_grid.choose(settings, lambda x: probe_grid.with_one_fold(x, *arguments))
+  for name, setting in (('choice', best), ('flat', flat)):
     choice = probe_grid.fit_choice(setting, run.c, run.taxonomy, data)
     folder = workdir if name == 'choice' else workdir / 'baseline'
     judged = _save(folder, run, setting.recipe, choice.heads, choice.rules, val)
@@ -239,7 +241,8 @@ def _summary(
     reason = (
       f'no setting is clearly better than the best flat head ({flat.full_path:.4f}) in full-path '
       f'accuracy over {c.probe.folds} folds of {c.data.train}; the highest is {settings[0].name}, '
-      f'{settings[0].full_path:.4f}, of {count} that all folds tried, and may be so by chance'
+      f'{settings[0].full_path:.4f}, of {count} that all folds tried; such a gain may be chance, '
+      'or shrink with the images of all folds'
     )
   if best.decay in (min(c.probe.decays), max(c.probe.decays)):
     reason += '. Its decay is at an end of probe.decays: further ones may be better'

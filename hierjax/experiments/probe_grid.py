@@ -201,41 +201,79 @@ def search(
   return sorted(itertools.chain(*settings.values()), key=Setting.rank)
 
 
-def choose(settings: Sequence[Setting]) -> Setting:
+def choose(settings: Sequence[Setting], with_one_fold: Callable[[Recipe], np.ndarray]) -> Setting:
   """Choose the best setting, or the best flat one where the gain over it may be chance.
 
   The best of a hundred settings looks better than it is. So it must beat the flat head on held-out
-  examples by more than the folds vary: a one-sided t test of their differences at 5%.
+  examples by more than the folds vary: a one-sided t test of their differences at 5%. A hierarchy
+  often helps less where there are more examples, and the heads that are kept fit all of them. So
+  the gain is extrapolated: from one fold to all but one it changed in some proportion to the
+  logarithm of their number, and in the same it goes on to all.
 
   Args:
     settings: all, the best first.
+    with_one_fold: the function of that name for a recipe.
   """
   best = settings[0]
   flat = next(setting for setting in settings if setting.recipe.name == 'flat')
-  gains = best.accuracy[:, -1] - flat.accuracy[:, -1]
-  error = gains.std(ddof=1) / math.sqrt(len(gains))
-  return best if gains.mean() > stdtrit(len(gains) - 1, 0.95) * error else flat
+  if best is flat:
+    return flat
+  gains, folds = best.accuracy[:, -1] - flat.accuracy[:, -1], len(best.accuracy)
+  if folds > 2:
+    before = with_one_fold(best.recipe) - with_one_fold(flat.recipe)
+    gains = gains + (gains - before) * math.log(folds / (folds - 1)) / math.log(folds - 1)
+  error = gains.std(ddof=1) / math.sqrt(folds)
+  return best if gains.mean() > stdtrit(folds - 1, 0.95) * error else flat
+
+
+def with_one_fold(
+  recipe: Recipe, c: ConfigDict, base: ConfigDict, taxonomy: Taxonomy, data: Data
+) -> np.ndarray:
+  """Return how well a recipe does on each fold after fits to the next fold alone.
+
+  Args:
+    recipe: heads and loss.
+    c, base, taxonomy, data: as for `search`.
+
+  Returns:
+    float64 [folds], the full-path accuracy at the decay with the best mean.
+  """
+  decays, folds = sorted(c.probe.decays, reverse=True), c.probe.folds
+  form = Form.of_config(recipe.config(base), taxonomy, data.labels)
+  count = np.bincount(data.fold).max()
+  accuracy = [
+    _accuracy(form, [recipe], decays, base, data, data.fold == (fold + 1) % folds, count, fold)
+    for fold in range(folds)
+  ]
+  at_decay = np.stack(accuracy)[:, :, 0, -1]
+  return at_decay[:, at_decay.mean(0).argmax()]
 
 
 def _try_fold(fold, form, rows, base, data) -> None:
   """Fit recipes of a form without a fold, and enter how well their settings [S, K] do on it."""
-  is_held_out, sizes = data.fold == fold, np.bincount(data.fold)
-  n, views = data.x.shape[:2]
+  recipes, decays = [row[0].recipe for row in rows], [setting.decay for setting in rows[0]]
+  # of equal size for all folds, so that they are one program
+  count = len(data.x) - np.bincount(data.fold).min()
+  result = _accuracy(form, recipes, decays, base, data, data.fold != fold, count, fold)
+  for k, of_decay in enumerate(result):
+    for row, accuracy in zip(rows, of_decay):
+      row[k].accuracy[fold] = accuracy
+
+
+def _accuracy(form, recipes, decays, base, data, is_trained, count, fold) -> np.ndarray:
+  """The accuracies on a fold, [decay, recipe, L + 1], of fits to at most `count` of the others."""
+  is_held_out = data.fold == fold
   result = probe_fit.fit(
     form,
-    np.float32([row[0].recipe.level_weights(base, form) for row in rows]),
-    [setting.decay for setting in rows[0]],
+    np.float32([recipe.level_weights(base, form) for recipe in recipes]),
+    decays,
     data.basis.variances,
-    # of equal size for all folds, so that they are one program
-    data.rows(~is_held_out, views, n - sizes.min()),
-    data.rows(is_held_out, 1, sizes.max()),
+    data.rows(is_trained, data.x.shape[1], count),
+    data.rows(is_held_out, 1, np.bincount(data.fold).max()),
     PATH_STEPS,
   )
   is_labelled = data.labels[is_held_out] >= 0
-  counts = np.append(is_labelled.sum(0), is_labelled.all(1).sum())
-  for k, of_decay in enumerate(result.right / np.maximum(counts, 1)):
-    for row, accuracy in zip(rows, of_decay):
-      row[k].accuracy[fold] = accuracy
+  return result.right / np.maximum(np.append(is_labelled.sum(0), is_labelled.all(1).sum()), 1)
 
 
 class Choice(NamedTuple):

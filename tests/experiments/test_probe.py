@@ -225,22 +225,52 @@ def test_a_setting_is_the_config_of_a_run():
 
 
 @pytest.mark.parametrize(
-  ('gains', 'is_clear'),
+  ('gains', 'with_one', 'is_clear'),
   [
-    ((0.02, 0.02, 0.02), True),
-    ((0.03, 0.02, 0.025), True),
-    ((0.05, 0.0, 0.01), False),  # on average as good, but the folds vary
-    ((0.0, 0.0, 0.0), False),
-    ((-0.01, -0.01, -0.01), False),
+    ((0.02, 0.02, 0.02), (0.02, 0.02, 0.02), True),
+    ((0.03, 0.02, 0.025), (0.02, 0.02, 0.02), True),
+    ((0.05, 0.0, 0.01), (0.05, 0.0, 0.01), False),  # on average as good, but the folds vary
+    ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), False),
+    ((-0.01, -0.01, -0.01), (-0.01, -0.01, -0.01), False),
+    ((0.02, 0.021, 0.022), (0.06, 0.061, 0.062), False),  # with three folds nothing is left
+    ((0.02, 0.021, 0.022), (0.04, 0.041, 0.042), True),
   ],
 )
-def test_the_best_must_beat_flat_by_more_than_the_folds_vary(gains, is_clear):
+def test_the_best_must_beat_flat_at_full_size_by_more_than_the_folds_vary(
+  gains, with_one, is_clear
+):
   flat, other = (probe_grid.Recipe(name, {}, 1.0) for name in ('flat', 'path_sum'))
   base = np.array([[0.3, 0.4], [0.5, 0.5], [0.2, 0.45]])
   best = probe_grid.Setting(other, 0.1, base + np.array(gains)[:, None])
   settings = [best, probe_grid.Setting(flat, 0.1, base)]
-  assert probe_grid.choose(settings) is settings[0 if is_clear else 1]
-  assert probe_grid.choose(settings[1:]) is settings[1]
+  smaller = {'flat': 0.3, 'path_sum': 0.3 + np.array(with_one)}
+  choice = probe_grid.choose(settings, lambda recipe: smaller[recipe.name])
+  assert choice is settings[0 if is_clear else 1]
+  assert probe_grid.choose(settings[1:], lambda recipe: 1 / 0) is settings[1]
+
+
+def test_with_one_fold_fits_to_the_next_fold_alone():
+  x, labels = problem()
+  c = config.default()
+  c.model.levels, c.probe.decays, base = TABLE.levels, (0.3,), config.default()
+  data = probe_grid.Data.make(x[:, None], labels, [f'{i}' for i in range(len(x))], c)
+  (flat,) = probe_grid.recipes(c, TABLE)['flat']
+  result = probe_grid.with_one_fold(flat, c, base, TABLE, data)
+  for fold in range(3):
+    other = (fold + 1) % 3
+    form = probe_grid.Form.of_config(flat.config(base), TABLE, data.labels)
+    kept, held_out = data.fold == other, data.fold == fold
+    fit = probe_fit.fit(
+      form,
+      np.ones((1, 1), np.float32),
+      [0.3],
+      data.basis.variances,
+      (data.x[None, kept, 0], np.int32(data.labels[None, kept])),
+      (data.x[None, held_out, 0], np.int32(data.labels[None, held_out])),
+      probe_grid.PATH_STEPS,
+    )
+    count = (data.labels[held_out] >= 0).all(1).sum()
+    assert result[fold] == pytest.approx(fit.right[0, 0, -1] / count)
 
 
 def small_config():

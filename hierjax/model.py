@@ -18,7 +18,7 @@ from hierjax.data.image_groups import Batch
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL
 from hierjax.decide import drift
-from hierjax.decide.decisions import Decisions
+from hierjax.decide.decisions import Decisions, without_fitted
 from hierjax.decide.nodes import level_logits
 from hierjax.decide.novelty import Detector, Evidence
 from hierjax.decide.records import DIGITS
@@ -200,7 +200,7 @@ class Model(Predictor):
     calibration = answers.calibration_split(self.c, self.rules, tune)
     if others:
       # what is fitted is for this model's outputs alone
-      calibration, _ = None, self.rules.pop('answer', None)
+      calibration, self.rules = None, without_fitted(self.rules)
     to_fit = examples if outputs or others else collect.to_fit(examples, self.taxonomy)
     if outputs is None and (others or tune or calibration == split):
       outputs = self.collect(to_fit, **options)

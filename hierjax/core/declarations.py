@@ -357,6 +357,12 @@ _DECIDE = (
   Option('decide.price', 0.5,
          'decide.costs: cost of a level that is not answered, as a share of that of a wrong one',
          '[0, inf)', levels='exclusive'),
+  Option('decide.sets', None,
+         'predict lists at each level a set of classes; this share of the images may have their '
+         'class outside of it', '(0, 1)', float, levels='exclusive'),
+  Option('decide.set_kind', 'lac',
+         'lac: the smallest sets on average; aps: their size follows how hard an image is',
+         choices=('lac', 'aps'), levels='exclusive'),
   Option('decide.novelty', None,
          'detect images of classes that training never saw, such that this share of the images of '
          'known ones is called new, at most (.05)', '(0, 1)', float, levels='exclusive'),

@@ -4,7 +4,8 @@ Rules and decisions are dicts by the kind of block. Rules of 'exclusive' levels 
 of the joint decision; those of 'tags' are thresholds, {level: float64 [C]}. Decisions on
 'exclusive' levels are {'independent', 'leaf', 'joint': PathDecision}; that on 'tags' is a
 TagDecision. Where the rules have 'answer', `AnswerRules` that were fitted on calibration examples,
-so have the decisions, `backoff.Answers` on the exclusive levels.
+so have the decisions, `backoff.Answers` on the exclusive levels; where they have 'sets', a
+`SetRule`, the decisions have the leaves in the set of each example.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hierjax.decide import backoff, costs, paths, thresholds
+from hierjax.decide import backoff, costs, paths, sets, thresholds
 from hierjax.decide.costs import PRICE, Rows
 from hierjax.taxonomy import Block, Mixed, Taxonomy
 
@@ -45,11 +46,20 @@ class AnswerRules(NamedTuple):
     return {rule.risk: rule for rule in sorted(rules, key=lambda rule: rule.risk)}
 
 
+# Rules that are fitted on calibration examples, for the classes that are allowed there.
+FITTED = ('answer', 'sets')
 # Decisions on exclusive levels.
 PATHS = ('independent', 'leaf', 'joint')
 
-Rules = dict[str, paths.PathRules | dict[str, np.ndarray] | AnswerRules]
-Decisions = dict[str, dict[str, paths.PathDecision] | thresholds.TagDecision | backoff.Answers]
+Rules = dict[str, paths.PathRules | dict[str, np.ndarray] | AnswerRules | sets.SetRule]
+Decisions = dict[
+  str, dict[str, paths.PathDecision] | thresholds.TagDecision | backoff.Answers | list[np.ndarray]
+]
+
+
+def without_fitted(rules: Rules) -> Rules:
+  """Return the rules without those of FITTED."""
+  return {kind: rule for kind, rule in rules.items() if kind not in FITTED}
 
 
 def default_rules(taxonomy: Taxonomy | Mixed) -> Rules:
@@ -90,9 +100,11 @@ def decide(
   block, tags, decisions = taxonomy.block('exclusive'), taxonomy.block('tags'), exclusive or {}
   if block and not decisions:
     decisions['exclusive'] = _decide_paths(probs, block, rules['exclusive'], names)
+    posterior = decisions['exclusive']['joint'].prob[-1]
     if 'answer' in rules:
-      posterior = decisions['exclusive']['joint'].prob[-1]
       decisions['answer'] = _answer(posterior, block.taxonomy, rules['answer'])
+    if 'sets' in rules:
+      decisions['sets'] = sets.leaf_sets(posterior, rules['sets'])
   if tags:
     is_possible = taxonomy.fits(decisions['exclusive']['joint'].pred) if block else True
     arrays = join(probs, tags), join(rules['tags'], tags), tags.taxonomy, is_possible

@@ -7,6 +7,7 @@ import numpy as np
 from hierjax.decide.backoff import HALF, NEVER, Answers
 from hierjax.decide.decisions import Decisions
 from hierjax.decide.lineages import Lineage
+from hierjax.decide.sets import level_sets
 from hierjax.taxonomy import Mixed, Taxonomy
 
 DIGITS = 6
@@ -32,8 +33,9 @@ def to_records(
     probability of that class over all paths} and 'top' {level: [[class, the head's probability],
     ...]}; where the rules allow a subset of the classes only, these are the probabilities given
     that the class is one of them, and 'outside' is that of the others; where rules for answers are
-    fitted, 'answer', see `answer_record`. Of tags: 'classes' {level: [class, ...]} and in 'prob'
-    {level: {class: probability}}.
+    fitted, 'answer', see `answer_record`; where sets are, 'sets' {level: [class, ...]}, the most
+    likely first. Of tags: 'classes' {level: [class, ...]} and in 'prob' {level: {class:
+    probability}}.
   """
   n = len(next(iter(probs.values())))
   records = [{} for _ in range(n)]
@@ -41,7 +43,18 @@ def to_records(
     WRITERS[block.kind](records, decisions[block.kind], probs, block.taxonomy, top)
   for i, record in enumerate(records if 'answer' in decisions else ()):
     record['answer'] = answer_record(decisions['answer'], i, taxonomy.table('exclusive'))
+  if 'sets' in decisions:
+    _write_sets(records, decisions, taxonomy.table('exclusive'))
   return records
+
+
+def _write_sets(records, decisions, table):
+  prob = decisions['exclusive']['joint'].prob
+  for i, (record, leaves) in enumerate(zip(records, decisions['sets'])):
+    record['sets'] = {}
+    for k, classes in enumerate(level_sets(leaves, table.paths)):
+      order = np.argsort(-prob[k][i, classes], kind='stable')
+      record['sets'][table.levels[k]] = [table.names[k][c] for c in classes[order]]
 
 
 def _write_paths(records, decision, probs, taxonomy, top):

@@ -21,12 +21,14 @@ class SetRule(NamedTuple):
       (Romano et al. 2020, without their randomisation).
     limit: of 1 - the probability, or of the total; inf where the examples are too few.
     examples: number of calibration examples.
+    split: where they are from.
   """
 
   risk: float
   kind: str
   limit: float
   examples: int
+  split: str = ''
 
 
 def fit_sets(posterior: np.ndarray, leaf: np.ndarray, risk: float, kind: str = 'lac') -> SetRule:

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError
 from hierjax.data.splits import CALIBRATION
-from hierjax.decide import backoff, baselines, costs, lineages, paths
-from hierjax.decide.decisions import AnswerRules, Decisions, Rules, decide
+from hierjax.decide import backoff, baselines, costs, lineages, paths, sets
+from hierjax.decide.decisions import FITTED, AnswerRules, Decisions, Rules, decide
 from hierjax.evaluate import bootstrap, metrics
 from hierjax.evaluate.collect import Outputs
 from hierjax.evaluate.results import Curves
@@ -39,12 +39,13 @@ def calibration_split(c: ConfigDict, rules: Rules, is_tuned: bool) -> str | None
   if 'exclusive' not in rules:
     return None
   name = calibration_images(c)
-  is_asked = False
+  before = None if is_tuned else rules.get('sets')
+  is_asked = bool(c.decide.sets) and (before and before[:2]) != (c.decide.sets, c.decide.set_kind)
   if c.decide.risk or c.decide.costs:
     requested = c.decide.risk, c.decide.confidence, c.decide.by, cost_rows(c), c.decide.price
     rule = None if is_tuned else rules.get('answer')
     before = rule and (rule.backoff or (None, None, 'one'))[:3]
-    is_asked = rule is None or (*before, rule.costs, rule.price) != requested
+    is_asked |= rule is None or (*before, rule.costs, rule.price) != requested
   return name if is_asked or (name != c.data.val and is_tuned) else None
 
 
@@ -112,16 +113,31 @@ def fit(
   """
   block, options = taxonomy.block('exclusive'), c.decide
   labels, table = outputs.labels[:, block.columns], block.taxonomy
-  rules, notes = {kind: rule for kind, rule in rules.items() if kind != 'answer'}, []
+  # what these images were not asked for before depends on another temperature
+  is_kept = {kind: kind not in FITTED or rule.split in ('', split) for kind, rule in rules.items()}
+  rules = {kind: rule for kind, rule in rules.items() if is_kept[kind]}
   if split != c.data.val:
     probs = [outputs.probs.get(level) for level in table.levels]
     rules['exclusive'] = paths.recalibrate(probs, labels, table, rules['exclusive'])
-  rows = cost_rows(c)
-  if not options.risk:
-    if rows:
-      rules['answer'] = AnswerRules('', 0, None, rows, options.price)
-    return rules, notes
+  rows, notes = cost_rows(c), []
+  if split == c.data.val and (options.risk or options.sets):
+    notes.append(
+      f'warning: the risk of answers and sets is fitted on {split}, which also chose the '
+      'checkpoint and tuned the weights: on new images it may be higher; '
+      '--config.data.calibration_share sets images apart for it when a run is trained'
+    )
   posterior = decide(outputs.probs, taxonomy, rules)['exclusive']['joint'].prob[-1]
+  if options.sets:
+    rules |= _fit_sets(posterior, labels, options, split, notes)
+  if options.risk:
+    rules['answer'] = _fit_answers(posterior, labels, table, rows, options, split, notes)
+  elif rows:
+    rules['answer'] = AnswerRules('', 0, None, rows, options.price)
+  return rules, notes
+
+
+def _fit_answers(posterior, labels, table, rows, options, split, notes) -> AnswerRules:
+  """Their rule; a note where the images are too few."""
   line = lineages.lineage(posterior, table.paths)
   losses, bound = backoff.mistakes(line.path, labels), 1.0
   if rows:
@@ -134,22 +150,25 @@ def fit(
 
   rule = fitted(options.risk)
   least = bound * backoff.smallest_risk(min(rule.examples), options.confidence)
-  risks = {float(f'{bound * risk:g}') for risk in RISKS} - {options.risk}
-  others = tuple(fitted(risk) for risk in sorted(risks) if risk >= least)
-  n = int(np.isfinite(losses).all(1).sum())
-  rules['answer'] = AnswerRules(split, n, rule, rows, options.price, others)
-  if split == c.data.val:
-    notes.append(
-      f'warning: the risk of answers is fitted on {split}, which also chose the checkpoint and '
-      'tuned the weights: on new images it may be higher; --config.data.calibration_share sets '
-      'images apart for it when a run is trained'
-    )
   if least > options.risk:
     notes.append(
       f'{min(rule.examples)} images of {split} are too few to guarantee a risk of '
       f'{options.risk:g}: nothing is answered where no more are; so many can guarantee {least:.2g}'
     )
-  return rules, notes
+  risks = {float(f'{bound * risk:g}') for risk in RISKS} - {options.risk}
+  others = tuple(fitted(risk) for risk in sorted(risks) if risk >= least)
+  n = int(np.isfinite(losses).all(1).sum())
+  return AnswerRules(split, n, rule, rows, options.price, others)
+
+
+def _fit_sets(posterior, labels, options, split, notes) -> Rules:
+  """{'sets': their rule}, or {} and a note where the images are too few."""
+  rule = sets.fit_sets(posterior, labels[:, -1], options.sets, options.set_kind)
+  if np.isfinite(rule.limit):
+    return {'sets': rule._replace(split=split)}
+  text = f'{rule.examples} images of {split} are too few for sets that miss the class of only '
+  notes.append(f'{text}{options.sets:g} of the images: none are listed')
+  return {}
 
 
 def measure(
@@ -187,6 +206,37 @@ def measure(
     'curves': curves(results.curves, labels, table.paths),
     'calibration': _calibration(results, joint.pred, labels, table),
   }
+
+
+def measure_sets(outputs: Outputs, taxonomy: Taxonomy | Mixed, rules: Rules) -> dict:
+  """Compute what an evaluation says of sets: how many miss the true class, and their sizes.
+
+  Args:
+    outputs: of the model on a split, reduced.
+    taxonomy: the levels.
+    rules: of the decisions, with 'sets'.
+  """
+  block, results = taxonomy.block('exclusive'), outputs.results.sets
+  is_judged = (outputs.labels[:, block.columns] >= 0).all(1)
+  values = {'missed': np.where(is_judged, 1.0 - results['is_in'], np.nan)}
+  values |= {f'size/{k}': x for k, x in zip(block.levels, results['size'].T.astype(float))}
+  return rules['sets']._asdict() | {
+    'n': int(is_judged.sum()),
+    'measured': bootstrap.intervals(values, RESAMPLINGS),
+  }
+
+
+def describe_sets(result: Mapping) -> str:
+  """Return the sets in words, of what `measure_sets` returned."""
+  missed, *sizes = result['measured'].items()
+  if not missed[1]:
+    return 'sets: no image with a full path'
+  share, sizes = missed[1], [f'{x["mean"]:.2f} of {k.removeprefix("size/")}' for k, x in sizes]
+  return (
+    f'sets: {100 * share["mean"]:.1f}% of the images have their class outside '
+    f'({100 * share["low"]:.1f} to {100 * share["high"]:.1f}), wanted {100 * result["risk"]:g}% '
+    f'by {result["examples"]} images of {result["split"]}; classes on average {", ".join(sizes)}'
+  )
 
 
 def describe(result: Mapping) -> str:

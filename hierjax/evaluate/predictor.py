@@ -11,7 +11,7 @@ import numpy as np
 from hierjax import decide
 from hierjax.core.errors import UserError
 from hierjax.data.image_groups import Batch, Image
-from hierjax.decide.decisions import Decisions, Rules
+from hierjax.decide.decisions import Decisions, Rules, without_fitted
 from hierjax.taxonomy import Mixed, Taxonomy, leaves_of
 
 
@@ -78,9 +78,8 @@ class Predictor:
     allowed = classes if isinstance(classes, np.ndarray) else leaves_of(classes, self.taxonomy)
     restricted = copy.copy(self)
     rules = self.rules['exclusive']._replace(allowed=allowed)
-    restricted.rules = self.rules | {'exclusive': rules}
     # a guarantee is for the classes that it was fitted with
-    restricted.rules.pop('answer', None)
+    restricted.rules = without_fitted(self.rules) | {'exclusive': rules}
     return restricted
 
   def at_risk(self, risk: float) -> Self:

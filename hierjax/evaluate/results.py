@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from hierjax.decide import baselines, calibration, lineages, paths
+from hierjax.decide import baselines, calibration, lineages, paths, sets
 from hierjax.decide.decisions import PATHS, Decisions, Rules, decide
 from hierjax.taxonomy import Mixed, Taxonomy
 
@@ -57,6 +57,8 @@ class Results(NamedTuple):
       are fitted 'brier' and 'log_loss', see `decide.calibration`, of each level.
     after: likewise, at the temperature of the rules.
     curves: None where no answers are fitted.
+    sets: where they are fitted 'size' int [N, L], the number of classes of each level in the set,
+      and 'is_in' bool [N], whether the true leaf is in it.
   """
 
   decisions: Decisions
@@ -64,6 +66,7 @@ class Results(NamedTuple):
   before: dict[str, np.ndarray]
   after: dict[str, np.ndarray]
   curves: Curves | None
+  sets: dict[str, np.ndarray] | None
 
 
 def reduce(
@@ -117,4 +120,10 @@ def _reduce_block(probs, labels, table, rules, names):
     for values, decision in zip(scores, (before, joint)):
       for name, function in {'brier': calibration.brier, 'log_loss': calibration.log_loss}.items():
         values[name] = np.stack([*map(function, decision.prob, labels.T)], 1)
-  return Results({**decisions, 'exclusive': reduced}, heads, *scores, curves)
+  leaves, in_sets = decisions.pop('sets', None), None
+  if leaves is not None:
+    in_sets = {
+      'size': np.array([[len(x) for x in sets.level_sets(row, table.paths)] for row in leaves]),
+      'is_in': np.array([leaf in row for leaf, row in zip(labels[:, -1], leaves)]),
+    }
+  return Results({**decisions, 'exclusive': reduced}, heads, *scores, curves, in_sets)

@@ -12,6 +12,7 @@ from hierjax.decide import costs
 from hierjax.decide.backoff import Backoff
 from hierjax.decide.decisions import AnswerRules, Rules, default_rules
 from hierjax.decide.paths import PathRules
+from hierjax.decide.sets import SetRule
 from hierjax.taxonomy import Block, Mixed, Taxonomy
 
 
@@ -35,6 +36,8 @@ def read_rules(
     rules = {block.kind: READERS[block.kind](content, block) for block in taxonomy.blocks}
     if 'exclusive' in rules:
       _check_weights(rules['exclusive'].weights, heads)
+    if content.get('sets') is not None:
+      rules['sets'] = _read_sets(content['sets'])
     if content.get('answer') is not None:
       rules['answer'] = _read_answer(content['answer'], taxonomy.table('exclusive'))
   except UserError as e:
@@ -62,6 +65,8 @@ def write_rules(path: pathlib.Path, split: str, rules: Rules, taxonomy: Taxonomy
     content['answer'] = answer._asdict() | {'others': [x._asdict() for x in answer.others]}
     if answer.backoff:
       content['answer']['backoff'] = answer.backoff._asdict()
+  if 'sets' in rules:
+    content['sets'] = rules['sets']._asdict()
   files.write(path, json_files.dump(content, indent=2) + '\n')
 
 
@@ -123,6 +128,18 @@ def _write_thresholds(thresholds: dict[str, np.ndarray], block: Block) -> dict:
     for level, names in zip(table.levels, table.names)
   }
   return {'thresholds': by_class}
+
+
+def _read_sets(content: object) -> SetRule:
+  """The rule of sets, of a file that something else may have written."""
+  try:
+    rule = SetRule(**content)
+    is_sound = is_finite(rule.limit) and 0 < rule.risk < 1 and rule.kind in ('lac', 'aps')
+  except TypeError as e:
+    raise UserError(f'sets cannot be read: {e!r}; remove it to do without') from None
+  if not is_sound:
+    raise UserError(f'sets cannot be read: {content!r}; remove it to do without')
+  return rule
 
 
 def _read_answer(content: object, taxonomy: Taxonomy) -> AnswerRules:

@@ -60,6 +60,8 @@ def summarize(
     result['intervals'][name] = bootstrap.intervals(values)
   if 'answer' in decisions:
     result['answers'] = answers.measure(outputs, decisions, taxonomy, rules)
+  if 'sets' in rules:
+    result['sets'] = answers.measure_sets(outputs, taxonomy, rules)
   return result
 
 

@@ -245,6 +245,8 @@ def finish(loop: Loop, workdir: pathlib.Path) -> dict:
     loop.log.say(f'{start}, joint: {summary.describe_calibration(result)}')
   if 'answers' in result:
     loop.log.say(f'{start}, {answers.describe(result["answers"])}')
+  if 'sets' in result:
+    loop.log.say(f'{start}, {answers.describe_sets(result["sets"])}')
   for level, values in result.get('multi', {}).items():
     loop.log.say(
       f'{start}, {level}: mAP macro {values["map_macro"] or 0:.4f} '

@@ -190,6 +190,61 @@ def test_a_restricted_temperature_is_fitted_on_the_classes_that_are_left():
   assert fitted.temperature == pytest.approx(calibration.fit_temperature(prob, truth), rel=1e-3)
 
 
+@pytest.mark.parametrize('kind', ['lac', 'aps'])
+@pytest.mark.parametrize('table', [TREE, FACETS], ids=['tree', 'facets'])
+def test_sets_miss_no_more_images_than_wanted_and_name_classes(table, kind):
+  c, calibrated, new = options(risk=None), outputs(table, 1500), outputs(table, 3000, seed=1)
+  c.decide.sets, c.decide.set_kind = 0.1, kind
+  rules, notes = answers.fit(calibrated, table, decide.default_rules(table), c, 'calibration')
+  assert not notes and 'answer' not in rules
+  assert rules['sets'][:2] == (0.1, kind) and rules['sets'].examples == 1500
+  result = json.loads(json.dumps(answers.measure_sets(new.reduce(table, rules), table, rules)))
+  decided = decide.decide(new.probs, table, rules)
+  records = decide.to_records(decided, new.probs, table)
+  posterior, missed, sizes = decided['exclusive']['joint'].prob[-1], 0, np.zeros(len(table.levels))
+  for p, record, path in zip(posterior, records, new.labels):
+    order = np.argsort(-p)
+    totals = 1 - p[order] if kind == 'lac' else np.cumsum(p[order])
+    leaves = order[: max(1, (totals <= rules['sets'].limit).sum())]
+    for k, level in enumerate(table.levels):
+      names = record['sets'][level]
+      assert {*names} == {table.names[k][c] for c in table.paths[leaves, k]}
+      sizes[k] += len(names)
+    assert record['sets'][table.levels[-1]] == [table.names[-1][c] for c in leaves]
+    missed += table.names[-1][path[-1]] not in record['sets'][table.levels[-1]]
+  assert result['measured']['missed']['mean'] == pytest.approx(missed / 3000)
+  assert missed / 3000 == pytest.approx(0.1, abs=3 * (0.09 / 3000 + 0.09 / 1500) ** 0.5)
+  for level, size in zip(table.levels, sizes / 3000):
+    assert result['measured'][f'size/{level}']['mean'] == pytest.approx(size)
+  assert answers.describe_sets(result).startswith('sets: ')
+
+
+def test_sets_and_answers_are_fitted_one_after_the_other():
+  c, calibrated, rules = options(), outputs(TREE, 300), decide.default_rules(TREE)
+  c.data.calibration = 'calibration'
+  with_risk, _ = answers.fit(calibrated, TREE, rules, c, 'calibration')
+  c.decide.risk, c.decide.sets = None, 0.1
+  assert answers.calibration_split(c, with_risk, False) == 'calibration'
+  with_both, _ = answers.fit(calibrated, TREE, with_risk, c, 'calibration')
+  assert with_both['answer'] == with_risk['answer'] and with_both['sets'].split == 'calibration'
+  assert answers.calibration_split(c, with_both, False) is None
+  c.decide.set_kind = 'aps'
+  assert answers.calibration_split(c, with_both, False) == 'calibration'
+  # fitted on other images with another temperature
+  with_sets, _ = answers.fit(calibrated, TREE, with_both, c, 'other')
+  assert 'answer' not in with_sets and with_sets['sets'].kind == 'aps'
+  c.decide.sets = 0.001
+  scarce, notes = answers.fit(calibrated, TREE, rules, c, 'calibration')
+  assert 'sets' not in scarce
+  assert notes == [
+    '300 images of calibration are too few for sets that miss the class of only 0.001 of the '
+    'images: none are listed'
+  ]
+  predictor = Predictor()
+  predictor.taxonomy, predictor.rules = TREE, with_both
+  assert {*predictor.within(['o1']).rules} == {'exclusive'}
+
+
 def test_a_run_gets_answers_by_evaluate_and_predict_prints_them(run_copy, monkeypatch, capsys):
   tiny.register(monkeypatch)
   tiny.use_one_device(monkeypatch)
@@ -205,7 +260,12 @@ def test_a_run_gets_answers_by_evaluate_and_predict_prints_them(run_copy, monkey
   answer = after.pop('answer')
   assert after == before and answer['backoff']['risk'] == 0.3
   model = hierjax.load(run_copy)
+  model.c.decide.sets = 0.2
+  assert model.evaluate('val')['sets']['examples'] == 40
+  assert 'fitted on val, which also chose the checkpoint' in capsys.readouterr().err
+  model = hierjax.load(run_copy)
   record = model.predict(image)[0]
+  assert {*record['sets']} == {*model.taxonomy.levels} and all(record['sets'].values())
   assert set(record['answer']) == {'kind', 'level', 'name', 'prob', 'depth', 'reason'}
   model.c.decide.risk = 0.3
   model.evaluate('val')
@@ -218,7 +278,14 @@ def test_a_run_gets_answers_by_evaluate_and_predict_prints_them(run_copy, monkey
   assert result['answers']['split'] == 'train' and result['answers']['examples'] == 96
   assert result['answers']['costs'] == 'lca' and result['answers']['risk'] == 0.3
   run = runs.read(run_copy)
+  run.evals['val']['sets'] = {
+    'risk': 0.1,
+    'examples': 96,
+    'split': 'train',
+    'measured': {'missed': {'mean': 0.08, 'low': 0.05, 'high': 0.1}, 'size/make': {'mean': 1.25}},
+  }
   html = str(decisions.SECTION.render(run, decisions.SECTION.numbers(run)))
+  assert 'miss the class of 8.0 %' in html and 'On average they have 1.25 of make.' in html
   for text in ('96 images of train', 'Cost per 1,000 images', 'DARTS', 'log loss', '<svg'):
     assert text in html, text
   assert 'could not be made' not in page.html(run)

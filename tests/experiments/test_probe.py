@@ -259,13 +259,13 @@ def test_with_one_fold_fits_to_the_next_fold_alone():
   for fold in range(3):
     other = (fold + 1) % 3
     form = probe_grid.Form.of_config(flat.config(base), TABLE, data.labels)
-    kept, held_out = data.fold == other, data.fold == fold
+    is_fitted, held_out = data.fold == other, data.fold == fold
     fit = probe_fit.fit(
       form,
       np.ones((1, 1), np.float32),
       [0.3],
       data.basis.variances,
-      (data.x[None, kept, 0], np.int32(data.labels[None, kept])),
+      (data.x[None, is_fitted, 0], np.int32(data.labels[None, is_fitted])),
       (data.x[None, held_out, 0], np.int32(data.labels[None, held_out])),
       probe_grid.PATH_STEPS,
     )

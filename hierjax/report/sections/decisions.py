@@ -62,6 +62,7 @@ def _render(run: Run, measured: dict[str, dict]) -> Markup:
     'decisions',
     answers=answers,
     drift=run.evals[split].get('drift'),
+    sets=run.evals[split].get('sets'),
     split=split,
     is_same=split == answers['split'],
     risk=risk,

@@ -50,6 +50,25 @@ def test_a_later_program_reads_what_an_earlier_one_has_traced(folder):
     programs.Programs(untraceable, ['b'])(VARIABLES, IMAGES)
 
 
+def test_a_program_with_linear_algebra_keeps_its_platform(folder):
+  """What it is for: jax prepares LAPACK for it. Others run without."""
+
+  @jax.jit
+  def solving(variables, images):
+    return jnp.linalg.solve(images.T @ images + jnp.eye(3), variables['params']['kernel'])
+
+  expected = solving(VARIABLES, IMAGES)
+  programs.Programs(solving, [])(VARIABLES, IMAGES)
+  for function, platforms in ((solving, (jax.default_backend(),)), (step, ())):
+    programs.Programs(function, [function.__name__])(VARIABLES, IMAGES)
+    later = programs.Programs(untraceable, [function.__name__])
+    assert later.variables()
+    (program,) = later._exported.values()
+    assert program.platforms == platforms
+    if function is solving:
+      np.testing.assert_allclose(later(VARIABLES, IMAGES), expected, rtol=1e-6)
+
+
 def test_edited_source_and_options_of_jax_are_other_programs(folder, monkeypatch):
   expect_result(programs.Programs(step, []))
   assert programs.Programs(step, []).variables()

@@ -4,18 +4,19 @@
 """
 
 import contextlib
+import copy
 import hashlib
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
 from hierjax.data import decoding, image_groups, transforms
-from hierjax.evaluate import rules
+from hierjax.evaluate import class_maps, rules
 from hierjax.evaluate.predictor import Predictor
 from hierjax.taxonomy import read_taxonomy
 
@@ -23,6 +24,7 @@ FORMAT = 1
 MANIFEST = 'manifest.json'
 # What a predictor reads; the other files of an artefact are for people and for other programs.
 NEEDED = ('hierjax.json', 'taxonomy.csv', 'decode.json', 'model.onnx')
+WEIGHTS = 'weights.safetensors'
 MAX_BYTES, MAX_SIZE = 2**31, 4096  # of a file; pixels along a side of an input
 BATCH_SIZE = 32
 PREPROCESSING = {'size': int, 'resize': str, 'tta': int, 'max_pixels': int, 'max_bytes': int}
@@ -49,7 +51,10 @@ class Exported(Predictor):
     facts: the content of hierjax.json.
     view: how an image becomes the input of the graph.
     session: of onnxruntime.
+    kernels: {level: float32 [d, C]}, with which heat maps are made; empty if there are none.
   """
+
+  has_maps = False  # whether records get them, see `explaining`
 
   def __init__(
     self, folder: pathlib.Path, contents: Mapping[str, bytes], threads: int | None, spin: bool
@@ -75,6 +80,22 @@ class Exported(Predictor):
       raise UserError(f'{folder / "model.onnx"}: cannot be loaded ({reason})') from None
     self._check_graph(folder)
     self.rules = rules.read_rules(folder / 'decode.json', self.taxonomy, self.levels)
+    self.kernels = self._read_kernels(folder)
+
+  def _read_kernels(self, folder):
+    """{level: float32 [d, C]} of heads that weigh the maps of the graph, if it has some."""
+    widths = [x.shape[-1] for x in self.session.get_outputs() if x.name == 'maps']
+    block, kernels = self.taxonomy.block('exclusive'), {}
+    if not widths or not block:
+      return {}
+    import safetensors
+
+    with safetensors.safe_open(folder / WEIGHTS, 'numpy') as file:
+      for level in {*block.levels} & {*self.levels}:
+        name, shape = f'params/heads/{level}/kernel', (*widths, self.taxonomy.num_classes(level))
+        if name in {*file.keys()} and file.get_tensor(name).shape == shape:
+          kernels[level] = file.get_tensor(name)
+    return {level: kernels[level] for level in block.levels if level in kernels}
 
   def _check_graph(self, folder):
     """Refuse a graph of another taxonomy or other images than the papers say."""
@@ -97,6 +118,27 @@ class Exported(Predictor):
 
   def _network(self):
     return self._digest, self.facts['preprocessing']
+
+  def explaining(self, maps: bool = False) -> Self:
+    """Return this model with more in the records of images, as far as it was exported with it.
+
+    Args:
+      maps: adds 'maps' {level of `kernels`: [h][w] of 0 to 255}, where the evidence for the path's
+        class lies in what the model sees of the image, see `evaluate.class_maps`.
+    """
+    model = copy.copy(self)
+    model.has_maps = maps and bool(self.kernels)
+    return model
+
+  def _complete(self, records, outputs, decisions):
+    """Add what is asked for by `explaining`."""
+    if self.has_maps:
+      pred, levels = decisions['exclusive']['joint'].pred, self.taxonomy.block('exclusive').levels
+      for level, kernel in self.kernels.items():
+        classes = pred[:, levels.index(level)]
+        cams = class_maps.class_maps(outputs.outputs['maps'], kernel, classes)
+        for record, cam in zip(records, class_maps.as_bytes(cams).tolist()):
+          record.setdefault('maps', {})[level] = cam
 
   def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
     """Compute all outputs of the graph.

@@ -142,7 +142,7 @@ def finished_run(shared_folder) -> pathlib.Path:
 
 @pytest.fixture(scope='session')
 def exported(finished_run, shared_folder) -> pathlib.Path:
-  """The artefact of the finished run, to be read only."""
+  """The artefact of the finished run with all extras, to be read only."""
 
   def make(folder: pathlib.Path) -> None:
     from hierjax import model
@@ -151,7 +151,8 @@ def exported(finished_run, shared_folder) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch:
       tiny.register(patch)
       tiny.use_one_device(patch)
-      artefact.export(model.load(finished_run), folder / 'artefact', print)
+      extras = artefact.Extras(maps=True)
+      artefact.export(model.load(finished_run), folder / 'artefact', print, extras)
 
   return shared_folder('exported', make) / 'artefact'
 

@@ -69,6 +69,7 @@ FLAGS = (
   Flag('output', '',
        'export, pack: the new folder; predict: FILE.jsonl, .csv or .parquet; a rerun completes it; '
        'regions: the CSV file, by default WORKDIR/regions.csv', 'predict export pack regions'),
+  Flag('maps', False, 'export: with what heat maps need, of models that have them', 'export', bool),
   Flag('classes', None,
        'predict, evaluate: file with the classes that are possible, of any level: one name a line, '
        'or a CSV with a column class, or columns called by levels', 'predict evaluate'),

@@ -8,7 +8,8 @@ from hierjax.export import artefact
 
 def run(args: Arguments) -> int:
   """Write the artefact of a run, and say how it compares with the run."""
-  verified = artefact.export(runs.load(args), args.output, terminal.say)['verified']
+  extras = artefact.Extras(args.maps)
+  verified = artefact.export(runs.load(args), args.output, terminal.say, extras)['verified']
   terminal.say(
     f'{args.output}: answers as the run does on {verified["val"]} images of val and '
     f'{verified["drawn"]} drawn ones; probabilities differ by {verified["largest_difference"]:.1e} '

@@ -41,7 +41,7 @@ def eval_step(
   Args:
     variables: of the model.
     images: [B, H, W, 3], [B, views, H, W, 3], or features [B, d].
-    model: the classifier.
+    model: the classifier; its features may be a tree of arrays.
     taxonomy: its levels.
 
   Returns:
@@ -57,8 +57,10 @@ def eval_step(
       if level in logits:
         p = ACTIVATIONS[block.kind](logits[level].astype(jnp.float32))
         probs[level] = rearrange(p, '(b v) c -> b v c', v=views).mean(1)
-  features = rearrange(features.astype(jnp.float32), '(b v) d -> b v d', v=views)[:, 0]
-  return constrain(probs, taxonomy), features
+  first = jax.tree.map(
+    lambda x: rearrange(x.astype(jnp.float32), '(b v) ... -> b v ...', v=views)[:, 0], features
+  )
+  return constrain(probs, taxonomy), first
 
 
 def constrain(probs: Mapping[str, jax.Array], taxonomy: Taxonomy | Mixed) -> dict[str, jax.Array]:

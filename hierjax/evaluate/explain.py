@@ -31,6 +31,29 @@ SIDE, QUALITY = 256, 82
 SEED = 0
 
 
+def apply_with_maps(
+  model: nn.Module, variables: Mapping, images: jax.Array
+) -> tuple[dict[str, jax.Array], jax.Array, jax.Array | None]:
+  """Apply a classifier, and take the last feature maps of its backbone as well.
+
+  Args:
+    model: the classifier.
+    variables: of it.
+    images: uint8 [B, H, W, 3].
+
+  Returns:
+    Logits {level: [B, C]}, features [B, d], and maps [B, h, w, c], None of a backbone without.
+  """
+  (logits, features), state = model.apply(
+    variables,
+    images,
+    capture_intermediates=lambda module, method: (module.name, method) == ('backbone', '__call__'),
+    mutable=['intermediates'],
+  )
+  output = state['intermediates']['backbone']['__call__'][0]
+  return logits, features, output[1].get('features') if isinstance(output, tuple) else None
+
+
 def grad_cam(
   variables: Mapping, images: jax.Array, classes: Mapping[str, jax.Array], model: nn.Module
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -49,33 +72,20 @@ def grad_cam(
   Returns:
     Features float32 [B, d], and {level: float32 [B, h, w]}, at least 0.
   """
-  capture = {
-    'capture_intermediates': lambda module, method: (
-      module.name == 'backbone' and method == '__call__'
-    ),
-    'mutable': ['intermediates'],
-  }
-
-  def last_maps(state):
-    output = state['intermediates']['backbone']['__call__'][0]
-    # A backbone that returns features only has no maps to show.
-    return output[1]['features'] if isinstance(output, tuple) else jnp.zeros((len(images), 1, 1, 1))
 
   def logits_of_classes(shift):
     perturbed = {**variables, 'perturbations': {'backbone': {'features': shift}}}
-    (logits, features), state = model.apply(perturbed, images, **capture)
+    logits, features, maps = apply_with_maps(model, perturbed, images)
     sums = {
       level: jnp.take_along_axis(logits[level], c[:, None], 1).sum() for level, c in classes.items()
     }
-    return sums, (features, last_maps(state))
+    return sums, (features, maps)
 
-  _, state = jax.eval_shape(lambda: model.apply(variables, images, **capture))
-  output = state['intermediates']['backbone']['__call__'][0]
-  if not isinstance(output, tuple) or 'features' not in output[1]:
+  shape = jax.eval_shape(lambda: apply_with_maps(model, variables, images))[2]
+  if shape is None:
     # A user's backbone without maps.
     features = model.apply(variables, images)[1].astype(jnp.float32)
     return features, {level: jnp.zeros((len(images), 1, 1)) for level in classes}
-  shape = output[1]['features']
   zeros = jnp.zeros(shape.shape, shape.dtype)
   sums, backward, (features, maps) = jax.vjp(logits_of_classes, zeros, has_aux=True)
   maps = maps.astype(jnp.float32)

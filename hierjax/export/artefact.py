@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,25 +14,42 @@ import numpy as np
 from hierjax import runtime
 from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
-from hierjax.evaluate import rules
+from hierjax.evaluate import class_maps, explain, rules
 from hierjax.export import papers, program
 from hierjax.model import Model
 
 # Images of val, and as many drawn ones, on which run and artefact must agree; in probability.
 IMAGES, TOLERANCE = 64, 1e-4
+MAPS = 16  # images of which the heat maps are compared
 # The thresholds of a run are probabilities of its validation images, which round differently in the
 # artefact; they are moved so far that these images stay on their side.
 SLACK = 1e-5
 MARGIN = 2**24  # bytes of an ONNX file beside its weights
 
 
-def export(trained: Model, output: str | os.PathLike, say: Callable[[str], None]) -> dict:
+class Extras(NamedTuple):
+  """What an artefact may hold beside what it predicts with.
+
+  Attributes:
+    maps: heat maps, where weights times the last features are the Grad-CAM of the model.
+  """
+
+  maps: bool = False
+
+
+NO_EXTRAS = Extras()
+
+
+def export(
+  trained: Model, output: str | os.PathLike, say: Callable[[str], None], extras: Extras = NO_EXTRAS
+) -> dict:
   """Write a model as a folder that answers without jax, and check its answers.
 
   Args:
     trained: the model.
     output: the new folder.
     say: called with lines for the user.
+    extras: what else it is to hold.
 
   Returns:
     The content of its hierjax.json.
@@ -47,7 +65,7 @@ def export(trained: Model, output: str | os.PathLike, say: Callable[[str], None]
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir()
   try:
-    facts = _write(trained, partial, say)
+    facts = _write(trained, partial, say, extras)
     os.rename(partial, output)
     files.sync(output.parent)
   finally:
@@ -73,16 +91,16 @@ def _raised(rule):
   return rule._replace(thresholds=tuple(rows))
 
 
-def _write(run, folder, say):
+def _write(run, folder, say, extras):
   trained = copy.copy(run)
   trained.rules = _with_slack(run.rules)
   size = sum(x.nbytes for x in jax.tree.leaves(trained.variables))
   if size > runtime.MAX_BYTES - MARGIN:
     raise UserError(f'export: {size / 2**30:.1f} GiB of weights; an ONNX file holds 2')
-  model = program.onnx_model(trained)
+  model = program.onnx_model(trained, extras.maps)
   contents = {
     'model.onnx': model.SerializeToString(),
-    'weights.safetensors': program.weights(trained),
+    runtime.WEIGHTS: program.weights(trained),
     'model.stablehlo': program.stablehlo(trained),
   }
   for name, content in contents.items():
@@ -91,7 +109,14 @@ def _write(run, folder, say):
   rules.write_rules(folder / 'decode.json', trained.c.data.val, trained.rules, trained.taxonomy)
   facts = papers.facts(trained, model, json_files.read_object(folder / 'decode.json'))
   _seal(folder, facts)
-  facts['verified'] = verify(run, runtime.load(folder), say)
+  exported = runtime.load(folder)
+  facts['verified'] = verify(run, exported, say)
+  if extras.maps and not facts['verified'].get('maps', np.inf) <= TOLERANCE:
+    say('note: no heat maps: those of this backbone and these heads are no weighted features')
+    for path in folder.iterdir():
+      path.unlink()
+    return _write(run, folder, say, extras._replace(maps=False))
+  facts['maps'] = [*exported.kernels] or None
   files.write(folder / 'README.md', papers.card(facts, {n: len(c) for n, c in contents.items()}))
   files.write(folder / 'example.py', papers.example())
   _seal(folder, facts)
@@ -119,7 +144,8 @@ def verify(trained: Model, exported: runtime.Exported, say: Callable[[str], None
     say: called with lines for the user.
 
   Returns:
-    {'val': number of images, 'drawn': number, 'largest_difference': of probabilities}.
+    {'val': number of images, 'drawn': number, 'largest_difference': of probabilities}, and of a
+    model with heat maps 'maps', see `_map_difference`.
 
   Raises:
     UserError: a probability differs by more than 1e-4, or a decision.
@@ -156,7 +182,29 @@ def verify(trained: Model, exported: runtime.Exported, say: Callable[[str], None
       if name in result and not np.array_equal(values, result[name]):
         count = int((values != result[name]).reshape(len(values), -1).any(1).sum())
         raise UserError(f'export: {name} differs for {count} of {len(values)} images')
-  return {'val': len(images) - IMAGES, 'drawn': IMAGES, 'largest_difference': largest}
+  facts = {'val': len(images) - IMAGES, 'drawn': IMAGES, 'largest_difference': largest}
+  if exported.kernels:
+    facts['maps'] = _map_difference(trained, exported, images[:: len(images) // MAPS])
+  return facts
+
+
+def _map_difference(trained, exported, images):
+  """Largest difference of heat maps from the run's Grad-CAM, by the largest value of a level."""
+  batch = exported.view.batch([('', image) for image in images], len(images))
+  outputs = exported.compute(batch)
+  pred = exported.decide(outputs.probs)['exclusive']['joint'].pred
+  levels = trained.taxonomy.block('exclusive').levels
+  classes = {level: pred[:, levels.index(level)] for level in exported.kernels}
+  pixels = batch.pixels[outputs.index]
+  pixels = pixels[:, 0] if pixels.ndim == 5 else pixels
+  grad_cam = jax.jit(explain.grad_cam, static_argnames='model')
+  model = papers.in_float32(trained).classifier
+  _, expected = jax.device_get(grad_cam(jax.device_get(trained.variables), pixels, classes, model))
+  differences = []
+  for level, c in classes.items():
+    cams = class_maps.class_maps(outputs.outputs['maps'], exported.kernels[level], c)
+    differences.append(np.abs(cams - expected[level]).max() / max(expected[level].max(), 1e-12))
+  return float(np.max(differences))
 
 
 def _decided(predictor, probs):

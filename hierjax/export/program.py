@@ -1,5 +1,6 @@
 """A trained model as programs without training: ONNX and StableHLO."""
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
-from hierjax.evaluate import collect
+from hierjax.evaluate import collect, explain
 from hierjax.export import decision, primitives
 from hierjax.export.graph import OPSET, Graph, Value, canonical
 from hierjax.model import Model
@@ -19,7 +20,7 @@ from hierjax.models import compute
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def forward(trained: Model) -> tuple[Callable, jax.ShapeDtypeStruct]:
+def forward(trained: Model, has_maps: bool = False) -> tuple[Callable, jax.ShapeDtypeStruct]:
   """Return the program of a model in float32 and what it reads, for a symbolic batch size.
 
   The program maps uint8 images [b, S, S, 3] ([b, views, S, S, 3] where eval.tta is above 2) to the
@@ -27,33 +28,42 @@ def forward(trained: Model) -> tuple[Callable, jax.ShapeDtypeStruct]:
 
   Args:
     trained: the model.
+    has_maps: whether the features are a pair with the last feature maps of the first view, float32
+      [b, h, w, c], or None of a backbone without.
   """
   module = compute.configured(trained.classifier, kernels='plain', dtype=jnp.float32)
   variables, tta, size = jax.device_get(trained.variables), trained.c.eval.tta, trained.c.data.size
 
+  def apply_with_maps(variables, images):
+    logits, features, maps = explain.apply_with_maps(module, variables, images)
+    return logits, (features, maps)
+
+  model = types.SimpleNamespace(apply=apply_with_maps) if has_maps else module
+
   def run(images):
     # the second view is the mirror image; the others are cut out of larger pictures
     images = jnp.stack([images, images[:, :, ::-1]], 1) if tta == 2 else images
-    return collect.eval_step(variables, images, module, trained.taxonomy)
+    return collect.eval_step(variables, images, model, trained.taxonomy)
 
   (batch,) = jax.export.symbolic_shape('b')
   views = (tta,) if tta > 2 else ()
   return run, jax.ShapeDtypeStruct((batch, *views, size, size, 3), jnp.uint8)
 
 
-def onnx_model(trained: Model) -> Any:
+def onnx_model(trained: Model, has_maps: bool = False) -> Any:
   """Make the `onnx.ModelProto` of a model, its decisions inside.
 
-  Its input is `images`; its outputs are `probability/LEVEL`, `features` [N, d], and what
-  `decision.add_decisions` adds.
+  Its input is `images`; its outputs are `probability/LEVEL`, `features` [N, d], `maps` [N, h, w, c]
+  if they are asked for and exist, and what `decision.add_decisions` adds.
 
   Args:
     trained: the model.
+    has_maps: whether maps are asked for.
 
   Raises:
     UserError: the model computes what has no translation to ONNX.
   """
-  run, images = forward(trained)
+  run, images = forward(trained, has_maps)
   traced, shapes = jax.make_jaxpr(run, return_shape=True)(images)
   graph = Graph(images.shape[0])
   pixels = graph.input('images', np.uint8, images.shape)
@@ -65,10 +75,13 @@ def onnx_model(trained: Model) -> Any:
   values = [graph.stored(graph.full(v, x.shape)) for v, x in zip(values, jax.tree.leaves(shapes))]
   values = [canonical(v, x.shape) for v, x in zip(values, jax.tree.leaves(shapes))]
   probs, features = jax.tree.unflatten(jax.tree.structure(shapes), values)
+  features, maps = features if has_maps else (features, None)
   probs = {level: probs[level] for level in trained.levels}
   for level, value in probs.items():
     graph.output(f'probability/{level}', value, np.float32)
   graph.output('features', features, np.float32)
+  if maps is not None:
+    graph.output('maps', maps, np.float32)
   decision.add_decisions(graph, probs, trained.taxonomy, trained.rules)
   return graph.model({'taxonomy_sha256': trained.taxonomy.hash(), 'opset': f'{OPSET}'})
 

@@ -52,6 +52,14 @@ def _failed(request, error):
   return Response(json_files.dump({'error': text}), status, headers, 'application/json')
 
 
+def _number(request, name, default, least, most):
+  """A whole number of the query."""
+  text = request.query_params.get(name, str(default))
+  if text not in map(str, range(least, most + 1)):
+    raise HTTPException(422, f'{name} must be a whole number from {least} to {most}')
+  return int(text)
+
+
 class Server:
   """The application, by ASGI.
 
@@ -81,6 +89,7 @@ class Server:
     taxonomy = model.taxonomy
     self._names = {name for t in taxonomy.tables for k in t.levels for name in spellings(t, k)}
     self._within = functools.lru_cache(MAX_SUBSETS)(model.within)
+    self._explaining = functools.lru_cache(MAX_SUBSETS)(type(model).explaining)
     self._at_risk = functools.lru_cache(MAX_SUBSETS)(type(model).at_risk)
     facts = {'hash': taxonomy.hash(), 'levels': taxonomy.levels, 'heads': model.levels}
     facts['risks'] = [*model.rules['answer'].risks] if 'answer' in model.rules else []
@@ -112,9 +121,7 @@ class Server:
     return Response(content, media_type=media)
 
   async def _predict(self, request):
-    top = request.query_params.get('top', '5')
-    if top not in map(str, range(1, MAX_TOP + 1)):
-      raise HTTPException(422, f'top must be a whole number from 1 to {MAX_TOP}')
+    top, maps = _number(request, 'top', 5, 1, MAX_TOP), _number(request, 'maps', 0, 0, 1)
     model = self.model
     if classes := request.query_params.getlist('classes'):
       model = await asyncio.to_thread(self._restricted, classes)
@@ -123,14 +130,20 @@ class Server:
         model = self._at_risk(model, float(request.query_params['risk']))
       except ValueError as e:  # of float, or a UserError
         raise HTTPException(400, str(e)) from None
+    if maps:
+      model = self._explaining(model, bool(maps))
     async with inputs.read(request, self.limits, self.counts) as images:
       async with asyncio.timeout(self.limits.timeout):
-        records = await self.batcher.predict(images, (model, int(top)))
+        records = await self.batcher.predict(images, (model, top))
       if self.log:
         await asyncio.to_thread(self.log.write, images, records, request.url.query)
     for record in records:
       self.counts[f'images_total{{result="{"error" if "error" in record else "ok"}"}}'] += 1
-    return Response(json_files.dump({'predictions': records}), media_type='application/json')
+    content = {'predictions': records}
+    if any('maps' in record for record in records):
+      view = self.model.view.resize
+      content['view'] = {'resize': view.mode, 'share': view.share}
+    return Response(json_files.dump(content), media_type='application/json')
 
   def _restricted(self, lists):
     """The model within the classes that lists name; the model itself where they name none."""

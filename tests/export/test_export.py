@@ -207,7 +207,7 @@ def test_a_difference_leaves_nothing(
   """The folder appears only after the comparison."""
   trained = model.load(finished_run)
   graph = artefact.program.onnx_model(trained)
-  monkeypatch.setattr(artefact.program, 'onnx_model', lambda trained: graph)
+  monkeypatch.setattr(artefact.program, 'onnx_model', lambda *_: graph)
   monkeypatch.setattr(artefact.program, 'stablehlo', lambda trained: b'')
   trained.variables = jax.tree.map(lambda x: x * 1.1, trained.variables)
   with pytest.raises(UserError, match='differ from those of the run'):

@@ -17,6 +17,21 @@ ADD = """(async () => {
   const file = (text, name) => new File([Uint8Array.from(atob(text), c => c.charCodeAt(0))], name);
   await add([file(%r, 'a.png'), file(%r, %r), file('bm8gaW1hZ2U=', 'none.png')]);
 })()"""
+# The grey levels along the middle of the upper half of a white image, wide, under a heat map.
+HEATED = """(async (map, resize) => {
+  const white = element('canvas'), image = element('img');
+  [white.width, white.height] = [80, 40];
+  white.getContext('2d').fillStyle = 'white';
+  white.getContext('2d').fillRect(0, 0, 80, 40);
+  const result = {url: white.toDataURL(), record: {maps: {a: map}}, view: {resize, share: 1}};
+  image.src = await heated(result, 'a');
+  await image.decode();
+  const drawn = element('canvas'), context = drawn.getContext('2d');
+  [drawn.width, drawn.height] = [image.naturalWidth, image.naturalHeight];
+  context.drawImage(image, 0, 0);
+  const {data} = context.getImageData(0, drawn.height / 4, drawn.width, 1);
+  return [...data].filter((_, i) => (i & 3) === 1);
+})(%s, %r)"""
 TEXTS = '[...document.querySelectorAll("%s")].map(x => x.textContent)'
 WIDE = 'document.documentElement.scrollWidth - document.documentElement.clientWidth'
 
@@ -25,7 +40,10 @@ WIDE = 'document.documentElement.scrollWidth - document.documentElement.clientWi
 def test_in_chromium_images_are_predicted(served, browser, width, monkeypatch):  # noqa: F811
   """Without a message, a request elsewhere or an element of a hostile name."""
   model, port, _ = served
-  records, answer = model.records, {'level': 'make', 'name': HOSTILE, 'prob': 0.91234, 'depth': 1}
+  records, answer = (
+    type(model).records,
+    {'level': 'make', 'name': HOSTILE, 'prob': 0.91234, 'depth': 1},
+  )
 
   def hostile(*args):
     rows = records(*args)
@@ -34,7 +52,7 @@ def test_in_chromium_images_are_predicted(served, browser, width, monkeypatch): 
       row['path']['make'] = HOSTILE
     return rows
 
-  monkeypatch.setattr(model, 'records', hostile)
+  monkeypatch.setattr(type(model), 'records', hostile)
   errors, requests = browser.visit(f'http://127.0.0.1:{port}/', width)
   images = [base64.b64encode(png(i, 90)).decode() for i in (0, 1)]
   browser.evaluate(ADD % (*images, HOSTILE + '.png'))
@@ -53,6 +71,7 @@ def test_in_chromium_images_are_predicted(served, browser, width, monkeypatch): 
   rows = list(csv.DictReader(io.StringIO(browser.evaluate('csv()'))))
   assert [row['file'] for row in rows] == ['a.png', "'" + HOSTILE + '.png', 'none.png']
   assert rows[2]['error'] == 'not an image' and rows[0]['answer.prob'] == '0.91234'
+  check_maps(browser, model.levels)
   if folder := os.environ.get('HIERJAX_SCREENSHOTS'):
     for scheme in ('light', 'dark'):
       features = [{'name': 'prefers-color-scheme', 'value': scheme}]
@@ -60,6 +79,45 @@ def test_in_chromium_images_are_predicted(served, browser, width, monkeypatch): 
       shot = browser.call('Page.captureScreenshot', captureBeyondViewport=True)['data']
       path = pathlib.Path(folder) / f'serve-{width}-{scheme}.png'
       path.write_bytes(base64.b64decode(shot))
+
+
+def check_maps(page, levels):
+  """A button a level lays its heat map over the image, another one its own, and takes it away."""
+  buttons = 'document.querySelectorAll(".card")[1].querySelectorAll("button")'
+  picture = 'document.querySelectorAll(".card img")[1]'
+  pressed = f'[...{buttons}].map(x => x.getAttribute("aria-pressed"))'
+  wait = 'new Promise(done => setTimeout(done, 200))'
+  assert page.evaluate(f'[...{buttons}].map(x => x.textContent)') == [*levels]
+  for k, expected in ((0, ['true', 'false', 'false']), (2, ['false', 'false', 'true'])):
+    page.evaluate(f'{buttons}[{k}].click(); {wait}')
+    assert page.evaluate(pressed) == expected
+    assert page.evaluate(f'{picture}.src').startswith('data:image/jpeg;base64,')
+    title = page.evaluate(f'{picture}.alt')
+    assert 'evidence for ' in title and title.endswith(': 4 × 4 places')
+    assert k or HOSTILE in title
+  page.evaluate(f'{buttons}[2].click(); {wait}')
+  assert page.evaluate(f'{picture}.src').startswith('blob:')
+  assert page.evaluate(pressed) == ['false'] * 3
+  page.evaluate(f'{buttons}[1].click(); {wait}')
+
+
+def test_in_chromium_maps_lie_where_the_model_looks(served, browser):  # noqa: F811
+  """On the middle, all, or a square around; cells of few places have edges, many places none."""
+  browser.visit(f'http://127.0.0.1:{served[1]}/')
+  left = [[255, 0], [0, 0]]
+  for resize, start, stop in (('crop', 96, 192), ('squash', 0, 192), ('pad', 0, 192)):
+    line = browser.evaluate(HEATED % (left, resize))
+    assert len(line) == 384
+    is_hot = [value > 150 for value in line]
+    # the file of the picture blurs its edges by some pixels
+    assert all(is_hot[start + 8 : stop - 8]) and not any(is_hot[stop + 8 :])
+    assert not any(is_hot[: max(0, start - 8)])
+  seven = [[255] * 3 + [0] * 4] * 7
+  slopes = []
+  for values in (left, seven):
+    line = browser.evaluate(HEATED % (values, 'squash'))
+    slopes.append(max(abs(a - b) for a, b in zip(line, line[8:])))
+  assert slopes[0] > 2 * slopes[1]
 
 
 def test_in_chromium_classes_restrict_and_keys_suffice(served, browser):  # noqa: F811

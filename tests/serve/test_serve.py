@@ -92,6 +92,19 @@ def test_requests_share_batches(model, monkeypatch):
   assert sum(calls) == 24 and len(calls) < 24
 
 
+def test_heat_maps_are_answered_when_asked_for(client, model):
+  """With where they lie in the image; not for an image that cannot be read, nor by default."""
+  images = [png(0), b'no image', png(1, 33)]
+  content = client.post('/predict?maps=1', files=parts(*images)).json()
+  expected = model.explaining(maps=True).predict(images)
+  assert [r.get('maps') for r in content['predictions']] == [r.get('maps') for r in expected]
+  assert [*content['predictions'][0]['maps']] == [*model.levels] and 'error' in expected[1]
+  assert content['view'] == {'resize': model.view.resize.mode, 'share': 1.0}
+  for query in ('', '?maps=0'):
+    content = client.post(f'/predict{query}', files=parts(*images)).json()
+    assert [*content] == ['predictions'] and 'maps' not in content['predictions'][0]
+
+
 @pytest.mark.parametrize(
   ('threads', 'limit', 'sizes'), [(2, 128, [4, 4]), (1, 128, [8]), (4, 8, [2] * 4)]
 )
@@ -189,7 +202,10 @@ def test_images_that_cannot_be_read_have_errors_of_their_own(model):
 
 @pytest.mark.parametrize(
   'query',
-  ['top=0', 'top=101', 'top=x', 'classes=no such class', 'classes=%22a', 'top=' + '9' * 9999],
+  [
+    *('top=0', 'top=101', 'top=x', 'classes=no such class', 'classes=%22a', 'top=' + '9' * 9999),
+    *('maps=2', 'maps='),
+  ],
 )
 def test_a_wrong_parameter_is_refused(client, query):
   """Before the body is read."""

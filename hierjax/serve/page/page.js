@@ -2,7 +2,9 @@
 // Names come from anyone's taxonomy and files: they are only ever set as text.
 const byId = id => document.getElementById(id);
 const PER_REQUEST = 8;
-const results = [];  // {file, url, record, body}
+const results = [];  // {file, url, record, view, image, maps, body}
+const COLOURS = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
+const SHARP = 7, SIDE = 384;  // places from which on a map is drawn smoothly; pixels
 
 function element(name, className, text) {
   const node = document.createElement(name);
@@ -50,8 +52,72 @@ function tree(record) {
   return root;
 }
 
+// A map as a picture of one pixel a place: the hotter, the brighter and the less transparent.
+function coloured(map) {
+  const canvas = element('canvas'), context = canvas.getContext('2d');
+  [canvas.width, canvas.height] = [map[0].length, map.length];
+  const pixels = context.createImageData(canvas.width, canvas.height);
+  map.flat().forEach((value, i) => {
+    const place = value / 255 * (COLOURS.length - 1), k = Math.min(Math.floor(place), COLOURS.length - 2);
+    const mix = COLOURS[k].map((c, j) => c + (place - k) * (COLOURS[k + 1][j] - c));
+    pixels.data.set([...mix, 0.75 * value], 4 * i);
+  });
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+// The image, darkened, under the heat map of a level, where the model sees it.
+async function heated({url, record, view}, level) {
+  const image = element('img'), canvas = element('canvas'), context = canvas.getContext('2d');
+  image.src = url;
+  await image.decode();
+  const scale = SIDE / Math.max(image.naturalWidth, image.naturalHeight);
+  const w = canvas.width = Math.max(1, Math.round(image.naturalWidth * scale));
+  const h = canvas.height = Math.max(1, Math.round(image.naturalHeight * scale));
+  context.drawImage(image, 0, 0, w, h);
+  context.fillStyle = 'rgba(0, 0, 0, .5)';
+  context.fillRect(0, 0, w, h);
+  const small = Math.min(w, h), large = Math.max(w, h), map = record.maps[level];
+  const sides = {squash: [w, h], crop: [small, small], pad: [large, large]}[view.resize];
+  const [across, down] = sides.map(side => side * view.share);
+  context.imageSmoothingEnabled = Math.min(map.length, map[0].length) >= SHARP;
+  context.imageSmoothingQuality = 'high';
+  context.drawImage(coloured(map), (w - across) / 2, (h - down) / 2, across, down);
+  return canvas.toDataURL('image/jpeg', 0.85);
+}
+
+// Buttons under the image, one a level, which lay its heat map over the image.
+function showMaps(result) {
+  const {image, maps, record, url} = result, levels = Object.keys(record && record.maps || {});
+  [image.src, image.alt] = [url, ''];
+  maps.replaceChildren();
+  if (!levels.length) return;
+  const intro = 'Heat maps show where the evidence lies.';
+  const group = element('div', 'levels'), text = element('p', 'quiet', intro);
+  group.setAttribute('role', 'group');
+  group.setAttribute('aria-label', 'Heat map of a level');
+  for (const level of levels) {
+    const button = element('button', '', level);
+    button.type = 'button';
+    button.setAttribute('aria-pressed', 'false');
+    button.addEventListener('click', async () => {
+      const on = button.getAttribute('aria-pressed') === 'false';
+      for (const other of group.children) other.setAttribute('aria-pressed', String(on && other === button));
+      const map = record.maps[level], places = `${map[0].length} × ${map.length} places`;
+      const begin = map.flat().some(x => x) ? 'Where the evidence' : 'No evidence';
+      const title = `${begin} for ${record.path[level]} lies: ${places}`;
+      const source = on ? await heated(result, level) : url;
+      if (button.getAttribute('aria-pressed') !== String(on)) return;
+      [image.src, image.alt, text.textContent] = on ? [source, title, title] : [source, '', intro];
+    });
+    group.append(button);
+  }
+  maps.append(group, text);
+}
+
 function show(result) {
   const {body, record} = result;
+  showMaps(result);
   body.replaceChildren(element('h2', '', result.file.name));
   if (!record) return body.append(element('p', 'quiet', 'waits ...'));
   if (record.error) return body.append(element('p', 'error', record.error));
@@ -72,11 +138,11 @@ function show(result) {
 function add(files) {
   const images = [...files].filter(file => file.size);
   for (const file of images) {
-    const card = element('li', 'card'), image = element('img'), body = element('div');
-    const result = {file, body, url: URL.createObjectURL(file), record: null};
-    image.src = result.url;
-    image.alt = '';
-    card.append(image, body);
+    const card = element('li', 'card'), figure = element('div'), body = element('div');
+    const image = element('img'), maps = element('div');
+    const result = {file, image, maps, body, url: URL.createObjectURL(file), record: null};
+    figure.append(image, maps);
+    card.append(figure, body);
     byId('results').append(card);
     results.push(result);
     show(result);
@@ -88,14 +154,17 @@ async function send(part) {
   const form = new FormData();
   for (const {file} of part) form.append('images', file, file.name);
   const token = byId('token').value, classes = byId('classes').value;
-  const answer = await fetch('predict?top=3&classes=' + encodeURIComponent(classes), {
+  const answer = await fetch('predict?top=3&maps=1&classes=' + encodeURIComponent(classes), {
     method: 'POST', body: form, headers: token ? {Authorization: 'Bearer ' + token} : {},
   });
   if (answer.status === 401) byId('token-label').hidden = false;
   const content = await answer.json();
   if (!answer.ok) throw new Error(content.error);
   // a form changes quotes in the names of files
-  content.predictions.forEach((record, i) => { part[i].record = {...record, file: part[i].file.name}; });
+  content.predictions.forEach((record, i) => {
+    part[i].record = {...record, file: part[i].file.name};
+    part[i].view = content.view;
+  });
 }
 
 async function predict(chosen) {

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Self
 
 import numpy as np
+import safetensors
 
 from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
@@ -88,8 +89,6 @@ class Exported(Predictor):
     block, kernels = self.taxonomy.block('exclusive'), {}
     if not widths or not block:
       return {}
-    import safetensors
-
     with safetensors.safe_open(folder / WEIGHTS, 'numpy') as file:
       for level in {*block.levels} & {*self.levels}:
         name, shape = f'params/heads/{level}/kernel', (*widths, self.taxonomy.num_classes(level))

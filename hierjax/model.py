@@ -21,7 +21,6 @@ from hierjax.decide import drift
 from hierjax.decide.decisions import Decisions, without_fitted
 from hierjax.decide.nodes import level_logits
 from hierjax.decide.novelty import Detector, Evidence
-from hierjax.decide.records import DIGITS
 from hierjax.evaluate import (
   answers,
   calibration_sample,
@@ -325,9 +324,11 @@ class Model(Predictor):
     return result['text'] if result else ''
 
   def _complete(self, records, outputs, decisions):
-    """Add 'new' and 'novelty' to the records of predictions, where that is asked for."""
+    """Add 'gain', 'new' and 'novelty' to the records of predictions, where they are asked for."""
     if self._uses_features:
       self._sample = self._sampled(outputs, decisions, self._sample)
+    if self.c.decide.label_gains:
+      decide.add_label_gains(records, decisions['exclusive']['joint'].prob[-1], self.taxonomy)
     if not self.c.decide.novelty:
       return
     detector = self._detector(self.workdir)
@@ -341,11 +342,7 @@ class Model(Predictor):
       record['answer'] = decide.answer_or_new(
         record.get('answer'), line, i, table, int(decision.level[i]), reason
       )
-      record['novelty'] = {}
-      for k, level in enumerate(table.levels):
-        score, threshold = float(decision.scores[i, k]), float(decision.thresholds[i, k])
-        limit = round(threshold, DIGITS) if np.isfinite(threshold) else None
-        record['novelty'][level] = [round(score, DIGITS), limit]
+      record['novelty'] = detector.scores_and_thresholds(decision, i)
 
   def explain(self, split: str, examples: sources.Examples | None = None) -> None:
     """Write explain_SPLIT.npz, from which the report shows single images, after `evaluate`.

@@ -16,7 +16,7 @@ from hierjax.evaluate.predictor import Predictor
 from hierjax.taxonomy import read_classes
 
 # what evaluation has fitted, predict only reads; --risk takes another risk
-CHANGEABLE = ('data.', 'eval.', 'decide.novelty', 'plugins')
+CHANGEABLE = ('data.', 'eval.', 'decide.novelty', 'decide.label_gains', 'plugins')
 
 
 def run(args: Arguments) -> int:

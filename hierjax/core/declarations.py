@@ -363,6 +363,9 @@ _DECIDE = (
   Option('decide.set_kind', 'lac',
          'lac: the smallest sets on average; aps: their size follows how hard an image is',
          choices=('lac', 'aps'), levels='exclusive'),
+  Option('decide.label_gains', False,
+         'predict says how many wrong levels of an image a label of each level is expected to '
+         'correct: label those with the most', levels='exclusive'),
   Option('decide.novelty', None,
          'detect images of classes that training never saw, such that this share of the images of '
          'known ones is called new, at most (.05)', '(0, 1)', float, levels='exclusive'),

@@ -7,7 +7,13 @@ from hierjax.decide.decisions import AnswerRules, Decisions, Rules, decide, defa
 from hierjax.decide.labelling import label_gains
 from hierjax.decide.lineages import Lineage, lineage
 from hierjax.decide.paths import PathDecision, PathRules
-from hierjax.decide.records import IN_RECORDS, answer_or_new, answer_record, to_records
+from hierjax.decide.records import (
+  IN_RECORDS,
+  add_label_gains,
+  answer_or_new,
+  answer_record,
+  to_records,
+)
 from hierjax.decide.thresholds import TagDecision
 
 __all__ = [
@@ -21,6 +27,7 @@ __all__ = [
   'PathRules',
   'Rules',
   'TagDecision',
+  'add_label_gains',
   'answer',
   'answer_or_new',
   'answer_record',

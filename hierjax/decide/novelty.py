@@ -30,6 +30,7 @@ from hierjax.decide.novelty_scores import (
   fit_classes,
   novelty,
 )
+from hierjax.decide.records import DIGITS
 from hierjax.taxonomy import Taxonomy
 
 # Calibration images that a node needs for its own threshold; with fewer it has that of its level.
@@ -390,6 +391,14 @@ class Detector:
       return f'new {self.taxonomy.levels[level]}'
     suffix = f' ({self.taxonomy.levels[level]})' if parents.count(j) > 1 else ''
     return f'new kind of {self.taxonomy.names[j][pred[j]]}{suffix}'
+
+  def scores_and_thresholds(
+    self, decision: NoveltyDecision, i: int
+  ) -> dict[str, list[float | None]]:
+    """Return {level: [score, threshold]} of image i of a decision, None where it has none."""
+    scores, thresholds = decision.scores[i].round(DIGITS), decision.thresholds[i].round(DIGITS)
+    limits = [x if np.isfinite(x) else None for x in thresholds.tolist()]
+    return dict(zip(self.taxonomy.levels, map(list, zip(scores.tolist(), limits))))
 
   def reason(self, decision: NoveltyDecision, i: int, pred: Sequence[int]) -> str:
     """Say why image i of a decision is novel, by `pred` [level], its path; '' where it is not."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from hierjax.decide.backoff import HALF, NEVER, Answers
 from hierjax.decide.decisions import Decisions
+from hierjax.decide.labelling import label_gains
 from hierjax.decide.lineages import Lineage
 from hierjax.decide.sets import level_sets
 from hierjax.taxonomy import Mixed, Taxonomy
@@ -46,6 +47,21 @@ def to_records(
   if 'sets' in decisions:
     _write_sets(records, decisions, taxonomy.table('exclusive'))
   return records
+
+
+def add_label_gains(
+  records: Sequence[dict], posterior: np.ndarray, taxonomy: Taxonomy | Mixed
+) -> None:
+  """Add 'gain' {level: expected number of wrong levels that its label corrects} to records.
+
+  Args:
+    records: of N examples.
+    posterior: float [N, leaf], of the joint decision.
+    taxonomy: the levels.
+  """
+  table = taxonomy.table('exclusive')
+  for record, gains in zip(records, label_gains(posterior, table.paths).tolist()):
+    record['gain'] = {level: round(x, DIGITS) for level, x in zip(table.levels, gains)}
 
 
 def _write_sets(records, decisions, table):

@@ -266,6 +266,11 @@ def test_a_run_gets_answers_by_evaluate_and_predict_prints_them(run_copy, monkey
   model = hierjax.load(run_copy)
   record = model.predict(image)[0]
   assert {*record['sets']} == {*model.taxonomy.levels} and all(record['sets'].values())
+  model.c.decide.label_gains = True
+  gain, posterior = model.predict(image)[0]['gain'], model.probabilities(image)
+  posterior = model.decide(posterior)['exclusive']['joint'].prob[-1]
+  expected = decide.label_gains(posterior, model.taxonomy.paths)[0]
+  assert [*gain.values()] == pytest.approx(expected, abs=1e-6) and expected[-1] > 0
   assert set(record['answer']) == {'kind', 'level', 'name', 'prob', 'depth', 'reason'}
   model.c.decide.risk = 0.3
   model.evaluate('val')

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from hierjax.train.setup import Setup
 BLOCK = 1024  # examples in a file
 VERSION = 2  # of what the files hold
 DIGEST_BYTES = 16
+MAX_BYTES = 20 * 2**30  # of all stores in the user's cache; those that were used last stay
 DATA_OPTIONS = ('size', 'resize', 'crop_share', 'interpolation', 'deep_range')
 MODEL_OPTIONS = ('backbone', 'stem', 'mean', 'std', 'neck', 'normalize', 'dtype')
 
@@ -136,11 +138,24 @@ def compute(
     store.add([keys[i] for i in rows], values)
     progress(f'features of split {examples.name}: {start + len(rows)} of {len(missing)} images')
   values = store.read(keys)
+  if folder == parallel.cache_folder('features'):
+    _drop_oldest(store.folder)
   index = np.flatnonzero(~np.isnan(values).all((1, 2)))
   if not len(index):
     raise UserError(f'split {examples.name!r}: none of its {n} images can be read')
   broken = sorted(examples.files[i] for i in np.setdiff1d(np.arange(n), index))
   return Features(values[index], index, broken, len(missing))
+
+
+def _drop_oldest(used: pathlib.Path) -> None:
+  """Remove the stores that were used longest ago, beyond MAX_BYTES; never the one in use."""
+  used.touch()
+  total = 0
+  folders = filter(pathlib.Path.is_dir, used.parent.iterdir())
+  for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+    total += sum(path.stat().st_size for path in folder.iterdir())
+    if total > MAX_BYTES and folder != used:
+      shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 
 import numpy as np
@@ -333,6 +334,20 @@ def test_the_backbone_of_a_trained_run(finished, finished_run):
 def test_the_table(finished):
   text = probe.table(finished[1])
   assert 'choice: ' in text and 'difference (95%)' in text and 'fpa' in text
+
+
+def test_the_stores_that_were_used_last_stay(tmp_path, monkeypatch):
+  monkeypatch.setattr(probe_features, 'MAX_BYTES', 250)
+  (tmp_path / 'a file').write_text('')
+  for age, name in enumerate('abcd'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'x.npy').write_bytes(bytes(100))
+    os.utime(tmp_path / name, (10_000 - age, 10_000 - age))
+  probe_features._drop_oldest(tmp_path / 'd')
+  assert {path.name for path in tmp_path.iterdir()} == {'a file', 'a', 'd'}
+  monkeypatch.setattr(probe_features, 'MAX_BYTES', 50)
+  probe_features._drop_oldest(tmp_path / 'd')
+  assert {path.name for path in tmp_path.iterdir()} == {'a file', 'd'}
 
 
 def test_features_are_stored(finished, tmp_path):

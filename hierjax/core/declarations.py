@@ -35,8 +35,8 @@ def _durations(prefix: str, text: str, epochs: float | None) -> tuple[Option, ..
 
 
 # fmt: off
-SOURCES = ('auto', 'csv', 'folders', 'parquet', 'packed', 'toy', 'stanford_cars', 'compcars',
-           'fgvc_aircraft', 'cifar100', 'cub200', 'tfds')
+SOURCES = ('auto', 'csv', 'folders', 'parquet', 'packed', 'webdataset', 'toy', 'stanford_cars',
+           'compcars', 'fgvc_aircraft', 'cifar100', 'cub200', 'tfds')
 ENCODINGS = ('utf-8', 'utf-16', 'cp1250', 'cp1251', 'cp1252', 'latin-1', 'shift_jis', 'gb18030',
              'big5', 'euc_kr')
 NOVELTY_SCORES = ('auto', 'softmax', 'energy', 'entropy', 'mahalanobis', 'cosine',
@@ -65,8 +65,9 @@ _DATA = (
   Option('data.source', 'auto', 'layout of the data; auto: what data.root holds, toy without it',
          choices=SOURCES),
   Option('data.root', None,
-         'FOLDER, FILE.csv, hf:OWNER/NAME[@REVISION], tfds:NAME[/CONFIG][:VERSION], or, for '
-         'hierjax describe without data, classes:make=49,model=196'),
+         'FOLDER, FILE.csv, FILES-{000..123}.tar, hf:OWNER/NAME[@REVISION], '
+         'tfds:NAME[/CONFIG][:VERSION], or, for hierjax describe without data, '
+         'classes:make=49,model=196'),
   Option('data.taxonomy', None, 'taxonomy CSV; None: ROOT/taxonomy.csv, or by the labels'),
   Option('data.levels', (),
          'names of the levels, coarse to fine: of class folders by depth, of a CSV the columns',

@@ -31,6 +31,11 @@ class Names(Sequence):
     end = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
     return cls(b''.join(encoded), np.append(0, end[:-1])[: len(end)], end)
 
+  @classmethod
+  def from_ends(cls, data: np.ndarray, end: np.ndarray) -> Self:
+    """Return strings that follow each other: uint8 [n], and int64 [N], where each ends."""
+    return cls(data.tobytes(), np.append(0, end[:-1])[: len(end)], end)
+
   def __len__(self) -> int:
     return len(self.start)
 

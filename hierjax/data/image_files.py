@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Sequence
@@ -85,9 +86,7 @@ class LimitedReader:
     data = self.reader(i)
     if not isinstance(data, bytes):
       return data
-    if len(data) > self.max_bytes:
-      text = f'has {len(data)} bytes, more than the {self.max_bytes} of data.max_bytes'
-      raise OSError(errno.EOVERFLOW, text)
+    _check_size(len(data), self.max_bytes)
     part = data if isinstance(data, decoding.Part) else decoding.Part(data)
     part.decoding = self.decoding
     return part
@@ -108,7 +107,7 @@ def with_limits(reader: Reader, options: ConfigDict) -> Reader:
     reader: of a table.
     options: `config.data`.
   """
-  if isinstance(reader, FileReader):
+  if isinstance(reader, FileReader | SliceReader):
     reader = dataclasses.replace(reader, max_bytes=options.max_bytes)
   how = decoding.Decoding(options.max_pixels, options.deep_range)
   if how == decoding.DEFAULT and options.max_bytes == MAX_BYTES:
@@ -149,6 +148,59 @@ class FileReader:
     files = Names.pack(self.files)[np.asarray(index, int)]
     boxes = self.boxes and [self.boxes[i] for i in index]
     return dataclasses.replace(self, files=files, boxes=boxes)
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceReader:
+  """Reads images that lie one after the other in larger files, which are mapped into memory.
+
+  Attributes:
+    paths: of the files.
+    file: int [N], in which file each image lies.
+    start: int64 [N], where it begins.
+    end: int64 [N], where it ends.
+    max_bytes: the most bytes of an image.
+  """
+
+  paths: Sequence[str]
+  file: np.ndarray
+  start: np.ndarray
+  end: np.ndarray
+  max_bytes: int = MAX_BYTES
+
+  @classmethod
+  def from_ends(cls, paths: Sequence[str], ends: Sequence[np.ndarray]) -> 'SliceReader':
+    """Return a reader of files without gaps; of each file int64 [n], where each image ends."""
+    file = np.repeat(np.arange(len(paths), dtype=np.int32), list(map(len, ends)))
+    start = np.concatenate([np.append(0, end[:-1])[: len(end)] for end in ends])
+    return cls(paths, file, start, np.concatenate(ends))
+
+  def __call__(self, i: int) -> bytes:
+    start, end = int(self.start[i]), int(self.end[i])
+    # before it is read: a file may claim an image of any size
+    _check_size(end - start, self.max_bytes)
+    return _mapped(self.paths[self.file[i]])[start:end].tobytes()
+
+  def select(self, index: np.ndarray) -> 'SliceReader':
+    """Return a reader of the images with these numbers.
+
+    Args:
+      index: int [n].
+    """
+    parts = {name: getattr(self, name)[index] for name in ('file', 'start', 'end')}
+    return dataclasses.replace(self, **parts)
+
+
+# each holds a descriptor, of which a process may have a thousand
+@functools.lru_cache(maxsize=128)
+def _mapped(path):
+  return np.memmap(path, np.uint8, 'r')
+
+
+def _check_size(size, limit):
+  if size > limit:
+    text = f'has {size} bytes, more than the {limit} of data.max_bytes'
+    raise OSError(errno.EOVERFLOW, text)
 
 
 def check_path(file: str, where: str, findings: Findings) -> str | None:

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError
-from hierjax.data import decoding, lint_taxonomy, sources, splits, taxonomies
+from hierjax.data import decoding, lint_taxonomy, sources, splits, taxonomies, webdataset
 from hierjax.data.dataset import Reader, Table
 from hierjax.data.findings import SEVERITIES, Finding, Findings
 from hierjax.data.lint_taxonomy import Origin, listed, plural
@@ -127,7 +127,7 @@ def _check_data(options, table, data, taxonomy, origin, findings, report, progre
       splits.examples_of(data, options, option)
     except UserError as error:
       findings.add('warning', '', 'no split to train with', str(error))
-  rows = _rows(table, options.root)
+  rows = _rows(table, options.root and webdataset.base_folder(pathlib.Path(options.root)))
   _check_labels(table, rows, findings)
   if exclusive:
     _check_coverage(exclusive, origin, table.path or name, rows, options.train, findings, report)

@@ -5,8 +5,6 @@ A packed folder has images.bin, the bytes of all image files one after the other
 names as UTF-8 in `names` and `name_end`; taxonomy.csv; and packed.json, which is written last.
 """
 
-import dataclasses
-import functools
 import hashlib
 import itertools
 import pathlib
@@ -20,7 +18,7 @@ from ml_collections import ConfigDict
 from hierjax.core import archives, files, json_files
 from hierjax.core.errors import UserError
 from hierjax.core.names import Names
-from hierjax.data import decoding, split_record, workers
+from hierjax.data import decoding, image_files, split_record, workers
 from hierjax.data.dataset import Dataset, Examples, Table
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import Taxonomy
@@ -204,33 +202,6 @@ def _is_sound(arrays, splits, size, taxonomy):
     return False
 
 
-@dataclasses.dataclass(frozen=True)
-class PackedReader:
-  """Reads the bytes of images from a file that is mapped into memory.
-
-  Attributes:
-    path: of the file.
-    start: int64 [N], where each image begins.
-    end: int64 [N], where it ends.
-  """
-
-  path: str
-  start: np.ndarray
-  end: np.ndarray
-
-  def __call__(self, i: int) -> bytes:
-    return _mapped(self.path)[self.start[i] : self.end[i]].tobytes()
-
-  def select(self, index: np.ndarray) -> 'PackedReader':
-    """Return a reader of the images with these numbers, int [n]."""
-    return PackedReader(self.path, self.start[index], self.end[index])
-
-
-@functools.lru_cache(maxsize=16)
-def _mapped(path):
-  return np.memmap(path, np.uint8, 'r')
-
-
 def read(
   options: ConfigDict, root: pathlib.Path, taxonomy: Taxonomy | None, findings: Findings
 ) -> Table:
@@ -262,12 +233,10 @@ def read(
     raise UserError(f'{root / IMAGES}: is missing or cut short; pack the data again')
   if not _is_sound(arrays, splits, size, taxonomy):
     raise UserError(f'{root / TABLE}: is no table of these images; pack the data again')
-  end, name_end = arrays['end'], arrays['name_end']
-  start, name_start = (np.append(0, ends[:-1])[: len(ends)] for ends in (end, name_end))
   return Table(
     taxonomy,
-    Names(arrays['names'].tobytes(), name_start, name_end),
+    Names.from_ends(arrays['names'], arrays['name_end']),
     arrays['labels'],
     [splits[k] for k in arrays['split'].tolist()],
-    PackedReader(str(root / IMAGES), start, end),
+    image_files.SliceReader.from_ends([str(root / IMAGES)], [arrays['end']]),
   )

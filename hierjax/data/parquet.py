@@ -4,19 +4,17 @@ SPLIT.parquet, SPLIT-00000-of-00001.parquet or SPLIT/0000.parquet with a column 
 each level, LEVEL_label or LEVEL: names, or integers in the taxonomy's order.
 """
 
-import functools
 import pathlib
-import re
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError
-from hierjax.data import csv_columns, taxonomies
+from hierjax.data import csv_columns, split_names, taxonomies
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
-from hierjax.data.split_names import split_of
-from hierjax.data.store import Store, open_store, read_image
+from hierjax.data.image_files import SliceReader
+from hierjax.data.store import IMAGES, Store, open_store
 from hierjax.taxonomy import Taxonomy
 
 
@@ -65,7 +63,7 @@ def read(
       f'{", ".join(columns)}'
     )
   named = (c for c in columns if c.casefold() in csv_columns.SPLITS and c not in labels.values())
-  split = next((c for c in named if all(map(split_of, _words(stores, c)))), None)
+  split = next((c for c in named if all(map(split_names.split_of, _words(stores, c)))), None)
   unused = [c for level, c in all_labels.items() if level not in taxonomy.levels and c != split]
   if unused:
     findings.note(f'Parquet columns {", ".join(unused)} are not used')
@@ -76,30 +74,19 @@ def read(
       text = f'row {i + 1}: labels {rows[i].tolist()} contradict the taxonomy ({levels})'
       findings.error(str(path), 'label contradicts the taxonomy', text)
   names = [path.relative_to(root).as_posix() for path in paths]
-  ends = np.cumsum([store.rows for store in stores])
   return Table(
     taxonomy,
     [f'{name}:{i}' for name, store in zip(names, stores) for i in range(store.rows)],
     taxonomy.complete(np.concatenate(ids)),
     _splits(options, root, paths, stores, split, findings),
-    functools.partial(read_image, folders=[str(store.folder) for store in stores], ends=ends),
+    SliceReader.from_ends([str(s.folder / IMAGES) for s in stores], [s.ends() for s in stores]),
   )
 
 
 def _splits(options, root, paths, stores, column, findings):
   """The split of each row, by the name of its file or of a folder above it, else by a column."""
-  names = []
-  for path in paths:
-    # shards are called SPLIT-00000-of-00001, or, as the hub converts, SPLIT/0000
-    stem = re.sub(r'[-_.]?\d+([-_.]of[-_.]\d+)?$', '', path.stem)
-    places = [stem, *reversed(path.relative_to(root).parts[:-1])]
-    places = [p for p in places if p in (options.train, options.val) or split_of(p)]
-    meanings = {split_of(place) or place for place in places}
-    if len(meanings) > 1:
-      text = f'its names say {" and ".join(sorted(meanings))}; rename the file or a folder'
-      findings.error(str(path), 'splits', text)
-    names.append(places[0] if places else None)
-  if not any(names):
+  names = split_names.of_files(options, root, paths, findings)
+  if names is None:
     splits = _class_names(stores, column) if column else None
     if '' in (splits or ()):
       text = f'row {splits.index("") + 1} has no {column}; give one to every row'
@@ -111,11 +98,6 @@ def _splits(options, root, paths, stores, column, findings):
       listing = ', '.join(path.relative_to(root).as_posix() for path in paths[:3])
       findings.note(f'no Parquet file or folder is called like a split: {listing}')
     return None
-  for i, path in enumerate(paths):
-    if names[i] is None:
-      names[i] = path.parent.name if path.stem.isdecimal() else path.stem.split('-')[0]
-      text = f'is called like no split; its {stores[i].rows} rows are a split {names[i]!r}'
-      findings.warn(str(path), 'files beside splits', text)
   return [name for name, store in zip(names, stores) for _ in range(store.rows)]
 
 

@@ -1,9 +1,9 @@
 """Loads the data set that `config.data` names.
 
-Sources are labels.csv and images, nested class folders, Parquet (in a folder or on the hub), what
-`hierjax pack` wrote, the original layouts of published data sets, and the drawn toy set. A folder
-may hold taxonomy.csv; else the taxonomy is derived from the labels. Splits that the data do not
-name are made.
+Sources are labels.csv and images, nested class folders, Parquet (in a folder or on the hub),
+WebDataset tars, what `hierjax pack` wrote, the original layouts of published data sets, and the
+drawn toy set. A folder may hold taxonomy.csv; else the taxonomy is derived from the labels. Splits
+that the data do not name are made.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ from hierjax.data import (
   splits,
   taxonomies,
   toy,
+  webdataset,
 )
 from hierjax.data.dataset import Dataset, Examples, Table, subset, with_features
 from hierjax.data.findings import Findings
@@ -44,12 +45,12 @@ READERS = {
   'folders': folders.read,
   'parquet': parquet.read,
   'packed': packed.read,
+  'webdataset': webdataset.read,
   **{name: functools.partial(published.read, source=name) for name in published.LAYOUTS},
 }
-CSV_OPTIONS = tuple(
-  f'data.{name}'
-  for name in 'file_column split_column image_root delimiter encoding fold_case'.split()
-)
+NAMED = ('csv', 'folders', 'webdataset')  # sources whose labels are names of classes
+CSV_OPTIONS = ('data.file_column', 'data.image_root', 'data.delimiter', 'data.encoding')
+COLUMN_OPTIONS = ('data.split_column', 'data.fold_case')
 MAX_CLASSES = 1_000_000  # of a level of root 'classes:'
 
 
@@ -153,12 +154,13 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     return _draw_toy(options, findings)
   if root is None:
     raise UserError(f'--config.data.source={source} needs --config.data.root=FOLDER')
-  if not (root.is_dir() or source == 'tfds' or (source == 'csv' and root.exists())):
+  is_named_otherwise = source in ('tfds', 'webdataset') or (source == 'csv' and root.exists())
+  if not (root.is_dir() or is_named_otherwise):
     raise UserError(f'--config.data.root={options.root}: no such folder')
   taxonomy, origin, path = None, None, taxonomy_file(options, root)
   if path:
     # numbers in Parquet and in published layouts count the classes of the file as it is
-    homonyms = options.homonyms if source in ('csv', 'folders') else 'merge'
+    homonyms = options.homonyms if source in NAMED else 'merge'
     taxonomy, rows = taxonomies.read(path, options.multi, findings, homonyms)
     origin = str(path), rows
   table = READERS[source](options, root, taxonomy, findings)
@@ -166,7 +168,7 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     taxonomies.check_names(table.taxonomy, str(root), findings)
   if origin and not table.taxonomy.multi:
     table.origin = origin
-  if source not in ('csv', 'folders', 'toy'):
+  if source not in (*NAMED, 'toy'):
     rows = table.origin or (str(root), [(0, row) for row in table.taxonomy.rows()])
     silent = Findings(gather=True)
     lint_taxonomy.check(table.taxonomy, lint_taxonomy.Origin(*rows), silent)
@@ -182,11 +184,11 @@ def taxonomy_file(options: ConfigDict, root: pathlib.Path | None) -> pathlib.Pat
 
   Args:
     options: `config.data`, whose taxonomy comes first.
-    root: the folder that may hold taxonomy.csv, or a file in it.
+    root: the folder that may hold taxonomy.csv, or a file or a pattern of tars in it.
   """
   if options.taxonomy:
     return pathlib.Path(options.taxonomy).expanduser()
-  path = (root.parent if root.is_file() else root) / 'taxonomy.csv' if root else None
+  path = webdataset.base_folder(root) / 'taxonomy.csv' if root else None
   return path if path and path.exists() else None
 
 
@@ -198,6 +200,8 @@ def _detect(name, root, findings):
     return 'tfds'
   if (root / packed.FILE).exists():
     return 'packed'
+  if root.suffix == '.tar' and not root.is_dir():
+    return 'webdataset'
   # a link to nowhere is a mistake to report, not a reason to look for folders
   if root.is_file() or os.path.lexists(root / 'labels.csv'):
     return 'csv'
@@ -207,12 +211,20 @@ def _detect(name, root, findings):
       if file.name != 'taxonomy.csv':
         findings.warn(file, 'files', 'is not read, as Parquet is; --config.data.root=FILE reads it')
     return layout or 'parquet'
-  return 'csv' if read_csv.find(root, findings) else 'folders'
+  if read_csv.find(root, findings):
+    return 'csv'
+  archives = webdataset.tars(root)
+  if archives and not folders.find_images(root, Findings(gather=True)):
+    return 'webdataset'
+  if archives:
+    text = 'is not read, as images beside it are; --config.data.source=webdataset reads tars'
+    findings.warn(archives[0], 'files', text)
+  return 'folders'
 
 
 def _check_idle(options, source, findings):
   """Note the options that are set and count only with another one, which is not."""
-  is_named, augment = source in ('csv', 'folders'), options.augment
+  is_named, augment = source in NAMED, options.augment
   is_guided = augment.enabled and (augment.guided_crop or augment.guided_mask)
   needs = {
     'data.crop_margin': ('data.crop_boxes', options.crop_boxes),
@@ -224,7 +236,10 @@ def _check_idle(options, source, findings):
     'data.toy.': ('data.source=toy', source == 'toy'),
     'data.tag_separator': ('data.multi', options.multi),
     **dict.fromkeys(CSV_OPTIONS, ('a CSV file', source == 'csv')),
-    **dict.fromkeys(('data.levels', 'data.homonyms'), ('a CSV file or class folders', is_named)),
+    **dict.fromkeys(COLUMN_OPTIONS, ('a CSV file or tars', source in ('csv', 'webdataset'))),
+    **dict.fromkeys(
+      ('data.levels', 'data.homonyms'), ('a CSV file, class folders or tars', is_named)
+    ),
   }
   for prefix, (other, is_on) in needs.items():
     for name in () if is_on else [name for name in OPTIONS if name.startswith(prefix)]:

@@ -1,5 +1,6 @@
 """Which names mean a split: 'training_set' is train, 'Test images' is test, 'valid' is val."""
 
+import pathlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -46,6 +47,42 @@ def _words(name):
 def is_word(name: str) -> bool:
   """Whether a name is one of the usual words, nothing more, in any case."""
   return name.casefold() in _SPLIT
+
+
+def of_files(
+  options: ConfigDict, root: pathlib.Path, paths: Sequence[pathlib.Path], findings: Findings
+) -> list[str] | None:
+  """Name the split of each file by its name, else by a folder above it.
+
+  Args:
+    options: `config.data`.
+    root: the folder of the data.
+    paths: of the files below it, which hold many examples each.
+    findings: receives an error for names that contradict each other, and the files that are called
+      like no split.
+
+  Returns:
+    None if no file is called like a split.
+  """
+  names = []
+  for path in paths:
+    # shards are called SPLIT-00000-of-00001, or, as the hub converts, SPLIT/0000
+    stem = re.sub(r'[-_.]?\d+([-_.]of[-_.]\d+)?$', '', path.stem)
+    places = [stem, *reversed(path.relative_to(root).parts[:-1])]
+    places = [p for p in places if p in (options.train, options.val) or split_of(p)]
+    meanings = {split_of(place) or place for place in places}
+    if len(meanings) > 1:
+      text = f'its names say {" and ".join(sorted(meanings))}; rename the file or a folder'
+      findings.error(str(path), 'splits', text)
+    names.append(places[0] if places else None)
+  if not any(names):
+    return None
+  for i, path in enumerate(paths):
+    if names[i] is None:
+      names[i] = path.parent.name if path.stem.isdecimal() else path.stem.split('-')[0]
+      text = f'is called like no split; what it holds is a split {names[i]!r}'
+      findings.warn(str(path), 'files beside splits', text)
+  return names
 
 
 def unify(options: ConfigDict, splits: Sequence[str], findings: Findings) -> list[str]:

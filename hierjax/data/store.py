@@ -5,25 +5,25 @@ labels_K.npy of int32 codes for column K of labels (-1 unknown), and meta.json w
 names: a name from elsewhere is no part of a path.
 """
 
-import functools
+import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hierjax.core import json_files
+from hierjax.core import archives, files, json_files
 from hierjax.core.errors import UserError
 from hierjax.data import parquet_pages
 
 IMAGE_COLUMNS = ('img', 'image', 'images')
-
-
+IMAGES = 'images.bin'
 MAX_GROWTH = 64  # bytes of the copy over those of the file; images hardly shrink in it
 MAX_ROWS = 1 << 20  # of a file with fewer bytes than rows
 MAX_NAME = 1000  # letters of a class
@@ -49,30 +49,36 @@ class Store(NamedTuple):
     """int32 [rows], the codes of a column, -1 unknown."""
     return np.load(self.folder / f'labels_{self.columns[column].number}.npy')
 
-
-@functools.lru_cache(maxsize=64)
-def _mapped(folder):
-  return np.memmap(f'{folder}/images.bin', np.uint8, 'r'), np.load(f'{folder}/ends.npy')
-
-
-def read_image(i: int, *, folders: Sequence[str], ends: np.ndarray) -> bytes:
-  """Read the bytes of an image.
-
-  Args:
-    i: its number in stores whose rows follow each other.
-    folders: of the stores.
-    ends: int [number of stores], where the rows of each end.
-  """
-  store = int(np.searchsorted(ends, i, side='right'))
-  row = i - int(ends[store - 1] if store else 0)
-  data, stops = _mapped(folders[store])
-  return data[stops[row - 1] if row else 0 : stops[row]].tobytes()
+  def ends(self) -> np.ndarray:
+    """int64 [rows], where each image ends in the file `IMAGES`."""
+    return np.load(self.folder / 'ends.npy')
 
 
 def cache_folder() -> pathlib.Path:
   """The folder of converted data: $XDG_CACHE_HOME/hierjax or ~/.cache/hierjax."""
   cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   return pathlib.Path(cache) / 'hierjax'
+
+
+def cached(kind: str, key: Any, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Return arrays from the user's cache; make them first if it has none, or damaged ones.
+
+  Args:
+    kind: the folder of the cache.
+    key: what the arrays depend on, as JSON holds it.
+    make: returns the arrays. Where they cannot be written, they are made each time.
+  """
+  name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+  path = cache_folder() / kind / f'{name}.npz'
+  try:
+    return archives.read(path, path.stat().st_size)
+  except (OSError, UserError):
+    arrays, content = make(), io.BytesIO()
+  np.savez(content, **arrays)
+  with contextlib.suppress(OSError):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, content.getvalue())
+  return arrays
 
 
 def open_store(path: pathlib.Path, max_bytes: int) -> Store:
@@ -201,7 +207,7 @@ def _bomb(path, size, limit):
 def _copy(path, batches, image, columns, folder, max_bytes, limit):
   """Write the images; returns where each ends, and {column: its values}."""
   values, distinct, ends, end = {c: [] for c in columns}, {}, [], 0
-  with open(folder / 'images.bin', 'wb') as out:
+  with open(folder / IMAGES, 'wb') as out:
     for batch in batches:
       for item in batch.column(image):
         data = _image_bytes(path, image, item.as_py())

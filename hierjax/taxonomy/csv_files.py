@@ -90,6 +90,11 @@ class CsvColumns(NamedTuple):
   columns: dict[str, Column]
   rows: np.ndarray
   notes: list[str]
+  path: pathlib.Path
+
+  def where(self, i: int | None = None) -> str:
+    """Return the 'FILE:ROW' of the i-th row, or of the header."""
+    return f'{self.path}:{1 if i is None else self.rows[i]}'
 
   def table(self) -> 'CsvFile':
     """Return the content by rows."""
@@ -164,7 +169,7 @@ def read_columns(
     numbers, cells = zip(*rows) if rows else ((), ())
     encoded = map(Column.encode, zip(*cells) if rows else [()] * len(columns))
     content = dict(zip(columns, encoded)), np.array(numbers, np.int64)
-  return CsvColumns(*content, notes)
+  return CsvColumns(*content, notes, file)
 
 
 def _guess_encoding(path, file, notes):

@@ -70,6 +70,8 @@ FLAGS = (
        'export, pack: the new folder; predict: FILE.jsonl, .csv or .parquet; a rerun completes it; '
        'regions: the CSV file, by default WORKDIR/regions.csv', 'predict export pack regions'),
   Flag('maps', False, 'export: with what heat maps need, of models that have them', 'export', bool),
+  Flag('sample', None, 'lint: decode only so many images of each split, evenly spaced', 'lint', int,
+       1),
   Flag('classes', None,
        'predict, evaluate: file with the classes that are possible, of any level: one name a line, '
        'or a CSV with a column class, or columns called by levels', 'predict evaluate'),

@@ -52,6 +52,12 @@ def write(path: str | os.PathLike, content: str | bytes) -> pathlib.Path:
   return path
 
 
+def cache_folder(name: str) -> pathlib.Path:
+  """Return a folder of the user's cache, ~/.cache/hierjax/NAME, which need not exist."""
+  home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+  return home / 'hierjax' / name
+
+
 def csv_text(rows: Iterable[Iterable]) -> str:
   """Write rows of cells as the text of a CSV file."""
   text = io.StringIO(newline='')

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hierjax.core import terminal
+from hierjax.core import files, terminal
 from hierjax.core.errors import UserError
 
 AXIS = 'data'
@@ -60,6 +60,8 @@ def start(
   Raises:
     UserError: the arguments don't fit, or the others cannot be reached.
   """
+  coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS', '')
+  processes, process = _number('NUM_PROCESSES', processes), _number('PROCESS_ID', process)
   explicit = bool(coordinator), processes is not None, process is not None
   if any(explicit) and not all(explicit):
     raise UserError(
@@ -96,6 +98,16 @@ def start(
   # processes (jax 0.10.2)
   if jax.default_backend() == 'cpu':
     jax.config.update('jax_enable_compilation_cache', False)
+
+
+def _number(name, value):
+  """The value of an argument, else that of an environment variable."""
+  text = os.environ.get(f'JAX_{name}')
+  if value is not None or text is None:
+    return value
+  if not text.isdecimal():
+    raise UserError(f'JAX_{name}={text[:40]}: is no number')
+  return int(text)
 
 
 def _check(coordinator: str, processes: int, process: int, wait: int) -> None:
@@ -203,19 +215,13 @@ def stop(code: int, together: bool) -> None:
     os._exit(code)
 
 
-def cache_folder(name: str) -> pathlib.Path:
-  """Return a folder of the user's cache, ~/.cache/hierjax/NAME, which need not exist."""
-  home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
-  return home / 'hierjax' / name
-
-
 def use_compilation_cache() -> None:
   """Let jax cache what it compiles in ~/.cache/hierjax/jax, unless it has a folder for that.
 
   JAX_COMPILATION_CACHE_DIR names another one, and JAX_ENABLE_COMPILATION_CACHE=false does without.
   """
   if not jax.config.jax_compilation_cache_dir:
-    jax.config.update('jax_compilation_cache_dir', str(cache_folder('jax')))
+    jax.config.update('jax_compilation_cache_dir', str(files.cache_folder('jax')))
   # with several CPU devices in a process, programs from the cache confuse their collectives
   if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
     jax.config.update('jax_enable_compilation_cache', False)

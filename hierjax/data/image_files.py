@@ -182,11 +182,7 @@ class SliceReader:
     return _mapped(self.paths[self.file[i]])[start:end].tobytes()
 
   def select(self, index: np.ndarray) -> 'SliceReader':
-    """Return a reader of the images with these numbers.
-
-    Args:
-      index: int [n].
-    """
+    """Return a reader of the images with these numbers, int [n]."""
     parts = {name: getattr(self, name)[index] for name in ('file', 'start', 'end')}
     return dataclasses.replace(self, **parts)
 

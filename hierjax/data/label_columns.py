@@ -6,6 +6,7 @@ the taxonomy implies is filled in. csv_columns.py finds out which column holds w
 """
 
 import array
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -34,13 +35,12 @@ class _TagColumns(NamedTuple):
   flags: dict[str, int]
 
 
-class Labelled(NamedTuple):
-  """Columns whose meaning is known, their taxonomy, and where it stands, as `Table.origin`."""
+class Members(CsvColumns):
+  """Columns of examples in larger files; these have names in place of row numbers."""
 
-  content: CsvColumns
-  taxonomy: Taxonomy | Mixed
-  tag_columns: _TagColumns
-  origin: tuple | None
+  def where(self, i: int | None = None) -> str:
+    """Return 'FOLDER/FILE/MEMBER' of an example, or the folder."""
+    return str(self.path) if i is None else f'{self.path}/{self.columns["file"].cell(i)}'
 
 
 class _Part(NamedTuple):
@@ -57,28 +57,49 @@ class _Part(NamedTuple):
   labels: np.ndarray | None = None
 
 
-def assign(
+def named(
+  column: Column, level: str, taxonomy: Taxonomy | None, where: str | os.PathLike
+) -> Column:
+  """Replace numbers, counted from 0, by names of classes; without a taxonomy they get to sort well.
+
+  A column is returned as it is if not all of its cells are numbers, or if they are names.
+  """
+  values = {value for value in column.values if value}
+  names = taxonomy.names[taxonomy.index(level)] if taxonomy and level in taxonomy.levels else ()
+  if not all(map(str.isdecimal, values)) or values <= {*names} or (taxonomy and not names):
+    return column
+  if not taxonomy:
+    width = max(map(len, values))
+    return column.renamed(value and value.zfill(width) for value in column.values)
+  numbers = list(map(int, values))
+  if max(numbers) >= len(names):
+    text = f'goes from {min(numbers)} to {max(numbers)}, the taxonomy has {len(names)} classes'
+    raise UserError(f'{where}: {level} {text} of {level}')
+  return column.renamed(value and names[int(value)] for value in column.values)
+
+
+def encode(
   options: ConfigDict, content: CsvColumns, taxonomy: Taxonomy | Mixed | None, findings: Findings
-) -> Labelled:
-  """Find out what columns mean, and make a taxonomy of them where there is none.
+) -> Table:
+  """Return the table of columns, without a reader; a repeated row is left out.
 
   Args:
     options: `config.data`.
-    content: the columns, of which one is 'file' or names files.
+    content: the columns, as `csv_columns.assign` calls them.
     taxonomy: that of taxonomy.csv; None derives it from the labels.
     findings: receives what is wrong, and what was guessed.
 
   Raises:
     UserError: the columns hold no labels.
   """
-  path = content.path
-  content = csv_columns.assign(options, content.where(), content, taxonomy, findings)
-  columns = content.columns
+  path, columns = content.path, content.columns
   _unify_spellings(options, path, columns, taxonomy, findings)
   sets = _read_sets(options, path, columns, taxonomy, findings)
   taxonomy, origin = _complete_taxonomy(options, path, content, sets, taxonomy, findings)
   tag_columns = _check_columns(content.where(), columns, sets, taxonomy, findings)
-  return Labelled(content, taxonomy, tag_columns, origin)
+  table = _read_rows(content, taxonomy, tag_columns, findings)
+  table.origin = origin
+  return table
 
 
 def _unify_spellings(options, path, columns, taxonomy, findings):
@@ -239,16 +260,8 @@ def _tag_columns(tags):
   return index
 
 
-def encode(labelled: Labelled, findings: Findings) -> Table:
-  """Return the table of columns, without a reader; labels are complete where there are no tags.
-
-  Repeated rows are left out.
-
-  Args:
-    labelled: the columns.
-    findings: receives what is wrong with the rows.
-  """
-  content, taxonomy, tag_columns, origin = labelled
+def _read_rows(content, taxonomy, tag_columns, findings):
+  """The table; labels are complete where there are no tags. Repeated rows are left out."""
   columns, exclusive, tags = content.columns, taxonomy.table('exclusive'), taxonomy.table('tags')
   n = len(content.rows)
   paths, is_valid = _normal_paths(columns['file'])
@@ -282,7 +295,7 @@ def encode(labelled: Labelled, findings: Findings) -> Table:
     findings.note(f'{content.path.name}: {text}')
   rows = np.flatnonzero(~is_repeated)
   labels = np.zeros((len(rows), 0), np.int32)
-  table = Table(taxonomy, paths.values[paths.codes[rows]], labels, None, None, origin=origin)
+  table = Table(taxonomy, paths.values[paths.codes[rows]], labels, None, None)
   table.rows = array.array('q', content.rows[rows].tobytes())
   table.invalid.update(np.flatnonzero(~is_valid[rows]).tolist())
   table.multi = None if multi is None else multi[rows]

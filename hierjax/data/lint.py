@@ -4,8 +4,8 @@ The readers of training report what is wrong by themselves. Here is what only li
 classes without images, unreadable images, images with the same bytes; and lint_taxonomy.py.
 """
 
-import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError
-from hierjax.data import decoding, lint_taxonomy, sources, splits, taxonomies, webdataset
+from hierjax.data import decoding, lint_taxonomy, sources, splits, taxonomies, webdataset, workers
 from hierjax.data.dataset import Reader, Table
 from hierjax.data.findings import SEVERITIES, Finding, Findings
 from hierjax.data.lint_taxonomy import Origin, listed, plural
@@ -68,7 +68,10 @@ class Report:
 
 
 def check(
-  options: ConfigDict, images: bool = True, progress: Callable[[int, int], None] | None = None
+  options: ConfigDict,
+  images: bool = True,
+  progress: Callable[[int, int], None] | None = None,
+  sample: int | None = None,
 ) -> Report:
   """Check the data that `config.data` names; a taxonomy alone if it has no root.
 
@@ -77,6 +80,7 @@ def check(
     images: whether to look for the files, decode all images and compare their bytes.
     progress: called with the numbers of images that are decoded and that there are, where these
       are many.
+    sample: decode only so many images of each split, evenly spaced; None decodes all.
 
   Returns:
     The report. Nothing is raised: what cannot be read is an error in the report.
@@ -102,12 +106,13 @@ def check(
     except UserError as error:
       findings.caught(error)
   if taxonomy:
-    _check_data(options, table, data, taxonomy, origin, findings, report, progress)
+    look = functools.partial(_check_images, progress=progress, sample=sample)
+    _check_data(options, table, data, taxonomy, origin, findings, report, look)
   report.problems = findings.problems
   return report
 
 
-def _check_data(options, table, data, taxonomy, origin, findings, report, progress):
+def _check_data(options, table, data, taxonomy, origin, findings, report, check_images):
   """The checks that only lint makes."""
   name = str(options.root or 'toy')
   exclusive, tags = taxonomy.table('exclusive'), taxonomy.table('tags')
@@ -138,7 +143,7 @@ def _check_data(options, table, data, taxonomy, origin, findings, report, progre
     divided = data.undiminished.splits.items() if data else ()
     assigned = {file: name for name, examples in divided for file in examples.files}
     rows = [row._replace(split=assigned.get(row.file, row.split)) for row in rows]
-    _check_images(table, rows, exclusive, findings, report, progress)
+    check_images(table, rows, exclusive, findings, report)
 
 
 class _Row(NamedTuple):
@@ -232,13 +237,16 @@ def _check_tags(table, tags, name, findings, report):
           findings.add('warning', name, 'class without images', text)
 
 
-def _check_images(table, rows, taxonomy, findings, report, progress):
-  """Decode all images, and report those that cannot be read and those with the same bytes."""
+def _check_images(table, rows, taxonomy, findings, report, progress, sample):
+  """Decode images, and report those that cannot be read and those with the same bytes."""
   rows = [row for row in rows if row.index not in table.invalid | table.missing]
-  with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  named, missing = len(rows) + len(table.missing), len(table.missing)
+  rows, scope = (_sampled(rows, sample), ' of those decoded') if sample else (rows, '')
+  tasks = ((table.reader, row.index) for row in rows)
+  with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # Pillow's about odd metadata, which name no file
     inspections = []
-    for inspection in pool.map(lambda row: inspect(table.reader, row.index), rows):
+    for inspection in workers.ordered_map(inspect, tasks, os.cpu_count() or 1):
       inspections.append(inspection)
       if progress and len(rows) >= LONG:
         progress(len(inspections), len(rows))
@@ -252,13 +260,24 @@ def _check_images(table, rows, taxonomy, findings, report, progress):
   _check_contrast(rows, inspections, findings)
   if taxonomy:
     _check_readable_classes(table, taxonomy, unreadable, findings)
-  missing = len(table.missing)
-  named = len(rows) + missing
   report.summary['files'] = {'named': named, 'missing': missing, 'unreadable': len(unreadable)}
-  report.headlines.append(f'  {named} files: {missing} missing, {len(unreadable)} unreadable')
+  text = f'  {named} files: {missing} missing, {len(unreadable)} unreadable{scope}'
+  if sample:
+    report.summary['files']['decoded'] = len(rows)
+    text += f', {len(rows)}: at most {sample} of each split, evenly spaced (--sample={sample})'
+  report.headlines.append(text)
   for group in groups.values():
     if len(group) > 1:
       _check_group(group, taxonomy, findings)
+
+
+def _sampled(rows, count):
+  """At most so many rows of each split, evenly spaced."""
+  groups = defaultdict(list)
+  for row in rows:
+    groups[row.split].append(row)
+  spaced = (np.linspace(0, len(g) - 1, min(count, len(g))).astype(int) for g in groups.values())
+  return [group[i] for group, index in zip(groups.values(), spaced) for i in index]
 
 
 class Inspection(NamedTuple):

@@ -10,12 +10,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core.errors import UserError
-from hierjax.data import csv_columns, split_names, taxonomies
+from hierjax.core.names import Names
+from hierjax.data import csv_columns, label_columns, split_names, taxonomies
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
 from hierjax.data.image_files import SliceReader
 from hierjax.data.store import IMAGES, Store, open_store
 from hierjax.taxonomy import Taxonomy
+from hierjax.taxonomy.csv_files import Column
 
 
 def files_below(root: pathlib.Path) -> list[pathlib.Path]:
@@ -55,7 +57,7 @@ def read(
         f'{paths[0]}: no column LEVEL_label ({", ".join(columns)}); to use others as levels, write '
         f'{root / "taxonomy.csv"}'
       )
-    taxonomy = _derive(stores, labels, str(root))
+    taxonomy = _derive(stores, labels, root)
     findings.note(f'taxonomy derived from Parquet: {taxonomies.describe(taxonomy)}')
   if not set(labels) & set(taxonomy.levels):
     raise UserError(
@@ -67,20 +69,17 @@ def read(
   unused = [c for level, c in all_labels.items() if level not in taxonomy.levels and c != split]
   if unused:
     findings.note(f'Parquet columns {", ".join(unused)} are not used')
-  ids = [_encode(p, store, labels, taxonomy, findings) for p, store in zip(paths, stores)]
-  for path, rows in zip(paths, ids):
-    for i in np.flatnonzero(~taxonomy.valid(rows)):
-      levels = ', '.join(taxonomy.levels)
-      text = f'row {i + 1}: labels {rows[i].tolist()} contradict the taxonomy ({levels})'
-      findings.error(str(path), 'label contradicts the taxonomy', text)
   names = [path.relative_to(root).as_posix() for path in paths]
-  return Table(
-    taxonomy,
-    [f'{name}:{i}' for name, store in zip(names, stores) for i in range(store.rows)],
-    taxonomy.complete(np.concatenate(ids)),
-    _splits(options, root, paths, stores, split, findings),
-    SliceReader.from_ends([str(s.folder / IMAGES) for s in stores], [s.ends() for s in stores]),
-  )
+  files = [f'{name}:{i}' for name, store in zip(names, stores) for i in range(store.rows)]
+  columns = {'file': Column(Names.pack(files), np.arange(len(files)))}
+  for level in (level for level in taxonomy.levels if level in labels):
+    columns[level] = _column(stores, labels[level], level, taxonomy, root)
+  content = label_columns.Members(columns, np.zeros(len(files), np.int64), [], root)
+  table = label_columns.encode(options, content, taxonomy, findings)
+  table.splits, table.rows = _splits(options, root, paths, stores, split, findings), None
+  images = [str(store.folder / IMAGES) for store in stores]
+  table.reader = SliceReader.from_ends(images, [store.ends() for store in stores])
+  return table
 
 
 def _splits(options, root, paths, stores, column, findings):
@@ -109,43 +108,17 @@ def _words(stores, column):
 def _derive(stores: list[Store], labels, root):
   """The taxonomy of the columns of labels; levels with fewer classes are coarser."""
   levels = sorted(labels, key=lambda level: len(_words(stores, labels[level])))
-  values = [_class_names(stores, labels[level]) for level in levels]
-  return taxonomies.derive(levels, [(root, row) for row in dict.fromkeys(zip(*values))])[0]
+  columns = [_column(stores, labels[level], level, None, root) for level in levels]
+  values = zip(*(column.take(slice(None)) for column in columns))
+  return taxonomies.derive(levels, [(str(root), row) for row in dict.fromkeys(values)])[0]
+
+
+def _column(stores, column, level, taxonomy, root):
+  """The labels of all rows."""
+  return label_columns.named(Column.encode(_class_names(stores, column)), level, taxonomy, root)
 
 
 def _class_names(stores, column):
-  """The class name of each row, '' if unknown; bare integers get leading zeros to sort well."""
-  values = []
-  for store in stores:
-    names, bare, _ = store.columns[column]
-    width = len(str(max(map(int, names)))) if bare and names else 0
-    names = [*(name.zfill(width) for name in names), '']
-    values += [names[code] for code in store.codes(column)]
-  return values
-
-
-def _encode(path, store, labels, taxonomy, findings):
-  """Class ids of a file's rows, int32 [rows, L]."""
-  ids = np.full((store.rows, len(taxonomy.levels)), -1, np.int32)
-  for k, level in enumerate(taxonomy.levels):
-    if level not in labels:
-      continue
-    names, bare, _ = store.columns[labels[level]]
-    # -1 at the end, where unknown labels point to
-    lookup = np.full(len(names) + 1, -1, np.int64)
-    if bare:
-      numbers = [int(name) for name in names]  # they stand in the order of the taxonomy
-      low, high = min(numbers, default=0), max(numbers, default=-1)
-      if high >= len(taxonomy.names[k]) or low < 0:
-        text = f'{labels[level]} goes from {low} to {high}, the taxonomy has '
-        text += f'{len(taxonomy.names[k])} classes of {level}'
-        findings.error(str(path), 'label not in the taxonomy', text)
-        continue
-      lookup[:-1] = numbers
-    for i, name in enumerate(() if bare else names):
-      try:
-        lookup[i] = taxonomy.encode({level: name})[k]
-      except UserError as error:
-        findings.error(str(path), 'label not in the taxonomy', str(error))
-    ids[:, k] = lookup[store.codes(labels[level])]
-  return ids
+  """The class name of each row, '' if unknown."""
+  names = [np.array([*store.columns[column].names, ''], object) for store in stores]
+  return [name for n, store in zip(names, stores) for name in n[store.codes(column)].tolist()]

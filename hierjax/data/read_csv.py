@@ -76,8 +76,8 @@ def read(
     findings.say(path, 'table', text)
   if not len(content.rows):
     findings.fatal(f'{path}:1', 'empty', 'has no example below the header')
-  labelled = label_columns.assign(options, content, taxonomy, findings)
-  columns = labelled.content.columns
+  content = csv_columns.assign(options, content.where(), content, taxonomy, findings)
+  columns = content.columns
   if 'file' not in columns:
     raise UserError(next(str(p) for p in findings.problems if p.stops))
   images = path.parent / pathlib.Path(options.image_root or '').expanduser()
@@ -85,7 +85,7 @@ def read(
     findings.fatal(f'--config.data.image_root={options.image_root}', 'root', 'no such folder')
   located = csv_paths.locate(columns['file'].values, images, path, findings)
   columns['file'] = columns['file']._replace(values=located.paths)
-  table = label_columns.encode(labelled, findings)
+  table = label_columns.encode(options, content, taxonomy, findings)
 
   def where(i):
     return f'{path}:{table.rows[i]}'

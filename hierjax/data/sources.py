@@ -48,9 +48,9 @@ READERS = {
   'webdataset': webdataset.read,
   **{name: functools.partial(published.read, source=name) for name in published.LAYOUTS},
 }
-NAMED = ('csv', 'folders', 'webdataset')  # sources whose labels are names of classes
+COLUMNS = ('csv', 'webdataset')
+NAMED = (*COLUMNS, 'folders')  # sources whose labels are names of classes
 CSV_OPTIONS = ('data.file_column', 'data.image_root', 'data.delimiter', 'data.encoding')
-COLUMN_OPTIONS = ('data.split_column', 'data.fold_case')
 MAX_CLASSES = 1_000_000  # of a level of root 'classes:'
 
 
@@ -236,10 +236,8 @@ def _check_idle(options, source, findings):
     'data.toy.': ('data.source=toy', source == 'toy'),
     'data.tag_separator': ('data.multi', options.multi),
     **dict.fromkeys(CSV_OPTIONS, ('a CSV file', source == 'csv')),
-    **dict.fromkeys(COLUMN_OPTIONS, ('a CSV file or tars', source in ('csv', 'webdataset'))),
-    **dict.fromkeys(
-      ('data.levels', 'data.homonyms'), ('a CSV file, class folders or tars', is_named)
-    ),
+    **dict.fromkeys(('data.split_column', 'data.fold_case'), ('columns', source in COLUMNS)),
+    **dict.fromkeys(('data.levels', 'data.homonyms'), ('a CSV file or class folders', is_named)),
   }
   for prefix, (other, is_on) in needs.items():
     for name in () if is_on else [name for name in OPTIONS if name.startswith(prefix)]:

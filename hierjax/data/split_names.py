@@ -52,14 +52,7 @@ def is_word(name: str) -> bool:
 def of_files(
   options: ConfigDict, root: pathlib.Path, paths: Sequence[pathlib.Path], findings: Findings
 ) -> list[str] | None:
-  """Name the split of each file by its name, else by a folder above it.
-
-  Args:
-    options: `config.data`.
-    root: the folder of the data.
-    paths: of the files below it, which hold many examples each.
-    findings: receives an error for names that contradict each other, and the files that are called
-      like no split.
+  """Name the split of each file of many examples by its name, else by a folder above it.
 
   Returns:
     None if no file is called like a split.

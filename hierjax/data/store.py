@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -54,22 +53,16 @@ class Store(NamedTuple):
     return np.load(self.folder / 'ends.npy')
 
 
-def cache_folder() -> pathlib.Path:
-  """The folder of converted data: $XDG_CACHE_HOME/hierjax or ~/.cache/hierjax."""
-  cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(cache) / 'hierjax'
-
-
 def cached(kind: str, key: Any, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
   """Return arrays from the user's cache; make them first if it has none, or damaged ones.
 
   Args:
-    kind: the folder of the cache.
-    key: what the arrays depend on, as JSON holds it.
-    make: returns the arrays. Where they cannot be written, they are made each time.
+    kind: the folder of the cache; where that cannot be written, the arrays are made each time.
+    key: what they depend on, as JSON holds it.
+    make: returns them.
   """
   name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
-  path = cache_folder() / kind / f'{name}.npz'
+  path = files.cache_folder(kind) / f'{name}.npz'
   try:
     return archives.read(path, path.stat().st_size)
   except (OSError, UserError):
@@ -96,7 +89,7 @@ def open_store(path: pathlib.Path, max_bytes: int) -> Store:
   """
   status = path.stat()
   key = f'2:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}'
-  folder = cache_folder() / 'parquet' / hashlib.sha256(key.encode()).hexdigest()[:24]
+  folder = files.cache_folder('parquet') / hashlib.sha256(key.encode()).hexdigest()[:24]
   if not folder.exists():
     try:
       folder.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ class Programs:
     parts = identity, _source(), jax.__version__, jaxlib.__version__, flax.__version__
     parts += jax.devices()[0].device_kind, sorted(jax.config.values.items())
     key = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
-    self._step, self._folder, self._key = step, parallel.cache_folder('programs'), key
+    self._step, self._folder, self._key = step, files.cache_folder('programs'), key
     self._exported, self._calls = {}, {}
 
   def variables(self) -> Any:

@@ -92,7 +92,7 @@ class Store:
 
 def folder(c: ConfigDict) -> pathlib.Path:
   """Return the folder of the features of all runs: probe.store, or one in the user's cache."""
-  return pathlib.Path(c.probe.store or parallel.cache_folder('features')).expanduser()
+  return pathlib.Path(c.probe.store or files.cache_folder('features')).expanduser()
 
 
 def compute(

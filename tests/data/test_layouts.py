@@ -4,6 +4,7 @@ import importlib.resources
 import importlib.resources.abc
 import io
 import json
+import os
 import pathlib
 import pickle
 import struct
@@ -963,6 +964,31 @@ def test_tfds(tfds, tmp_path):
     for n in names(data.splits['train'], data.taxonomy)
   )
   assert set(load('little', source='tfds').splits) == {'train', 'val', 'test'}
+
+
+def test_labels_of_tfds_are_decoded_once(tfds, tmp_path, monkeypatch):
+  """The cache is remade where it is damaged or the files of a split are others."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  tfds('little', {'train': rows(2, 0, 3, 1, 1, 0), 'test': rows(3, 3, 2)})
+  first = load('tfds:little', val='test')
+  decode, decoded = published.tfds._decode_labels, []
+  monkeypatch.setattr(
+    published.tfds, '_decode_labels', lambda *args: decoded.append(args[1]) or decode(*args)
+  )
+
+  def reload():
+    decoded.clear()
+    data = load('tfds:little', val='test')
+    for split, examples in first.splits.items():
+      np.testing.assert_array_equal(examples.labels, data.splits[split].labels)
+    return decoded
+
+  assert reload() == []
+  for path in (tmp_path / 'cache').glob('hierjax/tfds/*.npz'):
+    path.write_bytes(path.read_bytes()[:-50] + bytes(50))
+  assert sorted(reload()) == ['test', 'train'] and reload() == []
+  os.utime(next((tmp_path / 'tfds/little/1.0.0').glob('*test.array_record*')), (1, 1))
+  assert reload() == ['test']
 
 
 def test_tfds_one_level_with_unknown_labels(tfds):

@@ -42,8 +42,8 @@ def options(**changes):
   return c
 
 
-def lint(taxonomy='', root='', images=True, **changes):
-  return check(options(taxonomy=taxonomy, root=root, **changes), images)
+def lint(taxonomy='', root='', images=True, sample=None, **changes):
+  return check(options(taxonomy=taxonomy, root=root, **changes), images, sample=sample)
 
 
 def encode(seed, fmt='JPEG', **kw):
@@ -371,6 +371,37 @@ def test_labels_that_contradict(clean):
   )
   assert places_of(report) == {('error', 'labels.csv:20', 'label contradicts the taxonomy')}
   assert "no row of the taxonomy has make 'Jeep', type 'Coupe' together" in report.text()
+
+
+def test_a_sample_of_each_split_is_decoded(clean, monkeypatch):
+  """Evenly spaced; labels and missing files are checked in whole."""
+  decoded, labels = [], [*clean.labels, 'gone.jpg,val,BMW,SUV,BMW X5', 'x.jpg,val,Fiat,SUV,Uno']
+  monkeypatch.setattr('hierjax.data.lint.inspect', lambda r, i: decoded.append(i) or inspect(r, i))
+  report = clean(labels=labels, sample=3)
+  assert sorted(decoded) == [0, 1, 8, 9, 18, 19]
+  assert {('error', 'labels.csv:22', 'missing files')} <= places_of(report)
+  assert {('error', 'labels.csv:23', 'label not in the taxonomy')} <= places_of(report)
+  assert report.summary['files'] == {'named': 22, 'missing': 2, 'unreadable': 0, 'decoded': 6}
+  assert '0 unreadable of those decoded, 6: at most 3 of each split, evenly' in report.text()
+  decoded.clear()
+  clean(sample=11)
+  assert sorted(decoded) == list(range(20))
+  broken = clean.root / 'images/18.jpg'
+  broken.write_bytes(b'broken')
+  assert ('error', '18.jpg', 'unreadable images') in {
+    (p.severity, p.text.split("'")[1].split('/')[1], p.kind) for p in clean(sample=2).problems
+  }
+
+
+def test_images_wait_in_a_bounded_queue(clean, monkeypatch):
+  """A million images are not handed to the threads at once."""
+  monkeypatch.setattr('os.cpu_count', lambda: 1)
+  begun, ahead = [], []
+  monkeypatch.setattr('hierjax.data.lint.LONG', 0)
+  monkeypatch.setattr('hierjax.data.lint.inspect', lambda r, i: begun.append(i) or inspect(r, i))
+  clean()
+  check(options(root=clean.root), progress=lambda done, _: ahead.append(len(begun) - 20 - done))
+  assert max(ahead) <= 3
 
 
 def test_unknown_labels_are_fine_and_counted(clean):

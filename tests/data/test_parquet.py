@@ -310,7 +310,7 @@ def test_labels_of_any_type(tmp_path, kind):
   table = pa.table({'image': pictures(4), 'kind_label': values})
   pq.write_table(table, tmp_path / 'data/train.parquet')
   faults = {'bool': 'no column LEVEL_label', 'float': 'no column LEVEL_label'}
-  faults['uint64'] = 'kind_label goes from 0 to 9223372036854775808, the taxonomy has 3 classes'
+  faults['uint64'] = 'kind goes from 0 to 9223372036854775808, the taxonomy has 3 classes'
   if kind in faults:
     agreement.refuses(options(tmp_path / 'data'), faults[kind])
     return

@@ -162,8 +162,7 @@ def test_fields_of_json_that_hold_no_class_and_images_without_labels_are_left_ou
     '1 labels without an image, the first is a.tar/5',
     '4 members that are links, sparse or special, the first is a.tar/6.png',
     '1 members that end in .seg.png',
-    '1 texts too long for a class, the first is a.tar/9.txt',
-    "8 fields of JSON that hold no class, the first is 'box' of a.tar/0000.json",
+    "9 texts and lists that are no class, the first is 'box' of a.tar/0000.json",
   ):
     assert part in text
   assert webdataset.UNUSED in {p.kind for p in check(tmp_path).problems}
@@ -199,7 +198,10 @@ def change(path, place, content):
     (lambda path: write(path, *example(0, '{')), r'0000\.json: is damaged \(Expecting'),
     (lambda path: write(path, *example(0, '[]')), r'0000\.json: is no JSON object'),
     (lambda path: write(path, *example(0, '{"a": 1, "a": 2}')), r'0000\.json: .*is there 2 times'),
-    (lambda path: write(path, *example(0, ' ' * (1 << 21))), r'0000\.json: has 2 MiB'),
+    (
+      lambda path: write(path, *example(0, ' ' * (1 << 21))),
+      r'0000\.json: has more than the 1048576 bytes',
+    ),
     (lambda path: write(path, info('a.png'), info('a.cls', b'\xff')), r'a\.tar/a\.cls: .*decode'),
     (lambda path: write(path, *example(0, key='../a')), r'a\.tar: \.\./a\.png leaves the root'),
     (lambda path: write(path, *example(0, key='/a')), r'a\.tar: /a\.png leaves the root'),
@@ -233,12 +235,10 @@ def test_tars_without_their_end(tmp_path):
   place = content.rindex(b'0001.json')
   path.write_bytes(content[: place + 1024])
   data = load(path, val_share=0)
-  assert any("may have been cut off behind '0001.json'" in note for note in data.notes)
+  assert any("it may be cut off, behind '0001.json'" in note for note in data.notes)
   path.write_bytes(content + content)
   data = load(path, val_share=0)
-  assert any(
-    "goes on behind the mark at its end, which follows '0001.json'" in n for n in data.notes
-  )
+  assert any("goes on, which is not read, behind '0001.json'" in n for n in data.notes)
 
 
 def test_labels_and_images_that_are_wrong_have_their_place(shards, tmp_path):
@@ -248,7 +248,7 @@ def test_labels_and_images_that_are_wrong_have_their_place(shards, tmp_path):
   root = tmp_path / 'numbers'
   write(root / 'a.tar', info('a.png', encoded(0)), info('a.cls', b'3'))
   (root / 'taxonomy.csv').write_text('make,model\naudi,tt\naudi,a4\nbmw,x5\n')
-  with pytest.raises(UserError, match='model goes up to 3, the taxonomy has 3 classes of model'):
+  with pytest.raises(UserError, match='model goes from 3 to 3, the taxonomy has 3 classes'):
     load(root)
   (shards / 'taxonomy.csv').unlink()
   reader = load(shards, max_bytes=4096).splits['train'].reader
@@ -258,10 +258,8 @@ def test_labels_and_images_that_are_wrong_have_their_place(shards, tmp_path):
 
 
 def test_which_tars_are_read(shards, folder, tmp_path):
-  with pytest.raises(UserError, match=r'1 of 3 do not exist, such as .*train-000002\.tar'):
+  with pytest.raises(UserError, match=r'no file .*train-000002\.tar'):
     load(shards / 'train-{000000..000002}.tar')
-  with pytest.raises(UserError, match=r'one range of at most'):
-    load(shards / 'train-{000000..900000000}.tar')
   for root in ('nothing-*.tar', 'nothing.tar'):
     with pytest.raises(UserError, match=r'no \*\.tar'):
       load(shards / root)

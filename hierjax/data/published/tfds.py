@@ -5,17 +5,24 @@ import os
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 from hierjax.core.errors import UserError
+from hierjax.data import store
 from hierjax.data.published.layout import Example, Layout
 
 
 class _Opened(NamedTuple):
-  """The features, the names of labels, the source of each split, and the name of the image."""
+  """The features, the names of labels, the source of each split, and the name of the image.
+
+  And of each split what its labels depend on: version, and names, sizes and times of its files.
+  """
 
   features: dict
   labels: list[str]
   sources: dict
   image: str
+  stamps: dict[str, list]
 
 
 def read(root: str, crop: bool) -> Layout:
@@ -28,11 +35,15 @@ def read(root: str, crop: bool) -> Layout:
   name = str(root).removeprefix('tfds:')
   if not re.fullmatch(r'\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?', name):
     raise UserError(f'--config.data.root={root}: expected tfds:NAME[/CONFIG][:1.2.3]')
-  features, labels, sources, image = _open(name, root)
+  features, labels, sources, image, stamps = _open(name, root)
   if not labels:
     raise UserError(f'tfds:{name}: has no ClassLabel; its features are {", ".join(features)}')
   labels.sort(key=lambda key: features[key].num_classes)
-  rows = _read_labels(name, sources, labels)
+  rows = {}
+  for split, source in sources.items():
+    decode = functools.partial(_decode_labels, name, split, source, labels)
+    ids = store.cached('tfds', [stamps[split], labels], decode)['labels']
+    rows |= {(split, i): tuple(row) for i, row in enumerate(ids.tolist())}
   names = [features[key].names for key in labels]
   classes = set(rows.values())
   if len(labels) == 1:
@@ -68,6 +79,14 @@ def _open(name, root) -> _Opened:
     sources = {s: builder.as_data_source(split=s, decoders=decoders) for s in splits}
     if not sources:
       raise FileNotFoundError('nothing is prepared')
+    stamps = {}
+    for split, info in splits.items():
+      facts = [(os.fspath(path), path.stat()) for path in info.filepaths]
+      stamps[split] = [
+        builder.info.full_name,
+        split,
+        [(path, s.length, s.mtime) for path, s in facts],
+      ]
   except UserError:
     raise
   except Exception as error:  # it raises its own, assertions and the system's
@@ -78,21 +97,20 @@ def _open(name, root) -> _Opened:
       f'{reason}); prepare it once, where TensorFlow is installed: tfds build '
       f'{name.split(":")[0]} --file_format=array_record --data_dir={folder}'
     ) from None
-  return _Opened(features, labels, sources, images[0])
+  return _Opened(features, labels, sources, images[0], stamps)
 
 
-def _read_labels(name, sources, labels):
-  """{(split, row): class id of each label}."""
-  rows = {}
-  for split, source in sources.items():
-    for i in range(len(source)):
-      try:
-        example = source[i]
-      except Exception as error:
-        reason = f'{type(error).__name__}: {str(error)[:120]}'
-        raise UserError(f'tfds:{name}: example {split}:{i} cannot be read ({reason})') from None
-      rows[split, i] = tuple(int(example[key]) for key in labels)
-  return rows
+def _decode_labels(name, split, source, labels):
+  """The class ids of a split, int64 [n, label]."""
+  ids = np.zeros((len(source), len(labels)), np.int64)
+  for i in range(len(source)):
+    try:
+      example = source[i]
+    except Exception as error:
+      reason = f'{type(error).__name__}: {str(error)[:120]}'
+      raise UserError(f'tfds:{name}: example {split}:{i} cannot be read ({reason})') from None
+    ids[i] = [example[key] for key in labels]
+  return {'labels': ids}
 
 
 def _read_image(i, *, sources, places, image):

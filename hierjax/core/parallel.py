@@ -30,6 +30,8 @@ from hierjax.core.errors import UserError
 
 AXIS = 'data'
 MIN_SHARED_OUT = 1 << 14  # values of an array; smaller ones are replicated
+# jax itself reads the first one only
+VARIABLES = ('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID')
 # exit status where another process is gone: EX_TEMPFAIL, "try again"
 LOST = 75
 # what the messages of failed collectives speak of
@@ -47,7 +49,8 @@ def start(
 ) -> None:
   """Join this process to the others, before any use of a device.
 
-  Without arguments jax finds SLURM, Open MPI, GKE or Cloud TPU by itself.
+  Without arguments they are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; without
+  these, too, jax finds SLURM, Open MPI, GKE or Cloud TPU by itself.
 
   Args:
     coordinator: HOST:PORT of process 0.
@@ -60,14 +63,17 @@ def start(
   Raises:
     UserError: the arguments don't fit, or the others cannot be reached.
   """
-  coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS', '')
-  processes, process = _number('NUM_PROCESSES', processes), _number('PROCESS_ID', process)
   explicit = bool(coordinator), processes is not None, process is not None
   if any(explicit) and not all(explicit):
     raise UserError(
       '--coordinator=HOST:PORT, --num_processes=N and --process_id=I go together: '
       'give all three, or none where the cluster is found by itself'
     )
+  values = [os.environ.get(f'JAX_{name}', '') for name in VARIABLES]
+  if all(values) and not coordinator:
+    if not all(map(str.isdecimal, values[1:])):
+      raise UserError(f'JAX_NUM_PROCESSES={values[1]}, JAX_PROCESS_ID={values[2]}: are no numbers')
+    coordinator, processes, process = values[0], int(values[1]), int(values[2])
   if coordinator:
     _check(coordinator, processes, process, wait)
   # the preemption service would swallow SIGTERM; the training step agrees on who stops when
@@ -98,16 +104,6 @@ def start(
   # processes (jax 0.10.2)
   if jax.default_backend() == 'cpu':
     jax.config.update('jax_enable_compilation_cache', False)
-
-
-def _number(name, value):
-  """The value of an argument, else that of an environment variable."""
-  text = os.environ.get(f'JAX_{name}')
-  if value is not None or text is None:
-    return value
-  if not text.isdecimal():
-    raise UserError(f'JAX_{name}={text[:40]}: is no number')
-  return int(text)
 
 
 def _check(coordinator: str, processes: int, process: int, wait: int) -> None:

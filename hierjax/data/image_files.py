@@ -183,8 +183,8 @@ class SliceReader:
 
   def select(self, index: np.ndarray) -> 'SliceReader':
     """Return a reader of the images with these numbers, int [n]."""
-    parts = {name: getattr(self, name)[index] for name in ('file', 'start', 'end')}
-    return dataclasses.replace(self, **parts)
+    file, start, end = (array[index] for array in (self.file, self.start, self.end))
+    return dataclasses.replace(self, file=file, start=start, end=end)
 
 
 # each holds a descriptor, of which a process may have a thousand

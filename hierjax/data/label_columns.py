@@ -35,14 +35,6 @@ class _TagColumns(NamedTuple):
   flags: dict[str, int]
 
 
-class Members(CsvColumns):
-  """Columns of examples in larger files; these have names in place of row numbers."""
-
-  def where(self, i: int | None = None) -> str:
-    """Return 'FOLDER/FILE/MEMBER' of an example, or the folder."""
-    return str(self.path) if i is None else f'{self.path}/{self.columns["file"].cell(i)}'
-
-
 class _Part(NamedTuple):
   """What some columns say: the labels of distinct cells, and what is wrong with some of these.
 
@@ -296,7 +288,7 @@ def _read_rows(content, taxonomy, tag_columns, findings):
   rows = np.flatnonzero(~is_repeated)
   labels = np.zeros((len(rows), 0), np.int32)
   table = Table(taxonomy, paths.values[paths.codes[rows]], labels, None, None)
-  table.rows = array.array('q', content.rows[rows].tobytes())
+  table.rows = array.array('q', content.rows[rows].tobytes()) if content.rows.any() else None
   table.invalid.update(np.flatnonzero(~is_valid[rows]).tolist())
   table.multi = None if multi is None else multi[rows]
   if 'split' in columns:

@@ -17,7 +17,7 @@ from hierjax.data.findings import Findings
 from hierjax.data.image_files import SliceReader
 from hierjax.data.store import IMAGES, Store, open_store
 from hierjax.taxonomy import Taxonomy
-from hierjax.taxonomy.csv_files import Column
+from hierjax.taxonomy.csv_files import Column, CsvColumns
 
 
 def files_below(root: pathlib.Path) -> list[pathlib.Path]:
@@ -74,9 +74,9 @@ def read(
   columns = {'file': Column(Names.pack(files), np.arange(len(files)))}
   for level in (level for level in taxonomy.levels if level in labels):
     columns[level] = _column(stores, labels[level], level, taxonomy, root)
-  content = label_columns.Members(columns, np.zeros(len(files), np.int64), [], root)
+  content = CsvColumns(columns, np.zeros(len(files), np.int64), [], root)
   table = label_columns.encode(options, content, taxonomy, findings)
-  table.splits, table.rows = _splits(options, root, paths, stores, split, findings), None
+  table.splits = _splits(options, root, paths, stores, split, findings)
   images = [str(store.folder / IMAGES) for store in stores]
   table.reader = SliceReader.from_ends(images, [store.ends() for store in stores])
   return table

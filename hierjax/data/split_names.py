@@ -52,11 +52,7 @@ def is_word(name: str) -> bool:
 def of_files(
   options: ConfigDict, root: pathlib.Path, paths: Sequence[pathlib.Path], findings: Findings
 ) -> list[str] | None:
-  """Name the split of each file of many examples by its name, else by a folder above it.
-
-  Returns:
-    None if no file is called like a split.
-  """
+  """Name the split of each file by its name, else a folder above it; None if no name means one."""
   names = []
   for path in paths:
     # shards are called SPLIT-00000-of-00001, or, as the hub converts, SPLIT/0000

@@ -8,6 +8,7 @@ names of members are no paths.
 import array
 import glob
 import json
+import os
 import pathlib
 import re
 import tarfile
@@ -23,7 +24,7 @@ from hierjax.data import csv_columns, image_files, label_columns, split_names, s
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import Taxonomy
-from hierjax.taxonomy.csv_files import Column
+from hierjax.taxonomy.csv_files import Column, CsvColumns
 
 IMAGE, CLASS = 'image', ''  # the parts of an example besides its JSON
 SUFFIXES = {'jpg': IMAGE, 'jpeg': IMAGE, 'png': IMAGE, 'webp': IMAGE}
@@ -38,11 +39,9 @@ FORMAT = 1  # of the index
 
 def base_folder(root: pathlib.Path) -> pathlib.Path:
   """Return the folder of a data set whose root may be a file in it, or a pattern of tars."""
-  is_name = root.is_file() or (root.suffix == '.tar' and not root.is_dir())
-  while is_name:
-    root = root.parent
-    is_name = any(sign in str(root) for sign in '*?[{')
-  return root
+  if root.is_dir() or not (root.suffix == '.tar' or root.is_file()):
+    return root
+  return next(folder for folder in root.parents if not set('*?[{') & {*str(folder)})
 
 
 def tars(root: pathlib.Path) -> list[pathlib.Path]:
@@ -77,8 +76,8 @@ def read(
   folder, paths = base_folder(root), tars(root)
   if not paths:
     raise UserError(f'{root}: no *.tar')
-  names, status = [path.relative_to(folder).as_posix() for path in paths], [p.stat() for p in paths]
-  stamps = [(name, s.st_size, s.st_mtime_ns) for name, s in zip(names, status)]
+  names = [path.relative_to(folder).as_posix() for path in paths]
+  stamps = [(name, s.st_size, s.st_mtime_ns) for name, s in zip(names, map(os.stat, paths))]
   key = [FORMAT, str(folder.resolve()), stamps]
   index = store.cached('webdataset', key, lambda: _Index(folder, names).arrays())
   fields, problems = json.loads(index['meta'].tobytes())
@@ -95,12 +94,12 @@ def read(
     columns['split'] = column._replace(codes=column.codes[index['tar']])
   labels = {c: Column(values, index[f'codes_{k}']) for k, (c, values) in enumerate(fields.items())}
   columns = _labels(options, folder, labels, taxonomy) | columns
-  content = label_columns.Members(columns, np.zeros(n, np.int64), [], folder)
+  content = CsvColumns(columns, np.zeros(n, np.int64), [], folder)
   options = ConfigDict({**options, 'file_column': None})
   content = csv_columns.assign(options, content.where(), content, taxonomy, findings)
   table = label_columns.encode(options, content, taxonomy, findings)
   places = (index[name] for name in ('tar', 'start', 'end'))
-  table.rows, table.reader = None, image_files.SliceReader(list(map(str, paths)), *places)
+  table.reader = image_files.SliceReader(list(map(str, paths)), *places)
   return table
 
 

@@ -93,7 +93,9 @@ class CsvColumns(NamedTuple):
   path: pathlib.Path
 
   def where(self, i: int | None = None) -> str:
-    """Return the 'FILE:ROW' of the i-th row, or of the header."""
+    """Return the 'FILE:ROW' of the i-th row, or of the header, or where numbers are 0 the file."""
+    if not self.rows[:1].any():
+      return str(self.path) if i is None else f'{self.path}/{self.columns["file"].cell(i)}'
     return f'{self.path}:{1 if i is None else self.rows[i]}'
 
   def table(self) -> 'CsvFile':

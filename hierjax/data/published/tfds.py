@@ -13,10 +13,7 @@ from hierjax.data.published.layout import Example, Layout
 
 
 class _Opened(NamedTuple):
-  """The features, the names of labels, the source of each split, and the name of the image.
-
-  And of each split what its labels depend on: version, and names, sizes and times of its files.
-  """
+  """Features, names of labels, source of each split, the image, and the files of each split."""
 
   features: dict
   labels: list[str]
@@ -81,12 +78,8 @@ def _open(name, root) -> _Opened:
       raise FileNotFoundError('nothing is prepared')
     stamps = {}
     for split, info in splits.items():
-      facts = [(os.fspath(path), path.stat()) for path in info.filepaths]
-      stamps[split] = [
-        builder.info.full_name,
-        split,
-        [(path, s.length, s.mtime) for path, s in facts],
-      ]
+      facts = [(os.fspath(path), (s := path.stat()).length, s.mtime) for path in info.filepaths]
+      stamps[split] = [builder.info.full_name, split, *facts]
   except UserError:
     raise
   except Exception as error:  # it raises its own, assertions and the system's

@@ -30,8 +30,8 @@ from hierjax.core.errors import UserError
 
 AXIS = 'data'
 MIN_SHARED_OUT = 1 << 14  # values of an array; smaller ones are replicated
-# jax itself reads the first one only
-VARIABLES = ('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID')
+# as Kubeflow Trainer sets them; jax itself reads the first one only
+VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 # exit status where another process is gone: EX_TEMPFAIL, "try again"
 LOST = 75
 # what the messages of failed collectives speak of
@@ -49,16 +49,14 @@ def start(
 ) -> None:
   """Join this process to the others, before any use of a device.
 
-  Without arguments they are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; without
-  these, too, jax finds SLURM, Open MPI, GKE or Cloud TPU by itself.
+  Without arguments `VARIABLES` tell them, or else jax finds SLURM, Open MPI, GKE or Cloud TPU.
 
   Args:
     coordinator: HOST:PORT of process 0.
     processes: the number of processes.
     process: which of them this is, from 0.
     wait: seconds for all to come.
-    silence: seconds without a sign of life after which a process counts as dead and all others
-      stop.
+    silence: seconds without a sign of life after which a process is dead and all others stop.
 
   Raises:
     UserError: the arguments don't fit, or the others cannot be reached.
@@ -69,11 +67,9 @@ def start(
       '--coordinator=HOST:PORT, --num_processes=N and --process_id=I go together: '
       'give all three, or none where the cluster is found by itself'
     )
-  values = [os.environ.get(f'JAX_{name}', '') for name in VARIABLES]
-  if all(values) and not coordinator:
-    if not all(map(str.isdecimal, values[1:])):
-      raise UserError(f'JAX_NUM_PROCESSES={values[1]}, JAX_PROCESS_ID={values[2]}: are no numbers')
-    coordinator, processes, process = values[0], int(values[1]), int(values[2])
+  values = [os.environ.get(name, '') for name in VARIABLES]
+  if not coordinator and values[0] and all(map(str.isdecimal, values[1:])):
+    coordinator, processes, process = values[0], *map(int, values[1:])
   if coordinator:
     _check(coordinator, processes, process, wait)
   # the preemption service would swallow SIGTERM; the training step agrees on who stops when

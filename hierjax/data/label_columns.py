@@ -52,9 +52,9 @@ class _Part(NamedTuple):
 def named(
   column: Column, level: str, taxonomy: Taxonomy | None, where: str | os.PathLike
 ) -> Column:
-  """Replace numbers, counted from 0, by names of classes; without a taxonomy they get to sort well.
+  """Replace numbers, counted from 0, by names of a level; without a taxonomy they get to sort well.
 
-  A column is returned as it is if not all of its cells are numbers, or if they are names.
+  A column of other cells, or of names, is returned as it is. Errors name `where` it stands.
   """
   values = {value for value in column.values if value}
   names = taxonomy.names[taxonomy.index(level)] if taxonomy and level in taxonomy.levels else ()
@@ -76,10 +76,8 @@ def encode(
   """Return the table of columns, without a reader; a repeated row is left out.
 
   Args:
-    options: `config.data`.
-    content: the columns, as `csv_columns.assign` calls them.
-    taxonomy: that of taxonomy.csv; None derives it from the labels.
-    findings: receives what is wrong, and what was guessed.
+    options, taxonomy, findings: see `csv_columns.assign`; None derives a taxonomy.
+    content: the columns that it returns.
 
   Raises:
     UserError: the columns hold no labels.

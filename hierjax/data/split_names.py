@@ -52,7 +52,10 @@ def is_word(name: str) -> bool:
 def of_files(
   options: ConfigDict, root: pathlib.Path, paths: Sequence[pathlib.Path], findings: Findings
 ) -> list[str] | None:
-  """Name the split of each file by its name, else a folder above it; None if no name means one."""
+  """Name the split of each of `paths` by its name, else by a folder above it and below `root`.
+
+  None if no name means a split; `options` and `findings` are as in `unify`.
+  """
   names = []
   for path in paths:
     # shards are called SPLIT-00000-of-00001, or, as the hub converts, SPLIT/0000

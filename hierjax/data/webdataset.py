@@ -50,7 +50,7 @@ def tars(root: pathlib.Path) -> list[pathlib.Path]:
   if root.is_dir():
     return sorted(path for path in root.glob('**/*.tar') if path.is_file())
   if not parts:
-    return sorted(map(pathlib.Path, glob.glob(first)))
+    return sorted(path for path in map(pathlib.Path, glob.glob(first)) if path.is_file())
   paths = []
   for i in range(int(parts[0]), int(parts[1]) + 1):
     paths.append(pathlib.Path(f'{first}{i:0{len(parts[0])}d}{parts[2]}'))
@@ -65,10 +65,8 @@ def read(
   """Read WebDataset tars.
 
   Args:
-    options: `config.data`.
     root: see `tars`.
-    taxonomy: that of taxonomy.csv; None derives it from the labels.
-    findings: receives what is wrong, and what was left out.
+    options, taxonomy, findings: see `csv_columns.assign`; None derives a taxonomy.
 
   Raises:
     UserError: there is no tar, one is damaged, or there is no image with a label.

@@ -400,7 +400,7 @@ def test_images_wait_in_a_bounded_queue(clean, monkeypatch):
   monkeypatch.setattr('hierjax.data.lint.LONG', 0)
   monkeypatch.setattr('hierjax.data.lint.inspect', lambda r, i: begun.append(i) or inspect(r, i))
   clean()
-  check(options(root=clean.root), progress=lambda done, _: ahead.append(len(begun) - 20 - done))
+  check(options(root=clean.root), progress=lambda n, _: ahead.append(len(begun) - 20 - n))
   assert max(ahead) <= 3
 
 

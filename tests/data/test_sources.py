@@ -630,8 +630,12 @@ def test_parquet_mistakes(tmp_path, cache):
       (root / 'taxonomy.csv').write_text(text)
     agreement.refuses(config(root), message)
 
-  fails(r'animal_label goes from 0 to 4, the taxonomy has 4 classes', animal_label=[0, 4])
-  fails(r'train.parquet: row 2: labels .* contradict', animal_label=[0, 1], kind_label=[0, 1])
+  fails(r'animal goes from 0 to 4, the taxonomy has 4 classes', animal_label=[0, 4])
+  fails(
+    r'train.parquet:1: no row of the taxonomy has kind .* together',
+    animal_label=[0, 1],
+    kind_label=[0, 1],
+  )
   fails(r"animal 'olw' is not in the taxonomy; did you mean 'owl'", animal=['olw', 'owl'])
   fails(r'no column of labels; the levels are kind, animal', other=['a', 'b'])
   fails(r'no column LEVEL_label', None, other=['a', 'b'])

@@ -366,23 +366,21 @@ def test_a_dead_process_stops_the_others_and_a_restart_goes_on(
 
 
 def test_folders_of_their_own_are_refused(tmp_path):
-  """Each process has another --workdir, as where the folder is not shared."""
+  """Each process has another --workdir, as where the folder is not shared.
+
+  They find each other by the variables that Kubeflow Trainer sets.
+  """
   port, processes = free_port(), []
   for i in range(2):
-    args = [
-      '--distributed',
-      f'--coordinator=localhost:{port}',
-      '--num_processes=2',
-      f'--process_id={i}',
-      f'--workdir={tmp_path}/{i}',
-    ]
+    args = ['--distributed', f'--workdir={tmp_path}/{i}']
+    variables = dict(zip(parallel.VARIABLES, (f'localhost:{port}', '2', str(i))))
     processes.append(
       subprocess.Popen(
         [sys.executable, 'tests/worker.py', '--config=tests/tiny.py', *args],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, 'XLA_FLAGS': os.environ['HIERJAX_TEST_XLA_FLAGS']},
+        env={**os.environ, 'XLA_FLAGS': os.environ['HIERJAX_TEST_XLA_FLAGS'], **variables},
       )
     )
   errors = [p.communicate(timeout=120)[1] for p in processes]
@@ -426,6 +424,33 @@ def test_processes_that_disagree(facts, message, monkeypatch, tmp_path):
 def test_mistakes_in_the_flags(args, message):
   with pytest.raises(UserError, match=message):
     parallel.start(*args)
+
+
+class Called(Exception):
+  """With the arguments."""
+
+
+def test_the_variables_of_kubeflow_trainer(monkeypatch):
+  """Flags come before them, and a coordinator alone is left to jax, which finds the numbers."""
+
+  def call(*args):
+    raise Called(*args)
+
+  monkeypatch.setattr(parallel, '_check', call)
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda *args, **_: call(*args))
+  monkeypatch.setattr(parallel, '_on_abort', lambda text: None)
+  monkeypatch.setattr(jax.config, 'update', lambda *_: None)
+  for name, value in zip(parallel.VARIABLES, ('job-node-0-0.job:6666', '4', '3')):
+    monkeypatch.setenv(name, value)
+  cases = {(): ('job-node-0-0.job:6666', 4, 3, 300), ('host:1', 2, 0): ('host:1', 2, 0, 300)}
+  for args, expected in cases.items():
+    with pytest.raises(Called) as called:
+      parallel.start(*args)
+    assert called.value.args == expected
+  monkeypatch.delenv('JAX_PROCESS_ID')
+  with pytest.raises(Called) as called:
+    parallel.start()
+  assert called.value.args == (None, None, None)
 
 
 def test_port_in_use():

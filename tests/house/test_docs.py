@@ -3,8 +3,10 @@
 import pathlib
 import re
 import shlex
+import subprocess
 
 import pytest
+import yaml
 
 from hierjax.cli import arguments, config_files
 
@@ -33,6 +35,102 @@ def test_commands_are_accepted(page):
     parsed = arguments.parse(words[words[0] == 'python' :])
     if parsed.config_file and not parsed.config_file.startswith('...'):
       assert config_files.find(parsed.config_file).is_file(), command
+
+
+POD = {
+  'containers': [{'name': str, 'image': str, 'volumeMounts': [{'name': str, 'mountPath': str}]}],
+  'volumes': [{'name': str}],
+  'restartPolicy': str,
+  'terminationGracePeriodSeconds': int,
+}
+JOB = {'backoffLimit': int, 'template': {'spec': POD}}
+JOB_SET = {
+  'failurePolicy': {'maxRestarts': int},
+  'replicatedJobs': [{'name': str, 'template': {'spec': JOB}}],
+}
+# what each kind of manifest must have, and of which types, by the definitions of its engine
+MANIFESTS = {
+  'jobset.x-k8s.io/v1alpha2 JobSet': {'metadata': {'name': str}, 'spec': JOB_SET},
+  'trainer.kubeflow.org/v1alpha1 TrainingRuntime': {
+    'metadata': {'name': str},
+    'spec': {'mlPolicy': {'numNodes': int, 'jax': dict}, 'template': {'spec': JOB_SET}},
+  },
+  'trainer.kubeflow.org/v1alpha1 TrainJob': {
+    'metadata': {'name': str},
+    'spec': {
+      'runtimeRef': {'name': str, 'kind': str, 'apiGroup': str},
+      'trainer': {'numNodes': int, 'command': [str], 'resourcesPerNode': {'limits': dict}},
+    },
+  },
+  'SkyPilot': {
+    'num_nodes': int,
+    'resources': {
+      'accelerators': str,
+      'use_spot': bool,
+      'job_recovery': {'recover_on_exit_codes': [int]},
+    },
+    'file_mounts': dict,
+    'setup': str,
+    'run': str,
+  },
+}
+
+
+def lacks(value, schema, place=''):
+  """Where a value has not what a schema asks for."""
+  if isinstance(schema, list):
+    items = value if isinstance(value, list) and value else [None]
+    return [fault for item in items for fault in lacks(item, schema[0], f'{place}[]')]
+  if isinstance(schema, dict):
+    fields = value if isinstance(value, dict) else {}
+    return [
+      x for key, kind in schema.items() for x in lacks(fields.get(key), kind, f'{place}.{key}')
+    ]
+  return [] if isinstance(value, schema) else [f'{place}: {value!r} is no {schema.__name__}']
+
+
+def manifests():
+  text = (ROOT / 'docs/distributed.md').read_text()
+  for block in re.findall(r'```yaml\n(.*?)```', text, re.S):
+    content = yaml.safe_load(block)
+    kind = ' '.join(content[key] for key in ('apiVersion', 'kind') if key in content)
+    yield kind or 'SkyPilot', content
+
+
+def test_manifests_have_the_fields_of_their_kinds():
+  documents = dict(manifests())
+  assert list(documents) == list(MANIFESTS)
+  for kind, content in documents.items():
+    assert not lacks(content, MANIFESTS[kind]), kind
+  runtime = documents['trainer.kubeflow.org/v1alpha1 TrainingRuntime']['spec']['template']['spec']
+  job, train_job = runtime['replicatedJobs'][0], documents['trainer.kubeflow.org/v1alpha1 TrainJob']
+  pods = job['template']['spec']['template']['spec']
+  # by these names and this label Kubeflow Trainer finds what it sets variables of
+  assert (job['name'], pods['containers'][0]['name']) == ('node', 'node')
+  label = job['template']['metadata']['labels']['trainer.kubeflow.org/trainjob-ancestor-step']
+  assert label == 'trainer' and train_job['spec']['runtimeRef']['kind'] == 'TrainingRuntime'
+  for words in (train_job['spec']['trainer']['command'], *scripts(documents)):
+    flags = [word for word in words if word.startswith('--')]
+    parsed = arguments.parse(['main.py', *flags])
+    assert parsed.distributed and config_files.find(parsed.config_file).is_file()
+
+
+def scripts(documents):
+  """The words of shell commands in manifests, with a number for each variable."""
+  pods = documents['jobset.x-k8s.io/v1alpha2 JobSet']['spec']['replicatedJobs'][0]['template'][
+    'spec'
+  ]
+  texts = [pods['template']['spec']['containers'][0]['args'][0], documents['SkyPilot']['run']]
+  for text in texts:
+    yield shlex.split(re.sub(r'\$\(.*?\)|\$\w+', '1', text))
+
+
+def test_shell_scripts_of_distributed_training_are_shell():
+  text = (ROOT / 'docs/distributed.md').read_text()
+  blocks = re.findall(r'```sh\n(.*?)```', text, re.S) + [dict(manifests())['SkyPilot']['run']]
+  for block in blocks:
+    result = subprocess.run(['bash', '-n'], input=block, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_readme_is_short_and_names_every_command():

@@ -14,10 +14,10 @@ from typing import NamedTuple, Self
 import numpy as np
 import safetensors
 
-from hierjax.core import files, json_files
+from hierjax.core import archives, files, json_files
 from hierjax.core.errors import UserError
 from hierjax.data import decoding, image_groups, transforms
-from hierjax.evaluate import class_maps, rules
+from hierjax.evaluate import class_maps, neighbours, rules
 from hierjax.evaluate.predictor import Predictor
 from hierjax.taxonomy import read_taxonomy
 
@@ -26,6 +26,7 @@ MANIFEST = 'manifest.json'
 # What a predictor reads; the other files of an artefact are for people and for other programs.
 NEEDED = ('hierjax.json', 'taxonomy.csv', 'decode.json', 'model.onnx')
 WEIGHTS = 'weights.safetensors'
+SIMILAR = 'similar.npz'  # of an artefact that has training images
 MAX_BYTES, MAX_SIZE = 2**31, 4096  # of a file; pixels along a side of an input
 BATCH_SIZE = 32
 PREPROCESSING = {'size': int, 'resize': str, 'tta': int, 'max_pixels': int, 'max_bytes': int}
@@ -55,7 +56,7 @@ class Exported(Predictor):
     kernels: {level: float32 [d, C]}, with which heat maps are made; empty if there are none.
   """
 
-  has_maps = False  # whether records get them, see `explaining`
+  has_maps, similar = False, 0  # what records get, see `explaining`
 
   def __init__(
     self, folder: pathlib.Path, contents: Mapping[str, bytes], threads: int | None, spin: bool
@@ -82,6 +83,7 @@ class Exported(Predictor):
     self._check_graph(folder)
     self.rules = rules.read_rules(folder / 'decode.json', self.taxonomy, self.levels)
     self.kernels = self._read_kernels(folder)
+    self._gallery = self._read_gallery(folder / SIMILAR) if SIMILAR in contents else None
 
   def _read_kernels(self, folder):
     """{level: float32 [d, C]} of heads that weigh the maps of the graph, if it has some."""
@@ -95,6 +97,18 @@ class Exported(Predictor):
         if name in {*file.keys()} and file.get_tensor(name).shape == shape:
           kernels[level] = file.get_tensor(name)
     return {level: kernels[level] for level in block.levels if level in kernels}
+
+  def _read_gallery(self, path):
+    """Training images: features float32 [m, d] of length 1, and what is shown of each."""
+    arrays = archives.read(path)
+    try:
+      features, entries = arrays['features'], json_files.parse(arrays['entries'].tobytes())
+      (width,) = [x.shape[-1] for x in self.session.get_outputs() if x.name == 'features']
+      if features.shape != (len(entries), width) or not all(isinstance(x, dict) for x in entries):
+        raise ValueError
+    except (KeyError, TypeError, ValueError):
+      raise UserError(f'{path}: is damaged, or of another model') from None
+    return features.astype(np.float32), entries
 
   def _check_graph(self, folder):
     """Refuse a graph of another taxonomy or other images than the papers say."""
@@ -118,15 +132,17 @@ class Exported(Predictor):
   def _network(self):
     return self._digest, self.facts['preprocessing']
 
-  def explaining(self, maps: bool = False) -> Self:
+  def explaining(self, maps: bool = False, similar: int = 0) -> Self:
     """Return this model with more in the records of images, as far as it was exported with it.
 
     Args:
       maps: adds 'maps' {level of `kernels`: [h][w] of 0 to 255}, where the evidence for the path's
         class lies in what the model sees of the image, see `evaluate.class_maps`.
+      similar: adds 'similar', so many training images, the nearest first: [{'file', 'classes'
+        {level: name}, 'cosine' of the features, 'image', the data address of a small picture}].
     """
     model = copy.copy(self)
-    model.has_maps = maps and bool(self.kernels)
+    model.has_maps, model.similar = maps and bool(self.kernels), similar if self._gallery else 0
     return model
 
   def _complete(self, records, outputs, decisions):
@@ -138,6 +154,11 @@ class Exported(Predictor):
         cams = class_maps.class_maps(outputs.outputs['maps'], kernel, classes)
         for record, cam in zip(records, class_maps.as_bytes(cams).tolist()):
           record.setdefault('maps', {})[level] = cam
+    if self.similar:
+      features, entries = self._gallery
+      x = neighbours.unit(outputs.outputs['features'])
+      for record, *pairs in zip(records, *neighbours.nearest(x, features, self.similar)):
+        record['similar'] = [entries[j] | {'cosine': round(float(s), 4)} for j, s in zip(*pairs)]
 
   def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
     """Compute all outputs of the graph.
@@ -237,5 +258,5 @@ def read_files(folder: pathlib.Path) -> dict[str, bytes]:
     content = files.read_bytes(folder / name, MAX_BYTES)
     if hashlib.sha256(content).hexdigest() != digest:
       raise UserError(f'{folder / name}: is damaged: its sha256 is not that of {MANIFEST}')
-    contents |= {name: content} if name in NEEDED else {}
+    contents |= {name: content} if name in (*NEEDED, SIMILAR) else {}
   return contents

@@ -72,6 +72,9 @@ FLAGS = (
   Flag('maps', False, 'export: with what heat maps need, of models that have them', 'export', bool),
   Flag('sample', None, 'lint: decode only so many images of each split, evenly spaced', 'lint', int,
        1),
+  Flag('similar', None, 'export: with features, names and classes of so many training images',
+       'export', int, 1, 10_000),
+  Flag('thumbnails', False, 'export: and with small pictures of these', 'export', bool),
   Flag('classes', None,
        'predict, evaluate: file with the classes that are possible, of any level: one name a line, '
        'or a CSV with a column class, or columns called by levels', 'predict evaluate'),

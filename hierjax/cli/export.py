@@ -8,7 +8,7 @@ from hierjax.export import artefact
 
 def run(args: Arguments) -> int:
   """Write the artefact of a run, and say how it compares with the run."""
-  extras = artefact.Extras(args.maps)
+  extras = artefact.Extras(args.maps, args.similar, args.thumbnails)
   verified = artefact.export(runs.load(args), args.output, terminal.say, extras)['verified']
   terminal.say(
     f'{args.output}: answers as the run does on {verified["val"]} images of val and '

@@ -201,13 +201,16 @@ def _explain(rows, batches, step, predictions, taxonomy):
   return tuple(np.concatenate(arrays) for arrays in zip(*parts))
 
 
-def picture(examples: Examples, row: int, resize: str | transforms.Resize) -> np.ndarray | None:
+def picture(
+  examples: Examples, row: int, resize: str | transforms.Resize, side: int = SIDE
+) -> np.ndarray | None:
   """Decode the image of a row as the report shows it.
 
   Args:
     examples: the split.
     row: of the image.
     resize: `data.resize`.
+    side: the longer side, at most.
 
   Returns:
     uint8 [h, w, 3]; None where it cannot be read.
@@ -217,8 +220,8 @@ def picture(examples: Examples, row: int, resize: str | transforms.Resize) -> np
   except (decoding.BrokenImage, OSError):
     return None
   if transforms.as_resize(resize) != transforms.Resize('squash'):
-    return transforms.eval_transform(image, SIDE, resize)
+    return transforms.eval_transform(image, side, resize)
   # Stretched to a square, the model sees the whole image: it is shown as it is.
-  scale = min(1.0, SIDE / max(image.shape[:2]))
+  scale = min(1.0, side / max(image.shape[:2]))
   size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
   return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

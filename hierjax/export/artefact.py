@@ -1,7 +1,9 @@
 """The folder of an exported model: written whole or not at all, and checked against its run."""
 
+import base64
 import copy
 import hashlib
+import io
 import os
 import pathlib
 import shutil
@@ -10,17 +12,20 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import simplejpeg
 
 from hierjax import runtime
 from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
-from hierjax.evaluate import class_maps, explain, rules
+from hierjax.data import transforms
+from hierjax.evaluate import class_maps, explain, neighbours, rules
 from hierjax.export import papers, program
 from hierjax.model import Model
 
 # Images of val, and as many drawn ones, on which run and artefact must agree; in probability.
 IMAGES, TOLERANCE = 64, 1e-4
 MAPS = 16  # images of which the heat maps are compared
+THUMBNAIL = 64  # the longer side of a small picture, in pixels
 # The thresholds of a run are probabilities of its validation images, which round differently in the
 # artefact; they are moved so far that these images stay on their side.
 SLACK = 1e-5
@@ -32,16 +37,20 @@ class Extras(NamedTuple):
 
   Attributes:
     maps: heat maps, where weights times the last features are the Grad-CAM of the model.
+    similar: training images that others are compared with, at most; None for none.
+    thumbnails: whether small pictures of these are in it.
   """
 
   maps: bool = False
-
-
-NO_EXTRAS = Extras()
+  similar: int | None = None
+  thumbnails: bool = False
 
 
 def export(
-  trained: Model, output: str | os.PathLike, say: Callable[[str], None], extras: Extras = NO_EXTRAS
+  trained: Model,
+  output: str | os.PathLike,
+  say: Callable[[str], None],
+  extras: Extras | None = None,
 ) -> dict:
   """Write a model as a folder that answers without jax, and check its answers.
 
@@ -49,7 +58,7 @@ def export(
     trained: the model.
     output: the new folder.
     say: called with lines for the user.
-    extras: what else it is to hold.
+    extras: what else it is to hold; None for nothing.
 
   Returns:
     The content of its hierjax.json.
@@ -65,7 +74,7 @@ def export(
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir()
   try:
-    facts = _write(trained, partial, say, extras)
+    facts = _write(trained, partial, say, extras or Extras())
     os.rename(partial, output)
     files.sync(output.parent)
   finally:
@@ -117,10 +126,50 @@ def _write(run, folder, say, extras):
       path.unlink()
     return _write(run, folder, say, extras._replace(maps=False))
   facts['maps'] = [*exported.kernels] or None
+  facts['similar'] = extras.similar and _write_similar(run, exported, extras, folder)
   files.write(folder / 'README.md', papers.card(facts, {n: len(c) for n, c in contents.items()}))
   files.write(folder / 'example.py', papers.example())
   _seal(folder, facts)
   return facts
+
+
+def _write_similar(trained, exported, extras, folder):
+  """Write features of training images, and what is shown of each; returns what is in it."""
+  examples = trained.split(trained.c.data.train)
+  rows, features, entries = _even_rows(examples.labels, extras.similar), [], []
+  for batch, outputs in exported._run((examples.reader(int(i)) for i in rows), None):
+    features.append(neighbours.unit(outputs.outputs['features']))
+    part, rows = np.split(rows, [len(batch.names)])
+    entries += [_entry(trained, examples, row, extras) for row in part[outputs.index].tolist()]
+  archive, texts = io.BytesIO(), json_files.dump(entries).encode()
+  arrays = {'features': np.float16(np.concatenate(features)), 'entries': np.frombuffer(texts, 'u1')}
+  np.savez(archive, **arrays)
+  files.write(folder / runtime.SIMILAR, archive.getvalue())
+  return {'images': len(entries), 'thumbnails': extras.thumbnails}
+
+
+def _even_rows(labels, count):
+  """Rows of so many examples, as many of each finest class as it has or as others have."""
+  order = np.random.default_rng(0).permutation(len(labels))
+  classes = labels[order, -1] if labels.shape[1] else np.zeros(len(order), int)
+  by_class = np.argsort(classes, kind='stable')
+  _, first, group = np.unique(classes[by_class], return_index=True, return_inverse=True)
+  number = np.arange(len(order)) - first[group]  # of an example within its class
+  return np.sort(order[by_class[np.argsort(number, kind='stable')[:count]]])
+
+
+def _entry(trained, examples, row, extras):
+  """What is shown of a training image: file, classes {level: name}, and a picture's address."""
+  block = trained.taxonomy.block('exclusive')
+  table = zip(block.levels, block.taxonomy.names, examples.labels[row]) if block else ()
+  entry = {'file': examples.files[row]}
+  entry['classes'] = {level: names[c] for level, names, c in table if c >= 0}
+  if extras.thumbnails:
+    resize = transforms.Resize.from_options(trained.c.data)
+    picture = np.ascontiguousarray(explain.picture(examples, row, resize, THUMBNAIL))
+    jpeg = base64.b64encode(simplejpeg.encode_jpeg(picture, quality=explain.QUALITY)).decode()
+    entry['image'] = f'data:image/jpeg;base64,{jpeg}'
+  return entry
 
 
 def _seal(folder, facts):
@@ -192,9 +241,7 @@ def _map_difference(trained, exported, images):
   """Largest difference of heat maps from the run's Grad-CAM, by the largest value of a level."""
   batch = exported.view.batch([('', image) for image in images], len(images))
   outputs = exported.compute(batch)
-  pred = exported.decide(outputs.probs)['exclusive']['joint'].pred
-  levels = trained.taxonomy.block('exclusive').levels
-  classes = {level: pred[:, levels.index(level)] for level in exported.kernels}
+  classes = {level: outputs.probs[level].argmax(1) for level in exported.kernels}
   pixels = batch.pixels[outputs.index]
   pixels = pixels[:, 0] if pixels.ndim == 5 else pixels
   grad_cam = jax.jit(explain.grad_cam, static_argnames='model')

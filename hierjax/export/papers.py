@@ -60,7 +60,6 @@ def facts(trained: Model, graph: Any, decision: dict) -> dict:
     'graph': {'opset': OPSET, 'input': 'images', 'outputs': outputs},
     'decision': decision,
     'novelty': None,
-    'maps': None,
     'licence': {'weights': LICENCES.get(c.model.pretrained), 'data': None},
     'metrics': _metrics(trained.workdir),
     'worst': _worst(trained),

@@ -30,7 +30,7 @@ from hierjax.taxonomy.table import spellings
 PAGE = pathlib.Path(__file__).parent / 'page'
 # The one declaration of the routes; those with 'security' of their own need no token.
 API = json_files.read_object(PAGE / 'openapi.json')
-MAX_TOP, MAX_SUBSETS = 100, 64
+MAX_TOP, MAX_SIMILAR, MAX_SUBSETS = 100, 20, 64
 SECURITY = (
   (
     b'content-security-policy',
@@ -122,6 +122,7 @@ class Server:
 
   async def _predict(self, request):
     top, maps = _number(request, 'top', 5, 1, MAX_TOP), _number(request, 'maps', 0, 0, 1)
+    similar = _number(request, 'similar', 0, 0, MAX_SIMILAR)
     model = self.model
     if classes := request.query_params.getlist('classes'):
       model = await asyncio.to_thread(self._restricted, classes)
@@ -130,13 +131,14 @@ class Server:
         model = self._at_risk(model, float(request.query_params['risk']))
       except ValueError as e:  # of float, or a UserError
         raise HTTPException(400, str(e)) from None
-    if maps:
-      model = self._explaining(model, bool(maps))
+    if maps or similar:
+      model = self._explaining(model, bool(maps), similar)
     async with inputs.read(request, self.limits, self.counts) as images:
       async with asyncio.timeout(self.limits.timeout):
         records = await self.batcher.predict(images, (model, top))
       if self.log:
-        await asyncio.to_thread(self.log.write, images, records, request.url.query)
+        contents = [content for _, content in images]
+        await asyncio.to_thread(self.log.write, contents, records, request.url.query)
     for record in records:
       self.counts[f'images_total{{result="{"error" if "error" in record else "ok"}"}}'] += 1
     content = {'predictions': records}

@@ -9,7 +9,7 @@ import os
 import pathlib
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from hierjax.core import json_files, terminal
 
@@ -43,18 +43,10 @@ class InputLog:
     self._lock, self._is_open = threading.Lock(), True
     counts.update({'inputs_logged_total': 0, 'inputs_not_logged_total': 0})
 
-  def write(
-    self, images: Sequence[tuple[str, bytes]], records: Sequence[dict], query: str = ''
-  ) -> None:
-    """Log the images of a request; those that cannot be read have a line without a file.
-
-    Args:
-      images: (name, bytes) of each.
-      records: their answers.
-      query: how the request asked.
-    """
+  def write(self, contents: Iterable[bytes], records: Iterable[dict], query: str = '') -> None:
+    """Log images, their answers, and how a request asked; what is no image has a line alone."""
     with self._lock:
-      for (_, data), record in zip(images, records):
+      for data, record in zip(contents, records):
         self._is_open = self._is_open and self._add(data, record, query)
         self._counts['inputs_logged_total' if self._is_open else 'inputs_not_logged_total'] += 1
 
@@ -62,8 +54,8 @@ class InputLog:
     """Whether an image and its line were written."""
     digest = hashlib.sha256(data).hexdigest()
     record = {name: value for name, value in record.items() if name not in LEFT_OUT}
-    facts = {'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')}
-    facts |= {'sha256': digest, 'query': query, 'record': record}
+    moment = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
+    facts = {'time': moment, 'sha256': digest, 'query': query, 'record': record}
     line, path = f'{json_files.dump(facts)}\n'.encode(), self._images / digest
     partial, start = self._images / '.partial', self._file.tell()
     reason = f'--log_bytes={self._max_bytes} are reached'

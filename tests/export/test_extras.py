@@ -1,7 +1,11 @@
 """What an artefact holds beside its predictions: heat maps, and similar training images."""
 
+import base64
 import dataclasses
 import functools
+import json
+import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -9,7 +13,9 @@ import pytest
 import safetensors.numpy
 
 from hierjax import model, runtime
-from hierjax.evaluate import class_maps, explain
+from hierjax.core.errors import UserError
+from hierjax.data import decoding
+from hierjax.evaluate import class_maps, explain, neighbours
 from hierjax.export import artefact
 
 
@@ -93,3 +99,81 @@ def test_heat_maps_by_a_naive_loop(loaded, exported):
       for x in range(w):
         value = sum(float(maps[i, y, x, j]) * float(kernel[j, c]) for j in range(d)) / (h * w)
         assert abs(max(value, 0) - cams[i, y, x]) < 1e-5
+
+
+def test_similar_images_are_the_nearest_by_brute_force(loaded, trained, exported):
+  """Among all training images that the artefact holds, each with its own name and classes."""
+  train, images = trained.split(trained.c.data.train), pixels(3)
+  names = [entry['file'] for entry in loaded._gallery[1]]
+  rows = [[*train.files].index(name) for name in names]
+  assert len({*rows}) == len(rows) == 40
+  batch = loaded.view.batch([('', train.reader(row)) for row in rows], 40)
+  features, x = (loaded.run(x)['features'] for x in (batch.pixels, images))
+  records = loaded.explaining(similar=5).predict(images)
+  for i, record in enumerate(records):
+    cosines = [
+      float(sum(a * b for a, b in zip(x[i], y)) / np.linalg.norm(x[i]) / np.linalg.norm(y))
+      for y in np.asarray(features, np.float64)
+    ]
+    best = np.argsort(cosines)[::-1][:5]
+    values = [row['cosine'] for row in record['similar']]
+    np.testing.assert_allclose(values, np.array(cosines)[best], atol=2e-3)
+    for row in record['similar']:
+      j = names.index(row['file'])
+      assert abs(cosines[j] - row['cosine']) < 2e-3
+      labels = train.labels[rows[j]]
+      assert row['classes'] == {
+        level: table[c]
+        for level, table, c in zip(trained.taxonomy.levels, trained.taxonomy.names, labels)
+      }
+      picture = base64.b64decode(row['image'].removeprefix('data:image/jpeg;base64,'))
+      assert max(decoding.decode(picture).shape) <= 64
+  assert 'similar' not in loaded.predict(images[:1])[0]
+  facts = json.loads((exported / 'hierjax.json').read_text())
+  assert facts['similar'] == {'images': 40, 'thumbnails': True}
+  assert '40 training images, and small pictures' in (exported / 'README.md').read_text()
+
+
+def test_nearest_equals_brute_force_on_drawn_features():
+  """In whole numbers, also with ties and fewer others than are asked for; zeros stay zeros."""
+  rng = np.random.default_rng(3)
+  others, x = (rng.integers(-1, 2, (n, 4)).astype(np.float32) for n in (30, 9))
+  rows, products = neighbours.nearest(x, others, 7)
+  for i in range(9):
+    values = [sum(int(a) * int(b) for a, b in zip(x[i], y)) for y in others]
+    order = sorted(range(30), key=lambda j: (-values[j], j))[:7]
+    assert rows[i].tolist() == order and products[i].tolist() == [values[j] for j in order]
+  assert neighbours.nearest(x, others[:2], 7)[0].shape == (9, 2)
+  lengths = np.linalg.norm(neighbours.unit(np.concatenate([x, np.zeros((1, 4))])), axis=1)
+  assert {*lengths.round(6).tolist()} == {0, 1}
+
+
+@pytest.mark.parametrize(
+  ('count', 'sizes'), [(4, (1, 1, 1, 1)), (9, (1, 3, 3, 2)), (99, (1, 9, 5, 2))]
+)
+def test_training_images_are_even_over_the_classes(count, sizes):
+  """A class with few gives all, the others share what is left; a missing label is a class."""
+  labels = np.repeat([-1, 0, 1, 2], (1, 9, 5, 2))[:, None]
+  labels = np.random.default_rng(0).permutation(labels)
+  rows = artefact._even_rows(labels, count)
+  assert (np.diff(rows) > 0).all()
+  counts = sorted(np.bincount(labels[rows, 0] + 1, minlength=4).tolist())
+  assert counts == sorted(sizes)
+  assert len(artefact._even_rows(np.zeros((5, 0), int), 3)) == 3
+
+
+def test_training_images_of_another_model_are_refused(exported, tmp_path):
+  """With a manifest that fits; a damaged file; and no training images unless asked for."""
+  copied = pathlib.Path(shutil.copytree(exported, tmp_path / 'copy'))
+  path = copied / runtime.SIMILAR
+  arrays = dict(np.load(path))
+  for change in ({'features': arrays['features'][:, 1:]}, {'entries': np.frombuffer(b'[1]', 'u1')}):
+    np.savez(path, **arrays | change)
+    with pytest.raises(UserError, match=r'similar\.npz: is damaged: its sha256'):
+      runtime.load(copied)
+    artefact._seal(copied, json.loads((copied / 'hierjax.json').read_text()))
+    with pytest.raises(UserError, match='is damaged, or of another model'):
+      runtime.load(copied)
+  path.unlink()
+  artefact._seal(copied, json.loads((copied / 'hierjax.json').read_text()))
+  assert 'similar' not in runtime.load(copied).explaining(similar=3).predict(pixels(1))[0]

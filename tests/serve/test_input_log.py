@@ -65,7 +65,7 @@ def test_it_is_bounded_also_over_restarts(tmp_path, messages):
   """It ends with the last image that finds room, says so once, and counts what it left out."""
   size = 3 * input_log.BLOCK
   for start in (0, 8):
-    counts, images = Counter(), [('x', b'%d' % i * 100) for i in range(start, start + 8)]
+    counts, images = Counter(), [b'%d' % i * 100 for i in range(start, start + 8)]
     log = input_log.InputLog(tmp_path, size, counts)
     log.write(images[:4], [{}] * 4)
     log.write(images[4:], [{}] * 4)
@@ -106,7 +106,7 @@ def test_a_short_write_leaves_whole_lines(tmp_path, messages):
   """The system may write a part of a line before the disk is full."""
   counts, data = Counter(), b'x' * 100
   log = input_log.InputLog(tmp_path, 2**20, counts)
-  log.write([('', data)], [{}])
+  log.write([data], [{}])
   file = log._file
 
   class Short:
@@ -116,7 +116,7 @@ def test_a_short_write_leaves_whole_lines(tmp_path, messages):
       return file.write(line[:10])
 
   log._file = Short()
-  log.write([('', data)] * 2, [{}] * 2)
+  log.write([data] * 2, [{}] * 2)
   assert len(lines(tmp_path)) == 1 and messages and counts['inputs_not_logged_total'] == 2
 
 

@@ -65,7 +65,12 @@ def test_in_chromium_images_are_predicted(served, browser, width, monkeypatch): 
   assert browser.evaluate(TEXTS % '.answer b') == [f'{HOSTILE} (make), 91.2 % sure'] * 2
   assert browser.evaluate(TEXTS % '.error') == ['not an image']
   assert browser.evaluate(TEXTS % '.card .tree .tree .tree b')[0] in model.taxonomy.names[2]
-  assert browser.evaluate('document.title + document.images.length') == 'hierjax3'
+  # three images, and four similar ones of each of the two that can be read
+  assert browser.evaluate('document.title + document.images.length') == 'hierjax11'
+  broken = '[...document.querySelectorAll(".similar img")].filter(x => !x.naturalWidth).length'
+  assert browser.evaluate(broken) == 0
+  names = browser.evaluate(TEXTS % '.similar li > span:first-of-type')
+  assert len(names) == 8 and {*names} <= {*model.taxonomy.names[2]}
   assert browser.evaluate('document.querySelectorAll("[onerror], .card script").length') == 0
   assert browser.evaluate(WIDE) <= 0
   rows = list(csv.DictReader(io.StringIO(browser.evaluate('csv()'))))
@@ -84,7 +89,7 @@ def test_in_chromium_images_are_predicted(served, browser, width, monkeypatch): 
 def check_maps(page, levels):
   """A button a level lays its heat map over the image, another one its own, and takes it away."""
   buttons = 'document.querySelectorAll(".card")[1].querySelectorAll("button")'
-  picture = 'document.querySelectorAll(".card img")[1]'
+  picture = 'document.querySelectorAll(".card > div:first-child > img")[1]'
   pressed = f'[...{buttons}].map(x => x.getAttribute("aria-pressed"))'
   wait = 'new Promise(done => setTimeout(done, 200))'
   assert page.evaluate(f'[...{buttons}].map(x => x.textContent)') == [*levels]
@@ -93,7 +98,7 @@ def check_maps(page, levels):
     assert page.evaluate(pressed) == expected
     assert page.evaluate(f'{picture}.src').startswith('data:image/jpeg;base64,')
     title = page.evaluate(f'{picture}.alt')
-    assert 'evidence for ' in title and title.endswith(': 4 × 4 places')
+    assert 'evidence for ' in title and title.endswith(' 4 × 4 places')
     assert k or HOSTILE in title
   page.evaluate(f'{buttons}[2].click(); {wait}')
   assert page.evaluate(f'{picture}.src').startswith('blob:')

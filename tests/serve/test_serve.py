@@ -105,6 +105,17 @@ def test_heat_maps_are_answered_when_asked_for(client, model):
     assert [*content] == ['predictions'] and 'maps' not in content['predictions'][0]
 
 
+def test_similar_training_images_are_answered_when_asked_for(client, model):
+  """As many as asked for; requests with and without share a batch."""
+  images = [png(0), b'no image', png(1, 33)]
+  records = client.post('/predict?similar=3', files=parts(*images)).json()['predictions']
+  expected = model.explaining(similar=3).predict(images)
+  assert [r.get('similar') for r in records] == [r.get('similar') for r in expected]
+  assert len(records[0]['similar']) == 3 and 'similar' not in records[1]
+  (record,) = client.post('/predict', files=parts(images[0])).json()['predictions']
+  assert 'similar' not in record
+
+
 @pytest.mark.parametrize(
   ('threads', 'limit', 'sizes'), [(2, 128, [4, 4]), (1, 128, [8]), (4, 8, [2] * 4)]
 )
@@ -204,7 +215,7 @@ def test_images_that_cannot_be_read_have_errors_of_their_own(model):
   'query',
   [
     *('top=0', 'top=101', 'top=x', 'classes=no such class', 'classes=%22a', 'top=' + '9' * 9999),
-    *('maps=2', 'maps='),
+    *('maps=2', 'maps=', 'similar=21', 'similar=-1'),
   ],
 )
 def test_a_wrong_parameter_is_refused(client, query):

@@ -104,8 +104,8 @@ function showMaps(result) {
       const on = button.getAttribute('aria-pressed') === 'false';
       for (const other of group.children) other.setAttribute('aria-pressed', String(on && other === button));
       const map = record.maps[level], places = `${map[0].length} × ${map.length} places`;
-      const begin = map.flat().some(x => x) ? 'Where the evidence' : 'No evidence';
-      const title = `${begin} for ${record.path[level]} lies: ${places}`;
+      const name = record.path[level], isFound = map.flat().some(x => x);
+      const title = isFound ? `Where the evidence for ${name} lies: ${places}` : `No evidence for ${name} in any of ${places}`;
       const source = on ? await heated(result, level) : url;
       if (button.getAttribute('aria-pressed') !== String(on)) return;
       [image.src, image.alt, text.textContent] = on ? [source, title, title] : [source, '', intro];
@@ -113,6 +113,22 @@ function showMaps(result) {
     group.append(button);
   }
   maps.append(group, text);
+}
+
+function similarImages(rows) {
+  const list = element('ul', 'similar');
+  for (const {file, classes, cosine, image} of rows) {
+    const item = element('li'), name = Object.values(classes).pop() || file;
+    if (image && image.startsWith('data:image/jpeg;base64,')) {
+      const picture = element('img');
+      [picture.src, picture.alt] = [image, ''];
+      item.append(picture);
+    }
+    item.title = [file, ...Object.values(classes)].join(', ');
+    item.append(element('span', '', name), element('span', 'quiet', cosine.toFixed(2)));
+    list.append(item);
+  }
+  return list;
 }
 
 function show(result) {
@@ -132,6 +148,10 @@ function show(result) {
   body.append(tree(record));
   if (record.outside !== undefined) {
     body.append(element('p', 'quiet', percent(record.outside) + ' that it is none of these classes'));
+  }
+  if (record.similar) {
+    const title = 'Most similar training images, with the cosine of the features';
+    body.append(element('p', 'quiet heading', title), similarImages(record.similar));
   }
 }
 
@@ -154,7 +174,7 @@ async function send(part) {
   const form = new FormData();
   for (const {file} of part) form.append('images', file, file.name);
   const token = byId('token').value, classes = byId('classes').value;
-  const answer = await fetch('predict?top=3&maps=1&classes=' + encodeURIComponent(classes), {
+  const answer = await fetch('predict?top=3&maps=1&similar=4&classes=' + encodeURIComponent(classes), {
     method: 'POST', body: form, headers: token ? {Authorization: 'Bearer ' + token} : {},
   });
   if (answer.status === 401) byId('token-label').hidden = false;

@@ -28,6 +28,7 @@ import signal
 import string
 import struct
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -235,6 +236,51 @@ def read_data(folder: pathlib.Path) -> None:
     for i in range(min(3, len(examples.files))):
       with contextlib.suppress(decoding.BrokenImage, OSError):
         decoding.decode(examples.reader(i))
+
+
+# Tars
+
+
+def tar_samples() -> list[Files]:
+  """Tars of pictures with JSON, and with a number of the class."""
+  samples = []
+  for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode='w', format=form) as tar:
+      for i in range(6):
+        label = {'make': f'm{i % 2}', 'model': f'm{i % 2} {i % 4}', 'box': [1]}
+        parts = {'png': test_layouts.encoded(i, (8, 6)), 'json': json.dumps(label).encode()}
+        for suffix, content in (parts | {'cls': b'%d' % (i % 4)}).items():
+          member = tarfile.TarInfo(f'{"x" * 101 * (i == 2)}{i}\u00fc.{suffix}')
+          member.size = len(content)
+          tar.addfile(member, io.BytesIO(content))
+    samples.append({'train-0.tar': out.getvalue()})
+  names = b'make,model\nm0,m0 0\nm0,m0 2\nm1,m1 1\nm1,m1 3\n'
+  return [*samples, {**samples[0], 'taxonomy.csv': names}]
+
+
+def change_tar(rng: random.Random, files: Files) -> Files:
+  """Change a header and its sum, or any bytes."""
+  if rng.random() < 0.3:
+    return change_one(rng, files)
+  data = bytearray(files['train-0.tar'])
+  place = rng.choice([i for i in range(0, len(data), 512) if data[i + 257 : i + 262] == b'ustar'])
+  start, size = rng.choice(
+    ((0, 100), (100, 8), (124, 12), (124, 12), (156, 1), (157, 100), (345, 9))
+  )
+  data[place + start : place + start + size] = rng.choice(
+    (
+      rng.randbytes(size),
+      word(rng).encode('utf-8', 'surrogatepass')[:size].ljust(size, b'\0'),
+      rng.choice((b'\x80', b'\xff')) + rng.randbytes(size - 1),
+      b'%0*o' % (size - 1, rng.randrange(1 << 20)) + b' '
+      if size > 7
+      else rng.choice(b'LKxgS12').to_bytes(),
+    )
+  )[:size]
+  data[place + 148 : place + 156] = b' ' * 8
+  data[place + 148 : place + 156] = b'%06o\0 ' % sum(data[place : place + 512])
+  return {**files, 'train-0.tar': bytes(data)}
 
 
 # Parquet
@@ -549,6 +595,7 @@ def npz_samples() -> list[Files]:
 
 READERS = {
   'csv': Reader(csv_samples, change_csv, read_data),
+  'tar': Reader(tar_samples, change_tar, read_data),
   'parquet': Reader(parquet_samples, change_parquet, read_data),
   'pickle': Reader(pickle_samples, change_pickle, read_pickle),
   'mat': Reader(mat_samples, change_mat, read_mat),

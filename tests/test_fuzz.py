@@ -5,7 +5,7 @@ import pytest
 
 from hierjax.core import json_files
 
-COUNTS = {'csv': 12, 'parquet': 25, 'pickle': 40, 'mat': 40, 'json': 40, 'images': 60,
+COUNTS = {'csv': 12, 'tar': 25, 'parquet': 25, 'pickle': 40, 'mat': 40, 'json': 40, 'images': 60,
           'config': 300, 'npz': 100}  # fmt: skip
 
 

@@ -241,7 +241,7 @@ def _check_images(table, rows, taxonomy, findings, report, progress, sample):
   """Decode images, and report those that cannot be read and those with the same bytes."""
   rows = [row for row in rows if row.index not in table.invalid | table.missing]
   named, missing = len(rows) + len(table.missing), len(table.missing)
-  rows, scope = (_sampled(rows, sample), ' of those decoded') if sample else (rows, '')
+  rows = _sampled(rows, sample) if sample else rows
   tasks = ((table.reader, row.index) for row in rows)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # Pillow's about odd metadata, which name no file
@@ -261,10 +261,10 @@ def _check_images(table, rows, taxonomy, findings, report, progress, sample):
   if taxonomy:
     _check_readable_classes(table, taxonomy, unreadable, findings)
   report.summary['files'] = {'named': named, 'missing': missing, 'unreadable': len(unreadable)}
-  text = f'  {named} files: {missing} missing, {len(unreadable)} unreadable{scope}'
+  text = f'  {named} files: {missing} missing, {len(unreadable)} unreadable'
   if sample:
     report.summary['files']['decoded'] = len(rows)
-    text += f', {len(rows)}: at most {sample} of each split, evenly spaced (--sample={sample})'
+    text += f' of {len(rows)} decoded: at most {sample} of each split, evenly spaced (--sample)'
   report.headlines.append(text)
   for group in groups.values():
     if len(group) > 1:

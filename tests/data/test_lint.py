@@ -382,7 +382,7 @@ def test_a_sample_of_each_split_is_decoded(clean, monkeypatch):
   assert {('error', 'labels.csv:22', 'missing files')} <= places_of(report)
   assert {('error', 'labels.csv:23', 'label not in the taxonomy')} <= places_of(report)
   assert report.summary['files'] == {'named': 22, 'missing': 2, 'unreadable': 0, 'decoded': 6}
-  assert '0 unreadable of those decoded, 6: at most 3 of each split, evenly' in report.text()
+  assert '0 unreadable of 6 decoded: at most 3 of each split, evenly spaced' in report.text()
   decoded.clear()
   clean(sample=11)
   assert sorted(decoded) == list(range(20))

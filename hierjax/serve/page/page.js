@@ -26,17 +26,17 @@ function row(level, name, p) {
   return node;
 }
 
-// The path as a tree: each level below the one before it, with the head's other candidates.
+// The path as a tree: each level below the one before it, by all levels together, and what the level's head says alone.
 function tree(record) {
   const root = element('ul', 'tree');
   let list = root;
   for (const [level, name] of Object.entries(record.path || {})) {
     const item = element('li');
     item.append(row(level, name, record.prob[level]));
-    const others = (record.top[level] || []).filter(([other]) => other !== name).slice(0, 2);
-    if (others.length) {
-      const text = others.map(([other, p]) => other + ' ' + percent(p)).join(', ');
-      item.append(element('div', 'others', 'or ' + text));
+    const candidates = (record.top[level] || []).slice(0, 3);
+    if (candidates.length) {
+      const text = candidates.map(([other, p]) => other + ' ' + percent(p)).join(', ');
+      item.append(element('div', 'others', 'this level alone: ' + text));
     }
     list.append(item);
     list = element('ul', 'tree');

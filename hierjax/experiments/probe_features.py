@@ -138,7 +138,7 @@ def compute(
     store.add([keys[i] for i in rows], values)
     progress(f'features of split {examples.name}: {start + len(rows)} of {len(missing)} images')
   values = store.read(keys)
-  if folder == parallel.cache_folder('features'):
+  if folder == files.cache_folder('features'):
     _drop_oldest(store.folder)
   index = np.flatnonzero(~np.isnan(values).all((1, 2)))
   if not len(index):

@@ -46,7 +46,7 @@ def text_of(rng):
 
 def outcome(path):
   try:
-    columns, rows, notes = csv_files.read_columns(path)
+    columns, rows, notes, _ = csv_files.read_columns(path)
   except UserError as error:
     return str(error)
   cells = {name: (list(c.values), c.codes.tolist()) for name, c in columns.items()}

@@ -8,8 +8,8 @@ The margin and the equal weights were the best of 20 rows on a quarter of Cars' 
 judged on others of them. Stanford Cars with 1,421 training images (--config.data.train_limit=1421),
 val, flip TTA, seeds 0 to 2: joint make .666, type .749, model and full path .468, against .592,
 .657 and .423 of one head (1head.py): +4.5 points of full path (+2.1 to +7.0 over images and seeds).
-With all 5,685 images (seeds 0 and 1) .924, .931, .831 against .913, .912, .826: +.5 points (-2.9 to
-+3.9), no gain shown beyond milder mistakes.
+With all 5,685 images (seeds 0 to 2) .924, .931, .830 against .910, .910, .821: type +2.1 (+.8 to
++3.5), make +1.4 (-.2 to +2.9), full path +.9 (-1.5 to +3.2), and milder mistakes.
 """
 
 from hierjax import config

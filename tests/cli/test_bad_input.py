@@ -732,7 +732,7 @@ DATA = {
   'parquet: no labels': ({'train.parquet': parquet()}, ('train.parquet: no column LEVEL_label',)),
   'parquet: labels out of range': (
     {'train.parquet': parquet(animal_label=[0, 1, 2, 9]), 'taxonomy.csv': TAXONOMY},
-    ('animal_label goes from 0 to 9', '4 classes'),
+    ('animal goes from 0 to 9', '4 classes'),
   ),
   'parquet: labels as fractions': (
     {'train.parquet': parquet(animal_label=[0.0, 1.0, 2.0, 3.0]), 'taxonomy.csv': TAXONOMY},
@@ -755,7 +755,7 @@ DATA = {
       'train.parquet': parquet(animal_label=[0, 1, 2, 3], kind_label=[0, 0, 0, 1]),
       'taxonomy.csv': TAXONOMY,
     },
-    ('row 3', 'contradict'),
+    ("train.parquet:2: no row of the taxonomy has kind 'bird', animal 'gecko' together",),
   ),
   'parquet: other columns': (
     {'train.parquet': parquet(a_label=[0, 1, 0, 1]), 'val.parquet': parquet(b_label=[0, 1, 0, 1])},

@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
       program: its memory allocation, its streams and its handling of signals.
   """
   if argv is None:
+    gc.disable()  # until all is imported, which leaves no garbage
     # XLA's C++ prints that compiling is slow; what fails jax raises
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     if sys.argv[1:2] != ['serve']:  # which gives back the memory of large images
@@ -28,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     process.handle_interrupts()
     process.protect_streams()
     process.ignore_late_writes()
-  gc.set_threshold(50_000)
   # Imported only now: Ctrl-C is handled from the start, and the restart with huge pages is quick.
   program = importlib.import_module('hierjax.cli.program')
   code = program.run(sys.argv if argv is None else argv)

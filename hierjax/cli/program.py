@@ -1,5 +1,6 @@
 """From the arguments to the exit code."""
 
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
@@ -50,7 +51,9 @@ def _execute(args: arguments.Arguments) -> int:
         parallel.start(args.coordinator, args.num_processes, args.process_id, wait, silence)
       parallel.use_compilation_cache()
     # Imported only now: a command needs no package that only others need.
-    code = importlib.import_module(f'hierjax.cli.{args.mode}').run(args)
+    command = importlib.import_module(f'hierjax.cli.{args.mode}')
+    gc.enable()
+    code = command.run(args)
     sys.stdout.flush()
     are_together = True
   except Interrupted as e:

@@ -38,9 +38,10 @@ class Connection(HttpToolsProtocol):
     self._timer = self.loop.call_later(SECONDS, self._look, None)
 
   def connection_lost(self, exc: Exception | None) -> None:
-    """Give back what the connection holds at once: timer and cycle refer to it."""
+    """Give back what the connection holds at once: timer, cycle and pipeline refer to it."""
     super().connection_lost(exc)
     self._timer.cancel()
+    self.pipeline.clear()
     self.cycle = None
 
   def data_received(self, data: bytes) -> None:

@@ -150,9 +150,16 @@ def test_a_closed_connection_holds_nothing(served, monkeypatch):
   monkeypatch.setattr(
     serve.Connection, 'connection_made', lambda c, x: connections.add(c) or original(c, x)
   )
+  form = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n' + png(0)
+  form += b'\r\n--x--\r\n'
+  head = f'POST /predict HTTP/1.1\r\nContent-Length: {len(form)}\r\n'
+  head += 'Content-Type: multipart/form-data; boundary=x\r\n\r\n'
   gc.disable()
   try:
     post(port, png(0))
+    with socket.create_connection(('127.0.0.1', port)) as connection:
+      # more than are read before the first is answered
+      connection.sendall(5 * (head.encode() + form))
     end = time.monotonic() + 5
     while connections and time.monotonic() < end:
       time.sleep(0.01)

@@ -92,6 +92,8 @@ def _with_slack(rules):
     rules['answer'] = answer._replace(
       backoff=answer.backoff and _raised(answer.backoff), others=others
     )
+  if 'sets' in rules:
+    rules['sets'] = rules['sets']._replace(limit=rules['sets'].limit + SLACK)
   return rules
 
 
@@ -266,4 +268,6 @@ def _decided(predictor, probs):
     out['answer'] = decisions['answer'].depth
     for risk in predictor.rules['answer'].risks:
       out[f'answer at risk {risk:g}'] = predictor.at_risk(risk).decide(probs)['answer'].depth
+  if 'sets' in decisions:
+    out['size of sets'] = np.array([len(leaves) for leaves in decisions['sets']])
   return out

@@ -15,6 +15,7 @@ from hierjax import model, runtime
 from hierjax.core.errors import UserError
 from hierjax.decide.backoff import Backoff
 from hierjax.decide.decisions import AnswerRules
+from hierjax.decide.sets import SetRule
 from hierjax.export import artefact, papers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -218,7 +219,7 @@ def test_a_difference_leaves_nothing(
 
 
 def test_thresholds_are_moved_off_validation_images():
-  """Those of tags down, those of answers up: the image that set one stays on its side."""
+  """Those of tags down, of answers and sets up: the image that set one stays on its side."""
   answer = AnswerRules('val', 3, Backoff(0.1, None, 'one', ((0.5, 0.0),), (), (3,)))
   rules = {'tags': {'sky': np.array([0.25, 0.5])}, 'answer': answer}
   moved = artefact._with_slack(rules)
@@ -230,3 +231,5 @@ def test_thresholds_are_moved_off_validation_images():
   assert moved.others[0].thresholds == ((0.5 + 1e-5, 0.0),) and [*moved.risks] == [0.1, 0.2]
   by_cost = AnswerRules('', 0, None, 'lca')
   assert artefact._with_slack({'answer': by_cost})['answer'] == by_cost
+  sets = SetRule(0.1, 'lac', 0.75, 40, 'val')
+  assert artefact._with_slack({'sets': sets})['sets'].limit == pytest.approx(0.75 + 1e-5, abs=1e-9)

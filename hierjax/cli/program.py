@@ -52,7 +52,7 @@ def _execute(args: arguments.Arguments) -> int:
       parallel.use_compilation_cache()
     # Imported only now: a command needs no package that only others need.
     command = importlib.import_module(f'hierjax.cli.{args.mode}')
-    gc.enable()
+    gc.enable()  # `main` has put it off
     code = command.run(args)
     sys.stdout.flush()
     are_together = True

@@ -113,7 +113,7 @@ def fit(
   """
   block, options = taxonomy.block('exclusive'), c.decide
   labels, table = outputs.labels[:, block.columns], block.taxonomy
-  # what these images were not asked for before depends on another temperature
+  # rules that another split has fitted go, as the temperature may become another one
   is_kept = {kind: kind not in FITTED or rule.split in ('', split) for kind, rule in rules.items()}
   rules = {kind: rule for kind, rule in rules.items() if is_kept[kind]}
   if split != c.data.val:

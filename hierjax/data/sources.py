@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from hierjax.core.config import value_at
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.hub import PREFIX
 from hierjax.data import (
   folders,
   image_files,
@@ -132,8 +133,8 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
     if options.taxonomy:
       raise UserError(f'--config.data.root={options.root}: is a taxonomy; leave out data.taxonomy')
     return _numbered_classes(options.root)
-  if root and options.root.startswith('hf:'):
-    root = hub.download(options.root.removeprefix('hf:'))
+  if root and options.root.startswith(PREFIX):
+    root = hub.download(options.root)
   source = options.source
   if source == 'auto':
     source = _detect(options.root, root, findings)

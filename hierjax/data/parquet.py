@@ -1,7 +1,8 @@
 """Parquet files with images and labels, as the Hugging Face hub has them.
 
 SPLIT.parquet, SPLIT-00000-of-00001.parquet or SPLIT/0000.parquet with a column of images and, for
-each level, LEVEL_label or LEVEL: names, or integers in the taxonomy's order.
+each level, LEVEL_label or LEVEL: names, or integers in the taxonomy's order. An image is called by
+its file and its row in it, the first is 'train.parquet:row 1'.
 """
 
 import pathlib
@@ -70,26 +71,26 @@ def read(
   if unused:
     findings.note(f'Parquet columns {", ".join(unused)} are not used')
   names = [path.relative_to(root).as_posix() for path in paths]
-  files = [f'{name}:{i}' for name, store in zip(names, stores) for i in range(store.rows)]
+  files = [f'{name}:row {i + 1}' for name, store in zip(names, stores) for i in range(store.rows)]
   columns = {'file': Column(Names.pack(files), np.arange(len(files)))}
   for level in (level for level in taxonomy.levels if level in labels):
     columns[level] = _column(stores, labels[level], level, taxonomy, root)
   content = CsvColumns(columns, np.zeros(len(files), np.int64), [], root)
   table = label_columns.encode(options, content, taxonomy, findings)
-  table.splits = _splits(options, root, paths, stores, split, findings)
+  table.splits = _splits(options, root, paths, stores, files, split, findings)
   images = [str(store.folder / IMAGES) for store in stores]
   table.reader = SliceReader.from_ends(images, [store.ends() for store in stores])
   return table
 
 
-def _splits(options, root, paths, stores, column, findings):
+def _splits(options, root, paths, stores, files, column, findings):
   """The split of each row, by the name of its file or of a folder above it, else by a column."""
   names = split_names.of_files(options, root, paths, findings)
   if names is None:
     splits = _class_names(stores, column) if column else None
     if '' in (splits or ()):
-      text = f'row {splits.index("") + 1} has no {column}; give one to every row'
-      findings.error(str(root), 'no split', text)
+      where = f'{root}/{files[splits.index("")]}'
+      findings.error(where, 'no split', f'has no {column}; give one to every row')
     if splits:
       findings.note(f'splits by the Parquet column {column!r}')
       return splits

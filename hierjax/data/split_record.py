@@ -110,6 +110,7 @@ def read(folder: pathlib.Path) -> Record | None:
       'of the old val into training'
     ) from None
   for file, split, *names in rows:
+    file = file_key(file)
     # files share their labels
     splits[file], labels[file] = split, cache.setdefault(tuple(names), tuple(names))
   return Record(folder, tuple(header[2:]), splits, labels)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fractions
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from hierjax.taxonomy.table import with_aliases
 
 TEST, CALIBRATION = 'test', 'calibration'
 NOVEL = '_novel'  # suffix of a split's name: its images of held-out classes
+_OLD_ROW = re.compile(r'(\.parquet):(\d+)$')
 
 
 class Division(NamedTuple):
@@ -105,6 +107,9 @@ def examples_of(data: Dataset, options: ConfigDict, option: str) -> Examples:
 def file_key(file: str) -> str:
   """Return the name of a file as it is on every machine, in one form of Unicode."""
   text = file.encode('utf-8', 'backslashreplace').decode()
+  if '.parquet:' in text:
+    # earlier versions counted rows from 0: train.parquet:0
+    text = _OLD_ROW.sub(lambda match: f'{match[1]}:row {int(match[2]) + 1}', text)
   return unicodedata.normalize('NFC', text).replace('\r', '\\r')
 
 

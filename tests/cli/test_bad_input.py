@@ -755,7 +755,7 @@ DATA = {
       'train.parquet': parquet(animal_label=[0, 1, 2, 3], kind_label=[0, 0, 0, 1]),
       'taxonomy.csv': TAXONOMY,
     },
-    ("train.parquet:2: no row of the taxonomy has kind 'bird', animal 'gecko' together",),
+    ("train.parquet:row 3: no row of the taxonomy has kind 'bird', animal 'gecko' together",),
   ),
   'parquet: other columns': (
     {'train.parquet': parquet(a_label=[0, 1, 0, 1]), 'val.parquet': parquet(b_label=[0, 1, 0, 1])},
@@ -1304,16 +1304,10 @@ def test_parquet_with_some_null_images(tmp_path):
     },
   )
   result = run(*SMALL, '--workdir=run', '--config.data.root=data')
-  assert (
-    result.code == 0
-    and '3 unreadable image(s) skipped: train.parquet:4, train.parquet:5, train.parquet:6'
-    in result.err
-  ), result
-  assert json.loads(pathlib.Path('run/run.json').read_text())['skipped'] == [
-    'train.parquet:4',
-    'train.parquet:5',
-    'train.parquet:6',
-  ]
+  skipped = [f'train.parquet:row {i}' for i in (5, 6, 7)]
+  assert result.code == 0, result
+  assert f'3 unreadable image(s) skipped: {", ".join(skipped)}' in result.err
+  assert json.loads(pathlib.Path('run/run.json').read_text())['skipped'] == skipped
 
 
 # ---- a run that was damaged, or is asked for what it has not ----

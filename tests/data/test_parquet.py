@@ -1,6 +1,7 @@
 """Parquet as the hub and users have it: splits by names, one name an image, and hostile files."""
 
 import io
+import re
 import struct
 import zlib
 
@@ -13,7 +14,7 @@ from PIL import Image
 from test_folders import content, options
 
 from hierjax.core.errors import UserError
-from hierjax.data import lint, matfile, parquet_pages, sources, store
+from hierjax.data import lint, matfile, parquet_pages, sources, split_record, store
 from hierjax.data.published.layout import read_mat
 
 SEEDS = iter(range(1_000_000))
@@ -92,11 +93,24 @@ def test_splits_by_the_names_of_files_and_folders(tmp_path, name):
   tables = {file: pq.read_table(tmp_path / 'data' / file)['image'] for file in files}
   for examples in loaded.splits.values():
     for i, file in enumerate(examples.files):
-      file, _, row = file.rpartition(':')
-      assert examples.reader(i) == tables[file][int(row)].as_py()['bytes']
+      file, _, row = file.rpartition(':row ')
+      assert examples.reader(i) == tables[file][int(row) - 1].as_py()['bytes']
   report = lint.check(data)
   assert report.counts['error'] == 0
   assert any('like no split' in str(p) for p in report.problems) == ('more' in expected)
+
+
+def test_a_record_of_rows_that_were_counted_from_0(tmp_path):
+  """Each row keeps the split that an earlier version has drawn for it."""
+  write(tmp_path / 'data/all.parquet', 8)
+  data = sources.load(options(tmp_path / 'data', val_share=0.5))
+  text = split_record.content(data)
+  old = re.sub(r':row (\d+)', lambda match: f':{int(match[1]) - 1}', text)
+  assert 'all.parquet:0,' in old and 'all.parquet:8,' not in old
+  (tmp_path / split_record.FILE).write_text(old)
+  record = split_record.read(tmp_path)
+  reread = sources.load(options(tmp_path / 'data', val_share=0.5), record=record)
+  assert split_record.content(reread) == text and not split_record.changes(record, reread)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +127,7 @@ def test_splits_by_a_column_where_no_name_says_them(tmp_path, column, words):
   assert 'Parquet columns camera are not used' in data.notes
   values[column][3] = ''
   write(tmp_path / 'gap/all.parquet', 8, **values)
-  agreement.refuses(options(tmp_path / 'gap'), f'row 4 has no {column}')
+  agreement.refuses(options(tmp_path / 'gap'), f'gap/all.parquet:row 4: has no {column}')
   write(tmp_path / 'names/train.parquet', 8, **values)
   (tmp_path / 'names/stock.csv').write_text('file,class\n1.png,a\n')
   data = sources.load(options(tmp_path / 'names', val_share=0.0))

@@ -559,7 +559,7 @@ def test_parquet_with_integers_in_the_order_of_the_taxonomy(tmp_path, cache):
       assert [value(data.splits['train'], i) for i in (4, 0, 2)] == [50, 10, 30]
       val = pickle.loads(pickle.dumps(data.splits['val']))
       assert [value(val, i) for i in range(3)] == [60, 70, 80]
-      assert val.files[1] == 'val-00001-of-00002.parquet:0'
+      assert val.files[1] == 'val-00001-of-00002.parquet:row 1'
   finally:
     root.chmod(0o755)
   stores = list(cache.glob('hierjax/parquet/*'))
@@ -632,7 +632,7 @@ def test_parquet_mistakes(tmp_path, cache):
 
   fails(r'animal goes from 0 to 4, the taxonomy has 4 classes', animal_label=[0, 4])
   fails(
-    r'train.parquet:1: no row of the taxonomy has kind .* together',
+    r'train.parquet:row 2: no row of the taxonomy has kind .* together',
     animal_label=[0, 1],
     kind_label=[0, 1],
   )

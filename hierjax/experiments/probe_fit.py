@@ -144,25 +144,25 @@ def fit(
     steps: at the first decay and at each further one.
   """
   init = functools.partial(form.heads.init, jax.random.key(0), train[0][0], False)
-  params, counts, curvature = jax.eval_shape(init)['params'], [], {}
+  params, curvature = jax.eval_shape(init)['params'], {}
   for k, level in enumerate(form.levels):
     labels = train[1][..., form.taxonomy.index(level)]
     number = np.bincount(labels[labels >= 0], minlength=form.taxonomy.num_classes(level))
-    counts.append(max(number.sum(), 1))
+    share = np.maximum(number, 0.5) / max(number.sum(), 1)
     # where levels are joined, the loss of every level reaches the parameters of all
     weight = weights.sum(1) * len(params) if form.is_joined else weights[:, k]
-    curvature[level] = np.float32(weight[:, None] * np.maximum(number, 0.5) / counts[-1])
-  scaled = np.float32(weights / np.array(counts))
+    curvature[level] = np.float32(weight[:, None] * share)
   curvature = {level: curvature[level] for level in params}
-  arguments = scaled, np.float32(decays), variances, curvature, train, held_out
+  arguments = np.float32(weights), np.float32(decays), variances, curvature, train, held_out
   return jax.tree.map(np.asarray, _program(form, *steps)(*arguments))
 
 
 @functools.lru_cache(maxsize=64)
 def _program(form: Form, first: int, further: int):
-  """Compile (weights / number of labels, decays, variances, curvature of biases, rows) → Fit."""
+  """Compile (weights, decays, variances, curvature of biases, rows) → Fit."""
 
   def run(weights, decays, variances, curvature, train, held_out):
+    weights = weights / jnp.maximum(_examples(form, curvature, train), 1)[None]
     gradient = functools.partial(_gradient, form, weights, train)
     bounds = {
       level: {'kernel': variances[:, None, None] * c[None], 'bias': c}
@@ -181,14 +181,31 @@ def _program(form: Form, first: int, further: int):
   return jax.jit(run)
 
 
+def _level_losses(form, params, x, labels):
+  """The losses of examples at the levels with logits, in their order."""
+  logits = form.logits(params, x)
+  by_level = form.loss(logits, logits, labels, 1.0)
+  return [by_level[level] for level in form.levels]
+
+
+def _examples(form, curvature, rows):
+  """Count the examples with a loss at each level [H]; it may be known from a coarser label."""
+  d, of_setting = rows[0].shape[-1], jax.tree.map(lambda c: c[0], curvature)
+  params = {level: {'kernel': jnp.zeros((d, len(c))), 'bias': c} for level, c in of_setting.items()}
+
+  def count(block):
+    return jnp.stack([(level.mask > 0).sum() for level in _level_losses(form, params, *block)])
+
+  return jax.lax.map(count, rows).sum(0)
+
+
 def _gradient(form, weights, rows, params):
   """The loss [S] of all settings without its decay, and the gradients."""
   axes = dict.fromkeys(params, SETTING_AXES)
 
   def loss(params, weights, x, labels):
-    logits = form.logits(params, x)
-    levels = form.loss(logits, logits, labels, 1.0)
-    sums = [jnp.where(levels[l].mask > 0, levels[l].values, 0.0).sum() for l in form.levels]
+    levels = _level_losses(form, params, x, labels)
+    sums = [jnp.where(level.mask > 0, level.values, 0.0).sum() for level in levels]
     return (weights * jnp.stack(sums)).sum()
 
   function = jax.vmap(jax.value_and_grad(loss), (axes, 0, None, None), (0, axes))

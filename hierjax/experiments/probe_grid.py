@@ -22,8 +22,7 @@ from hierjax.taxonomy import Taxonomy
 from hierjax.train import setup
 
 FORMS = ('flat', 'lca', 'parallel', 'path_sum', 'marginal')
-# Steps before the largest decay and at each decay; of a fit at one decay alone.
-PATH_STEPS, ONE_DECAY_STEPS = (5, 3), (24, 0)
+PATH_STEPS = (5, 3)  # before the largest decay, and at each decay
 MAX_SCORES = 20_000_000  # held-out examples times classes that rules are chosen on
 
 
@@ -63,27 +62,37 @@ def recipes(c: ConfigDict, taxonomy: Taxonomy) -> dict[str, list[Recipe]]:
   Raises:
     UserError: probe.forms names another form, or there are no decays.
   """
-  names, flat = ('flat', *c.probe.forms), {'model.heads': 'flat'}
-  for name in names:
+  for name in c.probe.forms:
     if name not in FORMS:
       raise UserError(f'--config.probe.forms={name}: no such form; choices: {", ".join(FORMS)}')
   if not c.probe.decays:
     raise UserError('--config.probe.decays= is empty: give at least one')
-  if len(taxonomy.levels) == 1:
-    names = ['flat']
-  out = {'flat': [Recipe('flat', flat, 1.0)]}
-  if 'lca' in names:
+  has_hierarchy = len(taxonomy.levels) > 1
+  forms = ('flat', *c.probe.forms) if has_hierarchy else ('flat',)
+  shares = {
+    'flat': (1.0,),
+    'parallel': (None,),
+    'path_sum': (*c.probe.shares, 1.0),
+    'marginal': c.probe.shares,
+  }
+  out = {}
+  for form, margin in itertools.product(shares, (None, *c.probe.margins)):
+    if form not in forms or (margin and not has_hierarchy):
+      continue
+    name, options = form, {'model.heads': form}
+    if margin:
+      name, options = f'{form}, margin {margin:g}', {**options, 'loss.margin': margin}
+    out[name] = [Recipe(_name(name, form, share), options, share) for share in shares[form]]
+  if 'lca' in forms:
     for beta in c.probe.lca:
       name = f'flat, lca {beta:g}'
-      out[name] = [Recipe(name, {**flat, 'loss.lca': beta}, 1.0)]
-  shares = {'parallel': (None,), 'path_sum': (*c.probe.shares, 1.0), 'marginal': c.probe.shares}
-  for form, values in shares.items():
-    if form in names and values:
-      out[form] = [
-        Recipe(form if x is None else f'{form}, finest {x:g}', {'model.heads': form}, x)
-        for x in values
-      ]
-  return out
+      out[name] = [Recipe(name, {'model.heads': 'flat', 'loss.lca': beta}, 1.0)]
+  return {name: members for name, members in out.items() if members}
+
+
+def _name(name: str, form: str, share: float | None) -> str:
+  """Add the weight of the finest level where it is one of several."""
+  return f'{name}, finest {share:g}' if form in ('path_sum', 'marginal') else name
 
 
 @dataclasses.dataclass
@@ -291,7 +300,9 @@ class Choice(NamedTuple):
 def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Data) -> Choice:
   """Fit a setting on all training examples, and the rules of its decisions by cross-fitting.
 
-  Joint weights and temperature are chosen on what the fit to the other folds predicts for each.
+  The fit takes the steps of the search, through all larger decays: they end before the optimum,
+  which is a part of what cross-validation judged. Joint weights and temperature are chosen on what
+  the fit to the other folds predicts for each.
 
   Args:
     setting: to fit.
@@ -301,6 +312,8 @@ def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Dat
   """
   form = Form.of_config(setting.recipe.config(base), taxonomy, data.labels)
   weights, n = np.float32([setting.recipe.level_weights(base, form)]), len(data.x)
+  larger = {decay for decay in base.probe.decays if decay > setting.decay}
+  decays = sorted({*larger, setting.decay}, reverse=True)
   sizes = {level: taxonomy.num_classes(level) for level in form.levels}
   picked = np.arange(0, n, -(-n * sum(sizes.values()) // MAX_SCORES))
   nothing = data.rows(np.arange(n) < 0, 1, 1)
@@ -309,8 +322,8 @@ def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Dat
     # all folds are the program of the last fit: examples without labels count nowhere
     labels = np.where(is_held_out[:, None], -1, data.labels)
     rows = data._replace(labels=labels).rows(np.arange(n) >= 0, data.x.shape[1], n)
-    variances, decays = data.basis.variances, [setting.decay]
-    params = probe_fit.fit(form, weights, decays, variances, rows, nothing, ONE_DECAY_STEPS).params
+    variances = data.basis.variances
+    params = probe_fit.fit(form, weights, decays, variances, rows, nothing, PATH_STEPS).params
     return {l: {'kernel': p['kernel'][:, 0], 'bias': p['bias'][0]} for l, p in params.items()}
 
   fits = {fold: fit(data.fold == fold) for fold in np.unique(data.fold)}

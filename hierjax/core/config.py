@@ -93,8 +93,10 @@ def _paths(node: ConfigDict, prefix: str = '') -> list[str]:
   """The names of the options in a tree: 'optim.lr' and so on."""
   paths = []
   for name, value in node.items():
-    is_group = isinstance(value, ConfigDict)
-    paths += _paths(value, f'{prefix}{name}.') if is_group else [prefix + name]
+    if isinstance(value, ConfigDict):
+      paths += _paths(value, f'{prefix}{name}.')
+    else:
+      paths.append(prefix + name)
   return paths
 
 
@@ -272,23 +274,25 @@ def steps(
   Raises:
     UserError: several are given, or more steps than an int32 counts.
   """
-  durations = {u: getattr(node, prefix + u) for u in curriculum.UNITS}
-  durations = {u: v for u, v in durations.items() if v is not None}
-  if len(durations) > 1:
-    texts = ', '.join(f'{prefix}{u}={v}' for u, v in durations.items())
+  given_units = [unit for unit in curriculum.UNITS if getattr(node, prefix + unit) is not None]
+  if not given_units:
+    return None
+  if len(given_units) > 1:
+    texts = ', '.join(f'{prefix}{unit}={getattr(node, prefix + unit)}' for unit in given_units)
     raise UserError(f'{option}: give only one of {texts}; set the others to None')
-  for unit, value in durations.items():
-    number = {
-      'steps': value,
-      'epochs': value * examples / batch_size,
-      'examples': value / batch_size,
-    }[unit]
-    if number > MAX_STEPS:
-      raise UserError(
-        f'{option}: {unit}={value} are {number:.3g} steps; at most {MAX_STEPS} can be counted'
-      )
-    return max(1, round(number))
-  return None
+  unit = given_units[0]
+  value = getattr(node, prefix + unit)
+  if unit == 'epochs':
+    number = value * examples / batch_size
+  elif unit == 'examples':
+    number = value / batch_size
+  else:
+    number = value
+  if number > MAX_STEPS:
+    raise UserError(
+      f'{option}: {unit}={value} are {number:.3g} steps; at most {MAX_STEPS} can be counted'
+    )
+  return max(1, round(number))
 
 
 def head_levels(m: ConfigDict, levels: Sequence[str], multi: Sequence[str] = ()) -> tuple[str, ...]:
@@ -302,8 +306,9 @@ def head_levels(m: ConfigDict, levels: Sequence[str], multi: Sequence[str] = ())
   selected = resolve_levels(m.levels, levels, '--config.model.levels')
   if m.heads != 'flat':
     return selected
-  without_head = ([l for l in selected if l not in multi] or selected)[:-1]
-  return tuple(l for l in selected if l not in without_head)
+  exclusive = [level for level in selected if level not in multi]
+  without_head = exclusive[:-1] if exclusive else selected[:-1]
+  return tuple(level for level in selected if level not in without_head)
 
 
 # JSON.

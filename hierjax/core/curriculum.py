@@ -37,22 +37,27 @@ class PhaseOptions:
   levels: str | Sequence[str] = ('all',)
 
   def __post_init__(self):
-    durations = {unit: getattr(self, unit) for unit in DURATIONS}
-    durations = {unit: value for unit, value in durations.items() if value is not None}
-    if len(durations) != 1:
-      texts = ', '.join(f'{unit}={value}' for unit, value in durations.items()) or 'none'
+    given_units = [unit for unit in DURATIONS if getattr(self, unit) is not None]
+    if len(given_units) != 1:
+      texts = ', '.join(f'{unit}={getattr(self, unit)}' for unit in given_units) or 'none'
       raise UserError(
         '--config.curriculum: a phase needs exactly one of epochs, steps, examples, share; there '
         f'is {texts}'
       )
-    ((unit, value),) = durations.items()
+    unit = given_units[0]
+    value = getattr(self, unit)
     interval = options.Interval('(0, 1]' if unit == 'share' else '(0, inf)')
-    is_whole = unit in ('steps', 'examples')
-    has_type = isinstance(value, int) if is_whole else options.is_number(value)
+    if unit in ('steps', 'examples'):
+      type_words = 'a whole number'
+      has_type = isinstance(value, int)
+    else:
+      type_words = 'a number'
+      has_type = options.is_number(value)
     if not has_type or value not in interval:
-      words = f'{"a whole number" if is_whole else "a number"} {interval.describe()}'
+      words = f'{type_words} {interval.describe()}'
       raise UserError(f'--config.curriculum: {unit}={value!r} of a phase must be {words}')
     for field in ('freeze', 'levels'):
+      # The class is frozen; only so can a text become a tuple of names.
       object.__setattr__(self, field, options.names(getattr(self, field)))
 
 

@@ -43,9 +43,12 @@ def did_you_mean(name: str, choices: Iterable[str], count: int = 1) -> str:
   Returns:
     ' (did you mean X?)' with the choices that resemble it most, '' if none does.
   """
-  close = [repr(x) for x in difflib.get_close_matches(name, list(choices), count)]
-  text = ' or '.join([', '.join(close[:-1]), *close[-1:]] if len(close) > 1 else close)
-  return f' (did you mean {text}?)' if close else ''
+  similar = difflib.get_close_matches(name, list(choices), count)
+  if not similar:
+    return ''
+  *first, last = map(repr, similar)
+  text = f'{", ".join(first)} or {last}' if first else last
+  return f' (did you mean {text}?)'
 
 
 def describe_choices(kind: str, name: str, choices: Iterable[str]) -> str:

@@ -32,13 +32,20 @@ def dump(value: Any, indent: int | None = None) -> str:
 
 
 def _first_not_finite(value: Any, path: str) -> str:
-  """The place of a number that is not finite: 'decode/joint/fpa is nan'; '' for none."""
+  """Return the place of a number that is not finite: 'decode/joint/fpa is nan'; '' for none."""
   if isinstance(value, float) and not math.isfinite(value):
     return f'{path[1:]} is {value}'
-  items = {}
-  if isinstance(value, dict | list | tuple):
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-  return next(filter(None, (_first_not_finite(v, f'{path}/{k}') for k, v in items)), '')
+  if isinstance(value, dict):
+    items = value.items()
+  elif isinstance(value, list | tuple):
+    items = enumerate(value)
+  else:
+    return ''
+  for key, element in items:
+    place = _first_not_finite(element, f'{path}/{key}')
+    if place:
+      return place
+  return ''
 
 
 def read(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Any:

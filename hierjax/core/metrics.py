@@ -323,9 +323,12 @@ def lookup(evaluation: Mapping, name: str) -> float | None:
     The value; None where the evaluation has none.
   """
   decision, metric, level = split_name(name)
-  entry = evaluation if metric.place else None
+  if not metric.place:
+    return None
+  varying_keys = {DECISION: decision, LEVEL: level}
+  entry = evaluation
   for key in metric.place:
-    key = {DECISION: decision, LEVEL: level}.get(key, key)
+    key = varying_keys.get(key, key)
     entry = entry.get(key) if isinstance(entry, Mapping) else None
   return entry
 
@@ -364,9 +367,12 @@ def logged_names(heads: Sequence[str], tags: Sequence[str]) -> list[str]:
   """
   names = ['loss']
   for metric in of_kind('exclusive') if heads else ():
-    if metric.is_logged and metric.name != 'loss':
-      is_level = metric.scope == 'level'
-      names += [f'{metric.name}/{level}' for level in heads] if is_level else [metric.name]
+    if not metric.is_logged or metric.name == 'loss':
+      continue
+    if metric.scope == 'level':
+      names += [f'{metric.name}/{level}' for level in heads]
+    else:
+      names.append(metric.name)
   for metric in of_kind('tags'):
     if metric.is_logged:
       names += [f'{metric.name}/{level}' for level in tags]

@@ -28,13 +28,16 @@ class Names(Sequence):
     if isinstance(strings, cls):
       return strings
     encoded = [string.encode(*CODEC) for string in strings]
-    end = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-    return cls(b''.join(encoded), np.append(0, end[:-1])[: len(end)], end)
+    sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    end = np.cumsum(sizes)
+    return cls(b''.join(encoded), end - sizes, end)
 
   @classmethod
   def from_ends(cls, data: np.ndarray, end: np.ndarray) -> Self:
     """Return strings that follow each other: uint8 [n], and int64 [N], where each ends."""
-    return cls(data.tobytes(), np.append(0, end[:-1])[: len(end)], end)
+    start = np.zeros_like(end)
+    start[1:] = end[:-1]
+    return cls(data.tobytes(), start, end)
 
   def __len__(self) -> int:
     return len(self.start)
@@ -42,29 +45,42 @@ class Names(Sequence):
   def __getitem__(self, i: int | slice | np.ndarray) -> 'str | Names':
     if isinstance(i, slice | np.ndarray):
       return Names(self.data, self.start[i], self.end[i])
-    return self.data[self.start[i] : self.end[i]].decode(*CODEC)
+    string = self.data[self.start[i] : self.end[i]]
+    return string.decode(*CODEC)
 
   def encoded(self) -> Iterator[bytes]:
     """Return an iterator over the strings as bytes."""
-    chunks = (slice(k, k + CHUNK) for k in range(0, len(self), CHUNK))
-    slices = (map(slice, self.start[k].tolist(), self.end[k].tolist()) for k in chunks)
-    return map(self.data.__getitem__, itertools.chain.from_iterable(slices))
+    chunk_starts = range(0, len(self), CHUNK)
+    slices = itertools.chain.from_iterable(map(self._chunk_slices, chunk_starts))
+    return map(self.data.__getitem__, slices)
+
+  def _chunk_slices(self, first: int) -> Iterator[slice]:
+    """Return an iterator over the places in the buffer of CHUNK strings from `first` on."""
+    chunk = slice(first, first + CHUNK)
+    return map(slice, self.start[chunk].tolist(), self.end[chunk].tolist())
 
   def __iter__(self) -> Iterator[str]:
     return map(str, self.encoded(), *map(itertools.repeat, CODEC))
 
   def by_folder(self) -> Iterator[tuple[str, np.ndarray, 'Names']]:
     """Yield each folder ('' or with a slash at its end), its files' numbers, and their names."""
-    slashes = np.flatnonzero(np.frombuffer(self.data, np.uint8) == ord('/'))
-    last = np.append(-1, slashes)[np.searchsorted(slashes, self.end)]
-    name_start = np.maximum(last + 1, self.start)
-    folders = list(Names(self.data, self.start, name_start).encoded())
-    numbers = {folder: k for k, folder in enumerate(dict.fromkeys(folders))}
+    name_start = self._name_starts()
+    folders = list(Names(self.data, self.start, name_start).encoded())  # [N], b'' or b'a/b/'
+    numbers = {folder: number for number, folder in enumerate(dict.fromkeys(folders))}
     codes = np.fromiter(map(numbers.__getitem__, folders), np.int32, len(folders))
     del folders
-    order, ends = np.argsort(codes, kind='stable'), np.cumsum(np.bincount(codes))
+    order = np.argsort(codes, kind='stable')
+    ends = np.cumsum(np.bincount(codes))
     for folder, rows in zip(numbers, np.split(order, ends[:-1])):
       yield folder.decode(*CODEC), rows, Names(self.data, name_start[rows], self.end[rows])
+
+  def _name_starts(self) -> np.ndarray:
+    """Return where in the buffer each path's last part begins, int64 [N]."""
+    slashes = np.flatnonzero(np.frombuffer(self.data, np.uint8) == ord('/'))
+    slashes = np.append(-1, slashes)  # so that there is one before every string
+    # the last slash before a string's end; it may belong to an earlier string
+    last = slashes[np.searchsorted(slashes, self.end) - 1]
+    return np.maximum(last + 1, self.start)
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, Sequence) and list(self) == list(other)

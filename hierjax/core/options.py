@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from hierjax.core.errors import UserError, did_you_mean
 
 NONE_TEXTS = ('', 'none')
+BOOLEANS = {'true': True, 't': True, '1': True, 'false': False, 'f': False, '0': False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +31,28 @@ class Interval:
     low, high = self.text[1:-1].split(',')
     return float(low), float(high)
 
+  @property
+  def _includes_low(self) -> bool:
+    return self.text[0] == '['
+
+  @property
+  def _includes_high(self) -> bool:
+    return self.text[-1] == ']'
+
   def __contains__(self, value: float) -> bool:
     low, high = self.bounds
-    is_above = low <= value if self.text[0] == '[' else low < value
-    is_below = value <= high if self.text[-1] == ']' else value < high
+    is_above = low <= value if self._includes_low else low < value
+    is_below = value <= high if self._includes_high else value < high
     return is_above and is_below
 
   def describe(self) -> str:
     """Return the interval in words: 'at least 0 and below 1'."""
     low, high = self.text[1:-1].split(', ')
-    words = f'{"at least" if self.text[0] == "[" else "above"} {low}'
+    lower_words = 'at least' if self._includes_low else 'above'
     if high == 'inf':
-      return words
-    return f'{words} and {"at most" if self.text[-1] == "]" else "below"} {high}'
+      return f'{lower_words} {low}'
+    upper_words = 'at most' if self._includes_high else 'below'
+    return f'{lower_words} {low} and {upper_words} {high}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +95,15 @@ class Option:
   levels: str | None = None
 
   def __post_init__(self):
-    inferred = str if self.default is None else type(self.default)
-    object.__setattr__(self, 'value_type', tuple if self.kind else self.value_type or inferred)
-    object.__setattr__(self, 'is_optional', self.is_optional or self.default is None)
+    value_type = self.value_type
+    if self.kind:
+      value_type = tuple
+    elif value_type is None:
+      value_type = str if self.default is None else type(self.default)
+    is_optional = self.is_optional or self.default is None
+    # The class is frozen; only so can these two be inferred from the other fields.
+    object.__setattr__(self, 'value_type', value_type)
+    object.__setattr__(self, 'is_optional', is_optional)
 
   @property
   def flag(self) -> str:
@@ -103,20 +119,22 @@ class Option:
     Raises:
       UserError: the text does not fit the type.
     """
-    if isinstance(value, str) and self.is_optional and value.strip().lower() in NONE_TEXTS:
+    is_text = isinstance(value, str)
+    if is_text and self.is_optional and value.strip().lower() in NONE_TEXTS:
       return None
-    if isinstance(value, str) and self.value_type is not str:
+    if is_text and self.value_type is not str:
       value = self._from_text(value)
-    if is_number(value) and self.is_optional and value == 0 and self._zero_is_off():
+    is_off = is_number(value) and value == 0 and self._zero_is_off()
+    if is_off and self.is_optional:
       return None
     return tuple(value) if isinstance(value, list) else value
 
   def _from_text(self, text: str) -> object:
+    """Return the value that a text of the command line stands for."""
     if self.value_type is bool:
-      values = {'true': True, 't': True, '1': True, 'false': False, 'f': False, '0': False}
-      if text.lower() in values:
-        return values[text.lower()]
-      raise UserError(f'{self.flag}={text} must be true or false')
+      if text.lower() not in BOOLEANS:
+        raise UserError(f'{self.flag}={text} must be true or false')
+      return BOOLEANS[text.lower()]
     if self.value_type in (int, float):
       try:
         return self.value_type(text)
@@ -131,6 +149,7 @@ class Option:
       raise UserError(f'{self.flag}={text}: {e}') from None
 
   def _zero_is_off(self) -> bool:
+    """Return whether 0 lies outside the range, so that it may be written for `None`."""
     return self.interval is not None and 0 not in Interval(self.interval)
 
   def validate(self, value: object) -> None:
@@ -147,10 +166,11 @@ class Option:
         raise UserError(f'{self.flag}=None must have a value; its default is {self.default!r}')
       return
     if self.choices and value not in self.choices:
-      texts = [str(x) for x in self.choices]
+      texts = [str(choice) for choice in self.choices]
+      hint = did_you_mean(str(value), texts)
+      none_words = ' or None' if self.is_optional else ''
       raise UserError(
-        f'{self.flag}={value!r} is not a choice{did_you_mean(str(value), texts)}; '
-        f'choices: {", ".join(texts)}{" or None" if self.is_optional else ""}'
+        f'{self.flag}={value!r} is not a choice{hint}; choices: {", ".join(texts)}{none_words}'
       )
     if self.interval:
       self._validate_range(value)
@@ -159,11 +179,14 @@ class Option:
       raise UserError(f'{self.flag}={value!r} {problem}')
 
   def _validate_range(self, value: object) -> None:
+    """Check that a number, or each number of a tuple, lies in the interval."""
     interval = Interval(self.interval)
     values = value if isinstance(value, tuple) else (value,)
     if all(is_number(x) and x in interval for x in values):
       return
-    words = interval.describe() + (' and finite' if math.inf in values else '')
+    words = interval.describe()
+    if math.inf in values:
+      words += ' and finite'
     if self.is_optional:
       words += ', or None for off' if self._zero_is_off() else ', or None'
     raise UserError(f'{self.flag}={value!r} must be {words}')
@@ -189,44 +212,57 @@ def names(text: str | Sequence[str], separator: str = ',') -> tuple[str, ...]:
     text: names with separators between them, a literal of a sequence, or a sequence.
     separator: what separates them.
   """
+  items = text
   if isinstance(text, str):
-    value = literal(text) if text.strip()[:1] in ('(', '[') else text.split(separator)
-    value = (value,) if isinstance(value, str) else value
-    if not isinstance(value, list | tuple):
+    is_literal = text.strip()[:1] in ('(', '[')
+    items = literal(text) if is_literal else text.split(separator)
+    if isinstance(items, str):  # ('a') is a literal of a string, not of a tuple
+      items = (items,)
+    if not isinstance(items, list | tuple):
       raise ValueError(f'{text!r} is not a list of names')
-    text = value
-  return tuple(str(t).strip() for t in text if str(t).strip())
+  stripped = [str(item).strip() for item in items]
+  return tuple(name for name in stripped if name)
 
 
 def _check_names(value: tuple) -> str:
-  return '' if all(isinstance(x, str) for x in value) else 'must be names'
+  """Return what is wrong with names, '' if nothing is."""
+  are_texts = all(isinstance(name, str) for name in value)
+  return '' if are_texts else 'must be names'
 
 
 def _numbers(text: str) -> tuple:
+  """Return the numbers in a text: '1, 2' or '(1, 2)'."""
   value = literal(text)
-  value = (value,) if is_number(value) else value
+  if is_number(value):
+    return (value,)
   if not isinstance(value, tuple | list) or not all(is_number(x) for x in value):
     raise ValueError('must be numbers, separated by commas')
   return tuple(value)
 
 
 def _check_pair(value: tuple) -> str:
+  """Return what is wrong with a pair of numbers in ascending order, '' if nothing is."""
   is_pair = len(value) == 2 and value[0] <= value[1]
   return '' if is_pair else 'must be two numbers, the smaller first'
 
 
 def _check_range(value: tuple) -> str:
+  """Return what is wrong with a range that may be a model's own, '' if nothing is."""
+  if value == ('own',):
+    return ''
   is_pair = len(value) == 2 and all(is_number(x) and math.isfinite(x) for x in value)
-  if value == ('own',) or (is_pair and value[0] < value[1]):
+  if is_pair and value[0] < value[1]:
     return ''
   return "must be 'own', or two numbers, the smaller first"
 
 
 def _check_triple(value: tuple) -> str:
+  """Return what is wrong with an RGB colour, '' if nothing is."""
   return '' if len(value) == 3 else 'must be three numbers, of RGB in 0..255'
 
 
 def _tuples(text: str) -> tuple[tuple, ...]:
+  """Return the tuple of tuples in a text: '((1, 2), (3, 4))'."""
   value = literal(text)
   if not isinstance(value, tuple | list):
     raise ValueError('must be a sequence, as ((1, 2), (3, 4))')
@@ -234,6 +270,7 @@ def _tuples(text: str) -> tuple[tuple, ...]:
 
 
 def _weights(text: str) -> tuple[tuple[str, float], ...]:
+  """Return (level, number) pairs of a text: 'make=1,type=.5', or a literal of such pairs."""
   if text.strip()[:1] in ('(', '['):
     return _tuples(text)
   pairs = []
@@ -247,24 +284,37 @@ def _weights(text: str) -> tuple[tuple[str, float], ...]:
 
 
 def _check_weights(value: tuple) -> str:
+  """Return what is wrong with (level, number) pairs, '' if nothing is."""
   for pair in value:
-    is_pair = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
-    if not is_pair or not is_number(pair[1]) or not 0 <= pair[1] < math.inf:
+    if not _is_weight(pair):
       return f'has {pair!r}, which is not LEVEL=NUMBER with a number of at least 0'
   return ''
 
 
+def _is_weight(pair: object) -> bool:
+  """Return whether a value is a level's name and a finite number of at least 0."""
+  if not isinstance(pair, tuple) or len(pair) != 2:
+    return False
+  name, number = pair
+  return isinstance(name, str) and is_number(number) and 0 <= number < math.inf
+
+
 def _check_rules(value: tuple) -> str:
+  """Return what is wrong with rules on parameters, '' if nothing is."""
   for rule in value:
-    try:
-      pattern, *factors = rule
-      re.compile(pattern)
-      is_sound = len(factors) == 2 and all(0 <= f < math.inf for f in factors)
-    except (TypeError, ValueError, re.error):
-      is_sound = False
-    if not is_sound:
+    if not _is_rule(rule):
       return f'has {rule!r}, which is not (regular expression, factor on lr, on weight decay)'
   return ''
+
+
+def _is_rule(rule: object) -> bool:
+  """Return whether a value is a regular expression and two finite factors of at least 0."""
+  try:
+    pattern, *factors = rule
+    re.compile(pattern)
+    return len(factors) == 2 and all(0 <= factor < math.inf for factor in factors)
+  except (TypeError, ValueError, re.error):
+    return False
 
 
 NAMES = Kind(names, _check_names)
@@ -289,19 +339,22 @@ def resolve_levels(
   """Return the levels that names and words name, in the taxonomy's order.
 
   Args:
-    selection: names of levels or words, also as text with commas.
+    selection: names of levels or words (see `level_words`), also as text with commas.
     levels: the levels there are, coarse to fine.
     option: name of the option, in errors.
 
   Raises:
     UserError: a name is no level; it names the choices.
   """
-  words, selected = level_words(levels), set()
+  words = level_words(levels)
+  selected = set()
   for name in names(selection):
-    if name not in words and name not in levels:
-      raise UserError(
-        f'{option}: no level {name!r}{did_you_mean(name, levels)}; '
-        f'choices: {", ".join([*levels, *words])}'
-      )
-    selected.update((name,) if name in levels else words[name])
-  return tuple(l for l in levels if l in selected)
+    if name in levels:
+      selected.add(name)
+    elif name in words:
+      selected.update(words[name])
+    else:
+      choices = ', '.join([*levels, *words])
+      hint = did_you_mean(name, levels)
+      raise UserError(f'{option}: no level {name!r}{hint}; choices: {choices}')
+  return tuple(level for level in levels if level in selected)

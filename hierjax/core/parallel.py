@@ -296,11 +296,12 @@ def shared_out(shape: Sequence[int], m: Mesh) -> NamedSharding:
   It is cut along its longest axis that the devices divide evenly; a small array, or one without
   such an axis, is replicated.
   """
-  lengths = [length if length % m.size == 0 else 0 for length in shape]
-  if math.prod(shape) < MIN_SHARED_OUT or not any(lengths):
+  even_lengths = [length if length % m.size == 0 else 0 for length in shape]
+  if math.prod(shape) < MIN_SHARED_OUT or not any(even_lengths):
     return replicated(m)
-  axis = lengths.index(max(lengths))
-  return NamedSharding(m, P(*[None] * axis, AXIS))
+  axis = even_lengths.index(max(even_lengths))
+  whole_axes = [None] * axis
+  return NamedSharding(m, P(*whole_axes, AXIS))
 
 
 def split(m: Mesh) -> NamedSharding:
@@ -353,7 +354,9 @@ def put_train(
     'image', 'labels', and 'flags' {name: float32 [devices]}, 1 on this process's devices where
     raised.
   """
-  raised = {name: np.full(len(m.local_devices), up, np.float32) for name, up in flags.items()}
+  raised = {}
+  for name, is_raised in flags.items():
+    raised[name] = np.full(len(m.local_devices), is_raised, np.float32)
   images = {'image': batch['image'], 'labels': batch['labels']}
   return {**put_batch(images, m), 'flags': put_batch(raised, m)}
 

@@ -36,8 +36,9 @@ def is_terminal(stream: TextIO | None) -> bool:
 def _styled(line, stream):
   """A line with its first word in colour, on a terminal whose user has not set NO_COLOR."""
   word, colon, text = line.partition(':')
-  is_plain = word not in COLOURS or os.environ.get('NO_COLOR') or not is_terminal(stream)
-  return line if is_plain else f'\x1b[{COLOURS[word]}m{word}{colon}\x1b[0m{text}'
+  if word not in COLOURS or os.environ.get('NO_COLOR') or not is_terminal(stream):
+    return line
+  return f'\x1b[{COLOURS[word]}m{word}{colon}\x1b[0m{text}'
 
 
 def say(text: object) -> None:
@@ -47,7 +48,8 @@ def say(text: object) -> None:
     text: see `printable`.
   """
   line = _styled(printable(str(text)), sys.stderr)
-  _write(f'{ERASE if is_terminal(sys.stderr) else ""}{line}\n')
+  erase = ERASE if is_terminal(sys.stderr) else ''
+  _write(f'{erase}{line}\n')
 
 
 def _write(text):
@@ -59,7 +61,8 @@ def _write(text):
 
 def show(text: str) -> None:
   """Print lines on stdout; each is made `printable`."""
-  print('\n'.join(_styled(printable(line), sys.stdout) for line in text.split('\n')))
+  lines = [_styled(printable(line), sys.stdout) for line in text.split('\n')]
+  print('\n'.join(lines))
 
 
 class Progress:
@@ -75,16 +78,20 @@ class Progress:
 
   def __call__(self, count: int, total: int) -> None:
     """Say that `count` of `total` are done."""
-    elapsed, is_bar = time.monotonic() - self._last, is_terminal(sys.stderr)
-    if count < total and elapsed < (0.1 if is_bar else SECONDS):
+    is_bar = is_terminal(sys.stderr)
+    now = time.monotonic()
+    interval = 0.1 if is_bar else SECONDS
+    if count < total and now - self._last < interval:
       return
-    self._last, line = time.monotonic(), f'{count:,}/{total:,} {self._unit}'
-    rate = count / max(self._last - self._start, 1e-9)
-    line += f', {rate:,.1f}/s'
+    self._last = now
+    rate = count / max(now - self._start, 1e-9)
+    line = f'{count:,}/{total:,} {self._unit}, {rate:,.1f}/s'
     if 0 < count < total:
-      line += f', {datetime.timedelta(seconds=round((total - count) / rate))} left'
-    if is_bar:
-      bar = '#' * (BAR * count // max(total, 1))
-      _write(f'{ERASE}[{bar:-<{BAR}}] {line}' + '\n' * (count == total))
-    else:
+      seconds_left = round((total - count) / rate)
+      line += f', {datetime.timedelta(seconds=seconds_left)} left'
+    if not is_bar:
       say(line)
+      return
+    bar = '#' * (BAR * count // max(total, 1))
+    line_end = '\n' if count == total else ''
+    _write(f'{ERASE}[{bar:-<{BAR}}] {line}{line_end}')

@@ -66,7 +66,7 @@ LOSSES = [
       'is_other = jnp.arange(len(batch))[None] != first': (
         'is_other = jnp.arange(len(batch))[None] >= first'
       ),
-      'z.astype(jnp.float32) / temperature': 'z.astype(jnp.float32)',
+      'x.astype(jnp.float32) / temperature': 'x.astype(jnp.float32)',
     },
   ),
   *faults(
@@ -125,18 +125,24 @@ LOSSES = [
 
 TAXONOMY = [
   *faults(
-    'hierjax/taxonomy/table.py',
+    'hierjax/taxonomy/relations.py',
     TABLE,
     {
       'return (self.paths[a] != self.paths[b]).sum(-1)': (
         'return (self.paths[a] == self.paths[b]).sum(-1)'
       ),
       'np.polynomial.Polynomial([-1, 1]) ** sum': 'np.polynomial.Polynomial([1, 1]) ** sum',
+      'np.where(low == high, low, -1)': 'low',
+    },
+  ),
+  *faults(
+    'hierjax/taxonomy/table.py',
+    TABLE,
+    {
       'is_carried[self.paths[self.depth <= k, k]] = True': (
         'is_carried[self.paths[self.depth < k, k]] = True'
       ),
-      'np.where(low == high, low, -1)[match.row_keys]': 'low[match.row_keys]',
-      "[self.names[k][c] if k < d else '' for k": "[self.names[k][c] if k <= d else '' for k",
+      'enumerate(path[:depth])': 'enumerate(path[: depth - 1])',
       'is_ended = self.depth <= k + 1': 'is_ended = self.depth <= k',
     },
   ),
@@ -236,7 +242,7 @@ DATA = [
     TRANSFORMS,
     {
       'low * (high / low) ** draws[1]': 'low + (high - low) * draws[1]',
-      'ch / 2 + (full_h - ch) * draws[3]': ('ch / 2 + (full_h - ch) * draws[2]'),
+      'crop_h / 2 + (full_h - crop_h) * draws[3]': 'crop_h / 2 + (full_h - crop_h) * draws[2]',
       'if draws[5] < augment.flip:': 'if draws[5] > augment.flip:',
       'augment.rotate * (2 * draws[4] - 1)': 'augment.rotate * draws[4]',
       '(1 - contrast) * grey': 'contrast * grey',

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hierjax.taxonomy import Taxonomy
-from hierjax.taxonomy.table import group
+from hierjax.taxonomy.relations import group
 
 # The log of no probability: exp gives 0, and unlike -inf it leaves no NaN in gradients.
 LOW = -1e30
@@ -50,10 +50,12 @@ def smoothed_targets(taxonomy: Taxonomy, share: float, siblings: Sequence[str]) 
     share: what goes from the true class to its siblings, evenly.
     siblings: levels that siblings share; a class without sibling keeps 1.
   """
-  family = group(taxonomy.paths[:, [taxonomy.index(level) for level in siblings]])
-  count = np.bincount(family)[family] - 1
+  columns = [taxonomy.index(level) for level in siblings]
+  family = group(taxonomy.paths[:, columns])
+  count = np.bincount(family)[family] - 1  # siblings of each class
   spread = np.where(count > 0, np.float32(share) / np.maximum(count, 1), 0).astype(np.float32)
-  stays, family = jnp.asarray(1 - spread * count, jnp.float32), jnp.asarray(family)
+  stays = jnp.asarray(1 - spread * count, jnp.float32)
+  family = jnp.asarray(family)
 
   def targets(labels):
     true = jax.nn.one_hot(labels, len(family), dtype=bool)
@@ -133,11 +135,13 @@ def hxe(logits: jax.Array, labels: jax.Array, paths: np.ndarray, alpha: float) -
     paths: int [leaf, L], the taxonomy's.
     alpha: how fast the weights of finer levels fall.
   """
-  logp, agree = jax.nn.log_softmax(logits.astype(jnp.float32)), agreement(labels, paths)
-  loss = above = 0.0
+  logp = jax.nn.log_softmax(logits.astype(jnp.float32))
+  agree = agreement(labels, paths)
+  loss = above = 0.0  # the root has probability 1
   for k in range(paths.shape[1]):
     node = masked_logsumexp(logp, agree[: k + 1].all(0))
-    loss += np.float32(np.exp(-alpha * k)) * jnp.where(labels[:, k] >= 0, above - node, 0.0)
+    weight = np.float32(np.exp(-alpha * k))
+    loss += weight * jnp.where(labels[:, k] >= 0, above - node, 0.0)
     above = node
   return loss
 
@@ -183,9 +187,11 @@ def soft_max_margin(
     paths: int [leaf, L], the taxonomy's.
     margin: of a leaf that shares nothing with the labels.
   """
-  logp, agree = jax.nn.log_softmax(logits.astype(jnp.float32)), agreement(labels, paths)
+  logp = jax.nn.log_softmax(logits.astype(jnp.float32))
+  agree = agreement(labels, paths)
   distance = jnp.mean(~agree, axis=0)
-  loss = jax.nn.logsumexp(logp + margin * distance, 1) - masked_logsumexp(logp, agree.all(0))
+  all_leaves = jax.nn.logsumexp(logp + margin * distance, 1)
+  loss = all_leaves - masked_logsumexp(logp, agree.all(0))
   return jnp.where((labels >= 0).any(1), loss, 0.0)
 
 

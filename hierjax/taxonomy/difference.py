@@ -34,21 +34,27 @@ def _describe_levels(taxonomy):
   )
 
 
+def _branches(taxonomy: Taxonomy) -> dict[str, list[str]]:
+  """Return {finest name of a branch: its row}."""
+  return {row[depth - 1]: row for row, depth in zip(taxonomy.rows(), taxonomy.depth)}
+
+
 def _describe_tables(a: Taxonomy, b: Taxonomy) -> str:
   if a.levels != b.levels:
     return f'levels {", ".join(a.levels)} against {", ".join(b.levels)}'
-  old, new = ({r[d - 1]: r for r, d in zip(t.rows(), t.depth)} for t in (a, b))
-  moved = [
-    f'{name} ({" / ".join(old[name])} against {" / ".join(new[name])})'
-    for name in old
-    if name in new and old[name] != new[name]
-  ]
-  old_names, new_names = ([n for n in x if n not in y] for x, y in ((old, new), (new, old)))
-  renamed = {name: b.aliases.get(b.levels[-1], {}).get(name) for name in old_names}
+  old, new = _branches(a), _branches(b)
+  moved = []
+  for name in old:
+    if name in new and old[name] != new[name]:
+      moved.append(f'{name} ({" / ".join(old[name])} against {" / ".join(new[name])})')
+  aliases = b.aliases.get(b.levels[-1], {})
+  renamed = {name: aliases[name] for name in old if name not in new and name in aliases}
+  only_here = [name for name in old if name not in new and name not in renamed]
+  only_there = [name for name in new if name not in old and name not in renamed.values()]
   parts = [
-    _count('renamed', (f'{name} to {n}' for name, n in renamed.items() if n)),
-    _count(f'{a.levels[-1]} only here', (name for name in old_names if not renamed[name])),
-    _count(f'{a.levels[-1]} only there', (n for n in new_names if n not in renamed.values())),
+    _count('renamed', (f'{name} to {new_name}' for name, new_name in renamed.items())),
+    _count(f'{a.levels[-1]} only here', only_here),
+    _count(f'{a.levels[-1]} only there', only_there),
     _count('moved', moved),
   ]
   if not any(parts) and a.names[-1] != b.names[-1]:

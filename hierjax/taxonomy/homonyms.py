@@ -40,7 +40,8 @@ def is_tree(nests: np.ndarray, leaves: np.ndarray) -> bool:
   exceptions = int((~nests).sum())
   # A class with one leaf has one class of every other level and shows nothing.
   is_majority = exceptions < int((nests & (leaves > 1)).sum())
-  return exceptions < int(nests.sum()) and (is_majority or exceptions <= max(1, len(nests) // 10))
+  are_few = exceptions <= max(1, len(nests) // 10)
+  return exceptions < int(nests.sum()) and (is_majority or are_few)
 
 
 def resolve(levels: Sequence[str], rows: Sequence[Sequence[str]], mode: str) -> Reading:
@@ -53,15 +54,20 @@ def resolve(levels: Sequence[str], rows: Sequence[Sequence[str]], mode: str) -> 
       one name of a level is one class.
   """
   reading = Reading([list(row) for row in rows], {}, [])
+  if mode == 'merge':
+    return reading
   last = len(levels) - (mode == 'auto')
-  for k in range(1, last) if mode != 'merge' else ():
+  for k in range(1, last):
     above = [k - 1] if mode == 'split' else range(k - 1, -1, -1)
     for j in above:
       pairs = [(row[k], row[j]) for row in reading.rows if row[k] and row[j]]
-      leaves, parents = Counter(name for name, _ in pairs), Counter(name for name, _ in set(pairs))
-      nests = np.array([n == 1 for n in parents.values()], bool)
-      if mode == 'split' or is_tree(nests, np.array([leaves[name] for name in parents])):
-        _rename(reading, levels[k], k, j, {name for name, n in parents.items() if n > 1})
+      num_leaves = Counter(name for name, _ in pairs)
+      num_parents = Counter(name for name, _ in set(pairs))
+      nests = np.array([number == 1 for number in num_parents.values()], bool)
+      leaves = np.array([num_leaves[name] for name in num_parents])
+      if mode == 'split' or is_tree(nests, leaves):
+        homonyms = {name for name, number in num_parents.items() if number > 1}
+        _rename(reading, levels[k], k, j, homonyms)
         break
       # Levels that are independent of each other throughout need no word.
       if nests.any():
@@ -74,8 +80,12 @@ def _rename(reading, level, k, j, homonyms):
   existing = {row[k] for row in reading.rows}
   for row in reading.rows:
     name = row[k]
-    if name in homonyms and row[j]:
-      path = SEPARATOR.join((row[j], name))
-      row[k] = SEPARATOR.join(filter(None, row[: k + 1])) if path in existing else path
-      classes = reading.homonyms.setdefault(level, {}).setdefault(name, [])
-      classes += [row[k]] if row[k] not in classes else []
+    if name not in homonyms or not row[j]:
+      continue
+    path = SEPARATOR.join((row[j], name))
+    if path in existing:  # another class is called so: all classes above tell them apart
+      path = SEPARATOR.join(filter(None, row[: k + 1]))
+    row[k] = path
+    new_names = reading.homonyms.setdefault(level, {}).setdefault(name, [])
+    if path not in new_names:
+      new_names.append(path)

@@ -31,22 +31,31 @@ class Merge(NamedTuple):
   @classmethod
   def make(cls, level: int, parents: np.ndarray) -> 'Merge':
     """Plan it from the coarser class of each finer one, int [C]."""
-    order, sizes = np.argsort(parents, kind='stable'), np.bincount(parents)
-    line = np.argsort(-sizes, kind='stable')
-    first, sizes = (np.cumsum(sizes) - sizes)[line], sizes[line]
-    columns = [order[first[sizes > i] + i] for i in range(min(sizes[0], FEW))]
-    counts = sizes[sizes > FEW] - FEW
+    children = np.argsort(parents, kind='stable')  # the finer classes, those of a parent together
+    sizes = np.bincount(parents)
+    first = np.cumsum(sizes) - sizes  # where in `children` those of each parent begin
+    by_size = np.argsort(-sizes, kind='stable')
+    sizes = sizes[by_size]
+    first = first[by_size]
+    columns = []
+    for i in range(min(sizes[0], FEW)):
+      columns.append(children[first[sizes > i] + i])
+    counts = sizes[sizes > FEW] - FEW  # of the largest parents: their children beyond FEW
     starts = np.cumsum(counts) - counts
-    others = np.arange(counts.sum()) + np.repeat(first[: len(counts)] + FEW - starts, counts)
-    return cls(level, columns, order[others], starts, np.argsort(line))
+    # the places of these in `children`, which for each parent are `first + FEW` and what follows
+    offsets = np.repeat(first[: len(counts)] + FEW - starts, counts)
+    others = children[np.arange(counts.sum()) + offsets]
+    return cls(level, columns, others, starts, np.argsort(by_size))
 
   def reduce(self, values: np.ndarray, function: np.ufunc) -> np.ndarray:
     """Return values of the coarser classes, [N, C], of those of the finer ones."""
-    x = values.T
-    result = x[self.columns[0]]
-    parts = [x[columns] for columns in self.columns[1:]]
+    rows = values.T  # [finer class, N]
+    result = rows[self.columns[0]]
+    parts = [rows[columns] for columns in self.columns[1:]]
     if len(self.starts):
-      parts.append(function.reduceat(x[self.others], self.starts))
+      parts.append(function.reduceat(rows[self.others], self.starts))
     for part in parts:
-      function(result[: len(part)], part, out=result[: len(part)])
+      # A part is of the largest classes only, which come first.
+      largest = result[: len(part)]
+      function(largest, part, out=largest)
     return result[self.places].T

@@ -80,7 +80,8 @@ class Mixed(Levels):
         return table.nests(child, parent)
     if child not in self.multi:
       return False
-    return bool((self.above[self.columns[child], self.index(parent)] >= 0).all())
+    parents = self.above[self.columns[child], self.index(parent)]
+    return bool((parents >= 0).all())
 
   def fits(self, labels: np.ndarray) -> np.ndarray:
     """Return which tags may occur together with exclusive classes.
@@ -94,7 +95,8 @@ class Mixed(Levels):
     labels = np.asarray(labels)
     is_possible = np.ones((len(labels), len(self.above)), bool)
     for k, upper in enumerate(self.above.T):
-      is_possible &= (upper < 0) | (labels[:, k : k + 1] < 0) | (upper == labels[:, k : k + 1])
+      column = labels[:, k : k + 1]
+      is_possible &= (upper < 0) | (column < 0) | (upper == column)
     return is_possible
 
   def complete(self, labels: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,14 +112,17 @@ class Mixed(Levels):
     Returns:
       Both, int32 and int8.
     """
-    labels, rows = self.exclusive.complete(labels), self.tags.complete(rows)
+    labels = self.exclusive.complete(labels)
+    rows = self.tags.complete(rows)
     for k, upper in enumerate(self.above.T):
-      determines = (rows == 1) & (upper >= 0)
+      determines = (rows == 1) & (upper >= 0)  # [N, M], the tag is present and below some class
       filled = np.flatnonzero((labels[:, k] < 0) & determines.any(1))
-      labels[filled, k] = upper[determines[filled].argmax(1)]
+      first_tag = determines[filled].argmax(1)
+      labels[filled, k] = upper[first_tag]
     labels = self.exclusive.complete(labels)
     is_absent = (rows < 0) & ~self.fits(labels)
-    return labels, self.tags.complete(np.where(is_absent, 0, rows))
+    rows = np.where(is_absent, 0, rows)
+    return labels, self.tags.complete(rows)
 
   def coarsen(self, level: str) -> 'Mixed':
     """Return it with the exclusive levels ending at a coarser one.

@@ -10,6 +10,7 @@ from hierjax.core.options import resolve_levels
 from hierjax.taxonomy import aliases
 from hierjax.taxonomy.csv_files import Rows, read_levels
 from hierjax.taxonomy.mixed import Mixed
+from hierjax.taxonomy.relations import common_values
 from hierjax.taxonomy.table import Taxonomy, with_aliases
 from hierjax.taxonomy.tags import TagTaxonomy
 
@@ -27,11 +28,12 @@ def read_taxonomy(path: str | os.PathLike, multi: str | Sequence[str] = ()) -> T
   Raises:
     UserError: the rows are no taxonomy, or an exclusive level stands below a tag level.
   """
-  table, cells = aliases.split_columns(read_levels(path))
-  names, problems = aliases.assign(table.columns, table.rows, cells)
+  table, alias_cells = aliases.split_columns(read_levels(path))
+  names, problems = aliases.assign(table.columns, table.rows, alias_cells)
   if problems:
     raise UserError(f'{path}:{problems[0].row}: {problems[0].text}')
-  return with_aliases(divide(table.columns, table.rows, multi, f'{path}:'), names)
+  taxonomy = divide(table.columns, table.rows, multi, f'{path}:')
+  return with_aliases(taxonomy, names)
 
 
 def divide(
@@ -75,16 +77,18 @@ def divide(
 
 def _rows_of_tags(levels, rows, n, source):
   """The rows with a tag; a finest tag has one place among the first n, exclusive levels."""
-  tag_rows, places = [(row, cells) for row, cells in rows if any(cells[n:])], {}
+  tag_rows = [(row, cells) for row, cells in rows if any(cells[n:])]
+  places = {}  # {finest tag: (its first row, the exclusive cells there)}
   for row, cells in tag_rows:
-    leaf = next(c for c in reversed(cells) if c)
-    first_row, place = places.setdefault(leaf, (row, cells[:n]))
-    if list(place) != list(cells[:n]):
-      paths = [' / '.join(filter(None, p)) or 'nothing' for p in (cells[:n], place)]
+    leaf = next(cell for cell in reversed(cells) if cell)
+    above = list(cells[:n])
+    first_row, first_above = places.setdefault(leaf, (row, above))
+    if first_above != above:
+      path, first_path = (' / '.join(filter(None, p)) or 'nothing' for p in (above, first_above))
       raise UserError(
-        f'{source}{row}: {levels[-1]} {leaf!r} stands under {paths[0]!r} here and under '
-        f'{paths[1]!r} in row {first_row}; a class has one row, and one that any example may have '
-        f'leaves {", ".join(levels[:n])} empty'
+        f'{source}{row}: {levels[-1]} {leaf!r} stands under {path!r} here and under '
+        f'{first_path!r} in row {first_row}; a class has one row, and one that any example may '
+        f'have leaves {", ".join(levels[:n])} empty'
       )
   return tag_rows
 
@@ -93,13 +97,17 @@ def _exclusive_rows(rows, n):
   """The exclusive classes: those with a row of their own, and those that only tags name."""
   paths = {tuple(cells[:n]) for _, cells in rows if not any(cells[n:])}
   # The beginnings of longer paths: a tag below one of these adds no class.
-  stems = {tuple(cells[:k]) for _, cells in rows for k in range(1, sum(map(bool, cells[:n])))}
+  stems = set()
+  for _, cells in rows:
+    depth = sum(map(bool, cells[:n]))
+    stems.update(tuple(cells[:k]) for k in range(1, depth))
   exclusive = []
   for row, cells in rows:
     path = tuple(cells[:n])
+    named_part = path[: sum(map(bool, path))]
     if not any(cells[n:]):
       exclusive.append((row, path))
-    elif any(path) and path not in paths and path[: sum(map(bool, path))] not in stems:
+    elif any(path) and path not in paths and named_part not in stems:
       paths.add(path)
       exclusive.append((row, path))
   return exclusive
@@ -108,10 +116,6 @@ def _exclusive_rows(rows, n):
 def _ancestors(tags, paths):
   """int32 [M, L]: what the exclusive paths int32 [finest tag, L] of a tag's leaves agree on."""
   ancestors = []
-  for names, column in zip(tags.names, tags.paths.T):
-    low = np.full((len(names), paths.shape[1]), np.iinfo(np.int32).max, np.int32)
-    high = np.full((len(names), paths.shape[1]), -1, np.int32)
-    np.minimum.at(low, column, paths)
-    np.maximum.at(high, column, paths)
-    ancestors.append(np.where(low == high, low, -1))
+  for names, classes in zip(tags.names, tags.paths.T):
+    ancestors.append(common_values(classes, paths, len(names)))
   return np.concatenate(ancestors).astype(np.int32)

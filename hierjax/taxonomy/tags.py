@@ -39,9 +39,11 @@ class TagTaxonomy(Taxonomy):
     too; so it has one class above it at each coarser level that it nests in, more than one in all
     where these are facets (the make and the type of a model), and none where it comes with several.
     """
-    first, edges = np.cumsum([0, *map(len, self.names)]), []
+    first = np.cumsum([0, *map(len, self.names)])  # the column at which each level begins
+    edges = []
     for i, upper in enumerate(self.levels):
-      edges.append(np.tile(np.arange(first[i], first[i + 1]), (2, 1)))
+      classes = np.arange(first[i], first[i + 1])
+      edges.append(np.stack([classes, classes]))
       for j in range(i + 1, len(self.levels)):
         parent = self.parents(self.levels[j], upper)
         lower = np.flatnonzero(parent >= 0)
@@ -54,7 +56,8 @@ class TagTaxonomy(Taxonomy):
   def below(self) -> list[np.ndarray]:
     """For each class the classes below it, itself first."""
     above, below = self.edges
-    return np.split(below, np.searchsorted(above, np.arange(1, above[-1] + 1)))
+    starts = np.searchsorted(above, np.arange(1, above[-1] + 1))
+    return np.split(below, starts)
 
   def contradicts(self, rows: np.ndarray) -> np.ndarray:
     """Find in each row a class that is present without its ancestor.
@@ -70,9 +73,10 @@ class TagTaxonomy(Taxonomy):
     rows = np.asarray(rows)
     conflicts = np.full((len(rows), 2), -1)
     for ancestor, below in enumerate(self.below):
-      wrong = (rows[:, below] == 1) & (rows[:, ancestor : ancestor + 1] == 0)
+      wrong = (rows[:, below] == 1) & (rows[:, ancestor : ancestor + 1] == 0)  # [N, descendant]
       is_new = wrong.any(-1) & (conflicts[:, 0] < 0)
-      conflicts[is_new, 0] = below[wrong[is_new].argmax(-1)]
+      first_wrong = wrong[is_new].argmax(-1)
+      conflicts[is_new, 0] = below[first_wrong]
       conflicts[is_new, 1] = ancestor
     return conflicts
 
@@ -90,19 +94,26 @@ class TagTaxonomy(Taxonomy):
       int8 [N, M].
     """
     rows = np.array(labels, np.int8)
-    for k, level in enumerate(self.levels[1:], 1):
-      upper = self.levels[k - 1]
-      for c in np.flatnonzero(self.carried(level)):
-        source = self.columns[upper].start + self._ids[k - 1][self.names[k][c]]
-        target = self.columns[level].start + c
-        rows[:, target] = np.where(rows[:, source] >= 0, rows[:, source], rows[:, target])
-    # Finer levels stand last.
+    self._copy_ended_branches(rows)
+    # Finer levels stand last, so that descendants come before their ancestors.
     for c, below in reversed(list(enumerate(self.below))):
-      finer, is_unknown = rows[:, below[1:]], rows[:, c] < 0
+      is_unknown = rows[:, c] < 0
+      finer = rows[:, below[1:]]
       rows[is_unknown & (finer == 1).any(-1), c] = 1
       if len(below) > 1:
         rows[is_unknown & (finer == 0).all(-1), c] = 0
     for c, below in enumerate(self.below):
-      is_absent = (rows[:, c : c + 1] == 0) & (rows[:, below] < 0)
-      rows[:, below] = np.where(is_absent, 0, rows[:, below])
+      is_absent = rows[:, c : c + 1] == 0
+      descendants = rows[:, below]
+      rows[:, below] = np.where(is_absent & (descendants < 0), 0, descendants)
     return rows
+
+  def _copy_ended_branches(self, rows: np.ndarray) -> None:
+    """Write, in place, what is known of classes that end early to the deeper levels."""
+    for k, level in enumerate(self.levels[1:], 1):
+      upper_columns = self.columns[self.levels[k - 1]]
+      for c in np.flatnonzero(self.carried(level)):
+        source = upper_columns.start + self._ids[k - 1][self.names[k][c]]
+        target = self.columns[level].start + c
+        is_known = rows[:, source] >= 0
+        rows[is_known, target] = rows[is_known, source]

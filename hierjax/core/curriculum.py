@@ -47,13 +47,10 @@ class PhaseOptions:
     unit = given_units[0]
     value = getattr(self, unit)
     interval = options.Interval('(0, 1]' if unit == 'share' else '(0, inf)')
-    if unit in ('steps', 'examples'):
-      type_words = 'a whole number'
-      has_type = isinstance(value, int)
-    else:
-      type_words = 'a number'
-      has_type = options.is_number(value)
+    is_whole = unit in ('steps', 'examples')
+    has_type = isinstance(value, int) if is_whole else options.is_number(value)
     if not has_type or value not in interval:
+      type_words = 'a whole number' if is_whole else 'a number'
       words = f'{type_words} {interval.describe()}'
       raise UserError(f'--config.curriculum: {unit}={value!r} of a phase must be {words}')
     for field in ('freeze', 'levels'):

@@ -32,6 +32,12 @@ def missing_extra(error: Exception) -> str:
   return f"{error.name} is not installed; it comes with: pip install 'hierjax[{extra}]'"
 
 
+def listing(items: Iterable[str], count: int) -> str:
+  """Join items for people, the first `count` of many: 'car, truck ...'."""
+  items = list(items)
+  return ', '.join(items[:count]) + (' ...' if len(items) > count else '')
+
+
 def did_you_mean(name: str, choices: Iterable[str], count: int = 1) -> str:
   """Return a hint for a name that is none of the choices.
 

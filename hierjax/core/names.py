@@ -35,9 +35,8 @@ class Names(Sequence):
   @classmethod
   def from_ends(cls, data: np.ndarray, end: np.ndarray) -> Self:
     """Return strings that follow each other: uint8 [n], and int64 [N], where each ends."""
-    start = np.zeros_like(end)
-    start[1:] = end[:-1]
-    return cls(data.tobytes(), start, end)
+    sizes = np.diff(end, prepend=0)
+    return cls(data.tobytes(), end - sizes, end)
 
   def __len__(self) -> int:
     return len(self.start)

@@ -31,27 +31,19 @@ class Interval:
     low, high = self.text[1:-1].split(',')
     return float(low), float(high)
 
-  @property
-  def _includes_low(self) -> bool:
-    return self.text[0] == '['
-
-  @property
-  def _includes_high(self) -> bool:
-    return self.text[-1] == ']'
-
   def __contains__(self, value: float) -> bool:
     low, high = self.bounds
-    is_above = low <= value if self._includes_low else low < value
-    is_below = value <= high if self._includes_high else value < high
+    is_above = low <= value if self.text.startswith('[') else low < value
+    is_below = value <= high if self.text.endswith(']') else value < high
     return is_above and is_below
 
   def describe(self) -> str:
     """Return the interval in words: 'at least 0 and below 1'."""
     low, high = self.text[1:-1].split(', ')
-    lower_words = 'at least' if self._includes_low else 'above'
+    lower_words = 'at least' if self.text.startswith('[') else 'above'
     if high == 'inf':
       return f'{lower_words} {low}'
-    upper_words = 'at most' if self._includes_high else 'below'
+    upper_words = 'at most' if self.text.endswith(']') else 'below'
     return f'{lower_words} {low} and {upper_words} {high}'
 
 

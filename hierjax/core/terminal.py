@@ -79,12 +79,12 @@ class Progress:
   def __call__(self, count: int, total: int) -> None:
     """Say that `count` of `total` are done."""
     is_bar = is_terminal(sys.stderr)
-    now = time.monotonic()
+    clock = time.monotonic()
     interval = 0.1 if is_bar else SECONDS
-    if count < total and now - self._last < interval:
+    if count < total and clock - self._last < interval:
       return
-    self._last = now
-    rate = count / max(now - self._start, 1e-9)
+    self._last = clock
+    rate = count / max(clock - self._start, 1e-9)
     line = f'{count:,}/{total:,} {self._unit}, {rate:,.1f}/s'
     if 0 < count < total:
       seconds_left = round((total - count) / rate)

@@ -114,8 +114,9 @@ def _adjusted(c: ConfigDict, taxonomy: Taxonomy, level: str, train_labels: np.nd
   loss = _exclusive_level(c, taxonomy, level)
   if not c.loss.logit_adjust:
     return loss
-  labels, classes = train_labels[:, taxonomy.index(level)], taxonomy.num_classes(level)
-  shift = jnp.asarray(c.loss.logit_adjust * exclusive.log_prior(labels, classes))[None]
+  labels = train_labels[:, taxonomy.index(level)]
+  log_prior = exclusive.log_prior(labels, taxonomy.num_classes(level))
+  shift = jnp.asarray(c.loss.logit_adjust * log_prior)[None]
   return lambda x, y, clean: loss(x + shift, y, clean + shift)
 
 
@@ -132,13 +133,14 @@ FROM_ANY_LABEL = {
 
 def _exclusive_level(c: ConfigDict, taxonomy: Taxonomy, level: str) -> Callable:
   """(logits [B, C], labels [B, L], unperturbed logits [B, C]) → values [B], mask [B]."""
-  k, targets = taxonomy.index(level), None
+  k = taxonomy.index(level)
   is_finest = level == taxonomy.levels[-1]
   for name, function in FROM_ANY_LABEL.items():
     if is_finest and c.loss[name]:
       return lambda x, y, _: (function(x, y, taxonomy.paths, c.loss[name]), (y >= 0).any(1))
   if c.loss.positives == 'both':
     return lambda x, y, clean: (exclusive.info_nce(x, y[:, k], clean), y[:, k] >= 0)
+  targets = None  # one-hot
   if is_finest and c.loss.smoothing:
     family = resolve_levels(c.loss.siblings, taxonomy.levels, '--config.loss.siblings')
     targets = exclusive.smoothed_targets(taxonomy, c.loss.smoothing, family)
@@ -224,17 +226,23 @@ def _aggregate(c: ConfigDict, block: Block, heads: Sequence[str]) -> Aggregate |
   table = block.taxonomy
 
   def aggregate(features, labels, axis):
-    labels, out, finer = labels[:, block.columns], {}, None
+    labels = labels[:, block.columns]
+    out = {}
+    finer = None
     for level in reversed(heads[:-1]):
       k, n = table.index(level), table.num_classes(level)
       if finer and c.loss.aggregate == 'children' and table.nests(finer, level):
         means, _, is_present = out[finer]
-        parents = jnp.where(is_present > 0, jnp.asarray(table.parents(finer, level)), -1)
+        parents = jnp.asarray(table.parents(finer, level))
+        parents = jnp.where(is_present > 0, parents, -1)
         means, present = exclusive.class_means(means, parents, n)
       else:
         means, present = exclusive.class_means(features, labels[:, k], n, axis)
-      rows = jnp.where(jnp.arange(labels.shape[1])[None] == k, jnp.arange(n)[:, None], -1)
-      out[level], finer = (means, rows, present), level
+      # rows of labels [C, L] of the means: the class at this level, all others unknown
+      is_level = jnp.arange(labels.shape[1])[None] == k
+      rows = jnp.where(is_level, jnp.arange(n)[:, None], -1)
+      out[level] = (means, rows, present)
+      finer = level
     return out
 
   return aggregate

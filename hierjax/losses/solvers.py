@@ -29,8 +29,11 @@ def directions(gram: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   norms = jnp.sqrt(jnp.diagonal(unit))
   present = (norms > NEGLIGIBLE) | (largest <= 0)
   norms = jnp.where(present & (largest > 0), norms, 1)
-  cosine = jnp.where(present[:, None] & present[None], unit / (norms[:, None] * norms[None]), 0)
-  return jnp.where(jnp.eye(len(norms), dtype=bool), 1, jnp.clip(cosine, -1, 1)), norms, present
+  both_present = present[:, None] & present[None]
+  cosine = jnp.where(both_present, unit / (norms[:, None] * norms[None]), 0)
+  cosine = jnp.clip(cosine, -1, 1)
+  cosine = jnp.where(jnp.eye(len(norms), dtype=bool), 1, cosine)
+  return cosine, norms, present
 
 
 def random_orders(key: jax.Array, tasks: int) -> jax.Array:
@@ -80,17 +83,32 @@ def vaccinate(
   """
   cosine, norms, present = directions(gram)
   tasks = len(norms)
+  # row i: what g_i / |g_i| has become, as a sum of unit gradients
   rows = jnp.eye(tasks)
   for other in random_orders(key, tasks):
     length = jnp.sqrt(jnp.maximum(jnp.sum(rows * (rows @ cosine), axis=1), 1e-12))
     current = jnp.clip(jnp.sum(rows * cosine[other], axis=1) / length, -1, 1)
-    pair = jax.nn.one_hot(other, tasks)
+    pair = jax.nn.one_hot(other, tasks)  # row i: 1 at the gradient that g_i meets now
     goal = jnp.clip(jnp.sum(goals * pair, axis=1), -0.999, 0.999)
     meets = present & present[other] & (other != jnp.arange(tasks))
     added = length * (goal * jnp.sqrt((1 - current**2) / (1 - goal**2)) - current)
-    rows += jnp.where(meets & (current < goal), added, 0)[:, None] * pair
-    goals += jnp.where(meets, beta, 0)[:, None] * pair * (current[:, None] - goals)
+    added = jnp.where(meets & (current < goal), added, 0)
+    rows += added[:, None] * pair
+    speed = jnp.where(meets, beta, 0)
+    goals += speed[:, None] * pair * (current[:, None] - goals)
   return norms @ rows / norms, goals
+
+
+def _faces(tasks: int, first: int) -> jax.Array:
+  """Return sets of tasks as rows of 0 and 1, [F, K]: the binary digits of `first`, first + 1 ..."""
+  numbers = np.arange(first, 2**tasks)[:, None]
+  return jnp.asarray(numbers >> np.arange(tasks) & 1, jnp.float32)
+
+
+def _cosines_within(faces: jax.Array, cosine: jax.Array) -> jax.Array:
+  """Return the cosines between the tasks of each face, [F, K, K], the identity for the others."""
+  matrix = faces[:, :, None] * faces[:, None] * cosine[None]
+  return matrix + jnp.eye(len(cosine))[None] * (1 - faces + RIDGE)[:, None]
 
 
 def least_on_simplex(gram: jax.Array, c: float | None) -> tuple[jax.Array, jax.Array]:
@@ -109,26 +127,32 @@ def least_on_simplex(gram: jax.Array, c: float | None) -> tuple[jax.Array, jax.A
     w [K], and |g_s| / |g_w| with |g_w| at least 1e-3 of what it would be if nothing cancelled.
   """
   cosine, norms, present = directions(gram)
-  tasks, sizes = len(norms), jnp.where(present, norms, 0)
-  length = jnp.sqrt(jnp.maximum(sizes @ cosine @ sizes, 0))
-  linear, kappa = (jnp.zeros(tasks), 1.0) if c is None else (cosine @ sizes, c * length)
-  faces = jnp.asarray(np.arange(1, 2**tasks)[:, None] >> np.arange(tasks) & 1, jnp.float32)
-  matrix = faces[:, :, None] * faces[:, None] * cosine[None]
-  matrix += jnp.eye(tasks)[None] * (1 - faces + RIDGE)[:, None]
-  solved = jnp.linalg.solve(matrix, faces[:, :, None] * jnp.stack([1 / norms, linear], 1)[None])
-  q, p = solved[..., 0], solved[..., 1]
+  sizes = jnp.where(present, norms, 0)
+  length = jnp.sqrt(jnp.maximum(sizes @ cosine @ sizes, 0))  # |g_s|
+  linear, kappa = jnp.zeros(len(norms)), 1.0
+  if c is not None:
+    linear, kappa = cosine @ sizes, c * length
+  faces = _faces(len(norms), 1)
+  right_sides = faces[:, :, None] * jnp.stack([1 / norms, linear], 1)[None]
+  solved = jnp.linalg.solve(_cosines_within(faces, cosine), right_sides)
+  q, p = solved[..., 0], solved[..., 1]  # [F, K]
   a = q @ (1 / norms)
   a = jnp.where(a > 0, a, jnp.inf)[:, None]
   p -= q * (p @ (1 / norms))[:, None] / a
   root = a * (kappa**2 - jnp.sum(p * (p @ cosine), axis=1, keepdims=True))
-  point = jnp.where(root > 0, q / a - p / jnp.sqrt(jnp.where(root > 0, root, 1)), -1)
+  has_point = root > 0
+  point = jnp.where(has_point, q / a - p / jnp.sqrt(jnp.where(has_point, root, 1)), -1)
+  # candidates [2 F, K]: the shortest g_w of each face, and Lagrange's point
   y = jnp.concatenate([q / a, point])
-  takes_part = jnp.tile((present[None] | (faces == 0)).all(1), 2)
+  takes_part = (present[None] | (faces == 0)).all(1)
+  takes_part = jnp.tile(takes_part, 2)
   inside = jnp.isfinite(y).all(1) & (y >= 0).all(1) & (y > 0).any(1) & takes_part
   y = jnp.where(inside[:, None], y, 0)
-  lengths = jnp.sqrt(jnp.maximum(jnp.sum(y * (y @ cosine), axis=1), 0))
-  best = jnp.argmin(jnp.where(inside, y @ linear + kappa * lengths, jnp.inf))
-  return y[best] / norms, length / jnp.maximum(lengths[best], 1e-3 * jnp.sum(y[best]))
+  lengths = jnp.sqrt(jnp.maximum(jnp.sum(y * (y @ cosine), axis=1), 0))  # |g_w|
+  values = y @ linear + kappa * lengths
+  best = jnp.argmin(jnp.where(inside, values, jnp.inf))
+  least_length = 1e-3 * jnp.sum(y[best])
+  return y[best] / norms, length / jnp.maximum(lengths[best], least_length)
 
 
 def project_on_dual_cone(gram: jax.Array) -> jax.Array:
@@ -147,19 +171,18 @@ def project_on_dual_cone(gram: jax.Array) -> jax.Array:
   """
   cosine, norms, present = directions(gram)
   tasks = len(norms)
-  faces = jnp.asarray(np.arange(2**tasks)[:, None] >> np.arange(tasks) & 1, jnp.float32)
-  matrix = faces[:, :, None] * faces[:, None] * cosine[None]
-  matrix += jnp.eye(tasks)[None] * (1 - faces + RIDGE)[:, None]
+  faces = _faces(tasks, 0)
   # [face, task k, task i]
-  y = jnp.linalg.solve(matrix, -faces[:, :, None] * cosine[None])
+  y = jnp.linalg.solve(_cosines_within(faces, cosine), -faces[:, :, None] * cosine[None])
   inside = jnp.isfinite(y).all(1) & (y >= 0).all(1)
   y = jnp.where(inside[:, None], y, 0)
   sums = jnp.eye(tasks)[None] + y
-  lengths = jnp.sum(sums * jnp.einsum('jk,fki->fji', cosine, sums), axis=1)
+  lengths = jnp.sum(sums * jnp.einsum('jk,fki->fji', cosine, sums), axis=1)  # squared, [face, i]
   best = jnp.argmin(jnp.where(inside, lengths, jnp.inf), axis=0)
-  y = y[best, :, jnp.arange(tasks)]
+  y = y[best, :, jnp.arange(tasks)]  # [i, k], of the best face of each i
   v = jnp.eye(tasks) + y * norms[:, None] / norms[None]
-  return jnp.where(present, jnp.sum(jnp.where(present[:, None], v, 0), 0) / jnp.sum(present), 0)
+  total = jnp.sum(jnp.where(present[:, None], v, 0), 0)
+  return jnp.where(present, total / jnp.sum(present), 0)
 
 
 def equal_projections(gram: jax.Array) -> jax.Array:
@@ -172,9 +195,11 @@ def equal_projections(gram: jax.Array) -> jax.Array:
     gram: [K, K].
   """
   cosine, norms, present = directions(gram)
-  solved = jnp.linalg.solve(cosine + RIDGE * jnp.eye(len(norms)), jnp.ones_like(norms))
+  ridged = cosine + RIDGE * jnp.eye(len(norms))
+  solved = jnp.linalg.solve(ridged, jnp.ones_like(norms))
   w = jnp.where(present, solved / norms, 0)
-  return w / jnp.maximum(jnp.abs(jnp.sum(w)), 0.01 * jnp.sum(jnp.abs(w)))
+  least_sum = 0.01 * jnp.sum(jnp.abs(w))
+  return w / jnp.maximum(jnp.abs(jnp.sum(w)), least_sum)
 
 
 def equal_singular_values(gram: jax.Array) -> jax.Array:
@@ -187,7 +212,8 @@ def equal_singular_values(gram: jax.Array) -> jax.Array:
   """
   largest = jnp.max(jnp.diagonal(gram))
   values, vectors = jnp.linalg.eigh(gram / jnp.where(largest > 0, largest, 1))
-  above = values > jnp.max(values) * len(values) * jnp.finfo(jnp.float32).eps
+  precision = jnp.max(values) * len(values) * jnp.finfo(jnp.float32).eps
+  above = values > precision
   least = jnp.min(jnp.where(above, values, jnp.inf))
   scale = jnp.where(above, jnp.sqrt(least / jnp.where(above, values, 1)), 0)
   return vectors @ (scale * jnp.sum(vectors, axis=0))
@@ -210,18 +236,25 @@ def fair(gram: jax.Array, alpha: float) -> jax.Array:
   cosine, norms, present = directions(gram)
   size = jnp.where(present, norms, 0)
   norms = norms / jnp.sqrt(jnp.linalg.norm(cosine * size[:, None] * size[None]))
-  m, ridged = norms ** ((power - 1) / (power + 1)), cosine + RIDGE * jnp.eye(len(norms))
+  m = norms ** ((power - 1) / (power + 1))
+  ridged = cosine + RIDGE * jnp.eye(len(norms))
   # x stays in float32's range where a large alpha makes x^-power nearly constant
   least = 1e-20 ** (1 / (power + 1))
 
   def newton(carry):
     x, _, steps = carry
     hessian = ridged + jnp.diag(power * x ** (-power - 1))
-    change = jnp.linalg.solve(hessian, m * x**-power - ridged @ (m * x)) / m
-    down = jnp.maximum(jnp.max(-change / x), 0)
-    damped = x + change / (1 + 1.1 * down * max((power + 1) / 2, 1))
-    return jnp.clip(damped, least, 1e20), jnp.max(jnp.abs(change / x)), steps + 1
+    descent = m * x**-power - ridged @ (m * x)
+    change = jnp.linalg.solve(hessian, descent) / m
+    fall = jnp.maximum(jnp.max(-change / x), 0)
+    damping = 1 + 1.1 * fall * max((power + 1) / 2, 1)
+    new_x = jnp.clip(x + change / damping, least, 1e20)
+    return new_x, jnp.max(jnp.abs(change / x)), steps + 1
+
+  def goes_on(carry):
+    _, largest_change, steps = carry
+    return (largest_change > 1e-3) & (steps < 100)
 
   start = (jnp.ones_like(norms), jnp.float32(jnp.inf), 0)
-  x, _, _ = jax.lax.while_loop(lambda carry: (carry[1] > 1e-3) & (carry[2] < 100), newton, start)
+  x, _, _ = jax.lax.while_loop(goes_on, newton, start)
   return jnp.where(present, norms ** (-2 / (power + 1)) * x, 0)

@@ -62,14 +62,15 @@ def _log_likelihood(logits, targets):
 
 def _by_target(targets, positive, negative):
   """[B, C]: one weight (or one a class) where the target is 1, another elsewhere."""
-  positive, negative = (
-    jnp.broadcast_to(jnp.asarray(w, jnp.float32), targets.shape[1:])[None]
-    for w in (positive, negative)
-  )
-  return jnp.where(targets == 1, positive, negative)
+  weights = []
+  for weight in (positive, negative):
+    weight = jnp.asarray(weight, jnp.float32)
+    weights.append(jnp.broadcast_to(weight, targets.shape[1:])[None])
+  return jnp.where(targets == 1, *weights)
 
 
 def _mean(losses, targets):
+  """Return the mean of losses [B, C] over the known classes of each row, [B]."""
   is_known = targets >= 0
   return jnp.where(is_known, losses, 0.0).sum(1) / jnp.maximum(is_known.sum(1), 1)
 
@@ -84,7 +85,8 @@ def positive_weights(targets: np.ndarray, limit: float) -> np.ndarray:
   Returns:
     float32 [C], 1 where no image has the class.
   """
-  positives, negatives = (targets == 1).sum(0), (targets == 0).sum(0)
+  positives = (targets == 1).sum(0)
+  negatives = (targets == 0).sum(0)
   ratio = np.clip(negatives / np.maximum(positives, 1), 1 / limit, limit)
   return np.where(positives > 0, ratio, 1).astype(np.float32)
 
@@ -109,12 +111,14 @@ def max_constraint(
     float32 [B, C]; NaN stays NaN.
   """
   above, below = edges
-  values = scores.astype(jnp.float32)[:, below]
+  values = scores.astype(jnp.float32)[:, below]  # [B, edge]
   if targets is not None:
     values = jnp.where((targets[:, above] != 1) | (targets[:, below] == 1), values, LOW)
   # a maximum over segments has no gradient in jax: its place is searched, then looked up
-  constant, classes = jax.lax.stop_gradient(values).T, scores.shape[1]
+  constant = jax.lax.stop_gradient(values).T  # [edge, B]
+  classes = scores.shape[1]
   top = jax.ops.segment_max(constant, above, classes, indices_are_sorted=True)
-  place = jnp.where(constant == top[above], jnp.arange(len(above))[:, None], len(above))
+  edge_numbers = jnp.arange(len(above))[:, None]
+  place = jnp.where(constant == top[above], edge_numbers, len(above))
   first = jax.ops.segment_min(place, above, classes, indices_are_sorted=True)
   return jnp.take_along_axis(values, first.T, 1)

@@ -102,14 +102,15 @@ def tree_path(logits: Mapping[str, jax.Array], labels: jax.Array, taxonomy: Taxo
   levels = [level for level in taxonomy.levels if level in logits]
   labels = labels[:, np.array([taxonomy.index(level) for level in levels])]
   is_known = labels >= 0
-  parts = [
-    jnp.where(is_known[:, k, None], logits[level].astype(jnp.float32), LOW)
-    for k, level in enumerate(levels)
-  ]
+  parts = []
+  for k, level in enumerate(levels):
+    parts.append(jnp.where(is_known[:, k, None], logits[level].astype(jnp.float32), LOW))
   logp = jax.nn.log_softmax(jnp.concatenate(parts, 1))
+  # where the classes of each level begin among the concatenated ones
   sizes = [taxonomy.num_classes(level) for level in levels]
   first = np.cumsum([0, *sizes], dtype=np.int32)[None, :-1]
-  picked = jnp.take_along_axis(logp, jnp.where(is_known, labels + first, 0), 1)
+  path = jnp.where(is_known, labels + first, 0)
+  picked = jnp.take_along_axis(logp, path, 1)
   count = jnp.maximum(is_known.sum(1), 1)
   loss = -jnp.where(is_known, picked, 0.0).sum(1) / count - jnp.log(count.astype(jnp.float32))
   return jnp.where(is_known.any(1), loss, 0.0)
@@ -169,13 +170,15 @@ def co_annotation(
   Returns:
     float32 [B], the mean over the heads of which another level is labelled.
   """
-  agree, loss, count = agreement(labels, taxonomy.paths), 0.0, 0
+  agree = agreement(labels, taxonomy.paths)  # [L, B, leaf]
+  loss, count = 0.0, 0
   for level, x in logits.items():
     k = taxonomy.index(level)
     others = np.delete(np.arange(len(taxonomy.levels)), k)
-    leaves, is_labelled = agree[others].all(0), (labels[:, others] >= 0).any(1)
-    numbers = jax.ops.segment_sum(leaves.T.astype(jnp.float32), taxonomy.paths[:, k], x.shape[1]).T
-    shares = numbers / jnp.maximum(leaves.sum(1, keepdims=True), 1)
+    leaves = agree[others].all(0)  # [B, leaf]
+    is_labelled = (labels[:, others] >= 0).any(1)
+    numbers = jax.ops.segment_sum(leaves.T.astype(jnp.float32), taxonomy.paths[:, k], x.shape[1])
+    shares = numbers.T / jnp.maximum(leaves.sum(1, keepdims=True), 1)  # [B, C]
     value = -(shares * jax.nn.log_softmax(x.astype(jnp.float32))).sum(1)
     loss += jnp.where(is_labelled, value, 0.0)
     count += is_labelled
@@ -202,7 +205,7 @@ def supervised_contrastive(
   """
   x = features.astype(jnp.float32)
   x = x / jnp.sqrt(jnp.maximum((x * x).sum(1, keepdims=True), 1e-12))
-  batch, y, first = x, labels, 0
+  batch, y, first = x, labels, 0  # `first` is the number in the batch of this device's first row
   if axis is not None:
     batch, y = jax.lax.all_gather((x, labels), axis, tiled=True)
     first = jax.lax.axis_index(axis) * len(x)
@@ -213,9 +216,8 @@ def supervised_contrastive(
     counts = is_other & (y[:, k] >= 0)[None]
     positive = counts & (y[:, k][None] == labels[:, k][:, None])
     n = positive.sum(1)
-    value = masked_logsumexp(similar, counts) - jnp.where(positive, similar, 0.0).sum(
-      1
-    ) / jnp.maximum(n, 1)
+    mean_positive = jnp.where(positive, similar, 0.0).sum(1) / jnp.maximum(n, 1)
+    value = masked_logsumexp(similar, counts) - mean_positive
     loss += jnp.where(n > 0, value, 0.0)
   return loss / labels.shape[1]
 
@@ -237,13 +239,16 @@ def distillation(
   Returns:
     float32 [B].
   """
+
+  def log_softmax(x, is_known):
+    scaled = x.astype(jnp.float32) / temperature
+    return jax.nn.log_softmax(jnp.where(is_known, scaled, LOW))
+
   loss = 0.0
   for level, x in logits.items():
     is_known = teacher.is_known[level]
-    target, logp = (
-      jax.nn.log_softmax(jnp.where(is_known, z.astype(jnp.float32) / temperature, LOW))
-      for z in (jax.lax.stop_gradient(teacher.logits[level]), x)
-    )
+    target = log_softmax(jax.lax.stop_gradient(teacher.logits[level]), is_known)
+    logp = log_softmax(x, is_known)
     loss += jnp.where(is_known, jnp.exp(target) * (target - logp), 0.0).sum(1)
   return temperature**2 * loss / len(logits)
 

@@ -41,8 +41,10 @@ def names_images(values: Values) -> list[str]:
   if 'file' in values:
     return ['file']
   by_content = [c for c in values if _share(values[c], is_image) > 0.5]
-  by_name = sorted((c for c in values if _plain(c) in FILES), key=lambda c: FILES.index(_plain(c)))
-  return [c for c in by_name if c in by_content] or by_content or by_name
+  by_name = [c for c in values if _plain(c) in FILES]
+  by_name.sort(key=lambda c: FILES.index(_plain(c)))
+  by_both = [c for c in by_name if c in by_content]
+  return by_both or by_content or by_name
 
 
 def is_flag(cells: Iterable[str]) -> bool:
@@ -66,7 +68,8 @@ def assign(
     taxonomy: that of taxonomy.csv, or None.
     findings: receives what was guessed, and an error where no column names images.
   """
-  values, known_levels = table.columns, taxonomy.levels if taxonomy else ()
+  values = table.columns
+  known_levels = taxonomy.levels if taxonomy else ()
   file = file_column(options, where, values, findings)
   split = _split_column(options, where, values, known_levels, findings)
   new_names = {c: name for c, name in ((file, 'file'), (split, 'split')) if c}
@@ -83,31 +86,38 @@ def assign(
   elif taxonomy is None:
     candidates = {c: values[c] for c in others if c not in tags and c not in flags}
     ignored = _without_classes(candidates, bool(tags or flags))
-    others = [c for c in others if c not in ignored]
-    if (n := len(candidates.keys() - ignored.keys())) > MAX_LEVELS:
+    n = len(candidates.keys() - ignored.keys())
+    if n > MAX_LEVELS:
       text = f'{n} columns may be levels: choose with --config.data.levels, coarse to '
       text += 'fine; if each is a tag, with 1 or 0, name their level with --config.data.multi'
       findings.fatal(where, 'columns', text)
-    in_order = [c for c in others if c not in tags]
+    in_order = [c for c in others if c not in ignored and c not in tags]
     is_free = options.homonyms != 'split' and (tags or not options.multi)
     levels = _sorted(in_order, values) if is_free else in_order
-    is_sorted, others = levels != in_order, levels + tags
+    is_sorted = levels != in_order
+    others = levels + tags
   for name in (*known_levels, *options.multi):
     same = [c for c in others if _plain(c) == _plain(name) and c not in new_names]
     if name not in (*values, *new_names.values()) and len(same) == 1:
       new_names[same[0]] = name
   columns = [*new_names, *(c for c in others if c not in new_names)]
   names = [new_names.get(c, c) for c in columns]
-  if ignored or is_sorted or any(c != name for c, name in new_names.items()):
-    text = f'files by column {file!r}, '
-    text += f'splits by {split!r}, labels by ' if split else 'no column of splits, labels by '
-    text += ', '.join(c for c in names if c not in ('file', 'split'))
-    text += ' (coarse to fine, as a class of each has one class of those before)' * is_sorted
-    text += '; not used: ' * bool(ignored)
-    text += ', '.join(f'{c!r} ({why})' for c, why in ignored.items())
-    text += '; to choose others: data.file_column, data.split_column, data.levels'
-    findings.say(where, 'columns', text)
-  return table._replace(columns=dict(zip(names, map(values.__getitem__, columns))))
+  is_renamed = any(c != name for c, name in new_names.items())
+  if ignored or is_sorted or is_renamed:
+    findings.say(where, 'columns', _describe_choice(file, split, names, is_sorted, ignored))
+  return table._replace(columns={name: values[c] for name, c in zip(names, columns)})
+
+
+def _describe_choice(file, split, names, is_sorted, ignored):
+  """Say which columns were taken for what, and how to choose others."""
+  levels = ', '.join(name for name in names if name not in ('file', 'split'))
+  split_words = f'splits by {split!r}' if split else 'no column of splits'
+  text = f'files by column {file!r}, {split_words}, labels by {levels}'
+  if is_sorted:
+    text += ' (coarse to fine, as a class of each has one class of those before)'
+  if ignored:
+    text += '; not used: ' + ', '.join(f'{c!r} ({why})' for c, why in ignored.items())
+  return text + '; to choose others: data.file_column, data.split_column, data.levels'
 
 
 def _plain(name):
@@ -117,13 +127,16 @@ def _plain(name):
 
 def _share(column, condition):
   """The share of the cells with content that fulfil a condition; of the first thousand."""
-  cells = list(filter(None, column.take(slice(1000))))
-  return sum(bool(condition(c)) for c in cells) / len(cells) if cells else 0.0
+  cells = [cell for cell in column.take(slice(1000)) if cell]
+  if not cells:
+    return 0.0
+  return sum(bool(condition(cell)) for cell in cells) / len(cells)
 
 
 def _named(option, name, columns, where, findings):
   """The column that an option names; in any case, and without punctuation, if that is clear."""
-  same = [c for c in columns if c == name] or [c for c in columns if _plain(c) == _plain(name)]
+  same = [c for c in columns if c == name]
+  same = same or [c for c in columns if _plain(c) == _plain(name)]
   if len(same) == 1:
     return same[0]
   hint = did_you_mean(name, columns)
@@ -154,21 +167,25 @@ def file_column(options: ConfigDict, where: str, values: Values, findings: Findi
 
 
 def _split_column(options, where, values, levels, findings):
+  """Return the column of splits: by an option, by its name and content, or by its content alone."""
   if options.split_column:
     return _named('split_column', options.split_column, list(values), where, findings)
   names = {options.train, options.val}
   free = [c for c in values if c not in (*levels, *options.levels, *options.multi)]
   for word in SPLITS:
-    for c in (c for c in free if _plain(c) == word):
-      contents = {v for v in values[c].values if v}
-      is_split = contents and all(v in names or split_of(v) for v in contents)
+    for c in [c for c in free if _plain(c) == word]:
+      cells = list(filter(None, values[c].values))
+      is_split = cells and all(cell in names or split_of(cell) for cell in cells)
       if word == 'split' or is_split:
         return c
   splits = (c for c in free if _are_splits(values[c].values))
-  return next((c for c in splits if len({split_of(v) for v in values[c].values if v}) > 1), None)
+  return next(
+    (c for c in splits if len({*map(split_of, filter(None, values[c].values))}) > 1), None
+  )
 
 
 def _are_splits(cells):
+  """Return whether all cells with content are usual names of splits, and there is one."""
   return any(cells) and all(is_word(cell) for cell in cells if cell)
 
 
@@ -212,14 +229,18 @@ def _doubt(name, column):
 
 def _combinations(columns, values):
   """{column: int [C], its cell in each combination of cells that occurs, 0 for an empty one}."""
-  rows = combinations([values[c] for c in columns])[0]
-  return {c: ((1 + values[c].codes) * ~values[c].equals(''))[rows] for c in columns}
+  rows, _ = combinations([values[c] for c in columns])
+  cells = {}
+  for c in columns:
+    numbers = (1 + values[c].codes) * ~values[c].equals('')
+    cells[c] = numbers[rows]
+  return cells
 
 
 def _determines(finer, coarser):
   """Whether each value of one column comes with one of another, where both are known."""
   is_known = (finer > 0) & (coarser > 0)
-  pairs = np.unique(np.stack([finer, coarser])[:, is_known], axis=1)
+  pairs = np.unique([finer[is_known], coarser[is_known]], axis=1)
   return len(pairs.T) == len(np.unique(pairs[0]))
 
 
@@ -236,15 +257,17 @@ def _sorted(columns, values):
   if len(columns) < 2:
     return columns
   cells = _combinations(columns, values)
+  # {column: those of which it does not determine the class}
   apart = {c: {b for b in columns if not _determines(cells[c], cells[b])} for c in columns}
   finest = [c for c in columns if not apart[c]]
-  if finest and columns[-1] not in finest:
-    last = cells[columns[-1]]
-    finest = [] if any(_mostly_nests(last, cells[c]) for c in columns[:-1]) else finest
+  *first, last = columns
+  if last not in finest and any(_mostly_nests(cells[last], cells[c]) for c in first):
+    finest = []
   if not finest:
     return columns
   others, result = [c for c in columns if c != finest[-1]], []
   while others:
+    # the next one is not finer than any that is left
     free = (c for c in others if all(b in apart[c] or c not in apart[b] for b in others))
     result.append(next(free, others[0]))
     others.remove(result[-1])

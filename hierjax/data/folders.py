@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, listing
 from hierjax.data import decoding, folder_splits, image_files, taxonomies
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
@@ -60,7 +60,7 @@ def read(
     repeated = sorted(name for path, name in leaf_names.items() if name != path[-1])
     if repeated and not options.levels:
       text = f'{len(repeated)} class folders share their names and are classes of their own: '
-      text += f'{", ".join(repeated[:4])}{" ..." * (len(repeated) > 4)}; if the folders above are '
+      text += f'{listing(repeated, 4)}; if the folders above are '
       text += 'parts of the data and no classes, move the folders of a name together'
       findings.warn(str(root), 'homonyms', text)
   encode = _Encoder(taxonomy, str(root), findings)
@@ -90,8 +90,8 @@ def _paths(files, findings):
         others.add(name)
     paths.append(tuple(spelling[name] for name in names))
   if others:
-    listing = ', '.join(sorted(others)[:5])
-    findings.note(f'folders whose names differ only in their Unicode form are one: {listing}')
+    first_names = ', '.join(sorted(others)[:5])
+    findings.note(f'folders whose names differ only in their Unicode form are one: {first_names}')
   return paths
 
 
@@ -107,8 +107,8 @@ def _divide(options, root, files, paths, taxonomy, findings):
     pairs = [('', path) for path in paths]
   strays = Counter('/'.join(path) for split, path in pairs if split is None and path)
   if strays:
-    listing = ', '.join(f'{name} ({n} images)' for name, n in list(strays.items())[:5])
-    text = f'beside the folders of splits, left out: {listing}{" ..." if len(strays) > 5 else ""}'
+    counts = [f'{name} ({n} images)' for name, n in strays.items()]
+    text = f'beside the folders of splits, left out: {listing(counts, 5)}'
     findings.warn(str(root), 'folders beside splits', text)
   loose = [file for file, (split, path) in zip(files, pairs) if not path]
   rows = [i for i, (split, path) in enumerate(pairs) if path and split is not None]
@@ -148,15 +148,13 @@ def _check_tops(root, paths, findings):
   )
   if len(tops) == 1 or (below[tops[0]] == {()} and not is_train):
     return
-  listing = ', '.join(tops[:5]) + (' ...' if len(tops) > 5 else '')
   if len({frozenset(group) for group in below.values()}) == 1:
     inner = ', '.join(sorted('/'.join(path) for path in below[tops[0]])[:5])
-    text = f'the folders {listing} hold the same folders ({inner}); {advice}'
+    text = f'the folders {listing(tops, 5)} hold the same folders ({inner}); {advice}'
     findings.error(str(root), 'splits or a level', text)
   elif is_train:
-    text = (
-      f'of the folders {listing} one is called like a split; move the others away, or, {advice}'
-    )
+    text = f'of the folders {listing(tops, 5)} one is called like a split; move the others away, '
+    text += f'or, {advice}'
     findings.error(str(root), 'splits or a level', text)
 
 
@@ -187,11 +185,11 @@ def find_images(root: pathlib.Path, findings: Findings) -> list[str]:
       else:
         stack.append((f'{folder}{name}/', above))
   if others:
-    listing = ', '.join(f'{n} {suffix}' for suffix, n in others.most_common(10))
-    findings.note(f'files that are no images, by their suffix: {listing}{_advice(others)}')
+    counts = ', '.join(f'{n} {suffix}' for suffix, n in others.most_common(10))
+    findings.note(f'files that are no images, by their suffix: {counts}{_advice(others)}')
   for folder, suffixes in empty.items():
-    listing = ', '.join(f'{n} {suffix}' for suffix, n in suffixes.most_common(5)) or 'nothing'
-    text = f'{folder} holds no image that can be read, only {listing}{_advice(suffixes)}'
+    counts = ', '.join(f'{n} {suffix}' for suffix, n in suffixes.most_common(5)) or 'nothing'
+    text = f'{folder} holds no image that can be read, only {counts}{_advice(suffixes)}'
     findings.add('warning', str(root), 'folders without images', text)
   if empty:
     more = f' and {len(empty) - 5} more' if len(empty) > 5 else ''

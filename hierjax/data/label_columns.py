@@ -12,19 +12,18 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax.core.errors import UserError, did_you_mean
+from hierjax.core.errors import UserError
 from hierjax.core.names import Names
 from hierjax.core.options import level_words
-from hierjax.data import csv_columns, image_files, tag_cells, taxonomies
+from hierjax.data import csv_columns, image_files, label_taxonomy, tag_cells
 from hierjax.data.csv_columns import FLAGS
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
-from hierjax.taxonomy import Mixed, TagTaxonomy, Taxonomy, close_matches
+from hierjax.taxonomy import Mixed, Taxonomy, close_matches
 from hierjax.taxonomy.csv_files import Column, CsvColumns, combinations
 from hierjax.taxonomy.spelling import unify
 from hierjax.taxonomy.table import class_ids, spellings
 
-ONLY_LEVEL = 'class'  # what the tag level is called that data.multi names by a word such as 'all'
 UNKNOWN, CONTRADICTION = 'label not in the taxonomy', 'label contradicts the taxonomy'
 
 
@@ -57,17 +56,20 @@ def named(
   A column of other cells, or of names, is returned as it is. Errors name `where` it stands.
   """
   values = {value for value in column.values if value}
-  names = taxonomy.names[taxonomy.index(level)] if taxonomy and level in taxonomy.levels else ()
-  if not all(map(str.isdecimal, values)) or values <= {*names} or (taxonomy and not names):
+  has_level = taxonomy is not None and level in taxonomy.levels
+  names = taxonomy.names[taxonomy.index(level)] if has_level else ()
+  are_numbers = all(map(str.isdecimal, values))
+  are_names = values <= set(names)
+  if not are_numbers or are_names or (taxonomy and not has_level):
     return column
   if not taxonomy:
     width = max(map(len, values))
-    return column.renamed(value and value.zfill(width) for value in column.values)
-  numbers = list(map(int, values))
+    return column.renamed(value.zfill(width) if value else '' for value in column.values)
+  numbers = [int(value) for value in values]
   if max(numbers) >= len(names):
     text = f'goes from {min(numbers)} to {max(numbers)}, the taxonomy has {len(names)} classes'
     raise UserError(f'{where}: {level} {text} of {level}')
-  return column.renamed(value and names[int(value)] for value in column.values)
+  return column.renamed(names[int(value)] if value else '' for value in column.values)
 
 
 def encode(
@@ -85,7 +87,7 @@ def encode(
   path, columns = content.path, content.columns
   _unify_spellings(options, path, columns, taxonomy, findings)
   sets = _read_sets(options, path, columns, taxonomy, findings)
-  taxonomy, origin = _complete_taxonomy(options, path, content, sets, taxonomy, findings)
+  taxonomy, origin = label_taxonomy.complete(options, path, content, sets, taxonomy, findings)
   tag_columns = _check_columns(content.where(), columns, sets, taxonomy, findings)
   table = _read_rows(content, taxonomy, tag_columns, findings)
   table.origin = origin
@@ -95,150 +97,80 @@ def encode(
 def _unify_spellings(options, path, columns, taxonomy, findings):
   """Write, in place, one spelling of each class into the columns of exclusive levels."""
   table = taxonomy and taxonomy.table('exclusive')
+  if taxonomy and not table:
+    return
   levels = table.levels if table else [c for c in columns if c not in ('file', 'split')]
-  for level in (c for c in columns if c in levels and c not in options.multi):
+  levels = [c for c in columns if c in levels and c not in options.multi]
+  for level in levels:
     counts = columns[level].counts()
-    if (taxonomy and not table) or (options.multi and csv_columns.is_flag(counts)):
+    if options.multi and csv_columns.is_flag(counts):
       continue
-    same = unify(counts, spellings(table, level) if table else (), options.fold_case)
-    same.pop('', None)
-    tag_cells.say_spellings(level, same, counts, path, findings)
-    if not table and (text := tag_cells.made_of_others(level, counts, counts)):
+    names = spellings(table, level) if table else ()
+    new_names = unify(counts, names, options.fold_case)
+    new_names.pop('', None)
+    tag_cells.say_spellings(level, new_names, counts, path, findings)
+    text = '' if table else tag_cells.made_of_others(level, counts, counts)
+    if text:
       text += f'; if an image may have several: --config.data.multi={level}'
       findings.warn(path, 'names of several classes', text)
-    if same:
-      columns[level] = columns[level].renamed(same.get(cell, cell) for cell in counts)
+    if new_names:
+      columns[level] = columns[level].renamed(new_names.get(cell, cell) for cell in counts)
 
 
 def _read_sets(options, path, columns, taxonomy, findings):
   """{level: {cell: its tags}} of the columns of sets."""
   tags = taxonomy and taxonomy.table('tags')
-  levels = {*options.multi, *(tags.levels if tags else ())}
-  if taxonomy is None and levels & {*level_words([])}:
-    levels.add(ONLY_LEVEL)
+  tag_levels = tags.levels if tags else ()
+  levels = {*options.multi, *tag_levels}
+  if taxonomy is None and levels & level_words([]).keys():
+    levels.add(label_taxonomy.ONLY_LEVEL)
   sets = {}
-  for level in (c for c in columns if c in levels):
-    names = spellings(tags, level) if tags and level in tags.levels else ()
+  for level in [c for c in columns if c in levels]:
+    names = spellings(tags, level) if level in tag_levels else ()
     counts = columns[level].counts()
     sets[level] = tag_cells.read(options, level, counts, names, f'{path}:1', findings)
   return sets
-
-
-def _complete_taxonomy(options, path, content, sets, taxonomy, findings):
-  """The taxonomy with the levels that only the labels have, and its rows if all come from there."""
-  names, words = options.multi, level_words([])
-  new = [n for n in names if taxonomy is None or n not in {*taxonomy.levels, *words}]
-  if taxonomy and not new:
-    return taxonomy, None
-  columns = [c for c in content.columns if c not in ('file', 'split')]
-  if not columns:
-    text = f'no column of labels beside {", ".join(content.columns)}'
-    findings.fatal(content.where(), 'columns', text)
-  tags, exclusive, origin = None, taxonomy, None
-  if new:
-    if len(new) > 1 or (taxonomy and taxonomy.multi):
-      raise UserError(
-        f'--config.data.multi={",".join(names)}: several levels need '
-        f'{path.parent / "taxonomy.csv"}, which says what is below what'
-      )
-    level = ONLY_LEVEL if new[0] in words else new[0]
-    tags = _derive_tags(level, path, columns, sets, taxonomy)
-    columns = [c for c in columns if c not in (level, *tags.names[0])]
-  if taxonomy is None:
-    taxonomies.check_levels([*columns, *(tags.levels if tags else ())], content.where(), findings)
-  if taxonomy is None and columns:
-    exclusive, origin = _derive_exclusive(options, path, columns, content, findings)
-  parts = [part for part in (None if taxonomy else exclusive, tags) if part]
-  counts, name = ', '.join(map(taxonomies.describe, parts)), path.name
-  if taxonomy is None:
-    findings.note(f'taxonomy derived from {name} (no taxonomy.csv): {counts}')
-  else:
-    text = f'{level} is no level of the taxonomy and stands beside it: {counts}, by {name}'
-    findings.note(text)
-  if not (exclusive and tags):
-    return exclusive or tags, origin
-  above = np.full((len(tags.names[0]), len(exclusive.levels)), -1, np.int32)
-  return Mixed(exclusive, tags, above), None
-
-
-def _derive_exclusive(options, path, columns, content, findings):
-  """The taxonomy of columns of labels, and its rows with the first row of each."""
-  # a row with the cells of an earlier one says nothing new
-  rows = np.sort(combinations([content.columns[c] for c in columns])[0])
-  names = zip(*(content.columns[c].take(rows) for c in columns))
-  cells = list(zip(rows.tolist(), map(list, names)))
-  rows = [(content.where(i), names) for i, names in cells]
-  listing = ', '.join(columns[:8]) + (' ...' if len(columns) > 8 else '')
-  advice = f'; the levels were read from the columns {listing}, coarse to fine: choose others with '
-  advice += '--config.data.levels'
-
-  def report(where, text):
-    findings.error(where, 'several paths', text + advice)
-
-  try:
-    exclusive, reading = taxonomies.derive(columns, rows, options.homonyms, report)
-  except UserError as error:
-    raise UserError(str(error).removesuffix(advice) + advice) from None
-  taxonomies.remark_reading(reading, path, findings)
-  first = {}
-  for i, names in cells:
-    first.setdefault(_last(names), int(content.rows[i]))
-  last = [_last(names) for names in exclusive.rows()]
-  numbered = [(first.get(name) or first.get(name.rpartition('/')[2], 0)) for name in last]
-  return exclusive, (str(path), list(zip(numbered, exclusive.rows())))
-
-
-def _last(names):
-  return next((name for name in reversed(names) if name), '')
-
-
-def _derive_tags(level, path, columns, sets, taxonomy):
-  """The taxonomy of a tag level: the classes in its column, or the columns that are no level."""
-  levels = taxonomy.levels if taxonomy else ()
-  classes = [c for c in columns if c not in levels]
-  if level in columns:
-    classes = sorted({name for names in sets[level].values() for name in names})
-    if not classes:
-      raise UserError(f'{path}:1: column {level!r} names no class in any row')
-  elif not classes or did_you_mean(level, columns):
-    raise UserError(
-      f'--config.data.multi={level}: no level {level!r}'
-      f'{did_you_mean(level, [*levels, *columns])}; choices: '
-      f'{", ".join([*levels, *level_words([])])}, or another column of {path.name}'
-    )
-  return TagTaxonomy.from_rows([level], [[name] for name in classes])
 
 
 def _check_columns(where, columns, sets, taxonomy, findings):
   """Report columns that are no label, and missing ones; returns the columns of tags."""
   exclusive, tags = taxonomy.table('exclusive'), taxonomy.table('tags')
   flags = _tag_columns(tags) if tags else {}
-  names = [*taxonomy.levels, *flags]
-  for c in columns:
-    if c in names or c in ('file', 'split'):
-      continue
-    text = f'column {c!r} is no {"level or class" if tags else "level"} of the taxonomy'
-    close = close_matches(c, [n for n in names if n not in columns])
-    if close:
-      findings.error(where, 'columns', f'{text} (did you mean {close[0]!r}?)')
-      continue
-    text = f'column {c!r} is not used; the levels are {", ".join(taxonomy.levels)}'
-    findings.say(where, 'columns', text)
+  _report_unused(where, columns, [*taxonomy.levels, *flags], taxonomy, findings)
   flags = {c: k for c, k in flags.items() if c in columns and c not in taxonomy.levels}
   sets = {level: sets[level] for level in tags.levels if level in columns} if tags else {}
   levels = exclusive.levels if exclusive else ()
   absent = [level for level in levels if level not in columns]
-  for level in absent if len(absent) < len(levels) else ():
-    text = f'has no column {level!r}: it is known only where a finer level determines it'
-    findings.add('note', where, 'columns', text)
-  lacking = tags.levels if tags and not flags and not sets else ()
-  if exclusive and len(absent) == len(levels) and not (tags and (taxonomy.above >= 0).any()):
+  if len(absent) < len(levels):
+    for level in absent:
+      text = f'has no column {level!r}: it is known only where a finer level determines it'
+      findings.add('note', where, 'columns', text)
+  implied_by_tags = tags is not None and exclusive is not None and (taxonomy.above >= 0).any()
+  lacking = ()
+  if tags and not flags and not sets:
+    lacking = tags.levels
+  if exclusive and len(absent) == len(levels) and not implied_by_tags:
     lacking = levels
   if lacking:
     scope = f' of {", ".join(lacking)}' if exclusive and tags else ''
     text = f'no column of labels{scope}; the levels are {", ".join(taxonomy.levels)}, the columns '
     findings.fatal(where, 'columns', text + ', '.join(columns))
   return _TagColumns(sets, flags)
+
+
+def _report_unused(where, columns, names, taxonomy, findings):
+  """Report columns that are not among the names of levels and tags."""
+  tag_words = ' or class' if taxonomy.multi else ''
+  for column in columns:
+    if column in names or column in ('file', 'split'):
+      continue
+    close = close_matches(column, [name for name in names if name not in columns])
+    if close:
+      text = f'column {column!r} is no level{tag_words} of the taxonomy'
+      findings.error(where, 'columns', f'{text} (did you mean {close[0]!r}?)')
+      continue
+    text = f'column {column!r} is not used; the levels are {", ".join(taxonomy.levels)}'
+    findings.say(where, 'columns', text)
 
 
 def _tag_columns(tags):
@@ -255,17 +187,20 @@ def _read_rows(content, taxonomy, tag_columns, findings):
   columns, exclusive, tags = content.columns, taxonomy.table('exclusive'), taxonomy.table('tags')
   n = len(content.rows)
   paths, is_valid = _normal_paths(columns['file'])
-  first = combinations([paths])[0][paths.codes]
+  first_of_path, _ = combinations([paths])
+  first = first_of_path[paths.codes]  # [N], the first row with the same path
   is_repeated = is_valid & (first != np.arange(n))
   has_no_split = columns['split'].equals('') if 'split' in columns else np.zeros(n, bool)
-  parts, multi = [_encode_exclusive(exclusive, columns)] if exclusive else [], None
+  parts, multi = [], None
+  if exclusive:
+    parts.append(_encode_exclusive(exclusive, columns))
   if tags:
     multi = np.full((n, tags.width), -1, np.int8)
     parts += _encode_tags(tags, columns, tag_columns, multi)
   # only what has a fault is looked at row by row
-  has_fault = [np.isin(part.codes, list(part.faults)) for part in parts]
+  has_fault = np.any([np.isin(part.codes, list(part.faults)) for part in parts], 0)
   compared = [c for c in ('split', *taxonomy.levels, *tag_columns.flags) if c in columns]
-  for i in np.flatnonzero(~is_valid | is_repeated | has_no_split | np.any(has_fault, 0)).tolist():
+  for i in np.flatnonzero(~is_valid | is_repeated | has_no_split | has_fault).tolist():
     where = content.where(i)
     image_files.check_path(columns['file'].cell(i), where, findings)
     if is_repeated[i]:
@@ -300,8 +235,10 @@ def _read_rows(content, taxonomy, tag_columns, findings):
 
 def _set_labels(table, part, rows, content, findings):
   """Write the exclusive labels of rows into a table, and report those that no leaf has."""
-  exclusive, codes = table.taxonomy.table('exclusive'), part.codes[rows]
-  for i in np.flatnonzero(~exclusive.valid(part.labels)[codes]):
+  exclusive = table.taxonomy.table('exclusive')
+  codes = part.codes[rows]
+  is_valid = exclusive.valid(part.labels)[codes]
+  for i in np.flatnonzero(~is_valid):
     text = _contradiction(exclusive, part.labels[codes[i]])
     findings.error(content.where(rows[i]), CONTRADICTION, text)
   labels = part.labels if table.taxonomy.multi else exclusive.complete(part.labels)
@@ -315,8 +252,10 @@ def _normal_paths(files):
   silent = Findings(gather=True)
   paths = [image_files.check_path(file, '', silent) for file in files.values]
   is_valid = np.array([path is not None for path in paths], bool)
-  column = files.renamed(path or file for path, file in zip(paths, files.values))
-  return column._replace(values=Names.pack(column.values)), is_valid[files.codes]
+  spelled = [path or file for path, file in zip(paths, files.values)]
+  column = files.renamed(spelled)
+  column = column._replace(values=Names.pack(column.values))
+  return column, is_valid[files.codes]
 
 
 def _report_repeated(text, differs, where, findings):
@@ -324,25 +263,32 @@ def _report_repeated(text, differs, where, findings):
   if not differs:
     findings.add('warning', where, 'duplicate images', text)
     return
-  is_moved, is_relabelled = 'split' in differs, differs != ['split']
-  kind = 'leak' if is_moved else 'duplicate images with different labels'
-  ways = ['with other labels'] * is_relabelled + ['in another split'] * is_moved
+  ways = []
+  if differs != ['split']:
+    ways.append('with other labels')
+  if 'split' in differs:
+    ways.append('in another split')
+  kind = 'leak' if 'split' in differs else 'duplicate images with different labels'
   findings.error(where, kind, f'{text}, {" and ".join(ways)}')
 
 
 def _encode_exclusive(taxonomy, columns):
   """The labels of each combination of cells that occurs, and what is wrong with it."""
   levels = [level for level in taxonomy.levels if level in columns]
-  same = Column([''], np.zeros(len(columns['file'].codes), np.int32))
-  first, codes = combinations([columns[level] for level in levels] or [same])
-  labels, faults = np.full((len(first), len(taxonomy.levels)), -1, np.int32), {}
+  level_columns = [columns[level] for level in levels]
+  if not levels:  # one combination, of no cells
+    level_columns = [Column([''], np.zeros(len(columns['file'].codes), np.int32))]
+  first, codes = combinations(level_columns)
+  labels = np.full((len(first), len(taxonomy.levels)), -1, np.int32)
   for level in levels:
     column = columns[level]
     ids = class_ids(taxonomy, level, column.values)
     labels[:, taxonomy.index(level)] = ids[column.codes[first]]
+  faults = {}
   for d in np.flatnonzero((labels < -1).any(1)).tolist():
     row = {level: columns[level].cell(first[d]) for level in levels}
-    labels[d], texts = _encode_row(taxonomy, row, len(faults) < image_files.MAX_HINTS)
+    has_hints = len(faults) < image_files.MAX_HINTS
+    labels[d], texts = _encode_row(taxonomy, row, has_hints)
     if texts:
       faults[d] = [(UNKNOWN, text) for text in texts]
   return _Part(codes, faults, labels)
@@ -353,7 +299,9 @@ def _encode_row(taxonomy, row, has_hints):
   try:
     return taxonomy.encode(row, has_hints=False), []
   except UserError:
-    labels, texts = np.full(len(taxonomy.levels), -1, np.int32), []
+    pass  # which names are wrong is found level by level
+  labels = np.full(len(taxonomy.levels), -1, np.int32)
+  texts = []
   for level, name in row.items():
     try:
       labels = np.maximum(labels, taxonomy.encode({level: name}, has_hints=has_hints))
@@ -363,15 +311,15 @@ def _encode_row(taxonomy, row, has_hints):
 
 
 def _contradiction(taxonomy, labels):
-  """The labels that no row of the taxonomy has together."""
-  names = [
-    f'{level} {names[c]!r}'
-    for level, names, c in zip(taxonomy.levels, taxonomy.names, labels)
-    if c >= 0
-  ]
+  """Say which labels no row of the taxonomy has together."""
+  names = []
+  for level, classes, c in zip(taxonomy.levels, taxonomy.names, labels):
+    if c >= 0:
+      names.append(f'{level} {classes[c]!r}')
   text = f'no row of the taxonomy has {", ".join(names)} together'
-  if labels[-1] >= 0:
-    path = taxonomy.paths[labels[-1]]
+  leaf = labels[-1]
+  if leaf >= 0:
+    path = taxonomy.paths[leaf]
     k = int(np.flatnonzero((labels >= 0) & (labels != path))[0])
     text += f'; {names[-1]} has {taxonomy.levels[k]} {taxonomy.names[k][path[k]]!r}'
   return text
@@ -381,19 +329,15 @@ def _encode_tags(tags, columns, tag_columns, multi):
   """Write the tags of all rows into `multi`, int8 [N, M]; return what is wrong with them."""
   parts = []
   for level, tags_of in tag_columns.sets.items():
-    column, place, faults = columns[level], tags.columns[level], {}
-    rows = np.full((len(column.values), place.stop - place.start), -1, np.int8)
-    for d, cell in enumerate(column.values):
-      rows[d] = 0 if cell else -1
-      for name in tags_of[cell]:
-        try:
-          rows[d, tags.encode({level: name})[tags.index(level)]] = 1
-        except UserError as error:
-          faults.setdefault(d, []).append((UNKNOWN, str(error)))
-    multi[:, place] = rows[column.codes]
+    column = columns[level]
+    rows, faults = _encode_sets(
+      tags, level, [tags_of[cell] if cell else None for cell in column.values]
+    )
+    multi[:, tags.columns[level]] = rows[column.codes]
     parts.append(_Part(column.codes, faults))
   for name, k in tag_columns.flags.items():
-    column, faults = columns[name], {}
+    column = columns[name]
+    faults = {}
     for d, cell in enumerate(column.values):
       if cell and cell.casefold() not in FLAGS:
         text = (
@@ -402,9 +346,27 @@ def _encode_tags(tags, columns, tag_columns, multi):
         )
         faults[d] = [('columns', text)]
     flags = np.array([FLAGS.get(cell.casefold(), -1) for cell in column.values], np.int8)
-    multi[:, k] = np.where(flags[column.codes] < 0, multi[:, k], flags[column.codes])
+    flags = flags[column.codes]
+    multi[:, k] = np.where(flags < 0, multi[:, k], flags)
     parts.append(_Part(column.codes, faults))
   return parts
+
+
+def _encode_sets(tags, level, sets):
+  """Return int8 [D, C], the tags of a level in each of D sets (None: unknown), and the faults."""
+  rows = np.full((len(sets), tags.num_classes(level)), -1, np.int8)
+  faults = {}
+  for d, names in enumerate(sets):
+    if names is None:
+      continue
+    rows[d] = 0
+    for name in names:
+      try:
+        tag = tags.encode({level: name})[tags.index(level)]
+        rows[d, tag] = 1
+      except UserError as error:
+        faults.setdefault(d, []).append((UNKNOWN, str(error)))
+  return rows, faults
 
 
 def _complete_tags(table, where, findings):
@@ -416,7 +378,9 @@ def _complete_tags(table, where, findings):
     table.labels, table.multi = taxonomy.complete(known_labels, table.multi)
   else:
     table.multi = tags.complete(table.multi)
-  names = [f'{level} {name!r}' for level, names in zip(tags.levels, tags.names) for name in names]
+  names = []  # of each tag, with its level
+  for level, classes in zip(tags.levels, tags.names):
+    names += [f'{level} {name!r}' for name in classes]
   conflicts = tags.contradicts(table.multi)
   for i in np.flatnonzero(conflicts[:, 0] >= 0):
     child, parent = conflicts[i]
@@ -426,7 +390,8 @@ def _complete_tags(table, where, findings):
     return
   conflicts = (table.multi == 1) & ~taxonomy.fits(table.labels)
   for i in np.flatnonzero(conflicts.any(1)):
-    text = _tag_conflict(table, exclusive, known_labels, i, conflicts[i].argmax(), names)
+    tag = conflicts[i].argmax()
+    text = _tag_conflict(table, exclusive, known_labels, i, tag, names)
     findings.error(where(i), CONTRADICTION, text)
   for i in np.flatnonzero(~exclusive.valid(table.labels)):
     findings.error(where(i), CONTRADICTION, _contradiction(exclusive, table.labels[i]))
@@ -434,12 +399,18 @@ def _complete_tags(table, where, findings):
 
 def _tag_conflict(table, exclusive, known_labels, i, tag, names):
   """Which exclusive class of example i the tag contradicts, and which other tag implies it."""
-  above, labels = table.taxonomy.above, table.labels[i]
-  k = int(np.flatnonzero((above[tag] >= 0) & (above[tag] != labels) & (labels >= 0))[0])
-  level, classes = exclusive.levels[k], exclusive.names[k]
-  others = np.flatnonzero((table.multi[i] == 1) & (above[:, k] == labels[k]))
-  source = f' by {names[others[0]]}' if known_labels[i, k] < 0 and len(others) else ''
+  above = table.taxonomy.above  # [tag, level]
+  labels = table.labels[i]
+  contradicts = (above[tag] >= 0) & (labels >= 0) & (above[tag] != labels)
+  k = int(np.flatnonzero(contradicts)[0])
+  level = exclusive.levels[k]
+  label_name = exclusive.names[k][labels[k]]
+  tag_parent = exclusive.names[k][above[tag, k]]
+  source = ''
+  if known_labels[i, k] < 0:  # the label was completed from another tag
+    others = np.flatnonzero((table.multi[i] == 1) & (above[:, k] == labels[k]))
+    source = f' by {names[others[0]]}' if len(others) else ''
   return (
-    f'has {names[tag]} but {level} {classes[labels[k]]!r}{source}; the taxonomy has it under '
-    f'{level} {classes[above[tag, k]]!r}'
+    f'has {names[tag]} but {level} {label_name!r}{source}; the taxonomy has it under '
+    f'{level} {tag_parent!r}'
   )

@@ -106,9 +106,10 @@ def eval_batches(
   Returns:
     An iterator with close(), equally long in each process.
   """
-  part, features = _part(batch_size, process_index, process_count), _num_features(examples)
-  make = _EvalBatch(examples, batch_size, part, size, resize, features, views)
-  return _read_ahead(make, 0, -(-len(examples.labels) // batch_size), workers, threads)
+  part = _part(batch_size, process_index, process_count)
+  make = _EvalBatch(examples, batch_size, part, size, resize, _num_features(examples), views)
+  num_batches = -(-len(examples.labels) // batch_size)  # rounded up
+  return _read_ahead(make, 0, num_batches, workers, threads)
 
 
 def _part(batch_size, process_index, process_count):
@@ -159,8 +160,10 @@ def class_weights(labels: np.ndarray, classes: int = 0) -> np.ndarray:
     float32 [C], 0 for a class without an example.
   """
   counts = np.bincount(labels[labels >= 0], minlength=classes)
-  mean = counts.sum() / (max((counts > 0).sum(), 1) * np.maximum(counts, 1))
-  return np.where(counts > 0, mean, 0).astype(np.float32)
+  is_present = counts > 0
+  num_present = max(is_present.sum(), 1)
+  weights = counts.sum() / (num_present * np.maximum(counts, 1))
+  return np.where(is_present, weights, 0).astype(np.float32)
 
 
 def sample_weights(labels: np.ndarray) -> np.ndarray:
@@ -179,8 +182,9 @@ def sample_weights(labels: np.ndarray) -> np.ndarray:
 
 
 def _draw(slot, rng, *, ranked, ends):
-  n = len(ranked)
-  return int(ranked[min(np.searchsorted(ends, (slot + rng.random()) / n, side='right'), n - 1)])
+  place = (slot + rng.random()) / len(ranked)
+  k = np.searchsorted(ends, place, side='right')
+  return int(ranked[min(k, len(ranked) - 1)])
 
 
 # Batches

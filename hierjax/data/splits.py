@@ -66,28 +66,32 @@ def divide(
     record: files that it has keep their split, unless the data name another.
   """
   named = _named(options, table, findings)
-  splits, is_free, new = named.splits.copy(), named.splits != '', []
+  splits = named.splits.copy()
+  is_free = splits != ''  # examples whose split may be drawn
+  new = []
   if record is not None:
     before = np.array([record.splits.get(file_key(file), '') for file in table.files], object)
     # a split that the data name is where they have it
     sources = [options.train, options.val_from or options.train]
     is_drawn = ~np.isin(before, ['', *named.names]) & np.isin(splits, sources)
-    splits[is_drawn], is_free = before[is_drawn], is_free & (before == '')
+    splits[is_drawn] = before[is_drawn]
+    is_free &= before == ''
     new = Names.pack(table.files)[is_free]
     if not record.takes_new:
-      splits[is_free], is_free[:] = '', False
+      splits[is_free] = ''
+      is_free[:] = False
   if record is None or is_free.any():
     _fill(options, table, named, splits, is_free, findings)
   else:
     counts = Counter(splits[splits != ''].tolist())
     text = ', '.join(f'{n} {name}' for name, n in counts.items())
     findings.note(f'the split that the run was made with: {text}')
-  names = list(filter(None, dict.fromkeys(splits.tolist())))
-  for name in names:
+  examples = {}
+  for name in filter(None, dict.fromkeys(splits.tolist())):
     # evaluations are written to files that are called like their split
     files.check_name(name, f'{options.root or "the drawn set"}: the split {name[:80]!r}')
-  rows = {name: np.flatnonzero(splits == name) for name in names}
-  return Division({name: subset(table, rows[name], name) for name in names}, new)
+    examples[name] = subset(table, np.flatnonzero(splits == name), name)
+  return Division(examples, new)
 
 
 def examples_of(data: Dataset, options: ConfigDict, option: str) -> Examples:
@@ -117,7 +121,7 @@ def _named(options, table, findings):
   """The splits that the data name."""
   splits, train = table.splits, options.train
   names = list(dict.fromkeys(splits or ()))
-  folded = {}
+  folded = {}  # {name without case: the first such name}
   for name in names:
     first = folded.setdefault(name.casefold(), name)
     if first != name:
@@ -134,9 +138,10 @@ def _named(options, table, findings):
     findings.fatal(f'--config.data.divide={options.divide}', 'splits', text)
   is_used = splits == options.divide
   if not is_used.all():
+    count = int((~is_used).sum())
+    others = ', '.join(name for name in names if name != options.divide)
     findings.note(
-      f'{int((~is_used).sum())} examples of {", ".join(n for n in names if n != options.divide)} '
-      f'are left out: only {options.divide} is divided (data.divide)'
+      f'{count} examples of {others} are left out: only {options.divide} is divided (data.divide)'
     )
   splits = np.where(is_used, train, '').astype(object)
   return _Named(splits, [], f'{options.divide} is divided (data.divide)')
@@ -146,36 +151,44 @@ def _fill(options, table, named, splits, is_free, findings):
   """Draw test, calibration and validation from the free examples, unless the data name them."""
   _check_effect(options, named, findings)
   has_train = options.train in (named.names or [options.train])
-  portions, source, left = {}, options.train, 1.0
+  portions = {}  # {split that is drawn: what it is, in words}
+  left = 1.0  # share of the training examples that the portions so far have left
   calibration = options.calibration or CALIBRATION
   for name, share in ((TEST, options.test_share), (calibration, options.calibration_share)):
     if share and name not in named.names and has_train:
       rows = np.flatnonzero(is_free & (splits == options.train))
+      drawn_rows = _draw(table, rows, share / left, options.split_seed)
+      splits[drawn_rows] = name
       portions[name] = f'a share of {share:g}'
-      splits[_draw(table, rows, share / left, options.split_seed)] = name
       left -= share
+  source = options.train
   is_asked = options.val == 'val' or not named.names  # another name is not made up
   if options.val not in named.names and is_asked and has_train:
     source = _val_source(options, table, named, findings)
     rows = np.flatnonzero(is_free & (splits == source))
     share = options.val_share / (left if source == options.train else 1)
+    drawn_rows = _draw(table, rows, share, options.split_seed)
+    splits[drawn_rows] = options.val
     portions[options.val] = _share(options, table, source)
-    splits[_draw(table, rows, share, options.split_seed)] = options.val
   if portions and is_free.any():
     count = Counter(splits[is_free].tolist())
-    names = dict.fromkeys([options.train, source, *reversed(portions)])
-    parts = [f'{count[n]} {n}' + (f' ({portions[n]})' if n in portions else '') for n in names]
+    parts = []
+    for name in dict.fromkeys([options.train, source, *reversed(portions)]):
+      portion = f' ({portions[name]})' if name in portions else ''
+      parts.append(f'{count[name]} {name}{portion}')
     findings.note(f'split made: {", ".join(parts)}, since {named.reason}')
 
 
 def _val_source(options, table, named, findings):
   """The split that validation is drawn from."""
   source = options.val_from or options.train
+  if source == options.train:
+    return source
   rows = np.flatnonzero(named.splits == source)
-  is_labelled = (table.labels[rows] >= 0).any() or (
-    table.multi is not None and (table.multi[rows] >= 0).any()
-  )
-  if source == options.train or (source in named.names and is_labelled):
+  is_labelled = (table.labels[rows] >= 0).any()
+  if table.multi is not None:
+    is_labelled |= (table.multi[rows] >= 0).any()
+  if source in named.names and is_labelled:
     return source
   reason = 'it has no label' if source in named.names else 'the data have no such split'
   where = f'--config.data.val_from={source}'
@@ -216,11 +229,12 @@ def _check_effect(options, named, findings):
 
 
 def _share(options, table, source):
+  """Say what share validation is, of what, and by which seed."""
   groups = 'each finest class'
   if table.multi is not None:
     groups = 'all, by combinations of classes (iterative stratification)'
-  text = f'a share of {options.val_share:g} of {groups}'
-  return f'{text}{"" if source == options.train else f" of {source}"}, seed {options.split_seed}'
+  origin = '' if source == options.train else f' of {source}'
+  return f'a share of {options.val_share:g} of {groups}{origin}, seed {options.split_seed}'
 
 
 def _draw(table, rows, share, seed):
@@ -255,7 +269,8 @@ def stratified(labels: np.ndarray, files: Sequence[str], share: float, seed: int
   Returns:
     bool [N].
   """
-  is_drawn, due = np.zeros(len(files), bool), 0.0
+  is_drawn = np.zeros(len(files), bool)
+  due = 0.0  # examples that the classes so far should have given, less those that they did
   for rows in _classes(labels, files, seed):
     due += share * len(rows)
     take = max(0, min(round(due), len(rows) - 1))
@@ -267,13 +282,14 @@ def stratified(labels: np.ndarray, files: Sequence[str], share: float, seed: int
 def _classes(labels, files, seed):
   """Numbers of the examples of each finest class, in the order of a hash of seed and file name."""
   order = stratify.shuffled(files, seed)
-  keys, is_known = labels[order], (labels[order, -1:] >= 0).any(1)
+  keys = labels[order]  # a copy, [N, L], in the order of the hash; equal for equal classes
+  is_known = (labels[order, -1:] >= 0).any(1)
   # a finest class comes before the other labels that begin with its number
   keys[is_known, :1] = keys[is_known, -1:]
   keys[is_known, 1:] = -2
-  line = np.lexsort(keys.T[::-1]) if keys.shape[1] else np.arange(len(keys))
-  starts = 1 + np.flatnonzero((np.diff(keys[line], axis=0) != 0).any(1))
-  return np.split(order[line], starts)
+  by_class = np.lexsort(keys.T[::-1]) if keys.shape[1] else np.arange(len(keys))
+  is_new_class = (np.diff(keys[by_class], axis=0) != 0).any(1)
+  return np.split(order[by_class], 1 + np.flatnonzero(is_new_class))
 
 
 def held_out(items: Sequence[str], taxonomy: Taxonomy, seed: int) -> np.ndarray:
@@ -296,7 +312,8 @@ def held_out(items: Sequence[str], taxonomy: Taxonomy, seed: int) -> np.ndarray:
   for item in items:
     levels = [k for k, names in enumerate(taxonomy.names) if item in names]
     for k in levels:
-      is_held |= taxonomy.paths[:, k] == taxonomy.names[k].index(item)
+      held_class = taxonomy.names[k].index(item)
+      is_held |= taxonomy.paths[:, k] == held_class
     if not levels:
       is_held |= _held_share(item, taxonomy, seed)
   if items and (is_held.all() or not is_held.any()):
@@ -313,7 +330,8 @@ def _held_share(item, taxonomy, seed):
   try:
     share = float(fractions.Fraction(item))
   except (ValueError, ZeroDivisionError):
-    close = close_matches(item, sorted({n for names in taxonomy.names for n in names}), 1)
+    names = {name for names in taxonomy.names for name in names}
+    close = close_matches(item, sorted(names), 1)
     hint = f'; did you mean {close[0]!r}?' if close else ' and no share such as 1/3 or .3'
     raise UserError(
       f'--config.data.hold_out: {item!r} is no class of {", ".join(taxonomy.levels)}{hint} '
@@ -326,8 +344,10 @@ def _held_share(item, taxonomy, seed):
   parent = taxonomy.paths[:, -2] if has_parents else np.zeros(len(is_held), int)
   order = stratify.shuffled(taxonomy.names[-1], seed)
   for p in np.unique(parent):
-    rows = order[parent[order] == p]
-    is_held[rows[: min(max(1, round(share * len(rows))), len(rows) - 1)]] = True
+    children = order[parent[order] == p]
+    count = max(1, round(share * len(children)))
+    count = min(count, len(children) - 1)
+    is_held[children[:count]] = True
   return is_held
 
 
@@ -353,34 +373,44 @@ def hold_out(options: ConfigDict, data: Dataset) -> Dataset:
       f'be held out; leave {", ".join(old.multi)} (data.multi) out of the data'
     )
   is_held = held_out(options.hold_out, old, options.split_seed)
-  new = Taxonomy.from_rows(old.levels, [row for row, out in zip(old.rows(), is_held) if not out])
-  new = with_aliases(new, old.aliases)
-  ids = []  # of each level: old class id -> new one; -1 at the end, where unknown labels point to
-  for names, left in zip(old.names, new.names):
-    number = {name: c for c, name in enumerate(left)}
-    ids.append(np.array([*(number.get(name, -1) for name in names), -1], np.int32))
+  rows_left = [row for row, is_out in zip(old.rows(), is_held) if not is_out]
+  new = with_aliases(Taxonomy.from_rows(old.levels, rows_left), old.aliases)
+  new_ids = _new_ids(old, new)
   splits, notes = {}, list(data.notes)
   for name, examples in data.splits.items():
     if name + NOVEL in data.splits:
       raise UserError(
         f'--config.data.hold_out makes a split {name + NOVEL!r}, and the data have one of that name'
       )
-    labels = np.stack([new_id[examples.labels[:, k]] for k, new_id in enumerate(ids)], 1)
+    columns = [ids[examples.labels[:, k]] for k, ids in enumerate(new_ids)]
+    labels = np.stack(columns, 1)
     is_novel = ((examples.labels >= 0) & (labels < 0)).any(1)
     examples = dataclasses.replace(examples, labels=labels)
-    for part, rows in ((name, ~is_novel), (name + NOVEL, is_novel)):
-      if rows.any():
-        splits[part] = subset(examples, np.flatnonzero(rows))
+    for part, is_in_part in ((name, ~is_novel), (name + NOVEL, is_novel)):
+      if is_in_part.any():
+        splits[part] = subset(examples, np.flatnonzero(is_in_part))
     notes.append(
       f'{int(is_novel.sum())} of {len(is_novel)} {name} examples are of held-out classes '
       f'(data.hold_out), the split {name + NOVEL}'
     )
-  counts = [
-    f'{len(a) - len(b)} of {len(a)} {level}'
-    for level, a, b in zip(old.levels, old.names, new.names)
-    if len(a) > len(b)
-  ]
+  counts = []
+  for level, names, names_left in zip(old.levels, old.names, new.names):
+    if len(names) > len(names_left):
+      counts.append(f'{len(names) - len(names_left)} of {len(names)} {level}')
   return Dataset(new, splits, [*notes, f'held out (data.hold_out): {", ".join(counts)}'])
+
+
+def _new_ids(old, new):
+  """Return for each level int32 [C + 1], the new id of each class, -1 of one that is out.
+
+  The last entry is -1, too: an unknown label, -1, points to it.
+  """
+  new_ids = []
+  for names, names_left in zip(old.names, new.names):
+    number = {name: c for c, name in enumerate(names_left)}
+    ids = [number.get(name, -1) for name in names]
+    new_ids.append(np.array([*ids, -1], np.int32))
+  return new_ids
 
 
 def reduce_splits(options: ConfigDict, data: Dataset) -> Dataset:
@@ -393,7 +423,8 @@ def reduce_splits(options: ConfigDict, data: Dataset) -> Dataset:
   splits, notes = dict(data.splits), list(data.notes)
   limits = [('limit', name) for name in splits] + [('train_limit', options.train)]
   for option, name in limits:
-    limit, n = options[option], len(splits[name].labels) if name in splits else 0
+    limit = options[option]
+    n = len(splits[name].labels) if name in splits else 0
     if limit and limit < n:
       splits[name] = _limited(splits[name], limit, options.split_seed)
       notes.append(f'{limit} of {n} {name} examples are used (data.{option})')
@@ -405,7 +436,8 @@ def reduce_splits(options: ConfigDict, data: Dataset) -> Dataset:
     labels = train.labels.copy()
     for rows in _classes(labels, train.files, options.split_seed):
       # of each class one example keeps its label
-      labels[rows[len(rows) - int(options.unlabelled * len(rows)) :], -1] = -1
+      num_labelled = len(rows) - int(options.unlabelled * len(rows))
+      labels[rows[num_labelled:], -1] = -1
     count = int((labels != train.labels).any(1).sum())
     train = dataclasses.replace(train, labels=labels)
     notes.append(
@@ -422,11 +454,10 @@ def reduce_splits(options: ConfigDict, data: Dataset) -> Dataset:
 
 
 def _limited(examples, limit, seed):
-  """Examples of each class in its proportion: those that come first in their class."""
-  places = [
-    ((k + 0.5) / len(rows), i)
-    for rows in _classes(examples.labels, examples.files, seed)
-    for k, i in enumerate(rows)
-  ]
+  """Return examples of each class in its proportion: those that come first in their class."""
+  places = []  # (place within the class from 0 to 1, example)
+  for rows in _classes(examples.labels, examples.files, seed):
+    for k, i in enumerate(rows):
+      places.append(((k + 0.5) / len(rows), i))
   places.sort(key=lambda place: place[0])
   return subset(examples, sorted(i for _, i in places[:limit]))

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, listing
 from hierjax.core.options import level_words, resolve_levels
 from hierjax.data.findings import Findings
 from hierjax.taxonomy import Mixed, Taxonomy, aliases, check_rows, divide, read_levels
@@ -38,11 +38,17 @@ def read(
   for text in notes:
     findings.say(path, 'table', text)
   check_levels(levels, f'{path}:1', findings)
-  tags = resolve_levels([n for n in multi if n in {*levels, *level_words([])}], levels, '')
-  n = len(levels) - len(tags) if levels[len(levels) - len(tags) :] == list(tags) else 0
-  reading = resolve(levels[:n], [cells[:n] for _, cells in rows], homonyms)
+  level_names = {*levels, *level_words([])}
+  tags = resolve_levels([name for name in multi if name in level_names], levels, '')
+  num_exclusive = len(levels) - len(tags)
+  if list(levels[num_exclusive:]) != list(tags):
+    num_exclusive = 0  # an exclusive level below a tag level, which `divide` reports
+  reading = resolve(levels[:num_exclusive], [cells[:num_exclusive] for _, cells in rows], homonyms)
   remark_reading(reading, path, findings)
-  rows = [(row, [*new, *cells[n:]]) for (row, cells), new in zip(rows, reading.rows)]
+  rows = [
+    (row, [*exclusive_cells, *cells[num_exclusive:]])
+    for (row, cells), exclusive_cells in zip(rows, reading.rows)
+  ]
   names, alias_problems = aliases.assign(levels, rows, alias_cells)
   for row, kind, text in alias_problems:
     findings.error(f'{path}:{row}', kind, text)
@@ -55,7 +61,8 @@ def read(
   rows = [(row, cells) for row, cells in rows if row not in faulty]
   if not rows:
     findings.fatal(f'{path}:1', 'empty', 'has no class below the header')
-  return with_aliases(Taxonomy.from_rows(levels, [cells for _, cells in rows]), names), rows
+  taxonomy = Taxonomy.from_rows(levels, [cells for _, cells in rows])
+  return with_aliases(taxonomy, names), rows
 
 
 def check_levels(levels: Sequence[str], where: str, findings: Findings) -> None:
@@ -70,14 +77,16 @@ def check_levels(levels: Sequence[str], where: str, findings: Findings) -> None:
     findings.fatal(where, 'levels', f'{len(levels)} levels; at most {MAX_LEVELS} are read')
   words = (*level_words([]), *RESERVED)
   for level in levels:
-    signs = [sign for sign in SIGNS if sign in level] + [c for c in level[:1] if c in '([']
-    text = f'a level cannot be called {level!r}: options that name levels read '
+    signs = [sign for sign in SIGNS if sign in level]
+    if level.startswith(('(', '[')):
+      signs.append(level[0])
     if level.casefold() in words:
-      text += f'{", ".join(words)} as words'
+      reason = f'{", ".join(words)} as words'
     elif signs:
-      text += f'{signs[0]!r} otherwise'
+      reason = f'{signs[0]!r} otherwise'
     else:
       continue
+    text = f'a level cannot be called {level!r}: options that name levels read {reason}'
     findings.error(where, 'levels', f'{text}; choose another name')
 
 
@@ -108,8 +117,9 @@ def remark_reading(reading: Reading, where: str | os.PathLike, findings: Finding
   for level, names in reading.homonyms.items():
     name, classes = next(iter(names.items()))
     text = f'{level} {name!r} stands under several classes and is read as {len(classes)}: '
-    text += ', '.join(classes[:4]) + ' ...' * (len(classes) > 4)
-    text += f'; {len(names) - 1} more such names' if len(names) > 1 else ''
+    text += listing(classes, 4)
+    if len(names) > 1:
+      text += f'; {len(names) - 1} more such names'
     findings.warn(where, 'homonyms', f'{text} (one class: data.homonyms=merge)')
   for level, above in reading.facets:
     text = (
@@ -144,7 +154,7 @@ def derive(
   """
   paths = _full_paths(levels, rows, homonyms == 'split', report)
   inner = [{path[k] for path in paths} for k in range(len(levels))]
-  ends = {}
+  ends = {}  # {path of a class that never comes with a finer one: True}, in the order of the rows
   for where, names in rows:
     depth = max((k + 1 for k, name in enumerate(names) if name), default=0)
     if depth in (0, len(levels)) or names[depth - 1] in inner[depth - 1]:
@@ -156,7 +166,9 @@ def derive(
       )
     ends[tuple(names[:depth])] = True
   continued = {path[:k] for path in ends for k in range(1, len(path))}
-  paths |= {path + ('',) * (len(levels) - len(path)) for path in ends if path not in continued}
+  for path in ends:
+    if path not in continued:
+      paths.add(path + ('',) * (len(levels) - len(path)))
   if not paths:
     raise UserError(f'{rows[0][0]}: no row has a label')
   reading = resolve(levels, sorted(paths), homonyms)

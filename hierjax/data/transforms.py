@@ -124,7 +124,8 @@ def _guide(region, augment, draws):
   box, hot = region.astype(float)
   is_cropped = draws[0] < augment.guided_crop and not math.isnan(box[0])
   is_covered = draws[1] < augment.guided_mask and not math.isnan(hot[0])
-  return np.clip(box + MARGINS, 0, 1) if is_cropped else WHOLE, hot if is_covered else None
+  crop_box = np.clip(box + MARGINS, 0, 1) if is_cropped else WHOLE
+  return crop_box, hot if is_covered else None
 
 
 def _crop(h, w, augment, resize, draws, box=WHOLE):
@@ -134,22 +135,25 @@ def _crop(h, w, augment, resize, draws, box=WHOLE):
   """
   left, top = box[0] * w, box[1] * h
   w, h = box[2] * w - left, box[3] * h - top
-  # 'squash' and 'pad' crop from the square that they make
+  # 'squash' and 'pad' crop from the square that they make, of side 1
   full_w, full_h = (w, h) if resize == 'crop' else (1.0, 1.0)
   low, high = augment.ratio
-  area = augment.crop[0] + (augment.crop[1] - augment.crop[0]) * draws[0]
+  least_area, most_area = augment.crop
+  area = least_area + (most_area - least_area) * draws[0]
   ratio = low * (high / low) ** draws[1]
-  cw = min(full_w, math.sqrt(area * full_w * full_h * ratio))
-  ch = min(full_h, math.sqrt(area * full_w * full_h / ratio))
-  cw, ch = min(cw, ch * high), min(ch, cw / low)
-  x, y = cw / 2 + (full_w - cw) * draws[2], ch / 2 + (full_h - ch) * draws[3]
+  crop_w = min(full_w, math.sqrt(area * full_w * full_h * ratio))
+  crop_h = min(full_h, math.sqrt(area * full_w * full_h / ratio))
+  # where one side was cut, the other may have to be, so that the ratio stays within its range
+  crop_w, crop_h = min(crop_w, crop_h * high), min(crop_h, crop_w / low)
+  x = crop_w / 2 + (full_w - crop_w) * draws[2]
+  y = crop_h / 2 + (full_h - crop_h) * draws[3]
   if resize == 'crop':
-    return left + x, top + y, cw, ch
+    return left + x, top + y, crop_w, crop_h
   if resize == 'squash':
-    return left + x * w, top + y * h, cw * w, ch * h
+    return left + x * w, top + y * h, crop_w * w, crop_h * h
   side = max(h, w)
   left, top = left + (w - side) / 2, top + (h - side) / 2
-  return left + x * side, top + y * side, cw * side, ch * side
+  return left + x * side, top + y * side, crop_w * side, crop_h * side
 
 
 def _shrink(picture, shrink_x, shrink_y):
@@ -164,7 +168,8 @@ def _shrink(picture, shrink_x, shrink_y):
     factor = 1
   h, w = image.shape[:2]
   # below 1.1 it is not worth its time
-  fx, fy = (f if f > 1.1 else 1.0 for f in (shrink_x / factor / 1.25, shrink_y / factor / 1.25))
+  fx, fy = shrink_x / factor / 1.25, shrink_y / factor / 1.25
+  fx, fy = (f if f > 1.1 else 1.0 for f in (fx, fy))
   if fx == fy == 1:
     return image, factor, factor
   size = max(1, round(w / fx)), max(1, round(h / fy))
@@ -189,16 +194,18 @@ def colour_matrix(
   Returns:
     float64 [3, 4] for RGB in 0..255.
   """
-  grey = brightness * sum(l * m for l, m in zip(LUMA, mean))
-  mix = [
-    [brightness * contrast * (saturation * (i == j) + (1 - saturation) * LUMA[j]) for j in range(3)]
-    for i in range(3)
-  ]
+  grey = brightness * sum(share * value for share, value in zip(LUMA, mean))
+  scale = brightness * contrast
+  mix = []
+  for i in range(3):
+    mix.append([scale * (saturation * (i == j) + (1 - saturation) * LUMA[j]) for j in range(3)])
   if hue:
     c, s = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
-    mix = YIQ_TO_RGB @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ RGB_TO_YIQ @ np.array(mix)
+    turn = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    mix = YIQ_TO_RGB @ turn @ RGB_TO_YIQ @ np.array(mix)
   # saturation and hue leave a grey as it is, and so the offset
-  return np.array([[*row, (1 - contrast) * grey] for row in mix])
+  offset = (1 - contrast) * grey
+  return np.array([[*row, offset] for row in mix])
 
 
 def train_transform(
@@ -258,45 +265,56 @@ def train_transform(
 def _matrix(crop, kx, ky, size, augment, draws):
   """The map of output pixels to pixels of the picture, kx and ky times smaller, 2 x 3."""
   # centre a pixel, turn it, mirror it, scale it, move it to the crop
-  x, y, cw, ch = crop
+  x, y, crop_w, crop_h = crop
   angle = math.radians(augment.rotate * (2 * draws[4] - 1))
   c, s = math.cos(angle), math.sin(angle)
-  sx, sy = cw / (size * kx), ch / (size * ky)
+  scale_x = crop_w / (size * kx)
+  scale_y = crop_h / (size * ky)
   if draws[5] < augment.flip:
-    sx = -sx
+    scale_x = -scale_x
   middle = (size - 1) / 2
-  offset_x = x / kx - 0.5 - sx * (c - s) * middle
-  offset_y = y / ky - 0.5 - sy * (s + c) * middle
-  return np.array([[sx * c, -sx * s, offset_x], [sy * s, sy * c, offset_y]])
+  offset_x = x / kx - 0.5 - scale_x * (c - s) * middle
+  offset_y = y / ky - 0.5 - scale_y * (s + c) * middle
+  return np.array([[scale_x * c, -scale_x * s, offset_x], [scale_y * s, scale_y * c, offset_y]])
 
 
 def _change_colours(image, augment, draws, further):
   """Change the colours in place, with further factors of brightness, contrast and saturation."""
   ranges = augment.brightness, augment.contrast, augment.saturation
-  factors = [f * (1 + a * (2 * u - 1)) for a, u, f in zip(ranges, draws, further.values())]
+  factors = []
+  for spread, draw, further_factor in zip(ranges, draws, further.values()):
+    factors.append(further_factor * (1 + spread * (2 * draw - 1)))
   hue = augment.hue * (2 * draws[3] - 1)
-  if not hue and all(f == 1 for f in factors):
+  if not hue and all(factor == 1 for factor in factors):
     return image
-  mean = cv2.mean(image) if factors[1] != 1 else (0, 0, 0)
+  has_contrast = factors[1] != 1
+  mean = cv2.mean(image) if has_contrast else (0, 0, 0)
   return cv2.transform(image, colour_matrix(mean, *factors, hue), dst=image)
 
 
 def _erase(image, draws):
   """Fill a rectangle, drawn as torchvision draws it but cut to fit where that draws again."""
-  size, (low, high) = len(image), ERASED_RATIO
-  area = ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * draws[0]
+  size = len(image)
+  least_area, most_area = ERASED_AREA
+  low, high = ERASED_RATIO
+  area = least_area + (most_area - least_area) * draws[0]
   ratio = low ** (1 - draws[1]) * high ** draws[1]
-  h, w = (min(size - 1, max(1, round(size * math.sqrt(a)))) for a in (area * ratio, area / ratio))
+  h, w = round(size * math.sqrt(area * ratio)), round(size * math.sqrt(area / ratio))
+  h, w = (min(size - 1, max(1, side)) for side in (h, w))
   y, x = int((size - h + 1) * draws[2]), int((size - w + 1) * draws[3])
   image[y : y + h, x : x + w] = PAD
 
 
 def _cover(image, matrix, area, w, h):
   """Fill the pixels that show an area, fractions of the source of w x h pixels."""
-  line = np.arange(len(image))
-  x, y = (a * line + (b * line[:, None] + (c + 0.5)) for a, b, c in matrix)
+  columns = np.arange(len(image))
+  rows = columns[:, None]
+  # where in the source the middle of each pixel comes from, [size, size]
+  x, y = (a * columns + (b * rows + (c + 0.5)) for a, b, c in matrix)
   left, top, right, bottom = area
-  image[(left * w <= x) & (x < right * w) & (top * h <= y) & (y < bottom * h)] = PAD
+  is_across = (left * w <= x) & (x < right * w)
+  is_down = (top * h <= y) & (y < bottom * h)
+  image[is_across & is_down] = PAD
 
 
 # Evaluation
@@ -332,7 +350,8 @@ def _resample(image, w, h, out=None, interpolation=None):
 
 def _square(image, size, resize, out=None):
   """uint8 [h, w, 3] -> uint8 [size, size, 3]"""
-  (h, w), (mode, share, how) = image.shape[:2], resize
+  h, w = image.shape[:2]
+  mode, share, how = resize
   if share < 1:
     # as timm: of a larger square, rounded down, the middle, rounded to even
     larger = int(size / share)
@@ -357,14 +376,17 @@ def _square(image, size, resize, out=None):
 
 def _reduced(image, size, resize):
   """The pixels of a picture, at least twice as large as its view of this size."""
-  (h, w, pixels), size = open_picture(image), size / resize.share
+  h, w, pixels = open_picture(image)
+  shown_size = size / resize.share
   sides = {'squash': (w, h), 'crop': (min(h, w),) * 2, 'pad': (max(h, w),) * 2}
   across, down = sides[resize.mode]
-  factor = max(f for f in REDUCTIONS if f == 1 or 2 * f * size <= min(across, down))
+  factor = max(f for f in REDUCTIONS if f == 1 or 2 * f * shown_size <= min(across, down))
   image = pixels(factor)
+  if image.shape[:2] == (h, w):
+    return image
   # The decoder rounds its size up. The far edge is at most half a pixel off if that is cut, and a
   # quarter of an output pixel where two make one.
-  return image if image.shape[:2] == (h, w) else image[: round(h / factor), : round(w / factor)]
+  return image[: round(h / factor), : round(w / factor)]
 
 
 def eval_transform(

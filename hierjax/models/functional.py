@@ -193,8 +193,12 @@ def rotate(x: Array, rotation: tuple[Array, Array], is_half: bool) -> Array:
     is_half: whether channel i is paired with i + d / 2; otherwise channel 2i with 2i + 1.
   """
   *lead, d = x.shape
-  pairs = x.reshape(*lead, *((2, d // 2) if is_half else (d // 2, 2)))
-  partner = jnp.flip(pairs, -2 if is_half else -1).reshape(x.shape)
+  if is_half:
+    pairs = x.reshape(*lead, 2, d // 2)
+    partner = jnp.flip(pairs, -2).reshape(x.shape)
+  else:
+    pairs = x.reshape(*lead, d // 2, 2)
+    partner = jnp.flip(pairs, -1).reshape(x.shape)
   cosine, sine = (y.reshape((1,) * (x.ndim - 2) + y.shape) for y in rotation)
   return (x * cosine + partner * sine).astype(x.dtype)
 
@@ -211,7 +215,8 @@ def windows(x: Array, size: Window, spread: bool = False) -> Array:
   Returns:
     [B, windows, rows * columns, C].
   """
-  (b, h, w, c), (r, s) = x.shape, size
+  b, h, w, c = x.shape
+  r, s = size
   if spread:
     tiles = x.reshape(b, r, h // r, s, w // s, c).transpose(0, 2, 4, 1, 3, 5)
   else:
@@ -229,9 +234,11 @@ def from_windows(y: Array, size: Window, h: int, w: int, spread: bool = False) -
     w: columns of the maps.
     spread: as in `windows`.
   """
-  (r, s), b, c = size, y.shape[0], y.shape[-1]
-  y = y.reshape(b, h // r, w // s, r, s, c)
-  return (y.transpose(0, 3, 1, 4, 2, 5) if spread else y.swapaxes(2, 3)).reshape(b, h, w, c)
+  b, _, _, c = y.shape
+  r, s = size
+  tiles = y.reshape(b, h // r, w // s, r, s, c)
+  maps = tiles.transpose(0, 3, 1, 4, 2, 5) if spread else tiles.swapaxes(2, 3)
+  return maps.reshape(b, h, w, c)
 
 
 def relative_position(table: Array, size: Window) -> Array:
@@ -246,9 +253,11 @@ def relative_position(table: Array, size: Window) -> Array:
     [heads, n, n] with n = rows * columns.
   """
   rows, columns = size
-  pixels = np.stack(np.divmod(np.arange(rows * columns), columns))
-  down, right = pixels[:, :, None] - pixels[:, None] + np.reshape(size, (2, 1, 1)) - 1
-  return jnp.moveaxis(table[down * (2 * columns - 1) + right], -1, 0)
+  pixels = np.stack(np.divmod(np.arange(rows * columns), columns))  # [2, n], row and column
+  displacements = pixels[:, :, None] - pixels[:, None]  # [2, n, n]
+  down, right = displacements + np.reshape(size, (2, 1, 1)) - 1  # from 0 on
+  place = down * (2 * columns - 1) + right
+  return jnp.moveaxis(table[place], -1, 0)
 
 
 def log_coordinates(size: Window, reference: int | None = None) -> np.ndarray:
@@ -263,6 +272,10 @@ def log_coordinates(size: Window, reference: int | None = None) -> np.ndarray:
     float32 [(2 * rows - 1) * (2 * columns - 1), 2] in the order of `relative_position`'s table.
   """
   # In float32 throughout, as timm: other roundings move gradients of 12 blocks by up to 4e-5.
-  sides = [np.arange(1 - n, n, dtype=np.float32) / max((reference or n) - 1, 1) for n in size]
-  x = 8 * np.stack(np.meshgrid(*sides, indexing='ij'), -1).reshape(-1, 2)
+  sides = []
+  for n in size:
+    end = max((reference or n) - 1, 1)
+    sides.append(np.arange(1 - n, n, dtype=np.float32) / end)
+  grid = np.meshgrid(*sides, indexing='ij')
+  x = 8 * np.stack(grid, -1).reshape(-1, 2)
   return np.sign(x) * np.log2(np.abs(x) + 1) / 3

@@ -328,8 +328,11 @@ class AdaptiveAvgPool(nn.Module):
   @nn.nowrap
   def _averages(self, n: int) -> Array:
     """Return the matrix [size, n] of means from floor(i n / size) to ceil((i + 1) n / size)."""
-    i, pixel = np.arange(self.size)[:, None], np.arange(n)
-    is_inside = (pixel >= i * n // self.size) & (pixel < -(-(i + 1) * n // self.size))
+    window = np.arange(self.size)[:, None]
+    pixel = np.arange(n)
+    starts = window * n // self.size
+    ends = -(-(window + 1) * n // self.size)  # rounded up
+    is_inside = (pixel >= starts) & (pixel < ends)
     return jnp.asarray(is_inside / is_inside.sum(1, keepdims=True), jnp.float32)
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from hierjax.core import metrics, parallel
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, listing
 from hierjax.data import sources
 from hierjax.evaluate import collect, summary
 from hierjax.train import checkpoint, chrono, log, optim, setup
@@ -285,12 +285,11 @@ class Loop:
     pending.values = values
     # a bad gradient has spoilt the parameters already
     if not (np.isfinite(values['loss']) and np.isfinite(values['grad_norm'])):
-      names = ', '.join(files[i] for i in pending.index[:8])
-      more = ' ...' if len(pending.index) > 8 else ''
+      names = listing((files[i] for i in pending.index), 8)
       raise UserError(
         f'NaN or infinity at step {pending.step}: loss {values["loss"]:.4g}, '
         f'gradient norm {values["grad_norm"]:.4g}, lr {values["lr"]:.3g}; '
-        f'files of that batch: {names}{more}. {self._way_back()}'
+        f'files of that batch: {names}. {self._way_back()}'
       )
     return pending
 

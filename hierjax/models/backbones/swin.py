@@ -84,12 +84,13 @@ def shift_mask(size: Window, window: Window, shift: Window) -> np.ndarray:
   Returns:
     float32 [windows, n, n]: 0 between pixels that were neighbours before, elsewhere -100.
   """
-  regions = []
+  regions = []  # of each row, and of each column: 0, or where it wraps around 1 and 2
   for n, r, s in zip(size, window, shift):
     regions.append(np.digitize(np.arange(n), (n - r, n - s)) if s else np.zeros(n, int))
   region = 3 * regions[0][:, None] + regions[1]
   region = functional.windows(region[None, :, :, None], window)[0, :, :, 0]
-  return np.where(region[:, :, None] == region[:, None], 0, -100).astype(np.float32)
+  were_neighbours = region[:, :, None] == region[:, None]
+  return np.where(were_neighbours, 0, -100).astype(np.float32)
 
 
 class Block(layers.Layer):

@@ -84,12 +84,13 @@ def resample(n: int, grid: int = 14, is_antialiased: bool = False) -> np.ndarray
   else:
     place, stretch, a = (np.arange(n) + 0.5) * (grid / n) - 0.5, max(grid / n, 1), -0.5
     source = np.broadcast_to(np.arange(grid), (n, grid))
-  t = np.abs(place[:, None] - source) / stretch
+  t = np.abs(place[:, None] - source) / stretch  # distances
   near = ((a + 2) * t - (a + 3)) * t * t + 1
   far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
   weight = np.where(t <= 1, near, np.where(t < 2, far, 0))
   matrix = np.zeros((n, grid))
-  np.add.at(matrix, (np.arange(n)[:, None], np.clip(source, 0, grid - 1).astype(int)), weight)
+  columns = np.clip(source, 0, grid - 1).astype(int)  # the border stands for what is beyond it
+  np.add.at(matrix, (np.arange(n)[:, None], columns), weight)
   return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
 
 
@@ -115,9 +116,10 @@ class Rotary(NamedTuple):
     else:
       sides = [np.arange(n) / n * self.reference for n in (h, w)]
     grid = np.stack(np.meshgrid(*sides, indexing='ij'), -1).reshape(h * w, 2, 1)
-    angle = np.pad((grid * bands).reshape(h * w, -1), ((prefix, 0), (0, 0)))
-    axis = 1 if self.is_half else 2
+    angle = (grid * bands).reshape(h * w, -1)  # d / 2 angles a pixel: of its row, of its column
+    angle = np.pad(angle, ((prefix, 0), (0, 0)))
     cosine, sine = np.cos(angle), np.sin(angle)
+    axis = 1 if self.is_half else 2
     pairs = np.stack([cosine, cosine], axis), np.stack([-sine, sine], axis)
     return tuple(x.reshape(prefix + h * w, d).astype(np.float32) for x in pairs)
 

@@ -174,7 +174,7 @@ MODELS = [
         "gate = nn.sigmoid(layers.Dense(experts.shape[1], **options, name='gate')(x))"
       ),
       'y = path.layer(i, nn.relu(y) if i else y)': 'y = path.layer(i, nn.relu(y))',
-      '(_stop(parts[l], train) for l in finer)': '(parts[l] for l in finer)',
+      '(_stop(parts[other], train) for other in finer)': '(parts[other] for other in finer)',
     },
   ),
   *faults(

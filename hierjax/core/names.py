@@ -44,8 +44,7 @@ class Names(Sequence):
   def __getitem__(self, i: int | slice | np.ndarray) -> 'str | Names':
     if isinstance(i, slice | np.ndarray):
       return Names(self.data, self.start[i], self.end[i])
-    string = self.data[self.start[i] : self.end[i]]
-    return string.decode(*CODEC)
+    return self.data[self.start[i] : self.end[i]].decode(*CODEC)
 
   def encoded(self) -> Iterator[bytes]:
     """Return an iterator over the strings as bytes."""

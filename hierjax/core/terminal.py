@@ -61,8 +61,7 @@ def _write(text):
 
 def show(text: str) -> None:
   """Print lines on stdout; each is made `printable`."""
-  lines = [_styled(printable(line), sys.stdout) for line in text.split('\n')]
-  print('\n'.join(lines))
+  print('\n'.join(_styled(printable(line), sys.stdout) for line in text.split('\n')))
 
 
 class Progress:

@@ -252,8 +252,7 @@ def _normal_paths(files):
   silent = Findings(gather=True)
   paths = [image_files.check_path(file, '', silent) for file in files.values]
   is_valid = np.array([path is not None for path in paths], bool)
-  spelled = [path or file for path, file in zip(paths, files.values)]
-  column = files.renamed(spelled)
+  column = files.renamed(path or file for path, file in zip(paths, files.values))
   column = column._replace(values=Names.pack(column.values))
   return column, is_valid[files.codes]
 

@@ -75,11 +75,11 @@ def edit_distance(a: str, b: str) -> int:
   Args:
     a, b: the words; their distance is that of optimal string alignment.
   """
-  before, row = [], list(range(len(b) + 1))
+  before, row = [], list(range(len(b) + 1))  # of each beginning of a: to each beginning of b
   for i, x in enumerate(a, 1):
     older, before, row = before, row, [i]
     for j, y in enumerate(b, 1):
       row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y)))
-      if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+      if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:  # the two last are swapped
         row[j] = min(row[j], older[j - 2] + 1)
   return row[-1]

@@ -161,8 +161,7 @@ def class_weights(labels: np.ndarray, classes: int = 0) -> np.ndarray:
   """
   counts = np.bincount(labels[labels >= 0], minlength=classes)
   is_present = counts > 0
-  num_present = max(is_present.sum(), 1)
-  weights = counts.sum() / (num_present * np.maximum(counts, 1))
+  weights = counts.sum() / (max(is_present.sum(), 1) * np.maximum(counts, 1))
   return np.where(is_present, weights, 0).astype(np.float32)
 
 

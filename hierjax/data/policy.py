@@ -90,10 +90,11 @@ def warp(maps: Sequence[tuple[str, float]], size: int) -> np.ndarray:
   Returns:
     float64 [3, 3], output pixel → input pixel (x, y, 1), pixels counted at their centres.
   """
-  matrix = np.array([[size, 0, -0.5], [0, size, -0.5], [0, 0, 1]])
+  matrix = np.array([[size, 0, -0.5], [0, size, -0.5], [0, 0, 1]])  # unit square → input pixel
   for name, strength in maps:
     matrix = matrix @ MAPS[name](strength)
-  return matrix @ [[1 / size, 0, 0.5 / size], [0, 1 / size, 0.5 / size], [0, 0, 1]]
+  to_unit_square = [[1 / size, 0, 0.5 / size], [0, 1 / size, 0.5 / size], [0, 0, 1]]
+  return matrix @ to_unit_square
 
 
 def _by_channel(table, image):

@@ -78,12 +78,14 @@ def _number(cell):
 def _boxes(path, content, names, findings):
   """Boxes float32 [R, 4] from four columns, NaN where a row has none."""
   columns = [content.columns[name] for name in names]
-  boxes = np.stack([np.array([*map(_number, c.values)], np.float32)[c.codes] for c in columns], 1)
+  sides = [np.array([*map(_number, c.values)], np.float32)[c.codes] for c in columns]
+  boxes = np.stack(sides, 1)
   is_used = ~np.all([c.equals('') for c in columns], 0)
   for k, name in enumerate(names):
-    faults = {'must be a fraction of the image, 0 to 1': ~((boxes[:, k] >= 0) & (boxes[:, k] <= 1))}
-    if k < 2:
-      faults[f'must be less than {names[k + 2]}'] = boxes[:, k] >= boxes[:, k + 2]
+    side = boxes[:, k]
+    faults = {'must be a fraction of the image, 0 to 1': ~((side >= 0) & (side <= 1))}
+    if k < 2:  # left and top lie before right and bottom
+      faults[f'must be less than {names[k + 2]}'] = side >= boxes[:, k + 2]
     for text, is_wrong in faults.items():
       wrong = np.flatnonzero(is_wrong & is_used)
       if len(wrong):

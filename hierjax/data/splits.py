@@ -312,8 +312,7 @@ def held_out(items: Sequence[str], taxonomy: Taxonomy, seed: int) -> np.ndarray:
   for item in items:
     levels = [k for k, names in enumerate(taxonomy.names) if item in names]
     for k in levels:
-      held_class = taxonomy.names[k].index(item)
-      is_held |= taxonomy.paths[:, k] == held_class
+      is_held |= taxonomy.paths[:, k] == taxonomy.names[k].index(item)
     if not levels:
       is_held |= _held_share(item, taxonomy, seed)
   if items and (is_held.all() or not is_held.any()):
@@ -382,8 +381,7 @@ def hold_out(options: ConfigDict, data: Dataset) -> Dataset:
       raise UserError(
         f'--config.data.hold_out makes a split {name + NOVEL!r}, and the data have one of that name'
       )
-    columns = [ids[examples.labels[:, k]] for k, ids in enumerate(new_ids)]
-    labels = np.stack(columns, 1)
+    labels = np.stack([ids[examples.labels[:, k]] for k, ids in enumerate(new_ids)], 1)
     is_novel = ((examples.labels >= 0) & (labels < 0)).any(1)
     examples = dataclasses.replace(examples, labels=labels)
     for part, is_in_part in ((name, ~is_novel), (name + NOVEL, is_novel)):

@@ -66,8 +66,11 @@ def made_of_others(
     parts = [part.strip() for part in re.split(signs, name) if part.strip()]
     if len(parts) > 1 and all(fold(part) in folded for part in parts):
       joint[name] = ', '.join(parts)
-  name, more = next(iter(joint), ''), f' (and {len(joint) - 1} more such names)' * (len(joint) > 1)
-  return f'{level} {name!r}{more} is made of other classes ({joint[name]})' if joint else ''
+  if not joint:
+    return ''
+  name, parts = next(iter(joint.items()))
+  more = f' (and {len(joint) - 1} more such names)' if len(joint) > 1 else ''
+  return f'{level} {name!r}{more} is made of other classes ({parts})'
 
 
 def say_spellings(

@@ -155,7 +155,7 @@ def _overlapping_patches(x: Array, k: Size, stride: int, pads: Pads) -> Array:
   h, w = _out_size(x.shape[1:3], k, stride, pads)
   padded = _pad(x, pads)
   columns = [padded[:, :, j : j + stride * (w - 1) + 1 : stride] for j in range(k[1])]
-  wide = jnp.concatenate(columns, -1)
+  wide = jnp.concatenate(columns, -1)  # [B, rows, w, k[1] * C]
   return jnp.concatenate([wide[:, i : i + stride * (h - 1) + 1 : stride] for i in range(k[0])], -1)
 
 
@@ -201,7 +201,7 @@ def _axis_phases(size: int, out: int, k: int, stride: int, low: int):
   phases = []
   for a in range(stride):
     pairs = [((a + low - i) // stride, i) for i in range(k) if (a + low - i) % stride == 0]
-    phases.append((-(-(size - a) // stride), pairs))
+    phases.append((-(-(size - a) // stride), pairs))  # the quotient is rounded up
   before = max(0, *(-o for _, pairs in phases for o, _ in pairs))
   after = max(0, *(o + n - out for n, pairs in phases for o, _ in pairs))
   shifted = tuple((n, tuple((o + before, i) for o, i in pairs)) for n, pairs in phases)
@@ -258,7 +258,7 @@ def _depthwise_kernel_gradient(
   dy = _tap(padded_dy, *start, 1, out)
   if _fold(out[0]) > 8:
     # Rows of zeros, for a number that has a divisor to unroll by.
-    more = -out[0] % 8
+    more = -out[0] % 8  # up to the next multiple of 8
     dy = _pad(dy, ((0, more), (0, 0)))
     padded = _pad(padded, ((0, stride * more), (0, 0)))
     out = (out[0] + more, out[1])
@@ -461,7 +461,7 @@ def _first_maximum(padded: Array, k: int, stride: int, out: Size) -> tuple[Array
   taps = [_tap(padded, i, j, stride, out) for i in range(k) for j in range(k)]
   maximum = functools.reduce(jnp.maximum, taps)
   first = jnp.full(maximum.shape, k * k - 1, jnp.int8)
-  for t, tap in reversed([*enumerate(taps[:-1])]):
+  for t, tap in reversed([*enumerate(taps[:-1])]):  # so that the first of equals stays
     first = jnp.where(tap == maximum, jnp.int8(t), first)
   return maximum, first
 

@@ -216,7 +216,7 @@ def windows(x: Array, size: Window, spread: bool = False) -> Array:
     [B, windows, rows * columns, C].
   """
   b, h, w, c = x.shape
-  r, s = size
+  r, s = size  # rows and columns
   if spread:
     tiles = x.reshape(b, r, h // r, s, w // s, c).transpose(0, 2, 4, 1, 3, 5)
   else:

@@ -215,8 +215,9 @@ class Split(Heads):
     }
     out = {}
     for level, rows in self.classes:
-      finer = [l for (l, _), ancestors in zip(self.classes, self.ancestors) if level in ancestors]
-      features = [parts[level], *(_stop(parts[l], train) for l in finer)]
+      # finer levels are those that have this one among their ancestors
+      finer = [other for (other, _), above in zip(self.classes, self.ancestors) if level in above]
+      features = [parts[level], *(_stop(parts[other], train) for other in finer)]
       out[level] = self.linear(level, rows)(jnp.concatenate(features, -1))
     return out
 

@@ -54,7 +54,9 @@ def assign(
   Returns:
     The aliases, and what is wrong with others: they are names of other classes too.
   """
-  aliases, origin, problems, paths = {}, {}, [], dict(rows if cells else ())
+  aliases, problems = {}, []
+  origin = {}  # {(number of a level, alias): (row that first has it, the class there)}
+  paths = dict(rows if cells else ())
   names = [{path[k] for path in paths.values()} for k in range(len(levels))]
   for level, texts in cells.items():
     for row, text in texts:
@@ -64,17 +66,19 @@ def assign(
       if not path or not path[k]:
         problems.append(RowProblem(row, 'alias', f'has aliases ({text}) of no class'))
         continue
+      name = path[k]
       for alias in filter(None, map(str.strip, re.split('[|;]', text))):
-        first_row, name = origin.setdefault((k, alias), (row, path[k]))
-        fault = f'of {name!r} in row {first_row}' if name != path[k] else ''
-        fault = f'a {levels[k]} itself' if alias in names[k] and alias != path[k] else fault
+        first_row, first_name = origin.setdefault((k, alias), (row, name))
+        fault = ''
+        if alias in names[k] and alias != name:
+          fault = f'a {levels[k]} itself'
+        elif first_name != name:
+          fault = f'of {first_name!r} in row {first_row}'
         if fault:
-          text = (
-            f'alias {alias!r} of {levels[k]} {path[k]!r} is {fault}; it can stand for one class'
-          )
+          text = f'alias {alias!r} of {levels[k]} {name!r} is {fault}; it can stand for one class'
           problems.append(RowProblem(row, 'alias', text))
-        elif alias != path[k]:
-          aliases.setdefault(levels[k], {})[alias] = path[k]
+        elif alias != name:
+          aliases.setdefault(levels[k], {})[alias] = name
   return aliases, problems
 
 

@@ -34,15 +34,11 @@ def _describe_levels(taxonomy):
   )
 
 
-def _branches(taxonomy: Taxonomy) -> dict[str, list[str]]:
-  """Return {finest name of a branch: its row}."""
-  return {row[depth - 1]: row for row, depth in zip(taxonomy.rows(), taxonomy.depth)}
-
-
 def _describe_tables(a: Taxonomy, b: Taxonomy) -> str:
   if a.levels != b.levels:
     return f'levels {", ".join(a.levels)} against {", ".join(b.levels)}'
-  old, new = _branches(a), _branches(b)
+  old = {row[depth - 1]: row for row, depth in zip(a.rows(), a.depth)}  # by its finest name
+  new = {row[depth - 1]: row for row, depth in zip(b.rows(), b.depth)}
   moved = []
   for name in old:
     if name in new and old[name] != new[name]:

@@ -92,7 +92,7 @@ def mix(
     The batch with mixed images and the labels of the others as 'partners'; an image's share, [].
   """
   images = batch['image']
-  weights = shares(mixing, images.shape[1:3], key)[None, :, :, None]
-  first, second = (x.astype(jnp.float32) for x in (images, swap(images)))
-  mixed = jnp.round(second + weights * (first - second)).astype(images.dtype)
-  return {**batch, 'image': mixed, 'partners': swap(batch['labels'])}, weights.mean()
+  share = shares(mixing, images.shape[1:3], key)[None, :, :, None]  # of each pixel
+  first, second = images.astype(jnp.float32), swap(images).astype(jnp.float32)
+  mixed = jnp.round(second + share * (first - second)).astype(images.dtype)
+  return {**batch, 'image': mixed, 'partners': swap(batch['labels'])}, share.mean()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hierjax.core import files
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, listing
 from hierjax.data import matfile
 from hierjax.data.dataset import Reader
 from hierjax.data.image_files import Box
@@ -108,9 +108,8 @@ def find(root: pathlib.Path, *places: str) -> pathlib.Path:
   except OSError:
     names = []
   others = f' (or {", ".join(places[1:])})' if places[1:] else ''
-  content = ', '.join(names[:8]) or 'nothing'
-  more = ' ...' if names[8:] else ''
-  raise UserError(f'{root}: expected {places[0]}{others}, found {content}{more}')
+  content = listing(names, 8) or 'nothing'
+  raise UserError(f'{root}: expected {places[0]}{others}, found {content}')
 
 
 def read_rows(

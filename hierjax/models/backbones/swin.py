@@ -120,7 +120,7 @@ class Block(layers.Layer):
     """Transform x [B, H, W, C]."""
     compute, (h, w) = self.compute, x.shape[1:3]
     window = tuple(min(self.window, n) if self.is_v2 else self.window for n in (h, w))
-    high, wide = (-(-n // s) * s for n, s in zip((h, w), window))
+    high, wide = (-(-n // s) * s for n, s in zip((h, w), window))  # whole windows
     shift = tuple(s // 2 if self.is_shifted and n > s else 0 for n, s in zip((high, wide), window))
 
     def norm(name):

@@ -66,26 +66,31 @@ def evidence(prob: np.ndarray, labels: np.ndarray, taxonomy: Taxonomy) -> Eviden
     labels: int [N], the leaf that each example is labelled with.
     taxonomy: the table of the exclusive levels.
   """
-  n, levels = len(labels), len(taxonomy.levels)
+  n = len(labels)
+  levels = len(taxonomy.levels)
   # the leaves that agree in the first k levels
   groups = [np.zeros(len(taxonomy.paths), int), *lineages.nodes(taxonomy.paths).of_leaf.T]
   sizes = [np.bincount(group)[group] for group in groups]
-  result = Evidence(
-    np.zeros((n, levels + 1)), np.zeros((n, levels), np.int32), np.zeros((n, levels + 1))
-  )
+  likelihood = np.zeros((n, levels + 1))
+  leaf = np.zeros((n, levels), np.int32)
+  leaf_prob = np.zeros((n, levels + 1))
   for start in range(0, n, BLOCK):
     rows = slice(start, min(start + BLOCK, n))
-    p, y = np.asarray(prob[rows], np.float64), labels[rows]
+    p = np.asarray(prob[rows], np.float64)
+    y = labels[rows]
     each = np.arange(len(y))
-    result.likelihood[rows, 0] = result.prob[rows, 0] = p[each, y]
+    likelihood[rows, 0] = p[each, y]
+    leaf_prob[rows, 0] = p[each, y]
     for k in range(levels):
+      # leaves that differ from the label first at level k
       differs = groups[k] == groups[k][y, None]
       differs &= groups[k + 1] != groups[k + 1][y, None]
-      shares = np.where(differs, p / np.maximum(sizes[k] - sizes[k + 1], 1), 0)
-      result.likelihood[rows, k + 1] = shares.sum(1)
-      result.leaf[rows, k] = best = np.where(differs, p, -1).argmax(1)
-      result.prob[rows, k + 1] = p[each, best] * differs[each, best]
-  return result
+      number = np.maximum(sizes[k] - sizes[k + 1], 1)
+      likelihood[rows, k + 1] = np.where(differs, p / number, 0).sum(1)
+      best = np.where(differs, p, -1).argmax(1)
+      leaf[rows, k] = best
+      leaf_prob[rows, k + 1] = p[each, best] * differs[each, best]
+  return Evidence(likelihood, leaf, leaf_prob)
 
 
 def fit_levels(prob: np.ndarray, labels: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
@@ -102,17 +107,22 @@ def fit_levels(prob: np.ndarray, labels: np.ndarray, taxonomy: Taxonomy) -> np.n
   Returns:
     float64 [L], the inverse temperatures.
   """
-  tree, each, inverses = lineages.nodes(taxonomy.paths), np.arange(len(labels)), []
+  tree = lineages.nodes(taxonomy.paths)
+  inverses = []
   for k in range(len(taxonomy.levels)):
-    log_share, parent, node = _shares(prob, tree, k)
-    siblings = np.bincount(parent)[parent][node[labels]]
-
-    def loss(log_b, log_share=log_share, parent=parent, node=node[labels], siblings=siblings):
-      p = _temper(log_share, parent, np.exp(log_b))[each, node]
-      return -max(np.log((1 - x) * p + x / siblings).mean() for x in LAPSES)
-
-    inverses.append(np.exp(minimize_scalar(loss, bounds=LOG_BOUNDS).x))
+    log_share, parent, node_of_leaf = _shares(prob, tree, k)
+    node = node_of_leaf[labels]
+    siblings = np.bincount(parent)[parent][node]
+    arguments = log_share, parent, node, siblings
+    fitted = minimize_scalar(_labels_loss, args=arguments, bounds=LOG_BOUNDS)
+    inverses.append(np.exp(fitted.x))
   return np.array(inverses)
+
+
+def _labels_loss(log_b, log_share, parent, node, siblings):
+  """Compute minus the mean log likelihood of the labels' nodes, of which some say nothing."""
+  p = _temper(log_share, parent, np.exp(log_b))[np.arange(len(node)), node]
+  return -max(np.log((1 - lapse) * p + lapse / siblings).mean() for lapse in LAPSES)
 
 
 def temper_levels(prob: np.ndarray, inverses: Sequence[float], taxonomy: Taxonomy) -> np.ndarray:
@@ -126,7 +136,8 @@ def temper_levels(prob: np.ndarray, inverses: Sequence[float], taxonomy: Taxonom
   Returns:
     float64 [N, leaf], rows sum to 1.
   """
-  tree, result = lineages.nodes(taxonomy.paths), np.ones(prob.shape)
+  tree = lineages.nodes(taxonomy.paths)
+  result = np.ones(prob.shape)
   for k, b in enumerate(inverses):
     log_share, parent, node = _shares(prob, tree, k)
     result *= _temper(log_share, parent, b)[:, node]
@@ -134,22 +145,23 @@ def temper_levels(prob: np.ndarray, inverses: Sequence[float], taxonomy: Taxonom
 
 
 def _shares(prob, tree, k):
-  """log p(node | node above) [N, V] at level k, int [V] the node above, int [leaf] the node."""
+  """Compute log p(node | node above) [N, V] at level k; int [V] the node above, int [leaf] its own.
+
+  The nodes of each level are numbered from 0.
+  """
   node = tree.of_leaf[:, k] - tree.of_leaf[:, k].min()
-  parent, sums = np.zeros(node.max() + 1, int), lineages.node_sums(prob, tree, k + 1)
+  parent = np.zeros(node.max() + 1, int)
   total = np.ones((len(prob), 1))
   if k:
     parent[node] = tree.of_leaf[:, k - 1] - tree.of_leaf[:, k - 1].min()
     total = lineages.node_sums(prob, tree, k)
-  return (
-    np.log(np.maximum(sums, TINY**2)) - np.log(np.maximum(total, TINY**2))[:, parent],
-    parent,
-    node,
-  )
+  log_sums = np.log(np.maximum(lineages.node_sums(prob, tree, k + 1), TINY**2))
+  log_total = np.log(np.maximum(total, TINY**2))
+  return log_sums - log_total[:, parent], parent, node
 
 
 def _temper(log_share, parent, b):
-  """The shares to the power b, normalised among siblings, which stand side by side."""
+  """Raise the shares to the power b, normalised among siblings, which stand side by side."""
   share = np.exp(b * log_share)
   starts = np.unique(parent, return_index=True)[1]
   return share / np.add.reduceat(share, starts, axis=1)[:, parent]
@@ -162,15 +174,18 @@ def fit_noise(likelihood: np.ndarray) -> LabelNoise:
     likelihood: float [N, L + 1], of `evidence`.
   """
   levels = likelihood.shape[1] - 1
+  # a label that is impossible in all cases counts as right
+  likelihood = np.maximum(likelihood, TINY * np.eye(1, levels + 1))
   shares = np.array([1 - 0.01 * levels] + [0.01] * levels)
   for _ in range(STEPS):
-    weights = np.maximum(likelihood, TINY * np.eye(1, levels + 1)) * shares
+    weights = likelihood * shares
     weights /= weights.sum(1, keepdims=True)
     before, shares = shares, weights.mean(0)
     if np.abs(shares - before).max() < TOLERANCE:
       break
   wrong = weights[:, 1:]
-  return LabelNoise(shares[1:], wrong, wrong.argmax(1), wrong @ np.arange(levels, 0, -1))
+  wrong_levels = wrong @ np.arange(levels, 0, -1)
+  return LabelNoise(shares[1:], wrong, wrong.argmax(1), wrong_levels)
 
 
 def near_duplicates(features: np.ndarray, similarity: float = 0.97) -> list[tuple[float, int, int]]:
@@ -186,17 +201,23 @@ def near_duplicates(features: np.ndarray, similarity: float = 0.97) -> list[tupl
   Returns:
     [(cosine, i, j)] with i < j, the most similar first.
   """
-  x = np.asarray(features, np.float32) - np.mean(features, 0, dtype=np.float64).astype(np.float32)
+  mean = np.mean(features, 0, dtype=np.float64).astype(np.float32)
+  x = np.asarray(features, np.float32) - mean
   x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), TINY)
-  rng, pairs = np.random.default_rng(SEED), {}
+  rng = np.random.default_rng(SEED)
   bits = max(1, int(np.log2(max(len(x), 2))))
+  pairs = {}
   for _ in range(TABLES):
-    signs = x @ rng.normal(size=(x.shape[1], bits)).astype(np.float32) > 0
-    keys = signs @ (1 << np.arange(bits))
+    # images have one key whose projections have the same signs
+    axes = rng.normal(size=(x.shape[1], bits)).astype(np.float32)
+    keys = (x @ axes > 0) @ (1 << np.arange(bits))
     order = np.argsort(keys, kind='stable')
-    ends = np.union1d(np.flatnonzero(np.diff(keys[order])) + 1, np.arange(BUCKET, len(x), BUCKET))
+    changes = np.flatnonzero(np.diff(keys[order])) + 1
+    ends = np.union1d(changes, np.arange(BUCKET, len(x), BUCKET))
     for rows in np.split(order, ends):
       cosines = np.triu(x[rows] @ x[rows].T, 1)
       for a, b in zip(*np.nonzero(cosines >= similarity)):
-        pairs[int(rows[a]), int(rows[b])] = float(cosines[a, b])
-  return sorted(((s, i, j) for (i, j), s in pairs.items()), key=lambda p: (-p[0], p[1:]))
+        pair = int(rows[a]), int(rows[b])
+        pairs[pair] = float(cosines[a, b])
+  ranked = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+  return [(cosine, i, j) for (i, j), cosine in ranked]

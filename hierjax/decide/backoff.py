@@ -115,13 +115,18 @@ def loss_limit(
     return risk * (n + 1) - bound + ROUNDING * (risk > 0)
   from scipy.special import bdtr, rel_entr  # slow to import, and not needed to answer
 
-  share, delta, count = min(risk / bound, 1.0), 1 - confidence, np.arange(n + 1)
+  share = min(risk / bound, 1.0)
+  # how likely losses whose sum is so small, in units of `bound`, are where their mean is the risk
+  count = np.arange(n + 1)
   tail = bdtr(count, n, share)
   if not is_binary:
     mean = np.minimum(count / max(n, 1), share)
     divergence = rel_entr(mean, share) + rel_entr(1 - mean, 1 - share)
-    tail = np.minimum(np.e * tail, np.exp(-n * divergence))
-  return float((tail <= delta).sum() - 1) * bound + ROUNDING
+    bentkus = np.e * tail
+    hoeffding = np.exp(-n * divergence)
+    tail = np.minimum(bentkus, hoeffding)
+  largest = (tail <= 1 - confidence).sum() - 1
+  return float(largest) * bound + ROUNDING
 
 
 def smallest_risk(n: int, confidence: float | None = None) -> float:
@@ -152,15 +157,18 @@ def level_scores(prob: np.ndarray) -> np.ndarray:
     float64 [N, level], within 0 and 1, falling along each lineage.
   """
   # rounding must not make a piece of the majorant rise
-  scores, depth = prob.astype(np.float64).round(12), (prob >= HALF).sum(1)
+  scores = prob.astype(np.float64).round(12)
+  depth = (prob >= HALF).sum(1)
   for d in range(1, prob.shape[1] + 1):
     rows = np.flatnonzero(depth == d)
+    # [n, d + 1], the probability lost down to each depth, from the root on
     lost = np.concatenate([np.zeros((len(rows), 1)), 1 - prob[rows, :d]], 1)
     for k in range(d):
-      least = [
-        np.min([(lost[:, j] - lost[:, i]) / (j - i) for j in range(k + 1, d + 1)], 0)
-        for i in range(k + 1)
-      ]
+      # min-max formula: the largest over the starts i <= k of the least mean loss from i to a j > k
+      least = []
+      for i in range(k + 1):
+        means = [(lost[:, j] - lost[:, i]) / (j - i) for j in range(k + 1, d + 1)]
+        least.append(np.min(means, 0))
       scores[rows, k] = (1 - np.max(least, 0)).round(12)
   return np.minimum.accumulate(np.clip(scores, 0, 1), 1)
 
@@ -178,11 +186,17 @@ def threshold(scores: np.ndarray, losses: np.ndarray, limit: float) -> float:
   """
   if limit < 0:
     return NEVER
+  # by how much answering each node makes the loss of its example worse
   rises = np.diff(np.maximum.accumulate(losses, 1), axis=1, prepend=0)
-  p, rises = scores[rises > 0], rises[rises > 0]
-  order = np.argsort(-p, kind='stable')
-  excess = np.flatnonzero(np.cumsum(rises[order]) > limit)
-  return float(np.nextafter(p[order[excess[0]]], np.inf)) if len(excess) else 0.0
+  is_rise = rises > 0
+  scores, rises = scores[is_rise], rises[is_rise]
+  # as the threshold falls, these nodes are answered one after another
+  order = np.argsort(-scores, kind='stable')
+  too_many = np.flatnonzero(np.cumsum(rises[order]) > limit)
+  if not len(too_many):
+    return 0.0
+  first_refused = scores[order[too_many[0]]]
+  return float(np.nextafter(first_refused, np.inf))
 
 
 def fit_backoff(
@@ -216,23 +230,25 @@ def fit_backoff(
     limit = loss_limit(int(rows.sum()), risk, confidence, bound, is_binary)
     return threshold(scores[rows], losses[rows], limit)
 
-  scores, levels = _scores(lineage, by), lineage.prob.shape[1]
+  scores = _scores(lineage, by)
+  levels = lineage.prob.shape[1]
   if by == 'level':
-    columns = [slice(k, k + 1) for k in range(levels)]
-    rows = [tuple(fit(scores[:, k], losses[:, k]) for k in columns)]
-    return Backoff(risk, confidence, by, tuple(rows), (), (int(is_judged.sum()),))
+    by_level = tuple(fit(scores[:, [k]], losses[:, [k]]) for k in range(levels))
+    return Backoff(risk, confidence, by, (by_level,), (), (int(is_judged.sum()),))
+  # the group of each coarsest class, and of each example
   of_class = ()
   group = np.zeros(len(losses), int)
   if by == 'branch':
     of_class = _group_branches(lineage.path[is_judged, 0], branches, minimum)
     group = np.array(of_class)[lineage.path[:, 0]]
   count = np.bincount(group[is_judged], minlength=max(of_class, default=0) + 1)
-  rows = [(fit(scores[group == g], losses[group == g]),) * levels for g in range(len(count))]
-  return Backoff(risk, confidence, by, tuple(rows), of_class, tuple(count.tolist()))
+  fitted = [fit(scores[group == g], losses[group == g]) for g in range(len(count))]
+  thresholds = tuple((one,) * levels for one in fitted)
+  return Backoff(risk, confidence, by, thresholds, of_class, tuple(count.tolist()))
 
 
 def _group_branches(branch, classes, minimum):
-  """The group of each class: its own, or the last one of all that are too small."""
+  """Give each class the number of its group: its own, or the last one of all that are too small."""
   count = np.bincount(branch, minlength=classes)
   order = np.argsort(-count, kind='stable')
   single = int((count >= minimum).sum())
@@ -259,14 +275,17 @@ def answered_depth(lineage: lineages.Lineage, rule: Backoff) -> np.ndarray:
 
 
 def _scores(lineage, by):
-  """float64 [N, level], what is compared with the thresholds."""
+  """Return what is compared with the thresholds, float64 [N, level]."""
   return lineage.prob if by == 'level' else level_scores(lineage.prob)
 
 
 def _thresholds(lineage, rule):
-  """float [N, level] or [1, level]."""
-  rows = np.array(rule.thresholds)
-  return rows[np.array(rule.group)[lineage.path[:, 0]]] if rule.group else rows
+  """Return the thresholds of each example, float [N, level], or [1, level] of all."""
+  thresholds = np.array(rule.thresholds)
+  if not rule.group:
+    return thresholds
+  group = np.array(rule.group)[lineage.path[:, 0]]
+  return thresholds[group]
 
 
 def answer(posterior: np.ndarray, paths: np.ndarray, rule: Backoff) -> Answers:
@@ -278,12 +297,14 @@ def answer(posterior: np.ndarray, paths: np.ndarray, rule: Backoff) -> Answers:
     rule: as `fit_backoff` returns it.
   """
   lineage = lineages.lineage(posterior, paths)
-  depth, rows = answered_depth(lineage, rule), np.arange(len(posterior))
+  depth = answered_depth(lineage, rule)
+  rows = np.arange(len(posterior))
   prob = np.where(depth > 0, lineage.prob[rows, depth - 1], 1.0)
+  # the next node below the answer, or the leaf where that is the answer
   judged = np.minimum(depth, paths.shape[1] - 1)
   needed = np.broadcast_to(_thresholds(lineage, rule), lineage.prob.shape)[rows, judged]
   score = np.full(len(rows), np.nan)
   if rule.by != 'level':
     score = level_scores(lineage.prob)[rows, judged]
-  below = lineages.best_children(posterior, paths, lineage.path, depth)
-  return Answers(lineage.path, depth, prob, needed, score, *below)
+  classes, class_prob = lineages.best_children(posterior, paths, lineage.path, depth)
+  return Answers(lineage.path, depth, prob, needed, score, classes, class_prob)

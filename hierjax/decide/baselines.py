@@ -52,8 +52,10 @@ def best_by_level(posterior: np.ndarray, paths: np.ndarray) -> tuple[np.ndarray,
   Returns:
     int [N, level], the nodes, and float64 [N, level], their probabilities.
   """
-  tree, shape = lineages.nodes(paths), (len(posterior), paths.shape[1])
-  node, prob = np.zeros(shape, int), np.zeros(shape)
+  tree = lineages.nodes(paths)
+  shape = len(posterior), paths.shape[1]
+  node = np.zeros(shape, int)
+  prob = np.zeros(shape)
   for rows, p in lineages.blocks(posterior):
     for k in range(paths.shape[1]):
       sums = lineages.node_sums(p, tree, k + 1)

@@ -14,6 +14,21 @@ LIMIT = 4_000_000
 INVERSE_BOUNDS = (0.05, 20.0)
 
 
+def even_subset(rows: np.ndarray, width: int, limit: int) -> np.ndarray:
+  """Take every k-th row, with the least k at which the rows' scores are within a limit.
+
+  Args:
+    rows: int [n], at least one.
+    width: scores of a row.
+    limit: of the scores of all rows together.
+
+  Returns:
+    int [at most n].
+  """
+  step = -(-len(rows) * width // limit)  # rounded up
+  return rows[::step]
+
+
 def fit_temperature(prob: np.ndarray, labels: np.ndarray, limit: int = LIMIT) -> float:
   """Find the temperature at which the true classes are most likely (Guo et al. 2017).
 
@@ -28,8 +43,9 @@ def fit_temperature(prob: np.ndarray, labels: np.ndarray, limit: int = LIMIT) ->
   rows = np.flatnonzero(labels >= 0)
   if not len(rows):
     return 1.0
-  rows = rows[:: -(-len(rows) * prob.shape[1] // limit)]
-  log_p = np.log(np.maximum(np.asarray(prob[rows], np.float64), np.finfo(np.float64).tiny))
+  rows = even_subset(rows, prob.shape[1], limit)
+  p = np.asarray(prob[rows], np.float64)
+  log_p = np.log(np.maximum(p, np.finfo(np.float64).tiny))
   return 1 / most_likely_inverse(log_p, labels[rows])
 
 
@@ -43,6 +59,7 @@ def most_likely_inverse(scores: np.ndarray, truth: np.ndarray, steps: int = 16) 
     truth: int [N].
     steps: of the bisection.
   """
+  # softmax stays the same, and exp cannot overflow
   scores = scores - scores.max(-1, keepdims=True)
   true_mean = scores[np.arange(len(truth)), truth].mean()
   low, high = np.log(INVERSE_BOUNDS)
@@ -50,7 +67,10 @@ def most_likely_inverse(scores: np.ndarray, truth: np.ndarray, steps: int = 16) 
     middle = (low + high) / 2
     p = np.exp(np.exp(middle) * scores)
     expected = ((p * scores).sum(-1) / p.sum(-1)).mean()
-    low, high = (middle, high) if true_mean > expected else (low, middle)
+    if true_mean > expected:
+      low = middle
+    else:
+      high = middle
   return float(np.exp((low + high) / 2))
 
 
@@ -76,8 +96,8 @@ def log_loss(prob: np.ndarray, labels: np.ndarray) -> np.ndarray:
     prob: float [N, C].
     labels: int [N], -1 unknown.
   """
-  p = np.take_along_axis(prob, np.maximum(labels, 0)[:, None], 1)[:, 0]
-  return np.where(labels >= 0, -np.log(np.maximum(p, SMALLEST)), np.nan)
+  loss = -np.log(np.maximum(_of_classes(prob, labels), SMALLEST))
+  return np.where(labels >= 0, loss, np.nan)
 
 
 def brier(prob: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -87,5 +107,13 @@ def brier(prob: np.ndarray, labels: np.ndarray) -> np.ndarray:
     prob: float [N, C].
     labels: int [N], -1 unknown.
   """
-  p = np.take_along_axis(prob, np.maximum(labels, 0)[:, None], 1)[:, 0]
-  return np.where(labels >= 0, 1 - 2 * p + np.einsum('nc,nc->n', prob, prob), np.nan)
+  # |p - the one-hot truth|^2 = 1 - 2 p(truth) + |p|^2
+  squares = np.einsum('nc,nc->n', prob, prob)
+  distance = 1 - 2 * _of_classes(prob, labels) + squares
+  return np.where(labels >= 0, distance, np.nan)
+
+
+def _of_classes(prob, labels):
+  """Take the probability of each example's class, float [N]; any where it is unknown (-1)."""
+  classes = np.maximum(labels, 0)
+  return np.take_along_axis(prob, classes[:, None], 1)[:, 0]

@@ -60,38 +60,47 @@ def build(rows: Rows | str, taxonomy: Taxonomy, price: float = PRICE) -> Costs:
   Raises:
     UserError: a name is no class, or a cost no number of 0 or more.
   """
-  tree, levels = lineages.nodes(taxonomy.paths), len(taxonomy.levels)
+  tree = lineages.nodes(taxonomy.paths)
+  levels = len(taxonomy.levels)
+  # of the nodes and the root
   unanswered = levels - np.append(tree.depth, 0)
   # a branch that ended early is answered in full
-  ends = taxonomy.depth[tree.order[tree.start]] <= tree.depth
-  unanswered[:-1][ends] = 0
+  first_leaf = tree.order[tree.start]
+  unanswered[:-1][taxonomy.depth[first_leaf] <= tree.depth] = 0
   if isinstance(rows, str):
     return Costs(taxonomy.paths, tree, price, price * unanswered)
   right = price * unanswered / levels
+  # of each row the true leaves bool [leaf] and the answered nodes bool [V]
   true, answered = [], []
   for source, target, cost in rows:
     where = f'costs: the row {source},{target},{cost}'
     if not np.isfinite(cost) or cost < 0:
       raise UserError(f'{where}: a cost must be a number of 0 or more')
     inside = leaves_of([target], taxonomy, where)
-    outside = leaves_of([source], taxonomy, where) if source else np.ones_like(inside)
-    true.append(outside)
-    answered.append(lineages.all_leaves(inside, tree))
+    leaves = leaves_of([source], taxonomy, where) if source else np.ones_like(inside)
+    nodes = lineages.all_leaves(inside, tree)
     if source == target:
-      right[:-1][answered[-1] & (tree.end - tree.start == inside.sum())] = cost
-      true[-1] = np.zeros_like(inside)
-  leaf_group, node_group = _groups(true, len(taxonomy.paths)), _groups(answered, len(tree.depth))
+      is_target = nodes & (tree.end - tree.start == inside.sum())
+      right[:-1][is_target] = cost
+      # such a row says nothing of wrong answers
+      leaves = np.zeros_like(inside)
+    true.append(leaves)
+    answered.append(nodes)
+  leaf_group = _groups(true, len(taxonomy.paths))
+  node_group = _groups(answered, len(tree.depth))
   wrong = np.ones((leaf_group.max() + 1, node_group.max() + 1))
-  for is_true, is_answered, (_, _, cost) in zip(true, answered, rows):
-    pairs = np.ix_(np.unique(leaf_group[is_true]), np.unique(node_group[is_answered]))
-    wrong[pairs] = cost
+  for leaves, nodes, (_, _, cost) in zip(true, answered, rows):
+    true_groups = np.unique(leaf_group[leaves])
+    answered_groups = np.unique(node_group[nodes])
+    wrong[np.ix_(true_groups, answered_groups)] = cost
   return Costs(taxonomy.paths, tree, price, right, wrong, leaf_group, node_group)
 
 
 def _groups(sets, size):
-  """int [size]: members of the same sets are in one group."""
+  """Number the members so that those of the same sets are in one group, int [size]."""
   group = np.zeros(size, np.int64)
   for members in sets:
+    # each group is split into the members of this set and the others
     _, group = np.unique(2 * group + members, return_inverse=True)
   return group.reshape(size)
 
@@ -110,10 +119,11 @@ def expected(posterior: np.ndarray, costs: Costs) -> np.ndarray:
     return _expected_heights(posterior, costs)
   tree = costs.tree
   prob = lineages.node_sums(posterior, tree)
-  f = costs.wrong.shape[0]
-  mass = np.zeros((len(posterior), f))
-  for g in range(f):
+  groups = len(costs.wrong)
+  mass = np.zeros((len(posterior), groups))
+  for g in range(groups):
     mass[:, g] = posterior[:, costs.leaf_group == g].sum(1)
+  # what each node costs if it is wrong for all leaves, then less that of the leaves in it
   wrong = (mass @ costs.wrong)[:, costs.node_group]
   for t, column in enumerate(costs.wrong.T):
     members = np.flatnonzero(costs.node_group == t)
@@ -121,34 +131,39 @@ def expected(posterior: np.ndarray, costs: Costs) -> np.ndarray:
       wrong[:, members] -= column[0] * prob[:, members]
       continue
     # a group's nodes lie side by side in a tree, so that this is one pass over all groups
-    start, end = tree.start[members].min(), tree.end[members].max()
-    leaves = tree.order[start:end]
-    sums = np.zeros((len(posterior), end - start + 1))
-    np.cumsum(posterior[:, leaves] * column[costs.leaf_group[leaves]], 1, out=sums[:, 1:])
-    wrong[:, members] -= sums[:, tree.end[members] - start] - sums[:, tree.start[members] - start]
+    start, end = tree.start[members], tree.end[members]
+    first, last = start.min(), end.max()
+    leaves = tree.order[first:last]
+    leaf_costs = posterior[:, leaves] * column[costs.leaf_group[leaves]]
+    sums = np.zeros((len(posterior), last - first + 1))
+    np.cumsum(leaf_costs, 1, out=sums[:, 1:])
+    wrong[:, members] -= sums[:, end - first] - sums[:, start - first]
   values = np.empty((len(posterior), prob.shape[1] + 1))
   values[:, -1] = costs.right[-1]
   np.multiply(prob, costs.right[:-1], out=values[:, :-1])
+  # differences of sums may be below 0 by rounding
   values[:, :-1] += np.maximum(wrong, 0, out=wrong)
   return values
 
 
 def _expected_heights(posterior, costs):
-  """`expected` of 'lca': the sum over the levels of the probability of an error, or the price."""
-  tree, levels = costs.tree, costs.paths.shape[1]
-  values = np.empty((len(posterior), len(tree.depth) + 1))
-  values[:, -1] = costs.price * levels
+  """Compute `expected` of 'lca': over the levels the probability of an error, or the price."""
+  tree = costs.tree
+  root = len(tree.depth)
+  values = np.empty((len(posterior), root + 1))
+  values[:, root] = costs.price * costs.paths.shape[1]
   for k, classes in enumerate(costs.paths.T):
     order = np.argsort(classes, kind='stable')
     starts = np.searchsorted(classes[order], np.arange(classes.max() + 1))
-    right = np.add.reduceat(posterior[:, order], starts, axis=1)
+    right = np.add.reduceat(posterior[:, order], starts, axis=1)  # [N, C]
     nodes = np.flatnonzero(tree.depth == k + 1)
-    leaf = tree.order[tree.start[nodes]]
-    above = tree.of_leaf[leaf, k - 1] if k else np.full(len(leaf), len(tree.depth))
+    first_leaf = tree.order[tree.start[nodes]]
+    parent = tree.of_leaf[first_leaf, k - 1] if k else np.full(len(nodes), root)
+    # as the node above, with the probability of an error at this level instead of its price
     block = values[:, nodes[0] : nodes[-1] + 1]
-    np.take(values, above, axis=1, out=block, mode='clip')
+    np.take(values, parent, axis=1, out=block, mode='clip')
     block += 1 - costs.price
-    block -= right[:, classes[leaf]]
+    block -= right[:, classes[first_leaf]]
   return values
 
 
@@ -186,12 +201,16 @@ def losses(path: np.ndarray, labels: np.ndarray, costs: Costs) -> np.ndarray:
   Returns:
     float64 [N, level], 0 for a right node, NaN without a full path.
   """
-  is_judged, values = (labels >= 0).all(1), np.full(labels.shape, np.nan)
-  leaf, node = labels[is_judged, -1], costs.tree.of_leaf[path[is_judged, -1]]
-  is_wrong = np.maximum.accumulate(path[is_judged] != labels[is_judged], 1)
+  values = np.full(labels.shape, np.nan)
+  is_judged = (labels >= 0).all(1)
+  path, labels = path[is_judged], labels[is_judged]
+  node = costs.tree.of_leaf[path[:, -1]]  # [N, level]
+  is_wrong = np.maximum.accumulate(path != labels, 1)
   for k in range(labels.shape[1]):
+    cost = realised(labels[:, -1], node[:, k], costs)
+    # of 'lca' without the price of the levels below, which is no mistake
     price = 0.0 if costs.wrong is not None else costs.price * (labels.shape[1] - k - 1)
-    values[is_judged, k] = (realised(leaf, node[:, k], costs) - price) * is_wrong[:, k]
+    values[is_judged, k] = (cost - price) * is_wrong[:, k]
   return values
 
 
@@ -202,21 +221,27 @@ def answer(posterior: np.ndarray, costs: Costs) -> backoff.Answers:
     posterior: float [N, leaf], rows sum to 1.
     costs: as `build` makes them.
   """
-  tree, n = costs.tree, len(posterior)
+  tree = costs.tree
+  root = len(tree.depth)
+  n = len(posterior)
   node, prob, cost = np.zeros(n, int), np.ones(n), np.zeros((n, 2))
-  bias = 1e-12 * np.append(tree.depth, 0)
+  deeper_first = 1e-12 * np.append(tree.depth, 0)
   for rows, p in lineages.blocks(posterior):
-    values, index = expected(p, costs), np.arange(len(p))
-    likely = tree.of_leaf[p.argmax(1), -1]
-    values -= bias
+    values = expected(p, costs)
+    values -= deeper_first
+    index = np.arange(len(p))
     best = values.argmin(1)
-    cost[rows] = np.stack([values[index, best], values[index, likely]], 1)
+    likely_leaf = tree.of_leaf[p.argmax(1), -1]
+    cost[rows] = np.stack([values[index, best], values[index, likely_leaf]], 1)
+    node[rows] = best
+    is_node = best < root
     sums = lineages.node_sums(p, tree)
-    node[rows], is_node = best, best < len(tree.depth)
     prob[rows] = np.where(is_node, sums[index, np.where(is_node, best, 0)], 1.0)
-  is_root = node == len(tree.depth)
-  first = tree.order[tree.start[np.where(is_root, 0, node)]]
-  depth = np.where(is_root, 0, tree.depth[np.where(is_root, 0, node)])
-  path = costs.paths[first].astype(np.int32)
-  below = lineages.best_children(posterior, costs.paths, path, depth)
-  return backoff.Answers(path, depth, prob, *np.full((2, n), np.nan), *below, cost)
+  is_root = node == root
+  # any node stands for the root, whose path is not read
+  node = np.where(is_root, 0, node)
+  depth = np.where(is_root, 0, tree.depth[node])
+  path = costs.paths[tree.order[tree.start[node]]].astype(np.int32)
+  classes, class_prob = lineages.best_children(posterior, costs.paths, path, depth)
+  needed, score = np.full((2, n), np.nan)
+  return backoff.Answers(path, depth, prob, needed, score, classes, class_prob, cost)

@@ -97,7 +97,8 @@ def decide(
     names: of PATHS, those that are wanted, 'joint' among them.
     exclusive: the decisions on the exclusive levels; None to make them.
   """
-  block, tags, decisions = taxonomy.block('exclusive'), taxonomy.block('tags'), exclusive or {}
+  decisions = exclusive or {}
+  block = taxonomy.block('exclusive')
   if block and not decisions:
     decisions['exclusive'] = _decide_paths(probs, block, rules['exclusive'], names)
     posterior = decisions['exclusive']['joint'].prob[-1]
@@ -105,14 +106,18 @@ def decide(
       decisions['answer'] = _answer(posterior, block.taxonomy, rules['answer'])
     if 'sets' in rules:
       decisions['sets'] = sets.leaf_sets(posterior, rules['sets'])
+  tags = taxonomy.block('tags')
   if tags:
     is_possible = taxonomy.fits(decisions['exclusive']['joint'].pred) if block else True
-    arrays = join(probs, tags), join(rules['tags'], tags), tags.taxonomy, is_possible
-    decisions = {**decisions, 'tags': thresholds.decide_tags(*arrays)}
+    decision = thresholds.decide_tags(
+      join(probs, tags), join(rules['tags'], tags), tags.taxonomy, is_possible
+    )
+    decisions = {**decisions, 'tags': decision}
   return decisions
 
 
 def _answer(posterior, table, rule):
+  """Answer at least cost, or as deep as is safe where the rule says when to stop."""
   if rule.backoff is None:
     return costs.answer(posterior, costs.build(rule.costs, table, rule.price))
   return backoff.answer(posterior, table.paths, rule.backoff)
@@ -128,18 +133,19 @@ def join(values: Mapping[str, np.ndarray], block: Block) -> np.ndarray:
 
 
 def _decide_paths(probs, block, rules, names):
-  level_probs, table = _by_level(probs, block), block.taxonomy
-  weights = [rules.weights.get(level, 1.0) for level in block.levels]
-  arguments = {
-    'independent': (paths.independent,),
-    'leaf': (paths.leaf,),
-    'joint': (paths.joint, weights, rules.temperature),
-  }
-  return {
-    name: function(level_probs, table, *others, allowed=rules.allowed)
-    for name, (function, *others) in arguments.items()
-    if name in names
-  }
+  """Make the named decisions on the exclusive levels, {name: PathDecision}."""
+  level_probs = _by_level(probs, block)
+  table = block.taxonomy
+  allowed = rules.allowed
+  decisions = {}
+  if 'independent' in names:
+    decisions['independent'] = paths.independent(level_probs, table, allowed)
+  if 'leaf' in names:
+    decisions['leaf'] = paths.leaf(level_probs, table, allowed)
+  if 'joint' in names:
+    weights = [rules.weights.get(level, 1.0) for level in block.levels]
+    decisions['joint'] = paths.joint(level_probs, table, weights, rules.temperature, allowed)
+  return decisions
 
 
 def _tune_paths(probs, labels, block):

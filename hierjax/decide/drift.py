@@ -79,7 +79,7 @@ def sample(
 
 
 def _subsample(features, number, seed):
-  """A number of rows drawn at random, or all where there are no more."""
+  """Draw a number of rows at random; all where there are no more."""
   if number >= len(features):
     return np.asarray(features, np.float32)
   rows = np.random.default_rng(seed).choice(len(features), number, replace=False)
@@ -120,23 +120,32 @@ def two_sample(
     The AUROC of the classifier on images it is not fitted to, and the p-value.
   """
   rng = np.random.default_rng(seed)
-  a, b = _subsample(a, MOST, seed), _subsample(b, MOST, seed)
+  a = _subsample(a, MOST, seed)
+  b = _subsample(b, MOST, seed)
   x = np.concatenate([a, b]).astype(np.float64)
-  n = len(x)
   x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-12)
-  kernel, fold = x @ x.T / x.shape[1], rng.permutation(n) % FOLDS
-  smoother = np.zeros((n, n))
+  kernel = x @ x.T / x.shape[1]
+  smoother = _smoother(kernel, rng.permutation(len(x)) % FOLDS)
+  labels = np.repeat([0.0, 1.0], [len(a), len(b)])
+  # the true labels, then permutations of them
+  columns = np.stack([labels, *(rng.permutation(labels) for _ in range(rounds))], 1)
+  ranks = (smoother @ columns).argsort(0, kind='stable').argsort(0) + 1
+  # the area under the ROC by the sum of the ranks of b (Mann and Whitney)
+  rank_sums = (ranks * columns).sum(0)
+  areas = (rank_sums - len(b) * (len(b) + 1) / 2) / (len(a) * len(b))
+  return float(areas[0]), float((areas >= areas[0]).mean())
+
+
+def _smoother(kernel, fold):
+  """Compute the matrix [n, n] that turns labels into scores, of each fold fitted to the others."""
+  smoother = np.zeros(kernel.shape)
   for part in range(FOLDS):
-    others, rows = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
+    rows = np.flatnonzero(fold == part)
+    others = np.flatnonzero(fold != part)
     inner = kernel[np.ix_(others, others)] + PENALTY * np.eye(len(others))
     weights = np.linalg.solve(inner, kernel[np.ix_(others, rows)]).T
     smoother[np.ix_(rows, others)] = weights - weights.mean(1, keepdims=True)
-  labels = np.repeat([0.0, 1.0], [len(a), len(b)])
-  columns = np.stack([labels, *(rng.permutation(labels) for _ in range(rounds))], 1)
-  ranks = (smoother @ columns).argsort(0, kind='stable').argsort(0) + 1
-  positives = (ranks * columns).sum(0) - len(b) * (len(b) + 1) / 2
-  areas = positives / (len(a) * len(b))
-  return float(areas[0]), float((areas >= areas[0]).mean())
+  return smoother
 
 
 def shares(a: np.ndarray, b: np.ndarray, rounds: int = ROUNDS, seed: int = 0) -> float:
@@ -148,14 +157,16 @@ def shares(a: np.ndarray, b: np.ndarray, rounds: int = ROUNDS, seed: int = 0) ->
     rounds: tables that are drawn.
     seed: of them.
   """
-  total = (a + b)[a + b > 0]
+  is_present = a + b > 0
+  total = (a + b)[is_present]
   expected = total * (b.sum() / total.sum())
   rng = np.random.default_rng(seed)
 
   def statistic(table):
     return float(((table - expected) ** 2 / expected).sum().round(9))
 
-  observed, as_large = statistic(b[a + b > 0]), 1
+  observed = statistic(b[is_present])
+  as_large = 1
   # one table at a time: all together would be many times the classes
   for _ in range(rounds):
     table = rng.multivariate_hypergeometric(total, int(b.sum()), method='marginals')
@@ -166,7 +177,9 @@ def shares(a: np.ndarray, b: np.ndarray, rounds: int = ROUNDS, seed: int = 0) ->
 def holm(p: np.ndarray) -> np.ndarray:
   """Correct p-values [n] for their number such that the chance of any false alarm is bounded."""
   order = np.argsort(p, kind='stable')
-  steps = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+  # the smallest times n, the next times n - 1, ..., none less than those before it
+  factors = len(p) - np.arange(len(p))
+  steps = np.maximum.accumulate(p[order] * factors)
   adjusted = np.empty(len(p))
   adjusted[order] = np.minimum(steps, 1)
   return adjusted

@@ -23,7 +23,7 @@ def label_gains(posterior: np.ndarray, paths: np.ndarray) -> np.ndarray:
 
 
 def _expected_right(posterior, paths, group):
-  """float64 [N], where the group of the leaf is known."""
+  """Expect the number of right levels where the group of the leaf is known, float64 [N]."""
   total = np.zeros(len(posterior))
   for g in np.unique(group):
     leaves = np.flatnonzero(group == g)

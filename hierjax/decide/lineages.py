@@ -53,15 +53,19 @@ def nodes(paths: np.ndarray) -> Nodes:
   Args:
     paths: int [leaf, level].
   """
+  # by the class of the first level, then of the second, ...
   order = np.lexsort(paths.T[::-1])
+  # a leaf begins a node where its class of that level, or of one above, is another
   is_new = np.ones(paths.shape, bool)
   is_new[1:] = np.maximum.accumulate(np.diff(paths[order], axis=0) != 0, 1)
   level, start = np.nonzero(is_new.T)
+  # a node ends where the next one starts; the last of a level with the last leaf
   end = np.append(start[1:], len(paths))
   end[end == 0] = len(paths)
-  of_leaf = np.empty(paths.shape, np.int64)
   counts = is_new.sum(0)
-  of_leaf[order] = is_new.cumsum(0) - 1 + (counts.cumsum() - counts)
+  first_of_level = counts.cumsum() - counts
+  of_leaf = np.empty(paths.shape, np.int64)
+  of_leaf[order] = is_new.cumsum(0) - 1 + first_of_level
   return Nodes(order, level + 1, start, end, of_leaf)
 
 
@@ -116,8 +120,9 @@ def lineage(posterior: np.ndarray, paths: np.ndarray) -> Lineage:
     posterior: float [N, leaf], rows sum to 1.
     paths: int [leaf, level].
   """
-  tree, n = nodes(paths), len(posterior)
-  leaf, prob = np.zeros(n, np.int64), np.zeros((n, paths.shape[1]))
+  tree = nodes(paths)
+  leaf = np.zeros(len(posterior), np.int64)
+  prob = np.zeros((len(posterior), paths.shape[1]))
   for rows, p in blocks(posterior):
     leaf[rows] = p.argmax(1)
     sums = node_sums(p, tree)
@@ -142,19 +147,23 @@ def best_children(
     probabilities of the nodes.
   """
   tree = nodes(paths)
-  classes, prob = np.full((len(path), 2), -1, np.int32), np.zeros((len(path), 2))
-  for rows, p in blocks(posterior):
-    for d in np.unique(depth[rows][depth[rows] < paths.shape[1]]):
-      members = np.flatnonzero(depth[rows] == d)
+  classes = np.full((len(path), 2), -1, np.int32)
+  prob = np.zeros((len(path), 2))
+  for block, p in blocks(posterior):
+    depths = depth[block]
+    for d in np.unique(depths[depths < paths.shape[1]]):
+      members = np.flatnonzero(depths == d)
+      rows = block.start + members
       children = np.flatnonzero(tree.depth == d + 1)
-      first_leaf = paths[tree.order[tree.start[children]]]
+      child_path = paths[tree.order[tree.start[children]]]  # [child, level]
       is_below = np.ones((len(members), len(children)), bool)
       for k in range(d):
-        is_below &= path[rows][members, k, None] == first_leaf[:, k]
+        is_below &= path[rows, k, None] == child_path[:, k]
       sums = np.where(is_below, node_sums(p[members], tree, d + 1), -1)
       best = np.argsort(-sums, 1, kind='stable')[:, :2]
-      value = np.take_along_axis(sums, best, 1)
-      where = rows.start + members
-      classes[where, : best.shape[1]] = np.where(value >= 0, first_leaf[best, d], -1)
-      prob[where, : best.shape[1]] = np.maximum(value, 0)
+      best_sums = np.take_along_axis(sums, best, 1)
+      # a level may have a single node
+      width = best.shape[1]
+      classes[rows, :width] = np.where(best_sums >= 0, child_path[best, d], -1)
+      prob[rows, :width] = np.maximum(best_sums, 0)
   return classes, prob

@@ -52,6 +52,7 @@ class ClassModel:
   counts: np.ndarray | None = None
 
   def _whiten(self, x):
+    """Turn features [N, d] such that they have variance 1 in a class in each direction."""
     return (np.asarray(x, np.float64) - self.centre) @ self.white
 
   def distances(self, x: np.ndarray) -> np.ndarray:
@@ -63,8 +64,7 @@ class ClassModel:
     Returns:
       float64 [N, C], NaN for a class without an example.
     """
-    a, b = self._whiten(x), self._whiten(self.means)
-    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
+    return _squared_distances(self._whiten(x), self._whiten(self.means))
 
   def cosines(self, x: np.ndarray) -> np.ndarray:
     """Compute the cosines of whitened features and class means.
@@ -86,7 +86,8 @@ class ClassModel:
       x: float [N, d], features.
     """
     a = self._whiten(x)
-    return a * (np.sqrt(a.shape[1]) / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12))
+    lengths = np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12)
+    return a * (np.sqrt(a.shape[1]) / lengths)
 
   def with_spread(self, x: np.ndarray, y: np.ndarray) -> 'ClassModel':
     """Return it with the spread of the class means, by features x [N, d] of classes y [N]."""
@@ -94,6 +95,7 @@ class ClassModel:
     means, counts = class_means(z, y, len(self.means))
     present = np.flatnonzero(counts)
     centre = means[present].mean(0)
+    # the directions in which the means differ, one fewer than classes
     vectors = np.linalg.svd(means[present] - centre, full_matrices=False)[2]
     axes = vectors[: len(present) - 1].T
     deviation = (z - means[y]) @ axes
@@ -101,7 +103,9 @@ class ClassModel:
     axes = axes / np.sqrt(np.maximum(within, 1e-12))
     places = (means - centre) @ axes
     between = (places[present] ** 2).sum(0) / max(len(present) - 1, 1)
-    spread = np.maximum(between - np.mean(1 / counts[present]), 0)
+    # the means of few examples differ by chance, too
+    by_chance = np.mean(1 / counts[present])
+    spread = np.maximum(between - by_chance, 0)
     return dataclasses.replace(
       self, axes=axes, places=places + centre @ axes, spread=spread, counts=counts
     )
@@ -115,13 +119,14 @@ class ClassModel:
     Returns:
       float64 [N, C], NaN for a class without an example.
     """
-    a, b = self.normalized(x) @ self.axes, self.places
+    a = self.normalized(x) @ self.axes
+    dimensions = a.shape[1]
+    # the mean of a class of n examples is known to a variance of 1 / n
     variance = 1 + 1 / np.maximum(self.counts, 1)
-    squares = np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
-    of_class = squares / variance + b.shape[1] * np.log(variance)
-    middle = np.nanmean(b, 0)
-    of_new = ((a - middle) ** 2 / (1 + self.spread) + np.log1p(self.spread)).sum(1)
-    return (of_new[:, None] - of_class) / 2
+    of_class = _squared_distances(a, self.places) / variance + dimensions * np.log(variance)
+    middle = np.nanmean(self.places, 0)
+    of_new = (a - middle) ** 2 / (1 + self.spread) + np.log1p(self.spread)
+    return (of_new.sum(1)[:, None] - of_class) / 2
 
   def fit_of_classes(self, name: str, x: np.ndarray) -> np.ndarray:
     """Compute how well each class fits.
@@ -169,12 +174,21 @@ def fit_classes(
   return model.with_spread(x, y) if 'likelihood' in scores else model
 
 
+def _squared_distances(a, b):
+  """Compute the squared distances of rows a [N, d] to rows b [C, d], float64 [N, C]."""
+  squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+  # below 0 by rounding
+  return np.maximum(squares, 0)
+
+
 def class_means(x: np.ndarray, y: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
   """Return the means of x [N, d] by class y [N] of `num_classes`, NaN without any; and counts."""
-  counts, sums = np.bincount(y, minlength=num_classes), np.zeros((num_classes, x.shape[1]))
+  counts = np.bincount(y, minlength=num_classes)
+  sums = np.zeros((num_classes, x.shape[1]))
   np.add.at(sums, y, x)
   with np.errstate(invalid='ignore'):
-    return np.where(counts[:, None] > 0, sums / counts[:, None], np.nan), counts
+    means = sums / counts[:, None]
+  return np.where(counts[:, None] > 0, means, np.nan), counts
 
 
 def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
@@ -193,6 +207,8 @@ def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
   fit = np.where(allowed & ~np.isnan(fit), fit, -np.inf)
   best = fit.max(1)
+  if name in ('energy', 'likelihood'):
+    return -logsumexp(fit, axis=1)
   if name == 'cosine_softmax':
     is_finite = np.isfinite(best)
     relative = (fit - np.where(is_finite, best, 0)[:, None]) / TEMPERATURE
@@ -200,9 +216,9 @@ def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
   if name == 'entropy':
     p = np.exp(fit)
     total = np.maximum(p.sum(1), 1e-300)
-    h = entr(p / total[:, None]).sum(1)
-    return np.where(np.isfinite(best), h / (total + h), np.inf)
-  return -(logsumexp(fit, axis=1) if name in ('energy', 'likelihood') else best)
+    entropy = entr(p / total[:, None]).sum(1)
+    return np.where(np.isfinite(best), entropy / (total + entropy), np.inf)
+  return -best
 
 
 def auroc(inliers: np.ndarray, novel: np.ndarray) -> float:

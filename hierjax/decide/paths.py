@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hierjax.decide.calibration import most_likely_inverse
+from hierjax.decide.calibration import even_subset, most_likely_inverse
 from hierjax.decide.subsets import LOWEST, condition
 from hierjax.taxonomy import Taxonomy
 
@@ -56,8 +56,9 @@ class PathDecision(NamedTuple):
     cls, scores: list[np.ndarray], prob: list[np.ndarray], outside: np.ndarray | None = None
   ) -> 'PathDecision':
     """Decide for the classes with the highest `scores`; `prob`, `outside`: see the attributes."""
-    best = [top(x).astype(np.int32) for x in scores]
-    pred, rows = np.stack([x[:, 0] for x in best], 1), np.arange(len(best[0]))
+    best = [top(level_scores).astype(np.int32) for level_scores in scores]
+    pred = np.stack([classes[:, 0] for classes in best], 1)
+    rows = np.arange(len(pred))
     confidence = np.stack([p[rows, pred[:, k]] for k, p in enumerate(prob)], 1)
     return cls(pred, confidence, best, outside, scores, prob)
 
@@ -96,16 +97,21 @@ def independent(
     taxonomy: the table of these levels.
     allowed: bool [leaf], as in `joint`; each head is conditioned on their classes.
   """
-  fallback = leaf(probs, taxonomy, allowed) if any(p is None for p in probs) else None
+  fallback = None
+  if any(p is None for p in probs):
+    fallback = leaf(probs, taxonomy, allowed)
   scores, prob = [], []
   for k, p in enumerate(probs):
-    if p is not None:
-      p = np.asarray(p, np.float64)
-      if allowed is not None:
-        is_possible = np.isin(np.arange(p.shape[1]), taxonomy.paths[allowed, k])
-        p = condition(np.log(np.maximum(p, TINY)), is_possible).prob
-    scores.append(fallback.scores[k] if p is None else p)
-    prob.append(fallback.prob[k] if p is None else p)
+    if p is None:
+      scores.append(fallback.scores[k])
+      prob.append(fallback.prob[k])
+      continue
+    p = np.asarray(p, np.float64)
+    if allowed is not None:
+      is_possible = np.isin(np.arange(p.shape[1]), taxonomy.paths[allowed, k])
+      p = condition(np.log(np.maximum(p, TINY)), is_possible).prob
+    scores.append(p)
+    prob.append(p)
   return PathDecision.make(scores, prob)
 
 
@@ -138,13 +144,17 @@ def joint(
   """
   path_score = path_scores(probs, taxonomy, weights)
   posterior, outside = condition(path_score, allowed, temperature)
-  if allowed is not None:
+  if allowed is None:
+    outside = None
+  else:
     path_score = np.where(allowed, path_score, -np.inf)
-  best, rows = top(path_score, 1)[:, 0], np.arange(len(path_score))
+  rows = np.arange(len(path_score))
+  best = top(path_score, 1)[:, 0]
   # among ties the predicted classes go first by one rounding step, so that ranks agree with them
   path_score[rows, best] = np.nextafter(path_score[rows, best], np.inf)
-  scores, prob = taxonomy.merge(path_score, np.maximum), taxonomy.merge(posterior, np.add)
-  return PathDecision.make(scores, prob, None if allowed is None else outside)
+  scores = taxonomy.merge(path_score, np.maximum)
+  prob = taxonomy.merge(posterior, np.add)
+  return PathDecision.make(scores, prob, outside)
 
 
 def path_scores(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> np.ndarray:
@@ -166,23 +176,32 @@ def path_scores(probs: Probs, taxonomy: Taxonomy, weights: Sequence[float]) -> n
       f'decide: the finest level {taxonomy.levels[-1]!r} has no head; use '
       'taxonomy.coarsen(LEVEL) instead'
     )
-  # down the levels as long as they nest
-  scores, before = None, len(probs) - 1
-  for k, (p, w) in enumerate(zip(probs, weights)):
-    if p is None or not w:
+  finest = len(probs) - 1
+  # the sums of the levels so far, float64 [N, C] for the classes of level `last`
+  scores, last = None, finest
+  for k, (p, weight) in enumerate(zip(probs, weights)):
+    if p is None or not weight:
       continue
     # the images of a class side by side, so that classes are moved as a whole
-    x = np.maximum(np.asarray(p, np.float64, order='F'), TINY)
-    np.log(x, out=x)
-    if w != 1:
-      x *= w
-    if scores is not None and (k, before) in taxonomy.nested:
-      x += scores.T[taxonomy.nested[k, before]].T
+    log_p = np.maximum(np.asarray(p, np.float64, order='F'), TINY)
+    np.log(log_p, out=log_p)
+    if weight != 1:
+      log_p *= weight
+    if scores is not None and (k, last) in taxonomy.nested:
+      # every class has one parent, whose sum it takes on
+      log_p += _columns(scores, taxonomy.nested[k, last])
     elif scores is not None:
-      x, k = x.T[taxonomy.paths[:, k]].T, len(probs) - 1
-      x += scores.T[taxonomy.paths[:, before]].T
-    scores, before = x, k
-  return scores if before == len(probs) - 1 else scores.T[taxonomy.paths[:, before]].T
+      # only leaves have one class of both levels
+      log_p = _columns(log_p, taxonomy.paths[:, k])
+      log_p += _columns(scores, taxonomy.paths[:, last])
+      k = finest
+    scores, last = log_p, k
+  return scores if last == finest else _columns(scores, taxonomy.paths[:, last])
+
+
+def _columns(scores, classes):
+  """Return scores[:, classes], by rows of the transpose, which lie in one piece."""
+  return scores.T[classes].T
 
 
 def _is_evidence(probs: Probs, taxonomy: Taxonomy, k: int) -> bool:
@@ -190,9 +209,10 @@ def _is_evidence(probs: Probs, taxonomy: Taxonomy, k: int) -> bool:
   if probs[k] is None:
     return False
   # what some examples show holds of all
-  p, leaves = (np.asarray(x[:1000], np.float64) for x in (probs[k], probs[-1]))
+  p = np.asarray(probs[k][:1000], np.float64)
+  leaf_prob = np.asarray(probs[-1][:1000], np.float64)
   sums = np.zeros_like(p)
-  np.add.at(sums.T, taxonomy.paths[:, k], leaves.T)
+  np.add.at(sums.T, taxonomy.paths[:, k], leaf_prob.T)
   return not np.allclose(sums, p, atol=1e-5)
 
 
@@ -208,23 +228,38 @@ def top(scores: np.ndarray, n: int = TOP) -> np.ndarray:
   """
   if scores.size <= SORTED:
     return np.argsort(-scores, 1, kind='stable')[:, :n]
-  classes, rows = scores.shape[1], np.arange(len(scores))[:, None]
-  if classes <= 2 * n * BLOCK:
-    best = np.zeros((len(scores), min(n, classes)), int)
-    # above those that are taken
-    scores = np.maximum(scores, LOWEST, dtype=np.float64, order='C')
-    for i in range(best.shape[1]):
-      best[:, i] = scores.argmax(1)
-      scores[rows, best[:, i : i + 1]] = -np.inf
-    return best
-  # they stand in the blocks with the highest maxima
-  end = classes // BLOCK * BLOCK
-  maxima = [scores[:, :end].reshape(len(scores), -1, BLOCK).max(2)]
+  if scores.shape[1] <= 2 * n * BLOCK:
+    return _top_one_by_one(scores, n)
+  return _top_by_blocks(scores, n)
+
+
+def _top_one_by_one(scores, n):
+  """Take the highest class n times, each time without those that are taken."""
+  rows = np.arange(len(scores))
+  best = np.zeros((len(scores), min(n, scores.shape[1])), int)
+  # a copy, in which no score is as low as those that are taken become
+  scores = np.maximum(scores, LOWEST, dtype=np.float64, order='C')
+  for i in range(best.shape[1]):
+    best[:, i] = scores.argmax(1)
+    scores[rows, best[:, i]] = -np.inf
+  return best
+
+
+def _top_by_blocks(scores, n):
+  """Search the n blocks of neighbouring classes with the highest maxima: all others are lower."""
+  count, classes = scores.shape
+  end = classes // BLOCK * BLOCK  # of the last block that is full
+  maxima = [scores[:, :end].reshape(count, -1, BLOCK).max(2)]
   if end < classes:
     maxima.append(scores[:, end:].max(1, keepdims=True))
+  # in ascending order, so that of equal classes the first is taken
   blocks = np.sort(top(np.concatenate(maxima, 1), n), 1)
-  columns = (blocks[:, :, None] * BLOCK + np.arange(BLOCK)).reshape(len(scores), -1)
-  values = np.where(columns < classes, scores[rows, np.minimum(columns, classes - 1)], -np.inf)
+  columns = blocks[:, :, None] * BLOCK + np.arange(BLOCK)
+  columns = columns.reshape(count, -1)
+  rows = np.arange(count)[:, None]
+  # the last block may end beyond the last class
+  values = scores[rows, np.minimum(columns, classes - 1)]
+  values = np.where(columns < classes, values, -np.inf)
   return columns[rows, top(values, n)]
 
 
@@ -255,68 +290,90 @@ def tune(
   labels = np.asarray(labels)
   weights = np.eye(len(taxonomy.levels))[-1]
   rows = np.flatnonzero(labels[:, -1] >= 0)
-  coarse = [k for k in range(len(probs) - 1) if _is_evidence(probs, taxonomy, k)]
+  finest = len(probs) - 1
+  coarse = [k for k in range(finest) if _is_evidence(probs, taxonomy, k)]
   if not len(rows) or not coarse:
     return weights
-  rows = rows[:: -(-len(rows) * len(taxonomy.paths) // limit)]
-  truth, logs = labels[rows, -1], []
-  for k in [*coarse, len(taxonomy.levels) - 1]:
-    log_p = np.log(np.maximum(np.asarray(probs[k], np.float64)[rows], TINY))
-    log_p = log_p[:, taxonomy.paths[:, k]]
-    logs.append(log_p - log_p[np.arange(len(rows)), truth][:, None])
+  rows = even_subset(rows, len(taxonomy.paths), limit)
+  truth = labels[rows, -1]
+  logs = [_log_ratios(probs[k][rows], taxonomy.paths[:, k], truth) for k in (*coarse, finest)]
   fitted, loss = _most_likely_weights(logs)
   alone, loss_alone = _most_likely_weights(logs[-1:])
+  gained = max(loss_alone - loss, len(coarse))
   fitted[-1] -= alone[0]
-  fitted *= 1 - len(coarse) / max(loss_alone - loss, len(coarse))
+  fitted *= 1 - len(coarse) / gained
   fitted[-1] += alone[0]
+  # what the finest head's weight is divided by to be 1
   scale = max(fitted[-1], fitted.max() / MAX_WEIGHT, TINY)
 
   def count_right(coarse_weights):
     scores = sum(w * x for w, x in zip([*coarse_weights, 1.0], logs) if w)
     return (scores.argmax(-1) == truth).sum()
 
-  trials = [np.minimum(np.round(f * fitted[:-1] / scale, 3), MAX_WEIGHT) for f in FACTORS]
-  weights[coarse] = max(trials, key=count_right)
+  trials = [np.round(factor * fitted[:-1] / scale, 3) for factor in FACTORS]
+  weights[coarse] = max((np.minimum(trial, MAX_WEIGHT) for trial in trials), key=count_right)
   return weights
 
 
-def _most_likely_weights(logs, tolerance=1e-4, steps=50):
-  """The w >= 0 [K] with the least sum(log sum exp(w logs)) + prior, by Newton's method; that least.
+def _log_ratios(p, class_of_leaf, truth):
+  """Compute log(p of each leaf's class / p of the true leaf's), float64 [n, leaf], of p [n, C]."""
+  log_p = np.log(np.maximum(np.asarray(p, np.float64), TINY))
+  log_p = log_p[:, class_of_leaf]
+  return log_p - log_p[np.arange(len(truth)), truth][:, None]
 
-  `logs` are K arrays [n, leaves] of log(p / p of the truth).
+
+def _most_likely_weights(logs, tolerance=1e-4, steps=50):
+  """Find the weights >= 0 [K] with the least loss by Newton's method; return them and the loss.
+
+  The loss is sum(log sum exp(weights logs)) + prior. `logs` are K arrays [n, leaves] of log(p / p
+  of the truth).
   """
   prior_mean = np.eye(len(logs))[-1]
 
-  def loss_and_posterior(w):
-    scores = sum(v * x for v, x in zip(w, logs))
+  def loss_and_posterior(weights):
+    scores = sum(w * x for w, x in zip(weights, logs))
     highest = scores.max(-1, keepdims=True)
     p = np.exp(scores - highest)
     total = p.sum(-1, keepdims=True)
-    return (np.log(total) + highest).sum() + PRIOR / 2 * np.sum((w - prior_mean) ** 2), p / total
+    log_loss = (np.log(total) + highest).sum()
+    penalty = PRIOR / 2 * np.sum((weights - prior_mean) ** 2)
+    return log_loss + penalty, p / total
 
-  w = prior_mean
-  loss, p = loss_and_posterior(w)
+  weights = prior_mean
+  loss, p = loss_and_posterior(weights)
   for _ in range(steps):
-    means = np.stack([(p * x).sum(-1) for x in logs])
-    slope = means.sum(1) + PRIOR * (w - prior_mean)
-    squares = np.array([[np.vdot(px, y) for y in logs] for px in (p * x for x in logs)])
-    curvature = squares - means @ means.T + PRIOR * np.eye(len(w))
-    step = _minimise_quadratic(curvature, slope, w) - w
-    new_loss, new_p = loss_and_posterior(w + step)
+    gradient, curvature = _derivatives(logs, p, weights, prior_mean)
+    step = _minimise_quadratic(curvature, gradient, weights) - weights
+    new_loss, new_p = loss_and_posterior(weights + step)
     # a full step may be too long far from the optimum
     while new_loss > loss and np.abs(step).max() > tolerance:
       step = step / 2
-      new_loss, new_p = loss_and_posterior(w + step)
+      new_loss, new_p = loss_and_posterior(weights + step)
     if new_loss <= loss:
-      w, loss, p = w + step, new_loss, new_p
+      weights, loss, p = weights + step, new_loss, new_p
     if np.abs(step).max() <= tolerance:
       break
-  return w, loss
+  return weights, loss
+
+
+def _derivatives(logs, p, weights, prior_mean):
+  """Compute gradient [K] and Hessian [K, K] of that loss, where p [n, leaves] is the posterior."""
+  # the means and covariances of the logs under p, summed over the examples
+  means = np.zeros((len(logs), len(p)))
+  squares = np.zeros((len(logs), len(logs)))
+  for i, x in enumerate(logs):
+    weighted = p * x
+    means[i] = weighted.sum(-1)
+    squares[i] = [np.vdot(weighted, y) for y in logs]
+  gradient = means.sum(1) + PRIOR * (weights - prior_mean)
+  curvature = squares - means @ means.T + PRIOR * np.eye(len(weights))
+  return gradient, curvature
 
 
 def _minimise_quadratic(curvature, slope, start, sweeps=100):
-  """The x >= 0 that minimises slope (x - start) + (x - start)' curvature (x - start) / 2."""
+  """Find the x >= 0 that minimises slope (x - start) + (x - start)' curvature (x - start) / 2."""
   x = start.copy()
+  # each coordinate in turn goes to its minimum
   for _ in range(sweeps):
     for k in range(len(x)):
       gradient = slope[k] + curvature[k] @ (x - start)
@@ -350,23 +407,31 @@ def calibrate(
   Returns:
     The rules: these weights, the temperature, which was fitted if `examples` is not 0, the gain.
   """
-  labels, by_level = np.asarray(labels), dict(zip(taxonomy.levels, map(float, weights)))
+  labels = np.asarray(labels)
+  by_level = {level: float(weight) for level, weight in zip(taxonomy.levels, weights)}
   rows = np.flatnonzero(labels[:, -1] >= 0)
   if len(rows) < MIN_EXAMPLES:
     return PathRules(by_level, float(np.sum(weights)))
-  rows = rows[:: -(-len(rows) * len(taxonomy.paths) // limit)]
+  rows = even_subset(rows, len(taxonomy.paths), limit)
   scores = np.empty((len(rows), len(taxonomy.paths)))
   for half in (0, 1):
-    others, scored = (
-      [None if p is None else p[rows[k::2]] for p in probs] for k in (1 - half, half)
-    )
-    half_weights = tune(others, labels[rows[1 - half :: 2]], taxonomy)
-    scores[half::2] = path_scores(scored, taxonomy, half_weights) / half_weights.sum()
+    scored_rows = rows[half::2]
+    tuned_rows = rows[1 - half :: 2]
+    half_weights = tune(_select(probs, tuned_rows), labels[tuned_rows], taxonomy)
+    half_scores = path_scores(_select(probs, scored_rows), taxonomy, half_weights)
+    scores[half::2] = half_scores / half_weights.sum()
   truth = labels[rows, -1]
-  gain = (scores.argmax(-1) == truth) * 1.0 - (probs[-1][rows].argmax(-1) == truth)
   temperature = float(f'{np.sum(weights) / most_likely_inverse(scores, truth):.4g}')
+  is_right = scores.argmax(-1) == truth
+  is_right_alone = probs[-1][rows].argmax(-1) == truth
+  gain = is_right * 1.0 - is_right_alone
   error = gain.std(ddof=1) / np.sqrt(len(rows))
   return PathRules(by_level, temperature, len(rows), float(gain.mean()), float(error))
+
+
+def _select(probs: Probs, rows: np.ndarray) -> Probs:
+  """Return the probabilities of some examples."""
+  return [None if p is None else p[rows] for p in probs]
 
 
 def recalibrate(
@@ -388,11 +453,13 @@ def recalibrate(
   rows = np.flatnonzero(labels[:, -1] >= 0)
   if len(rows) < MIN_EXAMPLES:
     return rules
-  rows = rows[:: -(-len(rows) * len(taxonomy.paths) // limit)]
-  scores = path_scores([None if p is None else p[rows] for p in probs], taxonomy, weights)
+  rows = even_subset(rows, len(taxonomy.paths), limit)
+  scores = path_scores(_select(probs, rows), taxonomy, weights)
   truth = labels[rows, -1]
   if rules.allowed is not None:
-    truth, scores = (np.cumsum(rules.allowed) - 1)[truth], scores[:, rules.allowed]
+    scores = scores[:, rules.allowed]
+    # the allowed leaves are numbered 0, 1, ... without the others
+    truth = (np.cumsum(rules.allowed) - 1)[truth]
   inverse = most_likely_inverse(scores / weights.sum(), truth)
   temperature = float(f'{weights.sum() / inverse:.4g}')
   return rules._replace(temperature=temperature, examples=len(rows))

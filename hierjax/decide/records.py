@@ -41,9 +41,12 @@ def to_records(
   n = len(next(iter(probs.values())))
   records = [{} for _ in range(n)]
   for block in taxonomy.blocks:
-    WRITERS[block.kind](records, decisions[block.kind], probs, block.taxonomy, top)
-  for i, record in enumerate(records if 'answer' in decisions else ()):
-    record['answer'] = answer_record(decisions['answer'], i, taxonomy.table('exclusive'))
+    write = WRITERS[block.kind]
+    write(records, decisions[block.kind], probs, block.taxonomy, top)
+  if 'answer' in decisions:
+    table = taxonomy.table('exclusive')
+    for i, record in enumerate(records):
+      record['answer'] = answer_record(decisions['answer'], i, table)
   if 'sets' in decisions:
     _write_sets(records, decisions, taxonomy.table('exclusive'))
   return records
@@ -65,6 +68,7 @@ def add_label_gains(
 
 
 def _write_sets(records, decisions, table):
+  """Write the classes of each set, level by level, the most likely first."""
   prob = decisions['exclusive']['joint'].prob
   for i, (record, leaves) in enumerate(zip(records, decisions['sets'])):
     record['sets'] = {}
@@ -74,31 +78,39 @@ def _write_sets(records, decisions, table):
 
 
 def _write_paths(records, decision, probs, taxonomy, top):
-  joint, prob = decision['joint'], dict(zip(taxonomy.levels, decision['independent'].prob))
+  """Write the joint decision's path and the classes that each head ranks highest."""
+  joint = decision['joint']
+  head_prob = dict(zip(taxonomy.levels, decision['independent'].prob))
   heads = [level for level in taxonomy.levels if level in probs]
-  order = {level: np.argsort(-prob[level], kind='stable')[:, :top] for level in heads}
+  # {level: int [N, top]}, the classes that are listed
+  order = {level: np.argsort(-head_prob[level], kind='stable')[:, :top] for level in heads}
   for i, record in enumerate(records):
     record['path'], record['prob'], record['top'] = {}, {}, {}
-    for level, names, c, p in zip(taxonomy.levels, taxonomy.names, joint.pred[i], joint.prob):
-      record['path'][level] = names[c]
-      record['prob'][level] = round(float(p[i, c]), DIGITS)
+    for k, level in enumerate(taxonomy.levels):
+      c = joint.pred[i, k]
+      record['path'][level] = taxonomy.names[k][c]
+      record['prob'][level] = round(float(joint.prob[k][i, c]), DIGITS)
     for level in heads:
       names = taxonomy.names[taxonomy.index(level)]
-      record['top'][level] = [
-        [names[c], round(float(prob[level][i, c]), DIGITS)]
-        for c in order[level][i]
-        if joint.outside is None or prob[level][i, c] > 0
-      ]
+      p = head_prob[level][i]
+      classes = order[level][i]
+      if joint.outside is not None:
+        # without those that are not allowed
+        classes = classes[p[classes] > 0]
+      record['top'][level] = [[names[c], round(float(p[c]), DIGITS)] for c in classes]
     if joint.outside is not None:
       record['outside'] = round(float(joint.outside[i]), DIGITS)
 
 
 def _write_tags(records, decision, probs, taxonomy, top):
+  """Write the classes that are present and the probabilities of all."""
   pred = taxonomy.split(decision.pred)
   for i, record in enumerate(records):
-    classes, prob = record.setdefault('classes', {}), record.setdefault('prob', {})
+    classes = record.setdefault('classes', {})
+    prob = record.setdefault('prob', {})
     for level, names in zip(taxonomy.levels, taxonomy.names):
-      classes[level] = [name for name, is_present in zip(names, pred[level][i]) if is_present]
+      is_present = pred[level][i]
+      classes[level] = [name for c, name in enumerate(names) if is_present[c]]
       prob[level] = {name: round(float(p), DIGITS) for name, p in zip(names, probs[level][i])}
 
 
@@ -118,14 +130,16 @@ def answer_record(answers: Answers, i: int, taxonomy: Taxonomy) -> dict:
     'name' of the node, of facets all classes of it; 'prob' of the node; 'depth', the number of
     levels that it fixes; 'reason' why it is no deeper.
   """
-  path, depth = answers.path[i].tolist(), int(answers.depth[i])
+  path = answers.path[i].tolist()
   # a branch that ended early is answered in full
-  depth = min(depth, int(taxonomy.depth[path[-1]]))
-  kind = KNOWN if depth == taxonomy.depth[path[-1]] else UNSURE
+  full_depth = int(taxonomy.depth[path[-1]])
+  depth = min(int(answers.depth[i]), full_depth)
+  kind = KNOWN if depth == full_depth else UNSURE
   return _node(kind, taxonomy, path, depth, answers.prob[i], _reason(answers, i, taxonomy))
 
 
 def _node(kind, taxonomy, path, depth, prob, reason):
+  """Describe the node that the first `depth` levels of a path are, see `answer_record`."""
   return {
     'kind': kind,
     'level': taxonomy.levels[depth - 1] if depth else None,
@@ -154,13 +168,15 @@ def answer_or_new(
     where that is unsure.
   """
   path = line.path[i].tolist()
-  is_new, depth = level < len(path), min(level, int(taxonomy.depth[path[-1]]))
+  is_new = level < len(path)
   if answer and not is_new:
     return answer
   if answer and answer['depth'] < level:
     return {**answer, 'kind': NEW, 'reason': f'{reason}; {answer["reason"]}'}
+  kind = NEW if is_new else KNOWN
+  depth = min(level, int(taxonomy.depth[path[-1]]))
   prob = line.prob[i, depth - 1] if depth else 1
-  return _node(NEW if is_new else KNOWN, taxonomy, path, depth, prob, reason)
+  return _node(kind, taxonomy, path, depth, prob, reason)
 
 
 def node_name(taxonomy: Taxonomy, path: Sequence[int], depth: int) -> str:
@@ -173,18 +189,21 @@ def node_name(taxonomy: Taxonomy, path: Sequence[int], depth: int) -> str:
   """
   names = []
   for k in range(depth):
-    level, deeper = taxonomy.levels[k], taxonomy.levels[k + 1 : depth]
+    level = taxonomy.levels[k]
+    deeper = taxonomy.levels[k + 1 : depth]
     if not any(taxonomy.nests(child, level) for child in deeper):
       names.append(taxonomy.names[k][path[k]])
   return ', '.join(names)
 
 
 def _reason(answers, i, taxonomy):
-  depth, needed = int(answers.depth[i]), float(answers.needed[i])
+  """Say why the answer of example i is no deeper."""
   if answers.cost is not None:
     cost, of_leaf = answers.cost[i].tolist()
     reason = f'least expected cost {cost:.2g}'
     return reason if of_leaf <= cost else f'{reason}, of the most likely leaf {of_leaf:.2g}'
+  depth = int(answers.depth[i])
+  needed = float(answers.needed[i])
   score = float(answers.score[i])
   # below one half, and where each level has its threshold, probabilities are compared
   by_prob = np.isnan(score) or needed < HALF
@@ -192,11 +211,6 @@ def _reason(answers, i, taxonomy):
     if by_prob:
       return f'its probability reaches {needed:.2g}'
     return f'no level costs more than {1 - needed:.2g} of the probability'
-  names = [
-    f'{taxonomy.names[depth][c]} at {p:.2g}'
-    for c, p in zip(answers.classes[i].tolist(), answers.class_prob[i].tolist())
-    if c >= 0
-  ]
   level = taxonomy.levels[depth]
   if needed >= NEVER:
     return f'{level}: too few calibration images to answer at this risk'
@@ -205,4 +219,9 @@ def _reason(answers, i, taxonomy):
     costs = f'{needed:.2g} is needed'
   elif score < HALF:
     costs = 'none is more likely right than wrong'
-  return f'{level} unsure: {" and ".join(names)}; {costs}'
+  children = [
+    f'{taxonomy.names[depth][c]} at {p:.2g}'
+    for c, p in zip(answers.classes[i].tolist(), answers.class_prob[i].tolist())
+    if c >= 0
+  ]
+  return f'{level} unsure: {" and ".join(children)}; {costs}'

@@ -40,21 +40,26 @@ def fit_sets(posterior: np.ndarray, leaf: np.ndarray, risk: float, kind: str = '
     risk: see `SetRule`.
     kind: 'lac' or 'aps'.
   """
+  # the limit at which the set of each example would hold its true leaf
   needed = np.full(len(leaf), np.inf)
   for rows, p in lineages.blocks(posterior):
-    needed[rows] = np.take_along_axis(_totals(p, kind), np.maximum(leaf[rows], 0)[:, None], 1)[:, 0]
+    true_leaf = np.maximum(leaf[rows], 0)
+    needed[rows] = _totals(p, kind)[np.arange(len(p)), true_leaf]
   needed = np.sort(needed[leaf >= 0])
+  # rounding must not cost an example
   rank = int(np.ceil((len(needed) + 1) * (1 - risk) - 1e-9))
-  return SetRule(risk, kind, float(np.append(needed, np.inf)[rank - 1]), len(needed))
+  limit = np.append(needed, np.inf)[rank - 1]
+  return SetRule(risk, kind, float(limit), len(needed))
 
 
 def _totals(p, kind):
-  """What the limit must be for each leaf to be in the set, float [N, leaf]."""
+  """Compute what the limit must be for each leaf to be in the set, float [N, leaf]."""
   if kind == 'lac':
     return 1 - p
   order = np.argsort(-p, 1, kind='stable')
+  sums = np.cumsum(np.take_along_axis(p, order, 1), 1)
   totals = np.empty_like(p)
-  np.put_along_axis(totals, order, np.cumsum(np.take_along_axis(p, order, 1), 1), 1)
+  np.put_along_axis(totals, order, sums, 1)
   return totals
 
 
@@ -107,18 +112,30 @@ def cover(leaves: np.ndarray, paths: np.ndarray, most: int) -> list[tuple[int, i
     if depth == paths.shape[1] or len(members) == size:
       return options
     _, starts = np.unique(tree.of_leaf[members, depth], return_index=True)
-    total = {0: (0, [])}
+    below = {0: (0, [])}
     for child in np.split(members, np.sort(starts)[1:]):
-      below = best(child, depth + 1)
-      pairs = [(a + b, total[a], below[b]) for a in total for b in below if a + b <= most]
-      total = {}
-      for count, one, other in pairs:
-        total_size = one[0] + other[0]
-        if count not in total or total_size < total[count][0]:
-          total[count] = (total_size, one[1] + other[1])
-    for count, option in total.items():
+      below = _combine(below, best(child, depth + 1), most)
+    for count, option in below.items():
       if count not in options or option[0] <= options[count][0]:
         options[count] = option
     return options
 
-  return min(best(leaves, 0).items(), key=lambda item: (item[1][0], item[0]))[1][1]
+  options = best(leaves, 0)
+  fewest_leaves = min(options, key=lambda count: (options[count][0], count))
+  return options[fewest_leaves][1]
+
+
+def _combine(options, others, most):
+  """Join the nodes of each two options, and take the one with the fewest leaves of each number.
+
+  Options are {number of nodes: (leaves in them, nodes)}, with at most `most` nodes.
+  """
+  joined = {}
+  for number, (size, nodes) in options.items():
+    for other_number, (other_size, other_nodes) in others.items():
+      total = number + other_number
+      if total > most:
+        continue
+      if total not in joined or size + other_size < joined[total][0]:
+        joined[total] = (size + other_size, nodes + other_nodes)
+  return joined

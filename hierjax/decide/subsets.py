@@ -54,7 +54,7 @@ def condition(
 
 
 def _exponentials(scores, temperature):
-  """exp((scores - highest) / temperature) [N, C] and the highest scores [N]."""
+  """Return exp((scores - highest) / temperature) [N, C] and the highest scores [N]."""
   x = np.maximum(scores, LOWEST)
   highest = x.max(-1, keepdims=True)
   # in place: fresh memory costs more than the arithmetic

@@ -39,19 +39,34 @@ def calibration_split(c: ConfigDict, rules: Rules, is_tuned: bool) -> str | None
   if 'exclusive' not in rules:
     return None
   name = calibration_images(c)
-  before = None if is_tuned else rules.get('sets')
-  is_asked = bool(c.decide.sets) and (before and before[:2]) != (c.decide.sets, c.decide.set_kind)
-  if c.decide.risk or c.decide.costs:
-    requested = c.decide.risk, c.decide.confidence, c.decide.by, cost_rows(c), c.decide.price
-    rule = None if is_tuned else rules.get('answer')
-    before = rule and (rule.backoff or (None, None, 'one'))[:3]
-    is_asked |= rule is None or (*before, rule.costs, rule.price) != requested
-  return name if is_asked or (name != c.data.val and is_tuned) else None
+  # images that are set apart calibrate whatever is tuned
+  is_recalibrated = is_tuned and name != c.data.val
+  are_fitted = _are_fitted(c, {} if is_tuned else rules)
+  return name if is_recalibrated or not are_fitted else None
+
+
+def _are_fitted(c: ConfigDict, rules: Rules) -> bool:
+  """Whether the rules have the sets and answers that the options ask for."""
+  options = c.decide
+  are_fitted = True
+  if options.sets:
+    rule = rules.get('sets')
+    are_fitted = rule is not None and rule[:2] == (options.sets, options.set_kind)
+  if options.risk or options.costs:
+    requested = options.risk, options.confidence, options.by, cost_rows(c), options.price
+    rule = rules.get('answer')
+    if rule is None:
+      return False
+    risk, confidence, by = rule.backoff[:3] if rule.backoff else (None, None, 'one')
+    are_fitted &= requested == (risk, confidence, by, rule.costs, rule.price)
+  return are_fitted
 
 
 def calibration_images(c: ConfigDict) -> str:
   """Name the split of calibration images; that of validation where none is set apart."""
-  return c.data.calibration or (CALIBRATION if c.data.calibration_share else c.data.val)
+  if c.data.calibration:
+    return c.data.calibration
+  return CALIBRATION if c.data.calibration_share else c.data.val
 
 
 def cost_rows(c: ConfigDict) -> tuple[tuple[str, str, float], ...] | str | None:
@@ -70,7 +85,8 @@ def cost_rows(c: ConfigDict) -> tuple[tuple[str, str, float], ...] | str | None:
   lower = [column.casefold() for column in table.columns]
   if not {'from', 'to', 'cost'} <= {*lower}:
     raise UserError(f'{path}: has no columns from, to and cost, but {", ".join(table.columns)}')
-  places, rows = [lower.index(name) for name in ('from', 'to', 'cost')], []
+  places = [lower.index(name) for name in ('from', 'to', 'cost')]
+  rows = []
   for number, cells in table.rows:
     source, target, text = (cells[i].strip() for i in places)
     try:
@@ -111,15 +127,19 @@ def fit(
   Returns:
     The rules and lines for the user.
   """
-  block, options = taxonomy.block('exclusive'), c.decide
-  labels, table = outputs.labels[:, block.columns], block.taxonomy
+  options = c.decide
+  block = taxonomy.block('exclusive')
+  table = block.taxonomy
+  labels = outputs.labels[:, block.columns]
   # rules that another split has fitted go, as the temperature may become another one
-  is_kept = {kind: kind not in FITTED or rule.split in ('', split) for kind, rule in rules.items()}
-  rules = {kind: rule for kind, rule in rules.items() if is_kept[kind]}
+  rules = {
+    kind: rule for kind, rule in rules.items() if kind not in FITTED or rule.split in ('', split)
+  }
   if split != c.data.val:
     probs = [outputs.probs.get(level) for level in table.levels]
     rules['exclusive'] = paths.recalibrate(probs, labels, table, rules['exclusive'])
-  rows, notes = cost_rows(c), []
+  rows = cost_rows(c)
+  notes = []
   if split == c.data.val and (options.risk or options.sets):
     notes.append(
       f'warning: the risk of answers and sets is fitted on {split}, which also chose the '
@@ -137,18 +157,19 @@ def fit(
 
 
 def _fit_answers(posterior, labels, table, rows, options, split, notes) -> AnswerRules:
-  """Their rule; a note where the images are too few."""
+  """Fit the rule of answers; add a note where the images are too few."""
   line = lineages.lineage(posterior, table.paths)
-  losses, bound = backoff.mistakes(line.path, labels), 1.0
   if rows:
     built = costs.build(rows, table, options.price)
     losses, bound = costs.losses(line.path, labels, built), built.largest
+  else:
+    losses, bound = backoff.mistakes(line.path, labels), 1.0
 
-  def fitted(risk):
-    arguments = risk, options.confidence, options.by, bound, len(table.names[0])
-    return backoff.fit_backoff(line, losses, *arguments)
+  def fit_risk(risk):
+    branches = len(table.names[0])
+    return backoff.fit_backoff(line, losses, risk, options.confidence, options.by, bound, branches)
 
-  rule = fitted(options.risk)
+  rule = fit_risk(options.risk)
   least = bound * backoff.smallest_risk(min(rule.examples), options.confidence)
   if least > options.risk:
     notes.append(
@@ -156,13 +177,13 @@ def _fit_answers(posterior, labels, table, rows, options, split, notes) -> Answe
       f'{options.risk:g}: nothing is answered where no more are; so many can guarantee {least:.2g}'
     )
   risks = {float(f'{bound * risk:g}') for risk in RISKS} - {options.risk}
-  others = tuple(fitted(risk) for risk in sorted(risks) if risk >= least)
+  others = tuple(fit_risk(risk) for risk in sorted(risks) if risk >= least)
   n = int(np.isfinite(losses).all(1).sum())
   return AnswerRules(split, n, rule, rows, options.price, others)
 
 
 def _fit_sets(posterior, labels, options, split, notes) -> Rules:
-  """{'sets': their rule}, or {} and a note where the images are too few."""
+  """Fit {'sets': their rule}, or {} and add a note where the images are too few."""
   rule = sets.fit_sets(posterior, labels[:, -1], options.sets, options.set_kind)
   if np.isfinite(rule.limit):
     return {'sets': rule._replace(split=split)}
@@ -182,21 +203,26 @@ def measure(
     taxonomy: the levels.
     rules: of the decisions, with 'answer'.
   """
-  block, rule = taxonomy.block('exclusive'), rules['answer']
-  labels, table = outputs.labels[:, block.columns], block.taxonomy
+  block = taxonomy.block('exclusive')
+  table = block.taxonomy
+  labels = outputs.labels[:, block.columns]
   results = outputs.reduce(taxonomy, rules).results
-  joint, answers = decisions['exclusive']['joint'], decisions['answer']
-  is_wrong = _is_wrong(answers.path, answers.depth, labels)
+  answers = decisions['answer']
+  pred = decisions['exclusive']['joint'].pred
   is_judged = (labels >= 0).all(1)
+  is_wrong = _is_wrong(answers.path, answers.depth, labels)
+  # float64 [N] each, NaN without a full path
   values = {'risk': is_wrong, 'depth': np.where(is_judged, answers.depth, np.nan)}
   for k, level in enumerate(table.levels):
     values[f'risk/{level}'] = _is_wrong(answers.path, np.minimum(answers.depth, k + 1), labels)
-    values[f'risk/{level}'][answers.depth <= k] *= 0
+    # a level that is not answered is not wrong
+    values[f'risk/{level}'][is_judged & (answers.depth <= k)] = 0
+  rule = rules['answer']
   result = {'split': rule.split, 'examples': rule.examples, 'costs': None, 'risk': None}
   if rule.backoff:
     result |= {name: getattr(rule.backoff, name) for name in ('risk', 'confidence', 'by')}
   if rule.costs:
-    values |= _costs(answers, joint.pred[:, -1], labels, table, rule)
+    values |= _costs(answers, pred[:, -1], labels, table, rule)
     result['costs'] = 'lca' if rule.costs == costs.LCA else len(rule.costs)
   return result | {
     'n': int(is_judged.sum()),
@@ -204,7 +230,7 @@ def measure(
     'depths': _by_depth(answers.depth, is_wrong, table),
     'branches': _by_branch(answers, is_wrong, results.curves.lineage, labels, table),
     'curves': curves(results.curves, labels, table.paths),
-    'calibration': _calibration(results, joint.pred, labels, table),
+    'calibration': _calibration(results, pred, labels, table),
   }
 
 
@@ -216,10 +242,12 @@ def measure_sets(outputs: Outputs, taxonomy: Taxonomy | Mixed, rules: Rules) -> 
     taxonomy: the levels.
     rules: of the decisions, with 'sets'.
   """
-  block, results = taxonomy.block('exclusive'), outputs.results.sets
+  block = taxonomy.block('exclusive')
+  results = outputs.results.sets
   is_judged = (outputs.labels[:, block.columns] >= 0).all(1)
   values = {'missed': np.where(is_judged, 1.0 - results['is_in'], np.nan)}
-  values |= {f'size/{k}': x for k, x in zip(block.levels, results['size'].T.astype(float))}
+  for k, level in enumerate(block.levels):
+    values[f'size/{level}'] = results['size'][:, k].astype(float)
   return rules['sets']._asdict() | {
     'n': int(is_judged.sum()),
     'measured': bootstrap.intervals(values, RESAMPLINGS),
@@ -228,30 +256,35 @@ def measure_sets(outputs: Outputs, taxonomy: Taxonomy | Mixed, rules: Rules) -> 
 
 def describe_sets(result: Mapping) -> str:
   """Return the sets in words, of what `measure_sets` returned."""
-  missed, *sizes = result['measured'].items()
-  if not missed[1]:
+  measured = dict(result['measured'])
+  missed = measured.pop('missed')
+  if not missed:
     return 'sets: no image with a full path'
-  share, sizes = missed[1], [f'{x["mean"]:.2f} of {k.removeprefix("size/")}' for k, x in sizes]
+  sizes = [f'{x["mean"]:.2f} of {name.removeprefix("size/")}' for name, x in measured.items()]
   return (
-    f'sets: {100 * share["mean"]:.1f}% of the images have their class outside '
-    f'({100 * share["low"]:.1f} to {100 * share["high"]:.1f}), wanted {100 * result["risk"]:g}% '
+    f'sets: {100 * missed["mean"]:.1f}% of the images have their class outside '
+    f'({100 * missed["low"]:.1f} to {100 * missed["high"]:.1f}), wanted {100 * result["risk"]:g}% '
     f'by {result["examples"]} images of {result["split"]}; classes on average {", ".join(sizes)}'
   )
 
 
 def describe(result: Mapping) -> str:
   """Return the answers in words, of what `measure` returned."""
-  risk, depth = result['measured']['risk'], result['measured']['depth']
+  measured = result['measured']
+  risk, depth = measured['risk'], measured['depth']
   if not risk:
     return 'answers: no image with a full path'
   if result['costs']:
-    cost, argmax = (1000 * result['measured'][name]['mean'] for name in ('cost', 'cost_argmax'))
+    cost = 1000 * measured['cost']['mean']
+    argmax = 1000 * measured['cost_argmax']['mean']
     return (
       f'answers: cost per 1,000 images {cost:.0f}, of the most likely leaf {argmax:.0f}; '
       f'{depth["mean"]:.2f} levels deep, {100 * risk["mean"]:.1f}% wrong'
     )
-  levels = [x['mean'] for name, x in result['measured'].items() if name.startswith('risk/')]
-  at_level = f', {100 * max(levels):.1f}% at a level' if result['by'] == 'level' else ''
+  at_level = ''
+  if result['by'] == 'level':
+    levels = [x['mean'] for name, x in measured.items() if name.startswith('risk/')]
+    at_level = f', {100 * max(levels):.1f}% at a level'
   return (
     f'answers: {100 * risk["mean"]:.1f}% wrong ({100 * risk["low"]:.1f} to '
     f'{100 * risk["high"]:.1f}){at_level}, wanted {100 * result["risk"]:g}% by '
@@ -260,47 +293,50 @@ def describe(result: Mapping) -> str:
 
 
 def _is_wrong(path, depth, labels):
-  """float64 [N]: 1 where a class of the answer is wrong, NaN without a full path."""
+  """Return 1 where a class of the answer is wrong, 0 where none is, NaN without a full path."""
   is_counted = np.arange(path.shape[1]) < depth[:, None]
   is_wrong = ((path != labels) & is_counted).any(1)
   return np.where((labels >= 0).all(1), is_wrong, np.nan)
 
 
 def _costs(answers, leaf, labels, table, rule):
-  """What the answers and the most likely leaves cost, each float64 [N]."""
-  built, is_judged = costs.build(rule.costs, table, rule.price), (labels >= 0).all(1)
+  """Compute what the answers and the most likely leaves cost, each float64 [N]."""
+  built = costs.build(rule.costs, table, rule.price)
+  is_judged = (labels >= 0).all(1)
   node = built.tree.of_leaf[answers.path[:, -1], answers.depth - 1]
-  node = np.where(answers.depth > 0, node, -1)
-  values = {'cost': node, 'cost_argmax': built.tree.of_leaf[leaf, -1]}
-  return {
-    name: np.where(is_judged, costs.realised(labels[:, -1], nodes, built), np.nan)
-    for name, nodes in values.items()
+  nodes = {
+    'cost': np.where(answers.depth > 0, node, -1),
+    'cost_argmax': built.tree.of_leaf[leaf, -1],
   }
+  values = {name: costs.realised(labels[:, -1], node, built) for name, node in nodes.items()}
+  return {name: np.where(is_judged, cost, np.nan) for name, cost in values.items()}
 
 
 def _by_depth(depth, is_wrong, table):
-  """For each level: the images answered there, and the share of them that is wrong."""
-  names, shares = ('', *table.levels), {}
-  for d, name in enumerate(names):
+  """Count the images answered at each level, and the share of them that is wrong."""
+  shares = {}
+  for d, name in enumerate(('', *table.levels)):
     rows = (depth == d) & np.isfinite(is_wrong)
     shares[name] = {'images': int(rows.sum()), 'wrong': bootstrap.nanmean(is_wrong[rows])}
   return shares
 
 
 def _by_branch(answers, is_wrong, line, labels, table):
-  """For each coarsest class: images, risk, depth, and calibration error of the finest level."""
-  is_judged, branches = np.isfinite(is_wrong), {}
+  """Measure for each coarsest class images, risk, depth, and calibration of the finest level."""
+  is_judged = np.isfinite(is_wrong)
   count = np.bincount(labels[is_judged, 0], minlength=len(table.names[0]))
-  confidence, leaf = line.prob[:, -1], line.path[:, -1]
-  for c in np.argsort(-count, kind='stable')[:BRANCHES].tolist():
+  largest = np.argsort(-count, kind='stable')[:BRANCHES]
+  branches = {}
+  for c in largest.tolist():
     rows = np.flatnonzero(is_judged & (labels[:, 0] == c))
-    if len(rows):
-      branches[table.names[0][c]] = {
-        'images': len(rows),
-        'wrong': float(is_wrong[rows].mean()),
-        'depth': float(answers.depth[rows].mean()),
-        'ece': metrics.ece(confidence[rows], leaf[rows], labels[rows, -1]),
-      }
+    if not len(rows):
+      continue
+    branches[table.names[0][c]] = {
+      'images': len(rows),
+      'wrong': float(is_wrong[rows].mean()),
+      'depth': float(answers.depth[rows].mean()),
+      'ece': metrics.ece(line.prob[rows, -1], line.path[rows, -1], labels[rows, -1]),
+    }
   return branches
 
 
@@ -321,45 +357,46 @@ def curves(parts: Curves, labels: np.ndarray, table: np.ndarray) -> dict[str, li
   rows = np.flatnonzero((labels >= 0).all(1))
   if not len(rows):
     return {}
-  labels, leaf = labels[rows], labels[rows, -1]
-  parts, tree = jax.tree.map(lambda x: x[rows], parts), lineages.nodes(table)
-  line, best, prob = parts.lineage, parts.node, parts.prob
+  labels = labels[rows]
+  parts = jax.tree.map(lambda x: x[rows], parts)
+  tree = lineages.nodes(table)
+  line = parts.lineage
   scores = backoff.level_scores(line.prob)
 
-  def point(node):
+  def of_nodes(node):
     depth = np.where(node >= 0, tree.depth[node], 0)
-    is_wrong = (node >= 0) & (tree.of_leaf[leaf, depth - 1] != node)
+    true_node = tree.of_leaf[labels[:, -1], depth - 1]
+    is_wrong = (node >= 0) & (true_node != node)
     return [float(is_wrong.mean()), float(depth.mean())]
 
-  def answered(threshold):
-    depth = baselines.on_lineage(scores, threshold)
-    return [float(np.mean(_is_wrong(line.path, depth, labels))), float(depth.mean())]
+  def of_lineage(values, threshold):
+    depth = baselines.on_lineage(values, threshold)
+    is_wrong = _is_wrong(line.path, depth, labels)
+    return [float(np.mean(is_wrong)), float(depth.mean())]
 
-  def fixed(threshold):
-    depth = baselines.on_lineage(line.prob, threshold)
-    return [float(np.mean(_is_wrong(line.path, depth, labels))), float(depth.mean())]
+  def of_speciesnet(species, sums):
+    return of_nodes(baselines.speciesnet(parts.node, parts.prob, species, sums))
 
   ratio = baselines.SUMS / baselines.SPECIES
   return {
-    'answers': [answered(t) for t in THRESHOLDS],
-    'lineage': [fixed(t) for t in THRESHOLDS],
-    'darts': [point(node) for node in parts.darts.T],
-    'speciesnet': [point(baselines.speciesnet(best, prob, t, ratio * t)) for t in THRESHOLDS],
-    'fixed .65': [fixed(baselines.SUMS)],
-    'speciesnet as published': [point(baselines.speciesnet(best, prob))],
+    'answers': [of_lineage(scores, t) for t in THRESHOLDS],
+    'lineage': [of_lineage(line.prob, t) for t in THRESHOLDS],
+    'darts': [of_nodes(node) for node in parts.darts.T],
+    'speciesnet': [of_speciesnet(t, ratio * t) for t in THRESHOLDS],
+    'fixed .65': [of_lineage(line.prob, baselines.SUMS)],
+    'speciesnet as published': [of_speciesnet(baselines.SPECIES, baselines.SUMS)],
   }
 
 
 def _calibration(results, pred, labels, table):
-  """{level: {score: {'before', 'after'}}}, each with its interval; before is temperature 1."""
+  """Measure {level: {score: {'before', 'after'}}}, with intervals; before is temperature 1."""
   calibrated = {}
   for k, level in enumerate(table.levels):
     values = {}
-    for moment, x in (('before', results.before), ('after', results.after)):
-      scores = {name: x[name][:, k] for name in ('brier', 'log_loss')}
-      measured = bootstrap.intervals(scores, RESAMPLINGS)
-      error = metrics.ece_interval(x['confidence'][:, k], pred[:, k], labels[:, k])
-      values[moment] = {'ece': error} | measured
+    for moment, scores in (('before', results.before), ('after', results.after)):
+      error = metrics.ece_interval(scores['confidence'][:, k], pred[:, k], labels[:, k])
+      of_level = {name: scores[name][:, k] for name in ('brier', 'log_loss')}
+      values[moment] = {'ece': error} | bootstrap.intervals(of_level, RESAMPLINGS)
     calibrated[level] = {
       name: {moment: values[moment][name] for moment in values}
       for name in ('ece', 'brier', 'log_loss')

@@ -41,23 +41,24 @@ def intervals(
   Returns:
     {name: {'mean', 'low', 'high'}}, None where all values are NaN.
   """
-  names = list(values)
-  table = np.stack([np.asarray(values[name], np.float64) for name in names], -1)
+  table = np.stack([np.asarray(x, np.float64) for x in values.values()], -1)  # [N, name]
   count = len(table)
   is_defined = ~np.isnan(table)
+  # a mean is the sum of the values over the number of those that count
   both = np.concatenate([np.where(is_defined, table, 0), is_defined], -1)
   rng = np.random.default_rng(seed)
-  draws = n if count else 0
-  sums = np.zeros((draws, both.shape[1]))
-  for i in range(draws):
-    sums[i] = np.bincount(rng.integers(count, size=count), minlength=count) @ both
+  sums = np.zeros((n if count else 0, both.shape[1]))
+  for i in range(len(sums)):
+    sample = rng.integers(count, size=count)
+    sums[i] = np.bincount(sample, minlength=count) @ both
+  totals, numbers = np.split(sums, 2, axis=1)
   out = {}
-  for i, name in enumerate(names):
+  for i, name in enumerate(values):
     if not is_defined[:, i].any():
       out[name] = None
       continue
-    total, number = sums[:, i], sums[:, len(names) + i]
-    means = total[number > 0] / number[number > 0]
+    is_any = numbers[:, i] > 0
+    means = totals[is_any, i] / numbers[is_any, i]
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
     out[name] = {'mean': nanmean(table[:, i]), 'low': float(low), 'high': float(high)}
   return out
@@ -75,8 +76,10 @@ def wilson(right: np.ndarray, n: np.ndarray, z: float = 1.96) -> tuple[np.ndarra
     (low, high), float [C]; NaN where there are no trials.
   """
   with np.errstate(invalid='ignore', divide='ignore'):
-    p, spread = right / n, z * z / n
-    middle, half = p + spread / 2, np.sqrt(p * (1 - p) * spread + spread**2 / 4)
+    p = right / n
+    spread = z * z / n
+    middle = p + spread / 2
+    half = np.sqrt(p * (1 - p) * spread + spread**2 / 4)
     return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
 
 
@@ -141,12 +144,16 @@ def difference(
   if not interval:
     return None
   n = len(ours)
+  # [method, seed]
   means = np.array([[nanmean(values) for values in runs] for runs in (ours, baseline)])
   mean = float(means[0].mean() - means[1].mean())
   if same_weights:
     means = means[:1] - means[1:]
-  alone = 0.0 if same_weights else np.nan
-  variances = means.var(1, ddof=1) / n if n > 1 else np.full(len(means), alone)
+  # of the mean over the seeds
+  if n > 1:
+    variances = means.var(1, ddof=1) / n
+  else:
+    variances = np.full(len(means), 0.0 if same_weights else np.nan)
   is_contradicted = variances.mean() > SEED_DEVIATION**2 / n
   is_assumed = is_share and n < MEASURING_SEEDS and not same_weights and not is_contradicted
   if is_assumed:
@@ -179,15 +186,18 @@ def paired_difference(
     (low, high); None where no resampling has values of every run.
   """
   a, b = np.atleast_2d(a), np.atleast_2d(b)
-  values = np.concatenate([a, b])
-  table = np.stack([np.nan_to_num(values), ~np.isnan(values)], 1).reshape(2 * len(values), -1).T
+  runs = np.concatenate([a, b])
+  # a row an example: of each run its value, 0 where it does not count, and whether it counts
+  columns = np.stack([np.nan_to_num(runs), ~np.isnan(runs)], 1)
+  table = columns.reshape(2 * len(runs), -1).T
   rows, times = np.unique(table, axis=0, return_counts=True)
-  sums = np.random.default_rng(seed).multinomial(len(table), times / len(table), size=n) @ rows
-  total, number = sums[:, ::2], sums[:, 1::2]
+  draws = np.random.default_rng(seed).multinomial(len(table), times / len(table), size=n)
+  sums = draws @ rows
+  totals, numbers = sums[:, ::2], sums[:, 1::2]
   # a resampling without a single mistake has no severity
-  is_defined = (number > 0).all(1)
+  is_defined = (numbers > 0).all(1)
   if not is_defined.any():
     return None
-  means = total[is_defined] / number[is_defined]
+  means = totals[is_defined] / numbers[is_defined]
   differences = means[:, len(a) :].mean(1) - means[:, : len(a)].mean(1)
   return tuple(np.quantile(differences, (0.025, 0.975)).tolist())

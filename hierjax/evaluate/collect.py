@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import flax.linen as nn
@@ -48,19 +47,22 @@ def eval_step(
     {level with a head: probabilities float32 [B, C], the mean over the views}, and the features of
     the first view, float32 [B, d].
   """
-  views = images.shape[1] if images.ndim == 5 else 1
-  x = rearrange(images, 'b v h w c -> (b v) h w c') if images.ndim == 5 else images
-  logits, features = model.apply(variables, x)
+  views = 1
+  if images.ndim == 5:
+    views = images.shape[1]
+    images = rearrange(images, 'b v h w c -> (b v) h w c')
+  logits, features = model.apply(variables, images)
   probs = {}
   for block in taxonomy.blocks:
     for level in block.levels:
       if level in logits:
         p = ACTIVATIONS[block.kind](logits[level].astype(jnp.float32))
         probs[level] = rearrange(p, '(b v) c -> b v c', v=views).mean(1)
-  first = jax.tree.map(
-    lambda x: rearrange(x.astype(jnp.float32), '(b v) ... -> b v ...', v=views)[:, 0], features
-  )
-  return constrain(probs, taxonomy), first
+
+  def first_view(x):
+    return rearrange(x.astype(jnp.float32), '(b v) ... -> b v ...', v=views)[:, 0]
+
+  return constrain(probs, taxonomy), jax.tree.map(first_view, features)
 
 
 def constrain(probs: Mapping[str, jax.Array], taxonomy: Taxonomy | Mixed) -> dict[str, jax.Array]:
@@ -136,8 +138,9 @@ class Outputs:
 
   def select(self, rows: np.ndarray) -> 'Outputs':
     """Return the outputs of some examples, by a mask or numbers of rows."""
-    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'broken'}
-    return Outputs(broken=self.broken, **jax.tree.map(lambda x: x[rows], fields))
+    fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    broken = fields.pop('broken')
+    return Outputs(broken=broken, **jax.tree.map(lambda x: x[rows], fields))
 
   def reduce(
     self, taxonomy: Taxonomy | Mixed, rules: Rules, names: Sequence[str] = PATHS
@@ -165,7 +168,8 @@ class Outputs:
       rules: of the decisions; of reduced outputs, those of tags alone are read.
     """
     results = self.reduce(taxonomy, rules).results
-    return decide(self.probs, taxonomy, rules, exclusive=results and results.decisions)
+    exclusive = results.decisions if results else None
+    return decide(self.probs, taxonomy, rules, exclusive=exclusive)
 
 
 def collect(
@@ -229,7 +233,7 @@ def collect(
 
 
 def _part(batch, computed, with_features, reduction):
-  """What is kept of this process's part of a batch, a tree of arrays with a row an image."""
+  """Keep of this process's part of a batch a tree of arrays with a row an image."""
   probs, features = parallel.local(computed)
   part = {key: batch[key] for key in ('index', 'mask', 'broken')}
   part['features'] = features if with_features else None
@@ -239,7 +243,8 @@ def _part(batch, computed, with_features, reduction):
     if not all(rows.all() for rows in part['finite'].values()):
       probs = {level: np.nan_to_num(p) for level, p in probs.items()}
     outputs = reduction(Outputs(probs, None, batch['labels'], batch['index'], []))
-    probs, part['results'] = outputs.probs, outputs.results
+    probs = outputs.probs
+    part['results'] = outputs.results
   return part | {'probs': probs}
 
 
@@ -255,12 +260,14 @@ def to_fit(examples: Examples, taxonomy: Taxonomy | Mixed) -> Examples:
     subset of the examples that have a finest class.
   """
   block = taxonomy.block('exclusive')
-  size = len(examples.labels) * (len(block.taxonomy.paths) if block else 0)
+  leaves = len(block.taxonomy.paths) if block else 0
+  size = len(examples.labels) * leaves
   if size <= MAX_FITTED:
     return examples
   labelled = np.flatnonzero(examples.labels[:, -1] >= 0)
   rows = labelled if len(labelled) else np.arange(len(examples.labels))
-  return subset(examples, rows[:: -(-size // MAX_FITTED)])
+  step = -(-size // MAX_FITTED)  # rounded up
+  return subset(examples, rows[::step])
 
 
 def rows(batch_size: int, views: int, mesh: Mesh) -> int:
@@ -298,32 +305,35 @@ def stream(
   Raises:
     NotFiniteError: an output is NaN or infinite.
   """
-  pending = []
+  pending = None
   with contextlib.closing(batches):
-    for batch in itertools.chain(batches, [None]):
-      if batch:
-        pending.append((batch, step(variables, parallel.put_images(batch.pixels, mesh))))
-      if len(pending) > 1 or (pending and not batch):
-        yield _readable(*pending.pop(0), width, with_features)
+    for batch in batches:
+      # the device begins with this batch before the host waits for the one before
+      computed = step(variables, parallel.put_images(batch.pixels, mesh))
+      if pending:
+        yield _readable(*pending, width, with_features)
+      pending = batch, computed
+    if pending:
+      yield _readable(*pending, width, with_features)
 
 
 def _readable(batch, computed, width, with_features):
-  """The batch, and the outputs for its readable images."""
+  """Return the batch, and the outputs for its readable images."""
   index = np.flatnonzero([not error for error in batch.errors])
   probs, features = jax.device_get(computed)
   outputs = Outputs(
-    {level: p[index].astype(np.float64) for level, p in probs.items()},
-    features[index] if with_features else None,
-    np.full((len(index), width), -1, np.int32),
-    index,
-    [name for name, error in zip(batch.names, batch.errors) if error],
+    probs={level: p[index].astype(np.float64) for level, p in probs.items()},
+    features=features[index] if with_features else None,
+    labels=np.full((len(index), width), -1, np.int32),
+    index=index,
+    broken=[name for name, error in zip(batch.names, batch.errors) if error],
   )
   _check_finite(_finite_rows(outputs.probs, outputs.features), index, 'predict', batch.names)
   return batch, outputs
 
 
 def _finite_rows(probs, features):
-  """{level or 'features': whether all values of an image are finite, bool [n]}."""
+  """Return {level or 'features': whether all values of an image are finite, bool [n]}."""
   values = probs if features is None else {**probs, 'features': features}
   return {name: np.isfinite(x).all(1) for name, x in values.items()}
 
@@ -359,16 +369,17 @@ def _batches(examples, c, views, batch_size) -> Iterator[Mapping[str, np.ndarray
 def _assemble(parts, labels, examples) -> tuple[Outputs, dict[str, np.ndarray]]:
   """Put the batches in the order of the examples, without padding; also which rows are finite."""
   part = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-  is_real = part.pop('mask') > 0
   broken = part.pop('broken')
   broken = sorted({*broken[broken >= 0].tolist()})
-  order = np.flatnonzero(is_real)[np.argsort(part['index'][is_real], kind='stable')]
+  real = np.flatnonzero(part.pop('mask') > 0)
+  order = real[np.argsort(part['index'][real], kind='stable')]
   part = jax.tree.map(lambda x: x[order], part)
-  index, n = part['index'], len(labels)
-  assert len(np.unique(index)) == len(index) and len(index) + len(broken) == n, (
-    f'split {examples.name}: {len(index)} of {n} examples counted'
+  index = part['index']
+  is_each_once = len(np.unique(index)) == len(index)
+  assert is_each_once and len(index) + len(broken) == len(labels), (
+    f'split {examples.name}: {len(index)} of {len(labels)} examples counted'
   )
   probs = {level: p.astype(np.float64) for level, p in part['probs'].items()}
-  names = sorted(examples.files[b] for b in broken)
+  names = sorted(examples.files[i] for i in broken)
   outputs = Outputs(probs, part['features'], labels[index], index, names, part.get('results'))
   return outputs, part['finite']

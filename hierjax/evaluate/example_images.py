@@ -72,8 +72,8 @@ def patterns(is_right: np.ndarray, is_labelled: np.ndarray) -> list[Pattern]:
   out = []
   for k, pattern in enumerate(distinct):
     rows = labelled[group.ravel() == k]
-    examples = rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:IMAGES_PER_PATTERN])]
-    out.append(Pattern(tuple(pattern.tolist()), rows, examples))
+    sample = np.random.default_rng(0).permutation(len(rows))[:IMAGES_PER_PATTERN]
+    out.append(Pattern(tuple(pattern.tolist()), rows, rows[np.sort(sample)]))
   return sorted(out, key=lambda p: (-len(p.rows), p.is_right))[:PATTERNS]
 
 
@@ -94,19 +94,20 @@ def confusions(
   wrong = np.flatnonzero((labels >= 0) & (pred != labels))
   if not len(wrong):
     return []
-  pairs, group, counts = np.unique(
-    np.stack([labels[wrong], pred[wrong]], 1), axis=0, return_inverse=True, return_counts=True
-  )
+  wrong_pairs = np.stack([labels[wrong], pred[wrong]], 1)
+  pairs, group, counts = np.unique(wrong_pairs, axis=0, return_inverse=True, return_counts=True)
   heights = taxonomy.lca(pairs[:, 0], pairs[:, 1])
+  # the last key counts first
+  most_costly = np.lexsort((pairs[:, 1], pairs[:, 0], -counts, -counts * heights))
   out = []
-  for k in np.lexsort((pairs[:, 1], pairs[:, 0], -counts, -counts * heights))[:CONFUSIONS]:
+  for k in most_costly[:CONFUSIONS]:
     true, predicted = pairs[k].tolist()
-    rows, similar = wrong[group.ravel() == k], np.flatnonzero(labels == predicted)
-    mistakes = rows[np.argsort(-prob[rows], kind='stable')][:MISTAKES]
-    lookalikes = similar[np.argsort(pred[similar] != predicted, kind='stable')][:LOOKALIKES]
-    total = int((labels == true).sum())
-    sizes = int(heights[k]), int(counts[k]), total
-    out.append(Confusion(true, predicted, *sizes, mistakes, lookalikes))
+    rows = wrong[group.ravel() == k]
+    mistakes = rows[np.argsort(-prob[rows], kind='stable')]
+    of_predicted = np.flatnonzero(labels == predicted)
+    lookalikes = of_predicted[np.argsort(pred[of_predicted] != predicted, kind='stable')]
+    sizes = int(heights[k]), int(counts[k]), int((labels == true).sum())
+    out.append(Confusion(true, predicted, *sizes, mistakes[:MISTAKES], lookalikes[:LOOKALIKES]))
   return out
 
 
@@ -132,11 +133,12 @@ def shown_rows(predictions: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> np.
   Returns:
     int [m], sorted.
   """
-  columns, labels = head_columns(predictions), predictions['labels']
+  columns = head_columns(predictions)
+  labels = predictions['labels']
   is_labelled = (labels[:, columns] >= 0).all(1)
   groups = [p.examples for p in patterns(heads_right(predictions, columns), is_labelled)]
-  finest = predictions['pred_joint'][:, -1], predictions['prob_joint'][:, -1], labels[:, -1]
-  for confusion in confusions(*finest, taxonomy):
+  pred, prob = (predictions[key][:, -1] for key in ('pred_joint', 'prob_joint'))
+  for confusion in confusions(pred, prob, labels[:, -1], taxonomy):
     groups += [confusion.mistakes, confusion.lookalikes]
   return np.unique(np.concatenate(groups)) if groups else np.zeros(0, int)
 

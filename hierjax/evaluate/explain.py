@@ -189,7 +189,7 @@ def write(
 
 
 def _explain(rows, batches, step, predictions, taxonomy):
-  """(rows that could be read, features [n, d], maps [n, K, h, w] of the heads' first choices)."""
+  """Return the rows that could be read, their features [n, d] and heat maps [n, K, h, w]."""
   levels = {k: taxonomy.levels[k] for k in example_images.head_columns(predictions)}
   parts = []
   for batch in batches(rows):

@@ -64,18 +64,21 @@ def of_predictions(
   Returns:
     {name: float64 [N]}, NaN where a label that the metric needs is unknown.
   """
-  labels, levels = np.asarray(labels), taxonomy.levels
-  is_known, is_right = labels >= 0, pred == labels
+  labels = np.asarray(labels)
+  levels = taxonomy.levels
+  is_known = labels >= 0
+  is_right = pred == labels
   out = {f'{level}.top1': _where(is_known[:, k], is_right[:, k]) for k, level in enumerate(levels)}
   out['fpa'] = _where(is_known.all(-1), is_right.all(-1))
   # the finest class fixes the only valid path
   out['hvr'] = (taxonomy.paths[pred[:, -1]] != pred).any(-1).astype(float)
   for i, j in itertools.combinations(range(len(levels)), 2):
-    occurs = taxonomy.occur_together(levels[i], levels[j], pred[:, i], pred[:, j])
-    out[f'consistency.{levels[i]}-{levels[j]}'] = occurs.astype(float)
+    a, b = levels[i], levels[j]
+    occurs = taxonomy.occur_together(a, b, pred[:, i], pred[:, j])
+    out[f'consistency.{a}-{b}'] = occurs.astype(float)
   violated = np.zeros(len(pred))
   for a, b in itertools.pairwise(levels):
-    violated = violated + (1 - out[f'consistency.{a}-{b}'])
+    violated += 1 - out[f'consistency.{a}-{b}']
   # a single level has no relations
   out['hvr_eq14'] = violated / max(sum(map(len, taxonomy.names[1:])), 1)
   height = taxonomy.lca(pred[:, -1], labels[:, -1])
@@ -83,13 +86,14 @@ def of_predictions(
   out['ahd1'] = _where(is_known[:, -1], height)
   shared, predicted, true = _overlap(pred, labels, taxonomy)
   with np.errstate(invalid='ignore', divide='ignore'):
-    out['hp_macro'], out['hr_macro'] = shared / predicted, shared / true
+    out['hp_macro'] = shared / predicted
+    out['hr_macro'] = shared / true
     out['hf1_macro'] = 2 * shared / (predicted + true)
   return out | _of_users(pred, labels, taxonomy)
 
 
 def _of_users(pred, labels, taxonomy):
-  """The metrics that `register_metric` added."""
+  """Compute the metrics that `register_metric` added."""
   out = {}
   for metric in registered_by_users():
     is_level = metric.scope == 'level'
@@ -144,8 +148,9 @@ def evaluate(
   out |= {name: mean[name] for name in ('fpa', 'hvr', 'hvr_eq14', *of_path)}
   pairs = [name for name in mean if name.startswith('consistency.')]
   out['consistency'] = {name.removeprefix('consistency.'): mean[name] for name in pairs}
-  first, last = levels[taxonomy.levels[0]]['top1'], levels[taxonomy.levels[-1]]['top1']
-  out['gap'] = None if first is None or last is None else first - last
+  coarsest = levels[taxonomy.levels[0]]['top1']
+  finest = levels[taxonomy.levels[-1]]['top1']
+  out['gap'] = None if coarsest is None or finest is None else coarsest - finest
   shared, predicted, true = (float(x.sum()) for x in _overlap(decoded.pred, labels, taxonomy))
   out['hp'] = shared / predicted if predicted else None
   out['hr'] = shared / true if true else None
@@ -177,8 +182,13 @@ def ece(
   rows = np.flatnonzero(labels >= 0)
   if not len(rows):
     return None
-  _, total, right = reliability(confidence[rows], pred[rows] == labels[rows], bins)
-  return float(np.abs(right - total).sum() / len(rows))
+  return _calibration_error(confidence[rows], pred[rows] == labels[rows], bins)
+
+
+def _calibration_error(confidence, is_right, bins=BINS):
+  """Compute the mean of |accuracy - confidence| over the bins, by their number of examples."""
+  _, confidences, right = reliability(confidence, is_right, bins)
+  return float(np.abs(right - confidences).sum() / len(is_right))
 
 
 def ece_interval(
@@ -202,14 +212,15 @@ def ece_interval(
   rows = np.flatnonzero(labels >= 0)
   if not len(rows):
     return None
-  p, is_right = confidence[rows], pred[rows] == labels[rows]
-  rng, values = np.random.default_rng(0), np.zeros(n)
+  confidence = confidence[rows]
+  is_right = pred[rows] == labels[rows]
+  rng = np.random.default_rng(0)
+  errors = np.zeros(n)
   for i in range(n):
     sample = rng.integers(len(rows), size=len(rows))
-    _, total, right = reliability(p[sample], is_right[sample])
-    values[i] = np.abs(right - total).sum() / len(rows)
-  low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
-  return {'mean': ece(confidence, pred, labels), 'low': float(low), 'high': float(high)}
+    errors[i] = _calibration_error(confidence[sample], is_right[sample])
+  low, high = np.quantile(errors, [0.5 - level / 2, 0.5 + level / 2])
+  return {'mean': _calibration_error(confidence, is_right), 'low': float(low), 'high': float(high)}
 
 
 def reliability(
@@ -226,29 +237,30 @@ def reliability(
     Number of examples, sum of their confidence, number of right ones; each [bins].
   """
   place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-  return (
-    np.bincount(place, minlength=bins),
-    np.bincount(place, confidence, bins),
-    np.bincount(place, right, bins),
-  )
+  count = np.bincount(place, minlength=bins)
+  confidences = np.bincount(place, confidence, bins)
+  number_right = np.bincount(place, right, bins)
+  return count, confidences, number_right
 
 
 def _where(mask, values):
-  """float64 [N]: the values where the mask holds, else NaN."""
+  """Return the values where the mask holds, else NaN, float64 [N]."""
   return np.where(mask, values, np.nan)
 
 
 def _overlap(pred, labels, taxonomy):
-  """int [N] each: classes that both paths share, of the predicted one, of the true one.
+  """Count the classes that both paths share, of the predicted one, of the true one, int [N] each.
 
   Known levels only; the class of a branch that ended early counts once.
   """
   shared = np.zeros(len(labels), int)
-  predicted, true = shared.copy(), shared.copy()
+  predicted = np.zeros(len(labels), int)
+  true = np.zeros(len(labels), int)
   for k, level in enumerate(taxonomy.levels):
     is_counted = ~taxonomy.carried(level)
     is_known = labels[:, k] >= 0
-    in_pred, in_true = is_known & is_counted[pred[:, k]], is_known & is_counted[labels[:, k]]
+    in_pred = is_known & is_counted[pred[:, k]]
+    in_true = is_known & is_counted[labels[:, k]]
     predicted += in_pred
     true += in_true
     shared += in_pred & in_true & (pred[:, k] == labels[:, k])

@@ -52,7 +52,8 @@ def measure(
     95% of the novel ones are, 'parent' the share of novel ones predicted under the right parent,
     'placed' the share called novel at just that node by the thresholds.
   """
-  taxonomy, decision = detector.taxonomy, detector.decide(inliers, false_alarms)
+  taxonomy = detector.taxonomy
+  decision = detector.decide(inliers, false_alarms)
   n = len(taxonomy.levels)
   result = {
     'false_alarms': false_alarms,
@@ -68,10 +69,8 @@ def measure(
     result['novel_images'] = int((novel_at < n).sum())
     result['found'] = float((novel_decision.level < n)[novel_at < n].mean())
   for k, level in enumerate(taxonomy.levels):
-    known_rows, novel_rows = (
-      np.flatnonzero(inliers.labels[:, k] >= 0),
-      np.flatnonzero(novel_at == k),
-    )
+    known_rows = np.flatnonzero(inliers.labels[:, k] >= 0)
+    novel_rows = np.flatnonzero(novel_at == k)
     values = {
       'score': detector.scores[k],
       'left_out': {name: v for name, v in detector.chosen_by[k].items() if np.isfinite(v)},
@@ -93,20 +92,22 @@ def _measure_level(
   decisions: tuple[NoveltyDecision, NoveltyDecision],
   rows: tuple[np.ndarray, np.ndarray],
 ) -> dict:
-  """The metrics of level k; images, decisions and rows are of known and of novel images."""
-  taxonomy, (inliers, novel) = detector.taxonomy, images
+  """Measure level k; images, decisions and rows are of known and of novel images."""
+  inliers, novel = images
   known_rows, novel_rows = rows
   known_scores, novel_scores = (d.scores[r, k] for d, r in zip(decisions, rows))
-  nodes = nodes_of(taxonomy, k, novel.pred), nodes_of(taxonomy, k, novel.labels)
-  has_right_parent = (nodes[0] == nodes[1])[novel_rows]
+  predicted_parent = nodes_of(detector.taxonomy, k, novel.pred)[novel_rows]
+  has_right_parent = predicted_parent == nodes_of(detector.taxonomy, k, novel.labels)[novel_rows]
   cutoff = np.quantile(novel_scores, 1 - RECALL, method='lower')
-  is_right = (inliers.pred[:, k] == inliers.labels[:, k])[known_rows]
-  model, by_score = detector.models.get(k), {}
+  is_right = inliers.pred[known_rows, k] == inliers.labels[known_rows, k]
+  model = detector.models.get(k)
+  by_score = {}
   for name in SCORES:
     has_model = model and (name != 'likelihood' or model.axes is not None)
     if name not in FEATURE_SCORES or has_model:
-      a, b = (detector.score(k, e, name)[r] for e, r in zip(images, rows))
-      by_score[name] = auroc(a, b)
+      of_known = detector.score(k, inliers, name)[known_rows]
+      of_novel = detector.score(k, novel, name)[novel_rows]
+      by_score[name] = auroc(of_known, of_novel)
   return {
     'auroc': auroc(known_scores, novel_scores),
     'by_score': by_score,
@@ -119,7 +120,7 @@ def _measure_level(
 
 
 def _describe_nodes(detector, k, false_alarms):
-  """The thresholds of the nodes above level k."""
+  """Describe the thresholds of the nodes above level k."""
   taxonomy, j = detector.taxonomy, parent_levels(detector.taxonomy)[k]
   return [
     {
@@ -136,7 +137,7 @@ def _describe_nodes(detector, k, false_alarms):
 
 
 def _roc(inliers: np.ndarray, novel: np.ndarray) -> list[list[float]]:
-  """The ROC as [share of known called novel, share of novel called novel] at ROC_POINTS places."""
+  """Return [share of known called novel, share of novel called novel] at ROC_POINTS places."""
   from sklearn.metrics import roc_curve
 
   scores = np.nan_to_num(np.concatenate([inliers, novel]), posinf=np.finfo(float).max)

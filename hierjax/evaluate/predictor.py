@@ -99,7 +99,7 @@ class Predictor:
     return model
 
   def _offer(self, rule):
-    """What risks this model can guarantee, in words."""
+    """Say what risks this model can guarantee."""
     if rule is not None and rule.risks:
       return f'the model is calibrated for {", ".join(f"{risk:g}" for risk in rule.risks)}'
     exclusive = self.rules.get('exclusive')

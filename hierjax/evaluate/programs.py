@@ -65,7 +65,7 @@ class Programs:
     return self._calls[path](variables, images)
 
   def _read(self, path: pathlib.Path) -> export.Exported | None:
-    """The program of a file; None where there is none that can be read."""
+    """Read the program of a file; None where there is none that can be read."""
     if path not in self._exported:
       try:
         content = files.read_bytes(path, MAX_BYTES)
@@ -128,7 +128,7 @@ def _can_keep(module: nn.Module) -> bool:
 
 
 def _without_lapack(exported: export.Exported) -> export.Exported:
-  """The program with its platform forgotten, for which jax would import SciPy's linear algebra.
+  """Forget the platform of a program, for which jax would import SciPy's linear algebra.
 
   That takes .3 s, and no network calls it. The platform stands in the name of the file already.
   """
@@ -143,7 +143,7 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _source() -> list:
-  """What changes with hierjax's source files: their names, sizes and times."""
+  """Return what changes with hierjax's source files: their names, sizes and times."""
   folder = pathlib.Path(__file__).parents[1]
   stats = ((str(path), path.stat()) for path in sorted(folder.rglob('*.py')))
   return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]

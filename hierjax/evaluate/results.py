@@ -96,34 +96,56 @@ def reduce(
 
 
 def _reduce_block(probs, labels, table, rules, names):
-  """The results of images of which the probabilities of all classes may be held."""
+  """Decide on images of which the probabilities of all classes may be held, see `reduce`."""
   decisions = decide(probs, table, rules, names)
-  rule, joint = rules['exclusive'], decisions['exclusive']['joint']
   reduced = OrderedDict((name, d.reduce()) for name, d in decisions['exclusive'].items())
-  heads, rows = {}, np.arange(len(labels))
+  rule = rules['exclusive']
+  heads = {}
   for level, p in probs.items():
     k = table.index(level)
     # within a subset of the classes, what is decided by the head alone ranks other probabilities
     top = reduced['independent'].top[k] if rule.allowed is None else paths.top(p).astype(np.int32)
-    true_prob = np.where(labels[:, k] >= 0, p[rows, labels[:, k]], np.nan)
-    heads[level] = HeadResults(top, p[rows[:, None], top].astype(np.float32), true_prob)
-  before, curves = joint, None
+    heads[level] = _head_results(p, top, labels[:, k])
+  joint = decisions['exclusive']['joint']
+  untempered = joint
   if rule.temperature != 1:
-    untempered = {'exclusive': rule._replace(temperature=1.0)}
-    before = decide(probs, table, untempered, ('joint',))['exclusive']['joint']
-  scores = [{'confidence': decision.confidence} for decision in (before, joint)]
+    rule_before = {'exclusive': rule._replace(temperature=1.0)}
+    untempered = decide(probs, table, rule_before, ('joint',))['exclusive']['joint']
+  before = {'confidence': untempered.confidence}
+  after = {'confidence': joint.confidence}
+  curves = None
   if 'answer' in rules:
+    before |= _proper_scores(untempered, labels)
+    after |= _proper_scores(joint, labels)
     posterior = joint.prob[-1]
-    best = baselines.best_by_level(posterior, table.paths)
+    node, prob = baselines.best_by_level(posterior, table.paths)
     darts = baselines.darts(posterior, table.paths, BONUSES).T
-    curves = Curves(lineages.lineage(posterior, table.paths), *best, darts)
-    for values, decision in zip(scores, (before, joint)):
-      for name, function in {'brier': calibration.brier, 'log_loss': calibration.log_loss}.items():
-        values[name] = np.stack([*map(function, decision.prob, labels.T)], 1)
-  leaves, in_sets = decisions.pop('sets', None), None
-  if leaves is not None:
-    in_sets = {
-      'size': np.array([[len(x) for x in sets.level_sets(row, table.paths)] for row in leaves]),
-      'is_in': np.array([leaf in row for leaf, row in zip(labels[:, -1], leaves)]),
-    }
-  return Results({**decisions, 'exclusive': reduced}, heads, *scores, curves, in_sets)
+    curves = Curves(lineages.lineage(posterior, table.paths), node, prob, darts)
+  in_sets = None
+  if 'sets' in decisions:
+    in_sets = _set_results(decisions.pop('sets'), labels, table)
+  return Results({**decisions, 'exclusive': reduced}, heads, before, after, curves, in_sets)
+
+
+def _head_results(p, top, labels):
+  """Keep of a head's probabilities [n, C] those of its first classes and of the true one."""
+  rows = np.arange(len(labels))
+  top_prob = p[rows[:, None], top].astype(np.float32)
+  true_prob = np.where(labels >= 0, p[rows, labels], np.nan)
+  return HeadResults(top, top_prob, true_prob)
+
+
+def _proper_scores(decision, labels):
+  """Compute the Brier score and the log loss of each level, float64 [n, L] each."""
+  levels = list(zip(decision.prob, labels.T))
+  return {
+    'brier': np.stack([calibration.brier(p, y) for p, y in levels], 1),
+    'log_loss': np.stack([calibration.log_loss(p, y) for p, y in levels], 1),
+  }
+
+
+def _set_results(leaf_sets, labels, table):
+  """Count the classes of each level in each set, and say whether the true leaf is in it."""
+  sizes = [[len(classes) for classes in sets.level_sets(s, table.paths)] for s in leaf_sets]
+  is_in = [leaf in leaves for leaf, leaves in zip(labels[:, -1], leaf_sets)]
+  return {'size': np.array(sizes), 'is_in': np.array(is_in)}

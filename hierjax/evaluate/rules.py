@@ -91,9 +91,9 @@ def _check_weights(weights: dict[str, float], heads: Sequence[str] | None) -> No
 
 
 def _read_numbers(values: object, names: Sequence[str], field: str) -> list[float]:
-  """The numbers of an object with just these names."""
+  """Check that an object has numbers for just these names, and return them."""
   if not isinstance(values, dict) or set(values) != set(names):
-    listed = ', '.join(names[:10]) + ', ...' * (len(names) > 10)
+    listed = ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
     raise UserError(f'{field} must have a number for each of {listed}, and no others')
   for name, value in values.items():
     if isinstance(value, bool) or not is_finite(value):
@@ -131,7 +131,7 @@ def _write_thresholds(thresholds: dict[str, np.ndarray], block: Block) -> dict:
 
 
 def _read_sets(content: object) -> SetRule:
-  """The rule of sets, of a file that something else may have written."""
+  """Read the rule of sets, of a file that something else may have written."""
   try:
     rule = SetRule(**content)
     is_sound = is_finite(rule.limit) and 0 < rule.risk < 1 and rule.kind in ('lac', 'aps')
@@ -143,7 +143,7 @@ def _read_sets(content: object) -> SetRule:
 
 
 def _read_answer(content: object, taxonomy: Taxonomy) -> AnswerRules:
-  """The rules of answers, of a file that something else may have written."""
+  """Read the rules of answers, of a file that something else may have written."""
   try:
     fields = dict(content)
     # files of earlier versions have no others

@@ -102,8 +102,9 @@ def within_subset(
 
 
 def _calibration(outputs, decisions, block, rules) -> dict:
-  """The temperature of the joint decision, and its calibration error by level without it."""
-  pred, confidence = decisions['exclusive']['joint'].pred, outputs.results.before['confidence']
+  """Report the temperature of the joint decision, and its calibration error without it."""
+  pred = decisions['exclusive']['joint'].pred
+  confidence = outputs.results.before['confidence']
   labels = outputs.labels[:, block.columns]
   return {
     'temperature': rules.temperature,
@@ -132,7 +133,7 @@ def describe_weights(result: Mapping) -> str:
   """Return the weights of the joint decision in words, of what `summarize` returned."""
   used = {level: w for level, w in result['weights'].items() if level in result['heads']}
   weights = ', '.join(f'{level} {w:.3g}' for level, w in used.items())
-  gain, error = (result['calibration'][name] for name in ('gain', 'gain_error'))
+  gain, error = result['calibration']['gain'], result['calibration']['gain_error']
   if gain is None:
     return f'weights {weights}'
   chance = ', within chance' if abs(gain) <= 2 * error else ''
@@ -143,7 +144,7 @@ def describe_weights(result: Mapping) -> str:
 
 
 def _evaluate(outputs, decisions, taxonomy, heads) -> dict:
-  """The metrics of all decisions, block by block."""
+  """Compute the metrics of all decisions, block by block."""
   evaluation = {}
   for block in taxonomy.blocks:
     labels = outputs.labels[:, block.columns]
@@ -152,6 +153,7 @@ def _evaluate(outputs, decisions, taxonomy, heads) -> dict:
 
 
 def _evaluate_paths(decision, labels, taxonomy, heads):
+  """Evaluate each decision on the exclusive levels."""
   return {
     'decode': {name: metrics.evaluate(d, labels, taxonomy, heads) for name, d in decision.items()}
   }
@@ -175,24 +177,29 @@ def loss(outputs: Outputs, taxonomy: Taxonomy | Mixed, weights: Mapping[str, flo
     taxonomy: the levels.
     weights: of the levels.
   """
-  outputs, block, losses = reduce_to_log(outputs, taxonomy), taxonomy.block('tags'), {}
-  for level, head in (outputs.results.heads if outputs.results else {}).items():
-    losses[level] = _mean_log_loss(head.true_prob[~np.isnan(head.true_prob)])
+  outputs = reduce_to_log(outputs, taxonomy)
+  losses = {}
+  if outputs.results:
+    for level, head in outputs.results.heads.items():
+      losses[level] = _mean_log_loss(head.true_prob[~np.isnan(head.true_prob)])
+  block = taxonomy.block('tags')
   if block:
     losses |= _tag_losses(outputs.probs, outputs.labels[:, block.columns], block.taxonomy)
   return sum(weights[level] * losses[level] for level in sorted(losses))
 
 
 def _tag_losses(probs, labels, taxonomy):
+  """Compute the mean binary cross-entropy of each tag level over its known labels."""
   losses = {}
   for level, columns in taxonomy.columns.items():
-    p, y = probs[level], labels[:, columns]
-    losses[level] = _mean_log_loss(np.where(y == 1, p, 1 - p)[y >= 0])
+    y = labels[:, columns]
+    true_prob = np.where(y == 1, probs[level], 1 - probs[level])
+    losses[level] = _mean_log_loss(true_prob[y >= 0])
   return losses
 
 
 def _mean_log_loss(p):
-  """The mean of -log p of the true answers, 0 without any."""
+  """Average -log p of the true answers, 0 without any."""
   return float(-np.log(np.maximum(p, SMALLEST)).mean()) if len(p) else 0.0
 
 

@@ -20,12 +20,11 @@ def average_precision(prob: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """
   from sklearn.metrics import average_precision_score
 
-  return np.array(
-    [
-      average_precision_score(y, p) if y.any() else np.nan
-      for p, y in labelled_columns(prob, labels)
-    ]
-  )
+  precision = np.full(np.shape(labels)[1], np.nan)
+  for c, (p, y) in enumerate(labelled_columns(prob, labels)):
+    if y.any():
+      precision[c] = average_precision_score(y, p)
+  return precision
 
 
 def precision_recall_f1(pred: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -74,15 +73,17 @@ def evaluate_level(
     are the numbers of classes that the means are over.
   """
   prob, labels = np.asarray(prob), np.asarray(labels)
-  is_known = labels >= 0
   decisions = {'before': prob >= HALF, 'after': prob >= thresholds if pred is None else pred}
   per_class = {moment: precision_recall_f1(d, labels) for moment, d in decisions.items()}
   precision = average_precision(prob, labels)
-  micro = average_precision(prob[is_known][:, None], labels[is_known][:, None])
+  # all known labels as those of one class, [n, 1]
+  is_known = labels >= 0
+  known_labels = labels[is_known][:, None]
+  micro = average_precision(prob[is_known][:, None], known_labels)
   result = {'n': len(labels), 'map_macro': _mean(precision), 'map_micro': _mean(micro)}
   result['map_classes'] = int((~np.isnan(precision)).sum())
   for moment, decision in decisions.items():
-    micro = precision_recall_f1(decision[is_known][:, None], labels[is_known][:, None])
+    micro = precision_recall_f1(decision[is_known][:, None], known_labels)
     f1 = per_class[moment]['f1']
     result[moment] = {'f1_macro': _mean(f1), 'f1_micro': _mean(micro['f1'])}
     result[moment]['f1_classes'] = int((~np.isnan(f1)).sum())
@@ -131,7 +132,7 @@ def evaluate(decision: TagDecision, labels: np.ndarray, taxonomy: TagTaxonomy) -
 
 
 def _mean(values: np.ndarray) -> float | None:
-  """The mean of the values that are defined, None without any."""
+  """Average the values that are defined, None without any."""
   values = np.atleast_1d(values)
   values = values[~np.isnan(values)]
   return float(values.mean()) if len(values) else None

@@ -74,6 +74,9 @@ FLAGS = (
        1),
   Flag('similar', None, 'export: with features, names and classes of so many training images',
        'export', int, 1, 10_000),
+  Flag('int8', None,
+       'export: in int8, if val loses no more than so many points of full paths, such as .5',
+       'export', float, 0, 100),
   Flag('thumbnails', False, 'export: and with small pictures of these', 'export', bool),
   Flag('classes', None,
        'predict, evaluate: file with the classes that are possible, of any level: one name a line, '
@@ -158,9 +161,10 @@ def define(values: flags.FlagValues) -> None:
   for flag in FLAGS:
     if flag.choices:
       choose(flag.name, flag.default, flag.choices, flag.help)
-    elif flag.kind is int:
+    elif flag.kind in (int, float):
       bounds = {'lower_bound': flag.least, 'upper_bound': flag.most}
-      flags.DEFINE_integer(flag.name, flag.default, flag.help, flag_values=values, **bounds)
+      define_number = flags.DEFINE_integer if flag.kind is int else flags.DEFINE_float
+      define_number(flag.name, flag.default, flag.help, flag_values=values, **bounds)
     else:
       makers[flag.kind](flag.name, flag.default, flag.help, flag_values=values)
 

@@ -111,7 +111,12 @@ def check(c: ConfigDict, taxonomy: Taxonomy | Mixed) -> None:
 
 
 def fit(
-  outputs: Outputs, taxonomy: Taxonomy | Mixed, rules: Rules, c: ConfigDict, split: str
+  outputs: Outputs,
+  taxonomy: Taxonomy | Mixed,
+  rules: Rules,
+  c: ConfigDict,
+  split: str,
+  rows: costs.Rows | str | None = None,
 ) -> tuple[Rules, list[str]]:
   """Fit the temperature and the rules of answers.
 
@@ -123,6 +128,7 @@ def fit(
     rules: of the decisions, whose weights and thresholds stay.
     c: the configuration.
     split: of the images.
+    rows: as `cost_rows` returns them; None for those of the configuration.
 
   Returns:
     The rules and lines for the user.
@@ -138,7 +144,7 @@ def fit(
   if split != c.data.val:
     probs = [outputs.probs.get(level) for level in table.levels]
     rules['exclusive'] = paths.recalibrate(probs, labels, table, rules['exclusive'])
-  rows = cost_rows(c)
+  rows = rows or cost_rows(c)
   notes = []
   if split == c.data.val and (options.risk or options.sets):
     notes.append(

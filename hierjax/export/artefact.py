@@ -7,7 +7,7 @@ import io
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -17,9 +17,9 @@ import simplejpeg
 from hierjax import runtime
 from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
-from hierjax.data import transforms
+from hierjax.data import image_groups, transforms
 from hierjax.evaluate import class_maps, explain, neighbours, rules
-from hierjax.export import papers, program
+from hierjax.export import int8, papers, program
 from hierjax.model import Model
 
 # Images of val, and as many drawn ones, on which run and artefact must agree; in probability.
@@ -39,11 +39,13 @@ class Extras(NamedTuple):
     maps: heat maps, where weights times the last features are the Grad-CAM of the model.
     similar: training images that others are compared with, at most; None for none.
     thumbnails: whether small pictures of these are in it.
+    int8: points of full paths that it may lose on val by computing in int8; None for float32.
   """
 
   maps: bool = False
   similar: int | None = None
   thumbnails: bool = False
+  int8: float | None = None
 
 
 def export(
@@ -109,11 +111,10 @@ def _write(run, folder, say, extras):
   if size > runtime.MAX_BYTES - MARGIN:
     raise UserError(f'export: {size / 2**30:.1f} GiB of weights; an ONNX file holds 2')
   model = program.onnx_model(trained, extras.maps)
-  contents = {
-    'model.onnx': model.SerializeToString(),
-    runtime.WEIGHTS: program.weights(trained),
-    'model.stablehlo': program.stablehlo(trained),
-  }
+  contents = {'model.onnx': model.SerializeToString(), runtime.WEIGHTS: program.weights(trained)}
+  if extras.int8 is None:
+    # what jax runs is float32
+    contents['model.stablehlo'] = program.stablehlo(trained)
   for name, content in contents.items():
     files.write(folder / name, content)
   trained.taxonomy.to_csv(folder / 'taxonomy.csv')
@@ -121,18 +122,60 @@ def _write(run, folder, say, extras):
   facts = papers.facts(trained, model, json_files.read_object(folder / 'decode.json'))
   _seal(folder, facts)
   exported = runtime.load(folder)
-  facts['verified'] = verify(run, exported, say)
+  facts['verified'] = verify(papers.in_float32(run), exported, say)
   if extras.maps and not facts['verified'].get('maps', np.inf) <= TOLERANCE:
     say('note: no heat maps: those of this backbone and these heads are no weighted features')
     for path in folder.iterdir():
       path.unlink()
     return _write(run, folder, say, extras._replace(maps=False))
+  if extras.int8 is not None:
+    exported = _in_int8(trained, model, exported, folder, facts, extras, say)
+    contents['model.onnx'] = (folder / 'model.onnx').read_bytes()
   facts['maps'] = [*exported.kernels] or None
   facts['similar'] = extras.similar and _write_similar(run, exported, extras, folder)
   files.write(folder / 'README.md', papers.card(facts, {n: len(c) for n, c in contents.items()}))
   files.write(folder / 'example.py', papers.example())
   _seal(folder, facts)
   return facts
+
+
+def _in_int8(trained, model, exact, folder, facts, extras, say):
+  """Put a graph in int8, with rules fitted by it, in the place of that in float32; returns it."""
+
+  def replace(graph, model_rules):
+    files.write(folder / 'model.onnx', graph.SerializeToString())
+    path = folder / 'decode.json'
+    rules.write_rules(path, trained.c.data.val, model_rules, trained.taxonomy)
+    facts['decision'] = json_files.read_object(path)
+    _seal(folder, facts)
+    return runtime.load(folder)
+
+  facts['precision'] = 'int8'
+  quantised = int8.quantise(model, _calibration(trained, exact))
+  exported = replace(quantised, trained.rules)
+  fitted, notes = int8.fit_rules(int8.as_run(trained, exported), trained.rules)
+  for note in notes:
+    say(note)
+  final = copy.copy(trained)
+  final.rules = _with_slack(fitted)
+  decided = program.onnx_model(final, extras.maps)
+  exported = replace(int8.with_decisions(quantised, decided), final.rules)
+  verify(int8.as_run(trained, exported), exported, say)
+  facts['int8'] = int8.compare(trained, exact, exported) | int8.speed(exact, exported)
+  for line in int8.check(facts['int8'], extras.int8):
+    say(line)
+  return exported
+
+
+def _calibration(trained, exported) -> Iterator[np.ndarray]:
+  """Batches of training images, as the graph reads them."""
+  examples = trained.split(trained.c.data.train)
+  rows = _even_rows(examples.labels, int8.IMAGES)
+  images = (examples.reader(int(i)) for i in rows)
+  for batch in image_groups.batches(images, exported.view, [int8.BATCH]):
+    readable = [i for i, error in enumerate(batch.errors) if not error]
+    if readable:
+      yield batch.pixels[readable]
 
 
 def _write_similar(trained, exported, extras, folder):
@@ -190,7 +233,7 @@ def verify(trained: Model, exported: runtime.Exported, say: Callable[[str], None
   """Compare an exported model with its run on images of val and on drawn ones.
 
   Args:
-    trained: the run.
+    trained: the run, in float32.
     exported: the artefact.
     say: called with lines for the user.
 
@@ -212,10 +255,7 @@ def verify(trained: Model, exported: runtime.Exported, say: Callable[[str], None
     ]
   except (UserError, OSError) as e:
     say(f'note: compared on drawn images only, as val cannot be read: {e}')
-  reference, probs = (
-    papers.in_float32(trained).probabilities(images),
-    exported.probabilities(images),
-  )
+  reference, probs = (model.probabilities(images) for model in (trained, exported))
   is_read = ~np.isnan(reference[trained.levels[-1]]).any(1)
   differences = [np.abs(reference[level] - probs[level])[is_read].max() for level in reference]
   largest = float(np.max(differences))

@@ -50,6 +50,7 @@ def facts(trained: Model, graph: Any, decision: dict) -> dict:
     outputs[value.name] = [d.dim_param or d.dim_value for d in sizes]
   return {
     'format': runtime.FORMAT,
+    'precision': 'float32',
     'taxonomy': {
       'hash': taxonomy.hash(),
       'levels': taxonomy.levels,
@@ -60,6 +61,7 @@ def facts(trained: Model, graph: Any, decision: dict) -> dict:
     'graph': {'opset': OPSET, 'input': 'images', 'outputs': outputs},
     'decision': decision,
     'novelty': None,
+    'int8': None,
     'licence': {'weights': LICENCES.get(c.model.pretrained), 'data': None},
     'metrics': _metrics(trained.workdir),
     'worst': _worst(trained),
@@ -76,15 +78,23 @@ def facts(trained: Model, graph: Any, decision: dict) -> dict:
 
 def _metrics(workdir):
   """{split: number of images, accuracy of whole paths and of levels, mean precision of tags}."""
-  metrics = {}
-  for path in sorted(workdir.glob('eval_*.json')):
-    result = json_files.read_object(path)
-    joint = (result.get('decode') or {}).get('joint') or {}
-    levels = {level: values.get('top1') for level, values in (joint.get('levels') or {}).items()}
-    tags = {level: v.get('map_macro') for level, v in (result.get('multi') or {}).items()}
-    row = {'images': result.get('n'), 'path': joint.get('fpa'), 'top1': levels, 'map': tags}
-    metrics[path.stem.removeprefix('eval_')] = row
-  return metrics
+  paths = sorted(workdir.glob('eval_*.json'))
+  return {path.stem.removeprefix('eval_'): measured(json_files.read_object(path)) for path in paths}
+
+
+def measured(result: dict) -> dict:
+  """Take the main figures of an evaluation: of full paths, levels and tags.
+
+  Args:
+    result: as `summary.summarize` returns it.
+
+  Returns:
+    {'images', 'path', 'top1': {level: share}, 'map': {level: mean average precision}}.
+  """
+  joint = (result.get('decode') or {}).get('joint') or {}
+  levels = {level: values.get('top1') for level, values in (joint.get('levels') or {}).items()}
+  tags = {level: v.get('map_macro') for level, v in (result.get('multi') or {}).items()}
+  return {'images': result.get('n'), 'path': joint.get('fpa'), 'top1': levels, 'map': tags}
 
 
 def _worst(trained):

@@ -185,12 +185,19 @@ def _dim_as_value(graph, equation):
 
 
 def _reshaped(graph: Graph, x: Value, shape: Shape) -> Value:
-  source = graph.stored(x)
+  """A value in another shape; its last axes stay as they lie in memory where none changes."""
   if x.is_constant:
-    return canonical(source.reshape(shape))
-  sizes = [n if isinstance(n, int) else -1 for n in shape]
-  sizes = np.array(sizes, np.int64) if sizes.count(-1) < 2 else graph.sizes(shape)
-  return canonical(graph.add('Reshape', source, sizes), shape)
+    return canonical(graph.stored(x).reshape(shape))
+  rank, change = len(x.shape), len(shape) - len(x.shape)
+  pairs = enumerate(zip(reversed(x.shape), reversed(shape)))
+  first = rank - next((i for i, (n, m) in pairs if n != m), min(rank, len(shape)))
+  layout = x.layout if x.layout[:first] == tuple(range(first)) else tuple(range(rank))
+  source = graph.stored(x, layout)
+  layout = (*range(first + change), *(axis + change for axis in layout[first:]))
+  in_memory = [shape[axis] for axis in layout]
+  sizes = [n if isinstance(n, int) else -1 for n in in_memory]
+  sizes = np.array(sizes, np.int64) if sizes.count(-1) < 2 else graph.sizes(in_memory)
+  return Value(graph.add('Reshape', source, sizes), tuple(shape), layout)
 
 
 @translates('broadcast_in_dim', 'reshape', 'squeeze', 'expand_dims')

@@ -42,7 +42,7 @@ def forward(trained: Model, has_maps: bool = False) -> tuple[Callable, jax.Shape
 
   def run(images):
     # the second view is the mirror image; the others are cut out of larger pictures
-    images = jnp.stack([images, images[:, :, ::-1]], 1) if tta == 2 else images
+    images = jnp.stack([images, jnp.flip(images, 2)], 1) if tta == 2 else images
     return collect.eval_step(variables, images, model, trained.taxonomy)
 
   (batch,) = jax.export.symbolic_shape('b')

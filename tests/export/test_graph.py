@@ -79,6 +79,11 @@ def gated(x):
   return jnp.concatenate([y * gate, nn.relu(y)], -1).max((1, 2))
 
 
+def two_views(x):
+  y = conv(x, DEPTHWISE, pads=((1, 1), (1, 1)), groups=4)
+  return conv(jnp.stack([y, jnp.flip(y, 2)], 1).reshape(-1, 6, 6, 4))
+
+
 def layer_norm(x):
   d = x - x.mean(-1, keepdims=True)
   return d * lax.rsqrt(jnp.square(d).mean(-1, keepdims=True) + 1e-6)
@@ -92,6 +97,7 @@ MAPS = {
   'batch norm and relu6 in the kernel': normed,
   'one convolution twice': lambda x: conv(x) + 2.0 * conv(x) * SCALE[None, None, None],
   'a gate on maps': gated,
+  'two views of maps': two_views,
   'layer norm': layer_norm,
   'gelu': functional.gelu,
   'max_pool': lambda x: nn.max_pool(conv(x), (3, 3), (2, 2), ((1, 1), (1, 1))),
@@ -142,6 +148,12 @@ def test_batch_norm_costs_no_operation():
   """It stands in the kernel, and the layout changes once on the way in and once out."""
   ops = [node.op_type for node in translated_model(normed).graph.node]
   assert sorted(ops) == ['Clip', 'Conv', 'Identity', 'Transpose', 'Transpose']
+
+
+def test_views_join_the_batch_as_they_lie_in_memory():
+  """Channels stay first between two convolutions."""
+  ops = [node.op_type for node in translated_model(two_views).graph.node]
+  assert ops.count('Transpose') == 2 and ops.count('Reshape') == 3
 
 
 def translated_model(function):

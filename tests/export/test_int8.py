@@ -1,0 +1,271 @@
+"""Exported models in int8: what they compute, by NumPy, and what is said of them, measured anew."""
+
+import copy
+import json
+import pathlib
+import types
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from hierjax import decide, model, runtime
+from hierjax.core.errors import UserError
+from hierjax.decide.backoff import Backoff
+from hierjax.decide.decisions import AnswerRules
+from hierjax.decide.sets import SetRule
+from hierjax.evaluate import answers
+from hierjax.evaluate.collect import Outputs
+from hierjax.export import artefact, int8
+
+RNG = np.random.default_rng(5)
+
+
+@pytest.fixture
+def trained(finished_run, tiny_backbone, one_device) -> model.Model:
+  """The run of the artefacts."""
+  return model.load(finished_run)
+
+
+@pytest.fixture(scope='module')
+def in_int8(finished_run, shared_folder) -> pathlib.Path:
+  """The artefact of the finished run in int8, to be read only."""
+
+  def make(folder: pathlib.Path) -> None:
+    import tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+      tiny.register(patch)
+      tiny.use_one_device(patch)
+      artefact.export(
+        model.load(finished_run), folder / 'artefact', print, artefact.Extras(int8=5.0)
+      )
+
+  return shared_folder('in_int8', make) / 'artefact'
+
+
+def small_graph(kernel: np.ndarray, bias: np.ndarray) -> onnx.ModelProto:
+  """A convolution of drawn images, limited to 0..6, of which the means are the features."""
+  nodes = [
+    helper.make_node('Transpose', ['images'], ['moved'], perm=[0, 3, 1, 2]),
+    helper.make_node('Cast', ['moved'], ['numbers'], to=onnx.TensorProto.FLOAT),
+    helper.make_node('Mul', ['numbers', 'factor'], ['x']),
+    helper.make_node('Conv', ['x', 'kernel', 'bias'], ['y']),
+    helper.make_node('Clip', ['y', 'low', 'high'], ['z']),
+    helper.make_node('ReduceMean', ['z', 'axes'], ['features'], keepdims=0),
+  ]
+  arrays = {'kernel': kernel, 'bias': bias, 'axes': np.array([2, 3])}
+  arrays |= {'factor': np.float32(1 / 100), 'low': np.float32(0), 'high': np.float32(6)}
+  graph = helper.make_graph(
+    nodes,
+    'small',
+    [helper.make_tensor_value_info('images', onnx.TensorProto.UINT8, ['b', 8, 8, 3])],
+    [helper.make_tensor_value_info('features', onnx.TensorProto.FLOAT, ['b', len(bias)])],
+    [numpy_helper.from_array(x, name) for name, x in arrays.items()],
+  )
+  return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)], ir_version=10)
+
+
+def quantised(x: np.ndarray, low: float, high: float) -> np.ndarray:
+  """The nearest of 256 numbers between 0 or less and 0 or more, of which 0 is one."""
+  low, high = min(low, 0.0), max(high, 0.0)
+  scale = np.float32((high - low) / 255)
+  zero = np.round(-low / scale)
+  return (np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale
+
+
+def convolved(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+  """A convolution without padding, place by place: [N, C, h, w]."""
+  (n, _, h, w), (channels, _, size, _) = x.shape, kernel.shape
+  out = np.zeros((n, channels, h - size + 1, w - size + 1))
+  for row in range(out.shape[2]):
+    for column in range(out.shape[3]):
+      part = x[:, :, row : row + size, column : column + size]
+      for c in range(channels):
+        out[:, c, row, column] = (part * kernel[c]).sum((1, 2, 3)) + bias[c]
+  return out
+
+
+def session(graph: onnx.ModelProto):
+  import onnxruntime
+
+  return onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
+
+
+def test_a_convolution_by_numpy():
+  """Ranges of the calibration images, a scale for each channel of the kernel, seven bits."""
+  kernel = (
+    RNG.standard_normal((5, 3, 3, 3), np.float32) * np.geomspace(0.03, 3, 5)[:, None, None, None]
+  )
+  kernel, bias = kernel.astype(np.float32), RNG.standard_normal(5, np.float32)
+  graph = small_graph(kernel, bias)
+  images = RNG.integers(0, 200, (12, 8, 8, 3), np.uint8)
+  run = session(int8.quantise(graph, [images[:4], images[4:8]]))
+  x = np.float32(images).transpose(0, 3, 1, 2) * np.float32(1 / 100)
+  y = np.clip(convolved(x, kernel, bias), 0, 6)
+  scales = np.abs(kernel).max((1, 2, 3), keepdims=True) / 64
+  weights = np.round(kernel / scales) * scales
+  inside = quantised(x, x[:8].min(), x[:8].max())
+  outside = np.clip(convolved(inside, weights, bias), 0, 6)
+  expected = quantised(outside, y[:8].min(), y[:8].max()).mean((2, 3))
+  (features,) = run.run(['features'], {'images': images})
+  # a value between two numbers may be rounded to either: one of 36 places, a step of 6 / 255
+  np.testing.assert_allclose(features, expected, atol=1.01 * 6 / 255 / 36)
+  assert np.median(np.abs(features - expected)) < 1e-5
+  (exact,) = session(graph).run(['features'], {'images': images})
+  assert 1e-3 < np.abs(features - exact).max() < 0.1
+
+
+def test_seven_bits_hold_every_sum_of_two_products(in_int8):
+  """Also where a processor adds them in 16 bits; each kernel uses its range."""
+  graph = onnx.load(in_int8 / 'model.onnx').graph
+  kernels = [
+    x for x in map(numpy_helper.to_array, graph.initializer) if x.dtype == np.int8 and x.ndim == 4
+  ]
+  assert len(kernels) == 2
+  for kernel in kernels:
+    assert 63 <= np.abs(kernel.astype(int)).max() <= 64
+  assert 2 * 255 * 64 < 2**15
+
+
+def test_what_is_recorded_is_what_the_two_artefacts_answer(in_int8, exported, trained):
+  """Accuracy at each level, equal answers and the largest difference, by the runtime alone."""
+  facts = json.loads((in_int8 / 'hierjax.json').read_text())
+  assert facts['precision'] == 'int8' and set(facts['int8']['rates']) == {'1', '32'}
+  record, val, table = facts['int8'], trained.split('val'), trained.taxonomy
+  images = [val.reader(i) for i in range(len(val.labels))]
+  assert record['images'] == len(images) == 40
+  paths, probs = [], []
+  for name, folder in (('float32', exported), ('int8', in_int8)):
+    loaded = runtime.load(folder)
+    records = loaded.predict(images)
+    pred = [
+      [table.names[k].index(r['path'][x]) for k, x in enumerate(table.levels)] for r in records
+    ]
+    right = np.array(pred) == val.labels
+    assert record[name]['path'] == pytest.approx(right.all(1).mean())
+    for k, level in enumerate(table.levels):
+      assert record[name]['top1'][level] == pytest.approx(right[:, k].mean())
+    paths.append(pred)
+    probs.append(loaded.probabilities(images))
+  assert record['equal'] == np.mean([a == b for a, b in zip(*paths)])
+  largest = max(np.abs(probs[0][level] - probs[1][level]).max() for level in probs[0])
+  assert 1e-6 < largest == pytest.approx(record['largest_difference'], abs=1e-6)
+  losses = 100 * (record['float32']['path'] - record['int8']['path'])
+  assert record['losses'] == {'full paths': pytest.approx(losses)}
+
+
+def test_its_rules_are_fitted_by_its_own_probabilities(in_int8, trained):
+  """As `decide.tune` fits them on val; the graph decides by them; jax gets no program."""
+  loaded, val = runtime.load(in_int8), trained.split('val')
+  images = [val.reader(i) for i in range(len(val.labels))]
+  expected = decide.tune(loaded.probabilities(images), val.labels, trained.taxonomy)['exclusive']
+  rules = loaded.rules['exclusive']
+  assert rules.temperature == pytest.approx(expected.temperature, rel=1e-6)
+  assert rules.weights == pytest.approx(expected.weights)
+  assert rules.temperature != trained.rules['exclusive'].temperature
+  batch = loaded.view.batch([('', image) for image in images], 40)
+  outputs = loaded.run(batch.pixels)
+  joint = loaded.decide(loaded.probabilities(images))['exclusive']['joint']
+  np.testing.assert_array_equal(outputs['path'], joint.pred)
+  for k, level in enumerate(loaded.taxonomy.levels):
+    np.testing.assert_allclose(outputs[f'path_probability/{level}'], joint.prob[k], atol=1e-5)
+  assert not (in_int8 / 'model.stablehlo').exists()
+  assert 'computes in int8' in (in_int8 / 'README.md').read_text()
+
+
+@pytest.mark.parametrize('split', ['val', 'calibration'])
+def test_guarantees_are_fitted_anew_as_the_run_has_them(trained, split):
+  """The same risks, costs and kind of sets, on the same split, by other probabilities."""
+  table, n = trained.taxonomy, 300
+  labels = {name: table.paths[RNG.integers(len(table.paths), size=n)] for name in ('val', split)}
+  probs = {
+    name: {
+      level: softmax(3 * np.eye(len(names))[y[:, k]] + RNG.standard_normal((n, len(names))))
+      for k, (level, names) in enumerate(zip(table.levels, table.names))
+    }
+    for name, y in labels.items()
+  }
+  fake = types.SimpleNamespace(
+    c=trained.c,
+    taxonomy=table,
+    split=lambda name: types.SimpleNamespace(name=name, labels=labels[name]),
+    collect=lambda x: Outputs(probs[x.name], None, labels[x.name], np.arange(n), []),
+  )
+  rule = Backoff(0.2, None, 'one', ((0.5,) * 3,), (), (9,))
+  before = {
+    'exclusive': trained.rules['exclusive'],
+    'answer': AnswerRules(split, 9, rule, None, 0.25),
+    'sets': SetRule(0.1, 'aps', 0.5, 9, split),
+  }
+  rules, _ = int8.fit_rules(fake, before)
+  c = copy.deepcopy(trained.c)
+  c.decide.risk, c.decide.sets, c.decide.set_kind, c.decide.price = 0.2, 0.1, 'aps', 0.25
+  tuned = decide.tune(probs['val'], labels['val'], table)
+  expected, _ = answers.fit(fake.collect(fake.split(split)), table, tuned, c, split)
+  assert rules == expected
+  assert rules['answer'].backoff.risk == 0.2 and rules['answer'].examples == n
+  assert rules['sets'].limit != 0.5 and rules['sets'][:2] == (0.1, 'aps')
+  by_cost = before | {'answer': AnswerRules('', 0, None, 'lca', 0.25)}
+  del by_cost['sets']
+  rules, _ = int8.fit_rules(fake, by_cost)
+  assert rules['answer'] == AnswerRules('', 0, None, 'lca', 0.25) and 'sets' not in rules
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+  """Probabilities of scores."""
+  e = np.exp(x)
+  return e / e.sum(1, keepdims=True)
+
+
+FACTS = {
+  'split': 'val',
+  'images': 400,
+  'losses': {'full paths': 0.75, 'sky': 0.2},
+  'interval': [-0.4, 1.9],
+  'equal': 0.975,
+  'rates': {'1': {'float32': 10.0, 'int8': 17.0}},
+}
+
+
+def test_what_loses_too_much_is_refused(trained, tmp_path, monkeypatch):
+  """With the number, its interval and the images; and nothing is left of it."""
+  with pytest.raises(UserError, match=r'loses 0\.75 points of full paths \(95%: -0\.40 to 1\.90\)'):
+    int8.check(FACTS, 0.5)
+  lines = int8.check(FACTS, 1)
+  assert '97.5% of the answers' in lines[0] and 'too few' in lines[1] and '1.70 times' in lines[2]
+  assert len(int8.check(FACTS, 2)) == 2
+  with pytest.raises(UserError, match=r'0\.60 points of sky on 400'):
+    int8.check(FACTS | {'losses': {'full paths': 0.1, 'sky': 0.6}}, 0.5)
+  with pytest.raises(UserError, match='no image of val has a label'):
+    int8.check(FACTS | {'losses': {}}, 0.5)
+  monkeypatch.setattr(int8, 'compare', lambda *_: FACTS)
+  with pytest.raises(UserError, match='nothing is written'):
+    artefact.export(trained, tmp_path / 'new', print, artefact.Extras(int8=0.5))
+  assert not [*tmp_path.iterdir()]
+
+
+def test_a_network_of_dense_layers_is_refused():
+  """Where convolutions have less than half of the weights."""
+  graph = small_graph(np.zeros((5, 3, 3, 3), np.float32), np.zeros(5, np.float32))
+  graph.graph.node[-1].output[0] = 'pooled'
+  graph.graph.node.append(helper.make_node('MatMul', ['pooled', 'dense'], ['features']))
+  graph.graph.initializer.append(numpy_helper.from_array(np.zeros((5, 40), np.float32), 'dense'))
+  with pytest.raises(UserError, match='convolutions have 41% of the weights'):
+    int8.quantise(graph, [])
+
+
+def test_the_interval_of_a_loss_holds():
+  """In at least 93 of 100 draws of a change, also of few images; it is never empty."""
+  for n, lost, won in ((40, 0.02, 0.01), (400, 0.02, 0.01), (400, 0.005, 0.005)):
+    inside = 0
+    for _ in range(400):
+      draws = RNG.random(n)
+      before = draws < 0.8 + lost
+      after = (draws < 0.8) | (draws > 1 - won)
+      low, high = int8.paired_interval(before, after)
+      inside += low <= lost - won <= high
+    assert inside >= 372
+  low, high = int8.paired_interval(np.ones(40, bool), np.ones(40, bool))
+  assert low == -high and 0.04 < high < 0.05

@@ -2,10 +2,10 @@
 
 python benchmarks/export_speed.py [--torch=PYTHON] [--seconds=3] [--models=NAME:SIZE,...]
 
-The weights are drawn; all compute float32 on all cores from uint8 images to features (torch: to
-ImageNet's logits, channels_last, compiled where it compiles). `cold` is a new Python process from
-its start to the first answer of `hierjax.runtime`. Prints a table in Markdown and the load of the
-machine. PYTHON has torch, torchvision and timm.
+The weights are drawn; all compute on all cores from uint8 images to features (torch: to ImageNet's
+logits, channels_last, compiled where it compiles), in float32 but for one column. `cold` is a new
+Python process from its start to the first answer of `hierjax.runtime`. Prints a table in Markdown
+and the load of the machine. PYTHON has torch, torchvision and timm.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def measure(name: str, size: int, options: argparse.Namespace) -> list[str]:
 
   from hierjax import runtime
   from hierjax.evaluate import collect
-  from hierjax.export import program
+  from hierjax.export import int8, program
 
   trained = untrained(name, size)
   model = program.onnx_model(trained)
@@ -139,6 +139,10 @@ def measure(name: str, size: int, options: argparse.Namespace) -> list[str]:
     folder = pathlib.Path(text)
     write(trained, folder, model)
     exported = runtime.load(folder)
+    drawn = np.random.default_rng(1).integers(0, 256, (4, size, size, 3), np.uint8)
+    write(trained, folder, int8.quantise(model, [drawn]))
+    in_int8 = runtime.load(folder)
+    write(trained, folder, model)
     cold = cold_start(folder)
   step = jax.jit(
     lambda x: collect.eval_step(trained.variables, x, trained.classifier, trained.taxonomy)
@@ -151,8 +155,13 @@ def measure(name: str, size: int, options: argparse.Namespace) -> list[str]:
     by_jax = rate(lambda x: jax.block_until_ready(step(x)), images, options.seconds)
     others = [torch.get(f'{kind} {batch}') for kind in ('eager', 'compiled')]
     best = max(filter(None, others), default=None)
-    cells = [f'{x:.1f}' if x else '–' for x in (ours, by_jax, *others)]
-    ratios = [f'{ours / by_jax:.2f}', f'{ours / best:.2f}' if best else '–']
+    by_int8 = rate(in_int8.run, images, options.seconds)
+    cells = [f'{x:.1f}' if x else '–' for x in (ours, by_int8, by_jax, *others)]
+    ratios = [
+      f'{by_int8 / ours:.2f}',
+      f'{ours / by_jax:.2f}',
+      f'{ours / best:.2f}' if best else '–',
+    ]
     rows.append(f'| {name} {size} px | {batch} | {" | ".join([*cells, *ratios])} | {cold:.2f} s |')
   return rows
 
@@ -169,9 +178,10 @@ def main() -> None:
     name, _, size = word.partition(':')
     rows += measure(name, int(size), options)
   print(f'{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; images/s')
-  heads = 'model', 'batch', 'onnxruntime', 'jax', 'torch eager', 'torch compiled'
-  print(f'| {" | ".join([*heads, "of jax", "of torch", "cold start"])} |')
-  print('|---|---|---|---|---|---|---|---|---|')
+  heads = 'model', 'batch', 'onnxruntime', 'in int8', 'jax', 'torch eager', 'torch compiled'
+  heads += 'int8 of float32', 'of jax', 'of torch', 'cold start'
+  print(f'| {" | ".join(heads)} |')
+  print('|---' * len(heads) + '|')
   print('\n'.join(rows))
 
 

@@ -129,7 +129,7 @@ def _write(run, folder, say, extras):
       path.unlink()
     return _write(run, folder, say, extras._replace(maps=False))
   if extras.int8 is not None:
-    exported = _in_int8(trained, model, exported, folder, facts, extras, say)
+    exported = _in_int8(trained, exported, folder, facts, extras, say)
     contents['model.onnx'] = (folder / 'model.onnx').read_bytes()
   facts['maps'] = [*exported.kernels] or None
   facts['similar'] = extras.similar and _write_similar(run, exported, extras, folder)
@@ -139,30 +139,26 @@ def _write(run, folder, say, extras):
   return facts
 
 
-def _in_int8(trained, model, exact, folder, facts, extras, say):
+def _in_int8(trained, exact, folder, facts, extras, say):
   """Put a graph in int8, with rules fitted by it, in the place of that in float32; returns it."""
+  facts['precision'] = 'int8'
 
-  def replace(graph, model_rules):
+  def replace(model):
+    graph = int8.quantise(program.onnx_model(model, extras.maps), _calibration(model, exact))
     files.write(folder / 'model.onnx', graph.SerializeToString())
-    path = folder / 'decode.json'
-    rules.write_rules(path, trained.c.data.val, model_rules, trained.taxonomy)
-    facts['decision'] = json_files.read_object(path)
+    rules.write_rules(folder / 'decode.json', model.c.data.val, model.rules, model.taxonomy)
+    facts['decision'] = json_files.read_object(folder / 'decode.json')
     _seal(folder, facts)
     return runtime.load(folder)
 
-  facts['precision'] = 'int8'
-  quantised = int8.quantise(model, _calibration(trained, exact))
-  exported = replace(quantised, trained.rules)
-  fitted, notes = int8.fit_rules(int8.as_run(trained, exported), trained.rules)
-  for note in notes:
-    say(note)
-  final = copy.copy(trained)
-  final.rules = _with_slack(fitted)
-  decided = program.onnx_model(final, extras.maps)
-  exported = replace(int8.with_decisions(quantised, decided), final.rules)
-  verify(int8.as_run(trained, exported), exported, say)
-  facts['int8'] = int8.compare(trained, exact, exported) | int8.speed(exact, exported)
-  for line in int8.check(facts['int8'], extras.int8):
+  first, final = int8.as_run(trained, replace(trained)), copy.copy(trained)
+  fitted, notes = int8.fit_rules(first, trained.rules)
+  first.rules = final.rules = _with_slack(fitted)
+  exported = replace(final)
+  verify(first, exported, say)
+  facts['int8'] = int8.compare(trained, exact, exported)
+  facts['metrics'] |= {f'{facts["int8"]["split"]}, int8': facts['int8']['int8']}
+  for line in (*notes, *int8.check(facts['int8'], extras.int8)):
     say(line)
   return exported
 
@@ -171,11 +167,10 @@ def _calibration(trained, exported) -> Iterator[np.ndarray]:
   """Batches of training images, as the graph reads them."""
   examples = trained.split(trained.c.data.train)
   rows = _even_rows(examples.labels, int8.IMAGES)
-  images = (examples.reader(int(i)) for i in rows)
-  for batch in image_groups.batches(images, exported.view, [int8.BATCH]):
-    readable = [i for i, error in enumerate(batch.errors) if not error]
-    if readable:
-      yield batch.pixels[readable]
+  for batch in image_groups.batches(
+    map(examples.reader, rows.tolist()), exported.view, [int8.BATCH]
+  ):
+    yield batch.pixels[[i for i, error in enumerate(batch.errors) if not error] or [0]]
 
 
 def _write_similar(trained, exported, extras, folder):

@@ -83,14 +83,7 @@ def _metrics(workdir):
 
 
 def measured(result: dict) -> dict:
-  """Take the main figures of an evaluation: of full paths, levels and tags.
-
-  Args:
-    result: as `summary.summarize` returns it.
-
-  Returns:
-    {'images', 'path', 'top1': {level: share}, 'map': {level: mean average precision}}.
-  """
+  """Take of what `summary.summarize` returned {'images', 'path', 'top1' and 'map' by level}."""
   joint = (result.get('decode') or {}).get('joint') or {}
   levels = {level: values.get('top1') for level, values in (joint.get('levels') or {}).items()}
   tags = {level: v.get('map_macro') for level, v in (result.get('multi') or {}).items()}

@@ -135,7 +135,7 @@ def test_what_is_recorded_is_what_the_two_artefacts_answer(in_int8, exported, tr
   assert facts['precision'] == 'int8' and set(facts['int8']['rates']) == {'1', '32'}
   record, val, table = facts['int8'], trained.split('val'), trained.taxonomy
   images = [val.reader(i) for i in range(len(val.labels))]
-  assert record['images'] == len(images) == 40
+  assert record['images'] == len(images) == 40 and facts['metrics']['val, int8'] == record['int8']
   paths, probs = [], []
   for name, folder in (('float32', exported), ('int8', in_int8)):
     loaded = runtime.load(folder)
@@ -222,6 +222,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 FACTS = {
   'split': 'val',
   'images': 400,
+  'int8': {'images': 400, 'path': 0.5, 'top1': {}, 'map': {}},
   'losses': {'full paths': 0.75, 'sky': 0.2},
   'interval': [-0.4, 1.9],
   'equal': 0.975,
@@ -238,6 +239,8 @@ def test_what_loses_too_much_is_refused(trained, tmp_path, monkeypatch):
   assert len(int8.check(FACTS, 2)) == 2
   with pytest.raises(UserError, match=r'0\.60 points of sky on 400'):
     int8.check(FACTS | {'losses': {'full paths': 0.1, 'sky': 0.6}}, 0.5)
+  with pytest.raises(UserError, match='nothing is written'):
+    int8.check(FACTS, float('nan'))
   with pytest.raises(UserError, match='no image of val has a label'):
     int8.check(FACTS | {'losses': {}}, 0.5)
   monkeypatch.setattr(int8, 'compare', lambda *_: FACTS)

@@ -182,6 +182,10 @@ def paired_interval(before: np.ndarray, after: np.ndarray, z: float = 1.96) -> t
 
   It counts half an image more in each of the four cells of the table (Agresti and Min, Statistics
   in Medicine 24, 2005), so it does not shrink to nothing where no image changes.
+
+  Args:
+    before, after: whether an image is in the first and in the second share.
+    z: quantile of the normal distribution; 1.96 gives 95%.
   """
   n = len(before) + 2
   lost, won = (before & ~after).sum() + 0.5, (after & ~before).sum() + 0.5

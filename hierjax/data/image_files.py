@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import io
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Sequence
@@ -152,7 +153,7 @@ class FileReader:
 
 @dataclasses.dataclass(frozen=True)
 class SliceReader:
-  """Reads images that lie one after the other in larger files, which are mapped into memory.
+  """Reads images that lie one after the other in larger files.
 
   Attributes:
     paths: of the files.
@@ -179,7 +180,7 @@ class SliceReader:
     start, end = int(self.start[i]), int(self.end[i])
     # before it is read: a file may claim an image of any size
     _check_size(end - start, self.max_bytes)
-    return _mapped(self.paths[self.file[i]])[start:end].tobytes()
+    return _opened(self.paths[self.file[i]]).part(start, end)
 
   def select(self, index: np.ndarray) -> 'SliceReader':
     """Return a reader of the images with these numbers, int [n]."""
@@ -187,10 +188,25 @@ class SliceReader:
     return dataclasses.replace(self, file=file, start=start, end=end)
 
 
+class _OpenFile(io.FileIO):
+  """A file that threads read from. One mapped into memory would end the process if it shrank."""
+
+  def __del__(self):
+    self.close()
+
+  def part(self, start: int, end: int) -> bytes:
+    """Return the bytes from `start` to `end`; an `OSError` where the file is shorter."""
+    content = os.pread(self.fileno(), end - start, start)
+    if len(content) == end - start:
+      return content
+    if not content:
+      raise OSError(errno.ENODATA, f'{self.name} ends before byte {end} of it: it was cut short')
+    # a system may return fewer bytes than there are
+    return content + self.part(start + len(content), end)
+
+
 # each holds a descriptor, of which a process may have a thousand
-@functools.lru_cache(maxsize=128)
-def _mapped(path):
-  return np.memmap(path, np.uint8, 'r')
+_opened = functools.lru_cache(maxsize=128)(_OpenFile)
 
 
 def _check_size(size, limit):

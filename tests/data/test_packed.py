@@ -1,8 +1,11 @@
 """Packing: the same data, whatever stops it, and nothing read that is not what was packed."""
 
 import dataclasses
+import io
 import json
+import os
 import pickle
+import tarfile
 
 import cv2
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 
 from hierjax.core import config
 from hierjax.core.errors import UserError
-from hierjax.data import decoding, packed, sources
+from hierjax.data import decoding, packed, pipeline, sources
 from hierjax.data.dataset import Dataset, Examples
 from hierjax.data.findings import Findings
 from hierjax.data.image_files import FileReader
@@ -221,3 +224,35 @@ def test_parts_of_images_are_not_packed(part, folder, tmp_path):
   data = Dataset(data.taxonomy, {'train': dataclasses.replace(train, reader=reader)}, [])
   with pytest.raises(UserError, match=r'only a part of a0\.png is shown'):
     packed.pack(data, tmp_path / 'packed')
+
+
+@pytest.mark.parametrize('kind', ['packed', 'tar'])
+def test_a_file_that_is_cut_short_while_it_is_read(kind, folder, tmp_path):
+  """Images behind its end are unreadable ones, counted or refused by name; the others are read."""
+  out = tmp_path / 'packed'
+  if kind == 'packed':
+    packed.pack(load(folder), out)
+  else:
+    out.mkdir()
+    (out / 'labels.csv').write_bytes((folder / 'labels.csv').read_bytes())
+    with tarfile.open(out / 'train.tar', 'w') as tar:
+      for path in sorted(folder.glob('*.png')):
+        tar.add(path, path.name)
+        member = tarfile.TarInfo(f'{path.stem}.cls')
+        member.size = 2
+        tar.addfile(member, io.BytesIO(b'tt'))
+  examples = load(out, source='packed' if kind == 'packed' else 'webdataset').splits['train']
+  whole = [bytes(examples.reader(i)) for i in range(len(examples.files))]
+  file = out / ('images.bin' if kind == 'packed' else 'train.tar')
+  end = int(examples.reader.end[2])
+  os.truncate(file, end - 1)
+  assert [bytes(examples.reader(i)) for i in (0, 1)] == whole[:2]
+  with pytest.raises(OSError, match=rf'{file.name} ends before byte {end}.*cut short'):
+    examples.reader(2)
+  batches = list(pipeline.eval_batches(examples, batch_size=4, size=8, threads=1))
+  broken = np.concatenate([batch['broken'] for batch in batches])
+  lost = {i for i, x in enumerate(whole) if examples.reader.end[i] > end - 1 and len(x)}
+  assert {*broken[broken >= 0].tolist()} >= lost > {2}
+  with pytest.raises(UserError, match=rf'.*: unreadable image .*{file.name} ends before byte'):
+    subset = sources.subset(examples, [2])
+    next(pipeline.train_batches(subset, batch_size=1, seed=0, size=8, strict=True, threads=1))

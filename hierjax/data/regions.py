@@ -1,6 +1,7 @@
 """Regions of training images, for guided crops and masks: a box and the hottest place in it."""
 
 import dataclasses
+import hashlib
 import pathlib
 import posixpath
 
@@ -60,6 +61,16 @@ def attach(options: ConfigDict, divided: dict[str, Examples], findings: Findings
     findings.error(path, KIND, f'{text}: {names}')
   elif len(missing):
     findings.say(path, KIND, f'{text}, such as {train.files[missing[0]]}')
+
+
+def digest(examples: Examples) -> str | None:
+  """Return the SHA-256 of the regions of examples in the order of their names; None without."""
+  if examples.regions is None:
+    return None
+  order = sorted(range(len(examples.files)), key=[*map(_key, examples.files)].__getitem__)
+  # every NaN is no region
+  values = np.nan_to_num(examples.regions[order], nan=-1).astype('<f4')
+  return hashlib.sha256(values.tobytes()).hexdigest()
 
 
 def _key(file):

@@ -2,11 +2,16 @@
 
 import pathlib
 
-from hierjax import model
-from hierjax.core import config, files, parallel
+from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.data import split_record
-from hierjax.experiments.workdir import CHANGEABLE, FREE_ON_RESUME, conflict
+from hierjax.experiments.workdir import (
+  CHANGEABLE,
+  FREE_ON_RESUME,
+  conflict,
+  differences,
+  write_options,
+)
 from hierjax.train import checkpoint
 from hierjax.train.setup import Setup
 
@@ -51,7 +56,7 @@ def restart(
   store.close()
   if parallel.first():
     # last, so that the same command does all of it again where it was stopped before
-    files.write(workdir / 'config.json', config.to_json(setup.c) + '\n')
+    write_options(workdir, setup)
   return {'step': step or 0, 'checkpoint': checkpoint_name, 'changed': changed}
 
 
@@ -59,8 +64,7 @@ def _changes(workdir, setup, record):
   """The options that have changed, and what is wrong with that or the data, if anything is."""
   if not (workdir / 'config.json').exists():
     return [], f'{workdir} holds no run; leave the flag out to begin one'
-  changed = config.differences(model.run_config(workdir), setup.c)
-  return changed, conflict(workdir, setup, record, CHANGEABLE)
+  return differences(workdir, setup), conflict(workdir, setup, record, CHANGEABLE)
 
 
 def describe(result: dict) -> str:

@@ -17,7 +17,7 @@ import jax
 from hierjax import model
 from hierjax.core import config, files, json_files, parallel
 from hierjax.core.errors import UserError
-from hierjax.data import split_record
+from hierjax.data import regions, split_record
 from hierjax.taxonomy import describe_difference, read_taxonomy
 from hierjax.train import checkpoint, log
 from hierjax.train.loop import Loop
@@ -51,6 +51,31 @@ def has_run(workdir: pathlib.Path) -> bool:
   return (workdir / 'config.json').exists() and checkpoints.exists() and any(checkpoints.iterdir())
 
 
+def differences(workdir: pathlib.Path, setup: Setup) -> list[str]:
+  """Return a line for each option of the run in a folder that differs, and for edited regions."""
+  lines = config.differences(model.run_config(workdir), setup.c)
+  before = _read_facts(workdir).get('regions_sha256')
+  is_same_file = not any(line.startswith('data.regions') for line in lines)
+  if is_same_file and before not in (None, regions.digest(setup.train)):
+    lines.append(f'data.regions: {setup.c.data.regions} was edited: put its old boxes back')
+  return lines
+
+
+def _read_facts(workdir: pathlib.Path) -> dict:
+  """The content of run.json, {} where it is missing or damaged."""
+  try:
+    return json_files.read_object(workdir / 'run.json')
+  except (OSError, UserError):
+    return {}
+
+
+def write_options(workdir: pathlib.Path, setup: Setup) -> None:
+  """Note in a run's folder that it goes on with other options, and other regions."""
+  facts = _read_facts(workdir) | {'regions_sha256': regions.digest(setup.train)}
+  files.write(workdir / 'run.json', json.dumps(facts, indent=2) + '\n')
+  files.write(workdir / 'config.json', config.to_json(setup.c) + '\n')
+
+
 def conflict(
   workdir: pathlib.Path,
   setup: Setup,
@@ -70,8 +95,7 @@ def conflict(
   """
   if not has_run(workdir):
     return None
-  differences = config.differences(model.run_config(workdir), setup.c)
-  changed = [line for line in differences if not line.startswith(changeable)]
+  changed = [line for line in differences(workdir, setup) if not line.startswith(changeable)]
   if changed:
     return (
       f'{workdir} holds a run with other options ({"; ".join(changed)}): '
@@ -115,6 +139,7 @@ def prepare(workdir: pathlib.Path, setup: Setup, record: split_record.Record | N
   content = split_record.content(setup.data.undiminished)
   digest = split_record.digest(content)
   facts = {'options': config.to_json(setup.c), 'taxonomy': setup.taxonomy.hash(), 'data': digest}
+  facts['regions'] = regions.digest(setup.train)
   parallel.check_same(workdir, facts)
   # the first process reads, as it is the one that writes
   reason = parallel.exchange(conflict(workdir, setup, record) if parallel.first() else None)[0]
@@ -244,6 +269,7 @@ class Record:
       'val_examples': len(setup.val.labels),
       'splits': sorted(setup.data.splits),
       'data_sha256': self._digest,
+      'regions_sha256': regions.digest(setup.train),
       'phases': [dataclasses.asdict(phase) for phase in setup.phases],
       'skipped': sorted(loop.unreadable),
       'notes': loop.notes,

@@ -242,16 +242,16 @@ def test_a_file_that_is_cut_short_while_it_is_read(kind, folder, tmp_path):
         member.size = 2
         tar.addfile(member, io.BytesIO(b'tt'))
   examples = load(out, source='packed' if kind == 'packed' else 'webdataset').splits['train']
-  whole = [bytes(examples.reader(i)) for i in range(len(examples.files))]
+  contents = [bytes(examples.reader(i)) for i in range(len(examples.files))]
   file = out / ('images.bin' if kind == 'packed' else 'train.tar')
   end = int(examples.reader.end[2])
   os.truncate(file, end - 1)
-  assert [bytes(examples.reader(i)) for i in (0, 1)] == whole[:2]
+  assert [bytes(examples.reader(i)) for i in (0, 1)] == contents[:2]
   with pytest.raises(OSError, match=rf'{file.name} ends before byte {end}.*cut short'):
     examples.reader(2)
   batches = list(pipeline.eval_batches(examples, batch_size=4, size=8, threads=1))
   broken = np.concatenate([batch['broken'] for batch in batches])
-  lost = {i for i, x in enumerate(whole) if examples.reader.end[i] > end - 1 and len(x)}
+  lost = {i for i, x in enumerate(contents) if examples.reader.end[i] > end - 1 and len(x)}
   assert {*broken[broken >= 0].tolist()} >= lost > {2}
   with pytest.raises(UserError, match=rf'.*: unreadable image .*{file.name} ends before byte'):
     subset = sources.subset(examples, [2])

@@ -1,18 +1,21 @@
 """Boxes of heat maps against loops over cells, and the file that a run writes of its own."""
 
 import copy
+import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 import hierjax.cli.regions
+import hierjax.data.regions
 from hierjax.cli import arguments
 from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline
 from hierjax.evaluate import explain
-from hierjax.experiments import regions, workdir
+from hierjax.experiments import regions, restart, workdir
 from hierjax.taxonomy.csv_files import read_table
 from hierjax.train import setup
 
@@ -107,3 +110,31 @@ def test_a_run_without_maps_says_so(finished_run, tiny_backbone, one_device, tmp
   with pytest.raises(UserError, match=r'no heat map of 96 training images: .* tiny feature maps'):
     regions.write(hierjax.load(finished_run), tmp_path / 'x.csv', lambda *_: None)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_run_does_not_go_on_with_boxes_that_were_edited(run_copy, tmp_path, tiny_backbone):
+  """Unless it goes back to a checkpoint with them, once."""
+  path, head = tmp_path / 'boxes.csv', 'file,left,top,right,bottom'
+  c = hierjax.load(run_copy).c
+  c.data.regions, c.data.augment.guided_crop = str(path), 0.5
+
+  def build(*rows):
+    path.write_text('\n'.join((head, *rows)))
+    return setup.build(c)
+
+  rows = ['toy/train/00000,0,0,.5,.5', 'toy/train/00003,.1,0,.5,.5']
+  run = build(*rows)
+  workdir.write_options(run_copy, run)
+  facts = json.loads((run_copy / 'run.json').read_text())
+  assert facts['regions_sha256'] == hierjax.data.regions.digest(run.train) and facts['step'] == 12
+  # another order, and an image that trains nothing, are the same boxes
+  assert workdir.conflict(run_copy, build(*rows[::-1], 'toy/val/00001,0,0,1,1'), None) is None
+  edited = build('toy/train/00000,0,0,.5,.5', 'toy/train/00003,.2,0,.5,.5')
+  reason = workdir.conflict(run_copy, edited, None)
+  assert re.search(r'data\.regions: \S+boxes\.csv was edited: put its old boxes back', reason)
+  with pytest.raises(UserError, match=r'boxes.csv was edited.*add --resume_from='):
+    workdir.prepare(run_copy, edited)
+  change = restart.restart(run_copy, edited, 'last')
+  assert change['step'] == 12 and 'boxes.csv was edited' in change['changed'][0]
+  workdir.prepare(run_copy, edited)
+  assert restart.restart(run_copy, edited, 'last') is None

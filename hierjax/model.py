@@ -328,7 +328,7 @@ class Model(Predictor):
     if self._uses_features:
       self._sample = self._sampled(outputs, decisions, self._sample)
     if self.c.decide.label_gains:
-      decide.add_label_gains(records, decisions['exclusive']['joint'].prob[-1], self.taxonomy)
+      decide.add_label_gains(records, decisions, self.taxonomy)
     if not self.c.decide.novelty:
       return
     detector = self._detector(self.workdir)

@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import safetensors
 
+from hierjax import decide
 from hierjax.core import archives, files, json_files
 from hierjax.core.errors import UserError
 from hierjax.data import decoding, image_groups, transforms
@@ -56,7 +57,7 @@ class Exported(Predictor):
     kernels: {level: float32 [d, C]}, with which heat maps are made; empty if there are none.
   """
 
-  has_maps, similar = False, 0  # what records get, see `explaining`
+  has_maps, similar, has_gains = False, 0, False  # what records get, see `explaining`
 
   def __init__(
     self, folder: pathlib.Path, contents: Mapping[str, bytes], threads: int | None, spin: bool
@@ -132,7 +133,7 @@ class Exported(Predictor):
   def _network(self):
     return self._digest, self.facts['preprocessing']
 
-  def explaining(self, maps: bool = False, similar: int = 0) -> Self:
+  def explaining(self, maps: bool = False, similar: int = 0, gains: bool = False) -> Self:
     """Return this model with more in the records of images, as far as it was exported with it.
 
     Args:
@@ -140,13 +141,17 @@ class Exported(Predictor):
         class lies in what the model sees of the image, see `evaluate.class_maps`.
       similar: adds 'similar', so many training images, the nearest first: [{'file', 'classes'
         {level: name}, 'cosine' of the features, 'image', the data address of a small picture}].
+      gains: adds 'gain', as decide.label_gains does for a run, see `decide.add_label_gains`.
     """
     model = copy.copy(self)
     model.has_maps, model.similar = maps and bool(self.kernels), similar if self._gallery else 0
+    model.has_gains = gains
     return model
 
   def _complete(self, records, outputs, decisions):
     """Add what is asked for by `explaining`."""
+    if self.has_gains:
+      decide.add_label_gains(records, decisions, self.taxonomy)
     if self.has_maps:
       pred, levels = decisions['exclusive']['joint'].pred, self.taxonomy.block('exclusive').levels
       for level, kernel in self.kernels.items():

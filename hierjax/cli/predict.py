@@ -85,7 +85,7 @@ def _number(name):
 
 
 def _load_exported(args: Arguments) -> Predictor:
-  exported = runtime.load(args.artefact)
+  exported = runtime.load(args.artefact).explaining(gains=args.config.decide.label_gains)
   if not args.classes:
     return exported
   return exported.within(read_classes(args.classes, exported.taxonomy, args.region))

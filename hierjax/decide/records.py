@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from hierjax.core.errors import UserError
 from hierjax.decide.backoff import HALF, NEVER, Answers
 from hierjax.decide.decisions import Decisions
 from hierjax.decide.labelling import label_gains
@@ -53,16 +54,22 @@ def to_records(
 
 
 def add_label_gains(
-  records: Sequence[dict], posterior: np.ndarray, taxonomy: Taxonomy | Mixed
+  records: Sequence[dict], decisions: Decisions, taxonomy: Taxonomy | Mixed
 ) -> None:
   """Add 'gain' {level: expected number of wrong levels that its label corrects} to records.
 
   Args:
     records: of N examples.
-    posterior: float [N, leaf], of the joint decision.
+    decisions: on these.
     taxonomy: the levels.
+
+  Raises:
+    UserError: all levels are tags.
   """
   table = taxonomy.table('exclusive')
+  if table is None:
+    raise UserError('decide.label_gains: is for exclusive levels, of which this model has none')
+  posterior = decisions['exclusive']['joint'].prob[-1]
   for record, gains in zip(records, label_gains(posterior, table.paths).tolist()):
     record['gain'] = {level: round(x, DIGITS) for level, x in zip(table.levels, gains)}
 

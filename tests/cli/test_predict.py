@@ -15,10 +15,11 @@ from PIL import Image
 from pyarrow import parquet
 
 import hierjax
-from hierjax import runtime
+from hierjax import decide, runtime
 from hierjax.cli import arguments, images, predict, predictions
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
+from hierjax.taxonomy import TagTaxonomy
 
 OPTIONS = config.default().data
 
@@ -252,6 +253,30 @@ def test_shards_are_files_of_their_own_that_hold_each_image_once(folder, exporte
           ['hierjax', 'predict', f'--artefact={exported}', '--images=img', f'--shard={shard}']
         )
       )
+
+
+def test_an_artefact_and_its_run_write_the_same_gains(
+  folder, finished_run, exported, monkeypatch, capsys
+):
+  """By the same option; without it no record has them."""
+  tiny.register(monkeypatch)
+  tiny.use_one_device(monkeypatch)
+
+  def run(*flags):
+    predict.run(arguments.parse(['hierjax', 'predict', '--images=img', *flags]))
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+  option, artefact = '--config.decide.label_gains=true', f'--artefact={exported}'
+  expected, records = run(f'--workdir={finished_run}', option), run(artefact, option)
+  plain, count = run(artefact), 0
+  for a, b, c in zip(expected, records, plain, strict=True):
+    assert a.get('gain') == pytest.approx(b.get('gain'), abs=1e-5)
+    assert c == {key: value for key, value in b.items() if key != 'gain'}
+    count += 'gain' in b
+  assert count == 5 and max(records[0]['gain'].values()) > 0.1
+  tags = TagTaxonomy.from_rows(['tag'], [['a'], ['b']])
+  with pytest.raises(UserError, match=r'decide\.label_gains: is for exclusive levels'):
+    decide.add_label_gains([{}], {}, tags)
 
 
 def test_what_evaluation_has_fitted_is_no_option_of_predict(finished_run):

@@ -88,8 +88,9 @@ class Model(Predictor):
       self.c.model.lora_rank = self.c.model.lora_alpha = None
       self.classifier = classifier.build(self.c, taxonomy, self.levels)
       self.eval_step = programs.stepper(self.classifier, self.mesh, taxonomy, self.c)
-    self._heads_step = jax.jit(
-      lambda variables, features: self.classifier.apply(variables, features)[0]
+    self._head_step = jax.jit(
+      lambda variables, features, level: self.classifier.apply(variables, features)[0][level],
+      static_argnums=2,
     )
     self._sample = None
     self.rules = rules.read_rules(workdir / 'decode.json', taxonomy, self.levels)
@@ -134,17 +135,18 @@ class Model(Predictor):
     is_used = self.c.decide.novelty or self.c.decide.risk or self.rules.get('answer')
     return self.taxonomy.block('exclusive') is not None and bool(is_used)
 
-  def logits(self, features: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute logits from features.
+  def logits(self, features: np.ndarray, level: str) -> np.ndarray:
+    """Compute the logits of a level that has a head from features.
 
     Args:
       features: float [N, d].
+      level: its name.
 
     Returns:
-      {level with a head: float64 [N, C]}.
+      float64 [N, C].
     """
-    logits = self._heads_step(self.variables, np.asarray(features, np.float32))
-    return {level: np.asarray(x, np.float64) for level, x in jax.device_get(logits).items()}
+    logits = self._head_step(self.variables, np.asarray(features, np.float32), level)
+    return np.asarray(logits, np.float64)
 
   def evaluate(
     self,
@@ -233,8 +235,8 @@ class Model(Predictor):
     block = self.taxonomy.block('exclusive')
     decisions = decisions or outputs.decide(self.taxonomy, self.rules)
     return Evidence(
-      level_logits(self.logits(outputs.features), block.taxonomy),
-      np.asarray(outputs.features, np.float64),
+      level_logits(self.logits, self.levels, block.taxonomy),
+      outputs.features,
       decisions['exclusive']['joint'].pred,
       outputs.labels[:, block.columns],
     )

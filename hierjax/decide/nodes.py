@@ -1,6 +1,7 @@
 """Nodes of a taxonomy and their children, at which images of new classes are looked for."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -55,23 +56,28 @@ def nodes_of(taxonomy: Taxonomy, k: int, pred: np.ndarray) -> np.ndarray:
   return pred[:, j] if j >= 0 else np.zeros(len(pred), int)
 
 
-def level_logits(logits: Mapping[str, np.ndarray], taxonomy: Taxonomy) -> list[np.ndarray]:
-  """Return the logits of every level.
+def level_logits(
+  compute: Callable[[np.ndarray, str], np.ndarray], heads: Sequence[str], taxonomy: Taxonomy
+) -> list[Callable[[np.ndarray], np.ndarray]]:
+  """Return how the logits of every level are computed.
 
   Args:
-    logits: {level with a head: float [N, C]}, the finest level among them.
+    compute: features float [n, d] and a level with a head → its logits, float64 [n, C].
+    heads: the levels that have one, the finest level among them.
     taxonomy: the table of the exclusive levels.
 
   Returns:
-    Per level float64 [N, C]; of a level without a head the log-sum-exp of the finest head's over
-    the leaves of each class.
+    Per level features → float64 [n, C]; of a level without a head the log-sum-exp of the finest
+    head's over the leaves of each class.
   """
-  finest = np.asarray(logits[taxonomy.levels[-1]], np.float64)
-  summed = taxonomy.merge(finest, np.logaddexp) if len(logits) < len(taxonomy.levels) else ()
-  return [
-    np.asarray(logits[level], np.float64) if level in logits else summed[k]
-    for k, level in enumerate(taxonomy.levels)
-  ]
+
+  def of_level(level, features):
+    if level in heads:
+      return compute(features, level)
+    finest = compute(features, taxonomy.levels[-1])
+    return taxonomy.merge(finest, np.logaddexp)[taxonomy.index(level)]
+
+  return [functools.partial(of_level, level) for level in taxonomy.levels]
 
 
 def folds(taxonomy: Taxonomy, k: int) -> np.ndarray:

@@ -14,7 +14,7 @@ a share of the false alarms for each level would.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,13 +48,13 @@ class Evidence(NamedTuple):
   """What a network computes for N images.
 
   Attributes:
-    logits: per level float64 [N, C].
-    features: float64 [N, d].
+    logits: per level a function of features float [n, d] → float64 [n, C], see `level_logits`.
+    features: float [N, d].
     pred: int [N, level], the predicted path.
     labels: int [N, level], -1 unknown.
   """
 
-  logits: list[np.ndarray]
+  logits: Sequence[Callable[[np.ndarray], np.ndarray]]
   features: np.ndarray
   pred: np.ndarray
   labels: np.ndarray
@@ -223,7 +223,7 @@ class Detector:
 
   def _scores(self, evidence):
     """float64 [N, level]."""
-    columns = [self.score(k, evidence) for k in range(len(self.taxonomy.levels))]
+    columns = [self.score(k, evidence, [name])[name] for k, name in enumerate(self.scores)]
     return np.stack(columns, 1) if len(evidence.pred) else np.zeros((0, len(columns)))
 
   def _judged(self, pred):
@@ -257,7 +257,7 @@ class Detector:
       model = None
       if needs_model:
         model = fit_classes(train.features[rows], y[rows], len(fold), names)
-      yield is_left_out, {name: self.score(k, val, name, model, is_left_out) for name in names}
+      yield is_left_out, self.score(k, val, names, model, is_left_out)
 
   def _leave_out_finer(self, k, train, val, candidates):
     """Scores at level k of images whose class of a finer level is left out.
@@ -275,7 +275,7 @@ class Detector:
         if is_used.any() and len(novel):
           size = len(self.taxonomy.names[k])
           model = fit_classes(train.features[is_used], y[is_used], size, (name,))
-          values = self.score(k, _rows(val, novel), model=model)
+          values = self.score(k, _rows(val, novel), [name], model)[name]
           parts.append(values[np.isfinite(values)])
     return np.concatenate(parts)
 
@@ -283,44 +283,39 @@ class Detector:
     self,
     k: int,
     evidence: Evidence,
-    name: str | None = None,
+    names: Sequence[str],
     model: ClassModel | None = None,
     left_out: np.ndarray | None = None,
-  ) -> np.ndarray:
+  ) -> dict[str, np.ndarray]:
     """Compute how novel images are at level k under the predicted parent.
 
     Args:
       k: the level.
-      evidence: of N images.
-      name: one of SCORES; None for the level's.
+      evidence: of N images, a block of which is looked at at a time.
+      names: of SCORES.
       model: of the classes; None for the fitted one.
       left_out: bool [C], classes that do not count.
 
     Returns:
-      float64 [N], inf where no class counts.
+      {name: float64 [N], inf where no class counts}.
     """
-    name, model = name or self.scores[k], model or self.models.get(k)
-    step = max(BLOCK // len(self.taxonomy.names[k]), 1)
-    parts = [np.zeros(0)]
+    model, parts = model or self.models.get(k), {name: [np.zeros(0)] for name in names}
+    # logits of a level without a head come from those of the finest classes
+    step = max(BLOCK // len(self.taxonomy.paths), 1)
     for start in range(0, len(evidence.pred), step):
-      part = _rows(evidence, slice(start, start + step))
-      parts.append(self._score(k, part, name, model, left_out))
-    return np.concatenate(parts)
-
-  def _score(self, k, evidence, name, model, left_out):
-    from scipy.special import log_softmax  # slow to import
-
-    allowed = children(self.taxonomy, k, nodes_of(self.taxonomy, k, evidence.pred))
-    if left_out is not None:
-      allowed = allowed & ~left_out
-    if name in FEATURE_SCORES:
-      return novelty(name, model.fit_of_classes(name, evidence.features), allowed)
-    fit = evidence.logits[k]
-    if left_out is not None:
-      fit = np.where(left_out, -np.inf, fit)
-    if name != 'energy' and (left_out is None or not left_out.all()):
-      fit = log_softmax(fit, 1)
-    return novelty(name, fit, allowed)
+      part, logits = _rows(evidence, slice(start, start + step)), None
+      allowed = children(self.taxonomy, k, nodes_of(self.taxonomy, k, part.pred))
+      if left_out is not None:
+        allowed = allowed & ~left_out
+      if not {*names} <= {*FEATURE_SCORES}:
+        logits = part.logits[k](part.features)
+      for name in names:
+        if name in FEATURE_SCORES:
+          fit = model.fit_of_classes(name, part.features)
+        else:
+          fit = _fit_of_head(name, logits, left_out)
+        parts[name].append(novelty(name, fit, allowed))
+    return {name: np.concatenate(x) for name, x in parts.items()}
 
   def threshold(self, k: int, node: int, false_alarms: float) -> float:
     """Return the score above which an image is novel at a node; inf where nothing is novel.
@@ -453,8 +448,19 @@ class Detector:
     return cls(taxonomy, names, models, *node_scores.values(), arrays['least'], chosen_by)
 
 
+def _fit_of_head(name: str, logits: np.ndarray, left_out: np.ndarray | None) -> np.ndarray:
+  """How well each class fits, float64 [N, C], by logits without those of classes left out."""
+  from scipy.special import log_softmax  # slow to import
+
+  if left_out is not None:
+    logits = np.where(left_out, -np.inf, logits)
+  if name == 'energy' or (left_out is not None and left_out.all()):
+    return logits
+  return log_softmax(logits, 1)
+
+
 def _rows(evidence: Evidence, rows: slice | np.ndarray) -> Evidence:
-  return Evidence([x[rows] for x in evidence.logits], *(x[rows] for x in evidence[1:]))
+  return Evidence(evidence.logits, *(x[rows] for x in evidence[1:]))
 
 
 def _by_node(k: int, scores: np.ndarray, nodes: np.ndarray) -> NodeScores:

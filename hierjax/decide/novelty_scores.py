@@ -14,6 +14,7 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,6 +52,10 @@ class ClassModel:
   spread: np.ndarray | None = None
   counts: np.ndarray | None = None
 
+  @functools.cached_property
+  def _white_means(self):
+    return self._whiten(self.means)
+
   def _whiten(self, x):
     """Turn features [N, d] such that they have variance 1 in a class in each direction."""
     return (np.asarray(x, np.float64) - self.centre) @ self.white
@@ -64,7 +69,7 @@ class ClassModel:
     Returns:
       float64 [N, C], NaN for a class without an example.
     """
-    return _squared_distances(self._whiten(x), self._whiten(self.means))
+    return _squared_distances(self._whiten(x), self._white_means)
 
   def cosines(self, x: np.ndarray) -> np.ndarray:
     """Compute the cosines of whitened features and class means.
@@ -75,7 +80,7 @@ class ClassModel:
     Returns:
       float64 [N, C], NaN for a class without an example.
     """
-    a, b = self._whiten(x), self._whiten(self.means)
+    a, b = self._whiten(x), self._white_means
     norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
     return a @ b.T / np.maximum(norms, 1e-12)
 

@@ -101,13 +101,13 @@ def _measure_level(
   cutoff = np.quantile(novel_scores, 1 - RECALL, method='lower')
   is_right = inliers.pred[known_rows, k] == inliers.labels[known_rows, k]
   model = detector.models.get(k)
-  by_score = {}
-  for name in SCORES:
-    has_model = model and (name != 'likelihood' or model.axes is not None)
-    if name not in FEATURE_SCORES or has_model:
-      of_known = detector.score(k, inliers, name)[known_rows]
-      of_novel = detector.score(k, novel, name)[novel_rows]
-      by_score[name] = auroc(of_known, of_novel)
+  is_fitted = {name: bool(model) for name in FEATURE_SCORES}
+  is_fitted['likelihood'] = bool(model) and model.axes is not None
+  names = [name for name in SCORES if is_fitted.get(name, True)]
+  of_known, of_novel = (detector.score(k, e, names) for e in images)
+  by_score = {
+    name: auroc(of_known[name][known_rows], of_novel[name][novel_rows]) for name in names
+  }
   return {
     'auroc': auroc(known_scores, novel_scores),
     'by_score': by_score,

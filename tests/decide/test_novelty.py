@@ -46,9 +46,11 @@ def planted(hold_out: str, n: int = 40, seed: int = 0):
   )
   places = np.flatnonzero(~is_novel)
 
+  def near(x):
+    return -((x[:, None] - centres[places]) ** 2).sum(-1)
+
   def evidence(leaves):
     x = centres[leaves] + rng.normal(size=(len(leaves), DIM))
-    near = -((x[:, None] - centres[places]) ** 2).sum(-1)
     rows = [
       [
         taxonomy.names[k].index(name) if name in taxonomy.names[k] else -1
@@ -57,9 +59,9 @@ def planted(hold_out: str, n: int = 40, seed: int = 0):
       for row in (FULL.rows()[leaf] for leaf in leaves)
     ]
     return novelty.Evidence(
-      nodes.level_logits({'breed': near / 10}, taxonomy),
+      nodes.level_logits(lambda x, _: near(x) / 10, ['breed'], taxonomy),
       x,
-      taxonomy.paths[near.argmax(1)],
+      taxonomy.paths[near(x).argmax(1)],
       np.array(rows, np.int32).reshape(-1, 2),
     )
 
@@ -114,7 +116,7 @@ def test_a_new_kind_is_new_at_the_top():
 def test_auroc_and_the_share_at_95_percent_are_those_of_plain_counting():
   t, train, val, novel = planted('1/3')
   detector = novelty.Detector.fit(train, val, t, 'softmax')
-  a, b = detector.score(1, val), detector.score(1, novel)
+  a, b = (detector.score(1, e, ['softmax'])['softmax'] for e in (val, novel))
   measured = measure(detector, val, novel, 0.1)['levels']['breed']
   assert measured['auroc'] == pytest.approx(
     roc_auc_score(np.repeat([0, 1], [len(a), len(b)]), np.r_[a, b])
@@ -227,6 +229,42 @@ def test_arrays_round_trip():
     novelty.Detector.from_arrays(detector.to_arrays(), FULL)
 
 
+@pytest.mark.parametrize('heads', [('breed',), ('kind', 'breed')])
+def test_scores_of_the_head_are_those_of_a_loop_and_read_a_block_at_a_time(heads, monkeypatch):
+  """Image by image, over all of the logits that are otherwise computed when they are read."""
+  t, train, val, _ = planted('1/3')
+  rng, sizes = np.random.default_rng(2), []
+  weights = {level: rng.normal(size=(DIM, t.num_classes(level))) / 20 for level in t.levels}
+
+  def compute(x, level):
+    sizes.append(x.shape[0] * weights[level].shape[1])
+    return x @ weights[level]
+
+  lazy = val._replace(logits=nodes.level_logits(compute, heads, t))
+  monkeypatch.setattr(novelty, 'BLOCK', 7 * t.num_classes('breed'))
+  names = ('softmax', 'energy', 'entropy')
+  detector = novelty.Detector.fit(train, lazy, t, 'softmax')
+  blocks = {k: detector.score(k, lazy, names) for k in range(2)}
+  left_out = np.arange(t.num_classes('breed')) % 3 == 0
+  without = detector.score(1, lazy, ['softmax'], None, left_out)['softmax']
+  assert len(sizes) > 20 and max(sizes) <= novelty.BLOCK
+  breed = t.paths[:, 1]
+  for i in range(0, len(val.pred), 29):
+    logits = val.features[i] @ weights['breed']
+    by_kind = [logsumexp(logits[breed[t.paths[:, 0] == c]]) for c in range(len(t.names[0]))]
+    by_level = val.features[i] @ weights['kind'] if 'kind' in heads else by_kind, logits
+    children = range(len(t.names[0])), breed[t.paths[:, 0] == val.pred[i, 0]]
+    for k in range(2):
+      p = softmax(by_level[k])[list(children[k])]
+      h = entropy(p / p.sum())
+      energy = -logsumexp([by_level[k][c] for c in children[k]])
+      expected = {'softmax': -np.log(p.max()), 'energy': energy, 'entropy': h / (p.sum() + h)}
+      assert {name: blocks[k][name][i] for name in names} == pytest.approx(expected)
+    counted = [c for c in children[1] if not left_out[c]]
+    expected = logsumexp(logits[~left_out]) - max(logits[counted])
+    assert without[i] == pytest.approx(expected)
+
+
 def test_a_branch_that_has_ended_and_facets():
   t = Taxonomy.from_rows(
     ('kind', 'breed'), [['a', 'a1'], ['a', 'a2'], ['b', 'b1'], ['b', 'b2'], ['end', '']]
@@ -242,7 +280,7 @@ def test_a_branch_that_has_ended_and_facets():
     [{}, {}],
   )
   pred = t.paths[[0, 4]]
-  logits = [np.full((2, 3), -9.0), np.full((2, 5), -9.0)]
+  logits = [lambda x, n=n: np.full((len(x), n), -9.0) for n in (3, 5)]
   thresholds = detector.decide(
     novelty.Evidence(logits, np.zeros((2, 1)), pred, pred), 0.5
   ).thresholds
@@ -272,7 +310,7 @@ def test_bad_input():
     novelty_scores.fit_classes(np.full((3, 2), np.nan), np.zeros(3, int), 2)
   single = Taxonomy.from_rows(('a', 'b'), [['x', 'y']])
   one = novelty.Evidence(
-    [np.zeros((4, 1))] * 2, np.eye(4), np.zeros((4, 2), int), np.zeros((4, 2), int)
+    [lambda x: np.zeros((len(x), 1))] * 2, np.eye(4), np.zeros((4, 2), int), np.zeros((4, 2), int)
   )
   with pytest.raises(UserError, match='none can be left out'):
     novelty.Detector.fit(one, one, single)

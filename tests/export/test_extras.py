@@ -75,7 +75,6 @@ def test_where_weighted_features_are_no_grad_cam_the_artefact_has_no_maps(
   """As behind features of length 1; hierjax.json says so, and the graph has no such output."""
   monkeypatch.setattr(artefact.program, 'stablehlo', lambda trained: b'')
   trained.classifier = dataclasses.replace(trained.classifier, normalize=True)
-  trained._heads_step = jax.jit(lambda v, x: trained.classifier.apply(v, x)[0])
   messages = []
   folder = tmp_path / 'new'
   facts = artefact.export(trained, folder, messages.append, artefact.Extras(maps=True))

@@ -181,7 +181,11 @@ def mean_features(
   rows = np.unique(np.concatenate([order[:MAX_IMAGES], *selected.values()]))
   unknown = np.full((len(examples.labels), len(trained.taxonomy.levels)), -1, np.int32)
   unlabelled = dataclasses.replace(examples, labels=unknown)
-  outputs = trained.collect(dataset.subset(unlabelled, rows), with_features=True)
+  outputs = trained.collect(
+    dataset.subset(unlabelled, rows),
+    with_features=True,
+    reduction=lambda outputs: dataclasses.replace(outputs, probs={}),
+  )
   features = np.asarray(outputs.features, np.float64)
   by_row = dict(zip(rows[outputs.index].tolist(), features))
   means: dict[str, dict[int, np.ndarray]] = {level: {} for level in classes}

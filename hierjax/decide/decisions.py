@@ -129,7 +129,8 @@ def _by_level(probs: Probs, block: Block) -> list[np.ndarray | None]:
 
 def join(values: Mapping[str, np.ndarray], block: Block) -> np.ndarray:
   """Concatenate {level: [..., C]} of a block's levels to [..., M]."""
-  return np.concatenate([values[level] for level in block.levels], -1)
+  arrays = [values[level] for level in block.levels]
+  return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1)
 
 
 def _decide_paths(probs, block, rules, names):

@@ -5,8 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hierjax.decide.lineages import blocks
 from hierjax.taxonomy import TagTaxonomy
 
+# Elements of a temporary array [rows, classes].
+BLOCK_SIZE = 4_000_000
 # The threshold of a class of which validation has no image, and of all classes before tuning.
 HALF = 0.5
 
@@ -16,15 +19,15 @@ class TagDecision(NamedTuple):
 
   Attributes:
     pred: bool [N, M].
-    prob: float64 [N, M], their probabilities.
+    prob: float [N, M], their probabilities.
     thresholds: float64 [M].
-    is_possible: bool [N, M], which classes may occur beside the exclusive path; or True for all.
+    is_possible: bool [N, M], which classes may occur beside the exclusive path.
   """
 
   pred: np.ndarray
   prob: np.ndarray
   thresholds: np.ndarray
-  is_possible: np.ndarray | bool
+  is_possible: np.ndarray
 
 
 def decide_tags(
@@ -45,9 +48,13 @@ def decide_tags(
     is_possible: bool [N, M], which classes may occur beside the exclusive path (`Mixed.fits`); a
       class that may has only ancestors that may. True for all.
   """
-  reaches = (np.asarray(prob) >= thresholds) & is_possible
-  pred = np.stack([reaches[:, below].any(1) for below in taxonomy.below], 1)
-  return TagDecision(pred, prob, thresholds, is_possible)
+  prob, (above, below) = np.asarray(prob), taxonomy.edges
+  possible = np.broadcast_to(is_possible, prob.shape)
+  pred, starts = np.empty(prob.shape, bool), np.searchsorted(above, np.arange(prob.shape[1]))
+  for rows, p in blocks(prob, BLOCK_SIZE):
+    reaches = (p >= thresholds) & possible[rows]
+    pred[rows] = np.logical_or.reduceat(reaches[:, below], starts, axis=1)
+  return TagDecision(pred, prob, thresholds, possible)
 
 
 def tune_thresholds(prob: np.ndarray, labels: np.ndarray) -> np.ndarray:

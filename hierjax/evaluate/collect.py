@@ -116,7 +116,8 @@ class Outputs:
   """What a model computes for a split, in the order of its n readable examples.
 
   Attributes:
-    probs: {level with a head: float64 [n, C]}; of reduced outputs, those of tags alone.
+    probs: {level with a head: float64 [n, C]}; of reduced outputs, those of tags alone, which may
+      be float32, as the network computes them.
     features: float32 [n, d], or None.
     labels: int32 [n, columns], rows of labels as the blocks of the taxonomy have them.
     index: int [n], numbers of the examples.
@@ -205,9 +206,7 @@ def collect(
     UserError: no image can be read, or one cannot and data.strict is set.
     NotFiniteError: an output is NaN or infinite.
   """
-  n, labels = len(examples.labels), examples.labels
-  if examples.multi is not None:
-    labels = np.concatenate([labels, examples.multi], 1)
+  n = len(examples.labels)
   batch_size = rows(batch_size or c.eval.batch_size, views, mesh)
   parts = []
   with contextlib.closing(_batches(examples, c, views, batch_size)) as batches:
@@ -222,7 +221,7 @@ def collect(
       parts.append(parallel.gather(_part(batch, computed, with_features, reduction)))
       if progress:
         progress(min((i + 1) * batch_size, n), n)
-  outputs, is_finite = _assemble(parts, labels, examples)
+  outputs, is_finite = _assemble(parts, examples, np.float32 if reduction else np.float64)
   if not len(outputs.index) and not may_be_empty:
     raise UserError(
       f'split {examples.name!r}: none of its {n} images can be read; the first is '
@@ -366,7 +365,7 @@ def _batches(examples, c, views, batch_size) -> Iterator[Mapping[str, np.ndarray
   )
 
 
-def _assemble(parts, labels, examples) -> tuple[Outputs, dict[str, np.ndarray]]:
+def _assemble(parts, examples, dtype) -> tuple[Outputs, dict[str, np.ndarray]]:
   """Put the batches in the order of the examples, without padding; also which rows are finite."""
   part = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
   broken = part.pop('broken')
@@ -376,10 +375,13 @@ def _assemble(parts, labels, examples) -> tuple[Outputs, dict[str, np.ndarray]]:
   part = jax.tree.map(lambda x: x[order], part)
   index = part['index']
   is_each_once = len(np.unique(index)) == len(index)
-  assert is_each_once and len(index) + len(broken) == len(labels), (
-    f'split {examples.name}: {len(index)} of {len(labels)} examples counted'
+  assert is_each_once and len(index) + len(broken) == len(examples.labels), (
+    f'split {examples.name}: {len(index)} of {len(examples.labels)} examples counted'
   )
-  probs = {level: p.astype(np.float64) for level, p in part['probs'].items()}
+  labels = examples.labels[index]
+  if examples.multi is not None:
+    labels = np.concatenate([labels, examples.multi[index]], 1)
+  probs = {level: p.astype(dtype, copy=False) for level, p in part['probs'].items()}
   names = sorted(examples.files[i] for i in broken)
-  outputs = Outputs(probs, part['features'], labels[index], index, names, part.get('results'))
+  outputs = Outputs(probs, part['features'], labels, index, names, part.get('results'))
   return outputs, part['finite']

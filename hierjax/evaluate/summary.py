@@ -11,6 +11,8 @@ from hierjax.core.errors import UserError
 from hierjax.core.metrics import logged_names, lookup, resolve_best
 from hierjax.decide import paths
 from hierjax.decide.decisions import Decisions, Rules, default_rules
+from hierjax.decide.lineages import blocks
+from hierjax.decide.thresholds import BLOCK_SIZE
 from hierjax.evaluate import answers, bootstrap, metrics, tags
 from hierjax.evaluate.collect import Outputs
 from hierjax.taxonomy import Mixed, Taxonomy
@@ -192,9 +194,13 @@ def _tag_losses(probs, labels, taxonomy):
   """Compute the mean binary cross-entropy of each tag level over its known labels."""
   losses = {}
   for level, columns in taxonomy.columns.items():
-    y = labels[:, columns]
-    true_prob = np.where(y == 1, probs[level], 1 - probs[level])
-    losses[level] = _mean_log_loss(true_prob[y >= 0])
+    total, count = 0.0, 0
+    for rows, p in blocks(probs[level], BLOCK_SIZE):
+      y = labels[rows, columns]
+      true_prob = np.where(y == 1, p, 1 - p)[y >= 0]
+      total += _mean_log_loss(true_prob) * len(true_prob)
+      count += len(true_prob)
+    losses[level] = total / max(count, 1)
   return losses
 
 
@@ -304,7 +310,7 @@ def _path_arrays(decision, labels, outputs, taxonomy):
 def _tag_arrays(decision, labels, outputs, taxonomy):
   return {
     'multi_labels': labels.astype(np.int8),
-    'multi_prob': decision.prob.astype(np.float32),
+    'multi_prob': decision.prob.astype(np.float32, copy=False),
     'multi_pred': decision.pred,
   }
 

@@ -4,20 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hierjax.decide.thresholds import HALF, TagDecision, labelled_columns
+from hierjax.decide.lineages import blocks
+from hierjax.decide.thresholds import BLOCK_SIZE, HALF, TagDecision, labelled_columns
 from hierjax.taxonomy import TagTaxonomy
 
 
-def average_precision(prob: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Compute scikit-learn's average precision: the sum of precision over the steps of recall.
-
-  Args:
-    prob: float [N, C].
-    labels: int [N, C], -1 unknown.
-
-  Returns:
-    float64 [C], NaN for a class without a positive example.
-  """
+def _average_precision(prob, labels):
+  """Scikit-learn's average precision of each class, float64 [C], NaN without a positive example."""
   from sklearn.metrics import average_precision_score
 
   precision = np.full(np.shape(labels)[1], np.nan)
@@ -27,19 +20,39 @@ def average_precision(prob: np.ndarray, labels: np.ndarray) -> np.ndarray:
   return precision
 
 
-def precision_recall_f1(pred: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-  """Compute the precision, recall and F1 of each class over its known labels.
+def _micro_precision(prob, labels):
+  """The average precision of all known labels as one ranking.
 
-  Args:
-    pred: bool [N, C].
-    labels: int [N, C], -1 unknown.
-
-  Returns:
-    {'precision', 'recall', 'f1': float64 [C]}, NaN where the divisor is 0.
+  Recall only rises at the probabilities of positive labels, between which the others are counted.
   """
-  pred = np.asarray(pred) & (labels >= 0)
-  right = (pred & (labels == 1)).sum(0)
-  predicted, positive = pred.sum(0), (labels == 1).sum(0)
+  parts = [np.zeros(0)] + [p[labels[rows] == 1] for rows, p in blocks(prob, BLOCK_SIZE)]
+  cuts, positive = np.unique(np.concatenate(parts), return_counts=True)
+  if not len(cuts):
+    return np.nan
+  # how many known labels are ranked between a cut and the next; the first are below all
+  count = np.zeros(len(cuts) + 1, int)
+  for rows, p in blocks(prob, BLOCK_SIZE):
+    place = np.searchsorted(cuts, p[labels[rows] >= 0], side='right')
+    count += np.bincount(place, minlength=len(count))
+  right, predicted = (x[::-1].cumsum()[::-1] for x in (positive, count[1:]))
+  return float((positive * (right / predicted)).sum() / positive.sum())
+
+
+def _counts(decide, prob, labels):
+  """Known labels that are decided right, predicted, and positive, int [3, C].
+
+  `decide` takes rows and their probabilities and returns bool [n, C].
+  """
+  total = np.zeros((3, labels.shape[1]), int)
+  for rows, p in blocks(prob, BLOCK_SIZE):
+    y = labels[rows]
+    pred = decide(rows, p) & (y >= 0)
+    total += [(pred & (y == 1)).sum(0), pred.sum(0), (y == 1).sum(0)]
+  return total
+
+
+def _precision_recall_f1(right, predicted, positive):
+  """Of counts int [C]: {'precision', 'recall', 'f1': float64 [C]}, NaN where the divisor is 0."""
   with np.errstate(invalid='ignore'):
     return {
       'precision': right / predicted,
@@ -73,24 +86,24 @@ def evaluate_level(
     are the numbers of classes that the means are over.
   """
   prob, labels = np.asarray(prob), np.asarray(labels)
-  decisions = {'before': prob >= HALF, 'after': prob >= thresholds if pred is None else pred}
-  per_class = {moment: precision_recall_f1(d, labels) for moment, d in decisions.items()}
-  precision = average_precision(prob, labels)
-  # all known labels as those of one class, [n, 1]
-  is_known = labels >= 0
-  known_labels = labels[is_known][:, None]
-  micro = average_precision(prob[is_known][:, None], known_labels)
+  decisions = {
+    'before': lambda rows, p: p >= HALF,
+    'after': lambda rows, p: p >= thresholds if pred is None else pred[rows],
+  }
+  total = {moment: _counts(decide, prob, labels) for moment, decide in decisions.items()}
+  per_class = {moment: _precision_recall_f1(*x) for moment, x in total.items()}
+  precision, micro = _average_precision(prob, labels), _micro_precision(prob, labels)
   result = {'n': len(labels), 'map_macro': _mean(precision), 'map_micro': _mean(micro)}
   result['map_classes'] = int((~np.isnan(precision)).sum())
-  for moment, decision in decisions.items():
-    micro = precision_recall_f1(decision[is_known][:, None], known_labels)
+  for moment, x in total.items():
+    micro = _precision_recall_f1(*x.sum(1))
     f1 = per_class[moment]['f1']
     result[moment] = {'f1_macro': _mean(f1), 'f1_micro': _mean(micro['f1'])}
     result[moment]['f1_classes'] = int((~np.isnan(f1)).sum())
   result['classes'] = {}
   for c, name in enumerate(names):
     result['classes'][name] = {
-      'positives': int((labels[:, c] == 1).sum()),
+      'positives': int(total['after'][2, c]),
       'ap': _mean(precision[c]),
       'threshold': float(thresholds[c]),
     }
@@ -122,13 +135,13 @@ def evaluate(decision: TagDecision, labels: np.ndarray, taxonomy: TagTaxonomy) -
     )
     for level, columns in taxonomy.columns.items()
   }
-  candidates = {'single': decision.prob >= decision.thresholds, 'decided': decision.pred}
-  violations = {}
-  for name, pred in candidates.items():
-    is_impossible = (pred & ~np.asarray(decision.is_possible)).any(1)
-    is_wrong = (taxonomy.contradicts(pred)[:, 0] >= 0) | is_impossible
-    violations[name] = float(is_wrong.mean())
-  return {'multi': levels, 'hvr': violations}
+  wrong = {name: [np.zeros(0, bool)] for name in ('single', 'decided')}
+  for rows, prob in blocks(decision.prob, BLOCK_SIZE):
+    candidates = {'single': prob >= decision.thresholds, 'decided': decision.pred[rows]}
+    for name, pred in candidates.items():
+      is_impossible = (pred & ~decision.is_possible[rows]).any(1)
+      wrong[name].append((taxonomy.contradicts(pred)[:, 0] >= 0) | is_impossible)
+  return {'multi': levels, 'hvr': {k: float(np.concatenate(x).mean()) for k, x in wrong.items()}}
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -73,6 +73,8 @@ class TagTaxonomy(Taxonomy):
     rows = np.asarray(rows)
     conflicts = np.full((len(rows), 2), -1)
     for ancestor, below in enumerate(self.below):
+      if len(below) == 1:
+        continue
       wrong = (rows[:, below] == 1) & (rows[:, ancestor : ancestor + 1] == 0)  # [N, descendant]
       is_new = wrong.any(-1) & (conflicts[:, 0] < 0)
       first_wrong = wrong[is_new].argmax(-1)

@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 
 from hierjax.decide import thresholds
 from hierjax.evaluate import tags
+from hierjax.taxonomy import Mixed, Taxonomy
 
 
 def f1_of(p, y, threshold):
@@ -143,3 +144,38 @@ def test_metrics_of_nothing():
       is None
     )
     assert result['classes']['a']['positives'] == 0
+
+
+@pytest.mark.parametrize('dtype', [np.float64, np.float32])
+def test_tags_by_blocks_are_decided_and_measured_as_by_loops(dtype, monkeypatch):
+  """Image by image and class by class; a block is as many rows as have 40 probabilities."""
+  exclusive = Taxonomy.from_rows(['kind'], [['a'], ['b'], ['c']])
+  above = np.array([[0], [-1], [0], [1], [-1], [2], [-1], [-1], [1]], np.int32)
+  mixed = Mixed(exclusive, ANIMALS, above)
+  rng, n, m = np.random.default_rng(3), 50, ANIMALS.width
+  prob, labels = rng.random((n, m)).round(2).astype(dtype), rng.integers(-1, 2, (n, m))
+  cutoffs, path = rng.random(m), rng.integers(0, 3, (n, 1))
+  possible = mixed.fits(path)
+  at_once = tags.evaluate(thresholds.decide_tags(prob, cutoffs, ANIMALS, possible), labels, ANIMALS)
+  for module in (thresholds, tags):
+    monkeypatch.setattr(module, 'BLOCK_SIZE', 40)
+  decision = thresholds.decide_tags(prob, cutoffs, ANIMALS, possible)
+  by_blocks = tags.evaluate(decision, labels, ANIMALS)
+  wrong = np.zeros((2, n), bool)
+  for i in range(n):
+    fits = [(c < 0) | (c == path[i, 0]) for c in above[:, 0]]
+    reached = [prob[i, c] >= cutoffs[c] for c in range(m)]
+    expected = [any(reached[b] and fits[b] for b in ANIMALS.below[c]) for c in range(m)]
+    assert decision.pred[i].tolist() == expected
+    for k, present in enumerate((reached, expected)):
+      for c in range(m):
+        wrong[k, i] |= any(present[b] and not present[c] for b in ANIMALS.below[c])
+        wrong[k, i] |= present[c] and not fits[c]
+  assert by_blocks['hvr'] == {'single': wrong[0].mean(), 'decided': wrong[1].mean()}
+  for level, columns in ANIMALS.columns.items():
+    p, y = prob[:, columns], labels[:, columns]
+    expected = sk.average_precision_score(y[y >= 0], p[y >= 0])
+    assert by_blocks['multi'][level]['map_micro'] == pytest.approx(expected, rel=1e-12)
+    f1 = sk.f1_score(y[y >= 0], decision.pred[:, columns][y >= 0])
+    assert by_blocks['multi'][level]['after']['f1_micro'] == pytest.approx(f1, rel=1e-12)
+  assert json.dumps(by_blocks) == json.dumps(at_once)

@@ -105,9 +105,7 @@ def _measure_level(
   is_fitted['likelihood'] = bool(model) and model.axes is not None
   names = [name for name in SCORES if is_fitted.get(name, True)]
   of_known, of_novel = (detector.score(k, e, names) for e in images)
-  by_score = {
-    name: auroc(of_known[name][known_rows], of_novel[name][novel_rows]) for name in names
-  }
+  by_score = {name: auroc(of_known[name][known_rows], of_novel[name][novel_rows]) for name in names}
   return {
     'auroc': auroc(known_scores, novel_scores),
     'by_score': by_score,

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import functools
 import hashlib
 import io
 import os
@@ -106,6 +107,8 @@ def _raised(rule):
 
 def _write(run, folder, say, extras):
   trained = copy.copy(run)
+  # several steps read the same splits
+  trained.split = functools.cache(run.split)
   trained.rules = _with_slack(run.rules)
   size = sum(x.nbytes for x in jax.tree.leaves(trained.variables))
   if size > runtime.MAX_BYTES - MARGIN:

@@ -98,7 +98,7 @@ def logged_curve(
 
 
 def _style(title: str):
-  """A context with the fonts and colours of the report."""
+  """Return a context with the fonts and colours of the report."""
   import matplotlib
 
   style = {'svg.fonttype': 'none', 'svg.hashsalt': _digest(title)}
@@ -109,7 +109,7 @@ def _style(title: str):
 
 
 def _svg(figure, title: str) -> Markup:
-  """The figure as SVG fit for a page: no prologue, unique ids, CSS colours, a label."""
+  """Turn the figure into SVG fit for a page: no prologue, unique ids, CSS colours, a label."""
   out, prefix = io.StringIO(), _digest(title)
   metadata = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
   figure.savefig(out, format='svg', transparent=True, metadata=metadata)
@@ -125,7 +125,7 @@ def _svg(figure, title: str) -> Markup:
 
 
 def _digest(title: str) -> str:
-  """What makes the ids of a chart its own, whatever names the title quotes."""
+  """Make a prefix for the ids of a chart, whatever names the title quotes."""
   return 'chart-' + hashlib.sha256(title.encode('utf-8', 'backslashreplace')).hexdigest()[:12]
 
 
@@ -188,7 +188,7 @@ def draw(chart: Chart) -> Markup:
 
 
 def _limits(chart: Chart) -> tuple[float, float]:
-  """Limits of the y axis."""
+  """Choose the limits of the y axis."""
   values = np.concatenate([curve.y for curve in chart.curves])
   if chart.percent:
     return 0, 1 if values.max() > 0.5 else max(values.max() * 1.15, 0.02)
@@ -199,7 +199,7 @@ def _limits(chart: Chart) -> tuple[float, float]:
 
 
 def _tick(value: float, _) -> str:
-  """A short label: 0.00025 as 2.5e-4."""
+  """Print a short label: 0.00025 as 2.5e-4."""
   if value == 0 or abs(value) >= 0.01:
     return f'{value:,.3g}' if abs(value) < 1000 else f'{value:,.0f}'
   mantissa, exponent = f'{value:.2e}'.split('e')
@@ -220,14 +220,18 @@ def reliability(title: str, curves: Sequence[tuple]) -> Markup:
     below = figure.add_axes((0.21, 0.14, 0.72, 0.135))
     axes.plot([0, 1], [0, 1], **DOTTED)
     for place, (colour, n, confidence, right) in enumerate(curves):
-      tint, full = TINTS[colour], n >= MIN_IMAGES
-      x, y, share = confidence[full] / n[full], right[full] / n[full], n[full] / n.sum()
+      tint = TINTS[colour]
+      share = n / n.sum()
+      full = n >= MIN_IMAGES
+      x = confidence[full] / n[full]
+      y = right[full] / n[full]
       axes.plot(x, y, color=tint, lw=1.2, alpha=0.8)
-      size = 6 + 260 * share
+      size = 6 + 260 * share[full]
       axes.scatter(x, y, s=size, color=tint, alpha=0.75, lw=0, clip_on=False, zorder=3)
+      # the bars of all curves side by side fill 80% of a bin
       width = 0.8 / len(n) / len(curves)
-      left = np.arange(len(n)) / len(n) + 0.1 / len(n) + (place + 0.5) * width
-      below.bar(left, n / n.sum(), width, color=tint, alpha=0.85, lw=0)
+      middle = np.arange(len(n)) / len(n) + 0.1 / len(n) + (place + 0.5) * width
+      below.bar(middle, share, width, color=tint, alpha=0.85, lw=0)
     for part in (axes, below):
       part.set_xlim(-0.01, 1.01)
       _plain_axes(part, 3)
@@ -344,14 +348,16 @@ def heat_map(picture: bytes, values: np.ndarray, side: int = 168) -> bytes:
   import matplotlib
 
   image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-  scale = min(1.0, side / max(image.shape[:2]))
-  size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
+  height, width = image.shape[:2]
+  scale = min(1.0, side / max(height, width))
+  size = max(1, round(width * scale)), max(1, round(height * scale))
   image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
   how = cv2.INTER_CUBIC if min(values.shape) >= SHARP else cv2.INTER_NEAREST
   heat = cv2.resize(values.astype(np.float32), size, interpolation=how) / 255
-  heat = np.clip(heat, 0, 1)[..., None]
-  colour = 255 * matplotlib.colormaps['inferno'](heat[..., 0])[..., :3]
-  grey = image.mean(-1, keepdims=True)
-  mixed = (1 - 0.65 * heat) * (0.55 * grey + 0.25 * image) + 0.65 * heat * colour
-  mixed = np.clip(mixed, 0, 255).astype(np.uint8)[..., ::-1]
-  return cv2.imencode('.jpg', mixed, [cv2.IMWRITE_JPEG_QUALITY, 78])[1].tobytes()
+  heat = np.clip(heat, 0, 1)
+  colour = 255 * matplotlib.colormaps['inferno'](heat)[..., :3]
+  darkened = 0.55 * image.mean(-1, keepdims=True) + 0.25 * image
+  weight = 0.65 * heat[..., None]
+  mixed = (1 - weight) * darkened + weight * colour
+  bgr = np.clip(mixed, 0, 255).astype(np.uint8)[..., ::-1]
+  return cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, 78])[1].tobytes()

@@ -113,7 +113,7 @@ def compare(folders: Sequence[str], split: str = '') -> dict:
 
 
 def _runs_of(folder: str) -> list[Run]:
-  """The run in a folder and its further seeds, or the runs in its folders seedN."""
+  """Read the run in a folder and its further seeds, or the runs in its folders seedN."""
   path = pathlib.Path(folder)
   if (path / 'config.json').is_file():
     run = runs.read(path, baseline=False, seeds=True)
@@ -125,7 +125,7 @@ def _runs_of(folder: str) -> list[Run]:
 
 
 def _predictions(run: Run, first: Run, split: str) -> dict[str, np.ndarray]:
-  """The predictions of a run, which must have the taxonomy of the first."""
+  """Read the predictions of a run, which must have the taxonomy of the first."""
   if run.taxonomy is None or run.taxonomy.block('exclusive') is None:
     raise UserError(f'{run.path}: has no taxonomy of exclusive levels to compare by')
   if run.taxonomy.hash() != first.taxonomy.hash():
@@ -138,13 +138,13 @@ def _predictions(run: Run, first: Run, split: str) -> dict[str, np.ndarray]:
 
 
 def _rows(arrays: Mapping[str, np.ndarray], names: np.ndarray) -> np.ndarray:
-  """The rows of the predictions that have these names of files."""
+  """Find the rows of the predictions that have these names of files."""
   order = np.argsort(arrays['files'], kind='stable')
   return order[np.searchsorted(arrays['files'][order], names)]
 
 
 def _names(folders: Sequence[str]) -> list[str]:
-  """The shortest ends of the paths that tell the folders apart."""
+  """Find the shortest ends of the paths that tell the folders apart."""
   parts = [pathlib.Path(folder).resolve().parts for folder in folders]
   if len(set(parts)) < len(parts):
     raise UserError('compare: the same folder is named twice')
@@ -153,7 +153,7 @@ def _names(folders: Sequence[str]) -> list[str]:
 
 
 def _figures(reference: Method, method: Method) -> dict[str, verdict.Row]:
-  """The metrics of both, with the interval of the difference over as many seeds as both have."""
+  """Compare the metrics of both, with intervals over as many seeds as both have."""
   n, rows = min(len(reference.values), len(method.values)), {}
   for name, label in verdict.labels_of(method.runs[0].exclusive).items():
     metric, _, level = name.partition('/')
@@ -165,7 +165,7 @@ def _figures(reference: Method, method: Method) -> dict[str, verdict.Row]:
 
 
 def _classes(table: Taxonomy, labels: np.ndarray, methods: Sequence[Method]) -> list[dict]:
-  """Images of each finest class, and the share that is right by each method."""
+  """Count the images of each finest class, and the share that is right by each method."""
   is_labelled, size = labels >= 0, len(table.names[-1])
   total, shares = np.bincount(labels[is_labelled], minlength=size), {}
   for method in methods:
@@ -183,7 +183,7 @@ def _classes(table: Taxonomy, labels: np.ndarray, methods: Sequence[Method]) -> 
 
 
 def _changes(classes: Sequence[dict], reference: str, name: str) -> list[dict]:
-  """The classes with the most images won, on average over the seeds, then those that lost most."""
+  """List the classes with the most images won, on average over the seeds, then those lost."""
   won = [c | {'won': c['images'] * (c['right'][name] - c['right'][reference])} for c in classes]
   won.sort(key=lambda c: (-c['won'], c['class']))
   best = [c for c in won[:CLASSES] if c['won'] > 1e-9]
@@ -191,7 +191,7 @@ def _changes(classes: Sequence[dict], reference: str, name: str) -> list[dict]:
 
 
 def _options(methods: Sequence[Method]) -> dict[str, list]:
-  """The options in which the first seeds of the methods differ."""
+  """Find the options in which the first seeds of the methods differ."""
   options = [runs.flat(method.runs[0].config) for method in methods]
   values = {key: [o.get(key) for o in options] for key in sorted(set().union(*options))}
   return {
@@ -202,7 +202,7 @@ def _options(methods: Sequence[Method]) -> dict[str, list]:
 
 
 def _lines(numbers: dict) -> Iterator[list]:
-  """Lines of the CSV: of each method its metrics, then its accuracy on each finest class."""
+  """Yield the lines of the CSV: of each method its metrics, then its accuracy on each class."""
   for name, rows in numbers['metrics'].items():
     for row in rows.values():
       ends = [row.interval.low, row.interval.high] if row.interval else [None, None]

@@ -21,13 +21,8 @@ def table(run: Run, split: str) -> str:
     return ''
   try:
     columns = {'file': arrays['files'].tolist()}
-    for k, level in enumerate(run.exclusive.taxonomy.levels if run.exclusive else ()):
-      names = np.array([*run.exclusive.taxonomy.names[k], ''], object)
-      kind = next(kind for kind in ('joint', 'leaf', 'independent') if f'pred_{kind}' in arrays)
-      true, pred = arrays['labels'][:, k], arrays[f'pred_{kind}'][:, k]
-      columns[f'{level}_true'], columns[f'{level}_predicted'] = names[true], names[pred]
-      columns[f'{level}_probability'] = [f'{p:.4f}' for p in arrays[f'prob_{kind}'][:, k]]
-      columns[f'{level}_correct'] = np.where(true < 0, '', (true == pred).astype(int).astype(str))
+    if run.exclusive:
+      columns |= _exclusive_columns(arrays, run.exclusive.taxonomy)
     for level, places in getattr(taxonomy, 'columns', {}).items():
       names = np.array(taxonomy.names[taxonomy.index(level)], object)
       for word, key in (('true', 'multi_labels'), ('predicted', 'multi_pred')):
@@ -37,3 +32,20 @@ def table(run: Run, split: str) -> str:
   except (KeyError, IndexError, StopIteration):
     return ''
   return csv_text([list(columns), *zip(*columns.values())])
+
+
+def _exclusive_columns(arrays, taxonomy):
+  """Return the columns of the exclusive levels, {name: values}."""
+  decision = next(name for name in ('joint', 'leaf', 'independent') if f'pred_{name}' in arrays)
+  columns = {}
+  for k, level in enumerate(taxonomy.levels):
+    true = arrays['labels'][:, k]
+    pred = arrays[f'pred_{decision}'][:, k]
+    # the last name is that of an unknown label, -1
+    names = np.array([*taxonomy.names[k], ''], object)
+    is_right = (true == pred).astype(int).astype(str)
+    columns[f'{level}_true'] = names[true]
+    columns[f'{level}_predicted'] = names[pred]
+    columns[f'{level}_probability'] = [f'{p:.4f}' for p in arrays[f'prob_{decision}'][:, k]]
+    columns[f'{level}_correct'] = np.where(true < 0, '', is_right)
+  return columns

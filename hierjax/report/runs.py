@@ -206,7 +206,8 @@ def read(workdir: str | os.PathLike, baseline: bool = True, seeds: bool | None =
   train, val, damaged = load('metrics.jsonl', _metrics) or ([], [], 0)
   if damaged:
     faults.append(f'metrics.jsonl: {damaged} damaged line{"s" * (damaged > 1)} left out')
-  embeddings, block = {}, taxonomy and taxonomy.block('exclusive')
+  block = taxonomy.block('exclusive') if taxonomy else None
+  embeddings = {}
   for moment in ('first', 'last') if block else ():
     arrays = load(f'embedding_{moment}.npz', lambda file: _embedding(file, block.taxonomy))
     if arrays:
@@ -238,7 +239,7 @@ def _inner(path: pathlib.Path, name: str, faults: list[str], baseline: bool = Fa
 
 
 def _baseline(path: pathlib.Path, config: dict, faults: list[str]) -> Run | None:
-  """The run in the folder `baseline`, or the one that the option `baseline` names."""
+  """Read the run in the folder `baseline`, or the one that the option `baseline` names."""
   run, option = _inner(path / 'baseline', 'baseline', faults), config.get('baseline')
   if run or option in (None, 'train') or not isinstance(option, str):
     return run
@@ -260,10 +261,12 @@ def _embedding(file: pathlib.Path, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
   """Read features float [n, d], labels int [n, L], and prototype_K float [C, d] of heads."""
   arrays = archives.read(file)
   features, labels = arrays['features'], arrays['labels']
-  sizes, width = [len(names) for names in taxonomy.names], features.shape[-1]
+  sizes = [len(names) for names in taxonomy.names]
+  width = features.shape[-1]
   shapes = {'features': (len(labels), width), 'labels': (len(features), len(sizes))}
-  prototypes = {f'prototype_{k}': (size, width) for k, size in enumerate(sizes)}
-  shapes |= {key: shape for key, shape in prototypes.items() if key in arrays}
+  for k, size in enumerate(sizes):
+    if f'prototype_{k}' in arrays:
+      shapes[f'prototype_{k}'] = size, width
   for key, shape in shapes.items():
     if arrays[key].shape != shape:
       raise ValueError(f'{key} is {arrays[key].shape}, not {shape}')

@@ -81,12 +81,14 @@ def weak_classes(run: Run) -> list[Weak]:
   """
   if run.predicted is None:
     return []
-  names, size = run.taxonomy.names[-1], len(run.taxonomy.names[-1])
+  names = run.taxonomy.names[-1]
   labels, pred = run.predicted['labels'][:, -1], run.predicted['pred_joint'][:, -1]
   labels, pred = labels[labels >= 0], pred[labels >= 0]
-  total = np.bincount(labels, minlength=size)
-  right = np.bincount(labels[pred == labels], minlength=size)
-  upper = np.where(total > right, bootstrap.wilson(right, total)[1], np.inf)
+  total = np.bincount(labels, minlength=len(names))
+  right = np.bincount(labels[pred == labels], minlength=len(names))
+  _, upper = bootstrap.wilson(right, total)
+  # classes without mistakes last
+  upper = np.where(total > right, upper, np.inf)
   out = []
   for c in np.argsort(upper, kind='stable')[:WEAK].tolist():
     mistakes = pred[(labels == c) & (pred != c)]
@@ -131,7 +133,7 @@ def unused_split(run: Run) -> str | None:
 
 
 def _command(run: Run, *options: str) -> str:
-  """The command that trained a run, with other options; '' where it was no command line."""
+  """Write the command that trained a run with other options; '' where it was none."""
   try:
     words = shlex.split(str(run.info.get('command') or ''))
   except ValueError:
@@ -142,7 +144,8 @@ def _command(run: Run, *options: str) -> str:
     return ''
   flags = tuple(f'{option.partition("=")[0]}=' for option in options)
   words = [word for word in words[1:] if not word.startswith(flags)]
-  return f'{"python " * (program == "main.py")}{shlex.join([program, *words, *options])}'
+  interpreter = ['python'] if program == 'main.py' else []
+  return shlex.join([*interpreter, program, *words, *options])
 
 
 def _render(run: Run, values: dict) -> Markup:

@@ -11,7 +11,7 @@ from hierjax.report.templates import paragraph, render
 
 
 def _numbers(run: Run) -> list[dict]:
-  """The calibration error of each level and decision, and the bins of its reliability diagram."""
+  """Compute the calibration error of each level and decision, and its reliability bins."""
   rows = []
   for k, level in enumerate(run.levels):
     for decision in _decisions(run):
@@ -69,7 +69,7 @@ def _render(run: Run, rows: list[dict]) -> Markup:
 
 
 def _bins(run: Run, k: int, decision: str) -> tuple | None:
-  """The reliability bins of column k; None without predictions or labels."""
+  """Count the reliability bins of column k; None without predictions or labels."""
   if not run.predicted or f'prob_{decision}' not in run.predicted:
     return None
   labels = run.predicted['labels'][:, k]

@@ -40,12 +40,13 @@ class Counts(NamedTuple):
 
 
 def _numbers(run: Run) -> dict[str, Counts] | None:
-  """The confusion matrix of each level, by the joint decision."""
+  """Count the confusion matrix of each level, by the joint decision."""
   if run.predicted is None:
     return None
   levels = {}
   for k, level in enumerate(run.taxonomy.levels):
-    labels, pred = run.predicted['labels'][:, k], run.predicted['pred_joint'][:, k]
+    labels = run.predicted['labels'][:, k]
+    pred = run.predicted['pred_joint'][:, k]
     pairs = np.stack([labels, pred], 1)[labels >= 0]
     cells, counts = np.unique(pairs, axis=0, return_counts=True)
     levels[level] = Counts(run.taxonomy.names[k], np.column_stack([cells, counts]))
@@ -71,7 +72,7 @@ def _render(run: Run, numbers: dict[str, Counts] | None) -> Markup:
 
 
 def _outer_level(table: Taxonomy, k: int, limit: int) -> int | None:
-  """The coarsest level that level k nests in, with more than one class and fewer than `limit`."""
+  """Find the coarsest level that k nests in, with more than one class and fewer than `limit`."""
   for j in range(k):
     if table.nests(table.levels[k], table.levels[j]) and 1 < len(table.names[j]) < limit:
       return j
@@ -79,7 +80,7 @@ def _outer_level(table: Taxonomy, k: int, limit: int) -> int | None:
 
 
 def _order(table: Taxonomy, k: int) -> np.ndarray:
-  """The classes of level k with those of one coarser class next to each other, int [class]."""
+  """Order the classes of level k, those of one coarser class side by side, int [class]."""
   level = table.levels[k]
   coarser = [other for other in table.levels[:k] if table.nests(level, other)]
   keys = [table.parents(level, other) for other in reversed(coarser)]
@@ -87,12 +88,15 @@ def _order(table: Taxonomy, k: int) -> np.ndarray:
 
 
 def _matrix(table: Taxonomy, k: int, content: np.ndarray) -> dict:
-  """What the template needs of the confusion matrix of level k, the cells int [n, 3]."""
+  """Collect what the template needs of the confusion matrix of level k, the cells int [n, 3]."""
+  labels, pred, images = content.T
   classes = len(table.names[k])
-  (labels, pred), images = content[:, :2].T, content[:, 2]
-  order, per_square = _order(table, k), -(-classes // MAX_SQUARES)
-  square, n = np.argsort(order) // per_square, -(-classes // per_square)
-  pairs = square[np.stack([labels, pred])]
+  order = _order(table, k)
+  per_square = -(-classes // MAX_SQUARES)  # rounded up, as the next one
+  n = -(-classes // per_square)
+  # the square of each class along an axis
+  square = np.argsort(order) // per_square
+  pairs = np.stack([square[labels], square[pred]])
   (rows, columns), place = np.unique(pairs, axis=1, return_inverse=True)
   counts = np.bincount(place.ravel(), images).astype(int)
   totals = np.bincount(square[labels], images, n)[rows]
@@ -101,19 +105,11 @@ def _matrix(table: Taxonomy, k: int, content: np.ndarray) -> dict:
   is_named = n <= MAX_NAMED
   places = [(table.names[k][c], i + 0.5) for i, c in enumerate(order)]
   if not is_named:
+    # names of the coarser classes that are wide enough
     places = [(name, (a + b) / 2) for name, a, b in groups if b - a >= n / 75]
   ticks = [Tick(_shorten(name), name, place) for name, place in places]
   margin = 12 + 7 * max((len(tick.short) for tick in ticks), default=1)
   cell = min(44.0, (940 - margin) / n)
-  numbers = []
-  if n <= MAX_NUMBERED:
-    cells = zip(*(array.tolist() for array in (rows, columns, counts, totals)))
-    # (x, y, text, whether the square is dark) of squares that hold at least 0.5%
-    numbers = [
-      (x + 0.5, y + 0.5, f'{100 * count / total:.0f}', charts.shade(count / total) > 5)
-      for y, x, count, total in cells
-      if 200 * count >= total
-    ]
   return {
     'level': table.levels[k],
     'n': n,
@@ -123,7 +119,7 @@ def _matrix(table: Taxonomy, k: int, content: np.ndarray) -> dict:
     'margin': margin,
     'side': cell * n,
     'ticks': ticks,
-    'numbers': numbers,
+    'numbers': _percentages(rows, columns, counts, totals) if n <= MAX_NUMBERED else [],
     'paths': charts.cells(rows, columns, counts, totals),
     'lines': [f'{a:g}' for _, a, _ in groups[1:]] if n / (len(groups) + 1) > 1.5 else [],
     'images': int(images.sum()),
@@ -133,48 +129,68 @@ def _matrix(table: Taxonomy, k: int, content: np.ndarray) -> dict:
   }
 
 
+def _percentages(rows, columns, counts, totals) -> list[tuple[float, float, str, bool]]:
+  """List (x, y, text, whether the square is dark) of the squares that hold at least 0.5%."""
+  texts = []
+  for y, x, count, total in zip(*(a.tolist() for a in (rows, columns, counts, totals))):
+    if 200 * count >= total:
+      is_dark = charts.shade(count / total) > 5
+      texts.append((x + 0.5, y + 0.5, f'{100 * count / total:.0f}', is_dark))
+  return texts
+
+
 def _runs_of(table, k, outer, order, per_square) -> list[tuple[str, float, float]]:
-  """(name, start, end) along the axis of the coarser classes, in the order of the classes."""
+  """List (name, start, end) along the axis of the coarser classes, in the order of the classes."""
   column = table.parents(table.levels[k], table.levels[outer])[order]
-  starts = [0, *(np.flatnonzero(np.diff(column)) + 1).tolist(), len(column)]
+  changes = np.flatnonzero(np.diff(column)) + 1
+  ends = [0, *changes.tolist(), len(column)]
   names = table.names[outer]
-  return [(names[column[a]], a / per_square, b / per_square) for a, b in itertools.pairwise(starts)]
+  return [(names[column[a]], a / per_square, b / per_square) for a, b in itertools.pairwise(ends)]
 
 
 def _shorten(name: str) -> str:
+  """Leave out the middle of a long name."""
   if len(name) <= MAX_LETTERS:
     return name
   return f'{name[: MAX_LETTERS // 2]}…{name[1 - MAX_LETTERS // 2 :]}'
 
 
 def _blocks(run: Run, outer: int) -> tuple[list[dict], int]:
-  """The blocks of the coarser classes with the most mistakes, and how many blocks there are."""
+  """Return the blocks of the coarser classes with the most mistakes, and how many there are."""
   table = run.taxonomy
-  labels, pred = run.predicted['labels'][:, -1], run.predicted['pred_joint'][:, -1]
+  labels = run.predicted['labels'][:, -1]
+  pred = run.predicted['pred_joint'][:, -1]
   labels, pred = labels[labels >= 0], pred[labels >= 0]
-  group, order = table.paths[:, outer], _order(table, len(table.levels) - 1)
-  wrong = np.bincount(group[labels], labels != pred, len(table.names[outer]))
+  group = table.paths[:, outer]
+  mistakes = np.bincount(group[labels], labels != pred, len(table.names[outer]))
   divided = np.flatnonzero(np.bincount(group) > 1)
-  worst = divided[np.argsort(-wrong[divided], kind='stable')[:MAX_BLOCKS]]
-  members = {g: order[group[order] == g] for g in sorted(worst.tolist())}
-  blocks = [_block(table, table.names[outer][g], m, labels, pred) for g, m in members.items()]
+  worst = divided[np.argsort(-mistakes[divided], kind='stable')[:MAX_BLOCKS]]
+  order = _order(table, len(table.levels) - 1)
+  blocks = []
+  for g in sorted(worst.tolist()):
+    members = order[group[order] == g]
+    blocks.append(_block(table, table.names[outer][g], members, labels, pred))
   return blocks, len(divided)
 
 
 def _block(table, name, members, labels, pred) -> dict:
-  """The part of the matrix within one coarser class; of too many classes those most mistaken."""
+  """Count the matrix within one coarser class; of too many classes those most mistaken."""
   is_inside = np.isin(labels, members)
   labels, pred = labels[is_inside], pred[is_inside]
   size = len(table.paths)
-  totals, wrong = np.bincount(labels, minlength=size), np.bincount(labels, labels != pred, size)
+  totals = np.bincount(labels, minlength=size)
   visible = members
   if len(members) > MAX_BLOCK:
-    visible = members[np.sort(np.argsort(-wrong[members], kind='stable')[:MAX_BLOCK])]
-  counts = np.zeros((len(visible), len(visible)), int)
+    mistakes = np.bincount(labels, labels != pred, size)
+    worst = np.argsort(-mistakes[members], kind='stable')[:MAX_BLOCK]
+    visible = members[np.sort(worst)]
+  # the row and column of each class, -1 for none
   place = np.full(size, -1)
   place[visible] = np.arange(len(visible))
-  is_visible = (place[labels] >= 0) & (place[pred] >= 0)
-  np.add.at(counts, (place[labels[is_visible]], place[pred[is_visible]]), 1)
+  row, column = place[labels], place[pred]
+  is_visible = (row >= 0) & (column >= 0)
+  counts = np.zeros((len(visible), len(visible)), int)
+  np.add.at(counts, (row[is_visible], column[is_visible]), 1)
   rows = []
   for i, c in enumerate(visible.tolist()):
     elsewhere = int(totals[c] - counts[i].sum())
@@ -195,7 +211,7 @@ def _block(table, name, members, labels, pred) -> dict:
 
 
 def _shade_class(n: int, total: int, is_diagonal: bool) -> str:
-  """The CSS class of a cell; '' for an empty one."""
+  """Return the CSS class of a cell; '' for an empty one."""
   return f'{"d" if is_diagonal else "o"} k{charts.shade(n / total)}' if n else ''
 
 

@@ -58,21 +58,21 @@ def _render(run: Run) -> Markup:
 
 
 def _curve(run, axis, source, key, colour, **style) -> charts.Curve:
-  """The values logged in `source`; validation has dots, training next to it is lighter."""
+  """Draw the values logged in `source`; validation has dots, training beside it is lighter."""
   is_val = source == 'val'
   style = {'has_dots': is_val, 'alpha': 1.0 if is_val else 0.55} | style
   return charts.logged_curve(run.val if is_val else run.train, axis, key, colour, **style)
 
 
 def _keys_panel(curve, title: str, source: str, names: dict[str, str], **options) -> _Panel:
-  """A curve for each key of `names`, {key: name}."""
+  """Draw a curve for each key of `names`, {key: name}."""
   curves = [curve(source, key, k, alpha=1.0) for k, key in enumerate(names)]
   legend = [(name, 'thick', k) for k, name in enumerate(names.values()) if name]
   return _Panel(title, curves, legend, options)
 
 
 def _score_panels(run: Run, curve: Callable[..., charts.Curve]) -> Iterator[_Panel]:
-  """Losses, accuracies, and the scores of tags and of whole paths."""
+  """Draw losses, accuracies, and the scores of tags and of whole paths."""
   levels, percent = run.levels, {'percent': True}
   curves = [curve('train', 'loss', 0), curve('val', 'loss', 1)]
   yield _Panel('Loss', curves, [('train', 'thin', 0), ('val', 'thick', 1)], {})
@@ -93,34 +93,30 @@ def _score_panels(run: Run, curve: Callable[..., charts.Curve]) -> Iterator[_Pan
 
 
 def _task_panels(run: Run, curve: Callable[..., charts.Curve]) -> tuple[list[_Panel], list, int]:
-  """Loss weights if they change, and cosines; what is smoothed; cosines that are left out."""
+  """Draw loss weights that change, and cosines; return what is smoothed and left out, too."""
   weights, cosines = _logged(run, 'weight'), _logged(run, 'cosine')
   if not any(np.ptp(values) > 1e-6 for values in weights.values()):
     weights = {}
   # a level has the colour of its other curves
   colours = {name: k for k, name in enumerate(dict.fromkeys([*run.levels, *weights]))}
   lowest = sorted(cosines, key=lambda pair: np.mean(cosines[pair]))[:COSINES]
-  panels = []
-  for kind, title, places, options in (
-    ('weight', 'Loss weights', {name: colours[name] for name in weights}, {}),
-    (
-      'cosine',
-      "Cosine of the tasks' gradients",
-      {name: k for k, name in enumerate(lowest)},
-      {'extent': (-1, 1)},
-    ),
-  ):
-    curves = [
-      curve('train', f'{kind}/{name}', k, alpha=1.0, smooth=True) for name, k in places.items()
-    ]
-    legend = [(name, 'thick', k) for name, k in places.items()]
-    panels.append(_Panel(title, curves, legend, {'label': kind, **options}))
-  smoothed = ['loss weights'] * bool(weights) + ['cosines'] * bool(cosines)
-  return panels, smoothed, len(cosines) - len(lowest)
+
+  def panel(kind, title, colours, **options):
+    smooth_curve = functools.partial(curve, 'train', alpha=1.0, smooth=True)
+    curves = [smooth_curve(f'{kind}/{name}', k) for name, k in colours.items()]
+    legend = [(name, 'thick', k) for name, k in colours.items()]
+    return _Panel(title, curves, legend, {'label': kind, **options})
+
+  of_weights = panel('weight', 'Loss weights', {name: colours[name] for name in weights})
+  pair_colours = {pair: k for k, pair in enumerate(lowest)}
+  of_cosines = panel('cosine', "Cosine of the tasks' gradients", pair_colours, extent=(-1, 1))
+  logged = {'loss weights': weights, 'cosines': cosines}
+  smoothed = [title for title, values in logged.items() if values]
+  return [of_weights, of_cosines], smoothed, len(cosines) - len(lowest)
 
 
 def _cost(curve: Callable[..., charts.Curve]) -> Iterator[_Panel]:
-  """Learning rate, speed, memory and gradient norm."""
+  """Draw learning rate, speed, memory and gradient norm."""
   yield _keys_panel(curve, 'Learning rate', 'train', {'lr': ''})
   yield _keys_panel(curve, 'Images per second', 'train', {'images_per_s': ''})
   title = 'Share of the time spent waiting for data'
@@ -131,7 +127,7 @@ def _cost(curve: Callable[..., charts.Curve]) -> Iterator[_Panel]:
 
 
 def _logged(run: Run, kind: str) -> dict[str, list[float]]:
-  """{NAME: values of KIND/NAME in the training log}, levels first."""
+  """Collect {NAME: values of KIND/NAME in the training log}, levels first."""
   values: dict[str, list[float]] = {level: [] for level in run.levels}
   for line in run.train:
     for key, value in line.items():
@@ -141,8 +137,9 @@ def _logged(run: Run, kind: str) -> dict[str, list[float]]:
 
 
 def _phase_starts(run: Run, axis: str) -> dict[int | None, float]:
-  """{phase: where it starts}; the first line logged in it comes a little later than run.json's."""
-  phases, starts = dict(enumerate(run.info.get('phases') or [])), {}
+  """Find where each phase starts; its first line in the log comes later than run.json's."""
+  phases = dict(enumerate(run.info.get('phases') or []))
+  starts = {}
   for line in run.train:
     phase = line.get('phase')
     step = (phases.get(phase) or {}).get('start', line['step'])
@@ -151,7 +148,7 @@ def _phase_starts(run: Run, axis: str) -> dict[int | None, float]:
 
 
 def _phase(run: Run, phase: int | None, start: float, axis: str) -> str:
-  """A phase of the curriculum in words, counted from 1."""
+  """Describe a phase of the curriculum, counted from 1."""
   phases = run.info.get('phases') or []
   text = f'Phase {phase + 1 if isinstance(phase, int) else phase}, '
   text += f'from {axis} {start:.3g}' if start > run.train[0][axis] else 'at the start'

@@ -74,7 +74,7 @@ def _render(run: Run, measured: dict[str, dict]) -> Markup:
 
 
 def _depth_at(points: np.ndarray, risk: float) -> float:
-  """The depth of a rule at a risk, between the points of its curve."""
+  """Interpolate the depth of a rule at a risk, between the points of its curve."""
   points = points[np.lexsort(points.T[::-1])]
   return float(np.interp(risk, points[:, 0], np.maximum.accumulate(points[:, 1])))
 

@@ -47,21 +47,28 @@ def class_colours(labels: np.ndarray, k: int, table: Taxonomy) -> np.ndarray:
   Returns:
     int [C + 1]: the colour of each class, -1 for grey; the last entry is for unknown labels.
   """
-  coarse, counts = (
-    np.bincount(labels[labels[:, j] >= 0, j], minlength=len(table.names[j])) for j in (0, k)
-  )
+
+  def count(level):
+    column = labels[:, level]
+    return np.bincount(column[column >= 0], minlength=len(table.names[level]))
+
+  images = count(k)
   parent = table.parents(table.levels[k], table.levels[0])
-  order = np.lexsort((-counts, parent, -np.where(parent >= 0, coarse[parent], 0)))
+  images_of_parent = np.where(parent >= 0, count(0)[parent], 0)
+  # the most frequent parents first, and below each its most frequent classes
+  order = np.lexsort((-images, parent, -images_of_parent))
+  coloured = order[images[order] > 0][:COLOURS]
   colours = np.full(len(parent) + 1, -1)
-  coloured = order[counts[order] > 0][:COLOURS]
   colours[coloured] = np.arange(len(coloured))
   return colours
 
 
 def _legend(colours: np.ndarray, labels: np.ndarray, names: tuple) -> list[tuple[int, str]]:
-  """(colour, class), and 'others' where some labels are grey."""
+  """List (colour, class), and 'others' where some labels are grey."""
   legend = sorted((int(colours[c]), name) for c, name in enumerate(names) if colours[c] >= 0)
-  return legend + [(-1, 'others')] * bool((colours[labels] < 0).any())
+  if (colours[labels] < 0).any():
+    legend.append((-1, 'others'))
+  return legend
 
 
 def _features(run: Run) -> Markup:
@@ -70,20 +77,23 @@ def _features(run: Run) -> Markup:
     return paragraph(NO_IMAGES)
   if not run.explained['xy'].any():
     return paragraph(TOO_FEW)
-  table, rows = run.taxonomy, run.explained['points']
+  table = run.taxonomy
+  rows = run.explained['points']
   xy = charts.fit(run.explained['xy'], *LARGE)
-  labels, pred = run.predicted['labels'][rows], run.predicted['pred_joint'][rows]
+  labels = run.predicted['labels'][rows]
   panes = []
   for k, level in enumerate(table.levels[:-1]):
     colours = class_colours(labels, k, table)
     legend = _legend(colours, labels[:, k], table.names[k])
     paths = charts.scatter(xy, colours[labels[:, k]])
     panes.append({'title': level, 'paths': paths, 'legend': legend})
-  is_labelled, finest = labels[:, -1] >= 0, table.levels[-1]
-  groups = np.where(is_labelled, (pred[:, -1] == labels[:, -1]).astype(int), -1)
+  finest = table.levels[-1]
+  is_labelled = labels[:, -1] >= 0
+  is_right = run.predicted['pred_joint'][rows, -1] == labels[:, -1]
   legend = [(0, f'wrong {finest}'), (1, f'right {finest}')]
-  legend += [(-1, 'unknown')] * bool(not is_labelled.all())
-  paths = charts.scatter(xy, groups)
+  if not is_labelled.all():
+    legend.append((-1, 'unknown'))
+  paths = charts.scatter(xy, np.where(is_labelled, is_right.astype(int), -1))
   panes.append({'title': 'right and wrong', 'paths': paths, 'legend': legend})
   total = len(run.predicted['labels'])
   return render('features', panes=panes, size=LARGE, n=len(rows), total=total, split=run.splits[0])
@@ -120,17 +130,21 @@ def _prototypes(run: Run) -> Markup:
 
 
 def _prototype_classes(table: Taxonomy, colours: list[np.ndarray]) -> list[np.ndarray]:
-  """The classes of each level whose prototypes are placed: those with a colour at any level."""
-  of_leaf = np.stack([colours[k][table.paths[:, k]] for k in range(len(colours))]) >= 0
-  order = np.lexsort((~of_leaf[-1], ~of_leaf.any(0)))
-  count = min(MAX_PROTOTYPES, int(of_leaf.any(0).sum()))
-  return [*(np.flatnonzero(c >= 0) for c in colours[:-1]), order[:count]]
+  """Choose the classes of each level whose prototypes are placed: with a colour at any level."""
+  # bool [level, leaf], whether the leaf's class has a colour
+  is_coloured = np.stack([colours[k][table.paths[:, k]] >= 0 for k in range(len(colours))])
+  at_any_level = is_coloured.any(0)
+  # first leaves with a colour, and of these first those with one of their own
+  order = np.lexsort((~is_coloured[-1], ~at_any_level))
+  count = min(MAX_PROTOTYPES, int(at_any_level.sum()))
+  coarser = [np.flatnonzero(level_colours >= 0) for level_colours in colours[:-1]]
+  return [*coarser, order[:count]]
 
 
 def _moment(
   name: str, run: Run, colours: list[np.ndarray], placed: list[np.ndarray]
 ) -> dict | None:
-  """The pictures of one evaluation, one a level; None where there are too few points."""
+  """Draw the pictures of one evaluation, one a level; None with too few points."""
   table, arrays = run.taxonomy, run.embeddings[name]
   columns = [k for k in range(len(table.levels)) if f'prototype_{k}' in arrays]
   parts = [arrays['features'], *(arrays[f'prototype_{k}'][placed[k]] for k in columns)]
@@ -165,7 +179,7 @@ def _moment(
 
 
 def _marks(table, colours, classes, xy, k, j) -> list[Mark]:
-  """The prototypes of level j in the picture of level k: those whose class there has a colour."""
+  """Mark the prototypes of level j in the picture of level k whose class there has a colour."""
   is_finest = j == len(table.levels) - 1
   shape = 'star' if is_finest else 'circle'
   of_class = colours[table.paths[:, k]] if is_finest else colours

@@ -31,7 +31,7 @@ def _render(run: Run) -> Markup:
 
 
 def _best_line(run: Run) -> dict | None:
-  """The validation line with the best accuracy of the finest level."""
+  """Find the validation line with the best accuracy of the finest level."""
   finest = run.levels[-1] if run.levels else None
   return max(
     run.val,
@@ -41,9 +41,10 @@ def _best_line(run: Run) -> dict | None:
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
-  """(value, name, explanation) of the main scores."""
+  """List (value, name, explanation) of the main scores."""
   decode, tags = run.evaluation['decode'], run.evaluation.get('multi') or {}
-  tiles, top1, fpa, hvr = [], METRICS['top1'], METRICS['fpa'], METRICS['hvr']
+  top1, fpa, hvr = METRICS['top1'], METRICS['fpa'], METRICS['hvr']
+  tiles = []
   if decode:
     decision = 'joint' if 'joint' in decode else next(iter(decode))
     scores = decode[decision]
@@ -56,15 +57,12 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     tiles.append((value, 'contradictions', 'HVR of the independent heads'))
   for level, scores in tags.items():
     after = scores['after']
-    values = (
-      (METRICS['map'].text(scores['map_macro']), 'mAP', scores.get('map_classes')),
-      (
-        METRICS['f1'].text(after['f1_macro']),
-        'F1 at the tuned thresholds',
-        after.get('f1_classes'),
-      ),
-    )
-    for text, name, n in values:
+    mean_ap = METRICS['map'].text(scores['map_macro'])
+    f1 = METRICS['f1'].text(after['f1_macro'])
+    for text, name, n in (
+      (mean_ap, 'mAP', scores.get('map_classes')),
+      (f1, 'F1 at the tuned thresholds', after.get('f1_classes')),
+    ):
       n_all = len(scores['classes'])
       share = f'its {n_all}' if n in (None, n_all) else f'{n} of its {n_all}'
       tiles.append((text, level, f'{name}, the mean over {share} classes'))

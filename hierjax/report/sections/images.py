@@ -130,7 +130,7 @@ def _gallery(run: Run) -> Markup:
 
 
 def _heads(run: Run, row: int, columns: list[int]) -> list[Head]:
-  """The answers of the heads to an image."""
+  """Collect the answers of the heads to an image."""
   table, arrays = run.taxonomy, run.predicted
   maps = run.explained['maps'][run.explained['rows'].tolist().index(row)]
   heads = []

@@ -96,7 +96,7 @@ def summary(run: Run, migration: dict) -> list[str]:
 
 
 def _histories(run: Run, migration: dict) -> dict[str, list[ClassHistory]]:
-  """{level: its classes}, on the first split by the joint decision."""
+  """Collect {level: its classes}, on the first split by the joint decision."""
   out = {}
   for level, classes in migration['classes'].items():
     start = class_counts(run.start, level, len(classes)) if run.start else [(0, 0)] * len(classes)
@@ -128,7 +128,7 @@ def class_counts(run: Run, level: str, size: int) -> list[tuple[int, int]]:
 
 
 def _groups(classes: Sequence[ClassHistory]) -> dict[str, list[ClassHistory]]:
-  """All classes, the known and the new ones; without empty groups."""
+  """Divide classes into all, known and new ones; without empty groups."""
   groups = {'all': list(classes), 'known': [], 'new': []}
   for c in classes:
     groups['new' if c.kind == 'new' else 'known'].append(c)

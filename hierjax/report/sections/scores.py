@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from hierjax.core.metrics import METRICS, is_finite, lookup, registered_by_users
+from hierjax.core.metrics import METRICS, Metric, is_finite, lookup, registered_by_users
 from hierjax.report.runs import Run, get
 from hierjax.report.section import Section
 from hierjax.report.templates import paragraph, render
@@ -43,8 +43,9 @@ def _numbers(run: Run) -> dict[str, Scores]:
 
 
 def _scores(run: Run, split: str) -> Scores:
-  """All metrics that have a value on a split."""
-  base, scores = run.baseline.evals.get(split) if run.baseline else None, {}
+  """Collect all metrics that have a value on a split."""
+  base = run.baseline.evals.get(split) if run.baseline else None
+  scores = {}
   if base and baseline_decision(base):
     scores['baseline'] = _column(run, base, baseline_decision(base))
   for decision in DECISIONS:
@@ -54,9 +55,13 @@ def _scores(run: Run, split: str) -> Scores:
 
 
 def _column(run: Run, evaluation: Mapping, decision: str) -> dict[str, Score]:
-  intervals, scores = get(evaluation, f'intervals.{decision}') or {}, {}
-  for name in itertools.chain(*dict(_groups(run, evaluation['decode'][decision])).values()):
-    value, (key, _, level) = lookup(evaluation, f'{decision}:{name}'), name.partition('/')
+  """Look up the metrics of a decision that have a value, with the intervals that are shown."""
+  intervals = get(evaluation, f'intervals.{decision}') or {}
+  scores = {}
+  groups = dict(_groups(run, evaluation['decode'][decision]))
+  for name in itertools.chain(*groups.values()):
+    key, _, level = name.partition('/')
+    value = lookup(evaluation, f'{decision}:{name}')
     if not is_finite(value):
       continue
     entry = intervals.get(f'{level}.{key}' if level else key) or {}
@@ -83,7 +88,9 @@ def _render(run: Run, numbers: dict[str, Scores]) -> Markup:
 
 
 def _table(run: Run, split: str, scores: Scores) -> dict:
-  evaluation, occurring = run.evals[split], set(itertools.chain(*scores.values()))
+  """Collect what the template needs of the table of a split."""
+  evaluation = run.evals[split]
+  occurring = set(itertools.chain(*scores.values()))
   pairs = {name.partition('/')[2]: '' for name in sorted(occurring) if name.startswith('consiste')}
   groups = []
   for title, names in _groups(run, {'consistency': pairs}):
@@ -107,7 +114,7 @@ def _table(run: Run, split: str, scores: Scores) -> dict:
 
 
 def _groups(run: Run, decision: Mapping) -> list[tuple[str, list[str]]]:
-  """(title, names of metrics) of the parts of a table; a decision has its pairs of levels."""
+  """List (title, names of metrics) of the parts of a table; a decision has pairs of levels."""
 
   def per_level(metric):
     return [f'{metric}/{level}' for level in run.levels]
@@ -131,27 +138,31 @@ def _groups(run: Run, decision: Mapping) -> list[tuple[str, list[str]]]:
 
 
 def _rows(run: Run, scores: Scores, names: Sequence[str]) -> list[tuple[str, list]]:
-  """(label, cells (text, whether it is the best, interval)) of metrics that have a value."""
+  """List (label, cells (text, whether it is the best, interval)) of metrics with a value."""
   rows = []
   for name in names:
     key, _, level = name.partition('/')
-    metric, row = METRICS[key], [column.get(name) for column in scores.values()]
-    values = [score.value for score in row if score]
-    texts, best = [metric.text(score and score.value) for score in row], None
+    metric = METRICS[key]
+    row = [column.get(name) for column in scores.values()]
+    texts = [metric.text(score.value if score else None) for score in row]
+    best = None
     # Equal as printed is equal: all are the best, and none where every column is the same.
     if metric.better and len(set(texts)) > 1:
+      values = [score.value for score in row if score]
       best = metric.text(max(values) if metric.better > 0 else min(values))
-    ranges = [
-      '–'.join(metric.text(end).removesuffix('%') for end in score[1:])
-      if score and score.low is not None
-      else ''
-      for score in row
-    ]
     label = level or metric.label
     if level in run.levels and level not in run.heads:
       label += '*'
-    rows.append((label, [(text, text == best, r) for text, r in zip(texts, ranges)]))
+    cells = [(text, text == best, _interval(metric, score)) for text, score in zip(texts, row)]
+    rows.append((label, cells))
   return rows
+
+
+def _interval(metric: Metric, score: Score | None) -> str:
+  """Print the interval of a score; '' where there is none."""
+  if score is None or score.low is None:
+    return ''
+  return '–'.join(metric.text(end).removesuffix('%') for end in (score.low, score.high))
 
 
 SECTION = Section('scores', 'Scores', _render, True, _numbers)

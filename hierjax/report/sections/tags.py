@@ -47,7 +47,7 @@ def _render(run: Run, numbers: dict[str, dict]) -> Markup:
 
 
 def _precision_recall(run: Run, split: str, level: str, classes: dict, title: str) -> tuple:
-  """(legend, SVG) of the classes with the most images, with a dot at the tuned threshold."""
+  """Draw (legend, SVG) of the classes with the most images, dots at the tuned thresholds."""
   from sklearn.metrics import precision_recall_curve
 
   arrays = run.predictions(split) or {}
@@ -55,17 +55,17 @@ def _precision_recall(run: Run, split: str, level: str, classes: dict, title: st
   if columns is None or not {'multi_labels', 'multi_prob'} <= arrays.keys():
     return [], None
   labels, prob = arrays['multi_labels'][:, columns], arrays['multi_prob'][:, columns]
-  names, curves, legend = list(classes), [], []
+  names = list(classes)
   if labels.shape != prob.shape or labels.shape[1] != len(names):
     return [], None
-  dots = []
-  for c in np.argsort([-scores['positives'] for scores in classes.values()], kind='stable')[
-    :CURVES
-  ]:
-    scores = classes[names[c]]
-    if not scores['positives']:
+  curves, dots, legend = [], [], []
+  positives = np.array([scores['positives'] for scores in classes.values()])
+  for c in np.argsort(-positives, kind='stable')[:CURVES]:
+    if not positives[c]:
       continue
-    is_labelled, k, tuned = labels[:, c] >= 0, len(legend), scores['after']
+    k = len(legend)
+    tuned = classes[names[c]]['after']
+    is_labelled = labels[:, c] >= 0
     precision, recall, _ = precision_recall_curve(labels[is_labelled, c], prob[is_labelled, c])
     curves.append(charts.Curve(recall, precision, k))
     legend.append((names[c], 'thick', k))

@@ -26,7 +26,7 @@ def _render(run: Run) -> Markup:
 
 
 def _block(run: Run, block) -> dict:
-  """What the template needs of the levels of one kind."""
+  """Collect what the template needs of the levels of one kind."""
   table, finest = block.taxonomy, block.levels[-1]
   levels, pairs = [], []
   for k, level in enumerate(block.levels):

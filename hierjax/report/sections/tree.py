@@ -79,7 +79,7 @@ def _count(table: Taxonomy, arrays: dict, k: int) -> _Level:
 
 
 def _branches(table, levels, leaves, k, deepest) -> list[Branch]:
-  """The branches at level k of these leaves, which are in the order of the tree."""
+  """Build the branches at level k of these leaves, which are in the order of the tree."""
   column, branches, finest = table.paths[leaves, k], [], levels[-1]
   for part in np.split(leaves, np.flatnonzero(np.diff(column)) + 1):
     i = levels[k].branch_of_leaf[part[0]]
@@ -111,7 +111,7 @@ def _ratio(right: float, images: int) -> float | None:
 
 
 def _grade(accuracy: float | None) -> int:
-  """The number of the colour; one more than the last for no images."""
+  """Return the number of the colour; one more than the last for no images."""
   if accuracy is None:
     return len(GRADES)
   return next(i for i, limit in enumerate(GRADES) if accuracy < limit)

@@ -146,7 +146,7 @@ def _render(run: Run, result: Comparison | str | None) -> Markup:
 
 
 def _other_seeds(run: Run, split: str, decision: str) -> list[Run]:
-  """The further seeds that are evaluated like the run, with a baseline likewise."""
+  """Select the further seeds that are evaluated like the run, with a baseline likewise."""
   others = []
   for other in run.seeds:
     base = other.baseline and other.baseline.evals.get(split)
@@ -164,7 +164,7 @@ def labels_of(run: Run) -> dict[str, str]:
 
 
 def _rows(runs, split, decision, labels, differences) -> list[Row]:
-  """The metrics, means over the seeds."""
+  """Look up the metrics, means over the seeds."""
   evaluations = [run.evals[split] for run in runs]
   bases = [run.baseline.evals[split] for run in runs]
   rows = []
@@ -181,7 +181,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _answer(fpa: Row, mismatches: list[str]) -> str:
-  """The verdict in a word or two, by full-path accuracy: that of one consistent decision."""
+  """Answer in a word or two, by full-path accuracy: that of one consistent decision."""
   if mismatches:
     return 'Not comparable.'
   if fpa.difference is None or fpa.interval is None:
@@ -191,7 +191,7 @@ def _answer(fpa: Row, mismatches: list[str]) -> str:
 
 
 def _mismatches(run: Run, split: str) -> list[str]:
-  """Why the run and its baseline cannot be compared."""
+  """List why the run and its baseline cannot be compared."""
   evaluation, base, reasons = run.evals[split], run.baseline.evals[split], []
   for key, word in (('n', 'images'), ('tta', 'views')):
     n, base_n = evaluation.get(key) or 1, base.get(key) or 1
@@ -203,14 +203,14 @@ def _mismatches(run: Run, split: str) -> list[str]:
 
 
 def _differing(run: Run) -> list[str]:
-  """Options in which the runs differ, besides the heads."""
+  """List the options in which the runs differ, besides the heads."""
   a, b = flat(run.config), flat(run.baseline.config)
   keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
   return [key for key in keys if not key.startswith(IMMATERIAL)]
 
 
 def _trained_on(run: Run) -> list[int]:
-  """The images and the steps of both runs, where the baseline leaves out some; else empty."""
+  """Return the images and steps of both runs, where the baseline leaves out some; else []."""
   runs = run, run.baseline
   is_dropping = [get(r.config, 'data.partial') == 'drop' for r in runs]
   numbers = [r.info.get(key) for key in ('train_examples', 'step') for r in runs]
@@ -218,7 +218,7 @@ def _trained_on(run: Run) -> list[int]:
 
 
 def _differences(runs, split, decision, names) -> tuple[dict[str, bootstrap.Difference], str]:
-  """Runs minus baselines {metric: Difference}, and what the intervals rest on or why none."""
+  """Compute runs minus baselines {metric: Difference}; say what intervals rest on or why none."""
   ours, bases, files = [], [], None
   for run in runs:
     pair, fault = _values(run, split, decision)
@@ -244,7 +244,7 @@ def _differences(runs, split, decision, names) -> tuple[dict[str, bootstrap.Diff
 
 
 def _values(run: Run, split: str, decision: str) -> tuple['Pair | None', str]:
-  """The values per example of a run and its baseline, or why there are none."""
+  """Compute the values per example of a run and its baseline, or say why there are none."""
   a, b = run.predictions(split), run.baseline.predictions(split)
   base_key = 'pred_leaf' if b and 'pred_leaf' in b else 'pred_independent'
   is_complete = a and b and f'pred_{decision}' in a and base_key in b

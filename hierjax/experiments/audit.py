@@ -3,6 +3,7 @@
 import copy
 import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,6 +20,14 @@ from hierjax.report import charts, page
 COLUMNS = 'file split score wrong level label proposed prob_label prob_proposed'.split()
 PAIR_COLUMNS = 'similarity file split label other other_split other_label'.split()
 SHOWN = 60
+
+
+class Item(NamedTuple):
+  """What the lists say of an example."""
+
+  file: str
+  split: str
+  label: str
 
 
 def audit_labels(
@@ -46,51 +55,57 @@ def audit_labels(
   with disk_errors(workdir):
     run = probe.build(c)
     workdir.mkdir(parents=True, exist_ok=True)
-    places, labels, values, store = [], [], [], probe_features.folder(c)
+    store = probe_features.folder(c)
+    places, labels, values = [], [], []
     for examples in run.data.splits.values():
       features = probe_features.compute(run, examples, 1, store, progress)
       is_labelled = examples.labels[features.index, -1] >= 0
-      places += [(examples, i) for i in features.index[is_labelled].tolist()]
-      labels.append(examples.labels[features.index[is_labelled]])
+      index = features.index[is_labelled]
+      places += [(examples, i) for i in index.tolist()]
+      labels.append(examples.labels[index])
       values.append(features.values[is_labelled])
     labels, values = np.concatenate(labels), np.concatenate(values)
-    evidence = _judge(c, run, values, labels, [e.files[i] for e, i in places], progress)
-    noise, names = audit.fit_noise(evidence.likelihood), run.taxonomy.names[-1]
-    items = [(e.files[i], e.name, names[y]) for (e, i), y in zip(places, labels[:, -1])]
+    names = run.taxonomy.names[-1]
+    items = [
+      Item(examples.files[i], examples.name, names[y])
+      for (examples, i), y in zip(places, labels[:, -1])
+    ]
+    evidence = _judge(c, run, values, labels, [item.file for item in items], progress)
+    noise = audit.fit_noise(evidence.likelihood)
     pairs = audit.near_duplicates(values[:, 0])
     # those with different labels first
-    pairs.sort(key=lambda pair: items[pair[1]][2] == items[pair[2]][2])
+    pairs.sort(key=lambda pair: items[pair[1]].label == items[pair[2]].label)
     result = {
       'images': len(labels),
       'expected': round(float(noise.wrong.sum()), 1),
       'rates': dict(zip(run.taxonomy.levels, noise.rates.round(5).tolist())),
       'duplicates': len(pairs),
-      'with_other_labels': sum(items[i][2] != items[j][2] for _, i, j in pairs),
-      'across_splits': sum(items[i][1] != items[j][1] for _, i, j in pairs),
+      'with_other_labels': sum(items[i].label != items[j].label for _, i, j in pairs),
+      'across_splits': sum(items[i].split != items[j].split for _, i, j in pairs),
     }
     _write(workdir, result, noise, evidence, pairs, items, places, run.taxonomy)
   return result
 
 
 def _write(workdir, result, noise, evidence, pairs, items, places, taxonomy):
-  """Write the lists and the page; `items` are (file, split, label) of the examples."""
+  """Write the lists and the page; `places` are (split, number) of the examples `items`."""
   order = np.argsort(-noise.score, kind='stable').tolist()
   rows = [_row(noise, evidence, i, items[i], taxonomy) for i in order]
-  twins = [(f'{similarity:.4f}', *items[i], *items[j]) for similarity, i, j in pairs]
   files.write(workdir / 'audit.csv', files.csv_text([COLUMNS, *rows]))
+  twins = [(f'{similarity:.4f}', *items[i], *items[j]) for similarity, i, j in pairs]
   files.write(workdir / 'duplicates.csv', files.csv_text([PAIR_COLUMNS, *twins]))
-  doubtful = [(_address(*places[i]), row) for i, row in zip(order[:SHOWN], rows)]
-  twins = [
+  labels = [(_address(*places[i]), row) for i, row in zip(order[:SHOWN], rows)]
+  shown_pairs = [
     (_address(*places[i]), _address(*places[j]), row)
     for (_, i, j), row in zip(pairs[:SHOWN], twins)
   ]
-  values = {'result': result, 'labels': doubtful, 'pairs': twins}
+  values = {'result': result, 'labels': labels, 'pairs': shown_pairs}
   text = page.render_page('audit', workdir.resolve().name, **values)
   files.write(workdir / 'audit.html', text)
 
 
 def _judge(c, run, values, labels, names, progress):
-  """What the probabilities by the fits to other folds say of labels, `audit.Evidence`."""
+  """Compute what probabilities by the fits to other folds say of labels, `audit.Evidence`."""
   c = copy.deepcopy(c)
   c.probe.forms = ('parallel',)
   data = probe_grid.Data.make(values, labels, names, c)
@@ -98,29 +113,31 @@ def _judge(c, run, values, labels, names, progress):
   choice = probe_grid.fit_choice(setting, run.c, run.taxonomy, data)
 
   def posterior(rows):
-    joint = decide.decide(choice.predict(rows), run.taxonomy, choice.rules)['exclusive']['joint']
-    return joint.prob[-1]
+    decisions = decide.decide(choice.predict(rows), run.taxonomy, choice.rules)
+    return decisions['exclusive']['joint'].prob[-1]
 
-  size, parts = len(labels) * len(run.taxonomy.paths), []
-  picked = np.arange(0, len(labels), -(-size // calibration.LIMIT))
+  rows = np.arange(len(labels))
+  picked = calibration.even_subset(rows, len(run.taxonomy.paths), calibration.LIMIT)
   inverses = audit.fit_levels(posterior(picked), labels[picked, -1], run.taxonomy)
-  for rows in np.split(np.arange(len(labels)), range(audit.BLOCK, len(labels), audit.BLOCK)):
-    prob = audit.temper_levels(posterior(rows), inverses, run.taxonomy)
-    parts.append(audit.evidence(prob, labels[rows, -1], run.taxonomy))
+  parts = []
+  for block in np.split(rows, range(audit.BLOCK, len(rows), audit.BLOCK)):
+    prob = audit.temper_levels(posterior(block), inverses, run.taxonomy)
+    parts.append(audit.evidence(prob, labels[block, -1], run.taxonomy))
   return audit.Evidence(*map(np.concatenate, zip(*parts)))
 
 
 def _row(noise, evidence, i, item, taxonomy):
-  """The row of audit.csv of an example."""
-  (file, split, label), k = item, noise.level[i]
+  """Return the row of audit.csv of an example."""
+  k = noise.level[i]
   numbers = [f'{x:.4f}' for x in (noise.score[i], noise.wrong[i].sum())]
-  probs = [f'{evidence.prob[i, case]:.4f}' for case in (0, k + 1)]
   proposed = taxonomy.names[-1][evidence.leaf[i, k]]
-  return file, split, *numbers, taxonomy.levels[k], label, proposed, *probs
+  # of the label, and of the leaf that it should be
+  probs = [f'{evidence.prob[i, case]:.4f}' for case in (0, k + 1)]
+  return item.file, item.split, *numbers, taxonomy.levels[k], item.label, proposed, *probs
 
 
 def _address(examples, number):
-  """The data address of a picture, '' where the image cannot be read."""
+  """Make the data address of a picture, '' where the image cannot be read."""
   image = explain.picture(examples, number, 'squash')
   if image is None:
     return ''

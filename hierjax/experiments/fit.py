@@ -57,7 +57,7 @@ def fit(
   workdir, started = pathlib.Path(workdir), current_time()
   with disk_errors(workdir):
     source = workdir if has_run(workdir) else splits_of
-    earlier = source and split_record.read(source)
+    earlier = split_record.read(source) if source else None
     c, plan_notes = plan.for_run(c, workdir)
     run = setup.build(c, record=earlier)
     _check(c, workdir, run)
@@ -106,7 +106,8 @@ def _with_full_batches(base: ConfigDict, run: setup.Setup) -> ConfigDict:
   Else an image without a finest label would take a place in a batch and have no loss there, which
   would make the baseline weaker than what one would train without a hierarchy.
   """
-  train, is_labelled = run.train, (run.train.labels[:, -1:] >= 0).all(1)
+  train = run.train
+  is_labelled = (train.labels[:, -1:] >= 0).all(1)
   if train.multi is not None or is_labelled.all() or not is_labelled.any():
     return base
   base.data.partial = 'drop'
@@ -143,6 +144,7 @@ class EmbeddingHook(Hook):
 
 
 def _write_embedding(path: pathlib.Path, loop: Loop, eval_step, variables) -> None:
+  """Write features and prototypes of the validation split."""
   run = loop.run
   embedding.write_embedding(path, eval_step, variables, run.val, run.c, run.mesh, run.taxonomy)
 
@@ -182,7 +184,7 @@ def _check_distillation(workdir: pathlib.Path, run: setup.Setup) -> None:
 
 
 def _teacher(workdir: pathlib.Path, run: setup.Setup) -> dict:
-  """The run that a migrated one began with, and which classes it had learned; {} without one."""
+  """Load the run that a migrated one began with, and which classes it knew; {} without one."""
   if 'distill' not in run.task.losses.terms:
     return {}
   classes = runs.read(workdir, baseline=False).migration['classes']
@@ -220,11 +222,13 @@ def _stop_if_interrupted(signals: Signals, step: int) -> None:
 
 def finish(loop: Loop, workdir: pathlib.Path) -> dict:
   """Evaluate the best checkpoint on the validation split, explain it, and log the scores."""
-  run, split = loop.run, loop.run.c.data.val
+  run = loop.run
+  split = run.c.data.val
   if loop.unreadable:
-    names = ', '.join(sorted(loop.unreadable)[:5]) + (' ...' if len(loop.unreadable) > 5 else '')
+    names = ', '.join(sorted(loop.unreadable)[:5])
+    more = ' ...' if len(loop.unreadable) > 5 else ''
     loop.log.say(
-      f'{len(loop.unreadable)} unreadable image(s) skipped: {names} '
+      f'{len(loop.unreadable)} unreadable image(s) skipped: {names}{more} '
       f'(all in {workdir}/run.json; hierjax lint says why)'
     )
   trained = model.load(workdir)
@@ -269,10 +273,12 @@ def baseline_config(c: ConfigDict) -> ConfigDict:
   Returns:
     A copy with plain cross-entropy, without phases, terms and balancer.
   """
-  b, default = copy.deepcopy(c), config.default()
-  b.baseline, b.baseline_seeds, b.train.best = default.baseline, 1, 'top1/finest'
-  b.model.heads, b.model.normalize, b.model.parts = 'flat', False, ()
+  default = config.default()
+  b = copy.deepcopy(c)
+  b.baseline, b.baseline_seeds = default.baseline, 1
+  b.train.best = 'top1/finest'
+  b.model.heads, b.model.head = 'flat', default.model.head
+  b.model.parts, b.model.normalize = (), False
   b.optim.heads_lr = b.optim.heads_growth = 1.0
-  b.model.head, b.curriculum = default.model.head, default.curriculum
-  b.loss, b.balance = default.loss, default.balance
+  b.loss, b.balance, b.curriculum = default.loss, default.balance, default.curriculum
   return b

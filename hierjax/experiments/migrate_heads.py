@@ -60,6 +60,7 @@ def plan(
     sources: the old classes that each new class comes from (`migrate.correspond`).
     old_rows: number of rows of each old class.
   """
+  # the rows of each old class, and the number of new classes that come from it
   first = heads_base.first_rows(old_rows)
   rows_of = [np.arange(a, a + n) for a, n in zip(first, old_rows)]
   all_sources = np.array([i for classes in sources for i in classes], int)
@@ -68,13 +69,16 @@ def plan(
   coarser_levels = new.levels[: new.index(level)][::-1]
   relatives = [(new.related(level, up), new.related(up, level)) for up in coarser_levels]
   for c, classes in enumerate(sources):
-    inherited = [r for i in classes for r in rows_of[i]]
-    if not inherited:
+    start = len(source)
+    for i in classes:
+      source += rows_of[i].tolist()
+      log_parts += [np.log(parts[i])] * len(rows_of[i])
+    if len(source) == start:
       related = siblings(relatives, sources, c)
-      donors[len(source)] = np.concatenate([rows_of[i] for i in related] or rows_of)
-    log_parts += [np.log(parts[i]) for i in classes for _ in rows_of[i]] or [0.0]
-    source += inherited or [-1]
-    rows.append(max(1, len(inherited)))
+      donors[start] = np.concatenate([rows_of[i] for i in related] or rows_of)
+      source.append(-1)
+      log_parts.append(0.0)
+    rows.append(len(source) - start)
   return Plan(tuple(rows), np.array(source, int), np.array(log_parts, np.float32), donors)
 
 
@@ -115,10 +119,10 @@ def carry_over(head: Mapping, plan: Plan) -> dict:
     new = np.take(old, np.maximum(plan.source, 0), axis)
     for row, donors in plan.donors.items():
       new[(slice(None),) * axis + (row,)] = np.take(old, donors, axis).mean(axis)
-    # Only where a class was split: the others keep their bias bit for bit.
-    result[name] = (
-      np.where(plan.log_parts > 0, new - plan.log_parts, new) if name == 'bias' else new
-    )
+    if name == 'bias':
+      # Only where a class was split: the others keep their bias bit for bit.
+      new = np.where(plan.log_parts > 0, new - plan.log_parts, new)
+    result[name] = new
   return result
 
 
@@ -193,4 +197,5 @@ def mean_features(
     readable = [by_row[i] for i in images.tolist() if i in by_row]
     if readable:
       means[level][c] = np.mean(readable, 0)
-  return np.mean([by_row[i] for i in order[:MAX_IMAGES].tolist() if i in by_row], 0), means
+  center = np.mean([by_row[i] for i in order[:MAX_IMAGES].tolist() if i in by_row], 0)
+  return center, means

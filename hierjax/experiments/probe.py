@@ -7,6 +7,7 @@ ordinary run, beside it the flat head as its baseline. The validation split is o
 
 import copy
 import dataclasses
+import functools
 import json
 import pathlib
 import shlex
@@ -91,9 +92,11 @@ def _search(c, workdir, run, train, val, progress) -> dict:
   data = probe_grid.Data.make(train.values, run.train.labels[train.index], names, c)
   settings = probe_grid.search(c, run.c, run.taxonomy, data, progress)
   flat = next(setting for setting in settings if setting.recipe.name == 'flat')
+  with_one_fold = functools.partial(
+    probe_grid.with_one_fold, c=c, base=run.c, taxonomy=run.taxonomy, data=data
+  )
+  best = probe_grid.choose(settings, with_one_fold)
   choices = {}
-  arguments = c, run.c, run.taxonomy, data
-  best = probe_grid.choose(settings, lambda x: probe_grid.with_one_fold(x, *arguments))
   for name, setting in (('choice', best), ('flat', flat)):
     choice = probe_grid.fit_choice(setting, run.c, run.taxonomy, data)
     folder = workdir if name == 'choice' else workdir / 'baseline'
@@ -104,19 +107,18 @@ def _search(c, workdir, run, train, val, progress) -> dict:
 
 def _nearest(c, workdir, run, train, val, progress) -> dict:
   """Judge a head without training on val; that of class means is saved as a run."""
-  taxonomy, labels = run.taxonomy, run.val.labels[val.index]
+  taxonomy = run.taxonomy
   bank = probe_nearest.Bank.make(train.values, run.train.labels[train.index])
   if c.probe.head == 'ncm':
     form = 'parallel' if len(taxonomy.levels) > 1 else 'flat'
     recipe = probe_grid.Recipe(form, {'model.heads': form}, None)
+    heads = probe_nearest.class_means(bank, taxonomy)
     rules = probe_nearest.fit_rules(bank, taxonomy, None)
-    values = _save(
-      workdir, run, recipe, probe_nearest.class_means(bank, taxonomy), rules, val
-    ).values
+    values = _save(workdir, run, recipe, heads, rules, val).values
   else:
     rules = probe_nearest.fit_rules(bank, taxonomy, c.probe.neighbours)
     pred = probe_nearest.predict(bank, val.values, taxonomy, c.probe.neighbours, rules)
-    values = metrics.of_predictions(pred, labels, taxonomy)
+    values = metrics.of_predictions(pred, run.val.labels[val.index], taxonomy)
   names = (*(f'{level}.top1' for level in taxonomy.levels), 'fpa', 'severity')
   return {
     'head': c.probe.head,
@@ -134,13 +136,15 @@ def _check_folder(workdir: pathlib.Path) -> None:
 
 
 def build(c: ConfigDict) -> setup.Setup:
-  """The data, and the backbone of model.pretrained or of a trained run, with a head a level."""
+  """Build the data, and the backbone of model.pretrained or of a run, with a head a level."""
   base, trained = baseline_config(c), None
   if c.probe.run:
     trained = model.load(c.probe.run)
-    levels, base.plugins = base.model.levels, trained.c.plugins
+    levels = base.model.levels
+    base.plugins = trained.c.plugins
     base.model = copy.deepcopy(trained.c.model)
-    base.model.levels, base.model.parts, base.model.pretrained = levels, (), None
+    base.model.levels = levels
+    base.model.parts, base.model.pretrained = (), None
     base.model.head = config.default().model.head
   base.model.heads, base.model.dropout = 'parallel', 0.0
   run = setup.build(base)
@@ -162,7 +166,7 @@ def build(c: ConfigDict) -> setup.Setup:
 def _with_variables(
   run: setup.Setup, variables: Mapping, heads: Mapping, *notes: str
 ) -> setup.Setup:
-  """A setup with another backbone's variables and with these heads."""
+  """Return a setup with another backbone's variables and with these heads."""
   variables = {**variables, 'params': {**variables['params'], 'heads': heads}}
   return dataclasses.replace(run, variables=variables, notes=(*run.notes, *notes))
 
@@ -193,7 +197,7 @@ def _save(
 
 
 def _record(run: setup.Setup, broken: Sequence[str]) -> dict:
-  """What run.json says of a run that was not trained step by step."""
+  """Return what run.json says of a run that was not trained step by step."""
   return {
     'command': shlex.join(sys.argv),
     'finished': current_time(),
@@ -208,7 +212,7 @@ def _record(run: setup.Setup, broken: Sequence[str]) -> dict:
 
 
 def _outputs(trained: model.Model, examples: sources.Examples, val: Features) -> collect.Outputs:
-  """The outputs for features, their probabilities the mean over the views."""
+  """Compute the outputs for features, their probabilities the mean over the views."""
   by_view = [
     trained.collect(sources.with_features(examples, features, val.index), with_features=True)
     for features in np.moveaxis(val.values, 1, 0)
@@ -223,14 +227,14 @@ def _outputs(trained: model.Model, examples: sources.Examples, val: Features) ->
 def _summary(
   c: ConfigDict, run: setup.Setup, settings: Sequence[Setting], choices: Mapping[str, tuple]
 ) -> dict:
-  """The content of probe.json but for the times; choices are {name: (Setting, Choice, Judged)}."""
+  """Write what probe.json holds but for the times; choices: {name: (Setting, Choice, Judged)}."""
   (best, choice, judged), (flat, _, flat_judged) = choices['choice'], choices['flat']
   levels, val = run.taxonomy.levels, {}
   for name in (*(f'{level}.top1' for level in levels), 'fpa', 'severity'):
     a, b = flat_judged.values[name], judged.values[name]
     interval = bootstrap.paired_difference(a, b)
     means = {'flat': bootstrap.nanmean(a), 'choice': bootstrap.nanmean(b)}
-    val[name] = means | {'interval': interval and list(interval)}
+    val[name] = means | {'interval': list(interval) if interval else None}
   count = sum(setting.is_complete for setting in settings)
   reason = (
     f'the highest full-path accuracy on average over {c.probe.folds} folds of {c.data.train}, '
@@ -263,7 +267,7 @@ def _summary(
 
 
 def _setting(setting: Setting, levels: Sequence[str]) -> dict:
-  """A setting and its cross-validation, mean and standard deviation over the folds."""
+  """Describe a setting by its cross-validation, mean and deviation over the folds."""
   folds = setting.accuracy[~np.isnan(setting.accuracy[:, -1])]
   names = (*(f'{level}.top1' for level in levels), 'fpa')
   deviations = folds.std(0, ddof=1).tolist() if len(folds) > 1 else [None] * len(names)
@@ -285,30 +289,35 @@ def table(result: Mapping, limit: int = 12) -> str:
     result: its content.
     limit: settings to list.
   """
+  val_images = f'val, {result["val_images"]} images'
   if 'head' in result:
-    text = (
-      f'{result["head"]} of {result["train_images"]} images; val, {result["val_images"]} images'
-    )
-    rows = [(name, row['choice']) for name, row in result['val'].items()]
-    return '\n'.join([text, *(f'{name:<24}{x:.4f}' for name, x in rows if x is not None)])
+    lines = [f'{result["head"]} of {result["train_images"]} images; {val_images}']
+    for name, row in result['val'].items():
+      if row['choice'] is not None:
+        lines.append(f'{name:<24}{row["choice"]:.4f}')
+    return '\n'.join(lines)
   settings = result['settings']
-  lines = ['mean accuracy in cross-validation on the training part, (deviation)', ' ' * 36]
-  lines[1] += ''.join(f'{name:>18}' for name in settings[0]['mean'])
+  lines = ['mean accuracy in cross-validation on the training part, (deviation)']
+  lines.append(' ' * 36 + ''.join(f'{name:>18}' for name in settings[0]['mean']))
   for setting in settings[:limit]:
     line = f'{setting["name"]:<36}'
     for name, mean in setting['mean'].items():
       deviation = setting['deviation'][name]
-      cell = f'{mean:.4f}' + ('' if deviation is None else f' ({deviation:.4f})')
+      cell = f'{mean:.4f}'
+      if deviation is not None:
+        cell += f' ({deviation:.4f})'
       line += f'{cell:>18}'
     lines.append(line)
   lines += [f'... all {len(settings)} settings: probe.json', '']
   lines += [f'choice: {result["choice"]}: {result["reason"]}', f'flat: {result["flat"]}', '']
-  lines.append(f'val, {result["val_images"]} images'.ljust(24) + 'flat    choice  difference (95%)')
+  lines.append(f'{val_images:<24}flat    choice  difference (95%)')
   for name, row in result['val'].items():
-    if row['flat'] is None or row['choice'] is None:
+    flat, choice = row['flat'], row['choice']
+    if flat is None or choice is None:
       continue
-    difference = f'{row["choice"] - row["flat"]:+.4f}'
+    difference = f'{choice - flat:+.4f}'
     if row['interval']:
-      difference += ' ({:+.4f} to {:+.4f})'.format(*row['interval'])
-    lines.append(f'{name:<24}{row["flat"]:.4f}  {row["choice"]:.4f}  {difference}')
+      low, high = row['interval']
+      difference += f' ({low:+.4f} to {high:+.4f})'
+    lines.append(f'{name:<24}{flat:.4f}  {choice:.4f}  {difference}')
   return '\n'.join(lines)

@@ -117,22 +117,21 @@ def compute(
   Raises:
     UserError: no image can be read, or one cannot and data.strict is set.
   """
-  n, c = len(examples.labels), run.c
-  backbone = {k: v for k, v in run.variables['params'].items() if k != 'heads'}
-  digest = checkpoint.sha256([backbone, run.variables.get('batch_stats', {})])
-  options = [c.data[name] for name in DATA_OPTIONS] + [c.model[name] for name in MODEL_OPTIONS]
-  store = Store(folder / _digest(repr([VERSION, views, *options, digest]).encode()).hex())
+  n = len(examples.labels)
+  c = run.c
+  store = Store(folder / _store_name(run, views))
   keys = [_image_digest(examples, i) for i in range(n)]
+  # one example of each image that is not in the store
   missing = list({key: i for i, key in enumerate(keys) if key not in store.places}.values())
-  step, variables = _stepper(run), parallel.put_replicated(run.variables, run.mesh)
+  step = _stepper(run)
+  variables = parallel.put_replicated(run.variables, run.mesh)
   for start in range(0, len(missing), BLOCK):
     rows = np.array(missing[start : start + BLOCK])
+    subset = sources.subset(examples, rows)
     outputs = collect.collect(
-      *(step, variables, sources.subset(examples, rows), c, run.mesh, views),
-      with_features=True,
-      may_be_empty=True,
+      step, variables, subset, c, run.mesh, views, with_features=True, may_be_empty=True
     )
-    readable = np.stack(np.split(outputs.features, views, 1), 1)
+    readable = np.stack(np.split(outputs.features, views, 1), 1)  # [readable, views, d]
     values = np.full((len(rows), *readable.shape[1:]), np.nan, np.float32)
     values[np.asarray(outputs.index, int)] = readable
     store.add([keys[i] for i in rows], values)
@@ -145,6 +144,15 @@ def compute(
     raise UserError(f'split {examples.name!r}: none of its {n} images can be read')
   broken = sorted(examples.files[i] for i in np.setdiff1d(np.arange(n), index))
   return Features(values[index], index, broken, len(missing))
+
+
+def _store_name(run: Setup, views: int) -> str:
+  """Name the store by all that features depend on beside the image."""
+  backbone = {name: x for name, x in run.variables['params'].items() if name != 'heads'}
+  digest = checkpoint.sha256([backbone, run.variables.get('batch_stats', {})])
+  options = [run.c.data[name] for name in DATA_OPTIONS]
+  options += [run.c.model[name] for name in MODEL_OPTIONS]
+  return _digest(repr([VERSION, views, *options, digest]).encode()).hex()
 
 
 def _drop_oldest(used: pathlib.Path) -> None:
@@ -166,7 +174,7 @@ def _digest(*parts: bytes) -> bytes:
 
 
 def _image_digest(examples: sources.Examples, number: int) -> bytes:
-  """Digest of the content of an image file, or of why it cannot be read."""
+  """Digest the content of an image file, or why it cannot be read."""
   try:
     content = examples.reader(number)
   except (UserError, OSError, ValueError) as e:

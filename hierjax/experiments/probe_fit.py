@@ -200,7 +200,7 @@ def _examples(form, curvature, rows):
 
 
 def _gradient(form, weights, rows, params):
-  """The loss [S] of all settings without its decay, and the gradients."""
+  """Compute the loss [S] of all settings without its decay, and the gradients."""
   axes = dict.fromkeys(params, SETTING_AXES)
 
   def loss(params, weights, x, labels):
@@ -229,14 +229,17 @@ def _descend(state, decay, gradient, bounds, steps):
 
   def step(carry, _):
     params, before, age, scale, last = carry
-    ahead = jax.tree.map(lambda p, b: p + column(age / (age + 3), p) * (p - b), params, before)
+    momentum = age / (age + 3)
+    ahead = jax.tree.map(lambda p, b: p + column(momentum, p) * (p - b), params, before)
     loss, grads = gradient(ahead)
     loss += decay / 2 * sum((p['kernel'] ** 2).sum((0, 2)) for p in ahead.values())
-    limits = {level: {'kernel': decay, 'bias': 0.0} for level in params}
-    after = jax.tree.map(
-      lambda p, g, b, w: p - (g + w * p) / (column(scale, p) * b + w + 1e-9),
-      *(ahead, grads, bounds, limits),
-    )
+
+    def move(p, grad, bound, weight_decay):
+      curvature = column(scale, p) * bound + weight_decay + 1e-9
+      return p - (grad + weight_decay * p) / curvature
+
+    weight_decays = {level: {'kernel': decay, 'bias': 0.0} for level in params}
+    after = jax.tree.map(move, ahead, grads, bounds, weight_decays)
     is_worse = loss > last * (1 + 1e-6)  # by more than rounding
     scale = jnp.where(is_worse & (age < 2), 2 * scale, scale)
     return (after, params, jnp.where(is_worse, 0.0, age + 1), scale, loss), None
@@ -248,7 +251,7 @@ def _descend(state, decay, gradient, bounds, steps):
 
 
 def _judge(form, params, rows):
-  """float32 [S, L + 1]: examples that are right at each level, and at all that have all labels."""
+  """Count the examples that are right at each level, and at all, float32 [S, L + 1]."""
   paths = jnp.asarray(form.taxonomy.paths)
 
   def count(params, x, labels):

@@ -16,6 +16,7 @@ from hierjax import decide
 from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.data import stratify
+from hierjax.decide.calibration import even_subset
 from hierjax.experiments import probe_fit
 from hierjax.experiments.probe_fit import Basis, Form
 from hierjax.taxonomy import Taxonomy
@@ -185,21 +186,23 @@ def search(
   Returns:
     All settings, the best first.
   """
-  decays, folds = sorted(c.probe.decays, reverse=True), c.probe.folds
-  grid, settings = recipes(c, taxonomy), {}
+  decays = sorted(c.probe.decays, reverse=True)
+  folds = c.probe.folds
+  grid = recipes(c, taxonomy)
   forms = {
     form: Form.of_config(members[0].config(base), taxonomy, data.labels)
     for form, members in grid.items()
   }
+  settings = {}
   for recipe in itertools.chain(*grid.values()):
     empty = np.full((folds, len(taxonomy.levels) + 1), np.nan)
     settings[recipe.name] = [Setting(recipe, decay, empty.copy()) for decay in decays]
   for fold in range(folds):
     for form, members in grid.items():
       _try_fold(fold, forms[form], [settings[r.name] for r in members], base, data)
-    best = {
-      r.name: max(s.full_path for s in settings[r.name]) for r in itertools.chain(*grid.values())
-    }
+    best = {}
+    for recipe in itertools.chain(*grid.values()):
+      best[recipe.name] = max(setting.full_path for setting in settings[recipe.name])
     leaders = sorted(best, key=lambda name: -best[name])
     text = '; '.join(f'{name}: {best[name]:.4f}' for name in leaders[:3])
     progress(f'fold {fold + 1} of {folds}, full path at the best decay: {text}')
@@ -227,7 +230,8 @@ def choose(settings: Sequence[Setting], with_one_fold: Callable[[Recipe], np.nda
   flat = next(setting for setting in settings if setting.recipe.name == 'flat')
   if best is flat:
     return flat
-  gains, folds = best.accuracy[:, -1] - flat.accuracy[:, -1], len(best.accuracy)
+  gains = best.accuracy[:, -1] - flat.accuracy[:, -1]
+  folds = len(best.accuracy)
   if folds > 2:
     before = with_one_fold(best.recipe) - with_one_fold(flat.recipe)
     gains = gains + (gains - before) * math.log(folds / (folds - 1)) / math.log(folds - 1)
@@ -260,7 +264,8 @@ def with_one_fold(
 
 def _try_fold(fold, form, rows, base, data) -> None:
   """Fit recipes of a form without a fold, and enter how well their settings [S, K] do on it."""
-  recipes, decays = [row[0].recipe for row in rows], [setting.decay for setting in rows[0]]
+  recipes = [row[0].recipe for row in rows]
+  decays = [setting.decay for setting in rows[0]]
   # of equal size for all folds, so that they are one program
   count = len(data.x) - np.bincount(data.fold).min()
   result = _accuracy(form, recipes, decays, base, data, data.fold != fold, count, fold)
@@ -270,7 +275,7 @@ def _try_fold(fold, form, rows, base, data) -> None:
 
 
 def _accuracy(form, recipes, decays, base, data, is_trained, count, fold) -> np.ndarray:
-  """The accuracies on a fold, [decay, recipe, L + 1], of fits to at most `count` of the others."""
+  """Measure a fold after fits to at most `count` of the others, [decay, recipe, L + 1]."""
   is_held_out = data.fold == fold
   result = probe_fit.fit(
     form,
@@ -282,7 +287,8 @@ def _accuracy(form, recipes, decays, base, data, is_trained, count, fold) -> np.
     PATH_STEPS,
   )
   is_labelled = data.labels[is_held_out] >= 0
-  return result.right / np.maximum(np.append(is_labelled.sum(0), is_labelled.all(1).sum()), 1)
+  number = np.append(is_labelled.sum(0), is_labelled.all(1).sum())
+  return result.right / np.maximum(number, 1)
 
 
 class Choice(NamedTuple):
@@ -311,30 +317,34 @@ def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Dat
     data: the training examples.
   """
   form = Form.of_config(setting.recipe.config(base), taxonomy, data.labels)
-  weights, n = np.float32([setting.recipe.level_weights(base, form)]), len(data.x)
+  weights = np.float32([setting.recipe.level_weights(base, form)])
   larger = {decay for decay in base.probe.decays if decay > setting.decay}
   decays = sorted({*larger, setting.decay}, reverse=True)
-  sizes = {level: taxonomy.num_classes(level) for level in form.levels}
-  picked = np.arange(0, n, -(-n * sum(sizes.values()) // MAX_SCORES))
-  nothing = data.rows(np.arange(n) < 0, 1, 1)
+  n = len(data.x)
+  nothing = data.rows(np.zeros(n, bool), 1, 1)
 
   def fit(is_held_out):
     # all folds are the program of the last fit: examples without labels count nowhere
     labels = np.where(is_held_out[:, None], -1, data.labels)
-    rows = data._replace(labels=labels).rows(np.arange(n) >= 0, data.x.shape[1], n)
+    rows = data._replace(labels=labels).rows(np.ones(n, bool), data.x.shape[1], n)
     variances = data.basis.variances
     params = probe_fit.fit(form, weights, decays, variances, rows, nothing, PATH_STEPS).params
+    # of the one setting
     return {l: {'kernel': p['kernel'][:, 0], 'bias': p['bias'][0]} for l, p in params.items()}
 
   fits = {fold: fit(data.fold == fold) for fold in np.unique(data.fold)}
+  sizes = {level: taxonomy.num_classes(level) for level in form.levels}
 
   def predict(rows):
     probs = {level: np.zeros((len(rows), size)) for level, size in sizes.items()}
     for fold, params in fits.items():
       mask = data.fold[rows] == fold
-      for level, logits in form.logits(params, data.x[rows[mask], 0]).items():
+      first_view = data.x[rows[mask], 0]
+      for level, logits in form.logits(params, first_view).items():
         probs[level][mask] = jax.nn.softmax(logits)
     return probs
 
   heads = data.basis.heads(fit(np.zeros(n, bool)))
-  return Choice(heads, decide.tune(predict(picked), data.labels[picked], taxonomy), predict)
+  picked = even_subset(np.arange(n), sum(sizes.values()), MAX_SCORES)
+  rules = decide.tune(predict(picked), data.labels[picked], taxonomy)
+  return Choice(heads, rules, predict)

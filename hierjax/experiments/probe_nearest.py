@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hierjax import decide
+from hierjax.decide.calibration import even_subset
 from hierjax.decide.decisions import Rules
 from hierjax.experiments.probe_grid import MAX_SCORES
 from hierjax.taxonomy import Taxonomy
@@ -61,7 +62,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def _sums(bank: Bank, k: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-  """The sum [C, d] of the rows of each class of level k, and their number [C]."""
+  """Sum the rows of each class of level k, [C, d], and count them, [C]."""
   y = bank.row_labels[:, k]
   sums = np.zeros((classes, bank.x.shape[1]), np.float32)
   np.add.at(sums, y[y >= 0], bank.x[y >= 0])
@@ -110,26 +111,30 @@ def neighbours(
   Returns:
     {level: float64 [n, C]}.
   """
-  levels, parts = taxonomy.levels, []
-  labels, x = bank.row_labels, _unit(features - bank.center)
+  labels = bank.row_labels
+  x = _unit(features - bank.center)
   k = min(k, len(bank.x) - (0 if images is None else bank.views))
+  parts = {level: [] for level in taxonomy.levels}
   for start in range(0, len(x), BLOCK):
     similar = x[start : start + BLOCK] @ bank.x.T
     rows = np.arange(len(similar))[:, None]
     if images is not None:
-      block = np.asarray(images)[start : start + BLOCK, None]
-      similar[rows, block * bank.views + np.arange(bank.views)] = -np.inf
+      first_view = np.asarray(images)[start : start + BLOCK, None] * bank.views
+      similar[rows, first_view + np.arange(bank.views)] = -np.inf
     nearest = np.argpartition(similar, -k, 1)[:, -k:]
-    votes = np.exp((similar[rows, nearest] - similar.max(1, keepdims=True)) / TEMPERATURE)
-    parts.append([_votes(votes, labels[nearest, j], taxonomy, j) for j in range(len(levels))])
-  return {level: np.concatenate(blocks) for level, blocks in zip(levels, zip(*parts))}
+    relative = similar[rows, nearest] - similar.max(1, keepdims=True)
+    votes = np.exp(relative / TEMPERATURE)
+    for j, level in enumerate(taxonomy.levels):
+      parts[level].append(_votes(votes, labels[nearest, j], taxonomy, j))
+  return {level: np.concatenate(blocks) for level, blocks in parts.items()}
 
 
 def _votes(votes, labels, taxonomy, k):
-  """Probabilities [n, C] at level k of votes [n, k] for labels [n, k]."""
+  """Turn votes [n, k] for labels [n, k] into probabilities [n, C] at level k."""
   classes = taxonomy.num_classes(taxonomy.levels[k])
   total = np.zeros((len(votes), classes))
-  np.add.at(total, (np.arange(len(votes))[:, None], np.maximum(labels, 0)), votes * (labels >= 0))
+  rows = np.arange(len(votes))[:, None]
+  np.add.at(total, (rows, np.maximum(labels, 0)), votes * (labels >= 0))
   total += SMOOTHING * np.maximum(total.sum(1, keepdims=True), 1e-12) / classes
   return total / total.sum(1, keepdims=True)
 
@@ -168,12 +173,15 @@ def left_out(bank: Bank, taxonomy: Taxonomy, images: np.ndarray) -> Probs:
   probs = {}
   for k, level in enumerate(taxonomy.levels):
     sums, counts = _sums(bank, k, taxonomy.num_classes(level))
-    means, logits = _unit(sums), np.empty((len(images), len(sums)))
+    means = _unit(sums)
+    logits = np.empty((len(images), len(sums)))
     for row, i in enumerate(images):
-      rows, y = bank.x[i * bank.views : (i + 1) * bank.views], bank.labels[i, k]
-      logits[row] = np.where(counts, means @ rows[0] / TEMPERATURE, ABSENT)
+      views = bank.x[i * bank.views : (i + 1) * bank.views]
+      logits[row] = np.where(counts, means @ views[0] / TEMPERATURE, ABSENT)
+      y = bank.labels[i, k]
       if y >= 0:
-        other = _unit(sums[y] - rows.sum(0)) @ rows[0] / TEMPERATURE
+        # the mean of its own class without it
+        other = _unit(sums[y] - views.sum(0)) @ views[0] / TEMPERATURE
         logits[row, y] = other if counts[y] > bank.views else ABSENT
     p = np.exp(logits - logits.max(1, keepdims=True))
     probs[level] = p / p.sum(1, keepdims=True)
@@ -194,10 +202,10 @@ def fit_rules(bank: Bank, taxonomy: Taxonomy, k: int | None) -> Rules:
   y = bank.labels[:, -1]
   counts = np.bincount(y[y >= 0], minlength=taxonomy.num_classes(taxonomy.levels[-1]))
   images = np.flatnonzero((bank.labels >= 0).all(1) & (counts[y] > 1))
-  size = sum(taxonomy.num_classes(level) for level in taxonomy.levels)
-  images = images[:: max(1, -(-len(images) * size // MAX_SCORES))]
   if not len(images):
     return decide.default_rules(taxonomy)
+  size = sum(taxonomy.num_classes(level) for level in taxonomy.levels)
+  images = even_subset(images, size, MAX_SCORES)
   if k is None:
     probs = left_out(bank, taxonomy, images)
   else:

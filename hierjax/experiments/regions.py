@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import pathlib
 from collections.abc import Callable
 
@@ -31,10 +30,11 @@ def rectangles(maps: np.ndarray, share: float) -> np.ndarray:
     float [B, 4], left, top, right and bottom in fractions of the map; NaN for a map of zeros.
   """
   peak = maps.max((1, 2), keepdims=True)
-  sides = [(maps >= share * peak).any(axis) for axis in (1, 2)]
-  low = [side.argmax(1) / side.shape[1] for side in sides]
-  high = [1 - side[:, ::-1].argmax(1) / side.shape[1] for side in sides]
-  return np.where(peak[:, 0] > 0, np.stack([*low, *high], 1), np.nan)
+  is_high = maps >= share * peak
+  columns, rows = is_high.any(1), is_high.any(2)
+  left, top = (is_in.argmax(1) / is_in.shape[1] for is_in in (columns, rows))
+  right, bottom = (1 - is_in[:, ::-1].argmax(1) / is_in.shape[1] for is_in in (columns, rows))
+  return np.where(peak[:, 0] > 0, np.stack([left, top, right, bottom], 1), np.nan)
 
 
 def write(model: Model, path: pathlib.Path, progress: Callable[[int, int], None]) -> int:
@@ -52,14 +52,23 @@ def write(model: Model, path: pathlib.Path, progress: Callable[[int, int], None]
     The number of regions; a `UserError` where there are none.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  c, table, parts = model.c, model.taxonomy.table('exclusive'), []
+  c = model.c
+  table = model.taxonomy.table('exclusive')
   levels = [level for level in table.levels if level in model.levels] if table else []
-  examples, columns = model.split(c.data.train), list(map(model.taxonomy.index, levels))
+  columns = [model.taxonomy.index(level) for level in levels]
   step = jax.jit(functools.partial(_true_maps, levels=levels, model=model.classifier))
-  n, size = len(examples.files), collect.rows(c.eval.batch_size, 1, model.mesh)
-  resize = transforms.Resize(interpolation=c.data.interpolation)
-  how = {'size': c.data.size, 'threads': c.data.threads, 'workers': c.data.workers}
-  batches = pipeline.eval_batches(examples, batch_size=size, resize=resize, **how)
+  examples = model.split(c.data.train)
+  n = len(examples.files)
+  batch_size = collect.rows(c.eval.batch_size, 1, model.mesh)
+  batches = pipeline.eval_batches(
+    examples,
+    batch_size=batch_size,
+    size=c.data.size,
+    resize=transforms.Resize(interpolation=c.data.interpolation),
+    threads=c.data.threads,
+    workers=c.data.workers,
+  )
+  parts = []
   with contextlib.closing(batches):
     for batch in batches:
       inputs = {'images': batch['image'], 'labels': batch['labels'][:, columns]}
@@ -67,19 +76,20 @@ def write(model: Model, path: pathlib.Path, progress: Callable[[int, int], None]
       boxes = np.concatenate([rectangles(maps, SHARE), rectangles(maps, 1.0)], 1)
       has_map = (batch['mask'] > 0) & ~np.isnan(boxes[:, 0])
       parts.append((batch['index'][has_map], boxes[has_map].astype(np.float32)))
-      progress(min(len(parts) * size, n), n)
+      progress(min(len(parts) * batch_size, n), n)
   index, boxes = map(np.concatenate, zip(*parts))
   if not len(index):
     text = f'they need a label of an exclusive level, and {c.model.backbone} feature maps'
     raise UserError(f'{model.workdir}: no heat map of {n} training images: {text}')
-  rows = ((examples.files[i], *(f'{x:.6g}' for x in box)) for i, box in zip(index, boxes.tolist()))
-  header = [('file', *regions.BOX, *regions.HOT)]
-  files.write(path, files.csv_text(itertools.chain(header, rows)))
+  rows = [('file', *regions.BOX, *regions.HOT)]
+  for i, box in zip(index, boxes.tolist()):
+    rows.append((examples.files[i], *(f'{x:.6g}' for x in box)))
+  files.write(path, files.csv_text(rows))
   return len(index)
 
 
 def _true_maps(variables, images, labels, levels, model):
-  """Grad-CAM float32 [B, h, w] of the label at the finest level that has one; 0 without any."""
+  """Compute the Grad-CAM of the finest label of each image, float32 [B, h, w]; 0 without any."""
   classes = {level: jnp.maximum(labels[:, k], 0) for k, level in enumerate(levels)}
   _, maps = explain.grad_cam(variables, images, classes, model)
   finest = jnp.zeros((len(images), 1, 1))

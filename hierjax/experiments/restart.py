@@ -61,7 +61,7 @@ def restart(
 
 
 def _changes(workdir, setup, record):
-  """The options that have changed, and what is wrong with that or the data, if anything is."""
+  """List the options that have changed; say what is wrong with that or the data, if anything is."""
   if not (workdir / 'config.json').exists():
     return [], f'{workdir} holds no run; leave the flag out to begin one'
   return differences(workdir, setup), conflict(workdir, setup, record, CHANGEABLE)

@@ -139,7 +139,7 @@ class Runner:
     return ()
 
   def _state(self, row: Row, seed: int) -> tuple[str, float]:
-    """The digests of the states that the runs of a row ended with, '' if one has not; seconds."""
+    """Read the digests of the states that a row's runs ended with, '' if one lacks; seconds."""
     names = row.sources or [row.name]
     try:
       infos = [
@@ -152,7 +152,7 @@ class Runner:
     return ' '.join(digests) if all(digests) else '', seconds
 
   def _read(self, row: Row, seed: int) -> Result | None:
-    """The result of a run; None where there is none, it is damaged, or is of other options."""
+    """Read the result of a run; None where there is none, it is damaged, or of other options."""
     folder, split = self.folder(row, seed), self.evaluated_split(row)
     state, seconds = self._state(row, seed)
     try:
@@ -269,7 +269,7 @@ class Runner:
     self.counts[row.name] = describe.describe(self.configs[row.name])
 
   def _time_left(self, pending: Sequence[tuple[Row, int]]) -> str:
-    """', about 10 min left', by the mean of the rows that were trained."""
+    """Say ', about 10 min left', by the mean of the rows that were trained."""
     seconds = [r.seconds for row in self.rows for r in self.results(row).values() if r.seconds]
     if not seconds:
       return ''

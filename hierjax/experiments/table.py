@@ -261,7 +261,7 @@ def expand(text: str, levels: Sequence[str]) -> list[Column]:
 
 
 def _places(text: str, metric: str, words: Sequence[str], levels: Sequence[str]) -> Sequence[str]:
-  """The levels of the columns of a metric, [''] for a metric of the whole path."""
+  """Return the levels of the columns of a metric, [''] for a metric of the whole path."""
   is_pair = metric == 'consistency'
   if METRICS[metric].scope == 'path':
     if words:

@@ -105,7 +105,7 @@ class View:
     return Grid(header, rows)
 
   def _cell(self, record: Record, c: Column | None, name: str | None) -> tuple[str, str]:
-    """Our figure in a column, or the published one; a count is marked as equal or not."""
+    """Print our figure in a column, or the published one; mark a count as equal or not."""
     if name is None:
       return c.text(record.mean.get(c.key), record.deviation.get(c.key)), ''
     text = figure(record.published.get(name), self.digits[name])
@@ -150,9 +150,10 @@ class View:
       rows.append((r.row, cells))
     to = '' if has_several else f' to “{min(baselines)}”'
     assumed = {d.is_assumed for r in records for d in r.difference.values()}
-    seeds = '; where there are fewer than three, '.join(
-      [SEVERAL] * (assumed != {True}) + [FEW] * (True in assumed)
-    )
+    deviations = [SEVERAL] if assumed != {True} else []
+    if True in assumed:
+      deviations.append(FEW)
+    seeds = '; where there are fewer than three, '.join(deviations)
     return Grid(header, rows, AGAINST_NOTE.format(to=to, seeds=seeds))
 
   def trends(self) -> str:
@@ -178,13 +179,15 @@ class View:
 
   def sentences(self) -> list[str]:
     """Return what the figures are of, in words."""
-    runner, sentences = self.runner, []
+    sentences = []
     first = next((r for r in self.records if r.seeds), None)
     if first:
       sentences.append(self._our_figures(first))
-    elif runner.is_trained:
+    elif self.runner.is_trained:
       sentences.append('Ours: no row has finished yet.')
-    return [*sentences, *[f'Published: {self.table.source}.'] * bool(self.table.source)]
+    if self.table.source:
+      sentences.append(f'Published: {self.table.source}.')
+    return sentences
 
   def _our_figures(self, record: Record) -> str:
     runner, row = self.runner, record.row
@@ -298,7 +301,7 @@ class View:
 
 
 def _results(view: View) -> str:
-  """A line a run as CSV: row, seed, the options in which the rows differ, our figures, time."""
+  """Write a line a run as CSV: row, seed, options in which the rows differ, our figures, time."""
   options = {name: runs.flat(c.to_dict()) for name, c in view.runner.configs.items()}
   keys = dict.fromkeys(key for row in options.values() for key in row)
   differing = [k for k in keys if len({str(row.get(k)) for row in options.values()}) > 1]
@@ -341,5 +344,5 @@ def _markdown(grid: Grid) -> str:
 
 
 def _escaped(text: str) -> str:
-  """A text on one line, in which nothing is markup, a link or the end of a cell."""
+  """Put a text on one line, in which nothing is markup, a link or the end of a cell."""
   return re.sub(r'[\\`|<&\[]', r'\\\g<0>', terminal.printable(' '.join(str(text).split())))

@@ -66,7 +66,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
   def set_params(self, **params: object) -> Self:
     """Change arguments, which `fit` checks."""
     for name, value in params.items():
-      (self.__dict__ if name in PARAMS else self._options)[name] = value
+      if name in PARAMS:
+        setattr(self, name, value)
+      else:
+        self._options[name] = value
     return self
 
   def __sklearn_tags__(self) -> Tags:
@@ -137,12 +140,15 @@ class Classifier(ClassifierMixin, BaseEstimator):
     Images without any label are left out; the arguments are those of `fit`.
     """
     labels = _columns(y, self.levels_)
-    if missing := [level for level in self.levels_ if level not in labels]:
+    missing = [level for level in self.levels_ if level not in labels]
+    if missing:
       raise UserError(f'score: y has no level {", ".join(missing)}, only {", ".join(labels)}')
     true = np.array([[_text(x) for x in labels[level]] for level in self.levels_]).T
     pred = [[_text(x) for x in row] for row in self.predict(X).reshape(true.shape)]
-    is_right, is_known = (true == '') | (true == pred), (true != '').any(1)
-    return float(is_right.all(1)[is_known].mean())
+    # an unknown label counts as right, an image without any not at all
+    is_right = (true == pred) | (true == '')
+    is_judged = (true != '').any(1)
+    return float(is_right[is_judged].all(1).mean())
 
   def save(self, folder: str | os.PathLike) -> None:
     """Copy the run into a folder that does not exist, for `load` and the command line."""
@@ -165,7 +171,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     if not block:
       raise UserError(f'{folder}: Classifier needs exclusive levels; use hierjax.load for tags')
     facts = json_files.read_object(folder / FACTS) if (folder / FACTS).exists() else {}
-    self._is_single, self._classes = facts.get('', False), []
+    self._is_single = facts.get('', False)
+    self._classes = []
     for level, names in zip(block.levels, block.names):
       labels = {_text(x): x for x in facts.get(level, ())}
       # a name under several parents is written with these
@@ -187,28 +194,30 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
 
 def _has_names(y) -> bool:
+  """Whether labels bring the names of their levels."""
   return hasattr(y, 'columns') or isinstance(y, Mapping)
 
 
 def _columns(y, levels) -> dict[str, list]:
-  """The labels as {level: one an image}."""
+  """Turn labels as `Classifier.fit` takes them into {level: one an image}."""
   if _has_names(y):
     return {str(name): list(y[name]) for name in getattr(y, 'columns', y)}
-  rows = np.asarray(y) if hasattr(y, '__array__') else y
-  rows = [row.split('/') if isinstance(row, str) else row for row in rows]
-  rows = [list(row) if isinstance(row, Iterable) else [row] for row in rows]
+  rows = []
+  for row in np.asarray(y) if hasattr(y, '__array__') else y:
+    if isinstance(row, str):
+      row = row.split('/')
+    rows.append(list(row) if isinstance(row, Iterable) else [row])
   width = max(map(len, rows), default=0)
   if levels is None:
     levels = ['class'] if width == 1 else [f'level{k + 1}' for k in range(width)]
   if width > len(levels):
     raise UserError(f'y has {width} levels, but names for {len(levels)}: {", ".join(levels)}')
-  return {
-    level: [row[k] if k < len(row) else None for row in rows] for k, level in enumerate(levels)
-  }
+  rows = [row + [None] * (len(levels) - len(row)) for row in rows]
+  return {level: [row[k] for row in rows] for k, level in enumerate(levels)}
 
 
 def _text(label) -> str:
-  """A label as a CSV file has it, '' where it is unknown."""
+  """Write a label as a CSV file has it, '' where it is unknown."""
   is_unknown = label is None or type(label).__name__ == 'NAType' or label != label
   return '' if is_unknown else unicodedata.normalize('NFC', str(label)).strip()
 
@@ -232,9 +241,12 @@ def _write_data(folder, images, labels, options) -> None:
       raise UserError(f'fit: image {i}: no file {image}')
     paths.append(str(path))
   folder.mkdir(parents=True, exist_ok=True)
-  columns = ([_text(x) for x in column] for column in labels.values())
+  columns = [[_text(x) for x in column] for column in labels.values()]
   rows = [['file', *labels], *zip(paths, *columns)]
   files.write(folder / 'labels.csv', files.csv_text(rows))
-  options.root, options.file_column, options.levels = str(folder), 'file', tuple(labels)
+  options.root = str(folder)
+  options.file_column = 'file'
+  options.levels = tuple(labels)
   options.image_root = os.path.commonpath([os.path.dirname(path) for path in paths])
-  options.source, options.fold_case = 'auto', False
+  options.source = 'auto'
+  options.fold_case = False

@@ -231,7 +231,7 @@ class Model(Predictor):
     self._keep_calibration(outputs)
 
   def _evidence(self, outputs: Outputs, decisions: Decisions | None = None) -> Evidence:
-    """What the novelty detector reads of outputs with features."""
+    """Collect what the novelty detector reads of outputs with features."""
     block = self.taxonomy.block('exclusive')
     decisions = decisions or outputs.decide(self.taxonomy, self.rules)
     return Evidence(
@@ -242,7 +242,7 @@ class Model(Predictor):
     )
 
   def _detector(self, folder: pathlib.Path) -> Detector:
-    """The novelty detector in a folder; `UserError` where it is not one of this model."""
+    """Read the novelty detector of a folder; `UserError` where it is not one of this model."""
     table, val = self.taxonomy.table('exclusive'), self.c.data.val
     try:
       return novelty.read_detector(
@@ -304,7 +304,7 @@ class Model(Predictor):
     return drift.sample(outputs.features, decisions['exclusive']['joint'].pred, sizes, before)
 
   def _compared(self, sample: drift.Sample | None) -> dict | None:
-    """How a sample differs from the calibration images; None where that cannot be said."""
+    """Say how a sample differs from the calibration images; None where that is unknown."""
     if sample is None or self.rules['exclusive'].allowed is not None:
       return None
     table = self.taxonomy.table('exclusive')
@@ -395,7 +395,7 @@ class Model(Predictor):
     )
 
   def _data(self) -> tuple[sources.Dataset, split_record.Record | None]:
-    """The configured data, and the record of those that the run was made with.
+    """Load the configured data, and the record of those that the run was made with.
 
     They must have this model's taxonomy; where they bring none, their labels are read by it. The
     run's own data keep the split that the run was made with.

@@ -49,7 +49,7 @@ def expand(pattern: str, options: ConfigDict) -> dict[str, str]:
 
 
 def _read_list(path, options):
-  """{name: path} of the images that a list names, relative to here or to the list's folder."""
+  """Read {name: path} of the images of a list, relative to here or to the list's folder."""
   root = path.parent
   if path.suffix.lower() == '.txt':
     names = map(str.strip, files.read_text(path).splitlines())

@@ -64,7 +64,7 @@ def run(args: Arguments) -> int:
 
 
 def _shard(text):
-  """(i, n) of --shard=i/n; None without it."""
+  """Parse --shard=i/n into (i, n); None without it."""
   if text is None:
     return None
   i, _, n = text.partition('/')

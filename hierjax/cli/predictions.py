@@ -98,7 +98,7 @@ class Output:
     self.lines.unlink()
 
   def _rows(self) -> Iterator[dict]:
-    """The rows of the table, and of the lines behind it."""
+    """Yield the rows of the table, and of the lines behind it."""
     for path in dict.fromkeys((self.path, self.lines)):
       if path.exists():
         for row in _READERS[path.suffix](path):
@@ -106,13 +106,13 @@ class Output:
 
 
 def _whole_lines(path):
-  """The lines of a file, without what a stopped program has left of one at the end."""
+  """Yield the lines of a file, without what a stopped program has left of the last."""
   with files.open_regular(path) as f:
     yield from (line for line in f if line.endswith(b'\n'))
 
 
 def _encodable(row):
-  """A row without what is no Unicode, as names of files may hold."""
+  """Replace what is no Unicode in a row, as names of files may hold."""
   texts = {key: value for key, value in row.items() if isinstance(value, str)}
   return row | {key: x.encode('utf-8', 'backslashreplace').decode() for key, x in texts.items()}
 

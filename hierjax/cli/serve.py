@@ -103,7 +103,7 @@ def run(args: Arguments) -> int:
 
 
 def _listen(args, token):
-  """A socket that listens; not where strangers reach it, unless the user says so."""
+  """Open a socket that listens; not where strangers reach it, unless the user says so."""
   if args.host not in LOOPBACK and not token and not args.public:
     raise UserError(
       f'--host={args.host}: others can reach it; give --token=TEXT, or HIERJAX_TOKEN in the '

@@ -134,7 +134,7 @@ def page() -> str:
 
 
 def _values(option: Option) -> str:
-  """The values that an option may have, in words."""
+  """Say which values an option may have."""
   if option.choices:
     words = ', '.join(str(x) for x in option.choices)
   elif option.interval:

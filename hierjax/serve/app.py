@@ -53,7 +53,7 @@ def _failed(request, error):
 
 
 def _number(request, name, default, least, most):
-  """A whole number of the query."""
+  """Parse a whole number of the query."""
   text = request.query_params.get(name, str(default))
   if text not in map(str, range(least, most + 1)):
     raise HTTPException(422, f'{name} must be a whole number from {least} to {most}')
@@ -148,7 +148,7 @@ class Server:
     return Response(json_files.dump(content), media_type='application/json')
 
   def _restricted(self, lists):
-    """The model within the classes that lists name; the model itself where they name none."""
+    """Restrict the model to the classes that lists name; to all where they name none."""
     try:
       names = {name.strip() for row in csv.reader(lists, skipinitialspace=True) for name in row}
       names.discard('')

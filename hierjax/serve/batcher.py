@@ -56,7 +56,7 @@ class Batcher:
     while True:
       self._free += 1
       items = [await self._queue.get()]
-      share = -(-(1 + self._queue.qsize()) // self._free)
+      share = -(-(1 + self._queue.qsize()) // self._free)  # rounded up
       self._free -= 1
       while len(items) < min(share, most):
         items.append(self._queue.get_nowait())
@@ -66,24 +66,26 @@ class Batcher:
       results = await loop.run_in_executor(pool, self._compute, items)
       for (*_, record), result in zip(items, results):
         if not record.done():
-          is_error = isinstance(result, Exception)
-          (record.set_exception if is_error else record.set_result)(result)
+          answer = record.set_exception if isinstance(result, Exception) else record.set_result
+          answer(result)
       self.counts.update(batches_total=1, batch_images_total=len(items))
 
   def _compute(self, items):
-    """The records of a batch, or the error of each."""
+    """Return the records of a batch, or the error of each."""
     records = []
     try:
       batch = self.model.view.batch([image for image, *_ in items], len(items))
       if all(batch.errors):
         return self.model.records(batch, Outputs(np.arange(0), {}, {}))
       outputs = self.model.compute(batch)
+      # neighbours with equal rules together
       for (model, top), group in itertools.groupby(items, lambda item: item[1]):
-        rows = slice(len(records), len(records) + len(list(group)))
-        readable = slice(*np.searchsorted(outputs.index, (rows.start, rows.stop)))
-        parts = [{name: x[readable] for name, x in part.items()} for part in outputs[1:]]
+        start = len(records)
+        rows = slice(start, start + len(list(group)))
         part = Batch(batch.names[rows], None, batch.errors[rows])
-        records += model.records(part, Outputs(outputs.index[readable] - rows.start, *parts), top)
+        readable = slice(*np.searchsorted(outputs.index, (rows.start, rows.stop)))
+        arrays = [{name: x[readable] for name, x in field.items()} for field in outputs[1:]]
+        records += model.records(part, Outputs(outputs.index[readable] - start, *arrays), top)
     except Exception as e:  # whatever it is, the requests wait for it
       return [e] * len(items)
     return records

@@ -51,7 +51,7 @@ class InputLog:
         self._counts['inputs_logged_total' if self._is_open else 'inputs_not_logged_total'] += 1
 
   def _add(self, data, record, query):
-    """Whether an image and its line were written."""
+    """Write an image and its line; return whether they were written."""
     digest = hashlib.sha256(data).hexdigest()
     record = {name: value for name, value in record.items() if name not in LEFT_OUT}
     moment = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')

@@ -171,8 +171,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     if not block:
       raise UserError(f'{folder}: Classifier needs exclusive levels; use hierjax.load for tags')
     facts = json_files.read_object(folder / FACTS) if (folder / FACTS).exists() else {}
-    self._is_single = facts.get('', False)
-    self._classes = []
+    self._is_single, self._classes = facts.get('', False), []
     for level, names in zip(block.levels, block.names):
       labels = {_text(x): x for x in facts.get(level, ())}
       # a name under several parents is written with these
@@ -244,9 +243,6 @@ def _write_data(folder, images, labels, options) -> None:
   columns = [[_text(x) for x in column] for column in labels.values()]
   rows = [['file', *labels], *zip(paths, *columns)]
   files.write(folder / 'labels.csv', files.csv_text(rows))
-  options.root = str(folder)
-  options.file_column = 'file'
-  options.levels = tuple(labels)
+  options.root, options.file_column, options.levels = str(folder), 'file', tuple(labels)
   options.image_root = os.path.commonpath([os.path.dirname(path) for path in paths])
-  options.source = 'auto'
-  options.fold_case = False
+  options.source, options.fold_case = 'auto', False

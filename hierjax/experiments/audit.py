@@ -2,8 +2,8 @@
 
 import copy
 import pathlib
+from collections import namedtuple
 from collections.abc import Callable
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,13 +21,7 @@ COLUMNS = 'file split score wrong level label proposed prob_label prob_proposed'
 PAIR_COLUMNS = 'similarity file split label other other_split other_label'.split()
 SHOWN = 60
 
-
-class Item(NamedTuple):
-  """What the lists say of an example."""
-
-  file: str
-  split: str
-  label: str
+Item = namedtuple('Item', 'file split label')  # what the lists say of an example
 
 
 def audit_labels(

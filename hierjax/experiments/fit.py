@@ -222,8 +222,7 @@ def _stop_if_interrupted(signals: Signals, step: int) -> None:
 
 def finish(loop: Loop, workdir: pathlib.Path) -> dict:
   """Evaluate the best checkpoint on the validation split, explain it, and log the scores."""
-  run = loop.run
-  split = run.c.data.val
+  run, split = loop.run, loop.run.c.data.val
   if loop.unreadable:
     names = ', '.join(sorted(loop.unreadable)[:5])
     more = ' ...' if len(loop.unreadable) > 5 else ''

@@ -287,8 +287,7 @@ def _accuracy(form, recipes, decays, base, data, is_trained, count, fold) -> np.
     PATH_STEPS,
   )
   is_labelled = data.labels[is_held_out] >= 0
-  number = np.append(is_labelled.sum(0), is_labelled.all(1).sum())
-  return result.right / np.maximum(number, 1)
+  return result.right / np.maximum(np.append(is_labelled.sum(0), is_labelled.all(1).sum()), 1)
 
 
 class Choice(NamedTuple):
@@ -329,7 +328,6 @@ def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Dat
     rows = data._replace(labels=labels).rows(np.ones(n, bool), data.x.shape[1], n)
     variances = data.basis.variances
     params = probe_fit.fit(form, weights, decays, variances, rows, nothing, PATH_STEPS).params
-    # of the one setting
     return {l: {'kernel': p['kernel'][:, 0], 'bias': p['bias'][0]} for l, p in params.items()}
 
   fits = {fold: fit(data.fold == fold) for fold in np.unique(data.fold)}

@@ -122,8 +122,7 @@ def neighbours(
       first_view = np.asarray(images)[start : start + BLOCK, None] * bank.views
       similar[rows, first_view + np.arange(bank.views)] = -np.inf
     nearest = np.argpartition(similar, -k, 1)[:, -k:]
-    relative = similar[rows, nearest] - similar.max(1, keepdims=True)
-    votes = np.exp(relative / TEMPERATURE)
+    votes = np.exp((similar[rows, nearest] - similar.max(1, keepdims=True)) / TEMPERATURE)
     for j, level in enumerate(taxonomy.levels):
       parts[level].append(_votes(votes, labels[nearest, j], taxonomy, j))
   return {level: np.concatenate(blocks) for level, blocks in parts.items()}

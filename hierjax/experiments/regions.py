@@ -60,14 +60,9 @@ def write(model: Model, path: pathlib.Path, progress: Callable[[int, int], None]
   examples = model.split(c.data.train)
   n = len(examples.files)
   batch_size = collect.rows(c.eval.batch_size, 1, model.mesh)
-  batches = pipeline.eval_batches(
-    examples,
-    batch_size=batch_size,
-    size=c.data.size,
-    resize=transforms.Resize(interpolation=c.data.interpolation),
-    threads=c.data.threads,
-    workers=c.data.workers,
-  )
+  resize = transforms.Resize(interpolation=c.data.interpolation)
+  options = {'size': c.data.size, 'threads': c.data.threads, 'workers': c.data.workers}
+  batches = pipeline.eval_batches(examples, batch_size=batch_size, resize=resize, **options)
   parts = []
   with contextlib.closing(batches):
     for batch in batches:

@@ -78,7 +78,6 @@ class Batcher:
       if all(batch.errors):
         return self.model.records(batch, Outputs(np.arange(0), {}, {}))
       outputs = self.model.compute(batch)
-      # neighbours with equal rules together
       for (model, top), group in itertools.groupby(items, lambda item: item[1]):
         start = len(records)
         rows = slice(start, start + len(list(group)))

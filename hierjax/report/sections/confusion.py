@@ -45,8 +45,7 @@ def _numbers(run: Run) -> dict[str, Counts] | None:
     return None
   levels = {}
   for k, level in enumerate(run.taxonomy.levels):
-    labels = run.predicted['labels'][:, k]
-    pred = run.predicted['pred_joint'][:, k]
+    labels, pred = run.predicted['labels'][:, k], run.predicted['pred_joint'][:, k]
     pairs = np.stack([labels, pred], 1)[labels >= 0]
     cells, counts = np.unique(pairs, axis=0, return_counts=True)
     levels[level] = Counts(run.taxonomy.names[k], np.column_stack([cells, counts]))
@@ -158,8 +157,7 @@ def _shorten(name: str) -> str:
 def _blocks(run: Run, outer: int) -> tuple[list[dict], int]:
   """Return the blocks of the coarser classes with the most mistakes, and how many there are."""
   table = run.taxonomy
-  labels = run.predicted['labels'][:, -1]
-  pred = run.predicted['pred_joint'][:, -1]
+  labels, pred = run.predicted['labels'][:, -1], run.predicted['pred_joint'][:, -1]
   labels, pred = labels[labels >= 0], pred[labels >= 0]
   group = table.paths[:, outer]
   mistakes = np.bincount(group[labels], labels != pred, len(table.names[outer]))

@@ -44,8 +44,7 @@ def _numbers(run: Run) -> dict[str, Scores]:
 
 def _scores(run: Run, split: str) -> Scores:
   """Collect all metrics that have a value on a split."""
-  base = run.baseline.evals.get(split) if run.baseline else None
-  scores = {}
+  base, scores = run.baseline.evals.get(split) if run.baseline else None, {}
   if base and baseline_decision(base):
     scores['baseline'] = _column(run, base, baseline_decision(base))
   for decision in DECISIONS:

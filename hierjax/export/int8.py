@@ -21,8 +21,8 @@ from hierjax.model import Model
 IMAGES, BATCH = 200, 16
 # What computes in int8, from the first convolution to the features.
 OPERATORS = ('Conv', 'Add', 'Clip', 'Relu', 'MaxPool')
-# Batches whose speed is measured, and how often, of which the fastest counts.
-SIZES, ROUNDS = (1, 32), 7
+# Batches whose speed is measured and how often, of which the fastest counts.
+ROUNDS = {1: 64, 32: 7}
 PATH = 'full paths'
 
 
@@ -196,10 +196,10 @@ def paired_interval(before: np.ndarray, after: np.ndarray, z: float = 1.96) -> t
 def _rates(exact, exported):
   """Images a second of both in turn: {batch: {'float32', 'int8'}}."""
   rates, shape = {}, exact.session.get_inputs()[0].shape[1:]
-  for size in SIZES:
+  for size, rounds in ROUNDS.items():
     images = np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8)
     seconds = {'float32': [], 'int8': []}
-    for name, model in zip([*seconds] * ROUNDS, [exact, exported] * ROUNDS):
+    for name, model in zip([*seconds] * rounds, [exact, exported] * rounds):
       start = time.perf_counter()
       model.run(images)
       seconds[name].append(time.perf_counter() - start)

@@ -92,10 +92,10 @@ def _search(c, workdir, run, train, val, progress) -> dict:
   data = probe_grid.Data.make(train.values, run.train.labels[train.index], names, c)
   settings = probe_grid.search(c, run.c, run.taxonomy, data, progress)
   flat = next(setting for setting in settings if setting.recipe.name == 'flat')
-  with_one_fold = functools.partial(
-    probe_grid.with_one_fold, c=c, base=run.c, taxonomy=run.taxonomy, data=data
+  gains = functools.partial(
+    probe_grid.gains_at_full_size, c=c, base=run.c, taxonomy=run.taxonomy, data=data
   )
-  best = probe_grid.choose(settings, with_one_fold)
+  best = probe_grid.choose(settings, gains)
   choices = {}
   for name, setting in (('choice', best), ('flat', flat)):
     choice = probe_grid.fit_choice(setting, run.c, run.taxonomy, data)

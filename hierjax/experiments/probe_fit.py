@@ -111,7 +111,8 @@ class Fit(NamedTuple):
 
   Attributes:
     params: {level: {'kernel' [d, S, C], 'bias' [S, C]}} at the last decay.
-    right: float32 [K, S, L + 1], held-out examples that are right at each level, and at all.
+    right: bool [K, S, N, L], whether a held-out example is right at a level; False where its label
+      is unknown.
     loss: float32 [K, S], the training loss before the last step, with its decay.
   """
 
@@ -154,7 +155,10 @@ def fit(
     curvature[level] = np.float32(weight[:, None] * share)
   curvature = {level: curvature[level] for level in params}
   arguments = np.float32(weights), np.float32(decays), variances, curvature, train, held_out
-  return jax.tree.map(np.asarray, _program(form, *steps)(*arguments))
+  result = jax.tree.map(np.asarray, _program(form, *steps)(*arguments))
+  # [K, blocks, S, R, L] → [K, S, N, L]
+  right = np.moveaxis(result.right, 1, 2)
+  return result._replace(right=right.reshape(*right.shape[:2], -1, right.shape[-1]))
 
 
 @functools.lru_cache(maxsize=64)
@@ -251,13 +255,12 @@ def _descend(state, decay, gradient, bounds, steps):
 
 
 def _judge(form, params, rows):
-  """Count the examples that are right at each level, and at all, float32 [S, L + 1]."""
+  """Say of each example and level whether the decision is right, bool [blocks, S, R, L]."""
   paths = jnp.asarray(form.taxonomy.paths)
 
-  def count(params, x, labels):
+  def is_right(params, x, labels):
     decision = paths[form.path_scores(form.logits(params, x)).argmax(1)]
-    is_right = (decision == labels) & (labels >= 0)
-    return jnp.append(is_right.sum(0), is_right.all(1).sum()).astype(jnp.float32)
+    return (decision == labels) & (labels >= 0)
 
-  function = jax.vmap(count, (dict.fromkeys(params, SETTING_AXES), None, None))
-  return jax.lax.map(lambda block: function(params, *block), rows).sum(0)
+  function = jax.vmap(is_right, (dict.fromkeys(params, SETTING_AXES), None, None))
+  return jax.lax.map(lambda block: function(params, *block), rows)

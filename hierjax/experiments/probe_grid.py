@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from scipy.special import stdtrit
+from scipy.special import ndtri
 
 from hierjax import decide
 from hierjax.core import config
@@ -213,81 +213,124 @@ def search(
   return sorted(itertools.chain(*settings.values()), key=Setting.rank)
 
 
-def choose(settings: Sequence[Setting], with_one_fold: Callable[[Recipe], np.ndarray]) -> Setting:
+def choose(settings: Sequence[Setting], gains: Callable[[Setting, Setting], np.ndarray]) -> Setting:
   """Choose the best setting, or the best flat one where the gain over it may be chance.
 
-  The best of a hundred settings looks better than it is. So it must beat the flat head on held-out
-  examples by more than the folds vary: a one-sided t test of their differences at 5%. A hierarchy
-  often helps less where there are more examples, and the heads that are kept fit all of them. So
-  the gain is extrapolated: from one fold to all but one it changed in some proportion to the
-  logarithm of their number, and in the same it goes on to all.
+  The best of a hundred settings looks better than it is. So its gain over the flat head must be
+  above 0 by more than chance: a one-sided z test over the examples at 5%.
 
   Args:
     settings: all, the best first.
-    with_one_fold: the function of that name for a recipe.
+    gains: `gains_at_full_size` of a setting and a flat one.
   """
   best = settings[0]
   flat = next(setting for setting in settings if setting.recipe.name == 'flat')
   if best is flat:
     return flat
-  gains = best.accuracy[:, -1] - flat.accuracy[:, -1]
-  folds = len(best.accuracy)
-  if folds > 2:
-    before = with_one_fold(best.recipe) - with_one_fold(flat.recipe)
-    gains = gains + (gains - before) * math.log(folds / (folds - 1)) / math.log(folds - 1)
-  error = gains.std(ddof=1) / math.sqrt(folds)
-  return best if gains.mean() > stdtrit(folds - 1, 0.95) * error else flat
+  gain = gains(best, flat)
+  error = gain.std() / math.sqrt(len(gain))
+  return best if gain.mean() > ndtri(0.95) * error else flat
 
 
-def with_one_fold(
-  recipe: Recipe, c: ConfigDict, base: ConfigDict, taxonomy: Taxonomy, data: Data
+def gains_at_full_size(
+  setting: Setting, flat: Setting, c: ConfigDict, base: ConfigDict, taxonomy: Taxonomy, data: Data
 ) -> np.ndarray:
-  """Return how well a recipe does on each fold after fits to the next fold alone.
+  """Estimate how much oftener than a flat one a setting would be right, fitted to all folds.
+
+  A hierarchy often helps less where there are more examples. So the gain is extrapolated: from fits
+  to one fold to those to all but one it changed in some proportion to the logarithm of their
+  number, and in the same it goes on to all.
 
   Args:
-    recipe: heads and loss.
+    setting: with any heads.
+    flat: the setting to compare with.
     c, base, taxonomy, data: as for `search`.
 
   Returns:
-    float64 [folds], the full-path accuracy at the decay with the best mean.
+    float64 [examples with all labels], the part of each in the gain of the full path.
   """
-  decays, folds = sorted(c.probe.decays, reverse=True), c.probe.folds
-  form = Form.of_config(recipe.config(base), taxonomy, data.labels)
-  count = np.bincount(data.fold).max()
-  accuracy = [
-    _accuracy(form, [recipe], decays, base, data, data.fold == (fold + 1) % folds, count, fold)
-    for fold in range(folds)
-  ]
-  at_decay = np.stack(accuracy)[:, :, 0, -1]
-  return at_decay[:, at_decay.mean(0).argmax()]
+  folds = c.probe.folds
+
+  def gain(has_one_fold):
+    of_setting, of_flat = (
+      right_paths(s, c, base, taxonomy, data, has_one_fold) for s in (setting, flat)
+    )
+    return of_setting.astype(float) - of_flat
+
+  gains = gain(False)
+  if folds > 2:
+    gains += (gains - gain(True)) * math.log(folds / (folds - 1)) / math.log(folds - 1)
+  return gains[(data.labels >= 0).all(1)]
+
+
+def right_paths(
+  setting: Setting,
+  c: ConfigDict,
+  base: ConfigDict,
+  taxonomy: Taxonomy,
+  data: Data,
+  has_one_fold: bool,
+) -> np.ndarray:
+  """Say which full paths are right, each by a fit that did not see the example.
+
+  Args:
+    setting: heads, loss and decay.
+    c, base, taxonomy, data: as for `search`.
+    has_one_fold: whether the next fold alone is fitted, to the decay that is best then, rather than
+      all other folds.
+
+  Returns:
+    bool [n].
+  """
+  folds, decays = c.probe.folds, sorted(c.probe.decays, reverse=True)
+  if not has_one_fold:
+    decays = _path_to(setting.decay, decays)
+  form = Form.of_config(setting.recipe.config(base), taxonomy, data.labels)
+  is_right = np.zeros((len(decays), len(data.fold)), bool)
+  for fold in range(folds):
+    is_trained = data.fold != fold
+    if has_one_fold:
+      is_trained = data.fold == (fold + 1) % folds
+    judged = _judge_fold(form, [setting.recipe], decays, base, data, is_trained, fold)
+    is_right[:, data.fold == fold] = judged[:, 0].all(-1)
+  return is_right[is_right.sum(1).argmax() if has_one_fold else -1]
+
+
+def _path_to(decay, decays) -> list[float]:
+  """The decays that a fit goes through before its own, and that."""
+  return sorted({decay, *(larger for larger in decays if larger > decay)}, reverse=True)
 
 
 def _try_fold(fold, form, rows, base, data) -> None:
   """Fit recipes of a form without a fold, and enter how well their settings [S, K] do on it."""
   recipes = [row[0].recipe for row in rows]
   decays = [setting.decay for setting in rows[0]]
-  # of equal size for all folds, so that they are one program
-  count = len(data.x) - np.bincount(data.fold).min()
-  result = _accuracy(form, recipes, decays, base, data, data.fold != fold, count, fold)
-  for k, of_decay in enumerate(result):
-    for row, accuracy in zip(rows, of_decay):
-      row[k].accuracy[fold] = accuracy
+  is_right = _judge_fold(form, recipes, decays, base, data, data.fold != fold, fold)
+  is_labelled = data.labels[data.fold == fold] >= 0
+  count = np.append(is_labelled.sum(0), is_labelled.all(1).sum())
+  for k, of_decay in enumerate(is_right):
+    for row, right in zip(rows, of_decay):
+      row[k].accuracy[fold] = np.append(right.sum(0), right.all(1).sum()) / np.maximum(count, 1)
 
 
-def _accuracy(form, recipes, decays, base, data, is_trained, count, fold) -> np.ndarray:
-  """Measure a fold after fits to at most `count` of the others, [decay, recipe, L + 1]."""
+def _judge_fold(form, recipes, decays, base, data, is_trained, fold) -> np.ndarray:
+  """Fit some examples and judge a fold: bool [decay, recipe, examples of the fold, L]."""
   is_held_out = data.fold == fold
+  views = data.x.shape[1]
+  # of equal size whatever the fold, so that they are one program
+  sizes = np.bincount(data.fold)
+  is_one_fold = is_trained.sum() <= sizes.max()
+  count = sizes.max() if is_one_fold else len(data.x) - sizes.min()
   result = probe_fit.fit(
     form,
     np.float32([recipe.level_weights(base, form) for recipe in recipes]),
     decays,
     data.basis.variances,
-    data.rows(is_trained, data.x.shape[1], count),
-    data.rows(is_held_out, 1, np.bincount(data.fold).max()),
+    data.rows(is_trained, views, count),
+    data.rows(is_held_out, 1, sizes.max()),
     PATH_STEPS,
   )
-  is_labelled = data.labels[is_held_out] >= 0
-  return result.right / np.maximum(np.append(is_labelled.sum(0), is_labelled.all(1).sum()), 1)
+  return result.right[:, :, : is_held_out.sum()]
 
 
 class Choice(NamedTuple):
@@ -317,8 +360,7 @@ def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Dat
   """
   form = Form.of_config(setting.recipe.config(base), taxonomy, data.labels)
   weights = np.float32([setting.recipe.level_weights(base, form)])
-  larger = {decay for decay in base.probe.decays if decay > setting.decay}
-  decays = sorted({*larger, setting.decay}, reverse=True)
+  decays = _path_to(setting.decay, base.probe.decays)
   n = len(data.x)
   nothing = data.rows(np.zeros(n, bool), 1, 1)
 

@@ -149,7 +149,8 @@ def test_examples_that_are_right(name):
     ]
     hits = (TABLE.paths[np.argmax(scores)] == y) & (y >= 0)
     right += [*hits, hits.all()]
-  np.testing.assert_array_equal(result.right[-1, 0], right)
+  judged = result.right[-1, 0]
+  np.testing.assert_array_equal([*judged.sum(0), judged.all(1).sum()], right)
 
 
 def test_separate_heads_decide_jointly():
@@ -257,52 +258,68 @@ def test_what_is_kept_was_judged():
 
 
 @pytest.mark.parametrize(
-  ('gains', 'with_one', 'is_clear'),
-  [
-    ((0.02, 0.02, 0.02), (0.02, 0.02, 0.02), True),
-    ((0.03, 0.02, 0.025), (0.02, 0.02, 0.02), True),
-    ((0.05, 0.0, 0.01), (0.05, 0.0, 0.01), False),  # on average as good, but the folds vary
-    ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), False),
-    ((-0.01, -0.01, -0.01), (-0.01, -0.01, -0.01), False),
-    ((0.02, 0.021, 0.022), (0.06, 0.061, 0.062), False),  # with three folds nothing is left
-    ((0.02, 0.021, 0.022), (0.04, 0.041, 0.042), True),
-  ],
+  ('won', 'lost', 'is_clear'), [(30, 10, True), (30, 20, False), (0, 0, False), (10, 30, False)]
 )
-def test_the_best_must_beat_flat_at_full_size_by_more_than_the_folds_vary(
-  gains, with_one, is_clear
-):
+def test_the_best_must_beat_flat_by_more_than_chance(won, lost, is_clear):
   flat, other = (probe_grid.Recipe(name, {}, 1.0) for name in ('flat', 'path_sum'))
-  base = np.array([[0.3, 0.4], [0.5, 0.5], [0.2, 0.45]])
-  best = probe_grid.Setting(other, 0.1, base + np.array(gains)[:, None])
-  settings = [best, probe_grid.Setting(flat, 0.1, base)]
-  smaller = {'flat': 0.3, 'path_sum': 0.3 + np.array(with_one)}
-  choice = probe_grid.choose(settings, lambda recipe: smaller[recipe.name])
-  assert choice is settings[0 if is_clear else 1]
-  assert probe_grid.choose(settings[1:], lambda recipe: 1 / 0) is settings[1]
+  settings = [probe_grid.Setting(recipe, 0.1, np.zeros((3, 4))) for recipe in (other, flat)]
+  gains = np.repeat([1.0, -1.0, 0.0], (won, lost, 1000))
+  assert probe_grid.choose(settings, lambda best, flat: gains) is settings[0 if is_clear else 1]
+  assert probe_grid.choose(settings[1:], lambda best, flat: 1 / 0) is settings[1]
 
 
-def test_with_one_fold_fits_to_the_next_fold_alone():
+def test_gains_are_extrapolated_to_all_folds(monkeypatch):
   x, labels = problem()
   c = config.default()
-  c.model.levels, c.probe.decays, base = TABLE.levels, (0.3,), config.default()
+  c.model.levels = TABLE.levels
+  data = probe_grid.Data.make(x[:, None], labels, [f'{i}' for i in range(len(x))], c)
+  rng = np.random.default_rng(0)
+  drawn = {key: rng.random(len(x)) < 0.5 for key in (('a', 0), ('a', 1), ('b', 0), ('b', 1))}
+  monkeypatch.setattr(
+    probe_grid, 'right_paths', lambda setting, *arguments: drawn[setting, arguments[-1]]
+  )
+  gains = probe_grid.gains_at_full_size('a', 'b', c, c, TABLE, data)
+  after = sum(1.0 * drawn['a', 0] - drawn['b', 0])
+  # a line through the gains with one and two of three folds, over the logarithm of their number
+  expected = []
+  for i in np.flatnonzero((labels >= 0).all(1)):
+    one, two = (float(drawn['a', k][i]) - float(drawn['b', k][i]) for k in (1, 0))
+    slope = (two - one) / (np.log(2) - np.log(1))
+    expected.append(one + slope * np.log(3))
+  np.testing.assert_allclose(gains, expected, atol=1e-12)
+  assert after != sum(gains)
+
+
+@pytest.mark.parametrize('has_one_fold', [False, True])
+def test_paths_are_judged_by_fits_without_them(has_one_fold):
+  x, labels = problem()
+  c = config.default()
+  c.model.levels, c.probe.decays, base = TABLE.levels, (3.0, 0.3), config.default()
   data = probe_grid.Data.make(x[:, None], labels, [f'{i}' for i in range(len(x))], c)
   (flat,) = probe_grid.recipes(c, TABLE)['flat']
-  result = probe_grid.with_one_fold(flat, c, base, TABLE, data)
+  setting = probe_grid.Setting(flat, 0.3, None)
+  result = probe_grid.right_paths(setting, c, base, TABLE, data, has_one_fold)
+  form = probe_grid.Form.of_config(flat.config(base), TABLE, data.labels)
+  expected = np.zeros((2, len(x)), bool)
   for fold in range(3):
-    other = (fold + 1) % 3
-    form = probe_grid.Form.of_config(flat.config(base), TABLE, data.labels)
-    is_fitted, held_out = data.fold == other, data.fold == fold
-    fit = probe_fit.fit(
-      form,
-      np.ones((1, 1), np.float32),
-      [0.3],
-      data.basis.variances,
-      (data.x[None, is_fitted, 0], np.int32(data.labels[None, is_fitted])),
-      (data.x[None, held_out, 0], np.int32(data.labels[None, held_out])),
-      probe_grid.PATH_STEPS,
-    )
-    count = (data.labels[held_out] >= 0).all(1).sum()
-    assert result[fold] == pytest.approx(fit.right[0, 0, -1] / count)
+    held_out = data.fold == fold
+    is_fitted = data.fold == (fold + 1) % 3 if has_one_fold else ~held_out
+    for k, decays in enumerate(([3.0], [3.0, 0.3])):
+      fit = probe_fit.fit(
+        form,
+        np.ones((1, 1), np.float32),
+        decays,
+        data.basis.variances,
+        (data.x[None, is_fitted, 0], np.int32(data.labels[None, is_fitted])),
+        (data.x[None, held_out, 0], np.int32(data.labels[None, held_out])),
+        probe_grid.PATH_STEPS,
+      )
+      head = fit.params['model']
+      leaf = (data.x[held_out, 0] @ head['kernel'][:, 0] + head['bias'][0]).argmax(1)
+      expected[k, held_out] = leaf == labels[held_out, 2]
+      expected[k, held_out] &= (TABLE.paths[leaf] == labels[held_out]).all(1)
+  best = expected.sum(1).argmax() if has_one_fold else 1
+  np.testing.assert_array_equal(result, expected[best])
 
 
 def small_config():

@@ -274,16 +274,16 @@ def test_gains_are_extrapolated_to_all_folds(monkeypatch):
   c.model.levels = TABLE.levels
   data = probe_grid.Data.make(x[:, None], labels, [f'{i}' for i in range(len(x))], c)
   rng = np.random.default_rng(0)
-  drawn = {key: rng.random(len(x)) < 0.5 for key in (('a', 0), ('a', 1), ('b', 0), ('b', 1))}
+  right_of = {key: rng.random(len(x)) < 0.5 for key in (('a', 0), ('a', 1), ('b', 0), ('b', 1))}
   monkeypatch.setattr(
-    probe_grid, 'right_paths', lambda setting, *arguments: drawn[setting, arguments[-1]]
+    probe_grid, 'right_paths', lambda setting, *arguments: right_of[setting, arguments[-1]]
   )
   gains = probe_grid.gains_at_full_size('a', 'b', c, c, TABLE, data)
-  after = sum(1.0 * drawn['a', 0] - drawn['b', 0])
+  after = sum(1.0 * right_of['a', 0] - right_of['b', 0])
   # a line through the gains with one and two of three folds, over the logarithm of their number
   expected = []
   for i in np.flatnonzero((labels >= 0).all(1)):
-    one, two = (float(drawn['a', k][i]) - float(drawn['b', k][i]) for k in (1, 0))
+    one, two = (float(right_of['a', k][i]) - float(right_of['b', k][i]) for k in (1, 0))
     slope = (two - one) / (np.log(2) - np.log(1))
     expected.append(one + slope * np.log(3))
   np.testing.assert_allclose(gains, expected, atol=1e-12)
@@ -336,7 +336,7 @@ def small_config():
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-  """(folder, content of probe.json) of a probe of the tiny backbone on drawn images."""
+  """(folder, content of probe.json) of a probe of the tiny backbone on right_of images."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
     tiny.use_one_device(patch)

@@ -91,8 +91,9 @@ FLAGS = (
   Flag('taxonomy', '', 'migrate: CSV of the new taxonomy', 'migrate'),
   Flag('renames', '',
        'migrate: CSV with the columns level, old, new; it can merge and split classes', 'migrate'),
-  Flag('shots', 0, 'migrate: a new class starts from so many of its images; 0: from its siblings',
-       'migrate', int, 0),
+  Flag('shots', None,
+       'migrate: a new class starts from so many of its images, by default all; 0: from its '
+       'siblings', 'migrate', int, 0),
   Flag('host', '127.0.0.1', 'serve: its address; one that others can reach needs a token', 'serve'),
   Flag('port', 8000, 'serve: its port; 0: any that is free', 'serve', int, 0, 65535),
   Flag('token', '', 'serve: what clients must send as Authorization: Bearer; or HIERJAX_TOKEN',

@@ -21,13 +21,15 @@ from hierjax.data import split_record, taxonomies
 from hierjax.data.findings import Findings
 from hierjax.experiments import migrate_heads, run_lock
 from hierjax.experiments.workdir import save_untrained
-from hierjax.models import adapting, classifier, heads_base
+from hierjax.models import adapting, classifier
 from hierjax.report import runs
 from hierjax.report.sections import migration
 from hierjax.taxonomy import Taxonomy, close_matches, describe_difference, read_table
 from hierjax.train import setup
 
 KINDS = ('added', 'removed', 'renamed', 'moved', 'merged', 'split')
+# The forms of heads, linear in the features or prototypes, that can start a class from images.
+FROM_IMAGES = ('flat', 'parallel', 'prototypes')
 # (level, old name) → new names
 Renames = Mapping[tuple[str, str], Sequence[str]]
 # level → for each class of the new taxonomy the classes of the old one that it comes from
@@ -235,7 +237,7 @@ def migrate(
   workdir: str | pathlib.Path,
   c: ConfigDict,
   renames: str = '',
-  shots: int = 0,
+  shots: int | None = None,
 ) -> str:
   """Make a run for a new taxonomy from a trained one; training continues it.
 
@@ -245,7 +247,8 @@ def migrate(
     workdir: folder of the new run.
     c: config of the trained run, with what the new one shall change (data, train, ...).
     renames: CSV of renames, '' for none.
-    shots: new classes start from so many of their images, 0: from their siblings.
+    shots: new classes start from so many of their training images, None: from all where the form
+      of heads is one of FROM_IMAGES, 0: from their siblings.
 
   Returns:
     What has changed, and how good the run is before training (kept in WORKDIR/start), as text.
@@ -257,6 +260,8 @@ def migrate(
   source, workdir = pathlib.Path(source), pathlib.Path(workdir)
   _check_new(workdir)
   trained = model.load(source)
+  if shots is None and trained.c.model.heads not in FROM_IMAGES:
+    shots = 0
   old, new = trained.taxonomy, _new_taxonomy(trained, source, path)
   read = read_renames(renames, old, new) if renames else {}
   sources, changes = correspond(old, new, read), class_changes(old, new, read)
@@ -333,17 +338,20 @@ def _new_taxonomy(trained: model.Model, source: pathlib.Path, path: str) -> Taxo
 
 
 def _check_heads(
-  trained: model.Model, source: pathlib.Path, plans: Mapping[str, migrate_heads.Plan], shots: int
+  trained: model.Model,
+  source: pathlib.Path,
+  plans: Mapping[str, migrate_heads.Plan],
+  shots: int | None,
 ) -> None:
   form = trained.c.model.heads
   if hasattr(trained.classifier.heads, 'taxonomy'):
     raise UserError(
       f'{source}: {form} heads compute levels from each other: such a run cannot be carried over'
     )
-  if shots and form not in ('flat', 'parallel', 'prototypes'):
+  if shots and form not in FROM_IMAGES:
     raise UserError(
-      f'--shots={shots}: only flat, parallel and prototypes heads can start a class from images, '
-      f'not {form}'
+      f'--shots={shots}: only {", ".join(FROM_IMAGES)} heads can start a class from images, not '
+      f'{form}'
     )
   order = (trained.classifier.heads.order or trained.levels) if form == 'cascaded' else ()
   for level in order[:-1]:
@@ -370,24 +378,20 @@ def _variables(
   run: setup.Setup,
   plans: Mapping[str, migrate_heads.Plan],
   sources: Sources,
-  shots: int,
+  shots: int | None,
 ) -> dict:
   """The variables of the trained run with heads for the new taxonomy."""
   variables = jax.device_get(trained.variables)
   old_heads = variables['params']['heads']
   new_heads = {level: migrate_heads.carry_over(old_heads[level], p) for level, p in plans.items()}
-  if shots:
-    new_classes = {}
-    for level in trained.levels:
-      new_classes[level] = [k for k, classes in enumerate(sources[level]) if not classes]
-    center, means = migrate_heads.mean_features(
-      trained, run.train, new_classes, run.taxonomy, shots, run.c.seed
-    )
-    for level, of_level in means.items():
-      first = heads_base.first_rows(plans[level].rows)
-      others = np.flatnonzero(plans[level].source >= 0)
-      for k, mean in of_level.items():
-        migrate_heads.imprint(new_heads[level], int(first[k]), others, mean, center)
+  classes = {}
+  for level in trained.levels if shots != 0 else ():
+    classes[level] = [k for k, of_class in enumerate(sources[level]) if not of_class]
+  if any(classes.values()):
+    images = migrate_heads.sample(trained, run.train, classes, run.taxonomy, shots, run.c.seed)
+    for level, new in classes.items():
+      y = images.y[:, run.taxonomy.index(level)]
+      migrate_heads.start_new(new_heads[level], plans[level].rows, new, images.x, y)
   params = {**variables['params'], 'heads': {**old_heads, **new_heads}}
   return adapting.with_updates({**variables, 'params': params}, run.variables)
 

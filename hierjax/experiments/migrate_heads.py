@@ -9,22 +9,31 @@ its last layer, or its prototypes)
   split in n   each part starts with the row of the whole, and log n less of bias, so that the
                probabilities add up to its own. Prototypes have no bias: each part has the logit of
                the whole.
-  new          the mean of the rows of its siblings, the classes under the same parent; of all
-               classes where there are none. With a few images, see `imprint`.
+  new          by its training images, see `start_new`; without any the mean of the rows of its
+               siblings, the classes under the same parent, of all classes where there are none.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from hierjax import model
 from hierjax.data import dataset
+from hierjax.decide import novelty_scores
 from hierjax.models import heads_base
 from hierjax.taxonomy import Taxonomy
 
-# Training images at most whose mean feature is that of an image of no class in particular.
-MAX_IMAGES = 512
+# Training images at most that features are computed of, besides as many of new classes.
+MAX_IMAGES = 8192
+
+
+class Sample(NamedTuple):
+  """Features x float32 [n, d] of training images, and labels y int [n, L], -1 not to be used."""
+
+  x: np.ndarray
+  y: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,76 +135,108 @@ def carry_over(head: Mapping, plan: Plan) -> dict:
   return result
 
 
-def imprint(
-  head: Mapping, row: int, others: np.ndarray, mean: np.ndarray, center: np.ndarray
+def start_new(
+  head: Mapping, rows: Sequence[int], new: Sequence[int], x: np.ndarray, y: np.ndarray
 ) -> None:
-  """Set a row of a level's head to that of a class, by the mean feature of its images.
+  """Set the rows of the new classes of a level's head by features of their images.
 
-  A prototype is the mean as a unit vector. The row of a linear head lies as far from the mean of
-  the `others` as they do on average, towards the mean feature (after Qi et al. 2018, Low-Shot
-  Learning with Imprinted Weights, arXiv:1712.07136); the bias is such that half-way from the center
-  the class is as likely as the others are on average.
+  A prototype is the mean feature as a unit vector. A row of a linear head is that of `gaussians`,
+  as it stands to the mean of the known classes, in the scale of the head: such that an image's own
+  class stands as far above the mean of the known classes by the fit as by the head, on average over
+  the images of known classes. New classes without an image stay as they are.
 
   Args:
     head: parameters of the head, changed in place.
-    row: the row.
-    others: int, the other rows.
-    mean: [d], the mean feature of the class.
-    center: [d], the mean feature of all images.
+    rows: number of rows of each of the C classes.
+    new: the new classes.
+    x: float [n, d], features.
+    y: int [n], classes, -1 unknown.
   """
+  first, is_labelled = heads_base.first_rows(rows), y >= 0
+  x, y = np.asarray(x, np.float64)[is_labelled], y[is_labelled]
+  means, counts = novelty_scores.class_means(x, y, len(rows))
+  is_new = np.isin(np.arange(len(rows)), new)
+  new, known = (np.flatnonzero(mask & (counts > 0)) for mask in (is_new, ~is_new))
   if 'prototypes' in head:
-    head['prototypes'][row] = mean / np.linalg.norm(mean)
+    lengths = np.linalg.norm(means[new], axis=1, keepdims=True)
+    head['prototypes'][first[new]] = means[new] / lengths
     return
-  kernel, bias = head['kernel'], head['bias']
-  average = kernel[:, others].mean(1)
-  distance = np.linalg.norm(kernel[:, others] - average[:, None], axis=0).mean()
-  direction = mean - center
-  direction *= distance / max(np.linalg.norm(direction), 1e-12)
-  kernel[:, row] = average + direction
-  bias[row] = bias[others].mean() - direction @ (mean + center) / 2
+  if not len(new) or not len(known):
+    return
+  old = np.concatenate([head['kernel'], head['bias'][None]])[:, first].astype(np.float64)
+  fit, margins = gaussians(x, y, len(rows)), []
+  for weights in (old, fit):
+    centered = weights[:, known] - weights[:, known].mean(1, keepdims=True)
+    logits = (centered[:-1] * means[known].T).sum(0) + centered[-1]
+    margins.append(logits @ counts[known])
+  scale = max(0.0, margins[0] / max(margins[1], 1e-12))
+  centered = fit[:, new] - fit[:, known].mean(1, keepdims=True)
+  started = old[:, known].mean(1, keepdims=True) + scale * centered
+  head['kernel'][:, first[new]], head['bias'][first[new]] = started[:-1], started[-1]
 
 
-def mean_features(
+def gaussians(x: np.ndarray, y: np.ndarray, num_classes: int) -> np.ndarray:
+  """Fit the linear classifier of Gaussian classes with one covariance, all equally likely.
+
+  The logit of class k is x Σ⁻¹ m - m Σ⁻¹ m / 2 + d / (2 n), with the mean m of its n images and the
+  covariance Σ within classes, shrunk as Ledoit and Wolf (2004) do (Hastie et al., The Elements of
+  Statistical Learning, equation 4.10). The last term takes off what the error of m adds to the
+  squared distance, on average d / n, so that a class of few images is not at a disadvantage.
+
+  Args:
+    x: float [n, d], features.
+    y: int [n], classes.
+    num_classes: C.
+
+  Returns:
+    float64 [d + 1, C], weights and in the last row biases; NaN for a class without an image.
+  """
+  fit = novelty_scores.fit_classes(x, y, num_classes)
+  counts = np.maximum(np.bincount(y, minlength=num_classes), 1)
+  white = (fit.means - fit.centre) @ fit.white
+  kernel = fit.white @ white.T
+  bias = x.shape[1] / (2 * counts) - (white**2).sum(1) / 2 - fit.centre @ kernel
+  return np.concatenate([kernel, bias[None]])
+
+
+def sample(
   trained: model.Model,
   examples: dataset.Examples,
   classes: Mapping[str, Sequence[int]],
   taxonomy: Taxonomy,
-  shots: int,
+  shots: int | None,
   seed: int,
-) -> tuple[np.ndarray, dict[str, dict[int, np.ndarray]]]:
-  """Compute mean features by the backbone of a trained run.
+) -> Sample:
+  """Compute features of images by the backbone of a trained run.
 
   Args:
     trained: the run.
     examples: training images of the new taxonomy.
-    classes: the classes of each level to compute them of.
+    classes: the new classes of each level.
     taxonomy: the new one.
-    shots: images of each class, the first in a shuffled order.
+    shots: images of each new class, the first in a shuffled order; None for all, but not more than
+      MAX_IMAGES together.
     seed: of that order.
-
-  Returns:
-    The mean [d] over all training images (at most MAX_IMAGES), and {level: {class: mean [d]}}.
   """
-  order = np.random.default_rng(seed).permutation(len(examples.labels))
-  labels = examples.labels[order]
-  selected = {}
+  labels, n = np.array(examples.labels), sum(map(len, classes.values()))
+  shots = max(1, MAX_IMAGES // max(1, n)) if shots is None else shots
+  order, selected = np.random.default_rng(seed).permutation(len(labels)), []
   for level, members in classes.items():
-    column = labels[:, taxonomy.index(level)]
-    selected.update({(level, c): order[column == c][:shots] for c in members})
-  rows = np.unique(np.concatenate([order[:MAX_IMAGES], *selected.values()]))
-  unknown = np.full((len(examples.labels), len(trained.taxonomy.levels)), -1, np.int32)
+    k = taxonomy.index(level)
+    column = labels[order, k]
+    by_class = np.argsort(column, kind='stable')
+    place = np.argsort(by_class) - np.searchsorted(column[by_class], column)  # within the class
+    is_new = np.isin(column, members)
+    labels[order[is_new & (place >= shots)], k] = -1
+    selected.append(order[is_new & (place < shots)])
+  columns = [taxonomy.index(level) for level, members in classes.items() if len(members)]
+  usable = order[(labels[order][:, columns] >= 0).any(1)]
+  rows = np.unique(np.concatenate([usable[:MAX_IMAGES], *selected]))
+  unknown = np.full((len(labels), len(trained.taxonomy.levels)), -1, np.int32)
   unlabelled = dataclasses.replace(examples, labels=unknown)
   outputs = trained.collect(
     dataset.subset(unlabelled, rows),
     with_features=True,
     reduction=lambda outputs: dataclasses.replace(outputs, probs={}),
   )
-  features = np.asarray(outputs.features, np.float64)
-  by_row = dict(zip(rows[outputs.index].tolist(), features))
-  means: dict[str, dict[int, np.ndarray]] = {level: {} for level in classes}
-  for (level, c), images in selected.items():
-    readable = [by_row[i] for i in images.tolist() if i in by_row]
-    if readable:
-      means[level][c] = np.mean(readable, 0)
-  center = np.mean([by_row[i] for i in order[:MAX_IMAGES].tolist() if i in by_row], 0)
-  return center, means
+  return Sample(np.asarray(outputs.features), labels[rows[outputs.index]])

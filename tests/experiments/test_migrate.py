@@ -1,6 +1,7 @@
 """A run on a changed taxonomy: rows that are kept bit for bit, merges, splits and new classes, and
 the difference by a naive comparison."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 import tiny
 from jax.sharding import AxisType
+from sklearn.covariance import ledoit_wolf
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 import hierjax
 from hierjax.core import parallel
 from hierjax.core.errors import UserError
-from hierjax.data import sources
+from hierjax.data import dataset, sources
 from hierjax.experiments import migrate, migrate_heads
 from hierjax.models import heads
 from hierjax.taxonomy import Taxonomy, read_taxonomy
@@ -213,23 +216,109 @@ def test_renames_that_do_not_fit_are_told_by_row(tmp_path, text, message):
   assert message in str(e.value)
 
 
-def test_an_imprinted_row_is_on_at_its_mean_and_off_at_the_centre():
-  rng = np.random.default_rng(0)
-  head = {'kernel': rng.normal(size=(8, 5)), 'bias': rng.normal(size=5)}
-  mean, center, others = rng.normal(size=8), rng.normal(size=8), np.arange(4)
-  migrate_heads.imprint(head, 4, others, mean, center)
-  above = [
-    x @ head['kernel'][:, 4]
-    + head['bias'][4]
-    - (x @ head['kernel'][:, :4] + head['bias'][:4]).mean()
-    for x in (mean, center)
-  ]
-  spread = np.linalg.norm(
-    head['kernel'][:, :4] - head['kernel'][:, :4].mean(1, keepdims=True), axis=0
-  ).mean()
-  np.testing.assert_allclose(
-    above, [spread * np.linalg.norm(mean - center) / 2, -spread * np.linalg.norm(mean - center) / 2]
+def classes_of(seed, counts, d=6):
+  """Features [n, d] and classes [n] of Gaussian classes with one covariance; means; covariance."""
+  rng = np.random.default_rng(seed)
+  means, factor = rng.normal(size=(len(counts), d)), np.eye(d) + rng.normal(size=(d, d)) / 10
+  y = np.repeat(np.arange(len(counts)), counts)
+  return means[y] + rng.normal(size=(len(y), d)) @ factor, y, means, factor.T @ factor
+
+
+def test_rows_of_gaussians_are_those_of_scikit_learns_discriminant():
+  """Of classes with equally many images, up to what all logits have in common."""
+  x, y, _, _ = classes_of(0, [9] * 5)
+  means = np.stack([x[y == k].mean(0) for k in range(5)])
+  shrinkage = ledoit_wolf(x - means[y], assume_centered=True)[1]
+  oracle = LinearDiscriminantAnalysis('lsqr', shrinkage=shrinkage).fit(x, y)
+  expected = np.concatenate([oracle.coef_.T, oracle.intercept_[None]])
+  fit = migrate_heads.gaussians(x, y, 6)
+  assert np.isnan(fit[:, 5]).all()
+  for weights in (fit := fit[:, :5], expected):
+    weights -= weights.mean(1, keepdims=True)
+  np.testing.assert_allclose(fit, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_the_logit_of_a_class_of_one_image_is_unbiased():
+  """Over draws of the image, at the class's true mean, against the logit by what is true."""
+  x, y, means, covariance = classes_of(1, [300, 100])
+  (a, b), exact, draws = means, np.linalg.inv(covariance), []
+  for i in range(300, 400):
+    rows = np.array([*range(300), i])
+    fit = migrate_heads.gaussians(x[rows], y[rows], 2)
+    weights = fit[:, 1] - fit[:, 0]
+    draws.append(b @ weights[:-1] + weights[-1])
+  error = np.std(draws) / np.sqrt(len(draws))
+  # without the term d / (2 n) it is 3 lower
+  assert error < 0.6
+  np.testing.assert_allclose(np.mean(draws), (b - a) @ exact @ (b - a) / 2, atol=2 * error)
+
+
+def test_a_new_row_is_that_of_the_gaussians_in_the_scale_of_the_head():
+  """A head whose known rows are the Gaussians', divided by 7, and something common to all."""
+  x, y, _, _ = classes_of(3, [20, 30, 25, 12])
+  rng, rows = np.random.default_rng(4), (1, 2, 1, 1)
+  common, fit = rng.normal(size=7), migrate_heads.gaussians(x, y, 4)
+  expected = (fit / 7 + common[:, None])[:, [0, 1, 1, 2, 3]].astype(np.float32)
+  start = expected.copy()
+  start[:, [3, 4]] = rng.normal(size=(7, 2))
+  head = {'kernel': start[:-1].copy(), 'bias': start[-1].copy()}
+  # an image without a label does not count
+  x, y = np.concatenate([x, 100 * x[:1]]), np.concatenate([y, [-1]])
+  migrate_heads.start_new(head, rows, [2, 3], x, y)
+  np.testing.assert_array_equal(head['kernel'][:, :3], start[:-1, :3])
+  np.testing.assert_array_equal(head['bias'][:3], start[-1, :3])
+  np.testing.assert_allclose(head['kernel'], expected[:-1], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(head['bias'], expected[-1], rtol=1e-5, atol=1e-5)
+  # new classes without images stay as they are
+  head = {'kernel': start[:-1].copy(), 'bias': start[-1].copy()}
+  migrate_heads.start_new(head, rows, [2, 3], x[y < 2], y[y < 2])
+  np.testing.assert_array_equal(head['kernel'], start[:-1])
+
+
+def test_a_new_prototype_is_the_mean_feature_as_a_unit_vector():
+  x, y, _, _ = classes_of(5, [4, 3, 2])
+  head = {'prototypes': np.zeros((3, 6))}
+  migrate_heads.start_new(head, (1, 1, 1), [1], x, y)
+  mean = x[4:7].mean(0)
+  np.testing.assert_allclose(head['prototypes'], [[0] * 6, mean / np.linalg.norm(mean), [0] * 6])
+
+
+@pytest.mark.parametrize('shots', [2, None])
+def test_features_are_computed_of_so_many_images_of_new_classes(monkeypatch, shots):
+  """Against a loop: of new classes the first in the shuffled order; of others up to the limit."""
+  monkeypatch.setattr(migrate_heads, 'MAX_IMAGES', 12)
+  rng = np.random.default_rng(6)
+  taxonomy = Taxonomy.from_rows(['parent', 'leaf'], [[f'p{i // 2}', f'a{i}'] for i in range(6)])
+  leaves = rng.integers(-1, 6, 60)
+  labels = np.stack([np.where(leaves < 0, -1, leaves // 2), leaves], 1).astype(np.int32)
+  examples = sources.load(tiny.run_config().data).splits['train']
+  examples = dataclasses.replace(
+    dataset.subset(examples, np.zeros(60, int)), labels=labels, files=[f'{i}' for i in range(60)]
   )
+
+  def collect(images, with_features, reduction):
+    numbers = np.array([int(name) for name in images.files])
+    assert with_features and (images.labels == -1).all()
+    return types.SimpleNamespace(features=numbers[1:, None], index=np.arange(1, len(numbers)))
+
+  trained = types.SimpleNamespace(taxonomy=taxonomy, collect=collect)
+  classes = {'parent': [], 'leaf': [1, 4]}
+  images = migrate_heads.sample(trained, examples, classes, taxonomy, shots, 7)
+  order, seen, selected = np.random.default_rng(7).permutation(60).tolist(), {1: 0, 4: 0}, set()
+  candidates = []
+  for i in order:
+    c = leaves[i]
+    if c in seen:
+      seen[c] += 1
+      if seen[c] > (shots or 6):
+        continue
+      selected.add(i)
+    if c >= 0:
+      candidates.append(i)
+  expected = sorted(selected | set(candidates[:12]))
+  # the first is unreadable
+  assert images.x[:, 0].tolist() == expected[1:]
+  assert images.y[:, 1].tolist() == leaves[expected[1:]].tolist()
 
 
 # A whole run
@@ -283,7 +372,7 @@ def run(tmp_path_factory):
     yield workdir, grown, (a, b, removed, fresh)
 
 
-@pytest.mark.parametrize('shots', [0, 3])
+@pytest.mark.parametrize('shots', [0, None])
 def test_a_migrated_run_predicts_and_trains_on(run, tmp_path, monkeypatch, shots):
   workdir, grown, (a, b, removed, fresh) = run
   tiny.register(monkeypatch)
@@ -346,10 +435,11 @@ def test_a_migrated_run_predicts_and_trains_on(run, tmp_path, monkeypatch, shots
   start = tmp_path / 'new/start'
   shares = [share(start, set(names)), share(start, set(names) - {fresh})]
   assert f'val, model, untrained: all {shares[0]}, known {shares[1]} (' in text
-  if shots:
+  if shots is None:
     result = hierjax.fit(new.c, tmp_path / 'new')
     assert result['step'] == 6
     page = (tmp_path / 'new/report.html').read_text()
+    assert 'a new class was initialised from its training images' in page
     assert 'could not be made' not in page and 'Before and after the taxonomy changed' in page
     row = re.search(
       rf'<tr><th scope="row">{re.escape(fresh)}</th><td class="text">new</td>.*?</tr>', page

@@ -232,6 +232,8 @@ def sample(
   columns = [taxonomy.index(level) for level, members in classes.items() if len(members)]
   usable = order[(labels[order][:, columns] >= 0).any(1)]
   rows = np.unique(np.concatenate([usable[:MAX_IMAGES], *selected]))
+  if not len(rows):
+    return Sample(np.zeros((0, 1)), labels[:0])
   unknown = np.full((len(labels), len(trained.taxonomy.levels)), -1, np.int32)
   unlabelled = dataclasses.replace(examples, labels=unknown)
   outputs = trained.collect(

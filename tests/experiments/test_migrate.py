@@ -319,6 +319,11 @@ def test_features_are_computed_of_so_many_images_of_new_classes(monkeypatch, sho
   # the first is unreadable
   assert images.x[:, 0].tolist() == expected[1:]
   assert images.y[:, 1].tolist() == leaves[expected[1:]].tolist()
+  unlabelled = dataclasses.replace(examples, labels=np.full_like(labels, -1))
+  empty = migrate_heads.sample(trained, unlabelled, classes, taxonomy, shots, 7)
+  head = {'kernel': np.eye(1, 6), 'bias': np.zeros(6)}
+  migrate_heads.start_new(head, (1,) * 6, [1, 4], empty.x, empty.y[:, 1])
+  np.testing.assert_array_equal(head['kernel'], np.eye(1, 6))
 
 
 # A whole run

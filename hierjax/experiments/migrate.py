@@ -247,8 +247,7 @@ def migrate(
     workdir: folder of the new run.
     c: config of the trained run, with what the new one shall change (data, train, ...).
     renames: CSV of renames, '' for none.
-    shots: new classes start from so many of their training images, None: from all where the form
-      of heads is one of FROM_IMAGES, 0: from their siblings.
+    shots: new classes start from so many of their images, None: from all, 0: from their siblings.
 
   Returns:
     What has changed, and how good the run is before training (kept in WORKDIR/start), as text.
@@ -260,8 +259,6 @@ def migrate(
   source, workdir = pathlib.Path(source), pathlib.Path(workdir)
   _check_new(workdir)
   trained = model.load(source)
-  if shots is None and trained.c.model.heads not in FROM_IMAGES:
-    shots = 0
   old, new = trained.taxonomy, _new_taxonomy(trained, source, path)
   read = read_renames(renames, old, new) if renames else {}
   sources, changes = correspond(old, new, read), class_changes(old, new, read)
@@ -270,6 +267,7 @@ def migrate(
     rows = classifier.rows(trained.c.model, old, level)
     plans[level] = migrate_heads.plan(level, old, new, sources[level], rows)
   _check_heads(trained, source, plans, shots)
+  shots = shots if trained.c.model.heads in FROM_IMAGES else 0
   c.baseline, c.baseline_seeds, c.data.taxonomy = None, 1, str(path)
   c.model.parts = tuple(
     (level, new.names[new.index(level)][k], n)

@@ -304,13 +304,13 @@ def test_features_are_computed_of_so_many_images_of_new_classes(monkeypatch, sho
   trained = types.SimpleNamespace(taxonomy=taxonomy, collect=collect)
   classes = {'parent': [], 'leaf': [1, 4]}
   images = migrate_heads.sample(trained, examples, classes, taxonomy, shots, 7)
-  order, seen, selected = np.random.default_rng(7).permutation(60).tolist(), {1: 0, 4: 0}, set()
+  order, counts, selected = np.random.default_rng(7).permutation(60).tolist(), {1: 0, 4: 0}, set()
   candidates = []
   for i in order:
     c = leaves[i]
-    if c in seen:
-      seen[c] += 1
-      if seen[c] > (shots or 6):
+    if c in counts:
+      counts[c] += 1
+      if counts[c] > (shots or 6):
         continue
       selected.add(i)
     if c >= 0:

@@ -156,22 +156,22 @@ def start_new(
   x, y = np.asarray(x, np.float64)[is_labelled], y[is_labelled]
   means, counts = novelty_scores.class_means(x, y, len(rows))
   is_new = np.isin(np.arange(len(rows)), new)
-  new, known = (np.flatnonzero(mask & (counts > 0)) for mask in (is_new, ~is_new))
+  new, others = (np.flatnonzero(mask & (counts > 0)) for mask in (is_new, ~is_new))
   if 'prototypes' in head:
     lengths = np.linalg.norm(means[new], axis=1, keepdims=True)
     head['prototypes'][first[new]] = means[new] / lengths
     return
-  if not len(new) or not len(known):
+  if not len(new) or not len(others):
     return
   old = np.concatenate([head['kernel'], head['bias'][None]])[:, first].astype(np.float64)
   fit, margins = gaussians(x, y, len(rows)), []
   for weights in (old, fit):
-    centered = weights[:, known] - weights[:, known].mean(1, keepdims=True)
-    logits = (centered[:-1] * means[known].T).sum(0) + centered[-1]
-    margins.append(logits @ counts[known])
+    centered = weights[:, others] - weights[:, others].mean(1, keepdims=True)
+    logits = (centered[:-1] * means[others].T).sum(0) + centered[-1]
+    margins.append(logits @ counts[others])
   scale = max(0.0, margins[0] / max(margins[1], 1e-12))
-  centered = fit[:, new] - fit[:, known].mean(1, keepdims=True)
-  started = old[:, known].mean(1, keepdims=True) + scale * centered
+  centered = fit[:, new] - fit[:, others].mean(1, keepdims=True)
+  started = old[:, others].mean(1, keepdims=True) + scale * centered
   head['kernel'][:, first[new]], head['bias'][first[new]] = started[:-1], started[-1]
 
 

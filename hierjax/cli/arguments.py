@@ -153,6 +153,24 @@ class Arguments:
       config.assign(c, path, value)
     return c
 
+  def check_overrides(self, changeable: tuple[str, ...], source: str) -> None:
+    """Refuse options that what is loaded from `source` does not read.
+
+    Args:
+      changeable: options that may be given, and groups of them with a dot at the end.
+      source: folder of the model.
+
+    Raises:
+      UserError: another option is given.
+    """
+    for path in self.overrides:
+      if not path.startswith(changeable):
+        *others, last = (f'--config.{name}{"*" * name.endswith(".")}' for name in changeable)
+        raise UserError(
+          f'--config.{path}: {self.mode} takes its model from {source}; '
+          f'only {", ".join(others)} and {last} can change'
+        )
+
 
 def define(values: flags.FlagValues) -> None:
   """Define all flags but those of the options."""

@@ -17,12 +17,17 @@ from hierjax.taxonomy import read_classes
 
 # what evaluation has fitted, predict only reads; --risk takes another risk
 CHANGEABLE = ('data.', 'eval.', 'decide.novelty', 'decide.label_gains', 'plugins')
+# of an exported model: how a CSV of images is read, and what its records have
+CSV_OPTIONS = ('data.file_column', 'data.image_root', 'data.delimiter', 'data.encoding')
+EXPORTED = (*CSV_OPTIONS, 'decide.label_gains')
 
 
 def run(args: Arguments) -> int:
   """Predict all images, each as soon as it is there, and count those that cannot be read."""
   # Imported only for runs, with jax, which exported models do without.
   runs = None if args.artefact else importlib.import_module('hierjax.cli.runs')
+  if not runs:
+    args.check_overrides(EXPORTED, args.artefact)
   c = runs.run_config(args, args.workdir, CHANGEABLE) if runs else args.config
   paths = images.expand(args.images, c.data)
   shard = _shard(args.shard)

@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 from hierjax import model
 from hierjax.cli.arguments import Arguments
 from hierjax.core import config, plugins
-from hierjax.core.errors import UserError
 from hierjax.taxonomy import read_classes
 
 CHANGEABLE = ('data.', 'eval.', 'decide.', 'plugins')  # what evaluation may set otherwise
@@ -26,14 +25,9 @@ def run_config(
   Raises:
     UserError: an override is not among them, or the run names plugins that the user has not.
   """
+  args.check_overrides(changeable, folder)
   c = model.run_config(pathlib.Path(folder))
   for path, value in args.overrides.items():
-    if not path.startswith(changeable):
-      *others, last = (f'--config.{name}{"*" * name.endswith(".")}' for name in changeable)
-      raise UserError(
-        f'--config.{path}: {args.mode} takes its model from {folder}; '
-        f'only {", ".join(others)} and {last} can change'
-      )
     config.assign(c, path, value)
   if 'plugins' in args.overrides:
     plugins.load(c.plugins)

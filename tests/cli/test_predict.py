@@ -279,6 +279,15 @@ def test_an_artefact_and_its_run_write_the_same_gains(
     decide.add_label_gains([{}], {}, tags)
 
 
+def test_an_artefact_takes_no_option_that_it_would_ignore(exported):
+  for option in ('eval.tta=2', 'data.size=64', 'decide.novelty=.05'):
+    flags = [f'--artefact={exported}', '--images=img', f'--config.{option}']
+    with pytest.raises(
+      UserError, match=r'takes its model from .* only --config\.data\.file_column'
+    ):
+      predict.run(arguments.parse(['hierjax', 'predict', *flags]))
+
+
 def test_what_evaluation_has_fitted_is_no_option_of_predict(finished_run):
   """It would change nothing without a word."""
   flags = [f'--workdir={finished_run}', '--images=img', '--config.decide.risk=.1']

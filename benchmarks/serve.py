@@ -21,6 +21,7 @@ import pathlib
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -262,6 +263,8 @@ def main() -> None:
   command = [sys.executable, 'main.py', 'serve', args.folder, '--port=0']
   with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
     port = int(process.stderr.readline().partition(' on ')[2].partition(';')[0].split(':')[2])
+    log = []  # read as it comes: a server whose pipe is full stands still
+    threading.Thread(target=lambda: log.extend(process.stderr), daemon=True).start()
     try:
       asyncio.run(load(port, process.pid, 8, min(3, args.seconds), image))
       for clients in args.clients:
@@ -272,7 +275,7 @@ def main() -> None:
         )
       if args.hostile:
         work = attack(port, process.pid, args.hostile, args.connections, image)
-        print(json.dumps(asyncio.run(work)))
+        print(json.dumps({**asyncio.run(work), 'lines logged': len(log)}))
     finally:
       process.terminate()
   print(json.dumps({'exit': process.returncode, 'load': os.getloadavg()[0]}))

@@ -34,12 +34,26 @@ class Connection(HttpToolsProtocol):
   def connection_made(self, transport: asyncio.Transport) -> None:
     """Look after a new connection."""
     super().connection_made(transport)
-    self._beside_body = 0
+    self._beside_body, self._cycles = 0, []
     self._timer = self.loop.call_later(SECONDS, self._look, None)
 
+  def on_headers_complete(self) -> None:
+    """Remember the request until it is answered."""
+    super().on_headers_complete()
+    waiting = [cycle for cycle in self._cycles if not cycle.response_complete]
+    self._cycles = [*waiting, self.cycle]
+
   def connection_lost(self, exc: Exception | None) -> None:
-    """Give back what the connection holds at once: timer, cycle and pipeline refer to it."""
+    """Give back what the connection holds at once: timer, cycle and pipeline refer to it.
+
+    uvicorn tells only the last request that its client is gone; of several that came together the
+    first is being answered, and would log an exception at its end.
+    """
     super().connection_lost(exc)
+    for cycle in self._cycles:
+      cycle.disconnected = True
+      cycle.message_event.set()
+    self._cycles = []
     self._timer.cancel()
     self.pipeline.clear()
     self.cycle = None

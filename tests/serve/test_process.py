@@ -5,6 +5,7 @@ import gc
 import pathlib
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -140,6 +141,33 @@ def test_requests_may_be_sent_ahead_and_bodies_come_in_chunks(served):
       connection.sendall(b'%x\r\n%s\r\n' % (len(part), part))
     connection.sendall(b'0\r\n\r\n')
     assert b'200 OK' in connection.recv(10_000)
+
+
+def test_a_client_that_leaves_while_it_is_answered_is_no_error(served, monkeypatch, caplog):
+  """It has sent others ahead, which have not begun."""
+  model, port, _ = served
+  begun, go_on, run = threading.Event(), threading.Event(), model.run
+
+  def slow(pixels):
+    begun.set()
+    assert go_on.wait(10)
+    return run(pixels)
+
+  monkeypatch.setattr(model, 'run', slow)
+  form = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n' + png(0)
+  form += b'\r\n--x--\r\n'
+  head = f'POST /predict HTTP/1.1\r\nContent-Length: {len(form)}\r\n'
+  head += 'Content-Type: multipart/form-data; boundary=x\r\n\r\n'
+  connection = socket.create_connection(('127.0.0.1', port))
+  connection.sendall(5 * (head.encode() + form))
+  assert begun.wait(10)
+  connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+  connection.close()
+  time.sleep(0.1)
+  go_on.set()
+  post(port, png(0))
+  time.sleep(0.2)
+  assert not [record for record in caplog.records if record.levelname == 'ERROR']
 
 
 def test_a_closed_connection_holds_nothing(served, monkeypatch):

@@ -178,10 +178,10 @@ def start_new(
 def gaussians(x: np.ndarray, y: np.ndarray, num_classes: int) -> np.ndarray:
   """Fit the linear classifier of Gaussian classes with one covariance, all equally likely.
 
-  The logit of class k is x Σ⁻¹ m - m Σ⁻¹ m / 2 + d / (2 n), with the mean m of its n images and the
-  covariance Σ within classes, shrunk as Ledoit and Wolf (2004) do (Hastie et al., The Elements of
-  Statistical Learning, equation 4.10). The last term takes off what the error of m adds to the
-  squared distance, on average d / n, so that a class of few images is not at a disadvantage.
+  The logit of a class is x S m - m S m / 2 + d / (2 n), with the mean m of its n images and the
+  inverse S of the covariance within classes, shrunk as Ledoit and Wolf (2004) do (Hastie et al.,
+  The Elements of Statistical Learning, equation 4.10). The last term takes off what the error of m
+  adds to the squared distance, on average d / n, so that few images are no disadvantage.
 
   Args:
     x: float [n, d], features.
@@ -217,6 +217,9 @@ def sample(
     shots: images of each new class, the first in a shuffled order; None for all, but not more than
       MAX_IMAGES together.
     seed: of that order.
+
+  Returns:
+    Those images, and of the others as many as MAX_IMAGES allows.
   """
   labels, n = np.array(examples.labels), sum(map(len, classes.values()))
   shots = max(1, MAX_IMAGES // max(1, n)) if shots is None else shots

@@ -49,9 +49,8 @@ def post(port: int, body: bytes) -> bytes:
     return answer.read()
 
 
-def test_what_is_queued_is_answered_before_the_end(served, monkeypatch):
-  """A signal to end comes while an image is computed and others wait."""
-  model, port, server = served
+def holding(model, monkeypatch) -> tuple[threading.Event, threading.Event]:
+  """Let the model wait for the second event; the first is set when it begins to compute."""
   begun, go_on, run = threading.Event(), threading.Event(), model.run
 
   def slow(pixels):
@@ -60,6 +59,22 @@ def test_what_is_queued_is_answered_before_the_end(served, monkeypatch):
     return run(pixels)
 
   monkeypatch.setattr(model, 'run', slow)
+  return begun, go_on
+
+
+def upload() -> bytes:
+  """A request with an image, as its bytes."""
+  form = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n' + png(0)
+  form += b'\r\n--x--\r\n'
+  head = f'POST /predict HTTP/1.1\r\nContent-Length: {len(form)}\r\n'
+  head += 'Content-Type: multipart/form-data; boundary=x\r\n\r\n'
+  return head.encode() + form
+
+
+def test_what_is_queued_is_answered_before_the_end(served, monkeypatch):
+  """A signal to end comes while an image is computed and others wait."""
+  model, port, server = served
+  begun, go_on = holding(model, monkeypatch)
   answers = []
   clients = [
     threading.Thread(target=lambda i=i: answers.append(post(port, png(i)))) for i in range(3)
@@ -146,20 +161,9 @@ def test_requests_may_be_sent_ahead_and_bodies_come_in_chunks(served):
 def test_a_client_that_leaves_while_it_is_answered_is_no_error(served, monkeypatch, caplog):
   """It has sent others ahead, which have not begun."""
   model, port, _ = served
-  begun, go_on, run = threading.Event(), threading.Event(), model.run
-
-  def slow(pixels):
-    begun.set()
-    assert go_on.wait(10)
-    return run(pixels)
-
-  monkeypatch.setattr(model, 'run', slow)
-  form = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n' + png(0)
-  form += b'\r\n--x--\r\n'
-  head = f'POST /predict HTTP/1.1\r\nContent-Length: {len(form)}\r\n'
-  head += 'Content-Type: multipart/form-data; boundary=x\r\n\r\n'
+  begun, go_on = holding(model, monkeypatch)
   connection = socket.create_connection(('127.0.0.1', port))
-  connection.sendall(5 * (head.encode() + form))
+  connection.sendall(5 * upload())
   assert begun.wait(10)
   connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
   connection.close()
@@ -178,16 +182,12 @@ def test_a_closed_connection_holds_nothing(served, monkeypatch):
   monkeypatch.setattr(
     serve.Connection, 'connection_made', lambda c, x: connections.add(c) or original(c, x)
   )
-  form = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n' + png(0)
-  form += b'\r\n--x--\r\n'
-  head = f'POST /predict HTTP/1.1\r\nContent-Length: {len(form)}\r\n'
-  head += 'Content-Type: multipart/form-data; boundary=x\r\n\r\n'
   gc.disable()
   try:
     post(port, png(0))
     with socket.create_connection(('127.0.0.1', port)) as connection:
       # more than are read before the first is answered
-      connection.sendall(5 * (head.encode() + form))
+      connection.sendall(5 * upload())
     end = time.monotonic() + 5
     while connections and time.monotonic() < end:
       time.sleep(0.01)

@@ -103,8 +103,8 @@ def _judge(c, run, values, labels, names, progress):
   c = copy.deepcopy(c)
   c.probe.forms = ('parallel',)
   data = probe_grid.Data.make(values, labels, names, c)
-  setting = probe_grid.search(c, run.c, run.taxonomy, data, progress)[0]
-  choice = probe_grid.fit_choice(setting, run.c, run.taxonomy, data)
+  grid = probe_grid.Grid(c, run.c, run.taxonomy, data)
+  choice = grid.fit(grid.search(progress)[0])
 
   def posterior(rows):
     decisions = decide.decide(choice.predict(rows), run.taxonomy, choice.rules)

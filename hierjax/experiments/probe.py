@@ -7,7 +7,6 @@ ordinary run, beside it the flat head as its baseline. The validation split is o
 
 import copy
 import dataclasses
-import functools
 import json
 import pathlib
 import shlex
@@ -90,15 +89,13 @@ def _search(c, workdir, run, train, val, progress) -> dict:
   """Choose a linear head, save it and the best flat one as runs, and judge both on val."""
   names = [run.train.files[i] for i in train.index]
   data = probe_grid.Data.make(train.values, run.train.labels[train.index], names, c)
-  settings = probe_grid.search(c, run.c, run.taxonomy, data, progress)
+  grid = probe_grid.Grid(c, run.c, run.taxonomy, data)
+  settings = grid.search(progress)
   flat = next(setting for setting in settings if setting.recipe.name == 'flat')
-  gains = functools.partial(
-    probe_grid.gains_at_full_size, c=c, base=run.c, taxonomy=run.taxonomy, data=data
-  )
-  best = probe_grid.choose(settings, gains)
+  best = probe_grid.choose(settings, grid.gains_at_full_size)
   choices = {}
   for name, setting in (('choice', best), ('flat', flat)):
-    choice = probe_grid.fit_choice(setting, run.c, run.taxonomy, data)
+    choice = grid.fit(setting)
     folder = workdir if name == 'choice' else workdir / 'baseline'
     judged = _save(folder, run, setting.recipe, choice.heads, choice.rules, val)
     choices[name] = setting, choice, judged
@@ -111,7 +108,7 @@ def _nearest(c, workdir, run, train, val, progress) -> dict:
   bank = probe_nearest.Bank.make(train.values, run.train.labels[train.index])
   if c.probe.head == 'ncm':
     form = 'parallel' if len(taxonomy.levels) > 1 else 'flat'
-    recipe = probe_grid.Recipe(form, {'model.heads': form}, None)
+    recipe = probe_grid.Recipe(form, form, {'model.heads': form}, None)
     heads = probe_nearest.class_means(bank, taxonomy)
     rules = probe_nearest.fit_rules(bank, taxonomy, None)
     values = _save(workdir, run, recipe, heads, rules, val).values

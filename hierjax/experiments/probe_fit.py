@@ -22,9 +22,6 @@ from hierjax.losses.build import BlockLoss
 from hierjax.models import classifier
 from hierjax.taxonomy import Taxonomy
 
-# x float32 [blocks, R, d] and labels int32 [blocks, R, L]. The last block is filled up with rows
-# without labels, which count nowhere.
-Rows = tuple[np.ndarray, np.ndarray]
 BLOCK_ROWS = 1024  # the logits of a block stay in the processor's cache
 # Scale of the curvature at the start; it grows where a step makes the loss larger.
 CURVATURE = 8.0
@@ -97,13 +94,21 @@ class Form(NamedTuple):
     return sum(jax.nn.log_softmax(logits[l])[:, column] for l, column in zip(levels, columns))
 
 
-def blocked(x: np.ndarray, labels: np.ndarray, count: int) -> Rows:
-  """Divide examples x [N, d] with labels [N, L] into blocks, filled up to `count` rows or more."""
-  blocks = -(-count // BLOCK_ROWS)
-  size = -(-count // blocks)
-  pad = ((0, blocks * size - len(x)), (0, 0))
-  x, labels = np.pad(x, pad), np.pad(np.int32(labels), pad, constant_values=-1)
-  return x.reshape(blocks, size, -1), labels.reshape(blocks, size, labels.shape[1])
+class Rows(NamedTuple):
+  """Examples in blocks: x float32 [blocks, R, d] and labels int32 [blocks, R, L].
+
+  Blocks are filled up with rows without labels, which count nowhere.
+  """
+
+  x: np.ndarray
+  labels: np.ndarray
+
+  @classmethod
+  def make(cls, x: np.ndarray, labels: np.ndarray, blocks: int, size: int) -> 'Rows':
+    """Divide examples x [N, d] with labels [N, L] into blocks of `size` rows."""
+    padding = ((0, blocks * size - len(x)), (0, 0))
+    x, labels = np.pad(x, padding), np.pad(np.int32(labels), padding, constant_values=-1)
+    return cls(x.reshape(blocks, size, -1), labels.reshape(blocks, size, -1))
 
 
 class Fit(NamedTuple):
@@ -117,72 +122,124 @@ class Fit(NamedTuple):
   """
 
   params: Any
-  right: jax.Array
-  loss: jax.Array
+  right: np.ndarray
+  loss: np.ndarray
 
 
-def fit(
-  form: Form,
-  weights: np.ndarray,
-  decays: Sequence[float],
-  variances: np.ndarray,
-  train: Rows,
-  held_out: Rows,
-  steps: tuple[int, int],
-) -> Fit:
-  """Fit the heads of a form for several settings, from the largest decay to the smallest.
+class Program:
+  """Fits the heads of a form, compiled once for all fits of some settings to some of the blocks.
 
   The loss of a setting is the sum over the levels of its weight times the mean loss of the
   examples with a label there, plus decay / 2 times the squared kernels.
 
   Args:
     form: the heads, whose logits are linear in their parameters, and losses.
-    weights: float32 [S, H], of the levels with logits.
-    decays: K of them, descending.
+    weights: float32 [S, H], for each setting the weights of the levels with logits.
+    decays: K of them, descending: each fit starts from that to the decay before.
     variances: float32 [d] of the uncorrelated features.
-    train: the examples to fit.
-    held_out: those to judge.
+    rows: the examples.
+    num_judged: blocks that are judged by each fit.
     steps: at the first decay and at each further one.
   """
-  init = functools.partial(form.heads.init, jax.random.key(0), train[0][0], False)
-  params, curvature = jax.eval_shape(init)['params'], {}
-  for k, level in enumerate(form.levels):
-    labels = train[1][..., form.taxonomy.index(level)]
-    number = np.bincount(labels[labels >= 0], minlength=form.taxonomy.num_classes(level))
-    share = np.maximum(number, 0.5) / max(number.sum(), 1)
-    # where levels are joined, the loss of every level reaches the parameters of all
-    weight = weights.sum(1) * len(params) if form.is_joined else weights[:, k]
-    curvature[level] = np.float32(weight[:, None] * share)
-  curvature = {level: curvature[level] for level in params}
-  arguments = np.float32(weights), np.float32(decays), variances, curvature, train, held_out
-  result = jax.tree.map(np.asarray, _program(form, *steps)(*arguments))
-  # [K, blocks, S, R, L] → [K, S, N, L]
-  right = np.moveaxis(result.right, 1, 2)
-  return result._replace(right=right.reshape(*right.shape[:2], -1, right.shape[-1]))
+
+  def __init__(
+    self,
+    form: Form,
+    weights: np.ndarray,
+    decays: Sequence[float],
+    variances: np.ndarray,
+    rows: Rows,
+    num_judged: int,
+    steps: tuple[int, int],
+  ):
+    self._form, self._rows, self._decays = form, rows, np.float32(decays)
+    self._weights, self._variances = np.float32(weights), variances
+    init = functools.partial(form.heads.init, jax.random.key(0), rows.x[0], False)
+    self._params = jax.eval_shape(init)['params']
+    program = jax.jit(functools.partial(_fit, form, *steps))
+    self._compiled = program.lower(*self._arguments([0], [0] * num_judged, 1)).compile()
+
+  def fit(self, trained: Sequence[int], judged: Sequence[int], last: float | None = None) -> Fit:
+    """Fit all settings to some blocks, from the largest decay to the smallest or to `last`.
+
+    Args:
+      trained: the numbers of the blocks to fit.
+      judged: of those to judge, as many as the program is for.
+      last: one of the decays.
+
+    Returns:
+      The fits; results for decays that were left out are 0.
+    """
+    count = len(self._decays)
+    if last is not None:
+      count = 1 + int(np.flatnonzero(self._decays == np.float32(last))[0])
+    result = jax.tree.map(np.asarray, self._compiled(*self._arguments(trained, judged, count)))
+    # [K, blocks, S, R, L] → [K, S, N, L]
+    right = np.moveaxis(result.right, 1, 2)
+    return result._replace(right=right.reshape(*right.shape[:2], -1, right.shape[-1]))
+
+  def _arguments(self, trained, judged, num_decays):
+    """Return the arguments of `_fit` after the form and the steps."""
+    blocks = np.zeros(len(self._rows.x), np.int32)
+    blocks[: len(trained)] = trained
+    chosen = blocks, np.int32(len(trained)), np.int32(judged)
+    curvature = self._curvature(self._rows.labels[list(trained)])
+    decays = self._decays, np.int32(num_decays)
+    return self._weights, decays, self._variances, curvature, self._rows, chosen
+
+  def _curvature(self, labels):
+    """Bound the curvature of the biases, {level: float32 [S, C]}, by the classes' frequencies."""
+    form, curvature = self._form, {}
+    for k, level in enumerate(form.levels):
+      of_level = labels[..., form.taxonomy.index(level)]
+      number = np.bincount(of_level[of_level >= 0], minlength=form.taxonomy.num_classes(level))
+      share = np.maximum(number, 0.5) / max(number.sum(), 1)
+      # where levels are joined, the loss of every level reaches the parameters of all
+      weight = self._weights[:, k]
+      if form.is_joined:
+        weight = self._weights.sum(1) * len(self._params)
+      curvature[level] = np.float32(weight[:, None] * share)
+    return {level: curvature[level] for level in self._params}
 
 
-@functools.lru_cache(maxsize=64)
-def _program(form: Form, first: int, further: int):
-  """Compile (weights, decays, variances, curvature of biases, rows) → Fit."""
+def _fit(form, first, further, weights, decays, variances, curvature, rows, chosen):
+  """Fit chosen blocks, (trained [blocks], their number, judged [J]), and judge others: Fit."""
+  (trained, num_trained, judged), (decays, num_decays) = chosen, decays
+  train = rows, trained, num_trained
+  weights = weights / jnp.maximum(_examples(form, curvature, train), 1)[None]
+  gradient = functools.partial(_gradient, form, weights, train)
+  bounds = {
+    level: {'kernel': variances[:, None, None] * c[None], 'bias': c}
+    for level, c in curvature.items()
+  }
 
-  def run(weights, decays, variances, curvature, train, held_out):
-    weights = weights / jnp.maximum(_examples(form, curvature, train), 1)[None]
-    gradient = functools.partial(_gradient, form, weights, train)
-    bounds = {
-      level: {'kernel': variances[:, None, None] * c[None], 'bias': c}
-      for level, c in curvature.items()
-    }
+  def more_steps(i, carry):
+    # i = 0: the first steps; then those at each decay. One body is half as long to compile as two.
+    (params, scale), rights, losses = carry
+    k, steps = jnp.maximum(i - 1, 0), jnp.where(i == 0, first, further)
+    params, scale, loss = _descend(params, scale, decays[k], gradient, bounds, steps)
+    right = _judge(form, params, rows, judged)
+    return (params, scale), rights.at[k].set(right), losses.at[k].set(loss)
 
-    def at_decay(state, decay):
-      state, loss = _descend(state, decay, gradient, bounds, further)
-      return state, (_judge(form, state[0], held_out), loss)
+  start = jax.tree.map(jnp.zeros_like, bounds), jnp.full(len(weights), CURVATURE)
+  shape = len(decays), len(judged), len(weights), *rows.labels.shape[1:]
+  empty = jnp.zeros(shape, bool), jnp.zeros((len(decays), len(weights)))
+  (params, _), right, loss = jax.lax.fori_loop(0, num_decays + 1, more_steps, (start, *empty))
+  return Fit(params, right, loss)
 
-    state = jax.tree.map(jnp.zeros_like, bounds), jnp.full(len(weights), CURVATURE)
-    state, _ = _descend(state, decays[0], gradient, bounds, first)
-    (params, _), (right, loss) = jax.lax.scan(at_decay, state, decays)
-    return Fit(params, right, loss)
 
-  return jax.jit(run)
+def _sum_over_blocks(function, train):
+  """Sum a function of x [R, d] and labels [R, L] over the trained blocks."""
+  rows, trained, count = train
+
+  def of_block(i):
+    return function(rows.x[trained[i]], rows.labels[trained[i]])
+
+  def add(i, total):
+    return jax.tree.map(jnp.add, total, of_block(i))
+
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_block, 0))
+  return jax.lax.fori_loop(0, count, add, zeros)
 
 
 def _level_losses(form, params, x, labels):
@@ -192,18 +249,19 @@ def _level_losses(form, params, x, labels):
   return [by_level[level] for level in form.levels]
 
 
-def _examples(form, curvature, rows):
+def _examples(form, curvature, train):
   """Count the examples with a loss at each level [H]; it may be known from a coarser label."""
-  d, of_setting = rows[0].shape[-1], jax.tree.map(lambda c: c[0], curvature)
+  d, of_setting = train[0].x.shape[-1], jax.tree.map(lambda c: c[0], curvature)
   params = {level: {'kernel': jnp.zeros((d, len(c))), 'bias': c} for level, c in of_setting.items()}
 
-  def count(block):
-    return jnp.stack([(level.mask > 0).sum() for level in _level_losses(form, params, *block)])
+  def count(x, labels):
+    levels = _level_losses(form, params, x, labels)
+    return jnp.stack([(level.mask > 0).sum() for level in levels])
 
-  return jax.lax.map(count, rows).sum(0)
+  return _sum_over_blocks(count, train)
 
 
-def _gradient(form, weights, rows, params):
+def _gradient(form, weights, train, params):
   """Compute the loss [S] of all settings without its decay, and the gradients."""
   axes = dict.fromkeys(params, SETTING_AXES)
 
@@ -213,16 +271,11 @@ def _gradient(form, weights, rows, params):
     return (weights * jnp.stack(sums)).sum()
 
   function = jax.vmap(jax.value_and_grad(loss), (axes, 0, None, None), (0, axes))
-
-  def add(total, block):
-    return jax.tree.map(jnp.add, total, function(params, weights, *block)), None
-
-  start = jnp.zeros(len(weights)), jax.tree.map(jnp.zeros_like, params)
-  return jax.lax.scan(add, start, rows)[0]
+  return _sum_over_blocks(functools.partial(function, params, weights), train)
 
 
-def _descend(state, decay, gradient, bounds, steps):
-  """Take Nesterov's steps from (parameters, scale of the bounds [S]): (state, loss [S]).
+def _descend(params, scale, decay, gradient, bounds, steps):
+  """Take Nesterov's steps: (parameters, scale of the bounds [S], loss [S]).
 
   Where the loss rises, the momentum starts anew (O'Donoghue and Candes, arXiv:1204.3982); where it
   rises almost without momentum, steps become smaller.
@@ -231,7 +284,7 @@ def _descend(state, decay, gradient, bounds, steps):
   def column(values, parameter):
     return values[:, None] if parameter.ndim == 2 else values[None, :, None]
 
-  def step(carry, _):
+  def step(_, carry):
     params, before, age, scale, last = carry
     momentum = age / (age + 3)
     ahead = jax.tree.map(lambda p, b: p + column(momentum, p) * (p - b), params, before)
@@ -246,16 +299,16 @@ def _descend(state, decay, gradient, bounds, steps):
     after = jax.tree.map(move, ahead, grads, bounds, weight_decays)
     is_worse = loss > last * (1 + 1e-6)  # by more than rounding
     scale = jnp.where(is_worse & (age < 2), 2 * scale, scale)
-    return (after, params, jnp.where(is_worse, 0.0, age + 1), scale, loss), None
+    return after, params, jnp.where(is_worse, 0.0, age + 1), scale, loss
 
-  (params, scale), count = state, len(state[1])
+  count = len(scale)
   start = params, params, jnp.zeros(count), scale, jnp.full(count, jnp.inf)
-  (params, _, _, scale, loss), _ = jax.lax.scan(step, start, length=steps)
-  return (params, scale), loss
+  params, _, _, scale, loss = jax.lax.fori_loop(0, steps, step, start)
+  return params, scale, loss
 
 
-def _judge(form, params, rows):
-  """Say of each example and level whether the decision is right, bool [blocks, S, R, L]."""
+def _judge(form, params, rows, judged):
+  """Say of each example and level whether the decision is right, bool [J, S, R, L]."""
   paths = jnp.asarray(form.taxonomy.paths)
 
   def is_right(params, x, labels):
@@ -263,4 +316,4 @@ def _judge(form, params, rows):
     return (decision == labels) & (labels >= 0)
 
   function = jax.vmap(is_right, (dict.fromkeys(params, SETTING_AXES), None, None))
-  return jax.lax.map(lambda block: function(params, *block), rows)
+  return jax.lax.map(lambda i: function(params, rows.x[i], rows.labels[i]), judged)

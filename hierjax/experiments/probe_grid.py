@@ -1,10 +1,11 @@
 """The grid of linear heads of probe mode, its cross-validation, and the fit of the choice."""
 
+import concurrent.futures
 import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,8 +18,7 @@ from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.data import stratify
 from hierjax.decide.calibration import even_subset
-from hierjax.experiments import probe_fit
-from hierjax.experiments.probe_fit import Basis, Form
+from hierjax.experiments.probe_fit import BLOCK_ROWS, Basis, Form, Program, Rows
 from hierjax.taxonomy import Taxonomy
 from hierjax.train import setup
 
@@ -31,10 +31,12 @@ class Recipe(NamedTuple):
   """Heads and loss as options of a run, and the weight of the finest level in the loss.
 
   The other levels divide the rest of 1. None is a weight of 1 for each: where each level has a head
-  of its own on the same frozen features, weights change nothing but the decay.
+  of its own on the same frozen features, weights change nothing but the decay. Recipes of one
+  `form` differ in that weight only.
   """
 
   name: str
+  form: str
   options: Mapping[str, object]
   share: float | None
 
@@ -83,11 +85,11 @@ def recipes(c: ConfigDict, taxonomy: Taxonomy) -> dict[str, list[Recipe]]:
     name, options = form, {'model.heads': form}
     if margin:
       name, options = f'{form}, margin {margin:g}', {**options, 'loss.margin': margin}
-    out[name] = [Recipe(_name(name, form, share), options, share) for share in shares[form]]
+    out[name] = [Recipe(_name(name, form, share), name, options, share) for share in shares[form]]
   if 'lca' in forms:
     for beta in c.probe.lca:
       name = f'flat, lca {beta:g}'
-      out[name] = [Recipe(name, {'model.heads': 'flat', 'loss.lca': beta}, 1.0)]
+      out[name] = [Recipe(name, name, {'model.heads': 'flat', 'loss.lca': beta}, 1.0)]
   return {name: members for name, members in out.items() if members}
 
 
@@ -98,14 +100,20 @@ def _name(name: str, form: str, share: float | None) -> str:
 
 @dataclasses.dataclass
 class Setting:
-  """A recipe and a decay; `accuracy` float64 [folds, L + 1] is that on the examples held out.
+  """A recipe and a decay, and how well they do on the examples held out.
 
-  At each level and, last, of the full path; NaN for a fold that was not tried.
+  Attributes:
+    recipe: heads and loss.
+    decay: the weight decay.
+    accuracy: float64 [folds, L + 1], at each level and, last, of the full path; NaN for a fold that
+      was not tried.
+    is_right: bool [n], whether the full path of an example is right by the fit without its fold.
   """
 
   recipe: Recipe
   decay: float
   accuracy: np.ndarray
+  is_right: np.ndarray
 
   @property
   def name(self) -> str:
@@ -129,11 +137,23 @@ class Setting:
 
 
 class Data(NamedTuple):
-  """The training examples: x float32 [n, views, d] in `basis`, labels int [n, L], fold int [n]."""
+  """The training examples, divided into folds.
 
-  x: np.ndarray
+  Attributes:
+    rows: their features in `basis` and labels; each fold has the same number of blocks, an
+      example's views are one row after the other.
+    labels: int [n, L].
+    fold: int [n].
+    place: int [n], the row of an example's first view, counted over all blocks.
+    views: views of an example.
+    basis: of the features.
+  """
+
+  rows: Rows
   labels: np.ndarray
   fold: np.ndarray
+  place: np.ndarray
+  views: int
   basis: Basis
 
   @classmethod
@@ -151,186 +171,39 @@ class Data(NamedTuple):
     Raises:
       UserError: a fold has no example with all labels.
     """
-    flat, count = features.reshape(-1, features.shape[-1]), c.probe.folds
-    basis = Basis.of_features(flat)
-    fold = stratify.iterative(labels[:, -1], [1.0] * count, c.seed, names)
-    if not np.bincount(fold[(labels >= 0).all(1)], minlength=count).all():
+    folds, (n, views, d) = c.probe.folds, features.shape
+    fold = stratify.iterative(labels[:, -1], [1.0] * folds, c.seed, names)
+    if not np.bincount(fold[(labels >= 0).all(1)], minlength=folds).all():
       raise UserError(
-        f'--config.probe.folds={count}: a fold has no training image with all labels; there are '
+        f'--config.probe.folds={folds}: a fold has no training image with all labels; there are '
         'too few of them'
       )
-    return cls(basis.transform(flat).reshape(features.shape), labels, fold, basis)
+    basis = Basis.of_features(features.reshape(-1, d))
+    largest = views * np.bincount(fold).max()
+    blocks = -(-largest // BLOCK_ROWS)
+    size = -(-largest // blocks)
+    place, parts = np.empty(n, int), []
+    for f in range(folds):
+      members = np.flatnonzero(fold == f)
+      place[members] = f * blocks * size + views * np.arange(len(members))
+      x = basis.transform(features[members].reshape(-1, d))
+      parts.append(Rows.make(x, np.repeat(labels[members], views, 0), blocks, size))
+    x, row_labels = (np.concatenate(arrays) for arrays in zip(*parts))
+    return cls(Rows(jax.device_put(x), row_labels), labels, fold, place, views, basis)
 
-  def rows(self, mask: np.ndarray, views: int, count: int) -> probe_fit.Rows:
-    """Return the first views of the examples of a mask [n], filled up to `count` examples."""
-    labels = np.repeat(self.labels[mask], views, 0)
-    x = self.x[mask, :views].reshape(len(labels), self.x.shape[-1])
-    return probe_fit.blocked(x, labels, count * views)
+  @property
+  def blocks_a_fold(self) -> int:
+    """The number of blocks of each fold."""
+    return len(self.rows.x) // (1 + self.fold.max())
 
+  def blocks(self, folds: Iterable[int]) -> list[int]:
+    """Return the numbers of the blocks of folds."""
+    count = self.blocks_a_fold
+    return [f * count + i for f in folds for i in range(count)]
 
-def search(
-  c: ConfigDict, base: ConfigDict, taxonomy: Taxonomy, data: Data, progress: Callable[[str], None]
-) -> list[Setting]:
-  """Judge the grid by cross-validation.
-
-  The first fold tries every setting; the others try `probe.keep` of the recipes, those with the
-  best setting, and the flat head.
-
-  Args:
-    c: the config, of which `probe` is read.
-    base: the options of a run but for heads and loss.
-    taxonomy: of the exclusive levels.
-    data: the training examples.
-    progress: called with a line after each fold.
-
-  Returns:
-    All settings, the best first.
-  """
-  decays = sorted(c.probe.decays, reverse=True)
-  folds = c.probe.folds
-  grid = recipes(c, taxonomy)
-  forms = {
-    form: Form.of_config(members[0].config(base), taxonomy, data.labels)
-    for form, members in grid.items()
-  }
-  settings = {}
-  for recipe in itertools.chain(*grid.values()):
-    empty = np.full((folds, len(taxonomy.levels) + 1), np.nan)
-    settings[recipe.name] = [Setting(recipe, decay, empty.copy()) for decay in decays]
-  for fold in range(folds):
-    for form, members in grid.items():
-      _try_fold(fold, forms[form], [settings[r.name] for r in members], base, data)
-    best = {}
-    for recipe in itertools.chain(*grid.values()):
-      best[recipe.name] = max(setting.full_path for setting in settings[recipe.name])
-    leaders = sorted(best, key=lambda name: -best[name])
-    text = '; '.join(f'{name}: {best[name]:.4f}' for name in leaders[:3])
-    progress(f'fold {fold + 1} of {folds}, full path at the best decay: {text}')
-    if fold == 0:
-      leaders = {'flat', *leaders[: math.ceil(c.probe.keep * len(leaders))]}
-      grid = {form: [r for r in members if r.name in leaders] for form, members in grid.items()}
-      grid = {form: members for form, members in grid.items() if members}
-  return sorted(itertools.chain(*settings.values()), key=Setting.rank)
-
-
-def choose(settings: Sequence[Setting], gains: Callable[[Setting, Setting], np.ndarray]) -> Setting:
-  """Choose the best setting, or the best flat one where the gain over it may be chance.
-
-  The best of a hundred settings looks better than it is. So its gain over the flat head must be
-  above 0 by more than chance: a one-sided z test over the examples at 5%.
-
-  Args:
-    settings: all, the best first.
-    gains: `gains_at_full_size` of a setting and a flat one.
-  """
-  best = settings[0]
-  flat = next(setting for setting in settings if setting.recipe.name == 'flat')
-  if best is flat:
-    return flat
-  gain = gains(best, flat)
-  error = gain.std() / math.sqrt(len(gain))
-  return best if gain.mean() > ndtri(0.95) * error else flat
-
-
-def gains_at_full_size(
-  setting: Setting, flat: Setting, c: ConfigDict, base: ConfigDict, taxonomy: Taxonomy, data: Data
-) -> np.ndarray:
-  """Estimate how much oftener than a flat one a setting would be right, fitted to all folds.
-
-  A hierarchy often helps less where there are more examples. So the gain is extrapolated: from fits
-  to one fold to those to all but one it changed in some proportion to the logarithm of their
-  number, and in the same it goes on to all.
-
-  Args:
-    setting: with any heads.
-    flat: the setting to compare with.
-    c, base, taxonomy, data: as for `search`.
-
-  Returns:
-    float64 [examples with all labels], the part of each in the gain of the full path.
-  """
-  folds = c.probe.folds
-
-  def gain(has_one_fold):
-    of_setting, of_flat = (
-      right_paths(s, c, base, taxonomy, data, has_one_fold) for s in (setting, flat)
-    )
-    return of_setting.astype(float) - of_flat
-
-  gains = gain(False)
-  if folds > 2:
-    gains += (gains - gain(True)) * math.log(folds / (folds - 1)) / math.log(folds - 1)
-  return gains[(data.labels >= 0).all(1)]
-
-
-def right_paths(
-  setting: Setting,
-  c: ConfigDict,
-  base: ConfigDict,
-  taxonomy: Taxonomy,
-  data: Data,
-  has_one_fold: bool,
-) -> np.ndarray:
-  """Say which full paths are right, each by a fit that did not see the example.
-
-  Args:
-    setting: heads, loss and decay.
-    c, base, taxonomy, data: as for `search`.
-    has_one_fold: whether the next fold alone is fitted, to the decay that is best then, rather than
-      all other folds.
-
-  Returns:
-    bool [n].
-  """
-  folds, decays = c.probe.folds, sorted(c.probe.decays, reverse=True)
-  if not has_one_fold:
-    decays = _path_to(setting.decay, decays)
-  form = Form.of_config(setting.recipe.config(base), taxonomy, data.labels)
-  is_right = np.zeros((len(decays), len(data.fold)), bool)
-  for fold in range(folds):
-    is_trained = data.fold != fold
-    if has_one_fold:
-      is_trained = data.fold == (fold + 1) % folds
-    judged = _judge_fold(form, [setting.recipe], decays, base, data, is_trained, fold)
-    is_right[:, data.fold == fold] = judged[:, 0].all(-1)
-  return is_right[is_right.sum(1).argmax() if has_one_fold else -1]
-
-
-def _path_to(decay, decays) -> list[float]:
-  """The decays that a fit goes through before its own, and that."""
-  return sorted({decay, *(larger for larger in decays if larger > decay)}, reverse=True)
-
-
-def _try_fold(fold, form, rows, base, data) -> None:
-  """Fit recipes of a form without a fold, and enter how well their settings [S, K] do on it."""
-  recipes = [row[0].recipe for row in rows]
-  decays = [setting.decay for setting in rows[0]]
-  is_right = _judge_fold(form, recipes, decays, base, data, data.fold != fold, fold)
-  is_labelled = data.labels[data.fold == fold] >= 0
-  count = np.append(is_labelled.sum(0), is_labelled.all(1).sum())
-  for k, of_decay in enumerate(is_right):
-    for row, right in zip(rows, of_decay):
-      row[k].accuracy[fold] = np.append(right.sum(0), right.all(1).sum()) / np.maximum(count, 1)
-
-
-def _judge_fold(form, recipes, decays, base, data, is_trained, fold) -> np.ndarray:
-  """Fit some examples and judge a fold: bool [decay, recipe, examples of the fold, L]."""
-  is_held_out = data.fold == fold
-  views = data.x.shape[1]
-  # of equal size whatever the fold, so that they are one program
-  sizes = np.bincount(data.fold)
-  is_one_fold = is_trained.sum() <= sizes.max()
-  count = sizes.max() if is_one_fold else len(data.x) - sizes.min()
-  result = probe_fit.fit(
-    form,
-    np.float32([recipe.level_weights(base, form) for recipe in recipes]),
-    decays,
-    data.basis.variances,
-    data.rows(is_trained, views, count),
-    data.rows(is_held_out, 1, sizes.max()),
-    PATH_STEPS,
-  )
-  return result.right[:, :, : is_held_out.sum()]
+  def first_views(self, index: np.ndarray) -> jax.Array:
+    """Return the features of the first views of examples `index` [m] in the basis, [m, d]."""
+    return self.rows.x.reshape(-1, self.rows.x.shape[-1])[self.place[index]]
 
 
 class Choice(NamedTuple):
@@ -345,46 +218,178 @@ class Choice(NamedTuple):
   predict: Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def fit_choice(setting: Setting, base: ConfigDict, taxonomy: Taxonomy, data: Data) -> Choice:
-  """Fit a setting on all training examples, and the rules of its decisions by cross-fitting.
-
-  The fit takes the steps of the search, through all larger decays: they end before the optimum,
-  which is a part of what cross-validation judged. Joint weights and temperature are chosen on what
-  the fit to the other folds predicts for each.
+class Grid:
+  """The grid of heads, losses and decays on the training examples.
 
   Args:
-    setting: to fit.
+    c: the config, of which `probe` is read.
     base: the options of a run but for heads and loss.
     taxonomy: of the exclusive levels.
     data: the training examples.
   """
-  form = Form.of_config(setting.recipe.config(base), taxonomy, data.labels)
-  weights = np.float32([setting.recipe.level_weights(base, form)])
-  decays = _path_to(setting.decay, base.probe.decays)
-  n = len(data.x)
-  nothing = data.rows(np.zeros(n, bool), 1, 1)
 
-  def fit(is_held_out):
-    # all folds are the program of the last fit: examples without labels count nowhere
-    labels = np.where(is_held_out[:, None], -1, data.labels)
-    rows = data._replace(labels=labels).rows(np.ones(n, bool), data.x.shape[1], n)
-    variances = data.basis.variances
-    params = probe_fit.fit(form, weights, decays, variances, rows, nothing, PATH_STEPS).params
-    return {l: {'kernel': p['kernel'][:, 0], 'bias': p['bias'][0]} for l, p in params.items()}
+  def __init__(self, c: ConfigDict, base: ConfigDict, taxonomy: Taxonomy, data: Data):
+    self._c, self._base, self._taxonomy, self._data = c, base, taxonomy, data
+    self._folds, self._decays = range(c.probe.folds), sorted(c.probe.decays, reverse=True)
+    self._programs = {}
+    # one program is compiled while the one before it runs
+    self._compiler = concurrent.futures.ThreadPoolExecutor(1)
 
-  fits = {fold: fit(data.fold == fold) for fold in np.unique(data.fold)}
-  sizes = {level: taxonomy.num_classes(level) for level in form.levels}
+  def search(self, progress: Callable[[str], None]) -> list[Setting]:
+    """Judge the grid by cross-validation.
 
-  def predict(rows):
-    probs = {level: np.zeros((len(rows), size)) for level, size in sizes.items()}
-    for fold, params in fits.items():
-      mask = data.fold[rows] == fold
-      first_view = data.x[rows[mask], 0]
-      for level, logits in form.logits(params, first_view).items():
-        probs[level][mask] = jax.nn.softmax(logits)
-    return probs
+    The first fold tries every setting; the others try `probe.keep` of the recipes, those with the
+    best setting, and the flat head.
 
-  heads = data.basis.heads(fit(np.zeros(n, bool)))
-  picked = even_subset(np.arange(n), sum(sizes.values()), MAX_SCORES)
-  rules = decide.tune(predict(picked), data.labels[picked], taxonomy)
-  return Choice(heads, rules, predict)
+    Args:
+      progress: called with a line after each fold.
+
+    Returns:
+      All settings, the best first.
+    """
+    grid = recipes(self._c, self._taxonomy)
+    every = list(itertools.chain(*grid.values()))
+    settings = {recipe.name: self._settings(recipe) for recipe in every}
+    for fold in self._folds:
+      programs = [self._program(members) for members in grid.values()]
+      for members, program in zip(grid.values(), programs):
+        self._try_fold(fold, program.result(), [settings[r.name] for r in members])
+      best = {name: max(s.full_path for s in of_recipe) for name, of_recipe in settings.items()}
+      leaders = sorted(best, key=lambda name: -best[name])
+      text = '; '.join(f'{name}: {best[name]:.4f}' for name in leaders[:3])
+      progress(f'fold {fold + 1} of {len(self._folds)}, full path at the best decay: {text}')
+      if fold == 0:
+        stay = {'flat', *leaders[: math.ceil(self._c.probe.keep * len(leaders))]}
+        grid = {form: [r for r in members if r.name in stay] for form, members in grid.items()}
+        grid = {form: members for form, members in grid.items() if members}
+      self._program([settings[leaders[0]][0].recipe])  # the choice needs it alone, most likely
+    return sorted(itertools.chain(*settings.values()), key=Setting.rank)
+
+  def gains_at_full_size(self, setting: Setting, flat: Setting) -> np.ndarray:
+    """Estimate how much oftener than a flat one a setting would be right, fitted to all folds.
+
+    A hierarchy often helps less where there are more examples. So the gain is extrapolated: from
+    fits to one fold to those to all but one it changed in some proportion to the logarithm of their
+    number, and in the same it goes on to all.
+
+    Args:
+      setting: with any heads, tried on all folds.
+      flat: the setting to compare with.
+
+    Returns:
+      float64 [examples with all labels], the part of each in the gain of the full path.
+    """
+    folds = len(self._folds)
+    gains = setting.is_right.astype(float) - flat.is_right
+    if folds > 2:
+      of_setting, of_flat = (self._right_after_one_fold(s.recipe) for s in (setting, flat))
+      before = of_setting.astype(float) - of_flat
+      gains += (gains - before) * math.log(folds / (folds - 1)) / math.log(folds - 1)
+    return gains[(self._data.labels >= 0).all(1)]
+
+  def fit(self, setting: Setting) -> Choice:
+    """Fit a setting on all training examples, and the rules of its decisions by cross-fitting.
+
+    The fit takes the steps of the search, through all larger decays: they end before the optimum,
+    which is a part of what cross-validation judged. Joint weights and temperature are chosen on
+    what the fit to the other folds predicts for each.
+    """
+    taxonomy, data = self._taxonomy, self._data
+    program, form = self._program([setting.recipe]).result(), self._form(setting.recipe)
+
+    def fit(folds):
+      result = program.fit(data.blocks(folds), data.blocks([0]), setting.decay)
+      return {
+        level: {'kernel': p['kernel'][:, 0], 'bias': p['bias'][0]}
+        for level, p in result.params.items()
+      }
+
+    fits = {fold: fit(self._others(fold)) for fold in self._folds}
+    sizes = {level: taxonomy.num_classes(level) for level in form.levels}
+
+    def predict(index):
+      probs = {level: np.zeros((len(index), size)) for level, size in sizes.items()}
+      for fold, params in fits.items():
+        mask = data.fold[index] == fold
+        for level, logits in form.logits(params, data.first_views(index[mask])).items():
+          probs[level][mask] = jax.nn.softmax(logits)
+      return probs
+
+    heads = data.basis.heads(fit(self._folds))
+    picked = even_subset(np.arange(len(data.fold)), sum(sizes.values()), MAX_SCORES)
+    rules = decide.tune(predict(picked), data.labels[picked], taxonomy)
+    return Choice(heads, rules, predict)
+
+  def _settings(self, recipe) -> list[Setting]:
+    """The settings of a recipe, none of them tried."""
+    shape = len(self._folds), len(self._taxonomy.levels) + 1
+    n = len(self._data.fold)
+    return [
+      Setting(recipe, decay, np.full(shape, np.nan), np.zeros(n, bool)) for decay in self._decays
+    ]
+
+  def _others(self, fold) -> list[int]:
+    """All folds but one."""
+    return [f for f in self._folds if f != fold]
+
+  def _form(self, recipe) -> Form:
+    """The heads and losses of a recipe."""
+    return Form.of_config(recipe.config(self._base), self._taxonomy, self._data.labels)
+
+  def _program(self, members) -> concurrent.futures.Future:
+    """The program for recipes of one form, compiled once, in the background."""
+    key = tuple(recipe.name for recipe in members)
+    if key not in self._programs:
+      form = self._form(members[0])
+      weights = [recipe.level_weights(self._base, form) for recipe in members]
+      variances, rows = self._data.basis.variances, self._data.rows
+      arguments = form, weights, self._decays, variances, rows, self._data.blocks_a_fold, PATH_STEPS
+      self._programs[key] = self._compiler.submit(Program, *arguments)
+    return self._programs[key]
+
+  def _judge_fold(self, program, folds, fold) -> np.ndarray:
+    """Fit some folds and judge another: bool [decay, recipe, examples of the fold, L]."""
+    data = self._data
+    right = program.fit(data.blocks(folds), data.blocks([fold])).right
+    return right[:, :, :: data.views][:, :, : (data.fold == fold).sum()]
+
+  def _try_fold(self, fold, program, rows) -> None:
+    """Fit recipes without a fold, and enter how well their settings, rows [S][K], do on it."""
+    is_held_out = self._data.fold == fold
+    is_labelled = self._data.labels[is_held_out] >= 0
+    count = np.append(is_labelled.sum(0), is_labelled.all(1).sum())
+    for k, of_decay in enumerate(self._judge_fold(program, self._others(fold), fold)):
+      for row, right in zip(rows, of_decay):
+        row[k].accuracy[fold] = np.append(right.sum(0), right.all(1).sum()) / np.maximum(count, 1)
+        row[k].is_right[is_held_out] = right.all(1)
+
+  def _right_after_one_fold(self, recipe) -> np.ndarray:
+    """Say which full paths are right, bool [n], each by a fit to the fold after its own alone.
+
+    With the decay that is best then, among all examples.
+    """
+    program, data = self._program([recipe]).result(), self._data
+    is_right = np.zeros((len(self._decays), len(data.fold)), bool)
+    for fold in self._folds:
+      judged = self._judge_fold(program, [(fold + 1) % len(self._folds)], fold)
+      is_right[:, data.fold == fold] = judged[:, 0].all(-1)
+    return is_right[is_right.sum(1).argmax()]
+
+
+def choose(settings: Sequence[Setting], gains: Callable[[Setting, Setting], np.ndarray]) -> Setting:
+  """Choose the best setting, or the best flat one where the gain over it may be chance.
+
+  The best of a hundred settings looks better than it is. So its gain over the flat head must be
+  above 0 by more than chance: a one-sided z test over the examples at 5%.
+
+  Args:
+    settings: all, the best first.
+    gains: `Grid.gains_at_full_size`.
+  """
+  best = settings[0]
+  flat = next(setting for setting in settings if setting.recipe.name == 'flat')
+  if best is flat:
+    return flat
+  gain = gains(best, flat)
+  error = gain.std() / math.sqrt(len(gain))
+  return best if gain.mean() > ndtri(0.95) * error else flat

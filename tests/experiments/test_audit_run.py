@@ -32,15 +32,16 @@ def planted(monkeypatch, tiny_backbone, one_device):
       x[5] = x[4]
     return probe_features.Features(x[:, None], np.arange(len(y)), [], len(y))
 
-  def search(c, base, taxonomy, data, progress):
-    recipe = probe_grid.recipes(c, taxonomy)['parallel'][0]
-    return [probe_grid.Setting(recipe, 0.001, np.zeros((2, 4)))]
+  c = tiny.run_config()
+  config.assign(c, 'probe.folds', '2')
+
+  def search(grid, progress):
+    recipe = probe_grid.recipes(c, data.taxonomy)['parallel'][0]
+    return [probe_grid.Setting(recipe, 0.001, None, None)]
 
   monkeypatch.setattr(probe_features, 'compute', compute)
   # the search itself has its tests, and takes seconds
-  monkeypatch.setattr(probe_grid, 'search', search)
-  c = tiny.run_config()
-  config.assign(c, 'probe.folds', '2')
+  monkeypatch.setattr(probe_grid.Grid, 'search', search)
   return c
 
 

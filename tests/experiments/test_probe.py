@@ -1,6 +1,7 @@
 """Probe mode: its heads against naive loops and scikit-learn, and that val never chooses."""
 
 import copy
+import itertools
 import json
 import os
 import shutil
@@ -52,15 +53,17 @@ def form_of(overrides, labels):
   return probe_fit.Form.of_config(c, TABLE, labels)
 
 
+def fit_all(form, weights, decays, basis, x, labels, steps, size=None):
+  """Fit to all examples, in one block, and judge the same."""
+  rows = probe_fit.Rows.make(basis.transform(x), labels, 1, size or len(x))
+  return probe_fit.Program(form, weights, decays, basis.variances, rows, 1, steps).fit([0], [0])
+
+
 def fitted(name, weights=None, decays=(0.02,), steps=(400, 3)):
-  (x, labels), (overrides, rows) = problem(), FORMS[name]
+  (x, labels), (overrides, default) = problem(), FORMS[name]
   basis = probe_fit.Basis.of_features(x)
-  rows = (
-    probe_fit.blocked(basis.transform(x), labels, len(x)),
-    np.array(weights or rows, np.float32),
-  )
   form = form_of(overrides, labels)
-  return form, probe_fit.fit(form, rows[1], decays, basis.variances, rows[0], rows[0], steps), basis
+  return form, fit_all(form, weights or default, decays, basis, x, labels, steps), basis
 
 
 def log_softmax(z):
@@ -165,10 +168,8 @@ def test_separate_heads_decide_jointly():
 def test_flat_head_is_at_the_optimum_of_scikit_learn():
   x, labels = problem(unknown=False)
   basis = probe_fit.Basis.of_features(x)
-  rows = probe_fit.blocked(basis.transform(x), labels, len(x))
   form = form_of({'model.heads': 'flat'}, labels)
-  ones = np.ones((1, 1), np.float32)
-  result = probe_fit.fit(form, ones, [0.01], basis.variances, rows, rows, (600, 3))
+  result = fit_all(form, [[1.0]], [0.01], basis, x, labels, (600, 3))
   heads = basis.heads(setting(result, 0))['model']
   standard = np.float64(x - x.mean(0)) / x.std(0)
   reference = LogisticRegression(C=1 / (len(x) * 0.01), tol=1e-10, max_iter=5000)
@@ -189,12 +190,30 @@ def test_settings_together_are_those_one_at_a_time():
 def test_rows_that_fill_up_a_block_count_nowhere():
   x, labels = problem()
   basis = probe_fit.Basis.of_features(x)
-  form, ones = form_of({'model.heads': 'marginal'}, labels), np.ones((1, 3), np.float32)
-  params = []
-  for count in (len(x), 150):
-    rows = probe_fit.blocked(basis.transform(x), labels, count)
-    params.append(probe_fit.fit(form, ones, [0.1], basis.variances, rows, rows, (8, 3)).params)
-  np.testing.assert_allclose(*(p['model']['kernel'] for p in params), atol=1e-5)
+  form = form_of({'model.heads': 'marginal'}, labels)
+  fits = [
+    fit_all(form, [[1.0] * 3], [0.1], basis, x, labels, (8, 3), size) for size in (len(x), 150)
+  ]
+  np.testing.assert_allclose(*(fit.params['model']['kernel'] for fit in fits), atol=1e-5)
+
+
+def test_a_program_fits_and_judges_the_blocks_that_it_is_told():
+  x, labels = problem()
+  basis = probe_fit.Basis.of_features(x)
+  form, decays = form_of({'model.heads': 'path_sum'}, labels), [1.0, 0.1, 0.01]
+  rows = probe_fit.Rows.make(basis.transform(x), labels, 4, 25)
+  program = probe_fit.Program(form, [[0.0, 0.0, 1.0]], decays, basis.variances, rows, 1, (5, 3))
+  result = program.fit([3, 1], [2], 0.1)
+  chosen = np.r_[75:90, 25:50]
+  expected = fit_all(form, [[0.0, 0.0, 1.0]], decays[:2], basis, x[chosen], labels[chosen], (5, 3))
+  for level, p in expected.params.items():
+    np.testing.assert_allclose(result.params[level]['kernel'], p['kernel'], atol=1e-5)
+  np.testing.assert_allclose(result.loss[:2], expected.loss, rtol=1e-5)
+  judged = np.asarray(form.path_scores(form.logits(setting(expected, 0), rows.x[2]))).argmax(1)
+  np.testing.assert_array_equal(
+    result.right[1, 0], (TABLE.paths[judged] == labels[50:75]) & (labels[50:75] >= 0)
+  )
+  assert not result.right[2].any() and not result.loss[2].any()
 
 
 def test_a_feature_that_never_changes():
@@ -236,20 +255,20 @@ def test_what_is_kept_was_judged():
   c = config.default()
   c.model.levels, c.probe.decays, c.probe.folds = TABLE.levels, (1.0, 0.1, 0.01), 2
   data = probe_grid.Data.make(x[:, None], labels, [f'{i}' for i in range(len(x))], c)
-  recipe = probe_grid.Recipe('path_sum', {'model.heads': 'path_sum'}, 1.0)
-  choice = probe_grid.fit_choice(probe_grid.Setting(recipe, 0.1, None), c, TABLE, data)
+  recipe = probe_grid.Recipe('path_sum', 'path_sum', {'model.heads': 'path_sum'}, 1.0)
+  choice = probe_grid.Grid(c, c, TABLE, data).fit(probe_grid.Setting(recipe, 0.1, None, None))
   is_fitted, form = data.fold == 0, probe_grid.Form.of_config(recipe.config(c), TABLE, labels)
-  judged = probe_fit.fit(
+  judged = fit_all(
     form,
-    np.float32([[0.0, 0.0, 1.0]]),
+    [[0.0, 0.0, 1.0]],
     [1.0, 0.1],
-    data.basis.variances,
-    (data.x[None, is_fitted, 0], np.int32(labels[None, is_fitted])),
-    (data.x[None, ~is_fitted, 0], np.int32(labels[None, ~is_fitted])),
+    data.basis,
+    x[is_fitted],
+    labels[is_fitted],
     probe_grid.PATH_STEPS,
   )
   probs = choice.predict(np.flatnonzero(~is_fitted))['model']
-  for row, p in zip(data.x[~is_fitted, 0], probs):
+  for row, p in zip(data.basis.transform(x[~is_fitted]), probs):
     logits = naive_logits('path_sum', setting(judged, 0), np.float64(row))['model']
     np.testing.assert_allclose(np.log(p), log_softmax(logits), atol=1e-3)
 
@@ -261,8 +280,8 @@ def test_what_is_kept_was_judged():
   ('won', 'lost', 'is_clear'), [(30, 10, True), (30, 20, False), (0, 0, False), (10, 30, False)]
 )
 def test_the_best_must_beat_flat_by_more_than_chance(won, lost, is_clear):
-  flat, other = (probe_grid.Recipe(name, {}, 1.0) for name in ('flat', 'path_sum'))
-  settings = [probe_grid.Setting(recipe, 0.1, np.zeros((3, 4))) for recipe in (other, flat)]
+  flat, other = (probe_grid.Recipe(name, name, {}, 1.0) for name in ('flat', 'path_sum'))
+  settings = [probe_grid.Setting(recipe, 0.1, np.zeros((3, 4)), None) for recipe in (other, flat)]
   gains = np.repeat([1.0, -1.0, 0.0], (won, lost, 1000))
   assert probe_grid.choose(settings, lambda best, flat: gains) is settings[0 if is_clear else 1]
   assert probe_grid.choose(settings[1:], lambda best, flat: 1 / 0) is settings[1]
@@ -273,53 +292,51 @@ def test_gains_are_extrapolated_to_all_folds(monkeypatch):
   c = config.default()
   c.model.levels = TABLE.levels
   data = probe_grid.Data.make(x[:, None], labels, [f'{i}' for i in range(len(x))], c)
+  grid = probe_grid.Grid(c, c, TABLE, data)
   rng = np.random.default_rng(0)
-  right_of = {key: rng.random(len(x)) < 0.5 for key in (('a', 0), ('a', 1), ('b', 0), ('b', 1))}
-  monkeypatch.setattr(
-    probe_grid, 'right_paths', lambda setting, *arguments: right_of[setting, arguments[-1]]
-  )
-  gains = probe_grid.gains_at_full_size('a', 'b', c, c, TABLE, data)
-  after = sum(1.0 * right_of['a', 0] - right_of['b', 0])
+  one_fold = {'a': rng.random(len(x)) < 0.5, 'b': rng.random(len(x)) < 0.5}
+  two_folds = {'a': rng.random(len(x)) < 0.5, 'b': rng.random(len(x)) < 0.5}
+  monkeypatch.setattr(grid, '_right_after_one_fold', one_fold.__getitem__)
+  settings = [probe_grid.Setting(name, 0.1, None, two_folds[name]) for name in 'ab']
+  gains = grid.gains_at_full_size(*settings)
   # a line through the gains with one and two of three folds, over the logarithm of their number
   expected = []
   for i in np.flatnonzero((labels >= 0).all(1)):
-    one, two = (float(right_of['a', k][i]) - float(right_of['b', k][i]) for k in (1, 0))
+    one, two = (float(right['a'][i]) - float(right['b'][i]) for right in (one_fold, two_folds))
     slope = (two - one) / (np.log(2) - np.log(1))
     expected.append(one + slope * np.log(3))
   np.testing.assert_allclose(gains, expected, atol=1e-12)
-  assert after != sum(gains)
 
 
-@pytest.mark.parametrize('has_one_fold', [False, True])
-def test_paths_are_judged_by_fits_without_them(has_one_fold):
+@pytest.mark.parametrize('views', [1, 2])
+def test_paths_are_judged_by_fits_without_them(views):
   x, labels = problem()
   c = config.default()
-  c.model.levels, c.probe.decays, base = TABLE.levels, (3.0, 0.3), config.default()
-  data = probe_grid.Data.make(x[:, None], labels, [f'{i}' for i in range(len(x))], c)
-  (flat,) = probe_grid.recipes(c, TABLE)['flat']
-  setting = probe_grid.Setting(flat, 0.3, None)
-  result = probe_grid.right_paths(setting, c, base, TABLE, data, has_one_fold)
-  form = probe_grid.Form.of_config(flat.config(base), TABLE, data.labels)
-  expected = np.zeros((2, len(x)), bool)
-  for fold in range(3):
+  c.model.levels, c.probe.decays, c.probe.forms = TABLE.levels, (3.0, 0.3), ()
+  x = np.stack([x, 1.2 * x][:views], 1)
+  data = probe_grid.Data.make(x, labels, [f'{i}' for i in range(len(x))], c)
+  grid = probe_grid.Grid(c, config.default(), TABLE, data)
+  settings = {
+    setting.decay: setting for setting in grid.search(print) if setting.recipe.form == 'flat'
+  }
+  flat = settings[3.0].recipe
+  form = probe_grid.Form.of_config(flat.config(config.default()), TABLE, data.labels)
+  # by the other two folds, and by the next one
+  expected = np.zeros((2, 2, len(x)), bool)
+  for fold, (k, decays) in itertools.product(range(3), enumerate(([3.0], [3.0, 0.3]))):
     held_out = data.fold == fold
-    is_fitted = data.fold == (fold + 1) % 3 if has_one_fold else ~held_out
-    for k, decays in enumerate(([3.0], [3.0, 0.3])):
-      fit = probe_fit.fit(
-        form,
-        np.ones((1, 1), np.float32),
-        decays,
-        data.basis.variances,
-        (data.x[None, is_fitted, 0], np.int32(data.labels[None, is_fitted])),
-        (data.x[None, held_out, 0], np.int32(data.labels[None, held_out])),
-        probe_grid.PATH_STEPS,
-      )
+    for which, is_fitted in enumerate((~held_out, data.fold == (fold + 1) % 3)):
+      rows = x[is_fitted].reshape(-1, x.shape[-1]), np.repeat(labels[is_fitted], views, 0)
+      fit = fit_all(form, [[1.0]], decays, data.basis, *rows, probe_grid.PATH_STEPS)
       head = fit.params['model']
-      leaf = (data.x[held_out, 0] @ head['kernel'][:, 0] + head['bias'][0]).argmax(1)
-      expected[k, held_out] = leaf == labels[held_out, 2]
-      expected[k, held_out] &= (TABLE.paths[leaf] == labels[held_out]).all(1)
-  best = expected.sum(1).argmax() if has_one_fold else 1
-  np.testing.assert_array_equal(result, expected[best])
+      first_view = data.basis.transform(x[held_out, 0])
+      leaf = (first_view @ head['kernel'][:, 0] + head['bias'][0]).argmax(1)
+      expected[which, k, held_out] = leaf == labels[held_out, 2]
+      expected[which, k, held_out] &= (TABLE.paths[leaf] == labels[held_out]).all(1)
+  for k, decay in enumerate((3.0, 0.3)):
+    np.testing.assert_array_equal(settings[decay].is_right, expected[0, k])
+  after_one = grid._right_after_one_fold(flat)
+  np.testing.assert_array_equal(after_one, expected[1, expected[1].sum(1).argmax()])
 
 
 def small_config():

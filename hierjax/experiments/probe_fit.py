@@ -182,10 +182,10 @@ class Program:
     """Return the arguments of `_fit` after the form and the steps."""
     blocks = np.zeros(len(self._rows.x), np.int32)
     blocks[: len(trained)] = trained
-    chosen = blocks, np.int32(len(trained)), np.int32(judged)
+    train = _Part(self._rows, blocks, np.int32(len(trained)))
     curvature = self._curvature(self._rows.labels[list(trained)])
     decays = self._decays, np.int32(num_decays)
-    return self._weights, decays, self._variances, curvature, self._rows, chosen
+    return self._weights, *decays, self._variances, curvature, train, np.int32(judged)
 
   def _curvature(self, labels):
     """Bound the curvature of the biases, {level: float32 [S, C]}, by the classes' frequencies."""
@@ -202,10 +202,18 @@ class Program:
     return {level: curvature[level] for level in self._params}
 
 
-def _fit(form, first, further, weights, decays, variances, curvature, rows, chosen):
-  """Fit chosen blocks, (trained [blocks], their number, judged [J]), and judge others: Fit."""
-  (trained, num_trained, judged), (decays, num_decays) = chosen, decays
-  train = rows, trained, num_trained
+class _Part(NamedTuple):
+  """The first `count` of the blocks int32 [blocks] of the examples."""
+
+  rows: Rows
+  blocks: jax.Array
+  count: jax.Array
+
+
+def _fit(
+  form, first, further, weights, decays, num_decays, variances, curvature, train, judged
+) -> Fit:
+  """Fit the first decays to a part of the examples, and judge other blocks int32 [J] of them."""
   weights = weights / jnp.maximum(_examples(form, curvature, train), 1)[None]
   gradient = functools.partial(_gradient, form, weights, train)
   bounds = {
@@ -218,28 +226,28 @@ def _fit(form, first, further, weights, decays, variances, curvature, rows, chos
     (params, scale), rights, losses = carry
     k, steps = jnp.maximum(i - 1, 0), jnp.where(i == 0, first, further)
     params, scale, loss = _descend(params, scale, decays[k], gradient, bounds, steps)
-    right = _judge(form, params, rows, judged)
+    right = _judge(form, params, train.rows, judged)
     return (params, scale), rights.at[k].set(right), losses.at[k].set(loss)
 
   start = jax.tree.map(jnp.zeros_like, bounds), jnp.full(len(weights), CURVATURE)
-  shape = len(decays), len(judged), len(weights), *rows.labels.shape[1:]
+  shape = len(decays), len(judged), len(weights), *train.rows.labels.shape[1:]
   empty = jnp.zeros(shape, bool), jnp.zeros((len(decays), len(weights)))
   (params, _), right, loss = jax.lax.fori_loop(0, num_decays + 1, more_steps, (start, *empty))
   return Fit(params, right, loss)
 
 
 def _sum_over_blocks(function, train):
-  """Sum a function of x [R, d] and labels [R, L] over the trained blocks."""
-  rows, trained, count = train
+  """Sum a function of x [R, d] and labels [R, L] over the blocks of a part."""
 
   def of_block(i):
-    return function(rows.x[trained[i]], rows.labels[trained[i]])
+    block = train.blocks[i]
+    return function(train.rows.x[block], train.rows.labels[block])
 
   def add(i, total):
     return jax.tree.map(jnp.add, total, of_block(i))
 
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_block, 0))
-  return jax.lax.fori_loop(0, count, add, zeros)
+  return jax.lax.fori_loop(0, train.count, add, zeros)
 
 
 def _level_losses(form, params, x, labels):
@@ -251,7 +259,7 @@ def _level_losses(form, params, x, labels):
 
 def _examples(form, curvature, train):
   """Count the examples with a loss at each level [H]; it may be known from a coarser label."""
-  d, of_setting = train[0].x.shape[-1], jax.tree.map(lambda c: c[0], curvature)
+  d, of_setting = train.rows.x.shape[-1], jax.tree.map(lambda c: c[0], curvature)
   params = {level: {'kernel': jnp.zeros((d, len(c))), 'bias': c} for level, c in of_setting.items()}
 
   def count(x, labels):

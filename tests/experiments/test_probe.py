@@ -204,8 +204,8 @@ def test_a_program_fits_and_judges_the_blocks_that_it_is_told():
   rows = probe_fit.Rows.make(basis.transform(x), labels, 4, 25)
   program = probe_fit.Program(form, [[0.0, 0.0, 1.0]], decays, basis.variances, rows, 1, (5, 3))
   result = program.fit([3, 1], [2], 0.1)
-  chosen = np.r_[75:90, 25:50]
-  expected = fit_all(form, [[0.0, 0.0, 1.0]], decays[:2], basis, x[chosen], labels[chosen], (5, 3))
+  x, y = (np.concatenate([values[75:90], values[25:50]]) for values in (x, labels))
+  expected = fit_all(form, [[0.0, 0.0, 1.0]], decays[:2], basis, x, y, (5, 3))
   for level, p in expected.params.items():
     np.testing.assert_allclose(result.params[level]['kernel'], p['kernel'], atol=1e-5)
   np.testing.assert_allclose(result.loss[:2], expected.loss, rtol=1e-5)
@@ -325,14 +325,14 @@ def test_paths_are_judged_by_fits_without_them(views):
   expected = np.zeros((2, 2, len(x)), bool)
   for fold, (k, decays) in itertools.product(range(3), enumerate(([3.0], [3.0, 0.3]))):
     held_out = data.fold == fold
-    for which, is_fitted in enumerate((~held_out, data.fold == (fold + 1) % 3)):
+    for split, is_fitted in enumerate((~held_out, data.fold == (fold + 1) % 3)):
       rows = x[is_fitted].reshape(-1, x.shape[-1]), np.repeat(labels[is_fitted], views, 0)
       fit = fit_all(form, [[1.0]], decays, data.basis, *rows, probe_grid.PATH_STEPS)
       head = fit.params['model']
       first_view = data.basis.transform(x[held_out, 0])
       leaf = (first_view @ head['kernel'][:, 0] + head['bias'][0]).argmax(1)
-      expected[which, k, held_out] = leaf == labels[held_out, 2]
-      expected[which, k, held_out] &= (TABLE.paths[leaf] == labels[held_out]).all(1)
+      expected[split, k, held_out] = leaf == labels[held_out, 2]
+      expected[split, k, held_out] &= (TABLE.paths[leaf] == labels[held_out]).all(1)
   for k, decay in enumerate((3.0, 0.3)):
     np.testing.assert_array_equal(settings[decay].is_right, expected[0, k])
   after_one = grid._right_after_one_fold(flat)

@@ -191,7 +191,7 @@ _MODEL = (
          '[0, 255]', kind=options.TRIPLE),
   Option('model.std', None, 'standard deviation of the RGB input, likewise', '(0, inf)',
            kind=options.TRIPLE),
-  Option(*('model.neck', None, 'width of a linear layer before the heads', '[1, 1000000]', int)),
+  Option('model.neck', None, 'width of a linear layer before the heads', '[1, 1000000]', int),
   Option('model.normalize', False, 'scale the features that the heads read to unit length'),
   Option('model.levels', ('all',), 'the levels that have a head', kind=options.NAMES),
   Option('model.heads', 'parallel',

@@ -11,8 +11,6 @@ EXTRAS = {
   **dict.fromkeys(('sklearn', 'threadpoolctl', 'tensorboardX'), 'train'),
   'huggingface_hub': 'train',
 }
-
-
 # Choices that an error lists.
 FEW = 50
 
@@ -30,6 +28,11 @@ def missing_extra(error: Exception) -> str:
     return ''
   extra = EXTRAS[error.name]
   return f"{error.name} is not installed; it comes with: pip install 'hierjax[{extra}]'"
+
+
+def kind_and_text(error: Exception) -> str:
+  """Return the kind of an error and the beginning of its text, for the text of another one."""
+  return f'{type(error).__name__}: {str(error)[:120]}'
 
 
 def listing(items: Iterable[str], count: int) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core import files, json_files
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, kind_and_text
 from hierjax.core.names import Names
 from hierjax.data import csv_columns, image_files, label_columns, split_names, store
 from hierjax.data.dataset import Table
@@ -175,8 +175,7 @@ class _Index:
     except UserError:
       raise
     except Exception as error:  # a damaged file meets all kinds
-      reason = f'{type(error).__name__}: {str(error)[:120]}'
-      text = f'is damaged, cut off or compressed behind {last!r} ({reason})'
+      text = f'is damaged, cut off or compressed behind {last!r} ({kind_and_text(error)})'
       self.findings.error(name, 'damaged tars', text)
       return examples
     # blocks of zeros mark the end

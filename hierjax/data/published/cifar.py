@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from hierjax.core import files, pickles
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, kind_and_text
 from hierjax.data.published.layout import Example, Layout, find, number
 
 LEVELS = ('coarse', 'fine')
@@ -119,8 +119,7 @@ def _unpickle(path, *keys):
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror})') from None
   except Exception as error:  # a damaged pickle raises all kinds
-    reason = f'{type(error).__name__}: {str(error)[:120]}'
-    raise UserError(f'{path}: is damaged or was cut short ({reason})') from None
+    raise UserError(f'{path}: is damaged or was cut short ({kind_and_text(error)})') from None
   missing = [key for key in keys if key not in content]
   if missing:
     present = ', '.join(map(str, content))[:200]

@@ -1,7 +1,7 @@
 """Errors that a user can act on."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # The extra of the package that brings a module, where it is not installed with the package.
 EXTRAS = {
@@ -39,6 +39,12 @@ def listing(items: Iterable[str], count: int) -> str:
   """Join items for people, the first `count` of many: 'car, truck ...'."""
   items = list(items)
   return ', '.join(items[:count]) + (' ...' if len(items) > count else '')
+
+
+def and_more(items: Sequence[str], count: int = 20) -> str:
+  """Join items for people, the first `count` of many: 'car, truck and 3 more'."""
+  more = f' and {len(items) - count} more' if len(items) > count else ''
+  return ', '.join(items[:count]) + more
 
 
 def did_you_mean(name: str, choices: Iterable[str], count: int = 1) -> str:

@@ -69,7 +69,8 @@ class Option:
     default: value where nothing is set; `None` for an option that is off.
     help: one line that says what it does.
     interval: where numbers, or each number of a tuple, may lie: '[0, 1)'.
-    value_type: bool, int, float, str or tuple; by default that of the default, str for `None`.
+    value_type: bool, int, float, str or tuple; by default that of the default, for `None` float
+      where there is an interval, else str.
     choices: the values there are, where they are few and fixed.
     is_optional: whether `None` is a value; it is where it is the default.
     kind: of tuples.
@@ -90,8 +91,10 @@ class Option:
     value_type = self.value_type
     if self.kind:
       value_type = tuple
+    elif value_type is None and self.default is None:
+      value_type = float if self.interval else str
     elif value_type is None:
-      value_type = str if self.default is None else type(self.default)
+      value_type = type(self.default)
     is_optional = self.is_optional or self.default is None
     # The class is frozen; only so can these two be inferred from the other fields.
     object.__setattr__(self, 'value_type', value_type)

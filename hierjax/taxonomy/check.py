@@ -85,10 +85,10 @@ def _check_row(levels, row, cells, finest):
       f"'{above}, no {levels[gap]}'",
     )
   leaf = cells[depth - 1]
-  entry = (row, cells)
-  first_row, first_cells = first_entry = finest.setdefault(leaf, entry)
-  if first_entry is entry:
+  if leaf not in finest:
+    finest[leaf] = row, cells
     return None
+  first_row, first_cells = finest[leaf]
   if list(first_cells) == list(cells):
     text = f'repeats row {first_row} ({levels[-1]} {leaf!r}); every finest class has one row'
     return RowProblem(row, 'duplicate row', text)

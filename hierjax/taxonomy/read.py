@@ -115,7 +115,5 @@ def _exclusive_rows(rows, n):
 
 def _ancestors(tags, paths):
   """int32 [M, L]: what the exclusive paths int32 [finest tag, L] of a tag's leaves agree on."""
-  ancestors = []
-  for names, classes in zip(tags.names, tags.paths.T):
-    ancestors.append(common_values(classes, paths, len(names)))
-  return np.concatenate(ancestors).astype(np.int32)
+  columns = zip(tags.paths.T, tags.names)
+  return np.concatenate([common_values(classes, paths, len(names)) for classes, names in columns])

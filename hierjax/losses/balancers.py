@@ -414,27 +414,10 @@ def db_mtl(beta: float = 0.9, power: float = 0.5) -> Balancer:
   return _balancer(rule, init, reads_gram=True, smooth=smooth)
 
 
+_LOSS_METHODS = (fixed, uw, dwa, dtp, gradnorm, awa, rlw, gls, famo)
+_GRADIENT_METHODS = (pcgrad, gradvac, cagrad, imtl, imtl_l, imtl_g, mgda, nash, aligned, fairgrad)
+METHODS = (*_LOSS_METHODS, *_GRADIENT_METHODS, upgrad, db_mtl)
 BALANCERS: Mapping[str, Callable[..., Balancer]] = {
   'equal': fixed,
-  'fixed': fixed,
-  'uw': uw,
-  'dwa': dwa,
-  'dtp': dtp,
-  'gradnorm': gradnorm,
-  'awa': awa,
-  'rlw': rlw,
-  'gls': gls,
-  'famo': famo,
-  'pcgrad': pcgrad,
-  'gradvac': gradvac,
-  'cagrad': cagrad,
-  'imtl': imtl,
-  'imtl_l': imtl_l,
-  'imtl_g': imtl_g,
-  'mgda': mgda,
-  'nash': nash,
-  'aligned': aligned,
-  'fairgrad': fairgrad,
-  'upgrad': upgrad,
-  'db_mtl': db_mtl,
+  **{method.__name__: method for method in METHODS},
 }

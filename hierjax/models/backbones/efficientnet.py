@@ -7,7 +7,6 @@ torchvision's nets; its b5 to b7 have another eps.
 """
 
 import functools
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,15 +18,10 @@ from hierjax.models.backbones import mobilenet
 from hierjax.models.backbones.mobilenet import Style, round_channels
 from hierjax.models.initializers import fan_out
 
-# For each stage of B0 (blocks, kernel, stride of the first, expansion of the channels, channels).
+# The stages of B0 without squeeze-and-excite, in `mobilenet`'s notation.
 STAGES = (
-  (1, 3, 1, 1, 16),
-  (2, 3, 2, 6, 24),
-  (2, 5, 2, 6, 40),
-  (3, 3, 2, 6, 80),
-  (3, 5, 1, 6, 112),
-  (4, 5, 2, 6, 192),
-  (1, 3, 1, 6, 320),
+  'ds_r1_k3_s1_c16 ir_r2_k3_s2_e6_c24 ir_r2_k5_s2_e6_c40 ir_r3_k3_s2_e6_c80 ir_r3_k5_s1_e6_c112 '
+  'ir_r4_k5_s2_e6_c192 ir_r1_k3_s1_e6_c320'
 )
 # (factor on the channels, factor on the number of blocks, image size it was trained with)
 B = (
@@ -43,23 +37,14 @@ B = (
 LITE = ((1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260), (1.2, 1.4, 280), (1.4, 1.8, 300))
 
 
-def _scaled_stages(width: float, depth: float, is_lite: bool) -> list[tuple[int, ...]]:
-  """Scale `STAGES` by factors on channels and numbers of blocks."""
-  table = []
-  for i, (num_blocks, size, stride, expand, channels) in enumerate(STAGES):
-    is_fixed = is_lite and i in (0, len(STAGES) - 1)
-    scaled = num_blocks if is_fixed else math.ceil(num_blocks * depth)
-    table.append((scaled, size, stride, expand, round_channels(channels * width)))
-  return table
-
-
 def _b(variant: int) -> dict[str, Any]:
   """Return the arguments of MobileNet that make EfficientNet-B0 to B7."""
   width, depth, _ = B[variant]
   stem = round_channels(32 * width)
   norm = {'eps': 1e-3, 'momentum': 0.99} if variant >= 5 else {}
+  text = ' '.join(f'{stage}_se' for stage in STAGES.split())
   return {
-    'stages': mobilenet.repeat(_scaled_stages(width, depth, False), stem, 'silu', has_excite=True),
+    'stages': mobilenet.parse_stages(text, stem, 'silu', width, depth, 0.9),
     'style': Style(excite=('silu', nn.sigmoid), **norm),
     'act': 'silu',
     'stem': stem,
@@ -71,8 +56,9 @@ def _b(variant: int) -> dict[str, Any]:
 def _lite(variant: int) -> dict[str, Any]:
   """Return the arguments of MobileNet that make EfficientNet-Lite0 to 4."""
   width, depth, _ = LITE[variant]
+  text = STAGES.replace('_r1_', '_R1_')  # the first and the last stage do not grow
   return {
-    'stages': mobilenet.repeat(_scaled_stages(width, depth, True), 32, 'relu6'),
+    'stages': mobilenet.parse_stages(text, 32, 'relu6', width, depth, 0.9),
     'style': Style(is_same=True, eps=1e-3, initial=fan_out),
     'act': 'relu6',
   }

@@ -1,21 +1,17 @@
-"""EfficientNetV2 and MobileNetV4's convolutional nets as in timm, by rows in its notation.
+"""EfficientNetV2 and MobileNetV4's convolutional nets as in timm, in `mobilenet`'s notation.
 
 Tan and Le 2021, arXiv:2104.00298; Qin et al. 2024, arXiv:2404.10518.
 """
 
 import functools
-import math
 
 import flax.linen as nn
 
 from hierjax.models.backbone import HALVES, IMAGENET, Backbone, Colors
 from hierjax.models.backbones import mobilenet
-from hierjax.models.backbones.mobilenet import BlockSpec, MobileNet, Stages, Style, round_channels
+from hierjax.models.backbones.mobilenet import MobileNet, Style, parse_stages, round_channels
 from hierjax.models.initializers import fan_out
 
-# A block is KIND_rREPEATS_kSIZE_sSTRIDE_eEXPANSION_cCHANNELS; aSIZE is a universal block's first
-# depthwise kernel, se0.25 squeeze-and-excite; only cn needs _skip to be residual.
-KINDS = {'cn': 'plain', 'er': 'fused', 'ir': 'inverted', 'uir': 'universal'}
 # name: (channels of the stem, stages)
 V2 = {
   'b': (32, 'cn_r1_k3_s1_e1_c16_skip er_r2_k3_s2_e4_c32 er_r2_k3_s2_e4_c48 '
@@ -43,34 +39,6 @@ V4 = {
 }  # fmt: skip
 
 
-def stages(text: str, channels: int, act: str, width: float = 1.0, depth: float = 1.0) -> Stages:
-  """Read the stages of a net.
-
-  Args:
-    text: in the notation above.
-    channels: of the stem.
-    act: activation.
-    width: factor on channels.
-    depth: factor on numbers of blocks.
-  """
-  result = []
-  for stage in text.split():
-    blocks = []
-    for part in stage.split('+'):
-      kind, *fields = part.split('_')
-      n = {f[0]: int(f[1:]) for f in fields if f[1:].isdigit()}
-      features = n['c'] if width == 1 else round_channels(n['c'] * width, 0)
-      for i in range(math.ceil(n['r'] * depth)):
-        stride, wide = 1 if i else n['s'], channels * n.get('e', 1)
-        squeezed = channels // 4 if 'se' in fields else None
-        options = {'start': n.get('a', 0), 'has_skip': kind != 'cn' or 'skip' in fields}
-        spec = BlockSpec(n['k'], stride, wide, features, act, squeezed, KINDS[kind], **options)
-        blocks.append(spec)
-        channels = features
-    result.append(tuple(blocks))
-  return tuple(result)
-
-
 def _v2(
   name: str, size: int, colors: Colors, is_same: bool, width: float = 1.0, depth: float = 1.0
 ) -> Backbone:
@@ -81,7 +49,7 @@ def _v2(
   head = round_channels(1280 * width, 0)
   return Backbone(
     functools.partial(
-      MobileNet, stages(text, stem, 'silu', width, depth), style, 'silu', stem, head
+      MobileNet, parse_stages(text, stem, 'silu', width, depth), style, 'silu', stem, head
     ),
     head,
     *colors,
@@ -105,7 +73,7 @@ BACKBONES = {
   f'mobilenetv4_conv_{name}': Backbone(
     functools.partial(
       MobileNet,
-      stages(text, stem, 'relu'),
+      parse_stages(text, stem, 'relu'),
       Style(initial=fan_out),
       'relu',
       stem,

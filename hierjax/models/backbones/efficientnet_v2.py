@@ -39,6 +39,9 @@ V4 = {
 }  # fmt: skip
 
 
+TORCH_NAMES = {'timm': mobilenet.timm_name}
+
+
 def _v2(
   name: str, size: int, colors: Colors, is_same: bool, width: float = 1.0, depth: float = 1.0
 ) -> Backbone:
@@ -47,15 +50,9 @@ def _v2(
   stem = round_channels(stem * width, 0)
   style = Style(is_same, 1e-3 if is_same else 1e-5, excite=('silu', nn.sigmoid), initial=fan_out)
   head = round_channels(1280 * width, 0)
-  return Backbone(
-    functools.partial(
-      MobileNet, parse_stages(text, stem, 'silu', width, depth), style, 'silu', stem, head
-    ),
-    head,
-    *colors,
-    size=size,
-    torch_names={'timm': mobilenet.timm_name},
-  )
+  stages = parse_stages(text, stem, 'silu', width, depth)
+  make = functools.partial(MobileNet, stages, style, 'silu', stem, head)
+  return Backbone(make, head, *colors, size=size, torch_names=TORCH_NAMES)
 
 
 BACKBONES = {
@@ -69,19 +66,8 @@ BACKBONES = {
   'tf_efficientnetv2_b1': _v2('b', 192, IMAGENET, True, 1.0, 1.1),
   'tf_efficientnetv2_b2': _v2('b', 208, IMAGENET, True, 1.1, 1.2),
   'tf_efficientnetv2_b3': _v2('b', 240, HALVES, True, 1.2, 1.4),
-} | {
-  f'mobilenetv4_conv_{name}': Backbone(
-    functools.partial(
-      MobileNet,
-      parse_stages(text, stem, 'relu'),
-      Style(initial=fan_out),
-      'relu',
-      stem,
-      is_pooled_first=True,
-    ),
-    1280,
-    size=size,
-    torch_names={'timm': mobilenet.timm_name},
-  )
-  for name, (size, stem, text) in V4.items()
 }
+for name, (size, stem, text) in V4.items():
+  parts = parse_stages(text, stem, 'relu'), Style(initial=fan_out), 'relu', stem
+  make = functools.partial(MobileNet, *parts, is_pooled_first=True)
+  BACKBONES[f'mobilenetv4_conv_{name}'] = Backbone(make, 1280, size=size, torch_names=TORCH_NAMES)

@@ -172,12 +172,8 @@ def torchvision_names(stages: Stages, kind: str) -> Callable[[str], str]:
   has_stages = kind == 'efficientnet'
   blocks = [(s, i) for s, stage in enumerate(stages) for i in range(len(stage))]
   last = 1 + len(stages if has_stages else blocks)
-  ends = {
-    'conv_stem': 'features.0.0',
-    'bn1': 'features.0.1',
-    'conv_head': f'features.{last}.0',
-    'bn2': f'features.{last}.1',
-  }
+  ends = {'conv_stem': 'features.0.0', 'bn1': 'features.0.1'}
+  ends |= {'conv_head': f'features.{last}.0', 'bn2': f'features.{last}.1'}
 
   def name(path: str) -> str:
     match = re.fullmatch(r'blocks_(\d)_(\d+)/(\w+)/?(\w*)', path)
@@ -337,6 +333,7 @@ def _v3_stages() -> Stages:
 
 
 _V2_STAGES, _V3_STAGES = parse_stages(_V2, 32, 'relu6'), _v3_stages()
+_V3_STYLE = Style(eps=1e-3, momentum=0.99, excite=('relu', nn.hard_sigmoid))
 
 # timm's mobilenetv2_100 is torchvision's net; its mobilenetv3_large_100 has another eps.
 BACKBONES = {
@@ -348,15 +345,7 @@ BACKBONES = {
     uncounted='GlobalPool_0',
   ),
   'mobilenet_v3_large': Backbone(
-    functools.partial(
-      MobileNet,
-      _V3_STAGES,
-      Style(eps=1e-3, momentum=0.99, excite=('relu', nn.hard_sigmoid)),
-      'hardswish',
-      stem=16,
-      head=960,
-      dense=1280,
-    ),
+    functools.partial(MobileNet, _V3_STAGES, _V3_STYLE, 'hardswish', stem=16, head=960, dense=1280),
     1280,
     torch_names={'torchvision': torchvision_names(_V3_STAGES, 'v3')},
   ),

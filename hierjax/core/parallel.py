@@ -80,13 +80,8 @@ def start(
     f'started, and can they reach the coordinator{address}?'
   )
   try:
-    jax.distributed.initialize(
-      coordinator or None,
-      processes,
-      process,
-      initialization_timeout=wait,
-      heartbeat_timeout_seconds=silence,
-    )
+    limits = {'initialization_timeout': wait, 'heartbeat_timeout_seconds': silence}
+    jax.distributed.initialize(coordinator or None, processes, process, **limits)
   except (ValueError, RuntimeError) as e:
     reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
     if 'should be defined' in reason or 'must be defined' in reason:

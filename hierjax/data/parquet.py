@@ -42,12 +42,8 @@ def download(address: str) -> pathlib.Path:
     "'*.parquet' --local-dir FOLDER, then --config.data.root=FOLDER"
   )
   with hub.explained(f'{address}: could not be downloaded', by_hand):
-    folder = huggingface_hub.snapshot_download(
-      repository,
-      repo_type='dataset',
-      revision=revision,
-      allow_patterns=['*.parquet', 'taxonomy.csv'],
-    )
+    options = {'revision': revision, 'allow_patterns': ['*.parquet', 'taxonomy.csv']}
+    folder = huggingface_hub.snapshot_download(repository, repo_type='dataset', **options)
   return pathlib.Path(folder)
 
 

@@ -82,11 +82,8 @@ def _adam_step(
 ) -> tuple[jax.Array, Any]:
   """One step of tx on `value`; none where `when` is False."""
   updates, opt_after = tx.update(gradient, opt_state, value)
-  return jax.tree.map(
-    lambda new, old: jnp.where(when, new, old),
-    (optax.apply_updates(value, updates), opt_after),
-    (value, opt_state),
-  )
+  after = optax.apply_updates(value, updates), opt_after
+  return jax.tree.map(lambda new, old: jnp.where(when, new, old), after, (value, opt_state))
 
 
 def fixed() -> Balancer:

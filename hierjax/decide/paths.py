@@ -300,7 +300,11 @@ def tune(
     return weights
   rows = even_subset(rows, len(taxonomy.paths), limit)
   truth = labels[rows, -1]
-  logs = [_log_ratios(probs[k][rows], taxonomy.paths[:, k], truth) for k in (*coarse, finest)]
+  logs = []  # per level with a weight log(p of each leaf's class / p of the true leaf's) [n, leaf]
+  for k in (*coarse, finest):
+    log_p = np.log(np.maximum(np.asarray(probs[k][rows], np.float64), TINY))
+    log_p = log_p[:, taxonomy.paths[:, k]]
+    logs.append(log_p - log_p[np.arange(len(truth)), truth][:, None])
   fitted, loss = _most_likely_weights(logs)
   alone, loss_alone = _most_likely_weights(logs[-1:])
   gained = max(loss_alone - loss, len(coarse))
@@ -317,13 +321,6 @@ def tune(
   trials = [np.round(factor * fitted[:-1] / scale, 3) for factor in FACTORS]
   weights[coarse] = max((np.minimum(trial, MAX_WEIGHT) for trial in trials), key=count_right)
   return weights
-
-
-def _log_ratios(p, class_of_leaf, truth):
-  """Compute log(p of each leaf's class / p of the true leaf's), float64 [n, leaf], of p [n, C]."""
-  log_p = np.log(np.maximum(np.asarray(p, np.float64), TINY))
-  log_p = log_p[:, class_of_leaf]
-  return log_p - log_p[np.arange(len(truth)), truth][:, None]
 
 
 def _most_likely_weights(logs):

@@ -76,14 +76,12 @@ def _check_row(levels, row, cells, finest):
   if not all(is_named[:depth]):
     gap = is_named.index(False)
     after = next(i for i in range(gap, len(cells)) if is_named[i])
-    text = f'{levels[gap]} is empty before {levels[after]} {cells[after]!r}'
     above = cells[gap - 1] if gap else cells[after]
-    return RowProblem(
-      row,
-      'gap',
-      f'{text}; only the end of a row may be empty: write a name for it, such as '
-      f"'{above}, no {levels[gap]}'",
+    text = (
+      f'{levels[gap]} is empty before {levels[after]} {cells[after]!r}; only the end of a row may '
+      f"be empty: write a name for it, such as '{above}, no {levels[gap]}'"
     )
+    return RowProblem(row, 'gap', text)
   leaf = cells[depth - 1]
   if leaf not in finest:
     finest[leaf] = row, cells

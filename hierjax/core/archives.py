@@ -7,10 +7,14 @@ import zipfile
 import numpy as np
 
 from hierjax.core import files
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, kind_and_text
 
 MAX_BYTES = 512 * 2**20  # of all arrays of an archive, unpacked
 _MAX_HEADER = 10_000  # bytes of an array's header
+_HEADERS = {  # by the version of the format
+  (1, 0): np.lib.format.read_array_header_1_0,
+  (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def read(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> dict[str, np.ndarray]:
@@ -38,19 +42,13 @@ def read(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> dict[str, np.nd
   except Exception as e:  # zipfile, zlib and NumPy raise many kinds on damaged files
     if isinstance(e, OSError) and e.filename:
       raise
-    reason = f'{type(e).__name__}: {str(e)[:120]}'
-    raise UserError(f'{path}: is damaged ({reason})') from None
+    raise UserError(f'{path}: is damaged ({kind_and_text(e)})') from None
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
   """Read a member whose header says no more than it holds."""
   with archive.open(info) as f:
-    version = np.lib.format.read_magic(f)
-    read_header = {
-      (1, 0): np.lib.format.read_array_header_1_0,
-      (2, 0): np.lib.format.read_array_header_2_0,
-    }[version]
-    shape, _, dtype = read_header(f, max_header_size=_MAX_HEADER)
+    shape, _, dtype = _HEADERS[np.lib.format.read_magic(f)](f, max_header_size=_MAX_HEADER)
     size = math.prod(shape) * dtype.itemsize
     # An array of elements without bytes may have any number of them.
     if dtype.hasobject or f.tell() + size != info.file_size or not dtype.itemsize:

@@ -115,9 +115,6 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
   return lines
 
 
-# Checks.
-
-
 def check_tree(c: ConfigDict) -> None:
   """Check that a tree has exactly the options of `default()`.
 
@@ -253,9 +250,6 @@ def check_multi(c: ConfigDict, levels: Sequence[str]) -> None:
     )
 
 
-# Durations and levels.
-
-
 def steps(
   node: ConfigDict | PhaseOptions, prefix: str, examples: int, batch_size: int, option: str
 ) -> int | None:
@@ -309,9 +303,6 @@ def head_levels(m: ConfigDict, levels: Sequence[str], multi: Sequence[str] = ())
   exclusive = [level for level in selected if level not in multi]
   without_head = exclusive[:-1] if exclusive else selected[:-1]
   return tuple(level for level in selected if level not in without_head)
-
-
-# JSON.
 
 
 def to_json(c: ConfigDict) -> str:

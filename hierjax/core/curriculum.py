@@ -77,11 +77,9 @@ def _from_dict(values: dict) -> PhaseOptions:
   return PhaseOptions(**values)
 
 
-def _check(value: tuple) -> str:
-  for x in value:
-    if not isinstance(x, PhaseOptions):
-      return f'has {x!r}, which is no phase; make it with config.phase(steps=100)'
-  return ''
-
-
-PHASES = options.Kind(lambda text: from_dicts(options.literal(text)), _check)
+PHASES = options.Kind(
+  lambda text: from_dicts(options.literal(text)),
+  options.check_each(
+    lambda x: isinstance(x, PhaseOptions), 'no phase; make it with config.phase(steps=100)'
+  ),
+)

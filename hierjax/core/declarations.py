@@ -28,7 +28,7 @@ RULES = ((r'.*/kernel', 1.0, 1.0), (r'.*', 1.0, 0.0))
 
 def _durations(prefix: str, text: str, epochs: float | None) -> tuple[Option, ...]:
   return (
-    Option(f'{prefix}epochs', epochs, f'{text}, in epochs', '(0, inf)', float, is_optional=True),
+    Option(f'{prefix}epochs', epochs, f'{text}, in epochs', '(0, inf)', is_optional=True),
     Option(f'{prefix}steps', None, f'{text}, in steps', '(0, inf)', int),
     Option(f'{prefix}examples', None, f'{text}, in examples', '(0, inf)', int),
   )
@@ -95,8 +95,7 @@ _DATA = (
          'split that calibration and the risk of answers are fitted on, apart from train and val; '
          'None: the one that data.calibration_share makes'),
   Option('data.calibration_share', None,
-         'share of images for a split calibration, apart from train, val and test', '(0, 1)',
-         float),
+         'share of images for a split calibration, apart from train, val and test', '(0, 1)'),
   Option('data.val_from', None,
          'split that val is drawn from, where the data have none; None: the one to train on'),
   Option('data.divide', None,
@@ -112,7 +111,7 @@ _DATA = (
   Option('data.train_limit', None, 'at most so many training images, classes in proportion',
          '[1, inf)', int),
   Option('data.unlabelled', 0.0, "share of each class's images whose finest label is hidden",
-         '[0, 1)', float, levels='exclusive'),
+         '[0, 1)', levels='exclusive'),
   Option('data.partial', 'keep',
          'training images without a finest label: for coarser levels, or not',
          choices=('keep', 'drop'), levels='exclusive'),
@@ -133,7 +132,7 @@ _DATA = (
          choices=('squash', 'crop', 'pad')),
   Option('data.crop_share', None,
          "evaluation: share of a side that is shown, the middle; None: the weights', or 1",
-         '(0, 1]', float),
+         '(0, 1]'),
   Option('data.interpolation', None,
          "evaluation: filter that brings images to size; None: the weights', or averages where "
          'they shrink and bilinear where they grow', choices=('bilinear', 'bicubic', 'lanczos')),
@@ -168,11 +167,10 @@ _DATA = (
          'probability that the hottest place of data.regions becomes grey', '[0, 1]'),
   Option('data.augment.mixup', None,
          'blend the images of a batch in pairs, by a share of Beta(mixup, mixup); losses, and the '
-         'accuracy in the log, are those of both labels by their shares; usual: .2', '(0, inf)',
-         float),
+         'accuracy in the log, are those of both labels by their shares; usual: .2', '(0, inf)'),
   Option('data.augment.cutmix', None,
          'likewise, with a rectangle of the other image; with both, a step draws one; usual: 1',
-         '(0, inf)', float),
+         '(0, inf)'),
   Option('data.toy.train', 2400, 'training images', '[1, 10000000]'),
   Option('data.toy.val', 600, 'validation images', '[1, 10000000]'),
   Option('data.toy.seed', 0, 'seed of the drawings', '[0, inf)'),
@@ -191,7 +189,7 @@ _MODEL = (
          '[0, 255]', kind=options.TRIPLE),
   Option('model.std', None, 'standard deviation of the RGB input, likewise', '(0, inf)',
            kind=options.TRIPLE),
-  Option(*('model.neck', None, 'width of a linear layer before the heads', '[1, 1000000]', int)),
+  Option('model.neck', None, 'width of a linear layer before the heads', '[1, 1000000]', int),
   Option('model.normalize', False, 'scale the features that the heads read to unit length'),
   Option('model.levels', ('all',), 'the levels that have a head', kind=options.NAMES),
   Option('model.heads', 'parallel',
@@ -207,9 +205,8 @@ _MODEL = (
   Option('model.head.tower', None, "mmoe: width of a level's tower (256)", '[1, 1000000]', int),
   Option('model.head.slices', None, "split: widths of the levels' slices; None: equal",
          '[1, 1000000]', kind=options.NUMBERS),
-  Option('model.head.temperature', None, 'prototypes: divisor of cosines (.1)', '(0, inf)', float),
-  Option('model.head.noise', None, 'prototypes: largest shift of a coordinate (0)', '[0, inf)',
-         float),
+  Option('model.head.temperature', None, 'prototypes: divisor of cosines (.1)', '(0, inf)'),
+  Option('model.head.noise', None, 'prototypes: largest shift of a coordinate (0)', '[0, inf)'),
   Option('model.head.dot_product', False, 'prototypes: features are not made unit vectors'),
   Option('model.parts', (), '(level, class, n): a class merged of n rows; hierjax migrate sets it',
          kind=options.TUPLES),
@@ -218,13 +215,13 @@ _MODEL = (
          choices=('float32', 'bfloat16')),
   Option('model.drop_path', None,
          'stochastic depth of the last block, rising from 0 at the first; None: the backbone\'s',
-         '[0, 1)', float),
+         '[0, 1)'),
   Option('model.frozen_norm', False,
          "batch norms of the backbone keep their running statistics in training, too"),
   Option('model.lora_rank', None,
          'train updates of this rank of the dense layers of the backbone instead of its weights; '
          'prediction and export have them added', '[1, 4096]', int),
-  Option('model.lora_alpha', None, 'the updates count alpha / rank; None: 1', '(0, inf)', float),
+  Option('model.lora_alpha', None, 'the updates count alpha / rank; None: 1', '(0, inf)'),
   Option('model.remat', False, 'compute blocks again in the backward pass, to save memory'),
 )
 
@@ -232,26 +229,26 @@ _LOSS = (
   Option('loss.weights', (), "(name, weight) of levels and terms, 'make=1,tree_path=.1'; else 1",
          kind=options.WEIGHTS),
   Option('loss.smoothing', None, 'finest head: label smoothing, the share that goes to siblings',
-         '(0, 1)', float, levels='exclusive'),
+         '(0, 1)', levels='exclusive'),
   Option('loss.siblings', ('coarsest',), 'siblings are classes that share these levels',
          kind=options.NAMES),
   Option('loss.lca', None, 'finest head: soft targets, softmax(-lca * LCA height / largest)',
-         '(0, inf)', float, levels='exclusive'),
+         '(0, inf)', levels='exclusive'),
   Option('loss.hxe', None,
          'finest head: hierarchical cross-entropy, k steps down weigh exp(-hxe k)', '(0, inf)',
-         float, levels='exclusive'),
+         levels='exclusive'),
   Option('loss.hace', None,
          'finest head: HACE, cross-entropy of sums over leaves; an ancestor weighs hace as much',
-         '(0, 1]', float, levels='exclusive'),
+         '(0, 1]', levels='exclusive'),
   Option('loss.margin', None,
          'finest head: soft-max-margin; a leaf gets margin * share of levels that differ',
-         '(0, inf)', float, levels='exclusive'),
+         '(0, inf)', levels='exclusive'),
   Option('loss.any_level', False,
          'finest head: learns from coarser labels, as any class below; hxe, hace, margin do anyway',
          levels='exclusive'),
   Option('loss.logit_adjust', None,
          'all levels, against a long tail: in the loss logits + this * log share of a class (1)',
-         '(0, inf)', float, levels='exclusive'),
+         '(0, inf)', levels='exclusive'),
   Option('loss.aggregate', None, 'HCAL: coarser heads learn from mean features, of these',
          choices=('samples', 'children'), levels='exclusive'),
   Option('loss.positives', 'perturbed', 'prototypes: the perturbed one of the class, or both',
@@ -262,10 +259,10 @@ _LOSS = (
   Option('loss.distill_temperature', 2.0, 'of the terms distill and joint_distill', '(0, inf)'),
   Option('loss.binary', 'bce', 'tag levels: binary cross-entropy, or focal loss',
          choices=('bce', 'focal'), levels='tags'),
-  Option('loss.focal_gamma', 2.0, 'focal: examples count (1 - p)^focal_gamma', '[0, inf)', float,
+  Option('loss.focal_gamma', 2.0, 'focal: examples count (1 - p)^focal_gamma', '[0, inf)',
          levels='tags'),
   Option('loss.pos_weight', None, 'bce: positives weigh negatives / positives, at most this',
-         '[1, inf)', float, levels='tags'),
+         '[1, inf)', levels='tags'),
 )
 
 _BALANCE = (
@@ -273,14 +270,14 @@ _BALANCE = (
   Option('balance.at', 'weights',
          'gradients of the shared weights or, far cheaper, of the features',
          choices=('weights', 'features')),
-  Option('balance.alpha', None, 'gradnorm (1.5), fairgrad (1)', '[0, inf)', float),
-  Option('balance.beta', None, 'gradvac (.5), db_mtl (.9)', '[0, 1]', float),
-  Option('balance.c', None, 'cagrad (.4)', '[0, 1)', float),
-  Option('balance.decay', None, 'dtp (.9), famo (.001)', '[0, 1)', float),
-  Option('balance.gamma', None, 'dtp (1), awa (.5)', '[0, inf)', float),
-  Option('balance.lr', None, 'uw, imtl_l, imtl, famo, gradnorm (.025)', '[0, inf)', float),
-  Option('balance.power', None, 'db_mtl (.5)', '[0, inf)', float),
-  Option('balance.temperature', None, 'dwa (2)', '(0, inf)', float),
+  Option('balance.alpha', None, 'gradnorm (1.5), fairgrad (1)', '[0, inf)'),
+  Option('balance.beta', None, 'gradvac (.5), db_mtl (.9)', '[0, 1]'),
+  Option('balance.c', None, 'cagrad (.4)', '[0, 1)'),
+  Option('balance.decay', None, 'dtp (.9), famo (.001)', '[0, 1)'),
+  Option('balance.gamma', None, 'dtp (1), awa (.5)', '[0, inf)'),
+  Option('balance.lr', None, 'uw, imtl_l, imtl, famo, gradnorm (.025)', '[0, inf)'),
+  Option('balance.power', None, 'db_mtl (.5)', '[0, inf)'),
+  Option('balance.temperature', None, 'dwa (2)', '(0, inf)'),
 )
 
 _OPTIM = (
@@ -300,12 +297,12 @@ _OPTIM = (
          '[0, 1)', kind=options.PAIR),
   Option('optim.plateau_factor', 0.5, 'factor on lr at a plateau', '(0, 1)'),
   Option('optim.plateau_patience', 2, 'evaluations without a lower val loss', '[0, inf)'),
-  Option('optim.clip', None, 'largest global norm of the gradient', '(0, inf)', float),
+  Option('optim.clip', None, 'largest global norm of the gradient', '(0, inf)'),
   Option('optim.accumulate', 1, 'micro-batches a step; batch norm sees one', '[1, inf)'),
-  Option('optim.ema', None, 'decay of averaged weights, which are evaluated', '(0, 1)', float),
+  Option('optim.ema', None, 'decay of averaged weights, which are evaluated', '(0, 1)'),
   Option('optim.layer_decay', None,
          'factor on lr for each block of the backbone, from the last to the first; usual: .75',
-         '(0, 1)', float),
+         '(0, 1)'),
   Option('optim.rules', RULES,
          '(regular expression of a path, factor on lr, on weight decay); 0 on lr: does not train',
          kind=options.RULES),
@@ -316,7 +313,7 @@ _TRAIN = (
   *_durations('train.', 'length of the training', 20.0),
   *_durations('train.eval_', 'evaluate on val this often; all None: at the end', 1.0),
   Option('train.log_steps', 20, 'steps between lines of the log', '[1, inf)'),
-  Option('train.save_minutes', 10.0, 'save between evaluations this often', '(0, inf)', float,
+  Option('train.save_minutes', 10.0, 'save between evaluations this often', '(0, inf)',
          is_optional=True),
   Option('train.best', 'top1/finest',
          'val metric that chooses the checkpoint: loss, fpa, hvr, joint_fpa, top1/LEVEL; of tag '
@@ -325,9 +322,8 @@ _TRAIN = (
          '[1, inf)', int),
   Option('train.shard', 'auto',
          'each device holds a part only, between steps, of the state of the optimiser and the '
-         'averaged weights (optimizer), or of the parameters, too (all); auto: optimizer from '
-         '1 GiB on; None: each holds all',
-         choices=('auto', 'optimizer', 'all'), is_optional=True),
+         'averaged weights (optimizer), or of the parameters, too (all); auto: optimizer from 1 '
+         'GiB on; None: each holds all', choices=('auto', 'optimizer', 'all'), is_optional=True),
 )
 
 _LOG = (
@@ -344,11 +340,10 @@ _EVAL = (
 _DECIDE = (
   Option('decide.risk', None,
          'share of images that may get a wrong answer, so that it is of the deepest level that is '
-         'safe; with decide.costs the mean cost of wrong answers', '(0, inf)', float,
-         levels='exclusive'),
+         'safe; with decide.costs the mean cost of wrong answers', '(0, inf)', levels='exclusive'),
   Option('decide.confidence', None,
          'probability over calibration images that the risk holds; None: it holds on average',
-         '(0, 1)', float, levels='exclusive'),
+         '(0, 1)', levels='exclusive'),
   Option('decide.by', 'one',
          'one: a threshold for all; level: the risk holds for the answers at each level; branch: '
          'within each class of the coarsest level that has enough calibration images',
@@ -361,7 +356,7 @@ _DECIDE = (
          '[0, inf)', levels='exclusive'),
   Option('decide.sets', None,
          'predict lists at each level a set of classes; this share of the images may have their '
-         'class outside of it', '(0, 1)', float, levels='exclusive'),
+         'class outside of it', '(0, 1)', levels='exclusive'),
   Option('decide.set_kind', 'lac',
          'lac: the smallest sets on average; aps: their size follows how hard an image is',
          choices=('lac', 'aps'), levels='exclusive'),
@@ -370,7 +365,7 @@ _DECIDE = (
          'correct: label those with the most', levels='exclusive'),
   Option('decide.novelty', None,
          'detect images of classes that training never saw, such that this share of the images of '
-         'known ones is called new, at most (.05)', '(0, 1)', float, levels='exclusive'),
+         'known ones is called new, at most (.05)', '(0, 1)', levels='exclusive'),
   Option('decide.novelty_score', 'auto', 'score of novelty; auto: the best on left-out classes',
          choices=NOVELTY_SCORES, levels='exclusive'),
 )

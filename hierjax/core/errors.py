@@ -1,7 +1,7 @@
 """Errors that a user can act on."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # The extra of the package that brings a module, where it is not installed with the package.
 EXTRAS = {
@@ -11,8 +11,6 @@ EXTRAS = {
   **dict.fromkeys(('sklearn', 'threadpoolctl', 'tensorboardX'), 'train'),
   'huggingface_hub': 'train',
 }
-
-
 # Choices that an error lists.
 FEW = 50
 
@@ -32,10 +30,21 @@ def missing_extra(error: Exception) -> str:
   return f"{error.name} is not installed; it comes with: pip install 'hierjax[{extra}]'"
 
 
+def kind_and_text(error: Exception) -> str:
+  """Return the kind of an error and the beginning of its text, for the text of another one."""
+  return f'{type(error).__name__}: {str(error)[:120]}'
+
+
 def listing(items: Iterable[str], count: int) -> str:
   """Join items for people, the first `count` of many: 'car, truck ...'."""
   items = list(items)
   return ', '.join(items[:count]) + (' ...' if len(items) > count else '')
+
+
+def and_more(items: Sequence[str], count: int = 20) -> str:
+  """Join items for people, the first `count` of many: 'car, truck and 3 more'."""
+  more = f' and {len(items) - count} more' if len(items) > count else ''
+  return ', '.join(items[:count]) + more
 
 
 def did_you_mean(name: str, choices: Iterable[str], count: int = 1) -> str:

@@ -1,6 +1,5 @@
 """Millions of strings, such as names of files, in one buffer."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -47,25 +46,21 @@ class Names(Sequence):
     return self.data[self.start[i] : self.end[i]].decode(*CODEC)
 
   def encoded(self) -> Iterator[bytes]:
-    """Return an iterator over the strings as bytes."""
-    chunk_starts = range(0, len(self), CHUNK)
-    slices = itertools.chain.from_iterable(map(self._chunk_slices, chunk_starts))
-    return map(self.data.__getitem__, slices)
-
-  def _chunk_slices(self, first: int) -> Iterator[slice]:
-    """Return an iterator over the places in the buffer of CHUNK strings from `first` on."""
-    chunk = slice(first, first + CHUNK)
-    return map(slice, self.start[chunk].tolist(), self.end[chunk].tolist())
+    """Yield the strings as bytes."""
+    for first in range(0, len(self), CHUNK):
+      chunk = slice(first, first + CHUNK)
+      for start, end in zip(self.start[chunk].tolist(), self.end[chunk].tolist()):
+        yield self.data[start:end]
 
   def __iter__(self) -> Iterator[str]:
-    return map(str, self.encoded(), *map(itertools.repeat, CODEC))
+    return (string.decode(*CODEC) for string in self.encoded())
 
   def by_folder(self) -> Iterator[tuple[str, np.ndarray, 'Names']]:
     """Yield each folder ('' or with a slash at its end), its files' numbers, and their names."""
     name_start = self._name_starts()
     folders = list(Names(self.data, self.start, name_start).encoded())  # [N], b'' or b'a/b/'
     numbers = {folder: number for number, folder in enumerate(dict.fromkeys(folders))}
-    codes = np.fromiter(map(numbers.__getitem__, folders), np.int32, len(folders))
+    codes = np.fromiter((numbers[folder] for folder in folders), np.int32, len(folders))
     del folders
     order = np.argsort(codes, kind='stable')
     ends = np.cumsum(np.bincount(codes))

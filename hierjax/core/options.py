@@ -69,7 +69,8 @@ class Option:
     default: value where nothing is set; `None` for an option that is off.
     help: one line that says what it does.
     interval: where numbers, or each number of a tuple, may lie: '[0, 1)'.
-    value_type: bool, int, float, str or tuple; by default that of the default, str for `None`.
+    value_type: bool, int, float, str or tuple; by default that of the default, for `None` float
+      where there is an interval, else str.
     choices: the values there are, where they are few and fixed.
     is_optional: whether `None` is a value; it is where it is the default.
     kind: of tuples.
@@ -90,8 +91,10 @@ class Option:
     value_type = self.value_type
     if self.kind:
       value_type = tuple
+    elif value_type is None and self.default is None:
+      value_type = float if self.interval else str
     elif value_type is None:
-      value_type = str if self.default is None else type(self.default)
+      value_type = type(self.default)
     is_optional = self.is_optional or self.default is None
     # The class is frozen; only so can these two be inferred from the other fields.
     object.__setattr__(self, 'value_type', value_type)
@@ -216,10 +219,24 @@ def names(text: str | Sequence[str], separator: str = ',') -> tuple[str, ...]:
   return tuple(name for name in stripped if name)
 
 
-def _check_names(value: tuple) -> str:
-  """Return what is wrong with names, '' if nothing is."""
-  are_texts = all(isinstance(name, str) for name in value)
-  return '' if are_texts else 'must be names'
+def _check(is_valid: Callable[[tuple], bool], words: str) -> Callable[[tuple], str]:
+  """Make the check of a kind: value → what it must be in these words, '' if it is."""
+  return lambda value: '' if is_valid(value) else f'must be {words}'
+
+
+def check_each(is_valid: Callable[[object], bool], words: str) -> Callable[[tuple], str]:
+  """Make the check of a kind whose elements are of one form; `words` say that one is not."""
+
+  def check(value):
+    wrong = [x for x in value if not is_valid(x)]
+    return f'has {wrong[0]!r}, which is {words}' if wrong else ''
+
+  return check
+
+
+def _are_names(value: tuple) -> bool:
+  """Whether all elements are text."""
+  return all(isinstance(name, str) for name in value)
 
 
 def _numbers(text: str) -> tuple:
@@ -232,25 +249,10 @@ def _numbers(text: str) -> tuple:
   return tuple(value)
 
 
-def _check_pair(value: tuple) -> str:
-  """Return what is wrong with a pair of numbers in ascending order, '' if nothing is."""
-  is_pair = len(value) == 2 and value[0] <= value[1]
-  return '' if is_pair else 'must be two numbers, the smaller first'
-
-
-def _check_range(value: tuple) -> str:
-  """Return what is wrong with a range that may be a model's own, '' if nothing is."""
-  if value == ('own',):
-    return ''
+def _is_range(value: tuple) -> bool:
+  """Whether a value is two finite numbers, the smaller first, or says that an image has its own."""
   is_pair = len(value) == 2 and all(is_number(x) and math.isfinite(x) for x in value)
-  if is_pair and value[0] < value[1]:
-    return ''
-  return "must be 'own', or two numbers, the smaller first"
-
-
-def _check_triple(value: tuple) -> str:
-  """Return what is wrong with an RGB colour, '' if nothing is."""
-  return '' if len(value) == 3 else 'must be three numbers, of RGB in 0..255'
+  return value == ('own',) or (is_pair and value[0] < value[1])
 
 
 def _tuples(text: str) -> tuple[tuple, ...]:
@@ -275,28 +277,12 @@ def _weights(text: str) -> tuple[tuple[str, float], ...]:
   return tuple(pairs)
 
 
-def _check_weights(value: tuple) -> str:
-  """Return what is wrong with (level, number) pairs, '' if nothing is."""
-  for pair in value:
-    if not _is_weight(pair):
-      return f'has {pair!r}, which is not LEVEL=NUMBER with a number of at least 0'
-  return ''
-
-
 def _is_weight(pair: object) -> bool:
   """Return whether a value is a level's name and a finite number of at least 0."""
   if not isinstance(pair, tuple) or len(pair) != 2:
     return False
   name, number = pair
   return isinstance(name, str) and is_number(number) and 0 <= number < math.inf
-
-
-def _check_rules(value: tuple) -> str:
-  """Return what is wrong with rules on parameters, '' if nothing is."""
-  for rule in value:
-    if not _is_rule(rule):
-      return f'has {rule!r}, which is not (regular expression, factor on lr, on weight decay)'
-  return ''
 
 
 def _is_rule(rule: object) -> bool:
@@ -309,15 +295,22 @@ def _is_rule(rule: object) -> bool:
     return False
 
 
-NAMES = Kind(names, _check_names)
-NAMES_BY_SEMICOLON = Kind(lambda text: names(text, ';'), _check_names)
+NAMES = Kind(names, _check(_are_names, 'names'))
+NAMES_BY_SEMICOLON = Kind(lambda text: names(text, ';'), NAMES.check)
 NUMBERS = Kind(_numbers)
-PAIR = Kind(_numbers, _check_pair)
-RANGE = Kind(lambda text: ('own',) if text.strip() == 'own' else _numbers(text), _check_range)
-TRIPLE = Kind(_numbers, _check_triple)
+PAIR = Kind(
+  _numbers, _check(lambda x: len(x) == 2 and x[0] <= x[1], 'two numbers, the smaller first')
+)
+RANGE = Kind(
+  lambda text: ('own',) if text.strip() == 'own' else _numbers(text),
+  _check(_is_range, "'own', or two numbers, the smaller first"),
+)
+TRIPLE = Kind(_numbers, _check(lambda x: len(x) == 3, 'three numbers, of RGB in 0..255'))
 TUPLES = Kind(_tuples)
-WEIGHTS = Kind(_weights, _check_weights)
-RULES = Kind(_tuples, _check_rules)
+WEIGHTS = Kind(_weights, check_each(_is_weight, 'not LEVEL=NUMBER with a number of at least 0'))
+RULES = Kind(
+  _tuples, check_each(_is_rule, 'not (regular expression, factor on lr, on weight decay)')
+)
 
 
 def level_words(levels: Sequence[str]) -> dict[str, Sequence[str]]:

@@ -80,13 +80,8 @@ def start(
     f'started, and can they reach the coordinator{address}?'
   )
   try:
-    jax.distributed.initialize(
-      coordinator or None,
-      processes,
-      process,
-      initialization_timeout=wait,
-      heartbeat_timeout_seconds=silence,
-    )
+    limits = {'initialization_timeout': wait, 'heartbeat_timeout_seconds': silence}
+    jax.distributed.initialize(coordinator or None, processes, process, **limits)
   except (ValueError, RuntimeError) as e:
     reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
     if 'should be defined' in reason or 'must be defined' in reason:
@@ -140,15 +135,19 @@ def _on_abort(text: str) -> None:
   a handler in C, which abort() calls before it returns.
   """
   global _abort
-  _abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _leave(text, LOST))
+
+  def handle(_):
+    print(f'\nerror: {text}', file=sys.stderr)
+    _leave(LOST)
+
+  _abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
   ctypes.CDLL(None).signal(signal.SIGABRT, _abort)
 
 
-def _leave(text: str, code: int) -> None:
-  """Print an error and leave at once."""
-  print(f'\nerror: {text}', file=sys.stderr)
-  sys.stderr.flush()
+def _leave(code: int) -> None:
+  """End the process at once, with what it has printed."""
   sys.stdout.flush()
+  sys.stderr.flush()
   os._exit(code)
 
 
@@ -202,9 +201,7 @@ def stop(code: int, together: bool) -> None:
   if together:
     jax.distributed.shutdown()
   else:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    _leave(code)
 
 
 def use_compilation_cache() -> None:
@@ -268,13 +265,12 @@ def check_same(workdir: pathlib.Path, facts: Mapping[str, str]) -> None:
   if first():
     mark.touch()
   exchange(None)  # until it exists
-  is_visible = exchange(mark.exists())
+  blind = [str(i) for i, is_visible in enumerate(exchange(mark.exists())) if not is_visible]
   if first():
     mark.unlink()
-  if not all(is_visible):
-    blind = ', '.join(str(i) for i, visible in enumerate(is_visible) if not visible)
+  if blind:
     raise UserError(
-      f'{workdir}: process(es) {blind} do not see what process 0 writes there; '
+      f'{workdir}: process(es) {", ".join(blind)} do not see what process 0 writes there; '
       '--workdir must be a folder that all share'
     )
 

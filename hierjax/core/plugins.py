@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import pathlib
@@ -24,7 +25,13 @@ def load(names: Sequence[str]) -> None:
     UserError: one is not there, or raises an error when it is imported.
   """
   for name in names:
-    _check_present(name)
+    if is_file(name):
+      if not pathlib.Path(name).expanduser().is_file():
+        raise UserError(f'--config.plugins: {name}: no such file')
+    elif _spec(name.partition('.')[0]) is None:
+      raise UserError(
+        f'--config.plugins: no module {name!r} in the working directory or on PYTHONPATH'
+      )
     try:
       if is_file(name):
         _load_file(name)
@@ -111,13 +118,7 @@ def _origin(name: str) -> pathlib.Path | None:
   if is_file(name):
     path = pathlib.Path(name).expanduser().resolve()
     return path if path.is_file() else None
-  if '.' in name:
-    return None
-  with _working_directory_importable():
-    try:
-      spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-      return None
+  spec = None if '.' in name else _spec(name)
   if spec is None or not spec.has_location or spec.submodule_search_locations:
     return None
   return pathlib.Path(spec.origin).resolve()
@@ -127,21 +128,13 @@ def _digest(path: pathlib.Path) -> str:
   return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _check_present(name: str) -> None:
-  """Refuse a plugin that is not there."""
-  if is_file(name):
-    if not pathlib.Path(name).expanduser().is_file():
-      raise UserError(f'--config.plugins: {name}: no such file')
-    return
+def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+  """How a module would be imported; None where there is none."""
   with _working_directory_importable():
     try:
-      spec = importlib.util.find_spec(name.partition('.')[0])
+      return importlib.util.find_spec(name)
     except (ImportError, ValueError):
-      spec = None
-  if spec is None:
-    raise UserError(
-      f'--config.plugins: no module {name!r} in the working directory or on PYTHONPATH'
-    )
+      return None
 
 
 def _file_module(file: str) -> str:

@@ -72,14 +72,13 @@ def _value(name: str, value: object) -> object:
     return options.names(value, ';')
   if name in _TEXT_LISTS and isinstance(value, str):
     return options.names(value) or option.default
-  if value in ('', 'none') and option.is_optional:
+  if option.is_optional and value in ('', 'none', []):
     return None
-  if value == [] and option.is_optional:
+  if not options.is_number(value):
+    return value
+  if value == 0 and name.startswith(_DEFAULT_BY_ZERO):
     return None
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  if is_number and value == 0 and name.startswith(_DEFAULT_BY_ZERO):
-    return None
-  return option.convert(value) if is_number else value
+  return option.convert(value)
 
 
 def _phases(tree: Mapping) -> list[dict]:
@@ -92,9 +91,6 @@ def _phases(tree: Mapping) -> list[dict]:
       continue
     if min(durations.values()) < 0:
       durations = {'share': 1.0}
-    lists = {k: options.names(old.get(k, default)) for k, default in _PHASE_LISTS.items()}
-    phases.append({**durations, **lists})
+    freeze, levels = options.names(old.get('freeze', '')), options.names(old.get('levels', 'all'))
+    phases.append({**durations, 'freeze': freeze, 'levels': levels})
   return phases
-
-
-_PHASE_LISTS = {'freeze': '', 'levels': 'all'}

@@ -172,16 +172,16 @@ def _split_column(options, where, values, levels, findings):
     return _named('split_column', options.split_column, list(values), where, findings)
   names = {options.train, options.val}
   free = [c for c in values if c not in (*levels, *options.levels, *options.multi)]
+  cells = {c: [cell for cell in values[c].values if cell] for c in free}
   for word in SPLITS:
     for c in [c for c in free if _plain(c) == word]:
-      cells = list(filter(None, values[c].values))
-      is_split = cells and all(cell in names or split_of(cell) for cell in cells)
+      is_split = cells[c] and all(cell in names or split_of(cell) for cell in cells[c])
       if word == 'split' or is_split:
         return c
-  splits = (c for c in free if _are_splits(values[c].values))
-  return next(
-    (c for c in splits if len({*map(split_of, filter(None, values[c].values))}) > 1), None
-  )
+  for c in free:
+    if _are_splits(cells[c]) and len({split_of(cell) for cell in cells[c]}) > 1:
+      return c
+  return None
 
 
 def _are_splits(cells):
@@ -191,7 +191,11 @@ def _are_splits(cells):
 
 def _without_classes(values, has_tags):
   """{column that holds no classes: why}, as long as another one may hold some."""
-  ignored = {c: why for c, cells in values.items() if (why := _doubt(c, cells))}
+  ignored = {}
+  for c, column in values.items():
+    doubt = _doubt(c, column)
+    if doubt:
+      ignored[c] = doubt
   others = [c for c in values if c not in ignored]
   if not others:
     return ignored if has_tags else {}
@@ -266,9 +270,12 @@ def _sorted(columns, values):
   if not finest:
     return columns
   others, result = [c for c in columns if c != finest[-1]], []
+
+  def is_finer(a, b):
+    return b not in apart[a] and a in apart[b]
+
   while others:
-    # the next one is not finer than any that is left
-    free = (c for c in others if all(b in apart[c] or c not in apart[b] for b in others))
+    free = (c for c in others if not any(is_finer(c, b) for b in others))
     result.append(next(free, others[0]))
     others.remove(result[-1])
   return [*result, finest[-1]]

@@ -1,7 +1,6 @@
 """Which file below a folder a path in a CSV file means, whatever machine wrote it."""
 
 import functools
-import itertools
 import os
 import pathlib
 import posixpath
@@ -54,31 +53,40 @@ class _Finder:
 
   def elsewhere(self, cells: Names) -> tuple[list[int], list[str]]:
     """The cells that are not, letter by letter, the path of a file; links on those of others."""
-    others, folders, links, is_plain = [], [], {}, cells.data.isascii() and b'\\' not in cells.data
+    others, folders, links = [], [], {}
+    is_plain = cells.data.isascii() and b'\\' not in cells.data
     for folder, rows, names in cells.by_folder():
       parent, listing = folder[:-1], {}
       if not folder or self.path(parent) == parent == self.place(parent):
         # not kept: all folders together may hold millions
         listing = image_files.list_links(os.path.join(self.root, parent))
-      folders += [parent] if folder else []
-      states = list(map(listing.get, names))
-      if folder and is_plain and not any(states) and None not in states:
+      if folder:
+        folders.append(parent)
+      is_link = list(map(listing.get, names))  # None where there is no such file
+      if folder and is_plain and not any(is_link) and None not in is_link:
         continue
-      for i, name, state in zip(rows.tolist(), names, states):
-        links |= {i: folder + name} if state else {}
-        is_file = state is not None and _normal(name) == name
-        others += [] if is_file and (folder or name[1:2] != ':') else [i]
+      for i, name, link in zip(rows.tolist(), names, is_link):
+        if link:
+          links[i] = folder + name
+        is_on_drive = not folder and name[1:2] == ':'
+        if link is None or _normal(name) != name or is_on_drive:
+          others.append(i)
     return sorted(others), [*folders, *(links[i] for i in sorted(links))]
 
   def search(self, cell: str) -> str | None:
     """The only image with the longest end of a path; its name may be without the suffix."""
     *folders, name = posixpath.normpath(_normal(cell)).casefold().split('/')
-    files = self.images.get(name, []) or self.images.get('' if is_image(name) else f'{name}.', [])
-    common = {}
+    files = self.images.get(name, [])
+    if not files and not is_image(name):
+      files = self.images.get(f'{name}.', [])
+    common = {}  # {file: how many of the folders above it are those of the path}
     for file in files:
       above = _normal(file).casefold().split('/')[:-1]
-      pairs = zip(reversed(above), reversed(folders))
-      common[file] = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+      common[file] = 0
+      for a, b in zip(reversed(above), reversed(folders)):
+        if a != b:
+          break
+        common[file] += 1
     best = [file for file in files if common[file] == max(common.values())]
     return best[0] if len(best) == 1 else None
 
@@ -129,12 +137,14 @@ def locate(cells: Sequence[str], root: pathlib.Path, where: str, findings: Findi
     place = finder.place(path) if path else None
     if place is None and cell.strip('./\\'):
       place = finder.search(cell)
-      moved |= {cell: place} if place else {}
+      if place:
+        moved[cell] = place
     paths[i] = place or path or cell
   if moved:
     # of paths of another machine, some of which were found, the others are missing like any file
-    for i in (i for i in others if paths[i] == cells[i]):
-      paths[i] = re.sub(r'^([A-Za-z]:)?/+', '', _normal(cells[i]))
+    for i in others:
+      if paths[i] == cells[i]:
+        paths[i] = re.sub(r'^([A-Za-z]:)?/+', '', _normal(cells[i]))
     cell, place = next(iter(moved.items()))
     text = (
       f'{len(moved)} of {len(paths)} files are not at their path and were read by their name below '

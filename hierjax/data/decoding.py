@@ -103,8 +103,8 @@ def _open(data):
   for name in _formats():
     factory, accept = Image.OPEN[name]
     with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
-      is_accepted = accept is None or accept(data[:16])
-      if is_accepted and not isinstance(is_accepted, str):
+      answer = accept is None or accept(data[:16])  # a text says why not
+      if answer and not isinstance(answer, str):
         return factory(io.BytesIO(data), '')
   raise BrokenImage('not an image')
 
@@ -236,7 +236,8 @@ def _grey(image, deep_range):
 def _scaled(values, deep_range):
   """Scale numbers so that a range, (low, high) or their own, becomes 0..255."""
   is_own = deep_range == OWN_RANGE
-  low, high = map(float, (np.nanmin(values), np.nanmax(values)) if is_own else deep_range)
+  low, high = (np.nanmin(values), np.nanmax(values)) if is_own else deep_range
+  low, high = float(low), float(high)
   scale, out = 255 / max(high - low, 1e-30), np.empty(values.shape, np.uint8)
   rows = max(1, STRIP // values.shape[1])
   for top in range(0, len(values), rows):

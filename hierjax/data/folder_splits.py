@@ -39,7 +39,9 @@ def divide(paths: Sequence[Path], train: str, val: str, depth: int | None) -> Di
   meanings = {name: meanings.get(name) or split_of(name) for path in set(paths) for name in path}
   longest = max(map(len, paths))
   for place in (*range(longest), -1):
-    rows = [i for i, path in enumerate(paths) if _names_split(path, place, meanings)]
+    rows = [
+      i for i, path in enumerate(paths) if len(path) > max(place, 0) and meanings[path[place]]
+    ]
     if not rows or not _are_splits(paths, rows, place, meanings, (train, val)):
       continue
     division = _without(paths, rows, place, meanings)
@@ -47,10 +49,6 @@ def divide(paths: Sequence[Path], train: str, val: str, depth: int | None) -> Di
     if (levels or len(rows) == len(paths)) and (depth in (None, levels) or longest != depth):
       return division
   return None
-
-
-def _names_split(path, place, meanings):
-  return len(path) > max(place, 0) and meanings[path[place]] is not None
 
 
 def _are_splits(paths, rows, place, meanings, requested):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax.core.errors import UserError, listing
+from hierjax.core.errors import UserError, and_more, listing
 from hierjax.data import decoding, folder_splits, image_files, taxonomies
 from hierjax.data.dataset import Table
 from hierjax.data.findings import Findings
@@ -192,8 +192,7 @@ def find_images(root: pathlib.Path, findings: Findings) -> list[str]:
     text = f'{folder} holds no image that can be read, only {counts}{_advice(suffixes)}'
     findings.add('warning', str(root), 'folders without images', text)
   if empty:
-    more = f' and {len(empty) - 5} more' if len(empty) > 5 else ''
-    findings.note(f'folders without an image that can be read: {", ".join([*empty][:5])}{more}')
+    findings.note(f'folders without an image that can be read: {and_more([*empty], 5)}')
   image_files.note_links(root, links, findings)
   return files
 

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core import files
+from hierjax.core.errors import and_more
 from hierjax.core.names import Names
 from hierjax.data import decoding
 from hierjax.data.dataset import Reader, Table, select
@@ -34,8 +35,9 @@ def note_deep(table: Table, deep_range: tuple | None, findings: Findings) -> Non
     findings: receives the note.
   """
   n = len(table.files)
-  index = sorted({k * (n - 1) // (SAMPLES - 1) for k in range(SAMPLES)}) if n else []
-  for i in [] if deep_range or table.reader is None else index:
+  if deep_range or table.reader is None or not n:
+    return
+  for i in sorted({k * (n - 1) // (SAMPLES - 1) for k in range(SAMPLES)}):
     try:
       data = table.reader(i)
       if not isinstance(data, bytes):
@@ -65,8 +67,7 @@ def note_links(root: str | os.PathLike, names: Iterable[str], findings: Findings
     if os.path.commonpath((folder, target)) != folder:
       strayed.append(f'{name} -> {target}')
   if strayed:
-    more = f' and {len(strayed) - 1} more' if len(strayed) > 1 else ''
-    findings.note(f'links that lead out of {root} are followed: {strayed[0]}{more}')
+    findings.note(f'links that lead out of {root} are followed: {and_more(strayed, 1)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,8 +262,9 @@ def check_files(
   folders, missing, links = [], [], []
   for folder, rows, names in files.by_folder():
     listing = list_links(os.path.join(root, folder))
-    folders += [folder[:-1]] if folder else []
-    is_link = list(map(listing.get, names))
+    if folder:
+      folders.append(folder[:-1])
+    is_link = list(map(listing.get, names))  # None where there is no such file
     if None in is_link or True in is_link:
       missing += [i for i, link in zip(rows.tolist(), is_link) if link is None]
       links += [i for i, link in zip(rows.tolist(), is_link) if link]

@@ -185,7 +185,8 @@ def _iterator(images):
 
 def below(folder: str | os.PathLike) -> list[str]:
   """List the images in and below a folder, sorted; links to folders are not followed."""
-  # a folder that is called like an image will be an error, not passed over
-  names = ((top, name) for top, *both in os.walk(folder) for name in itertools.chain(*both))
-  paths = itertools.starmap(os.path.join, names)
-  return sorted(path for path in paths if decoding.is_image(path))
+  paths = []
+  for top, folders, names in os.walk(folder):
+    # a folder that is called like an image will be an error, not passed over
+    paths += [os.path.join(top, name) for name in folders + names if decoding.is_image(name)]
+  return sorted(paths)

@@ -7,7 +7,6 @@ classes without images, unreadable images, images with the same bytes; and lint_
 import dataclasses
 import functools
 import hashlib
-import itertools
 import os
 import pathlib
 import warnings
@@ -18,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, and_more
 from hierjax.data import decoding, lint_taxonomy, sources, splits, taxonomies, webdataset, workers
 from hierjax.data.dataset import Reader, Table
 from hierjax.data.findings import SEVERITIES, Finding, Findings
-from hierjax.data.lint_taxonomy import Origin, listed, plural
+from hierjax.data.lint_taxonomy import Origin, plural
 from hierjax.taxonomy import Taxonomy
 
 MIN_CONTRAST = 16  # of an image, of 255
@@ -164,9 +163,11 @@ class _Row(NamedTuple):
 def _rows(table: Table, root) -> list[_Row]:
   rows = []
   for i, (file, labels) in enumerate(zip(table.files, table.labels)):
-    row, split = table.rows[i] if table.rows else 0, table.splits[i] if table.splits else ''
+    row = table.rows[i] if table.rows else 0
+    split = table.splits[i] if table.splits else ''
     where = f'{root}/{file}' if root else file
-    where = f'{table.path}:{row}' if row else where
+    if row:
+      where = f'{table.path}:{row}'
     rows.append(_Row(i, where, row, file, split, labels))
   return rows
 
@@ -178,7 +179,7 @@ def _check_labels(table, rows, findings):
     is_known |= (table.multi >= 0).any(1)
   unlabelled = [rows[i] for i in np.flatnonzero(~is_known)]
   if unlabelled:
-    places = listed([str(row.row or row.file) for row in unlabelled], 10)
+    places = and_more([str(row.row or row.file) for row in unlabelled], 10)
     text = f'{len(unlabelled)} rows have no label at any level (rows {places})'
     findings.add('warning', unlabelled[0].where, 'no label', text)
 
@@ -218,7 +219,7 @@ def _check_coverage(taxonomy, origin, name, rows, train, findings, report):
       absent = [names[c] for c in np.flatnonzero(is_trained & ~is_here & is_own)]
       if absent and is_here.any():
         where = origin.where(origin.first[k, absent[0]])
-        text = f'{len(absent)} of {int(is_trained.sum())} {plural(level)}: {listed(absent)}'
+        text = f'{len(absent)} of {int(is_trained.sum())} {plural(level)}: {and_more(absent)}'
         findings.add('note', where, f'classes that {split_name} never has', text)
 
 
@@ -276,8 +277,11 @@ def _sampled(rows, count):
   groups = defaultdict(list)
   for row in rows:
     groups[row.split].append(row)
-  spaced = (np.linspace(0, len(g) - 1, min(count, len(g))).astype(int) for g in groups.values())
-  return [group[i] for group, index in zip(groups.values(), spaced) for i in index]
+  sampled = []
+  for group in groups.values():
+    index = np.linspace(0, len(group) - 1, min(count, len(group))).astype(int)
+    sampled += [group[i] for i in index]
+  return sampled
 
 
 class Inspection(NamedTuple):
@@ -324,7 +328,7 @@ def _check_contrast(rows, inspections, findings):
   flat = [i for i, image in enumerate(inspections) if image.contrast < MIN_CONTRAST]
   if not flat:
     return
-  files = listed([rows[i].file for i in flat], 5)
+  files = and_more([rows[i].file for i in flat], 5)
   text = f'{len(flat)} of {len(rows)} images are nearly constant once they are decoded (their '
   text += f'values are less than {MIN_CONTRAST} apart, of 255): {files}'
   if any(inspections[i].is_deep for i in flat):
@@ -349,9 +353,8 @@ def _check_readable_classes(table, taxonomy, unreadable, findings):
 
 def _check_group(group, taxonomy: Taxonomy | None, findings):
   """Report images with the same bytes: in several splits, with other labels, or merely twice."""
-  others = ', '.join(map(str, group[1:5]))
-  more = f' and {len(group) - 5} more' if len(group) > 5 else ''
-  text, where = f'{group[0]} has the same bytes as {others}{more}', group[-1].where
+  others = and_more([str(row) for row in group[1:]], 4)
+  text, where = f'{group[0]} has the same bytes as {others}', group[-1].where
   conflict = _conflict(group, taxonomy) if taxonomy else ''
   if conflict:
     kind = 'duplicate images with different labels'
@@ -364,15 +367,12 @@ def _check_group(group, taxonomy: Taxonomy | None, findings):
 
 def _conflict(group, taxonomy):
   """The finest level at which labels of one image differ, with these; '' if there is none."""
-  for k in range(len(taxonomy.levels) - 1, -1, -1):
-    first = {}
+  for k in reversed(range(len(taxonomy.levels))):
+    first = {}  # {class: how a row with it is named}
     for row in group:
       if row.labels[k] >= 0:
-        first.setdefault(int(row.labels[k]), row)
+        first.setdefault(int(row.labels[k]), f'row {row.row}' if row.row else row.file)
     if len(first) > 1:
-      labels = [
-        f'{taxonomy.names[k][c]!r} ({f"row {row.row}" if row.row else row.file})'
-        for c, row in itertools.islice(first.items(), 3)
-      ]
+      labels = [f'{taxonomy.names[k][c]!r} ({row})' for c, row in list(first.items())[:3]]
       return f'{taxonomy.levels[k]} {" against ".join(labels)}'
   return ''

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from hierjax.core.errors import and_more
 from hierjax.data.findings import Findings
 from hierjax.data.near_duplicates import near_duplicates
 from hierjax.taxonomy import Taxonomy, homonyms
@@ -55,19 +56,16 @@ def check(taxonomy: Taxonomy, origin: Origin, findings: Findings) -> tuple[dict,
   Returns:
     A summary that fits into JSON, and lines for people.
   """
-  levels = range(len(taxonomy.levels))
-  trees = {(i, j) for i, j in itertools.combinations(levels, 2) if _is_tree(taxonomy, j, i)}
+  trees = set()  # numbers of levels, of which the second nests in the first but for few mistakes
+  for i, j in itertools.combinations(range(len(taxonomy.levels)), 2):
+    nests = taxonomy.parents(taxonomy.levels[j], taxonomy.levels[i]) >= 0
+    if homonyms.is_tree(nests, np.bincount(taxonomy.paths[:, j], minlength=len(nests))):
+      trees.add((i, j))
   for text, row in find_cycles(origin.rows, trees):
     findings.add('error', origin.where(row), 'cycle', text)
   _check_parents(taxonomy, origin, trees, findings)
   _check_names(taxonomy, origin, findings)
   return _describe(taxonomy, origin, trees, findings)
-
-
-def _is_tree(taxonomy, child, parent):
-  """Whether a level nests in another, apart from a few mistakes."""
-  nests = taxonomy.parents(taxonomy.levels[child], taxonomy.levels[parent]) >= 0
-  return homonyms.is_tree(nests, np.bincount(taxonomy.paths[:, child], minlength=len(nests)))
 
 
 def _check_parents(taxonomy, origin, trees, findings):
@@ -131,11 +129,10 @@ def find_cycles(rows: Rows, trees: set[tuple[int, int]]) -> Iterator[tuple[str, 
     steps = [(a, b, below[a][b]) for a, b in itertools.pairwise(cycle)]
     text = ', '.join(f'{a!r} above {b!r}{row_words(row)}' for a, b, row in steps)
     yield f'is its own ancestor: {text}', max(row for _, _, row in steps)
-    below = {
-      a: {b: row for b, row in lower.items() if b not in cycle}
-      for a, lower in below.items()
-      if a not in cycle
-    }
+    for name in cycle:
+      below.pop(name, None)
+      for lower in below.values():
+        lower.pop(name, None)
 
 
 def _describe(taxonomy, origin, trees, findings):
@@ -163,7 +160,7 @@ def _describe(taxonomy, origin, trees, findings):
     single[level] = {'child': child, 'count': len(names)}
     if names:
       lines.append(f'  {len(names)} one-{child} {plural(level, len(names))}')
-      text = f'{len(names)} of {counts[level]} {plural(level)} have one {child}: {listed(names)}'
+      text = f'{len(names)} of {counts[level]} {plural(level)} have one {child}: {and_more(names)}'
       where = origin.where(min(origin.first[i, name] for name in names))
       findings.add('note', where, 'classes with no sibling', text)
   early = int((taxonomy.depth < len(levels)).sum())
@@ -176,17 +173,6 @@ def _describe(taxonomy, origin, trees, findings):
 def row_words(row: int) -> str:
   """' (row 3)'; '' for row 0."""
   return f' (row {row})' if row else ''
-
-
-def listed(names: Sequence[str], limit: int = 20) -> str:
-  """Join names by commas.
-
-  Args:
-    names: of classes.
-    limit: the most names.
-  """
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return ', '.join(names[:limit]) + more
 
 
 def plural(level: str, n: int = 2) -> str:

@@ -25,11 +25,10 @@ def near_duplicates(names: Sequence[str]) -> list[tuple[str, str, str]]:
   for name in names:
     words[name] = _words(name)
     folded[''.join(words[name])].append(name)
-  pairs = [
-    (a, b, 'differ in case, accents, spaces or punctuation')
-    for group in folded.values()
-    for a, b in itertools.combinations(group, 2)
-  ]
+  pairs = []
+  for group in folded.values():
+    for a, b in itertools.combinations(group, 2):
+      pairs.append((a, b, 'differ in case, accents, spaces or punctuation'))
   slots = defaultdict(dict)  # the name without one of its words -> {that word: name}
   for first, *_ in folded.values():
     for i, word in enumerate(words[first]):
@@ -53,7 +52,9 @@ def _slips(words):
   for word in words:
     for part in _deletions(word, 2 if len(word) >= 10 else 1):
       near[part].append(word)
-  pairs = {tuple(sorted(p)) for group in near.values() for p in itertools.combinations(group, 2)}
+  pairs = set()
+  for group in near.values():
+    pairs.update(itertools.combinations(sorted(group), 2))
   for a, b in sorted(pairs):
     slips = 2 if min(len(a), len(b)) >= 10 else 1
     # the first letter is hardly ever mistyped: mouse and house are two words

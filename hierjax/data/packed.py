@@ -119,9 +119,8 @@ def _write_images(splits: list[Examples], folder, threads, progress):
     with open(partial, 'r+b') as images, open(ends, 'r+b') as index:
       images.truncate(images.seek(position))
       index.truncate(index.seek(count * NUMBER.itemsize))
-      for number, content in enumerate(
-        workers.ordered_map(_read, tasks[count:], threads), count + 1
-      ):
+      contents = workers.ordered_map(_read, tasks[count:], threads)
+      for number, content in enumerate(contents, count + 1):
         position += len(content)
         images.write(content)
         index.write(NUMBER.type(position).tobytes())

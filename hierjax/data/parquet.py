@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
+from hierjax.core import hub
 from hierjax.core.errors import UserError
 from hierjax.core.names import Names
 from hierjax.data import csv_columns, label_columns, split_names, taxonomies
@@ -19,6 +20,31 @@ from hierjax.data.image_files import SliceReader
 from hierjax.data.store import IMAGES, Store, open_store
 from hierjax.taxonomy import Taxonomy
 from hierjax.taxonomy.csv_files import Column, CsvColumns
+
+
+def download(address: str) -> pathlib.Path:
+  """Download the Parquet files and taxonomy.csv of a data set.
+
+  Args:
+    address: see `core.hub.parse`.
+
+  Returns:
+    The folder of the local copy.
+
+  Raises:
+    UserError: it could not be downloaded; says how to do it by hand.
+  """
+  repository, revision = hub.parse(address)
+  import huggingface_hub
+
+  by_hand = (
+    f'; by hand, where there is a network: hf download {repository} --repo-type dataset --include '
+    "'*.parquet' --local-dir FOLDER, then --config.data.root=FOLDER"
+  )
+  with hub.explained(f'{address}: could not be downloaded', by_hand):
+    options = {'revision': revision, 'allow_patterns': ['*.parquet', 'taxonomy.csv']}
+    folder = huggingface_hub.snapshot_download(repository, repo_type='dataset', **options)
+  return pathlib.Path(folder)
 
 
 def files_below(root: pathlib.Path) -> list[pathlib.Path]:

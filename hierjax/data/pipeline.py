@@ -130,9 +130,6 @@ def _num_features(examples):
   return len(first) if isinstance(first, np.ndarray) and first.ndim == 1 else None
 
 
-# Order
-
-
 def _order(examples, seed, balance):
   """Grain data set without end: place -> number of an example."""
   import grain  # slow to import
@@ -184,9 +181,6 @@ def _draw(slot, rng, *, ranked, ends):
   place = (slot + rng.random()) / len(ranked)
   k = np.searchsorted(ends, place, side='right')
   return int(ranked[min(k, len(ranked) - 1)])
-
-
-# Batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,9 +301,6 @@ class _EvalBatch(_Batches):
 
   def _view(self, image, out):
     transforms.view(image, self.size, self.views, self.resize, out)
-
-
-# Reading ahead
 
 
 def _read_ahead(make: Callable[[int], Batch], start, stop, processes, threads):

@@ -33,14 +33,15 @@ def attach(options: ConfigDict, divided: dict[str, Examples], findings: Findings
   path, train = pathlib.Path(options.regions).expanduser(), divided[options.train]
   content = read_columns(path)
   is_hot = options.augment.guided_mask > 0 or any(name in content.columns for name in HOT)
-  for name in ('file', *BOX, *HOT * is_hot):
+  groups = (BOX, HOT) if is_hot else (BOX,)
+  for name in ('file', *sum(groups, ())):
     if name not in content.columns:
       need = ', which data.augment.guided_mask needs' if name in HOT else ''
       text = f'no column {name!r}{need}; the columns are {", ".join(content.columns)}'
       findings.fatal(f'{path}:1', KIND, text)
   # NaN at the end, where images without a row point to
   boxes = np.full((len(content.rows) + 1, 2, 4), np.nan, np.float32)
-  for k, names in enumerate((BOX, HOT)[: 1 + is_hot]):
+  for k, names in enumerate(groups):
     boxes[:-1, k] = _boxes(path, content, names, findings)
   rows = {}
   for i, file in enumerate(content.columns['file'].take(slice(None))):

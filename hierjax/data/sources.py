@@ -36,7 +36,6 @@ from hierjax.data import (
 )
 from hierjax.data.dataset import Dataset, Examples, Table, subset, with_features
 from hierjax.data.findings import Findings
-from hierjax.data.published import hub
 from hierjax.taxonomy import Taxonomy
 
 __all__ = ['Dataset', 'Examples', 'load', 'read_table', 'subset', 'with_features']
@@ -134,7 +133,7 @@ def read_table(options: ConfigDict, findings: Findings) -> Table:
       raise UserError(f'--config.data.root={options.root}: is a taxonomy; leave out data.taxonomy')
     return _numbered_classes(options.root)
   if root and options.root.startswith(PREFIX):
-    root = hub.download(options.root)
+    root = parquet.download(options.root)
   source = options.source
   if source == 'auto':
     source = _detect(options.root, root, findings)
@@ -207,11 +206,13 @@ def _detect(name, root, findings):
   if root.is_file() or os.path.lexists(root / 'labels.csv'):
     return 'csv'
   layout = published.recognise(root)
-  if layout or parquet.files_below(root):
-    for file in () if layout else sorted(root.glob('*.[ct]sv')):
+  if layout:
+    return layout
+  if parquet.files_below(root):
+    for file in sorted(root.glob('*.[ct]sv')):
       if file.name != 'taxonomy.csv':
         findings.warn(file, 'files', 'is not read, as Parquet is; --config.data.root=FILE reads it')
-    return layout or 'parquet'
+    return 'parquet'
   if read_csv.find(root, findings):
     return 'csv'
   archives = webdataset.tars(root)

@@ -151,7 +151,8 @@ def changes(record: Record, data: Dataset) -> str:
 
 def listed(names: Sequence[str]) -> str:
   """Write a number of files and the first of them: '12 (a.png, b.png, c.png, ...)'."""
-  return f'{len(names)} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
+  more = ', ...' if len(names) > 3 else ''
+  return f'{len(names)} ({", ".join(names[:3])}{more})'
 
 
 def notes(folder: pathlib.Path, data: Dataset, record: Record | None) -> list[str]:

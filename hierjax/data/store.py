@@ -30,10 +30,9 @@ BATCH_BYTES = 1 << 26  # of the rows that are read at a time, as far as the file
 
 
 class Column(NamedTuple):
-  """A column of labels: the name of each code, whether these are bare integers, its number."""
+  """A column of labels: the name of each code, and its number."""
 
   names: list[str]
-  bare: bool
   number: int
 
 
@@ -88,7 +87,7 @@ def open_store(path: pathlib.Path, max_bytes: int) -> Store:
       written.
   """
   status = path.stat()
-  key = f'2:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}'
+  key = f'3:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}'
   folder = files.cache_folder('parquet') / hashlib.sha256(key.encode()).hexdigest()[:24]
   if not folder.exists():
     try:
@@ -136,9 +135,9 @@ def _convert(path, folder, max_bytes):
   meta = {'rows': len(ends), 'columns': {}}
   for k, c in enumerate(columns):
     is_integer = types.is_integer(_values(schema.field(c).type))
-    bare, column_names, codes = _encode(path, c, labels[c], names.get(c), is_integer)
+    column_names, codes = _encode(path, c, labels[c], names.get(c), is_integer)
     np.save(folder / f'labels_{k}.npy', codes)
-    meta['columns'][c] = Column(column_names, bare, k)._asdict()
+    meta['columns'][c] = Column(column_names, k)._asdict()
   np.save(folder / 'ends.npy', np.array(ends, np.int64))
   (folder / 'meta.json').write_text(json.dumps(meta))
 
@@ -243,7 +242,7 @@ def _image_bytes(path, column, item):
 
 
 def _encode(path, column, values, names, is_integer):
-  """(are bare integers, names, int32 codes); integers are codes if the file has names."""
+  """The names and the int32 codes of a column; integers are codes if the file has names."""
   if names:
     high = max((v for v in values if isinstance(v, int)), default=-1)
     if high >= len(names):
@@ -253,16 +252,13 @@ def _encode(path, column, values, names, is_integer):
     classes = sorted(v for v in classes if isinstance(v, str) or v >= 0)
     index = {v: i for i, v in enumerate(classes)}
     values, names = [index.get(v, -1) for v in values], [str(v) for v in classes]
-    bare = is_integer
-  else:
-    bare = False
   longest = max(map(len, names), default=0)
   if longest > MAX_NAME:
     raise UserError(
       f'{path}: {column} has a name of {longest} letters, at most {MAX_NAME} are read'
     )
   codes = [-1 if v is None or v < 0 else v for v in values]
-  return bare, names, np.array(codes, np.int32)
+  return names, np.array(codes, np.int32)
 
 
 def _class_names(path, metadata):

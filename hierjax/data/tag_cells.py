@@ -100,7 +100,7 @@ def _split(cell, separator):
     parts = [item.strip().strip('\'"') for item in _ITEM.findall(cell[1:-1])]
   elif separator != 'never':
     parts = cell.split(SEPARATORS[separator])
-  return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+  return list(dict.fromkeys(filter(None, map(str.strip, parts))))
 
 
 def _separator(level, counts, names, where, findings):

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax.core import files, json_files
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, kind_and_text
 from hierjax.core.names import Names
 from hierjax.data import csv_columns, image_files, label_columns, split_names, store
 from hierjax.data.dataset import Table
@@ -128,22 +128,23 @@ class _Index:
     if texts:
       self.findings.warn('', UNUSED, f'left out: {"; ".join(texts)}')
     problems = [(p.severity, p.where, p.kind, p.text) for p in self.findings.problems]
-    columns = [Column.encode(row.get(c, '') for row in self.labels) for c in self.fields]
-    meta = {c: column.values for c, column in zip(self.fields, columns) if any(column.values)}
-    columns = [column.codes for column in columns if any(column.values)]
+    columns = {c: Column.encode(row.get(c, '') for row in self.labels) for c in self.fields}
+    columns = {c: column for c, column in columns.items() if any(column.values)}
+    meta = {c: column.values for c, column in columns.items()}
     names, places = Names.pack(self.names), np.array(self.places, np.int64).reshape(-1, 3)
     return {
       'meta': np.frombuffer(json.dumps([meta, problems]).encode(), np.uint8),
       'names': np.frombuffer(names.data, np.uint8),
       'names_end': names.end,
       **{key: places[:, k].copy() for k, key in enumerate(('tar', 'start', 'end'))},
-      **{f'codes_{k}': codes for k, codes in enumerate(columns)},
+      **{f'codes_{k}': column.codes for k, column in enumerate(columns.values())},
     }
 
   def _add_example(self, tar, name, key, parts):
     image, label = parts.pop(IMAGE, None), parts.get('json') or {}
     text = parts.get('cls') or parts.get('txt')
-    label |= {CLASS: text} if text else {}
+    if text:
+      label[CLASS] = text
     if image and label:
       self.names.append(f'{name}/{image[0]}')
       self.places.extend((tar, *image[1:]))
@@ -175,8 +176,7 @@ class _Index:
     except UserError:
       raise
     except Exception as error:  # a damaged file meets all kinds
-      reason = f'{type(error).__name__}: {str(error)[:120]}'
-      text = f'is damaged, cut off or compressed behind {last!r} ({reason})'
+      text = f'is damaged, cut off or compressed behind {last!r} ({kind_and_text(error)})'
       self.findings.error(name, 'damaged tars', text)
       return examples
     # blocks of zeros mark the end
@@ -212,9 +212,11 @@ class _Index:
     """The fields of JSON that may name classes, or a text that may; else None."""
     if len(content) > MAX_LABEL:
       raise UserError(f'has more than the {MAX_LABEL} bytes that a label may have')
-    if part != 'json':
+    if part == 'json':
+      values = json_files.parse(content, has_nan=True)
+    else:
       values = {CLASS: content.decode('utf-8-sig')}
-    elif not isinstance(values := json_files.parse(content, has_nan=True), dict):
+    if not isinstance(values, dict):
       raise UserError('is no JSON object of {level: class}')
     texts = {}
     for field, value in values.items():

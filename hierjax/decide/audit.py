@@ -21,7 +21,7 @@ BLOCK = 256  # examples
 BUCKET = 1024  # images with one key that are compared with each other
 STEPS, TOLERANCE = 500, 1e-7
 TINY = 1e-12
-TABLES, SEED = 24, 0
+TABLES, SEED, SIMILARITY = 24, 0, 0.97
 LAPSES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 LOG_BOUNDS = (-3.0, 3.0)
 
@@ -66,17 +66,14 @@ def evidence(prob: np.ndarray, labels: np.ndarray, taxonomy: Taxonomy) -> Eviden
     labels: int [N], the leaf that each example is labelled with.
     taxonomy: the table of the exclusive levels.
   """
-  n = len(labels)
-  levels = len(taxonomy.levels)
+  n, levels = len(labels), len(taxonomy.levels)
   # the leaves that agree in the first k levels
   groups = [np.zeros(len(taxonomy.paths), int), *lineages.nodes(taxonomy.paths).of_leaf.T]
   sizes = [np.bincount(group)[group] for group in groups]
   likelihood = np.zeros((n, levels + 1))
   leaf = np.zeros((n, levels), np.int32)
   leaf_prob = np.zeros((n, levels + 1))
-  for start in range(0, n, BLOCK):
-    rows = slice(start, min(start + BLOCK, n))
-    p = np.asarray(prob[rows], np.float64)
+  for rows, p in lineages.blocks(prob, BLOCK * prob.shape[1]):
     y = labels[rows]
     each = np.arange(len(y))
     likelihood[rows, 0] = p[each, y]
@@ -188,15 +185,14 @@ def fit_noise(likelihood: np.ndarray) -> LabelNoise:
   return LabelNoise(shares[1:], wrong, wrong.argmax(1), wrong_levels)
 
 
-def near_duplicates(features: np.ndarray, similarity: float = 0.97) -> list[tuple[float, int, int]]:
-  """Find images that are nearly the same, by the cosine of their centred features.
+def near_duplicates(features: np.ndarray) -> list[tuple[float, int, int]]:
+  """Find images that are nearly the same: a cosine of SIMILARITY or more of centred features.
 
   Only pairs that agree in log2(N) random signs of their projections (Charikar 2002) in one of
   TABLES draws are compared, so that the cost grows with N log N.
 
   Args:
     features: float [N, d].
-    similarity: the least cosine.
 
   Returns:
     [(cosine, i, j)] with i < j, the most similar first.
@@ -216,7 +212,7 @@ def near_duplicates(features: np.ndarray, similarity: float = 0.97) -> list[tupl
     ends = np.union1d(changes, np.arange(BUCKET, len(x), BUCKET))
     for rows in np.split(order, ends):
       cosines = np.triu(x[rows] @ x[rows].T, 1)
-      for a, b in zip(*np.nonzero(cosines >= similarity)):
+      for a, b in np.argwhere(cosines >= SIMILARITY):
         pair = int(rows[a]), int(rows[b])
         pairs[pair] = float(cosines[a, b])
   ranked = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))

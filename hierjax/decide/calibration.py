@@ -10,8 +10,8 @@ import numpy as np
 SMALLEST = 1e-12
 # Scores, examples times classes, that a temperature is fitted on at most.
 LIMIT = 4_000_000
-# Bounds of the inverse temperature.
-INVERSE_BOUNDS = (0.05, 20.0)
+# Bounds of the inverse temperature, and steps of the bisection between them.
+INVERSE_BOUNDS, STEPS = (0.05, 20.0), 16
 
 
 def even_subset(rows: np.ndarray, width: int, limit: int) -> np.ndarray:
@@ -29,13 +29,12 @@ def even_subset(rows: np.ndarray, width: int, limit: int) -> np.ndarray:
   return rows[::step]
 
 
-def fit_temperature(prob: np.ndarray, labels: np.ndarray, limit: int = LIMIT) -> float:
+def fit_temperature(prob: np.ndarray, labels: np.ndarray) -> float:
   """Find the temperature at which the true classes are most likely (Guo et al. 2017).
 
   Args:
     prob: float [N, C], rows sum to 1; log p plus any constant of the row will do as `np.exp` of it.
-    labels: int [N], -1 unknown.
-    limit: above so many probabilities an even subset of the examples is used.
+    labels: int [N], -1 unknown; above LIMIT probabilities an even subset of the examples is used.
 
   Returns:
     T, by which p becomes proportional to p ** (1 / T), see `temper`; 1 without a label.
@@ -43,13 +42,13 @@ def fit_temperature(prob: np.ndarray, labels: np.ndarray, limit: int = LIMIT) ->
   rows = np.flatnonzero(labels >= 0)
   if not len(rows):
     return 1.0
-  rows = even_subset(rows, prob.shape[1], limit)
+  rows = even_subset(rows, prob.shape[1], LIMIT)
   p = np.asarray(prob[rows], np.float64)
   log_p = np.log(np.maximum(p, np.finfo(np.float64).tiny))
   return 1 / most_likely_inverse(log_p, labels[rows])
 
 
-def most_likely_inverse(scores: np.ndarray, truth: np.ndarray, steps: int = 16) -> float:
+def most_likely_inverse(scores: np.ndarray, truth: np.ndarray) -> float:
   """Find the b within INVERSE_BOUNDS at which softmax(b scores) makes the truth most likely.
 
   It is concave in b with the slope mean(true score - expected score): bisection of log b.
@@ -57,13 +56,12 @@ def most_likely_inverse(scores: np.ndarray, truth: np.ndarray, steps: int = 16) 
   Args:
     scores: float64 [N, C].
     truth: int [N].
-    steps: of the bisection.
   """
   # softmax stays the same, and exp cannot overflow
   scores = scores - scores.max(-1, keepdims=True)
   true_mean = scores[np.arange(len(truth)), truth].mean()
   low, high = np.log(INVERSE_BOUNDS)
-  for _ in range(steps):
+  for _ in range(STEPS):
     middle = (low + high) / 2
     p = np.exp(np.exp(middle) * scores)
     expected = ((p * scores).sum(-1) / p.sum(-1)).mean()

@@ -64,7 +64,7 @@ def without_fitted(rules: Rules) -> Rules:
 
 def default_rules(taxonomy: Taxonomy | Mixed) -> Rules:
   """Return the rules before any tuning: heads weigh 1 at temperature 1, thresholds are .5."""
-  return {block.kind: DEFAULTS[block.kind](block) for block in taxonomy.blocks}
+  return {block.kind: DEFAULTS[block.kind](block.taxonomy) for block in taxonomy.blocks}
 
 
 def tune(probs: Probs, labels: np.ndarray, taxonomy: Taxonomy | Mixed) -> Rules:
@@ -123,10 +123,6 @@ def _answer(posterior, table, rule):
   return backoff.answer(posterior, table.paths, rule.backoff)
 
 
-def _by_level(probs: Probs, block: Block) -> list[np.ndarray | None]:
-  return [probs.get(level) for level in block.levels]
-
-
 def join(values: Mapping[str, np.ndarray], block: Block) -> np.ndarray:
   """Concatenate {level: [..., C]} of a block's levels to [..., M]."""
   arrays = [values[level] for level in block.levels]
@@ -135,9 +131,8 @@ def join(values: Mapping[str, np.ndarray], block: Block) -> np.ndarray:
 
 def _decide_paths(probs, block, rules, names):
   """Make the named decisions on the exclusive levels, {name: PathDecision}."""
-  level_probs = _by_level(probs, block)
-  table = block.taxonomy
-  allowed = rules.allowed
+  level_probs = [probs.get(level) for level in block.levels]
+  table, allowed = block.taxonomy, rules.allowed
   decisions = {}
   if 'independent' in names:
     decisions['independent'] = paths.independent(level_probs, table, allowed)
@@ -150,7 +145,7 @@ def _decide_paths(probs, block, rules, names):
 
 
 def _tune_paths(probs, labels, block):
-  level_probs = _by_level(probs, block)
+  level_probs = [probs.get(level) for level in block.levels]
   weights = paths.tune(level_probs, labels, block.taxonomy)
   return paths.calibrate(level_probs, labels, block.taxonomy, weights)
 
@@ -159,15 +154,14 @@ def _tune_tags(probs, labels, block):
   return block.taxonomy.split(thresholds.tune_thresholds(join(probs, block), labels))
 
 
-def _default_weights(block):
-  return paths.PathRules(dict.fromkeys(block.levels, 1.0))
-
-
-def _default_thresholds(block):
+def _default_thresholds(table):
   return {
-    level: np.full(block.taxonomy.num_classes(level), thresholds.HALF) for level in block.levels
+    level: np.full(len(names), thresholds.HALF) for level, names in zip(table.levels, table.names)
   }
 
 
 TUNERS = {'exclusive': _tune_paths, 'tags': _tune_tags}
-DEFAULTS = {'exclusive': _default_weights, 'tags': _default_thresholds}
+DEFAULTS = {
+  'exclusive': lambda table: paths.PathRules(dict.fromkeys(table.levels, 1.0)),
+  'tags': _default_thresholds,
+}

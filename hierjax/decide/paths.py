@@ -25,8 +25,12 @@ FACTORS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 0.0)
 TOP = 5  # classes ranked highest that a decision holds
 BLOCK = 32  # neighbouring classes of which `top` first compares the maxima
 SORTED = 500  # of so few scores, sorting all finds the highest faster than looking for each
+# Of Newton's method: its steps, the step that ends it, and passes over the weights in each.
+STEPS, TOLERANCE, SWEEPS = 50, 1e-4, 100
 # Fewer examples with a known path do not calibrate.
 MIN_EXAMPLES = 100
+# Scores, examples times leaves, above which an even subset of the examples calibrates.
+MAX_SCORES = 10_000_000
 
 # Per level float [N, C], None for a level without a head.
 Probs = Sequence[np.ndarray | None]
@@ -296,7 +300,11 @@ def tune(
     return weights
   rows = even_subset(rows, len(taxonomy.paths), limit)
   truth = labels[rows, -1]
-  logs = [_log_ratios(probs[k][rows], taxonomy.paths[:, k], truth) for k in (*coarse, finest)]
+  logs = []  # per level with a weight log(p of each leaf's class / p of the true leaf's) [n, leaf]
+  for k in (*coarse, finest):
+    log_p = np.log(np.maximum(np.asarray(probs[k][rows], np.float64), TINY))
+    log_p = log_p[:, taxonomy.paths[:, k]]
+    logs.append(log_p - log_p[np.arange(len(truth)), truth][:, None])
   fitted, loss = _most_likely_weights(logs)
   alone, loss_alone = _most_likely_weights(logs[-1:])
   gained = max(loss_alone - loss, len(coarse))
@@ -315,14 +323,7 @@ def tune(
   return weights
 
 
-def _log_ratios(p, class_of_leaf, truth):
-  """Compute log(p of each leaf's class / p of the true leaf's), float64 [n, leaf], of p [n, C]."""
-  log_p = np.log(np.maximum(np.asarray(p, np.float64), TINY))
-  log_p = log_p[:, class_of_leaf]
-  return log_p - log_p[np.arange(len(truth)), truth][:, None]
-
-
-def _most_likely_weights(logs, tolerance=1e-4, steps=50):
+def _most_likely_weights(logs):
   """Find the weights >= 0 [K] with the least loss by Newton's method; return them and the loss.
 
   The loss is sum(log sum exp(weights logs)) + prior. `logs` are K arrays [n, leaves] of log(p / p
@@ -341,17 +342,17 @@ def _most_likely_weights(logs, tolerance=1e-4, steps=50):
 
   weights = prior_mean
   loss, p = loss_and_posterior(weights)
-  for _ in range(steps):
+  for _ in range(STEPS):
     gradient, curvature = _derivatives(logs, p, weights, prior_mean)
     step = _minimise_quadratic(curvature, gradient, weights) - weights
     new_loss, new_p = loss_and_posterior(weights + step)
     # a full step may be too long far from the optimum
-    while new_loss > loss and np.abs(step).max() > tolerance:
+    while new_loss > loss and np.abs(step).max() > TOLERANCE:
       step = step / 2
       new_loss, new_p = loss_and_posterior(weights + step)
     if new_loss <= loss:
       weights, loss, p = weights + step, new_loss, new_p
-    if np.abs(step).max() <= tolerance:
+    if np.abs(step).max() <= TOLERANCE:
       break
   return weights, loss
 
@@ -370,11 +371,11 @@ def _derivatives(logs, p, weights, prior_mean):
   return gradient, curvature
 
 
-def _minimise_quadratic(curvature, slope, start, sweeps=100):
+def _minimise_quadratic(curvature, slope, start):
   """Find the x >= 0 that minimises slope (x - start) + (x - start)' curvature (x - start) / 2."""
   x = start.copy()
   # each coordinate in turn goes to its minimum
-  for _ in range(sweeps):
+  for _ in range(SWEEPS):
     for k in range(len(x)):
       gradient = slope[k] + curvature[k] @ (x - start)
       x[k] = max(0.0, x[k] - gradient / curvature[k, k])
@@ -382,11 +383,7 @@ def _minimise_quadratic(curvature, slope, start, sweeps=100):
 
 
 def calibrate(
-  probs: Probs,
-  labels: np.ndarray,
-  taxonomy: Taxonomy,
-  weights: Sequence[float],
-  limit: int = 10_000_000,
+  probs: Probs, labels: np.ndarray, taxonomy: Taxonomy, weights: Sequence[float]
 ) -> PathRules:
   """Fit the temperature at which the true paths of validation examples are most likely.
 
@@ -402,7 +399,6 @@ def calibrate(
     labels: int [N, level]; examples whose finest class is unknown (-1) do not count.
     taxonomy: the table of these levels.
     weights: those that the temperature is for, one per level, as `tune` gives them.
-    limit: above so many scores (examples times leaves) an even subset of the examples is used.
 
   Returns:
     The rules: these weights, the temperature, which was fitted if `examples` is not 0, the gain.
@@ -412,7 +408,7 @@ def calibrate(
   rows = np.flatnonzero(labels[:, -1] >= 0)
   if len(rows) < MIN_EXAMPLES:
     return PathRules(by_level, float(np.sum(weights)))
-  rows = even_subset(rows, len(taxonomy.paths), limit)
+  rows = even_subset(rows, len(taxonomy.paths), MAX_SCORES)
   scores = np.empty((len(rows), len(taxonomy.paths)))
   for half in (0, 1):
     scored_rows = rows[half::2]
@@ -435,7 +431,7 @@ def _select(probs: Probs, rows: np.ndarray) -> Probs:
 
 
 def recalibrate(
-  probs: Probs, labels: np.ndarray, taxonomy: Taxonomy, rules: PathRules, limit: int = 10_000_000
+  probs: Probs, labels: np.ndarray, taxonomy: Taxonomy, rules: PathRules
 ) -> PathRules:
   """Fit the temperature on calibration examples, which the weights were not tuned on.
 
@@ -444,7 +440,6 @@ def recalibrate(
     labels: int [N, level]; examples whose finest class is unknown (-1) do not count.
     taxonomy: the table of these levels.
     rules: of which all but the temperature stays.
-    limit: above so many scores an even subset of the examples is used.
 
   Returns:
     The rules; unchanged below MIN_EXAMPLES.
@@ -453,7 +448,7 @@ def recalibrate(
   rows = np.flatnonzero(labels[:, -1] >= 0)
   if len(rows) < MIN_EXAMPLES:
     return rules
-  rows = even_subset(rows, len(taxonomy.paths), limit)
+  rows = even_subset(rows, len(taxonomy.paths), MAX_SCORES)
   scores = path_scores(_select(probs, rows), taxonomy, weights)
   truth = labels[rows, -1]
   if rules.allowed is not None:

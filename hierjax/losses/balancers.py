@@ -82,11 +82,8 @@ def _adam_step(
 ) -> tuple[jax.Array, Any]:
   """One step of tx on `value`; none where `when` is False."""
   updates, opt_after = tx.update(gradient, opt_state, value)
-  return jax.tree.map(
-    lambda new, old: jnp.where(when, new, old),
-    (optax.apply_updates(value, updates), opt_after),
-    (value, opt_state),
-  )
+  after = optax.apply_updates(value, updates), opt_after
+  return jax.tree.map(lambda new, old: jnp.where(when, new, old), after, (value, opt_state))
 
 
 def fixed() -> Balancer:
@@ -414,27 +411,10 @@ def db_mtl(beta: float = 0.9, power: float = 0.5) -> Balancer:
   return _balancer(rule, init, reads_gram=True, smooth=smooth)
 
 
+_LOSS_METHODS = (fixed, uw, dwa, dtp, gradnorm, awa, rlw, gls, famo)
+_GRADIENT_METHODS = (pcgrad, gradvac, cagrad, imtl, imtl_l, imtl_g, mgda, nash, aligned, fairgrad)
+METHODS = (*_LOSS_METHODS, *_GRADIENT_METHODS, upgrad, db_mtl)
 BALANCERS: Mapping[str, Callable[..., Balancer]] = {
   'equal': fixed,
-  'fixed': fixed,
-  'uw': uw,
-  'dwa': dwa,
-  'dtp': dtp,
-  'gradnorm': gradnorm,
-  'awa': awa,
-  'rlw': rlw,
-  'gls': gls,
-  'famo': famo,
-  'pcgrad': pcgrad,
-  'gradvac': gradvac,
-  'cagrad': cagrad,
-  'imtl': imtl,
-  'imtl_l': imtl_l,
-  'imtl_g': imtl_g,
-  'mgda': mgda,
-  'nash': nash,
-  'aligned': aligned,
-  'fairgrad': fairgrad,
-  'upgrad': upgrad,
-  'db_mtl': db_mtl,
+  **{method.__name__: method for method in METHODS},
 }

@@ -60,10 +60,9 @@ class Backbone:
       **options: further arguments of `make`.
     """
     compute = compute or Compute()
-    values = {
-      'compute': compute,
-      'dtype': compute.dtype,
-      'remat': compute.remat,
-      'batch_axis': compute.batch_axis,
-    }
-    return self.make(**{k: v for k, v in values.items() if self.has_option(k)}, **options)
+    if self.has_option('compute'):
+      options['compute'] = compute
+    for name in ('dtype', 'remat', 'batch_axis'):
+      if self.has_option(name):
+        options[name] = getattr(compute, name)
+    return self.make(**options)

@@ -136,27 +136,30 @@ def _build_heads(
         'rename the level'
       )
   form, table = HEADS[m.heads], taxonomy.table('exclusive')
+  fields = _fields(form)
   counts = {level: rows(m, taxonomy, level) for level in levels}
-  values = {
-    'classes': tuple((level, sum(n)) for level, n in counts.items()),
-    'ancestors': tuple(
-      tuple(a for a in levels[:k] if taxonomy.nests(level, a)) for k, level in enumerate(levels)
-    ),
-    'dropout': m.dropout,
-    'parts': tuple((level, n) for level, n in counts.items() if max(n) > 1),
-    'taxonomy': table,
-    'compute': compute,
-  }
-  if 'taxonomy' in _fields(form) and table is None:
+  parts = tuple((level, n) for level, n in counts.items() if max(n) > 1)
+  if 'taxonomy' in fields and table is None:
     raise UserError(
       f'--config.model.heads={m.heads} joins exclusive levels; the data have tag levels only'
     )
-  for name in ('dropout', 'parts'):
-    # rows of a class would have to be joined before the levels are
-    is_option = name in _fields(form) and (name != 'parts' or 'taxonomy' not in _fields(form))
-    if values[name] and not is_option:
-      raise UserError(f'--config.model.{name} is not an option of --config.model.heads={m.heads}')
-  values = {name: value for name, value in values.items() if name in _fields(form)}
+  if m.dropout and 'dropout' not in fields:
+    raise UserError(f'--config.model.dropout is not an option of --config.model.heads={m.heads}')
+  # rows of a class would have to be joined before the levels are
+  if parts and ('parts' not in fields or 'taxonomy' in fields):
+    raise UserError(f'--config.model.parts is not an option of --config.model.heads={m.heads}')
+  ancestors = []
+  for k, level in enumerate(levels):
+    ancestors.append(tuple(a for a in levels[:k] if taxonomy.nests(level, a)))
+  values = {
+    'classes': tuple((level, sum(n)) for level, n in counts.items()),
+    'ancestors': tuple(ancestors),
+    'dropout': m.dropout,
+    'parts': parts,
+    'taxonomy': table,
+    'compute': compute,
+  }
+  values = {name: value for name, value in values.items() if name in fields}
   return form(**values, **options(m, levels, features))
 
 
@@ -219,7 +222,8 @@ def rows(m: ConfigDict, taxonomy: Taxonomy, level: str) -> tuple[int, ...]:
   Raises:
     UserError: an entry of `model.parts` is malformed, or the taxonomy lacks its class.
   """
-  names, out = taxonomy.names[taxonomy.index(level)], [1] * taxonomy.num_classes(level)
+  names = taxonomy.names[taxonomy.index(level)]
+  out = [1] * len(names)
   for part in m.parts:
     is_valid = len(part) == 3 and part[0] in taxonomy.levels and isinstance(part[2], int)
     if not is_valid or part[2] < 2:

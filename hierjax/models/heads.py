@@ -83,7 +83,9 @@ class Path(layers.Layer):
 
   def mix(self, i: int, xs: Sequence[Array]) -> Array:
     """Mix the outputs of layer i of all paths."""
-    return sum(self.stitch[i, k] * x for k, x in enumerate(xs)) if self.paths > 1 else xs[0]
+    if self.paths == 1:
+      return xs[0]
+    return sum(self.stitch[i, k] * x for k, x in enumerate(xs))
 
   def out(self, x: Array) -> Array:
     """Compute the level's logits."""

@@ -61,13 +61,10 @@ def marginals(leaf_logits: Array, taxonomy: Taxonomy, levels: Sequence[str]) -> 
   """
   logits = {}
   for level in levels:
-    column = taxonomy.paths[:, taxonomy.index(level)]
-    is_finest = level == taxonomy.levels[-1]
-    logits[level] = (
-      leaf_logits
-      if is_finest
-      else segment_logsumexp(leaf_logits, column, taxonomy.num_classes(level))
-    )
+    logits[level] = leaf_logits
+    if level != taxonomy.levels[-1]:
+      column = taxonomy.paths[:, taxonomy.index(level)]
+      logits[level] = segment_logsumexp(leaf_logits, column, taxonomy.num_classes(level))
   return logits
 
 

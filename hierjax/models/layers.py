@@ -60,8 +60,9 @@ class Conv(Layer):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Convolve x [B, H, W, C] to [B, H', W', features]."""
-    channels, dtype = 1 if self.depthwise else x.shape[-1] // self.groups, self.compute.dtype
-    kernel = self.weight('kernel', self.initial, (self.size, self.size, channels, self.features))
+    groups = x.shape[-1] if self.depthwise else self.groups
+    shape = (self.size, self.size, x.shape[-1] // groups, self.features)
+    kernel, dtype = self.weight('kernel', self.initial, shape), self.compute.dtype
     conv = plain_kernels.conv if self.groups > 1 else self.compute.ops.conv
     y = conv(x.astype(dtype), jnp.asarray(kernel, dtype), self.stride, self.padding)
     if self.use_bias:
@@ -85,12 +86,13 @@ class Dense(Layer):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Map x [..., C] to [..., features]."""
-    dtype = self.compute.dtype
-    kernel, x = self.weight('kernel', self.initial, (x.shape[-1], self.features)), x.astype(dtype)
+    dtype, width = self.compute.dtype, x.shape[-1]
+    x = x.astype(dtype)
+    kernel = self.weight('kernel', self.initial, (width, self.features))
     y = functional.dense(x, jnp.asarray(kernel, dtype))
     if self.compute.lora:
       rank, scale = self.compute.lora
-      a = self.weight('lora_a', torch_linear, (x.shape[-1], rank))
+      a = self.weight('lora_a', torch_linear, (width, rank))
       b = self.weight('lora_b', zeros, (rank, self.features))
       x = functional.dense(x, jnp.asarray(a, dtype)) * scale
       y = y + functional.dense(x, jnp.asarray(b, dtype))
@@ -183,10 +185,9 @@ class Attention(Layer):
     """Map tokens [..., C] to queries, keys and values, [..., C] each."""
     c, compute, initial = x.shape[-1], self.compute, self.initial[0]
     if self.is_split:
-      biases = {name: name in self.biased for name in 'qkv'}
       return [
-        Dense(c, initial, use_bias=is_biased, compute=compute, name=f'{name}_proj')(x)
-        for name, is_biased in biases.items()
+        Dense(c, initial, use_bias=name in self.biased, compute=compute, name=f'{name}_proj')(x)
+        for name in 'qkv'
       ]
     qkv = Dense(3 * c, initial, use_bias=self.biased == 'qkv', compute=compute, name='qkv')(x)
     parts = [qkv[..., i * c : (i + 1) * c] for i in range(3)]
@@ -457,7 +458,8 @@ def drop_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     last: that of the last block.
     depths: blocks of each stage.
   """
-  rates = iter([last * k / max(sum(depths) - 1, 1) for k in range(sum(depths))])
+  count = sum(depths)
+  rates = iter([last * k / max(count - 1, 1) for k in range(count)])
   return [list(itertools.islice(rates, depth)) for depth in depths]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from hierjax.core import hub, json_files
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, and_more
 from hierjax.models import adapting
 from hierjax.models.backbone import Backbone
 from hierjax.models.registry import BACKBONES
@@ -122,13 +122,8 @@ def load(
   leaves = _backbone_leaves(variables)
   match = _match(name, leaves, state, path, spec.stems[stem])
   fresh = sorted({leaf.module for p, leaf in leaves.items() if p not in match.arrays})
-  report |= {
-    'source': source,
-    'file': str(path),
-    'scheme': match.scheme,
-    'tensors': len(match.arrays),
-    'fresh': fresh,
-  }
+  report |= {'source': source, 'file': str(path), 'scheme': match.scheme}
+  report |= {'tensors': len(match.arrays), 'fresh': fresh}
   if with_classifier:
     report['classifier'] = _classifier({k: state[k] for k in match.unused})
   flat = traverse_util.flatten_dict(variables, keep_empty_nodes=True)
@@ -300,19 +295,18 @@ def _match(
   arrays = {}
   for p, leaf in leaves.items():
     value = state.get(keys[p])
-    arrays[p] = None if value is None else _to_flax(leaf.name, value, leaf.like.shape)
+    value = None if value is None else _to_flax(leaf.name, value, leaf.like.shape)
+    if value is not None:
+      value = np.ascontiguousarray(value, dtype=leaf.like.dtype)
+    arrays[p] = value
   modules = {l.module for p, l in leaves.items() if l.module in optional and arrays[p] is None}
-  skipped = {keys[p] for p, l in leaves.items() if l.module in modules}
-  leaves = {p: l for p, l in leaves.items() if l.module not in modules}
-  unused = [k for k in state if k not in {keys[p] for p in leaves}]
-  for p, leaf in leaves.items():
-    if arrays[p] is not None:
-      arrays[p] = np.ascontiguousarray(arrays[p], dtype=leaf.like.dtype)
-  arrays = {p: arrays[p] for p in leaves}
-  problems = _problems(keys, arrays, state, [k for k in unused if k not in skipped])
+  arrays = {p: x for p, x in arrays.items() if leaves[p].module not in modules}
+  names = set(keys.values())
+  problems = _problems(keys, arrays, state, [k for k in state if k not in names])
   if problems:
     raise UserError(f'{path}: does not fit {name} (names read as {scheme}): ' + '; '.join(problems))
-  return Match(scheme, arrays, unused)
+  used = {keys[p] for p in arrays}
+  return Match(scheme, arrays, [k for k in state if k not in used])
 
 
 def _problems(keys, arrays, state, unused) -> list[str]:
@@ -332,10 +326,8 @@ def _problems(keys, arrays, state, unused) -> list[str]:
       groups['with NaN or infinity'].append(key)
     if value is not None and p[-1] == 'var' and (value < 0).any():
       groups['negative, though a variance'].append(key)
-  return [_listed(problem, names) for problem, names in groups.items() if names]
-
-
-def _listed(problem: str, names: list[str], limit: int = 8) -> str:
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  examples = ', '.join(shorten(n, 80) for n in names[:limit])
-  return f'{len(names)} {problem}: {examples}{more}'
+  return [
+    f'{len(names)} {problem}: {and_more([shorten(name, 80) for name in names], 8)}'
+    for problem, names in groups.items()
+    if names
+  ]

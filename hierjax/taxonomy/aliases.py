@@ -25,20 +25,21 @@ def split_columns(table: CsvFile) -> tuple[CsvFile, dict[str | None, list[tuple[
   Returns:
     The other columns, and {level, or None for the row's own class: [(row, cell)]}.
   """
-  lower, cells = {c.casefold(): c for c in table.columns}, {}
+  levels = {column.casefold(): column for column in table.columns}
+  cells, others = {}, []
   for k, column in enumerate(table.columns):
     match = _COLUMN.fullmatch(column)
-    level = match and match[1] and lower.get(match[1].casefold())
-    if match and (level or not match[1]):
-      cells[k] = level, [(row, values[k]) for row, values in table.rows if values[k]]
-  if not cells or len(cells) == len(table.columns):
+    name = match and match[1]  # None for aliases of the row's own class
+    level = levels.get(name.casefold()) if name else None
+    if match is None or (name and level is None):
+      others.append(k)
+      continue
+    texts = cells.setdefault(level, [])
+    texts += [(row, values[k]) for row, values in table.rows if values[k]]
+  if not cells or not others:
     return table, {}
-  others = [k for k in range(len(table.columns)) if k not in cells]
   rows = [(row, [values[k] for k in others]) for row, values in table.rows]
-  by_level = {}
-  for level, texts in cells.values():
-    by_level[level] = by_level.get(level, []) + texts
-  return table._replace(columns=[table.columns[k] for k in others], rows=rows), by_level
+  return table._replace(columns=[table.columns[k] for k in others], rows=rows), cells
 
 
 def assign(
@@ -91,9 +92,10 @@ def columns_of(levels: Sequence[str], rows: Sequence[Sequence[str]], aliases: Al
     aliases: to write; each stands in the first row of its class.
   """
   columns = []
-  for k, level in ((k, level) for k, level in enumerate(levels) if aliases.get(level)):
-    by_class = {name: [] for name in aliases[level].values()}
-    for alias, name in aliases[level].items():
-      by_class[name].append(alias)
-    columns.append([level + SUFFIX, *('|'.join(by_class.pop(row[k], ())) for row in rows)])
+  for k, level in enumerate(levels):
+    by_class = {}
+    for alias, name in aliases.get(level, {}).items():
+      by_class.setdefault(name, []).append(alias)
+    if by_class:
+      columns.append([level + SUFFIX, *('|'.join(by_class.pop(row[k], ())) for row in rows)])
   return columns

@@ -76,19 +76,17 @@ def _check_row(levels, row, cells, finest):
   if not all(is_named[:depth]):
     gap = is_named.index(False)
     after = next(i for i in range(gap, len(cells)) if is_named[i])
-    text = f'{levels[gap]} is empty before {levels[after]} {cells[after]!r}'
     above = cells[gap - 1] if gap else cells[after]
-    return RowProblem(
-      row,
-      'gap',
-      f'{text}; only the end of a row may be empty: write a name for it, such as '
-      f"'{above}, no {levels[gap]}'",
+    text = (
+      f'{levels[gap]} is empty before {levels[after]} {cells[after]!r}; only the end of a row may '
+      f"be empty: write a name for it, such as '{above}, no {levels[gap]}'"
     )
+    return RowProblem(row, 'gap', text)
   leaf = cells[depth - 1]
-  entry = (row, cells)
-  first_row, first_cells = first_entry = finest.setdefault(leaf, entry)
-  if first_entry is entry:
+  if leaf not in finest:
+    finest[leaf] = row, cells
     return None
+  first_row, first_cells = finest[leaf]
   if list(first_cells) == list(cells):
     text = f'repeats row {first_row} ({levels[-1]} {leaf!r}); every finest class has one row'
     return RowProblem(row, 'duplicate row', text)

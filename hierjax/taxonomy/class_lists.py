@@ -42,7 +42,8 @@ def leaves_of(
   allowed = np.zeros(len(table.paths), bool)
   for item in classes:
     try:
-      allowed |= _fitting(_place(item, table, names) if isinstance(item, str) else item, table)
+      row = _place(item, table, names) if isinstance(item, str) else item
+      allowed |= _fitting(row, table)
     except UserError as error:
       problems[str(error)] = item
   if problems:
@@ -57,8 +58,10 @@ def leaves_of(
 def _fitting(row, table):
   """The leaves with all classes of a row {level: name}; none for one without a name."""
   labels = table.encode(row)
-  fits = ((labels < 0) | (labels == table.paths)).all(-1) & (labels >= 0).any()
-  if (labels >= 0).any() and not fits.any():
+  if (labels < 0).all():
+    return np.zeros(len(table.paths), bool)
+  fits = ((labels < 0) | (labels == table.paths)).all(-1)
+  if not fits.any():
     names = ', '.join(f'{level} {name!r}' for level, name in row.items() if name)
     raise UserError(f'no class has {names} together')
   return fits
@@ -101,7 +104,8 @@ def read_classes(
   columns, rows, *_ = read_table(path)
   levels = [c for c in columns if c in taxonomy.levels]
   lower = {c.casefold(): c for c in columns}
-  column = next((lower[c] for c in (*NAMES, *lower) if c in lower and c != REGION), columns[0])
+  candidates = [lower[c] for c in (*NAMES, *lower) if c in lower and c != REGION]
+  column = candidates[0] if candidates else columns[0]
   # a plain list has no header
   if len(columns) == 1 and not levels and column.casefold() not in NAMES:
     rows = [(1, columns), *rows]

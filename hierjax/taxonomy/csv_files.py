@@ -19,7 +19,6 @@ DELIMITERS = {'comma': ',', 'semicolon': ';', 'tab': '\t', 'pipe': '|'}
 MAX_LINE = 1 << 18  # characters
 MAX_CELLS = 20_000_000
 _SAMPLE = 200  # lines by which the delimiter is found
-_MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
 CONTROL = re.compile('[\0-\x08\x0e-\x1f]')
 _SEPARATOR_LINE = re.compile('"?sep=.?"?\\s*', re.IGNORECASE)  # the first line for spreadsheets
 _NAMELESS = '(column {})'
@@ -178,10 +177,11 @@ def _guess_encoding(path, file, notes):
   """The encoding of a file; `UserError` where it is no text."""
   with file.open('rb') as f:
     start = f.read(1 << 16)
-    for mark, name in _MARKS.items():
-      if start.startswith(mark):
-        notes += ['read as UTF-16'] if name == 'utf-16' else []
-        return name
+    if start.startswith(codecs.BOM_UTF8):
+      return 'utf-8-sig'
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+      notes.append('read as UTF-16')
+      return 'utf-16'
     # Latin letters in UTF-16 are every other byte zero.
     zeros = [start[i::2].count(0) / (len(start) + 1) for i in (0, 1)]
     if min(zeros) < 0.01 and max(zeros) > 0.2:
@@ -240,10 +240,15 @@ def _lines(path: str | os.PathLike, file: TextIO) -> Iterator[str]:
 
 def _parse(path, file, delimiter, is_kept):
   """The columns and the rows that are not blank, numbered, with stripped cells, or no rows."""
-  is_read, columns, rows, last_line, n = [], None, [], 0, 0
-  # What follows the last line is asked for only where a quoted cell goes on.
-  lines = itertools.chain(_lines(path, file), (is_read.append(1) for _ in [0]))
-  reader = csv.reader(filter(None, lines), delimiter=delimiter, skipinitialspace=True)
+  columns, rows, last_line, n, is_at_end = None, [], 0, 0, False
+
+  def lines():
+    nonlocal is_at_end
+    yield from _lines(path, file)
+    # What follows the last line is asked for, before its row is there, only in a quoted cell.
+    is_at_end = True
+
+  reader = csv.reader(lines(), delimiter=delimiter, skipinitialspace=True)
   while True:
     try:
       cells = next(reader)
@@ -251,7 +256,7 @@ def _parse(path, file, delimiter, is_kept):
       break
     except csv.Error as e:
       raise UserError(f'{path}:{last_line + 1}: is not CSV ({e})') from None
-    if is_read:
+    if is_at_end:
       raise UserError(f'{path}:{last_line + 1}: a quote that opens here is never closed')
     # A quoted cell may span lines: the row starts after the line where the last one ended.
     row, last_line = last_line + 1, reader.line_num
@@ -267,7 +272,8 @@ def _parse(path, file, delimiter, is_kept):
         f'a {delimiter!r} in double quotes'
       )
     if is_kept:
-      rows.append((row, (cells + [''] * (len(columns) - len(cells)))[: len(columns)]))
+      missing = len(columns) - len(cells)
+      rows.append((row, cells[: len(columns)] + [''] * missing))
     n += len(columns)
     if n > MAX_CELLS:
       raise UserError(f'{path}: has more than {MAX_CELLS} cells; divide it')
@@ -284,10 +290,15 @@ def _parse_regular(path, file, delimiter, encoding):
   data = file.read_bytes().removeprefix(codecs.BOM_UTF8 if encoding == 'utf-8-sig' else b'')
   data += b'' if data.endswith(b'\n') else b'\n'
   line, ends = data[: data.index(b'\n')], np.flatnonzero(np.frombuffer(data, np.uint8) == 10)
-  is_odd = len(data.translate(None, _CONTROL_BYTES)) < len(data) or line.count(b'"') % 2
-  is_odd = is_odd or data.count(b'\r') > data.count(b'\r\n') or b' "' in data
-  is_odd = is_odd or np.diff(ends).max(initial=len(line)) > _MAX_REGULAR or not line.strip()
-  if is_odd or _SEPARATOR_LINE.fullmatch(line.decode()):
+  if (
+    len(data.translate(None, _CONTROL_BYTES)) < len(data)
+    or data.count(b'\r') > data.count(b'\r\n')
+    or b' "' in data
+    or line.count(b'"') % 2
+    or not line.strip()
+    or np.diff(ends).max(initial=len(line)) > _MAX_REGULAR
+    or _SEPARATOR_LINE.fullmatch(line.decode())
+  ):
     return None
   cells = [c.strip() for c in next(csv.reader([line.decode()], delimiter=delimiter))]
   if not any(cells):
@@ -295,9 +306,10 @@ def _parse_regular(path, file, delimiter, encoding):
   columns, blank = _columns(f'{path}:1', cells), []
 
   def judge(row):
-    is_blank = not row.text.replace(delimiter, '').strip()
-    blank.extend([row.number] if is_blank else [])
-    return 'skip' if is_blank else 'error'
+    if row.text.replace(delimiter, '').strip():
+      return 'error'
+    blank.append(row.number)
+    return 'skip'
 
   names = list(map(str, range(len(columns))))
   types = dict.fromkeys(names, pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))

@@ -39,10 +39,7 @@ def _describe_tables(a: Taxonomy, b: Taxonomy) -> str:
     return f'levels {", ".join(a.levels)} against {", ".join(b.levels)}'
   old = {row[depth - 1]: row for row, depth in zip(a.rows(), a.depth)}  # by its finest name
   new = {row[depth - 1]: row for row, depth in zip(b.rows(), b.depth)}
-  moved = []
-  for name in old:
-    if name in new and old[name] != new[name]:
-      moved.append(f'{name} ({" / ".join(old[name])} against {" / ".join(new[name])})')
+  moved = [name for name in old if name in new and old[name] != new[name]]
   aliases = b.aliases.get(b.levels[-1], {})
   renamed = {name: aliases[name] for name in old if name not in new and name in aliases}
   only_here = [name for name in old if name not in new and name not in renamed]
@@ -51,7 +48,7 @@ def _describe_tables(a: Taxonomy, b: Taxonomy) -> str:
     _count('renamed', (f'{name} to {new_name}' for name, new_name in renamed.items())),
     _count(f'{a.levels[-1]} only here', only_here),
     _count(f'{a.levels[-1]} only there', only_there),
-    _count('moved', moved),
+    _count('moved', (f'{x} ({" / ".join(old[x])} against {" / ".join(new[x])})' for x in moved)),
   ]
   if not any(parts) and a.names[-1] != b.names[-1]:
     return 'the same classes in another order'
@@ -61,6 +58,5 @@ def _describe_tables(a: Taxonomy, b: Taxonomy) -> str:
 def _count(kind: str, items: Iterable[str]) -> str:
   """The number of items and the first three; '' without any."""
   items = list(items)
-  if not items:
-    return ''
-  return f'{len(items)} {kind}: ' + ', '.join(items[:3] + ['...'] * (len(items) > 3))
+  more = ', ...' if len(items) > 3 else ''
+  return f'{len(items)} {kind}: {", ".join(items[:3])}{more}' if items else ''

@@ -84,7 +84,8 @@ class Levels:
 
   def table(self, kind: str) -> 'Taxonomy | None':
     """Return the table of the levels of a kind, None where no level is of it."""
-    return next((table for table in self.tables if table.kind == kind), None)
+    block = self.block(kind)
+    return block and block.taxonomy
 
   @property
   def multi(self) -> tuple[str, ...]:

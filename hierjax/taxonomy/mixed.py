@@ -130,6 +130,6 @@ class Mixed(Levels):
     Args:
       level: its name.
     """
-    coarser = self.exclusive.coarsen(level)
-    columns = [self.index(name) for name in coarser.levels]
-    return Mixed(coarser, self.tags, self.above[:, columns], self.aliases)
+    exclusive = self.exclusive.coarsen(level)
+    columns = [self.index(name) for name in exclusive.levels]
+    return dataclasses.replace(self, exclusive=exclusive, above=self.above[:, columns])

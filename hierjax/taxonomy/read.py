@@ -72,7 +72,10 @@ def divide(
   paths = exclusive.complete(
     [exclusive.encode(dict(zip(levels, cells[:n]))) for _, cells in tag_rows]
   )
-  return Mixed(exclusive, tag_table, _ancestors(tag_table, paths))
+  # what the exclusive paths of a tag's leaves agree on
+  columns = zip(tag_table.paths.T, tag_table.names)
+  above = [common_values(classes, paths, len(names)) for classes, names in columns]
+  return Mixed(exclusive, tag_table, np.concatenate(above))
 
 
 def _rows_of_tags(levels, rows, n, source):
@@ -111,11 +114,3 @@ def _exclusive_rows(rows, n):
       paths.add(path)
       exclusive.append((row, path))
   return exclusive
-
-
-def _ancestors(tags, paths):
-  """int32 [M, L]: what the exclusive paths int32 [finest tag, L] of a tag's leaves agree on."""
-  ancestors = []
-  for names, classes in zip(tags.names, tags.paths.T):
-    ancestors.append(common_values(classes, paths, len(names)))
-  return np.concatenate(ancestors).astype(np.int32)

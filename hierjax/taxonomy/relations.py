@@ -36,9 +36,8 @@ def common_values(groups: np.ndarray, values: np.ndarray, count: int) -> np.ndar
   Returns:
     int32 [G, ...]; -1 for a group whose members differ, and for one without members.
   """
-  shape = (count, *values.shape[1:])
-  low = np.full(shape, np.iinfo(np.int32).max, np.int32)
-  high = np.full(shape, -1, np.int32)
+  high = np.full((count, *values.shape[1:]), -1, np.int32)
+  low = np.full_like(high, np.iinfo(np.int32).max)
   np.minimum.at(low, groups, values)
   np.maximum.at(high, groups, values)
   return np.where(low == high, low, -1)

@@ -15,10 +15,8 @@ def fold(name: str, case: bool = True) -> str:
   if name.isascii():
     text = ' '.join(name.split())
     return text.casefold() if case else text
-  letters = ''.join(
-    c for c in unicodedata.normalize('NFC', name) if unicodedata.category(c) != 'Cf'
-  )
-  text = ' '.join(letters.split())
+  letters = filter(lambda c: unicodedata.category(c) != 'Cf', unicodedata.normalize('NFC', name))
+  text = ' '.join(''.join(letters).split())
   return unicodedata.normalize('NFC', text.casefold()) if case else text
 
 
@@ -41,7 +39,7 @@ def unify(
   for name in names:
     names_by_key[fold(name, case)].append(name)
   for key, spellings in groups.items():
-    targets = names_by_key[key] if names else [max(spellings, key=counts.__getitem__)]
-    others = [s for s in spellings if s not in targets]
-    result |= {s: targets[0] for s in others if len(targets) == 1}
+    targets = names_by_key[key] if names else [max(spellings, key=counts.get)]
+    if len(targets) == 1:
+      result |= {s: targets[0] for s in spellings if s != targets[0]}
   return result

@@ -78,10 +78,8 @@ class Taxonomy(Relations):
     Raises:
       UserError: the rows are no taxonomy; it counts them from 1.
     """
-    numbered = []
-    for i, row in enumerate(rows, 1):
-      numbered.append((i, [str(cell).strip() for cell in row]))
-    return cls.from_numbered_rows(levels, numbered, 'taxonomy row ')
+    stripped = [[str(cell).strip() for cell in row] for row in rows]
+    return cls.from_numbered_rows(levels, list(enumerate(stripped, 1)), 'taxonomy row ')
 
   @classmethod
   def from_numbered_rows(
@@ -128,10 +126,9 @@ class Taxonomy(Relations):
   @functools.cached_property
   def _alias_ids(self) -> tuple[dict[str, int], ...]:
     """For each level {alias: class}; a class that is carried down takes its aliases along."""
-    result = []
-    carried = {}
+    result, carried = [], {}
     for level, ids in zip(self.levels, self._ids):
-      carried = {**carried, **self.aliases.get(level, {})}
+      carried |= self.aliases.get(level, {})
       result.append({alias: ids[name] for alias, name in carried.items() if name in ids})
     return tuple(result)
 
@@ -160,12 +157,11 @@ class Taxonomy(Relations):
     ancestors = {self.names[j][c] for j, c in enumerate(path)}
     # An ancestor may itself be called by its path.
     ancestors |= {ancestor.rpartition(SEPARATOR)[2] for ancestor in ancestors}
-    short_names = []
-    for i, letter in enumerate(name):
-      above = name[:i]
-      is_ancestor = above in ancestors or above.rpartition(SEPARATOR)[2] in ancestors
-      if letter == SEPARATOR and is_ancestor:
-        short_names.append(name[i + 1 :])
+    short_names, parts = [], name.split(SEPARATOR)
+    for i in range(1, len(parts)):
+      above = SEPARATOR.join(parts[:i])
+      if above in ancestors or parts[i - 1] in ancestors:
+        short_names.append(SEPARATOR.join(parts[i:]))
     return short_names
 
   def encode(self, row: Mapping[str, str], where: str = '', has_hints: bool = True) -> np.ndarray:
@@ -365,8 +361,8 @@ def with_aliases(taxonomy: Levels, aliases: Aliases) -> Levels:
     if level in names:
       matching[level] = {alias: name for alias, name in items.items() if name in names[level]}
   # A mixed taxonomy holds two tables, whose aliases are these, too.
-  fields = {field.name for field in dataclasses.fields(taxonomy)} & {'exclusive', 'tags'}
-  tables = {field: with_aliases(getattr(taxonomy, field), aliases) for field in fields}
+  parts = [field for field in ('exclusive', 'tags') if hasattr(taxonomy, field)]
+  tables = {part: with_aliases(getattr(taxonomy, part), aliases) for part in parts}
   return dataclasses.replace(taxonomy, aliases=matching, **tables)
 
 

@@ -11,8 +11,7 @@ from hierjax import model
 from hierjax.cli import arguments, report
 from hierjax.core import archives, config, files
 from hierjax.core.errors import UserError
-from hierjax.data import sources
-from hierjax.data.published import hub
+from hierjax.data import parquet, sources
 from hierjax.evaluate import example_images, rules
 from hierjax.experiments import complete, run_lock
 from hierjax.report import page, runs
@@ -99,7 +98,7 @@ ROOTS = ('hf:someone/data', 'tfds:cifar100', '/', '..', '../other', '~', 'link',
 @pytest.mark.parametrize('root', ROOTS)
 def test_a_report_opens_no_data_elsewhere_unless_asked(root, tmp_path, monkeypatch, capsys):
   """Neither the network nor folders outside the working directory."""
-  monkeypatch.setattr(hub, 'download', lambda *_: pytest.fail('went to the network'))
+  monkeypatch.setattr(parquet, 'download', lambda *_: pytest.fail('went to the network'))
   monkeypatch.setattr(model, 'load', lambda *_: pytest.fail('would open the data'))
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'link').symlink_to('/')

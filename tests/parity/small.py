@@ -42,7 +42,15 @@ def _backbones():
   import functools
 
   from hierjax.models import registry
-  from hierjax.models.backbones import convnext, efficientnet_v2, resnet, swin, vit, vit_families
+  from hierjax.models.backbones import (
+    convnext,
+    efficientnet_v2,
+    mobilenet,
+    resnet,
+    swin,
+    vit,
+    vit_families,
+  )
 
   rows = vit_families
 
@@ -62,7 +70,7 @@ def _backbones():
   convnext.VARIANTS['v2_golden'] = ((1, 1, 2, 1), (16, 24, 32, 48), 0.0)
   resnet.DEPTHS['golden'] = (1, 1, 2, 1)
   swin.VARIANTS['golden'] = ((2, 2, 1), 32, 2, 0.0)
-  v2 = efficientnet_v2.stages(efficientnet_v2.V2['s'][1], 24, 'silu', depth=0.25)
+  v2 = mobilenet.parse_stages(efficientnet_v2.V2['s'][1], 24, 'silu', depth=0.25)
 
   return {
     'small_dinov2': small(rows.DINO_2, 14, 56),

@@ -8,12 +8,13 @@ import pathlib
 import numpy as np
 
 from hierjax.core import files, pickles
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, kind_and_text
 from hierjax.data.published.layout import Example, Layout, find, number
 
 LEVELS = ('coarse', 'fine')
 MARKS = ('cifar-100-python/meta',)
 SIDE = 32  # pixels
+RECONSTRUCT = ('numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct')
 
 
 class _Array:
@@ -39,14 +40,7 @@ class _Dtype:
 
 
 class _Unpickler(pickles.Unpickler):
-  names = frozenset(
-    {
-      'numpy.core.multiarray._reconstruct',
-      'numpy._core.multiarray._reconstruct',
-      'numpy.ndarray',
-      'numpy.dtype',
-    }
-  )
+  names = frozenset((*RECONSTRUCT, 'numpy.ndarray', 'numpy.dtype'))
   purpose = 'images and labels'
 
   def stand_in(self, name: str):
@@ -71,9 +65,7 @@ def read(root: pathlib.Path, crop: bool) -> Layout:
   names = _unpickle(base / 'meta', *(f'{level}_label_names' for level in LEVELS))
   if not all(isinstance(column, list) for column in names):
     raise UserError(f'{base / "meta"}: expected lists of names')
-  names = [
-    [n.decode('utf-8', 'replace') if isinstance(n, bytes) else str(n) for n in c] for c in names
-  ]
+  names = [list(map(_text, column)) for column in names]
   parents, pixels, rows = {}, {}, []
   for split in ('train', 'test'):
     path = find(base, split)
@@ -99,6 +91,10 @@ def read(root: pathlib.Path, crop: bool) -> Layout:
   )
 
 
+def _text(name):
+  return name.decode('utf-8', 'replace') if isinstance(name, bytes) else str(name)
+
+
 def _read_split(path):
   """Pixels, uint8 [N, 3072], and N pairs of labels."""
   data, *labels = _unpickle(path, 'data', *(f'{level}_labels' for level in LEVELS))
@@ -119,8 +115,7 @@ def _unpickle(path, *keys):
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror})') from None
   except Exception as error:  # a damaged pickle raises all kinds
-    reason = f'{type(error).__name__}: {str(error)[:120]}'
-    raise UserError(f'{path}: is damaged or was cut short ({reason})') from None
+    raise UserError(f'{path}: is damaged or was cut short ({kind_and_text(error)})') from None
   missing = [key for key in keys if key not in content]
   if missing:
     present = ', '.join(map(str, content))[:200]

@@ -23,14 +23,12 @@ def read(root: pathlib.Path, crop: bool) -> Layout:
     crop: whether the boxes are read too.
   """
   base = find(root, *MARKS).parent
-  columns = {**TABLES, **({'bounding_boxes': BOXES} if crop else {})}
+  columns = {**TABLES, 'bounding_boxes': BOXES} if crop else TABLES
   tables = {name: read_table(find(base, f'{name}.txt'), *c) for name, c in columns.items()}
   classes = read_table(find(base, 'classes.txt'), 'class_id', 'class_name')
   species = [re.sub(r'^\d+\.', '', name).replace('_', ' ') for _, (name,) in classes.values()]
-  layout, label = (
-    Layout(('species',), [(n,) for n in species]),
-    {c: i for i, c in enumerate(classes)},
-  )
+  layout = Layout(('species',), [(name,) for name in species])
+  label = {key: i for i, key in enumerate(classes)}
   folder = find(base, 'images').relative_to(root).as_posix()
   for image, (where, (file,)) in tables['images'].items():
     for name, table in tables.items():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hierjax.core import files
-from hierjax.core.errors import UserError, listing
+from hierjax.core.errors import UserError, kind_and_text, listing
 from hierjax.data import matfile
 from hierjax.data.dataset import Reader
 from hierjax.data.image_files import Box
@@ -221,7 +221,7 @@ def read_mat(path: pathlib.Path, field: str) -> list:
   except OSError:
     raise
   except Exception as error:  # a damaged file meets all kinds
-    reason = f'{type(error).__name__}: {str(error)[:120]}'
+    reason = kind_and_text(error)
     raise UserError(f'{path}: cannot be read as a MATLAB 5 file ({reason})') from None
   if field not in variables:
     raise UserError(f'{path}: expected {field}, found {", ".join(variables) or "nothing"}')

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hierjax.core.errors import UserError
+from hierjax.core.errors import UserError, kind_and_text
 from hierjax.data import store
 from hierjax.data.published.layout import Example, Layout
 
@@ -100,7 +100,7 @@ def _decode_labels(name, split, source, labels):
     try:
       example = source[i]
     except Exception as error:
-      reason = f'{type(error).__name__}: {str(error)[:120]}'
+      reason = kind_and_text(error)
       raise UserError(f'tfds:{name}: example {split}:{i} cannot be read ({reason})') from None
     ids[i] = [example[key] for key in labels]
   return {'labels': ids}

@@ -40,14 +40,13 @@ def _timm_name(path: str) -> str:
 
 def _torchvision_name(path: str) -> str:
   """Return torchvision's state dict prefix of a module path."""
-  if match := re.fullmatch(r'stages_(\d)_blocks_(\d+)(?:/(\w+))?', path):
-    stage, block, layer = match.groups()
-    places = {'conv_dw': '0', 'norm': '2', 'fc1': '3', 'fc2': '5'}
-    prefix = f'features.{2 * int(stage) + 1}.{block}'
-    return f'{prefix}.block.{places[layer]}' if layer else prefix
-  if match := re.fullmatch(r'stages_(\d)_downsample_(\d)', path):
-    return f'features.{2 * int(match[1])}.{match[2]}'
-  return {'stem_0': 'features.0.0', 'stem_1': 'features.0.1', 'head_norm': 'classifier.0'}[path]
+  ends = {'stem_0': 'features.0.0', 'stem_1': 'features.0.1', 'head_norm': 'classifier.0'}
+  if path in ends:
+    return ends[path]
+  path = re.sub(r'^stages_(\d)_blocks_', lambda m: f'features.{2 * int(m[1]) + 1}.', path)
+  path = re.sub(r'^stages_(\d)_downsample_', lambda m: f'features.{2 * int(m[1])}.', path)
+  places = {'conv_dw': '0', 'norm': '2', 'fc1': '3', 'fc2': '5'}
+  return re.sub(r'/(\w+)', lambda m: f'.block.{places[m[1]]}', path)
 
 
 TORCH_NAMES = {'torchvision': _torchvision_name, 'timm': _timm_name}

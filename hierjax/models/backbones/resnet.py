@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from hierjax.models import layers
-from hierjax.models.backbone import Backbone
+from hierjax.models.backbone import HALVES, Backbone
 from hierjax.models.initializers import uniform
 
 DEPTHS = {
@@ -231,37 +231,22 @@ class RegNet(layers.Trunk):
 
 
 _STEMS = {'standard': (), 'small': ('conv1',)}
-BACKBONES = {
-  f'resnet{depth}': Backbone(
-    functools.partial(ResNet, depth),
-    2048 if depth >= 50 else 512,
-    torch_names=TORCH_NAMES,
-    stems=_STEMS,
-  )
-  for depth in (18, 34, 50, 101, 152)
-} | {
-  # HCAL's (S2), for CIFAR-100: ResNet-18 with the small stem, and a linear layer 512 -> 256 that
-  # belongs to the trunk.
-  'resnet18_32px': Backbone(
-    functools.partial(ResNet, 18, 'small', 256),
-    256,
-    size=32,
-    torch_names=TORCH_NAMES,
-    stems={'standard': ('conv1', 'fc')},
-  ),
-  # S4's AdvancedCNN is ResNet-18, layer by layer (its dropout and linear layer are the head's); the
-  # paper normalises with mean = std = .5.
-  'advanced_cnn': Backbone(
-    functools.partial(ResNet, 18), 512, (127.5,) * 3, (127.5,) * 3, torch_names=TORCH_NAMES
-  ),
-}
+BACKBONES = {}
+for depth in (18, 34, 50, 101, 152):
+  make, features = functools.partial(ResNet, depth), 512 if depth in BASIC else 2048
+  BACKBONES[f'resnet{depth}'] = Backbone(make, features, torch_names=TORCH_NAMES, stems=_STEMS)
+# HCAL's (S2), for CIFAR-100: ResNet-18 with the small stem, and a linear layer 512 -> 256 that
+# belongs to the trunk.
+make, stems = functools.partial(ResNet, 18, 'small', 256), {'standard': ('conv1', 'fc')}
+BACKBONES['resnet18_32px'] = Backbone(make, 256, size=32, torch_names=TORCH_NAMES, stems=stems)
+# S4's AdvancedCNN is ResNet-18, layer by layer (its dropout and linear layer are the head's); the
+# paper normalises with mean = std = .5.
+make = functools.partial(ResNet, 18)
+BACKBONES['advanced_cnn'] = Backbone(make, 512, *HALVES, torch_names=TORCH_NAMES)
 for depth in DEPTHS_D:
-  BACKBONES[f'resnet{depth}d'] = Backbone(
-    functools.partial(ResNet, depth, 'deep'),
-    512 if depth in BASIC else 2048,
-    size=256 if depth > 100 else 224,
-    torch_names={'timm': torch_name},
-  )
+  make, features = functools.partial(ResNet, depth, 'deep'), 512 if depth in BASIC else 2048
+  size, names = 256 if depth > 100 else 224, {'timm': torch_name}
+  BACKBONES[f'resnet{depth}d'] = Backbone(make, features, size=size, torch_names=names)
 for depth, size in SIZES_RS.items():
   make = functools.partial(ResNet, depth, 'deep', is_rs=True)
   BACKBONES[f'resnetrs{depth}'] = Backbone(make, 2048, size=size, torch_names={'timm': torch_name})

@@ -78,12 +78,14 @@ def resample(n: int, grid: int = 14, is_antialiased: bool = False) -> np.ndarray
   Returns:
     float32 [n, grid]; the unit matrix where n is grid.
   """
-  if not is_antialiased:
-    place, stretch, a = np.arange(n) * ((grid - 1) / max(n - 1, 1)), 1, -0.75
-    source = np.floor(place)[:, None] + np.arange(-1, 3)
-  else:
-    place, stretch, a = (np.arange(n) + 0.5) * (grid / n) - 0.5, max(grid / n, 1), -0.5
+  if is_antialiased:
+    a, stretch = -0.5, max(grid / n, 1)
+    place = (np.arange(n) + 0.5) * (grid / n) - 0.5
     source = np.broadcast_to(np.arange(grid), (n, grid))
+  else:
+    a, stretch = -0.75, 1
+    place = np.arange(n) * ((grid - 1) / max(n - 1, 1))
+    source = np.floor(place)[:, None] + np.arange(-1, 3)
   t = np.abs(place[:, None] - source) / stretch  # distances
   near = ((a + 2) * t - (a + 3)) * t * t + 1
   far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a

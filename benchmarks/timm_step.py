@@ -23,7 +23,7 @@ def trunk(name: str, size: int) -> tuple[nn.Module, int]:
       model = timm.create_model(name[5:], num_classes=0, img_size=size)
     except TypeError:  # takes images of any size
       model = timm.create_model(name[5:], num_classes=0)
-    return model, model.num_features
+    return model, getattr(model, 'head_hidden_size', model.num_features)
   model = torchvision.models.get_model(name, weights=None)
   last = next(part for part in ('fc', 'classifier', 'head') if hasattr(model, part))
   classifier = getattr(model, last)

@@ -1,14 +1,14 @@
 """The table of the backbones: parameters, MACs, differences from the original, images/s of a step.
 
-usage: backbones.py OUT.jsonl [--peer PYTHON TORCH_STEP] [--names 'swin_*'] [--batch 8] [--size 224]
-                    [--steps 3] [--rounds 2] [--differences]
+usage: backbones.py OUT.jsonl [--peer PYTHON] [--names 'swin_*'] [--mode train|infer] [--batch 8]
+                    [--size 224] [--steps 3] [--rounds 2] [--differences]
 
 One line a backbone is added to OUT.jsonl as soon as it is measured. What the file has already is
 not measured again, so that the speeds can be taken when the machine is idle and the differences
 later. The table of all is printed at the end.
 
-PYTHON has torch, TORCH_STEP is a script that times the peer as train_step.py times hierjax. The two
-take turns for --rounds, and the better median of each counts; 0 rounds measure no speed.
+PYTHON has torch, torchvision and timm, for the peer timm_step.py. The two take turns for --rounds,
+and the better median of each counts; 0 rounds measure no speed.
 --differences compares with the golden values of tests/golden, where a backbone has its own: the
 worst relative difference of features in float32, and of gradients in float64 (in evaluation and
 training mode).
@@ -41,6 +41,8 @@ PEERS = {
   **{f'efficientnet_lite{v}': f'timm:tf_efficientnet_lite{v}' for v in range(5)},
   **{name: f'timm:{name}' for name in ours.timm_names()},
 }
+# what tells the lines apart
+KEY = ('name', 'size', 'batch', 'mode')
 
 
 def differences(name):
@@ -74,10 +76,10 @@ def measure(name, a, row):
     }
   if a.differences and 'features' not in row and name in ours.names():
     row['features'], row['gradients'] = differences(name)
-  sizes = [str(a.batch), str(a.size), '--steps', str(a.steps)]
+  sizes = [str(a.batch), str(a.size), '--mode', a.mode, '--steps', str(a.steps)]
   commands = {'hierjax': [sys.executable, ROOT / 'benchmarks/train_step.py', name, *sizes]}
   if a.peer and (peer := PEERS.get(name, name)):
-    commands['torch'] = [*a.peer, peer, *sizes]
+    commands['torch'] = [a.peer, ROOT / 'benchmarks/timm_step.py', peer, *sizes]
   commands = {k: v for k, v in commands.items() if f'{k}_images_per_s' not in row}
   rounds = [{k: seconds(command) for k, command in commands.items()} for _ in range(a.rounds)]
   return row | {
@@ -101,7 +103,7 @@ def table(rows):
   for r in rows:
     speeds = [r.get(f'{k}_images_per_s') for k in ('hierjax', 'torch')]
     cells = [
-      r['name'] + ('' if r['size'] == 224 else f', {r["size"]} px'),
+      r['name'] + f', {r["size"]} px' * (r['size'] != 224) + ', inference' * (r['mode'] == 'infer'),
       f'{r["params"]:,}',
       f'{r["macs"] / 1e9:.2f} G',
     ]
@@ -119,8 +121,9 @@ def main():
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   p.add_argument('out', type=pathlib.Path)
-  p.add_argument('--peer', nargs=2, default=())
+  p.add_argument('--peer')
   p.add_argument('--names', default='*')
+  p.add_argument('--mode', choices=('train', 'infer'), default='train')
   p.add_argument('--batch', type=int, default=8)
   p.add_argument('--size', type=int, default=224)
   p.add_argument('--steps', type=int, default=3)
@@ -128,14 +131,15 @@ def main():
   p.add_argument('--differences', action='store_true')
   a = p.parse_args()
   lines = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
-  rows = {(r['name'], r['size'], r['batch']): r for r in lines}  # the last line of each counts
+  lines = [{'mode': 'train', **line} for line in lines]  # older ones have no mode
+  rows = {tuple(r[k] for k in KEY): r for r in lines}  # the last line of each counts
   for name in [
     n
     for n in registry.BACKBONES
     if any(fnmatch.fnmatch(n, pattern) for pattern in a.names.split(','))
   ]:
-    key = (name, a.size, a.batch)
-    before = rows.get(key, dict(zip(('name', 'size', 'batch'), key)))
+    key = (name, a.size, a.batch, a.mode)
+    before = rows.get(key, dict(zip(KEY, key)))
     try:
       rows[key] = measure(name, a, before)
     except RuntimeError as e:

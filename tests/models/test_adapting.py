@@ -1,5 +1,6 @@
 """Low-rank updates, frozen parameters and layer-wise decay of the learning rate."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -13,10 +14,12 @@ import tiny
 from flax import traverse_util
 from parity import ours
 
-from hierjax import model
+from hierjax import model, runtime
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
+from hierjax.evaluate import collect
 from hierjax.experiments import workdir
+from hierjax.export import artefact
 from hierjax.models import adapting, initializers, layers, registry
 from hierjax.models.backbone import Backbone
 from hierjax.models.compute import Compute
@@ -131,6 +134,33 @@ def test_a_run_trains_the_updates_and_heads_alone_and_predicts_merged(adaptable,
   merged = jax.jit(loaded.classifier.apply)(loaded.variables, images)[0]
   for level in logits:
     np.testing.assert_allclose(merged[level], logits[level], rtol=1e-4, atol=1e-5)
+
+
+def test_the_evaluation_is_the_same_unmerged_merged_and_exported(adaptable, tmp_path):
+  run = setup.build(lora_config())
+  changed = {**run.variables, 'params': with_random_updates(run.variables['params'])}
+  (tmp_path / 'run').mkdir()
+  state = setup.initial_state(run).replace(params=changed['params'])
+  workdir.save_untrained(tmp_path / 'run', run, state)
+  merged = model.load(tmp_path / 'run')
+  artefact.export(merged, tmp_path / 'artefact', print)
+  exported = runtime.load(tmp_path / 'artefact')
+  step = jax.jit(functools.partial(collect.eval_step, model=run.task.model, taxonomy=run.taxonomy))
+  unmerged, unchanged = (
+    collect.collect(step, variables, run.val, run.c, run.mesh)
+    for variables in (changed, run.variables)
+  )
+  images = [run.val.reader(i) for i in unmerged.index]
+  answers = dataclasses.replace(unmerged, probs=exported.probabilities(images))
+  expected = rounded(merged.evaluate('val', run.val))
+  for outputs in (unmerged, answers):
+    assert rounded(merged.evaluate('val', run.val, outputs=outputs)) == expected
+  assert rounded(merged.evaluate('val', run.val, outputs=unchanged)) != expected
+
+
+def rounded(tree) -> str:
+  """The JSON of a tree, with four digits after the point."""
+  return json.dumps(jax.tree.map(lambda x: round(x, 4) if isinstance(x, float) else x, tree))
 
 
 def test_updates_begin_without_effect_and_are_carried_over(adaptable):

@@ -10,7 +10,6 @@ than decoding all of it, and by area averaging.
 puts it in the middle of a grey square. A `Resize` says more of evaluation.
 """
 
-import collections
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ import cv2
 import numpy as np
 from PIL import Image as pillow
 
-from hierjax.core.declarations import OPTIONS
 from hierjax.data import policy
 from hierjax.data.decoding import open_picture
 
@@ -58,26 +56,46 @@ class Resize(NamedTuple):
     return cls(data.resize, data.crop_share or 1.0, data.interpolation)
 
 
-_OPTIONS = {
-  name.removeprefix('data.augment.'): option.default
-  for name, option in OPTIONS.items()
-  if name.startswith('data.augment.')
-}
+class Augment(NamedTuple):
+  """What training does to a picture, as in `config.data.augment`.
 
-
-class Augment(collections.namedtuple('_Augment', _OPTIONS, defaults=_OPTIONS.values())):
-  """What training does to a picture: the options data.augment.*, see `core.declarations`.
-
-  Strengths are uniform in +- the option, factors in 1 +- it, the crop's ratio is log-uniform.
-  alternate_flip is what the pipeline sees to; mixup and cutmix are of whole batches, see
-  `hierjax.train.mixing`, and nothing here.
-
-  References:
-    erase: Zhong et al., arXiv:1708.04896. guided_crop and guided_mask: WS-DAN, Hu et al.,
-    arXiv:1901.09891, section 3.3.
+  Attributes:
+    enabled: off shows training the view of evaluation.
+    crop: the crop's share of the area, from and to.
+    ratio: width / height of the crop, from and to, log-uniform.
+    flip: probability of a mirror image.
+    rotate: degrees, uniform in +-.
+    brightness, contrast, saturation: each factor is uniform in 1 +- this.
+    hue: turns, uniform in +-.
+    alternate_flip: mirrored in every other epoch, whatever `flip` is; the pipeline sees to it.
+    policy: further operations, 'trivial' or 'rand'; None for none.
+    rand_magnitude: their strength where the policy is 'rand', out of `policy.STEPS`.
+    rand_operations: their number where the policy is 'rand'; 'trivial' has one.
+    erase: probability that a rectangle becomes grey (Zhong et al., arXiv:1708.04896).
+    guided_crop: probability of a crop within the box of a region and a margin (WS-DAN, Hu et al.,
+      arXiv:1901.09891, section 3.3).
+    guided_mask: probability that the hottest place of a region becomes grey (likewise).
+    mixup, cutmix: of whole batches, see `hierjax.train.mixing`; nothing here.
   """
 
-  __slots__ = ()
+  enabled: bool = True
+  crop: tuple[float, float] = (0.5, 1.0)
+  ratio: tuple[float, float] = (0.75, 4 / 3)
+  flip: float = 0.5
+  rotate: float = 15.0
+  brightness: float = 0.3
+  contrast: float = 0.3
+  saturation: float = 0.3
+  hue: float = 0.0
+  alternate_flip: bool = False
+  policy: str | None = None
+  rand_magnitude: float = 9.0
+  rand_operations: int = 2
+  erase: float = 0.0
+  guided_crop: float = 0.0
+  guided_mask: float = 0.0
+  mixup: float | None = None
+  cutmix: float | None = None
 
   @property
   def num_operations(self) -> int:

@@ -1,16 +1,17 @@
 """Detection of classes that training never saw, at every node of the taxonomy.
 
 A node is the top or a class; its children are the classes of the next level that nests in it. It
-scores how little an image looks like any of its children, against a threshold that is calibrated on
-images of known classes. An image is judged at the top first and then at the nodes it is predicted
-under; the first that finds it novel ends the path: 'new superclass', 'new kind of dog'.
+scores how little an image looks like any of its children.
 
-The thresholds of a path belong together: of images of known classes, drawn as the calibration
-images were, at most a stated share is called novel anywhere, on average over calibration sets. At
-each node the images are ranked by their score (split conformal p-values, Vovk et al. 2005), and
-each image has the least of its ranks along the path; the order statistic of these least ranks
-bounds the rank at which all nodes call an image novel. Levels that agree cost nothing that way, as
-a share of the false alarms for each level would.
+Whether an image is novel is asked at the finest node of its predicted path alone: what is new at a
+coarser level looks like no finer class either, and one question spends all of the false alarms.
+Its threshold is such that of images of known classes, drawn as the calibration images were, at most
+a stated share is called novel, on average over calibration sets. The images are ranked within their
+node (split conformal p-values, Vovk et al. 2005); as a node with few images takes the ranks of its
+level, the order statistic of all ranks, ranked once more, bounds the rank that is novel.
+
+Where it is novel is asked from the top: at the first node at which it looks newer than images of
+new finer classes do, else at the finest: 'new superclass', 'new kind of dog'.
 """
 
 import dataclasses
@@ -35,8 +36,8 @@ from hierjax.taxonomy import Taxonomy
 
 # Calibration images that a node needs for its own threshold; with fewer it has that of its level.
 MIN_IMAGES = 100
-# The share of images of new finer classes that may be called novel at a coarser level.
-MISPLACED = 0.25
+# The share of images of new finer classes that look newer than the threshold of a coarser level.
+MISPLACED = 0.1
 # Numbers in an array of images and classes.
 BLOCK = 2**22
 
@@ -66,7 +67,8 @@ class NoveltyDecision(NamedTuple):
   Attributes:
     level: int [N], the level at which an image is novel; the number of levels where it is not.
     scores: float [N, level].
-    thresholds: float [N, level], inf where nothing is novel; an image above is novel.
+    thresholds: float [N, level], inf where nothing is novel; an image above that of its finest
+      level is novel, at the coarsest level at which it is above.
     tails: float [N, level], the share of known images that score as high, counted among the
       calibration images and this one; 1 where nothing is novel.
   """
@@ -91,20 +93,27 @@ def _as_high(reference, scores):
   return len(reference) - np.searchsorted(reference, scores, side='left')
 
 
-def largest_tail(least: np.ndarray, share: float) -> float:
+def _cutoff(reference, limit):
+  """Return the score above which the tail is within the limit, inf where it never is."""
+  n = len(reference)
+  count = np.searchsorted((1 + np.arange(n)) / (n + 1), limit, side='right') - 1
+  return float(reference[n - 1 - count]) if n and count >= 0 else float('inf')
+
+
+def largest_tail(ranks: np.ndarray, share: float) -> float:
   """Return the tail at or below which an image of n + 1 is novel, such that few are.
 
   Args:
-    least: float [n], ascending: the least tail of each calibration image along its path.
+    ranks: float [n], ascending: the tail of each calibration image at its finest level.
     share: of known images that may be called novel.
 
   Returns:
     The tail; below 0 where n images are too few for the share, inf where all may be novel.
   """
-  count = int(np.floor(share * (len(least) + 1) + ROUNDING)) - 1
+  count = int(np.floor(share * (len(ranks) + 1) + ROUNDING)) - 1
   if count < 0:
     return -1.0
-  return float(np.nextafter(least[count], -np.inf)) if count < len(least) else float('inf')
+  return float(np.nextafter(ranks[count], -np.inf)) if count < len(ranks) else float('inf')
 
 
 @dataclasses.dataclass
@@ -115,10 +124,11 @@ class Detector:
     taxonomy: the table of the exclusive levels.
     scores: the name of each level's score.
     models: {level: model of its classes}, of levels whose score needs one.
-    left_out: tails of images whose class is left out, among those of other classes.
+    left_out: tails of images whose class is left out, among `finer`, or where there is none among
+      those of other classes.
     reference: scores of the calibration images.
     finer: scores of images whose class of a finer level is left out.
-    least: float [n], ascending: the least tail of each calibration image along its path.
+    ranks: float [n], ascending: the tail of each calibration image at its finest level.
     chosen_by: for each level {score: AUROC of images whose class is left out against others}.
   """
 
@@ -128,7 +138,7 @@ class Detector:
   left_out: NodeScores
   reference: NodeScores
   finer: NodeScores
-  least: np.ndarray
+  ranks: np.ndarray
   chosen_by: list[dict[str, float]]
 
   @classmethod
@@ -186,7 +196,7 @@ class Detector:
     # Images that are judged at the right node, of classes that begin at this level.
     is_fair = (y >= 0) & (nodes == nodes_of(taxonomy, k, val.labels))
     is_fair &= ~taxonomy.carried(taxonomy.levels[k])[y]
-    rows, shares, aurocs = [], {name: [] for name in names}, {name: [] for name in names}
+    rows, parts, aurocs = [], {name: [] for name in names}, {name: [] for name in names}
     for is_left_out, values in self._leave_out(k, train, val, names):
       # A node whose only children are left out has nothing to compare with.
       is_scored = is_fair & np.isfinite(values[names[0]])
@@ -195,7 +205,7 @@ class Detector:
       if len(novel) and len(inliers):
         rows.append(novel)
         for name in names:
-          shares[name].append(tails(np.sort(values[name][inliers]), values[name][novel]))
+          parts[name].append((np.sort(values[name][inliers]), values[name][novel]))
           aurocs[name].append(auroc(values[name][inliers], values[name][novel]))
     # Nothing is ever novel at a level of one class.
     if not rows:
@@ -203,23 +213,23 @@ class Detector:
     weights = [len(r) for r in rows]
     self.chosen_by[k] = {name: float(np.average(aurocs[name], weights=weights)) for name in names}
     best = self.scores[k] = max(names, key=self.chosen_by[k].get)
-    self.left_out |= _by_node(k, np.concatenate(shares[best]), nodes[np.concatenate(rows)])
-    finer = self._leave_out_finer(k, train, val, np.flatnonzero(is_fair))
+    finer = np.sort(self._leave_out_finer(k, train, val, np.flatnonzero(is_fair)))
     if len(finer):
-      self.finer[k, -1] = np.sort(finer)
+      self.finer[k, -1] = finer
+    shares = [tails(finer if len(finer) else others, novel) for others, novel in parts[best]]
+    self.left_out |= _by_node(k, np.concatenate(shares), nodes[np.concatenate(rows)])
 
   def _calibrate(self, calibration):
-    """Keep the scores of calibration images, and the least tail of each."""
+    """Keep the scores of calibration images, and the tail of each at its finest level."""
     scores = self._scores(calibration)
-    least = np.ones(len(scores))
+    ranks = np.ones(len(scores))
     for k, rows, nodes in self._judged(calibration.pred):
       if (k, -1) in self.left_out and len(rows):
         self.reference |= _by_node(k, scores[rows, k], nodes)
-    for k, _, rows, reference in self._references(calibration.pred):
+    for k, rows, reference in self._references(calibration.pred):
       # the other images only: an image that is added to them all may raise each share
-      shares = _as_high(reference, scores[rows, k]) / (len(reference) + 1)
-      least[rows] = np.minimum(least[rows], shares)
-    self.least = np.sort(least)
+      ranks[rows] = _as_high(reference, scores[rows, k]) / (len(reference) + 1)
+    self.ranks = np.sort(ranks)
 
   def _scores(self, evidence):
     """float64 [N, level]."""
@@ -234,12 +244,12 @@ class Detector:
       yield k, rows, nodes_of(self.taxonomy, k, pred)[rows]
 
   def _references(self, pred):
-    """For each node: level, node, rows of images, and the scores that they are compared with."""
+    """For each node, coarse to fine: level, rows, and the scores that they are compared with."""
     for k, rows, nodes in self._judged(pred):
       for node in np.unique(nodes):
         reference = self._reference(k, int(node))
         if len(reference):
-          yield k, int(node), rows[nodes == node], reference
+          yield k, rows[nodes == node], reference
 
   def _reference(self, k, node):
     scores = self.reference.get((k, node), ())
@@ -320,51 +330,48 @@ class Detector:
   def threshold(self, k: int, node: int, false_alarms: float) -> float:
     """Return the score above which an image is novel at a node; inf where nothing is novel.
 
+    Where finer classes were left out it is for images that are novel at all.
+
     Args:
       k: the level.
       node: a class of the level above, 0 for the top.
       false_alarms: as `decide` takes it.
     """
-    reference, limit = self._reference(k, node), largest_tail(self.least, false_alarms)
-    n = len(reference)
-    count = np.searchsorted((1 + np.arange(n)) / (n + 1), limit, side='right') - 1
-    return float(reference[n - 1 - count]) if n and count >= 0 else float('inf')
+    if (k, -1) in self.finer:
+      return _cutoff(self.finer[k, -1], MISPLACED)
+    return _cutoff(self._reference(k, node), largest_tail(self.ranks, false_alarms))
 
   def called(self, k: int, node: int, false_alarms: float) -> float | None:
-    """Return the share of images whose class was left out that are novel; None without such.
+    """Return the share of images whose class was left out above `threshold`; None without such.
 
     Args:
       k, node, false_alarms: see `threshold`.
     """
     if (k, node) not in self.left_out:
       return None
-    return float((self.left_out[k, node] <= largest_tail(self.least, false_alarms)).mean())
+    limit = MISPLACED if (k, -1) in self.finer else largest_tail(self.ranks, false_alarms)
+    return float((self.left_out[k, node] <= limit).mean())
 
   def decide(self, evidence: Evidence, false_alarms: float) -> NoveltyDecision:
     """Decide where images are novel.
-
-    An image that scores too high at a level, but not as high as the MISPLACED highest of the
-    images whose finer class is left out, is novel at a finer level.
 
     Args:
       evidence: of N images.
       false_alarms: share of the images of known classes that may be called novel.
     """
-    scores, limit = self._scores(evidence), largest_tail(self.least, false_alarms)
+    scores, limit = self._scores(evidence), largest_tail(self.ranks, false_alarms)
     shares, thresholds = np.ones(scores.shape), np.full(scores.shape, np.inf)
-    for k, node, rows, reference in self._references(evidence.pred):
-      thresholds[rows, k] = self.threshold(k, node, false_alarms)
+    last = np.zeros(len(scores), int)
+    for k, rows, reference in self._references(evidence.pred):
+      thresholds[rows, k] = _cutoff(reference, limit)
       shares[rows, k] = tails(reference, scores[rows, k])
-    n = scores.shape[1]
-    level = np.full(len(scores), n)
-    for k in reversed(range(n)):
-      finer, is_here = self.finer.get((k, -1), ()), True
-      if len(finer):
-        is_here = tails(finer, scores[:, k]) <= MISPLACED
-      # below the end of a branch is no other level
-      is_last = k + 1 == n or np.isinf(thresholds[:, min(k + 1, n - 1)])
-      below = np.where(level < n, level, np.where(is_last, k, k + 1))
-      level = np.where(shares[:, k] <= limit, np.where(is_here, k, below), level)
+      last[rows] = k
+    n, each = scores.shape[1], np.arange(len(scores))
+    for (k, _), finer in self.finer.items():
+      is_coarser = (k < last) & np.isfinite(thresholds[:, k])
+      thresholds[is_coarser, k] = _cutoff(finer, MISPLACED)
+    is_novel = scores[each, last] > thresholds[each, last]
+    level = np.where(is_novel, (scores > thresholds).argmax(1), n)
     return NoveltyDecision(level, scores, thresholds, shares)
 
   def describe(self, level: int, pred: Sequence[int]) -> str:
@@ -408,7 +415,7 @@ class Detector:
   def to_arrays(self) -> dict[str, np.ndarray]:
     """Return what `from_arrays` takes."""
     arrays = {'scores': np.array(self.scores), 'taxonomy': np.array(self.taxonomy.hash())}
-    arrays['least'] = self.least
+    arrays['ranks'] = self.ranks
     parts = {'left_out': self.left_out, 'reference': self.reference, 'finer': self.finer}
     for name, node_scores in parts.items():
       for (k, node), scores in node_scores.items():
@@ -445,7 +452,7 @@ class Detector:
         k, _, node = place.partition('.')
         node_scores[name][int(k), int(node)] = scores
     names, chosen_by = [str(name) for name in arrays['scores']], [{} for _ in taxonomy.levels]
-    return cls(taxonomy, names, models, *node_scores.values(), arrays['least'], chosen_by)
+    return cls(taxonomy, names, models, *node_scores.values(), arrays['ranks'], chosen_by)
 
 
 def _fit_of_head(name: str, logits: np.ndarray, left_out: np.ndarray | None) -> np.ndarray:

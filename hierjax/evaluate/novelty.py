@@ -57,7 +57,7 @@ def measure(
   n = len(taxonomy.levels)
   result = {
     'false_alarms': false_alarms,
-    'calibration_images': len(detector.least),
+    'calibration_images': len(detector.ranks),
     'kept': float((decision.level == n).mean()),
     'known_images': len(inliers.labels),
     'levels': {},

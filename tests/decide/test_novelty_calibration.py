@@ -19,9 +19,9 @@ class Scored(novelty.Detector):
     return dict.fromkeys(names, evidence.features[:, k])
 
 
-def calibrated(scores, leaf):
+def calibrated(scores, leaf, finer=None):
   every = {(k, -1): np.zeros(1) for k in range(2)}
-  detector = Scored(KINDS, ['softmax'] * 2, {}, every, {}, {}, np.zeros(0), [{}, {}])
+  detector = Scored(KINDS, ['softmax'] * 2, {}, every, {}, finer or {}, np.zeros(0), [{}, {}])
   detector._calibrate(evidence(scores, leaf))
   return detector
 
@@ -44,7 +44,8 @@ def test_false_alarms_are_as_stated(correlation):
     decision = detector.decide(evidence(scores[n:], leaf[n:]), 0.05)
     rates.append((decision.level < 2).mean())
     is_above = decision.scores > decision.thresholds
-    np.testing.assert_array_equal(is_above.any(1), decision.level < 2)
+    expected = np.where(is_above[:, 1], np.where(is_above[:, 0], 0, 1), 2)
+    np.testing.assert_array_equal(decision.level, expected)
   error = np.std(rates) / np.sqrt(len(rates))
   assert 0.035 < np.mean(rates) <= 0.05 + 2 * error
 
@@ -53,14 +54,52 @@ def test_an_image_is_an_alarm_by_counting():
   """Of the 20 calibration images and a new one, 2 may be called new at a share of .1."""
   scores, leaf = np.tile(np.arange(20.0)[:, None], 2), np.zeros(20, int)
   detector = calibrated(scores, leaf)
-  new = evidence(np.array([[19.5, 0], [18.5, 0], [0, 19.5], [17.5, 18.5]]), leaf[:4])
+  new = evidence(np.array([[19.5, 19.5], [19.5, 18.5], [0, 19.5], [0, 0]]), leaf[:4])
   decision = detector.decide(new, 0.1)
   assert decision.level.tolist() == [0, 2, 1, 2]
-  np.testing.assert_allclose(decision.tails[0], [1 / 21, 1])
+  np.testing.assert_allclose(decision.tails[:2], [[1 / 21, 1 / 21], [1 / 21, 2 / 21]])
   assert detector.reason(decision, 0, [0, 0]).startswith('less like any kind than 95.2% of the')
   assert detector.reason(decision, 2, [0, 0]).startswith('less like any breed of k0 than 95.2%')
   assert detector.decide(new, 0.04).level.tolist() == [2] * 4
   assert detector.threshold(0, 0, 0.04) == np.inf
+
+
+def test_an_image_is_new_if_its_finest_class_is_and_from_where_new_finer_classes_rarely_look_so():
+  """Image by image, in a table whose branches end early: below kind k1 there are no breeds."""
+  t = Taxonomy.from_rows(('kind', 'breed'), [['k0', 'a'], ['k0', 'b'], ['k1', ''], ['k2', 'c']])
+  rng, share = np.random.default_rng(3), 0.2
+  places = {(k, -1): np.zeros(1) for k in range(2)}
+  finer = np.sort(rng.normal(size=39)) + 0.5
+  detector = Scored(t, ['softmax'] * 2, {}, places, {}, {(0, -1): finer}, np.zeros(0), [{}, {}])
+
+  def draw(n):
+    paths = t.paths[rng.integers(4, size=n)]
+    return novelty.Evidence([], rng.normal(size=(n, 2)), paths, paths)
+
+  calibration, new = draw(80), draw(300)
+  detector._calibrate(calibration)
+  decision, has_breed = detector.decide(new, share), np.array([1, 0, 1])
+
+  def rank(score, k):
+    reference = calibration.features[(k == 0) | (has_breed[calibration.pred[:, 0]] == 1), k]
+    return (1 + sum(reference >= score)) / (1 + len(reference))
+
+  def finest_rank(x, path):
+    k = has_breed[path[0]]
+    return rank(x[k], k)
+
+  # ranks among the calibration images count each of these once, as `rank` counts the new one
+  ranks = sorted(
+    finest_rank(np.nextafter(x, 9), p) for x, p in zip(calibration.features, calibration.pred)
+  )
+  limit = ranks[int(share * 81) - 1]
+  for x, path, level in zip(new.features, new.pred, decision.level):
+    expected = 2
+    if finest_rank(x, path) < limit:
+      looks_coarser = (1 + sum(finer >= x[0])) / 40 <= novelty.MISPLACED
+      expected = int(has_breed[path[0]] and not looks_coarser)
+    assert level == expected
+  assert np.bincount(decision.level).min() > 5 and (has_breed[new.pred[:, 0]] == 0).sum() > 50
 
 
 def test_every_class_is_left_out_once():

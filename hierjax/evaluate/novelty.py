@@ -187,9 +187,13 @@ def read_detector(path: pathlib.Path, taxonomy: Taxonomy, step: int, score: str)
   try:
     arrays = archives.read(path)
     origin = int(arrays['step']), str(arrays['score'])
+    if 'ranks' not in arrays:
+      raise UserError(f'{path}: is of an earlier version of hierjax')
     detector = Detector.from_arrays(arrays, taxonomy)
   except FileNotFoundError:
     raise UserError(f'{path}: is missing') from None
+  except UserError:
+    raise
   # A damaged archive raises whatever its bytes lead to.
   except Exception as e:
     raise UserError(f'{path}: is damaged ({type(e).__name__}: {e})') from None

@@ -426,6 +426,12 @@ def test_a_run_with_held_out_classes_says_new_under(tmp_path, monkeypatch):
   ):
     hierjax.load(tmp_path, c).predict(images[:1])
   c.decide.novelty_score = 'auto'
+  with np.load(tmp_path / 'novelty.npz') as archive:
+    arrays = dict(archive)
+  del arrays['ranks']
+  np.savez(tmp_path / 'novelty.npz', **arrays)
+  with pytest.raises(UserError, match=r'is of an earlier version of hierjax; hierjax evaluate'):
+    hierjax.load(tmp_path, c).predict(images[:1])
   (tmp_path / 'novelty.npz').write_bytes(b'no archive')
   with pytest.raises(UserError, match='is damaged'):
     hierjax.load(tmp_path, c).predict(images[:1])

@@ -303,7 +303,7 @@ FAMILIES = """
 TRIED = [*registry.BACKBONES] if os.environ.get('HIERJAX_ALL_BACKBONES') else FAMILIES
 
 
-def drawn(variables, rng):
+def moved_variables(variables, rng):
   """Move initial variables a little: some scales begin as 0, which would hide what they scale."""
 
   def moved(path, x):
@@ -326,7 +326,7 @@ def exported_difference(name: str) -> float:
   variables = initializers.init(module, 0, np.zeros((1, size, size, 3), np.float32))
   if sum(x.nbytes for x in jax.tree.leaves(variables)) >= 2**31:
     pytest.skip('an ONNX file holds 2 GiB')
-  variables = drawn(variables, rng)
+  variables = moved_variables(variables, rng)
 
   def features(variables, x):
     return module.apply(variables, x)[0]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
-from export.test_graph import CARS, MIXED, TAGS, UNEVEN, drawn, model_of
+from export.test_graph import CARS, MIXED, TAGS, UNEVEN, model_of, moved_variables
 from parity import ours
 
 from hierjax.core import config
@@ -45,7 +45,8 @@ def model(name, spec, monkeypatch, taxonomy=CARS, **changes):
   for path, value in {'model.backbone': name, **changes}.items():
     config.assign(c, path, value)
   trained = model_of(c, taxonomy)
-  trained.variables = drawn(initializers.init(trained.classifier, 0), np.random.default_rng(0))
+  variables = initializers.init(trained.classifier, 0)
+  trained.variables = moved_variables(variables, np.random.default_rng(0))
   return trained
 
 

@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Self
 
 import numpy as np
-import safetensors
 
 from hierjax import decide
 from hierjax.core import archives, files, json_files
 from hierjax.core.errors import UserError
 from hierjax.data import decoding, image_groups, transforms
-from hierjax.evaluate import class_maps, neighbours, rules
+from hierjax.evaluate import heat_maps, neighbours, rules
 from hierjax.evaluate.predictor import Predictor
 from hierjax.taxonomy import read_taxonomy
 
@@ -27,7 +26,8 @@ MANIFEST = 'manifest.json'
 # What a predictor reads; the other files of an artefact are for people and for other programs.
 NEEDED = ('hierjax.json', 'taxonomy.csv', 'decode.json', 'model.onnx')
 WEIGHTS = 'weights.safetensors'
-SIMILAR = 'similar.npz'  # of an artefact that has training images
+MAPS = 'maps.onnx'  # of an artefact that has heat maps
+SIMILAR = 'similar.npz'  # of one that has training images
 MAX_BYTES, MAX_SIZE = 2**31, 4096  # of a file; pixels along a side of an input
 BATCH_SIZE = 32
 PREPROCESSING = {'size': int, 'resize': str, 'tta': int, 'max_pixels': int, 'max_bytes': int}
@@ -39,7 +39,7 @@ class Outputs(NamedTuple):
   Attributes:
     index: int [n], the readable images.
     probs: {level with a head: float64 [n, C]}.
-    outputs: of the graph, by their names.
+    outputs: of the graph, by their names, and the `images` that it read.
   """
 
   index: np.ndarray
@@ -54,7 +54,7 @@ class Exported(Predictor):
     facts: the content of hierjax.json.
     view: how an image becomes the input of the graph.
     session: of onnxruntime.
-    kernels: {level: float32 [d, C]}, with which heat maps are made; empty if there are none.
+    map_levels: those of which there are heat maps.
   """
 
   has_maps, similar, has_gains = False, 0, False  # what records get, see `explaining`
@@ -74,30 +74,19 @@ class Exported(Predictor):
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
     options.add_session_config_entry('session.intra_op.allow_spinning', str(int(spin)))
-    try:
-      self.session = onnxruntime.InferenceSession(
-        contents['model.onnx'], options, providers=['CPUExecutionProvider']
-      )
-    except Exception as e:  # onnxruntime raises many kinds
-      reason = ' '.join(str(e).split())[:200]
-      raise UserError(f'{folder / "model.onnx"}: cannot be loaded ({reason})') from None
-    self._check_graph(folder)
+    sessions = {}
+    for name in (name for name in ('model.onnx', MAPS) if name in contents):
+      try:
+        sessions[name] = onnxruntime.InferenceSession(
+          contents[name], options, providers=['CPUExecutionProvider']
+        )
+      except Exception as e:  # onnxruntime raises many kinds
+        reason = ' '.join(str(e).split())[:200]
+        raise UserError(f'{folder / name}: cannot be loaded ({reason})') from None
+    self.session, self._maps = sessions['model.onnx'], sessions.get(MAPS)
+    self._check_graphs(folder, sessions)
     self.rules = rules.read_rules(folder / 'decode.json', self.taxonomy, self.levels)
-    self.kernels = self._read_kernels(folder)
     self._gallery = self._read_gallery(folder / SIMILAR) if SIMILAR in contents else None
-
-  def _read_kernels(self, folder):
-    """{level: float32 [d, C]} of heads that weigh the maps of the graph, if it has some."""
-    widths = [x.shape[-1] for x in self.session.get_outputs() if x.name == 'maps']
-    block, kernels = self.taxonomy.block('exclusive'), {}
-    if not widths or not block:
-      return {}
-    with safetensors.safe_open(folder / WEIGHTS, 'numpy') as file:
-      for level in {*block.levels} & {*self.levels}:
-        name, shape = f'params/heads/{level}/kernel', (*widths, self.taxonomy.num_classes(level))
-        if name in {*file.keys()} and file.get_tensor(name).shape == shape:
-          kernels[level] = file.get_tensor(name)
-    return {level: kernels[level] for level in block.levels if level in kernels}
 
   def _read_gallery(self, path):
     """Training images: features float32 [m, d] of length 1, and what is shown of each."""
@@ -111,10 +100,10 @@ class Exported(Predictor):
       raise UserError(f'{path}: is damaged, or of another model') from None
     return features.astype(np.float32), entries
 
-  def _check_graph(self, folder):
+  def _check_graphs(self, folder, sessions):
     """Refuse a graph of another taxonomy or other images than the papers say."""
-    metadata = self.session.get_modelmeta().custom_metadata_map
-    digests = {self.facts['taxonomy']['hash'], metadata.get('taxonomy_sha256')}
+    texts = [graph.get_modelmeta().custom_metadata_map for graph in sessions.values()]
+    digests = {self.facts['taxonomy']['hash'], *(text.get('taxonomy_sha256') for text in texts)}
     if digests != {self.taxonomy.hash()}:
       raise UserError(
         f'{folder}: taxonomy.csv is not the taxonomy that the model was exported with: its classes '
@@ -129,6 +118,12 @@ class Exported(Predictor):
       fits.append(outputs[f'probability/{level}'][1:] == [self.taxonomy.num_classes(level)])
     if not heads or fits.count(False) or len(fits) != len(heads) + 1:
       raise UserError(f'{folder}: model.onnx and hierjax.json are not of one export')
+    maps = {output.name for output in self._maps.get_outputs()} if self._maps else ()
+    self.map_levels = tuple(level for level in heads if f'map/{level}' in maps)
+    if self._maps:
+      shapes = {'images': [size, size, 3]} | {f'class/{level}': [] for level in self.map_levels}
+      if {x.name: x.shape[1:] for x in self._maps.get_inputs()} != shapes:
+        raise UserError(f'{folder}: {MAPS} and hierjax.json are not of one export')
 
   def _network(self):
     return self._digest, self.facts['preprocessing']
@@ -137,14 +132,14 @@ class Exported(Predictor):
     """Return this model with more in the records of images, as far as it was exported with it.
 
     Args:
-      maps: adds 'maps' {level of `kernels`: [h][w] of 0 to 255}, where the evidence for the path's
-        class lies in what the model sees of the image, see `evaluate.class_maps`.
+      maps: adds 'maps' {level of `map_levels`: [h][w] of 0 to 255}, where the evidence for the
+        path's class lies in what the model sees of the image: its Grad-CAM.
       similar: adds 'similar', so many training images, the nearest first: [{'file', 'classes'
         {level: name}, 'cosine' of the features, 'image', the data address of a small picture}].
       gains: adds 'gain', as decide.label_gains does for a run, see `decide.add_label_gains`.
     """
     model = copy.copy(self)
-    model.has_maps, model.similar = maps and bool(self.kernels), similar if self._gallery else 0
+    model.has_maps, model.similar = maps and bool(self.map_levels), similar if self._gallery else 0
     model.has_gains = gains
     return model
 
@@ -154,10 +149,9 @@ class Exported(Predictor):
       decide.add_label_gains(records, decisions, self.taxonomy)
     if self.has_maps:
       pred, levels = decisions['exclusive']['joint'].pred, self.taxonomy.block('exclusive').levels
-      for level, kernel in self.kernels.items():
-        classes = pred[:, levels.index(level)]
-        cams = class_maps.class_maps(outputs.outputs['maps'], kernel, classes)
-        for record, cam in zip(records, class_maps.as_bytes(cams).tolist()):
+      classes = {level: pred[:, levels.index(level)] for level in self.map_levels}
+      for level, cams in self.heat_maps(outputs.outputs['images'], classes).items():
+        for record, cam in zip(records, heat_maps.as_bytes(cams).tolist()):
           record.setdefault('maps', {})[level] = cam
     if self.similar:
       features, entries = self._gallery
@@ -175,6 +169,22 @@ class Exported(Predictor):
     feed = {self.session.get_inputs()[0].name: images}
     return dict(zip(names, self.session.run(names, feed)))
 
+  def heat_maps(
+    self, images: np.ndarray, classes: Mapping[str, np.ndarray]
+  ) -> dict[str, np.ndarray]:
+    """Compute the Grad-CAM of classes.
+
+    Args:
+      images: as `run` takes them; of several views the first counts.
+      classes: {level of `map_levels`: int [N]}.
+
+    Returns:
+      {level: float32 [N, h, w]}, at least 0.
+    """
+    feed = {f'class/{level}': c.astype(np.int32) for level, c in classes.items()}
+    feed['images'] = images[:, 0] if images.ndim == 5 else images
+    return dict(zip(classes, self._maps.run([f'map/{level}' for level in classes], feed)))
+
   def _run(self, images, batch_size) -> Iterator[tuple[image_groups.Batch, Outputs]]:
     sizes = sorted({1, batch_size or BATCH_SIZE})
     batches = image_groups.batches(images, self.view, sizes, self._threads)
@@ -187,7 +197,8 @@ class Exported(Predictor):
     index = np.flatnonzero([not error for error in batch.errors])
     # not every operator takes a batch of nothing
     rows = index if len(index) else [0]
-    outputs = {name: x[: len(index)] for name, x in self.run(batch.pixels[rows]).items()}
+    outputs = self.run(batch.pixels[rows]) | {'images': batch.pixels[rows]}
+    outputs = {name: x[: len(index)] for name, x in outputs.items()}
     probs = {level: outputs[f'probability/{level}'].astype(np.float64) for level in self.levels}
     if not all(np.isfinite(p).all() for p in probs.values()):
       raise UserError(f'the model computes NaN or infinity from {batch.names[index[0]]} on')
@@ -263,5 +274,5 @@ def read_files(folder: pathlib.Path) -> dict[str, bytes]:
     content = files.read_bytes(folder / name, MAX_BYTES)
     if hashlib.sha256(content).hexdigest() != digest:
       raise UserError(f'{folder / name}: is damaged: its sha256 is not that of {MANIFEST}')
-    contents |= {name: content} if name in (*NEEDED, SIMILAR) else {}
+    contents |= {name: content} if name in (*NEEDED, MAPS, SIMILAR) else {}
   return contents

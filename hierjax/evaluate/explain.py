@@ -20,7 +20,7 @@ import simplejpeg
 from hierjax.core import files
 from hierjax.data import decoding, transforms
 from hierjax.data.dataset import Examples
-from hierjax.evaluate import example_images
+from hierjax.evaluate import example_images, heat_maps
 from hierjax.taxonomy import Taxonomy
 
 # Images whose features are placed by t-SNE.
@@ -76,9 +76,10 @@ def grad_cam(
   def logits_of_classes(shift):
     perturbed = {**variables, 'perturbations': {'backbone': {'features': shift}}}
     logits, features, maps = apply_with_maps(model, perturbed, images)
-    sums = {
-      level: jnp.take_along_axis(logits[level], c[:, None], 1).sum() for level, c in classes.items()
-    }
+    sums = {}
+    for level, c in classes.items():
+      is_class = nn.one_hot(c, logits[level].shape[1], dtype=bool)
+      sums[level] = jnp.where(is_class, logits[level], 0).sum()
     return sums, (features, maps)
 
   shape = jax.eval_shape(lambda: apply_with_maps(model, variables, images))[2]
@@ -170,7 +171,6 @@ def write(
   pictures = {row: picture(row) for row in np.intersect1d(shown_rows, rows).tolist()}
   pictures = {row: image for row, image in pictures.items() if image is not None}
   maps = maps[np.searchsorted(rows, list(pictures))] if pictures else maps[:0]
-  peaks = np.maximum(maps.max((2, 3), keepdims=True), 1e-12)
   images = map(np.ascontiguousarray, pictures.values())
   jpegs = [simplejpeg.encode_jpeg(image, quality=QUALITY) for image in images]
   is_point = np.isin(rows, points)
@@ -181,7 +181,7 @@ def write(
     rows=np.array(list(pictures), np.int64),
     jpeg=np.frombuffer(b''.join(jpegs), np.uint8),
     ends=np.cumsum([len(jpeg) for jpeg in jpegs]),
-    maps=np.round(255 * maps / peaks).astype(np.uint8),
+    maps=heat_maps.as_bytes(maps),
     points=rows[is_point],
     xy=tsne(features[is_point]),
   )

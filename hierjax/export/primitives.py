@@ -155,7 +155,7 @@ def _limit(graph, equation, x, y):
   return _each(graph, 'Max' if is_max else 'Min', x, y)
 
 
-@translates('add', 'mul')
+@translates('add', 'add_any', 'mul')
 def _add_or_mul(graph, equation, x, y):
   """Add or multiply; after a convolution, into its kernel and bias, as batch norm does."""
   is_mul = equation.primitive.name == 'mul'
@@ -291,7 +291,9 @@ def _reduce(graph, equation, x):
 def _conv(graph, equation, x, kernel):
   params = equation.params
   numbers, pads = params['dimension_numbers'], params['padding']
-  if {*params['lhs_dilation'], params['batch_group_count']} != {1}:
+  # an axis of one place has nothing between its places
+  spread = [n for a, n in zip(numbers.lhs_spec[2:], params['lhs_dilation']) if x.shape[a] != 1]
+  if {*spread, params['batch_group_count']} - {1}:
     raise _missing(equation, 'it is a transposed convolution')
   name = graph.add(
     'Conv',
@@ -377,17 +379,28 @@ def _gather(graph, equation, x, indices):
 
 @translates(*SCATTERS)
 def _scatter(graph, equation, x, indices, updates):
-  numbers = equation.params['dimension_numbers']
+  numbers, mode = equation.params['dimension_numbers'], SCATTERS[equation.primitive.name]
   x, updates = _operand(graph, equation, x), _operand(graph, equation, updates, 2)
   axes, windows = numbers.scatter_dims_to_operand_dims, numbers.update_window_dims
+  inserted = numbers.inserted_window_dims
+  index = _index(graph, equation, indices, [x.shape[a] for a in axes])
+  if index.ndim == 1 and mode == 'add':
+    # the gradient of a part of an array: zeros around it
+    shape = list(updates.shape)
+    for axis in inserted:
+      shape.insert(axis, 1)
+    part = _reshaped(graph, updates, shape)
+    begin = dict(zip(axes, index.tolist()))
+    ends = [
+      (begin[a], x.shape[a] - begin[a] - shape[a]) if a in begin else (0, 0) for a in part.layout
+    ]
+    name = graph.add('Pad', part.source, np.array(ends, np.int64).T.ravel())
+    return _each(graph, 'Add', x, Value(name, x.shape, part.layout))
   others = [a for a in range(len(x.shape)) if a not in axes]
   are_rows = [x.shape[a] for a in others] == [updates.shape[a] for a in windows]
-  if sorted(axes) != list(numbers.inserted_window_dims) or not are_rows:
+  if sorted(axes) != list(inserted) or not are_rows:
     raise _missing(equation, 'it changes parts of rows')
-  index = _index(graph, equation, indices, [x.shape[a] for a in axes])
   rows = [a for a in range(len(updates.shape)) if a not in windows]
   parts, layout = graph.stored(updates, (*rows, *windows)), (*axes, *others)
-  mode = SCATTERS[equation.primitive.name]
-  return _result(
-    equation, graph.add('ScatterND', graph.stored(x, layout), index, parts, reduction=mode), layout
-  )
+  name = graph.add('ScatterND', graph.stored(x, layout), index, parts, reduction=mode)
+  return _result(equation, name, layout)

@@ -13,6 +13,7 @@ import pytest
 
 from hierjax import model, runtime
 from hierjax.core.errors import UserError
+from hierjax.data import transforms
 from hierjax.decide.backoff import Backoff
 from hierjax.decide.decisions import AnswerRules
 from hierjax.decide.sets import SetRule
@@ -113,6 +114,25 @@ def test_the_example_predicts(exported, tmp_path):
   (record,) = runtime.load(exported).predict(IMAGES[0])
   for level, name in record['path'].items():
     assert f'{level}: {name}' in result.stdout
+
+
+@pytest.mark.parametrize('mode', transforms.RESIZE)
+@pytest.mark.parametrize(('share', 'how'), [(None, None), (0.875, 'bicubic'), (0.7, None)])
+def test_the_example_reads_images_as_the_runtime_does(tmp_path, mode, share, how):
+  """Views, crop share, filter; large and small pictures, but for rounding and Pillow's ways."""
+  from PIL import Image
+
+  names = {'__name__': 'example', '__file__': str(tmp_path / 'example.py')}
+  exec(papers.example(), names)
+  facts = {'size': 32, 'resize': mode, 'tta': 5, 'crop_share': share, 'interpolation': how}
+  for shape in ((90, 120), (20, 28)):
+    small = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    image = np.array(Image.fromarray(small).resize(shape[::-1], Image.Resampling.BICUBIC))
+    Image.fromarray(image).save(tmp_path / 'x.png')
+    x = names['load'](tmp_path / 'x.png', facts).astype(int)
+    expected = transforms.views(image, 32, 5, transforms.Resize(mode, share or 1.0, how))
+    assert x.shape == expected.shape and np.abs(x - expected).mean() < 3
+  assert len(papers.example().splitlines()) < 80
 
 
 def test_the_card_names_the_risks_it_is_calibrated_for(exported):

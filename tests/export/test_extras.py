@@ -1,7 +1,6 @@
 """What an artefact holds beside its predictions: heat maps, and similar training images."""
 
 import base64
-import dataclasses
 import functools
 import json
 import pathlib
@@ -9,13 +8,14 @@ import shutil
 
 import jax
 import numpy as np
+import onnx
 import pytest
 import safetensors.numpy
 
 from hierjax import model, runtime
 from hierjax.core.errors import UserError
 from hierjax.data import decoding
-from hierjax.evaluate import class_maps, explain, neighbours
+from hierjax.evaluate import explain, heat_maps, neighbours
 from hierjax.export import artefact
 
 
@@ -50,7 +50,7 @@ def test_heat_maps_are_the_grad_cam_of_the_run(loaded, trained):
     for level, cams in expected.items():
       maps = np.array([record['maps'][level] for record in records])
       assert maps.dtype.kind == 'i' and maps.max() == 255
-      assert np.abs(maps - class_maps.as_bytes(np.asarray(cams))).max() <= 1
+      assert np.abs(maps - heat_maps.as_bytes(np.asarray(cams))).max() <= 1
   assert 'maps' not in loaded.predict(images[:1])[0]
 
 
@@ -69,35 +69,61 @@ def test_heat_maps_are_those_that_the_report_shows(loaded, trained, finished_run
   assert compared > 20
 
 
-def test_where_weighted_features_are_no_grad_cam_the_artefact_has_no_maps(
-  trained, tmp_path, monkeypatch
-):
-  """As behind features of length 1; hierjax.json says so, and the graph has no such output."""
-  monkeypatch.setattr(artefact.program, 'stablehlo', lambda trained: b'')
-  trained.classifier = dataclasses.replace(trained.classifier, normalize=True)
-  messages = []
-  folder = tmp_path / 'new'
-  facts = artefact.export(trained, folder, messages.append, artefact.Extras(maps=True))
-  assert any('no heat maps' in text for text in messages)
-  assert facts['maps'] is None and 'maps' not in facts['graph']['outputs']
-  plain = runtime.load(folder)
-  (record,) = plain.explaining(maps=True).predict(pixels(1))
-  assert not plain.kernels and 'maps' not in record
-
-
-def test_heat_maps_by_a_naive_loop(loaded, exported):
-  """Weights times features, place by place, with the weights of weights.safetensors."""
+def test_heat_maps_by_a_naive_loop(loaded, trained, exported):
+  """Where features are means of maps, the class's weights times them, place by place."""
   weights = safetensors.numpy.load_file(exported / 'weights.safetensors')
-  outputs, level = loaded.run(pixels(2)), loaded.levels[-1]
-  kernel, maps = weights[f'params/heads/{level}/kernel'], outputs['maps']
-  cams = class_maps.class_maps(maps, loaded.kernels[level], np.array([3, 5]))
+  images, level = pixels(2), loaded.levels[-1]
+  kernel = weights[f'params/heads/{level}/kernel']
+  maps = explain.apply_with_maps(trained.classifier, trained.variables, images)[2]
+  cams = loaded.heat_maps(images, {level: np.array([3, 5])} | others(loaded))[level]
   _, h, w, d = maps.shape
-  np.testing.assert_allclose(maps.mean((1, 2)), outputs['features'], atol=1e-5)
   for i, c in enumerate((3, 5)):
     for y in range(h):
       for x in range(w):
         value = sum(float(maps[i, y, x, j]) * float(kernel[j, c]) for j in range(d)) / (h * w)
         assert abs(max(value, 0) - cams[i, y, x]) < 1e-5
+
+
+def others(loaded):
+  """Any class of the levels above the finest."""
+  return {level: np.zeros(2, int) for level in loaded.map_levels[:-1]}
+
+
+def test_heat_maps_that_are_no_grad_cam_are_not_written(trained, tmp_path, monkeypatch):
+  """Twice the gradient is another map: the export ends, and leaves nothing."""
+  monkeypatch.setattr(artefact.program, 'stablehlo', lambda trained: b'')
+  grad_cam, in_graph = explain.grad_cam, {}
+
+  def doubled(*args):
+    features, cams = grad_cam(*args)
+    return features, {level: 2 * cam for level, cam in cams.items()}
+
+  def export(folder):
+    return artefact.export(trained, tmp_path / folder, print, artefact.Extras(maps=True))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(explain, 'grad_cam', doubled)
+    in_graph['maps'] = artefact.program.maps_model(trained)
+  with monkeypatch.context() as patch:
+    patch.setattr(artefact.program, 'maps_model', lambda trained: in_graph['maps'])
+    with pytest.raises(UserError, match=r'--maps: the heat maps differ .* up to 1 of the largest'):
+      export('new')
+  assert not [*tmp_path.iterdir()]
+
+
+def test_maps_of_another_export_are_refused(exported, tmp_path):
+  """Of another taxonomy or size, with a manifest that fits."""
+  copied = pathlib.Path(shutil.copytree(exported, tmp_path / 'copy'))
+  graph = onnx.load(copied / runtime.MAPS)
+  graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 64
+  for change, text in ((graph, r'maps\.onnx and hierjax\.json'), (None, 'in another order')):
+    graph = change or onnx.load(exported / runtime.MAPS)
+    if not change:
+      onnx.helper.set_model_props(graph, {'taxonomy_sha256': '0'})
+    (copied / runtime.MAPS).write_bytes(graph.SerializeToString())
+    artefact._seal(copied, json.loads((copied / 'hierjax.json').read_text()))
+    with pytest.raises(UserError, match=text):
+      runtime.load(copied)
 
 
 def test_similar_images_are_the_nearest_by_brute_force(loaded, trained, exported):

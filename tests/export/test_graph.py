@@ -303,6 +303,18 @@ FAMILIES = """
 TRIED = [*registry.BACKBONES] if os.environ.get('HIERJAX_ALL_BACKBONES') else FAMILIES
 
 
+def moved_variables(variables, rng):
+  """Move initial variables a little: some scales begin as 0, which would hide what they scale."""
+
+  def moved(path, x):
+    noise, key = rng.standard_normal(x.shape, np.float32), path[-1].key
+    if key == 'var':
+      return x * (1 + 0.2 * np.abs(noise))
+    return x + noise * (0.1 if key == 'scale' else 0.05 * (x.ndim == 1))
+
+  return jax.tree_util.tree_map_with_path(moved, variables)
+
+
 def exported_difference(name: str) -> float:
   """Largest difference of the features from jax, relative to their largest.
 
@@ -311,18 +323,10 @@ def exported_difference(name: str) -> float:
   size = SIZES.get(name, 70 if 'patch14' in name else 64)
   module = registry.BACKBONES[name].build(Compute(kernels='plain'))
   rng = np.random.default_rng(0)
-
-  def moved(path, x):
-    noise, key = rng.standard_normal(x.shape, np.float32), path[-1].key
-    if key == 'var':
-      return x * (1 + 0.2 * np.abs(noise))
-    # Some scales begin as 0, which would hide what they scale.
-    return x + noise * (0.1 if key == 'scale' else 0.05 * (x.ndim == 1))
-
   variables = initializers.init(module, 0, np.zeros((1, size, size, 3), np.float32))
   if sum(x.nbytes for x in jax.tree.leaves(variables)) >= 2**31:
     pytest.skip('an ONNX file holds 2 GiB')
-  variables = jax.tree_util.tree_map_with_path(moved, variables)
+  variables = moved_variables(variables, rng)
 
   def features(variables, x):
     return module.apply(variables, x)[0]

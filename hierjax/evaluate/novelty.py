@@ -1,11 +1,10 @@
 """Evaluation of novelty detection, and the detector's file."""
 
-import io
 import pathlib
 
 import numpy as np
 
-from hierjax.core import archives, files, metrics
+from hierjax.core import archives, metrics
 from hierjax.core.errors import UserError
 from hierjax.decide.nodes import nodes_of, parent_levels
 from hierjax.decide.novelty import Detector, Evidence, NoveltyDecision
@@ -167,9 +166,8 @@ def write_detector(path: pathlib.Path, detector: Detector, step: int, score: str
     step: of the model.
     score: the option decide.novelty_score.
   """
-  archive = io.BytesIO()
-  np.savez(archive, **detector.to_arrays(), step=step, score=score)
-  files.write(path, archive.getvalue())
+  arrays = {**detector.to_arrays(), 'step': step, 'score': score}
+  archives.write(path, arrays, is_compressed=False)
 
 
 def read_detector(path: pathlib.Path, taxonomy: Taxonomy, step: int, score: str) -> Detector:

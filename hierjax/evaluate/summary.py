@@ -1,12 +1,11 @@
 """The evaluation of a split: metrics of decisions, as JSON, and the predictions as arrays."""
 
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hierjax.core import files, json_files
+from hierjax.core import archives, files, json_files
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import logged_names, lookup, resolve_best
 from hierjax.decide import paths
@@ -287,10 +286,8 @@ def write(
   for block in reversed(taxonomy.blocks):
     labels = outputs.labels[:, block.columns]
     arrays |= ARRAYS[block.kind](decisions[block.kind], labels, outputs, block.taxonomy)
-  archive = io.BytesIO()
-  np.savez_compressed(archive, **arrays)
   split = result['split']
-  files.write(files.of_split(folder, 'predictions', split, 'npz'), archive.getvalue())
+  archives.write(files.of_split(folder, 'predictions', split, 'npz'), arrays)
   content = json_files.dump(result, indent=2) + '\n'
   files.write(files.of_split(folder, 'eval', split, 'json'), content)
 

@@ -13,12 +13,12 @@ from hierjax import model
 from hierjax.core import config, curriculum, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import split_record
-from hierjax.evaluate import answers, embedding, summary
+from hierjax.evaluate import answers, summary
 from hierjax.experiments import plan, restart, run_lock
 from hierjax.experiments.workdir import Record, current_time, disk_errors, has_run, prepare
 from hierjax.models import adapting
 from hierjax.report import page, runs
-from hierjax.train import checkpoint, setup
+from hierjax.train import checkpoint, embedding, setup
 from hierjax.train.interrupt import Interrupted, Signals
 from hierjax.train.loop import Hook, Loop
 from hierjax.train.state import eval_variables
@@ -138,15 +138,8 @@ class EmbeddingHook(Hook):
       values: the metrics.
     """
     if not self._is_written:
-      variables = eval_variables(loop.state)
-      _write_embedding(self._path, loop, loop.eval_step, variables)
+      embedding.write(self._path, loop.eval_step, eval_variables(loop.state), loop.run)
     self._is_written = True
-
-
-def _write_embedding(path: pathlib.Path, loop: Loop, eval_step, variables) -> None:
-  """Write features and prototypes of the validation split."""
-  run = loop.run
-  embedding.write_embedding(path, eval_step, variables, run.val, run.c, run.mesh, run.taxonomy)
 
 
 def _check(c: ConfigDict, workdir: pathlib.Path, run: setup.Setup) -> None:
@@ -258,8 +251,7 @@ def finish(loop: Loop, workdir: pathlib.Path) -> dict:
       f'{values["after"]["f1_macro"] or 0:.4f} at the tuned thresholds'
     )
   trained.explain(split, examples=run.val)
-  path = workdir / 'embedding_last.npz'
-  _write_embedding(path, loop, trained.eval_step, trained.variables)
+  embedding.write(workdir / 'embedding_last.npz', trained.eval_step, trained.variables, run)
   return result
 
 

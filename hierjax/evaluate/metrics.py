@@ -238,6 +238,12 @@ def reliability(
   return count, confidences, number_right
 
 
+def key_of(name: str) -> str:
+  """Return what the values per example of a metric are called: LEVEL.top1 for top1/LEVEL."""
+  metric, _, level = name.partition('/')
+  return f'{level}.{metric}' if level else metric
+
+
 def _where(mask, values):
   """Return the values where the mask holds, else NaN, float64 [N]."""
   return np.where(mask, values, np.nan)

@@ -8,7 +8,7 @@ import sys
 import urllib.parse
 
 from hierjax.core import files, terminal
-from hierjax.core.metrics import METRICS, signed
+from hierjax.core.metrics import METRICS, lookup, signed
 from hierjax.evaluate import bootstrap
 from hierjax.experiments.runner import Runner
 from hierjax.experiments.table import COUNTS, Column, Row, expand
@@ -311,7 +311,7 @@ def _results(view: View) -> str:
     name = record.row.name
     for seed in record.seeds:
       result = view.runner.result(record.row, seed)
-      figures = [c.value(result.evaluation) for c in columns]
+      figures = [lookup(result.evaluation, c.key) for c in columns]
       values = [options[name].get(key) for key in differing]
       lines.append([name, seed, *values, *figures, result.seconds])
   return files.csv_text(lines)

@@ -11,7 +11,6 @@ import numpy as np
 
 from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
-from hierjax.core.metrics import METRICS
 from hierjax.evaluate import bootstrap, metrics
 from hierjax.report import formats, page, runs
 from hierjax.report.runs import Run
@@ -156,11 +155,10 @@ def _figures(reference: Method, method: Method) -> dict[str, verdict.Row]:
   """Compare the metrics of both, with intervals over as many seeds as both have."""
   n, rows = min(len(reference.values), len(method.values)), {}
   for name, label in verdict.labels_of(method.runs[0].exclusive).items():
-    metric, _, level = name.partition('/')
-    key = f'{level}.{metric}' if level else metric
+    key = metrics.key_of(name)
     arrays = [[values[key] for values in m.values[:n]] for m in (method, reference)]
-    interval = bootstrap.difference(*arrays, METRICS[metric].is_percent)
-    rows[name] = verdict.Row(name, label, reference.mean(key), method.mean(key), None, interval)
+    row = verdict.Row(name, label, reference.mean(key), method.mean(key), None, None)
+    rows[name] = row._replace(interval=bootstrap.difference(*arrays, row.metric.is_percent))
   return rows
 
 

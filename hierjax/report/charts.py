@@ -24,6 +24,8 @@ POINTS, WINDOWS = 300, 30
 MIN_IMAGES = 5
 # Shades of a confusion matrix, and cells of a strip that can be distinguished.
 SHADES, STRIP_CELLS = 8, 40
+# Free space along the edges of a picture of points.
+MARGIN = 8
 # The longer side of a picture with its heat map, in pixels at most.
 HEAT_MAP_SIDE = 168
 # Places along a heat map from which on it is drawn smoothly; fewer are drawn as the cells they are.
@@ -303,18 +305,11 @@ def cells(
   return [(name, ''.join(parts)) for name, parts in sorted(paths.items())]
 
 
-def fit(xy: np.ndarray, width: float, height: float, margin: float = 8) -> np.ndarray:
-  """Scale points into a picture.
-
-  Args:
-    xy: float [n, 2].
-    width: of the picture.
-    height: of the picture.
-    margin: free space along its edges.
-  """
+def fit(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Scale points float [n, 2] into a picture of this size, with a margin along its edges."""
   low, high = xy.min(0), xy.max(0)
-  inner = (width - 2 * margin, height - 2 * margin)
-  return margin + (xy - low) / np.maximum(high - low, 1e-9) * inner
+  inner = np.array(size) - 2 * MARGIN
+  return MARGIN + (xy - low) / np.maximum(high - low, 1e-9) * inner
 
 
 def scatter(xy: np.ndarray, groups: np.ndarray) -> list[tuple[int, str]]:

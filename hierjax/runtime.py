@@ -93,11 +93,15 @@ class Exported(Predictor):
     if not widths or not block:
       return {}
     with safetensors.safe_open(folder / WEIGHTS, 'numpy') as file:
-      for level in {*block.levels} & {*self.levels}:
-        name, shape = f'params/heads/{level}/kernel', (*widths, self.taxonomy.num_classes(level))
-        if name in {*file.keys()} and file.get_tensor(name).shape == shape:
-          kernels[level] = file.get_tensor(name)
-    return {level: kernels[level] for level in block.levels if level in kernels}
+      tensors = {*file.keys()}
+      for level in block.levels:
+        name = f'params/heads/{level}/kernel'
+        if level not in self.levels or name not in tensors:
+          continue
+        kernel = file.get_tensor(name)
+        if kernel.shape == (*widths, self.taxonomy.num_classes(level)):
+          kernels[level] = kernel
+    return kernels
 
   def _read_gallery(self, path):
     """Training images: features float32 [m, d] of length 1, and what is shown of each."""
@@ -120,14 +124,16 @@ class Exported(Predictor):
         f'{folder}: taxonomy.csv is not the taxonomy that the model was exported with: its classes '
         'are others or in another order'
       )
-    outputs = {output.name: output.shape for output in self.session.get_outputs()}
-    heads = [level for level in self.taxonomy.levels if f'probability/{level}' in outputs]
-    self.levels = tuple(heads)
-    views, size = [self.view.views] * (self.view.views > 1), self.view.size
-    fits = [x.shape[1:] == [*views, size, size, 3] for x in self.session.get_inputs()]
-    for level in heads:
-      fits.append(outputs[f'probability/{level}'][1:] == [self.taxonomy.num_classes(level)])
-    if not heads or fits.count(False) or len(fits) != len(heads) + 1:
+    outputs = {output.name: output.shape[1:] for output in self.session.get_outputs()}
+    names = {level: f'probability/{level}' for level in self.taxonomy.levels}
+    self.levels = tuple(level for level, name in names.items() if name in outputs)
+    image = [self.view.size, self.view.size, 3]
+    if self.view.views > 1:
+      image = [self.view.views, *image]
+    is_sound = [x.shape[1:] for x in self.session.get_inputs()] == [image]
+    for level in self.levels:
+      is_sound &= outputs[names[level]] == [self.taxonomy.num_classes(level)]
+    if not is_sound or not self.levels:
       raise UserError(f'{folder}: model.onnx and hierjax.json are not of one export')
 
   def _network(self):
@@ -153,17 +159,18 @@ class Exported(Predictor):
     if self.has_gains:
       decide.add_label_gains(records, decisions, self.taxonomy)
     if self.has_maps:
-      pred, levels = decisions['exclusive']['joint'].pred, self.taxonomy.block('exclusive').levels
+      pred, table = decisions['exclusive']['joint'].pred, self.taxonomy.table('exclusive')
       for level, kernel in self.kernels.items():
-        classes = pred[:, levels.index(level)]
+        classes = pred[:, table.index(level)]
         cams = class_maps.class_maps(outputs.outputs['maps'], kernel, classes)
         for record, cam in zip(records, class_maps.as_bytes(cams).tolist()):
           record.setdefault('maps', {})[level] = cam
     if self.similar:
       features, entries = self._gallery
       x = neighbours.unit(outputs.outputs['features'])
-      for record, *pairs in zip(records, *neighbours.nearest(x, features, self.similar)):
-        record['similar'] = [entries[j] | {'cosine': round(float(s), 4)} for j, s in zip(*pairs)]
+      rows, cosines = neighbours.nearest(x, features, self.similar)
+      for record, near, values in zip(records, rows.tolist(), cosines.tolist()):
+        record['similar'] = [entries[j] | {'cosine': round(s, 4)} for j, s in zip(near, values)]
 
   def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
     """Compute all outputs of the graph.
@@ -263,5 +270,6 @@ def read_files(folder: pathlib.Path) -> dict[str, bytes]:
     content = files.read_bytes(folder / name, MAX_BYTES)
     if hashlib.sha256(content).hexdigest() != digest:
       raise UserError(f'{folder / name}: is damaged: its sha256 is not that of {MANIFEST}')
-    contents |= {name: content} if name in (*NEEDED, SIMILAR) else {}
+    if name in (*NEEDED, SIMILAR):
+      contents[name] = content
   return contents

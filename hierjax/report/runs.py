@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -297,6 +297,13 @@ def _metrics(file: pathlib.Path) -> tuple[list[dict], list[dict], int]:
       damaged += 1
   train, val = ([line for _, line in sorted(by_step.items())] for by_step in lines.values())
   return train, val, damaged
+
+
+def differing(trees: Sequence[dict]) -> dict[str, list]:
+  """Return {key: its value in each of the flat trees} of the keys whose values differ as text."""
+  keys = dict.fromkeys(key for tree in trees for key in tree)
+  rows = {key: [tree.get(key) for tree in trees] for key in keys}
+  return {key: row for key, row in rows.items() if len(set(map(str, row))) > 1}
 
 
 def of_splits(run: Run, key: str) -> dict[str, dict]:

@@ -93,12 +93,8 @@ def build(
   Raises:
     UserError: an option does not fit the others or the data.
   """
-  registries = {
-    'model.backbone': registry.BACKBONES,
-    'model.heads': HEADS,
-    'balance.name': balancing.BALANCERS,
-  }
-  config.validate(c, registries)
+  registries = {'model.backbone': registry.BACKBONES, 'model.heads': HEADS}
+  config.validate(c, registries | {'balance.name': balancing.BALANCERS})
   c, mesh = copy.deepcopy(c), mesh or parallel.mesh()
   parallel.check_batch(c.train.batch_size, mesh, '--config.train.batch_size', c.optim.accumulate)
   dataset, levels = restrict(sources.load(c.data, record=record), c.model)
@@ -115,8 +111,10 @@ def build(
   best = summary.best_metric(c.train.best, taxonomy, levels)
   _check_labels(train, val, taxonomy, levels, best)
   variables, notes = _variables(c, taxonomy, levels)
-  groups = optim.groups(variables['params'])
-  phases = optim.phases(c, levels, n, total_steps, groups)
+  phases = optim.phases(c, levels, n, total_steps, optim.groups(variables['params']))
+  ema = c.optim.ema
+  if ema and 1 / (1 - ema) > total_steps:
+    notes.append(f'optim.ema={ema}: with {total_steps} steps this is nearly the mean of all steps')
   return Setup(
     c=c,
     mesh=mesh,
@@ -132,15 +130,8 @@ def build(
     phases=phases,
     plateau=optim.plateau(c),
     task=_task(c, taxonomy, levels, phases, variables['params'], total_steps, train),
-    notes=(*dataset.notes, *notes, *_averaging_note(c, total_steps)),
+    notes=(*dataset.notes, *notes),
   )
-
-
-def _averaging_note(c: ConfigDict, total_steps: int) -> list[str]:
-  """A note where the averaged weights reach back to the beginning of the training."""
-  if not c.optim.ema or 1 / (1 - c.optim.ema) <= total_steps:
-    return []
-  return [f'optim.ema={c.optim.ema}: with {total_steps} steps this is nearly the mean of all steps']
 
 
 def _check_labels(

@@ -234,13 +234,14 @@ def validate(
   heads = [level for level in taxonomy.levels if level in outputs.heads]
   evaluation = _evaluate(outputs, decisions, taxonomy, heads)
   heads = [level for level in heads if level not in taxonomy.multi]
-  names = logged_names(heads, taxonomy.multi)
-  values = {name: lookup(evaluation, name) for name in names}
-  for name in names:
-    if values[name] is None and name.rpartition('/')[2] in taxonomy.multi:
-      values[name] = 0.0
-  values['loss'] = loss(outputs, taxonomy, weights)
-  return {name: value for name, value in values.items() if value is not None}
+  values = {'loss': loss(outputs, taxonomy, weights)}
+  for name in logged_names(heads, taxonomy.multi):
+    value = lookup(evaluation, name)
+    if value is None and name.rpartition('/')[2] in taxonomy.multi:
+      value = 0.0
+    if value is not None:
+      values[name] = value
+  return values
 
 
 def best_metric(text: str, taxonomy: Taxonomy | Mixed, heads: Sequence[str]) -> str:

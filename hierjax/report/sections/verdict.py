@@ -232,7 +232,7 @@ def _differences(runs, split, decision, names) -> tuple[dict[str, bootstrap.Diff
   return differences, f'paired bootstrap over {count(len(files))} images'
 
 
-def _values(run: Run, split: str, decision: str) -> tuple['Pair | None', str]:
+def _values(run: Run, split: str, decision: str) -> tuple[Pair | None, str]:
   """Compute the values per example of a run and its baseline, or say why there are none."""
   a, b = run.predictions(split), run.baseline.predictions(split)
   base_key = 'pred_leaf' if b and 'pred_leaf' in b else 'pred_independent'
@@ -242,11 +242,9 @@ def _values(run: Run, split: str, decision: str) -> tuple['Pair | None', str]:
   order, base_order = np.argsort(a['files']), np.argsort(b['files'])
   if not np.array_equal(a['files'][order], b['files'][base_order]):
     return None, 'No intervals: the two runs were evaluated on different files.'
-  labels = a['labels'][order]
-  values, base_values = (
-    metrics.of_predictions(pred, labels, run.taxonomy)
-    for pred in (a[f'pred_{decision}'][order], b[base_key][base_order])
-  )
+  labels, table = a['labels'][order], run.taxonomy
+  values = metrics.of_predictions(a[f'pred_{decision}'][order], labels, table)
+  base_values = metrics.of_predictions(b[base_key][base_order], labels, table)
   base = run.baseline.evals[split]
   for per_example, stored, name in (
     (values, lookup(run.evals[split], f'{decision}:fpa'), 'this run'),

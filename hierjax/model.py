@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from hierjax import decide
 from hierjax.core import archives, config, files, json_files, parallel, plugins, terminal
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.data import decoding, image_groups, pipeline, sources, split_record, transforms
+from hierjax.data import decoding, image_groups, sources, split_record, transforms
 from hierjax.data.image_groups import Batch
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL
@@ -373,7 +373,6 @@ class Model(Predictor):
           f'hierjax evaluate --split={split} makes them anew'
         )
     predicted = sources.subset(examples, [numbers[f] for f in predictions['files'].tolist()])
-    resize = transforms.Resize.from_options(self.c.data)
     explain.write(
       self.workdir,
       split,
@@ -381,17 +380,8 @@ class Model(Predictor):
       block.taxonomy,
       self.classifier,
       jax.device_get(self.variables),
-      lambda rows: self._batches(sources.subset(predicted, rows)),
-      lambda row: explain.picture(predicted, row, resize),
-    )
-
-  def _batches(self, examples):
-    return pipeline.eval_batches(
-      examples,
-      batch_size=self.c.eval.batch_size,
-      size=self.c.data.size,
-      resize=transforms.Resize.from_options(self.c.data),
-      threads=self.c.data.threads,
+      predicted,
+      self.c,
     )
 
   def _data(self) -> tuple[sources.Dataset, split_record.Record | None]:

@@ -109,19 +109,21 @@ class Exported(Predictor):
         f'{folder}: taxonomy.csv is not the taxonomy that the model was exported with: its classes '
         'are others or in another order'
       )
-    outputs = {output.name: output.shape for output in self.session.get_outputs()}
-    heads = [level for level in self.taxonomy.levels if f'probability/{level}' in outputs]
-    self.levels = tuple(heads)
-    views, size = [self.view.views] * (self.view.views > 1), self.view.size
-    fits = [x.shape[1:] == [*views, size, size, 3] for x in self.session.get_inputs()]
-    for level in heads:
-      fits.append(outputs[f'probability/{level}'][1:] == [self.taxonomy.num_classes(level)])
-    if not heads or fits.count(False) or len(fits) != len(heads) + 1:
+    outputs = {output.name: output.shape[1:] for output in self.session.get_outputs()}
+    names = {level: f'probability/{level}' for level in self.taxonomy.levels}
+    self.levels = tuple(level for level, name in names.items() if name in outputs)
+    image = [self.view.size, self.view.size, 3]
+    if self.view.views > 1:
+      image = [self.view.views, *image]
+    is_sound = [x.shape[1:] for x in self.session.get_inputs()] == [image]
+    for level in self.levels:
+      is_sound &= outputs[names[level]] == [self.taxonomy.num_classes(level)]
+    if not is_sound or not self.levels:
       raise UserError(f'{folder}: model.onnx and hierjax.json are not of one export')
     maps = {output.name for output in self._maps.get_outputs()} if self._maps else ()
-    self.map_levels = tuple(level for level in heads if f'map/{level}' in maps)
+    self.map_levels = tuple(level for level in self.levels if f'map/{level}' in maps)
     if self._maps:
-      shapes = {'images': [size, size, 3]} | {f'class/{level}': [] for level in self.map_levels}
+      shapes = {'images': image[-3:]} | {f'class/{level}': [] for level in self.map_levels}
       if {x.name: x.shape[1:] for x in self._maps.get_inputs()} != shapes:
         raise UserError(f'{folder}: {MAPS} and hierjax.json are not of one export')
 
@@ -148,16 +150,17 @@ class Exported(Predictor):
     if self.has_gains:
       decide.add_label_gains(records, decisions, self.taxonomy)
     if self.has_maps:
-      pred, levels = decisions['exclusive']['joint'].pred, self.taxonomy.block('exclusive').levels
-      classes = {level: pred[:, levels.index(level)] for level in self.map_levels}
+      pred, table = decisions['exclusive']['joint'].pred, self.taxonomy.table('exclusive')
+      classes = {level: pred[:, table.index(level)] for level in self.map_levels}
       for level, cams in self.heat_maps(outputs.outputs['images'], classes).items():
         for record, cam in zip(records, heat_maps.as_bytes(cams).tolist()):
           record.setdefault('maps', {})[level] = cam
     if self.similar:
       features, entries = self._gallery
       x = neighbours.unit(outputs.outputs['features'])
-      for record, *pairs in zip(records, *neighbours.nearest(x, features, self.similar)):
-        record['similar'] = [entries[j] | {'cosine': round(float(s), 4)} for j, s in zip(*pairs)]
+      rows, cosines = neighbours.nearest(x, features, self.similar)
+      for record, near, values in zip(records, rows.tolist(), cosines.tolist()):
+        record['similar'] = [entries[j] | {'cosine': round(s, 4)} for j, s in zip(near, values)]
 
   def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
     """Compute all outputs of the graph.
@@ -274,5 +277,6 @@ def read_files(folder: pathlib.Path) -> dict[str, bytes]:
     content = files.read_bytes(folder / name, MAX_BYTES)
     if hashlib.sha256(content).hexdigest() != digest:
       raise UserError(f'{folder / name}: is damaged: its sha256 is not that of {MANIFEST}')
-    contents |= {name: content} if name in (*NEEDED, MAPS, SIMILAR) else {}
+    if name in (*NEEDED, MAPS, SIMILAR):
+      contents[name] = content
   return contents

@@ -365,7 +365,7 @@ NOVELTY = [
     'hierjax/decide/novelty.py',
     'tests/decide/test_novelty_calibration.py',
     {
-      '(len(least) + 1) + ROUNDING': 'len(least) + 1 + ROUNDING',
+      '(len(ranks) + 1) + ROUNDING': 'len(ranks) + 1 + ROUNDING',
       'return (1 + _as_high(reference, scores)) /': 'return _as_high(reference, scores) /',
     },
   ),

@@ -1,6 +1,7 @@
 """The command line: arguments, help, errors in one line, and one file for each command.
 
-Only here is the state of the process touched: signals, environment, logging, compilation cache.
+The function `run` of a command's file returns an exit code, None for 0. Only here is the state of
+the process touched: signals, environment, logging, compilation cache.
 """
 
 import gc

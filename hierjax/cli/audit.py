@@ -10,7 +10,7 @@ from hierjax.experiments import audit
 CHANGEABLE = ('data.', 'eval.', 'probe.', 'plugins')
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Audit the data of a config, or of a trained run by the weights that it began with."""
   workdir, c = pathlib.Path(args.workdir or 'runs/audit'), None
   if (workdir / 'config.json').exists():
@@ -18,4 +18,3 @@ def run(args: Arguments) -> int:
   result = audit.audit_labels(c or args.config, workdir, terminal.say)
   terminal.show(json_files.dump(result))
   terminal.say(f'{workdir}/audit.html shows the first images, audit.csv and duplicates.csv all')
-  return 0

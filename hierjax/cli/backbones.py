@@ -20,7 +20,7 @@ LICENCES = {
 }
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Print the backbones whose names have a word or match a pattern with *.
 
   Args:
@@ -47,4 +47,3 @@ def run(args: Arguments) -> int:
     licence = next(text for word, text in LICENCES.items() if word in name)
     lines.append(f'{name:38} {spec.size:4} {spec.features:8} {numbers}  {licence}')
   terminal.show('\n'.join(lines))
-  return 0

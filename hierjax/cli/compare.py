@@ -5,7 +5,7 @@ from hierjax.core import terminal
 from hierjax.report import comparison
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Write the comparison and print what it says.
 
   Args:
@@ -16,4 +16,3 @@ def run(args: Arguments) -> int:
   for sentence in sentences:
     terminal.show(sentence)
   terminal.show(str(path))
-  return 0

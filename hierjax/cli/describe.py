@@ -5,7 +5,6 @@ from hierjax.core import json_files
 from hierjax.experiments import describe
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Print the counts as JSON."""
   print(json_files.dump(describe.describe(args.config)))
-  return 0

@@ -10,7 +10,7 @@ from hierjax.experiments import run_lock
 from hierjax.report import page
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Evaluate a split, write the report and print the metrics as JSON."""
   is_first, into = parallel.first(), None
   with run_lock.RunLock(args.workdir):
@@ -28,4 +28,3 @@ def run(args: Arguments) -> int:
       terminal.say(f'report: {page.write(args.workdir)}')
   if is_first:
     print(json_files.dump(result))
-  return 0

@@ -6,7 +6,7 @@ from hierjax.core import terminal
 from hierjax.export import artefact
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Write the artefact of a run, and say how it compares with the run."""
   extras = artefact.Extras(args.maps, args.similar, args.thumbnails, args.int8)
   facts = artefact.export(runs.load(args), args.output, terminal.say, extras)
@@ -16,4 +16,3 @@ def run(args: Arguments) -> int:
     f'{verified["drawn"]} drawn ones; probabilities differ by {verified["largest_difference"]:.1e} '
     f'at most. hierjax predict --artefact={args.output} needs no jax'
   )
-  return 0

@@ -50,8 +50,9 @@ def expand(pattern: str, options: ConfigDict) -> dict[str, str]:
 
 def _read_list(path, options):
   """Read {name: path} of the images of a list, relative to here or to the list's folder."""
-  root = path.parent
-  if path.suffix.lower() == '.txt':
+  root, findings = path.parent, Findings()
+  is_text = path.suffix.lower() == '.txt'
+  if is_text:
     names = map(str.strip, files.read_text(path).splitlines())
   else:
     columns = read_columns(path, options.delimiter, options.encoding).columns
@@ -61,11 +62,9 @@ def _read_list(path, options):
   if not paths:
     raise UserError(f'--images={path}: names no image')
   distant = [name for name in paths if not os.path.lexists(name)]
-  findings = Findings()
-  if path.suffix.lower() == '.txt':
-    places = {name: name for name in distant}
-  else:
-    places = dict(zip(distant, csv_paths.locate(distant, root, str(path), findings).paths))
+  places = distant
+  if not is_text:
+    places = csv_paths.locate(distant, root, str(path), findings).paths
   for note in findings.notes:
     terminal.say(f'note: {note}')
-  return paths | {name: str(root / place) for name, place in places.items()}
+  return paths | {name: str(root / place) for name, place in zip(distant, places)}

@@ -11,10 +11,9 @@ CHANGEABLE = tuple(
 )
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Make the new run and print what has changed."""
   source = args.flags['from']
   c = runs.run_config(args, source, CHANGEABLE)
   terminal.show(migrate.migrate(source, args.taxonomy, args.workdir, c, args.renames, args.shots))
   terminal.say(f'hierjax train --workdir={args.workdir} trains it further')
-  return 0

@@ -9,7 +9,7 @@ from hierjax.data import packed, sources
 NAMED = 3  # unreadable images that are named
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Pack the data, and say what was packed."""
   config.validate(args.config)
   options, output = args.config.data, pathlib.Path(args.output).expanduser()
@@ -24,4 +24,3 @@ def run(args: Arguments) -> int:
   terminal.say(
     f'{output}: {result.images:,} images, {result.size / 2**20:,.1f} MiB; --data={output} reads it'
   )
-  return 0

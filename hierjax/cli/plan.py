@@ -11,7 +11,7 @@ from hierjax.experiments import forecast, plan
 from hierjax.train import chrono, setup
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Print what the data and the machine are, options with their reasons, and a forecast."""
   # the processor time of the imports: a clock would count what the program waited for others
   imports = time.process_time()
@@ -35,8 +35,7 @@ def run(args: Arguments) -> int:
   if args.json:
     content = {'fingerprint': data._asdict(), 'options': options, 'seconds': seconds}
     terminal.show(json_files.dump({**content, 'measured': measured._asdict()}))
-    return 0
+    return
   lines = [f'{name:<16}{chrono.clock(value)}' for name, value in seconds.items()]
   lines += [f'{name:<16}{value:.1f}' for name, value in measured.memory.items()]
   terminal.show('\n'.join(lines))
-  return 0

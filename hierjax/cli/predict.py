@@ -22,22 +22,29 @@ CSV_OPTIONS = ('data.file_column', 'data.image_root', 'data.delimiter', 'data.en
 EXPORTED = (*CSV_OPTIONS, 'decide.label_gains')
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Predict all images, each as soon as it is there, and count those that cannot be read."""
-  # Imported only for runs, with jax, which exported models do without.
-  runs = None if args.artefact else importlib.import_module('hierjax.cli.runs')
-  if not runs:
+  if args.artefact:
     args.check_overrides(EXPORTED, args.artefact)
-  c = runs.run_config(args, args.workdir, CHANGEABLE) if runs else args.config
+    c, load = args.config, _load_exported
+  else:
+    # Imported only for runs, with jax, which exported models do without.
+    runs = importlib.import_module('hierjax.cli.runs')
+    c, load = runs.run_config(args, args.workdir, CHANGEABLE), runs.load
   paths = images.expand(args.images, c.data)
   shard = _shard(args.shard)
   if shard:
     # by its name, so that an image stays in its shard when others are added
-    paths = {name: paths[name] for name in paths if _number(name) % shard[1] == shard[0]}
+    i, n = shard
+    paths = {x: path for x, path in paths.items() if zlib.crc32(os.fsencode(x)) % n == i}
   output = Output(args.output, shard) if args.output else None
-  predictor = (runs.load if runs else _load_exported)(args)
+  predictor = load(args)
   if args.risk is not None:
-    predictor = predictor.at_risk(_risk(args.risk))
+    try:
+      risk = float(args.risk)
+    except ValueError:
+      raise UserError(f'--risk={args.risk}: must be a number, as .05') from None
+    predictor = predictor.at_risk(risk)
   if output:
     output.open(predictor.fingerprint())
     remaining = {name: path for name, path in paths.items() if name not in output.names}
@@ -59,13 +66,11 @@ def run(args: Arguments) -> int:
       show(count, len(paths))
   if output:
     output.close()
-  note = predictor.drift_note()
-  if note:
+  if note := predictor.drift_note():
     terminal.say(note)
   if errors:
     listing = '; '.join(f'{reason} ({n})' for reason, n in errors.most_common(3))
     terminal.say(f'{errors.total()} of {len(paths)} images could not be read: {listing}')
-  return 0
 
 
 def _shard(text):
@@ -76,17 +81,6 @@ def _shard(text):
   if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
     raise UserError(f'--shard={text}: must be i/n with i from 0 to n - 1, as 0/4')
   return int(i), int(n)
-
-
-def _risk(text):
-  try:
-    return float(text)
-  except ValueError:
-    raise UserError(f'--risk={text}: must be a number, as .05') from None
-
-
-def _number(name):
-  return zlib.crc32(os.fsencode(name))
 
 
 def _load_exported(args: Arguments) -> Predictor:

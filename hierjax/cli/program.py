@@ -53,7 +53,7 @@ def _execute(args: arguments.Arguments) -> int:
     # Imported only now: a command needs no package that only others need.
     command = importlib.import_module(f'hierjax.cli.{args.mode}')
     gc.enable()  # `main` has put it off
-    code = command.run(args)
+    code = command.run(args) or 0
     sys.stdout.flush()
     are_together = True
   except Interrupted as e:

@@ -7,8 +7,7 @@ from hierjax.core import terminal
 from hierjax.export import hub
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Pull into a new folder."""
   hub.pull(args.patterns[0], pathlib.Path(args.patterns[1]).expanduser())
   terminal.say(f'{args.patterns[1]}: every file has the sha256 of the manifest')
-  return 0

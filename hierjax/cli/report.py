@@ -8,7 +8,7 @@ from hierjax.experiments import complete, run_lock
 from hierjax.report import page
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Evaluate what the report lacks, write it and print its path."""
   c = runs.run_config(args, args.workdir)
   with run_lock.RunLock(args.workdir):
@@ -18,4 +18,3 @@ def run(args: Arguments) -> int:
     except UserError as e:
       terminal.say(f'the report shows what there is: {e}')
     terminal.show(str(page.write(args.workdir)))
-  return 0

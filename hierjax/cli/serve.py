@@ -85,7 +85,7 @@ class Connection(HttpToolsProtocol):
       self._timer = self.loop.call_later(SECONDS, self._look, self.cycle)
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Serve until a signal comes; requests that have begun are answered."""
   token = args.token or os.environ.get('HIERJAX_TOKEN') or None
   listener = _listen(args, token)
@@ -113,7 +113,6 @@ def run(args: Arguments) -> int:
   address = f'http://{args.host}:{listener.getsockname()[1]}'
   terminal.say(f'serving {args.patterns[0]} on {address}; Ctrl-C ends it')
   uvicorn.Server(config).run([listener])
-  return 0
 
 
 def _listen(args, token):

@@ -23,7 +23,7 @@ class StepBar(Hook):
       self._progress(loop.step, loop.run.total_steps)
 
 
-def run(args: Arguments) -> int:
+def run(args: Arguments) -> None:
   """Train, and print what came of it: lines for a person, or the metrics as JSON."""
   c = args.config
   workdir = args.workdir or f'runs/{c.name or "run"}'
@@ -35,4 +35,3 @@ def run(args: Arguments) -> int:
   result = fit.fit(c, workdir, [StepBar()], args.resume_from)
   if parallel.first():
     terminal.show(json_files.dump(result) if args.json else '\n'.join(closing.lines(workdir)))
-  return 0

@@ -1,8 +1,11 @@
-"""NumPy archives of strangers: what they would take in memory is read off before it is taken."""
+"""NumPy archives, those of strangers too: their size in memory is known before they are read."""
 
+import io
 import math
 import os
+import pathlib
 import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -15,6 +18,22 @@ _HEADERS = {  # by the version of the format
   (1, 0): np.lib.format.read_array_header_1_0,
   (2, 0): np.lib.format.read_array_header_2_0,
 }
+
+
+def write(
+  path: str | os.PathLike, arrays: Mapping[str, np.ndarray], is_compressed: bool = True
+) -> pathlib.Path:
+  """Write arrays into a .npz file that appears whole, see `files.write`.
+
+  Args:
+    path: the file.
+    arrays: {name: array}.
+    is_compressed: whether by zlib.
+  """
+  content = io.BytesIO()
+  save = np.savez_compressed if is_compressed else np.savez
+  save(content, **arrays)
+  return files.write(path, content.getvalue())
 
 
 def read(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> dict[str, np.ndarray]:

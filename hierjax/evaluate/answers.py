@@ -18,7 +18,6 @@ from hierjax.taxonomy.csv_files import read_table
 
 # Classes of the coarsest level that an evaluation lists, those with the most images.
 BRANCHES = 50
-RESAMPLINGS = 200
 # Of the largest loss: what `Predictor.at_risk` offers besides decide.risk.
 RISKS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 # Thresholds of the curves of depth against risk.
@@ -47,19 +46,16 @@ def calibration_split(c: ConfigDict, rules: Rules, is_tuned: bool) -> str | None
 
 def _are_fitted(c: ConfigDict, rules: Rules) -> bool:
   """Whether the rules have the sets and answers that the options ask for."""
-  options = c.decide
-  are_fitted = True
-  if options.sets:
-    rule = rules.get('sets')
-    are_fitted = rule is not None and rule[:2] == (options.sets, options.set_kind)
-  if options.risk or options.costs:
-    requested = options.risk, options.confidence, options.by, cost_rows(c), options.price
-    rule = rules.get('answer')
-    if rule is None:
-      return False
-    risk, confidence, by = rule.backoff[:3] if rule.backoff else (None, None, 'one')
-    are_fitted &= requested == (risk, confidence, by, rule.costs, rule.price)
-  return are_fitted
+  options, sets_rule, answer = c.decide, rules.get('sets'), rules.get('answer')
+  if options.sets and (not sets_rule or sets_rule[:2] != (options.sets, options.set_kind)):
+    return False
+  if not options.risk and not options.costs:
+    return True
+  if answer is None:
+    return False
+  fitted = answer.backoff[:3] if answer.backoff else (None, None, 'one')
+  requested = options.risk, options.confidence, options.by, cost_rows(c), options.price
+  return requested == (*fitted, answer.costs, answer.price)
 
 
 def calibration_images(c: ConfigDict) -> str:
@@ -232,7 +228,7 @@ def measure(
     result['costs'] = 'lca' if rule.costs == costs.LCA else len(rule.costs)
   return result | {
     'n': int(is_judged.sum()),
-    'measured': bootstrap.intervals(values, RESAMPLINGS),
+    'measured': bootstrap.intervals(values, metrics.RESAMPLINGS),
     'depths': _by_depth(answers.depth, is_wrong, table),
     'branches': _by_branch(answers, is_wrong, results.curves.lineage, labels, table),
     'curves': curves(results.curves, labels, table.paths),
@@ -256,7 +252,7 @@ def measure_sets(outputs: Outputs, taxonomy: Taxonomy | Mixed, rules: Rules) -> 
     values[f'size/{level}'] = results['size'][:, k].astype(float)
   return rules['sets']._asdict() | {
     'n': int(is_judged.sum()),
-    'measured': bootstrap.intervals(values, RESAMPLINGS),
+    'measured': bootstrap.intervals(values, metrics.RESAMPLINGS),
   }
 
 
@@ -314,8 +310,11 @@ def _costs(answers, leaf, labels, table, rule):
     'cost': np.where(answers.depth > 0, node, -1),
     'cost_argmax': built.tree.of_leaf[leaf, -1],
   }
-  values = {name: costs.realised(labels[:, -1], node, built) for name, node in nodes.items()}
-  return {name: np.where(is_judged, cost, np.nan) for name, cost in values.items()}
+  values = {}
+  for name, node in nodes.items():
+    cost = costs.realised(labels[:, -1], node, built)
+    values[name] = np.where(is_judged, cost, np.nan)
+  return values
 
 
 def _by_depth(depth, is_wrong, table):
@@ -402,7 +401,7 @@ def _calibration(results, pred, labels, table):
     for moment, scores in (('before', results.before), ('after', results.after)):
       error = metrics.ece_interval(scores['confidence'][:, k], pred[:, k], labels[:, k])
       of_level = {name: scores[name][:, k] for name in ('brier', 'log_loss')}
-      values[moment] = {'ece': error} | bootstrap.intervals(of_level, RESAMPLINGS)
+      values[moment] = {'ece': error} | bootstrap.intervals(of_level, metrics.RESAMPLINGS)
     calibrated[level] = {
       name: {moment: values[moment][name] for moment in values}
       for name in ('ece', 'brier', 'log_loss')

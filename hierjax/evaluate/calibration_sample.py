@@ -1,11 +1,8 @@
 """What a run keeps of its calibration images, to tell whether others look like them."""
 
-import io
 import pathlib
 
-import numpy as np
-
-from hierjax.core import archives, files
+from hierjax.core import archives
 from hierjax.decide import drift
 from hierjax.taxonomy import Taxonomy
 
@@ -15,10 +12,8 @@ FILE = 'calibration.npz'
 def write(folder: pathlib.Path, sample: drift.Sample, taxonomy: Taxonomy, step: int) -> None:
   """Write a `sample` of images of a `taxonomy`, by the model of a `step`, into a `folder`."""
   counts = {f'counts.{k}': count for k, count in enumerate(sample.counts)}
-  content = io.BytesIO()
-  origin = {'step': step, 'taxonomy': np.array(taxonomy.hash())}
-  np.savez(content, features=sample.features, **counts, **origin)
-  files.write(folder / FILE, content.getvalue())
+  arrays = {'features': sample.features, **counts, 'step': step, 'taxonomy': taxonomy.hash()}
+  archives.write(folder / FILE, arrays, is_compressed=False)
 
 
 def read(folder: pathlib.Path, taxonomy: Taxonomy, step: int) -> drift.Sample | None:

@@ -181,7 +181,6 @@ def collect(
   mesh: Mesh,
   views: int = 1,
   with_features: bool = False,
-  batch_size: int | None = None,
   progress: Callable[[int, int], None] | None = None,
   may_be_empty: bool = False,
   reduction: Callable[[Outputs], Outputs] | None = None,
@@ -196,7 +195,6 @@ def collect(
     mesh: the devices.
     views: of each image (test-time augmentation).
     with_features: whether to keep the features.
-    batch_size: images a step, all views together; None for eval.batch_size.
     progress: called with the numbers of images that are done and that there are.
     may_be_empty: whether no image need be readable.
     reduction: applied to the outputs of each batch, such as `Outputs.reduce`, whose probabilities
@@ -207,7 +205,7 @@ def collect(
     NotFiniteError: an output is NaN or infinite.
   """
   n = len(examples.labels)
-  batch_size = rows(batch_size or c.eval.batch_size, views, mesh)
+  batch_size = rows(c.eval.batch_size, views, mesh)
   parts = []
   with contextlib.closing(_batches(examples, c, views, batch_size)) as batches:
     for i, batch in enumerate(batches):

@@ -6,9 +6,8 @@ for each of the worst confusions (`evaluate.example_images`), and a number of po
 """
 
 import functools
-import io
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
 import cv2
 import flax.linen as nn
@@ -16,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import simplejpeg
+from ml_collections import ConfigDict
 
-from hierjax.core import files
-from hierjax.data import decoding, transforms
+from hierjax.core import archives, files
+from hierjax.data import decoding, pipeline, sources, transforms
 from hierjax.data.dataset import Examples
 from hierjax.evaluate import example_images, heat_maps
 from hierjax.taxonomy import Taxonomy
@@ -136,8 +136,8 @@ def write(
   taxonomy: Taxonomy,
   model: nn.Module,
   variables: Mapping,
-  batches: Callable[[np.ndarray], Iterable[Mapping[str, np.ndarray]]],
-  picture: Callable[[int], np.ndarray | None],
+  examples: Examples,
+  c: ConfigDict,
 ) -> None:
   """Write WORKDIR/explain_SPLIT.npz.
 
@@ -153,75 +153,67 @@ def write(
     taxonomy: of the exclusive levels.
     model: the classifier.
     variables: its variables.
-    batches: from rows to batches with `image`, `index` (int [B], positions in the rows, -1 for
-      padding) and `mask`.
-    picture: from a row to uint8 [h, w, 3]; None where the image can no longer be read.
+    examples: those of the predictions, in their order.
+    c: the configuration.
   """
   n = len(predictions['labels'])
   shown_rows = example_images.shown_rows(predictions, taxonomy)
   points = np.sort(np.random.default_rng(0).permutation(n)[:POINTS])
-  step = jax.jit(functools.partial(grad_cam, model=model))
-  rows, features, maps = _explain(
-    np.union1d(shown_rows, points),
-    batches,
-    functools.partial(step, variables),
-    predictions,
-    taxonomy,
+  resize = transforms.Resize.from_options(c.data)
+  rows = np.union1d(shown_rows, points)
+  batches = pipeline.eval_batches(
+    sources.subset(examples, rows),
+    batch_size=c.eval.batch_size,
+    size=c.data.size,
+    resize=resize,
+    threads=c.data.threads,
   )
-  pictures = {row: picture(row) for row in np.intersect1d(shown_rows, rows).tolist()}
-  pictures = {row: image for row, image in pictures.items() if image is not None}
+  rows, features, maps = _explain(rows, batches, model, variables, predictions, taxonomy)
+  pictures = {}
+  for row in np.intersect1d(shown_rows, rows).tolist():
+    image = _picture(examples, row, resize)
+    if image is not None:
+      pictures[row] = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=QUALITY)
   maps = maps[np.searchsorted(rows, list(pictures))] if pictures else maps[:0]
-  images = map(np.ascontiguousarray, pictures.values())
-  jpegs = [simplejpeg.encode_jpeg(image, quality=QUALITY) for image in images]
   is_point = np.isin(rows, points)
-  archive = io.BytesIO()
-  np.savez_compressed(
-    archive,
-    predictions=np.array(example_images.digest(workdir, split)),
-    rows=np.array(list(pictures), np.int64),
-    jpeg=np.frombuffer(b''.join(jpegs), np.uint8),
-    ends=np.cumsum([len(jpeg) for jpeg in jpegs]),
-    maps=heat_maps.as_bytes(maps),
-    points=rows[is_point],
-    xy=tsne(features[is_point]),
-  )
-  files.write(files.of_split(workdir, 'explain', split, 'npz'), archive.getvalue())
+  arrays = {
+    'predictions': example_images.digest(workdir, split),
+    'rows': np.array(list(pictures), np.int64),
+    'jpeg': np.frombuffer(b''.join(pictures.values()), np.uint8),
+    'ends': np.cumsum([len(jpeg) for jpeg in pictures.values()]),
+    'maps': heat_maps.as_bytes(maps),
+    'points': rows[is_point],
+    'xy': tsne(features[is_point]),
+  }
+  archives.write(files.of_split(workdir, 'explain', split, 'npz'), arrays)
 
 
-def _explain(rows, batches, step, predictions, taxonomy):
-  """Return the rows that could be read, their features [n, d] and heat maps [n, K, h, w]."""
+def _explain(rows, batches, model, variables, predictions, taxonomy):
+  """Return the rows that could be read, their features [n, d] and heat maps [n, K, h, w].
+
+  A batch has `image`, `index` (int [B], positions in the rows, -1 for padding) and `mask`.
+  """
+  step = jax.jit(functools.partial(grad_cam, model=model))
   levels = {k: taxonomy.levels[k] for k in example_images.head_columns(predictions)}
   parts = []
-  for batch in batches(rows):
+  for batch in batches:
     batch_rows, is_image = rows[batch['index']], batch['mask'] > 0
     classes = {level: predictions[f'top_{k}'][batch_rows, 0] for k, level in levels.items()}
-    features, cams = jax.device_get(step(batch['image'], classes))
+    features, cams = jax.device_get(step(variables, batch['image'], classes))
     maps = np.stack([cams[level] for level in levels.values()], 1)
     parts.append((batch_rows[is_image], features[is_image], maps[is_image]))
   return tuple(np.concatenate(arrays) for arrays in zip(*parts))
 
 
-def picture(
-  examples: Examples, row: int, resize: str | transforms.Resize, side: int = SIDE
-) -> np.ndarray | None:
-  """Decode the image of a row as the report shows it.
-
-  Args:
-    examples: the split.
-    row: of the image.
-    resize: `data.resize`.
-    side: the longer side, at most.
-
-  Returns:
-    uint8 [h, w, 3]; None where it cannot be read.
-  """
+def _picture(examples, row, resize):
+  """Decode an image as the report shows it, uint8 [h, w, 3]; None where it cannot be read."""
   try:
-    image = decoding.decode(examples.reader(int(row)))
+    image = decoding.decode(examples.reader(row))
   except (decoding.BrokenImage, OSError):
     return None
-  if transforms.as_resize(resize) != transforms.Resize('squash'):
-    return transforms.eval_transform(image, side, resize)
+  if resize != transforms.Resize('squash'):
+    return transforms.eval_transform(image, SIDE, resize)
   # Stretched to a square, the model sees the whole image: it is shown as it is.
-  scale = min(1.0, side / max(image.shape[:2]))
+  scale = min(1.0, SIDE / max(image.shape[:2]))
   size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
   return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

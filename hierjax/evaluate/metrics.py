@@ -11,10 +11,11 @@ import numpy as np
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import registered_by_users
 from hierjax.decide.paths import PathDecision
-from hierjax.evaluate.bootstrap import nanmean
+from hierjax.evaluate import bootstrap
 from hierjax.taxonomy import Taxonomy
 
 BINS = 15
+RESAMPLINGS = 200  # of the examples, for the interval of a calibration error
 
 
 def per_example(
@@ -132,7 +133,7 @@ def evaluate(
   """
   labels = np.asarray(labels)
   values = per_example(decoded, labels, taxonomy)
-  mean = {name: nanmean(v) for name, v in values.items()}
+  mean = {name: bootstrap.nanmean(v) for name, v in values.items()}
   of_level = [m.name for m in registered_by_users() if m.scope == 'level']
   of_path = [m.name for m in registered_by_users() if m.scope == 'path']
   levels = {}
@@ -155,8 +156,8 @@ def evaluate(
   out['hp'] = shared / predicted if predicted else None
   out['hr'] = shared / true if true else None
   out['hf1'] = 2 * shared / (predicted + true) if predicted + true else None
-  names = ('hp_macro', 'hr_macro', 'hf1_macro', 'severity', 'ahd1', 'ahd5')
-  out |= {name: mean[name] for name in names}
+  for name in ('hp_macro', 'hr_macro', 'hf1_macro', 'severity', 'ahd1', 'ahd5'):
+    out[name] = mean[name]
   heights = range(1, len(taxonomy.levels) + 1)
   out['severity_histogram'] = {str(h): int((values['severity'] == h).sum()) for h in heights}
   tops = [(v['top1'], v['classes']) for v in levels.values() if v['top1'] is not None]
@@ -164,37 +165,34 @@ def evaluate(
   return out
 
 
-def ece(
-  confidence: np.ndarray, pred: np.ndarray, labels: np.ndarray, bins: int = BINS
-) -> float | None:
+def ece(confidence: np.ndarray, pred: np.ndarray, labels: np.ndarray) -> float | None:
   """Compute the expected calibration error of the predicted classes (Guo et al. 2017).
 
   Args:
     confidence: float [N], the probability of each predicted class.
     pred: int [N].
     labels: int [N], -1 for unknown.
-    bins: number of bins (low, high] of equal width.
 
   Returns:
-    The mean of |accuracy - confidence| over the bins, weighted by their number of examples; None
-    where no label is known.
+    The mean of |accuracy - confidence| over BINS bins (low, high] of equal width, weighted by their
+    number of examples; None where no label is known.
   """
   rows = np.flatnonzero(labels >= 0)
   if not len(rows):
     return None
-  return _calibration_error(confidence[rows], pred[rows] == labels[rows], bins)
+  return _calibration_error(confidence[rows], pred[rows] == labels[rows])
 
 
-def _calibration_error(confidence, is_right, bins=BINS):
+def _calibration_error(confidence, is_right):
   """Compute the mean of |accuracy - confidence| over the bins, by their number of examples."""
-  _, confidences, right = reliability(confidence, is_right, bins)
+  _, confidences, right = reliability(confidence, is_right)
   return float(np.abs(right - confidences).sum() / len(is_right))
 
 
 def ece_interval(
-  confidence: np.ndarray, pred: np.ndarray, labels: np.ndarray, n: int = 200, level: float = 0.95
+  confidence: np.ndarray, pred: np.ndarray, labels: np.ndarray
 ) -> dict[str, float] | None:
-  """Compute the expected calibration error with a percentile interval over resampled examples.
+  """Compute the expected calibration error with its 95% interval over resampled examples.
 
   The error of a resampling is larger on average than that of the examples, as chance adds to the
   differences in the bins; so the interval lies rather too high than too low.
@@ -203,8 +201,6 @@ def ece_interval(
     confidence: float [N], the probability of each predicted class.
     pred: int [N].
     labels: int [N], -1 for unknown.
-    n: number of resamplings.
-    level: share of the resamplings that lies within the interval.
 
   Returns:
     {'mean', 'low', 'high'}, None where no label is known.
@@ -215,32 +211,37 @@ def ece_interval(
   confidence = confidence[rows]
   is_right = pred[rows] == labels[rows]
   rng = np.random.default_rng(0)
-  errors = np.zeros(n)
-  for i in range(n):
+  errors = np.zeros(RESAMPLINGS)
+  for i in range(RESAMPLINGS):
     sample = rng.integers(len(rows), size=len(rows))
     errors[i] = _calibration_error(confidence[sample], is_right[sample])
-  low, high = np.quantile(errors, [0.5 - level / 2, 0.5 + level / 2])
+  low, high = np.quantile(errors, bootstrap.ENDS)
   return {'mean': _calibration_error(confidence, is_right), 'low': float(low), 'high': float(high)}
 
 
 def reliability(
-  confidence: np.ndarray, right: np.ndarray, bins: int = BINS
+  confidence: np.ndarray, right: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Sum examples per bin of confidence.
 
   Args:
     confidence: float [N], probability of the predicted class.
     right: bool [N].
-    bins: number of bins.
 
   Returns:
-    Number of examples, sum of their confidence, number of right ones; each [bins].
+    Number of examples, sum of their confidence, number of right ones; each [BINS].
   """
-  place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-  count = np.bincount(place, minlength=bins)
-  confidences = np.bincount(place, confidence, bins)
-  number_right = np.bincount(place, right, bins)
+  place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+  count = np.bincount(place, minlength=BINS)
+  confidences = np.bincount(place, confidence, BINS)
+  number_right = np.bincount(place, right, BINS)
   return count, confidences, number_right
+
+
+def key_of(name: str) -> str:
+  """Return what the values per example of a metric are called: LEVEL.top1 for top1/LEVEL."""
+  metric, _, level = name.partition('/')
+  return f'{level}.{metric}' if level else metric
 
 
 def _where(mask, values):

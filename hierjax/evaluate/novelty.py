@@ -1,11 +1,11 @@
 """Evaluation of novelty detection, and the detector's file."""
 
-import io
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
-from hierjax.core import archives, files, metrics
+from hierjax.core import archives, metrics
 from hierjax.core.errors import UserError
 from hierjax.decide.nodes import nodes_of, parent_levels
 from hierjax.decide.novelty import Detector, Evidence, NoveltyDecision
@@ -16,6 +16,16 @@ from hierjax.taxonomy import Taxonomy
 RECALL = 0.95
 # Points of the ROC that the report draws.
 ROC_POINTS = 60
+
+
+class Judged(NamedTuple):
+  """Images, the decisions on them, and the rows that are known, or novel, at a level."""
+
+  images: Evidence
+  decision: NoveltyDecision
+  rows: np.ndarray
+
+
 # What is undefined without novel images of a level.
 OF_NOVEL = ('auroc', 'softmax', 'known', 'parent', 'placed', 'roc', 'by_score')
 
@@ -63,9 +73,10 @@ def measure(
     'levels': {},
     'nodes': [],
   }
-  novel_at, novel_decision = np.zeros(0, int), None
+  novel_at = np.zeros(0, int)
   if novel is not None:
-    novel_at, novel_decision = first_unknown(novel.labels), detector.decide(novel, false_alarms)
+    novel_at = first_unknown(novel.labels)
+    novel_decision = detector.decide(novel, false_alarms)
     result['novel_images'] = int((novel_at < n).sum())
     result['found'] = float((novel_decision.level < n)[novel_at < n].mean())
   for k, level in enumerate(taxonomy.levels):
@@ -78,41 +89,38 @@ def measure(
     }
     values |= dict.fromkeys(OF_NOVEL)
     if len(known_rows) and len(novel_rows):
-      decisions = decision, novel_decision
-      values |= _measure_level(detector, k, (inliers, novel), decisions, (known_rows, novel_rows))
+      judged = Judged(inliers, decision, known_rows)
+      values |= _measure_level(detector, k, judged, Judged(novel, novel_decision, novel_rows))
     result['levels'][level] = values
     result['nodes'] += _describe_nodes(detector, k, false_alarms)
   return result
 
 
-def _measure_level(
-  detector: Detector,
-  k: int,
-  images: tuple[Evidence, Evidence],
-  decisions: tuple[NoveltyDecision, NoveltyDecision],
-  rows: tuple[np.ndarray, np.ndarray],
-) -> dict:
-  """Measure level k; images, decisions and rows are of known and of novel images."""
-  inliers, novel = images
-  known_rows, novel_rows = rows
-  known_scores, novel_scores = (d.scores[r, k] for d, r in zip(decisions, rows))
-  predicted_parent = nodes_of(detector.taxonomy, k, novel.pred)[novel_rows]
-  has_right_parent = predicted_parent == nodes_of(detector.taxonomy, k, novel.labels)[novel_rows]
+def _measure_level(detector: Detector, k: int, inliers: Judged, novel: Judged) -> dict:
+  """Measure level k."""
+  known_scores = inliers.decision.scores[inliers.rows, k]
+  novel_scores = novel.decision.scores[novel.rows, k]
+  predicted_parent = nodes_of(detector.taxonomy, k, novel.images.pred)[novel.rows]
+  true_parent = nodes_of(detector.taxonomy, k, novel.images.labels)[novel.rows]
+  has_right_parent = predicted_parent == true_parent
   cutoff = np.quantile(novel_scores, 1 - RECALL, method='lower')
-  is_right = inliers.pred[known_rows, k] == inliers.labels[known_rows, k]
+  is_right = inliers.images.pred[inliers.rows, k] == inliers.images.labels[inliers.rows, k]
   model = detector.models.get(k)
-  is_fitted = {name: bool(model) for name in FEATURE_SCORES}
-  is_fitted['likelihood'] = bool(model) and model.axes is not None
-  names = [name for name in SCORES if is_fitted.get(name, True)]
-  of_known, of_novel = (detector.score(k, e, names) for e in images)
-  by_score = {name: auroc(of_known[name][known_rows], of_novel[name][novel_rows]) for name in names}
+  names = [name for name in SCORES if model or name not in FEATURE_SCORES]
+  if model and model.axes is None:
+    names.remove('likelihood')
+  of_known = detector.score(k, inliers.images, names)
+  of_novel = detector.score(k, novel.images, names)
+  by_score = {}
+  for name in names:
+    by_score[name] = auroc(of_known[name][inliers.rows], of_novel[name][novel.rows])
   return {
     'auroc': auroc(known_scores, novel_scores),
     'by_score': by_score,
     'softmax': by_score['softmax'],
     'known': float((is_right & (known_scores < cutoff)).mean()),
     'parent': float(has_right_parent.mean()),
-    'placed': float((has_right_parent & (decisions[1].level[novel_rows] == k)).mean()),
+    'placed': float((has_right_parent & (novel.decision.level[novel.rows] == k)).mean()),
     'roc': _roc(known_scores, novel_scores),
   }
 
@@ -167,9 +175,8 @@ def write_detector(path: pathlib.Path, detector: Detector, step: int, score: str
     step: of the model.
     score: the option decide.novelty_score.
   """
-  archive = io.BytesIO()
-  np.savez(archive, **detector.to_arrays(), step=step, score=score)
-  files.write(path, archive.getvalue())
+  arrays = {**detector.to_arrays(), 'step': step, 'score': score}
+  archives.write(path, arrays, is_compressed=False)
 
 
 def read_detector(path: pathlib.Path, taxonomy: Taxonomy, step: int, score: str) -> Detector:

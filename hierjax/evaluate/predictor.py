@@ -91,21 +91,19 @@ class Predictor:
     Raises:
       UserError: it is none of them.
     """
-    rule = self.rules.get('answer')
-    if rule is None or risk not in rule.risks:
-      raise UserError(f'risk={risk:g}: {self._offer(rule)}')
-    model = copy.copy(self)
-    model.rules = self.rules | {'answer': rule._replace(backoff=rule.risks[risk])}
-    return model
-
-  def _offer(self, rule):
-    """Say what risks this model can guarantee."""
-    if rule is not None and rule.risks:
-      return f'the model is calibrated for {", ".join(f"{risk:g}" for risk in rule.risks)}'
-    exclusive = self.rules.get('exclusive')
-    if exclusive is not None and exclusive.allowed is not None:
-      return 'the calibration is for all classes, and guarantees nothing within some of them'
-    return 'the model is not calibrated; hierjax evaluate --config.decide.risk=.05 does that'
+    rule, exclusive = self.rules.get('answer'), self.rules.get('exclusive')
+    risks = rule.risks if rule else {}
+    if risk in risks:
+      model = copy.copy(self)
+      model.rules = self.rules | {'answer': rule._replace(backoff=risks[risk])}
+      return model
+    if risks:
+      reason = f'the model is calibrated for {", ".join(f"{x:g}" for x in risks)}'
+    elif exclusive is not None and exclusive.allowed is not None:
+      reason = 'the calibration is for all classes, and guarantees nothing within some of them'
+    else:
+      reason = 'the model is not calibrated; hierjax evaluate --config.decide.risk=.05 does that'
+    raise UserError(f'risk={risk:g}: {reason}')
 
   def predict(
     self, images: Iterable[Image] | Image, top: int = 5, batch_size: int | None = None

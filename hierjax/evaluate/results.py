@@ -87,8 +87,9 @@ def reduce(
   """
   block = taxonomy.block('exclusive')
   heads = [level for level in block.levels if level in probs]
-  count, parts = -(-len(labels) * len(block.taxonomy.paths) // BLOCK_SIZE), []
-  for rows in np.array_split(np.arange(len(labels)), max(count, 1)):
+  size = len(labels) * len(block.taxonomy.paths)
+  parts = []
+  for rows in np.array_split(np.arange(len(labels)), max(-(-size // BLOCK_SIZE), 1)):
     # the images of a class side by side, as `paths.path_scores` and `Merge` read them
     part = {level: np.asarray(probs[level][rows], np.float64, order='F') for level in heads}
     parts.append(_reduce_block(part, labels[rows, block.columns], block.taxonomy, rules, names))
@@ -103,9 +104,13 @@ def _reduce_block(probs, labels, table, rules, names):
   heads = {}
   for level, p in probs.items():
     k = table.index(level)
-    # within a subset of the classes, what is decided by the head alone ranks other probabilities
-    top = reduced['independent'].top[k] if rule.allowed is None else paths.top(p).astype(np.int32)
-    heads[level] = _head_results(p, top, labels[:, k])
+    top = reduced['independent'].top[k]
+    if rule.allowed is not None:
+      # within a subset of the classes, what is decided by the head alone ranks other probabilities
+      top = paths.top(p).astype(np.int32)
+    top_prob = np.take_along_axis(p, top, 1).astype(np.float32)
+    true_prob = p[np.arange(len(p)), labels[:, k]]
+    heads[level] = HeadResults(top, top_prob, np.where(labels[:, k] >= 0, true_prob, np.nan))
   joint = decisions['exclusive']['joint']
   untempered = joint
   if rule.temperature != 1:
@@ -125,14 +130,6 @@ def _reduce_block(probs, labels, table, rules, names):
   if 'sets' in decisions:
     in_sets = _set_results(decisions.pop('sets'), labels, table)
   return Results({**decisions, 'exclusive': reduced}, heads, before, after, curves, in_sets)
-
-
-def _head_results(p, top, labels):
-  """Keep of a head's probabilities [n, C] those of its first classes and of the true one."""
-  rows = np.arange(len(labels))
-  top_prob = p[rows[:, None], top].astype(np.float32)
-  true_prob = np.where(labels >= 0, p[rows, labels], np.nan)
-  return HeadResults(top, top_prob, true_prob)
 
 
 def _proper_scores(decision, labels):

@@ -1,12 +1,11 @@
 """The evaluation of a split: metrics of decisions, as JSON, and the predictions as arrays."""
 
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hierjax.core import files, json_files
+from hierjax.core import archives, files, json_files
 from hierjax.core.errors import UserError
 from hierjax.core.metrics import logged_names, lookup, resolve_best
 from hierjax.decide import paths
@@ -235,13 +234,14 @@ def validate(
   heads = [level for level in taxonomy.levels if level in outputs.heads]
   evaluation = _evaluate(outputs, decisions, taxonomy, heads)
   heads = [level for level in heads if level not in taxonomy.multi]
-  names = logged_names(heads, taxonomy.multi)
-  values = {name: lookup(evaluation, name) for name in names}
-  for name in names:
-    if values[name] is None and name.rpartition('/')[2] in taxonomy.multi:
-      values[name] = 0.0
-  values['loss'] = loss(outputs, taxonomy, weights)
-  return {name: value for name, value in values.items() if value is not None}
+  values = {'loss': loss(outputs, taxonomy, weights)}
+  for name in logged_names(heads, taxonomy.multi):
+    value = lookup(evaluation, name)
+    if value is None and name.rpartition('/')[2] in taxonomy.multi:
+      value = 0.0
+    if value is not None:
+      values[name] = value
+  return values
 
 
 def best_metric(text: str, taxonomy: Taxonomy | Mixed, heads: Sequence[str]) -> str:
@@ -287,10 +287,8 @@ def write(
   for block in reversed(taxonomy.blocks):
     labels = outputs.labels[:, block.columns]
     arrays |= ARRAYS[block.kind](decisions[block.kind], labels, outputs, block.taxonomy)
-  archive = io.BytesIO()
-  np.savez_compressed(archive, **arrays)
   split = result['split']
-  files.write(files.of_split(folder, 'predictions', split, 'npz'), archive.getvalue())
+  archives.write(files.of_split(folder, 'predictions', split, 'npz'), arrays)
   content = json_files.dump(result, indent=2) + '\n'
   files.write(files.of_split(folder, 'eval', split, 'json'), content)
 

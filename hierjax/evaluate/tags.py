@@ -54,11 +54,8 @@ def _counts(decide, prob, labels):
 def _precision_recall_f1(right, predicted, positive):
   """Of counts int [C]: {'precision', 'recall', 'f1': float64 [C]}, NaN where the divisor is 0."""
   with np.errstate(invalid='ignore'):
-    return {
-      'precision': right / predicted,
-      'recall': right / positive,
-      'f1': 2 * right / (predicted + positive),
-    }
+    f1 = 2 * right / (predicted + positive)
+    return {'precision': right / predicted, 'recall': right / positive, 'f1': f1}
 
 
 def evaluate_level(
@@ -90,14 +87,19 @@ def evaluate_level(
     'before': lambda rows, p: p >= HALF,
     'after': lambda rows, p: p >= thresholds if pred is None else pred[rows],
   }
-  total = {moment: _counts(decide, prob, labels) for moment, decide in decisions.items()}
-  per_class = {moment: _precision_recall_f1(*x) for moment, x in total.items()}
-  precision, micro = _average_precision(prob, labels), _micro_precision(prob, labels)
-  result = {'n': len(labels), 'map_macro': _mean(precision), 'map_micro': _mean(micro)}
-  result['map_classes'] = int((~np.isnan(precision)).sum())
-  for moment, x in total.items():
-    micro = _precision_recall_f1(*x.sum(1))
+  precision = _average_precision(prob, labels)
+  result = {
+    'n': len(labels),
+    'map_macro': _mean(precision),
+    'map_micro': _mean(_micro_precision(prob, labels)),
+    'map_classes': int((~np.isnan(precision)).sum()),
+  }
+  per_class, total = {}, {}
+  for moment, decide in decisions.items():
+    total[moment] = _counts(decide, prob, labels)
+    per_class[moment] = _precision_recall_f1(*total[moment])
     f1 = per_class[moment]['f1']
+    micro = _precision_recall_f1(*total[moment].sum(1))
     result[moment] = {'f1_macro': _mean(f1), 'f1_micro': _mean(micro['f1'])}
     result[moment]['f1_classes'] = int((~np.isnan(f1)).sum())
   result['classes'] = {}
@@ -125,23 +127,23 @@ def evaluate(decision: TagDecision, labels: np.ndarray, taxonomy: TagTaxonomy) -
     classes contradict the taxonomy or the exclusive path beside them: 'single' of the classes that
     reach their thresholds, each for itself, 'decided' of the decision.
   """
-  levels = {
-    level: evaluate_level(
+  levels = {}
+  for level, columns in taxonomy.columns.items():
+    levels[level] = evaluate_level(
       decision.prob[:, columns],
       labels[:, columns],
       decision.thresholds[columns],
       taxonomy.names[taxonomy.index(level)],
       decision.pred[:, columns],
     )
-    for level, columns in taxonomy.columns.items()
-  }
   wrong = {name: [np.zeros(0, bool)] for name in ('single', 'decided')}
   for rows, prob in blocks(decision.prob, BLOCK_SIZE):
     candidates = {'single': prob >= decision.thresholds, 'decided': decision.pred[rows]}
     for name, pred in candidates.items():
       is_impossible = (pred & ~decision.is_possible[rows]).any(1)
       wrong[name].append((taxonomy.contradicts(pred)[:, 0] >= 0) | is_impossible)
-  return {'multi': levels, 'hvr': {k: float(np.concatenate(x).mean()) for k, x in wrong.items()}}
+  hvr = {name: float(np.concatenate(parts).mean()) for name, parts in wrong.items()}
+  return {'multi': levels, 'hvr': hvr}
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import pathlib
-import signal
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,12 +12,12 @@ from hierjax import model
 from hierjax.core import config, curriculum, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import split_record
-from hierjax.evaluate import answers, embedding, summary
+from hierjax.evaluate import answers, summary
 from hierjax.experiments import plan, restart, run_lock
 from hierjax.experiments.workdir import Record, current_time, disk_errors, has_run, prepare
 from hierjax.models import adapting
 from hierjax.report import page, runs
-from hierjax.train import checkpoint, setup
+from hierjax.train import checkpoint, embedding, setup
 from hierjax.train.interrupt import Interrupted, Signals
 from hierjax.train.loop import Hook, Loop
 from hierjax.train.state import eval_variables
@@ -72,9 +71,7 @@ def fit(
     loop.notes += [*plan_notes, *lock.notes, *([restart.describe(change)] if change else [])]
     for note in loop.notes:
       loop.log.say(f'note: {note}')
-    with signals:
-      _train(loop, record)
-    _stop_if_interrupted(signals, loop.step)
+    _train(loop, record, signals)
     lock.check()
     digest = checkpoint.sha256(loop.state)
     record.write(finished=current_time(), state_sha256=digest)
@@ -138,45 +135,25 @@ class EmbeddingHook(Hook):
       values: the metrics.
     """
     if not self._is_written:
-      variables = eval_variables(loop.state)
-      _write_embedding(self._path, loop, loop.eval_step, variables)
+      embedding.write(self._path, loop.eval_step, eval_variables(loop.state), loop.run)
     self._is_written = True
-
-
-def _write_embedding(path: pathlib.Path, loop: Loop, eval_step, variables) -> None:
-  """Write features and prototypes of the validation split."""
-  run = loop.run
-  embedding.write_embedding(path, eval_step, variables, run.val, run.c, run.mesh, run.taxonomy)
 
 
 def _check(c: ConfigDict, workdir: pathlib.Path, run: setup.Setup) -> None:
   """Refuse, before anything is trained, options that what follows cannot do."""
   answers.check(c, run.taxonomy)
-  _check_baseline(c)
-  _check_distillation(workdir, run)
-
-
-def _check_baseline(c: ConfigDict) -> None:
-  """Refuse a baseline that is not a run, and seeds that nothing would be compared with."""
   if c.baseline_seeds > 1 and c.baseline != 'train':
     raise UserError(
       f'--config.baseline_seeds={c.baseline_seeds}: is for --config.baseline=train, which trains '
       'a baseline for each seed'
     )
-  if c.baseline in (None, 'train'):
-    return
-  if not (pathlib.Path(c.baseline) / 'config.json').is_file():
+  if c.baseline not in (None, 'train') and not pathlib.Path(c.baseline, 'config.json').is_file():
     raise UserError(
       f"--config.baseline={c.baseline}: not a run (no config.json); choices: 'train', "
       'the folder of a run, or None'
     )
-
-
-def _check_distillation(workdir: pathlib.Path, run: setup.Setup) -> None:
-  """Refuse the term distill in a run that hierjax migrate has not made."""
-  if 'distill' not in run.task.losses.terms:
-    return
-  if not all((workdir / name).exists() for name in ('migration.json', runs.START)):
+  is_migrated = all((workdir / name).exists() for name in ('migration.json', runs.START))
+  if 'distill' in run.task.losses.terms and not is_migrated:
     raise UserError(
       f'--config.loss.terms=distill: {workdir} has nothing to hold on to; '
       'it is for runs that hierjax migrate has made'
@@ -196,28 +173,26 @@ def _teacher(workdir: pathlib.Path, run: setup.Setup) -> dict:
   return {'variables': adapting.with_updates(start, run.variables), 'known': is_known}
 
 
-def _train(loop: Loop, record: Record) -> None:
+def _train(loop: Loop, record: Record, signals: Signals) -> None:
   """Train to the end, and keep run.json up to date whatever happens."""
-  record.write()
-  try:
-    loop.train()
-    loop.checkpoints.wait()
-  except BaseException:
-    # the user is told the reason, not what follows from it
-    with contextlib.suppress(UserError, OSError):
+  with signals:
+    record.write()
+    try:
+      loop.train()
       loop.checkpoints.wait()
-      record.write()
-    raise
-  finally:
-    loop.close()
-  loop.checkpoints.close()
-  loop.log.close()
-
-
-def _stop_if_interrupted(signals: Signals, step: int) -> None:
-  """Stop for a signal that came while the last checkpoint was written, too late for the loop."""
-  if any(parallel.exchange(bool(signals.received))):
-    raise Interrupted(signals.received or signal.SIGTERM, step)
+    except BaseException:
+      # the user is told the reason, not what follows from it
+      with contextlib.suppress(UserError, OSError):
+        loop.checkpoints.wait()
+        record.write()
+      raise
+    finally:
+      loop.close()
+    loop.checkpoints.close()
+    loop.log.close()
+  # a signal that came while the last checkpoint was written, too late for the loop
+  if loop.is_stop_requested():
+    raise Interrupted(signals.received, loop.step)
 
 
 def finish(loop: Loop, workdir: pathlib.Path) -> dict:
@@ -258,8 +233,7 @@ def finish(loop: Loop, workdir: pathlib.Path) -> dict:
       f'{values["after"]["f1_macro"] or 0:.4f} at the tuned thresholds'
     )
   trained.explain(split, examples=run.val)
-  path = workdir / 'embedding_last.npz'
-  _write_embedding(path, loop, trained.eval_step, trained.variables)
+  embedding.write(workdir / 'embedding_last.npz', trained.eval_step, trained.variables, run)
   return result
 
 

@@ -41,10 +41,15 @@ class _Enough(Exception):
 
 
 class _Stopwatch(Hook):
-  """Notes when steps begin, and ends the training; the first ones have their input in store."""
+  """Notes when steps end, and ends the training when enough are timed.
+
+  Args:
+    skipped: the first times, that of the start included, which are not those of usual steps.
+    least: steps, and seconds, that are timed at least.
+  """
 
   def __init__(self, skipped: int, least: int):
-    self.times, self._skipped, self._least = [], skipped, least
+    self.times, self._skipped, self._least = [time.monotonic()], skipped, least
 
   def after_step(self, loop: Loop) -> None:
     """Note the time; raise `_Enough` in the end."""
@@ -57,48 +62,47 @@ class _Stopwatch(Hook):
 
 def rehearse(run: Setup) -> Measured:
   """Time steps, evaluations and what follows the training, with the very programs of a run."""
-  c, n, watches = copy.deepcopy(run.c), len(run.val.labels), []
+  c, n, first, step = copy.deepcopy(run.c), len(run.val.labels), [], []
   c.log.wandb = False
   run = dataclasses.replace(run, c=c, total_steps=ENDLESS, eval_steps=ENDLESS)
-
-  def timed(work, images):
-    sample = sources.subset(run.val, np.arange(images) * n // images)  # evenly chosen
-    start = time.monotonic()
-    work(sample)
-    return images, time.monotonic() - start
-
-  def evaluate(val):
-    loop.evaluate(val)
-    loop.checkpoints.wait()
-
-  def finish(val):
-    loop.run = dataclasses.replace(run, val=val)
-    fit.finish(loop, workdir)
-    page.write(workdir)
-
+  # steps whose input is in store when the first begins
+  in_store = 2 * max(c.data.threads, c.data.workers) + 2
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-    # each phase twice: the first step of the first time is compiled
-    for i, phase in enumerate(np.repeat(run.phases, 2)):
+    for i, phase in enumerate(run.phases):
       short = dataclasses.replace(run, phases=(dataclasses.replace(phase, end=ENDLESS),))
-      # what the one before holds on the device is not needed any more
-      stack.close()
-      loop, workdir = None, pathlib.Path(folder, f'{i}')
-      workdir.mkdir()
-      watch = _Stopwatch(i % 2 * (2 * max(c.data.threads, c.data.workers) + 2), i % 2 * TIMED)
-      watch.times, watches = [time.monotonic()], [*watches, watch]
-      prepare(workdir, short)
-      loop = Loop(short, workdir, Signals(), hooks=[watch])
-      for part in (loop, loop.log, loop.checkpoints):
-        stack.callback(part.close)
-      with contextlib.suppress(_Enough):
-        loop.train()
-    first = [watch.times[1] - watch.times[0] for watch in watches[1::2]]
-    step = [watch.step for watch in watches[1::2]]
+      # twice: the first step of the first time is compiled
+      for skipped, least in ((0, 0), (in_store, TIMED)):
+        # what the loop before holds on the device is not needed any more
+        stack.close()
+        loop, workdir = None, pathlib.Path(folder, f'{i}-{least}')
+        workdir.mkdir()
+        watch = _Stopwatch(skipped, least)
+        prepare(workdir, short)
+        loop = Loop(short, workdir, Signals(), hooks=[watch])
+        for part in (loop, loop.log, loop.checkpoints):
+          stack.callback(part.close)
+        with contextlib.suppress(_Enough):
+          loop.train()
+      first.append(watch.times[1] - watch.times[0])
+      step.append(watch.step)
     # an evaluation is some three times as fast as training
     more = min(n, MOST, max(2 * FEW, int(TIMED / max(step) * c.train.batch_size)))
-    sizes = sorted({min(n, FEW), more})
-    evaluation, end = ([timed(f, k) for k in (more, *sizes)][1:] for f in (evaluate, finish))
-    return Measured(*map(tuple, (first, step, evaluation, end)), log.memory())
+    timings = {'evaluation': [], 'end': []}
+    for part, times in timings.items():
+      for images in (more, *sorted({min(n, FEW), more})):
+        val = sources.subset(run.val, np.arange(images) * n // images)  # evenly chosen
+        start = time.monotonic()
+        if part == 'evaluation':
+          loop.evaluate(val)
+          loop.checkpoints.wait()
+        else:
+          loop.run = dataclasses.replace(run, val=val)
+          fit.finish(loop, workdir)
+          page.write(workdir)
+        times.append((images, time.monotonic() - start))
+      # the first time is with programs to be compiled
+      timings[part] = tuple(times[1:])
+    return Measured(tuple(first), tuple(step), **timings, memory=log.memory())
 
 
 def extrapolate(timings: Timings, images: int) -> float:

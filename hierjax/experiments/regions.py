@@ -32,8 +32,9 @@ def rectangles(maps: np.ndarray, share: float) -> np.ndarray:
   peak = maps.max((1, 2), keepdims=True)
   is_high = maps >= share * peak
   columns, rows = is_high.any(1), is_high.any(2)
-  left, top = (is_in.argmax(1) / is_in.shape[1] for is_in in (columns, rows))
-  right, bottom = (1 - is_in[:, ::-1].argmax(1) / is_in.shape[1] for is_in in (columns, rows))
+  height, width = maps.shape[1:]
+  left, right = columns.argmax(1) / width, 1 - columns[:, ::-1].argmax(1) / width
+  top, bottom = rows.argmax(1) / height, 1 - rows[:, ::-1].argmax(1) / height
   return np.where(peak[:, 0] > 0, np.stack([left, top, right, bottom], 1), np.nan)
 
 

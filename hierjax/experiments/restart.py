@@ -45,8 +45,14 @@ def restart(
   if checkpoint_name is None:
     return None
   flag = f'{FLAG}={checkpoint_name}'
-  changes = _changes(workdir, setup, record) if parallel.first() else None
-  changed, error = parallel.exchange(changes)[0]
+  changed, error = [], ''
+  if parallel.first() and not (workdir / 'config.json').exists():
+    error = f'{workdir} holds no run; leave the flag out to begin one'
+  elif parallel.first():
+    changed = differences(workdir, setup)
+    error = conflict(workdir, setup, record, CHANGEABLE)
+  # what the first process has read counts for all
+  changed, error = parallel.exchange((changed, error))[0]
   if error:
     raise UserError(f'{flag}: {error}')
   if all(line.startswith(FREE_ON_RESUME) for line in changed):
@@ -58,13 +64,6 @@ def restart(
     # last, so that the same command does all of it again where it was stopped before
     write_options(workdir, setup)
   return {'step': step or 0, 'checkpoint': checkpoint_name, 'changed': changed}
-
-
-def _changes(workdir, setup, record):
-  """List the options that have changed; say what is wrong with that or the data, if anything is."""
-  if not (workdir / 'config.json').exists():
-    return [], f'{workdir} holds no run; leave the flag out to begin one'
-  return differences(workdir, setup), conflict(workdir, setup, record, CHANGEABLE)
 
 
 def describe(result: dict) -> str:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from hierjax.core import config, files, options
 from hierjax.core.errors import UserError, did_you_mean
-from hierjax.core.metrics import DECISIONS, METRICS, lookup
+from hierjax.core.metrics import DECISIONS, METRICS
 from hierjax.report.formats import count
 
 # What `describe` counts.
@@ -106,10 +106,6 @@ class Column:
   def is_count(self) -> bool:
     """Whether it counts parameters or MACs."""
     return self.metric in COUNTS
-
-  def value(self, evaluation: Mapping) -> float | None:
-    """Return the metric in an eval_SPLIT.json."""
-    return lookup(evaluation, self.key)
 
   @property
   def paired(self) -> str:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hierjax.core.metrics import METRICS
+from hierjax.core.metrics import METRICS, lookup
 from hierjax.evaluate import bootstrap
-from hierjax.experiments.runner import Result, Runner
+from hierjax.experiments.runner import Runner
 from hierjax.experiments.table import Column, Row, expand
 
 
@@ -72,7 +72,7 @@ def _record(runner: Runner, row: Row, columns: Sequence[Column]) -> Record:
     if c.is_count:
       values = [runner.counts.get(row.name, {}).get(c.key)]
     else:
-      values = [c.value(result.evaluation) for result in results.values()]
+      values = [lookup(result.evaluation, c.key) for result in results.values()]
     if not values or None in values:
       continue
     mean[c.key] = values[0] if c.is_count else float(np.mean(values))
@@ -107,19 +107,14 @@ def _compare(runner: Runner, record: Record, base: Record, columns: Sequence[Col
     return
   same_weights = (record.row.sources or [record.row.name]) == (base.row.sources or [base.row.name])
   for c in columns:
-    difference = _paired(c, ours, base_results, same_weights)
+    if not all(c.paired in result.values for result in ours + base_results):
+      continue
+    values = [result.values[c.paired] for result in ours]
+    base_values = [result.values[c.paired] for result in base_results]
+    is_share = METRICS[c.metric].is_percent
+    difference = bootstrap.difference(values, base_values, is_share, same_weights)
     if difference:
       record.difference[c.key] = difference
-
-
-def _paired(
-  column: Column, ours: Sequence[Result], base_results: Sequence[Result], same_weights: bool
-) -> bootstrap.Difference | None:
-  name = column.paired
-  if not all(name in result.values for result in (*ours, *base_results)):
-    return None
-  ours, baseline = ([r.values[name] for r in results] for results in (ours, base_results))
-  return bootstrap.difference(ours, baseline, METRICS[column.metric].is_percent, same_weights)
 
 
 def delta_m(

@@ -8,7 +8,7 @@ import sys
 import urllib.parse
 
 from hierjax.core import files, terminal
-from hierjax.core.metrics import METRICS, signed
+from hierjax.core.metrics import METRICS, lookup, signed
 from hierjax.evaluate import bootstrap
 from hierjax.experiments.runner import Runner
 from hierjax.experiments.table import COUNTS, Column, Row, expand
@@ -302,17 +302,16 @@ class View:
 
 def _results(view: View) -> str:
   """Write a line a run as CSV: row, seed, options in which the rows differ, our figures, time."""
-  options = {name: runs.flat(c.to_dict()) for name, c in view.runner.configs.items()}
-  keys = dict.fromkeys(key for row in options.values() for key in row)
-  differing = [k for k in keys if len({str(row.get(k)) for row in options.values()}) > 1]
+  configs = view.runner.configs
+  differing = runs.differing([runs.flat(c.to_dict()) for c in configs.values()])
   columns = [c for c in view.columns if not c.is_count]
   lines = [['row', 'seed', *differing, *(c.key for c in columns), 'seconds']]
   for record in view.records:
     name = record.row.name
+    values = [row[list(configs).index(name)] for row in differing.values()]
     for seed in record.seeds:
       result = view.runner.result(record.row, seed)
-      figures = [c.value(result.evaluation) for c in columns]
-      values = [options[name].get(key) for key in differing]
+      figures = [lookup(result.evaluation, c.key) for c in columns]
       lines.append([name, seed, *values, *figures, result.seconds])
   return files.csv_text(lines)
 

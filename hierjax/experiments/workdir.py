@@ -216,8 +216,8 @@ class Record:
     digest: str,
     change: Mapping | None = None,
   ):
-    self._path, self._loop, self._started = workdir / 'run.json', loop, started
-    self._digest = digest
+    self._path, self._loop = workdir / 'run.json', loop
+    self._started, self._digest = started, digest
     self._before = self._read() if parallel.first() else {}
     loop.unreadable.update(self._before.get('skipped', ()))
     self._restarts = [*self._before.get('restarts', ()), *([change] if change else ())]

@@ -24,6 +24,10 @@ POINTS, WINDOWS = 300, 30
 MIN_IMAGES = 5
 # Shades of a confusion matrix, and cells of a strip that can be distinguished.
 SHADES, STRIP_CELLS = 8, 40
+# Free space along the edges of a picture of points.
+MARGIN = 8
+# The longer side of a picture with its heat map, in pixels at most.
+HEAT_MAP_SIDE = 168
 # Places along a heat map from which on it is drawn smoothly; fewer are drawn as the cells they are.
 SHARP = 7
 # Colours in the style sheet, and the dashes of the first six curves, of the next six, ...
@@ -275,6 +279,11 @@ def shade(share: float) -> int:
   return min(SHADES, max(1, math.ceil(SHADES * math.sqrt(share))))
 
 
+def shade_class(n: int, total: int, is_diagonal: bool) -> str:
+  """Return the CSS class of a cell with n of the `total` images of its row; '' for an empty one."""
+  return f'{"d" if is_diagonal else "o"} k{shade(n / total)}' if n else ''
+
+
 def cells(
   true: np.ndarray, pred: np.ndarray, counts: np.ndarray, totals: np.ndarray
 ) -> list[tuple[str, str]]:
@@ -290,31 +299,26 @@ def cells(
     (CSS class, path) for each shade; 'd' is on the diagonal, 'o' off it.
   """
   paths: dict[str, list[str]] = {}
-  for y, x, n, total in zip(*(array.tolist() for array in (true, pred, counts, totals))):
-    name = f'{"d" if x == y else "o"} k{shade(n / total)}'
+  for y, x, n, total in np.stack([true, pred, counts, totals], 1).astype(int).tolist():
+    name = shade_class(n, total, x == y)
     paths.setdefault(name, []).append(f'M{x} {y}h1v1h-1z')
   return [(name, ''.join(parts)) for name, parts in sorted(paths.items())]
 
 
-def fit(xy: np.ndarray, width: float, height: float, margin: float = 8) -> np.ndarray:
-  """Scale points into a picture.
-
-  Args:
-    xy: float [n, 2].
-    width: of the picture.
-    height: of the picture.
-    margin: free space along its edges.
-  """
+def fit(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Scale points float [n, 2] into a picture of this size, with a margin along its edges."""
   low, high = xy.min(0), xy.max(0)
-  inner = (width - 2 * margin, height - 2 * margin)
-  return margin + (xy - low) / np.maximum(high - low, 1e-9) * inner
+  inner = np.array(size) - 2 * MARGIN
+  return MARGIN + (xy - low) / np.maximum(high - low, 1e-9) * inner
 
 
 def scatter(xy: np.ndarray, groups: np.ndarray) -> list[tuple[int, str]]:
   """Draw points [n, 2] as one (group, path of dots) for each of the groups int [n], 0 on top."""
-  order = sorted(set(groups.tolist()), key=lambda group: (group >= 0, -group))
-  dots = {group: xy[groups == group].tolist() for group in order}
-  return [(k, ''.join(f'M{x:.1f} {y:.1f}h0' for x, y in points)) for k, points in dots.items()]
+  paths = []
+  for group in sorted(set(groups.tolist()), key=lambda group: (group >= 0, -group)):
+    points = xy[groups == group].tolist()
+    paths.append((group, ''.join(f'M{x:.1f} {y:.1f}h0' for x, y in points)))
+  return paths
 
 
 def strip(shades: Sequence[int]) -> list[tuple[int, str]]:
@@ -334,13 +338,12 @@ def address(jpeg: bytes) -> str:
   return f'data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}'
 
 
-def heat_map(picture: bytes, values: np.ndarray, side: int = 168) -> bytes:
+def heat_map(picture: bytes, values: np.ndarray) -> bytes:
   """Lay a heat map in colour over a darkened picture, one of few places as cells.
 
   Args:
     picture: a JPEG file.
     values: uint8 [h, w].
-    side: the longer side of the result at most, in pixels.
 
   Returns:
     A JPEG file.
@@ -349,7 +352,7 @@ def heat_map(picture: bytes, values: np.ndarray, side: int = 168) -> bytes:
 
   image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
   height, width = image.shape[:2]
-  scale = min(1.0, side / max(height, width))
+  scale = min(1.0, HEAT_MAP_SIDE / max(height, width))
   size = max(1, round(width * scale)), max(1, round(height * scale))
   image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
   how = cv2.INTER_CUBIC if min(values.shape) >= SHARP else cv2.INTER_NEAREST

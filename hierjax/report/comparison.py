@@ -11,7 +11,6 @@ import numpy as np
 
 from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
-from hierjax.core.metrics import METRICS
 from hierjax.evaluate import bootstrap, metrics
 from hierjax.report import formats, page, runs
 from hierjax.report.runs import Run
@@ -69,11 +68,12 @@ def write(
 
 def compare(folders: Sequence[str], split: str = '') -> dict:
   """Compute what the page shows; see `write`."""
-  recipes = dict(zip(_names(folders), map(_runs_of, folders)))
-  first = next(iter(recipes.values()))[0]
+  names = _names(folders)
+  recipes = [_runs_of(folder) for folder in folders]
+  first = recipes[0][0]
   split = split or (first.splits[0] if first.splits else 'val')
-  arrays = {name: [_predictions(run, first, split) for run in r] for name, r in recipes.items()}
-  every = list(itertools.chain(*arrays.values()))
+  arrays = [[_predictions(run, first, split) for run in recipe] for recipe in recipes]
+  every = list(itertools.chain(*arrays))
   common = functools.reduce(np.intersect1d, [a['files'] for a in every])
   if not len(common):
     raise UserError(f'the runs have no image of {split} in common')
@@ -81,9 +81,9 @@ def compare(folders: Sequence[str], split: str = '') -> dict:
   decision = next(kind for kind in kinds if all(f'pred_{kind}' in a for a in every))
   methods, table = [], first.taxonomy.table('exclusive')
   labels = every[0]['labels'][_rows(every[0], common)]
-  for name, seeds in recipes.items():
+  for name, seeds, seed_arrays in zip(names, recipes, arrays):
     values = []
-    for run, a in zip(seeds, arrays[name]):
+    for run, a in zip(seeds, seed_arrays):
       rows = _rows(a, common)
       is_other = (a['labels'][rows] != labels).any(1)
       if is_other.any():
@@ -148,19 +148,21 @@ def _names(folders: Sequence[str]) -> list[str]:
   parts = [pathlib.Path(folder).resolve().parts for folder in folders]
   if len(set(parts)) < len(parts):
     raise UserError('compare: the same folder is named twice')
-  ends = (['/'.join(p[-length:]) for p in parts] for length in itertools.count(1))
-  return next(names for names in ends if len(set(names)) == len(names))
+  for length in itertools.count(1):
+    names = ['/'.join(p[-length:]) for p in parts]
+    if len(set(names)) == len(names):
+      return names
 
 
 def _figures(reference: Method, method: Method) -> dict[str, verdict.Row]:
   """Compare the metrics of both, with intervals over as many seeds as both have."""
   n, rows = min(len(reference.values), len(method.values)), {}
   for name, label in verdict.labels_of(method.runs[0].exclusive).items():
-    metric, _, level = name.partition('/')
-    key = f'{level}.{metric}' if level else metric
-    arrays = [[values[key] for values in m.values[:n]] for m in (method, reference)]
-    interval = bootstrap.difference(*arrays, METRICS[metric].is_percent)
-    rows[name] = verdict.Row(name, label, reference.mean(key), method.mean(key), None, interval)
+    key = metrics.key_of(name)
+    ours = [values[key] for values in method.values[:n]]
+    others = [values[key] for values in reference.values[:n]]
+    row = verdict.Row(name, label, reference.mean(key), method.mean(key), None, None)
+    rows[name] = row._replace(interval=bootstrap.difference(ours, others, row.metric.is_percent))
   return rows
 
 
@@ -192,13 +194,8 @@ def _changes(classes: Sequence[dict], reference: str, name: str) -> list[dict]:
 
 def _options(methods: Sequence[Method]) -> dict[str, list]:
   """Find the options in which the first seeds of the methods differ."""
-  options = [runs.flat(method.runs[0].config) for method in methods]
-  values = {key: [o.get(key) for o in options] for key in sorted(set().union(*options))}
-  return {
-    key: row
-    for key, row in values.items()
-    if len(set(map(str, row))) > 1 and not key.startswith(IMMATERIAL)
-  }
+  differing = runs.differing([runs.flat(method.runs[0].config) for method in methods])
+  return {key: row for key, row in sorted(differing.items()) if not key.startswith(IMMATERIAL)}
 
 
 def _lines(numbers: dict) -> Iterator[list]:

@@ -40,7 +40,8 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     UserError: the folder is not that of a run.
   """
   run = runs.read(workdir)
-  parts = _parts(run)
+  # the headline last, as it names the files that the others could not read
+  parts = [_part(section, run) for section in (answers.SECTION, *SECTIONS, headline.SECTION)]
   for split in run.splits:
     predictions = predictions_csv.table(run, split)
     if predictions:
@@ -51,19 +52,20 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
   return files.write(run.path / 'report.html', _html(run, parts))
 
 
-def html(run: runs.Run) -> str:
-  """Render the page of a run; a missing file gives a sentence in its section, never an error."""
-  return _html(run, _parts(run))
-
-
 def _html(run: runs.Run, parts: list[Part]) -> str:
-  first, *sections, top = [(p.section.id, p.section.title, p.body, p.section) for p in parts]
+  """Render the page; a missing file gives a sentence in its section, never an error."""
+  first, *others, top = parts
+  sections, technical = [], []
+  for section, body, _ in others:
+    if body:
+      group = technical if section.is_technical else sections
+      group.append((section.id, section.title, body))
   return render_page(
     'page',
     _name(run),
-    headline=top[2] + first[2],
-    sections=[section[:3] for section in sections if section[2] and not section[3].is_technical],
-    technical=[section[:3] for section in sections if section[2] and section[3].is_technical],
+    headline=top.body + first.body,
+    sections=sections,
+    technical=technical,
     words=_words(' '.join(str(part.body) for part in parts)),
     kind='report',
   )
@@ -74,11 +76,6 @@ def _words(html: str) -> Markup:
   metrics = [(metric.label, metric.help) for metric in METRICS.values() if metric.place]
   text = re.sub(r'<svg.*?</svg>|<[^>]*>', ' ', html, flags=re.S)
   return render('words', text=text, metrics=metrics)
-
-
-def _parts(run: runs.Run) -> list[Part]:
-  # the headline last, as it names the files that the others could not read
-  return [_part(section, run) for section in (answers.SECTION, *SECTIONS, headline.SECTION)]
 
 
 def _part(section: Section, run: runs.Run) -> Part:

@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -151,6 +151,11 @@ class Run:
         return None
     return arrays if len(arrays['labels']) else None
 
+  def labelled(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and joint decisions at column k, int [n], of the `predicted` with a label."""
+    labels, pred = self.predicted['labels'][:, k], self.predicted['pred_joint'][:, k]
+    return labels[labels >= 0], pred[labels >= 0]
+
   @functools.cached_property
   def explained(self) -> dict[str, np.ndarray] | None:
     """Arrays of explain_SPLIT.npz of the first split, where it belongs to the predictions."""
@@ -195,7 +200,8 @@ def read(workdir: str | os.PathLike, baseline: bool = True, seeds: bool | None =
       faults.append(f'{name} could not be read: {error}')
       return None
 
-  config = load('config.json', _config) or {}
+  limit = json_files.MAX_BYTES
+  config = load('config.json', lambda file: tree_from_json(files.read_bytes(file, limit))) or {}
   info = load('run.json', json_files.read_object) or {}
   tags = get(config, 'data.multi') or ()
   taxonomy = load('taxonomy.csv', lambda file: read_taxonomy(file, tags))
@@ -246,10 +252,6 @@ def _baseline(path: pathlib.Path, config: dict, faults: list[str]) -> Run | None
   return _inner(pathlib.Path(option), 'baseline', faults)
 
 
-def _config(file: pathlib.Path) -> dict:
-  return tree_from_json(files.read_bytes(file, json_files.MAX_BYTES))
-
-
 def _evaluation(file: pathlib.Path) -> dict:
   content = json_files.read_object(file)
   if not isinstance(content.get('decode'), dict) or not (content['decode'] or content.get('multi')):
@@ -293,8 +295,21 @@ def _metrics(file: pathlib.Path) -> tuple[list[dict], list[dict], int]:
       lines[line['kind']][int(line['step'])] = line
     except (ValueError, KeyError, TypeError):
       damaged += 1
-  train, val = ([by_step[step] for step in sorted(by_step)] for by_step in lines.values())
+  train, val = ([line for _, line in sorted(by_step.items())] for by_step in lines.values())
   return train, val, damaged
+
+
+def differing(trees: Sequence[dict]) -> dict[str, list]:
+  """Return {key: its value in each of the flat trees} of the keys whose values differ as text."""
+  keys = dict.fromkeys(key for tree in trees for key in tree)
+  rows = {key: [tree.get(key) for tree in trees] for key in keys}
+  return {key: row for key, row in rows.items() if len(set(map(str, row))) > 1}
+
+
+def of_splits(run: Run, key: str) -> dict[str, dict]:
+  """Return what a run's evaluations have below a key, {split: content}, of those that have it."""
+  contents = {split: run.evals[split].get(key) for split in run.splits}
+  return {split: content for split, content in contents.items() if content}
 
 
 def get(tree: dict, path: str, default: object = None) -> object:

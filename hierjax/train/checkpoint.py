@@ -196,7 +196,9 @@ class Checkpoints:
     )
     try:
       loaded = self._manager.load_checkpointables(step, abstract)
-      digests = self._digests(step)
+      # from Orbax's file, as its API looks at all arrays, too, for .2 s
+      metadata = json.loads(files.read_text(self._folder / f'{step}/_CHECKPOINT_METADATA'))
+      digests = (metadata.get('custom_metadata') or {}).get('sha256', {})
     # Orbax's messages speak of handlers and registries
     except Exception as e:
       self._check_shapes(step, like)
@@ -208,18 +210,6 @@ class Checkpoints:
       raise Damaged(f'there is NaN or infinity in {path}')
     return loaded
 
-  def _digests(self, step: int) -> dict[str, str]:
-    """{part: SHA-256} as saved, from Orbax's file: its API looks at all arrays, too, for .2 s."""
-    content = json.loads(files.read_text(self._folder / f'{step}/_CHECKPOINT_METADATA'))
-    return (content.get('custom_metadata') or {}).get('sha256', {})
-
-  def _try_load(self, step: int, like: Mapping) -> dict[str, Any] | str:
-    """The parts, or what is wrong with the checkpoint."""
-    try:
-      return self.load(step, like)
-    except Damaged as e:
-      return str(e)
-
   def load_latest(self, like: Mapping) -> Loaded:
     """Read the latest checkpoint that is intact, and move later, damaged ones out of the way.
 
@@ -230,11 +220,14 @@ class Checkpoints:
       The checkpoint, if there is one.
     """
     for step in reversed(parallel.exchange(self.steps())[0]):
-      result = self._try_load(step, like)
-      fault = result if isinstance(result, str) else None
+      parts, fault = {}, ''
+      try:
+        parts = self.load(step, like)
+      except Damaged as e:
+        fault = str(e)
       faults = [f for f in parallel.exchange(fault) if f]
       if not faults:
-        return Loaded(step, result)
+        return Loaded(step, parts)
       self._set_damaged_aside(step, faults[0])
       self._manager.reload()
     return Loaded(None, {})
@@ -256,10 +249,10 @@ class Checkpoints:
     if best and self.best() is not None:
       steps = [self.best(), *(s for s in steps if s != self.best())]
     for step in steps:
-      result = self._try_load(step, like)
-      if not isinstance(result, str):
-        return Loaded(step, result)
-      self.notes.append(f'{self._folder}/{step} is damaged ({result}); taking another checkpoint')
+      try:
+        return Loaded(step, self.load(step, like))
+      except Damaged as e:
+        self.notes.append(f'{self._folder}/{step} is damaged ({e}); taking another checkpoint')
     kind = 'intact checkpoint' if steps else 'checkpoint'
     raise UserError(f'{self._folder}: no {kind}; train with --workdir={self._folder.parent} first')
 

@@ -13,14 +13,14 @@ class Interrupted(Exception):
   """Training was stopped by a signal, with its state saved.
 
   Args:
-    signum: the signal.
+    signum: the signal; 0 where it came to another process.
     step: the step that was saved.
   """
 
   def __init__(self, signum: int, step: int):
-    name = signal.Signals(signum).name
+    self.signum = signum or signal.SIGTERM
+    name = signal.Signals(self.signum).name
     super().__init__(f'stopped by {name} at step {step}; the same command continues from there')
-    self.signum = signum
 
 
 class Signals:

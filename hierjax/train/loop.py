@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import signal
 import time
 from collections.abc import Mapping, Sequence
 
@@ -136,7 +135,7 @@ class Loop:
     self.eval_step = collect.stepper(run.task.model, run.mesh, run.taxonomy)
     self._saver = Saver(self.checkpoints, run.c.train.save_minutes, saved_step)
     self._pending: Pending | None = None
-    self._is_stop_requested = False
+    self._is_stopping = False
     self._seconds = 0.0
     self.log.say(self._first_line(bool(parts)))
 
@@ -178,8 +177,12 @@ class Loop:
       finally:
         self._seconds += time.monotonic() - start
       # a signal that came with the phase's last step
-      if any(parallel.exchange(bool(self._signals.received))):
+      if self.is_stop_requested():
         self._interrupt()
+
+  def is_stop_requested(self) -> bool:
+    """Whether a signal to stop has come to any of the processes."""
+    return any(parallel.exchange(bool(self._signals.received)))
 
   def close(self) -> None:
     """Stop measuring; `durations` stay as they are."""
@@ -238,7 +241,10 @@ class Loop:
     with contextlib.closing(batches):
       for batch in throughput.read(iter(batches)):
         self.unreadable.update(train.files[i] for i in batch['broken'] if i >= 0)
-        device_batch = parallel.put_train(batch, self._flags(), mesh)
+        # what this process wants all processes to do at the same step
+        is_late, is_requested = self._saver.is_late(), self._signals.pop_save()
+        flags = {'stop': bool(self._signals.received), 'save': is_requested or is_late}
+        device_batch = parallel.put_train(batch, flags, mesh)
         self.state, step_metrics = train_step(self.state, device_batch, self._teacher)
         # the metrics of the step before are read while this one runs
         self._log_step(phase, number, throughput, train.files)
@@ -254,14 +260,9 @@ class Loop:
         if is_due and self._has_stopped_early():
           self.log.say(f'early stop: no better {run.best} for {c.train.early_stop} evaluations')
           return
-        if self._is_stop_requested:
+        if self._is_stopping:
           self._read_pending(train.files)
           self._interrupt()
-
-  def _flags(self) -> dict[str, bool]:
-    """What this process wants all processes to do at the same step."""
-    is_requested, is_late = self._signals.pop_save(), self._saver.is_late()
-    return {'stop': bool(self._signals.received), 'save': is_requested or is_late}
 
   def _is_due(self) -> bool:
     """Whether this step is to be evaluated and has not been, as after an interrupted evaluation."""
@@ -280,7 +281,7 @@ class Loop:
       return pending
     # one transfer for all: an accelerator answers each question in turn
     values = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
-    self._is_stop_requested |= values.pop('stop') > 0
+    self._is_stopping |= values.pop('stop') > 0
     self._saver.is_requested |= values.pop('save') > 0
     pending.values = values
     # a bad gradient has spoilt the parameters already
@@ -357,7 +358,7 @@ class Loop:
     if is_due:
       self._read_pending(files)
       self.evaluate(val)
-      self._is_stop_requested |= any(parallel.exchange(bool(self._signals.received)))
+      self._is_stopping |= self.is_stop_requested()
     elif self._saver.is_requested:
       self._read_pending(files)
       self._save()
@@ -428,4 +429,4 @@ class Loop:
     self._save()
     self.checkpoints.wait()
     self._share_unreadable()
-    raise Interrupted(self._signals.received or signal.SIGTERM, self.step)
+    raise Interrupted(self._signals.received, self.step)

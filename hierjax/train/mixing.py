@@ -33,10 +33,12 @@ def build(c: ConfigDict) -> Mixing | None:
   flag = f'--config.data.augment.{name}={a[name]:g}'
   if c.train.batch_size % 2:
     raise UserError(f'{flag} mixes pairs: --config.train.batch_size={c.train.batch_size} is odd')
-  needs_one = ['supervised_contrastive'] if 'supervised_contrastive' in c.loss.terms else []
-  needs_one += ['loss.aggregate'] if c.loss.aggregate else []
-  if needs_one:
-    raise UserError(f'{flag}: {needs_one[0]} needs images of one label each; leave one of them out')
+  for loss, is_used in (
+    ('supervised_contrastive', 'supervised_contrastive' in c.loss.terms),
+    ('loss.aggregate', c.loss.aggregate),
+  ):
+    if is_used:
+      raise UserError(f'{flag}: {loss} needs images of one label each; leave one of them out')
   return Mixing(a.mixup, a.cutmix)
 
 
@@ -73,9 +75,12 @@ def shares(mixing: Mixing, size: Sequence[int], key: jax.Array) -> jax.Array:
     key: of the step.
   """
   key, of_method = jax.random.split(key)
-  options = [(_mixup, mixing.mixup), (_cutmix, mixing.cutmix)]
-  drawings = [draw(alpha, key, *size) for draw, alpha in options if alpha is not None]
-  return jnp.where(jax.random.bernoulli(of_method), drawings[0], drawings[-1])
+  if mixing.cutmix is None:
+    return _mixup(mixing.mixup, key, *size)
+  if mixing.mixup is None:
+    return _cutmix(mixing.cutmix, key, *size)
+  of_mixup, of_cutmix = _mixup(mixing.mixup, key, *size), _cutmix(mixing.cutmix, key, *size)
+  return jnp.where(jax.random.bernoulli(of_method), of_mixup, of_cutmix)
 
 
 def mix(

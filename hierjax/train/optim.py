@@ -111,11 +111,9 @@ def _frozen_groups(
   names: Sequence[str], heads: Sequence[str], groups: Sequence[str], option: str
 ) -> tuple[str, ...]:
   """The parameter groups that a phase freezes; 'heads/finest' and such are words for some."""
-  words = {
-    f'heads/{word}': [f'heads/{level}' for level in levels]
-    for word, levels in level_words(heads).items()
-  }
-  freeze = []
+  words, freeze = {}, []
+  for word, levels in level_words(heads).items():
+    words[f'heads/{word}'] = [f'heads/{level}' for level in levels]
   for name in names:
     if name not in groups and name not in words:
       raise UserError(
@@ -272,16 +270,16 @@ def labels(
   labelled, depths = {}, adapting.depths(params) if layer_decay else {}
   for path in traverse_util.flatten_dict(params):
     name = '/'.join(path)
-    matching = (i for i, (pattern, *_) in enumerate(rules) if re.fullmatch(pattern, name))
-    rule = next(matching, None)
-    if rule is None:
+    matching = [i for i, (pattern, *_) in enumerate(rules) if re.fullmatch(pattern, name)]
+    if not matching:
       raise UserError(
         f'--config.optim.rules: no rule matches the parameter {name!r}; '
         "end the list with ('.*', 1., 1.)"
       )
-    labelled[path] = f'{group_of(path)}#{rule}' if rules[rule][1] else FIXED
-    if path in depths and labelled[path] != FIXED:
-      labelled[path] += f'#{depths[path]}'
+    labelled[path], rule = FIXED, matching[0]
+    if rules[rule][1]:
+      depth = f'#{depths[path]}' if path in depths else ''
+      labelled[path] = f'{group_of(path)}#{rule}{depth}'
   return traverse_util.unflatten_dict(labelled)
 
 

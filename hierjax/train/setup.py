@@ -20,7 +20,6 @@ from hierjax.data import pipeline, sources, split_record, splits, transforms
 from hierjax.data.levels import restrict
 from hierjax.evaluate import summary
 from hierjax.losses import balancing
-from hierjax.losses.build import Losses
 from hierjax.models import adapting, classifier, initializers, registry, weights
 from hierjax.models.heads import HEADS
 from hierjax.taxonomy import Mixed, Taxonomy
@@ -94,12 +93,8 @@ def build(
   Raises:
     UserError: an option does not fit the others or the data.
   """
-  registries = {
-    'model.backbone': registry.BACKBONES,
-    'model.heads': HEADS,
-    'balance.name': balancing.BALANCERS,
-  }
-  config.validate(c, registries)
+  registries = {'model.backbone': registry.BACKBONES, 'model.heads': HEADS}
+  config.validate(c, registries | {'balance.name': balancing.BALANCERS})
   c, mesh = copy.deepcopy(c), mesh or parallel.mesh()
   parallel.check_batch(c.train.batch_size, mesh, '--config.train.batch_size', c.optim.accumulate)
   dataset, levels = restrict(sources.load(c.data, record=record), c.model)
@@ -116,8 +111,10 @@ def build(
   best = summary.best_metric(c.train.best, taxonomy, levels)
   _check_labels(train, val, taxonomy, levels, best)
   variables, notes = _variables(c, taxonomy, levels)
-  groups = optim.groups(variables['params'])
-  phases = optim.phases(c, levels, n, total_steps, groups)
+  phases = optim.phases(c, levels, n, total_steps, optim.groups(variables['params']))
+  ema = c.optim.ema
+  if ema and 1 / (1 - ema) > total_steps:
+    notes.append(f'optim.ema={ema}: with {total_steps} steps this is nearly the mean of all steps')
   return Setup(
     c=c,
     mesh=mesh,
@@ -133,15 +130,8 @@ def build(
     phases=phases,
     plateau=optim.plateau(c),
     task=_task(c, taxonomy, levels, phases, variables['params'], total_steps, train),
-    notes=(*dataset.notes, *notes, *_averaging_note(c, total_steps)),
+    notes=(*dataset.notes, *notes),
   )
-
-
-def _averaging_note(c: ConfigDict, total_steps: int) -> list[str]:
-  """A note where the averaged weights reach back to the beginning of the training."""
-  if not c.optim.ema or 1 / (1 - c.optim.ema) <= total_steps:
-    return []
-  return [f'optim.ema={c.optim.ema}: with {total_steps} steps this is nearly the mean of all steps']
 
 
 def _check_labels(
@@ -175,8 +165,10 @@ def _check_labels(
 def _is_labelled(examples: sources.Examples, taxonomy: Taxonomy | Mixed, level: str) -> bool:
   """Whether any example has a label at a level."""
   if level in taxonomy.multi:
-    return bool((examples.multi[:, taxonomy.table('tags').columns[level]] >= 0).any())
-  return bool((examples.labels[:, taxonomy.table('exclusive').index(level)] >= 0).any())
+    labels = examples.multi[:, taxonomy.table('tags').columns[level]]
+  else:
+    labels = examples.labels[:, taxonomy.table('exclusive').index(level)]
+  return bool((labels >= 0).any())
 
 
 def _variables(
@@ -218,37 +210,23 @@ def _prepare_alike(data: ConfigDict, source: Mapping) -> None:
     data.interpolation = how
 
 
-def _losses(
-  c: ConfigDict, taxonomy: Taxonomy | Mixed, levels: tuple[str, ...], train: sources.Examples
-) -> Losses:
-  """The losses that config.loss describes."""
-  rows = [train.labels] if train.multi is None else [train.labels, train.multi]
-  built = losses.build.build(c, taxonomy, levels, np.concatenate(rows, 1))
-  for term in built.terms:
-    if term in levels:
-      raise UserError(
-        f'--config.loss.terms={term}: the taxonomy has a level of that name; call it otherwise'
-      )
-  return built
-
-
 def _class_weights(
-  c: ConfigDict, taxonomy: Taxonomy | Mixed, train: sources.Examples
+  c: ConfigDict, table: Taxonomy | None, labels: np.ndarray
 ) -> ClassWeights | None:
-  """The weights of the examples for data.balance=loss."""
-  if taxonomy.table('exclusive') is None:
+  """The weights of the examples by their labels at the exclusive levels, for data.balance=loss."""
+  if table is None:
     return None
-  column = _balance_column(c, taxonomy)
+  # looked up whatever the balance, as a wrong level is a mistake in any case
+  column = _balance_column(c, table)
   if c.data.balance != 'loss':
     return None
-  table = taxonomy.table('exclusive')
   classes = table.num_classes(table.levels[column])
-  return ClassWeights(column, pipeline.class_weights(train.labels[:, column], classes))
+  return ClassWeights(column, pipeline.class_weights(labels[:, column], classes))
 
 
-def _balance_column(c: ConfigDict, taxonomy: Taxonomy | Mixed) -> int:
+def _balance_column(c: ConfigDict, table: Taxonomy) -> int:
   """The column of data.balance_level in the labels."""
-  table, option = taxonomy.table('exclusive'), '--config.data.balance_level'
+  option = '--config.data.balance_level'
   return table.index(config.resolve_levels(c.data.balance_level, table.levels, option)[0])
 
 
@@ -263,7 +241,13 @@ def _task(
 ) -> Task:
   """The constants of the step."""
   examples = len(train.labels)
-  built = _losses(c, taxonomy, levels, train)
+  rows = [train.labels] if train.multi is None else [train.labels, train.multi]
+  built = losses.build.build(c, taxonomy, levels, np.concatenate(rows, 1))
+  for term in built.terms:
+    if term in levels:
+      raise UserError(
+        f'--config.loss.terms={term}: the taxonomy has a level of that name; call it otherwise'
+      )
   loss_weights = parse_weights(c.loss.weights, levels, list(built.terms))
   epoch_steps = math.ceil(examples / c.train.batch_size)
   balancer = balancing.build(c.balance, bool(c.loss.weights), epoch_steps)
@@ -277,7 +261,7 @@ def _task(
     model=classifier.build(c, taxonomy, levels),
     losses=built,
     weights=loss_weights,
-    class_weights=_class_weights(c, taxonomy, train),
+    class_weights=_class_weights(c, taxonomy.table('exclusive'), train.labels),
     balancer=balancer,
     balance_at=c.balance.at,
     labels=optim.labels(params, optim.rules(c), c.optim.layer_decay),
@@ -359,7 +343,9 @@ def batches(setup: Setup, examples: sources.Examples, start: int, end: int):
   Returns:
     An iterator with `close()`, of what `data.pipeline` calls a batch.
   """
-  c = setup.c
+  c, balance = setup.c, None
+  if c.data.balance == 'sample':
+    balance = _balance_column(c, setup.taxonomy.table('exclusive'))
   return pipeline.train_batches(
     examples,
     batch_size=c.train.batch_size,
@@ -369,7 +355,7 @@ def batches(setup: Setup, examples: sources.Examples, start: int, end: int):
     size=c.data.size,
     resize=transforms.Resize.from_options(c.data),
     augment=c.data.augment,
-    balance=_balance_column(c, setup.taxonomy) if c.data.balance == 'sample' else None,
+    balance=balance,
     workers=c.data.workers,
     threads=c.data.threads,
     process_index=jax.process_index(),

@@ -50,15 +50,13 @@ def shardings(state: TrainState, mesh: Mesh, shard: str | None) -> TrainState:
     mesh: the devices.
     shard: `train.shard`.
   """
-  parts = ('opt_state', 'ema', 'params', 'batch_stats') if shard == 'all' else ('opt_state', 'ema')
-  leaves = jax.tree.leaves([getattr(state, part) for part in parts])
-  if shard is None or (shard == 'auto' and sum(x.nbytes for x in leaves) < AUTO_BYTES):
-    parts = ()
-  shared_out = {
-    part: jax.tree.map(lambda x: parallel.shared_out(x.shape, mesh), getattr(state, part))
-    for part in parts
-  }
-  return jax.tree.map(lambda _: parallel.replicated(mesh), state).replace(**shared_out)
+  replicated = jax.tree.map(lambda _: parallel.replicated(mesh), state)
+  size = sum(x.nbytes for x in jax.tree.leaves([state.opt_state, state.ema]))
+  if shard is None or (shard == 'auto' and size < AUTO_BYTES):
+    return replicated
+  shared_out = jax.tree.map(lambda x: parallel.shared_out(x.shape, mesh), state)
+  names = ('opt_state', 'ema', 'params', 'batch_stats') if shard == 'all' else ('opt_state', 'ema')
+  return replicated.replace(**{name: getattr(shared_out, name) for name in names})
 
 
 def variables(state: TrainState) -> dict:

@@ -43,22 +43,6 @@ class Gradients(NamedTuple):
   balance: dict[str, jax.Array]
 
 
-class Balanced(NamedTuple):
-  """The outcome of a balancer.
-
-  Attributes:
-    loss_weights: float32 [K], of the K tasks' gradients of what is not shared.
-    gradient: the combined gradient of what is shared.
-    state: the balancer's state after it.
-    metrics: {'weight/NAME', 'cosine/A-B': value}.
-  """
-
-  loss_weights: jax.Array
-  gradient: Any
-  state: Any
-  metrics: dict[str, jax.Array]
-
-
 def balance(
   balancer: Balancer,
   task: Task,
@@ -67,7 +51,7 @@ def balance(
   metrics: Mapping[str, jax.Array],
   key: jax.Array,
   axis: str | None = None,
-) -> Balanced:
+) -> tuple[balancing.Shared, dict[str, jax.Array]]:
   """Combine the K tasks' gradients of what they share.
 
   Args:
@@ -80,17 +64,13 @@ def balance(
     axis: the axis of the mesh, where each device has its rows' part of the gradients.
 
   Returns:
-    The weights, the combined gradient, the new state, and what to log.
+    The outcome, and {'weight/NAME', 'cosine/A-B': value} to log.
   """
   names = task.names
+  losses = jnp.stack([task.weights[name] * metrics[f'loss/{name}'] for name in names])
+  accuracies = jnp.stack([metrics.get(f'acc/{name}', jnp.float32(jnp.nan)) for name in names])
   result = balancing.shared_gradient(
-    balancer,
-    jnp.stack([task.weights[name] * metrics[f'loss/{name}'] for name in names]),
-    grads,
-    state,
-    axis=axis,
-    accuracies=jnp.stack([metrics.get(f'acc/{name}', jnp.float32(jnp.nan)) for name in names]),
-    key=key,
+    balancer, losses, grads, state, axis=axis, accuracies=accuracies, key=key
   )
   cosines = balancing.cosines(result.gram)
   logged = {}
@@ -99,7 +79,7 @@ def balance(
   for i, first in enumerate(names):
     for j, second in enumerate(names[i + 1 :], i + 1):
       logged[f'cosine/{first}-{second}'] = cosines[i, j]
-  return Balanced(result.loss_weights, result.gradient, result.state, logged)
+  return result, logged
 
 
 class Context(NamedTuple):
@@ -191,19 +171,18 @@ def _forward(
     features, pull_trunk = images, lambda _: ({},)
   else:
     frozen = {k: v for k, v in context.params.items() if k not in trained}
-    run_trunk = functools.partial(
-      _trunk_features,
-      images=images,
-      others={**frozen, **heads},
-      batch_stats=batch_stats,
-      key=key,
-      context=context,
+    others = {**frozen, **heads}
+    features, pull_trunk, batch_stats = jax.vjp(
+      lambda trunk: _trunk_features(trunk, images, others, batch_stats, key, context),
+      trunk,
+      has_aux=True,
     )
-    features, pull_trunk, batch_stats = jax.vjp(run_trunk, trunk, has_aux=True)
-  run_heads = functools.partial(
-    _head_losses, batch=batch, teacher=teacher, key=key, context=context
+  losses, pull_heads, metrics = jax.vjp(
+    lambda heads, x: _head_losses(heads, x, batch, teacher, key, context),
+    heads,
+    features,
+    has_aux=True,
   )
-  losses, pull_heads, metrics = jax.vjp(run_heads, heads, features, has_aux=True)
   return Forward(losses, metrics, batch_stats, pull_heads, pull_trunk)
 
 
@@ -248,11 +227,11 @@ def micro_batch_gradients(
     return Gradients(grads, metrics, batch_stats, balancer_state, {})
   summed = jax.lax.psum(metrics, axis) if axis else metrics
   feature_grads = [feature for _, feature in pulled]
-  balanced = balance(balancer, task, feature_grads, balancer_state, summed, key, axis)
+  balanced, logged = balance(balancer, task, feature_grads, balancer_state, summed, key, axis)
   trunk_grads = pull_trunk(balanced.gradient)[0]
   head_grads = balancing.weighted(balanced.loss_weights, [head for head, _ in pulled])
   grads = {**trunk_grads, **head_grads}
-  return Gradients(grads, metrics, batch_stats, balanced.state, balanced.metrics)
+  return Gradients(grads, metrics, batch_stats, balanced.state, logged)
 
 
 def batch_gradients(
@@ -276,14 +255,13 @@ def batch_gradients(
   Returns:
     The gradients and metrics of the whole batch; the flags, added up, are among the metrics.
   """
-  task, axis, total = context.task, context.axis, None
-  n, batch = task.micro_batches, dict(batch)
+  axis, total, n = context.axis, None, context.task.micro_batches
+  batch = dict(batch)
   flags = batch.pop('flags')
   # unrolled: a loop around a convolution's gradient is many times slower on a CPU
   for i in range(n):
-    part = {
-      k: values.reshape(len(values) // n, n, *values.shape[1:])[:, i] for k, values in batch.items()
-    }
+    # every n-th example, from the i-th on
+    part = {k: values.reshape(-1, n, *values.shape[1:])[:, i] for k, values in batch.items()}
     result = micro_batch_gradients(
       trained, batch_stats, balancer_state, part, jax.random.fold_in(key, i), context
     )
@@ -306,9 +284,9 @@ def _balance_at_weights(
   shared = [{k: v for k, v in grads.items() if optim.shared(k)} for grads in result.grads]
   others = [{k: v for k, v in grads.items() if not optim.shared(k)} for grads in result.grads]
   balancer = task.balancer_in(phase)
-  balanced = balance(balancer, task, shared, result.balancer, result.metrics, key)
+  balanced, logged = balance(balancer, task, shared, result.balancer, result.metrics, key)
   grads = {**balancing.weighted(balanced.loss_weights, others), **balanced.gradient}
-  return result._replace(grads=grads, balancer=balanced.state, balance=balanced.metrics)
+  return result._replace(grads=grads, balancer=balanced.state, balance=logged)
 
 
 def _update(

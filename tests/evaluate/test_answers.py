@@ -293,7 +293,7 @@ def test_a_run_gets_answers_by_evaluate_and_predict_prints_them(run_copy, monkey
   assert 'miss the class of 8.0 %' in html and 'On average they have 1.25 of make.' in html
   for text in ('96 images of train', 'Cost per 1,000 images', 'DARTS', 'log loss', '<svg'):
     assert text in html, text
-  assert 'could not be made' not in page.html(run)
+  assert 'could not be made' not in page.write(run_copy).read_text(encoding='utf-8')
   run.evals['val'].pop('answers')
   assert decisions.SECTION.render(run, decisions.SECTION.numbers(run)) == ''
   model.c.decide.risk, model.c.decide.costs = None, str(run_copy / 'costs.csv')

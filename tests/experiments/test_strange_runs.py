@@ -89,7 +89,7 @@ def test_a_split_named_by_an_evaluation_leads_nowhere(tmp_path):
   assert content.predictions(content.splits[0]) is None
   assert 'cannot be part of the name of a file' in content.faults[0]
   assert not example_images.is_current(run, content.splits[0])
-  assert 'cannot be part of' in page.html(runs.read(run))
+  assert 'cannot be part of' in page.write(run).read_text(encoding='utf-8')
 
 
 ROOTS = ('hf:someone/data', 'tfds:cifar100', '/', '..', '../other', '~', 'link', 'a/../../b')

@@ -32,7 +32,7 @@ MAX_FILE, MAX_FUNCTION, MAX_LINE, MAX_METHODS, MAX_NESTING = 500, 60, 100, 10, 4
 # with named steps (14); 100 for margins in the probe and its test over examples (16);
 # 50 for options that predict refuses with an exported model (19), 50 for a probe whose programs
 # are compiled once, in the background (16).
-MAX_PACKAGE = 43_200
+MAX_PACKAGE = 42_900
 # Pronouns, adverbs, determiners and bare participles: they don't say what a value is.
 FORBIDDEN = frozenset(
   """

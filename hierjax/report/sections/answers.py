@@ -82,8 +82,7 @@ def weak_classes(run: Run) -> list[Weak]:
   if run.predicted is None:
     return []
   names = run.taxonomy.names[-1]
-  labels, pred = run.predicted['labels'][:, -1], run.predicted['pred_joint'][:, -1]
-  labels, pred = labels[labels >= 0], pred[labels >= 0]
+  labels, pred = run.labelled(-1)
   total = np.bincount(labels, minlength=len(names))
   right = np.bincount(labels[pred == labels], minlength=len(names))
   _, upper = bootstrap.wilson(right, total)

@@ -82,4 +82,4 @@ def _bins(run: Run, k: int, decision: str) -> tuple | None:
   )
 
 
-SECTION = Section('calibration', 'Calibration', _render, True, _numbers, True)
+SECTION = Section('calibration', 'Calibration', _render, True, _numbers, is_technical=True)

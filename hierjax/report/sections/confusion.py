@@ -45,9 +45,7 @@ def _numbers(run: Run) -> dict[str, Counts] | None:
     return None
   levels = {}
   for k, level in enumerate(run.taxonomy.levels):
-    labels, pred = run.predicted['labels'][:, k], run.predicted['pred_joint'][:, k]
-    pairs = np.stack([labels, pred], 1)[labels >= 0]
-    cells, counts = np.unique(pairs, axis=0, return_counts=True)
+    cells, counts = np.unique(np.stack(run.labelled(k), 1), axis=0, return_counts=True)
     levels[level] = Counts(run.taxonomy.names[k], np.column_stack([cells, counts]))
   return levels
 
@@ -131,7 +129,7 @@ def _matrix(table: Taxonomy, k: int, content: np.ndarray) -> dict:
 def _percentages(rows, columns, counts, totals) -> list[tuple[float, float, str, bool]]:
   """List (x, y, text, whether the square is dark) of the squares that hold at least 0.5%."""
   texts = []
-  for y, x, count, total in zip(*(a.tolist() for a in (rows, columns, counts, totals))):
+  for y, x, count, total in np.stack([rows, columns, counts, totals], 1).astype(int).tolist():
     if 200 * count >= total:
       is_dark = charts.shade(count / total) > 5
       texts.append((x + 0.5, y + 0.5, f'{100 * count / total:.0f}', is_dark))
@@ -157,8 +155,7 @@ def _shorten(name: str) -> str:
 def _blocks(run: Run, outer: int) -> tuple[list[dict], int]:
   """Return the blocks of the coarser classes with the most mistakes, and how many there are."""
   table = run.taxonomy
-  labels, pred = run.predicted['labels'][:, -1], run.predicted['pred_joint'][:, -1]
-  labels, pred = labels[labels >= 0], pred[labels >= 0]
+  labels, pred = run.labelled(-1)
   group = table.paths[:, outer]
   mistakes = np.bincount(group[labels], labels != pred, len(table.names[outer]))
   divided = np.flatnonzero(np.bincount(group) > 1)
@@ -192,8 +189,8 @@ def _block(table, name, members, labels, pred) -> dict:
   rows = []
   for i, c in enumerate(visible.tolist()):
     elsewhere = int(totals[c] - counts[i].sum())
-    cells = [(int(n), _shade_class(n, totals[c], i == j)) for j, n in enumerate(counts[i])]
-    cells.append((elsewhere, _shade_class(elsewhere, totals[c], False)))
+    cells = [(int(n), charts.shade_class(n, totals[c], i == j)) for j, n in enumerate(counts[i])]
+    cells.append((elsewhere, charts.shade_class(elsewhere, totals[c], False)))
     rows.append({'name': table.names[-1][c], 'cells': cells, 'total': int(totals[c])})
   is_within = np.isin(pred, members)
   return {
@@ -208,9 +205,6 @@ def _block(table, name, members, labels, pred) -> dict:
   }
 
 
-def _shade_class(n: int, total: int, is_diagonal: bool) -> str:
-  """Return the CSS class of a cell; '' for an empty one."""
-  return f'{"d" if is_diagonal else "o"} k{charts.shade(n / total)}' if n else ''
-
-
-SECTION = Section('confusion', 'Confusion matrices', _render, True, _numbers)
+SECTION = Section(
+  'confusion', 'Confusion matrices', _render, is_of_exclusive_levels=True, numbers=_numbers
+)

@@ -33,7 +33,9 @@ def _render(run: Run) -> Markup:
     return paragraph('No metrics.jsonl was found, so there are no curves.')
   axis = 'epoch' if all('epoch' in line for line in run.train + run.val) else 'step'
   positions = [line[axis] for line in run.train + run.val]
-  span = (min(0, *positions), max(positions)) if len(positions) > 1 else (0, max(*positions, 1))
+  span = min(0, *positions), max(positions)
+  if len(positions) == 1:
+    span = 0, max(positions[0], 1)
   starts = _phase_starts(run, axis)
   marks = tuple(starts.values())[1:]
   phases = [_phase(run, *start, axis) for start in starts.items()] if marks else []
@@ -101,15 +103,16 @@ def _task_panels(run: Run, curve: Callable[..., charts.Curve]) -> tuple[list[_Pa
   colours = {name: k for k, name in enumerate(dict.fromkeys([*run.levels, *weights]))}
   lowest = sorted(cosines, key=lambda pair: np.mean(cosines[pair]))[:COSINES]
 
-  def panel(kind, title, colours, **options):
-    smooth_curve = functools.partial(curve, 'train', alpha=1.0, smooth=True)
-    curves = [smooth_curve(f'{kind}/{name}', k) for name, k in colours.items()]
-    legend = [(name, 'thick', k) for name, k in colours.items()]
+  def panel(kind, title, names, colours, **options):
+    curves, legend = [], []
+    for name, colour in zip(names, colours):
+      curves.append(curve('train', f'{kind}/{name}', colour, alpha=1.0, smooth=True))
+      legend.append((name, 'thick', colour))
     return _Panel(title, curves, legend, {'label': kind, **options})
 
-  of_weights = panel('weight', 'Loss weights', {name: colours[name] for name in weights})
-  pair_colours = {pair: k for k, pair in enumerate(lowest)}
-  of_cosines = panel('cosine', "Cosine of the tasks' gradients", pair_colours, extent=(-1, 1))
+  of_weights = panel('weight', 'Loss weights', weights, [colours[name] for name in weights])
+  title, pairs = "Cosine of the tasks' gradients", range(len(lowest))
+  of_cosines = panel('cosine', title, lowest, pairs, extent=(-1, 1))
   logged = {'loss weights': weights, 'cosines': cosines}
   smoothed = [title for title, values in logged.items() if values]
   return [of_weights, of_cosines], smoothed, len(cosines) - len(lowest)
@@ -150,12 +153,14 @@ def _phase_starts(run: Run, axis: str) -> dict[int | None, float]:
 def _phase(run: Run, phase: int | None, start: float, axis: str) -> str:
   """Describe a phase of the curriculum, counted from 1."""
   phases = run.info.get('phases') or []
-  text = f'Phase {phase + 1 if isinstance(phase, int) else phase}, '
-  text += f'from {axis} {start:.3g}' if start > run.train[0][axis] else 'at the start'
-  if not isinstance(phase, int) or not 0 <= phase < len(phases):
-    return text + '.'
-  levels, frozen = (listed(phases[phase].get(key) or ['nothing']) for key in ('levels', 'freeze'))
-  return f'{text}: loss of {levels}; frozen: {frozen}.'
+  begin = f'from {axis} {start:.3g}' if start > run.train[0][axis] else 'at the start'
+  if not isinstance(phase, int):
+    return f'Phase {phase}, {begin}.'
+  if not 0 <= phase < len(phases):
+    return f'Phase {phase + 1}, {begin}.'
+  levels = listed(phases[phase].get('levels') or ['nothing'])
+  frozen = listed(phases[phase].get('freeze') or ['nothing'])
+  return f'Phase {phase + 1}, {begin}: loss of {levels}; frozen: {frozen}.'
 
 
 SECTION = Section('curves', 'Curves of training', _render, is_technical=True)

@@ -5,7 +5,7 @@ from markupsafe import Markup
 
 from hierjax.core.metrics import is_finite
 from hierjax.report import charts
-from hierjax.report.runs import Run
+from hierjax.report.runs import Run, of_splits
 from hierjax.report.section import Section
 from hierjax.report.templates import render
 
@@ -16,11 +16,6 @@ RULES = {
   'speciesnet': "SpeciesNet's rule",
 }
 POINTS = {'fixed .65': 'a fixed threshold of .65', 'speciesnet as published': 'SpeciesNet, .8, .65'}
-
-
-def _numbers(run: Run) -> dict[str, dict]:
-  answers = {split: run.evals[split].get('answers') for split in run.splits}
-  return {split: content for split, content in answers.items() if content}
 
 
 def _render(run: Run, measured: dict[str, dict]) -> Markup:
@@ -79,4 +74,6 @@ def _depth_at(points: np.ndarray, risk: float) -> float:
   return float(np.interp(risk, points[:, 0], np.maximum.accumulate(points[:, 1])))
 
 
-SECTION = Section('decisions', 'Answers and their risk', _render, True, _numbers)
+SECTION = Section(
+  'decisions', 'Answers and their risk', _render, True, lambda run: of_splits(run, 'answers')
+)

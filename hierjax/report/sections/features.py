@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from hierjax.evaluate import explain
+from hierjax.evaluate import explain, neighbours
 from hierjax.report import charts
 from hierjax.report.runs import Run, get
 from hierjax.report.section import Section
@@ -79,7 +79,7 @@ def _features(run: Run) -> Markup:
     return paragraph(TOO_FEW)
   table = run.taxonomy
   rows = run.explained['points']
-  xy = charts.fit(run.explained['xy'], *LARGE)
+  xy = charts.fit(run.explained['xy'], LARGE)
   labels = run.predicted['labels'][rows]
   panes = []
   for k, level in enumerate(table.levels[:-1]):
@@ -150,12 +150,12 @@ def _moment(
   parts = [arrays['features'], *(arrays[f'prototype_{k}'][placed[k]] for k in columns)]
   if columns:
     # heads compare features and prototypes by their angle
-    parts = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in parts]
+    parts = [neighbours.unit(x) for x in parts]
   xy = explain.tsne(np.concatenate(parts))
   if not xy.any():
     return None
   ends = np.cumsum([len(part) for part in parts])[:-1]
-  points, *places = np.split(charts.fit(xy, *SMALL), ends)
+  points, *places = np.split(charts.fit(xy, SMALL), ends)
   panels = []
   for k, level in enumerate(table.levels):
     marks = []

@@ -56,14 +56,13 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     value = hvr.text(decode['independent'].get('hvr'))
     tiles.append((value, 'contradictions', 'HVR of the independent heads'))
   for level, scores in tags.items():
-    after = scores['after']
+    after, n_all = scores['after'], len(scores['classes'])
     mean_ap = METRICS['map'].text(scores['map_macro'])
     f1 = METRICS['f1'].text(after['f1_macro'])
     for text, name, n in (
       (mean_ap, 'mAP', scores.get('map_classes')),
       (f1, 'F1 at the tuned thresholds', after.get('f1_classes')),
     ):
-      n_all = len(scores['classes'])
       share = f'its {n_all}' if n in (None, n_all) else f'{n} of its {n_all}'
       tiles.append((text, level, f'{name}, the mean over {share} classes'))
   return tiles

@@ -120,11 +120,10 @@ def class_counts(run: Run, level: str, size: int) -> list[tuple[int, int]]:
   """
   if run.predicted is None:
     return [(0, 0)] * size
-  k = run.taxonomy.index(level)
-  labels, pred = run.predicted['labels'][:, k], run.predicted['pred_joint'][:, k]
-  is_labelled = labels >= 0
-  right = np.bincount(labels[is_labelled & (pred == labels)], minlength=size)
-  return list(zip(right.tolist(), np.bincount(labels[is_labelled], minlength=size).tolist()))
+  labels, pred = run.labelled(run.taxonomy.index(level))
+  right = np.bincount(labels[pred == labels], minlength=size)
+  images = np.bincount(labels, minlength=size)
+  return list(zip(right.tolist(), images.tolist()))
 
 
 def _groups(classes: Sequence[ClassHistory]) -> dict[str, list[ClassHistory]]:

@@ -32,8 +32,6 @@ def _render(run: Run, novelty: dict | None) -> Markup:
   return render('novelty', novelty=novelty, panels=panels, validation=validation, drift=drift)
 
 
-def _numbers(run: Run) -> dict | None:
-  return (run.evaluation or {}).get('novelty')
-
-
-SECTION = Section('novelty', 'Novelty detection', _render, numbers=_numbers)
+SECTION = Section(
+  'novelty', 'Novelty detection', _render, numbers=lambda run: get(run.evaluation, 'novelty')
+)

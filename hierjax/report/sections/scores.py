@@ -164,4 +164,4 @@ def _interval(metric: Metric, score: Score | None) -> str:
   return '–'.join(metric.text(end).removesuffix('%') for end in (score.low, score.high))
 
 
-SECTION = Section('scores', 'Scores', _render, True, _numbers)
+SECTION = Section('scores', 'Scores', _render, is_of_exclusive_levels=True, numbers=_numbers)

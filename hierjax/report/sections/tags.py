@@ -5,7 +5,7 @@ from markupsafe import Markup
 
 from hierjax.core.metrics import is_finite
 from hierjax.report import charts
-from hierjax.report.runs import Run
+from hierjax.report.runs import Run, of_splits
 from hierjax.report.section import Section
 from hierjax.report.templates import render
 
@@ -78,9 +78,6 @@ def _precision_recall(run: Run, split: str, level: str, classes: dict, title: st
   return legend, charts.draw(charts.Chart(title, 'recall', (*curves, *dots), (0, 1), **options))
 
 
-def _numbers(run: Run) -> dict[str, dict]:
-  scores = {split: run.evals[split].get('multi') for split in run.splits}
-  return {split: levels for split, levels in scores.items() if levels}
-
-
-SECTION = Section('labels', 'Scores of each class', _render, numbers=_numbers)
+SECTION = Section(
+  'labels', 'Scores of each class', _render, numbers=lambda run: of_splits(run, 'multi')
+)

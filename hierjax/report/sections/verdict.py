@@ -16,10 +16,8 @@ from hierjax.report.templates import paragraph, render
 
 # Options in which a run and its baseline may differ without it mattering, and those that make a
 # baseline one.
-IMMATERIAL = (
-  *('name', 'baseline', 'model.levels', 'model.head'),
-  *('data.workers', 'data.threads', 'train.log_steps'),
-)
+IMMATERIAL = ('name', 'baseline', 'model.levels', 'model.head', 'data.workers', 'data.threads')
+IMMATERIAL += ('train.log_steps',)
 
 
 class Pair(NamedTuple):
@@ -129,13 +127,7 @@ def _render(run: Run, result: Comparison | str | None) -> Markup:
     'verdict',
     run=run,
     reason='',
-    decision=result.decision,
-    mismatches=result.mismatches,
-    rows=rows,
-    by_name=result.rows,
-    answer=result.answer,
-    basis=result.basis,
-    seed_count=result.seeds,
+    result=result,
     is_assumed=any(row.interval and row.interval.is_assumed for row in rows) or result.seeds == 1,
     seed_deviation=bootstrap.SEED_DEVIATION,
     differing=_differing(run),
@@ -231,19 +223,16 @@ def _differences(runs, split, decision, names) -> tuple[dict[str, bootstrap.Diff
     bases.append(pair.baseline)
   differences = {}
   for name in names:
-    metric, _, level = name.partition('/')
-    key = f'{level}.{metric}' if level else metric
+    key, metric = metrics.key_of(name), METRICS[name.partition('/')[0]]
     difference = bootstrap.difference(
-      [values[key] for values in ours],
-      [values[key] for values in bases],
-      METRICS[metric].is_percent,
+      [values[key] for values in ours], [values[key] for values in bases], metric.is_percent
     )
     if difference:
       differences[name] = difference
   return differences, f'paired bootstrap over {count(len(files))} images'
 
 
-def _values(run: Run, split: str, decision: str) -> tuple['Pair | None', str]:
+def _values(run: Run, split: str, decision: str) -> tuple[Pair | None, str]:
   """Compute the values per example of a run and its baseline, or say why there are none."""
   a, b = run.predictions(split), run.baseline.predictions(split)
   base_key = 'pred_leaf' if b and 'pred_leaf' in b else 'pred_independent'
@@ -253,11 +242,9 @@ def _values(run: Run, split: str, decision: str) -> tuple['Pair | None', str]:
   order, base_order = np.argsort(a['files']), np.argsort(b['files'])
   if not np.array_equal(a['files'][order], b['files'][base_order]):
     return None, 'No intervals: the two runs were evaluated on different files.'
-  labels = a['labels'][order]
-  values, base_values = (
-    metrics.of_predictions(pred, labels, run.taxonomy)
-    for pred in (a[f'pred_{decision}'][order], b[base_key][base_order])
-  )
+  labels, table = a['labels'][order], run.taxonomy
+  values = metrics.of_predictions(a[f'pred_{decision}'][order], labels, table)
+  base_values = metrics.of_predictions(b[base_key][base_order], labels, table)
   base = run.baseline.evals[split]
   for per_example, stored, name in (
     (values, lookup(run.evals[split], f'{decision}:fpa'), 'this run'),
@@ -275,4 +262,6 @@ def _numbers(run: Run) -> Comparison | str | None:
   return compare(run) if run.evaluation else None
 
 
-SECTION = Section('verdict', 'Does the hierarchy help?', _render, True, _numbers)
+SECTION = Section(
+  'verdict', 'Does the hierarchy help?', _render, is_of_exclusive_levels=True, numbers=_numbers
+)

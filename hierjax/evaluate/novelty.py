@@ -55,12 +55,13 @@ def measure(
 
   Returns:
     'kept', the share of known images that the thresholds call known, 'found', the share of novel
-    ones that they call novel anywhere; 'nodes', the calibrated thresholds, with the share of images
-    of left-out classes that they call novel; and for each level of
-    'levels', None without novel images of it: 'auroc' of novel against known images, 'by_score' the
-    same by each score, 'known' the share of known images that are right and not called novel where
-    95% of the novel ones are, 'parent' the share of novel ones predicted under the right parent,
-    'placed' the share called novel at just that node by the thresholds.
+    ones that they call novel anywhere; 'nodes', the calibrated thresholds, None where so few
+    calibration images allow no image to be called novel, with the share of images of left-out
+    classes that they call novel; and for each level of 'levels', None without novel images of it:
+    'auroc' of novel against known images, 'by_score' the same by each score, 'known' the share of
+    known images that are right and not called novel where 95% of the novel ones are, 'parent' the
+    share of novel ones predicted under the right parent, 'placed' the share called novel at just
+    that node by the thresholds.
   """
   taxonomy = detector.taxonomy
   decision = detector.decide(inliers, false_alarms)
@@ -128,18 +129,22 @@ def _measure_level(detector: Detector, k: int, inliers: Judged, novel: Judged) -
 def _describe_nodes(detector, k, false_alarms):
   """Describe the thresholds of the nodes above level k."""
   taxonomy, j = detector.taxonomy, parent_levels(detector.taxonomy)[k]
-  return [
-    {
-      'node': taxonomy.names[j][node] if j >= 0 else '',
-      'of': taxonomy.levels[j] if j >= 0 else '',
-      'level': taxonomy.levels[k],
-      'images': len(scores),
-      'threshold': detector.threshold(k, node, false_alarms),
-      'called': detector.called(k, node, false_alarms),
-    }
-    for (level, node), scores in sorted(detector.reference.items())
-    if level == k and node >= 0
-  ]
+  nodes = []
+  for (level, node), scores in sorted(detector.reference.items()):
+    if level != k or node < 0:
+      continue
+    threshold = detector.threshold(k, node, false_alarms)
+    nodes.append(
+      {
+        'node': taxonomy.names[j][node] if j >= 0 else '',
+        'of': taxonomy.levels[j] if j >= 0 else '',
+        'level': taxonomy.levels[k],
+        'images': len(scores),
+        'threshold': threshold if np.isfinite(threshold) else None,
+        'called': detector.called(k, node, false_alarms),
+      }
+    )
+  return nodes
 
 
 def _roc(inliers: np.ndarray, novel: np.ndarray) -> list[list[float]]:

@@ -1,6 +1,7 @@
 """Novelty on planted clusters: closed forms, scikit-learn, held-out classes to predictions."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -94,6 +95,16 @@ def test_new_breeds_are_found_under_their_kind(score):
   flagged = np.flatnonzero(detector.decide(novel, 0.05).level == 1)
   for i in flagged:
     assert detector.describe(1, novel.pred[i]) == f'new kind of {t.names[0][novel.labels[i, 0]]}'
+
+
+def test_too_few_calibration_images_call_nothing_new():
+  t, train, val, new = planted('1/3')
+  detector = novelty.Detector.fit(train, val, t, 'mahalanobis')
+  measured = measure(detector, val, new, 0.5 / len(val.labels))
+  assert (measured['kept'], measured['found']) == (1, 0)
+  finest = [node for node in measured['nodes'] if node['level'] == 'breed']
+  assert len(finest) == PARENTS and all(node['threshold'] is None for node in finest)
+  assert json.dumps(measured, allow_nan=False)
 
 
 def test_a_new_kind_is_new_at_the_top():

@@ -14,24 +14,7 @@ from collections.abc import Iterator
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDERS = ('hierjax', 'configs', 'benchmarks', 'tests')
 MAX_FILE, MAX_FUNCTION, MAX_LINE, MAX_METHODS, MAX_NESTING = 500, 60, 100, 10, 4
-# Of all lines of the package. An issue that adds a capability names its share here beforehand:
-# 24,750 for the rebuilt house, 2,050 for issue 15, 1,100 for probe mode, heads and losses of 16;
-# 460 that any CSV (issue 15) took beyond its share, 500 that probe mode did; 80 for what is mended;
-# 450 that class folders and the limits of images and Parquet (issue 15) took beyond theirs;
-# 1,000 for augmentation, `plan`, the drawn set and the joint weights of 16, 50 for the rest of 15;
-# 200 for the commands, the search of options and the closing lines of 17, 1,200 for its prediction,
-# report, comparison and estimator; 1,600 for the decisions of 18; 1,350 for export and serving of
-# 19; 800 for the backbones of 20; 100 for 21; 1,750 that these took beyond their shares; 550 for
-# novelty, drift and what to label next (18), 350 for variants, page and hub of 19, 600 for adapters
-# and features of 20, 250 for tables and evaluation of 21, 150 for the last parts of 15 and 17; 280
-# for crops and masks by heat maps (16), 340 for evaluation by blocks (21), 180 for Swin V2 (20),
-# 400 for traced programs that are kept (17) and packed data (21); 60 for HTTP by httptools (19),
-# 350 for heat maps, similar images and a log of inputs in the server (19), 350 for tars, samples
-# and cached labels (21), 200 for sets in records (18) and the probe that extrapolates (16);
-# 300 for int8 artefacts (19), 200 for growth without loss (20), 900 for dense functions written
-# with named steps (14); 100 for margins in the probe and its test over examples (16);
-# 50 for options that predict refuses with an exported model (19), 50 for a probe whose programs
-# are compiled once, in the background (16).
+# Of all lines of the package: it falls with the package, and rises for a new capability only.
 MAX_PACKAGE = 42_900
 # Pronouns, adverbs, determiners and bare participles: they don't say what a value is.
 FORBIDDEN = frozenset(

@@ -171,7 +171,7 @@ def write(
   rows, features, maps = _explain(rows, batches, model, variables, predictions, taxonomy)
   pictures = {}
   for row in np.intersect1d(shown_rows, rows).tolist():
-    image = _picture(examples, row, resize)
+    image = picture(examples, row, resize)
     if image is not None:
       pictures[row] = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=QUALITY)
   maps = maps[np.searchsorted(rows, list(pictures))] if pictures else maps[:0]
@@ -205,15 +205,27 @@ def _explain(rows, batches, model, variables, predictions, taxonomy):
   return tuple(np.concatenate(arrays) for arrays in zip(*parts))
 
 
-def _picture(examples, row, resize):
-  """Decode an image as the report shows it, uint8 [h, w, 3]; None where it cannot be read."""
+def picture(
+  examples: Examples, row: int, resize: str | transforms.Resize, side: int = SIDE
+) -> np.ndarray | None:
+  """Decode the image of a row as the report shows it.
+
+  Args:
+    examples: the split.
+    row: of the image.
+    resize: `data.resize`.
+    side: the longer side, at most.
+
+  Returns:
+    uint8 [h, w, 3]; None where it cannot be read.
+  """
   try:
-    image = decoding.decode(examples.reader(row))
+    image = decoding.decode(examples.reader(int(row)))
   except (decoding.BrokenImage, OSError):
     return None
-  if resize != transforms.Resize('squash'):
-    return transforms.eval_transform(image, SIDE, resize)
+  if transforms.as_resize(resize) != transforms.Resize('squash'):
+    return transforms.eval_transform(image, side, resize)
   # Stretched to a square, the model sees the whole image: it is shown as it is.
-  scale = min(1.0, SIDE / max(image.shape[:2]))
+  scale = min(1.0, side / max(image.shape[:2]))
   size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
   return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -151,7 +151,7 @@ def exported(finished_run, shared_folder) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch:
       tiny.register(patch)
       tiny.use_one_device(patch)
-      extras = artefact.Extras(maps=True, similar=40, thumbnails=True)
+      extras = artefact.Extras(True, similar=40, thumbnails=True, licence='of the drawings: CC0')
       artefact.export(model.load(finished_run), folder / 'artefact', print, extras)
 
   return shared_folder('exported', make) / 'artefact'

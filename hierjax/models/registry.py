@@ -45,6 +45,16 @@ class Backbones(Registry[Backbone]):
     return short if short in self.data else name
 
 
+# Of timm's weights, as their cards say; the first word that is in the name.
+LICENCES = {
+  'dinov3': 'DINOv3 License',
+  'convnextv2': 'CC BY-NC 4.0',
+  '_clip': 'MIT, Apache 2.0, CC BY-NC 4.0 or Apple',
+  'eva02': 'MIT',
+  'swin': 'MIT',
+  'regnety': 'MIT, BSD, Apache 2.0, CC BY-NC 4.0 or SEER',
+  '': 'mostly Apache 2.0',
+}
 BACKBONES: Registry[Backbone] = Backbones('backbone')
 CNNS = (resnet, convnext, densenet, vgg, mobilenet, efficientnet, efficientnet_v2)
 for family in (*CNNS, maxvit, swin, vit_families):
@@ -81,3 +91,8 @@ def register_backbone(
     UserError: the name is taken or not a word.
   """
   BACKBONES.register(name, Backbone(make, features, mean, std, size, torch_names or {}))
+
+
+def licence(name: str) -> str:
+  """Return the licence of timm's weights for a backbone, as their cards say."""
+  return next(text for word, text in LICENCES.items() if word in name)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hierjax import model, runtime
+from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.data import transforms
 from hierjax.decide.backoff import Backoff
@@ -133,6 +134,23 @@ def test_the_example_reads_images_as_the_runtime_does(tmp_path, mode, share, how
     expected = transforms.views(image, 32, 5, transforms.Resize(mode, share or 1.0, how))
     assert x.shape == expected.shape and np.abs(x - expected).mean() < 3
   assert len(papers.example().splitlines()) < 80
+
+
+def test_the_card_names_the_licences(exported):
+  assert 'of the data:\nof the drawings: CC0.' in (exported / 'README.md').read_text()
+  assert runtime.load(exported).facts['licence'] == {
+    'weights': None,
+    'data': 'of the drawings: CC0',
+  }
+  for pretrained, backbone, licence in (
+    ('package', 'efficientnet_lite0', papers.PACKAGE_LICENCE),
+    ('hf:timm/vit_small_patch14_dinov2.lvd142m', 'vit_small_patch14_dinov2', 'mostly Apache 2.0'),
+    ('hf:timm/convnextv2_tiny.fcmae', 'convnextv2_tiny', 'CC BY-NC 4.0'),
+    ('mine.safetensors', 'convnextv2_tiny', None),
+  ):
+    m = config.default().model
+    m.pretrained, m.backbone = pretrained, backbone
+    assert papers._weights_licence(m) == licence
 
 
 def test_the_card_names_the_risks_it_is_calibrated_for(exported):

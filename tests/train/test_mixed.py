@@ -26,8 +26,7 @@ from hierjax.decide import decisions
 from hierjax.evaluate import collect, summary
 from hierjax.experiments import fit, migrate
 from hierjax.model import load, run_config
-from hierjax.report import runs
-from hierjax.report.page import html as report_html
+from hierjax.report import page
 from hierjax.taxonomy import Mixed, Taxonomy, describe_difference, read_taxonomy
 from hierjax.train import setup
 from hierjax.train.objective import objective
@@ -827,11 +826,11 @@ def test_below_never_contradicts(tmp_path, no_report):
   model.rules['tags'] = {'tag': np.zeros(4)}
   loose = model.evaluate('val', into=tmp_path)['hvr']
   assert loose == {'single': 1, 'decided': 0}
-  page = report_html(runs.read(run))
+  html = page.write(run).read_text()
   assert (
-    'could not be made' not in page
-    and 'joint decision contains the exclusive classes above it' in page.replace('\n', ' ')
-    and 'id="embedding"' in page
+    'could not be made' not in html
+    and 'joint decision contains the exclusive classes above it' in html.replace('\n', ' ')
+    and 'id="embedding"' in html
   )
   with pytest.raises(UserError, match=r'has multi levels \(tag\); only runs on exclusive levels'):
     migrate.migrate(

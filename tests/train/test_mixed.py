@@ -26,7 +26,7 @@ from hierjax.decide import decisions
 from hierjax.evaluate import collect, summary
 from hierjax.experiments import fit, migrate
 from hierjax.model import load, run_config
-from hierjax.report import page
+from hierjax.report import page, runs
 from hierjax.taxonomy import Mixed, Taxonomy, describe_difference, read_taxonomy
 from hierjax.train import setup
 from hierjax.train.objective import objective

@@ -80,8 +80,7 @@ def test_the_baseline_of_labelled_images_trains_like_its_run(changes, monkeypatc
 
 
 @pytest.mark.parametrize('baseline', [None, 'some/run'])
-def test_seeds_need_a_baseline_to_train(baseline):
-  c = config.default()
-  c.baseline, c.baseline_seeds = baseline, 2
+def test_seeds_need_a_baseline_to_train(baseline, tmp_path, tiny_backbone, one_device):
+  c = tiny.run_config(baseline=baseline, baseline_seeds=2)
   with pytest.raises(config.UserError, match='baseline_seeds=2: is for'):
-    fit._check_baseline(c)
+    fit.fit(c, tmp_path / 'run')

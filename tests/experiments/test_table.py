@@ -24,6 +24,7 @@ from hierjax import model
 from hierjax.cli import arguments, config_files
 from hierjax.core import config
 from hierjax.core.errors import UserError
+from hierjax.core.metrics import lookup
 from hierjax.evaluate import bootstrap
 from hierjax.experiments import describe, fit, runner, table, table_records, table_view
 from hierjax.experiments.table import Row, Table
@@ -131,11 +132,9 @@ def test_columns_of_multi_levels():
   for metric, value in expected.items():
     kind, tag = table.expand(f'{metric}/all', ('kind', 'tag'))
     assert (kind.level, tag.level, tag.metric, tag.paired) == ('kind', 'tag', metric, '')
-    assert (
-      tag.value({'decode': {}, 'multi': {'tag': contents}}) == value
-      and kind.value({'decode': {}, 'multi': {'tag': contents}}) is None
-    )
-    assert tag.value({'decode': {}}) is None
+    evaluation = {'decode': {}, 'multi': {'tag': contents}}
+    assert lookup(evaluation, tag.key) == value and lookup(evaluation, kind.key) is None
+    assert lookup({'decode': {}}, tag.key) is None
   with pytest.raises(UserError, match='needs levels'):
     table.expand('map', ('kind', 'tag'))
 

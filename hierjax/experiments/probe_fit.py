@@ -152,7 +152,7 @@ class Program:
     num_judged: int,
     steps: tuple[int, int],
   ):
-    self._form, self._rows, self._decays = form, rows, np.float32(decays)
+    self.form, self._rows, self._decays = form, rows, np.float32(decays)
     self._weights, self._variances = np.float32(weights), variances
     init = functools.partial(form.heads.init, jax.random.key(0), rows.x[0], False)
     self._params = jax.eval_shape(init)['params']
@@ -189,7 +189,7 @@ class Program:
 
   def _curvature(self, labels):
     """Bound the curvature of the biases, {level: float32 [S, C]}, by the classes' frequencies."""
-    form, curvature = self._form, {}
+    form, curvature = self.form, {}
     for k, level in enumerate(form.levels):
       of_level = labels[..., form.taxonomy.index(level)]
       number = np.bincount(of_level[of_level >= 0], minlength=form.taxonomy.num_classes(level))

@@ -295,7 +295,8 @@ class Grid:
     what the fit to the other folds predicts for each.
     """
     taxonomy, data = self._taxonomy, self._data
-    program, form = self._program([setting.recipe]).result(), self._form(setting.recipe)
+    program = self._program([setting.recipe]).result()
+    form = program.form
 
     def fit(folds):
       result = program.fit(data.blocks(folds), data.blocks([0]), setting.decay)

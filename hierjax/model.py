@@ -92,7 +92,7 @@ class Model(Predictor):
       lambda variables, features, level: self.classifier.apply(variables, features)[0][level],
       static_argnums=2,
     )
-    self._sample = None
+    self._sample = self._read_detector = None
     self.rules = rules.read_rules(workdir / 'decode.json', taxonomy, self.levels)
 
   def _network(self):
@@ -241,12 +241,20 @@ class Model(Predictor):
       outputs.labels[:, block.columns],
     )
 
-  def _detector(self, folder: pathlib.Path) -> Detector:
-    """Read the novelty detector of a folder; `UserError` where it is not one of this model."""
+  def detector(self, folder: pathlib.Path | None = None) -> Detector:
+    """Read the novelty detector that `evaluate` has written with decide.novelty.
+
+    Args:
+      folder: where it was written; None for the run's.
+
+    Raises:
+      UserError: there is none, or it is not one of this model.
+    """
+    folder = folder or self.workdir
     table, val = self.taxonomy.table('exclusive'), self.c.data.val
     try:
       return novelty.read_detector(
-        folder / 'novelty.npz', table, self.step, self.c.decide.novelty_score
+        folder / novelty.FILE, table, self.step, self.c.decide.novelty_score
       )
     except UserError as e:
       raise UserError(
@@ -269,7 +277,8 @@ class Model(Predictor):
     calibration = self._evidence(outputs)
     detector = Detector.fit(self._evidence(train), val, table, score, calibration)
     if parallel.first():
-      novelty.write_detector(folder / 'novelty.npz', detector, self.step, score)
+      novelty.write_detector(folder / novelty.FILE, detector, self.step, score)
+    self._read_detector = None
     return detector
 
   def _evaluate_novelty(self, split, outputs, decisions, result, folder):
@@ -278,7 +287,7 @@ class Model(Predictor):
       detector = self._fit_detector(outputs, folder)
     else:
       try:
-        detector = self._detector(folder)
+        detector = self.detector(folder)
       except UserError:
         detector = self._fit_detector(None, folder)
     novel_examples = self._data()[0].splits.get(split + NOVEL)
@@ -333,18 +342,12 @@ class Model(Predictor):
       decide.add_label_gains(records, decisions, self.taxonomy)
     if not self.c.decide.novelty:
       return
-    detector = self._detector(self.workdir)
-    evidence = self._evidence(outputs, decisions)
-    decision = detector.decide(evidence, self.c.decide.novelty)
-    posterior, table = decisions['exclusive']['joint'].prob[-1], detector.taxonomy
-    line = decide.lineage(posterior, table.paths)
-    for i, record in enumerate(records):
-      record['new'] = detector.describe(int(decision.level[i]), evidence.pred[i])
-      reason = detector.reason(decision, i, evidence.pred[i])
-      record['answer'] = decide.answer_or_new(
-        record.get('answer'), line, i, table, int(decision.level[i]), reason
-      )
-      record['novelty'] = detector.scores_and_thresholds(decision, i)
+    self._read_detector = self._read_detector or self.detector()
+    posterior, evidence = (
+      decisions['exclusive']['joint'].prob[-1],
+      self._evidence(outputs, decisions),
+    )
+    novelty.add_to_records(records, self._read_detector, evidence, posterior, self.c.decide.novelty)
 
   def explain(self, split: str, examples: sources.Examples | None = None) -> None:
     """Write explain_SPLIT.npz, from which the report shows single images, after `evaluate`.

@@ -17,7 +17,8 @@ from hierjax import decide
 from hierjax.core import archives, files, json_files
 from hierjax.core.errors import UserError
 from hierjax.data import decoding, image_groups, transforms
-from hierjax.evaluate import heat_maps, neighbours, rules
+from hierjax.decide.novelty import Evidence
+from hierjax.evaluate import heat_maps, neighbours, novelty, rules
 from hierjax.evaluate.predictor import Predictor
 from hierjax.taxonomy import read_taxonomy
 
@@ -87,6 +88,7 @@ class Exported(Predictor):
     self._check_graphs(folder, sessions)
     self.rules = rules.read_rules(folder / 'decode.json', self.taxonomy, self.levels)
     self._gallery = self._read_gallery(folder / SIMILAR) if SIMILAR in contents else None
+    self._detector = self._read_detector(folder / novelty.FILE)
 
   def _read_gallery(self, path):
     """Training images: features float32 [m, d] of length 1, and what is shown of each."""
@@ -99,6 +101,14 @@ class Exported(Predictor):
     except (KeyError, TypeError, ValueError):
       raise UserError(f'{path}: is damaged, or of another model') from None
     return features.astype(np.float32), entries
+
+  def _read_detector(self, path):
+    """What detects new classes; None where the model was exported without."""
+    facts = self.facts['novelty']
+    if facts is None:
+      return None
+    table = self.taxonomy.table('exclusive')
+    return novelty.read_detector(path, table, facts['step'], facts['score'])
 
   def _check_graphs(self, folder, sessions):
     """Refuse a graph of another taxonomy or other images than the papers say."""
@@ -146,9 +156,14 @@ class Exported(Predictor):
     return model
 
   def _complete(self, records, outputs, decisions):
-    """Add what is asked for by `explaining`."""
+    """Add what is asked for by `explaining`, and where an image is of a new class."""
     if self.has_gains:
       decide.add_label_gains(records, decisions, self.taxonomy)
+    if self._detector:
+      joint, features = decisions['exclusive']['joint'], outputs.outputs['features']
+      evidence = Evidence((), features, joint.pred, np.full(joint.pred.shape, -1))
+      share = self.facts['novelty']['false_alarms']
+      novelty.add_to_records(records, self._detector, evidence, joint.prob[-1], share)
     if self.has_maps:
       pred, table = decisions['exclusive']['joint'].pred, self.taxonomy.table('exclusive')
       classes = {level: pred[:, table.index(level)] for level in self.map_levels}
@@ -218,6 +233,8 @@ def _facts(folder: pathlib.Path) -> tuple[dict, image_groups.View]:
     is_sound &= views['resize'] in transforms.RESIZE and views['tta'] in (1, 2, 3, 5)
     share, how = views.get('crop_share') or 1.0, views.get('interpolation')
     is_sound &= 0 < share <= 1 and how in (None, *transforms.FILTERS)
+    newness = facts['novelty']
+    is_sound &= newness is None or 0 < newness['false_alarms'] < 1
     is_sound &= 0 < views['size'] <= MAX_SIZE and all(isinstance(x, str) for x in table['multi'])
     deep = views['deep_range'] and tuple(views['deep_range'])
     if deep not in (None, decoding.OWN_RANGE):

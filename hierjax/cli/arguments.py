@@ -77,6 +77,8 @@ FLAGS = (
   Flag('int8', None,
        'export: in int8, if val loses no more than so many points of full paths, such as .5',
        'export', float, 0, 100),
+  Flag('fp16', None, 'export: the same in float16, for processors that compute so',
+       'export', float, 0, 100),
   Flag('thumbnails', False, 'export: and with small pictures of these', 'export', bool),
   Flag('licence', None, 'export: the licence of the training images, for the model card', 'export'),
   Flag('classes', None,

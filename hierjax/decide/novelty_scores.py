@@ -208,17 +208,17 @@ def novelty(name: str, fit: np.ndarray, allowed: np.ndarray) -> np.ndarray:
   Returns:
     float64 [N], inf where no class counts.
   """
-  from scipy.special import entr, logsumexp  # slow to import
-
   fit = np.where(allowed & ~np.isnan(fit), fit, -np.inf)
   best = fit.max(1)
   if name in ('energy', 'likelihood'):
-    return -logsumexp(fit, axis=1)
+    return -np.logaddexp.reduce(fit, axis=1)
   if name == 'cosine_softmax':
     is_finite = np.isfinite(best)
     relative = (fit - np.where(is_finite, best, 0)[:, None]) / TEMPERATURE
-    return np.where(is_finite, logsumexp(relative, axis=1), np.inf)
+    return np.where(is_finite, np.logaddexp.reduce(relative, axis=1), np.inf)
   if name == 'entropy':
+    from scipy.special import entr  # slow to import
+
     p = np.exp(fit)
     total = np.maximum(p.sum(1), 1e-300)
     entropy = entr(p / total[:, None]).sum(1)

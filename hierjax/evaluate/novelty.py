@@ -7,11 +7,14 @@ import numpy as np
 
 from hierjax.core import archives, metrics
 from hierjax.core.errors import UserError
+from hierjax.decide.lineages import lineage
 from hierjax.decide.nodes import nodes_of, parent_levels
 from hierjax.decide.novelty import Detector, Evidence, NoveltyDecision
 from hierjax.decide.novelty_scores import FEATURE_SCORES, SCORES, auroc
+from hierjax.decide.records import answer_or_new
 from hierjax.taxonomy import Taxonomy
 
+FILE = 'novelty.npz'
 # The recall of novel images at which the accuracy on known ones is reported.
 RECALL = 0.95
 # Points of the ROC that the report draws.
@@ -169,6 +172,32 @@ def add_to_summary(result: dict, measured: dict) -> None:
     level_metrics = result['decode']['joint']['levels'][level]
     for metric in metrics.of_kind('novelty'):
       level_metrics[metric.name] = values[metric.name.removeprefix('novel_')]
+
+
+def add_to_records(
+  records: list[dict],
+  detector: Detector,
+  evidence: Evidence,
+  posterior: np.ndarray,
+  false_alarms: float,
+) -> None:
+  """Add 'new' and 'novelty' to the records of predictions, and whether 'answer' is new.
+
+  Args:
+    records: of N images, which are changed.
+    detector: of the model.
+    evidence: of the images.
+    posterior: float [N, leaf] of the joint decision.
+    false_alarms: share of known images that may be called novel.
+  """
+  decision, table = detector.decide(evidence, false_alarms), detector.taxonomy
+  line = lineage(posterior, table.paths)
+  for i, record in enumerate(records):
+    level = int(decision.level[i])
+    record['new'] = detector.describe(level, evidence.pred[i])
+    reason = detector.reason(decision, i, evidence.pred[i])
+    record['answer'] = answer_or_new(record.get('answer'), line, i, table, level, reason)
+    record['novelty'] = detector.scores_and_thresholds(decision, i)
 
 
 def write_detector(path: pathlib.Path, detector: Detector, step: int, score: str) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import dataclasses
 import functools
 import hashlib
 import io
@@ -19,8 +20,9 @@ from hierjax import runtime
 from hierjax.core import files, json_files
 from hierjax.core.errors import UserError
 from hierjax.data import image_groups, transforms
-from hierjax.evaluate import explain, neighbours, rules
-from hierjax.export import int8, papers, program
+from hierjax.decide.novelty_scores import FEATURE_SCORES
+from hierjax.evaluate import explain, neighbours, novelty, rules
+from hierjax.export import papers, precision, program
 from hierjax.model import Model
 
 # Images of val, and as many drawn ones, on which run and artefact must agree; in probability.
@@ -42,7 +44,8 @@ class Extras(NamedTuple):
     maps: the graph of its heat maps.
     similar: training images that others are compared with, at most; None for none.
     thumbnails: whether small pictures of these are in it.
-    int8: points of full paths that it may lose on val by computing in int8; None for float32.
+    int8, fp16: points of full paths that it may lose on val by computing so; one of them at most,
+      None for float32.
     licence: of the training images, for the model card.
   """
 
@@ -51,6 +54,13 @@ class Extras(NamedTuple):
   thumbnails: bool = False
   int8: float | None = None
   licence: str | None = None
+  fp16: float | None = None
+
+  @property
+  def lowered(self) -> dict[str, float]:
+    """What is computed in less than float32, {name: points that it may lose}."""
+    limits = {'int8': self.int8, 'fp16': self.fp16}
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def export(
@@ -74,6 +84,8 @@ def export(
     UserError: the folder exists, the model cannot be exported, or its answers differ.
   """
   output = pathlib.Path(output).expanduser()
+  if extras and len(extras.lowered) > 1:
+    raise UserError(f'{" and ".join(f"--{x}" for x in extras.lowered)}: give one of them')
   if output.exists() or output.is_symlink():
     raise UserError(f'--output={output}: exists; give a new folder, or remove it')
   output.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +131,7 @@ def _write(run, folder, say, extras):
     raise UserError(f'export: {size / 2**30:.1f} GiB of weights; an ONNX file holds 2')
   model = program.onnx_model(trained)
   contents = {'model.onnx': model.SerializeToString(), runtime.WEIGHTS: program.weights(trained)}
-  if extras.int8 is None:
+  if not extras.lowered:
     # what jax runs is float32
     contents['model.stablehlo'] = program.stablehlo(trained)
   if extras.maps:
@@ -130,11 +142,13 @@ def _write(run, folder, say, extras):
   rules.write_rules(folder / 'decode.json', trained.c.data.val, trained.rules, trained.taxonomy)
   decision = json_files.read_object(folder / 'decode.json')
   facts = papers.facts(trained, model, decision, extras.licence)
+  if facts['novelty']:
+    _write_detector(trained, folder, extras)
   _seal(folder, facts)
   exported = runtime.load(folder)
   facts['verified'] = verify(papers.in_float32(run), exported, say)
-  if extras.int8 is not None:
-    exported = _in_int8(trained, exported, folder, facts, extras.int8, say)
+  for name, limit in extras.lowered.items():
+    exported = _lower(trained, exported, folder, facts, name, limit, say)
     contents['model.onnx'] = (folder / 'model.onnx').read_bytes()
   facts['maps'] = [*exported.map_levels] or None
   facts['similar'] = extras.similar and _write_similar(run, exported, extras, folder)
@@ -144,26 +158,63 @@ def _write(run, folder, say, extras):
   return facts
 
 
-def _in_int8(trained, exact, folder, facts, limit, say):
-  """Put a graph in int8, with rules fitted by it, in the place of that in float32; returns it."""
-  facts['precision'] = 'int8'
+def _write_detector(trained, folder, extras):
+  """Write what detects new classes, by scores of features alone: a graph has no logits."""
+  for name in extras.lowered:
+    raise UserError(
+      f'--{name}: new classes are detected in the features of the run, which are others in {name}; '
+      f'export with --config.decide.novelty=None, or without --{name}'
+    )
+  detector = trained.detector()
+  of_logits = sorted({*detector.scores} - {*FEATURE_SCORES})
+  if of_logits:
+    raise UserError(
+      f'--config.decide.novelty_score: {", ".join(of_logits)} is computed from logits, which an '
+      f'exported model does not have; choices: auto, {", ".join(FEATURE_SCORES)}; or export with '
+      '--config.decide.novelty=None'
+    )
+  detector = _with_raised_thresholds(detector)
+  score = trained.c.decide.novelty_score
+  novelty.write_detector(folder / novelty.FILE, detector, trained.step, score)
+
+
+def _with_raised_thresholds(detector):
+  """The detector to write: a calibration image, whose score a threshold is, stays below it."""
+  models = {}
+  for k, model in detector.models.items():
+    # most of the file: a number for each pair of features
+    models[k] = dataclasses.replace(model, white=model.white.astype(np.float32))
+  reference, finer = (
+    {key: scores + SLACK * np.abs(scores) for key, scores in part.items()}
+    for part in (detector.reference, detector.finer)
+  )
+  return dataclasses.replace(detector, models=models, reference=reference, finer=finer)
+
+
+def _lower(trained, exact, folder, facts, name, limit, say):
+  """Put a graph in int8 or fp16, with rules fitted by it, in the place of that in float32."""
+  facts['precision'] = name
 
   def replace(model):
-    graph = int8.quantise(program.onnx_model(model), _calibration(model, exact))
+    graph = program.onnx_model(model)
+    is_int8 = name == 'int8'
+    graph = (
+      precision.quantise(graph, _calibration(model, exact)) if is_int8 else precision.halve(graph)
+    )
     files.write(folder / 'model.onnx', graph.SerializeToString())
     rules.write_rules(folder / 'decode.json', model.c.data.val, model.rules, model.taxonomy)
     facts['decision'] = json_files.read_object(folder / 'decode.json')
     _seal(folder, facts)
     return runtime.load(folder)
 
-  first, final = int8.as_run(trained, replace(trained)), copy.copy(trained)
-  fitted, notes = int8.fit_rules(first, trained.rules)
+  first, final = precision.as_run(trained, replace(trained)), copy.copy(trained)
+  fitted, notes = precision.fit_rules(first, trained.rules)
   first.rules = final.rules = _with_slack(fitted)
   exported = replace(final)
   verify(first, exported, say)
-  facts['int8'] = int8.compare(trained, exact, exported)
-  facts['metrics'] |= {f'{facts["int8"]["split"]}, int8': facts['int8']['int8']}
-  for line in (*notes, *int8.check(facts['int8'], limit)):
+  facts[name] = compared = precision.compare(trained, exact, exported, name)
+  facts['metrics'] |= {f'{compared["split"]}, {name}': compared[name]}
+  for line in (*notes, *precision.check(compared, name, limit)):
     say(line)
   return exported
 
@@ -171,9 +222,9 @@ def _in_int8(trained, exact, folder, facts, limit, say):
 def _calibration(trained, exported) -> Iterator[np.ndarray]:
   """Batches of training images, as the graph reads them."""
   examples = trained.split(trained.c.data.train)
-  rows = _even_rows(examples.labels, int8.IMAGES)
+  rows = _even_rows(examples.labels, precision.IMAGES)
   for batch in image_groups.batches(
-    map(examples.reader, rows.tolist()), exported.view, [int8.BATCH]
+    map(examples.reader, rows.tolist()), exported.view, [precision.BATCH]
   ):
     yield batch.pixels[[i for i, error in enumerate(batch.errors) if not error] or [0]]
 
@@ -265,19 +316,38 @@ def verify(trained: Model, exported: runtime.Exported, say: Callable[[str], None
       f'export: the probabilities of the exported model differ from those of the run by up to '
       f'{largest:.2g}, more than {TOLERANCE:g}; nothing is written'
     )
-  expected = _decided(trained, {level: p[is_read] for level, p in reference.items()})
   parts = [part.outputs for _, part in exported._run(images, runtime.BATCH_SIZE)]
   inside = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-  results = [_decided(exported, {level: p[is_read] for level, p in probs.items()}), inside]
-  for name, values in expected.items():
-    for result in results:
-      if name in result and not np.array_equal(values, result[name]):
-        count = int((values != result[name]).reshape(len(values), -1).any(1).sum())
-        raise UserError(f'export: {name} differs for {count} of {len(values)} images')
+  reference, probs = (
+    {level: p[is_read] for level, p in probs.items()} for probs in (reference, probs)
+  )
+  _check_decisions(trained, exported, reference, [_decided(exported, probs), inside])
+  if exported.facts['novelty']:
+    new = [[record.get('new') for record in model.predict(images)] for model in (trained, exported)]
+    count = sum(a != b for a, b in zip(*new))
+    if count:
+      raise UserError(f'export: {count} of {len(images)} images are of a new class in one alone')
   facts = {'val': len(images) - IMAGES, 'drawn': IMAGES, 'largest_difference': largest}
   if exported.map_levels:
     facts['maps'] = _map_difference(trained, exported, images[:: len(images) // MAPS])
   return facts
+
+
+def _check_decisions(trained, exported, probs, results):
+  """Refuse results that are not what a run decides, by its probabilities [n, C] of each level.
+
+  Between a threshold and the one that was moved off it, either decision is right.
+  """
+  raised = copy.copy(trained)
+  raised.rules = exported.rules
+  expected = [_decided(model, probs) for model in (trained, raised)]
+  for result in results:
+    for name in [name for name in expected[0] if name in result]:
+      n = len(result[name])
+      differs = [(values[name] != result[name]).reshape(n, -1).any(1) for values in expected]
+      count = int(np.all(differs, 0).sum())
+      if count:
+        raise UserError(f'export: {name} differs for {count} of {n} images')
 
 
 def _map_difference(trained, exported, images):
@@ -314,7 +384,7 @@ def _decided(predictor, probs):
   if 'answer' in decisions:
     out['answer'] = decisions['answer'].depth
     for risk in predictor.rules['answer'].risks:
-      out[f'answer at risk {risk:g}'] = predictor.at_risk(risk).decide(probs)['answer'].depth
+      out[f'answer/{risk:g}'] = predictor.at_risk(risk).decide(probs)['answer'].depth
   if 'sets' in decisions:
     out['size of sets'] = np.array([len(leaves) for leaves in decisions['sets']])
   return out

@@ -6,6 +6,7 @@ import numpy as np
 
 from hierjax.decide.decisions import Rules, join
 from hierjax.decide.paths import TINY
+from hierjax.export.answers import add_answers
 from hierjax.export.graph import Graph, Value, canonical, type_code
 from hierjax.taxonomy import Mixed, Taxonomy
 
@@ -19,7 +20,8 @@ def add_decisions(
   """Add the joint decision, the present tags, and the first classes of each head, as outputs.
 
   These are `path` int64 [N, L], `path_probability/LEVEL` float32 [N, C], `present/LEVEL` bool
-  [N, C], `top/LEVEL` int64 [N, k] and `top_probability/LEVEL` float32 [N, k].
+  [N, C], `top/LEVEL` int64 [N, k] and `top_probability/LEVEL` float32 [N, k]; and, of a run that
+  is calibrated for a risk, what `add_answers` adds.
 
   Args:
     graph: the graph.
@@ -31,7 +33,9 @@ def add_decisions(
   path = None
   for block in taxonomy.blocks:
     if block.kind == 'exclusive':
-      path = _add_path(graph, double, block, rules[block.kind])
+      path, leaves, best = _add_path(graph, double, block, rules[block.kind])
+      if 'answer' in rules:
+        add_answers(graph, leaves, best, block.taxonomy, rules['answer'])
     else:
       _add_tags(graph, double, block, join(rules[block.kind], block), taxonomy, path)
   for level, p in probs.items():
@@ -42,7 +46,10 @@ def add_decisions(
 
 
 def _add_path(graph, probs, block, rules):
-  """Add the path with the largest sum of w log p, and the probability of each class over paths."""
+  """Add the path with the largest sum of w log p, and the probability of each class over paths.
+
+  Returns the path, the probabilities of all leaves and the most likely one.
+  """
   table, score = block.taxonomy, None
   for k, level in enumerate(block.levels):
     weight = rules.weights.get(level, 1.0)
@@ -59,19 +66,10 @@ def _add_path(graph, probs, block, rules):
   scaled = graph.add('Div', graph.add('Sub', score, largest), np.array(float(rules.temperature)))
   leaves = graph.add('Softmax', scaled, axis=1)
   for k, (level, names) in enumerate(zip(block.levels, table.names)):
-    p = _joined(graph, leaves, table.paths[:, k], np.zeros((len(names), 1)), 'add')
+    p = graph.sums(leaves, table.paths[:, k], len(names))
     p = canonical(graph.add('Cast', p, to=type_code(np.float32)), (graph.batch, len(names)))
     graph.output(f'path_probability/{level}', p, np.float32)
-  return path
-
-
-def _joined(graph, values, classes, start, how):
-  """Join the columns of each class, [N, M] to [N, C], by 'add' or 'max' from start [C, 1] on."""
-  start = graph.full(canonical(start), (len(start), graph.batch)).source
-  rows = graph.add('Transpose', values, perm=[1, 0])
-  index = np.asarray(classes, np.int64)[:, None]
-  joined = graph.add('ScatterND', start, index, rows, reduction=how)
-  return graph.add('Transpose', joined, perm=[1, 0])
+  return path, leaves, best
 
 
 def _add_tags(graph, probs, block, thresholds, taxonomy, path):
@@ -86,7 +84,7 @@ def _add_tags(graph, probs, block, thresholds, taxonomy, path):
   above, below = table.edges
   number = graph.add('Cast', is_present, to=type_code(np.int32))
   number = graph.add('Gather', number, below.astype(np.int64), axis=1)
-  number = _joined(graph, number, above, np.zeros((table.width, 1), np.int32), 'max')
+  number = graph.joined(number, above, np.zeros((table.width, 1), np.int32), 'max')
   present = graph.add('Cast', number, to=type_code(bool))
   for level, columns in table.columns.items():
     index = np.arange(columns.start, columns.stop)

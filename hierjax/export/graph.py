@@ -131,6 +131,25 @@ class Graph:
       parts.append(factor if is_fixed else self.add('Mul', batch, factor))
     return self.add('Concat', *parts, axis=0)
 
+  def sums(self, values: Source, classes: np.ndarray, count: int) -> Source:
+    """Add up the columns of each class: float64 [N, M] to [N, count]; classes is int [M]."""
+    return self.joined(values, classes, np.zeros((count, 1)), 'add')
+
+  def joined(self, values: Source, classes: np.ndarray, start: np.ndarray, how: str) -> Source:
+    """Join the columns of each class, [N, M] to [N, C].
+
+    Args:
+      values: [N, M].
+      classes: int [M].
+      start: [C, 1], what each class begins with.
+      how: 'add' or 'max'.
+    """
+    start = self.full(canonical(start), (len(start), self.batch)).source
+    rows = self.add('Transpose', values, perm=[1, 0])
+    index = np.asarray(classes, np.int64)[:, None]
+    joined = self.add('ScatterND', start, index, rows, reduction=how)
+    return self.add('Transpose', joined, perm=[1, 0])
+
   def _name(self, source):
     """The name of a tensor; an array becomes a constant of the graph."""
     if isinstance(source, str):

@@ -61,8 +61,9 @@ def facts(trained: Model, graph: Any, decision: dict, licence: str | None) -> di
     'preprocessing': views | {'mean': c.model.mean or spec.mean, 'std': c.model.std or spec.std},
     'graph': {'opset': OPSET, 'input': 'images', 'outputs': outputs},
     'decision': decision,
-    'novelty': None,
+    'novelty': _novelty(trained),
     'int8': None,
+    'fp16': None,
     'licence': {'weights': _weights_licence(c.model), 'data': licence},
     'metrics': _metrics(trained.workdir),
     'worst': _worst(trained),
@@ -75,6 +76,14 @@ def facts(trained: Model, graph: Any, decision: dict, licence: str | None) -> di
       'config': json_files.parse(config.to_json(c)),
     },
   }
+
+
+def _novelty(trained):
+  """What detects new classes, and the share of images of known ones that it may call new."""
+  c = trained.c.decide
+  if not c.novelty:
+    return None
+  return {'false_alarms': c.novelty, 'score': c.novelty_score, 'step': trained.step}
 
 
 def _weights_licence(m):

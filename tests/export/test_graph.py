@@ -20,8 +20,10 @@ from hierjax import decide
 from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.core.segments import segment_logsumexp
+from hierjax.decide import decisions
+from hierjax.decide.backoff import NEVER
 from hierjax.evaluate import collect
-from hierjax.export import primitives, program
+from hierjax.export import answers, primitives, program
 from hierjax.export.graph import Graph
 from hierjax.models import classifier, compute, functional, heads, initializers, layers, registry
 from hierjax.models.backbone import Backbone
@@ -271,20 +273,50 @@ def model_of(c, taxonomy):
 def check_decisions(outputs, trained, taxonomy):
   """The graph's decisions are those of `decide` on its probabilities."""
   probs = {level: outputs[f'probability/{level}'].astype(np.float64) for level in trained.levels}
-  decisions = decide.decide(probs, taxonomy, trained.rules)
-  if 'exclusive' in decisions:
-    joint = decisions['exclusive']['joint']
+  decided = decide.decide(probs, taxonomy, trained.rules)
+  if 'exclusive' in decided:
+    joint = decided['exclusive']['joint']
     np.testing.assert_array_equal(outputs['path'], joint.pred)
     for level, p in zip(taxonomy.levels, joint.prob):
       np.testing.assert_allclose(outputs[f'path_probability/{level}'], p, atol=1e-6)
-  if 'tags' in decisions:
-    for level, pred in taxonomy.table('tags').split(decisions['tags'].pred).items():
+  if 'tags' in decided:
+    for level, pred in taxonomy.table('tags').split(decided['tags'].pred).items():
       np.testing.assert_array_equal(outputs[f'present/{level}'], pred)
   for level, p in probs.items():
     order = np.argsort(-p, kind='stable')[:, :5]
     np.testing.assert_array_equal(outputs[f'top/{level}'], order)
     first = np.take_along_axis(p, order, 1)
     np.testing.assert_array_equal(outputs[f'top_probability/{level}'], first)
+
+
+@pytest.mark.parametrize('by', ['one', 'level', 'branch'])
+@pytest.mark.parametrize('table', [CARS, UNEVEN])
+def test_answers_are_as_deep_as_by_the_rule(table, by):
+  """onnxruntime counts the levels that NumPy's rule answers, at its own and at other risks."""
+  rng, n, levels = np.random.default_rng(3), 4000, len(table.levels)
+  thresholds = rng.uniform(0.3, 0.95, (2, levels))
+  if by != 'level':
+    thresholds = np.repeat(thresholds[:, :1], levels, 1)
+  group = ()
+  if by == 'branch':
+    group = tuple((np.arange(len(table.names[0])) % 2).tolist())
+  rows = thresholds.tolist() if group else thresholds[:1].tolist()
+  rule = decide.Backoff(0.05, None, by, tuple(map(tuple, rows)), group, (n,))
+  refusing = rule._replace(risk=0.001, thresholds=((NEVER,) * levels,), group=())
+  rules = decisions.AnswerRules('val', n, rule, others=(refusing,))
+  logits = rng.standard_normal((n, len(table.paths))) * rng.uniform(0.2, 4, (n, 1))
+  posterior = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  graph = Graph(BATCH)
+  leaves = graph.input('leaves', np.float64, (BATCH, len(table.paths)))
+  best = graph.add('ArgMax', leaves.source, axis=1, keepdims=0)
+  answers.add_answers(graph, leaves.source, best, table, rules)
+  names = ['answer', 'answer/0.05', 'answer/0.001']
+  outputs = dict(zip(names, session(graph).run(names, {'leaves': posterior})))
+  expected = decide.answer(posterior, table.paths, rule).depth
+  assert {0, 1, levels} <= {*expected.tolist()}
+  np.testing.assert_array_equal(outputs['answer'], expected)
+  np.testing.assert_array_equal(outputs['answer/0.05'], expected)
+  assert not outputs['answer/0.001'].any()
 
 
 SIZES = {'maxvit_t': 224, 'resnet18_32px': 32, 'advanced_cnn': 32}

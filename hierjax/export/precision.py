@@ -1,4 +1,4 @@
-"""Graphs that compute in int8: calibrated on training images, compared on those of val."""
+"""Graphs that compute in int8 or in float16, compared with float32 on images of val."""
 
 import copy
 import pathlib
@@ -43,9 +43,16 @@ def quantise(model: Any, batches: Iterable[np.ndarray]) -> Any:
   import onnx
   from onnxruntime import quantization
 
-  model = copy.deepcopy(model)
-  for node in model.graph.node:
-    node.name = node.output[0]
+  model, nodes = _named(model), _network(model.graph)
+  sizes = {x.name: int(np.prod(x.dims)) for x in model.graph.initializer}
+  count = {True: 0, False: 0}
+  for node in nodes:
+    count[node.op_type == 'Conv'] += sum(sizes.get(x, 0) for x in node.input)
+  if count[True] < count[False]:
+    raise UserError(
+      f'--int8: convolutions have {count[True] / sum(count.values()):.0%} of the weights of this '
+      'backbone, and only they would compute in int8: export it without'
+    )
   # batch norms are in the kernels: there is nothing to preprocess, and nothing to be warned of
   text = {p.key: p.value for p in model.metadata_props}
   onnx.helper.set_model_props(model, text | {'onnx.quant.pre_process': 'onnxruntime.quant'})
@@ -57,7 +64,7 @@ def quantise(model: Any, batches: Iterable[np.ndarray]) -> Any:
       path,
       types.SimpleNamespace(get_next=lambda: next(inputs, None)),
       op_types_to_quantize=[*OPERATORS],
-      nodes_to_quantize=_network(model.graph),
+      nodes_to_quantize=[node.output[0] for node in _from_first(nodes, ('Conv',))],
       per_channel=True,
       reduce_range=True,
       activation_type=quantization.QuantType.QUInt8,
@@ -66,26 +73,88 @@ def quantise(model: Any, batches: Iterable[np.ndarray]) -> Any:
     return onnx.load(path)
 
 
+def halve(model: Any) -> Any:
+  """Make a graph whose network computes in float16 up to its features, and holds its weights so.
+
+  onnxruntime's own converter also rounds what stays in float32 to float16 between its operators,
+  so that no decision would be exact.
+
+  Args:
+    model: the `onnx.ModelProto` that `program.onnx_model` made.
+  """
+  import onnx
+  from onnx import TensorProto, helper, numpy_helper
+
+  model = _named(model)
+  graph, inferred = model.graph, onnx.shape_inference.infer_shapes(model).graph
+  values = [*inferred.value_info, *inferred.input, *inferred.output]
+  floats = {x.name for x in values if x.type.tensor_type.elem_type == TensorProto.FLOAT}
+  constants = {x.name: x for x in graph.initializer if x.data_type == TensorProto.FLOAT}
+  results = {x.name for x in graph.output}
+  first = _from_first(_network(graph), ('Conv', 'MatMul', 'Gemm'))
+  halved = {node.name for node in first if results.isdisjoint(node.output)}
+  in_half = floats & {name for node in first if node.name in halved for name in node.output}
+  nodes, converted = [], {}
+
+  def convert(name, kind):
+    """Return the name of a tensor, or a constant, in another type."""
+    if (name, kind) not in converted:
+      converted[name, kind] = other = f'{name}_as_{kind}'
+      if name in constants:
+        limit = float(np.finfo(np.float16).max)
+        array = np.clip(numpy_helper.to_array(constants[name]), -limit, limit)
+        graph.initializer.append(numpy_helper.from_array(array.astype(np.float16), other))
+      else:
+        nodes.append(helper.make_node('Cast', [name], [other], to=kind))
+    return converted[name, kind]
+
+  for node in graph.node:
+    is_half = node.name in halved
+    kind = TensorProto.FLOAT16 if is_half else TensorProto.FLOAT
+    moved = (floats | {*constants}) - in_half if is_half else in_half
+    for i, name in enumerate(node.input):
+      if name in moved:
+        node.input[i] = convert(name, kind)
+    for attribute in node.attribute if is_half and node.op_type == 'Cast' else ():
+      if attribute.i == TensorProto.FLOAT:
+        attribute.i = kind
+    nodes.append(node)
+  del graph.node[:]
+  graph.node.extend(nodes)
+  used = {name for node in nodes for name in node.input}
+  needed = [x for x in graph.initializer if x.name in used]
+  del graph.initializer[:]
+  graph.initializer.extend(needed)
+  onnx.checker.check_model(model)
+  return model
+
+
+def _named(model):
+  """A copy whose nodes have the names of their first outputs."""
+  model = copy.deepcopy(model)
+  for node in model.graph.node:
+    node.name = node.output[0]
+  return model
+
+
 def _network(graph):
-  """Names of the nodes that the features need, from the first convolution on."""
-  needed, nodes, reached, names = {'features'}, [], set(), []
+  """The nodes that the features need."""
+  needed, nodes = {'features'}, []
   for node in reversed(graph.node):
     if needed.intersection(node.output):
       needed.update(node.input)
       nodes.insert(0, node)
-  sizes, count = {x.name: int(np.prod(x.dims)) for x in graph.initializer}, {True: 0, False: 0}
+  return nodes
+
+
+def _from_first(nodes, operators):
+  """The first nodes with these operators, and all that are computed from them."""
+  reached, later = set(), []
   for node in nodes:
-    is_conv = node.op_type == 'Conv'
-    count[is_conv] += sum(sizes.get(x, 0) for x in node.input)
-    if is_conv or reached.intersection(node.input):
+    if node.op_type in operators or reached.intersection(node.input):
       reached.update(node.output)
-      names.append(node.name)
-  if count[True] < count[False]:
-    raise UserError(
-      f'--int8: convolutions have {count[True] / sum(count.values()):.0%} of the weights of this '
-      'backbone, and only they would compute in int8: export it without'
-    )
-  return names
+      later.append(node)
+  return later
 
 
 def as_run(trained: Model, exported: runtime.Exported) -> Model:
@@ -127,18 +196,19 @@ def fit_rules(model: Model, fitted: Rules) -> tuple[Rules, list[str]]:
   return answers.fit(outputs, taxonomy, rules, options, split, answer and answer.costs)
 
 
-def compare(trained: Model, exact: runtime.Exported, exported: runtime.Exported) -> dict:
-  """Measure what int8 costs on val, and what it gains on this machine.
+def compare(trained: Model, exact: runtime.Exported, exported: runtime.Exported, name: str) -> dict:
+  """Measure what a lower precision costs on val, and what it gains on this machine.
 
   Args:
     trained: the run.
-    exact, exported: its artefacts in float32 and in int8.
+    exact, exported: its artefacts in float32 and in the lower precision.
+    name: of that.
 
   Returns:
-    {'split', 'images', 'float32' and 'int8': as `papers.measured`, 'losses': {name: points} of full
+    {'split', 'images', 'float32' and NAME: as `papers.measured`, 'losses': {name: points} of full
     paths (of levels, where no image has one) and tag levels, 'interval' of 95% of the first in
     points or None, 'equal': share of images with the same answers, 'largest_difference': of
-    probabilities, 'rates': {batch: {'float32' and 'int8': images a second}}}.
+    probabilities, 'rates': {batch: {'float32' and NAME: images a second}}}.
   """
   split, table = trained.c.data.val, trained.taxonomy
   examples, block = collect.to_fit(trained.split(split), table), table.block('exclusive')
@@ -162,12 +232,12 @@ def compare(trained: Model, exact: runtime.Exported, exported: runtime.Exported)
     'split': split,
     'images': len(outputs[0].index),
     'float32': rows[0],
-    'int8': rows[1],
+    name: rows[1],
     'losses': {name: 100 * (x - after[name]) for name, x in before.items()},
     'interval': interval,
     'equal': float(np.all(same, 0).mean()),
     'largest_difference': max(float(np.abs(p - q).max()) for p, q in pairs),
-    'rates': _rates(exact, exported),
+    'rates': _rates({'float32': exact, name: exported}),
   }
 
 
@@ -193,40 +263,43 @@ def paired_interval(before: np.ndarray, after: np.ndarray, z: float = 1.96) -> t
   return float((lost - won) / n - half), float((lost - won) / n + half)
 
 
-def _rates(exact, exported):
-  """Images a second of both in turn: {batch: {'float32', 'int8'}}."""
-  rates, shape = {}, exact.session.get_inputs()[0].shape[1:]
+def _rates(models):
+  """Images a second of models {name: artefact} in turn: {batch: {name: number}}."""
+  rates, shape = {}, models['float32'].session.get_inputs()[0].shape[1:]
   for size, rounds in ROUNDS.items():
     images = np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8)
-    seconds = {'float32': [], 'int8': []}
-    for name, model in zip([*seconds] * rounds, [exact, exported] * rounds):
+    seconds = {name: [] for name in models}
+    for name in [*models] * rounds:
       start = time.perf_counter()
-      model.run(images)
+      models[name].run(images)
       seconds[name].append(time.perf_counter() - start)
     rates[f'{size}'] = {name: size / min(times) for name, times in seconds.items()}
   return rates
 
 
-def check(facts: dict, limit: float) -> list[str]:
-  """Return lines for the user on what `compare` returned.
+def check(facts: dict, name: str, limit: float) -> list[str]:
+  """Return lines for the user on what a lower precision costs and gains.
+
+  Args:
+    facts: what `compare` returned.
+    name: of the precision.
+    limit: points that it may lose.
 
   Raises:
     UserError: it loses more points than the limit on val, or that cannot be measured.
   """
   losses, n, interval = facts['losses'], facts['images'], facts['interval']
   if not losses:
-    raise UserError('--int8: no image of val has a label, so what it loses cannot be measured')
+    raise UserError(f'--{name}: no image of val has a label, so what it loses cannot be measured')
   worst = max(losses, key=losses.get)
-  text = f'int8 loses {losses[worst]:.2f} points of {worst}'
+  text = f'{name} loses {losses[worst]:.2f} points of {worst}'
   text += f' (95%: {interval[0]:.2f} to {interval[1]:.2f})' if worst == PATH else ''
   text += f' on {n} images of {facts["split"]}'
   if not losses[worst] <= limit:
-    raise UserError(f'--int8={limit:g}: {text}, more than that; nothing is written')
+    raise UserError(f'--{name}={limit:g}: {text}, more than that; nothing is written')
   lines = [f'{text}; {facts["equal"]:.1%} of the answers are the same']
   if interval and interval[1] > limit:
     lines.append(f'note: {n} images are too few to say that others lose no more than {limit:g}')
   rates = facts['rates'].items()
-  text = ', '.join(
-    f'{x["int8"] / x["float32"]:.2f} times at batches of {size}' for size, x in rates
-  )
+  text = ', '.join(f'{x[name] / x["float32"]:.2f} times at batches of {size}' for size, x in rates)
   return [*lines, f'images a second, of those of float32 on this machine: {text}']

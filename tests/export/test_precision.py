@@ -1,4 +1,4 @@
-"""Exported models in int8: what they compute, by NumPy, and what is said of them, measured anew."""
+"""Exported models in int8 and fp16: what they compute, and what is said of them, measured anew."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from hierjax.decide.decisions import AnswerRules
 from hierjax.decide.sets import SetRule
 from hierjax.evaluate import answers
 from hierjax.evaluate.collect import Outputs
-from hierjax.export import artefact, int8
+from hierjax.export import artefact, precision
 
 RNG = np.random.default_rng(5)
 
@@ -28,9 +28,8 @@ def trained(finished_run, tiny_backbone, one_device) -> model.Model:
   return model.load(finished_run)
 
 
-@pytest.fixture(scope='module')
-def in_int8(finished_run, shared_folder) -> pathlib.Path:
-  """The artefact of the finished run in int8, to be read only."""
+def lower(name: str, finished_run, shared_folder) -> pathlib.Path:
+  """The artefact of the finished run in a lower precision, to be read only."""
 
   def make(folder: pathlib.Path) -> None:
     import tiny
@@ -38,11 +37,22 @@ def in_int8(finished_run, shared_folder) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch:
       tiny.register(patch)
       tiny.use_one_device(patch)
-      artefact.export(
-        model.load(finished_run), folder / 'artefact', print, artefact.Extras(int8=5.0)
-      )
+      extras = artefact.Extras(**{name: 5.0})
+      artefact.export(model.load(finished_run), folder / 'artefact', print, extras)
 
-  return shared_folder('in_int8', make) / 'artefact'
+  return shared_folder(f'in_{name}', make) / 'artefact'
+
+
+@pytest.fixture(scope='module')
+def in_int8(finished_run, shared_folder) -> pathlib.Path:
+  """The artefact in int8."""
+  return lower('int8', finished_run, shared_folder)
+
+
+@pytest.fixture(scope='module', params=['int8', 'fp16'])
+def lowered(request, finished_run, shared_folder) -> tuple[str, pathlib.Path]:
+  """A lower precision, and the artefact in it."""
+  return request.param, lower(request.param, finished_run, shared_folder)
 
 
 def small_graph(kernel: np.ndarray, bias: np.ndarray) -> onnx.ModelProto:
@@ -101,7 +111,7 @@ def test_a_convolution_by_numpy():
   kernel, bias = kernel.astype(np.float32), RNG.standard_normal(5, np.float32)
   graph = small_graph(kernel, bias)
   images = RNG.integers(0, 200, (12, 8, 8, 3), np.uint8)
-  run = session(int8.quantise(graph, [images[:4], images[4:8]]))
+  run = session(precision.quantise(graph, [images[:4], images[4:8]]))
   x = np.float32(images).transpose(0, 3, 1, 2) * np.float32(1 / 100)
   y = np.clip(convolved(x, kernel, bias), 0, 6)
   scales = np.abs(kernel).max((1, 2, 3), keepdims=True) / 64
@@ -129,36 +139,38 @@ def test_seven_bits_hold_every_sum_of_two_products(in_int8):
   assert 2 * 255 * 64 < 2**15
 
 
-def test_what_is_recorded_is_what_the_two_artefacts_answer(in_int8, exported, trained):
+def test_what_is_recorded_is_what_the_two_artefacts_answer(lowered, exported, trained):
   """Accuracy at each level, equal answers and the largest difference, by the runtime alone."""
-  facts = json.loads((in_int8 / 'hierjax.json').read_text())
-  assert facts['precision'] == 'int8' and set(facts['int8']['rates']) == {'1', '32'}
-  record, val, table = facts['int8'], trained.split('val'), trained.taxonomy
+  name, folder = lowered
+  facts = json.loads((folder / 'hierjax.json').read_text())
+  assert facts['precision'] == name and set(facts[name]['rates']) == {'1', '32'}
+  record, val, table = facts[name], trained.split('val'), trained.taxonomy
   images = [val.reader(i) for i in range(len(val.labels))]
-  assert record['images'] == len(images) == 40 and facts['metrics']['val, int8'] == record['int8']
+  assert record['images'] == len(images) == 40 and facts['metrics'][f'val, {name}'] == record[name]
   paths, probs = [], []
-  for name, folder in (('float32', exported), ('int8', in_int8)):
-    loaded = runtime.load(folder)
+  for kind, place in (('float32', exported), lowered):
+    loaded = runtime.load(place)
     records = loaded.predict(images)
     pred = [
       [table.names[k].index(r['path'][x]) for k, x in enumerate(table.levels)] for r in records
     ]
     right = np.array(pred) == val.labels
-    assert record[name]['path'] == pytest.approx(right.all(1).mean())
+    assert record[kind]['path'] == pytest.approx(right.all(1).mean())
     for k, level in enumerate(table.levels):
-      assert record[name]['top1'][level] == pytest.approx(right[:, k].mean())
+      assert record[kind]['top1'][level] == pytest.approx(right[:, k].mean())
     paths.append(pred)
     probs.append(loaded.probabilities(images))
   assert record['equal'] == np.mean([a == b for a, b in zip(*paths)])
   largest = max(np.abs(probs[0][level] - probs[1][level]).max() for level in probs[0])
   assert 1e-6 < largest == pytest.approx(record['largest_difference'], abs=1e-6)
-  losses = 100 * (record['float32']['path'] - record['int8']['path'])
+  losses = 100 * (record['float32']['path'] - record[name]['path'])
   assert record['losses'] == {'full paths': pytest.approx(losses)}
 
 
-def test_its_rules_are_fitted_by_its_own_probabilities(in_int8, trained):
+def test_its_rules_are_fitted_by_its_own_probabilities(lowered, trained):
   """As `decide.tune` fits them on val; the graph decides by them; jax gets no program."""
-  loaded, val = runtime.load(in_int8), trained.split('val')
+  name, folder = lowered
+  loaded, val = runtime.load(folder), trained.split('val')
   images = [val.reader(i) for i in range(len(val.labels))]
   expected = decide.tune(loaded.probabilities(images), val.labels, trained.taxonomy)['exclusive']
   rules = loaded.rules['exclusive']
@@ -170,8 +182,31 @@ def test_its_rules_are_fitted_by_its_own_probabilities(in_int8, trained):
   np.testing.assert_array_equal(outputs['path'], joint.pred)
   for k, level in enumerate(loaded.taxonomy.levels):
     np.testing.assert_allclose(outputs[f'path_probability/{level}'], joint.prob[k], atol=1e-5)
-  assert not (in_int8 / 'model.stablehlo').exists()
-  assert 'computes in int8' in (in_int8 / 'README.md').read_text()
+  assert not (folder / 'model.stablehlo').exists()
+  assert f'computes in {name};' in (folder / 'README.md').read_text()
+
+
+def test_halves_are_numbers_of_sixteen_bits(exported, finished_run, shared_folder):
+  """Each weight of the network is the nearest float16; the decisions stay in float64."""
+  folder = lower('fp16', finished_run, shared_folder)
+  graphs = [onnx.load(place / 'model.onnx').graph for place in (exported, folder)]
+  exact, half = ({x.name: numpy_helper.to_array(x) for x in g.initializer} for g in graphs)
+  kernels = [name for name, x in exact.items() if x.ndim == 4 and x.shape[-1] > 1]
+  assert len(kernels) == 2
+  halves = [x for x in half.values() if x.dtype == np.float16]
+  for name in kernels:
+    assert name not in half
+    assert any(np.array_equal(x, exact[name].astype(np.float16)) for x in halves)
+  doubles = [name for name, x in exact.items() if x.dtype == np.float64]
+  assert doubles and all(half[name].dtype == np.float64 for name in doubles)
+  assert (folder / 'model.onnx').stat().st_size < 0.9 * (exported / 'model.onnx').stat().st_size
+
+
+def test_one_precision_at_a_time(trained, tmp_path):
+  """Both at once are refused before anything is written."""
+  with pytest.raises(UserError, match=r'^--int8 and --fp16: give one of them$'):
+    artefact.export(trained, tmp_path / 'new', print, artefact.Extras(int8=5.0, fp16=5.0))
+  assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize('split', ['val', 'calibration'])
@@ -198,7 +233,7 @@ def test_guarantees_are_fitted_anew_as_the_run_has_them(trained, split):
     'answer': AnswerRules(split, 9, rule, None, 0.25),
     'sets': SetRule(0.1, 'aps', 0.5, 9, split),
   }
-  rules, _ = int8.fit_rules(fake, before)
+  rules, _ = precision.fit_rules(fake, before)
   c = copy.deepcopy(trained.c)
   c.decide.risk, c.decide.sets, c.decide.set_kind, c.decide.price = 0.2, 0.1, 'aps', 0.25
   tuned = decide.tune(probs['val'], labels['val'], table)
@@ -209,7 +244,7 @@ def test_guarantees_are_fitted_anew_as_the_run_has_them(trained, split):
   assert rules['exclusive'].temperature != before['exclusive'].temperature
   by_cost = before | {'answer': AnswerRules('', 0, None, 'lca', 0.25)}
   del by_cost['sets']
-  rules, _ = int8.fit_rules(fake, by_cost)
+  rules, _ = precision.fit_rules(fake, by_cost)
   assert rules['answer'] == AnswerRules('', 0, None, 'lca', 0.25) and 'sets' not in rules
 
 
@@ -233,18 +268,18 @@ FACTS = {
 def test_what_loses_too_much_is_refused(trained, tmp_path, monkeypatch):
   """With the number, its interval and the images; and nothing is left of it."""
   with pytest.raises(UserError, match=r'loses 0\.75 points of full paths \(95%: -0\.40 to 1\.90\)'):
-    int8.check(FACTS, 0.5)
-  lines = int8.check(FACTS, 1)
+    precision.check(FACTS, 'int8', 0.5)
+  lines = precision.check(FACTS, 'int8', 1)
   assert '97.5% of the answers' in lines[0] and 'too few' in lines[1] and '1.70 times' in lines[2]
-  assert len(int8.check(FACTS, 2)) == 2
+  assert len(precision.check(FACTS, 'int8', 2)) == 2
   with pytest.raises(UserError, match=r'0\.60 points of sky on 400'):
-    int8.check(FACTS | {'losses': {'full paths': 0.1, 'sky': 0.6}}, 0.5)
+    precision.check(FACTS | {'losses': {'full paths': 0.1, 'sky': 0.6}}, 'int8', 0.5)
   with pytest.raises(UserError, match='nothing is written'):
-    int8.check(FACTS, float('nan'))
+    precision.check(FACTS, 'int8', float('nan'))
   with pytest.raises(UserError, match='no image of val has a label'):
-    int8.check(FACTS | {'losses': {}}, 0.5)
-  monkeypatch.setattr(int8, 'compare', lambda *_: FACTS)
-  monkeypatch.setattr(int8, 'quantise', lambda graph, batches: graph)
+    precision.check(FACTS | {'losses': {}}, 'int8', 0.5)
+  monkeypatch.setattr(precision, 'compare', lambda *_: FACTS)
+  monkeypatch.setattr(precision, 'quantise', lambda graph, batches: graph)
   with pytest.raises(UserError, match='nothing is written'):
     artefact.export(trained, tmp_path / 'new', print, artefact.Extras(int8=0.5))
   assert not [*tmp_path.iterdir()]
@@ -257,7 +292,7 @@ def test_a_network_of_dense_layers_is_refused():
   graph.graph.node.append(helper.make_node('MatMul', ['pooled', 'dense'], ['features']))
   graph.graph.initializer.append(numpy_helper.from_array(np.zeros((5, 40), np.float32), 'dense'))
   with pytest.raises(UserError, match='convolutions have 41% of the weights'):
-    int8.quantise(graph, [])
+    precision.quantise(graph, [])
 
 
 def test_the_interval_of_a_loss_holds():
@@ -268,8 +303,8 @@ def test_the_interval_of_a_loss_holds():
       draws = RNG.random(n)
       before = draws < 0.8 + lost
       after = (draws < 0.8) | (draws > 1 - won)
-      low, high = int8.paired_interval(before, after)
+      low, high = precision.paired_interval(before, after)
       inside += low <= lost - won <= high
     assert inside >= 372
-  low, high = int8.paired_interval(np.ones(40, bool), np.ones(40, bool))
+  low, high = precision.paired_interval(np.ones(40, bool), np.ones(40, bool))
   assert low == -high and 0.04 < high < 0.05

@@ -112,6 +112,9 @@ FLAGS = (
   Flag('log_inputs', None, 'serve: folder that keeps images and answers for an audit', 'serve'),
   Flag('log_bytes', 2**30, 'serve: size of that folder; beyond it nothing more is logged', 'serve',
        int, 1),
+  Flag('trained', False,
+       'audit: judge by networks, trained on the other images for each of probe.folds folds, '
+       'instead of by linear heads', 'audit', bool),
   Flag('distributed', False,
        'train, evaluate: one of several processes; finds SLURM, Open MPI, GKE and Cloud TPU', '',
        bool),

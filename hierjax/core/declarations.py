@@ -100,6 +100,9 @@ _DATA = (
          'split that val is drawn from, where the data have none; None: the one to train on'),
   Option('data.divide', None,
          'split of the data to use as if it were all: divided into train, val and test'),
+  Option('data.splits', None,
+         'CSV with the columns file and split, as splits.csv of a run, that says the split of each '
+         'image; others are not used; None: what the data name'),
   Option('data.split_seed', 0, 'seed of the splits that are made', '[0, inf)'),
   Option('data.crop_boxes', False, "show only an image's bounding box"),
   Option('data.crop_margin', 0.0, 'enlarges the box by this share of its size on each side',

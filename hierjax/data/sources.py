@@ -105,6 +105,9 @@ def make_splits(
   Raises:
     UserError: see `load`.
   """
+  if options.splits:
+    named = splits.read_splits(options.splits, table.files, findings)
+    table.splits = split_names.unify(options, named, findings)
   names = table.taxonomy.names[-1]
   if not table.taxonomy.multi and len(names) == 1:
     text = f'all images are of one class, {names[0]!r}: nothing to tell apart'

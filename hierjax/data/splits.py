@@ -2,6 +2,7 @@
 
 import dataclasses
 import fractions
+import pathlib
 import re
 import unicodedata
 from collections import Counter
@@ -18,7 +19,7 @@ from hierjax.core.names import Names
 from hierjax.data import stratify
 from hierjax.data.dataset import Dataset, Examples, Table, subset
 from hierjax.data.findings import Findings
-from hierjax.taxonomy import Taxonomy, close_matches
+from hierjax.taxonomy import Taxonomy, close_matches, read_table
 from hierjax.taxonomy.table import with_aliases
 
 TEST, CALIBRATION = 'test', 'calibration'
@@ -94,6 +95,42 @@ def divide(
   return Division(examples, new)
 
 
+def read_splits(path: str, files: Sequence[str], findings: Findings) -> list[str]:
+  """Read the split of each file from a CSV.
+
+  Args:
+    path: of the CSV, which has the columns file and split, and may have others.
+    files: of the data.
+    findings: receives a note of files that the CSV does not have.
+
+  Returns:
+    [N], '' for a file that the CSV does not have.
+
+  Raises:
+    UserError: a column is missing, a file has two splits, or the CSV has none of the files.
+  """
+  columns, rows, *_ = read_table(pathlib.Path(path).expanduser())
+  lower = [column.casefold() for column in columns]
+  where = f'--config.data.splits={path}'
+  if not {'file', 'split'} <= {*lower}:
+    raise UserError(f'{where}: needs the columns file and split; it has {", ".join(columns)}')
+  split_of = {}
+  for number, row in rows:
+    file, split = (row[lower.index(name)] for name in ('file', 'split'))
+    if split_of.setdefault(file_key(file), split) != split:
+      raise UserError(f'{where}: line {number} puts {file} into {split}, another line does not')
+  splits = [split_of.get(file_key(file), '') for file in files]
+  if not any(splits):
+    raise UserError(
+      f'{where}: has none of the {len(files)} images; they are named as in splits.csv of a run, '
+      f'such as {file_key(files[0]) if files else ""}'
+    )
+  missing = [file for file, split in zip(files, splits) if not split]
+  if missing:
+    findings.note(f'{len(missing)} images are not in {path} and not used: {missing[0]}, ...')
+  return splits
+
+
 def examples_of(data: Dataset, options: ConfigDict, option: str) -> Examples:
   """Return the split of `data` that `options` name as an `option`, train or val, or raise."""
   name, splits = options[option], data.splits
@@ -120,7 +157,7 @@ def file_key(file: str) -> str:
 def _named(options, table, findings):
   """The splits that the data name."""
   splits, train = table.splits, options.train
-  names = list(dict.fromkeys(splits or ()))
+  names = list(filter(None, dict.fromkeys(splits or ())))
   folded = {}  # {name without case: the first such name}
   for name in names:
     first = folded.setdefault(name.casefold(), name)

@@ -1,6 +1,8 @@
 """The audit of a data set's labels, and of images that it has twice, by features of a backbone."""
 
 import copy
+import csv
+import io
 import pathlib
 from collections import namedtuple
 from collections.abc import Callable
@@ -9,11 +11,13 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from hierjax import decide
+from hierjax import decide, model
 from hierjax.core import files
+from hierjax.data import split_record, stratify
+from hierjax.data.splits import file_key
 from hierjax.decide import audit, calibration
 from hierjax.evaluate import explain
-from hierjax.experiments import probe, probe_features, probe_grid
+from hierjax.experiments import fit, probe, probe_features, probe_grid
 from hierjax.experiments.workdir import disk_errors
 from hierjax.report import charts, page
 
@@ -25,18 +29,23 @@ Item = namedtuple('Item', 'file split label')  # what the lists say of an exampl
 
 
 def audit_labels(
-  c: ConfigDict, workdir: str | pathlib.Path, progress: Callable[[str], None] = print
+  c: ConfigDict,
+  workdir: str | pathlib.Path,
+  progress: Callable[[str], None] = print,
+  trained: bool = False,
 ) -> dict:
   """Rank labels by how likely they are wrong, and find images that are nearly the same.
 
   The images of all splits that have a finest label are judged by linear heads on a frozen backbone,
-  fitted to the other folds (`decide.audit`). The folder gets audit.csv with all of them, the most
-  doubtful first, duplicates.csv with the pairs, and audit.html with images of both.
+  or by networks, fitted to the other folds (`decide.audit`). The folder gets audit.csv with all of
+  them, the most doubtful first, duplicates.csv with the pairs, audit.html with images of both, and
+  the runs of the networks in foldN.
 
   Args:
-    c: the config; of the model only the backbone and its weights are read.
+    c: the config; without networks only the backbone and its weights are read of the model.
     workdir: the folder.
     progress: called with a line now and then.
+    trained: whether to train a network for each of probe.folds folds, on the others.
 
   Returns:
     The numbers of 'images', of wrong labels that are 'expected', of 'duplicates', of those
@@ -49,22 +58,13 @@ def audit_labels(
   with disk_errors(workdir):
     run = probe.build(c)
     workdir.mkdir(parents=True, exist_ok=True)
-    store = probe_features.folder(c)
-    places, labels, values = [], [], []
-    for examples in run.data.splits.values():
-      features = probe_features.compute(run, examples, 1, store, progress)
-      is_labelled = examples.labels[features.index, -1] >= 0
-      index = features.index[is_labelled]
-      places += [(examples, i) for i in index.tolist()]
-      labels.append(examples.labels[index])
-      values.append(features.values[is_labelled])
-    labels, values = np.concatenate(labels), np.concatenate(values)
-    names = run.taxonomy.names[-1]
-    items = [
-      Item(examples.files[i], examples.name, names[y])
-      for (examples, i), y in zip(places, labels[:, -1])
-    ]
-    evidence = _judge(c, run, values, labels, [item.file for item in items], progress)
+    items, places, labels, values = _gather(c, run, progress)
+    names = [item.file for item in items]
+    if trained:
+      posterior = _posterior_of_networks(c, workdir, run, places, labels, names)
+    else:
+      posterior = _posterior_of_heads(c, run, values, labels, names, progress)
+    evidence = _judge(posterior, labels[:, -1], run.taxonomy)
     noise = audit.fit_noise(evidence.likelihood)
     pairs = audit.near_duplicates(values[:, 0])
     # those with different labels first
@@ -79,6 +79,26 @@ def audit_labels(
     }
     _write(workdir, result, noise, evidence, pairs, items, places, run.taxonomy)
   return result
+
+
+def _gather(c, run, progress):
+  """The examples with a finest label: items, (split, number), labels and features."""
+  store = probe_features.folder(c)
+  places, labels, values = [], [], []
+  for examples in run.data.splits.values():
+    features = probe_features.compute(run, examples, 1, store, progress)
+    is_labelled = examples.labels[features.index, -1] >= 0
+    index = features.index[is_labelled]
+    places += [(examples, i) for i in index.tolist()]
+    labels.append(examples.labels[index])
+    values.append(features.values[is_labelled])
+  labels, values = np.concatenate(labels), np.concatenate(values)
+  classes = run.taxonomy.names[-1]
+  items = [
+    Item(examples.files[i], examples.name, classes[y])
+    for (examples, i), y in zip(places, labels[:, -1])
+  ]
+  return items, places, labels, values
 
 
 def _write(workdir, result, noise, evidence, pairs, items, places, taxonomy):
@@ -98,8 +118,8 @@ def _write(workdir, result, noise, evidence, pairs, items, places, taxonomy):
   files.write(workdir / 'audit.html', text)
 
 
-def _judge(c, run, values, labels, names, progress):
-  """Compute what probabilities by the fits to other folds say of labels, `audit.Evidence`."""
+def _posterior_of_heads(c, run, values, labels, names, progress):
+  """Return a function of rows: float [n, leaf], by linear heads that were fitted to other folds."""
   c = copy.deepcopy(c)
   c.probe.forms = ('parallel',)
   data = probe_grid.Data.make(values, labels, names, c)
@@ -110,13 +130,58 @@ def _judge(c, run, values, labels, names, progress):
     decisions = decide.decide(choice.predict(rows), run.taxonomy, choice.rules)
     return decisions['exclusive']['joint'].prob[-1]
 
+  return posterior
+
+
+def _posterior_of_networks(c, workdir, run, places, labels, names):
+  """Return a function of rows: float [n, leaf], by networks that were trained on other folds.
+
+  The val of each is its fold, which tunes the weights of the joint decision and its temperature.
+  """
+  fold = stratify.iterative(labels[:, -1], [1.0] * c.probe.folds, c.seed, names)
+  numbers = dict(zip(map(file_key, names), fold.tolist()))
+  networks = [_train_fold(c, workdir, run, numbers, k) for k in range(c.probe.folds)]
+
+  def posterior(rows):
+    prob = np.zeros((len(rows), len(run.taxonomy.paths)))
+    for k, network in enumerate(networks):
+      members = np.flatnonzero(fold[rows] == k)
+      images = [examples.reader(i) for examples, i in (places[row] for row in rows[members])]
+      if images:
+        decisions = network.decide(network.probabilities(images))
+        prob[members] = decisions['exclusive']['joint'].prob[-1]
+    return prob
+
+  return posterior
+
+
+def _train_fold(c, workdir, run, numbers, k):
+  """Train a network on all images but those of a fold, {file: number of its fold}, or resume it."""
+  c, folder = copy.deepcopy(c), workdir / f'fold{k}'
+  c.baseline, c.baseline_seeds, c.data.splits = None, 1, str(workdir / f'fold{k}.csv')
+  c.data.calibration = c.data.calibration_share = c.data.divide = None
+  rows = csv.reader(io.StringIO(split_record.content(run.data.undiminished), newline=''))
+  lines = [next(rows)]
+  for file, split, *labels in rows:
+    if file in numbers:
+      split = c.data.val if numbers[file] == k else c.data.train
+    # what is not judged trains if it did, such as images without a finest label
+    if file in numbers or split == c.data.train:
+      lines.append([file, split, *labels])
+  files.write(pathlib.Path(c.data.splits), files.csv_text(lines))
+  fit.fit(c, folder)
+  return model.load(folder)
+
+
+def _judge(posterior, labels, taxonomy):
+  """Compute what probabilities by fits to other folds say of labels, `audit.Evidence`."""
   rows = np.arange(len(labels))
-  picked = calibration.even_subset(rows, len(run.taxonomy.paths), calibration.LIMIT)
-  inverses = audit.fit_levels(posterior(picked), labels[picked, -1], run.taxonomy)
+  picked = calibration.even_subset(rows, len(taxonomy.paths), calibration.LIMIT)
+  inverses = audit.fit_levels(posterior(picked), labels[picked], taxonomy)
   parts = []
   for block in np.split(rows, range(audit.BLOCK, len(rows), audit.BLOCK)):
-    prob = audit.temper_levels(posterior(block), inverses, run.taxonomy)
-    parts.append(audit.evidence(prob, labels[block, -1], run.taxonomy))
+    prob = audit.temper_levels(posterior(block), inverses, taxonomy)
+    parts.append(audit.evidence(prob, labels[block], taxonomy))
   return audit.Evidence(*map(np.concatenate, zip(*parts)))
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tiny
 
+from hierjax import model
 from hierjax.core import config
 from hierjax.core.errors import UserError
-from hierjax.data import sources
+from hierjax.data import sources, split_record
+from hierjax.decide.audit import fit_levels, temper_levels
 from hierjax.experiments import audit, probe_features, probe_grid
 
 
@@ -62,6 +64,44 @@ def test_planted_labels_come_first(planted, tmp_path):
   assert result['duplicates'] == len(pairs)
   text = (tmp_path / 'audit' / 'audit.html').read_text()
   assert text.count('data:image/jpeg') > 60 and 'nearly the same' in text
+
+
+def test_networks_judge_images_that_they_have_not_seen(
+  tiny_backbone, one_device, no_report, tmp_path
+):
+  """Each image has the probability of its label by the network of its fold, and trains the others.
+
+  The audit goes on from the networks that an interrupted one has left.
+  """
+  c, folder = tiny.run_config(), tmp_path / 'audit'
+  config.assign(c, 'probe.folds', '2')
+  result = audit.audit_labels(c, folder, lambda line: None, trained=True)
+  rows = {row['file']: row for row in csv.DictReader((folder / 'audit.csv').open())}
+  assert result['images'] == len(rows) == 136
+  data = sources.load(c.data)
+  labels = {f: y for s in data.splits.values() for f, y in zip(s.files, s.labels.tolist())}
+  readers = {f: (s, i) for s in data.splits.values() for i, f in enumerate(s.files)}
+  order, posterior = [], []
+  for k in range(2):
+    network = model.load(folder / f'fold{k}')
+    record = split_record.read(folder / f'fold{k}').splits
+    others = sorted(file for file in rows if record[file] != 'train')
+    assert {record[file] for file in others} == {'val'} and len(others) == 68
+    images = [readers[file][0].reader(readers[file][1]) for file in others]
+    joint = network.decide(network.probabilities(images))['exclusive']['joint']
+    order += others
+    posterior.append(joint.prob[-1])
+  assert sorted(order) == sorted(rows)
+  y, table = np.array([labels[file][-1] for file in order]), data.taxonomy
+  posterior = np.concatenate(posterior)
+  inverses = fit_levels(posterior, y, table)
+  prob = temper_levels(posterior, inverses, table)
+  for file, leaf, p in zip(order, y, prob):
+    assert rows[file]['label'] == table.names[-1][leaf]
+    assert float(rows[file]['prob_label']) == pytest.approx(p[leaf], abs=2e-3)
+  before = (folder / 'audit.csv').read_text()
+  audit.audit_labels(c, folder, lambda line: None, trained=True)
+  assert (folder / 'audit.csv').read_text() == before
 
 
 def test_tags_have_no_audit(planted, tmp_path):

@@ -49,13 +49,13 @@ def splits_of(data):
 def test_each_image_is_where_the_file_puts_it(folder, tmp_path):
   """Whatever would be drawn; 'validation' is val; what is not named is not used, and said to be."""
   files = sorted(splits_of(sources.load(options(folder))))
-  given = {file: ('train', 'validation', 'other')[i % 3] for i, file in enumerate(files[:-2])}
-  path = write(tmp_path / 'mine.csv', given.items())
+  parts = {file: ('train', 'validation', 'other')[i % 3] for i, file in enumerate(files[:-2])}
+  path = write(tmp_path / 'mine.csv', parts.items())
   data = sources.load(options(folder, path))
-  assert splits_of(data) == {f: 'val' if s == 'validation' else s for f, s in given.items()}
+  assert splits_of(data) == {f: 'val' if s == 'validation' else s for f, s in parts.items()}
   assert any(note.startswith('2 images are not in ') for note in data.notes)
   # more columns, in another order, and semicolons
-  text = 'split;why;file\n' + ''.join(f'{s};x;{f}\n' for f, s in given.items())
+  text = 'split;why;file\n' + ''.join(f'{s};x;{f}\n' for f, s in parts.items())
   path.write_text(text)
   assert splits_of(sources.load(options(folder, path))) == splits_of(data)
 

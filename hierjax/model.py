@@ -4,7 +4,7 @@ import copy
 import hashlib
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from hierjax.data.image_groups import Batch
 from hierjax.data.levels import restrict
 from hierjax.data.splits import NOVEL
 from hierjax.decide import drift
-from hierjax.decide.decisions import Decisions, without_fitted
+from hierjax.decide.decisions import Decisions
 from hierjax.decide.nodes import level_logits
 from hierjax.decide.novelty import Detector, Evidence
 from hierjax.evaluate import (
@@ -155,7 +155,6 @@ class Model(Predictor):
     tune: bool = False,
     progress: Callable[[int, int], None] | None = None,
     into: pathlib.Path | None = None,
-    others: Sequence['Model'] = (),
     outputs: Outputs | None = None,
   ) -> dict:
     """Evaluate a split and write eval_SPLIT.json and predictions_SPLIT.npz.
@@ -167,8 +166,6 @@ class Model(Predictor):
         later; training does so once, on the validation split.
       progress: called with the numbers of images that are done and that there are.
       into: the folder of the files; None for the run's.
-      others: models whose heads stand in for those that this one lacks: single-task models taken
-        together.
       outputs: what this model computes for the examples; None to compute it.
 
     Returns:
@@ -177,17 +174,13 @@ class Model(Predictor):
     Raises:
       UserError: the split cannot be read, or decide.novelty does not go with the levels.
     """
-    if self.c.decide.novelty and others:
-      raise UserError(
-        '--config.decide.novelty: needs the features of one model, not of several side by side'
-      )
     examples, into = examples or self.split(split), into or self.workdir
-    outputs = self._fit_and_decide(split, examples, tune, progress, others, outputs)
+    outputs = self._fit_and_decide(split, examples, tune, progress, outputs)
     outputs, subset = summary.within_subset(outputs, self.taxonomy, self.rules)
     decisions = outputs.decide(self.taxonomy, self.rules)
     arguments = outputs, decisions, self.taxonomy, self.rules, self.c.eval.tta
     result = summary.summarize(split, *arguments) | subset
-    if self._uses_features and not others:
+    if self._uses_features:
       self._evaluate_drift(split, outputs, decisions, result)
     if self.c.decide.novelty:
       self._evaluate_novelty(split, outputs, decisions, result, into)
@@ -195,20 +188,13 @@ class Model(Predictor):
       summary.write(into, result, outputs, decisions, self.taxonomy, examples.files)
     return result
 
-  def _fit_and_decide(self, split, examples, tune, progress, others, outputs) -> Outputs:
+  def _fit_and_decide(self, split, examples, tune, progress, outputs) -> Outputs:
     """Fit the rules that are to be fitted, and return the reduced outputs of the split by them."""
     options = {'progress': progress, 'with_features': self._uses_features}
     calibration = answers.calibration_split(self.c, self.rules, tune)
-    if others:
-      # what is fitted is for this model's outputs alone
-      calibration, self.rules = None, without_fitted(self.rules)
-    to_fit = examples if outputs or others else collect.to_fit(examples, self.taxonomy)
-    if outputs is None and (others or tune or calibration == split):
+    to_fit = examples if outputs else collect.to_fit(examples, self.taxonomy)
+    if outputs is None and (tune or calibration == split):
       outputs = self.collect(to_fit, **options)
-    for model in others:
-      extra = model.collect(model.split(split))
-      assert np.array_equal(extra.index, outputs.index), f'{model.workdir} has other examples'
-      outputs.probs = extra.probs | outputs.probs
     if tune:
       self.rules = decide.tune(outputs.probs, outputs.labels, self.taxonomy)
     if calibration:

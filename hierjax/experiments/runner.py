@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from hierjax import model
 from hierjax.core import config, files, json_files, plugins, terminal
 from hierjax.core.errors import UserError, did_you_mean
+from hierjax.decide.decisions import without_fitted
 from hierjax.evaluate import metrics
 from hierjax.experiments import describe, fit, run_lock
 from hierjax.experiments.table import COUNTS, Row, Table
@@ -221,8 +222,8 @@ class Runner:
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / 'config.json', config.to_json(configs[0]) + '\n')
     shutil.copy(sources[0] / 'taxonomy.csv', folder / 'taxonomy.csv')
-    first, *others = [model.load(source, c) for source, c in zip(sources, configs)]
-    first.evaluate(self.evaluated_split(row), into=folder, others=others)
+    models = [model.load(source, c) for source, c in zip(sources, configs)]
+    _side_by_side(models).evaluate(self.evaluated_split(row), into=folder)
 
   def run(self, message: Callable[[Exception], str], write: Callable[['Runner'], object]) -> int:
     """Make all that is missing, the first seed of every row before the second of any.
@@ -275,3 +276,27 @@ class Runner:
       return ''
     n = sum(not row.evaluates for row, _ in pending)
     return f', about {chrono.clock(float(np.mean(seconds)) * n)} left'
+
+
+def _side_by_side(models):
+  """Return the first of models with the heads of the others: single-task models, taken together.
+
+  What is fitted for the answers of the first alone does not count.
+  """
+  first, *others = models
+  if first.c.decide.novelty:
+    raise UserError(
+      '--config.decide.novelty: needs the features of one model, not of several side by side'
+    )
+  together = copy.copy(first)
+  together.c, together.rules = copy.deepcopy(first.c), without_fitted(first.rules)
+  together.c.decide.risk = together.c.decide.costs = together.c.decide.sets = None
+
+  def step(variables, images):
+    probs, features = first.eval_step(variables, images)
+    for other in others:
+      probs = other.eval_step(other.variables, images)[0] | probs
+    return probs, features
+
+  together.eval_step = step
+  return together

@@ -24,17 +24,8 @@ from hierjax.taxonomy import Mixed, Taxonomy
 FILE = 'splits.csv'
 MAX_BYTES = 2**32
 # Options of `config.data`, by the beginning of their names, that say which data and which split.
-DIVIDING = (
-  'root',
-  'source',
-  'image_root',
-  'file_column',
-  'split_column',
-  'split_seed',
-  'splits',
-  'toy',
-)
-DIVIDING += ('train', 'val', 'test_share', 'calibration', 'divide')
+DIVIDING = ('root', 'source', 'image_root', 'file_column', 'split_column', 'split_seed', 'toy')
+DIVIDING += ('train', 'val', 'test_share', 'calibration', 'divide', 'splits')
 
 
 class Record(NamedTuple):

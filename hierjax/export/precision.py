@@ -94,6 +94,8 @@ def halve(model: Any) -> Any:
   first = _from_first(_network(graph), ('Conv', 'MatMul', 'Gemm'))
   halved = {node.name for node in first if results.isdisjoint(node.output)}
   in_half = floats & {name for node in first if node.name in halved for name in node.output}
+  # what a node in float16, and one in float32, reads in the other's type
+  moved = {True: (floats | {*constants}) - in_half, False: in_half}
   nodes, converted = [], {}
 
   def convert(name, kind):
@@ -111,9 +113,8 @@ def halve(model: Any) -> Any:
   for node in graph.node:
     is_half = node.name in halved
     kind = TensorProto.FLOAT16 if is_half else TensorProto.FLOAT
-    moved = (floats | {*constants}) - in_half if is_half else in_half
     for i, name in enumerate(node.input):
-      if name in moved:
+      if name in moved[is_half]:
         node.input[i] = convert(name, kind)
     for attribute in node.attribute if is_half and node.op_type == 'Cast' else ():
       if attribute.i == TensorProto.FLOAT:

@@ -17,3 +17,8 @@ def run(args: Arguments) -> None:
   c = runs.run_config(args, source, CHANGEABLE)
   terminal.show(migrate.migrate(source, args.taxonomy, args.workdir, c, args.renames, args.shots))
   terminal.say(f'hierjax train --workdir={args.workdir} trains it further')
+  if not {'train.epochs', 'train.steps', 'optim.lr'} & {*args.overrides}:
+    terminal.say(
+      'as long as the run before; two epochs come close: migrate with --config.train.epochs=2 '
+      f'--config.optim.lr={c.optim.lr / 3:.2g} --config.data.augment.enabled=False'
+    )

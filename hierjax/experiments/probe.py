@@ -31,6 +31,7 @@ from hierjax.experiments.fit import baseline_config
 from hierjax.experiments.probe_features import Features
 from hierjax.experiments.probe_grid import Recipe, Setting
 from hierjax.experiments.workdir import current_time, disk_errors, save_untrained
+from hierjax.models import registry
 from hierjax.train import setup
 
 BIAS_NOTE = (
@@ -157,6 +158,10 @@ def build(c: ConfigDict) -> setup.Setup:
   if not c.model.pretrained:
     note = 'the backbone has random weights; --config.model.pretrained or --config.probe.run gives'
     return dataclasses.replace(run, notes=(*run.notes, f'{note} others'))
+  size = registry.BACKBONES[c.model.backbone].size
+  if c.data.size < size:
+    note = f'the weights are of images of {size} px, whose features may tell more than those of'
+    return dataclasses.replace(run, notes=(*run.notes, f'{note} {c.data.size} px'))
   return run
 
 

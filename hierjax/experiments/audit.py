@@ -146,8 +146,8 @@ def _posterior_of_networks(c, workdir, run, places, labels, names):
     prob = np.zeros((len(rows), len(run.taxonomy.paths)))
     for k, network in enumerate(networks):
       members = np.flatnonzero(fold[rows] == k)
-      images = [examples.reader(i) for examples, i in (places[row] for row in rows[members])]
-      if images:
+      if len(members):
+        images = (examples.reader(i) for examples, i in (places[row] for row in rows[members]))
         decisions = network.decide(network.probabilities(images))
         prob[members] = decisions['exclusive']['joint'].prob[-1]
     return prob

@@ -4,6 +4,7 @@ On two AVX-512 cores XLA's own forms of these operations and of their gradients 
 times as long for a whole train step. What is done instead:
 
 - 1x1 and patch convolutions are matrix products; small maps are gathered into patches for one.
+- Groups of channels are convolved one by one.
 - A depthwise convolution and its gradients are sums of shifted, scaled maps, one for each tap.
 - Sums over pixels go over pieces of up to 8 rows first, which XLA unrolls into vector code.
 - The gradient of batch norm and its activation is written by hand, in two passes over the maps.
@@ -46,9 +47,6 @@ def _stored(f: Callable, static: tuple[int, ...] = ()) -> Callable:
       return call(*args)
 
   return stored
-
-
-# Padding, taps and sums.
 
 
 def _pad(x: Array, pads: Sequence[tuple[int, int]], value: float = 0) -> Array:
@@ -108,15 +106,12 @@ def _interleave(xs: list[Array], axis: int) -> Array:
   return merged if merged.shape[axis] == length else lax.slice_in_dim(merged, 0, length, axis=axis)
 
 
-# Convolution.
-
-
 def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Array:
   """Convolve maps with a kernel. Args: as `plain_kernels.conv`.
 
   The form is chosen by the shapes: shifted sums for a depthwise kernel, a matrix product for 1x1
   kernels, patches and small maps, a product and shifted sums where few channels go out; XLA's own
-  for the rest.
+  for the rest, for each group of channels by itself.
   """
   size, k = x.shape[1:3], kernel.shape[:2]
   pads = functional.explicit_pads(size, k, stride, padding)
@@ -124,6 +119,8 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
   if kernel.shape[2] == 1 and x.shape[3] > 1:
     y = _depthwise(x.astype(jnp.float32), kernel.astype(jnp.float32), stride, pads)
     return y.astype(x.dtype)
+  if kernel.shape[2] < x.shape[3]:
+    return _grouped(x, kernel, stride, padding)
   if k == (1, 1) and not is_padded:
     return dense(x[:, ::stride, ::stride], kernel[0, 0])
   if k == (stride, stride) and not is_padded and not any(n % stride for n in size):
@@ -137,6 +134,11 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
   return lax.conv_general_dilated(
     x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
+
+
+def _grouped(x: Array, kernel: Array, stride: int, padding: int | str) -> Array:
+  parts = zip(*(jnp.split(a, x.shape[3] // kernel.shape[2], -1) for a in (x, kernel)))
+  return jnp.concatenate([conv(*part, stride, padding) for part in parts], -1)
 
 
 def _flat(kernel: Array) -> Array:
@@ -440,9 +442,6 @@ def _batch_norm_backward(eps, act, axis, saved, cotangents):
 
 
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
-
-
-# Pooling.
 
 
 def max_pool(x: Array, window: int, stride: int, padding: int) -> Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hierjax.models import functional, plain_kernels
+from hierjax.models import functional
 from hierjax.models.compute import Compute, Layer
 from hierjax.models.initializers import (
   Initializer,
@@ -63,8 +63,8 @@ class Conv(Layer):
     groups = x.shape[-1] if self.depthwise else self.groups
     shape = (self.size, self.size, x.shape[-1] // groups, self.features)
     kernel, dtype = self.weight('kernel', self.initial, shape), self.compute.dtype
-    conv = plain_kernels.conv if self.groups > 1 else self.compute.ops.conv
-    y = conv(x.astype(dtype), jnp.asarray(kernel, dtype), self.stride, self.padding)
+    kernel = jnp.asarray(kernel, dtype)
+    y = self.compute.ops.conv(x.astype(dtype), kernel, self.stride, self.padding)
     if self.use_bias:
       bias = self.weight('bias', self.initial_bias, (self.features,))
       y = y + functional.per_channel(jnp.asarray(bias, dtype), y)

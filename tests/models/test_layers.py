@@ -92,6 +92,26 @@ def test_convolution_equals_lax(case):
   )
 
 
+@pytest.mark.parametrize(
+  'case',
+  [(8, 6, 3, 1, 1, 2), (9, 8, 3, 2, 1, 3), (4, 4, 3, 1, 1, 2), (7, 5, 1, 1, 0, 3)]
+  + [(9, 7, 3, 2, 'SAME', 6), (16, 8, 5, 1, 2, 4)],
+  ids=str,
+)
+def test_convolution_of_groups_equals_lax(case):
+  """Each output channel reads those of its group alone; twelve channels in, as many or more out."""
+  h, w, k, stride, padding, width = case
+  x, kernel = draw(0, (3, h, w, 12), (k, k, width, 12 + 12 // width))
+  want = lax_conv(stride, padding)
+  (dy,) = draw(1, jax.eval_shape(want, x, kernel).shape)
+  close(
+    jax.jit(with_gradients(lambda x, kernel: cpu_kernels.conv(x, kernel, stride, padding)))(
+      dy, x, kernel
+    ),
+    jax.jit(with_gradients(want))(dy, x, kernel),
+  )
+
+
 def test_stem_on_three_channels_equals_lax():
   x, kernel = draw(0, (2, 18, 16, 3), (3, 3, 3, 8))
   (dy,) = draw(1, (2, 9, 8, 8))

@@ -50,6 +50,18 @@ def lax_conv(stride, padding):
   return f
 
 
+def assert_equals_lax(x, kernel, stride, padding):
+  """The convolution and its gradients, by XLA's own."""
+  want = lax_conv(stride, padding)
+  (dy,) = draw(1, jax.eval_shape(want, x, kernel).shape)
+  close(
+    jax.jit(with_gradients(lambda x, kernel: cpu_kernels.conv(x, kernel, stride, padding)))(
+      dy, x, kernel
+    ),
+    jax.jit(with_gradients(want))(dy, x, kernel),
+  )
+
+
 CONVS = [  # height, width, kernel, stride, padding, depthwise
   (8, 8, 1, 1, 0, False),
   (9, 7, 1, 2, 0, False),
@@ -82,14 +94,7 @@ CONVS = [  # height, width, kernel, stride, padding, depthwise
 def test_convolution_equals_lax(case):
   h, w, k, stride, padding, depthwise = case
   x, kernel = draw(0, (3, h, w, 6), (k, k, 1, 6) if depthwise else (k, k, 6, 5))
-  want = lax_conv(stride, padding)
-  (dy,) = draw(1, jax.eval_shape(want, x, kernel).shape)
-  close(
-    jax.jit(with_gradients(lambda x, kernel: cpu_kernels.conv(x, kernel, stride, padding)))(
-      dy, x, kernel
-    ),
-    jax.jit(with_gradients(want))(dy, x, kernel),
-  )
+  assert_equals_lax(x, kernel, stride, padding)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +107,7 @@ def test_convolution_of_groups_equals_lax(case):
   """Each output channel reads those of its group alone; twelve channels in, as many or more out."""
   h, w, k, stride, padding, width = case
   x, kernel = draw(0, (3, h, w, 12), (k, k, width, 12 + 12 // width))
-  want = lax_conv(stride, padding)
-  (dy,) = draw(1, jax.eval_shape(want, x, kernel).shape)
-  close(
-    jax.jit(with_gradients(lambda x, kernel: cpu_kernels.conv(x, kernel, stride, padding)))(
-      dy, x, kernel
-    ),
-    jax.jit(with_gradients(want))(dy, x, kernel),
-  )
+  assert_equals_lax(x, kernel, stride, padding)
 
 
 def test_stem_on_three_channels_equals_lax():
@@ -127,14 +125,7 @@ def test_stem_on_three_channels_equals_lax():
 def test_convolution_to_few_channels_equals_lax(case):
   h, w, k, padding = case
   x, kernel = draw(0, (3, h, w, 8), (k, k, 8, 3))
-  want = lax_conv(1, padding)
-  (dy,) = draw(1, jax.eval_shape(want, x, kernel).shape)
-  close(
-    jax.jit(with_gradients(lambda x, kernel: cpu_kernels.conv(x, kernel, 1, padding)))(
-      dy, x, kernel
-    ),
-    jax.jit(with_gradients(want))(dy, x, kernel),
-  )
+  assert_equals_lax(x, kernel, 1, padding)
 
 
 def numpy_batch_norm(x, scale, bias, eps, act, dy):

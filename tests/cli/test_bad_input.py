@@ -379,8 +379,9 @@ CONFIG_FILES = {
   'no such file': (None, ('no such file', 'configs')),
   'a folder': (lambda path: path.mkdir(), ('no such file',)),
   'syntax error': ('x = 1\ndef get_config(:\n  pass\n', ('line 2: SyntaxError',)),
-  'no python at all': ('\0\1\2', ('SyntaxError',)),
-  'not UTF-8': (b'\xff\xfe\0', ('SyntaxError',)),
+  # a ValueError before Python 3.11.4
+  'no python at all': ('\0\1\2', ('my.py: ', 'Error: source code')),
+  'not UTF-8': (b'\xff\xfe\0', ('my.py: ', 'Error: ')),
   'raises where it is read': ('1 / 0\n', ('line 1: ZeroDivisionError: division by zero',)),
   'raises in get_config': (
     'def get_config():\n  raise RuntimeError("my own\\nfault")\n',

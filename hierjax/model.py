@@ -92,7 +92,7 @@ class Model(Predictor):
       lambda variables, features, level: self.classifier.apply(variables, features)[0][level],
       static_argnums=2,
     )
-    self._sample = self._read_detector = None
+    self._sample = self._detector = None
     self.rules = rules.read_rules(workdir / 'decode.json', taxonomy, self.levels)
 
   def _network(self):
@@ -264,7 +264,7 @@ class Model(Predictor):
     detector = Detector.fit(self._evidence(train), val, table, score, calibration)
     if parallel.first():
       novelty.write_detector(folder / novelty.FILE, detector, self.step, score)
-    self._read_detector = None
+    self._detector = None
     return detector
 
   def _evaluate_novelty(self, split, outputs, decisions, result, folder):
@@ -328,12 +328,10 @@ class Model(Predictor):
       decide.add_label_gains(records, decisions, self.taxonomy)
     if not self.c.decide.novelty:
       return
-    self._read_detector = self._read_detector or self.detector()
-    posterior, evidence = (
-      decisions['exclusive']['joint'].prob[-1],
-      self._evidence(outputs, decisions),
-    )
-    novelty.add_to_records(records, self._read_detector, evidence, posterior, self.c.decide.novelty)
+    self._detector = self._detector or self.detector()
+    evidence, share = self._evidence(outputs, decisions), self.c.decide.novelty
+    posterior = decisions['exclusive']['joint'].prob[-1]
+    novelty.add_to_records(records, self._detector, evidence, posterior, share)
 
   def explain(self, split: str, examples: sources.Examples | None = None) -> None:
     """Write explain_SPLIT.npz, from which the report shows single images, after `evaluate`.

@@ -233,8 +233,8 @@ def _facts(folder: pathlib.Path) -> tuple[dict, image_groups.View]:
     is_sound &= views['resize'] in transforms.RESIZE and views['tta'] in (1, 2, 3, 5)
     share, how = views.get('crop_share') or 1.0, views.get('interpolation')
     is_sound &= 0 < share <= 1 and how in (None, *transforms.FILTERS)
-    newness = facts['novelty']
-    is_sound &= newness is None or 0 < newness['false_alarms'] < 1
+    new = facts['novelty'] or {'score': '', 'step': 0, 'false_alarms': 0.5}
+    is_sound &= {*new} == {'score', 'step', 'false_alarms'} and 0 < new['false_alarms'] < 1
     is_sound &= 0 < views['size'] <= MAX_SIZE and all(isinstance(x, str) for x in table['multi'])
     deep = views['deep_range'] and tuple(views['deep_range'])
     if deep not in (None, decoding.OWN_RANGE):

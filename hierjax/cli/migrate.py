@@ -19,6 +19,6 @@ def run(args: Arguments) -> None:
   terminal.say(f'hierjax train --workdir={args.workdir} trains it further')
   if not {'train.epochs', 'train.steps', 'optim.lr'} & {*args.overrides}:
     terminal.say(
-      'as long as the run before; two epochs come close: migrate with --config.train.epochs=2 '
+      'for as long as the old run took. Two epochs may do: migrate with --config.train.epochs=2 '
       f'--config.optim.lr={c.optim.lr / 3:.2g} --config.data.augment.enabled=False'
     )

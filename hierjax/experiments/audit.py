@@ -140,7 +140,8 @@ def _posterior_of_networks(c, workdir, run, places, labels, names):
   """
   fold = stratify.iterative(labels[:, -1], [1.0] * c.probe.folds, c.seed, names)
   numbers = dict(zip(map(file_key, names), fold.tolist()))
-  networks = [_train_fold(c, workdir, run, numbers, k) for k in range(c.probe.folds)]
+  text = split_record.content(run.data.undiminished)
+  networks = [_train_fold(c, workdir, text, numbers, k) for k in range(c.probe.folds)]
 
   def posterior(rows):
     prob = np.zeros((len(rows), len(run.taxonomy.paths)))
@@ -155,12 +156,12 @@ def _posterior_of_networks(c, workdir, run, places, labels, names):
   return posterior
 
 
-def _train_fold(c, workdir, run, numbers, k):
-  """Train a network on all images but those of a fold, {file: number of its fold}, or resume it."""
+def _train_fold(c, workdir, text, numbers, k):
+  """Train a network, or resume it, on images of splits.csv whose number {file: fold} is not k."""
   c, folder = copy.deepcopy(c), workdir / f'fold{k}'
   c.baseline, c.baseline_seeds, c.data.splits = None, 1, str(workdir / f'fold{k}.csv')
   c.data.calibration = c.data.calibration_share = c.data.divide = None
-  rows = csv.reader(io.StringIO(split_record.content(run.data.undiminished), newline=''))
+  rows = csv.reader(io.StringIO(text, newline=''))
   lines = [next(rows)]
   for file, split, *labels in rows:
     if file in numbers:

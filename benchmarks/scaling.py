@@ -108,7 +108,7 @@ def measure(a) -> dict:
   import numpy as np
   from flax import traverse_util
 
-  from hierjax.core import config
+  from hierjax.core import config, parallel
   from hierjax.models import compute
   from hierjax.train import optim, setup
   from hierjax.train.step import stepper
@@ -124,7 +124,7 @@ def measure(a) -> dict:
   run = setup.build(c)
   task, across = run.task, run.mesh
   # values on one device; only their shapes are needed
-  one = dataclasses.replace(run, mesh=jax.make_mesh((1,), ('data',), devices=jax.devices()[:1]))
+  one = dataclasses.replace(run, mesh=parallel.mesh(devices=jax.devices()[:1]))
   state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), setup.initial_state(one))
   batch = {
     'image': jax.ShapeDtypeStruct((a.batch * n, a.size, a.size, 3), np.uint8),

@@ -1,4 +1,4 @@
-"""Bytes of the training state that each of several devices holds, for each value of train.shard.
+"""Bytes of the training state that each of several devices holds, by what they share out.
 
   python benchmarks/state_bytes.py --backbone=resnet50 --classes=family=1000,species=100000
 
@@ -46,15 +46,17 @@ def main():
     balancer={},
     monitor={},
   )
-  mesh = jax.sharding.AbstractMesh((args.devices,), (parallel.AXIS,))
-  for shard in (None, 'optimizer', 'all'):
+  for shard, of_classes in ((None, 1), ('optimizer', 1), ('all', 1), (None, 8), ('optimizer', 8)):
+    shape = args.devices // of_classes, of_classes
+    mesh = jax.sharding.AbstractMesh(shape, (parallel.AXIS, parallel.CLASS_AXIS))
     placed = state.shardings(shapes_of_state, mesh, shard)
     sizes = jax.tree.map(
       lambda x, sharding: int(np.prod(sharding.shard_shape(x.shape))) * x.dtype.itemsize,
       shapes_of_state,
       placed,
     )
-    print(f'train.shard={shard}: {sum(jax.tree.leaves(sizes)) / 1e9:.3f} GB a device')
+    total = sum(jax.tree.leaves(sizes)) / 1e9
+    print(f'train.shard={shard} train.class_devices={of_classes}: {total:.3f} GB a device')
 
 
 if __name__ == '__main__':

@@ -83,7 +83,7 @@ def no_compilation_cache() -> Iterator[None]:
 @pytest.fixture
 def one_device(monkeypatch) -> None:
   """Training and evaluation see one of the eight devices."""
-  tiny.use_one_device(monkeypatch)
+  tiny.use_devices(monkeypatch)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def finished_run(shared_folder) -> pathlib.Path:
 
     with pytest.MonkeyPatch.context() as patch:
       tiny.register(patch)
-      tiny.use_one_device(patch)
+      tiny.use_devices(patch)
       fit.fit(tiny.run_config(), folder)
 
   return shared_folder('finished_run', make)
@@ -150,7 +150,7 @@ def exported(finished_run, shared_folder) -> pathlib.Path:
 
     with pytest.MonkeyPatch.context() as patch:
       tiny.register(patch)
-      tiny.use_one_device(patch)
+      tiny.use_devices(patch)
       extras = artefact.Extras(True, similar=40, thumbnails=True, licence='of the drawings: CC0')
       artefact.export(model.load(finished_run), folder / 'artefact', print, extras)
 

@@ -90,7 +90,7 @@ def fitted(tmp_path_factory):
   """A classifier trained on arrays and a dict of labels."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    tiny.use_one_device(patch)
+    tiny.use_devices(patch)
     pixels, names = images(36)
     labels = {'kind': [KINDS[name] for name in names], 'colour': [*names[:-3], None, '', np.nan]}
     yield tiny_classifier().fit(pixels, labels)

@@ -3,15 +3,13 @@
 import json
 
 import cv2
-import jax
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType
 
 import hierjax
 from hierjax import decide
-from hierjax.core import config, parallel
+from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.data import sources
 from hierjax.evaluate import collect, metrics, summary
@@ -24,13 +22,7 @@ def run(tmp_path_factory):
   """A short run on class folders; every name of a class is unique. It is only read by the tests."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    patch.setattr(
-      parallel,
-      'mesh',
-      lambda: jax.make_mesh(
-        (1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
-      ),
-    )
+    tiny.use_devices(patch)
     root = tmp_path_factory.mktemp('images')
     toy = sources.load(tiny.run_config().data)
     for i in range(60):
@@ -80,11 +72,7 @@ def test_a_large_split_is_evaluated_batch_by_batch(model, monkeypatch, tmp_path)
 @pytest.fixture
 def model(run, monkeypatch):
   tiny.register(monkeypatch)
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
-  )
+  tiny.use_devices(monkeypatch)
   return hierjax.load(run[1])
 
 

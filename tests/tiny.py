@@ -4,7 +4,6 @@ import types
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType
 
 from hierjax.core import config, parallel
 from hierjax.models import functional, layers, registry
@@ -26,6 +25,7 @@ class Tiny(layers.Trunk):
     return functional.global_pool(x), {'features': x}
 
 
+_mesh = parallel.mesh  # before a test replaces it
 SPEC = Backbone(Tiny, 16, (127.0,) * 3, (128.0,) * 3, 32)
 
 
@@ -34,14 +34,14 @@ def register(monkeypatch) -> None:
   monkeypatch.setitem(registry.BACKBONES.data, 'tiny', SPEC)
 
 
-def one_device_mesh() -> jax.sharding.Mesh:
-  """Return a mesh of the first device."""
-  return jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+def mesh(devices: int = 1, class_devices: int | None = None) -> jax.sharding.Mesh:
+  """Return a mesh of the first devices."""
+  return _mesh(class_devices, jax.devices()[:devices])
 
 
-def use_one_device(monkeypatch) -> None:
-  """Train and evaluate on one of the eight devices as long as the patch lasts."""
-  monkeypatch.setattr(parallel, 'mesh', one_device_mesh)
+def use_devices(monkeypatch, devices: int = 1) -> None:
+  """Train and evaluate on some of the eight devices as long as the patch lasts."""
+  monkeypatch.setattr(parallel, 'mesh', lambda class_devices=None: mesh(devices, class_devices))
 
 
 def leave_out_report(monkeypatch) -> None:

@@ -327,6 +327,9 @@ _TRAIN = (
          'each device holds a part only, between steps, of the state of the optimiser and the '
          'averaged weights (optimizer), or of the parameters, too (all); auto: optimizer from 1 '
          'GiB on; None: each holds all', choices=('auto', 'optimizer', 'all'), is_optional=True),
+  Option('train.class_devices', None,
+         'so many devices share out the classes of each head: its weights, its logits and their '
+         'loss; for a hundred thousand classes', '[1, inf)', int),
 )
 
 _LOG = (

@@ -1,8 +1,10 @@
-"""Several processes, the mesh, and arrays over it: one axis, `data`.
+"""Several processes, the mesh, and arrays over it: the axes `data` and `model`.
 
-Parameters are replicated, or shared out between steps; batches are split. Every process runs the
-same program on its own rows of each batch. What reads or decides something on the host must come
-out the same on all of them, or the next collective waits for ever: `exchange` is for that.
+Parameters are replicated, or shared out between steps; batches are split over both axes, and the
+classes of the heads over `model`, which has one device unless `train.class_devices` asks for more.
+Every process runs the same program on its own rows of each batch. What reads or decides something
+on the host must come out the same on all of them, or the next collective waits for ever: `exchange`
+is for that.
 """
 
 import ctypes
@@ -29,6 +31,7 @@ from hierjax.core import files, terminal
 from hierjax.core.errors import UserError
 
 AXIS = 'data'
+CLASS_AXIS = 'model'  # over which the heads' classes are split
 MIN_SHARED_OUT = 1 << 14  # values of an array; smaller ones are replicated
 # as Kubeflow Trainer sets them; jax itself reads the first one only
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
@@ -275,10 +278,25 @@ def check_same(workdir: pathlib.Path, facts: Mapping[str, str]) -> None:
     )
 
 
-def mesh() -> Mesh:
-  """Put all devices of all processes on one axis."""
+def mesh(class_devices: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Put devices on the two axes.
+
+  Args:
+    class_devices: how many share out the classes, `train.class_devices`; None is one.
+    devices: None is all devices of all processes.
+
+  Raises:
+    UserError: they are no multiple of class_devices.
+  """
+  devices, of_classes = devices or jax.devices(), class_devices or 1
+  if len(devices) % of_classes:
+    raise UserError(
+      f'--config.train.class_devices={class_devices}: the number of devices, {len(devices)}, must '
+      'be a multiple of it'
+    )
   # Auto axes: linen's Dropout does not run under Explicit ones
-  return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+  shape, axis_types = (len(devices) // of_classes, of_classes), (AxisType.Auto,) * 2
+  return jax.make_mesh(shape, (AXIS, CLASS_AXIS), axis_types, devices=devices)
 
 
 def replicated(m: Mesh) -> NamedSharding:
@@ -286,23 +304,31 @@ def replicated(m: Mesh) -> NamedSharding:
   return NamedSharding(m, P())
 
 
-def shared_out(shape: Sequence[int], m: Mesh) -> NamedSharding:
-  """Return the sharding of an array of which each device holds a part.
+def shared_out(
+  shape: Sequence[int], m: Mesh, axes: tuple[str, ...] = (CLASS_AXIS, AXIS)
+) -> NamedSharding:
+  """Return the sharding of an array of which each device along some axes holds a part.
 
-  It is cut along its longest axis that the devices divide evenly; a small array, or one without
+  It is cut along its longest axis that these devices divide evenly; a small array, or one without
   such an axis, is replicated.
+
+  Args:
+    shape: of the array.
+    m: the devices.
+    axes: of the mesh; () replicates.
   """
-  even_lengths = [length if length % m.size == 0 else 0 for length in shape]
-  if math.prod(shape) < MIN_SHARED_OUT or not any(even_lengths):
+  num_parts = math.prod(m.shape[axis] for axis in axes)
+  even_lengths = [length if length % num_parts == 0 else 0 for length in shape]
+  if num_parts == 1 or math.prod(shape) < MIN_SHARED_OUT or not any(even_lengths):
     return replicated(m)
   axis = even_lengths.index(max(even_lengths))
   whole_axes = [None] * axis
-  return NamedSharding(m, P(*whole_axes, AXIS))
+  return NamedSharding(m, P(*whole_axes, axes))
 
 
 def split(m: Mesh) -> NamedSharding:
   """Return the sharding of a batch: each device has its rows."""
-  return NamedSharding(m, P(AXIS))
+  return NamedSharding(m, P((AXIS, CLASS_AXIS)))
 
 
 def check_batch(size: int, m: Mesh, option: str, micro: int = 1) -> None:

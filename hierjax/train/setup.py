@@ -95,7 +95,7 @@ def build(
   """
   registries = {'model.backbone': registry.BACKBONES, 'model.heads': HEADS}
   config.validate(c, registries | {'balance.name': balancing.BALANCERS})
-  c, mesh = copy.deepcopy(c), mesh or parallel.mesh()
+  c, mesh = copy.deepcopy(c), mesh or parallel.mesh(c.train.class_devices)
   parallel.check_batch(c.train.batch_size, mesh, '--config.train.batch_size', c.optim.accumulate)
   dataset, levels = restrict(sources.load(c.data, record=record), c.model)
   c.model.levels, c.plugins = levels, plugins.absolute(c.plugins)

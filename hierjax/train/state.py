@@ -44,19 +44,30 @@ def shardings(state: TrainState, mesh: Mesh, shard: str | None) -> TrainState:
   """Return the sharding of each array of a state.
 
   Sharing out the optimiser's state is stage 1 of ZeRO (arXiv:1910.02054), the parameters too FSDP.
+  The heads, and what belongs to their weights, are split over the mesh's class axis in any case.
 
   Args:
     state: of arrays of any kind.
     mesh: the devices.
     shard: `train.shard`.
   """
-  replicated = jax.tree.map(lambda _: parallel.replicated(mesh), state)
-  size = sum(x.nbytes for x in jax.tree.leaves([state.opt_state, state.ema]))
+  moments = jax.tree.leaves([state.opt_state, state.ema])
+  size = sum(x.size * x.dtype.itemsize for x in moments)
+  shared_out = {'opt_state', 'ema'}
   if shard is None or (shard == 'auto' and size < AUTO_BYTES):
-    return replicated
-  shared_out = jax.tree.map(lambda x: parallel.shared_out(x.shape, mesh), state)
-  names = ('opt_state', 'ema', 'params', 'batch_stats') if shard == 'all' else ('opt_state', 'ema')
-  return replicated.replace(**{name: getattr(shared_out, name) for name in names})
+    shared_out = set()
+  elif shard == 'all':
+    shared_out |= {'params', 'batch_stats'}
+
+  def place(path, x):
+    part, *keys = (getattr(key, 'name', getattr(key, 'key', None)) for key in path)
+    over_all = parallel.shared_out(x.shape, mesh)
+    if part in shared_out and over_all.spec:
+      return over_all
+    axes = (parallel.CLASS_AXIS,) if 'heads' in keys else ()
+    return parallel.shared_out(x.shape, mesh, axes)
+
+  return jax.tree.map_with_path(place, state)
 
 
 def variables(state: TrainState) -> dict:

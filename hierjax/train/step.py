@@ -10,7 +10,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from hierjax.core import parallel
 from hierjax.losses import balancing
@@ -82,6 +82,25 @@ def balance(
   return result, logged
 
 
+class ClassSplit(NamedTuple):
+  """How a step splits the classes over the mesh's second axis, `parallel.CLASS_AXIS`.
+
+  Trunks run by hand on each device's rows. The heads and their losses are left to XLA's
+  partitioner, which computes the logits where their weights are and reduces a softmax's maximum and
+  sum over the devices.
+
+  Attributes:
+    heads: the paths of the parameters that are split.
+    mesh: the devices; None where the batch is split over the first axis, too, by a
+      `jax.shard_map` around, which says it.
+    unsplit: the sharding of what all of these devices have.
+  """
+
+  heads: frozenset[tuple[str, ...]]
+  mesh: Mesh | None
+  unsplit: jax.P | NamedSharding
+
+
 class Context(NamedTuple):
   """What is the same for all micro-batches of a step.
 
@@ -92,6 +111,7 @@ class Context(NamedTuple):
     params: all parameters, those without a gradient too.
     teacher: {'variables', 'known': {level: bool [C]}} for distillation, {} without it.
     axis: the axis of the mesh that the batch is split over, None on one device.
+    class_split: how the classes are split, None where each device has all of them.
     share: of an image where two are mixed, None where each shows one.
   """
 
@@ -101,6 +121,7 @@ class Context(NamedTuple):
   params: FlatParams
   teacher: Mapping
   axis: str | None
+  class_split: ClassSplit | None
   share: jax.Array | None
 
 
@@ -124,22 +145,43 @@ class Forward(NamedTuple):
 
 def _trunk_features(trunk, images, others, batch_stats, key, context):
   """Features [B, d] of images, and the new batch_stats."""
-  params = traverse_util.unflatten_dict({**others, **trunk})
-  features, updated = context.model.apply(
-    {'params': params, 'batch_stats': batch_stats},
-    images,
-    context.phase.trains_backbone,
-    mutable=['batch_stats'],
-    rngs={'dropout': key},
-    method='features',
-  )
-  return features, updated.get('batch_stats', batch_stats)
+  model, split, classes = context.model, context.class_split, parallel.CLASS_AXIS
+  if split:
+    axes = (context.axis, classes) if context.axis else classes
+    model = compute.configured(model, batch_axis=axes)
+
+  def apply(trunk, images, others, batch_stats, key):
+    params = traverse_util.unflatten_dict({**others, **trunk})
+    features, updated = model.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      images,
+      context.phase.trains_backbone,
+      mutable=['batch_stats'],
+      rngs={'dropout': key},
+      method='features',
+    )
+    return features, updated.get('batch_stats', batch_stats)
+
+  if split:
+    apply = jax.shard_map(
+      apply,
+      mesh=split.mesh,
+      in_specs=(jax.P(), jax.P(classes), jax.P(), jax.P(), jax.P()),
+      out_specs=(jax.P(classes), jax.P()),
+      axis_names={classes},
+      check_vma=False,
+    )
+  return apply(trunk, images, others, batch_stats, key)
 
 
 def _head_losses(heads, features, batch, teacher, key, context):
   """The weighted losses [K] of the heads on features [B, d], and the metrics."""
   task, phase = context.task, context.phase
   params = traverse_util.unflatten_dict({**context.params, **heads})
+  if context.class_split:
+    # a device computes the logits of its classes for the rows of all that share out the classes
+    unsplit = context.class_split.unsplit
+    features, batch = jax.lax.with_sharding_constraint((features, batch), unsplit)
 
   def head(x, train):
     return context.model.apply({'params': params}, x, train, rngs={'dropout': key})[0]
@@ -177,8 +219,9 @@ def _forward(
       trunk,
       has_aux=True,
     )
+  labels = {name: values for name, values in batch.items() if name != 'image'}
   losses, pull_heads, metrics = jax.vjp(
-    lambda heads, x: _head_losses(heads, x, batch, teacher, key, context),
+    lambda heads, x: _head_losses(heads, x, labels, teacher, key, context),
     heads,
     features,
     has_aux=True,
@@ -271,10 +314,25 @@ def batch_gradients(
   grads, metrics = jax.tree.map(lambda x: x / n, total)
   flags = {name: raised.sum() for name, raised in flags.items()}
   if axis:
-    # one vector: XLA would reduce the parts of a tree early, some with a batch norm's sums
-    vector, unravel = jax.flatten_util.ravel_pytree((grads, metrics, flags))
-    grads, metrics, flags = unravel(jax.lax.psum(vector, axis))
+    split_heads = context.class_split.heads if context.class_split else frozenset()
+    grads, metrics, flags = _all_sum((grads, metrics, flags), split_heads, axis)
   return result._replace(grads=grads, metrics=metrics | flags)
+
+
+def _all_sum(tree: Any, split_heads: frozenset, axis: str) -> Any:
+  """Add up a tree over the devices: as one vector, but for what is split by classes."""
+  paths, structure = jax.tree.flatten_with_path(tree)
+  is_split = [any(getattr(key, 'key', None) in split_heads for key in path) for path, _ in paths]
+  # one vector: XLA would reduce the parts of a tree early, some with a batch norm's sums
+  vector, unravel = jax.flatten_util.ravel_pytree(
+    [x for (_, x), is_alone in zip(paths, is_split) if not is_alone]
+  )
+  unsplit = iter(unravel(jax.lax.psum(vector, axis)))
+  summed = [
+    jax.lax.psum(x, axis) if is_alone else next(unsplit)
+    for (_, x), is_alone in zip(paths, is_split)
+  ]
+  return jax.tree.unflatten(structure, summed)
 
 
 def _balance_at_weights(
@@ -353,17 +411,16 @@ def train_step(
   flat = traverse_util.flatten_dict(state.params)
   trained = {k: flat[k] for k in optim.trained(task.labels, phase.freeze)}
   key = jax.random.fold_in(jax.random.key(task.seed), state.step)
-  balance_key = jax.random.fold_in(key, task.micro_batches)
   batch, share = dict(batch), None
   if task.mixing:
     # before the batch is split: the same pairs however it is
     batch, share = mixing.mix(task.mixing, batch, jax.random.fold_in(key, task.micro_batches + 1))
   # XLA would leave a reduction over one device in the program, as copies
-  axis = parallel.AXIS if mesh.size > 1 else None
-  model = compute.configured(task.model, batch_axis=axis)
+  axis = parallel.AXIS if mesh.shape[parallel.AXIS] > 1 else None
+  model, split = compute.configured(task.model, batch_axis=axis), _class_split(trained, mesh)
 
   def gradients(trained, batch_stats, balancer_state, batch, teacher):
-    context = Context(task, model, phase, flat, teacher, axis, share)
+    context = Context(task, model, phase, flat, teacher, axis, split, share)
     return batch_gradients(trained, batch_stats, balancer_state, batch, key, context)
 
   if axis:
@@ -372,15 +429,31 @@ def train_step(
       mesh=mesh,
       in_specs=(jax.P(), jax.P(), jax.P(), jax.P(axis), jax.P()),
       out_specs=jax.P(),
+      axis_names={axis},
       check_vma=False,
     )
   result = gradients(trained, state.batch_stats, state.balancer, batch, teacher)
   if task.balances_weights_in(phase):
-    result = _balance_at_weights(result, task, phase, balance_key)
+    result = _balance_at_weights(result, task, phase, jax.random.fold_in(key, task.micro_batches))
   names = task.names_in(phase)
   weights = {f'weight/{name}': weight * (name in names) for name, weight in task.weights.items()}
   state, logged = _update(state, result, flat, task, tx)
   return state, {**result.metrics, **weights, **result.balance, **logged}
+
+
+def _class_split(trained: FlatParams, mesh: Mesh) -> ClassSplit | None:
+  """How the classes of the trained parameters are split over a mesh."""
+  classes = (parallel.CLASS_AXIS,)
+  if mesh.shape[parallel.CLASS_AXIS] == 1:
+    return None
+  heads = frozenset(
+    path
+    for path, x in trained.items()
+    if path[0] == 'heads' and parallel.shared_out(x.shape, mesh, classes).spec
+  )
+  if mesh.shape[parallel.AXIS] == 1:
+    return ClassSplit(heads, mesh, parallel.replicated(mesh))
+  return ClassSplit(heads, None, jax.P())
 
 
 def stepper(

@@ -33,13 +33,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType
 from PIL import Image, ImageOps
 from safetensors.numpy import save, save_file
 
 import hierjax
 from hierjax import cli
-from hierjax.core import config, declarations, files, parallel
+from hierjax.core import config, declarations, files
 from hierjax.core.errors import UserError
 from hierjax.core.options import Interval
 from hierjax.data import decoding, image_files, lint, sources, transforms
@@ -74,13 +73,7 @@ def small_world():
     names = {'own': lambda path: path.replace('/', '.')}
     spec = dataclasses.replace(tiny.SPEC, torch_names=names)
     patch.setitem(registry.BACKBONES.data, 'tiny', spec)
-    patch.setattr(
-      parallel,
-      'mesh',
-      lambda: jax.make_mesh(
-        (1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
-      ),
-    )
+    tiny.use_devices(patch)
     patch.setenv('JAX_COMPILATION_CACHE_DIR', os.environ['HIERJAX_TEST_CACHE'])
     yield
 

@@ -172,7 +172,7 @@ def test_other_files_are_left_alone(tmp_path, name, content):
 def test_predict_writes_counts_and_goes_on(folder, finished_run, monkeypatch, capsys):
   """The records are those of the API, errors are counted, a rerun predicts what is new only."""
   tiny.register(monkeypatch)
-  tiny.use_one_device(monkeypatch)
+  tiny.use_devices(monkeypatch)
 
   def run(*flags):
     predict.run(arguments.parse(['hierjax', 'predict', f'--workdir={finished_run}', *flags]))
@@ -206,7 +206,7 @@ def test_predict_writes_counts_and_goes_on(folder, finished_run, monkeypatch, ca
 def test_another_model_never_goes_on_with_a_file(folder, finished_run, exported, monkeypatch):
   """The artefact, a subset of classes, other weights and other views have other fingerprints."""
   tiny.register(monkeypatch)
-  tiny.use_one_device(monkeypatch)
+  tiny.use_devices(monkeypatch)
   trained, loaded = hierjax.load(finished_run), runtime.load(exported)
   models = [
     trained,
@@ -258,7 +258,7 @@ def test_an_artefact_and_its_run_write_the_same_gains(
 ):
   """By the same option; without it no record has them."""
   tiny.register(monkeypatch)
-  tiny.use_one_device(monkeypatch)
+  tiny.use_devices(monkeypatch)
 
   def run(*flags):
     predict.run(arguments.parse(['hierjax', 'predict', '--images=img', *flags]))

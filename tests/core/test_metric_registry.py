@@ -131,7 +131,7 @@ def test_a_metric_of_the_user(registry, monkeypatch, tmp_path):
   assert not metrics.is_better('wrong_root', 0.2, 0.1)
   tiny.register(monkeypatch)
   # jax's cache of compiled programs crashes on a donating step over eight CPU devices
-  tiny.use_one_device(monkeypatch)
+  tiny.use_devices(monkeypatch)
   fit.fit(tiny.run_config(**{'train.best': 'wrong_root'}), tmp_path)
   evaluation = json.loads((tmp_path / 'eval_val.json').read_text())
   coarsest = model.load(tmp_path).taxonomy.levels[0]

@@ -12,16 +12,13 @@ import sys
 
 import agreement
 import huggingface_hub
-import jax
 import numpy as np
 import pytest
 import scipy.io
 import tiny
-from jax.sharding import AxisType
 from PIL import Image
 
 import hierjax
-from hierjax.core import parallel
 from hierjax.core.config import default
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError
@@ -1124,11 +1121,7 @@ def test_boxes_are_refused_where_there_are_none(tmp_path):
 def test_a_run_on_one(tmp_path, monkeypatch):
   """Train, evaluate and explain on boxes of CUB: files are named from the root."""
   tiny.register(monkeypatch)
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
-  )
+  tiny.use_devices(monkeypatch)
   root = put(
     cub(tmp_path / 'data'),
     **{

@@ -3,18 +3,16 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType
 from scipy.special import log_softmax, logsumexp, softmax
 from scipy.stats import entropy, norm
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
 import hierjax
-from hierjax.core import config, parallel
+from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.data import sources, splits
 from hierjax.decide import nodes, novelty, novelty_scores
@@ -397,11 +395,7 @@ def test_held_out_images_leave_training_and_keep_what_is_left_of_their_path():
 def test_a_run_with_held_out_classes_says_new_under(tmp_path, monkeypatch):
   """Training, evaluation, the report and prediction, whole."""
   tiny.register(monkeypatch)
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
-  )
+  tiny.use_devices(monkeypatch)
   options = {
     'data.hold_out': '1/3',
     'decide.novelty': 0.1,

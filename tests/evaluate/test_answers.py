@@ -247,7 +247,7 @@ def test_sets_and_answers_are_fitted_one_after_the_other():
 
 def test_a_run_gets_answers_by_evaluate_and_predict_prints_them(run_copy, monkeypatch, capsys):
   tiny.register(monkeypatch)
-  tiny.use_one_device(monkeypatch)
+  tiny.use_devices(monkeypatch)
   before = json.loads((run_copy / 'decode.json').read_text())
   model = hierjax.load(run_copy)
   image = np.zeros((32, 32, 3), np.uint8)

@@ -11,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType
 from parity import small
 from PIL import Image
 
 import hierjax
-from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline, sources
 from hierjax.evaluate import example_images, explain
@@ -230,13 +228,7 @@ def run(tmp_path_factory):
   """A trained run of 40 val images, two of which are gone by the time they are explained."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    patch.setattr(
-      parallel,
-      'mesh',
-      lambda: jax.make_mesh(
-        (1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
-      ),
-    )
+    tiny.use_devices(patch)
     workdir = tmp_path_factory.mktemp('run')
     hierjax.fit(tiny.run_config(), workdir)
     yield workdir, hierjax.load(workdir)
@@ -341,11 +333,7 @@ def test_an_explanation_of_other_predictions_is_not_current(run, tmp_path):
 def test_complete_makes_what_the_report_lacks_and_nothing_twice(run, tmp_path, monkeypatch):
   workdir, _ = run
   tiny.register(monkeypatch)
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
-  )
+  tiny.use_devices(monkeypatch)
   shutil.copytree(workdir, tmp_path / 'run')
   path, c = tmp_path / 'run', run_config(workdir)
   contents = {
@@ -369,11 +357,7 @@ def test_complete_remakes_predictions_of_before(run, tmp_path, monkeypatch):
   """Those that lack the heads' first choices, and those that are damaged."""
   workdir, _ = run
   tiny.register(monkeypatch)
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
-  )
+  tiny.use_devices(monkeypatch)
   shutil.copytree(workdir, tmp_path / 'run')
   file = tmp_path / 'run' / 'predictions_val.npz'
   content = file.read_bytes()
@@ -399,11 +383,7 @@ def test_other_processes_explain_nothing(run, tmp_path, monkeypatch):
 def test_pictures_show_what_the_model_sees(run, tmp_path, monkeypatch, resize):
   workdir, _ = run
   tiny.register(monkeypatch)
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
-  )
+  tiny.use_devices(monkeypatch)
   shutil.copytree(workdir, tmp_path / 'run')
   c = run_config(tmp_path / 'run')
   c.data.resize = resize

@@ -17,7 +17,7 @@ def test_further_seeds_are_runs_with_baselines_that_the_report_takes_together(
   tmp_path, monkeypatch
 ):
   tiny.register(monkeypatch)
-  tiny.use_one_device(monkeypatch)
+  tiny.use_devices(monkeypatch)
   c = tiny.run_config(
     **{'baseline': 'train', 'baseline_seeds': 2, 'seed': 4, 'train.steps': 2, 'train.eval_steps': 2}
   )
@@ -54,7 +54,7 @@ def test_the_baseline_leaves_out_what_one_head_cannot_learn_from_and_takes_as_ma
   monkeypatch,
 ):
   tiny.register(monkeypatch)
-  tiny.use_one_device(monkeypatch)
+  tiny.use_devices(monkeypatch)
   run, base = _baseline_of(
     **{'data.unlabelled': 0.5, 'train.steps': None, 'train.epochs': 5.0, 'optim.warmup_epochs': 1.0}
   )
@@ -74,7 +74,7 @@ def test_the_baseline_leaves_out_what_one_head_cannot_learn_from_and_takes_as_ma
 @pytest.mark.parametrize('changes', [{}, {'data.unlabelled': 0.5, 'data.partial': 'drop'}])
 def test_the_baseline_of_labelled_images_trains_like_its_run(changes, monkeypatch):
   tiny.register(monkeypatch)
-  tiny.use_one_device(monkeypatch)
+  tiny.use_devices(monkeypatch)
   run, base = _baseline_of(**changes)
   assert not config.differences(fit.baseline_config(run.c), base)
 

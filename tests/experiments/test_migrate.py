@@ -12,12 +12,10 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType
 from sklearn.covariance import ledoit_wolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 import hierjax
-from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.data import dataset, sources
 from hierjax.experiments import migrate, migrate_heads
@@ -335,13 +333,7 @@ def run(tmp_path_factory):
   one class merged of two, one new and one gone."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    patch.setattr(
-      parallel,
-      'mesh',
-      lambda: jax.make_mesh(
-        (1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
-      ),
-    )
+    tiny.use_devices(patch)
     toy = sources.load(tiny.run_config().data)
     t, train = toy.taxonomy, toy.splits['train']
     root, grown = tmp_path_factory.mktemp('old'), tmp_path_factory.mktemp('new')
@@ -381,11 +373,7 @@ def run(tmp_path_factory):
 def test_a_migrated_run_predicts_and_trains_on(run, tmp_path, monkeypatch, shots):
   workdir, grown, (a, b, removed, fresh) = run
   tiny.register(monkeypatch)
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
-  )
+  tiny.use_devices(monkeypatch)
   old = hierjax.load(workdir)
   c = old.c.copy_and_resolve_references()
   c.data.root = str(grown)
@@ -471,11 +459,7 @@ def test_distillation_holds_on_to_what_was_known(run, tmp_path, no_report, monke
   nearer to where they began than without."""
   workdir, grown, _ = run
   tiny.register(monkeypatch)
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
-  )
+  tiny.use_devices(monkeypatch)
   moved = {}
   for name, terms in (('plain', ()), ('held', ('distill',))):
     c = hierjax.load(workdir).c.copy_and_resolve_references()

@@ -356,7 +356,7 @@ def finished(tmp_path_factory):
   """(folder, content of probe.json) of a probe of the tiny backbone on right_of images."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    tiny.use_one_device(patch)
+    tiny.use_devices(patch)
     folder = tmp_path_factory.mktemp('probe') / 'run'
     patch.setenv('XDG_CACHE_HOME', str(folder.parent / 'cache'))
     yield folder, probe.probe(small_config(), folder)

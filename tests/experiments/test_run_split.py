@@ -47,7 +47,7 @@ def finished(shared_folder):
   def make(folder):
     with pytest.MonkeyPatch.context() as patch:
       tiny.register(patch)
-      tiny.use_one_device(patch)
+      tiny.use_devices(patch)
       tiny.leave_out_report(patch)
       result = hierjax.fit(options(draw(folder / 'data')), folder / 'run')
     (folder / 'result.json').write_text(json.dumps(result))

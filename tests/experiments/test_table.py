@@ -55,7 +55,7 @@ def small():
   """The tiny backbone on one device; half of the time of its runs would go into reports."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    tiny.use_one_device(patch)
+    tiny.use_devices(patch)
     tiny.leave_out_report(patch)
     yield
 

@@ -29,7 +29,7 @@ def folders(finished_run, tmp_path_factory):
   """A run with a detector, and its artefact."""
   with pytest.MonkeyPatch.context() as patch:
     tiny.register(patch)
-    tiny.use_one_device(patch)
+    tiny.use_devices(patch)
     parent = tmp_path_factory.mktemp('novelty')
     trained = loaded_run(shutil.copytree(finished_run, parent / 'run'))
     trained.c.decide.risk = RISK

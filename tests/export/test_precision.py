@@ -36,7 +36,7 @@ def lower(name: str, finished_run, shared_folder) -> pathlib.Path:
 
     with pytest.MonkeyPatch.context() as patch:
       tiny.register(patch)
-      tiny.use_one_device(patch)
+      tiny.use_devices(patch)
       extras = artefact.Extras(**{name: 5.0})
       artefact.export(model.load(finished_run), folder / 'artefact', print, extras)
 

@@ -130,7 +130,7 @@ def test_a_run_with_a_term_of_the_user(registry, no_report, monkeypatch, tmp_pat
   terms.register_loss('entropy', entropy)
   tiny.register(monkeypatch)
   # jax's cache of compiled programs crashes on a donating step over eight CPU devices
-  tiny.use_one_device(monkeypatch)
+  tiny.use_devices(monkeypatch)
   options = {'loss.terms': 'entropy', 'loss.weights': 'entropy=.5', 'data.unlabelled': 0.5}
   fit.fit(tiny.run_config(**options), tmp_path)
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]

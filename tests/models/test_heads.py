@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType
 
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
@@ -621,11 +620,7 @@ def test_features_computed_before_give_the_same_logits(form):
 @pytest.mark.parametrize('form', heads.HEADS)
 def test_a_step_of_each(form, monkeypatch):
   """Every part moves but what is frozen."""
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
-  )
+  tiny.use_devices(monkeypatch)
   c = tiny.run_config(
     **{
       'model.heads': form,

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType
 
 from hierjax.core import parallel
 from hierjax.core.errors import UserError
@@ -94,7 +93,7 @@ def test_plain_modules_train_alike_on_one_device_and_on_eight(plain):
   """Flax's batch norms have the moments of the whole batch too."""
 
   def first_step(devices):
-    mesh = jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
+    mesh = parallel.mesh(devices=devices)
     run = setup.build(tiny.run_config(**plain, **{'optim.name': 'sgd'}), mesh)
     task = run.task
     rows, sizes = np.random.default_rng(0), map(run.taxonomy.num_classes, run.levels)

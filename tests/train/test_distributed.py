@@ -19,7 +19,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType
 
 from benchmarks import scaling
 from hierjax import model
@@ -133,10 +132,6 @@ def backbone(monkeypatch):
   tiny.register(monkeypatch)
 
 
-def mesh(n):
-  return jax.make_mesh((n,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
-
-
 def photos(folder):
   """48 and 20 images with labels.csv; some labels are unknown.
 
@@ -204,7 +199,7 @@ def test_two_processes_are_two_devices_of_one(tmp_path, backbone, monkeypatch):
     assert job.codes() == [0, 0], job.errs()
     two = json.loads(*job.out())
     assert not job.out(1) and 'val at step' not in job.err(1)
-  monkeypatch.setattr(parallel, 'mesh', lambda: mesh(2))
+  tiny.use_devices(monkeypatch, 2)
   one = json.loads(json.dumps(fit.fit(tiny.run_config(**options), tmp_path / 'one')))
   assert two == one
   assert logged(tmp_path / 'two') == logged(tmp_path / 'one') and [
@@ -237,7 +232,7 @@ def advance(c, devices, state, to, teacher=None):
 
   The state after step `to`, from the state as numpy, None for the initial one.
   """
-  run = setup.build(c, mesh(devices))
+  run = setup.build(c, tiny.mesh(devices))
   task = run.task
   state = setup.initial_state(run) if state is None else parallel.put_replicated(state, run.mesh)
   step = stepper(task, run.phases[0], optim.transformation(c, task.labels), run.mesh)
@@ -322,7 +317,7 @@ def test_one_signal_stops_all_and_another_number_goes_on(
     )
   start = before[0] if before else None
   assert checkpoint.sha256(advance(c, 2, start, stops[-1])) == checkpoint.sha256(two)
-  monkeypatch.setattr(parallel, 'mesh', lambda: mesh(1))
+  tiny.use_devices(monkeypatch)
   assert fit.fit(c, tmp_path / 'run')['step'] == 60
   assert f'resuming at step {stops[-1]} of 60' in capsys.readouterr().err
   assert checkpoint.sha256(advance(c, 1, two, 60).params) == checkpoint.sha256(
@@ -358,7 +353,7 @@ def test_a_dead_process_stops_the_others_and_a_restart_goes_on(
       # jax's own threads may print after it
       assert 'Traceback' not in text and f'\n{message}' in f'\n{text}', text
       assert (name == 'silent') == ('resuming at step' in job.err())
-  monkeypatch.setattr(parallel, 'mesh', lambda: mesh(1))
+  tiny.use_devices(monkeypatch)
   assert fit.fit(tiny.run_config(**options), tmp_path / 'run')['step'] == 60
   assert 'resuming at step' in capsys.readouterr().err
   steps = [(l['kind'], l['step']) for l in logged(tmp_path / 'run')]
@@ -511,7 +506,7 @@ def test_one_reduction_of_the_gradients_and_two_for_each_batch_norm(devices, bac
   devices.
   """
   c = tiny.run_config()
-  run = setup.build(c, mesh(devices))
+  run = setup.build(c, tiny.mesh(devices))
   task = run.task
   state = setup.initial_state(run)
   batch = next(iter(setup.batches(run, run.train, 0, 1)))

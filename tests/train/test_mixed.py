@@ -13,12 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType
 from scipy.special import softmax
 from test_bad_input import run as run_main
 
 from hierjax import decide
-from hierjax.core import parallel
 from hierjax.core.declarations import OPTIONS
 from hierjax.core.errors import UserError
 from hierjax.data import lint, sources
@@ -39,11 +37,7 @@ COLOURS = ('blue', 'green', 'red')
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
   tiny.register(monkeypatch)
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
-  )
+  tiny.use_devices(monkeypatch)
 
 
 def draw(folder, n=96, split=True, columns=False):

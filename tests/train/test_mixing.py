@@ -10,7 +10,6 @@ import pytest
 import scipy.stats
 import tiny
 from flax import traverse_util
-from jax.sharding import AxisType
 
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
@@ -201,12 +200,6 @@ SGD = {
 }
 
 
-def mesh(devices):
-  return jax.make_mesh(
-    (devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
-  )
-
-
 def stepped(run, images, labels, **task):
   """(Metrics of the first step on this batch, {path: what it subtracted})."""
   task = dataclasses.replace(run.task, **task)
@@ -227,7 +220,7 @@ def near(a, b, scale=1e-4):
 @pytest.fixture
 def run(tiny_backbone):
   """A run with CutMix on one device."""
-  return setup.build(tiny.run_config(**SGD, **{'data.augment.cutmix': 1.0}), mesh(1))
+  return setup.build(tiny.run_config(**SGD, **{'data.augment.cutmix': 1.0}), tiny.mesh())
 
 
 def first_batch(run):
@@ -263,7 +256,7 @@ def test_a_step_on_mixed_images_is_the_mean_of_two_plain_ones(run):
 def test_mixing_is_the_same_over_devices(run, devices):
   """Four devices have a pair each and need nothing from others; eight have half a pair."""
   images, labels = first_batch(run)
-  split = setup.build(tiny.run_config(**SGD, **{'data.augment.cutmix': 1.0}), mesh(devices))
+  split = setup.build(tiny.run_config(**SGD, **{'data.augment.cutmix': 1.0}), tiny.mesh(devices))
   one, other = (stepped(r, images, labels) for r in (run, split))
   for name in ('loss', 'acc/model', 'grad_norm'):
     assert one[0][name] == pytest.approx(other[0][name], rel=1e-4), name
@@ -287,7 +280,7 @@ def test_pairs_may_lie_in_two_micro_batches(tiny_backbone):
     'optim.accumulate': 2,
     **SGD,
   }
-  run = setup.build(tiny.run_config(**options), mesh(1))
+  run = setup.build(tiny.run_config(**options), tiny.mesh())
   is_mean_of_two_plain_steps(run)
 
 

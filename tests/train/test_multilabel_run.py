@@ -6,15 +6,13 @@ import re
 
 import agreement
 import cv2
-import jax
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType
 from sklearn import metrics as sklearn_metrics
 
 import hierjax
-from hierjax.core import config, parallel
+from hierjax.core import config
 from hierjax.core.errors import UserError
 from hierjax.data import pipeline, sources
 from hierjax.decide import thresholds
@@ -31,11 +29,7 @@ GROUP = {'amber': 'warm', 'blue': 'cold', 'coral': 'warm'}
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
   tiny.register(monkeypatch)
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
-  )
+  tiny.use_devices(monkeypatch)
 
 
 def draw(folder, n=96, columns=False, split=True, taxonomy=False):

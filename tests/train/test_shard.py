@@ -1,6 +1,7 @@
-"""Parts of the state that the devices share out (train.shard)."""
+"""What devices share out: parts of the state (train.shard), classes (train.class_devices)."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -9,11 +10,13 @@ import tiny
 
 from hierjax import model
 from hierjax.core import parallel
+from hierjax.core.errors import UserError
 from hierjax.experiments import fit
 from hierjax.train import checkpoint, optim, setup
 from hierjax.train.state import from_parts, shardings, to_parts
 from hierjax.train.step import stepper
 
+ALL = (parallel.CLASS_AXIS, parallel.AXIS)
 OPTIONS = {'optim.clip': 0.5, 'optim.ema': 0.5, 'optim.schedule': 'constant', 'train.steps': 4}
 
 
@@ -27,15 +30,10 @@ def small_arrays(monkeypatch):
 pytestmark = pytest.mark.usefixtures('no_compilation_cache')
 
 
-def mesh(devices):
-  axis = (jax.sharding.AxisType.Auto,)
-  return jax.make_mesh((devices,), (parallel.AXIS,), axis, devices=jax.devices()[:devices])
-
-
-def prepare(shard, devices):
+def prepare(shard, devices, class_devices=None, **options):
   """The setup, its state and the compiled step."""
-  c = tiny.run_config(**OPTIONS, **{'train.shard': shard})
-  run = setup.build(c, mesh(devices))
+  c = tiny.run_config(**OPTIONS, **{'train.shard': shard}, **options)
+  run = setup.build(c, tiny.mesh(devices, class_devices))
   state = setup.initial_state(run)
   placed = shardings(state, run.mesh, c.train.shard)
   tx = optim.transformation(c, run.task.labels)
@@ -61,6 +59,60 @@ def test_eight_devices_that_share_out_equal_one(shard):
   assert share(eight.params) < 0.3 if shard == 'all' else share(eight.params) == 1
   for one, other in zip(jax.tree.leaves(results[1]), jax.tree.leaves(eight), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def trained(*placing, **options):
+  """The state, metrics and compiled text of four steps."""
+  run, state, step = prepare(*placing, **options)
+  text = ''
+  for batch in setup.batches(run, run.train, 0, 4):
+    batch = parallel.put_train(batch, {'stop': False}, run.mesh)
+    text = text or step.lower(state, batch, {}).compile().as_text()
+    state, metrics = step(state, batch, {})
+  return state, metrics, text
+
+
+def gathered(text):
+  """The shapes that a compiled program gathers from the devices."""
+  return {*re.findall(r'f32\[([\d,]+)\]\S* all-gather', text)}
+
+
+def test_the_optimizer_s_parts_are_gathered():
+  """So that `gathered` finds what the next test must not find."""
+  assert '16,72' in gathered(trained('optimizer', 8, **{'data.toy.versions': 4})[2])
+
+
+@pytest.mark.parametrize(
+  ('placing', 'options'),
+  [
+    ((None, 8, 8), {}),
+    ((None, 8, 2), {'loss.smoothing': 0.1, 'optim.accumulate': 2}),
+    (('optimizer', 8, 4), {'model.heads': 'path_sum'}),
+    (('all', 8, 4), {'model.heads': 'prototypes', 'balance.name': 'mgda'}),
+    ((None, 4, 4), {'model.heads': 'cascaded', 'data.augment.cutmix': 1.0}),
+    ((None, 4, 2), {'model.heads': 'marginal', 'balance.name': 'pcgrad', 'balance.at': 'weights'}),
+  ],
+)
+def test_devices_that_share_out_the_classes_equal_one(placing, options):
+  """Each holds its part of the 72 models' head, which no device gathers."""
+  # Adam's first steps would turn the rounding of a gradient near 0 into a step of its own
+  options = {'data.toy.versions': 4, 'optim.name': 'sgd', **options}
+  one, expected, _ = trained(None, 1, **options)
+  state, metrics, text = trained(*placing, **options)
+  for name in expected:
+    np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+  for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(state), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+  large = [x for x in jax.tree.leaves(state.params['heads']) if x.ndim == 2 and 72 in x.shape]
+  shard, _, class_devices = placing
+  assert large and share(large) == 1 / (8 if shard == 'all' else class_devices)
+  assert not {','.join(map(str, x.shape)) for x in large} & gathered(text)
+
+
+def test_the_devices_must_be_a_multiple_of_those_that_share_out_the_classes(monkeypatch):
+  tiny.use_devices(monkeypatch, 8)
+  with pytest.raises(UserError, match='class_devices=3: the number of devices, 8, must be a mult'):
+    setup.build(tiny.run_config(**{'train.class_devices': 3}))
 
 
 def test_bytes_of_a_device_in_the_compiled_step():
@@ -95,28 +147,29 @@ def test_a_shared_out_state_goes_on_with_another_number_of_devices(tmp_path):
 
 def test_training_and_evaluation_are_the_same(tmp_path):
   """A whole run: log, evaluation, checkpoint, prediction."""
+  placings = {'one': {}, 'other': {'train.shard': 'all', 'train.class_devices': 2}}
   results = [
-    fit.fit(tiny.run_config(**OPTIONS, **{'train.shard': shard}), tmp_path / str(shard))
-    for shard in (None, 'all')
+    fit.fit(tiny.run_config(**OPTIONS, **placing, **{'data.toy.versions': 4}), tmp_path / name)
+    for name, placing in placings.items()
   ]
   values = [
     [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
-    for name in ('None', 'all')
+    for name in placings
   ]
   for one, other in zip(*values, strict=True):
     for name in {'loss', 'grad_norm', 'top1/model'} & one.keys():
       assert one[name] == pytest.approx(other[name], rel=1e-4)
-  reloaded = model.load(tmp_path / 'all').evaluate('val')
+  reloaded = model.load(tmp_path / 'other').evaluate('val')
   assert reloaded['n'] == results[1]['n'] and reloaded['decode'] == results[1]['decode']
 
 
 @pytest.mark.parametrize(
   ('shape', 'spec'),
-  [((16,), ('data',)), ((6, 16), (None, 'data')), ((24, 16), ('data',)), ((7, 9), ()), ((8,), ())],
+  [((16,), (ALL,)), ((6, 16), (None, ALL)), ((24, 16), (ALL,)), ((7, 9), ()), ((8,), ())],
 )
 def test_the_axis_that_is_cut(shape, spec):
   """The longest that 8 devices divide; of 8 values each would hold one, so they stay together."""
-  assert tuple(parallel.shared_out(shape, mesh(8)).spec) == spec
+  assert tuple(parallel.shared_out(shape, tiny.mesh(8, 2)).spec) == spec
 
 
 def test_auto_shares_out_from_a_size_on(monkeypatch):

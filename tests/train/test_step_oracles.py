@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tiny
 from flax import traverse_util
-from jax.sharding import AxisType
 
 from hierjax import model
 from hierjax.core import parallel
@@ -32,11 +31,7 @@ SGD = {
 def one_device(monkeypatch):
   """The tiny backbone on one device."""
   tiny.register(monkeypatch)
-
-  def mesh():
-    return jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-
-  monkeypatch.setattr(parallel, 'mesh', mesh)
+  tiny.use_devices(monkeypatch)
 
 
 def first_step(**options):

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType
 
 from hierjax import model
 from hierjax.core import config, parallel
@@ -43,11 +42,7 @@ class Interrupt(Hook):
 
 @pytest.fixture
 def one_device(monkeypatch):
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
-  )
+  tiny.use_devices(monkeypatch)
 
 
 def start(c):
@@ -169,8 +164,7 @@ def test_eight_devices_equal_one(kind, one_device, monkeypatch):
     return advance(run, dataclasses.replace(task, model=model), state)
 
   single, out_single = steps()
-  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
-  monkeypatch.setattr(parallel, 'mesh', lambda: mesh)
+  tiny.use_devices(monkeypatch, 8)
   eight, out_eight = steps()
   assert len(jax.tree.leaves(eight.params)[0].sharding.device_set) == 8
   for name in out_single:

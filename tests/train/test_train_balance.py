@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tiny
 from flax import traverse_util
-from jax.sharding import AxisType
 
 from hierjax.core import config, parallel
 from hierjax.core.errors import UserError
@@ -47,11 +46,7 @@ def backbone(monkeypatch):
 
 
 def devices(monkeypatch, n):
-  monkeypatch.setattr(
-    parallel,
-    'mesh',
-    lambda: jax.make_mesh((n,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:n]),
-  )
+  tiny.use_devices(monkeypatch, n)
 
 
 def advance(c, steps=1, state=None):

@@ -72,22 +72,21 @@ def copy_checkout(root: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def run_tests(tests: str, folder: pathlib.Path, cache: str) -> tuple[int, str]:
-  """Run tests of a checkout until one fails; return pytest's exit code and its output."""
+def run_tests(
+  tests: str, folder: pathlib.Path, cache: str, limit: int | None = HANGS_AFTER_S
+) -> tuple[int, str]:
+  """Run tests of a checkout until one fails; return pytest's exit code and its output.
+
+  They hang if they take more than `limit` seconds.
+  """
   command = [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider', *tests.split()]
   env = os.environ | {'HIERJAX_TEST_CACHE': cache, 'PYTHONDONTWRITEBYTECODE': '1'}
   try:
     result = subprocess.run(
-      command,
-      cwd=folder,
-      env=env,
-      capture_output=True,
-      text=True,
-      timeout=HANGS_AFTER_S,
-      check=False,
+      command, cwd=folder, env=env, capture_output=True, text=True, timeout=limit, check=False
     )
   except subprocess.TimeoutExpired:
-    return FAILED, f'hangs: more than {HANGS_AFTER_S} s'
+    return FAILED, f'hangs: more than {limit} s'
   return result.returncode, result.stdout + result.stderr
 
 
@@ -126,7 +125,7 @@ def try_all(
       folders.put(copy_checkout(root, top / f'copy{i}' / 'checkout'))
     if has_baseline:
       tests = ' '.join(dict.fromkeys(' '.join(mutant.tests for mutant in mutants).split()))
-      code, output = run_tests(tests, top / 'copy0' / 'checkout', cache)
+      code, output = run_tests(tests, top / 'copy0' / 'checkout', cache, None)
       if code != PASSED:
         raise SystemExit(f'a test fails without any fault:\n{output}')
 

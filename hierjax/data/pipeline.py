@@ -12,6 +12,7 @@ A batch is a dict of
   broken: int32 [B], number of an unreadable example that was met here, else -1.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -123,11 +124,11 @@ def _num_features(examples):
   """Dimension of cached features; None for images."""
   if not len(examples.labels):
     raise UserError(f'split {examples.name!r} is empty')
-  try:
-    first = examples.reader(0)
-  except (BrokenImage, OSError):
-    return None
-  return len(first) if isinstance(first, np.ndarray) and first.ndim == 1 else None
+  for i in range(len(examples.labels)):
+    with contextlib.suppress(BrokenImage, OSError):
+      first = examples.reader(i)
+      return len(first) if isinstance(first, np.ndarray) and first.ndim == 1 else None
+  return None
 
 
 def _order(examples, seed, balance):

@@ -17,15 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from hierjax import model
 from hierjax.core import config, files
 from hierjax.core.errors import UserError
-from hierjax.data import sources
 from hierjax.decide.decisions import Rules
-from hierjax.evaluate import bootstrap, collect, metrics, rules
+from hierjax.evaluate import bootstrap, metrics, rules
 from hierjax.experiments import probe_features, probe_grid, probe_nearest, run_lock
 from hierjax.experiments.fit import baseline_config
 from hierjax.experiments.probe_features import Features
@@ -190,10 +190,10 @@ def _save(
   save_untrained(workdir, run, setup.initial_state(run))
   rules.write_rules(workdir / 'decode.json', run.c.data.train, fitted, run.taxonomy)
   files.write(workdir / 'run.json', json.dumps(_record(run, val.broken), indent=2) + '\n')
-  trained = model.load(workdir)
-  outputs = _outputs(trained, run.val, val)
-  result = trained.evaluate(run.c.data.val, run.val, outputs=outputs)
-  decision = outputs.decide(run.taxonomy, trained.rules)['exclusive']['joint']
+  judge, examples = _of_features(model.load(workdir), val), val.examples(run.val)
+  result = judge.evaluate(run.c.data.val, examples)
+  outputs = judge.collect_decided(examples)
+  decision = outputs.decide(run.taxonomy, judge.rules)['exclusive']['joint']
   values = metrics.of_predictions(decision.pred, outputs.labels, run.taxonomy)
   return Judged(result['decode']['joint'], values)
 
@@ -213,17 +213,17 @@ def _record(run: setup.Setup, broken: Sequence[str]) -> dict:
   }
 
 
-def _outputs(trained: model.Model, examples: sources.Examples, val: Features) -> collect.Outputs:
-  """Compute the outputs for features, their probabilities the mean over the views."""
-  by_view = [
-    trained.collect(sources.with_features(examples, features, val.index), with_features=True)
-    for features in np.moveaxis(val.values, 1, 0)
-  ]
-  probs = {
-    level: sum(outputs.probs[level] for outputs in by_view) / len(by_view)
-    for level in by_view[0].probs
-  }
-  return dataclasses.replace(by_view[0], probs=probs, index=val.index, broken=val.broken)
+def _of_features(trained: model.Model, val: Features) -> model.Model:
+  """Return a model that reads the features of all views of an image, one after the other."""
+  judge, views, step = copy.copy(trained), val.values.shape[1], trained.eval_step
+
+  def mean_over_views(variables, rows):
+    by_view = [step(variables, view) for view in jnp.split(rows, views, 1)]
+    probs = jax.tree.map(lambda *parts: sum(parts) / views, *(probs for probs, _ in by_view))
+    return probs, by_view[0][1]
+
+  judge.eval_step = mean_over_views
+  return judge
 
 
 def _summary(

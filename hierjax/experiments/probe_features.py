@@ -1,6 +1,8 @@
 """Features of a frozen backbone, computed once and stored for all runs."""
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import io
 import pathlib
@@ -17,6 +19,7 @@ from ml_collections import ConfigDict
 from hierjax.core import files, parallel
 from hierjax.core.errors import UserError
 from hierjax.data import sources
+from hierjax.data.decoding import BrokenImage
 from hierjax.evaluate import collect
 from hierjax.train import checkpoint
 from hierjax.train.setup import Setup
@@ -40,6 +43,24 @@ class Features(NamedTuple):
   index: np.ndarray
   broken: list[str]
   computed: int
+
+  def examples(self, split: sources.Examples) -> sources.Examples:
+    """Return the split with the features of all views [views * d] in place of each image.
+
+    Args:
+      split: that the features are of; what is unreadable in it is so in the result.
+    """
+    rows = np.full(len(split.labels), -1)
+    rows[self.index] = np.arange(len(self.index))
+    values = self.values.reshape(len(self.values), -1)
+    return dataclasses.replace(split, reader=functools.partial(_row, values=values, rows=rows))
+
+
+def _row(number: int, *, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  """Read the features of an example."""
+  if rows[number] < 0:
+    raise BrokenImage('no features')
+  return values[rows[number]]
 
 
 class Store:

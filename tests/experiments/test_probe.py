@@ -381,6 +381,30 @@ def test_a_probe_is_a_run(finished):
   assert json.loads((folder / 'probe.json').read_text()) == result
 
 
+def test_features_in_place_of_images(finished, monkeypatch):
+  """Probabilities are the mean over the views; unreadable images stay so; val is decided on batch
+  by batch."""
+  trained, run = model.load(finished[0]), setup.build(small_config())
+  features = probe_features.compute(run, run.val, 2, finished[0].parent / 'of_val', print)
+  readable = np.setdiff1d(features.index, [0, 7])
+  part = features._replace(values=features.values[readable], index=readable)
+  judge, examples = probe._of_features(trained, part), part.examples(run.val)
+  outputs = judge.collect(examples)
+  np.testing.assert_array_equal(outputs.index, readable)
+  assert outputs.broken == sorted(run.val.files[i] for i in (0, 7))
+  of_images = trained.collect(run.val)
+  for level, p in outputs.probs.items():
+    np.testing.assert_allclose(p, of_images.probs[level][readable], rtol=1e-4, atol=1e-5)
+  collect = model.Model.collect
+
+  def by_batch(self, *args, reduction=None, **options):
+    assert reduction, 'all probabilities are held'
+    return collect(self, *args, reduction=reduction, **options)
+
+  monkeypatch.setattr(model.Model, 'collect', by_batch)
+  assert judge.evaluate('val', examples)['n'] == len(readable)
+
+
 def test_a_trained_run_is_not_written_over(finished, run_copy):
   with pytest.raises(UserError, match='there is a trained run already'):
     probe.probe(small_config(), run_copy)

@@ -432,10 +432,13 @@ TRAIN = [
   *faults(
     'hierjax/train/step.py',
     'tests/train/test_shard.py::test_devices_that_share_out_the_classes_equal_one',
-    {
-      'axes = (context.axis, classes) if': 'axes = context.axis if',
-      'jax.lax.psum(x, axis) if is_alone': 'x if is_alone',
-    },
+    {'axes = (context.axis, classes) if': 'axes = context.axis if'},
+  ),
+  *faults(
+    'hierjax/train/reduction.py',
+    'tests/train/test_shard.py::test_devices_that_share_out_the_classes_equal_one '
+    'tests/train/test_shard.py::test_gradients_are_reduced_in_buckets',
+    {'{i: jax.lax.psum(x, axis) for': '{i: x for', 'size += sizes[i]': 'size = sizes[i]'},
   ),
   *faults(
     'hierjax/train/state.py',

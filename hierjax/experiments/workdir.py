@@ -30,6 +30,7 @@ FREE_ON_RESUME = (
   'data.max_',  # limits
   'data.homonyms',  # the taxonomy shows whether it matters
   *('train.log_steps', 'train.save_minutes', 'eval.', 'decide.', 'log.', 'probe.'),
+  *('train.shard', 'train.class_devices'),  # where the state lies
 )
 # what --resume_from lets change: neither the data nor the structure of the state depend on them
 CHANGEABLE = (

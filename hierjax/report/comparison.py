@@ -21,6 +21,7 @@ from hierjax.taxonomy import Taxonomy
 CLASSES = 12  # listed as won, and as lost; all are in the CSV
 # What may differ between runs that are compared, and is no option of the recipe.
 IMMATERIAL = ('seed', 'baseline', 'name', 'data.workers', 'data.threads', 'log.')
+IMMATERIAL += ('train.shard', 'train.class_devices')
 FACTS = ('params', 'train_examples', 'step', 'seconds')
 HEADER = ('method', 'class', 'images', 'metric', 'value', 'reference', 'difference', 'low', 'high')
 

@@ -161,6 +161,9 @@ def test_training_and_evaluation_are_the_same(tmp_path):
       assert one[name] == pytest.approx(other[name], rel=1e-4)
   reloaded = model.load(tmp_path / 'other').evaluate('val')
   assert reloaded['n'] == results[1]['n'] and reloaded['decode'] == results[1]['decode']
+  # it goes on, here to nothing more, on devices that share out nothing
+  c = tiny.run_config(**OPTIONS, **{'data.toy.versions': 4})
+  assert fit.fit(c, tmp_path / 'other')['decode'] == results[1]['decode']
 
 
 @pytest.mark.parametrize(

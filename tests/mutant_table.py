@@ -438,7 +438,7 @@ TRAIN = [
     'hierjax/train/reduction.py',
     'tests/train/test_shard.py::test_devices_that_share_out_the_classes_equal_one '
     'tests/train/test_shard.py::test_gradients_are_reduced_in_buckets',
-    {'{i: jax.lax.psum(x, axis) for': '{i: x for', 'size += sizes[i]': 'size = sizes[i]'},
+    {'summed[i] = jax.lax.psum(x, axis)': 'summed[i] = x', 'size += sizes[i]': 'size = sizes[i]'},
   ),
   *faults(
     'hierjax/train/state.py',

@@ -22,13 +22,18 @@ def all_sum(tree: Any, split_heads: frozenset[tuple[str, ...]], axis: str) -> An
     axis: of the mesh.
   """
   paths, structure = jax.tree.flatten_with_path(tree)
-  arrays = [x for _, x in paths]
-  is_split = [any(getattr(key, 'key', None) in split_heads for key in path) for path, _ in paths]
-  summed = {i: jax.lax.psum(x, axis) for i, x in enumerate(arrays) if is_split[i]}
-  for bucket in buckets({i: x.nbytes for i, x in enumerate(arrays) if not is_split[i]}):
-    vector, unravel = jax.flatten_util.ravel_pytree([arrays[i] for i in bucket])
-    summed |= zip(bucket, unravel(jax.lax.psum(vector, axis)))
-  return jax.tree.unflatten(structure, [summed[i] for i in range(len(arrays))])
+  summed, sizes = [None] * len(paths), {}
+  for i, (path, x) in enumerate(paths):
+    keys = [getattr(key, 'key', None) for key in path]
+    if split_heads.isdisjoint(keys):
+      sizes[i] = x.nbytes
+    else:
+      summed[i] = jax.lax.psum(x, axis)
+  for bucket in buckets(sizes):
+    vector, unravel = jax.flatten_util.ravel_pytree([paths[i][1] for i in bucket])
+    for i, x in zip(bucket, unravel(jax.lax.psum(vector, axis))):
+      summed[i] = x
+  return jax.tree.unflatten(structure, summed)
 
 
 def buckets(sizes: Mapping[int, int]) -> list[list[int]]:

@@ -53,6 +53,7 @@ def start(
   """Join this process to the others, before any use of a device.
 
   Without arguments `VARIABLES` tell them, or else jax finds SLURM, Open MPI, GKE or Cloud TPU.
+  Where something has joined them before, they stay as they are.
 
   Args:
     coordinator: HOST:PORT of process 0.
@@ -84,7 +85,8 @@ def start(
   )
   try:
     limits = {'initialization_timeout': wait, 'heartbeat_timeout_seconds': silence}
-    jax.distributed.initialize(coordinator or None, processes, process, **limits)
+    if not jax.distributed.is_initialized():  # an engine may have joined them: Ray Train does
+      jax.distributed.initialize(coordinator or None, processes, process, **limits)
   except (ValueError, RuntimeError) as e:
     reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
     if 'should be defined' in reason or 'must be defined' in reason:

@@ -448,6 +448,17 @@ def test_the_variables_of_kubeflow_trainer(monkeypatch):
   assert called.value.args == (None, None, None)
 
 
+def test_processes_that_an_engine_has_joined_stay_joined(monkeypatch):
+  """As those of Ray Train's JaxTrainer."""
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda *_, **__: pytest.fail('joined again'))
+  texts = []
+  monkeypatch.setattr(parallel, '_on_abort', texts.append)
+  monkeypatch.setattr(jax.config, 'update', lambda *_: None)
+  parallel.start()
+  assert 'another one has stopped' in texts[-1]
+
+
 def test_port_in_use():
   with (
     socket.create_server(('', 0)) as taken,

@@ -12,6 +12,7 @@ from hierjax import model
 from hierjax.core import parallel
 from hierjax.core.errors import UserError
 from hierjax.experiments import fit
+from hierjax.models import initializers
 from hierjax.train import checkpoint, optim, reduction, setup
 from hierjax.train.state import from_parts, shardings, to_parts
 from hierjax.train.step import stepper
@@ -107,6 +108,23 @@ def test_devices_that_share_out_the_classes_equal_one(placing, options):
   shard, _, class_devices = placing
   assert large and share(large) == 1 / (8 if shard == 'all' else class_devices)
   assert not {','.join(map(str, x.shape)) for x in large} & gathered(text)
+
+
+def test_a_teacher_of_split_classes():
+  """Distillation on devices that share out the classes is that on one."""
+  options = {'data.toy.versions': 4, 'optim.name': 'sgd', 'loss.terms': 'distill'}
+  options['loss.weights'] = 'distill=30'
+  states = []
+  for devices, class_devices in ((1, None), (4, 2)):
+    run, state, step = prepare(None, devices, class_devices, **options)
+    other = initializers.init(run.task.model, 1, np.zeros((1, 32, 32, 3), np.float32))
+    known = {level: np.arange(run.taxonomy.num_classes(level)) % 3 > 0 for level in run.levels}
+    teacher = {'variables': dict(jax.device_get(other)), 'known': known}
+    (batch,) = setup.batches(run, run.train, 0, 1)
+    batch = parallel.put_train(batch, {'stop': False}, run.mesh)
+    states.append(step(state, batch, parallel.put_replicated(teacher, run.mesh))[0])
+  for x, y in zip(*map(jax.tree.leaves, states), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
 def test_the_devices_must_be_a_multiple_of_those_that_share_out_the_classes(monkeypatch):

@@ -118,8 +118,10 @@ def test_a_teacher_of_split_classes():
   for devices, class_devices in ((1, None), (4, 2)):
     run, state, step = prepare(None, devices, class_devices, **options)
     other = initializers.init(run.task.model, 1, np.zeros((1, 32, 32, 3), np.float32))
-    known = {level: np.arange(run.taxonomy.num_classes(level)) % 3 > 0 for level in run.levels}
-    teacher = {'variables': dict(jax.device_get(other)), 'known': known}
+    teacher = {'variables': dict(jax.device_get(other))}
+    teacher['known'] = {
+      level: np.arange(run.taxonomy.num_classes(level)) % 3 > 0 for level in run.levels
+    }
     (batch,) = setup.batches(run, run.train, 0, 1)
     batch = parallel.put_train(batch, {'stop': False}, run.mesh)
     states.append(step(state, batch, parallel.put_replicated(teacher, run.mesh))[0])

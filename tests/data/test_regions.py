@@ -85,6 +85,14 @@ def test_crops_are_drawn_within_the_box_and_the_image():
   assert low[0] < 1 and low[1] < 19 and high[2] > 59 and high[3] > 59
 
 
+def test_crop_and_mask_have_a_draw_each():
+  augment = STILL._replace(guided_crop=0.5, guided_mask=0.5)
+  area = region(0.2, 0.2, 0.6, 0.6, 0.3, 0.3, 0.5, 0.5)
+  for draws in ((0.4, 0.6), (0.6, 0.4), (0.4, 0.4), (0.6, 0.6)):
+    box, hot = transforms._guide(area, augment, draws)
+    assert (tuple(box) != (0, 0, 1, 1), hot is not None) == (draws[0] < 0.5, draws[1] < 0.5)
+
+
 def test_a_mask_covers_the_pixels_that_show_the_area():
   """Loops over pixels: their middles lie in the area."""
   image, hot = picture(24, 40), (0.3, 0.5, 0.56, 0.74)

@@ -46,9 +46,11 @@ def main():
     balancer={},
     monitor={},
   )
-  for shard, of_classes in ((None, 1), ('optimizer', 1), ('all', 1), (None, 8), ('optimizer', 8)):
-    shape = args.devices // of_classes, of_classes
-    mesh = jax.sharding.AbstractMesh(shape, (parallel.AXIS, parallel.CLASS_AXIS))
+  n = args.devices
+  for shard, of_classes in ((None, 1), ('optimizer', 1), ('all', 1), (None, n), ('optimizer', n)):
+    mesh = jax.sharding.AbstractMesh(
+      (n // of_classes, of_classes), (parallel.AXIS, parallel.CLASS_AXIS)
+    )
     placed = state.shardings(shapes_of_state, mesh, shard)
     sizes = jax.tree.map(
       lambda x, sharding: int(np.prod(sharding.shard_shape(x.shape))) * x.dtype.itemsize,

@@ -6,7 +6,7 @@ import re
 import setuptools
 
 ROOT = pathlib.Path(__file__).parent
-EXTRAS = ('cuda12', 'tpu', 'export', 'serve', 'wandb', 'test', 'docs')
+EXTRAS = ('cuda12', 'tpu', 'export', 'serve', 'wandb', 'onednn', 'test', 'docs')
 
 
 def requirements(text: str) -> list[str]:

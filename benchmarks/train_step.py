@@ -20,10 +20,9 @@ import resource
 import sys
 import time
 
-# Large pages and no return of memory to the system between steps: without it every large temporary
-# is page-faulted anew (15 % of a step).
+# As hierjax.cli.process has it: large pages and no return of memory to the system between steps.
 TUNABLES = (
-  'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:'
+  'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:'
   'glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864'
 )
 if __name__ == '__main__' and 'GLIBC_TUNABLES' not in os.environ:
@@ -53,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
   p.add_argument('--lora', type=int, metavar='RANK')
   p.add_argument('--remat', action='store_true')
   p.add_argument('--mode', choices=('train', 'infer'), default='train')
-  p.add_argument('--kernels', choices=('auto', 'plain', 'cpu'), default='auto')
+  p.add_argument('--kernels', choices=('auto', 'plain', 'cpu', 'onednn'), default='auto')
   p.add_argument('--heads', type=int, nargs='*', default=[1000])
   p.add_argument('--steps', type=int, default=5)
   p.add_argument('--hlo', help='write the optimised HLO here')

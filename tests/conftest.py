@@ -26,6 +26,8 @@ os.environ.setdefault(
 os.environ['XLA_FLAGS'] = (
   os.environ['HIERJAX_TEST_XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8'
 )
+# only the tests of oneDNN use it: the others are of what all users have
+os.environ.setdefault('HIERJAX_ONEDNN', '0')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import flax.linen as nn
@@ -101,13 +102,11 @@ def stepper(model: nn.Module, mesh: Mesh, taxonomy: Taxonomy | Mixed) -> Callabl
     mesh: the devices.
     taxonomy: the levels.
   """
-  replicated, split = parallel.replicated(mesh), parallel.split(mesh)
-
-  def step(variables, images):
-    # training may have shared them out
-    variables = jax.lax.with_sharding_constraint(variables, replicated)
-    return eval_step(variables, images, model, taxonomy)
-
+  split = parallel.split(mesh)
+  step = functools.partial(eval_step, model=model, taxonomy=taxonomy)
+  if mesh.size > 1:
+    specs = (jax.P(), split.spec)  # training may have shared the variables out
+    step = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=split.spec, check_vma=False)
   return jax.jit(step, in_shardings=(None, split), out_shardings=(split, split))
 
 

@@ -23,7 +23,8 @@ from ml_collections import ConfigDict
 
 from hierjax.core import config, files, parallel
 from hierjax.evaluate import collect
-from hierjax.models import initializers
+from hierjax.models import initializers, onednn
+from hierjax.models.compute import Compute
 from hierjax.taxonomy import Mixed, Taxonomy
 
 MAX_FILES = 64  # of the cache; the programs that were used last stay
@@ -78,7 +79,10 @@ class Programs:
     return self._exported[path]
 
   def _trace(self, path: pathlib.Path, variables: Any, images: jax.Array) -> export.Exported:
-    exported = export.export(self._step)(*jax.tree.map(_abstract, (variables, images)))
+    # what serves this machine alone may call what is compiled here
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in onednn.TARGETS]
+    arguments = jax.tree.map(_abstract, (variables, images))
+    exported = export.export(self._step, disabled_checks=checks)(*arguments)
     # the cache may be read-only or full
     with contextlib.suppress(OSError):
       self._folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +107,7 @@ def stepper(
   step = collect.stepper(classifier, mesh, taxonomy)
   if c.plugins or not _can_keep(classifier):
     return step
-  return Programs(step, [config.to_json(c), taxonomy.hash()])
+  return Programs(step, [config.to_json(c), taxonomy.hash(), Compute().kernels])
 
 
 def variables(step: Callable, classifier: nn.Module, mesh: Mesh) -> dict:

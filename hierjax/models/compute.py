@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hierjax.models import cpu_kernels, plain_kernels
+from hierjax.models import cpu_kernels, onednn, onednn_kernels, plain_kernels
 
-KERNELS = {'plain': plain_kernels, 'cpu': cpu_kernels}
+KERNELS = {'plain': plain_kernels, 'cpu': cpu_kernels, 'onednn': onednn_kernels}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Compute:
     remat: whether blocks are computed again in the backward pass instead of being kept.
     batch_axis: the mesh axis over which a batch is split within `jax.shard_map`, or None. Batch
       norm then has the moments of the whole batch, and random numbers are those of the whole batch.
-    kernels: 'plain' (XLA's operations), 'cpu' (`cpu_kernels`), or 'auto', which becomes one of the
-      two by the platform of the moment.
+    kernels: 'plain' (XLA's operations), 'cpu' (`cpu_kernels`), 'onednn' (`onednn_kernels`), or
+      'auto', which becomes one of them by the platform of the moment and what is installed.
     lora: rank and scale of the low-rank updates that dense layers have, or None.
     has_frozen_norm: whether batch norms keep their running statistics, in training, too.
   """
@@ -39,10 +39,9 @@ class Compute:
 
   def __post_init__(self):
     if self.kernels == 'auto':
-      is_cpu = jax.default_backend() == 'cpu'
-      object.__setattr__(self, 'kernels', 'cpu' if is_cpu else 'plain')
+      object.__setattr__(self, 'kernels', _fastest())
     if self.kernels not in KERNELS:
-      raise ValueError(f"kernels must be 'auto', 'plain' or 'cpu', not {self.kernels!r}")
+      raise ValueError(f'kernels must be auto, {", ".join(KERNELS)}, not {self.kernels!r}')
 
   @property
   def ops(self) -> ModuleType:
@@ -91,6 +90,13 @@ class Layer(nn.Module):
     # Initialisation has no backward pass, and numpy's draws would leave it as tracers.
     is_needed = self.compute.remat and not self.is_initializing()
     return nn.remat(block, static_argnums=(2,)) if is_needed else block
+
+
+def _fastest() -> str:
+  """Return the kernels that are the fastest on this machine."""
+  if jax.default_backend() != 'cpu':
+    return 'plain'
+  return 'onednn' if onednn.dtypes() else 'cpu'
 
 
 def configured(module: nn.Module, **changes: Any) -> nn.Module:

@@ -1,0 +1,192 @@
+// Convolutions by oneDNN as handlers of XLA's foreign function interface; `onednn.py` compiles this.
+//
+// Maps are [B, H, W, C], kernels [k, k, C / groups, O], of float32 or bfloat16. The attribute
+// "geometry" is the stride and the pixels of padding above, below, left and right.
+
+#include <cstdint>
+#include <exception>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "oneapi/dnnl/dnnl.hpp"
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+using dnnl::memory;
+using Array = ffi::AnyBuffer;
+using Result = ffi::Result<Array>;
+using Geometry = ffi::Span<const int64_t>;
+using Shape = std::vector<int64_t>;
+
+enum class Pass { kForward, kInputGradient, kKernelGradient };
+
+dnnl::engine& Cpu() {
+  static dnnl::engine cpu(dnnl::engine::kind::cpu, 0);
+  return cpu;
+}
+
+// Memory for one call, kept for the next: what is given back would have to be cleared again.
+class Workspace {
+ public:
+  char* Get(size_t size) {
+    if (size > size_) {
+      bytes_.reset();
+      bytes_.reset(new char[size + kAlignment]);
+      size_ = size;
+    }
+    auto address = reinterpret_cast<uintptr_t>(bytes_.get());
+    return bytes_.get() + (kAlignment - address % kAlignment) % kAlignment;
+  }
+  static size_t RoundUp(size_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
+
+ private:
+  static constexpr size_t kAlignment = 64;
+  std::unique_ptr<char[]> bytes_;
+  size_t size_ = 0;
+};
+
+Shape ShapeOf(const Array& array) {
+  return Shape(array.dimensions().begin(), array.dimensions().end());
+}
+
+memory::data_type TypeOf(const Array& array) {
+  bool is_half = array.element_type() == ffi::DataType::BF16;
+  return is_half ? memory::data_type::bf16 : memory::data_type::f32;
+}
+
+memory::desc MapsOf(const Array& array) {
+  Shape s = ShapeOf(array);
+  return memory::desc({s[0], s[3], s[1], s[2]}, TypeOf(array), memory::format_tag::nhwc);
+}
+
+memory::desc KernelOf(const Array& array, int64_t groups) {
+  Shape s = ShapeOf(array);
+  int64_t in = s[2], out = s[3];
+  Shape shape{out / groups, in, s[0], s[1]}, strides{1, out, s[1] * in * out, in * out};
+  if (groups > 1) {
+    shape.insert(shape.begin(), groups);
+    strides.insert(strides.begin(), out / groups);
+  }
+  return memory::desc(shape, TypeOf(array), strides);
+}
+
+// A compiled convolution or gradient. oneDNN chooses how the kernel lies in memory; `order` copies
+// it from or to how jax has it.
+struct Operation {
+  dnnl::primitive compute;
+  dnnl::reorder order;
+  memory::desc x, y, kernel, ordered_kernel, scratchpad;
+
+  Operation(Pass pass, const Array& x_array, const Array& kernel_array, const Array& y_array,
+            const Shape& geometry)
+      : x(MapsOf(x_array)), y(MapsOf(y_array)) {
+    kernel = KernelOf(kernel_array, ShapeOf(x_array)[3] / ShapeOf(kernel_array)[2]);
+    memory::desc any(kernel.get_dims(), kernel.get_data_type(), memory::format_tag::any);
+    Shape strides{geometry[0], geometry[0]};
+    Shape before{geometry[1], geometry[3]}, after{geometry[2], geometry[4]};
+    auto direct = dnnl::algorithm::convolution_direct;
+    dnnl::primitive_attr own_memory;
+    own_memory.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    dnnl::convolution_forward::primitive_desc forward(Cpu(), dnnl::prop_kind::forward_training,
+                                                      direct, x, any, y, strides, before, after,
+                                                      own_memory);
+    if (pass == Pass::kForward) {
+      compute = dnnl::convolution_forward(forward);
+      ordered_kernel = forward.weights_desc();
+      scratchpad = forward.scratchpad_desc();
+    } else if (pass == Pass::kInputGradient) {
+      dnnl::convolution_backward_data::primitive_desc backward(
+          Cpu(), direct, x, any, y, strides, before, after, forward, own_memory);
+      compute = dnnl::convolution_backward_data(backward);
+      ordered_kernel = backward.weights_desc();
+      scratchpad = backward.scratchpad_desc();
+    } else {
+      dnnl::convolution_backward_weights::primitive_desc backward(
+          Cpu(), direct, x, any, y, strides, before, after, forward, own_memory);
+      compute = dnnl::convolution_backward_weights(backward);
+      ordered_kernel = backward.diff_weights_desc();
+      scratchpad = backward.scratchpad_desc();
+    }
+    if (HasOrder()) {
+      bool is_result = pass == Pass::kKernelGradient;
+      order = dnnl::reorder({Cpu(), is_result ? ordered_kernel : kernel, Cpu(),
+                             is_result ? kernel : ordered_kernel});
+    }
+  }
+
+  bool HasOrder() const { return ordered_kernel != kernel; }
+
+  void Run(Pass pass, void* x_data, void* kernel_data, void* y_data, Workspace& workspace) {
+    size_t kernel_size = HasOrder() ? Workspace::RoundUp(ordered_kernel.get_size()) : 0;
+    char* own = workspace.Get(kernel_size + scratchpad.get_size());
+    memory given(kernel, Cpu(), kernel_data);
+    memory ordered(ordered_kernel, Cpu(), HasOrder() ? own : kernel_data);
+    dnnl::stream stream(Cpu());
+    if (HasOrder() && pass != Pass::kKernelGradient) order.execute(stream, given, ordered);
+    bool is_forward = pass == Pass::kForward;
+    bool is_input = pass == Pass::kInputGradient, is_kernel = pass == Pass::kKernelGradient;
+    std::unordered_map<int, memory> arguments{
+        {is_input ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC, memory(x, Cpu(), x_data)},
+        {is_kernel ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS, ordered},
+        {is_forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, memory(y, Cpu(), y_data)},
+        {DNNL_ARG_SCRATCHPAD, memory(scratchpad, Cpu(), own + kernel_size)}};
+    compute.execute(stream, arguments);
+    if (HasOrder() && pass == Pass::kKernelGradient) order.execute(stream, ordered, given);
+    stream.wait();
+  }
+};
+
+ffi::Error Run(Pass pass, const Array& x, const Array& kernel, const Array& y, Geometry geometry) {
+  // Each call uses all cores: two at a time would only disturb each other.
+  static std::mutex mutex;
+  static std::map<std::vector<Shape>, Operation> operations;
+  static Workspace workspace;
+  std::lock_guard<std::mutex> lock(mutex);
+  try {
+    Shape sizes(geometry.begin(), geometry.end());
+    Shape kind{static_cast<int64_t>(pass), static_cast<int64_t>(x.element_type())};
+    std::vector<Shape> key{kind, ShapeOf(x), ShapeOf(kernel), ShapeOf(y), sizes};
+    auto found = operations.find(key);
+    if (found == operations.end())
+      found = operations.emplace(key, Operation(pass, x, kernel, y, sizes)).first;
+    found->second.Run(pass, x.untyped_data(), kernel.untyped_data(), y.untyped_data(), workspace);
+    return ffi::Error::Success();
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
+  }
+}
+
+ffi::Error Forward(Array x, Array kernel, Result y, Geometry geometry) {
+  return Run(Pass::kForward, x, kernel, *y, geometry);
+}
+
+ffi::Error InputGradient(Array y, Array kernel, Result x, Geometry geometry) {
+  return Run(Pass::kInputGradient, *x, kernel, y, geometry);
+}
+
+ffi::Error KernelGradient(Array x, Array y, Result kernel, Geometry geometry) {
+  return Run(Pass::kKernelGradient, x, *kernel, y, geometry);
+}
+
+auto Binding() { return ffi::Ffi::Bind().Arg<Array>().Arg<Array>().Ret<Array>(); }
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(hierjax_conv, Forward, Binding().Attr<Geometry>("geometry"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(hierjax_conv_input_gradient, InputGradient,
+                              Binding().Attr<Geometry>("geometry"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(hierjax_conv_kernel_gradient, KernelGradient,
+                              Binding().Attr<Geometry>("geometry"));
+
+// Whether this processor multiplies bfloat16 numbers; others would be slow, or refuse.
+extern "C" bool hierjax_has_bfloat16() {
+  auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
+  auto wanted = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);
+  return (isa & wanted) == wanted;
+}

@@ -1,0 +1,154 @@
+"""Convolutions by oneDNN, Intel's library of neural network operations, on x86-64 CPUs under Linux.
+
+Optional: `requirements-onednn.txt` has the library and its headers. `onednn.cc`, through which XLA
+calls it, is compiled once by the machine's C++ compiler (c++, or what CXX names), and kept in the
+user's cache. HIERJAX_ONEDNN=0 leaves oneDNN out.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from hierjax.core import files
+
+Array = jax.Array
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+SOURCE = pathlib.Path(__file__).with_suffix('.cc')
+LIBRARY, HEADERS = 'onednn-cpu-gomp', 'onednn-devel-cpu-gomp'
+# names of the functions in SOURCE that XLA calls
+TARGETS = ('hierjax_conv', 'hierjax_conv_input_gradient', 'hierjax_conv_kernel_gradient')
+
+
+class BuildError(Exception):
+  """oneDNN is installed and cannot be used."""
+
+
+def dtypes() -> frozenset[np.dtype]:
+  """Return the dtypes that oneDNN convolves on this machine; none where it is not used.
+
+  Warns once where it is installed and cannot be used.
+  """
+  return _usable_dtypes() if os.environ.get('HIERJAX_ONEDNN', '1') == '1' else frozenset()
+
+
+@functools.cache
+def _usable_dtypes() -> frozenset[np.dtype]:
+  if not _version(LIBRARY):
+    return frozenset()
+  try:
+    library = _load()
+  except (BuildError, OSError) as e:
+    warnings.warn(f'oneDNN is installed but not used: {e}', stacklevel=3)
+    return frozenset()
+  for name in TARGETS:
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform='cpu')
+  library.hierjax_has_bfloat16.restype = ctypes.c_bool
+  is_half = library.hierjax_has_bfloat16()
+  return frozenset(np.dtype(t) for t in (jnp.float32, *[jnp.bfloat16] * is_half))
+
+
+def _load() -> ctypes.CDLL:
+  """Load oneDNN and the compiled SOURCE."""
+  with _sleeping_threads():
+    # found by its name when the other is loaded
+    ctypes.CDLL(str(_installed(LIBRARY, 'libdnnl.so.3')))
+  return ctypes.CDLL(str(_compiled()))
+
+
+def _compiled() -> pathlib.Path:
+  """Return the compiled SOURCE in the user's cache, compiling it where it is missing."""
+  versions = jaxlib.__version__, *map(_version, (LIBRARY, HEADERS))
+  key = hashlib.sha256(repr((SOURCE.read_text(), versions)).encode()).hexdigest()[:32]
+  path = files.cache_folder('onednn') / f'{key}.so'
+  if path.exists():
+    return path
+  compiler = os.environ.get('CXX', 'c++')
+  if not shutil.which(compiler):
+    raise BuildError(f'there is no C++ compiler {compiler!r}; install g++, or set CXX')
+  headers = _installed(HEADERS, 'oneapi/dnnl/dnnl.hpp').parents[2]
+  includes = [option for h in (jax.ffi.include_dir(), headers) for option in ('-isystem', str(h))]
+  with tempfile.TemporaryDirectory() as folder:
+    output = pathlib.Path(folder, path.name)
+    command = [compiler, '-O2', '-std=c++17', '-shared', '-fPIC', *includes, str(SOURCE)]
+    command += ['-o', str(output), str(_installed(LIBRARY, 'libdnnl.so.3'))]
+    result = subprocess.run(command, capture_output=True, text=True, errors='replace', check=False)
+    if result.returncode:
+      raise BuildError(f'{compiler} failed: {result.stderr.strip()[-300:]}')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return files.write(path, output.read_bytes())
+
+
+def _version(package: str) -> str:
+  """Return the version of an installed package, '' if it is not installed."""
+  with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    return importlib.metadata.version(package)
+  return ''
+
+
+def _installed(package: str, ending: str) -> pathlib.Path:
+  """Find the file of an installed package by the end of its path."""
+  with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    for file in importlib.metadata.files(package) or ():
+      if file.as_posix().endswith(ending):
+        return pathlib.Path(file.locate()).resolve()
+  raise BuildError(f'{package} is not installed, or lacks {ending}')
+
+
+@contextlib.contextmanager
+def _sleeping_threads() -> Iterator[None]:
+  """Let the threads of OpenMP, which oneDNN loads, sleep between calls: XLA needs the cores."""
+  is_set = 'OMP_WAIT_POLICY' in os.environ
+  os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+  try:
+    yield
+  finally:
+    if not is_set:
+      del os.environ['OMP_WAIT_POLICY']
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+  """Convolve maps with a kernel.
+
+  Args:
+    x: [B, H, W, C], of a dtype in `dtypes()`.
+    kernel: [k, k, C / groups, O], of the same dtype.
+    stride: in pixels.
+    pads: pixels (above, below), (left, right).
+  """
+  return _forward(x, kernel, stride, pads)[0]
+
+
+def _call(target: str, result: tuple[int, ...], a: Array, b: Array, stride: int, pads: Pads):
+  call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(result, a.dtype))
+  return call(a, b, geometry=np.array([stride, *pads[0], *pads[1]], np.int64))
+
+
+def _forward(x, kernel, stride, pads):
+  size = [(n + sum(p) - k) // stride + 1 for n, p, k in zip(x.shape[1:3], pads, kernel.shape)]
+  shape = x.shape[0], *size, kernel.shape[3]
+  return _call(TARGETS[0], shape, x, kernel, stride, pads), (x, kernel)
+
+
+def _backward(stride, pads, saved, dy):
+  x, kernel = saved
+  dx = _call(TARGETS[1], x.shape, dy, kernel, stride, pads)
+  return dx, _call(TARGETS[2], kernel.shape, x, dy, stride, pads)
+
+
+conv.defvjp(_forward, _backward)

@@ -112,7 +112,7 @@ def build(a: argparse.Namespace):
 
   state = jax.tree.map(jnp.asarray, (params, fixed, stats, optimizer.init(params)))
   if a.mode == 'infer':
-    return jax.jit(infer), state, image, labels
+    return jax.jit(infer, compiler_options=compiler_options()), state, image, labels
   step = jax.jit(train, donate_argnums=0, compiler_options=compiler_options())
   return step, state, image, labels
 

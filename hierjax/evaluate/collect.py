@@ -20,6 +20,7 @@ from hierjax.data.image_groups import Batch
 from hierjax.data.sources import Examples, subset
 from hierjax.decide.decisions import PATHS, Decisions, Rules, decide
 from hierjax.evaluate.results import Results, reduce
+from hierjax.models import compute
 from hierjax.taxonomy import Mixed, Taxonomy
 
 # Probabilities of finest classes, images times classes, that rules are fitted on at most.
@@ -107,7 +108,8 @@ def stepper(model: nn.Module, mesh: Mesh, taxonomy: Taxonomy | Mixed) -> Callabl
   if mesh.size > 1:
     specs = (jax.P(), split.spec)  # training may have shared the variables out
     step = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=split.spec, check_vma=False)
-  return jax.jit(step, in_shardings=(None, split), out_shardings=(split, split))
+  shardings = {'in_shardings': (None, split), 'out_shardings': (split, split)}
+  return jax.jit(step, **shardings, compiler_options=compute.compiler_options())
 
 
 @dataclasses.dataclass

@@ -23,8 +23,7 @@ from ml_collections import ConfigDict
 
 from hierjax.core import config, files, parallel
 from hierjax.evaluate import collect
-from hierjax.models import initializers, onednn
-from hierjax.models.compute import Compute
+from hierjax.models import compute, initializers, onednn
 from hierjax.taxonomy import Mixed, Taxonomy
 
 MAX_FILES = 64  # of the cache; the programs that were used last stay
@@ -62,7 +61,7 @@ class Programs:
     path = self._folder / f'{self._key}-{"x".join(map(str, images.shape))}-{images.dtype}'
     if path not in self._calls:
       exported = self._read(path) or self._trace(path, variables, images)
-      self._calls[path] = jax.jit(exported.call)
+      self._calls[path] = jax.jit(exported.call, compiler_options=compute.compiler_options())
     return self._calls[path](variables, images)
 
   def _read(self, path: pathlib.Path) -> export.Exported | None:
@@ -107,7 +106,7 @@ def stepper(
   step = collect.stepper(classifier, mesh, taxonomy)
   if c.plugins or not _can_keep(classifier):
     return step
-  return Programs(step, [config.to_json(c), taxonomy.hash(), Compute().kernels])
+  return Programs(step, [config.to_json(c), taxonomy.hash(), compute.Compute().kernels])
 
 
 def variables(step: Callable, classifier: nn.Module, mesh: Mesh) -> dict:

@@ -45,7 +45,7 @@ class Compute:
 
   @property
   def ops(self) -> ModuleType:
-    """The module with conv, moments, batch_norm, scale_shift, max_pool and avg_pool."""
+    """The module with `conv`, `batch_norm` and the other functions of `plain_kernels`."""
     return KERNELS[self.kernels]
 
   @property
@@ -120,10 +120,10 @@ def configured(module: nn.Module, **changes: Any) -> nn.Module:
 
 
 def compiler_options() -> dict[str, str] | None:
-  """Options for compiling a program with a backward pass, so that `Compute.remat` has its effect.
+  """Options for compiling a network, so that `Compute.remat` and `ops.stored` have their effect.
 
-  On the CPU, XLA would remove its barriers before it merges equal expressions, and merge what is to
-  be computed again with what was computed before.
+  On the CPU, XLA would remove their barriers before it merges equal expressions, which merges what
+  is to be computed again with what was computed before, and before it joins loops.
   """
   is_cpu = jax.default_backend() == 'cpu'
   return {'xla_disable_hlo_passes': 'cse_barrier_expander'} if is_cpu else None

@@ -25,6 +25,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from hierjax.models import functional
 from hierjax.models.functional import ACTIVATIONS, dense, per_channel
+from hierjax.models.functional import product as product
+from hierjax.models.functional import stored as stored
 
 Array = jax.Array
 Size = tuple[int, int]
@@ -115,7 +117,7 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
   """
   size, k = x.shape[1:3], kernel.shape[:2]
   pads = functional.explicit_pads(size, k, stride, padding)
-  is_padded = any(sum(p) for p in pads)
+  is_padded, flat = any(sum(p) for p in pads), kernel.reshape(-1, kernel.shape[3])
   if kernel.shape[2] == 1 and x.shape[3] > 1:
     y = _depthwise(x.astype(jnp.float32), kernel.astype(jnp.float32), stride, pads)
     return y.astype(x.dtype)
@@ -124,9 +126,9 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
   if k == (1, 1) and not is_padded:
     return dense(x[:, ::stride, ::stride], kernel[0, 0])
   if k == (stride, stride) and not is_padded and not any(n % stride for n in size):
-    return dense(_patches(x, stride), _flat(kernel))
+    return dense(_patches(x, stride), flat)
   if min(size) <= 4 or (x.shape[3] <= 4 and max(k) <= 3):
-    return dense(_overlapping_patches(x, k, stride, pads), _flat(kernel))
+    return dense(_overlapping_patches(x, k, stride, pads), flat)
   if stride == 1 and 2 * kernel.shape[3] <= x.shape[3]:
     # It is cheaper to gather what goes out than what comes in.
     taps = dense(x, kernel.transpose(2, 0, 1, 3).reshape(x.shape[3], -1))
@@ -140,10 +142,6 @@ def _grouped(x: Array, kernel: Array, stride: int, padding: int | str) -> Array:
   # the gradients of XLA's own form take a hundred times as long; as calls these would take ten
   parts = zip(*(jnp.split(a, x.shape[3] // kernel.shape[2], -1) for a in (x, kernel)))
   return jnp.concatenate([conv(*part, stride, padding) for part in parts], -1)
-
-
-def _flat(kernel: Array) -> Array:
-  return kernel.reshape(-1, kernel.shape[3])
 
 
 def _patches(x: Array, k: int) -> Array:

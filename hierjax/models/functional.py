@@ -157,7 +157,36 @@ def global_pool(x: Array) -> Array:
   return x.mean((1, 2), dtype=jnp.float32)
 
 
-def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+def stored(x: Array) -> Array:
+  """Have an array, and its gradient, computed once for all that use them.
+
+  A residual network's maps are the sum of what all blocks before have added. XLA would add it up
+  anew in each operation that uses them, so that the time would grow with the square of the depth.
+  It needs `compute.compiler_options`.
+  """
+  return lax.optimization_barrier(x)
+
+
+def product(a: Array, b: Array, is_transposed: bool = False) -> Array:
+  """Multiply matrices, those of each leading index by themselves.
+
+  Args:
+    a: [..., n, d].
+    b: [..., d, m], or [..., m, d].
+    is_transposed: whether b is the latter.
+
+  Returns:
+    [..., n, m], float32 where the matrices are bfloat16.
+  """
+  batch, last = tuple(range(a.ndim - 2)), a.ndim - 1
+  contracted = (last,), (last if is_transposed else last - 1,)
+  dtype = jnp.promote_types(a.dtype, jnp.float32)
+  return lax.dot_general(a, b, (contracted, (batch, batch)), preferred_element_type=dtype)
+
+
+def attention(
+  q: Array, k: Array, v: Array, bias: Array | None = None, multiply: Callable = product
+) -> Array:
   """Compute softmax(q k^T + bias) v, with the softmax in float32.
 
   Heads stand before the tokens: XLA's batched matrix products on the CPU want their batch axes in
@@ -168,19 +197,15 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
     k: keys [..., heads, n, d].
     v: values [..., heads, n, d].
     bias: [heads, n, n], or with further leading axes as q has them.
+    multiply: as `product`.
 
   Returns:
     [..., heads, n, d].
   """
-  batch = tuple(range(q.ndim - 2))
-  last = q.ndim - 1
-  logits = lax.dot_general(
-    q, k, (((last,), (last,)), (batch, batch)), preferred_element_type=jnp.float32
-  )
+  logits = multiply(q, k, True)
   if bias is not None:
     logits = logits + bias.reshape((1,) * (logits.ndim - bias.ndim) + bias.shape)
-  weights = nn.softmax(logits).astype(v.dtype)
-  return lax.dot_general(weights, v, (((last,), (last - 1,)), (batch, batch)))
+  return multiply(nn.softmax(logits).astype(v.dtype), v).astype(v.dtype)
 
 
 def rotate(x: Array, rotation: tuple[Array, Array], is_half: bool) -> Array:

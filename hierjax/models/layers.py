@@ -164,7 +164,8 @@ class Attention(Layer):
       scale = jnp.exp(jnp.minimum(scale, math.log(100)))
       scale = scale.reshape((1,) * len(lead) + scale.shape)
     q, k = (y.astype(v.dtype) for y in (q * scale, k))
-    y = functional.attention(q, k, v, bias).swapaxes(-3, -2).reshape(*lead, n, c)
+    y = functional.attention(q, k, v, bias, self.compute.ops.product)
+    y = y.swapaxes(-3, -2).reshape(*lead, n, c)
     return Dense(c, self.initial[1], compute=self.compute, name='proj')(y)
 
   @nn.nowrap

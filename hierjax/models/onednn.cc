@@ -1,7 +1,9 @@
-// Convolutions by oneDNN as handlers of XLA's foreign function interface; `onednn.py` compiles this.
+// Convolutions and matrix products by oneDNN as handlers of XLA's foreign function interface;
+// `onednn.py` compiles this.
 //
 // Maps are [B, H, W, C], kernels [k, k, C / groups, O], of float32 or bfloat16. The attribute
-// "geometry" is the stride and the pixels of padding above, below, left and right.
+// "geometry" is the stride and the pixels of padding above, below, left and right. Of a product
+// [N, n, d] x [N, d, m], "transposed" says for each of the two whether its last axes are exchanged.
 
 #include <cstdint>
 #include <exception>
@@ -10,6 +12,7 @@
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "oneapi/dnnl/dnnl.hpp"
@@ -21,7 +24,7 @@ namespace ffi = xla::ffi;
 using dnnl::memory;
 using Array = ffi::AnyBuffer;
 using Result = ffi::Result<Array>;
-using Geometry = ffi::Span<const int64_t>;
+using Numbers = ffi::Span<const int64_t>;
 using Shape = std::vector<int64_t>;
 
 enum class Pass { kForward, kInputGradient, kKernelGradient };
@@ -78,12 +81,12 @@ memory::desc KernelOf(const Array& array, int64_t groups) {
 
 // A compiled convolution or gradient. oneDNN chooses how the kernel lies in memory; `order` copies
 // it from or to how jax has it.
-struct Operation {
+struct Convolution {
   dnnl::primitive compute;
   dnnl::reorder order;
   memory::desc x, y, kernel, ordered_kernel, scratchpad;
 
-  Operation(Pass pass, const Array& x_array, const Array& kernel_array, const Array& y_array,
+  Convolution(Pass pass, const Array& x_array, const Array& kernel_array, const Array& y_array,
             const Shape& geometry)
       : x(MapsOf(x_array)), y(MapsOf(y_array)) {
     kernel = KernelOf(kernel_array, ShapeOf(x_array)[3] / ShapeOf(kernel_array)[2]);
@@ -142,47 +145,111 @@ struct Operation {
   }
 };
 
-ffi::Error Run(Pass pass, const Array& x, const Array& kernel, const Array& y, Geometry geometry) {
-  // Each call uses all cores: two at a time would only disturb each other.
+// A compiled product of matrices.
+struct Product {
+  dnnl::matmul compute;
+  memory::desc a, b, result, scratchpad;
+
+  Product(const Array& a_array, const Array& b_array, const Array& result_array,
+          const Shape& transposed)
+      : a(Matrices(a_array, transposed[0])),
+        b(Matrices(b_array, transposed[1])),
+        result(Matrices(result_array, false)) {
+    dnnl::primitive_attr own_memory;
+    own_memory.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    dnnl::matmul::primitive_desc product(Cpu(), a, b, result, own_memory);
+    compute = dnnl::matmul(product);
+    scratchpad = product.scratchpad_desc();
+  }
+
+  static memory::desc Matrices(const Array& array, bool is_transposed) {
+    Shape s = ShapeOf(array), strides{s[1] * s[2], s[2], 1};
+    if (is_transposed) {
+      std::swap(s[1], s[2]);
+      std::swap(strides[1], strides[2]);
+    }
+    return memory::desc(s, TypeOf(array), strides);
+  }
+
+  void Run(void* a_data, void* b_data, void* result_data, Workspace& workspace) {
+    dnnl::stream stream(Cpu());
+    memory own(scratchpad, Cpu(), workspace.Get(scratchpad.get_size()));
+    compute.execute(stream, {{DNNL_ARG_SRC, memory(a, Cpu(), a_data)},
+                             {DNNL_ARG_WEIGHTS, memory(b, Cpu(), b_data)},
+                             {DNNL_ARG_DST, memory(result, Cpu(), result_data)},
+                             {DNNL_ARG_SCRATCHPAD, own}});
+    stream.wait();
+  }
+};
+
+// Runs compute(workspace). Each call uses all cores: two at a time would only disturb each other.
+template <typename F>
+ffi::Error OneAtATime(F compute) {
   static std::mutex mutex;
-  static std::map<std::vector<Shape>, Operation> operations;
   static Workspace workspace;
   std::lock_guard<std::mutex> lock(mutex);
   try {
-    Shape sizes(geometry.begin(), geometry.end());
-    Shape kind{static_cast<int64_t>(pass), static_cast<int64_t>(x.element_type())};
-    std::vector<Shape> key{kind, ShapeOf(x), ShapeOf(kernel), ShapeOf(y), sizes};
-    auto found = operations.find(key);
-    if (found == operations.end())
-      found = operations.emplace(key, Operation(pass, x, kernel, y, sizes)).first;
-    found->second.Run(pass, x.untyped_data(), kernel.untyped_data(), y.untyped_data(), workspace);
+    compute(workspace);
     return ffi::Error::Success();
   } catch (const std::exception& error) {
     return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
   }
 }
 
-ffi::Error Forward(Array x, Array kernel, Result y, Geometry geometry) {
-  return Run(Pass::kForward, x, kernel, *y, geometry);
+// Finds what was compiled for arrays of these shapes and options, or compiles it.
+template <typename Compiled, typename F>
+Compiled& Find(std::map<std::vector<Shape>, Compiled>& compiled, const std::vector<Shape>& key,
+               F compile) {
+  auto found = compiled.find(key);
+  if (found == compiled.end()) found = compiled.emplace(key, compile()).first;
+  return found->second;
 }
 
-ffi::Error InputGradient(Array y, Array kernel, Result x, Geometry geometry) {
-  return Run(Pass::kInputGradient, *x, kernel, y, geometry);
+ffi::Error Convolve(Pass pass, const Array& x, const Array& kernel, const Array& y,
+                    Numbers geometry) {
+  return OneAtATime([&](Workspace& workspace) {
+    static std::map<std::vector<Shape>, Convolution> compiled;
+    Shape sizes(geometry.begin(), geometry.end());
+    Shape kind{static_cast<int64_t>(pass), static_cast<int64_t>(x.element_type())};
+    Find(compiled, {kind, ShapeOf(x), ShapeOf(kernel), ShapeOf(y), sizes}, [&] {
+      return Convolution(pass, x, kernel, y, sizes);
+    }).Run(pass, x.untyped_data(), kernel.untyped_data(), y.untyped_data(), workspace);
+  });
 }
 
-ffi::Error KernelGradient(Array x, Array y, Result kernel, Geometry geometry) {
-  return Run(Pass::kKernelGradient, x, *kernel, y, geometry);
+ffi::Error Forward(Array x, Array kernel, Result y, Numbers geometry) {
+  return Convolve(Pass::kForward, x, kernel, *y, geometry);
 }
 
-auto Binding() { return ffi::Ffi::Bind().Arg<Array>().Arg<Array>().Ret<Array>(); }
+ffi::Error InputGradient(Array y, Array kernel, Result x, Numbers geometry) {
+  return Convolve(Pass::kInputGradient, *x, kernel, y, geometry);
+}
+
+ffi::Error KernelGradient(Array x, Array y, Result kernel, Numbers geometry) {
+  return Convolve(Pass::kKernelGradient, x, *kernel, y, geometry);
+}
+
+ffi::Error Multiply(Array a, Array b, Result result, Numbers transposed) {
+  return OneAtATime([&](Workspace& workspace) {
+    static std::map<std::vector<Shape>, Product> compiled;
+    Shape flags(transposed.begin(), transposed.end());
+    Shape kind{static_cast<int64_t>(a.element_type())};
+    Find(compiled, {kind, ShapeOf(a), ShapeOf(b), flags}, [&] {
+      return Product(a, b, *result, flags);
+    }).Run(a.untyped_data(), b.untyped_data(), result->untyped_data(), workspace);
+  });
+}
+
+auto Binding(const char* attribute) {
+  return ffi::Ffi::Bind().Arg<Array>().Arg<Array>().Ret<Array>().Attr<Numbers>(attribute);
+}
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(hierjax_conv, Forward, Binding().Attr<Geometry>("geometry"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(hierjax_conv_input_gradient, InputGradient,
-                              Binding().Attr<Geometry>("geometry"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(hierjax_conv_kernel_gradient, KernelGradient,
-                              Binding().Attr<Geometry>("geometry"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(hierjax_conv, Forward, Binding("geometry"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(hierjax_conv_input_gradient, InputGradient, Binding("geometry"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(hierjax_conv_kernel_gradient, KernelGradient, Binding("geometry"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(hierjax_product, Multiply, Binding("transposed"));
 
 // Whether this processor multiplies bfloat16 numbers; others would be slow, or refuse.
 extern "C" bool hierjax_has_bfloat16() {

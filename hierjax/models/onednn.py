@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN, Intel's library of neural network operations, on x86-64 CPUs under Linux.
+"""Convolutions and matrix products by oneDNN, a library of Intel's, on x86-64 CPUs under Linux.
 
 Optional: `requirements-onednn.txt` has the library and its headers. `onednn.cc`, through which XLA
 calls it, is compiled once by the machine's C++ compiler (c++, or what CXX names), and kept in the
@@ -31,7 +31,9 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 SOURCE = pathlib.Path(__file__).with_suffix('.cc')
 LIBRARY, HEADERS = 'onednn-cpu-gomp', 'onednn-devel-cpu-gomp'
 # names of the functions in SOURCE that XLA calls
-TARGETS = ('hierjax_conv', 'hierjax_conv_input_gradient', 'hierjax_conv_kernel_gradient')
+CONV, INPUT_GRADIENT = 'hierjax_conv', 'hierjax_conv_input_gradient'
+KERNEL_GRADIENT, PRODUCT = 'hierjax_conv_kernel_gradient', 'hierjax_product'
+TARGETS = CONV, INPUT_GRADIENT, KERNEL_GRADIENT, PRODUCT
 
 
 class BuildError(Exception):
@@ -39,7 +41,7 @@ class BuildError(Exception):
 
 
 def dtypes() -> frozenset[np.dtype]:
-  """Return the dtypes that oneDNN convolves on this machine; none where it is not used.
+  """Return the dtypes that oneDNN computes with on this machine; none where it is not used.
 
   Warns once where it is installed and cannot be used.
   """
@@ -134,21 +136,58 @@ def conv(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
   return _forward(x, kernel, stride, pads)[0]
 
 
-def _call(target: str, result: tuple[int, ...], a: Array, b: Array, stride: int, pads: Pads):
+def _call(target: str, result: tuple[int, ...], a: Array, b: Array, **numbers: tuple[int, ...]):
   call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(result, a.dtype))
-  return call(a, b, geometry=np.array([stride, *pads[0], *pads[1]], np.int64))
+  return call(a, b, **{name: np.array(x, np.int64) for name, x in numbers.items()})
 
 
 def _forward(x, kernel, stride, pads):
   size = [(n + sum(p) - k) // stride + 1 for n, p, k in zip(x.shape[1:3], pads, kernel.shape)]
   shape = x.shape[0], *size, kernel.shape[3]
-  return _call(TARGETS[0], shape, x, kernel, stride, pads), (x, kernel)
+  geometry = stride, *pads[0], *pads[1]
+  return _call(CONV, shape, x, kernel, geometry=geometry), (x, kernel)
 
 
 def _backward(stride, pads, saved, dy):
-  x, kernel = saved
-  dx = _call(TARGETS[1], x.shape, dy, kernel, stride, pads)
-  return dx, _call(TARGETS[2], kernel.shape, x, dy, stride, pads)
+  (x, kernel), geometry = saved, (stride, *pads[0], *pads[1])
+  dx = _call(INPUT_GRADIENT, x.shape, dy, kernel, geometry=geometry)
+  return dx, _call(KERNEL_GRADIENT, kernel.shape, x, dy, geometry=geometry)
 
 
 conv.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(a: Array, b: Array, is_transposed: bool) -> Array:
+  """Multiply matrices, those of each leading index by themselves.
+
+  Args:
+    a: [..., n, d], of a dtype in `dtypes()`.
+    b: [..., d, m], or [..., m, d], of the same dtype.
+    is_transposed: whether b is the latter.
+
+  Returns:
+    [..., n, m], of this dtype.
+  """
+  return _multiply(a, b, (False, is_transposed))
+
+
+def _multiply(a: Array, b: Array, transposed: tuple[bool, bool]) -> Array:
+  n, m = a.shape[-1 if transposed[0] else -2], b.shape[-2 if transposed[1] else -1]
+  matrices = [x.reshape(-1, *x.shape[-2:]) for x in (a, b)]
+  shape = len(matrices[0]), n, m
+  return _call(PRODUCT, shape, *matrices, transposed=transposed).reshape(*a.shape[:-2], n, m)
+
+
+def _product_forward(a, b, is_transposed):
+  return product(a, b, is_transposed), (a, b)
+
+
+def _product_backward(is_transposed, saved, dy):
+  a, b = saved
+  da = _multiply(dy, b, (False, not is_transposed))
+  first, second = (dy, a) if is_transposed else (a, dy)
+  return da, _multiply(first, second, (True, False))
+
+
+product.defvjp(_product_forward, _product_backward)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hierjax.models import functional
+from hierjax.models.functional import product as product
 
 Array = jax.Array
 
@@ -32,6 +33,11 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=x.shape[3] // kernel.shape[2],
   )
+
+
+def stored(x: Array) -> Array:
+  """Return an array as it is; `cpu_kernels` has it computed once for all that use it."""
+  return x
 
 
 def moments(x: Array, axis: str | None = None) -> tuple[Array, Array]:

@@ -1,7 +1,9 @@
 """Counts, names, shapes, initialisation, kernels of whole trunks; test_parity has torch."""
 
 import functools
+import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from parity import ours, small
 
 from hierjax.core.errors import UserError
 from hierjax.models import compute, functional, initializers, registry
-from hierjax.models.backbones import densenet, swin, vit
+from hierjax.models.backbones import densenet, resnet, swin, vit
 from hierjax.models.compute import Compute
 
 # (parameters, running means and variances) of the trunk: torchvision 0.29.1's models without fc or
@@ -790,3 +792,33 @@ def test_remat_keeps_less_for_the_backward_pass(name, most):
     residual_size(True),
     residual_size(False),
   )
+
+
+class Chain(nn.Module):
+  """Residual blocks that keep their maps' shape."""
+
+  depth: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    for i in range(self.depth):
+      x = resnet.Block(4, 1, True, compute=Compute(kernels='cpu'), name=str(i))(x, train)
+    return x
+
+
+def test_work_of_a_residual_block_does_not_grow_with_depth():
+  """XLA would sum up what all blocks before have added, anew in each block."""
+
+  def most_operands(depth):
+    module, x = Chain(depth), jnp.ones((2, 8, 8, 16))
+    variables = module.init(jax.random.key(0), x, True)
+
+    def loss(variables, x):
+      return module.apply(variables, x, True, mutable=['batch_stats'])[0].sum()
+
+    program = jax.jit(jax.grad(loss), compiler_options=compute.compiler_options())
+    text = program.lower(variables, x).compile().as_text()
+    operands = re.findall(r' fusion\((.*?)\), kind', text)
+    return max(len(o.split(', ')) for o in operands)
+
+  assert most_operands(6) == most_operands(3) <= 12

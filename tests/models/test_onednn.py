@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN against XLA's own, and what happens where it cannot be used."""
+"""Convolutions and products by oneDNN against others, and what happens where it cannot be used."""
 
 import functools
 
@@ -10,7 +10,7 @@ import test_layers
 from test_layers import close, draw, lax_conv, with_gradients
 
 from hierjax.evaluate import programs
-from hierjax.models import cpu_kernels, onednn, onednn_kernels
+from hierjax.models import cpu_kernels, functional, onednn, onednn_kernels
 from hierjax.models.compute import Compute
 
 
@@ -61,6 +61,33 @@ def test_bfloat16_is_near_float32_of_the_same_numbers(with_onednn):
     assert a.dtype == jnp.bfloat16
     # eight binary digits, rounded once
     np.testing.assert_allclose(a.astype('f4'), b, rtol=2**-8, atol=1e-3 * np.abs(b).max())
+
+
+@pytest.mark.parametrize('is_transposed', [False, True])
+@pytest.mark.parametrize('lead', [(), (3,), (2, 5)], ids=str)
+def test_product_equals_numpys(with_onednn, lead, is_transposed):
+  """It and its gradients; [n, d] x [d, m] with n, d and m apart."""
+  shape = (*lead, 4, 6) if is_transposed else (*lead, 6, 4)
+  a, b, dy = draw(0, (*lead, 9, 6), shape, (*lead, 9, 4))
+  multiply = functools.partial(onednn_kernels.product, is_transposed=is_transposed)
+  program = jax.jit(with_gradients(multiply))
+  assert program.lower(dy, a, b).as_text().count('hierjax_product') == 3
+  y, (da, db) = program(dy, a, b)
+  matrix = np.swapaxes(b, -1, -2) if is_transposed else b
+  dmatrix = np.swapaxes(a, -1, -2) @ dy
+  want = (
+    dy @ np.swapaxes(matrix, -1, -2),
+    np.swapaxes(dmatrix, -1, -2) if is_transposed else dmatrix,
+  )
+  close((y, da, db), (a @ matrix, *want))
+
+
+def test_attention_equals_that_of_xla(with_onednn):
+  q, k, v, bias = draw(0, (2, 3, 7, 4), (2, 3, 7, 4), (2, 3, 7, 4), (3, 7, 7))
+  ours = functools.partial(functional.attention, multiply=onednn_kernels.product)
+  close(jax.jit(ours)(q, k, v, bias), jax.jit(functional.attention)(q, k, v, bias))
+  half = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
+  np.testing.assert_array_equal(ours(*half), functional.attention(*half))
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ class Block(layers.Layer):
     y = conv_norm(y, train, *last)
     if x.shape != y.shape or not spec.has_skip:
       return y
-    return layers.StochasticDepth(self.drop, compute=compute)(y, train) + x
+    return compute.ops.stored(layers.StochasticDepth(self.drop, compute=compute)(y, train) + x)
 
 
 class MobileNet(layers.Trunk):

@@ -138,7 +138,7 @@ class Block(layers.Layer):
       x = conv_bn(x, y.shape[-1], 1, 1, ('downsample_1', 'downsample_2'))
     elif self.stride != 1 or x.shape[-1] != y.shape[-1]:
       x = conv_bn(x, y.shape[-1], 1, self.stride, ('downsample_0', 'downsample_1'))
-    return nn.relu(x + y)
+    return compute.ops.stored(nn.relu(x + y))
 
 
 class ResNet(layers.Trunk):

@@ -212,7 +212,7 @@ class AttentionPool(layers.Layer):
     kv = layers.Dense(2 * c, compute=compute, name='kv')(x)
     k, v = (y.reshape(b, n, style.heads, d).swapaxes(1, 2) for y in jnp.split(kv, 2, -1))
     q = jnp.broadcast_to(q.reshape(1, style.heads, 1, d), (b, style.heads, 1, d))
-    y = functional.attention(q, k, v).reshape(b, c)
+    y = functional.attention(q, k, v, None, compute.ops.product).reshape(b, c)
     y = layers.Dense(c, compute=compute, name='proj')(y)
     norm = layers.LayerNorm(style.eps, compute=compute, name='norm')
     hidden = int(c * style.ratio)

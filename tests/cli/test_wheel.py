@@ -32,7 +32,7 @@ def test_the_installed_package_is_whole_and_its_configs_work(build, tmp_path):
   files = {path.relative_to(installed) for path in installed.rglob('*') if path.is_file()}
   expected = set()
   for folder, base in ((ROOT / 'hierjax', ROOT / 'hierjax'), (ROOT / 'configs', ROOT)):
-    for pattern in ('*.py', '*.j2', 'serve/page/*'):
+    for pattern in ('*.py', '*.j2', '*.cc', 'serve/page/*'):
       expected |= {path.relative_to(base) for path in folder.rglob(pattern)}
   assert files == expected
   code = (

@@ -1,5 +1,6 @@
 """The operations of `cpu_kernels`, with convolutions and matrix products by oneDNN."""
 
+import functools
 import math
 
 import jax
@@ -19,13 +20,39 @@ Array = jax.Array
 def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Array:
   """Convolve maps with a kernel. Args: as `plain_kernels.conv`.
 
-  Depthwise convolutions and dtypes that oneDNN does not have are those of `cpu_kernels`.
+  Dtypes that oneDNN does not have, and depthwise convolutions below 7 x 7, which XLA joins with
+  what is beside them, are those of `cpu_kernels`.
   """
   is_depthwise = kernel.shape[2] == 1 and x.shape[3] > 1
-  if is_depthwise or x.dtype not in onednn.dtypes() or not math.prod(x.shape):
+  is_large = x.dtype == jnp.float32 and min(kernel.shape[:2]) >= 7
+  if x.dtype not in onednn.dtypes() or not math.prod(x.shape) or (is_depthwise and not is_large):
     return cpu_kernels.conv(x, kernel, stride, padding)
+  if is_depthwise:
+    return _large_depthwise(x, kernel, stride, padding)
   pads = functional.explicit_pads(x.shape[1:3], kernel.shape[:2], stride, padding)
   return onednn.conv(x, kernel, stride, pads)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _large_depthwise(x: Array, kernel: Array, stride: int, padding: int | str) -> Array:
+  """Convolve by oneDNN, whose gradient of such a kernel takes twice as long as ours."""
+  pads = functional.explicit_pads(x.shape[1:3], kernel.shape[:2], stride, padding)
+  return onednn.conv(x, kernel, stride, pads)
+
+
+def _large_depthwise_forward(x, kernel, stride, padding):
+  return _large_depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _large_depthwise_backward(stride, padding, saved, dy):
+  x, kernel = saved
+  pads = functional.explicit_pads(x.shape[1:3], kernel.shape[:2], stride, padding)
+  _, pull_x = jax.vjp(lambda x: onednn.conv(x, kernel, stride, pads), x)
+  _, pull_kernel = jax.vjp(lambda kernel: cpu_kernels.conv(x, kernel, stride, padding), kernel)
+  return *pull_x(dy), *pull_kernel(dy)
+
+
+_large_depthwise.defvjp(_large_depthwise_forward, _large_depthwise_backward)
 
 
 def product(a: Array, b: Array, is_transposed: bool = False) -> Array:

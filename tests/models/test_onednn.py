@@ -22,12 +22,12 @@ def with_onednn(monkeypatch):
     pytest.skip('no oneDNN, or no C++ compiler')
 
 
-def assert_equals_lax(x, kernel, stride, padding):
+def assert_equals_lax(x, kernel, stride, padding, calls=3):
   want = lax_conv(stride, padding)
   (dy,) = draw(1, jax.eval_shape(want, x, kernel).shape)
   ours = functools.partial(onednn_kernels.conv, stride=stride, padding=padding)
   program = jax.jit(with_gradients(ours))
-  assert program.lower(dy, x, kernel).as_text().count('hierjax_conv') == 3
+  assert program.lower(dy, x, kernel).as_text().count('hierjax_conv') == calls
   close(program(dy, x, kernel), jax.jit(with_gradients(want))(dy, x, kernel))
 
 
@@ -35,6 +35,15 @@ def assert_equals_lax(x, kernel, stride, padding):
 def test_convolution_equals_xlas(with_onednn, case):
   h, w, k, stride, padding = case
   assert_equals_lax(*draw(0, (3, h, w, 6), (k, k, 6, 5)), stride, padding)
+
+
+@pytest.mark.parametrize(
+  'case', [(14, 14, 7, 1, 3), (3, 3, 7, 1, 3), (15, 9, 7, 2, 'SAME')], ids=str
+)
+def test_depthwise_convolution_of_large_kernels_equals_xlas(with_onednn, case):
+  """The kernel's gradient is ours."""
+  h, w, k, stride, padding = case
+  assert_equals_lax(*draw(0, (3, h, w, 6), (k, k, 1, 6)), stride, padding, 2)
 
 
 @pytest.mark.parametrize('channels', [(64, 64), (32, 48), (3, 64)], ids=str)
@@ -91,13 +100,22 @@ def test_attention_equals_that_of_xla(with_onednn):
 
 
 @pytest.mark.parametrize(
-  'shapes', [((2, 8, 8, 6), (3, 3, 1, 6)), ((0, 8, 8, 6), (3, 3, 6, 4))], ids=['depthwise', 'empty']
+  'shape,kernel_shape,dtype',
+  [
+    ((2, 8, 8, 6), (5, 5, 1, 6), jnp.float32),
+    ((2, 8, 8, 6), (7, 7, 1, 6), jnp.bfloat16),
+    ((2, 8, 8, 6), (3, 3, 6, 4), jnp.float16),
+    ((0, 8, 8, 6), (3, 3, 6, 4), jnp.float32),
+  ],
+  ids=['small depthwise', 'bfloat16 depthwise', 'float16', 'empty'],
 )
-def test_what_onednn_does_not_compute_is_computed_without(with_onednn, shapes):
-  x, kernel = draw(0, *shapes)
+def test_what_onednn_does_not_compute_is_computed_without(with_onednn, shape, kernel_shape, dtype):
+  x, kernel = (jnp.asarray(a, dtype) for a in draw(0, shape, kernel_shape))
   program = jax.jit(functools.partial(onednn_kernels.conv, padding=1))
   assert 'hierjax_conv' not in program.lower(x, kernel).as_text()
-  np.testing.assert_array_equal(program(x, kernel), cpu_kernels.conv(x, kernel, 1, 1))
+  np.testing.assert_array_equal(
+    program(x, kernel), jax.jit(functools.partial(cpu_kernels.conv, padding=1))(x, kernel)
+  )
 
 
 def test_eight_devices_equal_one(with_onednn):

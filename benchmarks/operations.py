@@ -3,8 +3,8 @@
 usage: operations.py [--batch 8] [--kernels cpu onednn] [--repeats 7]
 
 One line an operation and pass: its shapes, and for each of the kernels the least time and the rate,
-GFLOP/s of convolutions and products, GB/s of batch norm. Forward that reads its maps twice and
-writes once; for the gradient it reads maps three times, the gradient twice, and writes once.
+GFLOP/s of convolutions and products, GB/s of batch norm. Batch norm is taken to read its maps twice
+and to write once; its gradient reads the maps three times, their gradient twice, and writes once.
 Nothing else should run.
 """
 

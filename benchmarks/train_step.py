@@ -14,29 +14,26 @@ and the heads alone. To compare with PyTorch run its peer in turn with this.
 
 import argparse
 import json
-import os
 import pathlib
 import resource
 import sys
 import time
 
-# As hierjax.cli.process has it: large pages and no return of memory to the system between steps.
-TUNABLES = (
-  'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:'
-  'glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864'
-)
-if __name__ == '__main__' and 'GLIBC_TUNABLES' not in os.environ:
-  os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, 'GLIBC_TUNABLES': TUNABLES})
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-from flax import traverse_util  # noqa: E402
+from hierjax.cli import process
 
-from hierjax.models import adapting, initializers, registry  # noqa: E402
-from hierjax.models.compute import Compute, compiler_options  # noqa: E402
+if __name__ == '__main__':
+  process.use_huge_pages()
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+
+from hierjax.models import adapting, initializers, registry
+from hierjax.models.compute import KERNELS, Compute, compiler_options
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -52,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
   p.add_argument('--lora', type=int, metavar='RANK')
   p.add_argument('--remat', action='store_true')
   p.add_argument('--mode', choices=('train', 'infer'), default='train')
-  p.add_argument('--kernels', choices=('auto', 'plain', 'cpu', 'onednn'), default='auto')
+  p.add_argument('--kernels', choices=('auto', *KERNELS), default='auto')
   p.add_argument('--heads', type=int, nargs='*', default=[1000])
   p.add_argument('--steps', type=int, default=5)
   p.add_argument('--hlo', help='write the optimised HLO here')

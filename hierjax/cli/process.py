@@ -8,9 +8,8 @@ import types
 import warnings
 from typing import TextIO
 
-# Large temporaries would be fresh memory at each step, which the system clears: a tenth of a step,
-# and seconds where it has to look for huge pages. Huge pages, all in one arena, since the others
-# give large blocks back. malloc reads this only when a process starts.
+# Large temporaries would be fresh memory at each step, which the system clears: a tenth of a step.
+# Huge pages, in one arena: others give large blocks back. malloc reads this when a process starts.
 _TUNABLES = (
   'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:'
   'glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864'

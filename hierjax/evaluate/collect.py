@@ -101,14 +101,23 @@ def stepper(model: nn.Module, mesh: Mesh, taxonomy: Taxonomy | Mixed) -> Callabl
   Args:
     model: the classifier.
     mesh: the devices.
-    taxonomy: the levels.
+    taxonomy: its levels.
+  """
+  return compiled(functools.partial(eval_step, model=model, taxonomy=taxonomy), mesh)
+
+
+def compiled(step: Callable, mesh: Mesh) -> Callable:
+  """Compile a step (variables, images) → tree of arrays [B, ...], each device with its rows.
+
+  Args:
+    step: the function.
+    mesh: the devices.
   """
   split = parallel.split(mesh)
-  step = functools.partial(eval_step, model=model, taxonomy=taxonomy)
   if mesh.size > 1:
     specs = (jax.P(), split.spec)  # training may have shared the variables out
     step = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=split.spec, check_vma=False)
-  shardings = {'in_shardings': (None, split), 'out_shardings': (split, split)}
+  shardings = {'in_shardings': (None, split), 'out_shardings': split}
   return jax.jit(step, **shardings, compiler_options=compute.compiler_options())
 
 

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -208,7 +207,6 @@ def _image_digest(examples: sources.Examples, number: int) -> bytes:
 
 def _stepper(run: Setup) -> Callable:
   """Compile (variables, images) → ({}, features [B, views * d]), as `collect` calls it."""
-  replicated, split = parallel.replicated(run.mesh), parallel.split(run.mesh)
 
   def step(variables, images):
     x = images if images.ndim == 5 else images[:, None]
@@ -216,4 +214,4 @@ def _stepper(run: Setup) -> Callable:
     features = run.task.model.apply(variables, x, method='features').astype(jnp.float32)
     return {}, features.reshape(len(images), -1)
 
-  return jax.jit(step, in_shardings=(replicated, split), out_shardings=(split, split))
+  return collect.compiled(step, run.mesh)

@@ -119,7 +119,7 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
   pads = functional.explicit_pads(size, k, stride, padding)
   is_padded, flat = any(sum(p) for p in pads), kernel.reshape(-1, kernel.shape[3])
   if kernel.shape[2] == 1 and x.shape[3] > 1:
-    y = _depthwise(x.astype(jnp.float32), kernel.astype(jnp.float32), stride, pads)
+    y = depthwise(x.astype(jnp.float32), kernel.astype(jnp.float32), stride, pads)
     return y.astype(x.dtype)
   if kernel.shape[2] < x.shape[3]:
     return _grouped(x, kernel, stride, padding)
@@ -276,7 +276,8 @@ def _depthwise_kernel_gradient(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+def depthwise(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+  """Convolve maps, float32, with a depthwise kernel [k, k, 1, C]; stride and pads are in pixels."""
   return _depthwise_forward(x, kernel, stride, pads)[0]
 
 
@@ -297,7 +298,7 @@ def _depthwise_backward(stride, pads, saved, dy):
   return dx, _depthwise_kernel_gradient(padded, padded_dy, k, stride, out, start)
 
 
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 # Batch norm: moments, scale and shift, and both together.

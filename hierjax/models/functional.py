@@ -160,9 +160,8 @@ def global_pool(x: Array) -> Array:
 def stored(x: Array) -> Array:
   """Have an array, and its gradient, computed once for all that use them.
 
-  A residual network's maps are the sum of what all blocks before have added. XLA would add it up
-  anew in each operation that uses them, so that the time would grow with the square of the depth.
-  It needs `compute.compiler_options`.
+  XLA would sum up what all residual blocks before have added anew in each operation that uses it:
+  time would grow with the square of the depth. It needs `compute.compiler_options`.
   """
   return lax.optimization_barrier(x)
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -87,7 +88,7 @@ struct Convolution {
   memory::desc x, y, kernel, ordered_kernel, scratchpad;
 
   Convolution(Pass pass, const Array& x_array, const Array& kernel_array, const Array& y_array,
-            const Shape& geometry)
+              const Shape& geometry)
       : x(MapsOf(x_array)), y(MapsOf(y_array)) {
     kernel = KernelOf(kernel_array, ShapeOf(x_array)[3] / ShapeOf(kernel_array)[2]);
     memory::desc any(kernel.get_dims(), kernel.get_data_type(), memory::format_tag::any);
@@ -183,8 +184,8 @@ struct Product {
 };
 
 // Runs compute(workspace). Each call uses all cores: two at a time would only disturb each other.
-template <typename F>
-ffi::Error OneAtATime(F compute) {
+// No template, of which each instance would have a mutex and a workspace of its own.
+ffi::Error OneAtATime(const std::function<void(Workspace&)>& compute) {
   static std::mutex mutex;
   static Workspace workspace;
   std::lock_guard<std::mutex> lock(mutex);

@@ -24,9 +24,7 @@ import jaxlib
 import numpy as np
 
 from hierjax.core import files
-
-Array = jax.Array
-Pads = tuple[tuple[int, int], tuple[int, int]]
+from hierjax.models.cpu_kernels import Array, Pads
 
 SOURCE = pathlib.Path(__file__).with_suffix('.cc')
 LIBRARY, HEADERS = 'onednn-cpu-gomp', 'onednn-devel-cpu-gomp'
@@ -65,9 +63,8 @@ def _usable_dtypes() -> frozenset[np.dtype]:
 
 
 def _load() -> ctypes.CDLL:
-  """Load oneDNN and the compiled SOURCE."""
+  """Load oneDNN, and the compiled SOURCE, which finds it by its name."""
   with _sleeping_threads():
-    # found by its name when the other is loaded
     ctypes.CDLL(str(_installed(LIBRARY, 'libdnnl.so.3')))
   return ctypes.CDLL(str(_compiled()))
 

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from hierjax.models import cpu_kernels, functional, onednn
+from hierjax.models.cpu_kernels import Array, Pads
 from hierjax.models.cpu_kernels import avg_pool as avg_pool
 from hierjax.models.cpu_kernels import batch_norm as batch_norm
 from hierjax.models.cpu_kernels import max_pool as max_pool
 from hierjax.models.cpu_kernels import moments as moments
 from hierjax.models.cpu_kernels import scale_shift as scale_shift
 from hierjax.models.cpu_kernels import stored as stored
-
-Array = jax.Array
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Array:
@@ -27,29 +26,25 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | str = 0) -> Ar
   is_large = x.dtype == jnp.float32 and min(kernel.shape[:2]) >= 7
   if x.dtype not in onednn.dtypes() or not math.prod(x.shape) or (is_depthwise and not is_large):
     return cpu_kernels.conv(x, kernel, stride, padding)
-  if is_depthwise:
-    return _large_depthwise(x, kernel, stride, padding)
   pads = functional.explicit_pads(x.shape[1:3], kernel.shape[:2], stride, padding)
-  return onednn.conv(x, kernel, stride, pads)
+  return (_large_depthwise if is_depthwise else onednn.conv)(x, kernel, stride, pads)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _large_depthwise(x: Array, kernel: Array, stride: int, padding: int | str) -> Array:
+def _large_depthwise(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
   """Convolve by oneDNN, whose gradient of such a kernel takes twice as long as ours."""
-  pads = functional.explicit_pads(x.shape[1:3], kernel.shape[:2], stride, padding)
   return onednn.conv(x, kernel, stride, pads)
 
 
-def _large_depthwise_forward(x, kernel, stride, padding):
-  return _large_depthwise(x, kernel, stride, padding), (x, kernel)
+def _large_depthwise_forward(x, kernel, stride, pads):
+  return onednn.conv(x, kernel, stride, pads), (x, kernel)
 
 
-def _large_depthwise_backward(stride, padding, saved, dy):
-  x, kernel = saved
-  pads = functional.explicit_pads(x.shape[1:3], kernel.shape[:2], stride, padding)
-  _, pull_x = jax.vjp(lambda x: onednn.conv(x, kernel, stride, pads), x)
-  _, pull_kernel = jax.vjp(lambda kernel: cpu_kernels.conv(x, kernel, stride, padding), kernel)
-  return *pull_x(dy), *pull_kernel(dy)
+def _large_depthwise_backward(stride, pads, saved, dy):
+  # XLA leaves out the two gradients that are not used
+  dx, _ = jax.vjp(functools.partial(onednn.conv, stride=stride, pads=pads), *saved)[1](dy)
+  ours = functools.partial(cpu_kernels.depthwise, stride=stride, pads=pads)
+  return dx, jax.vjp(ours, *saved)[1](dy)[1]
 
 
 _large_depthwise.defvjp(_large_depthwise_forward, _large_depthwise_backward)

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDERS = ('hierjax', 'configs', 'benchmarks', 'tests')
 MAX_FILE, MAX_FUNCTION, MAX_LINE, MAX_METHODS, MAX_NESTING = 500, 60, 100, 10, 4
 # Of all lines of the package: it falls with the package, and rises for a new capability only.
-MAX_PACKAGE = 43_882
+MAX_PACKAGE = 43_880
 # Pronouns, adverbs, determiners and bare participles: they don't say what a value is.
 FORBIDDEN = frozenset(
   """
